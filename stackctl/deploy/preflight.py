@@ -1,0 +1,79 @@
+"""What must be true before anything is touched."""
+
+from __future__ import annotations
+
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.machine import ports
+from stackctl.machine.files import Machine
+from stackctl.quantity import format_bytes
+from stackctl.units.quadlet import parse_version
+from stackctl.values.host import Host
+from stackctl.values.plan import Plan
+from stackctl.values.profile import Profile
+
+
+def require_tools(host: Host) -> str:
+    """Podman, Quadlet, systemd and cgroup v2.
+
+    Returns:
+        The path of the Quadlet generator.
+
+    Raises:
+        StackctlError: exit 6 with what is missing and how to get it.
+    """
+    tools = host.tools
+    if tools.podman is None:
+        raise _lacks(
+            "podman is not installed",
+            "install Podman 4.4 or newer: apt-get install podman",
+        )
+    parse_version(tools.podman)
+    if tools.quadlet_generator is None:
+        raise _lacks(
+            f"Podman {tools.podman} is here, but not its Quadlet generator",
+            "reinstall the distribution's podman package",
+        )
+    if tools.cgroup_version != 2:
+        raise _lacks(
+            "this machine runs cgroup v1 or the hybrid layout; Quadlet needs cgroup v2",
+            "boot with the kernel argument systemd.unified_cgroup_hierarchy=1",
+        )
+    return tools.quadlet_generator
+
+
+def require_model(profile: Profile) -> str:
+    """The profile's model source. Raises StackctlError (exit 2) when it names none."""
+    if profile.model is None:
+        raise StackctlError(
+            f"profile {profile.name} names no model",
+            hint="--model file:/path/to/model.gguf, or the key model in the profile",
+            exit_code=ExitCode.USAGE,
+        )
+    return profile.model
+
+
+def require_port(machine: Machine, port: int) -> None:
+    """Raise StackctlError (exit 1) naming who has the port."""
+    if owner := ports.listener(machine, port):
+        raise StackctlError(
+            f"port {port} is taken by {owner}",
+            hint=f"stop it, or another port: --set port={port + 1}",
+        )
+
+
+def require_free_memory(host: Host, plan: Plan, freed_bytes: int) -> None:
+    """Raise StackctlError (exit 5) when the memory the plan needs is not available right now."""
+    available = host.memory.available_bytes
+    if available is None or plan.memory.total_bytes <= available + freed_bytes:
+        return
+    raise StackctlError(
+        f"{plan.stack} needs {format_bytes(plan.memory.total_bytes)} of memory, "
+        f"{format_bytes(available + freed_bytes)} is available now",
+        hint="end what uses it (ps --sort=-rss -eo pid,rss,comm shows what), "
+        "or --force starts it anyway",
+        exit_code=ExitCode.REFUSED,
+    )
+
+
+def _lacks(message: str, hint: str) -> StackctlError:
+    return StackctlError(message, hint=hint, exit_code=ExitCode.HOST)

@@ -1,0 +1,143 @@
+"""Starts a unit and follows it until it is ready, has failed, or takes too long."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from stackctl.deploy.context import Context
+from stackctl.engines import engine as find_engine
+from stackctl.engines.engine import Engine
+from stackctl.errors import StackctlError
+from stackctl.health import endpoint
+from stackctl.quantity import format_duration
+from stackctl.units.render import log_identifier
+from stackctl.values.generation import Generation
+
+_POLL_S = 0.2
+_SHOWN_LINES = 8
+_PROPERTIES = (
+    "ActiveState", "SubState", "Result", "ExecMainCode", "ExecMainStatus", "NRestarts", "Job",
+)  # fmt: skip
+
+#: systemd's result of a service, in words. The engine's own log comes first where it says more.
+_RESULTS = {
+    "timeout": "it was not ready within systemd's time limit",
+    "oom-kill": "the kernel killed it: out of memory",
+    "signal": "it was killed by a signal",
+    "core-dump": "it crashed",
+    "watchdog": "its watchdog fired",
+    "start-limit-hit": "it failed too often in a row",
+    "resources": "systemd could not prepare it (disk full, or no more processes)",
+    "protocol": "it ended before it was ready",
+}
+#: Exit statuses of ``podman run`` itself.
+_STATUS = {"125": "Podman could not start the container", "126": "the engine cannot be executed",
+           "127": "the image does not hold the engine", "137": "it was killed (out of memory?)",
+           "132": "the image was built for a newer CPU than this one"}  # fmt: skip
+
+
+def start_and_wait(context: Context, generation: Generation, *, deadline_s: float) -> float:
+    """Start the generation's service and wait until systemd says it is ready.
+
+    Returns:
+        Seconds until ready.
+
+    Raises:
+        StackctlError: the cause in one line, the end of the engine's log, what to do.
+    """
+    plan, service = generation.plan, generation.units.service
+    engine = find_engine(plan.engine)
+    started = time.monotonic()
+    context.systemd.reset_failed(service)
+    context.systemd.start(service)
+    phase, asked = "starting", 0.0
+    while True:
+        state = context.systemd.show(service, *_PROPERTIES)
+        elapsed = time.monotonic() - started
+        if state.get("ActiveState") == "active":
+            return elapsed
+        if _has_failed(state):
+            raise explain(context, generation, engine, state)
+        if elapsed > deadline_s:
+            raise _too_late(context, generation, engine, deadline_s)
+        if time.monotonic() - asked >= 0.5:
+            asked = time.monotonic()
+            phase = _phase(context, generation, engine)
+            context.report.progress("start", f"{phase}  ·  {format_duration(elapsed)}")
+        time.sleep(_POLL_S)
+
+
+def _has_failed(state: dict[str, str]) -> bool:
+    """A restart counts: what fails at its first start is shown, not tried in silence."""
+    if state.get("ActiveState") == "failed" or state.get("SubState") == "auto-restart":
+        return True
+    if state.get("NRestarts", "0") not in ("0", ""):
+        return True
+    idle = state.get("ActiveState") == "inactive" and state.get("Job", "0") in ("0", "")
+    return idle or state.get("Result", "success") not in ("success", "")
+
+
+def _phase(context: Context, generation: Generation, engine: Engine) -> str:
+    alive = endpoint.liveness(generation.plan.port, engine.health_path, timeout_s=1)
+    if alive == "ready":
+        return "answering, waiting for systemd"
+    lines = _log(context, generation)
+    found = next((phase for line in reversed(lines) if (phase := engine.phase(line))), None)
+    return found or ("loading model" if alive == "loading" else "starting")
+
+
+def _log(context: Context, generation: Generation) -> list[str]:
+    identifier = log_identifier(generation.stack, generation.number)
+    return context.systemd.journal(generation.units.service, identifier)
+
+
+def explain(
+    context: Context, generation: Generation, engine: Engine, state: dict[str, str]
+) -> StackctlError:
+    """Why a service failed: from the engine's log where it is known, else from systemd's result."""
+    lines = _log(context, generation)
+    for _ in range(5):
+        if lines:
+            break
+        time.sleep(0.2)  # the journal is written a little later than the state changes
+        lines = _log(context, generation)
+    known = engine.failure(lines)
+    status = state.get("ExecMainStatus", "")
+    result = state.get("Result", "")
+    cause = (
+        (known.cause if known else None)
+        or _STATUS.get(status)
+        or _RESULTS.get(result)
+        or (f"it exited with status {status}" if status not in ("", "0") else None)
+        or "it ended before it was ready"
+    )
+    return StackctlError(
+        f"{generation.stack} did not start: {cause}",
+        details=_tail(lines, known.evidence if known else None),
+        hint=_hint(generation, known.remedy if known else None),
+    )
+
+
+def _too_late(
+    context: Context, generation: Generation, engine: Engine, deadline_s: float
+) -> StackctlError:
+    lines = _log(context, generation)
+    known = engine.failure(lines)
+    return StackctlError(
+        f"{generation.stack} was not healthy within {format_duration(deadline_s)}",
+        details=_tail(lines, known.evidence if known else None),
+        hint=_hint(generation, (known.remedy if known else None) or "more time: --timeout 30m"),
+    )
+
+
+def _tail(lines: Sequence[str], evidence: str | None) -> list[str]:
+    shown = [line.strip() for line in lines[-_SHOWN_LINES:]]
+    if evidence is not None and evidence not in shown:
+        shown.insert(0, evidence)
+    return shown or ["(the engine wrote nothing)"]
+
+
+def _hint(generation: Generation, remedy: str | None) -> str:
+    log = f"log: stackctl logs {generation.stack} --generation {generation.number}"
+    return f"{remedy}\n{log}" if remedy else log

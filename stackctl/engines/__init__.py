@@ -1,0 +1,13 @@
+"""What differs by engine: sizing, arguments and dialects, endpoints, log phases, known failures."""
+
+from __future__ import annotations
+
+from stackctl.engines.engine import Engine
+from stackctl.engines.llamacpp import LlamaCpp
+
+_ENGINES: dict[str, Engine] = {"llama.cpp": LlamaCpp()}
+
+
+def engine(name: str) -> Engine:
+    """The engine of that name, as profiles spell it."""
+    return _ENGINES[name]

@@ -1,0 +1,154 @@
+"""The protocol behind which engines differ, and the values it speaks in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from stackctl.values.host import Host
+from stackctl.values.measured import EngineOption
+from stackctl.values.model import Model
+from stackctl.values.plan import Placement, Scalar, Source
+from stackctl.values.profile import Profile
+
+
+@dataclass(frozen=True)
+class Option:
+    """One chosen option by its newest long name. ``values`` is empty for a bare flag, and None when
+    the option is left out on purpose; the reason then says why."""
+
+    name: str
+    values: tuple[Scalar, ...] | None
+    reason: str
+    source: Source = "derived"
+
+    @property
+    def value(self) -> Scalar:
+        """The value as one scalar: True for a bare flag, None when left out."""
+        if self.values is None:
+            return None
+        if not self.values:
+            return True
+        return self.values[0] if len(self.values) == 1 else " ".join(map(str, self.values))
+
+
+@dataclass(frozen=True)
+class Request:
+    """What an engine chooses its options from. ``threads`` and ``threads_batch`` are None when the
+    machine's cores are not known; ``memory_limit_bytes`` is what a service may use."""
+
+    host: Host
+    model: Model
+    profile: Profile
+    placement: Placement
+    threads: tuple[int, str] | None
+    threads_batch: tuple[int, str] | None
+    memory_limit_bytes: int | None
+    model_path: str
+    served_name: str
+    port: int
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes by purpose; ``compute_bytes`` holds buffers, the engine itself and its host cache."""
+
+    weights_bytes: int
+    kv_bytes: int
+    compute_bytes: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A failure recognised in an engine's log: cause in one line, its evidence, what to do."""
+
+    cause: str
+    evidence: str
+    remedy: str | None = None
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """The options that an image's engine knows, from its own help."""
+
+    options: tuple[EngineOption, ...]
+    #: False when the image was not looked at and these are the newest known options only.
+    inspected: bool
+    _by_name: Mapping[str, EngineOption] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        index = {name: option for option in self.options for name in option.names}
+        object.__setattr__(self, "_by_name", index)
+
+    def find(self, name: str) -> EngineOption | None:
+        """The option with that long name (without dashes), matched whole."""
+        return self._by_name.get(f"--{name}")
+
+    def names(self) -> tuple[str, ...]:
+        """All long names without dashes."""
+        return tuple(name[2:] for name in self._by_name if name.startswith("--"))
+
+
+class Engine(Protocol):
+    """One engine; pure: from values to values."""
+
+    name: str
+    #: Image used when the profile names none, and the name under which a local build is kept.
+    default_image: str
+    local_image: str
+    #: What starts the engine in an image without an entry point of its own.
+    program: str
+    #: Options that stackctl sets itself, each with the profile key to use instead.
+    reserved: Mapping[str, str]
+    newest: Dialect
+    health_path: str
+
+    def parse_help(self, text: str) -> tuple[EngineOption, ...]:
+        """Options from the engine's help text; empty when it is not such a text."""
+        ...
+
+    def parse_version(self, text: str) -> str | None:
+        """The version in what the engine prints for --version."""
+        ...
+
+    def choose(self, request: Request) -> tuple[Option, ...]:
+        """The options for this machine, model and objective, each with its reason."""
+        ...
+
+    def footprint(self, model: Model, options: Mapping[str, Option]) -> Footprint:
+        """Memory that the engine takes with these options."""
+        ...
+
+    def spell(self, option: Option, dialect: Dialect) -> tuple[str, ...] | None:
+        """Arguments for an option in a dialect; None when the dialect has no way to say it."""
+        ...
+
+    def phase(self, line: str) -> str | None:
+        """What the engine is doing, when a log line tells."""
+        ...
+
+    def failure(self, lines: Sequence[str]) -> Failure | None:
+        """The cause of a failed start, read from the engine's log."""
+        ...
+
+
+def first_match(
+    lines: Iterable[str], table: Sequence[tuple[re.Pattern[str], str, str | None]]
+) -> Failure | None:
+    """The first row of a failure table, in its order, that any line matches.
+
+    Cause and remedy may use the pattern's named groups as ``{name}``.
+    """
+    kept = list(lines)
+    for pattern, cause, remedy in table:
+        for line in kept:
+            if match := pattern.search(line):
+                groups = {key: value or "" for key, value in match.groupdict().items()}
+                return Failure(
+                    cause.format(**groups),
+                    line.strip(),
+                    remedy.format(**groups) if remedy is not None else None,
+                )
+    return None

@@ -1,0 +1,45 @@
+"""The one way to fail: an error that says what, where and how to fix it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+
+
+class ExitCode(enum.IntEnum):
+    """Exit codes of the command line; documented in the README and never renumbered."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    NOT_RUNNING = 3
+    NOT_FOUND = 4
+    REFUSED = 5
+    HOST = 6
+    LOCKED = 7
+    INTERRUPTED = 130
+
+
+class StackctlError(Exception):
+    """An expected failure, shown to the user as ``error:``, details and ``hint:``.
+
+    Args:
+        message: what went wrong and where, in one line without a full stop.
+        hint: what to do about it; may hold several lines.
+        details: evidence, one line each (log lines, reasons).
+        exit_code: one of ExitCode.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        details: Sequence[str] = (),
+        exit_code: ExitCode = ExitCode.FAILED,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.details = tuple(details)
+        self.exit_code = exit_code

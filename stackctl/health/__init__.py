@@ -1,0 +1,1 @@
+"""Is it alive, does it answer, is the answer one."""

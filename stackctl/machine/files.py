@@ -1,0 +1,144 @@
+"""Reading facts from a machine, live or recorded, and writing files so that none is ever half there."""
+
+from __future__ import annotations
+
+import contextlib
+import glob as globbing
+import json
+import os
+import shlex
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.machine import runner
+
+#: No fact is longer; anything larger under /proc or /sys is not what we think it is.
+_MOST_BYTES = 16 * 2**20
+
+
+class Machine(Protocol):
+    """Where facts come from. Paths are absolute, as seen on that machine."""
+
+    @property
+    def live(self) -> bool:
+        """Whether this is the machine we run on."""
+        ...
+
+    def read(self, path: str) -> str | None:
+        """The text of a file; None when it is absent or cannot be read."""
+        ...
+
+    def glob(self, pattern: str) -> tuple[str, ...]:
+        """Paths that match a shell pattern, sorted."""
+        ...
+
+    def run(self, argv: Sequence[str], *, timeout_s: float = 10) -> runner.Completed:
+        """Run a command that only reads. Raises StackctlError when it cannot be run."""
+        ...
+
+
+class LiveMachine:
+    """The machine we run on."""
+
+    live = True
+
+    def read(self, path: str) -> str | None:
+        """See Machine."""
+        return _read(path)
+
+    def glob(self, pattern: str) -> tuple[str, ...]:
+        """See Machine."""
+        return tuple(sorted(globbing.glob(pattern)))
+
+    def run(self, argv: Sequence[str], *, timeout_s: float = 10) -> runner.Completed:
+        """See Machine."""
+        return runner.run(argv, check=False, timeout_s=timeout_s)
+
+
+class RecordedMachine:
+    """A machine recorded below a folder: its /proc and /sys, and outputs of commands.
+
+    ``commands.json`` in that folder maps a command as typed to what it printed on stdout. A command
+    that was not recorded is an error, so that nothing is mistaken for an empty answer.
+    """
+
+    live = False
+
+    def __init__(self, root: Path) -> None:
+        if not (root / "proc").is_dir() and not (root / "sys").is_dir():
+            raise StackctlError(
+                f"{root} holds no recorded machine",
+                hint="a folder with proc/ and sys/ below it",
+                exit_code=ExitCode.USAGE,
+            )
+        self._root = root.resolve()
+        recorded = _read(str(self._root / "commands.json"))
+        self._commands: dict[str, str] = json.loads(recorded) if recorded else {}
+
+    def read(self, path: str) -> str | None:
+        """See Machine. Links are followed only inside the recording."""
+        target = (self._root / path.lstrip("/")).resolve()
+        return _read(str(target)) if target.is_relative_to(self._root) else None
+
+    def glob(self, pattern: str) -> tuple[str, ...]:
+        """See Machine."""
+        root = globbing.escape(str(self._root))
+        found = globbing.glob(root + "/" + pattern.lstrip("/"))
+        return tuple(sorted(path[len(str(self._root)) :] for path in found))
+
+    def run(self, argv: Sequence[str], *, timeout_s: float = 10) -> runner.Completed:  # noqa: ARG002
+        """See Machine."""
+        command = shlex.join(argv)
+        if command not in self._commands:
+            raise StackctlError(f"not recorded: {command}", exit_code=ExitCode.HOST)
+        return runner.Completed(tuple(argv), 0, self._commands[command], "")
+
+
+def _read(path: str) -> str | None:
+    try:
+        with open(path, "rb") as stream:  # noqa: PTH123 - many small reads: Path costs more
+            return stream.read(_MOST_BYTES).decode("utf-8", "replace")
+    except (OSError, ValueError):
+        return None
+
+
+def write_atomically(path: Path, text: str, *, mode: int = 0o644) -> None:
+    """Write a file so that readers see the old text or the new one, also after a power loss.
+
+    The temporary file is a dotfile without a unit suffix, which neither systemd nor Quadlet loads.
+
+    Raises:
+        StackctlError: with the reason (disk full, no permission); nothing is left behind.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(
+            prefix=".stackctl-", suffix=".tmp", dir=path.parent
+        )
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fchmod(stream.fileno(), mode)
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)  # noqa: PTH105
+        temporary = None
+        sync_folder(path.parent)
+    except OSError as error:
+        raise StackctlError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)  # noqa: PTH108
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and removals in a folder survive a power loss."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,54 @@
+"""HTTP to engines on loopback. No proxy of the environment ever gets in between."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import requests
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An HTTP answer. ``json`` is None when the body is no JSON; ``text`` is at most 64 KiB of it."""
+
+    status: int
+    json: Any
+    text: str
+
+
+@dataclass(frozen=True)
+class NoAnswer:
+    """Why there was none: refused, timed out, cut off."""
+
+    reason: str
+
+
+def get(url: str, *, timeout_s: float = 5) -> Answer | NoAnswer:
+    """GET."""
+    return _request("GET", url, None, timeout_s)
+
+
+def post(url: str, body: Any, *, timeout_s: float) -> Answer | NoAnswer:
+    """POST a JSON body."""
+    return _request("POST", url, body, timeout_s)
+
+
+def _request(method: str, url: str, body: Any, timeout_s: float) -> Answer | NoAnswer:
+    with requests.Session() as session:
+        session.trust_env = False
+        try:
+            response = session.request(
+                method, url, json=body, timeout=timeout_s, allow_redirects=False, stream=False
+            )
+        except requests.ConnectionError:
+            return NoAnswer("connection refused")
+        except requests.Timeout:
+            return NoAnswer(f"no answer within {timeout_s:.0f} s")
+        except requests.RequestException as error:
+            return NoAnswer(type(error).__name__)
+        try:
+            data = response.json()
+        except ValueError:
+            data = None
+        return Answer(response.status_code, data, response.text[:65536])

@@ -1,0 +1,64 @@
+"""One writer per scope: a lock that ends with its process and leaves no file behind."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from stackctl.errors import ExitCode, StackctlError
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, purpose: str) -> Iterator[None]:
+    """Hold the lock while the block runs.
+
+    The kernel drops the lock with the process, however it ends. The file is removed at release; who
+    had opened it meanwhile sees that it is no longer the one at ``path`` and opens the new one.
+
+    Raises:
+        StackctlError: exit 7 with the holder's process id and purpose, when another holds it.
+    """
+    descriptor = _open(path)
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()
+            os.close(descriptor)
+            raise StackctlError(
+                f"another stackctl is at work here: {holder or 'just starting'}",
+                hint="wait until it is done, then try again",
+                exit_code=ExitCode.LOCKED,
+            ) from None
+        if _is_current(descriptor, path):
+            break
+        os.close(descriptor)
+        descriptor = _open(path)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()}, {purpose}\n".encode(), 0)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise StackctlError(
+            f"cannot create the lock {path}: {error.strerror}", exit_code=ExitCode.HOST
+        ) from None
+
+
+def _is_current(descriptor: int, path: Path) -> bool:
+    try:
+        at_path = path.stat()
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(descriptor), at_path)

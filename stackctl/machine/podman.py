@@ -1,0 +1,220 @@
+"""Podman: images through its API (podman-py), one-off commands through its command line.
+
+Containers belong to systemd: nothing here creates, restarts or removes those of a stack.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.machine import runner
+
+#: Seconds without a request after which our API service ends by itself, should we be killed.
+_IDLE_S = 10
+
+
+@dataclass(frozen=True)
+class Image:
+    """A local image. ``reference`` is pinned: name@digest when it came from a registry, else its ID."""
+
+    id: str
+    reference: str
+    entrypoint: tuple[str, ...]
+    bytes: int
+
+
+@dataclass(frozen=True)
+class PullProgress:
+    """Where a pull is: Podman's own words, and bytes where it tells them."""
+
+    text: str
+    done_bytes: int | None = None
+    total_bytes: int | None = None
+
+
+class Podman:
+    """Podman's API, served for as long as this object is open.
+
+    A service of our own rather than podman.socket: it works where that unit is not enabled, changes
+    nothing on the machine, and ends with us.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def image(self, reference: str) -> Image | None:
+        """The local image of that name, digest or ID."""
+        from podman.errors import ImageNotFound
+
+        try:
+            found = self._client.images.get(reference)
+        except ImageNotFound:
+            return None
+        except Exception as error:
+            raise _api_error(f"cannot inspect image {reference}", error) from None
+        attributes = found.attrs
+        digests = [text for text in attributes.get("RepoDigests") or () if "@" in text]
+        local = reference.startswith("localhost/") or not digests
+        image_id = str(attributes["Id"]).removeprefix("sha256:")
+        config = attributes.get("Config") or {}
+        entrypoint = config.get("Entrypoint") or ()
+        name = reference.partition("@")[0]
+        repository = name.rpartition(":")[0] if ":" in name.rpartition("/")[2] else name
+        pinned = next((d for d in digests if d.startswith(repository + "@")), None)
+        return Image(
+            id=image_id,
+            reference=image_id if local or pinned is None else pinned,
+            entrypoint=tuple([entrypoint] if isinstance(entrypoint, str) else entrypoint),
+            bytes=int(attributes.get("Size") or 0),
+        )
+
+    def pull(self, reference: str, report: Callable[[PullProgress], None]) -> None:
+        """Pull an image. Raises StackctlError (exit 6) with the registry's own words."""
+        hint = (
+            "without a registry: stackctl image build llama-cpp (from Debian's packages), "
+            "or --set image=NAME for an image that is here"
+        )
+        try:
+            stream = self._client.images.pull(
+                reference, stream=True, decode=True, compatMode=True, policy="missing"
+            )
+            for message in stream:
+                # podman-py does not raise for an error in the stream.
+                if error := message.get("error"):
+                    raise StackctlError(
+                        f"cannot pull image {reference}",
+                        details=(str(error),),
+                        hint=hint,
+                        exit_code=ExitCode.HOST,
+                    )
+                detail = message.get("progressDetail") or {}
+                report(
+                    PullProgress(
+                        str(message.get("status") or message.get("stream") or "").strip(),
+                        detail.get("current"),
+                        detail.get("total"),
+                    )
+                )
+        except StackctlError:
+            raise
+        except Exception as error:
+            problem = _api_error(f"cannot pull image {reference}", error)
+            problem.hint = hint
+            raise problem from None
+
+
+def _api_error(message: str, error: Exception) -> StackctlError:
+    text = str(getattr(error, "explanation", None) or error).strip()
+    return StackctlError(message, details=text.splitlines()[-5:], exit_code=ExitCode.HOST)
+
+
+@contextlib.contextmanager
+def connect(runtime: Path) -> Iterator[Podman]:
+    """Serve Podman's API on a socket in ``runtime`` (0700) and connect to it.
+
+    Raises StackctlError (exit 6) when Podman is absent or its service does not start.
+    """
+    from podman import PodmanClient
+
+    runtime.mkdir(parents=True, exist_ok=True)
+    for stale in runtime.glob("podman-*.sock"):
+        if not Path(f"/proc/{stale.stem.removeprefix('podman-')}").exists():
+            stale.unlink(missing_ok=True)
+    address = runtime / f"podman-{os.getpid()}.sock"
+    command = ("podman", "system", "service", f"--time={_IDLE_S}", f"unix://{address}")
+    try:
+        service = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=runner.controlled_environment(),
+            start_new_session=True,
+        )
+    except FileNotFoundError:
+        raise StackctlError(
+            "podman is not installed",
+            hint="install Podman 4.4 or newer: apt-get install podman",
+            exit_code=ExitCode.HOST,
+        ) from None
+    try:
+        deadline = time.monotonic() + 20
+        while not address.exists():
+            if service.poll() is not None or time.monotonic() > deadline:
+                service.kill()
+                _, errors = service.communicate()
+                raise StackctlError(
+                    "podman does not start its API",
+                    details=(errors or "").strip().splitlines()[-5:],
+                    hint="podman info shows what is wrong",
+                    exit_code=ExitCode.HOST,
+                )
+            time.sleep(0.02)
+        with PodmanClient(base_url=f"unix://{address}", timeout=600) as client:
+            yield Podman(client)
+    finally:
+        service.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            service.wait(5)
+        service.kill()
+        if service.stderr is not None:
+            service.stderr.close()
+        service.wait()
+        address.unlink(missing_ok=True)
+
+
+def run_once(
+    image: str, arguments: Sequence[str], *, entrypoint: str | None = None, timeout_s: float = 60
+) -> runner.Completed:
+    """Run a command in a throw-away container without network, capabilities or a writable root."""
+    return runner.run(
+        (
+            "podman", "run", "--rm", "--pull=never", "--network=none", "--read-only",
+            "--cap-drop=all", "--security-opt=no-new-privileges", "--log-driver=none",
+            *((f"--entrypoint={entrypoint}",) if entrypoint else ()),
+            image, *arguments,
+        ),
+        check=False,
+        timeout_s=timeout_s,
+    )  # fmt: skip
+
+
+def load_archive(archive: Path, tag: str) -> None:
+    """Make an image of an archive: one saved by Podman or Docker, or a plain root file system."""
+    import tarfile
+
+    try:
+        with tarfile.open(archive) as stream:
+            first = [
+                member.name.removeprefix("./") for _, member in zip(range(4), stream, strict=False)
+            ]
+    except (OSError, tarfile.TarError) as error:
+        raise StackctlError(f"cannot read {archive}: {error}") from None
+    saved = any(name in ("oci-layout", "index.json", "manifest.json", "blobs") or
+                name.endswith((".json", "/layer.tar", "/VERSION")) for name in first)  # fmt: skip
+    if not saved:
+        runner.run(
+            ("podman", "import", "--quiet", "--message", "stackctl image load", str(archive), tag),
+            timeout_s=1800,
+        )
+        return
+    done = runner.run(("podman", "load", "--quiet", f"--input={archive}"), timeout_s=1800)
+    loaded = done.stdout.strip().rpartition("Loaded image: ")[2].strip()
+    runner.run(("podman", "tag", loaded, tag))
+
+
+def containers(name: str) -> list[str]:
+    """Names of containers, running or not, with exactly that name."""
+    done = runner.run(
+        ("podman", "ps", "--all", f"--filter=name=^{name}$", "--format={{.Names}}"), timeout_s=30
+    )
+    return done.stdout.split()

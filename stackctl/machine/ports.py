@@ -1,0 +1,55 @@
+"""Who listens on a TCP port of this machine."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+
+from stackctl.machine.files import Machine
+
+_LISTEN = "0A"
+
+
+@dataclass(frozen=True)
+class Listener:
+    """The process behind a port; None where another user's process hides it."""
+
+    pid: int | None
+    command: str | None
+
+    def __str__(self) -> str:
+        if self.pid is None:
+            return "a process of another user"
+        return f"{self.command or 'process'} (process {self.pid})"
+
+
+def listener(machine: Machine, port: int) -> Listener | None:
+    """The process that keeps 127.0.0.1:port from being bound; None when it is free."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except PermissionError:
+            return Listener(None, None)
+        except OSError:
+            pass
+        else:
+            return None
+    inodes = {
+        fields[9]
+        for table in ("/proc/net/tcp", "/proc/net/tcp6")
+        for fields in (line.split() for line in (machine.read(table) or "").splitlines()[1:])
+        if len(fields) > 9
+        and fields[3] == _LISTEN
+        and int(fields[1].rpartition(":")[2], 16) == port
+    }
+    for path in machine.glob("/proc/[0-9]*/fd/*"):
+        try:
+            target = os.readlink(path)  # noqa: PTH115 - thousands of them
+        except OSError:
+            continue
+        if target.startswith("socket:[") and target[8:-1] in inodes:
+            pid = int(path.split("/")[2])
+            return Listener(pid, (machine.read(f"/proc/{pid}/comm") or "").strip() or None)
+    return Listener(None, None)

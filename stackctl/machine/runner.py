@@ -1,0 +1,105 @@
+"""The one process runner: no shell, a controlled environment, failures shown as typed."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stackctl.errors import ExitCode, StackctlError
+
+#: Variables that programs we start may see; anything else of the caller's stays out.
+_PASSED = (
+    "PATH", "HOME", "USER", "LOGNAME", "TERM", "TMPDIR", "DBUS_SESSION_BUS_ADDRESS",
+    "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME",
+    "CONTAINERS_CONF", "CONTAINERS_STORAGE_CONF", "CONTAINERS_REGISTRIES_CONF",
+    "REGISTRY_AUTH_FILE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
+    "http_proxy", "https_proxy", "no_proxy",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A finished process: what was run, its exit status and its output as text."""
+
+    argv: tuple[str, ...]
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def command(self) -> str:
+        """The command as one would type it."""
+        return shlex.join(self.argv)
+
+
+def controlled_environment() -> dict[str, str]:
+    """The environment for programs we start.
+
+    ``su`` and ``sudo -u`` leave out XDG_RUNTIME_DIR and the bus address, without which every
+    ``systemctl --user`` fails: both are filled in when the user's runtime folder exists.
+    """
+    env = {name: os.environ[name] for name in _PASSED if name in os.environ}
+    env["LC_ALL"] = "C.UTF-8"
+    env.setdefault("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+    runtime = Path(f"/run/user/{os.getuid()}")
+    if "XDG_RUNTIME_DIR" not in env and os.getuid() != 0 and runtime.is_dir():
+        env["XDG_RUNTIME_DIR"] = str(runtime)
+    if "DBUS_SESSION_BUS_ADDRESS" not in env and (bus := env.get("XDG_RUNTIME_DIR")):
+        env["DBUS_SESSION_BUS_ADDRESS"] = f"unix:path={bus}/bus"
+    return env
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    check: bool = True,
+    timeout_s: float = 60,
+    stdin: str | None = None,
+    extra_env: dict[str, str] | None = None,
+) -> Completed:
+    """Run a program to its end.
+
+    Raises:
+        StackctlError: the program is absent (exit 6), took longer than ``timeout_s``, or, with
+            ``check``, exited non-zero; the command is shown as one would type it.
+    """
+    command = shlex.join(argv)
+    try:
+        # A session of its own: Ctrl-C reaches stackctl alone, which then ends things in order.
+        done = subprocess.run(
+            list(argv),
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            env=controlled_environment() | (extra_env or {}),
+            start_new_session=True,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise StackctlError(
+            f"{argv[0]} is not installed", hint=f"needed for: {command}", exit_code=ExitCode.HOST
+        ) from None
+    except PermissionError:
+        raise StackctlError(f"not allowed to run {argv[0]}", exit_code=ExitCode.HOST) from None
+    except subprocess.TimeoutExpired:
+        raise StackctlError(f"no answer within {timeout_s:.0f} s: {command}") from None
+    result = Completed(tuple(argv), done.returncode, done.stdout, done.stderr)
+    if check and result.status != 0:
+        raise failure(result)
+    return result
+
+
+def failure(result: Completed, message: str | None = None) -> StackctlError:
+    """The error for a failed process: the command, its exit status and the end of its output."""
+    lines = (result.stderr.strip() or result.stdout.strip()).splitlines()
+    return StackctlError(
+        message or f"{result.argv[0]} failed (exit {result.status})",
+        details=(f"$ {result.command}", *lines[-15:]),
+    )

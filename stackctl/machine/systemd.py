@@ -1,0 +1,102 @@
+"""systemctl and journalctl of one scope, one function per command."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.machine import runner
+
+Scope = Literal["user", "system"]
+_NO_BUS = re.compile(
+    r"Failed to connect to (bus|user scope bus|system scope bus)|not been booted with systemd",
+    re.IGNORECASE,
+)
+
+
+class Systemd:
+    """The service manager of the system or of the calling user."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        self._flags = ("--user",) if scope == "user" else ()
+
+    def _systemctl(
+        self, *arguments: str, check: bool = True, timeout_s: float = 60
+    ) -> runner.Completed:
+        done = runner.run(
+            ("systemctl", *self._flags, "--no-pager", *arguments), check=False, timeout_s=timeout_s
+        )
+        if done.status != 0 and _NO_BUS.search(done.stderr):
+            raise self._unreachable(done.stderr)
+        if check and done.status != 0:
+            raise runner.failure(done)
+        return done
+
+    def _unreachable(self, reason: str) -> StackctlError:
+        if self.scope == "system":
+            return StackctlError(
+                "systemd is not running on this machine",
+                hint="stackctl needs a machine booted with systemd; make demo brings its own",
+                details=(reason.strip().splitlines()[0],),
+                exit_code=ExitCode.HOST,
+            )
+        return StackctlError(
+            "the service manager of this user cannot be reached",
+            hint="log in as this user (ssh, not su), or: loginctl enable-linger USER; "
+            "Debian also needs the package dbus-user-session",
+            details=(reason.strip().splitlines()[0],),
+            exit_code=ExitCode.HOST,
+        )
+
+    def require(self) -> None:
+        """Raise StackctlError (exit 6) when this service manager cannot be reached."""
+        self._systemctl("show", "--property=Version")
+
+    def show(self, unit: str, *properties: str) -> dict[str, str]:
+        """Properties of a unit; of an unknown one too (LoadState=not-found)."""
+        done = self._systemctl("show", unit, "--property=" + ",".join(properties))
+        pairs = (line.partition("=") for line in done.stdout.splitlines())
+        return {name: value for name, equals, value in pairs if equals}
+
+    def daemon_reload(self) -> None:
+        """Read unit files again; runs the generators, so Quadlet."""
+        self._systemctl("daemon-reload", timeout_s=120)
+
+    def start(self, unit: str) -> None:
+        """Queue a start and return; the caller follows the unit's state."""
+        self._systemctl("start", "--no-block", unit)
+
+    def stop(self, unit: str, *, timeout_s: float = 120) -> None:
+        """Stop and wait; a unit that does not exist is stopped."""
+        done = self._systemctl("stop", unit, check=False, timeout_s=timeout_s)
+        if done.status not in (0, 5):
+            raise runner.failure(done)
+
+    def reset_failed(self, unit: str) -> None:
+        """Forget failures and counted restarts; no error when there is nothing to forget."""
+        self._systemctl("reset-failed", unit, check=False)
+
+    def journal_command(
+        self,
+        unit: str,
+        identifier: str | None = None,
+        *,
+        lines: int | None = None,
+        follow: bool = False,
+        output: str = "cat",
+    ) -> tuple[str, ...]:
+        """The journalctl command for a unit; with ``identifier`` for one generation's output."""
+        select = f"--user-unit={unit}" if self.scope == "user" else f"--unit={unit}"
+        return (
+            "journalctl", "--no-pager", "--quiet", f"--output={output}", select,
+            *(("--identifier=" + identifier,) if identifier else ()),
+            *((f"--lines={lines}",) if lines is not None else ()),
+            *(("--follow",) if follow else ()),
+        )  # fmt: skip
+
+    def journal(self, unit: str, identifier: str | None = None, *, lines: int = 200) -> list[str]:
+        """The last log lines of a unit, oldest first, without empty ones."""
+        done = runner.run(self.journal_command(unit, identifier, lines=lines), check=False)
+        return [line for line in done.stdout.splitlines() if line.strip()]

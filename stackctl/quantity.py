@@ -1,0 +1,76 @@
+"""Parse and print quantities: bytes, tokens, durations.
+
+Values are always bytes, tokens and seconds; only text carries a unit.
+"""
+
+from __future__ import annotations
+
+import re
+
+from stackctl.errors import ExitCode, StackctlError
+
+_BINARY = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+_BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b)?", re.IGNORECASE)
+_DURATION = re.compile(r"(?:(\d+)h)?\s*(?:(\d+)m)?\s*(?:(\d+(?:\.\d+)?)s?)?", re.IGNORECASE)
+_TOKENS = re.compile(r"(\d+(?:\.\d+)?)\s*([kK]?)")
+
+
+def _bad(what: str, text: str, example: str) -> StackctlError:
+    return StackctlError(
+        f"{text!r} is not a {what}", hint=f"write it like {example}", exit_code=ExitCode.USAGE
+    )
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of ``4 GiB``, ``16g`` or ``512``; units are powers of 1024 but for ``GB`` and the like.
+
+    Raises StackctlError (exit 2) for anything else.
+    """
+    match = _BYTES.fullmatch(text.strip())
+    if match is None:
+        raise _bad("size", text, "4 GiB")
+    number, prefix, suffix = match.groups()
+    if suffix and suffix.lower() == "b" and prefix:
+        base = int(1000 ** ("kmgt".index(prefix.lower()) + 1))
+    else:
+        base = _BINARY[prefix.lower()]
+    return round(float(number) * base)
+
+
+def format_bytes(count: int) -> str:
+    """Bytes as people read them: ``241 MiB``, ``21.9 GiB``; three digits at most."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(value) < 1024:
+            break
+        value /= 1024
+    else:
+        unit = "TiB"
+    digits = 0 if unit == "B" or abs(value) >= 100 or value == int(value) else 1
+    return f"{value:.{digits}f} {unit}"
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of ``90``, ``90s``, ``2m`` or ``1h30m``. Raises StackctlError (exit 2)."""
+    match = _DURATION.fullmatch(text.strip())
+    if match is None or not any(match.groups()):
+        raise _bad("duration", text, "90s or 2m")
+    hours, minutes, seconds = (float(part) if part else 0.0 for part in match.groups())
+    return hours * 3600 + minutes * 60 + seconds
+
+
+def format_duration(seconds: float) -> str:
+    """Elapsed time as ``0:38`` or ``1:02:03``."""
+    whole = int(seconds)
+    hours, rest = divmod(whole, 3600)
+    minutes, secs = divmod(rest, 60)
+    return f"{hours}:{minutes:02}:{secs:02}" if hours else f"{minutes}:{secs:02}"
+
+
+def parse_tokens(text: str) -> int:
+    """Tokens of ``8192``, ``16K`` (x 1024) or ``25.6k`` (x 1000), as vLLM reads them."""
+    match = _TOKENS.fullmatch(text.strip())
+    if match is None:
+        raise _bad("number of tokens", text, "8192 or 16K")
+    number, unit = match.groups()
+    return int(float(number) * {"": 1, "k": 1000, "K": 1024}[unit])

@@ -1,0 +1,1 @@
+"""Where profiles and models are read from."""

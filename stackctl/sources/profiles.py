@@ -1,0 +1,301 @@
+"""Finds, reads, merges and checks profiles."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import msgspec
+
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.sources import strictyaml
+from stackctl.values.profile import (
+    NAME_PATTERN,
+    EngineArgument,
+    Objective,
+    PlacementWish,
+    Profile,
+    ProfileFile,
+    Settings,
+)
+
+_UNKNOWN = re.compile(r"unknown field `(?P<key>[^`]*)`")
+_AT = re.compile(r" - at `(?P<path>\$[^`]*)`$")
+#: Keys of a profile that --set may change: settings, and the few that are not per objective.
+_SETTABLE = (*Settings.__struct_fields__, "engine")
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What the command line says: ``sets`` are KEY=VALUE texts, the rest the options of that name."""
+
+    sets: tuple[str, ...] = ()
+    model: str | None = None
+    objective: str | None = None
+    name: str | None = None
+
+
+class Profiles:
+    """The profiles found in a list of folders; earlier folders win."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._folders = tuple(folders)
+
+    def names(self) -> tuple[str, ...]:
+        """Names of all profiles, sorted."""
+        found = {
+            path.stem
+            for folder in self._folders
+            for path in folder.glob("*.yaml")
+            if re.fullmatch(NAME_PATTERN, path.stem)
+        }
+        return tuple(sorted(found))
+
+    def resolve(self, name: str, overrides: Overrides) -> Profile:
+        """Read a profile and all that it extends, apply its objective and the overrides.
+
+        ``name`` is a profile's name, or the path of a YAML file.
+
+        Raises:
+            StackctlError: exit 4 when there is no such profile, exit 2 when it is not valid.
+        """
+        if "/" in name or name.endswith((".yaml", ".yml")):
+            path = Path(name)
+            if not path.is_file():
+                raise StackctlError(f"no such file: {name}", exit_code=ExitCode.NOT_FOUND)
+            folders: Sequence[Path] = (path.parent, *self._folders)
+            chain = self._chain(path, folders, 0)
+            own = path.stem
+        else:
+            path, rest = self._find(name, self._folders)
+            chain = self._chain(path, self._folders, rest)
+            own = name
+        if not re.fullmatch(NAME_PATTERN, own):
+            raise StackctlError(
+                f"{own!r} is not a profile name",
+                hint="lower-case letters, digits and dashes, 40 at most",
+                exit_code=ExitCode.USAGE,
+            )
+        return _apply(own, chain, overrides)
+
+    def _find(self, name: str, folders: Sequence[Path], start: int = 0) -> tuple[Path, int]:
+        for number in range(start, len(folders)):
+            path = folders[number] / f"{name}.yaml"
+            if path.is_file():
+                return path, number + 1
+        raise StackctlError(
+            f"no profile named {name}",
+            hint=_did_you_mean(name, self.names(), "profiles: " + ", ".join(self.names())),
+            exit_code=ExitCode.NOT_FOUND,
+        )
+
+    def _chain(
+        self, path: Path, folders: Sequence[Path], after: int
+    ) -> list[tuple[Path, dict[str, Any]]]:
+        """The profile's data and that of all it extends, most specific first."""
+        chain: list[tuple[Path, dict[str, Any]]] = []
+        while True:
+            document = _read(path)
+            chain.append((path, document.data))
+            parent = document.data.get("extends")
+            if parent is None:
+                return chain
+            # A profile that extends its own name builds on the one it hides.
+            start = after if parent == path.stem else 0
+            try:
+                path, after = self._find(parent, folders, start)
+            except StackctlError as error:
+                raise document.error(("extends",), error.message, error.hint) from None
+            if any(path == seen for seen, _ in chain):
+                names = " -> ".join(seen.stem for seen, _ in chain)
+                raise document.error(
+                    ("extends",), f"profiles extend each other: {names} -> {parent}"
+                )
+
+
+def read_settings_schema() -> dict[str, Any]:
+    """The JSON Schema of a profile file, made from the same types that check it."""
+    schema = msgspec.json.schema(ProfileFile)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _read(path: Path) -> strictyaml.Document:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise StackctlError(
+            f"cannot read {path}: {error.strerror}", exit_code=ExitCode.USAGE
+        ) from None
+    except UnicodeDecodeError:
+        raise StackctlError(f"{path} is not UTF-8 text", exit_code=ExitCode.USAGE) from None
+    document = strictyaml.load(text, where=str(path))
+    if not isinstance(document.data, dict):
+        raise document.error((), "a profile is a mapping of keys to values")
+    _check(document)
+    return document
+
+
+def _check(document: strictyaml.Document) -> None:
+    try:
+        msgspec.convert(document.data, ProfileFile, strict=True)
+    except msgspec.ValidationError as error:
+        raise _explain(document, str(error)) from None
+    for path in (("engine_args",), ("objectives", "latency", "engine_args"),
+                 ("objectives", "throughput", "engine_args")):  # fmt: skip
+        data: Any = document.data
+        for key in path:
+            data = data.get(key) or {} if isinstance(data, dict) else {}
+        for key in data:
+            check_argument_name(key, document.error((*path, key), f"engine option {key!r}"))
+
+
+def check_argument_name(name: str, error: StackctlError) -> None:
+    """Refuse what is no long option name, such as ``-c`` or ``--threads``; extends ``error``."""
+    if not re.fullmatch(r"[a-z][a-z0-9-]+", name):
+        error.message += " is not a long option name without dashes"
+        error.hint = "write threads: 14 for --threads 14; short options have a long name too"
+        raise error
+
+
+def _explain(document: strictyaml.Document, text: str) -> StackctlError:
+    """Turn msgspec's message and path into file, line, key and a suggestion."""
+    path: strictyaml.Path = ()
+    if at := _AT.search(text):
+        steps = re.findall(r"\.([^.\[\]]+)|\[(\d+)\]", at["path"])
+        path = tuple(int(number) if number else key for key, number in steps)
+        text = text[: at.start()]
+    if unknown := _UNKNOWN.search(text):
+        known = ProfileFile.__struct_fields__
+        if "placement" in path:
+            known = PlacementWish.__struct_fields__
+        elif path and path[0] == "objectives":
+            known = Settings.__struct_fields__ if len(path) > 1 else ("latency", "throughput")
+        key = unknown["key"]
+        hint = _did_you_mean(key, known, "keys: " + ", ".join(known))
+        return document.error((*path, key), f"unknown key {key!r}", hint)
+    label = ".".join(str(step) for step in path if step != "...")
+    readable = text.replace("`", "").replace("Expected", "expected").replace("Invalid", "invalid")
+    return document.error(path, f"{label}: {readable}" if label else readable)
+
+
+def _did_you_mean(word: str, known: Sequence[str], otherwise: str) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else otherwise
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Mappings merge key by key, anything else is replaced; a null takes the key back."""
+    result = copy.deepcopy(dict(base))
+    for key, value in over.items():
+        if value is None:
+            result.pop(key, None)
+        elif isinstance(value, Mapping) and isinstance(result.get(key), Mapping):
+            result[key] = _merge(result[key], value)
+        else:
+            result[key] = copy.deepcopy(value)
+    return result
+
+
+def _apply(name: str, chain: list[tuple[Path, dict[str, Any]]], overrides: Overrides) -> Profile:
+    data: dict[str, Any] = {}
+    for _, part in reversed(chain):
+        data = _merge(data, part)
+    data.pop("extends", None)
+    objectives = data.pop("objectives", {})
+    objective = overrides.objective or data.pop("objective", None) or "latency"
+    if objective not in get_args(Objective):
+        raise StackctlError(
+            f"{objective!r} is not an objective",
+            hint="latency or throughput",
+            exit_code=ExitCode.USAGE,
+        )
+    data = _merge(data, objectives.get(objective, {}))
+    changed, keys = _overrides(overrides)
+    data = _merge(data, changed)
+    document = strictyaml.Document(data, {}, "--set")
+    try:
+        settings = msgspec.convert(data, ProfileFile, strict=True)
+    except msgspec.ValidationError as error:
+        explained = _explain(document, str(error))
+        # Every file was checked on its own: what is wrong now came from the command line.
+        explained.message = explained.message.replace("--set:1: ", "--set ")
+        raise explained from None
+    if settings.engine is None:
+        raise StackctlError(
+            f"{chain[0][0]}: key 'engine' is missing",
+            hint="engine: llama.cpp",
+            exit_code=ExitCode.USAGE,
+        )
+    stack = overrides.name or settings.stack or name
+    if not re.fullmatch(NAME_PATTERN, stack):
+        raise StackctlError(
+            f"{stack!r} is not a stack name",
+            hint="lower-case letters, digits and dashes, 40 at most",
+            exit_code=ExitCode.USAGE,
+        )
+    return Profile(
+        name=name,
+        description=settings.description,
+        engine=settings.engine,
+        stack=stack,
+        objective=cast(Objective, objective),
+        model=settings.model,
+        image=settings.image,
+        context=settings.context,
+        concurrency=settings.concurrency,
+        port=settings.port,
+        served_name=settings.served_name,
+        placement=settings.placement or PlacementWish(),
+        engine_args=tuple(
+            EngineArgument(name=key, values=_values(value))
+            for key, value in settings.engine_args.items()
+        ),
+        overrides=keys,
+        files=tuple(str(path) for path, _ in chain),
+    )
+
+
+def _values(value: Any) -> tuple[bool | int | float | str, ...] | None:
+    if value is False:
+        return None
+    if value is True:
+        return ()
+    return tuple(value) if isinstance(value, list) else (value,)
+
+
+def _overrides(overrides: Overrides) -> tuple[dict[str, Any], tuple[str, ...]]:
+    data: dict[str, Any] = {}
+    keys: list[str] = []
+    for text in overrides.sets:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise StackctlError(
+                f"--set {text}: no value",
+                hint="write it like --set context=4096",
+                exit_code=ExitCode.USAGE,
+            )
+        head, *rest = key.split(".")
+        nested = {"engine_args": None, "placement": PlacementWish.__struct_fields__}
+        if head not in _SETTABLE or bool(rest) != (head in nested) or len(rest) > 1:
+            hint = _did_you_mean(
+                head, _SETTABLE, f"engine options go under engine_args: --set engine_args.{text}"
+            )
+            raise StackctlError(f"--set {key}: no such key", hint=hint, exit_code=ExitCode.USAGE)
+        parsed = strictyaml.scalar(value, where=f"--set {key}")
+        if head == "engine_args":
+            check_argument_name(
+                rest[0],
+                StackctlError(f"--set {key}: {rest[0]!r}", exit_code=ExitCode.USAGE),
+            )
+        target = data.setdefault(head, {}) if rest else data
+        target[rest[0] if rest else head] = parsed
+        keys.append(key)
+    if overrides.model is not None:
+        data["model"] = overrides.model
+        keys.append("model")
+    return data, tuple(keys)

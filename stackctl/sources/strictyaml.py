@@ -1,0 +1,137 @@
+"""YAML without surprises: plain data, and the line of every key for error messages.
+
+Plain PyYAML lets duplicate keys pass and reads ``on`` as true, ``010`` as 8 and ``1:30`` as 90.
+Here each of these is an error that says what to write instead.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from stackctl.errors import ExitCode, StackctlError
+
+_DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+_FLOAT = re.compile(r"[-+]?(0|[1-9][0-9]*)\.[0-9]+([eE][-+]?[0-9]+)?")
+_TAG = "tag:yaml.org,2002:"
+#: Deeper than any profile can be; bounds the recursion.
+_MOST_DEPTH = 20
+
+Path = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Document:
+    """Plain data and, for each key path, its line (from 1)."""
+
+    data: Any
+    lines: dict[Path, int]
+    where: str
+
+    def line(self, path: Path) -> int:
+        """The line of a key path, or of the closest one above it."""
+        while path and path not in self.lines:
+            path = path[:-1]
+        return self.lines.get(path, 1)
+
+    def error(self, path: Path, message: str, hint: str | None = None) -> StackctlError:
+        """An error at a key path, with file and line."""
+        return StackctlError(
+            f"{self.where}:{self.line(path)}: {message}", hint=hint, exit_code=ExitCode.USAGE
+        )
+
+
+def load(text: str, *, where: str) -> Document:
+    """Read one YAML document. Raises StackctlError (exit 2) with file and line."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        raise StackctlError(
+            f"{where}:{line}: {error.problem or error.context}", exit_code=ExitCode.USAGE
+        ) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise StackctlError(f"{where}:1: {reason}", exit_code=ExitCode.USAGE) from None
+    document = Document(None, {(): 1}, where)
+    data = _construct(node, (), document, set()) if node is not None else {}
+    return Document(data, document.lines, where)
+
+
+def scalar(text: str, *, where: str) -> Any:
+    """The value of one scalar given on the command line, by the same rules."""
+    return load(text, where=where).data if text.strip() else ""
+
+
+def _construct(node: yaml.Node, path: Path, document: Document, seen: set[int]) -> Any:
+    document.lines.setdefault(path, node.start_mark.line + 1)
+    if len(path) > _MOST_DEPTH:
+        raise document.error(path, "nested too deeply")
+    if id(node) in seen:
+        raise document.error(path, "anchors and aliases are not allowed", "write the value out")
+    seen.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        return _mapping(node, path, document, seen)
+    if isinstance(node, yaml.SequenceNode):
+        return [
+            _construct(item, (*path, number), document, seen)
+            for number, item in enumerate(node.value)
+        ]
+    assert isinstance(node, yaml.ScalarNode)
+    return _scalar(node, path, document)
+
+
+def _mapping(
+    node: yaml.MappingNode, path: Path, document: Document, seen: set[int]
+) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        line = key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == _TAG + "merge":
+            document.lines[(*path, "?")] = line
+            raise document.error((*path, "?"), "a key must be a plain word")
+        key = key_node.value
+        where = (*path, key)
+        if key in result:
+            first = document.lines[where]
+            document.lines[where] = line
+            raise document.error(where, f"duplicate key {key!r} (first on line {first})")
+        document.lines[where] = line
+        result[key] = _construct(value_node, where, document, seen)
+    return result
+
+
+def _scalar(node: yaml.ScalarNode, path: Path, document: Document) -> Any:
+    text = node.value
+    document.lines[path] = node.start_mark.line + 1
+    kind = node.tag.removeprefix(_TAG)
+    if node.style is not None or kind == "str":
+        if node.tag.startswith("!") or kind not in ("str",):
+            raise document.error(path, f"tags such as {node.tag} are not allowed")
+        return text
+    if kind == "null":
+        return None
+    if kind == "bool":
+        if text in ("true", "false"):
+            return text == "true"
+        meant = "true" if text.lower() in ("yes", "on", "y", "true") else "false"
+        raise document.error(
+            path,
+            f"{text} means different things to different YAML readers",
+            f'did you mean {meant}? For the word itself write "{text}"',
+        )
+    if kind == "int" and _DECIMAL.fullmatch(text):
+        return int(text)
+    if kind == "float" and _FLOAT.fullmatch(text):
+        return float(text)
+    if kind in ("int", "float"):
+        digits = text.replace("_", "").lstrip("0")
+        meant = f"did you mean {digits}? " if digits.isdecimal() else ""
+        raise document.error(
+            path, f"{text} is not a plain decimal number", f'{meant}For text write "{text}"'
+        )
+    raise document.error(path, f"{text} would be read as a {kind}", f'write "{text}"')

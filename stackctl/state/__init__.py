@@ -1,0 +1,1 @@
+"""What stackctl remembers: generations of stacks, and facts read from images."""

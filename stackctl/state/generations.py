@@ -1,0 +1,67 @@
+"""Generations on disk: one JSON file each, ``STATE/stacks/STACK/NUMBER.json``."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+import msgspec
+
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.machine.files import write_atomically
+from stackctl.values.base import from_json, to_json
+from stackctl.values.generation import Generation, Outcome, State
+
+
+class Generations:
+    """All deployments that one scope remembers."""
+
+    def __init__(self, state: Path) -> None:
+        self._folder = state / "stacks"
+
+    def numbers(self, stack: str) -> tuple[int, ...]:
+        """Numbers of the stored generations of a stack, oldest first."""
+        found = (path.stem for path in (self._folder / stack).glob("*.json"))
+        return tuple(sorted(int(stem) for stem in found if stem.isdecimal()))
+
+    def read(self, stack: str, number: int) -> Generation:
+        """One generation.
+
+        Raises:
+            StackctlError: exit 4 when there is none of that number; otherwise the file is damaged.
+        """
+        path = self._path(stack, number)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            known = ", ".join(map(str, self.numbers(stack))) or "none"
+            raise StackctlError(
+                f"{stack} has no generation {number}",
+                hint=f"generations: {known}",
+                exit_code=ExitCode.NOT_FOUND,
+            ) from None
+        except OSError as error:
+            raise StackctlError(f"cannot read {path}: {error.strerror}") from None
+        return from_json(text, Generation, where=str(path))
+
+    def write(self, generation: Generation) -> None:
+        """Store a generation; not readable by others, since plans name paths."""
+        path = self._path(generation.stack, generation.number)
+        write_atomically(path, to_json(generation), mode=0o600)
+
+    def finish(self, generation: Generation, state: State, **outcome: object) -> Generation:
+        """Store a generation with a new outcome; the rest of it never changes."""
+        changed = msgspec.structs.replace(
+            generation,
+            outcome=msgspec.convert({"state": state, "changed": now(), **outcome}, Outcome),
+        )
+        self.write(changed)
+        return changed
+
+    def _path(self, stack: str, number: int) -> Path:
+        return self._folder / stack / f"{number}.json"
+
+
+def now() -> str:
+    """This moment in UTC, ISO 8601 to the second."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

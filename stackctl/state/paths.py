@@ -1,0 +1,75 @@
+"""Where things live, by scope."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from stackctl.resources import data_folder
+
+Scope = Literal["user", "system"]
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Folders of one scope. ``units`` is where Quadlet looks, one subfolder a stack."""
+
+    scope: Scope
+    units: Path
+    state: Path
+    cache: Path
+    runtime: Path
+    profiles: tuple[Path, ...]
+
+    @property
+    def lock(self) -> Path:
+        """The lock that every writer of this scope holds."""
+        return self.runtime / "lock"
+
+    def unit_folder(self, stack: str) -> Path:
+        """Folder of a stack's unit files."""
+        return self.units / stack
+
+
+def paths(
+    scope: Scope, environment: Mapping[str, str], *, profile_folder: Path | None = None
+) -> Paths:
+    """Folders by the XDG base directories (user) or the usual system folders (system)."""
+    home = Path(environment.get("HOME") or "/")
+
+    def xdg(name: str, default: str) -> Path:
+        value = environment.get(name, "")
+        # The specification says that a relative path is to be ignored.
+        return Path(value) if value.startswith("/") else home / default
+
+    config = xdg("XDG_CONFIG_HOME", ".config")
+    given = (profile_folder,) if profile_folder is not None else ()
+    profiles = (
+        *given,
+        config / "stackctl" / "profiles",
+        Path("/etc/stackctl/profiles"),
+        data_folder("profiles"),
+    )
+    if scope == "system":
+        return Paths(
+            scope=scope,
+            units=Path("/etc/containers/systemd/stackctl"),
+            state=Path("/var/lib/stackctl"),
+            cache=Path("/var/cache/stackctl"),
+            runtime=Path("/run/stackctl"),
+            profiles=profiles,
+        )
+    state = xdg("XDG_STATE_HOME", ".local/state") / "stackctl"
+    runtime = Path(environment.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}")
+    return Paths(
+        scope=scope,
+        units=config / "containers" / "systemd" / "stackctl",
+        state=state,
+        cache=xdg("XDG_CACHE_HOME", ".cache") / "stackctl",
+        # Without a login session there is no runtime folder, and then nothing can be started.
+        runtime=(runtime if runtime.is_dir() else state) / "stackctl",
+        profiles=profiles,
+    )

@@ -1,0 +1,66 @@
+"""The base of every value, and how documents are written to and read from JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TypeVar
+
+import msgspec
+
+from stackctl.errors import ExitCode, StackctlError
+
+
+class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A frozen value: scalars, tuples and other values only, so it can be hashed and compared."""
+
+
+V = TypeVar("V", bound=Value)
+
+
+def to_json(value: Value, *, indent: int = 2) -> str:
+    """The JSON text of a value, keys in the order of its fields, ending in a newline."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=indent).decode() + "\n"
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"duplicate key {name!r}")
+    # A null means "unknown", which is also what a missing key means.
+    return {name: item for name, item in pairs if item is not None}
+
+
+def from_json(text: str | bytes, kind: type[V], *, where: str) -> V:
+    """Read a document; ``where`` names the file in errors.
+
+    A null is the same as a missing key. Unknown and duplicate keys, wrong types and a different
+    schema version are errors.
+
+    Raises:
+        StackctlError: exit 2, with the key path.
+    """
+    try:
+        raw = json.loads(text, object_pairs_hook=_pairs)
+    except (ValueError, RecursionError) as error:
+        raise StackctlError(
+            f"{where} is not valid JSON: {error}", exit_code=ExitCode.USAGE
+        ) from None
+    return convert(raw, kind, where=where)
+
+
+def convert(raw: Any, kind: type[V], *, where: str) -> V:
+    """Turn plain data into a value, with errors as in from_json."""
+    if isinstance(raw, dict) and "schema" in kind.__struct_fields__:
+        expected = next(f.default for f in msgspec.structs.fields(kind) if f.name == "schema")
+        found = raw.get("schema", expected)
+        if found != expected:
+            raise StackctlError(
+                f"{where} has schema {found!r}, this stackctl reads {expected!r}",
+                hint="write it again with this version, or use the stackctl that wrote it",
+                exit_code=ExitCode.USAGE,
+            )
+    try:
+        return msgspec.convert(raw, kind, strict=True)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise StackctlError(f"{where}: {error}", exit_code=ExitCode.USAGE) from None

@@ -1,0 +1,133 @@
+"""What is known of a machine: the document ``stackctl.host/1``.
+
+Unknown is None, or an empty tuple for a list; never 0 or an empty text, but that the CPU list of a
+memory-only NUMA node is really empty. CPU lists are the kernel's ("0-13,16").
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from stackctl.values.base import Value
+
+#: What "unlimited" is in limits: RLIM_INFINITY, so that comparisons need no special case.
+UNLIMITED = 2**64 - 1
+
+
+class L3(Value, frozen=True, kw_only=True):
+    """One L3 cache and the CPUs that share it."""
+
+    id: int
+    bytes: int | None = None
+    cpus: str
+
+
+class NumaNode(Value, frozen=True, kw_only=True):
+    """One NUMA node; ``distances`` in the order of the node list (10 is local)."""
+
+    id: int
+    cpus: str = ""
+    memory_bytes: int | None = None
+    distances: tuple[int, ...] = ()
+
+
+class Cpu(Value, frozen=True, kw_only=True):
+    """Topology of the online processors; ``allowed`` is what this process may use.
+
+    ``siblings`` lists the CPUs of each physical core, so that one CPU a core can be chosen.
+    """
+
+    model: str | None = None
+    vendor: str | None = None
+    architecture: str | None = None
+    sockets: int | None = None
+    cores: int | None = None
+    threads: int | None = None
+    threads_per_core: int | None = None
+    online: str | None = None
+    allowed: str | None = None
+    siblings: tuple[str, ...] = ()
+    isa: tuple[str, ...] = ()
+    smt: bool | None = None
+    l3: tuple[L3, ...] = ()
+    numa: tuple[NumaNode, ...] = ()
+    governor: str | None = None
+
+
+class Bandwidth(Value, frozen=True, kw_only=True):
+    """Memory bandwidth in bytes a second."""
+
+    theoretical: float | None = None
+    measured: float | None = None
+
+
+class Memory(Value, frozen=True, kw_only=True):
+    """Main memory. ``limit_bytes`` is a cgroup's limit on this process, if there is one."""
+
+    total_bytes: int | None = None
+    available_bytes: int | None = None
+    limit_bytes: int | None = None
+    transparent_hugepages: str | None = None
+    channels: int | None = None
+    speed_mt_s: int | None = None
+    bandwidth_bytes_s: Bandwidth = Bandwidth()
+
+
+class Gpu(Value, frozen=True, kw_only=True):
+    """One GPU as its driver reports it."""
+
+    index: int
+    name: str | None = None
+    uuid: str | None = None
+    memory_bytes: int | None = None
+    compute_capability: str | None = None
+    driver: str | None = None
+    pci: str | None = None
+    numa_node: int | None = None
+    cdi: str | None = None
+
+
+class Tools(Value, frozen=True, kw_only=True):
+    """Programs and kernel interfaces that a launch needs, for the scope asked about.
+
+    ``cgroup_controllers`` are those that a unit of this scope can use: the root's for system
+    units, those delegated to the user's service manager for user units.
+    """
+
+    os: str | None = None
+    kernel: str | None = None
+    podman: str | None = None
+    quadlet_generator: str | None = None
+    systemd: str | None = None
+    systemd_running: bool | None = None
+    cgroup_version: Literal[1, 2] | None = None
+    cgroup_controllers: tuple[str, ...] = ()
+    linger: bool | None = None
+
+
+class Limits(Value, frozen=True, kw_only=True):
+    """Hard resource limits that a service of this scope can reach; UNLIMITED when there is none."""
+
+    memlock_bytes: int | None = None
+    nofile: int | None = None
+
+
+class Problem(Value, frozen=True, kw_only=True):
+    """A fact that could not be read or stands in the way: what, why, and the command that fixes it."""
+
+    what: str
+    why: str
+    fix: str | None = None
+
+
+class Host(Value, frozen=True, kw_only=True):
+    """Everything known of one machine, seen from one scope."""
+
+    schema: Literal["stackctl.host/1"] = "stackctl.host/1"
+    scope: Literal["user", "system"] | None = None
+    cpu: Cpu = Cpu()
+    memory: Memory = Memory()
+    gpus: tuple[Gpu, ...] = ()
+    tools: Tools = Tools()
+    limits: Limits = Limits()
+    problems: tuple[Problem, ...] = ()

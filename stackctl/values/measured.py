@@ -1,0 +1,33 @@
+"""Facts read from an engine image once and kept by image digest."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from stackctl.values.base import Value
+
+
+class EngineOption(Value, frozen=True, kw_only=True):
+    """One option of an engine's help: its names, and the value it takes (None: a bare flag)."""
+
+    names: tuple[str, ...]
+    value: str | None = None
+
+
+class EngineFacts(Value, frozen=True, kw_only=True):
+    """What an image's engine understands.
+
+    ``reference`` is the name it was last asked for by, ``pinned`` the digest or ID that units use,
+    ``seen`` when (UTC, ISO 8601).
+    ``program`` is what starts the engine in it: empty when the image's entry point does.
+    """
+
+    schema: Literal["stackctl.engine/1"] = "stackctl.engine/1"
+    engine: str
+    image_id: str
+    reference: str
+    pinned: str
+    seen: str
+    version: str | None = None
+    program: tuple[str, ...] = ()
+    options: tuple[EngineOption, ...] = ()

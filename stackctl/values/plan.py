@@ -1,0 +1,102 @@
+"""A plan: every number with its reason. The document ``stackctl.plan/1``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from stackctl.values.base import Value
+from stackctl.values.model import Model
+
+Source = Literal["override", "profile", "measured", "derived", "catalogue", "engine-default"]
+Policy = Literal["default", "bind", "interleave"]
+Scalar = bool | int | float | str | None
+
+
+class Decision(Value, frozen=True, kw_only=True):
+    """One planned value, why it is so, and where it comes from."""
+
+    field: str
+    value: Scalar
+    reason: str
+    source: Source
+
+
+class Placement(Value, frozen=True, kw_only=True):
+    """Where the engine runs: CPU list, memory nodes, GPUs, and the memory policy over the nodes.
+
+    ``cpuset`` says that ``cpus`` and ``mems`` are enforced by the cpuset controller; otherwise they
+    describe where the scheduler is free to run it.
+    """
+
+    cpus: str | None = None
+    mems: str | None = None
+    gpus: tuple[str, ...] = ()
+    policy: Policy = "default"
+    cpuset: bool = False
+
+
+class MemoryBudget(Value, frozen=True, kw_only=True):
+    """Bytes the engine will take against what it may take. ``compute_bytes`` holds compute buffers,
+    the engine itself and its host cache."""
+
+    weights_bytes: int
+    kv_bytes: int
+    compute_bytes: int
+    total_bytes: int
+    limit_bytes: int | None
+    headroom_bytes: int | None
+
+
+class PromptTime(Value, frozen=True, kw_only=True):
+    """Seconds to the first token of a prompt of that length."""
+
+    prompt_tokens: int
+    range: tuple[float, float] | None = None
+
+
+class Prediction(Value, frozen=True, kw_only=True):
+    """Expected speed as ranges (low, high) in tokens a second; None where nothing is known."""
+
+    decode_tok_s: tuple[float, float] | None = None
+    prefill_tok_s: tuple[float, float] | None = None
+    ttft_s: PromptTime | None = None
+
+
+class Verdict(Value, frozen=True, kw_only=True):
+    """Whether it fits the machine and is worth running; None where nothing is known."""
+
+    viable: bool | None
+    fits: bool | None
+    reasons: tuple[str, ...] = ()
+    alternatives: tuple[str, ...] = ()
+
+
+class Timing(Value, frozen=True, kw_only=True):
+    """Seconds allowed for the start: the soft deadline of stackctl and systemd's ceiling above it."""
+
+    deadline_s: int
+    ceiling_s: int
+
+
+class Plan(Value, frozen=True, kw_only=True):
+    """All that is needed to render units, and why."""
+
+    schema: Literal["stackctl.plan/1"] = "stackctl.plan/1"
+    profile: str
+    stack: str
+    objective: str
+    engine: str
+    image: str
+    argv: tuple[str, ...]
+    environment: tuple[str, ...] = ()
+    placement: Placement
+    memory: MemoryBudget
+    prediction: Prediction
+    verdict: Verdict
+    decisions: tuple[Decision, ...]
+    model: Model
+    served_name: str
+    port: int
+    #: The locked-memory limit the engine needs; None when it locks nothing.
+    memlock_bytes: int | None = None
+    timing: Timing

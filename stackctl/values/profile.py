@@ -1,0 +1,118 @@
+"""Profiles: what the user wants. ``ProfileFile`` is the YAML as written, ``Profile`` the result."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from stackctl.values.base import Value
+from stackctl.values.plan import Scalar
+
+Objective = Literal["latency", "throughput"]
+EngineName = Literal["llama.cpp"]
+Argument = bool | int | float | str
+
+NAME_PATTERN = "^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
+Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
+Count = Annotated[int, Meta(ge=1, le=4096)]
+Port = Annotated[int, Meta(ge=1, le=65535)]
+Tokens = Annotated[int, Meta(ge=16, le=2**27)]
+
+
+class PlacementWish(Value, frozen=True, kw_only=True):
+    """Where the engine should run; what is left out follows from the topology.
+
+    ``policy`` is the memory policy over the NUMA nodes, ``nodes`` the nodes (a list such as "0-1"),
+    ``cpus`` the CPUs (a list such as "0-13").
+    """
+
+    policy: Literal["auto", "default", "bind", "interleave"] = "auto"
+    nodes: str | None = None
+    cpus: str | None = None
+
+
+class Settings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a profile sets, at its top level or for one objective."""
+
+    model: Annotated[
+        str | None, Meta(description="where the model comes from, e.g. file:/srv/models/m.gguf")
+    ] = None
+    image: Annotated[
+        str | None,
+        Meta(description="container image; left out: the image built here, else the engine's own"),
+    ] = None
+    context: Annotated[
+        Tokens | None, Meta(description="tokens each request may use, prompt and answer together")
+    ] = None
+    concurrency: Annotated[Count | None, Meta(description="requests served at the same time")] = (
+        None
+    )
+    port: Annotated[Port | None, Meta(description="TCP port on 127.0.0.1")] = None
+    served_name: Annotated[
+        str | None, Meta(description="the model's name in the API; default: the file's name")
+    ] = None
+    placement: PlacementWish | None = None
+    engine_args: Annotated[
+        dict[str, Argument | list[Argument]],
+        Meta(
+            description="options passed to the engine as they are; they win over the plan. "
+            "Long names without dashes; true for a bare flag, false to leave a planned one out"
+        ),
+    ] = msgspec.field(default_factory=dict)
+
+
+class Objectives(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Settings that apply for one objective only."""
+
+    latency: Settings = msgspec.field(default_factory=Settings)
+    throughput: Settings = msgspec.field(default_factory=Settings)
+
+
+class ProfileFile(Settings, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A stackctl profile."""
+
+    description: str | None = None
+    extends: Annotated[Name | None, Meta(description="the profile this one starts from")] = None
+    engine: EngineName | None = None
+    stack: Annotated[
+        Name | None, Meta(description="the name it runs under; default: the profile's own")
+    ] = None
+    objective: Annotated[Objective | None, Meta(description="the default objective")] = None
+    objectives: Objectives = msgspec.field(default_factory=Objectives)
+
+
+class EngineArgument(Value, frozen=True, kw_only=True):
+    """One explicit engine option, its long name without dashes, and the values it is given.
+
+    An empty ``values`` is a bare flag; None leaves a planned option out.
+    """
+
+    name: str
+    values: tuple[Scalar, ...] | None
+
+
+class Profile(Value, frozen=True, kw_only=True):
+    """A profile with everything it extends, its objective and the overrides applied.
+
+    What is None was not said and is derived by the plan. ``overrides`` names the keys that the
+    command line set, ``files`` where the profile was read from, most specific first.
+    """
+
+    schema: Literal["stackctl.profile/1"] = "stackctl.profile/1"
+    name: str
+    description: str | None = None
+    engine: EngineName
+    stack: str
+    objective: Objective
+    model: str | None = None
+    image: str | None = None
+    context: int | None = None
+    concurrency: int | None = None
+    port: int | None = None
+    served_name: str | None = None
+    placement: PlacementWish = PlacementWish()
+    engine_args: tuple[EngineArgument, ...] = ()
+    overrides: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
