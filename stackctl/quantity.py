@@ -40,12 +40,11 @@ def parse_bytes(text: str) -> int:
 def format_bytes(count: int) -> str:
     """Bytes as people read them: ``241 MiB``, ``21.9 GiB``; three digits at most."""
     value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(value) < 1024:
-            break
+    units = ["B", "KiB", "MiB", "GiB", "TiB"]
+    while abs(value) >= 1024 and len(units) > 1:
         value /= 1024
-    else:
-        unit = "TiB"
+        units.pop(0)
+    unit = units[0]
     digits = 0 if unit == "B" or abs(value) >= 100 or value == int(value) else 1
     return f"{value:.{digits}f} {unit}"
 

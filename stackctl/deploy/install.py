@@ -118,7 +118,7 @@ def installed_stacks(context: Context) -> tuple[str, ...]:
 
 
 def install(context: Context, stack: str, files: tuple[UnitFile, ...]) -> None:
-    """Put exactly these files in the stack's folder, each atomically, and have systemd read them."""
+    """Put exactly these files in the stack's folder, each atomically; have systemd read them."""
     folder = context.paths.unit_folder(stack)
     for file in files:
         write_atomically(folder / file.name, file.text)
@@ -152,7 +152,7 @@ def assert_loaded(context: Context, units: UnitSet) -> None:
         )
     if Path(seen.get("SourcePath", "")) != expected:
         raise StackctlError(
-            f"{units.service} comes from {seen.get('SourcePath') or 'another unit'}, not {expected}",
+            f"{units.service} comes from {seen.get('SourcePath') or 'elsewhere'}, not {expected}",
             hint="choose another name for the stack: --name NAME",
         )
 

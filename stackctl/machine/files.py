@@ -1,4 +1,4 @@
-"""Reading facts from a machine, live or recorded, and writing files so that none is ever half there."""
+"""Reading facts from a machine, live or recorded; writing files so that none is half there."""
 
 from __future__ import annotations
 
@@ -76,11 +76,19 @@ class RecordedMachine:
             )
         self._root = root.resolve()
         recorded = _read(str(self._root / "commands.json"))
-        self._commands: dict[str, str] = json.loads(recorded) if recorded else {}
+        try:
+            self._commands: dict[str, str] = json.loads(recorded) if recorded else {}
+        except ValueError as error:
+            raise StackctlError(
+                f"{root}/commands.json is not valid JSON: {error}", exit_code=ExitCode.USAGE
+            ) from None
 
     def read(self, path: str) -> str | None:
         """See Machine. Links are followed only inside the recording."""
-        target = (self._root / path.lstrip("/")).resolve()
+        try:
+            target = (self._root / path.lstrip("/")).resolve()
+        except (OSError, ValueError, RuntimeError):  # a NUL in the path, a loop of links
+            return None
         return _read(str(target)) if target.is_relative_to(self._root) else None
 
     def glob(self, pattern: str) -> tuple[str, ...]:

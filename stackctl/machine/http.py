@@ -10,7 +10,7 @@ import requests
 
 @dataclass(frozen=True)
 class Answer:
-    """An HTTP answer. ``json`` is None when the body is no JSON; ``text`` is at most 64 KiB of it."""
+    """An HTTP answer; ``json`` is None when it is no JSON, ``text`` at most 64 KiB of it."""
 
     status: int
     json: Any

@@ -23,7 +23,7 @@ _IDLE_S = 10
 
 @dataclass(frozen=True)
 class Image:
-    """A local image. ``reference`` is pinned: name@digest when it came from a registry, else its ID."""
+    """A local image; ``reference`` is pinned: name@digest from a registry, else the ID."""
 
     id: str
     reference: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,9 @@ _PASSED = (
     "REGISTRY_AUTH_FILE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
     "http_proxy", "https_proxy", "no_proxy",
 )  # fmt: skip
+
+#: Told of every command before it runs (--verbose); set by the command line only.
+observer: Callable[[str], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ def run(
             ``check``, exited non-zero; the command is shown as one would type it.
     """
     command = shlex.join(argv)
+    if observer is not None:
+        observer(command)
     try:
         # A session of its own: Ctrl-C reaches stackctl alone, which then ends things in order.
         done = subprocess.run(
@@ -94,6 +99,27 @@ def run(
     if check and result.status != 0:
         raise failure(result)
     return result
+
+
+def stream(argv: Sequence[str]) -> int:
+    """Run a program with our own stdout and stderr, so that its output appears as it comes.
+
+    Returns its exit status; Ctrl-C ends it and is passed on.
+    """
+    try:
+        process = subprocess.Popen(
+            list(argv), stdin=subprocess.DEVNULL, env=controlled_environment()
+        )
+    except OSError as error:
+        raise StackctlError(
+            f"cannot run {argv[0]}: {error.strerror}", exit_code=ExitCode.HOST
+        ) from None
+    try:
+        return process.wait()
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
 
 
 def failure(result: Completed, message: str | None = None) -> StackctlError:

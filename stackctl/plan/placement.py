@@ -31,8 +31,8 @@ def place(host: Host, profile: Profile) -> Placed:
     """Choose CPUs, memory policy and thread counts.
 
     Raises:
-        StackctlError: exit 2 for CPUs or nodes that the machine lacks, exit 6 when binding was asked
-            for and the cpuset controller cannot be used.
+        StackctlError: exit 2 for CPUs or nodes that the machine lacks, exit 6 when binding was
+            asked for and the cpuset controller cannot be used.
     """
     wish = profile.placement
     nodes = _nodes(host, wish)

@@ -32,7 +32,7 @@ _SETTABLE = (*Settings.__struct_fields__, "engine")
 
 @dataclass(frozen=True)
 class Overrides:
-    """What the command line says: ``sets`` are KEY=VALUE texts, the rest the options of that name."""
+    """What the command line says: ``sets`` are KEY=VALUE texts, the rest options by name."""
 
     sets: tuple[str, ...] = ()
     model: str | None = None

@@ -45,7 +45,7 @@ def render(plan: Plan, target: Target, generation: int) -> UnitSet:
     """The unit files of one generation of a stack.
 
     Raises:
-        StackctlError: exit 2 for values that a unit cannot hold, exit 6 for a Podman without Quadlet.
+        StackctlError: exit 2 for values that a unit cannot hold, 6 for a Podman without Quadlet.
     """
     keys = Keys(parse_version(target.podman))
     template = _environment().get_template("engine.container.j2")
@@ -100,6 +100,12 @@ def generation_of(text: str) -> int | None:
     """The number of the generation that a unit text belongs to."""
     match = _GENERATION.search(text)
     return int(match[1]) if match else None
+
+
+def profile_of(text: str) -> str | None:
+    """The name of the profile that a unit text was made from."""
+    match = re.search(r"^Profile=(\S+)$", text, re.MULTILINE)
+    return match[1] if match else None
 
 
 def _environment() -> jinja2.Environment:

@@ -18,7 +18,12 @@ def parse_cpulist(text: str) -> tuple[int, ...]:
     Raises StackctlError (exit 2) for anything else.
     """
     cpus: set[int] = set()
-    for item in text.strip().split(","):
+    items = text.strip().split(",")
+    if len(items) > _MOST:
+        raise StackctlError(
+            "a CPU list of more items than there can be CPUs", exit_code=ExitCode.USAGE
+        )
+    for item in items:
         if not item.strip():
             continue
         match = _ITEM.fullmatch(item.strip())

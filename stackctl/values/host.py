@@ -23,7 +23,10 @@ class L3(Value, frozen=True, kw_only=True):
 
 
 class NumaNode(Value, frozen=True, kw_only=True):
-    """One NUMA node; ``distances`` in the order of the node list (10 is local)."""
+    """One NUMA node; ``distances`` in the order of the node list (10 is local).
+
+    ``cpus`` is empty for a memory-only node, ``memory_bytes`` 0 for one without memory.
+    """
 
     id: int
     cpus: str = ""
@@ -113,7 +116,7 @@ class Limits(Value, frozen=True, kw_only=True):
 
 
 class Problem(Value, frozen=True, kw_only=True):
-    """A fact that could not be read or stands in the way: what, why, and the command that fixes it."""
+    """What could not be read or stands in the way, why, and the command that fixes it."""
 
     what: str
     why: str

@@ -72,7 +72,7 @@ class Verdict(Value, frozen=True, kw_only=True):
 
 
 class Timing(Value, frozen=True, kw_only=True):
-    """Seconds allowed for the start: the soft deadline of stackctl and systemd's ceiling above it."""
+    """Seconds allowed for the start: stackctl's soft deadline, and systemd's ceiling above."""
 
     deadline_s: int
     ceiling_s: int

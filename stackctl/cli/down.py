@@ -1,0 +1,26 @@
+"""``stackctl down``."""
+
+from __future__ import annotations
+
+import click
+
+from stackctl.cli.session import Session, pick_stack, stack_argument, verb, yes_option
+
+
+@verb("down")
+@stack_argument
+@yes_option
+@click.option("--dry-run", is_flag=True, help="Say what would be stopped, change nothing.")
+def command(session: Session, stack: str | None, dry_run: bool) -> None:
+    """Stop STACK and remove its units. The model and the image stay."""
+    from stackctl.deploy.transaction import down, installed_generation
+
+    context = session.context()
+    name = pick_stack(context, stack)
+    if dry_run:
+        units = installed_generation(context, name).units
+        session.out.line(f"would stop {units.service} and remove {context.paths.unit_folder(name)}")
+        return
+    session.out.progress("stop", name)
+    down(context, name)
+    session.out.line(f"{name} is down")

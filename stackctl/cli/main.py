@@ -1,0 +1,135 @@
+"""The command group: verbs are imported when they are used, errors become exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from stackctl import __version__
+from stackctl.cli.output import Output
+from stackctl.cli.session import global_options
+from stackctl.errors import ExitCode, StackctlError
+
+#: Verbs in the order of use, with their line in --help; each is ``command`` in cli/VERB.py.
+VERBS = {
+    "probe": "Look at this machine: CPUs, memory, tools, and what stands in the way.",
+    "profiles": "List, show and describe profiles.",
+    "plan": "Show what a profile would run here, and why.",
+    "render": "Write the units of a profile without installing them.",
+    "up": "Plan, install, start and check a stack.",
+    "status": "Show what runs.",
+    "check": "Ask a running stack for its health and one real answer.",
+    "logs": "Show the log of a stack.",
+    "restart": "Restart a stack and wait until it answers.",
+    "down": "Stop a stack and remove its units.",
+    "image": "Build or load engine images without a registry.",
+    "completion": "Print the completion script of a shell.",
+}
+
+
+class _Group(click.Group):
+    """Imports a verb when it is asked for: starting up costs what the command needs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in VERBS:
+            return None
+        command = importlib.import_module(f"stackctl.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        import difflib
+
+        if args and not args[0].startswith("-") and args[0] not in VERBS:
+            near = difflib.get_close_matches(args[0], VERBS, n=1)
+            raise StackctlError(
+                f"there is no command {args[0]!r}",
+                hint=f"did you mean {near[0]}?" if near else "stackctl --help lists them",
+                exit_code=ExitCode.USAGE,
+            )
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.group(
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 done, 1 failed or unhealthy, 2 usage, 3 not running, 4 no such profile "
+    "or stack, 5 refused (does not fit), 6 the host lacks something, 7 locked, 130 interrupted.",
+)
+@global_options
+@click.version_option(__version__, prog_name="stackctl", message="%(prog)s %(version)s")
+def cli(**_: Any) -> None:
+    """Serve language models on this machine: plan, launch and check llama.cpp under Podman and
+    systemd."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line and return its exit code; never raises, never shows a traceback."""
+    _end_gracefully()
+    out = _plain_output(arguments)
+    try:
+        with cli.make_context("stackctl", list(arguments)) as context:
+            try:
+                cli.invoke(context)
+            finally:
+                out = context.meta.get("stackctl.output", out)
+            sys.stdout.flush()
+        return int(ExitCode.OK)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx is not None else "stackctl"
+        out.error(
+            StackctlError(
+                error.format_message().rstrip("."),
+                hint=f"{where} --help",
+                exit_code=ExitCode.USAGE,
+            )
+        )
+        return int(ExitCode.USAGE)
+    except StackctlError as error:
+        out.error(error)
+        return int(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        out.error(StackctlError("interrupted", exit_code=ExitCode.INTERRUPTED))
+        return int(ExitCode.INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output has gone (| head): no fault of ours, nothing left to say.
+        sys.stdout = None
+        return int(ExitCode.OK)
+
+
+def _plain_output(arguments: Sequence[str]) -> Output:
+    """For errors before the options are known."""
+    return Output(
+        json="--json" in arguments,
+        quiet=False,
+        verbose=False,
+        color="auto",
+        progress=False,
+    )
+
+
+def _end_gracefully() -> None:
+    """A closed terminal or a ``kill`` ends a transaction like Ctrl-C does: in order."""
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)

@@ -1,0 +1,163 @@
+"""Everything that is printed: data on stdout, all else on stderr, colour never alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from typing import IO, Literal
+
+import click
+
+from stackctl.errors import StackctlError
+from stackctl.values.base import Value, to_json
+from stackctl.values.result import ErrorReport, Result
+
+Color = Literal["auto", "always", "never"]
+_STATUS_COLOR = {"ok": "green", "warn": "yellow", "fail": "red", "skip": "cyan", "info": "cyan"}
+_NAME_WIDTH = 10
+
+
+class Output:
+    """Prints for one command. Also the Report of deployments."""
+
+    def __init__(
+        self, *, json: bool, quiet: bool, verbose: bool, color: Color, progress: bool
+    ) -> None:
+        self.json = json
+        self.quiet = quiet
+        self.verbose = verbose
+        self._color = color
+        self._live = progress and not quiet and sys.stderr.isatty()
+        self._shown = False
+        self._last: tuple[str, str] | None = None
+
+    def data(self, value: Value) -> None:
+        """A document, as JSON on stdout."""
+        self._clear()
+        sys.stdout.write(to_json(value))
+
+    def line(self, text: str = "") -> None:
+        """A line of data on stdout."""
+        self._clear()
+        sys.stdout.write(text + "\n")
+
+    def note(self, text: str) -> None:
+        """A remark on stderr; silent with --quiet."""
+        if not self.quiet:
+            self._say(text)
+
+    def step(self, name: str, text: str) -> None:
+        """See Report: a done step, one line on stderr."""
+        self.note(f"{name:<{_NAME_WIDTH}}{text}")
+
+    def progress(self, name: str, text: str) -> None:
+        """See Report: a line that is rewritten on a terminal; elsewhere nothing, the steps tell."""
+        if not self._live or self._last == (name, text):
+            return
+        self._last = (name, text)
+        width = shutil.get_terminal_size().columns
+        sys.stderr.write("\r\033[K" + f"{name:<{_NAME_WIDTH}}{text}"[: width - 1])
+        sys.stderr.flush()
+        self._shown = True
+
+    def warn(self, text: str, fix: str | None = None) -> None:
+        """See Report: a warning, shown even with --quiet."""
+        self._say(self.style("warning:", "yellow", sys.stderr) + f" {text}")
+        if fix:
+            self._say(f"  fix: {fix}")
+
+    def error(self, error: StackctlError) -> None:
+        """An error: what, evidence, hint. With --json a stackctl.error/1 on stdout."""
+        if self.json:
+            self.data(
+                ErrorReport(
+                    message=error.message,
+                    hint=error.hint,
+                    details=error.details,
+                    exit_code=int(error.exit_code),
+                )
+            )
+            return
+        self._say(self.style("error:", "red", sys.stderr) + f" {error.message}")
+        for detail in error.details:
+            self._say(f"  {detail}")
+        if error.hint:
+            first, *more = error.hint.splitlines()
+            self._say(self.style("hint:", "cyan", sys.stderr) + f" {first}")
+            for line in more:
+                self._say(f"  {line}")
+
+    def results(self, results: Sequence[Result]) -> None:
+        """Results of checks, one a line; what is wrong with its evidence and remedy."""
+        width = max((len(result.name) for result in results), default=0) + 2
+        for result in results:
+            status = self.style(f"{_mark(result.status):<6}", _STATUS_COLOR[result.status])
+            self.line(f"{status}{result.name:<{width}}{result.actual or ''}".rstrip())
+            indent = " " * (6 + width)
+            if result.status in ("fail", "warn"):
+                if result.expected:
+                    self.line(f"{indent}expected {result.expected}")
+                if result.evidence:
+                    self.line(f"{indent}{result.evidence}")
+                if result.remedy:
+                    self.line(f"{indent}fix: {result.remedy}")
+
+    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], *, fold: int) -> None:
+        """A table; column number ``fold`` wraps, the others keep their width."""
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        self._clear()
+        width = shutil.get_terminal_size((80, 24)).columns if sys.stdout.isatty() else 80
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+        for number, name in enumerate(head):
+            if number == fold:
+                table.add_column(name, overflow="fold", ratio=1)
+            else:
+                table.add_column(name, overflow="fold", max_width=max(16, width // 3))
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        console = Console(
+            file=sys.stdout,
+            width=width,
+            no_color=not self.colored(sys.stdout),
+            force_terminal=self.colored(sys.stdout) or None,
+            highlight=False,
+            markup=False,
+        )
+        with console.capture() as capture:
+            console.print(table)
+        for text in capture.get().splitlines():
+            sys.stdout.write(text.rstrip() + "\n")
+
+    def style(self, text: str, color: str, stream: IO[str] | None = None) -> str:
+        """Text in a colour, where the stream shows it."""
+        return click.style(text, fg=color) if self.colored(stream or sys.stdout) else text
+
+    def colored(self, stream: IO[str]) -> bool:
+        """Whether to colour: --color, then NO_COLOR and TERM, then whether it is a terminal."""
+        if self._color != "auto":
+            return self._color == "always"
+        # click ignores NO_COLOR; https://no-color.org asks for it to be heeded when not empty.
+        if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+            return False
+        return stream.isatty()
+
+    def _say(self, text: str) -> None:
+        self._clear()
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+    def _clear(self) -> None:
+        if self._shown:
+            sys.stderr.write("\r\033[K")
+            sys.stderr.flush()
+            self._shown = False
+
+
+def _mark(status: str) -> str:
+    """Statuses differ in their letters, so that colour is never needed."""
+    return "FAIL" if status == "fail" else status

@@ -1,0 +1,114 @@
+"""``stackctl probe``."""
+
+from __future__ import annotations
+
+import collections
+from pathlib import Path
+
+import click
+
+from stackctl.cli.session import Session, verb
+from stackctl.quantity import format_bytes
+from stackctl.values.cpulist import format_cpulist, parse_cpulist
+from stackctl.values.host import UNLIMITED, Cpu, Host
+
+_LABEL = 10
+
+
+@verb("probe")
+@click.option(
+    "--sysroot",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Look at a recorded machine: a folder with its proc/ and sys/.",
+)
+def command(session: Session, sysroot: Path | None) -> None:
+    """Look at this machine: processors, memory, tools, limits, and what stands in the way."""
+    from stackctl.machine.files import LiveMachine, RecordedMachine
+    from stackctl.probe import probe
+
+    machine = LiveMachine() if sysroot is None else RecordedMachine(sysroot)
+    host = probe(machine, scope=session.scope, names=True)
+    if session.out.json:
+        session.out.data(host)
+        return
+    for line in picture(host):
+        session.out.line(line)
+    for problem in host.problems:
+        label = session.out.style(f"{'warn':<{_LABEL}}", "yellow")
+        session.out.line(f"{label}{problem.what}: {problem.why}")
+        if problem.fix:
+            for number, line in enumerate(problem.fix.splitlines()):
+                session.out.line(f"{'':<{_LABEL}}{'fix: ' if number == 0 else '     '}{line}")
+
+
+def picture(host: Host) -> list[str]:
+    """The machine in a few lines of at most 80 columns where the names allow it."""
+    cpu, memory, tools = host.cpu, host.memory, host.tools
+    smt = {True: "SMT on", False: "SMT off", None: ""}[cpu.smt]
+    counts = [_count(cpu.sockets, "socket"), _count(cpu.cores, "core"), smt]
+    lines = [f"{cpu.model or 'unknown processor'}   {', '.join(filter(None, counts))}"]
+    if cpu.allowed is not None and cpu.allowed != cpu.online:
+        lines.append(_row("allowed", f"this process may use CPU {cpu.allowed} of {cpu.online}"))
+    lines += [_row("L3" if number == 0 else "", text) for number, text in enumerate(_caches(cpu))]
+    for node in cpu.numa:
+        where = f"cores {_cores(cpu, node.cpus)}" if node.cpus else "no cores"
+        size = format_bytes(node.memory_bytes) if node.memory_bytes is not None else "size unknown"
+        lines.append(_row(f"node {node.id}", f"{where}, {size}"))
+    total = format_bytes(memory.total_bytes) if memory.total_bytes is not None else "unknown"
+    free = (
+        ""
+        if memory.available_bytes is None
+        else f", {format_bytes(memory.available_bytes)} available"
+    )
+    limit = "" if memory.limit_bytes is None else f", limited to {format_bytes(memory.limit_bytes)}"
+    lines.append(_row("memory", total + free + limit))
+    if cpu.isa:
+        lines.append(_row("isa", " ".join(cpu.isa)))
+    for gpu in host.gpus:
+        size = f"   {format_bytes(gpu.memory_bytes)}" if gpu.memory_bytes is not None else ""
+        node_text = "" if gpu.numa_node is None else f"   node {gpu.numa_node}"
+        lines.append(
+            _row(f"GPU {gpu.index}", f"{gpu.name or gpu.pci or 'unknown'}{size}{node_text}")
+        )
+    quadlet = " (Quadlet)" if tools.quadlet_generator else ""
+    parts = [
+        tools.os or tools.kernel,
+        f"podman {tools.podman}{quadlet}" if tools.podman else None,
+        f"systemd {tools.systemd}" if tools.systemd else None,
+        f"cgroup v{tools.cgroup_version}" if tools.cgroup_version else None,
+    ]
+    lines.append(_row("host", ", ".join(filter(None, parts)) or "unknown"))
+    if host.limits.memlock_bytes is not None:
+        locked = host.limits.memlock_bytes
+        text = "unlimited" if locked == UNLIMITED else format_bytes(locked)
+        lines.append(_row("limits", f"{host.scope} services may lock {text} of memory"))
+    return lines
+
+
+def _row(label: str, text: str) -> str:
+    return f"  {label:<{_LABEL - 2}}{text}"
+
+
+def _count(number: int | None, noun: str) -> str:
+    return "" if number is None else f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _cores(cpu: Cpu, cpus: str) -> str:
+    """CPU numbers, one for each physical core."""
+    members = set(parse_cpulist(cpus))
+    groups = (members & set(parse_cpulist(core)) for core in cpu.siblings)
+    first = {min(group) for group in groups if group}
+    return format_cpulist(first or members)
+
+
+def _caches(cpu: Cpu) -> list[str]:
+    """``16 x 32 MiB, one core each``; domains that differ get a line each."""
+    kinds: collections.Counter[tuple[int | None, int]] = collections.Counter()
+    for cache in cpu.l3:
+        cores = len(parse_cpulist(_cores(cpu, cache.cpus)))
+        kinds[cache.bytes, cores] += 1
+    return [
+        f"{number} x {format_bytes(size) if size is not None else 'unknown size'}, "
+        f"{'one core' if cores == 1 else f'{cores} cores'}{' each' if number > 1 else ''}"
+        for (size, cores), number in kinds.items()
+    ]

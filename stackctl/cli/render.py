@@ -1,0 +1,62 @@
+"""``stackctl render``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from stackctl.cli.plan import facts_option, make_plan
+from stackctl.cli.session import Session, overrides, plan_options, profile_argument, verb
+from stackctl.errors import ExitCode, StackctlError
+
+
+@verb("render")
+@profile_argument
+@plan_options
+@facts_option
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Folder to write to; default: stdout."
+)
+def command(
+    session: Session,
+    profile: str,
+    sets: tuple[str, ...],
+    model: str | None,
+    objective: str | None,
+    name: str | None,
+    facts: Path | None,
+    output: Path | None,
+) -> None:
+    """Write the units of PROFILE without installing or starting anything."""
+    from stackctl.engines import engine
+    from stackctl.machine.files import write_atomically
+    from stackctl.units.render import Target, render
+
+    wanted = overrides(sets, model, objective, name)
+    plan, known, host = make_plan(session, session.profiles().resolve(profile, wanted), facts)
+    if known is None:
+        session.out.warn(
+            f"image {plan.image} was not looked at: not pinned, and its options not checked"
+        )
+    target = Target(
+        scope=session.scope,
+        podman=host.tools.podman,
+        image=plan.image,
+        program=known.program if known else _program(plan.image, engine(plan.engine)),
+    )
+    units = render(plan, target, 0)
+    for file in units.files:
+        if output is None:
+            session.out.line(file.text.rstrip("\n"))
+            continue
+        if output.exists() and not output.is_dir():
+            raise StackctlError(f"{output} is not a folder", exit_code=ExitCode.USAGE)
+        write_atomically(output / file.name, file.text)
+        session.out.line(str(output / file.name))
+
+
+def _program(image: str, engine: object) -> tuple[str, ...]:
+    """Images built here have no entry point; the engine's own do."""
+    local = getattr(engine, "local_image", None)
+    return (str(getattr(engine, "program", "")),) if image == local else ()

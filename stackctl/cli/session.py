@@ -1,0 +1,241 @@
+"""What every command has: its global options, and the way to the machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from stackctl.cli.output import Output
+from stackctl.errors import ExitCode, StackctlError
+
+if TYPE_CHECKING:
+    from stackctl.deploy.context import Context
+    from stackctl.sources.profiles import Profiles
+    from stackctl.state.paths import Paths
+
+
+@dataclass(frozen=True)
+class Session:
+    """One run of a command."""
+
+    out: Output
+    scope: Literal["user", "system"]
+    yes: bool = False
+    profile_folder: Path | None = None
+
+    def paths(self) -> Paths:
+        """Folders of the scope."""
+        from stackctl.machine.runner import controlled_environment
+        from stackctl.state.paths import paths
+
+        return paths(self.scope, controlled_environment(), profile_folder=self.profile_folder)
+
+    def profiles(self) -> Profiles:
+        """The profiles that this session sees."""
+        from stackctl.sources.profiles import Profiles
+
+        return Profiles(self.paths().profiles)
+
+    def context(self) -> Context:
+        """What deployments work with."""
+        from stackctl.deploy.context import Context
+        from stackctl.machine.files import LiveMachine
+        from stackctl.machine.systemd import Systemd
+
+        if self.scope == "system" and os.geteuid() != 0:
+            raise StackctlError(
+                "--system needs root",
+                hint="sudo stackctl ..., or leave --system out for a user service",
+                exit_code=ExitCode.USAGE,
+            )
+        return Context(
+            paths=self.paths(),
+            machine=LiveMachine(),
+            systemd=Systemd(self.scope),
+            report=self.out,
+            confirm=self.confirm,
+        )
+
+    def confirm(self, question: str) -> bool:
+        """Ask; without a terminal to ask on, refuse and name --yes."""
+        if self.yes:
+            return True
+        if not sys.stdin.isatty():
+            raise StackctlError(
+                question, hint="--yes goes on without asking", exit_code=ExitCode.USAGE
+            )
+        return click.confirm(f"{question}: go on?", err=True)
+
+
+_GLOBAL: tuple[Callable[[Any], Any], ...] = (
+    click.option("--user", "scope", flag_value="user", help="Units of this user (default)."),
+    click.option("--system", "scope", flag_value="system", help="Units of the system (for root)."),
+    click.option("--json", is_flag=True, help="Print a JSON document on stdout."),
+    click.option("-q", "--quiet", is_flag=True, help="Print results and errors only."),
+    click.option("-v", "--verbose", is_flag=True, help="Show the commands that are run."),
+    click.option(
+        "--color", type=click.Choice(["auto", "always", "never"]), help="When to use colour."
+    ),
+    click.option("--no-progress", is_flag=True, help="No live progress line."),
+)
+_GLOBAL_NAMES = ("scope", "json", "quiet", "verbose", "color", "no_progress")
+
+
+def global_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the global options; they may stand before the verb and after it."""
+    for option in reversed(_GLOBAL):
+        command = option(command)
+    return command
+
+
+def verb(name: str, **attributes: Any) -> Callable[[Callable[..., None]], click.Command]:
+    """A command that takes the global options and gets a Session as its first argument."""
+
+    def decorate(function: Callable[..., None]) -> click.Command:
+        def call(**parameters: Any) -> None:
+            context = click.get_current_context()
+            given = {key: parameters.pop(key) for key in _GLOBAL_NAMES}
+            before = context.find_root().params
+            for key in _GLOBAL_NAMES:
+                given[key] = given[key] or before.get(key)
+            session = make_session(
+                given,
+                yes=bool(parameters.pop("yes", False)),
+                profile_folder=parameters.pop("profile_folder", None),
+            )
+            context.find_root().meta["stackctl.output"] = session.out
+            function(session, **parameters)
+
+        call.__doc__ = function.__doc__
+        call.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
+        made = click.command(name, **attributes)(global_options(call))
+        assert isinstance(made, click.Command)
+        return made
+
+    return decorate
+
+
+def make_session(
+    given: dict[str, Any], *, yes: bool = False, profile_folder: Path | None = None
+) -> Session:
+    """A session from the values of the global options."""
+    out = Output(
+        json=bool(given["json"]),
+        quiet=bool(given["quiet"]),
+        verbose=bool(given["verbose"]),
+        color=given["color"] or "auto",
+        progress=not given["no_progress"],
+    )
+    if out.verbose:
+        from stackctl.machine import runner
+
+        runner.observer = lambda command: out.note(f"$ {command}")
+    scope: Literal["user", "system"] = given["scope"] or ("system" if os.geteuid() == 0 else "user")
+    return Session(out, scope, yes, profile_folder)
+
+
+def _profile_names(context: click.Context, _: Any, incomplete: str) -> list[str]:
+    folder = context.params.get("profile_folder")
+    session = make_session(dict.fromkeys(_GLOBAL_NAMES), profile_folder=folder)
+    return [name for name in session.profiles().names() if name.startswith(incomplete)]
+
+
+def _stack_names(context: click.Context, _: Any, incomplete: str) -> list[str]:
+    scope = context.params.get("scope")
+    session = make_session({**dict.fromkeys(_GLOBAL_NAMES), "scope": scope})
+    units = session.paths().units
+    found = (path.name for path in units.iterdir()) if units.is_dir() else ()
+    return sorted(name for name in found if name.startswith(incomplete))
+
+
+profile_argument = click.argument("profile", shell_complete=_profile_names)
+stack_argument = click.argument("stack", required=False, shell_complete=_stack_names)
+
+_PLAN = (
+    click.option(
+        "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Set a key of the profile."
+    ),
+    click.option("--model", metavar="SOURCE", help="The model, e.g. file:/srv/models/m.gguf."),
+    click.option(
+        "--objective",
+        type=click.Choice(["latency", "throughput"]),
+        help="What to tune for; the profile has a default.",
+    ),
+    click.option("--name", metavar="NAME", help="Name of the stack; the profile has a default."),
+    click.option(
+        "--profiles",
+        "profile_folder",
+        type=click.Path(exists=True, file_okay=False, path_type=Path),
+        help="A folder of profiles that comes first.",
+    ),
+)
+
+
+def plan_options(command: Any) -> Any:
+    """Options of all commands that plan."""
+    for option in reversed(_PLAN):
+        command = option(command)
+    return command
+
+
+def overrides(
+    sets: tuple[str, ...], model: str | None, objective: str | None, name: str | None
+) -> Any:
+    """The overrides that the options of a planning command give."""
+    from stackctl.sources.profiles import Overrides
+
+    return Overrides(sets=sets, model=model, objective=objective, name=name)
+
+
+def timeout_option(help_text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """--timeout with a duration such as 90s or 10m."""
+
+    def parse(_: Any, __: Any, value: str | None) -> float | None:
+        from stackctl.quantity import parse_duration
+
+        return None if value is None else parse_duration(value)
+
+    return click.option("--timeout", metavar="DURATION", callback=parse, help=help_text)
+
+
+yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+
+
+def pick_stack(context: Context, name: str | None) -> str:
+    """The stack that is meant: by its name, by its profile's, or the only one there is.
+
+    Raises:
+        StackctlError: exit 3 when none is up, 4 when there is none of that name, 2 when a name is
+            needed.
+    """
+    from stackctl.deploy import install
+    from stackctl.units.render import profile_of
+
+    up = install.installed_stacks(context)
+    if name is None:
+        if len(up) == 1:
+            return up[0]
+        if not up:
+            raise StackctlError(
+                "no stack is up", hint="stackctl up PROFILE", exit_code=ExitCode.NOT_RUNNING
+            )
+        raise StackctlError(
+            "which stack? there are several", hint=", ".join(up), exit_code=ExitCode.USAGE
+        )
+    if name in up or context.generations.numbers(name):
+        return name
+    for stack in up:
+        files = install.installed(context, stack)
+        if files and profile_of(files[0].text) == name:
+            return stack
+    raise StackctlError(
+        f"no stack named {name}",
+        hint="stacks: " + (", ".join(up) or "none is up"),
+        exit_code=ExitCode.NOT_FOUND,
+    )

@@ -1,0 +1,60 @@
+"""Looking at a machine: processors, memory, GPUs, tools and limits become one Host."""
+
+from __future__ import annotations
+
+import msgspec
+
+from stackctl.machine.files import Machine
+from stackctl.probe.cpu import probe_cpu, read_cpuinfo
+from stackctl.probe.gpu import probe_gpus
+from stackctl.probe.limits import may_raise, probe_limits
+from stackctl.probe.memory import probe_memory, reconcile
+from stackctl.probe.names import Names
+from stackctl.probe.problems import Facts, launch_problems
+from stackctl.probe.reading import Reader
+from stackctl.probe.tools import Commands, Scope, probe_tools
+from stackctl.values.host import Host, Problem
+
+__all__ = ["probe"]
+
+
+def probe(machine: Machine, *, scope: Scope, names: bool = False) -> Host:
+    """Everything known of a machine, for services of one scope.
+
+    What cannot be read is None and, where it matters, a Problem; this does not fail.
+
+    Args:
+        machine: the live machine or a recorded one.
+        scope: whose services will run: this user's or the system's.
+        names: also ask py-cpuinfo, on the live machine, when the kernel does not name the
+            processor or its instruction sets; it takes about a second.
+    """
+    reader = Reader(machine)
+    commands = Commands(machine)
+    info = read_cpuinfo(reader)
+    unnamed = info.model is None or info.flags is None
+    asked = Names() if names and machine.live and unnamed else None
+    missing: list[Problem] = []
+    cpu = probe_cpu(reader, info, missing)
+    memory = probe_memory(reader, missing)
+    cpu = msgspec.structs.replace(cpu, numa=reconcile(cpu.numa, memory.total_bytes, missing))
+    gpus = probe_gpus(reader)
+    seen = probe_tools(reader, commands, scope)
+    limits = probe_limits(reader, scope, seen.who)
+    facts = Facts(
+        live=machine.live,
+        scope=scope,
+        seen=seen,
+        limits=limits,
+        may_raise=may_raise(reader),
+        nodes=len(cpu.numa),
+    )
+    return Host(
+        scope=scope,
+        cpu=asked.fill(cpu) if asked else cpu,
+        memory=memory,
+        gpus=gpus,
+        tools=seen.tools,
+        limits=limits,
+        problems=(*launch_problems(facts), *missing, *reader.problems()),
+    )

@@ -1,0 +1,77 @@
+"""Resource limits that a service of one scope can reach."""
+
+from __future__ import annotations
+
+import re
+
+from stackctl.probe.reading import Reader
+from stackctl.probe.tools import Scope, Who, manager_socket, user_service
+from stackctl.values.host import UNLIMITED, Limits
+
+_CAP_SYS_RESOURCE = 24
+
+
+def probe_limits(reader: Reader, scope: Scope, who: Who) -> Limits:
+    """Read the hard limits of the manager that starts the services."""
+    if scope == "system":
+        memlock, nofile = _hard_limits(reader, 1)
+        if may_raise(reader):
+            # The kernel lets nobody open more files than this, whatever the limit.
+            return Limits(memlock_bytes=UNLIMITED, nofile=reader.number("/proc/sys/fs/nr_open"))
+        return Limits(memlock_bytes=memlock, nofile=nofile)
+    manager = None if who.uid is None else _user_manager(reader, who.uid)
+    if manager is None:
+        return Limits()
+    memlock, nofile = _hard_limits(reader, manager)
+    return Limits(memlock_bytes=memlock, nofile=nofile)
+
+
+def may_raise(reader: Reader) -> bool | None:
+    """Whether services of the system manager can be given any limit; None when unknown."""
+    status = reader.text("/proc/1/status") or ""
+    line = re.search(r"^CapBnd:\s+([0-9a-f]{1,16})\s*$", status, re.MULTILINE)
+    if line is None:
+        return None
+    mapped = (reader.text("/proc/1/uid_map") or "").split()
+    if mapped and mapped != ["0", "0", "4294967295"]:
+        # In a user namespace the capability does not reach limits of the machine.
+        return False
+    return bool(int(line[1], 16) >> _CAP_SYS_RESOURCE & 1)
+
+
+def _hard_limits(reader: Reader, pid: int) -> tuple[int | None, int | None]:
+    text = reader.text(f"/proc/{pid}/limits") or ""
+    return _hard(text, "Max locked memory"), _hard(text, "Max open files")
+
+
+def _hard(text: str, name: str) -> int | None:
+    line = re.search(rf"^{name}\s+\S+\s+([0-9]{{1,19}}|unlimited)\s", text, re.MULTILINE)
+    if line is None:
+        return None
+    return UNLIMITED if line[1] == "unlimited" else int(line[1])
+
+
+def _user_manager(reader: Reader, uid: int) -> int | None:
+    """The process of a user's service manager."""
+    if reader.machine.live and not reader.exists(manager_socket(uid)):
+        return None
+    # Its cgroup names it; the walk over all processes is for cgroup version 1.
+    listed = (reader.text(f"{user_service(uid)}/init.scope/cgroup.procs") or "").split()[:64]
+    for pid in listed:
+        if _is_manager(reader, pid, uid):
+            return int(pid)
+    for path in reader.machine.glob("/proc/[0-9]*/comm"):
+        pid = path.split("/")[2]
+        if reader.line(path) == "systemd" and _is_manager(reader, pid, uid):
+            return int(pid)
+    return None
+
+
+def _is_manager(reader: Reader, pid: str, uid: int) -> bool:
+    if not re.fullmatch("[0-9]{1,10}", pid):
+        return False
+    argv = (reader.text(f"/proc/{pid}/cmdline") or "").split("\0")
+    if not argv[0].endswith("systemd") or "--user" not in argv[1:]:
+        return False
+    status = reader.text(f"/proc/{pid}/status") or ""
+    return bool(re.search(rf"^Uid:\s+{uid}\s", status, re.MULTILINE))

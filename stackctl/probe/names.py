@@ -1,0 +1,45 @@
+"""The processor's name and instruction sets from py-cpuinfo, where /proc/cpuinfo gives none."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import msgspec
+
+from stackctl.probe.cpu import isa
+from stackctl.probe.reading import tidy
+from stackctl.values.host import Cpu
+
+_PATIENCE_S = 5.0
+
+
+class Names:
+    """Asks py-cpuinfo in the background: it starts processes and takes about a second."""
+
+    def __init__(self) -> None:
+        self._answer: dict[str, Any] = {}
+        self._give_up = time.monotonic() + _PATIENCE_S
+        # A daemon: an answer that never comes must not keep stackctl from ending.
+        self._thread = threading.Thread(target=self._ask, daemon=True)
+        self._thread.start()
+
+    def _ask(self) -> None:
+        try:
+            import cpuinfo
+
+            self._answer = dict(cpuinfo.get_cpu_info())
+        except (Exception, SystemExit):
+            # It raises plain Exception on architectures it does not know: then there is no answer.
+            self._answer = {}
+
+    def fill(self, cpu: Cpu) -> Cpu:
+        """Complete what the kernel did not say; never replaces what it did."""
+        self._thread.join(max(0.0, self._give_up - time.monotonic()))
+        brand, flags = self._answer.get("brand_raw"), self._answer.get("flags")
+        if cpu.model is None and isinstance(brand, str):
+            cpu = msgspec.structs.replace(cpu, model=tidy(brand))
+        if not cpu.isa and isinstance(flags, list):
+            cpu = msgspec.structs.replace(cpu, isa=isa(str(flag) for flag in flags))
+        return cpu

@@ -1,0 +1,195 @@
+"""What stands in the way of a launch: judged from facts, without looking at the machine."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from stackctl.probe.tools import Scope, Seen, Who
+from stackctl.values.host import UNLIMITED, Limits, Problem
+
+#: The first podman with Quadlet.
+_OLDEST_PODMAN = (4, 4)
+_DELEGATE = "/etc/systemd/system/user@.service.d/delegate.conf"
+_MEMLOCK = "/etc/systemd/system/user@.service.d/memlock.conf"
+_INSTALL = {
+    "debian": "apt-get install podman",
+    "ubuntu": "apt-get install podman",
+    "fedora": "dnf install podman",
+    "rhel": "dnf install podman",
+    "suse": "zypper install podman",
+    "arch": "pacman -S podman",
+}
+#: Releases whose own podman is too old for Quadlet.
+_TOO_OLD = (("debian", "11"), ("debian", "12"), ("ubuntu", "20.04"), ("ubuntu", "22.04"))
+_UPGRADE = "upgrade to Debian 13, Ubuntu 24.04 or newer, or install podman 4.4 or newer"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the judgement rests on."""
+
+    live: bool
+    scope: Scope
+    seen: Seen
+    limits: Limits
+    #: Whether services of the system manager can be given any limit.
+    may_raise: bool | None
+    nodes: int
+
+
+def launch_problems(facts: Facts) -> tuple[Problem, ...]:
+    """The problems, in the order in which a launch would meet them."""
+    return (
+        *_unrecorded(facts),
+        *_podman(facts),
+        *_systemd(facts),
+        *_cgroups(facts),
+        *_user_services(facts),
+        *_memlock(facts),
+    )
+
+
+def _root(facts: Facts, command: str) -> str:
+    return command if facts.seen.who.uid == 0 else f"sudo {command}"
+
+
+def _linger(who: Who) -> str:
+    return f"loginctl enable-linger {shlex.quote(who.name or '')}".rstrip()
+
+
+def _drop_in(facts: Facts, path: str, line: str) -> str:
+    folder = path.rpartition("/")[0]
+    steps = (
+        _root(facts, f"mkdir -p {folder}"),
+        f"printf '[Service]\\n{line}\\n' | " + _root(facts, f"tee {path}"),
+        _root(facts, "systemctl daemon-reload"),
+        _root(facts, f"systemctl restart user@{facts.seen.who.uid}.service"),
+    )
+    return " && ".join(steps)
+
+
+def _unrecorded(facts: Facts) -> Iterator[Problem]:
+    if facts.seen.unrecorded:
+        yield Problem(
+            what="tools: not recorded",
+            why=f"the recording holds no answer of {', '.join(facts.seen.unrecorded)}",
+        )
+
+
+def _podman(facts: Facts) -> Iterator[Problem]:
+    seen = facts.seen
+    version = seen.tools.podman
+    if version is None:
+        if facts.live:
+            absent = "not installed" in (seen.podman_error or "")
+            yield Problem(
+                what="podman is not installed" if absent else "podman does not answer",
+                why="containers run under podman"
+                if absent
+                else seen.podman_error or "podman --version gives no version",
+                fix=_install(facts) if absent else None,
+            )
+        return
+    if tuple(map(int, version.split(".")[:2])) < _OLDEST_PODMAN:
+        yield Problem(
+            what=f"podman {version} is too old",
+            why="services need Quadlet, which came with podman 4.4",
+            fix=_UPGRADE,
+        )
+    elif seen.generator_runs is False:
+        yield Problem(
+            what="no Quadlet generator",
+            why=f"systemd finds no podman-{facts.scope}-generator, so .container files do nothing",
+            fix="install podman with its systemd generators (the distribution's package has them)",
+        )
+
+
+def _install(facts: Facts) -> str | None:
+    families = facts.seen.families
+    if (*families[:1], facts.seen.release) in _TOO_OLD:
+        return _UPGRADE
+    command = next((_INSTALL[name] for name in families if name in _INSTALL), None)
+    return _root(facts, command) if command else None
+
+
+def _systemd(facts: Facts) -> Iterator[Problem]:
+    if facts.seen.tools.systemd_running is not False:
+        return
+    if facts.scope == "system" or facts.seen.booted is False:
+        yield Problem(
+            what="systemd is not running",
+            why="process 1 is not systemd (no /run/systemd/system), which runs the services",
+            fix="boot this machine or container with systemd as process 1",
+        )
+        return
+    who = facts.seen.who
+    start = f"systemctl start user@{who.uid}.service"
+    if facts.seen.tools.linger is False:
+        start = _linger(who)
+    yield Problem(
+        what="no service manager for this user",
+        why=f"user@{who.uid}.service does not run; user services and their limits depend on it",
+        fix=_root(facts, start),
+    )
+
+
+def _cgroups(facts: Facts) -> Iterator[Problem]:
+    if facts.seen.tools.cgroup_version == 1:
+        yield Problem(
+            what="cgroup version 1",
+            why="Quadlet needs cgroup version 2; here the controllers are in version 1 (or hybrid)",
+            fix="add systemd.unified_cgroup_hierarchy=1 to the kernel command line and reboot",
+        )
+
+
+def _user_services(facts: Facts) -> Iterator[Problem]:
+    tools, who = facts.seen.tools, facts.seen.who
+    if tools.linger is False and tools.systemd_running is not False:
+        yield Problem(
+            what="user services end at logout",
+            why=f"lingering is off for {who.name}",
+            fix=_root(facts, _linger(who)),
+        )
+    known = facts.seen.controllers_known
+    if facts.nodes < 2 or not known or "cpuset" in tools.cgroup_controllers:
+        return
+    if facts.scope == "system":
+        yield Problem(
+            what="no cpuset controller",
+            why=f"services cannot be bound to one of the {facts.nodes} NUMA nodes without it",
+        )
+        return
+    yield Problem(
+        what="cpuset is not delegated to user services",
+        why=f"without it they cannot be bound to one of the {facts.nodes} NUMA nodes; "
+        f"delegated: {' '.join(tools.cgroup_controllers) or 'nothing'} "
+        "(the fix restarts the user's services)",
+        fix=_drop_in(facts, _DELEGATE, "Delegate=cpu cpuset io memory pids"),
+    )
+
+
+def _memlock(facts: Facts) -> Iterator[Problem]:
+    limit = facts.limits.memlock_bytes
+    if limit is None:
+        # Without a manager there is no limit to read, and that is a problem already.
+        if facts.live and facts.seen.tools.systemd_running:
+            yield Problem(
+                what="locked memory limit is unknown",
+                why="the limits of the service manager's process cannot be read",
+            )
+        return
+    if limit == UNLIMITED:
+        return
+    fixable = facts.scope == "user" and facts.may_raise is not False
+    why = f"services may lock {limit} bytes ({limit / 2**20:.0f} MiB) of memory at most"
+    if not fixable:
+        why += "; process 1 lacks CAP_SYS_RESOURCE, so no setting inside this machine can raise it"
+    else:
+        why += " (the fix restarts the user's services)"
+    yield Problem(
+        what="locked memory is limited",
+        why=why,
+        fix=_drop_in(facts, _MEMLOCK, "LimitMEMLOCK=infinity") if fixable else None,
+    )

@@ -1,0 +1,245 @@
+"""Programs and kernel interfaces that a launch needs, for one scope."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from dataclasses import dataclass
+from typing import Literal
+
+from stackctl.errors import StackctlError
+from stackctl.machine.files import Machine
+from stackctl.machine.runner import Completed, failure
+from stackctl.probe.reading import Reader, tidy
+from stackctl.values.host import Tools
+
+Scope = Literal["user", "system"]
+
+_CGROUP = "/sys/fs/cgroup"
+_BOOTED = "/run/systemd/system"
+#: Where systemd looks for generators, its own order; podman installs into the last.
+_GENERATORS = ("/etc/systemd", "/usr/local/lib/systemd", "/usr/lib/systemd", "/lib/systemd")
+#: The same program where a distribution keeps it; good for dry runs, unseen by systemd.
+_QUADLET = ("/usr/libexec/podman/quadlet", "/usr/lib/podman/quadlet",
+            "/usr/local/libexec/podman/quadlet")  # fmt: skip
+#: Longer than the runner's own limit, which kills the command.
+_PATIENCE_S = 15.0
+
+
+class Answer:
+    """A command that runs beside the rest of the probe."""
+
+    def __init__(self, machine: Machine, *argv: str) -> None:
+        self._machine = machine
+        self._argv = argv
+        self._done: Completed | None = None
+        self._error: StackctlError | None = None
+        self._thread = threading.Thread(target=self._ask, daemon=True)
+        self._thread.start()
+
+    def _ask(self) -> None:
+        try:
+            done = self._machine.run(self._argv)
+            if done.status != 0:
+                raise failure(done)
+            self._done = done
+        except StackctlError as error:
+            self._error = error
+
+    def stdout(self) -> str:
+        """What it printed.
+
+        Raises:
+            StackctlError: it could not be run, failed, or did not answer.
+        """
+        self._thread.join(_PATIENCE_S)
+        if self._done is not None:
+            return self._done.stdout
+        raise self._error or StackctlError(f"{self._argv[0]} does not answer")
+
+
+class Commands:
+    """The commands that a probe needs, started at once."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.podman = Answer(machine, "podman", "--version")
+        self.systemd = Answer(machine, "systemctl", "--version")
+
+
+@dataclass(frozen=True)
+class Who:
+    """The user that the probe is for."""
+
+    uid: int | None
+    name: str | None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Tools, and what only the list of problems needs to know of them."""
+
+    tools: Tools
+    who: Who
+    #: Why podman gave no version; None when it did.
+    podman_error: str | None
+    #: Whether systemd runs Quadlet for this scope; None on a recording that does not say.
+    generator_runs: bool | None
+    #: Whether systemd runs the machine, whatever the scope.
+    booted: bool | None
+    #: Whether ``cgroup_controllers`` was read: empty may also mean that there are none.
+    controllers_known: bool
+    #: Identifiers of the distribution and of those it is like; and its version.
+    families: tuple[str, ...]
+    release: str | None
+    #: Commands that a recorded machine does not hold.
+    unrecorded: tuple[str, ...]
+
+
+def probe_tools(reader: Reader, commands: Commands, scope: Scope) -> Seen:
+    """Read what is installed and runs. On a recording, absent files mean unknown, not absent."""
+    release = _os_release(reader)
+    who = _who(reader)
+    version = _cgroup_version(reader)
+    podman, podman_error = _version(commands.podman, r"\b([0-9]{1,4}(?:\.[0-9]{1,5})+)")
+    systemd, systemd_error = _version(commands.systemd, r"^systemd ([0-9]{1,5})\b")
+    errors = {"podman": podman_error, "systemctl": systemd_error}
+    controllers = _controllers(reader, scope, who) if version == 2 else None
+    tools = Tools(
+        os=release.get("PRETTY_NAME"),
+        kernel=_kernel(reader),
+        podman=podman,
+        quadlet_generator=_generator(reader, "system-generators/podman-system-generator", _QUADLET),
+        systemd=systemd,
+        systemd_running=_systemd_running(reader, scope, who),
+        cgroup_version=version,
+        cgroup_controllers=controllers or (),
+        linger=_linger(reader, who) if scope == "user" else None,
+    )
+    linked = f"{scope}-generators/podman-{scope}-generator"
+    return Seen(
+        tools=tools,
+        who=who,
+        podman_error=podman_error,
+        generator_runs=_absent_is_known(reader, _generator(reader, linked, ()) is not None),
+        booted=_absent_is_known(reader, reader.exists(_BOOTED)),
+        controllers_known=controllers is not None,
+        families=tuple(f"{release.get('ID', '')} {release.get('ID_LIKE', '')}".split()),
+        release=release.get("VERSION_ID"),
+        unrecorded=()
+        if reader.machine.live
+        else tuple(name for name, error in errors.items() if error),
+    )
+
+
+def user_service(uid: int) -> str:
+    """The cgroup folder of a user's service manager."""
+    return f"{_CGROUP}/user.slice/user-{uid}.slice/user@{uid}.service"
+
+
+def manager_socket(uid: int) -> str:
+    """Where a user's service manager listens while it runs."""
+    return f"/run/user/{uid}/systemd/private"
+
+
+def _absent_is_known(reader: Reader, there: bool) -> bool | None:
+    return True if there else (False if reader.machine.live else None)
+
+
+def _version(answer: Answer, pattern: str) -> tuple[str | None, str | None]:
+    try:
+        text = answer.stdout()[:4096]
+    except StackctlError as error:
+        return None, "; ".join((error.message, *error.details[-1:]))
+    match = re.search(pattern, text, re.MULTILINE)
+    if match is None:
+        return None, f"it gives no version: {tidy(text, most=60) or 'nothing'}"
+    return match[1], None
+
+
+def _os_release(reader: Reader) -> dict[str, str]:
+    text = reader.text("/etc/os-release") or reader.text("/usr/lib/os-release") or ""
+    found = {}
+    for line in text[:65536].splitlines():
+        key, equals, value = line.partition("=")
+        plain = tidy(value.strip().strip("\"'"))
+        if equals and plain:
+            found[key.strip()] = plain
+    return found
+
+
+def _kernel(reader: Reader) -> str | None:
+    release = reader.line("/proc/sys/kernel/osrelease")
+    if release is not None:
+        return release
+    words = (reader.line("/proc/version") or "").split()
+    return words[2] if words[:2] == ["Linux", "version"] and len(words) > 2 else None
+
+
+def _who(reader: Reader) -> Who:
+    if reader.machine.live:
+        uid: int | None = os.getuid()
+    else:
+        line = re.search(
+            r"^Uid:\s+([0-9]{1,10})\s", reader.text("/proc/self/status") or "", re.MULTILINE
+        )
+        uid = int(line[1]) if line else None
+    return Who(uid, None if uid is None else _user_name(reader, uid))
+
+
+def _user_name(reader: Reader, uid: int) -> str | None:
+    if reader.machine.live:
+        # Not every user is in /etc/passwd (LDAP, systemd-homed).
+        import pwd
+
+        try:
+            return pwd.getpwuid(uid).pw_name
+        except KeyError:
+            return None
+    for line in (reader.text("/etc/passwd") or "").splitlines():
+        fields = line.split(":")
+        if len(fields) > 2 and fields[2] == str(uid) and re.fullmatch(r"[\w.@-]+\$?", fields[0]):
+            return fields[0]
+    return None
+
+
+def _generator(reader: Reader, name: str, others: tuple[str, ...]) -> str | None:
+    paths = (*(f"{folder}/{name}" for folder in _GENERATORS), *others)
+    return next((path for path in paths if reader.exists(path)), None)
+
+
+def _systemd_running(reader: Reader, scope: Scope, who: Who) -> bool | None:
+    running = reader.exists(_BOOTED)
+    if scope == "user" and running:
+        if who.uid is None:
+            return None
+        # The socket that systemctl --user speaks to; its folder goes when the manager ends.
+        running = reader.exists(manager_socket(who.uid))
+    return _absent_is_known(reader, running)
+
+
+def _cgroup_version(reader: Reader) -> Literal[1, 2] | None:
+    if reader.text(f"{_CGROUP}/cgroup.controllers") is not None:
+        return 2
+    # Hybrid counts as version 1: its controllers are not in the unified hierarchy.
+    marks = ("unified", "systemd", "memory", "cpu", "cpu,cpuacct")
+    return 1 if any(reader.exists(f"{_CGROUP}/{mark}") for mark in marks) else None
+
+
+def _controllers(reader: Reader, scope: Scope, who: Who) -> tuple[str, ...] | None:
+    if scope == "user" and who.uid is None:
+        return None
+    folder = _CGROUP if scope == "system" or who.uid is None else user_service(who.uid)
+    text = reader.text(f"{folder}/cgroup.controllers")
+    if text is None:
+        return None
+    return tuple(name for name in text[:1024].split() if re.fullmatch(r"[a-z_]{1,20}", name))
+
+
+def _linger(reader: Reader, who: Who) -> bool | None:
+    if who.name is None:
+        return None
+    folder = "/var/lib/systemd/linger"
+    if reader.exists(f"{folder}/{who.name}"):
+        return True
+    return False if reader.machine.live or reader.exists(folder) else None
