@@ -13,7 +13,7 @@ from stackctl.errors import ExitCode, StackctlError
 if TYPE_CHECKING:
     from stackctl.values.host import Host
     from stackctl.values.measured import EngineFacts
-    from stackctl.values.plan import Plan
+    from stackctl.values.plan import Decision, Plan
     from stackctl.values.profile import Profile
 
 facts_option = click.option(
@@ -104,7 +104,7 @@ def show(session: Session, plan: Plan, *, explain: bool) -> None:
     if explain:
         out.line()
         rows = [
-            (d.field, "(unset)" if d.value is None else _value(d.value), f"{d.reason} [{d.source}]")
+            (d.field, "(unset)" if d.value is None else _value(d.value), _why(d))
             for d in plan.decisions
         ]
         out.table(("FIELD", "VALUE", "WHY"), rows, fold=2)
@@ -114,6 +114,13 @@ def show(session: Session, plan: Plan, *, explain: bool) -> None:
         out.line(f"{'runs':<14}{threads or '?'} threads, context {context}, port {plan.port}")
         out.line(f"{'image':<14}{plan.image}")
         out.note(f"every value and its reason: stackctl plan {plan.profile} --explain")
+
+
+def _why(decision: Decision) -> str:
+    """The reason; the source where it is more than derived and the reason does not say it."""
+    if decision.source in ("derived", "measured") or decision.source in decision.reason:
+        return decision.reason
+    return f"{decision.reason} ({decision.source})"
 
 
 def _value(value: object) -> str:

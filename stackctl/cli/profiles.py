@@ -7,6 +7,7 @@ import json
 import click
 
 from stackctl.cli.session import Session, overrides, plan_options, verb
+from stackctl.values.profile import PlacementWish
 
 
 class _Default(click.Group):
@@ -64,7 +65,6 @@ def show(
     if session.out.json:
         session.out.data(profile)
         return
-    placement = profile.placement
     rows = [
         ("engine", profile.engine),
         ("stack", profile.stack),
@@ -75,7 +75,7 @@ def show(
         ("concurrency", profile.concurrency),
         ("port", profile.port),
         ("served_name", profile.served_name or "(the model's file name)"),
-        ("placement", " ".join(filter(None, (placement.policy, placement.nodes, placement.cpus)))),
+        ("placement", _placement(profile.placement)),
         *(
             (f"engine_args.{argument.name}",
              "(left out)" if argument.values is None
@@ -87,6 +87,13 @@ def show(
     session.out.line(f"{profile.name}: {profile.description or ''}".rstrip(": "))
     shown = [(str(key), "(derived)" if value is None else str(value)) for key, value in rows]
     session.out.table(("KEY", "VALUE"), shown, fold=1)
+
+
+def _placement(wish: PlacementWish) -> str:
+    parts: list[str] = [wish.policy]
+    parts += [f"nodes {wish.nodes}"] if wish.nodes is not None else []
+    parts += [f"cpus {wish.cpus}"] if wish.cpus is not None else []
+    return ", ".join(parts)
 
 
 @verb("schema")

@@ -94,7 +94,7 @@ def global_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def verb(name: str, **attributes: Any) -> Callable[[Callable[..., None]], click.Command]:
+def verb(name: str) -> Callable[[Callable[..., None]], click.Command]:
     """A command that takes the global options and gets a Session as its first argument."""
 
     def decorate(function: Callable[..., None]) -> click.Command:
@@ -114,9 +114,7 @@ def verb(name: str, **attributes: Any) -> Callable[[Callable[..., None]], click.
 
         call.__doc__ = function.__doc__
         call.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
-        made = click.command(name, **attributes)(global_options(call))
-        assert isinstance(made, click.Command)
-        return made
+        return click.command(name)(global_options(call))
 
     return decorate
 

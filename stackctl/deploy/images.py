@@ -82,8 +82,15 @@ def inspect_engine(
             cache.put(known)
         return known
     context.report.progress("image", f"reading the options of {engine.program}")
-    program = () if _is_engine(image.entrypoint, engine) else (engine.program,)
-    entrypoint = engine.program if program else None
+    starts = image.entrypoint[0].rpartition("/")[2] if image.entrypoint else None
+    if starts not in (None, engine.program):
+        raise StackctlError(
+            f"image {reference} starts {starts}, not {engine.program}",
+            hint="an image whose entry point is the engine, or one without entry point",
+            exit_code=ExitCode.HOST,
+        )
+    program = () if starts else (engine.program,)
+    entrypoint = None if starts else engine.program
     help_text = podman.run_once(image.id, ["--help"], entrypoint=entrypoint)
     options = engine.parse_help(help_text.stdout) if help_text.status == 0 else ()
     if not options:
@@ -112,22 +119,11 @@ def inspect_engine(
         pinned=image.reference,
         seen=now(),
         version=engine.parse_version(version.stdout + version.stderr),
-        # The unit's entry point is the image's: a program is only named where there is none.
-        program=program if not image.entrypoint else (),
+        program=program,
         options=options,
     )
-    if program and image.entrypoint:
-        raise StackctlError(
-            f"image {reference} starts {image.entrypoint[0]}, not {engine.program}",
-            hint="an image whose entry point is the engine, or one without entry point",
-            exit_code=ExitCode.HOST,
-        )
     cache.put(facts)
     return facts
-
-
-def _is_engine(entrypoint: tuple[str, ...], engine: Engine) -> bool:
-    return bool(entrypoint) and entrypoint[0].rpartition("/")[2] == engine.program
 
 
 def _candidates(profile: Profile, engine: Engine) -> tuple[tuple[str, str], ...]:

@@ -38,7 +38,9 @@ _STATUS = {"125": "Podman could not start the container", "126": "the engine can
 
 
 def start_and_wait(context: Context, generation: Generation, *, deadline_s: float) -> float:
-    """Start the generation's service and wait until systemd says it is ready.
+    """Start the generation's service and wait until systemd calls it active and it answers.
+
+    Both, since a Podman before 4.6 cannot hold systemd's "active" back until the engine is healthy.
 
     Returns:
         Seconds until ready.
@@ -47,7 +49,7 @@ def start_and_wait(context: Context, generation: Generation, *, deadline_s: floa
         StackctlError: the cause in one line, the end of the engine's log, what to do.
     """
     plan, service = generation.plan, generation.units.service
-    engine = find_engine(plan.engine)
+    engine, port = find_engine(plan.engine), plan.port
     started = time.monotonic()
     context.systemd.reset_failed(service)
     context.systemd.start(service)
@@ -55,7 +57,8 @@ def start_and_wait(context: Context, generation: Generation, *, deadline_s: floa
     while True:
         state = context.systemd.show(service, *_PROPERTIES)
         elapsed = time.monotonic() - started
-        if state.get("ActiveState") == "active":
+        active = state.get("ActiveState") == "active"
+        if active and endpoint.liveness(port, engine.health_path) == "ready":
             return elapsed
         if _has_failed(state):
             raise explain(context, generation, engine, state)

@@ -130,9 +130,13 @@ def down(context: Context, stack: str) -> None:
         with _uninterrupted():
             number = render.generation_of(files[0].text)
             _take_down(context, stack)
-            if number in context.generations.numbers(stack) and number is not None:
-                generation = context.generations.read(stack, number)
-                context.generations.finish(generation, "stopped")
+            try:
+                if number is not None:
+                    generation = context.generations.read(stack, number)
+                    context.generations.finish(generation, "stopped")
+            except StackctlError as problem:
+                # It is down, which is what was asked for.
+                context.report.warn(f"not recorded: {problem.message}")
 
 
 def restart(context: Context, stack: str) -> Generation:

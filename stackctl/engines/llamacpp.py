@@ -51,7 +51,7 @@ _NEWEST = (
     _option("batch-size", "N"), _option("ubatch-size", "N"), _option("flash-attn", "[on|off|auto]"),
     _option("load-mode", "MODE"), _option("numa", "TYPE"), _option("cache-reuse", "N"),
     _option("cache-ram", "N"), _option("cache-type-k", "TYPE"), _option("cache-type-v", "TYPE"),
-    _option("jinja no-jinja"), _option("metrics"),
+    _option("jinja no-jinja"), _option("metrics"), _option("cors-origins", "ORIGINS"),
 )  # fmt: skip
 
 #: Causes of a failed start, most specific first. Checked against the last lines of the log.
@@ -173,6 +173,7 @@ class LlamaCpp:
             *_numa(request),
             *_caches(request),
             Option("jinja", (), "the model's own chat template"),
+            Option("cors-origins", ("localhost",), "no foreign web page may use it in a browser"),
             Option("metrics", (), "counters for health and measurement"),
         )
 
@@ -379,10 +380,16 @@ def _caches(request: Request) -> tuple[Option, ...]:
             Option("cache-ram", (mib,), "MiB of prompts kept in memory: 5 %, at most 8 GiB")
         )
     if _latency(request):
-        options.append(
-            Option("cache-reuse", (256,), "a prompt that moved keeps its cache from 256 tokens on")
-        )
+        options.append(_cache_reuse(request.model))
     return tuple(options)
+
+
+def _cache_reuse(model: Model) -> Option:
+    """Shifting a cache needs every layer to keep the whole context (llama.cpp: can_shift)."""
+    if model.kv is not None and (model.kv.sliding_layers or 0 in model.kv.kv_heads):
+        reason = "left out: layers with a sliding window or recurrent state cannot shift"
+        return Option("cache-reuse", None, reason)
+    return Option("cache-reuse", (256,), "a prompt that moved keeps its cache from 256 tokens on")
 
 
 def _old_load_mode(mode: str, dialect: Dialect) -> tuple[str, ...] | None:

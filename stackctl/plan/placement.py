@@ -38,7 +38,7 @@ def place(host: Host, profile: Profile) -> Placed:
     nodes = _nodes(host, wish)
     cores = _cores(host, wish, nodes)
     smt = any(len(core) > 1 for core in cores)
-    bound = bool(wish.cpus or wish.nodes or wish.policy == "bind")
+    bound = wish.cpus is not None or wish.nodes is not None or wish.policy == "bind"
     cpuset_known = host.tools.cgroup_version is not None
     cpuset = "cpuset" in host.tools.cgroup_controllers
     if bound and cpuset_known and not cpuset:
@@ -68,7 +68,7 @@ def place(host: Host, profile: Profile) -> Placed:
             field="cpus",
             value=placement.cpus,
             reason=_why_cpus(bound, smt, cpuset, cpuset_known),
-            source=source if wish.cpus or wish.nodes else "derived",
+            source=source if wish.cpus is not None or wish.nodes is not None else "derived",
         ),
         Decision(
             field="memory-policy",
@@ -86,7 +86,7 @@ def _nodes(host: Host, wish: PlacementWish) -> tuple[int, ...]:
     have = tuple(node.id for node in host.cpu.numa if node.memory_bytes != 0)
     if wish.nodes is None:
         return have
-    wanted = parse_cpulist(wish.nodes)
+    wanted = parse_cpulist(str(wish.nodes))
     missing = [node for node in wanted if node not in have]
     if missing or not wanted:
         raise StackctlError(
@@ -104,7 +104,7 @@ def _cores(host: Host, wish: PlacementWish, nodes: tuple[int, ...]) -> tuple[tup
     if not allowed and cpu.threads:
         allowed = set(range(cpu.threads))
     if wish.cpus is not None:
-        wanted = set(parse_cpulist(wish.cpus))
+        wanted = set(parse_cpulist(str(wish.cpus)))
         if not wanted or not wanted <= allowed:
             raise StackctlError(
                 f"placement.cpus: may not use CPU {format_cpulist(wanted - allowed)}".rstrip(),

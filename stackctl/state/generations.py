@@ -42,7 +42,14 @@ class Generations:
             ) from None
         except OSError as error:
             raise StackctlError(f"cannot read {path}: {error.strerror}") from None
-        return from_json(text, Generation, where=str(path))
+        try:
+            return from_json(text, Generation, where=str(path))
+        except StackctlError as error:
+            raise StackctlError(
+                f"the record of generation {number} of {stack} cannot be read",
+                details=(error.message,),
+                hint=f"stackctl down {stack} still works; then stackctl up writes a new one",
+            ) from None
 
     def write(self, generation: Generation) -> None:
         """Store a generation; not readable by others, since plans name paths."""

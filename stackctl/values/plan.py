@@ -16,7 +16,7 @@ class Decision(Value, frozen=True, kw_only=True):
     """One planned value, why it is so, and where it comes from."""
 
     field: str
-    value: Scalar
+    value: Scalar = None
     reason: str
     source: Source
 
@@ -43,8 +43,8 @@ class MemoryBudget(Value, frozen=True, kw_only=True):
     kv_bytes: int
     compute_bytes: int
     total_bytes: int
-    limit_bytes: int | None
-    headroom_bytes: int | None
+    limit_bytes: int | None = None
+    headroom_bytes: int | None = None
 
 
 class PromptTime(Value, frozen=True, kw_only=True):
@@ -65,8 +65,8 @@ class Prediction(Value, frozen=True, kw_only=True):
 class Verdict(Value, frozen=True, kw_only=True):
     """Whether it fits the machine and is worth running; None where nothing is known."""
 
-    viable: bool | None
-    fits: bool | None
+    viable: bool | None = None
+    fits: bool | None = None
     reasons: tuple[str, ...] = ()
     alternatives: tuple[str, ...] = ()
 

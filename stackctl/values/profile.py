@@ -29,8 +29,8 @@ class PlacementWish(Value, frozen=True, kw_only=True):
     """
 
     policy: Literal["auto", "default", "bind", "interleave"] = "auto"
-    nodes: str | None = None
-    cpus: str | None = None
+    nodes: str | int | None = None
+    cpus: str | int | None = None
 
 
 class Settings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -90,7 +90,7 @@ class EngineArgument(Value, frozen=True, kw_only=True):
     """
 
     name: str
-    values: tuple[Scalar, ...] | None
+    values: tuple[Scalar, ...] | None = None
 
 
 class Profile(Value, frozen=True, kw_only=True):

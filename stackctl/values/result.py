@@ -38,9 +38,9 @@ class StackStatus(Value, frozen=True, kw_only=True):
     generation: int
     state: Literal["ready", "starting", "failed", "stopped", "not answering"]
     unit: str
-    unit_state: str | None
-    since: str | None
-    restarts: int | None
+    unit_state: str | None = None
+    since: str | None = None
+    restarts: int | None = None
     endpoint: str
     model: str
     image: str
