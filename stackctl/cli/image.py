@@ -34,7 +34,10 @@ def build(session: Session, engine: str, output: Path | None, mirror: str | None
 @verb("load")
 @click.argument("archive", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def load(session: Session, archive: Path) -> None:
-    """Load ARCHIVE, made by "image build -o" or "podman save", as the local llama.cpp image."""
+    """Load ARCHIVE as the local llama.cpp image.
+
+    ARCHIVE is what "stackctl image build -o" or "podman save" wrote.
+    """
     from stackctl.deploy.imagebuild import load_llama_cpp
 
     session.out.line(load_llama_cpp(session.out, archive))

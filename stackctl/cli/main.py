@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -81,6 +82,8 @@ def cli(**_: Any) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code; never raises, never shows a traceback."""
     _end_gracefully()
+    if os.environ.get("_STACKCTL_COMPLETE"):
+        cli.main(args=list(arguments), prog_name="stackctl")
     out = _plain_output(arguments)
     try:
         with cli.make_context("stackctl", list(arguments)) as context:

@@ -80,7 +80,7 @@ def picture(host: Host) -> list[str]:
     lines.append(_row("host", ", ".join(filter(None, parts)) or "unknown"))
     if host.limits.memlock_bytes is not None:
         locked = host.limits.memlock_bytes
-        text = "unlimited" if locked == UNLIMITED else format_bytes(locked)
+        text = "any amount" if locked == UNLIMITED else f"at most {format_bytes(locked)}"
         lines.append(_row("limits", f"{host.scope} services may lock {text} of memory"))
     return lines
 

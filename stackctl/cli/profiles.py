@@ -59,7 +59,10 @@ def show(
     objective: str | None,
     name: str | None,
 ) -> None:
-    """Show profile NAME with all that it extends, its objective and overrides applied."""
+    """Show profile NAME as it applies.
+
+    With all that it extends, its objective and the overrides.
+    """
     wanted = overrides(sets, model, objective, name)
     profile = session.profiles().resolve(profile_name, wanted)
     if session.out.json:

@@ -113,8 +113,12 @@ def verb(name: str) -> Callable[[Callable[..., None]], click.Command]:
             function(session, **parameters)
 
         call.__doc__ = function.__doc__
-        call.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
-        return click.command(name)(global_options(call))
+        made = click.command(name)(call)
+        own = reversed(getattr(function, "__click_params__", []))
+        shared = reversed(getattr(global_options(lambda: None), "__click_params__", []))
+        # A verb's own options come first in its help.
+        made.params = [*own, *shared]
+        return made
 
     return decorate
 

@@ -42,14 +42,16 @@ def _show(session: Session, status: StackStatus) -> None:
     color = {"ready": "green", "starting": "yellow"}.get(status.state, "red")
     since = f" since {status.since}" if status.since else ""
     out.line(f"{status.stack}   {out.style(status.state, color)}{since}")
+    parts = (status.profile, status.objective, status.engine)
     rows = [
-        ("profile", f"{status.profile} · {status.objective} · {status.engine}"),
+        ("profile", " · ".join(part for part in parts if part)),
         ("model", status.model),
-        ("endpoint", f"{status.endpoint}/v1"),
+        ("endpoint", f"{status.endpoint}/v1" if status.endpoint else None),
         ("unit", f"{status.unit} ({status.unit_state or 'unknown'})"),
-        ("restarts", "0" if not status.restarts else f"{status.restarts} since the start"),
-        ("generation", str(status.generation)),
+        ("restarts", str(status.restarts) if status.restarts else None),
+        ("generation", str(status.generation) if status.generation is not None else None),
         ("image", status.image),
     ]
     for name, text in rows:
-        out.line(f"  {name:<12}{text}")
+        if text:
+            out.line(f"  {name:<12}{text}")

@@ -138,7 +138,10 @@ def _tail(lines: Sequence[str], evidence: str | None) -> list[str]:
     shown = [line.strip() for line in lines[-_SHOWN_LINES:]]
     if evidence is not None and evidence not in shown:
         shown.insert(0, evidence)
-    return shown or ["(the engine wrote nothing)"]
+    return shown or [
+        "no log: the engine wrote nothing, or this user may not read the journal "
+        "(usermod -aG systemd-journal USER)"
+    ]
 
 
 def _hint(generation: Generation, remedy: str | None) -> str:

@@ -50,11 +50,21 @@ class UpResult:
 
 @dataclass(frozen=True)
 class _Before:
-    """The stack as it was: its files, and whether it ran."""
+    """The stack as it was: its files, its generation, and what systemd said of it."""
 
     files: tuple[UnitFile, ...]
     number: int | None
-    running: bool
+    state: str
+
+    @property
+    def running(self) -> bool:
+        """Whether it was up."""
+        return self.state == "active"
+
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing of it was there that a start could collide with."""
+        return self.state in ("inactive", "failed")
 
 
 def up(context: Context, profile: Profile, wish: Wish) -> UpResult:
@@ -94,8 +104,7 @@ def up(context: Context, profile: Profile, wish: Wish) -> UpResult:
         )
         number = max((0, *context.generations.numbers(plan.stack))) + 1
         units = render.render(plan, target, number)
-        if _same(units.files, before.files) and before.running and before.number is not None:
-            current = context.generations.read(plan.stack, before.number)
+        if _same(units.files, before.files) and (current := _current(context, plan, before)):
             return UpResult("unchanged", plan, current.units, current)
         install.refuse_foreign(context, units)
         _require_room(context, host, plan, before, wish)
@@ -191,7 +200,7 @@ def summary(plan: Plan) -> str:
 def _deploy(context: Context, generation: Generation, before: _Before) -> Generation:
     stack = generation.stack
     try:
-        if before.running:
+        if not before.stopped:
             context.report.progress("stop", f"generation {before.number}")
             context.systemd.stop(generation.units.service)
         install.install(context, stack, generation.units.files)
@@ -283,9 +292,23 @@ def _take_down(context: Context, stack: str) -> None:
 def _before(context: Context, stack: str) -> _Before:
     files = install.installed(context, stack)
     if not files:
-        return _Before((), None, False)
-    state = context.systemd.show(render.service_name(stack), "ActiveState").get("ActiveState")
-    return _Before(files, render.generation_of(files[0].text), state == "active")
+        return _Before((), None, "inactive")
+    state = context.systemd.show(render.service_name(stack), "ActiveState")["ActiveState"]
+    return _Before(files, render.generation_of(files[0].text), state)
+
+
+def _current(context: Context, plan: Plan, before: _Before) -> Generation | None:
+    """The generation that runs, if it is known and answers."""
+    path = find_engine(plan.engine).health_path
+    if not before.running or before.number is None:
+        return None
+    if endpoint.liveness(plan.port, path) != "ready":
+        return None
+    current = context.generations.read(plan.stack, before.number)
+    if current.outcome.state == "starting":
+        # Whoever started it was killed before it could say so.
+        return context.generations.finish(current, "ready")
+    return current
 
 
 def _same(new: tuple[UnitFile, ...], old: tuple[UnitFile, ...]) -> bool:

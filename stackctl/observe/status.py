@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from stackctl.deploy.context import Context
 from stackctl.deploy.transaction import installed_generation
 from stackctl.engines import engine
+from stackctl.errors import StackctlError
 from stackctl.health import endpoint
+from stackctl.units import render
 from stackctl.values.generation import Generation
-from stackctl.values.result import CheckReport, Result, StackStatus, StatusReport
+from stackctl.values.result import CheckReport, Result, StackState, StackStatus, StatusReport
 
 _PROPERTIES = ("ActiveState", "SubState", "NRestarts", "ActiveEnterTimestamp", "Result")
-State = Literal["ready", "starting", "failed", "stopped", "not answering"]
 
 
 def report(context: Context, stacks: Sequence[str]) -> StatusReport:
@@ -30,10 +30,18 @@ def one(context: Context, stack: str) -> StatusReport:
 
 def one_status(context: Context, stack: str) -> StackStatus:
     """Status of one stack: what systemd and the endpoint say now."""
-    generation = installed_generation(context, stack)
-    plan = generation.plan
-    seen = context.systemd.show(generation.units.service, *_PROPERTIES)
+    service = render.service_name(stack)
+    seen = context.systemd.show(service, *_PROPERTIES)
     restarts = seen.get("NRestarts", "")
+    try:
+        generation = installed_generation(context, stack)
+    except StackctlError as error:
+        # One damaged record must not hide the other stacks.
+        context.report.warn(error.message, error.hint)
+        return StackStatus(
+            stack=stack, state="unknown", unit=service, unit_state=seen.get("ActiveState")
+        )
+    plan = generation.plan
     return StackStatus(
         stack=stack,
         profile=plan.profile,
@@ -41,7 +49,7 @@ def one_status(context: Context, stack: str) -> StackStatus:
         engine=plan.engine,
         generation=generation.number,
         state=_state(generation, seen),
-        unit=generation.units.service,
+        unit=service,
         unit_state=seen.get("ActiveState"),
         since=seen.get("ActiveEnterTimestamp") or None,
         restarts=int(restarts) if restarts.isdecimal() else None,
@@ -88,7 +96,7 @@ def check(context: Context, stack: str, *, answer_timeout_s: float) -> CheckRepo
     return CheckReport(stack=stack, results=tuple(results))
 
 
-def _state(generation: Generation, seen: dict[str, str]) -> State:
+def _state(generation: Generation, seen: dict[str, str]) -> StackState:
     match seen.get("ActiveState"):
         case "activating" | "reloading":
             return "starting"

@@ -7,6 +7,7 @@ from typing import Literal
 from stackctl.values.base import Value
 
 Status = Literal["ok", "warn", "fail", "skip", "info"]
+StackState = Literal["ready", "starting", "failed", "stopped", "not answering", "unknown"]
 
 
 class Result(Value, frozen=True, kw_only=True):
@@ -29,21 +30,21 @@ class CheckReport(Value, frozen=True, kw_only=True):
 
 
 class StackStatus(Value, frozen=True, kw_only=True):
-    """What is true of one stack now."""
+    """What is true of one stack now; ``unknown`` when its record cannot be read."""
 
     stack: str
-    profile: str
-    objective: str
-    engine: str
-    generation: int
-    state: Literal["ready", "starting", "failed", "stopped", "not answering"]
+    profile: str | None = None
+    objective: str | None = None
+    engine: str | None = None
+    generation: int | None = None
+    state: StackState
     unit: str
     unit_state: str | None = None
     since: str | None = None
     restarts: int | None = None
-    endpoint: str
-    model: str
-    image: str
+    endpoint: str | None = None
+    model: str | None = None
+    image: str | None = None
 
 
 class StatusReport(Value, frozen=True, kw_only=True):
