@@ -10,25 +10,34 @@ from stackctl.cli.session import Session, pick_stack, stack_argument, verb
 @verb("logs")
 @stack_argument
 @click.option("-f", "--follow", is_flag=True, help="Go on with new lines until Ctrl-C.")
-@click.option("--generation", type=int, help="Only the engine's output in that generation.")
-@click.option("-n", "--lines", default=100, show_default=True, help="Lines to begin with.")
+@click.option("--generation", type=int, metavar="N", help="Of that generation, not the latest.")
+@click.option("-n", "--lines", default=100, metavar="N", help="Lines to begin with (100).")
 def command(
     session: Session, stack: str | None, follow: bool, generation: int | None, lines: int
 ) -> None:
-    """Show the log of STACK: the engine's output and what systemd says of it."""
+    """Show the log of STACK: the engine's output and what systemd says of it.
+
+    Works for stacks that are down or never came up as well: their latest generation.
+    """
+    from stackctl.deploy import install
     from stackctl.machine import runner
-    from stackctl.units.render import log_identifier, service_name
+    from stackctl.units.render import generation_of, log_identifier, service_name
 
     context = session.context()
     name = pick_stack(context, stack)
-    identifier = None
-    if generation is not None:
-        context.generations.read(name, generation)
-        identifier = log_identifier(name, generation)
-    output = "json" if session.out.json else "short-iso" if identifier is None else "cat"
+    known = context.generations.numbers(name)
+    if generation is None:
+        files = install.installed(context, name)
+        generation = (generation_of(files[0].text) if files else None) or max(known, default=0)
+    elif generation not in known:
+        context.generations.read(name, generation)  # says which there are
     status = runner.stream(
         context.systemd.journal_command(
-            service_name(name), identifier, lines=lines, follow=follow, output=output
+            service_name(name),
+            (log_identifier(name, generation), "systemd"),
+            lines=lines,
+            follow=follow,
+            output="json" if session.out.json else "short-iso",
         )
     )
     if status != 0:

@@ -84,7 +84,13 @@ class Podman:
         )
         try:
             stream = self._client.images.pull(
-                reference, stream=True, decode=True, compatMode=True, policy="missing"
+                reference,
+                stream=True,
+                decode=True,
+                compatMode=True,
+                policy="missing",
+                # None leaves it to registries.conf; podman-py would override that with True.
+                tls_verify=None,
             )
             for message in stream:
                 # podman-py does not raise for an error in the stream.

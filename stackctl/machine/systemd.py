@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Literal
 
 from stackctl.errors import ExitCode, StackctlError
@@ -81,22 +82,24 @@ class Systemd:
     def journal_command(
         self,
         unit: str,
-        identifier: str | None = None,
+        identifiers: Sequence[str],
         *,
-        lines: int | None = None,
+        lines: int,
         follow: bool = False,
         output: str = "cat",
     ) -> tuple[str, ...]:
-        """The journalctl command for a unit; with ``identifier`` for one generation's output."""
+        """The journalctl command for a unit's lines under any of the identifiers.
+
+        Without them there would be more noise than news: Podman's events, conmon's warnings.
+        """
         select = f"--user-unit={unit}" if self.scope == "user" else f"--unit={unit}"
         return (
             "journalctl", "--no-pager", "--quiet", f"--output={output}", select,
-            *(("--identifier=" + identifier,) if identifier else ()),
-            *((f"--lines={lines}",) if lines is not None else ()),
+            *(f"--identifier={identifier}" for identifier in identifiers), f"--lines={lines}",
             *(("--follow",) if follow else ()),
         )  # fmt: skip
 
-    def journal(self, unit: str, identifier: str | None = None, *, lines: int = 200) -> list[str]:
-        """The last log lines of a unit, oldest first, without empty ones."""
-        done = runner.run(self.journal_command(unit, identifier, lines=lines), check=False)
+    def journal(self, unit: str, identifier: str, *, lines: int = 200) -> list[str]:
+        """The last log lines of a unit under an identifier, oldest first, without empty ones."""
+        done = runner.run(self.journal_command(unit, (identifier,), lines=lines), check=False)
         return [line for line in done.stdout.splitlines() if line.strip()]

