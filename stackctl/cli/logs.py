@@ -17,7 +17,8 @@ def command(
 ) -> None:
     """Show the log of STACK: the engine's output and what systemd says of it.
 
-    Works for stacks that are down or never came up as well: their latest generation.
+    Works for stacks that are down or never came up as well: their latest generation. With
+    --generation the engine's output alone.
     """
     from stackctl.deploy import install
     from stackctl.machine import runner
@@ -26,7 +27,9 @@ def command(
     context = session.context()
     name = pick_stack(context, stack)
     known = context.generations.numbers(name)
+    identifiers: tuple[str, ...] = ()
     if generation is None:
+        identifiers = ("systemd",)
         files = install.installed(context, name)
         generation = (generation_of(files[0].text) if files else None) or max(known, default=0)
     elif generation not in known:
@@ -34,7 +37,7 @@ def command(
     status = runner.stream(
         context.systemd.journal_command(
             service_name(name),
-            (log_identifier(name, generation), "systemd"),
+            (log_identifier(name, generation), *identifiers),
             lines=lines,
             follow=follow,
             output="json" if session.out.json else "short-iso",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import textwrap
 from pathlib import Path
 
 import click
@@ -35,10 +36,11 @@ def command(session: Session, sysroot: Path | None) -> None:
         session.out.line(line)
     for problem in host.problems:
         label = session.out.style(f"{'warn':<{_LABEL}}", "yellow")
-        session.out.line(f"{label}{problem.what}: {problem.why}")
-        if problem.fix:
-            for number, line in enumerate(problem.fix.splitlines()):
-                session.out.line(f"{'':<{_LABEL}}{'fix: ' if number == 0 else '     '}{line}")
+        for number, line in enumerate(textwrap.wrap(f"{problem.what}: {problem.why}", 69)):
+            session.out.line((label if number == 0 else " " * _LABEL) + line)
+        # A command is never wrapped: it is there to be pasted.
+        for number, line in enumerate((problem.fix or "").splitlines()):
+            session.out.line(f"{'':<{_LABEL}}{'fix: ' if number == 0 else '     '}{line}")
 
 
 def picture(host: Host) -> list[str]:

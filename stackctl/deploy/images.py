@@ -131,5 +131,5 @@ def _candidates(profile: Profile, engine: Engine) -> tuple[tuple[str, str], ...]
         return ((profile.image, "profile"),)
     return (
         (engine.local_image, "built on this machine"),
-        (engine.default_image, f"the image that {engine.name} publishes"),
+        (engine.default_image, f"published by {engine.name}; one built here would come first"),
     )

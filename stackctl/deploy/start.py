@@ -135,7 +135,9 @@ def _too_late(
 
 
 def _tail(lines: Sequence[str], evidence: str | None) -> list[str]:
-    shown = [line.strip() for line in lines[-_SHOWN_LINES:]]
+    # A known cause needs its evidence only; the log has the rest.
+    count = _SHOWN_LINES if evidence is None else 3
+    shown = [line.strip() for line in lines[-count:]]
     if evidence is not None and evidence not in shown:
         shown.insert(0, evidence)
     return shown or [

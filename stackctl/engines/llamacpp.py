@@ -155,7 +155,7 @@ class LlamaCpp:
 
     def parse_version(self, text: str) -> str | None:
         """See Engine."""
-        match = re.search(r"^version: (\S+)", text, re.MULTILINE)
+        match = re.search(r"^version: (.+)", text, re.MULTILINE)
         return match[1] if match else None
 
     def choose(self, request: Request) -> tuple[Option, ...]:

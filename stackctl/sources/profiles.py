@@ -68,8 +68,9 @@ class Profiles:
             path = Path(name)
             if not path.is_file():
                 raise StackctlError(f"no such file: {name}", exit_code=ExitCode.NOT_FOUND)
-            folders: Sequence[Path] = (path.parent, *self._folders)
-            chain = self._chain(path, folders, 0)
+            here = path.parent.resolve()
+            others = (folder for folder in self._folders if folder.resolve() != here)
+            chain = self._chain(path, (path.parent, *others), 1)
             own = path.stem
         else:
             path, rest = self._find(name, self._folders)
@@ -189,16 +190,24 @@ def _did_you_mean(word: str, known: Sequence[str], otherwise: str) -> str:
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Mappings merge key by key, anything else is replaced; a null takes the key back."""
+    """Mappings merge key by key, anything else is replaced; a null stays, see _said."""
     result = copy.deepcopy(dict(base))
     for key, value in over.items():
-        if value is None:
-            result.pop(key, None)
-        elif isinstance(value, Mapping) and isinstance(result.get(key), Mapping):
-            result[key] = _merge(result[key], value)
+        if isinstance(value, Mapping):
+            below = result.get(key)
+            result[key] = _merge(below if isinstance(below, Mapping) else {}, value)
         else:
             result[key] = copy.deepcopy(value)
     return result
+
+
+def _said(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Without nulls: a null takes back what a less specific place says."""
+    return {
+        key: _said(value) if isinstance(value, Mapping) else value
+        for key, value in data.items()
+        if value is not None
+    }
 
 
 def _apply(name: str, chain: list[tuple[Path, dict[str, Any]]], overrides: Overrides) -> Profile:
@@ -206,7 +215,7 @@ def _apply(name: str, chain: list[tuple[Path, dict[str, Any]]], overrides: Overr
     for _, part in reversed(chain):
         data = _merge(data, part)
     data.pop("extends", None)
-    objectives = data.pop("objectives", {})
+    objectives = data.pop("objectives", None) or {}
     objective = overrides.objective or data.pop("objective", None) or "latency"
     if objective not in get_args(Objective):
         raise StackctlError(
@@ -214,9 +223,9 @@ def _apply(name: str, chain: list[tuple[Path, dict[str, Any]]], overrides: Overr
             hint="latency or throughput",
             exit_code=ExitCode.USAGE,
         )
-    data = _merge(data, objectives.get(objective, {}))
+    data = _merge(data, objectives.get(objective) or {})
     changed, keys = _overrides(overrides)
-    data = _merge(data, changed)
+    data = _said(_merge(data, changed))
     document = strictyaml.Document(data, {}, "--set")
     try:
         settings = msgspec.convert(data, ProfileFile, strict=True)

@@ -20,6 +20,9 @@ _TAG = "tag:yaml.org,2002:"
 #: Deeper than any profile can be; bounds the recursion.
 _MOST_DEPTH = 20
 
+_KINDS = (
+    "map", "seq", "str", "null", "bool", "int", "float", "timestamp", "merge", "value"
+)  # fmt: skip
 #: A number of that many digits fits into 64 bits.
 _MOST_DIGITS = 18
 
@@ -77,6 +80,9 @@ def _construct(node: yaml.Node, path: Path, document: Document, seen: set[int]) 
     if id(node) in seen:
         raise document.error(path, "anchors and aliases are not allowed", "write the value out")
     seen.add(id(node))
+    # "merge" and "value" are what the plain keys << and = resolve to.
+    if node.tag.removeprefix(_TAG) not in _KINDS:
+        raise document.error(path, f"tags such as {node.tag} are not allowed", "write plain values")
     if isinstance(node, yaml.MappingNode):
         return _mapping(node, path, document, seen)
     if isinstance(node, yaml.SequenceNode):

@@ -35,7 +35,7 @@ def words(values: Iterable[str]) -> str:
 
 
 def volume(source: str, target: str, options: str) -> str:
-    """A Volume value. A path with a colon cannot be written."""
+    """A volume as Podman takes it, not yet quoted. A path with a colon cannot be written."""
     for path in (source, target):
         if ":" in path:
             raise StackctlError(
@@ -43,7 +43,23 @@ def volume(source: str, target: str, options: str) -> str:
                 hint="rename it, or give the path of a link without one",
                 exit_code=ExitCode.USAGE,
             )
-    return raw(f"{source}:{target}:{options}")
+    return f"{source}:{target}:{options}"
+
+
+def is_plain_path(path: str) -> bool:
+    """Whether Quadlet can take a path in Volume.
+
+    It copies the path unquoted into RequiresMountsFor, where a space ends it and ``$`` is itself.
+    """
+    return not re.search(r"[\s\"'\\\\$]", path)
+
+
+def mount_point(path: str) -> str:
+    """A path for RequiresMountsFor; one with a quote or backslash is cut to the folder above it."""
+    whole = re.split(r'["\\\\]', path, maxsplit=1)[0]
+    if whole != path:
+        whole = whole.rpartition("/")[0] or "/"
+    return '"' + whole.replace("%", "%%") + '"'
 
 
 def _word(value: str) -> str:

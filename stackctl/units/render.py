@@ -57,7 +57,7 @@ def render(plan: Plan, target: Target, generation: int) -> UnitSet:
         container=container_name(plan.stack),
         arguments=(*target.program, *plan.argv[1:]),
         mounts=[
-            quoting.volume(file.path, f"/models/{file.path.rpartition('/')[2]}", "ro")
+            (file.path, quoting.volume(file.path, f"/models/{file.path.rpartition('/')[2]}", "ro"))
             for file in plan.model.files
         ],
         health=f"curl --fail --silent --show-error --max-time 5 "
@@ -118,5 +118,7 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.filters["raw"] = quoting.raw
+    environment.filters["mount_point"] = quoting.mount_point
+    environment.tests["plain_path"] = quoting.is_plain_path
     environment.globals["log_identifier"] = log_identifier
     return environment

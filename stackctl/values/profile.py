@@ -55,7 +55,7 @@ class Settings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_de
     ] = None
     placement: PlacementWish | None = None
     engine_args: Annotated[
-        dict[str, Argument | list[Argument]],
+        dict[str, Argument | list[Argument] | None],
         Meta(
             description="options passed to the engine as they are; they win over the plan. "
             "Long names without dashes; true for a bare flag, false to leave a planned one out"
