@@ -1,0 +1,79 @@
+# Targets for people and for CI (.ci/run). `make` alone lists them.
+
+PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 python,$(shell \
+	$(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+PIP := $(RUN) -m pip --disable-pip-version-check -qq
+PINS := pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --no-annotate --no-header \
+	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
+NOTE := \# Hashed pins for CPython 3.11 and later, made by `make requirements`: not to be edited.
+
+export PORT
+unexport PYTHONHOME PYTHONPATH
+
+.DEFAULT_GOAL := help
+.PHONY: help venv test test-unit test-lab lint format lab bench demo demo-down requirements clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(READY) ## Make the development environment (.venv) from the pinned packages
+
+$(READY): requirements/dev.txt pyproject.toml
+	@test -n '$(PYTHON)' || { echo 'error: no Python 3.11 or later: make PYTHON=/path/to/python3' >&2; exit 1; }
+	@echo 'venv      pinned packages into $(VENV), about 15 s' >&2
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo 'venv      this Python lacks the venv module: installing python3-venv' >&2; \
+		apt-get install -y -qq python3-venv >/dev/null 2>&1 || \
+			{ apt-get update -qq && apt-get install -y -qq python3-venv >/dev/null; }; }
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install --require-hashes -r requirements/dev.txt
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+test: venv ## Everything that CI runs: linters, unit tests and lab tests (lab: Linux, root)
+	$(RUN) -m pytest tests
+
+test-unit: venv ## The tests that need neither root nor the lab
+	$(RUN) -m pytest tests -m 'not lab'
+
+test-lab: venv ## The tests in the lab; LAB_ROOT=DIR boots that root tree instead of ours
+	$(RUN) -m pytest tests/lab
+
+lint: venv ## Check style, types and the direction of imports
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+format: venv ## Put the code into the project's style
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+lab: venv ## A shell in a throw-away machine with systemd and podman (Linux, root)
+	@$(RUN) -m tests.lab shell
+
+bench: venv ## Measure start-up, planning, header reading and `up` against their yardsticks
+	@$(RUN) -m tests.bench.bench
+
+demo: venv ## Serve a small model and ask it something (PORT=N: not on 8089)
+	@$(RUN) -m tests.lab.demo up
+
+demo-down: ## Stop what `make demo` started
+	@$(firstword $(wildcard $(RUN)) $(PYTHON)) -m tests.lab.demo down
+
+requirements: ## Pin the newest packages that pyproject.toml and requirements/dev.in allow
+	$(PYTHON) -m venv $(VENV)/pins
+	$(VENV)/pins/bin/python -m pip -qq install pip-tools
+	PIP_FIND_LINKS= $(VENV)/pins/bin/$(PINS) --upgrade -o requirements/runtime.txt pyproject.toml
+	PIP_FIND_LINKS= $(VENV)/pins/bin/$(PINS) --upgrade -o requirements/dev.txt \
+		-c requirements/runtime.txt pyproject.toml requirements/dev.in
+	sed -i '1i $(NOTE)' requirements/runtime.txt requirements/dev.txt
+
+clean: ## Remove what was built here (the lab's cache stays: see tests/lab/README.md)
+	@test ! -e .demo/lab.json || $(MAKE) --no-print-directory demo-down
+	rm -rf $(VENV) .demo .bench build dist .mypy_cache .ruff_cache .pytest_cache \
+		.import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

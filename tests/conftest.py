@@ -1,0 +1,47 @@
+"""Options and fixtures of all tests."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+
+Golden = Callable[[str, str], None]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-golden",
+        action="store_true",
+        help="Write the files below tests/golden anew; read the diff before committing it.",
+    )
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Golden:
+    """Compares a text with a stored file, or stores it with --update-golden."""
+
+    def compare(name: str, text: str) -> None:
+        path = GOLDEN / name
+        if request.config.getoption("--update-golden"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+            return
+        if not path.is_file():
+            pytest.fail(f"tests/golden/{name} is missing: pytest --update-golden", pytrace=False)
+        stored = path.read_text(encoding="utf-8")
+        if stored != text:
+            lines = difflib.unified_diff(
+                stored.splitlines(), text.splitlines(), "stored", "now", lineterm="", n=1
+            )
+            pytest.fail(
+                f"tests/golden/{name} differs (right? pytest --update-golden):\n"
+                + "\n".join(lines),
+                pytrace=False,
+            )
+
+    return compare
