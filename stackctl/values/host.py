@@ -34,10 +34,21 @@ class NumaNode(Value, frozen=True, kw_only=True):
     distances: tuple[int, ...] = ()
 
 
+class CoreKind(Value, frozen=True, kw_only=True):
+    """Cores of one kind on a hybrid processor, fastest kind first; ``capacity`` is relative
+    (1024: the fastest)."""
+
+    name: str
+    cpus: str
+    capacity: int | None = None
+
+
 class Cpu(Value, frozen=True, kw_only=True):
     """Topology of the online processors; ``allowed`` is what this process may use.
 
     ``siblings`` lists the CPUs of each physical core, so that one CPU a core can be chosen.
+    ``kinds`` is empty unless cores differ; ``quota_cpus`` is a cgroup's CPU quota in whole CPUs'
+    worth of time (None: no limit).
     """
 
     model: str | None = None
@@ -55,6 +66,11 @@ class Cpu(Value, frozen=True, kw_only=True):
     l3: tuple[L3, ...] = ()
     numa: tuple[NumaNode, ...] = ()
     governor: str | None = None
+    dies: int | None = None
+    offline: str | None = None
+    kinds: tuple[CoreKind, ...] = ()
+    quota_cpus: float | None = None
+    governor_driver: str | None = None
 
 
 class Bandwidth(Value, frozen=True, kw_only=True):
@@ -64,8 +80,28 @@ class Bandwidth(Value, frozen=True, kw_only=True):
     measured: float | None = None
 
 
+class HugePages(Value, frozen=True, kw_only=True):
+    """Explicit huge pages of one size."""
+
+    bytes: int
+    total: int
+    free: int
+
+
+class GpuProcess(Value, frozen=True, kw_only=True):
+    """A process that holds memory of a GPU."""
+
+    pid: int
+    command: str | None = None
+    memory_bytes: int | None = None
+
+
 class Memory(Value, frozen=True, kw_only=True):
-    """Main memory. ``limit_bytes`` is a cgroup's limit on this process, if there is one."""
+    """Main memory. ``limit_bytes`` is a cgroup's limit on this process, if there is one.
+
+    ``channels`` counts all sockets. ``bandwidth_source`` says where the theoretical bandwidth comes
+    from: "dmi", "table: FAMILY".
+    """
 
     total_bytes: int | None = None
     available_bytes: int | None = None
@@ -74,10 +110,13 @@ class Memory(Value, frozen=True, kw_only=True):
     channels: int | None = None
     speed_mt_s: int | None = None
     bandwidth_bytes_s: Bandwidth = Bandwidth()
+    bandwidth_source: str | None = None
+    hugepages_free: tuple[HugePages, ...] = ()
 
 
 class Gpu(Value, frozen=True, kw_only=True):
-    """One GPU as its driver reports it."""
+    """One GPU as its driver reports it. ``cdi`` is its CDI device name, ``cuda`` the newest CUDA
+    that the driver runs, ``pcie`` the link such as "gen5 x16"."""
 
     index: int
     name: str | None = None
@@ -88,6 +127,21 @@ class Gpu(Value, frozen=True, kw_only=True):
     pci: str | None = None
     numa_node: int | None = None
     cdi: str | None = None
+    free_bytes: int | None = None
+    bandwidth_bytes_s: float | None = None
+    cuda: str | None = None
+    power_limit_w: int | None = None
+    pcie: str | None = None
+    processes: tuple[GpuProcess, ...] = ()
+
+
+class CdiSpec(Value, frozen=True, kw_only=True):
+    """One CDI file: its devices, its version, and what is wrong with it (None: nothing seen)."""
+
+    path: str
+    version: str | None = None
+    devices: tuple[str, ...] = ()
+    problem: str | None = None
 
 
 class Tools(Value, frozen=True, kw_only=True):
@@ -106,6 +160,21 @@ class Tools(Value, frozen=True, kw_only=True):
     cgroup_version: Literal[1, 2] | None = None
     cgroup_controllers: tuple[str, ...] = ()
     linger: bool | None = None
+    numa_balancing: bool | None = None
+    swappiness: int | None = None
+    selinux: Literal["enforcing", "permissive", "disabled"] | None = None
+    apparmor: bool | None = None
+    cdi: tuple[CdiSpec, ...] = ()
+
+
+class Storage(Value, frozen=True, kw_only=True):
+    """Where models are kept: the file system of a folder, its free space, and its read speed in
+    bytes a second when it was measured."""
+
+    path: str
+    filesystem: str | None = None
+    free_bytes: int | None = None
+    read_bytes_s: float | None = None
 
 
 class Limits(Value, frozen=True, kw_only=True):
@@ -133,4 +202,5 @@ class Host(Value, frozen=True, kw_only=True):
     gpus: tuple[Gpu, ...] = ()
     tools: Tools = Tools()
     limits: Limits = Limits()
+    storage: Storage | None = None
     problems: tuple[Problem, ...] = ()

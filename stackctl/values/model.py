@@ -17,11 +17,15 @@ class ModelFile(Value, frozen=True, kw_only=True):
 class KvLayout(Value, frozen=True, kw_only=True):
     """What sizes the KV cache: one entry of ``kv_heads`` a layer (0: the layer keeps no cache).
 
-    Head dimensions are elements. ``sliding_window`` is in tokens; ``sliding_layers`` counts the
-    layers that keep only the window, and ``sliding`` says which they are, one entry a layer
-    (empty: none): the heads of the two kinds of layer can differ.
+    Head dimensions are elements. ``kind`` is for people: grouped-query attention (also multi-head
+    and multi-query), multi-head latent attention (one "head" of the latent's width, no values), or
+    a mix of layers with and without a cache. ``sliding_window`` is in tokens; ``sliding_layers``
+    counts the layers that keep only the window, and ``sliding`` says which they are, one entry a
+    layer (empty: none): the heads of the two kinds of layer can differ. ``state_bytes`` is the
+    fixed state of recurrent layers, for one sequence.
     """
 
+    kind: Literal["gqa", "mla", "hybrid"] = "gqa"
     kv_heads: tuple[int, ...]
     key_dim: int
     value_dim: int
@@ -30,30 +34,54 @@ class KvLayout(Value, frozen=True, kw_only=True):
     sliding: tuple[bool, ...] = ()
     sliding_key_dim: int | None = None
     sliding_value_dim: int | None = None
+    state_bytes: int = 0
 
 
 class Model(Value, frozen=True, kw_only=True):
-    """Facts of one model, read from its files. ``parameters`` counts all tensor elements.
+    """Facts of one model, from its files or from the catalogue.
 
-    ``expert_bytes`` is the part of ``weights_bytes`` that belongs to routed experts.
+    ``parameters`` counts all weights once; ``active_parameters`` those that compute for one token
+    (for an MoE its shared part and ``experts_used`` of ``experts``; the embedding table, of which a
+    token reads one row, is left out). ``weights_bytes`` is the size of all tensors,
+    ``expert_bytes`` the part of it in routed experts, ``embedding_bytes`` the part in an embedding
+    table that generation does not read (0 when the output shares it). ``passes`` is how often the
+    layers run for one token (2 for the Loop variant). ``quantization`` is a label such as Q4_K_M,
+    nvfp4, fp8; ``quantization_method`` who wrote it (modelopt, compressed-tensors, gptq, awq, gguf).
+    ``facts`` says where all this was read: "file", or the catalogue's source. ``unsupported`` names
+    engines that cannot run it, each "ENGINE: reason".
     """
 
     schema: Literal["stackctl.model/1"] = "stackctl.model/1"
     source: str
-    format: Literal["gguf"] = "gguf"
+    format: Literal["gguf", "safetensors"] = "gguf"
+    facts: str = "file"
     name: str | None = None
     architecture: str
     parameters: int
+    active_parameters: int | None = None
     quantization: str | None = None
+    quantization_method: str | None = None
     weights_bytes: int
     expert_bytes: int | None = None
+    embedding_bytes: int | None = None
     layers: int
+    passes: int = 1
     context: int | None = None
     embedding: int | None = None
     feed_forward: int | None = None
+    heads: int | None = None
     vocabulary: int | None = None
     experts: int | None = None
     experts_used: int | None = None
     kv: KvLayout | None = None
     chat_template: bool = False
     files: tuple[ModelFile, ...] = ()
+    unsupported: tuple[str, ...] = ()
+
+    @property
+    def active_bytes(self) -> int:
+        """Weight bytes that one token reads in one pass: all but idle experts and the embedding."""
+        read = self.weights_bytes - (self.embedding_bytes or 0)
+        if self.expert_bytes and self.experts and self.experts_used:
+            read -= round(self.expert_bytes * (1 - self.experts_used / self.experts))
+        return max(1, read)
