@@ -10,6 +10,7 @@ from stackctl.probe.gpu import probe_gpus
 from stackctl.probe.limits import may_raise, probe_limits
 from stackctl.probe.memory import probe_memory, reconcile
 from stackctl.probe.names import Names
+from stackctl.probe.numa import gpu_nodes
 from stackctl.probe.problems import Facts, launch_problems
 from stackctl.probe.reading import Reader
 from stackctl.probe.tools import Commands, Scope, probe_tools
@@ -35,9 +36,12 @@ def probe(machine: Machine, *, scope: Scope, names: bool = False) -> Host:
     unnamed = info.model is None or info.flags is None
     asked = Names() if names and machine.live and unnamed else None
     missing: list[Problem] = []
-    cpu = probe_cpu(reader, info, missing)
     memory = probe_memory(reader, missing)
-    cpu = msgspec.structs.replace(cpu, numa=reconcile(cpu.numa, memory.total_bytes, missing))
+    cpu = probe_cpu(reader, info, missing, total_bytes=memory.total_bytes)
+    if not gpu_nodes(reader):
+        # The memory of such nodes is in the total.
+        nodes = reconcile(cpu.numa, memory.total_bytes, missing, online=cpu.online)
+        cpu = msgspec.structs.replace(cpu, numa=nodes)
     gpus = probe_gpus(reader)
     seen = probe_tools(reader, commands, scope)
     limits = probe_limits(reader, scope, seen.who)

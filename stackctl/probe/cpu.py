@@ -1,4 +1,4 @@
-"""Processor topology from /sys/devices/system/cpu, /sys/devices/system/node and /proc/cpuinfo."""
+"""Processors: what /proc/cpuinfo and /sys say of their kind, their state and their use."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from stackctl.errors import StackctlError
+from stackctl.probe.cgroup import cpuset, quota
+from stackctl.probe.numa import probe_numa
 from stackctl.probe.reading import Reader, cpu_set, tidy
+from stackctl.probe.topology import CPU, cores_of_entries, probe_cores, probe_groups, probe_l3
 from stackctl.values.cpulist import format_cpulist
-from stackctl.values.host import L3, Cpu, NumaNode, Problem
-
-_CPU = "/sys/devices/system/cpu"
-_NODE = "/sys/devices/system/node"
+from stackctl.values.host import CoreKind, Cpu, Problem
 
 #: What inference kernels are chosen by, weakest first, in the kernel's names.
 _ISA = (
@@ -22,18 +22,16 @@ _ISA = (
     "asimd", "asimddp", "i8mm", "bf16", "sve", "sve2",
 )  # fmt: skip
 
-#: POWER has eight threads a core; nothing has more. A longer list is damaged.
-_MOST_SIBLINGS = 8
-
 #: "CPU implementer" of the makers of ARM servers.
 _IMPLEMENTERS = {"0x41": "ARM", "0x48": "HiSilicon", "0x4e": "NVIDIA", "0x61": "Apple",
                  "0xc0": "Ampere"}  # fmt: skip
 
-_SIZE = re.compile(r"([0-9]{1,9})([KMG]?)")
-_MEM_TOTAL = re.compile(r"^Node\s+[0-9]+\s+MemTotal:\s+([0-9]{1,14})\s+kB\s*$", re.MULTILINE)
-_ALLOWED = re.compile(r"^Cpus_allowed_list:[ \t]*(.*)$", re.MULTILINE)
+#: Where the drivers of hybrid processors list the CPUs of each kind, fastest first.
+_KINDS = (("performance", "cpu_core"), ("efficient", "cpu_atom"), ("low-power", "cpu_lowpower"))
+#: AMD families whose "siblings" are cores that share a floating-point unit (Bulldozer, Jaguar).
+_SHARING_FAMILIES = ("21", "22")
 
-Cores = tuple[frozenset[int], ...]
+_ALLOWED = re.compile(r"^Cpus_allowed_list:[ \t]*(.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,10 @@ class CpuInfo:
     vendor: str | None
     flags: frozenset[str] | None
     architecture: str | None
+    #: The family that x86 processors give.
+    family: str | None
+    #: Whether it runs under a hypervisor, as far as the processor says.
+    virtual: bool
     text: str
 
     def processors(self) -> dict[int, dict[str, str]]:
@@ -83,6 +85,8 @@ def read_cpuinfo(reader: Reader) -> CpuInfo:
         vendor=tidy(vendor or ""),
         flags=frozenset(flags.split()) if flags else None,
         architecture=architecture,
+        family=first.get("cpu family"),
+        virtual="hypervisor" in (flags or "").split(),
         text=text,
     )
 
@@ -93,24 +97,38 @@ def isa(flags: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in _ISA if name in flags)
 
 
-def probe_cpu(reader: Reader, info: CpuInfo, problems: list[Problem]) -> Cpu:
-    """Read the topology of the online processors."""
-    folders = _numbered(reader, f"{_CPU}/cpu[0-9]*", "cpu")
+def probe_cpu(
+    reader: Reader, info: CpuInfo, problems: list[Problem], *, total_bytes: int | None = None
+) -> Cpu:
+    """Read the topology of the online processors.
+
+    Args:
+        reader: where the facts come from.
+        info: what /proc/cpuinfo says.
+        problems: what could not be read is added here.
+        total_bytes: the machine's memory, which is its only node's where the kernel shows none.
+    """
+    folders = _numbered(reader, f"{CPU}/cpu[0-9]*", "cpu")
     online = _online(reader, info, folders, problems)
     known = sorted(online or ())
-    cores, packages = _cores(reader, known if folders else [])
+    sysfs = known if folders else []
+    sharing = info.vendor == "AuthenticAMD" and info.family in _SHARING_FAMILIES
+    cores = probe_cores(reader, sysfs, by_number=sharing)
+    packages = probe_groups(reader, sysfs, "package")
     if cores is None and online:
-        cores, packages = _cores_of_cpuinfo(info, online)
+        cores, counted = cores_of_entries(info.processors(), online)
+        packages = packages or counted
     if cores is None:
         problems.append(
             Problem(
                 what="cores are unknown",
-                why=f"neither {_CPU}/cpu*/topology nor /proc/cpuinfo says which CPUs share a core",
+                why=f"neither {CPU}/cpu*/topology nor /proc/cpuinfo says which CPUs share a core",
             )
         )
     per_core = max(map(len, cores)) if cores else None
-    active = reader.number(f"{_CPU}/smt/active")
+    active = reader.number(f"{CPU}/smt/active")
     smt = per_core > 1 if per_core else None
+    offline = folders - online if online else frozenset[int]()
     return Cpu(
         model=info.model,
         vendor=info.vendor,
@@ -124,15 +142,21 @@ def probe_cpu(reader: Reader, info: CpuInfo, problems: list[Problem]) -> Cpu:
         siblings=tuple(format_cpulist(core) for core in cores or ()),
         isa=isa(info.flags or ()),
         smt=bool(active) if active is not None else smt,
-        l3=_l3(reader, known if folders else []),
-        numa=_numa(reader, online, problems),
-        governor=_governor(reader, known if folders else []),
+        l3=probe_l3(reader, sysfs, cores or ()),
+        numa=probe_numa(reader, online, total_bytes, problems),
+        governor=_common(reader, sysfs, "scaling_governor"),
+        dies=probe_groups(reader, sysfs, "die"),
+        offline=format_cpulist(offline) or None,
+        kinds=_kinds(reader, online or frozenset()),
+        quota_cpus=quota(reader),
+        governor_driver=_driver(reader, sysfs),
     )
 
 
 def _numbered(reader: Reader, pattern: str, prefix: str) -> frozenset[int]:
     """Numbers of folders such as cpu12: never more than a machine can have."""
-    names = (path.rpartition("/")[2] for path in reader.machine.glob(pattern))
+    names = (path.removesuffix("/topology").rpartition("/")[2]
+             for path in reader.machine.glob(pattern))  # fmt: skip
     matches = (re.fullmatch(prefix + "([0-9]{1,5})", name) for name in names)
     return frozenset(int(match[1]) for match in matches if match)
 
@@ -141,182 +165,85 @@ def _online(
     reader: Reader, info: CpuInfo, folders: frozenset[int], problems: list[Problem]
 ) -> frozenset[int] | None:
     # Offline CPUs have folders too, but no topology; so the list decides, not the folders.
-    online = reader.cpus(f"{_CPU}/online")
+    online = reader.cpus(f"{CPU}/online")
+    described = _numbered(reader, f"{CPU}/cpu[0-9]*/topology", "cpu")
+    if not online and described:
+        # Kernels before 2.6.37 have no list: each CPU says it of itself, or cannot go offline.
+        online = frozenset(cpu for cpu in described if reader.number(f"{CPU}/cpu{cpu}/online") != 0)
     if not online:
         online = frozenset(info.processors())
         if not online:
             problems.append(
                 Problem(
                     what="processors are unknown",
-                    why=f"neither {_CPU}/online nor /proc/cpuinfo can be read",
+                    why=f"neither {CPU}/online nor /proc/cpuinfo can be read",
                 )
             )
             return None
     if folders and not online <= folders:
         lost = format_cpulist(online - folders)
-        reader.damaged(f"{_CPU}/online", f"CPUs {lost} are online but have no folder")
+        reader.damaged(f"{CPU}/online", f"CPUs {lost} are online but have no folder")
         online &= folders
+    if described and not online <= described:
+        lost = format_cpulist(online - described)
+        reader.damaged(f"{CPU}/online", f"CPUs {lost} are online but have no topology")
+        online &= described
     return online or None
 
 
-def _cores(reader: Reader, online: list[int]) -> tuple[Cores | None, int | None]:
-    """Physical cores and the number of sockets, from the sets of CPUs that share a core.
-
-    Core numbers would not do: they repeat over dies and sockets.
-    """
-    cores: list[frozenset[int]] = []
-    packages: set[int | None] = set()
-    covered: set[int] = set()
-    everything = frozenset(online)
-    for cpu in online:
-        if cpu in covered:
-            continue
-        folder = f"{_CPU}/cpu{cpu}/topology"
-        path = f"{folder}/core_cpus_list"
-        shared = reader.cpus(path)
-        if shared is None:
-            # Its name before Linux 5.3.
-            path = f"{folder}/thread_siblings_list"
-            shared = reader.cpus(path)
-        if shared is None:
-            return None, None
-        core = shared & everything
-        if cpu not in core or core & covered or len(core) > _MOST_SIBLINGS:
-            reader.damaged(path, f"CPU {cpu} cannot share a core with {format_cpulist(shared)!r}")
-            return None, None
-        covered |= core
-        cores.append(core)
-        packages.add(reader.number(f"{folder}/physical_package_id"))
-    sockets = None if None in packages else len(packages)
-    return (tuple(cores), sockets) if cores else (None, None)
-
-
-def _cores_of_cpuinfo(info: CpuInfo, online: frozenset[int]) -> tuple[Cores | None, int | None]:
-    """The same from /proc/cpuinfo, for containers that hide the topology."""
-    cores: dict[tuple[str, str], set[int]] = {}
-    packages: dict[str, set[str]] = {}
-    counts: dict[str, str | None] = {}
-    entries = info.processors()
+def _kinds(reader: Reader, online: frozenset[int]) -> tuple[CoreKind, ...]:
+    """Kinds of cores, fastest first; none when all are alike."""
+    sets = [
+        (name, (reader.cpus(f"/sys/devices/{device}/cpus") or frozenset()) & online)
+        for name, device in _KINDS
+    ]
+    capacities: dict[int, set[int]] = {}
     for cpu in sorted(online):
-        entry = entries.get(cpu, {})
-        package, core = entry.get("physical id"), entry.get("core id")
-        if package is None or core is None:
-            return None, None
-        cores.setdefault((package, core), set()).add(cpu)
-        packages.setdefault(package, set()).add(core)
-        counts[package] = entry.get("cpu cores")
-    # Some virtual machines number every core 0: only numbers that agree with the count are true.
-    for package, numbers in packages.items():
-        if counts[package] not in (None, str(len(numbers))):
-            return None, None
-    if any(len(core) > _MOST_SIBLINGS for core in cores.values()):
-        return None, None
-    ordered = sorted((frozenset(core) for core in cores.values()), key=min)
-    return tuple(ordered), len(packages)
-
-
-def _l3(reader: Reader, online: list[int]) -> tuple[L3, ...]:
-    found: list[tuple[int | None, int | None, frozenset[int]]] = []
-    everything = frozenset(online)
-    covered: set[int] = set()
-    for cpu in online:
-        # One look a domain: hundreds of CPUs share few caches.
-        folder = None if cpu in covered else _level3(reader, cpu)
-        if folder is None:
-            continue
-        path = f"{folder}/shared_cpu_list"
-        shared = reader.cpus(path)
-        if shared is None:
-            continue
-        cpus = shared & everything
-        if cpu not in cpus or cpus & covered:
-            reader.damaged(path, f"CPU {cpu} cannot share an L3 with {format_cpulist(shared)!r}")
-            continue
-        covered |= cpus
-        found.append((reader.number(f"{folder}/id"), _size(reader, f"{folder}/size"), cpus))
-    ids = [number for number, _, _ in found]
-    # Older ARM kernels give no numbers: then it is the order, for all of them.
-    numbered = None not in ids and len(set(ids)) == len(ids)
-    return tuple(
-        L3(id=number if numbered and number is not None else order, bytes=size,
-           cpus=format_cpulist(cpus))
-        for order, (number, size, cpus) in enumerate(found)
-    )  # fmt: skip
-
-
-def _level3(reader: Reader, cpu: int) -> str | None:
-    folder = f"{_CPU}/cpu{cpu}/cache"
-    # Almost always index3; not with a single L1 cache or with more than three levels.
-    if (reader.text(f"{folder}/index3/level") or "").strip() == "3":
-        return f"{folder}/index3"
-    for path in reader.machine.glob(f"{folder}/index[0-9]*/level"):
-        if (reader.text(path) or "").strip() == "3":
-            return path.removesuffix("/level")
-    return None
-
-
-def _size(reader: Reader, path: str) -> int | None:
-    text = reader.text(path)
-    if text is None:
-        return None
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        reader.damaged(path, f"{tidy(text, most=40) or ''!r} is not a size")
-        return None
-    return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]] or None
-
-
-def _numa(
-    reader: Reader, online: frozenset[int] | None, problems: list[Problem]
-) -> tuple[NumaNode, ...]:
-    numbers = sorted(_numbered(reader, f"{_NODE}/node[0-9]*", "node"))
-    nodes: list[NumaNode] = []
-    covered: set[int] = set()
-    for number in numbers:
-        folder = f"{_NODE}/node{number}"
-        cpus = reader.cpus(f"{folder}/cpulist")
-        if cpus is None or cpus & covered:
-            # A node whose CPUs are unknown must not pass for one without any.
-            problems.append(
-                Problem(
-                    what="NUMA layout is unknown",
-                    why=f"{folder}/cpulist "
-                    + ("cannot be read" if cpus is None else "repeats CPUs of another node"),
-                )
+        capacity = reader.number(f"{CPU}/cpu{cpu}/cpu_capacity")
+        if capacity is None:
+            # All have one or none: hundreds of CPUs are not asked in vain.
+            break
+        capacities.setdefault(capacity, set()).add(cpu)
+    present = [(name, cpus) for name, cpus in sets if cpus]
+    if len(present) > 1:
+        best = {cpu: capacity for capacity, cpus in capacities.items() for cpu in cpus}
+        return tuple(
+            CoreKind(
+                name=name,
+                cpus=format_cpulist(cpus),
+                capacity=max((best[cpu] for cpu in cpus if cpu in best), default=None),
             )
-            return ()
-        covered |= cpus
-        total = _MEM_TOTAL.search(reader.text(f"{folder}/meminfo") or "")
-        nodes.append(
-            NumaNode(
-                id=number,
-                cpus=format_cpulist(cpus if online is None else cpus & online),
-                memory_bytes=int(total[1]) * 1024 if total else None,
-                distances=_distances(reader, f"{folder}/distance", len(numbers)),
-            )
+            for name, cpus in present
         )
-    return tuple(nodes)
-
-
-def _distances(reader: Reader, path: str, nodes: int) -> tuple[int, ...]:
-    text = reader.text(path)
-    if text is None:
+    if len(capacities) < 2 or sum(map(len, capacities.values())) != len(online):
         return ()
-    words = text.split()
-    if len(words) != nodes or not all(re.fullmatch("[0-9]{1,3}", word) for word in words):
-        reader.damaged(path, f"{tidy(text, most=40) or ''!r} is not a distance to {nodes} nodes")
-        return ()
-    return tuple(map(int, words))
+    ordered = sorted(capacities, reverse=True)
+    names = ["big", *["middle"] * (len(ordered) - 2), "little"]
+    return tuple(
+        CoreKind(name=name, cpus=format_cpulist(capacities[capacity]), capacity=capacity)
+        for name, capacity in zip(names, ordered, strict=True)
+    )
 
 
-def _governor(reader: Reader, online: list[int]) -> str | None:
+def _common(reader: Reader, online: list[int], name: str) -> str | None:
+    """What the frequency settings of all CPUs say, or "mixed"."""
     found: str | None = None
     for cpu in online:
-        governor = reader.line(f"{_CPU}/cpu{cpu}/cpufreq/scaling_governor")
-        if governor is not None and found not in (None, governor):
+        said = reader.line(f"{CPU}/cpu{cpu}/cpufreq/{name}")
+        if said is not None and found not in (None, said):
             return "mixed"
-        found = governor or found
+        found = said or found
     return found
+
+
+def _driver(reader: Reader, online: list[int]) -> str | None:
+    """The driver that sets frequencies; for those with modes also the mode."""
+    driver = _common(reader, online[:1], "scaling_driver")
+    for name in ("amd_pstate", "intel_pstate"):
+        status = reader.line(f"{CPU}/{name}/status")
+        if status is not None and (driver is None or driver.replace("-", "_").startswith(name)):
+            return f"{driver or name} ({status})"
+    return driver
 
 
 def _allowed(reader: Reader, online: frozenset[int] | None, problems: list[Problem]) -> str | None:
@@ -332,6 +259,10 @@ def _allowed(reader: Reader, online: frozenset[int] | None, problems: list[Probl
     if reader.machine.live:
         affinity = frozenset(os.sched_getaffinity(0))
         allowed = affinity if allowed is None else allowed & affinity
+    left = cpuset(reader)
+    # A cgroup that names none of these CPUs is not this process's: its file system is another's.
+    if left is not None and (allowed is None or left & allowed):
+        allowed = left if allowed is None else allowed & left
     if allowed is not None and not allowed:
         problems.append(
             Problem(

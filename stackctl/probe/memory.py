@@ -6,14 +6,12 @@ import re
 
 import msgspec
 
+from stackctl.probe.cgroup import folders
 from stackctl.probe.reading import Reader
 from stackctl.values.host import Memory, NumaNode, Problem
 
-_CGROUP = "/sys/fs/cgroup"
 #: Version 1 says "no limit" with the largest multiple of a page below 2**63.
 _NO_LIMIT = 2**62
-#: systemd nests units a few levels deep; the kernel's default limit is far above that.
-_MOST_LEVELS = 64
 
 
 def probe_memory(reader: Reader, problems: list[Problem]) -> Memory:
@@ -35,7 +33,11 @@ def probe_memory(reader: Reader, problems: list[Problem]) -> Memory:
 
 
 def reconcile(
-    nodes: tuple[NumaNode, ...], total: int | None, problems: list[Problem]
+    nodes: tuple[NumaNode, ...],
+    total: int | None,
+    problems: list[Problem],
+    *,
+    online: str | None = None,
 ) -> tuple[NumaNode, ...]:
     """NUMA nodes whose memory adds up to the machine's, or is unknown.
 
@@ -46,6 +48,9 @@ def reconcile(
     if total is None or len(sizes) != len(nodes) or not nodes or sum(sizes) >= 0.9 * total:
         return nodes
     if len(nodes) == 1:
+        if nodes[0].cpus != (online or nodes[0].cpus):
+            # Others are offline or hidden, with the rest of the memory.
+            return nodes
         return (msgspec.structs.replace(nodes[0], memory_bytes=total),)
     problems.append(
         Problem(
@@ -64,26 +69,9 @@ def _kib(text: str, name: str) -> int | None:
 def _limit(reader: Reader) -> int | None:
     """The smallest limit from this process's cgroup up to the root."""
     found: list[int] = []
-    for line in (reader.text("/proc/self/cgroup") or "")[:65536].splitlines():
-        hierarchy, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if hierarchy == "0" and not controllers:
-            # With version 1 beside it, version 2 has a folder of its own.
-            for root in (_CGROUP, f"{_CGROUP}/unified"):
-                found += _limits(reader, root, path, "memory.max")
-        elif "memory" in controllers.split(","):
-            found += _limits(reader, f"{_CGROUP}/memory", path, "memory.limit_in_bytes")
-    return min(found, default=None)
-
-
-def _limits(reader: Reader, root: str, path: str, name: str) -> list[int]:
-    parts = [part for part in path.split("/") if part]
-    if ".." in parts or len(parts) > _MOST_LEVELS:
-        # Seen from inside a cgroup namespace, an outer cgroup starts with "..": not visible here.
-        parts = []
-    found = []
-    for depth in range(len(parts), -1, -1):
-        text = (reader.text("/".join([root, *parts[:depth], name])) or "").strip()
+    for version, folder in folders(reader, "memory"):
+        name = "memory.max" if version == 2 else "memory.limit_in_bytes"
+        text = (reader.text(f"{folder}/{name}") or "").strip()
         if re.fullmatch("[0-9]{1,19}", text) and 0 < int(text) < _NO_LIMIT:
             found.append(int(text))
-    return found
+    return min(found, default=None)

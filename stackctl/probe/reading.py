@@ -15,6 +15,7 @@ from stackctl.values.host import Problem
 _MOST_CPUS = 65536
 #: Fits a 64-bit integer, and so any JSON reader.
 _NUMBER = re.compile(r"[0-9]{1,18}")
+_WORD = re.compile(r"[0-9a-fA-F]{1,8}")
 
 
 @lru_cache(maxsize=4096)
@@ -25,13 +26,29 @@ def cpu_set(text: str) -> frozenset[int]:
     """
     found: set[int] = set()
     named = 0
-    for item in text.strip().split(","):
+    # Recordings of some machines hold whole pages, filled up with NULs.
+    for item in text.strip("\0 \t\r\n").split(","):
         part = parse_cpulist(item)
         named += max(1, len(part))
         if named > _MOST_CPUS:
             raise StackctlError("it names more CPUs than a machine can have")
         found.update(part)
     return frozenset(found)
+
+
+@lru_cache(maxsize=4096)
+def mask_set(text: str) -> frozenset[int]:
+    """The CPUs of a kernel mask such as "00000001,0000000f".
+
+    Raises StackctlError for anything that is not a mask.
+    """
+    words = text.strip("\0 \t\r\n").split(",")
+    if len(words) > _MOST_CPUS // 32 or not all(_WORD.fullmatch(word) for word in words):
+        raise StackctlError("it is not a CPU mask")
+    mask = 0
+    for word in words:
+        mask = mask << 32 | int(word, 16)
+    return frozenset(cpu for cpu in range(mask.bit_length()) if mask >> cpu & 1)
 
 
 def tidy(text: str, *, most: int = 200) -> str | None:
@@ -65,9 +82,12 @@ class Reader:
     def number(self, path: str) -> int | None:
         """A file that holds one number that is not negative; -1 is the kernel's "unknown"."""
         text = self.text(path)
-        if text is None or text.strip() == "-1":
+        if text is None:
             return None
-        if not _NUMBER.fullmatch(text.strip()):
+        text = text.strip("\0 \t\r\n")
+        if text == "-1":
+            return None
+        if not _NUMBER.fullmatch(text):
             self.damaged(path, f"{tidy(text, most=40) or ''!r} is not a number")
             return None
         return int(text)
@@ -82,6 +102,21 @@ class Reader:
         except StackctlError:
             self.damaged(path, f"{tidy(text, most=40) or ''!r} is not a CPU list")
             return None
+
+    def cpus_either(self, path: str, mask: str) -> frozenset[int] | None:
+        """The CPUs of a mask, or of the list beside it.
+
+        The kernel writes both and they agree. Old recordings lack the lists, and those that were
+        edited for hwloc, which reads the masks, may hold lists that are out of date.
+        """
+        text = self.text(mask)
+        if text is None:
+            return self.cpus(path)
+        try:
+            return mask_set(text)
+        except StackctlError:
+            self.damaged(mask, f"{tidy(text, most=40) or ''!r} is not a CPU mask")
+            return self.cpus(path)
 
     def damaged(self, path: str, why: str) -> None:
         """Note that a file says something impossible."""

@@ -393,8 +393,8 @@ def test_memory_size_unknown(tmp_path: Path) -> None:
     host = probe(RecordedMachine(_write(tmp_path, {"proc/x": ""}, None)), scope="user")
     assert (host.memory.total_bytes, host.memory.transparent_hugepages) == (None, None)
     assert _whats(host) == [
-        "tools: not recorded", "processors are unknown", "cores are unknown",
-        "memory size is unknown",
+        "tools: not recorded", "memory size is unknown", "processors are unknown",
+        "cores are unknown",
     ]  # fmt: skip
 
 

@@ -1,0 +1,111 @@
+"""NUMA nodes from /sys/devices/system/node."""
+
+from __future__ import annotations
+
+import re
+
+from stackctl.errors import StackctlError
+from stackctl.probe.reading import Reader, cpu_set, tidy
+from stackctl.values.cpulist import format_cpulist
+from stackctl.values.host import NumaNode, Problem
+
+_NODE = "/sys/devices/system/node"
+_MEM_TOTAL = re.compile(r"^Node\s+[0-9]+\s+MemTotal:\s+([0-9]{1,14})\s+kB\s*$", re.MULTILINE)
+_GPU_NODE = re.compile(r"^Node:\s*([0-9]{1,5})\s*$", re.MULTILINE)
+
+
+def probe_numa(
+    reader: Reader,
+    online: frozenset[int] | None,
+    total_bytes: int | None,
+    problems: list[Problem],
+) -> tuple[NumaNode, ...]:
+    """The nodes with memory or CPUs of the machine; those made of a GPU's memory are left out.
+
+    A kernel that shows no nodes has one, with everything in it.
+    """
+    names = (path.rpartition("/")[2] for path in reader.machine.glob(f"{_NODE}/node[0-9]*"))
+    found = (re.fullmatch("node([0-9]{1,5})", name) for name in names)
+    numbers = sorted(int(match[1]) for match in found if match)
+    if not numbers:
+        if not online:
+            return ()
+        return (NumaNode(id=0, cpus=format_cpulist(online), memory_bytes=total_bytes),)
+    columns = _columns(reader, numbers)
+    left_out = gpu_nodes(reader)
+    kept: list[int] = []
+    sets: dict[int, frozenset[int]] = {}
+    covered: set[int] = set()
+    overlapping: list[int] = []
+    for number in numbers:
+        if number in left_out:
+            continue
+        folder = f"{_NODE}/node{number}"
+        cpus = reader.cpus_either(f"{folder}/cpulist", f"{folder}/cpumap")
+        if cpus is None:
+            # A node whose CPUs are unknown must not pass for one without any.
+            problems.append(
+                Problem(what="NUMA layout is unknown", why=f"{folder}/cpulist cannot be read")
+            )
+            return ()
+        if cpus & covered:
+            overlapping.append(number)
+            continue
+        covered |= cpus
+        sets[number] = cpus if online is None else cpus & online
+        kept.append(number)
+    if overlapping:
+        problems.append(
+            Problem(
+                what="NUMA nodes overlap",
+                why=f"nodes {format_cpulist(overlapping)} repeat CPUs of others (numa=fake, or "
+                "damaged firmware tables) and are left out",
+            )
+        )
+    return tuple(
+        NumaNode(
+            id=number,
+            cpus=format_cpulist(sets[number]),
+            memory_bytes=_memory(reader, number),
+            distances=_distances(reader, f"{_NODE}/node{number}/distance", columns, kept),
+        )
+        for number in kept
+    )
+
+
+def _memory(reader: Reader, number: int) -> int | None:
+    total = _MEM_TOTAL.search(reader.text(f"{_NODE}/node{number}/meminfo") or "")
+    return int(total[1]) * 1024 if total else None
+
+
+def _columns(reader: Reader, numbers: list[int]) -> list[int]:
+    """The nodes in the order of a row of distances: all that are online, shown or not."""
+    text = reader.text(f"{_NODE}/online")
+    try:
+        listed = sorted(cpu_set(text)) if text is not None else []
+    except StackctlError:
+        listed = []
+    return listed if set(numbers) < set(listed) else numbers
+
+
+def gpu_nodes(reader: Reader) -> frozenset[int]:
+    """Nodes that are the memory of a GPU (POWER9 and Grace): the driver says which."""
+    found = set()
+    for path in reader.machine.glob("/proc/driver/nvidia/gpus/*/numa_status"):
+        match = _GPU_NODE.search(reader.text(path) or "")
+        if match:
+            found.add(int(match[1]))
+    return frozenset(found)
+
+
+def _distances(reader: Reader, path: str, columns: list[int], kept: list[int]) -> tuple[int, ...]:
+    text = reader.text(path)
+    if text is None:
+        return ()
+    words = text.strip("\0 \t\r\n").split()
+    if len(words) != len(columns) or not all(re.fullmatch("[0-9]{1,3}", word) for word in words):
+        shown = tidy(text, most=40) or ""
+        reader.damaged(path, f"{shown!r} is not a distance to {len(columns)} nodes")
+        return ()
+    row = dict(zip(columns, map(int, words), strict=True))
+    return tuple(row[number] for number in kept)
