@@ -1,4 +1,4 @@
-"""``stackctl plan``, and planning for the other verbs."""
+"""``stackctl plan``."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING
 
 import click
 
+from stackctl.cli.planning import make_plan
 from stackctl.cli.session import Session, overrides, plan_options, profile_argument, verb
 from stackctl.errors import ExitCode, StackctlError
+from stackctl.quantity import format_bytes
 
 if TYPE_CHECKING:
-    from stackctl.values.host import Host
-    from stackctl.values.measured import EngineFacts
-    from stackctl.values.plan import Decision, Plan
-    from stackctl.values.profile import Profile
+    from stackctl.values.plan import Decision, MemoryBudget, Plan
 
 facts_option = click.option(
     "--facts",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Plan for the machine in this file (stackctl probe --json), not for this one.",
 )
+_LABEL = 10
 
 
 @verb("plan")
@@ -28,6 +28,11 @@ facts_option = click.option(
 @plan_options
 @facts_option
 @click.option("--explain", is_flag=True, help="Show every value with its reason.")
+@click.option(
+    "--diff",
+    type=click.Choice(["latency", "throughput"]),
+    help="Show what differs from the plan for that objective.",
+)
 def command(
     session: Session,
     profile: str,
@@ -37,83 +42,112 @@ def command(
     name: str | None,
     facts: Path | None,
     explain: bool,
+    diff: str | None,
 ) -> None:
-    """Show what PROFILE would run here, whether it fits, and why. Touches nothing.
+    """Show what PROFILE would run here, whether it fits and is worth it, and why. Touches nothing.
 
-    Exits 5 when it does not fit; the plan is printed all the same.
+    Exits 5 when it does not fit or is not viable; the plan is printed all the same.
     """
-    wanted = overrides(sets, model, objective, name)
-    plan, _, _ = make_plan(session, session.profiles().resolve(profile, wanted), facts)
+    resolve = session.profiles().resolve
+    plan = make_plan(session, resolve(profile, overrides(sets, model, objective, name)), facts).plan
     if session.out.json:
         session.out.data(plan)
     else:
-        show(session, plan, explain=explain)
-    if plan.verdict.fits is False:
+        show(session, plan)
+        if diff is not None:
+            other = resolve(profile, overrides(sets, model, diff, name))
+            show_difference(session, make_plan(session, other, facts).plan, plan)
+        elif explain:
+            show_decisions(session, plan)
+        else:
+            session.out.note(f"every value and its reason: stackctl plan {plan.profile} --explain")
+    if plan.verdict.fits is False or plan.verdict.viable is False:
         if session.out.json:
             raise click.exceptions.Exit(int(ExitCode.REFUSED))
         raise StackctlError(
-            f"{plan.profile} does not fit",
-            hint="\n".join(plan.verdict.alternatives),
+            f"{plan.profile} "
+            + ("does not fit" if plan.verdict.fits is False else "is not viable"),
+            details=plan.verdict.reasons,
+            hint="what helps, best first\n" + "\n".join(plan.verdict.alternatives),
             exit_code=ExitCode.REFUSED,
         )
 
 
-def make_plan(
-    session: Session, profile: Profile, facts: Path | None
-) -> tuple[Plan, EngineFacts | None, Host]:
-    """Plan without touching anything: facts of this machine or of a file, images as last seen."""
-    from stackctl.deploy.images import known_image
-    from stackctl.deploy.preflight import require_model
-    from stackctl.engines import engine
-    from stackctl.machine.files import LiveMachine
-    from stackctl.plan.solve import solve
-    from stackctl.sources.models import read_model
-    from stackctl.state.enginefacts import EngineFactsCache
-    from stackctl.values.base import from_json
-    from stackctl.values.host import Host
-
-    model = read_model(require_model(profile))
-    if facts is not None:
-        host = from_json(facts.read_bytes(), Host, where=str(facts))
-        image, reason, known = engine(profile.engine).default_image, "not looked at", None
-        if profile.image is not None:
-            image, reason = profile.image, "profile"
-    else:
-        from stackctl.probe import probe
-
-        host = probe(LiveMachine(), scope=session.scope)
-        cache = EngineFactsCache(session.paths().cache)
-        image, reason, known = known_image(profile, engine(profile.engine), cache)
-    plan = solve(
-        host=host, model=model, profile=profile, image=image, image_reason=reason, facts=known
-    )
-    return plan, known, host
-
-
-def show(session: Session, plan: Plan, *, explain: bool) -> None:
-    """A plan for people."""
+def show(session: Session, plan: Plan) -> None:
+    """A plan in a few lines: what, whether it fits, how fast."""
     out = session.out
     out.line(f"{plan.profile} · {plan.objective} · {plan.engine} · {plan.served_name}")
-    verdict = {True: "fits", False: "does not fit", None: "unknown"}[plan.verdict.fits]
-    reasons = plan.verdict.reasons or ("",)
-    color = {True: "green", False: "red", None: "yellow"}[plan.verdict.fits]
-    for number, reason in enumerate(reasons):
-        label = f"{verdict if number == 0 else '':<14}"
-        for part, text in enumerate(_wrap(reason, 64)):
-            out.line((out.style(label, color) if part == 0 else " " * 14) + text)
-    if explain:
-        out.line()
-        rows = [
-            (d.field, "(unset)" if d.value is None else _value(d.value), _why(d))
-            for d in plan.decisions
-        ]
-        out.table(("FIELD", "VALUE", "WHY"), rows, fold=2)
-    else:
-        threads = next((d.value for d in plan.decisions if d.field == "threads"), None)
-        context = next((d.value for d in plan.decisions if d.field == "ctx-size"), None)
-        out.line(f"{'runs':<14}{threads or '?'} threads, context {context}, port {plan.port}")
-        out.line(f"{'image':<14}{plan.image}")
-        out.note(f"every value and its reason: stackctl plan {plan.profile} --explain")
+    label, color = {True: ("fits", "green"), False: ("too big", "red"), None: ("memory", "yellow")}[
+        plan.verdict.fits
+    ]
+    budgets = [plan.memory] + ([plan.host_memory] if plan.host_memory else [])
+    for number, budget in enumerate(budgets):
+        text = f"{label if number == 0 else '':<{_LABEL}}"
+        out.line(out.style(text, color) + _budget(budget))
+    expect = expectation(plan)
+    if expect:
+        out.line(f"{'expect':<{_LABEL}}{expect}")
+    threads = next((d.value for d in plan.decisions if d.field == "threads"), None)
+    where = f"GPU {','.join(plan.placement.gpus)}" if plan.placement.gpus else "CPU"
+    parts = [where, f"{threads} threads" if threads else None, f"port {plan.port}", plan.image]
+    out.line(f"{'runs':<{_LABEL}}{', '.join(part for part in parts if part)}")
+
+
+def show_decisions(session: Session, plan: Plan) -> None:
+    """Every value with its reason."""
+    session.out.line()
+    rows = [(d.field, _value(d.value), _why(d)) for d in plan.decisions]
+    session.out.table(("FIELD", "VALUE", "WHY"), rows, fold=2)
+
+
+def show_difference(session: Session, before: Plan, after: Plan) -> None:
+    """What differs between two plans, with the reasons of the second."""
+    old = {d.field: d for d in before.decisions}
+    new = {d.field: d for d in after.decisions}
+    rows = []
+    for field in dict.fromkeys((*old, *new)):
+        was, now = old.get(field), new.get(field)
+        if was is None or now is None or was.value != now.value:
+            reason = _why(now) if now else f"not set; was: {was.reason if was else ''}"
+            rows.append(
+                (
+                    field,
+                    _value(was.value if was else None),
+                    _value(now.value if now else None),
+                    reason,
+                )
+            )
+    session.out.line()
+    if not rows:
+        session.out.line(f"nothing differs between {before.objective} and {after.objective}")
+        return
+    session.out.table(
+        ("FIELD", before.objective.upper(), after.objective.upper(), "WHY"), rows, fold=3
+    )
+
+
+def expectation(plan: Plan) -> str:
+    """The prediction in one line; empty when nothing is known."""
+    from stackctl.plan.verdict import numbers, seconds
+
+    prediction, parts = plan.prediction, []
+    if prediction.decode_tok_s:
+        parts.append(f"{numbers(prediction.decode_tok_s)} tok/s")
+    ttft = prediction.ttft_s
+    if ttft is not None and ttft.range is not None:
+        parts.append(f"first token {seconds(ttft.range)} s at {ttft.prompt_tokens:,} tokens")
+    if factor := prediction.performance_factor:
+        parts.append(f"PF {factor[0]:.2g}-{factor[1]:.2g}")
+    return f"{', '.join(parts)}   ({prediction.basis})" if parts else ""
+
+
+def _budget(budget: MemoryBudget) -> str:
+    limit = "" if budget.limit_bytes is None else f" of {format_bytes(budget.limit_bytes)}"
+    return (
+        f"{budget.pool}: weights {format_bytes(budget.weights_bytes)} + engine "
+        f"{format_bytes(budget.compute_bytes)} + KV {format_bytes(budget.kv_bytes)} = "
+        f"{format_bytes(budget.total_bytes)}{limit}"
+    )
 
 
 def _why(decision: Decision) -> str:
@@ -124,10 +158,6 @@ def _why(decision: Decision) -> str:
 
 
 def _value(value: object) -> str:
+    if value is None:
+        return "(unset)"
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _wrap(text: str, width: int) -> list[str]:
-    import textwrap
-
-    return textwrap.wrap(text, width) or [""]

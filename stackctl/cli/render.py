@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from stackctl.cli.plan import facts_option, make_plan
+from stackctl.cli.plan import facts_option
+from stackctl.cli.planning import make_plan
 from stackctl.cli.session import Session, overrides, plan_options, profile_argument, verb
 from stackctl.errors import ExitCode, StackctlError
 
@@ -31,10 +32,12 @@ def command(
     """Write the units of PROFILE without installing or starting anything."""
     from stackctl.engines import engine
     from stackctl.machine.files import write_atomically
+    from stackctl.plan.ledger import claim_of
     from stackctl.units.render import Target, render
 
     wanted = overrides(sets, model, objective, name)
-    plan, known, host = make_plan(session, session.profiles().resolve(profile, wanted), facts)
+    planned = make_plan(session, session.profiles().resolve(profile, wanted), facts)
+    plan, known, host = planned.plan, planned.facts, planned.host
     if known is None:
         session.out.warn(
             f"image {plan.image} was not looked at: not pinned, and its options not checked"
@@ -44,6 +47,7 @@ def command(
         podman=host.tools.podman,
         image=plan.image,
         program=known.program if known else _program(plan.image, engine(plan.engine)),
+        claim=claim_of(plan),
     )
     units = render(plan, target, 0)
     for file in units.files:

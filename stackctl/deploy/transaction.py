@@ -15,10 +15,12 @@ from stackctl.engines import engine as find_engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.health import endpoint
 from stackctl.machine import lock, podman, runner
-from stackctl.plan.solve import solve
+from stackctl.plan.ledger import claim_of
+from stackctl.plan.solve import Known, solve
 from stackctl.probe import probe
 from stackctl.quantity import format_bytes, format_duration
 from stackctl.sources.models import read_model
+from stackctl.state import calibrations, claims
 from stackctl.state.generations import now
 from stackctl.units import render
 from stackctl.values.generation import Generation, Outcome, State
@@ -87,12 +89,16 @@ def up(context: Context, profile: Profile, wish: Wish) -> UpResult:
             host=host,
             model=model,
             profile=profile,
-            image=image.reference,
-            image_reason=reason,
-            facts=facts,
-            deadline_s=wish.deadline_s,
+            known=Known(
+                image=image.reference,
+                image_reason=reason,
+                facts=facts,
+                claims=claims.declared(context.machine, context.paths),
+                calibrations=calibrations.read(context.paths.state),
+                deadline_s=wish.deadline_s,
+            ),
         )
-        if plan.verdict.fits is False and not wish.force:
+        if _is_refused(plan) and not wish.force:
             raise refused(plan)
         context.report.step("plan", summary(plan))
         before = _before(context, plan.stack)
@@ -101,6 +107,7 @@ def up(context: Context, profile: Profile, wish: Wish) -> UpResult:
             podman=host.tools.podman,
             image=image.reference,
             program=facts.program,
+            claim=claim_of(plan),
         )
         number = max((0, *context.generations.numbers(plan.stack))) + 1
         units = render.render(plan, target, number)
@@ -179,14 +186,18 @@ def not_running(stack: str) -> StackctlError:
 
 
 def refused(plan: Plan) -> StackctlError:
-    """The error for a plan that does not fit: by how much, and what would."""
-    short = -(plan.memory.headroom_bytes or 0)
+    """The error for a plan that does not fit or is not worth running: why, and what would be."""
+    what = "does not fit" if plan.verdict.fits is False else "is not viable"
     return StackctlError(
-        f"{plan.profile} does not fit: {format_bytes(short)} too much",
+        f"{plan.profile} {what}",
         details=plan.verdict.reasons,
         hint="\n".join((*plan.verdict.alternatives, "--force starts it anyway")),
         exit_code=ExitCode.REFUSED,
     )
+
+
+def _is_refused(plan: Plan) -> bool:
+    return plan.verdict.fits is False or plan.verdict.viable is False
 
 
 def summary(plan: Plan) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from stackctl.engines.engine import Engine
 from stackctl.engines.llamacpp import LlamaCpp
+from stackctl.engines.vllm import Vllm
 
-_ENGINES: dict[str, Engine] = {"llama.cpp": LlamaCpp()}
+_ENGINES: dict[str, Engine] = {"llama.cpp": LlamaCpp(), "vllm": Vllm()}
 
 
 def engine(name: str) -> Engine:

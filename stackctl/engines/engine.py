@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from stackctl.values.host import Host
+from stackctl.values.host import Gpu, Host
 from stackctl.values.measured import EngineOption
 from stackctl.values.model import Model
 from stackctl.values.plan import Placement, Scalar, Source
@@ -36,28 +36,41 @@ class Option:
 
 @dataclass(frozen=True)
 class Request:
-    """What an engine chooses its options from. ``threads`` and ``threads_batch`` are None when the
-    machine's cores are not known; ``memory_limit_bytes`` is what a service may use."""
+    """What an engine chooses its options from. ``threads`` is None when the machine's cores are not
+    known or a GPU does the work; ``memory_limit_bytes`` is what a service may use of main memory,
+    ``gpu_limit_bytes`` of each GPU, after what other stacks claim (``gpu_claimed_bytes``)."""
 
     host: Host
     model: Model
     profile: Profile
     placement: Placement
     threads: tuple[int, str] | None
-    threads_batch: tuple[int, str] | None
     memory_limit_bytes: int | None
     model_path: str
     served_name: str
     port: int
+    gpus: tuple[Gpu, ...] = ()
+    gpu_limit_bytes: int | None = None
+    gpu_claimed_bytes: int = 0
+
+    @property
+    def gpu_bytes(self) -> int:
+        """Memory of the smallest of the GPUs used; 0 when there is none or it is unknown."""
+        sizes = [gpu.memory_bytes or 0 for gpu in self.gpus]
+        return min(sizes, default=0)
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes by purpose; ``compute_bytes`` holds buffers, the engine itself and its host cache."""
+    """Bytes by purpose; ``compute_bytes`` holds buffers, the engine itself and its host cache.
+
+    For a plan on a GPU these are the GPU's, and ``host`` is what lies in main memory besides.
+    """
 
     weights_bytes: int
     kv_bytes: int
     compute_bytes: int
+    host: Footprint | None = None
 
 
 @dataclass(frozen=True)
@@ -117,8 +130,8 @@ class Engine(Protocol):
         """The options for this machine, model and objective, each with its reason."""
         ...
 
-    def footprint(self, model: Model, options: Mapping[str, Option]) -> Footprint:
-        """Memory that the engine takes with these options."""
+    def footprint(self, model: Model, options: Mapping[str, Option], gpu_bytes: int) -> Footprint:
+        """Memory that the engine takes with these options; ``gpu_bytes`` is 0 without a GPU."""
         ...
 
     def spell(self, option: Option, dialect: Dialect) -> tuple[str, ...] | None:
@@ -132,6 +145,25 @@ class Engine(Protocol):
     def failure(self, lines: Sequence[str]) -> Failure | None:
         """The cause of a failed start, read from the engine's log."""
         ...
+
+
+def option(names: str, value: str | None = None) -> EngineOption:
+    """An option by its long names without dashes."""
+    return EngineOption(names=tuple(f"--{name}" for name in names.split()), value=value)
+
+
+def origin(request: Request, key: str) -> Source:
+    """Where the value of a profile key comes from."""
+    if key in request.profile.overrides:
+        return "override"
+    value = getattr(request.profile, key)
+    return "derived" if value is None or value == "auto" else "profile"
+
+
+def number(options: Mapping[str, Option], name: str, default: int) -> int:
+    """The whole number an option was given, else the default."""
+    value = options[name].value if name in options else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else default
 
 
 def first_match(

@@ -1,7 +1,6 @@
-"""llama.cpp's llama-server on the CPU.
+"""llama.cpp's llama-server: its dialects, log and failures.
 
-Flags and defaults were read from the engine's own help (builds b11434 to b11669); presets are those
-published for CPU use: small micro-batches for latency, large ones and several slots for throughput.
+Flags and defaults were read from the engine's own help (builds b11434 to b11669).
 """
 
 from __future__ import annotations
@@ -16,42 +15,25 @@ from stackctl.engines.engine import (
     Option,
     Request,
     first_match,
+    option,
 )
-from stackctl.quantity import format_bytes
+from stackctl.engines.llamacpp_options import choose, footprint
 from stackctl.values.measured import EngineOption
 from stackctl.values.model import Model
-from stackctl.values.plan import Source
-
-_MIB = 2**20
-#: Contexts are padded to this many tokens (llama.cpp: GGML_PAD(n_ctx, 256)).
-_CONTEXT_STEP = 256
-#: Bytes an element of a KV cache type: a block's bytes over its elements (ggml block layouts).
-KV_TYPE_BYTES = {
-    "f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q5_1": 24 / 32, "q5_0": 22 / 32,
-    "q4_1": 20 / 32, "q4_0": 18 / 32, "iq4_nl": 18 / 32,
-}  # fmt: skip
-#: llama-server itself: code, vocabulary, thread stacks, HTTP buffers.
-_ENGINE_BYTES = 128 * _MIB
-_DEFAULT_CONTEXT = 8192
-#: llama-server's own default for --cache-ram, in MiB.
-_MOST_CACHE_MIB = 8192
 
 _NAMES = re.compile(r"-{1,2}[A-Za-z0-9][\w-]*(?:,\s+-{1,2}[A-Za-z0-9][\w-]*)*")
 
 
-def _option(names: str, value: str | None = None) -> EngineOption:
-    return EngineOption(names=tuple(f"--{name}" for name in names.split()), value=value)
-
-
 #: The options planned here as the newest builds spell them.
 _NEWEST = (
-    _option("model", "FNAME"), _option("alias", "STRING"), _option("host", "HOST"),
-    _option("port", "PORT"), _option("ctx-size", "N"), _option("parallel", "N"),
-    _option("kv-unified no-kv-unified"), _option("threads", "N"), _option("threads-batch", "N"),
-    _option("batch-size", "N"), _option("ubatch-size", "N"), _option("flash-attn", "[on|off|auto]"),
-    _option("load-mode", "MODE"), _option("numa", "TYPE"), _option("cache-reuse", "N"),
-    _option("cache-ram", "N"), _option("cache-type-k", "TYPE"), _option("cache-type-v", "TYPE"),
-    _option("jinja no-jinja"), _option("metrics"), _option("cors-origins", "ORIGINS"),
+    option("model", "FNAME"), option("alias", "STRING"), option("host", "HOST"),
+    option("port", "PORT"), option("ctx-size", "N"), option("parallel", "N"),
+    option("kv-unified no-kv-unified"), option("threads", "N"), option("threads-batch", "N"),
+    option("batch-size", "N"), option("ubatch-size", "N"), option("flash-attn", "[on|off|auto]"),
+    option("load-mode", "MODE"), option("numa", "TYPE"), option("cache-reuse", "N"),
+    option("cache-ram", "N"), option("cache-type-k", "TYPE"), option("cache-type-v", "TYPE"),
+    option("jinja no-jinja"), option("metrics"), option("cors-origins", "ORIGINS"),
+    option("gpu-layers n-gpu-layers", "N"), option("n-cpu-moe", "N"),
 )  # fmt: skip
 
 #: Causes of a failed start, most specific first. Checked against the last lines of the log.
@@ -160,47 +142,11 @@ class LlamaCpp:
 
     def choose(self, request: Request) -> tuple[Option, ...]:
         """See Engine."""
-        return (
-            Option("model", (request.model_path,), "the model, mounted read-only"),
-            Option("alias", (request.served_name,), "the name clients ask for"),
-            Option("host", ("127.0.0.1",), "loopback only"),
-            Option("port", (request.port,), "profile", "profile"),
-            *_context(request),
-            *_threads(request),
-            *_batches(request),
-            Option("flash-attn", ("on",), "less memory traffic for attention at no loss"),
-            *_load_mode(request),
-            *_numa(request),
-            *_caches(request),
-            Option("jinja", (), "the model's own chat template"),
-            Option("cors-origins", ("localhost",), "no foreign web page may use it in a browser"),
-            Option("metrics", (), "counters for health and measurement"),
-        )
+        return choose(request)
 
-    def footprint(self, model: Model, options: Mapping[str, Option]) -> Footprint:
+    def footprint(self, model: Model, options: Mapping[str, Option], gpu_bytes: int) -> Footprint:
         """See Engine."""
-
-        def number(name: str, default: int) -> int:
-            value = options[name].value if name in options else None
-            return value if isinstance(value, int) and not isinstance(value, bool) else default
-
-        context = number("ctx-size", 0) or model.context or _DEFAULT_CONTEXT
-        batch = number("batch-size", 2048)
-        ubatch = min(batch, number("ubatch-size", 512))
-        parallel = max(1, number("parallel", 4))
-        cache_mib = max(0, number("cache-ram", _MOST_CACHE_MIB))
-        kv = kv_bytes(
-            model,
-            context=context,
-            parallel=parallel,
-            ubatch=ubatch,
-            key_bytes=_kv_type(options, "cache-type-k"),
-            value_bytes=_kv_type(options, "cache-type-v"),
-        )
-        # The graph is reserved for a full micro-batch with the logits of every token, F32.
-        width = (model.vocabulary or 0) + 4 * (model.embedding or 0) + 2 * (model.feed_forward or 0)
-        compute = ubatch * width * 4 + _ENGINE_BYTES + cache_mib * _MIB
-        return Footprint(model.weights_bytes, kv, compute)
+        return footprint(model, options, on_gpu=gpu_bytes > 0)
 
     def spell(self, option: Option, dialect: Dialect) -> tuple[str, ...] | None:
         """See Engine."""
@@ -228,168 +174,8 @@ class LlamaCpp:
         return first_match(lines, _FAILURES)
 
 
-def kv_bytes(
-    model: Model,
-    *,
-    context: int,
-    parallel: int = 1,
-    ubatch: int = 512,
-    key_bytes: float = 2.0,
-    value_bytes: float = 2.0,
-) -> int:
-    """Bytes of the KV cache of all slots together.
-
-    Each layer keeps ``kv_heads * (key_dim * key_bytes + value_dim * value_bytes)`` a token; layers
-    with a sliding window keep the window of every sequence and one micro-batch (llama.cpp:
-    llama_kv_cache_iswa).
-    """
-    if model.kv is None:
-        return 0
-    layout = model.kv
-    padded = window = _pad(context)
-    if layout.sliding_window is not None:
-        window = min(padded, _pad(layout.sliding_window * parallel + ubatch))
-    row = layout.key_dim * key_bytes + layout.value_dim * value_bytes
-    narrow = (layout.sliding_key_dim or layout.key_dim) * key_bytes
-    narrow += (layout.sliding_value_dim or layout.value_dim) * value_bytes
-    sliding = layout.sliding or (False,) * len(layout.kv_heads)
-    return round(
-        sum(
-            heads * (window * narrow if slides else padded * row)
-            for heads, slides in zip(layout.kv_heads, sliding, strict=True)
-        )
-    )
-
-
-def _pad(tokens: int) -> int:
-    return -(-tokens // _CONTEXT_STEP) * _CONTEXT_STEP
-
-
-def _kv_type(options: Mapping[str, Option], name: str) -> float:
-    value = options[name].value if name in options else None
-    return KV_TYPE_BYTES.get(str(value), 2.0)
-
-
 def _text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _latency(request: Request) -> bool:
-    return request.profile.objective == "latency"
-
-
-def _slots(request: Request) -> tuple[int, str]:
-    wanted = request.profile.concurrency
-    if wanted is not None:
-        return wanted, "profile"
-    return (1, "latency: one request at a time") if _latency(request) else (4, "throughput")
-
-
-def _context(request: Request) -> tuple[Option, ...]:
-    slots, why = _slots(request)
-    profile = request.profile
-    each, source = profile.context, "profile"
-    if each is None:
-        each, source = min(_DEFAULT_CONTEXT, request.model.context or _DEFAULT_CONTEXT), "default"
-    trained = request.model.context
-    reason = f"{source}: {each} tokens a request"
-    if trained is not None and each > trained:
-        each, reason = trained, f"all the model was trained for; the {source} asks for {each}"
-    if slots > 1:
-        reason += f", {slots} requests"
-    total = _pad(each * slots)
-    if total != each * slots:
-        reason += f", padded to {_CONTEXT_STEP}"
-    origin: Source = "override" if "context" in profile.overrides else "profile"
-    options = [
-        Option("ctx-size", (total,), reason, origin if profile.context else "derived"),
-        Option(
-            "parallel",
-            (slots,),
-            why if why != "profile" else f"profile: {slots} at the same time",
-            ("override" if "concurrency" in profile.overrides else "profile")
-            if profile.concurrency is not None
-            else "derived",
-        ),
-    ]
-    if slots > 1:
-        options.append(
-            Option("kv-unified", (), "slots share one KV cache: a long prompt may use it all")
-        )
-    return tuple(options)
-
-
-def _threads(request: Request) -> tuple[Option, ...]:
-    options = []
-    for name, choice in (("threads", request.threads), ("threads-batch", request.threads_batch)):
-        if choice is None:
-            options.append(Option(name, None, "cores unknown: the engine counts them itself"))
-        else:
-            options.append(Option(name, (choice[0],), choice[1]))
-    return tuple(options)
-
-
-def _batches(request: Request) -> tuple[Option, ...]:
-    if _latency(request):
-        return (
-            Option("batch-size", (512,), "latency: prompts enter in small steps"),
-            Option("ubatch-size", (128,), "latency: on a CPU small micro-batches answer sooner"),
-        )
-    return (
-        Option("batch-size", (2048,), "throughput: long prompts in few steps"),
-        Option("ubatch-size", (2048,), "throughput: as large as the batch"),
-    )
-
-
-def _load_mode(request: Request) -> tuple[Option, ...]:
-    limit = request.host.limits.memlock_bytes
-    need = request.model.weights_bytes
-    if limit is None:
-        reason = "not locked: the locked-memory limit of services is unknown"
-    elif limit < need:
-        reason = (
-            f"not locked: services may lock {format_bytes(limit)}, "
-            f"the model is {format_bytes(need)}; stackctl probe says how to raise it"
-        )
-    else:
-        return (
-            Option("load-mode", ("mmap+mlock",), "mapped and locked: never paged out under load"),
-        )
-    return (Option("load-mode", ("mmap",), reason),)
-
-
-def _numa(request: Request) -> tuple[Option, ...]:
-    nodes = [node for node in request.host.cpu.numa if node.memory_bytes]
-    if len(nodes) <= 1:
-        return (Option("numa", None, "one NUMA node: nothing to spread or bind"),)
-    policy = request.placement.policy
-    if policy in ("bind", "interleave"):
-        reason = f"keeps the {policy} memory policy and CPUs that the unit sets"
-        if len(nodes) > 8:
-            reason += f"; 'distribute' knows 8 nodes, this machine has {len(nodes)}"
-        return (Option("numa", ("numactl",), reason),)
-    return (Option("numa", None, "memory policy left to the kernel, as the profile asks"),)
-
-
-def _caches(request: Request) -> tuple[Option, ...]:
-    limit = request.memory_limit_bytes
-    options = []
-    if limit is not None:
-        mib = min(_MOST_CACHE_MIB, limit // 20 // _MIB)
-        options.append(
-            Option("cache-ram", (mib,), "MiB of prompts kept in memory: 5 %, at most 8 GiB")
-        )
-    if _latency(request):
-        options.append(_cache_reuse(request.model))
-    return tuple(options)
-
-
-def _cache_reuse(model: Model) -> Option:
-    """Shifting a cache needs every layer to keep the whole context (llama.cpp: can_shift)."""
-    if model.kv is not None and (model.kv.sliding_layers or 0 in model.kv.kv_heads):
-        reason = "left out: layers with a sliding window or recurrent state cannot shift"
-        return Option("cache-reuse", None, reason)
-    return Option("cache-reuse", (256,), "a prompt that moved keeps its cache from 256 tokens on")
 
 
 def _old_load_mode(mode: str, dialect: Dialect) -> tuple[str, ...] | None:

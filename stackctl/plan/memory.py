@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from stackctl.engines.engine import Footprint
+from stackctl.plan import ledger
 from stackctl.quantity import format_bytes
+from stackctl.values.claim import Claim
 from stackctl.values.cpulist import parse_cpulist
-from stackctl.values.host import Host
+from stackctl.values.host import Gpu, Host
 from stackctl.values.plan import MemoryBudget, Placement
 
 _GIB = 2**30
 
 
-def memory_limit(host: Host, placement: Placement) -> tuple[int | None, str]:
-    """Bytes that a service may use, and how that follows.
+@dataclass(frozen=True)
+class Limit:
+    """Bytes that may be used (None: unknown), how that follows, and the name of the pool."""
+
+    bytes: int | None
+    why: str
+    pool: str = "memory"
+    claimed: int = 0
+
+
+def memory_limit(host: Host, placement: Placement, claims: Sequence[Claim] = ()) -> Limit:
+    """Main memory that a service may use.
 
     All memory of the machine (of the bound nodes; of this process' cgroup), less 5 % for the system
-    (between 0.5 and 8 GiB). What happens to be free now is no input: an unchanged stack must plan
-    the same while it runs.
+    (between 0.5 and 8 GiB) and less what other stacks claim. What happens to be free now is no
+    input: an unchanged stack must plan the same while it runs.
     """
     total, of = host.memory.total_bytes, "memory"
     if placement.policy == "bind" and placement.mems is not None:
@@ -27,19 +42,40 @@ def memory_limit(host: Host, placement: Placement) -> tuple[int | None, str]:
     if host.memory.limit_bytes is not None and (total is None or host.memory.limit_bytes < total):
         total, of = host.memory.limit_bytes, "the cgroup's limit"
     if total is None:
-        return None, "memory size unknown"
+        return Limit(None, "memory size unknown")
     kept = min(8 * _GIB, max(_GIB // 2, total // 20))
-    return max(0, total - kept), f"{format_bytes(total)} {of}, {format_bytes(kept)} kept free"
+    claimed = ledger.claimed_memory(claims)
+    why = f"{format_bytes(total)} {of}, {format_bytes(kept)} kept free"
+    if claimed:
+        why += f", {format_bytes(claimed)} for other stacks"
+    return Limit(max(0, total - kept - claimed), why, claimed=claimed)
 
 
-def budget(footprint: Footprint, limit_bytes: int | None) -> MemoryBudget:
+def gpu_limit(gpus: Sequence[Gpu], reserve_bytes: int, claims: Sequence[Claim] = ()) -> Limit:
+    """Memory of each of these GPUs that a stack may use: the smallest counts."""
+    names = "GPU " + ",".join(str(gpu.index) for gpu in gpus)
+    limits: list[Limit] = []
+    for gpu in gpus:
+        if gpu.memory_bytes is None:
+            return Limit(None, f"memory of GPU {gpu.index} unknown", names)
+        claimed = ledger.claimed_gpu_bytes(claims, gpu.index)
+        why = f"{format_bytes(gpu.memory_bytes)}, {format_bytes(reserve_bytes)} kept free"
+        if claimed:
+            why += f", {format_bytes(claimed)} for other stacks"
+        left = max(0, gpu.memory_bytes - reserve_bytes - claimed)
+        limits.append(Limit(left, why, names, claimed))
+    return min(limits, key=lambda limit: limit.bytes or 0)
+
+
+def budget(footprint: Footprint, limit: Limit) -> MemoryBudget:
     """The footprint against the limit."""
     total = footprint.weights_bytes + footprint.kv_bytes + footprint.compute_bytes
     return MemoryBudget(
+        pool=limit.pool,
         weights_bytes=footprint.weights_bytes,
         kv_bytes=footprint.kv_bytes,
         compute_bytes=footprint.compute_bytes,
         total_bytes=total,
-        limit_bytes=limit_bytes,
-        headroom_bytes=None if limit_bytes is None else limit_bytes - total,
+        limit_bytes=limit.bytes,
+        headroom_bytes=None if limit.bytes is None else limit.bytes - total,
     )

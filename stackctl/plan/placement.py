@@ -1,12 +1,15 @@
-"""Threads, CPUs and memory nodes from the topology."""
+"""Threads, CPUs, memory nodes and GPUs from the topology and what other stacks leave over."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stackctl.errors import ExitCode, StackctlError
+from stackctl.plan import ledger
+from stackctl.values.claim import Claim
 from stackctl.values.cpulist import format_cpulist, parse_cpulist
-from stackctl.values.host import Host
+from stackctl.values.host import Gpu, Host
 from stackctl.values.plan import Decision, Placement, Policy, Source
 from stackctl.values.profile import PlacementWish, Profile
 
@@ -15,28 +18,36 @@ _DELEGATE = (
     "/etc/systemd/system/user@.service.d/delegate.conf, then "
     "systemctl daemon-reload and log in again"
 )
+#: A GPU worker feeds the GPU: more cores than this do not help it.
+_GPU_WORKER_CORES = 2
+
+Cores = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
 class Placed:
-    """Where it runs, with how many threads (and why; None when cores are unknown)."""
+    """Where it runs, and with how many threads (and why; None when cores are unknown)."""
 
     placement: Placement
     threads: tuple[int, str] | None
-    threads_batch: tuple[int, str] | None
+    gpus: tuple[Gpu, ...]
     decisions: tuple[Decision, ...]
 
 
-def place(host: Host, profile: Profile) -> Placed:
-    """Choose CPUs, memory policy and thread counts.
+def place(host: Host, profile: Profile, claims: Sequence[Claim] = ()) -> Placed:
+    """Choose GPUs, CPUs, memory policy and the number of threads.
 
     Raises:
-        StackctlError: exit 2 for CPUs or nodes that the machine lacks, exit 6 when binding was
-            asked for and the cpuset controller cannot be used.
+        StackctlError: exit 2 for CPUs, nodes or GPUs that the machine lacks, exit 6 when binding
+            was asked for and the cpuset controller cannot be used, exit 5 when other stacks have
+            claimed every core.
     """
     wish = profile.placement
+    overridden = any(key.startswith("placement.") for key in profile.overrides)
+    source: Source = "override" if overridden else "profile"
+    gpus = _gpus(host, profile)
     nodes = _nodes(host, wish)
-    cores = _cores(host, wish, nodes)
+    cores, claimed = _cores(host, wish, nodes, claims)
     smt = any(len(core) > 1 for core in cores)
     bound = wish.cpus is not None or wish.nodes is not None or wish.policy == "bind"
     cpuset_known = host.tools.cgroup_version is not None
@@ -48,27 +59,35 @@ def place(host: Host, profile: Profile) -> Placed:
             hint=_DELEGATE + "; or leave placement out",
             exit_code=ExitCode.HOST,
         )
-    policy, why_policy = _policy(host, wish, nodes)
-    cpus = (
-        format_cpulist(core[0] for core in cores)
-        if smt
-        else format_cpulist(cpu for core in cores for cpu in core)
-    )
-    use_cpuset = bound or (smt and cpuset)
+    worker_only = bool(gpus) and profile.engine == "vllm"
+    if worker_only:
+        chosen, threads = _near_gpu(host, cores, gpus), None
+        why_cpus = f"on {_gpu_names(gpus)}'s node; a GPU worker needs few cores"
+    else:
+        kept = 0 if bound or claimed else _kept(len(cores))
+        chosen = cores[: len(cores) - kept]
+        threads = _threads(cores, chosen, smt, claimed)
+        why_cpus = _why_cpus(bound, smt, kept, claimed)
+    policy, why_policy = _policy(host, wish, nodes, gpus)
+    cpus = format_cpulist(core[0] for core in chosen)
+    use_cpuset = bound or (cpuset and bool(chosen) and (smt or len(chosen) < len(cores)))
+    if not use_cpuset and chosen:
+        why_cpus += ", left to the scheduler"
+        why_cpus += "" if cpuset or not cpuset_known else ": no cpuset controller"
     placement = Placement(
         cpus=cpus or None,
         mems=format_cpulist(nodes) if nodes else None,
+        gpus=tuple(str(gpu.index) for gpu in gpus),
         policy=policy,
         cpuset=use_cpuset,
     )
-    overridden = any(key.startswith("placement.") for key in profile.overrides)
-    source: Source = "override" if overridden else "profile"
-    decisions = (
+    asked_cpus = wish.cpus is not None or wish.nodes is not None
+    decisions = [
         Decision(
             field="cpus",
             value=placement.cpus,
-            reason=_why_cpus(bound, smt, cpuset, cpuset_known),
-            source=source if wish.cpus is not None or wish.nodes is not None else "derived",
+            reason=why_cpus,
+            source=source if asked_cpus else "derived",
         ),
         Decision(
             field="memory-policy",
@@ -76,9 +95,44 @@ def place(host: Host, profile: Profile) -> Placed:
             reason=why_policy,
             source=source if wish.policy != "auto" else "derived",
         ),
-    )
-    threads, batch = _threads(len(cores), smt)
-    return Placed(placement, threads, batch, decisions)
+    ]
+    if gpus:
+        decisions.insert(
+            0,
+            Decision(
+                field="gpus",
+                value=",".join(placement.gpus),
+                reason=", ".join(gpu.name or "unknown GPU" for gpu in gpus),
+                source=source if wish.gpus is not None else "derived",
+            ),
+        )
+    return Placed(placement, threads, gpus, tuple(decisions))
+
+
+def _gpus(host: Host, profile: Profile) -> tuple[Gpu, ...]:
+    """The GPUs to use: those asked for; the first one for vLLM; none for llama.cpp."""
+    wish = profile.placement.gpus
+    if wish is None and profile.engine != "vllm":
+        return ()
+    if not host.gpus:
+        raise StackctlError(
+            f"{profile.name} needs a GPU, and this machine shows none",
+            hint="stackctl probe shows what it sees; a CPU profile: stackctl profiles",
+            exit_code=ExitCode.HOST,
+        )
+    if wish is None:
+        return host.gpus[:1]
+    if str(wish) == "all":
+        return host.gpus
+    wanted = parse_cpulist(str(wish))
+    found = tuple(gpu for gpu in host.gpus if gpu.index in wanted)
+    if len(found) != len(wanted) or not wanted:
+        raise StackctlError(
+            f"placement.gpus: this machine has no GPU {wish}",
+            hint="GPUs: " + ", ".join(str(gpu.index) for gpu in host.gpus),
+            exit_code=ExitCode.USAGE,
+        )
+    return found
 
 
 def _nodes(host: Host, wish: PlacementWish) -> tuple[int, ...]:
@@ -97,8 +151,10 @@ def _nodes(host: Host, wish: PlacementWish) -> tuple[int, ...]:
     return wanted
 
 
-def _cores(host: Host, wish: PlacementWish, nodes: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-    """The CPUs of each physical core that may be used; empty when unknown."""
+def _cores(
+    host: Host, wish: PlacementWish, nodes: tuple[int, ...], claims: Sequence[Claim]
+) -> tuple[Cores, bool]:
+    """The CPUs of each physical core that may be used, and whether claims took some away."""
     cpu = host.cpu
     allowed = set(parse_cpulist(cpu.allowed or cpu.online or ""))
     if not allowed and cpu.threads:
@@ -111,16 +167,35 @@ def _cores(host: Host, wish: PlacementWish, nodes: tuple[int, ...]) -> tuple[tup
                 hint=f"CPUs: {format_cpulist(allowed)}",
                 exit_code=ExitCode.USAGE,
             )
-        allowed = wanted
-    elif wish.nodes is not None or wish.policy == "bind":
-        local = {c for node in cpu.numa if node.id in nodes for c in parse_cpulist(node.cpus)}
-        allowed &= local
+        # What the user names is used, whoever else claims it.
+        return _grouped(host, wanted), False
+    if wish.nodes is not None or wish.policy == "bind":
+        allowed &= {c for node in cpu.numa if node.id in nodes for c in parse_cpulist(node.cpus)}
         if not allowed:
             raise StackctlError(
                 "placement: the chosen NUMA nodes have no CPU",
                 hint="set placement.cpus too",
                 exit_code=ExitCode.USAGE,
             )
+    if cpu.kinds:
+        # Hybrid processors: the slowest thread sets the pace, so only the fastest kind is used.
+        allowed = (allowed & set(parse_cpulist(cpu.kinds[0].cpus))) or allowed
+    cores = _grouped(host, allowed)
+    taken = ledger.claimed_cpus(claims)
+    # A core whose sibling is claimed is claimed.
+    free = tuple(core for core in cores if not taken & set(core))
+    if cores and not free:
+        raise StackctlError(
+            "every core is claimed by other stacks",
+            details=[f"{claim.stack}: {claim.cpus}" for claim in claims if claim.cpus],
+            hint="stackctl down one of them, or share on purpose: --set placement.cpus=...",
+            exit_code=ExitCode.REFUSED,
+        )
+    return free, len(free) < len(cores)
+
+
+def _grouped(host: Host, allowed: set[int]) -> Cores:
+    cpu = host.cpu
     if cpu.siblings:
         groups = (set(parse_cpulist(core)) & allowed for core in cpu.siblings)
         return tuple(tuple(sorted(group)) for group in groups if group)
@@ -130,7 +205,17 @@ def _cores(host: Host, wish: PlacementWish, nodes: tuple[int, ...]) -> tuple[tup
     return tuple((one,) for one in sorted(allowed))
 
 
-def _policy(host: Host, wish: PlacementWish, nodes: tuple[int, ...]) -> tuple[Policy, str]:
+def _near_gpu(host: Host, cores: Cores, gpus: tuple[Gpu, ...]) -> Cores:
+    """The last few free cores of the GPU's node: CPU stacks take the first ones."""
+    node = next((n for n in host.cpu.numa if n.id == gpus[0].numa_node), None)
+    local = set(parse_cpulist(node.cpus)) if node is not None else set()
+    near = tuple(core for core in cores if set(core) & local) or cores
+    return near[-_GPU_WORKER_CORES * len(gpus) :]
+
+
+def _policy(
+    host: Host, wish: PlacementWish, nodes: tuple[int, ...], gpus: tuple[Gpu, ...]
+) -> tuple[Policy, str]:
     if wish.policy == "bind":
         return "bind", f"the profile binds memory to node {format_cpulist(nodes)}"
     if wish.nodes is not None and wish.policy == "auto":
@@ -140,29 +225,38 @@ def _policy(host: Host, wish: PlacementWish, nodes: tuple[int, ...]) -> tuple[Po
     if wish.policy in ("default", "interleave"):
         return wish.policy, "the profile says so"
     if len([node for node in host.cpu.numa if node.memory_bytes]) > 1:
+        if gpus:
+            return "default", "the model lies on the GPU"
         return "interleave", f"pages spread over {len(nodes)} nodes: the bandwidth of all of them"
     return "default", "one NUMA node" if len(host.cpu.numa) == 1 else "NUMA nodes unknown"
 
 
-def _why_cpus(bound: bool, smt: bool, cpuset: bool, cpuset_known: bool) -> str:
+def _gpu_names(gpus: tuple[Gpu, ...]) -> str:
+    return "GPU " + ",".join(str(gpu.index) for gpu in gpus)
+
+
+def _why_cpus(bound: bool, smt: bool, kept: int, claimed: bool) -> str:
     if bound:
-        return "bound as the profile says" + ("" if cpuset_known else " (cpuset not checked)")
-    if smt and cpuset:
-        return "one CPU of each core: hyperthreads slow generation down"
-    if smt:
-        return "one CPU of each core wanted, left to the scheduler: no cpuset controller"
-    return "all allowed cores, left to the scheduler"
+        return "bound as the profile says"
+    parts = ["cores that no other stack claims"] if claimed else []
+    parts += ["one CPU of each core: hyperthreads slow generation down"] if smt else []
+    parts += [f"{kept} cores kept free"] if kept else []
+    return ", ".join(parts) or "all allowed cores"
 
 
-def _threads(cores: int, smt: bool) -> tuple[tuple[int, str] | None, tuple[int, str] | None]:
-    """Threads for generation and for prompts.
+def _kept(cores: int) -> int:
+    """Cores left to the system and to GPU workers.
 
-    Generation waits for memory, and one busy neighbour stalls all threads: 1 to 3 cores are left to
-    the system (best on the reference machine: 13 to 14 of 16). Below 5 cores each one counts.
+    Generation waits for memory, and one busy neighbour stalls all threads: best on the reference
+    machine were 13 to 14 of 16. Below 5 cores each one counts.
     """
-    if cores == 0:
-        return None, None
-    kept = 0 if cores <= 4 else 1 if cores <= 8 else 2 if cores <= 32 else 3
+    return 0 if cores <= 4 else 1 if cores <= 8 else 2 if cores <= 32 else 3
+
+
+def _threads(cores: Cores, chosen: Cores, smt: bool, claimed: bool) -> tuple[int, str] | None:
+    if not cores:
+        return None
     noun = "physical cores" if smt else "cores"
-    why = f"{cores} {noun}, {kept} kept free for the system" if kept else f"all {cores} {noun}"
-    return (cores - kept, why), (cores, f"prompts use all {cores} {noun}")
+    if len(chosen) < len(cores):
+        return len(chosen), f"{len(cores)} {noun}, {len(cores) - len(chosen)} kept free"
+    return len(chosen), f"the {len(chosen)} {noun} left" if claimed else f"all {len(chosen)} {noun}"

@@ -4,57 +4,122 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
 
 from stackctl.engines import engine as find_engine
-from stackctl.engines.engine import Dialect, Engine, Option, Request
+from stackctl.engines import llamacpp_options, vllm
+from stackctl.engines.engine import Dialect, Engine, Footprint, Option, Request, number
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.plan import memory, placement
+from stackctl.plan import ledger, memory, placement, roofline, verdict
 from stackctl.quantity import format_bytes
+from stackctl.values.claim import Claim
 from stackctl.values.host import Host
-from stackctl.values.measured import EngineFacts
+from stackctl.values.measured import Calibration, EngineFacts
 from stackctl.values.model import Model
-from stackctl.values.plan import (
-    Decision,
-    MemoryBudget,
-    Plan,
-    Prediction,
-    Source,
-    Timing,
-    Verdict,
-)
+from stackctl.values.plan import Decision, MemoryBudget, Plan, Source, Timing
 from stackctl.values.profile import Profile
 
 #: Slowest storage worth waiting for (a hard disk), and the engine's own start.
 _READ_BYTES_S = 100e6
-_START_S = 120
+_START_S = {"llama.cpp": 120, "vllm": 600}
+#: The finest step in which "auto" looks for a context, in tokens, and the most requests it plans.
+_AUTO_STEP = 256
+_AUTO_REQUESTS = 256
 
 
-def solve(
-    *,
+@dataclass(frozen=True)
+class Known:
+    """What is known besides host, model and profile; each may be missing.
+
+    ``facts`` is what the image's engine understands (None plans for the newest known dialect),
+    ``claims`` what other stacks take, ``calibrations`` what this machine measured, ``deadline_s``
+    the seconds allowed for the start (None derives them from the model's size).
+    """
+
+    image: str
+    image_reason: str
+    facts: EngineFacts | None = None
+    claims: tuple[Claim, ...] = ()
+    calibrations: tuple[Calibration, ...] = ()
+    deadline_s: float | None = None
+
+
+def solve(*, host: Host, model: Model, profile: Profile, known: Known) -> Plan:
+    """Plan one stack.
+
+    ``auto`` for context or concurrency is solved for the largest value that fits.
+
+    Raises:
+        StackctlError: exit 2 for options the engine lacks, exit 6 for what the host lacks, exit 5
+            for a model that this engine cannot run. A plan that does not fit or is not viable is no
+            error here: its verdict says so.
+    """
+    for reason in model.unsupported:
+        name, _, why = reason.partition(": ")
+        if name == profile.engine:
+            raise StackctlError(
+                f"{profile.engine} cannot run {model.name or model.source}",
+                details=(why,),
+                hint="another model: --model SOURCE, or a profile of the other engine",
+                exit_code=ExitCode.REFUSED,
+            )
+    claims = ledger.others(known.claims, profile.stack)
+    wanted = profile
+    if profile.concurrency == "auto":
+        wanted = _largest(host, model, wanted, known, claims, "concurrency", _AUTO_REQUESTS, 1)
+    if profile.context == "auto":
+        most = model.context or 131072
+        wanted = _largest(host, model, wanted, known, claims, "context", most, _AUTO_STEP)
+    return _plan(host, model, wanted, known, claims, asked=profile)
+
+
+def _largest(
     host: Host,
     model: Model,
     profile: Profile,
-    image: str,
-    image_reason: str,
-    facts: EngineFacts | None,
-    deadline_s: float | None = None,
+    known: Known,
+    claims: tuple[Claim, ...],
+    field: str,
+    most: int,
+    step: int,
+) -> Profile:
+    """The profile with the largest value of a field whose plan fits; the smallest if none does."""
+
+    def fits(count: int) -> bool:
+        trial = msgspec.structs.replace(profile, **{field: count * step})
+        if field == "concurrency" and trial.context == "auto":
+            trial = msgspec.structs.replace(trial, context=min(8192, model.context or 8192))
+        return _plan(host, model, trial, known, claims, asked=trial).verdict.fits is not False
+
+    low, high = 1, max(1, most // step)
+    if fits(high):
+        low = high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return msgspec.structs.replace(profile, **{field: low * step})
+
+
+def _plan(
+    host: Host,
+    model: Model,
+    profile: Profile,
+    known: Known,
+    claims: tuple[Claim, ...],
+    *,
+    asked: Profile,
 ) -> Plan:
-    """Plan one stack.
-
-    Args:
-        image: reference of the image to run, and why that one.
-        facts: what its engine understands; None plans for the newest known dialect.
-        deadline_s: seconds allowed for the start; None derives them from the model's size.
-
-    Raises:
-        StackctlError: exit 2 for options the engine lacks, exit 6 for what the host lacks. A plan
-            that does not fit is no error here: its verdict says so.
-    """
     engine = find_engine(profile.engine)
+    facts = known.facts
     dialect = engine.newest if facts is None else Dialect(facts.options, inspected=True)
-    placed = placement.place(host, profile)
-    limit, why_limit = memory.memory_limit(host, placed.placement)
+    placed = placement.place(host, profile, claims)
+    main = memory.memory_limit(host, placed.placement, claims)
+    on_gpu = (
+        memory.gpu_limit(placed.gpus, profile.gpu_reserve_bytes, claims) if placed.gpus else None
+    )
     port, served = profile.port or 8080, profile.served_name or _served_name(model)
     request = Request(
         host=host,
@@ -62,32 +127,40 @@ def solve(
         profile=profile,
         placement=placed.placement,
         threads=placed.threads,
-        threads_batch=placed.threads_batch,
-        memory_limit_bytes=limit,
-        model_path=f"/models/{_file_name(model)}",
+        memory_limit_bytes=main.bytes,
+        model_path=_model_path(model),
         served_name=served,
         port=port,
+        gpus=placed.gpus,
+        gpu_limit_bytes=on_gpu.bytes if on_gpu else None,
+        gpu_claimed_bytes=on_gpu.claimed if on_gpu else 0,
     )
     options = _apply_explicit(engine, dialect, engine.choose(request), profile)
     argv, options = _spell(engine, dialect, options)
-    budget = memory.budget(engine.footprint(model, options), limit)
-    timing = _timing(model, deadline_s)
+    parts = engine.footprint(model, options, request.gpu_bytes or (1 if placed.gpus else 0))
+    main_budget, host_budget, budgets = _budgets(parts, main, on_gpu, len(placed.gpus))
+    work = _work(model, profile, options, placed, host)
+    calibration = _calibration(known.calibrations, model, profile, work)
+    prediction = roofline.predict(host, placed.placement, work, calibration)
+    judged = verdict.judge(profile, model, work, budgets, prediction)
+    timing = _timing(profile, model, known.deadline_s)
     return Plan(
         profile=profile.name,
         stack=profile.stack,
         objective=profile.objective,
         engine=engine.name,
-        image=image,
+        image=known.image,
         argv=argv,
         placement=placed.placement,
-        memory=budget,
-        prediction=Prediction(),
-        verdict=_verdict(budget, why_limit),
+        memory=main_budget,
+        host_memory=host_budget,
+        prediction=prediction,
+        verdict=judged,
         decisions=(
             Decision(
                 field="image",
-                value=image,
-                reason=image_reason,
+                value=known.image,
+                reason=known.image_reason,
                 source=_source(profile, "image") if profile.image else "derived",
             ),
             Decision(
@@ -98,16 +171,17 @@ def solve(
             ),
             *placed.decisions,
             *(
-                Decision(field=o.name, value=o.value, reason=o.reason, source=o.source)
+                Decision(field=o.name, value=o.value, reason=_auto(o, asked), source=o.source)
                 for o in options.values()
             ),
             Decision(
                 field="start-deadline",
                 value=timing.deadline_s,
                 reason="--timeout"
-                if deadline_s is not None
-                else f"{_START_S} s and {format_bytes(model.weights_bytes)} at 100 MB/s",
-                source="override" if deadline_s is not None else "derived",
+                if known.deadline_s is not None
+                else f"{_START_S[profile.engine]} s and {format_bytes(model.weights_bytes)} "
+                "at 100 MB/s",
+                source="override" if known.deadline_s is not None else "derived",
             ),
         ),
         model=model,
@@ -116,6 +190,89 @@ def solve(
         memlock_bytes=host.limits.memlock_bytes if _locks(options) else None,
         timing=timing,
     )
+
+
+def _budgets(
+    parts: Footprint, main: memory.Limit, on_gpu: memory.Limit | None, gpus: int
+) -> tuple[MemoryBudget, MemoryBudget | None, list[tuple[MemoryBudget, str]]]:
+    """The budget of the main pool, that of main memory beside a GPU, both with their reasons."""
+    if on_gpu is None:
+        budget = memory.budget(parts, main)
+        return budget, None, [(budget, main.why)]
+    # Several GPUs share weights and KV cache evenly; each has its own buffers.
+    count = max(1, gpus)
+    each = replace(
+        parts, weights_bytes=parts.weights_bytes // count, kv_bytes=parts.kv_bytes // count
+    )
+    gpu_budget = memory.budget(each, on_gpu)
+    beside = parts.host or Footprint(0, 0, 0)
+    host_budget = memory.budget(beside, main)
+    return gpu_budget, host_budget, [(gpu_budget, on_gpu.why), (host_budget, main.why)]
+
+
+def _work(
+    model: Model,
+    profile: Profile,
+    options: Mapping[str, Option],
+    placed: placement.Placed,
+    host: Host,
+) -> roofline.Work:
+    """Which bytes a token reads where."""
+    active = float(model.active_bytes)
+    on_cpu = active
+    if profile.engine == "vllm":
+        token = vllm.kv_token_bytes(model, profile.kv_type or "auto")
+        on_cpu = 0.0
+    else:
+        kinds = [options[n].value for n in ("cache-type-k", "cache-type-v") if n in options]
+        element = llamacpp_options.KV_TYPE_BYTES.get(str(kinds[0]), 2.0) if kinds else 2.0
+        token = llamacpp_options.kv_bytes(
+            model, context=4096, key_bytes=element, value_bytes=element
+        ) / 4096  # fmt: skip
+        if placed.gpus:
+            idle = (model.experts_used or 1) / (model.experts or 1)
+            on_cpu = llamacpp_options.cpu_expert_bytes(model, options) * idle
+    return roofline.Work(
+        model=model,
+        cpu_bytes=on_cpu,
+        gpu_bytes=active - on_cpu if placed.gpus else 0.0,
+        kv_token_bytes=token,
+        prompt_tokens=profile.slo.prompt_tokens,
+        threads=number(options, "threads", 0) or host.cpu.cores,
+    )
+
+
+def _calibration(
+    known: Sequence[Calibration], model: Model, profile: Profile, work: roofline.Work
+) -> Calibration | None:
+    """The measurement that is closest to this plan: same engine and kind of model, then the same
+    weights, then the same number of threads; the newest among equals. None for GPU work."""
+    if work.gpu_bytes:
+        return None
+    fitting = [c for c in known if c.engine == profile.engine and c.moe == bool(model.experts)]
+    return max(
+        fitting,
+        key=lambda c: (c.quantization == model.quantization, c.threads == work.threads, c.measured),
+        default=None,
+    )
+
+
+def _auto(option: Option, asked: Profile) -> str:
+    """Says of a value that "auto" solved for that it was."""
+    wish: object = None
+    if option.name in ("ctx-size", "max-model-len"):
+        wish = asked.context
+    elif option.name in ("parallel", "max-num-seqs"):
+        wish = asked.concurrency
+    return f"auto: the most that fits; {option.reason}" if wish == "auto" else option.reason
+
+
+def _model_path(model: Model) -> str:
+    """Where the engine finds the model: mounted files, or the name of a repository in the cache."""
+    if model.format == "safetensors":
+        name = model.source.partition(":")[2]
+        return name if model.source.startswith(("hf:", "catalogue:")) else "/models"
+    return f"/models/{_file_name(model)}"
 
 
 def _source(profile: Profile, key: str) -> Source:
@@ -147,7 +304,8 @@ def _apply_explicit(
                 hint=f"did you mean {near[0]}?" if near else f"see {engine.program} --help",
                 exit_code=ExitCode.USAGE,
             )
-        # An option set by its second name replaces the planned one and keeps its place.
+        # An option set by its second name replaces the planned one and keeps its place, but not its
+        # name: --no-jinja is the second name of --jinja.
         same = next((other for other in aliases if other in options), name)
         before = options.get(same)
         reason = f"engine_args ({'--set' if overridden else 'profile'})"
@@ -155,7 +313,7 @@ def _apply_explicit(
             shown = "nothing" if before.values is None else before.value
             reason += f"; the plan had {shown}: {before.reason}"
         options[same] = Option(
-            same, argument.values, reason, "override" if overridden else "profile"
+            name, argument.values, reason, "override" if overridden else "profile"
         )
     return options
 
@@ -183,37 +341,15 @@ def _spell(
     return tuple(argv), kept
 
 
-def _verdict(budget: MemoryBudget, why_limit: str) -> Verdict:
-    if budget.headroom_bytes is None or budget.limit_bytes is None:
-        return Verdict(viable=None, fits=None, reasons=(why_limit,))
-    need = (
-        f"weights {format_bytes(budget.weights_bytes)} + KV cache {format_bytes(budget.kv_bytes)} "
-        f"+ engine {format_bytes(budget.compute_bytes)} = {format_bytes(budget.total_bytes)} of "
-        f"{format_bytes(budget.limit_bytes)} ({why_limit})"
-    )
-    if budget.headroom_bytes >= 0:
-        return Verdict(viable=None, fits=True, reasons=(need,))
-    alternatives = []
-    if budget.total_bytes - budget.kv_bytes <= budget.limit_bytes:
-        alternatives.append("a smaller context: --set context=N")
-    alternatives.append("a smaller or more quantised model: --model SOURCE")
-    return Verdict(
-        viable=False,
-        fits=False,
-        reasons=(need, f"{format_bytes(-budget.headroom_bytes)} too much"),
-        alternatives=tuple(alternatives),
-    )
-
-
 def _locks(options: Mapping[str, Option]) -> bool:
     mode = options["load-mode"].value if "load-mode" in options else None
     return "mlock" in str(mode) or ("mlock" in options and options["mlock"].values is not None)
 
 
-def _timing(model: Model, deadline_s: float | None) -> Timing:
+def _timing(profile: Profile, model: Model, deadline_s: float | None) -> Timing:
     """systemd's ceiling is twice the deadline: it must never fire before stackctl has decided."""
     if deadline_s is None:
-        deadline_s = _START_S + model.weights_bytes / _READ_BYTES_S
+        deadline_s = _START_S[profile.engine] + model.weights_bytes / _READ_BYTES_S
     deadline = max(1, round(deadline_s))
     return Timing(deadline_s=deadline, ceiling_s=2 * deadline + 60)
 

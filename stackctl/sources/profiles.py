@@ -13,6 +13,7 @@ from typing import Any, cast, get_args
 import msgspec
 
 from stackctl.errors import ExitCode, StackctlError
+from stackctl.quantity import parse_bytes
 from stackctl.sources import strictyaml
 from stackctl.values.profile import (
     NAME_PATTERN,
@@ -22,6 +23,7 @@ from stackctl.values.profile import (
     Profile,
     ProfileFile,
     Settings,
+    Slo,
 )
 
 _UNKNOWN = re.compile(r"unknown field `(?P<key>[^`]*)`")
@@ -174,6 +176,8 @@ def _explain(document: strictyaml.Document, text: str) -> StackctlError:
         known = ProfileFile.__struct_fields__
         if "placement" in path:
             known = PlacementWish.__struct_fields__
+        elif "slo" in path:
+            known = Slo.__struct_fields__
         elif path and path[0] == "objectives":
             known = Settings.__struct_fields__ if len(path) > 1 else ("latency", "throughput")
         key = unknown["key"]
@@ -257,6 +261,9 @@ def _apply(name: str, chain: list[tuple[Path, dict[str, Any]]], overrides: Overr
         image=settings.image,
         context=settings.context,
         concurrency=settings.concurrency,
+        kv_type=settings.kv_type,
+        gpu_reserve_bytes=parse_bytes(settings.gpu_reserve or "4 GiB"),
+        slo=settings.slo or Slo(),
         port=settings.port,
         served_name=settings.served_name,
         placement=settings.placement or PlacementWish(),
@@ -289,7 +296,7 @@ def _overrides(overrides: Overrides) -> tuple[dict[str, Any], tuple[str, ...]]:
                 exit_code=ExitCode.USAGE,
             )
         head, *rest = key.split(".")
-        nested = {"engine_args": None, "placement": PlacementWish.__struct_fields__}
+        nested = {"engine_args", "placement", "slo"}
         if head not in _SETTABLE or bool(rest) != (head in nested) or len(rest) > 1:
             hint = _did_you_mean(
                 head, _SETTABLE, f"engine options go under engine_args: --set engine_args.{text}"

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from typing import Literal
 
 import jinja2
+import msgspec
 
 from stackctl.engines import engine as find_engine
 from stackctl.resources import data_folder
 from stackctl.units import quoting
 from stackctl.units.quadlet import Keys, parse_version
+from stackctl.values.claim import Claim
 from stackctl.values.host import UNLIMITED
 from stackctl.values.plan import Plan
 from stackctl.values.unit import UnitFile, UnitSet
@@ -27,13 +30,15 @@ class Target:
     """What the text of a unit depends on besides the plan.
 
     ``image`` is the pinned reference (digest or image ID), ``program`` what must be started in it
-    (empty: its entry point), ``podman`` the version whose keys are used (None: the newest).
+    (empty: its entry point), ``podman`` the version whose keys are used (None: the newest),
+    ``claim`` what the stack takes of the machine: written into the unit for other plans to read.
     """
 
     scope: Literal["user", "system"]
     podman: str | None
     image: str
     program: tuple[str, ...]
+    claim: Claim
 
 
 def service_name(stack: str) -> str:
@@ -62,6 +67,7 @@ def render(plan: Plan, target: Target, generation: int) -> UnitSet:
         ],
         health=f"curl --fail --silent --show-error --max-time 5 "
         f"http://127.0.0.1:{plan.port}{find_engine(plan.engine).health_path}",
+        claim=json.dumps(msgspec.to_builtins(target.claim), ensure_ascii=True),
         memlock=None if memlock is None else "-1" if memlock == UNLIMITED else str(memlock),
         restarts=RESTARTS,
         restart_pause=RESTART_PAUSE_S,

@@ -1,4 +1,4 @@
-"""Facts read from an engine image once and kept by image digest."""
+"""Facts read from an engine image once, and speeds measured on this machine."""
 
 from __future__ import annotations
 
@@ -31,3 +31,28 @@ class EngineFacts(Value, frozen=True, kw_only=True):
     version: str | None = None
     program: tuple[str, ...] = ()
     options: tuple[EngineOption, ...] = ()
+
+
+class Calibration(Value, frozen=True, kw_only=True):
+    """What this machine achieved with one engine, kind of weights and number of threads.
+
+    ``decode_bytes_s`` is active weight bytes times tokens a second in generation,
+    ``prefill_flops`` 2 * active parameters * tokens a second in prompts.
+    """
+
+    engine: str
+    quantization: str
+    threads: int
+    moe: bool = False
+    decode_bytes_s: float
+    prefill_flops: float
+    model: str
+    image_id: str
+    measured: str
+
+
+class Calibrations(Value, frozen=True, kw_only=True):
+    """All calibrations of one machine."""
+
+    schema: Literal["stackctl.calibrations/1"] = "stackctl.calibrations/1"
+    entries: tuple[Calibration, ...] = ()

@@ -46,7 +46,7 @@ class Model(Value, frozen=True, kw_only=True):
     ``expert_bytes`` the part of it in routed experts, ``embedding_bytes`` the part in an embedding
     table that generation does not read (0 when the output shares it). ``passes`` is how often the
     layers run for one token (2 for the Loop variant). ``quantization`` is a label such as Q4_K_M,
-    nvfp4, fp8; ``quantization_method`` who wrote it (modelopt, compressed-tensors, gptq, awq, gguf).
+    nvfp4, fp8; ``quantization_method`` who wrote it (modelopt, compressed-tensors, gptq, awq).
     ``facts`` says where all this was read: "file", or the catalogue's source. ``unsupported`` names
     engines that cannot run it, each "ENGINE: reason".
     """

@@ -36,9 +36,12 @@ class Placement(Value, frozen=True, kw_only=True):
 
 
 class MemoryBudget(Value, frozen=True, kw_only=True):
-    """Bytes the engine will take against what it may take. ``compute_bytes`` holds compute buffers,
-    the engine itself and its host cache."""
+    """Bytes the engine will take against what it may take, in one pool ("memory" or "GPU 0").
 
+    ``compute_bytes`` holds compute buffers, the engine itself and its host cache.
+    """
+
+    pool: str = "memory"
     weights_bytes: int
     kv_bytes: int
     compute_bytes: int
@@ -55,11 +58,17 @@ class PromptTime(Value, frozen=True, kw_only=True):
 
 
 class Prediction(Value, frozen=True, kw_only=True):
-    """Expected speed as ranges (low, high) in tokens a second; None where nothing is known."""
+    """Expected speed as ranges (low, high) in tokens a second; None where nothing is known.
+
+    ``performance_factor`` is decode tokens a second over billions of parameters; ``basis`` says
+    whether this machine was measured or the ranges come from general constants.
+    """
 
     decode_tok_s: tuple[float, float] | None = None
     prefill_tok_s: tuple[float, float] | None = None
     ttft_s: PromptTime | None = None
+    performance_factor: tuple[float, float] | None = None
+    basis: Literal["measured", "estimated"] | None = None
 
 
 class Verdict(Value, frozen=True, kw_only=True):
@@ -91,6 +100,8 @@ class Plan(Value, frozen=True, kw_only=True):
     environment: tuple[str, ...] = ()
     placement: Placement
     memory: MemoryBudget
+    #: What a plan for a GPU takes of main memory besides.
+    host_memory: MemoryBudget | None = None
     prediction: Prediction
     verdict: Verdict
     decisions: tuple[Decision, ...]

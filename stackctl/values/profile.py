@@ -11,7 +11,7 @@ from stackctl.values.base import Value
 from stackctl.values.plan import Scalar
 
 Objective = Literal["latency", "throughput"]
-EngineName = Literal["llama.cpp"]
+EngineName = Literal["llama.cpp", "vllm"]
 Argument = bool | int | float | str
 
 NAME_PATTERN = "^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
@@ -25,12 +25,27 @@ class PlacementWish(Value, frozen=True, kw_only=True):
     """Where the engine should run; what is left out follows from the topology.
 
     ``policy`` is the memory policy over the NUMA nodes, ``nodes`` the nodes (a list such as "0-1"),
-    ``cpus`` the CPUs (a list such as "0-13").
+    ``cpus`` the CPUs (a list such as "0-13"), ``gpus`` the GPUs by index ("0", "0-1", "all").
+    ``cpu_experts`` keeps the experts of an MoE's first layers on the CPU: a number of layers, or
+    auto for as few as the GPU's memory asks for.
     """
 
     policy: Literal["auto", "default", "bind", "interleave"] = "auto"
     nodes: str | int | None = None
     cpus: str | int | None = None
+    gpus: str | int | None = None
+    cpu_experts: Literal["auto"] | int | None = None
+
+
+class Slo(Value, frozen=True, kw_only=True):
+    """What is fast enough (95th percentile): the first token of a prompt of ``prompt_tokens``
+    within ``ttft_s`` seconds, the next ones within ``itl_ms`` milliseconds, and at least
+    ``min_tok_s`` generated tokens a second. What is left out is not asked for."""
+
+    prompt_tokens: Annotated[int, Meta(ge=1, le=2**27)] = 4640
+    ttft_s: Annotated[float, Meta(gt=0)] | None = None
+    itl_ms: Annotated[float, Meta(gt=0)] | None = None
+    min_tok_s: Annotated[float, Meta(gt=0)] | None = None
 
 
 class Settings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -44,11 +59,20 @@ class Settings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_de
         Meta(description="container image; left out: the image built here, else the engine's own"),
     ] = None
     context: Annotated[
-        Tokens | None, Meta(description="tokens each request may use, prompt and answer together")
+        Tokens | Literal["auto"] | None,
+        Meta(description="tokens each request may use, prompt and answer; auto: all that fits"),
     ] = None
-    concurrency: Annotated[Count | None, Meta(description="requests served at the same time")] = (
-        None
-    )
+    concurrency: Annotated[
+        Count | Literal["auto"] | None,
+        Meta(description="requests served at the same time; auto: as many as fit"),
+    ] = None
+    kv_type: Annotated[
+        str | None, Meta(description="type of the KV cache, e.g. f16, q8_0 (llama.cpp), fp8 (vllm)")
+    ] = None
+    gpu_reserve: Annotated[
+        str | None, Meta(description="GPU memory left free, e.g. 4 GiB (the default)")
+    ] = None
+    slo: Slo | None = None
     port: Annotated[Port | None, Meta(description="TCP port on 127.0.0.1")] = None
     served_name: Annotated[
         str | None, Meta(description="the model's name in the API; default: the file's name")
@@ -108,8 +132,11 @@ class Profile(Value, frozen=True, kw_only=True):
     objective: Objective
     model: str | None = None
     image: str | None = None
-    context: int | None = None
-    concurrency: int | None = None
+    context: int | Literal["auto"] | None = None
+    concurrency: int | Literal["auto"] | None = None
+    kv_type: str | None = None
+    gpu_reserve_bytes: int = 4 * 2**30
+    slo: Slo = Slo()
     port: int | None = None
     served_name: str | None = None
     placement: PlacementWish = PlacementWish()

@@ -1,0 +1,122 @@
+"""Planning for the verbs: facts of this machine or of a file, and what would help instead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from stackctl.errors import ExitCode, StackctlError
+
+if TYPE_CHECKING:
+    from stackctl.cli.session import Session
+    from stackctl.values.claim import Claim
+    from stackctl.values.host import Host
+    from stackctl.values.measured import Calibration, EngineFacts
+    from stackctl.values.plan import Plan
+    from stackctl.values.profile import Profile
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan and what it was made from."""
+
+    plan: Plan
+    facts: EngineFacts | None
+    host: Host
+
+
+@dataclass(frozen=True)
+class _Basis:
+    """The machine that is planned for."""
+
+    session: Session
+    host: Host
+    claims: tuple[Claim, ...]
+    calibrations: tuple[Calibration, ...]
+    live: bool
+
+
+def make_plan(session: Session, profile: Profile, facts: Path | None) -> Planned:
+    """Plan without touching anything. When the plan is no good, its verdict says what is."""
+    from stackctl.plan.verdict import advise
+
+    basis = _basis(session, facts)
+    planned = _plan(basis, profile)
+    plan = planned.plan
+    if plan.verdict.fits is False or plan.verdict.viable is False:
+        verdict = advise(plan, profile, _candidates(basis, profile))
+        plan = msgspec.structs.replace(plan, verdict=verdict)
+    return Planned(plan, planned.facts, planned.host)
+
+
+def _basis(session: Session, facts: Path | None) -> _Basis:
+    from stackctl.values.base import from_json
+    from stackctl.values.host import Host
+
+    if facts is not None:
+        try:
+            text = facts.read_bytes()
+        except OSError as error:
+            raise StackctlError(
+                f"cannot read {facts}: {error.strerror}", exit_code=ExitCode.USAGE
+            ) from None
+        return _Basis(session, from_json(text, Host, where=str(facts)), (), (), live=False)
+    from stackctl.machine.files import LiveMachine
+    from stackctl.probe import probe
+    from stackctl.state import calibrations, claims
+
+    machine, paths = LiveMachine(), session.paths()
+    return _Basis(
+        session,
+        probe(machine, scope=session.scope),
+        claims.declared(machine, paths),
+        calibrations.read(paths.state),
+        live=True,
+    )
+
+
+def _plan(basis: _Basis, profile: Profile) -> Planned:
+    from stackctl.deploy.images import known_image
+    from stackctl.deploy.preflight import require_model
+    from stackctl.engines import engine
+    from stackctl.plan.solve import Known, solve
+    from stackctl.sources.models import read_model
+    from stackctl.state.enginefacts import EngineFactsCache
+
+    model = read_model(require_model(profile))
+    found: EngineFacts | None = None
+    if basis.live:
+        cache = EngineFactsCache(basis.session.paths().cache)
+        image, reason, found = known_image(profile, engine(profile.engine), cache)
+    elif profile.image is not None:
+        image, reason = profile.image, "profile"
+    else:
+        image, reason = engine(profile.engine).default_image, "not looked at"
+    known = Known(
+        image=image,
+        image_reason=reason,
+        facts=found,
+        claims=basis.claims,
+        calibrations=basis.calibrations,
+    )
+    plan = solve(host=basis.host, model=model, profile=profile, known=known)
+    return Planned(plan, found, basis.host)
+
+
+def _candidates(basis: _Basis, profile: Profile) -> list[Plan]:
+    """Plans of all other profiles that name a model, for this machine."""
+    from stackctl.sources.profiles import Overrides
+
+    profiles = basis.session.profiles()
+    plans = []
+    for name in profiles.names():
+        try:
+            other = profiles.resolve(name, Overrides())
+            if other.stack != profile.stack and other.model is not None:
+                plans.append(_plan(basis, other).plan)
+        except StackctlError:
+            continue  # it cannot run here, so it is no advice
+    return plans

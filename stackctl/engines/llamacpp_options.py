@@ -1,0 +1,284 @@
+"""How llama.cpp's options are chosen, and the memory they take.
+
+Presets are those published for CPU use: small micro-batches for latency, large ones and several
+slots for throughput; with layers on a GPU large ones for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from stackctl.engines.engine import Footprint, Option, Request, number, origin
+from stackctl.quantity import format_bytes
+from stackctl.values.model import Model
+
+_MIB = 2**20
+_GIB = 2**30
+#: Contexts are padded to this many tokens (llama.cpp: GGML_PAD(n_ctx, 256)).
+_CONTEXT_STEP = 256
+#: Bytes an element of a KV cache type: a block's bytes over its elements (ggml block layouts).
+KV_TYPE_BYTES = {
+    "f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q5_1": 24 / 32, "q5_0": 22 / 32,
+    "q4_1": 20 / 32, "q4_0": 18 / 32, "iq4_nl": 18 / 32,
+}  # fmt: skip
+#: llama-server itself: code, vocabulary, thread stacks, HTTP buffers.
+_ENGINE_BYTES = 128 * _MIB
+#: What a CUDA context and its kernels take of a GPU before the first tensor.
+_GPU_CONTEXT_BYTES = 600 * _MIB
+_DEFAULT_CONTEXT = 8192
+#: llama-server's own default for --cache-ram, in MiB.
+_MOST_CACHE_MIB = 8192
+
+
+def choose(request: Request) -> tuple[Option, ...]:
+    """The options for this machine, model and objective."""
+    return (
+        Option("model", (request.model_path,), "the model, mounted read-only"),
+        Option("alias", (request.served_name,), "the name clients ask for"),
+        Option("host", ("127.0.0.1",), "loopback only"),
+        Option("port", (request.port,), "profile", "profile"),
+        *_context(request),
+        *_threads(request),
+        *_batches(request),
+        Option("flash-attn", ("on",), "less memory traffic for attention at no loss"),
+        *_kv_types(request),
+        *_offload(request),
+        *_load_mode(request),
+        *_numa(request),
+        *_caches(request),
+        Option("jinja", (), "the model's own chat template"),
+        Option("cors-origins", ("localhost",), "no foreign web page may use it in a browser"),
+        Option("metrics", (), "counters for health and measurement"),
+    )
+
+
+def footprint(model: Model, options: Mapping[str, Option], *, on_gpu: bool) -> Footprint:
+    """Memory by purpose; on a GPU its part first, and what stays in main memory as ``host``."""
+    context = number(options, "ctx-size", 0) or model.context or _DEFAULT_CONTEXT
+    batch = number(options, "batch-size", 2048)
+    ubatch = min(batch, number(options, "ubatch-size", 512))
+    kv = kv_bytes(
+        model,
+        context=context,
+        parallel=max(1, number(options, "parallel", 4)),
+        ubatch=ubatch,
+        key_bytes=_kv_type(options, "cache-type-k"),
+        value_bytes=_kv_type(options, "cache-type-v"),
+    )
+    # The graph is reserved for a full micro-batch with the logits of every token, F32.
+    width = (model.vocabulary or 0) + 4 * (model.embedding or 0) + 2 * (model.feed_forward or 0)
+    graph = ubatch * width * 4
+    server = _ENGINE_BYTES + max(0, number(options, "cache-ram", _MOST_CACHE_MIB)) * _MIB
+    if not on_gpu:
+        return Footprint(model.weights_bytes, kv, graph + server)
+    kept = min(model.weights_bytes, (model.embedding_bytes or 0) + cpu_expert_bytes(model, options))
+    return Footprint(
+        weights_bytes=model.weights_bytes - kept,
+        kv_bytes=kv,
+        compute_bytes=graph + _GPU_CONTEXT_BYTES,
+        host=Footprint(weights_bytes=kept, kv_bytes=0, compute_bytes=server),
+    )
+
+
+def cpu_expert_bytes(model: Model, options: Mapping[str, Option]) -> int:
+    """Bytes of the experts that --n-cpu-moe keeps on the CPU: equal shares of all layers."""
+    layers = number(options, "n-cpu-moe", 0)
+    return round((model.expert_bytes or 0) * min(layers, model.layers) / max(1, model.layers))
+
+
+def kv_bytes(
+    model: Model,
+    *,
+    context: int,
+    parallel: int = 1,
+    ubatch: int = 512,
+    key_bytes: float = 2.0,
+    value_bytes: float = 2.0,
+) -> int:
+    """Bytes of the KV cache of all slots together.
+
+    Each layer keeps ``kv_heads * (key_dim * key_bytes + value_dim * value_bytes)`` a token; layers
+    with a sliding window keep the window of every sequence and one micro-batch (llama.cpp:
+    llama_kv_cache_iswa).
+    """
+    if model.kv is None:
+        return 0
+    layout = model.kv
+    padded = window = _pad(context)
+    if layout.sliding_window is not None:
+        window = min(padded, _pad(layout.sliding_window * parallel + ubatch))
+    row = layout.key_dim * key_bytes + layout.value_dim * value_bytes
+    narrow = (layout.sliding_key_dim or layout.key_dim) * key_bytes
+    narrow += (layout.sliding_value_dim or layout.value_dim) * value_bytes
+    sliding = layout.sliding or (False,) * len(layout.kv_heads)
+    return model.kv.state_bytes * parallel + round(
+        sum(
+            heads * (window * narrow if slides else padded * row)
+            for heads, slides in zip(layout.kv_heads, sliding, strict=True)
+        )
+    )
+
+
+def _pad(tokens: int) -> int:
+    return -(-tokens // _CONTEXT_STEP) * _CONTEXT_STEP
+
+
+def _kv_type(options: Mapping[str, Option], name: str) -> float:
+    value = options[name].value if name in options else None
+    return KV_TYPE_BYTES.get(str(value), 2.0)
+
+
+def _latency(request: Request) -> bool:
+    return request.profile.objective == "latency"
+
+
+def _slots(request: Request) -> tuple[int, str]:
+    wanted = request.profile.concurrency
+    if isinstance(wanted, int):
+        return wanted, "profile"
+    return (1, "latency: one request at a time") if _latency(request) else (4, "throughput")
+
+
+def _context(request: Request) -> tuple[Option, ...]:
+    slots, why = _slots(request)
+    each, asked = request.profile.context, "profile"
+    if not isinstance(each, int):
+        each, asked = min(_DEFAULT_CONTEXT, request.model.context or _DEFAULT_CONTEXT), "default"
+    trained = request.model.context
+    reason = f"{asked}: {each} tokens a request"
+    if trained is not None and each > trained:
+        reason = f"all the model was trained for; the {asked} asks for {each}"
+        each = trained
+    if slots > 1:
+        reason += f", {slots} requests"
+    total = _pad(each * slots)
+    if total != each * slots:
+        reason += f", padded to {_CONTEXT_STEP}"
+    slots_reason = f"profile: {slots} at the same time" if why == "profile" else why
+    options = [
+        Option("ctx-size", (total,), reason, origin(request, "context")),
+        Option("parallel", (slots,), slots_reason, origin(request, "concurrency")),
+    ]
+    if slots > 1:
+        options.append(
+            Option("kv-unified", (), "slots share one KV cache: a long prompt may use it all")
+        )
+    return tuple(options)
+
+
+def _threads(request: Request) -> tuple[Option, ...]:
+    if request.threads is None:
+        reason = "cores unknown: the engine counts them itself"
+        return (Option("threads", None, reason), Option("threads-batch", None, reason))
+    count, reason = request.threads
+    return (
+        Option("threads", (count,), reason),
+        Option("threads-batch", (count,), "prompts use the same cores"),
+    )
+
+
+def _batches(request: Request) -> tuple[Option, ...]:
+    if request.gpus:
+        size = 2048 if _latency(request) or not request.model.experts else 4096
+        reason = "a GPU takes long prompts in few steps"
+        return (Option("batch-size", (size,), reason), Option("ubatch-size", (size,), reason))
+    if _latency(request):
+        return (
+            Option("batch-size", (512,), "latency: prompts enter in small steps"),
+            Option("ubatch-size", (128,), "latency: on a CPU small micro-batches answer sooner"),
+        )
+    return (
+        Option("batch-size", (2048,), "throughput: long prompts in few steps"),
+        Option("ubatch-size", (2048,), "throughput: as large as the batch"),
+    )
+
+
+def _kv_types(request: Request) -> tuple[Option, ...]:
+    kind = request.profile.kv_type
+    if kind is None or kind == "f16":
+        return ()
+    source = origin(request, "kv_type")
+    return tuple(
+        Option(name, (kind,), "smaller KV cache, as the profile asks", source)
+        for name in ("cache-type-k", "cache-type-v")
+    )
+
+
+def _offload(request: Request) -> tuple[Option, ...]:
+    """Layers on the GPU; for an MoE that does not fit, the experts of the first layers stay."""
+    if not request.gpus:
+        return ()
+    options = [Option("n-gpu-layers", (999,), "all layers on the GPU")]
+    wanted = request.profile.placement.cpu_experts
+    model = request.model
+    if wanted is None or not model.experts:
+        return tuple(options)
+    if isinstance(wanted, int):
+        options.append(Option("n-cpu-moe", (wanted,), "profile", "profile"))
+        return tuple(options)
+    for layers in range(model.layers + 1):
+        trial = {
+            option.name: option
+            for option in (
+                *_context(request), *_batches(request), *_kv_types(request),
+                Option("n-cpu-moe", (layers,), ""),
+            )
+        }  # fmt: skip
+        parts = footprint(model, trial, on_gpu=True)
+        need = parts.weights_bytes + parts.kv_bytes + parts.compute_bytes
+        if request.gpu_limit_bytes is None or need <= request.gpu_limit_bytes:
+            break
+    reason = f"experts of {layers} of {model.layers} layers stay in main memory: the rest fits"
+    options.append(Option("n-cpu-moe", (layers,), reason))
+    return tuple(options)
+
+
+def _load_mode(request: Request) -> tuple[Option, ...]:
+    limit = request.host.limits.memlock_bytes
+    need = request.model.weights_bytes
+    if limit is None:
+        reason = "not locked: the locked-memory limit of services is unknown"
+    elif limit < need:
+        reason = (
+            f"not locked: services may lock {format_bytes(limit)}, "
+            f"the model is {format_bytes(need)}; stackctl probe says how to raise it"
+        )
+    else:
+        return (
+            Option("load-mode", ("mmap+mlock",), "mapped and locked: never paged out under load"),
+        )
+    return (Option("load-mode", ("mmap",), reason),)
+
+
+def _numa(request: Request) -> tuple[Option, ...]:
+    nodes = [node for node in request.host.cpu.numa if node.memory_bytes]
+    if len(nodes) <= 1:
+        return (Option("numa", None, "one NUMA node: nothing to spread or bind"),)
+    policy = request.placement.policy
+    if policy in ("bind", "interleave"):
+        reason = f"keeps the {policy} memory policy and CPUs that the unit sets"
+        if len(nodes) > 8:
+            reason += f"; 'distribute' knows 8 nodes, this machine has {len(nodes)}"
+        return (Option("numa", ("numactl",), reason),)
+    return (Option("numa", None, "memory policy left to the kernel, as the profile asks"),)
+
+
+def _caches(request: Request) -> tuple[Option, ...]:
+    limit = request.memory_limit_bytes
+    options = []
+    if limit is not None:
+        mib = min(_MOST_CACHE_MIB, limit // 20 // _MIB)
+        options.append(
+            Option("cache-ram", (mib,), "MiB of prompts kept in memory: 5 %, at most 8 GiB")
+        )
+    if _latency(request):
+        options.append(_cache_reuse(request.model))
+    return tuple(options)
+
+
+def _cache_reuse(model: Model) -> Option:
+    """Shifting a cache needs every layer to keep the whole context (llama.cpp: can_shift)."""
+    if model.kv is not None and (model.kv.sliding_layers or 0 in model.kv.kv_heads):
+        reason = "left out: layers with a sliding window or recurrent state cannot shift"
+        return Option("cache-reuse", None, reason)
+    return Option("cache-reuse", (256,), "a prompt that moved keeps its cache from 256 tokens on")

@@ -1,0 +1,286 @@
+"""vLLM on a GPU (vllm serve, 0.32 and later; flags from its own --help)."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+from stackctl.engines.engine import (
+    Dialect,
+    Failure,
+    Footprint,
+    Option,
+    Request,
+    first_match,
+    number,
+    option,
+    origin,
+)
+from stackctl.quantity import format_bytes
+from stackctl.values.measured import EngineOption
+from stackctl.values.model import Model
+
+_GIB = 2**30
+_DEFAULT_CONTEXT = 32768
+#: vLLM's own default for --gpu-memory-utilization; the rest holds what it does not account for.
+_USUAL_UTILIZATION = 0.92
+#: vLLM besides weights and KV cache: CUDA graphs and context, and activations of one batch (about
+#: 54 B an element of the residual stream). A first guess until the engine's own log replaces it.
+_ENGINE_BYTES = 2 * _GIB
+_ACTIVATION_BYTES = 54
+#: Main memory of the API server and the worker.
+_HOST_BYTES = 6 * _GIB
+#: Bytes an element of a KV cache type; what is not named has 16 bits.
+KV_TYPE_BYTES = {"fp8": 1.0, "fp8_e4m3": 1.0, "fp8_e5m2": 1.0, "nvfp4": 0.5625}
+
+_ENTRY = re.compile(r"^  (-[\w-]+(?:,? .*)?)$")
+_NAME = re.compile(r"(?<![\w-])(--?[a-zA-Z][\w-]*)")
+
+_NEWEST = (
+    option("served-model-name", "NAME"), option("host", "HOST"), option("port", "PORT"),
+    option("max-model-len", "N"), option("max-num-seqs", "N"),
+    option("max-num-batched-tokens", "N"), option("gpu-memory-utilization", "F"),
+    option("performance-mode", "MODE"), option("kv-cache-dtype", "TYPE"),
+    option("tensor-parallel-size", "N"), option("generation-config", "NAME"),
+    option("quantization", "NAME"), option("linear-backend", "NAME"),
+    option("moe-backend", "NAME"), option("trust-remote-code no-trust-remote-code"),
+)  # fmt: skip
+
+_FAILURES: tuple[tuple[re.Pattern[str], str, str | None], ...] = tuple(
+    (re.compile(pattern, re.IGNORECASE), cause, remedy)
+    for pattern, cause, remedy in (
+        (
+            r"estimated maximum model length is (?P<most>\d+)",
+            "the KV cache does not hold one request of the planned context",
+            "--set context={most}",
+        ),
+        (
+            r"No available memory for the cache blocks",
+            "no GPU memory is left for the KV cache",
+            "--set gpu_reserve=2GiB, or --set concurrency=N with a smaller N",
+        ),
+        (
+            r"Free memory on device.*less than desired GPU memory utilization",
+            "another process holds GPU memory",
+            "nvidia-smi shows which one",
+        ),
+        (
+            r"max_model_len \((?P<asked>\d+)\) is greater than the derived.*"
+            r"max_position_embeddings=(?P<most>\d+)",
+            "the context is longer than the model was made for",
+            "--set context={most}",
+        ),
+        (r"CUDA out of memory", "the GPU's memory ran out", "--set concurrency=N, smaller"),
+        (
+            r"Model architectures (?P<names>\[[^\]]*\]) are not supported",
+            "this image does not know the model's architecture {names}",
+            "a newer image: --set image=...",
+        ),
+        (
+            r"No NvFp4 MoE backend supports",
+            "no nvfp4 kernel for this model's experts on this GPU",
+            "--set engine_args.moe-backend=marlin",
+        ),
+    )
+)
+
+
+class Vllm:
+    """See Engine."""
+
+    name = "vllm"
+    default_image = "docker.io/vllm/vllm-openai:latest"
+    local_image = "localhost/stackctl/vllm:latest"
+    program = "vllm"
+    reserved: Mapping[str, str] = {
+        "host": "stackctl serves on 127.0.0.1 only",
+        "port": "use the key port",
+        "model": "use the key model",
+        "served-model-name": "use the key served_name",
+        "api-key": "a secret must not be on a command line",
+        "hf-token": "a secret must not be on a command line",
+    }
+    newest = Dialect(_NEWEST, inspected=False)
+    health_path = "/health"
+
+    def parse_help(self, text: str) -> tuple[EngineOption, ...]:
+        """See Engine: an entry starts in the third column with its names."""
+        found = []
+        for line in text.splitlines():
+            if not (match := _ENTRY.match(line)):
+                continue
+            head = re.split(r"\s{2,}", match[1])[0]
+            names = tuple(_NAME.findall(re.sub(r"\{[^}]*\}", "", head)))
+            value = re.sub(r"(?<![\w-])--?[a-zA-Z][\w-]*,?", "", head).split()
+            if names:
+                found.append(EngineOption(names=names, value=value[0] if value else None))
+        return tuple(found)
+
+    def parse_version(self, text: str) -> str | None:
+        """See Engine."""
+        match = re.search(r"\d+\.\d+\.\d+\S*", text)
+        return match[0] if match else None
+
+    def choose(self, request: Request) -> tuple[Option, ...]:
+        """See Engine."""
+        profile, latency = request.profile, request.profile.objective == "latency"
+        context, why_context = _context(request)
+        seqs, why_seqs = _sequences(request)
+        batched = 8192 if latency else 16384
+        kv_type = profile.kv_type or "auto"
+        options = [
+            Option("model", (request.model_path,), "the model"),
+            Option("served-model-name", (request.served_name,), "the name clients ask for"),
+            Option("host", ("127.0.0.1",), "loopback only"),
+            Option("port", (request.port,), "profile", "profile"),
+            Option("max-model-len", (context,), why_context, origin(request, "context")),
+            Option("max-num-seqs", (seqs,), why_seqs, origin(request, "concurrency")),
+            Option(
+                "max-num-batched-tokens",
+                (batched,),
+                "short steps between tokens"
+                if latency
+                else "long steps: more prompt tokens a step",
+            ),
+            Option(
+                "performance-mode",
+                ("interactivity" if latency else "throughput",),
+                f"{profile.objective} objective",
+            ),
+        ]
+        if kv_type != "auto":
+            options.append(
+                Option("kv-cache-dtype", (kv_type,), "profile", origin(request, "kv_type"))
+            )
+        options.append(self._utilization(request, context, batched, kv_type))
+        quantized = request.model.quantization_method
+        options.append(
+            Option(
+                "quantization",
+                None,
+                f"in the checkpoint: {quantized}" if quantized else "read from the checkpoint",
+            )
+        )
+        if len(request.gpus) > 1:
+            reason = "each weight is split over the GPUs"
+            options.append(Option("tensor-parallel-size", (len(request.gpus),), reason))
+        options.append(
+            Option(
+                "generation-config", ("vllm",), "clients choose the sampling, not the checkpoint"
+            )
+        )
+        return tuple(options)
+
+    def footprint(self, model: Model, options: Mapping[str, Option], gpu_bytes: int) -> Footprint:
+        """See Engine. The KV cache takes all that the utilisation leaves."""
+        context = number(options, "max-model-len", model.context or _DEFAULT_CONTEXT)
+        batched = number(options, "max-num-batched-tokens", 8192)
+        kv_type = str(options["kv-cache-dtype"].value) if "kv-cache-dtype" in options else "auto"
+        engine = _engine_bytes(model, batched)
+        needed = round(kv_token_bytes(model, kv_type) * context)
+        share = options["gpu-memory-utilization"].value if options else None
+        total = round(float(share) * gpu_bytes) if isinstance(share, float | int) else 0
+        spare = total - model.weights_bytes - engine
+        return Footprint(
+            weights_bytes=model.weights_bytes,
+            kv_bytes=max(needed, spare),
+            compute_bytes=engine,
+            host=Footprint(weights_bytes=0, kv_bytes=0, compute_bytes=_HOST_BYTES),
+        )
+
+    def spell(self, option: Option, dialect: Dialect) -> tuple[str, ...] | None:
+        """See Engine."""
+        if option.values is None:
+            return ()
+        if option.name == "model":
+            return ("serve", str(option.value))
+        if dialect.find(option.name) is None:
+            return None
+        flag = f"--{option.name}"
+        return (flag, *(str(value) for value in option.values))
+
+    def phase(self, line: str) -> str | None:
+        """See Engine."""
+        for pattern, name in _PHASES:
+            if match := pattern.search(line):
+                return name.format(**match.groupdict())
+        return None
+
+    def failure(self, lines: Sequence[str]) -> Failure | None:
+        """See Engine."""
+        return first_match(lines, _FAILURES)
+
+    def _utilization(self, request: Request, context: int, batched: int, kv_type: str) -> Option:
+        """As high as the reserve and other stacks allow: spare memory is prefix cache."""
+        total, limit = request.gpu_bytes, request.gpu_limit_bytes
+        if not total or limit is None:
+            return Option("gpu-memory-utilization", (_USUAL_UTILIZATION,), "GPU memory unknown")
+        per_token = kv_token_bytes(request.model, kv_type)
+        fixed = request.model.weights_bytes + _engine_bytes(request.model, batched)
+        needed = fixed + per_token * context
+        share = min(limit / total, max(_USUAL_UTILIZATION, needed / total))
+        share = max(0.01, math.floor(share * 100) / 100)
+        others = format_bytes(request.gpu_claimed_bytes) + " left to other stacks"
+        spare = max(0, round(share * total) - fixed)
+        reason = (
+            f"{format_bytes(request.profile.gpu_reserve_bytes)} kept free, "
+            f"{others if request.gpu_claimed_bytes else 'no other stack on the GPU'}"
+        )
+        if per_token:
+            reason += f"; spare KV ({round(spare / per_token):,} tokens) is prefix cache"
+        return Option("gpu-memory-utilization", (share,), reason)
+
+
+def kv_token_bytes(model: Model, kv_type: str = "auto") -> float:
+    """Bytes of the KV cache for one token of a full context.
+
+    All layers count in full: vLLM's hybrid allocator saves on sliding windows, but not for every
+    model, so this is an upper bound.
+    """
+    if model.kv is None:
+        return 0.0
+    element = KV_TYPE_BYTES.get(kv_type, 2.0)
+    layout = model.kv
+    return sum(layout.kv_heads) * (layout.key_dim + layout.value_dim) * element * model.passes
+
+
+_PHASES: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"Application startup complete"), "answering"),
+    (re.compile(r"GPU KV cache size|KV cache memory"), "KV cache"),
+    (re.compile(r"Capturing CUDA graph"), "capturing CUDA graphs"),
+    (re.compile(r"torch\.compile|Dynamo bytecode"), "compiling"),
+    (
+        re.compile(r"Loading safetensors.*?(?P<percent>\d+)% Completed"),
+        "loading weights {percent} %",
+    ),
+    (re.compile(r"Starting to load model|Loading weights"), "loading weights"),
+)
+
+
+def _engine_bytes(model: Model, batched: int) -> int:
+    return _ENGINE_BYTES + batched * (model.embedding or 4096) * _ACTIVATION_BYTES
+
+
+def _context(request: Request) -> tuple[int, str]:
+    wanted, trained = request.profile.context, request.model.context
+    if not isinstance(wanted, int):
+        most = min(_DEFAULT_CONTEXT, trained or _DEFAULT_CONTEXT)
+        return most, f"{kv_text(request)}"
+    if trained is not None and wanted > trained:
+        return trained, f"all the model was trained for; the profile asks for {wanted}"
+    return wanted, f"profile; {kv_text(request)}"
+
+
+def kv_text(request: Request) -> str:
+    """What a token of context costs."""
+    return f"{format_bytes(round(kv_token_bytes(request.model)))} a token"
+
+
+def _sequences(request: Request) -> tuple[int, str]:
+    wanted = request.profile.concurrency
+    if isinstance(wanted, int):
+        return wanted, "profile" if wanted > 1 else "profile: one request at a time"
+    if request.profile.objective == "latency":
+        return 1, "latency: one request at a time"
+    return 64, "throughput: decoding together reads the weights once"

@@ -1,0 +1,50 @@
+"""The ledger: what other declared stacks of this machine leave over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stackctl.values.claim import Claim, GpuShare
+from stackctl.values.cpulist import parse_cpulist
+from stackctl.values.plan import Plan
+
+
+def claim_of(plan: Plan) -> Claim:
+    """What a plan takes. CPU stacks claim the cores their threads run on."""
+    gpus = tuple(
+        GpuShare(index=int(gpu), bytes=plan.memory.total_bytes // len(plan.placement.gpus))
+        for gpu in plan.placement.gpus
+    )
+    main = plan.host_memory if plan.placement.gpus else plan.memory
+    return Claim(
+        stack=plan.stack,
+        cpus=plan.placement.cpus or "",
+        memory_bytes=main.total_bytes if main is not None else 0,
+        gpus=gpus,
+        port=plan.port,
+    )
+
+
+def others(claims: Sequence[Claim], stack: str) -> tuple[Claim, ...]:
+    """Claims of all stacks but this one, which may replace itself."""
+    return tuple(claim for claim in claims if claim.stack != stack)
+
+
+def claimed_cpus(claims: Sequence[Claim]) -> frozenset[int]:
+    """CPUs that the claims take."""
+    return frozenset(cpu for claim in claims for cpu in parse_cpulist(claim.cpus))
+
+
+def claimed_gpu_bytes(claims: Sequence[Claim], index: int) -> int:
+    """Memory of one GPU that the claims take."""
+    return sum(share.bytes for claim in claims for share in claim.gpus if share.index == index)
+
+
+def claimed_memory(claims: Sequence[Claim]) -> int:
+    """Main memory that the claims take."""
+    return sum(claim.memory_bytes for claim in claims)
+
+
+def port_owner(claims: Sequence[Claim], port: int) -> str | None:
+    """The stack that claims a port."""
+    return next((claim.stack for claim in claims if claim.port == port), None)

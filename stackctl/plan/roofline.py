@@ -1,0 +1,215 @@
+"""Expected speed from bandwidth and arithmetic: ranges, not promises.
+
+Decode: a token reads every active weight and the KV cache of its context once a pass, so
+
+    seconds = layers * overhead + bytes / (peak bandwidth * achieved fraction)
+
+Prefill: 2 floating point operations a parameter and token (a multiply and an add), plus attention:
+
+    seconds = (2 * active parameters * tokens + 2 * layers * width * tokens^2) / achieved rate
+
+The constants are first guesses, fitted to one owner's measurements (EPYC 9175F with 614 GB/s, RTX
+PRO 6000 Blackwell Max-Q with 1.79 TB/s): a dense 40B in nvfp4 25-28 tok/s and 1,100-2,300 tok/s of
+prompt, a dense 111B about 11 tok/s, a 7B in fp16 60-80 tok/s; on the CPU a 229B MoE with 10B active
+10-37 tok/s, a dense 40B in Q5_K_M tens of seconds for 4,640 tokens. ``stackctl calibrate`` replaces
+them by this machine's own.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from stackctl.values.host import Gpu, Host
+from stackctl.values.measured import Calibration
+from stackctl.values.model import Model
+from stackctl.values.plan import Placement, Prediction, PromptTime
+
+Range = tuple[float, float]
+
+#: Achieved fraction of the memory's peak in decode.
+_CPU_DENSE: Range = (0.55, 0.74)
+_CPU_MOE: Range = (0.15, 0.36)
+#: The same of a bandwidth that was measured, which already lacks what no program reaches.
+_OF_MEASURED_DENSE: Range = (0.75, 1.0)
+_OF_MEASURED_MOE: Range = (0.22, 0.5)
+_GPU_16_BIT: Range = (0.62, 0.92)
+_GPU_FEWER_BITS: Range = (0.40, 0.62)
+#: Seconds a layer costs on a GPU besides reading it: kernel launches, attention, norms.
+_GPU_LAYER_S = 118e-6
+
+#: Achieved operations a second and core in prefill, by instruction set, best first.
+_CORE_RATES: tuple[tuple[str, Range], ...] = (
+    ("amx_int8", (0.40e12, 1.2e12)),
+    ("avx512_vnni", (0.27e12, 0.61e12)),
+    ("avx_vnni", (0.12e12, 0.30e12)),
+    ("avx512f", (0.10e12, 0.26e12)),
+    ("i8mm", (0.12e12, 0.30e12)),
+    ("avx2", (0.06e12, 0.18e12)),
+    ("asimddp", (0.05e12, 0.15e12)),
+    ("asimd", (0.02e12, 0.06e12)),
+    ("sse4_2", (0.01e12, 0.04e12)),
+)
+#: Dense 16-bit tensor rates by name (makers' data sheets), and the part that prefill achieves.
+_GPU_RATES: tuple[tuple[str, float], ...] = (
+    (r"RTX PRO 6000 Blackwell Max-Q", 440e12),
+    (r"RTX PRO 6000 Blackwell", 500e12),
+    (r"H[12]00", 989e12),
+    (r"A100", 312e12),
+    (r"L40S", 362e12),
+    (r"RTX 5090", 210e12),
+    (r"RTX 4090", 165e12),
+)
+_GPU_PREFILL: Range = (0.21, 0.44)
+#: How far a measurement carries: other prompts, other load.
+_MEASURED_SPREAD: Range = (0.85, 1.1)
+DEFAULT_PROMPT_TOKENS = 4640
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a plan makes the machine do.
+
+    ``gpu_bytes`` and ``cpu_bytes`` split the weight bytes a token reads by where they lie;
+    ``kv_token_bytes`` is the KV cache of one token, on the GPU when there is one.
+    """
+
+    model: Model
+    cpu_bytes: float
+    gpu_bytes: float
+    kv_token_bytes: float
+    prompt_tokens: int
+    threads: int | None
+
+
+def predict(
+    host: Host, placement: Placement, work: Work, calibration: Calibration | None = None
+) -> Prediction:
+    """Decode and prefill in tokens a second and the time to the first token.
+
+    Parts whose basis is unknown (bandwidth, instruction set, GPU) are None.
+    """
+    decode = _decode(host, placement, work, calibration)
+    prefill = _prefill(host, placement, work, calibration)
+    ttft = None
+    if prefill is not None:
+        slow = work.prompt_tokens / prefill[0] + (1 / decode[0] if decode else 0)
+        fast = work.prompt_tokens / prefill[1] + (1 / decode[1] if decode else 0)
+        ttft = (_round(fast), _round(slow))
+    billions = work.model.parameters / 1e9
+    return Prediction(
+        decode_tok_s=_rounded(decode),
+        prefill_tok_s=_rounded(prefill),
+        ttft_s=PromptTime(prompt_tokens=work.prompt_tokens, range=ttft),
+        performance_factor=_rounded(
+            (decode[0] / billions, decode[1] / billions) if decode and billions else None
+        ),
+        basis="measured" if calibration is not None else "estimated",
+    )
+
+
+def _decode(
+    host: Host, placement: Placement, work: Work, calibration: Calibration | None
+) -> Range | None:
+    passes = work.model.passes
+    slow = fast = 0.0
+    if work.gpu_bytes:
+        gpu = _gpu(host, placement)
+        if gpu is None or gpu.bandwidth_bytes_s is None:
+            return None
+        count = max(1, len(placement.gpus))
+        fraction = _GPU_16_BIT if _bits(work.model) > 12 else _GPU_FEWER_BITS
+        overhead = work.model.layers * passes * _GPU_LAYER_S
+        kv = work.kv_token_bytes * work.prompt_tokens
+        bandwidth = gpu.bandwidth_bytes_s * count
+        slow += overhead + (work.gpu_bytes * passes + kv) / (bandwidth * fraction[0])
+        fast += overhead + work.gpu_bytes * passes / (bandwidth * fraction[1])
+    if work.cpu_bytes:
+        kv = 0.0 if work.gpu_bytes else work.kv_token_bytes * work.prompt_tokens
+        rate = _cpu_bandwidth(host, placement, work.model, calibration)
+        if rate is None:
+            return None
+        slow += (work.cpu_bytes * passes + kv) / rate[0]
+        fast += work.cpu_bytes * passes / rate[1]
+    return (1 / slow, 1 / fast) if fast > 0 else None
+
+
+def _cpu_bandwidth(
+    host: Host, placement: Placement, model: Model, calibration: Calibration | None
+) -> Range | None:
+    """Bytes a second that decode achieves."""
+    if calibration is not None:
+        achieved = calibration.decode_bytes_s
+        return achieved * _MEASURED_SPREAD[0], achieved * _MEASURED_SPREAD[1]
+    moe = bool(model.experts)
+    peak = host.memory.bandwidth_bytes_s
+    nodes = [node for node in host.cpu.numa if node.memory_bytes]
+    share = 1.0
+    if placement.policy == "bind" and placement.mems and len(nodes) > 1:
+        share = min(1.0, len(placement.mems.split(",")) / len(nodes))
+    if peak.measured is not None:
+        low, high = _OF_MEASURED_MOE if moe else _OF_MEASURED_DENSE
+        return peak.measured * low * share, peak.measured * high * share
+    if peak.theoretical is None:
+        return None
+    low, high = _CPU_MOE if moe else _CPU_DENSE
+    return peak.theoretical * low * share, peak.theoretical * high * share
+
+
+def _prefill(
+    host: Host, placement: Placement, work: Work, calibration: Calibration | None
+) -> Range | None:
+    model = work.model
+    width = model.embedding or 0
+    # The output layer is computed for the last token of a prompt only.
+    head = (model.vocabulary or 0) * width
+    parameters = max(1, (model.active_parameters or model.parameters) - head)
+    operations = 2.0 * parameters * model.passes
+    operations += 2.0 * model.layers * model.passes * width * work.prompt_tokens
+    rate: Range | None
+    if work.gpu_bytes and not work.cpu_bytes:
+        gpu = _gpu(host, placement)
+        peak = _gpu_rate(gpu)
+        count = max(1, len(placement.gpus))
+        rate = None if peak is None else (
+            peak * count * _GPU_PREFILL[0], peak * count * _GPU_PREFILL[1]
+        )  # fmt: skip
+    elif calibration is not None:
+        achieved = calibration.prefill_flops
+        rate = achieved * _MEASURED_SPREAD[0], achieved * _MEASURED_SPREAD[1]
+    else:
+        # With experts on the CPU, they are what the prompt waits for.
+        rate = _cpu_rate(host, work.threads)
+    return None if rate is None else (rate[0] / operations, rate[1] / operations)
+
+
+def _cpu_rate(host: Host, threads: int | None) -> Range | None:
+    if threads is None:
+        return None
+    for name, (low, high) in _CORE_RATES:
+        if name in host.cpu.isa:
+            return low * threads, high * threads
+    return None
+
+
+def _gpu(host: Host, placement: Placement) -> Gpu | None:
+    return next((gpu for gpu in host.gpus if str(gpu.index) in placement.gpus), None)
+
+
+def _gpu_rate(gpu: Gpu | None) -> float | None:
+    if gpu is None or gpu.name is None:
+        return None
+    return next((rate for name, rate in _GPU_RATES if re.search(name, gpu.name)), None)
+
+
+def _bits(model: Model) -> float:
+    return model.weights_bytes * 8 / max(1, model.parameters)
+
+
+def _rounded(pair: Range | None) -> Range | None:
+    return None if pair is None else (_round(pair[0]), _round(pair[1]))
+
+
+def _round(value: float) -> float:
+    """Three significant digits: more would pretend."""
+    return float(f"{value:.3g}")

@@ -1,0 +1,27 @@
+"""Speeds measured on this machine, ``STATE/calibrations.json``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stackctl.errors import StackctlError
+from stackctl.machine.files import write_atomically
+from stackctl.values.base import from_json, to_json
+from stackctl.values.measured import Calibration, Calibrations
+
+
+def read(state: Path) -> tuple[Calibration, ...]:
+    """All measurements; none when there is no file or it cannot be read (measure again)."""
+    try:
+        text = (state / "calibrations.json").read_bytes()
+        return from_json(text, Calibrations, where="calibrations.json").entries
+    except (OSError, StackctlError):
+        return ()
+
+
+def add(state: Path, entry: Calibration) -> None:
+    """Keep a measurement; it replaces the one of the same engine, weights and threads."""
+    key = (entry.engine, entry.quantization, entry.threads, entry.moe)
+    kept = [c for c in read(state) if (c.engine, c.quantization, c.threads, c.moe) != key]
+    document = Calibrations(entries=(*kept, entry))
+    write_atomically(state / "calibrations.json", to_json(document))

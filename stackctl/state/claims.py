@@ -1,0 +1,38 @@
+"""Claims of declared stacks, machine-wide: each installed unit carries its own.
+
+Units of the system are readable by everybody; those of users by themselves and by root. So nothing
+has to be registered, and a claim ends with its unit.
+"""
+
+from __future__ import annotations
+
+import re
+
+from stackctl.errors import StackctlError
+from stackctl.machine.files import Machine
+from stackctl.state.paths import Paths
+from stackctl.values.base import from_json
+from stackctl.values.claim import Claim
+
+_CLAIM = re.compile(r"^Claim=(.*)$", re.MULTILINE)
+_ELSEWHERE = (
+    "/etc/containers/systemd/stackctl/*/*.container",
+    "/root/.config/containers/systemd/stackctl/*/*.container",
+    "/home/*/.config/containers/systemd/stackctl/*/*.container",
+)
+
+
+def declared(machine: Machine, paths: Paths) -> tuple[Claim, ...]:
+    """Claims of all stacks whose units this process may read; its own scope's first."""
+    patterns = (f"{paths.units}/*/*.container", *_ELSEWHERE)
+    files = dict.fromkeys(path for pattern in patterns for path in machine.glob(pattern))
+    claims = []
+    for path in files:
+        match = _CLAIM.search(machine.read(path) or "")
+        if match is None:
+            continue
+        try:
+            claims.append(from_json(match[1], Claim, where=path))
+        except StackctlError:
+            continue  # written by another version: it claims nothing we could count
+    return tuple(claims)

@@ -1,0 +1,22 @@
+"""What declared stacks take of a machine, so that the next plan leaves it to them."""
+
+from __future__ import annotations
+
+from stackctl.values.base import Value
+
+
+class GpuShare(Value, frozen=True, kw_only=True):
+    """Memory that a stack takes of one GPU, by the GPU's index."""
+
+    index: int
+    bytes: int
+
+
+class Claim(Value, frozen=True, kw_only=True):
+    """One stack's share: CPUs (kernel list), main memory, GPU memory and its port."""
+
+    stack: str
+    cpus: str = ""
+    memory_bytes: int = 0
+    gpus: tuple[GpuShare, ...] = ()
+    port: int | None = None
