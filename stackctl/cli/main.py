@@ -20,6 +20,7 @@ from stackctl.errors import ExitCode, StackctlError
 #: Verbs in the order of use, with their line in --help; each is ``command`` in cli/VERB.py.
 VERBS = {
     "probe": "Look at this machine: CPUs, memory, tools, and what stands in the way.",
+    "doctor": "Find what stands in the way of a profile, with the commands that fix it.",
     "profiles": "List, show and describe profiles.",
     "plan": "Show what a profile would run here, and why.",
     "render": "Write the units of a profile without installing them.",
@@ -29,6 +30,8 @@ VERBS = {
     "logs": "Show the log of a stack.",
     "restart": "Restart a stack and wait until it answers.",
     "down": "Stop a stack and remove its units.",
+    "calibrate": "Measure this machine with the engine's own benchmark, for better plans.",
+    "model": "Show what is known of a model.",
     "image": "Build or load engine images without a registry.",
     "completion": "Print the completion script of a shell.",
 }

@@ -52,6 +52,11 @@ def make_plan(session: Session, profile: Profile, facts: Path | None) -> Planned
     return Planned(plan, planned.facts, planned.host)
 
 
+def read_host(session: Session, facts: Path | None) -> Host:
+    """The machine that is planned for: this one, or the one in a file."""
+    return _basis(session, facts).host
+
+
 def _basis(session: Session, facts: Path | None) -> _Basis:
     from stackctl.values.base import from_json
     from stackctl.values.host import Host

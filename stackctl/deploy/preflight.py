@@ -8,6 +8,7 @@ from stackctl.machine.files import Machine
 from stackctl.quantity import format_bytes
 from stackctl.units.quadlet import parse_version
 from stackctl.values.host import Host
+from stackctl.values.model import Model
 from stackctl.values.plan import Plan
 from stackctl.values.profile import Profile
 
@@ -50,6 +51,16 @@ def require_model(profile: Profile) -> str:
             exit_code=ExitCode.USAGE,
         )
     return profile.model
+
+
+def require_files(model: Model) -> None:
+    """Raise StackctlError (exit 1) for a model of which only facts are known."""
+    if model.files:
+        return
+    raise StackctlError(
+        f"{model.source}: the model is not on this machine, only facts about it",
+        hint="--model file:/path/to/model.gguf; stackctl plan works without the files",
+    )
 
 
 def require_port(machine: Machine, port: int) -> None:

@@ -80,6 +80,7 @@ def up(context: Context, profile: Profile, wish: Wish) -> UpResult:
         host = probe(context.machine, scope=context.paths.scope)
         generator = preflight.require_tools(host)
         model = read_model(preflight.require_model(profile))
+        preflight.require_files(model)
         context.report.step("model", f"{format_bytes(model.weights_bytes)}, {model.source}")
         engine = find_engine(profile.engine)
         with podman.connect(context.paths.runtime) as api:

@@ -179,13 +179,19 @@ def connect(runtime: Path) -> Iterator[Podman]:
 
 
 def run_once(
-    image: str, arguments: Sequence[str], *, entrypoint: str | None = None, timeout_s: float = 60
+    image: str,
+    arguments: Sequence[str],
+    *,
+    entrypoint: str | None = None,
+    volumes: Sequence[str] = (),
+    timeout_s: float = 60,
 ) -> runner.Completed:
     """Run a command in a throw-away container without network, capabilities or a writable root."""
     return runner.run(
         (
             "podman", "run", "--rm", "--pull=never", "--network=none", "--read-only",
             "--cap-drop=all", "--security-opt=no-new-privileges", "--log-driver=none",
+            "--security-opt=label=disable", *(f"--volume={volume}" for volume in volumes),
             *((f"--entrypoint={entrypoint}",) if entrypoint else ()),
             image, *arguments,
         ),

@@ -37,7 +37,7 @@ class Calibration(Value, frozen=True, kw_only=True):
     """What this machine achieved with one engine, kind of weights and number of threads.
 
     ``decode_bytes_s`` is active weight bytes times tokens a second in generation,
-    ``prefill_flops`` 2 * active parameters * tokens a second in prompts.
+    ``prefill_flops`` the operations of prompts; both follow from the speeds that were seen.
     """
 
     engine: str
@@ -46,6 +46,8 @@ class Calibration(Value, frozen=True, kw_only=True):
     moe: bool = False
     decode_bytes_s: float
     prefill_flops: float
+    decode_tok_s: float
+    prefill_tok_s: float
     model: str
     image_id: str
     measured: str

@@ -29,6 +29,14 @@ class CheckReport(Value, frozen=True, kw_only=True):
     results: tuple[Result, ...]
 
 
+class DoctorReport(Value, frozen=True, kw_only=True):
+    """Results of ``stackctl doctor``, most important first."""
+
+    schema: Literal["stackctl.doctor/1"] = "stackctl.doctor/1"
+    profile: str | None = None
+    results: tuple[Result, ...]
+
+
 class StackStatus(Value, frozen=True, kw_only=True):
     """What is true of one stack now; ``unknown`` when its record cannot be read."""
 

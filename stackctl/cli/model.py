@@ -1,0 +1,56 @@
+"""``stackctl model``."""
+
+from __future__ import annotations
+
+import click
+
+from stackctl.cli.session import Session, verb
+
+
+@click.group("model")
+def command() -> None:
+    """Look at models."""
+
+
+@verb("show")
+@click.argument("source")
+def show(session: Session, source: str) -> None:
+    """Show what is known of the model at SOURCE.
+
+    SOURCE is file:PATH, dir:PATH, hf:ORG/REPO, catalogue:ID or facts:FILE.
+    """
+    from stackctl.sources.describe import describe
+    from stackctl.sources.models import read_model
+
+    model = read_model(source)
+    if session.out.json:
+        session.out.data(model)
+        return
+    rows = describe(model)
+    width = max(len(name) for name, _ in rows) + 2
+    for name, text in rows:
+        session.out.line(f"{name:<{width}}{text}")
+
+
+@verb("catalogue")
+def catalogue(session: Session) -> None:
+    """List the models whose facts are known without a download."""
+    import json
+
+    from stackctl.quantity import format_bytes
+    from stackctl.sources.catalogue import identifiers, lookup
+
+    models = [(name, lookup(name)) for name in identifiers()]
+    if session.out.json:
+        document = {"schema": "stackctl.catalogue/1", "models": [name for name, _ in models]}
+        session.out.line(json.dumps(document, indent=2))
+        return
+    rows = [
+        (name, f"{model.parameters / 1e9:.3g}B", model.quantization or "", format_bytes(model.weights_bytes))
+        for name, model in models
+    ]
+    session.out.table(("CATALOGUE", "SIZE", "QUANTISATION", "WEIGHTS"), rows, fold=0)
+
+
+command.add_command(show)
+command.add_command(catalogue)

@@ -1,0 +1,120 @@
+"""Measures what this machine achieves with the engine's own benchmark (llama-bench)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from stackctl.deploy import images, preflight
+from stackctl.deploy.context import Context
+from stackctl.engines import engine as find_engine
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.machine import podman
+from stackctl.plan.solve import Known, solve
+from stackctl.probe import probe
+from stackctl.sources.models import read_model
+from stackctl.state import calibrations
+from stackctl.state.generations import now
+from stackctl.units import quoting
+from stackctl.values.measured import Calibration
+from stackctl.values.model import Model
+from stackctl.values.profile import Profile
+
+#: Tokens of prompt and of generation in one run: long enough to settle, short enough to wait for.
+PROMPT_TOKENS = 512
+GENERATED_TOKENS = 64
+_BENCH = "llama-bench"
+
+
+def calibrate(
+    context: Context, profile: Profile, *, timeout_s: float, threads: int | None = None
+) -> Calibration:
+    """Run the benchmark once with the plan's threads and store what it achieved.
+
+    Raises:
+        StackctlError: exit 2 for a profile of another engine, 6 when the image lacks the benchmark.
+    """
+    if profile.engine != "llama.cpp" or profile.placement.gpus is not None:
+        raise StackctlError(
+            f"{profile.name} does not run on the CPU with llama.cpp: nothing to calibrate yet",
+            hint="a CPU profile: stackctl calibrate cpu --model SOURCE",
+            exit_code=ExitCode.USAGE,
+        )
+    host = probe(context.machine, scope=context.paths.scope)
+    preflight.require_tools(host)
+    model = read_model(preflight.require_model(profile))
+    preflight.require_files(model)
+    engine = find_engine(profile.engine)
+    with podman.connect(context.paths.runtime) as api:
+        image, reference, reason = images.ensure_image(context, api, profile, engine)
+    facts = images.inspect_engine(context, engine, image, reference)
+    known = Known(image=image.reference, image_reason=reason, facts=facts)
+    plan = solve(host=host, model=model, profile=profile, known=known)
+    planned = next((d.value for d in plan.decisions if d.field == "threads"), None)
+    count = threads or (planned if isinstance(planned, int) else 1)
+    context.report.progress("measure", f"llama-bench with {count} threads")
+    runs = _bench(image.id, model, count, timeout_s)
+    entry = calibration_of(runs, model, engine.name, image.id, count)
+    calibrations.add(context.paths.state, entry)
+    return entry
+
+
+def _bench(image: str, model: Model, threads: int, timeout_s: float) -> list[dict[str, Any]]:
+    arguments = (
+        "--model", f"/models/{model.files[0].path.rpartition('/')[2]}",
+        "--threads", str(threads), "--n-prompt", str(PROMPT_TOKENS),
+        "--n-gen", str(GENERATED_TOKENS), "--repetitions", "3", "--flash-attn", "1",
+        "--output", "json",
+    )  # fmt: skip
+    mounts = [
+        quoting.bare_volume(file.path, f"/models/{file.path.rpartition('/')[2]}", "ro")
+        for file in model.files
+    ]
+    done = podman.run_once(
+        image, arguments, entrypoint=_BENCH, volumes=mounts, timeout_s=timeout_s
+    )
+    if done.status == 127 or "not found" in done.stderr:
+        raise StackctlError(
+            f"the image holds no {_BENCH}",
+            hint="stackctl image build llama-cpp makes one that does",
+            exit_code=ExitCode.HOST,
+        )
+    try:
+        runs = json.loads(done.stdout)
+    except ValueError:
+        runs = None
+    if done.status != 0 or not isinstance(runs, list):
+        raise StackctlError(
+            f"{_BENCH} failed (exit {done.status})", details=done.stderr.strip().splitlines()[-5:]
+        )
+    return runs
+
+
+def calibration_of(
+    runs: list[dict[str, Any]], model: Model, engine: str, image_id: str, threads: int
+) -> Calibration:
+    """What llama-bench's runs mean in bytes and operations a second."""
+    speeds = {
+        "prompt" if run.get("n_prompt") else "generation": float(run["avg_ts"])
+        for run in runs
+        if isinstance(run, dict) and isinstance(run.get("avg_ts"), int | float)
+    }
+    if set(speeds) != {"prompt", "generation"} or min(speeds.values()) <= 0:
+        raise StackctlError(f"{_BENCH} printed no speeds for prompt and generation")
+    head = (model.vocabulary or 0) * (model.embedding or 0)
+    parameters = max(1, (model.active_parameters or model.parameters) - head)
+    return Calibration(
+        engine=engine,
+        quantization=model.quantization or "unknown",
+        threads=threads,
+        moe=bool(model.experts),
+        decode_bytes_s=speeds["generation"] * model.active_bytes * model.passes,
+        prefill_flops=speeds["prompt"]
+        * (2.0 * parameters + 2.0 * model.layers * (model.embedding or 0) * PROMPT_TOKENS)
+        * model.passes,
+        decode_tok_s=speeds["generation"],
+        prefill_tok_s=speeds["prompt"],
+        model=model.name or model.source,
+        image_id=image_id,
+        measured=now(),
+    )
