@@ -74,7 +74,13 @@ def make_plan(
 
     model = read_model(require_model(profile))
     if facts is not None:
-        host = from_json(facts.read_bytes(), Host, where=str(facts))
+        try:
+            text = facts.read_bytes()
+        except OSError as error:
+            raise StackctlError(
+                f"cannot read {facts}: {error.strerror}", exit_code=ExitCode.USAGE
+            ) from None
+        host = from_json(text, Host, where=str(facts))
         image, reason, known = engine(profile.engine).default_image, "not looked at", None
         if profile.image is not None:
             image, reason = profile.image, "profile"

@@ -9,14 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from stackctl.engines.engine import (
-    Dialect,
-    Failure,
-    Footprint,
-    Option,
-    Request,
-    first_match,
-)
+from stackctl.engines.engine import Dialect, Failure, Footprint, Option, Request, first_match
 from stackctl.quantity import format_bytes
 from stackctl.values.measured import EngineOption
 from stackctl.values.model import Model
@@ -96,7 +89,7 @@ _FAILURES: tuple[tuple[re.Pattern[str], str, str | None], ...] = tuple(
             "chmod a+r on the file and a+x on the folders above it",
         ),
         (
-            r"(unable to allocate|failed to allocate|cannot allocate memory|std::bad_alloc)",
+            r"^(?!.*mlock).*((unable|failed) to allocate|cannot allocate|std::bad_alloc)",
             "not enough memory",
             "a smaller context: --set context=N, or a smaller model",
         ),

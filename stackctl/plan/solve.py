@@ -147,7 +147,8 @@ def _apply_explicit(
                 hint=f"did you mean {near[0]}?" if near else f"see {engine.program} --help",
                 exit_code=ExitCode.USAGE,
             )
-        # An option set by its second name replaces the planned one and keeps its place.
+        # An option set by its second name replaces the planned one and keeps its place, but not its
+        # name: --no-jinja is the second name of --jinja.
         same = next((other for other in aliases if other in options), name)
         before = options.get(same)
         reason = f"engine_args ({'--set' if overridden else 'profile'})"
@@ -155,7 +156,7 @@ def _apply_explicit(
             shown = "nothing" if before.values is None else before.value
             reason += f"; the plan had {shown}: {before.reason}"
         options[same] = Option(
-            same, argument.values, reason, "override" if overridden else "profile"
+            name, argument.values, reason, "override" if overridden else "profile"
         )
     return options
 
