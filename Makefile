@@ -28,7 +28,7 @@ $(READY): requirements/dev.txt pyproject.toml
 		echo 'venv      this Python lacks the venv module: installing python3-venv' >&2; \
 		apt-get install -y -qq python3-venv >/dev/null 2>&1 || \
 			{ apt-get update -qq && apt-get install -y -qq python3-venv >/dev/null; }; }
-	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	@$(RUN) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(PIP) install --require-hashes -r requirements/dev.txt
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@

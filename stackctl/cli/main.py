@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import signal
@@ -84,6 +85,24 @@ def cli(**_: Any) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code; never raises, never shows a traceback."""
+    try:
+        code = _run(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of our output has gone (| head): no fault of ours, nothing left to say.
+        sys.stdout = None
+        return int(ExitCode.OK)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EIO, errno.EDQUOT):
+            raise
+        sys.stdout = None
+        sys.stderr.write(f"error: cannot write the output: {error.strerror}\n")
+        return int(ExitCode.FAILED)
+    return code
+
+
+def _run(arguments: Sequence[str]) -> int:
     _end_gracefully()
     if os.environ.get("_STACKCTL_COMPLETE"):
         cli.main(args=list(arguments), prog_name="stackctl")
@@ -94,11 +113,13 @@ def run(arguments: Sequence[str]) -> int:
                 cli.invoke(context)
             finally:
                 out = context.meta.get("stackctl.output", out)
-            sys.stdout.flush()
         return int(ExitCode.OK)
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.UsageError as error:
+        if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
+            click.echo(error.format_message(), err=True)
+            return int(ExitCode.USAGE)
         where = error.ctx.command_path if error.ctx is not None else "stackctl"
         out.error(
             StackctlError(
@@ -114,10 +135,6 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         out.error(StackctlError("interrupted", exit_code=ExitCode.INTERRUPTED))
         return int(ExitCode.INTERRUPTED)
-    except BrokenPipeError:
-        # The reader of our output has gone (| head): no fault of ours, nothing left to say.
-        sys.stdout = None
-        return int(ExitCode.OK)
 
 
 def _plain_output(arguments: Sequence[str]) -> Output:

@@ -24,6 +24,14 @@ def require_tools(host: Host) -> str:
     """
     tools = host.tools
     if tools.podman is None:
+        silent = next((p for p in host.problems if p.what == "podman does not answer"), None)
+        if silent is not None:
+            raise StackctlError(
+                silent.what,
+                details=(silent.why,),
+                hint="podman --version shows what is wrong",
+                exit_code=ExitCode.HOST,
+            )
         raise _lacks(
             "podman is not installed",
             "install Podman 4.4 or newer: apt-get install podman",

@@ -50,7 +50,8 @@ def start_and_wait(context: Context, generation: Generation, *, deadline_s: floa
     """
     plan, service = generation.plan, generation.units.service
     engine, port = find_engine(plan.engine), plan.port
-    started = time.monotonic()
+    # An earlier start of this generation may have failed for another reason.
+    since, started = time.time(), time.monotonic()
     context.systemd.reset_failed(service)
     context.systemd.start(service)
     phase, asked = "starting", 0.0
@@ -61,12 +62,12 @@ def start_and_wait(context: Context, generation: Generation, *, deadline_s: floa
         if active and endpoint.liveness(port, engine.health_path) == "ready":
             return elapsed
         if _has_failed(state):
-            raise explain(context, generation, engine, state)
+            raise explain(context, generation, engine, state, since)
         if elapsed > deadline_s:
-            raise _too_late(context, generation, engine, deadline_s)
+            raise _too_late(context, generation, engine, deadline_s, since)
         if time.monotonic() - asked >= 0.5:
             asked = time.monotonic()
-            phase = _phase(context, generation, engine)
+            phase = _phase(context, generation, engine, since)
             context.report.progress("start", f"{phase}  ·  {format_duration(elapsed)}")
         time.sleep(_POLL_S)
 
@@ -81,30 +82,33 @@ def _has_failed(state: dict[str, str]) -> bool:
     return idle or state.get("Result", "success") not in ("success", "")
 
 
-def _phase(context: Context, generation: Generation, engine: Engine) -> str:
+def _phase(context: Context, generation: Generation, engine: Engine, since: float) -> str:
     alive = endpoint.liveness(generation.plan.port, engine.health_path, timeout_s=1)
     if alive == "ready":
         return "answering, waiting for systemd"
-    lines = _log(context, generation)
+    lines = _log(context, generation, since)
     found = next((phase for line in reversed(lines) if (phase := engine.phase(line))), None)
     return found or ("loading model" if alive == "loading" else "starting")
 
 
-def _log(context: Context, generation: Generation) -> list[str]:
+def _log(context: Context, generation: Generation, since: float) -> list[str]:
     identifier = log_identifier(generation.stack, generation.number)
-    return context.systemd.journal(generation.units.service, identifier)
+    return context.systemd.journal(generation.units.service, identifier, since=since)
 
 
 def explain(
-    context: Context, generation: Generation, engine: Engine, state: dict[str, str]
+    context: Context, generation: Generation, engine: Engine, state: dict[str, str], since: float
 ) -> StackctlError:
-    """Why a service failed: from the engine's log where it is known, else from systemd's result."""
-    lines = _log(context, generation)
+    """Why a service failed: from the engine's log where it is known, else from systemd's result.
+
+    ``since`` is the time of its start.
+    """
+    lines = _log(context, generation, since)
     for _ in range(5):
         if lines:
             break
         time.sleep(0.2)  # the journal is written a little later than the state changes
-        lines = _log(context, generation)
+        lines = _log(context, generation, since)
     known = engine.failure(lines)
     status = state.get("ExecMainStatus", "")
     result = state.get("Result", "")
@@ -123,9 +127,9 @@ def explain(
 
 
 def _too_late(
-    context: Context, generation: Generation, engine: Engine, deadline_s: float
+    context: Context, generation: Generation, engine: Engine, deadline_s: float, since: float
 ) -> StackctlError:
-    lines = _log(context, generation)
+    lines = _log(context, generation, since)
     known = engine.failure(lines)
     return StackctlError(
         f"{generation.stack} was not healthy within {format_duration(deadline_s)}",

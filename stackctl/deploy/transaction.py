@@ -333,7 +333,7 @@ def _same(new: tuple[UnitFile, ...], old: tuple[UnitFile, ...]) -> bool:
 def _require_room(context: Context, host: Host, plan: Plan, before: _Before, wish: Wish) -> None:
     """Port and free memory as they are now; what the running generation holds counts as free."""
     old = None
-    if before.running and before.number in context.generations.numbers(plan.stack):
+    if not before.stopped and before.number in context.generations.numbers(plan.stack):
         old = context.generations.read(plan.stack, before.number or 0).plan
     if old is None or old.port != plan.port:
         preflight.require_port(context.machine, plan.port)

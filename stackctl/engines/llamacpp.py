@@ -78,7 +78,7 @@ _FAILURES: tuple[tuple[re.Pattern[str], str, str | None], ...] = tuple(
             "chmod a+r on the file and a+x on the folders above it",
         ),
         (
-            r"(unable to allocate|failed to allocate|cannot allocate memory|std::bad_alloc)",
+            r"^(?!.*mlock).*((unable|failed) to allocate|cannot allocate|std::bad_alloc)",
             "not enough memory",
             "a smaller context: --set context=N, or a smaller model",
         ),

@@ -41,10 +41,11 @@ def _request(method: str, url: str, body: Any, timeout_s: float) -> Answer | NoA
             response = session.request(
                 method, url, json=body, timeout=timeout_s, allow_redirects=False, stream=False
             )
-        except requests.ConnectionError:
-            return NoAnswer("connection refused")
         except requests.Timeout:
             return NoAnswer(f"no answer within {timeout_s:.0f} s")
+        except requests.ConnectionError as error:
+            refused = "refused" in str(error)
+            return NoAnswer("connection refused" if refused else "the connection broke off")
         except requests.RequestException as error:
             return NoAnswer(type(error).__name__)
         try:

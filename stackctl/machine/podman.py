@@ -144,6 +144,7 @@ def connect(runtime: Path) -> Iterator[Podman]:
             stderr=subprocess.PIPE,
             text=True,
             env=runner.controlled_environment(),
+            cwd=runner.working_folder(),
             start_new_session=True,
         )
     except FileNotFoundError:

@@ -56,6 +56,14 @@ def controlled_environment() -> dict[str, str]:
     return env
 
 
+def working_folder() -> str | None:
+    """Where programs are started: here, but not in a folder that this user may not enter.
+
+    That is where ``su`` and ``sudo -u`` leave one, and where rootless Podman refuses to start.
+    """
+    return None if os.access(".", os.R_OK | os.X_OK) else "/"
+
+
 def run(
     argv: Sequence[str],
     *,
@@ -84,6 +92,7 @@ def run(
             errors="replace",
             timeout=timeout_s,
             env=controlled_environment() | (extra_env or {}),
+            cwd=working_folder(),
             start_new_session=True,
             check=False,
         )

@@ -85,6 +85,7 @@ class Systemd:
         identifiers: Sequence[str],
         *,
         lines: int,
+        since: float | None = None,
         follow: bool = False,
         output: str = "cat",
     ) -> tuple[str, ...]:
@@ -96,10 +97,12 @@ class Systemd:
         return (
             "journalctl", "--no-pager", "--quiet", f"--output={output}", select,
             *(f"--identifier={identifier}" for identifier in identifiers), f"--lines={lines}",
+            *((f"--since=@{since:.6f}",) if since is not None else ()),
             *(("--follow",) if follow else ()),
         )  # fmt: skip
 
-    def journal(self, unit: str, identifier: str, *, lines: int = 200) -> list[str]:
-        """The last log lines of a unit under an identifier, oldest first, without empty ones."""
-        done = runner.run(self.journal_command(unit, (identifier,), lines=lines), check=False)
+    def journal(self, unit: str, identifier: str, *, since: float, lines: int = 200) -> list[str]:
+        """The last log lines under an identifier since a time, oldest first, no empty ones."""
+        command = self.journal_command(unit, (identifier,), lines=lines, since=since)
+        done = runner.run(command, check=False)
         return [line for line in done.stdout.splitlines() if line.strip()]

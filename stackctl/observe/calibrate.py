@@ -67,7 +67,7 @@ def _bench(image: str, model: Model, threads: int, timeout_s: float) -> list[dic
         "--output", "json",
     )  # fmt: skip
     mounts = [
-        quoting.bare_volume(file.path, f"/models/{file.path.rpartition('/')[2]}", "ro")
+        quoting.volume(file.path, f"/models/{file.path.rpartition('/')[2]}", "ro")
         for file in model.files
     ]
     done = podman.run_once(

@@ -244,7 +244,7 @@ def _apply(name: str, chain: list[tuple[Path, dict[str, Any]]], overrides: Overr
             hint="engine: llama.cpp",
             exit_code=ExitCode.USAGE,
         )
-    stack = overrides.name or settings.stack or name
+    stack = overrides.name if overrides.name is not None else settings.stack or name
     if not re.fullmatch(NAME_PATTERN, stack):
         raise StackctlError(
             f"{stack!r} is not a stack name",

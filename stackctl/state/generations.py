@@ -32,7 +32,7 @@ class Generations:
         """
         path = self._path(stack, number)
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_bytes()
         except FileNotFoundError:
             known = ", ".join(map(str, self.numbers(stack))) or "none"
             raise StackctlError(

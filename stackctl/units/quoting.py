@@ -29,6 +29,12 @@ def raw(value: str) -> str:
     return _double(value)
 
 
+def text(value: str) -> str:
+    """Text inside a key of systemd's own that knows specifiers but no variables (Description)."""
+    _refuse_control(value)
+    return value.replace("%", "%%")
+
+
 def words(values: Iterable[str]) -> str:
     """Arguments of a key that is split into words (Exec, PodmanArgs, Environment)."""
     return " ".join(_word(value) for value in values)

@@ -123,7 +123,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["raw"] = quoting.raw
+    environment.filters["text"] = quoting.text
     environment.filters["mount_point"] = quoting.mount_point
     environment.tests["plain_path"] = quoting.is_plain_path
     environment.globals["log_identifier"] = log_identifier

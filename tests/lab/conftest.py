@@ -13,6 +13,7 @@ import pytest
 
 from .host import LabError, need_root
 from .lab import STORE_USERS, Lab
+from .tinymodel import tiny_model
 
 HERE = Path(__file__).parent
 # Names that a program gives to files which it is still writing.
@@ -157,3 +158,13 @@ def seat(lab: Lab, user: str) -> Iterator[Seat]:
     place = Seat(lab, user)
     yield place
     place.reset()
+
+
+@pytest.fixture(scope="session")
+def tiny(lab: Lab) -> str:
+    """A model of 1.4 MB in the lab, as --model takes it: starts in no time, and can be locked."""
+    path = "/srv/models/tiny.gguf"
+    target = Path(f"/proc/{lab.pid}/root{path}")
+    target.write_bytes(tiny_model())
+    target.chmod(0o644)
+    return f"file:{path}"

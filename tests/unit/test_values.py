@@ -157,7 +157,7 @@ def test_real_documents_survive_json(value: Value) -> None:
 
 
 def test_numbers_beyond_64_bits_are_an_error_not_a_crash() -> None:
-    text = '{"memory": {"total_bytes": %d}}' % 10**40
+    text = f'{{"memory": {{"total_bytes": {10**40}}}}}'
     with pytest.raises(StackctlError) as caught:
         from_json(text, Host, where="h.json")
     assert caught.value.exit_code == ExitCode.USAGE

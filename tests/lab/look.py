@@ -1,0 +1,212 @@
+"""What the tests of stackctl look at in the lab, and how they prepare it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .conftest import Seat
+from .lab import IMAGE, MODEL_PATH, Lab
+
+GEMMA = f"file:{MODEL_PATH}"
+PORT = 8080  # of the cpu profiles
+STACK = "cpu"
+CONTAINER = "stackctl-cpu"
+
+
+def get(lab: Lab, path: str) -> bytes:
+    """A file of the lab as it is."""
+    return lab_path(lab, path).read_bytes()
+
+
+def put(lab: Lab, path: str, content: bytes, *, mode: int = 0o644) -> None:
+    """Write a file that every user of the lab may read."""
+    target = lab_path(lab, path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(content)
+    target.chmod(mode)
+
+
+def wait_for(what: str, done: Callable[[], bool], timeout: float = 30) -> None:
+    """Wait until it is so; fail naming WHAT."""
+    deadline = time.monotonic() + timeout
+    while not done():
+        assert time.monotonic() < deadline, f"not within {timeout:.0f} s: {what}"
+        time.sleep(0.03)
+
+
+def exists(lab: Lab, path: str) -> bool:
+    """Whether the lab has that file, without running anything in it."""
+    return lab_path(lab, path).exists()
+
+
+def lab_path(lab: Lab, path: str) -> Path:
+    """A path of the lab as this machine sees it."""
+    return Path(f"/proc/{lab.pid}/root{path}")
+
+
+# The running engine
+
+
+def container_id(seat: Seat, name: str = CONTAINER) -> str:
+    """The id of a container of this user; empty when there is none."""
+    words = ("podman", "inspect", "--type=container", "--format", "{{.Id}}", name)
+    return seat.run(*words, check=False).stdout.strip()
+
+
+def engine_pid(seat: Seat, name: str = CONTAINER) -> int:
+    """The engine's process, as the lab numbers it."""
+    words = ("podman", "inspect", "--type=container", "--format", "{{.State.Pid}}", name)
+    return int(seat.run(*words).stdout)
+
+
+def argv(seat: Seat, name: str = CONTAINER) -> list[str]:
+    """The words that the engine was started with."""
+    return seat.lab.read(f"/proc/{engine_pid(seat, name)}/cmdline").split("\0")[:-1]
+
+
+def process_status(lab: Lab, pid: int) -> dict[str, str]:
+    """What the kernel says of a process."""
+    pairs = (line.partition(":") for line in lab.read(f"/proc/{pid}/status").splitlines())
+    return {name: value.strip() for name, _, value in pairs}
+
+
+def unit_properties(seat: Seat, *names: str, unit: str = f"{STACK}.service") -> dict[str, str]:
+    """What systemd says of a unit."""
+    shown = seat.systemctl("show", unit, f"--property={','.join(names)}")
+    return dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+
+
+def unit_text(seat: Seat, stack: str = STACK) -> str:
+    """The installed unit file."""
+    return seat.lab.read(f"{seat.units}/{stack}/{stack}.container")
+
+
+def record(seat: Seat, number: int, stack: str = STACK) -> dict[str, Any]:
+    """What stackctl stored of a generation."""
+    text = seat.lab.read(f"{seat.state}/stacks/{stack}/{number}.json")
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def chat(seat: Seat, port: int = PORT) -> dict[str, Any]:
+    """One real completion, asked with curl as a person would."""
+    body = json.dumps({"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 8})
+    url = f"http://127.0.0.1:{port}/v1/chat/completions"
+    words = ("curl", "--fail", "--silent", "--show-error", "--json", body, url)
+    answer: dict[str, Any] = json.loads(seat.run(*words).stdout)
+    return answer
+
+
+# What must hold afterwards
+
+
+def assert_clean(seat: Seat, stack: str = STACK) -> None:
+    """Nothing of any stack is left: as Seat has it, and no empty folder, socket or lock file."""
+    seat.assert_nothing_left()
+    assert not exists(seat.lab, seat.units), f"{seat.units} is still there"
+    left = seat.run("find", seat.runtime, "-mindepth", "1", check=False).stdout
+    assert left == "", f"left in {seat.runtime}: {left}"
+    assert unit_properties(seat, "LoadState", unit=f"{stack}.service") == {"LoadState": "not-found"}
+    listening = seat.run("ss", "-Hltn", f"sport = :{PORT}").stdout
+    assert listening == "", f"somebody still listens: {listening}"
+
+
+def assert_error(
+    done: subprocess.CompletedProcess[str], message: str, hint: str | None = None
+) -> None:
+    """The error's one line and its hint match these patterns; no traceback."""
+    assert "Traceback" not in done.stderr, done.stderr
+    lines = done.stderr.splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    assert re.search(message, errors[0]), done.stderr
+    if hint is not None:
+        hints = done.stderr.partition("\nhint: ")[2]
+        assert re.search(hint, hints), done.stderr
+
+
+# Preparing
+
+
+def in_namespace(
+    seat: Seat,
+    setup: str,
+    *arguments: str,
+    code: int,
+    after: str = "",
+    folder: str | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run stackctl as this user with mounts of its own, made by SETUP as root; then AFTER.
+
+    Both are shell text, with $UNITS, $STATE, $USER, $BECOME and $XDG_RUNTIME_DIR set.
+    """
+    lab, user = seat.lab, seat.user
+    group = seat.run("cat", "/proc/self/cgroup").stdout.partition("0::")[2].splitlines()[0]
+    names = ("HOME", "USER", "LOGNAME", "PATH", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS")
+    shown = seat.run("env").stdout.splitlines()
+    env = dict(line.split("=", 1) for line in shown if line.partition("=")[0] in names)
+    become = f"setpriv --reuid={user} --regid={user} --init-groups --" if user != "root" else ""
+    env |= {"UNITS": seat.units, "STATE": seat.state, "BECOME": become}
+    script = f"""
+        echo $$ >/sys/fs/cgroup{group}/cgroup.procs
+        ( set -e
+        {setup}
+        ) || exit 99
+        cd "{folder or "$HOME"}"
+        $BECOME stackctl "$@"
+        code=$?
+        {after}
+        exit $code
+    """
+    words = ["unshare", "--mount", "--propagation=private", "sh", "-c", script, "sh", *arguments]
+    done = lab.run(words, env=env, timeout=120)
+    assert done.returncode == code, f"exited {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+NEVER_HEALTHY = """\
+#!/bin/sh
+case "$1" in --help|--version) exec "$0.real" "$@" ;; esac
+trap 'exit 0' TERM
+echo "pretending to load"
+sleep 98765 &
+wait
+"""
+
+
+def derived_image(seat: Seat, name: str, change: str) -> str:
+    """An image made from the engine's by a shell command in its root folder, as this user's."""
+    name = f"localhost/lab/{name}:1"
+    if seat.run("podman", "image", "exists", name, check=False).returncode == 0:
+        return name
+    script = f"""
+        set -e
+        id=$(podman create --pull=never {IMAGE} llama-server)
+        cd "$(podman mount "$id")"
+        {change}
+        cd /
+        podman umount "$id" >/dev/null
+        podman commit --quiet "$id" {name} >/dev/null
+        podman rm "$id" >/dev/null
+    """
+    enter = () if seat.user == "root" else ("podman", "unshare")
+    seat.run(*enter, "sh", "-c", script, timeout=120)
+    return name
+
+
+def never_healthy(seat: Seat) -> str:
+    """An image whose llama-server starts and then never answers."""
+    change = f"""
+        program=$(find . -path ./proc -prune -o -type f -perm -111 -name llama-server -print)
+        mv "$program" "$program.real"
+        cat >"$program" <<'END'
+{NEVER_HEALTHY}END
+        chmod 755 "$program"
+    """
+    return derived_image(seat, "never-healthy", change)

@@ -1,0 +1,181 @@
+"""Stackctl is interrupted, killed or started twice: the machine is as before, or can be mended."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+from collections.abc import Callable
+
+import pytest
+
+from . import look
+from .conftest import Seat
+from .lab import LabProcess
+
+UP = ("up", "cpu-latency", "--model")
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def spawn(seat: Seat, *arguments: str) -> LabProcess:
+    """Start stackctl and go on."""
+    return seat.lab.spawn(["stackctl", *arguments], user=seat.user)
+
+
+def is_locked(seat: Seat) -> bool:
+    """Whether a writer is at work."""
+    return look.exists(seat.lab, f"{seat.runtime}/lock")
+
+
+def engine_runs(seat: Seat) -> bool:
+    """Whether the engine that never answers runs, and systemd waits for it."""
+    return seat.lab.run(["pgrep", "-f", "^sleep 98765$"]).returncode == 0
+
+
+def interrupt(
+    seat: Seat, process: LabProcess, when: Callable[[Seat], bool], number: signal.Signals
+) -> str:
+    """Send a signal at that moment; what stackctl said before it ended."""
+    with process:
+        look.wait_for(when.__name__, lambda: when(seat) or process.poll() is not None)
+        assert process.poll() is None, process.communicate()
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert out == ""
+    assert err.count("error: interrupted") == 1
+    assert "Traceback" not in err
+    return str(err)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_interrupted_before_anything_is_installed(
+    seat: Seat, tiny: str, number: signal.Signals
+) -> None:
+    interrupt(seat, spawn(seat, *UP, tiny), is_locked, number)
+    look.assert_clean(seat)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_interrupted_while_the_engine_starts(seat: Seat, tiny: str, number: signal.Signals) -> None:
+    image = look.never_healthy(seat)
+    interrupt(seat, spawn(seat, *UP, tiny, "--set", f"image={image}"), engine_runs, number)
+    look.assert_clean(seat)
+    outcome = look.record(seat, 1)["outcome"]
+    assert outcome["state"] == "interrupted"
+
+
+def test_interrupted_again_while_it_clears_up(seat: Seat, tiny: str) -> None:
+    image = look.never_healthy(seat)
+    with spawn(seat, *UP, tiny, "--set", f"image={image}") as process:
+        look.wait_for("the engine runs", lambda: engine_runs(seat))
+        for _ in range(3):
+            process.send_signal(signal.SIGINT)
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.15)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    look.assert_clean(seat)
+
+
+def test_interrupted_while_it_replaces(seat: Seat, tiny: str) -> None:
+    image = look.never_healthy(seat)
+    seat.stackctl(*UP, tiny)
+    old, text = look.argv(seat), look.unit_text(seat)
+    words = (*UP, tiny, "--set", f"image={image}", "-y")
+    err = interrupt(seat, spawn(seat, *words), engine_runs, signal.SIGINT)
+    assert re.search(r"^restored +generation 1, answering after ", err, re.MULTILINE)
+    assert (look.argv(seat), look.unit_text(seat)) == (old, text)
+    assert look.chat(seat)["usage"]["completion_tokens"] > 0
+    states = [look.record(seat, number)["outcome"]["state"] for number in (1, 2)]
+    assert states == ["ready", "interrupted"]
+    seat.stackctl("down")
+    look.assert_clean(seat)
+
+
+# Killed outright: nobody clears up
+
+
+def test_killed_while_the_engine_starts(seat: Seat, tiny: str) -> None:
+    image = look.never_healthy(seat)
+    words = ("--set", f"image={image}")
+    with spawn(seat, *UP, tiny, *words) as process:
+        look.wait_for("the engine runs", lambda: engine_runs(seat))
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=10)
+    # What remains today: the unit goes on starting under systemd, and its record says so.
+    assert look.unit_properties(seat, "ActiveState") == {"ActiveState": "activating"}
+    assert look.record(seat, 1)["outcome"]["state"] == "starting"
+    (stack,) = json.loads(seat.stackctl("status", "--json", code=1).stdout)["stacks"]
+    assert (stack["state"], stack["generation"]) == ("starting", 1)
+    # The lock went with its holder, and the next up takes over without being asked to.
+    done = seat.stackctl(*UP, tiny)
+    assert "cpu is up (generation 2)" in done.stdout
+    assert look.argv(seat) == look.record(seat, 2)["plan"]["argv"]
+    seat.stackctl("check")
+    seat.stackctl("down")
+    look.assert_clean(seat)
+
+
+def test_killed_early_and_mended_by_the_next(seat: Seat, tiny: str) -> None:
+    def serves_podman() -> bool:
+        folder = look.lab_path(seat.lab, seat.runtime)
+        return bool([*folder.glob("podman-*.sock")])
+
+    with spawn(seat, *UP, tiny) as process:
+        look.wait_for("podman is asked", lambda: serves_podman() or process.poll() is not None)
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=10)
+    assert process.returncode != 0
+    seat.stackctl(*UP, tiny)
+    seat.stackctl("down")
+    look.assert_clean(seat)
+
+
+def test_killed_when_it_was_all_but_done(seat: Seat, tiny: str) -> None:
+    with spawn(seat, *UP, tiny) as process:
+        look.wait_for(
+            "the unit is there",
+            lambda: look.exists(seat.lab, f"{seat.units}/cpu/cpu.container"),
+        )
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=10)
+    seat.stackctl(*UP, tiny)
+    seat.stackctl("check")
+    (stack,) = json.loads(seat.stackctl("status", "--json").stdout)["stacks"]
+    assert stack["state"] == "ready"
+    assert look.record(seat, stack["generation"])["outcome"]["state"] == "ready"
+    seat.stackctl("down")
+    look.assert_clean(seat)
+
+
+# Two at once
+
+
+def test_the_second_up_is_told_who_is_at_work(seat: Seat, tiny: str) -> None:
+    image = look.never_healthy(seat)
+    with spawn(seat, *UP, tiny, "--set", f"image={image}", "--timeout", "5s") as first:
+        look.wait_for("the engine runs", lambda: engine_runs(seat))
+        for words in ((*UP, tiny), ("down",), ("restart",)):
+            done = seat.stackctl(*words, code=7)
+            look.assert_error(
+                done, r"another stackctl is at work here: process \d+, up cpu$", "wait until"
+            )
+        # To look is allowed.
+        assert '"starting"' in seat.stackctl("status", "--json", code=1).stdout
+        first.communicate(timeout=60)
+    assert first.returncode == 1
+    look.assert_clean(seat)
+
+
+def test_two_at_the_very_same_time(seat: Seat, tiny: str) -> None:
+    with spawn(seat, *UP, tiny) as one, spawn(seat, *UP, tiny) as two:
+        said = [process.communicate(timeout=60) for process in (one, two)]
+    assert sorted((one.returncode, two.returncode)) == [0, 7], said
+    assert sum("cpu is up (generation 1)" in out for out, _ in said) == 1
+    assert sum("another stackctl is at work" in err for _, err in said) == 1
+    assert len(seat.run("podman", "ps", "--all", "--quiet").stdout.splitlines()) == 1
+    seat.stackctl("down")
+    look.assert_clean(seat)

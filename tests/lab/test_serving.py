@@ -1,0 +1,245 @@
+"""What is true of a stack while it serves: its process, its unit, and what stackctl says of it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from . import look
+from .conftest import Seat
+from .lab import IMAGE, STORE_USERS, Lab
+
+MIB = 2**20
+
+
+@pytest.fixture(scope="module", params=STORE_USERS)
+def served(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Seat]:
+    """A user whose stack is up with the real model. Nothing here may change it."""
+    seat = Seat(lab, str(request.param))
+    try:
+        seat.stackctl("up", "cpu-latency", "--model", look.GEMMA)
+        yield seat
+    finally:
+        seat.reset()
+
+
+# The process
+
+
+def test_the_engine_may_do_as_little_as_possible(served: Seat) -> None:
+    status = look.process_status(served.lab, look.engine_pid(served))
+    for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert int(status[name], 16) == 0, name
+    assert status["NoNewPrivs"] == "1"
+
+
+def test_the_engine_cannot_write_its_root_or_the_model(served: Seat) -> None:
+    lines = served.lab.read(f"/proc/{look.engine_pid(served)}/mounts").splitlines()
+    mounts = {fields[1]: fields[3].split(",") for fields in (line.split() for line in lines)}
+    assert "ro" in mounts["/"]
+    assert "ro" in mounts["/models/gemma-3-270m-q4_k_m.gguf"]
+    done = served.run("podman", "exec", look.CONTAINER, "touch", "/x", check=False)
+    assert done.returncode != 0
+    assert "Read-only file system" in done.stderr
+
+
+def test_only_loopback_listens(served: Seat) -> None:
+    shown = served.lab.run(["ss", "-Hltn"], check=True).stdout
+    addresses = [line.split()[3] for line in shown.splitlines()]
+    assert [a for a in addresses if a.endswith(f":{look.PORT}")] == [f"127.0.0.1:{look.PORT}"]
+
+
+def test_the_engine_runs_what_was_planned(served: Seat) -> None:
+    plan = look.record(served, 1)["plan"]
+    assert look.argv(served) == plan["argv"]
+    assert plan["argv"][0] == "llama-server"
+
+
+def test_a_model_over_the_limit_is_not_locked_and_the_plan_says_why(served: Seat) -> None:
+    pid = look.engine_pid(served)
+    limits = served.lab.read(f"/proc/{pid}/limits")
+    hard = next(line.split()[4] for line in limits.splitlines() if "locked memory" in line)
+    decisions = {d["field"]: d for d in look.record(served, 1)["plan"]["decisions"]}
+    mode, locked = decisions["load-mode"], look.process_status(served.lab, pid)["VmLck"]
+    if hard == "unlimited" or int(hard) > 256 * MIB:
+        assert mode["value"] == "mmap+mlock"
+        assert locked != "0 kB"
+        return
+    assert mode["value"] == "mmap"
+    assert mode["reason"].startswith(f"not locked: services may lock {int(hard) // MIB} MiB,")
+    assert locked == "0 kB"
+
+
+# The unit
+
+
+def test_the_unit_is_pinned_and_never_pulls(served: Seat) -> None:
+    lines = look.unit_text(served).splitlines()
+    image = next(line for line in lines if line.startswith("Image=")).removeprefix("Image=")
+    assert len(image) == 64
+    assert set(image) <= set("0123456789abcdef")
+    words = ("podman", "image", "inspect", "--format", "{{.Id}}", IMAGE)
+    assert served.run(*words).stdout.strip() == image
+    started = look.unit_properties(served, "ExecStart")["ExecStart"]
+    assert "--pull=never" in started or "--pull never" in started
+
+
+def test_the_unit_gives_up_after_a_few_crashes(served: Seat) -> None:
+    names = ("StartLimitBurst", "StartLimitIntervalUSec", "TimeoutStartUSec", "RestartUSec")
+    seen = served.systemctl(
+        "show", "cpu.service", f"--property={','.join((*names, 'Restart'))}", "--timestamp=unix"
+    )
+    found = dict(line.split("=", 1) for line in seen.splitlines())
+    assert (found["Restart"], found["StartLimitBurst"]) == ("on-failure", "3")
+    window, start = _seconds(found["StartLimitIntervalUSec"]), _seconds(found["TimeoutStartUSec"])
+    # Longer than all the attempts it counts, or it never trips.
+    assert window > 3 * (start + _seconds(found["RestartUSec"]))
+
+
+def _seconds(span: str) -> float:
+    """A time span as systemctl prints it."""
+    units = {"h": 3600, "min": 60, "s": 1, "ms": 0.001}
+    total = 0.0
+    for word in span.split():
+        number = word.rstrip("hmins")
+        total += float(number) * units[word[len(number) :]]
+    return total
+
+
+def test_the_unit_is_what_render_shows(served: Seat) -> None:
+    shown = served.stackctl("render", "cpu-latency", "--model", look.GEMMA).stdout
+    installed = look.unit_text(served)
+    assert _plain(shown) == _plain(installed)
+    assert "Generation=1\n" in installed
+
+
+def _plain(text: str) -> list[str]:
+    """Without what names the generation."""
+    return [
+        line
+        for line in text.splitlines()
+        if not line.startswith(("Generation=", "SyslogIdentifier="))
+    ]
+
+
+# What stackctl says
+
+
+def test_up_again_says_that_nothing_changed(served: Seat) -> None:
+    before = look.container_id(served)
+    started = time.monotonic()
+    done = served.stackctl("up", "cpu-latency", "--model", look.GEMMA)
+    assert time.monotonic() - started < 5
+    assert "cpu is up already, nothing to change (generation 1)" in done.stdout
+    assert "http://127.0.0.1:8080/v1" in done.stdout
+    assert look.container_id(served) == before != ""
+    assert not look.exists(served.lab, f"{served.state}/stacks/cpu/2.json")
+    runtime = served.run("find", served.runtime, "-mindepth", "1").stdout
+    assert runtime == ""
+
+
+def test_status(served: Seat) -> None:
+    done = served.stackctl("status")
+    assert done.stderr == ""
+    assert done.stdout.startswith("cpu   ready since ")
+    assert "http://127.0.0.1:8080/v1" in done.stdout
+    assert served.stackctl("status", "cpu").stdout == done.stdout
+    # Also by the profile's name, which is not the stack's.
+    assert served.stackctl("status", "cpu-latency").stdout == done.stdout
+
+
+def test_status_json(served: Seat) -> None:
+    found = json.loads(served.stackctl("status", "--json").stdout)
+    assert next(iter(found)) == "schema"
+    assert found["schema"] == "stackctl.status/1"
+    assert found["scope"] == ("system" if served.user == "root" else "user")
+    (stack,) = found["stacks"]
+    assert stack["stack"] == "cpu"
+    assert stack["state"] == "ready"
+    assert stack["unit"] == "cpu.service"
+    assert stack["unit_state"] == "active"
+    assert stack["generation"] == 1
+    assert stack["restarts"] == 0
+    assert stack["endpoint"] == "http://127.0.0.1:8080"
+    assert stack["model"] == "gemma-3-270m-q4_k_m"
+
+
+def test_up_json_is_the_status(served: Seat) -> None:
+    done = served.stackctl("--json", "up", "cpu-latency", "--model", look.GEMMA)
+    found = json.loads(done.stdout)
+    assert next(iter(found)) == "schema"
+    assert found["schema"] == "stackctl.status/1"
+    assert [stack["state"] for stack in found["stacks"]] == ["ready"]
+
+
+def test_check_json(served: Seat) -> None:
+    found = json.loads(served.stackctl("check", "--json").stdout)
+    assert next(iter(found)) == "schema"
+    assert found["schema"] == "stackctl.check/1"
+    assert found["stack"] == "cpu"
+    assert {result["name"]: result["status"] for result in found["results"]} == dict.fromkeys(
+        ("unit", "endpoint", "model", "answer"), "ok"
+    )
+
+
+def test_plan_json(served: Seat) -> None:
+    words = ("plan", "cpu-latency", "--model", look.GEMMA, "--json")
+    found = json.loads(served.stackctl(*words).stdout)
+    assert next(iter(found)) == "schema"
+    assert found["schema"] == "stackctl.plan/1"
+    # The image was looked at by up, and is known without asking Podman.
+    assert found["image"] == look.record(served, 1)["plan"]["image"]
+    assert found["argv"] == look.argv(served)
+    assert found["verdict"]["fits"] is True
+    assert all(decision["reason"] for decision in found["decisions"])
+
+
+def test_another_objective_is_not_taken_without_a_word(served: Seat) -> None:
+    before = look.container_id(served)
+    done = served.stackctl("up", "cpu-throughput", "--model", look.GEMMA, code=2)
+    look.assert_error(done, r"cpu is running \(generation 1\) and would be replaced", "--yes")
+    assert look.container_id(served) == before
+    assert not look.exists(served.lab, f"{served.state}/stacks/cpu/2.json")
+    assert "Objective=latency\n" in look.unit_text(served)
+
+
+def test_a_dry_run_shows_the_new_unit_and_changes_nothing(served: Seat) -> None:
+    before = look.unit_text(served)
+    done = served.stackctl("up", "cpu-throughput", "--model", look.GEMMA, "--dry-run")
+    assert "Objective=throughput\n" in done.stdout
+    assert "nothing was changed" in done.stderr
+    assert look.unit_text(served) == before
+    assert "would stop cpu.service" in served.stackctl("down", "--dry-run").stdout
+    assert served.systemctl("is-active", "cpu.service").strip() == "active"
+
+
+def test_down_of_what_is_not_there(served: Seat) -> None:
+    done = served.stackctl("down", "nothing", code=4)
+    look.assert_error(done, "no stack named nothing", "cpu")
+
+
+def test_logs(served: Seat) -> None:
+    both = served.stackctl("logs").stdout
+    assert "model loaded" in both
+    assert len(served.stackctl("logs", "-n", "3").stdout.splitlines()) == 3
+    engine = served.stackctl("logs", "--generation", "1").stdout
+    assert "model loaded" in engine
+    done = served.stackctl("logs", "--generation", "9", code=4)
+    look.assert_error(done, "cpu has no generation 9", "generations: 1")
+    line = served.stackctl("logs", "--json", "-n", "1").stdout
+    assert json.loads(line)["SYSLOG_IDENTIFIER"]
+
+
+def test_logs_that_are_followed_end_with_ctrl_c(served: Seat) -> None:
+    with served.lab.spawn(["stackctl", "logs", "-f"], user=served.user) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert served.lab.run(["pgrep", "-x", "journalctl"]).returncode == 1

@@ -1,0 +1,142 @@
+"""Questions to an endpoint, against a server that plays an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from servers import READY, Reply, chat, engine, models
+
+from stackctl.health.endpoint import ANSWER_TOKENS, base_url, check, liveness
+from stackctl.values.result import Result
+
+
+def ask(
+    replies: Mapping[str, Reply], *, name: str = "m", timeout_s: float = 5
+) -> dict[str, Result]:
+    with engine(replies) as server:
+        results = check(server.port, "/health", name, answer_timeout_s=timeout_s)
+    assert len({result.name for result in results}) == len(results)
+    return {result.name: result for result in results}
+
+
+def test_a_ready_engine() -> None:
+    with engine(READY) as server:
+        assert liveness(server.port, "/health") == "ready"
+        results = check(server.port, "/health", "m", answer_timeout_s=5)
+        asked = server.requests
+    assert [(result.name, result.status) for result in results] == [
+        ("endpoint", "ok"), ("model", "ok"), ("answer", "ok")
+    ]  # fmt: skip
+    assert results[0].actual == f"{base_url(server.port)}/health"
+    assert results[2].evidence == "Red, green, blue."
+    assert (results[2].actual or "").startswith("6 tokens in ")
+    method, path, body = asked[-1]
+    assert (method, path) == ("POST", "/v1/chat/completions")
+    assert body["model"] == "m"
+    assert body["max_tokens"] == ANSWER_TOKENS
+    assert body["stream"] is False
+
+
+def test_a_loading_engine() -> None:
+    body = {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}
+    with engine({"/health": Reply(body, status=503)}) as server:
+        assert liveness(server.port, "/health") == "loading"
+        (result,) = check(server.port, "/health", "m", answer_timeout_s=5)
+    assert (result.name, result.status) == ("endpoint", "fail")
+    assert result.actual == "HTTP 503, still loading"
+    assert result.remedy
+
+
+def test_a_stopped_engine() -> None:
+    with engine({}) as server:
+        port = server.port
+    assert liveness(port, "/health") == "closed"
+    (result,) = check(port, "/health", "m", answer_timeout_s=5)
+    assert (result.status, result.actual) == ("fail", "connection refused")
+    assert result.expected == f"200 from {base_url(port)}/health"
+
+
+@pytest.mark.parametrize("status", [301, 404, 500])
+def test_something_else_on_the_port(status: int) -> None:
+    with engine({"/health": Reply("", status=status)}) as server:
+        assert liveness(server.port, "/health") == "failing"
+        (result,) = check(server.port, "/health", "m", answer_timeout_s=5)
+    assert result.actual == f"HTTP {status}"
+
+
+def test_a_hanging_engine() -> None:
+    with engine({"/health": Reply(wait_s=10)}) as server:
+        assert liveness(server.port, "/health", timeout_s=0.2) == "failing"
+
+
+def test_another_model() -> None:
+    results = ask({**READY, "/v1/models": models("other", "more")})
+    assert results["model"].status == "fail"
+    assert (results["model"].expected, results["model"].actual) == ("m", "other, more")
+    assert "another process" in (results["model"].remedy or "")
+    # It is not asked for a completion then.
+    assert "answer" not in results
+
+
+@pytest.mark.parametrize(
+    "body", ["<html>", "", [], {}, {"data": None}, {"data": {"id": "m"}}, {"data": ["m"]}]
+)
+def test_a_model_list_that_is_none(body: Any) -> None:
+    results = ask({**READY, "/v1/models": Reply(body)})
+    assert (results["model"].status, results["model"].actual) == ("fail", "none listed")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "not json",
+        "",
+        [],
+        {},
+        {"choices": []},
+        {"choices": [{"message": None}], "usage": {"completion_tokens": 1}},
+        {"choices": [{"message": {"content": "x"}}]},
+        {"choices": [{"message": {"content": "x"}}], "usage": None},
+        {"choices": [{"message": {"content": "x"}}], "usage": {"completion_tokens": "many"}},
+        {"error": {"message": "context size exceeded"}},
+    ],
+)
+def test_a_completion_that_is_none(body: Any) -> None:
+    results = ask({**READY, "/v1/chat/completions": Reply(body)})
+    assert results["answer"].status == "fail"
+    assert results["answer"].actual == "HTTP 200"
+    assert results["answer"].remedy == "stackctl logs"
+
+
+def test_an_error_instead_of_a_completion_is_shown() -> None:
+    reply = Reply({"error": {"message": "context size exceeded"}}, status=500)
+    results = ask({**READY, "/v1/chat/completions": reply})
+    assert results["answer"].actual == "HTTP 500"
+    assert "context size exceeded" in (results["answer"].evidence or "")
+
+
+def test_no_tokens_is_no_answer() -> None:
+    results = ask({**READY, "/v1/chat/completions": chat("", tokens=0)})
+    assert (results["answer"].status, results["answer"].actual) == ("fail", "HTTP 200, 0 tokens")
+
+
+def test_tokens_without_text_are_an_answer() -> None:
+    """A model that thinks first may not have come to its answer yet."""
+    results = ask({**READY, "/v1/chat/completions": chat(None, tokens=16)})
+    assert results["answer"].status == "ok"
+
+
+def test_an_answer_that_takes_too_long() -> None:
+    slow = Reply(wait_s=10)
+    results = ask({**READY, "/v1/chat/completions": slow}, timeout_s=0.3)
+    assert results["answer"].status == "fail"
+    assert "no answer within" in (results["answer"].actual or "")
+
+
+def test_a_long_answer_with_lines_stays_one_short_line() -> None:
+    results = ask({**READY, "/v1/chat/completions": chat("Red,\n\ngreen\t" + "blue " * 50)})
+    evidence = results["answer"].evidence or ""
+    assert evidence.startswith("Red, green blue")
+    assert len(evidence) <= 60

@@ -1,0 +1,553 @@
+"""Plans: golden ones for known machines, and what is true of all."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from samples import (
+    EPYC,
+    GEMMA,
+    GIB,
+    HOSTS,
+    IQUEST,
+    LATENCY,
+    LLAMA_CPP,
+    MIB,
+    MODELS,
+    OLD_HELP,
+    SHARED,
+    THROUGHPUT,
+    facts_of,
+    machine,
+    plan,
+    profile,
+)
+
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.machine.files import RecordedMachine
+from stackctl.probe import probe
+from stackctl.quantity import format_bytes
+from stackctl.values.cpulist import parse_cpulist
+from stackctl.values.host import UNLIMITED, Host, Memory, NumaNode
+from stackctl.values.measured import EngineOption
+from stackctl.values.plan import Plan
+
+PROFILES = {"latency": LATENCY, "throughput": THROUGHPUT}
+
+
+def decided(made: Plan) -> dict[str, Any]:
+    assert len({d.field for d in made.decisions}) == len(made.decisions)
+    return {d.field: d.value for d in made.decisions}
+
+
+def reason(made: Plan, field: str) -> str:
+    return next(d.reason for d in made.decisions if d.field == field)
+
+
+def values_of(made: Plan, option: str) -> list[str]:
+    """What follows an option, each time it is given."""
+    pairs = zip(made.argv, made.argv[1:], strict=False)
+    return [after for token, after in pairs if token == f"--{option}"]
+
+
+# Golden plans
+
+
+def summary(made: Plan) -> str:
+    """What matters of a plan, one thing a line."""
+    argv: list[str] = []
+    for token in made.argv:
+        if token.startswith("--") or not argv:
+            argv.append(token)
+        else:
+            argv[-1] += f" {token}"
+    memory = {
+        name: None if size is None else f"{size} ({format_bytes(size)})"
+        for name, size in msgspec.to_builtins(made.memory).items()
+    }
+    document = {
+        "argv": argv,
+        "placement": msgspec.to_builtins(made.placement),
+        "memlock_bytes": made.memlock_bytes,
+        "memory": memory,
+        "verdict": msgspec.to_builtins(made.verdict),
+        "timing": msgspec.to_builtins(made.timing),
+        "decisions": {
+            d.field: f"{json.dumps(d.value)} [{d.source}] {d.reason}" for d in made.decisions
+        },
+    }
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+CASES = [(host, model, objective) for host in HOSTS for model in MODELS for objective in PROFILES]
+
+
+@pytest.mark.parametrize(("host", "model", "objective"), CASES, ids=lambda part: str(part))
+def test_golden_plans(
+    host: str, model: str, objective: str, golden: Callable[[str, str], None]
+) -> None:
+    made = plan(HOSTS[host], MODELS[model], PROFILES[objective])
+    golden(f"plans/{host}--{model}--{objective}.json", summary(made))
+
+
+def test_no_golden_plan_is_left_over() -> None:
+    folder = Path(__file__).parents[1] / "golden" / "plans"
+    assert {path.stem for path in folder.iterdir()} == {"--".join(case) for case in CASES}
+
+
+@pytest.mark.parametrize(
+    ("archive", "name"), [("epyc-9175f-nps1", "epyc-nps1"), ("epyc-9175f-l3numa", "epyc-l3numa")]
+)
+def test_the_recorded_machines_plan_like_the_written_ones(
+    archive: str, name: str, tmp_path: Path
+) -> None:
+    source = SHARED / "machines" / f"{archive}.tar.gz"
+    if not source.is_file():
+        pytest.skip("the recorded machines are not beside this checkout")
+    with tarfile.open(source) as tar:
+        tar.extractall(tmp_path, filter="tar")
+    root = next(path.parent for path in sorted(tmp_path.glob("**/sys")) if path.is_dir())
+    recorded = probe(RecordedMachine(root), scope="system")
+    written = HOSTS[name]
+    # The recording knows neither tools nor limits.
+    recorded = msgspec.structs.replace(recorded, tools=written.tools, limits=written.limits)
+    for wish in PROFILES.values():
+        assert plan(recorded, IQUEST, wish) == plan(written, IQUEST, wish)
+
+
+# What those plans must say
+
+
+@pytest.mark.parametrize("objective", PROFILES)
+def test_the_reference_machine(objective: str) -> None:
+    """16 cores, one node: 14 threads were best, NUMA has nothing to offer, the model is locked."""
+    made = plan(EPYC, IQUEST, PROFILES[objective])
+    value = decided(made)
+    assert (value["threads"], value["threads-batch"]) == (14, 16)
+    assert value["numa"] is None
+    assert not values_of(made, "numa")
+    assert value["load-mode"] == "mmap+mlock"
+    assert made.memlock_bytes == UNLIMITED
+    assert made.placement.policy == "default"
+    assert not made.placement.cpuset
+    assert made.verdict.fits is True
+    assert values_of(made, "ctx-size") == ["8192" if objective == "latency" else "32768"]
+    assert values_of(made, "host") == ["127.0.0.1"]
+
+
+@pytest.mark.parametrize("name", HOSTS)
+@pytest.mark.parametrize("objective", PROFILES)
+def test_never_distribute_over_more_nodes_than_it_knows(name: str, objective: str) -> None:
+    made = plan(HOSTS[name], IQUEST, PROFILES[objective])
+    nodes = len(HOSTS[name].cpu.numa)
+    if nodes == 1:
+        assert not values_of(made, "numa")
+    elif nodes > 8:
+        assert values_of(made, "numa") == ["numactl"]
+        assert made.placement.policy == "interleave"
+
+
+def test_hyperthreads_are_not_used() -> None:
+    smt, plain = plan(HOSTS["epyc-smt"]), plan(EPYC)
+    assert decided(smt)["threads"] == decided(plain)["threads"] == 14
+    assert smt.placement.cpus == "0-15"
+    assert smt.placement.cpuset
+    # A user's services cannot have a cpuset there: the scheduler is trusted.
+    desktop = plan(HOSTS["desktop"], GEMMA)
+    assert not desktop.placement.cpuset
+    assert decided(desktop)["threads"] == 7
+
+
+def test_a_model_that_may_not_be_locked_is_mapped() -> None:
+    made = plan(HOSTS["desktop"], GEMMA)
+    assert decided(made)["load-mode"] == "mmap"
+    assert made.memlock_bytes is None
+    assert "8 MiB" in reason(made, "load-mode")
+    just = msgspec.structs.replace(EPYC, limits=msgspec.structs.replace(
+        EPYC.limits, memlock_bytes=GEMMA.weights_bytes
+    ))  # fmt: skip
+    assert plan(just, GEMMA).memlock_bytes == GEMMA.weights_bytes
+
+
+def test_what_does_not_fit_says_so_with_what_to_do() -> None:
+    made = plan(HOSTS["lab"], IQUEST)
+    assert (made.verdict.fits, made.verdict.viable) == (False, False)
+    assert made.memory.headroom_bytes is not None
+    assert made.memory.headroom_bytes < 0
+    assert "too much" in made.verdict.reasons[-1]
+    assert not any("context" in text for text in made.verdict.alternatives)
+    # Where the weights fit, less context helps.
+    tight = machine(cores=["0"], nodes=["0"], memory=32 * GIB)
+    made = plan(tight, IQUEST, profile(context=131072))
+    assert made.verdict.fits is False
+    assert "context" in made.verdict.alternatives[0]
+
+
+def test_an_unknown_machine_plans_what_it_can() -> None:
+    made = plan(Host(), IQUEST)
+    value = decided(made)
+    assert (value["threads"], value["threads-batch"], value["cpus"]) == (None, None, None)
+    assert "--threads" not in made.argv
+    assert (made.memory.limit_bytes, made.memory.headroom_bytes) == (None, None)
+    assert made.verdict.fits is None
+    assert made.verdict.reasons == ("memory size unknown",)
+    assert made.placement == msgspec.structs.replace(made.placement, cpus=None, mems=None)
+    assert value["load-mode"] == "mmap"
+    assert "cache-ram" not in value
+    assert "0" not in (value["threads"], value["ctx-size"])
+
+
+def test_a_model_that_tells_little() -> None:
+    bare = msgspec.structs.replace(
+        IQUEST, kv=None, context=None, embedding=None, feed_forward=None, vocabulary=None, files=()
+    )
+    made = plan(EPYC, bare)
+    assert made.memory.kv_bytes == 0
+    assert values_of(made, "ctx-size") == ["8192"]
+    assert made.served_name == "llama"
+
+
+def test_a_short_model_limits_the_context() -> None:
+    short = msgspec.structs.replace(IQUEST, context=2048)
+    made = plan(EPYC, short, profile(context=8192))
+    assert values_of(made, "ctx-size") == ["2048"]
+    assert "trained" in reason(made, "ctx-size")
+    assert values_of(plan(EPYC, short, profile(THROUGHPUT)), "ctx-size") == ["8192"]
+
+
+def test_names_and_paths_of_a_sharded_model() -> None:
+    parts = tuple(
+        msgspec.structs.replace(IQUEST.files[0], path=f"/m/Big-{n:05}-of-00002.gguf")
+        for n in (1, 2)
+    )
+    made = plan(EPYC, msgspec.structs.replace(IQUEST, files=parts))
+    assert values_of(made, "model") == ["/models/Big-00001-of-00002.gguf"]
+    assert made.served_name == "Big"
+    named = plan(EPYC, IQUEST, profile(served_name="coder"))
+    assert values_of(named, "alias") == ["coder"]
+
+
+def test_the_deadline() -> None:
+    made = plan(EPYC, IQUEST)
+    # 28.4 GB from a hard disk at 100 MB/s, and two minutes.
+    assert made.timing.deadline_s == 120 + 284
+    assert made.timing.ceiling_s > made.timing.deadline_s
+    given = plan(EPYC, IQUEST, deadline_s=30.4)
+    assert given.timing.deadline_s == 30
+    assert [d.source for d in given.decisions if d.field == "start-deadline"] == ["override"]
+    assert plan(EPYC, IQUEST, deadline_s=0.1).timing.deadline_s == 1
+
+
+def test_a_cgroup_limit_counts_before_the_memory_of_the_machine() -> None:
+    limited = msgspec.structs.replace(
+        EPYC, memory=msgspec.structs.replace(EPYC.memory, limit_bytes=16 * GIB)
+    )
+    made = plan(limited, IQUEST)
+    assert made.verdict.fits is False
+    assert "cgroup" in made.verdict.reasons[0]
+
+
+# Placement
+
+
+def test_placement_by_nodes() -> None:
+    made = plan(HOSTS["dual-nps4"], IQUEST, profile(placement={"nodes": "1"}))
+    assert made.placement.mems == "1"
+    assert made.placement.cpus == "24-47"
+    assert (made.placement.policy, made.placement.cpuset) == ("bind", True)
+    assert values_of(made, "numa") == ["numactl"]
+    assert decided(made)["threads-batch"] == 24
+    # Only the memory of that node counts.
+    assert made.memory.limit_bytes is not None
+    assert made.memory.limit_bytes < 192 * GIB
+    two = plan(HOSTS["dual-nps4"], IQUEST, profile(placement={"nodes": "0-1"}))
+    assert (two.placement.policy, two.placement.mems) == ("interleave", "0-1")
+
+
+def test_placement_by_cpus() -> None:
+    made = plan(EPYC, IQUEST, profile(placement={"cpus": "0-7"}))
+    assert (made.placement.cpus, made.placement.cpuset) == ("0-7", True)
+    assert decided(made)["threads-batch"] == 8
+    smt = plan(HOSTS["epyc-smt"], IQUEST, profile(placement={"cpus": "0-3,16-19"}))
+    assert decided(smt)["threads-batch"] == 4
+
+
+def test_placement_within_what_is_allowed() -> None:
+    some = machine(cores=[str(n) for n in range(8)], nodes=["0-7"], memory=64 * GIB, allowed="2-5")
+    made = plan(some, GEMMA)
+    assert decided(made)["threads"] == 4
+    assert made.placement.cpus == "2-5"
+
+
+@pytest.mark.parametrize(
+    ("placement", "words", "hint"),
+    [
+        ({"cpus": "0-99"}, "may not use CPU 16-99", "CPUs: 0-15"),
+        ({"cpus": ""}, "may not use CPU", "CPUs: 0-15"),
+        ({"cpus": "x"}, "'x' is not a CPU list", "0-13,16"),
+        ({"nodes": "3"}, "no NUMA node 3", "nodes: 0"),
+        ({"nodes": ""}, "no NUMA node", "nodes: 0"),
+    ],
+)
+def test_placement_that_the_machine_lacks(placement: dict[str, Any], words: str, hint: str) -> None:
+    with pytest.raises(StackctlError) as caught:
+        plan(EPYC, IQUEST, profile(placement=placement))
+    assert caught.value.exit_code == ExitCode.USAGE
+    assert words in caught.value.message
+    assert hint in (caught.value.hint or "")
+
+
+def test_nodes_without_cpus() -> None:
+    nodes = (
+        NumaNode(id=0, cpus="0-3", memory_bytes=32 * GIB),
+        NumaNode(id=1, cpus="", memory_bytes=64 * GIB),
+        NumaNode(id=2, cpus="4-7", memory_bytes=0),
+    )
+    base = machine(cores=[str(n) for n in range(8)], nodes=["0-7"], memory=96 * GIB)
+    host = msgspec.structs.replace(base, cpu=msgspec.structs.replace(base.cpu, numa=nodes))
+    # Memory is spread over the nodes that have any; all CPUs work.
+    made = plan(host, GEMMA)
+    assert (made.placement.mems, made.placement.policy) == ("0-1", "interleave")
+    assert decided(made)["threads-batch"] == 8
+    with pytest.raises(StackctlError, match="have no CPU") as caught:
+        plan(host, GEMMA, profile(placement={"nodes": "1"}))
+    assert "placement.cpus" in (caught.value.hint or "")
+    given = plan(host, GEMMA, profile(placement={"nodes": "1", "cpus": "0-3"}))
+    assert (given.placement.mems, given.placement.cpus) == ("1", "0-3")
+    with pytest.raises(StackctlError, match="no NUMA node 2"):
+        plan(host, GEMMA, profile(placement={"nodes": "2"}))
+
+
+def test_binding_where_the_cpuset_controller_is_not_delegated() -> None:
+    with pytest.raises(StackctlError, match="cpuset") as caught:
+        plan(HOSTS["desktop"], GEMMA, profile(placement={"cpus": "0-3"}))
+    assert caught.value.exit_code == ExitCode.HOST
+    assert "delegate" in (caught.value.hint or "").lower()
+
+
+def test_the_memory_policy_of_the_profile() -> None:
+    made = plan(HOSTS["dual-nps4"], IQUEST, profile(placement={"policy": "default"}))
+    assert made.placement.policy == "default"
+    assert not values_of(made, "numa")
+    assert [d.source for d in made.decisions if d.field == "memory-policy"] == ["profile"]
+    wish = profile(placement={"policy": "interleave"}, overrides=("placement.policy",))
+    made = plan(HOSTS["dual-nps4"], IQUEST, wish)
+    assert [d.source for d in made.decisions if d.field == "memory-policy"] == ["override"]
+
+
+# Explicit engine options
+
+
+def test_explicit_options_win_and_show_what_was_planned() -> None:
+    wish = profile(
+        engine_args={"threads": (12,), "poll": (0,), "metrics": None, "no-warmup": ()},
+        overrides=("engine_args.threads",),
+    )
+    made = plan(EPYC, IQUEST, wish)
+    assert values_of(made, "threads") == ["12"]
+    assert values_of(made, "poll") == ["0"]
+    assert made.argv.count("--threads") == 1
+    assert "--metrics" not in made.argv
+    assert "--no-warmup" in made.argv
+    by_field = {d.field: d for d in made.decisions}
+    assert (by_field["threads"].value, by_field["threads"].source) == (12, "override")
+    assert "the plan had 14: 16 cores" in by_field["threads"].reason
+    assert by_field["poll"].source == "profile"
+    assert by_field["metrics"].value is None
+    assert "the plan had True" in by_field["metrics"].reason
+
+
+def test_explicit_options_by_a_second_name_replace_the_planned_one() -> None:
+    options = (
+        *LLAMA_CPP.newest.options,
+        EngineOption(names=("--n-gpu-layers", "--gpu-layers"), value="N"),
+    )
+    facts = facts_of(options)
+    made = plan(EPYC, IQUEST, profile(THROUGHPUT, engine_args={"no-kv-unified": ()}), facts)
+    assert "--no-kv-unified" in made.argv
+    assert "--kv-unified" not in made.argv
+
+
+def test_explicit_options_count_in_the_memory() -> None:
+    plain = plan(EPYC, IQUEST)
+    kinds: dict[str, tuple[str, ...]] = {"cache-type-k": ("q8_0",), "cache-type-v": ("q8_0",)}
+    small = plan(EPYC, IQUEST, profile(engine_args=kinds))
+    assert small.memory.kv_bytes * 32 == plain.memory.kv_bytes * 17
+    large = plan(EPYC, IQUEST, profile(engine_args={"ctx-size": (131072,)}))
+    assert large.memory.kv_bytes == 40 * GIB
+    trained = plan(EPYC, IQUEST, profile(engine_args={"ctx-size": (0,)}))
+    assert trained.memory.kv_bytes == 40 * GIB
+
+
+def test_explicit_locking() -> None:
+    made = plan(EPYC, IQUEST, profile(engine_args={"load-mode": ("mmap",)}))
+    assert made.memlock_bytes is None
+    made = plan(HOSTS["desktop"], GEMMA, profile(engine_args={"load-mode": ("mlock",)}))
+    assert made.memlock_bytes == 8 * MIB
+
+
+@pytest.mark.parametrize("name", ["host", "port", "model", "alias", "api-key", "hf-token"])
+def test_options_that_stackctl_sets_itself_are_refused(name: str) -> None:
+    with pytest.raises(StackctlError, match=f"{name}: set by stackctl itself") as caught:
+        plan(EPYC, IQUEST, profile(engine_args={name: ("x",)}))
+    assert caught.value.exit_code == ExitCode.USAGE
+    assert caught.value.hint
+
+
+def test_a_reserved_option_by_another_name_is_refused() -> None:
+    facts = facts_of(
+        (*LLAMA_CPP.newest.options, EngineOption(names=("--model", "--model-path"), value="F"))
+    )
+    with pytest.raises(StackctlError, match="set by stackctl itself"):
+        plan(EPYC, IQUEST, profile(engine_args={"model-path": ("x",)}), facts)
+
+
+def test_an_option_that_the_image_does_not_know() -> None:
+    facts = facts_of(LLAMA_CPP.newest.options)
+    with pytest.raises(StackctlError, match="has no option --thread") as caught:
+        plan(EPYC, IQUEST, profile(engine_args={"thread": (4,)}), facts)
+    assert caught.value.exit_code == ExitCode.USAGE
+    assert caught.value.hint == "did you mean threads?"
+    # Without having looked at the image, it is passed on.
+    made = plan(EPYC, IQUEST, profile(engine_args={"thread": (4,)}))
+    assert values_of(made, "thread") == ["4"]
+    # Leaving out what is not there is no error.
+    plan(EPYC, IQUEST, profile(engine_args={"thread": None}), facts)
+
+
+def test_planned_options_that_an_old_image_lacks_are_left_out_and_shown() -> None:
+    made = plan(EPYC, IQUEST, THROUGHPUT, facts_of(LLAMA_CPP.parse_help(OLD_HELP)))
+    assert decided(made)["kv-unified"] is None
+    assert "left out: this image has no --kv-unified" in reason(made, "kv-unified")
+    assert decided(made)["dialect"] == "11669"
+
+
+# What is true of every plan
+
+
+@st.composite
+def hosts(draw: st.DrawFn) -> Host:
+    per_core = draw(st.sampled_from([1, 2]))
+    count = draw(st.integers(1, 24))
+    step = count
+    cores = [",".join(str(n + k * step) for k in range(per_core)) for n in range(count)]
+    total = count * per_core
+    node_count = draw(st.integers(1, min(12, count)))
+    owners = [draw(st.integers(0, node_count - 1)) for _ in range(count)]
+    nodes = [
+        ",".join(core for core, owner in zip(cores, owners, strict=True) if owner == n)
+        for n in range(node_count)
+    ]
+    allowed = draw(st.sets(st.integers(0, total - 1), min_size=1))
+    host = machine(
+        cores=cores,
+        nodes=nodes,
+        memory=draw(st.integers(1, 2048)) * GIB // 4,
+        allowed=",".join(map(str, sorted(allowed))),
+        memlock=draw(st.sampled_from([None, 0, 8 * MIB, 32 * GIB, UNLIMITED])),
+        scope=draw(st.sampled_from(["user", "system"])),
+        tools=draw(st.sampled_from([HOSTS["desktop"].tools, EPYC.tools, Host().tools])),
+    )
+    cpu = host.cpu
+    if draw(st.booleans()):
+        cpu = msgspec.structs.replace(cpu, siblings=())
+    if draw(st.booleans()):
+        cpu = msgspec.structs.replace(cpu, numa=())
+    if draw(st.integers(0, 4)) == 0:
+        host = msgspec.structs.replace(host, memory=Memory())
+    return msgspec.structs.replace(host, cpu=cpu)
+
+
+MODEL = st.sampled_from(list(MODELS.values()))
+WISH = st.builds(
+    profile,
+    st.sampled_from([LATENCY, THROUGHPUT]),
+    context=st.none() | st.integers(16, 300_000),
+    concurrency=st.none() | st.integers(1, 64),
+)
+FACTS = st.sampled_from(
+    [None, facts_of(LLAMA_CPP.newest.options), facts_of(LLAMA_CPP.parse_help(OLD_HELP), None)]
+)
+
+
+@settings(max_examples=120, deadline=None)
+@given(hosts(), MODEL, WISH, FACTS)
+def test_what_is_true_of_every_plan(host: Host, model: Any, wish: Any, facts: Any) -> None:
+    made = plan(host, model, wish, facts)
+    value = decided(made)
+    allowed = set(parse_cpulist(host.cpu.allowed or ""))
+    cores = [set(parse_cpulist(core)) & allowed for core in host.cpu.siblings]
+    most = len([core for core in cores if core]) or len(allowed)
+
+    assert 1 <= value["threads"] <= value["threads-batch"] <= most
+    assert set(parse_cpulist(made.placement.cpus or "")) <= allowed
+    if made.placement.cpuset:
+        assert made.placement.cpus
+        assert "cpuset" in host.tools.cgroup_controllers
+    with_memory = {node.id for node in host.cpu.numa if node.memory_bytes}
+    assert set(parse_cpulist(made.placement.mems or "")) <= with_memory
+
+    memory = made.memory
+    assert memory.total_bytes == memory.weights_bytes + memory.kv_bytes + memory.compute_bytes
+    if memory.limit_bytes is None:
+        assert (memory.headroom_bytes, made.verdict.fits) == (None, None)
+    else:
+        assert memory.headroom_bytes == memory.limit_bytes - memory.total_bytes
+        assert made.verdict.fits is (memory.headroom_bytes >= 0)
+        assert host.memory.total_bytes is not None
+        assert memory.limit_bytes < host.memory.total_bytes
+    if made.verdict.fits is False:
+        assert made.verdict.alternatives
+    if value["load-mode"] == "mmap+mlock":
+        assert made.memlock_bytes is not None
+        assert made.memlock_bytes >= model.weights_bytes
+
+    context = int(values_of(made, "ctx-size")[0])
+    assert context % 256 == 0
+    slots = int(values_of(made, "parallel")[0])
+    assert context <= -(-slots * (model.context or 0) // 256) * 256
+    assert made.timing.ceiling_s > made.timing.deadline_s
+
+    # The arguments say what was decided, once each, and nothing else.
+    given_options = [token[2:] for token in made.argv if token.startswith("--")]
+    assert len(given_options) == len(set(given_options))
+    old_names = {"mlock", "no-mmap"}
+    for decision in made.decisions:
+        assert decision.reason.strip()
+        assert "\n" not in decision.reason
+    for name in given_options:
+        assert name in old_names or value[name] is not None, name
+    options = {d.field for d in made.decisions} - {
+        "image", "dialect", "cpus", "memory-policy", "start-deadline"
+    }  # fmt: skip
+    for name in options - {"load-mode", "flash-attn"}:
+        if value[name] is None:
+            assert name not in given_options
+        elif value[name] is not True:
+            assert values_of(made, name) == [str(value[name])]
+    if facts is not None:
+        known = {name for option in facts.options for name in option.names}
+        assert {f"--{name}" for name in given_options} <= known
+
+
+@settings(max_examples=60, deadline=None)
+@given(hosts(), MODEL, WISH, st.integers(0, 2**40))
+def test_more_memory_never_turns_fits_into_does_not_fit(
+    host: Host, model: Any, wish: Any, more: int
+) -> None:
+    total = host.memory.total_bytes
+    if total is None:
+        return
+    before = plan(host, model, wish)
+    larger = msgspec.structs.replace(host.memory, total_bytes=total + more)
+    after = plan(msgspec.structs.replace(host, memory=larger), model, wish)
+    if before.verdict.fits:
+        assert after.verdict.fits

@@ -1,0 +1,439 @@
+"""Unit files: what a reader of Quadlet and systemd makes of them is what was meant."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Literal
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from samples import EPYC, GEMMA, HOSTS, IQUEST, LATENCY, THROUGHPUT, plan, profile
+
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.units import quoting
+from stackctl.units.quadlet import NEWEST, Keys, parse_version
+from stackctl.units.render import (
+    RESTARTS,
+    Target,
+    generation_of,
+    log_identifier,
+    profile_of,
+    render,
+    service_name,
+    without_generation,
+)
+from stackctl.values.model import Model, ModelFile
+from stackctl.values.plan import Plan
+
+PINNED = "ghcr.io/ggml-org/llama.cpp@sha256:" + "ab" * 32
+VERSIONS = ("4.4.0", "4.6.2", "4.9.3", "5.2.5", "5.4.2", "5.8.2")
+
+
+# A reader, written from systemd.syntax(7), systemd.service(5) and podman-systemd.unit(5)
+
+
+def unit_words(text: str) -> list[str]:
+    """Split a value as systemd and Quadlet do; only the escapes we write are known here."""
+    words: list[str] = []
+    word: str | None = None
+    quoted = False
+    place = 0
+    while place < len(text):
+        char = text[place]
+        if char == "\\":
+            place += 1
+            assert text[place] in '\\"', f"an escape of another meaning: {text!r}"
+            word = (word or "") + text[place]
+        elif char == '"':
+            quoted = not quoted
+            word = word or ""
+        elif char == "'":
+            assert quoted, f"an opening quote: {text!r}"
+            word = (word or "") + char
+        elif char.isspace() and not quoted:
+            if word is not None:
+                words.append(word)
+            word = None
+        else:
+            word = (word or "") + char
+        place += 1
+    assert not quoted, f"an open quote: {text!r}"
+    return words if word is None else [*words, word]
+
+
+def expanded(text: str, doubled: str = "%$") -> str:
+    """What is left after specifiers and variables: doubled signs are single, others an error."""
+    for sign in doubled:
+        assert re.fullmatch(rf"(?:[^{sign}]|{re.escape(sign * 2)})*", text), text
+        text = text.replace(sign * 2, sign)
+    return text
+
+
+def sections(text: str) -> dict[str, list[tuple[str, str]]]:
+    """Keys of a unit file by section, in order."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for line in text.split("\n"):
+        if not line.strip() or line[0] in "#;":
+            continue
+        assert not line.endswith("\\"), f"a line that goes on: {line!r}"
+        if line[0] == "[":
+            assert line[1:-1] not in found, f"section twice: {line}"
+            now = found.setdefault(line[1:-1], [])
+        else:
+            key, equals, value = line.partition("=")
+            assert equals
+            assert re.fullmatch(r"[A-Za-z]+", key), line
+            now.append((key, value.strip()))
+    return found
+
+
+class Read:
+    """A rendered unit, read back."""
+
+    def __init__(
+        self,
+        made: Plan,
+        podman: str | None = "5.4.2",
+        scope: Literal["user", "system"] = "system",
+        program: tuple[str, ...] = (),
+        generation: int = 7,
+    ) -> None:
+        target = Target(scope=scope, podman=podman, image=PINNED, program=program)
+        self.units = render(made, target, generation)
+        (file,) = self.units.files
+        self.name, self.text = file.name, file.text
+        self.sections = sections(file.text)
+
+    def all(self, section: str, key: str) -> list[str]:
+        return [value for name, value in self.sections[section] if name == key]
+
+    def one(self, section: str, key: str) -> str:
+        (value,) = self.all(section, key)
+        return value
+
+    @property
+    def podman_args(self) -> list[str]:
+        values = self.all("Container", "PodmanArgs")
+        return [expanded(word) for value in values for word in unit_words(value)]
+
+    @property
+    def command(self) -> list[str]:
+        return [expanded(word) for word in unit_words(self.one("Container", "Exec"))]
+
+
+# Quoting
+
+LINE = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=20)
+TRICKY = st.text("ab $%\\\"'`{};#=:~!*-\u00e4\u2028", max_size=12)
+
+
+@given(st.lists(LINE | TRICKY, max_size=5))
+def test_words_come_out_as_they_went_in(values: list[str]) -> None:
+    text = quoting.words(values)
+    assert "\n" not in text
+    assert not text.endswith("\\")
+    assert [expanded(word) for word in unit_words(text)] == values
+
+
+@given(LINE | TRICKY)
+def test_raw_values_come_out_as_they_went_in(value: str) -> None:
+    try:
+        text = quoting.raw(value)
+    except StackctlError as error:
+        assert error.exit_code == ExitCode.USAGE
+        assert not value or value != value.strip() or value.endswith("\\")
+    else:
+        assert expanded(text.strip()) == value
+
+
+@given(LINE | TRICKY)
+def test_text_of_systemd_s_own_keys(value: str) -> None:
+    assert expanded(quoting.text(value), "%") == value
+
+
+@pytest.mark.parametrize("write", [quoting.raw, quoting.text, lambda text: quoting.words([text])])
+@pytest.mark.parametrize("char", ["\n", "\r", "\t", "\0", "\x1b", "\x7f"])
+def test_control_characters_are_refused(write: Callable[[str], str], char: str) -> None:
+    with pytest.raises(StackctlError, match="control character") as caught:
+        write(f"a{char}b")
+    assert caught.value.exit_code == ExitCode.USAGE
+    # And the message itself is safe to print.
+    assert char not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("--threads", "--threads"),
+        ("a b", '"a b"'),
+        ("", '""'),
+        ('say "hi"', '"say \\"hi\\""'),
+        ("C:\\x", '"C:\\\\x"'),
+        ("100%", "100%%"),
+        ("$HOME/m", "$$HOME/m"),
+        ("${X}%n", '"$${X}%%n"'),
+        ("a;b", '"a;b"'),
+    ],
+)
+def test_words_as_they_are_written(value: str, text: str) -> None:
+    assert quoting.words([value]) == text
+
+
+@pytest.mark.parametrize(("source", "target"), [("/a:b", "/c"), ("/a", "/c:d")])
+def test_a_path_with_a_colon_cannot_be_mounted(source: str, target: str) -> None:
+    with pytest.raises(StackctlError, match="colon") as caught:
+        quoting.volume(source, target, "ro")
+    assert caught.value.hint
+    assert quoting.volume("/a,b", "/c", "ro") == "/a,b:/c:ro"
+
+
+# Versions
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        (None, NEWEST),
+        ("5.4.2", (5, 4)),
+        ("4.9.3", (4, 9)),
+        ("5.10.0-dev", (5, 10)),
+        ("odd", NEWEST),
+    ],
+)
+def test_podman_versions(text: str | None, version: tuple[int, int]) -> None:
+    assert parse_version(text) == version
+
+
+@pytest.mark.parametrize("text", ["4.3.1", "3.4.4"])
+def test_podman_without_quadlet(text: str) -> None:
+    with pytest.raises(StackctlError, match=f"Podman {text} has no Quadlet") as caught:
+        Read(plan(), text)
+    assert caught.value.exit_code == ExitCode.HOST
+
+
+def test_a_key_that_nothing_can_replace() -> None:
+    with pytest.raises(StackctlError, match="Image"):
+        Keys((4, 3)).key("Image", "x")
+
+
+#: Keys of [Container] and the first version that knows them; older ones drop the whole unit.
+FIRST = {
+    "HealthCmd": (4, 5), "HealthInterval": (4, 5), "HealthTimeout": (4, 5),
+    "HealthRetries": (4, 5), "HealthOnFailure": (4, 5), "HealthStartupCmd": (4, 5),
+    "HealthStartupInterval": (4, 5), "HealthStartupTimeout": (4, 5), "LogDriver": (4, 5),
+    "SecurityLabelDisable": (4, 5), "Pull": (4, 6), "Ulimit": (4, 7), "Notify": (5, 0),
+}  # fmt: skip
+ARGUMENT = {
+    "Pull": "--pull=never", "Ulimit": "--ulimit=memlock=-1:-1", "Notify": "--sdnotify=healthy",
+    "HealthInterval": "--health-interval=30s", "HealthOnFailure": "--health-on-failure=kill",
+    "LogDriver": "--log-driver=passthrough", "SecurityLabelDisable": "--security-opt=label=disable",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("podman", VERSIONS)
+def test_keys_that_the_version_lacks_become_arguments(podman: str) -> None:
+    read = Read(plan(), podman)
+    version = parse_version(podman)
+    written = {key for key, _ in read.sections["Container"]}
+    for key, first in FIRST.items():
+        # sdnotify=healthy is as old as Podman 4.6, the key Notify=healthy is from 5.0.
+        if key == "Notify" and version < (4, 6):
+            assert not any("sdnotify" in argument for argument in read.podman_args)
+            continue
+        assert (key in written) == (version >= first), key
+        if key in ARGUMENT:
+            assert (ARGUMENT[key] in read.podman_args) == (version < first), key
+    health = [argument for argument in read.podman_args if argument.startswith("--health-cmd=")]
+    assert len(health) == (version < (4, 5))
+    assert ("Quadlet" in read.sections) == (version >= (5, 3))
+    # Every version is told the same things.
+    everything = read.text
+    for word in ("memlock", "30s", "kill", "passthrough", "never", "/health", "host"):
+        assert word in everything
+
+
+@pytest.mark.parametrize("podman", VERSIONS)
+@pytest.mark.parametrize("host", HOSTS)
+def test_podman_args_come_last(podman: str, host: str) -> None:
+    keys = [key for key, _ in Read(plan(HOSTS[host], GEMMA), podman).sections["Container"]]
+    if "PodmanArgs" in keys:
+        first = keys.index("PodmanArgs")
+        assert set(keys[first:]) == {"PodmanArgs"}
+
+
+@pytest.mark.parametrize("podman", [*VERSIONS, None])
+def test_what_every_unit_says(podman: str | None) -> None:
+    read = Read(plan(), podman)
+    assert (read.name, read.units.service) == ("cpu.container", "cpu.service")
+    assert read.one("Container", "Image") == PINNED
+    assert read.one("Container", "ContainerName") == read.units.container == "stackctl-cpu"
+    assert read.one("Container", "Network") == "host"
+    assert read.one("Container", "ReadOnly") == "true"
+    assert read.one("Container", "NoNewPrivileges") == "true"
+    assert read.one("Container", "DropCapability") == "all"
+    assert read.command == list(plan().argv[1:])
+    assert read.one("Service", "Restart") == "on-failure"
+    assert read.one("Service", "SyslogIdentifier") == log_identifier("cpu", 7) == "cpu-g7"
+    assert read.text.endswith("\n")
+    assert not read.text.endswith("\n\n")
+    assert not re.search(r"\n\n\n| +$", read.text, re.MULTILINE)
+    assert "PublishPort" not in read.text
+
+
+@pytest.mark.parametrize(
+    ("scope", "wanted"), [("user", "default.target"), ("system", "multi-user.target")]
+)
+def test_scopes(scope: Literal["user", "system"], wanted: str) -> None:
+    assert Read(plan(), scope=scope).one("Install", "WantedBy") == wanted
+
+
+def test_an_image_without_entry_point_gets_its_program() -> None:
+    assert Read(plan(), program=("llama-server",)).command == list(plan().argv)
+
+
+def test_locked_memory() -> None:
+    assert Read(plan()).one("Container", "Ulimit") == "memlock=-1:-1"
+    limited = msgspec.structs.replace(
+        EPYC, limits=msgspec.structs.replace(EPYC.limits, memlock_bytes=2**36)
+    )
+    assert Read(plan(limited)).one("Container", "Ulimit") == f"memlock={2**36}:{2**36}"
+    unlocked = Read(plan(HOSTS["lab"], GEMMA))
+    assert "memlock" not in unlocked.text
+
+
+def test_cpusets() -> None:
+    assert not any("cpuset" in argument for argument in Read(plan()).podman_args)
+    smt = Read(plan(HOSTS["epyc-smt"]))
+    assert "--cpuset-cpus=0-15" in smt.podman_args
+    assert not any("cpuset-mems" in argument for argument in smt.podman_args)
+    bound = Read(plan(HOSTS["dual-nps4"], wish=profile(placement={"nodes": "2"})))
+    assert {"--cpuset-cpus=48-71", "--cpuset-mems=2"} <= set(bound.podman_args)
+
+
+def test_memory_policies() -> None:
+    def policy(read: Read) -> dict[str, str]:
+        return {k: v for k, v in read.sections["Service"] if k.startswith("NUMA")}
+
+    assert policy(Read(plan())) == {}
+    spread = {"NUMAPolicy": "interleave", "NUMAMask": "0-15"}
+    assert policy(Read(plan(HOSTS["epyc-l3numa"]))) == spread
+    bound = Read(plan(HOSTS["dual-nps4"], wish=profile(placement={"nodes": "2"})))
+    assert policy(bound) == {"NUMAPolicy": "bind", "NUMAMask": "2"}
+    left = Read(plan(HOSTS["dual-nps4"], wish=profile(placement={"policy": "default"})))
+    assert policy(left) == {}
+
+
+@pytest.mark.parametrize("deadline_s", [1, 60, 404, 20_000])
+def test_the_start_limit_spans_all_attempts(deadline_s: int) -> None:
+    made = plan(deadline_s=deadline_s)
+    read = Read(made)
+    burst = int(read.one("Unit", "StartLimitBurst"))
+    ceiling = int(read.one("Service", "TimeoutStartSec"))
+    pause = int(read.one("Service", "RestartSec"))
+    assert burst == RESTARTS
+    assert ceiling == made.timing.ceiling_s > deadline_s
+    assert int(read.one("Unit", "StartLimitIntervalSec")) > burst * (ceiling + pause)
+
+
+# Odd values
+
+
+def with_file(path: str, base: Model = GEMMA) -> Model:
+    return msgspec.structs.replace(base, files=(ModelFile(path=path, bytes=1),))
+
+
+ODD_PATHS = [
+    "/m/my model.gguf", "/m/100%.gguf", "/m/$x.gguf", "/m/it's.gguf", '/m/"q".gguf',
+    "/m/a\\b.gguf", "/m/größe 模型.gguf", "/m/a,b;c.gguf", "/m/#x.gguf", "/m n/x.gguf",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ODD_PATHS)
+@pytest.mark.parametrize("podman", ["4.9.3", "5.4.2"])
+def test_odd_paths_of_models(path: str, podman: str) -> None:
+    made = plan(EPYC, with_file(path))
+    read = Read(made, podman)
+    name = path.rpartition("/")[2]
+    volumes = [expanded(value) for value in read.all("Container", "Volume")]
+    volumes += [
+        argument.removeprefix("--volume=")
+        for argument in read.podman_args
+        if argument.startswith("--volume=")
+    ]
+    assert volumes == [f"{path}:/models/{name}:ro"]
+    command = read.command
+    assert command[command.index("--model") + 1] == f"/models/{name}"
+    assert command[command.index("--alias") + 1] == name.removesuffix(".gguf")
+    described = expanded(read.one("Unit", "Description"), "%")
+    assert described == f"stackctl cpu (llama.cpp, {name.removesuffix('.gguf')})"
+    for value in read.all("Unit", "RequiresMountsFor"):
+        (mount,) = unit_words(value)
+        assert path.startswith(expanded(mount, "%"))
+
+
+@pytest.mark.parametrize("path", ["/m/a\nb.gguf", "/m/a:b.gguf", "/m/\x1b[31m.gguf"])
+def test_paths_that_a_unit_cannot_hold(path: str) -> None:
+    with pytest.raises(StackctlError) as caught:
+        Read(plan(EPYC, with_file(path)))
+    assert caught.value.exit_code == ExitCode.USAGE
+
+
+@given(st.lists(TRICKY, min_size=1, max_size=3))
+def test_engine_arguments_reach_the_engine(values: list[str]) -> None:
+    made = plan(EPYC, GEMMA, profile(engine_args={"chat-template-kwargs": tuple(values)}))
+    read = Read(made)
+    assert read.command == list(made.argv[1:])
+    assert [v for k, v in zip(read.command, read.command[1:], strict=False)
+            if k == "--chat-template-kwargs"] == values  # fmt: skip
+
+
+def test_environment_is_quoted() -> None:
+    made = msgspec.structs.replace(plan(), environment=("A=1", "B=two words", "C=$x%"))
+    values = Read(made).all("Container", "Environment")
+    assert [expanded(word) for value in values for word in unit_words(value)] == [
+        "A=1", "B=two words", "C=$x%"
+    ]  # fmt: skip
+
+
+def test_all_parts_of_a_sharded_model_are_mounted() -> None:
+    parts = tuple(ModelFile(path=f"/m/x-{n:05}-of-00003.gguf", bytes=1) for n in (1, 2, 3))
+    read = Read(plan(EPYC, msgspec.structs.replace(IQUEST, files=parts)))
+    assert len(read.all("Container", "Volume")) == 3
+
+
+# Its number and names
+
+
+def test_the_number_is_not_part_of_what_a_unit_says() -> None:
+    first, second = Read(plan(), generation=1).text, Read(plan(), generation=12).text
+    assert first != second
+    assert without_generation(first) == without_generation(second)
+    assert without_generation(first) != without_generation(Read(plan(wish=THROUGHPUT)).text)
+    assert (generation_of(first), generation_of(second), generation_of("")) == (1, 12, None)
+    assert (profile_of(first), profile_of("")) == (LATENCY.name, None)
+    assert service_name("cpu") == "cpu.service"
+
+
+# Golden units
+
+
+@pytest.mark.parametrize(
+    ("podman", "host", "model", "scope"),
+    [
+        ("4.9.3", "desktop", GEMMA, "user"),
+        ("5.8.2", "epyc-nps1", IQUEST, "system"),
+        ("5.4.2", "epyc-l3numa", IQUEST, "system"),
+    ],
+)
+def test_golden_units(
+    podman: str,
+    host: str,
+    model: Model,
+    scope: Literal["user", "system"],
+    golden: Callable[[str, str], None],
+) -> None:
+    read = Read(plan(HOSTS[host], model), podman, scope)
+    golden(f"units/{host}--podman-{podman}.container", read.text)
