@@ -47,14 +47,14 @@ def command(
             plan = make_plan(session, wanted, facts).plan
             weights = None if needs_gpu else plan.model.weights_bytes
             cpuset = cpuset or plan.placement.policy == "interleave"
-            results.append(_plan_result(plan.verdict.fits, plan.verdict.viable, plan.verdict.reasons))
+            results.append(
+                _plan_result(plan.verdict.fits, plan.verdict.viable, plan.verdict.reasons)
+            )
         except StackctlError as error:
             results.append(
                 Result(name="plan", status="fail", actual=error.message, remedy=error.hint)
             )
-        results += findings(
-            host, memlock_bytes=weights, needs_cpuset=cpuset, needs_gpu=needs_gpu
-        )
+        results += findings(host, memlock_bytes=weights, needs_cpuset=cpuset, needs_gpu=needs_gpu)
     order = {"fail": 0, "warn": 1, "ok": 2, "info": 3, "skip": 4}
     results.sort(key=lambda result: order[result.status])
     if session.out.json:

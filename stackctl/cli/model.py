@@ -38,15 +38,20 @@ def catalogue(session: Session) -> None:
     import json
 
     from stackctl.quantity import format_bytes
-    from stackctl.sources.catalogue import identifiers, lookup
+    from stackctl.sources.catalogue import entries, read_entry
 
-    models = [(name, lookup(name)) for name in identifiers()]
+    models = [(name, read_entry(name)) for name in sorted(entries())]
     if session.out.json:
         document = {"schema": "stackctl.catalogue/1", "models": [name for name, _ in models]}
         session.out.line(json.dumps(document, indent=2))
         return
     rows = [
-        (name, f"{model.parameters / 1e9:.3g}B", model.quantization or "", format_bytes(model.weights_bytes))
+        (
+            name,
+            f"{model.parameters / 1e9:.3g}B",
+            model.quantization or "",
+            format_bytes(model.weights_bytes),
+        )
         for name, model in models
     ]
     session.out.table(("CATALOGUE", "SIZE", "QUANTISATION", "WEIGHTS"), rows, fold=0)

@@ -47,7 +47,7 @@ def make_plan(session: Session, profile: Profile, facts: Path | None) -> Planned
     planned = _plan(basis, profile)
     plan = planned.plan
     if plan.verdict.fits is False or plan.verdict.viable is False:
-        verdict = advise(plan, profile, _candidates(basis, profile))
+        verdict = advise(plan, profile, _candidates(basis))
         plan = msgspec.structs.replace(plan, verdict=verdict)
     return Planned(plan, planned.facts, planned.host)
 
@@ -111,8 +111,8 @@ def _plan(basis: _Basis, profile: Profile) -> Planned:
     return Planned(plan, found, basis.host)
 
 
-def _candidates(basis: _Basis, profile: Profile) -> list[Plan]:
-    """Plans of all other profiles that name a model, for this machine."""
+def _candidates(basis: _Basis) -> list[Plan]:
+    """Plans of all profiles that name a model, with that model, for this machine."""
     from stackctl.sources.profiles import Overrides
 
     profiles = basis.session.profiles()
@@ -120,7 +120,7 @@ def _candidates(basis: _Basis, profile: Profile) -> list[Plan]:
     for name in profiles.names():
         try:
             other = profiles.resolve(name, Overrides())
-            if other.stack != profile.stack and other.model is not None:
+            if other.model is not None:
                 plans.append(_plan(basis, other).plan)
         except StackctlError:
             continue  # it cannot run here, so it is no advice

@@ -359,6 +359,9 @@ def _file_name(model: Model) -> str:
 
 
 def _served_name(model: Model) -> str:
-    """The file's name without ending and shard number."""
+    """The file's name without ending and shard number; else the last part of the source."""
+    if not model.files or model.format == "safetensors":
+        name = re.split(r"[/:@]", model.source.removeprefix("hf:").partition("@")[0])[-1]
+        return name.lower()
     stem = _file_name(model).removesuffix(".gguf")
     return re.sub(r"-\d{5}-of-\d{5}$", "", stem)

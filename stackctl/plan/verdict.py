@@ -143,8 +143,13 @@ def advise(plan: Plan, profile: Profile, candidates: Sequence[Plan]) -> Verdict:
     verdict = plan.verdict
     if verdict.fits is not False and verdict.viable is not False:
         return verdict
-    good = [c for c in candidates if c.verdict.fits and c.verdict.viable and c.stack != plan.stack]
-    on_gpu = [c for c in good if c.placement.gpus]
+    mine = (plan.profile, plan.model.source)
+    good = [
+        c
+        for c in candidates
+        if c.verdict.fits and c.verdict.viable and (c.profile, c.model.source) != mine
+    ]
+    on_gpu = sorted((c for c in good if c.placement.gpus), key=_pace, reverse=True)
     on_cpu = [c for c in good if not c.placement.gpus]
     interactive = [c for c in on_cpu if c.prediction.ttft_s and c.objective == "latency"]
     batch = [c for c in on_cpu if c not in interactive]
@@ -162,8 +167,12 @@ def advise(plan: Plan, profile: Profile, candidates: Sequence[Plan]) -> Verdict:
     )
 
 
+def _pace(plan: Plan) -> float:
+    return plan.prediction.decode_tok_s[0] if plan.prediction.decode_tok_s else 0.0
+
+
 def _offer(plan: Plan) -> str:
-    parts = []
+    parts: list[str] = []
     if decode := plan.prediction.decode_tok_s:
         parts.append(f"{numbers(decode)} tok/s")
     ttft = plan.prediction.ttft_s
