@@ -70,9 +70,7 @@ def _bench(image: str, model: Model, threads: int, timeout_s: float) -> list[dic
         quoting.volume(file.path, f"/models/{file.path.rpartition('/')[2]}", "ro")
         for file in model.files
     ]
-    done = podman.run_once(
-        image, arguments, entrypoint=_BENCH, volumes=mounts, timeout_s=timeout_s
-    )
+    done = podman.run_once(image, arguments, entrypoint=_BENCH, volumes=mounts, timeout_s=timeout_s)
     if done.status == 127 or "not found" in done.stderr:
         raise StackctlError(
             f"the image holds no {_BENCH}",

@@ -149,7 +149,7 @@ def advise(plan: Plan, profile: Profile, candidates: Sequence[Plan]) -> Verdict:
         for c in candidates
         if c.verdict.fits and c.verdict.viable and (c.profile, c.model.source) != mine
     ]
-    on_gpu = sorted((c for c in good if c.placement.gpus), key=_pace, reverse=True)
+    on_gpu = sorted((c for c in good if c.placement.gpus), key=_wait)
     on_cpu = [c for c in good if not c.placement.gpus]
     interactive = [c for c in on_cpu if c.prediction.ttft_s and c.objective == "latency"]
     batch = [c for c in on_cpu if c not in interactive]
@@ -167,8 +167,11 @@ def advise(plan: Plan, profile: Profile, candidates: Sequence[Plan]) -> Verdict:
     )
 
 
-def _pace(plan: Plan) -> float:
-    return plan.prediction.decode_tok_s[0] if plan.prediction.decode_tok_s else 0.0
+def _wait(plan: Plan) -> tuple[int, float]:
+    """Whole seconds to the first token, then the faster one."""
+    ttft, decode = plan.prediction.ttft_s, plan.prediction.decode_tok_s
+    seconds = ttft.range[1] if ttft is not None and ttft.range is not None else 1e9
+    return round(seconds), -(decode[0] if decode else 0.0)
 
 
 def _offer(plan: Plan) -> str:

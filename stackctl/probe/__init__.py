@@ -8,9 +8,10 @@ from stackctl.machine.files import Machine
 from stackctl.probe.cpu import probe_cpu, read_cpuinfo
 from stackctl.probe.gpu import probe_gpus
 from stackctl.probe.limits import may_raise, probe_limits
-from stackctl.probe.memory import probe_memory, reconcile
+from stackctl.probe.memory import probe_memory, reconcile, with_bandwidth
 from stackctl.probe.names import Names
 from stackctl.probe.numa import gpu_nodes
+from stackctl.probe.nvml import Nvml
 from stackctl.probe.problems import Facts, launch_problems
 from stackctl.probe.reading import Reader
 from stackctl.probe.tools import Commands, Scope, probe_tools
@@ -32,6 +33,7 @@ def probe(machine: Machine, *, scope: Scope, names: bool = False) -> Host:
     """
     reader = Reader(machine)
     commands = Commands(machine)
+    nvml = Nvml(reader)
     info = read_cpuinfo(reader)
     unnamed = info.model is None or info.flags is None
     asked = Names() if names and machine.live and unnamed else None
@@ -42,8 +44,9 @@ def probe(machine: Machine, *, scope: Scope, names: bool = False) -> Host:
         # The memory of such nodes is in the total.
         nodes = reconcile(cpu.numa, memory.total_bytes, missing, online=cpu.online)
         cpu = msgspec.structs.replace(cpu, numa=nodes)
-    gpus = probe_gpus(reader)
+    memory = with_bandwidth(reader, memory, cpu, virtual=info.virtual)
     seen = probe_tools(reader, commands, scope)
+    gpus = probe_gpus(reader, nvml, seen.tools.cdi, missing)
     limits = probe_limits(reader, scope, seen.who)
     facts = Facts(
         live=machine.live,

@@ -6,16 +6,18 @@ import re
 
 import msgspec
 
+from stackctl.probe import dmi
 from stackctl.probe.cgroup import folders
 from stackctl.probe.reading import Reader
-from stackctl.values.host import Memory, NumaNode, Problem
+from stackctl.values.host import Bandwidth, Cpu, HugePages, Memory, NumaNode, Problem
 
+_DMI = "/sys/firmware/dmi/tables/DMI"
 #: Version 1 says "no limit" with the largest multiple of a page below 2**63.
 _NO_LIMIT = 2**62
 
 
 def probe_memory(reader: Reader, problems: list[Problem]) -> Memory:
-    """Read sizes and limits; channels and speed need other sources and stay unknown."""
+    """Read sizes and limits; channels and speed are with_bandwidth's."""
     text = reader.text("/proc/meminfo") or ""
     total = _kib(text, "MemTotal")
     if total is None:
@@ -29,7 +31,50 @@ def probe_memory(reader: Reader, problems: list[Problem]) -> Memory:
         available_bytes=_kib(text, "MemAvailable"),
         limit_bytes=_limit(reader),
         transparent_hugepages=chosen[1] if chosen else None,
+        hugepages_free=_hugepages(reader),
     )
+
+
+def with_bandwidth(reader: Reader, memory: Memory, cpu: Cpu, *, virtual: bool) -> Memory:
+    """Add channels, speed and peak bandwidth: from the firmware, else from the table of families.
+
+    A virtual machine shares the memory of a machine that it cannot see, and its firmware tables
+    are the hypervisor's invention: there all of it stays unknown. The mark is the "hypervisor"
+    flag of the processor, so a recording without it counts as the machine that it describes.
+    """
+    if virtual:
+        return memory
+    known = dmi.family(cpu.model)
+    sockets = cpu.sockets or 0
+    table = reader.raw(_DMI, dmi.MOST_BYTES)
+    found = dmi.modules(table) if table else ()
+    source = "dmi"
+    channels = dmi.channels_in_use(found, known, sockets or 1)
+    speed = dmi.slowest(found)
+    if (not channels or not speed) and known is not None and sockets:
+        source = f"table: {known.name}"
+        channels = channels or known.channels * sockets
+        speed = speed or known.speed
+    peak = channels * 8 * speed * 1e6 if channels and speed else None
+    return msgspec.structs.replace(
+        memory,
+        channels=channels,
+        speed_mt_s=speed,
+        bandwidth_bytes_s=Bandwidth(theoretical=peak),
+        bandwidth_source=source if peak else None,
+    )
+
+
+def _hugepages(reader: Reader) -> tuple[HugePages, ...]:
+    """Explicit huge pages, of the sizes that are set aside."""
+    found = []
+    for path in reader.machine.glob("/sys/kernel/mm/hugepages/hugepages-*kB"):
+        size = re.fullmatch(r"hugepages-([0-9]{1,9})kB", path.rpartition("/")[2])
+        total = reader.number(f"{path}/nr_hugepages") if size else None
+        if size and total:
+            free = reader.number(f"{path}/free_hugepages") or 0
+            found.append(HugePages(bytes=int(size[1]) * 1024, total=total, free=free))
+    return tuple(sorted(found, key=lambda pages: pages.bytes))
 
 
 def reconcile(

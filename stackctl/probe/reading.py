@@ -7,7 +7,7 @@ import re
 from functools import lru_cache
 
 from stackctl.errors import StackctlError
-from stackctl.machine.files import Machine
+from stackctl.machine.files import LiveMachine, Machine
 from stackctl.values.cpulist import parse_cpulist
 from stackctl.values.host import Problem
 
@@ -69,6 +69,20 @@ class Reader:
         if not path.isprintable() or len(path) > 4096:
             return None
         return self.machine.read(path)
+
+    def raw(self, path: str, most: int) -> bytes | None:
+        """The bytes of a file that is no text; only of a machine that gives them."""
+        give = getattr(self.machine, "read_bytes", None)
+        if give is not None:
+            held = give(path)
+            return held[:most] if isinstance(held, bytes) else None
+        if not isinstance(self.machine, LiveMachine):
+            return None
+        try:
+            with open(path, "rb") as stream:  # noqa: PTH123 - as the machine reads
+                return stream.read(most)
+        except OSError:
+            return None
 
     def exists(self, path: str) -> bool:
         """Whether a file or folder is there."""

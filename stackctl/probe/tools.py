@@ -11,6 +11,8 @@ from typing import Literal
 from stackctl.errors import StackctlError
 from stackctl.machine.files import Machine
 from stackctl.machine.runner import Completed, failure
+from stackctl.probe import kernel
+from stackctl.probe.cdi import probe_cdi
 from stackctl.probe.reading import Reader, tidy
 from stackctl.values.host import Tools
 
@@ -115,6 +117,11 @@ def probe_tools(reader: Reader, commands: Commands, scope: Scope) -> Seen:
         cgroup_version=version,
         cgroup_controllers=controllers or (),
         linger=_linger(reader, who) if scope == "user" else None,
+        numa_balancing=kernel.numa_balancing(reader),
+        swappiness=kernel.swappiness(reader),
+        selinux=kernel.selinux(reader),
+        apparmor=kernel.apparmor(reader),
+        cdi=probe_cdi(reader, podman),
     )
     linked = f"{scope}-generators/podman-{scope}-generator"
     return Seen(

@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import Final
 
 from stackctl.errors import StackctlError
+from stackctl.sources.ggml import REMOVED_TYPES, TENSOR_TYPES
 
 Scalar = int | float | bool | str
 
@@ -36,23 +37,8 @@ MAX_DIMS: Final = 4
 MAX_SIZE: Final = 1 << 62
 _CHUNK: Final = 1 << 20
 
-# GGML type: name, elements a block, bytes a block (ggml.h, ggml-common.h).
-# fmt: off
-TENSOR_TYPES: Final[Mapping[int, tuple[str, int, int]]] = MappingProxyType({
-    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20),
-    6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 40),
-    10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144),
-    13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 15: ("Q8_K", 256, 292),
-    16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98),
-    19: ("IQ1_S", 256, 50), 20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110),
-    22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136), 24: ("I8", 1, 1), 25: ("I16", 1, 2),
-    26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8), 29: ("IQ1_M", 256, 56),
-    30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66),
-    39: ("MXFP4", 32, 17), 40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18),
-    42: ("Q2_0", 64, 18),
-})
-# fmt: on
-_REMOVED_TYPES: Final = frozenset({4, 5, 31, 32, 33, 36, 37, 38})
+# The embedding, what some models add to it in each layer, and the output (absent when tied).
+TABLES: Final = ("token_embd.weight", "per_layer_token_embd.weight", "output.weight")
 _U32: Final = struct.Struct("<I")
 _U64: Final = struct.Struct("<Q")
 _STRING: Final = 8
@@ -95,12 +81,17 @@ class GgufArray:
 
 @dataclass(frozen=True, slots=True)
 class TensorSummary:
-    """What the tensors add up to; ``bytes`` is without padding, types are GGML names."""
+    """What the tensors add up to; ``bytes`` is without padding, types are GGML names.
+
+    ``tables`` has elements and bytes of the tables that stand for the vocabulary, by name.
+    """
 
     count: int
     elements: int
     bytes: int
+    expert_elements: int
     expert_bytes: int
+    tables: Mapping[str, tuple[int, int]]
     counts: Mapping[str, int]
     elements_by_type: Mapping[str, int]
 
@@ -344,7 +335,8 @@ def _tensors(reader: _Reader, count: int, alignment: int) -> tuple[TensorSummary
     names: set[str] = set()
     counts: Counter[str] = Counter()
     elements_by_type: Counter[str] = Counter()
-    total = experts = end = 0
+    tables: dict[str, tuple[int, int]] = {}
+    total = experts = expert_elements = end = 0
     for _ in range(count):
         name = reader.text(MAX_NAME_BYTES, "the name of a tensor")
         if name in names:
@@ -371,13 +363,18 @@ def _tensors(reader: _Reader, count: int, alignment: int) -> tuple[TensorSummary
             raise reader.bad(f"its tensors add up to {end} bytes")
         if "_exps." in name:
             experts += size
+            expert_elements += elements
+        elif name in TABLES:
+            tables[name] = (elements, size)
         counts[label] += 1
         elements_by_type[label] += elements
     summary = TensorSummary(
         count=count,
         elements=elements_by_type.total(),
         bytes=total,
+        expert_elements=expert_elements,
         expert_bytes=experts,
+        tables=MappingProxyType(tables),
         counts=MappingProxyType(dict(counts)),
         elements_by_type=MappingProxyType(dict(elements_by_type)),
     )
@@ -385,7 +382,7 @@ def _tensors(reader: _Reader, count: int, alignment: int) -> tuple[TensorSummary
 
 
 def _unknown_type(path: str, name: str, kind: int) -> StackctlError:
-    if kind in _REMOVED_TYPES:
+    if kind in REMOVED_TYPES:
         return StackctlError(
             f"{path} has tensor {name!r} of GGML type {kind}, which llama.cpp has removed",
             hint="get a current conversion of the model",
