@@ -45,6 +45,7 @@ class Request:
     profile: Profile
     placement: Placement
     threads: tuple[int, str] | None
+    threads_batch: tuple[int, str] | None
     memory_limit_bytes: int | None
     model_path: str
     served_name: str

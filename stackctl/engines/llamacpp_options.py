@@ -28,6 +28,7 @@ _GPU_CONTEXT_BYTES = 600 * _MIB
 _DEFAULT_CONTEXT = 8192
 #: llama-server's own default for --cache-ram, in MiB.
 _MOST_CACHE_MIB = 8192
+_MOST_PROMPTS = 16
 
 
 def choose(request: Request) -> tuple[Option, ...]:
@@ -167,14 +168,11 @@ def _context(request: Request) -> tuple[Option, ...]:
 
 
 def _threads(request: Request) -> tuple[Option, ...]:
-    if request.threads is None:
+    if request.threads is None or request.threads_batch is None:
         reason = "cores unknown: the engine counts them itself"
         return (Option("threads", None, reason), Option("threads-batch", None, reason))
-    count, reason = request.threads
-    return (
-        Option("threads", (count,), reason),
-        Option("threads-batch", (count,), "prompts use the same cores"),
-    )
+    (count, why), (batch, why_batch) = request.threads, request.threads_batch
+    return (Option("threads", (count,), why), Option("threads-batch", (batch,), why_batch))
 
 
 def _batches(request: Request) -> tuple[Option, ...]:
@@ -235,7 +233,7 @@ def _offload(request: Request) -> tuple[Option, ...]:
 
 def _load_mode(request: Request) -> tuple[Option, ...]:
     limit = request.host.limits.memlock_bytes
-    need = request.model.weights_bytes
+    need = sum(file.bytes for file in request.model.files) or request.model.weights_bytes
     if limit is None:
         reason = "not locked: the locked-memory limit of services is unknown"
     elif limit < need:
@@ -256,7 +254,7 @@ def _numa(request: Request) -> tuple[Option, ...]:
         return (Option("numa", None, "one NUMA node: nothing to spread or bind"),)
     policy = request.placement.policy
     if policy in ("bind", "interleave"):
-        reason = f"keeps the {policy} memory policy and CPUs that the unit sets"
+        reason = f"keeps the {policy} memory policy that the unit sets"
         if len(nodes) > 8:
             reason += f"; 'distribute' knows 8 nodes, this machine has {len(nodes)}"
         return (Option("numa", ("numactl",), reason),)
@@ -267,10 +265,26 @@ def _caches(request: Request) -> tuple[Option, ...]:
     limit = request.memory_limit_bytes
     options = []
     if limit is not None:
-        mib = min(_MOST_CACHE_MIB, limit // 20 // _MIB)
-        options.append(
-            Option("cache-ram", (mib,), "MiB of prompts kept in memory: 5 %, at most 8 GiB")
+        taken = footprint(
+            request.model,
+            {
+                one.name: one
+                for one in (
+                    *_context(request),
+                    *_batches(request),
+                    *_kv_types(request),
+                    Option("cache-ram", (0,), ""),
+                )
+            },
+            on_gpu=False,
         )
+        room = limit - (0 if request.gpus else taken.weights_bytes) - taken.kv_bytes
+        room -= taken.compute_bytes
+        # A cache of more prompts than anyone sends again would only take memory.
+        most = min(limit // 20, _MOST_PROMPTS * max(taken.kv_bytes, _MIB), max(0, room))
+        mib = min(_MOST_CACHE_MIB, most // _MIB)
+        reason = f"MiB for prompts seen before: {_MOST_PROMPTS} of them, 5 %, 8 GiB at most"
+        options.append(Option("cache-ram", (mib,), reason))
     if _latency(request):
         options.append(_cache_reuse(request.model))
     return tuple(options)

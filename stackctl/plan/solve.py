@@ -127,6 +127,7 @@ def _plan(
         profile=profile,
         placement=placed.placement,
         threads=placed.threads,
+        threads_batch=placed.threads_batch,
         memory_limit_bytes=main.bytes,
         model_path=_model_path(model),
         served_name=served,
@@ -238,7 +239,7 @@ def _work(
         gpu_bytes=active - on_cpu if placed.gpus else 0.0,
         kv_token_bytes=token,
         prompt_tokens=profile.slo.prompt_tokens,
-        threads=number(options, "threads", 0) or host.cpu.cores,
+        threads=number(options, "threads-batch", 0) or host.cpu.cores,
     )
 
 

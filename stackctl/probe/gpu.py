@@ -73,10 +73,11 @@ def probe_gpus(
                     else None,
                 )
             )
+    found = [_with_cdi(gpu, cdi, alone=len(found) == 1) for gpu in found]
     for address, vendor in devices:
         if vendor != _NVIDIA:
             found.append(_other(reader, len(found), address))
-    return tuple(_with_cdi(gpu, cdi, alone=len(nvidia) < 2) for gpu in found)
+    return tuple(found)
 
 
 def _with_cdi(gpu: Gpu, cdi: tuple[CdiSpec, ...], *, alone: bool) -> Gpu:
@@ -85,8 +86,7 @@ def _with_cdi(gpu: Gpu, cdi: tuple[CdiSpec, ...], *, alone: bool) -> Gpu:
     if alone:
         wanted.append("nvidia.com/gpu=all")
     fitting = next((name for name in wanted if name in names), None)
-    nvidia = gpu.name is None or gpu.name.startswith("NVIDIA") or gpu.driver is not None
-    return msgspec.structs.replace(gpu, cdi=fitting) if fitting and nvidia else gpu
+    return msgspec.structs.replace(gpu, cdi=fitting) if fitting else gpu
 
 
 def _display_devices(reader: Reader) -> Iterator[tuple[str, str]]:

@@ -24,8 +24,8 @@ class Decision(Value, frozen=True, kw_only=True):
 class Placement(Value, frozen=True, kw_only=True):
     """Where the engine runs: CPU list, memory nodes, GPUs, and the memory policy over the nodes.
 
-    ``cpuset`` says that ``cpus`` and ``mems`` are enforced by the cpuset controller; otherwise they
-    describe where the scheduler is free to run it.
+    ``cpuset`` says that ``cpus`` (and, bound, ``mems``) are enforced by the cpuset controller;
+    otherwise they are what it should use, and the scheduler decides.
     """
 
     cpus: str | None = None

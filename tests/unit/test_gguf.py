@@ -110,7 +110,7 @@ def test_tensors_add_up(tmp_path: Path) -> None:
     summary = header.tensors
     assert (summary.count, summary.elements) == (5, 256 + 1536 + 5 + 1)
     assert summary.bytes == 272 + 864 + 20 + 4
-    assert summary.expert_bytes == 864
+    assert (summary.expert_elements, summary.expert_bytes) == (1536, 864)
     assert dict(summary.counts) == {"Q8_0": 1, "Q4_K": 1, "F32": 2, "F16": 1}
     assert dict(summary.elements_by_type) == {"Q8_0": 256, "Q4_K": 1536, "F32": 6, "F16": 0}
     assert header.data_offset % 32 == 0
@@ -132,6 +132,12 @@ def test_tensors_add_up(tmp_path: Path) -> None:
 )
 def test_block_sizes(tmp_path: Path, kind: str, elements: int, size: int) -> None:
     assert read(tmp_path, gguf({}, [Tensor("t", (elements,), kind)])).tensors.bytes == size
+
+
+def test_tables_of_the_vocabulary_are_told_apart(tmp_path: Path) -> None:
+    tensors = [Tensor("token_embd.weight", (64, 4), "Q8_0"), Tensor("output.weight", (8,))]
+    tables = read(tmp_path, gguf({}, tensors)).tensors.tables
+    assert dict(tables) == {"token_embd.weight": (256, 272), "output.weight": (8, 32)}
 
 
 def test_alignment_is_taken_from_the_file(tmp_path: Path) -> None:

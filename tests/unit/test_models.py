@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stackctl.errors import ExitCode, StackctlError
+from stackctl.sources.ggufmodel import VLLM
 from stackctl.sources.models import read_model
 from stackctl.values.base import to_json
 from stackctl.values.model import KvLayout, Model, ModelFile
@@ -46,17 +47,32 @@ def test_every_field(tmp_path: Path) -> None:
         name="Tiny",
         architecture="llama",
         parameters=64 * 4 + 64 + 256 * 3,
+        active_parameters=64 * 4 + 64 + 256 * 3,
         quantization="Q4_K_M",
+        quantization_method="gguf",
         weights_bytes=272 + 256 + 432,
+        embedding_bytes=0,
         layers=4,
         context=4096,
         embedding=64,
         feed_forward=256,
+        heads=8,
         vocabulary=4,
         kv=KvLayout(kv_heads=(2, 2, 2, 2), key_dim=8, value_dim=8),
         chat_template=True,
         files=(ModelFile(path=str(path), bytes=path.stat().st_size),),
+        unsupported=(VLLM,),
     )
+
+
+def test_an_embedding_beside_an_output_is_not_read(tmp_path: Path) -> None:
+    tensors = [*TENSORS, Tensor("output.weight", (64, 4), "Q8_0")]
+    model = read_model(str(write(tmp_path / "m.gguf", tensors=tensors)))
+    assert model.embedding_bytes == 272
+    assert model.active_parameters == model.parameters - 64 * 4
+    tensors = [*TENSORS, Tensor("per_layer_token_embd.weight", (32,), "F32")]
+    model = read_model(str(write(tmp_path / "m.gguf", tensors=tensors)))
+    assert (model.embedding_bytes, model.active_parameters) == (128, model.parameters - 32)
 
 
 def test_what_a_file_does_not_say_is_unknown(tmp_path: Path) -> None:
@@ -99,6 +115,7 @@ def test_experts(tmp_path: Path) -> None:
     model = read_model(str(write(tmp_path / "m.gguf", changes, tensors=tensors)))
     assert (model.experts, model.experts_used, model.expert_bytes) == (4, 2, 272)
     assert model.weights_bytes == 272 + 32
+    assert model.active_parameters == 32 * 2 * 4 // 2 + 8
     dense = of(tmp_path, expert_count=0)
     assert (dense.experts, dense.expert_bytes) == (None, None)
 
@@ -169,6 +186,7 @@ def test_gemma4_has_other_heads_where_it_slides_and_shares_caches(tmp_path: Path
         attention__shared_kv_layers=2,
     )
     assert kv == KvLayout(
+        kind="hybrid",
         kv_heads=(16, 4, 0, 0),
         key_dim=512,
         value_dim=512,
@@ -189,6 +207,31 @@ def test_recurrent_layers_have_no_cache(tmp_path: Path) -> None:
     assert kv.kv_heads == (0, 2, 0, 2)
 
 
+def test_recurrent_layers_have_a_state(tmp_path: Path) -> None:
+    ssm: dict[str, Value] = {
+        "ssm__conv_kernel": 4,
+        "ssm__inner_size": 16,
+        "ssm__state_size": 8,
+        "ssm__group_count": 2,
+    }
+    state = 4 * (3 * (16 + 2 * 2 * 8) + 8 * 16)
+    kv = layout(tmp_path, "qwen3next", **ssm)
+    assert (kv.kind, kv.state_bytes) == ("hybrid", 3 * state)
+    kv = layout(tmp_path, "falcon-h1", **ssm)
+    assert (kv.kind, kv.kv_heads, kv.state_bytes) == ("gqa", (2,) * 4, 4 * state)
+    kv = layout(tmp_path, "mamba2", attention__head_count=None, attention__head_count_kv=None, **ssm)
+    assert (kv.kind, kv.kv_heads, kv.state_bytes) == ("hybrid", (0,) * 4, 4 * state)
+
+
+def test_a_loop_variant_is_known_and_not_for_llama_cpp(tmp_path: Path) -> None:
+    model = of(tmp_path, loop__num=2)
+    assert model.passes == 2
+    assert model.unsupported[0].startswith("llama.cpp: a Loop variant, its llama.loop.num asks")
+    assert model.unsupported[1] == VLLM
+    write(tmp_path / "m.gguf", {"llama.loop.num": 1000})
+    assert "llama.loop.num is 1000" in fails(tmp_path / "m.gguf").message
+
+
 def test_latent_attention_keeps_one_compressed_key(tmp_path: Path) -> None:
     keys: dict[str, Value] = {
         "attention__head_count_kv": 1,
@@ -200,7 +243,7 @@ def test_latent_attention_keeps_one_compressed_key(tmp_path: Path) -> None:
         "rope__dimension_count": 64,
     }
     kv = layout(tmp_path, "deepseek2", **keys)
-    assert (kv.kv_heads, kv.key_dim, kv.value_dim) == ((1,) * 4, 576, 0)
+    assert (kv.kind, kv.kv_heads, kv.key_dim, kv.value_dim) == ("mla", (1,) * 4, 576, 0)
     kv = layout(tmp_path, "deepseek2", **{**keys, "attention__key_length": None})
     assert kv.key_dim == 576
     kv = layout(tmp_path, "deepseek32", **keys, attention__indexer__key_length=128)
@@ -248,10 +291,9 @@ def test_metadata_that_makes_no_sense(
         ({"general.type": "mmproj"}, "is a multimodal projector, not a model"),
         ({"general.type": "imatrix"}, "is an importance matrix, not a model"),
         ({"general.architecture": "clip", "general.type": None}, "is a multimodal projector"),
-        ({"llama.loop.num": 2}, "is a Loop variant, which llama.cpp cannot run"),
     ],
 )
-def test_what_llama_cpp_cannot_serve_is_refused(
+def test_what_is_no_model_is_refused(
     tmp_path: Path, changes: dict[str, Value | None], message: str
 ) -> None:
     error = fails(write(tmp_path / "m.gguf", changes), ExitCode.REFUSED)
@@ -266,10 +308,8 @@ def test_a_vocabulary_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("hf:org/repo:Q4_K_M", "hf: is not supported yet by this version"),
-        ("hf:org/repo/x.gguf", "hf: is not supported yet"),
-        ("dir:/srv/model", "dir: is not supported yet"),
-        ("catalogue:iquest", "catalogue: is not supported yet"),
+        ("hf:org/repo/x.gguf", "hf:org/repo/x.gguf is not understood"),
+        ("hf:", "names nothing"),
         ("gemma", "model source 'gemma' is not understood"),
         ("https://example.org/x.gguf", "is not understood"),
         ("file:", "names nothing"),
@@ -424,7 +464,9 @@ def test_facts_come_back_as_they_were_written(tmp_path: Path) -> None:
         ('"layers": 4', '"layer": 4', "layer"),
         ("stackctl.model/1", "stackctl.model/9", "stackctl.model/9"),
         ('"layers": 4', '"layers": 5', "kv.kv_heads has 4 entries for 5 layers"),
-        ('"layers": 4', '"layers": 0', "must not be negative"),
+        ('"layers": 4', '"layers": 0', "must be at least 1"),
+        ('"heads": 8', '"heads": -8', "no other number negative"),
+        ('"passes": 1', '"passes": 0', "must be at least 1"),
         ('"key_dim": 8', '"key_dim": -8', "kv must not hold negative numbers"),
         ('"sliding": []', '"sliding": [true]', "kv.sliding has 1 entries for 4 layers"),
         ("{", "", "is not valid JSON"),
