@@ -56,7 +56,7 @@ lab: venv ## A shell in a throw-away machine with systemd and podman (Linux, roo
 	@$(RUN) -m tests.lab shell
 
 bench: venv ## Measure start-up, planning, header reading and `up` against their yardsticks
-	@$(RUN) -m tests.bench.bench
+	@$(RUN) tests/bench/bench.py
 
 demo: venv ## Serve a small model and ask it something (PORT=N: not on 8089)
 	@$(RUN) -m tests.lab.demo up

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Slow machines are no failures, and a build server tries the same examples every time.
+settings.register_profile("stackctl", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("stackctl")
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import os
 import signal
 import sys
@@ -104,6 +105,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     _end_gracefully()
+    _print_anything()
     if os.environ.get("_STACKCTL_COMPLETE"):
         cli.main(args=list(arguments), prog_name="stackctl")
     out = _plain_output(arguments)
@@ -146,6 +148,13 @@ def _plain_output(arguments: Sequence[str]) -> Output:
         color="auto",
         progress=False,
     )
+
+
+def _print_anything() -> None:
+    """What the terminal cannot show is escaped, not a reason to fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _end_gracefully() -> None:

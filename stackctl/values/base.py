@@ -19,7 +19,13 @@ V = TypeVar("V", bound=Value)
 
 def to_json(value: Value, *, indent: int = 2) -> str:
     """The JSON text of a value, keys in the order of its fields, ending in a newline."""
-    return msgspec.json.format(msgspec.json.encode(value), indent=indent).decode() + "\n"
+    try:
+        raw = msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        # The name of a file need not be text; a document must be.
+        plain = json.dumps(msgspec.to_builtins(value), ensure_ascii=False)
+        raw = plain.encode("utf-8", "replace")
+    return msgspec.json.format(raw, indent=indent).decode() + "\n"
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

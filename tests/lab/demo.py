@@ -46,7 +46,7 @@ SHOWN_VARIABLES = ("TERM", "NO_COLOR", "COLUMNS")
 WRAPPER = """\
 #!/bin/sh
 # stackctl of the demo: {where}.
-{elevate}PYTHONPATH={checkout} exec {python} -P -m {module} --folder {folder} exec -- "$@"
+{elevate}PYTHONPATH={checkout} exec {python} -P -m tests.lab.demo --folder {folder} exec -- "$@"
 """
 
 
@@ -156,6 +156,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where it keeps its state")
     verbs = parser.add_subparsers(dest="verb", required=True)
     begin = verbs.add_parser("up", help="set up what is missing and show stackctl")
+    begin.add_argument("--lab", action="store_true", help="in the lab even where it could be here")
     begin.add_argument("--port", type=int, default=int(os.environ.get("PORT") or PORT))
     verbs.add_parser("down", help="end everything that `up` started")
     execute = verbs.add_parser("exec", help="run stackctl where the demo runs")
@@ -170,7 +171,7 @@ def main() -> int:
         with alone(folder):
             if options.verb == "down":
                 return down(folder)
-            return up(folder, options.port)
+            return up(folder, options.port, always_lab=options.lab)
     except DemoError as error:
         print(f"error: {error}", file=sys.stderr)
         if error.hint:
@@ -184,12 +185,12 @@ def main() -> int:
         return 130
 
 
-def up(folder: Path, port: int) -> int:
+def up(folder: Path, port: int, *, always_lab: bool = False) -> int:
     """Set up what is missing, then show stackctl as a person would use it."""
     running = Lab.running(folder)
-    reason = "" if running else why_not_here()
+    reason = "this machine is left alone" if always_lab else why_not_here()
     place: Here | InLab = InLab(folder) if running or reason else Here()
-    if reason and os.geteuid() != 0:
+    if reason and not running and os.geteuid() != 0:
         raise DemoError(f"{reason}, and the lab needs root", "sudo make demo")
     refuse_taken_port(place, folder, port)
     if running:
@@ -337,12 +338,12 @@ def show(place: Here | InLab, argv: Sequence[str]) -> None:
     try:
         code = process.wait()
     except KeyboardInterrupt:
-        # It puts the machine back as it was before it ends.
+        # It puts the machine back as it was before it ends; a second Ctrl-C does not wait for it.
         process.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(60)
+        with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+            process.wait(100)
         process.kill()
-        raise
+        raise KeyboardInterrupt from None
     if code:
         line = f"{shlex.join(argv[:3])} exited {code}"
         raise DemoError(line, "make demo tries again, make demo-down clears up")
@@ -430,7 +431,6 @@ def write_wrapper(place: Here | InLab, folder: Path) -> None:
         elevate='test "$(id -u)" = 0 || exec sudo "$0" "$@"\n' if as_root else "",
         checkout=shlex.quote(str(CHECKOUT)),
         python=shlex.quote(sys.executable),
-        module=f"{__package__}.demo",
         folder=shlex.quote(str(folder)),
     )
     path = folder / "stackctl"

@@ -32,12 +32,14 @@ def put(lab: Lab, path: str, content: bytes, *, mode: int = 0o644) -> None:
     target.chmod(mode)
 
 
-def wait_for(what: str, done: Callable[[], bool], timeout: float = 30) -> None:
+def wait_for(
+    what: str, done: Callable[[], bool], timeout: float = 30, *, step: float = 0.03
+) -> None:
     """Wait until it is so; fail naming WHAT."""
     deadline = time.monotonic() + timeout
     while not done():
         assert time.monotonic() < deadline, f"not within {timeout:.0f} s: {what}"
-        time.sleep(0.03)
+        time.sleep(step)
 
 
 def exists(lab: Lab, path: str) -> bool:

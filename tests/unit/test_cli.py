@@ -479,6 +479,41 @@ def test_a_command_imports_only_what_it_needs() -> None:
     assert done.returncode == 0, done.stderr
 
 
+# Text that cannot be shown
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_what_the_terminal_cannot_show_is_escaped(encoding: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "stackctl", *FITS],
+        env={**os.environ, "PYTHONIOENCODING": encoding}, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert b"latency" in done.stdout
+
+
+def test_names_that_are_no_text(place: Path) -> None:
+    folder = os.fsencode(place) + b"/\xff"
+    Path(os.fsdecode(folder)).mkdir()
+    Path(os.fsdecode(folder + b"/mine.yaml")).write_text("extends: cpu\n")
+    for arguments, code in (
+        ([b"profiles", b"show", b"mine", b"--profiles", folder], 0),
+        ([b"profiles", b"show", b"mine", b"--profiles", folder, b"--json"], 0),
+        ([b"plan", b"cpu", b"--facts", b"\xfe", b"--json"], 2),
+        ([b"plan", b"cpu", b"--facts", b"lab.json", b"--model", b"file:\xfe.gguf"], 1),
+        ([b"plan", b"\xfe", b"--json"], 4),
+    ):
+        for encoding in ("utf-8", "ascii"):
+            done = subprocess.run(
+                [os.fsencode(sys.executable), b"-m", b"stackctl", *arguments],
+                env={**os.environ, "PYTHONIOENCODING": encoding}, capture_output=True, check=False,
+            )  # fmt: skip
+            assert b"Traceback" not in done.stderr, done.stderr
+            assert done.returncode == code, done.stderr
+            if b"--json" in arguments:
+                json.loads(done.stdout)
+
+
 # Ends before its time
 
 
