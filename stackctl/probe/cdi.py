@@ -1,0 +1,170 @@
+"""CDI files: what container engines know of the GPUs, and whether this podman can use them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any
+
+from stackctl.probe.reading import Reader, tidy
+from stackctl.values.host import CdiSpec
+
+#: Later folders win: what was generated at boot over what was written by hand.
+_FOLDERS = ("/etc/cdi", "/run/cdi", "/var/run/cdi")
+#: A machine with eight GPUs has some 50 KiB.
+_MOST_BYTES = 256 * 1024
+_MOST_ITEMS = 2048
+_MOST_FILES = 64
+#: Nesting costs the parser memory and stack; these files are four levels deep.
+_MOST_BRACKETS, _WIDEST_LINE, _DEEPEST_INDENT = 4096, 4096, 200
+#: The first version with each field, and the newest version that podman before 5.0 parses.
+_NEW_FIELDS = {"additionalGids": "0.7.0", "intelRdt": "0.7.0"}
+_OLD_PODMAN, _OLD_NEWEST = (5, 0), (0, 6)
+_REGENERATE = "nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
+
+
+def probe_cdi(reader: Reader, podman: str | None) -> tuple[CdiSpec, ...]:
+    """Every CDI file, with its devices and what is wrong with it for this podman."""
+    found: list[CdiSpec] = []
+    texts: set[tuple[str, str]] = set()
+    for folder in _FOLDERS:
+        owners: dict[str, str] = {}
+        for path in _files(reader, folder):
+            text = reader.text(path)
+            name = path.rpartition("/")[2]
+            if text is None:
+                found.append(CdiSpec(path=path, problem="it cannot be read"))
+            elif (name, text) not in texts:
+                # /var/run is a link to /run nearly everywhere.
+                texts.add((name, text))
+                spec = judge(reader, path, text, podman)
+                found.append(_unique(spec, owners))
+    return tuple(found)
+
+
+def judge(reader: Reader, path: str, text: str, podman: str | None) -> CdiSpec:
+    """One file: its devices, and the first thing that keeps podman from using them."""
+    try:
+        document = parse(text, yaml=not path.endswith(".json"))
+    except ValueError as error:
+        return CdiSpec(path=path, problem=f"it cannot be parsed: {tidy(str(error), most=120)}")
+    version, kind = document.get("cdiVersion"), document.get("kind")
+    if not isinstance(kind, str) or not re.fullmatch(r"[\w.-]{1,60}/[\w.-]{1,60}", kind):
+        return CdiSpec(path=path, version=_word(version), problem="it has no valid kind")
+    devices = [item for item in _items(document.get("devices")) if isinstance(item, dict)]
+    names = [name for device in devices if (name := _word(device.get("name")))]
+    edits = [_dict(document.get("containerEdits"))]
+    edits += [_dict(device.get("containerEdits")) for device in devices]
+    problems = (_too_new(version, edits, podman), _missing(reader, edits))
+    return CdiSpec(
+        path=path,
+        version=_word(version),
+        devices=tuple(f"{kind}={name}" for name in names),
+        problem=next(filter(None, problems), None if names else "it names no devices"),
+    )
+
+
+def parse(text: str, *, yaml: bool) -> dict[str, Any]:
+    """The document in a text, in bounded time and memory. Raises ValueError for anything else."""
+    if len(text) > _MOST_BYTES:
+        raise ValueError(f"it is longer than {_MOST_BYTES} bytes")
+    if text.count("[") + text.count("{") > _MOST_BRACKETS:
+        raise ValueError("it is nested too deeply")
+    try:
+        document = _yaml(text) if yaml else json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(document, dict):
+        raise ValueError("it is not a mapping")
+    return document
+
+
+def _yaml(text: str) -> Any:
+    if "<<" in text:
+        # Merged keys multiply; no tool writes them.
+        raise ValueError("it merges keys (<<)")
+    for line in text.splitlines():
+        if len(line) > _WIDEST_LINE or len(line) - len(line.lstrip(" ")) > _DEEPEST_INDENT:
+            raise ValueError("it is nested too deeply")
+    import yaml
+
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        return yaml.load(text, Loader=loader)
+    except (yaml.YAMLError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        # The safe loader raises more than its own errors on odd tags, keys, dates and numbers.
+        raise ValueError(str(error).partition("\n")[0] or type(error).__name__) from None
+
+
+def _files(reader: Reader, folder: str) -> tuple[str, ...]:
+    """What podman reads of a folder: other endings, such as .yml, it passes over."""
+    found = reader.machine.glob(f"{folder}/*")
+    return tuple(path for path in found if path.endswith((".json", ".yaml")))[:_MOST_FILES]
+
+
+def _unique(spec: CdiSpec, owners: dict[str, str]) -> CdiSpec:
+    """Devices of the same name in one folder are in conflict, and podman takes neither."""
+    twice = next((name for name in spec.devices if name in owners), None)
+    for name in spec.devices:
+        owners.setdefault(name, spec.path)
+    if twice is None or spec.problem is not None:
+        return spec
+    return CdiSpec(
+        path=spec.path,
+        version=spec.version,
+        devices=spec.devices,
+        problem=f"{twice} is also in {owners[twice]}: podman takes neither; remove one file",
+    )
+
+
+def _too_new(version: Any, edits: list[dict[str, Any]], podman: str | None) -> str | None:
+    if podman is None or _numbers(podman) >= _OLD_PODMAN:
+        return None
+    later = next((name for name in _NEW_FIELDS if any(name in edit for edit in edits)), None)
+    if later is not None:
+        return (
+            f"it has {later} (CDI {_NEW_FIELDS[later]}), which podman {podman} cannot parse; "
+            "delete those lines, or upgrade podman to 5"
+        )
+    if isinstance(version, str) and _numbers(version) > _OLD_NEWEST:
+        return (
+            f"it is CDI {tidy(version, most=20)}, podman {podman} parses "
+            f"{'.'.join(map(str, _OLD_NEWEST))} at most; upgrade podman to 5"
+        )
+    return None
+
+
+def _missing(reader: Reader, edits: list[dict[str, Any]]) -> str | None:
+    """The first file that a container would be given and that is not there."""
+    recorded = {"deviceNodes": "/dev", "mounts": "/usr"}
+    for key, folder in recorded.items():
+        if not reader.machine.live and not reader.exists(folder):
+            continue
+        nodes = (node for edit in edits for node in _items(edit.get(key)))
+        seen: set[str] = set()
+        for node in islice(nodes, _MOST_ITEMS):
+            place = _dict(node).get("hostPath") or _dict(node).get("path")
+            if not isinstance(place, str) or not place.startswith("/") or place in seen:
+                continue
+            seen.add(place)
+            if not reader.exists(place):
+                return f"{tidy(place, most=100)} does not exist: generate it again ({_REGENERATE})"
+    return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"[0-9]{1,5}", version)[:2])
+
+
+def _items(value: Any) -> Iterable[Any]:
+    return value[:_MOST_ITEMS] if isinstance(value, list) else ()
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _word(value: Any) -> str | None:
+    return tidy(value, most=100) if isinstance(value, str) else None

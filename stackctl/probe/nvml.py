@@ -1,0 +1,183 @@
+"""What NVIDIA's library says of the GPUs: asked live, or recorded in a machine's nvml.json."""
+
+from __future__ import annotations
+
+import importlib
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from stackctl.errors import StackctlError
+from stackctl.machine.files import LiveMachine
+from stackctl.probe.reading import Reader, tidy
+from stackctl.values.base import Value, from_json
+
+#: Loading the driver for a GPU that nothing uses takes seconds without its persistence daemon.
+_PATIENCE_S = 15.0
+#: The library's "not available".
+_NO_VALUE = 2**64 - 1
+_MOST_PROCESSES = 64
+
+
+class Process(Value, frozen=True, kw_only=True):
+    """A process that uses a GPU."""
+
+    pid: int
+    command: str | None = None
+    memory_bytes: int | None = None
+
+
+class Device(Value, frozen=True, kw_only=True):
+    """One GPU in the library's words: MHz, bits, and a PCI address with eight digits of domain."""
+
+    name: str | None = None
+    uuid: str | None = None
+    pci: str | None = None
+    memory_bytes: int | None = None
+    free_bytes: int | None = None
+    compute_capability: str | None = None
+    power_limit_w: int | None = None
+    pcie_generation: int | None = None
+    pcie_width: int | None = None
+    memory_bus_bits: int | None = None
+    memory_clock_mhz: int | None = None
+    processes: tuple[Process, ...] = ()
+
+
+class Readings(Value, frozen=True, kw_only=True):
+    """All GPUs in the library's order, and the versions of driver and CUDA."""
+
+    driver: str | None = None
+    cuda: str | None = None
+    devices: tuple[Device, ...] = ()
+
+
+class Nvml:
+    """Asks for the readings, beside the rest of the probe: the library may take seconds."""
+
+    def __init__(self, reader: Reader) -> None:
+        #: Why there are no readings; None when there are.
+        self.error: str | None = None
+        self._readings: Readings | None = None
+        self._thread: threading.Thread | None = None
+        if isinstance(reader.machine, LiveMachine):
+            # Without the driver's device there is nothing to ask, and no need to load anything.
+            if reader.exists("/dev/nvidiactl") or reader.exists("/dev/dxg"):
+                self._give_up = time.monotonic() + _PATIENCE_S
+                self._thread = threading.Thread(target=self._ask, daemon=True)
+                self._thread.start()
+            else:
+                self.error = "no NVIDIA driver is loaded (/dev/nvidiactl is absent)"
+            return
+        text = reader.text("/nvml.json")
+        if text is None:
+            self.error = "the recording holds no nvml.json"
+            return
+        try:
+            self._readings = from_json(text, Readings, where="nvml.json")
+        except StackctlError as error:
+            self.error = error.message
+
+    def _ask(self) -> None:
+        try:
+            self._readings = ask()
+        except StackctlError as error:
+            self.error = error.message
+
+    def readings(self) -> Readings | None:
+        """The readings; None with ``error`` when there are none."""
+        if self._thread is not None:
+            self._thread.join(max(0.0, self._give_up - time.monotonic()))
+            if self._thread.is_alive():
+                self.error = f"the driver does not answer within {_PATIENCE_S:.0f} s"
+                return None
+        return self._readings
+
+
+def ask() -> Readings:
+    """Ask the library of this machine.
+
+    Raises:
+        StackctlError: it is absent, or finds no driver.
+    """
+    try:
+        # By name: it is an optional package, and not typed.
+        library: Any = importlib.import_module("pynvml")
+    except ImportError:
+        raise StackctlError("the Python package nvidia-ml-py is not installed") from None
+    try:
+        library.nvmlInit()
+    except library.NVMLError as error:
+        raise StackctlError(f"NVML does not start: {error}") from None
+    try:
+        return _all(library)
+    except library.NVMLError as error:
+        raise StackctlError(f"NVML fails: {error}") from None
+    finally:
+        _one(library, library.nvmlShutdown)
+
+
+def _all(library: Any) -> Readings:
+    cuda = _one(library, library.nvmlSystemGetCudaDriverVersion_v2)
+    return Readings(
+        driver=_text(_one(library, library.nvmlSystemGetDriverVersion)),
+        cuda=f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else None,
+        devices=tuple(
+            _device(library, library.nvmlDeviceGetHandleByIndex(index))
+            for index in range(library.nvmlDeviceGetCount())
+        ),
+    )
+
+
+def _device(library: Any, handle: Any) -> Device:
+    def one(name: str, *arguments: Any) -> Any:
+        # An older package lacks what it does not know.
+        call = getattr(library, name, None)
+        return None if call is None else _one(library, call, handle, *arguments)
+
+    memory = one("nvmlDeviceGetMemoryInfo")
+    capability = one("nvmlDeviceGetCudaComputeCapability")
+    milliwatts = one("nvmlDeviceGetEnforcedPowerLimit") or one("nvmlDeviceGetPowerManagementLimit")
+    address = getattr(one("nvmlDeviceGetPciInfo"), "busId", None)
+    return Device(
+        name=_text(one("nvmlDeviceGetName")),
+        uuid=_text(one("nvmlDeviceGetUUID")),
+        pci=_text(address),
+        memory_bytes=int(memory.total) if memory is not None else None,
+        free_bytes=int(memory.free) if memory is not None else None,
+        compute_capability="{}.{}".format(*capability) if capability else None,
+        power_limit_w=round(milliwatts / 1000) if milliwatts else None,
+        # The generation of an idle link is lower; its width is the slot's.
+        pcie_generation=one("nvmlDeviceGetMaxPcieLinkGeneration"),
+        pcie_width=one("nvmlDeviceGetCurrPcieLinkWidth"),
+        memory_bus_bits=one("nvmlDeviceGetMemoryBusWidth"),
+        memory_clock_mhz=one("nvmlDeviceGetMaxClockInfo", library.NVML_CLOCK_MEM),
+        processes=_processes(
+            one("nvmlDeviceGetComputeRunningProcesses"),
+            one("nvmlDeviceGetGraphicsRunningProcesses"),
+        ),
+    )
+
+
+def _processes(*lists: Any) -> tuple[Process, ...]:
+    found: dict[int, Process] = {}
+    for process in [item for items in lists for item in items or ()][:_MOST_PROCESSES]:
+        used = getattr(process, "usedGpuMemory", None)
+        known = None if used is None or used == _NO_VALUE else int(used)
+        found[int(process.pid)] = Process(pid=int(process.pid), memory_bytes=known)
+    return tuple(found[pid] for pid in sorted(found))
+
+
+def _one(library: Any, call: Callable[..., Any], *arguments: Any) -> Any:
+    """One answer; None for what this GPU or this driver does not tell."""
+    try:
+        return call(*arguments)
+    except library.NVMLError:
+        return None
+
+
+def _text(raw: Any) -> str | None:
+    if isinstance(raw, bytes):
+        raw = raw.decode("utf-8", "replace")
+    return tidy(raw) if isinstance(raw, str) else None
