@@ -1,0 +1,347 @@
+"""From the headers of GGUF files to the facts of a model."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, Literal
+
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.sources.ggml import FILE_TYPES
+from stackctl.sources.gguf import GgufHeader, read_header
+from stackctl.sources.locate import absolute, real
+from stackctl.values.model import KvLayout, Model, ModelFile
+
+# Every n-th layer has full attention where the file does not say so (llama.cpp, src/models).
+_SLIDING_PERIODS: Final = {
+    "cohere2": 4,
+    "gemma2": 2,
+    "gemma3": 6,
+    "gemma3n": 5,
+    "gpt-oss": 2,
+    "plamo3": 8,
+}
+# Every fourth layer has attention, the others a recurrent state, where the file does not say so.
+_RECURRENT_PERIODS: Final = {"qwen35": 4, "qwen35moe": 4, "qwen3next": 4}
+_NO_MODELS: Final = {
+    "adapter": "a LoRA adapter",
+    "clip": "a multimodal projector",
+    "controlvector": "a control vector",
+    "imatrix": "an importance matrix",
+    "mmproj": "a multimodal projector",
+}
+_SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+_MAX_LAYERS: Final = 1024  # llama.cpp: 512
+_MAX_LEFT_OUT: Final = 8
+_MAX_PASSES: Final = 64
+# Attention and a recurrent state side by side in every layer.
+_PARALLEL_STATE: Final = frozenset({"falcon-h1", "plamo2"})
+VLLM: Final = "vllm: GGUF is not served by vLLM here; use llama.cpp or the safetensors checkpoint"
+
+
+def read_gguf(text: str) -> Model:
+    """The model that a GGUF file and its further parts hold.
+
+    Raises:
+        StackctlError: exit 5 for a file that is no model, 1 for a missing or damaged one.
+    """
+    path = absolute(text)
+    match = _SHARD.fullmatch(path.name)
+    if match and match["number"] != "00001" and int(match["number"]) <= int(match["count"]):
+        real(path, "model file")
+        path = path.with_name(f"{match['stem']}-00001-of-{match['count']}.gguf")
+    file = real(path, "model file")
+    if file.is_dir():
+        inside = sorted(entry.name for entry in file.glob("*.gguf"))
+        hint = f"it has {', '.join(inside[:5])}" if inside else "it has no .gguf files"
+        raise StackctlError(f"{path} is a directory, not a GGUF file", hint=hint)
+    header = read_header(path)
+    count = _whole(header, "split.count") or 1
+    files = [(file, header)]
+    if count > 1:
+        files = _shards(path, header, count, match)
+    return _model(f"file:{path}", files)
+
+
+def _shards(
+    path: Path, first: GgufHeader, count: int, match: re.Match[str] | None
+) -> list[tuple[Path, GgufHeader]]:
+    """All shards of a model in order, as llama.cpp looks for them: by name, in one folder."""
+    if match is None or int(match["count"]) != count or _whole(first, "split.no") != 0:
+        raise StackctlError(
+            f"{path} is part {(_whole(first, 'split.no') or 0) + 1} of {count}, "
+            "which its name does not say",
+            hint=f"llama.cpp finds the parts by their names: NAME-00001-of-{count:05}.gguf",
+        )
+    names = [f"{match['stem']}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
+    paths = [path.with_name(name) for name in names]
+    missing = [str(shard) for shard in paths if not shard.exists()]
+    if missing:
+        shown = ", ".join(Path(name).name for name in missing[:3])
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise StackctlError(
+            f"model is incomplete: {shown}{more} of its {count} files not found in {path.parent}",
+            hint="all parts must lie in one folder",
+            details=missing[:20],
+        )
+    files = [(real(shard, "model file"), read_header(shard)) for shard in paths]
+    for number, (shard, (file, header)) in enumerate(zip(paths, files, strict=True)):
+        if _whole(header, "split.no") != number or _whole(header, "split.count") != count:
+            raise StackctlError(
+                f"{shard} is not part {number + 1} of {count} of this model",
+                hint="the file was renamed or belongs to another download",
+            )
+        if file.name != shard.name or file.parent != files[0][0].parent:
+            raise StackctlError(
+                f"{shard} is a link to {file}: the parts must be real files in one folder",
+                hint="llama.cpp finds the parts by their names; copy them with cp -L",
+            )
+    tensors = sum(header.tensors.count for _, header in files)
+    expected = _whole(first, "split.tensors.count")
+    if expected is not None and tensors != expected:
+        raise StackctlError(f"{path}: its parts hold {tensors} tensors, not {expected}")
+    return files
+
+
+def _model(source: str, files: Sequence[tuple[Path, GgufHeader]]) -> Model:
+    header = files[0][1]
+    parts = [part for _, part in files]
+    architecture = _check_model(header, sum(part.tensors.count for part in parts))
+    layers = _whole(header, f"{architecture}.block_count")
+    if not layers or layers > _MAX_LAYERS:
+        raise StackctlError(f"{header.path}: {architecture}.block_count is {layers}")
+    name = header.metadata.get("general.name")
+    experts = _whole(header, f"{architecture}.expert_count") or None
+    used = _largest(header, f"{architecture}.expert_used_count") or None
+    parameters = sum(part.tensors.elements for part in parts)
+    tables, table_bytes = _lookups(parts)
+    idle = sum(part.tensors.expert_elements for part in parts)
+    if experts and used and used <= experts:
+        idle -= idle * used // experts
+    else:
+        idle = 0
+    passes, unsupported = _passes(header)
+    tokens = header.arrays.get("tokenizer.ggml.tokens")
+    return Model(
+        source=source,
+        name=_printable(name) if isinstance(name, str) and name else None,
+        architecture=architecture,
+        parameters=parameters,
+        active_parameters=parameters - tables - idle,
+        quantization=_quantization(parts),
+        quantization_method="gguf",
+        weights_bytes=sum(part.tensors.bytes for part in parts),
+        expert_bytes=sum(part.tensors.expert_bytes for part in parts) or None,
+        embedding_bytes=table_bytes,
+        layers=layers,
+        passes=passes,
+        context=_whole(header, f"{architecture}.context_length"),
+        embedding=_whole(header, f"{architecture}.embedding_length"),
+        feed_forward=_largest(header, f"{architecture}.feed_forward_length"),
+        vocabulary=tokens.length if tokens else _whole(header, f"{architecture}.vocab_size"),
+        heads=_largest(header, f"{architecture}.attention.head_count") or None,
+        experts=experts,
+        experts_used=used,
+        kv=_kv_layout(header, architecture, layers),
+        chat_template="tokenizer.chat_template" in header.long_texts
+        or bool(header.metadata.get("tokenizer.chat_template")),
+        files=tuple(ModelFile(path=str(file), bytes=part.size) for file, part in files),
+        unsupported=unsupported,
+    )
+
+
+def _lookups(parts: Sequence[GgufHeader]) -> tuple[int, int]:
+    """Elements and bytes of the tables of which a token reads one row only.
+
+    Without an output of its own, a model reads its embedding table in full at the end.
+    """
+    tables = {name: size for part in parts for name, size in part.tensors.tables.items()}
+    if tables.pop("output.weight", None) is None:
+        tables.pop("token_embd.weight", None)
+    return sum(size[0] for size in tables.values()), sum(size[1] for size in tables.values())
+
+
+def _passes(header: GgufHeader) -> tuple[int, tuple[str, ...]]:
+    """How often the layers run for one token, and what cannot serve the model."""
+    key = next((key for key in header.metadata if key.endswith(".loop.num")), None)
+    if key is None:
+        return 1, (VLLM,)
+    passes = _whole(header, key) or 1
+    if passes > _MAX_PASSES:
+        raise StackctlError(f"{header.path}: {key} is {passes}")
+    reason = (
+        f"llama.cpp: a Loop variant, its {key} asks for {passes} runs of all layers for a token; "
+        "use the variant without Loop, or vLLM with the safetensors checkpoint"
+    )
+    return passes, (reason, VLLM)
+
+
+def _check_model(header: GgufHeader, tensors: int) -> str:
+    """The architecture of a file that is a model."""
+    architecture = header.metadata.get("general.architecture")
+    kind = header.metadata.get("general.type", "model")
+    other = _NO_MODELS.get(str(kind)) or _NO_MODELS.get(str(architecture))
+    if other is None and not tensors:
+        other = "a vocabulary without weights"
+    if other:
+        raise StackctlError(f"{header.path} is {other}, not a model", exit_code=ExitCode.REFUSED)
+    if not isinstance(architecture, str) or not re.fullmatch(
+        r"[A-Za-z0-9_.+-]{1,64}", architecture
+    ):
+        raise StackctlError(f"{header.path} does not name its architecture (general.architecture)")
+    return architecture
+
+
+def _kv_layout(header: GgufHeader, arch: str, layers: int) -> KvLayout | None:
+    """What the KV cache holds, as llama.cpp allocates it.
+
+    Latent attention (MLA): a file with ``key_length_mla`` and ``value_length_mla`` has one KV head
+    of kv_lora_rank + RoPE elements in ``key_length``, and llama.cpp keeps no values for it
+    (``has_v = !is_mla`` in llama-kv-cache.cpp). Older conversions with only ``kv_lora_rank``
+    are cached in full, head by head, as their other keys say. Sparse attention adds one indexer
+    key a token.
+    """
+    attention = f"{arch}.attention"
+    heads = _per_layer(header, f"{attention}.head_count", layers)
+    kv_heads = _per_layer(header, f"{attention}.head_count_kv", layers) or heads
+    state = _state_bytes(header, arch)
+    if kv_heads is None:
+        if not state:
+            return None
+        kv_heads = (0,) * layers
+    embedding = _whole(header, f"{arch}.embedding_length") or 0
+    default = embedding // next((count for count in heads or () if count), embedding + 1)
+    key = _largest(header, f"{attention}.key_length")
+    value = _largest(header, f"{attention}.value_length")
+    kind: Literal["gqa", "mla", "hybrid"] = "gqa"
+    if _whole(header, f"{attention}.key_length_mla"):
+        kind = "mla"
+        rank = _whole(header, f"{attention}.kv_lora_rank") or 0
+        key = key or rank + (_whole(header, f"{arch}.rope.dimension_count") or 0)
+        key += _whole(header, f"{attention}.indexer.key_length") or 0
+        value = 0
+
+    kv_heads = _with_cache(header, arch, kv_heads)
+    window, sliding = _sliding(header, arch, kv_heads)
+    recurrent = layers if arch in _PARALLEL_STATE else kv_heads.count(0)
+    return KvLayout(
+        kind="hybrid" if 0 in kv_heads else kind,
+        kv_heads=kv_heads,
+        key_dim=default if key is None else key,
+        value_dim=default if value is None else value,
+        sliding_window=window,
+        sliding_layers=sum(sliding),
+        sliding=sliding,
+        sliding_key_dim=_largest(header, f"{attention}.key_length_swa") if window else None,
+        sliding_value_dim=_largest(header, f"{attention}.value_length_swa") if window else None,
+        state_bytes=state * recurrent,
+    )
+
+
+def _state_bytes(header: GgufHeader, arch: str) -> int:
+    """The state of one recurrent layer for one sequence, in 32 bits as llama.cpp keeps it.
+
+    Its convolution and its state space (n_embd_r and n_embd_s in llama-hparams.cpp).
+    """
+    kernel = _whole(header, f"{arch}.ssm.conv_kernel") or 0
+    inner = _whole(header, f"{arch}.ssm.inner_size") or 0
+    width = _whole(header, f"{arch}.ssm.state_size") or 0
+    groups = _whole(header, f"{arch}.ssm.group_count") or 0
+    return 4 * (max(kernel - 1, 0) * (inner + 2 * groups * width) + width * inner)
+
+
+def _with_cache(header: GgufHeader, arch: str, kv_heads: tuple[int, ...]) -> tuple[int, ...]:
+    """``kv_heads`` with 0 for layers that are recurrent or use the cache of an earlier layer."""
+    layers = len(kv_heads)
+    recurrent = _per_layer(header, f"{arch}.attention.recurrent_layers", layers, beyond=0)
+    period = _whole(header, f"{arch}.full_attention_interval") or _RECURRENT_PERIODS.get(arch)
+    if recurrent is None and period:
+        main = layers - (_whole(header, f"{arch}.nextn_predict_layers") or 0)
+        recurrent = tuple(int(i < main and (i + 1) % period != 0) for i in range(layers))
+    own = layers - (_whole(header, f"{arch}.attention.shared_kv_layers") or 0)
+    return tuple(
+        0 if i >= own or (recurrent and recurrent[i]) else count for i, count in enumerate(kv_heads)
+    )
+
+
+def _sliding(
+    header: GgufHeader, arch: str, kv_heads: tuple[int, ...]
+) -> tuple[int | None, tuple[bool, ...]]:
+    """The window in tokens and which layers keep only that.
+
+    A pattern is a flag per layer, or n: every n-th layer has full attention (0: none has). With
+    an unknown pattern all layers count as full, which is the upper bound.
+    """
+    window = _whole(header, f"{arch}.attention.sliding_window")
+    if not window:
+        return None, ()
+    key = f"{arch}.attention.sliding_window_pattern"
+    if key in header.arrays:
+        slides = [bool(flag) for flag in _per_layer(header, key, len(kv_heads), beyond=0) or ()]
+    else:
+        period = _SLIDING_PERIODS.get(arch)
+        if key in header.metadata and not isinstance(header.metadata[key], bool):
+            period = _whole(header, key)
+        if period is None:
+            return None, ()
+        slides = [period == 0 or i % period < period - 1 for i in range(len(kv_heads))]
+    sliding = tuple(flag and heads > 0 for flag, heads in zip(slides, kv_heads, strict=True))
+    return (window, sliding) if any(sliding) else (None, ())
+
+
+def _quantization(headers: Sequence[GgufHeader]) -> str | None:
+    file_type = headers[0].metadata.get("general.file_type")
+    if isinstance(file_type, int) and file_type in FILE_TYPES:
+        return FILE_TYPES[file_type]
+    elements: Counter[str] = Counter()
+    for header in headers:
+        elements.update(header.tensors.elements_by_type)
+    return max(elements, key=lambda name: elements[name], default=None)
+
+
+def _whole(header: GgufHeader, key: str) -> int | None:
+    """A number that is not negative; None when the file does not have the key."""
+    value = header.metadata.get(key)
+    if value is None and key not in header.arrays:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 31:
+        shown = repr(value)[:40] if value is not None else "an array"
+        raise StackctlError(f"{header.path}: {key} is {shown}, not a number in range")
+    return value
+
+
+def _per_layer(
+    header: GgufHeader, key: str, layers: int, beyond: int | None = None
+) -> tuple[int, ...] | None:
+    """A number for every layer, given once for all or one by one.
+
+    The last layers, for multi-token prediction, may be left out: ``beyond``, or the largest.
+    """
+    array = header.arrays.get(key)
+    if array is None:
+        value = _whole(header, key)
+        return None if value is None else (value,) * layers
+    values = array.values or ()
+    left_out = layers - len(values)
+    if not values or not 0 <= left_out <= _MAX_LEFT_OUT or min(values) < 0 or max(values) >> 31:
+        raise StackctlError(
+            f"{header.path}: {key} has {array.length} values of type {array.element} "
+            f"for {layers} layers"
+        )
+    filler = max(values) if beyond is None else beyond
+    return (*(int(value) for value in values), *[filler] * left_out)
+
+
+def _largest(header: GgufHeader, key: str) -> int | None:
+    """A number that may differ by layer: its largest value."""
+    array = header.arrays.get(key)
+    if array is None:
+        return _whole(header, key)
+    values = _per_layer(header, key, array.length)
+    return None if values is None else max(values)
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else "?" for char in text)[:200]
