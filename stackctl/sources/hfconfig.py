@@ -1,0 +1,293 @@
+"""Reads a model's layout from the config.json of a Hugging Face folder.
+
+Families name the same thing differently; what is not there is unknown, what is there must make
+sense. Where only a part of the layout is understood, the larger cache is assumed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+from stackctl.errors import StackctlError
+from stackctl.values.model import KvLayout
+
+MAX_CONFIG_BYTES: Final = 4 << 20
+_MAX_LAYERS: Final = 1024
+_MAX_PASSES: Final = 64
+_TEXT: Final = ("text_config", "llm_config", "language_config", "thinker_config")
+_EXPERTS: Final = ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts")
+_USED: Final = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k")
+_USED_MORE: Final = ("top_k_experts", "experts_per_token", "moe_top_k", "num_selected_experts")
+_CONTEXT: Final = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+# How a layer is called that keeps no cache for every token, and one that keeps its window only.
+_STATE_KINDS: Final = ("linear", "mamba", "conv", "recurrent", "mlp", "moe", "ssm", "kda", "gdn")
+_WINDOW_KINDS: Final = ("sliding", "chunked", "local")
+# Every n-th layer has full attention where the file does not say so; 0: none has.
+_PERIODS: Final = {"gemma2": 2, "gemma3_text": 6, "gemma3": 6, "cohere2": 4, "gpt_oss": 2}
+_ALL_SLIDE: Final = frozenset({"mistral", "mixtral"})
+
+
+def read_json(path: Path, limit: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
+    """The JSON object that a file holds; duplicate keys are refused.
+
+    Raises:
+        StackctlError: the file cannot be read, is too large or is no JSON object.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(limit + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StackctlError(f"cannot read {path}: {reason}") from None
+    if len(raw) > limit:
+        raise StackctlError(f"{path} has more than {limit} bytes")
+    try:
+        data = json.loads(raw, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise StackctlError(f"{path} is not valid JSON: {str(error)[:200]}") from None
+    if not isinstance(data, dict):
+        raise StackctlError(f"{path} is not a JSON object")
+    return data
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise ValueError(f"duplicate key {name[:80]!r}")
+            seen.add(name)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class HfConfig:
+    """What a config.json says, under one name for each thing."""
+
+    architecture: str
+    layers: int
+    passes: int
+    context: int | None
+    embedding: int | None
+    feed_forward: int | None
+    heads: int | None
+    vocabulary: int | None
+    experts: int | None
+    experts_used: int | None
+    kv: KvLayout | None
+    quantization: Mapping[str, Any]
+    dtype: str | None
+
+
+class _Keys:
+    """A JSON object with checked access."""
+
+    def __init__(self, where: str, data: Mapping[str, Any]) -> None:
+        self.where = where
+        self.data = data
+
+    def get(self, *names: str) -> Any:
+        return next((self.data[name] for name in names if self.data.get(name) is not None), None)
+
+    def bad(self, name: str, value: object) -> StackctlError:
+        return StackctlError(f"{self.where}: {name} is {repr(value)[:60]}, which makes no sense")
+
+    def whole(self, *names: str) -> int | None:
+        """A number that is not negative, under the first of the names that is there."""
+        for name in names:
+            value = self.data.get(name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 31:
+                raise self.bad(name, value)
+            return value
+        return None
+
+    def largest(self, *names: str) -> int | None:
+        """A number that may be a list, one entry a layer: its largest."""
+        value = self.get(*names)
+        if not isinstance(value, list):
+            return self.whole(*names)
+        return max(self.numbers(names[0], value), default=None)
+
+    def numbers(self, name: str, value: list[Any]) -> list[int]:
+        if any(
+            isinstance(n, bool) or not isinstance(n, int) or not 0 <= n < 1 << 31 for n in value
+        ):
+            raise self.bad(name, value)
+        return value
+
+    def words(self, name: str, layers: int) -> list[str] | None:
+        """One word for every layer."""
+        value = self.data.get(name)
+        if not isinstance(value, list):
+            return None
+        if not layers <= len(value) <= layers + 8 or not all(isinstance(w, str) for w in value):
+            raise self.bad(name, value)
+        return value[:layers]
+
+
+def read_config(path: Path) -> HfConfig:
+    """The layout that a config.json describes.
+
+    Raises:
+        StackctlError: the file cannot be read or describes no language model.
+    """
+    top = read_json(path)
+    data = dict(top)
+    for part in _TEXT:
+        inner = data.get(part)
+        if isinstance(inner, dict):
+            data.update({key: value for key, value in inner.items() if value is not None})
+    keys = _Keys(str(path), data)
+    layers = keys.whole("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+    if not layers or layers > _MAX_LAYERS:
+        raise StackctlError(
+            f"{path} describes no language model: num_hidden_layers is {layers}",
+            hint="adapters, image models and tokenizers have a config.json too",
+        )
+    names = top.get("architectures") or data.get("architectures")
+    name = names[0] if isinstance(names, list) and names else data.get("model_type")
+    if not isinstance(name, str) or not name.isidentifier() or len(name) > 100:
+        raise StackctlError(f"{path} does not name its architecture (architectures)")
+    experts = keys.largest(*_EXPERTS)
+    dtype = keys.get("torch_dtype", "dtype")
+    quantization = keys.get("quantization_config", "compression_config")
+    return HfConfig(
+        architecture=name,
+        layers=layers,
+        passes=_passes(keys, name),
+        context=keys.whole(*_CONTEXT),
+        embedding=keys.whole("hidden_size", "n_embd", "d_model"),
+        feed_forward=keys.largest("intermediate_size", "ffn_hidden_size", "n_inner", "ffn_dim"),
+        heads=keys.largest("num_attention_heads", "n_head", "num_heads"),
+        vocabulary=keys.whole("vocab_size"),
+        experts=experts if experts and experts > 1 else None,
+        experts_used=keys.largest(*_USED, *_USED_MORE) if experts and experts > 1 else None,
+        kv=_kv_layout(keys, layers),
+        quantization=MappingProxyType(quantization if isinstance(quantization, dict) else {}),
+        dtype=dtype if isinstance(dtype, str) else None,
+    )
+
+
+def _passes(keys: _Keys, architecture: str) -> int:
+    passes = keys.whole("loop_num")
+    if passes is None:
+        return 2 if architecture.startswith("IQuestLoop") else 1
+    if passes > _MAX_PASSES:
+        raise keys.bad("loop_num", passes)
+    return max(1, passes)
+
+
+def _kv_layout(keys: _Keys, layers: int) -> KvLayout | None:
+    heads = keys.largest("num_attention_heads", "n_head", "num_heads")
+    if not heads:
+        return None
+    rank = keys.whole("kv_lora_rank")
+    hidden = keys.whole("hidden_size", "n_embd", "d_model") or 0
+    dim = keys.whole("head_dim", "attention_head_dim") or hidden // heads
+    if dim == 0:
+        return None
+    without, slides = _kinds(keys, layers)
+    kind: Literal["gqa", "mla", "hybrid"] = "gqa"
+    if rank:
+        kind, kv_heads, value = "mla", [1] * layers, 0
+        # Sparse attention keeps one more key, of its indexer.
+        key = rank + (keys.whole("qk_rope_head_dim") or 0) + (keys.whole("index_head_dim") or 0)
+    else:
+        key = value = keys.whole("global_head_dim") or dim
+        value = keys.whole("v_head_dim") or value
+        kv_heads = _kv_heads(keys, layers, heads)
+    window = keys.whole("sliding_window", "sliding_window_size", "attention_chunk_size")
+    if not window or keys.data.get("use_sliding_window") is False:
+        slides = [False] * layers
+    full = keys.whole("num_global_key_value_heads")
+    if full and any(slides):
+        kv_heads = [n if slide else full for n, slide in zip(kv_heads, slides, strict=True)]
+    own = layers - (keys.whole("num_kv_shared_layers") or 0)
+    kv_heads = [0 if without[i] or i >= own else count for i, count in enumerate(kv_heads)]
+    sliding = tuple(flag and count > 0 for flag, count in zip(slides, kv_heads, strict=True))
+    other = dim if any(sliding) and key != dim and not rank else None
+    return KvLayout(
+        kind="hybrid" if 0 in kv_heads else kind,
+        kv_heads=tuple(kv_heads),
+        key_dim=key,
+        value_dim=value,
+        sliding_window=window if any(sliding) else None,
+        sliding_layers=sum(sliding),
+        sliding=sliding if any(sliding) else (),
+        sliding_key_dim=other,
+        sliding_value_dim=other,
+        state_bytes=_state_bytes(keys) * sum(without),
+    )
+
+
+def _kv_heads(keys: _Keys, layers: int, heads: int) -> list[int]:
+    names = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num")
+    value = keys.get(*names)
+    if isinstance(value, list):
+        if len(value) != layers:
+            raise keys.bad("num_key_value_heads", value)
+        return keys.numbers("num_key_value_heads", value)
+    if value is None and keys.data.get("multi_query") is True:
+        return [1] * layers
+    count = keys.whole(*names)
+    return [heads if count is None else count] * layers
+
+
+def _kinds(keys: _Keys, layers: int) -> tuple[list[bool], list[bool]]:
+    """Which layers keep no cache for every token, and which keep a window only."""
+    kinds = keys.words("layer_types", layers) or keys.words("layers_block_type", layers)
+    pattern = keys.data.get("hybrid_override_pattern")
+    listed = keys.data.get("attn_type_list")
+    period = keys.whole("full_attention_interval")
+    if kinds is not None:
+        without = [any(word in kind for word in _STATE_KINDS) for kind in kinds]
+        return without, [any(word in kind for word in _WINDOW_KINDS) for kind in kinds]
+    slides = _slides(keys, layers)
+    if isinstance(pattern, str) and len(pattern) == layers:
+        return [mark != "*" for mark in pattern], slides
+    if isinstance(listed, list) and len(listed) == layers:
+        return [mark == 0 for mark in listed], slides
+    if period:
+        return [(i + 1) % period != 0 for i in range(layers)], slides
+    period = keys.whole("attn_layer_period")
+    if period:
+        offset = keys.whole("attn_layer_offset") or 0
+        return [i % period != offset for i in range(layers)], slides
+    linear = keys.data.get("linear_attn_config")
+    if isinstance(linear, dict) and isinstance(linear.get("full_attn_layers"), list):
+        full = keys.numbers("full_attn_layers", linear["full_attn_layers"])
+        return [i + 1 not in full for i in range(layers)], slides
+    return [False] * layers, slides
+
+
+def _slides(keys: _Keys, layers: int) -> list[bool]:
+    model_type = keys.data.get("model_type")
+    period = keys.data.get("sliding_window_pattern")
+    if isinstance(period, str) and period:  # one letter a layer, repeated
+        return [period[i % len(period)].upper() == "L" for i in range(layers)]
+    period = keys.whole("sliding_window_pattern", "_sliding_window_pattern")
+    if period is None and isinstance(model_type, str):
+        period = _PERIODS.get(model_type, 0 if model_type in _ALL_SLIDE else None)
+    if period is None:
+        return [False] * layers
+    return [period == 0 or i % period < period - 1 for i in range(layers)]
+
+
+def _state_bytes(keys: _Keys) -> int:
+    """The state of one gated-delta layer for one sequence: 16 bits for its convolution, 32 for
+    its memory. Other recurrent layers are not described well enough: 0."""
+    key_heads = keys.whole("linear_num_key_heads") or 0
+    key_dim = keys.whole("linear_key_head_dim") or 0
+    value_heads = keys.whole("linear_num_value_heads") or 0
+    value_dim = keys.whole("linear_value_head_dim") or 0
+    kernel = keys.whole("linear_conv_kernel_dim") or 0
+    width = 2 * key_heads * key_dim + value_heads * value_dim
+    return 2 * max(kernel - 1, 0) * width + 4 * value_heads * key_dim * value_dim

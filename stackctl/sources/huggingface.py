@@ -1,0 +1,269 @@
+"""Reads models in the layout of Hugging Face: config.json beside safetensors files.
+
+The folder is one the user names, or a snapshot in the local hub cache. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from stackctl.errors import StackctlError
+from stackctl.sources import hfconfig, hfquant
+from stackctl.sources.hfconfig import HfConfig
+from stackctl.sources.locate import absolute, real
+from stackctl.sources.safetensors import SafetensorsHeader, Tensor, read_safetensors
+from stackctl.values.model import Model, ModelFile
+
+LLAMA_CPP: Final = "llama.cpp: needs a GGUF"
+INDEX: Final = "model.safetensors.index.json"
+MAX_INDEX_BYTES: Final = 64 << 20
+MAX_INDEX_TENSORS: Final = 300_000
+_MAX_FILES: Final = 2_000
+_MAX_TOKENIZER_BYTES: Final = 16 << 20
+_SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
+_FILE: Final = re.compile(r"[^/\0]{1,200}\.safetensors")
+_EMBEDDINGS: Final = re.compile(
+    r"(?:.*\.)?(?:embed_tokens|embed_tokens_per_layer|wte|word_embeddings|tok_embeddings)\.weight"
+)
+_OUTPUTS: Final = re.compile(r"(?:.*\.)?(?:lm_head|embed_out)\.(?:weight|qweight|weight_packed)")
+# Parts that read images or sound: not part of generating a token of text.
+_SENSES: Final = re.compile(
+    r"(?:.*\.)?(?:vision_tower|vision_model|vision_encoder|visual|audio_tower|audio_encoder"
+    r"|multi_modal_projector|mm_projector)\..*"
+)
+_AGAIN: Final = "the download is incomplete or damaged: fetch the files again"
+
+
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str]
+
+
+def read_folder(text: str) -> Model:
+    """The model in a folder that the user names.
+
+    Raises:
+        StackctlError: the folder is missing, or its model is incomplete or damaged.
+    """
+    folder = absolute(text)
+    if not real(folder, "model folder").is_dir():
+        hint = f"give file:{folder}" if folder.suffix == ".gguf" else "give the folder it lies in"
+        raise StackctlError(f"{folder} is a file, not a folder", hint=hint)
+    return read_checkpoint(f"dir:{folder}", folder)
+
+
+def read_checkpoint(source: str, folder: Path) -> Model:
+    """The model in a folder with config.json and safetensors files.
+
+    Raises:
+        StackctlError: the model is incomplete or damaged.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        _refuse_folder(folder)
+    config = hfconfig.read_config(path)
+    quantization = hfquant.read_quantization(config.quantization, config.dtype, folder)
+    count = _Count(quantization.bits)
+    files = []
+    placed = _index(folder)
+    for name in _file_names(folder, placed):
+        header = read_safetensors(folder / name)
+        files.append(ModelFile(path=header.path, bytes=header.size))
+        count.add(header)
+        if placed is not None:
+            _check_index(header, placed.get(name, set()))
+    return _model(source, folder, config, quantization, count, tuple(files))
+
+
+class _Count:
+    """What the tensors of all files add up to."""
+
+    def __init__(self, bits: int) -> None:
+        self.bits = bits
+        self.names: set[str] = set()
+        self.parameters = self.bytes = 0
+        self.expert_parameters = self.expert_bytes = 0
+        self.embedding_parameters = self.embedding_bytes = 0
+        self.senses = 0
+        self.output = False
+        self.stored: Counter[str] = Counter()
+
+    def add(self, header: SafetensorsHeader) -> None:
+        for name, tensor in header.tensors.items():
+            if name in self.names:
+                raise StackctlError(
+                    f"{header.path} has tensor {name[:100]!r}, which another file has too",
+                    hint="the folder mixes two downloads: keep one",
+                )
+            self.names.add(name)
+            self._add(name, tensor)
+        if len(self.names) > MAX_INDEX_TENSORS:
+            raise StackctlError(f"the model has more than {MAX_INDEX_TENSORS} tensors")
+
+    def _add(self, name: str, tensor: Tensor) -> None:
+        held = hfquant.parameters(name, tensor, self.bits)
+        self.parameters += held
+        self.bytes += tensor.bytes
+        self.stored[tensor.dtype] += held
+        if ".experts." in name:
+            self.expert_parameters += held
+            self.expert_bytes += tensor.bytes
+        elif _SENSES.fullmatch(name):
+            self.senses += held
+        elif _EMBEDDINGS.fullmatch(name):
+            self.embedding_parameters += held
+            self.embedding_bytes += tensor.bytes
+        elif _OUTPUTS.fullmatch(name):
+            self.output = True
+
+
+def _model(
+    source: str,
+    folder: Path,
+    config: HfConfig,
+    quantization: hfquant.Quantization,
+    count: _Count,
+    files: tuple[ModelFile, ...],
+) -> Model:
+    active = count.parameters - count.senses
+    if count.output:
+        active -= count.embedding_parameters
+    experts, used = config.experts, config.experts_used
+    if experts and used and used <= experts:
+        active -= count.expert_parameters - count.expert_parameters * used // experts
+    return Model(
+        source=source,
+        format="safetensors",
+        name=_name(source, folder),
+        architecture=config.architecture,
+        parameters=count.parameters,
+        active_parameters=active,
+        quantization=quantization.label or hfquant.stored_label(count.stored),
+        quantization_method=quantization.method,
+        weights_bytes=count.bytes,
+        expert_bytes=count.expert_bytes or None,
+        embedding_bytes=count.embedding_bytes if count.output else 0,
+        layers=config.layers,
+        passes=config.passes,
+        context=config.context,
+        embedding=config.embedding,
+        feed_forward=config.feed_forward,
+        heads=config.heads,
+        vocabulary=config.vocabulary,
+        experts=experts,
+        experts_used=used,
+        kv=config.kv,
+        chat_template=_has_template(folder),
+        files=files,
+        unsupported=(LLAMA_CPP,),
+    )
+
+
+def _name(source: str, folder: Path) -> str:
+    name = source.split("@")[0].rsplit("/", 1)[-1] if source.startswith("hf:") else folder.name
+    return "".join(char if char.isprintable() else "?" for char in name)[:200]
+
+
+def _refuse_folder(folder: Path) -> None:
+    names = _names(folder)
+    ggufs = [name for name in names if name.endswith(".gguf")]
+    if ggufs:
+        raise StackctlError(
+            f"{folder} holds GGUF files and no config.json",
+            hint=f"give the file: file:{folder / ggufs[0]}",
+        )
+    shown = f"it has {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+    raise StackctlError(
+        f"{folder} has no config.json", hint=shown if names else "the folder is empty"
+    )
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(entry.name for entry in folder.iterdir())
+    except OSError as error:
+        raise StackctlError(f"cannot read {folder}: {error.strerror}") from None
+
+
+def _index(folder: Path) -> dict[str, set[str]] | None:
+    """The tensors that each file should have, by the index; None without one."""
+    path = folder / INDEX
+    if not path.exists():
+        return None
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_INDEX_BYTES + 1)
+    except OSError as error:
+        raise StackctlError(f"cannot read {path}: {error.strerror}") from None
+    # Four quotes an entry: counted first, so that no hostile text is turned into objects.
+    if len(raw) > MAX_INDEX_BYTES or raw.count(b'"') > 4 * MAX_INDEX_TENSORS:
+        raise StackctlError(f"{path} is larger than the index of any model")
+    try:
+        index = msgspec.json.decode(raw, type=_Index)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise StackctlError(f"{path} is not an index: {str(error)[:200]}", hint=_AGAIN) from None
+    placed: dict[str, set[str]] = {}
+    for tensor, name in index.weight_map.items():
+        if name not in placed and not _FILE.fullmatch(name):
+            raise StackctlError(f"{path} names {name[:100]!r}, which is no file beside it")
+        placed.setdefault(name, set()).add(tensor)
+    if not placed:
+        raise StackctlError(f"{path} lists no tensors", hint=_AGAIN)
+    return placed
+
+
+def _check_index(header: SafetensorsHeader, expected: set[str]) -> None:
+    missing = sorted(expected - header.tensors.keys())
+    if missing:
+        raise StackctlError(
+            f"{header.path} lacks {len(missing)} tensors that {INDEX} places in it",
+            hint="the file belongs to another download of this model: fetch it again",
+            details=[name[:100] for name in missing[:5]],
+        )
+
+
+def _file_names(folder: Path, placed: Mapping[str, set[str]] | None) -> Iterator[str]:
+    """The files of the model, all there."""
+    if placed is not None:
+        names = sorted(placed)
+    else:
+        names = [name for name in _names(folder) if name.endswith(".safetensors")]
+        # What Mistral adds holds the same weights again.
+        names = [name for name in names if name.startswith("model")] or names
+        shards = [match for name in names if (match := _SHARD.fullmatch(name))]
+        if shards:
+            stem, count = shards[0]["stem"], shards[0]["count"]
+            total = min(int(count), _MAX_FILES)
+            names = [f"{stem}-{number:05}-of-{count}.safetensors" for number in range(1, total + 1)]
+    if not names:
+        raise StackctlError(
+            f"{folder} has config.json and no safetensors files",
+            hint="weights as .bin or .pt are not supported: get the safetensors version",
+        )
+    if len(names) > _MAX_FILES:
+        raise StackctlError(f"{folder} has more than {_MAX_FILES} files of weights")
+    missing = [name for name in names if not (folder / name).exists()]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise StackctlError(
+            f"model is incomplete: {', '.join(missing[:3])}{more} of its {len(names)} files "
+            f"not found in {folder}",
+            hint="fetch the missing files; a link in the hub cache may lead nowhere",
+            details=missing[:20],
+        )
+    yield from names
+
+
+def _has_template(folder: Path) -> bool:
+    if any((folder / f"chat_template.{end}").is_file() for end in ("jinja", "json")):
+        return True
+    try:
+        with (folder / "tokenizer_config.json").open("rb") as file:
+            return b'"chat_template"' in file.read(_MAX_TOKENIZER_BYTES)
+    except OSError:
+        return False

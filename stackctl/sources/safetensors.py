@@ -1,0 +1,213 @@
+"""Reads the header of a safetensors file: which tensors it holds and how large they are.
+
+Format: eight bytes with the length of a JSON text, that text, then the data without gaps
+(README of huggingface/safetensors). The file is not trusted. The text is walked entry by entry
+instead of parsed as a whole, so that nothing is built from it that is not a tensor.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import stat
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+from stackctl.errors import StackctlError
+
+# The format allows 100 MB; 100,000 tensors need 15. This keeps hostile files below a second.
+MAX_HEADER_BYTES: Final = 32 << 20
+MAX_TENSORS: Final = 100_000
+MAX_NAME_BYTES: Final = 512
+MAX_DIMS: Final = 8
+MAX_SIZE: Final = 1 << 62
+BITS: Final[Mapping[str, int]] = MappingProxyType(
+    {"BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8}
+    | {"F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "F16": 16}
+    | {"BF16": 16, "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64}
+)
+_AGAIN: Final = "the download is incomplete or damaged: fetch the file again"
+_LFS: Final = b"version https://git-lfs"
+# Possessive repeats (*+) keep every match linear in the length of the text.
+_WS: Final = rb"[ \t\r\n]*+"
+_TEXT: Final = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_METADATA: Final = re.compile(
+    rb'WS"__metadata__"WS:WS\{WS(?:TEXTWS:WS(?:TEXT|null)WS(?:,WS)?+)*+\}WS([,}])'.replace(
+        b"TEXT", _TEXT
+    ).replace(b"WS", _WS),
+    re.DOTALL,
+)
+_NUMBERS: Final = rb"(?:\d{1,19}+WS(?:,WS)?+){0,32}+"
+_TENSOR: Final = re.compile(
+    (
+        rb'WS"([^"\\\x00-\x1f]*+)"WS:WS\{(?:WS(?:'
+        rb'"dtype"WS:WS"(?P<dtype>[A-Z0-9_]{1,16}+)"|'
+        rb'"shape"WS:WS\[WS(?P<shape>' + _NUMBERS + rb")\]|"
+        rb'"data_offsets"WS:WS\[WS(?P<start>\d{1,19}+)WS,WS(?P<end>\d{1,19}+)WS\]'
+        rb")WS(?:,|(?=\}))){3}\}WS([,}])"
+    ).replace(b"WS", _WS)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor: its type as the format names it, its shape and its size."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+
+    @property
+    def elements(self) -> int:
+        """Elements of the stored type; packed weights hold several parameters in one."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class SafetensorsHeader:
+    """The header of one file."""
+
+    path: str
+    size: int
+    tensors: Mapping[str, Tensor]
+
+
+def read_safetensors(path: str | Path) -> SafetensorsHeader:
+    """Read the header of a safetensors file and check it against the file's size.
+
+    Raises:
+        StackctlError: the file cannot be read, is no safetensors file, is damaged or truncated.
+    """
+    name = str(path)
+    try:
+        # O_NONBLOCK: opening a pipe must not wait for its writer.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:
+        raise _unreadable(name, error) from None
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise StackctlError(f"{name} is not a regular file")
+        size = status.st_size
+        raw, start = _header_text(name, fd, size)
+    except OSError as error:
+        raise _unreadable(name, error) from None
+    finally:
+        os.close(fd)
+    tensors, end = _tensors(name, raw)
+    if start + end != size:
+        what = "truncated" if start + end > size else "longer than it says"
+        raise StackctlError(
+            f"{name} is {what}: it has {size} bytes, its header describes {start + end}",
+            hint=_AGAIN,
+        )
+    return SafetensorsHeader(path=name, size=size, tensors=MappingProxyType(tensors))
+
+
+def _unreadable(name: str, error: OSError | ValueError) -> StackctlError:
+    return StackctlError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}")
+
+
+def _bad(name: str, what: str) -> StackctlError:
+    return StackctlError(f"{name} is not a valid safetensors file: {what}", hint=_AGAIN)
+
+
+def _header_text(name: str, fd: int, size: int) -> tuple[bytes, int]:
+    """The JSON text, and where the data begins."""
+    first = os.pread(fd, 32, 0)
+    if first.startswith(_LFS):
+        raise StackctlError(
+            f"{name} is a git-lfs pointer, not the file", hint="fetch the file (git lfs pull)"
+        )
+    if len(first) < 8:
+        raise StackctlError(f"{name} is truncated: it has {size} bytes", hint=_AGAIN)
+    length: int = struct.unpack_from("<Q", first)[0]
+    if first[8:9] not in (b"{", b"") or length > MAX_HEADER_BYTES:
+        raise _bad(name, f"its header would be {length} bytes of JSON")
+    if 8 + length > size:
+        raise StackctlError(
+            f"{name} is truncated: it has {size} bytes and ends inside its header", hint=_AGAIN
+        )
+    chunks = []
+    at, left = 8, length
+    while left:
+        chunk = os.pread(fd, left, at)
+        if not chunk:  # it shrank since its size was taken
+            raise StackctlError(f"{name} is truncated: it ends inside its header", hint=_AGAIN)
+        chunks.append(chunk)
+        at, left = at + len(chunk), left - len(chunk)
+    return b"".join(chunks), 8 + length
+
+
+def _tensors(name: str, raw: bytes) -> tuple[dict[str, Tensor], int]:
+    """The tensors by name, and where the data ends."""
+    found: dict[str, Tensor] = {}
+    places: list[tuple[int, int]] = []
+    at, more = 1, raw[1:].lstrip()[:1] != b"}"
+    if raw[:1] != b"{":
+        raise _bad(name, "its header is not a JSON object")
+    metadata = 0
+    while more:
+        match = _METADATA.match(raw, at)
+        if match:
+            metadata += 1
+            if metadata > 1:
+                raise _bad(name, "it has two blocks of metadata")
+        else:
+            match = _TENSOR.match(raw, at)
+            if match is None:
+                raise _bad(name, f"its header is not understood at byte {8 + at}")
+            label, tensor, start = _tensor(name, match)
+            if label in found:
+                raise _bad(name, f"tensor {label!r} is there twice")
+            found[label] = tensor
+            places.append((start, tensor.bytes))
+            if len(found) > MAX_TENSORS:
+                raise _bad(name, f"it has more than {MAX_TENSORS} tensors")
+        more = match[match.lastindex or 0] == b","
+        at = match.end()
+    rest = raw[at:] if found or metadata else raw[1:].lstrip()[1:]
+    if rest.strip(b" \t\r\n\0"):
+        raise _bad(name, "there is text after the end of its header")
+    end = 0
+    for start, size in sorted(places):
+        if start != end:
+            raise _bad(name, f"the data of its tensors has a gap or overlaps at offset {start}")
+        end = start + size
+    return found, end
+
+
+def _tensor(name: str, match: re.Match[bytes]) -> tuple[str, Tensor, int]:
+    """Name, type and place of the tensor that an entry describes."""
+    if len(match[1]) > MAX_NAME_BYTES:
+        raise _bad(name, f"the name of a tensor is {len(match[1])} bytes long")
+    label = match[1].decode("utf-8", "replace")
+    dtype, shape_text, start_text = match["dtype"], match["shape"], match["start"]
+    if dtype is None or shape_text is None or start_text is None:
+        raise _bad(name, f"tensor {label!r} does not have a type, a shape and a place")
+    kind = dtype.decode()
+    if kind not in BITS:
+        raise StackctlError(
+            f"{name} has tensor {label!r} of the unknown type {kind}",
+            hint="the file is damaged, or made with a newer version of the format",
+        )
+    numbers = shape_text.split(b",") if shape_text.strip() else []
+    if len(numbers) > MAX_DIMS:
+        raise _bad(name, f"tensor {label!r} has {len(numbers)} dimensions")
+    try:
+        shape = tuple(int(number) for number in numbers)
+    except ValueError:
+        raise _bad(name, f"tensor {label!r} has a shape that is not understood") from None
+    start, end = int(start_text), int(match["end"])
+    bits = math.prod(shape) * BITS[kind]
+    if bits > MAX_SIZE or end > MAX_SIZE or bits % 8 or end - start != bits // 8:
+        raise _bad(
+            name,
+            f"tensor {label!r} of type {kind} and shape {list(shape)} lies at {start} to {end}",
+        )
+    return label, Tensor(kind, shape, bits // 8), start
