@@ -219,7 +219,9 @@ def test_recurrent_layers_have_a_state(tmp_path: Path) -> None:
     assert (kv.kind, kv.state_bytes) == ("hybrid", 3 * state)
     kv = layout(tmp_path, "falcon-h1", **ssm)
     assert (kv.kind, kv.kv_heads, kv.state_bytes) == ("gqa", (2,) * 4, 4 * state)
-    kv = layout(tmp_path, "mamba2", attention__head_count=None, attention__head_count_kv=None, **ssm)
+    kv = layout(
+        tmp_path, "mamba2", attention__head_count=None, attention__head_count_kv=None, **ssm
+    )
     assert (kv.kind, kv.kv_heads, kv.state_bytes) == ("hybrid", (0,) * 4, 4 * state)
 
 

@@ -1,0 +1,149 @@
+"""The shipped catalogue: facts of known models, so that a plan needs no download.
+
+Every number in catalogue.yaml names its source, and says when it was derived rather than read.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from pathlib import Path
+from typing import Final, Literal
+
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.sources import strictyaml
+from stackctl.sources.ggufmodel import VLLM
+from stackctl.sources.huggingface import LLAMA_CPP
+from stackctl.values.base import Value, convert
+from stackctl.values.model import KvLayout, Model
+
+_FILE: Final = Path(__file__).with_name("catalogue.yaml")
+
+
+class Source(Value, frozen=True, kw_only=True):
+    """Where some numbers of an entry come from."""
+
+    of: tuple[str, ...]
+    text: str
+    derived: bool = False
+
+
+class Kv(Value, frozen=True, kw_only=True):
+    """A cache that is the same in all layers, but for every ``full_every``-th with a window."""
+
+    kind: Literal["gqa", "mla"] = "gqa"
+    heads: int
+    key_dim: int
+    value_dim: int
+    sliding_window: int | None = None
+    full_every: int | None = None
+
+
+class Entry(Value, frozen=True, kw_only=True):
+    """One model, as the file has it; the fields are those of Model."""
+
+    name: str
+    repo: str | None = None
+    format: Literal["gguf", "safetensors"]
+    architecture: str
+    quantization: str
+    quantization_method: str
+    parameters: int
+    active_parameters: int
+    weights_bytes: int
+    expert_bytes: int | None = None
+    embedding_bytes: int
+    layers: int
+    passes: int = 1
+    context: int
+    embedding: int
+    feed_forward: int
+    heads: int
+    vocabulary: int
+    experts: int | None = None
+    experts_used: int | None = None
+    kv: Kv
+    sources: tuple[Source, ...]
+
+
+class _File(Value, frozen=True, kw_only=True):
+    models: dict[str, Entry]
+
+
+@functools.cache
+def entries() -> dict[str, Entry]:
+    """All entries by their id, in the order of the file."""
+    try:
+        text = _FILE.read_text(encoding="utf-8")
+    except OSError as error:
+        raise StackctlError(
+            f"this installation has no catalogue: {error}", hint="reinstall stackctl-inference"
+        ) from None
+    return convert(strictyaml.load(text, where=_FILE.name).data, _File, where=_FILE.name).models
+
+
+def read_entry(name: str) -> Model:
+    """The facts of one entry. Raises StackctlError (exit 4) with what is near."""
+    known = entries()
+    if name in known:
+        return _model(name, known[name])
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    raise StackctlError(
+        f"the catalogue has no model {name!r}",
+        hint=f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(known)}",
+        exit_code=ExitCode.NOT_FOUND,
+    )
+
+
+def find_repo(repo: str, quantization: str | None) -> Model | None:
+    """The facts of a hub repository, when one entry is meant and no other."""
+    found = [
+        name
+        for name, entry in entries().items()
+        if (entry.repo or "").lower() == repo.lower()
+        and (quantization is None or entry.quantization.lower() == quantization.lower())
+    ]
+    return _model(found[0], entries()[found[0]]) if len(found) == 1 else None
+
+
+def _model(name: str, entry: Entry) -> Model:
+    notes = "; ".join(f"{'derived: ' if s.derived else ''}{s.text}" for s in entry.sources)
+    kv = entry.kv
+    slides = [bool(kv.full_every and (i + 1) % kv.full_every) for i in range(entry.layers)]
+    unsupported = [VLLM] if entry.format == "gguf" else [LLAMA_CPP]
+    if entry.format == "gguf" and entry.passes > 1:
+        unsupported.insert(0, "llama.cpp: a Loop variant; use the variant without Loop, or vLLM")
+    return Model(
+        source=f"catalogue:{name}",
+        format=entry.format,
+        facts=f"catalogue: {notes}",
+        name=entry.name,
+        architecture=entry.architecture,
+        parameters=entry.parameters,
+        active_parameters=entry.active_parameters,
+        quantization=entry.quantization,
+        quantization_method=entry.quantization_method,
+        weights_bytes=entry.weights_bytes,
+        expert_bytes=entry.expert_bytes,
+        embedding_bytes=entry.embedding_bytes,
+        layers=entry.layers,
+        passes=entry.passes,
+        context=entry.context,
+        embedding=entry.embedding,
+        feed_forward=entry.feed_forward,
+        heads=entry.heads,
+        vocabulary=entry.vocabulary,
+        experts=entry.experts,
+        experts_used=entry.experts_used,
+        kv=KvLayout(
+            kind=kv.kind,
+            kv_heads=(kv.heads,) * entry.layers,
+            key_dim=kv.key_dim,
+            value_dim=kv.value_dim,
+            sliding_window=kv.sliding_window,
+            sliding_layers=sum(slides),
+            sliding=tuple(slides) if any(slides) else (),
+        ),
+        chat_template=True,
+        unsupported=tuple(unsupported),
+    )

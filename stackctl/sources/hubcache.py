@@ -1,0 +1,140 @@
+"""Finds a model of the Hugging Face hub in the local cache, or its facts in the catalogue."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.sources import catalogue
+from stackctl.sources.ggufmodel import read_gguf
+from stackctl.sources.huggingface import read_checkpoint
+from stackctl.values.model import Model
+
+_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}"
+_SOURCE: Final = re.compile(
+    rf"(?P<repo>{_NAME}/{_NAME})(?:@(?P<revision>[A-Za-z0-9][A-Za-z0-9_./-]{{0,99}}))?"
+    r"(?::(?P<quant>[A-Za-z0-9][A-Za-z0-9_.-]{0,39}))?"
+)
+_COMMIT: Final = re.compile(r"[0-9a-f]{7,64}")
+_LATER_SHARD: Final = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf")
+_MOST_FILES: Final = 5_000
+
+
+@dataclass(frozen=True, slots=True)
+class HubSource:
+    """``ORG/REPO[@REV][:QUANT]``, taken apart."""
+
+    repo: str
+    revision: str | None
+    quant: str | None
+
+
+def parse_hub_source(text: str) -> HubSource:
+    """Take a source apart. Raises StackctlError (exit 2) when it is written differently."""
+    match = _SOURCE.fullmatch(text)
+    if match is None or ".." in text:
+        raise StackctlError(
+            f"model source hf:{text} is not understood",
+            hint="write hf:ORG/REPO, hf:ORG/REPO@REVISION or hf:ORG/REPO:QUANT",
+            exit_code=ExitCode.USAGE,
+        )
+    return HubSource(match["repo"], match["revision"], match["quant"])
+
+
+def cache_folder() -> Path:
+    """Where the hub's own tools keep their downloads."""
+    if folder := os.environ.get("HF_HUB_CACHE"):
+        return Path(folder).expanduser().absolute()
+    home = os.environ.get("HF_HOME")
+    if not home:
+        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        home = f"{base}/huggingface"
+    return Path(home).expanduser().absolute() / "hub"
+
+
+def read_hub(text: str) -> Model:
+    """The model of a repository: from the cache, else its facts from the catalogue.
+
+    Raises:
+        StackctlError: exit 2 for a source that is not understood; 1 when the model is neither in
+            the cache nor in the catalogue, or is damaged.
+    """
+    source = parse_hub_source(text)
+    try:
+        folder = _snapshot(source)
+    except (OSError, RuntimeError) as error:
+        raise StackctlError(f"cannot look into the hub cache: {error}") from None
+    if folder is None:
+        return _from_catalogue(text, source)
+    if source.quant is None and (folder / "config.json").exists() and _has_weights(folder):
+        return read_checkpoint(f"hf:{text}", folder)
+    model = read_gguf(str(_gguf(folder, source)))
+    return msgspec.structs.replace(model, source=f"hf:{text}")
+
+
+def _snapshot(source: HubSource) -> Path | None:
+    repo = cache_folder() / f"models--{source.repo.replace('/', '--')}"
+    revision = source.revision or "main"
+    named = repo / "refs" / revision
+    if named.is_file():
+        with named.open("rb") as file:
+            commit = file.read(100).decode("ascii", "replace").strip()
+        if not _COMMIT.fullmatch(commit):
+            raise StackctlError(f"{named} does not hold a commit", hint="fetch the model again")
+        revision = commit
+    elif not _COMMIT.fullmatch(revision):
+        return None
+    folder = repo / "snapshots" / revision
+    return folder if folder.is_dir() else None
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(folder.glob("*.safetensors")) or any(folder.glob("*.safetensors.index.json"))
+
+
+def _gguf(folder: Path, source: HubSource) -> Path:
+    """The one GGUF file of a snapshot that has the wanted quantisation."""
+    found = []
+    for number, path in enumerate(folder.glob("**/*.gguf")):
+        if number > _MOST_FILES:
+            break
+        if not _LATER_SHARD.search(path.name) and "mmproj" not in path.name.lower():
+            found.append(path)
+    names = sorted(str(path.relative_to(folder)) for path in found)
+    if source.quant:
+        wanted = re.compile(rf"(?i)(?:.*[-_./])?{re.escape(source.quant)}(?:[-./].*)?")
+        names = [name for name in names if wanted.fullmatch(name)]
+    if len(names) == 1:
+        return folder / names[0]
+    there = sorted(str(path.relative_to(folder)) for path in found)
+    shown = f"it has {', '.join(there[:6])}{', ...' if len(there) > 6 else ''}"
+    if source.quant and not names:
+        raise StackctlError(
+            f"the cached {source.repo} has no GGUF file of {source.quant}",
+            hint=shown if there else f"{folder} holds no GGUF files",
+        )
+    if not names:
+        raise StackctlError(
+            f"the cached {source.repo} holds no model: neither safetensors nor GGUF files",
+            hint=f"fetch all its files again; they would lie in {folder}",
+        )
+    raise StackctlError(
+        f"the cached {source.repo} has {len(names)} GGUF files",
+        hint=f"say which: hf:{source.repo}:Q4_K_M; {shown}",
+    )
+
+
+def _from_catalogue(text: str, source: HubSource) -> Model:
+    model = catalogue.find_repo(source.repo, source.quant)
+    if model is not None:
+        return msgspec.structs.replace(model, source=f"hf:{text}")
+    raise StackctlError(
+        f"{source.repo} is not in the local hub cache ({cache_folder()})",
+        hint="put it there with your own tool, or give dir:PATH or file:PATH",
+    )
