@@ -62,6 +62,7 @@ class Entry(Value, frozen=True, kw_only=True):
     vocabulary: int
     experts: int | None = None
     experts_used: int | None = None
+    chat_template: bool = True
     kv: Kv
     sources: tuple[Source, ...]
 
@@ -144,6 +145,6 @@ def _model(name: str, entry: Entry) -> Model:
             sliding_layers=sum(slides),
             sliding=tuple(slides) if any(slides) else (),
         ),
-        chat_template=True,
+        chat_template=entry.chat_template,
         unsupported=tuple(unsupported),
     )

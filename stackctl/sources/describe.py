@@ -70,7 +70,8 @@ def _kv(kv: KvLayout | None) -> list[tuple[str, str]]:
         text = f"MLA, one latent of {kv.key_dim} in {cached} layers"
     else:
         dims = str(kv.key_dim) if kv.key_dim == kv.value_dim else f"{kv.key_dim}/{kv.value_dim}"
-        text = f"GQA, {' or '.join(map(str, heads))} heads of {dims} in {cached} layers"
+        word = "head" if heads == [1] else "heads"
+        text = f"GQA, {' or '.join(map(str, heads))} {word} of {dims} in {cached} layers"
     rows = [("KV cache", text)]
     if cached:
         rows.append(("", _kv_bytes(kv)))
