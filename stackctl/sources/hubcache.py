@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.sources import catalogue
+from stackctl.sources.catalogue import find_repo
 from stackctl.sources.ggufmodel import read_gguf
 from stackctl.sources.huggingface import read_checkpoint
 from stackctl.values.model import Model
@@ -131,7 +131,7 @@ def _gguf(folder: Path, source: HubSource) -> Path:
 
 
 def _from_catalogue(text: str, source: HubSource) -> Model:
-    model = catalogue.find_repo(source.repo, source.quant)
+    model = find_repo(source.repo, source.quant)
     if model is not None:
         return msgspec.structs.replace(model, source=f"hf:{text}")
     raise StackctlError(
