@@ -42,6 +42,9 @@ class Written:
     siblings_file: str = "core_cpus_list"
     flags: str = X86_FLAGS
     cpuinfo: str | None = None
+    #: CPU lists of the dies; masks beside the lists, as the kernel writes them.
+    dies: Sequence[str] = ()
+    masks: bool = False
     more: dict[str, str] = field(default_factory=dict)
 
     def files(self) -> dict[str, str]:
@@ -54,6 +57,14 @@ class Written:
         def listed(text: str) -> str:
             return format_cpulist(set(parse_cpulist(text)) & online) + "\n"
 
+        def share(folder: str, name: str, text: str, *, mask: str | None = None) -> None:
+            out[f"{folder}/{name}"] = listed(text)
+            if self.masks:
+                bits = sum(1 << number for number in set(parse_cpulist(text)) & online)
+                words = f"{bits:0{max(1, -(-bits.bit_length() // 32)) * 8}x}"
+                groups = [words[at : at + 8] for at in range(0, len(words), 8)]
+                out[f"{folder}/{mask or name.removesuffix('_list')}"] = ",".join(groups) + "\n"
+
         if every:
             out[f"{cpu}/online"] = format_cpulist(online) + "\n"
         for number in every:
@@ -61,24 +72,36 @@ class Written:
         for core_id, core in enumerate(self.cores):
             for number in set(parse_cpulist(core)) & online:
                 topology = f"{cpu}/cpu{number}/topology"
-                out[f"{topology}/{self.siblings_file}"] = listed(core)
+                share(topology, self.siblings_file, core)
                 # Repeats over sockets and dies, as it does on real machines.
                 out[f"{topology}/core_id"] = f"{core_id % 4}\n"
         for package, cpus in enumerate(self.sockets):
             for number in set(parse_cpulist(cpus)) & online:
-                out[f"{cpu}/cpu{number}/topology/physical_package_id"] = f"{package}\n"
+                topology = f"{cpu}/cpu{number}/topology"
+                out[f"{topology}/physical_package_id"] = f"{package}\n"
+                if self.masks:
+                    new = self.siblings_file == "core_cpus_list"
+                    share(topology, "package_cpus_list" if new else "core_siblings_list", cpus)
+        for die, cpus in enumerate(self.dies):
+            for number in set(parse_cpulist(cpus)) & online:
+                out[f"{cpu}/cpu{number}/topology/die_id"] = f"{die}\n"
+                share(f"{cpu}/cpu{number}/topology", "die_cpus_list", cpus)
         for cpus, size, number_of in self.l3:
             for number in set(parse_cpulist(cpus)) & online:
                 for index, level in ((0, 1), (3, 3)):
                     cache = f"{cpu}/cpu{number}/cache/index{index}"
                     out[f"{cache}/level"] = f"{level}\n"
+                    out[f"{cache}/type"] = "Unified\n" if level == 3 else "Data\n"
                 out[f"{cache}/size"] = size + "\n"
-                out[f"{cache}/shared_cpu_list"] = listed(cpus)
+                share(cache, "shared_cpu_list", cpus, mask="shared_cpu_map")
                 if number_of is not None:
                     out[f"{cache}/id"] = f"{number_of}\n"
+        if self.masks and self.nodes:
+            numbers = format_cpulist(node for node, _, _ in self.nodes)
+            out["sys/devices/system/node/online"] = numbers + "\n"
         for place, (node, cpus, kib) in enumerate(self.nodes):
             folder = f"sys/devices/system/node/node{node}"
-            out[f"{folder}/cpulist"] = listed(cpus)
+            share(folder, "cpulist", cpus, mask="cpumap")
             out[f"{folder}/meminfo"] = (
                 f"Node {node} MemTotal:  {kib} kB\nNode {node} MemFree: 1 kB\n"
             )
