@@ -10,6 +10,7 @@ from stackctl.deploy.context import Context
 from stackctl.engines import engine as find_engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import podman
+from stackctl.plan.roofline import prefill_operations
 from stackctl.plan.solve import Known, solve
 from stackctl.probe import probe
 from stackctl.sources.models import read_model
@@ -99,17 +100,13 @@ def calibration_of(
     }
     if set(speeds) != {"prompt", "generation"} or min(speeds.values()) <= 0:
         raise StackctlError(f"{_BENCH} printed no speeds for prompt and generation")
-    head = (model.vocabulary or 0) * (model.embedding or 0)
-    parameters = max(1, (model.active_parameters or model.parameters) - head)
     return Calibration(
         engine=engine,
         quantization=model.quantization or "unknown",
         threads=threads,
         moe=bool(model.experts),
         decode_bytes_s=speeds["generation"] * model.active_bytes * model.passes,
-        prefill_flops=speeds["prompt"]
-        * (2.0 * parameters + 2.0 * model.layers * (model.embedding or 0) * PROMPT_TOKENS)
-        * model.passes,
+        prefill_flops=speeds["prompt"] * prefill_operations(model, PROMPT_TOKENS),
         decode_tok_s=speeds["generation"],
         prefill_tok_s=speeds["prompt"],
         model=model.name or model.source,

@@ -233,8 +233,8 @@ def _policy(
         if gpus:
             return "default", "the model lies on the GPU"
         reason = (
-            f"pages spread over {len(nodes)} nodes: the bandwidth of all of them (pages of the model "
-            "that are cached already stay where they are)"
+            f"pages spread over {len(nodes)} nodes: the bandwidth of all of them (pages of the "
+            "model that are cached already stay where they are)"
         )
         return "interleave", reason
     return "default", "one NUMA node" if len(host.cpu.numa) == 1 else "NUMA nodes unknown"

@@ -77,7 +77,9 @@ def measure_bandwidth(
 
 def _one_of_each_core(cpu: Cpu) -> list[int]:
     allowed = cpu_set(cpu.allowed or cpu.online or "") & os.sched_getaffinity(0)
-    cores = [cpu_set(core) & allowed for core in cpu.siblings] or [frozenset({one}) for one in allowed]
+    cores = [cpu_set(core) & allowed for core in cpu.siblings] or [
+        frozenset({one}) for one in allowed
+    ]
     return sorted(min(core) for core in cores if core)
 
 

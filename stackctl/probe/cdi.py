@@ -138,10 +138,10 @@ def _too_new(version: Any, edits: list[dict[str, Any]], podman: str | None) -> s
 
 def _missing(reader: Reader, edits: list[dict[str, Any]]) -> str | None:
     """The first file that a container would be given and that is not there."""
-    recorded = {"deviceNodes": "/dev", "mounts": "/usr"}
-    for key, folder in recorded.items():
-        if not reader.machine.live and not reader.exists(folder):
-            continue
+    for key in ("deviceNodes", "mounts"):
+        if not reader.machine.live:
+            # A recording holds some of the machine's files: what it lacks may have been there.
+            break
         nodes = (node for edit in edits for node in _items(edit.get(key)))
         seen: set[str] = set()
         for node in islice(nodes, _MOST_ITEMS):
