@@ -431,7 +431,7 @@ def sane(host: Host) -> None:
     if cpu.cores is not None:
         assert len(cpu.siblings) == cpu.cores
         assert {c for core in cpu.siblings for c in parse_cpulist(core)} == online
-    for number in (cpu.sockets, cpu.cores, cpu.threads, cpu.threads_per_core):
+    for number in (cpu.sockets, cpu.dies, cpu.cores, cpu.threads, cpu.threads_per_core):
         assert number is None or number > 0
     for word in (cpu.model, cpu.online, cpu.allowed, cpu.governor, host.tools.kernel):
         assert word is None or (word.isprintable() and word.strip() == word != "")
@@ -447,6 +447,8 @@ FUZZED = Written(
     nodes=[(0, "0-3", 16777216), (1, "", 16777216)],
     smt="1",
     governors=["performance"] * 4,
+    dies=["0-3"],
+    masks=True,
     more={
         "etc/os-release": 'ID=debian\nVERSION_ID="13"\nPRETTY_NAME="Debian 13 (trixie)"\n',
         "etc/passwd": "root:x:0:0::/root:/bin/sh\nsam:x:1000:1000::/home/sam:/bin/sh\n",
@@ -470,6 +472,25 @@ FUZZED = Written(
         "sys/bus/pci/devices/0000:c1:00.0/vendor": "0x10de\n",
         "sys/bus/pci/devices/0000:c1:00.0/class": "0x030200\n",
         "sys/bus/pci/devices/0000:c1:00.0/numa_node": "0\n",
+        "sys/bus/pci/devices/0000:c1:00.0/device": "0x2bb4\n",
+        "sys/bus/pci/devices/0000:c1:00.0/max_link_speed": "32.0 GT/s PCIe\n",
+        "sys/bus/pci/devices/0000:c1:00.0/current_link_width": "16\n",
+        "proc/driver/nvidia/gpus/0000:c1:00.0/information": "Model: \t NVIDIA X\n",
+        "proc/driver/nvidia/gpus/0000:c1:00.0/numa_status": "Node: \t -1\n",
+        "nvml.json": '{"devices": [{"name": "NVIDIA X", "pci": "00000000:C1:00.0"}]}',
+        "etc/cdi/n.yaml": "cdiVersion: 0.5.0\nkind: nvidia.com/gpu\ndevices: [{name: '0'}]\n",
+        "proc/mounts": "cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n",
+        "proc/self/cpuset": "/user.slice/a.service\n",
+        "sys/fs/cgroup/user.slice/a.service/cpu.max": "200000 100000\n",
+        "sys/fs/cgroup/user.slice/a.service/cpuset.cpus.effective": "0-3\n",
+        "sys/devices/cpu_core/cpus": "0,2\n",
+        "sys/devices/cpu_atom/cpus": "1,3\n",
+        "sys/devices/system/cpu/cpu0/cpu_capacity": "1024\n",
+        "sys/devices/system/cpu/amd_pstate/status": "active\n",
+        "sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages": "4\n",
+        "sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages": "4\n",
+        "proc/sys/kernel/numa_balancing": "1\n",
+        "proc/sys/vm/swappiness": "60\n",
         "run/systemd/system/x": "",
         "var/lib/systemd/linger/sam": "",
         "commands.json": '{"podman --version": "podman version 5.4.2", '
@@ -484,7 +505,9 @@ _MOST_DAMAGING = (
     "18446744073709551616K",
     "Uid:\t0\t0\nCapBnd:\tzz\nCpus_allowed_list:\t9-\n", "processor: 0\nprocessor: 0\nflags: avx\n",
     "processor : 77777\nphysical id : 0\ncore id : 0\n" * 50, "\x1b[31mred\u202e",
-    "Node 0 MemTotal: 0 kB",
+    "Node 0 MemTotal: 0 kB", "ffffffff,ffffffff\n", "0" * 5000, "f" * 5000, "ffffffff," * 3000,
+    "{}", "[" * 3000, '{"devices": [{"pci": "../x", "memory_clock_mhz": 1}]}', "Node: 0\n",
+    "- - - -\n" * 500, "a b c d\n" * 9000, "0 0", "-1 -1",
 )  # fmt: skip
 
 
@@ -537,3 +560,5 @@ def test_the_machine_that_is_damaged_above_is_whole(fuzzed: Path) -> None:
     assert host.limits.memlock_bytes == 8 * 2**20
     assert (host.tools.podman, host.tools.linger, host.tools.cgroup_version) == ("5.4.2", True, 2)
     assert host.gpus[0].pci == "0000:c1:00.0"
+    assert host.gpus[0].cdi == "nvidia.com/gpu=0"
+    assert (host.cpu.dies, len(host.cpu.kinds), host.cpu.quota_cpus) == (1, 2, 2.0)
