@@ -1,29 +1,23 @@
 """What on a host stands in the way of a stack: judged from a Host alone, with the fix of each.
 
-The kinds of severity: ``fail`` keeps a stack from starting as planned, ``warn`` makes it slower or
+``fail`` keeps a stack from starting as planned, ``warn`` makes it slower or
 less dependable, ``info`` is worth knowing, ``skip`` could not be seen.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from stackctl.probe.doctor_gpu import gpu_findings, numbers
 from stackctl.quantity import format_bytes
 from stackctl.values.cpulist import parse_cpulist
-from stackctl.values.host import UNLIMITED, Gpu, Host, Problem
+from stackctl.values.host import UNLIMITED, Host, Problem
 from stackctl.values.result import Result, Status
 
 _ORDER: tuple[Status, ...] = ("fail", "warn", "info", "skip", "ok")
 _OLDEST_PODMAN = (4, 4)
-#: What images with CUDA 13 need, and the first GPUs that compute in nvfp4.
-_OLDEST_DRIVER, _CUDA = 580, "13"
-_NVFP4_SINCE = (10, 0)
-#: Less free than this part of a GPU: something else holds it.
-_FREE_ENOUGH = 0.9
 _HIGH_SWAPPINESS = 30
-_GENERATE = "sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
 
 
 @dataclass(frozen=True)
@@ -52,8 +46,8 @@ def findings(
     """
     needs = Needs(memlock_bytes, needs_cpuset, needs_gpu)
     checks: tuple[Callable[[Host, Needs], Iterator[Result]], ...] = (
-        _podman, _quadlet, _systemd, _cgroup, _gpus, _driver, _capability, _cdi, _memlock, _cpuset,
-        _linger, _gpu_memory, _selinux, _limits, _governor, _numa_balancing, _hugepages, _swap,
+        _podman, _quadlet, _systemd, _cgroup, _gpu, _memlock, _cpuset,
+        _linger, _limits, _governor, _numa_balancing, _hugepages, _swap,
     )  # fmt: skip
     found = [result for check in checks for result in check(host, needs)]
     # A problem of the probe that no check spoke of must not get lost.
@@ -86,8 +80,9 @@ def _unseen(name: str, expected: str) -> Result:
     return Result(name=name, status="skip", expected=expected, actual="unknown")
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"[0-9]{1,6}", version)[:2])
+def _gpu(host: Host, needs: Needs) -> Iterator[Result]:
+    if needs.gpu:
+        yield from gpu_findings(host)
 
 
 def _podman(host: Host, _needs: Needs) -> Iterator[Result]:
@@ -99,7 +94,7 @@ def _podman(host: Host, _needs: Needs) -> Iterator[Result]:
     elif version is None:
         yield _unseen("podman", expected)
     else:
-        old = _numbers(version) < _OLDEST_PODMAN
+        old = numbers(version) < _OLDEST_PODMAN
         yield Result(
             name="podman", status="fail" if old else "ok", expected=expected, actual=version,
             remedy="upgrade to Debian 13, Ubuntu 24.04 or newer" if old else None,
@@ -154,7 +149,7 @@ def _cgroup(host: Host, _needs: Needs) -> Iterator[Result]:
 
 
 def _linger(host: Host, _needs: Needs) -> Iterator[Result]:
-    if host.scope != "user" or host.tools.linger is None:
+    if host.scope != "user" or host.tools.linger is None or host.tools.systemd_running is False:
         return
     problem = _problem(host, "user services end")
     yield Result(
@@ -202,7 +197,8 @@ def _memlock(host: Host, needs: Needs) -> Iterator[Result]:
 
 def _cpuset(host: Host, needs: Needs) -> Iterator[Result]:
     nodes = len(host.cpu.numa)
-    if not needs.cpuset and nodes < 2:
+    if (not needs.cpuset and nodes < 2) or host.tools.cgroup_version == 1:
+        # Version 1 is a finding of its own, and delegates nothing that Quadlet could use.
         return
     expected = "services can be bound to CPUs and NUMA nodes (cpuset)"
     if host.tools.cgroup_version is None and not host.tools.cgroup_controllers:
@@ -315,141 +311,3 @@ def _limits(host: Host, _needs: Needs) -> Iterator[Result]:
             actual=f"a cgroup grants {format_bytes(limit)}",
             remedy=f"{outside} (MemoryMax=, podman --memory)",
         )  # fmt: skip
-
-
-# GPUs
-
-
-def _nvidia(host: Host) -> tuple[Gpu, ...]:
-    return tuple(gpu for gpu in host.gpus if gpu.driver or (gpu.name or "").startswith("NVIDIA"))
-
-
-def _gpus(host: Host, needs: Needs) -> Iterator[Result]:
-    if not needs.gpu:
-        return
-    names = ", ".join(gpu.name or f"a GPU at {gpu.pci}" for gpu in host.gpus)
-    yield Result(
-        name="gpu",
-        status="ok" if host.gpus else "fail",
-        expected="a GPU",
-        actual=names or "none on the PCI bus",
-        remedy=None
-        if host.gpus
-        else "in a virtual machine pass the GPU through; else look with: lspci -nn -d 10de:",
-    )
-
-
-def _driver(host: Host, needs: Needs) -> Iterator[Result]:
-    if not needs.gpu or not host.gpus:
-        return
-    expected = f"NVIDIA driver {_OLDEST_DRIVER} or newer (images with CUDA {_CUDA})"
-    version = next((gpu.driver for gpu in host.gpus if gpu.driver), None)
-    good = version is not None and _numbers(version)[:1] >= (_OLDEST_DRIVER,)
-    ubuntu = (host.tools.os or "").startswith("Ubuntu")
-    yield Result(
-        name="gpu-driver",
-        status="ok" if good else "fail",
-        expected=expected,
-        actual=version or "no driver is loaded",
-        remedy=None
-        if good
-        else f"sudo apt-get install nvidia-driver-{_OLDEST_DRIVER}-server-open && sudo reboot"
-        if ubuntu
-        else f"install NVIDIA's driver {_OLDEST_DRIVER} or newer, open kernel modules, and reboot",
-    )
-
-
-def _capability(host: Host, needs: Needs) -> Iterator[Result]:
-    known = [gpu for gpu in _nvidia(host) if gpu.compute_capability]
-    if not needs.gpu or not known:
-        return
-    weakest = min((gpu.compute_capability or "" for gpu in known), key=_numbers)
-    good = _numbers(weakest) >= _NVFP4_SINCE
-    yield Result(
-        name="gpu-nvfp4",
-        status="ok" if good else "warn",
-        expected="compute capability 10.0 or higher (12.0: RTX PRO 6000) computes in nvfp4",
-        actual=weakest,
-        remedy=None
-        if good
-        else "nvfp4 models run through Marlin, in 16 bits: choose an fp8, AWQ or GPTQ one",
-    )
-
-
-def _cdi(host: Host, needs: Needs) -> Iterator[Result]:
-    if not needs.gpu or not host.gpus:
-        return
-    expected = "a CDI file that this podman can use names the GPUs"
-    unnamed = [gpu for gpu in _nvidia(host) or host.gpus if gpu.cdi is None]
-    specs = [spec for spec in host.tools.cdi if spec.problem is None]
-    for spec in host.tools.cdi:
-        if spec.problem is not None:
-            fixed = re.search(r"generate it again|does not exist|cannot be parsed", spec.problem)
-            yield Result(
-                name="cdi", status="warn" if specs and not unnamed else "fail", expected=expected,
-                actual=f"{spec.path}: {spec.problem}",
-                evidence=f"podman {host.tools.podman}" if host.tools.podman else None,
-                remedy=_cdi_remedy(spec.path, spec.problem) if not fixed else _GENERATE,
-            )  # fmt: skip
-    if not host.tools.cdi:
-        yield Result(
-            name="cdi", status="fail", expected=expected,
-            actual="no file in /etc/cdi or /run/cdi", remedy=_GENERATE,
-        )  # fmt: skip
-    elif specs and unnamed:
-        missing = ", ".join(gpu.uuid or gpu.name or str(gpu.index) for gpu in unnamed)
-        yield Result(
-            name="cdi", status="fail", expected=expected, actual=f"no device for {missing}",
-            evidence=" ".join(spec.path for spec in specs), remedy=_GENERATE,
-        )  # fmt: skip
-    elif specs:
-        names = " ".join(gpu.cdi for gpu in host.gpus if gpu.cdi)
-        yield Result(name="cdi", status="ok", expected=expected, actual=names)
-
-
-def _cdi_remedy(path: str, problem: str) -> str:
-    if "additionalGids" in problem:
-        if path.endswith(".json"):
-            return "upgrade podman to 5, or delete additionalGids from the file"
-        # Its numbers are the only list items in these files that are plain numbers.
-        return f"sudo sed -i '/additionalGids:/d; /^ *- [0-9][0-9]*$/d' {path}"
-    if "takes neither" in problem:
-        return f"sudo rm {path}"
-    return "upgrade podman to 5, or write the file with an older nvidia-container-toolkit"
-
-
-def _gpu_memory(host: Host, needs: Needs) -> Iterator[Result]:
-    for gpu in host.gpus if needs.gpu else ():
-        if gpu.memory_bytes is None or gpu.free_bytes is None:
-            continue
-        expected = f"{_FREE_ENOUGH:.0%} of GPU {gpu.index} is free"
-        actual = f"{format_bytes(gpu.free_bytes)} of {format_bytes(gpu.memory_bytes)}"
-        if gpu.free_bytes >= _FREE_ENOUGH * gpu.memory_bytes:
-            yield Result(name="gpu-memory", status="ok", expected=expected, actual=actual)
-            continue
-        holders = sorted(gpu.processes, key=lambda process: -(process.memory_bytes or 0))
-        named = "; ".join(
-            f"process {process.pid}"
-            + (f" ({process.command})" if process.command else "")
-            + (f" holds {format_bytes(process.memory_bytes)}" if process.memory_bytes else "")
-            for process in holders[:5]
-        )
-        yield Result(
-            name="gpu-memory", status="warn", expected=expected, actual=actual,
-            evidence=named or "the driver names no process that holds it",
-            remedy="stackctl down STACK if it is a stack of yours"
-            + (f", else: kill {holders[0].pid}" if holders else ", else see: nvidia-smi"),
-        )  # fmt: skip
-
-
-def _selinux(host: Host, needs: Needs) -> Iterator[Result]:
-    if not needs.gpu or host.tools.selinux != "enforcing":
-        return
-    yield Result(
-        name="selinux",
-        status="warn",
-        expected="containers may use devices (container_use_devices)",
-        actual="SELinux is enforcing",
-        evidence="the boolean is off unless it was set; see: getsebool container_use_devices",
-        remedy="sudo setsebool -P container_use_devices=true",
-    )
