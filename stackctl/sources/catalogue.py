@@ -68,6 +68,8 @@ class Entry(Value, frozen=True, kw_only=True):
 
 
 class _File(Value, frozen=True, kw_only=True):
+    """The whole file: entries by their id."""
+
     models: dict[str, Entry]
 
 

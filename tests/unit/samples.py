@@ -9,10 +9,22 @@ from typing import Any, Literal
 import msgspec
 
 from stackctl.engines import engine
-from stackctl.plan.solve import solve
+from stackctl.plan.solve import Known, solve
 from stackctl.resources import data_folder
+from stackctl.sources.catalogue import find_repo, read_entry
 from stackctl.sources.profiles import Overrides, Profiles
-from stackctl.values.host import L3, UNLIMITED, Cpu, Host, Limits, Memory, NumaNode, Tools
+from stackctl.values.host import (
+    L3,
+    UNLIMITED,
+    Bandwidth,
+    Cpu,
+    Gpu,
+    Host,
+    Limits,
+    Memory,
+    NumaNode,
+    Tools,
+)
 from stackctl.values.measured import EngineFacts, EngineOption
 from stackctl.values.model import KvLayout, Model, ModelFile
 from stackctl.values.plan import Plan
@@ -50,6 +62,9 @@ def machine(
     tools: Tools = SERVER,
     memlock: int | None = UNLIMITED,
     l3: Sequence[str] = (),
+    isa: Sequence[str] = (),
+    bandwidth: float | None = None,
+    gpus: Sequence[Gpu] = (),
 ) -> Host:
     """A machine from the CPU lists of its cores and nodes; nodes have equal memory."""
     per_core = len(cores[0].replace("-", ",").split(","))
@@ -68,6 +83,7 @@ def machine(
             online=online,
             allowed=allowed or online,
             siblings=tuple(cores),
+            isa=tuple(isa),
             smt=per_core > 1,
             l3=tuple(L3(id=n, bytes=32 * MIB, cpus=cpus) for n, cpus in enumerate(l3)),
             numa=tuple(
@@ -80,24 +96,56 @@ def machine(
                 for n, cpus in enumerate(nodes)
             ),
         ),
-        memory=Memory(total_bytes=memory, available_bytes=memory * 9 // 10),
+        memory=Memory(
+            total_bytes=memory,
+            available_bytes=memory * 9 // 10,
+            bandwidth_bytes_s=Bandwidth(theoretical=bandwidth),
+        ),
+        gpus=tuple(gpus),
         tools=tools,
         limits=Limits(memlock_bytes=memlock, nofile=524288),
     )
 
 
+#: Instruction sets that matter, of Zen 4 and 5.
+ISA = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni")
+#: As NVML reports the reference box's card.
+CARD = Gpu(
+    index=0,
+    name="NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition",
+    uuid="GPU-00000000-0000-4000-8000-000000000000",
+    memory_bytes=97887 * MIB,
+    compute_capability="12.0",
+    driver="580.95.05",
+    pci="0000:c1:00.0",
+    numa_node=0,
+    cdi="nvidia.com/gpu=0",
+    free_bytes=97000 * MIB,
+    bandwidth_bytes_s=1.79e12,
+    cuda="13.0",
+    power_limit_w=300,
+    pcie="gen5 x16",
+)
 EPYC_MODEL = "AMD EPYC 9175F 16-Core Processor"
 EPYC_MEMORY = 809_984_000_000
+#: Twelve channels of DDR5-6400.
+EPYC_BANDWIDTH = 614.4e9
 EPYC = machine(
+    isa=ISA,
+    bandwidth=EPYC_BANDWIDTH,
     model=EPYC_MODEL,
     cores=[str(n) for n in range(16)],
     nodes=["0-15"],
     l3=[str(n) for n in range(16)],
     memory=EPYC_MEMORY,
 )
+EPYC_GPU = msgspec.structs.replace(EPYC, gpus=(CARD,))
 HOSTS: Mapping[str, Host] = {
     "epyc-nps1": EPYC,
+    "epyc-gpu": EPYC_GPU,
     "epyc-smt": machine(
+        isa=ISA,
+        bandwidth=EPYC_BANDWIDTH,
         model=EPYC_MODEL,
         cores=[f"{n},{n + 16}" for n in range(16)],
         nodes=["0-31"],
@@ -105,6 +153,8 @@ HOSTS: Mapping[str, Host] = {
         memory=EPYC_MEMORY,
     ),
     "epyc-l3numa": machine(
+        isa=ISA,
+        bandwidth=EPYC_BANDWIDTH,
         model=EPYC_MODEL,
         cores=[str(n) for n in range(16)],
         nodes=[str(n) for n in range(16)],
@@ -112,6 +162,8 @@ HOSTS: Mapping[str, Host] = {
         memory=EPYC_MEMORY,
     ),
     "dual-nps4": machine(
+        isa=ISA,
+        bandwidth=2 * 12 * 8 * 4800e6,
         model="AMD EPYC 9654 96-Core Processor",
         sockets=2,
         cores=[str(n) for n in range(192)],
@@ -120,6 +172,8 @@ HOSTS: Mapping[str, Host] = {
         memory=1536 * GIB,
     ),
     "desktop": machine(
+        isa=ISA,
+        bandwidth=2 * 8 * 5200e6,
         model="AMD Ryzen 7 7700 8-Core Processor",
         cores=[f"{n},{n + 8}" for n in range(8)],
         nodes=["0-15"],
@@ -130,6 +184,7 @@ HOSTS: Mapping[str, Host] = {
         memlock=8 * MIB,
     ),
     "lab": machine(
+        isa=ISA,
         cores=["0", "1"],
         nodes=["0-1"],
         l3=["0-1"],
@@ -209,6 +264,18 @@ def profile(base: Profile = LATENCY, **changes: Any) -> Profile:
     return msgspec.structs.replace(base, **changes)
 
 
+def shipped_model(wish: Profile) -> Model:
+    """The model of a shipped profile, by the catalogue; those that name none get a usual one."""
+    kind, _, name = (wish.model or "").partition(":")
+    if kind == "catalogue":
+        return read_entry(name)
+    if kind == "hf":
+        found = find_repo(name, None)
+        assert found is not None, name
+        return msgspec.structs.replace(found, source=f"hf:{name}")
+    return GEMMA if wish.name in ("demo", "cpu") else IQUEST
+
+
 def plan(
     host: Host = EPYC,
     model: Model = IQUEST,
@@ -216,16 +283,10 @@ def plan(
     facts: EngineFacts | None = None,
     **more: Any,
 ) -> Plan:
-    """A plan of the default image."""
-    return solve(
-        host=host,
-        model=model,
-        profile=wish,
-        image=IMAGE,
-        image_reason="test",
-        facts=facts,
-        **more,
-    )
+    """A plan of the profile's image, else of the engine's default one."""
+    image = wish.image or engine(wish.engine).default_image
+    known = Known(image=image, image_reason="test", facts=facts, **more)
+    return solve(host=host, model=model, profile=wish, known=known)
 
 
 def facts_of(options: tuple[EngineOption, ...], version: str | None = "11669") -> EngineFacts:

@@ -23,7 +23,7 @@ from samples import (
 )
 
 from stackctl.engines.engine import Dialect, Option
-from stackctl.engines.llamacpp import KV_TYPE_BYTES, kv_bytes
+from stackctl.engines.llamacpp_options import KV_TYPE_BYTES, kv_bytes
 from stackctl.values.measured import EngineOption
 from stackctl.values.model import KvLayout
 
@@ -185,7 +185,7 @@ def test_kv_cache_types() -> None:
         "cache-type-k": Option("cache-type-k", ("q8_0",), ""),
         "ctx-size": Option("ctx-size", (1024,), ""),
     }
-    assert LLAMA_CPP.footprint(IQUEST, mixed).kv_bytes == 1024 * (85 + 160) * KIB
+    assert LLAMA_CPP.footprint(IQUEST, mixed, 0).kv_bytes == 1024 * (85 + 160) * KIB
 
 
 def test_kv_cache_with_sliding_windows() -> None:
@@ -224,17 +224,22 @@ def test_footprint_counts_logits_and_prompt_cache() -> None:
         "ubatch-size": Option("ubatch-size", (512,), ""),
         "cache-ram": Option("cache-ram", (0,), ""),
     }
-    small = LLAMA_CPP.footprint(GEMMA, options)
+    small = LLAMA_CPP.footprint(GEMMA, options, 0)
     assert small.weights_bytes == GEMMA.weights_bytes
-    # A micro-batch is never larger than the batch: 128 rows of 262144 logits at least.
-    assert 128 * 262144 * 4 < small.compute_bytes < 128 * 262144 * 4 + 200 * MIB
-    cached = LLAMA_CPP.footprint(GEMMA, {**options, "cache-ram": Option("cache-ram", (1000,), "")})
+    # Logits are kept for one token of each of the engine's own 4 slots.
+    assert 4 * 262144 * 4 < small.compute_bytes < 4 * 262144 * 4 + 200 * MIB
+    # A micro-batch is never larger than the batch.
+    less = {**options, "ubatch-size": Option("ubatch-size", (128,), "")}
+    assert LLAMA_CPP.footprint(GEMMA, less, 0) == small
+    cached = LLAMA_CPP.footprint(
+        GEMMA, {**options, "cache-ram": Option("cache-ram", (1000,), "")}, 0
+    )
     assert cached.compute_bytes - small.compute_bytes == 1000 * MIB
 
 
 def test_footprint_without_options_takes_the_defaults_of_the_engine() -> None:
     """What is not said is llama-server's own default: the trained context, 8 GiB of prompts."""
-    footprint = LLAMA_CPP.footprint(IQUEST, {})
+    footprint = LLAMA_CPP.footprint(IQUEST, {}, 0)
     assert footprint.kv_bytes == 40 * GIB
     assert footprint.compute_bytes > 8 * GIB
 

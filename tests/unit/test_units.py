@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from samples import EPYC, GEMMA, HOSTS, IQUEST, LATENCY, THROUGHPUT, plan, profile
 
 from stackctl.errors import ExitCode, StackctlError
+from stackctl.plan.ledger import claim_of
 from stackctl.units import quoting
 from stackctl.units.quadlet import NEWEST, Keys, parse_version
 from stackctl.units.render import (
@@ -101,7 +102,9 @@ class Read:
         program: tuple[str, ...] = (),
         generation: int = 7,
     ) -> None:
-        target = Target(scope=scope, podman=podman, image=PINNED, program=program)
+        target = Target(
+            scope=scope, podman=podman, image=PINNED, program=program, claim=claim_of(made)
+        )
         self.units = render(made, target, generation)
         (file,) = self.units.files
         self.name, self.text = file.name, file.text
@@ -305,9 +308,11 @@ def test_locked_memory() -> None:
 
 
 def test_cpusets() -> None:
-    assert not any("cpuset" in argument for argument in Read(plan()).podman_args)
+    assert not any("cpuset" in a for a in Read(plan(HOSTS["desktop"], GEMMA)).podman_args)
+    # Cores are kept free, so the others are named.
+    assert "--cpuset-cpus=0-13" in Read(plan()).podman_args
     smt = Read(plan(HOSTS["epyc-smt"]))
-    assert "--cpuset-cpus=0-15" in smt.podman_args
+    assert "--cpuset-cpus=0-13" in smt.podman_args
     assert not any("cpuset-mems" in argument for argument in smt.podman_args)
     bound = Read(plan(HOSTS["dual-nps4"], wish=profile(placement={"nodes": "2"})))
     assert {"--cpuset-cpus=48-71", "--cpuset-mems=2"} <= set(bound.podman_args)
