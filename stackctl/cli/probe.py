@@ -7,11 +7,13 @@ import textwrap
 from pathlib import Path
 
 import click
+from msgspec import structs
 
 from stackctl.cli.session import Session, verb
+from stackctl.errors import ExitCode, StackctlError
 from stackctl.quantity import format_bytes
 from stackctl.values.cpulist import format_cpulist, parse_cpulist
-from stackctl.values.host import UNLIMITED, Cpu, Host
+from stackctl.values.host import UNLIMITED, Cpu, Gpu, Host, Memory, Storage
 
 _LABEL = 10
 
@@ -22,13 +24,33 @@ _LABEL = 10
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Look at a recorded machine: a folder with its proc/ and sys/.",
 )
-def command(session: Session, sysroot: Path | None) -> None:
-    """Look at this machine: processors, memory, tools, limits, and what stands in the way."""
+@click.option("--measure", is_flag=True, help="Measure memory bandwidth and read speed (4 s).")
+@click.option(
+    "--models",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="The folder of the models: its file system, free space and speed.",
+)
+def command(session: Session, sysroot: Path | None, measure: bool, models: Path | None) -> None:
+    """Look at this machine: processors, memory, GPUs, tools, and what stands in the way.
+
+    Its JSON is what --facts takes: with --measure, plans start from the measured bandwidth.
+    """
     from stackctl.machine.files import LiveMachine, RecordedMachine
     from stackctl.probe import probe
+    from stackctl.probe.storage import measure_storage, probe_storage
 
+    if measure and sysroot is not None:
+        raise StackctlError(
+            "--measure needs the machine itself, not a recording", exit_code=ExitCode.USAGE
+        )
     machine = LiveMachine() if sysroot is None else RecordedMachine(sysroot)
     host = probe(machine, scope=session.scope, names=True)
+    if models is not None:
+        storage = probe_storage(machine, str(models.resolve()))
+        host = structs.replace(host, storage=measure_storage(storage) if measure else storage)
+    if measure:
+        session.out.progress("measure", "memory bandwidth")
+        host = _measured(host)
     if session.out.json:
         session.out.data(host)
         return
@@ -41,6 +63,14 @@ def command(session: Session, sysroot: Path | None) -> None:
         # A command is never wrapped: it is there to be pasted.
         for number, line in enumerate((problem.fix or "").splitlines()):
             session.out.line(f"{'':<{_LABEL}}{'fix: ' if number == 0 else '     '}{line}")
+
+
+def _measured(host: Host) -> Host:
+    from stackctl.probe.bandwidth import measure_bandwidth
+
+    found = measure_bandwidth(host.cpu)
+    bandwidth = structs.replace(host.memory.bandwidth_bytes_s, measured=found)
+    return structs.replace(host, memory=structs.replace(host.memory, bandwidth_bytes_s=bandwidth))
 
 
 def picture(host: Host) -> list[str]:
@@ -64,14 +94,13 @@ def picture(host: Host) -> list[str]:
     )
     limit = "" if memory.limit_bytes is None else f", limited to {format_bytes(memory.limit_bytes)}"
     lines.append(_row("memory", total + free + limit))
+    lines += [_row("", text) for text in _bandwidth(memory)]
     if cpu.isa:
         lines.append(_row("isa", " ".join(cpu.isa)))
     for gpu in host.gpus:
-        size = f"   {format_bytes(gpu.memory_bytes)}" if gpu.memory_bytes is not None else ""
-        node_text = "" if gpu.numa_node is None else f"   node {gpu.numa_node}"
-        lines.append(
-            _row(f"GPU {gpu.index}", f"{gpu.name or gpu.pci or 'unknown'}{size}{node_text}")
-        )
+        lines += _gpu(gpu)
+    if host.storage is not None:
+        lines.append(_row("models", _storage(host.storage)))
     quadlet = " (Quadlet)" if tools.quadlet_generator else ""
     parts = [
         tools.os or tools.kernel,
@@ -84,6 +113,49 @@ def picture(host: Host) -> list[str]:
         locked = host.limits.memlock_bytes
         text = "any amount" if locked == UNLIMITED else f"at most {format_bytes(locked)}"
         lines.append(_row("limits", f"{host.scope} services may lock {text} of memory"))
+    return lines
+
+
+def _storage(storage: Storage) -> str:
+    parts = [storage.path, storage.filesystem]
+    if storage.free_bytes is not None:
+        parts.append(f"{format_bytes(storage.free_bytes)} free")
+    if storage.read_bytes_s is not None:
+        parts.append(f"reads {format_bytes(round(storage.read_bytes_s))}/s")
+    return ", ".join(part for part in parts if part)
+
+
+def _bandwidth(memory: Memory) -> list[str]:
+    speed, parts = memory.bandwidth_bytes_s, []
+    if memory.channels is not None:
+        rate = f" at {memory.speed_mt_s} MT/s" if memory.speed_mt_s else ""
+        parts.append(f"{memory.channels} channels{rate}")
+    if speed.theoretical is not None:
+        parts.append(f"{speed.theoretical / 1e9:.0f} GB/s peak ({memory.bandwidth_source})")
+    if speed.measured is not None:
+        parts.append(f"{speed.measured / 1e9:.0f} GB/s measured")
+    return [", ".join(parts)] if parts else []
+
+
+def _gpu(gpu: Gpu) -> list[str]:
+    size = "" if gpu.memory_bytes is None else f"   {format_bytes(gpu.memory_bytes)}"
+    if gpu.memory_bytes is not None and gpu.free_bytes is not None:
+        size += f" ({format_bytes(gpu.free_bytes)} free)"
+    capability = gpu.compute_capability
+    sm = "" if capability is None else f"   sm_{capability.replace('.', '')}"
+    parts = [
+        f"driver {gpu.driver}" if gpu.driver else None,
+        f"CUDA {gpu.cuda}" if gpu.cuda else None,
+        f"node {gpu.numa_node}" if gpu.numa_node is not None else None,
+        f"{gpu.power_limit_w} W" if gpu.power_limit_w else None,
+        gpu.pcie,
+        f"CDI {gpu.cdi}" if gpu.cdi else "no CDI device",
+    ]
+    lines = [_row(f"GPU {gpu.index}", f"{gpu.name or gpu.pci or 'unknown'}{size}{sm}")]
+    lines.append(_row("", "  ".join(part for part in parts if part)))
+    for process in gpu.processes:
+        held = format_bytes(process.memory_bytes) if process.memory_bytes else "some memory"
+        lines.append(_row("", f"{process.command or 'process'} ({process.pid}) holds {held}"))
     return lines
 
 

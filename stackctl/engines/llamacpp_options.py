@@ -237,6 +237,9 @@ def _offload(request: Request) -> tuple[Option, ...]:
 
 
 def _load_mode(request: Request) -> tuple[Option, ...]:
+    if request.gpus and request.profile.placement.cpu_experts is None:
+        reason = "not locked: the weights go to the GPU"
+        return (Option("load-mode", ("mmap",), reason),)
     limit = request.host.limits.memlock_bytes
     need = sum(file.bytes for file in request.model.files) or request.model.weights_bytes
     if limit is None:

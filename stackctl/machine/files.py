@@ -31,6 +31,10 @@ class Machine(Protocol):
         """The text of a file; None when it is absent or cannot be read."""
         ...
 
+    def read_bytes(self, path: str) -> bytes | None:
+        """The bytes of a file; None when it is absent or cannot be read."""
+        ...
+
     def glob(self, pattern: str) -> tuple[str, ...]:
         """Paths that match a shell pattern, sorted."""
         ...
@@ -46,6 +50,10 @@ class LiveMachine:
     live = True
 
     def read(self, path: str) -> str | None:
+        """See Machine."""
+        return _text(_read(path))
+
+    def read_bytes(self, path: str) -> bytes | None:
         """See Machine."""
         return _read(path)
 
@@ -75,7 +83,7 @@ class RecordedMachine:
                 exit_code=ExitCode.USAGE,
             )
         self._root = root.resolve()
-        recorded = _read(str(self._root / "commands.json"))
+        recorded = _text(_read(str(self._root / "commands.json")))
         try:
             self._commands: dict[str, str] = json.loads(recorded) if recorded else {}
         except ValueError as error:
@@ -84,6 +92,10 @@ class RecordedMachine:
             ) from None
 
     def read(self, path: str) -> str | None:
+        """See Machine. Links are followed only inside the recording."""
+        return _text(self.read_bytes(path))
+
+    def read_bytes(self, path: str) -> bytes | None:
         """See Machine. Links are followed only inside the recording."""
         try:
             target = (self._root / path.lstrip("/")).resolve()
@@ -105,12 +117,16 @@ class RecordedMachine:
         return runner.Completed(tuple(argv), 0, self._commands[command], "")
 
 
-def _read(path: str) -> str | None:
+def _read(path: str) -> bytes | None:
     try:
         with open(path, "rb") as stream:  # noqa: PTH123 - many small reads: Path costs more
-            return stream.read(_MOST_BYTES).decode("utf-8", "replace")
+            return stream.read(_MOST_BYTES)
     except (OSError, ValueError):
         return None
+
+
+def _text(data: bytes | None) -> str | None:
+    return None if data is None else data.decode("utf-8", "replace")
 
 
 def write_atomically(path: Path, text: str, *, mode: int = 0o644) -> None:

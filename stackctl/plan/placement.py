@@ -63,11 +63,18 @@ def place(host: Host, profile: Profile, claims: Sequence[Claim] = ()) -> Placed:
             hint=_DELEGATE + "; or leave placement out",
             exit_code=ExitCode.HOST,
         )
-    worker_only = bool(gpus) and profile.engine == "vllm"
+    worker_only = bool(gpus) and (profile.engine == "vllm" or wish.cpu_experts is None)
     if worker_only:
-        chosen, threads = _near_gpu(host, cores, gpus), None
-        batch = None
-        why_cpus = f"on {_gpu_names(gpus)}'s node; a GPU worker needs few cores"
+        # What the user names is used as it is.
+        chosen = cores if wish.cpus is not None else _near_gpu(host, cores, gpus)
+        threads = batch = None
+        if profile.engine != "vllm" and chosen:
+            threads = batch = (len(chosen), "the GPU does the work")
+        why_cpus = (
+            "bound as the profile says"
+            if wish.cpus is not None
+            else f"on {_gpu_names(gpus)}'s node; a GPU worker needs few cores"
+        )
     else:
         kept = 0 if bound or claimed else _kept(len(cores))
         chosen = cores[: len(cores) - kept]
@@ -249,7 +256,7 @@ def _why_cpus(bound: bool, smt: bool, kept: int, claimed: bool) -> str:
         return "bound as the profile says"
     parts = ["cores that no other stack claims"] if claimed else []
     parts += ["one CPU of each core: hyperthreads slow generation down"] if smt else []
-    parts += [f"{kept} cores kept free"] if kept else []
+    parts += [f"{kept} {'core' if kept == 1 else 'cores'} kept free"] if kept else []
     return ", ".join(parts) or "all allowed cores"
 
 

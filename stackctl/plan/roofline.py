@@ -20,6 +20,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from stackctl.values.cpulist import parse_cpulist
 from stackctl.values.host import Gpu, Host
 from stackctl.values.measured import Calibration
 from stackctl.values.model import Model
@@ -36,7 +37,7 @@ _OF_MEASURED_MOE: Range = (0.22, 0.5)
 _GPU_16_BIT: Range = (0.62, 0.92)
 _GPU_FEWER_BITS: Range = (0.40, 0.62)
 #: Seconds a layer costs on a GPU besides reading it: kernel launches, attention, norms.
-_GPU_LAYER_S = 118e-6
+_GPU_LAYER_S = 105e-6
 
 #: Achieved operations a second and core in prefill, by instruction set, best first.
 _CORE_RATES: tuple[tuple[str, Range], ...] = (
@@ -63,7 +64,7 @@ _GPU_RATES: tuple[tuple[str, float], ...] = (
     (r"RTX 5090", 210e12),
     (r"RTX 4090", 165e12),
 )
-_GPU_PREFILL: Range = (0.21, 0.44)
+_GPU_PREFILL: Range = (0.20, 0.44)
 #: How far a measurement carries: other prompts, other load.
 _MEASURED_SPREAD: Range = (0.85, 1.1)
 DEFAULT_PROMPT_TOKENS = 4640
@@ -148,8 +149,8 @@ def _cpu_bandwidth(
     peak = host.memory.bandwidth_bytes_s
     nodes = [node for node in host.cpu.numa if node.memory_bytes]
     share = 1.0
-    if placement.policy == "bind" and placement.mems and len(nodes) > 1:
-        share = min(1.0, len(placement.mems.split(",")) / len(nodes))
+    if placement.mems and len(nodes) > 1:
+        share = min(1.0, len(parse_cpulist(placement.mems)) / len(nodes))
     if peak.measured is not None:
         low, high = _OF_MEASURED_MOE if moe else _OF_MEASURED_DENSE
         return peak.measured * low * share, peak.measured * high * share

@@ -11,6 +11,10 @@ from stackctl.values.plan import MemoryBudget, Plan, Prediction, Verdict
 from stackctl.values.profile import Profile
 
 
+#: The part of a 16-bit cache that q8_0 (and more so fp8) saves.
+_LESS_KV = 15 / 32
+
+
 def judge(
     profile: Profile,
     model: Model,
@@ -69,12 +73,14 @@ def _smaller(profile: Profile, model: Model, budget: MemoryBudget) -> list[str]:
             fitting = int(context * share) // 256 * 256
             if fitting >= 512:
                 found.append(f"a smaller context: --set context={fitting}")
-        if budget.kv_bytes * 0.47 > over and profile.kv_type in (None, "f16", "auto"):
+        if budget.kv_bytes * _LESS_KV > over and profile.kv_type in (None, "f16", "auto"):
             kind = "fp8" if profile.engine == "vllm" else "q8_0"
             found.append(f"a smaller KV cache: --set kv_type={kind}")
-    if isinstance(profile.concurrency, int) and profile.concurrency > 1:
-        found.append(f"fewer requests at once: --set concurrency={profile.concurrency // 2}")
-    if model.experts and profile.placement.gpus is not None:
+    if isinstance(profile.concurrency, int) and profile.engine == "llama.cpp":
+        fewer = int(profile.concurrency * (1 - over / max(1, budget.kv_bytes)))
+        if fewer >= 1:
+            found.append(f"fewer requests at once: --set concurrency={fewer}")
+    if model.experts and budget.pool != "memory" and profile.placement.cpu_experts is None:
         found.append("experts in main memory: --set placement.cpu_experts=auto")
     fraction = 1 - over / max(1, budget.weights_bytes)
     if fraction > 0.2:
