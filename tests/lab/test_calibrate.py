@@ -1,0 +1,60 @@
+"""Calibration with the engine's own benchmark, and memory predictions against the real process."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from .conftest import Seat
+from .lab import Lab
+
+MODEL = "file:/srv/models/gemma-3-270m-q4_k_m.gguf"
+
+
+def test_calibration_makes_plans_say_measured(seat: Seat) -> None:
+    before = json.loads(seat.stackctl("plan", "cpu", "--model", MODEL, "--json").stdout)
+    assert before["prediction"]["basis"] == "estimated"
+    entry = json.loads(
+        seat.stackctl("calibrate", "cpu", "--model", MODEL, "--json", timeout=400).stdout
+    )
+    assert entry["decode_tok_s"] > 0
+    assert entry["prefill_tok_s"] > 0
+    after = json.loads(seat.stackctl("plan", "cpu", "--model", MODEL, "--json", code=None).stdout)
+    assert after["prediction"]["basis"] == "measured"
+    low, high = after["prediction"]["decode_tok_s"]
+    # The KV cache of a long prompt lowers the cautious end; the measured speed lies within.
+    assert low < entry["decode_tok_s"] <= high * 1.01
+    seat.assert_nothing_left()
+
+
+@pytest.mark.parametrize("user", ["root"])
+@pytest.mark.parametrize("objective", ["latency", "throughput"])
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+def test_predicted_memory_is_what_the_engine_takes(
+    lab: Lab, seat: Seat, objective: str, kv_type: str
+) -> None:
+    """Resident size within 10 %, without the prompt cache, which fills up later."""
+    question = json.dumps(
+        {"messages": [{"role": "user", "content": " ".join(map(str, range(300)))}], "max_tokens": 8}
+    )
+    for context in (2048, 8192, 32768):
+        seat.stackctl(
+            "up", "cpu", "--objective", objective, "--model", MODEL, "--yes",
+            "--set", f"context={context}", "--set", f"kv_type={kv_type}",
+        )  # fmt: skip
+        url = "http://127.0.0.1:8080/v1/chat/completions"
+        seat.run("curl", "-sf", url, "-d", question, timeout=120)
+        pid = lab.run(["pgrep", "-x", "llama-server"], check=True).stdout.strip()
+        status = lab.read(f"/proc/{pid}/status")
+        resident = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
+        numbers = sorted(int(name) for name in lab.run(
+            ["sh", "-c", f"ls {seat.state}/stacks/cpu | sed 's/.json//'"], check=True
+        ).stdout.split())  # fmt: skip
+        plan = json.loads(lab.read(f"{seat.state}/stacks/cpu/{numbers[-1]}.json"))["plan"]
+        cache = next(d["value"] for d in plan["decisions"] if d["field"] == "cache-ram")
+        predicted = plan["memory"]["total_bytes"] - cache * 2**20
+        actual = int(resident.split()[1]) * 1024
+        assert predicted == pytest.approx(actual, rel=0.10), (context, objective, kv_type)
+    seat.stackctl("down")
+    seat.assert_nothing_left()
