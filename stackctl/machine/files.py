@@ -119,10 +119,15 @@ class RecordedMachine:
 
 def _read(path: str) -> bytes | None:
     try:
-        with open(path, "rb") as stream:  # noqa: PTH123 - many small reads: Path costs more
+        with open(path, "rb", opener=_opener) as stream:  # noqa: PTH123 - Path costs more
             return stream.read(_MOST_BYTES)
     except (OSError, ValueError):
         return None
+
+
+def _opener(path: str, flags: int) -> int:
+    """Opens without waiting: a pipe in the place of a file is empty."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
 
 
 def _text(data: bytes | None) -> str | None:

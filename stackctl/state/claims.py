@@ -13,6 +13,7 @@ from stackctl.machine.files import Machine
 from stackctl.state.paths import Paths
 from stackctl.values.base import from_json
 from stackctl.values.claim import Claim
+from stackctl.values.cpulist import parse_cpulist
 
 _CLAIM = re.compile(r"^Claim=(.*)$", re.MULTILINE)
 _ELSEWHERE = (
@@ -32,7 +33,10 @@ def declared(machine: Machine, paths: Paths) -> tuple[Claim, ...]:
         if match is None:
             continue
         try:
-            claims.append(from_json(match[1], Claim, where=path))
+            claim = from_json(match[1], Claim, where=path)
+            parse_cpulist(claim.cpus)
         except StackctlError:
-            continue  # written by another version: it claims nothing we could count
+            continue  # damaged, or of another version: it claims nothing we could count
+        if min((claim.memory_bytes, *(share.bytes for share in claim.gpus))) >= 0:
+            claims.append(claim)
     return tuple(claims)

@@ -10,6 +10,8 @@ from stackctl.errors import ExitCode, StackctlError
 _ITEM = re.compile(r"(\d{1,7})(?:-(\d{1,7})(?::(\d{1,7})/(\d{1,7}))?)?")
 #: Linux supports at most 8192 CPUs (NR_CPUS on x86-64); a larger number is a damaged file.
 _MOST = 65536
+#: All items together may name each CPU a few times, so that a hostile list costs no time.
+_MOST_NAMED = 4 * _MOST
 
 
 def parse_cpulist(text: str) -> tuple[int, ...]:
@@ -18,6 +20,7 @@ def parse_cpulist(text: str) -> tuple[int, ...]:
     Raises StackctlError (exit 2) for anything else.
     """
     cpus: set[int] = set()
+    named = 0
     items = text.strip().split(",")
     if len(items) > _MOST:
         raise StackctlError(
@@ -43,6 +46,11 @@ def parse_cpulist(text: str) -> tuple[int, ...]:
                 exit_code=ExitCode.USAGE,
             )
         span = range(first, last + 1)
+        named += len(span)
+        if named > _MOST_NAMED:
+            raise StackctlError(
+                "a CPU list that names CPUs again and again", exit_code=ExitCode.USAGE
+            )
         cpus.update(cpu for cpu in span if group is None or (cpu - first) % group < (used or 0))
     return tuple(sorted(cpus))
 

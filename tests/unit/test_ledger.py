@@ -1,0 +1,253 @@
+"""Several stacks on one machine: what each claims, and that none takes another's share."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from samples import (
+    CARD,
+    EPYC,
+    EPYC_GPU,
+    GEMMA,
+    GIB,
+    HOSTS,
+    IQUEST,
+    LATENCY,
+    MIB,
+    plan,
+    profile,
+    shipped,
+    shipped_model,
+)
+
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.machine.files import LiveMachine, RecordedMachine
+from stackctl.plan import ledger
+from stackctl.plan.ledger import claim_of
+from stackctl.state.claims import declared
+from stackctl.state.paths import paths
+from stackctl.units.render import Target, render
+from stackctl.values.base import from_json, to_json
+from stackctl.values.claim import Claim, GpuShare
+from stackctl.values.cpulist import parse_cpulist
+from stackctl.values.host import Host
+from stackctl.values.plan import Plan
+
+
+def stack(name: str, host: Host = EPYC_GPU, *claims: Claim, **changes: Any) -> Plan:
+    wish = profile(shipped(name), **changes)
+    return plan(host, shipped_model(wish), wish, claims=claims)
+
+
+def cores_of(host: Host, cpus: str) -> set[str]:
+    """The physical cores that a CPU list touches."""
+    wanted = set(parse_cpulist(cpus))
+    return {core for core in host.cpu.siblings if wanted & set(parse_cpulist(core))}
+
+
+def test_what_a_plan_claims() -> None:
+    on_gpu = claim_of(stack("gpu-nvfp4"))
+    made = stack("gpu-nvfp4")
+    assert made.host_memory is not None
+    assert on_gpu == Claim(
+        stack="gpu-nvfp4",
+        cpus="14-15",
+        memory_bytes=made.host_memory.total_bytes,
+        gpus=(GpuShare(index=0, bytes=made.memory.total_bytes),),
+        port=8000,
+    )
+    on_cpu = claim_of(stack("cpu-moe-batch"))
+    assert (on_cpu.cpus, on_cpu.gpus, on_cpu.port) == ("0-13", (), 8082)
+    assert on_cpu.memory_bytes > 138 * 10**9
+    assert from_json(to_json(on_cpu), Claim, where="test") == on_cpu
+
+
+def test_sums() -> None:
+    claims = (
+        Claim(stack="a", cpus="0-3", memory_bytes=5, gpus=(GpuShare(index=0, bytes=7),), port=1),
+        Claim(stack="b", cpus="8", memory_bytes=6, gpus=(GpuShare(index=1, bytes=9),), port=2),
+        Claim(stack="c"),
+    )
+    assert ledger.claimed_cpus(claims) == {0, 1, 2, 3, 8}
+    assert ledger.claimed_memory(claims) == 11
+    assert ledger.claimed_gpu_bytes(claims, 0) == 7
+    assert ledger.claimed_gpu_bytes(claims, 2) == 0
+    assert ledger.port_owner(claims, 2) == "b"
+    assert ledger.port_owner(claims, 3) is None
+    assert ledger.others(claims, "b") == (claims[0], claims[2])
+
+
+def test_a_stack_does_not_stand_in_its_own_way() -> None:
+    alone = stack("gpu-nvfp4")
+    again = stack("gpu-nvfp4", EPYC_GPU, claim_of(alone))
+    assert again == alone
+    # Nor does the other objective under the same name.
+    assert stack("gpu-nvfp4", EPYC_GPU, claim_of(alone), objective="throughput").verdict.fits
+
+
+def test_two_stacks_on_one_gpu_do_not_fit_and_say_why() -> None:
+    made = stack("gpu-reasoning", EPYC_GPU, claim_of(stack("gpu-nvfp4")))
+    assert made.verdict.fits is False
+    assert any("for other stacks" in text for text in made.verdict.reasons)
+    # A small share leaves room, and the utilisation follows.
+    share = Claim(stack="x", gpus=(GpuShare(index=0, bytes=20 * GIB),))
+    made = stack("gpu-nvfp4", EPYC_GPU, share)
+    assert made.verdict.fits is True
+    used = made.memory.total_bytes
+    assert CARD.memory_bytes is not None
+    assert used <= CARD.memory_bytes - 24 * GIB
+    reasons = {d.field: d.reason for d in made.decisions}
+    assert "20 GiB left to other stacks" in reasons["gpu-memory-utilization"]
+
+
+def test_a_cpu_stack_takes_the_cores_that_are_left() -> None:
+    first = plan(EPYC, IQUEST, profile(LATENCY, stack="first"))
+    second = plan(
+        EPYC, GEMMA, profile(LATENCY, stack="second", port=9000), claims=(claim_of(first),)
+    )
+    assert (first.placement.cpus, second.placement.cpus) == ("0-13", "14-15")
+    everything = Claim(stack="x", cpus="0-15")
+    with pytest.raises(StackctlError, match="every core is claimed") as caught:
+        plan(EPYC, GEMMA, LATENCY, claims=(everything,))
+    assert caught.value.exit_code == ExitCode.REFUSED
+    assert any("x: 0-15" in text for text in caught.value.details)
+    # Asked for by name, cores are shared.
+    shared = plan(EPYC, GEMMA, profile(LATENCY, placement={"cpus": "0-3"}), claims=(everything,))
+    assert shared.placement.cpus == "0-3"
+
+
+def test_a_core_is_claimed_with_its_sibling() -> None:
+    host = HOSTS["epyc-smt"]
+    claim = Claim(stack="x", cpus="16-19")
+    made = plan(host, GEMMA, LATENCY, claims=(claim,))
+    assert not set(parse_cpulist(made.placement.cpus or "")) & set(range(4))
+    assert not cores_of(host, made.placement.cpus or "") & cores_of(host, claim.cpus)
+
+
+def test_memory_of_others_is_not_there() -> None:
+    claim = Claim(stack="x", memory_bytes=740 * GIB)
+    made = plan(EPYC, IQUEST, LATENCY, claims=(claim,))
+    assert made.verdict.fits is False
+    assert "740 GiB for other stacks" in made.verdict.reasons[0]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.sampled_from(["epyc-smt", "epyc-gpu", "dual-nps4", "epyc-l3numa"]),
+    st.lists(
+        st.tuples(st.integers(0, 191), st.integers(1, 40), st.integers(0, 400), st.integers(0, 96)),
+        max_size=3,
+    ),
+    st.sampled_from(["cpu-small", "cpu-moe-batch", "gpu-nvfp4", "hybrid-moe", "gpu-gguf"]),
+)
+def test_plans_never_take_what_others_claim(
+    name: str, parts: list[tuple[int, int, int, int]], wish: str
+) -> None:
+    host = HOSTS[name]
+    threads = host.cpu.threads or 1
+    claims = tuple(
+        Claim(
+            stack=f"other-{number}",
+            cpus=",".join(str((first + k) % threads) for k in range(count)),
+            memory_bytes=memory * GIB,
+            gpus=(GpuShare(index=0, bytes=gpu * GIB),),
+        )
+        for number, (first, count, memory, gpu) in enumerate(parts)
+    )
+    try:
+        made = stack(wish, host, *claims)
+    except StackctlError as error:
+        assert error.exit_code in (ExitCode.REFUSED, ExitCode.HOST)
+        return
+    mine = cores_of(host, made.placement.cpus or "")
+    for claim in claims:
+        assert not mine & cores_of(host, claim.cpus)
+    if made.verdict.fits:
+        total = host.memory.total_bytes or 0
+        main = made.host_memory or made.memory
+        assert main.total_bytes + ledger.claimed_memory(claims) <= total
+        if made.placement.gpus:
+            taken = made.memory.total_bytes + ledger.claimed_gpu_bytes(claims, 0)
+            assert taken <= (CARD.memory_bytes or 0) - shipped(wish).gpu_reserve_bytes
+
+
+# Claims read from units
+
+
+def unit(made: Plan, claim: Claim) -> str:
+    target = Target(scope="system", podman="5.4.2", image="i", program=(), claim=claim)
+    return render(made, target, 3).files[0].text
+
+
+def put(root: Path, folder: str, name: str, text: str) -> None:
+    path = root / folder.lstrip("/") / name / f"{name}.container"
+    path.parent.mkdir(parents=True)
+    path.write_text(text, encoding="utf-8")
+
+
+SYSTEM = "/etc/containers/systemd/stackctl"
+USER = "/home/ann/.config/containers/systemd/stackctl"
+
+
+def test_claims_are_read_from_the_units_of_every_scope(tmp_path: Path) -> None:
+    (tmp_path / "sys").mkdir()
+    first, second = stack("cpu-moe-batch"), stack("gpu-nvfp4")
+    put(tmp_path, SYSTEM, first.stack, unit(first, claim_of(first)))
+    put(tmp_path, USER, second.stack, unit(second, claim_of(second)))
+    found = declared(RecordedMachine(tmp_path), paths("system", {}))
+    assert found == (claim_of(first), claim_of(second))
+    # And a plan of the one leaves the other its share.
+    again = plan(EPYC_GPU, first.model, shipped("cpu-moe-batch"), claims=found)
+    assert again.placement.cpus == "0-13"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "Claim=",
+        "Claim={",
+        "Claim=[]",
+        "Claim=null",
+        'Claim={"stack": 5}',
+        'Claim={"stack": "x", "cores": 4}',
+        'Claim={"stack": "x", "gpus": [{"index": "0"}]}',
+        "Claim=" + "[" * 100_000,
+        'Claim={"stack": "x", "cpus": "zebra"}',
+        'Claim={"stack": "x", "cpus": "5-"}',
+        'Claim={"stack": "x", "cpus": "0-99999999999"}',
+        'Claim={"stack": "x", "memory_bytes": -5}',
+        'Claim={"stack": "x", "gpus": [{"index": 0, "bytes": -1}]}',
+    ],
+)
+def test_a_damaged_claim_counts_nothing(line: str, tmp_path: Path) -> None:
+    (tmp_path / "sys").mkdir()
+    put(tmp_path, SYSTEM, "odd", f"[X-Stackctl]\n{line}\n[Service]\n")
+    good = claim_of(stack("cpu-small"))
+    put(tmp_path, SYSTEM, "good", f"[X-Stackctl]\nClaim={json.dumps(msgspec.to_builtins(good))}\n")
+    assert declared(RecordedMachine(tmp_path), paths("system", {})) == (good,)
+
+
+def test_a_pipe_in_the_place_of_a_unit_is_not_waited_for(tmp_path: Path) -> None:
+    """Anybody may put one into their own home, which root's plans look into."""
+    folder = tmp_path / USER.lstrip("/") / "x"
+    folder.mkdir(parents=True)
+    (tmp_path / "sys").mkdir()
+    os.mkfifo(folder / "x.container")
+    assert declared(RecordedMachine(tmp_path), paths("system", {})) == ()
+    assert LiveMachine().read(str(folder / "x.container")) == ""
+
+
+def test_a_unit_survives_a_name_that_needs_escaping() -> None:
+    made = stack("cpu-small")
+    claim = msgspec.structs.replace(claim_of(made), memory_bytes=3 * MIB)
+    text = unit(made, claim)
+    (line,) = [text for text in text.splitlines() if text.startswith("Claim=")]
+    assert from_json(line.removeprefix("Claim="), Claim, where="unit") == claim
