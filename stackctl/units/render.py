@@ -11,6 +11,7 @@ import jinja2
 import msgspec
 
 from stackctl.engines import engine as find_engine
+from stackctl.errors import ExitCode, StackctlError
 from stackctl.resources import data_folder
 from stackctl.units import quoting
 from stackctl.units.quadlet import Keys, parse_version
@@ -52,6 +53,12 @@ def render(plan: Plan, target: Target, generation: int) -> UnitSet:
     Raises:
         StackctlError: exit 2 for values that a unit cannot hold, 6 for a Podman without Quadlet.
     """
+    if plan.placement.gpus or plan.engine == "vllm":
+        raise StackctlError(
+            f"{plan.profile}: this version plans for GPUs, but does not launch on them yet",
+            hint="stackctl plan shows the engine's arguments",
+            exit_code=ExitCode.REFUSED,
+        )
     keys = Keys(parse_version(target.podman))
     template = _environment().get_template("engine.container.j2")
     memlock = plan.memlock_bytes
