@@ -119,7 +119,7 @@ class RecordedMachine:
 
 def _read(path: str) -> bytes | None:
     try:
-        with open(path, "rb", opener=_opener) as stream:  # noqa: PTH123 - Path costs more
+        with open(path, "rb", opener=_opener) as stream:
             return stream.read(_MOST_BYTES)
     except (OSError, ValueError):
         return None

@@ -10,7 +10,6 @@ from stackctl.values.model import Model
 from stackctl.values.plan import MemoryBudget, Plan, Prediction, Verdict
 from stackctl.values.profile import Profile
 
-
 #: The part of a 16-bit cache that q8_0 (and more so fp8) saves.
 _LESS_KV = 15 / 32
 

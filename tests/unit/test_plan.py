@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import (
+    CARD,
     EPYC,
     EPYC_GPU,
     GEMMA,
@@ -41,11 +42,14 @@ from stackctl.probe import probe
 from stackctl.quantity import format_bytes
 from stackctl.resources import data_folder
 from stackctl.sources.profiles import Profiles
-from stackctl.values.base import to_json
+from stackctl.values.base import from_json, to_json
+from stackctl.values.claim import Claim, GpuShare
 from stackctl.values.cpulist import parse_cpulist
-from stackctl.values.host import UNLIMITED, Host, Memory, NumaNode
+from stackctl.values.host import UNLIMITED, Bandwidth, Gpu, Host, Memory, NumaNode
 from stackctl.values.measured import EngineOption
+from stackctl.values.model import Model
 from stackctl.values.plan import MemoryBudget, Plan
+from stackctl.values.profile import Profile
 
 PROFILES = {"latency": LATENCY, "throughput": THROUGHPUT}
 
@@ -607,3 +611,195 @@ def test_more_memory_never_turns_fits_into_does_not_fit(
     after = plan(msgspec.structs.replace(host, memory=larger), model, wish)
     if before.verdict.fits:
         assert after.verdict.fits
+
+
+# The same of every shipped profile, on machines with GPUs and other stacks
+
+
+@st.composite
+def cards(draw: st.DrawFn) -> Gpu:
+    """A GPU of which some facts may be missing."""
+    card = msgspec.structs.replace(
+        CARD, memory_bytes=draw(st.none() | st.integers(1, 4 * 192).map(lambda n: n * GIB // 4))
+    )
+    for field in ("name", "bandwidth_bytes_s", "numa_node", "compute_capability"):
+        if draw(st.integers(0, 5)) == 0:
+            card = msgspec.structs.replace(card, **{field: None})
+    return card
+
+
+@st.composite
+def gpu_hosts(draw: st.DrawFn) -> Host:
+    found = draw(st.lists(cards(), max_size=3))
+    gpus = tuple(msgspec.structs.replace(card, index=n) for n, card in enumerate(found))
+    host = msgspec.structs.replace(draw(hosts()), gpus=gpus)
+    peak = draw(st.none() | st.floats(1e9, 2e12))
+    memory = msgspec.structs.replace(host.memory, bandwidth_bytes_s=Bandwidth(theoretical=peak))
+    isa = draw(st.sampled_from([(), ("avx2",), ("avx512_vnni", "avx2"), ("asimd",)]))
+    return msgspec.structs.replace(
+        host, memory=memory, cpu=msgspec.structs.replace(host.cpu, isa=isa)
+    )
+
+
+@st.composite
+def wishes(draw: st.DrawFn) -> tuple[Profile, Model]:
+    """A shipped profile with some keys changed, and a model that its engine runs."""
+    wish = shipped(draw(st.sampled_from(SHIPPED)))
+    model = shipped_model(wish)
+    kinds = ["fp8", "auto"] if wish.engine == "vllm" else ["f16", "q8_0", "q4_0"]
+    changes: dict[str, Any] = {
+        "context": st.sampled_from([None, "auto", 256, 8192, 32768, 200_000]),
+        "concurrency": st.sampled_from([None, "auto", 1, 4, 64]),
+        "kv_type": st.sampled_from([None, *kinds]),
+        "gpu_reserve_bytes": st.integers(0, 16).map(lambda n: n * GIB),
+    }
+    kept = {name: draw(values) for name, values in changes.items() if draw(st.booleans())}
+    return profile(wish, **kept), model
+
+
+CLAIMS = st.lists(
+    st.builds(
+        Claim,
+        stack=st.sampled_from(["x", "y"]),
+        cpus=st.sampled_from(["", "0", "0-3", "1,3,5"]),
+        memory_bytes=st.integers(0, 64).map(lambda n: n * GIB),
+        gpus=st.sampled_from([(), (GpuShare(index=0, bytes=20 * GIB),)]),
+        port=st.none() | st.integers(8000, 8100),
+    ),
+    max_size=2,
+).map(tuple)
+
+
+def planned(host: Host, wish: Profile, model: Model, claims: tuple[Claim, ...] = ()) -> Plan | None:
+    """The plan, or None where the machine cannot run it; nothing else may go wrong."""
+    try:
+        return plan(host, model, wish, claims=claims)
+    except StackctlError as error:
+        assert error.exit_code in (ExitCode.HOST, ExitCode.REFUSED), error.message
+        return None
+
+
+@settings(max_examples=150, deadline=None)
+@given(gpu_hosts(), wishes(), CLAIMS)
+def test_no_plan_exceeds_the_machine(
+    host: Host, wanted: tuple[Profile, Model], claims: tuple[Claim, ...]
+) -> None:
+    wish, model = wanted
+    made = planned(host, wish, model, claims)
+    if made is None:
+        return
+    value = decided(made)
+    allowed = set(parse_cpulist(host.cpu.allowed or ""))
+    cpus = set(parse_cpulist(made.placement.cpus or ""))
+    assert cpus <= allowed
+    assert not cpus & {cpu for claim in claims for cpu in parse_cpulist(claim.cpus)}
+    for name in ("threads", "threads-batch"):
+        if value.get(name) is not None:
+            assert 1 <= value[name] <= len(cpus)
+    for budget in (made.memory, made.host_memory):
+        if budget is None:
+            continue
+        parts = (budget.weights_bytes, budget.kv_bytes, budget.compute_bytes)
+        assert min(parts) >= 0
+        assert budget.total_bytes == sum(parts)
+        if made.verdict.fits and budget.limit_bytes is not None:
+            assert budget.total_bytes <= budget.limit_bytes
+    main = made.host_memory or made.memory
+    if made.verdict.fits and host.memory.total_bytes is not None:
+        taken = sum(claim.memory_bytes for claim in claims)
+        assert main.total_bytes + taken <= host.memory.total_bytes
+    if made.verdict.fits and made.placement.gpus:
+        for gpu in host.gpus:
+            if str(gpu.index) in made.placement.gpus and gpu.memory_bytes is not None:
+                others = sum(s.bytes for c in claims for s in c.gpus if s.index == gpu.index)
+                free = gpu.memory_bytes - wish.gpu_reserve_bytes - others
+                assert made.memory.total_bytes <= free
+    assert all(d.reason.strip() and "\n" not in d.reason for d in made.decisions)
+    assert from_json(to_json(made), Plan, where="test") == made
+    if made.verdict.fits is False:
+        assert made.verdict.viable is False
+    for pair in (made.prediction.decode_tok_s, made.prediction.prefill_tok_s):
+        assert pair is None or 0 < pair[0] <= pair[1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(gpu_hosts(), wishes(), st.integers(0, 2**38), st.integers(0, 2**38))
+def test_more_memory_of_any_kind_never_turns_fits_into_does_not_fit(
+    host: Host, wanted: tuple[Profile, Model], ram: int, vram: int
+) -> None:
+    wish, model = wanted
+    before = planned(host, wish, model)
+    gpus = tuple(
+        msgspec.structs.replace(gpu, memory_bytes=gpu.memory_bytes and gpu.memory_bytes + vram)
+        for gpu in host.gpus
+    )
+    total = host.memory.total_bytes
+    memory = msgspec.structs.replace(host.memory, total_bytes=total and total + ram)
+    after = planned(msgspec.structs.replace(host, gpus=gpus, memory=memory), wish, model)
+    assert (before is None) == (after is None)
+    if before is not None and after is not None and before.verdict.fits:
+        assert after.verdict.fits
+
+
+@settings(max_examples=60, deadline=None)
+@given(gpu_hosts(), wishes(), st.sampled_from(["context", "concurrency"]))
+def test_auto_is_the_most_that_fits(host: Host, wanted: tuple[Profile, Model], field: str) -> None:
+    wish, model = wanted
+    other = "concurrency" if field == "context" else "context"
+    # One thing at a time: the other one is given.
+    wish = profile(wish, **{field: "auto", other: 1 if other == "concurrency" else 2048})
+    made = planned(host, wish, model)
+    if made is None or made.verdict.fits is None:
+        return
+    vllm = wish.engine == "vllm"
+    name = {"context": "max-model-len" if vllm else "ctx-size",
+            "concurrency": "max-num-seqs" if vllm else "parallel"}[field]  # fmt: skip
+    found = int(values_of(made, name)[0])
+    step = 256 if field == "context" else 1
+    least = planned(host, profile(wish, **{field: step}), model)
+    assert least is not None
+    # Whenever anything fits, so does what was found.
+    assert made.verdict.fits is least.verdict.fits
+    if not made.verdict.fits:
+        return
+    same = planned(host, profile(wish, **{field: found}), model)
+    assert same is not None
+    assert same.verdict.fits
+    most = (model.context or 131072) if field == "context" else 256
+    if found + step <= most:
+        more = planned(host, profile(wish, **{field: found + step}), model)
+        assert more is not None
+        assert more.verdict.fits is False
+    assert "auto: the most that fits" in reason(made, name)
+
+
+@settings(max_examples=60, deadline=None)
+@given(wishes(), st.data())
+def test_any_fact_may_be_missing(wanted: tuple[Profile, Model], data: st.DataObject) -> None:
+    """Every optional fact of machine and model left out, one draw at a time."""
+    wish, model = wanted
+    host = EPYC_GPU
+
+    def without(value: Any, *required: str) -> Any:
+        optional = [f for f in msgspec.structs.fields(value) if not f.required]
+        gone = {
+            f.name: f.default for f in optional
+            if f.name not in required and f.default is not msgspec.NODEFAULT
+            and data.draw(st.integers(0, 3)) == 0
+        }  # fmt: skip
+        return msgspec.structs.replace(value, **gone)
+
+    poor = msgspec.structs.replace(
+        host,
+        cpu=without(host.cpu),
+        memory=without(host.memory),
+        gpus=tuple(without(gpu) for gpu in host.gpus),
+        tools=without(host.tools),
+        limits=without(host.limits),
+    )
+    bare = without(model, "format", "schema", "unsupported", "passes")
+    made = planned(poor, wish, bare)
+    if made is not None:
+        assert from_json(to_json(made), Plan, where="test") == made
+        if poor.memory.total_bytes is None and made.verdict.fits is not False:
+            assert made.verdict.fits is None

@@ -186,7 +186,7 @@ def test_models_that_an_engine_cannot_run_are_refused_with_the_reason() -> None:
         plan(EPYC_GPU, gguf, shipped("gpu-nvfp4"))
     assert caught.value.details
     assert caught.value.exit_code == 5
-    with pytest.raises(StackctlError, match="llama.cpp cannot run") as caught:
+    with pytest.raises(StackctlError, match=r"llama\.cpp cannot run") as caught:
         plan(EPYC, read_entry("iquest-coder-40b-loop-nvfp4"), LATENCY)
     assert caught.value.details
 

@@ -1,0 +1,358 @@
+"""vLLM: its help, what is planned for it, memory, and what its log tells."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+import pytest
+from samples import (
+    CARD,
+    EPYC_GPU,
+    GIB,
+    HOSTS,
+    MIB,
+    SHARED,
+    facts_of,
+    plan,
+    profile,
+    shipped,
+    shipped_model,
+)
+
+from stackctl.engines import engine
+from stackctl.engines.engine import Dialect, Option
+from stackctl.engines.vllm import kv_token_bytes
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.sources.catalogue import read_entry
+from stackctl.values.claim import Claim, GpuShare
+from stackctl.values.host import Gpu, Host
+from stackctl.values.plan import Plan
+
+VLLM = engine("vllm")
+HELP = SHARED / "captures" / "vllm-0.32-serve-help.txt"
+LOG = SHARED / "captures" / "vllm-0.32-cpu-startup.log"
+NVFP4 = shipped("gpu-nvfp4")
+MODEL = shipped_model(NVFP4)
+KIB = 2**10
+
+
+def made_for(host: Host = EPYC_GPU, model: Any = MODEL, facts: Any = None, **changes: Any) -> Plan:
+    claims = changes.pop("claims", ())
+    return plan(host, model, profile(NVFP4, **changes), facts, claims=claims)
+
+
+def with_cards(*cards: Gpu) -> Host:
+    return msgspec.structs.replace(EPYC_GPU, gpus=cards)
+
+
+def values_of(made: Plan, option: str) -> list[str]:
+    pairs = zip(made.argv, made.argv[1:], strict=False)
+    return [after for token, after in pairs if token == f"--{option}"]
+
+
+@pytest.fixture(scope="module")
+def recorded() -> Dialect:
+    if not HELP.is_file():
+        pytest.skip("the recorded help is not beside this checkout")
+    return Dialect(VLLM.parse_help(HELP.read_text("utf-8")), inspected=True)
+
+
+# Help and dialects
+
+
+def test_the_recorded_help(recorded: Dialect) -> None:
+    assert len(recorded.options) > 150
+    for option in VLLM.newest.options:
+        for name in option.names:
+            assert recorded.find(name[2:]) is not None, name
+    # Whole names: the engine's own parser takes abbreviations, a check must not.
+    assert recorded.find("max-num-seq") is None
+    assert recorded.find("max-num-seqs") is not None
+    switch = recorded.find("trust-remote-code")
+    assert switch is not None
+    assert switch is recorded.find("no-trust-remote-code")
+    assert switch.value is None
+    utilization = recorded.find("gpu-memory-utilization")
+    assert utilization is not None
+    assert utilization.value is not None
+    for option in recorded.options:
+        assert all(re.fullmatch(r"-{1,2}[a-zA-Z][\w-]*", name) for name in option.names), option
+
+
+@pytest.mark.parametrize("objective", ["latency", "throughput"])
+@pytest.mark.parametrize("name", ["gpu-nvfp4", "gpu-reasoning"])
+def test_every_option_that_is_written_is_in_the_recorded_help(
+    recorded: Dialect, name: str, objective: str
+) -> None:
+    wish = profile(shipped(name, objective=objective), kv_type="fp8")
+    host = with_cards(CARD, msgspec.structs.replace(CARD, index=1))
+    wish = msgspec.structs.replace(
+        wish, placement=msgspec.structs.replace(wish.placement, gpus="all")
+    )
+    facts = msgspec.structs.replace(facts_of(recorded.options), engine="vllm")
+    looked_at = plan(host, shipped_model(wish), wish, facts)
+    for token in looked_at.argv:
+        if token.startswith("--"):
+            assert recorded.find(token[2:]) is not None, token
+    assert looked_at.argv == plan(host, shipped_model(wish), wish).argv
+    assert "--kv-cache-dtype" in looked_at.argv
+    assert values_of(looked_at, "tensor-parallel-size") == ["2"]
+
+
+@pytest.mark.parametrize("text", ["", "usage: cat [FILE]\n", "Error: no such file\n"])
+def test_what_is_no_help(text: str) -> None:
+    assert VLLM.parse_help(text) == ()
+
+
+def test_a_help_of_argparse() -> None:
+    text = (
+        "options:\n"
+        "  -h, --help            show this help message and exit\n"
+        "  --port PORT           Port number. Not --ports.\n"
+        "  --dtype {auto,half}   Data type.\n"
+        "  --trust-remote-code, --no-trust-remote-code\n"
+        "                        Trust --remote code.\n"
+        "  --tensor-parallel-size N, -tp N\n"
+    )
+    dialect = Dialect(VLLM.parse_help(text), inspected=True)
+    assert set(dialect.names()) == {
+        "help", "port", "dtype", "trust-remote-code", "no-trust-remote-code", "tensor-parallel-size"
+    }  # fmt: skip
+    port = dialect.find("port")
+    assert port is not None
+    assert port.value == "PORT"
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [("0.32.1\n", "0.32.1"), ("vllm 0.33.0.dev12+gabc", "0.33.0.dev12+gabc"), ("none", None)],
+)
+def test_version(text: str, version: str | None) -> None:
+    assert VLLM.parse_version(text) == version
+
+
+def spell(name: str, *values: Any) -> tuple[str, ...] | None:
+    return VLLM.spell(Option(name, values, "test"), VLLM.newest)
+
+
+def test_how_options_are_written() -> None:
+    assert spell("model", "org/name") == ("serve", "org/name")
+    assert spell("max-num-seqs", 1) == ("--max-num-seqs", "1")
+    assert spell("trust-remote-code") == ("--trust-remote-code",)
+    assert spell("gpu-memory-utilization", 0.92) == ("--gpu-memory-utilization", "0.92")
+    assert spell("no-such-option", 1) is None
+    assert VLLM.spell(Option("quantization", None, "left out"), VLLM.newest) == ()
+
+
+@pytest.mark.parametrize("name", ["host", "port", "model", "served-model-name", "api-key"])
+def test_options_that_stackctl_sets_itself_are_refused(name: str) -> None:
+    with pytest.raises(StackctlError, match="set by stackctl itself"):
+        made_for(engine_args={name: ("x",)})
+
+
+def test_an_abbreviated_option_is_not_taken_for_the_whole_one(recorded: Dialect) -> None:
+    facts = msgspec.structs.replace(facts_of(recorded.options), engine="vllm")
+    with pytest.raises(StackctlError, match="has no option --max-num-seq") as caught:
+        made_for(facts=facts, engine_args={"max-num-seq": (4,)})
+    assert caught.value.hint == "did you mean max-num-seqs?"
+
+
+# What is planned
+
+
+def test_both_objectives() -> None:
+    latency = plan(EPYC_GPU, MODEL, NVFP4)
+    throughput = plan(EPYC_GPU, MODEL, shipped("gpu-nvfp4", objective="throughput"))
+    assert [values_of(made, name)[0] for made in (latency, throughput) for name in (
+        "max-num-seqs", "max-num-batched-tokens", "performance-mode")] == [
+        "1", "8192", "interactivity", "64", "16384", "throughput",
+    ]  # fmt: skip
+    for made in (latency, throughput):
+        assert values_of(made, "max-model-len") == ["32768"]
+        assert values_of(made, "host") == ["127.0.0.1"]
+        assert "--quantization" not in made.argv
+        assert "--api-key" not in made.argv
+
+
+def test_the_quantisation_is_given_only_when_asked_for() -> None:
+    made = made_for(engine_args={"quantization": ("fp8",)})
+    assert values_of(made, "quantization") == ["fp8"]
+
+
+def test_a_backend_can_be_forced() -> None:
+    made = made_for(engine_args={"linear-backend": ("marlin",)})
+    assert values_of(made, "linear-backend") == ["marlin"]
+
+
+def test_a_gpu_profile_without_a_gpu() -> None:
+    with pytest.raises(StackctlError, match="needs a GPU") as caught:
+        made_for(host=msgspec.structs.replace(EPYC_GPU, gpus=()))
+    assert caught.value.exit_code == ExitCode.HOST
+
+
+@pytest.mark.parametrize(("wish", "match"), [("1", "no GPU 1"), ("0-3", "no GPU"), ("", "no GPU")])
+def test_a_gpu_that_is_not_there(wish: str, match: str) -> None:
+    with pytest.raises(StackctlError, match=match) as caught:
+        made_for(placement={"gpus": wish})
+    assert caught.value.exit_code == ExitCode.USAGE
+
+
+def test_the_worker_sits_on_the_gpu_s_node() -> None:
+    card = msgspec.structs.replace(CARD, numa_node=2)
+    host = msgspec.structs.replace(HOSTS["dual-nps4"], gpus=(card,))
+    assert made_for(host=host).placement.cpus == "70-71"
+    unknown = msgspec.structs.replace(CARD, numa_node=None)
+    host = msgspec.structs.replace(HOSTS["dual-nps4"], gpus=(unknown,))
+    assert made_for(host=host).placement.cpus == "190-191"
+    named = made_for(placement={"cpus": "4-9"})
+    assert named.placement.cpus == "4-9"
+
+
+def test_several_gpus_share_the_weights() -> None:
+    host = with_cards(CARD, msgspec.structs.replace(CARD, index=1))
+    one, two = made_for(host=host), made_for(host=host, placement={"gpus": "all"})
+    assert values_of(two, "tensor-parallel-size") == ["2"]
+    assert not values_of(one, "tensor-parallel-size")
+    assert two.memory.weights_bytes == one.memory.weights_bytes // 2
+    assert two.placement.gpus == ("0", "1")
+    assert two.prediction.decode_tok_s is not None
+    assert one.prediction.decode_tok_s is not None
+    assert two.prediction.decode_tok_s[0] > one.prediction.decode_tok_s[0]
+
+
+# Memory
+
+
+def test_bytes_of_the_cache() -> None:
+    assert kv_token_bytes(MODEL) == 320 * KIB
+    assert kv_token_bytes(MODEL, "fp8") == 160 * KIB
+    assert kv_token_bytes(MODEL, "nvfp4") == 320 * KIB * 0.5625 / 2
+    # The Loop variant keeps a cache for each of its two passes.
+    assert kv_token_bytes(read_entry("iquest-coder-40b-loop-nvfp4")) == 640 * KIB
+    # One latent of 576 in 61 layers.
+    kimi = read_entry("kimi-k2.5-1t-a32b-q4_k_s")
+    assert kv_token_bytes(kimi) == 61 * 576 * 2 == pytest.approx(68.6 * KIB, rel=0.001)
+    assert kv_token_bytes(msgspec.structs.replace(MODEL, kv=None)) == 0
+
+
+def test_the_utilisation_on_the_reference_card() -> None:
+    """0.92 of 96 GB leaves about 62 GiB, or 203,000 tokens, to the cache."""
+    made = made_for()
+    assert values_of(made, "gpu-memory-utilization") == ["0.92"]
+    assert made.memory.kv_bytes == pytest.approx(62 * GIB, rel=0.01)
+    reason = next(d.reason for d in made.decisions if d.field == "gpu-memory-utilization")
+    tokens = int(re.findall(r"\(([\d,]+) tokens\)", reason)[0].replace(",", ""))
+    assert tokens == pytest.approx(203_161, rel=0.01)
+
+
+@pytest.mark.parametrize("reserve", [0, 1, 4, 8, 20, 40])
+@pytest.mark.parametrize("claimed", [0, 10, 30])
+def test_the_utilisation_leaves_reserve_and_claims_alone(reserve: int, claimed: int) -> None:
+    claims = (Claim(stack="x", gpus=(GpuShare(index=0, bytes=claimed * GIB),)),)
+    made = made_for(gpu_reserve_bytes=reserve * GIB, claims=claims)
+    (text,) = values_of(made, "gpu-memory-utilization")
+    total = CARD.memory_bytes or 0
+    assert float(text) * total <= total - (reserve + claimed) * GIB
+    assert 0 < float(text) <= 0.99
+    assert made.memory.total_bytes == pytest.approx(float(text) * total, abs=1) or not (
+        made.verdict.fits
+    )
+
+
+def test_a_larger_need_raises_the_utilisation() -> None:
+    """0.92 is the usual; a context that needs more gets it, where the reserve allows."""
+    wide = made_for(context=131072, gpu_reserve_bytes=2 * GIB, kv_type="auto")
+    assert wide.verdict.fits is True
+    assert float(values_of(wide, "gpu-memory-utilization")[0]) >= 0.92
+
+
+def test_a_context_that_does_not_fit() -> None:
+    small = msgspec.structs.replace(CARD, memory_bytes=32 * GIB)
+    made = made_for(host=with_cards(small), context=131072)
+    assert made.verdict.fits is False
+    assert made.memory.headroom_bytes is not None
+    assert made.memory.headroom_bytes < 0
+    auto = made_for(host=with_cards(small), context="auto")
+    (context,) = values_of(auto, "max-model-len")
+    assert auto.verdict.fits is True
+    assert int(context) < 32768
+    fits = made_for(host=with_cards(small), context=int(context))
+    more = made_for(host=with_cards(small), context=int(context) + 256)
+    assert (fits.verdict.fits, more.verdict.fits) == (True, False)
+
+
+def test_a_card_of_unknown_size() -> None:
+    made = made_for(host=with_cards(msgspec.structs.replace(CARD, memory_bytes=None)))
+    assert made.verdict.fits is None
+    assert values_of(made, "gpu-memory-utilization") == ["0.92"]
+    assert any("unknown" in text for text in made.verdict.reasons)
+
+
+# The log
+
+
+@pytest.mark.parametrize(
+    ("line", "cause", "remedy"),
+    [
+        ("ValueError: To serve at least one request with the model's max seq len (131072), "
+         "(40.00 GiB KV cache is needed, which is larger than the available KV cache memory "
+         "(30.1 GiB). Based on the available memory, the estimated maximum model length is 98656. "
+         "Try increasing `gpu_memory_utilization`.",
+         "does not hold one request", "--set context=98656"),
+        ("ValueError: No available memory for the cache blocks. Try increasing "
+         "`gpu_memory_utilization` when initializing the engine.",
+         "no GPU memory is left", "gpu_reserve"),
+        ("ValueError: Free memory on device cuda:0 (10.2/95.0 GiB) on startup is less than desired "
+         "GPU memory utilization (0.92, 87.4 GiB).", "another process", "nvidia-smi"),
+        ("ValueError: User-specified max_model_len (262144) is greater than the derived "
+         "max_model_len (max_position_embeddings=131072.0 or model_max_length=None in model's "
+         "config.json).", "longer than the model", "--set context=131072"),
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.", "ran out",
+         "concurrency"),
+        ("ValueError: Model architectures ['IQuestLoopCoderForCausalLM'] are not supported for "
+         "now. Supported architectures: dict_keys([...])", "IQuestLoopCoderForCausalLM",
+         "--set image="),
+        ("NotImplementedError: No NvFp4 MoE backend supports the deployment configuration.",
+         "no nvfp4 kernel", "marlin"),
+    ],
+)  # fmt: skip
+def test_causes_of_a_failed_start(line: str, cause: str, remedy: str) -> None:
+    prefix = "(EngineCore_DP0 pid=42) ERROR 01-09 19:15:06 [core.py:844] "
+    noise = ["INFO 01-09 19:15:00 [api_server.py:10] vLLM API server version 0.32.0",
+             prefix + "EngineCore failed to start.", prefix + line,
+             "gpu-nvfp4.service: Failed with result 'exit-code'."]  # fmt: skip
+    failure = VLLM.failure(noise)
+    assert failure is not None
+    assert cause in failure.cause
+    assert remedy in (failure.remedy or "")
+    assert failure.evidence == prefix + line
+
+
+def test_the_most_specific_cause_is_named() -> None:
+    lines = ["CUDA out of memory", "the estimated maximum model length is 4096."]
+    failure = VLLM.failure(lines)
+    assert failure is not None
+    assert failure.remedy == "--set context=4096"
+    assert VLLM.failure(["all is well"]) is None
+    assert VLLM.failure([]) is None
+
+
+def test_the_recorded_log() -> None:
+    if not LOG.is_file():
+        pytest.skip("the recorded log is not beside this checkout")
+    lines = LOG.read_text("utf-8").splitlines()
+    assert VLLM.failure(lines) is None
+    phases = [phase for line in lines if (phase := VLLM.phase(line))]
+    assert phases[-1] == "answering"
+    assert any(phase.startswith("loading weights") for phase in phases)
+
+
+def test_phases() -> None:
+    line = "Loading safetensors checkpoint shards:  33% Completed | 1/3 [00:01<00:03, 1.5s/it]"
+    assert VLLM.phase(line) == "loading weights 33 %"
+    assert VLLM.phase("INFO: Application startup complete.") == "answering"
+    assert VLLM.phase("GPU KV cache size: 203,120 tokens") == "KV cache"
+    assert VLLM.phase("") is None
+    assert VLLM.footprint(MODEL, {}, 96 * GIB).compute_bytes > 1 * GIB > MIB
