@@ -1,0 +1,224 @@
+"""Measured speeds: what llama-bench says, which measurement a plan uses; memory against reality."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from samples import EPYC, EPYC_GPU, IQUEST, LATENCY, MIB, THROUGHPUT, plan, profile, shipped
+
+from stackctl.cli.main import run
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.observe.calibrate import GENERATED_TOKENS, PROMPT_TOKENS, calibration_of
+from stackctl.plan.roofline import prefill_operations
+from stackctl.plan.solve import Known, solve
+from stackctl.sources.catalogue import read_entry
+from stackctl.state import calibrations
+from stackctl.values.measured import Calibration
+from stackctl.values.model import Model, ModelFile
+from stackctl.values.plan import Plan
+
+GEMMA = read_entry("gemma-3-270m-q4_k_m")
+MOE = read_entry("minimax-m2-229b-a10b-q4_k_m")
+
+#: What llama-bench prints, shortened to the keys that matter and some that do not.
+RUNS = json.loads(
+    """[
+  {"build_commit": "abc", "model_type": "gemma3 270M Q4_K - Medium", "n_threads": 2,
+   "n_prompt": 512, "n_gen": 0, "avg_ns": 520000000, "avg_ts": 984.6, "stddev_ts": 3.1,
+   "samples_ts": [981.0, 988.2]},
+  {"build_commit": "abc", "model_type": "gemma3 270M Q4_K - Medium", "n_threads": 2,
+   "n_prompt": 0, "n_gen": 64, "avg_ns": 840000000, "avg_ts": 76.2, "stddev_ts": 0.4,
+   "samples_ts": [75.9, 76.5]}
+]"""
+)
+
+
+def measured(**changes: Any) -> Calibration:
+    base = Calibration(
+        engine="llama.cpp",
+        quantization="Q5_K_M",
+        threads=14,
+        decode_bytes_s=350e9,
+        prefill_flops=6e12,
+        decode_tok_s=12.4,
+        prefill_tok_s=70.0,
+        model="IQuest",
+        image_id="0" * 64,
+        measured="2026-11-21T12:00:00Z",
+    )
+    return msgspec.structs.replace(base, **changes)
+
+
+# What the benchmark says
+
+
+def test_runs_of_llama_bench() -> None:
+    found = calibration_of(RUNS, GEMMA, "llama.cpp", "image", 2)
+    assert (found.decode_tok_s, found.prefill_tok_s) == (76.2, 984.6)
+    assert found.decode_bytes_s == pytest.approx(76.2 * GEMMA.active_bytes)
+    assert found.prefill_flops == pytest.approx(984.6 * prefill_operations(GEMMA, PROMPT_TOKENS))
+    assert (found.quantization, found.threads, found.moe) == ("Q4_K_M", 2, False)
+    assert calibration_of(RUNS, MOE, "llama.cpp", "image", 2).moe is True
+    assert (PROMPT_TOKENS, GENERATED_TOKENS) == (512, 64)
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        [],
+        RUNS[:1],
+        RUNS[1:],
+        [{"n_prompt": 512}, {"n_gen": 64}],
+        [{**RUNS[0], "avg_ts": 0}, RUNS[1]],
+        [{**RUNS[0], "avg_ts": "fast"}, RUNS[1]],
+        [{**RUNS[0], "avg_ts": None}, RUNS[1]],
+        [None, 5, "x"],
+    ],
+)
+def test_a_benchmark_without_speeds(runs: list[Any]) -> None:
+    with pytest.raises(StackctlError, match="no speeds"):
+        calibration_of(runs, GEMMA, "llama.cpp", "image", 2)
+
+
+# Where measurements are kept
+
+
+def test_measurements_are_kept_and_replaced(tmp_path: Path) -> None:
+    assert calibrations.read(tmp_path) == ()
+    first, other = measured(), measured(quantization="Q8_0")
+    calibrations.add(tmp_path, first)
+    calibrations.add(tmp_path, other)
+    assert calibrations.read(tmp_path) == (first, other)
+    again = measured(decode_bytes_s=1e9)
+    calibrations.add(tmp_path, again)
+    assert calibrations.read(tmp_path) == (other, again)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": "stackctl.calibrations/9"}'])
+def test_a_damaged_file_of_measurements_is_measured_again(tmp_path: Path, text: str) -> None:
+    (tmp_path / "calibrations.json").write_text(text)
+    assert calibrations.read(tmp_path) == ()
+
+
+# Which one a plan uses
+
+
+def used(*known: Calibration, **more: Any) -> Plan:
+    return plan(more.pop("host", EPYC), more.pop("model", IQUEST), LATENCY, calibrations=known)
+
+
+def test_a_plan_says_that_it_is_measured() -> None:
+    assert used().prediction.basis == "estimated"
+    made = used(measured())
+    assert made.prediction.basis == "measured"
+    assert made.prediction.decode_tok_s is not None
+    low, high = made.prediction.decode_tok_s
+    assert low <= 350e9 / IQUEST.active_bytes <= high
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        (measured(quantization="Q8_0", decode_bytes_s=1e9),),
+        (measured(threads=4, decode_bytes_s=1e9),),
+        (measured(measured="2025-01-01T00:00:00Z", decode_bytes_s=1e9),),
+        (measured(moe=True, decode_bytes_s=1e9, measured="2030-01-01T00:00:00Z"),),
+        (measured(engine="vllm", decode_bytes_s=1e9, measured="2030-01-01T00:00:00Z"),),
+    ],
+)
+def test_the_closest_measurement_is_used(others: tuple[Calibration, ...]) -> None:
+    alone = used(measured()).prediction
+    assert used(measured(), *others).prediction == alone
+    assert used(*others, measured()).prediction == alone
+
+
+def test_the_same_weights_count_before_the_same_threads() -> None:
+    weights = measured(threads=4, decode_bytes_s=200e9)
+    threads = measured(quantization="Q4_0", decode_bytes_s=100e9)
+    assert used(weights, threads).prediction == used(weights).prediction
+
+
+def test_measurements_of_the_cpu_say_nothing_of_a_gpu() -> None:
+    wish = shipped("gpu-gguf")
+    model = read_entry("iquest-coder-40b-q5_k_m")
+    known = (measured(),)
+    assert plan(EPYC_GPU, model, wish, calibrations=known).prediction.basis == "estimated"
+
+
+def test_measurements_of_another_kind_of_model_are_not_used() -> None:
+    assert used(measured(moe=True)).prediction.basis == "estimated"
+    made = plan(EPYC, MOE, shipped("cpu-moe-batch"), calibrations=(measured(),))
+    assert made.prediction.basis == "estimated"
+
+
+def test_calibrated_on_one_quantisation_right_for_another() -> None:
+    """Decode in bytes a second carries over: Q8_0 reads 1.2 times what Q4_K_M does."""
+    q4 = calibration_of(RUNS, GEMMA, "llama.cpp", "image", 2)
+    q8 = msgspec.structs.replace(GEMMA, quantization="Q8_0", weights_bytes=285_000_000)
+    made = used(q4, model=q8)
+    assert made.prediction.decode_tok_s is not None
+    low, high = made.prediction.decode_tok_s
+    expected = 76.2 * GEMMA.active_bytes / q8.active_bytes
+    assert low * 0.75 < expected < high * 1.25
+
+
+# Memory that was measured: resident MiB of llama-server b11669 with Gemma 3 270M Q4_K_M
+
+RESIDENT = [
+    ("latency", "f16", 2048, 361),
+    ("latency", "f16", 8192, 377),
+    ("latency", "f16", 32768, 452),
+    ("latency", "q8_0", 2048, 343),
+    ("latency", "q8_0", 8192, 352),
+    ("latency", "q8_0", 32768, 391),
+    ("throughput", "f16", 2048, 491),
+    ("throughput", "f16", 8192, 564),
+    ("throughput", "f16", 32768, 857),
+    ("throughput", "q8_0", 2048, 449),
+    ("throughput", "q8_0", 8192, 489),
+    ("throughput", "q8_0", 32768, 646),
+]
+
+
+def gemma_file() -> Model:
+    """The model as its file tells: the header is resident too."""
+    return msgspec.structs.replace(
+        GEMMA, files=(ModelFile(path="/srv/models/gemma.gguf", bytes=253_115_424),)
+    )
+
+
+@pytest.mark.parametrize(("objective", "kind", "context", "resident"), RESIDENT)
+def test_predicted_memory_is_what_was_resident(
+    objective: str, kind: str, context: int, resident: int
+) -> None:
+    base = LATENCY if objective == "latency" else THROUGHPUT
+    made = solve(
+        host=EPYC,
+        model=gemma_file(),
+        profile=profile(base, context=context, kv_type=kind),
+        known=Known(image="i", image_reason="test"),
+    )
+    cache = next(d.value for d in made.decisions if d.field == "cache-ram")
+    assert isinstance(cache, int)
+    predicted = (made.memory.total_bytes - cache * MIB) / MIB
+    assert predicted == pytest.approx(resident, rel=0.10)
+
+
+# Usage
+
+
+@pytest.mark.parametrize("name", ["gpu-nvfp4", "gpu-gguf", "hybrid-moe"])
+def test_only_what_runs_on_the_cpu_can_be_measured(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for key in ("XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR"):
+        monkeypatch.setenv(key, str(tmp_path))
+    assert run(["--user", "calibrate", name]) == ExitCode.USAGE
+    told = capsys.readouterr()
+    assert "does not run on the CPU with llama.cpp" in told.err
+    assert "stackctl calibrate cpu" in told.err
+    assert told.out == ""
