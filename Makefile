@@ -5,6 +5,8 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 py
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
+# Enough for what needs the standard library only.
+ANY = $(if $(wildcard $(READY)),$(RUN),$(PYTHON))
 PIP := $(RUN) -m pip --disable-pip-version-check -qq
 PINS := pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --no-annotate --no-header \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
@@ -14,15 +16,14 @@ export PORT
 unexport PYTHONHOME PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-unit test-lab lint format lab bench demo demo-down requirements clean
+.PHONY: help venv test test-unit test-lab lint format lab bench demo demo-down python requirements clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(READY) ## Make the development environment (.venv) from the pinned packages
 
-$(READY): requirements/dev.txt pyproject.toml
-	@test -n '$(PYTHON)' || { echo 'error: no Python 3.11 or later: make PYTHON=/path/to/python3' >&2; exit 1; }
+$(READY): requirements/dev.txt pyproject.toml | python
 	@echo 'venv      pinned packages into $(VENV), about 15 s' >&2
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo 'venv      this Python lacks the venv module: installing python3-venv' >&2; \
@@ -58,11 +59,15 @@ lab: venv ## A shell in a throw-away machine with systemd and podman (Linux, roo
 bench: venv ## Measure start-up, planning, header reading and `up` against their yardsticks
 	@$(RUN) tests/bench/bench.py
 
-demo: venv ## Serve a small model and ask it something (PORT=N: not on 8089)
-	@$(RUN) -m tests.lab.demo up
+demo: python ## Serve a small model and ask it something (PORT=N: not on 8089)
+	@PYTHONPATH=tests $(ANY) -m lab.demo up
 
-demo-down: ## Stop what `make demo` started
-	@$(firstword $(wildcard $(RUN)) $(PYTHON)) -m tests.lab.demo down
+demo-down: python ## Stop what `make demo` started
+	@PYTHONPATH=tests $(ANY) -m lab.demo down
+
+python:
+	@test -n '$(ANY)' || { \
+		echo 'error: no Python 3.11 or later: make PYTHON=/path/to/python3' >&2; exit 1; }
 
 requirements: ## Pin the newest packages that pyproject.toml and requirements/dev.in allow
 	$(PYTHON) -m venv $(VENV)/pins

@@ -8,6 +8,7 @@ import io
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from types import FrameType
 from typing import Any, NoReturn
@@ -96,7 +97,8 @@ def run(arguments: Sequence[str]) -> int:
         return int(ExitCode.OK)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EIO, errno.EDQUOT):
-            raise
+            _plain_output(arguments).error(_bug(error))
+            return int(ExitCode.FAILED)
         sys.stdout = None
         sys.stderr.write(f"error: cannot write the output: {error.strerror}\n")
         return int(ExitCode.FAILED)
@@ -135,8 +137,26 @@ def _run(arguments: Sequence[str]) -> int:
         out.error(error)
         return int(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
+        # A second Ctrl-C must not cut this short.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
         out.error(StackctlError("interrupted", exit_code=ExitCode.INTERRUPTED))
         return int(ExitCode.INTERRUPTED)
+    except OSError:
+        raise
+    except Exception as error:
+        out.error(_bug(error))
+        return int(ExitCode.FAILED)
+
+
+def _bug(error: Exception) -> StackctlError:
+    """What nobody expected: the place and the reason instead of a traceback."""
+    places = traceback.extract_tb(error.__traceback__)[-3:]
+    return StackctlError(
+        f"stackctl has a bug: {type(error).__name__}: {error}",
+        details=[f"{place.filename}:{place.lineno} in {place.name}" for place in places],
+        hint="please report it with these lines; stackctl status shows what runs",
+    )
 
 
 def _plain_output(arguments: Sequence[str]) -> Output:

@@ -16,6 +16,8 @@ from stackctl.values.generation import Generation
 
 _POLL_S = 0.2
 _SHOWN_LINES = 8
+#: How long to look for the cause of a failure before telling only what is known.
+_JOURNAL_S = 2
 _PROPERTIES = (
     "ActiveState", "SubState", "Result", "ExecMainCode", "ExecMainStatus", "NRestarts", "Job",
 )  # fmt: skip
@@ -103,13 +105,12 @@ def explain(
 
     ``since`` is the time of its start.
     """
+    asked = time.monotonic()
     lines = _log(context, generation, since)
-    for _ in range(5):
-        if lines:
-            break
-        time.sleep(0.2)  # the journal is written a little later than the state changes
+    # The journal is written a little later than the state changes.
+    while (known := engine.failure(lines)) is None and time.monotonic() - asked < _JOURNAL_S:
+        time.sleep(_POLL_S)
         lines = _log(context, generation, since)
-    known = engine.failure(lines)
     status = state.get("ExecMainStatus", "")
     result = state.get("Result", "")
     cause = (

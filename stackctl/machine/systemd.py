@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from stackctl.errors import ExitCode, StackctlError
@@ -14,6 +15,8 @@ _NO_BUS = re.compile(
     r"Failed to connect to (bus|user scope bus|system scope bus)|not been booted with systemd",
     re.IGNORECASE,
 )
+#: There on a machine that systemd runs (sd_booted).
+_BOOTED = Path("/run/systemd/system")
 
 
 class Systemd:
@@ -36,7 +39,7 @@ class Systemd:
         return done
 
     def _unreachable(self, reason: str) -> StackctlError:
-        if self.scope == "system":
+        if self.scope == "system" or not _BOOTED.is_dir():
             return StackctlError(
                 "systemd is not running on this machine",
                 hint="stackctl needs a machine booted with systemd; make demo brings its own",

@@ -168,3 +168,11 @@ def tiny(lab: Lab) -> str:
     target.write_bytes(tiny_model())
     target.chmod(0o644)
     return f"file:{path}"
+
+
+@pytest.fixture
+def one(lab: Lab) -> Iterator[Seat]:
+    """A normal user, where it makes no difference who asks."""
+    seat = Seat(lab, "lab")
+    yield seat
+    seat.reset()

@@ -46,7 +46,7 @@ SHOWN_VARIABLES = ("TERM", "NO_COLOR", "COLUMNS")
 WRAPPER = """\
 #!/bin/sh
 # stackctl of the demo: {where}.
-{elevate}PYTHONPATH={checkout} exec {python} -P -m tests.lab.demo --folder {folder} exec -- "$@"
+{elevate}PYTHONPATH={code} exec {python} -P -m lab.demo --folder {folder} exec -- "$@"
 """
 
 
@@ -76,7 +76,7 @@ class Here:
     def words(self, argv: Sequence[str]) -> list[str]:
         """The command line of that command."""
         if argv[0] == "stackctl":
-            return [sys.executable, "-P", "-m", "stackctl", *argv[1:]]
+            return trees.project(*argv[1:])
         return list(argv)
 
     def prepare(self) -> None:
@@ -152,7 +152,7 @@ class InLab:
 
 def main() -> int:
     """Run one command of the demo."""
-    parser = argparse.ArgumentParser(prog="python3 -m tests.lab.demo", description=__doc__)
+    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where it keeps its state")
     verbs = parser.add_subparsers(dest="verb", required=True)
     begin = verbs.add_parser("up", help="set up what is missing and show stackctl")
@@ -304,15 +304,22 @@ def refuse_taken_port(place: Here | InLab, folder: Path, port: int) -> None:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
-            from stackctl.machine.files import LiveMachine
-            from stackctl.machine.ports import listener
-
-            holder = listener(LiveMachine(), port) or "another program"
             raise DemoError(
-                f"port {port} is taken by {holder}",
+                f"port {port} is taken by {holder(port)}",
                 f"another port: make demo PORT={port + 1}\n"
                 "a demo of another checkout ends with make demo-down there",
             ) from None
+
+
+def holder(port: int) -> str:
+    """The program that listens on that port."""
+    code = (
+        "from stackctl.machine.files import LiveMachine\n"
+        "from stackctl.machine.ports import listener\n"
+        f"print(listener(LiveMachine(), {port}))\n"
+    )
+    path = f"PYTHONPATH={CHECKOUT}"
+    return quiet(["env", path, trees.project_python(), "-c", code]).stdout.strip() or "a program"
 
 
 def fetch_model() -> None:
@@ -429,7 +436,7 @@ def write_wrapper(place: Here | InLab, folder: Path) -> None:
     text = WRAPPER.format(
         where=place.where,
         elevate='test "$(id -u)" = 0 || exec sudo "$0" "$@"\n' if as_root else "",
-        checkout=shlex.quote(str(CHECKOUT)),
+        code=shlex.quote(str(CHECKOUT / "tests")),
         python=shlex.quote(sys.executable),
         folder=shlex.quote(str(folder)),
     )

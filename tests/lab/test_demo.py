@@ -18,11 +18,11 @@ from .host import CHECKOUT, LabError, need_root
 
 def demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the demo as make does, but with a state folder of its own."""
-    words = [sys.executable, "-m", "tests.lab.demo", "--folder", str(folder), *arguments]
+    words = [sys.executable, "-m", "lab.demo", "--folder", str(folder), *arguments]
     return subprocess.run(
         words,
         cwd=CHECKOUT,
-        env=dict(os.environ, PWD=str(CHECKOUT)),
+        env=dict(os.environ, PWD=str(CHECKOUT), PYTHONPATH="tests"),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

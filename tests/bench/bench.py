@@ -1,0 +1,254 @@
+"""What stackctl costs, against yardsticks on the same machine: `make bench`.
+
+    python3 tests/bench/bench.py [--only start|plan|header|up] [--repeats N] [--no-gguf]
+
+Commands that are compared are run in turn, after one unmeasured run each, and shown with their
+median and their whole spread. It reports; only an error makes it fail. `up` needs the lab.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(CHECKOUT / "tests"))
+
+from lab import trees  # noqa: E402
+from lab.host import LabError, pip  # noqa: E402
+from lab.lab import MODEL_PATH, Lab  # noqa: E402
+
+STACKCTL = str(Path(sys.executable).with_name("stackctl"))
+USER = "lab"
+PROFILE, STACK = "cpu-latency", "cpu"
+# What `up` asks at its end: a part of what it adds, and the engine's own time.
+QUESTION = (
+    '{"messages": [{"role": "user", "content": "Name three colours."}], "max_tokens": 16, '
+    '"temperature": 0}'
+)
+# The load at the beginning above which a measurement is not to be trusted.
+QUIET = 0.5
+GGUF_FOLDER = CHECKOUT / ".bench/gguf"
+
+READ_OURS = """\
+import sys, time
+from pathlib import Path
+from stackctl.sources.gguf import read_header
+begin = time.perf_counter()
+read_header(Path(sys.argv[1]))
+print(time.perf_counter() - begin)
+"""
+READ_THEIRS = """\
+import sys, time
+from gguf import GGUFReader
+begin = time.perf_counter()
+GGUFReader(sys.argv[1])
+print(time.perf_counter() - begin)
+"""
+
+Measure = Callable[[], float]
+
+
+def main() -> int:
+    """Run the chosen benchmarks and print one table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--only", choices=["start", "plan", "header", "up"])
+    parser.add_argument("--repeats", type=int, help="instead of 21, 11, 11 and 5")
+    parser.add_argument("--no-gguf", action="store_true", help="leave the gguf package out")
+    options = parser.parse_args()
+    chosen = [options.only] if options.only else ["start", "plan", "header", "up"]
+    print(f"{cpu_name()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, ", end="")
+    busy = os.getloadavg()[0]
+    print(f"load {busy:.1f}; page cache warm\n")
+    print(f"{'':<40}{'MEDIAN':>9}  {'SPREAD':<15}{'RATIO':>7}  AIM", flush=True)
+    try:
+        if "start" in chosen:
+            start(options.repeats or 21)
+        if "plan" in chosen:
+            plan(options.repeats or 11)
+        if "header" in chosen:
+            header(options.repeats or 11, theirs=not options.no_gguf)
+        if "up" in chosen:
+            up(options.repeats or 5)
+    except (LabError, subprocess.CalledProcessError, AssertionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        said = getattr(error, "stderr", "") or ""
+        print(said.strip()[-2000:], file=sys.stderr)
+        return 1
+    if busy > QUIET:
+        print(f"\nthe machine was busy (load {busy:.1f}): take these figures as upper bounds")
+    words = [Path(sys.executable).name, *sys.argv]
+    print(f"\nagain: {' '.join(words)}")
+    return 0
+
+
+def start(repeats: int) -> None:
+    """Starting up: what every command costs at least."""
+    compare(
+        repeats,
+        {
+            "python -c pass": lambda: run([sys.executable, "-c", "pass"]),
+            "stackctl --version": lambda: run([STACKCTL, "--version"]),
+        },
+        aims={"stackctl --version": 0.086},
+    )
+
+
+def plan(repeats: int) -> None:
+    """Planning for recorded facts, the model's header read on the way."""
+    model = f"file:{trees.fetch_model()}"
+    with tempfile.TemporaryDirectory() as folder:
+        facts = Path(folder) / "facts.json"
+        probed = subprocess.run(
+            [STACKCTL, "probe", "--json"], capture_output=True, text=True, check=True
+        )
+        facts.write_text(probed.stdout)
+        words = [STACKCTL, "plan", PROFILE, "--facts", str(facts), "--model", model]
+        compare(
+            repeats,
+            {
+                "stackctl --version": lambda: run([STACKCTL, "--version"]),
+                f"stackctl plan {PROFILE} --facts": lambda: run(words),
+            },
+            aims={f"stackctl plan {PROFILE} --facts": 0.3},
+        )
+
+
+def header(repeats: int, *, theirs: bool) -> None:
+    """Reading the header of a model with a vocabulary of 262,144 words, without start-up."""
+    model = str(trees.fetch_model())
+    ours = [timed_inside(READ_OURS, model) for _ in range(repeats + 1)][1:]
+    yardstick = None
+    if theirs:
+        # One run is enough to tell seconds from milliseconds.
+        once = [timed_inside(READ_THEIRS, model, {"PYTHONPATH": str(gguf_package())})]
+        yardstick = statistics.median(once)
+        row("GGUF header, the gguf package", once, None, None)
+    row("GGUF header, stackctl", ours, yardstick, 0.05)
+
+
+def up(repeats: int) -> None:
+    """`up` against the start of the same unit by systemd alone, both until it is healthy."""
+    arguments = [PROFILE, "--model", f"file:{MODEL_PATH}"]
+    unit = f"{STACK}.service"
+    url = "http://127.0.0.1:8080/v1/chat/completions"
+    with Lab() as lab:
+
+        def inside(*words: str) -> float:
+            begin = time.perf_counter()
+            lab.run(words, user=USER, timeout=180, check=True)
+            return time.perf_counter() - begin
+
+        first = inside("stackctl", "up", *arguments)
+        inside("stackctl", "down", STACK)
+        alone: list[float] = []
+        whole: list[float] = []
+        asked: list[float] = []
+        for _ in range(repeats):
+            whole.append(inside("stackctl", "up", *arguments))
+            inside("systemctl", "--user", "stop", unit)
+            # The unit is ready when its health check is (Notify=healthy).
+            alone.append(inside("systemctl", "--user", "start", unit))
+            asked.append(inside("curl", "--fail", "--silent", "--data", QUESTION, url))
+            inside("stackctl", "down", STACK)
+    row(f"systemctl --user start {unit}", alone, None, None)
+    row(f"stackctl up {PROFILE}", whole, statistics.median(alone), None)
+    added = [one - other for one, other in zip(whole, alone, strict=True)]
+    row("  added by up", added, None, 1.5)
+    row("  of which asking for 16 tokens", asked, None, None)
+    row("  first up with an image (reads its help)", [first], statistics.median(alone), None)
+
+
+def compare(repeats: int, measures: Mapping[str, Measure], *, aims: Mapping[str, float]) -> None:
+    """Measure in turn, so that what disturbs the machine disturbs all of them; the first is 1."""
+    found: dict[str, list[float]] = {name: [] for name in measures}
+    for measure in measures.values():
+        measure()
+    for _ in range(repeats):
+        for name, measure in measures.items():
+            found[name].append(measure())
+    yardstick: float | None = None
+    for name, times in found.items():
+        row(name, times, yardstick, aims.get(name))
+        yardstick = yardstick or statistics.median(times)
+
+
+def row(name: str, times: Sequence[float], yardstick: float | None, aim: float | None) -> None:
+    """One line of the table."""
+    median = statistics.median(times)
+    spread = f"{min(times):.3f}-{max(times):.3f}" if len(times) > 1 else "one run"
+    if yardstick is None:
+        ratio = ""
+    else:
+        times_as_long = median / yardstick
+        ratio = f"{times_as_long:.1f}x" if times_as_long >= 0.1 else f"1/{1 / times_as_long:.0f}"
+    verdict = "" if aim is None else f"< {aim:g} s: {'met' if median < aim else 'MISSED'}"
+    print(f"{name:<40}{median:>7.3f} s  {spread:<15}{ratio:>7}  {verdict}".rstrip(), flush=True)
+
+
+def run(words: Sequence[str]) -> float:
+    """How long a command takes, with compiled modules kept, as an installed program has them."""
+    begin = time.perf_counter()
+    subprocess.run(
+        words, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, check=True
+    )
+    return time.perf_counter() - begin
+
+
+def timed_inside(code: str, argument: str, extra: Mapping[str, str] | None = None) -> float:
+    """What a fresh Python says that the interesting part of CODE took."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, argument],
+        env={**environment(), **(extra or {})},
+        cwd=CHECKOUT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return float(done.stdout)
+
+
+def environment() -> dict[str, str]:
+    """Our environment without what slows Python down."""
+    dropped = ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONUNBUFFERED")
+    return {name: value for name, value in os.environ.items() if name not in dropped}
+
+
+def gguf_package() -> Path:
+    """The gguf package, fetched when it is first needed: no part of the project's environment."""
+    if not GGUF_FOLDER.exists():
+        print("fetching the gguf package to compare with", file=sys.stderr, flush=True)
+        with tempfile.TemporaryDirectory(dir=_made(GGUF_FOLDER.parent)) as folder:
+            options = ["--quiet", "--disable-pip-version-check", "--root-user-action=ignore"]
+            words = [*pip(), "install", *options, "--target", f"{folder}/gguf", "gguf"]
+            subprocess.run(words, capture_output=True, text=True, check=True)
+            Path(folder, "gguf").replace(GGUF_FOLDER)
+    return GGUF_FOLDER
+
+
+def cpu_name() -> str:
+    """The processor's name."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+if __name__ == "__main__":
+    sys.exit(main())
