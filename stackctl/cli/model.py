@@ -19,6 +19,8 @@ def show(session: Session, source: str) -> None:
 
     SOURCE is file:PATH, dir:PATH, hf:ORG/REPO, catalogue:ID or facts:FILE.
     """
+    import textwrap
+
     from stackctl.sources.describe import describe
     from stackctl.sources.models import read_model
 
@@ -29,7 +31,9 @@ def show(session: Session, source: str) -> None:
     rows = describe(model)
     width = max(len(name) for name, _ in rows) + 2
     for name, text in rows:
-        session.out.line(f"{name:<{width}}{text}")
+        lines = textwrap.wrap(text, 80 - width, break_long_words=False, break_on_hyphens=False)
+        for number, line in enumerate(lines or [""]):
+            session.out.line(f"{'' if number else name:<{width}}{line}".rstrip())
 
 
 @verb("catalogue")
@@ -39,6 +43,7 @@ def catalogue(session: Session) -> None:
 
     from stackctl.quantity import format_bytes
     from stackctl.sources.catalogue import entries, read_entry
+    from stackctl.sources.describe import count
 
     models = [(name, read_entry(name)) for name in sorted(entries())]
     if session.out.json:
@@ -48,7 +53,7 @@ def catalogue(session: Session) -> None:
     rows = [
         (
             name,
-            f"{model.parameters / 1e9:.3g}B",
+            count(model.parameters),
             model.quantization or "",
             format_bytes(model.weights_bytes),
         )

@@ -117,7 +117,7 @@ class Output:
             if number == fold:
                 table.add_column(name, overflow="fold", ratio=1)
             else:
-                table.add_column(name, overflow="fold", max_width=max(16, width // 3))
+                table.add_column(name, overflow="fold", max_width=max(16, width * 7 // 20))
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
         console = Console(

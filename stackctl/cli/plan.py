@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ facts_option = click.option(
     help="Plan for the machine in this file (stackctl probe --json), not for this one.",
 )
 _LABEL = 10
+_WIDTH = 80
 
 
 @verb("plan")
@@ -67,8 +69,8 @@ def command(
         raise StackctlError(
             f"{plan.profile} "
             + ("does not fit" if plan.verdict.fits is False else "is not viable"),
-            details=plan.verdict.reasons,
-            hint="what helps, best first\n" + "\n".join(plan.verdict.alternatives),
+            details=_wrapped(_told(plan)),
+            hint="\n".join(["what helps, best first", *_wrapped(plan.verdict.alternatives)]),
             exit_code=ExitCode.REFUSED,
         )
 
@@ -76,21 +78,22 @@ def command(
 def show(session: Session, plan: Plan) -> None:
     """A plan in a few lines: what, whether it fits, how fast."""
     out = session.out
-    out.line(f"{plan.profile} · {plan.objective} · {plan.engine} · {plan.served_name}")
+    out.line(f"{plan.profile} · {plan.objective} · {plan.engine} · {plan.served_name}"[:_WIDTH])
     label, color = {True: ("fits", "green"), False: ("too big", "red"), None: ("memory", "yellow")}[
         plan.verdict.fits
     ]
     budgets = [plan.memory] + ([plan.host_memory] if plan.host_memory else [])
     for number, budget in enumerate(budgets):
-        text = f"{label if number == 0 else '':<{_LABEL}}"
-        out.line(out.style(text, color) + _budget(budget))
-    expect = expectation(plan)
-    if expect:
-        out.line(f"{'expect':<{_LABEL}}{expect}")
+        _labelled(session, label if number == 0 else "", _budget(budget), color)
+    for number, text in enumerate(expectation(plan)):
+        _labelled(session, "" if number else "expect", text)
+    if plan.verdict.fits is not False and plan.verdict.viable is not False:
+        for text in _told(plan):
+            _labelled(session, "note", text, "yellow")
     threads = next((d.value for d in plan.decisions if d.field == "threads"), None)
     where = f"GPU {','.join(plan.placement.gpus)}" if plan.placement.gpus else "CPU"
     parts = [where, f"{threads} threads" if threads else None, f"port {plan.port}", plan.image]
-    out.line(f"{'runs':<{_LABEL}}{', '.join(part for part in parts if part)}")
+    _labelled(session, "runs", ", ".join(part for part in parts if part))
 
 
 def show_decisions(session: Session, plan: Plan) -> None:
@@ -126,8 +129,42 @@ def show_difference(session: Session, before: Plan, after: Plan) -> None:
     )
 
 
-def expectation(plan: Plan) -> str:
-    """The prediction in one line; empty when nothing is known."""
+def _labelled(session: Session, label: str, text: str, color: str | None = None) -> None:
+    """A text beside its label, in as many lines as it needs."""
+    import textwrap
+
+    out = session.out
+    lines = textwrap.wrap(
+        text, _WIDTH - _LABEL, break_long_words=False, break_on_hyphens=False
+    ) or [""]  # fmt: skip
+    for number, line in enumerate(lines):
+        head = f"{label if number == 0 else '':<{_LABEL}}"
+        out.line((out.style(head, color) if color else head) + line)
+
+
+def _told(plan: Plan) -> list[str]:
+    """The reasons of a verdict that the lines of the plan do not say: all but what fits."""
+    budgets = [plan.memory] + ([plan.host_memory] if plan.host_memory else [])
+    good = [f"{b.pool}: " for b in budgets if (b.headroom_bytes or 0) >= 0]
+    return [text for text in plan.verdict.reasons if not text.startswith(tuple(good))]
+
+
+def _wrapped(texts: Sequence[str]) -> list[str]:
+    """Lines for an error, which indents them by two."""
+    import textwrap
+
+    return [
+        line
+        for text in texts
+        for line in textwrap.wrap(
+            text, _WIDTH - 2, subsequent_indent="  ", break_long_words=False,
+            break_on_hyphens=False,
+        )
+    ]  # fmt: skip
+
+
+def expectation(plan: Plan) -> list[str]:
+    """The prediction in lines; empty when nothing is known."""
     from stackctl.plan.verdict import numbers, seconds
 
     prediction, parts = plan.prediction, []
@@ -136,18 +173,32 @@ def expectation(plan: Plan) -> str:
     ttft = prediction.ttft_s
     if ttft is not None and ttft.range is not None:
         parts.append(f"first token {seconds(ttft.range)} s at {ttft.prompt_tokens:,} tokens")
+    if not parts:
+        return []
+    lines = [f"{', '.join(parts)}   ({prediction.basis})"]
     if factor := prediction.performance_factor:
-        parts.append(f"PF {factor[0]:.2g}-{factor[1]:.2g}")
-    return f"{', '.join(parts)}   ({prediction.basis})" if parts else ""
+        low, high = (f"{end:.2g}" if end < 10 else f"{end:,.0f}" for end in factor)
+        lines.append(f"PF {low}-{high} (tok/s for each billion parameters)")
+    return lines
 
 
 def _budget(budget: MemoryBudget) -> str:
-    limit = "" if budget.limit_bytes is None else f" of {format_bytes(budget.limit_bytes)}"
-    return (
-        f"{budget.pool}: weights {format_bytes(budget.weights_bytes)} + engine "
-        f"{format_bytes(budget.compute_bytes)} + KV {format_bytes(budget.kv_bytes)} = "
-        f"{format_bytes(budget.total_bytes)}{limit}"
+    """What it is made of, in the unit of the total."""
+    total, unit = format_bytes(budget.total_bytes).split()
+    size = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}[unit]
+    named = (
+        ("weights", budget.weights_bytes),
+        ("engine", budget.compute_bytes),
+        ("KV", budget.kv_bytes),
     )
+    parts = [f"{name} {count / size:.1f}" for name, count in named if count]
+    limit, of = budget.limit_bytes, ""
+    if limit is not None:
+        shown, limit_unit = format_bytes(limit).split()
+        of = f" of {shown}" if limit_unit == unit else f" {unit} of {shown}"
+        unit = limit_unit
+    equals = f" = {total}" if len(parts) > 1 else ""
+    return f"{budget.pool}: {' + '.join(parts) or '0'}{equals}{of} {unit}"
 
 
 def _why(decision: Decision) -> str:

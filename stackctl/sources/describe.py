@@ -42,7 +42,8 @@ def describe(model: Model) -> list[tuple[str, str]]:
     return rows
 
 
-def _count(number: int) -> str:
+def count(number: int) -> str:
+    """A number of parameters for people: ``39.8B``."""
     for size, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M")):
         if number >= size:
             return f"{number / size:.3g}{unit}"
@@ -50,13 +51,13 @@ def _count(number: int) -> str:
 
 
 def _parameters(model: Model) -> str:
-    text = _count(model.parameters)
+    text = count(model.parameters)
     if model.active_parameters is None:
         return text
     what = "active for a token" if model.experts else "without the embedding"
     if model.active_parameters == model.parameters:
         return f"{text}, all active for a token"
-    return f"{text}, {_count(model.active_parameters)} {what}"
+    return f"{text}, {count(model.active_parameters)} {what}"
 
 
 def _kv(kv: KvLayout | None) -> list[tuple[str, str]]:
@@ -75,7 +76,7 @@ def _kv(kv: KvLayout | None) -> list[tuple[str, str]]:
     rows = [("KV cache", text)]
     if cached:
         rows.append(("", _kv_bytes(kv)))
-    if kv.sliding_layers:
+    if kv.sliding_layers and kv.sliding_window is not None:
         rows.append(("", f"{kv.sliding_layers} layers keep only {kv.sliding_window:,} tokens"))
     if kv.state_bytes:
         rows.append(("", f"{format_bytes(kv.state_bytes)} of recurrent state a sequence"))

@@ -50,10 +50,28 @@ class Document:
         )
 
 
+class _Loader(yaml.SafeLoader):
+    """Stops at the depth where any profile has ended: PyYAML's time grows with its square."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """One more level."""
+        self.depth += 1
+        if self.depth > _MOST_DEPTH + 1:
+            raise yaml.MarkedYAMLError(
+                problem="nested too deeply",
+                problem_mark=self.peek_event().start_mark,  # type: ignore[no-untyped-call]
+            )
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
 def load(text: str, *, where: str) -> Document:
     """Read one YAML document. Raises StackctlError (exit 2) with file and line."""
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
@@ -104,6 +122,7 @@ def _mapping(
             document.lines[(*path, "?")] = line
             raise document.error((*path, "?"), "a key must be a plain word")
         key = key_node.value
+        _require_text(key, path, document)
         where = (*path, key)
         if key in result:
             first = document.lines[where]
@@ -114,6 +133,14 @@ def _mapping(
     return result
 
 
+def _require_text(text: str, path: Path, document: Document) -> None:
+    """A half of a surrogate pair, which an escape can write, is no text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise document.error(path, f"{text[:24]!a} is not text") from None
+
+
 def _scalar(node: yaml.ScalarNode, path: Path, document: Document) -> Any:
     text = node.value
     document.lines[path] = node.start_mark.line + 1
@@ -121,6 +148,7 @@ def _scalar(node: yaml.ScalarNode, path: Path, document: Document) -> Any:
     if node.style is not None or kind == "str":
         if node.tag.startswith("!") or kind not in ("str",):
             raise document.error(path, f"tags such as {node.tag} are not allowed")
+        _require_text(text, path, document)
         return text
     if kind == "null":
         return None

@@ -82,5 +82,5 @@ def convert(raw: Any, kind: type[V], *, where: str) -> V:
             )
     try:
         return msgspec.convert(raw, kind, strict=True)
-    except (msgspec.ValidationError, RecursionError) as error:
+    except (msgspec.ValidationError, RecursionError, UnicodeEncodeError) as error:
         raise StackctlError(f"{where}: {error}", exit_code=ExitCode.USAGE) from None

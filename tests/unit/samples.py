@@ -17,6 +17,7 @@ from stackctl.values.host import (
     L3,
     UNLIMITED,
     Bandwidth,
+    CdiSpec,
     Cpu,
     Gpu,
     Host,
@@ -139,7 +140,20 @@ EPYC = machine(
     l3=[str(n) for n in range(16)],
     memory=EPYC_MEMORY,
 )
-EPYC_GPU = msgspec.structs.replace(EPYC, gpus=(CARD,))
+EPYC_GPU = msgspec.structs.replace(
+    EPYC,
+    gpus=(CARD,),
+    tools=msgspec.structs.replace(
+        SERVER,
+        cdi=(
+            CdiSpec(
+                path="/etc/cdi/nvidia.yaml",
+                version="0.6.0",
+                devices=("nvidia.com/gpu=0", "nvidia.com/gpu=all"),
+            ),
+        ),
+    ),
+)
 HOSTS: Mapping[str, Host] = {
     "epyc-nps1": EPYC,
     "epyc-gpu": EPYC_GPU,

@@ -30,7 +30,11 @@ from stackctl.values.result import ErrorReport
 
 ROOT = Path(__file__).resolve().parents[2]
 ESCAPE = "\x1b"
-GROUPS = {"profiles": ("list", "show", "schema"), "image": ("build", "load")}
+GROUPS = {
+    "profiles": ("list", "show", "schema"),
+    "image": ("build", "load"),
+    "model": ("show", "catalogue"),
+}
 COMMANDS = [
     *((verb,) for verb in VERBS),
     *((verb, name) for verb, names in GROUPS.items() for name in names),
@@ -89,7 +93,8 @@ def process(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-FITS = ("plan", "cpu", "--facts", "epyc-nps1.json", "--model", "facts:iquest.json")
+FITS = ("plan", "cpu", "--facts", "epyc-nps1.json", "--model", "facts:iquest.json",
+        "--set", "slo.ttft_s=600")  # fmt: skip
 TOO_BIG = ("plan", "cpu", "--facts", "lab.json", "--model", "facts:iquest.json")
 
 # Exit codes
@@ -164,7 +169,7 @@ def test_the_document_of_an_error(cli: Cli) -> None:
 def test_success(cli: Cli) -> None:
     assert cli(*FITS) == 0
     assert cli.out.startswith("cpu · latency · llama.cpp · IQuest-Coder")
-    assert re.search(r"^fits +weights 26.4 GiB", cli.out, re.MULTILINE)
+    assert re.search(r"^fits +memory: weights 26.4 \+ engine", cli.out, re.MULTILINE)
     assert "stackctl plan cpu --explain" in cli.err
     assert cli("--user", "status") == 0
     assert (cli.out, cli.err) == ("", "no user stack is up: stackctl up PROFILE starts one\n")
@@ -400,7 +405,8 @@ def test_piped_output_has_no_escapes_and_fits_80_columns(
 
 def test_the_verdict_is_never_told_by_colour_alone(cli: Cli) -> None:
     cli(*TOO_BIG, "--color", "never")
-    assert "does not fit" in cli.out
+    assert "too big" in cli.out
+    assert "does not fit" in cli.err
 
 
 def test_a_recorded_machine_is_drawn_within_80_columns(cli: Cli, place: Path) -> None:
