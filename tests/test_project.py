@@ -103,6 +103,11 @@ ONLY_IN = {
     "click": "stackctl/cli/",
     "rich": "stackctl/cli/",
 }
+#: Each with its reason there.
+ALSO_IN = {
+    ("stackctl/probe/bandwidth.py", "subprocess"),  # starts workers of its own, one on each core
+    ("stackctl/probe/cdi.py", "yaml"),  # other programs' files: read safely, not strictly
+}
 
 
 def test_only_the_machine_touches_the_machine() -> None:
@@ -115,6 +120,8 @@ def test_only_the_machine_touches_the_machine() -> None:
             module = node.module if isinstance(node, ast.ImportFrom) else None
             for name in [module] if module else [alias.name for alias in node.names]:
                 place = ONLY_IN.get(name.partition(".")[0])
+                if (here, name) in ALSO_IN:
+                    continue
                 if place is not None and not here.startswith(place):
                     wrong.append(f"{here}:{node.lineno} imports {name}")
     assert not wrong, "\n".join(wrong)

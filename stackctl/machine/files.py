@@ -93,10 +93,13 @@ class RecordedMachine:
 
     def read(self, path: str) -> str | None:
         """See Machine. Links are followed only inside the recording."""
-        return _text(self.read_bytes(path))
+        return _text(self._recorded(path))
 
     def read_bytes(self, path: str) -> bytes | None:
         """See Machine. Links are followed only inside the recording."""
+        return self._recorded(path)
+
+    def _recorded(self, path: str) -> bytes | None:
         try:
             target = (self._root / path.lstrip("/")).resolve()
         except (OSError, ValueError, RuntimeError):  # a NUL in the path, a loop of links

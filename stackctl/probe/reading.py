@@ -7,7 +7,7 @@ import re
 from functools import lru_cache
 
 from stackctl.errors import StackctlError
-from stackctl.machine.files import LiveMachine, Machine
+from stackctl.machine.files import Machine
 from stackctl.values.cpulist import parse_cpulist
 from stackctl.values.host import Problem
 
@@ -71,18 +71,9 @@ class Reader:
         return self.machine.read(path)
 
     def raw(self, path: str, most: int) -> bytes | None:
-        """The bytes of a file that is no text; only of a machine that gives them."""
-        give = getattr(self.machine, "read_bytes", None)
-        if give is not None:
-            held = give(path)
-            return held[:most] if isinstance(held, bytes) else None
-        if not isinstance(self.machine, LiveMachine):
-            return None
-        try:
-            with open(path, "rb") as stream:  # noqa: PTH123 - as the machine reads
-                return stream.read(most)
-        except OSError:
-            return None
+        """The first bytes of a file that is no text."""
+        held = self.machine.read_bytes(path)
+        return None if held is None else held[:most]
 
     def exists(self, path: str) -> bool:
         """Whether a file or folder is there."""
