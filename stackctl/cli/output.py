@@ -148,6 +148,9 @@ class Output:
 
     def _say(self, text: str) -> None:
         self._clear()
+        # In a pipe stdout is held back: without this the two would change places.
+        if sys.stdout is not None:
+            sys.stdout.flush()
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
 

@@ -108,7 +108,9 @@ def picture(host: Host) -> list[str]:
         f"systemd {tools.systemd}" if tools.systemd else None,
         f"cgroup v{tools.cgroup_version}" if tools.cgroup_version else None,
     ]
-    lines.append(_row("host", ", ".join(filter(None, parts)) or "unknown"))
+    text = ", ".join(part for part in parts if part) or "unknown"
+    for number, line in enumerate(textwrap.wrap(text, 69)):
+        lines.append(_row("host" if number == 0 else "", line))
     if host.limits.memlock_bytes is not None:
         locked = host.limits.memlock_bytes
         text = "any amount" if locked == UNLIMITED else f"at most {format_bytes(locked)}"

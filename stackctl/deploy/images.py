@@ -18,11 +18,15 @@ from stackctl.values.profile import Profile
 def known_image(
     profile: Profile, engine: Engine, cache: EngineFactsCache
 ) -> tuple[str, str, EngineFacts | None]:
-    """Image, reason and facts for planning only: what was seen last, without asking Podman."""
+    """Image, reason and facts for planning only: what was seen last, else what is here by name."""
     for reference, reason in _candidates(profile, engine):
         if facts := cache.latest(reference):
             return facts.pinned, reason, facts
-    reference, reason = _candidates(profile, engine)[-1]
+    candidates = _candidates(profile, engine)
+    for reference, reason in candidates[:-1]:
+        if podman.exists(reference):
+            return reference, reason, None
+    reference, reason = candidates[-1]
     return reference, reason, None
 
 

@@ -262,8 +262,8 @@ def _undo(context: Context, generation: Generation, before: _Before, error: Base
     interrupted = not isinstance(error, Exception)
     context.report.progress("restore", "stopping")
     try:
+        context.systemd.abort(generation.units.service)
         if before.files:
-            context.systemd.stop(generation.units.service)
             install.install(context, stack, before.files)
             context.systemd.reset_failed(generation.units.service)
             _resume(context, stack, before)

@@ -48,7 +48,13 @@ def choose(request: Request) -> tuple[Option, ...]:
         *_load_mode(request),
         *_numa(request),
         *_caches(request),
-        Option("jinja", (), "the model's own chat template"),
+        Option(
+            "jinja",
+            (),
+            "the model's own chat template"
+            if request.model.chat_template
+            else "the model has no chat template: a general one (ChatML) stands in",
+        ),
         Option("cors-origins", ("localhost",), "no foreign web page may use it in a browser"),
         Option("metrics", (), "counters for health and measurement"),
     )

@@ -225,6 +225,14 @@ def load_archive(archive: Path, tag: str) -> None:
     runner.run(("podman", "tag", loaded, tag))
 
 
+def exists(image: str) -> bool:
+    """Whether an image of that name is here; False without Podman."""
+    try:
+        return runner.run(("podman", "image", "exists", image), check=False).status == 0
+    except StackctlError:
+        return False
+
+
 def containers(name: str) -> list[str]:
     """Names of containers, running or not, with exactly that name."""
     done = runner.run(

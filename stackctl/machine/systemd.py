@@ -78,6 +78,14 @@ class Systemd:
         if done.status not in (0, 5):
             raise runner.failure(done)
 
+    def abort(self, unit: str) -> None:
+        """Kill what a unit started and stop it: for starts that are given up.
+
+        While it starts, an engine may not hear SIGTERM, and systemd does not run ExecStop yet.
+        """
+        self._systemctl("kill", "--signal=SIGKILL", unit, check=False)
+        self.stop(unit)
+
     def reset_failed(self, unit: str) -> None:
         """Forget failures and counted restarts; no error when there is nothing to forget."""
         self._systemctl("reset-failed", unit, check=False)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from stackctl.probe.tools import Scope, Seen, Who
+from stackctl.quantity import format_bytes
 from stackctl.values.host import UNLIMITED, Limits, Problem
 
 #: The first podman with Quadlet.
@@ -183,7 +184,7 @@ def _memlock(facts: Facts) -> Iterator[Problem]:
     if limit == UNLIMITED:
         return
     fixable = facts.scope == "user" and facts.may_raise is not False
-    why = f"services may lock {limit} bytes ({limit / 2**20:.0f} MiB) of memory at most"
+    why = f"services may lock {format_bytes(limit)} of memory at most"
     if not fixable:
         why += "; process 1 lacks CAP_SYS_RESOURCE, so no setting inside this machine can raise it"
     else:
