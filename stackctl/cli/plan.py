@@ -50,6 +50,8 @@ def command(
 
     Exits 5 when it does not fit or is not viable; the plan is printed all the same.
     """
+    from stackctl.plan.verdict import headline
+
     resolve = session.profiles().resolve
     plan = make_plan(session, resolve(profile, overrides(sets, model, objective, name)), facts).plan
     if session.out.json:
@@ -67,8 +69,7 @@ def command(
         if session.out.json:
             raise click.exceptions.Exit(int(ExitCode.REFUSED))
         raise StackctlError(
-            f"{plan.profile} "
-            + ("does not fit" if plan.verdict.fits is False else "is not viable"),
+            headline(plan),
             details=_wrapped(_told(plan)),
             hint="\n".join(["what helps, best first", *_wrapped(plan.verdict.alternatives)]),
             exit_code=ExitCode.REFUSED,

@@ -17,6 +17,7 @@ from stackctl.health import endpoint
 from stackctl.machine import lock, podman, runner
 from stackctl.plan.ledger import claim_of
 from stackctl.plan.solve import Known, solve
+from stackctl.plan.verdict import headline
 from stackctl.probe import probe
 from stackctl.quantity import format_bytes, format_duration
 from stackctl.sources.models import read_model
@@ -188,9 +189,8 @@ def not_running(stack: str) -> StackctlError:
 
 def refused(plan: Plan) -> StackctlError:
     """The error for a plan that does not fit or is not worth running: why, and what would be."""
-    what = "does not fit" if plan.verdict.fits is False else "is not viable"
     return StackctlError(
-        f"{plan.profile} {what}",
+        headline(plan),
         details=plan.verdict.reasons,
         hint="\n".join((*plan.verdict.alternatives, "--force starts it anyway")),
         exit_code=ExitCode.REFUSED,

@@ -243,8 +243,9 @@ def _offload(request: Request) -> tuple[Option, ...]:
 
 
 def _load_mode(request: Request) -> tuple[Option, ...]:
-    if request.gpus and request.profile.placement.cpu_experts is None:
-        reason = "not locked: the weights go to the GPU"
+    if request.gpus:
+        # mlock would lock the whole file, also the part that lies on the GPU.
+        reason = "not locked: weights go to the GPU"
         return (Option("load-mode", ("mmap",), reason),)
     limit = request.host.limits.memlock_bytes
     need = sum(file.bytes for file in request.model.files) or request.model.weights_bytes
@@ -297,7 +298,7 @@ def _caches(request: Request) -> tuple[Option, ...]:
         # A cache of more prompts than anyone sends again would only take memory.
         most = min(limit // 20, _MOST_PROMPTS * max(taken.kv_bytes, _MIB), max(0, room))
         mib = min(_MOST_CACHE_MIB, most // _MIB)
-        reason = f"MiB for prompts seen before: {_MOST_PROMPTS} of them, 5 %, 8 GiB at most"
+        reason = f"MiB of memory for prompts seen before (at most {_MOST_PROMPTS} full contexts)"
         options.append(Option("cache-ram", (mib,), reason))
     if _latency(request):
         options.append(_cache_reuse(request.model))

@@ -36,6 +36,14 @@ _OF_MEASURED_DENSE: Range = (0.75, 1.0)
 _OF_MEASURED_MOE: Range = (0.22, 0.5)
 _GPU_16_BIT: Range = (0.62, 0.92)
 _GPU_FEWER_BITS: Range = (0.40, 0.62)
+#: Seconds a layer costs on a CPU besides reading it: threads that meet at its barriers. A guess.
+_CPU_LAYER_S = 40e-6
+#: Decode over several NUMA nodes loses where pages and threads lie apart: 2.4 against 4.31 tok/s
+#: on a dual 9175F by placement alone.
+_NODES_LOSE = 0.75
+#: Up to so many cores prefill scales; of more only a share counts (barriers, clock, interconnect).
+_SCALING_CORES = 32
+_SCALING_SHARE = 0.3
 #: Seconds a layer costs on a GPU besides reading it: kernel launches, attention, norms.
 _GPU_LAYER_S = 105e-6
 
@@ -133,8 +141,10 @@ def _decode(
         rate = _cpu_bandwidth(host, placement, work.model, calibration)
         if rate is None:
             return None
-        slow += (work.cpu_bytes * passes + kv) / rate[0]
-        fast += work.cpu_bytes * passes / rate[1]
+        # A measured rate holds the layers' own cost already.
+        overhead = 0.0 if calibration is not None else work.model.layers * passes * _CPU_LAYER_S
+        slow += overhead + (work.cpu_bytes * passes + kv) / rate[0]
+        fast += overhead + work.cpu_bytes * passes / rate[1]
     return (1 / slow, 1 / fast) if fast > 0 else None
 
 
@@ -151,35 +161,42 @@ def _cpu_bandwidth(
     share = 1.0
     if placement.mems and len(nodes) > 1:
         share = min(1.0, len(parse_cpulist(placement.mems)) / len(nodes))
+    worst = _NODES_LOSE if len(nodes) > 1 and placement.policy != "bind" else 1.0
     if peak.measured is not None:
         low, high = _OF_MEASURED_MOE if moe else _OF_MEASURED_DENSE
+        low *= worst
         return peak.measured * low * share, peak.measured * high * share
     if peak.theoretical is None:
         return None
     low, high = _CPU_MOE if moe else _CPU_DENSE
+    low *= worst
     return peak.theoretical * low * share, peak.theoretical * high * share
 
 
 def _prefill(
     host: Host, placement: Placement, work: Work, calibration: Calibration | None
 ) -> Range | None:
-    model = work.model
-    operations = prefill_operations(model, work.prompt_tokens)
-    rate: Range | None
-    if work.gpu_bytes and not work.cpu_bytes:
-        gpu = _gpu(host, placement)
-        peak = _gpu_rate(gpu)
-        count = max(1, len(placement.gpus))
-        rate = None if peak is None else (
-            peak * count * _GPU_PREFILL[0], peak * count * _GPU_PREFILL[1]
-        )  # fmt: skip
-    elif calibration is not None:
-        achieved = calibration.prefill_flops
-        rate = achieved * _MEASURED_SPREAD[0], achieved * _MEASURED_SPREAD[1]
-    else:
-        # With experts on the CPU, they are what the prompt waits for.
-        rate = _cpu_rate(host, work.threads, model)
-    return None if rate is None else (rate[0] / operations, rate[1] / operations)
+    """Prompt tokens a second; with experts in main memory each part at its own rate."""
+    operations = prefill_operations(work.model, work.prompt_tokens)
+    on_cpu = work.cpu_bytes / max(1.0, work.cpu_bytes + work.gpu_bytes)
+    slow = fast = 0.0
+    if on_cpu < 1:
+        peak = _gpu_rate(_gpu(host, placement))
+        if peak is None:
+            return None
+        peak *= max(1, len(placement.gpus))
+        slow += (1 - on_cpu) * operations / (peak * _GPU_PREFILL[0])
+        fast += (1 - on_cpu) * operations / (peak * _GPU_PREFILL[1])
+    if on_cpu > 0:
+        rate = _cpu_rate(host, work.threads, work.model)
+        if calibration is not None:
+            achieved = calibration.prefill_flops
+            rate = achieved * _MEASURED_SPREAD[0], achieved * _MEASURED_SPREAD[1]
+        if rate is None:
+            return None
+        slow += on_cpu * operations / rate[0]
+        fast += on_cpu * operations / rate[1]
+    return 1 / slow, 1 / fast
 
 
 def prefill_operations(model: Model, tokens: int) -> float:
@@ -202,9 +219,11 @@ def _cpu_rate(host: Host, threads: int | None, model: Model) -> Range | None:
         return None
     # Narrow matrices keep the arithmetic units waiting.
     share = min(1.0, (model.embedding or _FULL_WIDTH) / _FULL_WIDTH)
+    cores = float(min(threads, _SCALING_CORES))
+    cores += max(0, threads - _SCALING_CORES) * _SCALING_SHARE
     for name, (low, high) in _CORE_RATES:
         if name in host.cpu.isa:
-            return low * threads * share, high * threads * share
+            return low * cores * share, high * cores * share
     return None
 
 

@@ -159,9 +159,13 @@ def advise(plan: Plan, profile: Profile, candidates: Sequence[Plan]) -> Verdict:
     interactive = [c for c in on_cpu if c.prediction.ttft_s and c.objective == "latency"]
     batch = [c for c in on_cpu if c not in interactive]
     found = [*verdict.alternatives]
-    found += [_offer(c) for c in on_gpu]
+    # What keeps the first-token objective comes before advice to send less, what does not after.
+    allowed = profile.slo.ttft_s or float("inf")
+    prompt = [c for c in on_gpu if _wait(c)[0] <= allowed]
+    found += [_offer(c) for c in prompt]
     if shorter := _shorter(plan, profile):
         found.append(shorter)
+    found += [_offer(c) for c in on_gpu if c not in prompt]
     found += [_offer(c) for c in interactive]
     found += [_offer(c) for c in batch]
     return Verdict(
@@ -170,6 +174,15 @@ def advise(plan: Plan, profile: Profile, candidates: Sequence[Plan]) -> Verdict:
         reasons=verdict.reasons,
         alternatives=tuple(dict.fromkeys(found)),
     )
+
+
+def headline(plan: Plan) -> str:
+    """What is wrong with a plan that was refused, in one line."""
+    if plan.verdict.fits is not False:
+        return f"{plan.profile} is not viable"
+    budgets = [plan.memory] + ([plan.host_memory] if plan.host_memory else [])
+    short = -min(budget.headroom_bytes or 0 for budget in budgets)
+    return f"{plan.profile} does not fit: {format_bytes(short)} too much"
 
 
 def _wait(plan: Plan) -> tuple[int, float]:

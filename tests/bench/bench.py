@@ -1,6 +1,6 @@
 """What stackctl costs, against yardsticks on the same machine: `make bench`.
 
-    python3 tests/bench/bench.py [--only start|plan|header|up] [--repeats N] [--no-gguf]
+    python3 tests/bench/bench.py [--only start|plan|header|up|predict] [--repeats N] [--no-gguf]
 
 Commands that are compared are run in turn, after one unmeasured run each, and shown with their
 median and their whole spread. It reports; only an error makes it fail. `up` needs the lab.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import platform
 import statistics
@@ -19,13 +20,14 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(CHECKOUT / "tests"))
 
 from lab import trees  # noqa: E402
 from lab.host import LabError, pip  # noqa: E402
-from lab.lab import MODEL_PATH, Lab  # noqa: E402
+from lab.lab import IMAGE, MODEL_PATH, Lab  # noqa: E402
 
 STACKCTL = str(Path(sys.executable).with_name("stackctl"))
 USER = "lab"
@@ -61,11 +63,11 @@ Measure = Callable[[], float]
 def main() -> int:
     """Run the chosen benchmarks and print one table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--only", choices=["start", "plan", "header", "up"])
+    parser.add_argument("--only", choices=["start", "plan", "header", "up", "predict"])
     parser.add_argument("--repeats", type=int, help="instead of 21, 11, 11 and 5")
     parser.add_argument("--no-gguf", action="store_true", help="leave the gguf package out")
     options = parser.parse_args()
-    chosen = [options.only] if options.only else ["start", "plan", "header", "up"]
+    chosen = [options.only] if options.only else ["start", "plan", "header", "up", "predict"]
     print(f"{cpu_name()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, ", end="")
     busy = os.getloadavg()[0]
     print(f"load {busy:.1f}; page cache warm\n")
@@ -79,6 +81,8 @@ def main() -> int:
             header(options.repeats or 11, theirs=not options.no_gguf)
         if "up" in chosen:
             up(options.repeats or 5)
+        if "predict" in chosen:
+            predict()
     except (LabError, subprocess.CalledProcessError, AssertionError) as error:
         print(f"error: {error}", file=sys.stderr)
         said = getattr(error, "stderr", "") or ""
@@ -166,6 +170,56 @@ def up(repeats: int) -> None:
     row("  added by up", added, None, 1.5)
     row("  of which asking for 16 tokens", asked, None, None)
     row("  first up with an image (reads its help)", [first], statistics.median(alone), None)
+
+
+def predict() -> None:
+    """What plans predict against what the engine takes and does, in the lab."""
+    with Lab() as lab:
+
+        def stackctl(*words: str) -> Any:
+            done = lab.run(["stackctl", *words, "--json"], timeout=600)
+            return json.loads(done.stdout)
+
+        print(f"\n{'':<40}{'PREDICTED':>12}{'REAL':>12}{'RATIO':>8}  AIM", flush=True)
+        for objective in ("latency", "throughput"):
+            for kv_type in ("f16", "q8_0"):
+                for context in (2048, 8192, 32768):
+                    words = ["--objective", objective, "--set", f"kv_type={kv_type}"]
+                    _memory(lab, stackctl, [*words, "--set", f"context={context}"])
+        stackctl("down")
+        model = f"file:{MODEL_PATH}"
+        stackctl("calibrate", "cpu", "--model", model)
+        lab.run(["mkdir", "-p", "/srv/q8"], check=True)
+        quantize = ["podman", "run", "--rm", "--network=none", "--entrypoint=llama-quantize"]
+        quantize += [f"--volume={MODEL_PATH}:/in.gguf:ro", "--volume=/srv/q8:/out", IMAGE]
+        quantize += ["--allow-requantize", "/in.gguf", "/out/q8.gguf", "Q8_0"]
+        lab.run(quantize, timeout=300, check=True)
+        other = "file:/srv/q8/q8.gguf"
+        predicted = stackctl("plan", "cpu", "--model", other)["prediction"]["decode_tok_s"]
+        middle = sum(predicted) / 2
+        real = stackctl("calibrate", "cpu", "--model", other)["decode_tok_s"]
+        name = "decode tok/s, Q8_0 from Q4_K_M"
+        print(f"{name:<40}{middle:>12.1f}{real:>12.1f}{middle / real:>8.2f}  0.75-1.25")
+
+
+def _memory(lab: Lab, stackctl: Callable[..., Any], words: Sequence[str]) -> None:
+    """Resident size after a prompt, without the prompt cache, which fills up later."""
+    stackctl("up", "cpu", "--model", f"file:{MODEL_PATH}", "--yes", *words)
+    url = "http://127.0.0.1:8080/v1/chat/completions"
+    lab.run(["curl", "--fail", "--silent", "--data", QUESTION, url], timeout=120, check=True)
+    pid = lab.run(["pgrep", "-x", "llama-server"], check=True).stdout.strip()
+    status = lab.read(f"/proc/{pid}/status")
+    line = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
+    real = int(line.split()[1]) * 1024
+    plan = stackctl("plan", "cpu", "--model", f"file:{MODEL_PATH}", *words)
+    cache = next(d["value"] for d in plan["decisions"] if d["field"] == "cache-ram")
+    predicted = plan["memory"]["total_bytes"] - cache * 2**20
+    name = "MiB, " + " ".join(word for word in words if not word.startswith("--"))
+    mib = 2**20
+    print(
+        f"{name:<40}{predicted / mib:>12.0f}{real / mib:>12.0f}{predicted / real:>8.2f}  0.90-1.10",
+        flush=True,
+    )
 
 
 def compare(repeats: int, measures: Mapping[str, Measure], *, aims: Mapping[str, float]) -> None:

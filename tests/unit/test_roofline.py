@@ -287,8 +287,8 @@ def test_a_bound_node_has_its_share_of_the_bandwidth() -> None:
     assert one.decode_tok_s is not None
     assert four.decode_tok_s is not None
     assert everything.decode_tok_s is not None
-    assert everything.decode_tok_s[1] == pytest.approx(8 * one.decode_tok_s[1], rel=0.02)
-    assert four.decode_tok_s[1] == pytest.approx(4 * one.decode_tok_s[1], rel=0.02)
+    assert everything.decode_tok_s[1] == pytest.approx(8 * one.decode_tok_s[1], rel=0.1)
+    assert four.decode_tok_s[1] == pytest.approx(4 * one.decode_tok_s[1], rel=0.1)
 
 
 def test_prompts_cost_more_the_longer_they_are() -> None:
