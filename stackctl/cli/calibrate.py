@@ -29,9 +29,10 @@ def command(
     threads: int | None,
     timeout: float | None,
 ) -> None:
-    """Measure what this machine achieves with PROFILE's model, by the engine's own llama-bench.
+    """Measure what this machine achieves with PROFILE's model.
 
-    Plans of similar models then say "measured" instead of "estimated". Stop other load first.
+    llama.cpp by its own llama-bench: stop other load first. vLLM by the counters of the engine that
+    runs on the profile's port. Plans of similar models then say "measured", not "estimated".
     """
     from stackctl.observe.calibrate import calibrate
 
@@ -40,7 +41,8 @@ def command(
     if session.out.json:
         session.out.data(entry)
         return
-    session.out.line(f"{entry.model} · {entry.quantization} · {entry.threads} threads")
+    where = entry.gpu or f"{entry.threads} threads"
+    session.out.line(f"{entry.model} · {entry.quantization} · {where}")
     session.out.line(
         f"  generation  {entry.decode_tok_s:.3g} tok/s, {entry.decode_bytes_s / 1e9:.3g} GB/s"
     )

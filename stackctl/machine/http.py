@@ -10,7 +10,7 @@ import requests
 
 @dataclass(frozen=True)
 class Answer:
-    """An HTTP answer; ``json`` is None when it is no JSON, ``text`` at most 64 KiB of it."""
+    """An HTTP answer; ``json`` is None when it is no JSON, ``text`` at most 1 MiB of it."""
 
     status: int
     json: Any
@@ -52,4 +52,4 @@ def _request(method: str, url: str, body: Any, timeout_s: float) -> Answer | NoA
             data = response.json()
         except ValueError:
             data = None
-        return Answer(response.status_code, data, response.text[:65536])
+        return Answer(response.status_code, data, response.text[: 2**20])

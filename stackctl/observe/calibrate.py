@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from stackctl.deploy import images, preflight
 from stackctl.deploy.context import Context
 from stackctl.engines import engine as find_engine
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.machine import podman
+from stackctl.health import endpoint
+from stackctl.machine import http, podman
+from stackctl.plan.placement import place
 from stackctl.plan.roofline import prefill_operations
 from stackctl.plan.solve import Known, solve
 from stackctl.probe import probe
@@ -25,6 +28,12 @@ from stackctl.values.profile import Profile
 PROMPT_TOKENS = 512
 GENERATED_TOKENS = 64
 _BENCH = "llama-bench"
+#: Fewer tokens than this say nothing about a speed.
+_LEAST_TOKENS = 64
+_COUNTED = ("count", "sum")
+_SAMPLE = re.compile(
+    r"^vllm:(?P<name>\w+)(?:\{[^}]*\})? (?P<value>[0-9.]+(?:e[+-]?\d+)?)$", re.MULTILINE
+)
 
 
 def calibrate(
@@ -35,9 +44,11 @@ def calibrate(
     Raises:
         StackctlError: exit 2 for a profile of another engine, 6 when the image lacks the benchmark.
     """
-    if profile.engine != "llama.cpp" or profile.placement.gpus is not None:
+    if profile.engine == "vllm":
+        return _from_running(context, profile)
+    if profile.placement.gpus is not None:
         raise StackctlError(
-            f"{profile.name} does not run on the CPU with llama.cpp: nothing to calibrate yet",
+            f"{profile.name} runs llama.cpp on a GPU: nothing to calibrate yet",
             hint="a CPU profile: stackctl calibrate cpu --model SOURCE",
             exit_code=ExitCode.USAGE,
         )
@@ -58,6 +69,58 @@ def calibrate(
     entry = calibration_of(runs, model, engine.name, image.id, count)
     calibrations.add(context.paths.state, entry)
     return entry
+
+
+def _from_running(context: Context, profile: Profile) -> Calibration:
+    """vLLM has no such benchmark beside the server: its counters tell what it achieved so far."""
+    host = probe(context.machine, scope=context.paths.scope)
+    gpus = place(host, profile).gpus
+    model = read_model(preflight.require_model(profile))
+    url = endpoint.base_url(profile.port or 8080) + "/metrics"
+    answer = http.get(url)
+    if isinstance(answer, http.NoAnswer) or answer.status != 200:
+        seen = answer.reason if isinstance(answer, http.NoAnswer) else f"HTTP {answer.status}"
+        raise StackctlError(
+            f"no metrics from {url}: {seen}",
+            hint="vLLM is measured while it runs: start it, send it requests, then calibrate",
+            exit_code=ExitCode.NOT_RUNNING,
+        )
+    entry = calibration_of_metrics(answer.text, model, gpus[0].name if gpus else None)
+    calibrations.add(context.paths.state, entry)
+    return entry
+
+
+def calibration_of_metrics(text: str, model: Model, gpu: str | None) -> Calibration:
+    """What vLLM's counters mean in bytes and operations a second, for one request at a time."""
+    totals: dict[str, float] = {}
+    for match in _SAMPLE.finditer(text):
+        totals[match["name"]] = totals.get(match["name"], 0.0) + float(match["value"])
+    tokens, seconds = (totals.get(f"inter_token_latency_seconds_{k}", 0.0) for k in _COUNTED)
+    computed = totals.get("prompt_tokens_total", 0.0)
+    computed -= totals.get("prompt_tokens_cached_total", 0.0)
+    prefill_s = totals.get("request_prefill_time_seconds_sum", 0.0)
+    prompts = totals.get("request_prefill_time_seconds_count", 0.0)
+    if tokens < _LEAST_TOKENS or seconds <= 0 or computed < _LEAST_TOKENS or prefill_s <= 0:
+        raise StackctlError(
+            f"too little to measure: {tokens:.0f} generated, {computed:.0f} prompt tokens so far",
+            hint=f"send requests until there are {_LEAST_TOKENS} of each, then calibrate",
+        )
+    decode, prefill = tokens / seconds, computed / prefill_s
+    mean_prompt = round(computed / max(1.0, prompts))
+    return Calibration(
+        engine="vllm",
+        quantization=model.quantization or "unknown",
+        threads=0,
+        moe=bool(model.experts),
+        gpu=gpu,
+        decode_bytes_s=decode * model.active_bytes * model.passes,
+        prefill_flops=prefill * prefill_operations(model, mean_prompt),
+        decode_tok_s=decode,
+        prefill_tok_s=prefill,
+        model=model.name or model.source,
+        image_id="running",
+        measured=now(),
+    )
 
 
 def _bench(image: str, model: Model, threads: int, timeout_s: float) -> list[dict[str, Any]]:

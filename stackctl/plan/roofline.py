@@ -134,6 +134,8 @@ def _decode(
         overhead = work.model.layers * passes * _GPU_LAYER_S
         kv = work.kv_token_bytes * work.prompt_tokens
         bandwidth = gpu.bandwidth_bytes_s * count
+        if calibration is not None:
+            overhead, bandwidth, fraction = 0.0, calibration.decode_bytes_s, _MEASURED_SPREAD
         slow += overhead + (work.gpu_bytes * passes + kv) / (bandwidth * fraction[0])
         fast += overhead + work.gpu_bytes * passes / (bandwidth * fraction[1])
     if work.cpu_bytes:
@@ -181,12 +183,15 @@ def _prefill(
     on_cpu = work.cpu_bytes / max(1.0, work.cpu_bytes + work.gpu_bytes)
     slow = fast = 0.0
     if on_cpu < 1:
-        peak = _gpu_rate(_gpu(host, placement))
+        peak, share = _gpu_rate(_gpu(host, placement)), _GPU_PREFILL
+        if calibration is not None:
+            peak, share = calibration.prefill_flops, _MEASURED_SPREAD
+        elif peak is not None:
+            peak *= max(1, len(placement.gpus))
         if peak is None:
             return None
-        peak *= max(1, len(placement.gpus))
-        slow += (1 - on_cpu) * operations / (peak * _GPU_PREFILL[0])
-        fast += (1 - on_cpu) * operations / (peak * _GPU_PREFILL[1])
+        slow += (1 - on_cpu) * operations / (peak * share[0])
+        fast += (1 - on_cpu) * operations / (peak * share[1])
     if on_cpu > 0:
         rate = _cpu_rate(host, work.threads, work.model)
         if calibration is not None:

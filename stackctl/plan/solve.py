@@ -16,7 +16,7 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.plan import ledger, memory, placement, roofline, verdict
 from stackctl.quantity import format_bytes
 from stackctl.values.claim import Claim
-from stackctl.values.host import Host
+from stackctl.values.host import Gpu, Host
 from stackctl.values.measured import Calibration, EngineFacts
 from stackctl.values.model import Model
 from stackctl.values.plan import Decision, MemoryBudget, Plan, Source, Timing
@@ -141,7 +141,7 @@ def _plan(
     parts = engine.footprint(model, options, request.gpu_bytes or (1 if placed.gpus else 0))
     main_budget, host_budget, budgets = _budgets(parts, main, on_gpu, len(placed.gpus))
     work = _work(model, profile, options, placed, host)
-    calibration = _calibration(known.calibrations, model, profile, work)
+    calibration = _calibration(known.calibrations, model, profile, work, placed.gpus)
     prediction = roofline.predict(host, placed.placement, work, calibration)
     judged = verdict.judge(profile, model, work, budgets, prediction)
     timing = _timing(profile, model, known.deadline_s)
@@ -244,13 +244,23 @@ def _work(
 
 
 def _calibration(
-    known: Sequence[Calibration], model: Model, profile: Profile, work: roofline.Work
+    known: Sequence[Calibration],
+    model: Model,
+    profile: Profile,
+    work: roofline.Work,
+    gpus: Sequence[Gpu],
 ) -> Calibration | None:
-    """The measurement that is closest to this plan: same engine and kind of model, then the same
-    weights, then the same number of threads; the newest among equals. None for GPU work."""
-    if work.gpu_bytes:
+    """The measurement that is closest to this plan: same engine, GPU and kind of model, then the
+    same weights, then the same number of threads; the newest among equals. None for work that is
+    split over GPU and CPU, which no measurement tells apart."""
+    if work.gpu_bytes and work.cpu_bytes:
         return None
-    fitting = [c for c in known if c.engine == profile.engine and c.moe == bool(model.experts)]
+    gpu = gpus[0].name if work.gpu_bytes and gpus else None
+    fitting = [
+        one
+        for one in known
+        if (one.engine, one.gpu, one.moe) == (profile.engine, gpu, bool(model.experts))
+    ]
     return max(
         fitting,
         key=lambda c: (c.quantization == model.quantization, c.threads == work.threads, c.measured),

@@ -20,8 +20,11 @@ def read(state: Path) -> tuple[Calibration, ...]:
 
 
 def add(state: Path, entry: Calibration) -> None:
-    """Keep a measurement; it replaces the one of the same engine, weights and threads."""
-    key = (entry.engine, entry.quantization, entry.threads, entry.moe)
-    kept = [c for c in read(state) if (c.engine, c.quantization, c.threads, c.moe) != key]
+    """Keep a measurement; it replaces the one of the same engine, weights, threads and GPU."""
+
+    def key(one: Calibration) -> tuple[object, ...]:
+        return (one.engine, one.quantization, one.threads, one.moe, one.gpu)
+
+    kept = [one for one in read(state) if key(one) != key(entry)]
     document = Calibrations(entries=(*kept, entry))
     write_atomically(state / "calibrations.json", to_json(document))

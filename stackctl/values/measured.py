@@ -38,12 +38,14 @@ class Calibration(Value, frozen=True, kw_only=True):
 
     ``decode_bytes_s`` is active weight bytes times tokens a second in generation,
     ``prefill_flops`` the operations of prompts; both follow from the speeds that were seen.
+    ``gpu`` is the name of the GPU that did the work; ``threads`` is then 0.
     """
 
     engine: str
     quantization: str
     threads: int
     moe: bool = False
+    gpu: str | None = None
     decode_bytes_s: float
     prefill_flops: float
     decode_tok_s: float

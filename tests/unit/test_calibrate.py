@@ -12,7 +12,12 @@ from samples import EPYC, EPYC_GPU, IQUEST, LATENCY, MIB, THROUGHPUT, plan, prof
 
 from stackctl.cli.main import run
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.observe.calibrate import GENERATED_TOKENS, PROMPT_TOKENS, calibration_of
+from stackctl.observe.calibrate import (
+    GENERATED_TOKENS,
+    PROMPT_TOKENS,
+    calibration_of,
+    calibration_of_metrics,
+)
 from stackctl.plan.roofline import prefill_operations
 from stackctl.plan.solve import Known, solve
 from stackctl.sources.catalogue import read_entry
@@ -211,7 +216,7 @@ def test_predicted_memory_is_what_was_resident(
 # Usage
 
 
-@pytest.mark.parametrize("name", ["gpu-nvfp4", "gpu-gguf", "hybrid-moe"])
+@pytest.mark.parametrize("name", ["gpu-gguf", "hybrid-moe"])
 def test_only_what_runs_on_the_cpu_can_be_measured(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -219,6 +224,47 @@ def test_only_what_runs_on_the_cpu_can_be_measured(
         monkeypatch.setenv(key, str(tmp_path))
     assert run(["--user", "calibrate", name]) == ExitCode.USAGE
     told = capsys.readouterr()
-    assert "does not run on the CPU with llama.cpp" in told.err
+    assert "runs llama.cpp on a GPU: nothing to calibrate yet" in told.err
     assert "stackctl calibrate cpu" in told.err
     assert told.out == ""
+
+
+# What vLLM's counters say
+
+METRICS = """# HELP vllm:prompt_tokens_total Number of prefill tokens processed.
+vllm:prompt_tokens_total{engine="0",model_name="m"} 48400.0
+vllm:prompt_tokens_cached_total{engine="0",model_name="m"} 2000.0
+vllm:prompt_tokens_created{engine="0",model_name="m"} 1.7952892121710787e+09
+vllm:inter_token_latency_seconds_bucket{engine="0",le="0.05",model_name="m"} 7.0
+vllm:inter_token_latency_seconds_count{engine="0",model_name="m"} 2600.0
+vllm:inter_token_latency_seconds_sum{engine="0",model_name="m"} 1.0e+02
+vllm:request_prefill_time_seconds_count{engine="0",model_name="m"} 10.0
+vllm:request_prefill_time_seconds_sum{engine="0",model_name="m"} 29.0
+"""
+NVFP4 = read_entry("iquest-coder-40b-nvfp4")
+
+
+def test_counters_of_vllm_become_speeds_and_a_measured_plan() -> None:
+    card = EPYC_GPU.gpus[0].name
+    found = calibration_of_metrics(METRICS, NVFP4, card)
+    assert (found.decode_tok_s, found.prefill_tok_s) == (26.0, 1600.0)
+    assert found.gpu == card
+    known = Known(image="i", image_reason="r", calibrations=(found,))
+    made = solve(host=EPYC_GPU, model=NVFP4, profile=shipped("gpu-nvfp4"), known=known)
+    assert made.prediction.basis == "measured"
+    assert made.prediction.decode_tok_s is not None
+    assert made.prediction.decode_tok_s[0] < 26.0 < made.prediction.decode_tok_s[1]
+    assert made.prediction.prefill_tok_s is not None
+    assert made.prediction.prefill_tok_s[0] < 1600.0 < made.prediction.prefill_tok_s[1]
+    # Another card was not measured.
+    other = msgspec.structs.replace(found, gpu="Another GPU")
+    known = Known(image="i", image_reason="r", calibrations=(other,))
+    made = solve(host=EPYC_GPU, model=NVFP4, profile=shipped("gpu-nvfp4"), known=known)
+    assert made.prediction.basis == "estimated"
+
+
+@pytest.mark.parametrize("text", ["", "no metrics", METRICS.replace("2600.0", "26.0")])
+def test_too_little_traffic_is_no_measurement(text: str) -> None:
+    with pytest.raises(StackctlError, match="too little to measure") as caught:
+        calibration_of_metrics(text, NVFP4, None)
+    assert "calibrate" in (caught.value.hint or "")
