@@ -113,7 +113,7 @@ def _plan(basis: _Basis, profile: Profile) -> Planned:
 
 def _candidates(basis: _Basis) -> list[Plan]:
     """Plans of all profiles that name a model, with that model, for this machine."""
-    from stackctl.sources.profiles import Overrides
+    from stackctl.values.profile import Overrides
 
     profiles = basis.session.profiles()
     plans = []

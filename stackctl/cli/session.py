@@ -190,7 +190,7 @@ def overrides(
     sets: tuple[str, ...], model: str | None, objective: str | None, name: str | None
 ) -> Any:
     """The overrides that the options of a planning command give."""
-    from stackctl.sources.profiles import Overrides
+    from stackctl.values.profile import Overrides
 
     return Overrides(sets=sets, model=model, objective=objective, name=name)
 

@@ -31,10 +31,11 @@ from stackctl.probe import probe
 from stackctl.resources import data_folder
 from stackctl.sources.describe import describe
 from stackctl.sources.models import read_model
-from stackctl.sources.profiles import Overrides, Profiles
+from stackctl.sources.profiles import Profiles
 from stackctl.values.base import from_json, to_json
 from stackctl.values.host import Host
 from stackctl.values.model import Model
+from stackctl.values.profile import Overrides
 
 COUNT = int(os.environ.get("STACKCTL_FUZZ", "3000"))
 MOST_SECONDS = 1.0
