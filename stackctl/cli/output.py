@@ -52,6 +52,17 @@ class Output:
         """See Report: a done step, one line on stderr."""
         self.note(f"{name:<{_NAME_WIDTH}}{text}")
 
+    def changes(
+        self, title: str, rows: Sequence[tuple[str, str, str]], notes: Sequence[str]
+    ) -> None:
+        """See Report."""
+        self.note(title)
+        widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
+        for field, now, then in rows:
+            self.note(f"  {field:<{widths[0]}}  {now:<{min(widths[1], 24)}} -> {then}")
+        for text in notes:
+            self.note(text)
+
     def progress(self, name: str, text: str) -> None:
         """See Report: a line that is rewritten on a terminal; elsewhere nothing, the steps tell."""
         if not self._live or self._last == (name, text):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
+from dataclasses import dataclass
+
 import msgspec
 
 from stackctl.deploy.context import Context
@@ -13,6 +16,21 @@ from stackctl.state.enginefacts import EngineFactsCache
 from stackctl.state.generations import now
 from stackctl.values.measured import EngineFacts
 from stackctl.values.profile import Profile
+
+#: The front door's images: built here, and published.
+_DOOR_IMAGES = ("localhost/stackctl/haproxy:latest", "docker.io/library/haproxy:lts")
+_NO_DOOR = "the profile does without: requests fail while engines are switched"
+_NO_DOOR_IMAGE = (
+    "none, its image is not here: stackctl image build haproxy lets requests wait during a switch"
+)
+
+
+@dataclass(frozen=True)
+class DoorImage:
+    """HAProxy's image: its pinned reference, and what to start in it (empty: its entry point)."""
+
+    reference: str
+    program: tuple[str, ...]
 
 
 def known_image(
@@ -50,7 +68,80 @@ def ensure_image(
             hint="stackctl image build llama-cpp, or another one: --set image=NAME",
             exit_code=ExitCode.HOST,
         )
+    return _pull(context, api, reference), reference, reason
 
+
+def known_door(profile: Profile) -> tuple[bool, str]:
+    """Whether a plan has a front door, and why, for planning only."""
+    if _without_door(profile):
+        return False, _NO_DOOR
+    local = next((name for name in _DOOR_IMAGES if podman.exists(name)), None)
+    if local is not None or _needs_door(profile):
+        return True, _door_reason(local or _DOOR_IMAGES[-1])
+    return False, _NO_DOOR_IMAGE
+
+
+def ensure_door(
+    context: Context, api: podman.Podman, profile: Profile
+) -> tuple[DoorImage | None, str]:
+    """The front door's image, pulled where the profile needs one; None for none. And why.
+
+    Raises:
+        StackctlError: exit 2 for a profile that needs a door and has none, exit 6 when its image
+            cannot be had.
+    """
+    if _without_door(profile):
+        return None, _NO_DOOR
+    for reference in _DOOR_IMAGES:
+        if found := api.image(reference):
+            return _door_image(found), _door_reason(reference)
+    if not _needs_door(profile):
+        context.report.step("door", _NO_DOOR_IMAGE)
+        return None, _NO_DOOR_IMAGE
+    reference = _DOOR_IMAGES[-1]
+    try:
+        found = _pull(context, api, reference)
+    except StackctlError as error:
+        error.hint = "without a registry: stackctl image build haproxy (from Debian's packages)"
+        raise
+    return _door_image(found), _door_reason(reference)
+
+
+def _without_door(profile: Profile) -> bool:
+    """Whether the profile wants none. Raises StackctlError where what it asks for needs one."""
+    if profile.address != "127.0.0.1" and not profile.api_key:
+        loopback = ipaddress.ip_address(profile.address).is_loopback
+        if not loopback:
+            raise StackctlError(
+                f"address {profile.address} can be reached from other machines: it needs a key",
+                hint="api_key: true in the profile, or --set api_key=true; then stackctl key show",
+                exit_code=ExitCode.USAGE,
+            )
+    if profile.front_door != "off":
+        return False
+    if profile.api_key or profile.address != "127.0.0.1":
+        key = "api_key" if profile.api_key else "address"
+        raise StackctlError(
+            f"{key}: only a front door does that, and the profile says front_door: off",
+            hint="front_door: on",
+            exit_code=ExitCode.USAGE,
+        )
+    return True
+
+
+def _needs_door(profile: Profile) -> bool:
+    return profile.front_door == "on" or profile.api_key or profile.address != "127.0.0.1"
+
+
+def _door_reason(reference: str) -> str:
+    return f"requests wait while engines are switched ({reference})"
+
+
+def _door_image(image: podman.Image) -> DoorImage:
+    return DoorImage(image.reference, () if image.entrypoint else ("haproxy",))
+
+
+def _pull(context: Context, api: podman.Podman, reference: str) -> podman.Image:
     def report(progress: podman.PullProgress) -> None:
         text = progress.text[:60]
         if progress.total_bytes:
@@ -65,7 +156,7 @@ def ensure_image(
     if image is None:
         raise StackctlError(f"image {reference} is not here after its pull")
     context.report.step("image", f"{image.reference}, pulled, {format_bytes(image.bytes)}")
-    return image, reference, reason
+    return image
 
 
 def inspect_engine(

@@ -6,7 +6,9 @@ Containers belong to systemd: nothing here creates, restarts or removes those of
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -223,6 +225,14 @@ def load_archive(archive: Path, tag: str) -> None:
     done = runner.run(("podman", "load", "--quiet", f"--input={archive}"), timeout_s=1800)
     loaded = done.stdout.strip().rpartition("Loaded image: ")[2].strip()
     runner.run(("podman", "tag", loaded, tag))
+
+
+@functools.cache
+def version() -> str | None:
+    """Podman's version; None when it does not tell. It does not change while we run."""
+    done = runner.run(("podman", "--version"), check=False)
+    match = re.search(r"\d+\.\d+\S*", done.stdout)
+    return match[0] if match else None
 
 
 def exists(image: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from stackctl.deploy import door, install
 from stackctl.deploy.context import Context
 from stackctl.deploy.transaction import installed_generation
 from stackctl.engines import engine
@@ -30,7 +31,9 @@ def one(context: Context, stack: str) -> StatusReport:
 
 def one_status(context: Context, stack: str) -> StackStatus:
     """Status of one stack: what systemd and the endpoint say now."""
-    service = render.service_name(stack)
+    file = install.engine_file(stack, install.installed(context, stack))
+    unit = file.name.removesuffix(".container") if file else stack
+    service = render.service_name(unit)
     seen = context.systemd.show(service, *_PROPERTIES)
     restarts = seen.get("NRestarts", "")
     try:
@@ -53,10 +56,16 @@ def one_status(context: Context, stack: str) -> StackStatus:
         unit_state=seen.get("ActiveState"),
         since=seen.get("ActiveEnterTimestamp") or None,
         restarts=int(restarts) if restarts.isdecimal() else None,
-        endpoint=endpoint.base_url(plan.port),
+        endpoint=url(generation),
         model=plan.served_name,
         image=plan.image,
     )
+
+
+def url(generation: Generation) -> str:
+    """Where clients ask a stack."""
+    door = generation.door
+    return endpoint.base_url(generation.plan.port, door.address if door else "127.0.0.1")
 
 
 def check(context: Context, stack: str, *, answer_timeout_s: float) -> CheckReport:
@@ -78,7 +87,11 @@ def check(context: Context, stack: str, *, answer_timeout_s: float) -> CheckRepo
     if active:
         health_path = engine(plan.engine).health_path
         results += endpoint.check(
-            plan.port, health_path, plan.served_name, answer_timeout_s=answer_timeout_s
+            url(generation),
+            health_path,
+            plan.served_name,
+            answer_timeout_s=answer_timeout_s,
+            key=door.key(context, stack, generation.door),
         )
         restarts = seen.get("NRestarts", "0")
         if restarts not in ("0", ""):
@@ -104,7 +117,7 @@ def _state(generation: Generation, seen: dict[str, str]) -> StackState:
             return "failed"
         case "active":
             path = engine(generation.plan.engine).health_path
-            alive = endpoint.liveness(generation.plan.port, path)
+            alive = endpoint.liveness(generation.plan.listens, path)
             return "ready" if alive == "ready" else "not answering"
         case _:
             return "stopped"
