@@ -62,15 +62,28 @@ class Before:
 
 
 def look(context: Context, stack: str) -> Before:
-    """The stack as it is now."""
+    """The stack as it is now.
+
+    Raises:
+        StackctlError: it is installed, but nothing (readable) is known of it.
+    """
     file = install.engine_file(stack, install.installed(context, stack))
     if file is None:
         return Before(None, None, None, "inactive")
     unit = file.name.removesuffix(".container")
     state = context.systemd.show(render.service_name(unit), "ActiveState")["ActiveState"]
     number = render.generation_of(file.text)
-    known = number in context.generations.numbers(stack)
-    generation = context.generations.read(stack, number) if known and number else None
+    if number is None:
+        raise StackctlError(
+            f"the unit of {stack} was changed by hand: it names no generation",
+            hint=f"stackctl down {stack}, then up again",
+        )
+    if number not in context.generations.numbers(stack):
+        raise StackctlError(
+            f"the record of generation {number} of {stack}, which is installed, is gone",
+            hint=f"stackctl down {stack}, then up again",
+        )
+    generation = context.generations.read(stack, number)
     return Before(file, unit, generation, state)
 
 
@@ -146,7 +159,7 @@ def _exchange(
     report = endpoint.report(new.plan.listens, find_engine(new.plan.engine).reports)
     # From here on both would start at boot; whoever finds the journal then knows which one it is.
     change = journal.step(change, "enable")
-    install.write(context, stack, new.units.files)
+    install.add(context, stack, new.units.files)
     journal.step(change, "commit", committed=True)
     return seconds, report
 
@@ -210,12 +223,7 @@ def _undo(context: Context, new: Generation, before: Before, error: BaseExceptio
     stack = new.stack
     context.report.progress("restore", "stopping")
     try:
-        if before.file is not None and before.generation is None:
-            # Nothing is known of what was there but its file: leave that, take ours away.
-            _stop_unit(context, new.units.service.removesuffix(".service"))
-            install.keep_only(context, stack, (before.file,))
-        else:
-            converge(context, stack, before.generation, running=before.state in _RUNNING)
+        converge(context, stack, before.generation, running=before.state in _RUNNING)
         context.journal.clear()
     except StackctlError as problem:
         context.report.warn(f"could not put everything back: {problem.message}", "stackctl recover")
@@ -247,7 +255,7 @@ def converge(context: Context, stack: str, winner: Generation | None, *, running
         for unit in render.engine_names(stack):
             context.systemd.reset_failed(render.service_name(unit))
         return
-    install.keep_only(context, stack, winner.units.files)
+    install.keep_only(context, winner.units)
     install.assert_loaded(context, winner.units)
     if running and not _serves(context, winner):
         # What does not serve may be half started, or half stopped.

@@ -140,18 +140,22 @@ def write(context: Context, stack: str, files: tuple[UnitFile, ...]) -> bool:
     return bool(changed)
 
 
-def keep_only(context: Context, stack: str, files: tuple[UnitFile, ...]) -> None:
-    """Have exactly these engine files in the stack's folder; have systemd read them if need be."""
-    changed = write(context, stack, files)
-    wanted = {file.name for file in files}
-    folder = context.paths.unit_folder(stack)
-    for unit in render.engine_names(stack):
+def keep_only(context: Context, units: UnitSet) -> None:
+    """Have exactly these engine files in the stack's folder, and have systemd know them."""
+    changed = write(context, units.stack, units.files)
+    wanted = {file.name for file in units.files}
+    folder = context.paths.unit_folder(units.stack)
+    for unit in render.engine_names(units.stack):
         name = render.file_name(unit)
         if name not in wanted and (folder / name).exists():
             (folder / name).unlink()
             changed = True
     if changed:
         sync_folder(folder)
+    # Who wrote the files may have been cut off before systemd read them.
+    seen = context.systemd.show(units.service, "NeedDaemonReload", "LoadState")
+    stale = seen.get("NeedDaemonReload") == "yes" or seen.get("LoadState") != "loaded"
+    if changed or stale:
         context.systemd.daemon_reload()
 
 
