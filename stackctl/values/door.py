@@ -10,6 +10,10 @@ from msgspec import Meta
 from stackctl.values.base import Value
 from stackctl.values.profile import Port
 
+#: The image built here comes first, else the one that HAProxy publishes (long-term support).
+LOCAL_IMAGE = "localhost/stackctl/haproxy:latest"
+DEFAULT_IMAGE = "docker.io/library/haproxy:lts"
+
 
 class Door(Value, frozen=True, kw_only=True):
     """HAProxy in front of one engine.
