@@ -78,10 +78,20 @@ class Podman:
             bytes=int(attributes.get("Size") or 0),
         )
 
-    def pull(self, reference: str, report: Callable[[PullProgress], None]) -> None:
-        """Pull an image. Raises StackctlError (exit 6) with the registry's own words."""
+    def pull(
+        self,
+        reference: str,
+        report: Callable[[PullProgress], None],
+        *,
+        built: str = "llama-cpp",
+    ) -> None:
+        """Pull an image; ``built`` is what "stackctl image build" calls its like.
+
+        Raises:
+            StackctlError: exit 6, with the registry's own words.
+        """
         hint = (
-            "without a registry: stackctl image build llama-cpp (from Debian's packages), "
+            f"without a registry: stackctl image build {built} (from Debian's packages), "
             "or --set image=NAME for an image that is here"
         )
         try:

@@ -74,7 +74,7 @@ def render(plan: Plan, target: Target, generation: int, unit: str | None = None)
         )
     unit = unit or plan.stack
     keys = Keys(parse_version(target.podman))
-    template = _environment().get_template("engine.container.j2")
+    template = environment().get_template("engine.container.j2")
     memlock = plan.memlock_bytes
     text = template.render(
         plan=plan,
@@ -161,8 +161,9 @@ def profile_of(text: str) -> str | None:
     return match[1] if match else None
 
 
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """Where templates come from, with the filters and tests they use."""
+    found = jinja2.Environment(
         loader=jinja2.FileSystemLoader(data_folder("templates")),
         undefined=jinja2.StrictUndefined,
         autoescape=False,  # unit files, not HTML
@@ -170,8 +171,8 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["text"] = quoting.text
-    environment.filters["mount_point"] = quoting.mount_point
-    environment.tests["plain_path"] = quoting.is_plain_path
-    environment.globals["log_identifier"] = log_identifier
-    return environment
+    found.filters["text"] = quoting.text
+    found.filters["mount_point"] = quoting.mount_point
+    found.tests["plain_path"] = quoting.is_plain_path
+    found.globals["log_identifier"] = log_identifier
+    return found
