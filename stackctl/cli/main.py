@@ -30,6 +30,7 @@ VERBS = {
     "up": "Plan, install, start and check a stack.",
     "status": "Show what runs.",
     "check": "Ask a running stack for its health and one real answer.",
+    "guard": "Look after all stacks once; --install has it done every minute.",
     "logs": "Show the log of a stack.",
     "restart": "Restart a stack and wait until it answers.",
     "down": "Stop a stack and remove its units.",
