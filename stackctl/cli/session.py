@@ -157,8 +157,11 @@ def _profile_names(context: click.Context, _: Any, incomplete: str) -> list[str]
 def _stack_names(context: click.Context, _: Any, incomplete: str) -> list[str]:
     scope = context.params.get("scope")
     session = make_session({**dict.fromkeys(_GLOBAL_NAMES), "scope": scope})
-    units = session.paths().units
-    found = (path.name for path in units.iterdir()) if units.is_dir() else ()
+    from stackctl.state.generations import Generations
+
+    paths = session.paths()
+    found = {path.name for path in paths.units.iterdir()} if paths.units.is_dir() else set()
+    found |= set(Generations(paths.state).stacks())
     return sorted(name for name in found if name.startswith(incomplete))
 
 
@@ -241,8 +244,10 @@ def patience(drain: float | None, soak: float | None) -> Patience:
 yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 
 
-def pick_stack(context: Context, name: str | None) -> str:
+def pick_stack(context: Context, name: str | None, *, past: bool = False) -> str:
     """The stack that is meant: by its name, by its profile's, or the only one there is.
+
+    A named one may be down, if it was ever up. ``past``: so may the only one, when none is up.
 
     Raises:
         StackctlError: exit 3 when none is up, 4 when there is none of that name, 2 when a name is
@@ -252,17 +257,19 @@ def pick_stack(context: Context, name: str | None) -> str:
     from stackctl.units.render import profile_of
 
     up = install.installed_stacks(context)
+    known = tuple(dict.fromkeys((*up, *context.generations.stacks())))
     if name is None:
-        if len(up) == 1:
-            return up[0]
-        if not up:
+        found = up or (known if past else ())
+        if len(found) == 1:
+            return found[0]
+        if not found:
             raise StackctlError(
                 "no stack is up", hint="stackctl up PROFILE", exit_code=ExitCode.NOT_RUNNING
             )
         raise StackctlError(
-            "which stack? there are several", hint=", ".join(up), exit_code=ExitCode.USAGE
+            "which stack? there are several", hint=", ".join(found), exit_code=ExitCode.USAGE
         )
-    if name in up or context.generations.numbers(name):
+    if name in known:
         return name
     for stack in up:
         file = install.engine_file(stack, install.installed(context, stack))
@@ -270,7 +277,7 @@ def pick_stack(context: Context, name: str | None) -> str:
             return stack
     raise StackctlError(
         f"no stack named {name}",
-        hint="stacks: " + (", ".join(up) or "none is up"),
+        hint="stacks: " + (", ".join(known) or "none is up"),
         exit_code=ExitCode.NOT_FOUND,
     )
 

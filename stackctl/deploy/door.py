@@ -6,6 +6,8 @@ and writes the same into its configuration, so that it finds it again after a re
 
 from __future__ import annotations
 
+import contextlib
+import re
 import shutil
 import time
 from pathlib import Path
@@ -17,18 +19,19 @@ from stackctl.errors import StackctlError
 from stackctl.health import endpoint
 from stackctl.machine import podman, runner
 from stackctl.machine.files import write_atomically
-from stackctl.machine.haproxy import Haproxy
+from stackctl.machine.haproxy import Haproxy, Waited
 from stackctl.quantity import format_duration
 from stackctl.state import keys
 from stackctl.units import door as units
 from stackctl.units import render
-from stackctl.values.door import Door
+from stackctl.values.door import Door, key_digest
 from stackctl.values.generation import Generation
-from stackctl.values.unit import UnitFile
 
 _POLL_S = 0.05
 #: HAProxy is up within a fraction of a second; a machine under load may need more.
 _START_S = 30.0
+#: Where the configuration says at which port the engine is.
+_ENGINE = re.compile(r"^ +server engine 127\.0\.0\.1:\d+", re.MULTILINE)
 
 
 def apply(context: Context, stack: str, door: Door | None) -> None:
@@ -40,42 +43,46 @@ def apply(context: Context, stack: str, door: Door | None) -> None:
     if door is None:
         remove(context, stack)
         return
-    files = _render(context, stack, door)
-    folder = _folder(context, stack)
-    _write_keys(context, stack, door)
-    service = render.service_name(units.unit_name(stack))
-    same = _same(files.files, folder) and _installed(context, stack) == files.unit.text
-    for file in files.files:
-        if _read(folder / file.name) != file.text:
-            write_atomically(folder / file.name, file.text, mode=0o600)
-    install.add(context, stack, (files.unit,))
-    state = context.systemd.show(service, "ActiveState")["ActiveState"]
-    if not same or state != "active":
+    files = units.render_door(
+        stack,
+        door,
+        scope=context.paths.scope,
+        podman=podman.version(),
+        folder=str(_folder(context, stack)),
+    )
+    same = _same(files, context, stack)
+    _write(context, stack, files)
+    if door.key:
+        state = context.paths.state
+        _write_keys(context, stack, keys.read(state, stack) or keys.create(state, stack))
+    service = units.door_service(stack)
+    if not same or context.systemd.show(service, "ActiveState")["ActiveState"] != "active":
         context.report.progress("door", "starting")
-        context.systemd.reset_failed(service)
-        context.systemd.restart(service)
-        _wait_open(context, stack, service)
+        _restart(context, stack)
     admin = _admin(context, stack)
+    if admin.state() != "held":
+        admin.hold()
     admin.point_to(door.engine_port)
-    admin.release()
+    alive = endpoint.liveness(door.engine_port, door.health_path) == "ready"
+    admin.release(healthy=alive)
 
 
 def remove(context: Context, stack: str) -> None:
     """Take the front door away, if there is one."""
-    unit = units.unit_name(stack)
-    path = context.paths.unit_folder(stack) / render.file_name(unit)
-    folder = _folder(context, stack)
+    path, folder = _unit_path(context, stack), _folder(context, stack)
     if not path.exists() and not folder.exists():
         return
-    context.systemd.stop(render.service_name(unit))
-    container = render.container_name(unit)
+    service, container = units.door_service(stack), units.door_container(stack)
+    context.systemd.stop(service)
     if podman.containers(container):
         runner.run(("podman", "rm", "--force", "--time=5", container))
     if path.exists():
         path.unlink()
         context.systemd.daemon_reload()
-    context.systemd.reset_failed(render.service_name(unit))
+    context.systemd.reset_failed(service)
     shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.parent.rmdir()
 
 
 def hold(context: Context, stack: str) -> None:
@@ -90,7 +97,7 @@ def drain(context: Context, generation: Generation, limit_s: float) -> None:
         StackctlError: requests still run after ``limit_s`` seconds.
     """
     admin, started, most = _admin(context, generation.stack), time.monotonic(), 0
-    while (running := admin.running()) > 0:
+    while (running := admin.traffic().running) > 0:
         most = max(most, running)
         elapsed = time.monotonic() - started
         if limit_s == 0:
@@ -121,13 +128,18 @@ def wait_idle(context: Context, generation: Generation, limit_s: float) -> None:
         time.sleep(_POLL_S)
 
 
+def waited(context: Context, stack: str) -> Waited:
+    """The requests that waited since the last hold."""
+    return _admin(context, stack).waited()
+
+
 def require_answer(context: Context, generation: Generation) -> None:
     """Raise StackctlError when the door does not lead to the engine."""
     door, plan = generation.door, generation.plan
     if door is None:
         return
     url = endpoint.base_url(door.port, door.address)
-    result = endpoint.model(url, plan.served_name, key=key(context, generation.stack, door))
+    result = endpoint.model(url, plan.served_name, key=key(context, generation))
     if result.status != "ok":
         raise StackctlError(
             f"the front door of {generation.stack} does not lead to the engine: {result.actual}",
@@ -135,77 +147,86 @@ def require_answer(context: Context, generation: Generation) -> None:
         )
 
 
-def key(context: Context, stack: str, door: Door | None) -> str | None:
-    """A key that the door lets in; None when it asks for none."""
-    if door is None or not door.key:
+def key(context: Context, generation: Generation) -> str | None:
+    """A key that the stack's door lets in; None when it asks for none."""
+    if generation.door is None or not generation.door.key:
         return None
-    return next(iter(keys.read(context.paths.state, stack)), None)
+    return next(iter(keys.read(context.paths.state, generation.stack)), None)
 
 
 def reload_keys(context: Context, stack: str) -> None:
-    """Have a running door let in the keys that are stored now, and no others."""
+    """Have a door let in the keys that are stored now, and no others."""
     if not _folder(context, stack).exists():
         return
     valid = keys.read(context.paths.state, stack)
-    write_atomically(_folder(context, stack) / "keys", units.keys_text(valid), mode=0o600)
-    service = render.service_name(units.unit_name(stack))
-    if context.systemd.show(service, "ActiveState")["ActiveState"] == "active":
+    _write_keys(context, stack, valid)
+    state = context.systemd.show(units.door_service(stack), "ActiveState")["ActiveState"]
+    config = _read(_folder(context, stack) / "haproxy.cfg") or ""
+    if state == "active" and f"/{units.KEYS}" in config:
         _admin(context, stack).replace_keys(valid)
 
 
 def installed(context: Context, stack: str) -> bool:
     """Whether the stack has a front door."""
-    return _installed(context, stack) is not None
+    return _unit_path(context, stack).exists()
 
 
-def _render(context: Context, stack: str, door: Door) -> units.DoorFiles:
-    return units.render_door(
-        stack,
-        door,
-        scope=context.paths.scope,
-        podman=podman.version(),
-        folder=str(_folder(context, stack)),
-    )
-
-
-def _write_keys(context: Context, stack: str, door: Door) -> None:
+def _write(context: Context, stack: str, files: units.DoorFiles) -> None:
     folder = _folder(context, stack)
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if door.key:
-        valid = keys.read(context.paths.state, stack) or keys.create(context.paths.state, stack)
-        text = units.keys_text(valid)
-        if _read(folder / "keys") != text:
-            write_atomically(folder / "keys", text, mode=0o600)
+    try:
+        for path in (folder, folder / units.ADMIN):
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise StackctlError(f"cannot make {folder}: {error.strerror}") from None
+    for file in files.files:
+        if _read(folder / file.name) != file.text:
+            write_atomically(folder / file.name, file.text, mode=0o600)
+    install.add(context, stack, (files.unit,))
 
 
-def _wait_open(context: Context, stack: str, service: str) -> None:
+def _write_keys(context: Context, stack: str, valid: tuple[str, ...]) -> None:
+    """Put what the door keeps of the keys beside its configuration."""
+    path, text = _folder(context, stack) / units.KEYS, "".join(f"{key_digest(k)}\n" for k in valid)
+    if _read(path) != text:
+        write_atomically(path, text, mode=0o600)
+
+
+def _restart(context: Context, stack: str) -> None:
+    service, since = units.door_service(stack), time.time()
+    context.systemd.reset_failed(service)
+    before = context.systemd.show(service, "InvocationID").get("InvocationID")
+    context.systemd.restart(service)
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline:
-        state = context.systemd.show(service, "ActiveState", "SubState", "NRestarts")
-        if state["ActiveState"] == "active" and _admin(context, stack).answers():
-            return
-        if state["ActiveState"] == "failed" or state.get("SubState") == "auto-restart":
-            break
+        seen = context.systemd.show(service, "ActiveState", "SubState", "InvocationID")
+        if seen.get("InvocationID") != before:
+            if seen["ActiveState"] == "active":
+                return
+            if seen["ActiveState"] == "failed" or seen.get("SubState") == "auto-restart":
+                break
         time.sleep(_POLL_S)
-    lines = context.systemd.journal(service, units.unit_name(stack), since=time.time() - _START_S)
+    lines = context.systemd.journal(service, f"{stack}-door", since=since)
     raise StackctlError(
         f"the front door of {stack} did not start",
         details=lines[-5:],
-        hint=f"log: stackctl logs {stack}; without it: --set front_door=off",
+        hint="its port may be taken (ss -ltnp); without it: --set front_door=off",
     )
 
 
-def _same(files: tuple[UnitFile, ...], folder: Path) -> bool:
-    """Whether the files are there already, but for the engine's port."""
-    texts = ((file.text, _read(folder / file.name)) for file in files)
+def _same(files: units.DoorFiles, context: Context, stack: str) -> bool:
+    """Whether this door is there already, but for the engine's port."""
+    if _read(_unit_path(context, stack)) != files.unit.text:
+        return False
+    folder = _folder(context, stack)
+    texts = ((file.text, _read(folder / file.name)) for file in files.files)
     return all(
-        old is not None and units.without_engine(old) == units.without_engine(new)
-        for new, old in texts
+        old is not None and _ENGINE.sub("", old) == _ENGINE.sub("", new) for new, old in texts
     )
 
 
-def _installed(context: Context, stack: str) -> str | None:
-    return _read(context.paths.unit_folder(stack) / render.file_name(units.unit_name(stack)))
+def _unit_path(context: Context, stack: str) -> Path:
+    service = units.door_service(stack).removesuffix(".service")
+    return context.paths.unit_folder(stack) / render.file_name(service)
 
 
 def _read(path: Path) -> str | None:
@@ -216,7 +237,7 @@ def _read(path: Path) -> str | None:
 
 
 def _admin(context: Context, stack: str) -> Haproxy:
-    return Haproxy(units.socket_path(str(_folder(context, stack))))
+    return Haproxy(_folder(context, stack) / units.ADMIN)
 
 
 def _folder(context: Context, stack: str) -> Path:

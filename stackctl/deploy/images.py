@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
 
 import msgspec
 
@@ -14,23 +13,16 @@ from stackctl.machine import podman
 from stackctl.quantity import format_bytes
 from stackctl.state.enginefacts import EngineFactsCache
 from stackctl.state.generations import now
+from stackctl.values.door import DEFAULT_IMAGE, LOCAL_IMAGE
 from stackctl.values.measured import EngineFacts
 from stackctl.values.profile import Profile
 
 #: The front door's images: built here, and published.
-_DOOR_IMAGES = ("localhost/stackctl/haproxy:latest", "docker.io/library/haproxy:lts")
+_DOOR_IMAGES = (LOCAL_IMAGE, DEFAULT_IMAGE)
 _NO_DOOR = "the profile does without: requests fail while engines are switched"
 _NO_DOOR_IMAGE = (
     "none, its image is not here: stackctl image build haproxy lets requests wait during a switch"
 )
-
-
-@dataclass(frozen=True)
-class DoorImage:
-    """HAProxy's image: its pinned reference, and what to start in it (empty: its entry point)."""
-
-    reference: str
-    program: tuple[str, ...]
 
 
 def known_image(
@@ -81,10 +73,8 @@ def known_door(profile: Profile) -> tuple[bool, str]:
     return False, _NO_DOOR_IMAGE
 
 
-def ensure_door(
-    context: Context, api: podman.Podman, profile: Profile
-) -> tuple[DoorImage | None, str]:
-    """The front door's image, pulled where the profile needs one; None for none. And why.
+def ensure_door(context: Context, api: podman.Podman, profile: Profile) -> tuple[str | None, str]:
+    """The front door's image, pulled where the profile needs one; None for none. And why
 
     Raises:
         StackctlError: exit 2 for a profile that needs a door and has none, exit 6 when its image
@@ -94,7 +84,7 @@ def ensure_door(
         return None, _NO_DOOR
     for reference in _DOOR_IMAGES:
         if found := api.image(reference):
-            return _door_image(found), _door_reason(reference)
+            return found.reference, _door_reason(reference)
     if not _needs_door(profile):
         context.report.step("door", _NO_DOOR_IMAGE)
         return None, _NO_DOOR_IMAGE
@@ -104,7 +94,7 @@ def ensure_door(
     except StackctlError as error:
         error.hint = "without a registry: stackctl image build haproxy (from Debian's packages)"
         raise
-    return _door_image(found), _door_reason(reference)
+    return found.reference, _door_reason(reference)
 
 
 def _without_door(profile: Profile) -> bool:
@@ -135,10 +125,6 @@ def _needs_door(profile: Profile) -> bool:
 
 def _door_reason(reference: str) -> str:
     return f"requests wait while engines are switched ({reference})"
-
-
-def _door_image(image: podman.Image) -> DoorImage:
-    return DoorImage(image.reference, () if image.entrypoint else ("haproxy",))
 
 
 def _pull(context: Context, api: podman.Podman, reference: str) -> podman.Image:

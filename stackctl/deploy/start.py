@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from stackctl.deploy.context import Context
 from stackctl.engines import engine as find_engine
-from stackctl.engines.engine import Engine
+from stackctl.engines.engine import Engine, Failure
 from stackctl.errors import StackctlError
 from stackctl.health import endpoint
 from stackctl.quantity import format_duration
@@ -123,19 +123,22 @@ def explain(
     while (known := engine.failure(lines)) is None and time.monotonic() - asked < _JOURNAL_S:
         time.sleep(_POLL_S)
         lines = _log(context, generation, since)
-    status = state.get("ExecMainStatus", "")
-    result = state.get("Result", "")
-    cause = (
-        (known.cause if known else None)
-        or _STATUS.get(status)
-        or _RESULTS.get(result)
-        or (f"it exited with status {status}" if status not in ("", "0") else None)
-        or "it ended before it was ready"
-    )
     return StackctlError(
-        f"{generation.stack} did not start: {cause}",
+        f"{generation.stack} did not start: {cause_of(known, state)}",
         details=_tail(lines, known.evidence if known else None),
         hint=_hint(generation, known.remedy if known else None),
+    )
+
+
+def cause_of(known: Failure | None, state: Mapping[str, str]) -> str:
+    """Why a service ended, in words: what its engine's log told, else what systemd saw of it."""
+    status = state.get("ExecMainStatus", "")
+    return (
+        (known.cause if known else None)
+        or _STATUS.get(status)
+        or _RESULTS.get(state.get("Result", ""))
+        or (f"it exited with status {status}" if status not in ("", "0") else None)
+        or "it ended before it was ready"
     )
 
 

@@ -275,7 +275,7 @@ def summary(plan: Plan) -> str:
     return f"{plan.profile} · {plan.objective} · {fits} ({format_bytes(memory.total_bytes)}{limit})"
 
 
-def _door(profile: Profile, plan: Plan, image: images.DoorImage | None) -> Door | None:
+def _door(profile: Profile, plan: Plan, image: str | None) -> Door | None:
     if image is None or plan.engine_port is None:
         return None
     return Door(
@@ -283,8 +283,7 @@ def _door(profile: Profile, plan: Plan, image: images.DoorImage | None) -> Door 
         address=profile.address,
         engine_port=plan.engine_port,
         health_path=find_engine(plan.engine).health_path,
-        image=image.reference,
-        program=image.program,
+        image=image,
         key=profile.api_key,
     )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 import re
 import subprocess
@@ -31,6 +32,15 @@ class Image:
     reference: str
     entrypoint: tuple[str, ...]
     bytes: int
+
+
+@dataclass(frozen=True)
+class Container:
+    """A container: Podman's words for its state and health, and its main process (0: none)."""
+
+    state: str
+    health: str | None
+    pid: int
 
 
 @dataclass(frozen=True)
@@ -259,3 +269,25 @@ def containers(name: str) -> list[str]:
         ("podman", "ps", "--all", f"--filter=name=^{name}$", "--format={{.Names}}"), timeout_s=30
     )
     return done.stdout.split()
+
+
+def inspect(names: Sequence[str]) -> dict[str, Container]:
+    """Those of the containers that are there, by name: one question for all of them.
+
+    Raises StackctlError (exit 6) when Podman is absent.
+    """
+    if not names:
+        return {}
+    words = ("podman", "inspect", "--type=container", "--format={{.Name}} {{json .State}}")
+    done = runner.run((*words, *names), check=False)
+    found = {}
+    for line in done.stdout.splitlines():
+        name, _, text = line.partition(" ")
+        with contextlib.suppress(ValueError, TypeError, AttributeError):
+            state = json.loads(text)
+            # Called Healthcheck by older versions.
+            health = state.get("Health") or state.get("Healthcheck") or {}
+            found[name] = Container(
+                str(state["Status"]), health.get("Status") or None, int(state["Pid"])
+            )
+    return found

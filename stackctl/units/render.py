@@ -13,7 +13,7 @@ import msgspec
 from stackctl.engines import engine as find_engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.resources import data_folder
-from stackctl.units import quoting
+from stackctl.units import healthcheck, quoting
 from stackctl.units.quadlet import Keys, parse_version
 from stackctl.values.claim import Claim
 from stackctl.values.host import UNLIMITED
@@ -76,6 +76,7 @@ def render(plan: Plan, target: Target, generation: int, unit: str | None = None)
     keys = Keys(parse_version(target.podman))
     template = environment().get_template("engine.container.j2")
     memlock = plan.memlock_bytes
+    health_path = find_engine(plan.engine).health_path
     text = template.render(
         plan=plan,
         target=target,
@@ -86,8 +87,8 @@ def render(plan: Plan, target: Target, generation: int, unit: str | None = None)
             (file.path, quoting.volume(file.path, f"/models/{file.path.rpartition('/')[2]}", "ro"))
             for file in plan.model.files
         ],
-        health=f"curl --fail --silent --show-error --max-time 5 "
-        f"http://127.0.0.1:{plan.listens}{find_engine(plan.engine).health_path}",
+        startup=healthcheck.startup_command(plan.listens, health_path),
+        health=healthcheck.command(plan.listens, health_path),
         claim=json.dumps(msgspec.to_builtins(target.claim), ensure_ascii=True),
         memlock=None if memlock is None else "-1" if memlock == UNLIMITED else str(memlock),
         restarts=RESTARTS,

@@ -35,6 +35,7 @@ ESCAPE = "\x1b"
 GROUPS = {
     "profiles": ("list", "show", "schema"),
     "image": ("build", "load"),
+    "key": ("create", "show", "rotate", "path", "remove"),
     "model": ("show", "catalogue"),
 }
 COMMANDS = [
