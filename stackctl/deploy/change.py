@@ -150,6 +150,7 @@ def _exchange(
         change = journal.step(change, "open")
         door.apply(context, stack, new.door)
         door.require_answer(context, new)
+        door.tell_waited(context, stack)
     if beside and old is not None:
         change = journal.step(change, "drain")
         door.wait_idle(context, old, patience.drain_s)

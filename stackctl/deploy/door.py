@@ -19,7 +19,7 @@ from stackctl.errors import StackctlError
 from stackctl.health import endpoint
 from stackctl.machine import podman, runner
 from stackctl.machine.files import write_atomically
-from stackctl.machine.haproxy import Haproxy, Waited
+from stackctl.machine.haproxy import Haproxy
 from stackctl.quantity import format_duration
 from stackctl.state import keys
 from stackctl.units import door as units
@@ -128,9 +128,12 @@ def wait_idle(context: Context, generation: Generation, limit_s: float) -> None:
         time.sleep(_POLL_S)
 
 
-def waited(context: Context, stack: str) -> Waited:
-    """The requests that waited since the last hold."""
-    return _admin(context, stack).waited()
+def tell_waited(context: Context, stack: str) -> None:
+    """Tell how many requests waited since the last hold, if any did, and for how long."""
+    seen = _admin(context, stack).waited()
+    if seen.requests:
+        text = f"{_requests(seen.requests)} waited, the longest {seen.longest_s:.1f} s"
+        context.report.step("door", text)
 
 
 def require_answer(context: Context, generation: Generation) -> None:

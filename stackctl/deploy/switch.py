@@ -38,18 +38,19 @@ def resolve(current: Generation, word: str, profiles: Profiles) -> tuple[Profile
     Raises:
         StackctlError: exit 4 for no such profile, exit 2 for one of another stack.
     """
-    asked, stack = current.asked, current.stack
+    asked, stack, named = current.asked, current.stack, _profile_name(current)
     if word in get_args(Objective):
-        wanted = msgspec.structs.replace(asked, objective=word, name=stack)
-        return profiles.resolve(_profile_name(current), wanted), wanted
+        wanted = msgspec.structs.replace(asked, objective=word)
+        return profiles.resolve(named, wanted), wanted
     wanted = Overrides(sets=asked.sets, name=asked.name)
     profile = profiles.resolve(word, wanted)
     if profile.model is None and asked.model is not None:
         wanted = msgspec.structs.replace(wanted, model=asked.model)
         profile = profiles.resolve(word, wanted)
-    if profile.stack != stack:
+    own = profiles.resolve(word, Overrides()).stack
+    if own not in (stack, profiles.resolve(named, Overrides()).stack):
         raise StackctlError(
-            f"{word} runs as a stack of its own, {profile.stack}: it does not replace {stack}",
+            f"{word} runs as a stack of its own, {own}: it does not replace {stack}",
             hint=f"stackctl up {word}; or in the place of {stack}: stackctl up {word} "
             f"--name {stack}",
             exit_code=ExitCode.USAGE,

@@ -13,6 +13,7 @@ import errno
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 from stackctl.cli.main import run
@@ -31,7 +32,7 @@ class Fault:
     def reach(self, what: str) -> bool:
         """Whether the fault strikes from here on."""
         self.seen += 1
-        with open(self.log, "a", encoding="utf-8") as stream:
+        with Path(self.log).open("a", encoding="utf-8") as stream:
             stream.write(f"{self.seen} {what}\n")
         return bool(self.place) and self.seen >= self.place
 
@@ -67,7 +68,7 @@ def main() -> int:
                 raise OSError(number, os.strerror(number))
             sync(descriptor)
 
-        os.fsync = failing
+        os.fsync = failing  # type: ignore[assignment]
     return run(words)
 
 

@@ -119,7 +119,7 @@ def _words(seat: Seat, operation: str) -> tuple[str, ...]:
 
 
 def _ready(seat: Seat) -> list[int]:
-    """Generations that can be rolled back to: those of another objective than the one that serves."""
+    """Generations to go back to: those of another objective than the one that serves."""
     (stack,) = json.loads(seat.stackctl("status", "--json").stdout)["stacks"]
     found = json.loads(seat.stackctl("history", "--json").stdout)["generations"]
     return sorted(
