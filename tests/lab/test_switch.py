@@ -125,7 +125,7 @@ def test_rollback_reinstalls_what_was_stored(seat: Seat, tiny: str) -> None:
     done = seat.stackctl("rollback", "1", *QUICK)
     assert "nothing to change (generation 5)" in done.stdout
     look.assert_error(seat.stackctl("rollback", "99", *QUICK, code=4), "has no generation 99")
-    assert "rollback of 1" in seat.stackctl("history").stdout
+    assert "back to 1" in seat.stackctl("history").stdout
     assert "context" in seat.stackctl("diff", "2", "3").stdout
     # A model that is gone is missed before anything stops.
     seat.lab.run(["mv", tiny[5:], tiny[5:] + ".away"], check=True)
