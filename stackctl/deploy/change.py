@@ -12,8 +12,9 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from stackctl.deploy import door, install
+from stackctl.deploy import door, install, record
 from stackctl.deploy.context import Context
 from stackctl.deploy.start import explain, start_and_wait
 from stackctl.engines import engine as find_engine
@@ -114,7 +115,9 @@ def carry_out(context: Context, new: Generation, before: Before, patience: Patie
             _undo(context, new, before, error)
         raise
     with uninterrupted():
-        return _finish(context, new, before, ready)
+        done = _finish(context, new, before, ready)
+        record.done(context, new.operation, new.stack, generation=new.number)
+        return done
 
 
 def _exchange(
@@ -229,7 +232,11 @@ def _undo(context: Context, new: Generation, before: Before, error: BaseExceptio
     except StackctlError as problem:
         context.report.warn(f"could not put everything back: {problem.message}", "stackctl recover")
     message = error.message if isinstance(error, StackctlError) else type(error).__name__
-    settle(context, new, "failed" if isinstance(error, Exception) else "interrupted", message)
+    state: Literal["failed", "interrupted"] = "failed"
+    if not isinstance(error, Exception):
+        state = "interrupted"
+    settle(context, new, state, message)
+    record.done(context, new.operation, stack, generation=new.number, result=state, message=message)
 
 
 def settle(context: Context, generation: Generation, state: State, message: str) -> None:

@@ -20,6 +20,7 @@ from stackctl.health import endpoint
 from stackctl.machine import podman, runner
 from stackctl.machine.files import write_atomically
 from stackctl.machine.haproxy import Haproxy
+from stackctl.machine.private import private_folder
 from stackctl.quantity import format_duration
 from stackctl.state import keys
 from stackctl.units import door as units
@@ -176,11 +177,7 @@ def installed(context: Context, stack: str) -> bool:
 
 def _write(context: Context, stack: str, files: units.DoorFiles) -> None:
     folder = _folder(context, stack)
-    try:
-        for path in (folder, folder / units.ADMIN):
-            path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise StackctlError(f"cannot make {folder}: {error.strerror}") from None
+    private_folder(folder / units.ADMIN)
     for file in files.files:
         if _read(folder / file.name) != file.text:
             write_atomically(folder / file.name, file.text, mode=0o600)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stackctl.deploy import record
 from stackctl.deploy.change import converge, settle, uninterrupted
 from stackctl.deploy.context import Context
 from stackctl.errors import ExitCode, StackctlError
@@ -45,6 +46,15 @@ def recover_locked(context: Context) -> Transaction | None:
     with uninterrupted():
         _settle_machine(context, change)
         context.journal.clear()
+        number = change.after if change.committed else change.before
+        record.done(
+            context,
+            change.operation,
+            change.stack,
+            generation=number,
+            result="recovered",
+            message=_cut_off(change),
+        )
     return change
 
 

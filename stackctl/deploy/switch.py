@@ -104,23 +104,17 @@ def _target(context: Context, stack: str, number: int | None, before: Before) ->
     store = context.generations
     if number is not None:
         return store.read(stack, number)
-    current = before.generation.number if before.generation is not None else None
-    of = before.generation.of if before.generation is not None else None
-    for candidate in reversed(store.numbers(stack)):
-        # One that was rolled back from is not what "back" means.
-        if candidate in (current, of) or (current is not None and candidate > (of or current)):
-            continue
-        try:
-            found = store.read(stack, candidate)
-        except StackctlError:
-            continue
-        if found.outcome.ready_s is not None:
-            return found
-    raise StackctlError(
-        f"{stack} has no earlier generation that was ready",
-        hint=f"stackctl history {stack}",
-        exit_code=ExitCode.NOT_FOUND,
-    )
+    current = before.generation
+    # From one that was gone back to, "back" goes on: not to what was gone back from.
+    here = None if current is None else current.of or current.number
+    found = store.good_before(stack, here)
+    if found is None:
+        raise StackctlError(
+            f"{stack} has no earlier generation that was ready",
+            hint=f"stackctl history {stack}",
+            exit_code=ExitCode.NOT_FOUND,
+        )
+    return found
 
 
 def _require_there(target: Generation) -> None:

@@ -11,6 +11,7 @@ from stackctl.errors import StackctlError
 from stackctl.machine import ports
 from stackctl.machine.files import Machine
 from stackctl.plan import ledger, memory
+from stackctl.plan.difference import decisions
 from stackctl.plan.ledger import claim_of
 from stackctl.quantity import format_bytes, format_duration
 from stackctl.state import claims
@@ -19,7 +20,7 @@ from stackctl.units import render
 from stackctl.values.claim import Claim
 from stackctl.values.generation import Generation
 from stackctl.values.host import Host
-from stackctl.values.plan import Decision, Plan
+from stackctl.values.plan import Decision, Plan, Scalar
 from stackctl.values.profile import Profile
 
 #: Private ports of engines: below the range that Linux gives to outgoing connections.
@@ -131,9 +132,9 @@ def require_room(
 def tell(context: Context, old: Generation, new: Generation) -> None:
     """Show what changes, and what that does to requests."""
     rows = [
-        (field, _shown(a), _shown(b))
-        for field, a, b in differences(old.plan.decisions, new.plan.decisions)
-        if field not in ("start-deadline", "port")
+        (change.field, _shown(change.before), _shown(change.after))
+        for change in decisions(old.plan, new.plan)
+        if change.field not in ("start-deadline", "port")
     ]
     notes = []
     if new.strategy is not None:
@@ -150,25 +151,8 @@ def tell(context: Context, old: Generation, new: Generation) -> None:
     context.report.changes(title, rows, notes)
 
 
-def differences(
-    a: Sequence[Decision], b: Sequence[Decision]
-) -> list[tuple[str, Decision | None, Decision | None]]:
-    """Fields whose values differ between two plans, in the order of the second."""
-    before = {one.field: one for one in a}
-    after = {one.field: one for one in b}
-    fields = [*after, *(field for field in before if field not in after)]
-    return [
-        (field, before.get(field), after.get(field))
-        for field in fields
-        if (before[field].value if field in before else None)
-        != (after[field].value if field in after else None)
-    ]
-
-
-def _shown(decision: Decision | None) -> str:
-    if decision is None or decision.value is None:
-        return "(unset)"
-    return str(decision.value)
+def _shown(value: Scalar) -> str:
+    return "(unset)" if value is None else str(value)
 
 
 def _title(generation: Generation) -> str:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from stackctl.deploy import change, door, images, install, preflight, takeover
+from stackctl.deploy import change, door, images, install, preflight, record, takeover
 from stackctl.deploy.change import Before, Patience
 from stackctl.deploy.context import Context
 from stackctl.deploy.recover import recover_locked
@@ -194,6 +194,7 @@ def down(context: Context, stack: str) -> None:
                 # It is down, which is what was asked for.
                 context.report.warn(f"not recorded: {problem.message}")
             context.journal.clear()
+            record.done(context, "down", stack, generation=number)
 
 
 def restart(context: Context, stack: str, patience: Patience) -> Generation:
@@ -230,6 +231,7 @@ def restart(context: Context, stack: str, patience: Patience) -> Generation:
                 if generation.door is not None:
                     door.apply(context, stack, generation.door)
                 context.journal.clear()
+        record.done(context, "restart", stack, generation=generation.number)
         return context.generations.finish(
             generation,
             "ready",
