@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from stackctl.errors import StackctlError
+from stackctl.sources.locate import read_bytes
 from stackctl.values.model import KvLayout
 
 MAX_CONFIG_BYTES: Final = 4 << 20
@@ -38,14 +39,7 @@ def read_json(path: Path, limit: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
     Raises:
         StackctlError: the file cannot be read, is too large or is no JSON object.
     """
-    try:
-        with path.open("rb") as file:
-            raw = file.read(limit + 1)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise StackctlError(f"cannot read {path}: {reason}") from None
-    if len(raw) > limit:
-        raise StackctlError(f"{path} has more than {limit} bytes")
+    raw = read_bytes(path, limit)
     try:
         data = json.loads(raw, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:

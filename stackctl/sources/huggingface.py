@@ -16,7 +16,7 @@ import msgspec
 from stackctl.errors import StackctlError
 from stackctl.sources import hfconfig, hfquant
 from stackctl.sources.hfconfig import HfConfig
-from stackctl.sources.locate import absolute, real
+from stackctl.sources.locate import absolute, read_bytes, real
 from stackctl.sources.safetensors import SafetensorsHeader, Tensor, read_safetensors
 from stackctl.values.model import Model, ModelFile
 
@@ -195,13 +195,9 @@ def _index(folder: Path) -> dict[str, set[str]] | None:
     path = folder / INDEX
     if not path.exists():
         return None
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_INDEX_BYTES + 1)
-    except OSError as error:
-        raise StackctlError(f"cannot read {path}: {error.strerror}") from None
+    raw = read_bytes(path, MAX_INDEX_BYTES)
     # Four quotes an entry: counted first, so that no hostile text is turned into objects.
-    if len(raw) > MAX_INDEX_BYTES or raw.count(b'"') > 4 * MAX_INDEX_TENSORS:
+    if raw.count(b'"') > 4 * MAX_INDEX_TENSORS:
         raise StackctlError(f"{path} is larger than the index of any model")
     try:
         index = msgspec.json.decode(raw, type=_Index)
@@ -263,7 +259,7 @@ def _has_template(folder: Path) -> bool:
     if any((folder / f"chat_template.{end}").is_file() for end in ("jinja", "json")):
         return True
     try:
-        with (folder / "tokenizer_config.json").open("rb") as file:
-            return b'"chat_template"' in file.read(_MAX_TOKENIZER_BYTES)
-    except OSError:
+        raw = read_bytes(folder / "tokenizer_config.json", _MAX_TOKENIZER_BYTES)
+    except StackctlError:
         return False
+    return b'"chat_template"' in raw

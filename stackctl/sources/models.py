@@ -11,7 +11,7 @@ from stackctl.sources.catalogue import read_entry
 from stackctl.sources.ggufmodel import read_gguf
 from stackctl.sources.hubcache import read_hub
 from stackctl.sources.huggingface import read_folder
-from stackctl.sources.locate import absolute, real
+from stackctl.sources.locate import absolute, read_bytes, real
 from stackctl.values.base import from_json
 from stackctl.values.model import Model
 
@@ -51,14 +51,7 @@ def read_model(source: str) -> Model:
 def _read_facts(text: str) -> Model:
     path = absolute(text)
     real(path, "facts file")
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_MAX_FACTS_BYTES + 1)
-    except OSError as error:
-        raise StackctlError(f"cannot read {path}: {error.strerror}") from None
-    if len(raw) > _MAX_FACTS_BYTES:
-        raise StackctlError(f"{path} is no facts document: it has more than 1 MiB")
-    model = from_json(raw, Model, where=str(path))
+    model = from_json(read_bytes(path, _MAX_FACTS_BYTES), Model, where=str(path))
     kv = model.kv
     wrong = None
     counts = (model.parameters, model.weights_bytes, *(getattr(model, name) for name in _COUNTS))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import stat
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from types import MappingProxyType
 from typing import Final
 
 from stackctl.errors import StackctlError
+from stackctl.sources.locate import opened
 
 # The format allows 100 MB; 100,000 tensors need 15. This keeps hostile files below a second.
 MAX_HEADER_BYTES: Final = 32 << 20
@@ -84,21 +84,8 @@ def read_safetensors(path: str | Path) -> SafetensorsHeader:
         StackctlError: the file cannot be read, is no safetensors file, is damaged or truncated.
     """
     name = str(path)
-    try:
-        # O_NONBLOCK: opening a pipe must not wait for its writer.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (OSError, ValueError) as error:
-        raise _unreadable(name, error) from None
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise StackctlError(f"{name} is not a regular file")
-        size = status.st_size
+    with opened(path) as (fd, size):
         raw, start = _header_text(name, fd, size)
-    except OSError as error:
-        raise _unreadable(name, error) from None
-    finally:
-        os.close(fd)
     tensors, end = _tensors(name, raw)
     if start + end != size:
         what = "truncated" if start + end > size else "longer than it says"
@@ -107,10 +94,6 @@ def read_safetensors(path: str | Path) -> SafetensorsHeader:
             hint=_AGAIN,
         )
     return SafetensorsHeader(path=name, size=size, tensors=MappingProxyType(tensors))
-
-
-def _unreadable(name: str, error: OSError | ValueError) -> StackctlError:
-    return StackctlError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}")
 
 
 def _bad(name: str, what: str) -> StackctlError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -312,8 +313,28 @@ def test_an_index_that_is_wrong(tmp_path: Path, text: str, message: str) -> None
     assert message in fails(folder).message
 
 
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "model.safetensors.index.json"]
+)
+def test_pipes_among_the_files_do_not_hang(tmp_path: Path, name: str) -> None:
+    path = checkpoint(tmp_path) / name
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    assert fails(tmp_path).message == f"{path} is not a regular file"
+
+
+def test_a_pipe_is_no_tokenizer_configuration(tmp_path: Path) -> None:
+    os.mkfifo(checkpoint(tmp_path) / "tokenizer_config.json")
+    assert read_model(f"dir:{tmp_path}").chat_template is False
+
+
 def test_folders_without_a_model(tmp_path: Path) -> None:
-    assert f"model folder not found: {tmp_path}/no" in fails(tmp_path / "no").message
+    error = fails(tmp_path / "no")
+    assert f"model folder not found: {tmp_path}/no" in error.message
+    assert error.hint == f"{tmp_path} has no folders"
+    (tmp_path / "not").mkdir()
+    assert fails(tmp_path / "no").hint == "did you mean not?"
+    (tmp_path / "not").rmdir()
     assert fails(tmp_path).hint == "the folder is empty"
     path = write(tmp_path / "a.gguf")
     assert fails(tmp_path).hint == f"give the file: file:{path}"

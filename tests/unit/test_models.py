@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -487,9 +488,19 @@ def test_facts_files_that_cannot_be_read(tmp_path: Path) -> None:
     error = fails(f"facts:{tmp_path}/fact.json")
     assert error.message == f"facts file not found: {tmp_path}/fact.json"
     assert error.hint == "did you mean facts.json?"
-    assert "Is a directory" in fails(f"facts:{tmp_path}").message
+    assert "is a directory, not a file" in fails(f"facts:{tmp_path}").message
     (tmp_path / "facts.json").write_bytes(b" " * (2 << 20))
-    assert "more than 1 MiB" in fails(f"facts:{tmp_path}/facts.json").message
+    assert "has more than 1048576 bytes" in fails(f"facts:{tmp_path}/facts.json").message
+    os.mkfifo(tmp_path / "pipe.json")  # nobody writes: reading it would never end
+    assert "is not a regular file" in fails(f"facts:{tmp_path}/pipe.json").message
+
+
+def test_facts_with_many_keys_are_refused_quickly(tmp_path: Path) -> None:
+    path = tmp_path / "facts.json"
+    path.write_text("{" + ",".join(f'"k{n}":1' for n in range(90_000)) + "}")
+    started = time.process_time()
+    assert "unknown field" in fails(f"facts:{path}", ExitCode.USAGE).message
+    assert time.process_time() - started < 1
 
 
 VALID = gguf({**LLAMA, "llama.attention.sliding_window": 8, "split.count": As("u16", 1)}, TENSORS)
