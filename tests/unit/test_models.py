@@ -173,6 +173,28 @@ def test_an_unknown_pattern_counts_as_full(tmp_path: Path) -> None:
         assert (kv.sliding_window, kv.sliding_layers, kv.sliding) == (None, 0, ())
 
 
+@pytest.mark.parametrize(
+    ("arch", "window", "full"),
+    [
+        ("olmo2", 4096, (3, 7)),
+        ("exaone4", 4096, (3, 7)),
+        ("exaone-moe", 128, (3, 7)),
+        ("afmoe", 2048, (3, 7)),
+        ("smallthinker", 4096, (0, 4)),
+        ("llama4", None, (3, 7)),
+        ("gemma2", None, (1, 3, 5, 7)),
+    ],
+)
+def test_patterns_that_llama_cpp_knows_by_itself(
+    tmp_path: Path, arch: str, window: int | None, full: tuple[int, ...]
+) -> None:
+    kv = layout(tmp_path, arch, block_count=8, attention__sliding_window=window)
+    assert kv.sliding_window == (window or {"llama4": 8192, "gemma2": 4096}[arch])
+    assert tuple(i for i, slides in enumerate(kv.sliding) if not slides) == full
+    kv = layout(tmp_path, arch, block_count=8, attention__sliding_window=0)
+    assert (kv.sliding_window, kv.sliding_layers) == (None, 0)
+
+
 def test_gemma4_has_other_heads_where_it_slides_and_shares_caches(tmp_path: Path) -> None:
     kv = layout(
         tmp_path,
@@ -226,6 +248,39 @@ def test_recurrent_layers_have_a_state(tmp_path: Path) -> None:
     assert (kv.kind, kv.kv_heads, kv.state_bytes) == ("hybrid", (0,) * 4, 4 * state)
 
 
+def test_other_recurrent_states(tmp_path: Path) -> None:
+    two = As("i32", [0, 2, 0, 2])
+    none: dict[str, Value] = {"attention__head_count": 0, "attention__head_count_kv": 0}
+    kv = layout(tmp_path, "lfm2", shortconv__l_cache=3, attention__head_count_kv=two)
+    assert kv.state_bytes == 2 * 4 * 2 * 64
+    kv = layout(tmp_path, "rwkv7", **none, wkv__head_size=16, token_shift_count=1)
+    assert (kv.kv_heads, kv.state_bytes) == ((0,) * 4, 4 * 4 * (64 + 64 * 16))
+    keys: dict[str, Value] = {"kda__head_dim": 16, "ssm__conv_kernel": 4}
+    kv = layout(tmp_path, "kimi-linear", **keys, attention__head_count_kv=two)
+    assert kv.state_bytes == 2 * 4 * (3 * 3 * 8 * 16 + 8 * 16 * 16)
+    keys = {"ssm__inner_size": 16, "ssm__state_size": 8}
+    kv = layout(tmp_path, "plamo2", **keys, attention__head_count_kv=two)
+    assert kv.state_bytes == 2 * 4 * 8 * 16
+    # Three kinds of layers: a state, attention, and a feed-forward part alone.
+    wide = As("i32", [0, 0, 256, 256])
+    one = As("i32", [0, 2, 0, 0])
+    kv = layout(
+        tmp_path,
+        "nemotron_h",
+        **keys,
+        attention__head_count_kv=one,
+        feed_forward_length=wide,
+    )
+    assert (kv.kv_heads, kv.state_bytes) == ((0, 2, 0, 0), 4 * 8 * 16)
+
+
+def test_what_writes_no_text_is_not_for_llama_server(tmp_path: Path) -> None:
+    for arch, what in (("bert", "makes embeddings"), ("llada", "writes by diffusion")):
+        reason = of(tmp_path, arch).unsupported[0]
+        assert reason.startswith(f"llama.cpp: a {arch} model {what}")
+    assert of(tmp_path, "qwen3").unsupported == (VLLM,)
+
+
 def test_a_loop_variant_is_known_and_not_for_llama_cpp(tmp_path: Path) -> None:
     model = of(tmp_path, loop__num=2)
     assert model.passes == 2
@@ -262,7 +317,7 @@ def test_latent_attention_keeps_one_compressed_key(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"llama.block_count": None}, "llama.block_count is None"),
+        ({"llama.block_count": None}, "how many layers it has (llama.block_count)"),
         ({"llama.block_count": 0}, "llama.block_count is 0"),
         ({"llama.block_count": 4_000_000}, "llama.block_count is 4000000"),
         ({"llama.block_count": "four"}, "llama.block_count is 'four', not a number in range"),
