@@ -249,6 +249,79 @@ def test_layers_without_a_cache(tmp_path: Path) -> None:
     assert layout(tmp_path, num_key_value_heads=[1, 2]).kv_heads == (1, 2)
 
 
+def test_recurrent_states(tmp_path: Path) -> None:
+    mamba = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 16, "mamba_n_groups": 1}
+    one = 2 * 3 * (32 + 2 * 16) + 4 * 32 * 16
+    types = ["mamba", "attention"]
+    kv = layout(tmp_path, **mamba, mamba_d_conv=4, layer_types=types)
+    assert (kv.kv_heads, kv.state_bytes) == ((0, 2), one)
+    auto = {**mamba, "mamba_d_head": "auto", "mamba_expand": 1}
+    wide = 2 * 3 * (64 + 2 * 16) + 4 * 64 * 16
+    assert layout(tmp_path, **auto, mamba_d_conv=4, layer_types=types).state_bytes == wide
+    assert layout(tmp_path, **mamba, mamba_d_conv=4, model_type="falcon_h1").state_bytes == 2 * one
+    nemotron = {"mamba_num_heads": 4, "mamba_head_dim": 8, "ssm_state_size": 16, "n_groups": 1}
+    kv = layout(
+        tmp_path, **nemotron, conv_kernel=4, num_hidden_layers=4, hybrid_override_pattern="M-*E"
+    )
+    assert (kv.kv_heads, kv.state_bytes) == ((0, 0, 2, 0), one)
+    linear = {
+        "full_attn_layers": [2],
+        "num_heads": 2,
+        "head_dim": 8,
+        "short_conv_kernel_size": 4,
+    }
+    kv = layout(tmp_path, linear_attn_config=linear, kv_lora_rank=512, qk_rope_head_dim=64)
+    assert (kv.kind, kv.kv_heads, kv.key_dim) == ("hybrid", (0, 1), 576)
+    assert kv.state_bytes == 2 * 3 * 3 * 16 + 4 * 16 * 8
+
+
+@pytest.mark.parametrize(
+    ("rope", "model_type", "context"),
+    [
+        (None, "llama", 4096),
+        ({"type": "yarn", "factor": 4.0}, "qwen2", 16384),
+        (
+            {"type": "yarn", "factor": 40, "original_max_position_embeddings": 1024},
+            "deepseek_v3",
+            40960,
+        ),
+        ({"rope_type": "linear", "factor": 2.5}, "llama", 10240),
+        ({"rope_type": "linear", "factor": 8.0}, "gemma3_text", 4096),
+        ({"rope_type": "llama3", "factor": 8.0}, "llama", 4096),
+        ({"type": "longrope", "factor": 32}, "phi3", 4096),
+        ({"rope_type": "yarn", "factor": True}, "llama", 4096),
+        ({"rope_type": "yarn", "factor": 1e300}, "llama", 4096),
+        ({"rope_type": "yarn"}, "llama", 4096),
+    ],
+)
+def test_a_stretched_context(tmp_path: Path, rope: Any, model_type: str, context: int) -> None:
+    assert of(tmp_path, rope_scaling=rope, model_type=model_type).context == context
+
+
+def test_what_gemma3_leaves_out(tmp_path: Path) -> None:
+    """The 4B's published text_config names neither heads nor context."""
+    inner = {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "sliding_window": 1024,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+    }
+    folder = checkpoint(tmp_path)
+    (folder / "config.json").write_text(
+        json.dumps(
+            {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3"}
+            | {"text_config": inner}
+        )
+    )
+    model = read_model(f"dir:{folder}")
+    assert (model.heads, model.context, model.vocabulary) == (8, 131072, 262208)
+    assert model.kv is not None
+    assert (model.kv.kv_heads, model.kv.key_dim) == ((4,) * 34, 256)
+    assert (model.kv.sliding_window, model.kv.sliding_layers) == (1024, 29)
+
+
 def test_the_loop_variant_runs_twice(tmp_path: Path) -> None:
     assert of(tmp_path, loop_num=2).passes == 2
     loop = of(tmp_path, architectures=["IQuestLoopCoderForCausalLM"])
@@ -265,6 +338,9 @@ def test_text_inside_a_multimodal_model(tmp_path: Path) -> None:
     model = read_model(f"dir:{folder}")
     assert (model.architecture, model.embedding, model.layers) == ("Kimi", 64, 2)
     assert model.active_parameters == model.parameters - 32 * 64 - 100
+    nested = {"architectures": ["Omni"], "thinker_config": {"text_config": inner}}
+    (folder / "config.json").write_text(json.dumps(nested))
+    assert read_model(f"dir:{folder}").layers == 2
 
 
 def test_shards_with_an_index(tmp_path: Path) -> None:
