@@ -29,13 +29,22 @@ _MAX_TOKENIZER_BYTES: Final = 16 << 20
 _SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 _FILE: Final = re.compile(r"[^/\0]{1,200}\.safetensors")
 _EMBEDDINGS: Final = re.compile(
-    r"(?:.*\.)?(?:embed_tokens|embed_tokens_per_layer|wte|word_embeddings|tok_embeddings)\.weight"
+    r"(?:.*\.)?(?:embed_tokens|wte|word_embeddings|tok_embeddings)\.weight"
 )
+_LAYER_EMBEDDINGS: Final = re.compile(r"(?:.*\.)?embed_tokens_per_layer\.weight")  # Gemma 3n
 _OUTPUTS: Final = re.compile(r"(?:.*\.)?(?:lm_head|embed_out)\.(?:weight|qweight|weight_packed)")
 # Parts that read images or sound: not part of generating a token of text.
 _SENSES: Final = re.compile(
     r"(?:.*\.)?(?:vision_tower|vision_model|vision_encoder|visual|audio_tower|audio_encoder"
     r"|multi_modal_projector|mm_projector)\..*"
+)
+# Routed experts; Granite keeps those of a layer in two tensors.
+_EXPERTS: Final = re.compile(r".*(?:\.experts\.|\.block_sparse_moe\.(?:in|out)put_linear\.).*")
+_LAYER: Final = re.compile(r"(?:.*\.)?layers\.(\d{1,6})\..*")
+_DRAFTS: Final = re.compile(r"(?:.*\.)?mtp\..*")
+# What vLLM loads to embed or to classify.
+_NO_TEXT: Final = re.compile(
+    r".*(?:For(?:Sequence|Token|Image)Classification|ForMaskedLM|Bert\w*Model|RobertaModel)"
 )
 _AGAIN: Final = "the download is incomplete or damaged: fetch the files again"
 
@@ -68,7 +77,7 @@ def read_checkpoint(source: str, folder: Path) -> Model:
         _refuse_folder(folder)
     config = hfconfig.read_config(path)
     quantization = hfquant.read_quantization(config.quantization, config.dtype, folder)
-    count = _Count(quantization.bits)
+    count = _Count(quantization.bits, config.layers)
     files = []
     placed = _index(folder)
     for name in _file_names(folder, placed):
@@ -81,15 +90,21 @@ def read_checkpoint(source: str, folder: Path) -> Model:
 
 
 class _Count:
-    """What the tensors of all files add up to."""
+    """What the tensors of all files add up to.
 
-    def __init__(self, bits: int) -> None:
+    ``embedding`` is the table that the output may share; ``idle`` is what a token of text does not
+    read in any case: senses, tables of which it takes one row a layer, and layers that draft
+    further tokens (they lie behind the model's own).
+    """
+
+    def __init__(self, bits: int, layers: int) -> None:
         self.bits = bits
+        self.layers = layers
         self.names: set[str] = set()
         self.parameters = self.bytes = 0
         self.expert_parameters = self.expert_bytes = 0
         self.embedding_parameters = self.embedding_bytes = 0
-        self.senses = 0
+        self.idle_parameters = self.idle_bytes = 0
         self.output = False
         self.stored: Counter[str] = Counter()
 
@@ -110,11 +125,14 @@ class _Count:
         self.parameters += held
         self.bytes += tensor.bytes
         self.stored[tensor.dtype] += held
-        if ".experts." in name:
+        layer = _LAYER.fullmatch(name)
+        drafts = _DRAFTS.fullmatch(name) or (layer and int(layer[1]) >= self.layers)
+        if drafts or _SENSES.fullmatch(name) or _LAYER_EMBEDDINGS.fullmatch(name):
+            self.idle_parameters += held
+            self.idle_bytes += tensor.bytes
+        elif _EXPERTS.fullmatch(name):
             self.expert_parameters += held
             self.expert_bytes += tensor.bytes
-        elif _SENSES.fullmatch(name):
-            self.senses += held
         elif _EMBEDDINGS.fullmatch(name):
             self.embedding_parameters += held
             self.embedding_bytes += tensor.bytes
@@ -130,9 +148,10 @@ def _model(
     count: _Count,
     files: tuple[ModelFile, ...],
 ) -> Model:
-    active = count.parameters - count.senses
+    active, idle_bytes = count.parameters - count.idle_parameters, count.idle_bytes
     if count.output:
         active -= count.embedding_parameters
+        idle_bytes += count.embedding_bytes
     experts, used = config.experts, config.experts_used
     if experts and used and used <= experts:
         active -= count.expert_parameters - count.expert_parameters * used // experts
@@ -147,7 +166,7 @@ def _model(
         quantization_method=quantization.method,
         weights_bytes=count.bytes,
         expert_bytes=count.expert_bytes or None,
-        embedding_bytes=count.embedding_bytes if count.output else 0,
+        embedding_bytes=idle_bytes,
         layers=config.layers,
         passes=config.passes,
         context=config.context,
@@ -160,8 +179,14 @@ def _model(
         kv=config.kv,
         chat_template=_has_template(folder),
         files=files,
-        unsupported=(LLAMA_CPP,),
+        unsupported=(LLAMA_CPP, *_no_text(config.architecture)),
     )
+
+
+def _no_text(architecture: str) -> tuple[str, ...]:
+    if not _NO_TEXT.fullmatch(architecture):
+        return ()
+    return (f"vllm: {architecture} embeds or classifies: it writes no text",)
 
 
 def _name(source: str, folder: Path) -> str:

@@ -188,6 +188,13 @@ def test_modelopt_beside_the_configuration_and_mixed(tmp_path: Path) -> None:
     model = read_model(f"dir:{folder}")
     assert (model.quantization, model.quantization_method) == ("nvfp4", "modelopt")
     assert model.parameters == 2 * 32 * 64 + 128 * 64
+    config = json.loads((folder / "config.json").read_text())
+    for inside in ({"quant_method": "modelopt"}, {"quantization": {"quant_algo": "NVFP4"}}):
+        text = json.dumps({**config, "quantization_config": inside})
+        (folder / "config.json").write_text(text)
+        model = read_model(f"dir:{folder}")
+        assert (model.quantization, model.quantization_method) == ("nvfp4", "modelopt")
+    (folder / "config.json").write_text(json.dumps(config))
     layers = {"a": {"quant_algo": "FP8"}, "b": {"quant_algo": "NVFP4"}}
     mixed = {"quant_algo": "MIXED_PRECISION", "quantized_layers": layers}
     extra.write_text(json.dumps({"quantization": mixed}))
@@ -209,6 +216,61 @@ def test_experts(tmp_path: Path) -> None:
         assert model.expert_bytes == 2 * 2 * 16 * 64
         assert model.active_parameters == model.parameters - 32 * 64 - 16 * 64
     assert of(tmp_path, num_experts=1).experts is None
+
+
+def test_experts_of_a_layer_in_one_tensor(tmp_path: Path) -> None:
+    """As Granite and gpt-oss store them; the shared part of Granite is always read."""
+    moe = "model.layers.1.block_sparse_moe"
+    granite = {
+        **PLAIN,
+        f"{moe}.input_linear.weight": ("BF16", (4, 16, 64)),
+        f"{moe}.output_linear.weight": ("BF16", (4, 64, 8)),
+        f"{moe}.router.layer.weight": ("BF16", (4, 64)),
+    }
+    model = of(tmp_path, granite, num_local_experts=4, num_experts_per_tok=1)
+    experts = 4 * 16 * 64 + 4 * 64 * 8
+    assert model.expert_bytes == 2 * experts
+    assert model.active_parameters == model.parameters - 32 * 64 - experts * 3 // 4
+    oss = {
+        **PLAIN,
+        "model.layers.1.mlp.experts.gate_up_proj_blocks": ("U8", (4, 16, 2, 16)),
+        "model.layers.1.mlp.experts.gate_up_proj_scales": ("U8", (4, 16, 2)),
+        "model.layers.1.mlp.experts.gate_up_proj_bias": ("BF16", (4, 16)),
+    }
+    config = {"quant_method": "mxfp4"}
+    model = of(tmp_path, oss, quantization_config=config, num_local_experts=4, experts_per_token=2)
+    experts = 4 * 16 * 64 + 4 * 16
+    assert model.parameters == of(tmp_path).parameters + experts
+    assert model.active_parameters == model.parameters - 32 * 64 - experts // 2
+
+
+@pytest.mark.parametrize("prefix", ["model.layers.2.", "mtp.layers.0."])
+def test_layers_that_draft_are_not_active(tmp_path: Path, prefix: str) -> None:
+    plain = of(tmp_path, num_experts=4, num_experts_per_tok=1)
+    drafts = {
+        **PLAIN,
+        f"{prefix}eh_proj.weight": ("BF16", (64, 128)),
+        f"{prefix}mlp.experts.0.up_proj.weight": ("BF16", (16, 64)),
+    }
+    model = of(tmp_path, drafts, num_experts=4, num_experts_per_tok=1)
+    assert model.parameters == plain.parameters + 64 * 128 + 16 * 64
+    assert model.active_parameters == plain.active_parameters
+    assert model.expert_bytes is None
+    assert model.active_bytes == plain.active_bytes
+
+
+def test_embeddings_of_every_layer_are_only_looked_up(tmp_path: Path) -> None:
+    tied = {name: PLAIN[name] for name in PLAIN if name not in HEAD}
+    name = "model.language_model.embed_tokens_per_layer.weight"
+    model = of(tmp_path, {**tied, name: ("BF16", (32, 128))})
+    assert model.embedding_bytes == 2 * 32 * 128
+    assert model.active_parameters == model.parameters - 32 * 128
+
+
+@pytest.mark.parametrize("name", ["BertModel", "XLMRobertaModel", "Qwen3ForSequenceClassification"])
+def test_what_writes_no_text_is_not_for_vllm(tmp_path: Path, name: str) -> None:
+    reason = of(tmp_path, architectures=[name]).unsupported[1]
+    assert reason == f"vllm: {name} embeds or classifies: it writes no text"
 
 
 def test_latent_attention(tmp_path: Path) -> None:
