@@ -137,14 +137,13 @@ def _model(source: str, files: Sequence[tuple[Path, GgufHeader]]) -> Model:
         raise StackctlError(f"{header.path}: {architecture}.block_count is {layers}")
     name = header.metadata.get("general.name")
     experts = _whole(header, f"{architecture}.expert_count") or None
-    used = _largest(header, f"{architecture}.expert_used_count") or None
+    used = _largest(header, f"{architecture}.expert_used_count") if experts else None
+    if experts and (used or 0) > experts:
+        raise StackctlError(f"{header.path} uses {used} of {experts} experts for a token")
     parameters = sum(part.tensors.elements for part in parts)
     tables, table_bytes = _lookups(parts)
     idle = sum(part.tensors.expert_elements for part in parts)
-    if experts and used and used <= experts:
-        idle -= idle * used // experts
-    else:
-        idle = 0
+    idle = idle - idle * used // experts if experts and used else 0
     passes, unsupported = _passes(header, architecture)
     tokens = header.arrays.get("tokenizer.ggml.tokens")
     return Model(

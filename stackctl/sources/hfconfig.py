@@ -164,7 +164,10 @@ def read_config(path: Path) -> HfConfig:
     name = names[0] if isinstance(names, list) and names else data.get("model_type")
     if not isinstance(name, str) or not name.isidentifier() or len(name) > 100:
         raise StackctlError(f"{path} does not name its architecture (architectures)")
-    experts = keys.largest(*_EXPERTS)
+    experts = keys.largest(*_EXPERTS) or 0
+    used = keys.largest(*_USED, *_USED_MORE) if experts > 1 else None
+    if used and used > experts:
+        raise StackctlError(f"{path} uses {used} of {experts} experts for a token")
     dtype = keys.get("torch_dtype", "dtype")
     quantization = keys.get("quantization_config", "compression_config")
     return HfConfig(
@@ -176,8 +179,8 @@ def read_config(path: Path) -> HfConfig:
         feed_forward=keys.largest("intermediate_size", "ffn_hidden_size", "n_inner", "ffn_dim"),
         heads=keys.largest("num_attention_heads", "n_head", "num_heads"),
         vocabulary=keys.whole("vocab_size"),
-        experts=experts if experts and experts > 1 else None,
-        experts_used=keys.largest(*_USED, *_USED_MORE) if experts and experts > 1 else None,
+        experts=experts if experts > 1 else None,
+        experts_used=used,
         kv=_kv_layout(keys, layers),
         quantization=MappingProxyType(quantization if isinstance(quantization, dict) else {}),
         dtype=dtype if isinstance(dtype, str) else None,

@@ -153,7 +153,7 @@ def _model(
         active -= count.embedding_parameters
         idle_bytes += count.embedding_bytes
     experts, used = config.experts, config.experts_used
-    if experts and used and used <= experts:
+    if experts and used:
         active -= count.expert_parameters - count.expert_parameters * used // experts
     return Model(
         source=source,

@@ -493,6 +493,7 @@ def test_folders_without_a_model(tmp_path: Path) -> None:
         ({"num_key_value_heads": [1, -1]}, "num_key_value_heads is [1, -1]"),
         ({"layer_types": ["x"]}, "layer_types is ['x']"),
         ({"loop_num": 1000}, "loop_num is 1000"),
+        ({"num_experts": 4, "num_experts_per_tok": 8}, "uses 8 of 4 experts for a token"),
         ({"architectures": ["a\nb"]}, "does not name its architecture"),
         ({"hidden_size": -1}, "hidden_size is -1"),
     ],

@@ -117,8 +117,11 @@ def test_experts(tmp_path: Path) -> None:
     assert (model.experts, model.experts_used, model.expert_bytes) == (4, 2, 272)
     assert model.weights_bytes == 272 + 32
     assert model.active_parameters == 32 * 2 * 4 // 2 + 8
-    dense = of(tmp_path, expert_count=0)
-    assert (dense.experts, dense.expert_bytes) == (None, None)
+    changes["llama.expert_used_count"] = 5
+    path = write(tmp_path / "m.gguf", changes, tensors=tensors)
+    assert fails(path).message == f"{path} uses 5 of 4 experts for a token"
+    dense = of(tmp_path, expert_count=0, expert_used_count=2)
+    assert (dense.experts, dense.experts_used, dense.expert_bytes) == (None, None, None)
 
 
 def test_heads_and_dimensions(tmp_path: Path) -> None:
@@ -526,6 +529,13 @@ def test_facts_come_back_as_they_were_written(tmp_path: Path) -> None:
         ('"heads": 8', '"heads": -8', "no other number negative"),
         ('"passes": 1', '"passes": 0', "must be at least 1"),
         ('"key_dim": 8', '"key_dim": -8', "kv must not hold negative numbers"),
+        ('"state_bytes": 0', '"state_bytes": -1', "kv must not hold negative numbers"),
+        ('"sliding_window": null', '"sliding_window": -1', "kv must not hold negative numbers"),
+        ('"layers": 4', '"layers": 100000', "layers (1024 at most)"),
+        ('"experts_used": null', '"experts_used": 2', "experts_used is 2 of 0 experts"),
+        ('"embedding_bytes": 0', '"embedding_bytes": 9999', "larger than all of them"),
+        ('"sliding_layers": 0', '"sliding_layers": 2', "kv.sliding_layers is 2, kv.sliding has 0"),
+        ('"bytes": ', '"bytes": -', "no other number negative"),
         ('"sliding": []', '"sliding": [true]', "kv.sliding has 1 entries for 4 layers"),
         ("{", "", "is not valid JSON"),
     ],
