@@ -590,7 +590,9 @@ def test_a_cached_repository(cache: Path) -> None:
     assert (model.source, model.name) == ("hf:Org/Repo", "Repo")
     assert model.files[0].path == str(folder / "model.safetensors")
     assert read_model(f"hf:Org/Repo@{'a' * 40}").parameters == model.parameters
-    assert "is not in the local hub cache" in fails("hf:Org/Repo@v2").message
+    error = fails("hf:Org/Repo@v2")
+    assert error.message.startswith("revision v2 of Org/Repo is not in the local hub cache")
+    assert error.hint == f"it has main, {'a' * 40}: hf:Org/Repo@main"
     assert "has no GGUF file of Q4_K_M" in fails("hf:Org/Repo:Q4_K_M").message
 
 
