@@ -22,30 +22,29 @@ from stackctl.values.model import Model, ModelFile
 
 LLAMA_CPP: Final = "llama.cpp: needs a GGUF"
 INDEX: Final = "model.safetensors.index.json"
-MAX_INDEX_BYTES: Final = 64 << 20
+MAX_INDEX_BYTES: Final = 40 << 20  # Kimi-K2.5 has 210,000 tensors in 25 MB
 MAX_INDEX_TENSORS: Final = 300_000
 _MAX_FILES: Final = 2_000
 _MAX_TOKENIZER_BYTES: Final = 16 << 20
 _SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 _FILE: Final = re.compile(r"[^/\0]{1,200}\.safetensors")
-_EMBEDDINGS: Final = re.compile(
-    r"(?:.*\.)?(?:embed_tokens|wte|word_embeddings|tok_embeddings)\.weight"
+# Parts of the names of tensors. Embeddings and outputs are followed by the last part alone.
+_EMBEDDINGS: Final = frozenset({"embed_tokens", "wte", "word_embeddings", "tok_embeddings"})
+_OUTPUTS: Final = frozenset({"lm_head", "embed_out"})
+_WEIGHTS: Final = frozenset({"weight", "qweight", "weight_packed"})
+# Granite keeps the routed experts of a layer in two tensors.
+_GRANITE: Final = frozenset({"input_linear", "output_linear"})
+# What generating a token of text does not read: parts for images and sound, layers that draft
+# further tokens, and Gemma 3n's embeddings of every layer.
+_IDLE: Final = frozenset(
+    {"vision_tower", "vision_model", "vision_encoder", "visual", "audio_tower", "audio_encoder"}
+    | {"multi_modal_projector", "mm_projector", "mtp", "embed_tokens_per_layer"}
 )
-_LAYER_EMBEDDINGS: Final = re.compile(r"(?:.*\.)?embed_tokens_per_layer\.weight")  # Gemma 3n
-_OUTPUTS: Final = re.compile(r"(?:.*\.)?(?:lm_head|embed_out)\.(?:weight|qweight|weight_packed)")
-# Parts that read images or sound: not part of generating a token of text.
-_SENSES: Final = re.compile(
-    r"(?:.*\.)?(?:vision_tower|vision_model|vision_encoder|visual|audio_tower|audio_encoder"
-    r"|multi_modal_projector|mm_projector)\..*"
-)
-# Routed experts; Granite keeps those of a layer in two tensors.
-_EXPERTS: Final = re.compile(r".*(?:\.experts\.|\.block_sparse_moe\.(?:in|out)put_linear\.).*")
-_LAYER: Final = re.compile(r"(?:.*\.)?layers\.(\d{1,6})\..*")
-_DRAFTS: Final = re.compile(r"(?:.*\.)?mtp\..*")
 # What vLLM loads to embed or to classify.
 _NO_TEXT: Final = re.compile(
     r".*(?:For(?:Sequence|Token|Image)Classification|ForMaskedLM|Bert\w*Model|RobertaModel)"
 )
+_NUMBER: Final = re.compile(r"[0-9]{1,6}")
 _AGAIN: Final = "the download is incomplete or damaged: fetch the files again"
 
 
@@ -125,19 +124,26 @@ class _Count:
         self.parameters += held
         self.bytes += tensor.bytes
         self.stored[tensor.dtype] += held
-        layer = _LAYER.fullmatch(name)
-        drafts = _DRAFTS.fullmatch(name) or (layer and int(layer[1]) >= self.layers)
-        if drafts or _SENSES.fullmatch(name) or _LAYER_EMBEDDINGS.fullmatch(name):
+        *path, last = name.split(".")
+        owner = path[-1] if path else ""
+        if not _IDLE.isdisjoint(path) or self._drafts(path):
             self.idle_parameters += held
             self.idle_bytes += tensor.bytes
-        elif _EXPERTS.fullmatch(name):
+        elif "experts" in path or (owner in _GRANITE and "block_sparse_moe" in path):
             self.expert_parameters += held
             self.expert_bytes += tensor.bytes
-        elif _EMBEDDINGS.fullmatch(name):
+        elif owner in _EMBEDDINGS and last == "weight":
             self.embedding_parameters += held
             self.embedding_bytes += tensor.bytes
-        elif _OUTPUTS.fullmatch(name):
+        elif owner in _OUTPUTS and last in _WEIGHTS:
             self.output = True
+
+    def _drafts(self, path: list[str]) -> bool:
+        """Whether a tensor is of a layer behind the model's own."""
+        if "layers" not in path:
+            return False
+        number = path[path.index("layers") + 1 :][:1]
+        return bool(number and _NUMBER.fullmatch(number[0])) and int(number[0]) >= self.layers
 
 
 def _model(

@@ -244,6 +244,12 @@ def test_experts_of_a_layer_in_one_tensor(tmp_path: Path) -> None:
     assert model.active_parameters == model.parameters - 32 * 64 - experts // 2
 
 
+def test_names_of_layers_that_are_no_numbers(tmp_path: Path) -> None:
+    for name in ("model.layers", "layers", "model.layers.x.y", "model.layers.²", "lm_head"):
+        shapes = {**PLAIN, name: ("BF16", (2,))}
+        assert of(tmp_path, shapes).active_parameters == 32 * 64 + 128 * 64 + 64 + 2
+
+
 @pytest.mark.parametrize("prefix", ["model.layers.2.", "mtp.layers.0."])
 def test_layers_that_draft_are_not_active(tmp_path: Path, prefix: str) -> None:
     plain = of(tmp_path, num_experts=4, num_experts_per_tok=1)
