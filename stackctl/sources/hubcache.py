@@ -71,7 +71,8 @@ def read_hub(text: str) -> Model:
     try:
         folder = _snapshot(source)
     except (OSError, RuntimeError) as error:
-        raise StackctlError(f"cannot look into the hub cache: {error}") from None
+        where, why = getattr(error, "filename", None), getattr(error, "strerror", None)
+        raise StackctlError(f"cannot read {where or cache_folder()}: {why or error}") from None
     if folder is None:
         return _from_catalogue(text, source)
     if source.quant is None and (folder / "config.json").exists() and _has_weights(folder):

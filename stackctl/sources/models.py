@@ -44,7 +44,8 @@ def read_model(source: str) -> Model:
         try:
             return _READERS[kind](rest)
         except OSError as error:  # a folder that may not be looked into
-            raise StackctlError(f"cannot read {source}: {error.strerror or error}") from None
+            where = error.filename or source
+            raise StackctlError(f"cannot read {where}: {error.strerror or error}") from None
     if source.endswith(".gguf") and not re.match(r"[a-z]+://", source):
         return read_gguf(source)
     raise StackctlError(

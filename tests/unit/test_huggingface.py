@@ -284,6 +284,118 @@ def test_latent_attention(tmp_path: Path) -> None:
     assert kv == KvLayout(kind="mla", kv_heads=(1, 1), key_dim=576, value_dim=0)
 
 
+# What sizes the cache in published config.json files, and bytes a token at 16 bit: of all layers,
+# and of those that keep everything.
+PUBLISHED: dict[str, tuple[dict[str, Any], int, int]] = {
+    "Mixtral-8x7B": (
+        {
+            "model_type": "mixtral",
+            "num_hidden_layers": 32,
+            "hidden_size": 4096,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "sliding_window": None,
+        },
+        128 << 10,
+        128 << 10,
+    ),
+    "Qwen3-30B-A3B": (
+        {
+            "model_type": "qwen3_moe",
+            "num_hidden_layers": 48,
+            "hidden_size": 2048,
+            "head_dim": 128,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 4,
+            "use_sliding_window": False,
+            "sliding_window": None,
+            "max_window_layers": 48,
+        },
+        96 << 10,
+        96 << 10,
+    ),
+    "DeepSeek-V3": (
+        {
+            "model_type": "deepseek_v3",
+            "num_hidden_layers": 61,
+            "hidden_size": 7168,
+            "num_attention_heads": 128,
+            "num_key_value_heads": 128,
+            "kv_lora_rank": 512,
+            "qk_nope_head_dim": 128,
+            "qk_rope_head_dim": 64,
+            "v_head_dim": 128,
+        },
+        61 * 576 * 2,
+        61 * 576 * 2,
+    ),
+    "MiniMax-M2": (
+        {
+            "model_type": "minimax_m2",
+            "num_hidden_layers": 62,
+            "hidden_size": 3072,
+            "head_dim": 128,
+            "num_attention_heads": 48,
+            "num_key_value_heads": 8,
+            "attn_type_list": [1] * 62,
+        },
+        248 << 10,
+        248 << 10,
+    ),
+    "gpt-oss-120b": (
+        {
+            "model_type": "gpt_oss",
+            "num_hidden_layers": 36,
+            "hidden_size": 2880,
+            "head_dim": 64,
+            "num_attention_heads": 64,
+            "num_key_value_heads": 8,
+            "sliding_window": 128,
+            "layer_types": ["sliding_attention", "full_attention"] * 18,
+        },
+        72 << 10,
+        36 << 10,
+    ),
+    "Qwen3-Next-80B-A3B": (
+        {
+            "model_type": "qwen3_next",
+            "num_hidden_layers": 48,
+            "hidden_size": 2048,
+            "head_dim": 256,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 2,
+            "full_attention_interval": 4,
+        },
+        24 << 10,
+        24 << 10,
+    ),
+    "command-r7b (cohere2)": (
+        {
+            "model_type": "cohere2",
+            "num_hidden_layers": 32,
+            "hidden_size": 4096,
+            "head_dim": 128,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "sliding_window": 4096,
+            "sliding_window_pattern": 4,
+        },
+        128 << 10,
+        32 << 10,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(PUBLISHED))
+def test_caches_of_published_models(tmp_path: Path, name: str) -> None:
+    config, every, full = PUBLISHED[name]
+    kv = layout(tmp_path, **{"num_key_value_heads": None, **config})
+    slides = kv.sliding or (False,) * len(kv.kv_heads)
+    sizes = [2 * heads * (kv.key_dim + kv.value_dim) for heads in kv.kv_heads]
+    assert sum(sizes) == every
+    assert sum(size for size, slide in zip(sizes, slides, strict=True) if not slide) == full
+
+
 def test_sliding_windows(tmp_path: Path) -> None:
     types = ["sliding_attention", "full_attention"]
     kv = layout(tmp_path, sliding_window=512, layer_types=types)
