@@ -91,11 +91,11 @@ class Output:
                 )
             )
             return
-        self._say(self.style("error:", "red", sys.stderr) + f" {error.message}")
+        self._say(self.style("error:", "red", sys.stderr) + f" {_plain(error.message)}")
         for detail in error.details:
-            self._say(f"  {detail}")
+            self._say(f"  {_plain(detail)}")
         if error.hint:
-            first, *more = error.hint.splitlines()
+            first, *more = _plain(error.hint).splitlines()
             self._say(self.style("hint:", "cyan", sys.stderr) + f" {first}")
             for line in more:
                 self._say(f"  {line}")
@@ -170,6 +170,11 @@ class Output:
             sys.stderr.write("\r\033[K")
             sys.stderr.flush()
             self._shown = False
+
+
+def _plain(text: str) -> str:
+    """Names in errors come from files that others wrote: they must not move the cursor."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
 
 
 def _mark(status: str) -> str:

@@ -32,7 +32,7 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     seen: set[str] = set()
     for name, _ in pairs:
         if name in seen:
-            raise ValueError(f"duplicate key {name!r}")
+            raise ValueError(f"duplicate key {name[:80]!r}")
         seen.add(name)
     # A null means "unknown", which is also what a missing key means.
     return {name: item for name, item in pairs if item is not None}
