@@ -63,14 +63,15 @@ def ensure_image(
     return _pull(context, api, reference), reference, reason
 
 
-def known_door(profile: Profile) -> tuple[bool, str]:
-    """Whether a plan has a front door, and why, for planning only."""
+def known_door(profile: Profile) -> tuple[str | None, str]:
+    """The image of a plan's front door (None: no door), and why, for planning only."""
     if _without_door(profile):
-        return False, _NO_DOOR
-    local = next((name for name in _DOOR_IMAGES if podman.exists(name)), None)
-    if local is not None or _needs_door(profile):
-        return True, _door_reason(local or _DOOR_IMAGES[-1])
-    return False, _NO_DOOR_IMAGE
+        return None, _NO_DOOR
+    here = next((name for name in _DOOR_IMAGES if podman.exists(name)), None)
+    if here is not None or _needs_door(profile):
+        image = here or _DOOR_IMAGES[-1]
+        return image, _door_reason(image)
+    return None, _NO_DOOR_IMAGE
 
 
 def ensure_door(context: Context, api: podman.Podman, profile: Profile) -> tuple[str | None, str]:

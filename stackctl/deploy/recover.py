@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stackctl.deploy import record
-from stackctl.deploy.change import converge, settle, uninterrupted
+from stackctl.deploy.change import converge, settle
 from stackctl.deploy.context import Context
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import lock
@@ -43,18 +43,17 @@ def recover_locked(context: Context) -> Transaction | None:
         f"{change.operation} of {change.stack} was cut off at the step '{change.step}': "
         + (f"ending it ({_goal(change)})" if change.committed else f"undoing it ({_goal(change)})")
     )
-    with uninterrupted():
-        _settle_machine(context, change)
-        context.journal.clear()
-        number = change.after if change.committed else change.before
-        record.done(
-            context,
-            change.operation,
-            change.stack,
-            generation=number,
-            result="recovered",
-            message=_cut_off(change),
-        )
+    # Interrupted, it leaves the journal to the next command.
+    _settle_machine(context, change)
+    context.journal.clear()
+    record.done(
+        context,
+        change.operation,
+        change.stack,
+        generation=change.after if change.committed else change.before,
+        result="recovered",
+        message=_cut_off(change),
+    )
     return change
 
 

@@ -28,7 +28,6 @@ from stackctl.sources.models import read_model
 from stackctl.state import calibrations, claims
 from stackctl.state.generations import now
 from stackctl.units import render
-from stackctl.values.door import Door
 from stackctl.values.generation import Generation, Operation, Outcome
 from stackctl.values.host import Host
 from stackctl.values.plan import Plan
@@ -111,7 +110,7 @@ def up(context: Context, profile: Profile, wish: Wish) -> UpResult:
                 image=reference,
                 image_id=image.id,
                 units=render.render(plan, target, number, unit),
-                door=_door(profile, plan, door_image),
+                door=door.door_of(profile, plan, door_image) if door_image else None,
                 plan=plan,
                 profile=profile,
                 asked=wish.asked,
@@ -275,19 +274,6 @@ def summary(plan: Plan) -> str:
     fits = {True: "fits", False: "does not fit", None: "memory unknown"}[plan.verdict.fits]
     limit = "" if memory.limit_bytes is None else f" of {format_bytes(memory.limit_bytes)}"
     return f"{plan.profile} · {plan.objective} · {fits} ({format_bytes(memory.total_bytes)}{limit})"
-
-
-def _door(profile: Profile, plan: Plan, image: str | None) -> Door | None:
-    if image is None or plan.engine_port is None:
-        return None
-    return Door(
-        port=plan.port,
-        address=profile.address,
-        engine_port=plan.engine_port,
-        health_path=find_engine(plan.engine).health_path,
-        image=image,
-        key=profile.api_key,
-    )
 
 
 def _current(before: Before) -> Generation | None:

@@ -255,8 +255,9 @@ def version() -> str | None:
     return match[0] if match else None
 
 
+@functools.cache
 def exists(image: str) -> bool:
-    """Whether an image of that name is here; False without Podman."""
+    """Whether an image of that name is here; False without Podman. Asked once."""
     try:
         return runner.run(("podman", "image", "exists", image), check=False).status == 0
     except StackctlError:
