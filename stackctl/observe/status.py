@@ -34,6 +34,8 @@ _SAYS = {"loading": "it says that it loads its model", "closed": "its port is cl
 
 def report(context: Context, stacks: Sequence[str]) -> StatusReport:
     """Status of several stacks: one question to systemd and one to Podman for all of them."""
+    if not stacks:
+        return StatusReport(scope=context.paths.scope, stacks=())
     generations = {stack: _generation(context, stack) for stack in stacks}
     known = [generation for generation in generations.values() if generation is not None]
     doors = [door_service(generation) for generation in known if generation.door is not None]
