@@ -81,11 +81,6 @@ class Systemd:
         """Queue a start and return; the caller follows the unit's state."""
         self._systemctl("start", "--no-block", unit)
 
-    def restart(self, unit: str) -> None:
-        """Queue a restart (a start, if it does not run) and return: one job of systemd's, which
-        nothing that happens to us can cut in half."""
-        self._systemctl("restart", "--no-block", unit)
-
     def stop(self, unit: str, *, timeout_s: float = 120) -> None:
         """Stop and wait; a unit that does not exist is stopped."""
         done = self._systemctl("stop", unit, check=False, timeout_s=timeout_s)
@@ -105,8 +100,12 @@ class Systemd:
 
         While it starts, an engine may not hear SIGTERM, and systemd does not run ExecStop yet.
         """
-        self._systemctl("kill", "--signal=SIGKILL", unit, check=False)
+        self.kill(unit)
         self.stop(unit)
+
+    def kill(self, unit: str) -> None:
+        """Kill all processes of a unit, which then fails: systemd restarts it where it may."""
+        self._systemctl("kill", "--signal=SIGKILL", unit, check=False)
 
     def reset_failed(self, unit: str) -> None:
         """Forget failures and counted restarts; no error when there is nothing to forget."""

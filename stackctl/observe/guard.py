@@ -85,11 +85,15 @@ def _is_silent(worst: Result) -> bool:
 
 def _watch(context: Context, generation: Generation, worst: Result, watch_s: float) -> Health:
     """Whether an engine that does not answer works all the same."""
-    before, tokens = _counters(context, generation)
+    service, tokens = generation.units.service, list[str]()
+    # Who does not answer at all does not tell its counters either.
+    answers = worst.name != "endpoint"
+    before = context.systemd.show(service, "CPUUsageNSec")
+    if answers:
+        tokens = _tokens(generation)
     time.sleep(watch_s)
-    after, tokens_after = _counters(context, generation)
-    used = cpu_seconds(before, after)
-    counted = bool(tokens) and bool(tokens_after) and tokens != tokens_after
+    used = cpu_seconds(before, context.systemd.show(service, "CPUUsageNSec"))
+    counted = answers and bool(tokens) and tokens != (_tokens(generation) or tokens)
     silent = f"{worst.name}: {worst.actual}"
     if counted or (used is not None and used >= watch_s / 10):
         work = "it counts tokens" if counted else f"{used:.1f} s of processor time"
@@ -110,12 +114,11 @@ def _watch(context: Context, generation: Generation, worst: Result, watch_s: flo
     )
 
 
-def _counters(context: Context, generation: Generation) -> tuple[dict[str, str], list[str]]:
-    """Processor time as systemd has it, and what the engine says of its tokens, if it answers."""
+def _tokens(generation: Generation) -> list[str]:
+    """What the engine's metrics say of tokens; empty without an answer."""
     url = endpoint.base_url(generation.plan.listens) + "/metrics"
     answer = http.get(url, timeout_s=2)
-    tokens = _COUNTERS.findall(answer.text) if isinstance(answer, http.Answer) else []
-    return context.systemd.show(generation.units.service, "CPUUsageNSec"), tokens
+    return _COUNTERS.findall(answer.text) if isinstance(answer, http.Answer) else []
 
 
 def _was_dead(context: Context, generation: Generation) -> bool:
@@ -140,7 +143,8 @@ def _restart(context: Context, generation: Generation, invocation: str) -> bool:
         with lock.exclusive(context.paths.lock, f"guard {stack}"):
             if context.systemd.show(service, "InvocationID").get("InvocationID") != invocation:
                 return False
-            context.systemd.restart(service)
+            # It would not hear a SIGTERM. systemd restarts it as after any failure, and counts.
+            context.systemd.kill(service)
     except StackctlError as error:
         if error.exit_code == ExitCode.LOCKED:
             return False

@@ -46,11 +46,11 @@ class StackStatus(Value, frozen=True, kw_only=True):
 
 
 class StatusReport(Value, frozen=True, kw_only=True):
-    """All stacks of one scope; ``guard``: whether the timer of ``stackctl guard`` is on."""
+    """All stacks of one scope; ``guard``: whether its timer is on (None: there is no stack)."""
 
     schema: Literal["stackctl.status/1"] = "stackctl.status/1"
     scope: Literal["user", "system"]
-    guard: bool = False
+    guard: bool | None = None
     stacks: tuple[StackStatus, ...]
 
 

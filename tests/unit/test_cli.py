@@ -321,7 +321,12 @@ def test_profiles_as_documents(cli: Cli) -> None:
 
 def test_status_as_a_document(cli: Cli) -> None:
     assert cli("--user", "status", "--json") == 0
-    assert json.loads(cli.out) == {"schema": "stackctl.status/1", "scope": "user", "stacks": []}
+    assert json.loads(cli.out) == {
+        "schema": "stackctl.status/1",
+        "scope": "user",
+        "guard": None,
+        "stacks": [],
+    }
 
 
 def test_what_is_shown_of_profiles(cli: Cli, place: Path) -> None:
