@@ -55,8 +55,10 @@ def _row(entry: Entry) -> tuple[str, ...]:
     if entry.state == "unreadable":
         what = entry.message or ""
     else:
-        model = model_name(entry.model or "")
-        what = " · ".join(part for part in (entry.profile, entry.objective, model) if part)
+        profile, objective = entry.profile or "", entry.objective or ""
+        # cpu-latency for latency need not be said twice.
+        parts = (profile, "" if profile.endswith(objective) else objective)
+        what = " · ".join(part for part in (*parts, model_name(entry.model or "")) if part)
     status = entry.health.status if entry.health else None
     return (
         f"{entry.number}{' *' if entry.current else ''}",

@@ -23,12 +23,12 @@ def command() -> None:
 @stack_argument
 def create(session: Session, stack: str | None) -> None:
     """Make the first key of STACK and say where it is stored."""
-    from stackctl.machine import lock
+    from stackctl.deploy.transaction import writer
     from stackctl.state import keys
 
     context = session.context()
     name = _stack(context, stack)
-    with lock.exclusive(context.paths.lock, f"key create {name}"):
+    with writer(context, f"key create {name}"):
         keys.create(context.paths.state, name)
         _changed(context, "create", name)
     _tell(session, context, name)
@@ -56,12 +56,12 @@ def show(session: Session, stack: str | None) -> None:
 @click.option("--keep", is_flag=True, help="The key before stays valid until the next rotate.")
 def rotate(session: Session, stack: str | None, keep: bool) -> None:
     """Make a new key of STACK; the running front door takes it at once."""
-    from stackctl.machine import lock
+    from stackctl.deploy.transaction import writer
     from stackctl.state import keys
 
     context = session.context()
     name = _stack(context, stack)
-    with lock.exclusive(context.paths.lock, f"key rotate {name}"):
+    with writer(context, f"key rotate {name}"):
         keys.rotate(context.paths.state, name, keep=keep)
         _changed(context, "rotate", name)
     _tell(session, context, name)
@@ -87,12 +87,12 @@ def path(session: Session, stack: str | None) -> None:
 @yes_option
 def remove(session: Session, stack: str | None) -> None:
     """Remove the keys of STACK: clients that use them are refused from then on."""
-    from stackctl.machine import lock
+    from stackctl.deploy.transaction import writer
     from stackctl.state import keys
 
     context = session.context()
     name = _stack(context, stack)
-    with lock.exclusive(context.paths.lock, f"key remove {name}"):
+    with writer(context, f"key remove {name}"):
         if not context.confirm(f"the keys of {name} would be removed"):
             raise StackctlError("nothing was changed")
         if not keys.remove(context.paths.state, name):
@@ -118,12 +118,11 @@ def _stack(context: Context, name: str | None) -> str:
 
 
 def _changed(context: Context, what: str, stack: str) -> None:
-    """Have a running front door take the keys as they are now, and put it on record."""
-    from stackctl.deploy import door, record  # type: ignore[attr-defined]
+    """Put it on record, and have a running front door take the keys as they are now."""
+    from stackctl.deploy import door, record
 
-    # THE call site: does nothing where no front door runs.
-    door.reload_keys(context, stack)
     record.done(context, f"key {what}", stack)
+    door.reload_keys(context, stack)
 
 
 def _tell(session: Session, context: Context, stack: str) -> None:

@@ -30,14 +30,17 @@ def command(
     output: Path | None,
 ) -> None:
     """Write the units of PROFILE without installing or starting anything."""
+    from stackctl.deploy.door import door_of
     from stackctl.engines import engine
     from stackctl.machine.files import write_atomically
     from stackctl.plan.ledger import claim_of
+    from stackctl.units.door import render_door
     from stackctl.units.render import Target, render
 
     wanted = overrides(sets, model, objective, name)
-    planned = make_plan(session, session.profiles().resolve(profile, wanted), facts)
-    plan, known, host = planned.plan, planned.facts, planned.host
+    resolved = session.profiles().resolve(profile, wanted)
+    planned = make_plan(session, resolved, facts)
+    plan, known, host, image = planned.plan, planned.facts, planned.host, planned.door
     if known is None:
         session.out.warn(
             f"image {plan.image} was not looked at: not pinned, and its options not checked"
@@ -49,8 +52,18 @@ def command(
         program=known.program if known else _program(plan.image, engine(plan.engine)),
         claim=claim_of(plan),
     )
-    units = render(plan, target, 0)
-    for file in units.files:
+    files = [*render(plan, target, 0).files]
+    if image is not None:
+        door = door_of(resolved, plan, image)
+        made = render_door(
+            plan.stack,
+            door,
+            scope=session.scope,
+            podman=host.tools.podman,
+            folder=str(session.paths().door_folder(plan.stack)),
+        )
+        files += [made.unit, *made.files]
+    for file in files:
         if output is None:
             session.out.line(file.text.rstrip("\n"))
             continue

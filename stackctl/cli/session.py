@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +15,7 @@ from stackctl.cli.output import Output
 from stackctl.errors import ExitCode, StackctlError
 
 if TYPE_CHECKING:
+    from stackctl.deploy.change import Patience
     from stackctl.deploy.context import Context
     from stackctl.sources.profiles import Profiles
     from stackctl.state.paths import Paths
@@ -42,8 +43,8 @@ class Session:
 
         return Profiles(self.paths().profiles)
 
-    def context(self) -> Context:
-        """What deployments work with."""
+    def context(self, *, recover: bool = True) -> Context:
+        """What deployments work with; a change that a crash cut off is ended first."""
         from stackctl.deploy.context import Context
         from stackctl.machine.files import LiveMachine
         from stackctl.machine.systemd import Systemd
@@ -54,13 +55,18 @@ class Session:
                 hint="sudo stackctl ..., or leave --system out for a user service",
                 exit_code=ExitCode.USAGE,
             )
-        return Context(
+        context = Context(
             paths=self.paths(),
             machine=LiveMachine(),
             systemd=Systemd(self.scope),
             report=self.out,
             confirm=self.confirm,
         )
+        if recover and context.journal.open:
+            from stackctl.deploy.recover import recover_quietly
+
+            recover_quietly(context)
+        return context
 
     def confirm(self, question: str) -> bool:
         """Ask; without a terminal to ask on, refuse and name --yes."""
@@ -198,15 +204,41 @@ def overrides(
     return Overrides(sets=sets, model=model, objective=objective, name=name)
 
 
+def _duration(_: Any, __: Any, value: str | None) -> float | None:
+    from stackctl.quantity import parse_duration
+
+    return None if value is None else parse_duration(value)
+
+
 def timeout_option(help_text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """--timeout with a duration such as 90s or 10m."""
 
-    def parse(_: Any, __: Any, value: str | None) -> float | None:
-        from stackctl.quantity import parse_duration
+    return click.option("--timeout", metavar="DURATION", callback=_duration, help=help_text)
 
-        return None if value is None else parse_duration(value)
 
-    return click.option("--timeout", metavar="DURATION", callback=parse, help=help_text)
+drain_option = click.option(
+    "--drain",
+    metavar="DURATION",
+    callback=_duration,
+    help="How long running requests may take to end (60s); 0s cuts them off.",
+)
+soak_option = click.option(
+    "--soak",
+    metavar="DURATION",
+    callback=_duration,
+    help="How long the new engine is watched before the old one is given up (5s).",
+)
+
+
+def patience(drain: float | None, soak: float | None) -> Patience:
+    """What those options say, or the defaults."""
+    from stackctl.deploy.change import Patience
+
+    usual = Patience()
+    return Patience(
+        drain_s=usual.drain_s if drain is None else drain,
+        soak_s=usual.soak_s if soak is None else soak,
+    )
 
 
 yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
@@ -240,11 +272,27 @@ def pick_stack(context: Context, name: str | None, *, past: bool = False) -> str
     if name in known:
         return name
     for stack in up:
-        files = install.installed(context, stack)
-        if name in (profile_of(file.text) for file in files):
+        file = install.engine_file(stack, install.installed(context, stack))
+        if file is not None and profile_of(file.text) == name:
             return stack
     raise StackctlError(
         f"no stack named {name}",
         hint="stacks: " + (", ".join(known) or "none is up"),
         exit_code=ExitCode.NOT_FOUND,
     )
+
+
+def stack_and_numbers(words: Sequence[str], most: int) -> tuple[str | None, tuple[int, ...]]:
+    """The stack and the generations in the words of a command: ``[STACK] [N]...``.
+
+    Raises StackctlError (exit 2) for more of either than there can be.
+    """
+    names = [word for word in words if not word.isdecimal()]
+    numbers = tuple(int(word) for word in words if word.isdecimal())
+    if len(names) > 1 or len(numbers) > most or (names and words[0] != names[0]):
+        raise StackctlError(
+            f"too many words: {' '.join(words)}",
+            hint="the stack first, then " + ("a generation" if most == 1 else "two generations"),
+            exit_code=ExitCode.USAGE,
+        )
+    return (names[0] if names else None), numbers

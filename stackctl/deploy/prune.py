@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from stackctl.deploy.context import Context
 from stackctl.deploy.record import done, installed_number
+from stackctl.deploy.transaction import writer
 from stackctl.errors import StackctlError
-from stackctl.machine import lock
 from stackctl.values.history import PruneReport
 
 
@@ -18,11 +18,9 @@ def prune(context: Context, stack: str, *, keep: int, dry_run: bool) -> PruneRep
     Raises:
         StackctlError: exit 7 while another stackctl is at work, 1 when the user said no.
     """
-    if dry_run:
-        return _choose(context, stack, keep, dry_run=True)
-    with lock.exclusive(context.paths.lock, f"prune {stack}"):
-        chosen = _choose(context, stack, keep, dry_run=False)
-        if not chosen.removed:
+    with writer(context, f"prune {stack}", dry_run):
+        chosen = _choose(context, stack, keep, dry_run)
+        if dry_run or not chosen.removed:
             return chosen
         words = f"{len(chosen.removed)} of {len(chosen.removed) + len(chosen.kept)}"
         if not context.confirm(f"{words} generations of {stack} would be removed for good"):
@@ -34,7 +32,7 @@ def prune(context: Context, stack: str, *, keep: int, dry_run: bool) -> PruneRep
         return chosen
 
 
-def _choose(context: Context, stack: str, keep: int, *, dry_run: bool) -> PruneReport:
+def _choose(context: Context, stack: str, keep: int, dry_run: bool) -> PruneReport:
     numbers = context.generations.numbers(stack)
     current = installed_number(context, stack)
     target = context.generations.good_before(stack, current)

@@ -20,6 +20,7 @@ _SHOWN_LINES = 8
 _JOURNAL_S = 2
 _PROPERTIES = (
     "ActiveState", "SubState", "Result", "ExecMainCode", "ExecMainStatus", "NRestarts", "Job",
+    "InvocationID",
 )  # fmt: skip
 
 #: systemd's result of a service, in words. The engine's own log comes first where it says more.
@@ -39,8 +40,12 @@ _STATUS = {"125": "Podman could not start the container", "126": "the engine can
            "132": "the image was built for a newer CPU than this one"}  # fmt: skip
 
 
-def start_and_wait(context: Context, generation: Generation, *, deadline_s: float) -> float:
+def start_and_wait(
+    context: Context, generation: Generation, *, deadline_s: float, restart: bool = False
+) -> float:
     """Start the generation's service and wait until systemd calls it active and it answers.
+
+    With ``restart`` one that runs is stopped first, in the same job of systemd's.
 
     Both, since a Podman before 4.6 cannot hold systemd's "active" back until the engine is healthy.
 
@@ -51,19 +56,26 @@ def start_and_wait(context: Context, generation: Generation, *, deadline_s: floa
         StackctlError: the cause in one line, the end of the engine's log, what to do.
     """
     plan, service = generation.plan, generation.units.service
-    engine, port = find_engine(plan.engine), plan.port
+    engine, port = find_engine(plan.engine), plan.listens
     # An earlier start of this generation may have failed for another reason.
     since, started = time.time(), time.monotonic()
     context.systemd.reset_failed(service)
-    context.systemd.start(service)
+    invocation = None
+    if restart:
+        invocation = context.systemd.show(service, "InvocationID").get("InvocationID")
+        context.systemd.restart(service)
+    else:
+        context.systemd.start(service)
     phase, asked = "starting", 0.0
     while True:
         state = context.systemd.show(service, *_PROPERTIES)
         elapsed = time.monotonic() - started
-        active = state.get("ActiveState") == "active"
+        # What systemd says of the run before this one is not about us.
+        begun = invocation is None or state.get("InvocationID") != invocation
+        active = begun and state.get("ActiveState") == "active"
         if active and endpoint.liveness(port, engine.health_path) == "ready":
             return elapsed
-        if _has_failed(state):
+        if begun and _has_failed(state):
             raise explain(context, generation, engine, state, since)
         if elapsed > deadline_s:
             raise _too_late(context, generation, engine, deadline_s, since)
@@ -85,7 +97,7 @@ def _has_failed(state: dict[str, str]) -> bool:
 
 
 def _phase(context: Context, generation: Generation, engine: Engine, since: float) -> str:
-    alive = endpoint.liveness(generation.plan.port, engine.health_path, timeout_s=1)
+    alive = endpoint.liveness(generation.plan.listens, engine.health_path, timeout_s=1)
     if alive == "ready":
         return "answering, waiting for systemd"
     lines = _log(context, generation, since)

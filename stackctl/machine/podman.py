@@ -6,8 +6,10 @@ Containers belong to systemd: nothing here creates, restarts or removes those of
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -86,10 +88,20 @@ class Podman:
             bytes=int(attributes.get("Size") or 0),
         )
 
-    def pull(self, reference: str, report: Callable[[PullProgress], None]) -> None:
-        """Pull an image. Raises StackctlError (exit 6) with the registry's own words."""
+    def pull(
+        self,
+        reference: str,
+        report: Callable[[PullProgress], None],
+        *,
+        built: str = "llama-cpp",
+    ) -> None:
+        """Pull an image; ``built`` is what "stackctl image build" calls its like.
+
+        Raises:
+            StackctlError: exit 6, with the registry's own words.
+        """
         hint = (
-            "without a registry: stackctl image build llama-cpp (from Debian's packages), "
+            f"without a registry: stackctl image build {built} (from Debian's packages), "
             "or --set image=NAME for an image that is here"
         )
         try:
@@ -235,8 +247,17 @@ def load_archive(archive: Path, tag: str) -> None:
     runner.run(("podman", "tag", loaded, tag))
 
 
+@functools.cache
+def version() -> str | None:
+    """Podman's version; None when it does not tell. It does not change while we run."""
+    done = runner.run(("podman", "--version"), check=False)
+    match = re.search(r"\d+\.\d+\S*", done.stdout)
+    return match[0] if match else None
+
+
+@functools.cache
 def exists(image: str) -> bool:
-    """Whether an image of that name is here; False without Podman."""
+    """Whether an image of that name is here; False without Podman. Asked once."""
     try:
         return runner.run(("podman", "image", "exists", image), check=False).status == 0
     except StackctlError:

@@ -66,7 +66,9 @@ def append_line(path: Path, line: bytes, *, most_bytes: int, keep: int) -> None:
             if size == 0:
                 sync_folder(path.parent)
             if size + len(line) > most_bytes:
-                _cut(path, descriptor, most_bytes, keep)
+                # The line is there. On a disk too full for a shorter log, the next one cuts.
+                with contextlib.suppress(StackctlError):
+                    _cut(path, descriptor, most_bytes, keep)
         finally:
             os.close(descriptor)
     except OSError as error:

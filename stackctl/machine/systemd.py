@@ -81,6 +81,11 @@ class Systemd:
         """Queue a start and return; the caller follows the unit's state."""
         self._systemctl("start", "--no-block", unit)
 
+    def restart(self, unit: str) -> None:
+        """Queue a restart (a start, if it does not run) and return: one job of systemd's, which
+        nothing that happens to us can cut in half."""
+        self._systemctl("restart", "--no-block", unit)
+
     def stop(self, unit: str, *, timeout_s: float = 120) -> None:
         """Stop and wait; a unit that does not exist is stopped."""
         done = self._systemctl("stop", unit, check=False, timeout_s=timeout_s)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 
+from stackctl.deploy import door
 from stackctl.deploy.context import Context
 from stackctl.engines import engine
 from stackctl.errors import StackctlError
 from stackctl.health import endpoint
-from stackctl.observe.status import door_service
+from stackctl.observe.status import url
 from stackctl.state import health
 from stackctl.state.generations import now
+from stackctl.units.door import door_service
 from stackctl.values.generation import Generation
 from stackctl.values.history import Health
 from stackctl.values.result import CheckReport, Result
@@ -24,11 +26,11 @@ def check(context: Context, generation: Generation, *, answer_timeout_s: float) 
     stack = generation.stack
     services = {"unit": generation.units.service}
     if generation.door is not None:
-        services["door"] = door_service(generation)
+        services["door"] = door_service(stack)
     seen = context.systemd.show_all(tuple(services.values()), *_PROPERTIES)
     results = [_unit(stack, name, seen[service]) for name, service in services.items()]
     if all(result.status == "ok" for result in results):
-        results += _ask(generation, answer_timeout_s)
+        results += _ask(context, generation, answer_timeout_s)
         restarts = seen[services["unit"]].get("NRestarts", "0")
         if restarts not in ("0", ""):
             results.append(
@@ -83,12 +85,13 @@ def _unit(stack: str, name: str, seen: dict[str, str]) -> Result:
     )
 
 
-def _ask(generation: Generation, answer_timeout_s: float) -> list[Result]:
+def _ask(context: Context, generation: Generation, answer_timeout_s: float) -> list[Result]:
     """What clients see, where they ask."""
-    plan, door = generation.plan, generation.door
+    plan = generation.plan
     return endpoint.check(
-        door.port if door else plan.port,
+        url(generation),
         engine(plan.engine).health_path,
         plan.served_name,
         answer_timeout_s=answer_timeout_s,
+        key=door.key(context, generation),
     )

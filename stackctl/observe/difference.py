@@ -10,7 +10,7 @@ from stackctl.deploy.context import Context
 from stackctl.deploy.record import installed_number
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.plan.difference import decisions
-from stackctl.units.render import without_generation
+from stackctl.units.render import without_labels
 from stackctl.values.door import Door
 from stackctl.values.generation import Generation
 from stackctl.values.history import Change, DiffReport, UnitChange
@@ -105,4 +105,4 @@ def _units(old: Generation, new: Generation) -> Iterator[UnitChange]:
 
 def _lines(file: UnitFile | None) -> list[str]:
     # Not splitlines: it also splits at characters that end no line of a unit.
-    return without_generation(file.text).removesuffix("\n").split("\n") if file else []
+    return without_labels(file.text).removesuffix("\n").split("\n") if file else []

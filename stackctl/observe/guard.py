@@ -17,7 +17,7 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.health import endpoint
 from stackctl.machine import http, lock
 from stackctl.observe.check import check, remember, summary
-from stackctl.observe.status import cpu_seconds, engine_port
+from stackctl.observe.status import cpu_seconds
 from stackctl.state import health
 from stackctl.state.generations import now
 from stackctl.values.generation import Generation
@@ -117,7 +117,7 @@ def _watch(context: Context, generation: Generation, worst: Result, watch_s: flo
 
 def _tokens(generation: Generation) -> list[str]:
     """What the engine's metrics say of tokens; empty without an answer."""
-    url = endpoint.base_url(engine_port(generation)) + "/metrics"
+    url = endpoint.base_url(generation.plan.listens) + "/metrics"
     answer = http.get(url, timeout_s=2)
     return _COUNTERS.findall(answer.text) if isinstance(answer, http.Answer) else []
 

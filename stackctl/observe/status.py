@@ -18,6 +18,7 @@ from stackctl.observe.drift import PROPERTIES as DRIFT_PROPERTIES
 from stackctl.observe.drift import drift
 from stackctl.state import health
 from stackctl.units import render
+from stackctl.units.door import door_service
 from stackctl.values.generation import Generation
 from stackctl.values.history import Health
 from stackctl.values.status import StackState, StackStatus, StatusReport
@@ -38,7 +39,7 @@ def report(context: Context, stacks: Sequence[str]) -> StatusReport:
         return StatusReport(scope=context.paths.scope, stacks=())
     generations = {stack: _generation(context, stack) for stack in stacks}
     known = [generation for generation in generations.values() if generation is not None]
-    doors = [door_service(generation) for generation in known if generation.door is not None]
+    doors = [door_service(generation.stack) for generation in known if generation.door is not None]
     services = [_service(stack, generation) for stack, generation in generations.items()]
     units = context.systemd.show_all((*services, *doors, TIMER), *_PROPERTIES)
     containers = _containers(context, [generation.units.container for generation in known])
@@ -59,14 +60,10 @@ def one(context: Context, stack: str) -> StatusReport:
     return report(context, (stack,))
 
 
-def door_service(generation: Generation) -> str:
-    """The systemd service of a stack's front door."""
-    return f"{generation.stack}_door.service"
-
-
-def engine_port(generation: Generation) -> int:
-    """The port on which the engine itself listens, on 127.0.0.1."""
-    return generation.plan.port if generation.door is None else generation.door.engine_port
+def url(generation: Generation) -> str:
+    """Where clients ask a stack."""
+    door = generation.door
+    return endpoint.base_url(generation.plan.port, door.address if door else "127.0.0.1")
 
 
 def _generation(context: Context, stack: str) -> Generation | None:
@@ -109,7 +106,7 @@ def _status(
 ) -> StackStatus:
     plan, seen = generation.plan, units[generation.units.service]
     door = generation.door
-    door_state = units[door_service(generation)].get("ActiveState") if door else None
+    door_state = units[door_service(generation.stack)].get("ActiveState") if door else None
     container = containers.get(generation.units.container)
     state, cause = _state(context, generation, seen)
     if state == "ready" and door is not None and door_state != "active":
@@ -130,11 +127,11 @@ def _status(
         container=generation.units.container,
         container_state=container.state if container else None,
         container_health=container.health if container else None,
-        door=door_service(generation) if door else None,
+        door=door_service(generation.stack) if door else None,
         door_state=door_state,
         since=seen.get("ActiveEnterTimestamp" if active else "StateChangeTimestamp") or None,
         restarts=int(restarts) if restarts.isdecimal() else None,
-        endpoint=endpoint.base_url(door.port if door else plan.port),
+        endpoint=url(generation),
         model=plan.served_name,
         image=plan.image,
         health=_last_health(context, generation),
@@ -185,7 +182,7 @@ def _answering(
     context: Context, generation: Generation, seen: Mapping[str, str]
 ) -> tuple[StackState, str | None]:
     path, started = engine(generation.plan.engine).health_path, time.monotonic()
-    alive = endpoint.liveness(engine_port(generation), path, timeout_s=_ANSWER_S)
+    alive = endpoint.liveness(generation.plan.listens, path, timeout_s=_ANSWER_S)
     if alive == "ready":
         return "ready", None
     if alive in _SAYS:

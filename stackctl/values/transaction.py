@@ -17,7 +17,7 @@ class Transaction(Value, frozen=True, kw_only=True):
     """
 
     schema: Literal["stackctl.transaction/1"] = "stackctl.transaction/1"
-    operation: Literal["up", "switch", "rollback", "down"]
+    operation: Literal["up", "switch", "rollback", "restart", "down"]
     stack: str
     before: int | None = None
     running: bool = False
