@@ -49,6 +49,7 @@ def guard(context: Context, *, answer_timeout_s: float, watch_s: float = WATCH_S
 
 
 def _guarded(context: Context, stack: str, answer_timeout_s: float, watch_s: float) -> Guarded:
+    began = time.time()
     if lock.holder(context.paths.lock) is not None:
         return Guarded(stack=stack, action="skipped")
     try:
@@ -68,7 +69,7 @@ def _guarded(context: Context, stack: str, answer_timeout_s: float, watch_s: flo
         return Guarded(stack=stack, action="skipped")
     if _is_silent(worst):
         seen = _watch(context, generation, worst, watch_s)
-        if seen.name == _DEAD and _was_dead(context, generation):
+        if seen.name == _DEAD and _was_dead(context, generation, began):
             if not _restart(context, generation, unit.get("InvocationID", "")):
                 return Guarded(stack=stack, action="skipped")
             remember(context, stack, seen)
@@ -121,8 +122,8 @@ def _tokens(generation: Generation) -> list[str]:
     return _COUNTERS.findall(answer.text) if isinstance(answer, http.Answer) else []
 
 
-def _was_dead(context: Context, generation: Generation) -> bool:
-    """Whether the look before this one saw the same run of the engine dead."""
+def _was_dead(context: Context, generation: Generation, began: float) -> bool:
+    """Whether the look before this one, which ``began`` then, saw the same run dead."""
     try:
         before = health.last(context.paths.state, generation.stack)
     except StackctlError:
@@ -131,9 +132,9 @@ def _was_dead(context: Context, generation: Generation) -> bool:
         return False
     seen = context.systemd.show(generation.units.service, "ActiveEnterTimestampMonotonic")
     running_s = time.monotonic() - int(seen.get("ActiveEnterTimestampMonotonic") or 0) / 1e6
-    when = datetime.datetime.fromisoformat(before.when)
-    age_s = (datetime.datetime.now(datetime.UTC) - when).total_seconds()
-    return 0 <= age_s < min(_IN_A_ROW_S, running_s)
+    seen_at = datetime.datetime.fromisoformat(before.when).timestamp()
+    # Another guard that looks at this very moment is not a second look.
+    return seen_at < began and time.time() - seen_at < min(_IN_A_ROW_S, running_s)
 
 
 def _restart(context: Context, generation: Generation, invocation: str) -> bool:

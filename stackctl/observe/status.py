@@ -211,4 +211,4 @@ def _last_health(context: Context, generation: Generation) -> Health | None:
     except StackctlError as error:
         context.report.warn(error.message, error.hint)
         return None
-    return seen if seen is not None and seen.generation in (None, generation.number) else None
+    return seen if seen is not None and seen.generation == generation.number else None
