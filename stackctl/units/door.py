@@ -93,7 +93,7 @@ def render_door(
         door=door,
         scope=scope,
         container=door_container(stack),
-        loopback=address.is_loopback,
+        always_there=address.is_loopback or address.is_unspecified,
         mounts=[
             (folder, quoting.volume(folder, "/door", "ro")),
             (f"{folder}/{ADMIN}", quoting.volume(f"{folder}/{ADMIN}", "/admin", "rw")),

@@ -99,8 +99,9 @@ def test_the_start_limit_spans_all_attempts() -> None:
     assert int(start["StartLimitIntervalSec"]) > int(start["StartLimitBurst"]) * attempt
 
 
-def test_only_a_door_on_loopback_starts_without_the_network() -> None:
-    assert "DefaultDependencies=false" in made().unit.text
+def test_only_a_door_on_an_address_of_the_network_waits_for_it() -> None:
+    for given in (door(), door(address="0.0.0.0", key=True), door(address="::", key=True)):
+        assert "DefaultDependencies=false" in made(given).unit.text
     assert "DefaultDependencies" not in made(door(address="10.0.0.1", key=True)).unit.text
 
 
