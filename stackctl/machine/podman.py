@@ -6,6 +6,7 @@ Containers belong to systemd: nothing here creates, restarts or removes those of
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import time
@@ -79,8 +80,8 @@ class Podman:
     def pull(self, reference: str, report: Callable[[PullProgress], None]) -> None:
         """Pull an image. Raises StackctlError (exit 6) with the registry's own words."""
         hint = (
-            "without a registry: stackctl image build llama-cpp (from Debian's packages), "
-            "or --set image=NAME for an image that is here"
+            "without a registry: stackctl image build llama-cpp (from Debian's packages),\n"
+            "or an image that is here: --set image=NAME"
         )
         try:
             stream = self._client.images.pull(
@@ -97,7 +98,7 @@ class Podman:
                 if error := message.get("error"):
                     raise StackctlError(
                         f"cannot pull image {reference}",
-                        details=(str(error),),
+                        details=(_words(str(error)),),
                         hint=hint,
                         exit_code=ExitCode.HOST,
                     )
@@ -118,8 +119,16 @@ class Podman:
 
 
 def _api_error(message: str, error: Exception) -> StackctlError:
-    text = str(getattr(error, "explanation", None) or error).strip()
+    text = _words(str(getattr(error, "explanation", None) or error).strip())
     return StackctlError(message, details=text.splitlines()[-5:], exit_code=ExitCode.HOST)
+
+
+def _words(text: str) -> str:
+    """What Podman said; some of its errors come wrapped in JSON."""
+    try:
+        return str(json.loads(text)["message"])
+    except (ValueError, TypeError, KeyError):
+        return text
 
 
 @contextlib.contextmanager
@@ -210,8 +219,12 @@ def load_archive(archive: Path, tag: str) -> None:
             first = [
                 member.name.removeprefix("./") for _, member in zip(range(4), stream, strict=False)
             ]
-    except (OSError, tarfile.TarError) as error:
-        raise StackctlError(f"cannot read {archive}: {error}") from None
+    except tarfile.TarError:
+        raise StackctlError(
+            f"{archive} is no archive", hint="one that stackctl image build -o or podman save wrote"
+        ) from None
+    except OSError as error:
+        raise StackctlError(f"cannot read {archive}: {error.strerror or error}") from None
     saved = any(name in ("oci-layout", "index.json", "manifest.json", "blobs") or
                 name.endswith((".json", "/layer.tar", "/VERSION")) for name in first)  # fmt: skip
     if not saved:

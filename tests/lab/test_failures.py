@@ -67,8 +67,7 @@ def listener(lab: Lab) -> Iterator[subprocess.Popen[str]]:
     """A process of the user lab on the port that the profile wants."""
     code = f"import socket; s = socket.create_server(('127.0.0.1', {look.PORT})); s.accept()"
     with lab.spawn(["python3", "-c", code], user="lab") as process:
-        probe = ["ss", "-Hltn", f"sport = :{look.PORT}"]
-        look.wait_for("somebody listens", lambda: bool(lab.run(probe).stdout))
+        look.wait_for("somebody listens", lambda: bool(look.listening(lab, look.PORT)))
         yield process
         process.kill()
 
@@ -180,7 +179,7 @@ def test_the_image_is_absent_and_no_registry_answers(seat: Seat, tiny: str) -> N
     image = "127.0.0.1:9/engine:1"
     done = seat.stackctl(*UP, tiny, "--set", f"image={image}", code=6)
     look.assert_error(done, f"cannot pull image {image}", "stackctl image build llama-cpp")
-    assert "connection refused" in done.stderr
+    assert "\n  connection refused\n" in done.stderr
     look.assert_clean(seat)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shlex
 import signal
 import subprocess
 from collections.abc import Callable
@@ -31,7 +32,7 @@ def is_locked(seat: Seat) -> bool:
 
 def engine_runs(seat: Seat) -> bool:
     """Whether the engine that never answers runs, and systemd waits for it."""
-    return seat.lab.run(["pgrep", "-f", "^sleep 98765$"]).returncode == 0
+    return bool(look.processes(seat.lab, "sleep 98765"))
 
 
 def interrupt(
@@ -92,6 +93,23 @@ def test_interrupted_while_it_replaces(seat: Seat, tiny: str) -> None:
     assert states == ["ready", "interrupted"]
     seat.stackctl("down")
     look.assert_clean(seat)
+
+
+def test_a_reader_that_goes_away_does_not_stop_it(one: Seat, tiny: str) -> None:
+    one.stackctl(*UP, tiny)
+    text = look.unit_text(one)
+    image = look.never_healthy(one)
+    for words in (("--set", f"image={image}", "--timeout", "2s"), ("--set", "context=1024")):
+        line = shlex.join(["stackctl", *UP, tiny, *words, "-y"])
+        one.run("sh", "-c", f"{line} 2>&1 | head -n 1", timeout=60)
+    # The first put everything back and noted it, the second came up.
+    assert [look.record(one, number)["outcome"]["state"] for number in (1, 2, 3)] == [
+        "replaced", "failed", "ready"
+    ]  # fmt: skip
+    assert look.unit_text(one) != text
+    one.stackctl("check")
+    one.stackctl("down")
+    look.assert_clean(one)
 
 
 # Killed outright: nobody clears up

@@ -48,9 +48,7 @@ def test_the_engine_cannot_write_its_root_or_the_model(served: Seat) -> None:
 
 
 def test_only_loopback_listens(served: Seat) -> None:
-    shown = served.lab.run(["ss", "-Hltn"], check=True).stdout
-    addresses = [line.split()[3] for line in shown.splitlines()]
-    assert [a for a in addresses if a.endswith(f":{look.PORT}")] == [f"127.0.0.1:{look.PORT}"]
+    assert look.listening(served.lab, look.PORT) == ["0100007F"]
 
 
 def test_the_engine_runs_what_was_planned(served: Seat) -> None:
@@ -239,4 +237,4 @@ def test_logs_that_are_followed_end_with_ctrl_c(served: Seat) -> None:
         _, err = process.communicate(timeout=10)
     assert process.returncode == 130
     assert "Traceback" not in err
-    assert served.lab.run(["pgrep", "-x", "journalctl"]).returncode == 1
+    assert not look.processes(served.lab, "journalctl")

@@ -23,9 +23,12 @@ def test_the_acceptance_line(seat: Seat) -> None:
         "temperature": 0,
     }
     url = f"http://127.0.0.1:{look.PORT}/v1/chat/completions"
+    words = ["curl", "-sS", "--fail", "--json", json.dumps(ask), url]
+    if not look.exists(seat.lab, "/usr/bin/curl"):
+        words = ["python3", "-c", look.POST, url, json.dumps(ask)]
     line = (
         f"stackctl up cpu-latency --model {look.GEMMA} && stackctl check"
-        f" && curl -sS --fail --json {shlex.quote(json.dumps(ask))} {url} >answer.json"
+        f" && {shlex.join(words)} >answer.json"
         " && stackctl down"
     )
     done = seat.run("sh", "-c", line, timeout=120)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ggufs import write as write_model
 from samples import GEMMA, HOSTS, IQUEST
 from servers import wait_until
 
@@ -546,6 +547,28 @@ def test_head() -> None:
     command = f"{sys.executable} -m stackctl profiles schema | head -1"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("{\n", "")
+
+
+def test_nobody_who_hears_the_progress_is_no_reason_to_stop() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "stackctl", "-v", "probe", "--json"],
+        stdout=subprocess.PIPE, stderr=writing, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    os.close(writing)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["schema"] == "stackctl.host/1"
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_descriptors(place: Path, closed: str) -> None:
+    """As some supervisors start their programs."""
+    command = f"{sys.executable} -m stackctl render cpu --model file:m.gguf -o out {closed}"
+    write_model(place / "m.gguf")
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, "bug" in done.stderr) == (0, False), done.stderr
+    assert (place / "out" / "cpu.container").read_text().startswith("# cpu: written by stackctl")
 
 
 def test_a_full_disk_is_told() -> None:
