@@ -42,6 +42,16 @@ class Target:
     claim: Claim
 
 
+def require_launchable(plan: Plan) -> None:
+    """Raise StackctlError (exit 5) for what can be planned but not rendered."""
+    if plan.placement.gpus or plan.engine == "vllm":
+        raise StackctlError(
+            f"{plan.profile}: this version plans for GPUs, but does not launch on them yet",
+            hint="stackctl plan shows the engine's arguments",
+            exit_code=ExitCode.REFUSED,
+        )
+
+
 def service_name(stack: str) -> str:
     """The systemd service of a stack."""
     return f"{stack}.service"
@@ -51,14 +61,10 @@ def render(plan: Plan, target: Target, generation: int) -> UnitSet:
     """The unit files of one generation of a stack.
 
     Raises:
-        StackctlError: exit 2 for values that a unit cannot hold, 6 for a Podman without Quadlet.
+        StackctlError: exit 2 for values that a unit cannot hold, 5 for plans that cannot be
+            launched, 6 for a Podman without Quadlet.
     """
-    if plan.placement.gpus or plan.engine == "vllm":
-        raise StackctlError(
-            f"{plan.profile}: this version plans for GPUs, but does not launch on them yet",
-            hint="stackctl plan shows the engine's arguments",
-            exit_code=ExitCode.REFUSED,
-        )
+    require_launchable(plan)
     keys = Keys(parse_version(target.podman))
     template = _environment().get_template("engine.container.j2")
     memlock = plan.memlock_bytes
@@ -104,8 +110,12 @@ def log_identifier(stack: str, generation: int) -> str:
 
 
 def without_generation(text: str) -> str:
-    """The text of a unit without its number, to tell whether two say the same."""
+    """The text of a unit without its number, to tell whether two say the same.
+
+    Nor with its time limits: how long a start may take is no reason for another one.
+    """
     text = _GENERATION.sub("Generation=", text)
+    text = re.sub(r"^(TimeoutStartSec|StartLimitIntervalSec)=.*$", r"\1=", text, flags=re.MULTILINE)
     return re.sub(r"^SyslogIdentifier=.*$", "SyslogIdentifier=", text, flags=re.MULTILINE)
 
 

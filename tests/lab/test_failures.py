@@ -183,6 +183,18 @@ def test_the_image_is_absent_and_no_registry_answers(seat: Seat, tiny: str) -> N
     look.assert_clean(seat)
 
 
+def test_nothing_is_pulled_for_a_plan_that_is_refused_or_for_a_dry_run(
+    one: Seat, tiny: str
+) -> None:
+    image = "image=127.0.0.1:9/engine:1"
+    words = ("--set", "context=32768", "--set", "concurrency=4096", "--set", image)
+    done = one.stackctl(*UP, look.GEMMA, *words, code=5)
+    look.assert_error(done, "cpu-latency does not fit")
+    done = one.stackctl(*UP, tiny, "--set", image, "--dry-run", code=6)
+    look.assert_error(done, "image 127.0.0.1:9/engine:1 is not here, and a dry run pulls nothing")
+    look.assert_clean(one)
+
+
 def test_a_local_image_is_absent(one: Seat, tiny: str) -> None:
     done = one.stackctl(*UP, tiny, "--set", "image=localhost/nothing:1", code=6)
     look.assert_error(done, "no local image localhost/nothing:1", "stackctl image build llama-cpp")

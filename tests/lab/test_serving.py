@@ -132,6 +132,9 @@ def test_up_again_says_that_nothing_changed(served: Seat) -> None:
     assert "cpu is up already, nothing to change (generation 1)" in done.stdout
     assert "http://127.0.0.1:8080/v1" in done.stdout
     assert look.container_id(served) == before != ""
+    # How patient one is with a start changes nothing either.
+    done = served.stackctl("up", "cpu-latency", "--model", look.GEMMA, "--timeout", "9m")
+    assert "nothing to change" in done.stdout
     assert not look.exists(served.lab, f"{served.state}/stacks/cpu/2.json")
     runtime = served.run("find", served.runtime, "-mindepth", "1").stdout
     assert runtime == ""
