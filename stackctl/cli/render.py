@@ -34,6 +34,7 @@ def command(
     from stackctl.machine.files import write_atomically
     from stackctl.plan.ledger import claim_of
     from stackctl.units.render import Target, render
+    from stackctl.values.result import UnitsReport
 
     wanted = overrides(sets, model, objective, name)
     planned = make_plan(session, session.profiles().resolve(profile, wanted), facts)
@@ -50,14 +51,18 @@ def command(
         claim=claim_of(plan),
     )
     units = render(plan, target, 0)
+    if session.out.json:
+        session.out.data(UnitsReport(stack=units.stack, service=units.service, files=units.files))
     for file in units.files:
         if output is None:
-            session.out.line(file.text.rstrip("\n"))
+            if not session.out.json:
+                session.out.line(file.text.rstrip("\n"))
             continue
         if output.exists() and not output.is_dir():
             raise StackctlError(f"{output} is not a folder", exit_code=ExitCode.USAGE)
         write_atomically(output / file.name, file.text)
-        session.out.line(str(output / file.name))
+        if not session.out.json:
+            session.out.line(str(output / file.name))
 
 
 def _program(image: str, engine: object) -> tuple[str, ...]:

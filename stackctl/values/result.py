@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from stackctl.values.base import Value
+from stackctl.values.unit import UnitFile
 
 Status = Literal["ok", "warn", "fail", "skip", "info"]
 StackState = Literal["ready", "starting", "failed", "stopped", "not answering", "unknown"]
@@ -61,6 +62,15 @@ class StatusReport(Value, frozen=True, kw_only=True):
     schema: Literal["stackctl.status/1"] = "stackctl.status/1"
     scope: Literal["user", "system"]
     stacks: tuple[StackStatus, ...]
+
+
+class UnitsReport(Value, frozen=True, kw_only=True):
+    """What ``stackctl render`` writes."""
+
+    schema: Literal["stackctl.units/1"] = "stackctl.units/1"
+    stack: str
+    service: str
+    files: tuple[UnitFile, ...]
 
 
 class ErrorReport(Value, frozen=True, kw_only=True):

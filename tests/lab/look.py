@@ -34,7 +34,7 @@ def put(lab: Lab, path: str, content: bytes, *, mode: int = 0o644) -> None:
 
 
 def wait_for(
-    what: str, done: Callable[[], bool], timeout: float = 30, *, step: float = 0.03
+    what: str, done: Callable[[], bool], timeout: float = 90, *, step: float = 0.03
 ) -> None:
     """Wait until it is so; fail naming WHAT."""
     deadline = time.monotonic() + timeout

@@ -337,6 +337,10 @@ def test_render(cli: Cli, place: Path) -> None:
     assert "WantedBy=default.target" in cli.out
     assert "was not looked at" in cli.err
     text = cli.out
+    assert cli("--user", "--json", *arguments) == 0
+    found = json.loads(cli.out)
+    assert (found["schema"], found["service"]) == ("stackctl.units/1", "cpu.service")
+    assert found["files"] == [{"name": "cpu.container", "text": text}]
     assert cli("--system", *arguments) == 0
     assert "WantedBy=multi-user.target" in cli.out
     assert cli("--user", *arguments, "-o", "units") == 0
