@@ -20,6 +20,10 @@ from stackctl.machine import runner
 
 #: Seconds without a request after which our API service ends by itself, should we be killed.
 _IDLE_S = 10
+#: Seconds for the service to come up, and for a throw-away container: many times what it takes, for
+#: machines that are busy or slow.
+_START_S = 60
+_RUN_ONCE_S = 300
 
 
 @dataclass(frozen=True)
@@ -163,7 +167,7 @@ def connect(runtime: Path) -> Iterator[Podman]:
             exit_code=ExitCode.HOST,
         ) from None
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + _START_S
         while not address.exists():
             if service.poll() is not None or time.monotonic() > deadline:
                 service.kill()
@@ -194,7 +198,7 @@ def run_once(
     *,
     entrypoint: str | None = None,
     volumes: Sequence[str] = (),
-    timeout_s: float = 60,
+    timeout_s: float = _RUN_ONCE_S,
 ) -> runner.Completed:
     """Run a command in a throw-away container without network, capabilities or a writable root."""
     return runner.run(
