@@ -212,7 +212,7 @@ def test_nothing_is_up(seat: Seat) -> None:
 def test_a_killed_engine_is_started_again_and_check_tells(seat: Seat, tiny: str) -> None:
     seat.stackctl("up", "cpu-latency", "--model", tiny)
     before = look.container_id(seat)
-    seat.lab.run(["kill", "-KILL", str(look.engine_pid(seat))], check=True)
+    seat.lab.run(["sh", "-c", f"kill -KILL {look.engine_pid(seat)}"], check=True)
 
     def back() -> bool:
         shown = look.unit_properties(seat, "ActiveState", "NRestarts")

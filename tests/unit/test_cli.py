@@ -604,6 +604,25 @@ def test_interrupts(place: Path, number: signal.Signals) -> None:
     assert (out, err) == ("", "error: interrupted\n")
 
 
+EARLY = """
+import signal, sys
+from stackctl.__main__ import main
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "stackctl.cli.main":
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+main()
+"""
+
+
+def test_an_interrupt_before_it_has_begun() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", EARLY], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
+
+
 def _waits_for(pid: int) -> bool:
     """Whether a process sleeps in opening a file (openat is 257 on x86-64, 56 elsewhere)."""
     with contextlib.suppress(OSError):
