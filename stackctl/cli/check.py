@@ -5,26 +5,49 @@ from __future__ import annotations
 import click
 
 from stackctl.cli.session import Session, pick_stack, stack_argument, timeout_option, verb
-from stackctl.errors import ExitCode
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.values.result import CheckReport, ChecksReport
 
 
 @verb("check")
 @stack_argument
+@click.option("--all", "every", is_flag=True, help="Check every stack.")
 @timeout_option("How long the answer may take; default 2m.")
-def command(session: Session, stack: str | None, timeout: float | None) -> None:
+def command(session: Session, stack: str | None, every: bool, timeout: float | None) -> None:
     """Check STACK: its unit, its endpoint, the model it lists, and one real completion.
 
-    Exits 1 when anything is wrong, 3 when it is stopped.
+    What was seen goes into the stack's history. Exits 1 when anything is wrong, 3 when it is
+    stopped.
     """
-    from stackctl.observe.status import check
+    from stackctl.deploy import install
+    from stackctl.deploy.transaction import installed_generation
+    from stackctl.observe.check import check, remember, summary
 
+    if every and stack is not None:
+        raise StackctlError("--all checks every stack: name none", exit_code=ExitCode.USAGE)
     context = session.context()
-    report = check(context, pick_stack(context, stack), answer_timeout_s=timeout or 120)
+    names = install.installed_stacks(context) if every else ()
+    reports = []
+    for name in names or (pick_stack(context, stack),):
+        generation = installed_generation(context, name)
+        report = check(context, generation, answer_timeout_s=timeout or 120)
+        remember(context, name, summary(generation, report))
+        reports.append(report)
+        if not session.out.json:
+            if every:
+                session.out.line(name)
+            session.out.results(report.results)
     if session.out.json:
-        session.out.data(report)
-    else:
-        session.out.results(report.results)
+        checks = ChecksReport(scope=session.scope, stacks=tuple(reports))
+        session.out.data(checks if every else reports[0])
+    code = max((_exit_code(report) for report in reports), default=ExitCode.OK)
+    if code != ExitCode.OK:
+        raise click.exceptions.Exit(int(ExitCode.FAILED if len(reports) > 1 else code))
+
+
+def _exit_code(report: CheckReport) -> ExitCode:
     failed = [result for result in report.results if result.status == "fail"]
-    if failed:
-        stopped = failed[0].name == "unit" and failed[0].actual == "inactive"
-        raise click.exceptions.Exit(int(ExitCode.NOT_RUNNING if stopped else ExitCode.FAILED))
+    if not failed:
+        return ExitCode.OK
+    stopped = failed[0].name == "unit" and failed[0].actual == "inactive"
+    return ExitCode.NOT_RUNNING if stopped else ExitCode.FAILED

@@ -11,11 +11,15 @@ from stackctl.cli.session import Session, verb
 
 @click.group("image")
 def command() -> None:
-    """Build or load engine images on machines without a registry."""
+    """Build or load images on machines without a registry."""
+
+
+#: What can be built (deploy.imagebuild), the one that is meant where none is named first.
+IMAGES = ("llama-cpp", "haproxy")
 
 
 @verb("build")
-@click.argument("engine", type=click.Choice(["llama-cpp"]))
+@click.argument("image", type=click.Choice(IMAGES))
 @click.option(
     "-o",
     "--output",
@@ -23,24 +27,44 @@ def command() -> None:
     help="Write the archive there and stop: it can be carried to a machine without network.",
 )
 @click.option("--mirror", metavar="URL", help="Debian mirror; default: as mmdebstrap chooses.")
-def build(session: Session, engine: str, output: Path | None, mirror: str | None) -> None:
-    """Build an image of ENGINE from Debian's packages (needs mmdebstrap)."""
-    from stackctl.deploy.imagebuild import build_llama_cpp
+def build(session: Session, image: str, output: Path | None, mirror: str | None) -> None:
+    """Build IMAGE from Debian's packages (needs mmdebstrap).
 
-    assert engine == "llama-cpp"
-    session.out.line(build_llama_cpp(session.out, output, mirror))
+    llama-cpp is an engine, haproxy the front door.
+    """
+    from stackctl.deploy import imagebuild
+
+    session.out.line(imagebuild.build(session.out, imagebuild.RECIPES[image], output, mirror))
+
+
+def _image_and_archive(
+    context: click.Context, parameter: click.Parameter, words: tuple[str, ...]
+) -> tuple[str, Path]:
+    """An optional image before the archive, which click's own arguments cannot say."""
+    if len(words) > 2:
+        raise click.UsageError(f"Got unexpected extra argument ({words[2]})", context)
+    image = click.Choice(IMAGES).convert(words[0], parameter, context) if words[1:] else IMAGES[0]
+    path = click.Path(exists=True, dir_okay=False, path_type=Path)
+    return image, Path(path.convert(words[-1], parameter, context))
 
 
 @verb("load")
-@click.argument("archive", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-def load(session: Session, archive: Path) -> None:
-    """Load ARCHIVE as the local llama.cpp image.
+@click.argument(
+    "what",
+    nargs=-1,
+    required=True,
+    metavar=f"[{'|'.join(IMAGES)}] ARCHIVE",
+    callback=_image_and_archive,
+)
+def load(session: Session, what: tuple[str, Path]) -> None:
+    """Load ARCHIVE as a local image: llama-cpp where none is named.
 
     ARCHIVE is what "stackctl image build -o" or "podman save" wrote.
     """
-    from stackctl.deploy.imagebuild import load_llama_cpp
+    from stackctl.deploy import imagebuild
 
-    session.out.line(load_llama_cpp(session.out, archive))
+    image, archive = what
+    session.out.line(imagebuild.load(session.out, imagebuild.RECIPES[image], archive))
 
 
 command.add_command(build)

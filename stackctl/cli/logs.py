@@ -34,7 +34,7 @@ def command(
     from stackctl.units.render import generation_of, log_identifier, service_name
 
     context = session.context()
-    name = pick_stack(context, stack)
+    name = pick_stack(context, stack, past=True)
     known = context.generations.numbers(name)
     identifiers: tuple[str, ...] = ()
     if generation is None:

@@ -52,6 +52,17 @@ class Output:
         """See Report: a done step, one line on stderr."""
         self.note(f"{name:<{_NAME_WIDTH}}{text}")
 
+    def changes(
+        self, title: str, rows: Sequence[tuple[str, str, str]], notes: Sequence[str]
+    ) -> None:
+        """See Report."""
+        self.note(title)
+        widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
+        for field, now, then in rows:
+            self.note(f"  {field:<{widths[0]}}  {now:<{min(widths[1], 24)}} -> {then}")
+        for text in notes:
+            self.note(text)
+
     def progress(self, name: str, text: str) -> None:
         """See Report: a line that is rewritten on a terminal; elsewhere nothing, the steps tell."""
         if not self._live or self._last == (name, text):
@@ -79,11 +90,11 @@ class Output:
                 )
             )
             return
-        self._say(self.style("error:", "red", sys.stderr) + f" {error.message}")
+        self._say(self.style("error:", "red", sys.stderr) + f" {_plain(error.message)}")
         for detail in error.details:
-            self._say(f"  {detail}")
+            self._say(f"  {_plain(detail)}")
         if error.hint:
-            first, *more = error.hint.splitlines()
+            first, *more = _plain(error.hint).splitlines()
             self._say(self.style("hint:", "cyan", sys.stderr) + f" {first}")
             for line in more:
                 self._say(f"  {line}")
@@ -165,6 +176,11 @@ def _tell(text: str) -> None:
         sys.stderr.flush()
     except OSError:
         sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+
+
+def _plain(text: str) -> str:
+    """Names in errors come from files that others wrote: they must not move the cursor."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
 
 
 def _mark(status: str) -> str:

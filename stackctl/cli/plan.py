@@ -14,7 +14,7 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.quantity import format_bytes
 
 if TYPE_CHECKING:
-    from stackctl.values.plan import Decision, MemoryBudget, Plan
+    from stackctl.values.plan import MemoryBudget, Plan
 
 facts_option = click.option(
     "--facts",
@@ -99,28 +99,21 @@ def show(session: Session, plan: Plan) -> None:
 
 def show_decisions(session: Session, plan: Plan) -> None:
     """Every value with its reason."""
+    from stackctl.plan.difference import why
+
     session.out.line()
-    rows = [(d.field, _value(d.value), _why(d)) for d in plan.decisions]
+    rows = [(d.field, value_text(d.value), why(d)) for d in plan.decisions]
     session.out.table(("FIELD", "VALUE", "WHY"), rows, fold=2)
 
 
 def show_difference(session: Session, before: Plan, after: Plan) -> None:
     """What differs between two plans, with the reasons of the second."""
-    old = {d.field: d for d in before.decisions}
-    new = {d.field: d for d in after.decisions}
-    rows = []
-    for field in dict.fromkeys((*old, *new)):
-        was, now = old.get(field), new.get(field)
-        if was is None or now is None or was.value != now.value:
-            reason = _why(now) if now else f"not set; was: {was.reason if was else ''}"
-            rows.append(
-                (
-                    field,
-                    _value(was.value if was else None),
-                    _value(now.value if now else None),
-                    reason,
-                )
-            )
+    from stackctl.plan.difference import decisions
+
+    rows = [
+        (change.field, value_text(change.before), value_text(change.after), change.reason or "")
+        for change in decisions(before, after)
+    ]
     session.out.line()
     if not rows:
         session.out.line(f"nothing differs between {before.objective} and {after.objective}")
@@ -202,14 +195,8 @@ def _budget(budget: MemoryBudget) -> str:
     return f"{budget.pool}: {' + '.join(parts) or '0'}{equals}{of} {unit}"
 
 
-def _why(decision: Decision) -> str:
-    """The reason; the source where it is more than derived and the reason does not say it."""
-    if decision.source in ("derived", "measured") or decision.source in decision.reason:
-        return decision.reason
-    return f"{decision.reason} ({decision.source})"
-
-
-def _value(value: object) -> str:
+def value_text(value: object) -> str:
+    """A planned value as text."""
     if value is None:
         return "(unset)"
     return str(value).lower() if isinstance(value, bool) else str(value)

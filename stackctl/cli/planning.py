@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan and what it was made from."""
+    """A plan and what it was made from; ``door`` is the image of its front door, if it has one."""
 
     plan: Plan
     facts: EngineFacts | None
     host: Host
+    door: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def make_plan(session: Session, profile: Profile, facts: Path | None) -> Planned
     if plan.verdict.fits is False or plan.verdict.viable is False:
         verdict = advise(plan, profile, _candidates(basis))
         plan = msgspec.structs.replace(plan, verdict=verdict)
-    return Planned(plan, planned.facts, planned.host)
+    return Planned(plan, planned.facts, planned.host, planned.door)
 
 
 def read_host(session: Session, facts: Path | None) -> Host:
@@ -84,7 +85,7 @@ def _basis(session: Session, facts: Path | None) -> _Basis:
 
 
 def _plan(basis: _Basis, profile: Profile) -> Planned:
-    from stackctl.deploy.images import known_image
+    from stackctl.deploy.images import known_door, known_image
     from stackctl.deploy.preflight import require_model
     from stackctl.engines import engine
     from stackctl.plan.solve import Known, solve
@@ -93,7 +94,9 @@ def _plan(basis: _Basis, profile: Profile) -> Planned:
 
     model = read_model(require_model(profile))
     found: EngineFacts | None = None
+    door, why_door = None, None
     if basis.live:
+        door, why_door = known_door(profile)
         cache = EngineFactsCache(basis.session.paths().cache)
         image, reason, found = known_image(profile, engine(profile.engine), cache)
     elif profile.image is not None:
@@ -106,14 +109,29 @@ def _plan(basis: _Basis, profile: Profile) -> Planned:
         facts=found,
         claims=basis.claims,
         calibrations=basis.calibrations,
+        door_reason=why_door,
+        engine_port=None if door is None else _engine_port(basis, profile),
     )
     plan = solve(host=basis.host, model=model, profile=profile, known=known)
-    return Planned(plan, found, basis.host)
+    return Planned(plan, found, basis.host, door)
+
+
+def _engine_port(basis: _Basis, profile: Profile) -> int:
+    """The engine's port behind its door: the one it has, or the next one that is free."""
+    from stackctl.deploy.takeover import private_port
+    from stackctl.machine.files import LiveMachine
+    from stackctl.state.generations import Generations
+
+    own = (claim.engine_port for claim in basis.claims if claim.stack == profile.stack)
+    store = Generations(basis.session.paths().state)
+    return next(filter(None, own), None) or private_port(
+        LiveMachine(), store, profile, basis.claims
+    )
 
 
 def _candidates(basis: _Basis) -> list[Plan]:
     """Plans of all profiles that name a model, with that model, for this machine."""
-    from stackctl.sources.profiles import Overrides
+    from stackctl.values.profile import Overrides
 
     profiles = basis.session.profiles()
     plans = []

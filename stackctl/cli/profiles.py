@@ -29,7 +29,7 @@ def command() -> None:
 def list_profiles(session: Session, **_: object) -> None:
     """List the profiles and what they are for."""
     from stackctl.errors import StackctlError
-    from stackctl.sources.profiles import Overrides
+    from stackctl.values.profile import Overrides
 
     profiles = session.profiles()
     rows: list[tuple[str, str, str, str]] = []

@@ -33,12 +33,14 @@ def command(
     from stackctl.engines import engine
     from stackctl.machine.files import write_atomically
     from stackctl.plan.ledger import claim_of
+    from stackctl.units.door import door_of, render_door
     from stackctl.units.render import Target, render
     from stackctl.values.result import UnitsReport
 
     wanted = overrides(sets, model, objective, name)
-    planned = make_plan(session, session.profiles().resolve(profile, wanted), facts)
-    plan, known, host = planned.plan, planned.facts, planned.host
+    resolved = session.profiles().resolve(profile, wanted)
+    planned = make_plan(session, resolved, facts)
+    plan, known, host, image = planned.plan, planned.facts, planned.host, planned.door
     if known is None:
         session.out.warn(
             f"image {plan.image} was not looked at: not pinned, and its options not checked"
@@ -51,9 +53,21 @@ def command(
         claim=claim_of(plan),
     )
     units = render(plan, target, 0)
+    files = [*units.files]
+    if image is not None:
+        door = door_of(resolved, plan, image)
+        made = render_door(
+            plan.stack,
+            door,
+            scope=session.scope,
+            podman=host.tools.podman,
+            folder=str(session.paths().door_folder(plan.stack)),
+        )
+        files += [made.unit, *made.files]
     if session.out.json:
-        session.out.data(UnitsReport(stack=units.stack, service=units.service, files=units.files))
-    for file in units.files:
+        report = UnitsReport(stack=units.stack, service=units.service, files=tuple(files))
+        session.out.data(report)
+    for file in files:
         if output is None:
             if not session.out.json:
                 session.out.line(file.text.rstrip("\n"))

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from stackctl.cli.session import Session, pick_stack, stack_argument, verb
+from stackctl.cli.session import (
+    Session,
+    drain_option,
+    patience,
+    pick_stack,
+    stack_argument,
+    verb,
+)
 
 
 @verb("restart")
 @stack_argument
-def command(session: Session, stack: str | None) -> None:
-    """Restart STACK as it is installed, and wait until it answers."""
+@drain_option
+def command(session: Session, stack: str | None, drain: float | None) -> None:
+    """Restart STACK as it is installed, and wait until it answers.
+
+    With a front door running requests end first, and new ones wait.
+    """
     from stackctl.deploy.transaction import restart
     from stackctl.observe.status import one
 
     context = session.context()
-    generation = restart(context, pick_stack(context, stack))
+    generation = restart(context, pick_stack(context, stack), patience(drain, None))
     if session.out.json:
         session.out.data(one(context, generation.stack))
         return

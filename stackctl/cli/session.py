@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +15,7 @@ from stackctl.cli.output import Output
 from stackctl.errors import ExitCode, StackctlError
 
 if TYPE_CHECKING:
+    from stackctl.deploy.change import Patience
     from stackctl.deploy.context import Context
     from stackctl.sources.profiles import Profiles
     from stackctl.state.paths import Paths
@@ -42,8 +43,8 @@ class Session:
 
         return Profiles(self.paths().profiles)
 
-    def context(self) -> Context:
-        """What deployments work with."""
+    def context(self, *, recover: bool = True) -> Context:
+        """What deployments work with; a change that a crash cut off is ended first."""
         from stackctl.deploy.context import Context
         from stackctl.machine.files import LiveMachine
         from stackctl.machine.systemd import Systemd
@@ -54,13 +55,18 @@ class Session:
                 hint="sudo stackctl ..., or leave --system out for a user service",
                 exit_code=ExitCode.USAGE,
             )
-        return Context(
+        context = Context(
             paths=self.paths(),
             machine=LiveMachine(),
             systemd=Systemd(self.scope),
             report=self.out,
             confirm=self.confirm,
         )
+        if recover and context.journal.open:
+            from stackctl.deploy.recover import recover_quietly
+
+            recover_quietly(context)
+        return context
 
     def confirm(self, question: str) -> bool:
         """Ask; without a terminal to ask on, refuse and name --yes."""
@@ -151,8 +157,11 @@ def _profile_names(context: click.Context, _: Any, incomplete: str) -> list[str]
 def _stack_names(context: click.Context, _: Any, incomplete: str) -> list[str]:
     scope = context.params.get("scope")
     session = make_session({**dict.fromkeys(_GLOBAL_NAMES), "scope": scope})
-    units = session.paths().units
-    found = (path.name for path in units.iterdir()) if units.is_dir() else ()
+    from stackctl.state.generations import Generations
+
+    paths = session.paths()
+    found = {path.name for path in paths.units.iterdir()} if paths.units.is_dir() else set()
+    found |= set(Generations(paths.state).stacks())
     return sorted(name for name in found if name.startswith(incomplete))
 
 
@@ -190,27 +199,55 @@ def overrides(
     sets: tuple[str, ...], model: str | None, objective: str | None, name: str | None
 ) -> Any:
     """The overrides that the options of a planning command give."""
-    from stackctl.sources.profiles import Overrides
+    from stackctl.values.profile import Overrides
 
     return Overrides(sets=sets, model=model, objective=objective, name=name)
+
+
+def _duration(_: Any, __: Any, value: str | None) -> float | None:
+    from stackctl.quantity import parse_duration
+
+    return None if value is None else parse_duration(value)
 
 
 def timeout_option(help_text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """--timeout with a duration such as 90s or 10m."""
 
-    def parse(_: Any, __: Any, value: str | None) -> float | None:
-        from stackctl.quantity import parse_duration
+    return click.option("--timeout", metavar="DURATION", callback=_duration, help=help_text)
 
-        return None if value is None else parse_duration(value)
 
-    return click.option("--timeout", metavar="DURATION", callback=parse, help=help_text)
+drain_option = click.option(
+    "--drain",
+    metavar="DURATION",
+    callback=_duration,
+    help="How long running requests may take to end (60s); 0s cuts them off.",
+)
+soak_option = click.option(
+    "--soak",
+    metavar="DURATION",
+    callback=_duration,
+    help="How long the new engine is watched before the old one is given up (5s).",
+)
+
+
+def patience(drain: float | None, soak: float | None) -> Patience:
+    """What those options say, or the defaults."""
+    from stackctl.deploy.change import Patience
+
+    usual = Patience()
+    return Patience(
+        drain_s=usual.drain_s if drain is None else drain,
+        soak_s=usual.soak_s if soak is None else soak,
+    )
 
 
 yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 
 
-def pick_stack(context: Context, name: str | None) -> str:
+def pick_stack(context: Context, name: str | None, *, past: bool = False) -> str:
     """The stack that is meant: by its name, by its profile's, or the only one there is.
+
+    A named one may be down, if it was ever up. ``past``: so may the only one, when none is up.
 
     Raises:
         StackctlError: exit 3 when none is up, 4 when there is none of that name, 2 when a name is
@@ -220,24 +257,42 @@ def pick_stack(context: Context, name: str | None) -> str:
     from stackctl.units.render import profile_of
 
     up = install.installed_stacks(context)
+    known = tuple(dict.fromkeys((*up, *context.generations.stacks())))
     if name is None:
-        if len(up) == 1:
-            return up[0]
-        if not up:
+        found = up or (known if past else ())
+        if len(found) == 1:
+            return found[0]
+        if not found:
             raise StackctlError(
                 "no stack is up", hint="stackctl up PROFILE", exit_code=ExitCode.NOT_RUNNING
             )
         raise StackctlError(
-            "which stack? there are several", hint=", ".join(up), exit_code=ExitCode.USAGE
+            "which stack? there are several", hint=", ".join(found), exit_code=ExitCode.USAGE
         )
-    if name in up or context.generations.numbers(name):
+    if name in known:
         return name
     for stack in up:
-        files = install.installed(context, stack)
-        if files and profile_of(files[0].text) == name:
+        file = install.engine_file(stack, install.installed(context, stack))
+        if file is not None and profile_of(file.text) == name:
             return stack
     raise StackctlError(
         f"no stack named {name}",
-        hint="stacks: " + (", ".join(up) or "none is up"),
+        hint="stacks: " + (", ".join(known) or "none is up"),
         exit_code=ExitCode.NOT_FOUND,
     )
+
+
+def stack_and_numbers(words: Sequence[str], most: int) -> tuple[str | None, tuple[int, ...]]:
+    """The stack and the generations in the words of a command: ``[STACK] [N]...``.
+
+    Raises StackctlError (exit 2) for more of either than there can be.
+    """
+    names = [word for word in words if not word.isdecimal()]
+    numbers = tuple(int(word) for word in words if word.isdecimal())
+    if len(names) > 1 or len(numbers) > most or (names and words[0] != names[0]):
+        raise StackctlError(
+            f"too many words: {' '.join(words)}",
+            hint="the stack first, then " + ("a generation" if most == 1 else "two generations"),
+            exit_code=ExitCode.USAGE,
+        )
+    return (names[0] if names else None), numbers

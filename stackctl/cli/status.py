@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import datetime
+import textwrap
+
 import click
 
 from stackctl.cli.session import Session, pick_stack, stack_argument, verb
 from stackctl.errors import ExitCode
-from stackctl.values.result import StackStatus
+from stackctl.values.history import Health
+from stackctl.values.status import StackStatus
+
+_INDENT = 14
+_WIDTH = 80
 
 
 @verb("status")
 @stack_argument
 def command(session: Session, stack: str | None) -> None:
-    """Show what runs: every stack, or STACK in detail.
+    """Show what runs: every stack, or STACK.
 
-    Exits 1 when a stack is not well, 3 when the named one is not up.
+    Says as well what was changed by hand since it was deployed. Exits 1 when a stack is not well, 3
+    when the named one is not up.
     """
     from stackctl.deploy import install
     from stackctl.deploy.transaction import not_running
@@ -23,7 +31,7 @@ def command(session: Session, stack: str | None) -> None:
     context = session.context()
     if stack is not None:
         stack = pick_stack(context, stack)
-        if not install.installed(context, stack):
+        if stack not in install.installed_stacks(context):
             raise not_running(stack)
     found = report(context, (stack,) if stack else install.installed_stacks(context))
     if session.out.json:
@@ -33,6 +41,9 @@ def command(session: Session, stack: str | None) -> None:
     else:
         for status in found.stacks:
             _show(session, status)
+        session.out.line(
+            "guard: every minute" if found.guard else "guard: off (stackctl guard --install)"
+        )
     if any(status.state != "ready" for status in found.stacks):
         raise click.exceptions.Exit(int(ExitCode.FAILED))
 
@@ -44,14 +55,51 @@ def _show(session: Session, status: StackStatus) -> None:
     out.line(f"{status.stack}   {out.style(status.state, color)}{since}")
     parts = (status.profile, status.objective, status.engine)
     rows = [
+        ("why", status.cause),
+        ("fix", status.remedy),
+        *(("changed", text) for text in status.drift),
         ("profile", " · ".join(part for part in parts if part)),
         ("model", status.model),
         ("endpoint", f"{status.endpoint}/v1" if status.endpoint else None),
         ("unit", f"{status.unit} ({status.unit_state or 'unknown'})"),
+        ("container", _container(status)),
+        ("door", f"{status.door} ({status.door_state or 'unknown'})" if status.door else None),
         ("restarts", str(status.restarts) if status.restarts else None),
         ("generation", str(status.generation) if status.generation is not None else None),
+        ("checked", _checked(status.health) if status.health else None),
         ("image", status.image),
     ]
     for name, text in rows:
         if text:
-            out.line(f"  {name:<12}{text}")
+            first, *more = textwrap.wrap(
+                text, _WIDTH - _INDENT, break_long_words=False, break_on_hyphens=False
+            )
+            out.line(f"  {name:<{_INDENT - 2}}{first}")
+            for line in more:
+                out.line(" " * _INDENT + line)
+
+
+def _container(status: StackStatus) -> str | None:
+    if status.container is None:
+        return None
+    states = (status.container_state or "absent", status.container_health)
+    return f"{status.container} ({', '.join(state for state in states if state)})"
+
+
+def _checked(health: Health) -> str:
+    word = "FAIL" if health.status == "fail" else health.status
+    parts = (health.name, health.message)
+    what = ": ".join(part for part in parts if part)
+    return f"{word} {_ago(health.when)}" + (f", {what}" if what else "")
+
+
+def _ago(when: str) -> str:
+    try:
+        passed = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(when)
+    except (ValueError, TypeError):
+        return when
+    seconds = max(0, int(passed.total_seconds()))
+    for size, name in ((86400, "day"), (3600, "hour"), (60, "minute")):
+        if count := seconds // size:
+            return f"{count} {name}{'s' if count > 1 else ''} ago"
+    return "just now"

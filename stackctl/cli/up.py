@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from stackctl.cli.session import (
     Session,
+    drain_option,
     overrides,
+    patience,
     plan_options,
     profile_argument,
+    soak_option,
     timeout_option,
     verb,
     yes_option,
 )
+
+if TYPE_CHECKING:
+    from stackctl.deploy.context import Context
+    from stackctl.deploy.transaction import UpResult
 
 
 @verb("up")
@@ -21,6 +30,8 @@ from stackctl.cli.session import (
 @yes_option
 @click.option("--dry-run", is_flag=True, help="Check everything, change nothing.")
 @click.option("--force", is_flag=True, help="Start even what does not fit.")
+@drain_option
+@soak_option
 @timeout_option("How long the start may take; default: from the model's size.")
 def command(
     session: Session,
@@ -31,19 +42,34 @@ def command(
     name: str | None,
     dry_run: bool,
     force: bool,
+    drain: float | None,
+    soak: float | None,
     timeout: float | None,
 ) -> None:
     """Plan PROFILE, install its unit, start it, and check that it answers.
 
-    When anything fails, the machine is put back as it was.
+    A stack that runs already is replaced: what changes is shown and asked for, and with a front
+    door requests wait meanwhile. When anything fails, the machine is put back as it was.
     """
     from stackctl.deploy.transaction import Wish, up
-    from stackctl.health.endpoint import base_url
-    from stackctl.observe.status import one
 
-    out, context = session.out, session.context()
-    resolved = session.profiles().resolve(profile, overrides(sets, model, objective, name))
-    done = up(context, resolved, Wish(deadline_s=timeout, force=force, dry_run=dry_run))
+    context = session.context(recover=not dry_run)
+    asked = overrides(sets, model, objective, name)
+    wish = Wish(
+        deadline_s=timeout,
+        force=force,
+        dry_run=dry_run,
+        patience=patience(drain, soak),
+        asked=asked,
+    )
+    show(session, context, up(context, session.profiles().resolve(profile, asked), wish))
+
+
+def show(session: Session, context: Context, done: UpResult) -> None:
+    """Tell what ``up``, ``switch`` or ``rollback`` did, and how to go on."""
+    from stackctl.observe.status import one, url
+
+    out = session.out
     if done.generation is None:
         if out.json:
             out.data(done.plan)
@@ -61,7 +87,7 @@ def command(
         out.line(f"{stack} is up already, nothing to change (generation {number})")
     else:
         out.line(f"{stack} is up (generation {number})")
-    out.line(f"  {base_url(done.plan.port)}/v1   model {done.plan.served_name}")
+    out.line(f"  {url(done.generation)}/v1   model {done.plan.served_name}")
     out.note(f"  check  stackctl check     log  stackctl logs -f     stop  stackctl down {stack}")
     if session.scope == "user" and done.generation.host.tools.linger is False:
         out.warn("it ends when you log out", "loginctl enable-linger $USER")

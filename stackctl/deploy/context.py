@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +10,7 @@ from stackctl.machine.files import Machine
 from stackctl.machine.systemd import Systemd
 from stackctl.state.enginefacts import EngineFactsCache
 from stackctl.state.generations import Generations
+from stackctl.state.journal import Journal
 from stackctl.state.paths import Paths
 
 
@@ -22,6 +23,12 @@ class Report(Protocol):
 
     def progress(self, name: str, text: str) -> None:
         """Something goes on; replaces the last progress."""
+        ...
+
+    def changes(
+        self, title: str, rows: Sequence[tuple[str, str, str]], notes: Sequence[str]
+    ) -> None:
+        """What a switch would change: rows of (field, now, then), and what it means."""
         ...
 
     def warn(self, text: str, fix: str | None = None) -> None:
@@ -48,3 +55,8 @@ class Context:
     def engine_facts(self) -> EngineFactsCache:
         """What is known of engine images."""
         return EngineFactsCache(self.paths.cache)
+
+    @property
+    def journal(self) -> Journal:
+        """The change that is going on in this scope."""
+        return Journal(self.paths.state)

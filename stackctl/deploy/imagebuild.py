@@ -1,8 +1,9 @@
-"""Engine images from Debian's packages, for machines without a container registry."""
+"""Images from Debian's packages, for machines without a container registry."""
 
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from stackctl.deploy.context import Report
@@ -10,13 +11,29 @@ from stackctl.engines import engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import podman, runner
 from stackctl.quantity import format_bytes
-
-#: llama.cpp is in Debian unstable only; its CPU code is chosen at run time. curl asks for health.
-SUITE = "sid"
-PACKAGES = ("llama.cpp-tools", "ca-certificates", "curl")
+from stackctl.values import door
 
 
-def build_llama_cpp(report: Report, output: Path | None, mirror: str | None) -> str:
+@dataclass(frozen=True)
+class Recipe:
+    """The name that is looked for first, Debian's suite, and the packages, the program's first."""
+
+    name: str
+    suite: str
+    packages: tuple[str, ...]
+
+
+RECIPES = {
+    # In Debian unstable only; its CPU code is chosen at run time. curl asks for health.
+    "llama-cpp": Recipe(
+        engine("llama.cpp").local_image, "sid", ("llama.cpp-tools", "ca-certificates", "curl")
+    ),
+    # Stable: its 3.0 is a long-term branch with security updates. The door needs nothing else.
+    "haproxy": Recipe(door.LOCAL_IMAGE, "trixie", ("haproxy",)),
+}
+
+
+def build(report: Report, recipe: Recipe, output: Path | None, mirror: str | None) -> str:
     """Build the root file system; without ``output`` load it as the local image.
 
     Returns:
@@ -26,35 +43,36 @@ def build_llama_cpp(report: Report, output: Path | None, mirror: str | None) -> 
         StackctlError: exit 6 when mmdebstrap is absent; else with its words.
     """
     if output is not None:
-        _bootstrap(report, output, mirror)
+        _bootstrap(report, recipe, output, mirror)
         return str(output)
     with tempfile.TemporaryDirectory(prefix="stackctl-image-", dir="/var/tmp") as folder:
         archive = Path(folder) / "root.tar"
-        _bootstrap(report, archive, mirror)
-        return load_llama_cpp(report, archive)
+        _bootstrap(report, recipe, archive, mirror)
+        return load(report, recipe, archive)
 
 
-def load_llama_cpp(report: Report, archive: Path) -> str:
-    """Load an archive under the name that plans look for first."""
-    name = engine("llama.cpp").local_image
+def load(report: Report, recipe: Recipe, archive: Path) -> str:
+    """Load an archive under the name that is looked for first."""
     report.progress("image", f"loading {archive.name}")
-    podman.load_archive(archive, name)
-    report.step("image", f"{name}, {format_bytes(archive.stat().st_size)}")
-    return name
+    podman.load_archive(archive, recipe.name)
+    report.step("image", f"{recipe.name}, {format_bytes(archive.stat().st_size)}")
+    return recipe.name
 
 
-def _bootstrap(report: Report, target: Path, mirror: str | None) -> None:
-    report.progress("image", f"installing {PACKAGES[0]} from Debian {SUITE}, about a minute")
+def _bootstrap(report: Report, recipe: Recipe, target: Path, mirror: str | None) -> None:
+    report.progress(
+        "image", f"installing {recipe.packages[0]} from Debian {recipe.suite}, about a minute"
+    )
     partial = target.with_name(target.name + ".part")
     command = (
         "mmdebstrap", "--variant=apt", "--format=tar", "--quiet",
-        f"--include={','.join(PACKAGES)}",
+        f"--include={','.join(recipe.packages)}",
         '--aptopt=Acquire::Languages "none"',
         "--dpkgopt=path-exclude=/usr/share/man/*",
         "--dpkgopt=path-exclude=/usr/share/doc/*",
         # A mirror held at a day must not stop the build of a local image.
         '--aptopt=Acquire::Check-Valid-Until "false"',
-        SUITE, str(partial), *((mirror,) if mirror else ()),
+        recipe.suite, str(partial), *((mirror,) if mirror else ()),
     )  # fmt: skip
     try:
         runner.run(command, timeout_s=1800)

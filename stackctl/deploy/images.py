@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable
 
 import msgspec
@@ -13,8 +14,16 @@ from stackctl.machine import podman
 from stackctl.quantity import format_bytes
 from stackctl.state.enginefacts import EngineFactsCache
 from stackctl.state.generations import now
+from stackctl.values.door import DEFAULT_IMAGE, LOCAL_IMAGE
 from stackctl.values.measured import EngineFacts
 from stackctl.values.profile import Profile
+
+#: The front door's images: built here, and published.
+_DOOR_IMAGES = (LOCAL_IMAGE, DEFAULT_IMAGE)
+_NO_DOOR = "the profile does without: requests fail while engines are switched"
+_NO_DOOR_IMAGE = (
+    "none, its image is not here: stackctl image build haproxy lets requests wait during a switch"
+)
 
 
 def known_image(
@@ -60,7 +69,75 @@ def ensure_image(
         )
     if before_pull is not None:
         before_pull(reference, reason)
+    return _pull(context, api, reference), reference, reason
 
+
+def known_door(profile: Profile) -> tuple[str | None, str]:
+    """The image of a plan's front door (None: no door), and why, for planning only."""
+    if _without_door(profile):
+        return None, _NO_DOOR
+    here = next((name for name in _DOOR_IMAGES if podman.exists(name)), None)
+    if here is not None or _needs_door(profile):
+        image = here or _DOOR_IMAGES[-1]
+        return image, _door_reason(image)
+    return None, _NO_DOOR_IMAGE
+
+
+def ensure_door(context: Context, api: podman.Podman, profile: Profile) -> tuple[str | None, str]:
+    """The front door's image, pulled where the profile needs one; None for none. And why
+
+    Raises:
+        StackctlError: exit 2 for a profile that needs a door and has none, exit 6 when its image
+            cannot be had.
+    """
+    if _without_door(profile):
+        return None, _NO_DOOR
+    for reference in _DOOR_IMAGES:
+        if found := api.image(reference):
+            return found.reference, _door_reason(reference)
+    if not _needs_door(profile):
+        context.report.step("door", _NO_DOOR_IMAGE)
+        return None, _NO_DOOR_IMAGE
+    reference = _DOOR_IMAGES[-1]
+    try:
+        found = _pull(context, api, reference)
+    except StackctlError as error:
+        error.hint = "without a registry: stackctl image build haproxy (from Debian's packages)"
+        raise
+    return found.reference, _door_reason(reference)
+
+
+def _without_door(profile: Profile) -> bool:
+    """Whether the profile wants none. Raises StackctlError where what it asks for needs one."""
+    if profile.address != "127.0.0.1" and not profile.api_key:
+        loopback = ipaddress.ip_address(profile.address).is_loopback
+        if not loopback:
+            raise StackctlError(
+                f"address {profile.address} can be reached from other machines: it needs a key",
+                hint="api_key: true in the profile, or --set api_key=true; then stackctl key show",
+                exit_code=ExitCode.USAGE,
+            )
+    if profile.front_door != "off":
+        return False
+    if profile.api_key or profile.address != "127.0.0.1":
+        key = "api_key" if profile.api_key else "address"
+        raise StackctlError(
+            f"{key}: only a front door does that, and the profile says front_door: off",
+            hint="front_door: on",
+            exit_code=ExitCode.USAGE,
+        )
+    return True
+
+
+def _needs_door(profile: Profile) -> bool:
+    return profile.front_door == "on" or profile.api_key or profile.address != "127.0.0.1"
+
+
+def _door_reason(reference: str) -> str:
+    return f"requests wait while engines are switched ({reference})"
+
+
+def _pull(context: Context, api: podman.Podman, reference: str) -> podman.Image:
     def report(progress: podman.PullProgress) -> None:
         text = progress.text[:60]
         if progress.total_bytes:
@@ -75,7 +152,7 @@ def ensure_image(
     if image is None:
         raise StackctlError(f"image {reference} is not here after its pull")
     context.report.step("image", f"{image.reference}, pulled, {format_bytes(image.bytes)}")
-    return image, reference, reason
+    return image
 
 
 def inspect_engine(

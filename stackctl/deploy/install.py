@@ -13,6 +13,7 @@ from stackctl.deploy.context import Context
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import runner
 from stackctl.machine.files import sync_folder, write_atomically
+from stackctl.units import render
 from stackctl.values.unit import UnitFile, UnitSet
 
 #: What the generator says while all is well.
@@ -117,17 +118,52 @@ def installed_stacks(context: Context) -> tuple[str, ...]:
         raise StackctlError(f"cannot read {context.paths.units}: {error.strerror}") from None
 
 
-def install(context: Context, stack: str, files: tuple[UnitFile, ...]) -> None:
-    """Put exactly these files in the stack's folder, each atomically; have systemd read them."""
+def engine_file(stack: str, files: tuple[UnitFile, ...]) -> UnitFile | None:
+    """The file that holds the stack's engine, among those of its folder; its first slot's first."""
+    by_name = {file.name: file for file in files}
+    names = (render.file_name(unit) for unit in render.engine_names(stack))
+    return next((by_name[name] for name in names if name in by_name), None)
+
+
+def add(context: Context, stack: str, files: tuple[UnitFile, ...]) -> None:
+    """Write files into the stack's folder, each atomically; have systemd read them."""
+    if write(context, stack, files):
+        context.systemd.daemon_reload()
+
+
+def write(context: Context, stack: str, files: tuple[UnitFile, ...]) -> bool:
+    """Write files into the stack's folder, each atomically; whether any was not so already."""
     folder = context.paths.unit_folder(stack)
-    for file in files:
+    changed = [file for file in files if _text(folder / file.name) != file.text]
+    for file in changed:
         write_atomically(folder / file.name, file.text)
-    wanted = {file.name for file in files}
-    for path in folder.iterdir():
-        if path.name not in wanted:
-            path.unlink()
-    sync_folder(folder)
-    context.systemd.daemon_reload()
+    return bool(changed)
+
+
+def keep_only(context: Context, units: UnitSet) -> None:
+    """Have exactly these engine files in the stack's folder, and have systemd know them."""
+    changed = write(context, units.stack, units.files)
+    wanted = {file.name for file in units.files}
+    folder = context.paths.unit_folder(units.stack)
+    for unit in render.engine_names(units.stack):
+        name = render.file_name(unit)
+        if name not in wanted and (folder / name).exists():
+            (folder / name).unlink()
+            changed = True
+    if changed:
+        sync_folder(folder)
+    # Who wrote the files may have been cut off before systemd read them.
+    seen = context.systemd.show(units.service, "NeedDaemonReload", "LoadState")
+    stale = seen.get("NeedDaemonReload") == "yes" or seen.get("LoadState") != "loaded"
+    if changed or stale:
+        context.systemd.daemon_reload()
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def remove(context: Context, stack: str) -> None:
@@ -157,14 +193,14 @@ def assert_loaded(context: Context, units: UnitSet) -> None:
         )
 
 
-def refuse_foreign(context: Context, units: UnitSet) -> None:
+def refuse_foreign(context: Context, stack: str, service: str) -> None:
     """Refuse a stack whose service name belongs to something else on this machine."""
-    seen = context.systemd.show(units.service, "LoadState", "SourcePath", "FragmentPath")
-    ours = str(context.paths.unit_folder(units.stack))
+    seen = context.systemd.show(service, "LoadState", "SourcePath", "FragmentPath")
+    ours = f"{context.paths.unit_folder(stack)}/"
     source = seen.get("SourcePath") or seen.get("FragmentPath", "")
     if seen.get("LoadState") in ("loaded", "masked") and not source.startswith(ours):
         raise StackctlError(
-            f"there is already a {units.service} on this machine ({source})",
+            f"there is already a {service} on this machine ({source})",
             hint="choose another name for the stack: --name NAME",
             exit_code=ExitCode.REFUSED,
         )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from stackctl.deploy.context import Context
 from stackctl.engines import engine as find_engine
-from stackctl.engines.engine import Engine
+from stackctl.engines.engine import Engine, Failure
 from stackctl.errors import StackctlError
 from stackctl.health import endpoint
 from stackctl.quantity import format_duration
@@ -21,6 +21,7 @@ _SHOWN_LINES = 8
 _JOURNAL_S, _SILENT_JOURNAL_S = 2, 8
 _PROPERTIES = (
     "ActiveState", "SubState", "Result", "ExecMainCode", "ExecMainStatus", "NRestarts", "Job",
+    "InvocationID",
 )  # fmt: skip
 
 #: systemd's result of a service, in words. The engine's own log comes first where it says more.
@@ -40,8 +41,12 @@ _STATUS = {"125": "Podman could not start the container", "126": "the engine can
            "132": "the image was built for a newer CPU than this one"}  # fmt: skip
 
 
-def start_and_wait(context: Context, generation: Generation, *, deadline_s: float) -> float:
+def start_and_wait(
+    context: Context, generation: Generation, *, deadline_s: float, restart: bool = False
+) -> float:
     """Start the generation's service and wait until systemd calls it active and it answers.
+
+    With ``restart`` one that runs is stopped first, in the same job of systemd's.
 
     Both, since a Podman before 4.6 cannot hold systemd's "active" back until the engine is healthy.
 
@@ -52,19 +57,26 @@ def start_and_wait(context: Context, generation: Generation, *, deadline_s: floa
         StackctlError: the cause in one line, the end of the engine's log, what to do.
     """
     plan, service = generation.plan, generation.units.service
-    engine, port = find_engine(plan.engine), plan.port
+    engine, port = find_engine(plan.engine), plan.listens
     # An earlier start of this generation may have failed for another reason.
     since, started = time.time(), time.monotonic()
     context.systemd.reset_failed(service)
-    context.systemd.start(service)
+    invocation = None
+    if restart:
+        invocation = context.systemd.show(service, "InvocationID").get("InvocationID")
+        context.systemd.restart(service)
+    else:
+        context.systemd.start(service)
     phase, asked = "starting", 0.0
     while True:
         state = context.systemd.show(service, *_PROPERTIES)
         elapsed = time.monotonic() - started
-        active = state.get("ActiveState") == "active"
+        # What systemd says of the run before this one is not about us.
+        begun = invocation is None or state.get("InvocationID") != invocation
+        active = begun and state.get("ActiveState") == "active"
         if active and endpoint.liveness(port, engine.health_path) == "ready":
             return elapsed
-        if _has_failed(state):
+        if begun and _has_failed(state):
             raise explain(context, generation, engine, state, since)
         if elapsed > deadline_s:
             raise _too_late(context, generation, engine, deadline_s, since)
@@ -86,7 +98,7 @@ def _has_failed(state: dict[str, str]) -> bool:
 
 
 def _phase(context: Context, generation: Generation, engine: Engine, since: float) -> str:
-    alive = endpoint.liveness(generation.plan.port, engine.health_path, timeout_s=1)
+    alive = endpoint.liveness(generation.plan.listens, engine.health_path, timeout_s=1)
     if alive == "ready":
         return "answering, waiting for systemd"
     lines = _log(context, generation, since)
@@ -114,19 +126,22 @@ def explain(
             break
         time.sleep(_POLL_S)
         lines = _log(context, generation, since)
-    status = state.get("ExecMainStatus", "")
-    result = state.get("Result", "")
-    cause = (
-        (known.cause if known else None)
-        or _STATUS.get(status)
-        or _RESULTS.get(result)
-        or (f"it exited with status {status}" if status not in ("", "0") else None)
-        or "it ended before it was ready"
-    )
     return StackctlError(
-        f"{generation.stack} did not start: {cause}",
+        f"{generation.stack} did not start: {cause_of(known, state)}",
         details=_tail(lines, known.evidence if known else None),
         hint=_hint(generation, known.remedy if known else None),
+    )
+
+
+def cause_of(known: Failure | None, state: Mapping[str, str]) -> str:
+    """Why a service ended, in words: what its engine's log told, else what systemd saw of it."""
+    status = state.get("ExecMainStatus", "")
+    return (
+        (known.cause if known else None)
+        or _STATUS.get(status)
+        or _RESULTS.get(state.get("Result", ""))
+        or (f"it exited with status {status}" if status not in ("", "0") else None)
+        or "it ended before it was ready"
     )
 
 

@@ -1,21 +1,24 @@
-"""Deployments as transactions: all of it happens, or the machine is as it was."""
+"""What ``up``, ``restart`` and ``down`` do: from a profile to a stack that serves, and back."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import signal
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Literal
 
-from stackctl.deploy import images, install, preflight
+import msgspec
+
+from stackctl.deploy import change, door, images, install, preflight, record, takeover
+from stackctl.deploy.change import Before, Patience
 from stackctl.deploy.context import Context
+from stackctl.deploy.recover import recover_locked
 from stackctl.deploy.start import start_and_wait
 from stackctl.engines import engine as find_engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.health import endpoint
-from stackctl.machine import lock, podman, runner
+from stackctl.machine import lock, podman
 from stackctl.plan.ledger import claim_of
 from stackctl.plan.solve import Known, solve
 from stackctl.plan.verdict import headline
@@ -25,21 +28,26 @@ from stackctl.sources.models import read_model
 from stackctl.state import calibrations, claims
 from stackctl.state.generations import now
 from stackctl.units import render
-from stackctl.values.generation import Generation, Outcome, State
+from stackctl.units.door import door_of
+from stackctl.values.generation import Generation, Operation, Outcome
 from stackctl.values.host import Host
 from stackctl.values.plan import Plan
-from stackctl.values.profile import Profile
-from stackctl.values.result import Result
-from stackctl.values.unit import UnitFile, UnitSet
+from stackctl.values.profile import Overrides, Profile
+from stackctl.values.transaction import Transaction
+from stackctl.values.unit import UnitSet
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What ``up`` was asked for besides the profile."""
+    """What ``up`` was asked for besides the profile; ``asked`` is what the command line said of it,
+    ``operation`` how the generation is to be called that replaces another."""
 
     deadline_s: float | None = None
     force: bool = False
     dry_run: bool = False
+    patience: Patience = field(default_factory=Patience)
+    asked: Overrides = field(default_factory=Overrides)
+    operation: Operation = "up"
 
 
 @dataclass(frozen=True)
@@ -52,32 +60,13 @@ class UpResult:
     generation: Generation | None
 
 
-@dataclass(frozen=True)
-class _Before:
-    """The stack as it was: its files, its generation, and what systemd said of it."""
-
-    files: tuple[UnitFile, ...]
-    number: int | None
-    state: str
-
-    @property
-    def running(self) -> bool:
-        """Whether it was up."""
-        return self.state == "active"
-
-    @property
-    def stopped(self) -> bool:
-        """Whether nothing of it was there that a start could collide with."""
-        return self.state in ("inactive", "failed")
-
-
 def up(context: Context, profile: Profile, wish: Wish) -> UpResult:
-    """Plan, validate, install, start and check one stack.
+    """Plan, validate, install, start and check one stack, in place of what runs under its name.
 
     Raises:
         StackctlError: with its exit code; the machine is then as it was before.
     """
-    with _writer(context, f"up {profile.stack}", wish.dry_run):
+    with writer(context, f"up {profile.stack}", wish.dry_run):
         context.systemd.require()
         host = probe(context.machine, scope=context.paths.scope)
         generator = preflight.require_tools(host)
@@ -88,7 +77,6 @@ def up(context: Context, profile: Profile, wish: Wish) -> UpResult:
         known = Known(
             image="",
             image_reason="",
-            facts=None,
             claims=claims.declared(context.machine, context.paths),
             calibrations=calibrations.read(context.paths.state),
             deadline_s=wish.deadline_s,
@@ -111,57 +99,114 @@ def up(context: Context, profile: Profile, wish: Wish) -> UpResult:
             image, reference, reason = images.ensure_image(
                 context, api, profile, engine, before_pull
             )
+            door_image, why_door = images.ensure_door(context, api, profile)
         facts = images.inspect_engine(context, engine, image, reference)
-        known = dataclasses.replace(known, image=image.reference, image_reason=reason, facts=facts)
-        plan = solve(host=host, model=model, profile=profile, known=known)
-        if _is_refused(plan) and not wish.force:
-            raise refused(plan)
-        context.report.step("plan", summary(plan))
-        before = _before(context, plan.stack)
-        target = render.Target(
-            scope=context.paths.scope,
-            podman=host.tools.podman,
+        before = change.look(context, profile.stack)
+        known = dataclasses.replace(
+            known,
             image=image.reference,
-            program=facts.program,
-            claim=claim_of(plan),
+            image_reason=reason,
+            facts=facts,
+            door_reason=why_door,
         )
-        number = max((0, *context.generations.numbers(plan.stack))) + 1
-        units = render.render(plan, target, number)
-        if _same(units.files, before.files) and (current := _current(context, plan, before)):
-            return UpResult("unchanged", plan, current.units, current)
-        install.refuse_foreign(context, units)
-        _require_room(context, host, plan, before, wish)
-        install.validate(context, units, generator)
-        if wish.dry_run:
-            return UpResult("none", plan, units, None)
-        if before.running and not context.confirm(
-            f"{plan.stack} is running (generation {before.number}) and would be replaced"
+
+        def draft(unit: str, port: int | None, number: int) -> Generation:
+            plan = solve(
+                host=host,
+                model=model,
+                profile=profile,
+                known=dataclasses.replace(known, engine_port=port),
+            )
+            target = render.Target(
+                scope=context.paths.scope,
+                podman=host.tools.podman,
+                image=image.reference,
+                program=facts.program,
+                claim=claim_of(plan),
+            )
+            return Generation(
+                number=number,
+                stack=plan.stack,
+                created=now(),
+                operation=wish.operation,
+                image=reference,
+                image_id=image.id,
+                units=render.render(plan, target, number, unit),
+                door=door_of(profile, plan, door_image) if door_image else None,
+                plan=plan,
+                profile=profile,
+                asked=wish.asked,
+                host=host,
+                outcome=Outcome(state="starting", changed=now()),
+            )
+
+        # As it would be in the place of the one that runs, to see whether anything changes.
+        number = max((0, *context.generations.numbers(profile.stack))) + 1
+        old = before.generation
+        free = None
+        if door_image is not None:
+            store = context.generations
+            free = takeover.private_port(context.machine, store, profile, known.claims)
+        port = old.plan.engine_port if old is not None and free is not None else None
+        new = draft(before.unit or profile.stack, port or free, number)
+        if _is_refused(new.plan) and not wish.force:
+            raise refused(new.plan)
+        context.report.step("plan", summary(new.plan))
+        if takeover.same(new, before) and (current := _current(before)):
+            if not wish.dry_run:
+                door.apply(context, current.stack, current.door)
+            return UpResult("unchanged", new.plan, current.units, current)
+        if old is not None:
+            unit = takeover.other_slot(profile.stack, before.unit)
+            new = draft(unit, free, number)
+        done = replace(context, new, before, host, wish, generator)
+        return UpResult("started" if done else "none", new.plan, new.units, done)
+
+
+def replace(
+    context: Context, new: Generation, before: Before, host: Host, wish: Wish, generator: str
+) -> Generation | None:
+    """Check all that can be checked, say what changes, ask, and put the new generation in place.
+
+    Returns:
+        The generation, ready; None for a dry run.
+    """
+    install.refuse_foreign(context, new.stack, new.units.service)
+    strategy = takeover.choose(context, new, before, host)
+    new = msgspec.structs.replace(new, strategy=strategy)
+    takeover.require_room(context, host, new, before, force=wish.force)
+    install.validate(context, new.units, generator)
+    if wish.dry_run:
+        return None
+    if before.running and before.generation is not None:
+        takeover.tell(context, before.generation, new)
+        if not context.confirm(
+            f"{new.stack} is running (generation {before.generation.number}) and would be replaced"
         ):
             raise StackctlError("nothing was changed", exit_code=ExitCode.FAILED)
-        generation = Generation(
-            number=number,
-            stack=plan.stack,
-            created=now(),
-            image=reference,
-            image_id=image.id,
-            units=units,
-            plan=plan,
-            host=host,
-            outcome=Outcome(state="starting", changed=now()),
-        )
-        context.generations.write(generation)
-        return UpResult("started", plan, units, _deploy(context, generation, before))
+    return change.carry_out(context, new, before, wish.patience)
 
 
 def down(context: Context, stack: str) -> None:
     """Stop a stack and remove its units. Raises StackctlError (exit 3) when it is not there."""
-    with _writer(context, f"down {stack}"):
+    with writer(context, f"down {stack}"):
         files = install.installed(context, stack)
         if not files:
             raise not_running(stack)
-        with _uninterrupted():
-            number = render.generation_of(files[0].text)
-            _take_down(context, stack)
+        file = install.engine_file(stack, files)
+        number = render.generation_of(file.text) if file else None
+        with change.uninterrupted():
+            context.journal.write(
+                Transaction(
+                    operation="down",
+                    stack=stack,
+                    before=number,
+                    committed=True,
+                    step="stop",
+                    started=now(),
+                )
+            )
+            change.converge(context, stack, None, running=False)
             try:
                 if number is not None:
                     generation = context.generations.read(stack, number)
@@ -169,29 +214,59 @@ def down(context: Context, stack: str) -> None:
             except StackctlError as problem:
                 # It is down, which is what was asked for.
                 context.report.warn(f"not recorded: {problem.message}")
+            context.journal.clear()
+            record.done(context, "down", stack, generation=number)
 
 
-def restart(context: Context, stack: str) -> Generation:
-    """Restart a stack as it is installed, and wait until it answers."""
-    with _writer(context, f"restart {stack}"):
+def restart(context: Context, stack: str, patience: Patience) -> Generation:
+    """Restart a stack as it is installed, and wait until it answers.
+
+    With a front door running requests end first and new ones wait.
+    """
+    with writer(context, f"restart {stack}"):
         generation = installed_generation(context, stack)
-        context.report.progress("stop", generation.units.service)
-        context.systemd.stop(generation.units.service)
-        return _start_and_check(context, generation)
+        held = generation.door is not None and change.look(context, stack).running
+        step = Transaction(
+            operation="restart",
+            stack=stack,
+            before=generation.number,
+            after=generation.number,
+            running=True,
+            committed=True,
+            step="restart",
+            started=now(),
+        )
+        context.journal.write(step)
+        try:
+            if held:
+                door.hold(context, stack)
+                door.drain(context, generation, patience.drain_s)
+            seconds = start_and_wait(
+                context, generation, deadline_s=generation.plan.timing.deadline_s, restart=True
+            )
+            context.report.step("ready", format_duration(seconds))
+            change.require_answer(context, generation)
+        finally:
+            # Whatever came of it: the door is open, and nothing is left to recover.
+            with change.uninterrupted():
+                if generation.door is not None:
+                    door.apply(context, stack, generation.door)
+                context.journal.clear()
+        record.done(context, "restart", stack, generation=generation.number)
+        return context.generations.finish(
+            generation,
+            "ready",
+            ready_s=round(seconds, 2),
+            report=generation.outcome.report,
+        )
 
 
 def installed_generation(context: Context, stack: str) -> Generation:
     """The stored generation whose units are installed. Raises StackctlError (exit 3) if none is."""
-    files = install.installed(context, stack)
-    if not files:
+    found = change.look(context, stack).generation
+    if found is None:
         raise not_running(stack)
-    number = render.generation_of(files[0].text)
-    if number is None:
-        raise StackctlError(
-            f"the unit of {stack} was changed by hand: it names no generation",
-            hint=f"stackctl down {stack}, then up again",
-        )
-    return context.generations.read(stack, number)
+    return found
 
 
 def not_running(stack: str) -> StackctlError:
@@ -223,155 +298,21 @@ def summary(plan: Plan) -> str:
     return f"{plan.profile} · {plan.objective} · {fits} ({format_bytes(memory.total_bytes)}{limit})"
 
 
-def _deploy(context: Context, generation: Generation, before: _Before) -> Generation:
-    stack = generation.stack
-    try:
-        if not before.stopped:
-            context.report.progress("stop", f"generation {before.number}")
-            context.systemd.stop(generation.units.service)
-        install.install(context, stack, generation.units.files)
-        install.assert_loaded(context, generation.units)
-        folder = context.paths.unit_folder(stack)
-        context.report.step("unit", str(folder / generation.units.files[0].name))
-        ready = _start_and_check(context, generation)
-    except BaseException as error:
-        with _uninterrupted():
-            _undo(context, generation, before, error)
-        raise
-    if before.number is not None and before.number in context.generations.numbers(stack):
-        context.generations.finish(context.generations.read(stack, before.number), "replaced")
-    return ready
-
-
-def _start_and_check(context: Context, generation: Generation) -> Generation:
-    plan = generation.plan
-    seconds = start_and_wait(context, generation, deadline_s=plan.timing.deadline_s)
-    context.report.step("ready", format_duration(seconds))
-    context.report.progress("answer", "asking for a completion")
-    results = endpoint.check(
-        plan.port,
-        find_engine(plan.engine).health_path,
-        plan.served_name,
-        answer_timeout_s=plan.timing.deadline_s,
-    )
-    failed = next((result for result in results if result.status == "fail"), None)
-    if failed is not None:
-        raise StackctlError(
-            f"{plan.stack} started, but {failed.name} is wrong: {failed.actual}",
-            details=_evidence(failed),
-            hint=f"log: stackctl logs {plan.stack} --generation {generation.number}",
-        )
-    context.report.step("answer", f"ok     {results[-1].actual}")
-    return context.generations.finish(generation, "ready", ready_s=round(seconds, 2))
-
-
-def _evidence(result: Result) -> Sequence[str]:
-    lines = (f"expected {result.expected}" if result.expected else None, result.evidence)
-    return [line for line in lines if line]
-
-
-def _undo(context: Context, generation: Generation, before: _Before, error: BaseException) -> None:
-    """Put the machine back as it was; what fails meanwhile is told, and does not hide the error."""
-    stack = generation.stack
-    interrupted = not isinstance(error, Exception)
-    context.report.progress("restore", "stopping")
-    try:
-        context.systemd.abort(generation.units.service)
-        if before.files:
-            install.install(context, stack, before.files)
-            context.systemd.reset_failed(generation.units.service)
-            _resume(context, stack, before)
-        else:
-            _take_down(context, stack)
-    except StackctlError as problem:
-        context.report.warn(
-            f"could not put everything back: {problem.message}", f"stackctl down {stack}"
-        )
-    try:
-        message = error.message if isinstance(error, StackctlError) else type(error).__name__
-        state: State = "interrupted" if interrupted else "failed"
-        context.generations.finish(generation, state, message=message)
-    except StackctlError as problem:
-        context.report.warn(f"the outcome was not stored: {problem.message}")
-
-
-def _resume(context: Context, stack: str, before: _Before) -> None:
-    if not before.running or before.number is None:
-        return
-    previous = context.generations.read(stack, before.number)
-    seconds = start_and_wait(context, previous, deadline_s=previous.plan.timing.ceiling_s)
-    context.report.step(
-        "restored", f"generation {before.number}, answering after {format_duration(seconds)}"
-    )
-
-
-def _take_down(context: Context, stack: str) -> None:
-    service, container = render.service_name(stack), render.container_name(stack)
-    context.systemd.stop(service)
-    install.remove(context, stack)
-    context.systemd.reset_failed(service)
-    # systemd's stop removes the container; a stop that was cut short may have left it.
-    if podman.containers(container):
-        runner.run(("podman", "rm", "--force", "--time=5", container))
-
-
-def _before(context: Context, stack: str) -> _Before:
-    files = install.installed(context, stack)
-    if not files:
-        return _Before((), None, "inactive")
-    state = context.systemd.show(render.service_name(stack), "ActiveState")["ActiveState"]
-    return _Before(files, render.generation_of(files[0].text), state)
-
-
-def _current(context: Context, plan: Plan, before: _Before) -> Generation | None:
-    """The generation that runs, if it is known and answers."""
-    path = find_engine(plan.engine).health_path
-    if not before.running or before.number is None:
+def _current(before: Before) -> Generation | None:
+    """The generation that runs, if it answers."""
+    current = before.generation
+    if not before.running or current is None:
         return None
-    if endpoint.liveness(plan.port, path) != "ready":
-        return None
-    current = context.generations.read(plan.stack, before.number)
-    if current.outcome.state == "starting":
-        # Whoever started it was killed before it could say so.
-        return context.generations.finish(current, "ready")
-    return current
-
-
-def _same(new: tuple[UnitFile, ...], old: tuple[UnitFile, ...]) -> bool:
-    def texts(files: tuple[UnitFile, ...]) -> list[tuple[str, str]]:
-        return sorted((file.name, render.without_generation(file.text)) for file in files)
-
-    return texts(new) == texts(old)
-
-
-def _require_room(context: Context, host: Host, plan: Plan, before: _Before, wish: Wish) -> None:
-    """Port and free memory as they are now; what the running generation holds counts as free."""
-    old = None
-    if not before.stopped and before.number in context.generations.numbers(plan.stack):
-        old = context.generations.read(plan.stack, before.number or 0).plan
-    if old is None or old.port != plan.port:
-        preflight.require_port(context.machine, plan.port)
-    if not wish.force:
-        preflight.require_free_memory(host, plan, old.memory.total_bytes if old else 0)
+    path = find_engine(current.plan.engine).health_path
+    return current if endpoint.liveness(current.plan.listens, path) == "ready" else None
 
 
 @contextlib.contextmanager
-def _writer(context: Context, purpose: str, dry_run: bool = False) -> Iterator[None]:
-    """The scope's lock; a dry run writes nothing and needs none."""
+def writer(context: Context, purpose: str, dry_run: bool = False) -> Iterator[None]:
+    """The scope's lock, with nothing left of an earlier change; a dry run needs neither."""
     if dry_run:
         yield
         return
     with lock.exclusive(context.paths.lock, purpose):
+        recover_locked(context)
         yield
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ignore Ctrl-C and the like while the machine is put back: half of that is worse than none."""
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    saved = {number: signal.signal(number, signal.SIG_IGN) for number in signals}
-    try:
-        yield
-    finally:
-        for number, handler in saved.items():
-            signal.signal(number, handler)

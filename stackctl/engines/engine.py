@@ -13,6 +13,9 @@ from stackctl.values.model import Model
 from stackctl.values.plan import Placement, Scalar, Source
 from stackctl.values.profile import Profile
 
+#: What an engine says of itself: name, path to GET, and the keys to the value in its JSON.
+Reports = tuple[tuple[str, str, tuple[str | int, ...]], ...]
+
 
 @dataclass(frozen=True)
 class Option:
@@ -50,9 +53,17 @@ class Request:
     model_path: str
     served_name: str
     port: int
+    behind_door: bool = False
     gpus: tuple[Gpu, ...] = ()
     gpu_limit_bytes: int | None = None
     gpu_claimed_bytes: int = 0
+
+    @property
+    def port_option(self) -> Option:
+        """The engine's port, which both engines take by the same name."""
+        if self.behind_door:
+            return Option("port", (self.port,), "private: the front door has the profile's port")
+        return Option("port", (self.port,), "profile", "profile")
 
     @property
     def gpu_bytes(self) -> int:
@@ -118,6 +129,9 @@ class Engine(Protocol):
     reserved: Mapping[str, str]
     newest: Dialect
     health_path: str
+    #: Counters of its /metrics that are above zero while it has requests.
+    running_metrics: tuple[str, ...]
+    reports: Reports
 
     def parse_help(self, text: str) -> tuple[EngineOption, ...]:
         """Options from the engine's help text; empty when it is not such a text."""

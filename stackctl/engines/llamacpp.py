@@ -13,6 +13,7 @@ from stackctl.engines.engine import (
     Failure,
     Footprint,
     Option,
+    Reports,
     Request,
     first_match,
     option,
@@ -119,6 +120,15 @@ class LlamaCpp:
     }
     newest = Dialect(_NEWEST, inspected=False)
     health_path = "/health"
+    running_metrics: tuple[str, ...] = (
+        "llamacpp:requests_processing",
+        "llamacpp:requests_deferred",
+    )
+    reports: Reports = (
+        ("build", "/props", ("build_info",)),
+        ("context", "/props", ("default_generation_settings", "n_ctx")),
+        ("slots", "/props", ("total_slots",)),
+    )
 
     def parse_help(self, text: str) -> tuple[EngineOption, ...]:
         """See Engine: an entry starts in the first column; two spaces end its value."""

@@ -38,7 +38,7 @@ def choose(request: Request) -> tuple[Option, ...]:
         Option("model", (request.model_path,), "the model, mounted read-only"),
         Option("alias", (request.served_name,), "the name clients ask for"),
         Option("host", ("127.0.0.1",), "loopback only"),
-        Option("port", (request.port,), "profile", "profile"),
+        request.port_option,
         *_context(request),
         *_threads(request),
         *_batches(request),

@@ -11,6 +11,7 @@ from stackctl.engines.engine import (
     Failure,
     Footprint,
     Option,
+    Reports,
     Request,
     first_match,
     number,
@@ -103,6 +104,11 @@ class Vllm:
     }
     newest = Dialect(_NEWEST, inspected=False)
     health_path = "/health"
+    running_metrics: tuple[str, ...] = ("vllm:num_requests_running", "vllm:num_requests_waiting")
+    reports: Reports = (
+        ("version", "/version", ("version",)),
+        ("context", "/v1/models", ("data", 0, "max_model_len")),
+    )
 
     def parse_help(self, text: str) -> tuple[EngineOption, ...]:
         """See Engine: an entry starts in the third column with its names."""
@@ -133,7 +139,7 @@ class Vllm:
             Option("model", (request.model_path,), "the model"),
             Option("served-model-name", (request.served_name,), "the name clients ask for"),
             Option("host", ("127.0.0.1",), "loopback only"),
-            Option("port", (request.port,), "profile", "profile"),
+            request.port_option,
             Option("max-model-len", (context,), why_context, origin(request, "context")),
             Option("max-num-seqs", (seqs,), why_seqs, origin(request, "concurrency")),
             Option(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
+from stackctl.engines.engine import Reports
 from stackctl.machine import http
+from stackctl.values.generation import Fact
 from stackctl.values.result import Result
 
 Liveness = Literal["ready", "loading", "closed", "failing"]
@@ -15,9 +19,10 @@ ANSWER_TOKENS = 16
 PROMPT = "Name three colours."
 
 
-def base_url(port: int) -> str:
-    """The address of an engine on this machine."""
-    return f"http://127.0.0.1:{port}"
+def base_url(port: int, address: str = "127.0.0.1") -> str:
+    """Where to ask a server of this machine that listens on an address (all of them, or one)."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def liveness(port: int, health_path: str, *, timeout_s: float = 2) -> Liveness:
@@ -31,19 +36,50 @@ def liveness(port: int, health_path: str, *, timeout_s: float = 2) -> Liveness:
 
 
 def check(
-    port: int, health_path: str, served_name: str, *, answer_timeout_s: float
+    url: str,
+    health_path: str,
+    served_name: str,
+    *,
+    answer_timeout_s: float,
+    key: str | None = None,
 ) -> list[Result]:
-    """Health, model list and one completion; stops at the first failure."""
-    results = [_health(port, health_path)]
+    """Health, model list and one completion of the server at a URL; stops at the first failure."""
+    results = [_health(url + health_path)]
     if results[-1].status == "ok":
-        results.append(_model(port, served_name))
+        results.append(model(url, served_name, key=key))
     if results[-1].status == "ok":
-        results.append(_completion(port, served_name, answer_timeout_s))
+        results.append(_completion(url, served_name, answer_timeout_s, key))
     return results
 
 
-def _health(port: int, health_path: str) -> Result:
-    url = base_url(port) + health_path
+def busy(port: int, metrics: Sequence[str]) -> bool:
+    """Whether an engine's own counters (those named) say that it works; False without an answer."""
+    answer = http.get(base_url(port) + "/metrics", timeout_s=2)
+    if isinstance(answer, http.NoAnswer) or answer.status != 200:
+        return False
+    rows = (re.match(r"([\w:]+)(?:\{[^}]*\})? ([0-9.eE+-]+)$", x) for x in answer.text.splitlines())
+    return any(row[1] in metrics and float(row[2]) > 0 for row in rows if row)
+
+
+def report(port: int, reports: Reports) -> tuple[Fact, ...]:
+    """What an engine says of itself: a value for each of ``reports`` that it answers."""
+    facts, answers = [], dict[str, Any]()
+    for name, path, keys in reports:
+        if path not in answers:
+            answer = http.get(base_url(port) + path)
+            answers[path] = answer.json if isinstance(answer, http.Answer) else None
+        value = answers[path]
+        try:
+            for step in keys:
+                value = value[step]
+        except (TypeError, KeyError, IndexError):
+            continue
+        if isinstance(value, str | int | float):
+            facts.append(Fact(name=name, value=str(value)))
+    return tuple(facts)
+
+
+def _health(url: str) -> Result:
     answer = http.get(url)
     if isinstance(answer, http.Answer) and answer.status == 200:
         return Result(name="endpoint", status="ok", actual=url)
@@ -59,8 +95,9 @@ def _health(port: int, health_path: str) -> Result:
     )
 
 
-def _model(port: int, served_name: str) -> Result:
-    answer = http.get(base_url(port) + "/v1/models")
+def model(url: str, served_name: str, *, key: str | None = None) -> Result:
+    """Whether the server at a URL lists the model."""
+    answer = http.get(url + "/v1/models", key=key)
     listed: list[str] = []
     if isinstance(answer, http.Answer) and isinstance(answer.json, dict):
         data = answer.json.get("data")
@@ -70,12 +107,18 @@ def _model(port: int, served_name: str) -> Result:
         name="model",
         status="ok" if served_name in listed else "fail",
         expected=served_name,
-        actual=", ".join(listed) or "none listed",
+        actual=", ".join(listed) or _seen(answer),
         remedy=None if served_name in listed else "another process answers on this port?",
     )
 
 
-def _completion(port: int, served_name: str, timeout_s: float) -> Result:
+def _seen(answer: http.Answer | http.NoAnswer) -> str:
+    if isinstance(answer, http.NoAnswer):
+        return answer.reason
+    return "none listed" if answer.status == 200 else f"HTTP {answer.status}"
+
+
+def _completion(url: str, served_name: str, timeout_s: float, key: str | None) -> Result:
     body = {
         "model": served_name,
         "messages": [{"role": "user", "content": PROMPT}],
@@ -84,7 +127,7 @@ def _completion(port: int, served_name: str, timeout_s: float) -> Result:
         "stream": False,
     }
     started = time.monotonic()
-    answer = http.post(base_url(port) + "/v1/chat/completions", body, timeout_s=timeout_s)
+    answer = http.post(url + "/v1/chat/completions", body, timeout_s=timeout_s, key=key)
     elapsed = time.monotonic() - started
     expected = f"a completion of at most {ANSWER_TOKENS} tokens"
     if isinstance(answer, http.NoAnswer):

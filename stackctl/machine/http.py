@@ -24,22 +24,31 @@ class NoAnswer:
     reason: str
 
 
-def get(url: str, *, timeout_s: float = 5) -> Answer | NoAnswer:
-    """GET."""
-    return _request("GET", url, None, timeout_s)
+def get(url: str, *, timeout_s: float = 5, key: str | None = None) -> Answer | NoAnswer:
+    """GET, with an API key where one is asked for."""
+    return _request("GET", url, None, timeout_s, key)
 
 
-def post(url: str, body: Any, *, timeout_s: float) -> Answer | NoAnswer:
-    """POST a JSON body."""
-    return _request("POST", url, body, timeout_s)
+def post(url: str, body: Any, *, timeout_s: float, key: str | None = None) -> Answer | NoAnswer:
+    """POST a JSON body, with an API key where one is asked for."""
+    return _request("POST", url, body, timeout_s, key)
 
 
-def _request(method: str, url: str, body: Any, timeout_s: float) -> Answer | NoAnswer:
+def _request(
+    method: str, url: str, body: Any, timeout_s: float, key: str | None
+) -> Answer | NoAnswer:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     with requests.Session() as session:
         session.trust_env = False
         try:
             response = session.request(
-                method, url, json=body, timeout=timeout_s, allow_redirects=False, stream=False
+                method,
+                url,
+                json=body,
+                headers=headers,
+                timeout=timeout_s,
+                allow_redirects=False,
+                stream=False,
             )
         except requests.Timeout:
             return NoAnswer(f"no answer within {timeout_s:.0f} s")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +45,28 @@ def exclusive(path: Path, purpose: str) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def holder(path: Path) -> str | None:
+    """Who holds the lock and what for; None when nobody does. Does not get in anybody's way.
+
+    Asking the kernel means to take the lock for a moment, which would turn away a writer that comes
+    just then. So it is believed what is written there, if that process has the file open.
+    """
+    try:
+        text = path.read_text("utf-8", "replace").strip()
+        match = re.match(r"process (\d+),", text)
+        opened = Path(f"/proc/{match[1]}/fd").iterdir() if match else ()
+        return text if any(_leads_to(link, path) for link in opened) else None
+    except OSError:
+        return None
+
+
+def _leads_to(link: Path, path: Path) -> bool:
+    try:
+        return link.samefile(path)
+    except OSError:
+        return False
 
 
 def _open(path: Path) -> int:

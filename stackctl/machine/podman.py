@@ -6,8 +6,10 @@ Containers belong to systemd: nothing here creates, restarts or removes those of
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +36,15 @@ class Image:
     reference: str
     entrypoint: tuple[str, ...]
     bytes: int
+
+
+@dataclass(frozen=True)
+class Container:
+    """A container: Podman's words for its state and health, and its main process (0: none)."""
+
+    state: str
+    health: str | None
+    pid: int
 
 
 @dataclass(frozen=True)
@@ -81,10 +92,20 @@ class Podman:
             bytes=int(attributes.get("Size") or 0),
         )
 
-    def pull(self, reference: str, report: Callable[[PullProgress], None]) -> None:
-        """Pull an image. Raises StackctlError (exit 6) with the registry's own words."""
+    def pull(
+        self,
+        reference: str,
+        report: Callable[[PullProgress], None],
+        *,
+        built: str = "llama-cpp",
+    ) -> None:
+        """Pull an image; ``built`` is what "stackctl image build" calls its like.
+
+        Raises:
+            StackctlError: exit 6, with the registry's own words.
+        """
         hint = (
-            "without a registry: stackctl image build llama-cpp (from Debian's packages),\n"
+            f"without a registry: stackctl image build {built} (from Debian's packages),\n"
             "or an image that is here: --set image=NAME"
         )
         try:
@@ -242,8 +263,17 @@ def load_archive(archive: Path, tag: str) -> None:
     runner.run(("podman", "tag", loaded, tag))
 
 
+@functools.cache
+def version() -> str | None:
+    """Podman's version; None when it does not tell. It does not change while we run."""
+    done = runner.run(("podman", "--version"), check=False)
+    match = re.search(r"\d+\.\d+\S*", done.stdout)
+    return match[0] if match else None
+
+
+@functools.cache
 def exists(image: str) -> bool:
-    """Whether an image of that name is here; False without Podman."""
+    """Whether an image of that name is here; False without Podman. Asked once."""
     try:
         return runner.run(("podman", "image", "exists", image), check=False).status == 0
     except StackctlError:
@@ -256,3 +286,25 @@ def containers(name: str) -> list[str]:
         ("podman", "ps", "--all", f"--filter=name=^{name}$", "--format={{.Names}}"), timeout_s=30
     )
     return done.stdout.split()
+
+
+def inspect(names: Sequence[str]) -> dict[str, Container]:
+    """Those of the containers that are there, by name: one question for all of them.
+
+    Raises StackctlError (exit 6) when Podman is absent.
+    """
+    if not names:
+        return {}
+    words = ("podman", "inspect", "--type=container", "--format={{.Name}} {{json .State}}")
+    done = runner.run((*words, *names), check=False)
+    found = {}
+    for line in done.stdout.splitlines():
+        name, _, text = line.partition(" ")
+        with contextlib.suppress(ValueError, TypeError, AttributeError):
+            state = json.loads(text)
+            # Called Healthcheck by older versions.
+            health = state.get("Health") or state.get("Healthcheck") or {}
+            found[name] = Container(
+                str(state["Status"]), health.get("Status") or None, int(state["Pid"])
+            )
+    return found

@@ -60,9 +60,18 @@ class Systemd:
 
     def show(self, unit: str, *properties: str) -> dict[str, str]:
         """Properties of a unit; of an unknown one too (LoadState=not-found)."""
-        done = self._systemctl("show", unit, "--property=" + ",".join(properties))
-        pairs = (line.partition("=") for line in done.stdout.splitlines())
-        return {name: value for name, equals, value in pairs if equals}
+        return self.show_all((unit,), *properties)[unit]
+
+    def show_all(self, units: Sequence[str], *properties: str) -> dict[str, dict[str, str]]:
+        """Properties of several units, by the names given: one question for all of them."""
+        if not units:
+            return {}
+        done = self._systemctl("show", *units, "--property=" + ",".join(properties))
+        found: dict[str, dict[str, str]] = {}
+        for unit, block in zip(units, done.stdout.split("\n\n"), strict=True):
+            pairs = (line.partition("=") for line in block.splitlines())
+            found[unit] = {name: value for name, equals, value in pairs if equals}
+        return found
 
     def daemon_reload(self) -> None:
         """Read unit files again; runs the generators, so Quadlet."""
@@ -72,19 +81,36 @@ class Systemd:
         """Queue a start and return; the caller follows the unit's state."""
         self._systemctl("start", "--no-block", unit)
 
+    def restart(self, unit: str) -> None:
+        """Queue a restart (a start, if it does not run) and return: one job of systemd's, which
+        nothing that happens to us can cut in half."""
+        self._systemctl("restart", "--no-block", unit)
+
     def stop(self, unit: str, *, timeout_s: float = 120) -> None:
         """Stop and wait; a unit that does not exist is stopped."""
         done = self._systemctl("stop", unit, check=False, timeout_s=timeout_s)
         if done.status not in (0, 5):
             raise runner.failure(done)
 
+    def enable(self, unit: str) -> None:
+        """Start a unit, now and at every boot."""
+        self._systemctl("enable", "--now", "--quiet", unit)
+
+    def disable(self, unit: str) -> None:
+        """Stop a unit and start it no more; no error when there is none."""
+        self._systemctl("disable", "--now", "--quiet", unit, check=False)
+
     def abort(self, unit: str) -> None:
         """Kill what a unit started and stop it: for starts that are given up.
 
         While it starts, an engine may not hear SIGTERM, and systemd does not run ExecStop yet.
         """
-        self._systemctl("kill", "--signal=SIGKILL", unit, check=False)
+        self.kill(unit)
         self.stop(unit)
+
+    def kill(self, unit: str) -> None:
+        """Kill all processes of a unit, which then fails: systemd restarts it where it may."""
+        self._systemctl("kill", "--signal=SIGKILL", unit, check=False)
 
     def reset_failed(self, unit: str) -> None:
         """Forget failures and counted restarts; no error when there is nothing to forget."""

@@ -1,25 +1,57 @@
-"""The state of stacks: unit, endpoint, generation; and the health check."""
+"""The state of stacks: what systemd, Podman, the endpoint and the records say of them now."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 
+from stackctl.deploy import install
 from stackctl.deploy.context import Context
+from stackctl.deploy.guardtimer import TIMER
+from stackctl.deploy.start import cause_of
 from stackctl.deploy.transaction import installed_generation
 from stackctl.engines import engine
 from stackctl.errors import StackctlError
 from stackctl.health import endpoint
+from stackctl.machine import podman
+from stackctl.observe.drift import PROPERTIES as DRIFT_PROPERTIES
+from stackctl.observe.drift import drift
+from stackctl.state import health
 from stackctl.units import render
+from stackctl.units.door import door_service
 from stackctl.values.generation import Generation
-from stackctl.values.result import CheckReport, Result, StackState, StackStatus, StatusReport
+from stackctl.values.history import Health
+from stackctl.values.status import StackState, StackStatus, StatusReport
 
-_PROPERTIES = ("ActiveState", "SubState", "NRestarts", "ActiveEnterTimestamp", "Result")
+_PROPERTIES = (
+    "ActiveState", "SubState", "Result", "ExecMainStatus", "NRestarts", "StartLimitBurst",
+    "ActiveEnterTimestamp", "StateChangeTimestamp", "InactiveExitTimestampMonotonic",
+    "CPUUsageNSec", *DRIFT_PROPERTIES,
+)  # fmt: skip
+#: Seconds that the endpoint has for an answer.
+_ANSWER_S = 2
+_SAYS = {"loading": "it says that it loads its model", "closed": "its port is closed"}
 
 
 def report(context: Context, stacks: Sequence[str]) -> StatusReport:
-    """Status of several stacks."""
+    """Status of several stacks: one question to systemd and one to Podman for all of them."""
+    if not stacks:
+        return StatusReport(scope=context.paths.scope, stacks=())
+    generations = {stack: _generation(context, stack) for stack in stacks}
+    known = [generation for generation in generations.values() if generation is not None]
+    doors = [door_service(generation.stack) for generation in known if generation.door is not None]
+    services = [_service(stack, generation) for stack, generation in generations.items()]
+    units = context.systemd.show_all((*services, *doors, TIMER), *_PROPERTIES)
+    containers = _containers(context, [generation.units.container for generation in known])
     return StatusReport(
-        scope=context.paths.scope, stacks=tuple(one_status(context, stack) for stack in stacks)
+        scope=context.paths.scope,
+        guard=units[TIMER].get("ActiveState") == "active",
+        stacks=tuple(
+            _unknown(stack, units)
+            if generation is None
+            else _status(context, generation, units, containers)
+            for stack, generation in generations.items()
+        ),
     )
 
 
@@ -28,83 +60,155 @@ def one(context: Context, stack: str) -> StatusReport:
     return report(context, (stack,))
 
 
-def one_status(context: Context, stack: str) -> StackStatus:
-    """Status of one stack: what systemd and the endpoint say now."""
-    service = render.service_name(stack)
-    seen = context.systemd.show(service, *_PROPERTIES)
-    restarts = seen.get("NRestarts", "")
+def url(generation: Generation) -> str:
+    """Where clients ask a stack."""
+    door = generation.door
+    return endpoint.base_url(generation.plan.port, door.address if door else "127.0.0.1")
+
+
+def _generation(context: Context, stack: str) -> Generation | None:
     try:
-        generation = installed_generation(context, stack)
+        numbers = context.generations.numbers(stack)
+        if numbers and not install.installed(context, stack):
+            # Somebody removed its unit file, or a crash did not let it be written.
+            return context.generations.read(stack, numbers[-1])
+        return installed_generation(context, stack)
     except StackctlError as error:
         # One damaged record must not hide the other stacks.
         context.report.warn(error.message, error.hint)
-        return StackStatus(
-            stack=stack, state="unknown", unit=service, unit_state=seen.get("ActiveState")
-        )
-    plan = generation.plan
+        return None
+
+
+def _service(stack: str, generation: Generation | None) -> str:
+    return render.service_name(stack) if generation is None else generation.units.service
+
+
+def _containers(context: Context, names: Sequence[str]) -> Mapping[str, podman.Container]:
+    try:
+        return podman.inspect(names)
+    except StackctlError as error:
+        context.report.warn(error.message, error.hint)
+        return {}
+
+
+def _unknown(stack: str, units: Mapping[str, Mapping[str, str]]) -> StackStatus:
+    service = _service(stack, None)
     return StackStatus(
-        stack=stack,
+        stack=stack, state="unknown", unit=service, unit_state=units[service].get("ActiveState")
+    )
+
+
+def _status(
+    context: Context,
+    generation: Generation,
+    units: Mapping[str, Mapping[str, str]],
+    containers: Mapping[str, podman.Container],
+) -> StackStatus:
+    plan, seen = generation.plan, units[generation.units.service]
+    door = generation.door
+    door_state = units[door_service(generation.stack)].get("ActiveState") if door else None
+    container = containers.get(generation.units.container)
+    state, cause = _state(context, generation, seen)
+    if state == "ready" and door is not None and door_state != "active":
+        state, cause = "not answering", "the front door is not open"
+    restarts = seen.get("NRestarts", "")
+    active = seen.get("ActiveState") == "active"
+    return StackStatus(
+        stack=generation.stack,
         profile=plan.profile,
         objective=plan.objective,
         engine=plan.engine,
         generation=generation.number,
-        state=_state(generation, seen),
-        unit=service,
+        state=state,
+        cause=cause,
+        remedy=None if state in ("ready", "starting") else f"stackctl restart {generation.stack}",
+        unit=generation.units.service,
         unit_state=seen.get("ActiveState"),
-        since=seen.get("ActiveEnterTimestamp") or None,
+        container=generation.units.container,
+        container_state=container.state if container else None,
+        container_health=container.health if container else None,
+        door=door_service(generation.stack) if door else None,
+        door_state=door_state,
+        since=seen.get("ActiveEnterTimestamp" if active else "StateChangeTimestamp") or None,
         restarts=int(restarts) if restarts.isdecimal() else None,
-        endpoint=endpoint.base_url(plan.port),
+        endpoint=url(generation),
         model=plan.served_name,
         image=plan.image,
+        health=_last_health(context, generation),
+        # While it is started, its files are not yet what they will be.
+        drift=drift(context, generation, seen, container.pid if container else 0)
+        if generation.outcome.state != "starting"
+        else (),
     )
 
 
-def check(context: Context, stack: str, *, answer_timeout_s: float) -> CheckReport:
-    """Unit, endpoint, model and one completion; what fails comes first."""
-    generation = installed_generation(context, stack)
-    plan = generation.plan
-    seen = context.systemd.show(generation.units.service, *_PROPERTIES)
-    active = seen.get("ActiveState") == "active"
-    results = [
-        Result(
-            name="unit",
-            status="ok" if active else "fail",
-            expected="active",
-            actual=seen.get("ActiveState"),
-            evidence=None if active else f"result {seen.get('Result')}",
-            remedy=None if active else f"stackctl logs {stack}; stackctl restart {stack}",
-        )
-    ]
-    if active:
-        health_path = engine(plan.engine).health_path
-        results += endpoint.check(
-            plan.port, health_path, plan.served_name, answer_timeout_s=answer_timeout_s
-        )
-        restarts = seen.get("NRestarts", "0")
-        if restarts not in ("0", ""):
-            results.append(
-                Result(
-                    name="restarts",
-                    status="warn",
-                    expected="0",
-                    actual=restarts,
-                    remedy=f"stackctl logs {stack} tells why",
-                )
-            )
-    order = {"fail": 0, "warn": 1}
-    results.sort(key=lambda result: order.get(result.status, 2))
-    return CheckReport(stack=stack, results=tuple(results))
-
-
-def _state(generation: Generation, seen: dict[str, str]) -> StackState:
+def _state(
+    context: Context, generation: Generation, seen: Mapping[str, str]
+) -> tuple[StackState, str | None]:
+    """The state, and why where it is not well."""
     match seen.get("ActiveState"):
         case "activating" | "reloading":
-            return "starting"
+            failing = seen.get("SubState") == "auto-restart" or seen.get("NRestarts", "0") != "0"
+            return "starting", _why_failed(context, generation, seen) if failing else None
         case "failed":
-            return "failed"
+            why = _why_failed(context, generation, seen)
+            starts = _gave_up_after(seen)
+            return ("crash loop", f"gave up after {starts}: {why}") if starts else ("failed", why)
         case "active":
-            path = engine(generation.plan.engine).health_path
-            alive = endpoint.liveness(generation.plan.port, path)
-            return "ready" if alive == "ready" else "not answering"
+            return _answering(context, generation, seen)
         case _:
-            return "stopped"
+            return "stopped", None
+
+
+def _gave_up_after(seen: Mapping[str, str]) -> str | None:
+    """How often it was started, if systemd gave up; systemd keeps the first Result, so count."""
+    restarts, burst = seen.get("NRestarts", ""), seen.get("StartLimitBurst", "")
+    if seen.get("Result") == "start-limit-hit":
+        return f"{burst} starts"
+    if restarts.isdecimal() and burst.isdecimal() and 0 < int(burst) <= int(restarts):
+        return f"{burst} starts"
+    return None
+
+
+def _why_failed(context: Context, generation: Generation, seen: Mapping[str, str]) -> str:
+    since = time.time() - time.monotonic()
+    since += int(seen.get("InactiveExitTimestampMonotonic") or 0) / 1e6
+    identifier = render.log_identifier(generation.stack, generation.number)
+    lines = context.systemd.journal(generation.units.service, identifier, since=since)
+    return cause_of(engine(generation.plan.engine).failure(lines), seen)
+
+
+def _answering(
+    context: Context, generation: Generation, seen: Mapping[str, str]
+) -> tuple[StackState, str | None]:
+    path, started = engine(generation.plan.engine).health_path, time.monotonic()
+    alive = endpoint.liveness(generation.plan.listens, path, timeout_s=_ANSWER_S)
+    if alive == "ready":
+        return "ready", None
+    if alive in _SAYS:
+        return "not answering", _SAYS[alive]
+    now = context.systemd.show(generation.units.service, "CPUUsageNSec")
+    used, passed = cpu_seconds(seen, now), time.monotonic() - started
+    if used is None:
+        return "not answering", None
+    if used >= passed / 10:
+        return "not answering", f"but busy: {used:.1f} s of processor time in {passed:.1f} s"
+    return "not answering", "and it does not compute"
+
+
+def cpu_seconds(before: Mapping[str, str], after: Mapping[str, str]) -> float | None:
+    """Processor time between two looks at a unit's CPUUsageNSec; None where it is not counted."""
+    one, two = before.get("CPUUsageNSec", ""), after.get("CPUUsageNSec", "")
+    if not (one.isdecimal() and two.isdecimal()):
+        return None
+    return max(0, int(two) - int(one)) / 1e9
+
+
+def _last_health(context: Context, generation: Generation) -> Health | None:
+    """What a check saw last of this generation; None where the history cannot be read."""
+    try:
+        seen = health.last(context.paths.state, generation.stack)
+    except StackctlError as error:
+        context.report.warn(error.message, error.hint)
+        return None
+    return seen if seen is not None and seen.generation in (None, generation.number) else None

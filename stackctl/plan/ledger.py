@@ -22,6 +22,7 @@ def claim_of(plan: Plan) -> Claim:
         memory_bytes=main.total_bytes if main is not None else 0,
         gpus=gpus,
         port=plan.port,
+        engine_port=plan.engine_port,
     )
 
 
@@ -47,4 +48,4 @@ def claimed_memory(claims: Sequence[Claim]) -> int:
 
 def port_owner(claims: Sequence[Claim], port: int) -> str | None:
     """The stack that claims a port."""
-    return next((claim.stack for claim in claims if claim.port == port), None)
+    return next((claim.stack for claim in claims if port in (claim.port, claim.engine_port)), None)

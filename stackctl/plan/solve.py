@@ -45,6 +45,10 @@ class Known:
     claims: tuple[Claim, ...] = ()
     calibrations: tuple[Calibration, ...] = ()
     deadline_s: float | None = None
+    #: A private port for the engine behind a front door; None: the engine has the profile's port.
+    engine_port: int | None = None
+    #: Why there is a front door or none; None where that was not looked at.
+    door_reason: str | None = None
 
 
 def solve(*, host: Host, model: Model, profile: Profile, known: Known) -> Plan:
@@ -131,7 +135,8 @@ def _plan(
         memory_limit_bytes=main.bytes,
         model_path=_model_path(model),
         served_name=served,
-        port=port,
+        port=known.engine_port or port,
+        behind_door=known.engine_port is not None,
         gpus=placed.gpus,
         gpu_limit_bytes=on_gpu.bytes if on_gpu else None,
         gpu_claimed_bytes=on_gpu.claimed if on_gpu else 0,
@@ -170,6 +175,7 @@ def _plan(
                 reason="read from the image's own help" if facts else "image not inspected",
                 source="measured" if facts else "derived",
             ),
+            *_door(profile, known),
             *placed.decisions,
             *(
                 Decision(field=o.name, value=o.value, reason=_auto(o, asked), source=o.source)
@@ -188,8 +194,22 @@ def _plan(
         model=model,
         served_name=served,
         port=port,
+        engine_port=known.engine_port,
         memlock_bytes=host.limits.memlock_bytes if _locks(options) else None,
         timing=timing,
+    )
+
+
+def _door(profile: Profile, known: Known) -> tuple[Decision, ...]:
+    if known.door_reason is None:
+        return ()
+    return (
+        Decision(
+            field="front-door",
+            value=profile.port or 8080 if known.engine_port else "none",
+            reason=known.door_reason,
+            source=_source(profile, "front_door") if profile.front_door != "auto" else "derived",
+        ),
     )
 
 

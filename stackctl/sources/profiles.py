@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import difflib
+import ipaddress
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -19,6 +19,7 @@ from stackctl.values.profile import (
     NAME_PATTERN,
     EngineArgument,
     Objective,
+    Overrides,
     PlacementWish,
     Profile,
     ProfileFile,
@@ -30,16 +31,6 @@ _UNKNOWN = re.compile(r"unknown field `(?P<key>[^`]*)`")
 _AT = re.compile(r" - at `(?P<path>\$[^`]*)`$")
 #: Keys of a profile that --set may change: settings, and the few that are not per objective.
 _SETTABLE = (*Settings.__struct_fields__, "engine")
-
-
-@dataclass(frozen=True)
-class Overrides:
-    """What the command line says: ``sets`` are KEY=VALUE texts, the rest options by name."""
-
-    sets: tuple[str, ...] = ()
-    model: str | None = None
-    objective: str | None = None
-    name: str | None = None
 
 
 class Profiles:
@@ -265,6 +256,9 @@ def _apply(name: str, chain: list[tuple[Path, dict[str, Any]]], overrides: Overr
         gpu_reserve_bytes=parse_bytes(settings.gpu_reserve or "4 GiB"),
         slo=settings.slo or Slo(),
         port=settings.port,
+        address=_address(settings.address),
+        api_key=settings.api_key or False,
+        front_door=settings.front_door or "auto",
         served_name=settings.served_name,
         placement=settings.placement or PlacementWish(),
         engine_args=tuple(
@@ -274,6 +268,20 @@ def _apply(name: str, chain: list[tuple[Path, dict[str, Any]]], overrides: Overr
         overrides=keys,
         files=tuple(str(path) for path, _ in chain),
     )
+
+
+def _address(text: str | None) -> str:
+    """An address to listen on, in its usual form. Names are refused: they may change."""
+    if text is None:
+        return "127.0.0.1"
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise StackctlError(
+            f"address: {text!r} is not an IP address",
+            hint="127.0.0.1 for this machine only, 0.0.0.0 for all its addresses",
+            exit_code=ExitCode.USAGE,
+        ) from None
 
 
 def _values(value: Any) -> tuple[bool | int | float | str, ...] | None:
@@ -302,7 +310,7 @@ def _overrides(overrides: Overrides) -> tuple[dict[str, Any], tuple[str, ...]]:
                 head, _SETTABLE, f"engine options go under engine_args: --set engine_args.{text}"
             )
             raise StackctlError(f"--set {key}: no such key", hint=hint, exit_code=ExitCode.USAGE)
-        parsed = strictyaml.scalar(value, where=f"--set {key}")
+        parsed = strictyaml.scalar(value, where=f"--set {key}", key=head)
         if head == "engine_args":
             check_argument_name(
                 rest[0],

@@ -17,6 +17,8 @@ from stackctl.errors import ExitCode, StackctlError
 _DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?(0|[1-9][0-9]*)\.[0-9]+([eE][-+]?[0-9]+)?")
 _TAG = "tag:yaml.org,2002:"
+#: Keys whose values are these very words, so that no reader can take them for anything else.
+_SWITCHES = ("front_door",)
 #: Deeper than any profile can be; bounds the recursion.
 _MOST_DEPTH = 20
 
@@ -86,8 +88,10 @@ def load(text: str, *, where: str) -> Document:
     return Document(data, document.lines, where)
 
 
-def scalar(text: str, *, where: str) -> Any:
-    """The value of one scalar given on the command line, by the same rules."""
+def scalar(text: str, *, where: str, key: str | None = None) -> Any:
+    """The value of one scalar given on the command line for a key, by the same rules."""
+    if key in _SWITCHES and text in ("on", "off"):
+        return text
     return load(text, where=where).data if text.strip() else ""
 
 
@@ -155,6 +159,8 @@ def _scalar(node: yaml.ScalarNode, path: Path, document: Document) -> Any:
     if kind == "bool":
         if text in ("true", "false"):
             return text == "true"
+        if path and path[-1] in _SWITCHES and text in ("on", "off"):
+            return text
         meant = "true" if text.lower() in ("yes", "on", "y", "true") else "false"
         raise document.error(
             path,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import re
 from pathlib import Path
 
 import msgspec
 
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.machine.files import write_atomically
+from stackctl.machine.files import sync_folder, write_atomically
+from stackctl.machine.private import private_folder
 from stackctl.values.base import from_json, to_json
 from stackctl.values.generation import Generation, Outcome, State
 
@@ -22,7 +25,26 @@ class Generations:
     def numbers(self, stack: str) -> tuple[int, ...]:
         """Numbers of the stored generations of a stack, oldest first."""
         found = (path.stem for path in (self._folder / stack).glob("*.json"))
-        return tuple(sorted(int(stem) for stem in found if stem.isdecimal()))
+        return tuple(sorted(int(stem) for stem in found if re.fullmatch("[1-9][0-9]{0,8}", stem)))
+
+    def stacks(self) -> tuple[str, ...]:
+        """Names of the stacks of which generations are stored."""
+        found = (path.parent.name for path in self._folder.glob("*/*.json"))
+        return tuple(name for name in sorted(set(found)) if self.numbers(name))
+
+    def good_before(self, stack: str, number: int | None) -> Generation | None:
+        """The newest generation before that one (None: of all) that was ready once.
+
+        This is what a rollback goes back to.
+        """
+        for older in reversed(self.numbers(stack)):
+            if number is None or older < number:
+                # One that cannot be read cannot be gone back to.
+                with contextlib.suppress(StackctlError):
+                    generation = self.read(stack, older)
+                    if generation.outcome.state in ("ready", "replaced", "stopped"):
+                        return generation
+        return None
 
     def read(self, stack: str, number: int) -> Generation:
         """One generation.
@@ -54,16 +76,32 @@ class Generations:
     def write(self, generation: Generation) -> None:
         """Store a generation; not readable by others, since plans name paths."""
         path = self._path(generation.stack, generation.number)
+        private_folder(path.parent)
         write_atomically(path, to_json(generation), mode=0o600)
 
     def finish(self, generation: Generation, state: State, **outcome: object) -> Generation:
-        """Store a generation with a new outcome; the rest of it never changes."""
+        """Store a generation with a new outcome; the rest of it never changes.
+
+        One that ends after it served keeps how long it took and what its engine said.
+        """
+        ended = Outcome(state=state, changed=now())
+        if state in ("replaced", "stopped"):
+            before = generation.outcome
+            ended = msgspec.structs.replace(ended, ready_s=before.ready_s, report=before.report)
         changed = msgspec.structs.replace(
-            generation,
-            outcome=msgspec.convert({"state": state, "changed": now(), **outcome}, Outcome),
+            generation, outcome=msgspec.structs.replace(ended, **outcome)
         )
         self.write(changed)
         return changed
+
+    def remove(self, stack: str, number: int) -> None:
+        """Remove one generation for good; it need not be readable."""
+        path = self._path(stack, number)
+        try:
+            path.unlink(missing_ok=True)
+            sync_folder(path.parent)
+        except OSError as error:
+            raise StackctlError(f"cannot remove {path}: {error.strerror}") from None
 
     def _path(self, stack: str, number: int) -> Path:
         return self._folder / stack / f"{number}.json"

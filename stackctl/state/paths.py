@@ -29,6 +29,10 @@ class Paths:
         """The lock that every writer of this scope holds."""
         return self.runtime / "lock"
 
+    def door_folder(self, stack: str) -> Path:
+        """Folder of what a stack's front door reads."""
+        return self.state / "doors" / stack
+
     def unit_folder(self, stack: str) -> Path:
         """Folder of a stack's unit files."""
         return self.units / stack

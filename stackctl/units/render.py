@@ -13,7 +13,7 @@ import msgspec
 from stackctl.engines import engine as find_engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.resources import data_folder
-from stackctl.units import quoting
+from stackctl.units import healthcheck, quoting
 from stackctl.units.quadlet import Keys, parse_version
 from stackctl.values.claim import Claim
 from stackctl.values.host import UNLIMITED
@@ -24,6 +24,9 @@ from stackctl.values.unit import UnitFile, UnitSet
 RESTARTS = 3
 RESTART_PAUSE_S = 5
 _GENERATION = re.compile(r"^Generation=(\d+)$", re.MULTILINE)
+_IDENTIFIER = re.compile(r"^SyslogIdentifier=.*$", re.MULTILINE)
+_CONTAINER = re.compile(r"^ContainerName=.*$", re.MULTILINE)
+_INSTALL = re.compile(r"^\[Install\]\nWantedBy=.*\n\n?", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,21 @@ class Target:
     claim: Claim
 
 
+#: A stack's engine lives in one of two slots, so that a new generation can be installed, and where
+#: memory allows it run, beside the one that serves. No stack name has an underscore.
+SLOTS = ("", "_b")
+
+
+def engine_names(stack: str) -> tuple[str, ...]:
+    """Names of the units that may hold a stack's engine."""
+    return tuple(f"{stack}{slot}" for slot in SLOTS)
+
+
+def service_name(unit: str) -> str:
+    """The systemd service that Quadlet makes of a unit."""
+    return f"{unit}.service"
+
+
 def require_launchable(plan: Plan) -> None:
     """Raise StackctlError (exit 5) for what can be planned but not rendered."""
     if plan.placement.gpus or plan.engine == "vllm":
@@ -52,34 +70,31 @@ def require_launchable(plan: Plan) -> None:
         )
 
 
-def service_name(stack: str) -> str:
-    """The systemd service of a stack."""
-    return f"{stack}.service"
-
-
-def render(plan: Plan, target: Target, generation: int) -> UnitSet:
-    """The unit files of one generation of a stack.
+def render(plan: Plan, target: Target, generation: int, unit: str | None = None) -> UnitSet:
+    """The unit files of one generation of a stack; ``unit`` is its slot's name (None: the first).
 
     Raises:
         StackctlError: exit 2 for values that a unit cannot hold, 5 for plans that cannot be
             launched, 6 for a Podman without Quadlet.
     """
     require_launchable(plan)
+    unit = unit or plan.stack
     keys = Keys(parse_version(target.podman))
-    template = _environment().get_template("engine.container.j2")
+    template = environment().get_template("engine.container.j2")
     memlock = plan.memlock_bytes
+    health_path = find_engine(plan.engine).health_path
     text = template.render(
         plan=plan,
         target=target,
         generation=generation,
-        container=container_name(plan.stack),
+        container=container_name(unit),
         arguments=(*target.program, *plan.argv[1:]),
         mounts=[
             (file.path, quoting.volume(file.path, f"/models/{file.path.rpartition('/')[2]}", "ro"))
             for file in plan.model.files
         ],
-        health=f"curl --fail --silent --show-error --max-time 5 "
-        f"http://127.0.0.1:{plan.port}{find_engine(plan.engine).health_path}",
+        startup=healthcheck.startup_command(plan.listens, health_path),
+        health=healthcheck.command(plan.listens, health_path),
         claim=json.dumps(msgspec.to_builtins(target.claim), ensure_ascii=True),
         memlock=None if memlock is None else "-1" if memlock == UNLIMITED else str(memlock),
         restarts=RESTARTS,
@@ -93,15 +108,41 @@ def render(plan: Plan, target: Target, generation: int) -> UnitSet:
     )
     return UnitSet(
         stack=plan.stack,
-        service=service_name(plan.stack),
-        container=container_name(plan.stack),
-        files=(UnitFile(name=f"{plan.stack}.container", text=text),),
+        service=service_name(unit),
+        container=container_name(unit),
+        files=(UnitFile(name=file_name(unit), text=text),),
     )
 
 
-def container_name(stack: str) -> str:
-    """The container's name; constant, so that a reloaded unit can still stop an older one."""
-    return f"stackctl-{stack}"
+def relabel(units: UnitSet, generation: int, unit: str) -> UnitSet:
+    """Stored text under another number and in another slot; nothing else of it changes."""
+    (file,) = units.files
+    text = _GENERATION.sub(f"Generation={generation}", file.text)
+    identifier = log_identifier(units.stack, generation)
+    text = _IDENTIFIER.sub(f"SyslogIdentifier={identifier}", text)
+    text = _CONTAINER.sub(f"ContainerName={container_name(unit)}", text)
+    return UnitSet(
+        stack=units.stack,
+        service=service_name(unit),
+        container=container_name(unit),
+        files=(UnitFile(name=file_name(unit), text=text),),
+    )
+
+
+def pending(units: UnitSet) -> tuple[UnitFile, ...]:
+    """The files as they are installed until the generation has proven itself: not started at boot,
+    when the one that it replaces will be."""
+    return tuple(UnitFile(name=file.name, text=_INSTALL.sub("", file.text)) for file in units.files)
+
+
+def file_name(unit: str) -> str:
+    """The file of a unit."""
+    return f"{unit}.container"
+
+
+def container_name(unit: str) -> str:
+    """The container's name."""
+    return f"stackctl-{unit}"
 
 
 def log_identifier(stack: str, generation: int) -> str:
@@ -109,14 +150,14 @@ def log_identifier(stack: str, generation: int) -> str:
     return f"{stack}-g{generation}"
 
 
-def without_generation(text: str) -> str:
-    """The text of a unit without its number, to tell whether two say the same.
+def without_labels(text: str) -> str:
+    """The text of a unit without its number and slot, to tell whether two say the same.
 
     Nor with its time limits: how long a start may take is no reason for another one.
     """
     text = _GENERATION.sub("Generation=", text)
     text = re.sub(r"^(TimeoutStartSec|StartLimitIntervalSec)=.*$", r"\1=", text, flags=re.MULTILINE)
-    return re.sub(r"^SyslogIdentifier=.*$", "SyslogIdentifier=", text, flags=re.MULTILINE)
+    return _CONTAINER.sub("ContainerName=", _IDENTIFIER.sub("SyslogIdentifier=", text))
 
 
 def generation_of(text: str) -> int | None:
@@ -131,8 +172,9 @@ def profile_of(text: str) -> str | None:
     return match[1] if match else None
 
 
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """Where templates come from, with the filters and tests they use."""
+    found = jinja2.Environment(
         loader=jinja2.FileSystemLoader(data_folder("templates")),
         undefined=jinja2.StrictUndefined,
         autoescape=False,  # unit files, not HTML
@@ -140,8 +182,8 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["text"] = quoting.text
-    environment.filters["mount_point"] = quoting.mount_point
-    environment.tests["plain_path"] = quoting.is_plain_path
-    environment.globals["log_identifier"] = log_identifier
-    return environment
+    found.filters["text"] = quoting.text
+    found.filters["mount_point"] = quoting.mount_point
+    found.tests["plain_path"] = quoting.is_plain_path
+    found.globals["log_identifier"] = log_identifier
+    return found

@@ -13,10 +13,11 @@ class GpuShare(Value, frozen=True, kw_only=True):
 
 
 class Claim(Value, frozen=True, kw_only=True):
-    """One stack's share: CPUs (kernel list), main memory, GPU memory and its port."""
+    """One stack's share: CPUs (kernel list), main memory, GPU memory and its ports."""
 
     stack: str
     cpus: str = ""
     memory_bytes: int = 0
     gpus: tuple[GpuShare, ...] = ()
     port: int | None = None
+    engine_port: int | None = None

@@ -5,32 +5,56 @@ from __future__ import annotations
 from typing import Literal
 
 from stackctl.values.base import Value
+from stackctl.values.door import Door
 from stackctl.values.host import Host
-from stackctl.values.plan import Plan
+from stackctl.values.plan import Decision, Plan
+from stackctl.values.profile import Overrides, Profile
 from stackctl.values.unit import UnitSet
 
 State = Literal["starting", "ready", "failed", "interrupted", "stopped", "replaced"]
+Operation = Literal["up", "switch", "rollback"]
+
+
+class Fact(Value, frozen=True, kw_only=True):
+    """One thing that the engine said of itself once it ran, e.g. its context length."""
+
+    name: str
+    value: str
 
 
 class Outcome(Value, frozen=True, kw_only=True):
-    """How a generation ended up, and when (UTC, ISO 8601)."""
+    """How a generation ended up, and when (UTC, ISO 8601).
+
+    ``report`` is what the engine said of itself when it was ready.
+    """
 
     state: State
     changed: str
     message: str | None = None
     ready_s: float | None = None
+    report: tuple[Fact, ...] = ()
 
 
 class Generation(Value, frozen=True, kw_only=True):
-    """Everything about one deployment; only ``outcome`` changes after it is first written."""
+    """Everything about one deployment; only ``outcome`` changes after it is first written.
+
+    ``of`` is the generation whose stored text a rollback reinstalled, ``asked`` what the command
+    line said of the profile, ``strategy`` how it took over from the generation before it.
+    """
 
     schema: Literal["stackctl.generation/1"] = "stackctl.generation/1"
     number: int
     stack: str
     created: str
+    operation: Operation = "up"
+    of: int | None = None
     image: str
     image_id: str
     units: UnitSet
+    door: Door | None = None
     plan: Plan
+    profile: Profile | None = None
+    asked: Overrides = Overrides()
+    strategy: Decision | None = None
     host: Host
     outcome: Outcome

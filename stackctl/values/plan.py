@@ -107,7 +107,15 @@ class Plan(Value, frozen=True, kw_only=True):
     decisions: tuple[Decision, ...]
     model: Model
     served_name: str
+    #: Where clients ask.
     port: int
+    #: The engine's own port on loopback, where a front door has the one above.
+    engine_port: int | None = None
     #: The locked-memory limit the engine needs; None when it locks nothing.
     memlock_bytes: int | None = None
     timing: Timing
+
+    @property
+    def listens(self) -> int:
+        """The port on which the engine itself listens."""
+        return self.engine_port or self.port

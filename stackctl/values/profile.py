@@ -73,7 +73,21 @@ class Settings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_de
         str | None, Meta(description="GPU memory left free, e.g. 4 GiB (the default)")
     ] = None
     slo: Slo | None = None
-    port: Annotated[Port | None, Meta(description="TCP port on 127.0.0.1")] = None
+    port: Annotated[Port | None, Meta(description="TCP port that clients use")] = None
+    address: Annotated[
+        str | None,
+        Meta(description="where it listens: 127.0.0.1; any other address needs api_key and a door"),
+    ] = None
+    api_key: Annotated[
+        bool | None, Meta(description="ask clients for a key (stackctl key); needs the front door")
+    ] = None
+    front_door: Annotated[
+        Literal["auto", "on", "off"] | None,
+        Meta(
+            description="HAProxy before the engine, so that requests wait during a switch; "
+            "auto: where its image is here"
+        ),
+    ] = None
     served_name: Annotated[
         str | None, Meta(description="the model's name in the API; default: the file's name")
     ] = None
@@ -107,6 +121,16 @@ class ProfileFile(Settings, kw_only=True, forbid_unknown_fields=True, omit_defau
     objectives: Objectives = msgspec.field(default_factory=Objectives)
 
 
+class Overrides(Value, frozen=True, kw_only=True):
+    """What the command line says of a profile: ``sets`` are KEY=VALUE texts, the rest options by
+    name. Kept with a generation, so that a switch can ask for the same again."""
+
+    sets: tuple[str, ...] = ()
+    model: str | None = None
+    objective: str | None = None
+    name: str | None = None
+
+
 class EngineArgument(Value, frozen=True, kw_only=True):
     """One explicit engine option, its long name without dashes, and the values it is given.
 
@@ -138,6 +162,9 @@ class Profile(Value, frozen=True, kw_only=True):
     gpu_reserve_bytes: int = 4 * 2**30
     slo: Slo = Slo()
     port: int | None = None
+    address: str = "127.0.0.1"
+    api_key: bool = False
+    front_door: Literal["auto", "on", "off"] = "auto"
     served_name: str | None = None
     placement: PlacementWish = PlacementWish()
     engine_args: tuple[EngineArgument, ...] = ()

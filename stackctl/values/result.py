@@ -8,7 +8,6 @@ from stackctl.values.base import Value
 from stackctl.values.unit import UnitFile
 
 Status = Literal["ok", "warn", "fail", "skip", "info"]
-StackState = Literal["ready", "starting", "failed", "stopped", "not answering", "unknown"]
 
 
 class Result(Value, frozen=True, kw_only=True):
@@ -30,38 +29,20 @@ class CheckReport(Value, frozen=True, kw_only=True):
     results: tuple[Result, ...]
 
 
+class ChecksReport(Value, frozen=True, kw_only=True):
+    """Results of ``stackctl check --all``, one report a stack."""
+
+    schema: Literal["stackctl.checks/1"] = "stackctl.checks/1"
+    scope: Literal["user", "system"]
+    stacks: tuple[CheckReport, ...]
+
+
 class DoctorReport(Value, frozen=True, kw_only=True):
     """Results of ``stackctl doctor``, most important first."""
 
     schema: Literal["stackctl.doctor/1"] = "stackctl.doctor/1"
     profile: str | None = None
     results: tuple[Result, ...]
-
-
-class StackStatus(Value, frozen=True, kw_only=True):
-    """What is true of one stack now; ``unknown`` when its record cannot be read."""
-
-    stack: str
-    profile: str | None = None
-    objective: str | None = None
-    engine: str | None = None
-    generation: int | None = None
-    state: StackState
-    unit: str
-    unit_state: str | None = None
-    since: str | None = None
-    restarts: int | None = None
-    endpoint: str | None = None
-    model: str | None = None
-    image: str | None = None
-
-
-class StatusReport(Value, frozen=True, kw_only=True):
-    """All stacks of one scope."""
-
-    schema: Literal["stackctl.status/1"] = "stackctl.status/1"
-    scope: Literal["user", "system"]
-    stacks: tuple[StackStatus, ...]
 
 
 class UnitsReport(Value, frozen=True, kw_only=True):

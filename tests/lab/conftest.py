@@ -129,7 +129,7 @@ class Seat:
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
-    """The booted lab: engine image loaded for root and lab, stackctl installed."""
+    """The booted lab: images loaded for root and lab, stackctl installed."""
     try:
         need_root()
     except LabError as error:
@@ -141,6 +141,7 @@ def lab() -> Iterator[Lab]:
             booted = stack.enter_context(Lab())
             for name in STORE_USERS:
                 booted.load_image(name)
+                booted.load_door(name)
         except LabError as error:
             pytest.fail(f"the lab cannot be built: {error}")
         yield booted

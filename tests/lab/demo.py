@@ -131,7 +131,8 @@ class InLab:
                 self._lab = None
             if self._lab is None:
                 shown.note("booting")
-                self._lab = Lab.start_detached(self._folder, private_network=False)
+                # Its profile has no front door.
+                self._lab = Lab.start_detached(self._folder, private_network=False, door=False)
                 (self._folder / "code").write_text(self._code(self._lab))
             shown.done(self.describe())
 

@@ -46,8 +46,10 @@ from .host import (
 from .supervise import cgroup_name, own_cgroup, remove_cgroups
 
 IMAGE = "localhost/stackctl/llama-cpp:latest"
+DOOR_IMAGE = "localhost/stackctl/haproxy:latest"
 MODEL_PATH = f"/srv/models/{trees.MODEL}"
 ARCHIVE_PATH = "/srv/images/engine.tar"
+DOOR_ARCHIVE_PATH = "/srv/images/haproxy.tar"
 APP_PATHS = ("/opt/stackctl/app", "/opt/stackctl/deps")
 STORE_USERS = ("root", "lab")
 
@@ -73,16 +75,19 @@ class Lab:
         private_network: bool = True,
         app: bool = True,
         seed: bool = True,
+        door: bool = True,
         folders: Mapping[str, Path] | None = None,
     ) -> None:
         """Prepare a lab; FOLDERS (path in the lab -> folder here) are bound read-only.
 
-        APP installs the project; SEED gives root and lab the engine image from the start.
+        APP installs the project; SEED gives root and lab the images from the start; DOOR
+        means that of the front door too.
         """
         self.private_network = private_network
         self._app = app
         self._seed = seed
         self._folders = dict(folders or {})
+        self._door = door
         self._tree = Path()
         self._folder = Path()
         self._supervisor: subprocess.Popen[bytes] | None = None
@@ -343,14 +348,14 @@ class Lab:
             # Its bus does not listen yet.
             time.sleep(0.05)
 
-    def load_image(self, user: str, archive: str = ARCHIVE_PATH) -> str:
-        """Give podman of that user the engine image, from an archive in the lab; its name."""
-        if self.run(["podman", "image", "exists", IMAGE], user=user).returncode == 0:
-            return IMAGE
+    def load_image(self, user: str, archive: str = ARCHIVE_PATH, image: str = IMAGE) -> str:
+        """Give podman of that user an image, the engine's, from an archive in the lab; its name."""
+        if self.run(["podman", "image", "exists", image], user=user).returncode == 0:
+            return image
         kind = self.run(["tar", "-tf", archive, "manifest.json"]).returncode
         kind = kind and self.run(["tar", "-tf", archive, "oci-layout"]).returncode
         if kind:
-            words = ["podman", "import", "--quiet", archive, IMAGE]
+            words = ["podman", "import", "--quiet", archive, image]
             self.run(words, user=user, timeout=300, check=True)
         else:
             words = ["podman", "load", "--quiet", "--input", archive]
@@ -358,9 +363,15 @@ class Lab:
             found = re.search(r"Loaded image[^:]*: *(\S+)", out)
             if not found:
                 raise LabError(f"podman load did not name what it loaded: {out}")
-            if found[1] != IMAGE:
-                self.run(["podman", "tag", found[1], IMAGE], user=user, check=True)
-        return IMAGE
+            if found[1] != image:
+                self.run(["podman", "tag", found[1], image], user=user, check=True)
+        return image
+
+    def load_door(self, user: str) -> str | None:
+        """Give podman of that user the image of the front door; None where there is none."""
+        if self._door_archive() is None:
+            return None
+        return self.load_image(user, DOOR_ARCHIVE_PATH, DOOR_IMAGE)
 
     # Inside
 
@@ -421,6 +432,8 @@ class Lab:
         """What is bound into the lab, and which code of it is still to be compiled."""
         binds = [(str(trees.fetch_model()), MODEL_PATH, False)]
         binds.append((str(self._archive()), ARCHIVE_PATH, False))
+        if door := self._door_archive():
+            binds.append((str(door), DOOR_ARCHIVE_PATH, False))
         for path, source in self._folders.items():
             binds.append((str(source.resolve()), path, False))
         stale = {}
@@ -447,22 +460,45 @@ class Lab:
         chosen = os.environ.get("LAB_IMAGE")
         if chosen:
             return Path(chosen).resolve()
-        if os.environ.get("LAB_ROOT"):
-            for place in ("srv", "var/lib", "opt", "root"):
-                for folder, _names, files in os.walk(self._tree / place):
-                    for name in sorted(files):
-                        if re.search(r"\.(tar|tgz|tar\.(gz|xz|zst))$", name):
-                            return Path(folder, name)
-        return trees.build_engine_archive()
+        brought = [path for path in self._archives() if "haproxy" not in path.name]
+        return brought[0] if brought else trees.build_engine_archive()
+
+    def _door_archive(self) -> Path | None:
+        """The image of the front door: in the tree, or our own; a foreign tree may go without."""
+        if not self._door:
+            return None
+        if brought := [path for path in self._archives() if "haproxy" in path.name]:
+            return brought[0]
+        try:
+            return trees.build_door_archive()
+        except LabError as error:
+            if not os.environ.get("LAB_ROOT"):
+                raise
+            say(f"no image of the front door: {error}")
+            self._door = False
+            return None
+
+    def _archives(self) -> list[Path]:
+        """The archives of images that a tree given by the caller holds."""
+        if not os.environ.get("LAB_ROOT"):
+            return []
+        return [
+            Path(folder, name)
+            for place in ("srv", "var/lib", "opt", "root")
+            for folder, _names, files in os.walk(self._tree / place)
+            for name in sorted(files)
+            if re.search(r"\.(tar|tgz|tar\.(gz|xz|zst))$", name)
+        ]
 
     def _seed_stores(self) -> dict[str, Path]:
-        """Storage folders of podman that have the engine image already, by user."""
-        archive = self._archive()
-        facts = archive.stat()
+        """Storage folders of podman that have the images already, by user."""
         status = self._tree / "var/lib/dpkg/status"
-        recipe = [str(self._tree), str(archive), facts.st_size, facts.st_mtime_ns, IMAGE, 1]
+        recipe: list[object] = [str(self._tree), IMAGE, 2]
+        for archive in filter(None, (self._archive(), self._door_archive())):
+            facts = archive.stat()
+            recipe += [str(archive), facts.st_size, facts.st_mtime_ns]
         key = fingerprint(recipe, status if status.exists() else b"")
-        home = cached("store", key, _build_stores)
+        home = cached("store", key, lambda path: _build_stores(path, door=self._door))
         return {user: home / user for user in STORE_USERS}
 
     def _login(self, user: str) -> str:
@@ -556,12 +592,13 @@ def _find_init(launcher: int) -> int:
     return 0
 
 
-def _build_stores(target: Path) -> None:
-    say("importing the engine image for root and lab, once")
-    with Lab(app=False, seed=False) as lab:
+def _build_stores(target: Path, *, door: bool) -> None:
+    say("importing the images for root and lab, once")
+    with Lab(app=False, seed=False, door=door) as lab:
         target.mkdir()
         for user in STORE_USERS:
             lab.load_image(user)
+            lab.load_door(user)
         lab.run(["sync"])
         for user in STORE_USERS:
             (lab._folder / "data" / f"containers-{user}").replace(target / user)

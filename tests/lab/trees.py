@@ -71,10 +71,21 @@ def build_tree() -> Path:
 
 def build_engine_archive() -> Path:
     """A root file system with llama.cpp, as a tar archive to import."""
+    return _build_archive("engine", "llama-cpp")
+
+
+def build_door_archive() -> Path:
+    """A root file system with HAProxy, as a tar archive to import."""
+    return _build_archive("door", "haproxy")
+
+
+def _build_archive(kind: str, image: str) -> Path:
     recipe = CHECKOUT / "stackctl/deploy/imagebuild.py"
     if not recipe.exists():
-        raise LabError(f"no project in {CHECKOUT} to build the engine image: set LAB_IMAGE")
-    return cached("engine", fingerprint(recipe), _build_engine, name="llama-cpp.tar")
+        raise LabError(f"no project in {CHECKOUT} to build images: set LAB_IMAGE")
+    return cached(
+        kind, fingerprint(recipe), lambda path: _build_image(path, image), name=f"{image}.tar"
+    )
 
 
 def fetch_model() -> Path:
@@ -129,10 +140,10 @@ def _build_tree(target: Path) -> None:
     target.chmod(0o755)
 
 
-def _build_engine(target: Path) -> None:
-    words = project("image", "build", "llama-cpp", "--output", str(target))
+def _build_image(target: Path, image: str) -> None:
+    words = project("image", "build", image, "--output", str(target))
     words += [f"--mirror={address}" for address in _need_mmdebstrap()]
-    say("building the engine image (llama.cpp from Debian sid), about 20 s")
+    say(f"building the image of {image} from Debian's packages, about 20 s")
     (call_confined if os.geteuid() == 0 else call)(words)
 
 

@@ -12,7 +12,7 @@ from stackctl.engines import engine
 from stackctl.plan.solve import Known, solve
 from stackctl.resources import data_folder
 from stackctl.sources.catalogue import find_repo, read_entry
-from stackctl.sources.profiles import Overrides, Profiles
+from stackctl.sources.profiles import Profiles
 from stackctl.values.host import (
     L3,
     UNLIMITED,
@@ -29,7 +29,7 @@ from stackctl.values.host import (
 from stackctl.values.measured import EngineFacts, EngineOption
 from stackctl.values.model import KvLayout, Model, ModelFile
 from stackctl.values.plan import Plan
-from stackctl.values.profile import EngineArgument, PlacementWish, Profile
+from stackctl.values.profile import EngineArgument, Overrides, PlacementWish, Profile
 
 MIB, GIB = 2**20, 2**30
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"

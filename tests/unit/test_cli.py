@@ -22,7 +22,9 @@ from samples import GEMMA, HOSTS, IQUEST
 from servers import wait_until
 
 from stackctl import __version__
+from stackctl.cli.image import IMAGES
 from stackctl.cli.main import VERBS, run
+from stackctl.deploy.imagebuild import RECIPES
 from stackctl.machine import runner
 from stackctl.values.base import from_json, to_json
 from stackctl.values.plan import Plan
@@ -34,6 +36,7 @@ ESCAPE = "\x1b"
 GROUPS = {
     "profiles": ("list", "show", "schema"),
     "image": ("build", "load"),
+    "key": ("create", "show", "rotate", "path", "remove"),
     "model": ("show", "catalogue"),
 }
 COMMANDS = [
@@ -186,6 +189,26 @@ def test_without_a_command_the_help_is_shown(cli: Cli) -> None:
     assert cli.err.startswith("Usage: stackctl image")
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "Missing argument '[llama-cpp|haproxy] ARCHIVE'"),
+        (("haproxi", "x.tar"), "'haproxi' is not one of 'llama-cpp', 'haproxy'"),
+        (("absent.tar",), "File 'absent.tar' does not exist"),
+        (("haproxy", "absent.tar"), "File 'absent.tar' does not exist"),
+        (("haproxy", "x.tar", "y.tar"), "unexpected extra argument (y.tar)"),
+    ],
+)
+def test_which_image_an_archive_is(cli: Cli, words: tuple[str, ...], message: str) -> None:
+    assert cli("image", "load", *words) == 2
+    assert message in cli.err
+
+
+def test_what_can_be_built_has_a_recipe() -> None:
+    assert set(IMAGES) == set(RECIPES)
+    assert len({recipe.name for recipe in RECIPES.values()}) == len(RECIPES)
+
+
 def test_version(cli: Cli) -> None:
     assert cli("--version") == 0
     assert cli.out == f"stackctl {__version__}\n"
@@ -299,7 +322,12 @@ def test_profiles_as_documents(cli: Cli) -> None:
 
 def test_status_as_a_document(cli: Cli) -> None:
     assert cli("--user", "status", "--json") == 0
-    assert json.loads(cli.out) == {"schema": "stackctl.status/1", "scope": "user", "stacks": []}
+    assert json.loads(cli.out) == {
+        "schema": "stackctl.status/1",
+        "scope": "user",
+        "guard": None,
+        "stacks": [],
+    }
 
 
 def test_what_is_shown_of_profiles(cli: Cli, place: Path) -> None:

@@ -16,7 +16,7 @@ def ask(
     replies: Mapping[str, Reply], *, name: str = "m", timeout_s: float = 5
 ) -> dict[str, Result]:
     with engine(replies) as server:
-        results = check(server.port, "/health", name, answer_timeout_s=timeout_s)
+        results = check(base_url(server.port), "/health", name, answer_timeout_s=timeout_s)
     assert len({result.name for result in results}) == len(results)
     return {result.name: result for result in results}
 
@@ -24,7 +24,7 @@ def ask(
 def test_a_ready_engine() -> None:
     with engine(READY) as server:
         assert liveness(server.port, "/health") == "ready"
-        results = check(server.port, "/health", "m", answer_timeout_s=5)
+        results = check(base_url(server.port), "/health", "m", answer_timeout_s=5)
         asked = server.requests
     assert [(result.name, result.status) for result in results] == [
         ("endpoint", "ok"), ("model", "ok"), ("answer", "ok")
@@ -43,7 +43,7 @@ def test_a_loading_engine() -> None:
     body = {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}
     with engine({"/health": Reply(body, status=503)}) as server:
         assert liveness(server.port, "/health") == "loading"
-        (result,) = check(server.port, "/health", "m", answer_timeout_s=5)
+        (result,) = check(base_url(server.port), "/health", "m", answer_timeout_s=5)
     assert (result.name, result.status) == ("endpoint", "fail")
     assert result.actual == "HTTP 503, still loading"
     assert result.remedy
@@ -53,7 +53,7 @@ def test_a_stopped_engine() -> None:
     with engine({}) as server:
         port = server.port
     assert liveness(port, "/health") == "closed"
-    (result,) = check(port, "/health", "m", answer_timeout_s=5)
+    (result,) = check(base_url(port), "/health", "m", answer_timeout_s=5)
     assert (result.status, result.actual) == ("fail", "connection refused")
     assert result.expected == f"200 from {base_url(port)}/health"
 
@@ -62,7 +62,7 @@ def test_a_stopped_engine() -> None:
 def test_something_else_on_the_port(status: int) -> None:
     with engine({"/health": Reply("", status=status)}) as server:
         assert liveness(server.port, "/health") == "failing"
-        (result,) = check(server.port, "/health", "m", answer_timeout_s=5)
+        (result,) = check(base_url(server.port), "/health", "m", answer_timeout_s=5)
     assert result.actual == f"HTTP {status}"
 
 

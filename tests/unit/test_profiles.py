@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.resources import data_folder
-from stackctl.sources.profiles import Overrides, Profiles, read_settings_schema
+from stackctl.sources import strictyaml
+from stackctl.sources.profiles import Profiles, read_settings_schema
 from stackctl.values.base import from_json, to_json
-from stackctl.values.profile import EngineArgument, PlacementWish, Profile
+from stackctl.values.profile import EngineArgument, Overrides, PlacementWish, Profile
 
 SHIPPED = data_folder("profiles")
 BASE = "engine: llama.cpp\n"
@@ -383,7 +384,24 @@ def test_the_schema_is_valid_and_documents_the_keys() -> None:
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_schema_accepts_what_is_shipped(path: Path) -> None:
-    jsonschema.validate(yaml.safe_load(path.read_text("utf-8")), SCHEMA)
+    # As editors read it (YAML 1.2): there ``front_door: off`` is a word.
+    data = strictyaml.load(path.read_text("utf-8"), where=path.name).data
+    jsonschema.validate(data, SCHEMA)
+
+
+def test_a_front_door_is_on_or_off(folder: Path) -> None:
+    assert resolve(folder, "p", f"{BASE}front_door: off\n").front_door == "off"
+    assert resolve(folder, "p", BASE, sets=("front_door=on",)).front_door == "on"
+    assert resolve(folder, "p", BASE).front_door == "auto"
+    assert "front_door" in fails(folder, f"{BASE}front_door: true\n").message
+    assert fails(folder, f"{BASE}engine_args: {{flash-attn: on}}\n").hint is not None
+
+
+def test_an_address_is_an_address(folder: Path) -> None:
+    assert resolve(folder, "p", BASE).address == "127.0.0.1"
+    assert resolve(folder, "p", f"{BASE}address: 0.0.0.0\n").address == "0.0.0.0"
+    for text in ("localhost", "1.2.3", "0.0.0.0 # x\n[Service]", "127.0.0.1;"):
+        assert "address" in fails(folder, f"{BASE}address: {text!r}\n").message
 
 
 @pytest.mark.parametrize(

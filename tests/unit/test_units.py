@@ -24,7 +24,7 @@ from stackctl.units.render import (
     profile_of,
     render,
     service_name,
-    without_generation,
+    without_labels,
 )
 from stackctl.values.model import Model, ModelFile
 from stackctl.values.plan import Plan
@@ -415,8 +415,8 @@ def test_all_parts_of_a_sharded_model_are_mounted() -> None:
 def test_the_number_is_not_part_of_what_a_unit_says() -> None:
     first, second = Read(plan(), generation=1).text, Read(plan(), generation=12).text
     assert first != second
-    assert without_generation(first) == without_generation(second)
-    assert without_generation(first) != without_generation(Read(plan(wish=THROUGHPUT)).text)
+    assert without_labels(first) == without_labels(second)
+    assert without_labels(first) != without_labels(Read(plan(wish=THROUGHPUT)).text)
     assert (generation_of(first), generation_of(second), generation_of("")) == (1, 12, None)
     assert (profile_of(first), profile_of("")) == (LATENCY.name, None)
     assert service_name("cpu") == "cpu.service"

@@ -1,0 +1,53 @@
+"""``stackctl guard``."""
+
+from __future__ import annotations
+
+import click
+
+from stackctl.cli.session import Session, timeout_option, verb
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.values.status import Guarded
+
+
+@verb("guard")
+@timeout_option("How long each answer may take; default 30s.")
+@click.option("--install", is_flag=True, help="Do this every minute from now on, by a timer.")
+@click.option("--remove", is_flag=True, help="Do it no more.")
+def command(session: Session, timeout: float | None, install: bool, remove: bool) -> None:
+    """Look after all stacks once: check each, record how it is, restart what is dead.
+
+    Says nothing when all is well, exits 1 when a stack is not. An engine is restarted when at two
+    looks in a row it neither answered nor used a processor; one that is busy answers late, and is
+    left alone, as is what starts or is being changed.
+    """
+    from stackctl.deploy import guardtimer
+    from stackctl.observe.guard import guard
+
+    context = session.context()
+    if install and remove:
+        raise StackctlError("--install or --remove, not both", exit_code=ExitCode.USAGE)
+    if install:
+        for path in guardtimer.install(context, guardtimer.running_program()):
+            session.out.note(f"unit      {path}")
+        session.out.line("guarding all stacks, every minute")
+        return
+    if remove:
+        gone = guardtimer.remove(context)
+        session.out.line("guarding no more" if gone else "there was no guard")
+        return
+    report = guard(context, answer_timeout_s=timeout or 30)
+    wrong = [seen for seen in report.stacks if seen.health and seen.health.status == "fail"]
+    if session.out.json:
+        session.out.data(report)
+    else:
+        for seen in wrong:
+            session.out.line(_text(seen))
+    if wrong:
+        raise click.exceptions.Exit(int(ExitCode.FAILED))
+
+
+def _text(seen: Guarded) -> str:
+    health = seen.health
+    assert health is not None
+    words = f"{seen.stack}   FAIL  {health.name}: {health.message or 'nothing to see'}"
+    return f"{words}; restarted" if seen.action == "restarted" else words

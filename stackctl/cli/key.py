@@ -1,0 +1,139 @@
+"""``stackctl key``."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import click
+
+from stackctl.cli.session import Session, pick_stack, stack_argument, verb, yes_option
+from stackctl.errors import StackctlError
+
+if TYPE_CHECKING:
+    from stackctl.deploy.context import Context
+
+
+@click.group("key")
+def command() -> None:
+    """The API key of a stack, for profiles with api_key: true. Only "show" prints it."""
+
+
+@verb("create")
+@stack_argument
+def create(session: Session, stack: str | None) -> None:
+    """Make the first key of STACK and say where it is stored."""
+    from stackctl.deploy.transaction import writer
+    from stackctl.state import keys
+
+    context = session.context()
+    name = _stack(context, stack)
+    with writer(context, f"key create {name}"):
+        keys.create(context.paths.state, name)
+        _changed(context, "create", name)
+    _tell(session, context, name)
+
+
+@verb("show")
+@stack_argument
+def show(session: Session, stack: str | None) -> None:
+    """Print the newest key of STACK, and nothing else."""
+    from stackctl.state import keys
+    from stackctl.values.history import KeyReport
+
+    context = session.context()
+    name = _stack(context, stack)
+    found = keys.require(context.paths.state, name)
+    if session.out.json:
+        path = str(keys.path(context.paths.state, name))
+        session.out.data(KeyReport(stack=name, path=path, valid=len(found), key=found[0]))
+    else:
+        session.out.line(found[0])
+
+
+@verb("rotate")
+@stack_argument
+@click.option("--keep", is_flag=True, help="The key before stays valid until the next rotate.")
+def rotate(session: Session, stack: str | None, keep: bool) -> None:
+    """Make a new key of STACK; the running front door takes it at once."""
+    from stackctl.deploy.transaction import writer
+    from stackctl.state import keys
+
+    context = session.context()
+    name = _stack(context, stack)
+    with writer(context, f"key rotate {name}"):
+        keys.rotate(context.paths.state, name, keep=keep)
+        _changed(context, "rotate", name)
+    _tell(session, context, name)
+
+
+@verb("path")
+@stack_argument
+def path(session: Session, stack: str | None) -> None:
+    """Print where the key of STACK is stored."""
+    from stackctl.state import keys
+
+    context = session.context()
+    name = _stack(context, stack)
+    keys.require(context.paths.state, name)
+    if session.out.json:
+        _tell(session, context, name)
+    else:
+        session.out.line(str(keys.path(context.paths.state, name)))
+
+
+@verb("remove")
+@stack_argument
+@yes_option
+def remove(session: Session, stack: str | None) -> None:
+    """Remove the keys of STACK: clients that use them are refused from then on."""
+    from stackctl.deploy.transaction import writer
+    from stackctl.state import keys
+
+    context = session.context()
+    name = _stack(context, stack)
+    with writer(context, f"key remove {name}"):
+        if not context.confirm(f"the keys of {name} would be removed"):
+            raise StackctlError("nothing was changed")
+        if not keys.remove(context.paths.state, name):
+            keys.require(context.paths.state, name)  # says that there is none
+        _changed(context, "remove", name)
+    session.out.line(f"{name} has no key any more")
+
+
+for _command in (create, show, rotate, path, remove):
+    command.add_command(_command)
+
+
+def _stack(context: Context, name: str | None) -> str:
+    """The stack that is meant; a key may be made before its first ``up``."""
+    from stackctl.values.profile import NAME_PATTERN
+
+    try:
+        return pick_stack(context, name, past=True)
+    except StackctlError:
+        if name is None or re.fullmatch(NAME_PATTERN.strip("^$"), name) is None:
+            raise
+        return name
+
+
+def _changed(context: Context, what: str, stack: str) -> None:
+    """Put it on record, and have a running front door take the keys as they are now."""
+    from stackctl.deploy import door, record
+
+    record.done(context, f"key {what}", stack)
+    door.reload_keys(context, stack)
+
+
+def _tell(session: Session, context: Context, stack: str) -> None:
+    """Where the keys are; never what they are."""
+    from stackctl.state import keys
+    from stackctl.values.history import KeyReport
+
+    file = keys.path(context.paths.state, stack)
+    valid = len(keys.read(context.paths.state, stack))
+    if session.out.json:
+        session.out.data(KeyReport(stack=stack, path=str(file), valid=valid))
+        return
+    session.out.line(f"{stack}: {valid} {'key is' if valid == 1 else 'keys are'} valid, in {file}")
+    session.out.note(f"stackctl key show {stack} prints it")

@@ -1,0 +1,39 @@
+"""``stackctl prune``."""
+
+from __future__ import annotations
+
+import click
+
+from stackctl.cli.session import Session, pick_stack, stack_argument, verb, yes_option
+
+
+@verb("prune")
+@stack_argument
+@click.option(
+    "--keep",
+    type=click.IntRange(min=1),
+    default=10,
+    metavar="N",
+    help="How many of the newest stay (10).",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be removed, change nothing.")
+@yes_option
+def command(session: Session, stack: str | None, keep: int, dry_run: bool) -> None:
+    """Remove old generations of STACK: their plans and units, not images, models or logs.
+
+    The installed one always stays, and the one that a rollback goes back to.
+    """
+    from stackctl.deploy.prune import prune
+
+    context = session.context()
+    found = prune(context, pick_stack(context, stack, past=True), keep=keep, dry_run=dry_run)
+    if session.out.json:
+        session.out.data(found)
+        return
+    kept = ", ".join(map(str, found.kept)) or "none"
+    if not found.removed:
+        session.out.line(f"{found.stack}: nothing to remove, kept {kept}")
+        return
+    done = "would remove" if dry_run else "removed"
+    removed = ", ".join(map(str, found.removed))
+    session.out.line(f"{found.stack}: {done} {removed}; {'keep' if dry_run else 'kept'} {kept}")

@@ -1,0 +1,46 @@
+"""``stackctl rollback``."""
+
+from __future__ import annotations
+
+import click
+
+from stackctl.cli.session import (
+    Session,
+    drain_option,
+    patience,
+    pick_stack,
+    soak_option,
+    stack_and_numbers,
+    verb,
+    yes_option,
+)
+
+
+@verb("rollback")
+@click.argument("words", metavar="[STACK] [N]", nargs=-1)
+@yes_option
+@click.option("--dry-run", is_flag=True, help="Check everything, change nothing.")
+@click.option("--force", is_flag=True, help="Start even when memory is short.")
+@drain_option
+@soak_option
+def command(
+    session: Session,
+    words: tuple[str, ...],
+    dry_run: bool,
+    force: bool,
+    drain: float | None,
+    soak: float | None,
+) -> None:
+    """Go back to generation N of STACK, or to the last one before the present that was ready.
+
+    Its stored unit is reinstalled as it was, as a new generation; nothing is planned again.
+    """
+    from stackctl.cli.up import show
+    from stackctl.deploy.switch import rollback
+    from stackctl.deploy.transaction import Wish
+
+    context = session.context(recover=not dry_run)
+    stack, numbers = stack_and_numbers(words, 1)
+    wish = Wish(force=force, dry_run=dry_run, patience=patience(drain, soak))
+    number = numbers[0] if numbers else None
+    show(session, context, rollback(context, pick_stack(context, stack), number, wish))

@@ -1,0 +1,51 @@
+"""``stackctl switch``."""
+
+from __future__ import annotations
+
+import click
+
+from stackctl.cli.session import (
+    Session,
+    drain_option,
+    patience,
+    pick_stack,
+    soak_option,
+    timeout_option,
+    verb,
+    yes_option,
+)
+
+
+@verb("switch")
+@click.argument("to", metavar="OBJECTIVE|PROFILE")
+@click.option("--stack", metavar="STACK", help="The stack; needed when there are several.")
+@yes_option
+@click.option("--dry-run", is_flag=True, help="Check everything, change nothing.")
+@click.option("--force", is_flag=True, help="Start even what does not fit.")
+@drain_option
+@soak_option
+@timeout_option("How long the start may take; default: from the model's size.")
+def command(
+    session: Session,
+    to: str,
+    stack: str | None,
+    dry_run: bool,
+    force: bool,
+    drain: float | None,
+    soak: float | None,
+    timeout: float | None,
+) -> None:
+    """Serve a running stack by another OBJECTIVE (latency, throughput) or PROFILE of that stack.
+
+    Model and settings that "up" was given stay. When anything fails, the generation that served is
+    put back.
+    """
+    from stackctl.cli.up import show
+    from stackctl.deploy.switch import stack_of, switch
+    from stackctl.deploy.transaction import Wish
+
+    context = session.context(recover=not dry_run)
+    profiles = session.profiles()
+    name = pick_stack(context, stack or stack_of(context, to, profiles))
+    wish = Wish(deadline_s=timeout, force=force, dry_run=dry_run, patience=patience(drain, soak))
+    show(session, context, switch(context, name, to, profiles, wish))

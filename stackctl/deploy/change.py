@@ -1,0 +1,318 @@
+"""One change of what runs: all of it happens, or the machine is as it was.
+
+Every step is in the journal before it is begun, and ``converge`` makes the machine be one
+generation whatever state it is in. So undoing a change, ending one and recovering from a crash are
+the same: decide which generation wins, and converge to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from stackctl.deploy import door, install, record
+from stackctl.deploy.context import Context
+from stackctl.deploy.start import explain, start_and_wait
+from stackctl.engines import engine as find_engine
+from stackctl.errors import StackctlError
+from stackctl.health import endpoint
+from stackctl.machine import podman, runner
+from stackctl.quantity import format_duration
+from stackctl.state.generations import now
+from stackctl.units import render
+from stackctl.values.generation import Fact, Generation, State
+from stackctl.values.result import Result
+from stackctl.values.transaction import Transaction
+from stackctl.values.unit import UnitFile
+
+_SOAK_POLL_S = 0.25
+_RUNNING = ("active", "activating", "reloading")
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Seconds that a change may take for running requests to end, and for the new engine to prove
+    itself once it serves."""
+
+    drain_s: float = 60.0
+    soak_s: float = 5.0
+
+
+@dataclass(frozen=True)
+class Before:
+    """A stack as it is: the file and unit of its engine, its generation, and its state."""
+
+    file: UnitFile | None
+    unit: str | None
+    generation: Generation | None
+    state: str
+
+    @property
+    def running(self) -> bool:
+        """Whether it serves."""
+        return self.state == "active"
+
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing of it is there that a start could collide with."""
+        return self.state in ("inactive", "failed")
+
+
+def look(context: Context, stack: str) -> Before:
+    """The stack as it is now.
+
+    Raises:
+        StackctlError: it is installed, but nothing (readable) is known of it.
+    """
+    file = install.engine_file(stack, install.installed(context, stack))
+    if file is None:
+        return Before(None, None, None, "inactive")
+    unit = file.name.removesuffix(".container")
+    state = context.systemd.show(render.service_name(unit), "ActiveState")["ActiveState"]
+    number = render.generation_of(file.text)
+    if number is None:
+        raise StackctlError(
+            f"the unit of {stack} was changed by hand: it names no generation",
+            hint=f"stackctl down {stack}, then up again",
+        )
+    if number not in context.generations.numbers(stack):
+        raise StackctlError(
+            f"the record of generation {number} of {stack}, which is installed, is gone",
+            hint=f"stackctl down {stack}, then up again",
+        )
+    generation = context.generations.read(stack, number)
+    return Before(file, unit, generation, state)
+
+
+def carry_out(context: Context, new: Generation, before: Before, patience: Patience) -> Generation:
+    """Put a generation in the place of the one before, or put that back.
+
+    Returns:
+        The generation as stored, ready.
+
+    Raises:
+        StackctlError: why it failed; the stack is then as it was before.
+    """
+    change = Transaction(
+        operation=new.operation,
+        stack=new.stack,
+        before=before.generation.number if before.generation else None,
+        running=before.state in _RUNNING,
+        after=new.number,
+        step="store",
+        started=now(),
+    )
+    context.journal.write(change)
+    try:
+        context.generations.write(new)
+        ready = _exchange(context, change, new, before, patience)
+    except BaseException as error:
+        with uninterrupted():
+            _undo(context, new, before, error)
+        raise
+    with uninterrupted():
+        done = _finish(context, new, before, ready)
+        record.done(context, new.operation, new.stack, generation=new.number)
+        return done
+
+
+def _exchange(
+    context: Context, change: Transaction, new: Generation, before: Before, patience: Patience
+) -> tuple[float, tuple[Fact, ...]]:
+    """Everything up to the point of no return; gives the time to ready and the engine's report."""
+    stack, old, journal = new.stack, before.generation, context.journal
+    beside = new.strategy is not None and new.strategy.value == "side by side"
+    change = journal.step(change, "install")
+    install.add(context, stack, render.pending(new.units))
+    install.assert_loaded(context, new.units)
+    folder = context.paths.unit_folder(stack)
+    context.report.step("unit", str(folder / new.units.files[0].name))
+    if not beside and not before.stopped and before.unit is not None:
+        if old is not None and old.door is not None:
+            change = journal.step(change, "hold")
+            door.hold(context, stack)
+            change = journal.step(change, "drain")
+            door.drain(context, old, patience.drain_s)
+        change = journal.step(change, "stop")
+        context.report.progress("stop", before.unit)
+        context.systemd.stop(render.service_name(before.unit))
+    if old is not None and old.door is not None and new.door is None:
+        # The engine itself takes the port that the door has.
+        change = journal.step(change, "close")
+        door.remove(context, stack)
+    change = journal.step(change, "start")
+    seconds = start_and_wait(context, new, deadline_s=new.plan.timing.deadline_s)
+    context.report.step("ready", format_duration(seconds))
+    change = journal.step(change, "answer")
+    require_answer(context, new)
+    if new.door is not None:
+        change = journal.step(change, "open")
+        door.apply(context, stack, new.door)
+        door.require_answer(context, new)
+        door.tell_waited(context, stack)
+    if beside and old is not None:
+        change = journal.step(change, "drain")
+        door.wait_idle(context, old, patience.drain_s)
+    if not before.stopped:
+        change = journal.step(change, "soak")
+        _soak(context, new, patience.soak_s)
+    report = endpoint.report(new.plan.listens, find_engine(new.plan.engine).reports)
+    # From here on both would start at boot; whoever finds the journal then knows which one it is.
+    change = journal.step(change, "enable")
+    install.add(context, stack, new.units.files)
+    journal.step(change, "commit", committed=True)
+    return seconds, report
+
+
+def _finish(
+    context: Context, new: Generation, before: Before, ready: tuple[float, tuple[Fact, ...]]
+) -> Generation:
+    """Past the point of no return: what fails now is told, and ended by ``recover``."""
+    seconds, report = ready
+    try:
+        converge(context, new.stack, new, running=True)
+        done = context.generations.finish(new, "ready", ready_s=round(seconds, 2), report=report)
+        if before.generation is not None:
+            context.generations.finish(before.generation, "replaced")
+        context.journal.clear()
+    except StackctlError as problem:
+        context.report.warn(f"it serves, but {problem.message}", "stackctl recover")
+        return new
+    return done
+
+
+def require_answer(context: Context, generation: Generation) -> None:
+    """Health, model list and one completion, asked of the engine itself."""
+    plan = generation.plan
+    context.report.progress("answer", "asking for a completion")
+    results = endpoint.check(
+        endpoint.base_url(plan.listens),
+        find_engine(plan.engine).health_path,
+        plan.served_name,
+        answer_timeout_s=plan.timing.deadline_s,
+    )
+    failed = next((result for result in results if result.status == "fail"), None)
+    if failed is not None:
+        raise StackctlError(
+            f"{plan.stack} started, but {failed.name} is wrong: {failed.actual}",
+            details=_evidence(failed),
+            hint=f"log: stackctl logs {plan.stack} --generation {generation.number}",
+        )
+    context.report.step("answer", f"ok     {results[-1].actual}")
+
+
+def _soak(context: Context, generation: Generation, seconds: float) -> None:
+    """Watch the new engine for a while: it must not die of its first real requests."""
+    started, since = time.monotonic(), time.time()
+    engine = find_engine(generation.plan.engine)
+    while (elapsed := time.monotonic() - started) < seconds:
+        context.report.progress("soak", f"{format_duration(elapsed)} of {format_duration(seconds)}")
+        state = context.systemd.show(
+            generation.units.service,
+            "ActiveState", "SubState", "Result", "ExecMainStatus", "NRestarts",
+        )  # fmt: skip
+        if state.get("ActiveState") != "active" or state.get("NRestarts", "0") not in ("0", ""):
+            error = explain(context, generation, engine, state, since - seconds)
+            error.message = error.message.replace("did not start:", "did not last:", 1)
+            raise error
+        time.sleep(_SOAK_POLL_S)
+
+
+def _undo(context: Context, new: Generation, before: Before, error: BaseException) -> None:
+    """Put the machine back as it was; what fails meanwhile is told, and does not hide the error."""
+    stack = new.stack
+    context.report.progress("restore", "stopping")
+    try:
+        converge(context, stack, before.generation, running=before.state in _RUNNING)
+        context.journal.clear()
+    except StackctlError as problem:
+        context.report.warn(f"could not put everything back: {problem.message}", "stackctl recover")
+    message = error.message if isinstance(error, StackctlError) else type(error).__name__
+    state: Literal["failed", "interrupted"] = "failed"
+    if not isinstance(error, Exception):
+        state = "interrupted"
+    settle(context, new, state, message)
+    record.done(context, new.operation, stack, generation=new.number, result=state, message=message)
+
+
+def settle(context: Context, generation: Generation, state: State, message: str) -> None:
+    """Store how a generation ended that never served."""
+    try:
+        if generation.number in context.generations.numbers(generation.stack):
+            context.generations.finish(generation, state, message=message)
+    except StackctlError as problem:
+        context.report.warn(f"the outcome was not stored: {problem.message}")
+
+
+def converge(context: Context, stack: str, winner: Generation | None, *, running: bool) -> None:
+    """Make the stack be this generation and nothing else (None: be gone), whatever it is now.
+
+    Raises:
+        StackctlError: some step failed; calling it again goes on from there.
+    """
+    for unit in render.engine_names(stack):
+        if winner is None or render.service_name(unit) != winner.units.service:
+            _stop_unit(context, unit)
+    if winner is None:
+        door.remove(context, stack)
+        install.remove(context, stack)
+        for unit in render.engine_names(stack):
+            context.systemd.reset_failed(render.service_name(unit))
+        return
+    install.keep_only(context, winner.units)
+    install.assert_loaded(context, winner.units)
+    if running and not _serves(context, winner):
+        # What does not serve may be half started, or half stopped.
+        _stop_unit(context, winner.units.service.removesuffix(".service"))
+        if winner.door is None:
+            door.remove(context, stack)
+        seconds = start_and_wait(context, winner, deadline_s=winner.plan.timing.ceiling_s)
+        context.report.step(
+            "restored", f"generation {winner.number}, answering after {format_duration(seconds)}"
+        )
+    door.apply(context, stack, winner.door)
+
+
+def _serves(context: Context, generation: Generation) -> bool:
+    state = context.systemd.show(generation.units.service, "ActiveState")["ActiveState"]
+    path = find_engine(generation.plan.engine).health_path
+    return state == "active" and endpoint.liveness(generation.plan.listens, path) == "ready"
+
+
+def _stop_unit(context: Context, unit: str) -> None:
+    """Stop a unit, if there is one, and see that nothing of it remains."""
+    service = render.service_name(unit)
+    seen = context.systemd.show(service, "LoadState", "ActiveState")
+    if seen.get("LoadState") == "not-found" and seen.get("ActiveState") == "inactive":
+        # Quadlet's file may be gone while the container runs on.
+        pass
+    elif seen.get("ActiveState") == "activating":
+        context.systemd.abort(service)
+    else:
+        context.systemd.stop(service)
+    # systemd's stop removes the container; a stop that was cut short may have left it.
+    container = render.container_name(unit)
+    if podman.containers(container):
+        runner.run(("podman", "rm", "--force", "--time=5", container))
+    context.systemd.reset_failed(service)
+
+
+def _evidence(result: Result) -> Sequence[str]:
+    lines = (f"expected {result.expected}" if result.expected else None, result.evidence)
+    return [line for line in lines if line]
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ignore Ctrl-C and the like while the machine is put back: half of that is worse than none."""
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    saved = {number: signal.signal(number, signal.SIG_IGN) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in saved.items():
+            signal.signal(number, handler)

@@ -1,0 +1,248 @@
+"""The front door of a stack as it is on the machine: HAProxy's unit, its files, what it does.
+
+The door outlives the engines behind it. A switch tells the running HAProxy where the new engine is
+and writes the same into its configuration, so that it finds it again after a restart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import time
+from pathlib import Path
+
+from stackctl.deploy import install
+from stackctl.deploy.context import Context
+from stackctl.engines import engine as find_engine
+from stackctl.errors import StackctlError
+from stackctl.health import endpoint
+from stackctl.machine import podman, runner
+from stackctl.machine.files import write_atomically
+from stackctl.machine.haproxy import Haproxy
+from stackctl.machine.private import private_folder
+from stackctl.quantity import format_duration
+from stackctl.state import keys
+from stackctl.units import door as units
+from stackctl.units import render
+from stackctl.values.door import Door, key_digest
+from stackctl.values.generation import Generation
+
+_POLL_S = 0.05
+#: HAProxy is up within a fraction of a second; a machine under load may need more.
+_START_S = 30.0
+#: Where the configuration says at which port the engine is.
+_ENGINE = re.compile(r"^ +server engine 127\.0\.0\.1:\d+", re.MULTILINE)
+
+
+def apply(context: Context, stack: str, door: Door | None) -> None:
+    """Make the stack's front door be this one (None: no door), open for requests.
+
+    A door that only leads to another engine is told so while it serves; any other change restarts
+    it, which ends what is waiting in it.
+    """
+    if door is None:
+        remove(context, stack)
+        return
+    files = units.render_door(
+        stack,
+        door,
+        scope=context.paths.scope,
+        podman=podman.version(),
+        folder=str(_folder(context, stack)),
+    )
+    same = _same(files, context, stack)
+    _write(context, stack, files)
+    if door.key:
+        state = context.paths.state
+        _write_keys(context, stack, keys.read(state, stack) or keys.create(state, stack))
+    service = units.door_service(stack)
+    if not same or context.systemd.show(service, "ActiveState")["ActiveState"] != "active":
+        context.report.progress("door", "starting")
+        _restart(context, stack)
+    admin = _admin(context, stack)
+    if admin.state() != "held":
+        admin.hold()
+    admin.point_to(door.engine_port)
+    alive = endpoint.liveness(door.engine_port, door.health_path) == "ready"
+    admin.release(healthy=alive)
+
+
+def remove(context: Context, stack: str) -> None:
+    """Take the front door away, if there is one."""
+    path, folder = _unit_path(context, stack), _folder(context, stack)
+    if not path.exists() and not folder.exists():
+        return
+    service, container = units.door_service(stack), units.door_container(stack)
+    context.systemd.stop(service)
+    if podman.containers(container):
+        runner.run(("podman", "rm", "--force", "--time=5", container))
+    if path.exists():
+        path.unlink()
+        context.systemd.daemon_reload()
+    context.systemd.reset_failed(service)
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.parent.rmdir()
+
+
+def hold(context: Context, stack: str) -> None:
+    """Let new requests wait; those that run go on."""
+    _admin(context, stack).hold()
+
+
+def drain(context: Context, generation: Generation, limit_s: float) -> None:
+    """Wait until no request runs. ``limit_s`` of 0 does not wait: what runs is cut off.
+
+    Raises:
+        StackctlError: requests still run after ``limit_s`` seconds.
+    """
+    admin, started, most = _admin(context, generation.stack), time.monotonic(), 0
+    while (running := admin.traffic().running) > 0:
+        most = max(most, running)
+        elapsed = time.monotonic() - started
+        if limit_s == 0:
+            context.report.warn(f"{_requests(running)} cut off")
+            return
+        if elapsed > limit_s:
+            raise StackctlError(
+                f"{_requests(running)} of {generation.stack} still running after "
+                f"{format_duration(limit_s)}",
+                hint="try later, wait longer with --drain 10m, or cut them off with --drain 0s",
+            )
+        context.report.progress("drain", f"{_requests(running)} running")
+        time.sleep(_POLL_S)
+    elapsed = time.monotonic() - started
+    if most:
+        context.report.step("drained", f"{format_duration(elapsed)}   {_requests(most)} finished")
+
+
+def wait_idle(context: Context, generation: Generation, limit_s: float) -> None:
+    """Wait until an engine that gets no new requests has ended those that it has."""
+    plan, started = generation.plan, time.monotonic()
+    while endpoint.busy(plan.listens, find_engine(plan.engine).running_metrics):
+        elapsed = time.monotonic() - started
+        if elapsed > limit_s:
+            context.report.warn(f"generation {generation.number} is still busy: cut off")
+            return
+        context.report.progress("drain", f"generation {generation.number} ends its requests")
+        time.sleep(_POLL_S)
+
+
+def tell_waited(context: Context, stack: str) -> None:
+    """Tell how many requests waited since the last hold, if any did, and for how long."""
+    seen = _admin(context, stack).waited()
+    if seen.requests:
+        text = f"{_requests(seen.requests)} waited, the longest {seen.longest_s:.1f} s"
+        context.report.step("door", text)
+
+
+def require_answer(context: Context, generation: Generation) -> None:
+    """Raise StackctlError when the door does not lead to the engine."""
+    door, plan = generation.door, generation.plan
+    if door is None:
+        return
+    url = endpoint.base_url(door.port, door.address)
+    result = endpoint.model(url, plan.served_name, key=key(context, generation))
+    if result.status != "ok":
+        raise StackctlError(
+            f"the front door of {generation.stack} does not lead to the engine: {result.actual}",
+            hint=f"log: stackctl logs {generation.stack}",
+        )
+
+
+def key(context: Context, generation: Generation) -> str | None:
+    """A key that the stack's door lets in; None when it asks for none."""
+    if generation.door is None or not generation.door.key:
+        return None
+    return next(iter(keys.read(context.paths.state, generation.stack)), None)
+
+
+def reload_keys(context: Context, stack: str) -> None:
+    """Have a door let in the keys that are stored now, and no others."""
+    if not _folder(context, stack).exists():
+        return
+    valid = keys.read(context.paths.state, stack)
+    _write_keys(context, stack, valid)
+    state = context.systemd.show(units.door_service(stack), "ActiveState")["ActiveState"]
+    config = _read(_folder(context, stack) / "haproxy.cfg") or ""
+    if state == "active" and f"/{units.KEYS}" in config:
+        _admin(context, stack).replace_keys(valid)
+
+
+def installed(context: Context, stack: str) -> bool:
+    """Whether the stack has a front door."""
+    return _unit_path(context, stack).exists()
+
+
+def _write(context: Context, stack: str, files: units.DoorFiles) -> None:
+    folder = _folder(context, stack)
+    private_folder(folder / units.ADMIN)
+    for file in files.files:
+        if _read(folder / file.name) != file.text:
+            write_atomically(folder / file.name, file.text, mode=0o600)
+    install.add(context, stack, (files.unit,))
+
+
+def _write_keys(context: Context, stack: str, valid: tuple[str, ...]) -> None:
+    """Put what the door keeps of the keys beside its configuration."""
+    path, text = _folder(context, stack) / units.KEYS, "".join(f"{key_digest(k)}\n" for k in valid)
+    if _read(path) != text:
+        write_atomically(path, text, mode=0o600)
+
+
+def _restart(context: Context, stack: str) -> None:
+    service, since = units.door_service(stack), time.time()
+    context.systemd.reset_failed(service)
+    before = context.systemd.show(service, "InvocationID").get("InvocationID")
+    context.systemd.restart(service)
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline:
+        seen = context.systemd.show(service, "ActiveState", "SubState", "InvocationID")
+        if seen.get("InvocationID") != before:
+            if seen["ActiveState"] == "active":
+                return
+            if seen["ActiveState"] == "failed" or seen.get("SubState") == "auto-restart":
+                break
+        time.sleep(_POLL_S)
+    lines = context.systemd.journal(service, f"{stack}-door", since=since)
+    raise StackctlError(
+        f"the front door of {stack} did not start",
+        details=lines[-5:],
+        hint="its port may be taken (ss -ltnp); without it: --set front_door=off",
+    )
+
+
+def _same(files: units.DoorFiles, context: Context, stack: str) -> bool:
+    """Whether this door is there already, but for the engine's port."""
+    if _read(_unit_path(context, stack)) != files.unit.text:
+        return False
+    folder = _folder(context, stack)
+    texts = ((file.text, _read(folder / file.name)) for file in files.files)
+    return all(
+        old is not None and _ENGINE.sub("", old) == _ENGINE.sub("", new) for new, old in texts
+    )
+
+
+def _unit_path(context: Context, stack: str) -> Path:
+    service = units.door_service(stack).removesuffix(".service")
+    return context.paths.unit_folder(stack) / render.file_name(service)
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _admin(context: Context, stack: str) -> Haproxy:
+    return Haproxy(_folder(context, stack) / units.ADMIN)
+
+
+def _folder(context: Context, stack: str) -> Path:
+    return context.paths.door_folder(stack)
+
+
+def _requests(count: int) -> str:
+    return f"{count} request" + ("" if count == 1 else "s")

@@ -1,0 +1,84 @@
+"""The timer that runs ``stackctl guard``: its unit files, put in place and taken away."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from pathlib import Path
+
+import stackctl
+from stackctl.deploy.context import Context
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.machine.files import write_atomically
+from stackctl.resources import data_folder
+from stackctl.units import quoting
+
+TIMER = "stackctl-guard.timer"
+SERVICE = "stackctl-guard.service"
+#: What stands in the shipped service for the program's path.
+_PLACE = "@STACKCTL@"
+
+
+def install(context: Context, program: tuple[str, ...]) -> tuple[Path, ...]:
+    """Write the units, which run ``program``, and start the timer; returns where they are.
+
+    Raises:
+        StackctlError: exit 5 for the system's units when others than root can change the program.
+    """
+    if context.paths.scope == "system":
+        for path in (Path(program[0]), Path(sys.executable), Path(stackctl.__file__)):
+            _require_roots_own(path)
+    context.systemd.require()
+    shipped = data_folder("systemd") / context.paths.scope
+    folder = _folder(context)
+    for name in (SERVICE, TIMER):
+        text = (shipped / name).read_text("utf-8")
+        write_atomically(folder / name, text.replace(_PLACE, quoting.words(program)))
+    context.systemd.daemon_reload()
+    context.systemd.enable(TIMER)
+    return tuple(folder / name for name in (SERVICE, TIMER))
+
+
+def remove(context: Context) -> bool:
+    """Stop the timer and remove the units; whether there were any."""
+    paths = [_folder(context) / name for name in (SERVICE, TIMER)]
+    if not any(path.exists() for path in paths):
+        return False
+    context.systemd.disable(TIMER)
+    for path in paths:
+        path.unlink(missing_ok=True)
+    context.systemd.daemon_reload()
+    # A look that found something wrong is a failed unit, which stays listed.
+    context.systemd.reset_failed(SERVICE)
+    return True
+
+
+def running_program() -> tuple[str, ...]:
+    """The words that start this very stackctl again, from any folder."""
+    script = Path(sys.argv[0]).absolute()
+    if script.suffix != ".py" and script.is_file() and os.access(script, os.X_OK):
+        return (str(script),)
+    # -P: not what lies in the folder where it is started.
+    return (sys.executable, "-P", "-m", "stackctl")
+
+
+def _folder(context: Context) -> Path:
+    """Beside Quadlet's folder: /etc or the user's configuration, then systemd/SCOPE."""
+    return context.paths.units.parents[2] / "systemd" / context.paths.scope
+
+
+def _require_roots_own(path: Path) -> None:
+    """Refuse what root must not run each minute: a path that somebody else could change."""
+    real = path.resolve()
+    for place in (real, *real.parents):
+        seen = place.stat()
+        shared = seen.st_mode & (stat.S_IWGRP if seen.st_gid else 0) or seen.st_mode & stat.S_IWOTH
+        sticky = stat.S_ISDIR(seen.st_mode) and seen.st_mode & stat.S_ISVTX
+        if seen.st_uid != 0 or (shared and not sticky):
+            raise StackctlError(
+                f"root would run {path} every minute, and others than root can change {place}",
+                hint="install stackctl where only root can write, e.g. in a virtual environment in "
+                "/opt",
+                exit_code=ExitCode.REFUSED,
+            )

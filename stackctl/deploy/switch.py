@@ -1,0 +1,153 @@
+"""``switch`` and ``rollback``: other ways to say which generation comes next."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import get_args
+
+import msgspec
+
+from stackctl.deploy import change, install, preflight, takeover
+from stackctl.deploy.change import Before
+from stackctl.deploy.context import Context
+from stackctl.deploy.transaction import UpResult, Wish, installed_generation, replace, up, writer
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.machine import podman
+from stackctl.probe import probe
+from stackctl.sources.profiles import Profiles
+from stackctl.state.generations import now
+from stackctl.units import render
+from stackctl.values.generation import Generation, Outcome
+from stackctl.values.profile import Objective, Overrides, Profile
+
+
+def stack_of(context: Context, word: str, profiles: Profiles) -> str | None:
+    """The stack that a profile runs under, if it is one that is up; None leaves it to the user."""
+    if word in get_args(Objective):
+        return None
+    stack = profiles.resolve(word, Overrides()).stack
+    return stack if stack in install.installed_stacks(context) else None
+
+
+def resolve(current: Generation, word: str, profiles: Profiles) -> tuple[Profile, Overrides]:
+    """The profile that a word names for a running stack: an objective, or a profile of that stack.
+
+    What ``up`` was told besides (--model, --set) stays, as far as the profile has no word in it.
+
+    Raises:
+        StackctlError: exit 4 for no such profile, exit 2 for one of another stack.
+    """
+    asked, stack, named = current.asked, current.stack, _profile_name(current)
+    if word in get_args(Objective):
+        wanted = msgspec.structs.replace(asked, objective=word)
+        return profiles.resolve(named, wanted), wanted
+    wanted = Overrides(sets=asked.sets, name=asked.name)
+    profile = profiles.resolve(word, wanted)
+    if profile.model is None and asked.model is not None:
+        wanted = msgspec.structs.replace(wanted, model=asked.model)
+        profile = profiles.resolve(word, wanted)
+    own = profiles.resolve(word, Overrides()).stack
+    if own not in (stack, profiles.resolve(named, Overrides()).stack):
+        raise StackctlError(
+            f"{word} runs as a stack of its own, {own}: it does not replace {stack}",
+            hint=f"stackctl up {word}; or in the place of {stack}: stackctl up {word} "
+            f"--name {stack}",
+            exit_code=ExitCode.USAGE,
+        )
+    return profile, wanted
+
+
+def _profile_name(generation: Generation) -> str:
+    """The profile as it was named: one given by its path is found by it again."""
+    files = generation.profile.files if generation.profile is not None else ()
+    if files and Path(files[0]).is_file():
+        return files[0] if "/" in generation.plan.profile else generation.plan.profile
+    return generation.plan.profile
+
+
+def switch(context: Context, stack: str, word: str, profiles: Profiles, wish: Wish) -> UpResult:
+    """Serve a stack by another objective or profile.
+
+    Raises:
+        StackctlError: exit 3 when the stack is not up; else as ``up`` does.
+    """
+    current = installed_generation(context, stack)
+    profile, asked = resolve(current, word, profiles)
+    return up(context, profile, dataclasses.replace(wish, asked=asked, operation="switch"))
+
+
+def rollback(context: Context, stack: str, number: int | None, wish: Wish) -> UpResult:
+    """Reinstall the stored text of a generation, as a new one; nothing is planned again.
+
+    Without a number: the last one before the present that was ready.
+
+    Raises:
+        StackctlError: exit 4 when there is none, exit 6 when its image or model is gone.
+    """
+    with writer(context, f"rollback {stack}", wish.dry_run):
+        context.systemd.require()
+        host = probe(context.machine, scope=context.paths.scope)
+        generator = preflight.require_tools(host)
+        before = change.look(context, stack)
+        target = _target(context, stack, number, before)
+        _require_there(target)
+        new = _again(context, target, before)
+        if takeover.same(new, before) and before.running and before.generation is not None:
+            current = before.generation
+            return UpResult("unchanged", current.plan, current.units, current)
+        done = replace(context, new, before, host, wish, generator)
+        return UpResult("started" if done else "none", new.plan, new.units, done)
+
+
+def _target(context: Context, stack: str, number: int | None, before: Before) -> Generation:
+    store = context.generations
+    if number is not None:
+        return store.read(stack, number)
+    current = before.generation
+    # From one that was gone back to, "back" goes on: not to what was gone back from.
+    here = None if current is None else current.of or current.number
+    found = store.good_before(stack, here)
+    if found is None:
+        raise StackctlError(
+            f"{stack} has no earlier generation that was ready",
+            hint=f"stackctl history {stack}",
+            exit_code=ExitCode.NOT_FOUND,
+        )
+    return found
+
+
+def _require_there(target: Generation) -> None:
+    """What a stored unit needs must still be there: its image and its model."""
+    for file in target.plan.model.files:
+        path = Path(file.path)
+        if not path.is_file() or path.stat().st_size != file.bytes:
+            raise StackctlError(
+                f"generation {target.number} cannot run again: {path} "
+                + ("has changed" if path.is_file() else "is gone"),
+                hint=f"stackctl history {target.stack} lists others",
+                exit_code=ExitCode.HOST,
+            )
+    doors = (target.door.image,) if target.door is not None else ()
+    for image in (target.plan.image, *doors):
+        if not podman.exists(image):
+            raise StackctlError(
+                f"generation {target.number} cannot run again: image {image[:72]} is gone",
+                hint=f"podman pull it, or stackctl history {target.stack} lists others",
+                exit_code=ExitCode.HOST,
+            )
+
+
+def _again(context: Context, target: Generation, before: Before) -> Generation:
+    number = max((0, *context.generations.numbers(target.stack))) + 1
+    unit = takeover.other_slot(target.stack, before.unit) if before.unit else target.stack
+    return msgspec.structs.replace(
+        target,
+        number=number,
+        created=now(),
+        operation="rollback",
+        of=target.number if target.of is None else target.of,
+        units=render.relabel(target.units, number, unit),
+        strategy=None,
+        outcome=Outcome(state="starting", changed=now()),
+    )

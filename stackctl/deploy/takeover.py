@@ -1,0 +1,160 @@
+"""How a generation takes over from the one before it: where, in which order, at what cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stackctl.deploy import door, preflight
+from stackctl.deploy.change import Before
+from stackctl.deploy.context import Context
+from stackctl.errors import StackctlError
+from stackctl.machine import ports
+from stackctl.machine.files import Machine
+from stackctl.plan import ledger, memory
+from stackctl.plan.difference import decisions
+from stackctl.plan.ledger import claim_of
+from stackctl.quantity import format_bytes, format_duration
+from stackctl.state import claims
+from stackctl.state.generations import Generations
+from stackctl.units import render
+from stackctl.values.claim import Claim
+from stackctl.values.generation import Generation
+from stackctl.values.host import Host
+from stackctl.values.plan import Decision, Plan, Scalar
+from stackctl.values.profile import Profile
+
+#: Private ports of engines: below the range that Linux gives to outgoing connections.
+_FIRST_PORT, _LAST_PORT = 20000, 32000
+_SIDE_BY_SIDE = "side by side"
+
+
+def private_port(
+    machine: Machine, store: Generations, profile: Profile, declared: Sequence[Claim]
+) -> int:
+    """A port for an engine behind a front door, that nobody has and no stored generation may need
+    again: a rollback finds its own free."""
+    taken = {port for claim in declared for port in (claim.port, claim.engine_port)}
+    for number in store.numbers(profile.stack):
+        try:
+            taken.add(store.read(profile.stack, number).plan.engine_port)
+        except StackctlError:
+            continue  # damaged: it cannot be rolled back to
+    span = _LAST_PORT - _FIRST_PORT
+    start = (profile.port or 8080) % span
+    for step in range(span):
+        port = _FIRST_PORT + (start + step) % span
+        if port not in taken and ports.listener(machine, port) is None:
+            return port
+    raise StackctlError(
+        f"no free port between {_FIRST_PORT} and {_LAST_PORT} for the engine",
+        hint=f"stackctl prune {profile.stack} forgets old generations",
+    )
+
+
+def other_slot(stack: str, unit: str | None) -> str:
+    """The slot in which no engine is."""
+    return next(name for name in render.engine_names(stack) if name != unit)
+
+
+def same(new: Generation, before: Before) -> bool:
+    """Whether a generation says the same as the one that is installed."""
+    old = before.generation
+    if old is None or before.file is None:
+        return False
+    (file,) = new.units.files
+    texts = render.without_labels(file.text), render.without_labels(before.file.text)
+    return texts[0] == texts[1] and new.door == old.door
+
+
+def choose(context: Context, new: Generation, before: Before, host: Host) -> Decision | None:
+    """In which order the two are stopped and started; None when nothing is there to replace.
+
+    Side by side needs a front door on both, and memory for both engines at once.
+    """
+    old = before.generation
+    if old is None or before.stopped:
+        return None
+    if old.door is None or new.door is None:
+        why = "no front door: requests fail meanwhile"
+        return _decision("stop first", why)
+    declared = (*ledger.others(claims.declared(context.machine, context.paths), new.stack),
+                claim_of(old.plan))  # fmt: skip
+    for need, limit in _needs(new.plan, host, declared):
+        if limit is None or need > limit:
+            left = "unknown" if limit is None else format_bytes(max(0, limit))
+            why = f"both do not fit: {format_bytes(need)} more, {left} left beside the old one"
+            return _decision("stop first", why)
+    available = host.memory.available_bytes
+    if available is not None and not new.plan.placement.gpus:
+        need = new.plan.memory.total_bytes
+        if need > available:
+            why = f"both do not fit: {format_bytes(need)} more, {format_bytes(available)} free now"
+            return _decision("stop first", why)
+    return _decision(_SIDE_BY_SIDE, "both fit: the new one answers before the old one stops")
+
+
+def _decision(value: str, reason: str) -> Decision:
+    return Decision(field="takeover", value=value, reason=reason, source="derived")
+
+
+def _needs(plan: Plan, host: Host, declared: Sequence[Claim]) -> list[tuple[int, int | None]]:
+    """What a plan takes of each pool, and what the others leave of it."""
+    main = memory.memory_limit(host, plan.placement, declared).bytes
+    if not plan.placement.gpus:
+        return [(plan.memory.total_bytes, main)]
+    gpus = [gpu for gpu in host.gpus if str(gpu.index) in plan.placement.gpus]
+    on_gpu = memory.gpu_limit(gpus, 0, declared).bytes if gpus else None
+    beside = plan.host_memory.total_bytes if plan.host_memory else 0
+    return [(plan.memory.total_bytes, on_gpu), (beside, main)]
+
+
+def require_room(
+    context: Context, host: Host, new: Generation, before: Before, *, force: bool
+) -> None:
+    """Ports and free memory as they are now; what the old engine holds and gives up counts as free.
+
+    Raises:
+        StackctlError: exit 1 for a port that is taken, exit 5 for memory.
+    """
+    old = before.generation if not before.stopped else None
+    held = {old.plan.port, old.plan.engine_port} if old else set()
+    if before.stopped and door.installed(context, new.stack):
+        held.add(before.generation.plan.port if before.generation else None)
+    for port in (new.plan.port, new.plan.engine_port):
+        if port is not None and port not in held:
+            preflight.require_port(context.machine, port)
+    if not force:
+        beside = new.strategy is not None and new.strategy.value == _SIDE_BY_SIDE
+        freed = 0 if old is None or beside else old.plan.memory.total_bytes
+        preflight.require_free_memory(host, new.plan, freed)
+
+
+def tell(context: Context, old: Generation, new: Generation) -> None:
+    """Show what changes, and what that does to requests."""
+    rows = [
+        (change.field, _shown(change.before), _shown(change.after))
+        for change in decisions(old.plan, new.plan)
+        if change.field not in ("start-deadline", "port")
+    ]
+    notes = []
+    if new.strategy is not None:
+        text = f"{new.strategy.value}: {new.strategy.reason}"
+        if new.strategy.value != _SIDE_BY_SIDE and old.outcome.ready_s is not None:
+            text += f"; about {format_duration(old.outcome.ready_s)}"
+        notes.append(text)
+        if new.strategy.value != _SIDE_BY_SIDE and new.door is not None and old.door is not None:
+            notes.append(
+                "the front door holds new requests meanwhile "
+                f"(at most {format_duration(new.door.hold_s)})"
+            )
+    title = f"{new.stack}: {_title(old)} -> {_title(new)}"
+    context.report.changes(title, rows, notes)
+
+
+def _shown(value: Scalar) -> str:
+    return "(unset)" if value is None else str(value)
+
+
+def _title(generation: Generation) -> str:
+    plan = generation.plan
+    return f"{plan.profile} ({plan.objective}, {plan.served_name})"

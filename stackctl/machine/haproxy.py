@@ -1,0 +1,169 @@
+"""The front door's admin socket: hold, release and move the engine; count requests; change keys."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from stackctl.errors import StackctlError
+from stackctl.values.door import key_digest
+
+#: Names in templates/haproxy.cfg.j2.
+_BACKEND = "engine"
+_SERVER = "engine/engine"
+_SOCKET = "admin.sock"
+_KEYS = "/door/keys"
+
+#: "show stat" of a door is about 3 KiB.
+_MOST_BYTES = 2**20
+#: HAProxy refuses commands longer than its buffer (16 KiB); a digest takes about 90 bytes.
+_KEYS_AT_ONCE = 100
+
+State = Literal["up", "down", "held"]
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Requests at this instant: ``running`` at the engine, ``waiting`` in the door."""
+
+    running: int
+    waiting: int
+
+
+@dataclass(frozen=True)
+class Waited:
+    """Requests that had to wait since ``hold``, done or not, and the longest wait in seconds."""
+
+    requests: int
+    longest_s: float
+
+
+class Haproxy:
+    """One door, by the folder of its admin socket (on the host).
+
+    Every method raises StackctlError when the door does not run, does not answer in time, or
+    refuses. Each is one connection; nothing is kept open.
+    """
+
+    def __init__(self, admin: Path, *, timeout_s: float = 5) -> None:
+        self._admin = admin
+        self._timeout_s = timeout_s
+
+    def state(self) -> State:
+        """Whether new requests pass (up), or wait: engine not healthy (down), or hold() (held)."""
+        status = self._stats().get(_SERVER, {}).get("status", "")
+        if not status:
+            raise self._failed("no statistics")
+        if status.startswith("MAINT"):
+            return "held"
+        return "up" if status.startswith("UP") else "down"
+
+    def hold(self) -> None:
+        """New requests wait from now on; those at the engine go on. Starts ``waited`` anew."""
+        self._order(f"waited reset; set server {_SERVER} state maint")
+
+    def release(self, *, healthy: bool = True) -> None:
+        """End hold(). A healthy engine gets the waiting requests at once (20 ms).
+
+        With ``healthy`` False it gets them when the door's own check finds it so (1 s).
+        """
+        order = f"set server {_SERVER} state ready"
+        self._order(order if healthy else f"{order}; set server {_SERVER} health down")
+
+    def point_to(self, port: int) -> None:
+        """Send requests and health checks to another port of 127.0.0.1.
+
+        To be called while held; lasts until the door restarts, which reads haproxy.cfg again.
+        """
+        said = self._ask(f"set server {_SERVER} addr 127.0.0.1 port {port}")
+        if "nothing changed" not in said and "port changed from" not in said:
+            raise self._failed(said)
+
+    def traffic(self) -> Traffic:
+        """How many requests run at the engine, and how many wait.
+
+        A client that left while it waited counts until its turn comes.
+        """
+        stats = self._stats()
+        running = self._sessions(stats, _SERVER)
+        # A request that was sent back to wait is in the backend twice.
+        twice = self._sessions(stats, f"{_BACKEND}/again")
+        all_of_them = self._sessions(stats, f"{_BACKEND}/BACKEND")
+        return Traffic(running, max(0, all_of_them - running - twice))
+
+    def waited(self) -> Waited:
+        """How many requests had to wait since the last hold(), and for how long."""
+        said = self._ask("waited")
+        match = re.fullmatch(r"(\d+) ([\d.]+)", said)
+        if match is None:
+            raise self._failed(said)
+        return Waited(int(match[1]), float(match[2]))
+
+    def replace_keys(self, keys: Iterable[str]) -> None:
+        """Let in exactly these keys, from one instant on; the file KEYS is the caller's to write.
+
+        Only for a door that asks for keys. On failure the old ones stay.
+        """
+        said = self._ask(f"prepare acl {_KEYS}")
+        match = re.search(r"New version created: (\d+)", said)
+        if match is None:
+            raise self._failed(said)
+        version = f"@{match[1]}"
+        digests = [key_digest(key) for key in keys]
+        for place in range(0, len(digests), _KEYS_AT_ONCE):
+            part = digests[place : place + _KEYS_AT_ONCE]
+            self._order("; ".join(f"add acl {version} {_KEYS} {digest}" for digest in part))
+        self._order(f"commit acl {version} {_KEYS}")
+
+    def _sessions(self, stats: dict[str, dict[str, str]], name: str) -> int:
+        try:
+            return int(stats[name]["scur"])
+        except (KeyError, ValueError):
+            raise self._failed(f"no statistics of {name}") from None
+
+    def _stats(self) -> dict[str, dict[str, str]]:
+        """The lines of "show stat" by proxy/server; values as printed."""
+        header, *lines = self._ask("show stat").removeprefix("# ").splitlines() or [""]
+        rows = (dict(zip(header.split(","), line.split(","), strict=False)) for line in lines)
+        return {f"{row.get('pxname')}/{row.get('svname')}": row for row in rows}
+
+    def _order(self, commands: str) -> None:
+        """Commands that say nothing when they succeed."""
+        if said := self._ask(commands):
+            raise self._failed(said)
+
+    def _failed(self, said: str) -> StackctlError:
+        return StackctlError(
+            "the front door refused an order",
+            details=said.splitlines()[:5],
+            hint="restart it, then stackctl status",
+        )
+
+    def _ask(self, commands: str) -> str:
+        """Send one line of commands and read all that is said, without blank space around it."""
+        parts: list[bytes] = []
+        try:
+            folder = os.open(self._admin, os.O_PATH | os.O_DIRECTORY)
+            try:
+                with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+                    connection.settimeout(self._timeout_s)
+                    # The path of a socket holds 107 bytes at most, that of a state folder any.
+                    connection.connect(f"/proc/self/fd/{folder}/{_SOCKET}")
+                    connection.sendall(commands.encode() + b"\n")
+                    while part := connection.recv(65536):
+                        parts.append(part)
+                        if sum(map(len, parts)) > _MOST_BYTES:
+                            raise self._failed("more than 1 MiB of answer")
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise StackctlError(
+                f"the front door does not answer: {error.strerror or 'no answer in time'}",
+                hint=f"its admin socket is {self._admin / _SOCKET}",
+            ) from None
+        return b"".join(parts).decode("utf-8", "replace").strip()

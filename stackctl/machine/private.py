@@ -1,0 +1,144 @@
+"""Files that are this user's alone: logs that only grow, and secrets.
+
+Nothing here follows a symbolic link, reads what another user owns, or waits for a pipe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+from pathlib import Path
+
+from stackctl.errors import StackctlError
+from stackctl.machine.files import sync_folder, write_atomically
+
+_OPEN = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
+
+def private_folder(path: Path) -> None:
+    """Have a folder that only this user may enter (0700); what is missing above it is made so too.
+
+    Raises:
+        StackctlError: something else is there, or another user's folder.
+    """
+    try:
+        if not path.parent.exists():
+            private_folder(path.parent)
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+        # A link that this user made is a wish, anybody else's a trap.
+        seen = path.stat()
+        if not stat.S_ISDIR(seen.st_mode) or {seen.st_uid, path.lstat().st_uid} != {os.geteuid()}:
+            raise _refused(path, "is not a folder of this user's own")
+        if seen.st_mode & 0o077:
+            path.chmod(0o700)
+    except OSError as error:
+        raise StackctlError(f"cannot make {path}: {error.strerror}") from None
+
+
+def append_line(path: Path, line: bytes, *, most_bytes: int, keep: int) -> None:
+    """Add a line to a log of this user's (0600), in one write, and have it on disk.
+
+    A log that has grown over ``most_bytes`` is cut to its last ``keep`` lines, or to those that
+    fill half of ``most_bytes`` where that is less. A line that a crash has torn stays torn.
+
+    Raises:
+        StackctlError: the disk is full, the file is not ours; nothing of the line is left then.
+    """
+    private_folder(path.parent)
+    try:
+        descriptor = _open_locked(path)
+        try:
+            size = os.fstat(descriptor).st_size
+            if size and os.pread(descriptor, 1, size - 1) != b"\n":
+                line = b"\n" + line
+            try:
+                if os.write(descriptor, line + b"\n") != len(line) + 1:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(descriptor)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(descriptor, size)
+                raise
+            if size == 0:
+                sync_folder(path.parent)
+            if size + len(line) > most_bytes:
+                # The line is there. On a disk too full for a shorter log, the next one cuts.
+                with contextlib.suppress(StackctlError):
+                    _cut(path, descriptor, most_bytes, keep)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise _failed("write", path, error) from None
+
+
+def read_own(path: Path, most_bytes: int, *, secret: bool = False) -> bytes | None:
+    """The end of a file of this user's own, or all of it where it is shorter; None: there is none.
+
+    Raises:
+        StackctlError: it is a link, not a file, another user's, or (``secret``) others may read it.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | _OPEN)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _failed("read", path, error) from None
+    try:
+        seen = _require_own(descriptor, path)
+        if secret and seen.st_mode & 0o077:
+            raise _refused(path, "may be read by other users", f"chmod 600 {path}")
+        return os.pread(descriptor, most_bytes, max(0, seen.st_size - most_bytes))
+    except OSError as error:
+        raise _failed("read", path, error) from None
+    finally:
+        os.close(descriptor)
+
+
+def _open_locked(path: Path) -> int:
+    """The log, locked: who cuts it puts another file in its place, which others then open."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | _OPEN, 0o600)
+        try:
+            seen = _require_own(descriptor, path)
+            if seen.st_mode & 0o077:
+                os.fchmod(descriptor, 0o600)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), path.lstat()):
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _cut(path: Path, descriptor: int, most_bytes: int, keep: int) -> None:
+    size = os.fstat(descriptor).st_size
+    half = most_bytes // 2
+    tail = os.pread(descriptor, half, max(0, size - half))
+    # The first line of the tail is a part of one.
+    lines = tail.decode("utf-8", "replace").split("\n")[1:-1]
+    write_atomically(path, "".join(line + "\n" for line in lines[-keep:]), mode=0o600)
+
+
+def _require_own(descriptor: int, path: Path) -> os.stat_result:
+    seen = os.fstat(descriptor)
+    if not stat.S_ISREG(seen.st_mode):
+        raise _refused(path, "is not a file")
+    if seen.st_uid != os.geteuid():
+        raise _refused(path, "belongs to another user")
+    return seen
+
+
+def _refused(path: Path, why: str, hint: str | None = None) -> StackctlError:
+    return StackctlError(f"{path} {why}", hint=hint or f"look at it, then remove it: rm {path}")
+
+
+def _failed(what: str, path: Path, error: OSError) -> StackctlError:
+    if error.errno == errno.ELOOP:
+        return _refused(path, "is a symbolic link, which is not followed")
+    return StackctlError(f"cannot {what} {path}: {error.strerror}")

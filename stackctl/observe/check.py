@@ -1,0 +1,97 @@
+"""Asks a stack how it is: its unit, its endpoint, its model and one real answer."""
+
+from __future__ import annotations
+
+import os
+
+from stackctl.deploy import door
+from stackctl.deploy.context import Context
+from stackctl.engines import engine
+from stackctl.errors import StackctlError
+from stackctl.health import endpoint
+from stackctl.observe.status import url
+from stackctl.state import health
+from stackctl.state.generations import now
+from stackctl.units.door import door_service
+from stackctl.values.generation import Generation
+from stackctl.values.history import Health
+from stackctl.values.result import CheckReport, Result
+
+_PROPERTIES = ("ActiveState", "Result", "NRestarts")
+_ORDER = {"fail": 0, "warn": 1}
+
+
+def check(context: Context, generation: Generation, *, answer_timeout_s: float) -> CheckReport:
+    """Unit, endpoint, model and one completion; what fails comes first."""
+    stack = generation.stack
+    services = {"unit": generation.units.service}
+    if generation.door is not None:
+        services["door"] = door_service(stack)
+    seen = context.systemd.show_all(tuple(services.values()), *_PROPERTIES)
+    results = [_unit(stack, name, seen[service]) for name, service in services.items()]
+    if all(result.status == "ok" for result in results):
+        results += _ask(context, generation, answer_timeout_s)
+        restarts = seen[services["unit"]].get("NRestarts", "0")
+        if restarts not in ("0", ""):
+            results.append(
+                Result(
+                    name="restarts",
+                    status="warn",
+                    expected="0",
+                    actual=restarts,
+                    remedy=f"stackctl logs {stack} tells why",
+                )
+            )
+    results.sort(key=lambda result: _ORDER.get(result.status, 2))
+    return CheckReport(stack=stack, results=tuple(results))
+
+
+def summary(generation: Generation, report: CheckReport) -> Health:
+    """A check as one line of the history: its worst result."""
+    worst = report.results[0]
+    if worst.status not in _ORDER:
+        return Health(when=now(), generation=generation.number, status="ok")
+    return Health(
+        when=now(),
+        generation=generation.number,
+        status=worst.status,
+        name=worst.name,
+        message=worst.actual,
+    )
+
+
+def remember(context: Context, stack: str, seen: Health) -> None:
+    """Record what was seen, if this is the state's owner; a state that is full fails no check."""
+    folder = context.paths.state / "stacks" / stack
+    try:
+        if folder.stat().st_uid != os.geteuid() or not os.access(folder, os.W_OK):
+            return
+        health.record(context.paths.state, stack, seen)
+    except OSError:
+        return
+    except StackctlError as error:
+        context.report.warn(f"not in the history: {error.message}")
+
+
+def _unit(stack: str, name: str, seen: dict[str, str]) -> Result:
+    active = seen.get("ActiveState") == "active"
+    return Result(
+        name=name,
+        status="ok" if active else "fail",
+        expected="active",
+        actual=seen.get("ActiveState"),
+        evidence=None if active else f"result {seen.get('Result')}",
+        remedy=None if active else f"stackctl logs {stack}; stackctl restart {stack}",
+    )
+
+
+def _ask(context: Context, generation: Generation, answer_timeout_s: float) -> list[Result]:
+    """What clients see, where they ask."""
+    plan = generation.plan
+    return endpoint.check(
+        url(generation),
+        engine(plan.engine).health_path,
+        plan.served_name,
+        answer_timeout_s=answer_timeout_s,
+        key=door.key(context, generation),
+    )

@@ -1,0 +1,108 @@
+"""What differs between two generations of a stack."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from itertools import zip_longest
+
+from stackctl.deploy.context import Context
+from stackctl.deploy.record import installed_number
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.plan.difference import decisions
+from stackctl.units.render import without_labels
+from stackctl.values.door import Door
+from stackctl.values.generation import Generation
+from stackctl.values.history import Change, DiffReport, UnitChange
+from stackctl.values.plan import Scalar
+from stackctl.values.unit import UnitFile
+
+
+def report(context: Context, stack: str, before: int | None, after: int | None) -> DiffReport:
+    """Compare two generations.
+
+    Without ``after`` the installed one (the newest, when the stack is down), without ``before`` the
+    one that served before that.
+
+    Raises:
+        StackctlError: exit 4 when there is no such generation.
+    """
+    known = context.generations.numbers(stack)
+    if after is None:
+        after = installed_number(context, stack) or max(known, default=0)
+    new = context.generations.read(stack, after)
+    if before is None:
+        old = context.generations.good_before(stack, after)
+        if old is None:
+            raise StackctlError(
+                f"no generation of {stack} served before {after}",
+                hint=f"generations: {', '.join(map(str, known))}; "
+                f"stackctl diff {stack} A B compares any two",
+                exit_code=ExitCode.NOT_FOUND,
+            )
+    else:
+        old = context.generations.read(stack, before)
+    return compare(old, new)
+
+
+def compare(old: Generation, new: Generation) -> DiffReport:
+    """What differs between two generations. Pure."""
+    was, now = _facts(old), _facts(new)
+    return DiffReport(
+        stack=new.stack,
+        before=old.number,
+        after=new.number,
+        facts=tuple(
+            Change(field=field, before=was[field], after=now[field])
+            for field in now
+            if was[field] != now[field]
+        ),
+        decisions=decisions(old.plan, new.plan),
+        units=tuple(_units(old, new)),
+    )
+
+
+def _facts(generation: Generation) -> dict[str, Scalar]:
+    plan, place = generation.plan, generation.plan.placement
+    return {
+        "profile": plan.profile,
+        "objective": plan.objective,
+        "engine": plan.engine,
+        "image": generation.image,
+        "image ID": generation.image_id,
+        "model": plan.model.source,
+        "served name": plan.served_name,
+        "port": plan.port,
+        "front door": _front_door(generation.door),
+        "CPUs": place.cpus,
+        "memory nodes": place.mems,
+        "memory policy": place.policy,
+        "GPUs": ",".join(place.gpus) or None,
+    }
+
+
+def _front_door(door: Door | None) -> str | None:
+    if door is None:
+        return None
+    return f"{door.address}:{door.port}" + (", with a key" if door.key else "")
+
+
+def _units(old: Generation, new: Generation) -> Iterator[UnitChange]:
+    before, after = ({file.name: file for file in one.units.files} for one in (old, new))
+    pairs = [(before[name], after[name]) for name in after if name in before]
+    gone = [file for name, file in before.items() if name not in after]
+    come = [file for name, file in after.items() if name not in before]
+    # An engine's unit may have another name each time: then what went is what came.
+    for was, now in (*pairs, *zip_longest(gone, come)):
+        name, new_name = (
+            f"{one.number}/{file.name}" if file else "/dev/null"
+            for one, file in ((old, was), (new, now))
+        )
+        lines = difflib.unified_diff(_lines(was), _lines(now), name, new_name, lineterm="")
+        if diff := "".join(f"{line}\n" for line in lines):
+            yield UnitChange(name=(now or was).name, diff=diff)
+
+
+def _lines(file: UnitFile | None) -> list[str]:
+    # Not splitlines: it also splits at characters that end no line of a unit.
+    return without_labels(file.text).removesuffix("\n").split("\n") if file else []

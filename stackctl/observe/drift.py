@@ -1,0 +1,93 @@
+"""What is not as it was deployed: unit files, systemd's own settings, the running arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from stackctl.deploy.context import Context
+from stackctl.machine.files import Machine
+from stackctl.values.generation import Generation
+
+#: What systemd must be asked for of the engine's unit.
+PROPERTIES = ("NeedDaemonReload", "DropInPaths")
+
+
+def drift(
+    context: Context, generation: Generation, seen: Mapping[str, str], pid: int
+) -> tuple[str, ...]:
+    """Differences between a generation as it was stored and the machine now, one line each.
+
+    ``seen`` are systemd's properties of the engine's unit, ``pid`` its container's main process (0:
+    it does not run).
+    """
+    return (
+        *_files(context, generation),
+        *_systemd(context, generation, seen),
+        *_arguments(context.machine, generation, pid),
+    )
+
+
+def _files(context: Context, generation: Generation) -> Iterator[str]:
+    folder = context.paths.unit_folder(generation.stack)
+    for file in generation.units.files:
+        path = folder / file.name
+        try:
+            same = path.read_text("utf-8", "replace") == file.text
+        except FileNotFoundError:
+            yield f"{path} is missing"
+        except OSError as error:
+            yield f"{path} cannot be read: {error.strerror}"
+        else:
+            if not same:
+                yield f"{path} was changed by hand"
+    # Quadlet reads drop-ins, which lie in a folder of the file's name.
+    for file in generation.units.files:
+        yield from (f"{path} was added by hand" for path in _inside(folder / f"{file.name}.d"))
+
+
+def _systemd(context: Context, generation: Generation, seen: Mapping[str, str]) -> Iterator[str]:
+    service = generation.units.service
+    # Others, such as service.d, are the distribution's.
+    paths = (Path(path) for path in seen.get("DropInPaths", "").split())
+    yield from (f"{path} was added by hand" for path in paths if path.parent.name == f"{service}.d")
+    if seen.get("NeedDaemonReload") == "yes":
+        flag = " --user" if context.paths.scope == "user" else ""
+        yield (
+            f"systemd has not read {service} since it was changed: systemctl{flag} daemon-reload"
+        )
+
+
+def _arguments(machine: Machine, generation: Generation, pid: int) -> Iterator[str]:
+    raw = machine.read(f"/proc/{pid}/cmdline") if pid else None
+    if not raw:
+        return
+    difference = argv_difference(raw.split("\0")[:-1], generation.plan.argv)
+    if difference is not None:
+        yield f"the running engine's arguments are not the plan's: {difference}"
+
+
+def argv_difference(running: Sequence[str], planned: Sequence[str]) -> str | None:
+    """The first difference between a process's arguments and the plan's; None when there is none.
+
+    What starts the engine (the plan's first word) differs by image: an entry point, an interpreter.
+    """
+    wanted = list(planned[1:])
+    count = len(running) - len(wanted)
+    if count > 0 and list(running[count:]) == wanted:
+        option = next((word for word in running[:count] if word.startswith("-")), None)
+        return None if option is None else f"{option} is not planned"
+    have = list(running[1:])
+    for place, word in enumerate(wanted):
+        if place >= len(have):
+            return f"{word} is missing"
+        if have[place] != word:
+            return f"{have[place]} instead of {word}"
+    return f"{have[len(wanted)]} is not planned"
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    try:
+        yield from sorted(path for path in folder.iterdir() if path.suffix == ".conf")
+    except OSError:
+        return

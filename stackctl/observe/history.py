@@ -1,0 +1,77 @@
+"""What became of every generation of a stack."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from stackctl.deploy.context import Context
+from stackctl.deploy.record import installed_number
+from stackctl.errors import StackctlError
+from stackctl.state import audit, health
+from stackctl.values.history import AuditReport, Entry, Health, HistoryReport
+
+
+def report(context: Context, stack: str) -> HistoryReport:
+    """All generations of a stack, newest first; a damaged record hides only itself."""
+    current = installed_number(context, stack)
+    seen = _last_seen(context, stack)
+    numbers = reversed(context.generations.numbers(stack))
+    return HistoryReport(
+        scope=context.paths.scope,
+        stack=stack,
+        generations=tuple(_entry(context, stack, number, current, seen) for number in numbers),
+    )
+
+
+def log(context: Context, stack: str | None) -> AuditReport:
+    """The audit log; of one stack where that is named."""
+    entries = audit.read(context.paths.state)
+    return AuditReport(
+        scope=context.paths.scope,
+        stack=stack,
+        entries=tuple(entry for entry in entries if stack in (None, entry.stack)),
+    )
+
+
+def _last_seen(context: Context, stack: str) -> Mapping[int | None, Health]:
+    try:
+        return {seen.generation: seen for seen in health.read(context.paths.state, stack)}
+    except StackctlError as error:
+        context.report.warn(error.message, error.hint)
+        return {}
+
+
+def _entry(
+    context: Context,
+    stack: str,
+    number: int,
+    current: int | None,
+    seen: Mapping[int | None, Health],
+) -> Entry:
+    try:
+        generation = context.generations.read(stack, number)
+    except StackctlError as error:
+        return Entry(
+            number=number,
+            current=number == current,
+            state="unreadable",
+            message="; ".join(error.details) or error.message,
+            health=seen.get(number),
+        )
+    plan, outcome = generation.plan, generation.outcome
+    return Entry(
+        number=number,
+        current=number == current,
+        created=generation.created,
+        operation=generation.operation,
+        of=generation.of,
+        profile=plan.profile,
+        objective=plan.objective,
+        model=plan.model.source,
+        image=generation.image,
+        state=outcome.state,
+        changed=outcome.changed,
+        message=outcome.message,
+        ready_s=outcome.ready_s,
+        health=seen.get(number),
+    )

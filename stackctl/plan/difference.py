@@ -1,0 +1,32 @@
+"""What differs between two plans. Pure."""
+
+from __future__ import annotations
+
+from stackctl.values.history import Change
+from stackctl.values.plan import Decision, Plan
+
+
+def decisions(before: Plan, after: Plan) -> tuple[Change, ...]:
+    """The decisions whose values differ, in the order of the plans, with the later one's reason."""
+    old = {decision.field: decision for decision in before.decisions}
+    new = {decision.field: decision for decision in after.decisions}
+    found = []
+    for field in dict.fromkeys((*new, *old)):
+        was, now = old.get(field), new.get(field)
+        if was is None or now is None or was.value != now.value:
+            found.append(
+                Change(
+                    field=field,
+                    before=was.value if was else None,
+                    after=now.value if now else None,
+                    reason=why(now) if now else f"not set; was: {was.reason if was else ''}",
+                )
+            )
+    return tuple(found)
+
+
+def why(decision: Decision) -> str:
+    """The reason; the source where it is more than derived and the reason does not say it."""
+    if decision.source in ("derived", "measured") or decision.source in decision.reason:
+        return decision.reason
+    return f"{decision.reason} ({decision.source})"

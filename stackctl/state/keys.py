@@ -1,0 +1,110 @@
+"""API keys of stacks: ``STATE/keys/STACK``, one key a line, newest first, readable by us alone."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from pathlib import Path
+
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.machine.files import sync_folder, write_atomically
+from stackctl.machine.private import private_folder, read_own
+
+_PREFIX = "sk-stackctl-"
+_MOST_BYTES = 64 * 2**10
+#: What RFC 6750 (section 2.1) allows after "Bearer ", at a length that is not to be guessed.
+_KEY = re.compile(r"[A-Za-z0-9._~+/-]{16,512}={0,2}")
+
+
+def path(state: Path, stack: str) -> Path:
+    """Where the keys of a stack are."""
+    return state / "keys" / stack
+
+
+def read(state: Path, stack: str) -> tuple[str, ...]:
+    """The keys that are valid, newest first; none when there is no file.
+
+    Raises:
+        StackctlError: the file is a link, may be read by others or belongs to them, or holds
+            something that is not a key (which is not shown).
+    """
+    file = path(state, stack)
+    raw = read_own(file, _MOST_BYTES, secret=True)
+    if raw is None:
+        return ()
+    found = tuple(line for line in raw.decode("utf-8", "replace").split("\n") if line)
+    for number, line in enumerate(found, 1):
+        if _KEY.fullmatch(line) is None:
+            raise StackctlError(
+                f"line {number} of {file} is not a key",
+                hint=f"16 letters or more without spaces; or stackctl key remove {stack}",
+            )
+    return found
+
+
+def create(state: Path, stack: str) -> tuple[str, ...]:
+    """Make the first key of a stack; returns what is valid now.
+
+    Raises:
+        StackctlError: there is one already (exit 5), or it cannot be stored.
+    """
+    if read(state, stack):
+        raise StackctlError(
+            f"{stack} has a key already",
+            hint=f"stackctl key rotate {stack} makes a new one",
+            exit_code=ExitCode.REFUSED,
+        )
+    return _write(state, stack, (_new(),))
+
+
+def rotate(state: Path, stack: str, *, keep: bool) -> tuple[str, ...]:
+    """Make a new key; with ``keep`` the newest one before it stays valid until the next time.
+
+    Returns what is valid now, newest first.
+
+    Raises:
+        StackctlError: there is none yet (exit 4), or it cannot be stored: the old ones then stay.
+    """
+    before = require(state, stack)
+    return _write(state, stack, (_new(), *before[:1]) if keep else (_new(),))
+
+
+def require(state: Path, stack: str) -> tuple[str, ...]:
+    """The keys of a stack. Raises StackctlError (exit 4) when it has none; else as read."""
+    found = read(state, stack)
+    if not found:
+        raise StackctlError(
+            f"{stack} has no key",
+            hint=f"stackctl key create {stack}",
+            exit_code=ExitCode.NOT_FOUND,
+        )
+    return found
+
+
+def remove(state: Path, stack: str) -> bool:
+    """Remove all keys of a stack; whether there was a file. What lies there is not looked at."""
+    file = path(state, stack)
+    try:
+        file.unlink()
+        sync_folder(file.parent)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise StackctlError(f"cannot remove {file}: {error.strerror}") from None
+    return True
+
+
+def hidden(text: str) -> str:
+    """A text without the keys that were made here."""
+    return re.sub(rf"{_PREFIX}[\w-]+", f"{_PREFIX}...", text)
+
+
+def _new() -> str:
+    return _PREFIX + secrets.token_urlsafe(32)
+
+
+def _write(state: Path, stack: str, keys: tuple[str, ...]) -> tuple[str, ...]:
+    file = path(state, stack)
+    private_folder(file.parent)
+    write_atomically(file, "".join(f"{key}\n" for key in keys), mode=0o600)
+    return keys

@@ -1,0 +1,147 @@
+"""Renders the front door: its unit, and the files that HAProxy reads. Pure, as units/render.py."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from stackctl.engines import engine as find_engine
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.resources import data_folder
+from stackctl.units import quoting
+from stackctl.units.quadlet import Keys, parse_version
+from stackctl.units.render import RESTARTS, environment
+from stackctl.values.door import Door
+from stackctl.values.plan import Plan
+from stackctl.values.profile import Profile
+from stackctl.values.unit import UnitFile
+
+#: Subfolder of the door's folder that holds the admin socket: all that the container may write.
+ADMIN = "admin"
+#: The file of key digests in the door's folder, one a line (values.door.key_digest).
+KEYS = "keys"
+
+#: Seconds: HAProxy starts in well under one; a crash is followed by a start as soon as that.
+_START_TIMEOUT_S = 30
+_RESTART_PAUSE_S = 1
+
+#: Besides /v1/ and health, what clients of llama-server and vLLM use; read from their route tables.
+CLIENT_PATHS = (
+    "/completion", "/completions", "/chat/completions", "/infill", "/embedding", "/embeddings",
+    "/rerank", "/reranking", "/score", "/pooling", "/classify", "/tokenize", "/detokenize",
+    "/apply-template", "/models", "/version",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DoorFiles:
+    """The door's unit, and what belongs into its folder."""
+
+    unit: UnitFile
+    files: tuple[UnitFile, ...]
+
+
+def door_service(stack: str) -> str:
+    """The systemd service of a stack's door. No stack's name has an underscore: no clash."""
+    return f"{stack}_door.service"
+
+
+def door_container(stack: str) -> str:
+    """The name of its container."""
+    return f"stackctl-{stack}_door"
+
+
+def door_of(profile: Profile, plan: Plan, image: str) -> Door:
+    """The front door of a plan, which has given its engine a port of its own."""
+    return Door(
+        port=plan.port,
+        address=profile.address,
+        engine_port=plan.listens,
+        health_path=find_engine(plan.engine).health_path,
+        image=image,
+        key=profile.api_key,
+    )
+
+
+def render_door(
+    stack: str, door: Door, *, scope: Literal["user", "system"], podman: str | None, folder: str
+) -> DoorFiles:
+    """The unit and the files of a door.
+
+    Args:
+        stack: name of the stack.
+        door: what it is to do.
+        scope: whose units they are.
+        podman: version of Podman whose keys are used (None: the newest).
+        folder: absolute path of the door's folder (0700). Before the start it must hold ``files``,
+            an empty folder ADMIN and, where keys are asked for, the file KEYS (0600).
+
+    Raises:
+        StackctlError: exit 2 for an address, health path or folder that cannot be used, and for
+            one that others can reach without a key; 6 for a Podman without Quadlet.
+    """
+    address = _address(door)
+    health = door.health_path
+    if not re.fullmatch(r"/[A-Za-z0-9._/-]{0,100}", health):
+        raise StackctlError(f"{health!r} is no path of a URL", exit_code=ExitCode.USAGE)
+    keys = Keys(parse_version(podman))
+    templates = environment()
+    unit = templates.get_template("door.container.j2").render(
+        stack=stack,
+        door=door,
+        scope=scope,
+        container=door_container(stack),
+        loopback=address.is_loopback,
+        mounts=[
+            (folder, quoting.volume(folder, "/door", "ro")),
+            (f"{folder}/{ADMIN}", quoting.volume(f"{folder}/{ADMIN}", "/admin", "rw")),
+        ],
+        restarts=RESTARTS,
+        restart_pause=_RESTART_PAUSE_S,
+        restart_window=(RESTARTS + 1) * (_START_TIMEOUT_S + _RESTART_PAUSE_S),
+        start_timeout=_START_TIMEOUT_S,
+        key=keys.key,
+        argument=keys.argument,
+        podman_args=keys.podman_args,
+        version=keys.version,
+    )
+    host = f"[{address}]" if address.version == 6 else str(address)
+    config = templates.get_template("haproxy.cfg.j2").render(
+        stack=stack,
+        door=door,
+        bind=f"{host}:{door.port}",
+        open=address.is_loopback and not door.key,
+        health_paths=sorted({"/health", health}),
+        client_paths=CLIENT_PATHS,
+        keys=KEYS,
+    )
+    hold = (data_folder("templates") / "hold.lua").read_text(encoding="utf-8")
+    return DoorFiles(
+        unit=UnitFile(name=f"{stack}_door.container", text=unit),
+        files=(
+            UnitFile(name="haproxy.cfg", text=config),
+            UnitFile(name="hold.lua", text=hold),
+        ),
+    )
+
+
+def _address(door: Door) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    try:
+        address = ipaddress.ip_address(door.address)
+        if "%" in door.address:
+            raise ValueError  # a scope of IPv6 may be any text
+    except ValueError:
+        raise StackctlError(
+            f"{door.address!r} is no IP address to listen on",
+            hint="127.0.0.1 for this machine only, 0.0.0.0 for all its networks",
+            exit_code=ExitCode.USAGE,
+        ) from None
+    if not address.is_loopback and not door.key:
+        raise StackctlError(
+            f"{address} can be reached from other machines: that needs an API key",
+            hint="stackctl key, or listen on 127.0.0.1",
+            exit_code=ExitCode.USAGE,
+        )
+    return address

@@ -1,0 +1,70 @@
+"""What runs now: the documents ``stackctl.status/1`` and ``stackctl.guard/1``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from stackctl.values.base import Value
+from stackctl.values.history import Health
+
+StackState = Literal[
+    "ready", "starting", "failed", "crash loop", "stopped", "not answering", "unknown"
+]
+
+
+class StackStatus(Value, frozen=True, kw_only=True):
+    """What is true of one stack now; ``unknown`` when its record cannot be read.
+
+    ``unit_state`` and ``door_state`` are systemd's, ``container_state`` and ``container_health``
+    Podman's (None: there is no such container). ``cause`` is why it is not well, ``remedy`` the
+    command to go on with. ``drift`` says what is not as it was deployed: unit files, settings of
+    systemd and arguments changed by hand; one line each. ``health`` is what a check saw last.
+    """
+
+    stack: str
+    profile: str | None = None
+    objective: str | None = None
+    engine: str | None = None
+    generation: int | None = None
+    state: StackState
+    cause: str | None = None
+    remedy: str | None = None
+    unit: str
+    unit_state: str | None = None
+    container: str | None = None
+    container_state: str | None = None
+    container_health: str | None = None
+    door: str | None = None
+    door_state: str | None = None
+    since: str | None = None
+    restarts: int | None = None
+    endpoint: str | None = None
+    model: str | None = None
+    image: str | None = None
+    health: Health | None = None
+    drift: tuple[str, ...] = ()
+
+
+class StatusReport(Value, frozen=True, kw_only=True):
+    """All stacks of one scope; ``guard``: whether its timer is on (None: there is no stack)."""
+
+    schema: Literal["stackctl.status/1"] = "stackctl.status/1"
+    scope: Literal["user", "system"]
+    guard: bool | None = None
+    stacks: tuple[StackStatus, ...]
+
+
+class Guarded(Value, frozen=True, kw_only=True):
+    """What one pass of the guard did about one stack; ``health`` is None when it was skipped."""
+
+    stack: str
+    action: Literal["none", "skipped", "restarted"] = "none"
+    health: Health | None = None
+
+
+class GuardReport(Value, frozen=True, kw_only=True):
+    """One pass of ``stackctl guard``."""
+
+    schema: Literal["stackctl.guard/1"] = "stackctl.guard/1"
+    scope: Literal["user", "system"]
+    stacks: tuple[Guarded, ...]

@@ -1,0 +1,216 @@
+"""Dead or busy: the health command in every shell, drift, and the guard's own units."""
+
+from __future__ import annotations
+
+import http.server
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from stackctl.deploy import guardtimer
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.machine import lock
+from stackctl.observe.drift import argv_difference
+from stackctl.observe.guard import _COUNTERS, _is_silent
+from stackctl.observe.status import _gave_up_after, cpu_seconds
+from stackctl.resources import data_folder
+from stackctl.units import healthcheck, quoting
+from stackctl.values.result import Result
+
+SHELLS = [
+    words
+    for words in (["dash"], ["bash", "--posix"], ["bash"], ["busybox", "sh"], ["mksh"])
+    if shutil.which(words[0])
+]
+
+# The health command
+
+
+@contextmanager
+def server(status: int) -> Iterator[int]:
+    """Answers /health with that status; its port."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status if self.path == "/health" else 404)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as made:
+        thread = threading.Thread(target=made.serve_forever)
+        thread.start()
+        try:
+            yield made.server_address[1]
+        finally:
+            made.shutdown()
+            thread.join()
+
+
+def run(shell: list[str], text: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*shell, "-c", text], capture_output=True, text=True, timeout=30, check=False
+    )
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+@pytest.mark.parametrize("shell", SHELLS, ids=lambda words: " ".join(words))
+def test_an_answer_decides_at_once(shell: list[str]) -> None:
+    with server(200) as port:
+        assert run(shell, healthcheck.command(port, "/health")).returncode == 0
+        assert run(shell, healthcheck.startup_command(port, "/health")).returncode == 0
+    with server(503) as port:
+        assert run(shell, healthcheck.command(port, "/health")).returncode != 0
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        command = healthcheck.command(closed.getsockname()[1], "/health")
+        assert run(shell, command).returncode != 0
+
+
+@pytest.mark.parametrize("shell", SHELLS, ids=lambda words: " ".join(words))
+def test_processor_time_is_read_in_every_shell(shell: list[str], tmp_path: Path) -> None:
+    # Two processes, the name of one as nasty as names get; utime and stime are fields 14 and 15.
+    rest = "S 0 1 1 0 -1 4194560 2413 0 14 0 {} {} 0 0 20 0 11 0 152186 614924288"
+    for pid, name, utime, stime in ((1, "llama-server", 400, 30), (7, "a) * b) (", 2, 1)):
+        (tmp_path / str(pid)).mkdir()
+        text = f"{pid} ({name}) {rest.format(utime, stime)}\n"
+        (tmp_path / str(pid) / "stat").write_text(text)
+    functions = healthcheck._TICKS.replace("/proc/", f"{tmp_path}/")
+    assert functions != healthcheck._TICKS
+    done = run(shell, f"{functions}; t")
+    assert (done.stdout, done.stderr) == ("433\n", "")
+
+
+def test_a_check_ends_within_its_time() -> None:
+    # HealthTimeout of the template is 20 s.
+    assert healthcheck.ANSWER_S + healthcheck.WATCH_S <= 12
+    # What a unit file holds is what the shell gets.
+    command = healthcheck.command(8080, "/health")
+    assert quoting.raw(command).replace("$$", "$") == command
+    assert not set(command) & set("\"'\\%`\n")
+
+
+# Dead or busy
+
+
+def test_only_silence_counts_as_silent() -> None:
+    def worst(name: str, actual: str) -> bool:
+        return _is_silent(Result(name=name, status="fail", actual=actual))
+
+    assert worst("endpoint", "no answer within 5 s")
+    assert worst("answer", "connection refused")
+    assert not worst("endpoint", "HTTP 500")
+    assert not worst("unit", "failed")
+    assert not _is_silent(Result(name="answer", status="ok", actual="16 tokens in 0.3 s"))
+
+
+def test_processor_time_between_two_looks() -> None:
+    before, after = {"CPUUsageNSec": "1000000000"}, {"CPUUsageNSec": "3500000000"}
+    assert cpu_seconds(before, after) == 2.5
+    assert cpu_seconds(after, before) == 0
+    assert cpu_seconds(before, {"CPUUsageNSec": "[not set]"}) is None
+    assert cpu_seconds({}, after) is None
+
+
+def test_counters_of_tokens_and_nothing_else() -> None:
+    llama = "# HELP llamacpp:tokens_predicted_total x\nllamacpp:tokens_predicted_total 48\n"
+    vllm = 'vllm:generation_tokens_total{model_name="m"} 5.0\nprocess_cpu_seconds_total 3.1\n'
+    assert _COUNTERS.findall(llama + vllm) == [
+        "llamacpp:tokens_predicted_total 48",
+        'vllm:generation_tokens_total{model_name="m"} 5.0',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [
+        ({"Result": "start-limit-hit", "NRestarts": "0", "StartLimitBurst": "3"}, "3 starts"),
+        ({"Result": "exit-code", "NRestarts": "3", "StartLimitBurst": "3"}, "3 starts"),
+        ({"Result": "exit-code", "NRestarts": "2", "StartLimitBurst": "3"}, None),
+        ({"Result": "exit-code", "NRestarts": "0", "StartLimitBurst": "0"}, None),
+        ({}, None),
+    ],
+)
+def test_when_systemd_gave_up(seen: dict[str, str], expected: str | None) -> None:
+    assert _gave_up_after(seen) == expected
+
+
+# Drift
+
+PLANNED = ("llama-server", "--port", "8080", "--jinja")
+
+
+@pytest.mark.parametrize(
+    ("running", "difference"),
+    [
+        (PLANNED, None),
+        (("/app/llama-server", "--port", "8080", "--jinja"), None),
+        (("/bin/sh", "/app/start", "--port", "8080", "--jinja"), None),
+        (("llama-server", "--port", "8081", "--jinja"), "8081 instead of 8080"),
+        (("llama-server", "--port", "8080"), "--jinja is missing"),
+        (("llama-server",), "--port is missing"),
+        ((*PLANNED, "--lora"), "--lora is not planned"),
+        (("llama-server", "--lora", "--port", "8080", "--jinja"), "--lora is not planned"),
+        ((), "--port is missing"),
+    ],
+)
+def test_arguments_that_differ(running: tuple[str, ...], difference: str | None) -> None:
+    assert argv_difference(running, PLANNED) == difference
+
+
+# The guard's units
+
+
+@pytest.mark.parametrize("scope", ["user", "system"])
+def test_the_shipped_units(scope: str) -> None:
+    folder = data_folder("systemd") / scope
+    service = (folder / guardtimer.SERVICE).read_text("utf-8")
+    assert service.count("@STACKCTL@") == 1
+    assert f"\nExecStart=@STACKCTL@ --{scope} " in service
+    assert "WantedBy=timers.target" in (folder / guardtimer.TIMER).read_text("utf-8")
+
+
+def test_the_program_that_runs_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "stackctl"
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["stackctl", "guard"])
+    assert guardtimer.running_program() == (str(script),)
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "__main__.py")])
+    assert guardtimer.running_program() == (sys.executable, "-P", "-m", "stackctl")
+
+
+def test_root_trusts_only_what_root_alone_can_change(tmp_path: Path) -> None:
+    guardtimer._require_roots_own(Path("/bin/sh"))
+    program = tmp_path / "stackctl"
+    program.touch()
+    program.chmod(0o757)
+    with pytest.raises(StackctlError) as caught:
+        guardtimer._require_roots_own(program)
+    assert caught.value.exit_code == ExitCode.REFUSED
+    assert str(program) in caught.value.message
+
+
+# Who holds the lock
+
+
+def test_looking_at_the_lock_does_not_take_it(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    assert lock.holder(path) is None
+    with lock.exclusive(path, "up cpu"):
+        assert "up cpu" in str(lock.holder(path))
+    assert lock.holder(path) is None
+    # A file that a killed writer left, of a process that is there and has nothing to do with it.
+    path.write_text("process 1, up cpu\n")
+    assert lock.holder(path) is None
+    path.write_text("nonsense")
+    assert lock.holder(path) is None
