@@ -107,7 +107,8 @@ POST = """\
 import sys, urllib.request
 head = {"Content-Type": "application/json"}
 ask = urllib.request.Request(sys.argv[1], sys.argv[2].encode(), head)
-print(urllib.request.urlopen(ask, timeout=100).read().decode())
+for line in urllib.request.urlopen(ask, timeout=100):
+    print(line.decode(), end="", flush=True)
 """
 
 
@@ -121,8 +122,8 @@ def post(seat: Seat, url: str, body: Mapping[str, object]) -> dict[str, Any]:
 # The lab from outside: the tree needs no ps, ss or pgrep for it
 
 
-def listening(lab: Lab, port: int) -> list[str]:
-    """The addresses on which somebody in the lab listens at that port, as the kernel writes them.
+def listening(lab: Lab, port: int | None = None) -> list[str]:
+    """The addresses on which somebody in the lab listens, at that port or any, as the kernel has it.
 
     127.0.0.1 is 0100007F.
     """
@@ -131,7 +132,7 @@ def listening(lab: Lab, port: int) -> list[str]:
         rows += Path(f"/proc/{lab.pid}/net/{table}").read_text().splitlines()[1:]
     fields = [row.split() for row in rows]
     local = [row[1].split(":") for row in fields if row[3] == "0A"]
-    return [address for address, number in local if int(number, 16) == port]
+    return [address for address, number in local if port in (None, int(number, 16))]
 
 
 def processes(lab: Lab, command: str) -> list[int]:
