@@ -123,7 +123,7 @@ def post(seat: Seat, url: str, body: Mapping[str, object]) -> dict[str, Any]:
 
 
 def listening(lab: Lab, port: int | None = None) -> list[str]:
-    """The addresses on which somebody in the lab listens, at that port or any, as the kernel has it.
+    """The addresses on which somebody in the lab listens, at that port or any, in hexadecimal.
 
     127.0.0.1 is 0100007F.
     """
