@@ -7,9 +7,15 @@ import sys
 
 def main() -> None:
     """Run the command line and exit with its documented code."""
-    from stackctl.cli.main import run
+    try:
+        from stackctl.cli.main import run
 
-    sys.exit(run(sys.argv[1:]))
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:
+        # Before the command line could take it, or when it was all but done.
+        sys.stderr.write("error: interrupted\n")
+        code = 130
+    sys.exit(code)
 
 
 if __name__ == "__main__":

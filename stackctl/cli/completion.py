@@ -8,9 +8,9 @@ from stackctl.cli.session import Session, verb
 
 
 @verb("completion")
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.argument("shell", metavar="SHELL", type=click.Choice(["bash", "zsh", "fish"]))
 def command(session: Session, shell: str) -> None:
-    """Print the completion script of SHELL.
+    """Print the completion script of SHELL (bash, zsh, fish).
 
     bash: stackctl completion bash > ~/.local/share/bash-completion/completions/stackctl
     """

@@ -12,8 +12,13 @@ from stackctl.cli.session import Session, pick_stack, stack_argument, verb, yes_
 @yes_option
 @click.option("--dry-run", is_flag=True, help="Say what would be stopped, change nothing.")
 def command(session: Session, stack: str | None, dry_run: bool) -> None:
-    """Stop STACK and remove its units. The model and the image stay."""
+    """Stop STACK and remove its units. The model and the image stay.
+
+    With --json prints the status of the stacks that are still up.
+    """
+    from stackctl.deploy.install import installed_stacks
     from stackctl.deploy.transaction import down, installed_generation
+    from stackctl.observe.status import report
 
     context = session.context()
     name = pick_stack(context, stack)
@@ -23,4 +28,7 @@ def command(session: Session, stack: str | None, dry_run: bool) -> None:
         return
     session.out.progress("stop", name)
     down(context, name)
-    session.out.line(f"{name} is down")
+    if session.out.json:
+        session.out.data(report(context, installed_stacks(context)))
+    else:
+        session.out.line(f"{name} is down")

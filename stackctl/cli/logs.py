@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import select
+
 import click
 
 from stackctl.cli.session import Session, pick_stack, stack_argument, verb
@@ -11,7 +13,14 @@ from stackctl.cli.session import Session, pick_stack, stack_argument, verb
 @stack_argument
 @click.option("-f", "--follow", is_flag=True, help="Go on with new lines until Ctrl-C.")
 @click.option("--generation", type=int, metavar="N", help="Of that generation, not the latest.")
-@click.option("-n", "--lines", default=100, metavar="N", help="Lines to begin with (100).")
+@click.option(
+    "-n",
+    "--lines",
+    type=click.IntRange(min=0),
+    default=100,
+    metavar="N",
+    help="Lines to begin with (100).",
+)
 def command(
     session: Session, stack: str | None, follow: bool, generation: int | None, lines: int
 ) -> None:
@@ -43,5 +52,12 @@ def command(
             output="json" if session.out.json else "short-iso",
         )
     )
-    if status != 0:
+    if status != 0 and not _reader_is_gone():
         raise click.exceptions.Exit(1)
+
+
+def _reader_is_gone() -> bool:
+    """Whether stdout is a pipe that nobody reads any more: no fault (| head)."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))

@@ -95,6 +95,7 @@ def cli(**_: Any) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code; never raises, never shows a traceback."""
+    _open_descriptors()
     try:
         code = _run(arguments)
         if sys.stdout is not None:
@@ -135,7 +136,7 @@ def _run(arguments: Sequence[str]) -> int:
         where = error.ctx.command_path if error.ctx is not None else "stackctl"
         out.error(
             StackctlError(
-                error.format_message().rstrip("."),
+                " ".join(error.format_message().split()).rstrip("."),
                 hint=f"{where} --help",
                 exit_code=ExitCode.USAGE,
             )
@@ -183,6 +184,18 @@ def _print_anything() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _open_descriptors() -> None:
+    """Whoever started us may have closed some of 0, 1 and 2, which files would then be given."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+    sys.stdin = sys.stdin or os.fdopen(0)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
 
 
 def _end_gracefully() -> None:

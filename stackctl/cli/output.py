@@ -69,8 +69,7 @@ class Output:
             return
         self._last = (name, text)
         width = shutil.get_terminal_size().columns
-        sys.stderr.write("\r\033[K" + f"{name:<{_NAME_WIDTH}}{text}"[: width - 1])
-        sys.stderr.flush()
+        _tell("\r\033[K" + f"{name:<{_NAME_WIDTH}}{text}"[: width - 1])
         self._shown = True
 
     def warn(self, text: str, fix: str | None = None) -> None:
@@ -162,14 +161,21 @@ class Output:
         # In a pipe stdout is held back: without this the two would change places.
         if sys.stdout is not None:
             sys.stdout.flush()
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
+        _tell(text + "\n")
 
     def _clear(self) -> None:
         if self._shown:
-            sys.stderr.write("\r\033[K")
-            sys.stderr.flush()
+            _tell("\r\033[K")
             self._shown = False
+
+
+def _tell(text: str) -> None:
+    """Write on stderr. That nobody reads it any more must not stop a deployment half-way."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
 
 
 def _plain(text: str) -> str:

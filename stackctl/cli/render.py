@@ -35,6 +35,7 @@ def command(
     from stackctl.plan.ledger import claim_of
     from stackctl.units.door import door_of, render_door
     from stackctl.units.render import Target, render
+    from stackctl.values.result import UnitsReport
 
     wanted = overrides(sets, model, objective, name)
     resolved = session.profiles().resolve(profile, wanted)
@@ -51,7 +52,8 @@ def command(
         program=known.program if known else _program(plan.image, engine(plan.engine)),
         claim=claim_of(plan),
     )
-    files = [*render(plan, target, 0).files]
+    units = render(plan, target, 0)
+    files = [*units.files]
     if image is not None:
         door = door_of(resolved, plan, image)
         made = render_door(
@@ -62,14 +64,19 @@ def command(
             folder=str(session.paths().door_folder(plan.stack)),
         )
         files += [made.unit, *made.files]
+    if session.out.json:
+        report = UnitsReport(stack=units.stack, service=units.service, files=tuple(files))
+        session.out.data(report)
     for file in files:
         if output is None:
-            session.out.line(file.text.rstrip("\n"))
+            if not session.out.json:
+                session.out.line(file.text.rstrip("\n"))
             continue
         if output.exists() and not output.is_dir():
             raise StackctlError(f"{output} is not a folder", exit_code=ExitCode.USAGE)
         write_atomically(output / file.name, file.text)
-        session.out.line(str(output / file.name))
+        if not session.out.json:
+            session.out.line(str(output / file.name))
 
 
 def _program(image: str, engine: object) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Callable
 
 import msgspec
 
@@ -41,9 +42,15 @@ def known_image(
 
 
 def ensure_image(
-    context: Context, api: podman.Podman, profile: Profile, engine: Engine
+    context: Context,
+    api: podman.Podman,
+    profile: Profile,
+    engine: Engine,
+    before_pull: Callable[[str, str], None] | None = None,
 ) -> tuple[podman.Image, str, str]:
     """The image to run, pulled if need be; the name it was asked for by, and why this one.
+
+    ``before_pull`` gets the last two and may raise: many gigabytes may be about to come.
 
     Raises:
         StackctlError: exit 6 when it is not here and cannot be pulled.
@@ -60,6 +67,8 @@ def ensure_image(
             hint="stackctl image build llama-cpp, or another one: --set image=NAME",
             exit_code=ExitCode.HOST,
         )
+    if before_pull is not None:
+        before_pull(reference, reason)
     return _pull(context, api, reference), reference, reason
 
 

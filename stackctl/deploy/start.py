@@ -16,8 +16,9 @@ from stackctl.values.generation import Generation
 
 _POLL_S = 0.2
 _SHOWN_LINES = 8
-#: How long to look for the cause of a failure before telling only what is known.
-_JOURNAL_S = 2
+#: How long to look for the cause of a failure before telling only what is known: with some lines of
+#: the engine, and with none, which on a busy machine means that they are still to come.
+_JOURNAL_S, _SILENT_JOURNAL_S = 2, 8
 _PROPERTIES = (
     "ActiveState", "SubState", "Result", "ExecMainCode", "ExecMainStatus", "NRestarts", "Job",
     "InvocationID",
@@ -120,7 +121,9 @@ def explain(
     asked = time.monotonic()
     lines = _log(context, generation, since)
     # The journal is written a little later than the state changes.
-    while (known := engine.failure(lines)) is None and time.monotonic() - asked < _JOURNAL_S:
+    while (known := engine.failure(lines)) is None:
+        if time.monotonic() - asked > (_JOURNAL_S if lines else _SILENT_JOURNAL_S):
+            break
         time.sleep(_POLL_S)
         lines = _log(context, generation, since)
     return StackctlError(

@@ -74,18 +74,39 @@ def up(context: Context, profile: Profile, wish: Wish) -> UpResult:
         preflight.require_files(model)
         context.report.step("model", f"{format_bytes(model.weights_bytes)}, {model.source}")
         engine = find_engine(profile.engine)
-        with podman.connect(context.paths.runtime) as api:
-            image, reference, reason = images.ensure_image(context, api, profile, engine)
-            door_image, why_door = images.ensure_door(context, api, profile)
-        facts = images.inspect_engine(context, engine, image, reference)
-        before = change.look(context, profile.stack)
         known = Known(
-            image=image.reference,
-            image_reason=reason,
-            facts=facts,
+            image="",
+            image_reason="",
             claims=claims.declared(context.machine, context.paths),
             calibrations=calibrations.read(context.paths.state),
             deadline_s=wish.deadline_s,
+        )
+
+        def before_pull(image: str, reason: str) -> None:
+            seen = dataclasses.replace(known, image=image, image_reason=reason)
+            plan = solve(host=host, model=model, profile=profile, known=seen)
+            render.require_launchable(plan)
+            if _is_refused(plan) and not wish.force:
+                raise refused(plan)
+            if wish.dry_run:
+                raise StackctlError(
+                    f"image {image} is not here, and a dry run pulls nothing",
+                    hint="stackctl render shows the unit without it",
+                    exit_code=ExitCode.HOST,
+                )
+
+        with podman.connect(context.paths.runtime) as api:
+            image, reference, reason = images.ensure_image(
+                context, api, profile, engine, before_pull
+            )
+            door_image, why_door = images.ensure_door(context, api, profile)
+        facts = images.inspect_engine(context, engine, image, reference)
+        before = change.look(context, profile.stack)
+        known = dataclasses.replace(
+            known,
+            image=image.reference,
+            image_reason=reason,
+            facts=facts,
             door_reason=why_door,
         )
 

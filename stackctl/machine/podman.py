@@ -22,6 +22,10 @@ from stackctl.machine import runner
 
 #: Seconds without a request after which our API service ends by itself, should we be killed.
 _IDLE_S = 10
+#: Seconds for the service to come up, and for a throw-away container: many times what it takes, for
+#: machines that are busy or slow.
+_START_S = 60
+_RUN_ONCE_S = 300
 
 
 @dataclass(frozen=True)
@@ -101,8 +105,8 @@ class Podman:
             StackctlError: exit 6, with the registry's own words.
         """
         hint = (
-            f"without a registry: stackctl image build {built} (from Debian's packages), "
-            "or --set image=NAME for an image that is here"
+            f"without a registry: stackctl image build {built} (from Debian's packages),\n"
+            "or an image that is here: --set image=NAME"
         )
         try:
             stream = self._client.images.pull(
@@ -119,7 +123,7 @@ class Podman:
                 if error := message.get("error"):
                     raise StackctlError(
                         f"cannot pull image {reference}",
-                        details=(str(error),),
+                        details=(_words(str(error)),),
                         hint=hint,
                         exit_code=ExitCode.HOST,
                     )
@@ -140,8 +144,16 @@ class Podman:
 
 
 def _api_error(message: str, error: Exception) -> StackctlError:
-    text = str(getattr(error, "explanation", None) or error).strip()
+    text = _words(str(getattr(error, "explanation", None) or error).strip())
     return StackctlError(message, details=text.splitlines()[-5:], exit_code=ExitCode.HOST)
+
+
+def _words(text: str) -> str:
+    """What Podman said; some of its errors come wrapped in JSON."""
+    try:
+        return str(json.loads(text)["message"])
+    except (ValueError, TypeError, KeyError):
+        return text
 
 
 @contextlib.contextmanager
@@ -176,7 +188,7 @@ def connect(runtime: Path) -> Iterator[Podman]:
             exit_code=ExitCode.HOST,
         ) from None
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + _START_S
         while not address.exists():
             if service.poll() is not None or time.monotonic() > deadline:
                 service.kill()
@@ -207,7 +219,7 @@ def run_once(
     *,
     entrypoint: str | None = None,
     volumes: Sequence[str] = (),
-    timeout_s: float = 60,
+    timeout_s: float = _RUN_ONCE_S,
 ) -> runner.Completed:
     """Run a command in a throw-away container without network, capabilities or a writable root."""
     return runner.run(
@@ -232,8 +244,12 @@ def load_archive(archive: Path, tag: str) -> None:
             first = [
                 member.name.removeprefix("./") for _, member in zip(range(4), stream, strict=False)
             ]
-    except (OSError, tarfile.TarError) as error:
-        raise StackctlError(f"cannot read {archive}: {error}") from None
+    except tarfile.TarError:
+        raise StackctlError(
+            f"{archive} is no archive", hint="one that stackctl image build -o or podman save wrote"
+        ) from None
+    except OSError as error:
+        raise StackctlError(f"cannot read {archive}: {error.strerror or error}") from None
     saved = any(name in ("oci-layout", "index.json", "manifest.json", "blobs") or
                 name.endswith((".json", "/layer.tar", "/VERSION")) for name in first)  # fmt: skip
     if not saved:

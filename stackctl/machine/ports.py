@@ -6,6 +6,7 @@ import os
 import socket
 from dataclasses import dataclass
 
+from stackctl.errors import StackctlError
 from stackctl.machine.files import Machine
 
 _LISTEN = "0A"
@@ -25,13 +26,19 @@ class Listener:
 
 
 def listener(machine: Machine, port: int) -> Listener | None:
-    """The process that keeps 127.0.0.1:port from being bound; None when it is free."""
+    """The process that keeps 127.0.0.1:port from being bound; None when it is free.
+
+    Raises StackctlError for a port that only root may bind.
+    """
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except PermissionError:
-            return Listener(None, None)
+            raise StackctlError(
+                f"port {port} is not for ordinary users",
+                hint="one from 1024 on: --set port=8080",
+            ) from None
         except OSError:
             pass
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shlex
 import subprocess
 from collections.abc import Callable, Sequence
@@ -43,9 +44,15 @@ def controlled_environment() -> dict[str, str]:
     """The environment for programs we start.
 
     ``su`` and ``sudo -u`` leave out XDG_RUNTIME_DIR and the bus address, without which every
-    ``systemctl --user`` fails: both are filled in when the user's runtime folder exists.
+    ``systemctl --user`` fails: both are filled in when the user's runtime folder exists. Cron and
+    services may have no HOME, which is then the one of the user's account.
     """
     env = {name: os.environ[name] for name in _PASSED if name in os.environ}
+    if not env.get("HOME"):
+        try:
+            env["HOME"] = pwd.getpwuid(os.getuid()).pw_dir
+        except KeyError:
+            env["HOME"] = "/"
     env["LC_ALL"] = "C.UTF-8"
     env.setdefault("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
     runtime = Path(f"/run/user/{os.getuid()}")

@@ -60,18 +60,24 @@ def service_name(unit: str) -> str:
     return f"{unit}.service"
 
 
-def render(plan: Plan, target: Target, generation: int, unit: str | None = None) -> UnitSet:
-    """The unit files of one generation of a stack; ``unit`` is its slot's name (None: the first).
-
-    Raises:
-        StackctlError: exit 2 for values that a unit cannot hold, 6 for a Podman without Quadlet.
-    """
+def require_launchable(plan: Plan) -> None:
+    """Raise StackctlError (exit 5) for what can be planned but not rendered."""
     if plan.placement.gpus or plan.engine == "vllm":
         raise StackctlError(
             f"{plan.profile}: this version plans for GPUs, but does not launch on them yet",
             hint="stackctl plan shows the engine's arguments",
             exit_code=ExitCode.REFUSED,
         )
+
+
+def render(plan: Plan, target: Target, generation: int, unit: str | None = None) -> UnitSet:
+    """The unit files of one generation of a stack; ``unit`` is its slot's name (None: the first).
+
+    Raises:
+        StackctlError: exit 2 for values that a unit cannot hold, 5 for plans that cannot be
+            launched, 6 for a Podman without Quadlet.
+    """
+    require_launchable(plan)
     unit = unit or plan.stack
     keys = Keys(parse_version(target.podman))
     template = environment().get_template("engine.container.j2")
@@ -145,8 +151,12 @@ def log_identifier(stack: str, generation: int) -> str:
 
 
 def without_labels(text: str) -> str:
-    """The text of a unit without its number and slot, to tell whether two say the same."""
+    """The text of a unit without its number and slot, to tell whether two say the same.
+
+    Nor with its time limits: how long a start may take is no reason for another one.
+    """
     text = _GENERATION.sub("Generation=", text)
+    text = re.sub(r"^(TimeoutStartSec|StartLimitIntervalSec)=.*$", r"\1=", text, flags=re.MULTILINE)
     return _CONTAINER.sub("ContainerName=", _IDENTIFIER.sub("SyslogIdentifier=", text))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from stackctl.values.base import Value
+from stackctl.values.unit import UnitFile
 
 Status = Literal["ok", "warn", "fail", "skip", "info"]
 
@@ -42,6 +43,15 @@ class DoctorReport(Value, frozen=True, kw_only=True):
     schema: Literal["stackctl.doctor/1"] = "stackctl.doctor/1"
     profile: str | None = None
     results: tuple[Result, ...]
+
+
+class UnitsReport(Value, frozen=True, kw_only=True):
+    """What ``stackctl render`` writes."""
+
+    schema: Literal["stackctl.units/1"] = "stackctl.units/1"
+    stack: str
+    service: str
+    files: tuple[UnitFile, ...]
 
 
 class ErrorReport(Value, frozen=True, kw_only=True):

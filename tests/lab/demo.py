@@ -405,16 +405,16 @@ def events(port: int, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 def farewell(folder: Path, port: int) -> None:
     """What to try next, to be pasted as it is, and how to stop."""
-    body = json.dumps({"prompt": PROMPT, "max_tokens": 64})
     command = shlex.quote(named(folder / "stackctl"))
     inside = Path(os.environ.get("PWD", "/")).resolve() == CHECKOUT
     make = "make" if inside else f"make -C {shlex.quote(str(CHECKOUT))}"
     print(f"""
 demo is up: http://127.0.0.1:{port}/v1
 try next, in this shell
-  curl -s http://127.0.0.1:{port}/v1/completions \\
+  curl -sw '\\n' http://127.0.0.1:{port}/v1/completions \\
     -H 'Content-Type: application/json' \\
-    -d '{body}'
+    -d '{{"prompt": {json.dumps(PROMPT)},
+         "max_tokens": 64, "repeat_penalty": 1.15}}'
   {command} status
   {command} logs -f
 stop

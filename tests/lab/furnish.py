@@ -41,6 +41,7 @@ MASKED = [
     "man-db.timer",
     "motd-news.timer",
     "systemd-pstore.service",
+    "systemd-modules-load.service",
     "systemd-udev-settle.service",
     "multipathd.service",
     "unattended-upgrades.service",

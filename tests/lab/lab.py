@@ -119,8 +119,9 @@ class Lab:
         _sweep()
         prepared = os.environ.get("LAB_ROOT")
         self._tree = Path(prepared).resolve() if prepared else trees.build_tree()
-        if not (self._tree / "usr/bin/podman").exists():
-            raise LabError(f"no root tree with podman: {self._tree}")
+        for program in ("podman", "systemctl", "python3"):
+            if not os.path.lexists(self._tree / "usr/bin" / program):
+                raise LabError(f"no root tree with {program}: {self._tree}")
         binds, stale = self._binds()
         stores = self._seed_stores() if self._seed else {}
         runs = cache_root() / "run"
@@ -486,7 +487,7 @@ class Lab:
             for place in ("srv", "var/lib", "opt", "root")
             for folder, _names, files in os.walk(self._tree / place)
             for name in sorted(files)
-            if name.endswith(".tar")
+            if re.search(r"\.(tar|tgz|tar\.(gz|xz|zst))$", name)
         ]
 
     def _seed_stores(self) -> dict[str, Path]:

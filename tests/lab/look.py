@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def put(lab: Lab, path: str, content: bytes, *, mode: int = 0o644) -> None:
 
 
 def wait_for(
-    what: str, done: Callable[[], bool], timeout: float = 30, *, step: float = 0.03
+    what: str, done: Callable[[], bool], timeout: float = 90, *, step: float = 0.03
 ) -> None:
     """Wait until it is so; fail naming WHAT."""
     deadline = time.monotonic() + timeout
@@ -96,13 +97,53 @@ def record(seat: Seat, number: int, stack: str = STACK) -> dict[str, Any]:
     return found
 
 
-def chat(seat: Seat, port: int = PORT) -> dict[str, Any]:
-    """One real completion, asked with curl as a person would."""
-    body = json.dumps({"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 8})
-    url = f"http://127.0.0.1:{port}/v1/chat/completions"
-    words = ("curl", "--fail", "--silent", "--show-error", "--json", body, url)
-    answer: dict[str, Any] = json.loads(seat.run(*words).stdout)
+def chat(seat: Seat, port: int = PORT, content: str = "Say hello.") -> dict[str, Any]:
+    """One real completion."""
+    body = {"messages": [{"role": "user", "content": content}], "max_tokens": 8}
+    return post(seat, f"http://127.0.0.1:{port}/v1/chat/completions", body)
+
+
+POST = """\
+import sys, urllib.request
+head = {"Content-Type": "application/json"}
+ask = urllib.request.Request(sys.argv[1], sys.argv[2].encode(), head)
+for line in urllib.request.urlopen(ask, timeout=100):
+    print(line.decode(), end="", flush=True)
+"""
+
+
+def post(seat: Seat, url: str, body: Mapping[str, object]) -> dict[str, Any]:
+    """The answer to a JSON body; a tree prepared elsewhere may have no curl."""
+    done = seat.run("python3", "-c", POST, url, json.dumps(body), timeout=120)
+    answer: dict[str, Any] = json.loads(done.stdout)
     return answer
+
+
+# The lab from outside: the tree needs no ps, ss or pgrep for it
+
+
+def listening(lab: Lab, port: int | None = None) -> list[str]:
+    """The addresses on which somebody in the lab listens, at that port or any, in hexadecimal.
+
+    127.0.0.1 is 0100007F.
+    """
+    rows = []
+    for table in ("tcp", "tcp6"):
+        rows += Path(f"/proc/{lab.pid}/net/{table}").read_text().splitlines()[1:]
+    fields = [row.split() for row in rows]
+    local = [row[1].split(":") for row in fields if row[3] == "0A"]
+    return [address for address, number in local if port in (None, int(number, 16))]
+
+
+def processes(lab: Lab, command: str) -> list[int]:
+    """The processes, as the lab numbers them, whose command line begins with these words."""
+    found = []
+    for path in lab_path(lab, "/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_bytes().rstrip(b"\0").decode(errors="replace").split("\0")
+            if f"{' '.join(words)} ".startswith(f"{command} "):
+                found.append(int(path.parent.name))
+    return found
 
 
 # What must hold afterwards
@@ -115,8 +156,7 @@ def assert_clean(seat: Seat, stack: str = STACK) -> None:
     left = seat.run("find", seat.runtime, "-mindepth", "1", check=False).stdout
     assert left == "", f"left in {seat.runtime}: {left}"
     assert unit_properties(seat, "LoadState", unit=f"{stack}.service") == {"LoadState": "not-found"}
-    listening = seat.run("ss", "-Hltn", f"sport = :{PORT}").stdout
-    assert listening == "", f"somebody still listens: {listening}"
+    assert not listening(seat.lab, PORT), "somebody still listens"
 
 
 def assert_error(

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from . import look
 from .conftest import Seat
 from .lab import Lab
 
@@ -35,26 +36,21 @@ def test_predicted_memory_is_what_the_engine_takes(
     lab: Lab, seat: Seat, objective: str, kv_type: str
 ) -> None:
     """Resident size within 10 %, without the prompt cache, which fills up later."""
-    question = json.dumps(
-        {"messages": [{"role": "user", "content": " ".join(map(str, range(300)))}], "max_tokens": 8}
-    )
+    question = " ".join(map(str, range(300)))
     for context in (2048, 8192, 32768):
         seat.stackctl(
             "up", "cpu", "--objective", objective, "--model", MODEL, "--yes",
             "--set", f"context={context}", "--set", f"kv_type={kv_type}",
         )  # fmt: skip
-        url = "http://127.0.0.1:8080/v1/chat/completions"
-        seat.run("curl", "-sf", url, "-d", question, timeout=120)
-        pid = lab.run(["pgrep", "-x", "llama-server"], check=True).stdout.strip()
-        status = lab.read(f"/proc/{pid}/status")
-        resident = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
+        look.chat(seat, content=question)
+        resident = look.process_status(lab, look.engine_pid(seat))["VmRSS"]
         numbers = sorted(int(name) for name in lab.run(
             ["sh", "-c", f"ls {seat.state}/stacks/cpu | sed 's/.json//'"], check=True
         ).stdout.split())  # fmt: skip
         plan = json.loads(lab.read(f"{seat.state}/stacks/cpu/{numbers[-1]}.json"))["plan"]
         cache = next(d["value"] for d in plan["decisions"] if d["field"] == "cache-ram")
         predicted = plan["memory"]["total_bytes"] - cache * 2**20
-        actual = int(resident.split()[1]) * 1024
+        actual = int(resident.removesuffix(" kB")) * 1024
         assert predicted == pytest.approx(actual, rel=0.10), (context, objective, kv_type)
     seat.stackctl("down")
     seat.assert_nothing_left()

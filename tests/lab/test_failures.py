@@ -67,8 +67,7 @@ def listener(lab: Lab) -> Iterator[subprocess.Popen[str]]:
     """A process of the user lab on the port that the profile wants."""
     code = f"import socket; s = socket.create_server(('127.0.0.1', {look.PORT})); s.accept()"
     with lab.spawn(["python3", "-c", code], user="lab") as process:
-        probe = ["ss", "-Hltn", f"sport = :{look.PORT}"]
-        look.wait_for("somebody listens", lambda: bool(lab.run(probe).stdout))
+        look.wait_for("somebody listens", lambda: bool(look.listening(lab, look.PORT)))
         yield process
         process.kill()
 
@@ -180,8 +179,20 @@ def test_the_image_is_absent_and_no_registry_answers(seat: Seat, tiny: str) -> N
     image = "127.0.0.1:9/engine:1"
     done = seat.stackctl(*UP, tiny, "--set", f"image={image}", code=6)
     look.assert_error(done, f"cannot pull image {image}", "stackctl image build llama-cpp")
-    assert "connection refused" in done.stderr
+    assert "\n  connection refused\n" in done.stderr
     look.assert_clean(seat)
+
+
+def test_nothing_is_pulled_for_a_plan_that_is_refused_or_for_a_dry_run(
+    one: Seat, tiny: str
+) -> None:
+    image = "image=127.0.0.1:9/engine:1"
+    words = ("--set", "context=32768", "--set", "concurrency=4096", "--set", image)
+    done = one.stackctl(*UP, look.GEMMA, *words, code=5)
+    look.assert_error(done, "cpu-latency does not fit")
+    done = one.stackctl(*UP, tiny, "--set", image, "--dry-run", code=6)
+    look.assert_error(done, "image 127.0.0.1:9/engine:1 is not here, and a dry run pulls nothing")
+    look.assert_clean(one)
 
 
 def test_a_local_image_is_absent(one: Seat, tiny: str) -> None:
@@ -212,17 +223,17 @@ def test_the_image_lacks_what_the_health_check_needs(seat: Seat, tiny: str) -> N
 
 
 def test_the_engine_exits_at_once(seat: Seat, tiny: str) -> None:
-    done = seat.stackctl(*UP, tiny, "--set", "engine_args.load-mode=nonsense", code=1)
+    done = seat.stackctl(*UP, tiny, "--set", "engine_args.rope-scaling=nonsense", code=1)
     look.assert_error(
         done,
-        "cpu did not start: llama-server refuses the value of --load-mode: invalid value",
+        "cpu did not start: llama-server refuses the value of --rope-scaling: invalid value",
         r"correct it in engine_args\n  log: stackctl logs cpu --generation 1",
     )
     assert "ready" not in done.stdout
     look.assert_clean(seat)
     # The stack is gone, its story is not.
     assert look.record(seat, 1)["outcome"]["state"] == "failed"
-    assert "--load-mode" in seat.stackctl("logs", "cpu", "--generation", "1").stdout
+    assert "--rope-scaling" in seat.stackctl("logs", "cpu", "--generation", "1").stdout
 
 
 def test_the_engine_does_not_know_an_option(one: Seat, tiny: str) -> None:
@@ -233,11 +244,11 @@ def test_the_engine_does_not_know_an_option(one: Seat, tiny: str) -> None:
 
 def test_the_engine_never_becomes_healthy(seat: Seat, tiny: str) -> None:
     image = look.never_healthy(seat)
-    words = ("--set", f"image={image}", "--timeout", "4s")
+    words = ("--set", f"image={image}", "--timeout", "8s")
     done = seat.stackctl(*UP, tiny, *words, code=1)
     look.assert_error(
         done,
-        "cpu was not healthy within (0:04|4 s)",
+        "cpu was not healthy within 0:08",
         r"more time: --timeout .*\n  log: stackctl logs cpu --generation 1",
     )
     assert "pretending to load" in done.stderr

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from . import look
 from .conftest import Seat
 from .host import need
 from .lab import Lab
 
 MODEL = "file:/srv/models/gemma-3-270m-q4_k_m.gguf"
-ADDRESS = "127.0.0.1:5000"
+PORT = 5000
+ADDRESS = f"127.0.0.1:{PORT}"
 IMAGE = f"{ADDRESS}/engines/llama-cpp:1"
 SETTINGS = f"""version: 0.1
 storage: {{filesystem: {{rootdirectory: /var/lib/test-registry}}}}
@@ -41,8 +43,7 @@ def registry(lab: Lab) -> Iterator[str]:
     )
     start = ["systemd-run", "--unit=test-registry", "docker-registry", "serve"]
     lab.run([*start, "/etc/test-registry.yml"], check=True)
-    wait = f"for n in $(seq 100); do curl -fs {ADDRESS}/v2/ && exit; sleep 0.1; done; exit 1"
-    lab.run(["sh", "-c", wait], check=True)
+    look.wait_for("the registry listens", lambda: bool(look.listening(lab, PORT)))
     push = ["podman", "push", "--quiet", "localhost/stackctl/llama-cpp:latest", IMAGE]
     lab.run(push, check=True, timeout=120)
     yield IMAGE

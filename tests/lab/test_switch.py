@@ -167,7 +167,7 @@ def test_requests_that_do_not_end_keep_a_switch_from_happening(one: Seat, tiny: 
     one.stackctl(*UP, tiny, *large(one))
     body = json.dumps({"prompt": "x", "n_predict": -1, "ignore_eos": True, "stream": True})
     url = f"http://127.0.0.1:{look.PORT}/completion"
-    with one.lab.spawn(["curl", "-sN", "--json", body, url], user=one.user) as endless:
+    with one.lab.spawn(["python3", "-c", look.POST, url, body], user=one.user) as endless:
         assert endless.stdout is not None
         assert endless.stdout.readline()
         done = one.stackctl("switch", "throughput", *QUICK, "--drain", "1s", code=1)
@@ -246,13 +246,12 @@ def test_many_switches_leak_nothing(one: Seat, tiny: str) -> None:
     one.stackctl(*UP, tiny)
 
     def seen() -> tuple[int, ...]:
-        lab = one.lab
         return (
             len(one.run("podman", "ps", "--all", "--quiet").stdout.split()),
             len(one.run("podman", "secret", "ls", "--quiet").stdout.split()),
             len(one.run("podman", "volume", "ls", "--quiet").stdout.split()),
             len(one.files(one.units, one.runtime)),
-            len(lab.run(["ss", "-Hltn"]).stdout.splitlines()),
+            len(look.listening(one.lab)),
             len(one.files("/tmp", "/var/tmp")),
         )
 

@@ -20,6 +20,7 @@ from .host import (
     call,
     call_confined,
     fingerprint,
+    install,
     mirror,
     need,
     need_root,
@@ -114,10 +115,20 @@ def build_dependencies(python_version: str) -> Path:
     )
 
 
+def _need_mmdebstrap() -> list[str]:
+    """Install what makes Debian trees; the mirror to take them from, or none for the usual one."""
+    need({"mmdebstrap": "mmdebstrap"})
+    if not Path("/usr/share/keyrings/debian-archive-keyring.gpg").exists():
+        install(["debian-archive-keyring"])
+    # Where apt knows no Debian mirror (Ubuntu) the default of mmdebstrap will do.
+    with contextlib.suppress(LabError):
+        return [mirror()]
+    return []
+
+
 def _build_tree(target: Path) -> None:
     say("building the root tree (Debian 13, systemd, podman), about 30 s")
     need_root()
-    need({"mmdebstrap": "mmdebstrap"})
     options = ["--variant=apt", "--mode=root", "--format=directory", "--quiet"]
     options += [f"--include={','.join(PACKAGES)}"]
     # A clock that is off, or a mirror held at a day, must not stop a throw-away machine.
@@ -125,16 +136,13 @@ def _build_tree(target: Path) -> None:
     options += ['--aptopt=Acquire::Languages "none"']
     for unused in ("man", "info", "locale"):
         options += [f"--dpkgopt=path-exclude=/usr/share/{unused}/*"]
-    call_confined(["mmdebstrap", *options, "trixie", target, mirror()])
+    call_confined(["mmdebstrap", *options, "trixie", target, *_need_mmdebstrap()])
     target.chmod(0o755)
 
 
 def _build_image(target: Path, image: str) -> None:
-    need({"mmdebstrap": "mmdebstrap"})
     words = project("image", "build", image, "--output", str(target))
-    with contextlib.suppress(LabError):
-        # Where apt knows no Debian mirror (Ubuntu) the default of mmdebstrap will do.
-        words += ["--mirror", mirror()]
+    words += [f"--mirror={address}" for address in _need_mmdebstrap()]
     say(f"building the image of {image} from Debian's packages, about 20 s")
     (call_confined if os.geteuid() == 0 else call)(words)
 

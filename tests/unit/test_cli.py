@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ggufs import write as write_model
 from samples import GEMMA, HOSTS, IQUEST
 from servers import wait_until
 
@@ -364,6 +365,10 @@ def test_render(cli: Cli, place: Path) -> None:
     assert "WantedBy=default.target" in cli.out
     assert "was not looked at" in cli.err
     text = cli.out
+    assert cli("--user", "--json", *arguments) == 0
+    found = json.loads(cli.out)
+    assert (found["schema"], found["service"]) == ("stackctl.units/1", "cpu.service")
+    assert found["files"] == [{"name": "cpu.container", "text": text}]
     assert cli("--system", *arguments) == 0
     assert "WantedBy=multi-user.target" in cli.out
     assert cli("--user", *arguments, "-o", "units") == 0
@@ -576,6 +581,28 @@ def test_head() -> None:
     assert (done.stdout, done.stderr) == ("{\n", "")
 
 
+def test_nobody_who_hears_the_progress_is_no_reason_to_stop() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "stackctl", "-v", "probe", "--json"],
+        stdout=subprocess.PIPE, stderr=writing, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    os.close(writing)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["schema"] == "stackctl.host/1"
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_descriptors(place: Path, closed: str) -> None:
+    """As some supervisors start their programs."""
+    command = f"{sys.executable} -m stackctl render cpu --model file:m.gguf -o out {closed}"
+    write_model(place / "m.gguf")
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, "bug" in done.stderr) == (0, False), done.stderr
+    assert (place / "out" / "cpu.container").read_text().startswith("# cpu: written by stackctl")
+
+
 def test_a_full_disk_is_told() -> None:
     with open("/dev/full", "w") as full:  # noqa: PTH123
         done = subprocess.run(
@@ -603,6 +630,25 @@ def test_interrupts(place: Path, number: signal.Signals) -> None:
         out, err = child.communicate(timeout=10)
     assert child.returncode == 130
     assert (out, err) == ("", "error: interrupted\n")
+
+
+EARLY = """
+import signal, sys
+from stackctl.__main__ import main
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "stackctl.cli.main":
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+main()
+"""
+
+
+def test_an_interrupt_before_it_has_begun() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", EARLY], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
 
 
 def _waits_for(pid: int) -> bool:

@@ -79,6 +79,19 @@ def test_a_port_that_was_closed_a_moment_ago_is_free() -> None:
     assert listener(LiveMachine(), port) is None
 
 
+def test_a_port_for_root_alone() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to become somebody else")
+    code = (
+        "import os; from stackctl.deploy.preflight import require_port\n"
+        "from stackctl.machine.files import LiveMachine\n"
+        "os.setuid(65534)\n"
+        "require_port(LiveMachine(), 80)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "StackctlError: port 80 is not for ordinary users" in done.stderr
+
+
 def test_an_outgoing_connection_is_no_listener() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as server,

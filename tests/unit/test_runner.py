@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import signal
 import subprocess
 import sys
@@ -97,6 +98,16 @@ def test_a_path_and_a_bus_are_filled_in(monkeypatch: pytest.MonkeyPatch) -> None
     assert env["DBUS_SESSION_BUS_ADDRESS"] == "unix:path=/run/user/1234/bus"
     monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", "unix:path=/other")
     assert runner.controlled_environment()["DBUS_SESSION_BUS_ADDRESS"] == "unix:path=/other"
+
+
+@pytest.mark.parametrize("home", [None, ""])
+def test_without_home_it_is_that_of_the_account(
+    monkeypatch: pytest.MonkeyPatch, home: str | None
+) -> None:
+    monkeypatch.delenv("HOME")
+    if home is not None:
+        monkeypatch.setenv("HOME", home)
+    assert runner.controlled_environment()["HOME"] == pwd.getpwuid(os.getuid()).pw_dir
 
 
 def test_the_observer_hears_of_every_command(monkeypatch: pytest.MonkeyPatch) -> None:
