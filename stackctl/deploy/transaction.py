@@ -16,6 +16,7 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.health import endpoint
 from stackctl.machine import lock, podman, runner
 from stackctl.plan.ledger import claim_of
+from stackctl.plan.placement import sharing
 from stackctl.plan.solve import Known, solve
 from stackctl.plan.verdict import headline
 from stackctl.probe import probe
@@ -103,6 +104,8 @@ def up(context: Context, profile: Profile, wish: Wish) -> UpResult:
         if _is_refused(plan) and not wish.force:
             raise refused(plan)
         context.report.step("plan", summary(plan))
+        if plan.placement.shared_with:
+            context.report.warn(f"cores {sharing(plan.placement.shared_with)}")
         before = _before(context, plan.stack)
         target = render.Target(
             scope=context.paths.scope,

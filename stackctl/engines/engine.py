@@ -38,7 +38,7 @@ class Option:
 class Request:
     """What an engine chooses its options from. ``threads`` is None when the machine's cores are not
     known or a GPU does the work; ``memory_limit_bytes`` is what a service may use of main memory,
-    ``gpu_limit_bytes`` of each GPU, after what other stacks claim (``gpu_claimed_bytes``)."""
+    ``gpu_limit_bytes`` of each GPU, after what other stacks claim (the ``claimed`` values)."""
 
     host: Host
     model: Model
@@ -52,6 +52,7 @@ class Request:
     port: int
     gpus: tuple[Gpu, ...] = ()
     gpu_limit_bytes: int | None = None
+    memory_claimed_bytes: int = 0
     gpu_claimed_bytes: int = 0
 
     @property

@@ -295,8 +295,10 @@ def _caches(request: Request) -> tuple[Option, ...]:
         )
         room = limit - (0 if request.gpus else taken.weights_bytes) - taken.kv_bytes
         room -= taken.compute_bytes
-        # A cache of more prompts than anyone sends again would only take memory.
-        most = min(limit // 20, _MOST_PROMPTS * max(taken.kv_bytes, _MIB), max(0, room))
+        # A cache of more prompts than anyone sends again would only take memory. Its share is one
+        # of the machine: a stack that comes later must not change this one's plan.
+        share = (limit + request.memory_claimed_bytes) // 20
+        most = min(share, _MOST_PROMPTS * max(taken.kv_bytes, _MIB), max(0, room))
         mib = min(_MOST_CACHE_MIB, most // _MIB)
         reason = f"MiB of memory for prompts seen before (at most {_MOST_PROMPTS} full contexts)"
         options.append(Option("cache-ram", (mib,), reason))

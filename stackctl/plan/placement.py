@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from stackctl.errors import ExitCode, StackctlError
@@ -43,8 +43,7 @@ def place(host: Host, profile: Profile, claims: Sequence[Claim] = ()) -> Placed:
 
     Raises:
         StackctlError: exit 2 for CPUs, nodes or GPUs that the machine lacks, exit 6 when binding
-            was asked for and the cpuset controller cannot be used, exit 5 when other stacks have
-            claimed every core.
+            was asked for and the cpuset controller cannot be used.
     """
     wish = profile.placement
     overridden = any(key.startswith("placement.") for key in profile.overrides)
@@ -82,6 +81,9 @@ def place(host: Host, profile: Profile, claims: Sequence[Claim] = ()) -> Placed:
         why_cpus = _why_cpus(bound, smt, kept, claimed)
     policy, why_policy = _policy(host, wish, nodes, gpus)
     cpus = format_cpulist(core[0] for core in chosen)
+    shared = _shared_with(host, chosen, claims)
+    if shared:
+        why_cpus += ", " + sharing(shared)
     use_cpuset = bound or (cpuset and bool(chosen) and (smt or len(chosen) < len(cores)))
     if not use_cpuset and chosen:
         why_cpus += ", left to the scheduler"
@@ -92,6 +94,7 @@ def place(host: Host, profile: Profile, claims: Sequence[Claim] = ()) -> Placed:
         gpus=tuple(str(gpu.index) for gpu in gpus),
         policy=policy,
         cpuset=use_cpuset,
+        shared_with=shared,
     )
     asked_cpus = wish.cpus is not None or wish.nodes is not None
     decisions = [
@@ -166,7 +169,11 @@ def _nodes(host: Host, wish: PlacementWish) -> tuple[int, ...]:
 def _cores(
     host: Host, wish: PlacementWish, nodes: tuple[int, ...], claims: Sequence[Claim]
 ) -> tuple[Cores, bool]:
-    """The CPUs of each physical core that may be used, and whether claims took some away."""
+    """The CPUs of each physical core that may be used, and whether claims took some away.
+
+    Where other stacks claim every core, all are used as if none did: too little memory kills, while
+    shared cores only slow down.
+    """
     cpu = host.cpu
     allowed = set(parse_cpulist(cpu.allowed or cpu.online or ""))
     if not allowed and cpu.threads:
@@ -193,17 +200,32 @@ def _cores(
         # Hybrid processors: the slowest thread sets the pace, so only the fastest kind is used.
         allowed = (allowed & set(parse_cpulist(cpu.kinds[0].cpus))) or allowed
     cores = _grouped(host, allowed)
-    taken = ledger.claimed_cpus(claims)
-    # A core whose sibling is claimed is claimed.
+    # A core whose sibling is claimed is claimed, also by one that this process may not use.
+    taken = _with_siblings(host, ledger.claimed_cpus(claims))
     free = tuple(core for core in cores if not taken & set(core))
-    if cores and not free:
-        raise StackctlError(
-            "every core is claimed by other stacks",
-            details=[f"{claim.stack}: {claim.cpus}" for claim in claims if claim.cpus],
-            hint="stackctl down one of them, or share on purpose: --set placement.cpus=...",
-            exit_code=ExitCode.REFUSED,
-        )
+    if not free:
+        return cores, False
     return free, len(free) < len(cores)
+
+
+def _shared_with(host: Host, chosen: Cores, claims: Sequence[Claim]) -> tuple[str, ...]:
+    """The stacks that claim CPUs of the chosen cores."""
+    mine = _with_siblings(host, {cpu for core in chosen for cpu in core})
+    return tuple(claim.stack for claim in claims if mine & set(parse_cpulist(claim.cpus)))
+
+
+def sharing(stacks: Sequence[str]) -> str:
+    """What it means to share cores with those stacks; empty for none."""
+    if not stacks:
+        return ""
+    who = "both slow down while both work" if len(stacks) == 1 else "all slow down together"
+    return f"shared with {', '.join(stacks)}: {who}"
+
+
+def _with_siblings(host: Host, cpus: Set[int]) -> set[int]:
+    """The CPUs and all that share a core with them."""
+    cores = (set(parse_cpulist(core)) for core in host.cpu.siblings)
+    return set(cpus).union(*(core for core in cores if core & cpus))
 
 
 def _grouped(host: Host, allowed: set[int]) -> Cores:

@@ -134,6 +134,7 @@ def _plan(
         port=port,
         gpus=placed.gpus,
         gpu_limit_bytes=on_gpu.bytes if on_gpu else None,
+        memory_claimed_bytes=main.claimed,
         gpu_claimed_bytes=on_gpu.claimed if on_gpu else 0,
     )
     options = _apply_explicit(engine, dialect, engine.choose(request), profile)
@@ -143,7 +144,8 @@ def _plan(
     work = _work(model, profile, options, placed, host)
     calibration = _calibration(known.calibrations, model, profile, work, placed.gpus)
     prediction = roofline.predict(host, placed.placement, work, calibration)
-    judged = verdict.judge(profile, model, work, budgets, prediction)
+    shared = placement.sharing(placed.placement.shared_with)
+    judged = verdict.judge(profile, model, work, budgets, prediction, shared)
     timing = _timing(profile, model, known.deadline_s)
     return Plan(
         profile=profile.name,

@@ -20,8 +20,11 @@ def judge(
     work: Work,
     budgets: Sequence[tuple[MemoryBudget, str]],
     prediction: Prediction,
+    shared: str = "",
 ) -> Verdict:
     """The verdict: memory first, then speed against what the profile calls fast enough.
+
+    ``shared`` says with whom cores are shared, which is told and refuses nothing.
 
     A plan is not viable when even the optimistic end of a prediction misses its objective; when
     only the cautious end does, it is viable and the reason says so.
@@ -43,6 +46,8 @@ def judge(
     reasons += missed
     if not speed and not missed:
         reasons.append("speed not predicted: " + _why_unknown(prediction))
+    if shared:
+        reasons.append(f"cores {shared}")
     if fits is False:
         viable = False
     return Verdict(

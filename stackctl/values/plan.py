@@ -25,7 +25,8 @@ class Placement(Value, frozen=True, kw_only=True):
     """Where the engine runs: CPU list, memory nodes, GPUs, and the memory policy over the nodes.
 
     ``cpuset`` says that ``cpus`` (and, bound, ``mems``) are enforced by the cpuset controller;
-    otherwise they are what it should use, and the scheduler decides.
+    otherwise they are what it should use, and the scheduler decides. ``shared_with`` names the
+    stacks that claim some of the same cores.
     """
 
     cpus: str | None = None
@@ -33,6 +34,7 @@ class Placement(Value, frozen=True, kw_only=True):
     gpus: tuple[str, ...] = ()
     policy: Policy = "default"
     cpuset: bool = False
+    shared_with: tuple[str, ...] = ()
 
 
 class MemoryBudget(Value, frozen=True, kw_only=True):

@@ -179,7 +179,10 @@ def test_a_stack_has_a_simple_name(seat: Seat, tiny: str) -> None:
 def test_two_stacks_side_by_side(seat: Seat, tiny: str) -> None:
     seat.stackctl("up", "cpu-latency", "--model", tiny)
     words = ("--model", tiny, "--name", "second", "--set", "port=8081")
-    seat.stackctl("up", "cpu-latency", *words)
+    done = seat.stackctl("up", "cpu-latency", *words)
+    # A machine of few cores has none left for the second: they share, and are told so.
+    shared = look.record(seat, 1, "second")["plan"]["placement"]["shared_with"]
+    assert ("warning: cores shared with cpu:" in done.stderr) == (shared == ["cpu"])
     done = seat.stackctl("check", code=2)
     look.assert_error(done, "which stack", "cpu, second")
     found = json.loads(seat.stackctl("status", "--json").stdout)

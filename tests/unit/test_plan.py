@@ -692,7 +692,14 @@ def test_no_plan_exceeds_the_machine(
     allowed = set(parse_cpulist(host.cpu.allowed or ""))
     cpus = set(parse_cpulist(made.placement.cpus or ""))
     assert cpus <= allowed
-    assert not cpus & {cpu for claim in claims for cpu in parse_cpulist(claim.cpus)}
+    # Cores are shared only where none is left, and then the plan says with whom.
+    taken_cpus = {cpu for claim in claims for cpu in parse_cpulist(claim.cpus)}
+    overlap = {c.stack for c in claims if set(parse_cpulist(c.cpus)) & cpus}
+    assert overlap <= set(made.placement.shared_with)
+    if overlap:
+        cores = [set(parse_cpulist(core)) for core in host.cpu.siblings]
+        usable = cores or [{cpu} for cpu in allowed]
+        assert not [core for core in usable if core & allowed and not core & allowed & taken_cpus]
     for name in ("threads", "threads-batch"):
         if value.get(name) is not None:
             assert 1 <= value[name] <= len(cpus)
