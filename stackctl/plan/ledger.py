@@ -11,9 +11,9 @@ from stackctl.values.plan import Plan
 
 def claim_of(plan: Plan) -> Claim:
     """What a plan takes. CPU stacks claim the cores their threads run on."""
+    # The budget of a plan on several GPUs is that of each.
     gpus = tuple(
-        GpuShare(index=int(gpu), bytes=plan.memory.total_bytes // len(plan.placement.gpus))
-        for gpu in plan.placement.gpus
+        GpuShare(index=int(gpu), bytes=plan.memory.total_bytes) for gpu in plan.placement.gpus
     )
     main = plan.host_memory if plan.placement.gpus else plan.memory
     return Claim(

@@ -53,7 +53,8 @@ def memory_limit(host: Host, placement: Placement, claims: Sequence[Claim] = ())
 
 def gpu_limit(gpus: Sequence[Gpu], reserve_bytes: int, claims: Sequence[Claim] = ()) -> Limit:
     """Memory of each of these GPUs that a stack may use: the smallest counts."""
-    names = "GPU " + ",".join(str(gpu.index) for gpu in gpus)
+    names = "each GPU of " if len(gpus) > 1 else "GPU "
+    names += ",".join(str(gpu.index) for gpu in gpus)
     limits: list[Limit] = []
     for gpu in gpus:
         if gpu.memory_bytes is None:

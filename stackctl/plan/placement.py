@@ -48,7 +48,7 @@ def place(host: Host, profile: Profile, claims: Sequence[Claim] = ()) -> Placed:
     wish = profile.placement
     overridden = any(key.startswith("placement.") for key in profile.overrides)
     source: Source = "override" if overridden else "profile"
-    gpus = _gpus(host, profile)
+    gpus, why_gpus = _gpus(host, profile, claims)
     nodes = _nodes(host, wish)
     cores, claimed = _cores(host, wish, nodes, claims)
     smt = any(len(core) > 1 for core in cores)
@@ -65,15 +65,12 @@ def place(host: Host, profile: Profile, claims: Sequence[Claim] = ()) -> Placed:
     worker_only = bool(gpus) and (profile.engine == "vllm" or wish.cpu_experts is None)
     if worker_only:
         # What the user names is used as it is.
-        chosen = cores if wish.cpus is not None else _near_gpu(host, cores, gpus)
+        chosen, why_cpus = _near_gpu(host, cores, gpus)
+        if wish.cpus is not None:
+            chosen, why_cpus = cores, "bound as the profile says"
         threads = batch = None
         if profile.engine != "vllm" and chosen:
             threads = batch = (len(chosen), "the GPU does the work")
-        why_cpus = (
-            "bound as the profile says"
-            if wish.cpus is not None
-            else f"on {_gpu_names(gpus)}'s node; a GPU worker needs few cores"
-        )
     else:
         kept = 0 if bound or claimed else _kept(len(cores))
         chosen = cores[: len(cores) - kept]
@@ -117,18 +114,18 @@ def place(host: Host, profile: Profile, claims: Sequence[Claim] = ()) -> Placed:
             Decision(
                 field="gpus",
                 value=",".join(placement.gpus),
-                reason=", ".join(gpu.name or "unknown GPU" for gpu in gpus),
+                reason=why_gpus,
                 source=source if wish.gpus is not None else "derived",
             ),
         )
     return Placed(placement, threads, batch, gpus, tuple(decisions))
 
 
-def _gpus(host: Host, profile: Profile) -> tuple[Gpu, ...]:
-    """The GPUs to use: those asked for; the first one for vLLM; none for llama.cpp."""
+def _gpus(host: Host, profile: Profile, claims: Sequence[Claim]) -> tuple[tuple[Gpu, ...], str]:
+    """The GPUs to use, and why: those asked for; for vLLM the one with most room; else none."""
     wish = profile.placement.gpus
     if wish is None and profile.engine != "vllm":
-        return ()
+        return (), ""
     if not host.gpus:
         raise StackctlError(
             f"{profile.name} needs a GPU, and this machine shows none",
@@ -136,9 +133,17 @@ def _gpus(host: Host, profile: Profile) -> tuple[Gpu, ...]:
             exit_code=ExitCode.HOST,
         )
     if wish is None:
-        return host.gpus[:1]
+        roomy = max(
+            host.gpus,
+            key=lambda gpu: (gpu.memory_bytes or 0) - ledger.claimed_gpu_bytes(claims, gpu.index),
+        )
+        return (roomy,), _named((roomy,)) + (": most room of all" if len(host.gpus) > 1 else "")
     if str(wish) == "all":
-        return host.gpus
+        # vLLM splits attention heads evenly: their number is rarely a multiple of 3 or 5.
+        count = len(host.gpus)
+        even = 2 ** (count.bit_length() - 1) if profile.engine == "vllm" else count
+        rest = f"; of {count} GPUs as many as divide the heads" if even < count else ""
+        return host.gpus[:even], _named(host.gpus[:even]) + rest
     wanted = parse_cpulist(str(wish))
     found = tuple(gpu for gpu in host.gpus if gpu.index in wanted)
     if len(found) != len(wanted) or not wanted:
@@ -147,7 +152,11 @@ def _gpus(host: Host, profile: Profile) -> tuple[Gpu, ...]:
             hint="GPUs: " + ", ".join(str(gpu.index) for gpu in host.gpus),
             exit_code=ExitCode.USAGE,
         )
-    return found
+    return found, _named(found)
+
+
+def _named(gpus: Sequence[Gpu]) -> str:
+    return ", ".join(gpu.name or "unknown GPU" for gpu in gpus)
 
 
 def _nodes(host: Host, wish: PlacementWish) -> tuple[int, ...]:
@@ -239,12 +248,24 @@ def _grouped(host: Host, allowed: set[int]) -> Cores:
     return tuple((one,) for one in sorted(allowed))
 
 
-def _near_gpu(host: Host, cores: Cores, gpus: tuple[Gpu, ...]) -> Cores:
-    """The last few free cores of the GPU's node: CPU stacks take the first ones."""
-    node = next((n for n in host.cpu.numa if n.id == gpus[0].numa_node), None)
-    local = set(parse_cpulist(node.cpus)) if node is not None else set()
-    near = tuple(core for core in cores if set(core) & local) or cores
-    return near[-_GPU_WORKER_CORES * len(gpus) :]
+def _near_gpu(host: Host, cores: Cores, gpus: tuple[Gpu, ...]) -> tuple[Cores, str]:
+    """The last few cores of each GPU's node: CPU stacks take the first ones."""
+    chosen: set[tuple[int, ...]] = set()
+    places: list[str] = []
+    for gpu in gpus:
+        node = next((n for n in host.cpu.numa if n.id == gpu.numa_node), None)
+        local = set(parse_cpulist(node.cpus)) if node is not None else set()
+        near = [core for core in cores if set(core) & local and core not in chosen]
+        if near or len(host.cpu.numa) == 1:
+            places.append(f"on GPU {gpu.index}'s node")
+        elif node is None:
+            places.append(f"node of GPU {gpu.index} unknown")
+        else:
+            places.append(f"no core left on GPU {gpu.index}'s node")
+        others = [core for core in cores if core not in chosen]
+        chosen.update((near or others)[-_GPU_WORKER_CORES:])
+    why = ", ".join(places) + "; a GPU worker needs few cores"
+    return tuple(core for core in cores if core in chosen), why
 
 
 def _policy(
@@ -267,10 +288,6 @@ def _policy(
         )
         return "interleave", reason
     return "default", "one NUMA node" if len(host.cpu.numa) == 1 else "NUMA nodes unknown"
-
-
-def _gpu_names(gpus: tuple[Gpu, ...]) -> str:
-    return "GPU " + ",".join(str(gpu.index) for gpu in gpus)
 
 
 def _why_cpus(bound: bool, smt: bool, kept: int, claimed: bool) -> str:

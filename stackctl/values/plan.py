@@ -38,7 +38,8 @@ class Placement(Value, frozen=True, kw_only=True):
 
 
 class MemoryBudget(Value, frozen=True, kw_only=True):
-    """Bytes the engine will take against what it may take, in one pool ("memory" or "GPU 0").
+    """Bytes the engine will take against what it may take, in one pool: "memory", "GPU 0", or "each
+    GPU of 0,1" for what every one of several GPUs holds.
 
     ``compute_bytes`` holds compute buffers, the engine itself and its host cache.
     """
