@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from stackctl.quantity import format_bytes
 
 if TYPE_CHECKING:
     from stackctl.values.plan import Decision, MemoryBudget, Plan
+    from stackctl.values.profile import Slo
 
 facts_option = click.option(
     "--facts",
@@ -50,14 +50,15 @@ def command(
 
     Exits 5 when it does not fit or is not viable; the plan is printed all the same.
     """
-    from stackctl.plan.verdict import headline
+    from stackctl.plan.verdict import besides, headline
 
     resolve = session.profiles().resolve
-    plan = make_plan(session, resolve(profile, overrides(sets, model, objective, name)), facts).plan
+    wanted = resolve(profile, overrides(sets, model, objective, name))
+    plan = make_plan(session, wanted, facts).plan
     if session.out.json:
         session.out.data(plan)
     else:
-        show(session, plan)
+        show(session, plan, wanted.slo)
         if diff is not None:
             other = resolve(profile, overrides(sets, model, diff, name))
             show_difference(session, make_plan(session, other, facts).plan, plan)
@@ -70,14 +71,16 @@ def command(
             raise click.exceptions.Exit(int(ExitCode.REFUSED))
         raise StackctlError(
             headline(plan),
-            details=_wrapped(_told(plan)),
-            hint="\n".join(["what helps, best first", *_wrapped(plan.verdict.alternatives)]),
+            details=besides(plan),
+            hint="\n".join(("what helps, best first", *plan.verdict.alternatives)),
             exit_code=ExitCode.REFUSED,
         )
 
 
-def show(session: Session, plan: Plan) -> None:
-    """A plan in a few lines: what, whether it fits, how fast."""
+def show(session: Session, plan: Plan, slo: Slo) -> None:
+    """A plan in a few lines: what, whether it fits, how fast, and against what was asked for."""
+    from stackctl.plan.verdict import objectives, told
+
     out = session.out
     out.line(f"{plan.profile} · {plan.objective} · {plan.engine} · {plan.served_name}"[:_WIDTH])
     label, color = {True: ("fits", "green"), False: ("too big", "red"), None: ("memory", "yellow")}[
@@ -88,8 +91,11 @@ def show(session: Session, plan: Plan) -> None:
         _labelled(session, label if number == 0 else "", _budget(budget), color)
     for number, text in enumerate(expectation(plan)):
         _labelled(session, "" if number else "expect", text)
+    if judged := objectives(slo, plan.prediction):
+        color = {"ok": "green", "missed": "red"}.get(judged[0][1], "yellow")
+        _labelled(session, "SLO", "; ".join(f"{what}: {how}" for what, how in judged), color)
     if plan.verdict.fits is not False and plan.verdict.viable is not False:
-        for text in _told(plan):
+        for text in told(plan):
             _labelled(session, "note", text, "yellow")
     threads = next((d.value for d in plan.decisions if d.field == "threads"), None)
     where = f"GPU {','.join(plan.placement.gpus)}" if plan.placement.gpus else "CPU"
@@ -141,27 +147,6 @@ def _labelled(session: Session, label: str, text: str, color: str | None = None)
     for number, line in enumerate(lines):
         head = f"{label if number == 0 else '':<{_LABEL}}"
         out.line((out.style(head, color) if color else head) + line)
-
-
-def _told(plan: Plan) -> list[str]:
-    """The reasons of a verdict that the lines of the plan do not say: all but what fits."""
-    budgets = [plan.memory] + ([plan.host_memory] if plan.host_memory else [])
-    good = [f"{b.pool}: " for b in budgets if (b.headroom_bytes or 0) >= 0]
-    return [text for text in plan.verdict.reasons if not text.startswith(tuple(good))]
-
-
-def _wrapped(texts: Sequence[str]) -> list[str]:
-    """Lines for an error, which indents them by two."""
-    import textwrap
-
-    return [
-        line
-        for text in texts
-        for line in textwrap.wrap(
-            text, _WIDTH - 2, subsequent_indent="  ", break_long_words=False,
-            break_on_hyphens=False,
-        )
-    ]  # fmt: skip
 
 
 def expectation(plan: Plan) -> list[str]:

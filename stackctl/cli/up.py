@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from stackctl.cli.planning import advised
 from stackctl.cli.session import (
     Session,
     overrides,
@@ -43,7 +44,8 @@ def command(
 
     out, context = session.out, session.context()
     resolved = session.profiles().resolve(profile, overrides(sets, model, objective, name))
-    done = up(context, resolved, Wish(deadline_s=timeout, force=force, dry_run=dry_run))
+    wanted = Wish(deadline_s=timeout, force=force, dry_run=dry_run)
+    done = up(context, resolved, wanted, lambda plan: advised(session, resolved, plan))
     if done.generation is None:
         if out.json:
             out.data(done.plan)

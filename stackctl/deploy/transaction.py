@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from stackctl.deploy import images, install, preflight
@@ -18,7 +18,7 @@ from stackctl.machine import lock, podman, runner
 from stackctl.plan.ledger import claim_of
 from stackctl.plan.placement import sharing
 from stackctl.plan.solve import Known, solve
-from stackctl.plan.verdict import headline
+from stackctl.plan.verdict import besides, headline
 from stackctl.probe import probe
 from stackctl.quantity import format_bytes, format_duration
 from stackctl.sources.models import read_model
@@ -71,8 +71,15 @@ class _Before:
         return self.state in ("inactive", "failed")
 
 
-def up(context: Context, profile: Profile, wish: Wish) -> UpResult:
+def up(
+    context: Context,
+    profile: Profile,
+    wish: Wish,
+    advise: Callable[[Plan], Plan] = lambda plan: plan,
+) -> UpResult:
     """Plan, validate, install, start and check one stack.
+
+    ``advise`` adds to a plan that is refused what would help instead.
 
     Raises:
         StackctlError: with its exit code; the machine is then as it was before.
@@ -82,6 +89,17 @@ def up(context: Context, profile: Profile, wish: Wish) -> UpResult:
         host = probe(context.machine, scope=context.paths.scope)
         generator = preflight.require_tools(host)
         model = read_model(preflight.require_model(profile))
+        known = Known(
+            image="",
+            image_reason="",
+            claims=claims.declared(context.machine, context.paths),
+            calibrations=calibrations.read(context.paths.state),
+            deadline_s=wish.deadline_s,
+        )
+        # What is no use is refused before it asks for gigabytes of model and image.
+        early = solve(host=host, model=model, profile=profile, known=known)
+        if _is_refused(early) and not wish.force:
+            raise refused(advise(early))
         preflight.require_files(model)
         context.report.step("model", f"{format_bytes(model.weights_bytes)}, {model.source}")
         engine = find_engine(profile.engine)
@@ -92,17 +110,10 @@ def up(context: Context, profile: Profile, wish: Wish) -> UpResult:
             host=host,
             model=model,
             profile=profile,
-            known=Known(
-                image=image.reference,
-                image_reason=reason,
-                facts=facts,
-                claims=claims.declared(context.machine, context.paths),
-                calibrations=calibrations.read(context.paths.state),
-                deadline_s=wish.deadline_s,
-            ),
+            known=replace(known, image=image.reference, image_reason=reason, facts=facts),
         )
         if _is_refused(plan) and not wish.force:
-            raise refused(plan)
+            raise refused(advise(plan))
         context.report.step("plan", summary(plan))
         if plan.placement.shared_with:
             context.report.warn(f"cores {sharing(plan.placement.shared_with)}")
@@ -194,8 +205,10 @@ def refused(plan: Plan) -> StackctlError:
     """The error for a plan that does not fit or is not worth running: why, and what would be."""
     return StackctlError(
         headline(plan),
-        details=plan.verdict.reasons,
-        hint="\n".join((*plan.verdict.alternatives, "--force starts it anyway")),
+        details=besides(plan),
+        hint="\n".join(
+            ("what helps, best first", *plan.verdict.alternatives, "--force: start it anyway")
+        ),
         exit_code=ExitCode.REFUSED,
     )
 
@@ -341,7 +354,7 @@ def _require_room(context: Context, host: Host, plan: Plan, before: _Before, wis
     if old is None or old.port != plan.port:
         preflight.require_port(context.machine, plan.port)
     if not wish.force:
-        preflight.require_free_memory(host, plan, old.memory.total_bytes if old else 0)
+        preflight.require_free_memory(host, plan, old)
 
 
 @contextlib.contextmanager

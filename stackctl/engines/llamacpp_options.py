@@ -83,6 +83,9 @@ def footprint(model: Model, options: Mapping[str, Option], *, on_gpu: bool) -> F
     server += max(0, number(options, "cache-ram", _MOST_CACHE_MIB)) * _MIB
     if not on_gpu:
         return Footprint(model.weights_bytes, kv, graph + server)
+    # The attention mask, 2 B for each token of context and micro-batch (measured: 4,096 B a token
+    # at 2048). A GPU allocates it whole; in main memory it grows with the prompts that are sent.
+    graph += context * ubatch * 2
     kept = min(model.weights_bytes, (model.embedding_bytes or 0) + cpu_expert_bytes(model, options))
     return Footprint(
         weights_bytes=model.weights_bytes - kept,
@@ -146,9 +149,11 @@ def _latency(request: Request) -> bool:
 
 def _slots(request: Request) -> tuple[int, str]:
     wanted = request.profile.concurrency
+    one = "one request at a time; given up: others wait"
+    many = "decoding together reads the weights once; given up: the speed of one alone"
     if isinstance(wanted, int):
-        return wanted, "profile"
-    return (1, "latency: one request at a time") if _latency(request) else (4, "throughput")
+        return wanted, f"profile: {one if wanted == 1 else many}"
+    return (1, f"latency: {one}") if _latency(request) else (4, f"throughput: {many}")
 
 
 def _context(request: Request) -> tuple[Option, ...]:
@@ -166,14 +171,17 @@ def _context(request: Request) -> tuple[Option, ...]:
     total = _pad(each * slots)
     if total != each * slots:
         reason += f", padded to {_CONTEXT_STEP}"
-    slots_reason = f"profile: {slots} at the same time" if why == "profile" else why
     options = [
         Option("ctx-size", (total,), reason, origin(request, "context")),
-        Option("parallel", (slots,), slots_reason, origin(request, "concurrency")),
+        Option("parallel", (slots,), why, origin(request, "concurrency")),
     ]
     if slots > 1:
         options.append(
-            Option("kv-unified", (), "slots share one KV cache: a long prompt may use it all")
+            Option(
+                "kv-unified",
+                (),
+                "slots share one KV cache: a long prompt may use all; given up: a share for each",
+            )
         )
     return tuple(options)
 
@@ -194,11 +202,20 @@ def _batches(request: Request) -> tuple[Option, ...]:
     if _latency(request):
         return (
             Option("batch-size", (512,), "latency: prompts enter in small steps"),
-            Option("ubatch-size", (128,), "latency: on a CPU small micro-batches answer sooner"),
+            Option(
+                "ubatch-size",
+                (128,),
+                "latency: on a CPU small micro-batches answer sooner; given up: prompt "
+                "speed of many at once",
+            ),
         )
     return (
-        Option("batch-size", (2048,), "throughput: long prompts in few steps"),
-        Option("ubatch-size", (2048,), "throughput: as large as the batch"),
+        Option(
+            "batch-size",
+            (2048,),
+            "throughput: long prompts in few steps; given up: steady answers meanwhile",
+        ),
+        Option("ubatch-size", (2048,), "throughput: as large as the batch; given up: some memory"),
     )
 
 
@@ -208,7 +225,9 @@ def _kv_types(request: Request) -> tuple[Option, ...]:
         return ()
     source = origin(request, "kv_type")
     return tuple(
-        Option(name, (kind,), "smaller KV cache, as the profile asks", source)
+        Option(
+            name, (kind,), "smaller KV cache, as the profile asks; given up: some exactness", source
+        )
         for name in ("cache-type-k", "cache-type-v")
     )
 
@@ -258,7 +277,11 @@ def _load_mode(request: Request) -> tuple[Option, ...]:
         )
     else:
         return (
-            Option("load-mode", ("mmap+mlock",), "mapped and locked: never paged out under load"),
+            Option(
+                "load-mode",
+                ("mmap+mlock",),
+                "mapped and locked: never paged out; given up: this memory for anything else",
+            ),
         )
     return (Option("load-mode", ("mmap",), reason),)
 

@@ -139,14 +139,16 @@ class Vllm:
             Option(
                 "max-num-batched-tokens",
                 (batched,),
-                "short steps between tokens"
+                "latency: short steps keep tokens coming; given up: prompt speed of many at once"
                 if latency
-                else "long steps: more prompt tokens a step",
+                else "throughput: more prompt tokens a step; given up: steady answers meanwhile",
             ),
             Option(
                 "performance-mode",
                 ("interactivity" if latency else "throughput",),
-                f"{profile.objective} objective",
+                "latency objective: fast steps for few requests"
+                if latency
+                else "throughput objective: large steps for many requests",
             ),
         ]
         if kv_type != "auto":
@@ -167,7 +169,9 @@ class Vllm:
             options.append(Option("tensor-parallel-size", (len(request.gpus),), reason))
         options.append(
             Option(
-                "generation-config", ("vllm",), "clients choose the sampling, not the checkpoint"
+                "generation-config",
+                ("vllm",),
+                "clients choose the sampling; given up: the checkpoint's defaults",
             )
         )
         return tuple(options)
@@ -291,8 +295,10 @@ def kv_text(request: Request) -> str:
 
 def _sequences(request: Request) -> tuple[int, str]:
     wanted = request.profile.concurrency
+    one = "one request at a time; given up: others wait"
+    many = "decoding together reads the weights once; given up: the speed of one alone"
     if isinstance(wanted, int):
-        return wanted, "profile" if wanted > 1 else "profile: one request at a time"
+        return wanted, f"profile: {one if wanted == 1 else many}"
     if request.profile.objective == "latency":
-        return 1, "latency: one request at a time"
-    return 64, "throughput: decoding together reads the weights once"
+        return 1, f"latency: {one}"
+    return 64, f"throughput: {many}"

@@ -321,7 +321,9 @@ def _threads(
         return None, None
     noun = "physical cores" if smt else "cores"
     if count < len(cores):
-        why = f"{len(cores)} {noun}, {len(cores) - count} kept free"
+        kept = len(cores) - count
+        why = f"{len(cores)} {noun}, {kept} kept free: one busy neighbour stalls all threads; "
+        why += f"given up: {100 * kept / len(cores):.0f} % of the prompt speed"
     else:
         why = f"the {count} {noun} left" if claimed else f"all {count} {noun}"
     if count <= _MANY_CORES:

@@ -14,6 +14,7 @@ from stackctl.engines import llamacpp_options, vllm
 from stackctl.engines.engine import Dialect, Engine, Footprint, Option, Request, number
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.plan import ledger, memory, placement, roofline, verdict
+from stackctl.plan.nearest import largest, nearest
 from stackctl.quantity import format_bytes
 from stackctl.values.claim import Claim
 from stackctl.values.host import Gpu, Host
@@ -28,6 +29,10 @@ _START_S = {"llama.cpp": 120, "vllm": 600}
 #: The finest step in which "auto" looks for a context, in tokens, and the most requests it plans.
 _AUTO_STEP = 256
 _AUTO_REQUESTS = 256
+#: Speeds carry over to so many times more or fewer threads, and to weights so many times larger or
+#: smaller: of a small model much is the layers' own cost, of a large one nearly all is memory.
+_SAME_THREADS = 1.34
+_SAME_SIZE = 8
 
 
 @dataclass(frozen=True)
@@ -67,13 +72,25 @@ def solve(*, host: Host, model: Model, profile: Profile, known: Known) -> Plan:
                 exit_code=ExitCode.REFUSED,
             )
     claims = ledger.others(known.claims, profile.stack)
-    wanted = profile
-    if profile.concurrency == "auto":
-        wanted = _largest(host, model, wanted, known, claims, "concurrency", _AUTO_REQUESTS, 1)
-    if profile.context == "auto":
-        most = model.context or 131072
-        wanted = _largest(host, model, wanted, known, claims, "context", most, _AUTO_STEP)
-    return _plan(host, model, wanted, known, claims, asked=profile)
+    wanted, together = profile, profile.concurrency == "auto"
+    for field, most, step in (
+        ("concurrency", _AUTO_REQUESTS, 1),
+        ("context", model.context or 131072, _AUTO_STEP),
+    ):
+        if getattr(profile, field) == "auto":
+            wanted = _largest(
+                host, model, wanted, known, claims, field, most, step, together=together
+            )
+    plan = _plan(host, model, wanted, known, claims, asked=profile)
+    if plan.verdict.fits is not False:
+        return plan
+
+    def attempt(changed: Profile, beside: Sequence[Claim]) -> Plan:
+        return _plan(host, model, changed, known, tuple(beside), asked=changed)
+
+    changes = nearest(host, model, wanted, plan, claims, attempt)
+    verdict = msgspec.structs.replace(plan.verdict, alternatives=changes)
+    return msgspec.structs.replace(plan, verdict=verdict)
 
 
 def _largest(
@@ -85,22 +102,38 @@ def _largest(
     field: str,
     most: int,
     step: int,
+    *,
+    together: bool,
 ) -> Profile:
-    """The profile with the largest value of a field whose plan fits; the smallest if none does."""
+    """The profile with the largest value of a field whose plan fits; the smallest if none does, and
+    without a value (a usual one) where the size of the memory is unknown."""
 
     def fits(count: int) -> bool:
         trial = msgspec.structs.replace(profile, **{field: count * step})
         if field == "concurrency" and trial.context == "auto":
             trial = msgspec.structs.replace(trial, context=min(8192, model.context or 8192))
-        return _plan(host, model, trial, known, claims, asked=trial).verdict.fits is not False
+        plan = _plan(host, model, trial, known, claims, asked=trial)
+        asked = trial.concurrency if together and trial.engine == "vllm" else None
+        if isinstance(asked, int) and _full_contexts(plan, trial) < asked:
+            # vLLM takes any number and lets them wait: auto means that all have their context.
+            return False
+        return plan.verdict.fits is not False
 
-    low, high = 1, max(1, most // step)
-    if fits(high):
-        low = high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return msgspec.structs.replace(profile, **{field: low * step})
+    usual = msgspec.structs.replace(profile, **{field: None})
+    if _plan(host, model, usual, known, claims, asked=usual).verdict.fits is None:
+        return usual
+    found = largest(1, max(1, most // step), fits)
+    return msgspec.structs.replace(profile, **{field: found * step})
+
+
+def _full_contexts(plan: Plan, profile: Profile) -> int:
+    """Requests of the whole context that vLLM's cache holds at the same time."""
+    gpus = max(1, len(plan.placement.gpus))
+    context = next((d.value for d in plan.decisions if d.field == "max-model-len"), None)
+    token = vllm.kv_token_bytes(plan.model, profile.kv_type or "auto", gpus)
+    if not isinstance(context, int) or not token:
+        return _AUTO_REQUESTS
+    return int(plan.memory.kv_bytes * gpus / (token * context))
 
 
 def _plan(
@@ -174,7 +207,9 @@ def _plan(
             ),
             *placed.decisions,
             *(
-                Decision(field=o.name, value=o.value, reason=_auto(o, asked), source=o.source)
+                Decision(
+                    field=o.name, value=o.value, reason=_auto(o, asked, profile), source=o.source
+                )
                 for o in options.values()
             ),
             Decision(
@@ -242,6 +277,7 @@ def _work(
         kv_token_bytes=token,
         prompt_tokens=profile.slo.prompt_tokens,
         threads=number(options, "threads-batch", 0) or host.cpu.cores,
+        decode_threads=number(options, "threads", 0) or None,
     )
 
 
@@ -252,9 +288,9 @@ def _calibration(
     work: roofline.Work,
     gpus: Sequence[Gpu],
 ) -> Calibration | None:
-    """The measurement that is closest to this plan: same engine, GPU and kind of model, then the
-    same weights, then the same number of threads; the newest among equals. None for work that is
-    split over GPU and CPU, which no measurement tells apart."""
+    """The measurement that is closest to this plan: same engine, GPU and kind of model, about the
+    same size and as many threads; then the same weights, then the same threads; the newest among
+    equals. None for work split over GPU and CPU, which no measurement tells apart."""
     if work.gpu_bytes and work.cpu_bytes:
         return None
     gpu = gpus[0].name if work.gpu_bytes and gpus else None
@@ -262,22 +298,34 @@ def _calibration(
         one
         for one in known
         if (one.engine, one.gpu, one.moe) == (profile.engine, gpu, bool(model.experts))
+        and (gpu is not None or _about(one.threads, work.decode_threads, _SAME_THREADS))
+        and _about(one.decode_bytes_s, model.active_bytes * one.decode_tok_s, _SAME_SIZE)
     ]
     return max(
         fitting,
-        key=lambda c: (c.quantization == model.quantization, c.threads == work.threads, c.measured),
+        key=lambda c: (
+            c.quantization == model.quantization,
+            c.threads == work.decode_threads,
+            c.measured,
+        ),
         default=None,
     )
 
 
-def _auto(option: Option, asked: Profile) -> str:
+def _about(measured: float, planned: float | None, times: float) -> bool:
+    """Whether a speed carries over from what was measured to what is planned."""
+    return planned is None or max(measured, planned) <= times * min(measured, planned)
+
+
+def _auto(option: Option, asked: Profile, planned: Profile) -> str:
     """Says of a value that "auto" solved for that it was."""
-    wish: object = None
-    if option.name in ("ctx-size", "max-model-len"):
-        wish = asked.context
-    elif option.name in ("parallel", "max-num-seqs"):
-        wish = asked.concurrency
-    return f"auto: the most that fits; {option.reason}" if wish == "auto" else option.reason
+    field = {"ctx-size": "context", "max-model-len": "context",
+             "parallel": "concurrency", "max-num-seqs": "concurrency"}.get(option.name)  # fmt: skip
+    if field is None or getattr(asked, field) != "auto":
+        return option.reason
+    if getattr(planned, field) is None:
+        return f"auto: memory unknown, so a usual value; {option.reason}"
+    return f"auto: the most that fits; {option.reason.removeprefix('profile: ')}"
 
 
 def _model_path(model: Model) -> str:

@@ -176,6 +176,16 @@ def test_a_stack_has_a_simple_name(seat: Seat, tiny: str) -> None:
     assert not seat.files(seat.units, seat.state, seat.runtime)
 
 
+def test_what_is_no_use_is_refused_with_what_helps_before_it_is_there(seat: Seat) -> None:
+    words = ("--model", "catalogue:kimi-k2.5-1t-a32b-q4_k_s")
+    done = seat.stackctl("up", "cpu-latency", *words, code=5)
+    assert "error: cpu-latency does not fit: " in done.stderr
+    assert "hint: what helps, best first" in done.stderr
+    assert done.stderr.endswith("  --force: start it anyway\n")
+    assert "image " not in done.stderr
+    look.assert_clean(seat)
+
+
 def test_two_stacks_side_by_side(seat: Seat, tiny: str) -> None:
     seat.stackctl("up", "cpu-latency", "--model", tiny)
     words = ("--model", tiny, "--name", "second", "--set", "port=8081")

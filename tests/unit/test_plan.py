@@ -35,6 +35,7 @@ from samples import (
     shipped_model,
 )
 
+from stackctl.engines.vllm import kv_token_bytes
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine.files import RecordedMachine
 from stackctl.plan.ledger import claim_of
@@ -776,8 +777,38 @@ def test_auto_is_the_most_that_fits(host: Host, wanted: tuple[Profile, Model], f
     if found + step <= most:
         more = planned(host, profile(wish, **{field: found + step}), model)
         assert more is not None
-        assert more.verdict.fits is False
+        if vllm and field == "concurrency":
+            # vLLM takes more and lets them wait; the cache holds no more whole contexts.
+            gpus = len(made.placement.gpus)
+            token = kv_token_bytes(model, wish.kv_type or "auto", gpus)
+            length = int(values_of(made, "max-model-len")[0])
+            assert found <= made.memory.kv_bytes * gpus / (token * length) < found + 1
+        else:
+            assert more.verdict.fits is False
     assert "auto: the most that fits" in reason(made, name)
+
+
+def test_auto_for_both_gives_every_request_its_context() -> None:
+    wish = profile(shipped("gpu-nvfp4"), context="auto", concurrency="auto")
+    made = plan(EPYC_GPU, shipped_model(wish), wish)
+    count, length = (int(values_of(made, name)[0]) for name in ("max-num-seqs", "max-model-len"))
+    assert count == 24
+    cache = made.memory.kv_bytes / kv_token_bytes(made.model)
+    assert count * length <= cache < count * (length + 256)
+
+
+@pytest.mark.parametrize("name", ["gpu-nvfp4", "cpu-throughput"])
+def test_auto_without_a_known_memory_is_a_usual_value(name: str) -> None:
+    wish = profile(shipped(name), context="auto", concurrency="auto")
+    card = msgspec.structs.replace(CARD, memory_bytes=None)
+    host = msgspec.structs.replace(EPYC_GPU, gpus=(card,), memory=Memory())
+    made = plan(host, shipped_model(wish), wish)
+    assert made.verdict.fits is None
+    vllm = wish.engine == "vllm"
+    (context,) = values_of(made, "max-model-len" if vllm else "ctx-size")
+    (count,) = values_of(made, "max-num-seqs" if vllm else "parallel")
+    assert (int(context), int(count)) == ((32768, 1) if vllm else (32768, 4))
+    assert "memory unknown" in reason(made, "max-num-seqs" if vllm else "parallel")
 
 
 @settings(max_examples=60, deadline=None)
