@@ -174,8 +174,9 @@ def _budget(budget: MemoryBudget) -> str:
     size = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}[unit]
     named = (
         ("weights", budget.weights_bytes),
-        ("engine", budget.compute_bytes),
+        ("engine", budget.compute_bytes - budget.cache_bytes),
         ("KV", budget.kv_bytes),
+        ("cache", budget.cache_bytes),
     )
     parts = [f"{name} {count / size:.1f}" for name, count in named if count]
     limit, of = budget.limit_bytes, ""

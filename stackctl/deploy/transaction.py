@@ -15,6 +15,7 @@ from stackctl.engines import engine as find_engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.health import endpoint
 from stackctl.machine import lock, podman, runner
+from stackctl.plan import ledger
 from stackctl.plan.ledger import claim_of
 from stackctl.plan.placement import sharing
 from stackctl.plan.solve import Known, solve
@@ -353,6 +354,12 @@ def _require_room(context: Context, host: Host, plan: Plan, before: _Before, wis
         old = context.generations.read(plan.stack, before.number or 0).plan
     if old is None or old.port != plan.port:
         preflight.require_port(context.machine, plan.port)
+        others = ledger.others(claims.declared(context.machine, context.paths), plan.stack)
+        if owner := ledger.port_owner(others, plan.port):
+            raise StackctlError(
+                f"port {plan.port} belongs to {owner}",
+                hint=f"another port: --set port={plan.port + 1}, or stackctl down {owner}",
+            )
     if not wish.force:
         preflight.require_free_memory(host, plan, old)
 

@@ -64,7 +64,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes by purpose; ``compute_bytes`` holds buffers, the engine itself and its host cache.
+    """Bytes by purpose; ``compute_bytes`` holds buffers, the engine itself and its host cache
+    (``cache_bytes`` of them).
 
     For a plan on a GPU these are the GPU's, and ``host`` is what lies in main memory besides.
     """
@@ -72,6 +73,7 @@ class Footprint:
     weights_bytes: int
     kv_bytes: int
     compute_bytes: int
+    cache_bytes: int = 0
     host: Footprint | None = None
 
 

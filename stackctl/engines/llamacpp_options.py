@@ -79,10 +79,10 @@ def footprint(model: Model, options: Mapping[str, Option], *, on_gpu: bool) -> F
     graph = ubatch * (4 * (model.embedding or 0) + 3 * (model.feed_forward or 0)) * 4
     graph += max(1, number(options, "parallel", 4)) * vocabulary * 4
     header = max(0, sum(file.bytes for file in model.files) - model.weights_bytes)
-    server = _ENGINE_BYTES + vocabulary * _VOCABULARY_BYTES + header
-    server += max(0, number(options, "cache-ram", _MOST_CACHE_MIB)) * _MIB
+    cache = max(0, number(options, "cache-ram", _MOST_CACHE_MIB)) * _MIB
+    server = _ENGINE_BYTES + vocabulary * _VOCABULARY_BYTES + header + cache
     if not on_gpu:
-        return Footprint(model.weights_bytes, kv, graph + server)
+        return Footprint(model.weights_bytes, kv, graph + server, cache)
     # The attention mask, 2 B for each token of context and micro-batch (measured: 4,096 B a token
     # at 2048). A GPU allocates it whole; in main memory it grows with the prompts that are sent.
     graph += context * ubatch * 2
@@ -91,7 +91,7 @@ def footprint(model: Model, options: Mapping[str, Option], *, on_gpu: bool) -> F
         weights_bytes=model.weights_bytes - kept,
         kv_bytes=kv,
         compute_bytes=graph + _GPU_CONTEXT_BYTES,
-        host=Footprint(weights_bytes=kept, kv_bytes=0, compute_bytes=server),
+        host=Footprint(weights_bytes=kept, kv_bytes=0, compute_bytes=server, cache_bytes=cache),
     )
 
 

@@ -76,6 +76,7 @@ def budget(footprint: Footprint, limit: Limit) -> MemoryBudget:
         weights_bytes=footprint.weights_bytes,
         kv_bytes=footprint.kv_bytes,
         compute_bytes=footprint.compute_bytes,
+        cache_bytes=footprint.cache_bytes,
         total_bytes=total,
         limit_bytes=limit.bytes,
         headroom_bytes=None if limit.bytes is None else limit.bytes - total,

@@ -18,6 +18,7 @@ them by this machine's own.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stackctl.values.cpulist import parse_cpulist
@@ -77,7 +78,10 @@ _GPU_RATES: tuple[tuple[str, float], ...] = (
 _GPU_PREFILL: Range = (0.20, 0.44)
 #: How far a measurement carries: other prompts, other load.
 _MEASURED_SPREAD: Range = (0.85, 1.1)
-DEFAULT_PROMPT_TOKENS = 4640
+#: Speeds carry over to so many times more or fewer threads, and to weights so many times larger or
+#: smaller: of a small model much is the layers' own cost, of a large one nearly all is memory.
+_SAME_THREADS = 1.34
+_SAME_SIZE = 8
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,38 @@ def predict(
         ),
         basis="measured" if calibration is not None else "estimated",
     )
+
+
+def closest(
+    known: Sequence[Calibration], engine: str, work: Work, gpus: Sequence[Gpu]
+) -> Calibration | None:
+    """The measurement that is closest to this plan: same engine, GPU and kind of model, about the
+    same size and as many threads; then the same weights, then the same threads; the newest among
+    equals. None for work split over GPU and CPU, which no measurement tells apart."""
+    if work.gpu_bytes and work.cpu_bytes:
+        return None
+    gpu = gpus[0].name if work.gpu_bytes and gpus else None
+    fitting = [
+        one
+        for one in known
+        if (one.engine, one.gpu, one.moe) == (engine, gpu, bool(work.model.experts))
+        and (gpu is not None or _about(one.threads, work.decode_threads, _SAME_THREADS))
+        and _about(one.decode_bytes_s, work.model.active_bytes * one.decode_tok_s, _SAME_SIZE)
+    ]
+    return max(
+        fitting,
+        key=lambda c: (
+            c.quantization == work.model.quantization,
+            c.threads == work.decode_threads,
+            c.measured,
+        ),
+        default=None,
+    )
+
+
+def _about(measured: float, planned: float | None, times: float) -> bool:
+    """Whether a speed carries over from what was measured to what is planned."""
+    return planned is None or max(measured, planned) <= times * min(measured, planned)
 
 
 def _decode(

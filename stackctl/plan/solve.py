@@ -17,7 +17,7 @@ from stackctl.plan import ledger, memory, placement, roofline, verdict
 from stackctl.plan.nearest import largest, nearest
 from stackctl.quantity import format_bytes
 from stackctl.values.claim import Claim
-from stackctl.values.host import Gpu, Host
+from stackctl.values.host import Host
 from stackctl.values.measured import Calibration, EngineFacts
 from stackctl.values.model import Model
 from stackctl.values.plan import Decision, MemoryBudget, Plan, Source, Timing
@@ -29,10 +29,6 @@ _START_S = {"llama.cpp": 120, "vllm": 600}
 #: The finest step in which "auto" looks for a context, in tokens, and the most requests it plans.
 _AUTO_STEP = 256
 _AUTO_REQUESTS = 256
-#: Speeds carry over to so many times more or fewer threads, and to weights so many times larger or
-#: smaller: of a small model much is the layers' own cost, of a large one nearly all is memory.
-_SAME_THREADS = 1.34
-_SAME_SIZE = 8
 
 
 @dataclass(frozen=True)
@@ -175,10 +171,14 @@ def _plan(
     parts = engine.footprint(model, options, request.gpu_bytes or (1 if placed.gpus else 0))
     main_budget, host_budget, budgets = _budgets(parts, main, on_gpu, len(placed.gpus))
     work = _work(model, profile, options, placed, host)
-    calibration = _calibration(known.calibrations, model, profile, work, placed.gpus)
+    calibration = roofline.closest(known.calibrations, profile.engine, work, placed.gpus)
     prediction = roofline.predict(host, placed.placement, work, calibration)
-    shared = placement.sharing(placed.placement.shared_with)
-    judged = verdict.judge(profile, model, work, budgets, prediction, shared)
+    notes = []
+    if placed.placement.shared_with:
+        notes.append(f"cores {placement.sharing(placed.placement.shared_with)}")
+    if owner := ledger.port_owner(claims, port):
+        notes.append(f"port {port} belongs to {owner}: another one by --set port=N")
+    judged = verdict.judge(profile, model, work, budgets, prediction, notes)
     timing = _timing(profile, model, known.deadline_s)
     return Plan(
         profile=profile.name,
@@ -279,42 +279,6 @@ def _work(
         threads=number(options, "threads-batch", 0) or host.cpu.cores,
         decode_threads=number(options, "threads", 0) or None,
     )
-
-
-def _calibration(
-    known: Sequence[Calibration],
-    model: Model,
-    profile: Profile,
-    work: roofline.Work,
-    gpus: Sequence[Gpu],
-) -> Calibration | None:
-    """The measurement that is closest to this plan: same engine, GPU and kind of model, about the
-    same size and as many threads; then the same weights, then the same threads; the newest among
-    equals. None for work split over GPU and CPU, which no measurement tells apart."""
-    if work.gpu_bytes and work.cpu_bytes:
-        return None
-    gpu = gpus[0].name if work.gpu_bytes and gpus else None
-    fitting = [
-        one
-        for one in known
-        if (one.engine, one.gpu, one.moe) == (profile.engine, gpu, bool(model.experts))
-        and (gpu is not None or _about(one.threads, work.decode_threads, _SAME_THREADS))
-        and _about(one.decode_bytes_s, model.active_bytes * one.decode_tok_s, _SAME_SIZE)
-    ]
-    return max(
-        fitting,
-        key=lambda c: (
-            c.quantization == model.quantization,
-            c.threads == work.decode_threads,
-            c.measured,
-        ),
-        default=None,
-    )
-
-
-def _about(measured: float, planned: float | None, times: float) -> bool:
-    """Whether a speed carries over from what was measured to what is planned."""
-    return planned is None or max(measured, planned) <= times * min(measured, planned)
 
 
 def _auto(option: Option, asked: Profile, planned: Profile) -> str:

@@ -22,11 +22,11 @@ def judge(
     work: Work,
     budgets: Sequence[tuple[MemoryBudget, str]],
     prediction: Prediction,
-    shared: str = "",
+    notes: Sequence[str] = (),
 ) -> Verdict:
     """The verdict: memory first, then speed against what the profile calls fast enough.
 
-    ``shared`` says with whom cores are shared, which is told and refuses nothing.
+    ``notes`` are told besides and refuse nothing: what is shared with other stacks.
 
     A plan is not viable when even the optimistic end of a prediction misses its objective; when
     only the cautious end does, it is viable and the reason says so.
@@ -46,8 +46,7 @@ def judge(
     reasons += missed
     if not speed and not missed:
         reasons.append("speed not predicted: " + _why_unknown(prediction))
-    if shared:
-        reasons.append(f"cores {shared}")
+    reasons += notes
     if fits is False:
         viable = False
     return Verdict(
@@ -58,10 +57,16 @@ def judge(
 
 
 def _need(budget: MemoryBudget, why: str) -> str:
+    parts = [
+        f"weights {format_bytes(budget.weights_bytes)}",
+        f"KV {format_bytes(budget.kv_bytes)}",
+        f"engine {format_bytes(budget.compute_bytes - budget.cache_bytes)}",
+    ]
+    if budget.cache_bytes:
+        parts.append(f"cache {format_bytes(budget.cache_bytes)}")
     return (
-        f"{budget.pool}: weights {format_bytes(budget.weights_bytes)} + KV "
-        f"{format_bytes(budget.kv_bytes)} + engine {format_bytes(budget.compute_bytes)} = "
-        f"{format_bytes(budget.total_bytes)} of {format_bytes(budget.limit_bytes or 0)} ({why})"
+        f"{budget.pool}: {' + '.join(parts)} = {format_bytes(budget.total_bytes)} of "
+        f"{format_bytes(budget.limit_bytes or 0)} ({why})"
     )
 
 

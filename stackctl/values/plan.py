@@ -41,13 +41,15 @@ class MemoryBudget(Value, frozen=True, kw_only=True):
     """Bytes the engine will take against what it may take, in one pool: "memory", "GPU 0", or "each
     GPU of 0,1" for what every one of several GPUs holds.
 
-    ``compute_bytes`` holds compute buffers, the engine itself and its host cache.
+    ``compute_bytes`` holds compute buffers, the engine itself and its host cache of prompts seen
+    before, which ``cache_bytes`` of them are at most.
     """
 
     pool: str = "memory"
     weights_bytes: int
     kv_bytes: int
     compute_bytes: int
+    cache_bytes: int = 0
     total_bytes: int
     limit_bytes: int | None = None
     headroom_bytes: int | None = None

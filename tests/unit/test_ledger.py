@@ -144,6 +144,18 @@ def test_a_stack_that_shares_plans_the_same_again() -> None:
     assert plan(HOSTS["lab"], GEMMA, wish, claims=both) == second
 
 
+def test_a_port_that_another_stack_claims_is_told() -> None:
+    claim = Claim(stack="x", port=8080)
+    made = plan(EPYC, GEMMA, LATENCY, claims=(claim,))
+    assert "port 8080 belongs to x: another one by --set port=N" in made.verdict.reasons
+    other = plan(EPYC, GEMMA, profile(LATENCY, port=8081), claims=(claim,))
+    assert not any("port" in text for text in other.verdict.reasons)
+    # One's own claim is no other's.
+    assert plan(EPYC, GEMMA, LATENCY, claims=(Claim(stack="cpu", port=8080),)) == plan(
+        EPYC, GEMMA, LATENCY
+    )
+
+
 def test_a_core_is_claimed_with_its_sibling() -> None:
     host = HOSTS["epyc-smt"]
     claim = Claim(stack="x", cpus="16-19")

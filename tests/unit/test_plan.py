@@ -448,6 +448,30 @@ def test_explicit_options_count_in_the_memory() -> None:
     assert trained.memory.kv_bytes == 40 * GIB
 
 
+def test_the_cache_of_prompts_is_told_apart_from_the_engine() -> None:
+    made = plan(EPYC, IQUEST)
+    mib = decided(made)["cache-ram"]
+    assert made.memory.cache_bytes == mib * MIB == 8192 * MIB
+    assert made.memory.compute_bytes - made.memory.cache_bytes < GIB
+    assert "cache 8 GiB" in made.verdict.reasons[0]
+    wish = shipped("gpu-gguf")
+    on_gpu = plan(EPYC_GPU, shipped_model(wish), wish)
+    assert on_gpu.host_memory is not None
+    assert (on_gpu.memory.cache_bytes, on_gpu.host_memory.cache_bytes) == (0, 8192 * MIB)
+    none = plan(EPYC, IQUEST, profile(engine_args={"cache-ram": (0,)}))
+    assert none.memory.cache_bytes == 0
+    assert "cache" not in none.verdict.reasons[0]
+
+
+def test_a_gpu_allocates_the_whole_attention_mask() -> None:
+    """2 B for each token of context and of micro-batch: 32,768 x 2,048 x 2 B = 128 MiB."""
+    wish = shipped("gpu-gguf")
+    long, short = (
+        plan(EPYC_GPU, shipped_model(wish), profile(wish, context=n)) for n in (65536, 32768)
+    )
+    assert long.memory.compute_bytes - short.memory.compute_bytes == 128 * MIB
+
+
 def test_explicit_locking() -> None:
     made = plan(EPYC, IQUEST, profile(engine_args={"load-mode": ("mmap",)}))
     assert made.memlock_bytes is None
