@@ -144,6 +144,25 @@ def test_a_stack_that_shares_plans_the_same_again() -> None:
     assert plan(HOSTS["lab"], GEMMA, wish, claims=both) == second
 
 
+def test_memory_bound_to_another_node_is_not_taken_from_this_one() -> None:
+    host = HOSTS["dual-nps4"]
+    first = plan(host, IQUEST, profile(LATENCY, stack="first", placement={"nodes": "0"}))
+    claim = claim_of(first)
+    assert claim.mems == "0"
+    wish = profile(LATENCY, stack="second", port=9000, placement={"nodes": "1"})
+    alone, beside = plan(host, IQUEST, wish), plan(host, IQUEST, wish, claims=(claim,))
+    assert beside.memory.limit_bytes == alone.memory.limit_bytes
+    # On the same node it is, and what is not bound may be anywhere.
+    same = plan(
+        host, IQUEST, profile(LATENCY, stack="s", placement={"nodes": "0"}), claims=(claim,)
+    )
+    assert (same.memory.limit_bytes or 0) == (first.memory.limit_bytes or 0) - claim.memory_bytes
+    loose = Claim(stack="x", memory_bytes=10 * GIB)
+    anywhere = plan(host, IQUEST, wish, claims=(loose,))
+    assert (anywhere.memory.limit_bytes or 0) == (alone.memory.limit_bytes or 0) - 10 * GIB
+    assert claim_of(plan(host, IQUEST)).mems == ""
+
+
 def test_a_port_that_another_stack_claims_is_told() -> None:
     claim = Claim(stack="x", port=8080)
     made = plan(EPYC, GEMMA, LATENCY, claims=(claim,))
