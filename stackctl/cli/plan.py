@@ -88,7 +88,8 @@ def show(session: Session, plan: Plan, slo: Slo) -> None:
     ]
     budgets = [plan.memory] + ([plan.host_memory] if plan.host_memory else [])
     for number, budget in enumerate(budgets):
-        _labelled(session, label if number == 0 else "", _budget(budget), color)
+        pool = f"{budget.pool}: " if plan.placement.gpus else ""
+        _labelled(session, label if number == 0 else "", pool + _budget(budget), color)
     for number, text in enumerate(expectation(plan)):
         _labelled(session, "" if number else "expect", text)
     if judged := objectives(slo, plan.prediction):
@@ -169,7 +170,7 @@ def expectation(plan: Plan) -> list[str]:
 
 
 def _budget(budget: MemoryBudget) -> str:
-    """What it is made of, in the unit of the total."""
+    """What a budget is made of, in the unit of its total."""
     total, unit = format_bytes(budget.total_bytes).split()
     size = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}[unit]
     named = (
@@ -185,7 +186,7 @@ def _budget(budget: MemoryBudget) -> str:
         of = f" of {shown}" if limit_unit == unit else f" {unit} of {shown}"
         unit = limit_unit
     equals = f" = {total}" if len(parts) > 1 else ""
-    return f"{budget.pool}: {' + '.join(parts) or '0'}{equals}{of} {unit}"
+    return f"{' + '.join(parts) or '0'}{equals}{of} {unit}"
 
 
 def _why(decision: Decision) -> str:

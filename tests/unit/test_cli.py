@@ -169,7 +169,7 @@ def test_the_document_of_an_error(cli: Cli) -> None:
 def test_success(cli: Cli) -> None:
     assert cli(*FITS) == 0
     assert cli.out.startswith("cpu · latency · llama.cpp · IQuest-Coder")
-    assert re.search(r"^fits +memory: weights 26.4 \+ engine", cli.out, re.MULTILINE)
+    assert re.search(r"^fits +weights 26.4 \+ engine", cli.out, re.MULTILINE)
     assert "stackctl plan cpu --explain" in cli.err
     assert cli("--user", "status") == 0
     assert (cli.out, cli.err) == ("", "no user stack is up: stackctl up PROFILE starts one\n")
