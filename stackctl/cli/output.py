@@ -10,7 +10,7 @@ from typing import IO, Literal
 
 import click
 
-from stackctl.errors import StackctlError
+from stackctl.errors import ExitCode, StackctlError
 from stackctl.values.base import Value, to_json
 from stackctl.values.result import ErrorReport, Result
 
@@ -91,13 +91,15 @@ class Output:
             )
             return
         self._say(self.style("error:", "red", sys.stderr) + f" {_plain(error.message)}")
+        # A refusal is prose; elsewhere a line may be evidence or a command, to be copied whole.
+        prose = error.exit_code == ExitCode.REFUSED
         for detail in error.details:
-            self._say(f"  {_plain(detail)}")
+            self._indented(_plain(detail), wrap=prose)
         if error.hint:
             first, *more = _plain(error.hint).splitlines()
             self._say(self.style("hint:", "cyan", sys.stderr) + f" {first}")
             for line in more:
-                self._say(f"  {line}")
+                self._indented(line, wrap=prose)
 
     def results(self, results: Sequence[Result]) -> None:
         """Results of checks, one a line; what is wrong with its evidence and remedy."""
@@ -155,6 +157,17 @@ class Output:
         if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
             return False
         return stream.isatty()
+
+    def _indented(self, text: str, *, wrap: bool) -> None:
+        lines = [text]
+        if wrap:
+            import textwrap
+
+            lines = textwrap.wrap(
+                text, 78, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+            )
+        for line in lines:
+            self._say(f"  {line}")
 
     def _say(self, text: str) -> None:
         self._clear()

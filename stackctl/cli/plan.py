@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from stackctl.quantity import format_bytes
 
 if TYPE_CHECKING:
     from stackctl.values.plan import MemoryBudget, Plan
+    from stackctl.values.profile import Slo
 
 facts_option = click.option(
     "--facts",
@@ -50,14 +50,15 @@ def command(
 
     Exits 5 when it does not fit or is not viable; the plan is printed all the same.
     """
-    from stackctl.plan.verdict import headline
+    from stackctl.plan.verdict import besides, headline
 
     resolve = session.profiles().resolve
-    plan = make_plan(session, resolve(profile, overrides(sets, model, objective, name)), facts).plan
+    wanted = resolve(profile, overrides(sets, model, objective, name))
+    plan = make_plan(session, wanted, facts).plan
     if session.out.json:
         session.out.data(plan)
     else:
-        show(session, plan)
+        show(session, plan, wanted.slo)
         if diff is not None:
             other = resolve(profile, overrides(sets, model, diff, name))
             show_difference(session, make_plan(session, other, facts).plan, plan)
@@ -70,14 +71,16 @@ def command(
             raise click.exceptions.Exit(int(ExitCode.REFUSED))
         raise StackctlError(
             headline(plan),
-            details=_wrapped(_told(plan)),
-            hint="\n".join(["what helps, best first", *_wrapped(plan.verdict.alternatives)]),
+            details=besides(plan),
+            hint="\n".join(("what helps, best first", *plan.verdict.alternatives)),
             exit_code=ExitCode.REFUSED,
         )
 
 
-def show(session: Session, plan: Plan) -> None:
-    """A plan in a few lines: what, whether it fits, how fast."""
+def show(session: Session, plan: Plan, slo: Slo) -> None:
+    """A plan in a few lines: what, whether it fits, how fast, and against what was asked for."""
+    from stackctl.plan.verdict import objectives, told
+
     out = session.out
     out.line(f"{plan.profile} · {plan.objective} · {plan.engine} · {plan.served_name}"[:_WIDTH])
     label, color = {True: ("fits", "green"), False: ("too big", "red"), None: ("memory", "yellow")}[
@@ -85,11 +88,15 @@ def show(session: Session, plan: Plan) -> None:
     ]
     budgets = [plan.memory] + ([plan.host_memory] if plan.host_memory else [])
     for number, budget in enumerate(budgets):
-        _labelled(session, label if number == 0 else "", _budget(budget), color)
+        pool = f"{budget.pool}: " if plan.placement.gpus else ""
+        _labelled(session, label if number == 0 else "", pool + _budget(budget), color)
     for number, text in enumerate(expectation(plan)):
         _labelled(session, "" if number else "expect", text)
+    if judged := objectives(slo, plan.prediction):
+        color = {"ok": "green", "missed": "red"}.get(judged[0][1], "yellow")
+        _labelled(session, "SLO", "; ".join(f"{what}: {how}" for what, how in judged), color)
     if plan.verdict.fits is not False and plan.verdict.viable is not False:
-        for text in _told(plan):
+        for text in told(plan):
             _labelled(session, "note", text, "yellow")
     threads = next((d.value for d in plan.decisions if d.field == "threads"), None)
     where = f"GPU {','.join(plan.placement.gpus)}" if plan.placement.gpus else "CPU"
@@ -136,27 +143,6 @@ def _labelled(session: Session, label: str, text: str, color: str | None = None)
         out.line((out.style(head, color) if color else head) + line)
 
 
-def _told(plan: Plan) -> list[str]:
-    """The reasons of a verdict that the lines of the plan do not say: all but what fits."""
-    budgets = [plan.memory] + ([plan.host_memory] if plan.host_memory else [])
-    good = [f"{b.pool}: " for b in budgets if (b.headroom_bytes or 0) >= 0]
-    return [text for text in plan.verdict.reasons if not text.startswith(tuple(good))]
-
-
-def _wrapped(texts: Sequence[str]) -> list[str]:
-    """Lines for an error, which indents them by two."""
-    import textwrap
-
-    return [
-        line
-        for text in texts
-        for line in textwrap.wrap(
-            text, _WIDTH - 2, subsequent_indent="  ", break_long_words=False,
-            break_on_hyphens=False,
-        )
-    ]  # fmt: skip
-
-
 def expectation(plan: Plan) -> list[str]:
     """The prediction in lines; empty when nothing is known."""
     from stackctl.plan.verdict import numbers, seconds
@@ -177,13 +163,14 @@ def expectation(plan: Plan) -> list[str]:
 
 
 def _budget(budget: MemoryBudget) -> str:
-    """What it is made of, in the unit of the total."""
+    """What a budget is made of, in the unit of its total."""
     total, unit = format_bytes(budget.total_bytes).split()
     size = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}[unit]
     named = (
         ("weights", budget.weights_bytes),
-        ("engine", budget.compute_bytes),
+        ("engine", budget.compute_bytes - budget.cache_bytes),
         ("KV", budget.kv_bytes),
+        ("cache", budget.cache_bytes),
     )
     parts = [f"{name} {count / size:.1f}" for name, count in named if count]
     limit, of = budget.limit_bytes, ""
@@ -192,7 +179,7 @@ def _budget(budget: MemoryBudget) -> str:
         of = f" of {shown}" if limit_unit == unit else f" {unit} of {shown}"
         unit = limit_unit
     equals = f" = {total}" if len(parts) > 1 else ""
-    return f"{budget.pool}: {' + '.join(parts) or '0'}{equals}{of} {unit}"
+    return f"{' + '.join(parts) or '0'}{equals}{of} {unit}"
 
 
 def value_text(value: object) -> str:

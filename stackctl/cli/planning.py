@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from stackctl.values.claim import Claim
     from stackctl.values.host import Host
     from stackctl.values.measured import Calibration, EngineFacts
+    from stackctl.values.model import Model
     from stackctl.values.plan import Plan
     from stackctl.values.profile import Profile
 
@@ -42,15 +43,25 @@ class _Basis:
 
 def make_plan(session: Session, profile: Profile, facts: Path | None) -> Planned:
     """Plan without touching anything. When the plan is no good, its verdict says what is."""
-    from stackctl.plan.verdict import advise
-
     basis = _basis(session, facts)
     planned = _plan(basis, profile)
-    plan = planned.plan
-    if plan.verdict.fits is False or plan.verdict.viable is False:
-        verdict = advise(plan, profile, _candidates(basis))
-        plan = msgspec.structs.replace(plan, verdict=verdict)
+    plan = _advised(basis, profile, planned.plan)
     return Planned(plan, planned.facts, planned.host, planned.door)
+
+
+def advised(session: Session, profile: Profile, plan: Plan) -> Plan:
+    """A plan for this machine; when it is no good, its verdict says what is."""
+    return _advised(_basis(session, None), profile, plan)
+
+
+def _advised(basis: _Basis, profile: Profile, plan: Plan) -> Plan:
+    from stackctl.plan.verdict import advise
+
+    if plan.verdict.fits is not False and plan.verdict.viable is not False:
+        return plan
+    candidates, moved = _candidates(basis, plan)
+    verdict = advise(plan, profile, candidates, moved)
+    return msgspec.structs.replace(plan, verdict=verdict)
 
 
 def read_host(session: Session, facts: Path | None) -> Host:
@@ -84,7 +95,7 @@ def _basis(session: Session, facts: Path | None) -> _Basis:
     )
 
 
-def _plan(basis: _Basis, profile: Profile) -> Planned:
+def _plan(basis: _Basis, profile: Profile, model: Model | None = None) -> Planned:
     from stackctl.deploy.images import known_door, known_image
     from stackctl.deploy.preflight import require_model
     from stackctl.engines import engine
@@ -92,7 +103,7 @@ def _plan(basis: _Basis, profile: Profile) -> Planned:
     from stackctl.sources.models import read_model
     from stackctl.state.enginefacts import EngineFactsCache
 
-    model = read_model(require_model(profile))
+    model = model or read_model(require_model(profile))
     found: EngineFacts | None = None
     door, why_door = None, None
     if basis.live:
@@ -129,17 +140,28 @@ def _engine_port(basis: _Basis, profile: Profile) -> int:
     )
 
 
-def _candidates(basis: _Basis) -> list[Plan]:
-    """Plans of all profiles that name a model, with that model, for this machine."""
+def _candidates(basis: _Basis, refused: Plan) -> tuple[list[Plan], list[str]]:
+    """Plans of all profiles that name a model, for this machine, and the names of those that take
+    the refused plan's model instead of their own: the first remedy is the same model on a GPU."""
+    from stackctl.plan.verdict import good_enough
     from stackctl.values.profile import Overrides
 
     profiles = basis.session.profiles()
-    plans = []
+    plans, moved = [], []
     for name in profiles.names():
         try:
-            other = profiles.resolve(name, Overrides())
-            if other.model is not None:
-                plans.append(_plan(basis, other).plan)
+            own = profiles.resolve(name, Overrides())
+            wish = own.placement
+            on_gpu = own.engine == refused.engine == "llama.cpp" and wish.gpus is not None
+            suits = wish.cpu_experts is None or refused.model.experts
+            if on_gpu and suits and own.model != refused.model.source:
+                same = msgspec.structs.replace(own, model=refused.model.source, served_name=None)
+                if good_enough(plan := _plan(basis, same, refused.model).plan):
+                    plans.append(plan)
+                    moved.append(name)
+                    continue
+            if own.model is not None:
+                plans.append(_plan(basis, own).plan)
         except StackctlError:
             continue  # it cannot run here, so it is no advice
-    return plans
+    return plans, moved

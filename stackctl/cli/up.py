@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from stackctl.cli.planning import advised
 from stackctl.cli.session import (
     Session,
     drain_option,
@@ -61,6 +62,7 @@ def command(
         dry_run=dry_run,
         patience=patience(drain, soak),
         asked=asked,
+        advise=lambda profile, plan: advised(session, profile, plan),
     )
     show(session, context, up(context, session.profiles().resolve(profile, asked), wish))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
 
 import msgspec
 
@@ -46,11 +45,10 @@ def ensure_image(
     api: podman.Podman,
     profile: Profile,
     engine: Engine,
-    before_pull: Callable[[str, str], None] | None = None,
+    *,
+    may_pull: bool = True,
 ) -> tuple[podman.Image, str, str]:
     """The image to run, pulled if need be; the name it was asked for by, and why this one.
-
-    ``before_pull`` gets the last two and may raise: many gigabytes may be about to come.
 
     Raises:
         StackctlError: exit 6 when it is not here and cannot be pulled.
@@ -67,8 +65,12 @@ def ensure_image(
             hint="stackctl image build llama-cpp, or another one: --set image=NAME",
             exit_code=ExitCode.HOST,
         )
-    if before_pull is not None:
-        before_pull(reference, reason)
+    if not may_pull:
+        raise StackctlError(
+            f"image {reference} is not here, and a dry run pulls nothing",
+            hint="stackctl render shows the unit without it",
+            exit_code=ExitCode.HOST,
+        )
     return _pull(context, api, reference), reference, reason
 
 

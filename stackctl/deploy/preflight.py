@@ -80,16 +80,36 @@ def require_port(machine: Machine, port: int) -> None:
         )
 
 
-def require_free_memory(host: Host, plan: Plan, freed_bytes: int) -> None:
-    """Raise StackctlError (exit 5) when the memory the plan needs is not available right now."""
+def require_free_memory(host: Host, plan: Plan, old: Plan | None) -> None:
+    """Raise StackctlError (exit 5) when the memory the plan needs is not available right now, in
+    main memory or on a GPU. What the plan that runs now (``old``) holds counts as available."""
+    main, gpus = _needs(plan)
+    held_main, held_gpus = _needs(old) if old is not None else (0, {})
     available = host.memory.available_bytes
-    if available is None or plan.memory.total_bytes <= available + freed_bytes:
-        return
-    raise StackctlError(
-        f"{plan.stack} needs {format_bytes(plan.memory.total_bytes)} of memory, "
-        f"{format_bytes(available + freed_bytes)} is available now",
-        hint="end what uses it (ps --sort=-rss -eo pid,rss,comm shows what), "
-        "or --force starts it anyway",
+    if available is not None and main > available + held_main:
+        raise _no_room(
+            plan, "memory", main, available + held_main,
+            "ps --sort=-rss -eo pid,rss,comm shows what",
+        )  # fmt: skip
+    for gpu in host.gpus:
+        need, held = gpus.get(str(gpu.index), 0), held_gpus.get(str(gpu.index), 0)
+        if gpu.free_bytes is not None and need > gpu.free_bytes + held:
+            free = gpu.free_bytes + held
+            raise _no_room(plan, f"GPU {gpu.index}", need, free, "nvidia-smi shows what")
+
+
+def _needs(plan: Plan) -> tuple[int, dict[str, int]]:
+    """Bytes of main memory, and of each GPU."""
+    if not plan.placement.gpus:
+        return plan.memory.total_bytes, {}
+    main = plan.host_memory.total_bytes if plan.host_memory is not None else 0
+    return main, dict.fromkeys(plan.placement.gpus, plan.memory.total_bytes)
+
+
+def _no_room(plan: Plan, pool: str, need: int, free: int, how: str) -> StackctlError:
+    return StackctlError(
+        f"{plan.stack} needs {format_bytes(need)} of {pool}, {format_bytes(free)} is available now",
+        hint=f"end what uses it ({how}), or --force starts it anyway",
         exit_code=ExitCode.REFUSED,
     )
 

@@ -120,13 +120,20 @@ def require_room(
     held = {old.plan.port, old.plan.engine_port} if old else set()
     if before.stopped and door.installed(context, new.stack):
         held.add(before.generation.plan.port if before.generation else None)
+    others = ledger.others(claims.declared(context.machine, context.paths), new.stack)
     for port in (new.plan.port, new.plan.engine_port):
-        if port is not None and port not in held:
-            preflight.require_port(context.machine, port)
+        if port is None or port in held:
+            continue
+        preflight.require_port(context.machine, port)
+        if owner := ledger.port_owner(others, port):
+            raise StackctlError(
+                f"port {port} belongs to {owner}",
+                hint=f"another port: --set port={port + 1}, or stackctl down {owner}",
+            )
     if not force:
         beside = new.strategy is not None and new.strategy.value == _SIDE_BY_SIDE
-        freed = 0 if old is None or beside else old.plan.memory.total_bytes
-        preflight.require_free_memory(host, new.plan, freed)
+        gone = None if old is None or beside else old.plan
+        preflight.require_free_memory(host, new.plan, gone)
 
 
 def tell(context: Context, old: Generation, new: Generation) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -20,8 +20,9 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.health import endpoint
 from stackctl.machine import lock, podman
 from stackctl.plan.ledger import claim_of
+from stackctl.plan.placement import sharing
 from stackctl.plan.solve import Known, solve
-from stackctl.plan.verdict import headline
+from stackctl.plan.verdict import besides, headline
 from stackctl.probe import probe
 from stackctl.quantity import format_bytes, format_duration
 from stackctl.sources.models import read_model
@@ -39,8 +40,11 @@ from stackctl.values.unit import UnitSet
 
 @dataclass(frozen=True)
 class Wish:
-    """What ``up`` was asked for besides the profile; ``asked`` is what the command line said of it,
-    ``operation`` how the generation is to be called that replaces another."""
+    """What ``up`` was asked for besides the profile.
+
+    ``asked`` is what the command line said of it, ``operation`` how the generation comes to be, and
+    ``advise`` adds to a plan that is refused what would help instead.
+    """
 
     deadline_s: float | None = None
     force: bool = False
@@ -48,6 +52,7 @@ class Wish:
     patience: Patience = field(default_factory=Patience)
     asked: Overrides = field(default_factory=Overrides)
     operation: Operation = "up"
+    advise: Callable[[Profile, Plan], Plan] = lambda _, plan: plan
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,8 @@ class UpResult:
 def up(context: Context, profile: Profile, wish: Wish) -> UpResult:
     """Plan, validate, install, start and check one stack, in place of what runs under its name.
 
+    ``advise`` adds to a plan that is refused what would help instead.
+
     Raises:
         StackctlError: with its exit code; the machine is then as it was before.
     """
@@ -71,9 +78,6 @@ def up(context: Context, profile: Profile, wish: Wish) -> UpResult:
         host = probe(context.machine, scope=context.paths.scope)
         generator = preflight.require_tools(host)
         model = read_model(preflight.require_model(profile))
-        preflight.require_files(model)
-        context.report.step("model", f"{format_bytes(model.weights_bytes)}, {model.source}")
-        engine = find_engine(profile.engine)
         known = Known(
             image="",
             image_reason="",
@@ -81,23 +85,16 @@ def up(context: Context, profile: Profile, wish: Wish) -> UpResult:
             calibrations=calibrations.read(context.paths.state),
             deadline_s=wish.deadline_s,
         )
-
-        def before_pull(image: str, reason: str) -> None:
-            seen = dataclasses.replace(known, image=image, image_reason=reason)
-            plan = solve(host=host, model=model, profile=profile, known=seen)
-            render.require_launchable(plan)
-            if _is_refused(plan) and not wish.force:
-                raise refused(plan)
-            if wish.dry_run:
-                raise StackctlError(
-                    f"image {image} is not here, and a dry run pulls nothing",
-                    hint="stackctl render shows the unit without it",
-                    exit_code=ExitCode.HOST,
-                )
-
+        # What is no use is refused before it asks for gigabytes of model and image.
+        early = solve(host=host, model=model, profile=profile, known=known)
+        render.require_launchable(early)
+        _require_use(early, profile, wish)
+        preflight.require_files(model)
+        context.report.step("model", f"{format_bytes(model.weights_bytes)}, {model.source}")
+        engine = find_engine(profile.engine)
         with podman.connect(context.paths.runtime) as api:
             image, reference, reason = images.ensure_image(
-                context, api, profile, engine, before_pull
+                context, api, profile, engine, may_pull=not wish.dry_run
             )
             door_image, why_door = images.ensure_door(context, api, profile)
         facts = images.inspect_engine(context, engine, image, reference)
@@ -149,9 +146,10 @@ def up(context: Context, profile: Profile, wish: Wish) -> UpResult:
             free = takeover.private_port(context.machine, store, profile, known.claims)
         port = old.plan.engine_port if old is not None and free is not None else None
         new = draft(before.unit or profile.stack, port or free, number)
-        if _is_refused(new.plan) and not wish.force:
-            raise refused(new.plan)
+        _require_use(new.plan, profile, wish)
         context.report.step("plan", summary(new.plan))
+        if new.plan.placement.shared_with:
+            context.report.warn(f"cores {sharing(new.plan.placement.shared_with)}")
         if takeover.same(new, before) and (current := _current(before)):
             if not wish.dry_run:
                 door.apply(context, current.stack, current.door)
@@ -280,10 +278,18 @@ def refused(plan: Plan) -> StackctlError:
     """The error for a plan that does not fit or is not worth running: why, and what would be."""
     return StackctlError(
         headline(plan),
-        details=plan.verdict.reasons,
-        hint="\n".join((*plan.verdict.alternatives, "--force starts it anyway")),
+        details=besides(plan),
+        hint="\n".join(
+            ("what helps, best first", *plan.verdict.alternatives, "--force: start it anyway")
+        ),
         exit_code=ExitCode.REFUSED,
     )
+
+
+def _require_use(plan: Plan, profile: Profile, wish: Wish) -> None:
+    """Raise StackctlError (exit 5) for a plan that does not fit or is not worth running."""
+    if _is_refused(plan) and not wish.force:
+        raise refused(wish.advise(profile, plan))
 
 
 def _is_refused(plan: Plan) -> bool:

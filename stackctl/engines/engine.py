@@ -41,7 +41,7 @@ class Option:
 class Request:
     """What an engine chooses its options from. ``threads`` is None when the machine's cores are not
     known or a GPU does the work; ``memory_limit_bytes`` is what a service may use of main memory,
-    ``gpu_limit_bytes`` of each GPU, after what other stacks claim (``gpu_claimed_bytes``)."""
+    ``gpu_limit_bytes`` of each GPU, after what other stacks claim (the ``claimed`` values)."""
 
     host: Host
     model: Model
@@ -56,6 +56,7 @@ class Request:
     behind_door: bool = False
     gpus: tuple[Gpu, ...] = ()
     gpu_limit_bytes: int | None = None
+    memory_claimed_bytes: int = 0
     gpu_claimed_bytes: int = 0
 
     @property
@@ -74,7 +75,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes by purpose; ``compute_bytes`` holds buffers, the engine itself and its host cache.
+    """Bytes by purpose; ``compute_bytes`` holds buffers, the engine itself and its host cache
+    (``cache_bytes`` of them).
 
     For a plan on a GPU these are the GPU's, and ``host`` is what lies in main memory besides.
     """
@@ -82,6 +84,7 @@ class Footprint:
     weights_bytes: int
     kv_bytes: int
     compute_bytes: int
+    cache_bytes: int = 0
     host: Footprint | None = None
 
 

@@ -79,16 +79,19 @@ def footprint(model: Model, options: Mapping[str, Option], *, on_gpu: bool) -> F
     graph = ubatch * (4 * (model.embedding or 0) + 3 * (model.feed_forward or 0)) * 4
     graph += max(1, number(options, "parallel", 4)) * vocabulary * 4
     header = max(0, sum(file.bytes for file in model.files) - model.weights_bytes)
-    server = _ENGINE_BYTES + vocabulary * _VOCABULARY_BYTES + header
-    server += max(0, number(options, "cache-ram", _MOST_CACHE_MIB)) * _MIB
+    cache = max(0, number(options, "cache-ram", _MOST_CACHE_MIB)) * _MIB
+    server = _ENGINE_BYTES + vocabulary * _VOCABULARY_BYTES + header + cache
     if not on_gpu:
-        return Footprint(model.weights_bytes, kv, graph + server)
+        return Footprint(model.weights_bytes, kv, graph + server, cache)
+    # The attention mask, 2 B for each token of context and micro-batch (measured: 4,096 B a token
+    # at 2048). A GPU allocates it whole; in main memory it grows with the prompts that are sent.
+    graph += context * ubatch * 2
     kept = min(model.weights_bytes, (model.embedding_bytes or 0) + cpu_expert_bytes(model, options))
     return Footprint(
         weights_bytes=model.weights_bytes - kept,
         kv_bytes=kv,
         compute_bytes=graph + _GPU_CONTEXT_BYTES,
-        host=Footprint(weights_bytes=kept, kv_bytes=0, compute_bytes=server),
+        host=Footprint(weights_bytes=kept, kv_bytes=0, compute_bytes=server, cache_bytes=cache),
     )
 
 
@@ -146,9 +149,11 @@ def _latency(request: Request) -> bool:
 
 def _slots(request: Request) -> tuple[int, str]:
     wanted = request.profile.concurrency
+    one = "one request at a time; given up: others wait"
+    many = "decoding together reads the weights once; given up: the speed of one alone"
     if isinstance(wanted, int):
-        return wanted, "profile"
-    return (1, "latency: one request at a time") if _latency(request) else (4, "throughput")
+        return wanted, f"profile: {one if wanted == 1 else many}"
+    return (1, f"latency: {one}") if _latency(request) else (4, f"throughput: {many}")
 
 
 def _context(request: Request) -> tuple[Option, ...]:
@@ -166,14 +171,17 @@ def _context(request: Request) -> tuple[Option, ...]:
     total = _pad(each * slots)
     if total != each * slots:
         reason += f", padded to {_CONTEXT_STEP}"
-    slots_reason = f"profile: {slots} at the same time" if why == "profile" else why
     options = [
         Option("ctx-size", (total,), reason, origin(request, "context")),
-        Option("parallel", (slots,), slots_reason, origin(request, "concurrency")),
+        Option("parallel", (slots,), why, origin(request, "concurrency")),
     ]
     if slots > 1:
         options.append(
-            Option("kv-unified", (), "slots share one KV cache: a long prompt may use it all")
+            Option(
+                "kv-unified",
+                (),
+                "slots share one KV cache: a long prompt may use all; given up: a share for each",
+            )
         )
     return tuple(options)
 
@@ -194,11 +202,20 @@ def _batches(request: Request) -> tuple[Option, ...]:
     if _latency(request):
         return (
             Option("batch-size", (512,), "latency: prompts enter in small steps"),
-            Option("ubatch-size", (128,), "latency: on a CPU small micro-batches answer sooner"),
+            Option(
+                "ubatch-size",
+                (128,),
+                "latency: on a CPU small micro-batches answer sooner; given up: prompt "
+                "speed of many at once",
+            ),
         )
     return (
-        Option("batch-size", (2048,), "throughput: long prompts in few steps"),
-        Option("ubatch-size", (2048,), "throughput: as large as the batch"),
+        Option(
+            "batch-size",
+            (2048,),
+            "throughput: long prompts in few steps; given up: steady answers meanwhile",
+        ),
+        Option("ubatch-size", (2048,), "throughput: as large as the batch; given up: some memory"),
     )
 
 
@@ -208,7 +225,9 @@ def _kv_types(request: Request) -> tuple[Option, ...]:
         return ()
     source = origin(request, "kv_type")
     return tuple(
-        Option(name, (kind,), "smaller KV cache, as the profile asks", source)
+        Option(
+            name, (kind,), "smaller KV cache, as the profile asks; given up: some exactness", source
+        )
         for name in ("cache-type-k", "cache-type-v")
     )
 
@@ -258,7 +277,11 @@ def _load_mode(request: Request) -> tuple[Option, ...]:
         )
     else:
         return (
-            Option("load-mode", ("mmap+mlock",), "mapped and locked: never paged out under load"),
+            Option(
+                "load-mode",
+                ("mmap+mlock",),
+                "mapped and locked: never paged out; given up: this memory for anything else",
+            ),
         )
     return (Option("load-mode", ("mmap",), reason),)
 
@@ -295,8 +318,10 @@ def _caches(request: Request) -> tuple[Option, ...]:
         )
         room = limit - (0 if request.gpus else taken.weights_bytes) - taken.kv_bytes
         room -= taken.compute_bytes
-        # A cache of more prompts than anyone sends again would only take memory.
-        most = min(limit // 20, _MOST_PROMPTS * max(taken.kv_bytes, _MIB), max(0, room))
+        # A cache of more prompts than anyone sends again would only take memory. Its share is one
+        # of the machine: a stack that comes later must not change this one's plan.
+        share = (limit + request.memory_claimed_bytes) // 20
+        most = min(share, _MOST_PROMPTS * max(taken.kv_bytes, _MIB), max(0, room))
         mib = min(_MOST_CACHE_MIB, most // _MIB)
         reason = f"MiB of memory for prompts seen before (at most {_MOST_PROMPTS} full contexts)"
         options.append(Option("cache-ram", (mib,), reason))

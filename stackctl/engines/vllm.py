@@ -145,14 +145,16 @@ class Vllm:
             Option(
                 "max-num-batched-tokens",
                 (batched,),
-                "short steps between tokens"
+                "latency: short steps keep tokens coming; given up: prompt speed of many at once"
                 if latency
-                else "long steps: more prompt tokens a step",
+                else "throughput: more prompt tokens a step; given up: steady answers meanwhile",
             ),
             Option(
                 "performance-mode",
                 ("interactivity" if latency else "throughput",),
-                f"{profile.objective} objective",
+                "latency objective: fast steps for few requests"
+                if latency
+                else "throughput objective: large steps for many requests",
             ),
         ]
         if kv_type != "auto":
@@ -173,21 +175,24 @@ class Vllm:
             options.append(Option("tensor-parallel-size", (len(request.gpus),), reason))
         options.append(
             Option(
-                "generation-config", ("vllm",), "clients choose the sampling, not the checkpoint"
+                "generation-config",
+                ("vllm",),
+                "clients choose the sampling; given up: the checkpoint's defaults",
             )
         )
         return tuple(options)
 
     def footprint(self, model: Model, options: Mapping[str, Option], gpu_bytes: int) -> Footprint:
-        """See Engine. The KV cache takes all that the utilisation leaves."""
+        """See Engine. The KV cache takes all that the utilisation leaves on every GPU."""
         context = number(options, "max-model-len", model.context or _DEFAULT_CONTEXT)
         batched = number(options, "max-num-batched-tokens", 8192)
+        gpus = number(options, "tensor-parallel-size", 1)
         kv_type = str(options["kv-cache-dtype"].value) if "kv-cache-dtype" in options else "auto"
         engine = _engine_bytes(model, batched)
-        needed = round(kv_token_bytes(model, kv_type) * context)
+        needed = round(kv_token_bytes(model, kv_type, gpus) * context)
         share = options["gpu-memory-utilization"].value if options else None
         total = round(float(share) * gpu_bytes) if isinstance(share, float | int) else 0
-        spare = total - model.weights_bytes - engine
+        spare = (total - engine) * gpus - model.weights_bytes
         return Footprint(
             weights_bytes=model.weights_bytes,
             kv_bytes=max(needed, spare),
@@ -222,24 +227,33 @@ class Vllm:
         total, limit = request.gpu_bytes, request.gpu_limit_bytes
         if not total or limit is None:
             return Option("gpu-memory-utilization", (_USUAL_UTILIZATION,), "GPU memory unknown")
-        per_token = kv_token_bytes(request.model, kv_type)
-        fixed = request.model.weights_bytes + _engine_bytes(request.model, batched)
+        gpus = max(1, len(request.gpus))
+        per_token = kv_token_bytes(request.model, kv_type, gpus) / gpus
+        fixed = request.model.weights_bytes / gpus + _engine_bytes(request.model, batched)
         needed = fixed + per_token * context
-        share = min(limit / total, max(_USUAL_UTILIZATION, needed / total))
-        share = max(0.01, math.floor(share * 100) / 100)
+        share = min(
+            limit / total, max(_USUAL_UTILIZATION, math.ceil(needed / total * 10000) / 10000)
+        )
+        # Two digits, unless the context needs what they would cut off.
+        coarse = math.floor(share * 100) / 100
+        share = coarse if coarse * total >= needed else math.floor(share * 10000) / 10000
+        share = max(0.01, share)
         others = format_bytes(request.gpu_claimed_bytes) + " left to other stacks"
-        spare = max(0, round(share * total) - fixed)
         reason = (
             f"{format_bytes(request.profile.gpu_reserve_bytes)} kept free, "
             f"{others if request.gpu_claimed_bytes else 'no other stack on the GPU'}"
         )
         if per_token:
-            reason += f"; spare KV ({round(spare / per_token):,} tokens) is prefix cache"
+            spare = max(0, round((share * total - fixed) / per_token))
+            reason += f"; spare KV ({spare:,} tokens) is prefix cache"
         return Option("gpu-memory-utilization", (share,), reason)
 
 
-def kv_token_bytes(model: Model, kv_type: str = "auto") -> float:
-    """Bytes of the KV cache for one token of a full context.
+def kv_token_bytes(model: Model, kv_type: str = "auto", gpus: int = 1) -> float:
+    """Bytes of the KV cache for one token of a full context, on all GPUs together.
+
+    KV heads are split over the GPUs; where there are fewer of them (one, of latent attention), each
+    GPU keeps a copy.
 
     All layers count in full: vLLM's hybrid allocator saves on sliding windows, but not for every
     model, so this is an upper bound.
@@ -248,7 +262,8 @@ def kv_token_bytes(model: Model, kv_type: str = "auto") -> float:
         return 0.0
     element = KV_TYPE_BYTES.get(kv_type, 2.0)
     layout = model.kv
-    return sum(layout.kv_heads) * (layout.key_dim + layout.value_dim) * element * model.passes
+    heads = sum(-(-count // gpus) * gpus for count in layout.kv_heads)
+    return heads * (layout.key_dim + layout.value_dim) * element * model.passes
 
 
 _PHASES: tuple[tuple[re.Pattern[str], str], ...] = (
@@ -280,13 +295,16 @@ def _context(request: Request) -> tuple[int, str]:
 
 def kv_text(request: Request) -> str:
     """What a token of context costs."""
-    return f"{format_bytes(round(kv_token_bytes(request.model)))} a token"
+    kind = request.profile.kv_type or "auto"
+    return f"{format_bytes(round(kv_token_bytes(request.model, kind)))} a token"
 
 
 def _sequences(request: Request) -> tuple[int, str]:
     wanted = request.profile.concurrency
+    one = "one request at a time; given up: others wait"
+    many = "decoding together reads the weights once; given up: the speed of one alone"
     if isinstance(wanted, int):
-        return wanted, "profile" if wanted > 1 else "profile: one request at a time"
+        return wanted, f"profile: {one if wanted == 1 else many}"
     if request.profile.objective == "latency":
-        return 1, "latency: one request at a time"
-    return 64, "throughput: decoding together reads the weights once"
+        return 1, f"latency: {one}"
+    return 64, f"throughput: {many}"

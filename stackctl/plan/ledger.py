@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from stackctl.values.claim import Claim, GpuShare
 from stackctl.values.cpulist import parse_cpulist
@@ -11,14 +11,15 @@ from stackctl.values.plan import Plan
 
 def claim_of(plan: Plan) -> Claim:
     """What a plan takes. CPU stacks claim the cores their threads run on."""
+    # The budget of a plan on several GPUs is that of each.
     gpus = tuple(
-        GpuShare(index=int(gpu), bytes=plan.memory.total_bytes // len(plan.placement.gpus))
-        for gpu in plan.placement.gpus
+        GpuShare(index=int(gpu), bytes=plan.memory.total_bytes) for gpu in plan.placement.gpus
     )
     main = plan.host_memory if plan.placement.gpus else plan.memory
     return Claim(
         stack=plan.stack,
         cpus=plan.placement.cpus or "",
+        mems=(plan.placement.mems or "") if plan.placement.policy == "bind" else "",
         memory_bytes=main.total_bytes if main is not None else 0,
         gpus=gpus,
         port=plan.port,
@@ -41,9 +42,16 @@ def claimed_gpu_bytes(claims: Sequence[Claim], index: int) -> int:
     return sum(share.bytes for claim in claims for share in claim.gpus if share.index == index)
 
 
-def claimed_memory(claims: Sequence[Claim]) -> int:
-    """Main memory that the claims take."""
-    return sum(claim.memory_bytes for claim in claims)
+def claimed_memory(claims: Sequence[Claim], nodes: Set[int] = frozenset()) -> int:
+    """Main memory that the claims take; of these NUMA nodes, where some are named.
+
+    What is not bound may lie on any node, so it counts on each.
+    """
+    return sum(
+        claim.memory_bytes
+        for claim in claims
+        if not nodes or not claim.mems or nodes & set(parse_cpulist(claim.mems))
+    )
 
 
 def port_owner(claims: Sequence[Claim], port: int) -> str | None:

@@ -34,17 +34,20 @@ def memory_limit(host: Host, placement: Placement, claims: Sequence[Claim] = ())
     input: an unchanged stack must plan the same while it runs.
     """
     total, of = host.memory.total_bytes, "memory"
+    claimed = ledger.claimed_memory(claims)
     if placement.policy == "bind" and placement.mems is not None:
         wanted = set(parse_cpulist(placement.mems))
         sizes = [node.memory_bytes for node in host.cpu.numa if node.id in wanted]
         if sizes and all(size is not None for size in sizes):
             total, of = sum(size or 0 for size in sizes), f"memory of node {placement.mems}"
+            claimed = ledger.claimed_memory(claims, wanted)
     if host.memory.limit_bytes is not None and (total is None or host.memory.limit_bytes < total):
         total, of = host.memory.limit_bytes, "the cgroup's limit"
+        # One limit for all that this user runs, whichever node it lies on.
+        claimed = ledger.claimed_memory(claims)
     if total is None:
         return Limit(None, "memory size unknown")
     kept = min(8 * _GIB, max(_GIB // 2, total // 20))
-    claimed = ledger.claimed_memory(claims)
     why = f"{format_bytes(total)} {of}, {format_bytes(kept)} kept free"
     if claimed:
         why += f", {format_bytes(claimed)} for other stacks"
@@ -53,7 +56,8 @@ def memory_limit(host: Host, placement: Placement, claims: Sequence[Claim] = ())
 
 def gpu_limit(gpus: Sequence[Gpu], reserve_bytes: int, claims: Sequence[Claim] = ()) -> Limit:
     """Memory of each of these GPUs that a stack may use: the smallest counts."""
-    names = "GPU " + ",".join(str(gpu.index) for gpu in gpus)
+    names = "each GPU of " if len(gpus) > 1 else "GPU "
+    names += ",".join(str(gpu.index) for gpu in gpus)
     limits: list[Limit] = []
     for gpu in gpus:
         if gpu.memory_bytes is None:
@@ -75,6 +79,7 @@ def budget(footprint: Footprint, limit: Limit) -> MemoryBudget:
         weights_bytes=footprint.weights_bytes,
         kv_bytes=footprint.kv_bytes,
         compute_bytes=footprint.compute_bytes,
+        cache_bytes=footprint.cache_bytes,
         total_bytes=total,
         limit_bytes=limit.bytes,
         headroom_bytes=None if limit.bytes is None else limit.bytes - total,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from stackctl.errors import ExitCode, StackctlError
@@ -43,13 +43,12 @@ def place(host: Host, profile: Profile, claims: Sequence[Claim] = ()) -> Placed:
 
     Raises:
         StackctlError: exit 2 for CPUs, nodes or GPUs that the machine lacks, exit 6 when binding
-            was asked for and the cpuset controller cannot be used, exit 5 when other stacks have
-            claimed every core.
+            was asked for and the cpuset controller cannot be used.
     """
     wish = profile.placement
     overridden = any(key.startswith("placement.") for key in profile.overrides)
     source: Source = "override" if overridden else "profile"
-    gpus = _gpus(host, profile)
+    gpus, why_gpus = _gpus(host, profile, claims)
     nodes = _nodes(host, wish)
     cores, claimed = _cores(host, wish, nodes, claims)
     smt = any(len(core) > 1 for core in cores)
@@ -66,15 +65,12 @@ def place(host: Host, profile: Profile, claims: Sequence[Claim] = ()) -> Placed:
     worker_only = bool(gpus) and (profile.engine == "vllm" or wish.cpu_experts is None)
     if worker_only:
         # What the user names is used as it is.
-        chosen = cores if wish.cpus is not None else _near_gpu(host, cores, gpus)
+        chosen, why_cpus = _near_gpu(host, cores, gpus)
+        if wish.cpus is not None:
+            chosen, why_cpus = cores, "bound as the profile says"
         threads = batch = None
         if profile.engine != "vllm" and chosen:
             threads = batch = (len(chosen), "the GPU does the work")
-        why_cpus = (
-            "bound as the profile says"
-            if wish.cpus is not None
-            else f"on {_gpu_names(gpus)}'s node; a GPU worker needs few cores"
-        )
     else:
         kept = 0 if bound or claimed else _kept(len(cores))
         chosen = cores[: len(cores) - kept]
@@ -82,6 +78,9 @@ def place(host: Host, profile: Profile, claims: Sequence[Claim] = ()) -> Placed:
         why_cpus = _why_cpus(bound, smt, kept, claimed)
     policy, why_policy = _policy(host, wish, nodes, gpus)
     cpus = format_cpulist(core[0] for core in chosen)
+    shared = _shared_with(host, chosen, claims)
+    if shared:
+        why_cpus += ", " + sharing(shared)
     use_cpuset = bound or (cpuset and bool(chosen) and (smt or len(chosen) < len(cores)))
     if not use_cpuset and chosen:
         why_cpus += ", left to the scheduler"
@@ -92,6 +91,7 @@ def place(host: Host, profile: Profile, claims: Sequence[Claim] = ()) -> Placed:
         gpus=tuple(str(gpu.index) for gpu in gpus),
         policy=policy,
         cpuset=use_cpuset,
+        shared_with=shared,
     )
     asked_cpus = wish.cpus is not None or wish.nodes is not None
     decisions = [
@@ -114,18 +114,18 @@ def place(host: Host, profile: Profile, claims: Sequence[Claim] = ()) -> Placed:
             Decision(
                 field="gpus",
                 value=",".join(placement.gpus),
-                reason=", ".join(gpu.name or "unknown GPU" for gpu in gpus),
+                reason=why_gpus,
                 source=source if wish.gpus is not None else "derived",
             ),
         )
     return Placed(placement, threads, batch, gpus, tuple(decisions))
 
 
-def _gpus(host: Host, profile: Profile) -> tuple[Gpu, ...]:
-    """The GPUs to use: those asked for; the first one for vLLM; none for llama.cpp."""
+def _gpus(host: Host, profile: Profile, claims: Sequence[Claim]) -> tuple[tuple[Gpu, ...], str]:
+    """The GPUs to use, and why: those asked for; for vLLM the one with most room; else none."""
     wish = profile.placement.gpus
     if wish is None and profile.engine != "vllm":
-        return ()
+        return (), ""
     if not host.gpus:
         raise StackctlError(
             f"{profile.name} needs a GPU, and this machine shows none",
@@ -133,9 +133,17 @@ def _gpus(host: Host, profile: Profile) -> tuple[Gpu, ...]:
             exit_code=ExitCode.HOST,
         )
     if wish is None:
-        return host.gpus[:1]
+        roomy = max(
+            host.gpus,
+            key=lambda gpu: (gpu.memory_bytes or 0) - ledger.claimed_gpu_bytes(claims, gpu.index),
+        )
+        return (roomy,), _named((roomy,)) + (": most room of all" if len(host.gpus) > 1 else "")
     if str(wish) == "all":
-        return host.gpus
+        # vLLM splits attention heads evenly: their number is rarely a multiple of 3 or 5.
+        count = len(host.gpus)
+        even = 2 ** (count.bit_length() - 1) if profile.engine == "vllm" else count
+        rest = f"; of {count} GPUs as many as divide the heads" if even < count else ""
+        return host.gpus[:even], _named(host.gpus[:even]) + rest
     wanted = parse_cpulist(str(wish))
     found = tuple(gpu for gpu in host.gpus if gpu.index in wanted)
     if len(found) != len(wanted) or not wanted:
@@ -144,7 +152,11 @@ def _gpus(host: Host, profile: Profile) -> tuple[Gpu, ...]:
             hint="GPUs: " + ", ".join(str(gpu.index) for gpu in host.gpus),
             exit_code=ExitCode.USAGE,
         )
-    return found
+    return found, _named(found)
+
+
+def _named(gpus: Sequence[Gpu]) -> str:
+    return ", ".join(gpu.name or "unknown GPU" for gpu in gpus)
 
 
 def _nodes(host: Host, wish: PlacementWish) -> tuple[int, ...]:
@@ -166,7 +178,11 @@ def _nodes(host: Host, wish: PlacementWish) -> tuple[int, ...]:
 def _cores(
     host: Host, wish: PlacementWish, nodes: tuple[int, ...], claims: Sequence[Claim]
 ) -> tuple[Cores, bool]:
-    """The CPUs of each physical core that may be used, and whether claims took some away."""
+    """The CPUs of each physical core that may be used, and whether claims took some away.
+
+    Where other stacks claim every core, all are used as if none did: too little memory kills, while
+    shared cores only slow down.
+    """
     cpu = host.cpu
     allowed = set(parse_cpulist(cpu.allowed or cpu.online or ""))
     if not allowed and cpu.threads:
@@ -193,17 +209,32 @@ def _cores(
         # Hybrid processors: the slowest thread sets the pace, so only the fastest kind is used.
         allowed = (allowed & set(parse_cpulist(cpu.kinds[0].cpus))) or allowed
     cores = _grouped(host, allowed)
-    taken = ledger.claimed_cpus(claims)
-    # A core whose sibling is claimed is claimed.
+    # A core whose sibling is claimed is claimed, also by one that this process may not use.
+    taken = _with_siblings(host, ledger.claimed_cpus(claims))
     free = tuple(core for core in cores if not taken & set(core))
-    if cores and not free:
-        raise StackctlError(
-            "every core is claimed by other stacks",
-            details=[f"{claim.stack}: {claim.cpus}" for claim in claims if claim.cpus],
-            hint="stackctl down one of them, or share on purpose: --set placement.cpus=...",
-            exit_code=ExitCode.REFUSED,
-        )
+    if not free:
+        return cores, False
     return free, len(free) < len(cores)
+
+
+def _shared_with(host: Host, chosen: Cores, claims: Sequence[Claim]) -> tuple[str, ...]:
+    """The stacks that claim CPUs of the chosen cores."""
+    mine = _with_siblings(host, {cpu for core in chosen for cpu in core})
+    return tuple(claim.stack for claim in claims if mine & set(parse_cpulist(claim.cpus)))
+
+
+def sharing(stacks: Sequence[str]) -> str:
+    """What it means to share cores with those stacks; empty for none."""
+    if not stacks:
+        return ""
+    who = "both slow down while both work" if len(stacks) == 1 else "all slow down together"
+    return f"shared with {', '.join(stacks)}: {who}"
+
+
+def _with_siblings(host: Host, cpus: Set[int]) -> set[int]:
+    """The CPUs and all that share a core with them."""
+    cores = (set(parse_cpulist(core)) for core in host.cpu.siblings)
+    return set(cpus).union(*(core for core in cores if core & cpus))
 
 
 def _grouped(host: Host, allowed: set[int]) -> Cores:
@@ -217,12 +248,24 @@ def _grouped(host: Host, allowed: set[int]) -> Cores:
     return tuple((one,) for one in sorted(allowed))
 
 
-def _near_gpu(host: Host, cores: Cores, gpus: tuple[Gpu, ...]) -> Cores:
-    """The last few free cores of the GPU's node: CPU stacks take the first ones."""
-    node = next((n for n in host.cpu.numa if n.id == gpus[0].numa_node), None)
-    local = set(parse_cpulist(node.cpus)) if node is not None else set()
-    near = tuple(core for core in cores if set(core) & local) or cores
-    return near[-_GPU_WORKER_CORES * len(gpus) :]
+def _near_gpu(host: Host, cores: Cores, gpus: tuple[Gpu, ...]) -> tuple[Cores, str]:
+    """The last few cores of each GPU's node: CPU stacks take the first ones."""
+    chosen: set[tuple[int, ...]] = set()
+    places: list[str] = []
+    for gpu in gpus:
+        node = next((n for n in host.cpu.numa if n.id == gpu.numa_node), None)
+        local = set(parse_cpulist(node.cpus)) if node is not None else set()
+        near = [core for core in cores if set(core) & local and core not in chosen]
+        if near or len(host.cpu.numa) == 1:
+            places.append(f"on GPU {gpu.index}'s node")
+        elif node is None:
+            places.append(f"node of GPU {gpu.index} unknown")
+        else:
+            places.append(f"no core left on GPU {gpu.index}'s node")
+        others = [core for core in cores if core not in chosen]
+        chosen.update((near or others)[-_GPU_WORKER_CORES:])
+    why = ", ".join(places) + "; a GPU worker needs few cores"
+    return tuple(core for core in cores if core in chosen), why
 
 
 def _policy(
@@ -245,10 +288,6 @@ def _policy(
         )
         return "interleave", reason
     return "default", "one NUMA node" if len(host.cpu.numa) == 1 else "NUMA nodes unknown"
-
-
-def _gpu_names(gpus: tuple[Gpu, ...]) -> str:
-    return "GPU " + ",".join(str(gpu.index) for gpu in gpus)
 
 
 def _why_cpus(bound: bool, smt: bool, kept: int, claimed: bool) -> str:
@@ -282,7 +321,9 @@ def _threads(
         return None, None
     noun = "physical cores" if smt else "cores"
     if count < len(cores):
-        why = f"{len(cores)} {noun}, {len(cores) - count} kept free"
+        kept = len(cores) - count
+        why = f"{len(cores)} {noun}, {kept} kept free: one busy neighbour stalls all threads; "
+        why += f"given up: {100 * kept / len(cores):.0f} % of the prompt speed"
     else:
         why = f"the {count} {noun} left" if claimed else f"all {count} {noun}"
     if count <= _MANY_CORES:

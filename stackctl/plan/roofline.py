@@ -18,6 +18,7 @@ them by this machine's own.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stackctl.values.cpulist import parse_cpulist
@@ -38,6 +39,8 @@ _GPU_16_BIT: Range = (0.62, 0.92)
 _GPU_FEWER_BITS: Range = (0.40, 0.62)
 #: Seconds a layer costs on a CPU besides reading it: threads that meet at its barriers. A guess.
 _CPU_LAYER_S = 40e-6
+#: What one core reads of memory, however fast that is: a few cores do not fill twelve channels.
+_CORE_BYTES_S: Range = (25e9, 50e9)
 #: Decode over several NUMA nodes loses where pages and threads lie apart: 2.4 against 4.31 tok/s
 #: on a dual 9175F by placement alone.
 _NODES_LOSE = 0.75
@@ -75,7 +78,10 @@ _GPU_RATES: tuple[tuple[str, float], ...] = (
 _GPU_PREFILL: Range = (0.20, 0.44)
 #: How far a measurement carries: other prompts, other load.
 _MEASURED_SPREAD: Range = (0.85, 1.1)
-DEFAULT_PROMPT_TOKENS = 4640
+#: Speeds carry over to so many times more or fewer threads, and to weights so many times larger or
+#: smaller: of a small model much is the layers' own cost, of a large one nearly all is memory.
+_SAME_THREADS = 1.34
+_SAME_SIZE = 8
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,8 @@ class Work:
     """What a plan makes the machine do.
 
     ``gpu_bytes`` and ``cpu_bytes`` split the weight bytes a token reads by where they lie;
-    ``kv_token_bytes`` is the KV cache of one token, on the GPU when there is one.
+    ``kv_token_bytes`` is the KV cache of one token, on the GPU when there is one. ``threads``
+    compute prompts, ``decode_threads`` generate; None where unknown.
     """
 
     model: Model
@@ -92,6 +99,7 @@ class Work:
     kv_token_bytes: float
     prompt_tokens: int
     threads: int | None
+    decode_threads: int | None = None
 
 
 def predict(
@@ -120,6 +128,38 @@ def predict(
     )
 
 
+def closest(
+    known: Sequence[Calibration], engine: str, work: Work, gpus: Sequence[Gpu]
+) -> Calibration | None:
+    """The measurement that is closest to this plan: same engine, GPU and kind of model, about the
+    same size and as many threads; then the same weights, then the same threads; the newest among
+    equals. None for work split over GPU and CPU, which no measurement tells apart."""
+    if work.gpu_bytes and work.cpu_bytes:
+        return None
+    gpu = gpus[0].name if work.gpu_bytes and gpus else None
+    fitting = [
+        one
+        for one in known
+        if (one.engine, one.gpu, one.moe) == (engine, gpu, bool(work.model.experts))
+        and (gpu is not None or _about(one.threads, work.decode_threads, _SAME_THREADS))
+        and _about(one.decode_bytes_s, work.model.active_bytes * one.decode_tok_s, _SAME_SIZE)
+    ]
+    return max(
+        fitting,
+        key=lambda c: (
+            c.quantization == work.model.quantization,
+            c.threads == work.decode_threads,
+            c.measured,
+        ),
+        default=None,
+    )
+
+
+def _about(measured: float, planned: float | None, times: float) -> bool:
+    """Whether a speed carries over from what was measured to what is planned."""
+    return planned is None or max(measured, planned) <= times * min(measured, planned)
+
+
 def _decode(
     host: Host, placement: Placement, work: Work, calibration: Calibration | None
 ) -> Range | None:
@@ -140,7 +180,7 @@ def _decode(
         fast += overhead + work.gpu_bytes * passes / (bandwidth * fraction[1])
     if work.cpu_bytes:
         kv = 0.0 if work.gpu_bytes else work.kv_token_bytes * work.prompt_tokens
-        rate = _cpu_bandwidth(host, placement, work.model, calibration)
+        rate = _cpu_bandwidth(host, placement, work, calibration)
         if rate is None:
             return None
         # A measured rate holds the layers' own cost already.
@@ -151,13 +191,13 @@ def _decode(
 
 
 def _cpu_bandwidth(
-    host: Host, placement: Placement, model: Model, calibration: Calibration | None
+    host: Host, placement: Placement, work: Work, calibration: Calibration | None
 ) -> Range | None:
     """Bytes a second that decode achieves."""
     if calibration is not None:
         achieved = calibration.decode_bytes_s
         return achieved * _MEASURED_SPREAD[0], achieved * _MEASURED_SPREAD[1]
-    moe = bool(model.experts)
+    moe = bool(work.model.experts)
     peak = host.memory.bandwidth_bytes_s
     nodes = [node for node in host.cpu.numa if node.memory_bytes]
     share = 1.0
@@ -165,14 +205,16 @@ def _cpu_bandwidth(
         share = min(1.0, len(parse_cpulist(placement.mems)) / len(nodes))
     worst = _NODES_LOSE if len(nodes) > 1 and placement.policy != "bind" else 1.0
     if peak.measured is not None:
-        low, high = _OF_MEASURED_MOE if moe else _OF_MEASURED_DENSE
-        low *= worst
-        return peak.measured * low * share, peak.measured * high * share
-    if peak.theoretical is None:
+        whole, (low, high) = peak.measured, _OF_MEASURED_MOE if moe else _OF_MEASURED_DENSE
+    elif peak.theoretical is not None:
+        whole, (low, high) = peak.theoretical, _CPU_MOE if moe else _CPU_DENSE
+    else:
         return None
-    low, high = _CPU_MOE if moe else _CPU_DENSE
-    low *= worst
-    return peak.theoretical * low * share, peak.theoretical * high * share
+    rate = whole * low * worst * share, whole * high * share
+    if work.decode_threads is None:
+        return rate
+    slow, fast = (core * work.decode_threads for core in _CORE_BYTES_S)
+    return min(rate[0], slow), min(rate[1], fast)
 
 
 def _prefill(

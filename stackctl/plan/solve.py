@@ -14,9 +14,10 @@ from stackctl.engines import llamacpp_options, vllm
 from stackctl.engines.engine import Dialect, Engine, Footprint, Option, Request, number
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.plan import ledger, memory, placement, roofline, verdict
+from stackctl.plan.nearest import largest, nearest
 from stackctl.quantity import format_bytes
 from stackctl.values.claim import Claim
-from stackctl.values.host import Gpu, Host
+from stackctl.values.host import Host
 from stackctl.values.measured import Calibration, EngineFacts
 from stackctl.values.model import Model
 from stackctl.values.plan import Decision, MemoryBudget, Plan, Source, Timing
@@ -71,13 +72,25 @@ def solve(*, host: Host, model: Model, profile: Profile, known: Known) -> Plan:
                 exit_code=ExitCode.REFUSED,
             )
     claims = ledger.others(known.claims, profile.stack)
-    wanted = profile
-    if profile.concurrency == "auto":
-        wanted = _largest(host, model, wanted, known, claims, "concurrency", _AUTO_REQUESTS, 1)
-    if profile.context == "auto":
-        most = model.context or 131072
-        wanted = _largest(host, model, wanted, known, claims, "context", most, _AUTO_STEP)
-    return _plan(host, model, wanted, known, claims, asked=profile)
+    wanted, together = profile, profile.concurrency == "auto"
+    for field, most, step in (
+        ("concurrency", _AUTO_REQUESTS, 1),
+        ("context", model.context or 131072, _AUTO_STEP),
+    ):
+        if getattr(profile, field) == "auto":
+            wanted = _largest(
+                host, model, wanted, known, claims, field, most, step, together=together
+            )
+    plan = _plan(host, model, wanted, known, claims, asked=profile)
+    if plan.verdict.fits is not False:
+        return plan
+
+    def attempt(changed: Profile, beside: Sequence[Claim]) -> Plan:
+        return _plan(host, model, changed, known, tuple(beside), asked=changed)
+
+    changes = nearest(host, model, wanted, plan, claims, attempt)
+    verdict = msgspec.structs.replace(plan.verdict, alternatives=changes)
+    return msgspec.structs.replace(plan, verdict=verdict)
 
 
 def _largest(
@@ -89,22 +102,38 @@ def _largest(
     field: str,
     most: int,
     step: int,
+    *,
+    together: bool,
 ) -> Profile:
-    """The profile with the largest value of a field whose plan fits; the smallest if none does."""
+    """The profile with the largest value of a field whose plan fits; the smallest if none does, and
+    without a value (a usual one) where the size of the memory is unknown."""
 
     def fits(count: int) -> bool:
         trial = msgspec.structs.replace(profile, **{field: count * step})
         if field == "concurrency" and trial.context == "auto":
             trial = msgspec.structs.replace(trial, context=min(8192, model.context or 8192))
-        return _plan(host, model, trial, known, claims, asked=trial).verdict.fits is not False
+        plan = _plan(host, model, trial, known, claims, asked=trial)
+        asked = trial.concurrency if together and trial.engine == "vllm" else None
+        if isinstance(asked, int) and _full_contexts(plan, trial) < asked:
+            # vLLM takes any number and lets them wait: auto means that all have their context.
+            return False
+        return plan.verdict.fits is not False
 
-    low, high = 1, max(1, most // step)
-    if fits(high):
-        low = high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return msgspec.structs.replace(profile, **{field: low * step})
+    usual = msgspec.structs.replace(profile, **{field: None})
+    if _plan(host, model, usual, known, claims, asked=usual).verdict.fits is None:
+        return usual
+    found = largest(1, max(1, most // step), fits)
+    return msgspec.structs.replace(profile, **{field: found * step})
+
+
+def _full_contexts(plan: Plan, profile: Profile) -> int:
+    """Requests of the whole context that vLLM's cache holds at the same time."""
+    gpus = max(1, len(plan.placement.gpus))
+    context = next((d.value for d in plan.decisions if d.field == "max-model-len"), None)
+    token = vllm.kv_token_bytes(plan.model, profile.kv_type or "auto", gpus)
+    if not isinstance(context, int) or not token:
+        return _AUTO_REQUESTS
+    return int(plan.memory.kv_bytes * gpus / (token * context))
 
 
 def _plan(
@@ -139,6 +168,7 @@ def _plan(
         behind_door=known.engine_port is not None,
         gpus=placed.gpus,
         gpu_limit_bytes=on_gpu.bytes if on_gpu else None,
+        memory_claimed_bytes=main.claimed,
         gpu_claimed_bytes=on_gpu.claimed if on_gpu else 0,
     )
     options = _apply_explicit(engine, dialect, engine.choose(request), profile)
@@ -146,9 +176,14 @@ def _plan(
     parts = engine.footprint(model, options, request.gpu_bytes or (1 if placed.gpus else 0))
     main_budget, host_budget, budgets = _budgets(parts, main, on_gpu, len(placed.gpus))
     work = _work(model, profile, options, placed, host)
-    calibration = _calibration(known.calibrations, model, profile, work, placed.gpus)
+    calibration = roofline.closest(known.calibrations, profile.engine, work, placed.gpus)
     prediction = roofline.predict(host, placed.placement, work, calibration)
-    judged = verdict.judge(profile, model, work, budgets, prediction)
+    notes = []
+    if placed.placement.shared_with:
+        notes.append(f"cores {placement.sharing(placed.placement.shared_with)}")
+    if owner := ledger.port_owner(claims, port):
+        notes.append(f"port {port} belongs to {owner}: another one by --set port=N")
+    judged = verdict.judge(profile, model, work, budgets, prediction, notes)
     timing = _timing(profile, model, known.deadline_s)
     return Plan(
         profile=profile.name,
@@ -178,7 +213,9 @@ def _plan(
             *_door(profile, known),
             *placed.decisions,
             *(
-                Decision(field=o.name, value=o.value, reason=_auto(o, asked), source=o.source)
+                Decision(
+                    field=o.name, value=o.value, reason=_auto(o, asked, profile), source=o.source
+                )
                 for o in options.values()
             ),
             Decision(
@@ -260,42 +297,19 @@ def _work(
         kv_token_bytes=token,
         prompt_tokens=profile.slo.prompt_tokens,
         threads=number(options, "threads-batch", 0) or host.cpu.cores,
+        decode_threads=number(options, "threads", 0) or None,
     )
 
 
-def _calibration(
-    known: Sequence[Calibration],
-    model: Model,
-    profile: Profile,
-    work: roofline.Work,
-    gpus: Sequence[Gpu],
-) -> Calibration | None:
-    """The measurement that is closest to this plan: same engine, GPU and kind of model, then the
-    same weights, then the same number of threads; the newest among equals. None for work that is
-    split over GPU and CPU, which no measurement tells apart."""
-    if work.gpu_bytes and work.cpu_bytes:
-        return None
-    gpu = gpus[0].name if work.gpu_bytes and gpus else None
-    fitting = [
-        one
-        for one in known
-        if (one.engine, one.gpu, one.moe) == (profile.engine, gpu, bool(model.experts))
-    ]
-    return max(
-        fitting,
-        key=lambda c: (c.quantization == model.quantization, c.threads == work.threads, c.measured),
-        default=None,
-    )
-
-
-def _auto(option: Option, asked: Profile) -> str:
+def _auto(option: Option, asked: Profile, planned: Profile) -> str:
     """Says of a value that "auto" solved for that it was."""
-    wish: object = None
-    if option.name in ("ctx-size", "max-model-len"):
-        wish = asked.context
-    elif option.name in ("parallel", "max-num-seqs"):
-        wish = asked.concurrency
-    return f"auto: the most that fits; {option.reason}" if wish == "auto" else option.reason
+    field = {"ctx-size": "context", "max-model-len": "context",
+             "parallel": "concurrency", "max-num-seqs": "concurrency"}.get(option.name)  # fmt: skip
+    if field is None or getattr(asked, field) != "auto":
+        return option.reason
+    if getattr(planned, field) is None:
+        return f"auto: memory unknown, so a usual value; {option.reason}"
+    return f"auto: the most that fits; {option.reason.removeprefix('profile: ')}"
 
 
 def _model_path(model: Model) -> str:

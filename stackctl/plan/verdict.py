@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import msgspec
 
 from stackctl.plan.roofline import Work
 from stackctl.quantity import format_bytes
 from stackctl.values.model import Model
 from stackctl.values.plan import MemoryBudget, Plan, Prediction, Verdict
-from stackctl.values.profile import Profile
+from stackctl.values.profile import Profile, Slo
 
-#: The part of a 16-bit cache that q8_0 (and more so fp8) saves.
-_LESS_KV = 15 / 32
+#: Waiting so many times longer than on the fastest GPU profile is no remedy for waiting.
+_MUCH_SLOWER = 2
 
 
 def judge(
@@ -20,14 +22,16 @@ def judge(
     work: Work,
     budgets: Sequence[tuple[MemoryBudget, str]],
     prediction: Prediction,
+    notes: Sequence[str] = (),
 ) -> Verdict:
     """The verdict: memory first, then speed against what the profile calls fast enough.
+
+    ``notes`` are told besides and refuse nothing: what is shared with other stacks.
 
     A plan is not viable when even the optimistic end of a prediction misses its objective; when
     only the cautious end does, it is viable and the reason says so.
     """
     reasons: list[str] = []
-    alternatives: list[str] = []
     fits: bool | None = True
     for budget, why in budgets:
         if budget.limit_bytes is None or budget.headroom_bytes is None:
@@ -38,58 +42,32 @@ def judge(
         if budget.headroom_bytes < 0:
             fits = False
             reasons.append(f"{format_bytes(-budget.headroom_bytes)} too much")
-            alternatives += _smaller(profile, model, budget)
     speed, missed, viable = _speed(profile, model, work, prediction)
     reasons += missed
     if not speed and not missed:
         reasons.append("speed not predicted: " + _why_unknown(prediction))
+    reasons += notes
     if fits is False:
         viable = False
     return Verdict(
         viable=viable if speed or fits is False else None,
         fits=fits,
         reasons=tuple(reasons),
-        alternatives=tuple(alternatives),
     )
 
 
 def _need(budget: MemoryBudget, why: str) -> str:
+    parts = [
+        f"weights {format_bytes(budget.weights_bytes)}",
+        f"KV {format_bytes(budget.kv_bytes)}",
+        f"engine {format_bytes(budget.compute_bytes - budget.cache_bytes)}",
+    ]
+    if budget.cache_bytes:
+        parts.append(f"cache {format_bytes(budget.cache_bytes)}")
     return (
-        f"{budget.pool}: weights {format_bytes(budget.weights_bytes)} + KV "
-        f"{format_bytes(budget.kv_bytes)} + engine {format_bytes(budget.compute_bytes)} = "
-        f"{format_bytes(budget.total_bytes)} of {format_bytes(budget.limit_bytes or 0)} ({why})"
+        f"{budget.pool}: {' + '.join(parts)} = {format_bytes(budget.total_bytes)} of "
+        f"{format_bytes(budget.limit_bytes or 0)} ({why})"
     )
-
-
-def _smaller(profile: Profile, model: Model, budget: MemoryBudget) -> list[str]:
-    """The nearest changes that fit, smallest loss first."""
-    over = -(budget.headroom_bytes or 0)
-    found = []
-    if budget.kv_bytes > over:
-        context = profile.context if isinstance(profile.context, int) else model.context
-        if context:
-            share = (budget.kv_bytes - over) / budget.kv_bytes
-            fitting = int(context * share) // 256 * 256
-            if fitting >= 512:
-                found.append(f"a smaller context: --set context={fitting}")
-        if budget.kv_bytes * _LESS_KV > over and profile.kv_type in (None, "f16", "auto"):
-            kind = "fp8" if profile.engine == "vllm" else "q8_0"
-            found.append(f"a smaller KV cache: --set kv_type={kind}")
-    if isinstance(profile.concurrency, int) and profile.engine == "llama.cpp":
-        fewer = int(profile.concurrency * (1 - over / max(1, budget.kv_bytes)))
-        if fewer >= 1:
-            found.append(f"fewer requests at once: --set concurrency={fewer}")
-    if model.experts and budget.pool != "memory" and profile.placement.cpu_experts is None:
-        found.append("experts in main memory: --set placement.cpu_experts=auto")
-    fraction = 1 - over / max(1, budget.weights_bytes)
-    if fraction > 0.2:
-        found.append(
-            f"weights of {format_bytes(budget.weights_bytes - over)} at most: "
-            "a stronger quantisation, or a smaller model"
-        )
-    else:
-        found.append("a smaller model: --model SOURCE")
-    return found
 
 
 def _speed(
@@ -119,6 +97,8 @@ def _speed(
             reasons.append(f"generates {numbers(decode)} tok/s: may miss the {least:g} wanted")
     if not viable:
         reasons += _why_slow(model, work)
+        if decode is not None and not any("tok/s" in text for text in reasons):
+            reasons.append(f"generation would be {numbers(decode)} tok/s")
     if decode is not None or ttft is not None:
         judged = True
     return judged, reasons, viable if judged else None
@@ -138,51 +118,81 @@ def _why_unknown(prediction: Prediction) -> str:
     return "memory bandwidth unknown" if prediction.decode_tok_s is None else "no objective"
 
 
-def advise(plan: Plan, profile: Profile, candidates: Sequence[Plan]) -> Verdict:
+def objectives(slo: Slo, prediction: Prediction) -> list[tuple[str, str]]:
+    """Each objective in words, and how the prediction stands to it: ok (all of its range), at risk
+    (a part), missed (none) or unknown."""
+    found = []
+    if slo.ttft_s is not None:
+        waits = prediction.ttft_s.range if prediction.ttft_s else None
+        found.append((f"p95 first token {slo.ttft_s:g} s", _stands(waits, slo.ttft_s)))
+    decode = prediction.decode_tok_s
+    if slo.itl_ms is not None:
+        gaps = None if decode is None else (1000 / decode[1], 1000 / decode[0])
+        found.append((f"p95 between tokens {slo.itl_ms:g} ms", _stands(gaps, slo.itl_ms)))
+    if slo.min_tok_s is not None:
+        slow = None if decode is None else (1 / decode[1], 1 / decode[0])
+        found.append((f"at least {slo.min_tok_s:g} tok/s", _stands(slow, 1 / slo.min_tok_s)))
+    return found
+
+
+def _stands(seconds: tuple[float, float] | None, allowed: float) -> str:
+    if seconds is None:
+        return "unknown"
+    return "ok" if seconds[1] <= allowed else "at risk" if seconds[0] <= allowed else "missed"
+
+
+def advise(
+    plan: Plan, profile: Profile, candidates: Sequence[Plan], moved: Sequence[str] = ()
+) -> Verdict:
     """The verdict with what helps, best first: other profiles on a GPU, shorter prompts, smaller
-    models on the CPU, batch work.
+    models on the CPU, slower models on a GPU, batch work.
 
     ``candidates`` are plans of other profiles for the same machine; only those that fit and are
-    viable are offered.
+    viable are offered. ``moved`` names the profiles that were planned with this plan's model
+    instead of their own.
     """
     verdict = plan.verdict
     if verdict.fits is not False and verdict.viable is not False:
         return verdict
-    mine = (plan.profile, plan.model.source)
-    good = [
-        c
-        for c in candidates
-        if c.verdict.fits and c.verdict.viable and (c.profile, c.model.source) != mine
-    ]
+    good = [c for c in candidates if good_enough(c) and c.stack != plan.stack]
     on_gpu = sorted((c for c in good if c.placement.gpus), key=_wait)
     on_cpu = [c for c in good if not c.placement.gpus]
     interactive = [c for c in on_cpu if c.prediction.ttft_s and c.objective == "latency"]
     batch = [c for c in on_cpu if c not in interactive]
-    found = [*verdict.alternatives]
-    # What keeps the first-token objective comes before advice to send less, what does not after.
-    allowed = profile.slo.ttft_s or float("inf")
-    prompt = [c for c in on_gpu if _wait(c)[0] <= allowed]
-    found += [_offer(c) for c in prompt]
-    if shorter := _shorter(plan, profile):
-        found.append(shorter)
-    found += [_offer(c) for c in on_gpu if c not in prompt]
-    found += [_offer(c) for c in interactive]
-    found += [_offer(c) for c in batch]
-    return Verdict(
-        viable=verdict.viable,
-        fits=verdict.fits,
-        reasons=verdict.reasons,
-        alternatives=tuple(dict.fromkeys(found)),
-    )
+    fast = [c for c in on_gpu if _wait(c)[0] <= _MUCH_SLOWER * _wait(on_gpu[0])[0]]
+    ordered = [*map(_offer_of(moved), fast), _shorter(plan, profile)]
+    ordered += map(_offer_of(moved), interactive)
+    ordered += map(_offer_of(moved), (c for c in on_gpu if c not in fast))
+    ordered += map(_offer_of(moved), batch)
+    found = [*verdict.alternatives, *(text for text in ordered if text)]
+    return msgspec.structs.replace(verdict, alternatives=tuple(dict.fromkeys(found)))
+
+
+def good_enough(plan: Plan) -> bool:
+    """Whether a plan is known to fit and to be worth running."""
+    return plan.verdict.fits is True and plan.verdict.viable is True
 
 
 def headline(plan: Plan) -> str:
     """What is wrong with a plan that was refused, in one line."""
     if plan.verdict.fits is not False:
-        return f"{plan.profile} is not viable"
+        return f"not viable: {told(plan)[0]}"
     budgets = [plan.memory] + ([plan.host_memory] if plan.host_memory else [])
     short = -min(budget.headroom_bytes or 0 for budget in budgets)
     return f"{plan.profile} does not fit: {format_bytes(short)} too much"
+
+
+def told(plan: Plan) -> list[str]:
+    """The reasons of a verdict without the budgets that hold."""
+    budgets = [plan.memory] + ([plan.host_memory] if plan.host_memory else [])
+    good = [f"{b.pool}: " for b in budgets if (b.headroom_bytes or 0) >= 0]
+    return [text for text in plan.verdict.reasons if not text.startswith(tuple(good))]
+
+
+def besides(plan: Plan) -> list[str]:
+    """What is to be said of a refused plan besides its headline."""
+    said = headline(plan)
+    return [text for text in told(plan) if not said.endswith(f": {text}")]
 
 
 def _wait(plan: Plan) -> tuple[int, float]:
@@ -192,7 +202,11 @@ def _wait(plan: Plan) -> tuple[int, float]:
     return round(seconds), -(decode[0] if decode else 0.0)
 
 
-def _offer(plan: Plan) -> str:
+def _offer_of(moved: Sequence[str]) -> Callable[[Plan], str]:
+    return lambda plan: _offer(plan, with_model=plan.profile in moved)
+
+
+def _offer(plan: Plan, *, with_model: bool) -> str:
     parts: list[str] = []
     if decode := plan.prediction.decode_tok_s:
         parts.append(f"{numbers(decode)} tok/s")
@@ -200,7 +214,8 @@ def _offer(plan: Plan) -> str:
     if ttft and ttft.range and plan.objective == "latency":
         parts.append(f"first token {seconds(ttft.range)} s")
     parts.append(plan.served_name)
-    return f"stackctl up {plan.profile}: " + ", ".join(parts)
+    model = f" --model {plan.model.source}" if with_model else ""
+    return f"stackctl up {plan.profile}{model}: " + ", ".join(parts)
 
 
 def _shorter(plan: Plan, profile: Profile) -> str | None:
@@ -209,7 +224,13 @@ def _shorter(plan: Plan, profile: Profile) -> str | None:
     if prefill is None or allowed is None or plan.verdict.fits is False:
         return None
     tokens = int(prefill[0] * allowed) // 10 * 10
-    return f"shorter prompts: under {allowed:g} s up to about {tokens:,} tokens" if tokens else None
+    if not tokens:
+        return None
+    batches = [d for d in plan.decisions if d.field in ("batch-size", "ubatch-size")]
+    set_so = ", ".join(f"{d.field.removesuffix('-size')} {d.value}" for d in batches)
+    return f"shorter prompts: under {allowed:g} s up to about {tokens:,} tokens" + (
+        f"; {set_so}" if set_so and not plan.placement.gpus else ""
+    )
 
 
 def numbers(pair: tuple[float, float]) -> str:

@@ -13,10 +13,14 @@ class GpuShare(Value, frozen=True, kw_only=True):
 
 
 class Claim(Value, frozen=True, kw_only=True):
-    """One stack's share: CPUs (kernel list), main memory, GPU memory and its ports."""
+    """One stack's share: CPUs (kernel list), main memory, GPU memory and its ports.
+
+    ``mems`` are the NUMA nodes its main memory is bound to; empty when it may lie on any.
+    """
 
     stack: str
     cpus: str = ""
+    mems: str = ""
     memory_bytes: int = 0
     gpus: tuple[GpuShare, ...] = ()
     port: int | None = None

@@ -25,7 +25,8 @@ class Placement(Value, frozen=True, kw_only=True):
     """Where the engine runs: CPU list, memory nodes, GPUs, and the memory policy over the nodes.
 
     ``cpuset`` says that ``cpus`` (and, bound, ``mems``) are enforced by the cpuset controller;
-    otherwise they are what it should use, and the scheduler decides.
+    otherwise they are what it should use, and the scheduler decides. ``shared_with`` names the
+    stacks that claim some of the same cores.
     """
 
     cpus: str | None = None
@@ -33,18 +34,22 @@ class Placement(Value, frozen=True, kw_only=True):
     gpus: tuple[str, ...] = ()
     policy: Policy = "default"
     cpuset: bool = False
+    shared_with: tuple[str, ...] = ()
 
 
 class MemoryBudget(Value, frozen=True, kw_only=True):
-    """Bytes the engine will take against what it may take, in one pool ("memory" or "GPU 0").
+    """Bytes the engine will take against what it may take, in one pool: "memory", "GPU 0", or "each
+    GPU of 0,1" for what every one of several GPUs holds.
 
-    ``compute_bytes`` holds compute buffers, the engine itself and its host cache.
+    ``compute_bytes`` holds compute buffers, the engine itself and its host cache of prompts seen
+    before, which ``cache_bytes`` of them are at most.
     """
 
     pool: str = "memory"
     weights_bytes: int
     kv_bytes: int
     compute_bytes: int
+    cache_bytes: int = 0
     total_bytes: int
     limit_bytes: int | None = None
     headroom_bytes: int | None = None

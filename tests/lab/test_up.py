@@ -182,10 +182,23 @@ def test_a_stack_has_a_simple_name(seat: Seat, tiny: str) -> None:
     assert not seat.files(seat.units, seat.state, seat.runtime)
 
 
+def test_what_is_no_use_is_refused_with_what_helps_before_it_is_there(seat: Seat) -> None:
+    words = ("--model", "catalogue:kimi-k2.5-1t-a32b-q4_k_s")
+    done = seat.stackctl("up", "cpu-latency", *words, code=5)
+    assert "error: cpu-latency does not fit: " in done.stderr
+    assert "hint: what helps, best first" in done.stderr
+    assert done.stderr.endswith("  --force: start it anyway\n")
+    assert "image " not in done.stderr
+    look.assert_clean(seat)
+
+
 def test_two_stacks_side_by_side(seat: Seat, tiny: str) -> None:
     seat.stackctl("up", "cpu-latency", "--model", tiny)
     words = ("--model", tiny, "--name", "second", "--set", "port=8081")
-    seat.stackctl("up", "cpu-latency", *words)
+    done = seat.stackctl("up", "cpu-latency", *words)
+    # A machine of few cores has none left for the second: they share, and are told so.
+    shared = look.record(seat, 1, "second")["plan"]["placement"]["shared_with"]
+    assert ("warning: cores shared with cpu:" in done.stderr) == (shared == ["cpu"])
     done = seat.stackctl("check", code=2)
     look.assert_error(done, "which stack", "cpu, second")
     found = json.loads(seat.stackctl("status", "--json").stdout)

@@ -142,9 +142,27 @@ def test_the_closest_measurement_is_used(others: tuple[Calibration, ...]) -> Non
 
 
 def test_the_same_weights_count_before_the_same_threads() -> None:
-    weights = measured(threads=4, decode_bytes_s=200e9)
-    threads = measured(quantization="Q4_0", decode_bytes_s=100e9)
+    weights = measured(threads=13, decode_bytes_s=200e9, decode_tok_s=7.1)
+    threads = measured(quantization="Q4_0", decode_bytes_s=100e9, decode_tok_s=3.5)
     assert used(weights, threads).prediction == used(weights).prediction
+
+
+@pytest.mark.parametrize(
+    ("changes", "basis"),
+    [
+        ({"threads": 14}, "measured"),
+        ({"threads": 11}, "measured"),
+        ({"threads": 4}, "estimated"),
+        ({"threads": 64}, "estimated"),
+        # Bytes a token: 28 GB is the model itself.
+        ({"decode_tok_s": 350e9 / 5e9}, "measured"),
+        ({"decode_tok_s": 350e9 / 0.25e9}, "estimated"),
+    ],
+)
+def test_what_was_measured_otherwise_does_not_carry_over(
+    changes: dict[str, Any], basis: str
+) -> None:
+    assert used(measured(**changes)).prediction.basis == basis
 
 
 def test_measurements_of_the_cpu_say_nothing_of_a_gpu() -> None:
@@ -162,7 +180,7 @@ def test_measurements_of_another_kind_of_model_are_not_used() -> None:
 
 def test_calibrated_on_one_quantisation_right_for_another() -> None:
     """Decode in bytes a second carries over: Q8_0 reads 1.2 times what Q4_K_M does."""
-    q4 = calibration_of(RUNS, GEMMA, "llama.cpp", "image", 2)
+    q4 = calibration_of(RUNS, GEMMA, "llama.cpp", "image", 14)
     q8 = msgspec.structs.replace(GEMMA, quantization="Q8_0", weights_bytes=285_000_000)
     made = used(q4, model=q8)
     assert made.prediction.decode_tok_s is not None

@@ -118,7 +118,7 @@ TOO_BIG = ("plan", "cpu", "--facts", "lab.json", "--model", "facts:iquest.json")
         (2, ["plan", "cpu", "--facts", "gemma.json", "--model", "facts:gemma.json"],
          "gemma.json has schema 'stackctl.model/1'", None),
         (2, ["plan", "cpu", "--objective", "speed"], "'speed'", "stackctl plan --help"),
-        (2, ["plan", "cpu", "--facts", "lab.json"], "profile cpu names no model", "--model file:"),
+        (2, ["plan", "demo", "--facts", "lab.json"], "demo names no model", "--model file:"),
         (2, [*FITS, "--set", "contxt=5"], "--set contxt: no such key", "did you mean context?"),
         (2, [*FITS, "--set", "engine_args.port=1"], "set by stackctl itself", "use the key port"),
         (2, [*FITS, "--set", "placement.cpus=0-99"], "may not use CPU 16-99", "CPUs: 0-15"),
@@ -173,7 +173,7 @@ def test_the_document_of_an_error(cli: Cli) -> None:
 def test_success(cli: Cli) -> None:
     assert cli(*FITS) == 0
     assert cli.out.startswith("cpu · latency · llama.cpp · IQuest-Coder")
-    assert re.search(r"^fits +memory: weights 26.4 \+ engine", cli.out, re.MULTILINE)
+    assert re.search(r"^fits +weights 26.4 \+ engine", cli.out, re.MULTILINE)
     assert "stackctl plan cpu --explain" in cli.err
     assert cli("--user", "status") == 0
     assert (cli.out, cli.err) == ("", "no user stack is up: stackctl up PROFILE starts one\n")

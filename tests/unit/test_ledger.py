@@ -113,14 +113,66 @@ def test_a_cpu_stack_takes_the_cores_that_are_left() -> None:
         EPYC, GEMMA, profile(LATENCY, stack="second", port=9000), claims=(claim_of(first),)
     )
     assert (first.placement.cpus, second.placement.cpus) == ("0-13", "14-15")
-    everything = Claim(stack="x", cpus="0-15")
-    with pytest.raises(StackctlError, match="every core is claimed") as caught:
-        plan(EPYC, GEMMA, LATENCY, claims=(everything,))
-    assert caught.value.exit_code == ExitCode.REFUSED
-    assert any("x: 0-15" in text for text in caught.value.details)
-    # Asked for by name, cores are shared.
-    shared = plan(EPYC, GEMMA, profile(LATENCY, placement={"cpus": "0-3"}), claims=(everything,))
-    assert shared.placement.cpus == "0-3"
+
+
+def test_cores_that_are_all_claimed_are_shared_and_the_plan_says_so() -> None:
+    alone, claim = plan(EPYC, GEMMA, LATENCY), Claim(stack="x", cpus="0-15")
+    made = plan(EPYC, GEMMA, LATENCY, claims=(claim,))
+    assert made.argv == alone.argv
+    assert (made.placement.cpus, made.placement.shared_with) == (alone.placement.cpus, ("x",))
+    (why,) = (d.reason for d in made.decisions if d.field == "cpus")
+    assert "shared with x: both slow down while both work" in why
+    assert "cores shared with x: both slow down while both work" in made.verdict.reasons
+    assert (made.verdict.fits, made.verdict.viable) == (alone.verdict.fits, alone.verdict.viable)
+    # Only those are named whose cores are used.
+    halves = (Claim(stack="a", cpus="0-7"), Claim(stack="b", cpus="8-15"), Claim(stack="c"))
+    made = plan(EPYC, GEMMA, LATENCY, claims=halves)
+    assert made.placement.shared_with == ("a", "b")
+    named = plan(EPYC, GEMMA, profile(LATENCY, placement={"cpus": "0-3"}), claims=halves)
+    assert (named.placement.cpus, named.placement.shared_with) == ("0-3", ("a",))
+    # Nothing is shared where cores are left.
+    assert plan(EPYC, GEMMA, LATENCY, claims=halves[:1]).placement.shared_with == ()
+
+
+def test_a_stack_that_shares_plans_the_same_again() -> None:
+    first = plan(HOSTS["lab"], GEMMA, profile(LATENCY, stack="first"))
+    wish = profile(LATENCY, stack="second", port=9000)
+    second = plan(HOSTS["lab"], GEMMA, wish, claims=(claim_of(first),))
+    both = (claim_of(first), claim_of(second))
+    again = plan(HOSTS["lab"], GEMMA, profile(LATENCY, stack="first"), claims=both)
+    assert (again.argv, again.placement.cpus) == (first.argv, first.placement.cpus)
+    assert plan(HOSTS["lab"], GEMMA, wish, claims=both) == second
+
+
+def test_memory_bound_to_another_node_is_not_taken_from_this_one() -> None:
+    host = HOSTS["dual-nps4"]
+    first = plan(host, IQUEST, profile(LATENCY, stack="first", placement={"nodes": "0"}))
+    claim = claim_of(first)
+    assert claim.mems == "0"
+    wish = profile(LATENCY, stack="second", port=9000, placement={"nodes": "1"})
+    alone, beside = plan(host, IQUEST, wish), plan(host, IQUEST, wish, claims=(claim,))
+    assert beside.memory.limit_bytes == alone.memory.limit_bytes
+    # On the same node it is, and what is not bound may be anywhere.
+    same = plan(
+        host, IQUEST, profile(LATENCY, stack="s", placement={"nodes": "0"}), claims=(claim,)
+    )
+    assert (same.memory.limit_bytes or 0) == (first.memory.limit_bytes or 0) - claim.memory_bytes
+    loose = Claim(stack="x", memory_bytes=10 * GIB)
+    anywhere = plan(host, IQUEST, wish, claims=(loose,))
+    assert (anywhere.memory.limit_bytes or 0) == (alone.memory.limit_bytes or 0) - 10 * GIB
+    assert claim_of(plan(host, IQUEST)).mems == ""
+
+
+def test_a_port_that_another_stack_claims_is_told() -> None:
+    claim = Claim(stack="x", port=8080)
+    made = plan(EPYC, GEMMA, LATENCY, claims=(claim,))
+    assert "port 8080 belongs to x: another one by --set port=N" in made.verdict.reasons
+    other = plan(EPYC, GEMMA, profile(LATENCY, port=8081), claims=(claim,))
+    assert not any("port" in text for text in other.verdict.reasons)
+    # One's own claim is no other's.
+    assert plan(EPYC, GEMMA, LATENCY, claims=(Claim(stack="cpu", port=8080),)) == plan(
+        EPYC, GEMMA, LATENCY
+    )
 
 
 def test_a_core_is_claimed_with_its_sibling() -> None:
@@ -128,6 +180,9 @@ def test_a_core_is_claimed_with_its_sibling() -> None:
     claim = Claim(stack="x", cpus="16-19")
     made = plan(host, GEMMA, LATENCY, claims=(claim,))
     assert not set(parse_cpulist(made.placement.cpus or "")) & set(range(4))
+    # Also where this process may not use the sibling itself.
+    some = msgspec.structs.replace(host, cpu=msgspec.structs.replace(host.cpu, allowed="0-15"))
+    assert plan(some, GEMMA, LATENCY, claims=(claim,)).placement.cpus == "4-15"
     assert not cores_of(host, made.placement.cpus or "") & cores_of(host, claim.cpus)
 
 
@@ -167,8 +222,12 @@ def test_plans_never_take_what_others_claim(
         assert error.exit_code in (ExitCode.REFUSED, ExitCode.HOST)
         return
     mine = cores_of(host, made.placement.cpus or "")
-    for claim in claims:
-        assert not mine & cores_of(host, claim.cpus)
+    taken_cores = {core for claim in claims for core in cores_of(host, claim.cpus)}
+    if mine & taken_cores:
+        # Shared only where none is left, and told.
+        assert taken_cores == set(host.cpu.siblings)
+        sharers = [c.stack for c in claims if mine & cores_of(host, c.cpus)]
+        assert list(made.placement.shared_with) == sharers
     if made.verdict.fits:
         total = host.memory.total_bytes or 0
         main = made.host_memory or made.memory

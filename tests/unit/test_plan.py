@@ -35,6 +35,7 @@ from samples import (
     shipped_model,
 )
 
+from stackctl.engines.vllm import kv_token_bytes
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine.files import RecordedMachine
 from stackctl.plan.ledger import claim_of
@@ -447,6 +448,30 @@ def test_explicit_options_count_in_the_memory() -> None:
     assert trained.memory.kv_bytes == 40 * GIB
 
 
+def test_the_cache_of_prompts_is_told_apart_from_the_engine() -> None:
+    made = plan(EPYC, IQUEST)
+    mib = decided(made)["cache-ram"]
+    assert made.memory.cache_bytes == mib * MIB == 8192 * MIB
+    assert made.memory.compute_bytes - made.memory.cache_bytes < GIB
+    assert "cache 8 GiB" in made.verdict.reasons[0]
+    wish = shipped("gpu-gguf")
+    on_gpu = plan(EPYC_GPU, shipped_model(wish), wish)
+    assert on_gpu.host_memory is not None
+    assert (on_gpu.memory.cache_bytes, on_gpu.host_memory.cache_bytes) == (0, 8192 * MIB)
+    none = plan(EPYC, IQUEST, profile(engine_args={"cache-ram": (0,)}))
+    assert none.memory.cache_bytes == 0
+    assert "cache" not in none.verdict.reasons[0]
+
+
+def test_a_gpu_allocates_the_whole_attention_mask() -> None:
+    """2 B for each token of context and of micro-batch: 32,768 x 2,048 x 2 B = 128 MiB."""
+    wish = shipped("gpu-gguf")
+    long, short = (
+        plan(EPYC_GPU, shipped_model(wish), profile(wish, context=n)) for n in (65536, 32768)
+    )
+    assert long.memory.compute_bytes - short.memory.compute_bytes == 128 * MIB
+
+
 def test_explicit_locking() -> None:
     made = plan(EPYC, IQUEST, profile(engine_args={"load-mode": ("mmap",)}))
     assert made.memlock_bytes is None
@@ -692,7 +717,14 @@ def test_no_plan_exceeds_the_machine(
     allowed = set(parse_cpulist(host.cpu.allowed or ""))
     cpus = set(parse_cpulist(made.placement.cpus or ""))
     assert cpus <= allowed
-    assert not cpus & {cpu for claim in claims for cpu in parse_cpulist(claim.cpus)}
+    # Cores are shared only where none is left, and then the plan says with whom.
+    taken_cpus = {cpu for claim in claims for cpu in parse_cpulist(claim.cpus)}
+    overlap = {c.stack for c in claims if set(parse_cpulist(c.cpus)) & cpus}
+    assert overlap <= set(made.placement.shared_with)
+    if overlap:
+        cores = [set(parse_cpulist(core)) for core in host.cpu.siblings]
+        usable = cores or [{cpu} for cpu in allowed]
+        assert not [core for core in usable if core & allowed and not core & allowed & taken_cpus]
     for name in ("threads", "threads-batch"):
         if value.get(name) is not None:
             assert 1 <= value[name] <= len(cpus)
@@ -769,8 +801,38 @@ def test_auto_is_the_most_that_fits(host: Host, wanted: tuple[Profile, Model], f
     if found + step <= most:
         more = planned(host, profile(wish, **{field: found + step}), model)
         assert more is not None
-        assert more.verdict.fits is False
+        if vllm and field == "concurrency":
+            # vLLM takes more and lets them wait; the cache holds no more whole contexts.
+            gpus = len(made.placement.gpus)
+            token = kv_token_bytes(model, wish.kv_type or "auto", gpus)
+            length = int(values_of(made, "max-model-len")[0])
+            assert found <= made.memory.kv_bytes * gpus / (token * length) < found + 1
+        else:
+            assert more.verdict.fits is False
     assert "auto: the most that fits" in reason(made, name)
+
+
+def test_auto_for_both_gives_every_request_its_context() -> None:
+    wish = profile(shipped("gpu-nvfp4"), context="auto", concurrency="auto")
+    made = plan(EPYC_GPU, shipped_model(wish), wish)
+    count, length = (int(values_of(made, name)[0]) for name in ("max-num-seqs", "max-model-len"))
+    assert count == 24
+    cache = made.memory.kv_bytes / kv_token_bytes(made.model)
+    assert count * length <= cache < count * (length + 256)
+
+
+@pytest.mark.parametrize("name", ["gpu-nvfp4", "cpu-throughput"])
+def test_auto_without_a_known_memory_is_a_usual_value(name: str) -> None:
+    wish = profile(shipped(name), context="auto", concurrency="auto")
+    card = msgspec.structs.replace(CARD, memory_bytes=None)
+    host = msgspec.structs.replace(EPYC_GPU, gpus=(card,), memory=Memory())
+    made = plan(host, shipped_model(wish), wish)
+    assert made.verdict.fits is None
+    vllm = wish.engine == "vllm"
+    (context,) = values_of(made, "max-model-len" if vllm else "ctx-size")
+    (count,) = values_of(made, "max-num-seqs" if vllm else "parallel")
+    assert (int(context), int(count)) == ((32768, 1) if vllm else (32768, 4))
+    assert "memory unknown" in reason(made, "max-num-seqs" if vllm else "parallel")
 
 
 @settings(max_examples=60, deadline=None)

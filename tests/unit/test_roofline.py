@@ -291,6 +291,17 @@ def test_a_bound_node_has_its_share_of_the_bandwidth() -> None:
     assert four.decode_tok_s[1] == pytest.approx(4 * one.decode_tok_s[1], rel=0.1)
 
 
+def test_a_few_cores_do_not_fill_the_memory_channels() -> None:
+    """What other stacks leave of the cores bounds generation too."""
+    few = plan(EPYC, DENSE, profile(LATENCY, placement={"cpus": "14-15"}))
+    assert decode(few)[1] < 100e9 / DENSE.active_bytes
+    # Nearly all cores do.
+    most = plan(EPYC, DENSE, profile(LATENCY, placement={"cpus": "0-13"}))
+    everything = predict(EPYC, CPU, work(DENSE, decode_threads=None))
+    assert everything.decode_tok_s is not None
+    assert decode(most)[1] == pytest.approx(everything.decode_tok_s[1], rel=0.02)
+
+
 def test_prompts_cost_more_the_longer_they_are() -> None:
     assert prefill_operations(DENSE, 32768) > prefill_operations(DENSE, 512)
     # Two operations a parameter, without the output layer.

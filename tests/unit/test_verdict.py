@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import (
+    CARD,
     EPYC,
     EPYC_GPU,
     GIB,
@@ -25,10 +26,12 @@ from samples import (
 )
 
 from stackctl.errors import StackctlError
-from stackctl.plan.verdict import advise, numbers, seconds
+from stackctl.plan.ledger import claim_of
+from stackctl.plan.verdict import advise, besides, headline, numbers, objectives, seconds
 from stackctl.resources import data_folder
 from stackctl.sources.catalogue import entries, read_entry
 from stackctl.sources.profiles import Profiles
+from stackctl.values.claim import Claim, GpuShare
 from stackctl.values.host import Host
 from stackctl.values.plan import Plan
 from stackctl.values.profile import Profile, Slo
@@ -85,6 +88,47 @@ def test_shorter_prompts_are_short_enough() -> None:
     assert again.verdict.viable is True
 
 
+def test_a_refusal_says_the_most_important_thing_first() -> None:
+    made = plan(EPYC, read_entry("iquest-coder-40b-q5_k_m"), LATENCY)
+    said = headline(made)
+    assert re.fullmatch(
+        r"not viable: first token after \d+-\d+ s at 4,640 tokens, allowed 30 s", said
+    )
+    rest = besides(made)
+    assert rest[0].startswith("dense 39.4B: every token reads all 28.1 GB")
+    assert re.fullmatch(r"generation would be \d+-\d+ tok/s", rest[1])
+    assert len(rest) == 2
+
+
+def test_the_same_model_on_a_gpu_is_offered_with_its_name() -> None:
+    mine = msgspec.structs.replace(read_entry("iquest-coder-40b-q5_k_m"), source="file:/m/x.gguf")
+    made = plan(EPYC_GPU, mine, LATENCY)
+    offers = [plan(EPYC_GPU, mine, shipped("gpu-gguf")), *candidates(EPYC)]
+    first = advise(made, LATENCY, offers, moved=["gpu-gguf"]).alternatives[0]
+    assert first.startswith("stackctl up gpu-gguf --model file:/m/x.gguf: ")
+    # What runs under the same name is no other way out.
+    assert not any("up cpu:" in t for t in advise(made, LATENCY, offers).alternatives)
+
+
+def test_how_a_plan_stands_to_its_objectives() -> None:
+    made = plan(EPYC, IQUEST, profile(LATENCY)).prediction
+    assert made.ttft_s is not None
+    assert made.ttft_s.range is not None
+    low, high = made.ttft_s.range
+    for allowed, stands in ((low / 2, "missed"), ((low + high) / 2, "at risk"), (high, "ok")):
+        assert objectives(Slo(ttft_s=allowed), made) == [(f"p95 first token {allowed:g} s", stands)]
+    slo = Slo(itl_ms=1.0, min_tok_s=1.0)
+    assert objectives(slo, made) == [
+        ("p95 between tokens 1 ms", "missed"),
+        ("at least 1 tok/s", "ok"),
+    ]
+    unknown = plan(Host(), IQUEST).prediction
+    assert [how for _, how in objectives(Slo(ttft_s=1.0, min_tok_s=1.0), unknown)] == [
+        "unknown", "unknown",
+    ]  # fmt: skip
+    assert objectives(Slo(), made) == []
+
+
 def test_a_good_plan_needs_no_advice() -> None:
     wish = shipped("gpu-nvfp4")
     made = plan(EPYC_GPU, shipped_model(wish), wish)
@@ -130,12 +174,15 @@ def test_objectives(slo: Slo, viable: bool, words: str | None) -> None:
 
 
 def applied(wish: Profile, text: str) -> Profile | None:
-    """The profile with the --set of an alternative; None when it names none."""
-    found = re.search(r"--set (\w+)=(\S+)$", text)
-    if found is None:
-        return None
-    value: Any = int(found[2]) if found[2].isdigit() else found[2]
-    return msgspec.structs.replace(wish, **{found[1]: value})
+    """The profile with every --set of an alternative; None when it names none."""
+    found = re.findall(r"--set ([\w.]+)=(\S+)", text)
+    for key, word in found:
+        value: Any = int(word) if word.isdigit() else word
+        group, _, name = key.rpartition(".")
+        if group:
+            value = msgspec.structs.replace(getattr(wish, group), **{name: value})
+        wish = msgspec.structs.replace(wish, **{group or name: value})
+    return wish if found else None
 
 
 @settings(max_examples=80, deadline=None)
@@ -158,6 +205,80 @@ def test_what_is_said_to_fit_fits(
     for text in made.verdict.alternatives:
         if (changed := applied(wish, text)) is not None:
             assert plan(host, IQUEST, changed).verdict.fits is True, text
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.data())
+def test_every_change_that_is_offered_fits(data: st.DataObject) -> None:
+    """On any machine, beside any other stack, for every shipped profile."""
+    name = data.draw(st.sampled_from(Profiles([data_folder("profiles")]).names()))
+    gib = data.draw(st.integers(4, 200))
+    cards = tuple(
+        msgspec.structs.replace(CARD, index=n, memory_bytes=data.draw(st.integers(4, 100)) * GIB)
+        for n in range(data.draw(st.integers(0, 3)))
+    )
+    host = msgspec.structs.replace(
+        machine(cores=["0", "1", "2", "3"], nodes=["0-3"], memory=gib * GIB), gpus=cards
+    )
+    beside = tuple(
+        Claim(
+            stack=stack,
+            memory_bytes=data.draw(st.integers(0, 64)) * GIB,
+            gpus=(GpuShare(index=0, bytes=data.draw(st.integers(0, 64)) * GIB),),
+        )
+        for stack in data.draw(st.sampled_from([(), ("x",), ("x", "y")]))
+    )
+    wish = profile(
+        shipped(name),
+        context=data.draw(st.sampled_from(["auto", 2048, 32768, 131072])),
+        concurrency=data.draw(st.sampled_from(["auto", 1, 8])),
+    )
+    model = shipped_model(wish)
+    try:
+        made = plan(host, model, wish, claims=beside)
+    except StackctlError:
+        return
+    if made.verdict.fits is not False:
+        return
+    assert made.verdict.alternatives
+    for text in made.verdict.alternatives:
+        if stop := re.search(r"stackctl down (\S+)$", text):
+            rest = tuple(claim for claim in beside if claim.stack != stop[1])
+            assert plan(host, model, wish, claims=rest).verdict.fits is True, text
+        elif (changed := applied(wish, text)) is not None:
+            assert plan(host, model, changed, claims=beside).verdict.fits is True, text
+        else:
+            assert re.search(r"weights of .* at most|a smaller model", text), text
+
+
+def test_what_else_runs_is_named_when_stopping_it_is_enough() -> None:
+    coder, thinker = shipped("gpu-nvfp4"), shipped("gpu-reasoning")
+    claim = claim_of(plan(EPYC_GPU, shipped_model(coder), coder))
+    made = plan(EPYC_GPU, shipped_model(thinker), thinker, claims=(claim,))
+    assert made.verdict.fits is False
+    assert made.verdict.alternatives[0].endswith("stackctl down gpu-nvfp4")
+
+
+def test_two_small_changes_where_one_is_not_enough() -> None:
+    host = machine(cores=["0", "1"], nodes=["0-1"], memory=29 * GIB)
+    made = plan(host, IQUEST, profile(context=131072, concurrency=4))
+    assert made.verdict.fits is False
+    (first, *_) = made.verdict.alternatives
+    assert re.fullmatch(r"a smaller context: --set context=\d+ --set kv_type=q8_0", first) or (
+        re.fullmatch(r"a smaller context: --set context=\d+", first)
+    )
+
+
+def test_more_gpus_are_offered() -> None:
+    small = msgspec.structs.replace(CARD, memory_bytes=56 * GIB)
+    host = msgspec.structs.replace(EPYC_GPU, gpus=(small, msgspec.structs.replace(small, index=1)))
+    wish = shipped("gpu-reasoning")
+    made = plan(host, shipped_model(wish), wish)
+    assert made.verdict.fits is False
+    wide = [text for text in made.verdict.alternatives if "placement.gpus=all" in text]
+    changed = applied(wish, wide[0]) if wide else None
+    assert changed is not None
+    assert plan(host, shipped_model(wish), changed).verdict.fits is True
 
 
 @pytest.mark.parametrize("gibibytes", [30, 34, 40])

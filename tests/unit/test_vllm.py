@@ -25,6 +25,7 @@ from stackctl.engines import engine
 from stackctl.engines.engine import Dialect, Option
 from stackctl.engines.vllm import kv_token_bytes
 from stackctl.errors import ExitCode, StackctlError
+from stackctl.plan.ledger import claim_of
 from stackctl.sources.catalogue import read_entry
 from stackctl.values.claim import Claim, GpuShare
 from stackctl.values.host import Gpu, Host
@@ -208,6 +209,48 @@ def test_the_worker_sits_on_the_gpu_s_node() -> None:
     assert made_for(host=host).placement.cpus == "190-191"
     named = made_for(placement={"cpus": "4-9"})
     assert named.placement.cpus == "4-9"
+    # Each GPU's worker on its own GPU's node.
+    pair = (card, msgspec.structs.replace(CARD, index=1, numa_node=5))
+    host = msgspec.structs.replace(HOSTS["dual-nps4"], gpus=pair)
+    both = made_for(host=host, placement={"gpus": "all"})
+    assert both.placement.cpus == "70-71,142-143"
+    (why,) = (d.reason for d in both.decisions if d.field == "cpus")
+    assert "on GPU 0's node, on GPU 1's node" in why
+    # What is not known is not said.
+    host = msgspec.structs.replace(HOSTS["dual-nps4"], gpus=(unknown,))
+    (why,) = (d.reason for d in made_for(host=host).decisions if d.field == "cpus")
+    assert "node of GPU 0 unknown" in why
+    taken = Claim(stack="x", cpus="48-71")
+    host = msgspec.structs.replace(HOSTS["dual-nps4"], gpus=(card,))
+    (why,) = (d.reason for d in made_for(host=host, claims=(taken,)).decisions if d.field == "cpus")
+    assert "no core left on GPU 0's node" in why
+
+
+def test_the_gpu_with_most_room_is_taken() -> None:
+    host = with_cards(CARD, msgspec.structs.replace(CARD, index=1))
+    assert made_for(host=host).placement.gpus == ("0",)
+    busy = Claim(stack="x", gpus=(GpuShare(index=0, bytes=20 * GIB),))
+    made = made_for(host=host, claims=(busy,))
+    assert made.placement.gpus == ("1",)
+    # It stays there when it is planned again.
+    both = (busy, claim_of(made))
+    assert made_for(host=host, claims=both) == made
+
+
+def test_three_gpus_do_not_divide_attention_heads() -> None:
+    host = with_cards(*(msgspec.structs.replace(CARD, index=n) for n in range(3)))
+    made = made_for(host=host, placement={"gpus": "all"})
+    assert made.placement.gpus == ("0", "1")
+    (why,) = (d.reason for d in made.decisions if d.field == "gpus")
+    assert "of 3 GPUs as many as divide the heads" in why
+    # llama.cpp splits by layers.
+    wish = shipped("gpu-gguf")
+    assert plan(host, shipped_model(wish), wish).placement.gpus == ("0", "1", "2")
+
+
+def spare_tokens(made: Plan) -> int:
+    reason = next(d.reason for d in made.decisions if d.field == "gpu-memory-utilization")
+    return int(re.findall(r"\(([\d,]+) tokens\)", reason)[0].replace(",", ""))
 
 
 def test_several_gpus_share_the_weights() -> None:
@@ -220,6 +263,40 @@ def test_several_gpus_share_the_weights() -> None:
     assert two.prediction.decode_tok_s is not None
     assert one.prediction.decode_tok_s is not None
     assert two.prediction.decode_tok_s[0] > one.prediction.decode_tok_s[0]
+    # Each takes its share of the memory, and half of the weights leave more to the cache.
+    assert two.memory.compute_bytes == one.memory.compute_bytes
+    for made in (one, two):
+        assert made.memory.total_bytes == pytest.approx(0.92 * (CARD.memory_bytes or 0), abs=2)
+    assert claim_of(two).gpus[1].bytes == two.memory.total_bytes
+    assert spare_tokens(two) > 2 * spare_tokens(one)
+
+
+def test_what_one_gpu_cannot_hold_two_can() -> None:
+    large = msgspec.structs.replace(MODEL, weights_bytes=130 * GIB)
+    host = with_cards(CARD, msgspec.structs.replace(CARD, index=1))
+    assert made_for(model=large, host=host).verdict.fits is False
+    both = made_for(model=large, host=host, placement={"gpus": "0-1"})
+    assert both.verdict.fits is True
+    assert spare_tokens(both) > 32768
+
+
+def test_a_cache_without_enough_heads_is_copied_to_each_gpu() -> None:
+    kimi = read_entry("kimi-k2.5-1t-a32b-q4_k_s")
+    assert kv_token_bytes(kimi, gpus=4) == 4 * kv_token_bytes(kimi)
+    assert kv_token_bytes(MODEL, gpus=4) == kv_token_bytes(MODEL)
+    assert kv_token_bytes(MODEL, gpus=16) == 2 * kv_token_bytes(MODEL)
+
+
+@pytest.mark.parametrize("gibibytes", [28, 30, 32, 37, 41])
+def test_the_context_that_is_said_to_fit_has_its_cache(gibibytes: int) -> None:
+    """Digits of the utilisation that were cut off must not cut off the one request."""
+    host = with_cards(msgspec.structs.replace(CARD, memory_bytes=gibibytes * GIB))
+    made = made_for(host=host, context="auto", gpu_reserve_bytes=GIB)
+    assert made.verdict.fits is True
+    (text,) = values_of(made, "gpu-memory-utilization")
+    cache = float(text) * gibibytes * GIB - made.memory.weights_bytes - made.memory.compute_bytes
+    context = int(values_of(made, "max-model-len")[0])
+    assert cache >= context * kv_token_bytes(MODEL) - 1e-4 * gibibytes * GIB
 
 
 # Memory

@@ -1,0 +1,130 @@
+"""The nearest changes with which a plan that is too big would fit, each proved by planning it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from stackctl.quantity import format_bytes
+from stackctl.values.claim import Claim
+from stackctl.values.host import Host
+from stackctl.values.model import Model
+from stackctl.values.plan import Plan
+from stackctl.values.profile import Profile
+
+#: Steps and the least of a context that is worth offering, in tokens.
+_STEP = 256
+_LEAST_CONTEXT = 512
+#: Types of a smaller KV cache, least loss first.
+_KV_TYPES = {"llama.cpp": ("q8_0", "q4_0"), "vllm": ("fp8",)}
+
+Attempt = Callable[[Profile, Sequence[Claim]], Plan]
+
+
+def largest(low: int, high: int, fits: Callable[[int], bool]) -> int:
+    """The largest number in a range that fits, by bisection; the lowest when none does."""
+    if fits(high):
+        return high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def nearest(
+    host: Host,
+    model: Model,
+    profile: Profile,
+    plan: Plan,
+    claims: Sequence[Claim],
+    attempt: Attempt,
+) -> tuple[str, ...]:
+    """Changes for a plan that does not fit, smallest loss first.
+
+    ``attempt`` plans a changed profile beside the given claims, without asking for advice again.
+    """
+
+    def fits(changed: Profile, beside: Sequence[Claim] = claims) -> bool:
+        return attempt(changed, beside).verdict.fits is True
+
+    found = _contexts(model, profile, fits)
+    for kind in _KV_TYPES[profile.engine]:
+        if profile.kv_type in (None, "f16", "auto"):
+            smaller = msgspec.structs.replace(profile, kv_type=kind)
+            if fits(smaller):
+                found.append(f"a smaller KV cache: --set kv_type={kind}")
+                break
+            if not found and (both := _contexts(model, smaller, fits)):
+                found.append(f"{both[0]} --set kv_type={kind}")
+                break
+    found += _fewer(profile, fits)
+    found += _elsewhere(host, model, profile, fits)
+    for claim in claims:
+        rest = [other for other in claims if other.stack != claim.stack]
+        if fits(profile, rest):
+            found.append(
+                f"without {claim.stack}, which runs beside it: stackctl down {claim.stack}"
+            )
+    found.append(_lighter(plan))
+    return tuple(dict.fromkeys(found))
+
+
+def _contexts(model: Model, profile: Profile, fits: Callable[[Profile], bool]) -> list[str]:
+    if not isinstance(profile.context, int):
+        return []
+
+    def at(steps: int) -> Profile:
+        return msgspec.structs.replace(profile, context=steps * _STEP)
+
+    most = min(profile.context, model.context or profile.context) // _STEP
+    least = _LEAST_CONTEXT // _STEP
+    if most <= least or not fits(at(least)):
+        return []
+    steps = largest(least, most, lambda steps: fits(at(steps)))
+    return [f"a smaller context: --set context={steps * _STEP}"]
+
+
+def _fewer(profile: Profile, fits: Callable[[Profile], bool]) -> list[str]:
+    """Fewer requests at once; with vLLM they share one cache, whatever their number."""
+    count = profile.concurrency
+    if profile.engine == "vllm" or not isinstance(count, int) or count == 1:
+        return []
+
+    def at(requests: int) -> Profile:
+        return msgspec.structs.replace(profile, concurrency=requests)
+
+    if not fits(at(1)):
+        return []
+    fewer = largest(1, count - 1, lambda requests: fits(at(requests)))
+    return [f"fewer requests at once: --set concurrency={fewer}"]
+
+
+def _elsewhere(
+    host: Host, model: Model, profile: Profile, fits: Callable[[Profile], bool]
+) -> list[str]:
+    """More GPUs, or main memory for the experts."""
+    found = []
+    uses_gpu = profile.engine == "vllm" or profile.placement.gpus is not None
+    wish = profile.placement
+    if uses_gpu and len(host.gpus) > 1 and str(wish.gpus) != "all":
+        more = msgspec.structs.replace(wish, gpus="all")
+        if fits(msgspec.structs.replace(profile, placement=more)):
+            found.append("over all GPUs: --set placement.gpus=all")
+    if uses_gpu and profile.engine == "llama.cpp" and model.experts and wish.cpu_experts != "auto":
+        beside = msgspec.structs.replace(wish, cpu_experts="auto")
+        if fits(msgspec.structs.replace(profile, placement=beside)):
+            found.append("experts in main memory: --set placement.cpu_experts=auto")
+    return found
+
+
+def _lighter(plan: Plan) -> str:
+    """How large the weights may be, for choosing another file."""
+    budgets = [plan.memory, *([plan.host_memory] if plan.host_memory else [])]
+    short = min(budgets, key=lambda budget: budget.headroom_bytes or 0)
+    most = short.weights_bytes + (short.headroom_bytes or 0)
+    if most > 0.2 * short.weights_bytes:
+        return (
+            f"weights of {format_bytes(most)} at most: a stronger quantisation, or a smaller model"
+        )
+    return "a smaller model: --model SOURCE"
