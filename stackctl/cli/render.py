@@ -30,11 +30,10 @@ def command(
     output: Path | None,
 ) -> None:
     """Write the units of PROFILE without installing or starting anything."""
-    from stackctl.deploy.door import door_of
     from stackctl.engines import engine
     from stackctl.machine.files import write_atomically
     from stackctl.plan.ledger import claim_of
-    from stackctl.units.door import render_door
+    from stackctl.units.door import door_of, render_door
     from stackctl.units.render import Target, render
 
     wanted = overrides(sets, model, objective, name)

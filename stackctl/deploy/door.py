@@ -27,26 +27,12 @@ from stackctl.units import door as units
 from stackctl.units import render
 from stackctl.values.door import Door, key_digest
 from stackctl.values.generation import Generation
-from stackctl.values.plan import Plan
-from stackctl.values.profile import Profile
 
 _POLL_S = 0.05
 #: HAProxy is up within a fraction of a second; a machine under load may need more.
 _START_S = 30.0
 #: Where the configuration says at which port the engine is.
 _ENGINE = re.compile(r"^ +server engine 127\.0\.0\.1:\d+", re.MULTILINE)
-
-
-def door_of(profile: Profile, plan: Plan, image: str) -> Door:
-    """The front door of a plan, which has given its engine a port of its own."""
-    return Door(
-        port=plan.port,
-        address=profile.address,
-        engine_port=plan.listens,
-        health_path=find_engine(plan.engine).health_path,
-        image=image,
-        key=profile.api_key,
-    )
 
 
 def apply(context: Context, stack: str, door: Door | None) -> None:

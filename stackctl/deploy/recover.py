@@ -19,7 +19,8 @@ def recover(context: Context) -> Transaction | None:
     Raises:
         StackctlError: exit 7 while another stackctl is at work, which is then no crash.
     """
-    if not context.journal.open:
+    # The file of a lock whose holder was killed says nothing any more: taking it removes it.
+    if not context.journal.open and not context.paths.lock.exists():
         return None
     with lock.exclusive(context.paths.lock, "recover"):
         return recover_locked(context)

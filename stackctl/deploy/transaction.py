@@ -28,6 +28,7 @@ from stackctl.sources.models import read_model
 from stackctl.state import calibrations, claims
 from stackctl.state.generations import now
 from stackctl.units import render
+from stackctl.units.door import door_of
 from stackctl.values.generation import Generation, Operation, Outcome
 from stackctl.values.host import Host
 from stackctl.values.plan import Plan
@@ -110,7 +111,7 @@ def up(context: Context, profile: Profile, wish: Wish) -> UpResult:
                 image=reference,
                 image_id=image.id,
                 units=render.render(plan, target, number, unit),
-                door=door.door_of(profile, plan, door_image) if door_image else None,
+                door=door_of(profile, plan, door_image) if door_image else None,
                 plan=plan,
                 profile=profile,
                 asked=wish.asked,

@@ -7,12 +7,15 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from stackctl.engines import engine as find_engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.resources import data_folder
 from stackctl.units import quoting
 from stackctl.units.quadlet import Keys, parse_version
 from stackctl.units.render import RESTARTS, environment
 from stackctl.values.door import Door
+from stackctl.values.plan import Plan
+from stackctl.values.profile import Profile
 from stackctl.values.unit import UnitFile
 
 #: Subfolder of the door's folder that holds the admin socket: all that the container may write.
@@ -48,6 +51,18 @@ def door_service(stack: str) -> str:
 def door_container(stack: str) -> str:
     """The name of its container."""
     return f"stackctl-{stack}_door"
+
+
+def door_of(profile: Profile, plan: Plan, image: str) -> Door:
+    """The front door of a plan, which has given its engine a port of its own."""
+    return Door(
+        port=plan.port,
+        address=profile.address,
+        engine_port=plan.listens,
+        health_path=find_engine(plan.engine).health_path,
+        image=image,
+        key=profile.api_key,
+    )
 
 
 def render_door(

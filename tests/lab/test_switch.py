@@ -189,8 +189,9 @@ DIES_LATER = """\
 case "$1" in --help|--version) exec "$0.real" "$@" ;; esac
 "$0.real" "$@" &
 engine=$!
-while ! curl -fso /dev/null "http://127.0.0.1:$PORT_OF/health"; do sleep 0.1; done
-sleep 1.5
+url=http://127.0.0.1:$PORT_OF/metrics
+until curl -fs $url | grep -q '^llamacpp:tokens_predicted_total [1-9]'; do sleep 0.1; done
+sleep 0.5
 kill -9 $engine
 exit 9
 """
