@@ -68,10 +68,13 @@ def url(generation: Generation) -> str:
 
 def _generation(context: Context, stack: str) -> Generation | None:
     try:
-        numbers = context.generations.numbers(stack)
-        if numbers and not install.installed(context, stack):
-            # Somebody removed its unit file, or a crash did not let it be written.
-            return context.generations.read(stack, numbers[-1])
+        files = install.installed(context, stack)
+        if install.engine_file(stack, files) is None:
+            # Somebody removed its file: what ran last is what should be there.
+            for number in reversed(context.generations.numbers(stack)):
+                generation = context.generations.read(stack, number)
+                if generation.outcome.state == "ready":
+                    return generation
         return installed_generation(context, stack)
     except StackctlError as error:
         # One damaged record must not hide the other stacks.
