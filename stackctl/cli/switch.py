@@ -40,6 +40,7 @@ def command(
     Model and settings that "up" was given stay. When anything fails, the generation that served is
     put back.
     """
+    from stackctl.cli.planning import advised
     from stackctl.cli.up import show
     from stackctl.deploy.switch import stack_of, switch
     from stackctl.deploy.transaction import Wish
@@ -47,5 +48,11 @@ def command(
     context = session.context(recover=not dry_run)
     profiles = session.profiles()
     name = pick_stack(context, stack or stack_of(context, to, profiles))
-    wish = Wish(deadline_s=timeout, force=force, dry_run=dry_run, patience=patience(drain, soak))
+    wish = Wish(
+        deadline_s=timeout,
+        force=force,
+        dry_run=dry_run,
+        patience=patience(drain, soak),
+        advise=lambda profile, plan: advised(session, profile, plan),
+    )
     show(session, context, switch(context, name, to, profiles, wish))

@@ -65,13 +65,7 @@ def ensure_image(
             hint="stackctl image build llama-cpp, or another one: --set image=NAME",
             exit_code=ExitCode.HOST,
         )
-    if not may_pull:
-        raise StackctlError(
-            f"image {reference} is not here, and a dry run pulls nothing",
-            hint="stackctl render shows the unit without it",
-            exit_code=ExitCode.HOST,
-        )
-    return _pull(context, api, reference), reference, reason
+    return _pull(context, api, reference, may_pull), reference, reason
 
 
 def known_door(profile: Profile) -> tuple[str | None, str]:
@@ -101,11 +95,7 @@ def ensure_door(context: Context, api: podman.Podman, profile: Profile) -> tuple
         context.report.step("door", _NO_DOOR_IMAGE)
         return None, _NO_DOOR_IMAGE
     reference = _DOOR_IMAGES[-1]
-    try:
-        found = _pull(context, api, reference)
-    except StackctlError as error:
-        error.hint = "without a registry: stackctl image build haproxy (from Debian's packages)"
-        raise
+    found = _pull(context, api, reference, may_pull, built="haproxy")
     return found.reference, _door_reason(reference)
 
 
@@ -139,7 +129,21 @@ def _door_reason(reference: str) -> str:
     return f"requests wait while engines are switched ({reference})"
 
 
-def _pull(context: Context, api: podman.Podman, reference: str) -> podman.Image:
+def _pull(
+    context: Context,
+    api: podman.Podman,
+    reference: str,
+    may_pull: bool,
+    *,
+    built: str = "llama-cpp",
+) -> podman.Image:
+    if not may_pull:
+        raise StackctlError(
+            f"image {reference} is not here, and a dry run pulls nothing",
+            hint="stackctl render shows the unit without it",
+            exit_code=ExitCode.HOST,
+        )
+
     def report(progress: podman.PullProgress) -> None:
         text = progress.text[:60]
         if progress.total_bytes:
@@ -149,7 +153,7 @@ def _pull(context: Context, api: podman.Podman, reference: str) -> podman.Image:
         context.report.progress("image", f"{reference}: {text}")
 
     context.report.progress("image", f"pulling {reference}")
-    api.pull(reference, report)
+    api.pull(reference, report, built=built)
     image = api.image(reference)
     if image is None:
         raise StackctlError(f"image {reference} is not here after its pull")

@@ -68,8 +68,6 @@ class UpResult:
 def up(context: Context, profile: Profile, wish: Wish) -> UpResult:
     """Plan, validate, install, start and check one stack, in place of what runs under its name.
 
-    ``advise`` adds to a plan that is refused what would help instead.
-
     Raises:
         StackctlError: with its exit code; the machine is then as it was before.
     """
@@ -96,7 +94,9 @@ def up(context: Context, profile: Profile, wish: Wish) -> UpResult:
             image, reference, reason = images.ensure_image(
                 context, api, profile, engine, may_pull=not wish.dry_run
             )
-            door_image, why_door = images.ensure_door(context, api, profile)
+            door_image, why_door = images.ensure_door(
+                context, api, profile, may_pull=not wish.dry_run
+            )
         facts = images.inspect_engine(context, engine, image, reference)
         before = change.look(context, profile.stack)
         known = dataclasses.replace(
