@@ -79,7 +79,9 @@ def known_door(profile: Profile) -> tuple[str | None, str]:
     return None, _NO_DOOR_IMAGE
 
 
-def ensure_door(context: Context, api: podman.Podman, profile: Profile) -> tuple[str | None, str]:
+def ensure_door(
+    context: Context, api: podman.Podman, profile: Profile, *, may_pull: bool = True
+) -> tuple[str | None, str]:
     """The front door's image, pulled where the profile needs one; None for none. And why
 
     Raises:

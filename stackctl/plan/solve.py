@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,7 +12,7 @@ from stackctl.engines import engine as find_engine
 from stackctl.engines import llamacpp_options, vllm
 from stackctl.engines.engine import Dialect, Engine, Footprint, Option, Request, number
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.plan import ledger, memory, placement, roofline, verdict
+from stackctl.plan import ledger, memory, naming, placement, roofline, verdict
 from stackctl.plan.nearest import largest, nearest
 from stackctl.quantity import format_bytes
 from stackctl.values.claim import Claim
@@ -153,7 +152,7 @@ def _plan(
     on_gpu = (
         memory.gpu_limit(placed.gpus, profile.gpu_reserve_bytes, claims) if placed.gpus else None
     )
-    port, served = profile.port or 8080, profile.served_name or _served_name(model)
+    port, served = profile.port or 8080, profile.served_name or naming.served_name(model)
     request = Request(
         host=host,
         model=model,
@@ -162,7 +161,7 @@ def _plan(
         threads=placed.threads,
         threads_batch=placed.threads_batch,
         memory_limit_bytes=main.bytes,
-        model_path=_model_path(model),
+        model_path=naming.model_path(model),
         served_name=served,
         port=known.engine_port or port,
         behind_door=known.engine_port is not None,
@@ -312,14 +311,6 @@ def _auto(option: Option, asked: Profile, planned: Profile) -> str:
     return f"auto: the most that fits; {option.reason.removeprefix('profile: ')}"
 
 
-def _model_path(model: Model) -> str:
-    """Where the engine finds the model: mounted files, or the name of a repository in the cache."""
-    if model.format == "safetensors":
-        name = model.source.partition(":")[2]
-        return name if model.source.startswith(("hf:", "catalogue:")) else "/models"
-    return f"/models/{_file_name(model)}"
-
-
 def _source(profile: Profile, key: str) -> Source:
     return "override" if key in profile.overrides else "profile"
 
@@ -397,16 +388,3 @@ def _timing(profile: Profile, model: Model, deadline_s: float | None) -> Timing:
         deadline_s = _START_S[profile.engine] + model.weights_bytes / _READ_BYTES_S
     deadline = max(1, round(deadline_s))
     return Timing(deadline_s=deadline, ceiling_s=2 * deadline + 60)
-
-
-def _file_name(model: Model) -> str:
-    return model.files[0].path.rpartition("/")[2] if model.files else f"{model.architecture}.gguf"
-
-
-def _served_name(model: Model) -> str:
-    """The file's name without ending and shard number; else the last part of the source."""
-    if not model.files or model.format == "safetensors":
-        name = re.split(r"[/:@]", model.source.removeprefix("hf:").partition("@")[0])[-1]
-        return name.lower()
-    stem = _file_name(model).removesuffix(".gguf")
-    return re.sub(r"-\d{5}-of-\d{5}$", "", stem)
