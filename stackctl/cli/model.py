@@ -17,7 +17,13 @@ def command() -> None:
 def show(session: Session, source: str) -> None:
     """Show what is known of the model at SOURCE.
 
-    SOURCE is file:PATH, dir:PATH, hf:ORG/REPO, catalogue:ID or facts:FILE.
+    \b
+    SOURCE is one of
+      file:PATH                  a GGUF file; of several parts, any
+      dir:PATH                   a folder with config.json and safetensors files
+      hf:ORG/REPO[@REV][:QUANT]  the local hub cache, else the catalogue
+      catalogue:ID               a model that `stackctl model catalogue` lists
+      facts:FILE                 what `stackctl model show --json` printed
     """
     import textwrap
 

@@ -80,13 +80,13 @@ class Output:
                 )
             )
             return
-        self._say(self.style("error:", "red", sys.stderr) + f" {error.message}")
+        self._say(self.style("error:", "red", sys.stderr) + f" {_plain(error.message)}")
         # A refusal is prose; elsewhere a line may be evidence or a command, to be copied whole.
         prose = error.exit_code == ExitCode.REFUSED
         for detail in error.details:
-            self._indented(detail, wrap=prose)
+            self._indented(_plain(detail), wrap=prose)
         if error.hint:
-            first, *more = error.hint.splitlines()
+            first, *more = _plain(error.hint).splitlines()
             self._say(self.style("hint:", "cyan", sys.stderr) + f" {first}")
             for line in more:
                 self._indented(line, wrap=prose)
@@ -172,6 +172,11 @@ class Output:
             sys.stderr.write("\r\033[K")
             sys.stderr.flush()
             self._shown = False
+
+
+def _plain(text: str) -> str:
+    """Names in errors come from files that others wrote: they must not move the cursor."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
 
 
 def _mark(status: str) -> str:

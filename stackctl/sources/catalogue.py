@@ -90,10 +90,13 @@ def read_entry(name: str) -> Model:
     known = entries()
     if name in known:
         return _model(name, known[name])
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    part = [entry for entry in known if name and name.lower() in entry]
+    near = part[:3] or difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     raise StackctlError(
         f"the catalogue has no model {name!r}",
-        hint=f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(known)}",
+        hint=f"did you mean {' or '.join(near)}?"
+        if near
+        else "stackctl model catalogue lists them",
         exit_code=ExitCode.NOT_FOUND,
     )
 

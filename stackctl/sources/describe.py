@@ -9,7 +9,19 @@ from stackctl.values.model import KvLayout, Model
 
 
 def describe(model: Model) -> list[tuple[str, str]]:
-    """Names and values of what is known, each value for a column of about 64 characters."""
+    """Names and values of what is known, each value for a column of about 64 characters.
+
+    What does not print becomes ``?``: names come from files that others wrote.
+    """
+    return [(name, printable(text)) for name, text in _rows(model)]
+
+
+def printable(text: str) -> str:
+    """Text that moves no cursor and colours nothing."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _rows(model: Model) -> list[tuple[str, str]]:
     rows = [("model", model.name or model.source), ("source", model.source)]
     rows.append(("architecture", f"{model.architecture} ({model.format})"))
     rows.append(("parameters", _parameters(model)))

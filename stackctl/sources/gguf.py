@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import stat
 import struct
 from collections import Counter
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from typing import Final
 
 from stackctl.errors import StackctlError
 from stackctl.sources.ggml import REMOVED_TYPES, TENSOR_TYPES
+from stackctl.sources.locate import opened
 
 Scalar = int | float | bool | str
 
@@ -216,29 +216,10 @@ def read_header(path: str | Path) -> GgufHeader:
     Raises:
         StackctlError: the file cannot be read, is no GGUF file, is damaged or truncated.
     """
-    name = str(path)
-    try:
-        # O_NONBLOCK: opening a pipe must not wait for its writer.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (OSError, ValueError) as error:
-        raise _unreadable(name, error) from None
-    try:
-        status = os.fstat(fd)
-        if stat.S_ISDIR(status.st_mode):
-            raise StackctlError(f"{name} is a directory", hint="give the .gguf file in it")
-        if not stat.S_ISREG(status.st_mode):
-            raise StackctlError(f"{name} is not a regular file")
-        if status.st_size == 0:
-            raise StackctlError(f"{name} is empty", hint=_AGAIN)
-        return _read(_Reader(name, fd, status.st_size), os.pread(fd, 32, 0))
-    except OSError as error:
-        raise _unreadable(name, error) from None
-    finally:
-        os.close(fd)
-
-
-def _unreadable(name: str, error: OSError | ValueError) -> StackctlError:
-    return StackctlError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}")
+    with opened(path) as (fd, size):
+        if size == 0:
+            raise StackctlError(f"{path} is empty", hint=_AGAIN)
+        return _read(_Reader(str(path), fd, size), os.pread(fd, 32, 0))
 
 
 def _read(reader: _Reader, first: bytes) -> GgufHeader:

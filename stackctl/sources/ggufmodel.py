@@ -16,13 +16,22 @@ from stackctl.values.model import KvLayout, Model, ModelFile
 
 # Every n-th layer has full attention where the file does not say so (llama.cpp, src/models).
 _SLIDING_PERIODS: Final = {
+    "afmoe": 4,
     "cohere2": 4,
+    "exaone-moe": 4,
+    "exaone4": 4,
     "gemma2": 2,
     "gemma3": 6,
     "gemma3n": 5,
     "gpt-oss": 2,
+    "llama4": 4,
+    "olmo2": 4,
     "plamo3": 8,
+    "smallthinker": 4,
 }
+# Windows in tokens where the file has none, and models whose periods begin with the full layer.
+_WINDOWS: Final = {"gemma2": 4096, "llama4": 8192}
+_FULL_FIRST: Final = frozenset({"smallthinker"})
 # Every fourth layer has attention, the others a recurrent state, where the file does not say so.
 _RECURRENT_PERIODS: Final = {"qwen35": 4, "qwen35moe": 4, "qwen3next": 4}
 _NO_MODELS: Final = {
@@ -33,11 +42,20 @@ _NO_MODELS: Final = {
     "mmproj": "a multimodal projector",
 }
 _SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+_LOOP: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\.loop\.num")
 _MAX_LAYERS: Final = 1024  # llama.cpp: 512
 _MAX_LEFT_OUT: Final = 8
 _MAX_PASSES: Final = 64
 # Attention and a recurrent state side by side in every layer.
-_PARALLEL_STATE: Final = frozenset({"falcon-h1", "plamo2"})
+_PARALLEL_STATE: Final = frozenset({"falcon-h1"})
+# A layer without attention is recurrent only when it has no feed-forward part either.
+_LONE_LAYERS: Final = frozenset({"nemotron_h", "nemotron_h_moe"})
+# What llama.cpp loads and llama-server cannot answer with.
+_ENCODERS: Final = frozenset(
+    {"bert", "eurobert", "gemma-embedding", "jina-bert-v2", "jina-bert-v3", "llama-embed"}
+    | {"modern-bert", "neo-bert", "nomic-bert", "nomic-bert-moe", "t5encoder"}
+)
+_DIFFUSION: Final = frozenset({"diffusion-gemma", "dream", "llada", "llada-moe", "rnd1"})
 VLLM: Final = "vllm: GGUF is not served by vLLM here; use llama.cpp or the safetensors checkpoint"
 
 
@@ -110,19 +128,23 @@ def _model(source: str, files: Sequence[tuple[Path, GgufHeader]]) -> Model:
     parts = [part for _, part in files]
     architecture = _check_model(header, sum(part.tensors.count for part in parts))
     layers = _whole(header, f"{architecture}.block_count")
+    if layers is None:
+        raise StackctlError(
+            f"{header.path} does not say how many layers it has ({architecture}.block_count)",
+            hint=f"is {architecture!r} a language model? others come as GGUF files too",
+        )
     if not layers or layers > _MAX_LAYERS:
         raise StackctlError(f"{header.path}: {architecture}.block_count is {layers}")
     name = header.metadata.get("general.name")
     experts = _whole(header, f"{architecture}.expert_count") or None
-    used = _largest(header, f"{architecture}.expert_used_count") or None
+    used = _largest(header, f"{architecture}.expert_used_count") if experts else None
+    if experts and (used or 0) > experts:
+        raise StackctlError(f"{header.path} uses {used} of {experts} experts for a token")
     parameters = sum(part.tensors.elements for part in parts)
     tables, table_bytes = _lookups(parts)
     idle = sum(part.tensors.expert_elements for part in parts)
-    if experts and used and used <= experts:
-        idle -= idle * used // experts
-    else:
-        idle = 0
-    passes, unsupported = _passes(header)
+    idle = idle - idle * used // experts if experts and used else 0
+    passes, unsupported = _passes(header, architecture)
     tokens = header.arrays.get("tokenizer.ggml.tokens")
     return Model(
         source=source,
@@ -163,11 +185,14 @@ def _lookups(parts: Sequence[GgufHeader]) -> tuple[int, int]:
     return sum(size[0] for size in tables.values()), sum(size[1] for size in tables.values())
 
 
-def _passes(header: GgufHeader) -> tuple[int, tuple[str, ...]]:
+def _passes(header: GgufHeader, architecture: str) -> tuple[int, tuple[str, ...]]:
     """How often the layers run for one token, and what cannot serve the model."""
-    key = next((key for key in header.metadata if key.endswith(".loop.num")), None)
+    key = next((key for key in header.metadata if _LOOP.fullmatch(key)), None)
     if key is None:
-        return 1, (VLLM,)
+        what = "makes embeddings" if architecture in _ENCODERS else None
+        what = "writes by diffusion" if architecture in _DIFFUSION else what
+        none = f"llama.cpp: a {architecture} model {what}: llama-server writes no text with it"
+        return 1, (none, VLLM) if what else (VLLM,)
     passes = _whole(header, key) or 1
     if passes > _MAX_PASSES:
         raise StackctlError(f"{header.path}: {key} is {passes}")
@@ -225,7 +250,6 @@ def _kv_layout(header: GgufHeader, arch: str, layers: int) -> KvLayout | None:
 
     kv_heads = _with_cache(header, arch, kv_heads)
     window, sliding = _sliding(header, arch, kv_heads)
-    recurrent = layers if arch in _PARALLEL_STATE else kv_heads.count(0)
     return KvLayout(
         kind="hybrid" if 0 in kv_heads else kind,
         kv_heads=kv_heads,
@@ -236,20 +260,40 @@ def _kv_layout(header: GgufHeader, arch: str, layers: int) -> KvLayout | None:
         sliding=sliding,
         sliding_key_dim=_largest(header, f"{attention}.key_length_swa") if window else None,
         sliding_value_dim=_largest(header, f"{attention}.value_length_swa") if window else None,
-        state_bytes=state * recurrent,
+        state_bytes=state * _recurrent(header, arch, kv_heads),
     )
+
+
+def _recurrent(header: GgufHeader, arch: str, kv_heads: tuple[int, ...]) -> int:
+    """How many layers have a recurrent state."""
+    if arch in _PARALLEL_STATE:
+        return len(kv_heads)
+    wide = None
+    if arch in _LONE_LAYERS:
+        wide = _per_layer(header, f"{arch}.feed_forward_length", len(kv_heads))
+    return sum(1 for i, heads in enumerate(kv_heads) if not heads and not (wide and wide[i]))
 
 
 def _state_bytes(header: GgufHeader, arch: str) -> int:
     """The state of one recurrent layer for one sequence, in 32 bits as llama.cpp keeps it.
 
-    Its convolution and its state space (n_embd_r and n_embd_s in llama-hparams.cpp).
+    Its convolution and its memory (n_embd_r and n_embd_s in llama-hparams.cpp): RWKV, LFM2,
+    Kimi's delta attention, or a state space (Mamba, also Qwen's delta net).
     """
-    kernel = _whole(header, f"{arch}.ssm.conv_kernel") or 0
-    inner = _whole(header, f"{arch}.ssm.inner_size") or 0
-    width = _whole(header, f"{arch}.ssm.state_size") or 0
-    groups = _whole(header, f"{arch}.ssm.group_count") or 0
-    return 4 * (max(kernel - 1, 0) * (inner + 2 * groups * width) + width * inner)
+
+    def size(name: str) -> int:
+        return _whole(header, f"{arch}.{name}") or 0
+
+    embedding, kernel = size("embedding_length"), max(size("ssm.conv_kernel") - 1, 0)
+    if head := size("wkv.head_size"):
+        return 4 * embedding * ((size("token_shift_count") or 2) + head)
+    if short := size("shortconv.l_cache"):
+        return 4 * embedding * (short - 1)
+    if head := size("kda.head_dim"):
+        inner = head * (_largest(header, f"{arch}.attention.head_count") or 0)
+        return 4 * inner * (3 * kernel + head)
+    inner, width = size("ssm.inner_size"), size("ssm.state_size")
+    return 4 * (kernel * (inner + 2 * size("ssm.group_count") * width) + width * inner)
 
 
 def _with_cache(header: GgufHeader, arch: str, kv_heads: tuple[int, ...]) -> tuple[int, ...]:
@@ -275,6 +319,8 @@ def _sliding(
     an unknown pattern all layers count as full, which is the upper bound.
     """
     window = _whole(header, f"{arch}.attention.sliding_window")
+    if window is None:
+        window = _WINDOWS.get(arch)
     if not window:
         return None, ()
     key = f"{arch}.attention.sliding_window_pattern"
@@ -286,7 +332,8 @@ def _sliding(
             period = _whole(header, key)
         if period is None:
             return None, ()
-        slides = [period == 0 or i % period < period - 1 for i in range(len(kv_heads))]
+        full = 0 if arch in _FULL_FIRST else period - 1
+        slides = [period == 0 or i % period != full for i in range(len(kv_heads))]
     sliding = tuple(flag and heads > 0 for flag, heads in zip(slides, kv_heads, strict=True))
     return (window, sliding) if any(sliding) else (None, ())
 

@@ -14,18 +14,30 @@ from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from stackctl.errors import StackctlError
+from stackctl.sources.locate import read_bytes
 from stackctl.values.model import KvLayout
 
 MAX_CONFIG_BYTES: Final = 4 << 20
 _MAX_LAYERS: Final = 1024
 _MAX_PASSES: Final = 64
-_TEXT: Final = ("text_config", "llm_config", "language_config", "thinker_config")
+# Where models of several senses keep what describes text; the first holds the second.
+_TEXT: Final = ("thinker_config", "text_config", "llm_config", "language_config")
+# What the class of a model fills in and published files leave out (transformers, Gemma3TextConfig).
+_UNSAID: Final[Mapping[str, Mapping[str, int]]] = MappingProxyType(
+    {
+        "gemma3_text": MappingProxyType(
+            {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256}
+            | {"max_position_embeddings": 131072, "vocab_size": 262208}
+        )
+    }
+)
 _EXPERTS: Final = ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts")
 _USED: Final = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k")
 _USED_MORE: Final = ("top_k_experts", "experts_per_token", "moe_top_k", "num_selected_experts")
 _CONTEXT: Final = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 # How a layer is called that keeps no cache for every token, and one that keeps its window only.
-_STATE_KINDS: Final = ("linear", "mamba", "conv", "recurrent", "mlp", "moe", "ssm", "kda", "gdn")
+_STATE_KINDS: Final = ("linear", "mamba", "conv", "recurrent", "ssm", "kda", "gdn")
+_LONE_KINDS: Final = ("mlp", "moe")  # a feed-forward part alone
 _WINDOW_KINDS: Final = ("sliding", "chunked", "local")
 # Every n-th layer has full attention where the file does not say so; 0: none has.
 _PERIODS: Final = {"gemma2": 2, "gemma3_text": 6, "gemma3": 6, "cohere2": 4, "gpt_oss": 2}
@@ -38,14 +50,7 @@ def read_json(path: Path, limit: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
     Raises:
         StackctlError: the file cannot be read, is too large or is no JSON object.
     """
-    try:
-        with path.open("rb") as file:
-            raw = file.read(limit + 1)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise StackctlError(f"cannot read {path}: {reason}") from None
-    if len(raw) > limit:
-        raise StackctlError(f"{path} has more than {limit} bytes")
+    raw = read_bytes(path, limit)
     try:
         data = json.loads(raw, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
@@ -145,6 +150,9 @@ def read_config(path: Path) -> HfConfig:
         inner = data.get(part)
         if isinstance(inner, dict):
             data.update({key: value for key, value in inner.items() if value is not None})
+    for unsaid, number in _UNSAID.get(str(data.get("model_type")), {}).items():
+        if data.get(unsaid) is None:
+            data[unsaid] = number
     keys = _Keys(str(path), data)
     layers = keys.whole("num_hidden_layers", "n_layer", "n_layers", "num_layers")
     if not layers or layers > _MAX_LAYERS:
@@ -156,24 +164,48 @@ def read_config(path: Path) -> HfConfig:
     name = names[0] if isinstance(names, list) and names else data.get("model_type")
     if not isinstance(name, str) or not name.isidentifier() or len(name) > 100:
         raise StackctlError(f"{path} does not name its architecture (architectures)")
-    experts = keys.largest(*_EXPERTS)
+    experts = keys.largest(*_EXPERTS) or 0
+    used = keys.largest(*_USED, *_USED_MORE) if experts > 1 else None
+    if used and used > experts:
+        raise StackctlError(f"{path} uses {used} of {experts} experts for a token")
     dtype = keys.get("torch_dtype", "dtype")
     quantization = keys.get("quantization_config", "compression_config")
     return HfConfig(
         architecture=name,
         layers=layers,
         passes=_passes(keys, name),
-        context=keys.whole(*_CONTEXT),
+        context=_context(keys),
         embedding=keys.whole("hidden_size", "n_embd", "d_model"),
         feed_forward=keys.largest("intermediate_size", "ffn_hidden_size", "n_inner", "ffn_dim"),
         heads=keys.largest("num_attention_heads", "n_head", "num_heads"),
         vocabulary=keys.whole("vocab_size"),
-        experts=experts if experts and experts > 1 else None,
-        experts_used=keys.largest(*_USED, *_USED_MORE) if experts and experts > 1 else None,
+        experts=experts if experts > 1 else None,
+        experts_used=used,
         kv=_kv_layout(keys, layers),
         quantization=MappingProxyType(quantization if isinstance(quantization, dict) else {}),
         dtype=dtype if isinstance(dtype, str) else None,
     )
+
+
+def _context(keys: _Keys) -> int | None:
+    """The longest context in tokens, stretched where the configuration asks for it.
+
+    As vLLM does it (``_get_and_verify_max_len``): YaRN multiplies the length it was trained with;
+    longrope, llama3 and Gemma 3 have the stretched length in the file already.
+    """
+    context = keys.whole(*_CONTEXT)
+    rope = keys.get("rope_scaling", "rope_parameters")
+    if context is None or not isinstance(rope, dict):
+        return context
+    kind = rope.get("rope_type", rope.get("type"))
+    factor = rope.get("factor")
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 1 <= factor <= 1024:
+        return context
+    if kind not in ("yarn", "linear", "dynamic") or "gemma3" in str(keys.data.get("model_type")):
+        return context
+    if kind == "yarn":
+        context = _Keys(keys.where, rope).whole("original_max_position_embeddings") or context
+    return int(context * factor)
 
 
 def _passes(keys: _Keys, architecture: str) -> int:
@@ -194,7 +226,7 @@ def _kv_layout(keys: _Keys, layers: int) -> KvLayout | None:
     dim = keys.whole("head_dim", "attention_head_dim") or hidden // heads
     if dim == 0:
         return None
-    without, slides = _kinds(keys, layers)
+    without, slides, recurrent = _kinds(keys, layers)
     kind: Literal["gqa", "mla", "hybrid"] = "gqa"
     if rank:
         kind, kv_heads, value = "mla", [1] * layers, 0
@@ -224,7 +256,7 @@ def _kv_layout(keys: _Keys, layers: int) -> KvLayout | None:
         sliding=sliding if any(sliding) else (),
         sliding_key_dim=other,
         sliding_value_dim=other,
-        state_bytes=_state_bytes(keys) * sum(without),
+        state_bytes=_state_bytes(keys) * recurrent,
     )
 
 
@@ -241,31 +273,46 @@ def _kv_heads(keys: _Keys, layers: int, heads: int) -> list[int]:
     return [heads if count is None else count] * layers
 
 
-def _kinds(keys: _Keys, layers: int) -> tuple[list[bool], list[bool]]:
-    """Which layers keep no cache for every token, and which keep a window only."""
+def _kinds(keys: _Keys, layers: int) -> tuple[list[bool], list[bool], int]:
+    """Which layers keep no cache for every token, which keep a window only, and how many have a
+    recurrent state instead."""
     kinds = keys.words("layer_types", layers) or keys.words("layers_block_type", layers)
-    pattern = keys.data.get("hybrid_override_pattern")
-    listed = keys.data.get("attn_type_list")
-    period = keys.whole("full_attention_interval")
     if kinds is not None:
-        without = [any(word in kind for word in _STATE_KINDS) for kind in kinds]
-        return without, [any(word in kind for word in _WINDOW_KINDS) for kind in kinds]
-    slides = _slides(keys, layers)
+        state = [any(word in kind for word in _STATE_KINDS) for kind in kinds]
+        lone = [any(word in kind for word in _LONE_KINDS) for kind in kinds]
+        without = [a or b for a, b in zip(state, lone, strict=True)]
+        windows = [any(word in kind for word in _WINDOW_KINDS) for kind in kinds]
+        return without, windows, sum(state)
+    without = _without(keys, layers)
+    recurrent = sum(without)
+    pattern = keys.data.get("hybrid_override_pattern")
     if isinstance(pattern, str) and len(pattern) == layers:
-        return [mark != "*" for mark in pattern], slides
+        recurrent = pattern.count("M")
+    elif keys.data.get("model_type") == "falcon_h1":  # beside the attention of every layer
+        recurrent = layers
+    return without, _slides(keys, layers), recurrent
+
+
+def _without(keys: _Keys, layers: int) -> list[bool]:
+    """Which layers keep no cache, as families say it that do not name the kind of each layer."""
+    pattern = keys.data.get("hybrid_override_pattern")
+    if isinstance(pattern, str) and len(pattern) == layers:
+        return [mark != "*" for mark in pattern]
+    listed = keys.data.get("attn_type_list")
     if isinstance(listed, list) and len(listed) == layers:
-        return [mark == 0 for mark in listed], slides
+        return [mark == 0 for mark in listed]
+    period = keys.whole("full_attention_interval")
     if period:
-        return [(i + 1) % period != 0 for i in range(layers)], slides
+        return [(i + 1) % period != 0 for i in range(layers)]
     period = keys.whole("attn_layer_period")
     if period:
         offset = keys.whole("attn_layer_offset") or 0
-        return [i % period != offset for i in range(layers)], slides
+        return [i % period != offset for i in range(layers)]
     linear = keys.data.get("linear_attn_config")
     if isinstance(linear, dict) and isinstance(linear.get("full_attn_layers"), list):
         full = keys.numbers("full_attn_layers", linear["full_attn_layers"])
-        return [i + 1 not in full for i in range(layers)], slides
-    return [False] * layers, slides
+        return [i + 1 not in full for i in range(layers)]
+    return [False] * layers
 
 
 def _slides(keys: _Keys, layers: int) -> list[bool]:
@@ -282,12 +329,27 @@ def _slides(keys: _Keys, layers: int) -> list[bool]:
 
 
 def _state_bytes(keys: _Keys) -> int:
-    """The state of one gated-delta layer for one sequence: 16 bits for its convolution, 32 for
-    its memory. Other recurrent layers are not described well enough: 0."""
-    key_heads = keys.whole("linear_num_key_heads") or 0
-    key_dim = keys.whole("linear_key_head_dim") or 0
-    value_heads = keys.whole("linear_num_value_heads") or 0
-    value_dim = keys.whole("linear_value_head_dim") or 0
-    kernel = keys.whole("linear_conv_kernel_dim") or 0
+    """The state of one recurrent layer for one sequence: 16 bits for its convolution, 32 for its
+    memory. Known for Mamba 2, gated delta nets and Kimi's delta attention, else 0."""
+    whole = keys.whole
+    kernel = max((whole("linear_conv_kernel_dim", "mamba_d_conv", "conv_kernel") or 0) - 1, 0)
+    heads = whole("mamba_n_heads", "mamba_num_heads") or 0
+    if heads:
+        hidden, wider = whole("hidden_size") or 0, whole("mamba_expand") or 2
+        auto = keys.data.get("mamba_d_head") == "auto"
+        inner = hidden * wider if auto else heads * (whole("mamba_d_head", "mamba_head_dim") or 0)
+        state = whole("mamba_d_state", "ssm_state_size") or 0
+        groups = whole("mamba_n_groups", "n_groups") or 0
+        return 2 * kernel * (inner + 2 * groups * state) + 4 * inner * state
+    linear = keys.data.get("linear_attn_config")
+    if isinstance(linear, dict):
+        inside = _Keys(keys.where, linear)
+        dim = inside.whole("head_dim") or 0
+        inner = dim * (inside.whole("num_heads") or 0)
+        kernel = max((inside.whole("short_conv_kernel_size") or 0) - 1, 0)
+        return 2 * kernel * 3 * inner + 4 * inner * dim
+    key_heads, key_dim = whole("linear_num_key_heads") or 0, whole("linear_key_head_dim") or 0
+    value_heads = whole("linear_num_value_heads") or 0
+    value_dim = whole("linear_value_head_dim") or 0
     width = 2 * key_heads * key_dim + value_heads * value_dim
-    return 2 * max(kernel - 1, 0) * width + 4 * value_heads * key_dim * value_dim
+    return 2 * kernel * width + 4 * value_heads * key_dim * value_dim

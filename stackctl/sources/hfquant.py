@@ -56,13 +56,16 @@ def read_quantization(config: Mapping[str, Any], dtype: str | None, folder: Path
         StackctlError: hf_quant_config.json is damaged.
     """
     method = _word(config, "quant_method")
-    if not config:
-        extra = folder / "hf_quant_config.json"
-        if not extra.is_file():
-            return Quantization(_DTYPES.get(dtype or ""), None, 16)
+    extra = folder / "hf_quant_config.json"
+    inner = config.get("quantization")
+    if isinstance(inner, dict):  # what belongs into hf_quant_config.json, inside config.json
+        config = inner
+    elif extra.is_file() and not _word(config, "quant_algo") and method in (None, "modelopt"):
         inner = read_json(extra).get("quantization")
         config = inner if isinstance(inner, dict) else {}
         method = "modelopt"
+    if not config and method is None:
+        return Quantization(_DTYPES.get(dtype or ""), None, 16)
     if method is None and _word(config, "quant_algo"):
         method = "modelopt"
     if method and method.startswith("modelopt"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from stackctl.sources.huggingface import read_checkpoint
 from stackctl.values.model import Model
 
 _NAME: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}"
+_REVISION: Final = r"[A-Za-z0-9][A-Za-z0-9_./-]{0,99}"
 _SOURCE: Final = re.compile(
-    rf"(?P<repo>{_NAME}/{_NAME})(?:@(?P<revision>[A-Za-z0-9][A-Za-z0-9_./-]{{0,99}}))?"
+    rf"(?P<repo>{_NAME}/{_NAME})(?:@(?P<revision>{_REVISION}))?"
     r"(?::(?P<quant>[A-Za-z0-9][A-Za-z0-9_.-]{0,39}))?"
 )
 _COMMIT: Final = re.compile(r"[0-9a-f]{7,64}")
@@ -69,7 +71,8 @@ def read_hub(text: str) -> Model:
     try:
         folder = _snapshot(source)
     except (OSError, RuntimeError) as error:
-        raise StackctlError(f"cannot look into the hub cache: {error}") from None
+        where, why = getattr(error, "filename", None), getattr(error, "strerror", None)
+        raise StackctlError(f"cannot read {where or cache_folder()}: {why or error}") from None
     if folder is None:
         return _from_catalogue(text, source)
     if source.quant is None and (folder / "config.json").exists() and _has_weights(folder):
@@ -78,8 +81,12 @@ def read_hub(text: str) -> Model:
     return msgspec.structs.replace(model, source=f"hf:{text}")
 
 
+def _repo(source: HubSource) -> Path:
+    return cache_folder() / f"models--{source.repo.replace('/', '--')}"
+
+
 def _snapshot(source: HubSource) -> Path | None:
-    repo = cache_folder() / f"models--{source.repo.replace('/', '--')}"
+    repo = _repo(source)
     revision = source.revision or "main"
     named = repo / "refs" / revision
     if named.is_file():
@@ -92,6 +99,15 @@ def _snapshot(source: HubSource) -> Path | None:
         return None
     folder = repo / "snapshots" / revision
     return folder if folder.is_dir() else None
+
+
+def _revisions(source: HubSource) -> list[str]:
+    """The names and commits of a repository that are cached."""
+    repo, found = _repo(source), []
+    for part in ("refs", "snapshots"):
+        with contextlib.suppress(OSError):
+            found += sorted(entry.name for entry in (repo / part).iterdir())
+    return [name for name in found if re.fullmatch(_REVISION, name)]
 
 
 def _has_weights(folder: Path) -> bool:
@@ -134,7 +150,15 @@ def _from_catalogue(text: str, source: HubSource) -> Model:
     model = find_repo(source.repo, source.quant)
     if model is not None:
         return msgspec.structs.replace(model, source=f"hf:{text}")
+    where = f"is not in the local hub cache ({cache_folder()})"
+    there = _revisions(source)
+    if there:
+        raise StackctlError(
+            f"revision {source.revision or 'main'} of {source.repo} {where}",
+            hint=f"it has {', '.join(there[:6])}{', ...' if len(there) > 6 else ''}: "
+            f"hf:{source.repo}@{there[0]}",
+        )
     raise StackctlError(
-        f"{source.repo} is not in the local hub cache ({cache_folder()})",
+        f"{source.repo} {where}",
         hint="put it there with your own tool, or give dir:PATH or file:PATH",
     )

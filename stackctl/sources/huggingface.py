@@ -16,27 +16,35 @@ import msgspec
 from stackctl.errors import StackctlError
 from stackctl.sources import hfconfig, hfquant
 from stackctl.sources.hfconfig import HfConfig
-from stackctl.sources.locate import absolute, real
+from stackctl.sources.locate import absolute, read_bytes, real
 from stackctl.sources.safetensors import SafetensorsHeader, Tensor, read_safetensors
 from stackctl.values.model import Model, ModelFile
 
 LLAMA_CPP: Final = "llama.cpp: needs a GGUF"
 INDEX: Final = "model.safetensors.index.json"
-MAX_INDEX_BYTES: Final = 64 << 20
+MAX_INDEX_BYTES: Final = 40 << 20  # Kimi-K2.5 has 210,000 tensors in 25 MB
 MAX_INDEX_TENSORS: Final = 300_000
 _MAX_FILES: Final = 2_000
 _MAX_TOKENIZER_BYTES: Final = 16 << 20
 _SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 _FILE: Final = re.compile(r"[^/\0]{1,200}\.safetensors")
-_EMBEDDINGS: Final = re.compile(
-    r"(?:.*\.)?(?:embed_tokens|embed_tokens_per_layer|wte|word_embeddings|tok_embeddings)\.weight"
+# Parts of the names of tensors. Embeddings and outputs are followed by the last part alone.
+_EMBEDDINGS: Final = frozenset({"embed_tokens", "wte", "word_embeddings", "tok_embeddings"})
+_OUTPUTS: Final = frozenset({"lm_head", "embed_out"})
+_WEIGHTS: Final = frozenset({"weight", "qweight", "weight_packed"})
+# Granite keeps the routed experts of a layer in two tensors.
+_GRANITE: Final = frozenset({"input_linear", "output_linear"})
+# What generating a token of text does not read: parts for images and sound, layers that draft
+# further tokens, and Gemma 3n's embeddings of every layer.
+_IDLE: Final = frozenset(
+    {"vision_tower", "vision_model", "vision_encoder", "visual", "audio_tower", "audio_encoder"}
+    | {"multi_modal_projector", "mm_projector", "mtp", "embed_tokens_per_layer"}
 )
-_OUTPUTS: Final = re.compile(r"(?:.*\.)?(?:lm_head|embed_out)\.(?:weight|qweight|weight_packed)")
-# Parts that read images or sound: not part of generating a token of text.
-_SENSES: Final = re.compile(
-    r"(?:.*\.)?(?:vision_tower|vision_model|vision_encoder|visual|audio_tower|audio_encoder"
-    r"|multi_modal_projector|mm_projector)\..*"
+# What vLLM loads to embed or to classify.
+_NO_TEXT: Final = re.compile(
+    r".*(?:For(?:Sequence|Token|Image)Classification|ForMaskedLM|Bert\w*Model|RobertaModel)"
 )
+_NUMBER: Final = re.compile(r"[0-9]{1,6}")
 _AGAIN: Final = "the download is incomplete or damaged: fetch the files again"
 
 
@@ -68,7 +76,7 @@ def read_checkpoint(source: str, folder: Path) -> Model:
         _refuse_folder(folder)
     config = hfconfig.read_config(path)
     quantization = hfquant.read_quantization(config.quantization, config.dtype, folder)
-    count = _Count(quantization.bits)
+    count = _Count(quantization.bits, config.layers)
     files = []
     placed = _index(folder)
     for name in _file_names(folder, placed):
@@ -81,15 +89,21 @@ def read_checkpoint(source: str, folder: Path) -> Model:
 
 
 class _Count:
-    """What the tensors of all files add up to."""
+    """What the tensors of all files add up to.
 
-    def __init__(self, bits: int) -> None:
+    ``embedding`` is the table that the output may share; ``idle`` is what a token of text does not
+    read in any case: senses, tables of which it takes one row a layer, and layers that draft
+    further tokens (they lie behind the model's own).
+    """
+
+    def __init__(self, bits: int, layers: int) -> None:
         self.bits = bits
+        self.layers = layers
         self.names: set[str] = set()
         self.parameters = self.bytes = 0
         self.expert_parameters = self.expert_bytes = 0
         self.embedding_parameters = self.embedding_bytes = 0
-        self.senses = 0
+        self.idle_parameters = self.idle_bytes = 0
         self.output = False
         self.stored: Counter[str] = Counter()
 
@@ -110,16 +124,26 @@ class _Count:
         self.parameters += held
         self.bytes += tensor.bytes
         self.stored[tensor.dtype] += held
-        if ".experts." in name:
+        *path, last = name.split(".")
+        owner = path[-1] if path else ""
+        if not _IDLE.isdisjoint(path) or self._drafts(path):
+            self.idle_parameters += held
+            self.idle_bytes += tensor.bytes
+        elif "experts" in path or (owner in _GRANITE and "block_sparse_moe" in path):
             self.expert_parameters += held
             self.expert_bytes += tensor.bytes
-        elif _SENSES.fullmatch(name):
-            self.senses += held
-        elif _EMBEDDINGS.fullmatch(name):
+        elif owner in _EMBEDDINGS and last == "weight":
             self.embedding_parameters += held
             self.embedding_bytes += tensor.bytes
-        elif _OUTPUTS.fullmatch(name):
+        elif owner in _OUTPUTS and last in _WEIGHTS:
             self.output = True
+
+    def _drafts(self, path: list[str]) -> bool:
+        """Whether a tensor is of a layer behind the model's own."""
+        if "layers" not in path:
+            return False
+        number = path[path.index("layers") + 1 :][:1]
+        return bool(number and _NUMBER.fullmatch(number[0])) and int(number[0]) >= self.layers
 
 
 def _model(
@@ -130,11 +154,12 @@ def _model(
     count: _Count,
     files: tuple[ModelFile, ...],
 ) -> Model:
-    active = count.parameters - count.senses
+    active, idle_bytes = count.parameters - count.idle_parameters, count.idle_bytes
     if count.output:
         active -= count.embedding_parameters
+        idle_bytes += count.embedding_bytes
     experts, used = config.experts, config.experts_used
-    if experts and used and used <= experts:
+    if experts and used:
         active -= count.expert_parameters - count.expert_parameters * used // experts
     return Model(
         source=source,
@@ -147,7 +172,7 @@ def _model(
         quantization_method=quantization.method,
         weights_bytes=count.bytes,
         expert_bytes=count.expert_bytes or None,
-        embedding_bytes=count.embedding_bytes if count.output else 0,
+        embedding_bytes=idle_bytes,
         layers=config.layers,
         passes=config.passes,
         context=config.context,
@@ -160,8 +185,14 @@ def _model(
         kv=config.kv,
         chat_template=_has_template(folder),
         files=files,
-        unsupported=(LLAMA_CPP,),
+        unsupported=(LLAMA_CPP, *_no_text(config.architecture)),
     )
+
+
+def _no_text(architecture: str) -> tuple[str, ...]:
+    if not _NO_TEXT.fullmatch(architecture):
+        return ()
+    return (f"vllm: {architecture} embeds or classifies: it writes no text",)
 
 
 def _name(source: str, folder: Path) -> str:
@@ -195,13 +226,9 @@ def _index(folder: Path) -> dict[str, set[str]] | None:
     path = folder / INDEX
     if not path.exists():
         return None
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_INDEX_BYTES + 1)
-    except OSError as error:
-        raise StackctlError(f"cannot read {path}: {error.strerror}") from None
+    raw = read_bytes(path, MAX_INDEX_BYTES)
     # Four quotes an entry: counted first, so that no hostile text is turned into objects.
-    if len(raw) > MAX_INDEX_BYTES or raw.count(b'"') > 4 * MAX_INDEX_TENSORS:
+    if raw.count(b'"') > 4 * MAX_INDEX_TENSORS:
         raise StackctlError(f"{path} is larger than the index of any model")
     try:
         index = msgspec.json.decode(raw, type=_Index)
@@ -263,7 +290,7 @@ def _has_template(folder: Path) -> bool:
     if any((folder / f"chat_template.{end}").is_file() for end in ("jinja", "json")):
         return True
     try:
-        with (folder / "tokenizer_config.json").open("rb") as file:
-            return b'"chat_template"' in file.read(_MAX_TOKENIZER_BYTES)
-    except OSError:
+        raw = read_bytes(folder / "tokenizer_config.json", _MAX_TOKENIZER_BYTES)
+    except StackctlError:
         return False
+    return b'"chat_template"' in raw

@@ -1,9 +1,13 @@
-"""Finds the files that a source names, with errors that say what is near."""
+"""Finds and opens the files that a source names, with errors that say what is near."""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import itertools
+import os
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from stackctl.errors import StackctlError
@@ -31,22 +35,69 @@ def real(path: Path, what: str) -> Path:
         raise StackctlError(f"cannot read {path}: {reason}") from None
 
 
+@contextlib.contextmanager
+def opened(path: str | Path) -> Iterator[tuple[int, int]]:
+    """A regular file, open for reading: its descriptor and its size in bytes.
+
+    Raises:
+        StackctlError: it cannot be read, or is a directory, a pipe or a device.
+    """
+    try:
+        # O_NONBLOCK: opening a pipe must not wait for its writer.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+    try:
+        status = os.fstat(fd)
+        if stat.S_ISDIR(status.st_mode):
+            raise StackctlError(f"{path} is a directory, not a file")
+        if not stat.S_ISREG(status.st_mode):
+            raise StackctlError(f"{path} is not a regular file")
+        yield fd, status.st_size
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    finally:
+        os.close(fd)
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """What a regular file holds.
+
+    Raises:
+        StackctlError: as in opened, or it has more than ``limit`` bytes.
+    """
+    with opened(path) as (fd, _), open(fd, "rb", closefd=False) as file:
+        raw = file.read(limit + 1)
+    if len(raw) > limit:
+        raise StackctlError(f"{path} has more than {limit} bytes")
+    return raw
+
+
+def _unreadable(path: str | Path, error: OSError | ValueError) -> StackctlError:
+    return StackctlError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}")
+
+
 def _missing(path: Path, what: str) -> StackctlError:
     try:
         if path.is_symlink():
             return StackctlError(
                 f"{what} not found: {path} is a link to {path.readlink()}, which does not exist"
             )
-        names = sorted(entry.name for entry in itertools.islice(path.parent.iterdir(), 10_000))
+        near = sorted(itertools.islice(path.parent.iterdir(), 10_000))
+        if what.endswith("folder"):
+            kind = "folders"
+            names = [entry.name for entry in near if entry.is_dir()]
+        else:
+            kind = f"{path.suffix or '.gguf'} files"
+            names = [entry.name for entry in near if entry.suffix == (path.suffix or ".gguf")]
     except OSError as error:
         reason = error.strerror or str(error)
         return StackctlError(f"{what} not found: {path}", hint=f"{path.parent}: {reason}")
-    names = [name for name in names if name.endswith(path.suffix or ".gguf")]
-    near = difflib.get_close_matches(path.name, names, n=3)
-    if near:
-        hint = f"did you mean {' or '.join(near)}?"
+    alike = difflib.get_close_matches(path.name, names, n=3)
+    if alike:
+        hint = f"did you mean {' or '.join(alike)}?"
     elif names:
         hint = f"{path.parent} has {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
     else:
-        hint = f"{path.parent} has no {path.suffix or '.gguf'} files"
+        hint = f"{path.parent} has no {kind}"
     return StackctlError(f"{what} not found: {path}", hint=hint)

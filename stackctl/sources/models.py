@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.sources.catalogue import read_entry
+from stackctl.sources.catalogue import entries, read_entry
 from stackctl.sources.ggufmodel import read_gguf
 from stackctl.sources.hubcache import read_hub
 from stackctl.sources.huggingface import read_folder
-from stackctl.sources.locate import absolute, real
+from stackctl.sources.locate import absolute, read_bytes, real
 from stackctl.values.base import from_json
 from stackctl.values.model import Model
 
 _MAX_FACTS_BYTES: Final = 1 << 20
+_MOST_LAYERS: Final = 1024
+_KV_COUNTS: Final = (
+    *("key_dim", "value_dim", "sliding_window", "sliding_key_dim", "sliding_value_dim"),
+    "state_bytes",
+)
 _COUNTS: Final = (
     *("active_parameters", "expert_bytes", "embedding_bytes", "context", "embedding"),
     *("feed_forward", "heads", "vocabulary", "experts", "experts_used"),
@@ -38,41 +44,64 @@ def read_model(source: str) -> Model:
         try:
             return _READERS[kind](rest)
         except OSError as error:  # a folder that may not be looked into
-            raise StackctlError(f"cannot read {source}: {error.strerror or error}") from None
+            where = error.filename or source
+            raise StackctlError(f"cannot read {where}: {error.strerror or error}") from None
     if source.endswith(".gguf") and not re.match(r"[a-z]+://", source):
         return read_gguf(source)
     raise StackctlError(
         f"model source {source!r} is not understood",
-        hint="give file:PATH, dir:PATH, hf:ORG/REPO, catalogue:ID or facts:FILE",
+        hint=_meant(source) or "give file:PATH, dir:PATH, hf:ORG/REPO, catalogue:ID or facts:FILE",
         exit_code=ExitCode.USAGE,
     )
+
+
+def _meant(source: str) -> str | None:
+    """What was probably meant by a source that does not say its kind."""
+    if source in entries():
+        return f"did you mean catalogue:{source}?"
+    try:
+        path = Path(source).expanduser()
+        if path.exists():
+            kind = "dir" if path.is_dir() else "facts" if path.suffix == ".json" else "file"
+            return f"did you mean {kind}:{source}?"
+    except (OSError, RuntimeError, ValueError):
+        return None
+    return f"did you mean hf:{source}?" if re.fullmatch(r"[\w.-]+/[\w.-]+", source) else None
 
 
 def _read_facts(text: str) -> Model:
     path = absolute(text)
     real(path, "facts file")
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_MAX_FACTS_BYTES + 1)
-    except OSError as error:
-        raise StackctlError(f"cannot read {path}: {error.strerror}") from None
-    if len(raw) > _MAX_FACTS_BYTES:
-        raise StackctlError(f"{path} is no facts document: it has more than 1 MiB")
-    model = from_json(raw, Model, where=str(path))
-    kv = model.kv
-    wrong = None
-    counts = (model.parameters, model.weights_bytes, *(getattr(model, name) for name in _COUNTS))
-    if model.layers < 1 or model.passes < 1 or min(n for n in counts if n is not None) < 0:
-        wrong = "layers and passes must be at least 1, and no other number negative"
-    elif kv is not None and len(kv.kv_heads) != model.layers:
-        wrong = f"kv.kv_heads has {len(kv.kv_heads)} entries for {model.layers} layers"
-    elif kv is not None and min(*kv.kv_heads, kv.key_dim, kv.value_dim, kv.sliding_layers) < 0:
-        wrong = "kv must not hold negative numbers"
-    elif kv is not None and kv.sliding and len(kv.sliding) != model.layers:
-        wrong = f"kv.sliding has {len(kv.sliding)} entries for {model.layers} layers"
+    model = from_json(read_bytes(path, _MAX_FACTS_BYTES), Model, where=str(path))
+    wrong = _wrong(model)
     if wrong:
         raise StackctlError(f"{path}: {wrong}", exit_code=ExitCode.USAGE)
     return model
+
+
+def _wrong(model: Model) -> str | None:
+    """What no model can be like."""
+    counts = [model.parameters, model.weights_bytes, *(file.bytes for file in model.files)]
+    counts += [number for name in _COUNTS if (number := getattr(model, name)) is not None]
+    if not 1 <= model.layers <= _MOST_LAYERS or model.passes < 1 or min(counts) < 0:
+        most = f"{_MOST_LAYERS} at most"
+        return f"layers ({most}) and passes must be at least 1, and no other number negative"
+    if (model.experts_used or 0) > (model.experts or 0):
+        return f"experts_used is {model.experts_used} of {model.experts or 0} experts"
+    part = (model.expert_bytes or 0) + (model.embedding_bytes or 0)
+    if part > model.weights_bytes or (model.active_parameters or 0) > model.parameters:
+        return "a part of the weights is larger than all of them"
+    kv = model.kv
+    if kv is None:
+        return None
+    if len(kv.kv_heads) != model.layers:
+        return f"kv.kv_heads has {len(kv.kv_heads)} entries for {model.layers} layers"
+    if kv.sliding and len(kv.sliding) != model.layers:
+        return f"kv.sliding has {len(kv.sliding)} entries for {model.layers} layers"
+    if kv.sliding_layers != sum(kv.sliding):
+        return f"kv.sliding_layers is {kv.sliding_layers}, kv.sliding has {sum(kv.sliding)}"
+    numbers = [*kv.kv_heads, *(getattr(kv, name) or 0 for name in _KV_COUNTS)]
+    return "kv must not hold negative numbers" if min(numbers) < 0 else None
 
 
 _READERS: Final[dict[str, Callable[[str], Model]]] = {

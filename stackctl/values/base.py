@@ -29,10 +29,11 @@ def to_json(value: Value, *, indent: int = 2) -> str:
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"duplicate key {name!r}")
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            raise ValueError(f"duplicate key {name[:80]!r}")
+        seen.add(name)
     # A null means "unknown", which is also what a missing key means.
     return {name: item for name, item in pairs if item is not None}
 

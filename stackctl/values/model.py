@@ -43,10 +43,11 @@ class Model(Value, frozen=True, kw_only=True):
     ``parameters`` counts all weights once; ``active_parameters`` those that compute for one token
     (for an MoE its shared part and ``experts_used`` of ``experts``; the embedding table, of which a
     token reads one row, is left out). ``weights_bytes`` is the size of all tensors,
-    ``expert_bytes`` the part of it in routed experts, ``embedding_bytes`` the part in an embedding
-    table that generation does not read (0 when the output shares it). ``passes`` is how often the
-    layers run for one token (2 for the Loop variant). ``quantization`` is a label such as Q4_K_M,
-    nvfp4, fp8; ``quantization_method`` who wrote it (modelopt, compressed-tensors, gptq, awq).
+    ``expert_bytes`` the part of it in routed experts, ``embedding_bytes`` the part that generation
+    does not read: tables of which a token takes one row (not an embedding that is the output too),
+    and layers for images, sound or drafts. ``passes`` is how often the layers run for one token (2
+    for the Loop variant). ``quantization`` is a label such as Q4_K_M, nvfp4, fp8;
+    ``quantization_method`` who wrote it (modelopt, compressed-tensors, gptq, awq).
     ``facts`` says where all this was read: "file", or the catalogue's source. ``unsupported`` names
     engines that cannot run it, each "ENGINE: reason".
     """

@@ -137,6 +137,11 @@ def header(repeats: int, *, theirs: bool) -> None:
         once = [timed_inside(READ_THEIRS, model, {"PYTHONPATH": str(gguf_package())})]
         yardstick = statistics.median(once)
         row("GGUF header, the gguf package", once, None, None)
+        agree = [sys.executable, str(Path(__file__).with_name("agree.py")), model]
+        told = {**environment(), "PYTHONPATH": str(gguf_package())}
+        said = subprocess.run(agree, env=told, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        print(f"the two readings: {said.stdout.decode().strip()}", file=sys.stderr)
+        said.check_returncode()
     row("GGUF header, stackctl", ours, yardstick, 0.05)
 
 

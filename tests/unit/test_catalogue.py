@@ -77,7 +77,7 @@ def counted(entry: Entry) -> int:
 @pytest.mark.parametrize("name", [name for name in ALL if not entries()[name].experts])
 def test_dense_models_have_the_parameters_of_their_shapes(name: str) -> None:
     entry = entries()[name]
-    assert entry.parameters == pytest.approx(counted(entry), rel=0.002)
+    assert entry.parameters == pytest.approx(counted(entry), rel=0.0003)
     table = entry.vocabulary * entry.embedding if entry.embedding_bytes else 0
     assert entry.active_parameters == entry.parameters - table
 
@@ -107,7 +107,7 @@ def test_unknown_entries_name_what_is_near() -> None:
     assert "iquest-coder-40b-nvfp4" in (caught.value.hint or "")
     with pytest.raises(StackctlError) as caught:
         read_model("catalogue:zzz")
-    assert "it has iquest-coder-40b-q5_k_m, " in (caught.value.hint or "")
+    assert caught.value.hint == "stackctl model catalogue lists them"
 
 
 def rows(model: Model) -> dict[str, str]:

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import CONFIG, PLAIN, checkpoint, sharded
-from ggufs import LLAMA, TENSORS, gguf
+from checkpoints import CONFIG, checkpoint, sharded
+from ggufs import LLAMA, TENSORS, As, Tensor, Value, gguf, write_shards
 from samples import EPYC, EPYC_GPU, GEMMA, HOSTS, LATENCY, shipped, shipped_model
 from samples import plan as plan_of
 
@@ -125,30 +125,81 @@ def reworded(text: str, rng: random.Random) -> bytes:
 
 
 def planned(model: Model, host: Host = EPYC) -> None:
-    """A model that was read can be described, written and planned."""
-    to_json(model)
+    """A model that was read can be described, written, read again and planned."""
+    assert from_json(to_json(model), Model, where="again") == model
     describe(model)
     with contextlib.suppress(StackctlError):
         to_json(plan_of(host, model, LATENCY))
 
 
+# Attention as other families have it: latent, with windows, mixed with a recurrent state.
+LAYOUTS: tuple[dict[str, Value], ...] = (
+    {
+        "general.architecture": "llama",
+        "llama.expert_count": 4,
+        "llama.expert_used_count": 2,
+        "llama.attention.kv_lora_rank": 512,
+        "llama.attention.key_length": 576,
+        "llama.attention.key_length_mla": 192,
+        "llama.rope.dimension_count": 64,
+    },
+    {
+        "llama.attention.head_count_kv": As("i32", [2, 0, 2, 0]),
+        "llama.attention.sliding_window": 512,
+        "llama.attention.sliding_window_pattern": [True, False, True, False],
+        "llama.ssm.conv_kernel": 4,
+        "llama.ssm.inner_size": 128,
+        "llama.ssm.state_size": 16,
+        "llama.loop.num": 2,
+    },
+)
+EXPERTS = (*TENSORS, Tensor("blk.0.ffn_up_exps.weight", (256, 2, 4), "Q4_K"))
+CONFIGS: tuple[dict[str, Any], ...] = (
+    {"text_config": dict(CONFIG), "rope_scaling": {"type": "yarn", "factor": 4}},
+    {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "n_routed_experts": 8, "num_experts_per_tok": 2},
+    {
+        "sliding_window": 128,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "quantization_config": {
+            "quant_method": "compressed-tensors",
+            "format": "nvfp4-pack-quantized",
+            "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "float"}}},
+        },
+    },
+    {
+        "hybrid_override_pattern": "M*",
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 8,
+        "ssm_state_size": 16,
+        "quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"},
+    },
+)
+
+
 def fuzz_gguf(folder: Path) -> Fuzz:
-    data = gguf(LLAMA, TENSORS)
+    whole = folder / "m.gguf"
+    files = [*write_shards(folder), *[whole] * 4]
+    kept = {path: path.read_bytes() for path in files[:3]}
+    texts = [gguf(LLAMA, TENSORS), *(gguf({**LLAMA, **more}, EXPERTS) for more in LAYOUTS)]
 
     def one(rng: random.Random) -> None:
-        path = folder / "m.gguf"
-        path.write_bytes(damaged(data, rng))
-        planned(read_model(f"file:{path}"))
+        path = rng.choice(files)
+        try:
+            path.write_bytes(damaged(kept.get(path) or rng.choice(texts), rng))
+            planned(read_model(f"file:{path}"))
+        finally:
+            if path in kept:
+                path.write_bytes(kept[path])
 
     return one
 
 
 def fuzz_safetensors(folder: Path) -> Fuzz:
     places = [checkpoint(folder / "one"), sharded(folder / "two")]
+    for number, config in enumerate(CONFIGS):
+        places.append(checkpoint(folder / f"more{number}", **config))
     files = [path for place in places for path in sorted(place.iterdir())]
     kept = {path: path.read_bytes() for path in files}
-    assert CONFIG
-    assert PLAIN
 
     def one(rng: random.Random) -> None:
         path = rng.choice(files)
@@ -363,7 +414,7 @@ def test_damaged_input(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[
     with capsys.disabled():
         print(
             f"\nfuzz {kind}: {count} inputs, {refused} refused, slowest {slowest * 1000:.0f} ms, "
-            f"{grown / 2**20:.0f} MiB more"
+            f"{grown / 2**20:.0f} MiB more, {peak() / 2**20:.0f} MiB in all"
         )
 
 

@@ -277,7 +277,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     empty.touch()
     os.mkfifo(tmp_path / "pipe.gguf")
     assert message(empty) == f"{empty} is empty"
-    assert message(tmp_path) == f"{tmp_path} is a directory"
+    assert message(tmp_path) == f"{tmp_path} is a directory, not a file"
     assert message(tmp_path / "pipe.gguf").endswith("is not a regular file")
     assert message(tmp_path / "no.gguf").endswith("no.gguf: No such file or directory")
     assert "cannot read" in message("a\0b")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,13 @@ def test_modelopt_beside_the_configuration_and_mixed(tmp_path: Path) -> None:
     model = read_model(f"dir:{folder}")
     assert (model.quantization, model.quantization_method) == ("nvfp4", "modelopt")
     assert model.parameters == 2 * 32 * 64 + 128 * 64
+    config = json.loads((folder / "config.json").read_text())
+    for inside in ({"quant_method": "modelopt"}, {"quantization": {"quant_algo": "NVFP4"}}):
+        text = json.dumps({**config, "quantization_config": inside})
+        (folder / "config.json").write_text(text)
+        model = read_model(f"dir:{folder}")
+        assert (model.quantization, model.quantization_method) == ("nvfp4", "modelopt")
+    (folder / "config.json").write_text(json.dumps(config))
     layers = {"a": {"quant_algo": "FP8"}, "b": {"quant_algo": "NVFP4"}}
     mixed = {"quant_algo": "MIXED_PRECISION", "quantized_layers": layers}
     extra.write_text(json.dumps({"quantization": mixed}))
@@ -210,9 +218,182 @@ def test_experts(tmp_path: Path) -> None:
     assert of(tmp_path, num_experts=1).experts is None
 
 
+def test_experts_of_a_layer_in_one_tensor(tmp_path: Path) -> None:
+    """As Granite and gpt-oss store them; the shared part of Granite is always read."""
+    moe = "model.layers.1.block_sparse_moe"
+    granite = {
+        **PLAIN,
+        f"{moe}.input_linear.weight": ("BF16", (4, 16, 64)),
+        f"{moe}.output_linear.weight": ("BF16", (4, 64, 8)),
+        f"{moe}.router.layer.weight": ("BF16", (4, 64)),
+    }
+    model = of(tmp_path, granite, num_local_experts=4, num_experts_per_tok=1)
+    experts = 4 * 16 * 64 + 4 * 64 * 8
+    assert model.expert_bytes == 2 * experts
+    assert model.active_parameters == model.parameters - 32 * 64 - experts * 3 // 4
+    oss = {
+        **PLAIN,
+        "model.layers.1.mlp.experts.gate_up_proj_blocks": ("U8", (4, 16, 2, 16)),
+        "model.layers.1.mlp.experts.gate_up_proj_scales": ("U8", (4, 16, 2)),
+        "model.layers.1.mlp.experts.gate_up_proj_bias": ("BF16", (4, 16)),
+    }
+    config = {"quant_method": "mxfp4"}
+    model = of(tmp_path, oss, quantization_config=config, num_local_experts=4, experts_per_token=2)
+    experts = 4 * 16 * 64 + 4 * 16
+    assert model.parameters == of(tmp_path).parameters + experts
+    assert model.active_parameters == model.parameters - 32 * 64 - experts // 2
+
+
+def test_names_of_layers_that_are_no_numbers(tmp_path: Path) -> None:
+    for name in ("model.layers", "layers", "model.layers.x.y", "model.layers.²", "lm_head"):
+        shapes = {**PLAIN, name: ("BF16", (2,))}
+        assert of(tmp_path, shapes).active_parameters == 32 * 64 + 128 * 64 + 64 + 2
+
+
+@pytest.mark.parametrize("prefix", ["model.layers.2.", "mtp.layers.0."])
+def test_layers_that_draft_are_not_active(tmp_path: Path, prefix: str) -> None:
+    plain = of(tmp_path, num_experts=4, num_experts_per_tok=1)
+    drafts = {
+        **PLAIN,
+        f"{prefix}eh_proj.weight": ("BF16", (64, 128)),
+        f"{prefix}mlp.experts.0.up_proj.weight": ("BF16", (16, 64)),
+    }
+    model = of(tmp_path, drafts, num_experts=4, num_experts_per_tok=1)
+    assert model.parameters == plain.parameters + 64 * 128 + 16 * 64
+    assert model.active_parameters == plain.active_parameters
+    assert model.expert_bytes is None
+    assert model.active_bytes == plain.active_bytes
+
+
+def test_embeddings_of_every_layer_are_only_looked_up(tmp_path: Path) -> None:
+    tied = {name: PLAIN[name] for name in PLAIN if name not in HEAD}
+    name = "model.language_model.embed_tokens_per_layer.weight"
+    model = of(tmp_path, {**tied, name: ("BF16", (32, 128))})
+    assert model.embedding_bytes == 2 * 32 * 128
+    assert model.active_parameters == model.parameters - 32 * 128
+
+
+@pytest.mark.parametrize("name", ["BertModel", "XLMRobertaModel", "Qwen3ForSequenceClassification"])
+def test_what_writes_no_text_is_not_for_vllm(tmp_path: Path, name: str) -> None:
+    reason = of(tmp_path, architectures=[name]).unsupported[1]
+    assert reason == f"vllm: {name} embeds or classifies: it writes no text"
+
+
 def test_latent_attention(tmp_path: Path) -> None:
     kv = layout(tmp_path, kv_lora_rank=512, qk_rope_head_dim=64, v_head_dim=128)
     assert kv == KvLayout(kind="mla", kv_heads=(1, 1), key_dim=576, value_dim=0)
+
+
+# What sizes the cache in published config.json files, and bytes a token at 16 bit: of all layers,
+# and of those that keep everything.
+PUBLISHED: dict[str, tuple[dict[str, Any], int, int]] = {
+    "Mixtral-8x7B": (
+        {
+            "model_type": "mixtral",
+            "num_hidden_layers": 32,
+            "hidden_size": 4096,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "sliding_window": None,
+        },
+        128 << 10,
+        128 << 10,
+    ),
+    "Qwen3-30B-A3B": (
+        {
+            "model_type": "qwen3_moe",
+            "num_hidden_layers": 48,
+            "hidden_size": 2048,
+            "head_dim": 128,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 4,
+            "use_sliding_window": False,
+            "sliding_window": None,
+            "max_window_layers": 48,
+        },
+        96 << 10,
+        96 << 10,
+    ),
+    "DeepSeek-V3": (
+        {
+            "model_type": "deepseek_v3",
+            "num_hidden_layers": 61,
+            "hidden_size": 7168,
+            "num_attention_heads": 128,
+            "num_key_value_heads": 128,
+            "kv_lora_rank": 512,
+            "qk_nope_head_dim": 128,
+            "qk_rope_head_dim": 64,
+            "v_head_dim": 128,
+        },
+        61 * 576 * 2,
+        61 * 576 * 2,
+    ),
+    "MiniMax-M2": (
+        {
+            "model_type": "minimax_m2",
+            "num_hidden_layers": 62,
+            "hidden_size": 3072,
+            "head_dim": 128,
+            "num_attention_heads": 48,
+            "num_key_value_heads": 8,
+            "attn_type_list": [1] * 62,
+        },
+        248 << 10,
+        248 << 10,
+    ),
+    "gpt-oss-120b": (
+        {
+            "model_type": "gpt_oss",
+            "num_hidden_layers": 36,
+            "hidden_size": 2880,
+            "head_dim": 64,
+            "num_attention_heads": 64,
+            "num_key_value_heads": 8,
+            "sliding_window": 128,
+            "layer_types": ["sliding_attention", "full_attention"] * 18,
+        },
+        72 << 10,
+        36 << 10,
+    ),
+    "Qwen3-Next-80B-A3B": (
+        {
+            "model_type": "qwen3_next",
+            "num_hidden_layers": 48,
+            "hidden_size": 2048,
+            "head_dim": 256,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 2,
+            "full_attention_interval": 4,
+        },
+        24 << 10,
+        24 << 10,
+    ),
+    "command-r7b (cohere2)": (
+        {
+            "model_type": "cohere2",
+            "num_hidden_layers": 32,
+            "hidden_size": 4096,
+            "head_dim": 128,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "sliding_window": 4096,
+            "sliding_window_pattern": 4,
+        },
+        128 << 10,
+        32 << 10,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(PUBLISHED))
+def test_caches_of_published_models(tmp_path: Path, name: str) -> None:
+    config, every, full = PUBLISHED[name]
+    kv = layout(tmp_path, **{"num_key_value_heads": None, **config})
+    slides = kv.sliding or (False,) * len(kv.kv_heads)
+    sizes = [2 * heads * (kv.key_dim + kv.value_dim) for heads in kv.kv_heads]
+    assert sum(sizes) == every
+    assert sum(size for size, slide in zip(sizes, slides, strict=True) if not slide) == full
 
 
 def test_sliding_windows(tmp_path: Path) -> None:
@@ -248,6 +429,79 @@ def test_layers_without_a_cache(tmp_path: Path) -> None:
     assert layout(tmp_path, num_key_value_heads=[1, 2]).kv_heads == (1, 2)
 
 
+def test_recurrent_states(tmp_path: Path) -> None:
+    mamba = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 16, "mamba_n_groups": 1}
+    one = 2 * 3 * (32 + 2 * 16) + 4 * 32 * 16
+    types = ["mamba", "attention"]
+    kv = layout(tmp_path, **mamba, mamba_d_conv=4, layer_types=types)
+    assert (kv.kv_heads, kv.state_bytes) == ((0, 2), one)
+    auto = {**mamba, "mamba_d_head": "auto", "mamba_expand": 1}
+    wide = 2 * 3 * (64 + 2 * 16) + 4 * 64 * 16
+    assert layout(tmp_path, **auto, mamba_d_conv=4, layer_types=types).state_bytes == wide
+    assert layout(tmp_path, **mamba, mamba_d_conv=4, model_type="falcon_h1").state_bytes == 2 * one
+    nemotron = {"mamba_num_heads": 4, "mamba_head_dim": 8, "ssm_state_size": 16, "n_groups": 1}
+    kv = layout(
+        tmp_path, **nemotron, conv_kernel=4, num_hidden_layers=4, hybrid_override_pattern="M-*E"
+    )
+    assert (kv.kv_heads, kv.state_bytes) == ((0, 0, 2, 0), one)
+    linear = {
+        "full_attn_layers": [2],
+        "num_heads": 2,
+        "head_dim": 8,
+        "short_conv_kernel_size": 4,
+    }
+    kv = layout(tmp_path, linear_attn_config=linear, kv_lora_rank=512, qk_rope_head_dim=64)
+    assert (kv.kind, kv.kv_heads, kv.key_dim) == ("hybrid", (0, 1), 576)
+    assert kv.state_bytes == 2 * 3 * 3 * 16 + 4 * 16 * 8
+
+
+@pytest.mark.parametrize(
+    ("rope", "model_type", "context"),
+    [
+        (None, "llama", 4096),
+        ({"type": "yarn", "factor": 4.0}, "qwen2", 16384),
+        (
+            {"type": "yarn", "factor": 40, "original_max_position_embeddings": 1024},
+            "deepseek_v3",
+            40960,
+        ),
+        ({"rope_type": "linear", "factor": 2.5}, "llama", 10240),
+        ({"rope_type": "linear", "factor": 8.0}, "gemma3_text", 4096),
+        ({"rope_type": "llama3", "factor": 8.0}, "llama", 4096),
+        ({"type": "longrope", "factor": 32}, "phi3", 4096),
+        ({"rope_type": "yarn", "factor": True}, "llama", 4096),
+        ({"rope_type": "yarn", "factor": 1e300}, "llama", 4096),
+        ({"rope_type": "yarn"}, "llama", 4096),
+    ],
+)
+def test_a_stretched_context(tmp_path: Path, rope: Any, model_type: str, context: int) -> None:
+    assert of(tmp_path, rope_scaling=rope, model_type=model_type).context == context
+
+
+def test_what_gemma3_leaves_out(tmp_path: Path) -> None:
+    """The 4B's published text_config names neither heads nor context."""
+    inner = {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "sliding_window": 1024,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+    }
+    folder = checkpoint(tmp_path)
+    (folder / "config.json").write_text(
+        json.dumps(
+            {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3"}
+            | {"text_config": inner}
+        )
+    )
+    model = read_model(f"dir:{folder}")
+    assert (model.heads, model.context, model.vocabulary) == (8, 131072, 262208)
+    assert model.kv is not None
+    assert (model.kv.kv_heads, model.kv.key_dim) == ((4,) * 34, 256)
+    assert (model.kv.sliding_window, model.kv.sliding_layers) == (1024, 29)
+
+
 def test_the_loop_variant_runs_twice(tmp_path: Path) -> None:
     assert of(tmp_path, loop_num=2).passes == 2
     loop = of(tmp_path, architectures=["IQuestLoopCoderForCausalLM"])
@@ -264,6 +518,9 @@ def test_text_inside_a_multimodal_model(tmp_path: Path) -> None:
     model = read_model(f"dir:{folder}")
     assert (model.architecture, model.embedding, model.layers) == ("Kimi", 64, 2)
     assert model.active_parameters == model.parameters - 32 * 64 - 100
+    nested = {"architectures": ["Omni"], "thinker_config": {"text_config": inner}}
+    (folder / "config.json").write_text(json.dumps(nested))
+    assert read_model(f"dir:{folder}").layers == 2
 
 
 def test_shards_with_an_index(tmp_path: Path) -> None:
@@ -312,8 +569,28 @@ def test_an_index_that_is_wrong(tmp_path: Path, text: str, message: str) -> None
     assert message in fails(folder).message
 
 
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "model.safetensors.index.json"]
+)
+def test_pipes_among_the_files_do_not_hang(tmp_path: Path, name: str) -> None:
+    path = checkpoint(tmp_path) / name
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    assert fails(tmp_path).message == f"{path} is not a regular file"
+
+
+def test_a_pipe_is_no_tokenizer_configuration(tmp_path: Path) -> None:
+    os.mkfifo(checkpoint(tmp_path) / "tokenizer_config.json")
+    assert read_model(f"dir:{tmp_path}").chat_template is False
+
+
 def test_folders_without_a_model(tmp_path: Path) -> None:
-    assert f"model folder not found: {tmp_path}/no" in fails(tmp_path / "no").message
+    error = fails(tmp_path / "no")
+    assert f"model folder not found: {tmp_path}/no" in error.message
+    assert error.hint == f"{tmp_path} has no folders"
+    (tmp_path / "not").mkdir()
+    assert fails(tmp_path / "no").hint == "did you mean not?"
+    (tmp_path / "not").rmdir()
     assert fails(tmp_path).hint == "the folder is empty"
     path = write(tmp_path / "a.gguf")
     assert fails(tmp_path).hint == f"give the file: file:{path}"
@@ -334,6 +611,7 @@ def test_folders_without_a_model(tmp_path: Path) -> None:
         ({"num_key_value_heads": [1, -1]}, "num_key_value_heads is [1, -1]"),
         ({"layer_types": ["x"]}, "layer_types is ['x']"),
         ({"loop_num": 1000}, "loop_num is 1000"),
+        ({"num_experts": 4, "num_experts_per_tok": 8}, "uses 8 of 4 experts for a token"),
         ({"architectures": ["a\nb"]}, "does not name its architecture"),
         ({"hidden_size": -1}, "hidden_size is -1"),
     ],
@@ -430,7 +708,9 @@ def test_a_cached_repository(cache: Path) -> None:
     assert (model.source, model.name) == ("hf:Org/Repo", "Repo")
     assert model.files[0].path == str(folder / "model.safetensors")
     assert read_model(f"hf:Org/Repo@{'a' * 40}").parameters == model.parameters
-    assert "is not in the local hub cache" in fails("hf:Org/Repo@v2").message
+    error = fails("hf:Org/Repo@v2")
+    assert error.message.startswith("revision v2 of Org/Repo is not in the local hub cache")
+    assert error.hint == f"it has main, {'a' * 40}: hf:Org/Repo@main"
     assert "has no GGUF file of Q4_K_M" in fails("hf:Org/Repo:Q4_K_M").message
 
 

@@ -120,7 +120,17 @@ def test_the_list(cli: Cli) -> None:
     ("code", "source", "words", "hint"),
     [
         (4, "catalogue:iquest-coder-40b", "has no model", "did you mean"),
-        (4, "catalogue:zzz", "has no model", "it has "),
+        (4, "catalogue:zzz", "has no model", "stackctl model catalogue lists them"),
+        (4, "catalogue:Kimi", "has no model", "did you mean kimi-k2.5-1t-a32b-q4_k_s?"),
+        (
+            2,
+            "gemma-3-270m-q4_k_m",
+            "is not understood",
+            "did you mean catalogue:gemma-3-270m-q4_k_m?",
+        ),
+        (2, "Qwen/Qwen3-8B", "is not understood", "did you mean hf:Qwen/Qwen3-8B?"),
+        (2, ".", "is not understood", "did you mean dir:.?"),
+        (2, "bad.json", "is not understood", "did you mean facts:bad.json?"),
         (1, "file:none.gguf", "not found", None),
         (2, "odd", "is not understood", "file:PATH"),
         (2, "file:", "names nothing", None),
@@ -141,6 +151,17 @@ def test_sources_that_are_no_model(
     assert cli.out == ""
     assert cli("model", "show", source, "--json") == code
     assert from_json(cli.out, ErrorReport, where="stdout").exit_code == code
+
+
+def test_names_cannot_move_the_cursor(cli: Cli, tmp_path: Path) -> None:
+    text = to_json(GEMMA).replace(f'"{GEMMA.name}"', '"\\u001b[2Jx"')
+    (tmp_path / "m.json").write_text(text)
+    assert cli("model", "show", "facts:m.json") == 0
+    assert rows(cli.out)["model"] == "?[2Jx"
+    (tmp_path / "m.json").write_text('{"\\u001b[2J": 1}')
+    assert cli("model", "show", "facts:m.json") == 2
+    assert "?[2J" in cli.err
+    assert "\x1b" not in cli.out + cli.err
 
 
 def test_a_header_is_read_quickly(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -116,8 +117,11 @@ def test_experts(tmp_path: Path) -> None:
     assert (model.experts, model.experts_used, model.expert_bytes) == (4, 2, 272)
     assert model.weights_bytes == 272 + 32
     assert model.active_parameters == 32 * 2 * 4 // 2 + 8
-    dense = of(tmp_path, expert_count=0)
-    assert (dense.experts, dense.expert_bytes) == (None, None)
+    changes["llama.expert_used_count"] = 5
+    path = write(tmp_path / "m.gguf", changes, tensors=tensors)
+    assert fails(path).message == f"{path} uses 5 of 4 experts for a token"
+    dense = of(tmp_path, expert_count=0, expert_used_count=2)
+    assert (dense.experts, dense.experts_used, dense.expert_bytes) == (None, None, None)
 
 
 def test_heads_and_dimensions(tmp_path: Path) -> None:
@@ -170,6 +174,28 @@ def test_an_unknown_pattern_counts_as_full(tmp_path: Path) -> None:
     for keys in ({}, {"attention__sliding_window_pattern": 1}):
         kv = layout(tmp_path, "phi3", attention__sliding_window=2047, **keys)
         assert (kv.sliding_window, kv.sliding_layers, kv.sliding) == (None, 0, ())
+
+
+@pytest.mark.parametrize(
+    ("arch", "window", "full"),
+    [
+        ("olmo2", 4096, (3, 7)),
+        ("exaone4", 4096, (3, 7)),
+        ("exaone-moe", 128, (3, 7)),
+        ("afmoe", 2048, (3, 7)),
+        ("smallthinker", 4096, (0, 4)),
+        ("llama4", None, (3, 7)),
+        ("gemma2", None, (1, 3, 5, 7)),
+    ],
+)
+def test_patterns_that_llama_cpp_knows_by_itself(
+    tmp_path: Path, arch: str, window: int | None, full: tuple[int, ...]
+) -> None:
+    kv = layout(tmp_path, arch, block_count=8, attention__sliding_window=window)
+    assert kv.sliding_window == (window or {"llama4": 8192, "gemma2": 4096}[arch])
+    assert tuple(i for i, slides in enumerate(kv.sliding) if not slides) == full
+    kv = layout(tmp_path, arch, block_count=8, attention__sliding_window=0)
+    assert (kv.sliding_window, kv.sliding_layers) == (None, 0)
 
 
 def test_gemma4_has_other_heads_where_it_slides_and_shares_caches(tmp_path: Path) -> None:
@@ -225,6 +251,39 @@ def test_recurrent_layers_have_a_state(tmp_path: Path) -> None:
     assert (kv.kind, kv.kv_heads, kv.state_bytes) == ("hybrid", (0,) * 4, 4 * state)
 
 
+def test_other_recurrent_states(tmp_path: Path) -> None:
+    two = As("i32", [0, 2, 0, 2])
+    none: dict[str, Value] = {"attention__head_count": 0, "attention__head_count_kv": 0}
+    kv = layout(tmp_path, "lfm2", shortconv__l_cache=3, attention__head_count_kv=two)
+    assert kv.state_bytes == 2 * 4 * 2 * 64
+    kv = layout(tmp_path, "rwkv7", **none, wkv__head_size=16, token_shift_count=1)
+    assert (kv.kv_heads, kv.state_bytes) == ((0,) * 4, 4 * 4 * (64 + 64 * 16))
+    keys: dict[str, Value] = {"kda__head_dim": 16, "ssm__conv_kernel": 4}
+    kv = layout(tmp_path, "kimi-linear", **keys, attention__head_count_kv=two)
+    assert kv.state_bytes == 2 * 4 * (3 * 3 * 8 * 16 + 8 * 16 * 16)
+    keys = {"ssm__inner_size": 16, "ssm__state_size": 8}
+    kv = layout(tmp_path, "plamo2", **keys, attention__head_count_kv=two)
+    assert kv.state_bytes == 2 * 4 * 8 * 16
+    # Three kinds of layers: a state, attention, and a feed-forward part alone.
+    wide = As("i32", [0, 0, 256, 256])
+    one = As("i32", [0, 2, 0, 0])
+    kv = layout(
+        tmp_path,
+        "nemotron_h",
+        **keys,
+        attention__head_count_kv=one,
+        feed_forward_length=wide,
+    )
+    assert (kv.kv_heads, kv.state_bytes) == ((0, 2, 0, 0), 4 * 8 * 16)
+
+
+def test_what_writes_no_text_is_not_for_llama_server(tmp_path: Path) -> None:
+    for arch, what in (("bert", "makes embeddings"), ("llada", "writes by diffusion")):
+        reason = of(tmp_path, arch).unsupported[0]
+        assert reason.startswith(f"llama.cpp: a {arch} model {what}")
+    assert of(tmp_path, "qwen3").unsupported == (VLLM,)
+
+
 def test_a_loop_variant_is_known_and_not_for_llama_cpp(tmp_path: Path) -> None:
     model = of(tmp_path, loop__num=2)
     assert model.passes == 2
@@ -261,7 +320,7 @@ def test_latent_attention_keeps_one_compressed_key(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"llama.block_count": None}, "llama.block_count is None"),
+        ({"llama.block_count": None}, "how many layers it has (llama.block_count)"),
         ({"llama.block_count": 0}, "llama.block_count is 0"),
         ({"llama.block_count": 4_000_000}, "llama.block_count is 4000000"),
         ({"llama.block_count": "four"}, "llama.block_count is 'four', not a number in range"),
@@ -470,6 +529,13 @@ def test_facts_come_back_as_they_were_written(tmp_path: Path) -> None:
         ('"heads": 8', '"heads": -8', "no other number negative"),
         ('"passes": 1', '"passes": 0', "must be at least 1"),
         ('"key_dim": 8', '"key_dim": -8', "kv must not hold negative numbers"),
+        ('"state_bytes": 0', '"state_bytes": -1', "kv must not hold negative numbers"),
+        ('"sliding_window": null', '"sliding_window": -1', "kv must not hold negative numbers"),
+        ('"layers": 4', '"layers": 100000', "layers (1024 at most)"),
+        ('"experts_used": null', '"experts_used": 2', "experts_used is 2 of 0 experts"),
+        ('"embedding_bytes": 0', '"embedding_bytes": 9999', "larger than all of them"),
+        ('"sliding_layers": 0', '"sliding_layers": 2', "kv.sliding_layers is 2, kv.sliding has 0"),
+        ('"bytes": ', '"bytes": -', "no other number negative"),
         ('"sliding": []', '"sliding": [true]', "kv.sliding has 1 entries for 4 layers"),
         ("{", "", "is not valid JSON"),
     ],
@@ -487,9 +553,19 @@ def test_facts_files_that_cannot_be_read(tmp_path: Path) -> None:
     error = fails(f"facts:{tmp_path}/fact.json")
     assert error.message == f"facts file not found: {tmp_path}/fact.json"
     assert error.hint == "did you mean facts.json?"
-    assert "Is a directory" in fails(f"facts:{tmp_path}").message
+    assert "is a directory, not a file" in fails(f"facts:{tmp_path}").message
     (tmp_path / "facts.json").write_bytes(b" " * (2 << 20))
-    assert "more than 1 MiB" in fails(f"facts:{tmp_path}/facts.json").message
+    assert "has more than 1048576 bytes" in fails(f"facts:{tmp_path}/facts.json").message
+    os.mkfifo(tmp_path / "pipe.json")  # nobody writes: reading it would never end
+    assert "is not a regular file" in fails(f"facts:{tmp_path}/pipe.json").message
+
+
+def test_facts_with_many_keys_are_refused_quickly(tmp_path: Path) -> None:
+    path = tmp_path / "facts.json"
+    path.write_text("{" + ",".join(f'"k{n}":1' for n in range(90_000)) + "}")
+    started = time.process_time()
+    assert "unknown field" in fails(f"facts:{path}", ExitCode.USAGE).message
+    assert time.process_time() - started < 1
 
 
 VALID = gguf({**LLAMA, "llama.attention.sliding_window": 8, "split.count": As("u16", 1)}, TENSORS)

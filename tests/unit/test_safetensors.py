@@ -39,6 +39,8 @@ ENTRY = b'"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}'
         (raw_header(b"{" + ENTRY.replace(b'"shape":[2]', b'"dtype":"U8"') + b"}", 2), "not have"),
         (raw_header(b"{" + ENTRY.replace(b"[0,2]", b"[2,4]") + b"}", 4), "a gap or overlaps"),
         (raw_header(b'{"a":1}'), "not understood"),
+        (raw_header(b"{" + ENTRY.replace(b"a", b"\\x", 1) + b"}", 2), "of a tensor is not under"),
+        (raw_header(b"{" + ENTRY.replace(b"a", b"\\", 1) + b"}", 2), "not understood at byte"),
         (raw_header(b"{" + ENTRY.replace(b"a", b"n" * 600, 1) + b"}", 2), "600 bytes long"),
         (
             raw_header(b"{" + ENTRY.replace(b"[2]", b"[" + b"9" * 18 + b",9999999999]") + b"}", 2),
@@ -70,6 +72,9 @@ def test_safetensors_as_other_writers_make_them(tmp_path: Path) -> None:
         "b": ("F32", (), 4),
         "t.é": ("U8", (2, 1), 2),
     }
+    for escaped, label in ((b"t.\\u00e9", "t.é"), (b'a\\"}', 'a"}'), (b"\\ud800", "?")):
+        path.write_bytes(raw_header(b"{" + ENTRY.replace(b"a", escaped, 1) + b"}", 2))
+        assert list(read_safetensors(path).tensors) == [label]
     path.write_bytes(raw_header(b"{}"))
     assert not read_safetensors(path).tensors
 
