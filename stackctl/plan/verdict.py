@@ -57,15 +57,15 @@ def judge(
 
 
 def _need(budget: MemoryBudget, why: str) -> str:
-    parts = [
-        f"weights {format_bytes(budget.weights_bytes)}",
-        f"KV {format_bytes(budget.kv_bytes)}",
-        f"engine {format_bytes(budget.compute_bytes - budget.cache_bytes)}",
-    ]
-    if budget.cache_bytes:
-        parts.append(f"cache {format_bytes(budget.cache_bytes)}")
+    named = (
+        ("weights", budget.weights_bytes),
+        ("KV", budget.kv_bytes),
+        ("engine", budget.compute_bytes - budget.cache_bytes),
+        ("cache", budget.cache_bytes),
+    )
+    parts = " + ".join(f"{name} {format_bytes(size)}" for name, size in named if size)
     return (
-        f"{budget.pool}: {' + '.join(parts)} = {format_bytes(budget.total_bytes)} of "
+        f"{budget.pool}: {parts} = {format_bytes(budget.total_bytes)} of "
         f"{format_bytes(budget.limit_bytes or 0)} ({why})"
     )
 
