@@ -127,6 +127,9 @@ def _exchange(
     stack, old, journal = new.stack, before.generation, context.journal
     beside = new.strategy is not None and new.strategy.value == "side by side"
     change = journal.step(change, "install")
+    early = new.door if before.stopped and not door.installed(context, stack) else None
+    if early is not None:
+        door.prepare(context, stack, early)
     install.add(context, stack, render.pending(new.units))
     install.assert_loaded(context, new.units)
     folder = context.paths.unit_folder(stack)
@@ -145,6 +148,8 @@ def _exchange(
         change = journal.step(change, "close")
         door.remove(context, stack)
     change = journal.step(change, "start")
+    if early is not None:
+        door.begin(context, stack)
     seconds = start_and_wait(context, new, deadline_s=new.plan.timing.deadline_s)
     context.report.step("ready", format_duration(seconds))
     change = journal.step(change, "answer")

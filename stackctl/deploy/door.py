@@ -27,6 +27,7 @@ from stackctl.units import door as units
 from stackctl.units import render
 from stackctl.values.door import Door, key_digest
 from stackctl.values.generation import Generation
+from stackctl.values.unit import UnitFile
 
 _POLL_S = 0.05
 #: HAProxy is up within a fraction of a second; a machine under load may need more.
@@ -44,28 +45,40 @@ def apply(context: Context, stack: str, door: Door | None) -> None:
     if door is None:
         remove(context, stack)
         return
-    files = units.render_door(
-        stack,
-        door,
-        scope=context.paths.scope,
-        podman=podman.version(),
-        folder=str(_folder(context, stack)),
-    )
-    same = _same(files, context, stack)
-    _write(context, stack, files)
-    if door.key:
-        state = context.paths.state
-        _write_keys(context, stack, keys.read(state, stack) or keys.create(state, stack))
     service = units.door_service(stack)
-    if not same or context.systemd.show(service, "ActiveState")["ActiveState"] != "active":
+    files = _render(context, stack, door)
+    if not _same(files, context, stack):
+        # Stopped before its files change: should we end in between, it is seen that it must start.
+        context.systemd.stop(service)
+    if _write(context, stack, door, files):
+        context.systemd.daemon_reload()
+    state = context.systemd.show(service, "ActiveState")["ActiveState"]
+    if state != "active":
         context.report.progress("door", "starting")
-        _restart(context, stack)
+        if state != "activating":
+            _start(context, stack)
+        _wait(context, stack)
     admin = _admin(context, stack)
     if admin.state() != "held":
         admin.hold()
     admin.point_to(door.engine_port)
     alive = endpoint.liveness(door.engine_port, door.health_path) == "ready"
     admin.release(healthy=alive)
+
+
+def unit_file(context: Context, stack: str, door: Door) -> UnitFile:
+    """The unit of a door, as ``apply`` will install it."""
+    return _render(context, stack, door).unit
+
+
+def prepare(context: Context, stack: str, door: Door) -> None:
+    """Write what a first front door needs; systemd reads it with the engine's unit."""
+    _write(context, stack, door, _render(context, stack, door))
+
+
+def begin(context: Context, stack: str) -> None:
+    """Start a door that was prepared, beside its engine: ``apply`` then finds it open."""
+    _start(context, stack)
 
 
 def remove(context: Context, stack: str) -> None:
@@ -175,13 +188,27 @@ def installed(context: Context, stack: str) -> bool:
     return _unit_path(context, stack).exists()
 
 
-def _write(context: Context, stack: str, files: units.DoorFiles) -> None:
+def _render(context: Context, stack: str, door: Door) -> units.DoorFiles:
+    return units.render_door(
+        stack,
+        door,
+        scope=context.paths.scope,
+        podman=podman.version(),
+        folder=str(_folder(context, stack)),
+    )
+
+
+def _write(context: Context, stack: str, door: Door, files: units.DoorFiles) -> bool:
+    """Write a door's files; whether systemd must read its unit again."""
     folder = _folder(context, stack)
     private_folder(folder / units.ADMIN)
     for file in files.files:
         if _read(folder / file.name) != file.text:
             write_atomically(folder / file.name, file.text, mode=0o600)
-    install.add(context, stack, (files.unit,))
+    if door.key:
+        state = context.paths.state
+        _write_keys(context, stack, keys.read(state, stack) or keys.create(state, stack))
+    return install.write(context, stack, (files.unit,))
 
 
 def _write_keys(context: Context, stack: str, valid: tuple[str, ...]) -> None:
@@ -191,21 +218,25 @@ def _write_keys(context: Context, stack: str, valid: tuple[str, ...]) -> None:
         write_atomically(path, text, mode=0o600)
 
 
-def _restart(context: Context, stack: str) -> None:
-    service, since = units.door_service(stack), time.time()
+def _start(context: Context, stack: str) -> None:
+    service = units.door_service(stack)
     context.systemd.reset_failed(service)
-    before = context.systemd.show(service, "InvocationID").get("InvocationID")
-    context.systemd.restart(service)
+    context.systemd.start(service)
+
+
+def _wait(context: Context, stack: str) -> None:
+    service, started = units.door_service(stack), time.time()
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline:
-        seen = context.systemd.show(service, "ActiveState", "SubState", "InvocationID")
-        if seen.get("InvocationID") != before:
-            if seen["ActiveState"] == "active":
-                return
-            if seen["ActiveState"] == "failed" or seen.get("SubState") == "auto-restart":
-                break
+        seen = context.systemd.show(service, "ActiveState", "SubState", "NRestarts", "Job")
+        if seen["ActiveState"] == "active":
+            return
+        failed = seen["ActiveState"] == "failed" or seen.get("NRestarts", "0") not in ("0", "")
+        idle = seen["ActiveState"] == "inactive" and seen.get("Job", "0") in ("0", "")
+        if failed or idle:
+            break
         time.sleep(_POLL_S)
-    lines = context.systemd.journal(service, f"{stack}-door", since=since)
+    lines = context.systemd.journal(service, f"{stack}-door", since=started - _START_S)
     raise StackctlError(
         f"the front door of {stack} did not start",
         details=lines[-5:],

@@ -6,7 +6,7 @@ import contextlib
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from stackctl.deploy.context import Context
@@ -20,16 +20,17 @@ from stackctl.values.unit import UnitFile, UnitSet
 _CHATTER = re.compile(r"Loading source unit file|^\s*$|Looking for|quadlet-generator\[\d+\]: $")
 
 
-def validate(context: Context, units: UnitSet, generator: str) -> None:
-    """Run the installed Quadlet generator and systemd's own check over the units.
+def validate(context: Context, stack: str, files: Sequence[UnitFile], generator: str) -> None:
+    """Run the installed Quadlet generator and systemd's own check over unit files.
 
-    The generator drops a unit it cannot read, some versions without a word: so the service must
-    appear in its output, and nothing may be said on the way.
+    The generator drops a unit it cannot read, some versions without a word: so the service of each
+    must appear in its output, and nothing may be said on the way.
 
     Raises:
         StackctlError: with the generator's or systemd's words.
     """
-    with _stage(units) as folder:
+    services = [render.service_name(file.name.removesuffix(".container")) for file in files]
+    with _stage(files) as folder:
         flags = ("--user",) if context.systemd.scope == "user" else ()
         done = runner.run(
             (generator, *flags, "--dryrun"),
@@ -37,44 +38,40 @@ def validate(context: Context, units: UnitSet, generator: str) -> None:
             extra_env={"QUADLET_UNIT_DIRS": str(folder)},
         )
         complaints = [line for line in done.stderr.splitlines() if not _CHATTER.search(line)]
-        service = _generated(done.stdout, units.service)
-        if done.status != 0 or service is None or complaints:
+        made = _generated(done.stdout)
+        complaints += [
+            f"{name} is missing from its output" for name in services if name not in made
+        ]
+        if done.status != 0 or complaints:
             raise StackctlError(
-                f"Quadlet does not accept the unit of {units.stack}",
-                details=complaints[-5:] or [f"{units.service} is missing from its output"],
+                f"Quadlet does not accept the unit of {stack}",
+                details=complaints[-5:],
                 hint="this Podman may be older than the unit's keys, or a value is not valid; "
                 "stackctl render shows the unit",
             )
-        # Outside the folder that the generator reads, under the name that systemd expects.
-        checked = folder.parent / units.service
-        checked.write_text(service, encoding="utf-8")
-        verdict = runner.run(
-            (
-                "systemd-analyze",
-                *flags,
-                "--man=no",
-                "--recursive-errors=no",
-                "verify",
-                str(checked),
-            ),
-            check=False,
-        )
-        said = [line for line in verdict.stderr.splitlines() if units.service in line]
+        # Outside the folder that the generator reads, under the names that systemd expects.
+        for name in services:
+            (folder.parent / name).write_text(made[name], encoding="utf-8")
+        options = (*flags, "--man=no", "--recursive-errors=no")
+        paths = (str(folder.parent / name) for name in services)
+        verdict = runner.run(("systemd-analyze", *options, "verify", *paths), check=False)
+        said = [
+            line.replace(f"{folder.parent}/", "")
+            for line in verdict.stderr.splitlines()
+            if any(name in line for name in services)
+        ]
         if said:
-            raise StackctlError(
-                f"systemd does not accept the unit of {units.stack}",
-                details=[line.replace(str(checked), units.service) for line in said[-5:]],
-            )
+            raise StackctlError(f"systemd does not accept the unit of {stack}", details=said[-5:])
 
 
 @contextlib.contextmanager
-def _stage(units: UnitSet) -> Iterator[Path]:
+def _stage(files: Sequence[UnitFile]) -> Iterator[Path]:
     temporary = None
     try:
         temporary = Path(tempfile.mkdtemp(prefix="stackctl-"))
         folder = temporary / "units"
         folder.mkdir()
-        for file in units.files:
+        for file in files:
             (folder / file.name).write_text(file.text, encoding="utf-8")
         yield folder
     except OSError as error:
@@ -86,11 +83,10 @@ def _stage(units: UnitSet) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _generated(output: str, service: str) -> str | None:
-    """The text of one service in the generator's dry run."""
+def _generated(output: str) -> dict[str, str]:
+    """The texts of the services in the generator's dry run, by name."""
     parts = re.split(r"^---(\S+)---$", output, flags=re.MULTILINE)
-    texts = dict(zip(parts[1::2], parts[2::2], strict=True))
-    return texts.get(service)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def installed(context: Context, stack: str) -> tuple[UnitFile, ...]:

@@ -29,7 +29,7 @@ from stackctl.sources.models import read_model
 from stackctl.state import calibrations, claims
 from stackctl.state.generations import now
 from stackctl.units import render
-from stackctl.units.door import door_of
+from stackctl.units.door import door_of, door_service
 from stackctl.values.generation import Generation, Operation, Outcome
 from stackctl.values.host import Host
 from stackctl.values.plan import Plan
@@ -170,10 +170,13 @@ def replace(
         The generation, ready; None for a dry run.
     """
     install.refuse_foreign(context, new.stack, new.units.service)
+    if new.door is not None:
+        install.refuse_foreign(context, new.stack, door_service(new.stack))
     strategy = takeover.choose(context, new, before, host)
     new = msgspec.structs.replace(new, strategy=strategy)
     takeover.require_room(context, host, new, before, force=wish.force)
-    install.validate(context, new.units, generator)
+    doors = (door.unit_file(context, new.stack, new.door),) if new.door else ()
+    install.validate(context, new.stack, (*new.units.files, *doors), generator)
     if wish.dry_run:
         return None
     if before.running and before.generation is not None:
