@@ -13,6 +13,9 @@ from stackctl.values.host import Problem
 
 #: Linux supports at most 8192 CPUs; a list that names more in all is a damaged file.
 _MOST_CPUS = 65536
+#: An attribute of sysfs is a page, and a list of the most CPUs there can be some pages more.
+#: Hundreds are read: hostile recordings of large ones must not take minutes.
+_MOST_SYSFS = 65536
 #: Fits a 64-bit integer, and so any JSON reader.
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _WORD = re.compile(r"[0-9a-fA-F]{1,8}")
@@ -68,6 +71,8 @@ class Reader:
         """The text of a file, or None. A path that no file can have is absent, not an error."""
         if not path.isprintable() or len(path) > 4096:
             return None
+        if path.startswith("/sys/"):
+            return self.machine.read(path, most=_MOST_SYSFS)
         return self.machine.read(path)
 
     def raw(self, path: str, most: int) -> bytes | None:
