@@ -18,8 +18,8 @@ from stackctl.machine import runner
 
 #: No fact is longer; anything larger under /proc or /sys is not what we think it is.
 _MOST_BYTES = 16 * 2**20
-#: As the kernel follows at most (path_resolution(7)).
-_MOST_LINKS = 40
+#: What every POSIX system follows (_POSIX_SYMLOOP_MAX); recordings hold chains of two or three.
+_MOST_LINKS = 8
 
 
 class Machine(Protocol):
