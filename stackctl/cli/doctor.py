@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -9,6 +10,7 @@ import click
 from stackctl.cli.plan import facts_option
 from stackctl.cli.session import Session, _profile_names, overrides, plan_options, verb
 from stackctl.errors import ExitCode, StackctlError
+from stackctl.values.plan import Verdict
 from stackctl.values.result import Result
 
 
@@ -27,7 +29,8 @@ def command(
 ) -> None:
     """Find what stands in the way on this host, of PROFILE or of any.
 
-    Each finding with the command that fixes it. Exits 6 when something must be fixed first.
+    Each finding with the command that fixes it. Exits 6 when something must be fixed first, else
+    0: warnings do not count.
     """
     from stackctl.cli.planning import make_plan, read_host
     from stackctl.probe.doctor import findings
@@ -47,9 +50,7 @@ def command(
             plan = make_plan(session, wanted, facts).plan
             weights = None if needs_gpu else plan.model.weights_bytes
             cpuset = cpuset or plan.placement.policy == "interleave"
-            results.append(
-                _plan_result(plan.verdict.fits, plan.verdict.viable, plan.verdict.reasons)
-            )
+            results.append(_plan_result(plan.verdict, _again(profile)))
         except StackctlError as error:
             results.append(
                 Result(name="plan", status="fail", actual=error.message, remedy=error.hint)
@@ -65,12 +66,25 @@ def command(
         raise click.exceptions.Exit(int(ExitCode.HOST))
 
 
-def _plan_result(fits: bool | None, viable: bool | None, reasons: tuple[str, ...]) -> Result:
-    bad = fits is False or viable is False
+def _plan_result(verdict: Verdict, plan: str) -> Result:
+    bad = verdict.fits is False or verdict.viable is False
+    wrong = "does not fit" if verdict.fits is False else "not viable"
     return Result(
         name="plan",
         status="fail" if bad else "ok",
-        actual="does not fit" if fits is False else "not viable" if viable is False else "fits",
-        evidence="; ".join(reasons) if bad else None,
-        remedy="stackctl plan PROFILE shows what helps" if bad else None,
+        actual=f"{wrong}: the plan says what helps" if bad else "fits",
+        evidence="; ".join(verdict.reasons) if bad else None,
+        remedy=plan if bad else None,
     )
+
+
+def _again(profile: str) -> str:
+    """The command that shows the plan, with the options of this one."""
+    given = click.get_current_context()
+    words = ["stackctl", "plan", profile]
+    for option in given.command.params:
+        value = given.params.get(option.name or "")
+        if isinstance(option, click.Option) and value and not option.is_flag:
+            for one in value if option.multiple else (value,):
+                words += [option.opts[0], str(one)]
+    return shlex.join(words)

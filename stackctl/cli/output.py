@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import IO, Literal
 
@@ -109,10 +110,11 @@ class Output:
             self.line(f"{status}{result.name:<{width}}{result.actual or ''}".rstrip())
             indent = " " * (6 + width)
             if result.status in ("fail", "warn"):
-                if result.expected:
-                    self.line(f"{indent}expected {result.expected}")
-                if result.evidence:
-                    self.line(f"{indent}{result.evidence}")
+                told = (f"expected {result.expected}" if result.expected else "", result.evidence)
+                for text in filter(None, told):
+                    for line in textwrap.wrap(text, max(40, 80 - len(indent))):
+                        self.line(indent + line)
+                # A command is never wrapped: it is there to be pasted.
                 if result.remedy:
                     self.line(f"{indent}fix: {result.remedy}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import collections
+import itertools
 import textwrap
 from pathlib import Path
 
@@ -13,9 +13,12 @@ from stackctl.cli.session import Session, verb
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.quantity import format_bytes
 from stackctl.values.cpulist import format_cpulist, parse_cpulist
-from stackctl.values.host import UNLIMITED, Cpu, Gpu, Host, Memory, Storage
+from stackctl.values.host import UNLIMITED, Cpu, Gpu, Host, Memory, NumaNode, Storage
 
 _LABEL = 10
+_WIDTH = 80
+#: Groups that are listed one by one; of more, some.
+_MANY = 8
 
 
 @verb("probe")
@@ -77,15 +80,28 @@ def picture(host: Host) -> list[str]:
     """The machine in a few lines of at most 80 columns where the names allow it."""
     cpu, memory, tools = host.cpu, host.memory, host.tools
     smt = {True: "SMT on", False: "SMT off", None: ""}[cpu.smt]
-    counts = [_count(cpu.sockets, "socket"), _count(cpu.cores, "core"), smt]
-    lines = [f"{cpu.model or 'unknown processor'}   {', '.join(filter(None, counts))}"]
+    dies = cpu.dies if (cpu.dies or 0) > (cpu.sockets or 0) else None
+    counts = [
+        _count(cpu.sockets, "socket"), _count(dies, "die"), _count(cpu.cores, "core"), smt,
+    ]  # fmt: skip
+    model, said = cpu.model or "unknown processor", ", ".join(filter(None, counts))
+    fits = len(model) + len(said) + 3 <= _WIDTH
+    lines = [f"{model}   {said}"] if fits else [model, *_rows("", said)]
     if cpu.allowed is not None and cpu.allowed != cpu.online:
-        lines.append(_row("allowed", f"this process may use CPU {cpu.allowed} of {cpu.online}"))
-    lines += [_row("L3" if number == 0 else "", text) for number, text in enumerate(_caches(cpu))]
-    for node in cpu.numa:
-        where = f"cores {_cores(cpu, node.cpus)}" if node.cpus else "no cores"
-        size = format_bytes(node.memory_bytes) if node.memory_bytes is not None else "size unknown"
-        lines.append(_row(f"node {node.id}", f"{where}, {size}"))
+        text = f"this process may use CPU {_short(cpu.allowed)} of {_short(cpu.online or '')}"
+        lines += _rows("allowed", text)
+    if cpu.quota_cpus is not None:
+        lines += _rows("quota", f"a cgroup grants the time of {cpu.quota_cpus:g} CPUs")
+    if cpu.offline is not None:
+        lines += _rows("offline", f"CPU {_short(cpu.offline)}")
+    if cpu.kinds:
+        kinds = (f"{kind.name} {_short(_cores(cpu, kind.cpus))}" for kind in cpu.kinds)
+        lines += _rows("kinds", "cores: " + ", ".join(kinds))
+    if cpu.threads_per_core is not None and cpu.threads_per_core > 1:
+        lines += _rows("threads", f"{cpu.threads_per_core} a core: {_siblings(cpu)}")
+    for number, text in enumerate(_caches(cpu)):
+        lines += _rows("L3" if number == 0 else "", text)
+    lines += _nodes(host)
     total = format_bytes(memory.total_bytes) if memory.total_bytes is not None else "unknown"
     free = (
         ""
@@ -93,14 +109,15 @@ def picture(host: Host) -> list[str]:
         else f", {format_bytes(memory.available_bytes)} available"
     )
     limit = "" if memory.limit_bytes is None else f", limited to {format_bytes(memory.limit_bytes)}"
-    lines.append(_row("memory", total + free + limit))
-    lines += [_row("", text) for text in _bandwidth(memory)]
+    lines += _rows("memory", total + free + limit)
+    for text in _bandwidth(memory):
+        lines += _rows("", text)
     if cpu.isa:
-        lines.append(_row("isa", " ".join(cpu.isa)))
+        lines += _rows("isa", " ".join(cpu.isa))
     for gpu in host.gpus:
         lines += _gpu(gpu)
     if host.storage is not None:
-        lines.append(_row("models", _storage(host.storage)))
+        lines += _rows("models", _storage(host.storage))
     quadlet = " (Quadlet)" if tools.quadlet_generator else ""
     parts = [
         tools.os or tools.kernel,
@@ -108,13 +125,11 @@ def picture(host: Host) -> list[str]:
         f"systemd {tools.systemd}" if tools.systemd else None,
         f"cgroup v{tools.cgroup_version}" if tools.cgroup_version else None,
     ]
-    text = ", ".join(part for part in parts if part) or "unknown"
-    for number, line in enumerate(textwrap.wrap(text, 69)):
-        lines.append(_row("host" if number == 0 else "", line))
+    lines += _rows("host", ", ".join(part for part in parts if part) or "unknown")
     if host.limits.memlock_bytes is not None:
         locked = host.limits.memlock_bytes
         text = "any amount" if locked == UNLIMITED else f"at most {format_bytes(locked)}"
-        lines.append(_row("limits", f"{host.scope} services may lock {text} of memory"))
+        lines += _rows("limits", f"{host.scope} services may lock {text} of memory")
     return lines
 
 
@@ -153,16 +168,71 @@ def _gpu(gpu: Gpu) -> list[str]:
         gpu.pcie,
         f"CDI {gpu.cdi}" if gpu.cdi else "no CDI device",
     ]
-    lines = [_row(f"GPU {gpu.index}", f"{gpu.name or gpu.pci or 'unknown'}{size}{sm}")]
-    lines.append(_row("", "  ".join(part for part in parts if part)))
+    lines = _rows(f"GPU {gpu.index}", f"{gpu.name or gpu.pci or 'unknown'}{size}{sm}")
+    lines += _rows("", "  ".join(part for part in parts if part))
     for process in gpu.processes:
         held = format_bytes(process.memory_bytes) if process.memory_bytes else "some memory"
-        lines.append(_row("", f"{process.command or 'process'} ({process.pid}) holds {held}"))
+        lines += _rows("", f"{process.command or 'process'} ({process.pid}) holds {held}")
     return lines
 
 
-def _row(label: str, text: str) -> str:
-    return f"  {label:<{_LABEL - 2}}{text}"
+def _nodes(host: Host) -> list[str]:
+    """A line for each NUMA node; of many nodes, one for those in a row that are alike."""
+    runs: list[tuple[tuple[str, str, str], list[NumaNode]]] = []
+    for node in host.cpu.numa:
+        size = format_bytes(node.memory_bytes) if node.memory_bytes is not None else "size unknown"
+        cores = len(parse_cpulist(_cores(host.cpu, node.cpus)))
+        gpus = "".join(f", GPU {gpu.index}" for gpu in host.gpus if gpu.numa_node == node.id)
+        alike = (_count_cores(cores), size, gpus)
+        if len(host.cpu.numa) > _MANY and runs and runs[-1][0] == alike:
+            runs[-1][1].append(node)
+        else:
+            runs.append((alike, [node]))
+    lines = []
+    for (each, size, gpus), nodes in runs:
+        if len(nodes) > 1:
+            numbers = format_cpulist(node.id for node in nodes)
+            lines += _rows("nodes", f"{numbers}: {each} and {size} each{gpus}")
+            continue
+        where = f"cores {_short(_cores(host.cpu, nodes[0].cpus))}" if nodes[0].cpus else "no cores"
+        lines += _rows(f"node {nodes[0].id}", f"{where}, {size}{gpus}")
+    return lines
+
+
+def _siblings(cpu: Cpu) -> str:
+    """``n and n+64``, or the CPUs of some cores."""
+    cores = [parse_cpulist(core) for core in cpu.siblings]
+    steps = {tuple(number - core[0] for number in core) for core in cores}
+    if len(steps) == 1 and cpu.threads_per_core == 2:
+        return f"n and n+{steps.pop()[1]}"
+    return _some([format_cpulist(core) for core in cores if len(core) > 1])
+
+
+def _some(groups: list[str]) -> str:
+    """All of a few groups, the first and the last of many."""
+    few = groups if len(groups) <= _MANY else [*groups[:3], "...", groups[-1]]
+    return " | ".join(few)
+
+
+def _short(cpus: str) -> str:
+    """A CPU list that may be long: "0-60 by 4" for evenly spaced numbers."""
+    numbers = parse_cpulist(cpus)
+    steps = {after - before for before, after in itertools.pairwise(numbers)}
+    if len(numbers) > 3 and len(steps) == 1 and steps != {1}:
+        return f"{numbers[0]}-{numbers[-1]} by {steps.pop()}"
+    items = cpus.split(",")
+    return ",".join([*items[:3], "...", items[-1]]) if len(items) > _MANY else cpus
+
+
+def _rows(label: str, text: str) -> list[str]:
+    """A labelled row and, where it is too long, its continuation."""
+    wrapped = textwrap.wrap(text, _WIDTH - _LABEL, break_long_words=False, break_on_hyphens=False)
+    heads = [f"  {label} ".ljust(_LABEL), *[" " * _LABEL] * len(wrapped)]
+    return [head + line for head, line in zip(heads, wrapped, strict=False)]
+
+
+def _count_cores(number: int) -> str:
+    return {0: "no core", 1: "one core"}.get(number, f"{number} cores")
 
 
 def _count(number: int | None, noun: str) -> str:
@@ -178,13 +248,17 @@ def _cores(cpu: Cpu, cpus: str) -> str:
 
 
 def _caches(cpu: Cpu) -> list[str]:
-    """``16 x 32 MiB, one core each``; domains that differ get a line each."""
-    kinds: collections.Counter[tuple[int | None, int]] = collections.Counter()
+    """``2 x 32 MiB, 8 cores each: 0-7 | 8-15``; domains that differ get a line each."""
+    kinds: dict[tuple[int | None, int], list[str]] = {}
     for cache in cpu.l3:
-        cores = len(parse_cpulist(_cores(cpu, cache.cpus)))
-        kinds[cache.bytes, cores] += 1
-    return [
-        f"{number} x {format_bytes(size) if size is not None else 'unknown size'}, "
-        f"{'one core' if cores == 1 else f'{cores} cores'}{' each' if number > 1 else ''}"
-        for (size, cores), number in kinds.items()
-    ]
+        members = _cores(cpu, cache.cpus)
+        kinds.setdefault((cache.bytes, len(parse_cpulist(members))), []).append(_short(members))
+    lines = []
+    for (size, cores), groups in kinds.items():
+        text = f"{len(groups)} x {format_bytes(size) if size is not None else 'unknown size'}"
+        each = " each" if len(groups) > 1 else ""
+        which = (
+            f": {_some(groups)}" if cores > 1 and (len(cpu.l3) > 1 or cores != cpu.cores) else ""
+        )
+        lines.append(f"{text}, {_count_cores(cores)}{each}{which}")
+    return lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import glob as globbing
 import json
 import os
@@ -17,6 +18,8 @@ from stackctl.machine import runner
 
 #: No fact is longer; anything larger under /proc or /sys is not what we think it is.
 _MOST_BYTES = 16 * 2**20
+#: What every POSIX system follows (_POSIX_SYMLOOP_MAX); recordings hold chains of two or three.
+_MOST_LINKS = 8
 
 
 class Machine(Protocol):
@@ -27,8 +30,8 @@ class Machine(Protocol):
         """Whether this is the machine we run on."""
         ...
 
-    def read(self, path: str) -> str | None:
-        """The text of a file; None when it is absent or cannot be read."""
+    def read(self, path: str, *, most: int = _MOST_BYTES) -> str | None:
+        """The text of a file, ``most`` bytes of it; None when it is absent or cannot be read."""
         ...
 
     def read_bytes(self, path: str) -> bytes | None:
@@ -49,9 +52,9 @@ class LiveMachine:
 
     live = True
 
-    def read(self, path: str) -> str | None:
+    def read(self, path: str, *, most: int = _MOST_BYTES) -> str | None:
         """See Machine."""
-        return _text(_read(path))
+        return _text(_read(path, most))
 
     def read_bytes(self, path: str) -> bytes | None:
         """See Machine."""
@@ -82,35 +85,83 @@ class RecordedMachine:
                 hint="a folder with proc/ and sys/ below it",
                 exit_code=ExitCode.USAGE,
             )
-        self._root = root.resolve()
-        recorded = _text(_read(str(self._root / "commands.json")))
+        self._root = str(root.resolve()).rstrip("/")
+        self._folders: dict[str, str | None] = {}
+        recorded = self.read("/commands.json")
         try:
-            self._commands: dict[str, str] = json.loads(recorded) if recorded else {}
-        except ValueError as error:
+            commands = json.loads(recorded) if recorded else {}
+        except (ValueError, RecursionError) as error:
             raise StackctlError(
                 f"{root}/commands.json is not valid JSON: {error}", exit_code=ExitCode.USAGE
             ) from None
+        if not isinstance(commands, dict) or not all(
+            isinstance(said, str) for said in commands.values()
+        ):
+            raise StackctlError(
+                f"{root}/commands.json is not a map of commands to what they print",
+                exit_code=ExitCode.USAGE,
+            )
+        self._commands: dict[str, str] = commands
 
-    def read(self, path: str) -> str | None:
-        """See Machine. Links are followed only inside the recording."""
-        return _text(self._recorded(path))
+    def read(self, path: str, *, most: int = _MOST_BYTES) -> str | None:
+        """See Machine. Links lead where they led on that machine: never out of the recording."""
+        return _text(self._recorded(path, most))
 
     def read_bytes(self, path: str) -> bytes | None:
-        """See Machine. Links are followed only inside the recording."""
-        return self._recorded(path)
+        """See Machine."""
+        return self._recorded(path, _MOST_BYTES)
 
-    def _recorded(self, path: str) -> bytes | None:
-        try:
-            target = (self._root / path.lstrip("/")).resolve()
-        except (OSError, ValueError, RuntimeError):  # a NUL in the path, a loop of links
-            return None
-        return _read(str(target)) if target.is_relative_to(self._root) else None
+    def _recorded(self, path: str, most: int) -> bytes | None:
+        place = self._place(path)
+        return None if place is None else _read(place, most)
+
+    def _place(self, path: str) -> str | None:
+        """Where a path of that machine lies here; None when it leads in a circle."""
+        folder, _, name = path.rpartition("/")
+        if folder not in self._folders:
+            self._folders[folder] = self._walk(folder, self._root)
+        above = self._folders[folder]
+        return None if above is None else self._walk(name, above)
+
+    def _walk(self, path: str, here: str) -> str | None:
+        """Follows a path from a folder; links and ".." stay below the root, as after chroot."""
+        pending, links = path.split("/")[::-1], 0
+        while pending:
+            part = pending.pop()
+            if part == "..":
+                here = here if here == self._root else os.path.dirname(here)  # noqa: PTH120
+            elif part not in ("", "."):
+                place = f"{here}/{part}"
+                try:
+                    target = os.readlink(place)  # noqa: PTH115
+                except (OSError, ValueError):  # no link, or a name that no file can have
+                    here = place
+                    continue
+                links += 1
+                if links > _MOST_LINKS:
+                    return None
+                here = self._root if target.startswith("/") else here
+                pending += target.split("/")[::-1]
+        return here
 
     def glob(self, pattern: str) -> tuple[str, ...]:
         """See Machine."""
-        root = globbing.escape(str(self._root))
-        found = globbing.glob(root + "/" + pattern.lstrip("/"))
-        return tuple(sorted(path[len(str(self._root)) :] for path in found))
+        found = [""]
+        for part in pattern.strip("/").split("/"):
+            found = [f"{path}/{name}" for path in found for name in self._names(path, part)]
+        return tuple(sorted(found))
+
+    def _names(self, folder: str, part: str) -> list[str]:
+        """What a part of a pattern matches in a folder."""
+        if not globbing.has_magic(part):
+            place = self._place(f"{folder}/{part}")
+            return [part] if place is not None and os.path.exists(place) else []  # noqa: PTH110
+        place = self._place(folder)
+        try:
+            names = [] if place is None else os.listdir(place or "/")  # noqa: PTH208
+        except (OSError, ValueError):
+            return []
+        return [n for n in fnmatch.filter(names, part) if part[0] == "." or n[0] != "."]
 
     def run(self, argv: Sequence[str], *, timeout_s: float = 10) -> runner.Completed:  # noqa: ARG002
         """See Machine."""
@@ -120,10 +171,10 @@ class RecordedMachine:
         return runner.Completed(tuple(argv), 0, self._commands[command], "")
 
 
-def _read(path: str) -> bytes | None:
+def _read(path: str, most: int = _MOST_BYTES) -> bytes | None:
     try:
         with open(path, "rb", opener=_opener) as stream:
-            return stream.read(_MOST_BYTES)
+            return stream.read(most)
     except (OSError, ValueError):
         return None
 

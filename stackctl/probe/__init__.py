@@ -5,10 +5,11 @@ from __future__ import annotations
 import msgspec
 
 from stackctl.machine.files import Machine
-from stackctl.probe.cpu import probe_cpu, read_cpuinfo
+from stackctl.probe.cpu import probe_cpu
+from stackctl.probe.cpuinfo import read_cpuinfo
 from stackctl.probe.gpu import probe_gpus
 from stackctl.probe.limits import may_raise, probe_limits
-from stackctl.probe.memory import probe_memory, reconcile, with_bandwidth
+from stackctl.probe.memory import probe_memory, reconcile, with_bandwidth, with_nodes
 from stackctl.probe.names import Names
 from stackctl.probe.numa import gpu_nodes
 from stackctl.probe.nvml import Nvml
@@ -38,12 +39,13 @@ def probe(machine: Machine, *, scope: Scope, names: bool = False) -> Host:
     unnamed = info.model is None or info.flags is None
     asked = Names() if names and machine.live and unnamed else None
     missing: list[Problem] = []
-    memory = probe_memory(reader, missing)
+    memory = probe_memory(reader)
     cpu = probe_cpu(reader, info, missing, total_bytes=memory.total_bytes)
     if not gpu_nodes(reader):
         # The memory of such nodes is in the total.
         nodes = reconcile(cpu.numa, memory.total_bytes, missing, online=cpu.online)
         cpu = msgspec.structs.replace(cpu, numa=nodes)
+    memory = with_nodes(reader, memory, cpu.numa, missing)
     memory = with_bandwidth(reader, memory, cpu, virtual=info.virtual)
     seen = probe_tools(reader, commands, scope)
     gpus = probe_gpus(reader, nvml, seen.tools.cdi, missing)

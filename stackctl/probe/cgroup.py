@@ -42,8 +42,10 @@ def folders(reader: Reader, controller: str) -> tuple[tuple[int, str], ...]:
 
 def cpuset(reader: Reader) -> frozenset[int] | None:
     """The CPUs that the cpuset of this process leaves; None when there is none to be seen."""
-    for _, folder in folders(reader, "cpuset"):
-        for name in ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus", "cpus"):
+    for version, folder in folders(reader, "cpuset"):
+        # In version 1 what was set is what is in effect; in version 2 it may be out of reach.
+        names = ("cpuset.cpus.effective",) if version == 2 else ()
+        for name in (*names, "cpuset.cpus", "cpus"):
             cpus = reader.cpus(f"{folder}/{name}")
             # Empty means "as the parent".
             if cpus:

@@ -8,6 +8,7 @@ import msgspec
 
 from stackctl.probe import dmi
 from stackctl.probe.cgroup import folders
+from stackctl.probe.numa import gpu_free, gpu_nodes
 from stackctl.probe.reading import Reader
 from stackctl.values.host import Bandwidth, Cpu, HugePages, Memory, NumaNode, Problem
 
@@ -16,23 +17,38 @@ _DMI = "/sys/firmware/dmi/tables/DMI"
 _NO_LIMIT = 2**62
 
 
-def probe_memory(reader: Reader, problems: list[Problem]) -> Memory:
-    """Read sizes and limits; channels and speed are with_bandwidth's."""
+def probe_memory(reader: Reader) -> Memory:
+    """Read sizes and limits; with_nodes corrects the sizes, with_bandwidth adds the speed."""
     text = reader.text("/proc/meminfo") or ""
-    total = _kib(text, "MemTotal")
-    if total is None:
-        problems.append(
-            Problem(what="memory size is unknown", why="/proc/meminfo has no usable MemTotal")
-        )
     pages = reader.text("/sys/kernel/mm/transparent_hugepage/enabled") or ""
     chosen = re.search(r"\[(always|madvise|never)\]", pages)
     return Memory(
-        total_bytes=total,
+        total_bytes=_kib(text, "MemTotal"),
         available_bytes=_kib(text, "MemAvailable"),
         limit_bytes=_limit(reader),
         transparent_hugepages=chosen[1] if chosen else None,
         hugepages_free=_hugepages(reader),
     )
+
+
+def with_nodes(
+    reader: Reader, memory: Memory, nodes: tuple[NumaNode, ...], problems: list[Problem]
+) -> Memory:
+    """Sizes without the memory of GPUs, which the kernel adds to them; unknown is a problem."""
+    sizes = [node.memory_bytes for node in nodes if node.memory_bytes is not None]
+    total, available = memory.total_bytes, memory.available_bytes
+    if nodes and len(sizes) == len(nodes) and sum(sizes):
+        if total is None:
+            total = sum(sizes)
+        elif gpu_nodes(reader):
+            total = min(total, sum(sizes))
+            if available is not None:
+                available = min(total, max(0, available - gpu_free(reader)))
+    if total is None:
+        problems.append(
+            Problem(what="memory size is unknown", why="/proc/meminfo has no usable MemTotal")
+        )
+    return msgspec.structs.replace(memory, total_bytes=total, available_bytes=available)
 
 
 def with_bandwidth(reader: Reader, memory: Memory, cpu: Cpu, *, virtual: bool) -> Memory:

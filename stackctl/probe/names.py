@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from stackctl.probe.cpu import isa
+from stackctl.probe.cpuinfo import isa
 from stackctl.probe.reading import tidy
 from stackctl.values.host import Cpu
 

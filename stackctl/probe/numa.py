@@ -10,7 +10,6 @@ from stackctl.values.cpulist import format_cpulist
 from stackctl.values.host import NumaNode, Problem
 
 _NODE = "/sys/devices/system/node"
-_MEM_TOTAL = re.compile(r"^Node\s+[0-9]+\s+MemTotal:\s+([0-9]{1,14})\s+kB\s*$", re.MULTILINE)
 _GPU_NODE = re.compile(r"^Node:\s*([0-9]{1,5})\s*$", re.MULTILINE)
 
 
@@ -41,7 +40,7 @@ def probe_numa(
         if number in left_out:
             continue
         folder = f"{_NODE}/node{number}"
-        cpus = reader.cpus_either(f"{folder}/cpulist", f"{folder}/cpumap")
+        cpus = _cpus(reader, folder)
         if cpus is None:
             # A node whose CPUs are unknown must not pass for one without any.
             problems.append(
@@ -73,9 +72,21 @@ def probe_numa(
     )
 
 
-def _memory(reader: Reader, number: int) -> int | None:
-    total = _MEM_TOTAL.search(reader.text(f"{_NODE}/node{number}/meminfo") or "")
-    return int(total[1]) * 1024 if total else None
+def _cpus(reader: Reader, folder: str) -> frozenset[int] | None:
+    cpus = reader.cpus_either(f"{folder}/cpulist", f"{folder}/cpumap")
+    if cpus is not None:
+        return cpus
+    # The folder links to its CPUs as well.
+    names = (path.rpartition("/")[2] for path in reader.machine.glob(f"{folder}/cpu[0-9]*"))
+    found = (re.fullmatch("cpu([0-9]{1,5})", name) for name in names)
+    return frozenset(int(match[1]) for match in found if match) or None
+
+
+def _memory(reader: Reader, number: int, kind: str = "Total") -> int | None:
+    text = reader.text(f"{_NODE}/node{number}/meminfo") or ""
+    line = rf"^Node\s+[0-9]+\s+Mem{kind}:\s+([0-9]{{1,14}})\s+kB\s*$"
+    found = re.search(line, text, re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
 
 
 def _columns(reader: Reader, numbers: list[int]) -> list[int]:
@@ -96,6 +107,11 @@ def gpu_nodes(reader: Reader) -> frozenset[int]:
         if match:
             found.add(int(match[1]))
     return frozenset(found)
+
+
+def gpu_free(reader: Reader) -> int:
+    """Bytes that are free in such nodes: the kernel counts them as available to programs."""
+    return sum(_memory(reader, number, "Free") or 0 for number in gpu_nodes(reader))
 
 
 def _distances(reader: Reader, path: str, columns: list[int], kept: list[int]) -> tuple[int, ...]:

@@ -26,6 +26,9 @@ _INSTALL = {
 _TOO_OLD = (("debian", "11"), ("debian", "12"), ("ubuntu", "20.04"), ("ubuntu", "22.04"))
 _UPGRADE = "upgrade to Debian 13, Ubuntu 24.04 or newer, or install podman 4.4 or newer"
 
+_UNIFIED = "systemd.unified_cgroup_hierarchy=1"
+CGROUP_FIX = f"add {_UNIFIED} to the kernel command line and reboot"
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -141,8 +144,18 @@ def _cgroups(facts: Facts) -> Iterator[Problem]:
         yield Problem(
             what="cgroup version 1",
             why="Quadlet needs cgroup version 2; here the controllers are in version 1 (or hybrid)",
-            fix="add systemd.unified_cgroup_hierarchy=1 to the kernel command line and reboot",
+            fix=_boot_with_version_2(facts),
         )
+
+
+def _boot_with_version_2(facts: Facts) -> str:
+    steps: tuple[str, ...] = ()
+    if facts.seen.booted is not False and {"debian", "ubuntu"} & set(facts.seen.families):
+        edit = f"""sed -i 's/^GRUB_CMDLINE_LINUX="/&{_UNIFIED} /' /etc/default/grub"""
+        steps = (edit, "update-grub", "reboot")
+    elif facts.seen.booted is not False and {"fedora", "rhel"} & set(facts.seen.families):
+        steps = (f"grubby --update-kernel=ALL --args={_UNIFIED}", "reboot")
+    return " && ".join(_root(facts, step) for step in steps) or CGROUP_FIX
 
 
 def _user_services(facts: Facts) -> Iterator[Problem]:

@@ -11,8 +11,12 @@ from stackctl.machine.files import Machine
 from stackctl.values.cpulist import parse_cpulist
 from stackctl.values.host import Problem
 
-#: Linux supports at most 8192 CPUs; a list that names more in all is a damaged file.
-_MOST_CPUS = 65536
+#: Linux supports at most 8192 CPUs; a list that names far more in all is a damaged file.
+_MOST_CPUS = 16384
+#: An attribute of sysfs fits a page, a list of 8192 CPUs some more. Thousands are read: hostile
+#: recordings of long ones must not take minutes.
+_MOST_ATTRIBUTE = 4096
+_MOST_LIST = 32768
 #: Fits a 64-bit integer, and so any JSON reader.
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _WORD = re.compile(r"[0-9a-fA-F]{1,8}")
@@ -64,10 +68,15 @@ class Reader:
         self.machine = machine
         self._damaged: dict[str, list[tuple[str, str]]] = {}
 
-    def text(self, path: str) -> str | None:
-        """The text of a file, or None. A path that no file can have is absent, not an error."""
+    def text(self, path: str, most: int = _MOST_ATTRIBUTE) -> str | None:
+        """The text of a file, or None. A path that no file can have is absent, not an error.
+
+        Of files of /sys it is the first ``most`` bytes.
+        """
         if not path.isprintable() or len(path) > 4096:
             return None
+        if path.startswith("/sys/"):
+            return self.machine.read(path, most=most)
         return self.machine.read(path)
 
     def raw(self, path: str, most: int) -> bytes | None:
@@ -99,7 +108,7 @@ class Reader:
 
     def cpus(self, path: str) -> frozenset[int] | None:
         """A file that holds a CPU list; an empty list is empty, not unknown."""
-        text = self.text(path)
+        text = self.text(path, _MOST_LIST)
         if text is None:
             return None
         try:
@@ -114,7 +123,7 @@ class Reader:
         The kernel writes both and they agree. Old recordings lack the lists, and those that were
         edited for hwloc, which reads the masks, may hold lists that are out of date.
         """
-        text = self.text(mask)
+        text = self.text(mask, _MOST_LIST)
         if text is None:
             return self.cpus(path)
         try:

@@ -127,13 +127,14 @@ def test_each_finding_has_the_command_that_fixes_it(cli: Cli, place: Path) -> No
 def test_a_limit_on_locked_memory_is_a_warning(cli: Cli, place: Path) -> None:
     host = msgspec.structs.replace(
         HOSTS["epyc-nps1"],
+        scope="user",
         limits=msgspec.structs.replace(HOSTS["epyc-nps1"].limits, memlock_bytes=8 * MIB),
     )
     code = cli("doctor", "cpu-small", "--facts", stored(place, host), "--json")
     (found,) = [r for r in cli.report().results if "lock" in r.name]
-    assert found.status in ("warn", "fail")
+    # The plan does without: this alone stands in nobody's way.
+    assert (code, found.status, "unlocked" in (found.actual or "")) == (0, "warn", True)
     assert found.remedy
-    assert code == (6 if found.status == "fail" else 0)
 
 
 @pytest.mark.parametrize(

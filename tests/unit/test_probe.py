@@ -18,7 +18,7 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine.files import LiveMachine, RecordedMachine
 from stackctl.machine.runner import Completed
 from stackctl.probe import probe
-from stackctl.probe.cpu import read_cpuinfo
+from stackctl.probe.cpuinfo import read_cpuinfo
 from stackctl.probe.names import Names
 from stackctl.probe.reading import Reader
 from stackctl.probe.tools import Scope
@@ -393,8 +393,8 @@ def test_memory_size_unknown(tmp_path: Path) -> None:
     host = probe(RecordedMachine(_write(tmp_path, {"proc/x": ""}, None)), scope="user")
     assert (host.memory.total_bytes, host.memory.transparent_hugepages) == (None, None)
     assert _whats(host) == [
-        "tools: not recorded", "memory size is unknown", "processors are unknown",
-        "cores are unknown",
+        "tools: not recorded", "processors are unknown", "cores are unknown",
+        "memory size is unknown",
     ]  # fmt: skip
 
 

@@ -32,6 +32,13 @@ class Topology:
     l3: tuple[tuple[str, int], ...]
     #: (number, CPUs, bytes)
     nodes: tuple[tuple[int, str, int], ...]
+    #: Rows in the order of the nodes; none for a single node.
+    distances: tuple[tuple[int, ...], ...]
+    dies: tuple[str, ...]
+    offline: str
+    allowed: str
+    #: None when all are alike.
+    kinds: tuple[str, ...]
 
 
 def by_lstopo(root: Path) -> Topology:
@@ -45,9 +52,12 @@ def by_lstopo(root: Path) -> Topology:
         check=True,
     )
     found: dict[str, list[ElementTree.Element]] = {}
-    for item in ElementTree.fromstring(done.stdout).iter("object"):
+    topology = ElementTree.fromstring(done.stdout)
+    for item in topology.iter("object"):
         found.setdefault(item.attrib["type"], []).append(item)
     threads = {int(item.attrib["os_index"]) for item in found.get("PU", [])}
+    (machine,) = found["Machine"]
+    kinds = sorted(_cpus(item) for item in topology.iter("cpukind"))
     return Topology(
         packages=_lists(found.get("Package", [])),
         cores=_lists(found.get("Core", [])),
@@ -68,6 +78,11 @@ def by_lstopo(root: Path) -> Topology:
                 for item in found.get("NUMANode", [])
             )
         ),
+        distances=_distances(topology),
+        dies=_lists(found.get("Die", [])),
+        offline=format_cpulist(_bits(machine, "complete_cpuset") - _bits(machine, "cpuset")),
+        allowed=format_cpulist(_bits(machine, "allowed_cpuset") & _bits(machine, "cpuset")),
+        kinds=tuple(kinds) if len(kinds) > 1 else (),
     )
 
 
@@ -88,16 +103,42 @@ def differences(root: Path, host: Host) -> list[str]:
                   for number, cpus, size in known.nodes),
             tuple((node.id, node.cpus, node.memory_bytes or 0) for node in cpu.numa),
         ),
+        (
+            "distances",
+            known.distances,
+            tuple(node.distances for node in cpu.numa if node.distances and len(cpu.numa) > 1),
+        ),
+        # hwloc leaves out dies that are whole packages.
+        ("dies", len(known.dies) or (cpu.dies and len(known.packages)), cpu.dies),
+        ("offline", known.offline, cpu.offline or ""),
+        ("allowed", known.allowed, cpu.allowed),
+        # hwloc's Linux part does not read the lists of hybrid drivers.
+        ("kinds", known.kinds, tuple(sorted(kind.cpus for kind in cpu.kinds if known.kinds))),
+        ("smt", any("-" in core or "," in core for core in known.cores), bool(cpu.smt)),
     ]  # fmt: skip
     return [f"{name}: lstopo {theirs}, probe {ours}" for name, theirs, ours in pairs
             if theirs != ours]  # fmt: skip
 
 
 def _cpus(item: ElementTree.Element) -> str:
+    return format_cpulist(_bits(item, "cpuset"))
+
+
+def _bits(item: ElementTree.Element, name: str) -> set[int]:
     mask = 0
-    for word in item.attrib["cpuset"].split(","):
+    for word in item.attrib[name].split(","):
         mask = mask << 32 | int(word or "0", 16)
-    return format_cpulist(bit for bit in range(mask.bit_length()) if mask >> bit & 1)
+    return {bit for bit in range(mask.bit_length()) if mask >> bit & 1}
+
+
+def _distances(topology: ElementTree.Element) -> tuple[tuple[int, ...], ...]:
+    for matrix in topology.iter("distances2"):
+        if matrix.attrib["type"] == "NUMANode":
+            values = [int(word) for part in matrix.findall("u64values")
+                      for word in (part.text or "").split()]  # fmt: skip
+            width = int(matrix.attrib["nbobjs"])
+            return tuple(tuple(values[at : at + width]) for at in range(0, len(values), width))
+    return ()
 
 
 def _lists(items: list[ElementTree.Element]) -> tuple[str, ...]:
@@ -224,6 +265,9 @@ MEANT = {
     "40intel64-4n10c+pci-conflicts": "one package's CPUs are false: the numbers tell four packages",
     "64intel64-fakeKNL-A2A-cache": "hwloc reads this cache from a file of its own",
     "8em64t-2s2ca2c-buggynuma": "eight nodes of the same CPUs: the first gets all their memory",
+    "64intel64-fakeKNL-SNC4-hybrid": "hwloc replaces the distances of this processor by its own",
+    "fakeheterocpunuma": "kinds by capacity, as Linux schedules; hwloc splits one by base clock",
+    "vmware_fpe": "Bulldozer's modules are two cores each; hwloc misses the family here",
 }
 
 

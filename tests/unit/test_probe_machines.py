@@ -298,24 +298,57 @@ def test_arm(tmp_path: Path) -> None:
         cpuinfo="\n".join(entry.format(n) for n in (0, 1)),
     )
     cpu = probed(tmp_path, machine).cpu
-    assert (cpu.architecture, cpu.vendor, cpu.model) == ("aarch64", "ARM", None)
+    assert (cpu.architecture, cpu.vendor, cpu.model) == ("aarch64", "ARM", "Neoverse-V2")
     assert cpu.isa == ("asimd", "asimddp", "i8mm", "bf16", "sve", "sve2")
     assert (cpu.cores, cpu.sockets) == (2, 1)
 
 
+ARM_ENTRY = "processor\t: {}\nFeatures\t: fp asimd\nCPU implementer\t: 0x41\nCPU part\t: {}\n\n"
+
+
 @pytest.mark.parametrize(
-    "cpuinfo",
+    ("cpuinfo", "architecture", "model"),
     [
-        "vendor_id       : IBM/S390\n# processors    : 1\nfeatures\t: esan3 zarch vx\n"
-        "processor 0: version = FF,  identification = 0133E8,  machine = 2964\n",
-        "processor\t: 0\ncpu\t\t: POWER9, altivec supported\nclock\t\t: 3800.0MHz\n",
-        "processor\t: 0\nhart\t\t: 0\nisa\t\t: rv64imafdc\n",
+        (
+            "vendor_id       : IBM/S390\n# processors    : 1\nfeatures\t: esan3 zarch vx\n"
+            "processor 0: version = FF,  identification = 0133E8,  machine = 2964\n",
+            "s390x",
+            None,
+        ),
+        (
+            "processor\t: 0\ncpu\t\t: POWER9, altivec supported\nclock\t\t: 3800.0MHz\n",
+            None,
+            "POWER9, altivec supported",
+        ),
+        (
+            "processor\t: 0\nhart\t\t: 0\nisa\t\t: rv64imafdc\nuarch\t\t: sifive,u74-mc\n",
+            "riscv64",
+            "sifive,u74-mc",
+        ),
+        (
+            "processor\t\t: 0\nModel Name\t\t: Loongson-3A5000-HV\n"
+            "ISA\t\t\t: loongarch32 loongarch64\nFeatures\t\t: fpu lsx lasx\n",
+            "loongarch64",
+            "Loongson-3A5000-HV",
+        ),
+        # What 32-bit ARM says of all processors follows the last of them.
+        (
+            "Processor\t: ARMv7 Processor rev 1 (v7l)\nprocessor\t: 0\nBogoMIPS\t: 1\n\n"
+            "Features\t: swp half thumb neon\nCPU implementer\t: 0x41\n",
+            "arm",
+            "ARMv7 Processor rev 1 (v7l)",
+        ),
+        (ARM_ENTRY.format(0, "0xd87") + ARM_ENTRY.format(1, "0xd85"), "aarch64",
+         "Cortex-A725 + Cortex-X925"),
+        (ARM_ENTRY.format(0, "0xfff"), "aarch64", None),
     ],
-    ids=["s390", "power", "riscv"],
-)
-def test_other_architectures(tmp_path: Path, cpuinfo: str) -> None:
-    host = probed(tmp_path, Written(cores=["0"], sockets=["0"], cpuinfo=cpuinfo))
-    assert (host.cpu.architecture, host.cpu.isa, host.cpu.cores) == (None, (), 1)
+    ids=["s390", "power", "riscv", "loongarch", "arm32", "two parts", "unknown part"],
+)  # fmt: skip
+def test_other_architectures(
+    tmp_path: Path, cpuinfo: str, architecture: str | None, model: str | None
+) -> None:
+    cpu = probed(tmp_path, Written(cores=["0"], sockets=["0"], cpuinfo=cpuinfo)).cpu
+    assert (cpu.architecture, cpu.model, cpu.cores) == (architecture, model, 1)
 
 
 def _entry(number: int, package: int, core: int, cores: int) -> str:

@@ -1,0 +1,131 @@
+"""What /proc/cpuinfo says of the processors, on any architecture."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from stackctl.probe.reading import Reader, tidy
+
+#: What inference kernels are chosen by, weakest first, in the kernel's names.
+_ISA = (
+    "sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni",
+    "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16",
+    "asimd", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme",
+)  # fmt: skip
+
+#: "CPU implementer" of the makers of ARM servers.
+_IMPLEMENTERS = {"0x41": "ARM", "0x48": "HiSilicon", "0x4e": "NVIDIA", "0x61": "Apple",
+                 "0xc0": "Ampere"}  # fmt: skip
+
+
+#: Cores of machines that serve models, by implementer and part: Linux, asm/cputype.h of arm64.
+_PARTS = {
+    ("0x41", "0xd08"): "Cortex-A72", ("0x41", "0xd0b"): "Cortex-A76",
+    ("0x41", "0xd0c"): "Neoverse-N1", ("0x41", "0xd40"): "Neoverse-V1",
+    ("0x41", "0xd49"): "Neoverse-N2", ("0x41", "0xd4f"): "Neoverse-V2",
+    ("0x41", "0xd8e"): "Neoverse-N3", ("0x41", "0xd84"): "Neoverse-V3",
+    ("0x41", "0xd85"): "Cortex-X925", ("0x41", "0xd87"): "Cortex-A725",
+    ("0x48", "0xd01"): "TaiShan-v110", ("0xc0", "0xac3"): "Ampere-1",
+    ("0xc0", "0xac4"): "Ampere-1a",
+}  # fmt: skip
+
+#: What processors' names are called: x86 and ia64, LoongArch, MIPS, POWER and SPARC, RISC-V,
+#: old ARM.
+_MODEL_KEYS = ("model name", "Model Name", "cpu model", "cpu", "uarch", "Processor")
+
+
+@dataclass(frozen=True)
+class CpuInfo:
+    """What /proc/cpuinfo says: of the first processor, and of each for the fallback."""
+
+    model: str | None
+    vendor: str | None
+    flags: frozenset[str] | None
+    architecture: str | None
+    #: The family that x86 processors give.
+    family: str | None
+    #: Whether it runs under a hypervisor, as far as the processor says.
+    virtual: bool
+    text: str
+
+    def processors(self) -> dict[int, dict[str, str]]:
+        """The entries by CPU number."""
+        return _processors(self.text)
+
+
+def read_cpuinfo(reader: Reader) -> CpuInfo:
+    """Read /proc/cpuinfo of any architecture; what it does not say is None."""
+    text = reader.text("/proc/cpuinfo") or ""
+    first: dict[str, str] = {}
+    # There may be hundreds of entries: the first says it all, or what follows the last (old ARM).
+    for line in (*text[:65536].splitlines(), *text[-4096:].splitlines()):
+        key, _, value = line.partition(":")
+        first.setdefault(key.strip(), value.strip())
+    if reader.machine.live:
+        architecture: str | None = os.uname().machine
+    else:
+        architecture = reader.line("/proc/sys/kernel/arch") or _architecture(first)
+    flags = first.get("flags") or first.get("Features")
+    maker = first.get("vendor_id") or first.get("vendor")
+    vendor = maker or _IMPLEMENTERS.get(first.get("CPU implementer", ""))
+    models = (tidy(first.get(key, "")) for key in _MODEL_KEYS)
+    return CpuInfo(
+        model=next(filter(None, models), None) or _parts(text),
+        vendor=tidy(vendor or ""),
+        flags=frozenset(flags.split()) if flags else None,
+        architecture=architecture,
+        family=first.get("cpu family"),
+        virtual="hypervisor" in (flags or "").split(),
+        text=text,
+    )
+
+
+def _processors(text: str) -> dict[int, dict[str, str]]:
+    found: dict[int, dict[str, str]] = {}
+    entry: dict[str, str] = {}
+    for line in text.splitlines():
+        key, colon, value = line.partition(":")
+        key, value = key.strip(), value.strip()
+        if not colon:
+            continue
+        if key == "processor":
+            entry = {}
+            if re.fullmatch(r"[0-9]{1,5}", value):
+                found[int(value)] = entry
+        entry[key] = value
+    return found
+
+
+def _architecture(first: Mapping[str, str]) -> str | None:
+    """The name that uname gives; None where it is not told, as on POWER (either byte order)."""
+    if "flags" in first:
+        return "x86_64"
+    if "CPU implementer" in first:
+        # 32-bit kernels list other features ("half", "thumb") of the same processors.
+        return "aarch64" if {"fp", "asimd"} & set(first.get("Features", "").split()) else "arm"
+    if "IA-64" in first.get("arch", ""):
+        return "ia64"
+    if first.get("vendor_id") == "IBM/S390":
+        return "s390x"
+    found = re.match("rv(32|64)", first.get("isa", ""))
+    if found:
+        return f"riscv{found[1]}"
+    return "loongarch64" if "loongarch64" in first.get("ISA", "").split() else None
+
+
+def _parts(text: str) -> str | None:
+    """Names of ARM's cores, which the kernel gives by number: of each kind that there is."""
+    names = (
+        _PARTS.get((entry.get("CPU implementer", ""), entry.get("CPU part", "")))
+        for entry in _processors(text).values()
+    )
+    return " + ".join(dict.fromkeys(filter(None, names))) or None
+
+
+def isa(flags: Iterable[str]) -> tuple[str, ...]:
+    """The flags that matter to inference, in a fixed order."""
+    flags = frozenset(flags)
+    return tuple(name for name in _ISA if name in flags)

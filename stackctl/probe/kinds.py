@@ -1,0 +1,94 @@
+"""Kinds of cores on hybrid processors."""
+
+from __future__ import annotations
+
+from stackctl.probe.reading import Reader
+from stackctl.probe.topology import CPU
+from stackctl.values.cpulist import format_cpulist
+from stackctl.values.host import CoreKind
+
+#: Where the drivers of hybrid processors list the CPUs of each kind, fastest first.
+_KINDS = (("performance", "cpu_core"), ("efficient", "cpu_atom"), ("low-power", "cpu_lowpower"))
+
+
+#: Cores are of two kinds where clocks differ by more. Favoured cores of one kind ("turbo boost
+#: max", preferred cores) are some percent faster, cores under a stacked cache as much slower.
+_CLOCK_RATIO = 1.2
+
+
+def probe_kinds(reader: Reader, online: frozenset[int]) -> tuple[CoreKind, ...]:
+    """Kinds of cores, fastest first; none when all are alike, or nothing tells.
+
+    Asked are the lists of the drivers, then the relative capacities, then the clocks: kernels give
+    no other sign of AMD's compact cores, of ARM cores without capacities, and before Linux 5.13.
+    """
+    lists = [
+        (name, (reader.cpus(f"/sys/devices/{device}/cpus") or frozenset()) & online)
+        for name, device in _KINDS
+    ]
+    capacities = _values(reader, online, "cpu_capacity")
+    present = [(name, cpus) for name, cpus in lists if cpus]
+    if len(present) > 1:
+        return tuple(
+            CoreKind(
+                name=name,
+                cpus=format_cpulist(cpus),
+                capacity=max((capacities[cpu] for cpu in cpus if cpu in capacities), default=None),
+            )
+            for name, cpus in present
+        )
+    groups = [
+        (capacity, frozenset(cpu for cpu, own in capacities.items() if own == capacity))
+        for capacity in sorted(set(capacities.values()), reverse=True)
+    ]
+    if len(groups) > 1:
+        names = ["big", *["middle"] * (len(groups) - 2), "little"]
+        return tuple(
+            CoreKind(name=name, cpus=format_cpulist(cpus), capacity=capacity)
+            for name, (capacity, cpus) in zip(names, groups, strict=True)
+        )
+    classes = _by_clock(reader, online)
+    if len(classes) < 2:
+        return ()
+    names = ["performance", "efficient", *["low-power"] * (len(classes) - 2)]
+    return tuple(
+        CoreKind(name=name, cpus=format_cpulist(cpus))
+        for name, cpus in zip(names, classes, strict=True)
+    )
+
+
+def _by_clock(reader: Reader, online: frozenset[int]) -> list[set[int]]:
+    """CPUs by their highest clock and, where it differs, their base clock; fastest first."""
+    highest = _values(reader, online, "cpufreq/cpuinfo_max_freq")
+    if len(set(highest.values())) < 2:
+        return []
+    base = _values(reader, online, "cpufreq/base_frequency")
+    classes: list[set[int]] = []
+    last: tuple[int, int] | None = None
+    for cpu in sorted(highest, key=lambda cpu: (-highest[cpu], -base.get(cpu, 0), cpu)):
+        here = highest[cpu], base.get(cpu, 0)
+        # The same highest clock at another base is a setting of servers (SST), not another core.
+        if last is None or (
+            here[0] != last[0]
+            and any(_far(one, other) for one, other in zip(here, last, strict=True))
+        ):
+            classes.append(set())
+        classes[-1].add(cpu)
+        last = here
+    return classes
+
+
+def _far(one: int, other: int) -> bool:
+    return max(one, other) > _CLOCK_RATIO * min(one, other)
+
+
+def _values(reader: Reader, online: frozenset[int], name: str) -> dict[int, int]:
+    """A number of every CPU; nothing unless all of them have one."""
+    found: dict[int, int] = {}
+    for cpu in sorted(online):
+        value = reader.number(f"{CPU}/cpu{cpu}/{name}")
+        if value is None:
+            # Hundreds of CPUs are not asked in vain.
+            return {}
+        found[cpu] = value
+    return found
