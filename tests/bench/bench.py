@@ -204,7 +204,9 @@ def predict() -> None:
         quantize += ["--allow-requantize", "/in.gguf", "/out/q8.gguf", "Q8_0"]
         lab.run(quantize, timeout=300, check=True)
         other = "file:/srv/q8/q8.gguf"
-        predicted = stackctl("plan", "cpu", "--model", other)["prediction"]["decode_tok_s"]
+        # On a busy machine too slow for the objective, which is not what is measured here.
+        words = ["plan", "cpu", "--model", other, "--set", "slo.ttft_s=6000"]
+        predicted = stackctl(*words)["prediction"]["decode_tok_s"]
         middle = sum(predicted) / 2
         real = stackctl("calibrate", "cpu", "--model", other)["decode_tok_s"]
         name = "decode tok/s, Q8_0 from Q4_K_M"
