@@ -232,7 +232,10 @@ def _undo(context: Context, new: Generation, before: Before, error: BaseExceptio
     stack = new.stack
     context.report.progress("restore", "stopping")
     try:
-        converge(context, stack, before.generation, running=before.state in _RUNNING)
+        started = converge(context, stack, before.generation, running=before.state in _RUNNING)
+        if before.running and before.generation is not None and not started:
+            number = before.generation.number
+            context.report.step("restored", f"generation {number}, which never stopped")
         context.journal.clear()
     except StackctlError as problem:
         context.report.warn(f"could not put everything back: {problem.message}", "stackctl recover")
@@ -253,8 +256,11 @@ def settle(context: Context, generation: Generation, state: State, message: str)
         context.report.warn(f"the outcome was not stored: {problem.message}")
 
 
-def converge(context: Context, stack: str, winner: Generation | None, *, running: bool) -> None:
+def converge(context: Context, stack: str, winner: Generation | None, *, running: bool) -> bool:
     """Make the stack be this generation and nothing else (None: be gone), whatever it is now.
+
+    Returns:
+        Whether its engine had to be started.
 
     Raises:
         StackctlError: some step failed; calling it again goes on from there.
@@ -267,10 +273,11 @@ def converge(context: Context, stack: str, winner: Generation | None, *, running
         install.remove(context, stack)
         for unit in render.engine_names(stack):
             context.systemd.reset_failed(render.service_name(unit))
-        return
+        return False
+    started = running and not _serves(context, winner)
     install.keep_only(context, winner.units)
     install.assert_loaded(context, winner.units)
-    if running and not _serves(context, winner):
+    if started:
         # What does not serve may be half started, or half stopped.
         _stop_unit(context, winner.units.service.removesuffix(".service"))
         if winner.door is None:
@@ -280,6 +287,7 @@ def converge(context: Context, stack: str, winner: Generation | None, *, running
             "restored", f"generation {winner.number}, answering after {format_duration(seconds)}"
         )
     door.apply(context, stack, winner.door)
+    return started
 
 
 def _serves(context: Context, generation: Generation) -> bool:

@@ -56,19 +56,39 @@ def lab_path(lab: Lab, path: str) -> Path:
 # The running engine
 
 
-def container_id(seat: Seat, name: str = CONTAINER) -> str:
-    """The id of a container of this user; empty when there is none."""
+def engine_container(seat: Seat, stack: str = STACK) -> str:
+    """The container of a stack's engine, in whichever of its two slots it is."""
+    names = seat.run("podman", "ps", "--all", "--format", "{{.Names}}").stdout.split()
+    slots = (f"stackctl-{stack}", f"stackctl-{stack}_b")
+    return next((name for name in slots if name in names), slots[0])
+
+
+def engine_unit(seat: Seat, stack: str = STACK) -> str:
+    """The service of a stack's engine."""
+    return engine_container(seat, stack).removeprefix("stackctl-") + ".service"
+
+
+def engine_files(seat: Seat) -> list[str]:
+    """Names of the unit files of engines, without those of front doors."""
+    names = [Path(path).name for path in seat.files(seat.units)]
+    return [name for name in names if not name.endswith("_door.container")]
+
+
+def container_id(seat: Seat, name: str | None = None) -> str:
+    """The id of a container of this user (None: the engine's); empty when there is none."""
+    name = name or engine_container(seat)
     words = ("podman", "inspect", "--type=container", "--format", "{{.Id}}", name)
     return seat.run(*words, check=False).stdout.strip()
 
 
-def engine_pid(seat: Seat, name: str = CONTAINER) -> int:
+def engine_pid(seat: Seat, name: str | None = None) -> int:
     """The engine's process, as the lab numbers it."""
+    name = name or engine_container(seat)
     words = ("podman", "inspect", "--type=container", "--format", "{{.State.Pid}}", name)
     return int(seat.run(*words).stdout)
 
 
-def argv(seat: Seat, name: str = CONTAINER) -> list[str]:
+def argv(seat: Seat, name: str | None = None) -> list[str]:
     """The words that the engine was started with."""
     return seat.lab.read(f"/proc/{engine_pid(seat, name)}/cmdline").split("\0")[:-1]
 
@@ -79,15 +99,17 @@ def process_status(lab: Lab, pid: int) -> dict[str, str]:
     return {name: value.strip() for name, _, value in pairs}
 
 
-def unit_properties(seat: Seat, *names: str, unit: str = f"{STACK}.service") -> dict[str, str]:
-    """What systemd says of a unit."""
+def unit_properties(seat: Seat, *names: str, unit: str | None = None) -> dict[str, str]:
+    """What systemd says of a unit (None: the engine's)."""
+    unit = unit or engine_unit(seat)
     shown = seat.systemctl("show", unit, f"--property={','.join(names)}")
     return dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
 
 
 def unit_text(seat: Seat, stack: str = STACK) -> str:
     """The installed unit file."""
-    return seat.lab.read(f"{seat.units}/{stack}/{stack}.container")
+    (name,) = engine_files(seat)
+    return seat.lab.read(f"{seat.units}/{stack}/{name}")
 
 
 def record(seat: Seat, number: int, stack: str = STACK) -> dict[str, Any]:
