@@ -13,6 +13,7 @@ from stackctl.cli.session import Session, pick_stack, stack_argument, verb
 @stack_argument
 @click.option("-f", "--follow", is_flag=True, help="Go on with new lines until Ctrl-C.")
 @click.option("--generation", type=int, metavar="N", help="Of that generation, not the latest.")
+@click.option("--door", is_flag=True, help="Of the front door, not of the engine.")
 @click.option(
     "-n",
     "--lines",
@@ -22,7 +23,12 @@ from stackctl.cli.session import Session, pick_stack, stack_argument, verb
     help="Lines to begin with (100).",
 )
 def command(
-    session: Session, stack: str | None, follow: bool, generation: int | None, lines: int
+    session: Session,
+    stack: str | None,
+    follow: bool,
+    generation: int | None,
+    door: bool,
+    lines: int,
 ) -> None:
     """Show the log of STACK: the engine's output and what systemd says of it.
 
@@ -31,7 +37,8 @@ def command(
     """
     from stackctl.deploy import install
     from stackctl.machine import runner
-    from stackctl.units.render import generation_of, log_identifier, service_name
+    from stackctl.units.door import door_service
+    from stackctl.units.render import engine_names, generation_of, log_identifier, service_name
 
     context = session.context()
     name = pick_stack(context, stack, past=True)
@@ -39,14 +46,18 @@ def command(
     identifiers: tuple[str, ...] = ()
     if generation is None:
         identifiers = ("systemd",)
-        files = install.installed(context, name)
-        generation = (generation_of(files[0].text) if files else None) or max(known, default=0)
+        file = install.engine_file(name, install.installed(context, name))
+        generation = (generation_of(file.text) if file else None) or max(known, default=0)
     elif generation not in known:
         context.generations.read(name, generation)  # says which there are
+    units = [service_name(unit) for unit in engine_names(name)]
+    identifiers = (log_identifier(name, generation), *identifiers)
+    if door:
+        units, identifiers = [door_service(name)], ("systemd", f"{name}-door")
     status = runner.stream(
         context.systemd.journal_command(
-            service_name(name),
-            (log_identifier(name, generation), *identifiers),
+            units,
+            identifiers,
             lines=lines,
             follow=follow,
             output="json" if session.out.json else "short-iso",

@@ -240,7 +240,7 @@ def _wait(context: Context, stack: str) -> None:
     raise StackctlError(
         f"the front door of {stack} did not start",
         details=lines[-5:],
-        hint="its port may be taken (ss -ltnp); without it: --set front_door=off",
+        hint=f"log: stackctl logs {stack} --door; without a door: --set front_door=off",
     )
 
 

@@ -205,7 +205,7 @@ def test_two_stacks_side_by_side(seat: Seat, tiny: str) -> None:
     assert [stack["stack"] for stack in found["stacks"]] == ["cpu", "second"]
     seat.stackctl("down", "cpu")
     assert look.chat(seat, 8081)["usage"]["completion_tokens"] > 0
-    assert seat.files(seat.units) == [f"{seat.units}/second/second.container"]
+    assert look.engine_files(seat) == ["second.container"]
     assert json.loads(seat.stackctl("down", "--json").stdout)["stacks"] == []
     look.assert_clean(seat)
 
