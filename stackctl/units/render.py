@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from stackctl.units.quadlet import Keys, parse_version
 from stackctl.values.claim import Claim
 from stackctl.values.host import UNLIMITED
 from stackctl.values.plan import Plan
+from stackctl.values.profile import NAME_PATTERN
 from stackctl.values.unit import UnitFile, UnitSet
 
 #: Restarts before systemd gives up, and the pause between them in seconds.
@@ -59,6 +61,10 @@ def render(plan: Plan, target: Target, generation: int) -> UnitSet:
             hint="stackctl plan shows the engine's arguments",
             exit_code=ExitCode.REFUSED,
         )
+    for name in (plan.stack, plan.profile, plan.objective):
+        # Held by the profile's schema; the template writes them as they are, on lines of their own.
+        if not re.fullmatch(NAME_PATTERN, name):
+            raise StackctlError(f"{name[:40]!r} is not a name", exit_code=ExitCode.USAGE)
     keys = Keys(parse_version(target.podman))
     template = _environment().get_template("engine.container.j2")
     memlock = plan.memlock_bytes
@@ -89,7 +95,7 @@ def render(plan: Plan, target: Target, generation: int) -> UnitSet:
         stack=plan.stack,
         service=service_name(plan.stack),
         container=container_name(plan.stack),
-        files=(UnitFile(name=f"{plan.stack}.container", text=text),),
+        files=(UnitFile(name=f"{plan.stack}.container", text=quoting.unit(text)),),
     )
 
 
@@ -121,6 +127,7 @@ def profile_of(text: str) -> str | None:
     return match[1] if match else None
 
 
+@functools.cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(data_folder("templates")),
@@ -131,6 +138,7 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.filters["text"] = quoting.text
+    environment.filters["variable"] = quoting.variable
     environment.filters["mount_point"] = quoting.mount_point
     environment.tests["plain_path"] = quoting.is_plain_path
     environment.globals["log_identifier"] = log_identifier
