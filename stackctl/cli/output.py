@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from stackctl.values.result import ErrorReport, Result
 Color = Literal["auto", "always", "never"]
 _STATUS_COLOR = {"ok": "green", "warn": "yellow", "fail": "red", "skip": "cyan", "info": "cyan"}
 _NAME_WIDTH = 10
+#: What a terminal would obey, colours and line ends apart.
+_COMMANDS = re.compile(r"(?!\x1b\[[\d;]*m)[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Output:
@@ -41,7 +44,7 @@ class Output:
     def line(self, text: str = "") -> None:
         """A line of data on stdout."""
         self._clear()
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(shown(text) + "\n")
 
     def note(self, text: str) -> None:
         """A remark on stderr; silent with --quiet."""
@@ -58,7 +61,7 @@ class Output:
             return
         self._last = (name, text)
         width = shutil.get_terminal_size().columns
-        sys.stderr.write("\r\033[K" + f"{name:<{_NAME_WIDTH}}{text}"[: width - 1])
+        sys.stderr.write("\r\033[K" + shown(f"{name:<{_NAME_WIDTH}}{text}")[: width - 1])
         sys.stderr.flush()
         self._shown = True
 
@@ -131,7 +134,7 @@ class Output:
         with console.capture() as capture:
             console.print(table)
         for text in capture.get().splitlines():
-            sys.stdout.write(text.rstrip() + "\n")
+            sys.stdout.write(shown(text).rstrip() + "\n")
 
     def style(self, text: str, color: str, stream: IO[str] | None = None) -> str:
         """Text in a colour, where the stream shows it."""
@@ -151,7 +154,7 @@ class Output:
         # In a pipe stdout is held back: without this the two would change places.
         if sys.stdout is not None:
             sys.stdout.flush()
-        sys.stderr.write(text + "\n")
+        sys.stderr.write(shown(text) + "\n")
         sys.stderr.flush()
 
     def _clear(self) -> None:
@@ -159,6 +162,11 @@ class Output:
             sys.stderr.write("\r\033[K")
             sys.stderr.flush()
             self._shown = False
+
+
+def shown(text: str) -> str:
+    """Text from anywhere, such as an engine's log or a file's name, as a terminal may have it."""
+    return _COMMANDS.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def _mark(status: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -45,7 +46,14 @@ def load_llama_cpp(report: Report, archive: Path) -> str:
 
 def _bootstrap(report: Report, target: Path, mirror: str | None) -> None:
     report.progress("image", f"installing {PACKAGES[0]} from Debian {SUITE}, about a minute")
-    partial = target.with_name(target.name + ".part")
+    try:
+        # A folder that nobody else can put a link into while the archive is written.
+        folder = Path(
+            tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+        )
+    except OSError as error:
+        raise StackctlError(f"cannot write {target}: {error.strerror}") from None
+    partial = folder / target.name
     command = (
         "mmdebstrap", "--variant=apt", "--format=tar", "--quiet",
         f"--include={','.join(PACKAGES)}",
@@ -66,5 +74,5 @@ def _bootstrap(report: Report, target: Path, mirror: str | None) -> None:
     except OSError as error:
         raise StackctlError(f"cannot write {target}: {error.strerror}") from None
     finally:
-        partial.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
     report.step("image", f"{target}, {format_bytes(target.stat().st_size)}")

@@ -458,6 +458,21 @@ def test_all_parts_of_a_sharded_model_are_mounted() -> None:
     assert len(read.all("Container", "Volume")) == 3
 
 
+def test_nothing_that_a_person_writes_is_in_the_health_command() -> None:
+    """A shell reads it."""
+    model = with_file("/m/$(id) `id`;id.gguf")
+    made = plan(EPYC, model, profile(served_name="$(id);id", engine_args={"api-prefix": ("/;id",)}))
+    made = msgspec.structs.replace(made, environment=("A=$(id)",))
+    for podman in (*VERSIONS, None):
+        read = Read(made, podman)
+        found = [value for key, value in read.sections["Container"]
+                 if key in ("HealthCmd", "HealthStartupCmd")]  # fmt: skip
+        found += [a.partition("=")[2] for a in read.podman_args if "-cmd=" in a]
+        assert len(found) == 2
+        for command in found:
+            assert re.fullmatch(r"curl [a-z0-9 -]+ http://127\.0\.0\.1:8080/health", command)
+
+
 # Its number and names
 
 
