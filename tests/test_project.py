@@ -56,6 +56,16 @@ def modules() -> list[Path]:
     return sorted((ROOT / "stackctl").rglob("*.py"))
 
 
+# Documents
+
+
+def test_every_test_that_the_threat_model_names_is_there() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "security.md").read_text("utf-8")))
+    assert len(named) > 25
+    sources = "".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    assert named <= set(re.findall(r"^def (test_\w+)", sources, re.MULTILINE))
+
+
 # Linters
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -18,6 +19,8 @@ from stackctl.values.result import ErrorReport, Result
 Color = Literal["auto", "always", "never"]
 _STATUS_COLOR = {"ok": "green", "warn": "yellow", "fail": "red", "skip": "cyan", "info": "cyan"}
 _NAME_WIDTH = 10
+#: What a terminal would obey, colours and line ends apart.
+_COMMANDS = re.compile(r"(?!\x1b\[[\d;]*m)[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Output:
@@ -42,7 +45,7 @@ class Output:
     def line(self, text: str = "") -> None:
         """A line of data on stdout."""
         self._clear()
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(shown(text) + "\n")
 
     def note(self, text: str) -> None:
         """A remark on stderr; silent with --quiet."""
@@ -70,7 +73,7 @@ class Output:
             return
         self._last = (name, text)
         width = shutil.get_terminal_size().columns
-        _tell("\r\033[K" + f"{name:<{_NAME_WIDTH}}{text}"[: width - 1])
+        _tell("\r\033[K" + shown(f"{name:<{_NAME_WIDTH}}{text}")[: width - 1])
         self._shown = True
 
     def warn(self, text: str, fix: str | None = None) -> None:
@@ -91,13 +94,13 @@ class Output:
                 )
             )
             return
-        self._say(self.style("error:", "red", sys.stderr) + f" {_plain(error.message)}")
+        self._say(self.style("error:", "red", sys.stderr) + f" {error.message}")
         # A refusal is prose; elsewhere a line may be evidence or a command, to be copied whole.
         prose = error.exit_code == ExitCode.REFUSED
         for detail in error.details:
-            self._indented(_plain(detail), wrap=prose)
+            self._indented(detail, wrap=prose)
         if error.hint:
-            first, *more = _plain(error.hint).splitlines()
+            first, *more = error.hint.splitlines()
             self._say(self.style("hint:", "cyan", sys.stderr) + f" {first}")
             for line in more:
                 self._indented(line, wrap=prose)
@@ -145,7 +148,7 @@ class Output:
         with console.capture() as capture:
             console.print(table)
         for text in capture.get().splitlines():
-            sys.stdout.write(text.rstrip() + "\n")
+            sys.stdout.write(shown(text).rstrip() + "\n")
 
     def style(self, text: str, color: str, stream: IO[str] | None = None) -> str:
         """Text in a colour, where the stream shows it."""
@@ -176,7 +179,7 @@ class Output:
         # In a pipe stdout is held back: without this the two would change places.
         if sys.stdout is not None:
             sys.stdout.flush()
-        _tell(text + "\n")
+        _tell(shown(text) + "\n")
 
     def _clear(self) -> None:
         if self._shown:
@@ -193,9 +196,9 @@ def _tell(text: str) -> None:
         sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
 
 
-def _plain(text: str) -> str:
-    """Names in errors come from files that others wrote: they must not move the cursor."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
+def shown(text: str) -> str:
+    """Text from anywhere, such as an engine's log or a file's name, as a terminal may have it."""
+    return _COMMANDS.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def _mark(status: str) -> str:

@@ -40,23 +40,32 @@ class Session:
     def profiles(self) -> Profiles:
         """The profiles that this session sees."""
         from stackctl.sources.profiles import Profiles
+        from stackctl.state.paths import paths
 
-        return Profiles(self.paths().profiles)
+        # The caller's own, also under sudo -E: they are refused there, not passed over.
+        found = paths(self.scope, os.environ, profile_folder=self.profile_folder)
+        return Profiles(found.profiles, chosen=self.profile_folder)
 
     def context(self, *, recover: bool = True) -> Context:
         """What deployments work with; a change that a crash cut off is ended first."""
         from stackctl.deploy.context import Context
+        from stackctl.machine import trust
         from stackctl.machine.files import LiveMachine
         from stackctl.machine.systemd import Systemd
 
+        paths = self.paths()
         if self.scope == "system" and os.geteuid() != 0:
             raise StackctlError(
                 "--system needs root",
                 hint="sudo stackctl ..., or leave --system out for a user service",
                 exit_code=ExitCode.USAGE,
             )
+        for folder in (paths.units, paths.state, paths.cache, paths.runtime):
+            trust.require_root_only(folder, "folder")
+        for folder in (paths.state, paths.cache, paths.runtime):
+            trust.close(folder)
         context = Context(
-            paths=self.paths(),
+            paths=paths,
             machine=LiveMachine(),
             systemd=Systemd(self.scope),
             report=self.out,

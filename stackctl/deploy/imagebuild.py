@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,14 @@ def _bootstrap(report: Report, recipe: Recipe, target: Path, mirror: str | None)
     report.progress(
         "image", f"installing {recipe.packages[0]} from Debian {recipe.suite}, about a minute"
     )
-    partial = target.with_name(target.name + ".part")
+    try:
+        # A folder that nobody else can put a link into while the archive is written.
+        folder = Path(
+            tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+        )
+    except OSError as error:
+        raise StackctlError(f"cannot write {target}: {error.strerror}") from None
+    partial = folder / target.name
     command = (
         "mmdebstrap", "--variant=apt", "--format=tar", "--quiet",
         f"--include={','.join(recipe.packages)}",
@@ -84,5 +92,5 @@ def _bootstrap(report: Report, recipe: Recipe, target: Path, mirror: str | None)
     except OSError as error:
         raise StackctlError(f"cannot write {target}: {error.strerror}") from None
     finally:
-        partial.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
     report.step("image", f"{target}, {format_bytes(target.stat().st_size)}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from stackctl.deploy.context import Context
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.machine import runner
+from stackctl.machine import runner, trust
 from stackctl.machine.files import sync_folder, write_atomically
 from stackctl.units import render
 from stackctl.values.unit import UnitFile, UnitSet
@@ -30,7 +30,7 @@ def validate(context: Context, stack: str, files: Sequence[UnitFile], generator:
         StackctlError: with the generator's or systemd's words.
     """
     services = [render.service_name(file.name.removesuffix(".container")) for file in files]
-    with _stage(files) as folder:
+    with _stage(context.paths.runtime, files) as folder:
         flags = ("--user",) if context.systemd.scope == "user" else ()
         done = runner.run(
             (generator, *flags, "--dryrun"),
@@ -65,19 +65,19 @@ def validate(context: Context, stack: str, files: Sequence[UnitFile], generator:
 
 
 @contextlib.contextmanager
-def _stage(files: Sequence[UnitFile]) -> Iterator[Path]:
+def _stage(runtime: Path, files: Sequence[UnitFile]) -> Iterator[Path]:
     temporary = None
     try:
-        temporary = Path(tempfile.mkdtemp(prefix="stackctl-"))
+        # Not below /tmp: nobody else can as much as look at it, wherever TMPDIR leads.
+        trust.make_private(runtime)
+        temporary = Path(tempfile.mkdtemp(prefix="stage-", dir=runtime))
         folder = temporary / "units"
         folder.mkdir()
         for file in files:
             (folder / file.name).write_text(file.text, encoding="utf-8")
         yield folder
     except OSError as error:
-        raise StackctlError(
-            f"cannot write to {temporary or tempfile.gettempdir()}: {error.strerror}"
-        ) from None
+        raise StackctlError(f"cannot write to {temporary or runtime}: {error.strerror}") from None
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.machine import runner
+from stackctl.machine import runner, trust
 
 #: No fact is longer; anything larger under /proc or /sys is not what we think it is.
 _MOST_BYTES = 16 * 2**20
@@ -42,6 +42,10 @@ class Machine(Protocol):
         """Paths that match a shell pattern, sorted."""
         ...
 
+    def owned_texts(self, home: str, below: str, suffix: str) -> tuple[tuple[str, str], ...]:
+        """Path and text of ``HOME/BELOW/*/*SUFFIX``, as data of the home's owner: see trust."""
+        ...
+
     def run(self, argv: Sequence[str], *, timeout_s: float = 10) -> runner.Completed:
         """Run a command that only reads. Raises StackctlError when it cannot be run."""
         ...
@@ -63,6 +67,10 @@ class LiveMachine:
     def glob(self, pattern: str) -> tuple[str, ...]:
         """See Machine."""
         return tuple(sorted(globbing.glob(pattern)))
+
+    def owned_texts(self, home: str, below: str, suffix: str) -> tuple[tuple[str, str], ...]:
+        """See Machine."""
+        return tuple(trust.owned_texts(home, below, suffix))
 
     def run(self, argv: Sequence[str], *, timeout_s: float = 10) -> runner.Completed:
         """See Machine."""
@@ -163,6 +171,12 @@ class RecordedMachine:
             return []
         return [n for n in fnmatch.filter(names, part) if part[0] == "." or n[0] != "."]
 
+    def owned_texts(self, home: str, below: str, suffix: str) -> tuple[tuple[str, str], ...]:
+        """See Machine."""
+        root = str(self._root)
+        found = trust.owned_texts(f"{root}/{home.lstrip('/')}", below, suffix)
+        return tuple((path[len(root) :], text) for path, text in found)
+
     def run(self, argv: Sequence[str], *, timeout_s: float = 10) -> runner.Completed:  # noqa: ARG002
         """See Machine."""
         command = shlex.join(argv)
@@ -192,13 +206,19 @@ def write_atomically(path: Path, text: str, *, mode: int = 0o644) -> None:
     """Write a file so that readers see the old text or the new one, also after a power loss.
 
     The temporary file is a dotfile without a unit suffix, which neither systemd nor Quadlet loads.
+    A file for its owner only (0600) gets folders for their owner only.
 
     Raises:
-        StackctlError: with the reason (disk full, no permission); nothing is left behind.
+        StackctlError: with the reason (disk full, no permission); nothing is left behind. Exit 2
+            for a path that goes over somebody else's link.
     """
+    trust.require_not_planted(path.parent)
     temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if mode & 0o077:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        else:
+            trust.make_private(path.parent)
         descriptor, temporary = tempfile.mkstemp(
             prefix=".stackctl-", suffix=".tmp", dir=path.parent
         )

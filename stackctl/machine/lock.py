@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stackctl.errors import ExitCode, StackctlError
+from stackctl.machine import trust
 
 
 @contextlib.contextmanager
@@ -71,8 +72,10 @@ def _leads_to(link: Path, path: Path) -> bool:
 
 def _open(path: Path) -> int:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        # Others could hold the lock if they could open it.
+        trust.make_private(path.parent)
+        trust.close(path.parent)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise StackctlError(
             f"cannot create the lock {path}: {error.strerror}", exit_code=ExitCode.HOST

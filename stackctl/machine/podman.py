@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.machine import runner
+from stackctl.machine import runner, trust
 
 #: Seconds without a request after which our API service ends by itself, should we be killed.
 _IDLE_S = 10
@@ -164,7 +164,8 @@ def connect(runtime: Path) -> Iterator[Podman]:
     """
     from podman import PodmanClient
 
-    runtime.mkdir(parents=True, exist_ok=True)
+    trust.make_private(runtime)
+    trust.close(runtime)
     for stale in runtime.glob("podman-*.sock"):
         if not Path(f"/proc/{stale.stem.removeprefix('podman-')}").exists():
             stale.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stackctl.errors import ExitCode, StackctlError
+from stackctl.machine import trust
 
 #: Variables that programs we start may see; anything else of the caller's stays out.
 _PASSED = (
@@ -20,6 +21,14 @@ _PASSED = (
     "REGISTRY_AUTH_FILE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
     "http_proxy", "https_proxy", "no_proxy",
 )  # fmt: skip
+
+#: Those that name files and folders.
+_PLACES = (
+    "HOME", "TMPDIR", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME",
+    "XDG_CACHE_HOME", "CONTAINERS_CONF", "CONTAINERS_STORAGE_CONF", "CONTAINERS_REGISTRIES_CONF",
+    "REGISTRY_AUTH_FILE",
+)  # fmt: skip
+_SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 #: Told of every command before it runs (--verbose); set by the command line only.
 observer: Callable[[str], None] | None = None
@@ -46,6 +55,7 @@ def controlled_environment() -> dict[str, str]:
     ``su`` and ``sudo -u`` leave out XDG_RUNTIME_DIR and the bus address, without which every
     ``systemctl --user`` fails: both are filled in when the user's runtime folder exists. Cron and
     services may have no HOME, which is then the one of the user's account.
+    Root gets no folder or program of the caller's that somebody else could change (``sudo -E``).
     """
     env = {name: os.environ[name] for name in _PASSED if name in os.environ}
     if not env.get("HOME"):
@@ -54,13 +64,29 @@ def controlled_environment() -> dict[str, str]:
         except KeyError:
             env["HOME"] = "/"
     env["LC_ALL"] = "C.UTF-8"
-    env.setdefault("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+    env["PATH"] = _search_path(env.get("PATH", ""))
+    if os.geteuid() == 0:
+        for name in _PLACES:
+            if name in env and trust.weakness(env[name]) is not None:
+                del env[name]
+        where = env.get("DBUS_SESSION_BUS_ADDRESS", "").removeprefix("unix:path=").partition(",")[0]
+        if where.startswith("/") and trust.weakness(where) is not None:
+            del env["DBUS_SESSION_BUS_ADDRESS"]
+        env.setdefault("HOME", pwd.getpwuid(0).pw_dir)
     runtime = Path(f"/run/user/{os.getuid()}")
     if "XDG_RUNTIME_DIR" not in env and os.getuid() != 0 and runtime.is_dir():
         env["XDG_RUNTIME_DIR"] = str(runtime)
     if "DBUS_SESSION_BUS_ADDRESS" not in env and (bus := env.get("XDG_RUNTIME_DIR")):
         env["DBUS_SESSION_BUS_ADDRESS"] = f"unix:path={bus}/bus"
     return env
+
+
+def _search_path(given: str) -> str:
+    """Where programs are looked for: absolute folders, for root those of root alone."""
+    folders = [folder for folder in given.split(":") if folder.startswith("/")]
+    if os.geteuid() == 0:
+        folders = [folder for folder in folders if trust.weakness(folder) is None]
+    return ":".join(folders) or _SEARCH_PATH
 
 
 def working_folder() -> str | None:

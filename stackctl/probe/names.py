@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from typing import Any
 
 import msgspec
 
+from stackctl.machine.runner import controlled_environment
 from stackctl.probe.cpuinfo import isa
 from stackctl.probe.reading import tidy
 from stackctl.values.host import Cpu
@@ -21,6 +23,8 @@ class Names:
     def __init__(self) -> None:
         self._answer: dict[str, Any] = {}
         self._give_up = time.monotonic() + _PATIENCE_S
+        # It looks for programs by itself.
+        os.environ["PATH"] = controlled_environment()["PATH"]
         # A daemon: an answer that never comes must not keep stackctl from ending.
         self._thread = threading.Thread(target=self._ask, daemon=True)
         self._thread.start()

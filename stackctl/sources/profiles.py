@@ -6,14 +6,16 @@ import copy
 import difflib
 import ipaddress
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
 import msgspec
 
 from stackctl.errors import ExitCode, StackctlError
+from stackctl.machine import trust
 from stackctl.quantity import parse_bytes
+from stackctl.resources import data_folder
 from stackctl.sources import strictyaml
 from stackctl.values.profile import (
     NAME_PATTERN,
@@ -34,10 +36,16 @@ _SETTABLE = (*Settings.__struct_fields__, "engine")
 
 
 class Profiles:
-    """The profiles found in a list of folders; earlier folders win."""
+    """The profiles found in a list of folders; earlier folders win.
 
-    def __init__(self, folders: Sequence[Path]) -> None:
+    Root takes none that somebody else could change, but from the folder that was ``chosen`` on the
+    command line and beside a file that was named there.
+    """
+
+    def __init__(self, folders: Sequence[Path], *, chosen: Path | None = None) -> None:
         self._folders = tuple(folders)
+        # What ships with the program is as safe as the program.
+        self._trusted = {chosen, data_folder("profiles")}
 
     def names(self) -> tuple[str, ...]:
         """Names of all profiles, sorted."""
@@ -63,7 +71,7 @@ class Profiles:
                 raise StackctlError(f"no such file: {name}", exit_code=ExitCode.NOT_FOUND)
             here = path.parent.resolve()
             others = (folder for folder in self._folders if folder.resolve() != here)
-            chain = self._chain(path, (path.parent, *others), 1)
+            chain = self._chain(path, (path.parent, *others), 1, {path.parent})
             own = path.stem
         else:
             path, rest = self._find(name, self._folders)
@@ -89,11 +97,19 @@ class Profiles:
         )
 
     def _chain(
-        self, path: Path, folders: Sequence[Path], after: int
+        self, path: Path, folders: Sequence[Path], after: int, named: Collection[Path] = ()
     ) -> list[tuple[Path, dict[str, Any]]]:
         """The profile's data and that of all it extends, most specific first."""
         chain: list[tuple[Path, dict[str, Any]]] = []
         while True:
+            if path.parent not in self._trusted and path.parent not in named:
+                trust.require_root_only(
+                    path,
+                    "profile",
+                    f"move it to /etc/stackctl/profiles (chown root), or --profiles {path.parent}",
+                )
+            if chain or not named:
+                trust.require_not_planted(path)
             document = _read(path)
             chain.append((path, document.data))
             parent = document.data.get("extends")

@@ -27,4 +27,4 @@ def add(state: Path, entry: Calibration) -> None:
 
     kept = [one for one in read(state) if key(one) != key(entry)]
     document = Calibrations(entries=(*kept, entry))
-    write_atomically(state / "calibrations.json", to_json(document))
+    write_atomically(state / "calibrations.json", to_json(document), mode=0o600)

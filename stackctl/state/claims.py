@@ -16,20 +16,23 @@ from stackctl.values.claim import Claim
 from stackctl.values.cpulist import parse_cpulist
 
 _CLAIM = re.compile(r"^Claim=(.*)$", re.MULTILINE)
-_ELSEWHERE = (
-    "/etc/containers/systemd/stackctl/*/*.container",
-    "/root/.config/containers/systemd/stackctl/*/*.container",
-    "/home/*/.config/containers/systemd/stackctl/*/*.container",
-)
+_UNITS = "containers/systemd/stackctl"
 
 
 def declared(machine: Machine, paths: Paths) -> tuple[Claim, ...]:
-    """Claims of all stacks whose units this process may read; its own scope's first."""
-    patterns = (f"{paths.units}/*/*.container", *_ELSEWHERE)
-    files = dict.fromkeys(path for pattern in patterns for path in machine.glob(pattern))
+    """Claims of all stacks whose units this process may read; its own scope's first.
+
+    What other users wrote is data, and no more of it is read than a few units have.
+    """
+    homes = ("/root", *machine.glob("/home/*"))
+    places = [(str(paths.units), ""), (f"/etc/{_UNITS}", "")]
+    places += [(home, f".config/{_UNITS}") for home in homes]
+    files = dict(
+        found for home, below in places for found in machine.owned_texts(home, below, ".container")
+    )
     claims = []
-    for path in files:
-        match = _CLAIM.search(machine.read(path) or "")
+    for path, text in files.items():
+        match = _CLAIM.search(text)
         if match is None:
             continue
         try:

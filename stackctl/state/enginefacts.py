@@ -28,7 +28,7 @@ class EngineFactsCache:
 
     def put(self, facts: EngineFacts) -> None:
         """Keep facts."""
-        write_atomically(self._folder / f"{facts.image_id}.json", to_json(facts))
+        write_atomically(self._folder / f"{facts.image_id}.json", to_json(facts), mode=0o600)
 
     def _read(self, path: Path) -> EngineFacts | None:
         try:

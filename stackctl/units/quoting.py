@@ -1,17 +1,24 @@
 """Writes values into Quadlet and systemd unit files so that they come out as they went in.
 
 Quadlet escapes neither ``%`` (systemd's specifiers) nor ``$`` (its variables), so both are doubled.
-A unit file has no way to write a newline into a key, so control characters are refused.
+What would not come out as it went in is refused with the reason; tests/lab/test_quoting.py holds
+both against the real Quadlet and systemd.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 
 from stackctl.errors import ExitCode, StackctlError
 
+#: The kernel takes no longer argument or variable (MAX_ARG_STRLEN, its ending zero included).
+LONGEST_WORD = 128 * 1024 - 1
+#: systemd takes no longer line (LONG_LINE_MAX); Quadlet makes one of all that a unit says.
+LONGEST_UNIT = 1024 * 1024 - 16 * 1024
 _PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./$-]+")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 
 
 def raw(value: str) -> str:
@@ -19,25 +26,32 @@ def raw(value: str) -> str:
 
     Raises StackctlError (exit 2) for text that such a key cannot hold.
     """
-    _refuse_control(value)
+    _refuse_odd(value)
     if value != value.strip() or value.endswith("\\") or not value:
-        raise StackctlError(
-            f"{value!r} cannot be written into a unit file",
-            hint="no spaces at its ends and no backslash at its end",
-            exit_code=ExitCode.USAGE,
-        )
+        raise _error(value, "spaces or a backslash at its end")
     return _double(value)
 
 
 def text(value: str) -> str:
     """Text inside a key of systemd's own that knows specifiers but no variables (Description)."""
-    _refuse_control(value)
+    _refuse_odd(value)
     return value.replace("%", "%%")
 
 
 def words(values: Iterable[str]) -> str:
-    """Arguments of a key that is split into words (Exec, PodmanArgs, Environment)."""
+    """Arguments of a key that is split into words (Exec, PodmanArgs, Environment).
+
+    Quadlet ends a list of words at an empty one, and takes the quotes off a lone ``;``, with which
+    systemd begins another command.
+    """
     return " ".join(_word(value) for value in values)
+
+
+def variable(value: str) -> str:
+    """A variable as ``NAME=value``, not yet quoted. Podman reads other names as something else."""
+    if not _VARIABLE.match(value):
+        raise _error(value, "it is no NAME=value")
+    return value
 
 
 def volume(source: str, target: str, options: str) -> str:
@@ -68,8 +82,25 @@ def mount_point(path: str) -> str:
     return '"' + whole.replace("%", "%%") + '"'
 
 
+def unit(text: str) -> str:
+    """The text of a unit, refused when systemd could not read what Quadlet makes of it."""
+    if len(text.encode()) > LONGEST_UNIT:
+        raise StackctlError(
+            f"the engine's arguments and variables are longer than {LONGEST_UNIT // 1024} KiB",
+            hint="a unit file holds no more; shorten engine_args",
+            exit_code=ExitCode.USAGE,
+        )
+    return text
+
+
 def _word(value: str) -> str:
-    _refuse_control(value)
+    _refuse_odd(value)
+    if not value:
+        raise _error(value, "it is empty")
+    if value == ";":
+        raise _error(value, "it begins another command")
+    if len(value.encode()) > LONGEST_WORD:
+        raise _error(value, f"it is longer than {LONGEST_WORD} bytes")
     if _PLAIN.fullmatch(value):
         return _double(value)
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')
@@ -80,10 +111,20 @@ def _double(value: str) -> str:
     return value.replace("%", "%%").replace("$", "$$")
 
 
-def _refuse_control(value: str) -> None:
-    if any(ord(char) < 32 or ord(char) == 127 for char in value):
-        raise StackctlError(
-            f"{value!r} has a control character, which a unit file cannot hold",
-            hint="newlines and tabs are not possible here",
-            exit_code=ExitCode.USAGE,
-        )
+def _refuse_odd(value: str) -> None:
+    for char in value:
+        category = unicodedata.category(char)
+        if category == "Cc":
+            raise _error(value, "a control character such as a newline or tab")
+        # systemd skips a line with either, Quadlet's ExecStart= included.
+        if category == "Cs" or ord(char) & 0xFFFE == 0xFFFE or "\ufdd0" <= char <= "\ufdef":
+            raise _error(value, f"U+{ord(char):04X}, which is no character")
+
+
+def _error(value: str, why: str) -> StackctlError:
+    shown = repr(value) if len(value) <= 60 else f"{value[:40]!r}..."
+    return StackctlError(
+        f"{shown} cannot be written into a unit file: {why}",
+        hint="change it where it comes from: the profile, or the name of the model's file",
+        exit_code=ExitCode.USAGE,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from stackctl.units.quadlet import Keys, parse_version
 from stackctl.values.claim import Claim
 from stackctl.values.host import UNLIMITED
 from stackctl.values.plan import Plan
+from stackctl.values.profile import NAME_PATTERN
 from stackctl.values.unit import UnitFile, UnitSet
 
 #: Restarts before systemd gives up, and the pause between them in seconds.
@@ -79,6 +81,10 @@ def render(plan: Plan, target: Target, generation: int, unit: str | None = None)
     """
     require_launchable(plan)
     unit = unit or plan.stack
+    for name in (plan.stack, plan.profile, plan.objective):
+        # Held by the profile's schema; the template writes them as they are, on lines of their own.
+        if not re.fullmatch(NAME_PATTERN, name):
+            raise StackctlError(f"{name[:40]!r} is not a name", exit_code=ExitCode.USAGE)
     keys = Keys(parse_version(target.podman))
     template = environment().get_template("engine.container.j2")
     memlock = plan.memlock_bytes
@@ -110,7 +116,7 @@ def render(plan: Plan, target: Target, generation: int, unit: str | None = None)
         stack=plan.stack,
         service=service_name(unit),
         container=container_name(unit),
-        files=(UnitFile(name=file_name(unit), text=text),),
+        files=(UnitFile(name=file_name(unit), text=quoting.unit(text)),),
     )
 
 
@@ -172,6 +178,7 @@ def profile_of(text: str) -> str | None:
     return match[1] if match else None
 
 
+@functools.cache
 def environment() -> jinja2.Environment:
     """Where templates come from, with the filters and tests they use."""
     found = jinja2.Environment(
@@ -183,6 +190,7 @@ def environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     found.filters["text"] = quoting.text
+    found.filters["variable"] = quoting.variable
     found.filters["mount_point"] = quoting.mount_point
     found.tests["plain_path"] = quoting.is_plain_path
     found.globals["log_identifier"] = log_identifier

@@ -16,6 +16,8 @@ Argument = bool | int | float | str
 
 NAME_PATTERN = "^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
 Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
+#: A reference, and never one of podman's options.
+ImageName = Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._:/@-]*$")]
 Count = Annotated[int, Meta(ge=1, le=4096)]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Tokens = Annotated[int, Meta(ge=16, le=2**27)]
@@ -55,7 +57,7 @@ class Settings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_de
         str | None, Meta(description="where the model comes from, e.g. file:/srv/models/m.gguf")
     ] = None
     image: Annotated[
-        str | None,
+        ImageName | None,
         Meta(description="container image; left out: the image built here, else the engine's own"),
     ] = None
     context: Annotated[

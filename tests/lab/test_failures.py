@@ -305,7 +305,7 @@ def test_the_name_belongs_to_another_service(seat: Seat, tiny: str) -> None:
 
 FULL = """
 $BECOME mkdir -p "{folder}"
-mount -t tmpfs -o size=64k,mode=777 none "{folder}"
+mount -t tmpfs -o size=64k,mode=755,uid=$(id -u "$USER") none "{folder}"
 dd if=/dev/zero of="{folder}/filler" bs=4k 2>/dev/null || true
 """
 

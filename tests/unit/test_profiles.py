@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -413,3 +414,14 @@ def test_the_schema_refuses_what_stackctl_refuses(folder: Path, data: Any) -> No
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(data, SCHEMA)
     fails(folder, yaml.safe_dump(data))
+
+
+@pytest.mark.parametrize("image", ["--privileged", "-v", "a b", "a\nb", "a;b", "$(id)", "", "%h"])
+def test_an_image_is_a_reference(tmp_path: Path, image: str) -> None:
+    text = f"engine: llama.cpp\nimage: {json.dumps(image)}\n"
+    (tmp_path / "odd.yaml").write_text(text)
+    with pytest.raises(StackctlError, match="image") as caught:
+        Profiles([tmp_path]).resolve("odd", Overrides())
+    assert caught.value.exit_code == ExitCode.USAGE
+    with pytest.raises(StackctlError, match="image"):
+        Profiles([SHIPPED]).resolve("cpu", Overrides(sets=(f"image={json.dumps(image)}",)))

@@ -1,0 +1,203 @@
+"""What other users of this machine could change, and their files read as mere data."""
+
+from __future__ import annotations
+
+import grp
+import itertools
+import os
+import pwd
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from stackctl.errors import ExitCode, StackctlError
+
+#: A unit is at most 1 MiB, a home has a few; more is somebody trying something.
+_MOST_BYTES = 2 * 2**20
+_MOST_FILES = 64
+#: As many links as the kernel follows (MAXSYMLINKS).
+_MOST_LINKS = 40
+_NO_WAIT = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
+
+def weakness(path: Path | str) -> str | None:
+    """Why another user could change what is at a path; None when only root and this user can.
+
+    Every level counts, and every link on the way: whoever may rename a folder can put another one
+    in its place. In a sticky folder such as /tmp only the owner can. Of what does not exist yet,
+    the folder it would be made in counts. Groups count for root only: other users choose theirs.
+    """
+    trusted = {0, os.geteuid()}
+    for level, found, last in _levels(Path(path)):
+        if found.st_uid not in trusted:
+            return f"{level} belongs to {_name(found.st_uid)}"
+        mode = found.st_mode
+        if stat.S_ISLNK(mode) or (mode & stat.S_ISVTX and stat.S_ISDIR(mode) and not last):
+            continue
+        if mode & stat.S_IWOTH:
+            return f"{level} can be written by everybody"
+        if mode & stat.S_IWGRP and os.geteuid() == 0 and found.st_gid != 0:
+            return f"{level} can be written by group {_group(found.st_gid)}"
+    return None
+
+
+def require_root_only(path: Path, what: str, hint: str | None = None) -> None:
+    """As root, refuse what an ordinary user could change. Raises StackctlError (exit 2)."""
+    if os.geteuid() != 0 or (why := weakness(path)) is None:
+        return
+    where = why.partition(" belongs to ")[0].partition(" can be ")[0]
+    raise StackctlError(
+        f"root does not use {what} {path}: {why}",
+        hint=hint or f"chown root:root {where} && chmod go-w {where}",
+        exit_code=ExitCode.USAGE,
+    )
+
+
+def require_not_planted(path: Path) -> None:
+    """Refuse a path that goes over a link which another user made. Raises StackctlError (exit 2).
+
+    And a file of another user in a folder that everybody may write to: it need not be what was
+    meant.
+    """
+    trusted = {0, os.geteuid()}
+    above: os.stat_result | None = None
+    for level, found, _ in _levels(path):
+        shared = above is not None and bool(above.st_mode & stat.S_IWOTH)
+        if found.st_uid not in trusted and (
+            stat.S_ISLNK(found.st_mode) or (shared and not stat.S_ISDIR(found.st_mode))
+        ):
+            kind = "link" if stat.S_ISLNK(found.st_mode) else "file"
+            raise StackctlError(
+                f"{level} is a {kind} that {_name(found.st_uid)} made",
+                hint="use a folder of your own",
+                exit_code=ExitCode.USAGE,
+            )
+        above = found
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, for this user alone (0700).
+
+    One that is there already is left as it is. Raises OSError.
+    """
+    missing = list(itertools.takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
+    for path in reversed(missing):
+        path.mkdir(mode=0o700, exist_ok=True)
+
+
+def close(folder: Path) -> None:
+    """Take group's and others' rights off a folder of ours, if it is there."""
+    try:
+        descriptor = os.open(folder, _NO_WAIT | os.O_DIRECTORY)
+    except OSError:
+        return
+    try:
+        found = os.fstat(descriptor)
+        if found.st_uid == os.geteuid() and found.st_mode & 0o077:
+            os.fchmod(descriptor, 0o700)
+    finally:
+        os.close(descriptor)
+
+
+def owned_texts(home: str, below: str, suffix: str) -> Iterator[tuple[str, str]]:
+    """Path and text of the files ``HOME/BELOW/*/*SUFFIX``, as data that its owner wrote.
+
+    Below the home no link is followed and nothing but regular files of the home's owner is opened
+    to the end: not a pipe, a device or somebody else's file. At most 64 files of 2 MiB together;
+    what cannot be read is left out.
+    """
+    opened: list[int] = []
+    try:
+        here = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        opened.append(here)
+        owner = os.fstat(here).st_uid
+        for name in filter(None, below.split("/")):
+            here = os.open(name, _NO_WAIT | os.O_DIRECTORY, dir_fd=here)
+            opened.append(here)
+        left_bytes, left_files = _MOST_BYTES, _MOST_FILES
+        base = os.path.join(home, below) if below else home  # noqa: PTH118 - texts, not paths
+        for folder in _names(here, _MOST_FILES):
+            try:
+                inner = os.open(folder, _NO_WAIT | os.O_DIRECTORY, dir_fd=here)
+            except OSError:
+                continue
+            opened.append(inner)
+            for name in _names(inner, _MOST_FILES):
+                if not name.endswith(suffix) or left_files == 0 or left_bytes <= 0:
+                    continue
+                left_files -= 1
+                text = _owned(name, inner, owner, left_bytes)
+                if text is not None:
+                    left_bytes -= len(text)
+                    yield f"{base}/{folder}/{name}", text.decode("utf-8", "replace")
+            os.close(opened.pop())
+    except OSError:
+        return
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+
+
+def _owned(name: str, folder: int, owner: int, most: int) -> bytes | None:
+    try:
+        # A look first: opening a device can do something by itself.
+        found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        if not stat.S_ISREG(found.st_mode):
+            return None
+        descriptor = os.open(name, _NO_WAIT, dir_fd=folder)
+    except OSError:
+        return None
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != owner or found.st_size > most:
+            return None
+        return os.read(descriptor, most)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def _names(folder: int, most: int) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in itertools.islice(entries, most))
+
+
+def _levels(path: Path) -> Iterator[tuple[str, os.stat_result, bool]]:
+    """Each existing level of a path from the root, links before what they lead to; the last one
+    is marked."""
+    # Not made absolute by leaving out "..": behind a link that leads elsewhere.
+    left = list(reversed((Path.cwd() / path).parts))
+    here, links = "/", 0
+    while left:
+        part = left.pop()
+        if part == "..":
+            here = os.path.dirname(here)  # noqa: PTH120
+            continue
+        level = part if part.startswith("/") else os.path.join(here, part)  # noqa: PTH118
+        try:
+            found = os.lstat(level)
+        except OSError:
+            return
+        yield level, found, not left
+        if not stat.S_ISLNK(found.st_mode):
+            here = level
+            continue
+        links += 1
+        if links > _MOST_LINKS:
+            return
+        left += reversed(Path(os.readlink(level)).parts)  # noqa: PTH115
+
+
+def _name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
+
+
+def _group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)

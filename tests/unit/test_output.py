@@ -1,0 +1,31 @@
+"""What is printed cannot command the terminal, wherever its text comes from."""
+
+from __future__ import annotations
+
+import pytest
+
+from stackctl.cli.output import Output, shown
+from stackctl.errors import StackctlError
+from stackctl.values.result import Result
+
+ATTACK = "a\x1b]0;title\x07b\x1b[2Jc\x9b1Ad\re\x00f\x7f"
+SAFE = "a\\x1b]0;title\\x07b\\x1b[2Jc\\x9b1Ad\\re\\x00f\\x7f"
+
+
+def test_commands_for_the_terminal_are_shown_and_not_sent() -> None:
+    assert shown(ATTACK) == SAFE
+    assert shown("größe\t模型\n\x1b[31mred\x1b[0m") == "größe\t模型\n\x1b[31mred\x1b[0m"
+
+
+def test_every_way_to_print(capsys: pytest.CaptureFixture[str]) -> None:
+    out = Output(json=False, quiet=False, verbose=False, color="never", progress=False)
+    out.line(ATTACK)
+    out.note(ATTACK)
+    out.step("model", ATTACK)
+    out.warn(ATTACK, ATTACK)
+    out.error(StackctlError(ATTACK, details=[ATTACK], hint="hint"))
+    out.results([Result(name="answer", status="fail", actual=ATTACK, evidence=ATTACK)])
+    out.table(["A", "B"], [[ATTACK, "x"]], fold=1)
+    printed = "".join(capsys.readouterr())
+    assert printed.count("title\\x07b") >= 8
+    assert not set(printed) & set("\x1b\x07\x9b\r\x00\x7f")
