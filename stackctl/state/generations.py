@@ -33,10 +33,7 @@ class Generations:
         return tuple(name for name in sorted(set(found)) if self.numbers(name))
 
     def good_before(self, stack: str, number: int | None) -> Generation | None:
-        """The newest generation before that one (None: of all) that was ready once.
-
-        This is what a rollback goes back to.
-        """
+        """The newest generation before that one (None: of all) that was ready once."""
         for older in reversed(self.numbers(stack)):
             if number is None or older < number:
                 # One that cannot be read cannot be gone back to.
@@ -45,6 +42,16 @@ class Generations:
                     if generation.outcome.state in ("ready", "replaced", "stopped"):
                         return generation
         return None
+
+    def to_go_back_to(self, stack: str, number: int | None) -> Generation | None:
+        """What a rollback from that generation (None: the stack is down) goes back to.
+
+        From one that was gone back to, "back" goes on: not to what was gone back from.
+        """
+        if number is not None:
+            with contextlib.suppress(StackctlError):
+                number = self.read(stack, number).of or number
+        return self.good_before(stack, number)
 
     def read(self, stack: str, number: int) -> Generation:
         """One generation.
