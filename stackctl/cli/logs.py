@@ -33,7 +33,7 @@ def command(
     from stackctl.machine import runner
     from stackctl.units.render import generation_of, log_identifier, service_name
 
-    context = session.context()
+    context = session.context(recover="try")
     name = pick_stack(context, stack, past=True)
     known = context.generations.numbers(name)
     identifiers: tuple[str, ...] = ()

@@ -43,8 +43,11 @@ class Session:
 
         return Profiles(self.paths().profiles)
 
-    def context(self, *, recover: bool = True) -> Context:
-        """What deployments work with; a change that a crash cut off is ended first."""
+    def context(self, *, recover: Literal["must", "try", "no"] = "must") -> Context:
+        """What deployments work with; a change that a crash cut off is ended first.
+
+        "try" is for commands that only look: they say so when that fails, and go on.
+        """
         from stackctl.deploy.context import Context
         from stackctl.machine.files import LiveMachine
         from stackctl.machine.systemd import Systemd
@@ -62,10 +65,10 @@ class Session:
             report=self.out,
             confirm=self.confirm,
         )
-        if recover and context.journal.open:
+        if recover != "no" and context.journal.open:
             from stackctl.deploy.recover import recover_quietly
 
-            recover_quietly(context)
+            recover_quietly(context, must=recover == "must")
         return context
 
     def confirm(self, question: str) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from stackctl.deploy import install
 from stackctl.deploy.context import Context
 from stackctl.engines import engine as find_engine
-from stackctl.errors import StackctlError
+from stackctl.errors import DidNotStart, StackctlError
 from stackctl.health import endpoint
 from stackctl.machine import podman, runner
 from stackctl.machine.files import write_atomically
@@ -237,7 +237,7 @@ def _wait(context: Context, stack: str) -> None:
             break
         time.sleep(_POLL_S)
     lines = context.systemd.journal(service, f"{stack}-door", since=started - _START_S)
-    raise StackctlError(
+    raise DidNotStart(
         f"the front door of {stack} did not start",
         details=lines[-5:],
         hint="its port may be taken (ss -ltnp); without it: --set front_door=off",
