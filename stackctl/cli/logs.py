@@ -24,28 +24,28 @@ from stackctl.cli.session import Session, pick_stack, stack_argument, verb
 def command(
     session: Session, stack: str | None, follow: bool, generation: int | None, lines: int
 ) -> None:
-    """Show the log of STACK: the engine's output and what systemd says of it.
+    """Show the log of STACK: what its engine and its front door say, and systemd of them.
 
     Works for stacks that are down or never came up as well: their latest generation. With
     --generation the engine's output alone.
     """
-    from stackctl.deploy import install
+    from stackctl.deploy.record import installed_number
     from stackctl.machine import runner
-    from stackctl.units.render import generation_of, log_identifier, service_name
+    from stackctl.units.door import door_log, door_service
+    from stackctl.units.render import engine_names, log_identifier, service_name
 
     context = session.context(recover="try")
     name = pick_stack(context, stack, past=True)
     known = context.generations.numbers(name)
     identifiers: tuple[str, ...] = ()
     if generation is None:
-        identifiers = ("systemd",)
-        files = install.installed(context, name)
-        generation = (generation_of(files[0].text) if files else None) or max(known, default=0)
+        identifiers = (door_log(name), "systemd")
+        generation = installed_number(context, name) or max(known, default=0)
     elif generation not in known:
         context.generations.read(name, generation)  # says which there are
     status = runner.stream(
         context.systemd.journal_command(
-            service_name(name),
+            (*(service_name(unit) for unit in engine_names(name)), door_service(name)),
             (log_identifier(name, generation), *identifiers),
             lines=lines,
             follow=follow,

@@ -138,7 +138,7 @@ def _exchange(
     folder = context.paths.unit_folder(stack)
     context.report.step("unit", str(folder / new.units.files[0].name))
     if not beside and not before.stopped and before.unit is not None:
-        if old is not None and old.door is not None:
+        if old is not None and old.door is not None and door.is_open(context, stack):
             change = journal.step(change, "hold")
             door.hold(context, stack)
             change = journal.step(change, "drain")

@@ -18,7 +18,7 @@ from stackctl.engines import engine as find_engine
 from stackctl.errors import DidNotStart, StackctlError
 from stackctl.health import endpoint
 from stackctl.machine import podman, runner
-from stackctl.machine.files import write_atomically
+from stackctl.machine.files import remove_file, write_atomically
 from stackctl.machine.haproxy import Haproxy
 from stackctl.machine.private import private_folder
 from stackctl.quantity import format_duration
@@ -50,14 +50,25 @@ def apply(context: Context, stack: str, door: Door | None) -> None:
     if not _same(files, context, stack):
         # Stopped before its files change: should we end in between, it is seen that it must start.
         context.systemd.stop(service)
-    if _write(context, stack, door, files):
-        context.systemd.daemon_reload()
+    install.have_read(context, service, changed=_write(context, stack, door, files))
     state = context.systemd.show(service, "ActiveState")["ActiveState"]
     if state != "active":
         context.report.progress("door", "starting")
         if state != "activating":
             _start(context, stack)
         _wait(context, stack)
+    try:
+        _lead(context, stack, door)
+    except StackctlError:
+        # It runs, but does not do as it is told: stuck, or its socket is gone.
+        context.systemd.abort(service)
+        _start(context, stack)
+        _wait(context, stack)
+        _lead(context, stack, door)
+
+
+def _lead(context: Context, stack: str, door: Door) -> None:
+    """Have the running door let requests pass to its engine."""
     admin = _admin(context, stack)
     if admin.state() != "held":
         admin.hold()
@@ -90,13 +101,17 @@ def remove(context: Context, stack: str) -> None:
     context.systemd.stop(service)
     if podman.containers(container):
         runner.run(("podman", "rm", "--force", "--time=5", container))
-    if path.exists():
-        path.unlink()
+    if remove_file(path):
         context.systemd.daemon_reload()
     context.systemd.reset_failed(service)
     shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):
         folder.parent.rmdir()
+
+
+def is_open(context: Context, stack: str) -> bool:
+    """Whether the door runs: through one that does not, no request comes."""
+    return context.systemd.show(units.door_service(stack), "ActiveState")["ActiveState"] == "active"
 
 
 def hold(context: Context, stack: str) -> None:
@@ -177,9 +192,8 @@ def reload_keys(context: Context, stack: str) -> None:
         return
     valid = keys.read(context.paths.state, stack)
     _write_keys(context, stack, valid)
-    state = context.systemd.show(units.door_service(stack), "ActiveState")["ActiveState"]
     config = _read(_folder(context, stack) / "haproxy.cfg") or ""
-    if state == "active" and f"/{units.KEYS}" in config:
+    if is_open(context, stack) and f"/{units.KEYS}" in config:
         _admin(context, stack).replace_keys(valid)
 
 
@@ -236,7 +250,7 @@ def _wait(context: Context, stack: str) -> None:
         if failed or idle:
             break
         time.sleep(_POLL_S)
-    lines = context.systemd.journal(service, f"{stack}-door", since=started - _START_S)
+    lines = context.systemd.journal(service, units.door_log(stack), since=started - _START_S)
     raise DidNotStart(
         f"the front door of {stack} did not start",
         details=lines[-5:],

@@ -243,7 +243,8 @@ def restart(context: Context, stack: str, patience: Patience) -> Generation:
     """
     with writer(context, f"restart {stack}"):
         generation = installed_generation(context, stack)
-        held = generation.door is not None and change.look(context, stack).running
+        running = change.look(context, stack).running
+        held = generation.door is not None and running and door.is_open(context, stack)
         step = Transaction(
             operation="restart",
             stack=stack,

@@ -118,7 +118,7 @@ class Systemd:
 
     def journal_command(
         self,
-        unit: str,
+        units: Sequence[str],
         identifiers: Sequence[str],
         *,
         lines: int,
@@ -126,13 +126,14 @@ class Systemd:
         follow: bool = False,
         output: str = "cat",
     ) -> tuple[str, ...]:
-        """The journalctl command for a unit's lines under any of the identifiers.
+        """The journalctl command for the units' lines under any of the identifiers.
 
         Without them there would be more noise than news: Podman's events, conmon's warnings.
         """
-        select = f"--user-unit={unit}" if self.scope == "user" else f"--unit={unit}"
+        flag = "--user-unit" if self.scope == "user" else "--unit"
         return (
-            "journalctl", "--no-pager", "--quiet", f"--output={output}", select,
+            "journalctl", "--no-pager", "--quiet", f"--output={output}",
+            *(f"{flag}={unit}" for unit in units),
             *(f"--identifier={identifier}" for identifier in identifiers), f"--lines={lines}",
             *((f"--since=@{since:.6f}",) if since is not None else ()),
             *(("--follow",) if follow else ()),
@@ -140,6 +141,6 @@ class Systemd:
 
     def journal(self, unit: str, identifier: str, *, since: float, lines: int = 200) -> list[str]:
         """The last log lines under an identifier since a time, oldest first, no empty ones."""
-        command = self.journal_command(unit, (identifier,), lines=lines, since=since)
+        command = self.journal_command((unit,), (identifier,), lines=lines, since=since)
         done = runner.run(command, check=False)
         return [line for line in done.stdout.splitlines() if line.strip()]

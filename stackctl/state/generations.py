@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.machine.files import sync_folder, write_atomically
+from stackctl.machine.files import remove_file, write_atomically
 from stackctl.machine.private import private_folder
 from stackctl.values.base import from_json, to_json
 from stackctl.values.generation import Generation, Outcome, State
@@ -103,12 +103,7 @@ class Generations:
 
     def remove(self, stack: str, number: int) -> None:
         """Remove one generation for good; it need not be readable."""
-        path = self._path(stack, number)
-        try:
-            path.unlink(missing_ok=True)
-            sync_folder(path.parent)
-        except OSError as error:
-            raise StackctlError(f"cannot remove {path}: {error.strerror}") from None
+        remove_file(self._path(stack, number))
 
     def _path(self, stack: str, number: int) -> Path:
         return self._folder / stack / f"{number}.json"
