@@ -288,8 +288,10 @@ def converge(
     install.assert_loaded(context, winner.units)
     problem = None
     if running and not serves(context, winner):
-        # What does not serve may be half started, or half stopped.
-        _stop_unit(context, winner.units.service.removesuffix(".service"))
+        # What starts goes on: a large model takes long, and who recovers may be cut off as well.
+        # Anything else that does not serve may be half stopped.
+        if not _starts(context, winner):
+            _stop_unit(context, winner.units.service.removesuffix(".service"))
         if winner.door is None:
             door.remove(context, stack)
         try:
@@ -313,6 +315,12 @@ def serves(context: Context, generation: Generation) -> bool:
     state = context.systemd.show(generation.units.service, "ActiveState")["ActiveState"]
     path, port = find_engine(generation.plan.engine).health_path, generation.plan.listens
     return state == "active" and endpoint.liveness(port, path, timeout_s=_ANSWER_S) == "ready"
+
+
+def _starts(context: Context, generation: Generation) -> bool:
+    """Whether systemd starts it now, and does not wait to try it again."""
+    seen = context.systemd.show(generation.units.service, "ActiveState", "SubState")
+    return seen.get("ActiveState") == "activating" and seen.get("SubState", "").startswith("start")
 
 
 def _stop_unit(context: Context, unit: str) -> None:

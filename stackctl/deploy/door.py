@@ -221,7 +221,11 @@ def _write(context: Context, stack: str, door: Door, files: units.DoorFiles) -> 
             write_atomically(folder / file.name, file.text, mode=0o600)
     if door.key:
         state = context.paths.state
-        _write_keys(context, stack, keys.read(state, stack) or keys.create(state, stack))
+        valid = keys.read(state, stack)
+        if not valid:
+            valid = keys.create(state, stack)
+            context.report.step("key", f"made; stackctl key show {stack} prints it")
+        _write_keys(context, stack, valid)
     return install.write(context, stack, (files.unit,))
 
 

@@ -142,12 +142,13 @@ def require_room(
 
 def tell(context: Context, old: Generation, new: Generation) -> None:
     """Show what changes, and what that does to requests."""
-    rows = [
-        (change.field, _shown(change.before), _shown(change.after))
-        for change in decisions(old.plan, new.plan)
-        if change.field not in ("start-deadline", "port")
-    ]
+    # The engine's own port is nobody's business where clients ask at another one.
+    hidden = {"start-deadline", *(("port",) if old.plan.port == new.plan.port else ())}
+    changes = decisions(old.plan, new.plan)
+    rows = [(c.field, _shown(c.before), _shown(c.after)) for c in changes if c.field not in hidden]
     notes = []
+    if not rows:
+        notes.append("the plan is the same: its unit was changed, or does not answer")
     if new.strategy is not None:
         text = f"{new.strategy.value}: {new.strategy.reason}"
         if new.strategy.value != _SIDE_BY_SIDE and old.outcome.ready_s is not None:

@@ -87,3 +87,26 @@ def test_a_door_that_is_shut_or_stuck_is_started_anew(one: Seat, tiny: str) -> N
     shown = one.stackctl("logs", "--generation", "2").stdout
     assert "model loaded" in shown
     assert "cpu_door" in one.stackctl("logs").stdout
+
+
+def test_an_engine_that_starts_is_waited_for_not_started_anew(one: Seat, tiny: str) -> None:
+    own_model(one, tiny)
+    slow = look.derived_image(
+        one,
+        "slow",
+        """
+        program=$(find . -path ./proc -prune -o -type f -perm -111 -name llama-server -print)
+        mv "$program" "$program.real"
+        printf '#!/bin/sh\nsleep 4\nexec "$0.real" "$@"\n' >"$program"
+        chmod 755 "$program"
+        """,
+    )
+    one.stackctl(*UP, "--set", f"image={slow}")
+    one.systemctl("restart", "--no-block", "cpu.service")
+    look.wait_for("it starts", lambda: "activating" in one.systemctl("show", "cpu.service"))
+    started = look.unit_properties(one, "InvocationID")
+    leave_journal(one)
+    done = one.stackctl("recover")
+    assert done.stdout == "cpu is recovered: generation 1\n"
+    assert look.unit_properties(one, "InvocationID") == started
+    assert state(one) == "ready"

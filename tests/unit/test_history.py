@@ -500,10 +500,13 @@ def test_keys_are_made_changed_and_removed(at: Place) -> None:
     assert keys.read(at.state, "cpu") == (third,)
     assert at("key", "remove", "cpu", "-y") == 0
     assert at("key", "remove", "cpu", "-y") == 4
+    assert at("key", "create", "cpu") == 0
+    assert at("key", "remove", "cpu", "-y", "--json") == 0
+    assert from_json(at.out, KeyReport, where="stdout").valid == 0
     assert keys.read(at.state, "cpu") == ()
     log = audit.read(at.state)
     assert [entry.operation for entry in log] == [
-        "key create", "key rotate", "key rotate", "key remove",
+        "key create", "key rotate", "key rotate", "key remove", "key create", "key remove",
     ]  # fmt: skip
     assert "sk-" not in (at.state / "audit.jsonl").read_text()
     assert not at.lock.exists()
