@@ -103,7 +103,10 @@ def test_an_engine_that_starts_is_waited_for_not_started_anew(one: Seat, tiny: s
     )
     one.stackctl(*UP, "--set", f"image={slow}")
     one.systemctl("restart", "--no-block", "cpu.service")
-    look.wait_for("it starts", lambda: "activating" in one.systemctl("show", "cpu.service"))
+    look.wait_for(
+        "it starts",
+        lambda: look.unit_properties(one, "ActiveState") == {"ActiveState": "activating"},
+    )
     started = look.unit_properties(one, "InvocationID")
     leave_journal(one)
     done = one.stackctl("recover")
