@@ -159,7 +159,7 @@ def _exchange(
     require_answer(context, new)
     if new.door is not None:
         change = journal.step(change, "open")
-        door.apply(context, stack, new.door)
+        door.open_to(context, stack, new.door)
         door.require_answer(context, new)
         door.tell_waited(context, stack)
     if beside and old is not None:

@@ -1,7 +1,7 @@
 """The front door of a stack as it is on the machine: HAProxy's unit, its files, what it does.
 
-The door outlives the engines behind it. A switch tells the running HAProxy where the new engine is
-and writes the same into its configuration, so that it finds it again after a restart.
+The door outlives the engines behind it. A switch tells the running HAProxy where the new engine is,
+and once that is final writes the same into its configuration, for HAProxy's next start.
 """
 
 from __future__ import annotations
@@ -70,11 +70,24 @@ def apply(context: Context, stack: str, door: Door | None) -> None:
 def _lead(context: Context, stack: str, door: Door) -> None:
     """Have the running door let requests pass to its engine."""
     admin = _admin(context, stack)
-    if admin.state() != "held":
+    state = admin.state()
+    if state == "up" and admin.port() == door.engine_port:
+        # Held for nothing it would stay so, should we end in between where no journal tells.
+        return
+    if state != "held":
         admin.hold()
     admin.point_to(door.engine_port)
     alive = endpoint.liveness(door.engine_port, door.health_path) == "ready"
     admin.release(healthy=alive)
+
+
+def open_to(context: Context, stack: str, door: Door) -> None:
+    """Let requests pass to the engine of a door, for now: where only the engine is another one, the
+    files stay as they are until ``apply``, for a power loss to find the old engine in them."""
+    if is_open(context, stack) and _same(_render(context, stack, door), context, stack):
+        _lead(context, stack, door)
+    else:
+        apply(context, stack, door)
 
 
 def unit_file(context: Context, stack: str, door: Door) -> UnitFile:

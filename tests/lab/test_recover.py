@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 
 from . import look
 from .conftest import Seat
@@ -113,3 +114,30 @@ def test_an_engine_that_starts_is_waited_for_not_started_anew(one: Seat, tiny: s
     assert done.stdout == "cpu is recovered: generation 1\n"
     assert look.unit_properties(one, "InvocationID") == started
     assert state(one) == "ready"
+
+
+def test_until_it_is_final_the_old_engine_is_what_a_power_loss_leaves(one: Seat, tiny: str) -> None:
+    own_model(one, tiny)
+    one.stackctl(*UP)
+    config = f"{one.state}/doors/cpu/haproxy.cfg"
+    old = look.get(one.lab, config)
+    words = ("stackctl", "switch", "throughput", "--yes", "--soak", "60s")
+    with one.lab.spawn(words, user=one.user) as process:
+        journal = f"{one.state}/transaction.json"
+        look.wait_for(
+            "it is watched",
+            lambda: look.exists(one.lab, journal) and b'"soak"' in look.get(one.lab, journal),
+        )
+        # Clients are served by the new one, what boots is the old one.
+        assert look.chat(one)["usage"]["completion_tokens"] > 0
+        assert look.get(one.lab, config) == old
+        assert "[Install]" in look.get(one.lab, f"{one.units}/cpu/cpu.container").decode()
+        assert "[Install]" not in look.get(one.lab, f"{one.units}/cpu/cpu_b.container").decode()
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=10)
+    assert one.stackctl("recover").stdout == "cpu is recovered: generation 1\n"
+    assert look.get(one.lab, config) == old
+    one.stackctl("switch", "throughput", "--yes", "--soak", "0s")
+    port = look.record(one, 3)["plan"]["engine_port"]
+    assert f"127.0.0.1:{port} check" in look.get(one.lab, config).decode()
+    assert look.chat(one)["usage"]["completion_tokens"] > 0
