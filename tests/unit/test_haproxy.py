@@ -16,7 +16,7 @@ from stackctl.machine.haproxy import Haproxy, Traffic, Waited
 from stackctl.values.door import key_digest
 
 STAT = """\
-# pxname,svname,qcur,qmax,scur,smax,slim,stot,bin,bout,dreq,dresp,ereq,econ,eresp,wretr,x,status,addr,
+# pxname,svname,qcur,qmax,scur,smax,slim,stot,bin,bout,dreq,dresp,ereq,econ,eresp,w,x,status,addr,
 door,FRONTEND,,,9,,2000,,,,,,,,,,,OPEN,,
 engine,engine,0,0,2,3,,9,9,9,,0,,0,0,0,0,{status},127.0.0.1:20001,
 engine,again,0,0,1,1,,9,9,9,,0,,0,0,0,0,no check,unix,
