@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -244,6 +245,9 @@ def patience(drain: float | None, soak: float | None) -> Patience:
     )
 
 
+#: Generations in a command line; longer ones there are none.
+_NUMBER = re.compile("[0-9]{1,9}")
+
 yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 
 
@@ -290,11 +294,11 @@ def stack_and_numbers(words: Sequence[str], most: int) -> tuple[str | None, tupl
 
     Raises StackctlError (exit 2) for more of either than there can be.
     """
-    names = [word for word in words if not word.isdecimal()]
-    numbers = tuple(int(word) for word in words if word.isdecimal())
+    names = [word for word in words if not _NUMBER.fullmatch(word)]
+    numbers = tuple(int(word) for word in words if _NUMBER.fullmatch(word))
     if len(names) > 1 or len(numbers) > most or (names and words[0] != names[0]):
         raise StackctlError(
-            f"too many words: {' '.join(words)}",
+            f"not understood: {' '.join(words)}",
             hint="the stack first, then " + ("a generation" if most == 1 else "two generations"),
             exit_code=ExitCode.USAGE,
         )

@@ -17,6 +17,7 @@ from stackctl.cli.diff import _understood
 from stackctl.cli.history import model_name
 from stackctl.cli.main import run
 from stackctl.cli.output import Output
+from stackctl.cli.session import stack_and_numbers
 from stackctl.deploy.context import Context
 from stackctl.deploy.recover import record_end
 from stackctl.errors import StackctlError
@@ -622,3 +623,27 @@ def test_how_the_generations_of_a_change_ended(tmp_path: Path) -> None:
     assert ended(True, 2) == ("replaced", "ready")
     assert ended(True, None) == ("stopped", "starting")
     assert ended(False, 9) == ("ready", "starting")
+
+
+@pytest.mark.parametrize(
+    ("words", "stack", "numbers"),
+    [
+        ((), None, ()),
+        (("3",), None, (3,)),
+        (("cpu", "12"), "cpu", (12,)),
+        (("cpu",), "cpu", ()),
+        # No generation, and not to be counted with: such a stack there is none.
+        (("9" * 5000,), "9" * 5000, ()),
+        (("\u0663",), "\u0663", ()),
+        (("3", "cpu"), StackctlError, ()),
+        (("cpu", "1", "2"), StackctlError, ()),
+        (("a", "b"), StackctlError, ()),
+    ],
+)
+def test_a_stack_and_a_generation(words: tuple[str, ...], stack: Any, numbers: Any) -> None:
+    if stack is StackctlError:
+        with pytest.raises(StackctlError, match="not understood") as caught:
+            stack_and_numbers(words, 1)
+        assert caught.value.exit_code == 2
+    else:
+        assert stack_and_numbers(words, 1) == (stack, numbers)
