@@ -114,8 +114,9 @@ def remove(context: Context, stack: str) -> None:
     context.systemd.stop(service)
     if podman.containers(container):
         runner.run(("podman", "rm", "--force", "--time=5", container))
-    if remove_file(path):
-        context.systemd.daemon_reload()
+    remove_file(path)
+    # Also where it was gone: who removed it may have been cut off.
+    context.systemd.daemon_reload()
     context.systemd.reset_failed(service)
     shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):

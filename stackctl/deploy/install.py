@@ -166,18 +166,21 @@ def _text(path: Path) -> str | None:
 
 
 def remove(context: Context, stack: str) -> None:
-    """Remove the stack's files and empty folders, and have systemd forget it."""
+    """Remove the stack's files and empty folders, and have systemd forget it.
+
+    Nothing is taken for done because the files are gone: who removed them may have been cut off.
+    """
     folder = context.paths.unit_folder(stack)
-    if not folder.exists():
-        return
     try:
-        shutil.rmtree(folder)
+        if folder.exists():
+            shutil.rmtree(folder)
+        with contextlib.suppress(OSError):
+            folder.parent.rmdir()
         # Else a power loss may bring back what the journal says is gone.
-        sync_folder(folder.parent)
+        with contextlib.suppress(FileNotFoundError):
+            sync_folder(folder.parent if folder.parent.exists() else folder.parent.parent)
     except OSError as error:
         raise StackctlError(f"cannot remove {folder}: {error.strerror or error}") from None
-    with contextlib.suppress(OSError):
-        context.paths.units.rmdir()
     context.systemd.daemon_reload()
 
 
