@@ -43,3 +43,7 @@ class StackctlError(Exception):
         self.hint = hint
         self.details = tuple(details)
         self.exit_code = exit_code
+
+
+class DidNotStart(StackctlError):
+    """All is in place, but a service does not come up: what remains is between it and systemd."""

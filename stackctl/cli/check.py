@@ -25,7 +25,7 @@ def command(session: Session, stack: str | None, every: bool, timeout: float | N
 
     if every and stack is not None:
         raise StackctlError("--all checks every stack: name none", exit_code=ExitCode.USAGE)
-    context = session.context()
+    context = session.context(recover="try")
     names = install.installed_stacks(context) if every else ()
     reports = []
     for name in names or (pick_stack(context, stack),):

@@ -29,7 +29,7 @@ def command(session: Session, words: tuple[str, ...]) -> None:
     """
     from stackctl.observe.difference import report
 
-    context = session.context()
+    context = session.context(recover="try")
     stack, before, after = _understood(words)
     found = report(context, pick_stack(context, stack, past=True), before, after)
     if session.out.json:

@@ -20,7 +20,8 @@ def command(session: Session, stack: str | None, dry_run: bool) -> None:
     from stackctl.deploy.transaction import down, installed_generation
     from stackctl.observe.status import report
 
-    context = session.context()
+    # A change of this stack that cannot be ended must not keep it from being taken down.
+    context = session.context(recover="no")
     name = pick_stack(context, stack)
     if dry_run:
         units = installed_generation(context, name).units

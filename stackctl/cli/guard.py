@@ -23,7 +23,7 @@ def command(session: Session, timeout: float | None, install: bool, remove: bool
     from stackctl.deploy import guardtimer
     from stackctl.observe.guard import guard
 
-    context = session.context()
+    context = session.context(recover="try")
     if install and remove:
         raise StackctlError("--install or --remove, not both", exit_code=ExitCode.USAGE)
     if install:

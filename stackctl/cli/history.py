@@ -22,7 +22,7 @@ def command(session: Session, stack: str | None, log: bool) -> None:
     """
     from stackctl.observe import history
 
-    context = session.context()
+    context = session.context(recover="try")
     if log:
         audit = history.log(context, stack)
         if session.out.json:

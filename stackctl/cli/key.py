@@ -98,7 +98,10 @@ def remove(session: Session, stack: str | None) -> None:
         if not keys.remove(context.paths.state, name):
             keys.require(context.paths.state, name)  # says that there is none
         _changed(context, "remove", name)
-    session.out.line(f"{name} has no key any more")
+    if session.out.json:
+        _tell(session, context, name)
+    else:
+        session.out.line(f"{name} has no key any more")
 
 
 for _command in (create, show, rotate, path, remove):

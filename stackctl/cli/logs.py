@@ -13,7 +13,6 @@ from stackctl.cli.session import Session, pick_stack, stack_argument, verb
 @stack_argument
 @click.option("-f", "--follow", is_flag=True, help="Go on with new lines until Ctrl-C.")
 @click.option("--generation", type=int, metavar="N", help="Of that generation, not the latest.")
-@click.option("--door", is_flag=True, help="Of the front door, not of the engine.")
 @click.option(
     "-n",
     "--lines",
@@ -27,37 +26,31 @@ def command(
     stack: str | None,
     follow: bool,
     generation: int | None,
-    door: bool,
     lines: int,
 ) -> None:
-    """Show the log of STACK: the engine's output and what systemd says of it.
+    """Show the log of STACK: what its engine and its front door say, and systemd of them.
 
     Works for stacks that are down or never came up as well: their latest generation. With
     --generation the engine's output alone.
     """
-    from stackctl.deploy import install
+    from stackctl.deploy.record import installed_number
     from stackctl.machine import runner
-    from stackctl.units.door import door_service
-    from stackctl.units.render import engine_names, generation_of, log_identifier, service_name
+    from stackctl.units.door import door_log, door_service
+    from stackctl.units.render import engine_names, log_identifier, service_name
 
-    context = session.context()
+    context = session.context(recover="try")
     name = pick_stack(context, stack, past=True)
     known = context.generations.numbers(name)
     identifiers: tuple[str, ...] = ()
     if generation is None:
-        identifiers = ("systemd",)
-        file = install.engine_file(name, install.installed(context, name))
-        generation = (generation_of(file.text) if file else None) or max(known, default=0)
+        identifiers = (door_log(name), "systemd")
+        generation = installed_number(context, name) or max(known, default=0)
     elif generation not in known:
         context.generations.read(name, generation)  # says which there are
-    units = [service_name(unit) for unit in engine_names(name)]
-    identifiers = (log_identifier(name, generation), *identifiers)
-    if door:
-        units, identifiers = [door_service(name)], ("systemd", f"{name}-door")
     status = runner.stream(
         context.systemd.journal_command(
-            units,
-            identifiers,
+            (*(service_name(unit) for unit in engine_names(name)), door_service(name)),
+            (log_identifier(name, generation), *identifiers),
             lines=lines,
             follow=follow,
             output="json" if session.out.json else "short-iso",

@@ -10,14 +10,19 @@ def command(session: Session) -> None:
     """End a change that a crash, a kill or a power loss cut off.
 
     Every command that works with stacks does this first; afterwards either the old or the new
-    generation serves.
+    generation serves. With --json prints the status of the stacks that are up.
     """
+    from stackctl.deploy.install import installed_stacks
     from stackctl.deploy.recover import recover
+    from stackctl.observe.status import report
 
-    done = recover(session.context(recover=False))
+    context = session.context(recover="no")
+    done = recover(context)
+    if session.out.json:
+        session.out.data(report(context, installed_stacks(context)))
+        return
     if done is None:
         session.out.line("nothing to recover")
         return
-    number = done.after if done.committed else done.before
-    state = f"generation {number}" if number is not None else "down"
+    state = f"generation {done.winner}" if done.winner is not None else "down"
     session.out.line(f"{done.stack} is recovered: {state}")

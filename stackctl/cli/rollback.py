@@ -39,7 +39,7 @@ def command(
     from stackctl.deploy.switch import rollback
     from stackctl.deploy.transaction import Wish
 
-    context = session.context(recover=not dry_run)
+    context = session.context(recover="no" if dry_run else "must")
     stack, numbers = stack_and_numbers(words, 1)
     wish = Wish(force=force, dry_run=dry_run, patience=patience(drain, soak))
     number = numbers[0] if numbers else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -46,8 +47,11 @@ class Session:
         found = paths(self.scope, os.environ, profile_folder=self.profile_folder)
         return Profiles(found.profiles, chosen=self.profile_folder)
 
-    def context(self, *, recover: bool = True) -> Context:
-        """What deployments work with; a change that a crash cut off is ended first."""
+    def context(self, *, recover: Literal["must", "try", "no"] = "must") -> Context:
+        """What deployments work with; a change that a crash cut off is ended first.
+
+        "try" is for commands that only look: they say so when that fails, and go on.
+        """
         from stackctl.deploy.context import Context
         from stackctl.machine import trust
         from stackctl.machine.files import LiveMachine
@@ -71,10 +75,10 @@ class Session:
             report=self.out,
             confirm=self.confirm,
         )
-        if recover and context.journal.open:
+        if recover != "no" and context.journal.open:
             from stackctl.deploy.recover import recover_quietly
 
-            recover_quietly(context)
+            recover_quietly(context, must=recover == "must")
         return context
 
     def confirm(self, question: str) -> bool:
@@ -250,6 +254,9 @@ def patience(drain: float | None, soak: float | None) -> Patience:
     )
 
 
+#: Generations in a command line; longer ones there are none.
+_NUMBER = re.compile("[0-9]{1,9}")
+
 yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 
 
@@ -296,11 +303,11 @@ def stack_and_numbers(words: Sequence[str], most: int) -> tuple[str | None, tupl
 
     Raises StackctlError (exit 2) for more of either than there can be.
     """
-    names = [word for word in words if not word.isdecimal()]
-    numbers = tuple(int(word) for word in words if word.isdecimal())
+    names = [word for word in words if not _NUMBER.fullmatch(word)]
+    numbers = tuple(int(word) for word in words if _NUMBER.fullmatch(word))
     if len(names) > 1 or len(numbers) > most or (names and words[0] != names[0]):
         raise StackctlError(
-            f"too many words: {' '.join(words)}",
+            f"not understood: {' '.join(words)}",
             hint="the stack first, then " + ("a generation" if most == 1 else "two generations"),
             exit_code=ExitCode.USAGE,
         )

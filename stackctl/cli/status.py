@@ -28,7 +28,7 @@ def command(session: Session, stack: str | None) -> None:
     from stackctl.deploy.transaction import not_running
     from stackctl.observe.status import report
 
-    context = session.context()
+    context = session.context(recover="try")
     if stack is not None:
         stack = pick_stack(context, stack)
         if stack not in install.installed_stacks(context):

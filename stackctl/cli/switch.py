@@ -45,7 +45,7 @@ def command(
     from stackctl.deploy.switch import stack_of, switch
     from stackctl.deploy.transaction import Wish
 
-    context = session.context(recover=not dry_run)
+    context = session.context(recover="no" if dry_run else "must")
     profiles = session.profiles()
     name = pick_stack(context, stack or stack_of(context, to, profiles))
     wish = Wish(

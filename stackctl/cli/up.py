@@ -54,7 +54,7 @@ def command(
     """
     from stackctl.deploy.transaction import Wish, up
 
-    context = session.context(recover=not dry_run)
+    context = session.context(recover="no" if dry_run else "must")
     asked = overrides(sets, model, objective, name)
     wish = Wish(
         deadline_s=timeout,

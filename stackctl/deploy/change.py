@@ -18,7 +18,7 @@ from stackctl.deploy import door, install, record
 from stackctl.deploy.context import Context
 from stackctl.deploy.start import explain, start_and_wait
 from stackctl.engines import engine as find_engine
-from stackctl.errors import StackctlError
+from stackctl.errors import DidNotStart, StackctlError
 from stackctl.health import endpoint
 from stackctl.machine import podman, runner
 from stackctl.quantity import format_duration
@@ -30,6 +30,9 @@ from stackctl.values.transaction import Transaction
 from stackctl.values.unit import UnitFile
 
 _SOAK_POLL_S = 0.25
+#: An engine that has not answered for so many seconds does not serve. Less would have one that is
+#: busy restarted, or replaced, for being so.
+_ANSWER_S = 20
 _RUNNING = ("active", "activating", "reloading")
 
 
@@ -135,7 +138,7 @@ def _exchange(
     folder = context.paths.unit_folder(stack)
     context.report.step("unit", str(folder / new.units.files[0].name))
     if not beside and not before.stopped and before.unit is not None:
-        if old is not None and old.door is not None:
+        if old is not None and old.door is not None and door.is_open(context, stack):
             change = journal.step(change, "hold")
             door.hold(context, stack)
             change = journal.step(change, "drain")
@@ -156,7 +159,7 @@ def _exchange(
     require_answer(context, new)
     if new.door is not None:
         change = journal.step(change, "open")
-        door.apply(context, stack, new.door)
+        door.open_to(context, stack, new.door)
         door.require_answer(context, new)
         door.tell_waited(context, stack)
     if beside and old is not None:
@@ -179,7 +182,8 @@ def _finish(
     """Past the point of no return: what fails now is told, and ended by ``recover``."""
     seconds, report = ready
     try:
-        converge(context, new.stack, new, running=True)
+        if problem := converge(context, new.stack, new, running=True):
+            context.report.warn(f"it served, but {problem.message}", f"stackctl status {new.stack}")
         done = context.generations.finish(new, "ready", ready_s=round(seconds, 2), report=report)
         if before.generation is not None:
             context.generations.finish(before.generation, "replaced")
@@ -229,14 +233,17 @@ def _soak(context: Context, generation: Generation, seconds: float) -> None:
 
 def _undo(context: Context, new: Generation, before: Before, error: BaseException) -> None:
     """Put the machine back as it was; what fails meanwhile is told, and does not hide the error."""
-    stack = new.stack
+    stack, old = new.stack, before.generation
     context.report.progress("restore", "stopping")
     try:
-        started = converge(context, stack, before.generation, running=before.state in _RUNNING)
-        if before.running and before.generation is not None and not started:
-            number = before.generation.number
-            context.report.step("restored", f"generation {number}, which never stopped")
+        stayed = old if old is not None and before.running and serves(context, old) else None
+        idle = converge(context, stack, old, running=before.state in _RUNNING)
         context.journal.clear()
+        if idle is not None:
+            text = f"put back as it was, but {idle.message}"
+            context.report.warn(text, f"stackctl status {stack}")
+        elif stayed is not None:
+            context.report.step("restored", f"generation {stayed.number}, which never stopped")
     except StackctlError as problem:
         context.report.warn(f"could not put everything back: {problem.message}", "stackctl recover")
     message = error.message if isinstance(error, StackctlError) else type(error).__name__
@@ -256,11 +263,14 @@ def settle(context: Context, generation: Generation, state: State, message: str)
         context.report.warn(f"the outcome was not stored: {problem.message}")
 
 
-def converge(context: Context, stack: str, winner: Generation | None, *, running: bool) -> bool:
+def converge(
+    context: Context, stack: str, winner: Generation | None, *, running: bool
+) -> DidNotStart | None:
     """Make the stack be this generation and nothing else (None: be gone), whatever it is now.
 
     Returns:
-        Whether its engine had to be started.
+        Why its engine or its door, in place as they should be, do not come up: to do this again
+        would not help, and what systemd does about it goes on.
 
     Raises:
         StackctlError: some step failed; calling it again goes on from there.
@@ -273,27 +283,44 @@ def converge(context: Context, stack: str, winner: Generation | None, *, running
         install.remove(context, stack)
         for unit in render.engine_names(stack):
             context.systemd.reset_failed(render.service_name(unit))
-        return False
-    started = running and not _serves(context, winner)
+        return None
     install.keep_only(context, winner.units)
     install.assert_loaded(context, winner.units)
-    if started:
-        # What does not serve may be half started, or half stopped.
-        _stop_unit(context, winner.units.service.removesuffix(".service"))
+    problem = None
+    if running and not serves(context, winner):
+        # What starts goes on: a large model takes long, and who recovers may be cut off as well.
+        # Anything else that does not serve may be half stopped.
+        if not _starts(context, winner):
+            _stop_unit(context, winner.units.service.removesuffix(".service"))
         if winner.door is None:
             door.remove(context, stack)
-        seconds = start_and_wait(context, winner, deadline_s=winner.plan.timing.ceiling_s)
-        context.report.step(
-            "restored", f"generation {winner.number}, answering after {format_duration(seconds)}"
-        )
-    door.apply(context, stack, winner.door)
-    return started
+        try:
+            seconds = start_and_wait(context, winner, deadline_s=winner.plan.timing.ceiling_s)
+            context.report.step(
+                "restored",
+                f"generation {winner.number}, answering after {format_duration(seconds)}",
+            )
+        except DidNotStart as error:
+            problem = error
+    # Also where the engine is not up: a door that stays held would keep it from its clients.
+    try:
+        door.apply(context, stack, winner.door)
+    except DidNotStart as error:
+        problem = problem or error
+    return problem
 
 
-def _serves(context: Context, generation: Generation) -> bool:
+def serves(context: Context, generation: Generation) -> bool:
+    """Whether a generation runs and answers; a busy machine may take its time for that."""
     state = context.systemd.show(generation.units.service, "ActiveState")["ActiveState"]
-    path = find_engine(generation.plan.engine).health_path
-    return state == "active" and endpoint.liveness(generation.plan.listens, path) == "ready"
+    path, port = find_engine(generation.plan.engine).health_path, generation.plan.listens
+    return state == "active" and endpoint.liveness(port, path, timeout_s=_ANSWER_S) == "ready"
+
+
+def _starts(context: Context, generation: Generation) -> bool:
+    """Whether systemd starts it now, and does not wait to try it again."""
+    seen = context.systemd.show(generation.units.service, "ActiveState", "SubState")
+    return seen.get("ActiveState") == "activating" and seen.get("SubState", "").startswith("start")
 
 
 def _stop_unit(context: Context, unit: str) -> None:

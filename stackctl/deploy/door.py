@@ -1,7 +1,7 @@
 """The front door of a stack as it is on the machine: HAProxy's unit, its files, what it does.
 
-The door outlives the engines behind it. A switch tells the running HAProxy where the new engine is
-and writes the same into its configuration, so that it finds it again after a restart.
+The door outlives the engines behind it. A switch tells the running HAProxy where the new engine is,
+and once that is final writes the same into its configuration, for HAProxy's next start.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 from stackctl.deploy import install
 from stackctl.deploy.context import Context
 from stackctl.engines import engine as find_engine
-from stackctl.errors import StackctlError
+from stackctl.errors import DidNotStart, StackctlError
 from stackctl.health import endpoint
 from stackctl.machine import podman, runner
-from stackctl.machine.files import write_atomically
+from stackctl.machine.files import remove_file, write_atomically
 from stackctl.machine.haproxy import Haproxy
 from stackctl.machine.private import private_folder
 from stackctl.quantity import format_duration
@@ -50,20 +50,44 @@ def apply(context: Context, stack: str, door: Door | None) -> None:
     if not _same(files, context, stack):
         # Stopped before its files change: should we end in between, it is seen that it must start.
         context.systemd.stop(service)
-    if _write(context, stack, door, files):
-        context.systemd.daemon_reload()
+    install.have_read(context, service, changed=_write(context, stack, door, files))
     state = context.systemd.show(service, "ActiveState")["ActiveState"]
     if state != "active":
         context.report.progress("door", "starting")
         if state != "activating":
             _start(context, stack)
         _wait(context, stack)
+    try:
+        _lead(context, stack, door)
+    except StackctlError:
+        # It runs, but does not do as it is told: stuck, or its socket is gone.
+        context.systemd.abort(service)
+        _start(context, stack)
+        _wait(context, stack)
+        _lead(context, stack, door)
+
+
+def _lead(context: Context, stack: str, door: Door) -> None:
+    """Have the running door let requests pass to its engine."""
     admin = _admin(context, stack)
-    if admin.state() != "held":
+    state = admin.state()
+    if state == "up" and admin.port() == door.engine_port:
+        # Held for nothing it would stay so, should we end in between where no journal tells.
+        return
+    if state != "held":
         admin.hold()
     admin.point_to(door.engine_port)
     alive = endpoint.liveness(door.engine_port, door.health_path) == "ready"
     admin.release(healthy=alive)
+
+
+def open_to(context: Context, stack: str, door: Door) -> None:
+    """Let requests pass to the engine of a door, for now: where only the engine is another one, the
+    files stay as they are until ``apply``, for a power loss to find the old engine in them."""
+    if is_open(context, stack) and _same(_render(context, stack, door), context, stack):
+        _lead(context, stack, door)
+    else:
+        apply(context, stack, door)
 
 
 def unit_file(context: Context, stack: str, door: Door) -> UnitFile:
@@ -90,13 +114,18 @@ def remove(context: Context, stack: str) -> None:
     context.systemd.stop(service)
     if podman.containers(container):
         runner.run(("podman", "rm", "--force", "--time=5", container))
-    if path.exists():
-        path.unlink()
-        context.systemd.daemon_reload()
+    remove_file(path)
+    # Also where it was gone: who removed it may have been cut off.
+    context.systemd.daemon_reload()
     context.systemd.reset_failed(service)
     shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):
         folder.parent.rmdir()
+
+
+def is_open(context: Context, stack: str) -> bool:
+    """Whether the door runs: through one that does not, no request comes."""
+    return context.systemd.show(units.door_service(stack), "ActiveState")["ActiveState"] == "active"
 
 
 def hold(context: Context, stack: str) -> None:
@@ -177,9 +206,8 @@ def reload_keys(context: Context, stack: str) -> None:
         return
     valid = keys.read(context.paths.state, stack)
     _write_keys(context, stack, valid)
-    state = context.systemd.show(units.door_service(stack), "ActiveState")["ActiveState"]
     config = _read(_folder(context, stack) / "haproxy.cfg") or ""
-    if state == "active" and f"/{units.KEYS}" in config:
+    if is_open(context, stack) and f"/{units.KEYS}" in config:
         _admin(context, stack).replace_keys(valid)
 
 
@@ -207,7 +235,11 @@ def _write(context: Context, stack: str, door: Door, files: units.DoorFiles) -> 
             write_atomically(folder / file.name, file.text, mode=0o600)
     if door.key:
         state = context.paths.state
-        _write_keys(context, stack, keys.read(state, stack) or keys.create(state, stack))
+        valid = keys.read(state, stack)
+        if not valid:
+            valid = keys.create(state, stack)
+            context.report.step("key", f"made; stackctl key show {stack} prints it")
+        _write_keys(context, stack, valid)
     return install.write(context, stack, (files.unit,))
 
 
@@ -236,11 +268,11 @@ def _wait(context: Context, stack: str) -> None:
         if failed or idle:
             break
         time.sleep(_POLL_S)
-    lines = context.systemd.journal(service, f"{stack}-door", since=started - _START_S)
-    raise StackctlError(
+    lines = context.systemd.journal(service, units.door_log(stack), since=started - _START_S)
+    raise DidNotStart(
         f"the front door of {stack} did not start",
         details=lines[-5:],
-        hint=f"log: stackctl logs {stack} --door; without a door: --set front_door=off",
+        hint=f"log: stackctl logs {stack}; without a door: --set front_door=off",
     )
 
 

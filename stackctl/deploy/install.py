@@ -12,7 +12,7 @@ from pathlib import Path
 from stackctl.deploy.context import Context
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import runner, trust
-from stackctl.machine.files import sync_folder, write_atomically
+from stackctl.machine.files import remove_file, sync_folder, write_atomically
 from stackctl.units import render
 from stackctl.values.unit import UnitFile, UnitSet
 
@@ -143,15 +143,18 @@ def keep_only(context: Context, units: UnitSet) -> None:
     folder = context.paths.unit_folder(units.stack)
     for unit in render.engine_names(units.stack):
         name = render.file_name(unit)
-        if name not in wanted and (folder / name).exists():
-            (folder / name).unlink()
+        if name not in wanted and remove_file(folder / name):
             changed = True
+    have_read(context, units.service, changed=changed)
+
+
+def have_read(context: Context, service: str, *, changed: bool) -> None:
+    """Have systemd read the files of a service, if they were ``changed`` or it has not yet: who
+    wrote them may have been cut off before that."""
+    if not changed:
+        seen = context.systemd.show(service, "NeedDaemonReload", "LoadState")
+        changed = seen.get("NeedDaemonReload") == "yes" or seen.get("LoadState") != "loaded"
     if changed:
-        sync_folder(folder)
-    # Who wrote the files may have been cut off before systemd read them.
-    seen = context.systemd.show(units.service, "NeedDaemonReload", "LoadState")
-    stale = seen.get("NeedDaemonReload") == "yes" or seen.get("LoadState") != "loaded"
-    if changed or stale:
         context.systemd.daemon_reload()
 
 
@@ -163,13 +166,21 @@ def _text(path: Path) -> str | None:
 
 
 def remove(context: Context, stack: str) -> None:
-    """Remove the stack's files and empty folders, and have systemd forget it."""
+    """Remove the stack's files and empty folders, and have systemd forget it.
+
+    Nothing is taken for done because the files are gone: who removed them may have been cut off.
+    """
     folder = context.paths.unit_folder(stack)
-    if not folder.exists():
-        return
-    shutil.rmtree(folder)
-    with contextlib.suppress(OSError):
-        context.paths.units.rmdir()
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+        with contextlib.suppress(OSError):
+            folder.parent.rmdir()
+        # Else a power loss may bring back what the journal says is gone.
+        with contextlib.suppress(FileNotFoundError):
+            sync_folder(folder.parent if folder.parent.exists() else folder.parent.parent)
+    except OSError as error:
+        raise StackctlError(f"cannot remove {folder}: {error.strerror or error}") from None
     context.systemd.daemon_reload()
 
 

@@ -35,7 +35,7 @@ def prune(context: Context, stack: str, *, keep: int, dry_run: bool) -> PruneRep
 def _choose(context: Context, stack: str, keep: int, dry_run: bool) -> PruneReport:
     numbers = context.generations.numbers(stack)
     current = installed_number(context, stack)
-    target = context.generations.good_before(stack, current)
+    target = context.generations.to_go_back_to(stack, current)
     kept = {*numbers[-max(1, keep) :], current, target.number if target else None}
     return PruneReport(
         stack=stack,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from stackctl.deploy import record
 from stackctl.deploy.change import converge, settle
 from stackctl.deploy.context import Context
-from stackctl.errors import ExitCode, StackctlError
+from stackctl.errors import DidNotStart, ExitCode, StackctlError
 from stackctl.machine import lock
 from stackctl.values.transaction import Transaction
 
@@ -17,6 +17,7 @@ def recover(context: Context) -> Transaction | None:
         What was ended; None when there was nothing to do.
 
     Raises:
+        DidNotStart: it is ended, but what should run does not come up.
         StackctlError: exit 7 while another stackctl is at work, which is then no crash.
     """
     # The file of a lock whose holder was killed says nothing any more: taking it removes it.
@@ -26,17 +27,31 @@ def recover(context: Context) -> Transaction | None:
         return recover_locked(context)
 
 
-def recover_quietly(context: Context) -> None:
-    """As every command begins: recover if there is something to, unless another one is at it."""
+def recover_quietly(context: Context, *, must: bool) -> None:
+    """As every command begins: recover if there is something to, unless another one is at it.
+
+    Without ``must`` a failure is only told: who looks at things must see them then above all.
+    """
     try:
         recover(context)
     except StackctlError as error:
-        if error.exit_code != ExitCode.LOCKED:
+        if error.exit_code == ExitCode.LOCKED:
+            return
+        if must and not isinstance(error, DidNotStart):
             raise
+        context.report.warn(error.message, error.hint)
+
+
+def recover_first(context: Context) -> None:
+    """For who holds the lock and means to change something: what does not come up is only told."""
+    try:
+        recover_locked(context)
+    except DidNotStart as error:
+        context.report.warn(error.message, error.hint)
 
 
 def recover_locked(context: Context) -> Transaction | None:
-    """The same, for who holds the lock."""
+    """As ``recover``, for who holds the lock."""
     change = context.journal.read()
     if change is None:
         return None
@@ -45,38 +60,54 @@ def recover_locked(context: Context) -> Transaction | None:
         + (f"ending it ({_goal(change)})" if change.committed else f"undoing it ({_goal(change)})")
     )
     # Interrupted, it leaves the journal to the next command.
-    _settle_machine(context, change)
-    context.journal.clear()
+    try:
+        problem = _settle_machine(context, change)
+        record_end(context, change)
+        context.journal.clear()
+    except StackctlError as error:
+        error.message = f"cannot recover {change.stack}: {error.message}"
+        again = f"stackctl recover tries again; stackctl down {change.stack} gives it up"
+        error.hint = f"{error.hint}\n{again}" if error.hint else again
+        raise
     record.done(
         context,
         change.operation,
         change.stack,
-        generation=change.after if change.committed else change.before,
+        generation=change.winner,
         result="recovered",
         message=_cut_off(change),
     )
+    if problem is not None:
+        problem.message = f"{_goal(change)} of {change.stack} is installed again, but {problem}"
+        raise problem
     return change
 
 
-def _settle_machine(context: Context, change: Transaction) -> None:
+def record_end(context: Context, change: Transaction) -> None:
+    """Store how the generations of a change ended that was cut off."""
     store, stack = context.generations, change.stack
-    number = change.after if change.committed else change.before
-    winner = store.read(stack, number) if number is not None else None
-    converge(context, stack, winner, running=change.committed or change.running)
+    known = store.numbers(stack)
     if not change.committed:
-        if change.after is not None and change.after in store.numbers(stack):
+        if change.after in known:
             settle(context, store.read(stack, change.after), "interrupted", _cut_off(change))
         return
-    if winner is not None and winner.outcome.state == "starting":
-        store.finish(winner, "ready")
-    if change.before in (None, change.after) or change.before not in store.numbers(stack):
-        return
-    store.finish(store.read(stack, change.before), "replaced" if winner else "stopped")
+    if change.after in known:
+        winner = store.read(stack, change.after)
+        if winner.outcome.state == "starting":
+            store.finish(winner, "ready")
+    if change.before != change.after and change.before in known:
+        ended = store.read(stack, change.before)
+        store.finish(ended, "replaced" if change.after is not None else "stopped")
+
+
+def _settle_machine(context: Context, change: Transaction) -> DidNotStart | None:
+    number, stack = change.winner, change.stack
+    winner = context.generations.read(stack, number) if number is not None else None
+    return converge(context, stack, winner, running=change.committed or change.running)
 
 
 def _goal(change: Transaction) -> str:
-    number = change.after if change.committed else change.before
-    return f"generation {number}" if number is not None else "nothing runs"
+    return f"generation {change.winner}" if change.winner is not None else "nothing runs"
 
 
 def _cut_off(change: Transaction) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from stackctl.deploy.context import Context
 from stackctl.engines import engine as find_engine
 from stackctl.engines.engine import Engine, Failure
-from stackctl.errors import StackctlError
+from stackctl.errors import DidNotStart
 from stackctl.health import endpoint
 from stackctl.quantity import format_duration
 from stackctl.units.render import log_identifier
@@ -54,7 +54,7 @@ def start_and_wait(
         Seconds until ready.
 
     Raises:
-        StackctlError: the cause in one line, the end of the engine's log, what to do.
+        DidNotStart: the cause in one line, the end of the engine's log, what to do.
     """
     plan, service = generation.plan, generation.units.service
     engine, port = find_engine(plan.engine), plan.listens
@@ -113,7 +113,7 @@ def _log(context: Context, generation: Generation, since: float) -> list[str]:
 
 def explain(
     context: Context, generation: Generation, engine: Engine, state: dict[str, str], since: float
-) -> StackctlError:
+) -> DidNotStart:
     """Why a service failed: from the engine's log where it is known, else from systemd's result.
 
     ``since`` is the time of its start.
@@ -126,7 +126,7 @@ def explain(
             break
         time.sleep(_POLL_S)
         lines = _log(context, generation, since)
-    return StackctlError(
+    return DidNotStart(
         f"{generation.stack} did not start: {cause_of(known, state)}",
         details=_tail(lines, known.evidence if known else None),
         hint=_hint(generation, known.remedy if known else None),
@@ -147,10 +147,10 @@ def cause_of(known: Failure | None, state: Mapping[str, str]) -> str:
 
 def _too_late(
     context: Context, generation: Generation, engine: Engine, deadline_s: float, since: float
-) -> StackctlError:
+) -> DidNotStart:
     lines = _log(context, generation, since)
     known = engine.failure(lines)
-    return StackctlError(
+    return DidNotStart(
         f"{generation.stack} was not healthy within {format_duration(deadline_s)}",
         details=_tail(lines, known.evidence if known else None),
         hint=_hint(generation, (known.remedy if known else None) or "more time: --timeout 30m"),

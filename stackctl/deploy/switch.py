@@ -11,7 +11,15 @@ import msgspec
 from stackctl.deploy import change, install, preflight, takeover
 from stackctl.deploy.change import Before
 from stackctl.deploy.context import Context
-from stackctl.deploy.transaction import UpResult, Wish, installed_generation, replace, up, writer
+from stackctl.deploy.transaction import (
+    UpResult,
+    Wish,
+    installed_generation,
+    replace,
+    unchanged,
+    up,
+    writer,
+)
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import podman
 from stackctl.probe import probe
@@ -93,8 +101,7 @@ def rollback(context: Context, stack: str, number: int | None, wish: Wish) -> Up
         target = _target(context, stack, number, before)
         _require_there(target)
         new = _again(context, target, before)
-        if takeover.same(new, before) and before.running and before.generation is not None:
-            current = before.generation
+        if current := unchanged(context, new, before, wish):
             return UpResult("unchanged", current.plan, current.units, current)
         done = replace(context, new, before, host, wish, generator)
         return UpResult("started" if done else "none", new.plan, new.units, done)
@@ -105,9 +112,7 @@ def _target(context: Context, stack: str, number: int | None, before: Before) ->
     if number is not None:
         return store.read(stack, number)
     current = before.generation
-    # From one that was gone back to, "back" goes on: not to what was gone back from.
-    here = None if current is None else current.of or current.number
-    found = store.good_before(stack, here)
+    found = store.to_go_back_to(stack, None if current is None else current.number)
     if found is None:
         raise StackctlError(
             f"{stack} has no earlier generation that was ready",

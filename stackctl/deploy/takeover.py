@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 from stackctl.deploy import door, preflight
@@ -34,11 +35,11 @@ def private_port(
     """A port for an engine behind a front door, that nobody has and no stored generation may need
     again: a rollback finds its own free."""
     taken = {port for claim in declared for port in (claim.port, claim.engine_port)}
-    for number in store.numbers(profile.stack):
-        try:
-            taken.add(store.read(profile.stack, number).plan.engine_port)
-        except StackctlError:
-            continue  # damaged: it cannot be rolled back to
+    for stack in store.stacks():
+        for number in store.numbers(stack):
+            # A damaged one cannot be rolled back to.
+            with contextlib.suppress(StackctlError):
+                taken.add(store.read(stack, number).plan.engine_port)
     span = _LAST_PORT - _FIRST_PORT
     start = (profile.port or 8080) % span
     for step in range(span):
@@ -47,7 +48,7 @@ def private_port(
             return port
     raise StackctlError(
         f"no free port between {_FIRST_PORT} and {_LAST_PORT} for the engine",
-        hint=f"stackctl prune {profile.stack} forgets old generations",
+        hint="stackctl prune STACK forgets old generations",
     )
 
 
@@ -77,6 +78,9 @@ def choose(context: Context, new: Generation, before: Before, host: Host) -> Dec
     if old.door is None or new.door is None:
         why = "no front door: requests fail meanwhile"
         return _decision("stop first", why)
+    if old.plan.listens == new.plan.listens:
+        # Stored text that is installed again, over the same that was changed or does not answer.
+        return _decision("stop first", f"both want port {new.plan.listens}")
     declared = (*ledger.others(claims.declared(context.machine, context.paths), new.stack),
                 claim_of(old.plan))  # fmt: skip
     for need, limit in _needs(new.plan, host, declared):
@@ -138,12 +142,13 @@ def require_room(
 
 def tell(context: Context, old: Generation, new: Generation) -> None:
     """Show what changes, and what that does to requests."""
-    rows = [
-        (change.field, _shown(change.before), _shown(change.after))
-        for change in decisions(old.plan, new.plan)
-        if change.field not in ("start-deadline", "port")
-    ]
+    # The engine's own port is nobody's business where clients ask at another one.
+    hidden = {"start-deadline", *(("port",) if old.plan.port == new.plan.port else ())}
+    changes = decisions(old.plan, new.plan)
+    rows = [(c.field, _shown(c.before), _shown(c.after)) for c in changes if c.field not in hidden]
     notes = []
+    if not rows:
+        notes.append("the plan is the same: its unit was changed, or does not answer")
     if new.strategy is not None:
         text = f"{new.strategy.value}: {new.strategy.reason}"
         if new.strategy.value != _SIDE_BY_SIDE and old.outcome.ready_s is not None:

@@ -13,11 +13,10 @@ import msgspec
 from stackctl.deploy import change, door, images, install, preflight, record, takeover
 from stackctl.deploy.change import Before, Patience
 from stackctl.deploy.context import Context
-from stackctl.deploy.recover import recover_locked
+from stackctl.deploy.recover import record_end, recover_first
 from stackctl.deploy.start import start_and_wait
 from stackctl.engines import engine as find_engine
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.health import endpoint
 from stackctl.machine import lock, podman
 from stackctl.plan.ledger import claim_of
 from stackctl.plan.placement import sharing
@@ -150,15 +149,23 @@ def up(context: Context, profile: Profile, wish: Wish) -> UpResult:
         context.report.step("plan", summary(new.plan))
         if new.plan.placement.shared_with:
             context.report.warn(f"cores {sharing(new.plan.placement.shared_with)}")
-        if takeover.same(new, before) and (current := _current(before)):
-            if not wish.dry_run:
-                door.apply(context, current.stack, current.door)
+        if current := unchanged(context, new, before, wish):
             return UpResult("unchanged", new.plan, current.units, current)
         if old is not None:
             unit = takeover.other_slot(profile.stack, before.unit)
             new = draft(unit, free, number)
         done = replace(context, new, before, host, wish, generator)
         return UpResult("started" if done else "none", new.plan, new.units, done)
+
+
+def unchanged(context: Context, new: Generation, before: Before, wish: Wish) -> Generation | None:
+    """What serves, if a new generation would say the same; its front door is then as it should."""
+    current = before.generation
+    if current is None or not takeover.same(new, before) or not change.serves(context, current):
+        return None
+    if not wish.dry_run:
+        door.apply(context, current.stack, current.door)
+    return current
 
 
 def replace(
@@ -190,12 +197,20 @@ def replace(
 
 def down(context: Context, stack: str) -> None:
     """Stop a stack and remove its units. Raises StackctlError (exit 3) when it is not there."""
-    with writer(context, f"down {stack}"):
+    with lock.exclusive(context.paths.lock, f"down {stack}"):
         files = install.installed(context, stack)
+        cut_off = context.journal.read()
+        # A change of this stack needs not be ended first: be it that it never can be.
+        if cut_off is None or cut_off.stack != stack or not files:
+            recover_first(context)
+            cut_off = None
+            files = install.installed(context, stack)
         if not files:
             raise not_running(stack)
         file = install.engine_file(stack, files)
         number = render.generation_of(file.text) if file else None
+        if cut_off is not None:
+            number = cut_off.winner
         with change.uninterrupted():
             context.journal.write(
                 Transaction(
@@ -209,6 +224,8 @@ def down(context: Context, stack: str) -> None:
             )
             change.converge(context, stack, None, running=False)
             try:
+                if cut_off is not None:
+                    record_end(context, cut_off)
                 if number is not None:
                     generation = context.generations.read(stack, number)
                     context.generations.finish(generation, "stopped")
@@ -226,7 +243,8 @@ def restart(context: Context, stack: str, patience: Patience) -> Generation:
     """
     with writer(context, f"restart {stack}"):
         generation = installed_generation(context, stack)
-        held = generation.door is not None and change.look(context, stack).running
+        running = change.look(context, stack).running
+        held = generation.door is not None and running and door.is_open(context, stack)
         step = Transaction(
             operation="restart",
             stack=stack,
@@ -307,15 +325,6 @@ def summary(plan: Plan) -> str:
     return f"{plan.profile} · {plan.objective} · {fits} ({format_bytes(memory.total_bytes)}{limit})"
 
 
-def _current(before: Before) -> Generation | None:
-    """The generation that runs, if it answers."""
-    current = before.generation
-    if not before.running or current is None:
-        return None
-    path = find_engine(current.plan.engine).health_path
-    return current if endpoint.liveness(current.plan.listens, path) == "ready" else None
-
-
 @contextlib.contextmanager
 def writer(context: Context, purpose: str, dry_run: bool = False) -> Iterator[None]:
     """The scope's lock, with nothing left of an earlier change; a dry run needs neither."""
@@ -323,5 +332,5 @@ def writer(context: Context, purpose: str, dry_run: bool = False) -> Iterator[No
         yield
         return
     with lock.exclusive(context.paths.lock, purpose):
-        recover_locked(context)
+        recover_first(context)
         yield

@@ -53,9 +53,15 @@ def check(
 
 
 def busy(port: int, metrics: Sequence[str]) -> bool:
-    """Whether an engine's own counters (those named) say that it works; False without an answer."""
+    """Whether an engine's own counters (those named) say that it works.
+
+    One that takes its time to answer works too: llama-server tells its counters between two batches
+    of a prompt, and a batch may take a processor long. Without counters nobody can say: False.
+    """
     answer = http.get(base_url(port) + "/metrics", timeout_s=2)
-    if isinstance(answer, http.NoAnswer) or answer.status != 200:
+    if isinstance(answer, http.NoAnswer):
+        return answer.late
+    if answer.status != 200:
         return False
     rows = (re.match(r"([\w:]+)(?:\{[^}]*\})? ([0-9.eE+-]+)$", x) for x in answer.text.splitlines())
     return any(row[1] in metrics and float(row[2]) > 0 for row in rows if row)

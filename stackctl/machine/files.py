@@ -238,6 +238,22 @@ def write_atomically(path: Path, text: str, *, mode: int = 0o644) -> None:
                 os.unlink(temporary)  # noqa: PTH108
 
 
+def remove_file(path: Path) -> bool:
+    """Remove a file so that it stays gone after a power loss; whether there was one.
+
+    Raises:
+        StackctlError: with the reason.
+    """
+    try:
+        path.unlink()
+        sync_folder(path.parent)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise StackctlError(f"cannot remove {path}: {error.strerror or error}") from None
+    return True
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames and removals in a folder survive a power loss."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -63,6 +63,12 @@ class Haproxy:
             return "held"
         return "up" if status.startswith("UP") else "down"
 
+    def port(self) -> int | None:
+        """The port of 127.0.0.1 to which requests go now; None where HAProxy does not tell."""
+        address = self._stats().get(_SERVER, {}).get("addr") or ""
+        port = address.rpartition(":")[2]
+        return int(port) if port.isdecimal() else None
+
     def hold(self) -> None:
         """New requests wait from now on; those at the engine go on. Starts ``waited`` anew."""
         self._order(f"waited reset; set server {_SERVER} state maint")

@@ -19,9 +19,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class NoAnswer:
-    """Why there was none: refused, timed out, cut off."""
+    """Why there was none: refused, timed out (``late``), cut off."""
 
     reason: str
+    late: bool = False
 
 
 def get(url: str, *, timeout_s: float = 5, key: str | None = None) -> Answer | NoAnswer:
@@ -51,7 +52,7 @@ def _request(
                 stream=False,
             )
         except requests.Timeout:
-            return NoAnswer(f"no answer within {timeout_s:.0f} s")
+            return NoAnswer(f"no answer within {timeout_s:.0f} s", late=True)
         except requests.ConnectionError as error:
             refused = "refused" in str(error)
             return NoAnswer("connection refused" if refused else "the connection broke off")

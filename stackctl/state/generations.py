@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.machine.files import sync_folder, write_atomically
+from stackctl.machine.files import remove_file, write_atomically
 from stackctl.machine.private import private_folder
 from stackctl.values.base import from_json, to_json
 from stackctl.values.generation import Generation, Outcome, State
@@ -33,10 +33,7 @@ class Generations:
         return tuple(name for name in sorted(set(found)) if self.numbers(name))
 
     def good_before(self, stack: str, number: int | None) -> Generation | None:
-        """The newest generation before that one (None: of all) that was ready once.
-
-        This is what a rollback goes back to.
-        """
+        """The newest generation before that one (None: of all) that was ready once."""
         for older in reversed(self.numbers(stack)):
             if number is None or older < number:
                 # One that cannot be read cannot be gone back to.
@@ -45,6 +42,16 @@ class Generations:
                     if generation.outcome.state in ("ready", "replaced", "stopped"):
                         return generation
         return None
+
+    def to_go_back_to(self, stack: str, number: int | None) -> Generation | None:
+        """What a rollback from that generation (None: the stack is down) goes back to.
+
+        From one that was gone back to, "back" goes on: not to what was gone back from.
+        """
+        if number is not None:
+            with contextlib.suppress(StackctlError):
+                number = self.read(stack, number).of or number
+        return self.good_before(stack, number)
 
     def read(self, stack: str, number: int) -> Generation:
         """One generation.
@@ -96,12 +103,7 @@ class Generations:
 
     def remove(self, stack: str, number: int) -> None:
         """Remove one generation for good; it need not be readable."""
-        path = self._path(stack, number)
-        try:
-            path.unlink(missing_ok=True)
-            sync_folder(path.parent)
-        except OSError as error:
-            raise StackctlError(f"cannot remove {path}: {error.strerror}") from None
+        remove_file(self._path(stack, number))
 
     def _path(self, stack: str, number: int) -> Path:
         return self._folder / stack / f"{number}.json"

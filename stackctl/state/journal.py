@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from stackctl.errors import StackctlError
-from stackctl.machine.files import sync_folder, write_atomically
+from stackctl.machine.files import remove_file, write_atomically
 from stackctl.machine.private import private_folder
 from stackctl.values.base import from_json, to_json
 from stackctl.values.transaction import Transaction
@@ -58,6 +58,4 @@ class Journal:
 
     def clear(self) -> None:
         """The change is over."""
-        self._path.unlink(missing_ok=True)
-        if self._path.parent.is_dir():
-            sync_folder(self._path.parent)
+        remove_file(self._path)

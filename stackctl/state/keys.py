@@ -7,7 +7,7 @@ import secrets
 from pathlib import Path
 
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.machine.files import sync_folder, write_atomically
+from stackctl.machine.files import remove_file, write_atomically
 from stackctl.machine.private import private_folder, read_own
 
 _PREFIX = "sk-stackctl-"
@@ -83,15 +83,7 @@ def require(state: Path, stack: str) -> tuple[str, ...]:
 
 def remove(state: Path, stack: str) -> bool:
     """Remove all keys of a stack; whether there was a file. What lies there is not looked at."""
-    file = path(state, stack)
-    try:
-        file.unlink()
-        sync_folder(file.parent)
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise StackctlError(f"cannot remove {file}: {error.strerror}") from None
-    return True
+    return remove_file(path(state, stack))
 
 
 def hidden(text: str) -> str:

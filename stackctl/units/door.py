@@ -35,6 +35,11 @@ CLIENT_PATHS = (
 )  # fmt: skip
 
 
+def door_log(stack: str) -> str:
+    """What marks the door's lines in the journal."""
+    return f"{stack}-door"
+
+
 @dataclass(frozen=True)
 class DoorFiles:
     """The door's unit, and what belongs into its folder."""
@@ -93,6 +98,7 @@ def render_door(
         door=door,
         scope=scope,
         container=door_container(stack),
+        identifier=door_log(stack),
         always_there=address.is_loopback or address.is_unspecified,
         mounts=[
             (folder, quoting.volume(folder, "/door", "ro")),

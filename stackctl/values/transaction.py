@@ -25,3 +25,8 @@ class Transaction(Value, frozen=True, kw_only=True):
     committed: bool = False
     step: str
     started: str
+
+    @property
+    def winner(self) -> int | None:
+        """The generation that shall be in the end; None when none shall."""
+        return self.after if self.committed else self.before

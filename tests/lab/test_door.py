@@ -119,13 +119,14 @@ def test_hold_drain_move_release(both: Front) -> None:
     slow = both.later(body={"wait": 1.5})
     look.wait_for("it runs", lambda: both.admin.traffic().running == 1)
     both.admin.hold()
-    assert both.admin.state() == "held"
+    assert (both.admin.state(), both.admin.port()) == ("held", ENGINE_PORT)
     held = both.later()
     look.wait_for("it waits", lambda: both.admin.traffic() == Traffic(running=1, waiting=1))
     # What runs is not cut off.
     assert slow.result(10).json["name"] == "old"
     assert both.admin.traffic() == Traffic(running=0, waiting=1)
     both.admin.point_to(ENGINE_PORT + 1)
+    assert both.admin.port() == ENGINE_PORT + 1
     time.sleep(0.3)
     assert not held.done()
     began = time.monotonic()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from servers import READY, Reply, chat, engine, models
 
-from stackctl.health.endpoint import ANSWER_TOKENS, base_url, check, liveness
+from stackctl.health.endpoint import ANSWER_TOKENS, base_url, busy, check, liveness
 from stackctl.values.result import Result
 
 
@@ -140,3 +140,25 @@ def test_a_long_answer_with_lines_stays_one_short_line() -> None:
     evidence = results["answer"].evidence or ""
     assert evidence.startswith("Red, green blue")
     assert len(evidence) <= 60
+
+
+@pytest.mark.parametrize(
+    ("reply", "works"),
+    [
+        (Reply("# HELP x y\nllamacpp:requests_processing 1\n"), True),
+        (Reply('llamacpp:requests_processing{slot="0"} 2.0\n'), True),
+        (Reply("llamacpp:requests_processing 0\nother 7\n"), False),
+        (Reply("no metrics", status=501), False),
+        # In the midst of a long batch it answers late, and must not be taken for idle.
+        (Reply("llamacpp:requests_processing 1\n", wait_s=3), True),
+    ],
+)
+def test_whether_an_engine_works(reply: Reply, works: bool) -> None:
+    with engine({"/metrics": reply}) as server:
+        assert busy(server.port, ("llamacpp:requests_processing",)) is works
+
+
+def test_an_engine_that_is_gone_does_not_work() -> None:
+    with engine({}) as server:
+        port = server.port
+    assert not busy(port, ("llamacpp:requests_processing",))

@@ -16,11 +16,11 @@ from stackctl.machine.haproxy import Haproxy, Traffic, Waited
 from stackctl.values.door import key_digest
 
 STAT = """\
-# pxname,svname,qcur,qmax,scur,smax,slim,stot,bin,bout,dreq,dresp,ereq,econ,eresp,wretr,wred,status,
-door,FRONTEND,,,9,,2000,,,,,,,,,,,OPEN,
-engine,engine,0,0,2,3,,9,9,9,,0,,0,0,0,0,{status},
-engine,again,0,0,1,1,,9,9,9,,0,,0,0,0,0,no check,
-engine,BACKEND,0,0,8,8,200,9,9,9,0,0,,0,0,0,0,UP,
+# pxname,svname,qcur,qmax,scur,smax,slim,stot,bin,bout,dreq,dresp,ereq,econ,eresp,w,x,status,addr,
+door,FRONTEND,,,9,,2000,,,,,,,,,,,OPEN,,
+engine,engine,0,0,2,3,,9,9,9,,0,,0,0,0,0,{status},127.0.0.1:20001,
+engine,again,0,0,1,1,,9,9,9,,0,,0,0,0,0,no check,unix,
+engine,BACKEND,0,0,8,8,200,9,9,9,0,0,,0,0,0,0,UP,,
 
 """
 
@@ -82,6 +82,7 @@ def test_orders_are_sent_as_haproxy_wants_them(tmp_path: Path) -> None:
 def test_state_and_traffic(tmp_path: Path, status: str, state: str) -> None:
     with admin(tmp_path, lambda _: STAT.format(status=status).encode()):
         assert Haproxy(tmp_path).state() == state
+        assert Haproxy(tmp_path).port() == 20001
         # One of the eight is there twice.
         assert Haproxy(tmp_path).traffic() == Traffic(running=2, waiting=5)
 

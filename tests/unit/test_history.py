@@ -16,12 +16,20 @@ from samples import EPYC, LATENCY, THROUGHPUT, plan
 from stackctl.cli.diff import _understood
 from stackctl.cli.history import model_name
 from stackctl.cli.main import run
+from stackctl.cli.output import Output
+from stackctl.cli.session import stack_and_numbers
+from stackctl.deploy.context import Context
+from stackctl.deploy.recover import record_end
 from stackctl.errors import StackctlError
+from stackctl.machine.files import LiveMachine
 from stackctl.machine.lock import exclusive
+from stackctl.machine.systemd import Systemd
 from stackctl.observe.difference import compare
 from stackctl.plan.difference import decisions
 from stackctl.state import audit, health, keys
 from stackctl.state.generations import Generations, now
+from stackctl.state.journal import Journal
+from stackctl.state.paths import paths
 from stackctl.values.base import from_json
 from stackctl.values.door import Door
 from stackctl.values.generation import Fact, Generation, Outcome
@@ -35,6 +43,7 @@ from stackctl.values.history import (
     PruneReport,
 )
 from stackctl.values.result import ErrorReport
+from stackctl.values.transaction import Transaction
 from stackctl.values.unit import UnitFile, UnitSet
 
 ONE, TWO = plan(wish=LATENCY), plan(wish=THROUGHPUT)
@@ -415,6 +424,17 @@ def test_old_generations_go_the_installed_and_the_last_good_stay(at: Place) -> N
     assert not at.lock.exists()
 
 
+def test_what_a_second_rollback_goes_back_to_stays(at: Place) -> None:
+    at.fill("replaced", "replaced", "replaced")
+    at.store.write(generation(4, of=2, operation="rollback"))
+    at.install(4)
+    found = at.store.to_go_back_to("cpu", 4)
+    assert found is not None
+    assert found.number == 1
+    assert at("prune", "--keep", "1", "-y") == 0
+    assert at.left() == (1, 4)
+
+
 def test_prune_of_a_stack_that_is_down_and_of_damaged_records(at: Place) -> None:
     at.fill("replaced", "stopped", "failed", "failed", "failed")
     for number in (1, 4):
@@ -481,10 +501,13 @@ def test_keys_are_made_changed_and_removed(at: Place) -> None:
     assert keys.read(at.state, "cpu") == (third,)
     assert at("key", "remove", "cpu", "-y") == 0
     assert at("key", "remove", "cpu", "-y") == 4
+    assert at("key", "create", "cpu") == 0
+    assert at("key", "remove", "cpu", "-y", "--json") == 0
+    assert from_json(at.out, KeyReport, where="stdout").valid == 0
     assert keys.read(at.state, "cpu") == ()
     log = audit.read(at.state)
     assert [entry.operation for entry in log] == [
-        "key create", "key rotate", "key rotate", "key remove",
+        "key create", "key rotate", "key rotate", "key remove", "key create", "key remove",
     ]  # fmt: skip
     assert "sk-" not in (at.state / "audit.jsonl").read_text()
     assert not at.lock.exists()
@@ -541,3 +564,86 @@ def test_a_wrong_word_is_told(at: Place) -> None:
         _understood(("1", "2", "3"))
     assert at("histroy") == 2
     assert "did you mean history?" in at.err
+
+
+# A change that was cut off and cannot be ended
+
+
+def cut_off(at: Place, before: int) -> Path:
+    """The journal of a switch away from a generation."""
+    change = Transaction(
+        operation="switch", stack="cpu", before=before, running=True, after=before + 1,
+        step="start", started=now(),
+    )  # fmt: skip
+    Journal(at.state).write(change)
+    return at.state / "transaction.json"
+
+
+def test_what_cannot_be_recovered_locks_nobody_out(at: Place) -> None:
+    at.fill("replaced", "failed")
+    journal = cut_off(at, 7)
+    # Who looks is told, and sees.
+    assert at("history") == 0
+    assert "warning: cannot recover cpu: cpu has no generation 7" in at.err
+    assert "stackctl down cpu gives it up" in at.err
+    assert "failed" in at.out
+    assert at("history", "--json") == 0
+    from_json(at.out, HistoryReport, where="stdout")
+    # Who would change something is not let through.
+    assert at("prune", "--keep", "1", "-y") == 4
+    assert "error: cannot recover cpu: cpu has no generation 7" in at.err
+    assert at.left() == (1, 2)
+    assert at("recover") == 4
+    assert journal.exists()
+
+
+def test_how_the_generations_of_a_change_ended(tmp_path: Path) -> None:
+    context = Context(
+        paths=paths("user", {"HOME": str(tmp_path)}),
+        machine=LiveMachine(),
+        systemd=Systemd("user"),
+        report=Output(json=False, quiet=True, verbose=False, color="never", progress=False),
+        confirm=lambda _: False,
+    )
+    store = context.generations
+
+    def ended(committed: bool, after: int | None) -> tuple[str, str]:
+        store.write(generation(1, "ready"))
+        store.write(generation(2, "starting"))
+        change = Transaction(
+            operation="up", stack="cpu", before=1, after=after, committed=committed, step="x",
+            started=now(),
+        )  # fmt: skip
+        assert change.winner == (after if committed else 1)
+        record_end(context, change)
+        first, second = (store.read("cpu", number).outcome.state for number in (1, 2))
+        return first, second
+
+    assert ended(False, 2) == ("ready", "interrupted")
+    assert ended(True, 2) == ("replaced", "ready")
+    assert ended(True, None) == ("stopped", "starting")
+    assert ended(False, 9) == ("ready", "starting")
+
+
+@pytest.mark.parametrize(
+    ("words", "stack", "numbers"),
+    [
+        ((), None, ()),
+        (("3",), None, (3,)),
+        (("cpu", "12"), "cpu", (12,)),
+        (("cpu",), "cpu", ()),
+        # No generation, and not to be counted with: such a stack there is none.
+        (("9" * 5000,), "9" * 5000, ()),
+        (("\u0663",), "\u0663", ()),
+        (("3", "cpu"), StackctlError, ()),
+        (("cpu", "1", "2"), StackctlError, ()),
+        (("a", "b"), StackctlError, ()),
+    ],
+)
+def test_a_stack_and_a_generation(words: tuple[str, ...], stack: Any, numbers: Any) -> None:
+    if stack is StackctlError:
+        with pytest.raises(StackctlError, match="not understood") as caught:
+            stack_and_numbers(words, 1)
+        assert caught.value.exit_code == 2
+    else:
+        assert stack_and_numbers(words, 1) == (stack, numbers)

@@ -1,0 +1,143 @@
+"""Where recovering, or what it brings back, does not work: nobody is locked out, nothing stuck."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+from . import look
+from .conftest import Seat
+
+MODEL = "/home/lab/own.gguf"
+UP = ("up", "cpu-latency", "--model", f"file:{MODEL}", "--set", "front_door=auto", "--yes")
+DOOR = "cpu_door.service"
+
+
+def own_model(seat: Seat, tiny: str) -> None:
+    """A model that a test may take away."""
+    seat.run("cp", tiny.removeprefix("file:"), MODEL)
+
+
+def leave_journal(seat: Seat, **changes: object) -> None:
+    """What a stackctl leaves that was killed while it switched from generation 1 to 2."""
+    change = {
+        "schema": "stackctl.transaction/1", "operation": "switch", "stack": "cpu", "before": 1,
+        "running": True, "after": 2, "step": "start", "started": "2026-11-21T12:00:00Z", **changes,
+    }  # fmt: skip
+    look.put(seat.lab, f"{seat.state}/transaction.json", json.dumps(change).encode())
+
+
+def state(seat: Seat) -> str:
+    (stack,) = json.loads(seat.stackctl("status", "--json", code=None).stdout)["stacks"]
+    return str(stack["state"])
+
+
+def test_an_old_engine_that_does_not_start_is_recovered_all_the_same(one: Seat, tiny: str) -> None:
+    own_model(one, tiny)
+    one.stackctl(*UP)
+    one.systemctl("stop", "cpu.service")
+    one.run("mv", MODEL, f"{MODEL}.away")
+    leave_journal(one)
+    done = one.stackctl("recover", code=1)
+    look.assert_error(done, "generation 1 of cpu is installed again, but cpu did not start")
+    assert not look.exists(one.lab, f"{one.state}/transaction.json")
+    # The door is not held: it lets requests pass as soon as the engine is back.
+    one.run("mv", f"{MODEL}.away", MODEL)
+    one.systemctl("reset-failed", "cpu.service", check=False)
+    one.systemctl("restart", "cpu.service")
+    look.wait_for("the engine is back", lambda: state(one) == "ready")
+    assert look.chat(one)["usage"]["completion_tokens"] > 0
+    # In the same way a failed switch of what does not run either ends, and the next one can help.
+    one.run("mv", MODEL, f"{MODEL}.away")
+    one.run("podman", "kill", "stackctl-cpu")
+    look.wait_for("systemd tries again", lambda: state(one) != "ready")
+    one.run("mv", f"{MODEL}.away", MODEL)
+    done = one.stackctl(*UP, "--set", "engine_args.rope-scaling=x", code=1)
+    assert not look.exists(one.lab, f"{one.state}/transaction.json")
+    one.stackctl(*UP)
+    assert state(one) == "ready"
+
+
+def test_a_record_that_is_gone_locks_nobody_out(one: Seat, tiny: str) -> None:
+    own_model(one, tiny)
+    one.stackctl(*UP)
+    one.run("rm", f"{one.state}/stacks/cpu/1.json")
+    leave_journal(one)
+    done = one.stackctl("status", code=1)
+    assert "cannot recover cpu: cpu has no generation 1" in done.stderr
+    assert "stackctl down cpu gives it up" in done.stderr
+    done = one.stackctl(*UP, code=4)
+    look.assert_error(done, "cannot recover cpu: cpu has no generation 1")
+    one.stackctl("down")
+    look.assert_clean(one)
+    assert not look.exists(one.lab, f"{one.state}/transaction.json")
+
+
+def test_a_door_that_is_shut_or_stuck_is_started_anew(one: Seat, tiny: str) -> None:
+    own_model(one, tiny)
+    one.stackctl(*UP)
+    for words in (("restart",), (*UP, "--set", "engine_args.cache-ram=64", "--soak", "0s")):
+        one.systemctl("stop", DOOR)
+        one.stackctl(*words)
+        assert look.chat(one)["usage"]["completion_tokens"] > 0
+    one.run("podman", "kill", "--signal", "STOP", "stackctl-cpu_door")
+    done = one.stackctl(*UP, "--set", "engine_args.cache-ram=64")
+    assert "nothing to change" in done.stdout
+    assert look.chat(one)["usage"]["completion_tokens"] > 0
+    # The engine is in the second slot now: its log is found there.
+    shown = one.stackctl("logs", "--generation", "2").stdout
+    assert "model loaded" in shown
+    assert "cpu_door" in one.stackctl("logs").stdout
+
+
+def test_an_engine_that_starts_is_waited_for_not_started_anew(one: Seat, tiny: str) -> None:
+    own_model(one, tiny)
+    slow = look.derived_image(
+        one,
+        "slow",
+        """
+        program=$(find . -path ./proc -prune -o -type f -perm -111 -name llama-server -print)
+        mv "$program" "$program.real"
+        printf '#!/bin/sh\nsleep 4\nexec "$0.real" "$@"\n' >"$program"
+        chmod 755 "$program"
+        """,
+    )
+    one.stackctl(*UP, "--set", f"image={slow}")
+    one.systemctl("restart", "--no-block", "cpu.service")
+    look.wait_for(
+        "it starts",
+        lambda: look.unit_properties(one, "ActiveState") == {"ActiveState": "activating"},
+    )
+    started = look.unit_properties(one, "InvocationID")
+    leave_journal(one)
+    done = one.stackctl("recover")
+    assert done.stdout == "cpu is recovered: generation 1\n"
+    assert look.unit_properties(one, "InvocationID") == started
+    assert state(one) == "ready"
+
+
+def test_until_it_is_final_the_old_engine_is_what_a_power_loss_leaves(one: Seat, tiny: str) -> None:
+    own_model(one, tiny)
+    one.stackctl(*UP)
+    config = f"{one.state}/doors/cpu/haproxy.cfg"
+    old = look.get(one.lab, config)
+    words = ("stackctl", "switch", "throughput", "--yes", "--soak", "60s")
+    with one.lab.spawn(words, user=one.user) as process:
+        journal = f"{one.state}/transaction.json"
+        look.wait_for(
+            "it is watched",
+            lambda: look.exists(one.lab, journal) and b'"soak"' in look.get(one.lab, journal),
+        )
+        # Clients are served by the new one, what boots is the old one.
+        assert look.chat(one)["usage"]["completion_tokens"] > 0
+        assert look.get(one.lab, config) == old
+        assert "[Install]" in look.get(one.lab, f"{one.units}/cpu/cpu.container").decode()
+        assert "[Install]" not in look.get(one.lab, f"{one.units}/cpu/cpu_b.container").decode()
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=10)
+    assert one.stackctl("recover").stdout == "cpu is recovered: generation 1\n"
+    assert look.get(one.lab, config) == old
+    one.stackctl("switch", "throughput", "--yes", "--soak", "0s")
+    port = look.record(one, 3)["plan"]["engine_port"]
+    assert f"127.0.0.1:{port} check" in look.get(one.lab, config).decode()
+    assert look.chat(one)["usage"]["completion_tokens"] > 0

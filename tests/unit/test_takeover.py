@@ -1,0 +1,125 @@
+"""How a generation takes over from the one before it: ports and order."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from samples import EPYC, LATENCY, plan
+
+from stackctl.cli.output import Output
+from stackctl.deploy import takeover
+from stackctl.deploy.change import Before
+from stackctl.deploy.context import Context
+from stackctl.errors import StackctlError
+from stackctl.machine.files import LiveMachine, remove_file
+from stackctl.machine.systemd import Systemd
+from stackctl.state.generations import Generations
+from stackctl.state.journal import Journal
+from stackctl.state.paths import paths
+from stackctl.units.door import door_log, door_service
+from stackctl.values.claim import Claim
+from stackctl.values.door import Door
+from stackctl.values.generation import Generation, Outcome
+from stackctl.values.unit import UnitFile, UnitSet
+
+
+def generation(number: int, engine_port: int, *, stack: str = "cpu") -> Generation:
+    return Generation(
+        number=number,
+        stack=stack,
+        created="2026-11-21T12:00:00Z",
+        image="ghcr.io/x@sha256:00",
+        image_id="0" * 64,
+        units=UnitSet(
+            stack=stack,
+            service=f"{stack}.service",
+            container=f"stackctl-{stack}",
+            files=(UnitFile(name=f"{stack}.container", text="[Container]\n"),),
+        ),
+        door=Door(port=8080, engine_port=engine_port, health_path="/health", image="x"),
+        plan=msgspec.structs.replace(plan(), engine_port=engine_port),
+        host=EPYC,
+        outcome=Outcome(state="ready", changed="2026-11-21T12:00:00Z"),
+    )
+
+
+def context(folder: Path) -> Context:
+    return Context(
+        paths=paths("user", {"HOME": str(folder)}),
+        machine=LiveMachine(),
+        systemd=Systemd("user"),
+        report=Output(json=False, quiet=True, verbose=False, color="never", progress=False),
+        confirm=lambda _: False,
+    )
+
+
+def test_a_private_port_is_one_that_no_stored_generation_needs(tmp_path: Path) -> None:
+    store = Generations(tmp_path)
+
+    def port(*claims: Claim) -> int:
+        return takeover.private_port(LiveMachine(), store, LATENCY, claims)
+
+    first = port()
+    assert 20000 <= first < 32000
+    store.write(generation(1, first))
+    second = port()
+    assert second == first + 1
+    # Another stack's generation is one that it may be rolled back to.
+    store.write(generation(1, second, stack="other"))
+    (tmp_path / "stacks" / "other" / "2.json").write_text("{")
+    assert port() == first + 2
+    assert port(Claim(stack="third", engine_port=first + 2)) == first + 3
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", first + 2))
+        taken.listen()
+        assert port() == first + 3
+
+
+@pytest.mark.parametrize(
+    ("engine_port", "changed", "words"),
+    [
+        (20001, {"door": None}, "no front door"),
+        # Stored text put back over itself: both would have the same port.
+        (20000, {}, "both want port 20000"),
+    ],
+)
+def test_what_cannot_run_beside_the_old_one(
+    tmp_path: Path, engine_port: int, changed: dict[str, Any], words: str
+) -> None:
+    old = generation(1, 20000)
+    new = msgspec.structs.replace(generation(2, engine_port), **changed)
+    before = Before(old.units.files[0], "cpu", old, "active")
+    chosen = takeover.choose(context(tmp_path), new, before, EPYC)
+    assert chosen is not None
+    assert (chosen.field, chosen.value) == ("takeover", "stop first")
+    assert words in chosen.reason
+    stopped = Before(old.units.files[0], "cpu", old, "failed")
+    assert takeover.choose(context(tmp_path), new, stopped, EPYC) is None
+
+
+def test_the_log_of_a_stack_is_that_of_both_slots_and_the_door() -> None:
+    units = ("cpu.service", "cpu_b.service", door_service("cpu"))
+    words = Systemd("user").journal_command(units, ("cpu-g2", door_log("cpu")), lines=3)
+    assert [word for word in words if "unit" in word] == [
+        "--user-unit=cpu.service", "--user-unit=cpu_b.service", "--user-unit=cpu_door.service",
+    ]  # fmt: skip
+    assert [word for word in words if "identifier" in word] == [
+        "--identifier=cpu-g2", "--identifier=cpu-door",
+    ]  # fmt: skip
+    assert "--unit=a" in Systemd("system").journal_command(("a",), (), lines=1)
+
+
+def test_files_are_removed_or_it_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_text("x")
+    assert remove_file(path)
+    assert not remove_file(path)
+    assert not remove_file(tmp_path / "no" / "folder")
+    path.mkdir()
+    with pytest.raises(StackctlError, match=f"cannot remove {path}"):
+        remove_file(path)
+    Journal(tmp_path).clear()
