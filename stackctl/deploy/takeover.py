@@ -146,6 +146,7 @@ def tell(context: Context, old: Generation, new: Generation) -> None:
     hidden = {"start-deadline", *(("port",) if old.plan.port == new.plan.port else ())}
     changes = decisions(old.plan, new.plan)
     rows = [(c.field, _shown(c.before), _shown(c.after)) for c in changes if c.field not in hidden]
+    rows = [row for row in rows if row[1] != row[2]]
     notes = []
     if not rows:
         notes.append("the plan is the same: its unit was changed, or does not answer")
