@@ -73,7 +73,7 @@ def look(context: Context, stack: str) -> Before:
     """
     file = install.engine_file(stack, install.installed(context, stack))
     if file is None:
-        return Before(None, None, None, "inactive")
+        return _without_file(context, stack)
     unit = file.name.removesuffix(".container")
     state = context.systemd.show(render.service_name(unit), "ActiveState")["ActiveState"]
     number = render.generation_of(file.text)
@@ -89,6 +89,18 @@ def look(context: Context, stack: str) -> Before:
         )
     generation = context.generations.read(stack, number)
     return Before(file, unit, generation, state)
+
+
+def _without_file(context: Context, stack: str) -> Before:
+    """A stack without a unit file: nothing, or an engine that runs on after somebody removed it."""
+    ours = f"{context.paths.unit_folder(stack)}/"
+    for unit in render.engine_names(stack):
+        service = render.service_name(unit)
+        seen = context.systemd.show(service, "ActiveState", "LoadState", "SourcePath")
+        known = seen.get("LoadState") == "not-found" or seen.get("SourcePath", "").startswith(ours)
+        if known and seen["ActiveState"] not in ("inactive", "failed"):
+            return Before(None, unit, None, seen["ActiveState"])
+    return Before(None, None, None, "inactive")
 
 
 def carry_out(context: Context, new: Generation, before: Before, patience: Patience) -> Generation:
@@ -238,6 +250,7 @@ def _undo(context: Context, new: Generation, before: Before, error: BaseExceptio
     try:
         stayed = old if old is not None and before.running and serves(context, old) else None
         idle = converge(context, stack, old, running=before.state in _RUNNING)
+        _settle_undone(context, new, error)
         context.journal.clear()
         if idle is not None:
             text = f"put back as it was, but {idle.message}"
@@ -246,12 +259,18 @@ def _undo(context: Context, new: Generation, before: Before, error: BaseExceptio
             context.report.step("restored", f"generation {stayed.number}, which never stopped")
     except StackctlError as problem:
         context.report.warn(f"could not put everything back: {problem.message}", "stackctl recover")
+        _settle_undone(context, new, error)
+
+
+def _settle_undone(context: Context, new: Generation, error: BaseException) -> None:
     message = error.message if isinstance(error, StackctlError) else type(error).__name__
     state: Literal["failed", "interrupted"] = "failed"
     if not isinstance(error, Exception):
         state = "interrupted"
     settle(context, new, state, message)
-    record.done(context, new.operation, stack, generation=new.number, result=state, message=message)
+    record.done(
+        context, new.operation, new.stack, generation=new.number, result=state, message=message
+    )
 
 
 def settle(context: Context, generation: Generation, state: State, message: str) -> None:

@@ -98,6 +98,10 @@ def up(context: Context, profile: Profile, wish: Wish) -> UpResult:
             )
         facts = images.inspect_engine(context, engine, image, reference)
         before = change.look(context, profile.stack)
+        if before.file is None and before.unit is not None and not wish.dry_run:
+            context.report.warn(f"{before.unit} runs without its unit file: it is stopped")
+            change.converge(context, profile.stack, None, running=False)
+            before = change.look(context, profile.stack)
         known = dataclasses.replace(
             known,
             image=image.reference,
@@ -205,23 +209,26 @@ def down(context: Context, stack: str) -> None:
             recover_first(context)
             cut_off = None
             files = install.installed(context, stack)
-        if not files:
+        if not files and change.look(context, stack).stopped:
             raise not_running(stack)
         file = install.engine_file(stack, files)
         number = render.generation_of(file.text) if file else None
         if cut_off is not None:
             number = cut_off.winner
         with change.uninterrupted():
-            context.journal.write(
-                Transaction(
-                    operation="down",
-                    stack=stack,
-                    before=number,
-                    committed=True,
-                    step="stop",
-                    started=now(),
-                )
+            step = Transaction(
+                operation="down",
+                stack=stack,
+                before=number,
+                committed=True,
+                step="stop",
+                started=now(),
             )
+            try:
+                context.journal.write(step)
+            except StackctlError as problem:
+                # A full disk is no reason to keep it running.
+                context.report.warn(f"should this be cut off, call it again: {problem.message}")
             change.converge(context, stack, None, running=False)
             try:
                 if cut_off is not None:

@@ -1,6 +1,7 @@
 """What stackctl costs, against yardsticks on the same machine: `make bench`.
 
-    python3 tests/bench/bench.py [--only start|plan|header|up|predict] [--repeats N] [--no-gguf]
+    python3 tests/bench/bench.py [--only start|plan|header|up|switch|predict] [--repeats N]
+                                 [--no-gguf]
 
 Commands that are compared are run in turn, after one unmeasured run each, and shown with their
 median and their whole spread. It reports; only an error makes it fail. `up` needs the lab.
@@ -13,6 +14,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -43,6 +45,7 @@ LONG_QUESTION = json.dumps(
 )
 # The load at the beginning above which a measurement is not to be trusted.
 QUIET = 0.5
+ALL = ("start", "plan", "header", "up", "switch", "predict")
 GGUF_FOLDER = CHECKOUT / ".bench/gguf"
 
 READ_OURS = """\
@@ -67,11 +70,11 @@ Measure = Callable[[], float]
 def main() -> int:
     """Run the chosen benchmarks and print one table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--only", choices=["start", "plan", "header", "up", "predict"])
-    parser.add_argument("--repeats", type=int, help="instead of 21, 11, 11 and 5")
+    parser.add_argument("--only", choices=[*ALL])
+    parser.add_argument("--repeats", type=int, help="instead of 21, 11, 11, 5 and 5")
     parser.add_argument("--no-gguf", action="store_true", help="leave the gguf package out")
     options = parser.parse_args()
-    chosen = [options.only] if options.only else ["start", "plan", "header", "up", "predict"]
+    chosen = [options.only] if options.only else [*ALL]
     print(f"{cpu_name()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, ", end="")
     busy = os.getloadavg()[0]
     print(f"load {busy:.1f}; page cache warm\n")
@@ -85,6 +88,8 @@ def main() -> int:
             header(options.repeats or 11, theirs=not options.no_gguf)
         if "up" in chosen:
             up(options.repeats or 5)
+        if "switch" in chosen:
+            switch(options.repeats or 5)
         if "predict" in chosen:
             predict()
     except (LabError, subprocess.CalledProcessError, AssertionError) as error:
@@ -179,6 +184,45 @@ def up(repeats: int) -> None:
     row("  added by up", added, None, 1.5)
     row("  of which asking for 16 tokens", asked, None, None)
     row("  first up with an image (reads its help)", [first], statistics.median(alone), None)
+
+
+def switch(repeats: int) -> None:
+    """What clients wait in a switch, against the new engine's own start by systemd alone.
+
+    Stop first: a prompt cache of over half the memory keeps two engines from running at once.
+    """
+    client = Path(__file__).parents[1] / "lab/client.py"
+    with Lab() as lab:
+        Path(f"/proc/{lab.pid}/root/srv/client.py").write_bytes(client.read_bytes())
+        total = json.loads(lab.run(["stackctl", "probe", "--json"]).stdout)["memory"]["total_bytes"]
+        large = ["--set", f"engine_args.cache-ram={int(total * 0.6) // 2**20}"]
+
+        def inside(*words: str) -> tuple[float, str]:
+            begin = time.perf_counter()
+            done = lab.run(words, user=USER, timeout=180, check=True)
+            return time.perf_counter() - begin, done.stderr
+
+        inside("stackctl", "up", PROFILE, "--model", f"file:{MODEL_PATH}", *large)
+        gaps: list[float] = []
+        alone: list[float] = []
+        failed = answered = 0
+        for number in range(repeats):
+            words = ["python3", "/srv/client.py", "http://127.0.0.1:8080", "12", "1"]
+            with lab.spawn(words, user=USER) as load:
+                assert load.stdout is not None
+                load.stdout.readline()
+                to = ("throughput", "latency")[number % 2]
+                _, said = inside("stackctl", "switch", to, "--yes", "--soak", "0s")
+                found = json.loads(load.communicate(timeout=120)[0].splitlines()[-1])
+            gaps.append(float(re.findall(r"the longest ([0-9.]+) s", said)[0]))
+            failed, answered = failed + found["failed"], answered + found["answered"]
+            shown = json.loads(lab.run(["stackctl", "status", "--json"], user=USER).stdout)
+            unit = shown["stacks"][0]["unit"]
+            inside("systemctl", "--user", "stop", unit)
+            alone.append(inside("systemctl", "--user", "start", unit)[0])
+    row("the engine's own start (systemctl)", alone, None, None)
+    row("longest wait in a switch, stop first", gaps, statistics.median(alone), None)
+    print(f"requests meanwhile: {answered} answered, {failed} failed")
 
 
 def predict() -> None:

@@ -141,3 +141,17 @@ def test_until_it_is_final_the_old_engine_is_what_a_power_loss_leaves(one: Seat,
     port = look.record(one, 3)["plan"]["engine_port"]
     assert f"127.0.0.1:{port} check" in look.get(one.lab, config).decode()
     assert look.chat(one)["usage"]["completion_tokens"] > 0
+
+
+def test_an_engine_whose_unit_file_is_gone_is_found(seat: Seat, tiny: str) -> None:
+    up = ("up", "cpu-latency", "--model", tiny, "--yes", "--soak", "0s")
+    seat.stackctl(*up)
+    for again in ("up", "down"):
+        seat.run("rm", "-r", f"{seat.units}/cpu")
+        seat.systemctl("daemon-reload")
+        if again == "up":
+            seat.stackctl(*up)
+            assert look.chat(seat)["usage"]["completion_tokens"] > 0
+        else:
+            assert "cpu is down" in seat.stackctl("down", "cpu").stdout
+    look.assert_clean(seat)
