@@ -124,6 +124,13 @@ def _seen(answer: http.Answer | http.NoAnswer) -> str:
     return "none listed" if answer.status == 200 else f"HTTP {answer.status}"
 
 
+def _is_noise(text: str) -> bool:
+    """Exclamation marks alone: logits that are no numbers choose token 0, which is this sign in
+    byte-level vocabularies. Known of nvfp4 kernels on sm_120."""
+    signs = "".join(text.split())
+    return len(signs) >= 8 and set(signs) == {"!"}
+
+
 def _completion(url: str, served_name: str, timeout_s: float, key: str | None) -> Result:
     body = {
         "model": served_name,
@@ -157,6 +164,13 @@ def _completion(url: str, served_name: str, timeout_s: float, key: str | None) -
         return Result(
             name="answer", status="fail", expected=expected,
             actual=f"HTTP {answer.status}, {tokens} tokens", evidence=text[:200],
+            remedy="stackctl logs",
+        )  # fmt: skip
+    if _is_noise(text):
+        return Result(
+            name="answer", status="fail", expected="text",
+            actual=f'not text: "{text.strip()[:16]}"',
+            evidence="wrong arithmetic answers like this: damaged weights, or a faulty kernel",
             remedy="stackctl logs",
         )  # fmt: skip
     return Result(

@@ -218,6 +218,7 @@ def test_failed_switches_restore_what_was(one: Seat, tiny: str, room: str) -> No
     never, dying = look.never_healthy(one), dies_in_its_soak(one)
     cases = [
         (("--set", "engine_args.load-mode=x"), "cpu did not start: llama-server refuses", 1),
+        (("--set", 'engine_args.grammar=root ::= "!"+'), "answer is wrong: not text", 1),
         (("--set", f"image={never}", "--timeout", "4s"), "not healthy within 0:04", 1),
         (("--set", f"image={dying}", "--soak", "5s"), "cpu did not last", 1),
         (("--set", "image=localhost/none:1"), "there is no local image", 6),

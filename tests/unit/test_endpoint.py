@@ -162,3 +162,17 @@ def test_an_engine_that_is_gone_does_not_work() -> None:
     with engine({}) as server:
         port = server.port
     assert not busy(port, ("llamacpp:requests_processing",))
+
+
+@pytest.mark.parametrize("text", ["!" * 16, "! " * 8, "\n!!!!!!!!!"])
+def test_exclamation_marks_alone_are_no_answer(text: str) -> None:
+    result = ask({**READY, "/v1/chat/completions": chat(text, 16)})["answer"]
+    assert (result.status, result.expected) == ("fail", "text")
+    assert result.actual == f'not text: "{text.strip()[:16]}"'
+
+
+@pytest.mark.parametrize(
+    "text", ["aaaaaaaaaaaaaaaa", "################", "!!", "", "Ha! Ha! Ha! Ha!"]
+)
+def test_odd_answers_of_small_models_are_answers(text: str) -> None:
+    assert ask({**READY, "/v1/chat/completions": chat(text, 16)})["answer"].status == "ok"
