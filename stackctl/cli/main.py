@@ -89,8 +89,8 @@ class _Group(click.Group):
 @global_options
 @click.version_option(__version__, prog_name="stackctl", message="%(prog)s %(version)s")
 def cli(**_: Any) -> None:
-    """Serve language models on this machine: plan, launch and check llama.cpp under Podman and
-    systemd."""
+    """Serve language models on this machine: plan, launch, check and switch llama.cpp under
+    Podman and systemd."""
 
 
 def run(arguments: Sequence[str]) -> int:
