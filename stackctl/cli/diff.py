@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
 
 from stackctl.cli.plan import value_text
-from stackctl.cli.session import Session, pick_stack, verb
-from stackctl.errors import ExitCode, StackctlError
+from stackctl.cli.session import Session, pick_stack, stack_and_numbers, verb
 
 if TYPE_CHECKING:
     from stackctl.values.history import DiffReport
 
-_NUMBER = re.compile("[0-9]{1,9}")
 _COLORS = {"+": "green", "-": "red", "@": "cyan"}
 
 
@@ -30,26 +26,13 @@ def command(session: Session, words: tuple[str, ...]) -> None:
     from stackctl.observe.difference import report
 
     context = session.context(recover="try")
-    stack, before, after = _understood(words)
+    stack, numbers = stack_and_numbers(words, 2)
+    before, after, *_ = (*numbers, None, None)
     found = report(context, pick_stack(context, stack, past=True), before, after)
     if session.out.json:
         session.out.data(found)
     else:
         _show(session, found)
-
-
-def _understood(words: Sequence[str]) -> tuple[str | None, int | None, int | None]:
-    """Words that are numbers are generations, another is the stack."""
-    numbers = [int(word) for word in words if _NUMBER.fullmatch(word)]
-    names = [word for word in words if not _NUMBER.fullmatch(word)]
-    if len(names) > 1 or len(numbers) > 2:
-        raise StackctlError(
-            "diff takes one stack and two generations at most",
-            hint="stackctl diff STACK A B",
-            exit_code=ExitCode.USAGE,
-        )
-    before, after, *_ = (*numbers, None, None)
-    return (names[0] if names else None), before, after
 
 
 def _show(session: Session, found: DiffReport) -> None:

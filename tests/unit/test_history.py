@@ -13,7 +13,6 @@ import msgspec
 import pytest
 from samples import EPYC, LATENCY, THROUGHPUT, plan
 
-from stackctl.cli.diff import _understood
 from stackctl.cli.history import model_name
 from stackctl.cli.main import run
 from stackctl.cli.output import Output
@@ -387,8 +386,9 @@ def test_diff_refuses_what_it_cannot_compare(at: Place) -> None:
     for words in (("1", "2", "3"), ("cpu", "other"), ("cpu", "cpu")):
         assert at("diff", *words) == 2
     assert at("diff", "other") == 4
-    assert _understood(("9" * 40,)) == ("9" * 40, None, None)
-    assert _understood(("٣",)) == ("٣", None, None)
+    assert stack_and_numbers(("9" * 40,), 2) == ("9" * 40, ())
+    assert stack_and_numbers(("٣",), 2) == ("٣", ())
+    assert stack_and_numbers(("cpu", "1", "2"), 2) == ("cpu", (1, 2))
     assert at("diff", "9" * 5000) == 4
     (at.state / "stacks" / "cpu" / "1.json").write_text("")
     assert at("diff", "1", "2") == 1
@@ -560,8 +560,8 @@ def test_completion_knows_stacks_that_are_down(at: Place) -> None:
 
 
 def test_a_wrong_word_is_told(at: Place) -> None:
-    with pytest.raises(StackctlError, match="one stack and two generations"):
-        _understood(("1", "2", "3"))
+    with pytest.raises(StackctlError, match="not understood: 1 2 3"):
+        stack_and_numbers(("1", "2", "3"), 2)
     assert at("histroy") == 2
     assert "did you mean history?" in at.err
 
