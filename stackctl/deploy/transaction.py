@@ -289,6 +289,8 @@ def restart(context: Context, stack: str, patience: Patience) -> Generation:
 
 def installed_generation(context: Context, stack: str) -> Generation:
     """The stored generation whose units are installed. Raises StackctlError (exit 3) if none is."""
+    if install.engine_file(stack, install.installed(context, stack)) is None:
+        raise not_running(stack)
     found = change.look(context, stack).generation
     if found is None:
         raise not_running(stack)

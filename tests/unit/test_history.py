@@ -362,7 +362,7 @@ def test_diff_is_shown_side_by_side(at: Place) -> None:
     row = next(line for line in lines if line.startswith("ubatch-size"))
     assert len(row.split()) > 3
     assert lines[-1] == "+Exec=more"
-    assert at("diff", "3", "cpu", "1") == 0
+    assert at("diff", "cpu", "3", "1") == 0
     assert at.out.splitlines()[0] == "cpu: generation 3 -> 1"
     assert at("diff", "2") == 0
     assert at.out.splitlines()[0] == "cpu: generation 2 -> 3"
