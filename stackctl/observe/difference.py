@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator
 from itertools import zip_longest
 
@@ -57,7 +58,12 @@ def compare(old: Generation, new: Generation) -> DiffReport:
             for field in now
             if was[field] != now[field]
         ),
-        decisions=decisions(old.plan, new.plan),
+        decisions=tuple(
+            change
+            for change in decisions(old.plan, new.plan)
+            # Behind a door each engine has a port of its own, which is nobody's business.
+            if change.field != "port" or old.plan.port != new.plan.port
+        ),
         units=tuple(_units(old, new)),
     )
 
@@ -98,11 +104,19 @@ def _units(old: Generation, new: Generation) -> Iterator[UnitChange]:
             f"{one.number}/{file.name}" if file else "/dev/null"
             for one, file in ((old, was), (new, now))
         )
-        lines = difflib.unified_diff(_lines(was), _lines(now), name, new_name, lineterm="")
+        before_lines = _lines(was, old.plan.engine_port)
+        lines = difflib.unified_diff(
+            before_lines, _lines(now, new.plan.engine_port), name, new_name, lineterm=""
+        )
         if diff := "".join(f"{line}\n" for line in lines):
             yield UnitChange(name=(now or was).name, diff=diff)
 
 
-def _lines(file: UnitFile | None) -> list[str]:
+def _lines(file: UnitFile | None, private_port: int | None) -> list[str]:
+    if file is None:
+        return []
+    text = without_labels(file.text)
+    if private_port is not None:
+        text = re.sub(rf"\b{private_port}\b", "PORT", text)
     # Not splitlines: it also splits at characters that end no line of a unit.
-    return without_labels(file.text).removesuffix("\n").split("\n") if file else []
+    return text.removesuffix("\n").split("\n")
