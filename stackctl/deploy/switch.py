@@ -50,15 +50,14 @@ def resolve(current: Generation, word: str, profiles: Profiles) -> tuple[Profile
     if word in get_args(Objective):
         wanted = msgspec.structs.replace(asked, objective=word)
         return profiles.resolve(named, wanted), wanted
-    wanted = Overrides(sets=asked.sets, name=asked.name)
+    own, present = profiles.resolve(word, Overrides()), profiles.resolve(named, Overrides())
+    # A profile that names another model is about that model; else the one that was given stays.
+    model = asked.model if own.model in (None, present.model) else None
+    wanted = Overrides(sets=asked.sets, model=model, name=asked.name)
     profile = profiles.resolve(word, wanted)
-    if profile.model is None and asked.model is not None:
-        wanted = msgspec.structs.replace(wanted, model=asked.model)
-        profile = profiles.resolve(word, wanted)
-    own = profiles.resolve(word, Overrides()).stack
-    if own not in (stack, profiles.resolve(named, Overrides()).stack):
+    if own.stack not in (stack, present.stack):
         raise StackctlError(
-            f"{word} runs as a stack of its own, {own}: it does not replace {stack}",
+            f"{word} runs as a stack of its own, {own.stack}: it does not replace {stack}",
             hint=f"stackctl up {word}; or in the place of {stack}: stackctl up {word} "
             f"--name {stack}",
             exit_code=ExitCode.USAGE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Sequence
 
 from stackctl.deploy import door, preflight
@@ -41,7 +42,8 @@ def private_port(
             with contextlib.suppress(StackctlError):
                 taken.add(store.read(stack, number).plan.engine_port)
     span = _LAST_PORT - _FIRST_PORT
-    start = (profile.port or 8080) % span
+    # Users who choose at the same moment begin at different places.
+    start = ((profile.port or 8080) + 1009 * os.getuid()) % span
     for step in range(span):
         port = _FIRST_PORT + (start + step) % span
         if port not in taken and ports.listener(machine, port) is None:

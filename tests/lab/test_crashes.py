@@ -99,8 +99,10 @@ def test_crash_matrix(one: Seat, tiny: str, kind: str, step: int) -> None:
     for place in chosen(len(passed), step):
         one.stackctl(*up)
         strike(one, kind, place, "down")
-        if settled(one) is not None:
+        one.stackctl("recover")
+        if look.exists(one.lab, f"{one.units}/cpu"):
             one.stackctl("down")
+        look.assert_clean(one)
     total = sum(row[1] for row in rows)
     print(f"\n{kind:<10}{'faults':>8}{'old':>6}{'new':>6}{'lost':>6}")
     for name, faults, old, new in rows:
