@@ -77,6 +77,7 @@ def test_is_pulled_pinned_and_starts_without_the_registry(
     seat.stackctl("down")
     seat.assert_nothing_left()
     lab.load_image(seat.user)
+    lab.load_door(seat.user)
 
 
 def test_a_tag_that_the_registry_lacks_is_refused_with_its_words(registry: str, seat: Seat) -> None:

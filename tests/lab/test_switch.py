@@ -14,7 +14,7 @@ import pytest
 
 from . import look
 from .conftest import Seat
-from .lab import Lab
+from .lab import STORE_USERS, Lab
 
 HERE = Path(__file__).parent
 UP = ("up", "cpu-latency", "--model")
@@ -26,9 +26,9 @@ QUICK = ("--yes", "--soak", "1s")
 @pytest.fixture(autouse=True)
 def needs_a_door(lab: Lab) -> None:
     """These tests are about the front door, which our own lab always has."""
-    done = lab.run(["podman", "image", "exists", "localhost/stackctl/haproxy:latest"])
-    if done.returncode != 0:
-        pytest.skip("this root tree brings no HAProxy, and none can be built for it")
+    for user in STORE_USERS:
+        if lab.load_door(user) is None:
+            pytest.skip("this root tree brings no HAProxy, and none can be built for it")
 
 
 class Load:
