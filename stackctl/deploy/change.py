@@ -14,9 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from stackctl.deploy import door, install, record
+from stackctl.deploy import door, install, record, start
 from stackctl.deploy.context import Context
-from stackctl.deploy.start import explain, start_and_wait
 from stackctl.engines import engine as find_engine
 from stackctl.errors import DidNotStart, StackctlError
 from stackctl.health import endpoint
@@ -165,7 +164,9 @@ def _exchange(
     change = journal.step(change, "start")
     if early is not None:
         door.begin(context, stack)
-    seconds = start_and_wait(context, new, deadline_s=new.plan.timing.deadline_s)
+    started, deadline_s = start.begin(context, new), new.plan.timing.deadline_s
+    # Clients wait: with a door, for its answer and not for systemd to know of it.
+    seconds = start.wait(context, new, started, deadline_s=deadline_s, active=new.door is None)
     context.report.step("ready", format_duration(seconds))
     change = journal.step(change, "answer")
     require_answer(context, new)
@@ -174,6 +175,8 @@ def _exchange(
         door.open_to(context, stack, new.door)
         door.require_answer(context, new)
         door.tell_waited(context, stack)
+        with _served():
+            start.wait(context, new, started, deadline_s=deadline_s, active=True)
     if beside and old is not None:
         change = journal.step(change, "drain")
         door.wait_idle(context, old, patience.drain_s)
@@ -237,10 +240,19 @@ def _soak(context: Context, generation: Generation, seconds: float) -> None:
             "ActiveState", "SubState", "Result", "ExecMainStatus", "NRestarts",
         )  # fmt: skip
         if state.get("ActiveState") != "active" or state.get("NRestarts", "0") not in ("0", ""):
-            error = explain(context, generation, engine, state, since - seconds)
-            error.message = error.message.replace("did not start:", "did not last:", 1)
-            raise error
+            with _served():
+                raise start.explain(context, generation, engine, state, since - seconds)
         time.sleep(_SOAK_POLL_S)
+
+
+@contextlib.contextmanager
+def _served() -> Iterator[None]:
+    """What fails in here did start: it has answered."""
+    try:
+        yield
+    except DidNotStart as error:
+        error.message = error.message.replace("did not start:", "did not last:", 1)
+        raise
 
 
 def _undo(context: Context, new: Generation, before: Before, error: BaseException) -> None:
@@ -314,7 +326,7 @@ def converge(
         if winner.door is None:
             door.remove(context, stack)
         try:
-            seconds = start_and_wait(context, winner, deadline_s=winner.plan.timing.ceiling_s)
+            seconds = start.start_and_wait(context, winner, deadline_s=winner.plan.timing.ceiling_s)
             context.report.step(
                 "restored",
                 f"generation {winner.number}, answering after {format_duration(seconds)}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from stackctl.deploy.context import Context
 from stackctl.engines import engine as find_engine
@@ -14,7 +15,9 @@ from stackctl.quantity import format_duration
 from stackctl.units.render import log_identifier
 from stackctl.values.generation import Generation
 
-_POLL_S = 0.2
+_LEAST_POLL_S, _MOST_POLL_S = 0.05, 0.5
+#: How often the log is read for what the engine does.
+_PHASE_S = 0.5
 _SHOWN_LINES = 8
 #: How long to look for the cause of a failure before telling only what is known: with some lines of
 #: the engine, and with none, which on a busy machine means that they are still to come.
@@ -41,50 +44,78 @@ _STATUS = {"125": "Podman could not start the container", "126": "the engine can
            "132": "the image was built for a newer CPU than this one"}  # fmt: skip
 
 
-def start_and_wait(
-    context: Context, generation: Generation, *, deadline_s: float, restart: bool = False
+@dataclass(frozen=True)
+class Start:
+    """A start that was asked for: when, on the wall clock and on the monotonic one (seconds), and
+    systemd's run of the unit before it (None: whatever runs is ours)."""
+
+    since: float
+    began: float
+    before: str | None
+
+
+def begin(context: Context, generation: Generation, *, restart: bool = False) -> Start:
+    """Ask systemd to start the generation's service; with ``restart`` one that runs is stopped
+    first, in the same job of systemd's."""
+    service = generation.units.service
+    # An earlier start of this generation may have failed for another reason.
+    since, began = time.time(), time.monotonic()
+    context.systemd.reset_failed(service)
+    if not restart:
+        context.systemd.start(service)
+        return Start(since, began, None)
+    before = context.systemd.show(service, "InvocationID").get("InvocationID")
+    context.systemd.restart(service)
+    return Start(since, began, before)
+
+
+def wait(
+    context: Context, generation: Generation, start: Start, *, deadline_s: float, active: bool
 ) -> float:
-    """Start the generation's service and wait until systemd calls it active and it answers.
+    """Wait until the engine of a start answers, and with ``active`` until systemd knows it as well.
 
-    With ``restart`` one that runs is stopped first, in the same job of systemd's.
-
-    Both, since a Podman before 4.6 cannot hold systemd's "active" back until the engine is healthy.
+    Podman looks at the engine once a second before it tells systemd, so who answers is often not
+    active yet. Before Podman 4.6 it is the other way round: active long before it answers.
 
     Returns:
-        Seconds until ready.
+        Seconds since the start.
 
     Raises:
         DidNotStart: the cause in one line, the end of the engine's log, what to do.
     """
     plan, service = generation.plan, generation.units.service
     engine, port = find_engine(plan.engine), plan.listens
-    # An earlier start of this generation may have failed for another reason.
-    since, started = time.time(), time.monotonic()
-    context.systemd.reset_failed(service)
-    invocation = None
-    if restart:
-        invocation = context.systemd.show(service, "InvocationID").get("InvocationID")
-        context.systemd.restart(service)
-    else:
-        context.systemd.start(service)
-    phase, asked = "starting", 0.0
+    phase, asked = "starting", start.began
     while True:
         state = context.systemd.show(service, *_PROPERTIES)
-        elapsed = time.monotonic() - started
+        elapsed = time.monotonic() - start.began
         # What systemd says of the run before this one is not about us.
-        begun = invocation is None or state.get("InvocationID") != invocation
-        active = begun and state.get("ActiveState") == "active"
-        if active and endpoint.liveness(port, engine.health_path) == "ready":
-            return elapsed
+        begun = start.before is None or state.get("InvocationID") != start.before
         if begun and _has_failed(state):
-            raise explain(context, generation, engine, state, since)
+            raise explain(context, generation, engine, state, start.since)
+        runs = ("active",) if active else ("active", "activating")
+        if (
+            begun
+            and state.get("ActiveState") in runs
+            and endpoint.liveness(port, engine.health_path) == "ready"
+        ):
+            return elapsed
         if elapsed > deadline_s:
-            raise _too_late(context, generation, engine, deadline_s, since)
-        if time.monotonic() - asked >= 0.5:
+            raise _too_late(context, generation, engine, deadline_s, start.since)
+        if time.monotonic() - asked >= _PHASE_S:
             asked = time.monotonic()
-            phase = _phase(context, generation, engine, since)
+            phase = _phase(context, generation, engine, start.since)
             context.report.progress("start", f"{phase}  ·  {format_duration(elapsed)}")
-        time.sleep(_POLL_S)
+        # Of a start that takes long a little more is not noticed.
+        time.sleep(min(_MOST_POLL_S, max(_LEAST_POLL_S, elapsed / 50)))
+
+
+def start_and_wait(
+    context: Context, generation: Generation, *, deadline_s: float, restart: bool = False
+) -> float:
+    """``begin``, then ``wait`` until it answers and is active."""
+    start = begin(context, generation, restart=restart)
+    return wait(context, generation, start, deadline_s=deadline_s, active=True)
 
 
 def _has_failed(state: dict[str, str]) -> bool:
@@ -124,7 +155,7 @@ def explain(
     while (known := engine.failure(lines)) is None:
         if time.monotonic() - asked > (_JOURNAL_S if lines else _SILENT_JOURNAL_S):
             break
-        time.sleep(_POLL_S)
+        time.sleep(_MOST_POLL_S)
         lines = _log(context, generation, since)
     return DidNotStart(
         f"{generation.stack} did not start: {cause_of(known, state)}",
