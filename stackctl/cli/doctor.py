@@ -35,6 +35,7 @@ def command(
     """
     from stackctl.cli.planning import make_plan, read_host
     from stackctl.deploy.gpu import wants_nvfp4
+    from stackctl.machine.podman import image_cuda
     from stackctl.probe.doctor import findings
     from stackctl.probe.doctor_gpu import DEFAULT_CUDA
     from stackctl.values.result import DoctorReport
@@ -50,9 +51,13 @@ def command(
         weights: int | None = None
         cpuset = wanted.placement.cpus is not None or wanted.placement.nodes is not None
         nvfp4: bool | None = None
+        # Of an image that the profile names nothing is known before it is here.
+        cuda = DEFAULT_CUDA if wanted.image is None else None
         try:
             plan = make_plan(session, wanted, facts).plan
             nvfp4 = wants_nvfp4(plan)
+            if needs_gpu and facts is None:
+                cuda = image_cuda(plan.image) or cuda
             weights = None if needs_gpu else plan.model.weights_bytes
             cpuset = cpuset or plan.placement.policy == "interleave"
             results.append(_plan_result(plan.verdict, _again(profile)))
@@ -68,8 +73,7 @@ def command(
             needs_cpuset=cpuset,
             needs_gpu=needs_gpu,
             nvfp4=nvfp4,
-            # Of an image that the profile names nothing is known before it is here.
-            cuda=DEFAULT_CUDA if wanted.image is None else None,
+            cuda=cuda,
         )
     order = {"fail": 0, "warn": 1, "ok": 2, "info": 3, "skip": 4}
     results.sort(key=lambda result: order[result.status])

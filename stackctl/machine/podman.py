@@ -248,6 +248,16 @@ def cuda_of(environment: Sequence[str]) -> str | None:
     return match[0] if match else None
 
 
+def image_cuda(image: str) -> str | None:
+    """The CUDA of an image that is here; None when it is not, or does not say."""
+    words = ("podman", "image", "inspect", "--format={{json .Config.Env}}", image)
+    try:
+        done = runner.run(words, check=False)
+        return cuda_of(json.loads(done.stdout) or ()) if done.status == 0 else None
+    except (StackctlError, ValueError):
+        return None
+
+
 def init_with(image: str, devices: Sequence[str], entrypoint: str) -> runner.Completed:
     """Make a container with those CDI devices ready to start, and remove it again unstarted.
 
