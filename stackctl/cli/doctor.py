@@ -10,7 +10,8 @@ import click
 from stackctl.cli.plan import facts_option
 from stackctl.cli.session import Session, _profile_names, overrides, plan_options, verb
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.values.plan import Verdict
+from stackctl.values.host import Host
+from stackctl.values.plan import Plan, Verdict
 from stackctl.values.result import Result
 
 
@@ -33,7 +34,10 @@ def command(
     0: warnings do not count.
     """
     from stackctl.cli.planning import make_plan, read_host
+    from stackctl.deploy.gpu import wants_nvfp4
+    from stackctl.machine.podman import image_cuda
     from stackctl.probe.doctor import findings
+    from stackctl.probe.doctor_gpu import DEFAULT_CUDA
     from stackctl.values.result import DoctorReport
 
     results: list[Result] = []
@@ -46,16 +50,31 @@ def command(
         needs_gpu = wanted.engine == "vllm" or wanted.placement.gpus is not None
         weights: int | None = None
         cpuset = wanted.placement.cpus is not None or wanted.placement.nodes is not None
+        nvfp4: bool | None = None
+        # Of an image that the profile names nothing is known before it is here.
+        cuda = DEFAULT_CUDA if wanted.image is None else None
         try:
             plan = make_plan(session, wanted, facts).plan
+            nvfp4 = wants_nvfp4(plan)
+            if needs_gpu and facts is None:
+                cuda = image_cuda(plan.image) or cuda
             weights = None if needs_gpu else plan.model.weights_bytes
             cpuset = cpuset or plan.placement.policy == "interleave"
             results.append(_plan_result(plan.verdict, _again(profile)))
+            if plan.placement.gpus and facts is None:
+                results.append(_proof(plan, host))
         except StackctlError as error:
             results.append(
                 Result(name="plan", status="fail", actual=error.message, remedy=error.hint)
             )
-        results += findings(host, memlock_bytes=weights, needs_cpuset=cpuset, needs_gpu=needs_gpu)
+        results += findings(
+            host,
+            memlock_bytes=weights,
+            needs_cpuset=cpuset,
+            needs_gpu=needs_gpu,
+            nvfp4=nvfp4,
+            cuda=cuda,
+        )
     order = {"fail": 0, "warn": 1, "ok": 2, "info": 3, "skip": 4}
     results.sort(key=lambda result: order[result.status])
     if session.out.json:
@@ -64,6 +83,29 @@ def command(
         session.out.results(results)
     if any(result.status == "fail" for result in results):
         raise click.exceptions.Exit(int(ExitCode.HOST))
+
+
+def _proof(plan: Plan, host: Host) -> Result:
+    """Whether Podman really makes a container with the GPUs, where the image is here to try it."""
+    from stackctl.deploy import gpu
+    from stackctl.engines import engine as find_engine
+    from stackctl.machine import podman
+
+    expected = "podman makes a container with the GPU"
+    if not podman.exists(plan.image):
+        return Result(
+            name="gpu-proof", status="skip", expected=expected,
+            actual="not tried: the image is not here",
+            remedy=f"podman pull {plan.image}",
+        )  # fmt: skip
+    try:
+        gpu.prove(plan.image, gpu.planned(host, plan), find_engine(plan.engine).program)
+    except StackctlError as error:
+        return Result(
+            name="gpu-proof", status="fail", expected=expected, actual=error.message,
+            evidence=" ".join(error.details) or None, remedy=error.hint,
+        )  # fmt: skip
+    return Result(name="gpu-proof", status="ok", expected=expected, actual="it does")
 
 
 def _plan_result(verdict: Verdict, plan: str) -> Result:

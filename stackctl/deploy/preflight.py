@@ -5,6 +5,7 @@ from __future__ import annotations
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import ports
 from stackctl.machine.files import Machine
+from stackctl.probe.doctor_gpu import holders
 from stackctl.quantity import format_bytes
 from stackctl.units.quadlet import parse_version
 from stackctl.values.host import Host
@@ -95,7 +96,8 @@ def require_free_memory(host: Host, plan: Plan, old: Plan | None) -> None:
         need, held = gpus.get(str(gpu.index), 0), held_gpus.get(str(gpu.index), 0)
         if gpu.free_bytes is not None and need > gpu.free_bytes + held:
             free = gpu.free_bytes + held
-            raise _no_room(plan, f"GPU {gpu.index}", need, free, "nvidia-smi shows what")
+            how = holders(gpu) or "nvidia-smi shows what"
+            raise _no_room(plan, f"GPU {gpu.index}", need, free, how)
 
 
 def _needs(plan: Plan) -> tuple[int, dict[str, int]]:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from stackctl.deploy import change, door, images, install, preflight, record, takeover
+from stackctl.deploy import change, door, gpu, images, install, preflight, record, takeover
 from stackctl.deploy.change import Before, Patience
 from stackctl.deploy.context import Context
 from stackctl.deploy.recover import record_end, recover_first
@@ -23,6 +23,7 @@ from stackctl.plan.placement import sharing
 from stackctl.plan.solve import Known, solve
 from stackctl.plan.verdict import besides, headline
 from stackctl.probe import probe
+from stackctl.probe.doctor_gpu import DEFAULT_CUDA
 from stackctl.quantity import format_bytes, format_duration
 from stackctl.sources.models import read_model
 from stackctl.state import calibrations, claims
@@ -84,6 +85,10 @@ def up(context: Context, profile: Profile, wish: Wish) -> UpResult:
         )
         # What is no use is refused before it asks for gigabytes of model and image.
         early = solve(host=host, model=model, profile=profile, known=known)
+        # Of an image that somebody else made nothing is known before it is here.
+        assumed = DEFAULT_CUDA if profile.image is None else None
+        if not wish.force:
+            gpu.require_gpus(host, early, cuda=assumed)
         render.require_launchable(early)
         _require_use(early, profile, wish)
         preflight.require_files(model)
@@ -150,6 +155,9 @@ def up(context: Context, profile: Profile, wish: Wish) -> UpResult:
         port = old.plan.engine_port if old is not None and free is not None else None
         new = draft(before.unit or profile.stack, port or free, number)
         _require_use(new.plan, profile, wish)
+        if not wish.force:
+            for finding in gpu.require_gpus(host, new.plan, cuda=image.cuda or assumed):
+                context.report.warn(f"{finding.name}: {finding.actual}", finding.remedy)
         context.report.step("plan", summary(new.plan))
         if new.plan.placement.shared_with:
             context.report.warn(f"cores {sharing(new.plan.placement.shared_with)}")
@@ -188,6 +196,7 @@ def replace(
     takeover.require_room(context, host, new, before, force=wish.force)
     doors = (door.unit_file(context, new.stack, new.door),) if new.door else ()
     install.validate(context, new.stack, (*new.units.files, *doors), generator)
+    gpu.prove(new.image_id, gpu.planned(host, new.plan), find_engine(new.plan.engine).program)
     if wish.dry_run:
         return None
     if before.running and before.generation is not None:

@@ -36,6 +36,8 @@ class Image:
     reference: str
     entrypoint: tuple[str, ...]
     bytes: int
+    #: The CUDA that it was built with, as it says itself ("13.0.2"); None when it does not.
+    cuda: str | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class Podman:
             reference=image_id if local or pinned is None else pinned,
             entrypoint=tuple([entrypoint] if isinstance(entrypoint, str) else entrypoint),
             bytes=int(attributes.get("Size") or 0),
+            cuda=cuda_of(config.get("Env") or ()),
         )
 
     def pull(
@@ -234,6 +237,51 @@ def run_once(
         check=False,
         timeout_s=timeout_s,
     )  # fmt: skip
+
+
+def cuda_of(environment: Sequence[str]) -> str | None:
+    """The CUDA that an image's environment names, as NVIDIA's base images do."""
+    named = dict(pair.partition("=")[::2] for pair in environment)
+    match = re.match(r"[0-9]+(\.[0-9]+)*", named.get("CUDA_VERSION", "")) or re.search(
+        r"(?<=\bcuda>=)[0-9]+(\.[0-9]+)*", named.get("NVIDIA_REQUIRE_CUDA", "")
+    )
+    return match[0] if match else None
+
+
+def image_cuda(image: str) -> str | None:
+    """The CUDA of an image that is here; None when it is not, or does not say."""
+    words = ("podman", "image", "inspect", "--format={{json .Config.Env}}", image)
+    try:
+        done = runner.run(words, check=False)
+        return cuda_of(json.loads(done.stdout) or ()) if done.status == 0 else None
+    except (StackctlError, ValueError):
+        return None
+
+
+def init_with(image: str, devices: Sequence[str], entrypoint: str) -> runner.Completed:
+    """Make a container with those CDI devices ready to start, and remove it again unstarted.
+
+    Only what the machine does for devices is done: nothing of the image runs. Gives what failed
+    first, else the last step.
+    """
+    name = f"stackctl-proof-{os.getpid()}"
+    create = (
+        "podman", "create", f"--name={name}", "--pull=never", "--network=none", "--read-only",
+        "--cap-drop=all", "--security-opt=no-new-privileges", "--security-opt=label=disable",
+        "--log-driver=none", *(f"--device={device}" for device in devices),
+        f"--entrypoint={entrypoint}", image, "--version",
+    )  # fmt: skip
+    try:
+        done = runner.run(create, check=False, timeout_s=_START_S)
+        if done.status == 0:
+            done = runner.run(("podman", "init", name), check=False, timeout_s=_START_S)
+        return done
+    finally:
+        runner.run(
+            ("podman", "rm", "--force", "--ignore", "--time=0", name),
+            check=False,
+            timeout_s=_START_S,
+        )
 
 
 def load_archive(archive: Path, tag: str) -> None:

@@ -57,7 +57,11 @@ def judge(reader: Reader, path: str, text: str, podman: str | None) -> CdiSpec:
     names = [name for device in devices if (name := _word(device.get("name")))]
     edits = [_dict(document.get("containerEdits"))]
     edits += [_dict(device.get("containerEdits")) for device in devices]
-    problems = (_too_new(version, edits, podman), _missing(reader, edits))
+    problems = (
+        _too_new(version, edits, podman),
+        _other_driver(reader, edits),
+        _missing(reader, edits),
+    )
     return CdiSpec(
         path=path,
         version=_word(version),
@@ -133,6 +137,19 @@ def _too_new(version: Any, edits: list[dict[str, Any]], podman: str | None) -> s
             f"it is CDI {tidy(version, most=20)}, podman {podman} parses "
             f"{'.'.join(map(str, _OLD_NEWEST))} at most; upgrade podman to 5"
         )
+    return None
+
+
+def _other_driver(reader: Reader, edits: list[dict[str, Any]]) -> str | None:
+    """Whether the file gives containers the library of another driver than the one loaded."""
+    loaded = reader.line("/sys/module/nvidia/version")
+    mounts = (mount for edit in edits for mount in _items(edit.get("mounts")))
+    for mount in islice(mounts, _MOST_ITEMS):
+        match = re.search(
+            r"/libcuda\.so\.([0-9]+(?:\.[0-9]+)+)$", str(_dict(mount).get("hostPath"))
+        )
+        if match and loaded and match[1] != loaded:
+            return f"it is for driver {match[1][:20]}, loaded is {loaded}: generate it again"
     return None
 
 

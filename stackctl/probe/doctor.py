@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from stackctl.probe.doctor_gpu import gpu_findings, numbers
+from stackctl.probe.doctor_gpu import DEFAULT_CUDA, gpu_findings, numbers
 from stackctl.probe.problems import CGROUP_FIX
 from stackctl.quantity import format_bytes
 from stackctl.values.cpulist import parse_cpulist
@@ -28,6 +28,8 @@ class Needs:
     memlock_bytes: int | None
     cpuset: bool
     gpu: bool
+    nvfp4: bool | None
+    cuda: str | None
 
 
 def findings(
@@ -36,6 +38,8 @@ def findings(
     memlock_bytes: int | None = None,
     needs_cpuset: bool = False,
     needs_gpu: bool = False,
+    nvfp4: bool | None = None,
+    cuda: str | None = DEFAULT_CUDA,
 ) -> tuple[Result, ...]:
     """Everything that was looked at, most important first.
 
@@ -44,8 +48,10 @@ def findings(
         memlock_bytes: memory that the engine wants to lock; None: it locks none.
         needs_cpuset: the stack is bound to CPUs or nodes.
         needs_gpu: the stack uses a GPU.
+        nvfp4: whether its model is quantised so; None: unknown.
+        cuda: the CUDA of its image; None: unknown.
     """
-    needs = Needs(memlock_bytes, needs_cpuset, needs_gpu)
+    needs = Needs(memlock_bytes, needs_cpuset, needs_gpu, nvfp4, cuda)
     checks: tuple[Callable[[Host, Needs], Iterator[Result]], ...] = (
         _podman, _quadlet, _systemd, _cgroup, _gpu, _memlock, _cpuset,
         _linger, _limits, _governor, _numa_balancing, _hugepages, _swap,
@@ -83,7 +89,7 @@ def _unseen(name: str, expected: str) -> Result:
 
 def _gpu(host: Host, needs: Needs) -> Iterator[Result]:
     if needs.gpu:
-        yield from gpu_findings(host)
+        yield from gpu_findings(host, nvfp4=needs.nvfp4, cuda=needs.cuda)
 
 
 def _podman(host: Host, _needs: Needs) -> Iterator[Result]:

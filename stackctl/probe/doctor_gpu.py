@@ -9,17 +9,33 @@ from stackctl.quantity import format_bytes
 from stackctl.values.host import Gpu, Host
 from stackctl.values.result import Result
 
-#: What images with CUDA 13 need, and the first GPUs that compute in nvfp4.
-_OLDEST_DRIVER, _CUDA = 580, "13"
-_NVFP4_SINCE = (10, 0)
+#: The first driver of each CUDA, which runs all its minor versions (NVIDIA's CUDA compatibility
+#: guide), and what engines' published images hold.
+_DRIVERS = {11: 450, 12: 525, 13: 580}
+DEFAULT_CUDA = "13"
+#: The first GPUs that compute in nvfp4, and the first for which Marlin makes 16 bits of it.
+_NVFP4_SINCE, _MARLIN_SINCE = (10, 0), (8, 0)
 #: Less free than this part of a GPU: something else holds it.
 _FREE_ENOUGH = 0.9
 _GENERATE = "sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
+#: Toolkits from 1.18 have a service for the files in /run, which are made anew at each boot.
+_REFRESH = "sudo systemctl restart nvidia-cdi-refresh.service"
 
 
-def gpu_findings(host: Host) -> Iterator[Result]:
-    """What was looked at for a stack that uses a GPU."""
-    for check in (_gpus, _driver, _capability, _cdi, _gpu_memory, _selinux):
+def gpu_findings(
+    host: Host, *, nvfp4: bool | None = None, cuda: str | None = DEFAULT_CUDA
+) -> Iterator[Result]:
+    """What was looked at for a stack that uses a GPU.
+
+    Args:
+        host: the machine; of GPUs only those that matter.
+        nvfp4: whether the model is quantised so; None: not known which model.
+        cuda: the CUDA of the engine's image; None: unknown, any driver will do.
+    """
+    yield from _gpus(host)
+    yield from _driver(host, cuda)
+    yield from _capability(host, nvfp4)
+    for check in (_cdi, _gpu_memory, _selinux):
         yield from check(host)
 
 
@@ -45,12 +61,18 @@ def _gpus(host: Host) -> Iterator[Result]:
     )
 
 
-def _driver(host: Host) -> Iterator[Result]:
+def _driver(host: Host, cuda: str | None) -> Iterator[Result]:
     if not host.gpus:
         return
-    expected = f"NVIDIA driver {_OLDEST_DRIVER} or newer (images with CUDA {_CUDA})"
+    major = (numbers(cuda or "") or (0,))[0]
+    # Of a CUDA to come only this is known: it needs no older driver.
+    oldest = _DRIVERS.get(major) or (max(_DRIVERS.values()) if major > max(_DRIVERS) else 0)
+    expected = f"NVIDIA driver {oldest} or newer (the image has CUDA {cuda})"
+    if not oldest:
+        expected = "an NVIDIA driver"
     version = next((gpu.driver for gpu in host.gpus if gpu.driver), None)
-    good = version is not None and numbers(version)[:1] >= (_OLDEST_DRIVER,)
+    good = version is not None and numbers(version)[:1] >= (oldest,)
+    install = oldest or _DRIVERS[13]
     ubuntu = (host.tools.os or "").startswith("Ubuntu")
     yield Result(
         name="gpu-driver",
@@ -59,21 +81,21 @@ def _driver(host: Host) -> Iterator[Result]:
         actual=version or "no driver is loaded",
         remedy=None
         if good
-        else f"sudo apt-get install nvidia-driver-{_OLDEST_DRIVER}-server-open && sudo reboot"
+        else f"sudo apt-get install nvidia-driver-{install}-server-open && sudo reboot"
         if ubuntu
-        else f"install NVIDIA's driver {_OLDEST_DRIVER} or newer, open kernel modules, and reboot",
+        else f"install NVIDIA's driver {install} or newer, open kernel modules, and reboot",
     )
 
 
-def _capability(host: Host) -> Iterator[Result]:
+def _capability(host: Host, nvfp4: bool | None) -> Iterator[Result]:
     known = [gpu for gpu in _nvidia(host) if gpu.compute_capability]
-    if not known:
+    if not known or nvfp4 is False:
         return
     weakest = min((gpu.compute_capability or "" for gpu in known), key=numbers)
     good = numbers(weakest) >= _NVFP4_SINCE
     yield Result(
         name="gpu-nvfp4",
-        status="ok" if good else "warn",
+        status="ok" if good else "fail" if nvfp4 and numbers(weakest) < _MARLIN_SINCE else "warn",
         expected="compute capability 10.0 or higher (12.0: RTX PRO 6000) computes in nvfp4",
         actual=weakest,
         remedy=None
@@ -90,12 +112,11 @@ def _cdi(host: Host) -> Iterator[Result]:
     specs = [spec for spec in host.tools.cdi if spec.problem is None]
     for spec in host.tools.cdi:
         if spec.problem is not None:
-            fixed = re.search(r"generate it again|does not exist|cannot be parsed", spec.problem)
             yield Result(
                 name="cdi", status="warn" if specs and not unnamed else "fail", expected=expected,
                 actual=f"{spec.path}: {spec.problem}",
                 evidence=f"podman {host.tools.podman}" if host.tools.podman else None,
-                remedy=_cdi_remedy(spec.path, spec.problem) if not fixed else _GENERATE,
+                remedy=_cdi_remedy(spec.path, spec.problem),
             )  # fmt: skip
     if not host.tools.cdi:
         yield Result(
@@ -114,6 +135,8 @@ def _cdi(host: Host) -> Iterator[Result]:
 
 
 def _cdi_remedy(path: str, problem: str) -> str:
+    if "cannot be read" in problem:
+        return f"sudo chmod a+r {path}"
     if "additionalGids" in problem:
         if path.endswith(".json"):
             return "upgrade podman to 5, or delete additionalGids from the file"
@@ -121,7 +144,9 @@ def _cdi_remedy(path: str, problem: str) -> str:
         return f"sudo sed -i '/additionalGids:/d; /^ *- [0-9][0-9]*$/d' {path}"
     if "takes neither" in problem:
         return f"sudo rm {path}"
-    return "upgrade podman to 5, or write the file with an older nvidia-container-toolkit"
+    if "podman" in problem:
+        return "upgrade podman to 5, or write the file with an older nvidia-container-toolkit"
+    return _REFRESH if path.startswith(("/run/", "/var/run/")) else _GENERATE
 
 
 def _gpu_memory(host: Host) -> Iterator[Result]:
@@ -133,29 +158,38 @@ def _gpu_memory(host: Host) -> Iterator[Result]:
         if gpu.free_bytes >= _FREE_ENOUGH * gpu.memory_bytes:
             yield Result(name="gpu-memory", status="ok", expected=expected, actual=actual)
             continue
-        holders = sorted(gpu.processes, key=lambda process: -(process.memory_bytes or 0))
-        named = "; ".join(
-            f"process {process.pid}"
-            + (f" ({process.command})" if process.command else "")
-            + (f" holds {format_bytes(process.memory_bytes)}" if process.memory_bytes else "")
-            for process in holders[:5]
-        )
+        biggest = max(gpu.processes, key=lambda process: process.memory_bytes or 0, default=None)
         yield Result(
             name="gpu-memory", status="warn", expected=expected, actual=actual,
-            evidence=named or "the driver names no process that holds it",
+            evidence=holders(gpu) or "the driver names no process that holds it",
             remedy="stackctl down STACK if it is a stack of yours"
-            + (f", else: kill {holders[0].pid}" if holders else ", else see: nvidia-smi"),
+            + (f", else: kill {biggest.pid}" if biggest else ", else see: nvidia-smi"),
         )  # fmt: skip
+
+
+def holders(gpu: Gpu) -> str:
+    """Who holds memory of a GPU, most first, in words; empty when the driver names nobody."""
+    most_first = sorted(gpu.processes, key=lambda process: -(process.memory_bytes or 0))
+    return "; ".join(
+        f"process {process.pid}"
+        + (f" ({process.command})" if process.command else "")
+        + (f" holds {format_bytes(process.memory_bytes)}" if process.memory_bytes else "")
+        for process in most_first[:5]
+    )
 
 
 def _selinux(host: Host) -> Iterator[Result]:
     if host.tools.selinux != "enforcing":
         return
+    may = host.tools.selinux_devices
+    said = {True: "they may", False: "they may not", None: "SELinux is enforcing"}
     yield Result(
         name="selinux",
-        status="warn",
+        status="ok" if may else "warn",
         expected="containers may use devices (container_use_devices)",
-        actual="SELinux is enforcing",
-        evidence="the boolean is off unless it was set; see: getsebool container_use_devices",
-        remedy="sudo setsebool -P container_use_devices=true",
+        actual=said[may],
+        evidence="the boolean is off unless it was set; see: getsebool container_use_devices"
+        if may is None
+        else None,
+        remedy=None if may else "sudo setsebool -P container_use_devices=true",
     )

@@ -26,6 +26,13 @@ def selinux(reader: Reader) -> Literal["enforcing", "permissive", "disabled"] | 
     return "disabled" if reader.machine.live else None
 
 
+def selinux_devices(reader: Reader) -> bool | None:
+    """Whether SELinux lets containers use devices; None where it does not say."""
+    # Two numbers: the value now, and the one to be committed.
+    said = reader.line("/sys/fs/selinux/booleans/container_use_devices") or ""
+    return {"1": True, "0": False}.get(said[:1])
+
+
 def apparmor(reader: Reader) -> bool | None:
     """Whether AppArmor is on; None on a recording that does not say."""
     enabled = reader.line("/sys/module/apparmor/parameters/enabled")

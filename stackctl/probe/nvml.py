@@ -171,9 +171,11 @@ def _processes(*lists: Any) -> tuple[Process, ...]:
 
 def _one(library: Any, call: Callable[..., Any], *arguments: Any) -> Any:
     """One answer; None for what this GPU or this driver does not tell."""
+    # What a driver older than the package lacks is, of some calls, an error of its own kind.
+    older = getattr(library, "NVMLLibraryMismatchError", library.NVMLError)
     try:
         return call(*arguments)
-    except library.NVMLError:
+    except (library.NVMLError, older):
         return None
 
 

@@ -120,6 +120,7 @@ def probe_tools(reader: Reader, commands: Commands, scope: Scope) -> Seen:
         numa_balancing=kernel.numa_balancing(reader),
         swappiness=kernel.swappiness(reader),
         selinux=kernel.selinux(reader),
+        selinux_devices=kernel.selinux_devices(reader),
         apparmor=kernel.apparmor(reader),
         cdi=probe_cdi(reader, podman),
     )

@@ -163,6 +163,8 @@ class Tools(Value, frozen=True, kw_only=True):
     numa_balancing: bool | None = None
     swappiness: int | None = None
     selinux: Literal["enforcing", "permissive", "disabled"] | None = None
+    #: The boolean container_use_devices.
+    selinux_devices: bool | None = None
     apparmor: bool | None = None
     cdi: tuple[CdiSpec, ...] = ()
 

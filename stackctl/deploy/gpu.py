@@ -1,0 +1,101 @@
+"""Whether containers get the GPUs that a plan wants: judged first, then proven with Podman."""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.machine import podman
+from stackctl.probe.doctor_gpu import DEFAULT_CUDA, gpu_findings
+from stackctl.values.host import Gpu, Host
+from stackctl.values.plan import Plan
+from stackctl.values.result import Result
+
+_GENERATE = "sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
+#: Words of podman and crun, what they mean for a device, and what helps.
+_PROOFS = (
+    (r"unresolvable CDI devices? (?P<name>\S+)",
+     "podman finds no device {name} in the CDI files that it can read", _GENERATE),
+    (r"(?P<name>/\S+nvidia-c(di|tk)\S*)|error (executing|running) hook",
+     "the hook that a CDI file names fails",
+     f"install nvidia-container-toolkit, then: {_GENERATE}"),
+    (r"(?P<name>/[^\s`:\"']+)[`\"']?: No such file or directory",
+     "a CDI file names {name}, which is not there", _GENERATE),
+    (r"(?P<name>/[^\s`:\"']+)[`\"']?: (Permission denied|Operation not permitted)",
+     "this user may not use {name}", "ls -l {name} shows who may"),
+)  # fmt: skip
+
+
+def wants_nvfp4(plan: Plan) -> bool:
+    """Whether the plan's model is quantised to nvfp4."""
+    return "fp4" in (plan.model.quantization_method or "") or "nvfp4" in (
+        plan.model.quantization or ""
+    ).lower().replace("_", "")
+
+
+def planned(host: Host, plan: Plan) -> tuple[Gpu, ...]:
+    """The GPUs that a plan places its stack on."""
+    return tuple(gpu for gpu in host.gpus if str(gpu.index) in plan.placement.gpus)
+
+
+def require_gpus(host: Host, plan: Plan, *, cuda: str | None = DEFAULT_CUDA) -> tuple[Result, ...]:
+    """What must be so before GPUs are given to a container; nothing for a plan without.
+
+    Free memory is not judged here: that is a matter of what runs now (preflight).
+
+    Returns:
+        Findings that are no obstacle, to be told.
+
+    Raises:
+        StackctlError: exit 6 for what the host lacks, 5 for GPUs that cannot run the model.
+    """
+    if not plan.placement.gpus:
+        return ()
+    only = msgspec.structs.replace(host, gpus=planned(host, plan))
+    found = [
+        result
+        for result in gpu_findings(only, nvfp4=wants_nvfp4(plan), cuda=cuda)
+        if result.name != "gpu-memory"
+    ]
+    failed = [result for result in found if result.status == "fail"]
+    if not failed:
+        return tuple(result for result in found if result.status == "warn")
+    first = failed[0]
+    raise StackctlError(
+        f"{plan.stack} cannot have its GPU: {first.actual}",
+        details=[
+            f"expected {first.expected}",
+            *((first.evidence,) if first.evidence else ()),
+            *(f"also {other.name}: {other.actual}" for other in failed[1:]),
+        ],
+        hint=first.remedy,
+        exit_code=ExitCode.REFUSED if first.name == "gpu-nvfp4" else ExitCode.HOST,
+    )
+
+
+def prove(image: str, gpus: tuple[Gpu, ...], entrypoint: str) -> None:
+    """Have Podman prepare a container with the GPUs, and throw it away.
+
+    Raises:
+        StackctlError: exit 6 with the cause, Podman's own words and the remedy.
+    """
+    devices = [gpu.cdi or f"nvidia.com/gpu={gpu.index}" for gpu in gpus]
+    if not devices:
+        return
+    done = podman.init_with(image, devices, entrypoint)
+    if done.status == 0:
+        return
+    said = done.stderr.strip()
+    cause, remedy = explain(said)
+    raise StackctlError(cause, details=said.splitlines()[-2:], hint=remedy, exit_code=ExitCode.HOST)
+
+
+def explain(said: str) -> tuple[str, str]:
+    """Cause and remedy of what Podman says when it cannot give a container its devices."""
+    for pattern, cause, remedy in _PROOFS:
+        if match := re.search(pattern, said, re.IGNORECASE):
+            name = (match["name"] or "").rstrip(",;:")
+            return cause.format(name=name), remedy.format(name=name)
+    return "podman cannot make a container with the GPU", "podman info shows what is wrong"
