@@ -14,82 +14,15 @@ import struct
 from pathlib import Path
 
 WIDTH, HEADS, KV_HEADS, INNER, LAYERS, CONTEXT = 128, 4, 2, 256, 2, 2048
-WORDS = [
-    "ants",
-    "badgers",
-    "cats",
-    "dogs",
-    "eels",
-    "foxes",
-    "geese",
-    "hens",
-    "ibises",
-    "jays",
-    "kites",
-    "larks",
-    "mice",
-    "newts",
-    "otters",
-    "pigs",
-    "quails",
-    "rats",
-    "seals",
-    "toads",
-    "urchins",
-    "voles",
-    "wasps",
-    "yaks",
-    "zebras",
-    "and",
-    "apples",
-    "beans",
-    "carrots",
-    "dates",
-    "endives",
-    "figs",
-    "grapes",
-    "hazelnuts",
-    "icebergs",
-    "juniper",
-    "kale",
-    "lemons",
-    "melons",
-    "nuts",
-    "olives",
-    "peas",
-    "quinces",
-    "rice",
-    "spinach",
-    "turnips",
-    "vanilla",
-    "walnuts",
-    "yams",
-    "with",
-    "amber",
-    "bronze",
-    "copper",
-    "diamonds",
-    "emeralds",
-    "flint",
-    "gold",
-    "hematite",
-    "iron",
-    "jade",
-    "kaolin",
-    "lead",
-    "marble",
-    "nickel",
-    "opal",
-    "pearls",
-    "quartz",
-    "rubies",
-    "silver",
-    "tin",
-    "under",
-    "clouds",
-    "rain",
-    "snow",
-]
+_TEXT = (
+    "ants badgers cats dogs eels foxes geese hens ibises jays kites larks mice newts otters "
+    "pigs quails rats seals toads urchins voles wasps yaks zebras and apples beans carrots "
+    "dates endives figs grapes hazelnuts icebergs juniper kale lemons melons nuts olives peas "
+    "quinces rice spinach turnips vanilla walnuts yams with amber bronze copper diamonds "
+    "emeralds flint gold hematite iron jade kaolin lead marble nickel opal pearls quartz rubies "
+    "silver tin under clouds rain snow"
+)
+WORDS = _TEXT.split()
 _SPECIAL = ("<s>", "</s>")
 
 
