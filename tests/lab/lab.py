@@ -47,6 +47,8 @@ from .supervise import cgroup_name, own_cgroup, remove_cgroups
 
 IMAGE = "localhost/stackctl/llama-cpp:latest"
 DOOR_IMAGE = "localhost/stackctl/haproxy:latest"
+VLLM_IMAGE = "localhost/stackctl/vllm-cpu:latest"
+CHECKPOINT_PATH = "/srv/models/tiny"
 MODEL_PATH = f"/srv/models/{trees.MODEL}"
 ARCHIVE_PATH = "/srv/images/engine.tar"
 DOOR_ARCHIVE_PATH = "/srv/images/haproxy.tar"
@@ -60,6 +62,19 @@ _HOST_PROGRAMS = {
     "unshare": "util-linux",
 }
 _COMPILED = ".compiled"
+_VLLM_STORE = "/srv/images/vllm"
+# Both users read one store: the image is large. Nothing is ever written to it.
+_STORAGE = f"""\
+[storage]
+driver = "overlay"
+[storage.options]
+additionalimagestores = ["{_VLLM_STORE}"]
+"""
+_ROOT_STORAGE = f"""\
+[storage]
+runroot = "/run/containers/storage"
+graphroot = "/var/lib/containers/storage"
+{_STORAGE.removeprefix("[storage]").lstrip()}"""
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _DETACHED: list[subprocess.Popen[bytes]] = []
 # Joins a control group of the lab, then becomes the command.
@@ -76,18 +91,20 @@ class Lab:
         app: bool = True,
         seed: bool = True,
         door: bool = True,
+        vllm: bool = False,
         folders: Mapping[str, Path] | None = None,
     ) -> None:
         """Prepare a lab; FOLDERS (path in the lab -> folder here) are bound read-only.
 
         APP installs the project; SEED gives root and lab the images from the start; DOOR
-        means that of the front door too.
+        means that of the front door too. VLLM adds its image for all users, and its tiny model.
         """
         self.private_network = private_network
         self._app = app
         self._seed = seed
         self._folders = dict(folders or {})
         self._door = door
+        self._vllm = vllm
         self._tree = Path()
         self._folder = Path()
         self._supervisor: subprocess.Popen[bytes] | None = None
@@ -145,6 +162,11 @@ class Lab:
         self._launch(lock, detached=detached)
         self._accounts = accounts(Path(f"/proc/{self.pid}/root"))
         self.wait_running()
+        if self._vllm:
+            self.write("/etc/containers/storage.conf", _ROOT_STORAGE)
+            # Of the system's settings rootless podman leaves this one out.
+            conf = f"{self.home('lab')}/.config/containers/storage.conf"
+            self.write(conf, _STORAGE, user="lab")
         self._compile(stale)
 
     def close(self) -> None:
@@ -356,7 +378,7 @@ class Lab:
         kind = kind and self.run(["tar", "-tf", archive, "oci-layout"]).returncode
         if kind:
             words = ["podman", "import", "--quiet", archive, image]
-            self.run(words, user=user, timeout=300, check=True)
+            self.run(words, user=user, timeout=900, check=True)
         else:
             words = ["podman", "load", "--quiet", "--input", archive]
             out = self.run(words, user=user, timeout=300, check=True).stdout
@@ -434,6 +456,9 @@ class Lab:
         binds.append((str(self._archive()), ARCHIVE_PATH, False))
         if door := self._door_archive():
             binds.append((str(door), DOOR_ARCHIVE_PATH, False))
+        if self._vllm:
+            binds.append((str(self._vllm_store()), _VLLM_STORE, False))
+            binds.append((str(trees.build_checkpoint()), CHECKPOINT_PATH, False))
         for path, source in self._folders.items():
             binds.append((str(source.resolve()), path, False))
         stale = {}
@@ -500,6 +525,11 @@ class Lab:
         key = fingerprint(recipe, status if status.exists() else b"")
         home = cached("store", key, lambda path: _build_stores(path, door=self._door))
         return {user: home / user for user in STORE_USERS}
+
+    def _vllm_store(self) -> Path:
+        """A storage folder of podman with the image of vLLM, for every user to read."""
+        key = fingerprint(str(self._tree), VLLM_IMAGE, trees.vllm_key(), 2)
+        return cached("vllm", key, _build_vllm_store) / "storage"
 
     def _login(self, user: str) -> str:
         """The control group in which commands of that user run, as after a login."""
@@ -602,6 +632,19 @@ def _build_stores(target: Path, *, door: bool) -> None:
         lab.run(["sync"])
         for user in STORE_USERS:
             (lab._folder / "data" / f"containers-{user}").replace(target / user)
+
+
+def _build_vllm_store(target: Path) -> None:
+    archive = target.with_name("vllm.tar")
+    trees.build_vllm_archive(archive)
+    say("importing the image of vLLM, once, about a minute")
+    folders = {"/srv/images/vllm.tar": archive}
+    with Lab(app=False, seed=False, door=False, folders=folders) as lab:
+        # By the normal user: to root all owners are alike, but not the other way round.
+        lab.load_image("lab", "/srv/images/vllm.tar", VLLM_IMAGE)
+        lab.run(["sync"], timeout=300)
+        (lab._folder / "data" / "containers-lab").replace(target)
+    call(["chmod", "-R", "a+rX", target])
 
 
 def _copy_store(store: Path, target: Path) -> None:

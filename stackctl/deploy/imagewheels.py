@@ -1,0 +1,108 @@
+"""Packages of PyPI in an image: pip of this machine puts them there, set up as its user likes.
+
+Nothing of Python runs in the image meanwhile, so a normal user can do it, and pip's settings (an
+index, a folder of wheels, a proxy) count as they do elsewhere on this machine.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from stackctl.deploy.context import Report
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.machine import runner
+
+#: Seconds for pip: some GB over a slow line.
+_PIP_S = 7200
+#: Where the Python of a Debian looks for packages that are not Debian's.
+PACKAGES = "usr/local/lib/python{python}/dist-packages"
+
+
+@dataclass(frozen=True)
+class Wheels:
+    """What to install for which Python (X.Y), and what of it to leave out (patterns of paths).
+
+    ``program`` starts ``function`` of ``module``. ``alias`` is a name and version under which the
+    first package is known as well.
+    """
+
+    requirement: str
+    python: str
+    program: str
+    module: str
+    function: str
+    alias: tuple[str, str]
+    left_out: tuple[str, ...]
+    hint: str
+
+    @property
+    def hooks(self) -> tuple[str, ...]:
+        """What to run in the finished root ($1): compile for its own Python, and see it start.
+
+        The root of a container is read-only: what is not compiled here is compiled at each start.
+        """
+        folder = "/" + PACKAGES.format(python=self.python)
+        return (
+            'chroot "$1" chown -R 0:0 /usr/local',
+            # Some packages carry templates and code for other versions, which do not compile.
+            f'chroot "$1" python3 -m compileall -q -j 0 {folder} >/dev/null || true',
+            f'chroot "$1" {self.program} --version',
+        )
+
+
+def install(report: Report, wheels: Wheels, root: Path) -> Path:
+    """Put the packages below ``root``; the folder to copy into the image's root.
+
+    Raises:
+        StackctlError: exit 6 without a pip; else with pip's own words.
+    """
+    folder = root / PACKAGES.format(python=wheels.python)
+    folder.mkdir(parents=True)
+    report.progress("image", f"installing {wheels.requirement} with pip, some minutes")
+    settings = {name: text for name, text in os.environ.items() if name.startswith("PIP_")}
+    try:
+        runner.run(
+            (
+                *_pip(wheels.python), "install", "--quiet", "--no-compile",
+                "--disable-pip-version-check", "--no-input", f"--python-version={wheels.python}",
+                "--only-binary=:all:", f"--target={folder}", wheels.requirement,
+            ),
+            timeout_s=_PIP_S,
+            extra_env=settings,
+        )  # fmt: skip
+    except StackctlError as error:
+        error.hint = error.hint or wheels.hint
+        raise
+    for pattern in wheels.left_out:
+        for path in folder.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    name, version = wheels.alias
+    alias = folder / f"{name}-{version}.dist-info/METADATA"
+    alias.parent.mkdir()
+    alias.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    program = root / "usr/local/bin" / wheels.program
+    program.parent.mkdir(parents=True)
+    program.write_text(
+        "#!/usr/bin/python3\nimport sys\n\n"
+        f"from {wheels.module} import {wheels.function}\n\n"
+        # Processes that it starts import this file once more.
+        f'if __name__ == "__main__":\n    sys.exit({wheels.function}())\n'
+    )
+    program.chmod(0o755)
+    return root / "usr"
+
+
+def _pip(python: str) -> tuple[str, ...]:
+    """The words that start a pip: best that of the same Python, whose conditions it then knows."""
+    for program in (f"python{python}", "python3"):
+        words = (program, "-m", "pip")
+        if shutil.which(program) and runner.run((*words, "--version"), check=False).status == 0:
+            return words
+    raise StackctlError(
+        "there is no pip on this machine",
+        hint="apt-get install python3-pip",
+        exit_code=ExitCode.HOST,
+    )
