@@ -47,7 +47,9 @@ def command(
     else:
         wanted = session.profiles().resolve(profile, overrides(sets, model, objective, name))
         host = read_host(session, facts)
-        needs_gpu = wanted.engine == "vllm" or wanted.placement.gpus is not None
+        needs_gpu = not wanted.on_cpu and (
+            wanted.engine == "vllm" or wanted.placement.gpus is not None
+        )
         weights: int | None = None
         cpuset = wanted.placement.cpus is not None or wanted.placement.nodes is not None
         nvfp4: bool | None = None

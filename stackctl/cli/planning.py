@@ -96,7 +96,7 @@ def _basis(session: Session, facts: Path | None) -> _Basis:
 
 
 def _plan(basis: _Basis, profile: Profile, model: Model | None = None) -> Planned:
-    from stackctl.deploy.images import known_door, known_image
+    from stackctl.deploy.images import known_door, known_image, usual_image
     from stackctl.deploy.preflight import require_model
     from stackctl.engines import engine
     from stackctl.plan.solve import Known, solve
@@ -113,7 +113,7 @@ def _plan(basis: _Basis, profile: Profile, model: Model | None = None) -> Planne
     elif profile.image is not None:
         image, reason = profile.image, "profile"
     else:
-        image, reason = engine(profile.engine).default_image, "not looked at"
+        image, reason = usual_image(profile, engine(profile.engine)), "not looked at"
     known = Known(
         image=image,
         image_reason=reason,

@@ -30,6 +30,7 @@ def command(
     output: Path | None,
 ) -> None:
     """Write the units of PROFILE without installing or starting anything."""
+    from stackctl.deploy import gpu
     from stackctl.engines import engine
     from stackctl.machine.files import write_atomically
     from stackctl.plan.ledger import claim_of
@@ -51,6 +52,8 @@ def command(
         image=plan.image,
         program=known.program if known else _program(plan.image, engine(plan.engine)),
         claim=claim_of(plan),
+        devices=gpu.names(gpu.planned(host, plan)),
+        cache=str(session.paths().compiled(known.image_id if known else "IMAGE")),
     )
     units = render(plan, target, 0)
     files = [*units.files]
@@ -81,5 +84,5 @@ def command(
 
 def _program(image: str, engine: object) -> tuple[str, ...]:
     """Images built here have no entry point; the engine's own do."""
-    local = getattr(engine, "local_image", None)
-    return (str(getattr(engine, "program", "")),) if image == local else ()
+    local = (getattr(engine, "local_image", None), getattr(engine, "cpu_image", None))
+    return (str(getattr(engine, "program", "")),) if image in local else ()

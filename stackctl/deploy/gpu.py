@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import msgspec
 
@@ -38,6 +39,11 @@ def wants_nvfp4(plan: Plan) -> bool:
 def planned(host: Host, plan: Plan) -> tuple[Gpu, ...]:
     """The GPUs that a plan places its stack on."""
     return tuple(gpu for gpu in host.gpus if str(gpu.index) in plan.placement.gpus)
+
+
+def names(gpus: Sequence[Gpu]) -> tuple[str, ...]:
+    """What CDI calls them."""
+    return tuple(gpu.cdi or f"nvidia.com/gpu={gpu.index}" for gpu in gpus)
 
 
 def require_gpus(host: Host, plan: Plan, *, cuda: str | None = DEFAULT_CUDA) -> tuple[Result, ...]:
@@ -81,7 +87,7 @@ def prove(image: str, gpus: tuple[Gpu, ...], entrypoint: str) -> None:
     Raises:
         StackctlError: exit 6 with the cause, Podman's own words and the remedy.
     """
-    devices = [gpu.cdi or f"nvidia.com/gpu={gpu.index}" for gpu in gpus]
+    devices = names(gpus)
     if not devices:
         return
     done = podman.init_with(image, devices, entrypoint)

@@ -40,6 +40,11 @@ def known_image(
     return reference, reason, None
 
 
+def usual_image(profile: Profile, engine: Engine) -> str:
+    """The image of a profile where nothing is here."""
+    return _candidates(profile, engine)[-1][0]
+
+
 def ensure_image(
     context: Context,
     api: podman.Podman,
@@ -62,7 +67,7 @@ def ensure_image(
     if reference.startswith("localhost/"):
         raise StackctlError(
             f"there is no local image {reference}",
-            hint="stackctl image build llama-cpp, or another one: --set image=NAME",
+            hint=f"{_build(reference)}, or another one: --set image=NAME",
             exit_code=ExitCode.HOST,
         )
     return _pull(context, api, reference, may_pull), reference, reason
@@ -190,7 +195,7 @@ def inspect_engine(
         )
     program = () if starts else (engine.program,)
     entrypoint = None if starts else engine.program
-    help_text = podman.run_once(image.id, ["--help"], entrypoint=entrypoint)
+    help_text = podman.run_once(image.id, engine.help_arguments, entrypoint=entrypoint)
     options = engine.parse_help(help_text.stdout) if help_text.status == 0 else ()
     if not options:
         lines = (help_text.stderr.strip() or help_text.stdout.strip()).splitlines()
@@ -200,7 +205,7 @@ def inspect_engine(
             if missing
             else f"{engine.program} of image {reference} does not run here",
             details=lines[-3:],
-            hint="stackctl image build llama-cpp, or another image: --set image=NAME",
+            hint=f"{_build(engine.local_image)}, or another image: --set image=NAME",
             exit_code=ExitCode.HOST,
         )
     curl = podman.run_once(image.id, ["--version"], entrypoint="curl")
@@ -225,9 +230,18 @@ def inspect_engine(
     return facts
 
 
+def _build(reference: str) -> str:
+    """How to get an image that is made on this machine."""
+    name = reference.removeprefix("localhost/stackctl/").removesuffix(":latest")
+    built = name in ("llama-cpp", "vllm-cpu", "haproxy")
+    return f"stackctl image build {name}" if built else f"podman pull or build {reference}"
+
+
 def _candidates(profile: Profile, engine: Engine) -> tuple[tuple[str, str], ...]:
     if profile.image is not None:
         return ((profile.image, "profile"),)
+    if profile.on_cpu and engine.cpu_image is not None:
+        return ((engine.cpu_image, "built on this machine"),)
     return (
         (engine.local_image, "built on this machine"),
         (engine.default_image, f"published by {engine.name}; one built here would come first"),

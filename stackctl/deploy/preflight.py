@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stackctl.engines import mounts
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import ports
 from stackctl.machine.files import Machine
@@ -64,6 +65,11 @@ def require_model(profile: Profile) -> str:
 
 def require_files(model: Model) -> None:
     """Raise StackctlError (exit 1) for a model of which only facts are known."""
+    if lost := mounts.outside(model):
+        raise StackctlError(
+            f"{lost} is a file of the model, and lies outside of its folder {model.folder}",
+            hint="the engine sees the folder only: put the file itself there, not a link to it",
+        )
     if model.files:
         return
     raise StackctlError(

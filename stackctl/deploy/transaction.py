@@ -89,7 +89,6 @@ def up(context: Context, profile: Profile, wish: Wish) -> UpResult:
         assumed = DEFAULT_CUDA if profile.image is None else None
         if not wish.force:
             gpu.require_gpus(host, early, cuda=assumed)
-        render.require_launchable(early)
         _require_use(early, profile, wish)
         preflight.require_files(model)
         context.report.step("model", f"{format_bytes(model.weights_bytes)}, {model.source}")
@@ -128,6 +127,8 @@ def up(context: Context, profile: Profile, wish: Wish) -> UpResult:
                 image=image.reference,
                 program=facts.program,
                 claim=claim_of(plan),
+                devices=gpu.names(gpu.planned(host, plan)),
+                cache=str(context.paths.compiled(image.id)),
             )
             return Generation(
                 number=number,

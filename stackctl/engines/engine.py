@@ -13,6 +13,8 @@ from stackctl.values.model import Model
 from stackctl.values.plan import Placement, Scalar, Source
 from stackctl.values.profile import Profile
 
+#: Where an engine that compiles finds its cache.
+CACHE = "/cache"
 #: What an engine says of itself: name, path to GET, and the keys to the value in its JSON.
 Reports = tuple[tuple[str, str, tuple[str | int, ...]], ...]
 
@@ -126,8 +128,16 @@ class Engine(Protocol):
     #: Image used when the profile names none, and the name under which a local build is kept.
     default_image: str
     local_image: str
+    #: The local image for machines without a GPU, where it is another one.
+    cpu_image: str | None
+    #: Size of the container's /dev/shm, through which its processes talk; None: podman's own 64 MB.
+    shm_bytes: int | None
+    #: Whether it compiles, and so needs a folder that is kept (CACHE in its container).
+    compiles: bool
     #: What starts the engine in an image without an entry point of its own.
     program: str
+    #: What it is asked with for a text of all its options.
+    help_arguments: tuple[str, ...]
     #: Options that stackctl sets itself, each with the profile key to use instead.
     reserved: Mapping[str, str]
     newest: Dialect
@@ -146,6 +156,10 @@ class Engine(Protocol):
 
     def choose(self, request: Request) -> tuple[Option, ...]:
         """The options for this machine, model and objective, each with its reason."""
+        ...
+
+    def environment(self, request: Request) -> tuple[str, ...]:
+        """NAME=VALUE texts for the engine's environment."""
         ...
 
     def footprint(self, model: Model, options: Mapping[str, Option], gpu_bytes: int) -> Footprint:

@@ -109,7 +109,11 @@ class LlamaCpp:
     name = "llama.cpp"
     default_image = "ghcr.io/ggml-org/llama.cpp:server"
     local_image = "localhost/stackctl/llama-cpp:latest"
+    cpu_image: str | None = None
+    shm_bytes: int | None = None
+    compiles = False
     program = "llama-server"
+    help_arguments: tuple[str, ...] = ("--help",)
     reserved: Mapping[str, str] = {
         "host": "stackctl serves on 127.0.0.1 only",
         "port": "use the key port",
@@ -153,6 +157,11 @@ class LlamaCpp:
     def choose(self, request: Request) -> tuple[Option, ...]:
         """See Engine."""
         return choose(request)
+
+    def environment(self, request: Request) -> tuple[str, ...]:
+        """See Engine: its options say it all."""
+        del request
+        return ()
 
     def footprint(self, model: Model, options: Mapping[str, Option], gpu_bytes: int) -> Footprint:
         """See Engine."""

@@ -1,4 +1,4 @@
-"""vLLM on a GPU (vllm serve, 0.32 and later; flags from its own --help)."""
+"""vLLM on GPUs and on a CPU (vllm serve, 0.32 and later; flags from its own --help)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
+from stackctl.engines import mounts
 from stackctl.engines.engine import (
+    CACHE,
     Dialect,
     Failure,
     Footprint,
@@ -18,6 +20,7 @@ from stackctl.engines.engine import (
     option,
     origin,
 )
+from stackctl.errors import ExitCode, StackctlError
 from stackctl.quantity import format_bytes
 from stackctl.values.measured import EngineOption
 from stackctl.values.model import Model
@@ -32,6 +35,8 @@ _ENGINE_BYTES = 2 * _GIB
 _ACTIVATION_BYTES = 54
 #: Main memory of the API server and the worker.
 _HOST_BYTES = 6 * _GIB
+#: On a CPU: API server, engine and worker were 1.7 GB resident besides weights and KV cache (0.32).
+_CPU_ENGINE_BYTES = 2 * _GIB
 #: Bytes an element of a KV cache type; what is not named has 16 bits.
 KV_TYPE_BYTES = {"fp8": 1.0, "fp8_e4m3": 1.0, "fp8_e5m2": 1.0, "nvfp4": 0.5625}
 
@@ -46,6 +51,8 @@ _NEWEST = (
     option("tensor-parallel-size", "N"), option("generation-config", "NAME"),
     option("quantization", "NAME"), option("linear-backend", "NAME"),
     option("moe-backend", "NAME"), option("trust-remote-code no-trust-remote-code"),
+    option("enable-prefix-caching no-enable-prefix-caching"),
+    option("kv-cache-memory-bytes", "N"),
 )  # fmt: skip
 
 _FAILURES: tuple[tuple[re.Pattern[str], str, str | None], ...] = tuple(
@@ -93,7 +100,14 @@ class Vllm:
     name = "vllm"
     default_image = "docker.io/vllm/vllm-openai:latest"
     local_image = "localhost/stackctl/vllm:latest"
+    cpu_image: str | None = "localhost/stackctl/vllm-cpu:latest"
+    # A ceiling: only what is written counts. Two segments of 160 and 240 MiB were seen for one
+    # worker (0.32); each further GPU adds its own. The host's own (--ipc=host) would show more.
+    shm_bytes: int | None = 8 * _GIB
+    compiles = True
     program = "vllm"
+    # Without "all" it names groups of options only.
+    help_arguments: tuple[str, ...] = ("serve", "--help=all")
     reserved: Mapping[str, str] = {
         "host": "stackctl serves on 127.0.0.1 only",
         "port": "use the key port",
@@ -133,7 +147,8 @@ class Vllm:
         profile, latency = request.profile, request.profile.objective == "latency"
         context, why_context = _context(request)
         seqs, why_seqs = _sequences(request)
-        batched = 8192 if latency else 16384
+        on_cpu = not request.gpus
+        batched = (2048 if latency else 4096) if on_cpu else (8192 if latency else 16384)
         kv_type = profile.kv_type or "auto"
         options = [
             Option("model", (request.model_path,), "the model"),
@@ -161,7 +176,14 @@ class Vllm:
             options.append(
                 Option("kv-cache-dtype", (kv_type,), "profile", origin(request, "kv_type"))
             )
-        options.append(self._utilization(request, context, batched, kv_type))
+        options.append(
+            _cpu_cache(request, context, seqs, kv_type)
+            if on_cpu
+            else self._utilization(request, context, batched, kv_type)
+        )
+        options.append(
+            Option("enable-prefix-caching", (), "a prompt's known beginning is not computed again")
+        )
         quantized = request.model.quantization_method
         options.append(
             Option(
@@ -173,6 +195,8 @@ class Vllm:
         if len(request.gpus) > 1:
             reason = "each weight is split over the GPUs"
             options.append(Option("tensor-parallel-size", (len(request.gpus),), reason))
+        if request.profile.trust_remote_code:
+            options.append(_remote_code(request))
         options.append(
             Option(
                 "generation-config",
@@ -182,11 +206,36 @@ class Vllm:
         )
         return tuple(options)
 
+    def environment(self, request: Request) -> tuple[str, ...]:
+        """See Engine. Nothing is fetched or reported; all that is compiled lies in one place."""
+        texts = (
+            f"HOME={CACHE}",
+            f"XDG_CACHE_HOME={CACHE}",
+            f"VLLM_CACHE_ROOT={CACHE}/vllm",
+            f"TORCHINDUCTOR_CACHE_DIR={CACHE}/inductor",
+            f"TRITON_CACHE_DIR={CACHE}/triton",
+            f"FLASHINFER_WORKSPACE_BASE={CACHE}",
+            "HF_HUB_OFFLINE=1",
+            "TRANSFORMERS_OFFLINE=1",
+            "VLLM_NO_USAGE_STATS=1",
+            "DO_NOT_TRACK=1",
+        )
+        if request.gpus or request.placement.cpus is None:
+            return texts
+        # Left to itself it keeps a CPU of its own free, of those that the plan chose.
+        return (*texts, f"VLLM_CPU_OMP_THREADS_BIND={request.placement.cpus}")
+
     def footprint(self, model: Model, options: Mapping[str, Option], gpu_bytes: int) -> Footprint:
         """See Engine. The KV cache takes all that the utilisation leaves on every GPU."""
         context = number(options, "max-model-len", model.context or _DEFAULT_CONTEXT)
         batched = number(options, "max-num-batched-tokens", 8192)
         gpus = number(options, "tensor-parallel-size", 1)
+        if not gpu_bytes:
+            return Footprint(
+                weights_bytes=model.weights_bytes,
+                kv_bytes=number(options, "kv-cache-memory-bytes", 0),
+                compute_bytes=_engine_bytes(model, batched, _CPU_ENGINE_BYTES),
+            )
         kv_type = str(options["kv-cache-dtype"].value) if "kv-cache-dtype" in options else "auto"
         engine = _engine_bytes(model, batched)
         needed = round(kv_token_bytes(model, kv_type, gpus) * context)
@@ -279,8 +328,34 @@ _PHASES: tuple[tuple[re.Pattern[str], str], ...] = (
 )
 
 
-def _engine_bytes(model: Model, batched: int) -> int:
-    return _ENGINE_BYTES + batched * (model.embedding or 4096) * _ACTIVATION_BYTES
+def _cpu_cache(request: Request, context: int, seqs: int, kv_type: str) -> Option:
+    """All requests at their whole context at once, at least 1 GiB."""
+    wanted = round(kv_token_bytes(request.model, kv_type) * context * seqs)
+    size = max(_GIB, -(-wanted // _GIB) * _GIB)
+    many = f"{seqs} requests" if seqs > 1 else "one request"
+    reason = f"{many} of {context:,} tokens, in whole GiB; spare room is prefix cache"
+    return Option("kv-cache-memory-bytes", (size,), reason)
+
+
+def _remote_code(request: Request) -> Option:
+    """Raises StackctlError (exit 2) for code that nothing holds to one version."""
+    commit = mounts.commit(request.model)
+    if commit is None:
+        raise StackctlError(
+            f"trust_remote_code: nothing tells the commit of {request.model.source}",
+            hint="a model from the hub's cache: --model hf:ORG/REPO@COMMIT",
+            exit_code=ExitCode.USAGE,
+        )
+    return Option(
+        "trust-remote-code",
+        (),
+        f"the profile trusts the code of commit {commit[:12]}",
+        origin(request, "trust_remote_code"),
+    )
+
+
+def _engine_bytes(model: Model, batched: int, base: int = _ENGINE_BYTES) -> int:
+    return base + batched * (model.embedding or 4096) * _ACTIVATION_BYTES
 
 
 def _context(request: Request) -> tuple[int, str]:

@@ -46,7 +46,7 @@ def calibrate(
     """
     if profile.engine == "vllm":
         return _from_running(context, profile)
-    if profile.placement.gpus is not None:
+    if profile.placement.gpus is not None and not profile.on_cpu:
         raise StackctlError(
             f"{profile.name} runs llama.cpp on a GPU: nothing to calibrate yet",
             hint="a CPU profile: stackctl calibrate cpu --model SOURCE",

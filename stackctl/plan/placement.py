@@ -124,7 +124,7 @@ def place(host: Host, profile: Profile, claims: Sequence[Claim] = ()) -> Placed:
 def _gpus(host: Host, profile: Profile, claims: Sequence[Claim]) -> tuple[tuple[Gpu, ...], str]:
     """The GPUs to use, and why: those asked for; for vLLM the one with most room; else none."""
     wish = profile.placement.gpus
-    if wish is None and profile.engine != "vllm":
+    if profile.on_cpu or (wish is None and profile.engine != "vllm"):
         return (), ""
     if not host.gpus:
         raise StackctlError(

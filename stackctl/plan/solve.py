@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from stackctl.engines import engine as find_engine
-from stackctl.engines import llamacpp_options, vllm
+from stackctl.engines import llamacpp_options, mounts, vllm
 from stackctl.engines.engine import Dialect, Engine, Footprint, Option, Request, number
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.plan import ledger, memory, naming, placement, roofline, verdict
@@ -161,7 +161,7 @@ def _plan(
         threads=placed.threads,
         threads_batch=placed.threads_batch,
         memory_limit_bytes=main.bytes,
-        model_path=naming.model_path(model),
+        model_path=mounts.model_path(model),
         served_name=served,
         port=known.engine_port or port,
         behind_door=known.engine_port is not None,
@@ -191,6 +191,7 @@ def _plan(
         engine=engine.name,
         image=known.image,
         argv=argv,
+        environment=engine.environment(request),
         placement=placed.placement,
         memory=main_budget,
         host_memory=host_budget,
@@ -279,7 +280,7 @@ def _work(
     on_cpu = active
     if profile.engine == "vllm":
         token = vllm.kv_token_bytes(model, profile.kv_type or "auto")
-        on_cpu = 0.0
+        on_cpu = 0.0 if placed.gpus else active
     else:
         kinds = [options[n].value for n in ("cache-type-k", "cache-type-v") if n in options]
         element = llamacpp_options.KV_TYPE_BYTES.get(str(kinds[0]), 2.0) if kinds else 2.0

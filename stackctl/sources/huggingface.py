@@ -185,6 +185,7 @@ def _model(
         kv=config.kv,
         chat_template=_has_template(folder),
         files=files,
+        folder=str(folder.resolve()),
         unsupported=(LLAMA_CPP, *_no_text(config.architecture)),
     )
 

@@ -277,6 +277,7 @@ def _apply(name: str, chain: list[tuple[Path, dict[str, Any]]], overrides: Overr
         front_door=settings.front_door or "auto",
         served_name=settings.served_name,
         placement=settings.placement or PlacementWish(),
+        trust_remote_code=settings.trust_remote_code or False,
         engine_args=tuple(
             EngineArgument(name=key, values=_values(value))
             for key, value in settings.engine_args.items()

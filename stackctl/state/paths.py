@@ -33,6 +33,10 @@ class Paths:
         """Folder of what a stack's front door reads."""
         return self.state / "doors" / stack
 
+    def compiled(self, image_id: str) -> Path:
+        """Folder of what an engine of an image has compiled."""
+        return self.cache / "compiled" / image_id.removeprefix("sha256:")[:12]
+
     def unit_folder(self, stack: str) -> Path:
         """Folder of a stack's unit files."""
         return self.units / stack

@@ -22,6 +22,7 @@ _KEYS: dict[str, tuple[Version, str | None]] = {
     "ContainerName": ((4, 4), None),
     "Exec": ((4, 4), None),
     "Volume": ((4, 4), None),
+    "AddDevice": ((4, 4), None),
     "Network": ((4, 4), None),
     "ReadOnly": ((4, 4), None),
     "NoNewPrivileges": ((4, 4), None),
@@ -39,6 +40,7 @@ _KEYS: dict[str, tuple[Version, str | None]] = {
     "LogDriver": ((4, 5), "--log-driver={}"),
     "SecurityLabelDisable": ((4, 5), "--security-opt=label=disable"),
     "Pull": ((4, 6), "--pull={}"),
+    "ShmSize": ((4, 7), "--shm-size={}"),
     "Ulimit": ((4, 7), "--ulimit={}"),
     "Notify": ((5, 0), "--sdnotify={}"),
 }

@@ -12,6 +12,8 @@ import jinja2
 import msgspec
 
 from stackctl.engines import engine as find_engine
+from stackctl.engines import mounts
+from stackctl.engines.engine import CACHE
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.resources import data_folder
 from stackctl.units import healthcheck, quoting
@@ -38,6 +40,8 @@ class Target:
     ``image`` is the pinned reference (digest or image ID), ``program`` what must be started in it
     (empty: its entry point), ``podman`` the version whose keys are used (None: the newest),
     ``claim`` what the stack takes of the machine: written into the unit for other plans to read.
+    ``devices`` are the CDI names of its GPUs, ``cache`` the host folder in which an engine that
+    compiles keeps what it has compiled.
     """
 
     scope: Literal["user", "system"]
@@ -45,6 +49,8 @@ class Target:
     image: str
     program: tuple[str, ...]
     claim: Claim
+    devices: tuple[str, ...] = ()
+    cache: str | None = None
 
 
 #: A stack's engine lives in one of two slots, so that a new generation can be installed, and where
@@ -62,24 +68,12 @@ def service_name(unit: str) -> str:
     return f"{unit}.service"
 
 
-def require_launchable(plan: Plan) -> None:
-    """Raise StackctlError (exit 5) for what can be planned but not rendered."""
-    if plan.placement.gpus or plan.engine == "vllm":
-        raise StackctlError(
-            f"{plan.profile}: this version plans for GPUs, but does not launch on them yet",
-            hint="stackctl plan shows the engine's arguments",
-            exit_code=ExitCode.REFUSED,
-        )
-
-
 def render(plan: Plan, target: Target, generation: int, unit: str | None = None) -> UnitSet:
     """The unit files of one generation of a stack; ``unit`` is its slot's name (None: the first).
 
     Raises:
-        StackctlError: exit 2 for values that a unit cannot hold, 5 for plans that cannot be
-            launched, 6 for a Podman without Quadlet.
+        StackctlError: exit 2 for values that a unit cannot hold, 6 for a Podman without Quadlet.
     """
-    require_launchable(plan)
     unit = unit or plan.stack
     for name in (plan.stack, plan.profile, plan.objective):
         # Held by the profile's schema; the template writes them as they are, on lines of their own.
@@ -88,17 +82,22 @@ def render(plan: Plan, target: Target, generation: int, unit: str | None = None)
     keys = Keys(parse_version(target.podman))
     template = environment().get_template("engine.container.j2")
     memlock = plan.memlock_bytes
-    health_path = find_engine(plan.engine).health_path
+    engine = find_engine(plan.engine)
+    health_path = engine.health_path
+    shared = [(source, inside, "ro") for source, inside in mounts.mounts(plan.model)]
+    cache = target.cache if engine.compiles else None
+    if cache is not None:
+        shared.append((cache, CACHE, "rw"))
     text = template.render(
         plan=plan,
         target=target,
         generation=generation,
         container=container_name(unit),
         arguments=(*target.program, *plan.argv[1:]),
-        mounts=[
-            (file.path, quoting.volume(file.path, f"/models/{file.path.rpartition('/')[2]}", "ro"))
-            for file in plan.model.files
-        ],
+        mounts=[(source, quoting.volume(source, inside, mode)) for source, inside, mode in shared],
+        devices=target.devices,
+        cache=None if cache is None else quoting.words([cache]),
+        shm=None if engine.shm_bytes is None else str(engine.shm_bytes),
         startup=healthcheck.startup_command(plan.listens, health_path),
         health=healthcheck.command(plan.listens, health_path),
         claim=json.dumps(msgspec.to_builtins(target.claim), ensure_ascii=True),

@@ -48,6 +48,8 @@ class Model(Value, frozen=True, kw_only=True):
     and layers for images, sound or drafts. ``passes`` is how often the layers run for one token (2
     for the Loop variant). ``quantization`` is a label such as Q4_K_M, nvfp4, fp8;
     ``quantization_method`` who wrote it (modelopt, compressed-tensors, gptq, awq).
+    ``folder`` is the absolute path of a
+    checkpoint's folder, with its config and tokenizer (None for a GGUF, and for facts alone).
     ``facts`` says where all this was read: "file", or the catalogue's source. ``unsupported`` names
     engines that cannot run it, each "ENGINE: reason".
     """
@@ -77,6 +79,7 @@ class Model(Value, frozen=True, kw_only=True):
     kv: KvLayout | None = None
     chat_template: bool = False
     files: tuple[ModelFile, ...] = ()
+    folder: str | None = None
     unsupported: tuple[str, ...] = ()
 
     @property

@@ -27,7 +27,8 @@ class PlacementWish(Value, frozen=True, kw_only=True):
     """Where the engine should run; what is left out follows from the topology.
 
     ``policy`` is the memory policy over the NUMA nodes, ``nodes`` the nodes (a list such as "0-1"),
-    ``cpus`` the CPUs (a list such as "0-13"), ``gpus`` the GPUs by index ("0", "0-1", "all").
+    ``cpus`` the CPUs (a list such as "0-13"), ``gpus`` the GPUs by index ("0", "0-1", "all", or
+    "none": vLLM on the CPU).
     ``cpu_experts`` keeps the experts of an MoE's first layers on the CPU: a number of layers, or
     auto for as few as the GPU's memory asks for.
     """
@@ -94,6 +95,13 @@ class Settings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_de
         str | None, Meta(description="the model's name in the API; default: the file's name")
     ] = None
     placement: PlacementWish | None = None
+    trust_remote_code: Annotated[
+        bool | None,
+        Meta(
+            description="vllm: run Python code that lies beside the weights; only of a model from "
+            "the hub, whose commit is known"
+        ),
+    ] = None
     engine_args: Annotated[
         dict[str, Argument | list[Argument] | None],
         Meta(
@@ -169,6 +177,12 @@ class Profile(Value, frozen=True, kw_only=True):
     front_door: Literal["auto", "on", "off"] = "auto"
     served_name: str | None = None
     placement: PlacementWish = PlacementWish()
+    trust_remote_code: bool = False
     engine_args: tuple[EngineArgument, ...] = ()
     overrides: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether an engine that is made for GPUs is to do without."""
+        return self.placement.gpus == "none"

