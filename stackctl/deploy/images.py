@@ -190,7 +190,7 @@ def inspect_engine(
         )
     program = () if starts else (engine.program,)
     entrypoint = None if starts else engine.program
-    help_text = podman.run_once(image.id, ["--help"], entrypoint=entrypoint)
+    help_text = podman.run_once(image.id, engine.help_arguments, entrypoint=entrypoint)
     options = engine.parse_help(help_text.stdout) if help_text.status == 0 else ()
     if not options:
         lines = (help_text.stderr.strip() or help_text.stdout.strip()).splitlines()

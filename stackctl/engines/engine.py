@@ -128,6 +128,8 @@ class Engine(Protocol):
     local_image: str
     #: What starts the engine in an image without an entry point of its own.
     program: str
+    #: What it is asked with for a text of all its options.
+    help_arguments: tuple[str, ...]
     #: Options that stackctl sets itself, each with the profile key to use instead.
     reserved: Mapping[str, str]
     newest: Dialect

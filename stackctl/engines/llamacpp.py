@@ -110,6 +110,7 @@ class LlamaCpp:
     default_image = "ghcr.io/ggml-org/llama.cpp:server"
     local_image = "localhost/stackctl/llama-cpp:latest"
     program = "llama-server"
+    help_arguments: tuple[str, ...] = ("--help",)
     reserved: Mapping[str, str] = {
         "host": "stackctl serves on 127.0.0.1 only",
         "port": "use the key port",

@@ -94,6 +94,8 @@ class Vllm:
     default_image = "docker.io/vllm/vllm-openai:latest"
     local_image = "localhost/stackctl/vllm:latest"
     program = "vllm"
+    # Without "all" it names groups of options only.
+    help_arguments: tuple[str, ...] = ("serve", "--help=all")
     reserved: Mapping[str, str] = {
         "host": "stackctl serves on 127.0.0.1 only",
         "port": "use the key port",
