@@ -1,0 +1,64 @@
+"""vLLM for real, on the CPU: from a profile to a sane answer, and back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from . import look
+from .conftest import Seat
+from .lab import CHECKPOINT_PATH, STORE_USERS, Lab
+
+PORT = 8085
+UP = ("up", "cpu-vllm", "--model", f"dir:{CHECKPOINT_PATH}")
+
+
+def compiled(seat: Seat) -> set[str]:
+    """The kernels that the compiler has made, by path and time."""
+    folder = "/var/cache" if seat.user == "root" else f"{seat.lab.home(seat.user)}/.cache"
+    words = ["find", f"{folder}/stackctl/compiled", "-name", "*.so", "-printf", "%p %T@\\n"]
+    return set(seat.run(*words).stdout.splitlines())
+
+
+@pytest.fixture(scope="module")
+def vllm_lab() -> Iterator[Lab]:
+    """A lab with the image of vLLM and a small checkpoint."""
+    with Lab(vllm=True) as lab:
+        yield lab
+
+
+@pytest.mark.parametrize("user", STORE_USERS)
+def test_the_acceptance_line(vllm_lab: Lab, user: str) -> None:
+    seat = Seat(vllm_lab, user)
+    try:
+        _serve_twice(seat)
+    finally:
+        seat.reset()
+
+
+def _serve_twice(seat: Seat) -> None:
+    done = seat.stackctl(*UP, timeout=300)
+    assert "cpu-vllm is up (generation 1)" in done.stdout
+    for step in ("model", "image", "plan", "unit", "ready", "answer"):
+        assert re.search(rf"^{step} ", done.stderr, re.MULTILINE), step
+    answer = look.chat(seat, PORT)
+    assert answer["choices"][0]["message"]["content"].strip()
+    checked = seat.stackctl("check", "cpu-vllm").stdout
+    assert {line.split()[0] for line in checked.splitlines()} == {"ok"}
+    port = look.record(seat, 1, "cpu-vllm")["plan"]["engine_port"] or PORT
+    metrics = seat.run("curl", "-sS", "--fail", f"http://127.0.0.1:{port}/metrics").stdout
+    assert re.search(r"^vllm:generation_tokens_total\{.*\} [1-9]", metrics, re.MULTILINE)
+    kernels = compiled(seat)
+    assert kernels
+    seat.stackctl("down", "cpu-vllm")
+    seat.assert_nothing_left()
+    # Kept for the image: the next start compiles nothing again. (The graph itself this vLLM, built
+    # for CPUs, stores and cannot load; that is seconds of Python, and the compiler is not called.)
+    seat.stackctl(*UP, timeout=300)
+    assert compiled(seat) == kernels
+    seat.stackctl("down", "cpu-vllm")
+    seat.assert_nothing_left()
+    volumes = seat.run("podman", "volume", "ls", "--quiet").stdout
+    assert not volumes.strip()
