@@ -144,7 +144,7 @@ def _exchange(
     early = new.door if before.stopped and not door.installed(context, stack) else None
     if early is not None:
         door.prepare(context, stack, early)
-    install.add(context, stack, render.pending(new.units))
+    install.add(context, stack, render.pending(*new.units.files))
     install.assert_loaded(context, new.units)
     folder = context.paths.unit_folder(stack)
     context.report.step("unit", str(folder / new.units.files[0].name))
@@ -186,7 +186,8 @@ def _exchange(
     report = endpoint.report(new.plan.listens, find_engine(new.plan.engine).reports)
     # From here on both would start at boot; whoever finds the journal then knows which one it is.
     change = journal.step(change, "enable")
-    install.add(context, stack, new.units.files)
+    doors = (door.unit_file(context, stack, new.door),) if new.door else ()
+    install.add(context, stack, (*new.units.files, *doors))
     journal.step(change, "commit", committed=True)
     return seconds, report
 

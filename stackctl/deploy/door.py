@@ -44,9 +44,12 @@ def apply(context: Context, stack: str, door: Door | None) -> None:
     """
     if door is None:
         remove(context, stack)
-        return
+    else:
+        _apply(context, stack, door, _render(context, stack, door))
+
+
+def _apply(context: Context, stack: str, door: Door, files: units.DoorFiles) -> None:
     service = units.door_service(stack)
-    files = _render(context, stack, door)
     if not _same(files, context, stack):
         # Stopped before its files change: should we end in between, it is seen that it must start.
         context.systemd.stop(service)
@@ -83,11 +86,13 @@ def _lead(context: Context, stack: str, door: Door) -> None:
 
 def open_to(context: Context, stack: str, door: Door) -> None:
     """Let requests pass to the engine of a door, for now: where only the engine is another one, the
-    files stay as they are until ``apply``, for a power loss to find the old engine in them."""
-    if is_open(context, stack) and _same(_render(context, stack, door), context, stack):
+    files stay as they are until ``apply``, for a power loss to find the old engine in them. The
+    unit of any other door is not started at boot until its final text is installed."""
+    files = _render(context, stack, door)
+    if is_open(context, stack) and _same(files, context, stack):
         _lead(context, stack, door)
     else:
-        apply(context, stack, door)
+        _apply(context, stack, door, _pending(files))
 
 
 def unit_file(context: Context, stack: str, door: Door) -> UnitFile:
@@ -96,8 +101,9 @@ def unit_file(context: Context, stack: str, door: Door) -> UnitFile:
 
 
 def prepare(context: Context, stack: str, door: Door) -> None:
-    """Write what a first front door needs; systemd reads it with the engine's unit."""
-    _write(context, stack, door, _render(context, stack, door))
+    """Write what a first front door needs; systemd reads it with the engine's unit. As that it is
+    not started at boot yet."""
+    _write(context, stack, door, _pending(_render(context, stack, door)))
 
 
 def begin(context: Context, stack: str) -> None:
@@ -224,6 +230,11 @@ def _render(context: Context, stack: str, door: Door) -> units.DoorFiles:
         podman=podman.version(),
         folder=str(_folder(context, stack)),
     )
+
+
+def _pending(files: units.DoorFiles) -> units.DoorFiles:
+    (unit,) = render.pending(files.unit)
+    return units.DoorFiles(unit=unit, files=files.files)
 
 
 def _write(context: Context, stack: str, door: Door, files: units.DoorFiles) -> bool:

@@ -134,10 +134,10 @@ def relabel(units: UnitSet, generation: int, unit: str) -> UnitSet:
     )
 
 
-def pending(units: UnitSet) -> tuple[UnitFile, ...]:
-    """The files as they are installed until the generation has proven itself: not started at boot,
+def pending(*files: UnitFile) -> tuple[UnitFile, ...]:
+    """Unit files as they are installed until the generation has proven itself: not started at boot,
     when the one that it replaces will be."""
-    return tuple(UnitFile(name=file.name, text=_INSTALL.sub("", file.text)) for file in units.files)
+    return tuple(UnitFile(name=file.name, text=_INSTALL.sub("", file.text)) for file in files)
 
 
 def file_name(unit: str) -> str:

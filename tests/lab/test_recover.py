@@ -143,6 +143,33 @@ def test_until_it_is_final_the_old_engine_is_what_a_power_loss_leaves(one: Seat,
     assert look.chat(one)["usage"]["completion_tokens"] > 0
 
 
+def test_until_it_is_final_a_new_door_is_not_what_boots(one: Seat, tiny: str) -> None:
+    own_model(one, tiny)
+    off = [word.replace("front_door=auto", "front_door=off") for word in UP]
+    one.stackctl(*off)
+    unit = f"{one.units}/cpu/cpu_door.container"
+    with one.lab.spawn(("stackctl", *UP, "--soak", "60s"), user=one.user) as process:
+        journal = f"{one.state}/transaction.json"
+        look.wait_for(
+            "it is watched",
+            lambda: look.exists(one.lab, journal) and b'"soak"' in look.get(one.lab, journal),
+        )
+        assert look.chat(one)["usage"]["completion_tokens"] > 0
+        # It would have the port that the old engine listens on.
+        assert "[Install]" not in look.get(one.lab, unit).decode()
+        assert "[Install]" in look.get(one.lab, f"{one.units}/cpu/cpu.container").decode()
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=10)
+    assert one.stackctl("recover").stdout == "cpu is recovered: generation 1\n"
+    assert not look.exists(one.lab, unit)
+    assert look.chat(one)["usage"]["completion_tokens"] > 0
+    one.stackctl(*UP, "--soak", "0s")
+    started = look.unit_properties(one, "InvocationID", unit=DOOR)
+    assert "[Install]" in look.get(one.lab, unit).decode()
+    one.stackctl(*UP)
+    assert look.unit_properties(one, "InvocationID", unit=DOOR) == started
+
+
 def test_an_engine_whose_unit_file_is_gone_is_found(seat: Seat, tiny: str) -> None:
     up = ("up", "cpu-latency", "--model", tiny, "--yes", "--soak", "0s")
     seat.stackctl(*up)

@@ -11,6 +11,7 @@ import pytest
 from test_units import VERSIONS, expanded, sections, unit_words
 
 from stackctl.errors import ExitCode, StackctlError
+from stackctl.units import render
 from stackctl.units.door import DoorFiles, door_container, door_service, render_door
 from stackctl.values.base import from_json, to_json
 from stackctl.values.door import Door, key_digest
@@ -103,6 +104,18 @@ def test_only_a_door_on_an_address_of_the_network_waits_for_it() -> None:
     for given in (door(), door(address="0.0.0.0", key=True), door(address="::", key=True)):
         assert "DefaultDependencies=false" in made(given).unit.text
     assert "DefaultDependencies" not in made(door(address="10.0.0.1", key=True)).unit.text
+
+
+@pytest.mark.parametrize("podman", ["4.9.3", "5.4.2"])
+def test_a_door_that_is_not_final_is_not_started_at_boot(podman: str) -> None:
+    for scope in ("user", "system"):
+        unit = made(podman=podman, scope=scope).unit
+        (pending,) = render.pending(unit)
+        assert "[Install]" in unit.text
+        assert {**sections(pending.text), "Install": sections(unit.text)["Install"]} == (
+            sections(unit.text)
+        )
+        assert "Install" not in pending.text
 
 
 @pytest.mark.parametrize("folder", ["/home/a b/doors/cpu", "/h/100%/$x", "/h/größe"])
