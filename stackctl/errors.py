@@ -46,4 +46,11 @@ class StackctlError(Exception):
 
 
 class DidNotStart(StackctlError):
-    """All is in place, but a service does not come up: what remains is between it and systemd."""
+    """All is in place, but a service does not come up: what remains is between it and systemd.
+
+    ``sets`` are the KEY=VALUE of ``--set`` that would help, where the engine itself named them;
+    ``kernel`` says that other kernels of the same image may do better.
+    """
+
+    sets: tuple[str, ...] = ()
+    kernel: bool = False

@@ -13,12 +13,15 @@ from typing import IO, Literal
 import click
 
 from stackctl.errors import ExitCode, StackctlError
+from stackctl.quantity import format_duration
 from stackctl.values.base import Value, to_json
 from stackctl.values.result import ErrorReport, Result
 
 Color = Literal["auto", "always", "never"]
 _STATUS_COLOR = {"ok": "green", "warn": "yellow", "fail": "red", "skip": "cyan", "info": "cyan"}
 _NAME_WIDTH = 10
+#: Where there is no live line: seconds after which what goes on is told, and told again.
+_SOON_S, _AGAIN_S = 5, 30
 #: What a terminal would obey, colours and line ends apart.
 _COMMANDS = re.compile(r"(?!\x1b\[[\d;]*m)[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -36,6 +39,7 @@ class Output:
         self._live = progress and not quiet and sys.stderr.isatty()
         self._shown = False
         self._last: tuple[str, str] | None = None
+        self._told = ("", 0.0)
 
     def data(self, value: Value) -> None:
         """A document, as JSON on stdout."""
@@ -67,14 +71,31 @@ class Output:
         for text in notes:
             self.note(text)
 
-    def progress(self, name: str, text: str) -> None:
-        """See Report: a line that is rewritten on a terminal; elsewhere nothing, the steps tell."""
+    def progress(self, name: str, text: str, *, elapsed_s: float | None = None) -> None:
+        """See Report: a line that is rewritten on a terminal.
+
+        Elsewhere the steps tell, and of what takes long a plain line now and then.
+        """
+        if elapsed_s is not None:
+            if not self._live:
+                self._plainly(name, text, elapsed_s)
+                return
+            text = f"{text}  ·  {format_duration(elapsed_s)}"
         if not self._live or self._last == (name, text):
             return
         self._last = (name, text)
         width = shutil.get_terminal_size().columns
         _tell("\r\033[K" + shown(f"{name:<{_NAME_WIDTH}}{text}")[: width - 1])
         self._shown = True
+
+    def _plainly(self, name: str, text: str, elapsed_s: float) -> None:
+        """A line for each new phase, its percentage apart, and one every half minute."""
+        phase = re.sub(r"\d[\d,.]*", "", text)
+        last, told_s = self._told
+        again = elapsed_s - told_s >= _AGAIN_S if elapsed_s >= told_s else True
+        if elapsed_s >= _SOON_S and (phase != last or again):
+            self._told = (phase, elapsed_s)
+            self.step(name, f"{text}  ·  {format_duration(elapsed_s)}")
 
     def warn(self, text: str, fix: str | None = None) -> None:
         """See Report: a warning, shown even with --quiet."""

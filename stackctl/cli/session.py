@@ -229,6 +229,11 @@ def timeout_option(help_text: str) -> Callable[[Callable[..., None]], Callable[.
     return click.option("--timeout", metavar="DURATION", callback=_duration, help=help_text)
 
 
+fit_option = click.option(
+    "--auto-fit",
+    is_flag=True,
+    help="Where the engine says what would fit, start once more with that.",
+)
 drain_option = click.option(
     "--drain",
     metavar="DURATION",

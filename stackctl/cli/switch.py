@@ -7,6 +7,7 @@ import click
 from stackctl.cli.session import (
     Session,
     drain_option,
+    fit_option,
     patience,
     pick_stack,
     soak_option,
@@ -22,6 +23,7 @@ from stackctl.cli.session import (
 @yes_option
 @click.option("--dry-run", is_flag=True, help="Check everything, change nothing.")
 @click.option("--force", is_flag=True, help="Start even what does not fit.")
+@fit_option
 @drain_option
 @soak_option
 @timeout_option("How long the start may take; default: from the model's size.")
@@ -31,6 +33,7 @@ def command(
     stack: str | None,
     dry_run: bool,
     force: bool,
+    auto_fit: bool,
     drain: float | None,
     soak: float | None,
     timeout: float | None,
@@ -55,4 +58,4 @@ def command(
         patience=patience(drain, soak),
         advise=lambda profile, plan: advised(session, profile, plan),
     )
-    show(session, context, switch(context, name, to, profiles, wish))
+    show(session, context, switch(context, name, to, profiles, wish, auto_fit=auto_fit))

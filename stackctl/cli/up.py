@@ -10,6 +10,7 @@ from stackctl.cli.planning import advised
 from stackctl.cli.session import (
     Session,
     drain_option,
+    fit_option,
     overrides,
     patience,
     plan_options,
@@ -23,6 +24,7 @@ from stackctl.cli.session import (
 if TYPE_CHECKING:
     from stackctl.deploy.context import Context
     from stackctl.deploy.transaction import UpResult
+    from stackctl.values.profile import Overrides, Profile
 
 
 @verb("up")
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 @yes_option
 @click.option("--dry-run", is_flag=True, help="Check everything, change nothing.")
 @click.option("--force", is_flag=True, help="Start even what does not fit.")
+@fit_option
 @drain_option
 @soak_option
 @timeout_option("How long the start may take; default: from the model's size.")
@@ -43,6 +46,7 @@ def command(
     name: str | None,
     dry_run: bool,
     force: bool,
+    auto_fit: bool,
     drain: float | None,
     soak: float | None,
     timeout: float | None,
@@ -52,19 +56,28 @@ def command(
     A stack that runs already is replaced: what changes is shown and asked for, and with a front
     door requests wait meanwhile. When anything fails, the machine is put back as it was.
     """
+    import msgspec
+
     from stackctl.deploy.transaction import Wish, up
 
     context = session.context(recover="no" if dry_run else "must")
     asked = overrides(sets, model, objective, name)
+    profiles = session.profiles()
+
+    def fit(sets: tuple[str, ...]) -> tuple[Profile, Overrides]:
+        wanted = msgspec.structs.replace(asked, sets=(*asked.sets, *sets))
+        return profiles.resolve(profile, wanted), wanted
+
     wish = Wish(
         deadline_s=timeout,
         force=force,
         dry_run=dry_run,
         patience=patience(drain, soak),
         asked=asked,
+        fit=fit if auto_fit else None,
         advise=lambda profile, plan: advised(session, profile, plan),
     )
-    show(session, context, up(context, session.profiles().resolve(profile, asked), wish))
+    show(session, context, up(context, profiles.resolve(profile, asked), wish))
 
 
 def show(session: Session, context: Context, done: UpResult) -> None:

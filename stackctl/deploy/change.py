@@ -18,7 +18,7 @@ from stackctl.deploy import door, install, record, start
 from stackctl.deploy.context import Context
 from stackctl.engines import engine as find_engine
 from stackctl.errors import DidNotStart, StackctlError
-from stackctl.health import endpoint
+from stackctl.health import answer, endpoint
 from stackctl.machine import podman, runner
 from stackctl.quantity import format_duration
 from stackctl.state.generations import now
@@ -177,13 +177,14 @@ def _exchange(
         door.tell_waited(context, stack)
         with _served():
             start.wait(context, new, started, deadline_s=deadline_s, active=True)
+    _require_more(context, new)
     if beside and old is not None:
         change = journal.step(change, "drain")
         door.wait_idle(context, old, patience.drain_s)
     if not before.stopped:
         change = journal.step(change, "soak")
         _soak(context, new, patience.soak_s)
-    report = endpoint.report(new.plan.listens, find_engine(new.plan.engine).reports)
+    report = start.said(context, new, started.since)
     # From here on both would start at boot; whoever finds the journal then knows which one it is.
     change = journal.step(change, "enable")
     doors = (door.unit_file(context, stack, new.door),) if new.door else ()
@@ -219,15 +220,39 @@ def require_answer(context: Context, generation: Generation) -> None:
         find_engine(plan.engine).health_path,
         plan.served_name,
         answer_timeout_s=plan.timing.deadline_s,
+        parameters=plan.model.parameters,
     )
     failed = next((result for result in results if result.status == "fail"), None)
     if failed is not None:
-        raise StackctlError(
-            f"{plan.stack} started, but {failed.name} is wrong: {failed.actual}",
-            details=_evidence(failed),
-            hint=f"log: stackctl logs {plan.stack} --generation {generation.number}",
-        )
+        error = _wrong(generation, failed)
+        # What is no text comes of wrong arithmetic.
+        error.kernel = failed.name == "answer" and failed.expected == answer.TEXT
+        raise error
     context.report.step("answer", f"ok     {results[-1].actual}")
+
+
+def _wrong(generation: Generation, failed: Result) -> DidNotStart:
+    stack = generation.stack
+    return DidNotStart(
+        f"{stack} started, but {failed.name} is wrong: {failed.actual}",
+        details=_evidence(failed),
+        hint=f"log: stackctl logs {stack} --generation {generation.number}",
+    )
+
+
+def _require_more(context: Context, generation: Generation) -> None:
+    """Ends of answers and streams, asked once clients are served."""
+    plan = generation.plan
+    context.report.progress("answer", "asking for a stream, and for answers that end early")
+    asked = answer.Asked(
+        endpoint.base_url(plan.listens),
+        plan.served_name,
+        plan.timing.deadline_s,
+        parameters=plan.model.parameters,
+    )
+    for result in answer.further(asked):
+        if result.status == "fail":
+            raise _wrong(generation, result)
 
 
 def _soak(context: Context, generation: Generation, seconds: float) -> None:

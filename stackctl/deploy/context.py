@@ -21,8 +21,8 @@ class Report(Protocol):
         """Something is done."""
         ...
 
-    def progress(self, name: str, text: str) -> None:
-        """Something goes on; replaces the last progress."""
+    def progress(self, name: str, text: str, *, elapsed_s: float | None = None) -> None:
+        """Something goes on; replaces the last progress. ``elapsed_s``: it may take minutes."""
         ...
 
     def changes(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from stackctl.deploy.context import Context
 from stackctl.engines import engine as find_engine
@@ -13,7 +13,7 @@ from stackctl.errors import DidNotStart
 from stackctl.health import endpoint
 from stackctl.quantity import format_duration
 from stackctl.units.render import log_identifier
-from stackctl.values.generation import Generation
+from stackctl.values.generation import Fact, Generation
 
 _LEAST_POLL_S, _MOST_POLL_S = 0.05, 0.5
 #: How often the log is read for what the engine does.
@@ -22,6 +22,12 @@ _SHOWN_LINES = 8
 #: How long to look for the cause of a failure before telling only what is known: with some lines of
 #: the engine, and with none, which on a busy machine means that they are still to come.
 _JOURNAL_S, _SILENT_JOURNAL_S = 2, 8
+#: Progress gives a start at least so many seconds more, up to systemd's ceiling.
+_STEP_S = 300
+#: An engine whose log says that it is dead has so long to end by itself, and to say why.
+_DYING_S = 10
+#: A traceback for each of an engine's processes, and all that they say when they end.
+_LOG_LINES = 3000
 _PROPERTIES = (
     "ActiveState", "SubState", "Result", "ExecMainCode", "ExecMainStatus", "NRestarts", "Job",
     "InvocationID",
@@ -85,7 +91,8 @@ def wait(
     """
     plan, service = generation.plan, generation.units.service
     engine, port = find_engine(plan.engine), plan.listens
-    phase, asked = "starting", start.began
+    watch = _Watch(deadline_s, 0 if _asked_for(generation) else _STEP_S)
+    asked = start.began
     while True:
         state = context.systemd.show(service, *_PROPERTIES)
         elapsed = time.monotonic() - start.began
@@ -100,12 +107,15 @@ def wait(
             and endpoint.liveness(port, engine.health_path) == "ready"
         ):
             return elapsed
-        if elapsed > deadline_s:
-            raise _too_late(context, generation, engine, deadline_s, start.since)
+        if elapsed > watch.deadline_s:
+            raise _too_late(context, generation, engine, watch.deadline_s, start.since)
+        if watch.dead_s is not None and elapsed > watch.dead_s + _DYING_S:
+            # Its parent still answers systemd, and may do so for hours.
+            raise explain(context, generation, engine, state, start.since)
         if time.monotonic() - asked >= _PHASE_S:
             asked = time.monotonic()
-            phase = _phase(context, generation, engine, start.since)
-            context.report.progress("start", f"{phase}  ·  {format_duration(elapsed)}")
+            phase = _look(context, generation, engine, start.since, watch, elapsed)
+            context.report.progress("start", phase, elapsed_s=elapsed)
         # Of a start that takes long a little more is not noticed.
         time.sleep(min(_MOST_POLL_S, max(_LEAST_POLL_S, elapsed / 50)))
 
@@ -118,6 +128,32 @@ def start_and_wait(
     return wait(context, generation, start, deadline_s=deadline_s, active=True)
 
 
+@dataclass
+class _Watch:
+    """What was seen of a start: its phases, the time it has, and since when its engine is dead.
+
+    Only what an engine that hangs cannot give counts as progress: a phase, or a percentage of one,
+    that was not seen before. It may well go on computing, and complaining in its log.
+    """
+
+    deadline_s: float
+    step_s: float
+    phases: set[str] = field(default_factory=set)
+    dead_s: float | None = None
+
+    def saw(self, phase: str, elapsed: float) -> None:
+        """Note a phase; a new one gives the start more time."""
+        if phase not in self.phases:
+            self.phases.add(phase)
+            self.deadline_s = max(self.deadline_s, elapsed + self.step_s)
+
+
+def _asked_for(generation: Generation) -> bool:
+    """Whether the user said how long the start may take: that is then all it gets."""
+    decisions = generation.plan.decisions
+    return any(d.field == "start-deadline" and d.source == "override" for d in decisions)
+
+
 def _has_failed(state: dict[str, str]) -> bool:
     """A restart counts: what fails at its first start is shown, not tried in silence."""
     if state.get("ActiveState") == "failed" or state.get("SubState") == "auto-restart":
@@ -128,18 +164,41 @@ def _has_failed(state: dict[str, str]) -> bool:
     return idle or state.get("Result", "success") not in ("success", "")
 
 
-def _phase(context: Context, generation: Generation, engine: Engine, since: float) -> str:
+def _look(
+    context: Context,
+    generation: Generation,
+    engine: Engine,
+    since: float,
+    watch: _Watch,
+    elapsed: float,
+) -> str:
+    """What the engine does now."""
     alive = endpoint.liveness(generation.plan.listens, engine.health_path, timeout_s=1)
     if alive == "ready":
         return "answering, waiting for systemd"
-    lines = _log(context, generation, since)
-    found = next((phase for line in reversed(lines) if (phase := engine.phase(line))), None)
-    return found or ("loading model" if alive == "loading" else "starting")
+    lines = _log(context, generation, since, lines=400)
+    told = [phase for line in lines if (phase := engine.phase(line))]
+    for phase in told:
+        watch.saw(phase, elapsed)
+    if watch.dead_s is None and (alive == "unwell" or engine.dead(lines)):
+        watch.dead_s = elapsed
+    if watch.dead_s is not None:
+        return "its engine has ended, waiting for the reason"
+    return told[-1] if told else "loading model" if alive == "loading" else "starting"
 
 
-def _log(context: Context, generation: Generation, since: float) -> list[str]:
+def _log(
+    context: Context, generation: Generation, since: float, lines: int = _LOG_LINES
+) -> list[str]:
     identifier = log_identifier(generation.stack, generation.number)
-    return context.systemd.journal(generation.units.service, identifier, since=since)
+    return context.systemd.journal(generation.units.service, identifier, since=since, lines=lines)
+
+
+def said(context: Context, generation: Generation, since: float) -> tuple[Fact, ...]:
+    """What an engine told of itself in the log of a start, and over HTTP."""
+    engine = find_engine(generation.plan.engine)
+    facts = engine.said(_log(context, generation, since))
+    return (*endpoint.report(generation.plan.listens, engine.reports), *facts)
 
 
 def explain(
@@ -157,10 +216,8 @@ def explain(
             break
         time.sleep(_MOST_POLL_S)
         lines = _log(context, generation, since)
-    return DidNotStart(
-        f"{generation.stack} did not start: {cause_of(known, state)}",
-        details=_tail(lines, known.evidence if known else None),
-        hint=_hint(generation, known.remedy if known else None),
+    return _did_not_start(
+        f"{generation.stack} did not start: {cause_of(known, state)}", generation, lines, known
     )
 
 
@@ -181,11 +238,28 @@ def _too_late(
 ) -> DidNotStart:
     lines = _log(context, generation, since)
     known = engine.failure(lines)
-    return DidNotStart(
-        f"{generation.stack} was not healthy within {format_duration(deadline_s)}",
+    doing = next((phase for line in reversed(lines) if (phase := engine.phase(line))), None)
+    message = f"{generation.stack} was not healthy within {format_duration(deadline_s)}"
+    if known is None and doing is not None:
+        message += f"; last seen: {doing}"
+    return _did_not_start(message, generation, lines, known, usual="more time: --timeout 30m")
+
+
+def _did_not_start(
+    message: str,
+    generation: Generation,
+    lines: Sequence[str],
+    known: Failure | None,
+    usual: str | None = None,
+) -> DidNotStart:
+    error = DidNotStart(
+        message,
         details=_tail(lines, known.evidence if known else None),
-        hint=_hint(generation, (known.remedy if known else None) or "more time: --timeout 30m"),
+        hint=_hint(generation, (known.remedy if known else None) or usual),
     )
+    if known is not None:
+        error.sets, error.kernel = known.sets, known.kernel
+    return error
 
 
 def _tail(lines: Sequence[str], evidence: str | None) -> list[str]:

@@ -73,7 +73,15 @@ def _profile_name(generation: Generation) -> str:
     return generation.plan.profile
 
 
-def switch(context: Context, stack: str, word: str, profiles: Profiles, wish: Wish) -> UpResult:
+def switch(
+    context: Context,
+    stack: str,
+    word: str,
+    profiles: Profiles,
+    wish: Wish,
+    *,
+    auto_fit: bool = False,
+) -> UpResult:
     """Serve a stack by another objective or profile.
 
     Raises:
@@ -81,7 +89,16 @@ def switch(context: Context, stack: str, word: str, profiles: Profiles, wish: Wi
     """
     current = installed_generation(context, stack)
     profile, asked = resolve(current, word, profiles)
-    return up(context, profile, dataclasses.replace(wish, asked=asked, operation="switch"))
+
+    def fit(sets: tuple[str, ...]) -> tuple[Profile, Overrides]:
+        wanted = msgspec.structs.replace(asked, sets=(*asked.sets, *sets))
+        return profiles.resolve(profile.name, wanted), wanted
+
+    return up(
+        context,
+        profile,
+        dataclasses.replace(wish, asked=asked, operation="switch", fit=fit if auto_fit else None),
+    )
 
 
 def rollback(context: Context, stack: str, number: int | None, wish: Wish) -> UpResult:

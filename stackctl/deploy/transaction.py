@@ -14,9 +14,10 @@ from stackctl.deploy import change, door, gpu, images, install, preflight, recor
 from stackctl.deploy.change import Before, Patience
 from stackctl.deploy.context import Context
 from stackctl.deploy.recover import record_end, recover_first
+from stackctl.deploy.retry import with_other_kernels
 from stackctl.deploy.start import start_and_wait
 from stackctl.engines import engine as find_engine
-from stackctl.errors import ExitCode, StackctlError
+from stackctl.errors import DidNotStart, ExitCode, StackctlError
 from stackctl.machine import lock, podman
 from stackctl.plan.ledger import claim_of
 from stackctl.plan.placement import sharing
@@ -26,7 +27,7 @@ from stackctl.probe import probe
 from stackctl.probe.doctor_gpu import DEFAULT_CUDA
 from stackctl.quantity import format_bytes, format_duration
 from stackctl.sources.models import read_model
-from stackctl.state import calibrations, claims
+from stackctl.state import calibrations, claims, learned
 from stackctl.state.generations import now
 from stackctl.units import render
 from stackctl.units.door import door_of, door_service
@@ -52,6 +53,7 @@ class Wish:
     patience: Patience = field(default_factory=Patience)
     asked: Overrides = field(default_factory=Overrides)
     operation: Operation = "up"
+    fit: Callable[[tuple[str, ...]], tuple[Profile, Overrides]] | None = None
     advise: Callable[[Profile, Plan], Plan] = lambda _, plan: plan
 
 
@@ -68,107 +70,128 @@ class UpResult:
 def up(context: Context, profile: Profile, wish: Wish) -> UpResult:
     """Plan, validate, install, start and check one stack, in place of what runs under its name.
 
+    What fails for a reason whose remedy the engine named, or is known, is tried once more.
+
     Raises:
         StackctlError: with its exit code; the machine is then as it was before.
     """
     with writer(context, f"up {profile.stack}", wish.dry_run):
-        context.systemd.require()
-        host = probe(context.machine, scope=context.paths.scope)
-        generator = preflight.require_tools(host)
-        model = read_model(preflight.require_model(profile))
-        known = Known(
-            image="",
-            image_reason="",
-            claims=claims.declared(context.machine, context.paths),
-            calibrations=calibrations.read(context.paths.state),
-            deadline_s=wish.deadline_s,
+
+        def attempt(profile: Profile, wish: Wish) -> UpResult:
+            return with_other_kernels(
+                context, profile.stack, lambda context: _up(context, profile, wish)
+            )
+
+        try:
+            return attempt(profile, wish)
+        except DidNotStart as error:
+            if wish.fit is None or not error.sets:
+                raise
+            words = " ".join(f"--set {text}" for text in error.sets)
+            context.report.warn(f"{error.message}: once more with {words} (--auto-fit)")
+            fitting, asked = wish.fit(error.sets)
+        return attempt(fitting, dataclasses.replace(wish, asked=asked))
+
+
+def _up(context: Context, profile: Profile, wish: Wish) -> UpResult:
+    """One attempt; the lock is held."""
+    context.systemd.require()
+    host = probe(context.machine, scope=context.paths.scope)
+    generator = preflight.require_tools(host)
+    model = read_model(preflight.require_model(profile))
+    known = Known(
+        image="",
+        image_reason="",
+        claims=claims.declared(context.machine, context.paths),
+        calibrations=calibrations.read(context.paths.state),
+        deadline_s=wish.deadline_s,
+    )
+    # What is no use is refused before it asks for gigabytes of model and image.
+    early = solve(host=host, model=model, profile=profile, known=known)
+    # Of an image that somebody else made nothing is known before it is here.
+    assumed = DEFAULT_CUDA if profile.image is None else None
+    if not wish.force:
+        gpu.require_gpus(host, early, cuda=assumed)
+    _require_use(early, profile, wish)
+    preflight.require_files(model)
+    context.report.step("model", f"{format_bytes(model.weights_bytes)}, {model.source}")
+    engine = find_engine(profile.engine)
+    with podman.connect(context.paths.runtime) as api:
+        image, reference, reason = images.ensure_image(
+            context, api, profile, engine, may_pull=not wish.dry_run
         )
-        # What is no use is refused before it asks for gigabytes of model and image.
-        early = solve(host=host, model=model, profile=profile, known=known)
-        # Of an image that somebody else made nothing is known before it is here.
-        assumed = DEFAULT_CUDA if profile.image is None else None
-        if not wish.force:
-            gpu.require_gpus(host, early, cuda=assumed)
-        _require_use(early, profile, wish)
-        preflight.require_files(model)
-        context.report.step("model", f"{format_bytes(model.weights_bytes)}, {model.source}")
-        engine = find_engine(profile.engine)
-        with podman.connect(context.paths.runtime) as api:
-            image, reference, reason = images.ensure_image(
-                context, api, profile, engine, may_pull=not wish.dry_run
-            )
-            door_image, why_door = images.ensure_door(
-                context, api, profile, may_pull=not wish.dry_run
-            )
-        facts = images.inspect_engine(context, engine, image, reference)
+        door_image, why_door = images.ensure_door(context, api, profile, may_pull=not wish.dry_run)
+    facts = images.inspect_engine(context, engine, image, reference)
+    before = change.look(context, profile.stack)
+    if before.file is None and before.unit is not None and not wish.dry_run:
+        context.report.warn(f"{before.unit} runs without its unit file: it is stopped")
+        change.converge(context, profile.stack, None, running=False)
         before = change.look(context, profile.stack)
-        if before.file is None and before.unit is not None and not wish.dry_run:
-            context.report.warn(f"{before.unit} runs without its unit file: it is stopped")
-            change.converge(context, profile.stack, None, running=False)
-            before = change.look(context, profile.stack)
-        known = dataclasses.replace(
-            known,
+    cards = gpu.planned(host, early)
+    known = dataclasses.replace(
+        known,
+        learned=learned.read(context.paths.state, image.id, cards[0].name) if cards else None,
+        image=image.reference,
+        image_reason=reason,
+        facts=facts,
+        door_reason=why_door,
+    )
+
+    def draft(unit: str, port: int | None, number: int) -> Generation:
+        plan = solve(
+            host=host,
+            model=model,
+            profile=profile,
+            known=dataclasses.replace(known, engine_port=port),
+        )
+        target = render.Target(
+            scope=context.paths.scope,
+            podman=host.tools.podman,
             image=image.reference,
-            image_reason=reason,
-            facts=facts,
-            door_reason=why_door,
+            program=facts.program,
+            claim=claim_of(plan),
+            devices=gpu.names(gpu.planned(host, plan)),
+            cache=str(context.paths.compiled(image.id)),
+        )
+        return Generation(
+            number=number,
+            stack=plan.stack,
+            created=now(),
+            operation=wish.operation,
+            image=reference,
+            image_id=image.id,
+            units=render.render(plan, target, number, unit),
+            door=door_of(profile, plan, door_image) if door_image else None,
+            plan=plan,
+            profile=profile,
+            asked=wish.asked,
+            host=host,
+            outcome=Outcome(state="starting", changed=now()),
         )
 
-        def draft(unit: str, port: int | None, number: int) -> Generation:
-            plan = solve(
-                host=host,
-                model=model,
-                profile=profile,
-                known=dataclasses.replace(known, engine_port=port),
-            )
-            target = render.Target(
-                scope=context.paths.scope,
-                podman=host.tools.podman,
-                image=image.reference,
-                program=facts.program,
-                claim=claim_of(plan),
-                devices=gpu.names(gpu.planned(host, plan)),
-                cache=str(context.paths.compiled(image.id)),
-            )
-            return Generation(
-                number=number,
-                stack=plan.stack,
-                created=now(),
-                operation=wish.operation,
-                image=reference,
-                image_id=image.id,
-                units=render.render(plan, target, number, unit),
-                door=door_of(profile, plan, door_image) if door_image else None,
-                plan=plan,
-                profile=profile,
-                asked=wish.asked,
-                host=host,
-                outcome=Outcome(state="starting", changed=now()),
-            )
-
-        # As it would be in the place of the one that runs, to see whether anything changes.
-        number = max((0, *context.generations.numbers(profile.stack))) + 1
-        old = before.generation
-        free = None
-        if door_image is not None:
-            store = context.generations
-            free = takeover.private_port(context.machine, store, profile, known.claims)
-        port = old.plan.engine_port if old is not None and free is not None else None
-        new = draft(before.unit or profile.stack, port or free, number)
-        _require_use(new.plan, profile, wish)
-        if not wish.force:
-            for finding in gpu.require_gpus(host, new.plan, cuda=image.cuda or assumed):
-                context.report.warn(f"{finding.name}: {finding.actual}", finding.remedy)
-        context.report.step("plan", summary(new.plan))
-        if new.plan.placement.shared_with:
-            context.report.warn(f"cores {sharing(new.plan.placement.shared_with)}")
-        if current := unchanged(context, new, before, wish):
-            return UpResult("unchanged", new.plan, current.units, current)
-        if old is not None:
-            unit = takeover.other_slot(profile.stack, before.unit)
-            new = draft(unit, free, number)
-        done = replace(context, new, before, host, wish, generator)
-        return UpResult("started" if done else "none", new.plan, new.units, done)
+    # As it would be in the place of the one that runs, to see whether anything changes.
+    number = max((0, *context.generations.numbers(profile.stack))) + 1
+    old = before.generation
+    free = None
+    if door_image is not None:
+        store = context.generations
+        free = takeover.private_port(context.machine, store, profile, known.claims)
+    port = old.plan.engine_port if old is not None and free is not None else None
+    new = draft(before.unit or profile.stack, port or free, number)
+    _require_use(new.plan, profile, wish)
+    if not wish.force:
+        for finding in gpu.require_gpus(host, new.plan, cuda=image.cuda or assumed):
+            context.report.warn(f"{finding.name}: {finding.actual}", finding.remedy)
+    context.report.step("plan", summary(new.plan))
+    if new.plan.placement.shared_with:
+        context.report.warn(f"cores {sharing(new.plan.placement.shared_with)}")
+    if current := unchanged(context, new, before, wish):
+        return UpResult("unchanged", new.plan, current.units, current)
+    if old is not None:
+        unit = takeover.other_slot(profile.stack, before.unit)
+        new = draft(unit, free, number)
+    done = replace(context, new, before, host, wish, generator)
+    return UpResult("started" if done else "none", new.plan, new.units, done)
 
 
 def unchanged(context: Context, new: Generation, before: Before, wish: Wish) -> Generation | None:

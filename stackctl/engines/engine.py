@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from stackctl.values.generation import Fact
 from stackctl.values.host import Gpu, Host
 from stackctl.values.measured import EngineOption
 from stackctl.values.model import Model
@@ -92,11 +93,17 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Failure:
-    """A failure recognised in an engine's log: cause in one line, its evidence, what to do."""
+    """A failure recognised in an engine's log: cause in one line, its evidence, what to do.
+
+    ``sets`` is the remedy as KEY=VALUE, where the engine named the value. ``kernel``: other kernels
+    of the same image are known to do better.
+    """
 
     cause: str
     evidence: str
     remedy: str | None = None
+    sets: tuple[str, ...] = ()
+    kernel: bool = False
 
 
 @dataclass(frozen=True)
@@ -176,6 +183,14 @@ class Engine(Protocol):
 
     def failure(self, lines: Sequence[str]) -> Failure | None:
         """The cause of a failed start, read from the engine's log."""
+        ...
+
+    def dead(self, lines: Sequence[str]) -> bool:
+        """Whether the log says that what computes has ended, though its parent may live on."""
+        ...
+
+    def said(self, lines: Sequence[str]) -> tuple[Fact, ...]:
+        """What the log of a start tells of what runs: sizes in bytes and tokens, backends."""
         ...
 
 

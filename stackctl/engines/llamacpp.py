@@ -19,6 +19,7 @@ from stackctl.engines.engine import (
     option,
 )
 from stackctl.engines.llamacpp_options import choose, footprint
+from stackctl.values.generation import Fact
 from stackctl.values.measured import EngineOption
 from stackctl.values.model import Model
 
@@ -191,6 +192,14 @@ class LlamaCpp:
     def failure(self, lines: Sequence[str]) -> Failure | None:
         """See Engine."""
         return first_match(lines, _FAILURES)
+
+    def dead(self, lines: Sequence[str]) -> bool:  # noqa: ARG002
+        """See Engine: it is one process."""
+        return False
+
+    def said(self, lines: Sequence[str]) -> tuple[Fact, ...]:  # noqa: ARG002
+        """See Engine: what it says is asked over HTTP; its log names no sizes by default."""
+        return ()
 
 
 def _text(value: object) -> str:

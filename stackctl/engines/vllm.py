@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
-from stackctl.engines import mounts
+from stackctl.engines import mounts, vllm_log
 from stackctl.engines.engine import (
     CACHE,
     Dialect,
@@ -15,13 +15,13 @@ from stackctl.engines.engine import (
     Option,
     Reports,
     Request,
-    first_match,
     number,
     option,
     origin,
 )
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.quantity import format_bytes
+from stackctl.values.generation import Fact
 from stackctl.values.measured import EngineOption
 from stackctl.values.model import Model
 
@@ -54,44 +54,6 @@ _NEWEST = (
     option("enable-prefix-caching no-enable-prefix-caching"),
     option("kv-cache-memory-bytes", "N"),
 )  # fmt: skip
-
-_FAILURES: tuple[tuple[re.Pattern[str], str, str | None], ...] = tuple(
-    (re.compile(pattern, re.IGNORECASE), cause, remedy)
-    for pattern, cause, remedy in (
-        (
-            r"estimated maximum model length is (?P<most>\d+)",
-            "the KV cache does not hold one request of the planned context",
-            "--set context={most}",
-        ),
-        (
-            r"No available memory for the cache blocks",
-            "no GPU memory is left for the KV cache",
-            "--set gpu_reserve=2GiB, or --set concurrency=N with a smaller N",
-        ),
-        (
-            r"Free memory on device.*less than desired GPU memory utilization",
-            "another process holds GPU memory",
-            "nvidia-smi shows which one",
-        ),
-        (
-            r"max_model_len \((?P<asked>\d+)\) is greater than the derived.*"
-            r"max_position_embeddings=(?P<most>\d+)",
-            "the context is longer than the model was made for",
-            "--set context={most}",
-        ),
-        (r"CUDA out of memory", "the GPU's memory ran out", "--set concurrency=N, smaller"),
-        (
-            r"Model architectures (?P<names>\[[^\]]*\]) are not supported",
-            "this image does not know the model's architecture {names}",
-            "a newer image: --set image=...",
-        ),
-        (
-            r"No NvFp4 MoE backend supports",
-            "no nvfp4 kernel for this model's experts on this GPU",
-            "--set engine_args.moe-backend=marlin",
-        ),
-    )
-)
 
 
 class Vllm:
@@ -262,14 +224,19 @@ class Vllm:
 
     def phase(self, line: str) -> str | None:
         """See Engine."""
-        for pattern, name in _PHASES:
-            if match := pattern.search(line):
-                return name.format(**match.groupdict())
-        return None
+        return vllm_log.phase(line)
 
     def failure(self, lines: Sequence[str]) -> Failure | None:
         """See Engine."""
-        return first_match(lines, _FAILURES)
+        return vllm_log.failure(lines)
+
+    def dead(self, lines: Sequence[str]) -> bool:
+        """See Engine."""
+        return vllm_log.dead(lines)
+
+    def said(self, lines: Sequence[str]) -> tuple[Fact, ...]:
+        """See Engine."""
+        return vllm_log.said(lines)
 
     def _utilization(self, request: Request, context: int, batched: int, kv_type: str) -> Option:
         """As high as the reserve and other stacks allow: spare memory is prefix cache."""
@@ -313,19 +280,6 @@ def kv_token_bytes(model: Model, kv_type: str = "auto", gpus: int = 1) -> float:
     layout = model.kv
     heads = sum(-(-count // gpus) * gpus for count in layout.kv_heads)
     return heads * (layout.key_dim + layout.value_dim) * element * model.passes
-
-
-_PHASES: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"Application startup complete"), "answering"),
-    (re.compile(r"GPU KV cache size|KV cache memory"), "KV cache"),
-    (re.compile(r"Capturing CUDA graph"), "capturing CUDA graphs"),
-    (re.compile(r"torch\.compile|Dynamo bytecode"), "compiling"),
-    (
-        re.compile(r"Loading safetensors.*?(?P<percent>\d+)% Completed"),
-        "loading weights {percent} %",
-    ),
-    (re.compile(r"Starting to load model|Loading weights"), "loading weights"),
-)
 
 
 def _cpu_cache(request: Request, context: int, seqs: int, kv_type: str) -> Option:

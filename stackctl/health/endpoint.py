@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from stackctl.engines.engine import Reports
+from stackctl.health.answer import Asked, first, further
 from stackctl.machine import http
 from stackctl.values.generation import Fact
 from stackctl.values.result import Result
 
-Liveness = Literal["ready", "loading", "closed", "failing"]
-
-#: Short enough to cost little, long enough to be an answer.
-ANSWER_TOKENS = 16
-PROMPT = "Name three colours."
+Liveness = Literal["ready", "loading", "unwell", "closed", "failing"]
 
 
 def base_url(port: int, address: str = "127.0.0.1") -> str:
@@ -26,13 +22,22 @@ def base_url(port: int, address: str = "127.0.0.1") -> str:
 
 
 def liveness(port: int, health_path: str, *, timeout_s: float = 2) -> Liveness:
-    """What the health path says: 200 is ready, 503 still loading, a closed port closed."""
+    """What the health path says: 200 is ready, a closed port closed.
+
+    503 with a word about it is still loading (llama.cpp); without, what computes is dead (vLLM).
+    """
     answer = http.get(base_url(port) + health_path, timeout_s=timeout_s)
     if isinstance(answer, http.NoAnswer):
         return "closed" if "refused" in answer.reason else "failing"
     if answer.status == 200:
         return "ready"
-    return "loading" if answer.status == 503 else "failing"
+    if answer.status == 503:
+        return "loading" if _loads(answer) else "unwell"
+    return "failing"
+
+
+def _loads(answer: http.Answer) -> bool:
+    return answer.status == 503 and "loading" in answer.text.lower()
 
 
 def check(
@@ -42,13 +47,21 @@ def check(
     *,
     answer_timeout_s: float,
     key: str | None = None,
+    parameters: int | None = None,
+    thorough: bool = False,
 ) -> list[Result]:
-    """Health, model list and one completion of the server at a URL; stops at the first failure."""
+    """Health, model list and one completion of the server at a URL; stops at the first failure.
+
+    ``parameters`` is the size of the model, see Asked; ``thorough`` asks for more completions.
+    """
+    asked = Asked(url, served_name, answer_timeout_s, key, parameters)
     results = [_health(url + health_path)]
     if results[-1].status == "ok":
         results.append(model(url, served_name, key=key))
     if results[-1].status == "ok":
-        results.append(_completion(url, served_name, answer_timeout_s, key))
+        results.append(first(asked))
+    if results[-1].status == "ok" and thorough:
+        results += further(asked)
     return results
 
 
@@ -91,7 +104,7 @@ def _health(url: str) -> Result:
         return Result(name="endpoint", status="ok", actual=url)
     seen = answer.reason if isinstance(answer, http.NoAnswer) else f"HTTP {answer.status}"
     if isinstance(answer, http.Answer) and answer.status == 503:
-        seen += ", still loading"
+        seen += ", still loading" if _loads(answer) else ": the engine has ended"
     return Result(
         name="endpoint",
         status="fail",
@@ -122,61 +135,3 @@ def _seen(answer: http.Answer | http.NoAnswer) -> str:
     if isinstance(answer, http.NoAnswer):
         return answer.reason
     return "none listed" if answer.status == 200 else f"HTTP {answer.status}"
-
-
-def _is_noise(text: str) -> bool:
-    """Exclamation marks alone: logits that are no numbers choose token 0, which is this sign in
-    byte-level vocabularies. Known of nvfp4 kernels on sm_120."""
-    signs = "".join(text.split())
-    return len(signs) >= 8 and set(signs) == {"!"}
-
-
-def _completion(url: str, served_name: str, timeout_s: float, key: str | None) -> Result:
-    body = {
-        "model": served_name,
-        "messages": [{"role": "user", "content": PROMPT}],
-        "max_tokens": ANSWER_TOKENS,
-        "temperature": 0,
-        "stream": False,
-    }
-    started = time.monotonic()
-    answer = http.post(url + "/v1/chat/completions", body, timeout_s=timeout_s, key=key)
-    elapsed = time.monotonic() - started
-    expected = f"a completion of at most {ANSWER_TOKENS} tokens"
-    if isinstance(answer, http.NoAnswer):
-        return Result(
-            name="answer", status="fail", expected=expected, actual=answer.reason,
-            remedy="stackctl logs",
-        )  # fmt: skip
-    try:
-        text = str(answer.json["choices"][0]["message"]["content"] or "")
-        tokens = int(answer.json["usage"]["completion_tokens"])
-    except (TypeError, KeyError, IndexError, ValueError):
-        return Result(
-            name="answer",
-            status="fail",
-            expected=expected,
-            actual=f"HTTP {answer.status}",
-            evidence=answer.text[:200],
-            remedy="stackctl logs",
-        )
-    if answer.status != 200 or tokens < 1:
-        return Result(
-            name="answer", status="fail", expected=expected,
-            actual=f"HTTP {answer.status}, {tokens} tokens", evidence=text[:200],
-            remedy="stackctl logs",
-        )  # fmt: skip
-    if _is_noise(text):
-        return Result(
-            name="answer", status="fail", expected="text",
-            actual=f'not text: "{text.strip()[:16]}"',
-            evidence="wrong arithmetic answers like this: damaged weights, or a faulty kernel",
-            remedy="stackctl logs",
-        )  # fmt: skip
-    return Result(
-        name="answer",
-        status="ok",
-        expected=expected,
-        actual=f"{tokens} tokens in {elapsed:.1f} s",
-        evidence=" ".join(text.split())[:60],
-    )

@@ -62,4 +62,7 @@ def _request(
             data = response.json()
         except ValueError:
             data = None
+        if "charset" not in response.headers.get("Content-Type", ""):
+            # requests takes text for Latin-1; events and metrics are UTF-8.
+            response.encoding = "utf-8"
         return Answer(response.status_code, data, response.text[: 2**20])

@@ -94,4 +94,5 @@ def _ask(context: Context, generation: Generation, answer_timeout_s: float) -> l
         plan.served_name,
         answer_timeout_s=answer_timeout_s,
         key=door.key(context, generation),
+        parameters=plan.model.parameters,
     )

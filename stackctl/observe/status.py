@@ -30,7 +30,11 @@ _PROPERTIES = (
 )  # fmt: skip
 #: Seconds that the endpoint has for an answer.
 _ANSWER_S = 2
-_SAYS = {"loading": "it says that it loads its model", "closed": "its port is closed"}
+_SAYS = {
+    "loading": "it says that it loads its model",
+    "unwell": "it says that its engine has ended",
+    "closed": "its port is closed",
+}
 
 
 def report(context: Context, stacks: Sequence[str]) -> StatusReport:

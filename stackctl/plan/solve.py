@@ -17,7 +17,7 @@ from stackctl.plan.nearest import largest, nearest
 from stackctl.quantity import format_bytes
 from stackctl.values.claim import Claim
 from stackctl.values.host import Host
-from stackctl.values.measured import Calibration, EngineFacts
+from stackctl.values.measured import Calibration, EngineFacts, Learned
 from stackctl.values.model import Model
 from stackctl.values.plan import Decision, MemoryBudget, Plan, Source, Timing
 from stackctl.values.profile import Profile
@@ -45,6 +45,8 @@ class Known:
     claims: tuple[Claim, ...] = ()
     calibrations: tuple[Calibration, ...] = ()
     deadline_s: float | None = None
+    #: Options that this image needed on these GPUs.
+    learned: Learned | None = None
     #: A private port for the engine behind a front door; None: the engine has the profile's port.
     engine_port: int | None = None
     #: Why there is a front door or none; None where that was not looked at.
@@ -170,7 +172,8 @@ def _plan(
         memory_claimed_bytes=main.claimed,
         gpu_claimed_bytes=on_gpu.claimed if on_gpu else 0,
     )
-    options = _apply_explicit(engine, dialect, engine.choose(request), profile)
+    planned = (*engine.choose(request), *_learned(known.learned))
+    options = _apply_explicit(engine, dialect, planned, profile)
     argv, options = _spell(engine, dialect, options)
     parts = engine.footprint(model, options, request.gpu_bytes or (1 if placed.gpus else 0))
     main_budget, host_budget, budgets = _budgets(parts, main, on_gpu, len(placed.gpus))
@@ -235,6 +238,15 @@ def _plan(
         memlock_bytes=host.limits.memlock_bytes if _locks(options) else None,
         timing=timing,
     )
+
+
+def _learned(learned: Learned | None) -> tuple[Option, ...]:
+    """What an earlier start has shown."""
+    if learned is None:
+        return ()
+    reason = f"this image needs it on this GPU: {learned.why} ({learned.seen[:10]})"
+    pairs = (text.partition("=") for text in learned.options)
+    return tuple(Option(name, (value,), reason, "measured") for name, _, value in pairs)
 
 
 def _door(profile: Profile, known: Known) -> tuple[Decision, ...]:

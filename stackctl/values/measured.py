@@ -60,3 +60,21 @@ class Calibrations(Value, frozen=True, kw_only=True):
 
     schema: Literal["stackctl.calibrations/1"] = "stackctl.calibrations/1"
     entries: tuple[Calibration, ...] = ()
+
+
+class Learned(Value, frozen=True, kw_only=True):
+    """Engine options (NAME=VALUE) with which an image gave sane answers on a GPU of that name, and
+    without which it did not; ``why`` is what was seen, ``seen`` when (UTC, ISO 8601)."""
+
+    image_id: str
+    gpu: str | None = None
+    options: tuple[str, ...]
+    why: str
+    seen: str
+
+
+class LearnedOptions(Value, frozen=True, kw_only=True):
+    """All that was learned on one machine."""
+
+    schema: Literal["stackctl.learned/1"] = "stackctl.learned/1"
+    entries: tuple[Learned, ...] = ()

@@ -128,6 +128,14 @@ class Seat:
 
 
 @pytest.fixture(scope="session")
+def vllm_lab() -> Iterator[Lab]:
+    """Another lab, with the image of vLLM for CPUs and a small checkpoint."""
+    need_root()
+    with Lab(vllm=True) as booted:
+        yield booted
+
+
+@pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     """The booted lab: images loaded for root and lab, stackctl installed."""
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import pytest
 
@@ -20,13 +19,6 @@ def compiled(seat: Seat) -> set[str]:
     folder = "/var/cache" if seat.user == "root" else f"{seat.lab.home(seat.user)}/.cache"
     words = ["find", f"{folder}/stackctl/compiled", "-name", "*.so", "-printf", "%p %T@\\n"]
     return set(seat.run(*words).stdout.splitlines())
-
-
-@pytest.fixture(scope="module")
-def vllm_lab() -> Iterator[Lab]:
-    """A lab with the image of vLLM and a small checkpoint."""
-    with Lab(vllm=True) as lab:
-        yield lab
 
 
 @pytest.mark.parametrize("user", STORE_USERS)

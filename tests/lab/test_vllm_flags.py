@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import pytest
 from samples import HOSTS, IQUEST, plan, profile, shipped, shipped_model
 
 from stackctl.errors import StackctlError
@@ -37,13 +36,6 @@ for words in json.load(sys.stdin):
     answers.append(errors)
 print(json.dumps(answers))
 """
-
-
-@pytest.fixture(scope="module")
-def vllm_lab() -> Iterator[Lab]:
-    """A lab with the image of vLLM."""
-    with Lab(vllm=True, app=False) as lab:
-        yield lab
 
 
 def judge(lab: Lab, lists: Sequence[Sequence[str]]) -> list[list[str]]:

@@ -8,15 +8,26 @@ from typing import Any
 import pytest
 from servers import READY, Reply, chat, engine, models
 
-from stackctl.health.endpoint import ANSWER_TOKENS, base_url, busy, check, liveness
+from stackctl.health.answer import ANSWER_TOKENS
+from stackctl.health.endpoint import base_url, busy, check, liveness
 from stackctl.values.result import Result
 
 
 def ask(
-    replies: Mapping[str, Reply], *, name: str = "m", timeout_s: float = 5
+    replies: Mapping[str, Reply],
+    *,
+    name: str = "m",
+    timeout_s: float = 5,
+    parameters: int | None = None,
 ) -> dict[str, Result]:
     with engine(replies) as server:
-        results = check(base_url(server.port), "/health", name, answer_timeout_s=timeout_s)
+        results = check(
+            base_url(server.port),
+            "/health",
+            name,
+            answer_timeout_s=timeout_s,
+            parameters=parameters,
+        )
     assert len({result.name for result in results}) == len(results)
     return {result.name: result for result in results}
 
@@ -175,4 +186,25 @@ def test_exclamation_marks_alone_are_no_answer(text: str) -> None:
     "text", ["aaaaaaaaaaaaaaaa", "################", "!!", "", "Ha! Ha! Ha! Ha!"]
 )
 def test_odd_answers_of_small_models_are_answers(text: str) -> None:
+    replies = {**READY, "/v1/chat/completions": chat(text, 16)}
+    assert ask(replies, parameters=1_000_000)["answer"].status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("aaaaaaaaaaaaaaaa", "the same again and again"),
+        ("the the the the the the the", "the same again and again"),
+        ("", "empty"),
+        ("\x00\x01\x02\x03 \ufffd\ufffd\ufffd", "not text"),
+    ],
+)
+def test_garbage_of_a_grown_model_is_no_answer(text: str, why: str) -> None:
+    result = ask({**READY, "/v1/chat/completions": chat(text, 16)})["answer"]
+    assert result.status == "fail"
+    assert (result.actual or "").startswith(why)
+
+
+@pytest.mark.parametrize("text", ["Red, green, blue.", "1. **Red**\n2. **Blue**", "赤、緑、青"])
+def test_answers_of_a_grown_model(text: str) -> None:
     assert ask({**READY, "/v1/chat/completions": chat(text, 16)})["answer"].status == "ok"

@@ -380,7 +380,7 @@ def test_a_card_of_unknown_size() -> None:
          "does not hold one request", "--set context=98656"),
         ("ValueError: No available memory for the cache blocks. Try increasing "
          "`gpu_memory_utilization` when initializing the engine.",
-         "no GPU memory is left", "gpu_reserve"),
+         "no memory is left", "gpu_reserve"),
         ("ValueError: Free memory on device cuda:0 (10.2/95.0 GiB) on startup is less than desired "
          "GPU memory utilization (0.92, 87.4 GiB).", "another process", "nvidia-smi"),
         ("ValueError: User-specified max_model_len (262144) is greater than the derived "
@@ -430,6 +430,6 @@ def test_phases() -> None:
     line = "Loading safetensors checkpoint shards:  33% Completed | 1/3 [00:01<00:03, 1.5s/it]"
     assert VLLM.phase(line) == "loading weights 33 %"
     assert VLLM.phase("INFO: Application startup complete.") == "answering"
-    assert VLLM.phase("GPU KV cache size: 203,120 tokens") == "KV cache"
+    assert VLLM.phase("GPU KV cache size: 203,120 tokens") == "KV cache, 203,120 tokens"
     assert VLLM.phase("") is None
     assert VLLM.footprint(MODEL, {}, 96 * GIB).compute_bytes > 1 * GIB > MIB
