@@ -290,6 +290,8 @@ def said(lines: Sequence[str]) -> tuple[Fact, ...]:
         value = next(group for group in matches[-1].groups() if group is not None)
         if name.endswith("_bytes"):
             value = str(round(float(value) * _GIB))
+            if value == "0":
+                continue  # less than the log's two digits of a GiB
         found.append(Fact(name=name, value=value.replace(",", "")))
     return tuple(found)
 

@@ -71,7 +71,6 @@ def test_a_cache_too_small_for_one_request_and_auto_fit(one: Seat) -> None:
     assert f"context={context}" in planned["asked"]["sets"]
     facts = {fact["name"]: fact["value"] for fact in planned["outcome"]["report"]}
     assert int(facts["kv_cache_tokens"]) >= context
-    assert int(facts["kv_cache_bytes"]) > 0
     one.stackctl("down", "cpu-vllm")
 
 
@@ -96,7 +95,7 @@ def test_checkpoints_that_are_wrong(one: Seat) -> None:
 
 def test_the_port_is_taken(one: Seat) -> None:
     with one.lab.spawn(["python3", "-m", "http.server", str(PORT)], user="root") as other:
-        look.wait_for(lambda: bool(look.listening(one.lab, PORT)))
+        look.wait_for("a listener", lambda: bool(look.listening(one.lab, PORT)))
         said = up(one)
         other.terminate()
         other.wait(timeout=10)
@@ -108,7 +107,7 @@ def test_the_port_is_taken(one: Seat) -> None:
 def test_killed_while_it_loads(one: Seat) -> None:
     words = ["stackctl", "up", "cpu-vllm", "--model", f"dir:{CHECKPOINT_PATH}", *EAGER]
     with one.lab.spawn(words, user=one.user) as start:
-        look.wait_for(lambda: bool(cores(one)), LIMIT_S)
+        look.wait_for("the engine core", lambda: bool(cores(one)), LIMIT_S)
         one.lab.run(["kill", "-KILL", str(cores(one)[0])], check=True)
         said = start.communicate(timeout=LIMIT_S)[1]
         assert start.returncode == 1, said
@@ -121,8 +120,8 @@ def test_the_engine_core_dies_after_it_was_ready(one: Seat) -> None:
     first = cores(one)[0]
     one.lab.run(["kill", "-KILL", str(first)], check=True)
     # Its parent ends, or answers 503 until the health check kills it; systemd starts it again.
-    look.wait_for(lambda: bool(cores(one)) and cores(one)[0] != first, LIMIT_S)
-    look.wait_for(lambda: one.stackctl("check", code=None).returncode == 0, LIMIT_S)
+    look.wait_for("another core", lambda: bool(cores(one)) and cores(one)[0] != first, LIMIT_S)
+    look.wait_for("it serves", lambda: one.stackctl("check", code=None).returncode == 0, LIMIT_S)
     shown = json.loads(one.stackctl("status", "--json").stdout)["stacks"][0]
     assert shown["restarts"] == 1
     one.stackctl("down", "cpu-vllm")
@@ -138,4 +137,4 @@ def cores(seat: Seat) -> list[int]:
 def numbers(seat: Seat) -> list[int]:
     """Generations of the stack."""
     listed = json.loads(seat.stackctl("history", "cpu-vllm", "--json").stdout)
-    return [entry["generation"] for entry in listed["generations"]]
+    return [entry["number"] for entry in listed["generations"]]
