@@ -121,9 +121,11 @@ def test_a_help_of_argparse() -> None:
     assert set(dialect.names()) == {
         "help", "port", "dtype", "trust-remote-code", "no-trust-remote-code", "tensor-parallel-size"
     }  # fmt: skip
-    port = dialect.find("port")
-    assert port is not None
-    assert port.value == "PORT"
+    values = {"port": "PORT", "dtype": "{auto,half}", "tensor-parallel-size": "N", "help": None}
+    for name, value in values.items():
+        found = dialect.find(name)
+        assert found is not None
+        assert found.value == value
 
 
 @pytest.mark.parametrize(
