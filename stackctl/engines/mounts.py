@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from stackctl.values.model import Model
 
@@ -35,12 +36,10 @@ def model_path(model: Model) -> str:
     )
 
 
-def outside(model: Model) -> str | None:
-    """A file of a checkpoint that lies outside of what is mounted (a link), if there is one."""
+def outside(model: Model, paths: Iterable[str]) -> str | None:
+    """The first of a checkpoint's files, by their real paths, that is not in what is mounted."""
     roots = tuple(f"{source}/" for source, _ in mounts(model))
-    if model.folder is None:
-        return None
-    return next((file.path for file in model.files if not file.path.startswith(roots)), None)
+    return next((path for path in paths if not path.startswith(roots)), None)
 
 
 def commit(model: Model) -> str | None:
