@@ -16,7 +16,7 @@ MODELS = "/models"
 def mounts(model: Model) -> tuple[tuple[str, str], ...]:
     """What is mounted, read-only: path on the host and path in the container."""
     if model.folder is None:
-        return tuple((file.path, f"{MODELS}/{_name(file.path)}") for file in model.files)
+        return tuple((file.path, f"{MODELS}/{file.called}") for file in model.files)
     match = _SNAPSHOT.fullmatch(model.folder)
     return ((match["repo"] if match else model.folder, MODELS),)
 
@@ -29,11 +29,8 @@ def model_path(model: Model) -> str:
     if model.format == "safetensors":
         name = model.source.partition(":")[2]
         return name if model.source.startswith(("hf:", "catalogue:")) else MODELS
-    return (
-        f"{MODELS}/{_name(model.files[0].path)}"
-        if model.files
-        else (f"{MODELS}/{model.architecture}.gguf")
-    )
+    name = model.files[0].called if model.files else f"{model.architecture}.gguf"
+    return f"{MODELS}/{name}"
 
 
 def outside(model: Model, paths: Iterable[str]) -> str | None:
@@ -46,7 +43,3 @@ def commit(model: Model) -> str | None:
     """The commit of the hub that a checkpoint's files are of; None where nothing tells."""
     match = _SNAPSHOT.fullmatch(model.folder or "")
     return match["commit"] if match else None
-
-
-def _name(path: str) -> str:
-    return path.rpartition("/")[2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import ggufs
 import msgspec
 import pytest
 from checkpoints import checkpoint, sharded
@@ -12,8 +13,10 @@ from samples import GEMMA, IQUEST, shipped, shipped_model
 from stackctl.deploy.preflight import require_files
 from stackctl.engines import mounts
 from stackctl.errors import ExitCode, StackctlError
+from stackctl.plan.naming import served_name
 from stackctl.sources.models import read_model
-from stackctl.values.model import ModelFile
+from stackctl.values.base import from_json, to_json
+from stackctl.values.model import Model, ModelFile
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -106,6 +109,26 @@ def test_the_parts_of_a_gguf_model() -> None:
     model = msgspec.structs.replace(IQUEST, files=parts)
     assert mounts.mounts(model) == tuple((f"/m/{name}", f"/models/{name}") for name in names)
     assert mounts.model_path(model) == f"/models/{names[0]}"
+
+
+def test_a_gguf_in_the_hub_s_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine must see names: llama.cpp finds further parts by them, clients the model."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    (tmp_path / "made").mkdir()
+    ggufs.write_shards(tmp_path / "made", "big-Q8_0")
+    ggufs.write(tmp_path / "made/small-Q4_K_M.gguf")
+    blobs = hub(tmp_path, tmp_path / "made").parents[1] / "blobs"
+    big, small = read_model("hf:Org/Repo:Q8_0"), read_model("hf:Org/Repo:Q4_K_M")
+    assert mounts.mounts(big) == tuple(
+        (f"{blobs}/{part:064x}", f"/models/big-Q8_0-{part + 1:05}-of-00003.gguf")
+        for part in range(3)
+    )
+    assert mounts.model_path(big) == "/models/big-Q8_0-00001-of-00003.gguf"
+    assert mounts.mounts(small) == ((f"{blobs}/{3:064x}", "/models/small-Q4_K_M.gguf"),)
+    assert (served_name(big), served_name(small)) == ("big-Q8_0", "small-Q4_K_M")
+    for model in (big, small):
+        require_files(model)
+        assert from_json(to_json(model).encode(), Model, where="") == model
 
 
 def test_a_model_of_which_only_facts_are_known() -> None:
