@@ -236,6 +236,30 @@ def test_the_engine_has_the_card(vllm: Seat) -> None:
     assert not look.listening(lab, PORT)
 
 
+def test_a_snapshot_of_the_hub_and_its_code(vllm: Seat) -> None:
+    """Its files are links to blobs beside it."""
+    look.put(vllm.lab, CDI, cdi().encode())
+    repo, commit = "/srv/hub/models--Org--Tiny", "a1" * 20
+    look.put(vllm.lab, f"{repo}/refs/main", commit.encode())
+    snapshot = look.lab_path(vllm.lab, f"{repo}/snapshots/{commit}")
+    snapshot.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", "model.safetensors"):
+        look.put(vllm.lab, f"{repo}/blobs/{name[:3]}", look.get(vllm.lab, f"{MODEL}/{name}"))
+        if not (snapshot / name).is_symlink():
+            (snapshot / name).symlink_to(f"../../blobs/{name[:3]}")
+    words = ("up", "--yes", STACK, "--model", "hf:Org/Tiny", "--set", "trust_remote_code=true")
+    vllm.stackctl(*words, env={"HF_HUB_CACHE": "/srv/hub"})
+    told = look.argv(vllm, look.engine_container(vllm, STACK))
+    assert told[told.index("serve") + 1] == f"/models/snapshots/{commit}"
+    assert "--trust-remote-code" in told
+    vllm.stackctl("down", STACK)
+    look.assert_clean(vllm, STACK)
+    # Without a commit nobody knows which code it is.
+    done = vllm.stackctl(*UP_VLLM, "--set", "trust_remote_code=true", code=2)
+    look.assert_error(done, "nothing tells the commit of dir:", "@COMMIT")
+    look.assert_clean(vllm, STACK)
+
+
 def test_an_entry_point_outside_of_the_path(gpu: Seat, tiny: str) -> None:
     """As llama.cpp's own images have it."""
     look.put(gpu.lab, CDI, cdi().encode())
