@@ -90,7 +90,6 @@ def command(
 def _proof(plan: Plan, host: Host) -> Result:
     """Whether Podman really makes a container with the GPUs, where the image is here to try it."""
     from stackctl.deploy import gpu
-    from stackctl.engines import engine as find_engine
     from stackctl.machine import podman
 
     expected = "podman makes a container with the GPU"
@@ -101,7 +100,7 @@ def _proof(plan: Plan, host: Host) -> Result:
             remedy=f"podman pull {plan.image}",
         )  # fmt: skip
     try:
-        gpu.prove(plan.image, gpu.planned(host, plan), find_engine(plan.engine).program)
+        gpu.prove(plan.image, gpu.planned(host, plan))
     except StackctlError as error:
         return Result(
             name="gpu-proof", status="fail", expected=expected, actual=error.message,

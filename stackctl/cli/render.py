@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +11,9 @@ from stackctl.cli.plan import facts_option
 from stackctl.cli.planning import make_plan
 from stackctl.cli.session import Session, overrides, plan_options, profile_argument, verb
 from stackctl.errors import ExitCode, StackctlError
+
+if TYPE_CHECKING:
+    from stackctl.engines.engine import Engine
 
 
 @verb("render")
@@ -46,11 +50,15 @@ def command(
         session.out.warn(
             f"image {plan.image} was not looked at: not pinned, and its options not checked"
         )
+    program, entrypoint = (
+        (known.program, known.entrypoint) if known else _starting(plan.image, engine(plan.engine))
+    )
     target = Target(
         scope=session.scope,
         podman=host.tools.podman,
         image=plan.image,
-        program=known.program if known else _program(plan.image, engine(plan.engine)),
+        program=program,
+        entrypoint=entrypoint,
         claim=claim_of(plan),
         devices=gpu.names(gpu.planned(host, plan)),
         cache=str(session.paths().compiled(known.image_id if known else "IMAGE")),
@@ -82,7 +90,9 @@ def command(
             session.out.line(str(output / file.name))
 
 
-def _program(image: str, engine: object) -> tuple[str, ...]:
-    """Images built here have no entry point; the engine's own do."""
-    local = (getattr(engine, "local_image", None), getattr(engine, "cpu_image", None))
-    return (str(getattr(engine, "program", "")),) if image in local else ()
+def _starting(image: str, engine: Engine) -> tuple[tuple[str, ...], str | None]:
+    """Images built here have no entry point; others are taken to be like the engine's own."""
+    from stackctl.deploy.images import starting
+
+    local = image in (engine.local_image, engine.cpu_image)
+    return starting(engine, () if local else engine.published_entrypoint)

@@ -81,7 +81,7 @@ def require_gpus(host: Host, plan: Plan, *, cuda: str | None = DEFAULT_CUDA) -> 
     )
 
 
-def prove(image: str, gpus: tuple[Gpu, ...], entrypoint: str) -> None:
+def prove(image: str, gpus: tuple[Gpu, ...]) -> None:
     """Have Podman prepare a container with the GPUs, and throw it away.
 
     Raises:
@@ -90,7 +90,7 @@ def prove(image: str, gpus: tuple[Gpu, ...], entrypoint: str) -> None:
     devices = names(gpus)
     if not devices:
         return
-    done = podman.init_with(image, devices, entrypoint)
+    done = podman.init_with(image, devices)
     if done.status == 0:
         return
     said = done.stderr.strip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 
 import msgspec
 
@@ -186,15 +187,15 @@ def inspect_engine(
             cache.put(known)
         return known
     context.report.progress("image", f"reading the options of {engine.program}")
-    starts = image.entrypoint[0].rpartition("/")[2] if image.entrypoint else None
-    if starts not in (None, engine.program):
+    starts = image.entrypoint[0].rpartition("/")[2] if image.entrypoint else engine.program
+    if starts != engine.program:
         raise StackctlError(
             f"image {reference} starts {starts}, not {engine.program}",
             hint="an image whose entry point is the engine, or one without entry point",
             exit_code=ExitCode.HOST,
         )
-    program = () if starts else (engine.program,)
-    entrypoint = None if starts else engine.program
+    program, replaced = starting(engine, image.entrypoint)
+    entrypoint = replaced or next(iter(program), None)
     help_text = podman.run_once(image.id, engine.help_arguments, entrypoint=entrypoint)
     options = engine.parse_help(help_text.stdout) if help_text.status == 0 else ()
     if not options:
@@ -224,10 +225,19 @@ def inspect_engine(
         seen=now(),
         version=engine.parse_version(version.stdout + version.stderr),
         program=program,
+        entrypoint=replaced,
         options=options,
     )
     cache.put(facts)
     return facts
+
+
+def starting(engine: Engine, entrypoint: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
+    """How to start the engine of an image with that entry point: what goes before the arguments,
+    and what replaces the entry point. One such as "vllm serve" says part of the arguments."""
+    if not entrypoint:
+        return (engine.program,), None
+    return (), entrypoint[0] if len(entrypoint) > 1 else None
 
 
 def _build(reference: str) -> str:

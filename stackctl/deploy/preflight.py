@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from stackctl.engines import mounts
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import ports
@@ -65,7 +67,7 @@ def require_model(profile: Profile) -> str:
 
 def require_files(model: Model) -> None:
     """Raise StackctlError (exit 1) for a model of which only facts are known."""
-    if lost := mounts.outside(model):
+    if lost := mounts.outside(model, _all_files(model)):
         raise StackctlError(
             f"{lost} is a file of the model, and lies outside of its folder {model.folder}",
             hint="the engine sees the folder only: put the file itself there, not a link to it",
@@ -76,6 +78,17 @@ def require_files(model: Model) -> None:
         f"{model.source}: the model is not on this machine, only facts about it",
         hint="--model file:/path/to/model.gguf; stackctl plan works without the files",
     )
+
+
+def _all_files(model: Model) -> list[str]:
+    """The real paths of a checkpoint's files: its weights, and what else the engine reads."""
+    if model.folder is None:
+        return []
+    try:
+        beside = [path.resolve() for path in Path(model.folder).iterdir() if path.is_file()]
+    except OSError as error:
+        raise StackctlError(f"cannot read {model.folder}: {error.strerror or error}") from None
+    return sorted({*(file.path for file in model.files), *map(str, beside)})
 
 
 def require_port(machine: Machine, port: int) -> None:

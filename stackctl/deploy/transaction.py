@@ -149,6 +149,7 @@ def _up(context: Context, profile: Profile, wish: Wish) -> UpResult:
             podman=host.tools.podman,
             image=image.reference,
             program=facts.program,
+            entrypoint=facts.entrypoint,
             claim=claim_of(plan),
             devices=gpu.names(gpu.planned(host, plan)),
             cache=str(context.paths.compiled(image.id)),
@@ -220,7 +221,7 @@ def replace(
     takeover.require_room(context, host, new, before, force=wish.force)
     doors = (door.unit_file(context, new.stack, new.door),) if new.door else ()
     install.validate(context, new.stack, (*new.units.files, *doors), generator)
-    gpu.prove(new.image_id, gpu.planned(host, new.plan), find_engine(new.plan.engine).program)
+    gpu.prove(new.image_id, gpu.planned(host, new.plan))
     if wish.dry_run:
         return None
     if before.running and before.generation is not None:

@@ -143,6 +143,8 @@ class Engine(Protocol):
     compiles: bool
     #: What starts the engine in an image without an entry point of its own.
     program: str
+    #: The entry point of its published images.
+    published_entrypoint: tuple[str, ...]
     #: What it is asked with for a text of all its options.
     help_arguments: tuple[str, ...]
     #: Options that stackctl sets itself, each with the profile key to use instead.

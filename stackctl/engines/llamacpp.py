@@ -114,6 +114,7 @@ class LlamaCpp:
     shm_bytes: int | None = None
     compiles = False
     program = "llama-server"
+    published_entrypoint: tuple[str, ...] = ("/app/llama-server",)
     help_arguments: tuple[str, ...] = ("--help",)
     reserved: Mapping[str, str] = {
         "host": "stackctl serves on 127.0.0.1 only",

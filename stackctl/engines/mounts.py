@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from stackctl.values.model import Model
 
@@ -15,7 +16,7 @@ MODELS = "/models"
 def mounts(model: Model) -> tuple[tuple[str, str], ...]:
     """What is mounted, read-only: path on the host and path in the container."""
     if model.folder is None:
-        return tuple((file.path, f"{MODELS}/{_name(file.path)}") for file in model.files)
+        return tuple((file.path, f"{MODELS}/{file.called}") for file in model.files)
     match = _SNAPSHOT.fullmatch(model.folder)
     return ((match["repo"] if match else model.folder, MODELS),)
 
@@ -28,26 +29,17 @@ def model_path(model: Model) -> str:
     if model.format == "safetensors":
         name = model.source.partition(":")[2]
         return name if model.source.startswith(("hf:", "catalogue:")) else MODELS
-    return (
-        f"{MODELS}/{_name(model.files[0].path)}"
-        if model.files
-        else (f"{MODELS}/{model.architecture}.gguf")
-    )
+    name = model.files[0].called if model.files else f"{model.architecture}.gguf"
+    return f"{MODELS}/{name}"
 
 
-def outside(model: Model) -> str | None:
-    """A file of a checkpoint that lies outside of what is mounted (a link), if there is one."""
+def outside(model: Model, paths: Iterable[str]) -> str | None:
+    """The first of a checkpoint's files, by their real paths, that is not in what is mounted."""
     roots = tuple(f"{source}/" for source, _ in mounts(model))
-    if model.folder is None:
-        return None
-    return next((file.path for file in model.files if not file.path.startswith(roots)), None)
+    return next((path for path in paths if not path.startswith(roots)), None)
 
 
 def commit(model: Model) -> str | None:
     """The commit of the hub that a checkpoint's files are of; None where nothing tells."""
     match = _SNAPSHOT.fullmatch(model.folder or "")
     return match["commit"] if match else None
-
-
-def _name(path: str) -> str:
-    return path.rpartition("/")[2]

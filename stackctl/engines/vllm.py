@@ -68,6 +68,7 @@ class Vllm:
     shm_bytes: int | None = 8 * _GIB
     compiles = True
     program = "vllm"
+    published_entrypoint: tuple[str, ...] = ("vllm", "serve")
     # Without "all" it names groups of options only.
     help_arguments: tuple[str, ...] = ("serve", "--help=all")
     reserved: Mapping[str, str] = {
@@ -96,7 +97,9 @@ class Vllm:
             names = tuple(_NAME.findall(re.sub(r"\{[^}]*\}", "", head)))
             value = re.sub(r"(?<![\w-])--?[a-zA-Z][\w-]*,?", "", head).split()
             if names:
-                found.append(EngineOption(names=names, value=value[0] if value else None))
+                found.append(
+                    EngineOption(names=names, value=value[0].rstrip(",") if value else None)
+                )
         return tuple(found)
 
     def parse_version(self, text: str) -> str | None:

@@ -105,7 +105,9 @@ def _elsewhere(
 ) -> list[str]:
     """More GPUs, or main memory for the experts."""
     found = []
-    uses_gpu = profile.engine == "vllm" or profile.placement.gpus is not None
+    uses_gpu = not profile.on_cpu and (
+        profile.engine == "vllm" or profile.placement.gpus is not None
+    )
     wish = profile.placement
     if uses_gpu and len(host.gpus) > 1 and str(wish.gpus) != "all":
         more = msgspec.structs.replace(wish, gpus="all")

@@ -105,22 +105,24 @@ def _shards(
             details=missing[:20],
         )
     files = [(real(shard, "model file"), read_header(shard)) for shard in paths]
-    for number, (shard, (file, header)) in enumerate(zip(paths, files, strict=True)):
+    for number, (shard, (_, header)) in enumerate(zip(paths, files, strict=True)):
         if _whole(header, "split.no") != number or _whole(header, "split.count") != count:
             raise StackctlError(
                 f"{shard} is not part {number + 1} of {count} of this model",
                 hint="the file was renamed or belongs to another download",
-            )
-        if file.name != shard.name or file.parent != files[0][0].parent:
-            raise StackctlError(
-                f"{shard} is a link to {file}: the parts must be real files in one folder",
-                hint="llama.cpp finds the parts by their names; copy them with cp -L",
             )
     tensors = sum(header.tensors.count for _, header in files)
     expected = _whole(first, "split.tensors.count")
     if expected is not None and tensors != expected:
         raise StackctlError(f"{path}: its parts hold {tensors} tensors, not {expected}")
     return files
+
+
+def _name(file: Path, header: GgufHeader, parts: int) -> str | None:
+    """What a file is called when its own name does not tell: that of the link to it."""
+    named = Path(header.path).name
+    tells = file.suffix == ".gguf" and parts == 1
+    return None if tells or named == file.name else named
 
 
 def _model(source: str, files: Sequence[tuple[Path, GgufHeader]]) -> Model:
@@ -169,7 +171,10 @@ def _model(source: str, files: Sequence[tuple[Path, GgufHeader]]) -> Model:
         kv=_kv_layout(header, architecture, layers),
         chat_template="tokenizer.chat_template" in header.long_texts
         or bool(header.metadata.get("tokenizer.chat_template")),
-        files=tuple(ModelFile(path=str(file), bytes=part.size) for file, part in files),
+        files=tuple(
+            ModelFile(path=str(file), bytes=part.size, name=_name(file, part, len(files)))
+            for file, part in files
+        ),
         unsupported=unsupported,
     )
 

@@ -81,7 +81,7 @@ def read_checkpoint(source: str, folder: Path) -> Model:
     placed = _index(folder)
     for name in _file_names(folder, placed):
         header = read_safetensors(folder / name)
-        files.append(ModelFile(path=header.path, bytes=header.size))
+        files.append(ModelFile(path=str(Path(header.path).resolve()), bytes=header.size))
         count.add(header)
         if placed is not None:
             _check_index(header, placed.get(name, set()))

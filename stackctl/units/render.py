@@ -38,10 +38,10 @@ class Target:
     """What the text of a unit depends on besides the plan.
 
     ``image`` is the pinned reference (digest or image ID), ``program`` what must be started in it
-    (empty: its entry point), ``podman`` the version whose keys are used (None: the newest),
-    ``claim`` what the stack takes of the machine: written into the unit for other plans to read.
-    ``devices`` are the CDI names of its GPUs, ``cache`` the host folder in which an engine that
-    compiles keeps what it has compiled.
+    (empty: its entry point), ``entrypoint`` what replaces that, ``podman`` the version whose keys
+    are used (None: the newest), ``claim`` what the stack takes of the machine: written into the
+    unit for other plans to read. ``devices`` are the CDI names of its GPUs, ``cache`` the host
+    folder in which an engine that compiles keeps what it has compiled.
     """
 
     scope: Literal["user", "system"]
@@ -49,6 +49,7 @@ class Target:
     image: str
     program: tuple[str, ...]
     claim: Claim
+    entrypoint: str | None = None
     devices: tuple[str, ...] = ()
     cache: str | None = None
 

@@ -20,6 +20,7 @@ class EngineFacts(Value, frozen=True, kw_only=True):
     ``reference`` is the name it was last asked for by, ``pinned`` the digest or ID that units use,
     ``seen`` when (UTC, ISO 8601).
     ``program`` is what starts the engine in it: empty when the image's entry point does.
+    ``entrypoint`` replaces an entry point that has more words than the program.
     """
 
     schema: Literal["stackctl.engine/1"] = "stackctl.engine/1"
@@ -30,6 +31,7 @@ class EngineFacts(Value, frozen=True, kw_only=True):
     seen: str
     version: str | None = None
     program: tuple[str, ...] = ()
+    entrypoint: str | None = None
     options: tuple[EngineOption, ...] = ()
 
 

@@ -7,11 +7,18 @@ from typing import Literal
 from stackctl.values.base import Value
 
 
-class ModelFile(Value, frozen=True, kw_only=True):
-    """One file of a model: its absolute path and size."""
+class ModelFile(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """One file of a model: its absolute path and size; ``name`` is what it is called where that is
+    not the end of its path, as with the hub's cache, whose files are links to blobs."""
 
     path: str
     bytes: int
+    name: str | None = None
+
+    @property
+    def called(self) -> str:
+        """Its name, from which engines learn which part of a model it is."""
+        return self.name or self.path.rpartition("/")[2]
 
 
 class KvLayout(Value, frozen=True, kw_only=True):

@@ -1,7 +1,9 @@
-"""A GPU through CDI: what the host lacks is refused before a launch, and podman proves the rest.
+"""A GPU through CDI: what the host lacks is refused before a launch, podman proves the rest, and
+what is started has its device.
 
 The card is not there. Its library is a real one that answers as the recorded RTX PRO 6000 does, its
-CDI file gives containers a variable and a file; podman, crun and stackctl are as everywhere.
+CDI file gives containers a variable and a file; podman, crun and stackctl are as everywhere. vLLM
+needs the card itself: a program that acts like it (fakevllm.pl) stands in the image for it.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import zipfile
 from collections.abc import Iterator
 
 import pytest
+from checkpoints import checkpoint
 
 from . import look
 from .conftest import HERE, Seat
@@ -27,6 +30,19 @@ LIBRARY = f"/srv/gpu/libcuda.so.{DRIVER}"
 CDI = "/etc/cdi/nvidia.yaml"
 IMAGE_HERE = ("--set", f"image={IMAGE}")
 UP = ("up", "--yes", "gpu-gguf", *IMAGE_HERE, "--model")
+STACK, PORT = "gpu-nvfp4", 8000
+VLLM_IMAGE = "localhost/stackctl/vllm:latest"
+MODEL = "/srv/models/tiny-nvfp4"
+UP_VLLM = ("up", "--yes", STACK, "--model", f"dir:{MODEL}")
+#: One quantised matrix: two weights a byte, a scale for each 16 of them and one for all.
+_PART = "model.layers.0.mlp.up_proj"
+NVFP4 = {
+    "model.embed_tokens.weight": ("BF16", (32, 64)),
+    f"{_PART}.weight": ("U8", (128, 32)),
+    f"{_PART}.weight_scale": ("F8_E4M3", (128, 4)),
+    f"{_PART}.weight_scale_2": ("F32", ()),
+    "lm_head.weight": ("BF16", (32, 64)),
+}
 
 
 def cdi(*, version: str = "0.5.0", library: str = LIBRARY, hook: str | None = None) -> str:
@@ -85,6 +101,21 @@ def gpu(card: Lab, seat: Seat) -> Iterator[Seat]:
     assert seat.lab is card
     yield seat
     card.run(["rm", "-rf", "/etc/cdi"], check=True)
+
+
+@pytest.fixture
+def vllm(gpu: Seat) -> Iterator[Seat]:
+    """The same with an image of vLLM, whose entry point is that of the published one, and a small
+    checkpoint in nvfp4."""
+    folder = look.lab_path(gpu.lab, MODEL)
+    quantized = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
+    checkpoint(folder, NVFP4, quantization_config=quantized)
+    look.put(gpu.lab, "/srv/gpu/vllm", (HERE / "fakevllm.pl").read_bytes(), mode=0o755)
+    made = look.derived_image(gpu, "vllm", "cp -p /srv/gpu/vllm usr/bin/vllm")
+    committed(gpu, made, VLLM_IMAGE, "vllm", "serve")
+    yield gpu
+    gpu.reset()
+    gpu.run("podman", "rmi", "--force", VLLM_IMAGE)
 
 
 def test_the_card_is_seen_as_it_was_recorded(gpu: Seat) -> None:
@@ -160,6 +191,156 @@ def test_the_driver_is_judged_by_the_image_that_is_here(gpu: Seat, tiny: str) ->
         assert found["expected"] == "NVIDIA driver 580 or newer (the image has CUDA 14.1.0)"
     finally:
         gpu.run("podman", "rmi", "--force", name)
+
+
+def test_the_engine_has_the_card(vllm: Seat) -> None:
+    lab = vllm.lab
+    look.put(lab, CDI, cdi().encode())
+    done = vllm.stackctl(*UP_VLLM)
+    assert f"{STACK} is up (generation 1)" in done.stdout
+    text = look.unit_text(vllm, STACK)
+    for line in ("AddDevice=nvidia.com/gpu=0", f"Volume={MODEL}:/models:ro"):
+        assert line in text.splitlines()
+    # The device's edits, the model and the cache are what the engine sees.
+    pid = look.engine_pid(vllm, look.engine_container(vllm, STACK))
+    variables = lab.read(f"/proc/{pid}/environ").split("\0")
+    assert {"LAB_GPU=edited", "GPU_0=1", "HF_HUB_OFFLINE=1"} <= set(variables)
+    assert "GPU_all=1" not in variables
+    inside = f"/proc/{pid}/root"
+    assert lab.read(f"{inside}/opt/libcuda.so") == "not really\n"
+    shown = lab.read(f"/proc/{pid}/mountinfo").splitlines()
+    options = {line.split()[4]: line.split()[5].split(",") for line in shown}
+    assert "ro" in options["/models"]
+    assert "ro" in options["/opt/libcuda.so"]
+    assert "rw" in options["/cache"]
+    assert "ro" in options["/"]
+    (size,) = (line.rsplit("size=", 1)[1] for line in shown if line.split()[4] == "/dev/shm")
+    assert int(size.split("k")[0]) == 8 * 2**20
+    # Everything that it was told is a whole option which it knows, or it would not run.
+    words = lab.read(f"/proc/{pid}/cmdline").split("\0")[:-1]
+    assert words[words.index("serve") + 1] == "/models"
+    assert words[words.index("--max-num-seqs") + 1] == "1"
+    plan = look.record(vllm, 1, STACK)["plan"]
+    assert (plan["placement"]["gpus"], plan["model"]["quantization"]) == (["0"], "nvfp4")
+
+    answer = look.chat(vllm, PORT)
+    assert answer["choices"][0]["message"]["content"].startswith("amber copper")
+    assert answer["usage"]["completion_tokens"] == 8
+    checked = vllm.stackctl("check", STACK).stdout
+    assert {line.split()[0] for line in checked.splitlines()} == {"ok"}
+    again = vllm.stackctl(*UP_VLLM)
+    assert "nothing to change (generation 1)" in again.stdout
+
+    vllm.stackctl("down", STACK)
+    look.assert_clean(vllm, STACK)
+    assert not look.listening(lab, PORT)
+
+
+def test_a_snapshot_of_the_hub_and_its_code(vllm: Seat) -> None:
+    """Its files are links to blobs beside it."""
+    look.put(vllm.lab, CDI, cdi().encode())
+    repo, commit = "/srv/hub/models--Org--Tiny", "a1" * 20
+    look.put(vllm.lab, f"{repo}/refs/main", commit.encode())
+    snapshot = look.lab_path(vllm.lab, f"{repo}/snapshots/{commit}")
+    snapshot.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", "model.safetensors"):
+        look.put(vllm.lab, f"{repo}/blobs/{name[:3]}", look.get(vllm.lab, f"{MODEL}/{name}"))
+        if not (snapshot / name).is_symlink():
+            (snapshot / name).symlink_to(f"../../blobs/{name[:3]}")
+    words = ("up", "--yes", STACK, "--model", "hf:Org/Tiny", "--set", "trust_remote_code=true")
+    vllm.stackctl(*words, env={"HF_HUB_CACHE": "/srv/hub"})
+    told = look.argv(vllm, look.engine_container(vllm, STACK))
+    assert told[told.index("serve") + 1] == f"/models/snapshots/{commit}"
+    assert "--trust-remote-code" in told
+    vllm.stackctl("down", STACK)
+    look.assert_clean(vllm, STACK)
+    # Without a commit nobody knows which code it is.
+    done = vllm.stackctl(*UP_VLLM, "--set", "trust_remote_code=true", code=2)
+    look.assert_error(done, "nothing tells the commit of dir:", "@COMMIT")
+    look.assert_clean(vllm, STACK)
+
+
+def test_an_entry_point_outside_of_the_path(gpu: Seat, tiny: str) -> None:
+    """As llama.cpp's own images have it."""
+    look.put(gpu.lab, CDI, cdi().encode())
+    move = "mkdir app && mv $(find . -type f -perm -111 -name llama-server) app/"
+    name = committed(
+        gpu, look.derived_image(gpu, "app", move), "localhost/lab/app:2", "/app/llama-server"
+    )
+    try:
+        words = ("up", "--yes", "gpu-gguf", "--set", f"image={name}", "--model", tiny)
+        assert "gpu-gguf is up (generation 1)" in gpu.stackctl(*words).stdout
+        assert "AddDevice=nvidia.com/gpu=0" in look.unit_text(gpu, "gpu-gguf").splitlines()
+        container = look.engine_container(gpu, "gpu-gguf")
+        variables = gpu.lab.read(f"/proc/{look.engine_pid(gpu, container)}/environ").split("\0")
+        assert "LAB_GPU=edited" in variables
+        gpu.stackctl("down", "gpu-gguf")
+        look.assert_clean(gpu, "gpu-gguf")
+    finally:
+        gpu.reset()
+        gpu.run("podman", "rmi", "--force", name)
+
+
+BROKEN = {
+    "absent": (None, 0o644, "no file in /etc/cdi or /run/cdi", "nvidia-ctk cdi generate"),
+    "stale": (
+        cdi(library="/srv/gpu/libcuda.so.570.86.10"), 0o644,
+        "/srv/gpu/libcuda.so.570.86.10 does not exist", "nvidia-ctk cdi generate",
+    ),
+    "unreadable": (cdi(), 0o600, "it cannot be read", f"sudo chmod a\\+r {CDI}"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_vllm_without_its_device_is_refused_and_what_runs_runs_on(
+    vllm: Seat, tiny: str, name: str
+) -> None:
+    text, mode, words, remedy = BROKEN[name]
+    if mode == 0o600 and vllm.user == "root":
+        pytest.skip("root reads everything")
+    vllm.stackctl("up", "demo", "--model", tiny)
+    container = look.engine_container(vllm, "demo")
+    before = (look.container_id(vllm, container), look.engine_pid(vllm, container))
+    files = vllm.files(vllm.units)
+    if text is not None:
+        look.put(vllm.lab, CDI, text.encode(), mode=mode)
+
+    done = vllm.stackctl(*UP_VLLM, code=6)
+    look.assert_error(done, f"{STACK} cannot have its GPU: .*{words}", remedy)
+    assert vllm.files(vllm.units) == files
+    assert (look.container_id(vllm, container), look.engine_pid(vllm, container)) == before
+    listed = vllm.run("podman", "ps", "--all", "--format", "{{.Names}}").stdout.split()
+    assert not [entry for entry in listed if STACK in entry or "proof" in entry]
+    assert vllm.stackctl("check", "demo").stdout
+    vllm.stackctl("down", "demo")
+    look.assert_clean(vllm, "demo")
+
+
+def test_a_running_engine_outlives_a_refused_change(vllm: Seat) -> None:
+    """The device is lost by a driver's update, say; whoever runs has it still."""
+    look.put(vllm.lab, CDI, cdi().encode())
+    vllm.stackctl(*UP_VLLM)
+    container = look.engine_container(vllm, STACK)
+    before = look.engine_pid(vllm, container)
+    look.put(vllm.lab, CDI, cdi(hook="/bin/false").encode())
+    done = vllm.stackctl(*UP_VLLM, "--set", "context=2048", code=6)
+    look.assert_error(done, "the hook that a CDI file names fails", "nvidia-container-toolkit")
+    assert look.engine_pid(vllm, container) == before
+    assert look.chat(vllm, PORT)["usage"]["completion_tokens"] == 8
+    vllm.stackctl("down", STACK)
+    look.assert_clean(vllm, STACK)
+
+
+def committed(seat: Seat, image: str, name: str, *entrypoint: str) -> str:
+    """The image with another entry point, under another name."""
+    change = shlex.quote(f"ENTRYPOINT {json.dumps(entrypoint)}")
+    make = (
+        f"id=$(podman create {image} x)",
+        f"podman commit --quiet --change {change} $id {name}",
+        "podman rm $id",
+    )
+    seat.run("sh", "-c", " && ".join(make))
+    return name
 
 
 def doctor(seat: Seat, model: str, code: int = 0) -> dict[str, dict[str, str]]:

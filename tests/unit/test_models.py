@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stackctl.errors import ExitCode, StackctlError
+from stackctl.plan.naming import served_name
 from stackctl.sources.ggufmodel import VLLM
 from stackctl.sources.models import read_model
 from stackctl.values.base import to_json
@@ -400,6 +401,11 @@ def test_links_lead_to_the_real_file(tmp_path: Path) -> None:
     link.symlink_to(real)
     model = read_model(f"file:{link}")
     assert (model.source, model.files[0].path) == (f"file:{link}", str(real))
+    # A blob's name says nothing; a file that is called after its model is known by that.
+    assert (model.files[0].called, served_name(model)) == ("m.gguf", "m")
+    other = write(tmp_path / "real-name.gguf")
+    (tmp_path / "current.gguf").symlink_to(other)
+    assert served_name(read_model(f"file:{tmp_path}/current.gguf")) == "real-name"
 
     real.unlink()
     error = fails(f"file:{link}")
@@ -501,10 +507,14 @@ def test_shards_behind_links_keep_their_names(tmp_path: Path) -> None:
     for link, path in zip(links, paths, strict=True):
         link.symlink_to(path)
     assert [f.path for f in read_model(str(links[0])).files] == [str(path) for path in paths]
-    blob = paths[1].rename(tmp_path / "store" / "blob")
+    # Anywhere, as the hub's cache has them: the engine sees them by the names of the links.
+    blob = paths[1].rename(tmp_path / "blob")
     links[1].unlink()
     links[1].symlink_to(blob)
-    assert "the parts must be real files in one folder" in fails(links[0]).message
+    model = read_model(str(links[0]))
+    assert [f.path for f in model.files] == [str(paths[0]), str(blob), str(paths[2])]
+    assert [f.called for f in model.files] == [link.name for link in links]
+    assert served_name(model) == links[0].name.removesuffix("-00001-of-00003.gguf")
 
 
 def test_a_single_file_that_is_named_like_a_shard(tmp_path: Path) -> None:

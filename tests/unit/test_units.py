@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import EPYC, GEMMA, HOSTS, IQUEST, LATENCY, THROUGHPUT, plan, profile
+from samples import (
+    EPYC,
+    EPYC_GPU,
+    GEMMA,
+    HOSTS,
+    IQUEST,
+    LATENCY,
+    THROUGHPUT,
+    plan,
+    profile,
+    shipped,
+    shipped_model,
+)
 
+from stackctl.deploy import gpu
+from stackctl.deploy.images import starting
+from stackctl.engines import engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.plan.ledger import claim_of
 from stackctl.units import healthcheck, quoting
@@ -101,9 +116,11 @@ class Read:
         scope: Literal["user", "system"] = "system",
         program: tuple[str, ...] = (),
         generation: int = 7,
+        image: str = PINNED,
+        **more: Any,
     ) -> None:
         target = Target(
-            scope=scope, podman=podman, image=PINNED, program=program, claim=claim_of(made)
+            scope=scope, podman=podman, image=image, program=program, claim=claim_of(made), **more
         )
         self.units = render(made, target, generation)
         (file,) = self.units.files
@@ -486,7 +503,111 @@ def test_the_number_is_not_part_of_what_a_unit_says() -> None:
     assert service_name("cpu") == "cpu.service"
 
 
+# GPUs and vLLM
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REPO = "/srv/hub/models--IQuestLab--IQuest-Coder-V1-40B-Instruct-nvfp4"
+WEIGHTS = ModelFile(path=f"{REPO}/blobs/{'5e' * 32}", bytes=22_000_000_000)
+
+
+def on_gpu(
+    name: str, podman: str | None = "5.4.2", scope: Literal["user", "system"] = "system"
+) -> Read:
+    """The unit of a shipped profile on the machine with the RTX PRO 6000, as ``up`` makes it."""
+    wish = shipped(name)
+    model = msgspec.structs.replace(
+        shipped_model(shipped("gpu-nvfp4")),
+        folder=f"{REPO}/snapshots/{COMMIT}",
+        files=(WEIGHTS,),
+    )
+    if wish.engine == "llama.cpp":
+        model = IQUEST
+    made = plan(EPYC_GPU, model, wish, engine_port=41000)
+    local = wish.on_cpu
+    run = engine(wish.engine)
+    program, entrypoint = starting(run, () if local else run.published_entrypoint)
+    folder = "/home/ai/.cache" if scope == "user" else "/var/cache"
+    return Read(
+        made,
+        podman,
+        scope,
+        program,
+        image="cd" * 32 if local else f"{made.image.partition(':')[0]}@sha256:{'ab' * 32}",
+        entrypoint=entrypoint,
+        devices=gpu.names(gpu.planned(EPYC_GPU, made)),
+        cache=f"{folder}/stackctl/compiled/{'cd' * 6}",
+    )
+
+
+@pytest.mark.parametrize("podman", VERSIONS)
+def test_what_a_unit_with_a_gpu_says(podman: str) -> None:
+    read = on_gpu("gpu-nvfp4", podman)
+    assert read.all("Container", "AddDevice") == ["nvidia.com/gpu=0"]
+    assert read.all("Container", "Volume") == [
+        f"{REPO}:/models:ro", f"/var/cache/stackctl/compiled/{'cd' * 6}:/cache:rw"
+    ]  # fmt: skip
+    # Podman does not start where a volume's folder is missing.
+    (made,) = read.all("Service", "ExecStartPre")
+    assert made == f"/bin/mkdir -p -m 0700 -- /var/cache/stackctl/compiled/{'cd' * 6}"
+    size = read.all("Container", "ShmSize")
+    size += [a.partition("=")[2] for a in read.podman_args if a.startswith("--shm-size=")]
+    assert size == [str(8 * 2**30)]
+    assert ("ShmSize" in read.text) == (parse_version(podman) >= (4, 7))
+    # The published image starts "vllm serve": the second word is here.
+    assert "--entrypoint=vllm" in read.podman_args
+    assert read.command[:2] == ["serve", f"/models/snapshots/{COMMIT}"]
+    variables = [expanded(value) for value in read.all("Container", "Environment")]
+    assert {"HF_HUB_OFFLINE=1", "VLLM_CACHE_ROOT=/cache/vllm", "HOME=/cache"} <= set(variables)
+
+
+def test_a_unit_for_a_cpu_has_no_device() -> None:
+    read = on_gpu("cpu-vllm")
+    assert "AddDevice" not in read.text
+    assert "entrypoint" not in read.text
+    assert read.command[:3] == ["vllm", "serve", f"/models/snapshots/{COMMIT}"]
+    assert read.one("Container", "ShmSize")
+    plain = Read(plan())
+    assert not [key for key, _ in plain.sections["Container"] if key in ("AddDevice", "ShmSize")]
+    assert "/cache" not in plain.text
+
+
+def test_llama_cpp_compiles_nothing_and_keeps_its_entry_point() -> None:
+    read = on_gpu("gpu-gguf")
+    assert read.all("Container", "AddDevice") == ["nvidia.com/gpu=0"]
+    assert "/cache" not in read.text
+    assert "ExecStartPre" not in read.text
+    assert "entrypoint" not in read.text
+    assert read.command[0].startswith("--")
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "program", "replaced"),
+    [
+        ((), ("vllm",), None),
+        (("vllm",), (), None),
+        (("/usr/bin/vllm", "serve"), (), "/usr/bin/vllm"),
+    ],
+)
+def test_what_starts_an_engine(
+    entrypoint: tuple[str, ...], program: tuple[str, ...], replaced: str | None
+) -> None:
+    assert starting(engine("vllm"), entrypoint) == (program, replaced)
+
+
 # Golden units
+
+
+@pytest.mark.parametrize(
+    ("podman", "scope"), [("4.9.3", "user"), ("5.4.2", "system"), ("5.8.2", "system")]
+)
+@pytest.mark.parametrize("name", ["gpu-nvfp4", "cpu-vllm", "gpu-gguf"])
+def test_golden_units_of_the_machine_with_a_gpu(
+    name: str,
+    podman: str,
+    scope: Literal["user", "system"],
+    golden: Callable[[str, str], None],
+) -> None:
+    golden(f"units/{name}--podman-{podman}.container", on_gpu(name, podman, scope).text)
 
 
 @pytest.mark.parametrize(

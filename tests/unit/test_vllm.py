@@ -121,9 +121,11 @@ def test_a_help_of_argparse() -> None:
     assert set(dialect.names()) == {
         "help", "port", "dtype", "trust-remote-code", "no-trust-remote-code", "tensor-parallel-size"
     }  # fmt: skip
-    port = dialect.find("port")
-    assert port is not None
-    assert port.value == "PORT"
+    values = {"port": "PORT", "dtype": "{auto,half}", "tensor-parallel-size": "N", "help": None}
+    for name, value in values.items():
+        found = dialect.find(name)
+        assert found is not None
+        assert found.value == value
 
 
 @pytest.mark.parametrize(
@@ -185,6 +187,77 @@ def test_the_quantisation_is_given_only_when_asked_for() -> None:
 def test_a_backend_can_be_forced() -> None:
     made = made_for(engine_args={"linear-backend": ("marlin",)})
     assert values_of(made, "linear-backend") == ["marlin"]
+
+
+HUB = msgspec.structs.replace(MODEL, folder=f"/hub/models--Org--Repo/snapshots/{'a1' * 20}")
+
+
+def test_code_of_the_model_is_trusted_at_one_commit_only() -> None:
+    assert "--trust-remote-code" not in made_for(model=HUB).argv
+    made = made_for(model=HUB, trust_remote_code=True)
+    assert "--trust-remote-code" in made.argv
+    (why,) = (d for d in made.decisions if d.field == "trust-remote-code")
+    assert (why.value, why.source) == (True, "profile")
+    assert why.reason == "the profile trusts the code of commit a1a1a1a1a1a1"
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [None, "/srv/models/x", "/hub/models--Org--Repo/snapshots/main", "/snapshots/" + "a1" * 20],
+)
+def test_code_of_no_known_commit_is_not_trusted(folder: str | None) -> None:
+    with pytest.raises(StackctlError, match="nothing tells the commit of hf:") as caught:
+        made_for(model=msgspec.structs.replace(MODEL, folder=folder), trust_remote_code=True)
+    assert caught.value.exit_code == ExitCode.USAGE
+    assert "@COMMIT" in (caught.value.hint or "")
+
+
+def variables(made: Plan) -> dict[str, str]:
+    return dict(text.split("=", 1) for text in made.environment)
+
+
+def test_the_environment() -> None:
+    """Nothing is fetched or told to others, and all that is written lies in the kept cache."""
+    found = variables(made_for())
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK"):
+        assert found.pop(name) == "1"
+    assert {"HOME", "VLLM_CACHE_ROOT", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"} <= set(found)
+    assert all(path.split("/")[:2] == ["", "cache"] for path in found.values()), found
+    # Engines beside each other in the cache do not mix.
+    assert len({found["VLLM_CACHE_ROOT"], found["TRITON_CACHE_DIR"], found["HOME"]}) == 3
+
+
+def test_without_gpus_it_computes_on_the_cores_of_the_plan() -> None:
+    made = made_for(placement={"gpus": "none"})
+    assert made.placement.gpus == ()
+    assert made.host_memory is None
+    assert claim_of(made).gpus == ()
+    assert not any(decision.field == "gpus" for decision in made.decisions)
+    assert variables(made)["VLLM_CPU_OMP_THREADS_BIND"] == made.placement.cpus == "0-13"
+    assert "VLLM_CPU_OMP_THREADS_BIND" not in variables(made_for())
+    # The cache is told in bytes, as much as the requests take: nothing counts as spare there.
+    assert "--gpu-memory-utilization" not in made.argv
+    assert int(values_of(made, "kv-cache-memory-bytes")[0]) == made.memory.kv_bytes == 10 * GIB
+    bare = msgspec.structs.replace(EPYC_GPU, gpus=())
+    assert made_for(host=bare, placement={"gpus": "none"}).argv == made.argv
+
+
+def test_a_profile_without_gpus_is_not_sent_to_them() -> None:
+    """Even where it does not fit and GPUs would have room."""
+    host = with_cards(CARD, msgspec.structs.replace(CARD, index=1))
+    small = msgspec.structs.replace(host.memory, total_bytes=16 * GIB, available_bytes=15 * GIB)
+    host = msgspec.structs.replace(host, memory=small)
+    made = made_for(host=host, placement={"gpus": "none"})
+    assert made.verdict.fits is False
+    assert not any("GPU" in text for text in made.verdict.alternatives)
+
+
+@pytest.mark.parametrize("engine_name", ["vllm", "llama.cpp"])
+def test_gpus_none_for_either_engine(engine_name: str) -> None:
+    wish = profile(shipped("gpu-gguf" if engine_name == "llama.cpp" else "cpu-vllm"))
+    made = plan(EPYC_GPU, shipped_model(wish), profile(wish, placement={"gpus": "none"}))
+    assert made.placement.gpus == ()
+    assert "--n-gpu-layers" not in made.argv or values_of(made, "n-gpu-layers") == ["0"]
 
 
 def test_a_gpu_profile_without_a_gpu() -> None:
