@@ -16,7 +16,7 @@ from stackctl.deploy.context import Context
 from stackctl.deploy.recover import record_end, recover_first
 from stackctl.deploy.start import start_and_wait
 from stackctl.engines import engine as find_engine
-from stackctl.errors import ExitCode, StackctlError
+from stackctl.errors import DidNotStart, ExitCode, StackctlError
 from stackctl.machine import lock, podman
 from stackctl.plan.ledger import claim_of
 from stackctl.plan.placement import sharing
@@ -282,12 +282,12 @@ def restart(context: Context, stack: str, patience: Patience) -> Generation:
             )
             context.report.step("ready", format_duration(seconds))
             change.require_answer(context, generation)
-        finally:
-            # Whatever came of it: the door is open, and nothing is left to recover.
-            with change.uninterrupted():
-                if generation.door is not None:
-                    door.apply(context, stack, generation.door)
-                context.journal.clear()
+        except BaseException:
+            if problem := _reopen(context, generation):
+                context.report.warn(problem.message, problem.hint)
+            raise
+        if problem := _reopen(context, generation):
+            raise problem
         record.done(context, "restart", stack, generation=generation.number)
         return context.generations.finish(
             generation,
@@ -295,6 +295,26 @@ def restart(context: Context, stack: str, patience: Patience) -> Generation:
             ready_s=round(seconds, 2),
             report=generation.outcome.report,
         )
+
+
+def _reopen(context: Context, generation: Generation) -> StackctlError | None:
+    """Open the front door after a restart, whatever came of that; why it stays shut.
+
+    What does not come up is systemd's to try again. Anything else stays in the journal.
+    """
+    problem: StackctlError | None = None
+    with change.uninterrupted():
+        try:
+            try:
+                if generation.door is not None:
+                    door.apply(context, generation.stack, generation.door)
+            except DidNotStart as error:
+                problem = error
+            context.journal.clear()
+        except StackctlError as error:
+            error.hint = error.hint or "then: stackctl recover"
+            problem = error
+    return problem
 
 
 def installed_generation(context: Context, stack: str) -> Generation:

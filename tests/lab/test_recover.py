@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 
 from . import look
@@ -88,6 +89,30 @@ def test_a_door_that_is_shut_or_stuck_is_started_anew(one: Seat, tiny: str) -> N
     shown = one.stackctl("logs", "--generation", "2").stdout
     assert "model loaded" in shown
     assert "cpu_door" in one.stackctl("logs").stdout
+
+
+def test_a_restart_tells_of_the_engine_before_the_door(one: Seat, tiny: str) -> None:
+    own_model(one, tiny)
+    one.stackctl(*UP)
+    config, journal = f"{one.state}/doors/cpu/haproxy.cfg", f"{one.state}/transaction.json"
+    # Neither comes back: what is told as the error is the engine, which the user asked about.
+    one.run("mv", MODEL, f"{MODEL}.away")
+    one.run("sh", "-c", f"rm {config} && mkdir {config}")
+    done = one.stackctl("restart", code=1)
+    look.assert_error(done, "cpu did not start")
+    assert re.search(f"^warning: .*{config}", done.stderr, re.MULTILINE), done.stderr
+    assert look.exists(one.lab, journal)
+    one.run("rmdir", config)
+    one.run("mv", f"{MODEL}.away", MODEL)
+    assert one.stackctl("recover").stdout == "cpu is recovered: generation 1\n"
+    assert look.chat(one)["usage"]["completion_tokens"] > 0
+    # The door alone: it is the error, and still there to recover.
+    one.run("sh", "-c", f"rm {config} && mkdir {config}")
+    look.assert_error(one.stackctl("restart", code=1), config)
+    one.run("rmdir", config)
+    assert one.stackctl("recover").stdout == "cpu is recovered: generation 1\n"
+    assert not look.exists(one.lab, journal)
+    assert look.chat(one)["usage"]["completion_tokens"] > 0
 
 
 def test_an_engine_that_starts_is_waited_for_not_started_anew(one: Seat, tiny: str) -> None:
