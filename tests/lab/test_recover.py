@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import subprocess
 
 from . import look
 from .conftest import Seat
@@ -89,6 +90,34 @@ def test_a_door_that_is_shut_or_stuck_is_started_anew(one: Seat, tiny: str) -> N
     shown = one.stackctl("logs", "--generation", "2").stdout
     assert "model loaded" in shown
     assert "cpu_door" in one.stackctl("logs").stdout
+
+
+LISTEN = """\
+import socket, sys
+server = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_door_that_systemd_tries_again_is_waited_for(one: Seat, tiny: str) -> None:
+    own_model(one, tiny)
+    one.stackctl(*UP)
+    one.systemctl("stop", DOOR)
+    words = ["python3", "-c", LISTEN, str(look.PORT)]
+    with one.lab.spawn(words, user=one.user, stdin=subprocess.PIPE) as listener:
+        assert listener.stdout is not None
+        listener.stdout.readline()
+        with one.lab.spawn(["stackctl", *UP], user=one.user) as process:
+            look.wait_for(
+                "it is tried again",
+                lambda: look.unit_properties(one, "NRestarts", unit=DOOR)["NRestarts"] != "0",
+            )
+            listener.communicate("", timeout=10)
+            out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "nothing to change" in out
+    assert look.chat(one)["usage"]["completion_tokens"] > 0
 
 
 def test_a_restart_tells_of_the_engine_before_the_door(one: Seat, tiny: str) -> None:
