@@ -196,11 +196,10 @@ def _finish(
     context: Context, new: Generation, before: Before, ready: tuple[float, tuple[Fact, ...]]
 ) -> Generation:
     """Past the point of no return: what fails now is told, and ended by ``recover``."""
-    seconds, report = ready
     try:
         if problem := converge(context, new.stack, new, running=True):
             context.report.warn(f"it served, but {problem.message}", f"stackctl status {new.stack}")
-        done = context.generations.finish(new, "ready", ready_s=round(seconds, 2), report=report)
+        done = _ready(context, new, ready)
         if before.generation is not None:
             context.generations.finish(before.generation, "replaced")
         context.journal.clear()
@@ -210,10 +209,18 @@ def _finish(
     return done
 
 
+        # What it took to be ready and what its engine said are known here and nowhere else.
+        with contextlib.suppress(StackctlError):
+            return _ready(context, new, ready)
 def require_answer(context: Context, generation: Generation) -> None:
     """Health, model list and one completion, asked of the engine itself."""
     plan = generation.plan
     context.report.progress("answer", "asking for a completion")
+def _ready(context: Context, new: Generation, ready: tuple[float, tuple[Fact, ...]]) -> Generation:
+    seconds, report = ready
+    return context.generations.finish(new, "ready", ready_s=round(seconds, 2), report=report)
+
+
     results = endpoint.check(
         endpoint.base_url(plan.listens),
         find_engine(plan.engine).health_path,

@@ -170,6 +170,30 @@ def test_an_engine_that_starts_is_waited_for_not_started_anew(one: Seat, tiny: s
     assert state(one) == "ready"
 
 
+def test_what_is_only_known_at_the_end_is_kept(one: Seat, tiny: str) -> None:
+    own_model(one, tiny)
+    one.stackctl(*UP)
+    config, journal = f"{one.state}/doors/cpu/haproxy.cfg", f"{one.state}/transaction.json"
+    words = ("stackctl", "switch", "throughput", "--yes", "--soak", "5s")
+    with one.lab.spawn(words, user=one.user) as process:
+        look.wait_for(
+            "it is watched",
+            lambda: look.exists(one.lab, journal) and b'"soak"' in look.get(one.lab, journal),
+        )
+        # The engine is the new one by then; its door cannot be written.
+        one.run("sh", "-c", f"rm {config} && mkdir {config}")
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "warning: it serves, but" in err
+    assert look.exists(one.lab, journal)
+    one.run("rmdir", config)
+    assert one.stackctl("recover").stdout == "cpu is recovered: generation 2\n"
+    outcome = look.record(one, 2)["outcome"]
+    assert outcome["state"] == "ready"
+    assert outcome["ready_s"] > 0
+    assert look.record(one, 1)["outcome"]["state"] == "replaced"
+
+
 def test_until_it_is_final_the_old_engine_is_what_a_power_loss_leaves(one: Seat, tiny: str) -> None:
     own_model(one, tiny)
     one.stackctl(*UP)
