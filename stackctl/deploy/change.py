@@ -212,6 +212,9 @@ def _finish(
         # What it took to be ready and what its engine said are known here and nowhere else.
         with contextlib.suppress(StackctlError):
             return _ready(context, new, ready)
+        # What it took to be ready and what its engine said are known here and nowhere else.
+        with contextlib.suppress(StackctlError):
+            return _ready(context, new, ready)
 def require_answer(context: Context, generation: Generation) -> None:
     """Health, model list and one completion, asked of the engine itself."""
     plan = generation.plan

@@ -194,6 +194,18 @@ def test_what_is_only_known_at_the_end_is_kept(one: Seat, tiny: str) -> None:
     assert look.record(one, 1)["outcome"]["state"] == "replaced"
 
 
+def test_a_unit_that_was_changed_by_hand_is_put_back_as_stored(one: Seat, tiny: str) -> None:
+    own_model(one, tiny)
+    one.stackctl(*UP)
+    path = f"{one.units}/cpu/cpu.container"
+    one.run("sh", "-c", f"echo '# by hand' >>{path}")
+    done = one.stackctl(*UP, "--set", "engine_args.rope-scaling=x", code=1)
+    assert "warning: cpu.container was changed by hand: it is put back as stored" in done.stderr
+    assert look.get(one.lab, path).decode() == look.record(one, 1)["units"]["files"][0]["text"]
+    done = one.stackctl(*UP, "--set", "engine_args.rope-scaling=x", code=1)
+    assert "by hand" not in done.stderr
+
+
 def test_until_it_is_final_the_old_engine_is_what_a_power_loss_leaves(one: Seat, tiny: str) -> None:
     own_model(one, tiny)
     one.stackctl(*UP)
