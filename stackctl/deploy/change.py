@@ -32,7 +32,6 @@ _SOAK_POLL_S = 0.25
 #: An engine that has not answered for so many seconds does not serve. Less would have one that is
 #: busy restarted, or replaced, for being so.
 _ANSWER_S = 20
-_RUNNING = ("active", "activating", "reloading")
 
 
 @dataclass(frozen=True)
@@ -54,9 +53,14 @@ class Before:
     state: str
 
     @property
-    def running(self) -> bool:
-        """Whether it serves."""
+    def active(self) -> bool:
+        """Whether systemd has it up: it answered once."""
         return self.state == "active"
+
+    @property
+    def meant_to_run(self) -> bool:
+        """Whether it runs or is on its way there: undone, a change starts it again."""
+        return self.state in ("active", "activating", "reloading")
 
     @property
     def stopped(self) -> bool:
@@ -115,7 +119,7 @@ def carry_out(context: Context, new: Generation, before: Before, patience: Patie
         operation=new.operation,
         stack=new.stack,
         before=before.generation.number if before.generation else None,
-        running=before.state in _RUNNING,
+        running=before.meant_to_run,
         after=new.number,
         step="store",
         started=now(),
@@ -205,25 +209,22 @@ def _finish(
         context.journal.clear()
     except StackctlError as problem:
         context.report.warn(f"it serves, but {problem.message}", "stackctl recover")
+        # What it took to be ready and what its engine said are known here and nowhere else.
+        with contextlib.suppress(StackctlError):
+            return _ready(context, new, ready)
         return new
     return done
 
 
-        # What it took to be ready and what its engine said are known here and nowhere else.
-        with contextlib.suppress(StackctlError):
-            return _ready(context, new, ready)
-        # What it took to be ready and what its engine said are known here and nowhere else.
-        with contextlib.suppress(StackctlError):
-            return _ready(context, new, ready)
-def require_answer(context: Context, generation: Generation) -> None:
-    """Health, model list and one completion, asked of the engine itself."""
-    plan = generation.plan
-    context.report.progress("answer", "asking for a completion")
 def _ready(context: Context, new: Generation, ready: tuple[float, tuple[Fact, ...]]) -> Generation:
     seconds, report = ready
     return context.generations.finish(new, "ready", ready_s=round(seconds, 2), report=report)
 
 
+def require_answer(context: Context, generation: Generation) -> None:
+    """Health, model list and one completion, asked of the engine itself."""
+    plan = generation.plan
+    context.report.progress("answer", "asking for a completion")
     results = endpoint.check(
         endpoint.base_url(plan.listens),
         find_engine(plan.engine).health_path,
@@ -270,9 +271,11 @@ def _undo(context: Context, new: Generation, before: Before, error: BaseExceptio
     """Put the machine back as it was; what fails meanwhile is told, and does not hide the error."""
     stack, old = new.stack, before.generation
     context.report.progress("restore", "stopping")
+    if old is not None and before.file is not None and before.file not in old.units.files:
+        context.report.warn(f"{before.file.name} was changed by hand: it is put back as stored")
     try:
-        stayed = old if old is not None and before.running and serves(context, old) else None
-        idle = converge(context, stack, old, running=before.state in _RUNNING)
+        stayed = old if old is not None and before.active and serves(context, old) else None
+        idle = converge(context, stack, old, running=before.meant_to_run)
         _settle_undone(context, new, error)
         context.journal.clear()
         if idle is not None:

@@ -200,7 +200,7 @@ def replace(
     gpu.prove(new.image_id, gpu.planned(host, new.plan), find_engine(new.plan.engine).program)
     if wish.dry_run:
         return None
-    if before.running and before.generation is not None:
+    if before.active and before.generation is not None:
         takeover.tell(context, before.generation, new)
         if not context.confirm(
             f"{new.stack} is running (generation {before.generation.number}) and would be replaced"
@@ -260,8 +260,8 @@ def restart(context: Context, stack: str, patience: Patience) -> Generation:
     """
     with writer(context, f"restart {stack}"):
         generation = installed_generation(context, stack)
-        running = change.look(context, stack).running
-        held = generation.door is not None and running and door.is_open(context, stack)
+        active = change.look(context, stack).active
+        held = generation.door is not None and active and door.is_open(context, stack)
         step = Transaction(
             operation="restart",
             stack=stack,
