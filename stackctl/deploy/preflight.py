@@ -78,12 +78,13 @@ def require_files(model: Model) -> None:
     )
 
 
-def require_port(machine: Machine, port: int) -> None:
-    """Raise StackctlError (exit 1) naming who has the port."""
+def require_port(machine: Machine, port: int, remedy: str | None = None) -> None:
+    """Raise StackctlError (exit 1) naming who has the port; ``remedy`` is what helps, where that is
+    not another port."""
     if owner := ports.listener(machine, port):
         raise StackctlError(
             f"port {port} is taken by {owner}",
-            hint=f"stop it, or another port: --set port={port + 1}",
+            hint=remedy or f"stop it, or another port: --set port={port + 1}",
         )
 
 

@@ -127,14 +127,17 @@ def require_room(
     if before.stopped and door.installed(context, new.stack):
         held.add(before.generation.plan.port if before.generation else None)
     others = ledger.others(claims.declared(context.machine, context.paths), new.stack)
+    kept = None
+    if new.operation == "rollback":
+        kept = f"a rollback keeps its ports: stop that, or stackctl up {new.plan.profile}"
     for port in (new.plan.port, new.plan.engine_port):
         if port is None or port in held:
             continue
-        preflight.require_port(context.machine, port)
+        preflight.require_port(context.machine, port, kept)
         if owner := ledger.port_owner(others, port):
             raise StackctlError(
                 f"port {port} belongs to {owner}",
-                hint=f"another port: --set port={port + 1}, or stackctl down {owner}",
+                hint=kept or f"another port: --set port={port + 1}, or stackctl down {owner}",
             )
     if not force:
         beside = new.strategy is not None and new.strategy.value == _SIDE_BY_SIDE

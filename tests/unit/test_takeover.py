@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,24 @@ def test_what_cannot_run_beside_the_old_one(
     assert words in chosen.reason
     stopped = Before(old.units.files[0], "cpu", old, "failed")
     assert takeover.choose(context(tmp_path), new, stopped, EPYC) is None
+
+
+def test_a_rollback_keeps_its_ports_and_says_so(tmp_path: Path) -> None:
+    nothing = Before(None, None, None, "inactive")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        hints = []
+        for operation in ("up", "rollback"):
+            new = msgspec.structs.replace(
+                generation(2, port),
+                operation=operation,
+                plan=msgspec.structs.replace(plan(), port=port, engine_port=port),
+            )
+            with pytest.raises(StackctlError, match=rf"taken by .*process {os.getpid()}") as caught:
+                takeover.require_room(context(tmp_path), EPYC, new, nothing, force=True)
+            hints.append(caught.value.hint or "")
+    assert "--set port=" in hints[0]
+    assert hints[1] == "a rollback keeps its ports: stop that, or stackctl up cpu-latency"
 
 
 def test_the_log_of_a_stack_is_that_of_both_slots_and_the_door() -> None:
