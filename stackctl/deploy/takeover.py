@@ -127,6 +127,7 @@ def require_room(
     if before.stopped and door.installed(context, new.stack):
         held.add(before.generation.plan.port if before.generation else None)
     others = ledger.others(claims.declared(context.machine, context.paths), new.stack)
+    binding = ledger.others(claims.binding(context.machine, context.paths), new.stack)
     kept = None
     if new.operation == "rollback":
         kept = f"a rollback keeps its ports: stop that, or stackctl up {new.plan.profile}"
@@ -134,11 +135,13 @@ def require_room(
         if port is None or port in held:
             continue
         preflight.require_port(context.machine, port, kept)
-        if owner := ledger.port_owner(others, port):
+        if owner := ledger.port_owner(binding, port):
             raise StackctlError(
                 f"port {port} belongs to {owner}",
                 hint=kept or f"another port: --set port={port + 1}, or stackctl down {owner}",
             )
+        if owner := ledger.port_owner(others, port):
+            context.report.warn(f"port {port} is claimed by {owner[:40]}, a stack of a user")
     if not force:
         beside = new.strategy is not None and new.strategy.value == _SIDE_BY_SIDE
         gone = None if old is None or beside else old.plan

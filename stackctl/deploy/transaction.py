@@ -19,6 +19,7 @@ from stackctl.engines import engine as find_engine
 from stackctl.errors import DidNotStart, ExitCode, StackctlError
 from stackctl.machine import lock, podman
 from stackctl.plan.ledger import claim_of
+from stackctl.plan.outvoted import is_refused, solve_past, told
 from stackctl.plan.placement import sharing
 from stackctl.plan.solve import Known, solve
 from stackctl.plan.verdict import besides, headline
@@ -84,7 +85,12 @@ def up(context: Context, profile: Profile, wish: Wish) -> UpResult:
             deadline_s=wish.deadline_s,
         )
         # What is no use is refused before it asks for gigabytes of model and image.
-        early = solve(host=host, model=model, profile=profile, known=known)
+        binding, everybody = claims.binding(context.machine, context.paths), known
+        early, known = solve_past(
+            host=host, model=model, profile=profile, known=known, binding=binding
+        )
+        if passed := told(profile.stack, everybody, known):
+            context.report.warn(passed)
         # Of an image that somebody else made nothing is known before it is here.
         assumed = DEFAULT_CUDA if profile.image is None else None
         if not wish.force:
@@ -152,7 +158,7 @@ def up(context: Context, profile: Profile, wish: Wish) -> UpResult:
         free = None
         if door_image is not None:
             store = context.generations
-            free = takeover.private_port(context.machine, store, profile, known.claims)
+            free = takeover.private_port(context.machine, store, profile, everybody.claims)
         port = old.plan.engine_port if old is not None and free is not None else None
         new = draft(before.unit or profile.stack, port or free, number)
         _require_use(new.plan, profile, wish)
@@ -348,12 +354,8 @@ def refused(plan: Plan) -> StackctlError:
 
 def _require_use(plan: Plan, profile: Profile, wish: Wish) -> None:
     """Raise StackctlError (exit 5) for a plan that does not fit or is not worth running."""
-    if _is_refused(plan) and not wish.force:
+    if is_refused(plan) and not wish.force:
         raise refused(wish.advise(profile, plan))
-
-
-def _is_refused(plan: Plan) -> bool:
-    return plan.verdict.fits is False or plan.verdict.viable is False
 
 
 def summary(plan: Plan) -> str:
