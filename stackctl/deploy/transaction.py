@@ -368,10 +368,11 @@ def summary(plan: Plan) -> str:
 
 @contextlib.contextmanager
 def writer(context: Context, purpose: str, dry_run: bool = False) -> Iterator[None]:
-    """The scope's lock, with nothing left of an earlier change; a dry run needs neither."""
+    """The scope's lock, with nothing left of earlier changes; a dry run needs neither."""
     if dry_run:
         yield
         return
     with lock.exclusive(context.paths.lock, purpose):
         recover_first(context)
+        install.sweep(context.paths.runtime)
         yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import pytest
 from samples import EPYC, LATENCY, plan
 
 from stackctl.cli.output import Output
-from stackctl.deploy import takeover
+from stackctl.deploy import install, takeover
 from stackctl.deploy.change import Before
 from stackctl.deploy.context import Context
+from stackctl.deploy.transaction import writer
 from stackctl.errors import StackctlError
 from stackctl.machine.files import LiveMachine, remove_file
 from stackctl.machine.systemd import Systemd
@@ -50,7 +52,7 @@ def generation(number: int, engine_port: int, *, stack: str = "cpu") -> Generati
 
 def context(folder: Path) -> Context:
     return Context(
-        paths=paths("user", {"HOME": str(folder)}),
+        paths=paths("user", {"HOME": str(folder), "XDG_RUNTIME_DIR": str(folder)}),
         machine=LiveMachine(),
         systemd=Systemd("user"),
         report=Output(json=False, quiet=True, verbose=False, color="never", progress=False),
@@ -130,6 +132,22 @@ def test_the_log_of_a_stack_is_that_of_both_slots_and_the_door() -> None:
         "--identifier=cpu-g2", "--identifier=cpu-door",
     ]  # fmt: skip
     assert "--unit=a" in Systemd("system").journal_command(("a",), (), lines=1)
+
+
+def test_what_a_killed_check_left_is_swept_away(tmp_path: Path) -> None:
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    here = context(tmp_path)
+    assert here.paths.runtime == tmp_path / "stackctl"
+    for name in (f"stage-{gone.pid}-a", f"stage-{os.getpid()}-b", "stage-c", "other"):
+        (here.paths.runtime / name / "units").mkdir(parents=True)
+    with writer(here, "up cpu"):
+        pass
+    left = {path.name for path in here.paths.runtime.iterdir()}
+    assert left == {f"stage-{os.getpid()}-b", "stage-c", "other"}
+    # They are named so.
+    with install._stage(here.paths.runtime, ()) as folder:
+        assert folder.parent.name.startswith(f"stage-{os.getpid()}-")
 
 
 def test_files_are_removed_or_it_is_said(tmp_path: Path) -> None:
