@@ -25,7 +25,7 @@ from stackctl.values.host import Host
 from stackctl.values.plan import Decision, Plan, Scalar
 from stackctl.values.profile import Profile
 
-#: Private ports of engines: below the range that Linux gives to outgoing connections.
+#: Private ports of engines: below the range that Linux gives to outgoing connections, by default.
 _FIRST_PORT, _LAST_PORT = 20000, 32000
 _SIDE_BY_SIDE = "side by side"
 
@@ -41,12 +41,16 @@ def private_port(
             # A damaged one cannot be rolled back to.
             with contextlib.suppress(StackctlError):
                 taken.add(store.read(stack, number).plan.engine_port)
+    taken |= ports.reserved(machine)
     span = _LAST_PORT - _FIRST_PORT
     # Users who choose at the same moment begin at different places.
     start = ((profile.port or 8080) + 1009 * os.getuid()) % span
-    for step in range(span):
-        port = _FIRST_PORT + (start + step) % span
-        if port not in taken and ports.listener(machine, port) is None:
+    found = [_FIRST_PORT + (start + step) % span for step in range(span)]
+    found = [port for port in found if port not in taken]
+    # One that is given to a connection while the engine is away keeps it from starting.
+    risky = ports.outgoing(machine)
+    for port in sorted(found, key=lambda port: port in risky):
+        if ports.listener(machine, port) is None:
             return port
     raise StackctlError(
         f"no free port between {_FIRST_PORT} and {_LAST_PORT} for the engine",

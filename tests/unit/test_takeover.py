@@ -18,7 +18,7 @@ from stackctl.deploy.change import Before
 from stackctl.deploy.context import Context
 from stackctl.deploy.transaction import writer
 from stackctl.errors import StackctlError
-from stackctl.machine.files import LiveMachine, remove_file
+from stackctl.machine.files import LiveMachine, RecordedMachine, remove_file
 from stackctl.machine.systemd import Systemd
 from stackctl.state.generations import Generations
 from stackctl.state.journal import Journal
@@ -80,6 +80,25 @@ def test_a_private_port_is_one_that_no_stored_generation_needs(tmp_path: Path) -
         taken.bind(("127.0.0.1", first + 2))
         taken.listen()
         assert port() == first + 3
+
+
+def test_a_private_port_is_one_that_linux_gives_to_nobody_else(tmp_path: Path) -> None:
+    settings = tmp_path / "proc/sys/net/ipv4"
+    settings.mkdir(parents=True)
+    store = Generations(tmp_path)
+
+    def port() -> int:
+        return takeover.private_port(RecordedMachine(tmp_path), store, LATENCY, ())
+
+    first = port()
+    (settings / "ip_local_reserved_ports").write_text(f"80,{first}-{first + 4}\n")
+    second = port()
+    assert second not in range(first, first + 5)
+    (settings / "ip_local_port_range").write_text("20000\t30000\n")
+    assert 30000 < port() < 32000
+    # Rather one of those than none.
+    (settings / "ip_local_port_range").write_text("1024\t65535\n")
+    assert port() == second
 
 
 @pytest.mark.parametrize(
