@@ -209,6 +209,11 @@ def test_status_names_what_was_changed_by_hand(seat: Seat, tiny: str) -> None:
     assert any(re.search(f"systemd has not read {unit} .*daemon-reload", x) for x in changed)
     seat.run("rm", file)
     assert f"{file} is missing" in str(status(seat)["drift"])
+    # The front door's, where the lab has one.
+    if seat.lab.load_door(seat.user) is not None:
+        seat.run("sh", "-c", f"echo '# by hand' >>{folder}/{look.STACK}_door.container")
+        text = f"the front door's {look.STACK}_door.container is not as this stackctl writes it"
+        assert text in str(status(seat)["drift"])
     shown = seat.stackctl("status").stdout
     assert "  changed     " in shown
     assert max(len(line) for line in shown.splitlines()) <= 80
