@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import click
 
-from stackctl.cli.session import Session, pick_stack, stack_argument, verb, yes_option
+from stackctl.cli.session import Session, pick_stack, stack_argument, verb
 
 
 @verb("down")
 @stack_argument
-@yes_option
 @click.option("--dry-run", is_flag=True, help="Say what would be stopped, change nothing.")
 def command(session: Session, stack: str | None, dry_run: bool) -> None:
     """Stop STACK and remove its units. The model and the image stay.
 
-    With --json prints the status of the stacks that are still up.
+    With --json prints the status of the stacks that are still up, or would be.
     """
     from stackctl.deploy.install import installed_stacks
     from stackctl.deploy.transaction import down, installed_generation
@@ -25,7 +24,13 @@ def command(session: Session, stack: str | None, dry_run: bool) -> None:
     name = pick_stack(context, stack)
     if dry_run:
         units = installed_generation(context, name).units
-        session.out.line(f"would stop {units.service} and remove {context.paths.unit_folder(name)}")
+        text = f"would stop {units.service} and remove {context.paths.unit_folder(name)}"
+        if session.out.json:
+            session.out.note(text)
+            others = (stack for stack in installed_stacks(context) if stack != name)
+            session.out.data(report(context, tuple(others)))
+        else:
+            session.out.line(text)
         return
     session.out.progress("stop", name)
     down(context, name)

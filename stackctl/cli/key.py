@@ -121,11 +121,21 @@ def _stack(context: Context, name: str | None) -> str:
 
 
 def _changed(context: Context, what: str, stack: str) -> None:
-    """Put it on record, and have a running front door take the keys as they are now."""
+    """Have a running front door take the keys as they are now, and put it on record."""
     from stackctl.deploy import door, record
+    from stackctl.units.door import door_service
 
+    try:
+        door.reload_keys(context, stack)
+    except StackctlError as error:
+        record.done(context, f"key {what}", stack, result="failed", message=error.message)
+        scope = " --user" if context.paths.scope == "user" else ""
+        raise StackctlError(
+            f"the change is stored, but the running door of {stack} still lets in the earlier keys",
+            details=(error.message,),
+            hint=f"systemctl{scope} restart {door_service(stack)}",
+        ) from None
     record.done(context, f"key {what}", stack)
-    door.reload_keys(context, stack)
 
 
 def _tell(session: Session, context: Context, stack: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,12 +23,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan and what it was made from; ``door`` is the image of its front door, if it has one."""
+    """A plan and what it was made from; ``door`` is the image of its front door, if it has one.
+
+    ``passed`` is what it does not count that other users claim, in words.
+    """
 
     plan: Plan
     facts: EngineFacts | None
     host: Host
     door: str | None = None
+    passed: str | None = None
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class _Basis:
     session: Session
     host: Host
     claims: tuple[Claim, ...]
+    binding: tuple[Claim, ...]
     calibrations: tuple[Calibration, ...]
     live: bool
 
@@ -45,8 +51,9 @@ def make_plan(session: Session, profile: Profile, facts: Path | None) -> Planned
     """Plan without touching anything. When the plan is no good, its verdict says what is."""
     basis = _basis(session, facts)
     planned = _plan(basis, profile)
-    plan = _advised(basis, profile, planned.plan)
-    return Planned(plan, planned.facts, planned.host, planned.door)
+    if planned.passed:
+        session.out.warn(planned.passed)
+    return dataclasses.replace(planned, plan=_advised(basis, profile, planned.plan))
 
 
 def advised(session: Session, profile: Profile, plan: Plan) -> Plan:
@@ -80,7 +87,7 @@ def _basis(session: Session, facts: Path | None) -> _Basis:
             raise StackctlError(
                 f"cannot read {facts}: {error.strerror}", exit_code=ExitCode.USAGE
             ) from None
-        return _Basis(session, from_json(text, Host, where=str(facts)), (), (), live=False)
+        return _Basis(session, from_json(text, Host, where=str(facts)), (), (), (), live=False)
     from stackctl.machine.files import LiveMachine
     from stackctl.probe import probe
     from stackctl.state import calibrations, claims
@@ -90,6 +97,7 @@ def _basis(session: Session, facts: Path | None) -> _Basis:
         session,
         probe(machine, scope=session.scope),
         claims.declared(machine, paths),
+        claims.binding(machine, paths),
         calibrations.read(paths.state),
         live=True,
     )
@@ -99,7 +107,8 @@ def _plan(basis: _Basis, profile: Profile, model: Model | None = None) -> Planne
     from stackctl.deploy.images import known_door, known_image, usual_image
     from stackctl.deploy.preflight import require_model
     from stackctl.engines import engine
-    from stackctl.plan.solve import Known, solve
+    from stackctl.plan.outvoted import solve_past, told
+    from stackctl.plan.solve import Known
     from stackctl.sources.models import read_model
     from stackctl.state.enginefacts import EngineFactsCache
 
@@ -123,8 +132,10 @@ def _plan(basis: _Basis, profile: Profile, model: Model | None = None) -> Planne
         door_reason=why_door,
         engine_port=None if door is None else _engine_port(basis, profile),
     )
-    plan = solve(host=basis.host, model=model, profile=profile, known=known)
-    return Planned(plan, found, basis.host, door)
+    plan, used = solve_past(
+        host=basis.host, model=model, profile=profile, known=known, binding=basis.binding
+    )
+    return Planned(plan, found, basis.host, door, told(profile.stack, known, used))
 
 
 def _engine_port(basis: _Basis, profile: Profile) -> int:

@@ -89,7 +89,11 @@ class Session:
             raise StackctlError(
                 question, hint="--yes goes on without asking", exit_code=ExitCode.USAGE
             )
-        return click.confirm(f"{question}: go on?", err=True)
+        from stackctl.machine import lock
+
+        # Who finds it locked meanwhile waits for a person.
+        with lock.waiting(self.paths().lock):
+            return click.confirm(f"{question}: go on?", err=True)
 
 
 _GLOBAL: tuple[Callable[[Any], Any], ...] = (

@@ -82,6 +82,7 @@ def command(
 
 def show(session: Session, context: Context, done: UpResult) -> None:
     """Tell what ``up``, ``switch`` or ``rollback`` did, and how to go on."""
+    from stackctl.deploy import guardtimer
     from stackctl.observe.status import one, url
 
     out = session.out
@@ -106,3 +107,6 @@ def show(session: Session, context: Context, done: UpResult) -> None:
     out.note(f"  check  stackctl check     log  stackctl logs -f     stop  stackctl down {stack}")
     if session.scope == "user" and done.generation.host.tools.linger is False:
         out.warn("it ends when you log out", "loginctl enable-linger $USER")
+    # Said once, at the first start: whoever does without it has read it.
+    if done.change == "started" and number == 1 and not guardtimer.installed(context):
+        out.note("  guard  stackctl guard --install   has all stacks checked every minute")

@@ -9,30 +9,26 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from stackctl.deploy import door, install, record, start
+from stackctl.deploy import door, install, proof, record, start
 from stackctl.deploy.context import Context
 from stackctl.engines import engine as find_engine
 from stackctl.errors import DidNotStart, StackctlError
-from stackctl.health import answer, endpoint
+from stackctl.health import endpoint
 from stackctl.machine import podman, runner
 from stackctl.quantity import format_duration
 from stackctl.state.generations import now
 from stackctl.units import render
 from stackctl.values.generation import Fact, Generation, State
-from stackctl.values.result import Result
 from stackctl.values.transaction import Transaction
 from stackctl.values.unit import UnitFile
 
-_SOAK_POLL_S = 0.25
 #: An engine that has not answered for so many seconds does not serve. Less would have one that is
 #: busy restarted, or replaced, for being so.
 _ANSWER_S = 20
-_RUNNING = ("active", "activating", "reloading")
 
 
 @dataclass(frozen=True)
@@ -54,9 +50,14 @@ class Before:
     state: str
 
     @property
-    def running(self) -> bool:
-        """Whether it serves."""
+    def active(self) -> bool:
+        """Whether systemd has it up: it answered once."""
         return self.state == "active"
+
+    @property
+    def meant_to_run(self) -> bool:
+        """Whether it runs or is on its way there: undone, a change starts it again."""
+        return self.state in ("active", "activating", "reloading")
 
     @property
     def stopped(self) -> bool:
@@ -115,7 +116,7 @@ def carry_out(context: Context, new: Generation, before: Before, patience: Patie
         operation=new.operation,
         stack=new.stack,
         before=before.generation.number if before.generation else None,
-        running=before.state in _RUNNING,
+        running=before.meant_to_run,
         after=new.number,
         step="store",
         started=now(),
@@ -169,21 +170,21 @@ def _exchange(
     seconds = start.wait(context, new, started, deadline_s=deadline_s, active=new.door is None)
     context.report.step("ready", format_duration(seconds))
     change = journal.step(change, "answer")
-    require_answer(context, new)
+    proof.require_answer(context, new)
     if new.door is not None:
         change = journal.step(change, "open")
         door.open_to(context, stack, new.door)
         door.require_answer(context, new)
         door.tell_waited(context, stack)
-        with _served():
+        with proof.served():
             start.wait(context, new, started, deadline_s=deadline_s, active=True)
-    _require_more(context, new)
+    proof.require_more(context, new)
     if beside and old is not None:
         change = journal.step(change, "drain")
         door.wait_idle(context, old, patience.drain_s)
     if not before.stopped:
         change = journal.step(change, "soak")
-        _soak(context, new, patience.soak_s)
+        proof.soak(context, new, patience.soak_s)
     report = start.said(context, new, started.since)
     # From here on both would start at boot; whoever finds the journal then knows which one it is.
     change = journal.step(change, "enable")
@@ -197,97 +198,36 @@ def _finish(
     context: Context, new: Generation, before: Before, ready: tuple[float, tuple[Fact, ...]]
 ) -> Generation:
     """Past the point of no return: what fails now is told, and ended by ``recover``."""
-    seconds, report = ready
     try:
         if problem := converge(context, new.stack, new, running=True):
             context.report.warn(f"it served, but {problem.message}", f"stackctl status {new.stack}")
-        done = context.generations.finish(new, "ready", ready_s=round(seconds, 2), report=report)
+        done = _ready(context, new, ready)
         if before.generation is not None:
             context.generations.finish(before.generation, "replaced")
         context.journal.clear()
     except StackctlError as problem:
         context.report.warn(f"it serves, but {problem.message}", "stackctl recover")
+        # What it took to be ready and what its engine said are known here and nowhere else.
+        with contextlib.suppress(StackctlError):
+            return _ready(context, new, ready)
         return new
     return done
 
 
-def require_answer(context: Context, generation: Generation) -> None:
-    """Health, model list and one completion, asked of the engine itself."""
-    plan = generation.plan
-    context.report.progress("answer", "asking for a completion")
-    results = endpoint.check(
-        endpoint.base_url(plan.listens),
-        find_engine(plan.engine).health_path,
-        plan.served_name,
-        answer_timeout_s=plan.timing.deadline_s,
-        parameters=plan.model.parameters,
-    )
-    failed = next((result for result in results if result.status == "fail"), None)
-    if failed is not None:
-        error = _wrong(generation, failed)
-        # What is no text comes of wrong arithmetic.
-        error.kernel = failed.name == "answer" and failed.expected == answer.TEXT
-        raise error
-    context.report.step("answer", f"ok     {results[-1].actual}")
-
-
-def _wrong(generation: Generation, failed: Result) -> DidNotStart:
-    stack = generation.stack
-    return DidNotStart(
-        f"{stack} started, but {failed.name} is wrong: {failed.actual}",
-        details=_evidence(failed),
-        hint=f"log: stackctl logs {stack} --generation {generation.number}",
-    )
-
-
-def _require_more(context: Context, generation: Generation) -> None:
-    """Ends of answers and streams, asked once clients are served."""
-    plan = generation.plan
-    context.report.progress("answer", "asking for a stream, and for answers that end early")
-    asked = answer.Asked(
-        endpoint.base_url(plan.listens),
-        plan.served_name,
-        plan.timing.deadline_s,
-        parameters=plan.model.parameters,
-    )
-    for result in answer.further(asked):
-        if result.status == "fail":
-            raise _wrong(generation, result)
-
-
-def _soak(context: Context, generation: Generation, seconds: float) -> None:
-    """Watch the new engine for a while: it must not die of its first real requests."""
-    started, since = time.monotonic(), time.time()
-    engine = find_engine(generation.plan.engine)
-    while (elapsed := time.monotonic() - started) < seconds:
-        context.report.progress("soak", f"{format_duration(elapsed)} of {format_duration(seconds)}")
-        state = context.systemd.show(
-            generation.units.service,
-            "ActiveState", "SubState", "Result", "ExecMainStatus", "NRestarts",
-        )  # fmt: skip
-        if state.get("ActiveState") != "active" or state.get("NRestarts", "0") not in ("0", ""):
-            with _served():
-                raise start.explain(context, generation, engine, state, since - seconds)
-        time.sleep(_SOAK_POLL_S)
-
-
-@contextlib.contextmanager
-def _served() -> Iterator[None]:
-    """What fails in here did start: it has answered."""
-    try:
-        yield
-    except DidNotStart as error:
-        error.message = error.message.replace("did not start:", "did not last:", 1)
-        raise
+def _ready(context: Context, new: Generation, ready: tuple[float, tuple[Fact, ...]]) -> Generation:
+    seconds, report = ready
+    return context.generations.finish(new, "ready", ready_s=round(seconds, 2), report=report)
 
 
 def _undo(context: Context, new: Generation, before: Before, error: BaseException) -> None:
     """Put the machine back as it was; what fails meanwhile is told, and does not hide the error."""
     stack, old = new.stack, before.generation
     context.report.progress("restore", "stopping")
+    if old is not None and before.file is not None and before.file not in old.units.files:
+        context.report.warn(f"{before.file.name} was changed by hand: it is put back as stored")
     try:
-        stayed = old if old is not None and before.running and serves(context, old) else None
-        idle = converge(context, stack, old, running=before.state in _RUNNING)
+        stayed = old if old is not None and before.active and serves(context, old) else None
+        idle = converge(context, stack, old, running=before.meant_to_run)
         _settle_undone(context, new, error)
         context.journal.clear()
         if idle is not None:
@@ -396,11 +336,6 @@ def _stop_unit(context: Context, unit: str) -> None:
     if podman.containers(container):
         runner.run(("podman", "rm", "--force", "--time=5", container))
     context.systemd.reset_failed(service)
-
-
-def _evidence(result: Result) -> Sequence[str]:
-    lines = (f"expected {result.expected}" if result.expected else None, result.evidence)
-    return [line for line in lines if line]
 
 
 @contextlib.contextmanager

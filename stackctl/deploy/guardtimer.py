@@ -54,6 +54,11 @@ def remove(context: Context) -> bool:
     return True
 
 
+def installed(context: Context) -> bool:
+    """Whether the timer's unit is there."""
+    return (_folder(context) / TIMER).exists()
+
+
 def running_program() -> tuple[str, ...]:
     """The words that start this very stackctl again, from any folder."""
     script = Path(sys.argv[0]).absolute()

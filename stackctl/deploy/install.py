@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import tempfile
@@ -18,6 +19,9 @@ from stackctl.values.unit import UnitFile, UnitSet
 
 #: What the generator says while all is well.
 _CHATTER = re.compile(r"Loading source unit file|^\s*$|Looking for|quadlet-generator\[\d+\]: $")
+
+#: A folder of files that are checked, by the process that made it.
+_STAGE = re.compile(r"stage-(\d+)-")
 
 
 def validate(context: Context, stack: str, files: Sequence[UnitFile], generator: str) -> None:
@@ -70,7 +74,7 @@ def _stage(runtime: Path, files: Sequence[UnitFile]) -> Iterator[Path]:
     try:
         # Not below /tmp: nobody else can as much as look at it, wherever TMPDIR leads.
         trust.make_private(runtime)
-        temporary = Path(tempfile.mkdtemp(prefix="stage-", dir=runtime))
+        temporary = Path(tempfile.mkdtemp(prefix=f"stage-{os.getpid()}-", dir=runtime))
         folder = temporary / "units"
         folder.mkdir()
         for file in files:
@@ -81,6 +85,14 @@ def _stage(runtime: Path, files: Sequence[UnitFile]) -> Iterator[Path]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sweep(runtime: Path) -> None:
+    """Remove what a killed stackctl left of its checks."""
+    for folder in runtime.glob("stage-*"):
+        match = _STAGE.match(folder.name)
+        if match and not Path(f"/proc/{match[1]}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _generated(output: str) -> dict[str, str]:

@@ -91,12 +91,13 @@ def _all_files(model: Model) -> list[str]:
     return sorted({*(file.path for file in model.files), *map(str, beside)})
 
 
-def require_port(machine: Machine, port: int) -> None:
-    """Raise StackctlError (exit 1) naming who has the port."""
+def require_port(machine: Machine, port: int, remedy: str | None = None) -> None:
+    """Raise StackctlError (exit 1) naming who has the port; ``remedy`` is what helps, where that is
+    not another port."""
     if owner := ports.listener(machine, port):
         raise StackctlError(
             f"port {port} is taken by {owner}",
-            hint=f"stop it, or another port: --set port={port + 1}",
+            hint=remedy or f"stop it, or another port: --set port={port + 1}",
         )
 
 

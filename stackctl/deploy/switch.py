@@ -41,7 +41,8 @@ def stack_of(context: Context, word: str, profiles: Profiles) -> str | None:
 def resolve(current: Generation, word: str, profiles: Profiles) -> tuple[Profile, Overrides]:
     """The profile that a word names for a running stack: an objective, or a profile of that stack.
 
-    What ``up`` was told besides (--model, --set) stays, as far as the profile has no word in it.
+    What ``up`` was told besides (--model, --set) stays, as far as the profile has no word in it;
+    and so does the stack, also where the profile's ``stack`` was edited since.
 
     Raises:
         StackctlError: exit 4 for no such profile, exit 2 for one of another stack.
@@ -49,12 +50,11 @@ def resolve(current: Generation, word: str, profiles: Profiles) -> tuple[Profile
     asked, stack, named = current.asked, current.stack, _profile_name(current)
     if word in get_args(Objective):
         wanted = msgspec.structs.replace(asked, objective=word)
-        return profiles.resolve(named, wanted), wanted
+        return _of_stack(stack, named, wanted, profiles)
     own, present = profiles.resolve(word, Overrides()), profiles.resolve(named, Overrides())
     # A profile that names another model is about that model; else the one that was given stays.
     model = asked.model if own.model in (None, present.model) else None
     wanted = Overrides(sets=asked.sets, model=model, name=asked.name)
-    profile = profiles.resolve(word, wanted)
     if own.stack not in (stack, present.stack):
         raise StackctlError(
             f"{word} runs as a stack of its own, {own.stack}: it does not replace {stack}",
@@ -62,6 +62,17 @@ def resolve(current: Generation, word: str, profiles: Profiles) -> tuple[Profile
             f"--name {stack}",
             exit_code=ExitCode.USAGE,
         )
+    return _of_stack(stack, word, wanted, profiles)
+
+
+def _of_stack(
+    stack: str, word: str, wanted: Overrides, profiles: Profiles
+) -> tuple[Profile, Overrides]:
+    """A profile for this stack, whatever it calls its own: another name would be a second one."""
+    profile = profiles.resolve(word, wanted)
+    if profile.stack != stack:
+        wanted = msgspec.structs.replace(wanted, name=stack)
+        profile = profiles.resolve(word, wanted)
     return profile, wanted
 
 

@@ -25,7 +25,7 @@ from stackctl.values.host import Host
 from stackctl.values.plan import Decision, Plan, Scalar
 from stackctl.values.profile import Profile
 
-#: Private ports of engines: below the range that Linux gives to outgoing connections.
+#: Private ports of engines: below the range that Linux gives to outgoing connections, by default.
 _FIRST_PORT, _LAST_PORT = 20000, 32000
 _SIDE_BY_SIDE = "side by side"
 
@@ -41,12 +41,16 @@ def private_port(
             # A damaged one cannot be rolled back to.
             with contextlib.suppress(StackctlError):
                 taken.add(store.read(stack, number).plan.engine_port)
+    taken |= ports.reserved(machine)
     span = _LAST_PORT - _FIRST_PORT
     # Users who choose at the same moment begin at different places.
     start = ((profile.port or 8080) + 1009 * os.getuid()) % span
-    for step in range(span):
-        port = _FIRST_PORT + (start + step) % span
-        if port not in taken and ports.listener(machine, port) is None:
+    found = [_FIRST_PORT + (start + step) % span for step in range(span)]
+    found = [port for port in found if port not in taken]
+    # One that is given to a connection while the engine is away keeps it from starting.
+    risky = ports.outgoing(machine)
+    for port in sorted(found, key=lambda port: port in risky):
+        if ports.listener(machine, port) is None:
             return port
     raise StackctlError(
         f"no free port between {_FIRST_PORT} and {_LAST_PORT} for the engine",
@@ -127,15 +131,21 @@ def require_room(
     if before.stopped and door.installed(context, new.stack):
         held.add(before.generation.plan.port if before.generation else None)
     others = ledger.others(claims.declared(context.machine, context.paths), new.stack)
+    binding = ledger.others(claims.binding(context.machine, context.paths), new.stack)
+    kept = None
+    if new.operation == "rollback":
+        kept = f"a rollback keeps its ports: stop that, or stackctl up {new.plan.profile}"
     for port in (new.plan.port, new.plan.engine_port):
         if port is None or port in held:
             continue
-        preflight.require_port(context.machine, port)
-        if owner := ledger.port_owner(others, port):
+        preflight.require_port(context.machine, port, kept)
+        if owner := ledger.port_owner(binding, port):
             raise StackctlError(
                 f"port {port} belongs to {owner}",
-                hint=f"another port: --set port={port + 1}, or stackctl down {owner}",
+                hint=kept or f"another port: --set port={port + 1}, or stackctl down {owner}",
             )
+        if owner := ledger.port_owner(others, port):
+            context.report.warn(f"port {port} is claimed by {owner[:40]}, a stack of a user")
     if not force:
         beside = new.strategy is not None and new.strategy.value == _SIDE_BY_SIDE
         gone = None if old is None or beside else old.plan

@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from stackctl.deploy import change, door, gpu, images, install, preflight, record, takeover
+from stackctl.deploy import change, door, gpu, images, install, preflight, proof, record, takeover
 from stackctl.deploy.change import Before, Patience
 from stackctl.deploy.context import Context
 from stackctl.deploy.recover import record_end, recover_first
@@ -20,6 +20,7 @@ from stackctl.engines import engine as find_engine
 from stackctl.errors import DidNotStart, ExitCode, StackctlError
 from stackctl.machine import lock, podman
 from stackctl.plan.ledger import claim_of
+from stackctl.plan.outvoted import is_refused, solve_past, told
 from stackctl.plan.placement import sharing
 from stackctl.plan.solve import Known, solve
 from stackctl.plan.verdict import besides, headline
@@ -107,7 +108,10 @@ def _up(context: Context, profile: Profile, wish: Wish) -> UpResult:
         deadline_s=wish.deadline_s,
     )
     # What is no use is refused before it asks for gigabytes of model and image.
-    early = solve(host=host, model=model, profile=profile, known=known)
+    binding, everybody = claims.binding(context.machine, context.paths), known
+    early, known = solve_past(host=host, model=model, profile=profile, known=known, binding=binding)
+    if passed := told(profile.stack, everybody, known):
+        context.report.warn(passed)
     # Of an image that somebody else made nothing is known before it is here.
     assumed = DEFAULT_CUDA if profile.image is None else None
     if not wish.force:
@@ -176,7 +180,7 @@ def _up(context: Context, profile: Profile, wish: Wish) -> UpResult:
     free = None
     if door_image is not None:
         store = context.generations
-        free = takeover.private_port(context.machine, store, profile, known.claims)
+        free = takeover.private_port(context.machine, store, profile, everybody.claims)
     port = old.plan.engine_port if old is not None and free is not None else None
     new = draft(before.unit or profile.stack, port or free, number)
     _require_use(new.plan, profile, wish)
@@ -224,7 +228,7 @@ def replace(
     gpu.prove(new.image_id, gpu.planned(host, new.plan))
     if wish.dry_run:
         return None
-    if before.running and before.generation is not None:
+    if before.active and before.generation is not None:
         takeover.tell(context, before.generation, new)
         if not context.confirm(
             f"{new.stack} is running (generation {before.generation.number}) and would be replaced"
@@ -284,8 +288,8 @@ def restart(context: Context, stack: str, patience: Patience) -> Generation:
     """
     with writer(context, f"restart {stack}"):
         generation = installed_generation(context, stack)
-        running = change.look(context, stack).running
-        held = generation.door is not None and running and door.is_open(context, stack)
+        active = change.look(context, stack).active
+        held = generation.door is not None and active and door.is_open(context, stack)
         step = Transaction(
             operation="restart",
             stack=stack,
@@ -305,13 +309,13 @@ def restart(context: Context, stack: str, patience: Patience) -> Generation:
                 context, generation, deadline_s=generation.plan.timing.deadline_s, restart=True
             )
             context.report.step("ready", format_duration(seconds))
-            change.require_answer(context, generation)
-        finally:
-            # Whatever came of it: the door is open, and nothing is left to recover.
-            with change.uninterrupted():
-                if generation.door is not None:
-                    door.apply(context, stack, generation.door)
-                context.journal.clear()
+            proof.require_answer(context, generation)
+        except BaseException:
+            if problem := _reopen(context, generation):
+                context.report.warn(problem.message, problem.hint)
+            raise
+        if problem := _reopen(context, generation):
+            raise problem
         record.done(context, "restart", stack, generation=generation.number)
         return context.generations.finish(
             generation,
@@ -319,6 +323,26 @@ def restart(context: Context, stack: str, patience: Patience) -> Generation:
             ready_s=round(seconds, 2),
             report=generation.outcome.report,
         )
+
+
+def _reopen(context: Context, generation: Generation) -> StackctlError | None:
+    """Open the front door after a restart, whatever came of that; why it stays shut.
+
+    What does not come up is systemd's to try again. Anything else stays in the journal.
+    """
+    problem: StackctlError | None = None
+    with change.uninterrupted():
+        try:
+            try:
+                if generation.door is not None:
+                    door.apply(context, generation.stack, generation.door)
+            except DidNotStart as error:
+                problem = error
+            context.journal.clear()
+        except StackctlError as error:
+            error.hint = error.hint or "then: stackctl recover"
+            problem = error
+    return problem
 
 
 def installed_generation(context: Context, stack: str) -> Generation:
@@ -352,12 +376,8 @@ def refused(plan: Plan) -> StackctlError:
 
 def _require_use(plan: Plan, profile: Profile, wish: Wish) -> None:
     """Raise StackctlError (exit 5) for a plan that does not fit or is not worth running."""
-    if _is_refused(plan) and not wish.force:
+    if is_refused(plan) and not wish.force:
         raise refused(wish.advise(profile, plan))
-
-
-def _is_refused(plan: Plan) -> bool:
-    return plan.verdict.fits is False or plan.verdict.viable is False
 
 
 def summary(plan: Plan) -> str:
@@ -370,10 +390,11 @@ def summary(plan: Plan) -> str:
 
 @contextlib.contextmanager
 def writer(context: Context, purpose: str, dry_run: bool = False) -> Iterator[None]:
-    """The scope's lock, with nothing left of an earlier change; a dry run needs neither."""
+    """The scope's lock, with nothing left of earlier changes; a dry run needs neither."""
     if dry_run:
         yield
         return
     with lock.exclusive(context.paths.lock, purpose):
         recover_first(context)
+        install.sweep(context.paths.runtime)
         yield

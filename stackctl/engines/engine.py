@@ -9,7 +9,7 @@ from typing import Protocol
 
 from stackctl.values.generation import Fact
 from stackctl.values.host import Gpu, Host
-from stackctl.values.measured import EngineOption
+from stackctl.values.measured import EngineOption, Learned
 from stackctl.values.model import Model
 from stackctl.values.plan import Placement, Scalar, Source
 from stackctl.values.profile import Profile
@@ -233,3 +233,12 @@ def first_match(
                     remedy.format(**groups) if remedy is not None else None,
                 )
     return None
+
+
+def learned_options(learned: Learned | None) -> tuple[Option, ...]:
+    """What an earlier start has shown."""
+    if learned is None:
+        return ()
+    reason = f"this image needs it on this GPU: {learned.why} ({learned.seen[:10]})"
+    pairs = (text.partition("=") for text in learned.options)
+    return tuple(Option(name, (value,), reason, "measured") for name, _, value in pairs)

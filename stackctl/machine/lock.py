@@ -6,11 +6,15 @@ import contextlib
 import fcntl
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import trust
+
+#: What is read of a lock's file: who holds it, what for and since when, in one line.
+_MOST_BYTES = 200
 
 
 @contextlib.contextmanager
@@ -21,14 +25,15 @@ def exclusive(path: Path, purpose: str) -> Iterator[None]:
     had opened it meanwhile sees that it is no longer the one at ``path`` and opens the new one.
 
     Raises:
-        StackctlError: exit 7 with the holder's process id and purpose, when another holds it.
+        StackctlError: exit 7 with the holder's process id and purpose and since when (local time),
+            when another holds it.
     """
     descriptor = _open(path)
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()
+            holder = os.pread(descriptor, _MOST_BYTES, 0).decode("utf-8", "replace").strip()
             os.close(descriptor)
             raise StackctlError(
                 f"another stackctl is at work here: {holder or 'just starting'}",
@@ -40,11 +45,30 @@ def exclusive(path: Path, purpose: str) -> Iterator[None]:
         os.close(descriptor)
         descriptor = _open(path)
     try:
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()}, {purpose}\n".encode(), 0)
+        _write(descriptor, f"{_mine()}{purpose}, since {time.strftime('%H:%M:%S')}\n")
         yield
     finally:
         path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def waiting(path: Path) -> Iterator[None]:
+    """Say in the lock, where this process holds it, that it waits for its user's answer."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        yield
+        return
+    try:
+        text = os.pread(descriptor, _MOST_BYTES, 0).decode("utf-8", "replace")
+        ours = text.startswith(_mine())
+        if ours:
+            _write(descriptor, f"{text.strip()}, waiting for an answer\n")
+        yield
+        if ours:
+            _write(descriptor, text)
+    finally:
         os.close(descriptor)
 
 
@@ -61,6 +85,17 @@ def holder(path: Path) -> str | None:
         return text if any(_leads_to(link, path) for link in opened) else None
     except OSError:
         return None
+
+
+def _mine() -> str:
+    return f"process {os.getpid()}, "
+
+
+def _write(descriptor: int, text: str) -> None:
+    # What is written is for others to read: it locks without.
+    with contextlib.suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, text.encode(), 0)
 
 
 def _leads_to(link: Path, path: Path) -> bool:

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 from stackctl.errors import StackctlError
 from stackctl.machine.files import Machine
+from stackctl.values.cpulist import parse_cpulist
 
 _LISTEN = "0A"
+_SETTINGS = "/proc/sys/net/ipv4"
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,18 @@ class Listener:
         if self.pid is None:
             return "a process of another user"
         return f"{self.command or 'process'} (process {self.pid})"
+
+
+def reserved(machine: Machine) -> frozenset[int]:
+    """Ports that the administrator keeps from being given away (ip_local_reserved_ports)."""
+    # The same form as a list of CPUs.
+    return frozenset(parse_cpulist(machine.read(f"{_SETTINGS}/ip_local_reserved_ports") or ""))
+
+
+def outgoing(machine: Machine) -> range:
+    """Ports that Linux gives to outgoing connections (ip_local_port_range); empty where unknown."""
+    words = (machine.read(f"{_SETTINGS}/ip_local_port_range") or "").split()
+    return range(int(words[0]), int(words[1]) + 1) if len(words) == 2 else range(0)
 
 
 def listener(machine: Machine, port: int) -> Listener | None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from stackctl.deploy import door
 from stackctl.deploy.context import Context
+from stackctl.errors import StackctlError
 from stackctl.machine.files import Machine
 from stackctl.values.generation import Generation
 
@@ -23,6 +25,7 @@ def drift(
     """
     return (
         *_files(context, generation),
+        *_door(context, generation),
         *_systemd(context, generation, seen),
         *_arguments(context.machine, generation, pid),
     )
@@ -32,18 +35,36 @@ def _files(context: Context, generation: Generation) -> Iterator[str]:
     folder = context.paths.unit_folder(generation.stack)
     for file in generation.units.files:
         path = folder / file.name
-        try:
-            same = path.read_text("utf-8", "replace") == file.text
-        except FileNotFoundError:
-            yield f"{path} is missing"
-        except OSError as error:
-            yield f"{path} cannot be read: {error.strerror}"
-        else:
-            if not same:
-                yield f"{path} was changed by hand"
+        yield from _file(path, str(path), file.text, "was changed by hand")
     # Quadlet reads drop-ins, which lie in a folder of the file's name.
     for file in generation.units.files:
         yield from (f"{path} was added by hand" for path in _inside(folder / f"{file.name}.d"))
+
+
+def _file(path: Path, name: str, text: str, otherwise: str) -> Iterator[str]:
+    try:
+        same = path.read_text("utf-8", "replace") == text
+    except FileNotFoundError:
+        yield f"{name} is missing"
+    except OSError as error:
+        yield f"{name} cannot be read: {error.strerror}"
+    else:
+        if not same:
+            yield f"{name} {otherwise}"
+
+
+def _door(context: Context, generation: Generation) -> Iterator[str]:
+    """The door's unit; its text is not stored: another stackctl, or Podman, may have it differ."""
+    if generation.door is None:
+        return
+    try:
+        unit = door.unit_file(context, generation.stack, generation.door)
+    except StackctlError:
+        # Without Podman: how it would be written is not known.
+        return
+    path = context.paths.unit_folder(generation.stack) / unit.name
+    name = f"the front door's {unit.name}"
+    yield from _file(path, name, unit.text, "is not as this stackctl writes it")
 
 
 def _systemd(context: Context, generation: Generation, seen: Mapping[str, str]) -> Iterator[str]:

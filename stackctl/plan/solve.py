@@ -10,7 +10,15 @@ import msgspec
 
 from stackctl.engines import engine as find_engine
 from stackctl.engines import llamacpp_options, mounts, vllm
-from stackctl.engines.engine import Dialect, Engine, Footprint, Option, Request, number
+from stackctl.engines.engine import (
+    Dialect,
+    Engine,
+    Footprint,
+    Option,
+    Request,
+    learned_options,
+    number,
+)
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.plan import ledger, memory, naming, placement, roofline, verdict
 from stackctl.plan.nearest import largest, nearest
@@ -172,7 +180,7 @@ def _plan(
         memory_claimed_bytes=main.claimed,
         gpu_claimed_bytes=on_gpu.claimed if on_gpu else 0,
     )
-    planned = (*engine.choose(request), *_learned(known.learned))
+    planned = (*engine.choose(request), *learned_options(known.learned))
     options = _apply_explicit(engine, dialect, planned, profile)
     argv, options = _spell(engine, dialect, options)
     parts = engine.footprint(model, options, request.gpu_bytes or (1 if placed.gpus else 0))
@@ -235,18 +243,9 @@ def _plan(
         served_name=served,
         port=port,
         engine_port=known.engine_port,
-        memlock_bytes=host.limits.memlock_bytes if _locks(options) else None,
+        memlock_bytes=host.limits.memlock_bytes if memory.locks(options) else None,
         timing=timing,
     )
-
-
-def _learned(learned: Learned | None) -> tuple[Option, ...]:
-    """What an earlier start has shown."""
-    if learned is None:
-        return ()
-    reason = f"this image needs it on this GPU: {learned.why} ({learned.seen[:10]})"
-    pairs = (text.partition("=") for text in learned.options)
-    return tuple(Option(name, (value,), reason, "measured") for name, _, value in pairs)
 
 
 def _door(profile: Profile, known: Known) -> tuple[Decision, ...]:
@@ -388,11 +387,6 @@ def _spell(
         argv.extend(tokens)
         kept[name] = option
     return tuple(argv), kept
-
-
-def _locks(options: Mapping[str, Option]) -> bool:
-    mode = options["load-mode"].value if "load-mode" in options else None
-    return "mlock" in str(mode) or ("mlock" in options and options["mlock"].values is not None)
 
 
 def _timing(profile: Profile, model: Model, deadline_s: float | None) -> Timing:

@@ -6,7 +6,9 @@ has to be registered, and a claim ends with its unit.
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Sequence
 
 from stackctl.errors import StackctlError
 from stackctl.machine.files import Machine
@@ -19,14 +21,22 @@ _CLAIM = re.compile(r"^Claim=(.*)$", re.MULTILINE)
 _UNITS = "containers/systemd/stackctl"
 
 
+def binding(machine: Machine, paths: Paths) -> tuple[Claim, ...]:
+    """The claims that can keep this user from something: for root none of ordinary users' homes."""
+    return _read(machine, paths, homes=() if os.geteuid() == 0 else machine.glob("/home/*"))
+
+
 def declared(machine: Machine, paths: Paths) -> tuple[Claim, ...]:
     """Claims of all stacks whose units this process may read; its own scope's first.
 
     What other users wrote is data, and no more of it is read than a few units have.
     """
-    homes = ("/root", *machine.glob("/home/*"))
+    return _read(machine, paths, homes=machine.glob("/home/*"))
+
+
+def _read(machine: Machine, paths: Paths, *, homes: Sequence[str]) -> tuple[Claim, ...]:
     places = [(str(paths.units), ""), (f"/etc/{_UNITS}", "")]
-    places += [(home, f".config/{_UNITS}") for home in homes]
+    places += [(home, f".config/{_UNITS}") for home in ("/root", *homes)]
     files = dict(
         found for home, below in places for found in machine.owned_texts(home, below, ".container")
     )

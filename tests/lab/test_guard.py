@@ -209,6 +209,11 @@ def test_status_names_what_was_changed_by_hand(seat: Seat, tiny: str) -> None:
     assert any(re.search(f"systemd has not read {unit} .*daemon-reload", x) for x in changed)
     seat.run("rm", file)
     assert f"{file} is missing" in str(status(seat)["drift"])
+    # The front door's, where the lab has one.
+    if seat.lab.load_door(seat.user) is not None:
+        seat.run("sh", "-c", f"echo '# by hand' >>{folder}/{look.STACK}_door.container")
+        text = f"the front door's {look.STACK}_door.container is not as this stackctl writes it"
+        assert text in str(status(seat)["drift"])
     shown = seat.stackctl("status").stdout
     assert "  changed     " in shown
     assert max(len(line) for line in shown.splitlines()) <= 80
@@ -225,7 +230,8 @@ def unguarded(seat: Seat) -> Iterator[Seat]:
 
 def test_the_timer(unguarded: Seat, tiny: str) -> None:
     seat = unguarded
-    seat.stackctl(*UP, tiny)
+    told = "guard  stackctl guard --install"
+    assert told in seat.stackctl(*UP, tiny).stderr
     assert seat.stackctl("status").stdout.endswith("\nguard: off (stackctl guard --install)\n")
     assert seat.stackctl("guard", "--install").stdout == "guarding all stacks, every minute\n"
     assert seat.stackctl("status").stdout.endswith("\nguard: every minute\n")
@@ -236,7 +242,12 @@ def test_the_timer(unguarded: Seat, tiny: str) -> None:
     seat.systemctl("start", units[0])
     assert history(seat)[-1]["status"] == "ok"
     seat.stackctl("guard", "--install")
+    seat.stackctl("down")
+    seat.run("rm", "-r", f"{seat.state}/stacks")
+    assert told not in seat.stackctl(*UP, tiny).stderr
     assert seat.stackctl("guard", "--remove").stdout == "guarding no more\n"
+    # Not said again where it is known.
+    assert told not in seat.stackctl(*UP, tiny, "--set", "engine_args.cache-ram=64", "--yes").stderr
     assert seat.stackctl("guard", "--remove").stdout == "there was no guard\n"
     seen = look.unit_properties(seat, "LoadState", unit=units[1])
     assert seen == {"LoadState": "not-found"}

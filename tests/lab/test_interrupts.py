@@ -178,7 +178,9 @@ def test_the_second_up_is_told_who_is_at_work(seat: Seat, tiny: str) -> None:
         for words in ((*UP, tiny), ("down",), ("restart",)):
             done = seat.stackctl(*words, code=7)
             look.assert_error(
-                done, r"another stackctl is at work here: process \d+, up cpu$", "wait until"
+                done,
+                r"another stackctl is at work here: process \d+, up cpu, since [\d:]{8}$",
+                "wait until",
             )
         # To look is allowed.
         assert '"starting"' in seat.stackctl("status", "--json", code=1).stdout

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
+import subprocess
 
 from . import look
 from .conftest import Seat
@@ -90,6 +92,58 @@ def test_a_door_that_is_shut_or_stuck_is_started_anew(one: Seat, tiny: str) -> N
     assert "cpu_door" in one.stackctl("logs").stdout
 
 
+LISTEN = """\
+import socket, sys
+server = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_door_that_systemd_tries_again_is_waited_for(one: Seat, tiny: str) -> None:
+    own_model(one, tiny)
+    one.stackctl(*UP)
+    one.systemctl("stop", DOOR)
+    words = ["python3", "-c", LISTEN, str(look.PORT)]
+    with one.lab.spawn(words, user=one.user, stdin=subprocess.PIPE) as listener:
+        assert listener.stdout is not None
+        listener.stdout.readline()
+        with one.lab.spawn(["stackctl", *UP], user=one.user) as process:
+            look.wait_for(
+                "it is tried again",
+                lambda: look.unit_properties(one, "NRestarts", unit=DOOR)["NRestarts"] != "0",
+            )
+            listener.communicate("", timeout=10)
+            out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "nothing to change" in out
+    assert look.chat(one)["usage"]["completion_tokens"] > 0
+
+
+def test_a_restart_tells_of_the_engine_before_the_door(one: Seat, tiny: str) -> None:
+    own_model(one, tiny)
+    one.stackctl(*UP)
+    config, journal = f"{one.state}/doors/cpu/haproxy.cfg", f"{one.state}/transaction.json"
+    # Neither comes back: what is told as the error is the engine, which the user asked about.
+    one.run("mv", MODEL, f"{MODEL}.away")
+    one.run("sh", "-c", f"rm {config} && mkdir {config}")
+    done = one.stackctl("restart", code=1)
+    look.assert_error(done, "cpu did not start")
+    assert re.search(f"^warning: .*{config}", done.stderr, re.MULTILINE), done.stderr
+    assert look.exists(one.lab, journal)
+    one.run("rmdir", config)
+    one.run("mv", f"{MODEL}.away", MODEL)
+    assert one.stackctl("recover").stdout == "cpu is recovered: generation 1\n"
+    assert look.chat(one)["usage"]["completion_tokens"] > 0
+    # The door alone: it is the error, and still there to recover.
+    one.run("sh", "-c", f"rm {config} && mkdir {config}")
+    look.assert_error(one.stackctl("restart", code=1), config)
+    one.run("rmdir", config)
+    assert one.stackctl("recover").stdout == "cpu is recovered: generation 1\n"
+    assert not look.exists(one.lab, journal)
+    assert look.chat(one)["usage"]["completion_tokens"] > 0
+
+
 def test_an_engine_that_starts_is_waited_for_not_started_anew(one: Seat, tiny: str) -> None:
     own_model(one, tiny)
     slow = look.derived_image(
@@ -114,6 +168,42 @@ def test_an_engine_that_starts_is_waited_for_not_started_anew(one: Seat, tiny: s
     assert done.stdout == "cpu is recovered: generation 1\n"
     assert look.unit_properties(one, "InvocationID") == started
     assert state(one) == "ready"
+
+
+def test_what_is_only_known_at_the_end_is_kept(one: Seat, tiny: str) -> None:
+    own_model(one, tiny)
+    one.stackctl(*UP)
+    config, journal = f"{one.state}/doors/cpu/haproxy.cfg", f"{one.state}/transaction.json"
+    words = ("stackctl", "switch", "throughput", "--yes", "--soak", "5s")
+    with one.lab.spawn(words, user=one.user) as process:
+        look.wait_for(
+            "it is watched",
+            lambda: look.exists(one.lab, journal) and b'"soak"' in look.get(one.lab, journal),
+        )
+        # The engine is the new one by then; its door cannot be written.
+        one.run("sh", "-c", f"rm {config} && mkdir {config}")
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "warning: it serves, but" in err
+    assert look.exists(one.lab, journal)
+    one.run("rmdir", config)
+    assert one.stackctl("recover").stdout == "cpu is recovered: generation 2\n"
+    outcome = look.record(one, 2)["outcome"]
+    assert outcome["state"] == "ready"
+    assert outcome["ready_s"] > 0
+    assert look.record(one, 1)["outcome"]["state"] == "replaced"
+
+
+def test_a_unit_that_was_changed_by_hand_is_put_back_as_stored(one: Seat, tiny: str) -> None:
+    own_model(one, tiny)
+    one.stackctl(*UP)
+    path = f"{one.units}/cpu/cpu.container"
+    one.run("sh", "-c", f"echo '# by hand' >>{path}")
+    done = one.stackctl(*UP, "--set", "engine_args.rope-scaling=x", code=1)
+    assert "warning: cpu.container was changed by hand: it is put back as stored" in done.stderr
+    assert look.get(one.lab, path).decode() == look.record(one, 1)["units"]["files"][0]["text"]
+    done = one.stackctl(*UP, "--set", "engine_args.rope-scaling=x", code=1)
+    assert "by hand" not in done.stderr
 
 
 def test_until_it_is_final_the_old_engine_is_what_a_power_loss_leaves(one: Seat, tiny: str) -> None:

@@ -393,7 +393,17 @@ def test_units_of_other_users_are_data(root: Seat, one: Seat, tiny: str) -> None
         root.stackctl(*words, timeout=15)
         root.run("sh", "-c", f"rm -rf {one.units}/*")
         one.lab.write(f"{one.units}/theirs/theirs.container", text, user="lab")
-        plan = root.stackctl(*words, code=5, timeout=15).stdout
-        assert json.loads(plan)["verdict"]["fits"] is False
+        # Its owner heeds it; root, whom nobody may keep from anything, says what it does not heed.
+        assert one.stackctl(*words, code=5).stdout
+        done = root.stackctl(*words, timeout=15)
+        assert json.loads(done.stdout)["verdict"]["fits"] is True
+        assert re.search("^warning: not counted, .*theirs", done.stderr, re.MULTILINE)
+        done = root.stackctl("up", *words[1:-1], "--set", "port=9999", "--dry-run")
+        assert re.search("^warning: not counted, .*theirs", done.stderr, re.MULTILINE)
+        assert "port 9999 is claimed by theirs, a stack of a user" in done.stderr
+        done = one.stackctl(
+            "up", *words[1:-1], "--set", "port=9999", "--dry-run", "--force", code=1
+        )
+        look.assert_error(done, "port 9999 belongs to theirs")
     finally:
         root.lab.run(["rm", "/root/secret.container"])

@@ -194,6 +194,10 @@ def test_a_dry_run_shows_the_new_unit_and_changes_nothing(served: Seat) -> None:
     assert "nothing was changed" in done.stderr
     assert look.unit_text(served) == before
     assert "would stop cpu.service" in served.stackctl("down", "--dry-run").stdout
+    # As without --dry-run, the document is of what is left.
+    done = served.stackctl("down", "--dry-run", "--json")
+    assert json.loads(done.stdout)["stacks"] == []
+    assert "would stop cpu.service" in done.stderr
     assert served.systemctl("is-active", "cpu.service").strip() == "active"
 
 

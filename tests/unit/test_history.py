@@ -513,6 +513,19 @@ def test_keys_are_made_changed_and_removed(at: Place) -> None:
     assert not at.lock.exists()
 
 
+def test_a_door_that_does_not_take_new_keys_is_told(at: Place) -> None:
+    assert at("key", "create", "cpu") == 0
+    (before,) = keys.read(at.state, "cpu")
+    # In the place of the file that HAProxy reads.
+    (at.state / "doors" / "cpu" / "keys").mkdir(parents=True)
+    assert at("key", "rotate", "cpu") == 1
+    assert keys.read(at.state, "cpu") != (before,)
+    assert "stored, but the running door of cpu still lets in the earlier keys" in at.err
+    assert "hint: systemctl --user restart cpu_door.service" in at.err
+    *_, last = audit.read(at.state)
+    assert (last.operation, last.result) == ("key rotate", "failed")
+
+
 def test_keys_that_are_not_there(at: Place) -> None:
     for verb in ("show", "path"):
         assert at("key", verb, "cpu") == 4

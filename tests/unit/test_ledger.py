@@ -31,7 +31,9 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine.files import LiveMachine, RecordedMachine
 from stackctl.plan import ledger
 from stackctl.plan.ledger import claim_of
-from stackctl.state.claims import declared
+from stackctl.plan.outvoted import solve_past, told
+from stackctl.plan.solve import Known
+from stackctl.state.claims import binding, declared
 from stackctl.state.paths import paths
 from stackctl.units.render import Target, render
 from stackctl.values.base import from_json, to_json
@@ -193,6 +195,32 @@ def test_memory_of_others_is_not_there() -> None:
     assert "740 GiB for other stacks" in made.verdict.reasons[0]
 
 
+def test_claims_that_do_not_bind_are_passed_over_where_they_alone_stand_in_the_way() -> None:
+    def past(*theirs: Claim, own: tuple[Claim, ...] = ()) -> tuple[Plan, str | None]:
+        known = Known(image="i", image_reason="x", claims=(*own, *theirs))
+        made, used = solve_past(host=EPYC, model=GEMMA, profile=LATENCY, known=known, binding=own)
+        return made, told("cpu", known, used)
+
+    free, said = past()
+    assert (free.verdict.fits, said) == (True, None)
+    huge = Claim(stack="theirs", cpus="0-3", memory_bytes=2**60)
+    made, said = past(huge)
+    assert made == free
+    assert said is not None
+    assert "theirs" in said
+    many = [Claim(stack=f"s{number}", memory_bytes=2**50) for number in range(9)]
+    assert "s0, s1, s2 and 6 more" in (past(*many)[1] or "")
+    # What fits beside them leaves them their share.
+    small = Claim(stack="theirs", cpus="0-3", memory_bytes=GIB)
+    made, said = past(small)
+    assert not set(parse_cpulist(made.placement.cpus or "")) & set(range(4))
+    assert said is None
+    # A copy of one's own claim in somebody's home does not take that away.
+    own = Claim(stack="own", memory_bytes=2**60)
+    made, said = past(own, own=(own,))
+    assert (made.verdict.fits, said) == (False, None)
+
+
 @settings(max_examples=80, deadline=None)
 @given(
     st.sampled_from(["epyc-smt", "epyc-gpu", "dual-nps4", "epyc-l3numa"]),
@@ -263,6 +291,9 @@ def test_claims_are_read_from_the_units_of_every_scope(tmp_path: Path) -> None:
     put(tmp_path, USER, second.stack, unit(second, claim_of(second)))
     found = declared(RecordedMachine(tmp_path), paths("system", {}))
     assert found == (claim_of(first), claim_of(second))
+    # What an ordinary user claims keeps root from nothing.
+    kept = binding(RecordedMachine(tmp_path), paths("system", {}))
+    assert kept == (found[:1] if os.geteuid() == 0 else found)
     # And a plan of the one leaves the other its share.
     again = plan(EPYC_GPU, first.model, shipped("cpu-moe-batch"), claims=found)
     assert again.placement.cpus == "0-13"

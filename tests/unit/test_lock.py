@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.machine.lock import exclusive
+from stackctl.machine.lock import exclusive, waiting
 
 HOLD = """
     import sys
@@ -55,14 +56,16 @@ def test_another_process_is_refused_and_told_who_has_it(tmp_path: Path) -> None:
         with pytest.raises(StackctlError) as caught, exclusive(path, "down cpu"):
             pytest.fail("two have the lock")
         assert int(caught.value.exit_code) == int(ExitCode.LOCKED) == 7
-        assert f"process {process.pid}, up cpu" in caught.value.message
+        assert re.search(
+            rf"here: process {process.pid}, up cpu, since \d\d:\d\d:\d\d$", caught.value.message
+        )
         assert caught.value.hint
         # To be refused does not harm the holder.
         assert path.exists()
         process.communicate("")
         assert not path.exists()
     with exclusive(path, "down cpu"):
-        assert path.read_text() == f"process {os.getpid()}, down cpu\n"
+        assert path.read_text().startswith(f"process {os.getpid()}, down cpu, since ")
     assert not path.exists()
 
 
@@ -74,7 +77,7 @@ def test_a_killed_holder_frees_it(tmp_path: Path) -> None:
         # Its file stays, which means nothing.
         assert path.exists()
         with exclusive(path, "up"):
-            assert path.read_text() == f"process {os.getpid()}, up\n"
+            assert path.read_text().startswith(f"process {os.getpid()}, up, since ")
         assert not path.exists()
 
 
@@ -82,7 +85,7 @@ def test_a_stale_file_is_taken_over(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     path.write_text("process 1, something that was much longer than what comes now\n")
     with exclusive(path, "up"):
-        assert path.read_text() == f"process {os.getpid()}, up\n"
+        assert path.read_text().startswith(f"process {os.getpid()}, up, since ")
 
 
 def test_a_failure_inside_frees_it(tmp_path: Path) -> None:
@@ -123,6 +126,24 @@ def test_where_no_file_can_be_made() -> None:
     ):
         pytest.fail("no lock there")
     assert caught.value.exit_code == ExitCode.HOST
+
+
+def test_who_waits_for_an_answer_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with waiting(path):
+        assert not path.exists()
+    with exclusive(path, "up cpu"):
+        before = path.read_text()
+        with waiting(path):
+            with pytest.raises(StackctlError) as caught, exclusive(path, "up"):
+                pytest.fail("two have the lock")
+            assert caught.value.message.endswith(f"{before.strip()}, waiting for an answer")
+        assert path.read_text() == before
+    # Another's lock is not touched.
+    with holder(path):
+        before = path.read_text()
+        with waiting(path):
+            assert path.read_text() == before
 
 
 COUNT = """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,12 @@ import pytest
 from samples import EPYC, LATENCY, plan
 
 from stackctl.cli.output import Output
-from stackctl.deploy import takeover
+from stackctl.deploy import install, takeover
 from stackctl.deploy.change import Before
 from stackctl.deploy.context import Context
+from stackctl.deploy.transaction import writer
 from stackctl.errors import StackctlError
-from stackctl.machine.files import LiveMachine, remove_file
+from stackctl.machine.files import LiveMachine, RecordedMachine, remove_file
 from stackctl.machine.systemd import Systemd
 from stackctl.state.generations import Generations
 from stackctl.state.journal import Journal
@@ -49,7 +52,7 @@ def generation(number: int, engine_port: int, *, stack: str = "cpu") -> Generati
 
 def context(folder: Path) -> Context:
     return Context(
-        paths=paths("user", {"HOME": str(folder)}),
+        paths=paths("user", {"HOME": str(folder), "XDG_RUNTIME_DIR": str(folder)}),
         machine=LiveMachine(),
         systemd=Systemd("user"),
         report=Output(json=False, quiet=True, verbose=False, color="never", progress=False),
@@ -79,6 +82,25 @@ def test_a_private_port_is_one_that_no_stored_generation_needs(tmp_path: Path) -
         assert port() == first + 3
 
 
+def test_a_private_port_is_one_that_linux_gives_to_nobody_else(tmp_path: Path) -> None:
+    settings = tmp_path / "proc/sys/net/ipv4"
+    settings.mkdir(parents=True)
+    store = Generations(tmp_path)
+
+    def port() -> int:
+        return takeover.private_port(RecordedMachine(tmp_path), store, LATENCY, ())
+
+    first = port()
+    (settings / "ip_local_reserved_ports").write_text(f"80,{first}-{first + 4}\n")
+    second = port()
+    assert second not in range(first, first + 5)
+    (settings / "ip_local_port_range").write_text("20000\t30000\n")
+    assert 30000 < port() < 32000
+    # Rather one of those than none.
+    (settings / "ip_local_port_range").write_text("1024\t65535\n")
+    assert port() == second
+
+
 @pytest.mark.parametrize(
     ("engine_port", "changed", "words"),
     [
@@ -101,6 +123,24 @@ def test_what_cannot_run_beside_the_old_one(
     assert takeover.choose(context(tmp_path), new, stopped, EPYC) is None
 
 
+def test_a_rollback_keeps_its_ports_and_says_so(tmp_path: Path) -> None:
+    nothing = Before(None, None, None, "inactive")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        hints = []
+        for operation in ("up", "rollback"):
+            new = msgspec.structs.replace(
+                generation(2, port),
+                operation=operation,
+                plan=msgspec.structs.replace(plan(), port=port, engine_port=port),
+            )
+            with pytest.raises(StackctlError, match=rf"taken by .*process {os.getpid()}") as caught:
+                takeover.require_room(context(tmp_path), EPYC, new, nothing, force=True)
+            hints.append(caught.value.hint or "")
+    assert "--set port=" in hints[0]
+    assert hints[1] == "a rollback keeps its ports: stop that, or stackctl up cpu-latency"
+
+
 def test_the_log_of_a_stack_is_that_of_both_slots_and_the_door() -> None:
     units = ("cpu.service", "cpu_b.service", door_service("cpu"))
     words = Systemd("user").journal_command(units, ("cpu-g2", door_log("cpu")), lines=3)
@@ -111,6 +151,22 @@ def test_the_log_of_a_stack_is_that_of_both_slots_and_the_door() -> None:
         "--identifier=cpu-g2", "--identifier=cpu-door",
     ]  # fmt: skip
     assert "--unit=a" in Systemd("system").journal_command(("a",), (), lines=1)
+
+
+def test_what_a_killed_check_left_is_swept_away(tmp_path: Path) -> None:
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    here = context(tmp_path)
+    assert here.paths.runtime == tmp_path / "stackctl"
+    for name in (f"stage-{gone.pid}-a", f"stage-{os.getpid()}-b", "stage-c", "other"):
+        (here.paths.runtime / name / "units").mkdir(parents=True)
+    with writer(here, "up cpu"):
+        pass
+    left = {path.name for path in here.paths.runtime.iterdir()}
+    assert left == {f"stage-{os.getpid()}-b", "stage-c", "other"}
+    # They are named so.
+    with install._stage(here.paths.runtime, ()) as folder:
+        assert folder.parent.name.startswith(f"stage-{os.getpid()}-")
 
 
 def test_files_are_removed_or_it_is_said(tmp_path: Path) -> None:

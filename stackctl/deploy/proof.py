@@ -1,0 +1,93 @@
+"""What a new engine must show before it takes the place of another one."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+
+from stackctl.deploy import start
+from stackctl.deploy.context import Context
+from stackctl.engines import engine as find_engine
+from stackctl.errors import DidNotStart
+from stackctl.health import answer, endpoint
+from stackctl.quantity import format_duration
+from stackctl.values.generation import Generation
+from stackctl.values.result import Result
+
+_SOAK_POLL_S = 0.25
+
+
+def require_answer(context: Context, generation: Generation) -> None:
+    """Health, model list and one completion, asked of the engine itself."""
+    plan = generation.plan
+    context.report.progress("answer", "asking for a completion")
+    results = endpoint.check(
+        endpoint.base_url(plan.listens),
+        find_engine(plan.engine).health_path,
+        plan.served_name,
+        answer_timeout_s=plan.timing.deadline_s,
+        parameters=plan.model.parameters,
+    )
+    failed = next((result for result in results if result.status == "fail"), None)
+    if failed is not None:
+        error = _wrong(generation, failed)
+        # What is no text comes of wrong arithmetic.
+        error.kernel = failed.name == "answer" and failed.expected == answer.TEXT
+        raise error
+    context.report.step("answer", f"ok     {results[-1].actual}")
+
+
+def require_more(context: Context, generation: Generation) -> None:
+    """Ends of answers and streams, asked once clients are served."""
+    plan = generation.plan
+    context.report.progress("answer", "asking for a stream, and for answers that end early")
+    asked = answer.Asked(
+        endpoint.base_url(plan.listens),
+        plan.served_name,
+        plan.timing.deadline_s,
+        parameters=plan.model.parameters,
+    )
+    for result in answer.further(asked):
+        if result.status == "fail":
+            raise _wrong(generation, result)
+
+
+def soak(context: Context, generation: Generation, seconds: float) -> None:
+    """Watch the new engine for a while: it must not die of its first real requests."""
+    started, since = time.monotonic(), time.time()
+    engine = find_engine(generation.plan.engine)
+    while (elapsed := time.monotonic() - started) < seconds:
+        context.report.progress("soak", f"{format_duration(elapsed)} of {format_duration(seconds)}")
+        state = context.systemd.show(
+            generation.units.service,
+            "ActiveState", "SubState", "Result", "ExecMainStatus", "NRestarts",
+        )  # fmt: skip
+        if state.get("ActiveState") != "active" or state.get("NRestarts", "0") not in ("0", ""):
+            with served():
+                raise start.explain(context, generation, engine, state, since - seconds)
+        time.sleep(_SOAK_POLL_S)
+
+
+@contextlib.contextmanager
+def served() -> Iterator[None]:
+    """What fails in here did start: it has answered."""
+    try:
+        yield
+    except DidNotStart as error:
+        error.message = error.message.replace("did not start:", "did not last:", 1)
+        raise
+
+
+def _wrong(generation: Generation, failed: Result) -> DidNotStart:
+    stack = generation.stack
+    return DidNotStart(
+        f"{stack} started, but {failed.name} is wrong: {failed.actual}",
+        details=_evidence(failed),
+        hint=f"log: stackctl logs {stack} --generation {generation.number}",
+    )
+
+
+def _evidence(result: Result) -> Sequence[str]:
+    lines = (f"expected {result.expected}" if result.expected else None, result.evidence)
+    return [line for line in lines if line]

@@ -1,0 +1,57 @@
+"""Claims that may be passed over: those of ordinary users, where root plans."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from stackctl.plan import ledger
+from stackctl.plan.solve import Known, solve
+from stackctl.values.claim import Claim
+from stackctl.values.host import Host
+from stackctl.values.model import Model
+from stackctl.values.plan import Plan
+from stackctl.values.profile import Profile
+
+_SHOWN = 3
+
+
+def solve_past(
+    *, host: Host, model: Model, profile: Profile, known: Known, binding: Sequence[Claim]
+) -> tuple[Plan, Known]:
+    """As ``solve``; where only claims that are not ``binding`` stand in the way, without them.
+
+    Returns:
+        The plan, and what it was made from: its claims are then the binding ones.
+
+    Raises:
+        StackctlError: as ``solve``.
+    """
+    plan = solve(host=host, model=model, profile=profile, known=known)
+    rest = dataclasses.replace(known, claims=tuple(binding))
+    if not is_refused(plan) or len(rest.claims) == len(known.claims):
+        return plan, known
+    without = solve(host=host, model=model, profile=profile, known=rest)
+    return (plan, known) if is_refused(without) else (without, rest)
+
+
+def is_refused(plan: Plan) -> bool:
+    """Whether a plan is known not to fit or not to be worth running."""
+    return plan.verdict.fits is False or plan.verdict.viable is False
+
+
+def told(stack: str, known: Known, used: Known) -> str | None:
+    """What a plan passed over that was made from ``used``; None when nothing."""
+    passed = len(known.claims) - len(used.claims)
+    if passed == 0:
+        return None
+    left = list(used.claims)
+    names = []
+    for claim in ledger.others(known.claims, stack):
+        if claim in left:
+            left.remove(claim)
+        else:
+            names.append(claim.stack[:40])
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    listed = ", ".join(names[:_SHOWN]) + more
+    return f"not counted, else it would be refused: what users claim for {listed}"
