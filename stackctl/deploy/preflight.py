@@ -59,7 +59,7 @@ def require_model(profile: Profile) -> str:
     if profile.model is None:
         raise StackctlError(
             f"profile {profile.name} names no model",
-            hint="--model file:/path/to/model.gguf, or the key model in the profile",
+            hint=f"{_here(profile.engine == 'vllm')}, or the key model in the profile",
             exit_code=ExitCode.USAGE,
         )
     return profile.model
@@ -76,8 +76,13 @@ def require_files(model: Model) -> None:
         return
     raise StackctlError(
         f"{model.source}: the model is not on this machine, only facts about it",
-        hint="--model file:/path/to/model.gguf; stackctl plan works without the files",
+        hint=f"{_here(model.format == 'safetensors')}; stackctl plan works without the files",
     )
+
+
+def _here(folder: bool) -> str:
+    """How to name a model that is on this machine."""
+    return "--model dir:/path/to/folder" if folder else "--model file:/path/to/model.gguf"
 
 
 def _all_files(model: Model) -> list[str]:

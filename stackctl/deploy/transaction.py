@@ -285,9 +285,14 @@ def restart(context: Context, stack: str, patience: Patience) -> Generation:
     """Restart a stack as it is installed, and wait until it answers.
 
     With a front door running requests end first and new ones wait.
+
+    Raises:
+        StackctlError: exit 3 when it is not up; exit 6, with nothing stopped, when it would not get
+            its GPU again; 1 when it does not come back.
     """
     with writer(context, f"restart {stack}"):
         generation = installed_generation(context, stack)
+        gpu.prove(generation.image_id, gpu.planned(generation.host, generation.plan))
         active = change.look(context, stack).active
         held = generation.door is not None and active and door.is_open(context, stack)
         step = Transaction(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from stackctl.values.generation import Fact
 from stackctl.values.host import Gpu, Host
@@ -139,6 +139,8 @@ class Engine(Protocol):
     cpu_image: str | None
     #: Size of the container's /dev/shm, through which its processes talk; None: podman's own 64 MB.
     shm_bytes: int | None
+    #: When systemd starts it again (Restart= of systemd.service(5)).
+    restart: Literal["on-failure", "always"]
     #: Whether it compiles, and so needs a folder that is kept (CACHE in its container).
     compiles: bool
     #: What starts the engine in an image without an entry point of its own.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from stackctl.engines.engine import (
     Dialect,
@@ -112,6 +113,7 @@ class LlamaCpp:
     local_image = "localhost/stackctl/llama-cpp:latest"
     cpu_image: str | None = None
     shm_bytes: int | None = None
+    restart: Literal["on-failure", "always"] = "on-failure"
     compiles = False
     program = "llama-server"
     published_entrypoint: tuple[str, ...] = ("/app/llama-server",)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from stackctl.engines import mounts, vllm_log
 from stackctl.engines.engine import (
@@ -66,6 +67,8 @@ class Vllm:
     # A ceiling: only what is written counts. Two segments of 160 and 240 MiB were seen for one
     # worker (0.32); each further GPU adds its own. The host's own (--ipc=host) would show more.
     shm_bytes: int | None = 8 * _GIB
+    # It ends in good order, with status 0, when what computes in it has died.
+    restart: Literal["on-failure", "always"] = "always"
     compiles = True
     program = "vllm"
     published_entrypoint: tuple[str, ...] = ("vllm", "serve")

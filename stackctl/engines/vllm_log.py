@@ -182,6 +182,9 @@ _KERNELS = re.compile(r"No NvFp4 MoE backend supports|illegal.?instruction", re.
 _SETS = re.compile(r"--set (\w[\w.-]*=\d+)(?:$|[;,] )")
 #: The parent's list of children that ended, and with what status. A signal is negative.
 _KILLED = re.compile(r"Failed core proc\(s\): \{[^}]*: -(?P<signal>\d+)")
+#: The same where nobody saw how it ended.
+_VANISHED = re.compile(r"Failed core proc\(s\): \{\}")
+_CORE_RAISED = re.compile(r"\(EngineCore\b.*Traceback")
 _SIGNALS = {
     "9": ("was killed, most likely for want of main memory", "journalctl -k tells; free memory"),
     "4": ("used an instruction that this CPU lacks", "another image: --set image=..."),
@@ -277,6 +280,10 @@ def failure(lines: Sequence[str]) -> Failure | None:
             usual = (f"crashed (signal {match['signal']})", "another image: --set image=...")
             what, remedy = _SIGNALS.get(match["signal"], usual)
             return Failure(f"the engine core {what}", line.strip(), remedy)
+    vanished = next((line for line in lines if _VANISHED.search(line)), None)
+    if vanished is not None and not any(_CORE_RAISED.search(line) for line in lines):
+        what, remedy = _SIGNALS["9"]
+        return Failure(f"the engine core {what}", vanished.strip(), remedy)
     return _raised(lines)
 
 

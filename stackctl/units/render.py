@@ -103,6 +103,7 @@ def render(plan: Plan, target: Target, generation: int, unit: str | None = None)
         health=healthcheck.command(plan.listens, health_path),
         claim=json.dumps(msgspec.to_builtins(target.claim), ensure_ascii=True),
         memlock=None if memlock is None else "-1" if memlock == UNLIMITED else str(memlock),
+        restart=engine.restart,
         restarts=RESTARTS,
         restart_pause=RESTART_PAUSE_S,
         # Must be longer than all the attempts that it counts, or it never trips.

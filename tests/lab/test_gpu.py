@@ -325,8 +325,13 @@ def test_a_running_engine_outlives_a_refused_change(vllm: Seat) -> None:
     look.put(vllm.lab, CDI, cdi(hook="/bin/false").encode())
     done = vllm.stackctl(*UP_VLLM, "--set", "context=2048", code=6)
     look.assert_error(done, "the hook that a CDI file names fails", "nvidia-container-toolkit")
+    done = vllm.stackctl("restart", STACK, code=6)
+    look.assert_error(done, "the hook that a CDI file names fails", "nvidia-container-toolkit")
     assert look.engine_pid(vllm, container) == before
     assert look.chat(vllm, PORT)["usage"]["completion_tokens"] == 8
+    look.put(vllm.lab, CDI, cdi().encode())
+    vllm.stackctl("restart", STACK)
+    assert look.engine_pid(vllm, container) != before
     vllm.stackctl("down", STACK)
     look.assert_clean(vllm, STACK)
 

@@ -119,6 +119,7 @@ TOO_BIG = ("plan", "cpu", "--facts", "lab.json", "--model", "facts:iquest.json")
          "gemma.json has schema 'stackctl.model/1'", None),
         (2, ["plan", "cpu", "--objective", "speed"], "'speed'", "stackctl plan --help"),
         (2, ["plan", "demo", "--facts", "lab.json"], "demo names no model", "--model file:"),
+        (2, ["plan", "cpu-vllm", "--facts", "lab.json"], "names no model", "--model dir:"),
         (2, [*FITS, "--set", "contxt=5"], "--set contxt: no such key", "did you mean context?"),
         (2, [*FITS, "--set", "engine_args.port=1"], "set by stackctl itself", "use the key port"),
         (2, [*FITS, "--set", "placement.cpus=0-99"], "may not use CPU 16-99", "CPUs: 0-15"),

@@ -254,3 +254,26 @@ def test_an_unknown_bandwidth_is_no_promise(cli: Cli) -> None:
     assert cli("plan", "cpu", "--facts", "lab.json", "--model", "facts:gemma.json") == 0
     assert "tok/s" not in cli.out
     assert "first token" in cli.out
+
+
+# render
+
+
+def test_units_for_images_that_were_not_looked_at(cli: Cli) -> None:
+    """They are taken to start as the published ones do, and local ones not at all."""
+    assert cli("render", "gpu-nvfp4", "--facts", "epyc-gpu.json") == 0
+    lines = cli.out.splitlines()
+    assert {"PodmanArgs=--entrypoint=vllm", "AddDevice=nvidia.com/gpu=0"} <= set(lines)
+    assert any(line.startswith("Exec=serve IQuestLab/") for line in lines)
+    wish = (
+        "--facts",
+        "epyc-gpu.json",
+        "--model",
+        "hf:IQuestLab/IQuest-Coder-V1-40B-Instruct-nvfp4",
+    )
+    assert cli("render", "cpu-vllm", *wish) == 0
+    assert "entrypoint" not in cli.out
+    assert "\nExec=vllm serve IQuestLab/" in cli.out
+    assert cli("render", "gpu-gguf", "--facts", "epyc-gpu.json") == 0
+    assert "entrypoint" not in cli.out
+    assert "\nExec=--model " in cli.out

@@ -135,5 +135,9 @@ def test_a_model_of_which_only_facts_are_known() -> None:
     model = shipped_model(shipped("gpu-nvfp4"))
     assert mounts.mounts(model) == ()
     assert mounts.model_path(model) == "IQuestLab/IQuest-Coder-V1-40B-Instruct-nvfp4"
-    with pytest.raises(StackctlError, match="only facts about it"):
+    with pytest.raises(StackctlError, match="only facts about it") as caught:
         require_files(model)
+    assert "--model dir:" in (caught.value.hint or "")
+    with pytest.raises(StackctlError, match="only facts about it") as caught:
+        require_files(msgspec.structs.replace(IQUEST, files=()))
+    assert "--model file:" in (caught.value.hint or "")
