@@ -20,7 +20,7 @@ from stackctl.health import endpoint
 from stackctl.machine import podman, runner
 from stackctl.machine.files import remove_file, write_atomically
 from stackctl.machine.haproxy import Haproxy
-from stackctl.machine.private import private_folder
+from stackctl.machine.trust import private_folder
 from stackctl.quantity import format_duration
 from stackctl.state import keys
 from stackctl.units import door as units

@@ -73,7 +73,7 @@ def _stage(runtime: Path, files: Sequence[UnitFile]) -> Iterator[Path]:
     temporary = None
     try:
         # Not below /tmp: nobody else can as much as look at it, wherever TMPDIR leads.
-        trust.make_private(runtime)
+        trust.private_folder(runtime)
         temporary = Path(tempfile.mkdtemp(prefix=f"stage-{os.getpid()}-", dir=runtime))
         folder = temporary / "units"
         folder.mkdir()

@@ -218,7 +218,7 @@ def write_atomically(path: Path, text: str, *, mode: int = 0o644) -> None:
         if mode & 0o077:
             path.parent.mkdir(parents=True, exist_ok=True)
         else:
-            trust.make_private(path.parent)
+            trust.private_folder(path.parent)
         descriptor, temporary = tempfile.mkstemp(
             prefix=".stackctl-", suffix=".tmp", dir=path.parent
         )

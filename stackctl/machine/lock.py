@@ -108,8 +108,11 @@ def _leads_to(link: Path, path: Path) -> bool:
 def _open(path: Path) -> int:
     try:
         # Others could hold the lock if they could open it.
-        trust.make_private(path.parent)
-        trust.close(path.parent)
+        trust.private_folder(path.parent)
+    except StackctlError as error:
+        error.exit_code = ExitCode.HOST
+        raise
+    try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise StackctlError(

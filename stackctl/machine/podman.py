@@ -167,8 +167,7 @@ def connect(runtime: Path) -> Iterator[Podman]:
     """
     from podman import PodmanClient
 
-    trust.make_private(runtime)
-    trust.close(runtime)
+    trust.private_folder(runtime)
     for stale in runtime.glob("podman-*.sock"):
         if not Path(f"/proc/{stale.stem.removeprefix('podman-')}").exists():
             stale.unlink(missing_ok=True)

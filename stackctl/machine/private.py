@@ -14,29 +14,9 @@ from pathlib import Path
 
 from stackctl.errors import StackctlError
 from stackctl.machine.files import sync_folder, write_atomically
+from stackctl.machine.trust import private_folder
 
 _OPEN = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-
-
-def private_folder(path: Path) -> None:
-    """Have a folder that only this user may enter (0700); what is missing above it is made so too.
-
-    Raises:
-        StackctlError: something else is there, or another user's folder.
-    """
-    try:
-        if not path.parent.exists():
-            private_folder(path.parent)
-        with contextlib.suppress(FileExistsError):
-            path.mkdir(mode=0o700)
-        # A link that this user made is a wish, anybody else's a trap.
-        seen = path.stat()
-        if not stat.S_ISDIR(seen.st_mode) or {seen.st_uid, path.lstat().st_uid} != {os.geteuid()}:
-            raise _refused(path, "is not a folder of this user's own")
-        if seen.st_mode & 0o077:
-            path.chmod(0o700)
-    except OSError as error:
-        raise StackctlError(f"cannot make {path}: {error.strerror}") from None
 
 
 def append_line(path: Path, line: bytes, *, most_bytes: int, keep: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import itertools
 import os
@@ -75,14 +76,28 @@ def require_not_planted(path: Path) -> None:
         above = found
 
 
-def make_private(folder: Path) -> None:
-    """Make a folder, and those above it that are missing, for this user alone (0700).
+def private_folder(path: Path) -> None:
+    """Have a folder that only this user may enter (0700); what is missing above it is made so too.
 
-    One that is there already is left as it is. Raises OSError.
+    Raises:
+        StackctlError: something else is there, or another user's folder.
     """
-    missing = list(itertools.takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
-    for path in reversed(missing):
-        path.mkdir(mode=0o700, exist_ok=True)
+    try:
+        if not path.parent.exists():
+            private_folder(path.parent)
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+        # A link that this user made is a wish, anybody else's a trap.
+        seen = path.stat()
+        if not stat.S_ISDIR(seen.st_mode) or {seen.st_uid, path.lstat().st_uid} != {os.geteuid()}:
+            raise StackctlError(
+                f"{path} is not a folder of this user's own",
+                hint=f"look at it, then remove it: rm {path}",
+            )
+        if seen.st_mode & 0o077:
+            path.chmod(0o700)
+    except OSError as error:
+        raise StackctlError(f"cannot make {path}: {error.strerror}") from None
 
 
 def close(folder: Path) -> None:

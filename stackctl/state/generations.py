@@ -11,7 +11,6 @@ import msgspec
 
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine.files import remove_file, write_atomically
-from stackctl.machine.private import private_folder
 from stackctl.values.base import from_json, to_json
 from stackctl.values.generation import Generation, Outcome, State
 
@@ -83,7 +82,6 @@ class Generations:
     def write(self, generation: Generation) -> None:
         """Store a generation; not readable by others, since plans name paths."""
         path = self._path(generation.stack, generation.number)
-        private_folder(path.parent)
         write_atomically(path, to_json(generation), mode=0o600)
 
     def finish(self, generation: Generation, state: State, **outcome: object) -> Generation:

@@ -8,7 +8,6 @@ import msgspec
 
 from stackctl.errors import StackctlError
 from stackctl.machine.files import remove_file, write_atomically
-from stackctl.machine.private import private_folder
 from stackctl.values.base import from_json, to_json
 from stackctl.values.transaction import Transaction
 
@@ -47,7 +46,6 @@ class Journal:
 
     def write(self, transaction: Transaction) -> None:
         """Put a step on disk."""
-        private_folder(self._path.parent)
         write_atomically(self._path, to_json(transaction), mode=0o600)
 
     def step(self, transaction: Transaction, step: str, **changes: object) -> Transaction:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine.files import remove_file, write_atomically
-from stackctl.machine.private import private_folder, read_own
+from stackctl.machine.private import read_own
 
 _PREFIX = "sk-stackctl-"
 _MOST_BYTES = 64 * 2**10
@@ -97,6 +97,5 @@ def _new() -> str:
 
 def _write(state: Path, stack: str, keys: tuple[str, ...]) -> tuple[str, ...]:
     file = path(state, stack)
-    private_folder(file.parent)
     write_atomically(file, "".join(f"{key}\n" for key in keys), mode=0o600)
     return keys

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from stackctl.errors import StackctlError
-from stackctl.machine.private import append_line, private_folder, read_own
+from stackctl.machine.private import append_line, read_own
+from stackctl.machine.trust import private_folder
 from stackctl.state import audit, health
 from stackctl.values.base import to_json
 from stackctl.values.history import AuditEntry, Health

@@ -90,7 +90,7 @@ def test_links_count_and_what_they_lead_to(folder: Path) -> None:
 def test_private_folders(folder: Path) -> None:
     before = os.umask(0o002)
     try:
-        trust.make_private(folder / "a" / "b")
+        trust.private_folder(folder / "a" / "b")
     finally:
         os.umask(before)
     for path in (folder / "a", folder / "a" / "b"):
