@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stackctl.errors import StackctlError
 from stackctl.machine.files import write_atomically
-from stackctl.machine.private import private_folder
+from stackctl.machine.trust import private_folder
 from stackctl.values.base import from_json, to_json
 from stackctl.values.measured import Learned, LearnedOptions
 
