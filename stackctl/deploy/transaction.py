@@ -23,7 +23,7 @@ from stackctl.plan.ledger import claim_of
 from stackctl.plan.outvoted import is_refused, solve_past, told
 from stackctl.plan.placement import sharing
 from stackctl.plan.solve import Known, solve
-from stackctl.plan.verdict import besides, headline
+from stackctl.plan.verdict import besides, headline, summary
 from stackctl.probe import probe
 from stackctl.probe.doctor_gpu import DEFAULT_CUDA
 from stackctl.quantity import format_bytes, format_duration
@@ -383,14 +383,6 @@ def _require_use(plan: Plan, profile: Profile, wish: Wish) -> None:
     """Raise StackctlError (exit 5) for a plan that does not fit or is not worth running."""
     if is_refused(plan) and not wish.force:
         raise refused(wish.advise(profile, plan))
-
-
-def summary(plan: Plan) -> str:
-    """A plan in one line."""
-    memory = plan.memory
-    fits = {True: "fits", False: "does not fit", None: "memory unknown"}[plan.verdict.fits]
-    limit = "" if memory.limit_bytes is None else f" of {format_bytes(memory.limit_bytes)}"
-    return f"{plan.profile} · {plan.objective} · {fits} ({format_bytes(memory.total_bytes)}{limit})"
 
 
 @contextlib.contextmanager

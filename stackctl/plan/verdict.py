@@ -245,3 +245,11 @@ def seconds(pair: tuple[float, float]) -> str:
 
 def _short(value: float) -> str:
     return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def summary(plan: Plan) -> str:
+    """A plan in one line."""
+    memory = plan.memory
+    fits = {True: "fits", False: "does not fit", None: "memory unknown"}[plan.verdict.fits]
+    limit = "" if memory.limit_bytes is None else f" of {format_bytes(memory.limit_bytes)}"
+    return f"{plan.profile} · {plan.objective} · {fits} ({format_bytes(memory.total_bytes)}{limit})"
