@@ -18,6 +18,8 @@ from stackctl.values.door import DEFAULT_IMAGE, LOCAL_IMAGE
 from stackctl.values.measured import EngineFacts
 from stackctl.values.profile import Profile
 
+#: Images of engines that stackctl builds.
+_BUILT = ("llama-cpp", "vllm-cpu")
 #: The front door's images: built here, and published.
 _DOOR_IMAGES = (LOCAL_IMAGE, DEFAULT_IMAGE)
 _NO_DOOR = "the profile does without: requests fail while engines are switched"
@@ -68,7 +70,7 @@ def ensure_image(
     if reference.startswith("localhost/"):
         raise StackctlError(
             f"there is no local image {reference}",
-            hint=f"{_build(reference)}, or another one: --set image=NAME",
+            hint=f"{_get(engine, reference)}, or another one: --set image=NAME",
             exit_code=ExitCode.HOST,
         )
     return _pull(context, api, reference, may_pull), reference, reason
@@ -206,7 +208,7 @@ def inspect_engine(
             if missing
             else f"{engine.program} of image {reference} does not run here",
             details=lines[-3:],
-            hint=f"{_build(engine.local_image)}, or another image: --set image=NAME",
+            hint=f"{_get(engine, reference)}, or another image: --set image=NAME",
             exit_code=ExitCode.HOST,
         )
     curl = podman.run_once(image.id, ["--version"], entrypoint="curl")
@@ -240,11 +242,13 @@ def starting(engine: Engine, entrypoint: Sequence[str]) -> tuple[tuple[str, ...]
     return (), entrypoint[0] if len(entrypoint) > 1 else None
 
 
-def _build(reference: str) -> str:
-    """How to get an image that is made on this machine."""
-    name = reference.removeprefix("localhost/stackctl/").removesuffix(":latest")
-    built = name in ("llama-cpp", "vllm-cpu", "haproxy")
-    return f"stackctl image build {name}" if built else f"podman pull or build {reference}"
+def _get(engine: Engine, reference: str) -> str:
+    """How to get an image of an engine."""
+    for local in (engine.cpu_image, engine.local_image):
+        name = (local or "").removeprefix("localhost/stackctl/").removesuffix(":latest")
+        if name in _BUILT and (local == reference or local == engine.local_image):
+            return f"stackctl image build {name}"
+    return f"podman pull {engine.default_image}"
 
 
 def _candidates(profile: Profile, engine: Engine) -> tuple[tuple[str, str], ...]:
