@@ -81,6 +81,7 @@ class Vllm:
         "served-model-name": "use the key served_name",
         "api-key": "a secret must not be on a command line",
         "hf-token": "a secret must not be on a command line",
+        "trust-remote-code": "use the key trust_remote_code, which wants a commit",
     }
     newest = Dialect(_NEWEST, inspected=False)
     health_path = "/health"

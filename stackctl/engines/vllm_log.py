@@ -115,7 +115,7 @@ _FAILURES: tuple[tuple[re.Pattern[str], str, str | None], ...] = tuple(
         (
             r"(option|set|pass) `?trust_remote_code=True|requires you to execute the \w+ file",
             "the model brings code of its own, which is not run unasked",
-            "read it; then --set engine_args.trust-remote-code=true",
+            "read it; then --set trust_remote_code=true",
         ),
         (
             r"(outgoing traffic has been disabled|offline mode is enabled|"

@@ -506,3 +506,10 @@ def test_phases() -> None:
     assert VLLM.phase("GPU KV cache size: 203,120 tokens") == "KV cache, 203,120 tokens"
     assert VLLM.phase("") is None
     assert VLLM.footprint(MODEL, {}, 96 * GIB).compute_bytes > 1 * GIB > MIB
+
+
+def test_trust_is_not_given_past_its_key() -> None:
+    wish = profile(shipped("gpu-nvfp4"), engine_args={"trust-remote-code": True})
+    with pytest.raises(StackctlError, match="set by stackctl itself") as caught:
+        plan(HOSTS["epyc-gpu"], shipped_model(wish), wish)
+    assert "trust_remote_code" in (caught.value.hint or "")
