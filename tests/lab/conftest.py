@@ -131,7 +131,14 @@ class Seat:
 def vllm_lab() -> Iterator[Lab]:
     """Another lab, with the image of vLLM for CPUs and a small checkpoint."""
     need_root()
-    with Lab(vllm=True) as booted:
+    with contextlib.ExitStack() as stack:
+        try:
+            booted = stack.enter_context(Lab(vllm=True))
+        except LabError as error:
+            if not re.search(r"No matching distribution|Could not fetch|Connection", str(error)):
+                raise
+            # Its packages come from where this machine's pip finds them, torch as a CPU build.
+            pytest.skip(f"vLLM for CPUs cannot be had here: {str(error)[-200:]}")
         yield booted
 
 
