@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import tempfile
@@ -103,8 +102,6 @@ def _bootstrap(report: Report, recipe: Recipe, target: Path, mirror: str | None)
     except OSError as error:
         raise StackctlError(f"cannot write {target}: {error.strerror}") from None
     partial = folder / target.name
-    # A root tree of some GB: /tmp may be in memory.
-    roomy = {"TMPDIR": os.environ.get("TMPDIR", "/var/tmp")}
     try:
         hooks: tuple[str, ...] = ()
         if recipe.wheels:
@@ -125,7 +122,7 @@ def _bootstrap(report: Report, recipe: Recipe, target: Path, mirror: str | None)
             recipe.suite, str(partial), *((mirror,) if mirror else ()),
         )  # fmt: skip
         try:
-            runner.run(command, timeout_s=1800, extra_env=roomy)
+            runner.run(command, timeout_s=1800, extra_env=imagewheels.roomy())
         except StackctlError as error:
             if error.exit_code == ExitCode.HOST:
                 error.hint = "apt-get install mmdebstrap (Debian and Ubuntu; needs root)"

@@ -17,6 +17,13 @@ from stackctl.machine import runner
 
 #: Seconds for pip: some GB over a slow line.
 _PIP_S = 7200
+#: Variables by which pip is told where to find packages. What runs other programs or writes
+#: elsewhere is not among them: root may have them from another user (``sudo -E``).
+_PIP_SETTINGS = (
+    "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_NO_INDEX", "PIP_CONFIG_FILE",
+    "PIP_CONSTRAINT", "PIP_CERT", "PIP_CLIENT_CERT", "PIP_TRUSTED_HOST", "PIP_PROXY",
+    "PIP_DEFAULT_TIMEOUT", "PIP_TIMEOUT", "PIP_RETRIES",
+)  # fmt: skip
 #: Where the Python of a Debian looks for packages that are not Debian's.
 PACKAGES = "usr/local/lib/python{python}/dist-packages"
 
@@ -62,7 +69,7 @@ def install(report: Report, wheels: Wheels, root: Path) -> Path:
     folder = root / PACKAGES.format(python=wheels.python)
     folder.mkdir(parents=True)
     report.progress("image", f"installing {wheels.requirement} with pip, some minutes")
-    settings = {name: text for name, text in os.environ.items() if name.startswith("PIP_")}
+    settings = {name: os.environ[name] for name in _PIP_SETTINGS if name in os.environ}
     try:
         runner.run(
             (
@@ -71,7 +78,7 @@ def install(report: Report, wheels: Wheels, root: Path) -> Path:
                 "--only-binary=:all:", f"--target={folder}", wheels.requirement,
             ),
             timeout_s=_PIP_S,
-            extra_env=settings,
+            extra_env=settings | roomy(),
         )  # fmt: skip
     except StackctlError as error:
         error.hint = error.hint or wheels.hint
@@ -93,6 +100,11 @@ def install(report: Report, wheels: Wheels, root: Path) -> Path:
     )
     program.chmod(0o755)
     return root / "usr"
+
+
+def roomy() -> dict[str, str]:
+    """Variables for programs that write some GB to a temporary folder: /tmp may be in memory."""
+    return {} if "TMPDIR" in runner.controlled_environment() else {"TMPDIR": "/var/tmp"}
 
 
 def _pip(python: str) -> tuple[str, ...]:
