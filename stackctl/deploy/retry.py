@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from stackctl.deploy import gpu
 from stackctl.deploy.context import Context
-from stackctl.errors import DidNotStart, StackctlError
+from stackctl.errors import DidNotStart
 from stackctl.state import learned
 from stackctl.state.generations import now
 from stackctl.values.generation import Generation
@@ -22,28 +22,31 @@ _MARLIN = "marlin"
 T = TypeVar("T")
 
 
-def with_other_kernels(context: Context, stack: str, attempt: Callable[[Context], T]) -> T:
+def with_other_kernels(
+    context: Context, stack: str, attempt: Callable[[Context, Learned | None], T]
+) -> T:
     """Attempt a start. Where nvfp4 kernels are at fault, once more with those that compute in 16
-    bits; that is remembered for this image and GPU, and forgotten if it does not help.
+    bits; if that helps, it is remembered for this image and GPU.
 
     Raises:
         StackctlError: of the last attempt; the machine is as it was before.
     """
     try:
-        return attempt(context)
+        return attempt(context, None)
     except DidNotStart as error:
         lesson = _lesson(context, stack, error) if error.kernel else None
         if lesson is None:
             raise
         options = " ".join(f"--{text.replace('=', ' ')}" for text in lesson.options)
         context.report.warn(f"{error.message}: once more with {options}")
-        learned.add(context.paths.state, lesson)
-    try:
-        # The user has agreed to this change.
-        return attempt(dataclasses.replace(context, confirm=lambda _: True))
-    except StackctlError:
-        learned.forget(context.paths.state, lesson)
-        raise
+    done = attempt(agreed(context), lesson)
+    learned.add(context.paths.state, lesson)
+    return done
+
+
+def agreed(context: Context) -> Context:
+    """For one more attempt at a change to which the user has agreed."""
+    return dataclasses.replace(context, confirm=lambda _: True)
 
 
 def _lesson(context: Context, stack: str, error: DidNotStart) -> Learned | None:

@@ -14,7 +14,7 @@ from stackctl.deploy import change, door, gpu, images, install, preflight, proof
 from stackctl.deploy.change import Before, Patience
 from stackctl.deploy.context import Context
 from stackctl.deploy.recover import record_end, recover_first
-from stackctl.deploy.retry import with_other_kernels
+from stackctl.deploy.retry import agreed, with_other_kernels
 from stackctl.deploy.start import start_and_wait
 from stackctl.engines import engine as find_engine
 from stackctl.errors import DidNotStart, ExitCode, StackctlError
@@ -34,6 +34,7 @@ from stackctl.units import render
 from stackctl.units.door import door_of, door_service
 from stackctl.values.generation import Generation, Operation, Outcome
 from stackctl.values.host import Host
+from stackctl.values.measured import Learned
 from stackctl.values.plan import Plan
 from stackctl.values.profile import Overrides, Profile
 from stackctl.values.transaction import Transaction
@@ -78,24 +79,26 @@ def up(context: Context, profile: Profile, wish: Wish) -> UpResult:
     """
     with writer(context, f"up {profile.stack}", wish.dry_run):
 
-        def attempt(profile: Profile, wish: Wish) -> UpResult:
+        def attempt(context: Context, profile: Profile, wish: Wish) -> UpResult:
             return with_other_kernels(
-                context, profile.stack, lambda context: _up(context, profile, wish)
+                context,
+                profile.stack,
+                lambda context, lesson: _up(context, profile, wish, lesson),
             )
 
         try:
-            return attempt(profile, wish)
+            return attempt(context, profile, wish)
         except DidNotStart as error:
             if wish.fit is None or not error.sets:
                 raise
             words = " ".join(f"--set {text}" for text in error.sets)
             context.report.warn(f"{error.message}: once more with {words} (--auto-fit)")
             fitting, asked = wish.fit(error.sets)
-        return attempt(fitting, dataclasses.replace(wish, asked=asked))
+        return attempt(agreed(context), fitting, dataclasses.replace(wish, asked=asked))
 
 
-def _up(context: Context, profile: Profile, wish: Wish) -> UpResult:
-    """One attempt; the lock is held."""
+def _up(context: Context, profile: Profile, wish: Wish, lesson: Learned | None) -> UpResult:
+    """One attempt, with a lesson of the one before; the lock is held."""
     context.systemd.require()
     host = probe(context.machine, scope=context.paths.scope)
     generator = preflight.require_tools(host)
@@ -131,10 +134,10 @@ def _up(context: Context, profile: Profile, wish: Wish) -> UpResult:
         context.report.warn(f"{before.unit} runs without its unit file: it is stopped")
         change.converge(context, profile.stack, None, running=False)
         before = change.look(context, profile.stack)
-    cards = gpu.planned(host, early)
+    cards = [card.name for card in gpu.planned(host, early)]
     known = dataclasses.replace(
         known,
-        learned=learned.read(context.paths.state, image.id, cards[0].name) if cards else None,
+        learned=lesson or learned.read(context.paths.state, image.id, *cards[:1]),
         image=image.reference,
         image_reason=reason,
         facts=facts,

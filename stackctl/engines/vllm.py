@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
 from stackctl.engines import mounts, vllm_log
 from stackctl.engines.engine import (
     CACHE,
     Dialect,
-    Failure,
     Footprint,
     Option,
     Reports,
@@ -22,7 +21,6 @@ from stackctl.engines.engine import (
 )
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.quantity import format_bytes
-from stackctl.values.generation import Fact
 from stackctl.values.measured import EngineOption
 from stackctl.values.model import Model
 
@@ -36,7 +34,7 @@ _ENGINE_BYTES = 2 * _GIB
 _ACTIVATION_BYTES = 54
 #: Main memory of the API server and the worker.
 _HOST_BYTES = 6 * _GIB
-#: On a CPU: API server, engine and worker were 1.7 GB resident besides weights and KV cache (0.32).
+#: On a CPU: API server, engine and worker were 1.6 GB resident besides weights and KV cache (0.32).
 _CPU_ENGINE_BYTES = 2 * _GIB
 #: Bytes an element of a KV cache type; what is not named has 16 bits.
 KV_TYPE_BYTES = {"fp8": 1.0, "fp8_e4m3": 1.0, "fp8_e5m2": 1.0, "nvfp4": 0.5625}
@@ -229,21 +227,10 @@ class Vllm:
         flag = f"--{option.name}"
         return (flag, *(str(value) for value in option.values))
 
-    def phase(self, line: str) -> str | None:
-        """See Engine."""
-        return vllm_log.phase(line)
-
-    def failure(self, lines: Sequence[str]) -> Failure | None:
-        """See Engine."""
-        return vllm_log.failure(lines)
-
-    def dead(self, lines: Sequence[str]) -> bool:
-        """See Engine."""
-        return vllm_log.dead(lines)
-
-    def said(self, lines: Sequence[str]) -> tuple[Fact, ...]:
-        """See Engine."""
-        return vllm_log.said(lines)
+    phase = staticmethod(vllm_log.phase)
+    failure = staticmethod(vllm_log.failure)
+    dead = staticmethod(vllm_log.dead)
+    said = staticmethod(vllm_log.said)
 
     def _utilization(self, request: Request, context: int, batched: int, kv_type: str) -> Option:
         """As high as the reserve and other stacks allow: spare memory is prefix cache."""

@@ -51,6 +51,8 @@ def place(host: Host, profile: Profile, claims: Sequence[Claim] = ()) -> Placed:
     gpus, why_gpus = _gpus(host, profile, claims)
     nodes = _nodes(host, wish)
     cores, claimed = _cores(host, wish, nodes, claims)
+    if one_node := profile.engine == "vllm" and profile.on_cpu and len(nodes) > 1:
+        nodes, cores = _one_node(host, wish, nodes, cores)
     smt = any(len(core) > 1 for core in cores)
     bound = wish.cpus is not None or wish.nodes is not None or wish.policy == "bind"
     cpuset_known = host.tools.cgroup_version is not None
@@ -77,6 +79,8 @@ def place(host: Host, profile: Profile, claims: Sequence[Claim] = ()) -> Placed:
         threads, batch = _threads(cores, chosen, smt, claimed)
         why_cpus = _why_cpus(bound, smt, kept, claimed)
     policy, why_policy = _policy(host, wish, nodes, gpus)
+    if one_node:
+        policy, why_policy = "bind", f"vLLM keeps a worker's memory on one node: {nodes[0]}"
     cpus = format_cpulist(core[0] for core in chosen)
     shared = _shared_with(host, chosen, claims)
     if shared:
@@ -215,6 +219,27 @@ def _cores(
     if not free:
         return cores, False
     return free, len(free) < len(cores)
+
+
+def _one_node(
+    host: Host, wish: PlacementWish, nodes: tuple[int, ...], cores: Cores
+) -> tuple[tuple[int, ...], Cores]:
+    """The node with most of the cores, and those. vLLM on a CPU binds a worker's memory to the node
+    of its first CPU, and refuses a KV cache that is larger (0.32, cpu_worker.py)."""
+    if wish.nodes is not None:
+        raise StackctlError(
+            f"placement.nodes: vLLM on the CPU uses one NUMA node, not {format_cpulist(nodes)}",
+            hint=f'--set placement.nodes="{nodes[0]}"',
+            exit_code=ExitCode.USAGE,
+        )
+    best: int = nodes[0]
+    most: Cores = ()
+    for node in host.cpu.numa:
+        own = set(parse_cpulist(node.cpus))
+        there = tuple(core for core in cores if own & set(core))
+        if node.id in nodes and len(there) > len(most):
+            best, most = node.id, there
+    return (best,), most or cores
 
 
 def _shared_with(host: Host, chosen: Cores, claims: Sequence[Claim]) -> tuple[str, ...]:

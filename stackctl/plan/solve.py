@@ -286,7 +286,8 @@ def _work(
     placed: placement.Placed,
     host: Host,
 ) -> roofline.Work:
-    """Which bytes a token reads where."""
+    """Which bytes a token reads where, and with how many threads (vLLM has no option for those)."""
+    batch, generate = ((x or (0, ""))[0] for x in (placed.threads_batch, placed.threads))
     active = float(model.active_bytes)
     on_cpu = active
     if profile.engine == "vllm":
@@ -307,8 +308,8 @@ def _work(
         gpu_bytes=active - on_cpu if placed.gpus else 0.0,
         kv_token_bytes=token,
         prompt_tokens=profile.slo.prompt_tokens,
-        threads=number(options, "threads-batch", 0) or host.cpu.cores,
-        decode_threads=number(options, "threads", 0) or None,
+        threads=number(options, "threads-batch", batch) or host.cpu.cores,
+        decode_threads=number(options, "threads", generate) or None,
     )
 
 

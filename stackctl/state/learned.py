@@ -13,23 +13,17 @@ from stackctl.values.measured import Learned, LearnedOptions
 _NAME = "learned.json"
 
 
-def read(state: Path, image_id: str, gpu: str | None) -> Learned | None:
+def read(state: Path, image_id: str, gpu: str | None = None) -> Learned | None:
     """What was learned of an image on GPUs of that name; None: nothing, or it cannot be read."""
     return next((one for one in _all(state) if (one.image_id, one.gpu) == (image_id, gpu)), None)
 
 
 def add(state: Path, entry: Learned) -> None:
     """Keep it; it replaces what was known of the same image and GPU."""
-    _write(state, (*_others(state, entry), entry))
-
-
-def forget(state: Path, entry: Learned) -> None:
-    """It did not help."""
-    _write(state, _others(state, entry))
-
-
-def _others(state: Path, entry: Learned) -> tuple[Learned, ...]:
-    return tuple(x for x in _all(state) if (x.image_id, x.gpu) != (entry.image_id, entry.gpu))
+    others = (x for x in _all(state) if (x.image_id, x.gpu) != (entry.image_id, entry.gpu))
+    private_folder(state)
+    text = to_json(LearnedOptions(entries=(*others, entry)))
+    write_atomically(state / _NAME, text, mode=0o600)
 
 
 def _all(state: Path) -> tuple[Learned, ...]:
@@ -37,8 +31,3 @@ def _all(state: Path) -> tuple[Learned, ...]:
         return from_json((state / _NAME).read_bytes(), LearnedOptions, where=_NAME).entries
     except (OSError, StackctlError):
         return ()
-
-
-def _write(state: Path, entries: tuple[Learned, ...]) -> None:
-    private_folder(state)
-    write_atomically(state / _NAME, to_json(LearnedOptions(entries=entries)), mode=0o600)

@@ -72,7 +72,9 @@ sub complete {
     my ($client, $body, $chat) = @_;
     my $tokens = $body =~ /"max_(?:completion_)?tokens": *(\d+)/ ? $1 : 16;
     my ($stop) = $body =~ /"stop": *\[? *"([^"]+)"/;
-    my ($text, $finish) = (join(' ', map { $words[$_ % @words] } 0 .. $tokens - 1), 'length');
+    # Kernels that compute wrongly answer like this: an image may have them (/broken-kernels).
+    my $wrong = -e '/broken-kernels' && ($option{'--linear-backend'} // '') ne 'marlin';
+    my ($text, $finish) = (join(' ', map { $wrong ? '!!!!' : $words[$_ % @words] } 0 .. $tokens - 1), 'length');
     if (defined $stop && (my $end = index $text, $stop) >= 0) {
         ($text, $finish) = (substr($text, 0, $end), 'stop');
         $tokens = split ' ', $text;

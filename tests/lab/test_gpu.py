@@ -33,6 +33,8 @@ UP = ("up", "--yes", "gpu-gguf", *IMAGE_HERE, "--model")
 STACK, PORT = "gpu-nvfp4", 8000
 VLLM_IMAGE = "localhost/stackctl/vllm:latest"
 MODEL = "/srv/models/tiny-nvfp4"
+#: An image whose nvfp4 kernels compute wrongly.
+WRONG_KERNELS = "cp -p /srv/gpu/vllm usr/bin/vllm && touch broken-kernels"
 UP_VLLM = ("up", "--yes", STACK, "--model", f"dir:{MODEL}")
 #: One quantised matrix: two weights a byte, a scale for each 16 of them and one for all.
 _PART = "model.layers.0.mlp.up_proj"
@@ -353,3 +355,36 @@ def doctor(seat: Seat, model: str, code: int = 0) -> dict[str, dict[str, str]]:
     words = ("doctor", "gpu-gguf", *IMAGE_HERE, "--model", model, "--json")
     done: subprocess.CompletedProcess[str] = seat.stackctl(*words, code=code)
     return {result["name"]: result for result in json.loads(done.stdout)["results"]}
+
+
+def test_kernels_that_compute_wrongly_are_replaced_once_and_for_all(vllm: Seat) -> None:
+    look.put(vllm.lab, CDI, cdi().encode())
+    made = look.derived_image(vllm, "broken", WRONG_KERNELS)
+    committed(vllm, made, VLLM_IMAGE, "vllm", "serve")
+    said = vllm.stackctl(*UP_VLLM).stderr
+    assert 'answer is wrong: not text: "!!!!' in said
+    assert "once more with --linear-backend marlin" in said
+    first, second = look.record(vllm, 1, STACK), look.record(vllm, 2, STACK)
+    assert first["outcome"]["state"] == "failed"
+    assert second["outcome"]["state"] == "ready"
+    (learned,) = [d for d in second["plan"]["decisions"] if d["field"] == "linear-backend"]
+    assert (learned["value"], learned["source"]) == ("marlin", "measured")
+    # The next start goes straight to it.
+    vllm.stackctl("down", STACK)
+    assert "once more" not in vllm.stackctl(*UP_VLLM).stderr
+    assert look.record(vllm, 3, STACK)["outcome"]["state"] == "ready"
+    vllm.stackctl("down", STACK)
+    vllm.assert_nothing_left()
+
+
+def test_kernels_that_the_user_chose_are_not_replaced(vllm: Seat) -> None:
+    look.put(vllm.lab, CDI, cdi().encode())
+    made = look.derived_image(vllm, "broken", WRONG_KERNELS)
+    committed(vllm, made, VLLM_IMAGE, "vllm", "serve")
+    # Asked for by the user, it is not tried again.
+    words = ("--set", "engine_args.linear-backend=cutlass")
+    said = vllm.stackctl(*UP_VLLM, *words, code=1).stderr
+    assert "answer is wrong: not text" in said
+    assert "once more" not in said
+    assert not [path for path in vllm.files(vllm.state) if path.endswith("learned.json")]
+    vllm.assert_nothing_left()

@@ -513,3 +513,17 @@ def test_trust_is_not_given_past_its_key() -> None:
     with pytest.raises(StackctlError, match="set by stackctl itself") as caught:
         plan(HOSTS["epyc-gpu"], shipped_model(wish), wish)
     assert "trust_remote_code" in (caught.value.hint or "")
+
+
+def test_on_the_cpu_one_node_holds_all() -> None:
+    wish = profile(shipped("cpu-vllm"))
+    made = plan(HOSTS["dual-nps4"], shipped_model(wish), wish)
+    host = HOSTS["dual-nps4"]
+    (node,) = [n for n in host.cpu.numa if str(n.id) == made.placement.mems]
+    assert made.placement.policy == "bind"
+    assert made.memory.limit_bytes is not None
+    assert node.memory_bytes is not None
+    assert made.memory.limit_bytes < node.memory_bytes
+    several = profile(wish, placement=msgspec.structs.replace(wish.placement, nodes="0-1"))
+    with pytest.raises(StackctlError, match="uses one NUMA node, not 0-1"):
+        plan(host, shipped_model(wish), several)
