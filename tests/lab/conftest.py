@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +19,12 @@ from .tinymodel import tiny_model
 HERE = Path(__file__).parent
 # Names that a program gives to files which it is still writing.
 DRAFT = re.compile(r"(^\.)|(\.(tmp|new|part|partial|draft|swp)$)|(^tmp)|(~$)")
+
+
+def pytest_configure() -> None:
+    """Have Ctrl-C reach what the tests start, also where they run in the background of a shell,
+    which has it ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
