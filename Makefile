@@ -35,7 +35,7 @@ $(READY): requirements/dev.txt pyproject.toml | python
 	@touch $@
 
 test: venv ## Everything that CI runs: linters, unit tests and lab tests (lab: Linux, root)
-	$(RUN) -m pytest tests
+	$(RUN) -m pytest tests -n 2 --dist loadfile
 
 test-unit: venv ## The tests that need neither root nor the lab
 	$(RUN) -m pytest tests -m 'not lab'

@@ -1,0 +1,174 @@
+"""``stackctl client``."""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from stackctl.cli.session import Session, pick_stack, stack_argument, verb, yes_option
+from stackctl.errors import ExitCode, StackctlError
+
+if TYPE_CHECKING:
+    from stackctl.values.client import ClientReport, Tool
+
+_COLORS = {"+": "green", "-": "red", "@": "cyan"}
+#: No file of settings is longer.
+_MOST_BYTES = 2**20
+
+
+@click.group("client")
+def command() -> None:
+    """Settings with which a client uses a stack: its address, model, limits and speed."""
+
+
+@verb("openai")
+@stack_argument
+def openai(session: Session, stack: str | None) -> None:
+    """Print what programs with an OpenAI client read, for: eval "$(stackctl client openai)"."""
+    report = _report(session, stack, "openai")
+    if session.out.json:
+        session.out.data(report)
+        return
+    for line in _exports(report):
+        session.out.line(line)
+    session.out.note(f"model {report.model}{_limits(report)}")
+
+
+@verb("aider")
+@stack_argument
+@click.option("--write", is_flag=True, help="Put them into the folder, after showing what changes.")
+@click.option(
+    "--folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=".",
+    help="Where aider is started; default: here.",
+)
+@yes_option
+def aider(session: Session, stack: str | None, write: bool, folder: Path) -> None:
+    """Print settings for aider, or put them into its files with --write.
+
+    Diff edits, temperature 0, a small map of the repository, and the server's own limits. What else
+    is in those files stays.
+    """
+    from stackctl.observe.clients import merged
+
+    report = _report(session, stack, "aider")
+    if not write:
+        if session.out.json:
+            session.out.data(report)
+        else:
+            _print(session, report)
+        return
+    changed = []
+    for file in report.files:
+        path = (folder / file.name).resolve()
+        present = _present(path)
+        text = merged(file, present)
+        if text != present:
+            changed.append((path, present, text))
+    for path, present, text in changed:
+        _show(session, path, present, text)
+    if not changed:
+        session.out.note(f"nothing to change in {folder}")
+    elif session.confirm(f"{len(changed)} {_files(len(changed))} would be written"):
+        _write(changed)
+        session.out.note(f"wrote {', '.join(path.name for path, _, _ in changed)}")
+    else:
+        raise StackctlError("nothing was changed")
+    if session.out.json:
+        session.out.data(report)
+    elif report.key_command is not None:
+        session.out.note("aider takes the key from its environment:")
+        session.out.line(_key_export(report.key_command))
+
+
+for _command in (aider, openai):
+    command.add_command(_command)
+
+
+def _report(session: Session, stack: str | None, tool: Tool) -> ClientReport:
+    from stackctl.deploy.transaction import installed_generation
+    from stackctl.observe.clients import predicted, settings
+    from stackctl.observe.status import url
+
+    context = session.context(recover="try")
+    generation = installed_generation(context, pick_stack(context, stack))
+    return settings(generation, url(generation), predicted(generation), tool)
+
+
+def _exports(report: ClientReport) -> list[str]:
+    found = []
+    for text in report.environment:
+        name, _, value = text.partition("=")
+        found.append(f"export {name}={shlex.quote(value)}")
+    if report.key_command is not None:
+        found.append(_key_export(report.key_command))
+    return found
+
+
+def _key_export(command: str) -> str:
+    return f'export OPENAI_API_KEY="$({command})"'
+
+
+def _limits(report: ClientReport) -> str:
+    return "" if report.context is None else f", {report.context:,} tokens a request"
+
+
+def _print(session: Session, report: ClientReport) -> None:
+    """Each file below its name; why, on stderr."""
+    for number, file in enumerate(report.files):
+        session.out.line(("\n" if number else "") + f"# {file.name}")
+        session.out.line(file.text.rstrip("\n"))
+        for reason in file.reasons:
+            session.out.note(f"  {reason}")
+    if report.key_command is not None:
+        session.out.note("aider takes the key from its environment:")
+        session.out.note(f"  {_key_export(report.key_command)}")
+    session.out.note(f"stackctl client aider {report.stack} --write puts them into this folder")
+
+
+def _present(path: Path) -> str | None:
+    try:
+        with path.open("rb") as stream:
+            raw = stream.read(_MOST_BYTES + 1)
+        if len(raw) > _MOST_BYTES:
+            raise StackctlError(f"{path} is larger than any settings", exit_code=ExitCode.USAGE)
+        return raw.decode("utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise StackctlError(
+            f"{path} cannot be read: {reason}",
+            hint="mend it, or move it away",
+            exit_code=ExitCode.USAGE,
+        ) from None
+
+
+def _show(session: Session, path: Path, present: str | None, text: str) -> None:
+    lines = difflib.unified_diff(
+        (present or "").splitlines(),
+        text.splitlines(),
+        str(path) if present is not None else "/dev/null",
+        str(path),
+        lineterm="",
+    )
+    for line in lines:
+        color = _COLORS.get(line[:1])
+        session.out.note(session.out.style(line, color) if color else line)
+
+
+def _write(changed: list[tuple[Path, str | None, str]]) -> None:
+    from stackctl.machine.files import write_atomically
+
+    for path, present, text in changed:
+        mode = path.stat().st_mode & 0o777 if present is not None else 0o644
+        write_atomically(path, text, mode=mode)
+
+
+def _files(count: int) -> str:
+    return "file" if count == 1 else "files"

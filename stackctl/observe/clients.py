@@ -1,0 +1,256 @@
+"""Settings of clients for a stack, from what it serves and how fast it is. Pure."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+import yaml
+
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.values.client import ClientFile, ClientReport, Speeds, Tool
+from stackctl.values.generation import Generation
+
+#: What an answer may take of the context: a quarter is more than diffs need, and leaves the rest to
+#: files and their map.
+_OUTPUT_PART, _MOST_OUTPUT = 4, 8192
+#: aider's own map of the repository is an eighth of the prompt, 1,024 to 4,096 tokens.
+_MAP_PART, _LEAST_MAP, _USUAL_MAP, _MOST_MAP = 8, 512, 1024, 2048
+_USUAL_TIMEOUT_S, _MOST_TIMEOUT_S = 600, 3600
+#: Clients insist on a key; without one at the door any text will do.
+NO_KEY = "unused"
+
+AIDER_CONFIG = ".aider.conf.yml"
+AIDER_SETTINGS = ".aider.model.settings.yml"
+AIDER_METADATA = ".aider.model.metadata.json"
+
+
+def predicted(generation: Generation) -> Speeds:
+    """The low end of what the plan expects, for when nothing was measured."""
+    expected = generation.plan.prediction
+    decode, prefill = expected.decode_tok_s, expected.prefill_tok_s
+    return Speeds(
+        decode_tok_s=decode[0] if decode else None,
+        prefill_tok_s=prefill[0] if prefill else None,
+        source="predicted" if decode or prefill else None,
+    )
+
+
+def settings(generation: Generation, url: str, speeds: Speeds, tool: Tool) -> ClientReport:
+    """What a client has to be told; ``url`` is where clients ask, without the /v1."""
+    plan = generation.plan
+    context = context_tokens(generation)
+    guarded = generation.door is not None and generation.door.key
+    scope = "--system " if generation.host.scope == "system" else ""
+    output = None if context is None else min(context // _OUTPUT_PART, _MOST_OUTPUT)
+    # aider still asks by the older name of the two.
+    name = "OPENAI_API_BASE" if tool == "aider" else "OPENAI_BASE_URL"
+    environment = [f"{name}={url}/v1"]
+    if not guarded:
+        environment.append(f"OPENAI_API_KEY={NO_KEY}")
+    report = ClientReport(
+        stack=generation.stack,
+        tool=tool,
+        endpoint=f"{url}/v1",
+        model=plan.served_name,
+        context=context,
+        output_tokens=output,
+        environment=tuple(environment),
+        key_command=f"stackctl {scope}key show {generation.stack}" if guarded else None,
+        speeds=speeds,
+    )
+    if tool == "openai":
+        return report
+    return msgspec.structs.replace(report, files=_aider(report))
+
+
+def context_tokens(generation: Generation) -> int | None:
+    """Tokens that one request may use: what the engine said when it was ready, else the plan's."""
+    for fact in generation.outcome.report:
+        if fact.name == "context" and fact.value.isdecimal():
+            return int(fact.value)
+    decided = {decision.field: decision.value for decision in generation.plan.decisions}
+    whole = decided.get("max-model-len") or decided.get("ctx-size")
+    return whole if isinstance(whole, int) and not isinstance(whole, bool) else None
+
+
+def _aider(report: ClientReport) -> tuple[ClientFile, ...]:
+    model = f"openai/{report.model}"
+    tokens, why_tokens = _map_tokens(report)
+    timeout_s, why_timeout = _timeout(report)
+    config: dict[str, Any] = {
+        "model": model,
+        # Without it aider writes commit messages by a model of its own choice.
+        "weak-model": model,
+        "openai-api-base": report.endpoint,
+        "edit-format": "diff",
+        "map-tokens": tokens,
+        "timeout": timeout_s,
+    }
+    if report.key_command is None:
+        config["openai-api-key"] = NO_KEY
+    entry: dict[str, Any] = {
+        "name": model,
+        "edit_format": "diff",
+        "use_repo_map": True,
+        "use_temperature": 0,
+        "streaming": True,
+    }
+    limits: dict[str, Any] = {
+        "input_cost_per_token": 0,
+        "output_cost_per_token": 0,
+        "litellm_provider": "openai",
+        "mode": "chat",
+    }
+    if report.context is not None and report.output_tokens is not None:
+        entry["extra_params"] = {"max_tokens": report.output_tokens}
+        limits["max_tokens"] = report.context
+        limits["max_input_tokens"] = report.context - report.output_tokens
+        limits["max_output_tokens"] = report.output_tokens
+        why = (
+            f"the server takes {report.context:,} tokens a request: "
+            f"{report.context - report.output_tokens:,} in, {report.output_tokens:,} out"
+        )
+    else:
+        why = "the server's context is not known: no token limits"
+    return (
+        ClientFile(
+            name=AIDER_CONFIG,
+            text=yaml.safe_dump(config, sort_keys=False),
+            reasons=(
+                "diff edits: whole files take far longer to generate",
+                why_tokens,
+                why_timeout,
+            ),
+        ),
+        ClientFile(
+            name=AIDER_SETTINGS,
+            text=yaml.safe_dump([entry], sort_keys=False),
+            reasons=("temperature 0: edits that apply",),
+        ),
+        ClientFile(
+            name=AIDER_METADATA, text=json.dumps({model: limits}, indent=2) + "\n", reasons=(why,)
+        ),
+    )
+
+
+def _map_tokens(report: ClientReport) -> tuple[int, str]:
+    """Every prompt begins with the map, and it changes: a second of reading is what it may cost."""
+    speed, tokens = report.speeds.prefill_tok_s, _USUAL_MAP
+    why = "the least that aider takes by itself"
+    if speed is not None:
+        tokens = int(min(max(speed, _LEAST_MAP), _MOST_MAP)) // 256 * 256
+        why = f"about a second at {speed:,.0f} tok/s ({report.speeds.source})"
+        if speed < _LEAST_MAP:
+            why = f"small: prompts are read at {speed:,.0f} tok/s ({report.speeds.source})"
+    if report.context is not None and report.output_tokens is not None:
+        most = (report.context - report.output_tokens) // _MAP_PART
+        if most < tokens:
+            tokens, why = most, "an eighth of what a prompt may be"
+    return tokens, f"map of {tokens:,} tokens: {why}"
+
+
+def _timeout(report: ClientReport) -> tuple[int, str]:
+    """Seconds for the longest prompt and answer, twice."""
+    speeds, context, output = report.speeds, report.context, report.output_tokens
+    if not (speeds.decode_tok_s and speeds.prefill_tok_s and context and output):
+        return _USUAL_TIMEOUT_S, f"timeout {_USUAL_TIMEOUT_S} s: the speed is not known"
+    longest_s = (context - output) / speeds.prefill_tok_s + output / speeds.decode_tok_s
+    timeout_s = min(max(math.ceil(2 * longest_s / 60) * 60, 60), _MOST_TIMEOUT_S)
+    why = f"twice the longest request, {longest_s:,.0f} s ({speeds.source})"
+    if 2 * longest_s > _MOST_TIMEOUT_S:
+        why = f"the longest request takes {longest_s:,.0f} s ({speeds.source}): smaller ones only"
+    return timeout_s, f"timeout {timeout_s} s: {why}"
+
+
+def merged(file: ClientFile, present: str | None) -> str:
+    """The text of a file once ours is in it: what else is there stays.
+
+    Raises:
+        StackctlError: exit 2 when what is there cannot be read as what it should be.
+    """
+    if present is None or not present.strip():
+        return file.text
+    if file.name == AIDER_METADATA:
+        kept = _read(file.name, present, json.loads, dict)
+        added = json.loads(file.text)
+        return present if {**kept, **added} == kept else _json({**kept, **added})
+    if file.name == AIDER_CONFIG:
+        return _merged_config(file, present)
+    return _merged_settings(file, present)
+
+
+def _merged_config(file: ClientFile, present: str) -> str:
+    """Line by line, so that comments stay; rewritten whole where that does not work."""
+    kept: Mapping[str, Any] = _read(file.name, present, yaml.safe_load, dict)
+    ours = yaml.safe_load(file.text)
+    wanted = {**kept, **ours}
+    if wanted == kept:
+        return present
+    text = present if present.endswith("\n") else present + "\n"
+    for line in file.text.splitlines(keepends=True):
+        key = line.partition(":")[0]
+        if key not in kept:
+            text += line
+        elif kept[key] != ours[key]:
+            # A function: what stands in a replacement text would be read as groups.
+            text = re.sub(rf"(?m)^{re.escape(key)}[ \t]*:.*\n", _always(line), text, count=1)
+    try:
+        fits = yaml.safe_load(text) == wanted
+    except yaml.YAMLError:
+        fits = False
+    return text if fits else yaml.safe_dump(wanted, sort_keys=False)
+
+
+def _always(text: str) -> Callable[[re.Match[str]], str]:
+    return lambda _: text
+
+
+def _merged_settings(file: ClientFile, present: str) -> str:
+    kept: list[Any] = _read(file.name, present, yaml.safe_load, list)
+    (ours,) = yaml.safe_load(file.text)
+    others = [entry for entry in kept if not _named(entry, ours["name"])]
+    if ours in kept and len(others) == len(kept) - 1:
+        return present
+    if len(others) == len(kept):
+        text = (present if present.endswith("\n") else present + "\n") + file.text
+        try:
+            if yaml.safe_load(text) == [*kept, ours]:
+                return text
+        except yaml.YAMLError:
+            pass
+    return yaml.safe_dump([*others, ours], sort_keys=False)
+
+
+def _named(entry: Any, name: str) -> bool:
+    return isinstance(entry, dict) and entry.get("name") == name
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def _read(name: str, text: str, parse: Callable[[str], Any], kind: type) -> Any:
+    try:
+        found = parse(text)
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        reason = str(error).splitlines()[-1].strip() if str(error) else "too deep"
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark is not None else ""
+        raise StackctlError(
+            f"{name}{line} cannot be read: {reason}",
+            hint="mend it, or move it away",
+            exit_code=ExitCode.USAGE,
+        ) from None
+    if found is None:
+        return kind()
+    if not isinstance(found, kind):
+        shape = "a map" if kind is dict else "a list"
+        raise StackctlError(
+            f"{name} is not {shape}", hint="mend it, or move it away", exit_code=ExitCode.USAGE
+        )
+    return found

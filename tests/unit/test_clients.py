@@ -1,0 +1,203 @@
+"""Settings of clients: what they say, and what becomes of files that are there already."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+from samples import EPYC, LATENCY, plan
+
+from stackctl.errors import StackctlError
+from stackctl.observe.clients import (
+    AIDER_CONFIG,
+    AIDER_METADATA,
+    AIDER_SETTINGS,
+    merged,
+    predicted,
+    settings,
+)
+from stackctl.values.client import ClientFile, ClientReport, Speeds
+from stackctl.values.door import Door
+from stackctl.values.generation import Fact, Generation, Outcome
+from stackctl.values.unit import UnitFile, UnitSet
+
+URL = "http://127.0.0.1:8080"
+FAST = Speeds(decode_tok_s=27.0, prefill_tok_s=1500.0, source="measured")
+DOOR = Door(port=8080, engine_port=29000, health_path="/health", image="x@sha256:00", key=True)
+
+
+def generation(context: int | None = 32768, door: Door | None = None) -> Generation:
+    facts = () if context is None else (Fact(name="context", value=str(context)),)
+    return Generation(
+        number=1,
+        stack="cpu",
+        created="2026-11-28T12:00:00Z",
+        image="x@sha256:00",
+        image_id="0" * 64,
+        units=UnitSet(
+            stack="cpu",
+            service="cpu.service",
+            container="stackctl-cpu",
+            files=(UnitFile(name="cpu.container", text=""),),
+        ),
+        door=door,
+        plan=plan(wish=LATENCY),
+        host=EPYC,
+        outcome=Outcome(state="ready", changed="2026-11-28T12:00:00Z", report=facts),
+    )
+
+
+def aider(speeds: Speeds = FAST, **changes: Any) -> ClientReport:
+    return settings(generation(**changes), URL, speeds, "aider")
+
+
+def files(report: ClientReport) -> tuple[Any, Any, Any]:
+    config, models, metadata = (file.text for file in report.files)
+    return yaml.safe_load(config), yaml.safe_load(models), json.loads(metadata)
+
+
+def test_aider_is_told_what_the_server_takes() -> None:
+    report = aider()
+    config, models, metadata = files(report)
+    name = f"openai/{report.model}"
+    assert config == {
+        "model": name,
+        "weak-model": name,
+        "openai-api-base": "http://127.0.0.1:8080/v1",
+        "edit-format": "diff",
+        "map-tokens": 1280,
+        "timeout": 660,
+        "openai-api-key": "unused",
+    }
+    (entry,) = models
+    assert entry == {
+        "name": name,
+        "edit_format": "diff",
+        "use_repo_map": True,
+        "use_temperature": 0,
+        "streaming": True,
+        "extra_params": {"max_tokens": 8192},
+    }
+    limits = metadata[name]
+    assert limits["max_tokens"] == 32768
+    assert limits["max_input_tokens"] + limits["max_output_tokens"] == 32768
+
+
+@pytest.mark.parametrize(
+    ("speeds", "tokens"),
+    [
+        (FAST, 1280),
+        (Speeds(prefill_tok_s=90.0, decode_tok_s=9.0, source="measured"), 512),
+        (Speeds(prefill_tok_s=50_000.0, decode_tok_s=90.0, source="measured"), 2048),
+        (Speeds(), 1024),
+    ],
+)
+def test_a_slow_reader_gets_a_small_map(speeds: Speeds, tokens: int) -> None:
+    assert files(aider(speeds))[0]["map-tokens"] == tokens
+
+
+def test_the_map_is_no_more_than_an_eighth_of_a_prompt() -> None:
+    config, _, metadata = files(aider(context=4096))
+    (limits,) = metadata.values()
+    assert config["map-tokens"] == limits["max_input_tokens"] // 8 == 384
+
+
+def test_the_timeout_is_for_the_longest_request() -> None:
+    slow = aider(Speeds(decode_tok_s=1.0, prefill_tok_s=20.0, source="predicted"))
+    assert files(slow)[0]["timeout"] == 3600
+    assert any("smaller ones only" in reason for file in slow.files for reason in file.reasons)
+    assert files(aider(Speeds()))[0]["timeout"] == 600
+
+
+def test_a_key_stands_nowhere() -> None:
+    report = aider(door=DOOR)
+    assert report.key_command == "stackctl --system key show cpu"
+    assert "openai-api-key" not in files(report)[0]
+    assert not any("KEY" in text for text in report.environment)
+
+
+def test_the_context_is_the_engines_word_else_the_plans() -> None:
+    planned = {d.field: d.value for d in generation().plan.decisions}
+    assert aider(context=4096).context == 4096
+    assert aider(context=None).context == planned["ctx-size"]
+
+
+def test_programs_are_told_by_environment() -> None:
+    report = settings(generation(), URL, FAST, "openai")
+    assert report.environment == (
+        "OPENAI_BASE_URL=http://127.0.0.1:8080/v1",
+        "OPENAI_API_KEY=unused",
+    )
+    assert report.files == ()
+
+
+def test_what_was_not_measured_is_taken_from_the_plan() -> None:
+    expected = generation().plan.prediction
+    assert expected.decode_tok_s is not None
+    found = predicted(generation())
+    assert (found.decode_tok_s, found.source) == (expected.decode_tok_s[0], "predicted")
+    plan_without = msgspec.structs.replace(generation().plan, prediction=type(expected)())
+    unknown = msgspec.structs.replace(generation(), plan=plan_without)
+    assert predicted(unknown) == Speeds()
+
+
+def file(name: str) -> ClientFile:
+    return next(file for file in aider().files if file.name == name)
+
+
+@pytest.mark.parametrize("name", [AIDER_CONFIG, AIDER_SETTINGS, AIDER_METADATA])
+@pytest.mark.parametrize("present", [None, "", "\n"])
+def test_a_new_file_is_ours_alone(name: str, present: str | None) -> None:
+    text = merged(file(name), present)
+    assert text == file(name).text
+    assert merged(file(name), text) == text
+
+
+def test_what_else_is_in_the_config_stays_with_its_comments() -> None:
+    present = "# mine\nauto-commits: false\nmodel: gpt-x  # before\ntimeout: 5"
+    text = merged(file(AIDER_CONFIG), present)
+    assert text.startswith("# mine\nauto-commits: false\nmodel: openai/")
+    ours = yaml.safe_load(file(AIDER_CONFIG).text)
+    assert yaml.safe_load(text) == {"auto-commits": False, **ours}
+    assert merged(file(AIDER_CONFIG), text) == text
+
+
+def test_a_config_of_another_shape_keeps_its_values() -> None:
+    present = "{model: gpt-x, auto-commits: false}\n"
+    assert yaml.safe_load(merged(file(AIDER_CONFIG), present))["auto-commits"] is False
+
+
+def test_other_models_keep_their_settings() -> None:
+    present = "# others\n- name: other\n  edit_format: whole\n"
+    text = merged(file(AIDER_SETTINGS), present)
+    assert text.startswith(present)
+    assert merged(file(AIDER_SETTINGS), text) == text
+    (ours,) = yaml.safe_load(file(AIDER_SETTINGS).text)
+    outdated = yaml.safe_dump([{"name": "other"}, {**ours, "edit_format": "whole"}])
+    assert yaml.safe_load(merged(file(AIDER_SETTINGS), outdated)) == [{"name": "other"}, ours]
+
+
+def test_other_models_keep_their_limits() -> None:
+    present = '{"other": {"max_tokens": 5}}'
+    found = json.loads(merged(file(AIDER_METADATA), present))
+    assert found["other"] == {"max_tokens": 5}
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "present", "says"),
+    [
+        (AIDER_CONFIG, "a: [\n", "line 2 cannot be read"),
+        (AIDER_CONFIG, "- a\n", "is not a map"),
+        (AIDER_SETTINGS, "a: b\n", "is not a list"),
+        (AIDER_METADATA, "{", "cannot be read"),
+        (AIDER_METADATA, "[]", "is not a map"),
+    ],
+)
+def test_what_cannot_be_read_is_not_overwritten(name: str, present: str, says: str) -> None:
+    with pytest.raises(StackctlError, match=says) as caught:
+        merged(file(name), present)
+    assert caught.value.exit_code == 2
