@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from . import look
 from .conftest import Seat
 from .test_switch import needs_a_door
@@ -64,6 +66,23 @@ def test_a_key_is_asked_for_and_known_to_nobody_else(seat: Seat, tiny: str) -> N
             continue
     container = look.engine_container(seat)
     assert key not in seat.run("podman", "inspect", container, "stackctl-cpu_door").stdout
+    # Clients get it without its being shown, and keep what else is in their files.
+    ask = 'curl -sf -H "Authorization: Bearer $OPENAI_API_KEY" $OPENAI_BASE_URL/models'
+    asked = seat.run("sh", "-c", f'eval "$(stackctl client openai)"; {ask}').stdout
+    assert json.loads(asked)["data"][0]["id"] == "tiny"
+    folder = seat.run("mktemp", "-d").stdout.strip()
+    seat.run("sh", "-c", f'echo "auto-commits: false" > "{folder}/.aider.conf.yml"')
+    done = seat.stackctl("client", "aider", "--write", "--folder", folder, code=2)
+    look.assert_error(done, "3 files would be written", "--yes")
+    assert "+model: openai/tiny" in done.stderr
+    for said in ("wrote .aider.conf.yml", "nothing to change"):
+        done = seat.stackctl("client", "aider", "--write", "--folder", folder, "--yes")
+        assert said in done.stderr
+        assert done.stdout.strip().startswith("export OPENAI_API_KEY=")
+    config = seat.run("cat", f"{folder}/.aider.conf.yml").stdout
+    assert config.startswith("auto-commits: false\nmodel: openai/tiny\n")
+    assert seat.lab.run(["grep", "-rlF", key, folder], check=False).stdout == ""
+    seat.run("rm", "-r", folder)
 
 
 def test_a_new_key_counts_at_once(seat: Seat, tiny: str) -> None:
