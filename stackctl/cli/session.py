@@ -66,7 +66,7 @@ class Session:
             )
         for folder in (paths.units, paths.state, paths.cache, paths.runtime):
             trust.require_root_only(folder, "folder")
-        for folder in (paths.state, paths.cache, paths.runtime):
+        for folder in (paths.state, paths.cache, paths.compiles, paths.runtime):
             trust.close(folder)
         context = Context(
             paths=paths,

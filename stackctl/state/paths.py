@@ -33,9 +33,14 @@ class Paths:
         """Folder of what a stack's front door reads."""
         return self.state / "doors" / stack
 
+    @property
+    def compiles(self) -> Path:
+        """Folder of all that engines have compiled, one folder in it an image."""
+        return self.cache / "compiled"
+
     def compiled(self, image_id: str) -> Path:
         """Folder of what an engine of an image has compiled."""
-        return self.cache / "compiled" / image_id.removeprefix("sha256:")[:12]
+        return self.compiles / image_id.removeprefix("sha256:")[:12]
 
     def unit_folder(self, stack: str) -> Path:
         """Folder of a stack's unit files."""

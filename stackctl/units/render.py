@@ -6,6 +6,7 @@ import functools
 import json
 import re
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Literal
 
 import jinja2
@@ -41,7 +42,7 @@ class Target:
     (empty: its entry point), ``entrypoint`` what replaces that, ``podman`` the version whose keys
     are used (None: the newest), ``claim`` what the stack takes of the machine: written into the
     unit for other plans to read. ``devices`` are the CDI names of its GPUs, ``cache`` the host
-    folder in which an engine that compiles keeps what it has compiled.
+    folder in which an engine that compiles keeps what it has compiled; the two above are ours too.
     """
 
     scope: Literal["user", "system"]
@@ -97,7 +98,7 @@ def render(plan: Plan, target: Target, generation: int, unit: str | None = None)
         arguments=(*target.program, *plan.argv[1:]),
         mounts=[(source, quoting.volume(source, inside, mode)) for source, inside, mode in shared],
         devices=target.devices,
-        cache=None if cache is None else quoting.words([cache]),
+        cache=None if cache is None else quoting.words(_levels(cache)),
         shm=None if engine.shm_bytes is None else str(engine.shm_bytes),
         startup=healthcheck.startup_command(plan.listens, health_path),
         health=healthcheck.command(plan.listens, health_path),
@@ -119,6 +120,13 @@ def render(plan: Plan, target: Target, generation: int, unit: str | None = None)
         container=container_name(unit),
         files=(UnitFile(name=file_name(unit), text=quoting.unit(text)),),
     )
+
+
+def _levels(cache: str) -> tuple[str, ...]:
+    """The folders of a cache that are ours, from above: mkdir gives its mode to those it is told,
+    and the umask's to what it makes on the way."""
+    above = PurePath(cache).parents[:2]
+    return (*(str(folder) for folder in reversed(above)), cache)
 
 
 def relabel(units: UnitSet, generation: int, unit: str) -> UnitSet:

@@ -196,7 +196,14 @@ def test_only_loopback_listens(served: Seat) -> None:
 def test_state_is_for_its_owner_alone(served: Seat) -> None:
     folders = [served.state, served.runtime]
     folders += ["/var/cache/stackctl"] if served.user == "root" else ["/home/lab/.cache/stackctl"]
-    shown = served.run("find", *folders, "-printf", "%y %m %u %p\\n").stdout.splitlines()
+    served.run("mkdir", "-p", f"{folders[2]}/compiled/0123456789ab")
+    served.run("chmod", "775", folders[2], f"{folders[2]}/compiled")
+    served.stackctl("status")
+    # What an engine has compiled has what modes it gave it, where nobody else can enter.
+    inside = ["-path", f"{folders[2]}/compiled/*", "-prune"]
+    words = ["find", *folders, *inside, "-o", "-printf", "%y %m %u %p\\n"]
+    shown = served.run(*words).stdout.splitlines()
+    assert f"d 700 {served.user} {folders[2]}/compiled" in shown
     assert len(shown) >= 6
     for line in shown:
         kind, mode, owner, _ = line.split(maxsplit=3)

@@ -14,10 +14,15 @@ PORT = 8085
 UP = ("up", "cpu-vllm", "--model", f"dir:{CHECKPOINT_PATH}")
 
 
+def cache(seat: Seat) -> str:
+    """The folder of all that stackctl may lose."""
+    folder = "/var/cache" if seat.user == "root" else f"{seat.lab.home(seat.user)}/.cache"
+    return f"{folder}/stackctl"
+
+
 def compiled(seat: Seat) -> set[str]:
     """The kernels that the compiler has made, by path and time."""
-    folder = "/var/cache" if seat.user == "root" else f"{seat.lab.home(seat.user)}/.cache"
-    words = ["find", f"{folder}/stackctl/compiled", "-name", "*.so", "-printf", "%p %T@\\n"]
+    words = ["find", f"{cache(seat)}/compiled", "-name", "*.so", "-printf", "%p %T@\\n"]
     return set(seat.run(*words).stdout.splitlines())
 
 
@@ -44,6 +49,8 @@ def _serve_twice(seat: Seat) -> None:
     assert re.search(r"^vllm:generation_tokens_total\{.*\} [1-9]", metrics, re.MULTILINE)
     kernels = compiled(seat)
     assert kernels
+    words = ["find", cache(seat), "-maxdepth", "2", "-type", "d", "-printf", "%m %u\\n"]
+    assert set(seat.run(*words).stdout.splitlines()) == {f"700 {seat.user}"}
     seat.stackctl("down", "cpu-vllm")
     seat.assert_nothing_left()
     # Kept for the image: the next start compiles nothing again. (The graph itself this vLLM, built

@@ -802,15 +802,26 @@ def test_auto_is_the_most_that_fits(host: Host, wanted: tuple[Profile, Model], f
     if found + step <= most:
         more = planned(host, profile(wish, **{field: found + step}), model)
         assert more is not None
-        if vllm and field == "concurrency":
+        if vllm and field == "concurrency" and (gpus := len(made.placement.gpus)):
             # vLLM takes more and lets them wait; the cache holds no more whole contexts.
-            gpus = len(made.placement.gpus)
             token = kv_token_bytes(model, wish.kv_type or "auto", gpus)
             length = int(values_of(made, "max-model-len")[0])
             assert found <= made.memory.kv_bytes * gpus / (token * length) < found + 1
         else:
             assert more.verdict.fits is False
     assert "auto: the most that fits" in reason(made, name)
+
+
+def test_auto_on_a_cpu_is_the_most_whose_cache_fits() -> None:
+    wish = profile(shipped("cpu-vllm"), context=32768, concurrency="auto")
+    memory = Memory(total_bytes=16 * GIB)
+    host = msgspec.structs.replace(EPYC_GPU, gpus=(), memory=memory)
+    made = plan(host, GEMMA, wish)
+    (count,) = values_of(made, "max-num-seqs")
+    more = plan(host, GEMMA, profile(wish, concurrency=int(count) + 1))
+    assert (made.verdict.fits, more.verdict.fits) == (True, False)
+    cache = made.memory.kv_bytes / kv_token_bytes(made.model)
+    assert int(count) * 32768 <= cache
 
 
 def test_auto_for_both_gives_every_request_its_context() -> None:
