@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import re
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import runner, trust
 
 #: Seconds without a request after which our API service ends by itself, should we be killed.
-_IDLE_S = 10
+_IDLE_S = 60
 #: Seconds for the service to come up, and for a throw-away container: many times what it takes, for
 #: machines that are busy or slow.
 _START_S = 60
@@ -148,6 +149,8 @@ class Podman:
 
 def _api_error(message: str, error: Exception) -> StackctlError:
     text = _words(str(getattr(error, "explanation", None) or error).strip())
+    if error.__cause__ is not None:
+        text += f": {error.__cause__}"
     return StackctlError(message, details=text.splitlines()[-5:], exit_code=ExitCode.HOST)
 
 
@@ -192,7 +195,7 @@ def connect(runtime: Path) -> Iterator[Podman]:
         ) from None
     try:
         deadline = time.monotonic() + _START_S
-        while not address.exists():
+        while not _listens(address):
             if service.poll() is not None or time.monotonic() > deadline:
                 service.kill()
                 _, errors = service.communicate()
@@ -214,6 +217,16 @@ def connect(runtime: Path) -> Iterator[Podman]:
             service.stderr.close()
         service.wait()
         address.unlink(missing_ok=True)
+
+
+def _listens(address: Path) -> bool:
+    """Whether somebody answers on a socket; its file is there a moment earlier."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(address))
+        except OSError:
+            return False
+    return True
 
 
 def run_once(
