@@ -57,6 +57,17 @@ def _serve_twice(seat: Seat) -> None:
     # for CPUs, stores and cannot load; that is seconds of Python, and the compiler is not called.)
     seat.stackctl(*UP, timeout=300)
     assert compiled(seat) == kernels
+    # And what it said is what the next plan knows, which is no reason for another start.
+    (told,) = (
+        decision
+        for decision in look.record(seat, 2, "cpu-vllm")["plan"]["decisions"]
+        if decision["field"] == "kv-cache-memory-bytes"
+    )
+    assert told["source"] == "measured"
+    assert re.search(r"vLLM measured [\d,]+ tokens of KV cache in generation 1$", told["reason"])
+    assert "nothing to change (generation 2)" in seat.stackctl(*UP).stdout
+    planned = seat.stackctl("plan", *UP[1:], "--explain").stdout
+    assert "in generation 2" in " ".join(planned.split())
     seat.stackctl("down", "cpu-vllm")
     seat.assert_nothing_left()
     volumes = seat.run("podman", "volume", "ls", "--quiet").stdout
