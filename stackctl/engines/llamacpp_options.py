@@ -296,7 +296,13 @@ def _numa(request: Request) -> tuple[Option, ...]:
         if len(nodes) > 8:
             reason += f"; 'distribute' knows 8 nodes, this machine has {len(nodes)}"
         return (Option("numa", ("numactl",), reason),)
-    return (Option("numa", None, "memory policy left to the kernel, as the profile asks"),)
+    asked = request.profile.placement.policy == "default"
+    why = (
+        "memory policy left to the kernel, as the profile asks"
+        if asked
+        else "the GPU does the work"
+    )
+    return (Option("numa", None, why),)
 
 
 def _caches(request: Request) -> tuple[Option, ...]:

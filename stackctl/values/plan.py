@@ -8,7 +8,7 @@ from stackctl.values.base import Value
 from stackctl.values.model import Model
 
 Source = Literal["override", "profile", "measured", "derived", "catalogue", "engine-default"]
-Policy = Literal["default", "bind", "interleave"]
+Policy = Literal["default", "bind", "interleave", "preferred"]
 Scalar = bool | int | float | str | None
 
 

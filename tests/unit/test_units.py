@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from samples import (
+    CARD,
     EPYC,
     EPYC_GPU,
     GEMMA,
@@ -542,6 +543,16 @@ def on_gpu(
         devices=gpu.names(gpu.planned(EPYC_GPU, made)),
         cache=f"{folder}/stackctl/compiled/{'cd' * 6}",
     )
+
+
+def test_a_unit_has_its_memory_beside_the_gpu() -> None:
+    card = msgspec.structs.replace(CARD, numa_node=5)
+    host = msgspec.structs.replace(HOSTS["dual-nps4"], gpus=(card,))
+    wish = shipped("gpu-nvfp4")
+    read = Read(plan(host, shipped_model(wish), wish))
+    assert read.all("Service", "NUMAPolicy") == ["preferred"]
+    assert read.all("Service", "NUMAMask") == ["5"]
+    assert not any("cpuset-mems" in argument for argument in read.podman_args)
 
 
 @pytest.mark.parametrize("podman", VERSIONS)
