@@ -145,6 +145,8 @@ class Engine(Protocol):
     restart: Literal["on-failure", "always"]
     #: Whether it compiles, and so needs a folder that is kept (CACHE in its container).
     compiles: bool
+    #: Variables of an image that would outvote the engine's options.
+    overriding: tuple[str, ...]
     #: What starts the engine in an image without an entry point of its own.
     program: str
     #: The entry point of its published images.

@@ -113,6 +113,7 @@ class LlamaCpp:
     shm_bytes: int | None = None
     restart: Literal["on-failure", "always"] = "on-failure"
     compiles = False
+    overriding: tuple[str, ...] = ()
     program = "llama-server"
     published_entrypoint: tuple[str, ...] = ("/app/llama-server",)
     help_arguments: tuple[str, ...] = ("--help",)

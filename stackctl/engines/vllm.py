@@ -68,6 +68,9 @@ class Vllm:
     # It ends in good order, with status 0, when what computes in it has died.
     restart: Literal["on-failure", "always"] = "always"
     compiles = True
+    # "Legacy setting" (0.32, platforms/cpu.py): it wins over --kv-cache-memory-bytes. Set and empty
+    # it does not, but envs.py, which reads all variables, then fails.
+    overriding: tuple[str, ...] = ("VLLM_CPU_KVCACHE_SPACE",)
     program = "vllm"
     published_entrypoint: tuple[str, ...] = ("vllm", "serve")
     # Without "all" it names groups of options only.

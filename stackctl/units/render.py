@@ -103,6 +103,7 @@ def render(plan: Plan, target: Target, generation: int, unit: str | None = None)
         shm=None if engine.shm_bytes is None else str(engine.shm_bytes),
         startup=healthcheck.startup_command(plan.listens, health_path),
         health=healthcheck.command(plan.listens, health_path),
+        unset=engine.overriding,
         claim=json.dumps(msgspec.to_builtins(target.claim), ensure_ascii=True),
         memlock=None if memlock is None else "-1" if memlock == UNLIMITED else str(memlock),
         restart=engine.restart,
