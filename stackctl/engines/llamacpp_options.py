@@ -36,7 +36,12 @@ def choose(request: Request) -> tuple[Option, ...]:
     """The options for this machine, model and objective."""
     return (
         Option("model", (request.model_path,), "the model, mounted read-only"),
-        Option("alias", (request.served_name,), "the name clients ask for"),
+        Option(
+            "alias",
+            (request.served_name,),
+            "the name clients ask for"
+            + ("; it answers to every other as well" if request.profile.other_names else ""),
+        ),
         Option("host", ("127.0.0.1",), "loopback only"),
         request.port_option,
         *_context(request),

@@ -122,7 +122,7 @@ class Vllm:
         kv_type = profile.kv_type or "auto"
         options = [
             Option("model", (request.model_path,), "the model"),
-            Option("served-model-name", (request.served_name,), "the name clients ask for"),
+            _names(request),
             Option("host", ("127.0.0.1",), "loopback only"),
             request.port_option,
             Option("max-model-len", (context,), why_context, origin(request, "context")),
@@ -306,6 +306,14 @@ def _cpu_cache(request: Request, context: int, seqs: int, kv_type: str) -> Optio
     many = f"{seqs} requests" if seqs > 1 else "one request"
     reason = f"{many} of {context:,} tokens, in whole GiB; spare room is prefix cache"
     return Option("kv-cache-memory-bytes", (size,), reason)
+
+
+def _names(request: Request) -> Option:
+    others = request.profile.other_names
+    reason = "the name clients ask for"
+    if others:
+        reason = f"answers give it as {request.served_name}; clients may ask for any of them"
+    return Option("served-model-name", (request.served_name, *others), reason)
 
 
 def _remote_code(request: Request) -> Option:

@@ -530,6 +530,17 @@ def test_on_the_cpu_one_node_holds_all() -> None:
         plan(host, shipped_model(wish), several)
 
 
+def test_it_answers_to_several_names(recorded: Dialect) -> None:
+    made = made_for(served_name="coder", other_names=("gpt-4o", "an odd name"))
+    start = made.argv.index("--served-model-name")
+    assert made.argv[start : start + 5] == (
+        "--served-model-name", "coder", "gpt-4o", "an odd name", "--host"
+    )  # fmt: skip
+    # The first is the one that answers carry, and what checks ask for.
+    assert made.served_name == "coder"
+    assert recorded.find("served-model-name") is not None
+
+
 # What it said before
 
 #: As set-up B's machine would tell: 22.4 GiB of weights, and what 0.92 of the card leaves for KV.
