@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from stackctl.cli.session import Session
     from stackctl.values.claim import Claim
     from stackctl.values.host import Host
-    from stackctl.values.measured import Calibration, EngineFacts
+    from stackctl.values.measured import Calibration, EngineFacts, Seen
     from stackctl.values.model import Model
     from stackctl.values.plan import Plan
     from stackctl.values.profile import Profile
@@ -110,15 +110,21 @@ def _plan(basis: _Basis, profile: Profile, model: Model | None = None) -> Planne
     from stackctl.plan.outvoted import solve_past, told
     from stackctl.plan.solve import Known
     from stackctl.sources.models import read_model
+    from stackctl.state import seen
     from stackctl.state.enginefacts import EngineFactsCache
+    from stackctl.state.generations import Generations
 
     model = model or read_model(require_model(profile))
     found: EngineFacts | None = None
     door, why_door = None, None
+    earlier: tuple[Seen, ...] = ()
     if basis.live:
         door, why_door = known_door(profile)
         cache = EngineFactsCache(basis.session.paths().cache)
         image, reason, found = known_image(profile, engine(profile.engine), cache)
+        if found is not None:
+            store = Generations(basis.session.paths().state)
+            earlier = seen.read(store, profile.stack, found.image_id, model)
     elif profile.image is not None:
         image, reason = profile.image, "profile"
     else:
@@ -127,6 +133,7 @@ def _plan(basis: _Basis, profile: Profile, model: Model | None = None) -> Planne
         image=image,
         image_reason=reason,
         facts=found,
+        seen=earlier,
         claims=basis.claims,
         calibrations=basis.calibrations,
         door_reason=why_door,

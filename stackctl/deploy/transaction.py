@@ -28,7 +28,7 @@ from stackctl.probe import probe
 from stackctl.probe.doctor_gpu import DEFAULT_CUDA
 from stackctl.quantity import format_bytes, format_duration
 from stackctl.sources.models import read_model
-from stackctl.state import calibrations, claims, learned
+from stackctl.state import calibrations, claims, learned, seen
 from stackctl.state.generations import now
 from stackctl.units import render
 from stackctl.units.door import door_of, door_service
@@ -134,6 +134,7 @@ def _up(context: Context, profile: Profile, wish: Wish, lesson: Learned | None) 
         context.report.warn(f"{before.unit} runs without its unit file: it is stopped")
         change.converge(context, profile.stack, None, running=False)
         before = change.look(context, profile.stack)
+    store = context.generations
     cards = [card.name for card in gpu.planned(host, early)]
     known = dataclasses.replace(
         known,
@@ -141,6 +142,7 @@ def _up(context: Context, profile: Profile, wish: Wish, lesson: Learned | None) 
         image=image.reference,
         image_reason=reason,
         facts=facts,
+        seen=seen.read(store, profile.stack, image.id, model),
         door_reason=why_door,
     )
 
@@ -178,11 +180,9 @@ def _up(context: Context, profile: Profile, wish: Wish, lesson: Learned | None) 
         )
 
     # As it would be in the place of the one that runs, to see whether anything changes.
-    number = max((0, *context.generations.numbers(profile.stack))) + 1
-    old = before.generation
-    free = None
+    number = max((0, *store.numbers(profile.stack))) + 1
+    old, free = before.generation, None
     if door_image is not None:
-        store = context.generations
         free = takeover.private_port(context.machine, store, profile, everybody.claims)
     port = old.plan.engine_port if old is not None and free is not None else None
     new = draft(before.unit or profile.stack, port or free, number)

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 from stackctl.values.generation import Fact
 from stackctl.values.host import Gpu, Host
-from stackctl.values.measured import EngineOption, Learned
+from stackctl.values.measured import EngineOption, Learned, Seen
 from stackctl.values.model import Model
 from stackctl.values.plan import Placement, Scalar, Source
 from stackctl.values.profile import Profile
@@ -82,6 +82,7 @@ class Footprint:
     (``cache_bytes`` of them).
 
     For a plan on a GPU these are the GPU's, and ``host`` is what lies in main memory besides.
+    ``measured``: the engine itself said so in an earlier start.
     """
 
     weights_bytes: int
@@ -89,6 +90,7 @@ class Footprint:
     compute_bytes: int
     cache_bytes: int = 0
     host: Footprint | None = None
+    measured: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,8 @@ class Engine(Protocol):
     restart: Literal["on-failure", "always"]
     #: Whether it compiles, and so needs a folder that is kept (CACHE in its container).
     compiles: bool
+    #: Variables of an image that would outvote the engine's options.
+    overriding: tuple[str, ...]
     #: What starts the engine in an image without an entry point of its own.
     program: str
     #: The entry point of its published images.
@@ -173,8 +177,22 @@ class Engine(Protocol):
         """NAME=VALUE texts for the engine's environment."""
         ...
 
-    def footprint(self, model: Model, options: Mapping[str, Option], gpu_bytes: int) -> Footprint:
-        """Memory that the engine takes with these options; ``gpu_bytes`` is 0 without a GPU."""
+    def recall(
+        self, seen: Sequence[Seen], argv: Sequence[str], options: Mapping[str, Option]
+    ) -> tuple[Seen | None, dict[str, Option]]:
+        """What earlier starts of the same model, image and GPUs (newest first) tell of one with
+        these arguments: as much of one of them as holds, and the options that say so."""
+        ...
+
+    def footprint(
+        self,
+        model: Model,
+        options: Mapping[str, Option],
+        gpu_bytes: int,
+        seen: Seen | None = None,
+    ) -> Footprint:
+        """Memory that the engine takes with these options; ``gpu_bytes`` is 0 without a GPU, and
+        ``seen`` what holds of an earlier start."""
         ...
 
     def spell(self, option: Option, dialect: Dialect) -> tuple[str, ...] | None:

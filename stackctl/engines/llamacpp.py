@@ -22,7 +22,7 @@ from stackctl.engines.engine import (
 )
 from stackctl.engines.llamacpp_options import choose, footprint
 from stackctl.values.generation import Fact
-from stackctl.values.measured import EngineOption
+from stackctl.values.measured import EngineOption, Seen
 from stackctl.values.model import Model
 
 _NAMES = re.compile(r"-{1,2}[A-Za-z0-9][\w-]*(?:,\s+-{1,2}[A-Za-z0-9][\w-]*)*")
@@ -113,6 +113,7 @@ class LlamaCpp:
     shm_bytes: int | None = None
     restart: Literal["on-failure", "always"] = "on-failure"
     compiles = False
+    overriding: tuple[str, ...] = ()
     program = "llama-server"
     published_entrypoint: tuple[str, ...] = ("/app/llama-server",)
     help_arguments: tuple[str, ...] = ("--help",)
@@ -164,7 +165,22 @@ class LlamaCpp:
         """See Engine: its options say it all."""
         return ()
 
-    def footprint(self, model: Model, options: Mapping[str, Option], gpu_bytes: int) -> Footprint:
+    def recall(
+        self,
+        seen: Sequence[Seen],  # noqa: ARG002
+        argv: Sequence[str],  # noqa: ARG002
+        options: Mapping[str, Option],
+    ) -> tuple[Seen | None, dict[str, Option]]:
+        """See Engine: it tells no sizes."""
+        return None, dict(options)
+
+    def footprint(
+        self,
+        model: Model,
+        options: Mapping[str, Option],
+        gpu_bytes: int,
+        seen: Seen | None = None,  # noqa: ARG002
+    ) -> Footprint:
         """See Engine."""
         return footprint(model, options, on_gpu=gpu_bytes > 0)
 

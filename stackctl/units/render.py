@@ -31,6 +31,7 @@ RESTART_PAUSE_S = 5
 _GENERATION = re.compile(r"^Generation=(\d+)$", re.MULTILINE)
 _IDENTIFIER = re.compile(r"^SyslogIdentifier=.*$", re.MULTILINE)
 _CONTAINER = re.compile(r"^ContainerName=.*$", re.MULTILINE)
+_CLAIMED = re.compile(r"^Claim=.*$", re.MULTILINE)
 _INSTALL = re.compile(r"^\[Install\]\nWantedBy=.*\n\n?", re.MULTILINE)
 
 
@@ -102,6 +103,7 @@ def render(plan: Plan, target: Target, generation: int, unit: str | None = None)
         shm=None if engine.shm_bytes is None else str(engine.shm_bytes),
         startup=healthcheck.startup_command(plan.listens, health_path),
         health=healthcheck.command(plan.listens, health_path),
+        unset=engine.overriding,
         claim=json.dumps(msgspec.to_builtins(target.claim), ensure_ascii=True),
         memlock=None if memlock is None else "-1" if memlock == UNLIMITED else str(memlock),
         restart=engine.restart,
@@ -168,10 +170,12 @@ def log_identifier(stack: str, generation: int) -> str:
 def without_labels(text: str) -> str:
     """The text of a unit without its number and slot, to tell whether two say the same.
 
-    Nor with its time limits: how long a start may take is no reason for another one.
+    Nor with its time limits, and how much memory it claims: neither how long a start may take nor
+    what was measured since is a reason for another one.
     """
     text = _GENERATION.sub("Generation=", text)
     text = re.sub(r"^(TimeoutStartSec|StartLimitIntervalSec)=.*$", r"\1=", text, flags=re.MULTILINE)
+    text = _CLAIMED.sub(lambda claim: re.sub(r'bytes": \d+', 'bytes": ', claim[0]), text)
     return _CONTAINER.sub("ContainerName=", _IDENTIFIER.sub("SyslogIdentifier=", text))
 
 

@@ -92,7 +92,11 @@ class Settings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_de
         ),
     ] = None
     served_name: Annotated[
-        str | None, Meta(description="the model's name in the API; default: the file's name")
+        str | Annotated[list[str], Meta(min_length=1)] | None,
+        Meta(
+            description="the model's name in the API, or a list: its name, and others that clients "
+            "may ask for; default: the file's name"
+        ),
     ] = None
     placement: PlacementWish | None = None
     trust_remote_code: Annotated[
@@ -176,6 +180,8 @@ class Profile(Value, frozen=True, kw_only=True):
     api_key: bool = False
     front_door: Literal["auto", "on", "off"] = "auto"
     served_name: str | None = None
+    #: Names besides that clients may ask for.
+    other_names: tuple[str, ...] = ()
     placement: PlacementWish = PlacementWish()
     trust_remote_code: bool = False
     engine_args: tuple[EngineArgument, ...] = ()

@@ -36,6 +36,11 @@ def test_the_acceptance_line(vllm_lab: Lab, user: str) -> None:
 
 
 def _serve_twice(seat: Seat) -> None:
+    # What an image or a user sets for all containers does not outvote the plan: 1 GiB, not 3.
+    seat.lab.write(
+        "/etc/containers/containers.conf.d/cache.conf",
+        '[containers]\nenv = ["VLLM_CPU_KVCACHE_SPACE=3"]\n',
+    )
     done = seat.stackctl(*UP, timeout=300)
     assert "cpu-vllm is up (generation 1)" in done.stdout
     for step in ("model", "image", "plan", "unit", "ready", "answer"):
@@ -57,7 +62,24 @@ def _serve_twice(seat: Seat) -> None:
     # for CPUs, stores and cannot load; that is seconds of Python, and the compiler is not called.)
     seat.stackctl(*UP, timeout=300)
     assert compiled(seat) == kernels
+    # And what it said is what the next plan knows, which is no reason for another start.
+    (told,) = (
+        decision
+        for decision in look.record(seat, 2, "cpu-vllm")["plan"]["decisions"]
+        if decision["field"] == "kv-cache-memory-bytes"
+    )
+    assert told["source"] == "measured"
+    assert told["reason"].endswith("vLLM measured 2,097,152 tokens of KV cache in generation 1")
+    assert "nothing to change (generation 2)" in seat.stackctl(*UP).stdout
+    planned = seat.stackctl("plan", *UP[1:], "--explain").stdout
+    assert "in generation 2" in " ".join(planned.split())
     seat.stackctl("down", "cpu-vllm")
     seat.assert_nothing_left()
+    # As if it had been another image's, that nothing uses any more.
+    (used,) = (path for path in seat.run("ls", f"{cache(seat)}/compiled").stdout.split())
+    seat.run("mv", f"{cache(seat)}/compiled/{used}", f"{cache(seat)}/compiled/0123456789ab")
+    pruned = seat.stackctl("prune", "cpu-vllm", "--yes").stdout
+    assert re.search(r"^removed the compiled code of 1 image \(.+ MiB\)$", pruned, re.MULTILINE)
+    assert not seat.run("ls", f"{cache(seat)}/compiled").stdout
     volumes = seat.run("podman", "volume", "ls", "--quiet").stdout
     assert not volumes.strip()

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from samples import (
+    CARD,
     EPYC,
     EPYC_GPU,
     GEMMA,
@@ -498,6 +499,11 @@ def test_the_number_is_not_part_of_what_a_unit_says() -> None:
     assert first != second
     assert without_labels(first) == without_labels(second)
     assert without_labels(first) != without_labels(Read(plan(wish=THROUGHPUT)).text)
+    # Nor is how much memory it claims, which the engine may tell better than the first plan.
+    claimed = re.sub(r'"memory_bytes": (\d+)', r'"memory_bytes": 1\1', first)
+    assert claimed != first
+    assert without_labels(claimed) == without_labels(first)
+    assert without_labels(re.sub('"port": 8', '"port": 9', first)) != without_labels(first)
     assert (generation_of(first), generation_of(second), generation_of("")) == (1, 12, None)
     assert (profile_of(first), profile_of("")) == (LATENCY.name, None)
     assert service_name("cpu") == "cpu.service"
@@ -537,6 +543,16 @@ def on_gpu(
         devices=gpu.names(gpu.planned(EPYC_GPU, made)),
         cache=f"{folder}/stackctl/compiled/{'cd' * 6}",
     )
+
+
+def test_a_unit_has_its_memory_beside_the_gpu() -> None:
+    card = msgspec.structs.replace(CARD, numa_node=5)
+    host = msgspec.structs.replace(HOSTS["dual-nps4"], gpus=(card,))
+    wish = shipped("gpu-nvfp4")
+    read = Read(plan(host, shipped_model(wish), wish))
+    assert read.all("Service", "NUMAPolicy") == ["preferred"]
+    assert read.all("Service", "NUMAMask") == ["5"]
+    assert not any("cpuset-mems" in argument for argument in read.podman_args)
 
 
 @pytest.mark.parametrize("podman", VERSIONS)
