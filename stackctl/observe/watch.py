@@ -1,0 +1,120 @@
+"""Watches the threads of an engine, and who else uses its CPUs, while it answers one request."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from stackctl.health import endpoint
+from stackctl.health.answer import Asked
+from stackctl.machine.files import Machine
+from stackctl.machine.http import NoAnswer
+from stackctl.observe import procfs
+from stackctl.values.cpulist import format_cpulist, parse_cpulist
+from stackctl.values.evidence import Neighbour, Thread
+from stackctl.values.plan import Plan
+
+#: How long is watched at least, and how long an answer may take.
+_WATCH_S, _ANSWER_S = 0.5, 20.0
+#: The length of the completion that keeps the engine busy meanwhile.
+_TOKENS = 16
+#: A process that takes less of one CPU than this is no neighbour worth a word.
+_BUSY = 0.2
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What was seen, what the engine did, and for how long it was watched."""
+
+    threads: tuple[Thread, ...]
+    neighbours: tuple[Neighbour, ...]
+    did: str
+    seconds: float
+
+
+def watch(
+    machine: Machine,
+    plan: Plan,
+    before: Mapping[int, procfs.Stat],
+    engine_pids: tuple[int, ...],
+    own: frozenset[int],
+) -> Watch:
+    """Threads and neighbours since ``before``; ``own`` are the processes that are no neighbours.
+
+    The engine is asked on its own port, which asks for no key.
+    """
+    was = {pid: procfs.times(machine, pid) for pid in engine_pids}
+    began = time.monotonic()
+    asked = Asked(endpoint.base_url(plan.listens), plan.served_name, _ANSWER_S)
+    answer = asked.post(max_tokens=_TOKENS, ignore_eos=True)
+    now = {pid: procfs.times(machine, pid) for pid in engine_pids}
+    if isinstance(answer, NoAnswer):
+        did = f"it did not answer: {answer.reason}"
+    elif answer.status != 200:
+        did = f"it answered HTTP {answer.status}"
+    else:
+        did = f"over {_TOKENS} tokens"
+    # Neighbours are counted in ticks: too few of them say nothing.
+    time.sleep(max(0.0, _WATCH_S - (time.monotonic() - began)))
+    after, seconds = procfs.processes(machine), time.monotonic() - began
+    return Watch(
+        threads=tuple(
+            thread
+            for pid in engine_pids
+            for thread in threads(was[pid], now[pid], pid, procfs.affinities(machine, pid))
+        ),
+        neighbours=tuple(_neighbours(machine, plan, before, after, own | {os.getpid()}, seconds)),
+        did=did,
+        seconds=round(seconds, 2),
+    )
+
+
+def threads(
+    was: Mapping[int, procfs.Times],
+    now: Mapping[int, procfs.Times],
+    pid: int,
+    cpus: Mapping[int, str],
+) -> Iterator[Thread]:
+    """The threads of a process, with what they did between two looks."""
+    none = procfs.Times(0, 0)
+    for tid, allowed in cpus.items():
+        # A thread that began meanwhile has all its time from then.
+        first, last = was.get(tid, none), now.get(tid)
+        yield Thread(
+            process=pid,
+            id=tid,
+            cpus=allowed,
+            computed_ns=last.computed_ns - first.computed_ns if last else None,
+            waited_ns=last.waited_ns - first.waited_ns if last else None,
+        )
+
+
+def _neighbours(
+    machine: Machine,
+    plan: Plan,
+    before: Mapping[int, procfs.Stat],
+    after: Mapping[int, procfs.Stat],
+    own: frozenset[int],
+    seconds: float,
+) -> Iterator[Neighbour]:
+    """Busy processes that may run on the plan's CPUs, the busiest first."""
+    planned = set(parse_cpulist(plan.placement.cpus or ""))
+    online = set(parse_cpulist(machine.read("/sys/devices/system/cpu/online") or ""))
+    used = {pid: stat.ticks - before[pid].ticks for pid, stat in after.items() if pid in before}
+    for pid, ticks in sorted(used.items(), key=lambda item: -item[1]):
+        share = ticks / procfs.TICKS / seconds
+        if share < _BUSY:
+            return
+        lists = procfs.affinities(machine, pid).values()
+        cpus = {cpu for text in lists for cpu in parse_cpulist(text)}
+        if pid in own or not cpus & planned:
+            continue
+        yield Neighbour(
+            pid=pid,
+            command=after[pid].command,
+            share=round(share, 2),
+            cpus=format_cpulist(cpus),
+            pinned=cpus <= planned and cpus < online,
+        )
