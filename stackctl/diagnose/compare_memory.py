@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
-from stackctl.diagnose.findings import fail, info, not_told, ok, unseen, up_again
+from stackctl.diagnose.findings import fail, info, not_told, ok, up_again
 from stackctl.quantity import format_bytes
 from stackctl.values.cpulist import format_cpulist, parse_cpulist
 from stackctl.values.evidence import Evidence, Kind
@@ -142,9 +142,8 @@ def _where(held: Mapping[int, int]) -> str:
     if len(shares) <= 4:
         each = ", ".join(f"node {node} {share} %" for node, share in shares.items())
         return f"{each} of {size}"
-    return (
-        f"{len(shares)} nodes hold {min(shares.values())}-{max(shares.values())} % of {size} each"
-    )
+    least, most = min(shares.values()), max(shares.values())
+    return f"{len(shares)} nodes hold {least}-{most} % of {size} each"
 
 
 def _share(held: Mapping[int, int], nodes: tuple[int, ...]) -> float:
@@ -167,8 +166,7 @@ def _locked(generation: Generation, seen: Evidence) -> Iterator[Result]:
         if not known:
             return
         reason = next((d.reason for d in plan.decisions if d.field == "load-mode"), None)
-        held = f"{format_bytes(locked)} locked" if locked else "nothing is locked"
-        yield info("locked", None, f"{held}; not planned", reason)
+        yield info("locked", None, f"{format_bytes(locked)}, {reason or 'none planned'}")
         return
     need = plan.model.weights_bytes
     expected = f"{format_bytes(need)}, the whole model"
@@ -194,20 +192,20 @@ def _resident(generation: Generation, seen: Evidence) -> Result:
     plan = generation.plan
     budget = plan.host_memory if plan.placement.gpus and plan.host_memory else plan.memory
     expected = f"{format_bytes(budget.total_bytes)} at most"
-    known = [p.resident_bytes for p in seen.processes if p.resident_bytes is not None]
-    if not known:
-        return not_told(seen, "resident", expected)
-    total = sum(known)
+    known = [(p, p.own_bytes, p.file_bytes) for p in seen.processes]
+    sizes = [(p, own, files) for p, own, files in known if own is not None and files is not None]
+    if not sizes or len(sizes) < len(known):
+        return not_told(seen, "resident", expected, "memory")
+    # Processes of one engine map the same files. Others of the machine may as well, and yet the
+    # pages are this engine's need: no shares here.
+    total = sum(own for _, own, _ in sizes) + max(files for _, _, files in sizes)
     actual = f"{format_bytes(total)} of {format_bytes(budget.total_bytes)} planned"
     parts = "; ".join(
-        f"{p.command} (process {p.id}): {format_bytes(p.resident_bytes)}"
-        for p in seen.processes
-        if p.resident_bytes is not None
+        f"{p.command} (process {p.id}): {format_bytes(own)} and {format_bytes(files)} of files"
+        for p, own, files in sizes
     )
     if total <= budget.total_bytes * _OVER + _OVER_BYTES:
         return ok("resident", expected, actual, parts)
-    if any(process.shared_counted for process in seen.processes) and len(known) > 1:
-        return unseen("resident", expected, "what its processes share cannot be told apart")
     return fail(
         "resident",
         expected,

@@ -97,9 +97,7 @@ def _cpuset(generation: Generation, seen: Evidence) -> Iterator[Result]:
     if right:
         yield ok("cpuset", expected, actual)
     else:
-        cause = (
-            seen.drift[0] if seen.drift else "a slice above allows less, or it was changed since"
-        )
+        cause = seen.drift[0] if seen.drift else "a slice above allows less, or it was changed"
         yield fail("cpuset", expected, actual, cause, up_again(generation))
 
 
@@ -180,12 +178,11 @@ def _neighbours(generation: Generation, seen: Evidence) -> Iterator[Result]:
         )
     elif share >= _WAITS:
         shared = ", ".join(placement.shared_with)
-        cause = "; ".join(others) or (
-            f"the plan shares them with {shared}"
-            if shared
-            else "nobody is to be seen who is busy: "
-            "short-lived processes, another container or another machine on the same processor"
-        )
+        cause = "; ".join(others)
+        if not cause and shared:
+            cause = f"the plan shares them with {shared}"
+        elif not cause:
+            cause = "no busy process is to be seen: short-lived ones, or other virtual machines"
         yield warn("cores", expected, told, cause, "fewer threads, or quieter neighbours")
     else:
         yield ok("cores", expected, told, "; ".join(others) or None)

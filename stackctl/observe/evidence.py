@@ -79,6 +79,8 @@ def gather(
     argv = procfs.words(machine.read(f"/proc/{pid}/cmdline"))
     if argv is None:
         notes.lacks("argv", _why(machine, pid, "cmdline"))
+    for what, name in (("numa", "numa_maps"), ("memory", "smaps_rollup"), ("threads", "schedstat")):
+        notes.lacks(what, _why(machine, pid, name))
     url = endpoint.base_url(plan.listens)
     return Evidence(
         pid=pid,

@@ -125,12 +125,13 @@ def memory(machine: Machine, stat: Stat, is_model: Callable[[str], bool]) -> Pro
     folder = f"/proc/{stat.pid}"
     status = pairs(machine.read(f"{folder}/status"))
     rollup = pairs(machine.read(f"{folder}/smaps_rollup"))
-    counted = _bytes(rollup.get("Pss"))
+    # Older kernels do not take shares apart by kind: all of what is shared then counts.
+    own = _both(rollup, "Pss_Anon", "Pss_Shmem") or _both(status, "RssAnon", "RssShmem")
     return Process(
         id=stat.pid,
         command=stat.command,
-        resident_bytes=_bytes(status.get("VmRSS")) if counted is None else counted,
-        shared_counted=counted is None,
+        own_bytes=own,
+        file_bytes=_bytes(status.get("RssFile")),
         huge_bytes=_bytes(rollup.get("AnonHugePages")),
         locked_bytes=_bytes(status.get("VmLck")),
         pages=pages(machine.read(f"{folder}/numa_maps") or "", is_model),
@@ -195,6 +196,11 @@ def _kind(path: str | None, is_model: Callable[[str], bool]) -> Kind:
     if is_model(path):
         return "model"
     return "shared" if path.startswith(_SHARED) else "file"
+
+
+def _both(values: Mapping[str, str], one: str, other: str) -> int | None:
+    first, second = _bytes(values.get(one)), _bytes(values.get(other))
+    return None if first is None or second is None else first + second
 
 
 def _bytes(text: str | None) -> int | None:

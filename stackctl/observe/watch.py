@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from stackctl.health import endpoint
-from stackctl.health.answer import Asked
+from stackctl.health.answer import PROMPT
+from stackctl.machine import http
 from stackctl.machine.files import Machine
-from stackctl.machine.http import NoAnswer
 from stackctl.observe import procfs
 from stackctl.values.cpulist import format_cpulist, parse_cpulist
 from stackctl.values.evidence import Neighbour, Thread
@@ -18,8 +18,8 @@ from stackctl.values.plan import Plan
 
 #: How long is watched at least, and how long an answer may take.
 _WATCH_S, _ANSWER_S = 0.5, 20.0
-#: The length of the completion that keeps the engine busy meanwhile.
-_TOKENS = 16
+#: The length of a completion that keeps the engine busy meanwhile.
+_TOKENS = 32
 #: A process that takes less of one CPU than this is no neighbour worth a word.
 _BUSY = 0.2
 
@@ -47,15 +47,8 @@ def watch(
     """
     was = {pid: procfs.times(machine, pid) for pid in engine_pids}
     began = time.monotonic()
-    asked = Asked(endpoint.base_url(plan.listens), plan.served_name, _ANSWER_S)
-    answer = asked.post(max_tokens=_TOKENS, ignore_eos=True)
+    did = _keep_busy(plan, began)
     now = {pid: procfs.times(machine, pid) for pid in engine_pids}
-    if isinstance(answer, NoAnswer):
-        did = f"it did not answer: {answer.reason}"
-    elif answer.status != 200:
-        did = f"it answered HTTP {answer.status}"
-    else:
-        did = f"over {_TOKENS} tokens"
     # Neighbours are counted in ticks: too few of them say nothing.
     time.sleep(max(0.0, _WATCH_S - (time.monotonic() - began)))
     after, seconds = procfs.processes(machine), time.monotonic() - began
@@ -69,6 +62,23 @@ def watch(
         did=did,
         seconds=round(seconds, 2),
     )
+
+
+def _keep_busy(plan: Plan, began: float) -> str:
+    """Have the engine compute for as long as it is watched; what it did.
+
+    Plain completions: a chat template would give work to threads that do not compute.
+    """
+    url, tokens = endpoint.base_url(plan.listens) + "/v1/completions", 0
+    body = {"model": plan.served_name, "prompt": PROMPT, "max_tokens": _TOKENS}
+    while tokens == 0 or time.monotonic() - began < _WATCH_S:
+        answer = http.post(url, body | {"temperature": 0, "ignore_eos": True}, timeout_s=_ANSWER_S)
+        if isinstance(answer, http.NoAnswer):
+            return f"while it did not answer: {answer.reason}"
+        if answer.status != 200:
+            return f"while it answered HTTP {answer.status}"
+        tokens += _TOKENS
+    return f"over {tokens} tokens"
 
 
 def threads(

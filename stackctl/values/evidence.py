@@ -50,13 +50,13 @@ class Thread(Value, frozen=True, kw_only=True):
 
 
 class Process(Value, frozen=True, kw_only=True):
-    """One process of the engine; all of it in bytes. ``resident_bytes`` counts what several
-    processes share by its share (Pss), where the kernel tells that (``shared_counted`` False)."""
+    """One process of the engine. ``own_bytes`` is memory of no file, of which what processes share
+    counts by shares (Pss); ``file_bytes`` are the pages of files that it has mapped."""
 
     id: int
     command: str
-    resident_bytes: int | None = None
-    shared_counted: bool = False
+    own_bytes: int | None = None
+    file_bytes: int | None = None
     huge_bytes: int | None = None
     locked_bytes: int | None = None
     pages: tuple[Pages, ...] = ()
