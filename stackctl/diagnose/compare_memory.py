@@ -184,7 +184,7 @@ def _locked(generation: Generation, seen: Evidence) -> Iterator[Result]:
     if limit is not None and limit != UNLIMITED and limit < need:
         limited = f"the limit of its process is {format_bytes(limit)}"
         cause = f"{cause}; {limited}" if cause else limited
-        remedy = f"stackctl doctor {plan.profile} names the fix; then stackctl restart {stack}"
+        remedy = f"stackctl probe says how to raise it; then stackctl restart {stack}"
     yield fail("locked", expected, actual, cause, remedy)
 
 

@@ -18,8 +18,8 @@ from stackctl.values.plan import Plan
 
 #: How long is watched at least, and how long an answer may take.
 _WATCH_S, _ANSWER_S = 0.5, 20.0
-#: The length of a completion that keeps the engine busy meanwhile.
-_TOKENS = 32
+#: Completions that keep the engine busy meanwhile: their length, and how many at most.
+_TOKENS, _MOST_REQUESTS = 32, 8
 #: A process that takes less of one CPU than this is no neighbour worth a word.
 _BUSY = 0.2
 
@@ -71,13 +71,15 @@ def _keep_busy(plan: Plan, began: float) -> str:
     """
     url, tokens = endpoint.base_url(plan.listens) + "/v1/completions", 0
     body = {"model": plan.served_name, "prompt": PROMPT, "max_tokens": _TOKENS}
-    while tokens == 0 or time.monotonic() - began < _WATCH_S:
+    for _ in range(_MOST_REQUESTS):
         answer = http.post(url, body | {"temperature": 0, "ignore_eos": True}, timeout_s=_ANSWER_S)
         if isinstance(answer, http.NoAnswer):
             return f"while it did not answer: {answer.reason}"
         if answer.status != 200:
             return f"while it answered HTTP {answer.status}"
         tokens += _TOKENS
+        if time.monotonic() - began >= _WATCH_S:
+            break
     return f"over {tokens} tokens"
 
 
