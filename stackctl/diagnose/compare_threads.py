@@ -162,7 +162,7 @@ def _neighbours(generation: Generation, seen: Evidence) -> Iterator[Result]:
     share = waited / (ran + waited) if ran + waited else 0.0
     told = f"its threads waited {100 * share:.0f} % of their time for a CPU"
     others = [
-        f"{one.command} (process {one.pid}) takes {100 * one.share:.0f} % of a CPU on {one.cpus}"
+        f"{one.command} (process {one.pid}) wants {100 * one.wanted:.0f} % of a CPU on {one.cpus}"
         for one in seen.neighbours
     ]
     pinned = [n for n, one in enumerate(seen.neighbours) if one.pinned]
@@ -173,7 +173,7 @@ def _neighbours(generation: Generation, seen: Evidence) -> Iterator[Result]:
             "cores",
             expected,
             f"{one.command} (process {one.pid}) is pinned to CPU {one.cpus}",
-            f"it takes {100 * one.share:.0f} % of a CPU; {cause}",
+            f"it wants {100 * one.wanted:.0f} % of it and got {100 * one.share:.0f} %; {cause}",
             f"end it, or give it other CPUs: taskset -apc CPUS {one.pid}",
         )
     elif share >= _WAITS:

@@ -69,7 +69,7 @@ def gather(
     names = (door_container(generation.stack),) if generation.door is not None else ()
     doors = [procfs.tree(stats, one.pid) for one in podman.inspect(names).values() if one.pid]
     door_pids = tuple(pid for pids in doors for pid in pids)
-    seen = watch(machine, plan, stats, engine_pids, frozenset((*engine_pids, *door_pids)))
+    seen = watch(machine, plan, engine_pids, frozenset((*engine_pids, *door_pids)))
     is_model = procfs.below([inside for _, inside in mounts.mounts(plan.model)])
     environment, unplanned = _environment(machine, generation, container, notes)
     cpuset_cpus, cpuset_mems, controller = _cpuset(machine, pid)

@@ -27,12 +27,11 @@ _SHARED = ("/dev/shm/", "/memfd:", "/SYSV", "/dev/zero")
 
 @dataclass(frozen=True)
 class Stat:
-    """A line of /proc/PID/stat: its parent, processor time and start, in ticks."""
+    """Of /proc/PID/stat: its parent, and its start in ticks since the machine's."""
 
     pid: int
     parent: int
     command: str
-    ticks: int
     start_ticks: int
 
 
@@ -69,7 +68,6 @@ def _stat(text: str | None) -> Stat | None:
             pid=int(pid),
             parent=int(fields[1]),
             command=command,
-            ticks=int(fields[11]) + int(fields[12]),
             start_ticks=int(fields[19]),
         )
     except (ValueError, IndexError):

@@ -95,7 +95,8 @@ class ModelFileSeen(Value, frozen=True, kw_only=True):
 
 
 class Neighbour(Value, frozen=True, kw_only=True):
-    """Another busy process: its share of one CPU while it was watched, and where it may run.
+    """Another busy process, and where it may run: of one CPU's time the share that it got while it
+    was watched, and what it ``wanted``, so with the time that it waited for a CPU.
 
     ``pinned``: only on CPUs of the plan, though the machine has others.
     """
@@ -103,6 +104,7 @@ class Neighbour(Value, frozen=True, kw_only=True):
     pid: int
     command: str
     share: float
+    wanted: float
     cpus: str
     pinned: bool
 

@@ -49,9 +49,9 @@ def up(seat: Seat) -> tuple[str, ...]:
     return ("up", "cpu-latency", "--model", f"file:{model(seat)}")
 
 
-def verify(seat: Seat, *, code: int = 0) -> dict[str, dict[str, Any]]:
+def verify(seat: Seat, stack: str = "cpu", *, code: int = 0) -> dict[str, dict[str, Any]]:
     """The results by name, in their order."""
-    found = json.loads(seat.stackctl("verify", "--json", code=code).stdout)
+    found = json.loads(seat.stackctl("verify", stack, "--json", code=code).stdout)
     assert found["schema"] == "stackctl.verify/1"
     return {result["name"]: result for result in found["results"]}
 
@@ -116,7 +116,7 @@ def test_a_neighbour_on_the_same_core(served: Seat) -> None:
     assert failed(results) == {"cores"}
     found = results["cores"]
     assert re.fullmatch(r"python3 \(process \d+\) is pinned to CPU 0", found["actual"])
-    assert re.search(r"takes \d+ % of a CPU; its threads waited \d+ %", found["evidence"])
+    assert re.search(r"wants \d+ % of it and got \d+ %; its threads waited", found["evidence"])
 
 
 def test_another_process_shares_the_port(served: Seat) -> None:
@@ -151,13 +151,14 @@ def _listener(seat: Seat, port: int) -> subprocess.Popen[str]:
 
 
 def test_a_unit_edited_by_hand(served: Seat) -> None:
-    path = f"{served.units}/cpu/cpu.container"
+    unit = look.engine_unit(served)
+    path = f"{served.units}/cpu/{unit.replace('.service', '.container')}"
     change = (
         r"s/ --threads [0-9]* / --threads 4 /; s/^\[Container\]/&\nEnvironment=LLAMA_ARG_TOP_K=1/"
     )
     served.run("sed", "-i", change, path)
     served.systemctl("daemon-reload")
-    served.systemctl("restart", "cpu.service")
+    served.systemctl("restart", unit)
     results = verify(served, code=1)
     assert failed(results) >= {"unit", "argv", "environment", "threads"}
     assert failed(results) <= {"unit", "argv", "environment", "threads", "cores"}
@@ -197,7 +198,7 @@ def test_a_model_that_is_replaced_after_the_start(served: Seat) -> None:
 def test_what_does_not_run(served: Seat) -> None:
     done = served.stackctl("verify", "nothing", code=4)
     look.assert_error(done, "no stack named nothing", "cpu")
-    served.systemctl("stop", "cpu.service")
+    served.systemctl("stop", look.engine_unit(served))
     done = served.stackctl("verify", code=3)
     look.assert_error(done, r"cpu is not running \(inactive\)", "stackctl restart cpu")
     found = json.loads(served.stackctl("verify", "cpu", "--json", code=3).stdout)
@@ -207,13 +208,21 @@ def test_what_does_not_run(served: Seat) -> None:
 
 
 def test_a_model_that_could_not_be_locked(one: Seat) -> None:
-    lock = ("--set", "engine_args.load-mode=mmap+mlock", "--set", "front_door=off")
-    one.stackctl("up", "cpu-latency", "--model", look.GEMMA, *lock)
-    limits = one.lab.read(f"/proc/{look.engine_pid(one)}/limits")
+    lock = (
+        "--set",
+        "engine_args.load-mode=mmap+mlock",
+        "--set",
+        "front_door=off",
+        "--set",
+        "port=8087",
+    )
+    one.stackctl("up", "cpu-latency", "--name", "large", "--model", look.GEMMA, *lock)
+    pid = look.engine_pid(one, look.engine_container(one, "large"))
+    limits = one.lab.read(f"/proc/{pid}/limits")
     soft = next(line.split()[3] for line in limits.splitlines() if "locked memory" in line)
     if soft == "unlimited" or int(soft) > 256 * 2**20:
         pytest.skip("this machine may lock it")
-    results = verify(one, code=1)
+    results = verify(one, "large", code=1)
     assert failed(results) == {"locked"}
     assert results["locked"]["actual"] == "0 B of 235 MiB"
     evidence = results["locked"]["evidence"]
