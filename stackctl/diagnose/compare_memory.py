@@ -198,7 +198,12 @@ def _resident(generation: Generation, seen: Evidence) -> Result:
         return not_told(seen, "resident", expected, "memory")
     # Processes of one engine map the same files. Others of the machine may as well, and yet the
     # pages are this engine's need: no shares here.
-    total = sum(own for _, own, _ in sizes) + max(files for _, _, files in sizes)
+    mapped = max(files for _, _, files in sizes)
+    if plan.placement.gpus:
+        # A model that went to the GPU is page cache, but for what stays in main memory.
+        model = min(mapped, sum(_sums(seen, "model").values()))
+        mapped += min(model, budget.weights_bytes) - model
+    total = sum(own for _, own, _ in sizes) + mapped
     actual = f"{format_bytes(total)} of {format_bytes(budget.total_bytes)} planned"
     parts = "; ".join(
         f"{p.command} (process {p.id}): {format_bytes(own)} and {format_bytes(files)} of files"

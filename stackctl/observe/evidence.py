@@ -44,7 +44,7 @@ _MOST_SOCKETS = 10_000
 
 
 @dataclass
-class _Notes:
+class Notes:
     """What could not be read, as it turns up."""
 
     missing: list[Missing] = field(default_factory=list)
@@ -63,7 +63,7 @@ def gather(
     ``unit`` are systemd's properties of its service (MainPID, NRestarts, and those of drift).
     The engine is asked for one short completion, on its own port.
     """
-    machine, notes, pid, plan = context.machine, _Notes(), container.pid, generation.plan
+    machine, notes, pid, plan = context.machine, Notes(), container.pid, generation.plan
     stats = procfs.processes(machine)
     engine_pids = procfs.tree(stats, pid)
     names = (door_container(generation.stack),) if generation.door is not None else ()
@@ -72,7 +72,7 @@ def gather(
     seen = watch(machine, plan, engine_pids, frozenset((*engine_pids, *door_pids)))
     is_model = procfs.below([inside for _, inside in mounts.mounts(plan.model)])
     environment, unplanned = _environment(machine, generation, container, notes)
-    cpuset_cpus, cpuset_mems, controller = _cpuset(machine, pid)
+    cpuset_cpus, cpuset_mems, controller = cpuset(machine, pid)
     started = _started(machine, stats.get(pid))
     status = procfs.pairs(machine.read(f"/proc/{pid}/status"))
     main, restarts = unit.get("MainPID", ""), unit.get("NRestarts", "")
@@ -100,8 +100,8 @@ def gather(
         cpuset_controller=controller,
         memlock_bytes=memlock(machine.read(f"/proc/{pid}/limits")),
         hugepages=_chosen(machine.read("/sys/kernel/mm/transparent_hugepage/enabled")),
-        listening=_listening(machine, generation, pid, engine_pids, door_pids, notes),
-        files=_files(machine, generation, pid, notes),
+        listening=listening(machine, generation, pid, engine_pids, door_pids, notes),
+        files=model_files(machine, generation, pid, notes),
         neighbours=seen.neighbours,
         gpus=_gpus(machine, generation, engine_pids, notes),
         image_id=container.image_id or None,
@@ -130,7 +130,7 @@ def _started(machine: Machine, stat: procfs.Stat | None) -> float | None:
 
 
 def _environment(
-    machine: Machine, generation: Generation, container: podman.Container, notes: _Notes
+    machine: Machine, generation: Generation, container: podman.Container, notes: Notes
 ) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
     """Planned variables with their values, and names of those that nobody planned."""
     texts = procfs.words(machine.read(f"/proc/{container.pid}/environ"))
@@ -145,15 +145,13 @@ def _environment(
     return ours, tuple(sorted(name for name in read if name not in known))
 
 
-def _cpuset(machine: Machine, pid: int) -> tuple[str | None, str | None, bool | None]:
+def cpuset(machine: Machine, pid: int) -> tuple[str | None, str | None, bool | None]:
     """CPUs and nodes of the cpuset that holds a process, and whether there is such a controller."""
     lines = (machine.read(f"/proc/{pid}/cgroup") or "").splitlines()
     path = next((line[3:] for line in lines if line.startswith("0::")), None)
-    root = next((one for one in _CGROUPS if machine.read(f"{one}/cgroup.controllers")), None)
+    root = next((x for x in _CGROUPS if machine.read(f"{x}/cgroup.controllers") is not None), None)
     if path is None or root is None:
-        # A root without any controller has an empty list of them.
-        seen = any(machine.read(f"{one}/cgroup.controllers") is not None for one in _CGROUPS)
-        return None, None, False if seen else None
+        return None, None, None
     folder = f"{root}{path.rstrip('/')}"
     controllers = machine.read(f"{folder}/cgroup.controllers")
     cpus, mems = (
@@ -175,13 +173,13 @@ def _chosen(text: str | None) -> str | None:
     return (text or "").partition("[")[2].partition("]")[0] or None
 
 
-def _listening(
+def listening(
     machine: Machine,
     generation: Generation,
     pid: int,
     engine_pids: tuple[int, ...],
     door_pids: tuple[int, ...],
-    notes: _Notes,
+    notes: Notes,
 ) -> tuple[Listening, ...] | None:
     """Sockets of the engine and the door, and whoever else has one of their ports."""
     sockets = ports.sockets(machine, pid)
@@ -225,8 +223,8 @@ def _listening(
     return tuple(dict.fromkeys(found))
 
 
-def _files(
-    machine: Machine, generation: Generation, pid: int, notes: _Notes
+def model_files(
+    machine: Machine, generation: Generation, pid: int, notes: Notes
 ) -> tuple[ModelFileSeen, ...]:
     """Each file of the model: what its path leads to for us, and for the engine."""
     model = generation.plan.model
@@ -262,7 +260,7 @@ def _inside(path: str, places: tuple[tuple[str, str], ...]) -> str | None:
 
 
 def _gpus(
-    machine: Machine, generation: Generation, engine_pids: tuple[int, ...], notes: _Notes
+    machine: Machine, generation: Generation, engine_pids: tuple[int, ...], notes: Notes
 ) -> tuple[GpuUse, ...] | None:
     """GPU memory of the engine's processes; None where the plan uses none, or nobody tells."""
     if not generation.plan.placement.gpus:
@@ -281,7 +279,7 @@ def _gpus(
 
 
 def _log(
-    context: Context, generation: Generation, started: float | None, notes: _Notes
+    context: Context, generation: Generation, started: float | None, notes: Notes
 ) -> tuple[Fact, ...]:
     """What the engine said of itself when it started, else what is stored of that."""
     identifier = log_identifier(generation.stack, generation.number)
@@ -299,7 +297,7 @@ def _log(
     return facts or generation.outcome.report
 
 
-def _door(context: Context, generation: Generation, notes: _Notes) -> DoorSeen | None:
+def _door(context: Context, generation: Generation, notes: Notes) -> DoorSeen | None:
     if generation.door is None:
         return None
     try:

@@ -112,7 +112,7 @@ def _neighbours(
     own: frozenset[int],
     seconds: float,
 ) -> Iterator[Neighbour]:
-    """Processes that compute, or wait for a CPU to, and may do so on the plan's; greediest first."""
+    """Processes that compute, or wait for a CPU to, and may do so on the plan's; most first."""
     planned = set(parse_cpulist(plan.placement.cpus or ""))
     online = set(parse_cpulist(machine.read("/sys/devices/system/cpu/online") or ""))
     shares = []
