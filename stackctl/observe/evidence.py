@@ -121,6 +121,21 @@ def _why(machine: Machine, pid: int, name: str) -> str:
     return f"the kernel does not show /proc/{pid}/{name} to this user"
 
 
+def _as_owner(machine: Machine, pid: int, *words: str) -> str | None:
+    """What a command prints in the user name space of this user's containers.
+
+    An image with a user of its own runs as one of the subordinate IDs, whose environment and open
+    files the kernel shows there only (proc(5): the file's owner, and CAP_SYS_PTRACE over it).
+    """
+    if not machine.glob(f"/proc/{pid}"):
+        return None
+    try:
+        done = machine.run(("podman", "unshare", *words))
+    except StackctlError:
+        return None
+    return done.stdout if done.status == 0 else None
+
+
 def _started(machine: Machine, stat: procfs.Stat | None) -> float | None:
     """When a process began, in seconds since 1970: to a hundredth, as ticks are."""
     uptime = (machine.read("/proc/uptime") or "").split()
@@ -133,7 +148,8 @@ def _environment(
     machine: Machine, generation: Generation, container: podman.Container, notes: Notes
 ) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
     """Planned variables with their values, and names of those that nobody planned."""
-    texts = procfs.words(machine.read(f"/proc/{container.pid}/environ"))
+    path = f"/proc/{container.pid}/environ"
+    texts = procfs.words(machine.read(path) or _as_owner(machine, container.pid, "cat", path))
     if texts is None:
         notes.lacks("environment", _why(machine, container.pid, "environ"))
         return None, ()
@@ -192,7 +208,11 @@ def listening(
     )  # fmt: skip
     for owner, pids in owners:
         for one in pids:
-            links = [machine.link(path) for path in machine.glob(f"/proc/{one}/fd/*")]
+            folder = f"/proc/{one}/fd"
+            links = [machine.link(path) for path in machine.glob(f"{folder}/*")]
+            if not links:
+                words = ("find", folder, "-type", "l", "-printf", "%l\\n")
+                links = [*(_as_owner(machine, one, *words) or "").splitlines()]
             if not links:
                 notes.lacks("ports", _why(machine, one, "fd"))
                 return None

@@ -13,7 +13,7 @@ import pytest
 
 from . import look
 from .conftest import Seat
-from .lab import STORE_USERS, Lab
+from .lab import IMAGE, STORE_USERS, Lab
 from .tinymodel import tiny_model
 
 #: On a busy machine threads wait for CPUs, which is true and no fault of the stack.
@@ -228,3 +228,24 @@ def test_a_model_that_could_not_be_locked(one: Seat) -> None:
     evidence = results["locked"]["evidence"]
     assert "llama.cpp: failed to mlock" in evidence
     assert f"the limit of its process is {int(soft) // 2**20} MiB" in evidence
+
+
+def test_an_image_with_a_user_of_its_own(one: Seat, tiny: str) -> None:
+    """It runs as a subordinate ID, whose processes are shown to nobody else."""
+    script = f"""
+        id=$(podman create --pull=never {IMAGE} llama-server)
+        podman commit --quiet --change USER=1234 "$id" localhost/lab/user:1
+        podman rm "$id"
+    """
+    one.run("sh", "-ec", script)
+    more = ("--set", "image=localhost/lab/user:1", "--set", "front_door=off")
+    one.stackctl(
+        "up", "cpu-latency", "--name", "other", "--model", tiny, *more, "--set", "port=8088"
+    )
+    pid = look.engine_pid(one, look.engine_container(one, "other"))
+    assert look.process_status(one.lab, pid)["Uid"].split()[0] == "101233"
+    assert one.run("cat", f"/proc/{pid}/environ", check=False).returncode != 0
+    results = verify(one, "other")
+    wrong = {name for name, one in results.items() if one["status"] in ("fail", "warn", "skip")}
+    assert wrong <= NOISE, {name: results[name] for name in wrong}
+    assert results["ports"]["actual"] == "127.0.0.1:8088"
