@@ -290,10 +290,13 @@ def _gpus(
     if readings is None:
         notes.lacks("gpu", library.error or "the driver does not tell")
         return None
+    if all(device.processes is None for device in readings.devices):
+        notes.lacks("gpu", "the driver does not tell which processes use the GPU")
+        return None
     return tuple(
         GpuUse(gpu=index, pid=process.pid, memory_bytes=process.memory_bytes)
         for index, device in enumerate(readings.devices)
-        for process in device.processes
+        for process in device.processes or ()
         if process.pid in engine_pids
     )
 

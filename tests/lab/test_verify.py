@@ -153,9 +153,8 @@ def _listener(seat: Seat, port: int) -> subprocess.Popen[str]:
 def test_a_unit_edited_by_hand(served: Seat) -> None:
     unit = look.engine_unit(served)
     path = f"{served.units}/cpu/{unit.replace('.service', '.container')}"
-    change = (
-        r"s/ --threads [0-9]* / --threads 4 /; s/^\[Container\]/&\nEnvironment=LLAMA_ARG_TOP_K=1/"
-    )
+    more = r"\nEnvironment=LLAMA_ARG_TOP_K=1 HF_TOKEN=hidden"
+    change = r"s/ --threads [0-9]* / --threads 4 /; s/^\[Container\]/&" + more + "/"
     served.run("sed", "-i", change, path)
     served.systemctl("daemon-reload")
     served.systemctl("restart", unit)
@@ -168,7 +167,11 @@ def test_a_unit_edited_by_hand(served: Seat) -> None:
     assert results["argv"]["actual"] == f"--threads 4 instead of {threads}"
     assert results["threads"]["actual"].startswith("4 of ")
     assert "it was started with --threads 4" in results["threads"]["evidence"]
-    assert results["environment"]["actual"].startswith("LLAMA_ARG_TOP_K is not planned")
+    told = f"{results['environment']['actual']}; {results['environment']['evidence']}"
+    for name in ("LLAMA_ARG_TOP_K", "HF_TOKEN"):
+        assert f"{name} is not planned, and engines read it" in told
+    # Values that nobody planned may be secrets.
+    assert "hidden" not in json.dumps(results)
     # What it says puts things right does so.
     remedy = results["argv"]["remedy"]
     assert remedy == f"stackctl {' '.join(up(served))}"
