@@ -177,9 +177,11 @@ def _neighbours(generation: Generation, seen: Evidence) -> Iterator[Result]:
             f"end it, or give it other CPUs: taskset -apc CPUS {one.pid}",
         )
     elif share >= _WAITS:
-        shared = ", ".join(placement.shared_with)
+        shared, cpus = ", ".join(placement.shared_with), len(parse_cpulist(placement.cpus))
         cause = "; ".join(others)
-        if not cause and shared:
+        if len(computing(seen.threads)) > cpus:
+            cause = f"{len(busy)} of its own threads share {cpus} CPUs"
+        elif not cause and shared:
             cause = f"the plan shares them with {shared}"
         elif not cause:
             cause = "no busy process is to be seen: short-lived ones, or other virtual machines"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -75,12 +76,19 @@ def gather(
     cpuset_cpus, cpuset_mems, controller = cpuset(machine, pid)
     started = _started(machine, stats.get(pid))
     status = procfs.pairs(machine.read(f"/proc/{pid}/status"))
-    main, restarts = unit.get("MainPID", ""), unit.get("NRestarts", "")
+    restarts = unit.get("NRestarts", "")
     argv = procfs.words(machine.read(f"/proc/{pid}/cmdline"))
     if argv is None:
         notes.lacks("argv", _why(machine, pid, "cmdline"))
-    for what, name in (("numa", "numa_maps"), ("memory", "smaps_rollup"), ("threads", "schedstat")):
-        notes.lacks(what, _why(machine, pid, name))
+    processes = tuple(procfs.memory(machine, stats[one], is_model) for one in engine_pids)
+    seen_of = {
+        ("numa", "numa_maps"): any(one.pages for one in processes),
+        ("memory", "smaps_rollup"): any(one.own_bytes is not None for one in processes),
+        ("threads", "task"): bool(seen.threads),
+    }
+    for (what, name), found in seen_of.items():
+        if not found:
+            notes.lacks(what, _why(machine, pid, name))
     url = endpoint.base_url(plan.listens)
     return Evidence(
         pid=pid,
@@ -88,9 +96,9 @@ def gather(
         argv=argv,
         environment=environment,
         unplanned=unplanned,
-        by_unit=stats[pid].parent == int(main) if pid in stats and main.isdecimal() else None,
+        by_unit=_by_unit(machine, generation, stats.get(pid), unit.get("MainPID", "")),
         drift=drift(context, generation, unit, 0),
-        processes=tuple(procfs.memory(machine, stats[one], is_model) for one in engine_pids),
+        processes=processes,
         threads=seen.threads,
         watched=seen.did,
         watched_s=seen.seconds,
@@ -119,6 +127,19 @@ def _why(machine: Machine, pid: int, name: str) -> str:
     if not machine.glob(f"/proc/{pid}"):
         return f"process {pid} has ended"
     return f"the kernel does not show /proc/{pid}/{name} to this user"
+
+
+def _by_unit(
+    machine: Machine, generation: Generation, stat: procfs.Stat | None, main: str
+) -> bool | None:
+    """Whether a process belongs to the unit: a child of its main process (conmon), or that itself,
+    or in its cgroup. None where nothing tells."""
+    if stat is None or not main.isdecimal():
+        return None
+    group = machine.read(f"/proc/{stat.pid}/cgroup") or ""
+    # systemd writes an underscore before a name that a controller's file could have, as "cpu.".
+    inside = re.search(rf"/_?{re.escape(generation.units.service)}(/|$)", group, re.MULTILINE)
+    return int(main) in (stat.pid, stat.parent) or inside is not None
 
 
 def _as_owner(machine: Machine, pid: int, *words: str) -> str | None:

@@ -384,6 +384,9 @@ def test_threads_that_wait_name_who_is_in_their_way() -> None:
     assert found.status == "warn"
     assert found.actual == "its threads waited 50 % of their time for a CPU"
     assert found.evidence == "cc1 (process 9) wants 100 % of a CPU on 0-1"
+    crowd = tuple(msgspec.structs.replace(t, computed_ns=10**8, waited_ns=10**8) for t in waiting)
+    found = results(LAB, threads=crowd)["cores"]
+    assert found.evidence == "11 of its own threads share 2 CPUs"
     # A neighbour that leaves room is none.
     assert results(LAB, neighbours=(other,))["cores"].status == "ok"
 
