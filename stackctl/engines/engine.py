@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -215,6 +216,10 @@ class Engine(Protocol):
         """What the log of a start tells of what runs: sizes in bytes and tokens, backends."""
         ...
 
+    def promised(self, argv: Sequence[str]) -> tuple[Fact, ...]:
+        """What ``reports`` must tell of an engine with these arguments."""
+        ...
+
 
 def option(names: str, value: str | None = None) -> EngineOption:
     """An option by its long names without dashes."""
@@ -233,6 +238,12 @@ def number(options: Mapping[str, Option], name: str, default: int) -> int:
     """The whole number an option was given, else the default."""
     value = options[name].value if name in options else None
     return value if isinstance(value, int) and not isinstance(value, bool) else default
+
+
+def argument(argv: Sequence[str], name: str) -> str | None:
+    """The value of a planned option in a command line: the last one counts."""
+    values = [after for word, after in itertools.pairwise(argv) if word == f"--{name}"]
+    return values[-1] if values else None
 
 
 FailureTable = Sequence[tuple[re.Pattern[str], str, str | None]]

@@ -16,6 +16,7 @@ from stackctl.engines.engine import (
     Option,
     Reports,
     Request,
+    argument,
     failure_table,
     first_match,
     option,
@@ -102,6 +103,12 @@ _PHASES: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"loading model|load_tensors|load_model"), "loading model"),
 )
 
+#: Of the log of a start: why the model is not locked, and the threads that compute.
+_SAID = (
+    ("mlock", re.compile(r"(failed to mlock .*)")),
+    ("threads", re.compile(r"threadpool init, n_threads = (\d+)")),
+)
+
 
 class LlamaCpp:
     """See Engine."""
@@ -135,6 +142,7 @@ class LlamaCpp:
         ("build", "/props", ("build_info",)),
         ("context", "/props", ("default_generation_settings", "n_ctx")),
         ("slots", "/props", ("total_slots",)),
+        ("model_path", "/props", ("model_path",)),
     )
 
     def parse_help(self, text: str) -> tuple[EngineOption, ...]:
@@ -213,9 +221,19 @@ class LlamaCpp:
         """See Engine: it is one process."""
         return False
 
-    def said(self, lines: Sequence[str]) -> tuple[Fact, ...]:  # noqa: ARG002
-        """See Engine: what it says is asked over HTTP; its log names no sizes by default."""
-        return ()
+    def said(self, lines: Sequence[str]) -> tuple[Fact, ...]:
+        """See Engine: the rest is asked over HTTP; its log names no sizes by default."""
+        found = ((name, pattern.search(line)) for line in lines for name, pattern in _SAID)
+        return tuple({n: Fact(name=n, value=match[1]) for n, match in found if match}.values())
+
+    def promised(self, argv: Sequence[str]) -> tuple[Fact, ...]:
+        """See Engine. Without a shared KV cache each slot has its part of the context."""
+        slots, context = argument(argv, "parallel"), argument(argv, "ctx-size")
+        if slots and context and slots.isdecimal() and context.isdecimal() and int(slots):
+            shared = "--kv-unified" in argv
+            context = context if shared else str(int(context) // int(slots))
+        told = (("context", context), ("slots", slots), ("model_path", argument(argv, "model")))
+        return tuple(Fact(name=name, value=value) for name, value in told if value is not None)
 
 
 def _text(value: object) -> str:

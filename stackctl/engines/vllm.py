@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from stackctl.engines import mounts, vllm_log, vllm_seen
@@ -15,12 +15,14 @@ from stackctl.engines.engine import (
     Option,
     Reports,
     Request,
+    argument,
     number,
     option,
     origin,
 )
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.quantity import format_bytes
+from stackctl.values.generation import Fact
 from stackctl.values.measured import EngineOption, Seen
 from stackctl.values.model import Model
 
@@ -254,6 +256,11 @@ class Vllm:
     failure = staticmethod(vllm_log.failure)
     dead = staticmethod(vllm_log.dead)
     said = staticmethod(vllm_log.said)
+
+    def promised(self, argv: Sequence[str]) -> tuple[Fact, ...]:
+        """See Engine."""
+        context = argument(argv, "max-model-len")
+        return () if context is None else (Fact(name="context", value=context),)
 
     def _utilization(self, request: Request, context: int, batched: int, kv_type: str) -> Option:
         """As high as the reserve and other stacks allow: spare memory is prefix cache."""

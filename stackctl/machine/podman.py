@@ -43,11 +43,13 @@ class Image:
 
 @dataclass(frozen=True)
 class Container:
-    """A container: Podman's words for its state and health, and its main process (0: none)."""
+    """A container: Podman's words for its state and health, its main process (0: none), and the ID
+    of its image."""
 
     state: str
     health: str | None
     pid: int
+    image_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -350,6 +352,17 @@ def containers(name: str) -> list[str]:
     return done.stdout.split()
 
 
+def image_environment(image_id: str) -> tuple[str, ...]:
+    """The names of the variables that an image sets; none where it cannot be asked."""
+    words = ("podman", "image", "inspect", "--format={{json .Config.Env}}", image_id)
+    try:
+        done = runner.run(words, check=False)
+        pairs = json.loads(done.stdout) if done.status == 0 else None
+        return tuple(str(pair).partition("=")[0] for pair in pairs or ())
+    except (StackctlError, ValueError, TypeError):
+        return ()
+
+
 def inspect(names: Sequence[str]) -> dict[str, Container]:
     """Those of the containers that are there, by name: one question for all of them.
 
@@ -357,16 +370,24 @@ def inspect(names: Sequence[str]) -> dict[str, Container]:
     """
     if not names:
         return {}
-    words = ("podman", "inspect", "--type=container", "--format={{.Name}} {{json .State}}")
+    words = (
+        "podman",
+        "inspect",
+        "--type=container",
+        "--format={{.Name}} {{.Image}} {{json .State}}",
+    )
     done = runner.run((*words, *names), check=False)
     found = {}
     for line in done.stdout.splitlines():
-        name, _, text = line.partition(" ")
+        name, image, text = (*line.split(" ", 2), "", "")[:3]
         with contextlib.suppress(ValueError, TypeError, AttributeError):
             state = json.loads(text)
             # Called Healthcheck by older versions.
             health = state.get("Health") or state.get("Healthcheck") or {}
             found[name] = Container(
-                str(state["Status"]), health.get("Status") or None, int(state["Pid"])
+                str(state["Status"]),
+                health.get("Status") or None,
+                int(state["Pid"]),
+                image.removeprefix("sha256:"),
             )
     return found

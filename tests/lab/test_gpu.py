@@ -276,11 +276,23 @@ def test_an_entry_point_outside_of_the_path(gpu: Seat, tiny: str) -> None:
         container = look.engine_container(gpu, "gpu-gguf")
         variables = gpu.lab.read(f"/proc/{look.engine_pid(gpu, container)}/environ").split("\0")
         assert "LAB_GPU=edited" in variables
+        _falls_back(gpu)
         gpu.stackctl("down", "gpu-gguf")
         look.assert_clean(gpu, "gpu-gguf")
     finally:
         gpu.reset()
         gpu.run("podman", "rmi", "--force", name)
+
+
+def _falls_back(gpu: Seat) -> None:
+    """This image has no code for GPUs: llama-server takes --n-gpu-layers and uses the CPU, without
+    a word. verify has one."""
+    found = json.loads(gpu.stackctl("verify", "gpu-gguf", "--json", code=1).stdout)["results"]
+    (wrong,) = [result for result in found if result["status"] == "fail"]
+    assert wrong["name"] == "gpu"
+    assert wrong["actual"] == "no process of it holds memory of GPU 0"
+    assert "the engine computes on the CPU" in wrong["evidence"]
+    assert wrong["remedy"].startswith("stackctl doctor gpu-gguf")
 
 
 BROKEN = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -35,6 +36,20 @@ def test_the_acceptance_line(vllm_lab: Lab, user: str) -> None:
         seat.reset()
 
 
+def _verify(seat: Seat) -> None:
+    """What verify sees of three processes, of which one computes."""
+    done = seat.stackctl("verify", "cpu-vllm", "--json", code=None)
+    results = {result["name"]: result for result in json.loads(done.stdout)["results"]}
+    wrong = {name: one for name, one in results.items() if one["status"] in ("fail", "skip")}
+    assert not wrong, wrong
+    plan = look.record(seat, 1, "cpu-vllm")["plan"]
+    assert results["environment"]["actual"] == f"as planned ({len(plan['environment'])} variables)"
+    assert results["cpus"]["actual"].startswith(f"{plan['placement']['cpus']}, ")
+    assert results["kv-cache"]["actual"].startswith("1 GiB, ")
+    assert results["device"]["actual"] == "cpu"
+    assert results["context"]["actual"] == "1024"
+
+
 def _serve_twice(seat: Seat) -> None:
     # What an image or a user sets for all containers does not outvote the plan: 1 GiB, not 3.
     seat.lab.write(
@@ -49,6 +64,7 @@ def _serve_twice(seat: Seat) -> None:
     assert answer["choices"][0]["message"]["content"].strip()
     checked = seat.stackctl("check", "cpu-vllm").stdout
     assert {line.split()[0] for line in checked.splitlines()} == {"ok"}
+    _verify(seat)
     port = look.record(seat, 1, "cpu-vllm")["plan"]["engine_port"] or PORT
     metrics = seat.run("curl", "-sS", "--fail", f"http://127.0.0.1:{port}/metrics").stdout
     assert re.search(r"^vllm:generation_tokens_total\{.*\} [1-9]", metrics, re.MULTILINE)
