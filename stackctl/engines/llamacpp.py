@@ -13,6 +13,7 @@ from stackctl.engines.engine import (
     Dialect,
     Failure,
     Footprint,
+    LogReader,
     Option,
     Reports,
     Request,
@@ -20,6 +21,7 @@ from stackctl.engines.engine import (
     first_match,
     option,
 )
+from stackctl.engines.llamacpp_metrics import RequestReader, measure
 from stackctl.engines.llamacpp_options import choose, footprint
 from stackctl.values.generation import Fact
 from stackctl.values.measured import EngineOption
@@ -130,6 +132,7 @@ class LlamaCpp:
         "llamacpp:requests_processing",
         "llamacpp:requests_deferred",
     )
+    metrics_paths: tuple[str, ...] = ("/metrics", "/slots")
     reports: Reports = (
         ("build", "/props", ("build_info",)),
         ("context", "/props", ("default_generation_settings", "n_ctx")),
@@ -200,6 +203,12 @@ class LlamaCpp:
     def said(self, lines: Sequence[str]) -> tuple[Fact, ...]:  # noqa: ARG002
         """See Engine: what it says is asked over HTTP; its log names no sizes by default."""
         return ()
+
+    measure = staticmethod(measure)
+
+    def log_reader(self) -> LogReader:
+        """See Engine."""
+        return RequestReader()
 
 
 def _text(value: object) -> str:
