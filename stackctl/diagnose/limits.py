@@ -110,7 +110,8 @@ def prefill(evidence: Evidence, load: Load) -> Finding | None:
     )
     speed = f"{span(load.prompt)} tok/s" if load.prompt else ""
     if not (much and (late or crawls)):
-        if load.prompt is None or (late and not much):
+        few = load.all_prompt_tokens is not None and load.all_prompt_tokens < _SHORT_PROMPT
+        if load.prompt is None or few or (late and not much):
             return None
         # Averages over time without prompts: the highest is the nearest to the truth.
         return finding("prefill-bound", "ok", f"{rate(load.prompt.high)} tok/s")

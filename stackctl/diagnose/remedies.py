@@ -19,7 +19,7 @@ _INSTRUCT = "the Instruct variant in nvfp4 gave 25-28 tok/s where the Loop varia
 _DIFFS = Step(do="aider: diff edits instead of whole files", command="aider --edit-format diff")
 _COLD = Step(do="temperature 0", command='"temperature": 0 in requests')
 _SMALL_MAP = Step(
-    do="smaller repo map, fewer added files", command="aider --map-tokens 1024, and /drop FILE"
+    do="smaller repo map, fewer added files (/drop)", command="aider --map-tokens 1024"
 )
 
 

@@ -21,6 +21,7 @@ _PROPERTIES = ("ActiveState", "MainPID", "CPUUsageNSec", "ActiveEnterTimestampMo
 class Look:
     """One look, ``at_s`` on the monotonic clock. ``metrics`` is None where the engine did not tell
     (``late``: not in time). ``cpu_s`` is the processor time of the unit so far; None: not counted.
+    ``state`` is systemd's.
     """
 
     at_s: float
@@ -28,6 +29,7 @@ class Look:
     late: bool
     cpu_s: float | None
     threads: Threads
+    state: str | None
 
 
 def unit(context: Context, generation: Generation) -> dict[str, str]:
@@ -41,7 +43,9 @@ def pids(context: Context, seen: dict[str, str]) -> tuple[int, ...]:
     return below(context.machine, int(main)) if main.isdecimal() and int(main) > 0 else ()
 
 
-def look(context: Context, generation: Generation, *, timeout_s: float) -> Look:
+def look(
+    context: Context, generation: Generation, *, timeout_s: float, threads_too: bool = True
+) -> Look:
     """Look once."""
     seen = unit(context, generation)
     used = seen.get("CPUUsageNSec", "")
@@ -51,7 +55,8 @@ def look(context: Context, generation: Generation, *, timeout_s: float) -> Look:
         metrics=metrics,
         late=late,
         cpu_s=int(used) / 1e9 if used.isdecimal() else None,
-        threads=threads(context.machine, pids(context, seen)),
+        threads=threads(context.machine, pids(context, seen) if threads_too else ()),
+        state=seen.get("ActiveState"),
     )
 
 

@@ -150,3 +150,39 @@ class LogSamples(Value, frozen=True, kw_only=True):
     threads: int | None = None
     kv_capacity_tokens: int | None = None
     preemptions: int = 0
+
+
+class StackMetrics(Value, frozen=True, kw_only=True):
+    """What one stack does: its state, the engine's own numbers, and what they lack.
+
+    ``since_s`` is how long the engine runs, ``restarts`` how often systemd started it again,
+    ``checked`` the status of the last check and ``checked_at`` when it was, in seconds since 1970;
+    ``drift`` counts what was changed by hand. ``ttft`` and ``token_time`` are
+    seconds of requests since the engine was started, read from its log where it has no histograms:
+    estimates, without the time that requests waited, ``token_time`` by a request's mean.
+    """
+
+    stack: str
+    profile: str | None = None
+    objective: str | None = None
+    engine: str | None = None
+    model: str | None = None
+    generation: int | None = None
+    state: str
+    restarts: int | None = None
+    since_s: float | None = None
+    checked: str | None = None
+    checked_at: float | None = None
+    drift: int = 0
+    numbers: EngineMetrics | None = None
+    ttft: Histogram | None = None
+    token_time: Histogram | None = None
+
+
+class MetricsReport(Value, frozen=True, kw_only=True):
+    """The document of ``stackctl metrics --json``."""
+
+    schema: Literal["stackctl.metrics/1"] = "stackctl.metrics/1"
+    scope: Literal["user", "system"]
+    guard: bool | None = None
+    stacks: tuple[StackMetrics, ...]
