@@ -22,8 +22,8 @@ _ONCE_S = 1.0
 _LEAST_S = 0.2
 #: Head, its unit below it, width.
 _COLUMNS = (
-    ("IN", "tok/s", 7), ("OUT", "tok/s", 7), ("RUN", "", 4), ("WAIT", "", 5), ("KV", "", 6),
-    ("HITS", "", 5), ("TTFT", "p95", 8), ("ITL", "p95", 7), ("CPU", "cores", 6), ("GPU", "", 5),
+    ("IN", "tok/s", 6), ("OUT", "tok/s", 6), ("RUN", "", 3), ("WAIT", "", 4), ("KV", "", 5),
+    ("HITS", "", 4), ("TTFT", "p95", 6), ("ITL", "p95", 6), ("CPU", "cores", 5), ("GPU", "", 4),
 )  # fmt: skip
 _STACK_WIDTH = 79 - sum(width + 1 for *_, width in _COLUMNS)
 
@@ -182,6 +182,6 @@ def _share(value: float | None) -> str:
 def _seconds(value: float | None) -> str:
     if value is None:
         return "-"
-    if value < 1:
+    if value < 0.9995:
         return f"{value * 1000:.0f}ms"
-    return f"{value:.1f}s" if value < 100 else f"{value:.0f}s"
+    return f"{value:.1f}s" if value < 10 else f"{value:.0f}s"

@@ -30,7 +30,7 @@ _FULL, _MUCH_WAITING, _MUCH_QUEUE, _MUCH_PROMPT = 0.90, 0.5, 0.25, 0.5
 _SHORT_PROMPT = 200
 #: About 30 s at the production set-up's speed.
 _LONG_ANSWER, _FEW_ANSWERS = 800, 3
-_FEW_REQUESTS, _MUCH_CONTEXT = 20, 4
+_MUCH_CONTEXT = 4
 
 
 def decode(evidence: Evidence, load: Load) -> Finding | None:
@@ -172,7 +172,7 @@ def kv(evidence: Evidence, load: Load) -> Finding | None:
     full = load.kv_most is not None and load.kv_most >= _FULL
     at_most = f"{share(load.kv_most)} at most" if load.kv_most is not None else "unknown"
     if evidence.now is not None and "kv_usage" in evidence.now.estimates:
-        at_most += " (estimate)"
+        at_most += ", an estimate"
     if not full and not load.preemptions:
         return finding("kv-pressure", "ok", at_most)
     again = count(load.preemptions or 0, "request") + " thrown out and computed again"
@@ -243,7 +243,7 @@ def answers(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
 def context(evidence: Evidence, load: Load) -> Finding | None:
     """Room for far longer sequences than ever came."""
     room, longest = context_tokens(evidence), load.longest
-    if room is None or longest is None or (load.requests or 0) < _FEW_REQUESTS:
+    if room is None or longest is None or (load.requests or 0) < remedies.ENOUGH_REQUESTS:
         return None
     fits = rounded_context(longest)
     if fits * _MUCH_CONTEXT > room:

@@ -91,7 +91,10 @@ def load_of(evidence: Evidence) -> Load:
     """All sources together."""
     log = evidence.log
     windows = _of_windows(log) if log and log.windows else Load()
-    requests = _of_requests(log) if log and log.requests else Load()
+    requests = Load()
+    if log and log.requests:
+        capacity = evidence.now.kv_capacity_tokens if evidence.now else None
+        requests = _of_requests(log, capacity)
     life = _of_life(evidence.now) if evidence.now else Load()
     if life.prompt_share is not None:
         windows = dataclasses.replace(windows, prompt=None, prompt_share=None)
@@ -151,8 +154,8 @@ def _share_of_prompts(active: Sequence[Window], prompts: Sequence[float]) -> flo
     return sum(prompts) / max(prompts) / len(active) if prompts else 0.0
 
 
-def _of_requests(log: LogSamples) -> Load:
-    """llama-server's timings, request by request."""
+def _of_requests(log: LogSamples, capacity: int | None) -> Load:
+    """llama-server's timings, request by request; ``capacity`` is of its KV cache, in tokens."""
     seen = log.requests
     done = [one for one in seen if one.finished]
     rates = _known(
@@ -166,6 +169,7 @@ def _of_requests(log: LogSamples) -> Load:
     cached = sum(one.cached_tokens or 0 for one in with_cache)
     hit_rates = [_hit_rate(one) for one in with_cache]
     whole = computed + cached
+    longest = max((one.length for one in done if one.length is not None), default=None)
     return Load(
         busy=bool(seen),
         generation=Span.of(rates),
@@ -179,7 +183,8 @@ def _of_requests(log: LogSamples) -> Load:
         all_prompt_tokens=computed if with_cache else None,
         answer_tokens=statistics.mean(one.generated_tokens or 0 for one in done) if done else None,
         requests=len(done) if done else None,
-        longest=max((one.length for one in done if one.length is not None), default=None),
+        longest=longest,
+        kv_most=min(1.0, longest / capacity) if longest and capacity else None,
         ttft_s=_percentile([one.prompt_s for one in done if one.prompt_s is not None], 0.95),
         ttft_computed=True,
     )

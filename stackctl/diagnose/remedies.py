@@ -16,6 +16,9 @@ from stackctl.values.diagnosis import Evidence, Step
 #: 0.6-8 tok/s.
 _INSTRUCT = "the Instruct variant in nvfp4 gave 25-28 tok/s where the Loop variant gave 0.6-8"
 
+#: So many must have come before the longest of them says how long they get.
+ENOUGH_REQUESTS = 20
+
 _DIFFS = Step(do="aider: diff edits instead of whole files", command="aider --edit-format diff")
 _COLD = Step(do="temperature 0", command='"temperature": 0 in requests')
 _SMALL_MAP = Step(
@@ -33,7 +36,7 @@ def smaller_context(evidence: Evidence, load: Load) -> Step:
     """As small as the work allows: by the longest sequence that was seen, where it is known."""
     name = "max-model-len" if engine_name(evidence) != "llama.cpp" else "context"
     now, wanted = context_tokens(evidence), "N"
-    if load.longest is not None and now is not None:
+    if load.longest is not None and now is not None and (load.requests or 0) >= ENOUGH_REQUESTS:
         fits = rounded_context(load.longest)
         if fits >= now:
             return Step(do=f"{name} no larger than needed: {now:,} is, by what was seen")

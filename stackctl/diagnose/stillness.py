@@ -7,8 +7,8 @@ from stackctl.diagnose.telling import count, finding, seconds
 from stackctl.values.diagnosis import Evidence, Finding, Step
 from stackctl.values.metrics import EngineMetrics
 
-#: So long no counter may stand still while a request runs. A prompt of 30,000 tokens took vLLM
-#: 13-27 s on the reference box, and is counted when it is done.
+#: So long no counter may stand still while a request runs: a prompt is counted when it is done, and
+#: 30,000 tokens take 13-27 s at the 1,100-2,300 tok/s of the reference box.
 HANG_S = 30.0
 #: This much of one processor is work.
 _WORKS = 0.1
@@ -26,6 +26,8 @@ def stands_still(before: EngineMetrics, now: EngineMetrics) -> bool | None:
 
 def hang(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
     """Requests run, no counter moves, and no processor works on them."""
+    if evidence.late:
+        return _mute(evidence)
     if evidence.before is None or evidence.now is None or not evidence.interval_s:
         return None
     if not stands_still(evidence.before, evidence.now):
@@ -42,12 +44,27 @@ def hang(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
             f"{requests} running and no counter moved in {for_s}{used}: "
             "a long prompt is counted when it is done",
         )
+    return _hangs(evidence, f"{requests} running, and no counter moved in {for_s}")
+
+
+def _mute(evidence: Evidence) -> Finding | None:
+    """It does not tell its counters, which is how a batch of a long prompt looks as well; but that
+    uses a processor."""
+    cpu = evidence.cpu
+    if cpu is None or not cpu.threads or cpu.ran_s >= _WORKS * cpu.interval_s:
+        return None
+    return _hangs(evidence, f"it did not tell its numbers in {seconds(cpu.interval_s)}")
+
+
+def _hangs(evidence: Evidence, what: str) -> Finding:
+    cpu = evidence.cpu
+    assert cpu is not None
     return finding(
         "hang",
         "fail",
-        f"it hangs: {requests} running, and no counter moved in {for_s}",
+        f"it hangs: {what}",
         expected="counters that move",
-        evidence=f"{cpu.ran_s:.2f} s of processor time in {for_s}",
+        evidence=f"{cpu.ran_s:.2f} s of processor time in {seconds(cpu.interval_s)}",
         confidence="medium",
         steps=(
             Step(do="keep its log", command=f"stackctl logs {evidence.stack} -n 1000 >log"),
@@ -87,7 +104,11 @@ def empty_windows(evidence: Evidence, load: Load) -> Finding | None:  # noqa: AR
 
 def silent(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
     """It did not tell its numbers."""
-    if not evidence.late:
+    if evidence.stack is not None and evidence.now is None and not evidence.late:
+        return finding(
+            "no-numbers", "info", "it tells no numbers at /metrics: its log alone was read"
+        )
+    if not evidence.late or _mute(evidence) is not None:
         return None
     return finding(
         "no-numbers",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 
 from stackctl.deploy.context import Context
-from stackctl.deploy.transaction import not_running
 from stackctl.diagnose import diagnose
 from stackctl.diagnose.reading import read_log
 from stackctl.diagnose.stillness import HANG_S, stands_still
+from stackctl.errors import ExitCode, StackctlError
 from stackctl.observe import looks, processes
 from stackctl.probe.gpunow import gpus_now
 from stackctl.values.diagnosis import DiagnoseReport, Evidence
@@ -18,8 +18,8 @@ from stackctl.values.generation import Generation
 _WATCH_S = 5.0
 #: The most lines of a log that are read: a day of vLLM's, hours of a busy llama-server's.
 _MOST_LINES = 50000
-#: A batch of a long prompt may keep llama-server that long from telling its numbers.
-_PATIENCE_S = 10.0
+#: A batch of a long prompt may keep llama-server longer from telling its numbers; that is noted.
+_PATIENCE_S = 5.0
 
 
 def report(context: Context, generation: Generation, *, since_s: float) -> DiagnoseReport:
@@ -47,7 +47,12 @@ def gather(context: Context, generation: Generation, *, since_s: float) -> Evide
     plan, machine = generation.plan, context.machine
     unit = looks.unit(context, generation)
     if unit.get("ActiveState") != "active":
-        raise not_running(generation.stack)
+        raise StackctlError(
+            f"{generation.stack} does not run (its unit is {unit.get('ActiveState')})",
+            hint=f"stackctl status {generation.stack} tells why; its log alone: "
+            f"stackctl logs {generation.stack} -n 10000 | stackctl diagnose --log -",
+            exit_code=ExitCode.NOT_RUNNING,
+        )
     first = looks.look(context, generation, timeout_s=_PATIENCE_S)
     last = first
     if first.late or (first.metrics is not None and (first.metrics.running or 0) > 0):
