@@ -1,7 +1,7 @@
 """Prometheus' text format, as engines print it (exposition format 0.0.4).
 
-Reads in a few milliseconds what prometheus_client's parser reads in tens, and never fails: a line
-that is none of it is passed over.
+prometheus_client's parser takes three times as long for vLLM's text, its import more than all of
+this, and it fails on the first line that is none: here such a line is passed over.
 """
 
 from __future__ import annotations
