@@ -164,7 +164,7 @@ def test_a_text_that_invites_backtracking_is_read_at_once() -> None:
 def test_any_text_is_read(anything: str) -> None:
     for kind in engines():
         kind.measure({"/metrics": anything, "/slots": anything}, ("--ctx-size", "4096"))
-    assert read_log(anything.splitlines()) is None or True
+    read_log(anything.splitlines())
 
 
 def test_damaged_texts_and_logs_are_read() -> None:
