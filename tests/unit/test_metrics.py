@@ -358,7 +358,8 @@ def test_latencies_of_requests() -> None:
     assert dict(ttft.buckets)[0.25] == 0
     assert dict(ttft.buckets)[0.5] == 1
     assert dict(ttft.buckets)[7.5] == 2
-    assert (token_time.count, token_time.sum) == (1, pytest.approx(0.1))
+    assert token_time.count == 1
+    assert token_time.sum == pytest.approx(0.1)
 
 
 # What we tell
@@ -425,5 +426,6 @@ def test_time_of_threads() -> None:
     before = Threads({"a": (10**9, 0), "b": (0, 0), "gone": (5, 5)})
     after = Threads({"a": (3 * 10**9, 2 * 10**9), "b": (10**8, 0), "new": (10**9, 10**9)})
     seen = cpu_time(before, after, 4.0, 2)
-    assert (seen.ran_s, seen.waited_s) == (pytest.approx(4.1 - 1.0), 3.0)
+    assert seen.ran_s == pytest.approx(3.1)
+    assert seen.waited_s == 3.0
     assert (seen.threads, seen.busy, seen.allowed) == (3, 2, 2)
