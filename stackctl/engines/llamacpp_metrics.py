@@ -38,6 +38,8 @@ _FALLBACK = re.compile(
     re.IGNORECASE,
 )
 _OWN = re.compile(r"\b(?:srv|slot|cmn|que|llama_\w+|common_\w+|main|load_tensors)\b")
+#: One of these is in each line that tells anything.
+_WORDS = (" | task ", " tokens (", "srv ", "cmn ", "n_threads", "n_ctx", "n_slots", "GPU", "CUDA")
 #: Requests that are kept.
 _MOST = 20000
 _MOST_OPEN = 1024
@@ -125,6 +127,9 @@ class RequestReader:
 
     def feed(self, line: str) -> None:
         """See LogReader."""
+        # Most lines of most logs are none of these: a word is looked for faster than a pattern.
+        if not any(word in line for word in _WORDS):
+            return
         clock = _CLOCK.search(line)
         at_s = self._at(clock) if clock else self._last_s
         if match := _TASK.search(line):

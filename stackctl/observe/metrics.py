@@ -31,8 +31,9 @@ _STATES: tuple[StackState, ...] = (
     "ready", "starting", "failed", "crash loop", "stopped", "not answering", "unknown",
 )  # fmt: skip
 _PATIENCE_S = 5.0
-#: About 25,000 requests: what came before them is no longer counted.
+#: Far more than an hour's.
 _MOST_LINES = 200_000
+_HOUR_S = 3600
 
 
 def gather(context: Context, stacks: Sequence[str]) -> MetricsReport:
@@ -85,7 +86,11 @@ def _running_s(context: Context, generation: Generation) -> float | None:
 def _latencies(
     context: Context, generation: Generation, since_s: float
 ) -> tuple[Histogram, Histogram]:
-    lines = looks.log_lines(context, generation, time.time() - since_s, _MOST_LINES)
+    """Of this hour, so that no look reads more of the log. Prometheus takes the beginning of an
+    hour for a counter that was started again, which its functions expect."""
+    now = time.time()
+    first = max(now - since_s, now - now % _HOUR_S)
+    lines = looks.log_lines(context, generation, first, _MOST_LINES)
     samples = read_log(lines)
     return histograms(samples.requests if samples else ())
 
@@ -202,14 +207,14 @@ def _families(report: MetricsReport) -> Iterable[_Family]:
     )
     yield _histograms(
         "time_to_first_token_seconds",
-        "Estimate: seconds that prompts took, without waiting, from the log since the engine's "
-        "start. For llama.cpp, which has no histogram.",
+        "Estimate: seconds that prompts took, without waiting, from the log of this hour. For "
+        "llama.cpp, which has no histogram.",
         [(of(one), one.ttft) for one in stacks],
     )
     yield _histograms(
         "time_per_output_token_seconds",
-        "Estimate: the mean seconds from token to token of each request, from the log since the "
-        "engine's start. For llama.cpp, which has no histogram.",
+        "Estimate: the mean seconds from token to token of each request, from the log of this "
+        "hour. For llama.cpp, which has no histogram.",
         [(of(one), one.token_time) for one in stacks],
     )
 

@@ -157,9 +157,9 @@ class StackMetrics(Value, frozen=True, kw_only=True):
 
     ``since_s`` is how long the engine runs, ``restarts`` how often systemd started it again,
     ``checked`` the status of the last check and ``checked_at`` when it was, in seconds since 1970;
-    ``drift`` counts what was changed by hand. ``ttft`` and ``token_time`` are
-    seconds of requests since the engine was started, read from its log where it has no histograms:
-    estimates, without the time that requests waited, ``token_time`` by a request's mean.
+    ``drift`` counts what was changed by hand. ``ttft`` and ``token_time`` are seconds of the
+    requests of this hour, read from the log of an engine that has no histograms: estimates, without
+    the time that requests waited, ``token_time`` by a request's mean.
     """
 
     stack: str
