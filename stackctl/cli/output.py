@@ -51,6 +51,11 @@ class Output:
         self._clear()
         sys.stdout.write(shown(text) + "\n")
 
+    def text(self, text: str) -> None:
+        """A document that is text, as it is."""
+        self._clear()
+        sys.stdout.write(text)
+
     def note(self, text: str) -> None:
         """A remark on stderr; silent with --quiet."""
         if not self.quiet:

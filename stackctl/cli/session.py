@@ -221,7 +221,8 @@ def overrides(
     return Overrides(sets=sets, model=model, objective=objective, name=name)
 
 
-def _duration(_: Any, __: Any, value: str | None) -> float | None:
+def duration(_: Any, __: Any, value: str | None) -> float | None:
+    """Seconds of an option such as 90s or 10m."""
     from stackctl.quantity import parse_duration
 
     return None if value is None else parse_duration(value)
@@ -230,7 +231,7 @@ def _duration(_: Any, __: Any, value: str | None) -> float | None:
 def timeout_option(help_text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """--timeout with a duration such as 90s or 10m."""
 
-    return click.option("--timeout", metavar="DURATION", callback=_duration, help=help_text)
+    return click.option("--timeout", metavar="DURATION", callback=duration, help=help_text)
 
 
 fit_option = click.option(
@@ -241,13 +242,13 @@ fit_option = click.option(
 drain_option = click.option(
     "--drain",
     metavar="DURATION",
-    callback=_duration,
+    callback=duration,
     help="How long running requests may take to end (60s); 0s cuts them off.",
 )
 soak_option = click.option(
     "--soak",
     metavar="DURATION",
-    callback=_duration,
+    callback=duration,
     help="How long the new engine is watched before the old one is given up (5s).",
 )
 

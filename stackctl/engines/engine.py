@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 from stackctl.values.generation import Fact
 from stackctl.values.host import Gpu, Host
 from stackctl.values.measured import EngineOption, Learned, Seen
+from stackctl.values.metrics import EngineMetrics, LogSamples
 from stackctl.values.model import Model
 from stackctl.values.plan import Placement, Scalar, Source
 from stackctl.values.profile import Profile
@@ -131,6 +132,18 @@ class Dialect:
         return tuple(name[2:] for name in self._by_name if name.startswith("--"))
 
 
+class LogReader(Protocol):
+    """Reads an engine's log line by line, in constant memory; other lines are passed over."""
+
+    def feed(self, line: str) -> None:
+        """The next line."""
+        ...
+
+    def samples(self) -> LogSamples:
+        """What the lines so far say."""
+        ...
+
+
 class Engine(Protocol):
     """One engine; pure: from values to values."""
 
@@ -160,6 +173,8 @@ class Engine(Protocol):
     health_path: str
     #: Counters of its /metrics that are above zero while it has requests.
     running_metrics: tuple[str, ...]
+    #: Paths whose answers ``measure`` reads.
+    metrics_paths: tuple[str, ...]
     reports: Reports
 
     def parse_help(self, text: str) -> tuple[EngineOption, ...]:
@@ -218,6 +233,15 @@ class Engine(Protocol):
 
     def promised(self, argv: Sequence[str]) -> tuple[Fact, ...]:
         """What ``reports`` must tell of an engine with these arguments."""
+        ...
+
+    def measure(self, answers: Mapping[str, str], argv: Sequence[str]) -> EngineMetrics:
+        """Its numbers, from the answers of its ``metrics_paths`` (those that answered), and the
+        arguments it was started with."""
+        ...
+
+    def log_reader(self) -> LogReader:
+        """A reader of what its log says of speed."""
         ...
 
 

@@ -13,6 +13,7 @@ from stackctl.engines.engine import (
     Dialect,
     Failure,
     Footprint,
+    LogReader,
     Option,
     Reports,
     Request,
@@ -21,6 +22,7 @@ from stackctl.engines.engine import (
     first_match,
     option,
 )
+from stackctl.engines.llamacpp_metrics import RequestReader, measure
 from stackctl.engines.llamacpp_options import choose, footprint
 from stackctl.values.generation import Fact
 from stackctl.values.measured import EngineOption, Seen
@@ -138,6 +140,7 @@ class LlamaCpp:
         "llamacpp:requests_processing",
         "llamacpp:requests_deferred",
     )
+    metrics_paths: tuple[str, ...] = ("/metrics", "/slots")
     reports: Reports = (
         ("build", "/props", ("build_info",)),
         ("context", "/props", ("default_generation_settings", "n_ctx")),
@@ -234,6 +237,12 @@ class LlamaCpp:
             context = context if shared else str(int(context) // int(slots))
         told = (("context", context), ("slots", slots), ("model_path", argument(argv, "model")))
         return tuple(Fact(name=name, value=value) for name, value in told if value is not None)
+
+    measure = staticmethod(measure)
+
+    def log_reader(self) -> LogReader:
+        """See Engine."""
+        return RequestReader()
 
 
 def _text(value: object) -> str:

@@ -7,11 +7,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from stackctl.engines import mounts, vllm_log, vllm_seen
+from stackctl.engines import mounts, vllm_log, vllm_metrics, vllm_seen
 from stackctl.engines.engine import (
     CACHE,
     Dialect,
     Footprint,
+    LogReader,
     Option,
     Reports,
     Request,
@@ -89,6 +90,7 @@ class Vllm:
     newest = Dialect(_NEWEST, inspected=False)
     health_path = "/health"
     running_metrics: tuple[str, ...] = ("vllm:num_requests_running", "vllm:num_requests_waiting")
+    metrics_paths: tuple[str, ...] = ("/metrics",)
     reports: Reports = (
         ("version", "/version", ("version",)),
         ("context", "/v1/models", ("data", 0, "max_model_len")),
@@ -256,6 +258,11 @@ class Vllm:
     failure = staticmethod(vllm_log.failure)
     dead = staticmethod(vllm_log.dead)
     said = staticmethod(vllm_log.said)
+    measure = staticmethod(vllm_metrics.measure)
+
+    def log_reader(self) -> LogReader:
+        """See Engine."""
+        return vllm_metrics.WindowReader()
 
     def promised(self, argv: Sequence[str]) -> tuple[Fact, ...]:
         """See Engine."""

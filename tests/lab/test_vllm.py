@@ -50,6 +50,29 @@ def _verify(seat: Seat) -> None:
     assert results["context"]["actual"] == "1024"
 
 
+def _told_of(seat: Seat) -> None:
+    """What diagnose, metrics and top understand of a real vLLM and its log."""
+    look.wait_for(
+        "a line of speed in its log",
+        lambda: "Avg generation throughput" in seat.stackctl("logs", "--generation", "1").stdout,
+        step=1,
+    )
+    report = json.loads(seat.stackctl("diagnose", "cpu-vllm", "--json").stdout)
+    assert (report["engine"], report["windows"] >= 1) == ("vllm", True)
+    found = {result["name"]: result for result in report["results"]}
+    assert found["kv-pressure"]["status"] == "ok"
+    assert "hang" not in found
+    (stack,) = json.loads(seat.stackctl("metrics", "cpu-vllm", "--json").stdout)["stacks"]
+    numbers = stack["numbers"]
+    assert numbers["generation_tokens"] >= 1
+    assert numbers["ttft"]["count"] == numbers["finished"] >= 1
+    assert numbers["kv_capacity_tokens"] > 1000
+    assert (numbers["estimates"], stack["ttft"]) == ([], None)
+    row = seat.stackctl("top", "cpu-vllm", "--once").stdout.splitlines()[-1]
+    assert row.split()[0] == "cpu-vllm"
+    assert "~" not in row
+
+
 def _serve_twice(seat: Seat) -> None:
     # What an image or a user sets for all containers does not outvote the plan: 1 GiB, not 3.
     seat.lab.write(
@@ -68,6 +91,7 @@ def _serve_twice(seat: Seat) -> None:
     port = look.record(seat, 1, "cpu-vllm")["plan"]["engine_port"] or PORT
     metrics = seat.run("curl", "-sS", "--fail", f"http://127.0.0.1:{port}/metrics").stdout
     assert re.search(r"^vllm:generation_tokens_total\{.*\} [1-9]", metrics, re.MULTILINE)
+    _told_of(seat)
     kernels = compiled(seat)
     assert kernels
     words = ["find", cache(seat), "-maxdepth", "2", "-type", "d", "-printf", "%m %u\\n"]
