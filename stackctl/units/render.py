@@ -88,7 +88,8 @@ def render(plan: Plan, target: Target, generation: int, unit: str | None = None)
     engine = find_engine(plan.engine)
     health_path = engine.health_path
     shared = [(source, inside, "ro") for source, inside in mounts.mounts(plan.model)]
-    cache = target.cache if engine.compiles else None
+    compiles = engine.compiles == "everywhere" or plan.placement.gpus
+    cache = target.cache if compiles else None
     if cache is not None:
         shared.append((cache, CACHE, "rw"))
     text = template.render(

@@ -588,11 +588,12 @@ def test_a_unit_for_a_cpu_has_no_device() -> None:
     assert "/cache" not in plain.text
 
 
-def test_llama_cpp_compiles_nothing_and_keeps_its_entry_point() -> None:
+def test_llama_cpp_keeps_what_the_driver_compiles_and_its_entry_point() -> None:
     read = on_gpu("gpu-gguf")
     assert read.all("Container", "AddDevice") == ["nvidia.com/gpu=0"]
-    assert "/cache" not in read.text
-    assert "ExecStartPre" not in read.text
+    assert read.all("Container", "Environment") == ["CUDA_CACHE_PATH=/cache/cuda"]
+    assert f"/var/cache/stackctl/compiled/{'cd' * 6}:/cache:rw" in read.all("Container", "Volume")
+    assert len(read.all("Service", "ExecStartPre")) == 1
     assert "entrypoint" not in read.text
     assert read.command[0].startswith("--")
 
