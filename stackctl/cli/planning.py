@@ -124,7 +124,7 @@ def _plan(basis: _Basis, profile: Profile, model: Model | None = None) -> Planne
         image, reason, found = known_image(profile, engine(profile.engine), cache)
         if found is not None:
             store = Generations(basis.session.paths().state)
-            earlier = seen.read(store, profile.stack, found.image_id, model)
+            earlier = seen.read(store, profile.stack, model, found.image_id)
     elif profile.image is not None:
         image, reason = profile.image, "profile"
     else:

@@ -101,13 +101,14 @@ def _up(context: Context, profile: Profile, wish: Wish, lesson: Learned | None) 
     """One attempt, with a lesson of the one before; the lock is held."""
     context.systemd.require()
     host = probe(context.machine, scope=context.paths.scope)
-    generator = preflight.require_tools(host)
+    generator, store = preflight.require_tools(host), context.generations
     model = read_model(preflight.require_model(profile))
     known = Known(
         image="",
         image_reason="",
         claims=claims.declared(context.machine, context.paths),
         calibrations=calibrations.read(context.paths.state),
+        seen=seen.read(store, profile.stack, model),
         deadline_s=wish.deadline_s,
     )
     # What is no use is refused before it asks for gigabytes of model and image.
@@ -134,7 +135,6 @@ def _up(context: Context, profile: Profile, wish: Wish, lesson: Learned | None) 
         context.report.warn(f"{before.unit} runs without its unit file: it is stopped")
         change.converge(context, profile.stack, None, running=False)
         before = change.look(context, profile.stack)
-    store = context.generations
     cards = [card.name for card in gpu.planned(host, early)]
     known = dataclasses.replace(
         known,
@@ -142,7 +142,7 @@ def _up(context: Context, profile: Profile, wish: Wish, lesson: Learned | None) 
         image=image.reference,
         image_reason=reason,
         facts=facts,
-        seen=seen.read(store, profile.stack, image.id, model),
+        seen=seen.read(store, profile.stack, model, image.id),
         door_reason=why_door,
     )
 

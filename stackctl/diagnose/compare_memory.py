@@ -69,7 +69,8 @@ def _policy(generation: Generation, seen: Evidence) -> Result:
     if placement.policy == "default":
         by_itself = "" if name == "default" else ", set by the engine itself"
         return (info if by_itself else ok)("policy", planned, f"{actual}{by_itself}")
-    if name == placement.policy and _same(have, nodes):
+    # The kernel's word is "prefer".
+    if name == placement.policy.removesuffix("red") and _same(have, nodes):
         return ok("policy", planned, actual)
     if placement.policy == "bind" and _same(seen.mems or "", nodes):
         return ok("policy", planned, f"{actual}, within nodes {seen.mems} by the cpuset")
@@ -100,6 +101,8 @@ def _memory(generation: Generation, seen: Evidence) -> Result:
     evidence = f"model: {_where(model)}; its own: {_where(own)}" if len(total) > 1 else None
     if not nodes:
         return info("memory", None, actual, evidence)
+    if placement.policy == "preferred":
+        return info("memory", f"on node {placement.mems}, as it has room", actual, evidence)
     if len(nodes) == 1 or placement.policy == "bind":
         expected = f"on node{'s' if len(nodes) > 1 else ''} {format_cpulist(nodes)}"
         wrong = [part for part in (own, model) if _share(part, nodes) < _BOUND]

@@ -157,8 +157,8 @@ class Engine(Protocol):
     shm_bytes: int | None
     #: When systemd starts it again (Restart= of systemd.service(5)).
     restart: Literal["on-failure", "always"]
-    #: Whether it compiles, and so needs a folder that is kept (CACHE in its container).
-    compiles: bool
+    #: Where it needs a folder that is kept (CACHE in its container) for what is compiled.
+    compiles: Literal["everywhere", "on GPUs"]
     #: Variables of an image that would outvote the engine's options.
     overriding: tuple[str, ...]
     #: What starts the engine in an image without an entry point of its own.

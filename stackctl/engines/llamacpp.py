@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from stackctl.engines.engine import (
+    CACHE,
     Dialect,
     Failure,
     Footprint,
@@ -121,7 +122,7 @@ class LlamaCpp:
     cpu_image: str | None = None
     shm_bytes: int | None = None
     restart: Literal["on-failure", "always"] = "on-failure"
-    compiles = False
+    compiles: Literal["everywhere", "on GPUs"] = "on GPUs"
     overriding: tuple[str, ...] = ()
     program = "llama-server"
     published_entrypoint: tuple[str, ...] = ("/app/llama-server",)
@@ -172,9 +173,9 @@ class LlamaCpp:
         """See Engine."""
         return choose(request)
 
-    def environment(self, request: Request) -> tuple[str, ...]:  # noqa: ARG002
-        """See Engine: its options say it all."""
-        return ()
+    def environment(self, request: Request) -> tuple[str, ...]:
+        """See Engine. For a GPU that an image has no kernels for, the driver compiles them."""
+        return (f"CUDA_CACHE_PATH={CACHE}/cuda",) if request.gpus else ()
 
     def recall(
         self,

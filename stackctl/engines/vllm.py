@@ -70,7 +70,7 @@ class Vllm:
     shm_bytes: int | None = 8 * _GIB
     # It ends in good order, with status 0, when what computes in it has died.
     restart: Literal["on-failure", "always"] = "always"
-    compiles = True
+    compiles: Literal["everywhere", "on GPUs"] = "everywhere"
     # "Legacy setting" (0.32, platforms/cpu.py): it wins over --kv-cache-memory-bytes. Set and empty
     # it does not, but envs.py, which reads all variables, then fails.
     overriding: tuple[str, ...] = ("VLLM_CPU_KVCACHE_SPACE",)

@@ -14,15 +14,19 @@ from stackctl.values.model import Model
 _LOOKED_AT = 20
 
 
-def read(store: Generations, stack: str, image_id: str | None, model: Model) -> tuple[Seen, ...]:
-    """What this model told in this image, newest generation first; of those that were ready."""
+def read(
+    store: Generations, stack: str, model: Model, image_id: str | None = None
+) -> tuple[Seen, ...]:
+    """What this model told in this image (None: in any), of generations that were ready, newest
+    first."""
     found = []
     for number in reversed(store.numbers(stack)[-_LOOKED_AT:]):
         # One that cannot be read tells nothing.
         with contextlib.suppress(StackctlError):
             generation = store.read(stack, number)
             ready = generation.outcome.state in ("ready", "replaced", "stopped")
-            if ready and generation.image_id == image_id and generation.plan.model == model:
+            same = image_id in (None, generation.image_id) and generation.plan.model == model
+            if ready and same:
                 found.append(_seen(generation))
     return tuple(found)
 

@@ -88,7 +88,8 @@ def render(plan: Plan, target: Target, generation: int, unit: str | None = None)
     engine = find_engine(plan.engine)
     health_path = engine.health_path
     shared = [(source, inside, "ro") for source, inside in mounts.mounts(plan.model)]
-    cache = target.cache if engine.compiles else None
+    compiles = engine.compiles == "everywhere" or plan.placement.gpus
+    cache = target.cache if compiles else None
     if cache is not None:
         shared.append((cache, CACHE, "rw"))
     text = template.render(
@@ -170,13 +171,17 @@ def log_identifier(stack: str, generation: int) -> str:
 def without_labels(text: str) -> str:
     """The text of a unit without its number and slot, to tell whether two say the same.
 
-    Nor with its time limits, and how much memory it claims: neither how long a start may take nor
-    what was measured since is a reason for another one.
+    Nor with its time limits: how long a start may take is no reason for another one.
     """
     text = _GENERATION.sub("Generation=", text)
     text = re.sub(r"^(TimeoutStartSec|StartLimitIntervalSec)=.*$", r"\1=", text, flags=re.MULTILINE)
-    text = _CLAIMED.sub(lambda claim: re.sub(r'bytes": \d+', 'bytes": ', claim[0]), text)
     return _CONTAINER.sub("ContainerName=", _IDENTIFIER.sub("SyslogIdentifier=", text))
+
+
+def without_sizes(text: str) -> str:
+    """The text of a unit without how much memory it claims: what the engine said since is no reason
+    for another start."""
+    return _CLAIMED.sub(lambda claim: re.sub(r'bytes": \d+', 'bytes": ', claim[0]), text)
 
 
 def generation_of(text: str) -> int | None:

@@ -15,15 +15,9 @@ PORT = 8085
 UP = ("up", "cpu-vllm", "--model", f"dir:{CHECKPOINT_PATH}")
 
 
-def cache(seat: Seat) -> str:
-    """The folder of all that stackctl may lose."""
-    folder = "/var/cache" if seat.user == "root" else f"{seat.lab.home(seat.user)}/.cache"
-    return f"{folder}/stackctl"
-
-
 def compiled(seat: Seat) -> set[str]:
     """The kernels that the compiler has made, by path and time."""
-    words = ["find", f"{cache(seat)}/compiled", "-name", "*.so", "-printf", "%p %T@\\n"]
+    words = ["find", f"{seat.cache}/compiled", "-name", "*.so", "-printf", "%p %T@\\n"]
     return set(seat.run(*words).stdout.splitlines())
 
 
@@ -94,7 +88,7 @@ def _serve_twice(seat: Seat) -> None:
     _told_of(seat)
     kernels = compiled(seat)
     assert kernels
-    words = ["find", cache(seat), "-maxdepth", "2", "-type", "d", "-printf", "%m %u\\n"]
+    words = ["find", seat.cache, "-maxdepth", "2", "-type", "d", "-printf", "%m %u\\n"]
     assert set(seat.run(*words).stdout.splitlines()) == {f"700 {seat.user}"}
     seat.stackctl("down", "cpu-vllm")
     seat.assert_nothing_left()
@@ -116,10 +110,10 @@ def _serve_twice(seat: Seat) -> None:
     seat.stackctl("down", "cpu-vllm")
     seat.assert_nothing_left()
     # As if it had been another image's, that nothing uses any more.
-    (used,) = (path for path in seat.run("ls", f"{cache(seat)}/compiled").stdout.split())
-    seat.run("mv", f"{cache(seat)}/compiled/{used}", f"{cache(seat)}/compiled/0123456789ab")
+    (used,) = (path for path in seat.run("ls", f"{seat.cache}/compiled").stdout.split())
+    seat.run("mv", f"{seat.cache}/compiled/{used}", f"{seat.cache}/compiled/0123456789ab")
     pruned = seat.stackctl("prune", "cpu-vllm", "--yes").stdout
-    assert re.search(r"^removed the compiled code of 1 image \(.+ MiB\)$", pruned, re.MULTILINE)
-    assert not seat.run("ls", f"{cache(seat)}/compiled").stdout
+    assert re.search(r"^removed the compiled code of 1 image \(.+ [KM]iB\)$", pruned, re.MULTILINE)
+    assert not seat.run("ls", f"{seat.cache}/compiled").stdout
     volumes = seat.run("podman", "volume", "ls", "--quiet").stdout
     assert not volumes.strip()

@@ -91,13 +91,13 @@ def test_what_engines_said_of_their_memory(tmp_path: Path) -> None:
         store.write(msgspec.structs.replace(made, outcome=outcome, image_id=image))
     (tmp_path / "stacks" / "cpu" / "5.json").write_text("damaged")
     model = plan().model
-    newest, oldest = seen.read(store, "cpu", "0" * 64, model)
+    newest, oldest = seen.read(store, "cpu", model, "0" * 64)
     assert (newest.generation, oldest.generation) == (3, 1)
     assert newest.argv == plan().argv
     assert (newest.weights_bytes, newest.kv_bytes, newest.kv_tokens) == (100, None, 2097152)
-    assert seen.read(store, "cpu", None, model) == ()
+    assert [one.generation for one in seen.read(store, "cpu", model)] == [4, 3, 1]
     other = msgspec.structs.replace(model, weights_bytes=1)
-    assert seen.read(store, "cpu", "0" * 64, other) == ()
+    assert seen.read(store, "cpu", other) == ()
 
 
 def test_a_generation_that_is_not_there(tmp_path: Path) -> None:

@@ -521,6 +521,21 @@ def test_pages_on_the_wrong_node_are_found_in_what_the_kernel_wrote() -> None:
     assert "placed by an earlier run" in (found["memory"].evidence or "")
 
 
+def test_a_preferred_node_may_be_full() -> None:
+    placement = msgspec.structs.replace(SPREAD.plan.placement, policy="preferred", mems="0")
+    made = msgspec.structs.replace(SPREAD.plan, placement=placement)
+    given = msgspec.structs.replace(SPREAD, plan=made)
+    # As /proc/PID/numa_maps says it: the kernel's word is shorter than systemd's.
+    pages = (spread("anonymous", "prefer:0", 60 * MIB, 60 * MIB),)
+    found = results(given, **processes(honest(given), pages=pages))
+    assert (found["policy"].status, found["policy"].actual) == ("ok", "prefer:0")
+    assert (found["memory"].status, found["memory"].expected) == (
+        "info", "on node 0, as it has room"
+    )  # fmt: skip
+    other = (spread("anonymous", "prefer:1", 1, 1),)
+    assert results(given, **processes(honest(given), pages=other))["policy"].status == "fail"
+
+
 def test_many_nodes_are_told_by_their_extremes() -> None:
     given = generation(plan(HOSTS["epyc-l3numa"], GEMMA))
     found = results(given)["memory"]
