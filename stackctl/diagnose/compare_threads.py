@@ -179,7 +179,7 @@ def _neighbours(generation: Generation, seen: Evidence) -> Iterator[Result]:
     elif share >= _WAITS:
         shared, cpus = ", ".join(placement.shared_with), len(parse_cpulist(placement.cpus))
         cause = "; ".join(others)
-        if len(computing(seen.threads)) > cpus:
+        if len(busy) > cpus and _number(seen.argv or (), "threads") is not None:
             cause = f"{len(busy)} of its own threads share {cpus} CPUs"
         elif not cause and shared:
             cause = f"the plan shares them with {shared}"

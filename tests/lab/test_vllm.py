@@ -41,7 +41,13 @@ def _verify(seat: Seat) -> None:
     assert results["cpus"]["actual"].startswith(f"{plan['placement']['cpus']}, ")
     assert results["kv-cache"]["actual"].startswith("1 GiB, ")
     assert results["device"]["actual"] == "cpu"
-    assert results["context"]["actual"] == "1024"
+    assert results["context"]["actual"] == plan["argv"][plan["argv"].index("--max-model-len") + 1]
+    # Its processes talk to each other over loopback; nobody else can listen there with them.
+    engine = f"127.0.0.1:{plan['engine_port'] or PORT}"
+    assert re.match(
+        rf"{engine}( and 127\.0\.0\.1:{PORT})?(; \d+ more on loopback|$)",
+        results["ports"]["actual"],
+    )
 
 
 def _told_of(seat: Seat) -> None:
