@@ -108,8 +108,11 @@ def prefill(evidence: Evidence, load: Load) -> Finding | None:
         and load.generation is not None
         and load.generation.typical < WANTED_TOK_S
     )
+    # Waiting for others delays the first token as well, and is told by its own rule.
+    asked = slo is not None and slo.ttft_s is not None
+    missed = late and asked and (load.queue_share or 0.0) < _MUCH_QUEUE
     speed = f"{span(load.prompt)} tok/s" if load.prompt else ""
-    if not (much and (late or crawls)):
+    if not (missed or (much and (late or crawls))):
         few = load.all_prompt_tokens is not None and load.all_prompt_tokens < _SHORT_PROMPT
         if load.prompt is None or few or (late and not much):
             return None
@@ -123,10 +126,14 @@ def prefill(evidence: Evidence, load: Load) -> Finding | None:
         facts.append(f"95 % had the first token within {seconds(load.ttft_s)}{alone}")
     if load.prompt_tokens:
         facts.append(f"{load.prompt_tokens:,.0f} tokens each")
+    if evidence.plan is not None and (planned := evidence.plan.prediction.prefill_tok_s):
+        facts.append(f"planned were {rate(planned[0])}-{rate(planned[1])} tok/s")
     return finding(
         "prefill-bound",
-        "fail" if late and slo is not None and slo.ttft_s is not None else "warn",
-        f"prompts are the limit: {speed or 'unknown speed'}",
+        "fail" if missed else "warn",
+        f"prompts are the limit: {speed or 'unknown speed'}"
+        if much
+        else f"the first token comes late: prompts at {speed or 'unknown speed'}",
         expected=f"first token within {seconds(wanted)}",
         evidence="; ".join(facts),
         confidence="medium" if load.at_most else "high",
@@ -155,7 +162,9 @@ def queueing(evidence: Evidence, load: Load) -> Finding | None:
     return finding(
         "queueing",
         "warn",
-        f"requests wait for others: {most} at most",
+        f"requests wait for others: {most} at most"
+        if load.waiting_most
+        else f"requests waited for others {share(load.queue_share or 0.0)} of their time",
         expected="0 waiting",
         evidence="; ".join(facts),
         confidence="high",

@@ -18,6 +18,7 @@ from stackctl.values.metrics import EngineMetrics, Histogram, LogSamples, Reques
 #: Fewer tokens than these say little of a speed.
 _FEW_GENERATED, _FEW_PROMPT = 8, 32
 _FEW_INTERVALS = 20
+_RARE = 0.01
 #: What a line of vLLM's log averages over.
 _WINDOW_S = 10.0
 
@@ -48,7 +49,7 @@ class Load:
     upper bound). ``waiting_share`` is the share of busy looks at which requests waited,
     ``queue_share`` the share of their time that they spent waiting. ``concurrency`` is how many ran
     at once, typically. ``prompt_tokens`` are those of one request, ``all_prompt_tokens`` those that
-    were computed. ``ttft_s`` and ``itl_s`` are 95th percentiles (``ttft_computed``: prompt
+    were computed. ``ttft_s`` is the 95th percentile (``ttft_computed``: prompt
     time alone, without waiting).
     """
 
@@ -73,7 +74,6 @@ class Load:
     longest: int | None = None
     ttft_s: float | None = None
     ttft_computed: bool | None = None
-    itl_s: float | None = None
 
 
 #: Fields that belong to one another, and so come from one source.
@@ -82,7 +82,7 @@ _TOGETHER = (
     ("prompt_share", "at_most"),
     ("ttft_s", "ttft_computed"),
     ("answer_tokens", "requests"),
-    ("hits", "prompt_tokens", "all_prompt_tokens"),
+    ("hits", "all_prompt_tokens"),
 )
 _LARGEST = ("kv_most", "waiting_most", "longest", "preemptions")
 
@@ -231,7 +231,6 @@ def _of_looks(evidence: Evidence) -> Load:
         waiting_share=sum(count > 0 for count in waiting) / len(waiting) if waiting else None,
         preemptions=recent.preemptions or None,
         queue_share=life.queue_share,
-        itl_s=life.itl_s,
     )
 
 
@@ -256,7 +255,7 @@ def _of_life(now: EngineMetrics) -> Load:
         at_most=False,
         queue_share=_queue_share(now.queue, now.e2e),
         kv_most=now.kv_usage,
-        preemptions=now.preemptions,
+        preemptions=_many_preemptions(now),
         hits=Span.of([hits / queries]) if queries and hits is not None else None,
         prompt_tokens=now.prompt_lengths.mean if now.prompt_lengths else None,
         all_prompt_tokens=now.prompt_tokens,
@@ -265,7 +264,6 @@ def _of_life(now: EngineMetrics) -> Load:
         longest=now.longest_tokens or _longest(now.prompt_lengths, answers),
         ttft_s=now.ttft.quantile(0.95) if now.ttft else None,
         ttft_computed=False,
-        itl_s=now.itl.quantile(0.95) if now.itl else None,
     )
 
 
@@ -281,6 +279,12 @@ def _difference(now: EngineMetrics, before: EngineMetrics) -> EngineMetrics:
         else:
             values[name] = later
     return EngineMetrics(**values)  # type: ignore[arg-type]
+
+
+def _many_preemptions(now: EngineMetrics) -> float | None:
+    """None that were so rare that they cost next to nothing: one in a hundred requests."""
+    rare = now.finished is not None and (now.preemptions or 0.0) < _RARE * now.finished
+    return 0.0 if rare and now.preemptions is not None else now.preemptions
 
 
 def _queue_share(queue: Histogram | None, whole: Histogram | None) -> float | None:

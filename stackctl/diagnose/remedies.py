@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from stackctl.diagnose.load import Load
 from stackctl.diagnose.telling import (
+    at_once,
     context_tokens,
     engine_name,
     on_gpu,
@@ -56,8 +59,13 @@ def smaller_model(evidence: Evidence) -> Step:
         )
     return Step(
         do="then a smaller or quantised model (20B-32B)",
-        command=up(evidence) + " --model SOURCE" if evidence.stack else None,
+        command=_with_another_model(evidence) if evidence.stack else None,
     )
+
+
+def _with_another_model(evidence: Evidence) -> str:
+    asked = msgspec.structs.replace(evidence.asked, model="SOURCE")
+    return up(msgspec.structs.replace(evidence, asked=asked))
 
 
 def runs_loop(evidence: Evidence) -> bool:
@@ -118,13 +126,14 @@ def _of(evidence: Evidence) -> str:
 
 def long_queue(evidence: Evidence) -> tuple[Step, ...]:
     """More at once, where memory has room for it."""
+    if evidence.stack is None or evidence.plan is None:
+        command = "a larger --max-num-seqs (vLLM) or --parallel (llama.cpp)"
+    elif evidence.plan.objective != "throughput":
+        command = f"stackctl switch throughput{_of(evidence)}"
+    else:
+        command = up(evidence, f"concurrency={2 * (at_once(evidence) or 1)}")
     return (
-        Step(
-            do="serve more requests at once; each then has less of the speed",
-            command=f"stackctl switch throughput{_of(evidence)}"
-            if evidence.stack
-            else "a larger --max-num-seqs (vLLM) or --parallel (llama.cpp)",
-        ),
+        Step(do="serve more requests at once; each then has less of the speed", command=command),
         Step(do="or fewer clients at once"),
     )
 

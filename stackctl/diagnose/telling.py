@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from stackctl.diagnose.load import Span
@@ -67,10 +68,20 @@ def finding(
 
 
 def up(evidence: Evidence, *settings: str) -> str:
-    """The command that deploys this stack's profile with other settings; of a log alone, what to
-    put there is not known."""
-    name = evidence.profile or "PROFILE"
-    return " ".join(("stackctl", "up", name, *(f"--set {text}" for text in settings)))
+    """The command that deploys this stack again with other settings, and all else as it was asked
+    for; of a log alone, what to put there is not known."""
+    asked = evidence.asked
+    new = {text.partition("=")[0] for text in settings}
+    kept = [text for text in asked.sets if text.partition("=")[0] not in new]
+    words = ["stackctl", "up", evidence.profile or "PROFILE"]
+    for option, value in (
+        ("--model", asked.model),
+        ("--objective", asked.objective),
+        ("--name", asked.name),
+        *(("--set", text) for text in (*kept, *settings)),
+    ):
+        words += [option, value] if value is not None else []
+    return shlex.join(words)
 
 
 def on_gpu(evidence: Evidence) -> bool | None:
@@ -95,7 +106,7 @@ def context_tokens(evidence: Evidence) -> int | None:
         argv = evidence.plan.argv
         if (size := _number(argv, "--ctx-size")) is None:
             return _number(argv, "--max-model-len")
-        return size if "--kv-unified" in argv else size // (_number(argv, "--parallel") or 1)
+        return size if "--kv-unified" in argv else size // (at_once(evidence) or 1)
     return evidence.log.context if evidence.log is not None else None
 
 
@@ -104,6 +115,12 @@ def _number(argv: Sequence[str], name: str) -> int | None:
         if word == name and argv[place + 1].isdecimal():
             return int(argv[place + 1])
     return None
+
+
+def at_once(evidence: Evidence) -> int | None:
+    """How many requests are served at the same time, as planned."""
+    argv = evidence.plan.argv if evidence.plan is not None else ()
+    return _number(argv, "--parallel") or _number(argv, "--max-num-seqs")
 
 
 def threads_planned(evidence: Evidence) -> int | None:

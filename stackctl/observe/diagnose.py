@@ -71,6 +71,7 @@ def gather(context: Context, generation: Generation, *, since_s: float) -> Evide
         late=last.late,
         plan=plan,
         slo=generation.profile.slo if generation.profile else None,
+        asked=generation.asked,
         cpu=processes.cpu_time(first.threads, last.threads, passed_s, allowed)
         if passed_s
         else None,

@@ -7,7 +7,7 @@ from typing import Literal
 from stackctl.values.base import Value
 from stackctl.values.metrics import EngineMetrics, LogSamples
 from stackctl.values.plan import Plan
-from stackctl.values.profile import Slo
+from stackctl.values.profile import Overrides, Slo
 from stackctl.values.result import Result
 
 Confidence = Literal["high", "medium", "low"]
@@ -59,7 +59,7 @@ class Evidence(Value, frozen=True, kw_only=True):
 
     ``before`` and ``now`` are two looks at the engine's numbers, ``interval_s`` apart; ``before``
     is None when one look was enough: nothing ran. ``late`` says that it did not tell its numbers in
-    time.
+    time. ``asked`` is what the command line said of the profile when the stack was deployed.
     """
 
     stack: str | None = None
@@ -71,6 +71,7 @@ class Evidence(Value, frozen=True, kw_only=True):
     late: bool = False
     plan: Plan | None = None
     slo: Slo | None = None
+    asked: Overrides = Overrides()
     cpu: CpuTime | None = None
     pages: tuple[NodePages, ...] = ()
     pids: tuple[int, ...] = ()

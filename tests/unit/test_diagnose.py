@@ -33,7 +33,7 @@ from stackctl.values.diagnosis import (
 )
 from stackctl.values.metrics import EngineMetrics, Histogram, LogSamples, Request, Window
 from stackctl.values.plan import Plan
-from stackctl.values.profile import Slo
+from stackctl.values.profile import Overrides, Slo
 
 #: The owner's log of set-up C, as it is.
 SETUP_C = """\
@@ -252,6 +252,10 @@ def test_queueing() -> None:
     found = of_log(lines, plan=GPU_PLAN, stack="gpu")
     assert wrong(found) == ["queueing"]
     assert found[0].steps[0].command == "stackctl switch throughput --stack gpu"
+    busy = replace(GPU_PLAN, objective="throughput")
+    found = of_log(lines, plan=busy, stack="gpu", profile="p", asked=Overrides(model="dir:/m x"))
+    again = "stackctl up p --model 'dir:/m x' --set concurrency=2"
+    assert found[0].steps[0].command == again
     # Now and then is no finding.
     once = "\n".join([window(generation=28.0, hits=70.0)] * 4 + [window(waiting=1, hits=70.0)])
     assert "queueing" not in wrong(of_log(once))
@@ -307,6 +311,38 @@ def test_long_answers() -> None:
     # Two answers are no habit.
     two = diagnose(Evidence(log=requests(2, generated_tokens=1600, generation_s=60.0)))
     assert wrong(two) == []
+
+
+def test_a_first_token_that_the_profile_wants_sooner() -> None:
+    now = EngineMetrics(
+        running=0, prompt_tokens=1e5, generation_tokens=2e4, prompt_s=60.0, generation_s=700.0,
+        ttft=histogram(8.0), itl=histogram(0.035), queue=histogram(0.1), e2e=histogram(10.0),
+    )  # fmt: skip
+    assert wrong(diagnose(Evidence(now=now))) == []
+    (first, *_) = diagnose(Evidence(now=now, slo=Slo(ttft_s=5.0)))
+    assert (first.name, first.status) == ("prefill-bound", "fail")
+    assert (first.actual or "").startswith("the first token comes late")
+    waits = replace(now, queue=histogram(7.0))
+    assert wrong(diagnose(Evidence(now=waits, slo=Slo(ttft_s=5.0)))) == ["queueing"]
+
+
+def test_rare_preemptions_of_long_ago_are_no_finding() -> None:
+    now = EngineMetrics(running=0, kv_usage=0.1, preemptions=3.0, finished=5000.0)
+    assert named(diagnose(Evidence(now=now)))["kv-pressure"].status == "ok"
+    often = replace(now, finished=50.0)
+    assert wrong(diagnose(Evidence(now=often))) == ["kv-pressure"]
+
+
+def test_what_was_asked_for_is_asked_for_again() -> None:
+    asked = Overrides(sets=("context=8192", "port=81"), model="file:/m.gguf", name="mine")
+    evidence = Evidence(log=requests(generation_s=60.0), stack="mine", profile="p", asked=asked)
+    evidence = replace(evidence, plan=CPU_PLAN)
+    commands = [step.command for step in diagnose(evidence)[0].steps]
+    assert (
+        "stackctl up p --model file:/m.gguf --name mine --set port=81 --set context=2048"
+        in commands
+    )
+    assert "stackctl up p --model SOURCE --name mine --set context=8192 --set port=81" in commands
 
 
 def test_a_context_that_nobody_needs() -> None:
