@@ -33,6 +33,7 @@ VERBS = {
     "recover": "End a change that was cut off; every command does so first.",
     "status": "Show what runs.",
     "check": "Ask a running stack for its health and one real answer.",
+    "bench": "Measure a running stack as its clients see it; list and compare runs.",
     "guard": "Look after all stacks once; --install has it done every minute.",
     "logs": "Show the log of a stack.",
     "restart": "Restart a stack and wait until it answers.",
