@@ -1,8 +1,8 @@
 """Streamed HTTP answers, many at a time, each piece with the moment at which it arrived.
 
-One thread waits for all of them (epoll). The moment is the kernel's own (SO_TIMESTAMPNS), so that it
-stays right when this process gets no processor: an engine on the CPU uses all of them
-(docs/decisions/0013-bench.md has the figures).
+One thread waits for all of them (epoll). The moment is the kernel's own (SO_TIMESTAMPNS): it stays
+right when this process gets no processor, since an engine on the CPU uses all of them
+(docs/decisions/0013-measuring.md has the figures).
 """
 
 from __future__ import annotations

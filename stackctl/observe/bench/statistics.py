@@ -1,5 +1,5 @@
 """Quantiles, and the shift between two samples with its interval. Pure Python, no assumption on how
-the values are distributed (docs/decisions/0013-bench.md)."""
+the values are distributed (docs/decisions/0013-measuring.md)."""
 
 from __future__ import annotations
 
