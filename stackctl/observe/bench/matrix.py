@@ -15,7 +15,7 @@ PROMPTS, OUTPUTS = (1024, 4096, 8192), (200, 400, 800)
 REQUESTS, ROUNDS = 5, 2
 #: A quick run: its prompt and answer, and seconds it is to take in all.
 QUICK_PROMPT, QUICK_OUTPUT, QUICK_S = 512, 64, 50.0
-QUICK_FEWEST, QUICK_MOST = 3, 20
+QUICK_MOST = 20
 #: Tokens of a context that are left free: templates differ by model.
 _SPARE = 16
 #: Shorter prompts say nothing of prompt speed.
@@ -76,7 +76,7 @@ def requests(wish: Wish, shape: Shape, *, seconds: float, cells: int) -> int:
     rounds = ROUNDS
     if wish.quick:
         affordable = QUICK_S / cells * shape.concurrency / max(seconds, 1e-3)
-        count, rounds = round(min(max(affordable, QUICK_FEWEST), QUICK_MOST)), 1
+        count, rounds = round(min(affordable, QUICK_MOST)), 1
     else:
         count = REQUESTS
     # Whole rounds: at the end all streams are busy as long as possible.
