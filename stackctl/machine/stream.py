@@ -53,6 +53,10 @@ class Streams:
         self._host = parts.netloc
         self._key = f"Authorization: Bearer {key}\r\n" if key else ""
         self._epoll = select.epoll()
+        # The kernel turns stamping on when the first socket asks for it, a moment late, and off with
+        # the last one: this one keeps it on between requests.
+        self._stamping = socket.socket()
+        _stamp(self._stamping)
         self._open: dict[int, tuple[socket.socket, Exchange]] = {}
         #: Seconds between the arrival of each piece and its reading here; and since when.
         self.lags: list[float] = []
@@ -64,6 +68,7 @@ class Streams:
     def __exit__(self, *_: object) -> None:
         self.cut()
         self._epoll.close()
+        self._stamping.close()
 
     @property
     def cpu_share(self) -> float:
@@ -88,8 +93,7 @@ class Streams:
         connection = None
         try:
             connection = socket.create_connection(self._address, _CONNECT_S)
-            with contextlib.suppress(OSError):  # without it, the moment of reading is taken
-                connection.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+            _stamp(connection)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.sendall(head + body)
             connection.setblocking(False)
@@ -148,6 +152,11 @@ class Streams:
         connection, _ = self._open.pop(descriptor)
         self._epoll.unregister(descriptor)
         connection.close()
+
+
+def _stamp(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # without it, the moment of reading is taken
+        connection.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
 
 
 def _moment(told: list[tuple[int, int, bytes]], offset: float, now: float) -> float:

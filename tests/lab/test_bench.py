@@ -1,0 +1,167 @@
+"""``stackctl bench`` on a real llama-server, through the front door and its API key."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from . import look
+from .conftest import Seat
+from .lab import Lab
+from .test_switch import needs_a_door
+
+__all__ = ["needs_a_door"]
+
+UP = ("up", "cpu-latency", "--yes", "--soak", "0s", "--set", "api_key=true", "--model")
+#: Small enough for seconds, long enough for a speed.
+SHORT = ("--prompt", "128", "--output", "64", "--requests", "5")
+
+
+@pytest.fixture(scope="module")
+def seat(lab: Lab, tiny: str) -> Iterator[Seat]:
+    """A stack that runs, for all tests of this module."""
+    place = Seat(lab, "lab")
+    try:
+        place.stackctl(*UP, tiny, "--set", "slo.ttft_s=6000")
+        yield place
+    finally:
+        place.reset()
+
+
+def bench(seat: Seat, *words: str, code: int | None = 0) -> dict[str, Any]:
+    done = seat.stackctl("bench", *words, "--json", code=code, timeout=200)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_a_run_is_measured_stored_shown_and_compared(seat: Seat) -> None:
+    before = look.record(seat, 1)["plan"]
+    first = bench(seat, *SHORT, "--prefix", "both")
+    assert list(first)[0] == "schema" and first["schema"] == "stackctl.bench/1"
+    assert (first["id"], first["stack"], first["generation"]) == (1, "cpu", 1)
+    assert (first["complete"], first["lengths"]) == (True, "tokenizer")
+    plain, cached = first["cells"]
+    for cell in (plain, cached):
+        assert (cell["requests"], cell["failed"]) == (5, 0)
+        # What the engine counted is what was asked for, the chat template included.
+        assert cell["prompt_tokens"] == 128 and cell["output_tokens"] == 64
+        assert cell["ttft_s"]["n"] == 5 and cell["generation_tok_s"]["n"] == 5
+        assert cell["ttft_s"]["p50"] < cell["e2e_s"]["p50"]
+    assert plain["shape"] == {
+        "prompt_tokens": 128, "output_tokens": 64, "concurrency": 1, "cached": False
+    }  # fmt: skip
+    # Of a shared prefix all but its last tokens were in the cache, of the others next to nothing.
+    assert cached["cached_tokens"] >= 80
+    assert plain["cached_tokens"] <= 16
+    assert plain["performance_factor"] == pytest.approx(
+        plain["generation_tok_s"]["p50"] / (before["model"]["parameters"] / 1e9)
+    )
+    second = bench(seat, *SHORT, "--prefix", "uncached", "--concurrency", "1,2")
+    assert [cell["shape"]["concurrency"] for cell in second["cells"]] == [1, 2]
+    # Two at once at an engine with one slot: the second one waits.
+    assert second["cells"][1]["e2e_s"]["p95"] > second["cells"][0]["e2e_s"]["p50"]
+    listed = json.loads(seat.stackctl("bench", "list", "--json").stdout)
+    assert listed["schema"] == "stackctl.benches/1"
+    assert [(run["id"], run["cells"]) for run in listed["runs"]] == [(2, 2), (1, 2)]
+    assert json.loads(seat.stackctl("bench", "show", "1", "--json").stdout) == first
+    compared = json.loads(seat.stackctl("bench", "compare", "1", "2", "--json").stdout)
+    assert {one["figure"] for one in compared["differences"]} == {
+        "ttft_s", "generation_tok_s", "e2e_s"
+    }  # fmt: skip
+    assert (len(compared["only_before"]), len(compared["only_after"])) == (1, 1)
+    assert compared["differs"] == []
+    text = "".join(
+        seat.stackctl("bench", *words).stdout for words in (["list"], ["show", "2"],
+                                                            ["compare", "1", "2"])
+    )  # fmt: skip
+    assert max(len(line) for line in text.splitlines()) <= 100
+    path = f"{seat.state}/benches.sqlite"
+    assert seat.lab.run(["stat", "-c", "%a", path]).stdout.strip() == "600"
+    # The key is nowhere in it.
+    key = seat.stackctl("key", "show").stdout.strip()
+    assert key not in text + json.dumps([first, second, listed, compared])
+    assert seat.lab.run(["grep", "-cF", key, path]).returncode == 1
+
+
+def test_ctrl_c_keeps_what_was_measured(seat: Seat) -> None:
+    runs = json.loads(seat.stackctl("bench", "list", "--json").stdout)["runs"]
+    port = look.record(seat, 1)["plan"]["engine_port"]
+
+    def generated() -> int:
+        said = seat.run("curl", "-s", f"http://127.0.0.1:{port}/metrics").stdout
+        return int(float(re.findall(r"^llamacpp:tokens_predicted_total (\S+)", said, re.M)[0]))
+
+    begun = generated()
+    words = ["stackctl", "bench", "--prompt", "64", "--output", "16", "--requests", "100000"]
+    with seat.lab.spawn(words, user=seat.user) as process:
+        # The warm-up is 72 tokens.
+        look.wait_for("some answers", lambda: generated() > begun + 200, step=0.2)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    number = runs[0]["id"] + 1 if runs else 1
+    assert f"interrupted: what was measured is bench {number}" in err
+    assert re.search(rf"^bench {number} · cpu generation 1", out, re.M)
+    kept = json.loads(seat.stackctl("bench", "show", str(number), "--json").stdout)
+    assert kept["complete"] is False
+    (cell,) = kept["cells"]
+    assert cell["failed"] == 0 and 5 <= cell["requests"] < 100000
+    # The engine was not left working for nobody, and the next run is not locked out.
+    time.sleep(0.5)
+    bench(seat, "--prompt", "64", "--output", "16", "--requests", "1", "--prefix", "uncached")
+
+
+def test_one_at_a_time(seat: Seat) -> None:
+    words = ["stackctl", "bench", "--prompt", "64", "--output", "16", "--requests", "100000"]
+    with seat.lab.spawn(words, user=seat.user) as process:
+        lock = f"{seat.runtime}/bench.lock"
+        look.wait_for("the lock", lambda: look.exists(seat.lab, lock))
+        done = seat.stackctl("bench", "--quick", code=7)
+        look.assert_error(done, "another stackctl is at work here: process .*bench cpu")
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert process.returncode == 130
+
+
+def test_the_slo_decides(seat: Seat, tiny: str) -> None:
+    told = seat.stackctl("check", "--slo", code=None)
+    assert "slo-ttft" in told.stdout or "was not measured yet" in told.stdout
+    # Not even a fast engine keeps that.
+    seat.stackctl(*UP, tiny, "--set", "slo.itl_ms=0.0001", "--set", "slo.min_prefix_hits=0.5",
+                  "--force")  # fmt: skip
+    done = seat.stackctl("check", "--slo")
+    assert "generation 2 was not measured yet" in done.stdout
+    assert "stackctl bench cpu --quick" in done.stdout
+    found = bench(seat, *SHORT, code=1)
+    verdicts = {result["name"]: result["status"] for result in found["results"]}
+    assert (verdicts["slo-itl"], verdicts["slo-prefix"], verdicts["requests"]) == (
+        "fail", "ok", "ok"
+    )  # fmt: skip
+    assert found["results"][0]["name"] == "slo-itl"
+    done = seat.stackctl("check", "--slo", "--json", code=1)
+    results = {r["name"]: r for r in json.loads(done.stdout)["results"]}
+    assert results["answer"]["status"] == "ok"
+    assert results["slo-itl"]["status"] == "fail"
+    assert results["slo-itl"]["evidence"].startswith(f"bench {found['id']} of ")
+    # llama.cpp counts cached tokens, and has no histograms.
+    assert "slo-prefix-engine" in results and "slo-itl-engine" not in results
+    # Without --slo it is well, and so says the history.
+    seat.stackctl("check")
+
+
+def test_what_does_not_run_is_not_measured(seat: Seat) -> None:
+    seat.systemctl("stop", look.engine_unit(seat))
+    look.assert_error(seat.stackctl("bench", "--quick", code=3), "cpu is not up")
+    look.assert_error(seat.stackctl("bench", "cpu", "--quick", code=3), "cpu is not up")
+    seat.stackctl("down")
+    look.assert_error(seat.stackctl("bench", code=3), "no stack is up")
+    # What was measured stays.
+    assert json.loads(seat.stackctl("bench", "list", "--json").stdout)["runs"]
+    seat.run("rm", f"{seat.state}/benches.sqlite")
+    look.assert_clean(seat)
