@@ -53,8 +53,8 @@ class Streams:
         self._host = parts.netloc
         self._key = f"Authorization: Bearer {key}\r\n" if key else ""
         self._epoll = select.epoll()
-        # The kernel turns stamping on when the first socket asks for it, a moment late, and off with
-        # the last one: this one keeps it on between requests.
+        # The kernel turns stamping on when the first socket asks for it, a moment late, and off
+        # with the last one: this one keeps it on between requests.
         self._stamping = socket.socket()
         _stamp(self._stamping)
         self._open: dict[int, tuple[socket.socket, Exchange]] = {}

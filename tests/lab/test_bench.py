@@ -43,7 +43,7 @@ def bench(seat: Seat, *words: str, code: int | None = 0) -> dict[str, Any]:
 def test_a_run_is_measured_stored_shown_and_compared(seat: Seat) -> None:
     before = look.record(seat, 1)["plan"]
     first = bench(seat, *SHORT, "--prefix", "both")
-    assert list(first)[0] == "schema" and first["schema"] == "stackctl.bench/1"
+    assert next(iter(first)) == "schema" and first["schema"] == "stackctl.bench/1"
     assert (first["id"], first["stack"], first["generation"]) == (1, "cpu", 1)
     assert (first["complete"], first["lengths"]) == (True, "tokenizer")
     plain, cached = first["cells"]

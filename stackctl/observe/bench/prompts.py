@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 
@@ -54,18 +55,26 @@ class Prompts:
         counted = self._count(start) if start else 0
         begun = len(start.split()) * self.tokens_a_word if counted is None else counted
         words = self._words(max(1, round((tokens - begun) / self.tokens_a_word)))
+        tail = ""
         for _ in range(_ATTEMPTS):
-            text = " ".join((start, *words) if start else words)
+            text = " ".join((start, *words) if start else words) + tail
             counted = self._count(text)
             if counted is None or counted == tokens:
-                return text
+                break
+            a_word = max(1.0, (counted - begun) / len(words))
             missing = tokens - counted
-            if missing > 0:
-                words += self._words(missing)
+            if missing >= a_word:
+                words += self._words(int(missing / a_word))
+            elif missing > 0:
+                # Less than a word: a letter is a token of its own, with its space or without.
+                tail += "a" if tail else " a"
+            elif tail == " a":
+                tail = "a"
             elif len(words) > 1:
-                del words[max(1, len(words) + missing) :]
+                del words[max(1, len(words) - math.ceil(-missing / a_word)) :]
+                tail = ""
             else:
-                return text
+                words = self._words(1)
         return text
 
     def _words(self, count: int) -> list[str]:
