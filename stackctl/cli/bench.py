@@ -77,6 +77,11 @@ def _lengths(name: str) -> Callable[[object, object, str | None], tuple[int, ...
     "--prefix", type=click.Choice(["both", "uncached", "cached"]), default="both",
     help="Prompts that no cache knows, that share their start, or both (the default).",
 )  # fmt: skip
+@click.option(
+    "--with", "tool", type=click.Choice(["aiperf"]),
+    help="Have aiperf send the requests, for heavy load; a program of its own.",
+)  # fmt: skip
+@click.option("--aiperf", metavar="PATH", help="That program; default: the one on PATH.")
 @timeout_option("How long one request may take; default 10m.")
 def run(
     session: Session,
@@ -87,6 +92,8 @@ def run(
     concurrency: tuple[int, ...] | None,
     requests: int | None,
     prefix: str,
+    tool: str | None,
+    aiperf: str | None,
     timeout: float | None,
 ) -> None:
     """Measure STACK: time to the first token, between tokens, tokens a second, whole answers.
@@ -99,10 +106,22 @@ def run(
         quick=quick, prompts=prompts, outputs=outputs, concurrency=concurrency,
         requests=requests, prefix=prefix,
     )  # fmt: skip
-    _measure(session, stack, wish, timeout or 600)
+    if aiperf is not None and tool is None:
+        raise StackctlError(
+            "--aiperf names a program for --with aiperf",
+            hint="stackctl bench --with aiperf --aiperf PATH",
+            exit_code=ExitCode.USAGE,
+        )
+    if tool is not None:
+        from stackctl.observe.bench.aiperf import find
+
+        aiperf = find(aiperf)
+    _measure(session, stack, wish, timeout or 600, aiperf)
 
 
-def _measure(session: Session, stack: str | None, wish: Wish, timeout_s: float) -> None:
+def _measure(
+    session: Session, stack: str | None, wish: Wish, timeout_s: float, aiperf: str | None
+) -> None:
     import msgspec
 
     from stackctl.cli import benchtable
@@ -124,7 +143,7 @@ def _measure(session: Session, stack: str | None, wish: Wish, timeout_s: float) 
     # Two at once would measure each other.
     with lock.exclusive(context.paths.runtime / "bench.lock", f"bench {name}"):
         generation = installed_generation(context, name)
-        done = Bench(context, generation, wish, timeout_s=timeout_s).run()
+        done = Bench(context, generation, wish, timeout_s=timeout_s, aiperf=aiperf).run()
     report, failed = done.report, None
     with uninterrupted():
         try:

@@ -38,7 +38,8 @@ def event(value: Any) -> bytes:
 
 
 def piece(text: str, finish: str | None = None) -> bytes:
-    return event({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": finish}]})
+    choice = {"index": 0, "delta": {"content": text}, "finish_reason": finish}
+    return event({"object": "chat.completion.chunk", "choices": [choice]})
 
 
 def completion(
@@ -53,7 +54,11 @@ def completion(
     }  # fmt: skip
     steps: list[Step] = [(0, HEAD), (first_s, piece("a"))]
     steps += [(gap_s, piece("a")) for _ in range(tokens - 1)]
-    last = piece("", "length") + event({"choices": [], "usage": usage}) + event(b"[DONE]")
+    last = (
+        piece("", "length")
+        + event({"object": "chat.completion.chunk", "choices": [], "usage": usage})
+        + event(b"[DONE]")
+    )
     return [*steps, (0, last + b"0\r\n\r\n")]
 
 

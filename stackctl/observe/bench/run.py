@@ -15,6 +15,7 @@ from stackctl.health import endpoint
 from stackctl.machine import http
 from stackctl.machine.stream import Streams
 from stackctl.observe.bench import figures, load, matrix
+from stackctl.observe.bench.aiperf import Aiperf
 from stackctl.observe.bench.judge import describe, judge
 from stackctl.observe.bench.limits import limits
 from stackctl.observe.bench.load import Measured
@@ -62,9 +63,15 @@ class Bench:
     """One measurement of one generation."""
 
     def __init__(
-        self, context: Context, generation: Generation, wish: matrix.Wish, *, timeout_s: float
+        self,
+        context: Context,
+        generation: Generation,
+        wish: matrix.Wish,
+        *,
+        timeout_s: float,
+        aiperf: str | None = None,
     ) -> None:
-        """``timeout_s`` is what one request may take.
+        """``timeout_s`` is what one request may take; ``aiperf`` a program that sends them.
 
         Raises:
             StackctlError: exit 3 when it does not run, 2 when a length does not fit its context.
@@ -74,6 +81,8 @@ class Bench:
         self._plan, self._slo = generation.plan, None
         if generation.profile is not None and generation.profile.slo.asks:
             self._slo = generation.profile.slo
+        self._key = door.key(context, generation)
+        self._aiperf = Aiperf(aiperf, url(generation), self._key) if aiperf else None
         self._limits = limits(generation)
         self._shapes = matrix.shapes(wish, self._limits, self._slo)
         self._engine = find_engine(self._plan.engine)
@@ -90,9 +99,8 @@ class Bench:
             StackctlError: nothing answers, or the stack was changed meanwhile.
             KeyboardInterrupt: before anything was measured.
         """
-        key = door.key(self._context, self._generation)
         interrupted = False
-        with Streams(url(self._generation), key=key) as streams:
+        with Streams(url(self._generation), key=self._key) as streams:
             try:
                 self._measure(streams)
             except KeyboardInterrupt:
@@ -122,11 +130,11 @@ class Bench:
             if shape.concurrency > level:
                 level = shape.concurrency
                 self._warm(streams, shape.concurrency)
-            bodies = self._bodies(streams, shape, asked[shape])
+            texts = self._texts(streams, shape, asked[shape])
             cell = Measured(shape, asked[shape])
             self._cells.append(cell)
             rest = sum(self._seconds(s, asked[s], pace) for s in self._shapes[number + 1 :])
-            self._measure_cell(streams, cell, bodies, pace, rest)
+            self._measure_cell(streams, cell, texts, pace, rest)
             if cell.replies and len(cell.failed) == len(cell.replies):
                 self._context.report.warn(f"stopped: {cell.failed[0].error}")
                 return
@@ -135,7 +143,7 @@ class Bench:
                 pace.correction *= (took / thought) ** 0.5
 
     def _measure_cell(
-        self, streams: Streams, cell: Measured, bodies: Sequence[bytes], pace: _Pace, rest: float
+        self, streams: Streams, cell: Measured, texts: Sequence[str], pace: _Pace, rest: float
     ) -> None:
         head = f"{len(self._cells)} of {len(self._shapes)}: {describe(cell.shape)}"
         whole = self._seconds(cell.shape, cell.planned, pace)
@@ -149,6 +157,12 @@ class Bench:
 
         cell.began = time.perf_counter()
         tick()
+        name = self._plan.served_name
+        if self._aiperf is not None:
+            most = self._timeout_s * (cell.planned / cell.shape.concurrency + 1)
+            self._aiperf.measure(cell, texts, name, timeout_s=most)
+            return
+        bodies = [load.body(name, text, cell.shape.output_tokens) for text in texts]
         load.measure(streams, cell, bodies, timeout_s=self._timeout_s, tick=tick)
 
     def _seconds(self, shape: Shape, count: int, pace: _Pace) -> float:
@@ -209,7 +223,7 @@ class Bench:
             )
         return reply
 
-    def _bodies(self, streams: Streams, shape: Shape, count: int) -> list[bytes]:
+    def _texts(self, streams: Streams, shape: Shape, count: int) -> list[str]:
         make: Callable[[], str]
         if shape.cached:
             prefix = self._prompts.prefix(shape.prompt_tokens)
@@ -223,8 +237,7 @@ class Bench:
             def make() -> str:
                 return self._prompts.unique(shape.prompt_tokens)
 
-        name = self._plan.served_name
-        return [load.body(name, make(), shape.output_tokens) for _ in range(count)]
+        return [make() for _ in range(count)]
 
     def _count(self, text: str) -> int | None:
         """Tokens of a text by the engine's own tokenizer; None where it has no such endpoint."""
@@ -269,7 +282,7 @@ class Bench:
             for reply in cell.replies
         )
         gaps = [cell.itl_ms.p50 for cell in cells if cell.itl_ms]
-        client = _client(streams, min(gaps, default=None))
+        client = None if self._aiperf else _client(streams, min(gaps, default=None))
         done = len(self._cells) == len(self._shapes)
         whole = done and all(len(cell.replies) == cell.planned for cell in self._cells)
         report = BenchReport(
@@ -281,6 +294,7 @@ class Bench:
             when=now(),
             seconds=time.perf_counter() - self._began,
             complete=whole and not interrupted,
+            tool="aiperf" if self._aiperf else "stackctl",
             profile=plan.profile,
             objective=plan.objective,
             engine=plan.engine,
