@@ -71,7 +71,7 @@ def _lengths(name: str) -> Callable[[object, object, str | None], tuple[int, ...
     help="Requests at the same time; default 1, 2, 4 ... up to the plan's.",
 )  # fmt: skip
 @click.option(
-    "--requests", metavar="N", type=click.IntRange(1, 100_000), help="Of each cell; default 5."
+    "--requests", metavar="N", type=click.IntRange(1, 10_000), help="Of each cell; default 5."
 )
 @click.option(
     "--prefix", type=click.Choice(["both", "uncached", "cached"]), default="both",

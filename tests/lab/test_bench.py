@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -99,7 +98,7 @@ def test_ctrl_c_keeps_what_was_measured(seat: Seat) -> None:
         return int(float(re.findall(r"^llamacpp:tokens_predicted_total (\S+)", said, re.M)[0]))
 
     begun = generated()
-    words = ["stackctl", "bench", "--prompt", "64", "--output", "16", "--requests", "100000"]
+    words = ["stackctl", "bench", "--prompt", "64", "--output", "64", "--requests", "400"]
     with seat.lab.spawn(words, user=seat.user) as process:
         # The warm-up is 72 tokens.
         look.wait_for("some answers", lambda: generated() > begun + 200, step=0.2)
@@ -112,14 +111,13 @@ def test_ctrl_c_keeps_what_was_measured(seat: Seat) -> None:
     kept = json.loads(seat.stackctl("bench", "show", str(number), "--json").stdout)
     assert kept["complete"] is False
     (cell,) = kept["cells"]
-    assert cell["failed"] == 0 and 5 <= cell["requests"] < 100000
-    # The engine was not left working for nobody, and the next run is not locked out.
-    time.sleep(0.5)
+    assert cell["failed"] == 0 and 2 <= cell["requests"] < 400
+    # The next run is not locked out.
     bench(seat, "--prompt", "64", "--output", "16", "--requests", "1", "--prefix", "uncached")
 
 
 def test_one_at_a_time(seat: Seat) -> None:
-    words = ["stackctl", "bench", "--prompt", "64", "--output", "16", "--requests", "100000"]
+    words = ["stackctl", "bench", "--prompt", "64", "--output", "64", "--requests", "400"]
     with seat.lab.spawn(words, user=seat.user) as process:
         lock = f"{seat.runtime}/bench.lock"
         look.wait_for("the lock", lambda: look.exists(seat.lab, lock))

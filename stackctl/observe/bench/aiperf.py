@@ -1,7 +1,7 @@
 """Heavy load by aiperf, a program of its own: it sends our prompts, we read what it measured.
 
-Its configuration and result files are those of aiperf 0.13. The tokenizer is a stub, as prompts come
-with their lengths and the server counts: nothing is downloaded.
+Its configuration and result files are those of aiperf 0.13. The tokenizer is a stub, as prompts
+come with their lengths and the server counts: nothing is downloaded.
 """
 
 from __future__ import annotations

@@ -224,6 +224,7 @@ class Bench:
         return reply
 
     def _texts(self, streams: Streams, shape: Shape, count: int) -> list[str]:
+        self._context.report.progress("bench", f"making {count} prompts")
         make: Callable[[], str]
         if shape.cached:
             prefix = self._prompts.prefix(shape.prompt_tokens)
