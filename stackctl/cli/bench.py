@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stackctl.cli.session import Session, pick_stack, stack_argument, timeout_option, verb
+from stackctl.cli.session import (
+    Session,
+    current_slo,
+    pick_stack,
+    stack_argument,
+    timeout_option,
+    verb,
+)
 from stackctl.errors import ExitCode, StackctlError
 
 if TYPE_CHECKING:
@@ -143,7 +150,8 @@ def _measure(
     # Two at once would measure each other.
     with lock.exclusive(context.paths.runtime / "bench.lock", f"bench {name}"):
         generation = installed_generation(context, name)
-        done = Bench(context, generation, wish, timeout_s=timeout_s, aiperf=aiperf).run()
+        slo = current_slo(session, generation)
+        done = Bench(context, generation, wish, slo=slo, timeout_s=timeout_s, aiperf=aiperf).run()
     report, failed = done.report, None
     with uninterrupted():
         try:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import click
 
-from stackctl.cli.session import Session, pick_stack, stack_argument, timeout_option, verb
+from stackctl.cli.session import (
+    Session,
+    current_slo,
+    pick_stack,
+    stack_argument,
+    timeout_option,
+    verb,
+)
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.values.result import CheckReport, ChecksReport
 
@@ -39,7 +46,7 @@ def command(
         if slo and _exit_code(report) == ExitCode.OK:
             from stackctl.observe.bench.standing import standing
 
-            found = standing(context, generation)
+            found = standing(context, generation, current_slo(session, generation))
             report = CheckReport(stack=name, results=(*report.results, *found))
         reports.append(report)
         if not session.out.json:

@@ -19,7 +19,7 @@ __all__ = ["needs_a_door"]
 
 UP = ("up", "cpu-latency", "--yes", "--soak", "0s", "--set", "api_key=true", "--model")
 #: Small enough for seconds, long enough for a speed.
-SHORT = ("--prompt", "256", "--output", "64", "--requests", "5")
+SHORT = ("--prompt", "256", "--output", "64", "--requests", "4")
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +47,13 @@ def test_a_run_is_measured_stored_shown_and_compared(seat: Seat) -> None:
     assert (first["complete"], first["lengths"]) == (True, "tokenizer")
     plain, cached = first["cells"]
     for cell in (plain, cached):
-        assert (cell["requests"], cell["failed"]) == (5, 0)
+        assert (cell["requests"], cell["failed"]) == (4, 0)
         # What the engine counted is what was asked for, the chat template included; where text
         # and template meet, a token may be more or less.
         assert cell["prompt_tokens"] == pytest.approx(256, abs=1)
         assert cell["output_tokens"] == 64
         # Its weights are random: some answers have no two letters that are text.
-        assert 1 <= cell["ttft_s"]["n"] <= 5
+        assert 1 <= cell["ttft_s"]["n"] <= 4
         assert cell["ttft_s"]["p5"] < cell["e2e_s"]["p95"]
     assert plain["shape"] == {
         "prompt_tokens": 256, "output_tokens": 64, "concurrency": 1, "cached": False
@@ -129,28 +129,32 @@ def test_one_at_a_time(seat: Seat) -> None:
 
 
 def test_the_slo_decides(seat: Seat, tiny: str) -> None:
-    told = seat.stackctl("check", "--slo", code=None)
-    assert "slo-ttft" in told.stdout or "was not measured yet" in told.stdout
-    # Not even a fast engine keeps that.
-    seat.stackctl(*UP, tiny, "--set", "slo.itl_ms=0.0001", "--set", "slo.min_prefix_hits=0.5",
-                  "--force")  # fmt: skip
+    folder = f"{seat.lab.home(seat.user)}/.config/stackctl/profiles"
+    seat.run("mkdir", "-p", folder)
+
+    def wanted(slo: str) -> None:
+        text = f"extends: cpu\nobjective: latency\nmodel: {tiny}\nobjectives:\n  latency:\n"
+        seat.lab.write(f"{folder}/cpu-mine.yaml", f"{text}    slo: {{{slo}}}\n", user=seat.user)
+
+    wanted("prompt_tokens: 256, ttft_s: 6000.0, min_prefix_hits: 0.5")
+    seat.stackctl("up", "cpu-mine", "--yes", "--soak", "0s", "--set", "engine_args.temp=0.5")
     done = seat.stackctl("check", "--slo")
     assert "generation 2 was not measured yet" in done.stdout
     assert "stackctl bench cpu --quick" in done.stdout
-    found = bench(seat, *SHORT, code=1)
+    found = bench(seat, *SHORT)
     verdicts = {result["name"]: result["status"] for result in found["results"]}
-    assert (verdicts["slo-itl"], verdicts["slo-prefix"], verdicts["requests"]) == (
-        "fail", "ok", "ok"
-    )  # fmt: skip
-    assert found["results"][0]["name"] == "slo-itl"
+    assert verdicts == {"slo-ttft": "ok", "slo-prefix": "ok", "requests": "ok"}
+    # The slo may be changed while the stack runs. Not even a fast engine keeps this one.
+    wanted("itl_ms: 0.0001, min_prefix_hits: 0.5")
     done = seat.stackctl("check", "--slo", "--json", code=1)
     results = {r["name"]: r for r in json.loads(done.stdout)["results"]}
-    assert results["answer"]["status"] == "ok"
-    assert results["slo-itl"]["status"] == "fail"
+    assert (results["answer"]["status"], results["slo-itl"]["status"]) == ("ok", "fail")
     assert results["slo-itl"]["evidence"].startswith(f"bench {found['id']} of ")
     # llama.cpp counts cached tokens, and has no histograms.
     assert "slo-prefix-engine" in results and "slo-itl-engine" not in results
-    # Without --slo it is well, and so says the history.
+    missed = bench(seat, *SHORT[:4], "--requests", "2", "--prefix", "uncached", code=1)
+    assert (missed["results"][0]["name"], missed["results"][0]["status"]) == ("slo-itl", "fail")
+    # Without --slo it is well.
     seat.stackctl("check")
 
 

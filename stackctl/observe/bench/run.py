@@ -27,6 +27,7 @@ from stackctl.quantity import format_duration
 from stackctl.state.generations import now
 from stackctl.values.bench import BenchReport, Client, Sample, Shape
 from stackctl.values.generation import Generation
+from stackctl.values.profile import Slo
 
 #: The first request of an engine, which is not measured, and the second, which gives the pace.
 _COLD, _PACE = Shape(prompt_tokens=64, output_tokens=8), Shape(prompt_tokens=256, output_tokens=64)
@@ -68,19 +69,19 @@ class Bench:
         generation: Generation,
         wish: matrix.Wish,
         *,
+        slo: Slo | None,
         timeout_s: float,
         aiperf: str | None = None,
     ) -> None:
-        """``timeout_s`` is what one request may take; ``aiperf`` a program that sends them.
+        """Judge by ``slo``. ``timeout_s`` is what one request may take; ``aiperf`` a program that
+        sends them.
 
         Raises:
             StackctlError: exit 3 when it does not run, 2 when a length does not fit its context.
         """
         self._context, self._generation, self._wish = context, generation, wish
         self._timeout_s = timeout_s
-        self._plan, self._slo = generation.plan, None
-        if generation.profile is not None and generation.profile.slo.asks:
-            self._slo = generation.profile.slo
+        self._plan, self._slo = generation.plan, slo if slo is not None and slo.asks else None
         self._key = door.key(context, generation)
         self._aiperf = Aiperf(aiperf, url(generation), self._key) if aiperf else None
         self._limits = limits(generation)

@@ -26,11 +26,10 @@ _BOUND = re.compile(r'(?:^|,)le="([^"]+)"')
 _FEWEST = 20
 
 
-def standing(context: Context, generation: Generation) -> tuple[Result, ...]:
-    """Results for each objective of the profile: ``slo-NAME`` by the latest measurement of this
+def standing(context: Context, generation: Generation, slo: Slo | None) -> tuple[Result, ...]:
+    """Results for each objective of an SLO: ``slo-NAME`` by the latest measurement of this
     generation, ``slo-NAME-engine`` by the engine's histograms and counters since it started, where
     it has them. Raises StackctlError when the measurements cannot be read."""
-    slo = generation.profile.slo if generation.profile else None
     if slo is None or not slo.asks:
         return (Result(name="slo", status="info", actual="the profile has none"),)
     latest = Benches(context.paths.state).latest(generation.stack, generation.number)
