@@ -16,7 +16,9 @@ from stackctl.values.bench import (
     Shape,
 )
 
-_FIGURES = {"ttft_s": "first token s", "generation_tok_s": "tok/s", "e2e_s": "whole s"}
+#: Letters of a model's name in a list.
+_NAME = 24
+_FIGURES = {"ttft_s": "first s", "generation_tok_s": "tok/s", "e2e_s": "whole s"}
 
 
 def show(out: Output, report: BenchReport) -> None:
@@ -47,7 +49,7 @@ def runs(out: Output, entries: Sequence[BenchEntry]) -> None:
     """The list of stored runs."""
     rows = [
         (str(entry.id), entry.when[:16].replace("T", " "),
-         f"{entry.stack} {entry.generation}", entry.objective, entry.model,
+         f"{entry.stack} {entry.generation}", entry.objective, _short(entry.model),
          "-" if entry.generation_tok_s is None else f"{entry.generation_tok_s:.3g}",
          f"{entry.cells}" + ("" if entry.complete else " (cut)")
          + ("" if entry.tool == "stackctl" else f" {entry.tool}"))
@@ -104,7 +106,7 @@ def _details(out: Output, report: BenchReport) -> None:
     told += [f"whole     {_cell(cell.shape)}: {_three(value)} s" for cell, value in ends[:1]]
     goods = [cell.goodput for cell in report.cells if cell.goodput is not None]
     if goods:
-        told.append(f"goodput   {100 * min(goods):.0f} % or more of each cell within the slo")
+        told.append(f"goodput   {100 * min(goods):.0f} % within the slo, in the worst cell")
     if report.lengths == "estimated":
         told.append("lengths   estimated: the engine has no tokenizer endpoint")
     for cell in report.cells:
@@ -136,6 +138,10 @@ def _columns(out: Output, head: Sequence[str], rows: Sequence[Sequence[str]]) ->
     for row in (head, *rows):
         cells = (f"{text:<{width}}" for text, width in zip(row, widths, strict=True))
         out.line("  ".join(cells).rstrip())
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _NAME else text[: _NAME - 1] + "…"
 
 
 def _tokens(measured: float | None, asked: int) -> str:

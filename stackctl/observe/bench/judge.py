@@ -36,10 +36,11 @@ def judge(
 
 def judged(
     name: str, allowed: float, seen: float | None, told: Callable[[float], str], *, source: str,
-    most: bool, at: str = "",
+    most: bool, mark: str = "", at: str = "",
 ) -> Result:  # fmt: skip
-    """One objective against what was seen; ``most``: it may not be more, else not less."""
-    expected = ("at most " if most else "at least ") + told(allowed)
+    """One objective against what was seen; ``most``: it may not be more, else not less. ``mark``
+    names the quantile."""
+    expected = f"{mark}at {'most' if most else 'least'} {told(allowed)}"
     if seen is None:
         return Result(name=name, status="skip", expected=expected, actual="not measured",
             evidence=source, remedy="stackctl bench")  # fmt: skip
@@ -48,20 +49,21 @@ def judged(
         name=name,
         status="ok" if well else "fail",
         expected=expected,
-        actual=told(seen) + at,
+        actual=mark + told(seen) + at,
         evidence=source,
         remedy=None if well else _REMEDIES.get(name.removesuffix("-engine")),
     )
 
 
-def seconds(value: float) -> str:
-    """Seconds of a 95th percentile."""
-    return f"p95 {value:.3g} s"
+def latency(
+    name: str, allowed: float, seen: float | None, unit: str, *, source: str, at: str = ""
+) -> Result:
+    """A 95th percentile of a latency, in seconds or milliseconds, against the one allowed."""
 
+    def told(value: float) -> str:
+        return f"{value:.3g} {unit}"
 
-def milliseconds(value: float) -> str:
-    """Milliseconds of a 95th percentile."""
-    return f"p95 {value:.3g} ms"
+    return judged(name, allowed, seen, told, source=source, most=True, mark="p95 ", at=at)
 
 
 def percent(value: float) -> str:
@@ -83,7 +85,7 @@ def _ttft(cells: Sequence[Cell], slo: Slo, source: str) -> Result | None:
     worst = max(fair, key=lambda cell: cell.ttft_s.p95 if cell.ttft_s else 0, default=None)
     seen = worst.ttft_s.p95 if worst and worst.ttft_s else None
     at = f" ({describe(worst.shape)})" if worst else ""
-    result = judged("slo-ttft", slo.ttft_s, seen, seconds, source=source, most=True, at=at)
+    result = latency("slo-ttft", slo.ttft_s, seen, "s", source=source, at=at)
     longest = max((cell.shape.prompt_tokens for cell in fair), default=0)
     if result.status == "ok" and longest < slo.prompt_tokens * _SHORTER:
         told = f"not measured at the {slo.prompt_tokens:,} tokens that it promises"
@@ -98,7 +100,7 @@ def _itl(cells: Sequence[Cell], slo: Slo, source: str) -> Result | None:
     if slo.itl_ms is None:
         return None
     seen, at = _worst(((c.itl_ms.p95, c) for c in cells if c.itl_ms), max)
-    return judged("slo-itl", slo.itl_ms, seen, milliseconds, source=source, most=True, at=at)
+    return latency("slo-itl", slo.itl_ms, seen, "ms", source=source, at=at)
 
 
 def _speed(cells: Sequence[Cell], slo: Slo, source: str) -> Result | None:
@@ -108,9 +110,11 @@ def _speed(cells: Sequence[Cell], slo: Slo, source: str) -> Result | None:
     seen, at = _worst(rows, min)
 
     def told(value: float) -> str:
-        return f"{value:.3g} tok/s for 95 %"
+        return f"{value:.3g} tok/s"
 
-    return judged("slo-speed", slo.min_tok_s, seen, told, source=source, most=False, at=at)
+    return judged(
+        "slo-speed", slo.min_tok_s, seen, told, source=source, most=False, mark="p5 ", at=at
+    )
 
 
 def _prefix(cells: Sequence[Cell], slo: Slo, source: str) -> Result | None:

@@ -11,7 +11,7 @@ from stackctl.engines import engine as find_engine
 from stackctl.engines.engine import Engine
 from stackctl.health import endpoint
 from stackctl.machine import http
-from stackctl.observe.bench.judge import judge, judged, milliseconds, percent, seconds
+from stackctl.observe.bench.judge import judge, judged, latency, percent
 from stackctl.observe.bench.limits import limits
 from stackctl.state.benches import Benches
 from stackctl.values.generation import Generation
@@ -60,9 +60,9 @@ def by_engine(text: str, engine: Engine, slo: Slo) -> list[Result]:
     """The objectives that an engine's own metrics can judge, over all requests since it started:
     also over prompts of other lengths than the SLO's."""
     found = []
-    for name, metric, allowed, scale, told in (
-        ("slo-ttft-engine", engine.histograms.get("ttft"), slo.ttft_s, 1.0, seconds),
-        ("slo-itl-engine", engine.histograms.get("itl"), slo.itl_ms, 1000.0, milliseconds),
+    for name, metric, allowed, scale, unit in (
+        ("slo-ttft-engine", engine.histograms.get("ttft"), slo.ttft_s, 1.0, "s"),
+        ("slo-itl-engine", engine.histograms.get("itl"), slo.itl_ms, 1000.0, "ms"),
     ):
         if metric is None or allowed is None:
             continue
@@ -70,7 +70,7 @@ def by_engine(text: str, engine: Engine, slo: Slo) -> list[Result]:
         source = f"{metric}, {count:,.0f} observations since the engine started"
         if value is None or count < _FEWEST:
             continue
-        found.append(judged(name, allowed, value * scale, told, source=source, most=True))
+        found.append(latency(name, allowed, value * scale, unit, source=source))
     hits, lookups = (_total(text, names) for names in engine.prefix_counters)
     if slo.min_prefix_hits is not None and hits is not None and lookups:
         source = f"{lookups:,.0f} prompt tokens since the engine started, those of benches too"
