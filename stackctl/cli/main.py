@@ -37,6 +37,7 @@ VERBS = {
     "diagnose": "Say why a stack is slow, and what to do about it.",
     "metrics": "Print what engines do not tell, for Prometheus.",
     "top": "Watch what stacks do, live.",
+    "bench": "Measure a running stack as its clients see it; list and compare runs.",
     "guard": "Look after all stacks once; --install has it done every minute.",
     "logs": "Show the log of a stack.",
     "restart": "Restart a stack and wait until it answers.",

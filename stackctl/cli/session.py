@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from stackctl.deploy.context import Context
     from stackctl.sources.profiles import Profiles
     from stackctl.state.paths import Paths
+    from stackctl.values.generation import Generation
+    from stackctl.values.profile import Slo
 
 
 @dataclass(frozen=True)
@@ -306,6 +308,15 @@ def pick_stack(context: Context, name: str | None, *, past: bool = False) -> str
         hint="stacks: " + (", ".join(known) or "none is up"),
         exit_code=ExitCode.NOT_FOUND,
     )
+
+
+def current_slo(session: Session, generation: Generation) -> Slo | None:
+    """The SLO of a generation's profile as it is written now: it can be changed while a stack runs.
+    Where the profile is gone or no longer valid, the one that the generation was made with."""
+    try:
+        return session.profiles().resolve(generation.plan.profile, generation.asked).slo
+    except StackctlError:
+        return generation.profile.slo if generation.profile else None
 
 
 def stack_and_numbers(words: Sequence[str], most: int) -> tuple[str | None, tuple[int, ...]]:

@@ -22,7 +22,7 @@ _INSTRUCT = "the Instruct variant in nvfp4 gave 25-28 tok/s where the Loop varia
 #: So many must have come before the longest of them says how long they get.
 ENOUGH_REQUESTS = 20
 
-_DIFFS = Step(do="aider: diff edits instead of whole files", command="aider --edit-format diff")
+_DIFFS = Step(do="aider: diff edits instead of whole files", command="stackctl client aider")
 _COLD = Step(do="temperature 0", command='"temperature": 0 in requests')
 _SMALL_MAP = Step(
     do="smaller repo map, fewer added files (/drop)", command="aider --map-tokens 1024"

@@ -176,6 +176,19 @@ class Engine(Protocol):
     #: Paths whose answers ``measure`` reads.
     metrics_paths: tuple[str, ...]
     reports: Reports
+    #: Options that say how many tokens a request may use, and how many are served at once.
+    context_option: str
+    requests_option: str
+    #: Whether the first of them is for all requests together.
+    shares_context: bool
+    #: Histograms of its /metrics in seconds: "ttft" and "itl", where it has them.
+    histograms: Mapping[str, str]
+    #: Counters of prompt tokens: those found in the prefix cache, and all of them (to be added up).
+    prefix_counters: tuple[tuple[str, ...], tuple[str, ...]]
+
+    def tokenizing(self, text: str, served_name: str) -> tuple[str, Mapping[str, object]]:
+        """Path and body of a request whose answer lists the tokens of a text ("tokens")."""
+        ...
 
     def parse_help(self, text: str) -> tuple[EngineOption, ...]:
         """Options from the engine's help text; empty when it is not such a text."""

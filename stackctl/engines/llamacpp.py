@@ -148,6 +148,18 @@ class LlamaCpp:
         ("slots", "/props", ("total_slots",)),
         ("model_path", "/props", ("model_path",)),
     )
+    context_option = "ctx-size"
+    requests_option = "parallel"
+    shares_context = True
+    histograms: Mapping[str, str] = {}
+    prefix_counters: tuple[tuple[str, ...], tuple[str, ...]] = (
+        ("llamacpp:prompt_tokens_cached_total",),
+        ("llamacpp:prompt_tokens_cached_total", "llamacpp:prompt_tokens_total"),
+    )
+
+    def tokenizing(self, text: str, served_name: str) -> tuple[str, Mapping[str, object]]:  # noqa: ARG002
+        """See Engine."""
+        return "/tokenize", {"content": text, "add_special": False}
 
     def parse_help(self, text: str) -> tuple[EngineOption, ...]:
         """See Engine: an entry starts in the first column; two spaces end its value."""

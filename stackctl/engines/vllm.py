@@ -95,6 +95,21 @@ class Vllm:
         ("version", "/version", ("version",)),
         ("context", "/v1/models", ("data", 0, "max_model_len")),
     )
+    context_option = "max-model-len"
+    requests_option = "max-num-seqs"
+    shares_context = False
+    histograms: Mapping[str, str] = {
+        "ttft": "vllm:time_to_first_token_seconds",
+        "itl": "vllm:inter_token_latency_seconds",
+    }
+    prefix_counters: tuple[tuple[str, ...], tuple[str, ...]] = (
+        ("vllm:prefix_cache_hits_total",),
+        ("vllm:prefix_cache_queries_total",),
+    )
+
+    def tokenizing(self, text: str, served_name: str) -> tuple[str, Mapping[str, object]]:
+        """See Engine."""
+        return "/tokenize", {"model": served_name, "prompt": text, "add_special_tokens": False}
 
     def parse_help(self, text: str) -> tuple[EngineOption, ...]:
         """See Engine: an entry starts in the third column with its names."""

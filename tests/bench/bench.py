@@ -1,7 +1,9 @@
 """What stackctl costs, against yardsticks on the same machine: `make bench`.
 
-    python3 tests/bench/bench.py [--only start|plan|header|up|switch|predict] [--repeats N]
-                                 [--no-gguf]
+    python3 tests/bench/bench.py [--only NAME] [--repeats N] [--no-gguf]
+
+NAME: start, plan, header, up, switch, predict (of stackctl); client, timings (how right `stackctl
+bench` measures; also against aiperf where it is on PATH), side (its plans beside others').
 
 Commands that are compared are run in turn, after one unmeasured run each, and shown with their
 median and their whole spread. It reports; only an error makes it fail. `up` needs the lab.
@@ -25,8 +27,9 @@ from pathlib import Path
 from typing import Any
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(CHECKOUT / "tests"))
+sys.path[:0] = [str(CHECKOUT / "tests"), str(Path(__file__).parent)]
 
+import measuring  # noqa: E402
 from lab import trees  # noqa: E402
 from lab.host import LabError, pip  # noqa: E402
 from lab.lab import IMAGE, MODEL_PATH, Lab  # noqa: E402
@@ -45,7 +48,7 @@ LONG_QUESTION = json.dumps(
 )
 # The load at the beginning above which a measurement is not to be trusted.
 QUIET = 0.5
-ALL = ("start", "plan", "header", "up", "switch", "predict")
+ALL = ("start", "plan", "header", "up", "switch", "predict", "client", "timings", "side")
 GGUF_FOLDER = CHECKOUT / ".bench/gguf"
 
 READ_OURS = """\
@@ -92,6 +95,12 @@ def main() -> int:
             switch(options.repeats or 5)
         if "predict" in chosen:
             predict()
+        if "client" in chosen:
+            measuring.client()
+        if "timings" in chosen:
+            measuring.timings(options.repeats or 5)
+        if "side" in chosen:
+            measuring.side(options.repeats or 7)
     except (LabError, subprocess.CalledProcessError, AssertionError) as error:
         print(f"error: {error}", file=sys.stderr)
         said = getattr(error, "stderr", "") or ""
