@@ -47,6 +47,7 @@ VERBS = {
     "prune": "Remove old generations of a stack.",
     "key": "Make, show, change and remove the API key of a stack.",
     "calibrate": "Measure this machine with the engine's own benchmark, for better plans.",
+    "report": "Write one page about a stack: machine, plan, measurements.",
     "client": "Print settings for clients, such as aider, or write them.",
     "model": "Show what is known of a model.",
     "image": "Build or load engine images without a registry.",

@@ -63,6 +63,14 @@ class UnitsReport(Value, frozen=True, kw_only=True):
     files: tuple[UnitFile, ...]
 
 
+class ReportFile(Value, frozen=True, kw_only=True):
+    """Where ``stackctl report`` wrote its page."""
+
+    schema: Literal["stackctl.report/1"] = "stackctl.report/1"
+    stack: str
+    path: str
+
+
 class ErrorReport(Value, frozen=True, kw_only=True):
     """An error with ``--json``."""
 
