@@ -226,7 +226,7 @@ def prefix(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
     )
 
 
-def answers(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
+def answers(evidence: Evidence, load: Load) -> Finding | None:
     """Long answers, which whole-file edits are."""
     if load.answer_tokens is None or (load.requests or 0) < _FEW_ANSWERS:
         return None
@@ -243,7 +243,7 @@ def answers(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
         expected=f"under {_LONG_ANSWER} tokens",
         evidence=f"{count(load.requests or 0, 'answer')}; whole files, or long reasoning",
         confidence="medium",
-        steps=remedies.LONG_ANSWERS,
+        steps=remedies.long_answers(evidence),
         effect="time goes down with the tokens: a diff is a fraction of its file",
         at_stake=(1 - (load.prompt_share or 0.0)) * (1 - _LONG_ANSWER / 2 / load.answer_tokens),
     )

@@ -22,7 +22,6 @@ _INSTRUCT = "the Instruct variant in nvfp4 gave 25-28 tok/s where the Loop varia
 #: So many must have come before the longest of them says how long they get.
 ENOUGH_REQUESTS = 20
 
-_DIFFS = Step(do="aider: diff edits instead of whole files", command="stackctl client aider")
 _COLD = Step(do="temperature 0", command='"temperature": 0 in requests')
 _SMALL_MAP = Step(
     do="smaller repo map, fewer added files (/drop)", command="aider --map-tokens 1024"
@@ -32,7 +31,21 @@ _SMALL_MAP = Step(
 def slow_generation(evidence: Evidence, load: Load) -> tuple[Step, ...]:
     """For answers that come slowly while prompts and memory are no problem: fewer tokens first, as
     nothing else needs no change of the stack; then less to read for each token."""
-    return (_DIFFS, _COLD, _SMALL_MAP, smaller_context(evidence, load), smaller_model(evidence))
+    return (
+        _diffs(evidence),
+        _COLD,
+        _SMALL_MAP,
+        smaller_context(evidence, load),
+        smaller_model(evidence),
+    )
+
+
+def _diffs(evidence: Evidence) -> Step:
+    """aider edits whole files of models that it does not know."""
+    which = f" {evidence.stack}" if evidence.stack else ""
+    return Step(
+        do="aider: diff edits instead of whole files", command=f"stackctl client aider{which}"
+    )
 
 
 def smaller_context(evidence: Evidence, load: Load) -> Step:
@@ -156,7 +169,11 @@ SAME_BEGINNING = (
     Step(do="keep system prompt and tool list fixed, and first in every prompt"),
     Step(do="what changes (dates, file lists, edited files) goes last"),
 )
-LONG_ANSWERS = (
-    _DIFFS,
-    Step(do="an upper bound for answers", command='"max_tokens": N in each request'),
-)
+
+
+def long_answers(evidence: Evidence) -> tuple[Step, ...]:
+    """Shorter ones, or a bound for them."""
+    return (
+        _diffs(evidence),
+        Step(do="an upper bound for answers", command='"max_tokens": N in each request'),
+    )

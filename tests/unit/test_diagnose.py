@@ -112,7 +112,7 @@ def test_the_remedies_are_in_the_owners_order() -> None:
         for word in ("diff", "temperature 0", "repo map", "max-model-len", "quantised")
     ]
     assert places == sorted(places)
-    assert first.steps[0].command == "aider --edit-format diff"
+    assert first.steps[0].command == "stackctl client aider"
 
 
 def test_set_up_b_has_nothing_wrong_but_the_hit_rate() -> None:
