@@ -79,7 +79,8 @@ class Hub:
         self.folder = folder
         self.repos: dict[str, Repo] = {}
         self.faults: list[Fault] = []
-        self.requests: list[Request] = []
+        self._requests: list[Request] = []
+        self._answering = 0
         self.token = "hf_secretsecretsecret"
         self.answers: dict[str, bytes] = {}
         #: Bytes a second for each connection; None: as fast as it goes.
@@ -121,6 +122,23 @@ class Hub:
         repo = Repo(here, hashlib.sha1(names.encode()).hexdigest(), **options)
         self.repos[name] = repo
         return repo
+
+    @property
+    def requests(self) -> list[Request]:
+        """What came in, once all of it is answered: a client may be done before the server."""
+        end = time.monotonic() + 5
+        while self._answering and time.monotonic() < end:
+            time.sleep(0.002)
+        return self._requests
+
+    def begin(self) -> None:
+        with self._lock:
+            self._answering += 1
+
+    def end(self, request: Request) -> None:
+        with self._lock:
+            self._answering -= 1
+            self._requests.append(request)
 
     def fault(self, path: str, **what: object) -> None:
         """Have the next requests go wrong: see Fault."""
@@ -190,6 +208,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def _answer(self) -> None:
+        self.hub.begin()
         self.sent = 0
         self.said = 0
         path = unquote(urlsplit(self.path).path)
@@ -209,7 +228,7 @@ class _Handler(BaseHTTPRequestHandler):
             told = Request(
                 self.cdn, self.command, path, dict(self.headers.items()), self.said, self.sent
             )
-            self.hub.requests.append(told)
+            self.hub.end(told)
 
     def _hub(self, path: str, fault: Fault | None) -> None:
         api = re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/(.+)", path)
@@ -321,7 +340,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _error(self, status: int, code: str, text: str) -> None:
         headers = {"X-Error-Code": code} if code else {}
-        self._say(status, json.dumps({"error": text}).encode(), {**headers, "X-Error-Message": text})
+        self._say(
+            status, json.dumps({"error": text}).encode(), {**headers, "X-Error-Message": text}
+        )
 
     def _say(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
         self.send_response(status)
