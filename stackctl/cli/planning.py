@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,6 +57,15 @@ def make_plan(session: Session, profile: Profile, facts: Path | None) -> Planned
     return dataclasses.replace(planned, plan=_advised(basis, profile, planned.plan))
 
 
+def plan_for(session: Session, name: str, model: Model) -> Plan:
+    """The plan of a profile for a model of which facts are known, on this machine."""
+    from stackctl.values.profile import Overrides
+
+    own = session.profiles().resolve(name, Overrides())
+    profile = msgspec.structs.replace(own, model=model.source, served_name=None)
+    return _plan(_here(session), profile, model).plan
+
+
 def advised(session: Session, profile: Profile, plan: Plan) -> Plan:
     """A plan for this machine; when it is no good, its verdict says what is."""
     return _advised(_basis(session, None), profile, plan)
@@ -69,6 +79,12 @@ def _advised(basis: _Basis, profile: Profile, plan: Plan) -> Plan:
     candidates, moved = _candidates(basis, plan)
     verdict = advise(plan, profile, candidates, moved)
     return msgspec.structs.replace(plan, verdict=verdict)
+
+
+@functools.cache
+def _here(session: Session) -> _Basis:
+    """This machine, looked at once."""
+    return _basis(session, None)
 
 
 def read_host(session: Session, facts: Path | None) -> Host:

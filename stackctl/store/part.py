@@ -174,7 +174,7 @@ class Part:
     def readinto(self, view: memoryview, at: int) -> int:
         """Bytes of the file from an offset into a buffer."""
         try:
-            return int(os.preadv(self._fd, [view], at))
+            count: int = os.preadv(self._fd, [view], at)
         except OSError as error:
             raise StackctlError(f"cannot read {self.path}: {error.strerror}") from None
         return count
@@ -214,7 +214,16 @@ def bytes_there(target: Path, size: int) -> int:
         os.close(fd)
     if len(table) != _ENTRY.size * count:
         return 0
-    return min(size, sum(done for done, _ in _ENTRY.iter_unpack(table)))
+    there: int = sum(done for done, _ in _ENTRY.iter_unpack(table))
+    return min(size, there)
+
+
+def allocated(target: Path) -> int:
+    """Bytes that a part takes on the disk already."""
+    try:
+        return target.with_name(target.name + ".part").lstat().st_blocks * 512
+    except OSError:
+        return 0
 
 
 def remove(target: Path) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from hub import Hub, hub
+
 from stackctl.errors import StackctlError
 from stackctl.store import part as parts
 from stackctl.store.download import download
@@ -427,7 +427,8 @@ def test_killed_at_random_it_ends_right_and_little_comes_twice(site: Hub, tmp_pa
     connections = 4 if large else 1
     site.speed = size / connections / (30 if large else 5)
     code = FETCH.format(
-        checkout=str(CHECKOUT), connections=connections, target=str(file.target), url=file.url, size=size, sha=file.sha256,
+        checkout=str(CHECKOUT), connections=connections,
+        target=str(file.target), url=file.url, size=size, sha=file.sha256,
     )  # fmt: skip
     chance = random.Random(7)
     for number in range(20):
