@@ -36,7 +36,8 @@ def _rate(_: Any, __: Any, value: str | None) -> int | None:
 
 @verb("show")
 @click.argument("source")
-def show(session: Session, source: str) -> None:
+@click.option("--hub", "ask", is_flag=True, help="Ask the hub, whatever is here.")
+def show(session: Session, source: str, ask: bool) -> None:
     """Show what is known of the model at SOURCE, also before it is downloaded.
 
     Of a repository with several models: what of it fits this machine, and how fast it would be.
@@ -49,20 +50,32 @@ def show(session: Session, source: str) -> None:
       catalogue:ID               a model that `stackctl model catalogue` lists
       facts:FILE                 what `stackctl model show --json` printed
     """
-    from stackctl.sources.hubcache import parse_remote
+    from stackctl.machine.transfer import Lost
+    from stackctl.sources.hubcache import NotHere, parse_remote
     from stackctl.sources.models import read_model
+    from stackctl.store import hub
+
+    problem: StackctlError | None = None
+    if not ask:
+        try:
+            describe_model(session, read_model(source))
+            return
+        except NotHere as error:
+            problem = error
+    parsed = parse_remote(source)
+    if parsed is None or parsed.url is not None or (problem is not None and hub.offline()):
+        raise problem or StackctlError(
+            f"no hub knows {source}", hint="hf:ORG/REPO", exit_code=ExitCode.USAGE
+        )
+    from stackctl.cli.recommend import show_remote
 
     try:
-        model = read_model(source)
-    except StackctlError as error:
-        parsed = parse_remote(source) if error.exit_code != ExitCode.USAGE else None
-        if parsed is None or parsed.url is not None:
-            raise
-        from stackctl.cli.recommend import show_remote
-
         show_remote(session, source, parsed)
-        return
-    describe_model(session, model)
+    except Lost as error:
+        if problem is None:
+            raise
+        problem.details = (f"and the hub was asked: {error.message}",)
+        raise problem from None
 
 
 def describe_model(session: Session, model: Model) -> None:

@@ -119,6 +119,16 @@ def _speed(plan: Plan) -> float:
     return sum(speed) / 2 if speed else 0.0
 
 
+def _told(plan: Plan) -> str:
+    """How fast it would be, by what can be predicted on this machine."""
+    if speed := plan.prediction.decode_tok_s:
+        return f"{speed[0]:.0f}-{speed[1]:.0f} tok/s"
+    first = plan.prediction.ttft_s
+    if first is not None and first.range is not None:
+        return f"first token {first.range[0]:.2g}-{first.range[1]:.2g} s"
+    return "unknown"
+
+
 def _recommended(rows: list[_Row]) -> _Row | None:
     """The largest that fits and is worth running: more bits answer better."""
     from stackctl.plan.verdict import good_enough
@@ -135,8 +145,7 @@ def _table(session: Session, rows: list[_Row]) -> None:
     for row in rows:
         fits, speed, how = "?", "", ""
         if row.plan is not None:
-            speed_of = row.plan.prediction.decode_tok_s
-            speed = f"{speed_of[0]:.0f}-{speed_of[1]:.0f} tok/s" if speed_of else ""
+            speed = _told(row.plan)
             how = row.plan.profile
             if row.plan.verdict.fits is False:
                 need = format_bytes(row.plan.memory.total_bytes)

@@ -132,9 +132,10 @@ def facts_of(context: Context, source: str) -> Model | None:
 
 
 def _told(context: Context, record: StoredModel, came: int) -> None:
-    words = f"{format_bytes(record.bytes)} in {len(record.files)} files, verified"
+    count = len(record.files)
+    words = f"{format_bytes(record.bytes)} in {count} file{'s' if count > 1 else ''}, verified"
     if came == 0:
-        words += ", were here already"
+        words += ", here already"
     context.report.step("model", f"{record.source}, {words}")
 
 

@@ -35,6 +35,10 @@ _LATER_SHARD: Final = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf")
 _MOST_FILES: Final = 5_000
 
 
+class NotHere(StackctlError):
+    """A model of a hub that is not in the local cache."""
+
+
 @dataclass(frozen=True, slots=True)
 class HubSource:
     """``ORG/REPO[@REV][:QUANT]``, taken apart; ``quant`` may be a file's path as well.
@@ -213,7 +217,7 @@ def _gguf(folder: Path, source: HubSource) -> Path:
     there = sorted(str(path.relative_to(folder)) for path in found)
     shown = f"it has {', '.join(there[:6])}{', ...' if len(there) > 6 else ''}"
     if source.quant and not names:
-        raise StackctlError(
+        raise NotHere(
             f"the cached {source.repo} has no GGUF file of {source.quant}",
             hint=shown if there else f"{folder} holds no GGUF files",
         )
@@ -235,9 +239,9 @@ def _from_catalogue(text: str, source: HubSource) -> Model:
     where = f"is not in the local hub cache ({cache_folder()})"
     there = _revisions(source)
     if there and source.url is None:
-        raise StackctlError(
+        raise NotHere(
             f"revision {source.revision or 'main'} of {source.repo} {where}",
             hint=f"it has {', '.join(there[:6])}{', ...' if len(there) > 6 else ''}: "
             f"hf:{source.repo}@{there[0]}; or: stackctl model fetch {text}",
         )
-    raise StackctlError(f"{source.url or source.repo} {where}", hint=f"stackctl model fetch {text}")
+    raise NotHere(f"{source.url or source.repo} {where}", hint=f"stackctl model fetch {text}")

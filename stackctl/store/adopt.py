@@ -96,8 +96,14 @@ def remove(record: StoredModel, manifest: Manifest) -> int:
     """
     freed = 0
     if record.repo is not None and record.commit is not None:
-        others = {file.path for other in manifest.all() if other != record for file in other.files}
-        mine = {file.name: Path(file.path).name for file in record.files if file.path not in others}
+        # A file that another model of the same commit has as well stays its.
+        others = {
+            file.name
+            for other in manifest.all()
+            if other != record and other.folder == record.folder
+            for file in other.files
+        }
+        mine = {file.name: Path(file.path).name for file in record.files if file.name not in others}
         freed = Repository(record.repo).remove(record.commit, mine)
     manifest.forget(record.source)
     return freed

@@ -276,7 +276,7 @@ def _web_order(source: str, parsed: HubSource, url: str, manifest: Manifest) -> 
     place = Repository(parsed.repo)
     place.prepare()
     sha256 = pinned[1] if pinned else None
-    record = next((one for one in manifest.all() if one.source == source), None)
+    record = next((one for one in manifest.all() if one.repo == place.repo), None)
     if record is not None and record.bytes == size and sha256 in (None, record.files[0].sha256):
         sha256 = record.files[0].sha256  # fetched before; the server may have another one by now
     # Until its hash is known it is called by its address.

@@ -31,7 +31,7 @@ _MOST_SIZE: Final = 1 << 50
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _TOKEN: Final = re.compile(r"[\x21-\x7e]{1,500}")
 _TRUE: Final = frozenset({"1", "ON", "YES", "TRUE"})
-_PATIENCE: Final = Patience(attempts=4)
+_PATIENCE: Final = Patience(attempts=2)
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -93,14 +93,19 @@ def endpoint() -> str:
     return text
 
 
+def offline() -> str | None:
+    """The variable that forbids to ask a hub, if one does."""
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return next((name for name in names if os.environ.get(name, "").upper() in _TRUE), None)
+
+
 def require_online() -> None:
     """Raise StackctlError when the environment forbids to ask a hub (HF_HUB_OFFLINE)."""
-    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        if os.environ.get(name, "").upper() in _TRUE:
-            raise StackctlError(
-                f"nothing is fetched: {name} is set",
-                hint=f"unset {name}, or take the model from another machine: stackctl model import",
-            )
+    if name := offline():
+        raise StackctlError(
+            f"nothing is fetched: {name} is set",
+            hint=f"unset {name}, or take the model from another machine: stackctl model import",
+        )
 
 
 def token(url: str) -> str | None:

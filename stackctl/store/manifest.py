@@ -56,8 +56,12 @@ class Manifest:
         return tuple(sorted(found, key=lambda model: model.source))
 
     def put(self, model: StoredModel) -> None:
-        """Keep a record; it replaces that of the same source."""
+        """Keep a record; it replaces those of the same source, and of the same files."""
         private_folder(self.state)
+        files = {(file.name, file.path) for file in model.files}
+        for other in self.all():
+            if {(file.name, file.path) for file in other.files} == files:
+                self.forget(other.source)
         write_atomically(self._path(model.source), to_json(model), mode=0o600)
 
     def refresh(self, model: StoredModel) -> None:
