@@ -46,7 +46,7 @@ def show(session: Session, source: str, ask: bool) -> None:
     SOURCE is one of
       file:PATH                  a GGUF file; of several parts, any
       dir:PATH                   a folder with config.json and safetensors files
-      hf:ORG/REPO[@REV][:QUANT]  the local hub cache, else the hub, else the catalogue
+      hf:ORG/REPO[@REV][:QUANT]  the local hub cache, else catalogue or hub
       catalogue:ID               a model that `stackctl model catalogue` lists
       facts:FILE                 what `stackctl model show --json` printed
     """
@@ -138,7 +138,9 @@ def catalogue(session: Session) -> None:
     help="How many pieces are fetched at the same time.",
 )
 @click.option("--here", is_flag=True, help="In this process, however large it is.")
-@click.option("--job", type=click.Path(path_type=Path), hidden=True)
+@click.option(
+    "--job", type=click.Path(path_type=Path), hidden=True, help="What the service is told by."
+)
 @yes_option
 def fetch(
     session: Session,

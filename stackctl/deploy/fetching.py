@@ -16,6 +16,7 @@ from stackctl.deploy.context import Context
 from stackctl.deploy.transaction import Wish, refused
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine.files import remove_file, write_atomically
+from stackctl.machine.private import read_own
 from stackctl.plan.outvoted import is_refused, solve_past
 from stackctl.plan.solve import Known
 from stackctl.probe import probe
@@ -23,11 +24,10 @@ from stackctl.quantity import format_bytes
 from stackctl.sources.hubcache import cache_folder
 from stackctl.sources.models import read_model
 from stackctl.state import calibrations, claims
-from stackctl.store import fetch, hub
-from stackctl.store.facts import read_facts
+from stackctl.store import fetch
+from stackctl.store.facts import read_remote
 from stackctl.store.fetch import Order, Speed
 from stackctl.store.pace import Progress
-from stackctl.store.select import choose
 from stackctl.store.wanted import Patience
 from stackctl.values.base import from_json, to_json
 from stackctl.values.model import Model
@@ -43,8 +43,9 @@ _PATIENCE: Final = Patience(attempts=60)
 _MOST_BYTES: Final = 16 << 20
 #: What a download needs of the environment; some of it is secret.
 _ENVIRONMENT: Final = (
-    "HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN",
-    "HF_HUB_DISABLE_IMPLICIT_TOKEN", "XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME",
+    "HOME", "HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "HF_TOKEN_PATH",
+    "HUGGING_FACE_HUB_TOKEN", "HF_HUB_DISABLE_IMPLICIT_TOKEN",
+    "XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME",
     "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
     "SSL_CERT_FILE", "SSL_CERT_DIR",
 )  # fmt: skip
@@ -127,8 +128,7 @@ def facts_of(context: Context, source: str) -> Model | None:
     if parsed.url is not None:
         return None
     context.report.progress("model", f"asking for {source}")
-    info = hub.look(parsed.repo, parsed.revision or "main")
-    return read_facts(source, info, choose(info, parsed.quant), context.paths.cache)
+    return read_remote(source, parsed, context.paths.cache)
 
 
 def _told(context: Context, record: StoredModel, came: int) -> None:
@@ -262,7 +262,10 @@ def work(context: Context, path: Path) -> None:
     Raises:
         StackctlError: the download failed; the state says so too.
     """
-    job = from_json(path.read_bytes(), FetchJob, where=str(path))
+    raw = read_own(path, _MOST_BYTES, secret=True)
+    if raw is None:
+        raise StackctlError(f"there is no {path}", exit_code=ExitCode.USAGE)
+    job = from_json(raw, FetchJob, where=str(path))
     remove_file(path)
     os.environ.update(dict(job.environment))
     state = path.with_suffix(".json")

@@ -22,12 +22,13 @@ from stackctl.machine.transfer import Transfer, host_of
 from stackctl.machine.trust import private_folder
 from stackctl.sources.gguf import read_header
 from stackctl.sources.ggufmodel import read_gguf
+from stackctl.sources.hubcache import HubSource
 from stackctl.sources.huggingface import read_checkpoint
 from stackctl.sources.safetensors import MAX_HEADER_BYTES
 from stackctl.store import hub
 from stackctl.store.answers import refusal
 from stackctl.store.hub import Remote, RepoInfo
-from stackctl.store.select import Choice
+from stackctl.store.select import Choice, choose
 from stackctl.values.model import Model
 
 _GGUF_STEPS: Final = (2 << 20, 12 << 20, 64 << 20)
@@ -37,6 +38,12 @@ _MOST_FILES: Final = 400
 _BESIDE: Final = ("config.json", "hf_quant_config.json", "quantize_config.json")
 _TEMPLATES: Final = ("tokenizer_config.json", "chat_template.jinja", "chat_template.json")
 _MOST_BESIDE_BYTES: Final = 8 << 20
+
+
+def read_remote(source: str, parsed: HubSource, cache: Path) -> Model:
+    """The facts of the model that a source means on its hub. Raises StackctlError as read_facts."""
+    info = hub.look(parsed.repo, parsed.revision or "main")
+    return read_facts(source, info, choose(info, parsed.quant), cache)
 
 
 def read_facts(source: str, info: RepoInfo, choice: Choice, cache: Path) -> Model:

@@ -171,8 +171,11 @@ def _asked(
         wait = 0.0
         try:
             response = transfer.get(url, {"Accept": "application/json"}, secret=secret)
-        except Lost:
+        except Lost as error:
             if last:
+                error.hint = error.hint or (
+                    "without a network: stackctl model import, or --model file:/path/to/model.gguf"
+                )
                 raise
         else:
             if response.status == 200:
