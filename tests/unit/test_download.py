@@ -43,7 +43,8 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def noise(size: int, seed: int = 1) -> bytes:
-    return random.Random(seed).randbytes(size)
+    chance = random.Random(seed)
+    return b"".join(chance.randbytes(min(MIB, size - at)) for at in range(0, size, MIB))
 
 
 def wanted(site: Hub, folder: Path, content: bytes, name: str = "m.gguf", **what: Any) -> Wanted:
