@@ -89,6 +89,7 @@ class Hub:
         self.etag = "1"
         self._digests: dict[tuple[str, int, int], tuple[str, str]] = {}
         self._lock = threading.Lock()
+        self._hashing = threading.Lock()
         self._stopped = threading.Event()
         self._servers = [self._serve(port, cdn=False), self._serve(0, cdn=True)]
 
@@ -152,15 +153,16 @@ class Hub:
         """SHA-256 of a file, and its name as a git blob."""
         found = path.stat()
         key = (str(path), found.st_size, found.st_mtime_ns)
-        if key not in self._digests:
-            sha = hashlib.sha256()
-            blob = hashlib.sha1(b"blob %d\0" % found.st_size)
-            with path.open("rb") as file:
-                while piece := file.read(1 << 20):
-                    sha.update(piece)
-                    blob.update(piece)
-            self._digests[key] = (sha.hexdigest(), blob.hexdigest())
-        return self._digests[key]
+        with self._hashing:
+            if key not in self._digests:
+                sha = hashlib.sha256()
+                blob = hashlib.sha1(b"blob %d\0" % found.st_size)
+                with path.open("rb") as file:
+                    while piece := file.read(1 << 20):
+                        sha.update(piece)
+                        blob.update(piece)
+                self._digests[key] = (sha.hexdigest(), blob.hexdigest())
+            return self._digests[key]
 
     def take_fault(self, path: str) -> Fault | None:
         with self._lock:

@@ -100,8 +100,9 @@ class Receiver:
         address = job.address
         headers = {"Range": f"bytes={first}-{last}"}
         # A weak one cannot be compared by a server (RFC 9110, 13.1.5).
-        if part.etag is not None and not part.etag.startswith("W/"):
-            headers["If-Range"] = part.etag
+        known = part.etag
+        if known is not None and not known.startswith("W/"):
+            headers["If-Range"] = known
         response = self.transfer.get(
             address or wanted.url,
             headers,
@@ -113,7 +114,7 @@ class Receiver:
         if address is None and response.url != wanted.url:
             job.address = response.url
         etag = response.header("ETag")
-        changed = bool(etag and part.etag and etag != part.etag)
+        changed = bool(etag and known and etag != known)
         if changed and wanted.sha256 is None:
             return self._anew(job)
         if etag:
@@ -155,6 +156,8 @@ class Receiver:
                 raise Lost(f"{host_of(response.url)} broke the connection off")
             job.part.write(piece, self._view[:count])
             left -= count
+            if left == 0:
+                job.part.settle(piece)
             with board.changed:
                 board.here += count
                 board.came += count

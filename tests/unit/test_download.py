@@ -425,6 +425,7 @@ def test_killed_at_random_it_ends_right_and_little_comes_twice(site: Hub, tmp_pa
     large = size >= 512 * MIB
     content = noise(size)
     file = wanted(site, tmp_path / "to", content)
+    site.digests(site.repos["a/b"].files["m.gguf"])
     connections = 4 if large else 1
     site.speed = size / connections / (30 if large else 5)
     code = FETCH.format(
