@@ -366,9 +366,8 @@ def installed_generation(context: Context, stack: str) -> Generation:
 
 def not_running(stack: str) -> StackctlError:
     """The error for a stack that is not up."""
-    return StackctlError(
-        f"{stack} is not up", hint="stackctl up PROFILE", exit_code=ExitCode.NOT_RUNNING
-    )
+    code = ExitCode.NOT_RUNNING
+    return StackctlError(f"{stack} is not up", hint="stackctl up PROFILE", exit_code=code)
 
 
 def refused(plan: Plan) -> StackctlError:

@@ -329,10 +329,8 @@ def load_archive(archive: Path, tag: str) -> None:
 
 def save_archive(image: str, archive: Path) -> None:
     """Write an image with its name to an archive that is not there yet."""
-    runner.run(
-        ("podman", "save", "--quiet", "--format=docker-archive", f"--output={archive}", image),
-        timeout_s=3600,
-    )
+    words = ("podman", "save", "--quiet", "--format=docker-archive", f"--output={archive}", image)
+    runner.run(words, timeout_s=3600)
 
 
 @functools.cache
