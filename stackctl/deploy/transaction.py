@@ -16,6 +16,7 @@ from stackctl.deploy.context import Context
 from stackctl.deploy.recover import record_end, recover_first
 from stackctl.deploy.retry import agreed, with_other_kernels
 from stackctl.deploy.start import start_and_wait
+from stackctl.deploy.stored import require_unchanged, require_verified
 from stackctl.engines import engine as find_engine
 from stackctl.errors import DidNotStart, ExitCode, StackctlError
 from stackctl.machine import lock, podman
@@ -26,7 +27,7 @@ from stackctl.plan.solve import Known, solve
 from stackctl.plan.verdict import besides, headline, summary
 from stackctl.probe import probe
 from stackctl.probe.doctor_gpu import DEFAULT_CUDA
-from stackctl.quantity import format_bytes, format_duration
+from stackctl.quantity import format_duration
 from stackctl.sources.models import read_model
 from stackctl.state import calibrations, claims, learned, seen
 from stackctl.state.generations import now
@@ -121,8 +122,7 @@ def _up(context: Context, profile: Profile, wish: Wish, lesson: Learned | None) 
     if not wish.force:
         gpu.require_gpus(host, early, cuda=assumed)
     _require_use(early, profile, wish)
-    preflight.require_files(model)
-    context.report.step("model", f"{format_bytes(model.weights_bytes)}, {model.source}")
+    require_verified(context, model)
     engine = find_engine(profile.engine)
     with podman.connect(context.paths.runtime) as api:
         image, reference, reason = images.ensure_image(
@@ -296,6 +296,7 @@ def restart(context: Context, stack: str, patience: Patience) -> Generation:
     with writer(context, f"restart {stack}"):
         generation = installed_generation(context, stack)
         gpu.prove(generation.image_id, gpu.planned(generation.host, generation.plan))
+        require_unchanged(context, generation.plan.model)
         active = change.look(context, stack).active
         held = generation.door is not None and active and door.is_open(context, stack)
         step = Transaction(
@@ -365,9 +366,8 @@ def installed_generation(context: Context, stack: str) -> Generation:
 
 def not_running(stack: str) -> StackctlError:
     """The error for a stack that is not up."""
-    return StackctlError(
-        f"{stack} is not up", hint="stackctl up PROFILE", exit_code=ExitCode.NOT_RUNNING
-    )
+    code = ExitCode.NOT_RUNNING
+    return StackctlError(f"{stack} is not up", hint="stackctl up PROFILE", exit_code=code)
 
 
 def refused(plan: Plan) -> StackctlError:

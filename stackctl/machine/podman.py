@@ -327,6 +327,12 @@ def load_archive(archive: Path, tag: str) -> None:
     runner.run(("podman", "tag", loaded, tag))
 
 
+def save_archive(image: str, archive: Path) -> None:
+    """Write an image with its name to an archive that is not there yet."""
+    words = ("podman", "save", "--quiet", "--format=docker-archive", f"--output={archive}", image)
+    runner.run(words, timeout_s=3600)
+
+
 @functools.cache
 def version() -> str | None:
     """Podman's version; None when it does not tell. It does not change while we run."""

@@ -37,7 +37,9 @@ GROUPS = {
     "profiles": ("list", "show", "schema"),
     "image": ("build", "load"),
     "key": ("create", "show", "rotate", "path", "remove"),
-    "model": ("show", "catalogue"),
+    "model": (
+        *("show", "catalogue", "fetch", "list", "verify", "remove", "import", "lock", "export"),
+    ),
 }
 COMMANDS = [
     *((verb,) for verb in VERBS),
