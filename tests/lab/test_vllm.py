@@ -79,7 +79,7 @@ def _serve_twice(seat: Seat) -> None:
         "/etc/containers/containers.conf.d/cache.conf",
         '[containers]\nenv = ["VLLM_CPU_KVCACHE_SPACE=3"]\n',
     )
-    done = seat.stackctl(*UP, timeout=300)
+    done = seat.stackctl(*UP, timeout=600)
     assert "cpu-vllm is up (generation 1)" in done.stdout
     for step in ("model", "image", "plan", "unit", "ready", "answer"):
         assert re.search(rf"^{step} ", done.stderr, re.MULTILINE), step
@@ -100,7 +100,7 @@ def _serve_twice(seat: Seat) -> None:
     seat.assert_nothing_left()
     # Kept for the image: the next start compiles nothing again. (The graph itself this vLLM, built
     # for CPUs, stores and cannot load; that is seconds of Python, and the compiler is not called.)
-    seat.stackctl(*UP, timeout=300)
+    seat.stackctl(*UP, timeout=600)
     assert compiled(seat) == kernels
     # And what it said is what the next plan knows, which is no reason for another start.
     (told,) = (
