@@ -53,12 +53,18 @@ def _doctor(evidence: Evidence) -> str:
 
 
 def _ours(evidence: Evidence) -> bool | None:
-    """Whether a process of ours holds memory of a planned GPU; None where that is not told."""
-    wanted = set(evidence.plan.placement.gpus) if evidence.plan else set()
-    told = [gpu.pids for gpu in evidence.gpus if str(gpu.index) in wanted]
-    if not told or not evidence.pids or any(pids is None for pids in told):
+    """Whether a process of ours holds memory of a planned GPU; None where that is not told. Some
+    drivers list no processes: memory in use for which they name none may be ours."""
+    if evidence.plan is None or not evidence.pids:
         return None
-    return any(set(pids or ()) & set(evidence.pids) for pids in told)
+    wanted, weights = set(evidence.plan.placement.gpus), evidence.plan.memory.weights_bytes
+    seen = [gpu for gpu in evidence.gpus if str(gpu.index) in wanted]
+    if not seen or any(gpu.pids is None or gpu.used_bytes is None for gpu in seen):
+        return None
+    if any(set(gpu.pids or ()) & set(evidence.pids) for gpu in seen):
+        return True
+    used = sum(gpu.used_bytes or 0 for gpu in seen)
+    return None if used >= weights / 2 and not any(gpu.pids for gpu in seen) else False
 
 
 def threads(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001

@@ -81,7 +81,7 @@ def runs_loop(evidence: Evidence) -> bool:
 
 def slow_prompts(evidence: Evidence) -> tuple[Step, ...]:
     """A GPU first, where none is used; on one, what need not be computed."""
-    known = Step(do="keep what prompts begin with the same: see prefix-cache-misses")
+    known = Step(do="keep what prompts begin with the same, for the prefix cache")
     if on_gpu(evidence):
         return (
             known,
@@ -93,8 +93,8 @@ def slow_prompts(evidence: Evidence) -> tuple[Step, ...]:
         )
     steps = [
         Step(
-            do="use the GPU, if there is one",
-            command="stackctl up gpu-nvfp4, or gpu-gguf for a GGUF (--n-gpu-layers 999)",
+            do="use a GPU, if there is one, with llama.cpp too (--n-gpu-layers 999)",
+            command="stackctl up gpu-gguf",
         )
     ]
     if evidence.plan is not None and evidence.plan.objective != "latency":

@@ -409,11 +409,13 @@ def test_a_gpu_that_is_not_used() -> None:
     line = "warning: no usable GPU found, --gpu-layers option will be ignored"
     found = diagnose(Evidence(log=read(f"{line}\n{LLAMA_LOG}")))
     assert wrong(found)[0] == "cpu-fallback"
-    gpu = GpuNow(index=0, pids=(7,))
+    gpu = GpuNow(index=0, pids=(7,), used_bytes=2**30)
     assert wrong(diagnose(Evidence(plan=GPU_PLAN, gpus=(gpu,), pids=(1, 2)))) == ["cpu-fallback"]
     assert wrong(diagnose(Evidence(plan=GPU_PLAN, gpus=(gpu,), pids=(1, 7)))) == []
-    unknown = replace(gpu, pids=None)
-    assert wrong(diagnose(Evidence(plan=GPU_PLAN, gpus=(unknown,), pids=(1,)))) == []
+    for unknown in (replace(gpu, pids=None), replace(gpu, pids=(), used_bytes=60 * 2**30)):
+        assert wrong(diagnose(Evidence(plan=GPU_PLAN, gpus=(unknown,), pids=(1,)))) == []
+    empty = replace(gpu, pids=(), used_bytes=2**20)
+    assert wrong(diagnose(Evidence(plan=GPU_PLAN, gpus=(empty,), pids=(1,)))) == ["cpu-fallback"]
     on_cpu = window(generation=28.0, hits=70.0).replace("GPU KV", "CPU KV")
     assert wrong(of_log(on_cpu, plan=GPU_PLAN)) == ["cpu-fallback"]
 
