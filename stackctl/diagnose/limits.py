@@ -40,7 +40,7 @@ def decode(evidence: Evidence, load: Load) -> Finding | None:
         return None
     wanted, why = _wanted_speed(evidence)
     planned = _planned_speed(evidence, load)
-    slow = seen.typical < wanted
+    slow = wanted is not None and seen.typical < wanted
     below = planned is not None and seen.typical < _BELOW_PLAN * planned[0]
     text = f"{span(seen)} tok/s"
     if not slow and not below:
@@ -75,7 +75,8 @@ def decode(evidence: Evidence, load: Load) -> Finding | None:
     )
 
 
-def _wanted_speed(evidence: Evidence) -> tuple[float, str]:
+def _wanted_speed(evidence: Evidence) -> tuple[float | None, str | None]:
+    """None where throughput is the objective and nobody asks for the speed of one request."""
     slo = evidence.slo
     asked = []
     if slo is not None and slo.min_tok_s is not None:
@@ -83,7 +84,11 @@ def _wanted_speed(evidence: Evidence) -> tuple[float, str]:
     if slo is not None and slo.itl_ms is not None:
         speed = 1000 / slo.itl_ms
         asked.append((speed, f"at least {speed:g} tok/s ({slo.itl_ms:g} ms a token, profile)"))
-    return max(asked, default=(WANTED_TOK_S, f"at least {WANTED_TOK_S:g} tok/s"))
+    if asked:
+        return max(asked)
+    if evidence.plan is not None and evidence.plan.objective == "throughput":
+        return None, None
+    return WANTED_TOK_S, f"at least {WANTED_TOK_S:g} tok/s"
 
 
 def _planned_speed(evidence: Evidence, load: Load) -> tuple[float, float] | None:

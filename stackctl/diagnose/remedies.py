@@ -23,6 +23,10 @@ _INSTRUCT = "the Instruct variant in nvfp4 gave 25-28 tok/s where the Loop varia
 ENOUGH_REQUESTS = 20
 
 _DIFFS = Step(do="aider: diff edits instead of whole files", command="aider --edit-format diff")
+_GPU = Step(
+    do="use a GPU, if there is one, with llama.cpp too (--n-gpu-layers 999)",
+    command="stackctl up gpu-gguf",
+)
 _COLD = Step(do="temperature 0", command='"temperature": 0 in requests')
 _SMALL_MAP = Step(
     do="smaller repo map, fewer added files (/drop)", command="aider --map-tokens 1024"
@@ -30,9 +34,11 @@ _SMALL_MAP = Step(
 
 
 def slow_generation(evidence: Evidence, load: Load) -> tuple[Step, ...]:
-    """For answers that come slowly while prompts and memory are no problem: fewer tokens first, as
-    nothing else needs no change of the stack; then less to read for each token."""
-    return (_DIFFS, _COLD, _SMALL_MAP, smaller_context(evidence, load), smaller_model(evidence))
+    """For answers that come slowly while prompts and memory are no problem: fewer tokens first,
+    which needs no change of the stack; then less to read for each of them. On a CPU a GPU comes
+    before all else."""
+    least = (_DIFFS, _COLD, _SMALL_MAP, smaller_context(evidence, load), smaller_model(evidence))
+    return least if on_gpu(evidence) is not False else (_GPU, *least)
 
 
 def smaller_context(evidence: Evidence, load: Load) -> Step:
@@ -92,10 +98,7 @@ def slow_prompts(evidence: Evidence) -> tuple[Step, ...]:
             ),
         )
     steps = [
-        Step(
-            do="use a GPU, if there is one, with llama.cpp too (--n-gpu-layers 999)",
-            command="stackctl up gpu-gguf",
-        )
+        _GPU,
     ]
     if evidence.plan is not None and evidence.plan.objective != "latency":
         steps.append(

@@ -240,6 +240,20 @@ def test_speed_of_many_is_shared() -> None:
     assert "for 16 requests" in (named(of_log(few))["decode-bound"].actual or "")
 
 
+def test_throughput_asks_for_no_speed_of_one() -> None:
+    lines = "\n".join([window(generation=64.0, running=16, hits=70.0)] * 3)
+    batch = replace(GPU_PLAN, objective="throughput")
+    assert wrong(of_log(lines, plan=batch)) == []
+    assert wrong(of_log(lines, plan=batch, slo=Slo(min_tok_s=5.0))) == ["decode-bound"]
+
+
+def test_on_a_cpu_a_gpu_comes_first() -> None:
+    found = diagnose(Evidence(log=requests(generation_s=60.0), plan=CPU_PLAN, stack="cpu"))
+    assert found[0].name == "decode-bound"
+    assert found[0].steps[0].command == "stackctl up gpu-gguf"
+    assert len(found[0].steps) == 6
+
+
 def test_prompts_all_the_time_are_not_taken_for_slow_generation() -> None:
     lines = "\n".join([window(prompt=100.0, generation=0.5, hits=70.0)] * 6)
     found = of_log(lines)
