@@ -160,8 +160,8 @@ def queueing(evidence: Evidence, load: Load) -> Finding | None:
     facts = []
     if often:
         facts.append(f"somebody waited at {share(load.waiting_share or 0.0)} of the looks")
-    if load.queue_share is not None:
-        facts.append(f"waiting was {share(load.queue_share)} of the time of requests")
+    if long:
+        facts.append(f"waiting was {share(load.queue_share or 0.0)} of the time of requests")
     if load.kv_most is not None:
         facts.append(f"the KV cache was {share(load.kv_most)} full at most")
     return finding(

@@ -388,6 +388,13 @@ def test_threads_that_wait_for_a_core() -> None:
     assert wrong(found) == ["oversubscribed-threads", "decode-bound"]
     assert "75 % of the time" in (found[0].actual or "")
     assert found[0].effect == "up to 4.0 times as fast"
+    # It ran for 10 of the 60 seconds that two CPUs have in 30.
+    free = diagnose(replace(evidence, cpu=cpu(10.0, 300.0, allowed=2)))
+    assert free[0].effect == "up to 6.0 times as fast"
+    own = diagnose(replace(evidence, cpu=cpu(59.0, 100.0, allowed=2)))
+    crowd = named(own)["oversubscribed-threads"]
+    assert (crowd.status, crowd.confidence) == ("warn", "medium")
+    assert crowd.steps[0].command == "stackctl up p --set engine_args.threads=2"
     ok = diagnose(Evidence(cpu=cpu(30.0, 1.0)))
     assert [(one.name, one.status) for one in ok] == [("oversubscribed-threads", "ok")]
     assert diagnose(Evidence(cpu=cpu(0.1, 0.2))) == ()
