@@ -31,6 +31,8 @@ _SHORT_PROMPT = 200
 #: About 30 s at the production set-up's speed.
 _LONG_ANSWER, _FEW_ANSWERS = 800, 3
 _MUCH_CONTEXT = 4
+#: A span whose ends are this far apart says less than what is typical.
+_WIDE = 4
 
 
 def decode(evidence: Evidence, load: Load) -> Finding | None:
@@ -44,7 +46,9 @@ def decode(evidence: Evidence, load: Load) -> Finding | None:
     below = planned is not None and seen.typical < _BELOW_PLAN * planned[0]
     text = f"{span(seen)} tok/s"
     if not slow and not below:
-        return finding("decode-bound", "ok", f"{text} a request", expected=why)
+        wide = seen.high > _WIDE * seen.low
+        usual = f"typically {rate(seen.typical)} tok/s" if wide else text
+        return finding("decode-bound", "ok", f"{usual} a request", expected=why)
     share_of_prompts = load.prompt_share or 0.0
     if not load.apart and share_of_prompts >= _MUCH_PROMPT:
         return None  # prompts in between explain it as well
@@ -207,7 +211,8 @@ def prefix(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
     """Prompts that could have begun with what the cache has."""
     if load.hits is None or not load.busy:
         return None
-    seen = f"{span(load.hits, 100)} %"
+    wide = load.hits.high > _WIDE * load.hits.low
+    seen = share(load.hits.typical) if wide else f"{span(load.hits, 100)} %"
     if load.hits.typical >= WANTED_HITS:
         return finding("prefix-cache-misses", "ok", seen)
     if load.hits.high == 0 and (load.all_prompt_tokens or 0.0) < _SHORT_PROMPT:
