@@ -31,6 +31,8 @@ _SHORT_PROMPT = 200
 #: About 30 s at the production set-up's speed.
 _LONG_ANSWER, _FEW_ANSWERS = 800, 3
 _MUCH_CONTEXT = 4
+#: A span whose ends are this far apart says less than what is typical.
+_WIDE = 4
 
 
 def decode(evidence: Evidence, load: Load) -> Finding | None:
@@ -40,11 +42,13 @@ def decode(evidence: Evidence, load: Load) -> Finding | None:
         return None
     wanted, why = _wanted_speed(evidence)
     planned = _planned_speed(evidence, load)
-    slow = seen.typical < wanted
+    slow = wanted is not None and seen.typical < wanted
     below = planned is not None and seen.typical < _BELOW_PLAN * planned[0]
     text = f"{span(seen)} tok/s"
     if not slow and not below:
-        return finding("decode-bound", "ok", f"{text} a request", expected=why)
+        wide = seen.high > _WIDE * seen.low
+        usual = f"typically {rate(seen.typical)} tok/s" if wide else text
+        return finding("decode-bound", "ok", f"{usual} a request", expected=why)
     share_of_prompts = load.prompt_share or 0.0
     if not load.apart and share_of_prompts >= _MUCH_PROMPT:
         return None  # prompts in between explain it as well
@@ -75,7 +79,8 @@ def decode(evidence: Evidence, load: Load) -> Finding | None:
     )
 
 
-def _wanted_speed(evidence: Evidence) -> tuple[float, str]:
+def _wanted_speed(evidence: Evidence) -> tuple[float | None, str | None]:
+    """None where throughput is the objective and nobody asks for the speed of one request."""
     slo = evidence.slo
     asked = []
     if slo is not None and slo.min_tok_s is not None:
@@ -83,7 +88,11 @@ def _wanted_speed(evidence: Evidence) -> tuple[float, str]:
     if slo is not None and slo.itl_ms is not None:
         speed = 1000 / slo.itl_ms
         asked.append((speed, f"at least {speed:g} tok/s ({slo.itl_ms:g} ms a token, profile)"))
-    return max(asked, default=(WANTED_TOK_S, f"at least {WANTED_TOK_S:g} tok/s"))
+    if asked:
+        return max(asked)
+    if evidence.plan is not None and evidence.plan.objective == "throughput":
+        return None, None
+    return WANTED_TOK_S, f"at least {WANTED_TOK_S:g} tok/s"
 
 
 def _planned_speed(evidence: Evidence, load: Load) -> tuple[float, float] | None:
@@ -155,8 +164,8 @@ def queueing(evidence: Evidence, load: Load) -> Finding | None:
     facts = []
     if often:
         facts.append(f"somebody waited at {share(load.waiting_share or 0.0)} of the looks")
-    if load.queue_share is not None:
-        facts.append(f"waiting was {share(load.queue_share)} of the time of requests")
+    if long:
+        facts.append(f"waiting was {share(load.queue_share or 0.0)} of the time of requests")
     if load.kv_most is not None:
         facts.append(f"the KV cache was {share(load.kv_most)} full at most")
     return finding(
@@ -202,7 +211,8 @@ def prefix(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
     """Prompts that could have begun with what the cache has."""
     if load.hits is None or not load.busy:
         return None
-    seen = f"{span(load.hits, 100)} %"
+    wide = load.hits.high > _WIDE * load.hits.low
+    seen = share(load.hits.typical) if wide else f"{span(load.hits, 100)} %"
     if load.hits.typical >= WANTED_HITS:
         return finding("prefix-cache-misses", "ok", seen)
     if load.hits.high == 0 and (load.all_prompt_tokens or 0.0) < _SHORT_PROMPT:

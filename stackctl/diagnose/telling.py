@@ -16,10 +16,11 @@ def rate(value: float) -> str:
 
 
 def span(seen: Span, scale: float = 1.0) -> str:
-    """``4.0-8.0``, or one number where both are the same; with one kind of digits."""
+    """``4.0-8.0``, or one number where both are the same."""
     low, high = seen.low * scale, seen.high * scale
-    digits = 1 if round(low, 1) < 10 else 0
-    texts = [f"{value:,.{digits}f}" for value in (low, high)]
+    # With one kind of digits, as long as they mean something.
+    digits = 1 if round(low, 1) < 10 and high < 100 else 0
+    texts = [f"{value:,.{digits}f}" if digits else rate(value) for value in (low, high)]
     return texts[0] if texts[0] == texts[1] else "-".join(texts)
 
 

@@ -82,7 +82,7 @@ class Watcher:
         if now.state != "active":
             return Row(stack=stack, note=now.state or "not running")
         if now.metrics is None:
-            note = "busy: it does not tell its numbers" if now.late else "does not answer"
+            note = "it does not tell its numbers" if now.late else "does not answer"
             return Row(stack=stack, cpu=row.cpu, gpu=row.gpu, note=note)
         return self._numbers(row, generation, before, now, now.metrics)
 

@@ -232,6 +232,12 @@ def test_the_engine_has_the_card(vllm: Seat) -> None:
     assert {line.split()[0] for line in checked.splitlines()} == {"ok"}
     again = vllm.stackctl(*UP_VLLM)
     assert "nothing to change (generation 1)" in again.stdout
+    # What its card does now is asked of the library.
+    row = vllm.stackctl("top", "--once").stdout.splitlines()[-1].split()
+    assert (row[0], row[-1]) == (STACK, "37%")
+    found = json.loads(vllm.stackctl("diagnose", "--json").stdout)["results"][0]
+    assert (found["name"], found["evidence"]) == ("thermal-limit", "93 °C")
+    assert found["actual"] == "GPU 0 holds its clock down: heat (hardware)"
 
     vllm.stackctl("down", STACK)
     look.assert_clean(vllm, STACK)

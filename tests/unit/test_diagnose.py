@@ -240,6 +240,20 @@ def test_speed_of_many_is_shared() -> None:
     assert "for 16 requests" in (named(of_log(few))["decode-bound"].actual or "")
 
 
+def test_throughput_asks_for_no_speed_of_one() -> None:
+    lines = "\n".join([window(generation=64.0, running=16, hits=70.0)] * 3)
+    batch = replace(GPU_PLAN, objective="throughput")
+    assert wrong(of_log(lines, plan=batch)) == []
+    assert wrong(of_log(lines, plan=batch, slo=Slo(min_tok_s=5.0))) == ["decode-bound"]
+
+
+def test_on_a_cpu_a_gpu_comes_first() -> None:
+    found = diagnose(Evidence(log=requests(generation_s=60.0), plan=CPU_PLAN, stack="cpu"))
+    assert found[0].name == "decode-bound"
+    assert found[0].steps[0].command == "stackctl up gpu-gguf"
+    assert len(found[0].steps) == 6
+
+
 def test_prompts_all_the_time_are_not_taken_for_slow_generation() -> None:
     lines = "\n".join([window(prompt=100.0, generation=0.5, hits=70.0)] * 6)
     found = of_log(lines)
@@ -374,6 +388,13 @@ def test_threads_that_wait_for_a_core() -> None:
     assert wrong(found) == ["oversubscribed-threads", "decode-bound"]
     assert "75 % of the time" in (found[0].actual or "")
     assert found[0].effect == "up to 4.0 times as fast"
+    # It ran for 10 of the 60 seconds that two CPUs have in 30.
+    free = diagnose(replace(evidence, cpu=cpu(10.0, 300.0, allowed=2)))
+    assert free[0].effect == "up to 6.0 times as fast"
+    own = diagnose(replace(evidence, cpu=cpu(59.0, 100.0, allowed=2)))
+    crowd = named(own)["oversubscribed-threads"]
+    assert (crowd.status, crowd.confidence) == ("warn", "medium")
+    assert crowd.steps[0].command == "stackctl up p --set engine_args.threads=2"
     ok = diagnose(Evidence(cpu=cpu(30.0, 1.0)))
     assert [(one.name, one.status) for one in ok] == [("oversubscribed-threads", "ok")]
     assert diagnose(Evidence(cpu=cpu(0.1, 0.2))) == ()
@@ -409,11 +430,13 @@ def test_a_gpu_that_is_not_used() -> None:
     line = "warning: no usable GPU found, --gpu-layers option will be ignored"
     found = diagnose(Evidence(log=read(f"{line}\n{LLAMA_LOG}")))
     assert wrong(found)[0] == "cpu-fallback"
-    gpu = GpuNow(index=0, pids=(7,))
+    gpu = GpuNow(index=0, pids=(7,), used_bytes=2**30)
     assert wrong(diagnose(Evidence(plan=GPU_PLAN, gpus=(gpu,), pids=(1, 2)))) == ["cpu-fallback"]
     assert wrong(diagnose(Evidence(plan=GPU_PLAN, gpus=(gpu,), pids=(1, 7)))) == []
-    unknown = replace(gpu, pids=None)
-    assert wrong(diagnose(Evidence(plan=GPU_PLAN, gpus=(unknown,), pids=(1,)))) == []
+    for unknown in (replace(gpu, pids=None), replace(gpu, pids=(), used_bytes=60 * 2**30)):
+        assert wrong(diagnose(Evidence(plan=GPU_PLAN, gpus=(unknown,), pids=(1,)))) == []
+    empty = replace(gpu, pids=(), used_bytes=2**20)
+    assert wrong(diagnose(Evidence(plan=GPU_PLAN, gpus=(empty,), pids=(1,)))) == ["cpu-fallback"]
     on_cpu = window(generation=28.0, hits=70.0).replace("GPU KV", "CPU KV")
     assert wrong(of_log(on_cpu, plan=GPU_PLAN)) == ["cpu-fallback"]
 
