@@ -131,8 +131,9 @@ def _up(lab: Lab, objective: str) -> tuple[str, str, int]:
     words = ["stackctl", "up", "cpu", "--objective", objective, "--model", f"file:{MODEL_PATH}",
              "--yes", "--soak", "0s", "--set", "slo.ttft_s=6000"]  # fmt: skip
     lab.run(words, timeout=300, check=True)
-    plan = json.loads(lab.run([*words[:2], *words[2:-4], "--dry-run", "--json", *words[-2:]],
-                              timeout=120, check=True).stdout)  # fmt: skip
+    told = json.loads(lab.run(["stackctl", "status", "--json"], timeout=120, check=True).stdout)
+    number = told["stacks"][0]["generation"]
+    plan = json.loads(lab.read(f"/var/lib/stackctl/stacks/cpu/{number}.json"))["plan"]
     slots = next(d["value"] for d in plan["decisions"] if d["field"] == "parallel")
     return f"http://127.0.0.1:{plan['engine_port'] or plan['port']}", plan["served_name"], slots
 
