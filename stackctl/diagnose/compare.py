@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from stackctl.diagnose import compare_engine, compare_memory, compare_threads
 from stackctl.diagnose.findings import (
@@ -22,6 +22,8 @@ from stackctl.values.result import Result
 
 #: A process's start is known to a hundredth of a second, a file's change to a clock tick.
 _CLOCK_S = 0.05
+#: All addresses of a machine.
+_EVERY = frozenset(("0.0.0.0", "::"))
 
 
 def compare(generation: Generation, seen: Evidence) -> tuple[Result, ...]:
@@ -143,7 +145,7 @@ def _ports(generation: Generation, seen: Evidence) -> Result:
     expected = " and ".join(meant.values())
     if seen.listening is None:
         return not_told(seen, "ports", expected)
-    foreign = [one for one in seen.listening if one.owner == "other"]
+    foreign = [one for one in seen.listening if one.owner == "other" and _in_the_way(one, meant)]
     if foreign:
         one = foreign[0]
         return fail(
@@ -161,9 +163,10 @@ def _ports(generation: Generation, seen: Evidence) -> Result:
         if one.protocol == "tcp"
     }
     closed = [text for key, text in meant.items() if key not in have]
+    own = [one for one in seen.listening if one.owner != "other"]
     further = [
         one
-        for one in seen.listening
+        for one in own
         if one.protocol != "tcp" or (one.owner, _plain(one.address), one.port) not in meant
     ]
     reachable = [one for one in further if not ipaddress.ip_address(one.address).is_loopback]
@@ -187,6 +190,15 @@ def _ports(generation: Generation, seen: Evidence) -> Result:
     more = f"; {len(further)} more on loopback, among its own processes" if further else ""
     evidence = ", ".join(_named(one) for one in further) or None
     return ok("ports", expected, f"{expected}{more}", evidence)
+
+
+def _in_the_way(one: Listening, meant: Iterable[tuple[str, str, int]]) -> bool:
+    """Whether somebody else's socket gets requests that are meant for us: at the same address, or
+    where one of the two listens at all of them."""
+    return any(
+        one.port == port and (_plain(one.address) == address or _EVERY & {one.address, address})
+        for _, address, port in meant
+    )
 
 
 def _named(one: Listening) -> str:
@@ -277,9 +289,9 @@ def _image(generation: Generation, seen: Evidence) -> Result:
 
 def _restarts(generation: Generation, seen: Evidence) -> Result:
     if seen.restarts is None:
-        return not_told(seen, "restarts", "0")
+        return not_told(seen, "restarts", "none")
     if seen.restarts == 0:
-        return ok("restarts", "0", "none since it was started")
+        return ok("restarts", "none", "none since it was started")
     times = "once" if seen.restarts == 1 else f"{seen.restarts} times"
     return warn(
         "restarts",

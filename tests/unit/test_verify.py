@@ -308,6 +308,10 @@ MISMATCHES: dict[str, tuple[Generation, Callable[[Evidence], dict[str, Any]], st
         LAB, lambda _: {"listening": (listens("127.0.0.1", 8080, "other"),)}, "ports",
         r"127.0.0.1:8080 is python3 \(process 9\)'s",
     ),
+    "a port that somebody has at every address": (
+        LAB, lambda _: {"listening": (listens("0.0.0.0", 8080, "other"),)}, "ports",
+        r"0.0.0.0:8080 is python3 \(process 9\)'s",
+    ),
     "another context": (
         LAB, lambda one: {"report": tuple(msgspec.structs.replace(f, value="4096")
                                           if f.name == "context" else f for f in one.report)},
@@ -374,6 +378,13 @@ def test_a_warning(given: Generation, changes: dict[str, Any], name: str, words:
     assert not wrong(found)
     assert found[name].status == "warn"
     assert words in (found[name].actual or "")
+
+
+def test_the_same_port_at_another_address_is_not_in_the_way() -> None:
+    other = listens("192.0.2.1", 8080, "other")
+    one = honest(LAB)
+    found = results(LAB, listening=(*(one.listening or ()), other))["ports"]
+    assert (found.status, found.actual) == ("ok", "127.0.0.1:8080")
 
 
 def test_threads_that_wait_name_who_is_in_their_way() -> None:
