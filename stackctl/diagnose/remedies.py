@@ -22,14 +22,10 @@ _INSTRUCT = "the Instruct variant in nvfp4 gave 25-28 tok/s where the Loop varia
 #: So many must have come before the longest of them says how long they get.
 ENOUGH_REQUESTS = 20
 
-<<<<<<< HEAD
-=======
-_DIFFS = Step(do="aider: diff edits instead of whole files", command="aider --edit-format diff")
 _GPU = Step(
     do="use a GPU, if there is one, with llama.cpp too (--n-gpu-layers 999)",
     command="stackctl up gpu-gguf",
 )
->>>>>>> e82ef85f4e44c503178e02c93450d0c8a29df7ed
 _COLD = Step(do="temperature 0", command='"temperature": 0 in requests')
 _SMALL_MAP = Step(
     do="smaller repo map, fewer added files (/drop)", command="aider --map-tokens 1024"
@@ -37,16 +33,17 @@ _SMALL_MAP = Step(
 
 
 def slow_generation(evidence: Evidence, load: Load) -> tuple[Step, ...]:
-<<<<<<< HEAD
-    """For answers that come slowly while prompts and memory are no problem: fewer tokens first, as
-    nothing else needs no change of the stack; then less to read for each token."""
-    return (
+    """For answers that come slowly while prompts and memory are no problem: fewer tokens first,
+    which needs no change of the stack; then less to read for each of them. On a CPU a GPU comes
+    before all else."""
+    least = (
         _diffs(evidence),
         _COLD,
         _SMALL_MAP,
         smaller_context(evidence, load),
         smaller_model(evidence),
     )
+    return least if on_gpu(evidence) is not False else (_GPU, *least)
 
 
 def _diffs(evidence: Evidence) -> Step:
@@ -55,13 +52,6 @@ def _diffs(evidence: Evidence) -> Step:
     return Step(
         do="aider: diff edits instead of whole files", command=f"stackctl client aider{which}"
     )
-=======
-    """For answers that come slowly while prompts and memory are no problem: fewer tokens first,
-    which needs no change of the stack; then less to read for each of them. On a CPU a GPU comes
-    before all else."""
-    least = (_DIFFS, _COLD, _SMALL_MAP, smaller_context(evidence, load), smaller_model(evidence))
-    return least if on_gpu(evidence) is not False else (_GPU, *least)
->>>>>>> e82ef85f4e44c503178e02c93450d0c8a29df7ed
 
 
 def smaller_context(evidence: Evidence, load: Load) -> Step:
