@@ -14,7 +14,7 @@ def command(session: Session, stack: str | None) -> None:
     """Prove that STACK runs as planned: kernel and engine are asked, not the unit.
 
     Mismatches come first, each with its cause and remedy. What cannot be seen is skipped, never
-    called ok. The engine answers one short request meanwhile. Exits 1 when anything is not as
+    called ok. The engine answers a few short requests meanwhile. Exits 1 when anything is not as
     planned, 3 when the stack does not run.
     """
     from stackctl.deploy.transaction import installed_generation

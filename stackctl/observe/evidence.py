@@ -62,7 +62,7 @@ def gather(
     """All that can be seen of a generation whose container runs; takes about a second.
 
     ``unit`` are systemd's properties of its service (MainPID, NRestarts, and those of drift).
-    The engine is asked for one short completion, on its own port.
+    The engine is asked for a few short completions, on its own port.
     """
     machine, notes, pid, plan = context.machine, Notes(), container.pid, generation.plan
     stats = procfs.processes(machine)
