@@ -181,10 +181,6 @@ class Engine(Protocol):
     requests_option: str
     #: Whether the first of them is for all requests together.
     shares_context: bool
-    #: Histograms of its /metrics in seconds: "ttft" and "itl", where it has them.
-    histograms: Mapping[str, str]
-    #: Counters of prompt tokens: those found in the prefix cache, and all of them (to be added up).
-    prefix_counters: tuple[tuple[str, ...], tuple[str, ...]]
 
     def tokenizing(self, text: str, served_name: str) -> tuple[str, Mapping[str, object]]:
         """Path and body of a request whose answer lists the tokens of a text ("tokens")."""

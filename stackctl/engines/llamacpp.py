@@ -151,11 +151,6 @@ class LlamaCpp:
     context_option = "ctx-size"
     requests_option = "parallel"
     shares_context = True
-    histograms: Mapping[str, str] = {}
-    prefix_counters: tuple[tuple[str, ...], tuple[str, ...]] = (
-        ("llamacpp:prompt_tokens_cached_total",),
-        ("llamacpp:prompt_tokens_cached_total", "llamacpp:prompt_tokens_total"),
-    )
 
     def tokenizing(self, text: str, served_name: str) -> tuple[str, Mapping[str, object]]:  # noqa: ARG002
         """See Engine."""

@@ -98,14 +98,6 @@ class Vllm:
     context_option = "max-model-len"
     requests_option = "max-num-seqs"
     shares_context = False
-    histograms: Mapping[str, str] = {
-        "ttft": "vllm:time_to_first_token_seconds",
-        "itl": "vllm:inter_token_latency_seconds",
-    }
-    prefix_counters: tuple[tuple[str, ...], tuple[str, ...]] = (
-        ("vllm:prefix_cache_hits_total",),
-        ("vllm:prefix_cache_queries_total",),
-    )
 
     def tokenizing(self, text: str, served_name: str) -> tuple[str, Mapping[str, object]]:
         """See Engine."""

@@ -17,8 +17,9 @@ from stackctl.observe.bench import matrix
 from stackctl.observe.bench.judge import judge
 from stackctl.observe.bench.matrix import Limits, Wish
 from stackctl.observe.bench.prompts import OWN_TOKENS, Prompts
-from stackctl.observe.bench.standing import by_engine, histogram_quantile
+from stackctl.observe.bench.standing import by_engine
 from stackctl.values.bench import Cell, Client, Quantiles, Shape
+from stackctl.values.metrics import EngineMetrics
 from stackctl.values.profile import Slo
 
 WIDE = Limits(context=32768, slots=4)
@@ -207,25 +208,14 @@ def test_without_an_slo_only_failures_count() -> None:
 # What an engine's own metrics say
 
 
-def histogram(*buckets: tuple[str, int], label: str = 'engine="0"') -> str:
-    rows = [f'vllm:time_to_first_token_seconds_bucket{{{label},le="{b}"}} {n}' for b, n in buckets]
-    return "\n".join(rows) + "\n"
+def told(name: str, text: str) -> EngineMetrics:
+    return engine(name).measure({"/metrics": text}, ())
 
 
-TTFT = "vllm:time_to_first_token_seconds"
-
-
-def test_quantiles_of_a_histogram() -> None:
-    text = histogram(("1.0", 0), ("2.0", 50), ("4.0", 100), ("+Inf", 100))
-    assert histogram_quantile(text, TTFT, 0.5) == (100, 2.0)
-    assert histogram_quantile(text, TTFT, 0.95)[1] == pytest.approx(3.8)
-    # Two engines count together.
-    both = text + histogram(("1.0", 100), ("2.0", 100), ("4.0", 100), ("+Inf", 100), label="e='1'")
-    assert histogram_quantile(both, TTFT, 0.5) == (200, 1.0)
-    over = histogram(("1.0", 10), ("+Inf", 100))
-    assert histogram_quantile(over, TTFT, 0.95) == (100, 1.0)
-    assert histogram_quantile("", TTFT, 0.95) == (0, None)
-    assert histogram_quantile(text, "vllm:other", 0.95) == (0, None)
+def histogram(*buckets: tuple[str, int]) -> str:
+    name = "vllm:time_to_first_token_seconds"
+    rows = [f'{name}_bucket{{engine="0",le="{bound}"}} {count}' for bound, count in buckets]
+    return "\n".join([*rows, f"{name}_count {buckets[-1][1]}", f"{name}_sum 99.0", ""])
 
 
 def test_histograms_judge_where_the_engine_has_them() -> None:
@@ -233,23 +223,26 @@ def test_histograms_judge_where_the_engine_has_them() -> None:
     text += 'vllm:prefix_cache_queries_total{engine="0"} 1000.0\n'
     text += 'vllm:prefix_cache_hits_total{engine="0"} 450.0\n'
     slo = Slo(ttft_s=3.5, itl_ms=50, min_prefix_hits=0.6)
-    found = {result.name: result for result in by_engine(text, engine("vllm"), slo)}
+    found = {result.name: result for result in by_engine(told("vllm", text), slo)}
     assert set(found) == {"slo-ttft-engine", "slo-prefix-engine"}
-    assert (found["slo-ttft-engine"].status, found["slo-ttft-engine"].actual) == (
-        "fail", "p95 3.8 s"
-    )  # fmt: skip
+    first = found["slo-ttft-engine"]
+    assert (first.status, first.actual, first.expected) == (
+        "fail",
+        "p95 3.8 s",
+        "p95 at most 3.5 s",
+    )
     assert found["slo-prefix-engine"].actual == "45 %"
-    assert "100 observations" in (found["slo-ttft-engine"].evidence or "")
-    few = histogram(("1.0", 5), ("+Inf", 5))
-    assert by_engine(few, engine("vllm"), Slo(ttft_s=3.5)) == []
+    assert "100 values since it started" in (first.evidence or "")
+    # Five are no 95th percentile.
+    assert by_engine(told("vllm", histogram(("1.0", 5), ("+Inf", 5))), Slo(ttft_s=0.5)) == []
 
 
 def test_llamacpp_counts_cached_tokens_only() -> None:
     text = "llamacpp:prompt_tokens_total 400\nllamacpp:prompt_tokens_cached_total 600\n"
     slo = Slo(ttft_s=1, min_prefix_hits=0.6)
-    (found,) = by_engine(text, engine("llama.cpp"), slo)
+    (found,) = by_engine(told("llama.cpp", text), slo)
     assert (found.name, found.status, found.actual) == ("slo-prefix-engine", "ok", "60 %")
-    assert by_engine("", engine("llama.cpp"), slo) == []
+    assert by_engine(told("llama.cpp", ""), slo) == []
 
 
 # What a stack serves
