@@ -182,12 +182,12 @@ def test_a_virtual_machine_sees_none_of_it(tmp_path: Path) -> None:
 @example(b"\x11\x04\0\0" * 1000)
 @example(b"\x11\xff" * 700_000)
 def test_no_table_stops_the_reader(table: bytes) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     found = dmi.modules(table)
     dmi.channels_in_use(found, None, 1)
     dmi.slowest(found)
     assert len(found) <= 1024
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
     assert all(module.place.isprintable() for module in found)
 
 
@@ -458,9 +458,9 @@ _YAMLISH = st.text(alphabet="a:-?&*!|>[]{},#'\"%@ \n\t0.<~é\0", max_size=300)
 @example("a: 2001-99-99\n", "yaml")
 def test_no_cdi_file_stops_the_probe(text: str, suffix: str) -> None:
     reader = Reader(LiveMachine())
-    started = time.monotonic()
+    started = time.process_time()
     spec = judge(reader, f"/etc/cdi/x.{suffix}", text, "4.9.3")
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
     assert spec.problem is None or spec.problem.isprintable()
     assert len(spec.devices) <= 2048
 
