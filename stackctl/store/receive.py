@@ -14,8 +14,12 @@ from stackctl.store.pace import Limiter
 from stackctl.store.part import PIECE_BYTES
 from stackctl.store.wanted import Patience
 
-#: What is read at once: what a killed process may lose, for each connection.
-_BUFFER_BYTES: Final = 128 << 10
+#: What is read at once is what a killed process may lose, for each connection: little on a slow
+#: line, more where a read takes no time.
+_LEAST_BYTES: Final = 64 << 10
+_MOST_BYTES: Final = 1 << 20
+_SOON_S: Final = 0.002
+_LATE_S: Final = 0.010
 #: How often the address that a hub has redirected to is asked for again, when it is refused.
 _MOST_ADDRESSES: Final = 3
 #: How often a file that the server replaces is begun anew.
@@ -39,7 +43,8 @@ class Receiver:
         self._secret = secret
         self._limiter = limiter
         self._patience = patience
-        self._view = memoryview(bytearray(_BUFFER_BYTES))
+        self._view = memoryview(bytearray(_MOST_BYTES))
+        self._step = _LEAST_BYTES
 
     def run(self) -> None:
         """Receive until nothing is left."""
@@ -151,9 +156,15 @@ class Receiver:
         while left:
             if board.stop.is_set() or job.fresh:
                 return
-            count = response.readinto(self._view[: min(left, len(self._view))])
+            begin = time.perf_counter()
+            count = response.readinto(self._view[: min(left, self._step)])
             if count == 0:
                 raise Lost(f"{host_of(response.url)} broke the connection off")
+            took = time.perf_counter() - begin
+            if took > _LATE_S:
+                self._step = max(self._step // 2, _LEAST_BYTES)
+            elif took < _SOON_S:
+                self._step = min(self._step * 2, _MOST_BYTES)
             job.part.write(piece, self._view[:count])
             left -= count
             if left == 0:
@@ -161,7 +172,7 @@ class Receiver:
             with board.changed:
                 board.here += count
                 board.came += count
-                if job.part.complete(piece):
+                if left == 0:
                     board.changed.notify_all()
             self._limiter.take(count, board.stop)
 

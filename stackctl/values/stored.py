@@ -125,7 +125,7 @@ class ModelChoice(Value, frozen=True, kw_only=True):
     profile that suits it best (None: not known)."""
 
     source: str
-    quantization: str | None
+    quantization: str | None = None
     format: Literal["gguf", "safetensors"]
     bytes: int
     profile: str | None = None
