@@ -93,7 +93,7 @@ def _details(out: Output, report: BenchReport) -> None:
     factors = [cell.performance_factor for cell in report.cells if cell.performance_factor]
     if factors and report.parameters:
         told.append(
-            f"PF        {max(factors):.3g} (tok/s over {report.parameters / 1e9:.3g} billion "
+            f"PF        {_number(max(factors))} (tok/s over {report.parameters / 1e9:.3g} billion "
             "parameters, the best cell)"
         )
     for cell in report.cells:

@@ -73,6 +73,15 @@ def _told_of(seat: Seat) -> None:
     assert "~" not in row
 
 
+def _measured(seat: Seat) -> None:
+    """Prompts of exact length by vLLM's tokenizer, answers of exact length."""
+    words = ["--prompt", "200", "--output", "64", "--requests", "2", "--prefix", "uncached"]
+    found = json.loads(seat.stackctl("bench", "cpu-vllm", *words, "--json", timeout=200).stdout)
+    (cell,) = found["cells"]
+    assert (found["lengths"], cell["failed"], cell["output_tokens"]) == ("tokenizer", 0, 64)
+    assert cell["prompt_tokens"] == pytest.approx(200, abs=1)
+
+
 def _serve_twice(seat: Seat) -> None:
     # What an image or a user sets for all containers does not outvote the plan: 1 GiB, not 3.
     seat.lab.write(
@@ -92,6 +101,7 @@ def _serve_twice(seat: Seat) -> None:
     metrics = seat.run("curl", "-sS", "--fail", f"http://127.0.0.1:{port}/metrics").stdout
     assert re.search(r"^vllm:generation_tokens_total\{.*\} [1-9]", metrics, re.MULTILINE)
     _told_of(seat)
+    _measured(seat)
     kernels = compiled(seat)
     assert kernels
     words = ["find", seat.cache, "-maxdepth", "2", "-type", "d", "-printf", "%m %u\\n"]

@@ -31,7 +31,7 @@ def measure(
 
 def test_a_cell_with_known_delays() -> None:
     def answer(body: dict[str, Any]) -> list[Step]:
-        return completion(body, first_s=0.05, gap_s=0.002, cached=7)
+        return completion(body, first_s=0.05, gap_s=0.005, cached=7)
 
     shape = Shape(prompt_tokens=20, output_tokens=64, concurrency=4)
     with serve(answer) as server:
@@ -42,11 +42,12 @@ def test_a_cell_with_known_delays() -> None:
     assert found.ttft_s and found.itl_ms and found.generation_tok_s and found.e2e_s
     assert found.ttft_s.n == 8
     assert found.itl_ms.n == 8 * 63
-    # Never earlier than it was sent; how much later is the machine's business.
+    # Never earlier than it was sent; how much later is the machine's business. Pieces that it lets
+    # wait for each other come together, which makes those between the first and the last fewer.
     assert found.ttft_s.p5 >= 0.05
-    assert found.itl_ms.mean >= 2 * 0.98
-    assert found.generation_tok_s.p95 <= 1 / 0.002
-    assert found.e2e_s.p5 >= 0.05 + 63 * 0.002
+    assert found.itl_ms.mean >= 5 * 0.8
+    assert found.generation_tok_s.p50 <= 1 / 0.005 / 0.8
+    assert found.e2e_s.p5 >= 0.05 + 63 * 0.005
     assert found.performance_factor == pytest.approx(found.generation_tok_s.p50 / 2)
     assert found.output_tok_s == pytest.approx(8 * 64 / found.seconds)
     assert (found.goodput, found.prompt_tok_s) == (None, None)
@@ -101,6 +102,21 @@ def test_some_requests_fail() -> None:
     assert found.goodput == pytest.approx(4 / 6)
     assert found.notes[0] == "2 of 6 requests failed: error in the stream: lost"
     assert found.performance_factor is None
+
+
+def test_a_server_that_does_not_tell_what_was_cached() -> None:
+    def answer(body: dict[str, Any]) -> list[Step]:
+        usage = {"prompt_tokens": 10, "completion_tokens": 3}
+        return [
+            (0, HEAD), (0, piece("a")), (0, event({"choices": [], "usage": usage})),
+            (0, event(b"[DONE]") + b"0\r\n\r\n"),
+        ]  # fmt: skip
+
+    shape = Shape(prompt_tokens=10, output_tokens=3, cached=True)
+    with serve(answer) as server:
+        found = figures.cell(measure(server.url, shape, 1), slo=None, parameters=None)
+    assert found.cached_tokens is None
+    assert any("does not tell cached tokens" in note for note in found.notes)
 
 
 def test_where_nothing_answers_it_stops_early() -> None:

@@ -129,6 +129,8 @@ def _notes(measured: Measured, good: Sequence[Reply]) -> Iterable[str]:
     if good and tokens and pieces < _SPLIT * tokens:
         yield f"{tokens / max(1, pieces):.1f} tokens a piece: gaps are between pieces"
     cached = _mean(reply.cached_tokens for reply in good)
+    if shape.cached and good and cached is None:
+        yield "the server does not tell cached tokens (vLLM: --enable-prompt-tokens-details)"
     if not shape.cached and cached is not None and cached > 0.1 * shape.prompt_tokens:
         yield f"{cached:,.0f} tokens of each prompt were cached, though no two are alike"
 

@@ -61,9 +61,14 @@ def latency(
     """A 95th percentile of a latency, in seconds or milliseconds, against the one allowed."""
 
     def told(value: float) -> str:
-        return f"{value:.3g} {unit}"
+        return f"{plain(value)} {unit}"
 
     return judged(name, allowed, seen, told, source=source, most=True, mark="p95 ", at=at)
+
+
+def plain(value: float) -> str:
+    """A number with three digits, or all of those before the point."""
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def percent(value: float) -> str:
@@ -110,7 +115,7 @@ def _speed(cells: Sequence[Cell], slo: Slo, source: str) -> Result | None:
     seen, at = _worst(rows, min)
 
     def told(value: float) -> str:
-        return f"{value:.3g} tok/s"
+        return f"{plain(value)} tok/s"
 
     return judged(
         "slo-speed", slo.min_tok_s, seen, told, source=source, most=False, mark="p5 ", at=at
