@@ -38,7 +38,7 @@ def _rate(_: Any, __: Any, value: str | None) -> int | None:
 @click.argument("source")
 @click.option("--hub", "ask", is_flag=True, help="Ask the hub, whatever is here.")
 def show(session: Session, source: str, ask: bool) -> None:
-    """Show what is known of the model at SOURCE, also before it is downloaded.
+    """Show what is known of a model, downloaded or not.
 
     Of a repository with several models: what of it fits this machine, and how fast it would be.
 
@@ -97,7 +97,7 @@ def describe_model(session: Session, model: Model) -> None:
 
 @verb("catalogue")
 def catalogue(session: Session) -> None:
-    """List the models whose facts are known without a download."""
+    """List models whose facts are shipped."""
     import json
 
     from stackctl.quantity import format_bytes
@@ -151,7 +151,9 @@ def fetch(
     here: bool,
     job: Path | None,
 ) -> None:
-    """Download the model at SOURCE into the hub cache, verified; go on where the last run ended.
+    """Download a model into the hub cache, verified.
+
+    It goes on where the last run ended.
 
     More than 1 GB is asked for, and then fetched by a service of its own, which goes on when this
     command or its connection ends. Called again, it shows how far that is.
@@ -185,7 +187,7 @@ def _result(session: Session, record: StoredModel) -> None:
 
 @verb("list")
 def list_models(session: Session) -> None:
-    """List the models that were fetched or imported, with their sizes."""
+    """List what was fetched or imported."""
     from stackctl.deploy import stored
     from stackctl.quantity import format_bytes
     from stackctl.sources.hubcache import cache_folder
@@ -208,11 +210,14 @@ def list_models(session: Session) -> None:
 @verb("verify")
 @click.argument("source", required=False)
 def verify(session: Session, source: str | None) -> None:
-    """Hash all files of the model at SOURCE, or of all models, as the disk has them."""
+    """Hash all files of a model again, or of all models.
+
+    What the disk has is read, not what memory remembers of it.
+    """
     from stackctl.deploy import stored
     from stackctl.store import adopt
     from stackctl.store import manifest as manifests
-    from stackctl.values.stored import ModelCheck
+    from stackctl.values.stored import ModelCheck, ModelChecks
 
     context = session.context(recover="no")
     manifest = stored.manifest(context)
@@ -222,18 +227,18 @@ def verify(session: Session, source: str | None) -> None:
             "no model was fetched or imported", hint="stackctl model fetch SOURCE",
             exit_code=ExitCode.NOT_FOUND,
         )  # fmt: skip
-    wrong = False
+    checks = []
     for record in records:
         results = manifests.verify(record, stored.telling(context, "hashing "))
-        wrong = wrong or any(result.status == "fail" for result in results)
+        checks.append(ModelCheck(source=record.source, results=results))
         if all(result.status == "ok" for result in results):
             manifest.refresh(record)
-        if session.out.json:
-            session.out.data(ModelCheck(source=record.source, results=results))
-            continue
-        session.out.line(record.source)
-        session.out.results(results)
-    if wrong:
+        if not session.out.json:
+            session.out.line(record.source)
+            session.out.results(results)
+    if session.out.json:
+        session.out.data(checks[0] if source is not None else ModelChecks(models=tuple(checks)))
+    if any(result.status == "fail" for check in checks for result in check.results):
         raise click.exceptions.Exit(int(ExitCode.FAILED))
 
 
@@ -241,9 +246,9 @@ def verify(session: Session, source: str | None) -> None:
 @click.argument("source")
 @yes_option
 def remove(session: Session, source: str) -> None:
-    """Remove a model from the hub cache; one that was imported is forgotten and stays.
+    """Remove a model from the hub cache.
 
-    Refused for a model that a stack uses.
+    One that was imported is forgotten and stays. Refused for a model that a stack uses.
     """
     from stackctl.deploy import stored
     from stackctl.quantity import format_bytes
@@ -266,7 +271,9 @@ def remove(session: Session, source: str) -> None:
 @click.argument("source")
 @yes_option
 def import_model(session: Session, source: str) -> None:
-    """Take the model at SOURCE as it lies: hash it, so that a change is noticed. No copy is made.
+    """Take a model as it lies, or what was exported.
+
+    Its files are hashed, so that a change is noticed. No copy is made.
 
     SOURCE may also be a folder that `stackctl model export` has written: its models are put into
     the hub cache, its images into Podman's.
@@ -305,7 +312,10 @@ def import_model(session: Session, source: str) -> None:
     help="Write it there instead of printing it.",
 )
 def lock(session: Session, source: str, output: Path | None) -> None:
-    """Print the lock file of a fetched model: commit, and path, size and SHA-256 of each file."""
+    """Print the lock file of a fetched model.
+
+    It has the commit, and path, size and SHA-256 of each file.
+    """
     from stackctl.deploy import stored
     from stackctl.machine.files import write_atomically
     from stackctl.store import adopt
@@ -327,7 +337,9 @@ def lock(session: Session, source: str, output: Path | None) -> None:
     "--image", "images", multiple=True, metavar="NAME", help="Also an image that is here, by name."
 )
 def export(session: Session, sources: tuple[str, ...], images: tuple[str, ...]) -> None:
-    """Write fetched models, and images, to FOLDER: for a machine without a network.
+    """Write models and images to a folder.
+
+    For a machine without a network, and models that were fetched.
 
     There: stackctl model import FOLDER
     """

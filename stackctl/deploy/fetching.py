@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import hashlib
 import os
 import time
@@ -200,7 +201,13 @@ class _Service:
         except BaseException:
             self.forget()
             raise
-        flag = "--user " if self._context.paths.scope == "user" else ""
+        user = self._context.paths.scope == "user"
+        linger = f"/var/lib/systemd/linger/{getpass.getuser()}"
+        if user and self._context.machine.read(linger) is None:
+            self._context.report.warn(
+                "the download ends when you log out", "loginctl enable-linger $USER"
+            )
+        flag = "--user " if user else ""
         self._context.report.step(
             "model", f"fetching as {self.unit}; to end it: systemctl {flag}stop {self.unit}"
         )

@@ -95,6 +95,13 @@ class ModelCheck(Value, frozen=True, kw_only=True):
     results: tuple[Result, ...]
 
 
+class ModelChecks(Value, frozen=True, kw_only=True):
+    """Results of ``stackctl model verify`` for all models."""
+
+    schema: Literal["stackctl.modelchecks/1"] = "stackctl.modelchecks/1"
+    models: tuple[ModelCheck, ...]
+
+
 class FetchJob(Value, frozen=True, kw_only=True):
     """What a download that runs by itself is told; ``environment`` holds what it needs of ours,
     also secrets: the file is its owner's alone, and gone once it was read."""

@@ -84,6 +84,8 @@ def test_fetch_list_verify_lock_and_remove(cli: Cli, site: Hub, tmp_path: Path) 
     assert "--yes" in cli.err
     path = next((folder.parents[1] / "blobs").iterdir())
     path.write_bytes(b"x" + path.read_bytes()[1:])
+    assert cli("model", "verify", "--json") == 1
+    assert json.loads(cli.out)["models"][0]["results"][0]["status"] == "fail"
     assert cli("model", "verify") == 1
     assert cli.out.splitlines()[1].startswith("FAIL  a-Q4_K_M.gguf")
     assert cli("model", "remove", "repo", "--yes") == 0
