@@ -57,8 +57,8 @@ def _any(kind: inspect.Type) -> st.SearchStrategy[Any]:
             return st.booleans()
         case inspect.IntType(ge=low, le=high):
             return WHOLE if low is None else st.integers(low, high)
-        case inspect.FloatType(gt=above):
-            return st.floats(above, exclude_min=above is not None, allow_nan=False,
+        case inspect.FloatType(gt=above, le=most):
+            return st.floats(above, most, exclude_min=above is not None, allow_nan=False,
                              allow_infinity=False)  # fmt: skip
         case inspect.StrType(pattern=None):
             return st.text(st.characters(codec="utf-8"), max_size=8)

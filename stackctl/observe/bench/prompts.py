@@ -19,7 +19,7 @@ _TEXT = (
 _WORDS = _TEXT.split()
 #: Tokens of a request with a shared prefix that are its own: a question after a long system prompt.
 OWN_TOKENS = 32
-_ATTEMPTS = 12
+_ATTEMPTS = 16
 #: What a word costs at most in usual vocabularies, where nobody counts.
 _TOKENS_A_WORD = 1.05
 
@@ -54,28 +54,38 @@ class Prompts:
         """Words after a start, as many tokens in all, corrected by the tokenizer's count."""
         counted = self._count(start) if start else 0
         begun = len(start.split()) * self.tokens_a_word if counted is None else counted
-        words = self._words(max(1, round((tokens - begun) / self.tokens_a_word)))
-        tail = ""
+        guess = max(1, round((tokens - begun) / self.tokens_a_word))
+        words = self._words(guess)
+        # As many whole words as fit: ``low`` of them do, ``high`` do not.
+        low, high = 0, math.inf
         for _ in range(_ATTEMPTS):
-            text = " ".join((start, *words) if start else words) + tail
-            counted = self._count(text)
+            counted = self._count(_joined(start, words[:guess]))
             if counted is None or counted == tokens:
+                return _joined(start, words[:guess])
+            low, high = (guess, high) if counted < tokens else (low, guess)
+            if high - low <= 1:
                 break
-            a_word = max(1.0, (counted - begun) / len(words))
-            missing = tokens - counted
-            if missing >= a_word:
-                words += self._words(int(missing / a_word))
-            elif missing > 0:
-                # Less than a word: a letter is a token of its own, with its space or without.
-                tail += "a" if tail else " a"
-            elif tail == " a":
-                tail = "a"
-            elif len(words) > 1:
-                del words[max(1, len(words) - math.ceil(-missing / a_word)) :]
-                tail = ""
-            else:
-                words = self._words(1)
+            a_word = max(1.0, (counted - begun) / guess)
+            step = int((tokens - counted) / a_word) or (1 if counted < tokens else -1)
+            guess = int(min(max(guess + step, low + 1), high - 1))
+            words += self._words(guess - len(words))
+        return self._filled(_joined(start, words[: max(1, low)]), tokens)
+
+    def _filled(self, text: str, tokens: int) -> str:
+        """A text with letters at its end: less than a word is missing."""
+        for letter in (" a", *("a" * _ATTEMPTS)):
+            counted = self._count(text + letter)
+            if counted is None or counted > tokens:
+                # A letter after a space may be two tokens, where one without is one.
+                continue
+            text += letter
+            if counted == tokens:
+                break
         return text
 
     def _words(self, count: int) -> list[str]:
         return self._random.choices(_WORDS, k=count)
+
+
+def _joined(start: str, words: list[str]) -> str:
+    return " ".join((start, *words) if start else words)
