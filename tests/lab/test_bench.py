@@ -88,6 +88,20 @@ def test_a_run_is_measured_stored_shown_and_compared(seat: Seat) -> None:
     key = seat.stackctl("key", "show").stdout.strip()
     assert key not in text + json.dumps([first, second, listed, compared])
     assert seat.lab.run(["grep", "-cF", key, path]).returncode == 1
+    # The page of the newest run, and clients that are told what was measured.
+    folder = seat.run("mktemp", "-d").stdout.strip()
+    page = f"{folder}/page.html"
+    assert seat.stackctl("report", "--output", page).stdout.strip() == page
+    html = seat.run("cat", page).stdout
+    assert "<td>bench 2, " in html
+    assert html.count("<svg") >= 2
+    assert key not in html
+    seat.run("sh", "-c", f"echo mine > {page}")
+    look.assert_error(seat.stackctl("report", "-o", page, code=5), "no report", "-o FILE")
+    assert seat.run("cat", page).stdout == "mine\n"
+    told = json.loads(seat.stackctl("client", "aider", "--json").stdout)
+    assert told["speeds"]["source"] == "measured"
+    seat.run("rm", "-r", folder)
 
 
 def test_ctrl_c_keeps_what_was_measured(seat: Seat) -> None:
