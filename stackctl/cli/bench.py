@@ -172,7 +172,7 @@ def _measure(
     if done.interrupted:
         session.out.note(f"interrupted: what was measured is bench {report.id}")
         raise click.exceptions.Exit(int(ExitCode.INTERRUPTED))
-    if any(result.status == "fail" for result in report.results):
+    if not report.complete or any(result.status == "fail" for result in report.results):
         raise click.exceptions.Exit(int(ExitCode.FAILED))
 
 

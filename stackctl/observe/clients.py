@@ -43,7 +43,7 @@ def predicted(generation: Generation) -> Speeds:
 
 def measured(run: BenchReport) -> Speeds:
     """What the median request had, one at a time and without a cache to help."""
-    alone = [cell for cell in run.cells if cell.shape.concurrency == 1 and not cell.shape.cached]
+    alone = [cell for cell in run.cells if cell.shape.alone]
     decode = [cell.generation_tok_s.p50 for cell in alone if cell.generation_tok_s]
     prefill = [cell.prompt_tok_s.p50 for cell in alone if cell.prompt_tok_s]
     return Speeds(

@@ -79,10 +79,14 @@ class Benches:
         return number
 
     def runs(self, stack: str | None = None) -> tuple[BenchEntry, ...]:
+        """The stored runs in short, of one stack or all, newest first."""
+        return tuple(map(_entry, self.reports(stack)))
+
+    def reports(self, stack: str | None = None) -> tuple[BenchReport, ...]:
         """The stored runs, of one stack or all, newest first."""
         where, values = ("WHERE stack = ? ", (stack,)) if stack else ("", ())
         rows = self._rows(f"SELECT id, report FROM run {where}ORDER BY id DESC", values)
-        return tuple(_entry(self._report(*row)) for row in rows)
+        return tuple(self._report(*row) for row in rows)
 
     def read(self, number: int) -> BenchReport:
         """One run. Raises StackctlError (exit 4) when there is none of that number."""
@@ -128,9 +132,16 @@ class Benches:
         return msgspec.structs.replace(report, id=number)
 
     def _rows(self, query: str, values: tuple[Any, ...]) -> list[Any]:
-        if not self.path.exists():
+        try:
+            self.path.lstat()
+        except FileNotFoundError:
             return []
+        except OSError as error:
+            raise StackctlError(f"cannot open {self.path}: {error.strerror}") from None
         with self._open() as database:
+            # Without a schema nothing was stored: who made the file was stopped right then.
+            if not _version(database):
+                return []
             return database.execute(query, values).fetchall()
 
     @contextlib.contextmanager
@@ -160,7 +171,7 @@ class Benches:
             raise StackctlError(f"cannot open {self.path}: {error.strerror}") from None
 
     def _settle(self, database: sqlite3.Connection, create: bool) -> None:
-        (version,) = database.execute("PRAGMA user_version").fetchone()
+        version = _version(database)
         if version > SCHEMA:
             raise StackctlError(
                 f"{self.path} has schema {version}, this stackctl reads {SCHEMA}",
@@ -170,8 +181,7 @@ class Benches:
         if version == 0 and create:
             # Two that come first at once: the second finds the tables.
             database.execute("BEGIN IMMEDIATE")
-            (version,) = database.execute("PRAGMA user_version").fetchone()
-            if version == 0:
+            if _version(database) == 0:
                 for statement in filter(str.strip, _TABLES.split(";")):
                     database.execute(statement)
                 database.execute(f"PRAGMA user_version = {SCHEMA}")
@@ -197,6 +207,11 @@ class Benches:
         )
 
 
+def _version(database: sqlite3.Connection) -> int:
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    return int(version)
+
+
 def _row(sample: Sample) -> tuple[Any, ...]:
     values = [getattr(sample, name) for name in _COLUMNS]
     # Four bytes a gap: seven digits are more than a clock gives.
@@ -215,7 +230,7 @@ def _entry(report: BenchReport) -> BenchEntry:
     speeds = [
         cell.generation_tok_s.p50
         for cell in report.cells
-        if cell.generation_tok_s and cell.shape.concurrency == 1
+        if cell.generation_tok_s and cell.shape.alone
     ]
     return BenchEntry(
         id=report.id or 0,

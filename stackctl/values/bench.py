@@ -31,6 +31,11 @@ class Shape(Value, frozen=True, kw_only=True):
     concurrency: int = 1
     cached: bool = False
 
+    @property
+    def alone(self) -> bool:
+        """One request at a time, with no cache to help: what the speed of a request is told by."""
+        return self.concurrency == 1 and not self.cached
+
 
 class Cell(Value, frozen=True, kw_only=True):
     """What one cell measured, as the client saw it.

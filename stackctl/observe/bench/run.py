@@ -128,14 +128,22 @@ class Bench:
         )  # fmt: skip
         level = 1
         for number, shape in enumerate(self._shapes):
-            if shape.concurrency > level:
-                level = shape.concurrency
-                self._warm(streams, shape.concurrency)
-            texts = self._texts(streams, shape, asked[shape])
             cell = Measured(shape, asked[shape])
-            self._cells.append(cell)
             rest = sum(self._seconds(s, asked[s], pace) for s in self._shapes[number + 1 :])
-            self._measure_cell(streams, cell, texts, pace, rest)
+            try:
+                if shape.concurrency > level:
+                    level = shape.concurrency
+                    self._warm(streams, shape.concurrency)
+                texts = self._texts(streams, shape, asked[shape])
+                self._cells.append(cell)
+                self._measure_cell(streams, cell, texts, pace, rest)
+            except StackctlError as error:
+                # An engine that ends in the middle takes nothing of what was measured before.
+                self._cells = [cell for cell in self._cells if cell.replies]
+                if not self._cells:
+                    raise
+                self._context.report.warn(f"stopped: {error.message}", error.hint)
+                return
             if cell.replies and len(cell.failed) == len(cell.replies):
                 self._context.report.warn(f"stopped: {cell.failed[0].error}")
                 return

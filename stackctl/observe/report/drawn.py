@@ -123,7 +123,7 @@ def comparison(runs: Sequence[BenchReport]) -> list[str]:
                 best[concurrency] = max(best.get(concurrency, 0.0), cell.output_tok_s)
         points = tuple((float(key), value) for key, value in sorted(best.items()))
         series.append(charts.Series(name, points))
-        alone = [c for c in run.cells if c.shape.concurrency == 1 and not c.shape.cached]
+        alone = [c for c in run.cells if c.shape.alone]
         singles.append(charts.Series(name, _points(alone)[0]))
     return [
         charts.lines("Throughput, run by run", series,

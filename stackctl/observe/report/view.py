@@ -114,7 +114,7 @@ def _when(text: str) -> str:
 
 def _tiles(cells: Sequence[Cell]) -> Rows:
     """The few figures one looks for: one request at a time, and all that the stack gives."""
-    alone = [cell for cell in cells if cell.shape.concurrency == 1 and not cell.shape.cached]
+    alone = [cell for cell in cells if cell.shape.alone]
     rows = []
     speed = _best(alone, "generation_tok_s")
     if speed is not None and speed.generation_tok_s is not None:
@@ -186,7 +186,7 @@ def _budget(budget: MemoryBudget) -> tuple[str, ...]:
 def expected(plan: Plan, cells: Sequence[Cell]) -> Rows:
     """Predicted against measured: (what, predicted, measured, word), one request at a time."""
     prediction = plan.prediction
-    alone = [cell for cell in cells if cell.shape.concurrency == 1 and not cell.shape.cached]
+    alone = [cell for cell in cells if cell.shape.alone]
     rows = []
     speed = _best(alone, "generation_tok_s")
     if prediction.decode_tok_s:
@@ -271,7 +271,7 @@ def _notes(run: BenchReport | None) -> tuple[str, ...]:
 
 def _run(run: BenchReport) -> tuple[str, ...]:
     """A row of the comparison of runs."""
-    alone = [cell for cell in run.cells if cell.shape.concurrency == 1 and not cell.shape.cached]
+    alone = [cell for cell in run.cells if cell.shape.alone]
     speed = _best(alone, "generation_tok_s")
     first = next((cell.ttft_s for cell in alone if cell.ttft_s is not None), None)
     most = max((cell.output_tok_s or 0.0 for cell in run.cells), default=0.0)
