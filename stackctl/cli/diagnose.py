@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stackctl.cli.session import Session, duration, pick_stack, stack_argument, verb
+from stackctl.cli.session import (
+    Session,
+    current_slo,
+    duration,
+    pick_stack,
+    stack_argument,
+    verb,
+)
 from stackctl.errors import ExitCode, StackctlError
 
 if TYPE_CHECKING:
@@ -86,7 +93,8 @@ def _of_stack(session: Session, stack: str | None, since_s: float | None) -> Dia
 
     context = session.context(recover="try")
     generation = installed_generation(context, pick_stack(context, stack))
-    return report(context, generation, since_s=_SINCE_S if since_s is None else since_s)
+    slo = current_slo(session, generation)
+    return report(context, generation, slo=slo, since_s=_SINCE_S if since_s is None else since_s)
 
 
 def _show(session: Session, report: DiagnoseReport) -> None:

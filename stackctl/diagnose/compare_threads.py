@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from stackctl.diagnose.findings import fail, info, not_told, ok, unseen, up_again, warn
-from stackctl.engines.engine import argument
+from stackctl.engines.engine import whole_argument
 from stackctl.values.cpulist import format_cpulist, parse_cpulist
 from stackctl.values.evidence import Evidence, Thread
 from stackctl.values.generation import Generation
@@ -116,11 +116,11 @@ def computing(threads: tuple[Thread, ...]) -> tuple[Thread, ...]:
 def _threads(generation: Generation, seen: Evidence) -> Iterator[Result]:
     """How many threads compute. An engine that does it on a GPU has no use for them."""
     plan = generation.plan
-    planned = _number(plan.argv, "threads")
+    planned = whole_argument(plan.argv, "threads")
     if planned is None or plan.placement.gpus:
         return
     expected = f"{planned} that compute"
-    most = max(planned, _number(plan.argv, "threads-batch") or 0)
+    most = max(planned, whole_argument(plan.argv, "threads-batch") or 0)
     if all(thread.computed_ns is None for thread in seen.threads):
         yield not_told(seen, "threads", expected)
         return
@@ -135,7 +135,7 @@ def _threads(generation: Generation, seen: Evidence) -> Iterator[Result]:
         yield ok("threads", expected, actual, watched)
         return
     said = next((fact.value for fact in seen.log if fact.name == "threads"), None)
-    given = _number(seen.argv or (), "threads")
+    given = whole_argument(seen.argv or (), "threads")
     if said == str(planned) == str(given):
         # The engine and its arguments agree with the plan: a thread was kept from its CPU.
         yield warn(
@@ -179,7 +179,7 @@ def _neighbours(generation: Generation, seen: Evidence) -> Iterator[Result]:
     elif share >= _WAITS:
         shared, cpus = ", ".join(placement.shared_with), len(parse_cpulist(placement.cpus))
         cause = "; ".join(others)
-        if len(busy) > cpus and _number(seen.argv or (), "threads") is not None:
+        if len(busy) > cpus and whole_argument(seen.argv or (), "threads") is not None:
             cause = f"{len(busy)} of its own threads share {cpus} CPUs"
         elif not cause and shared:
             cause = f"the plan shares them with {shared}"
@@ -188,8 +188,3 @@ def _neighbours(generation: Generation, seen: Evidence) -> Iterator[Result]:
         yield warn("cores", expected, told, cause, "fewer threads, or quieter neighbours")
     else:
         yield ok("cores", expected, told, "; ".join(others) or None)
-
-
-def _number(argv: tuple[str, ...], name: str) -> int | None:
-    text = argument(argv, name)
-    return int(text) if text is not None and text.isdecimal() else None

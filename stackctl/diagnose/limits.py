@@ -117,8 +117,13 @@ def prefill(evidence: Evidence, load: Load) -> Finding | None:
         and load.generation is not None
         and load.generation.typical < WANTED_TOK_S
     )
-    # Waiting for others delays the first token as well, and is told by its own rule.
-    asked = slo is not None and slo.ttft_s is not None
+    # Waiting for others delays the first token as well, and is told by its own rule. A profile
+    # promises nothing for prompts that are longer than it says.
+    asked = (
+        slo is not None
+        and slo.ttft_s is not None
+        and (load.prompt_tokens or 0) <= slo.prompt_tokens
+    )
     missed = late and asked and (load.queue_share or 0.0) < _MUCH_QUEUE
     speed = f"{span(load.prompt)} tok/s" if load.prompt else ""
     if not (missed or (much and (late or crawls))):
@@ -207,13 +212,15 @@ def kv(evidence: Evidence, load: Load) -> Finding | None:
     )
 
 
-def prefix(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
+def prefix(evidence: Evidence, load: Load) -> Finding | None:
     """Prompts that could have begun with what the cache has."""
     if load.hits is None or not load.busy:
         return None
+    slo = evidence.slo
+    wanted = WANTED_HITS if slo is None or slo.min_prefix_hits is None else slo.min_prefix_hits
     wide = load.hits.high > _WIDE * load.hits.low
     seen = share(load.hits.typical) if wide else f"{span(load.hits, 100)} %"
-    if load.hits.typical >= WANTED_HITS:
+    if load.hits.typical >= wanted:
         return finding("prefix-cache-misses", "ok", seen)
     if load.hits.high == 0 and (load.all_prompt_tokens or 0.0) < _SHORT_PROMPT:
         return None  # a try or two
@@ -221,17 +228,17 @@ def prefix(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
         return finding(
             "prefix-cache-misses", "ok", f"prompts of {load.prompt_tokens:.0f} tokens need none"
         )
-    missed = (WANTED_HITS - load.hits.typical) / (1 - load.hits.typical)
+    missed = (wanted - load.hits.typical) / (1 - load.hits.typical)
     why = ": every prompt starts differently" if load.hits.high < 0.2 else ""
     return finding(
         "prefix-cache-misses",
         "warn",
-        f"prefix cache hits {seen}, wanted {share(WANTED_HITS)}{why}",
-        expected=f"at least {share(WANTED_HITS)}",
+        f"prefix cache hits {seen}, wanted {share(wanted)}{why}",
+        expected=f"at least {share(wanted)}",
         evidence=f"{share(load.hits.typical)} of the prompts' tokens in the end",
         confidence="high",
         steps=remedies.SAME_BEGINNING,
-        effect=f"at {share(WANTED_HITS)} prompts would compute {share(missed)} fewer tokens",
+        effect=f"at {share(wanted)} prompts would compute {share(missed)} fewer tokens",
         at_stake=missed * (load.prompt_share if load.prompt_share is not None else 0.2),
     )
 

@@ -6,6 +6,9 @@ import shlex
 from collections.abc import Sequence
 
 from stackctl.diagnose.load import Span
+from stackctl.engines import engine as find_engine
+from stackctl.engines import promised_context
+from stackctl.engines.engine import whole_argument
 from stackctl.values.diagnosis import Confidence, Evidence, Finding, Step
 from stackctl.values.result import Status
 
@@ -104,30 +107,21 @@ def engine_name(evidence: Evidence) -> str | None:
 def context_tokens(evidence: Evidence) -> int | None:
     """Tokens that one request may use, as planned or as the log says."""
     if evidence.plan is not None:
-        argv = evidence.plan.argv
-        if (size := _number(argv, "--ctx-size")) is None:
-            return _number(argv, "--max-model-len")
-        return size if "--kv-unified" in argv else size // (at_once(evidence) or 1)
+        return promised_context(evidence.plan)
     return evidence.log.context if evidence.log is not None else None
-
-
-def _number(argv: Sequence[str], name: str) -> int | None:
-    for place, word in enumerate(argv[:-1]):
-        if word == name and argv[place + 1].isdecimal():
-            return int(argv[place + 1])
-    return None
 
 
 def at_once(evidence: Evidence) -> int | None:
     """How many requests are served at the same time, as planned."""
-    argv = evidence.plan.argv if evidence.plan is not None else ()
-    return _number(argv, "--parallel") or _number(argv, "--max-num-seqs")
+    if evidence.plan is None:
+        return None
+    return whole_argument(evidence.plan.argv, find_engine(evidence.plan.engine).requests_option)
 
 
 def threads_planned(evidence: Evidence) -> int | None:
     """Threads that it was started with."""
     if evidence.plan is not None:
-        return _number(evidence.plan.argv, "--threads")
+        return whole_argument(evidence.plan.argv, "threads")
     return evidence.log.threads if evidence.log is not None else None
 
 

@@ -279,6 +279,14 @@ def argument(argv: Sequence[str], name: str) -> str | None:
     return values[-1] if values else None
 
 
+def whole_argument(argv: Sequence[str], name: str) -> int | None:
+    """The whole number that a planned option is given in a command line; None for all else."""
+    text = argument(argv, name)
+    return int(text) if text is not None and _WHOLE.fullmatch(text) else None
+
+
+#: Engines count in 32 bits.
+_WHOLE = re.compile(r"[0-9]{1,10}")
 FailureTable = Sequence[tuple[re.Pattern[str], str, str | None]]
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stackctl.engines.engine import whole_argument
 from stackctl.engines.exposition import Scrape, summed
 from stackctl.values.metrics import EngineMetrics, LogSamples, Request
 
@@ -57,7 +58,7 @@ def measure(answers: Mapping[str, str], argv: Sequence[str]) -> EngineMetrics:
     computed = seen.total("llamacpp:prompt_tokens_total")
     cached = seen.total("llamacpp:prompt_tokens_cached_total")
     generated = seen.total("llamacpp:tokens_predicted_total")
-    capacity = _after(argv, "--ctx-size")
+    capacity = whole_argument(argv, "ctx-size") or None
     used = sum(_whole(slot.get("n_prompt_tokens")) for slot in slots) if told else None
     return EngineMetrics(
         running=seen.count("llamacpp:requests_processing"),
@@ -95,12 +96,6 @@ def _decoded(slot: Mapping[str, Any]) -> int:
 
 def _whole(value: object) -> int:
     return max(0, value) if isinstance(value, int) and not isinstance(value, bool) else 0
-
-
-def _after(argv: Sequence[str], name: str) -> int | None:
-    """The whole number that an argument is given last."""
-    values = [argv[n + 1] for n, word in enumerate(argv[:-1]) if word == name]
-    return int(values[-1]) if values and re.fullmatch(r"[1-9]\d{0,9}", values[-1]) else None
 
 
 @dataclass

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import yaml
 
+from stackctl.engines import promised_context
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.values.bench import BenchReport
 from stackctl.values.client import ClientFile, ClientReport, Speeds, Tool
@@ -83,12 +84,10 @@ def settings(generation: Generation, url: str, speeds: Speeds, tool: Tool) -> Cl
 
 def context_tokens(generation: Generation) -> int | None:
     """Tokens that one request may use: what the engine said when it was ready, else the plan's."""
-    for fact in generation.outcome.report:
-        if fact.name == "context" and fact.value.isdecimal():
-            return int(fact.value)
-    decided = {decision.field: decision.value for decision in generation.plan.decisions}
-    whole = decided.get("max-model-len") or decided.get("ctx-size")
-    return whole if isinstance(whole, int) and not isinstance(whole, bool) else None
+    said = (fact.value for fact in generation.outcome.report if fact.name == "context")
+    return next((int(value) for value in said if value.isdecimal()), None) or promised_context(
+        generation.plan
+    )
 
 
 def _aider(report: ClientReport) -> tuple[ClientFile, ...]:

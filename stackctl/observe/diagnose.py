@@ -13,6 +13,7 @@ from stackctl.observe import looks, processes
 from stackctl.probe.gpunow import gpus_now
 from stackctl.values.diagnosis import DiagnoseReport, Evidence
 from stackctl.values.generation import Generation
+from stackctl.values.profile import Slo
 
 #: Seconds between two looks: some tokens of a slow model.
 _WATCH_S = 5.0
@@ -22,9 +23,12 @@ _MOST_LINES = 50000
 _PATIENCE_S = 5.0
 
 
-def report(context: Context, generation: Generation, *, since_s: float) -> DiagnoseReport:
-    """Findings about a stack that runs. Raises StackctlError (exit 3) when it does not."""
-    evidence = gather(context, generation, since_s=since_s)
+def report(
+    context: Context, generation: Generation, *, slo: Slo | None, since_s: float
+) -> DiagnoseReport:
+    """Findings about a stack that runs, by what its profile's SLO asks for. Raises StackctlError
+    (exit 3) when it does not run."""
+    evidence = gather(context, generation, slo=slo, since_s=since_s)
     return report_of(evidence, source=None)
 
 
@@ -41,7 +45,9 @@ def report_of(evidence: Evidence, *, source: str | None) -> DiagnoseReport:
     )
 
 
-def gather(context: Context, generation: Generation, *, since_s: float) -> Evidence:
+def gather(
+    context: Context, generation: Generation, *, slo: Slo | None, since_s: float
+) -> Evidence:
     """All there is to know of a running engine. It is watched for some seconds while it works, and
     longer while it seems to stand still."""
     plan, machine = generation.plan, context.machine
@@ -70,7 +76,7 @@ def gather(context: Context, generation: Generation, *, since_s: float) -> Evide
         interval_s=passed_s or None,
         late=last.late,
         plan=plan,
-        slo=generation.profile.slo if generation.profile else None,
+        slo=slo,
         asked=generation.asked,
         cpu=processes.cpu_time(first.threads, last.threads, passed_s, allowed)
         if passed_s
