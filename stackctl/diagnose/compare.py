@@ -16,9 +16,9 @@ from stackctl.diagnose.findings import (
     worst_first,
 )
 from stackctl.quantity import format_bytes
-from stackctl.values.evidence import Evidence, Listening, ModelFileSeen
 from stackctl.values.generation import Generation
 from stackctl.values.result import Result
+from stackctl.values.seen import Listening, ModelFileSeen, Seen
 
 #: A process's start is known to a hundredth of a second, a file's change to a clock tick.
 _CLOCK_S = 0.05
@@ -26,7 +26,7 @@ _CLOCK_S = 0.05
 _EVERY = frozenset(("0.0.0.0", "::"))
 
 
-def compare(generation: Generation, seen: Evidence) -> tuple[Result, ...]:
+def compare(generation: Generation, seen: Seen) -> tuple[Result, ...]:
     """All that can be compared, mismatches first."""
     return worst_first(
         (
@@ -45,7 +45,7 @@ def compare(generation: Generation, seen: Evidence) -> tuple[Result, ...]:
     )
 
 
-def _unit(generation: Generation, seen: Evidence) -> Iterator[Result]:
+def _unit(generation: Generation, seen: Seen) -> Iterator[Result]:
     """Files and settings that changed since, and an engine that systemd did not start."""
     service = generation.units.service
     if seen.by_unit is False:
@@ -70,7 +70,7 @@ def _unit(generation: Generation, seen: Evidence) -> Iterator[Result]:
         yield ok("unit", None, f"as stored (generation {generation.number})")
 
 
-def _argv(generation: Generation, seen: Evidence) -> Result:
+def _argv(generation: Generation, seen: Seen) -> Result:
     planned = generation.plan.argv
     expected = f"{len(planned) - 1} arguments as planned"
     if seen.argv is None:
@@ -108,7 +108,7 @@ def argv_difference(running: tuple[str, ...], planned: tuple[str, ...]) -> str |
     return f"{have[len(wanted)]} is not planned"
 
 
-def _environment(generation: Generation, seen: Evidence) -> Result:
+def _environment(generation: Generation, seen: Seen) -> Result:
     planned = generation.plan.environment
     expected = f"{len(planned)} variables as planned" if planned else "no variable but the image's"
     if seen.environment is None:
@@ -136,7 +136,7 @@ def _environment(generation: Generation, seen: Evidence) -> Result:
     )
 
 
-def _ports(generation: Generation, seen: Evidence) -> Result:
+def _ports(generation: Generation, seen: Seen) -> Result:
     """Only what is meant listens, and where it is meant to."""
     plan, door = generation.plan, generation.door
     meant = {("engine", _plain("127.0.0.1"), plan.listens): f"127.0.0.1:{plan.listens}"}
@@ -216,7 +216,7 @@ def _host(address: str) -> str:
     return f"[{address}]" if ":" in address else address
 
 
-def _files(generation: Generation, seen: Evidence) -> Result:
+def _files(generation: Generation, seen: Seen) -> Result:
     """Whether the model's files are those that the engine loaded."""
     count = len(seen.files)
     noun = "file" if count == 1 else "files"
@@ -272,7 +272,7 @@ def _name(path: str) -> str:
     return path.rpartition("/")[2]
 
 
-def _image(generation: Generation, seen: Evidence) -> Result:
+def _image(generation: Generation, seen: Seen) -> Result:
     planned = generation.image_id.removeprefix("sha256:")
     if seen.image_id is None:
         return not_told(seen, "image", planned[:12])
@@ -287,7 +287,7 @@ def _image(generation: Generation, seen: Evidence) -> Result:
     )
 
 
-def _restarts(generation: Generation, seen: Evidence) -> Result:
+def _restarts(generation: Generation, seen: Seen) -> Result:
     if seen.restarts is None:
         return not_told(seen, "restarts", "none")
     if seen.restarts == 0:
@@ -302,7 +302,7 @@ def _restarts(generation: Generation, seen: Evidence) -> Result:
     )
 
 
-def _door(generation: Generation, seen: Evidence) -> Iterator[Result]:
+def _door(generation: Generation, seen: Seen) -> Iterator[Result]:
     if generation.door is None:
         return
     port = generation.plan.listens

@@ -10,9 +10,9 @@ from stackctl.diagnose.findings import fail, info, not_told, ok, unseen, up_agai
 from stackctl.engines import engine as find_engine
 from stackctl.engines.engine import argument
 from stackctl.quantity import format_bytes
-from stackctl.values.evidence import Evidence
 from stackctl.values.generation import Generation
 from stackctl.values.result import Result
+from stackctl.values.seen import Seen
 
 #: A KV cache this much of the planned one is the planned one: blocks are whole.
 _ENOUGH = 0.95
@@ -23,7 +23,7 @@ _ALSO_CALLED = {"compressed-tensors": "compressed", "gptq": "gptq", "awq": "awq"
 _BACKENDS = ("attention_backend", "linear_backend", "moe_backend")
 
 
-def compare(generation: Generation, seen: Evidence) -> Iterator[Result]:
+def compare(generation: Generation, seen: Seen) -> Iterator[Result]:
     """Model, context, slots; what vLLM's log tells; GPU memory."""
     yield _model(generation, seen)
     yield from _promised(generation, seen)
@@ -33,7 +33,7 @@ def compare(generation: Generation, seen: Evidence) -> Iterator[Result]:
     yield from _gpu(generation, seen)
 
 
-def _model(generation: Generation, seen: Evidence) -> Result:
+def _model(generation: Generation, seen: Seen) -> Result:
     served = generation.plan.served_name
     if seen.model is None:
         return not_told(seen, "model", served)
@@ -46,7 +46,7 @@ def _model(generation: Generation, seen: Evidence) -> Result:
     )
 
 
-def _promised(generation: Generation, seen: Evidence) -> Iterator[Result]:
+def _promised(generation: Generation, seen: Seen) -> Iterator[Result]:
     """What its arguments promise, against what it says over HTTP."""
     said = {fact.name: fact.value for fact in seen.report}
     for fact in find_engine(generation.plan.engine).promised(generation.plan.argv):
@@ -61,11 +61,11 @@ def _promised(generation: Generation, seen: Evidence) -> Iterator[Result]:
             yield fail(name, fact.value, actual, cause, up_again(generation))
 
 
-def _facts(seen: Evidence) -> dict[str, str]:
+def _facts(seen: Seen) -> dict[str, str]:
     return {fact.name: fact.value for fact in seen.log}
 
 
-def _kv_cache(generation: Generation, seen: Evidence) -> Iterator[Result]:
+def _kv_cache(generation: Generation, seen: Seen) -> Iterator[Result]:
     plan, facts = generation.plan, _facts(seen)
     size, tokens = facts.get("kv_cache_bytes"), facts.get("kv_cache_tokens")
     if plan.engine != "vllm":
@@ -90,7 +90,7 @@ def _kv_cache(generation: Generation, seen: Evidence) -> Iterator[Result]:
         yield ok("kv-cache", expected, actual)
 
 
-def _quantization(generation: Generation, seen: Evidence) -> Iterator[Result]:
+def _quantization(generation: Generation, seen: Seen) -> Iterator[Result]:
     said = _facts(seen).get("quantization")
     if said is None:
         return
@@ -112,14 +112,14 @@ def _quantization(generation: Generation, seen: Evidence) -> Iterator[Result]:
         yield info("quantization", planned, said)
 
 
-def _backends(seen: Evidence) -> Iterator[Result]:
+def _backends(seen: Seen) -> Iterator[Result]:
     facts = _facts(seen)
     found = [f"{name.partition('_')[0]} {facts[name]}" for name in _BACKENDS if name in facts]
     if found:
         yield info("backends", None, ", ".join(found))
 
 
-def _gpu(generation: Generation, seen: Evidence) -> Iterator[Result]:
+def _gpu(generation: Generation, seen: Seen) -> Iterator[Result]:
     """Whether it computes where it was meant to: an engine may fall back to the CPU in silence."""
     plan = generation.plan
     planned = [int(index) for index in plan.placement.gpus]

@@ -9,10 +9,10 @@ from stackctl.diagnose.findings import fail, info, not_told, ok, up_again
 from stackctl.engines.engine import argument
 from stackctl.quantity import format_bytes
 from stackctl.values.cpulist import format_cpulist, parse_cpulist
-from stackctl.values.evidence import Evidence, Kind
 from stackctl.values.generation import Generation
 from stackctl.values.host import UNLIMITED
 from stackctl.values.result import Result
+from stackctl.values.seen import Kind, Seen
 
 _MIB = 2**20
 #: Of bound memory so much lies where it should: the kernel keeps a little of its own anywhere.
@@ -27,7 +27,7 @@ _LOCKED = 0.95
 _OVER, _OVER_BYTES = 1.05, 32 * _MIB
 
 
-def compare(generation: Generation, seen: Evidence) -> Iterator[Result]:
+def compare(generation: Generation, seen: Seen) -> Iterator[Result]:
     """Policy, placement, locking, size, huge pages."""
     yield _policy(generation, seen)
     yield _memory(generation, seen)
@@ -36,7 +36,7 @@ def compare(generation: Generation, seen: Evidence) -> Iterator[Result]:
     yield _hugepages(seen)
 
 
-def _sums(seen: Evidence, *kinds: Kind) -> dict[int, int]:
+def _sums(seen: Seen, *kinds: Kind) -> dict[int, int]:
     """Bytes on each node."""
     found: dict[int, int] = defaultdict(int)
     for process in seen.processes:
@@ -47,7 +47,7 @@ def _sums(seen: Evidence, *kinds: Kind) -> dict[int, int]:
     return dict(found)
 
 
-def policy(seen: Evidence) -> str | None:
+def policy(seen: Seen) -> str | None:
     """The policy under which most of the engine's own memory was taken."""
     found: dict[str, int] = defaultdict(int)
     for process in seen.processes:
@@ -57,7 +57,7 @@ def policy(seen: Evidence) -> str | None:
     return max(found, key=lambda text: found[text]) if found else None
 
 
-def _policy(generation: Generation, seen: Evidence) -> Result:
+def _policy(generation: Generation, seen: Seen) -> Result:
     placement = generation.plan.placement
     nodes = placement.mems or ""
     planned = placement.policy if placement.policy == "default" else f"{placement.policy}:{nodes}"
@@ -90,7 +90,7 @@ def _same(one: str, other: str) -> bool:
     return bool(one) and set(parse_cpulist(one)) == set(parse_cpulist(other))
 
 
-def _memory(generation: Generation, seen: Evidence) -> Result:
+def _memory(generation: Generation, seen: Seen) -> Result:
     """Where the pages really are: the model's apart from what the engine took itself."""
     placement = generation.plan.placement
     model, own = _sums(seen, "model"), _sums(seen, "anonymous", "shared")
@@ -167,7 +167,7 @@ def _locks(argv: Sequence[str]) -> bool:
     return "--mlock" in argv or "mlock" in (argument(argv, "load-mode") or "")
 
 
-def _locked(generation: Generation, seen: Evidence) -> Iterator[Result]:
+def _locked(generation: Generation, seen: Seen) -> Iterator[Result]:
     plan, stack = generation.plan, generation.stack
     known = [p.locked_bytes for p in seen.processes if p.locked_bytes is not None]
     locked = sum(known)
@@ -197,7 +197,7 @@ def _locked(generation: Generation, seen: Evidence) -> Iterator[Result]:
     yield fail("locked", expected, actual, cause, remedy)
 
 
-def _resident(generation: Generation, seen: Evidence) -> Result:
+def _resident(generation: Generation, seen: Seen) -> Result:
     plan = generation.plan
     budget = plan.host_memory if plan.placement.gpus and plan.host_memory else plan.memory
     expected = f"{format_bytes(budget.total_bytes)} at most"
@@ -229,7 +229,7 @@ def _resident(generation: Generation, seen: Evidence) -> Result:
     )
 
 
-def _hugepages(seen: Evidence) -> Result:
+def _hugepages(seen: Seen) -> Result:
     known = [p.huge_bytes for p in seen.processes if p.huge_bytes is not None]
     if not known:
         return not_told(seen, "hugepages", None)

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from stackctl.diagnose.findings import fail, info, not_told, ok, unseen, up_again, warn
 from stackctl.engines.engine import whole_argument
 from stackctl.values.cpulist import format_cpulist, parse_cpulist
-from stackctl.values.evidence import Evidence, Thread
 from stackctl.values.generation import Generation
 from stackctl.values.result import Result
+from stackctl.values.seen import Seen, Thread
 
 #: A thread computes when it ran for this share of the busiest one's time. Measured with a model of
 #: 1.4 MB, where little is to be computed: the workers 0.45 to 1.0, all others below 0.05.
@@ -20,7 +20,7 @@ _LEAST_NS = 1_000_000
 _WAITS = 0.1
 
 
-def compare(generation: Generation, seen: Evidence) -> Iterator[Result]:
+def compare(generation: Generation, seen: Seen) -> Iterator[Result]:
     """CPUs, cpuset, threads, neighbours."""
     yield _cpus(generation, seen)
     yield from _cpuset(generation, seen)
@@ -28,7 +28,7 @@ def compare(generation: Generation, seen: Evidence) -> Iterator[Result]:
     yield from _neighbours(generation, seen)
 
 
-def _cpus(generation: Generation, seen: Evidence) -> Result:
+def _cpus(generation: Generation, seen: Seen) -> Result:
     """Where the kernel lets threads run."""
     placement = generation.plan.placement
     lists = [thread.cpus for thread in seen.threads if thread.cpus is not None]
@@ -68,7 +68,7 @@ def _cpus(generation: Generation, seen: Evidence) -> Result:
     return ok("cpus", placement.cpus, f"{actual}, {every}")
 
 
-def _cpuset(generation: Generation, seen: Evidence) -> Iterator[Result]:
+def _cpuset(generation: Generation, seen: Seen) -> Iterator[Result]:
     """What the cgroup enforces."""
     placement = generation.plan.placement
     if not placement.cpuset:
@@ -113,7 +113,7 @@ def computing(threads: tuple[Thread, ...]) -> tuple[Thread, ...]:
     return tuple(t for t in threads if (t.computed_ns or 0) >= _COMPUTES * most)
 
 
-def _threads(generation: Generation, seen: Evidence) -> Iterator[Result]:
+def _threads(generation: Generation, seen: Seen) -> Iterator[Result]:
     """How many threads compute. An engine that does it on a GPU has no use for them."""
     plan = generation.plan
     planned = whole_argument(plan.argv, "threads")
@@ -149,7 +149,7 @@ def _threads(generation: Generation, seen: Evidence) -> Iterator[Result]:
     yield fail("threads", expected, actual, cause, up_again(generation))
 
 
-def _neighbours(generation: Generation, seen: Evidence) -> Iterator[Result]:
+def _neighbours(generation: Generation, seen: Seen) -> Iterator[Result]:
     """Whether somebody else computes on the plan's CPUs."""
     placement = generation.plan.placement
     if placement.cpus is None or all(thread.waited_ns is None for thread in seen.threads):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable
 
-from stackctl.values.evidence import Evidence
 from stackctl.values.generation import Generation
 from stackctl.values.result import Result
+from stackctl.values.seen import Seen
 
 _ORDER = {"fail": 0, "warn": 1}
 
@@ -27,7 +27,7 @@ def unseen(name: str, expected: str | None, why: str) -> Result:
     return Result(name=name, status="skip", expected=expected, evidence=why)
 
 
-def not_told(seen: Evidence, name: str, expected: str | None, what: str | None = None) -> Result:
+def not_told(seen: Seen, name: str, expected: str | None, what: str | None = None) -> Result:
     """Not known, for the reason that the evidence gives."""
     return unseen(name, expected, seen.why_missing(what or name))
 

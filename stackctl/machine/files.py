@@ -15,7 +15,7 @@ from typing import Protocol
 
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import runner, trust
-from stackctl.values.evidence import FileState
+from stackctl.values.seen import FileState
 
 #: No fact is longer; anything larger under /proc or /sys is not what we think it is.
 _MOST_BYTES = 16 * 2**20

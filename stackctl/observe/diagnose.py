@@ -9,8 +9,9 @@ from stackctl.diagnose import diagnose
 from stackctl.diagnose.reading import read_log
 from stackctl.diagnose.stillness import HANG_S, stands_still
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.observe import looks, processes
+from stackctl.observe import looks, procfs
 from stackctl.probe.gpunow import gpus_now
+from stackctl.values.cpulist import parse_cpulist
 from stackctl.values.diagnosis import DiagnoseReport, Evidence
 from stackctl.values.generation import Generation
 from stackctl.values.profile import Slo
@@ -65,7 +66,8 @@ def gather(
         last = _watch(context, generation, first)
     pids = looks.pids(context, unit)
     passed_s = last.at_s - first.at_s
-    allowed = processes.allowed_cpus(machine, pids[0]) if pids else None
+    status = procfs.pairs(machine.read(f"/proc/{pids[0]}/status") if pids else None)
+    allowed = len(parse_cpulist(status.get("Cpus_allowed_list", ""))) or None
     several_nodes = len(generation.host.cpu.numa) > 1
     return Evidence(
         stack=generation.stack,
@@ -78,10 +80,8 @@ def gather(
         plan=plan,
         slo=slo,
         asked=generation.asked,
-        cpu=processes.cpu_time(first.threads, last.threads, passed_s, allowed)
-        if passed_s
-        else None,
-        pages=processes.pages(machine, pids) if several_nodes else (),
+        cpu=looks.cpu_time(first.threads, last.threads, passed_s, allowed) if passed_s else None,
+        pages=procfs.by_node(machine, pids) if several_nodes else (),
         pids=pids,
         gpus=gpus_now(machine) if plan.placement.gpus else (),
     )

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from stackctl.deploy.context import Context
 from stackctl.engines import engine
 from stackctl.health import endpoint
 from stackctl.machine import http
-from stackctl.observe.processes import Threads, below, threads
+from stackctl.observe import procfs
 from stackctl.units import render
+from stackctl.values.diagnosis import CpuTime
 from stackctl.values.generation import Generation
 from stackctl.values.metrics import EngineMetrics
 
+#: The share of the time from which a thread is busy.
+_BUSY = 0.25
 _PROPERTIES = ("ActiveState", "MainPID", "CPUUsageNSec", "ActiveEnterTimestampMonotonic")
 
 
@@ -21,14 +25,14 @@ _PROPERTIES = ("ActiveState", "MainPID", "CPUUsageNSec", "ActiveEnterTimestampMo
 class Look:
     """One look, ``at_s`` on the monotonic clock. ``metrics`` is None where the engine did not tell
     (``late``: not in time). ``cpu_s`` is the processor time of the unit so far; None: not counted.
-    ``state`` is systemd's.
+    ``threads`` are by process and thread. ``state`` is systemd's.
     """
 
     at_s: float
     metrics: EngineMetrics | None
     late: bool
     cpu_s: float | None
-    threads: Threads
+    threads: Mapping[tuple[int, int], procfs.Times]
     state: str | None
 
 
@@ -40,7 +44,7 @@ def unit(context: Context, generation: Generation) -> dict[str, str]:
 def pids(context: Context, seen: dict[str, str]) -> tuple[int, ...]:
     """The processes of an engine's container. The unit's main process is conmon, their parent."""
     main = seen.get("MainPID", "")
-    return below(context.machine, int(main)) if main.isdecimal() and int(main) > 0 else ()
+    return procfs.tree(procfs.processes(context.machine), int(main))[1:] if main.isdecimal() else ()
 
 
 def look(
@@ -55,8 +59,31 @@ def look(
         metrics=metrics,
         late=late,
         cpu_s=int(used) / 1e9 if used.isdecimal() else None,
-        threads=threads(context.machine, pids(context, seen) if threads_too else ()),
+        threads=procfs.all_times(context.machine, pids(context, seen) if threads_too else ()),
         state=seen.get("ActiveState"),
+    )
+
+
+def cpu_time(
+    before: Mapping[tuple[int, int], procfs.Times],
+    after: Mapping[tuple[int, int], procfs.Times],
+    interval_s: float,
+    allowed: int | None,
+) -> CpuTime:
+    """What threads did between two looks; those that began or ended meanwhile count where known."""
+    none, spans = procfs.Times(0, 0), []
+    for thread, now in after.items():
+        was = before.get(thread, none)
+        ran, waited = now.computed_ns - was.computed_ns, now.waited_ns - was.waited_ns
+        spans.append((max(0, ran) / 1e9, max(0, waited) / 1e9))
+    return CpuTime(
+        interval_s=interval_s,
+        ran_s=sum(ran for ran, _ in spans),
+        waited_s=sum(waited for _, waited in spans),
+        threads=len(spans),
+        # One that waits for a core wants to be busy too.
+        busy=sum(ran + waited >= _BUSY * interval_s for ran, waited in spans),
+        allowed=allowed,
     )
 
 

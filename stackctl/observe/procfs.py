@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from stackctl.machine.files import Machine
-from stackctl.values.evidence import Kind, NodeBytes, Pages, Process
+from stackctl.values.seen import Kind, NodeBytes, Pages, Process
 
 #: Ticks of a second in /proc (USER_HZ), on every architecture that engines are built for.
 TICKS = 100
@@ -108,6 +108,11 @@ def times(machine: Machine, pid: int) -> dict[int, Times]:
     return found
 
 
+def all_times(machine: Machine, pids: Iterable[int]) -> dict[tuple[int, int], Times]:
+    """The same of several processes, by process and thread."""
+    return {(pid, tid): seen for pid in pids for tid, seen in times(machine, pid).items()}
+
+
 def affinities(machine: Machine, pid: int) -> dict[int, str]:
     """The CPUs that each thread may use, as kernel lists."""
     found = {}
@@ -158,6 +163,16 @@ def pages(numa_maps: str, is_model: Callable[[str], bool]) -> tuple[Pages, ...]:
         )
         for (kind, policy), held in sorted(sums.items())
     )
+
+
+def by_node(machine: Machine, pids: Iterable[int]) -> tuple[NodeBytes, ...]:
+    """Bytes of processes on each node, of whatever kind; empty where they may not be asked."""
+    sums: dict[int, int] = defaultdict(int)
+    for pid in pids:
+        for part in pages(machine.read(f"/proc/{pid}/numa_maps") or "", below(())):
+            for held in part.nodes:
+                sums[held.node] += held.bytes
+    return tuple(NodeBytes(node=node, bytes=sums[node]) for node in sorted(sums))
 
 
 def deleted(maps: str, is_model: Callable[[str], bool]) -> frozenset[str]:

@@ -8,7 +8,7 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import podman
 from stackctl.observe import procfs
 from stackctl.observe.drift import PROPERTIES as DRIFT_PROPERTIES
-from stackctl.observe.evidence import gather
+from stackctl.observe.seen import gather
 from stackctl.values.generation import Generation
 from stackctl.values.result import VerifyReport
 

@@ -13,8 +13,8 @@ from stackctl.machine import http
 from stackctl.machine.files import Machine
 from stackctl.observe import procfs
 from stackctl.values.cpulist import format_cpulist, parse_cpulist
-from stackctl.values.evidence import Neighbour, Thread
 from stackctl.values.plan import Plan
+from stackctl.values.seen import Neighbour, Thread
 
 #: How long is watched at least, and how long an answer may take.
 _WATCH_S, _ANSWER_S = 0.5, 20.0

@@ -9,6 +9,7 @@ from stackctl.values.metrics import EngineMetrics, LogSamples
 from stackctl.values.plan import Plan
 from stackctl.values.profile import Overrides, Slo
 from stackctl.values.result import Result
+from stackctl.values.seen import NodeBytes
 
 Confidence = Literal["high", "medium", "low"]
 
@@ -27,13 +28,6 @@ class CpuTime(Value, frozen=True, kw_only=True):
     threads: int
     busy: int
     allowed: int | None = None
-
-
-class NodePages(Value, frozen=True, kw_only=True):
-    """Bytes of a process that lie on a memory node (/proc/PID/numa_maps)."""
-
-    node: int
-    bytes: int
 
 
 class GpuNow(Value, frozen=True, kw_only=True):
@@ -73,7 +67,7 @@ class Evidence(Value, frozen=True, kw_only=True):
     slo: Slo | None = None
     asked: Overrides = Overrides()
     cpu: CpuTime | None = None
-    pages: tuple[NodePages, ...] = ()
+    pages: tuple[NodeBytes, ...] = ()
     pids: tuple[int, ...] = ()
     gpus: tuple[GpuNow, ...] = ()
 

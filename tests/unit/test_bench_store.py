@@ -104,6 +104,16 @@ def test_a_damaged_file(tmp_path: Path, damage: bytes | None) -> None:
         pytest.fail("a damaged file was read")
 
 
+def test_a_file_without_tables_is_empty(tmp_path: Path) -> None:
+    """Whoever made it was stopped at that moment."""
+    benches = Benches(tmp_path / "state")
+    benches.path.parent.mkdir(mode=0o700)
+    benches.path.touch(mode=0o600)
+    assert (benches.runs(), benches.latest("cpu", 3)) == ((), None)
+    assert benches.add(report(), samples(), PLAN, EPYC) == 1
+    assert [run.id for run in benches.runs()] == [1]
+
+
 def test_a_newer_schema_is_refused_and_left_alone(tmp_path: Path) -> None:
     benches = Benches(tmp_path)
     benches.add(report(), [], PLAN, EPYC)

@@ -29,11 +29,11 @@ from stackctl.values.diagnosis import (
     Evidence,
     Finding,
     GpuNow,
-    NodePages,
 )
 from stackctl.values.metrics import EngineMetrics, Histogram, LogSamples, Request, Window
 from stackctl.values.plan import Plan
 from stackctl.values.profile import Overrides, Slo
+from stackctl.values.seen import NodeBytes
 
 #: The owner's log of set-up C, as it is.
 SETUP_C = """\
@@ -414,12 +414,12 @@ def placed(**changes: Any) -> Plan:
 
 def test_pages_on_other_nodes() -> None:
     bound = placed(mems="1", policy="bind")
-    pages = (NodePages(node=0, bytes=3 * 2**30), NodePages(node=1, bytes=2**30))
+    pages = (NodeBytes(node=0, bytes=3 * 2**30), NodeBytes(node=1, bytes=2**30))
     (first, *_) = diagnose(Evidence(plan=bound, pages=pages, stack="x"))
     assert (first.name, first.status) == ("page-cache-misplacement", "fail")
     assert first.actual == "75 % of its memory lies on other nodes"
     assert "drop_caches" in (first.steps[0].command or "")
-    well = (NodePages(node=0, bytes=2**20), NodePages(node=1, bytes=2**30))
+    well = (NodeBytes(node=0, bytes=2**20), NodeBytes(node=1, bytes=2**30))
     assert wrong(diagnose(Evidence(plan=bound, pages=well))) == []
     spread = placed(mems="0-1", policy="interleave")
     assert wrong(diagnose(Evidence(plan=spread, pages=pages))) == []

@@ -15,8 +15,9 @@ from test_fuzz import damaged
 from stackctl.diagnose.reading import read_log, recent
 from stackctl.engines import engine, engines
 from stackctl.engines.exposition import Scrape, samples
+from stackctl.observe.looks import cpu_time
 from stackctl.observe.metrics import histograms, text
-from stackctl.observe.processes import Threads, cpu_time, node_bytes
+from stackctl.observe.procfs import Times
 from stackctl.values.base import from_json, to_json
 from stackctl.values.metrics import (
     EngineMetrics,
@@ -410,21 +411,14 @@ def test_metrics_as_json_come_back() -> None:
 
 # What the kernel says
 
-NUMA_MAPS = """\
-7f0000000000 interleave:0-1 file=/models/m.gguf mapped=300 N0=100 N1=200 kernelpagesize_kB=4
-7f1000000000 default anon=2 dirty=2 N1=2 kernelpagesize_kB=2048
-7f2000000000 default file=/lib/x.so
-"""
-
-
-def test_pages_by_node() -> None:
-    assert node_bytes(NUMA_MAPS) == {0: 100 * 4096, 1: 200 * 4096 + 2 * 2**21}
-    assert node_bytes("") == {}
-
 
 def test_time_of_threads() -> None:
-    before = Threads({"a": (10**9, 0), "b": (0, 0), "gone": (5, 5)})
-    after = Threads({"a": (3 * 10**9, 2 * 10**9), "b": (10**8, 0), "new": (10**9, 10**9)})
+    before = {(1, 1): Times(10**9, 0), (1, 2): Times(0, 0), (1, 3): Times(5, 5)}
+    after = {
+        (1, 1): Times(3 * 10**9, 2 * 10**9),
+        (1, 2): Times(10**8, 0),
+        (2, 2): Times(10**9, 10**9),
+    }
     seen = cpu_time(before, after, 4.0, 2)
     assert seen.ran_s == pytest.approx(3.1)
     assert seen.waited_s == 3.0

@@ -16,7 +16,7 @@ from test_verify import generation
 from stackctl.machine.files import LiveMachine, RecordedMachine
 from stackctl.machine.ports import sockets
 from stackctl.observe import procfs
-from stackctl.observe.evidence import Notes, cpuset, listening, memlock, model_files
+from stackctl.observe.seen import Notes, cpuset, listening, memlock, model_files
 from stackctl.observe.watch import threads
 from stackctl.values.host import UNLIMITED
 
@@ -87,6 +87,22 @@ def test_threads_and_memory(proc: RecordedMachine) -> None:
     assert [(p.kind, p.policy, p.nodes[0].bytes) for p in one.pages] == [
         ("model", "default", 357 * 4096)
     ]
+
+
+def test_all_processes_of_an_engine_count(proc: RecordedMachine, tmp_path: Path) -> None:
+    second = tmp_path / "proc/320"
+    (second / "task/321").mkdir(parents=True)
+    (second / "task/321/schedstat").write_text("7 5 1\n")
+    (second / "numa_maps").write_text(NUMA + "7f20 bind:1 anon=2 N1=2 kernelpagesize_kB=2048\n")
+    pids = procfs.tree(procfs.processes(proc), 310)[1:]
+    assert procfs.all_times(proc, pids) == {
+        (315, 315): procfs.Times(900, 80),
+        (315, 316): procfs.Times(500, 20),
+        (320, 321): procfs.Times(7, 5),
+    }
+    both = procfs.by_node(proc, (*pids, 999))
+    assert [(one.node, one.bytes) for one in both] == [(0, 2 * 357 * 4096), (1, 2 * 2**21)]
+    assert procfs.by_node(proc, ()) == ()
 
 
 def test_time_between_two_looks() -> None:

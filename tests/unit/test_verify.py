@@ -16,9 +16,13 @@ from stackctl.engines import engine
 from stackctl.observe.procfs import below, pages
 from stackctl.values.cpulist import parse_cpulist
 from stackctl.values.door import Door
-from stackctl.values.evidence import (
+from stackctl.values.generation import Fact, Generation, Outcome
+from stackctl.values.model import Model
+from stackctl.values.plan import Plan
+from stackctl.values.profile import Overrides
+from stackctl.values.result import Result
+from stackctl.values.seen import (
     DoorSeen,
-    Evidence,
     FileState,
     GpuUse,
     Listening,
@@ -28,13 +32,9 @@ from stackctl.values.evidence import (
     NodeBytes,
     Pages,
     Process,
+    Seen,
     Thread,
 )
-from stackctl.values.generation import Fact, Generation, Outcome
-from stackctl.values.model import Model
-from stackctl.values.plan import Plan
-from stackctl.values.profile import Overrides
-from stackctl.values.result import Result
 from stackctl.values.unit import UnitSet
 
 STARTED = 1_800_000_000.0
@@ -66,7 +66,7 @@ def spread(kind: Any, policy: str, *held: int) -> Pages:
     return Pages(kind=kind, policy=policy, nodes=nodes)
 
 
-def honest(given: Generation, **changes: Any) -> Evidence:
+def honest(given: Generation, **changes: Any) -> Seen:
     """What is seen of a generation that runs exactly as it was planned."""
     planned = given.plan
     placement = planned.placement
@@ -131,7 +131,7 @@ def honest(given: Generation, **changes: Any) -> Evidence:
         "door": door,
         **changes,
     }  # fmt: skip
-    return Evidence(**values)
+    return Seen(**values)
 
 
 def results(given: Generation, **changes: Any) -> dict[str, Result]:
@@ -184,11 +184,11 @@ def test_what_is_said_of_it() -> None:
     assert results(BOUND)["cpuset"].actual == "CPUs 0-7, memory nodes 0"
 
 
-def seen(change: Callable[[Evidence], dict[str, Any]], given: Generation) -> dict[str, Result]:
+def seen(change: Callable[[Seen], dict[str, Any]], given: Generation) -> dict[str, Result]:
     return results(given, **change(honest(given)))
 
 
-def processes(one: Evidence, **changes: Any) -> dict[str, Any]:
+def processes(one: Seen, **changes: Any) -> dict[str, Any]:
     return {"processes": (msgspec.structs.replace(one.processes[0], **changes),)}
 
 
@@ -207,7 +207,7 @@ def listens(address: str, port: int, owner: Any = "engine", protocol: Any = "tcp
 
 
 #: What is changed, the name that must fail, and words of its actual value, evidence and remedy.
-MISMATCHES: dict[str, tuple[Generation, Callable[[Evidence], dict[str, Any]], str, str]] = {
+MISMATCHES: dict[str, tuple[Generation, Callable[[Seen], dict[str, Any]], str, str]] = {
     "started by hand": (
         LAB, lambda _: {"by_unit": False}, "unit",
         "started by hand .* not the main process of cpu.service .* stackctl restart cpu",
@@ -346,7 +346,7 @@ MISMATCHES: dict[str, tuple[Generation, Callable[[Evidence], dict[str, Any]], st
 }  # fmt: skip
 
 
-def _threads(one: Evidence, count: str) -> list[str]:
+def _threads(one: Seen, count: str) -> list[str]:
     words = list(one.argv or ())
     words[words.index("--threads") + 1] = count
     return words
@@ -461,7 +461,7 @@ def test_what_cannot_be_seen_is_not_ok(name: str) -> None:
 def test_nothing_is_seen_at_all() -> None:
     """A process that ended while it was looked at leaves nothing to compare, and no error."""
     for given in (LAB, LOCKED, SPREAD, BOUND, DOOR):
-        found = compare(given, Evidence(pid=PID))
+        found = compare(given, Seen(pid=PID))
         assert {result.status for result in found} <= {"skip", "ok"}
         assert [result.name for result in found if result.status == "ok"] == ["unit"]
 

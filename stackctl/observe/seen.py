@@ -22,17 +22,17 @@ from stackctl.probe.nvml import Nvml
 from stackctl.probe.reading import Reader
 from stackctl.units.door import door_container
 from stackctl.units.render import log_identifier
-from stackctl.values.evidence import (
+from stackctl.values.generation import Fact, Generation
+from stackctl.values.host import UNLIMITED
+from stackctl.values.seen import (
     DoorSeen,
-    Evidence,
     GpuUse,
     Listening,
     Missing,
     ModelFileSeen,
     Owner,
+    Seen,
 )
-from stackctl.values.generation import Fact, Generation
-from stackctl.values.host import UNLIMITED
 
 _LOG_LINES = 3000
 #: The journal has a start's first lines a little before its process began.
@@ -58,7 +58,7 @@ class Notes:
 
 def gather(
     context: Context, generation: Generation, unit: Mapping[str, str], container: podman.Container
-) -> Evidence:
+) -> Seen:
     """All that can be seen of a generation whose container runs; takes about a second.
 
     ``unit`` are systemd's properties of its service (MainPID, NRestarts, and those of drift).
@@ -90,7 +90,7 @@ def gather(
         if not found:
             notes.lacks(what, _why(machine, pid, name))
     url = endpoint.base_url(plan.listens)
-    return Evidence(
+    return Seen(
         pid=pid,
         started=started,
         argv=argv,

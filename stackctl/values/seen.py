@@ -124,7 +124,7 @@ class DoorSeen(Value, frozen=True, kw_only=True):
     port: int | None = None
 
 
-class Evidence(Value, frozen=True, kw_only=True):
+class Seen(Value, frozen=True, kw_only=True):
     """All that was seen of one running generation.
 
     ``environment`` holds NAME=VALUE of planned variables, ``unplanned`` names only, of variables
