@@ -1,10 +1,11 @@
-"""Parse and print quantities: bytes, tokens, durations.
+"""Parse and print quantities: bytes, tokens, durations, numbers and shares.
 
 Values are always bytes, tokens and seconds; only text carries a unit.
 """
 
 from __future__ import annotations
 
+import math
 import re
 
 from stackctl.errors import ExitCode, StackctlError
@@ -64,6 +65,22 @@ def format_duration(seconds: float) -> str:
     hours, rest = divmod(whole, 3600)
     minutes, secs = divmod(rest, 60)
     return f"{hours}:{minutes:02}:{secs:02}" if hours else f"{minutes}:{secs:02}"
+
+
+def format_number(value: float) -> str:
+    """A number in the three digits that tell it, or all of those before the point: ``0.0042``,
+    ``12.3``, ``1,234``; never with an exponent."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    text = f"{value:,.{digits}f}"
+    return text.rstrip("0").rstrip(".") if digits else text
+
+
+def format_share(value: float) -> str:
+    """A share (0 to 1) as ``12.5 %``; whole from 20 on."""
+    percent = value * 100
+    return f"{percent:.0f} %" if percent >= 20 or percent == round(percent) else f"{percent:.1f} %"
 
 
 def parse_tokens(text: str) -> int:

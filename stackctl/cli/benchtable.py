@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stackctl.cli.output import Output
-from stackctl.quantity import format_duration
+from stackctl.quantity import format_duration, format_number, format_share
 from stackctl.values.bench import (
     BenchComparison,
     BenchEntry,
@@ -51,7 +51,7 @@ def runs(out: Output, entries: Sequence[BenchEntry]) -> None:
     rows = [
         (str(entry.id), entry.when[:16].replace("T", " "),
          f"{entry.stack} {entry.generation}", _short(entry.model),
-         "-" if entry.generation_tok_s is None else f"{entry.generation_tok_s:.3g}",
+         _number(entry.generation_tok_s),
          f"{entry.cells}" + ("" if entry.complete else " (cut)")
          + ("" if entry.tool == "stackctl" else f" {entry.tool}"))
         for entry in entries
@@ -98,16 +98,16 @@ def _details(out: Output, report: BenchReport) -> None:
         )
     for cell in report.cells:
         if cell.shape.cached and cell.cached_tokens is not None and cell.prompt_tokens:
-            share = 100 * cell.cached_tokens / cell.prompt_tokens
+            share = format_share(cell.cached_tokens / cell.prompt_tokens)
             told.append(
                 f"cached    {cell.cached_tokens:,.0f} of {cell.prompt_tokens:,.0f} prompt tokens "
-                f"({share:.0f} %)"
+                f"({share})"
             )
     ends = [(cell, cell.e2e_s) for cell in report.cells if cell.e2e_s and not cell.shape.cached]
     told += [f"whole     {_cell(cell.shape)}: {_three(value)} s" for cell, value in ends[:1]]
     goods = [cell.goodput for cell in report.cells if cell.goodput is not None]
     if goods:
-        told.append(f"goodput   {100 * min(goods):.0f} % within the slo, in the worst cell")
+        told.append(f"goodput   {format_share(min(goods))} within the slo, in the worst cell")
     if report.lengths == "estimated":
         told.append("lengths   estimated: the engine has no tokenizer endpoint")
     for cell in report.cells:
@@ -124,8 +124,8 @@ def _difference(one: Difference) -> tuple[str, ...]:
     else:
         interval = f"{one.n[0]} and {one.n[1]} values"
     return (
-        _cell(one.shape), _FIGURES[one.figure], f"{one.before:.3g}", f"{one.after:.3g}", change,
-        interval, one.word,
+        _cell(one.shape), _FIGURES[one.figure], format_number(one.before),
+        format_number(one.after), change, interval, one.word,
     )  # fmt: skip
 
 
@@ -154,6 +154,4 @@ def _three(value: Quantiles | None) -> str:
 
 
 def _number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    return "-" if value is None else format_number(value)

@@ -35,6 +35,7 @@ def command(
     runs on the profile's port. Plans of similar models then say "measured", not "estimated".
     """
     from stackctl.observe.calibrate import calibrate
+    from stackctl.quantity import format_number
 
     resolved = session.profiles().resolve(profile, overrides(sets, model, objective, name))
     entry = calibrate(session.context(), resolved, timeout_s=timeout or 300, threads=threads)
@@ -43,9 +44,8 @@ def command(
         return
     where = entry.gpu or f"{entry.threads} threads"
     session.out.line(f"{entry.model} · {entry.quantization} · {where}")
-    session.out.line(
-        f"  generation  {entry.decode_tok_s:.3g} tok/s, {entry.decode_bytes_s / 1e9:.3g} GB/s"
-    )
-    session.out.line(
-        f"  prompt      {entry.prefill_tok_s:.3g} tok/s, {entry.prefill_flops / 1e12:.3g} TFLOP/s"
-    )
+    for name, speed, work in (
+        ("generation", entry.decode_tok_s, f"{format_number(entry.decode_bytes_s / 1e9)} GB/s"),
+        ("prompt", entry.prefill_tok_s, f"{format_number(entry.prefill_flops / 1e12)} TFLOP/s"),
+    ):
+        session.out.line(f"  {name:<10}  {format_number(speed)} tok/s, {work}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from stackctl.diagnose import remedies
 from stackctl.diagnose.load import Load
-from stackctl.diagnose.telling import engine_name, finding, seconds, share, threads_planned, up
-from stackctl.quantity import format_bytes
+from stackctl.diagnose.telling import engine_name, finding, seconds, threads_planned, up
+from stackctl.quantity import format_bytes, format_share
 from stackctl.values.cpulist import parse_cpulist
 from stackctl.values.diagnosis import CpuTime, Evidence, Finding, Step
 
@@ -83,7 +83,7 @@ def threads(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
     if more and waited >= _WAITED:
         return _too_many(evidence, planned or 0, allowed or 0, waited)
     if waited < _WAITED:
-        return finding("oversubscribed-threads", "ok", f"waited {share(waited)} of the time")
+        return finding("oversubscribed-threads", "ok", f"waited {format_share(waited)} of the time")
     # What it would gain with its CPUs to itself: the time that others had them.
     had = min(1.0, cpu.ran_s / (cpu.allowed * cpu.interval_s)) if cpu.allowed else 1 - waited
     if had >= _OWN:
@@ -92,8 +92,8 @@ def threads(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
     return finding(
         "oversubscribed-threads",
         "fail" if waited >= _WAITED_MUCH else "warn",
-        f"its threads waited for a core {share(waited)} of the time: others have them",
-        expected=f"under {share(_WAITED)}",
+        f"its threads waited for a core {format_share(waited)} of the time: others have them",
+        expected=f"under {format_share(_WAITED)}",
         evidence=f"in {seconds(cpu.interval_s)}: {cpu.ran_s:.1f} s on a core, "
         f"{cpu.waited_s:.1f} s waiting; {cpu.busy} busy threads"
         + (f" on {cpu.allowed} CPUs" if cpu.allowed else ""),
@@ -118,8 +118,8 @@ def _own_crowd(evidence: Evidence, cpu: CpuTime, waited: float) -> Finding:
         "oversubscribed-threads",
         "warn",
         f"{cpu.busy} busy threads on {cpu.allowed} CPUs: they waited for each other "
-        f"{share(waited)} of the time",
-        expected=f"under {share(_WAITED)}",
+        f"{format_share(waited)} of the time",
+        expected=f"under {format_share(_WAITED)}",
         evidence=f"in {seconds(cpu.interval_s)}: {cpu.ran_s:.1f} s on a core, "
         f"{cpu.waited_s:.1f} s waiting",
         confidence="medium",
@@ -140,7 +140,7 @@ def _too_many(evidence: Evidence, planned: int, allowed: int, waited: float | No
         "fail",
         f"{planned} threads on {allowed} CPUs",
         expected=f"at most {allowed}",
-        evidence=None if waited is None else f"they waited {share(waited)} of the time",
+        evidence=None if waited is None else f"they waited {format_share(waited)} of the time",
         confidence="high",
         steps=(
             Step(
@@ -167,7 +167,9 @@ def pages(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
     wanted = set(parse_cpulist(placement.mems))
     shares = {page.node: page.bytes / total for page in evidence.pages}
     away = sum(part for node, part in shares.items() if node not in wanted)
-    lies = ", ".join(f"node {node} holds {share(part)}" for node, part in sorted(shares.items()))
+    lies = ", ".join(
+        f"node {node} holds {format_share(part)}" for node, part in sorted(shares.items())
+    )
     most = max((shares.get(node, 0.0) for node in wanted), default=0.0)
     uneven = placement.policy == "interleave" and len(wanted) > 1 and most * len(wanted) > _UNEVEN
     if away < _ELSEWHERE and not uneven:
@@ -175,7 +177,7 @@ def pages(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
     return finding(
         "page-cache-misplacement",
         "fail" if away >= 0.5 else "warn",
-        f"{share(away)} of its memory lies on other nodes"
+        f"{format_share(away)} of its memory lies on other nodes"
         if away >= _ELSEWHERE
         else "its memory is not spread over its nodes",
         expected=f"on node {placement.mems}" + (", evenly" if uneven else ""),

@@ -11,9 +11,9 @@ from stackctl.diagnose.telling import (
     rate,
     rounded_context,
     seconds,
-    share,
     span,
 )
+from stackctl.quantity import format_number, format_share
 from stackctl.values.diagnosis import Evidence, Finding
 
 #: Wanted where the profile says nothing: between the owner's set-ups that were viable (10-37, 25-28
@@ -56,7 +56,7 @@ def decode(evidence: Evidence, load: Load) -> Finding | None:
     facts = [f"typically {rate(seen.typical)} tok/s"]
     if load.prompt_share is not None:
         most = "at most " if load.at_most else ""
-        facts.append(f"prompts took {most}{share(load.prompt_share)} of the time")
+        facts.append(f"prompts took {most}{format_share(load.prompt_share)} of the time")
     if planned is not None:
         says = f"{rate(planned[0])}-{rate(planned[1])} tok/s"
         facts.append(
@@ -87,7 +87,9 @@ def _wanted_speed(evidence: Evidence) -> tuple[float | None, str | None]:
         asked.append((slo.min_tok_s, f"at least {slo.min_tok_s:g} tok/s (profile)"))
     if slo is not None and slo.itl_ms is not None:
         speed = 1000 / slo.itl_ms
-        asked.append((speed, f"at least {speed:g} tok/s ({slo.itl_ms:g} ms a token, profile)"))
+        asked.append(
+            (speed, f"at least {format_number(speed)} tok/s ({slo.itl_ms:g} ms a token, profile)")
+        )
     if asked:
         return max(asked)
     if evidence.plan is not None and evidence.plan.objective == "throughput":
@@ -132,9 +134,8 @@ def prefill(evidence: Evidence, load: Load) -> Finding | None:
             return None
         # Averages over time without prompts: the highest is the nearest to the truth.
         return finding("prefill-bound", "ok", f"{rate(load.prompt.high)} tok/s")
-    facts = [
-        f"they took {'at most ' if load.at_most else ''}{share(load.prompt_share)} of the time"
-    ]
+    most = "at most " if load.at_most else ""
+    facts = [f"they took {most}{format_share(load.prompt_share)} of the time"]
     if load.ttft_s is not None:
         alone = " without waiting" if load.ttft_computed else ""
         facts.append(f"95 % had the first token within {seconds(load.ttft_s)}{alone}")
@@ -168,17 +169,17 @@ def queueing(evidence: Evidence, load: Load) -> Finding | None:
         return finding("queueing", "ok", most if not load.waiting_most else f"{most} at most")
     facts = []
     if often:
-        facts.append(f"somebody waited at {share(load.waiting_share or 0.0)} of the looks")
+        facts.append(f"somebody waited at {format_share(load.waiting_share or 0.0)} of the looks")
     if long:
-        facts.append(f"waiting was {share(load.queue_share or 0.0)} of the time of requests")
+        facts.append(f"waiting was {format_share(load.queue_share or 0.0)} of the time of requests")
     if load.kv_most is not None:
-        facts.append(f"the KV cache was {share(load.kv_most)} full at most")
+        facts.append(f"the KV cache was {format_share(load.kv_most)} full at most")
     return finding(
         "queueing",
         "warn",
         f"requests wait for others: {most} at most"
         if load.waiting_most
-        else f"requests waited for others {share(load.queue_share or 0.0)} of their time",
+        else f"requests waited for others {format_share(load.queue_share or 0.0)} of their time",
         expected="0 waiting",
         evidence="; ".join(facts),
         confidence="high",
@@ -193,7 +194,7 @@ def kv(evidence: Evidence, load: Load) -> Finding | None:
     if load.kv_most is None and not load.preemptions:
         return None
     full = load.kv_most is not None and load.kv_most >= _FULL
-    at_most = f"{share(load.kv_most)} at most" if load.kv_most is not None else "unknown"
+    at_most = f"{format_share(load.kv_most)} at most" if load.kv_most is not None else "unknown"
     if evidence.now is not None and "kv_usage" in evidence.now.estimates:
         at_most += ", an estimate"
     if not full and not load.preemptions:
@@ -203,7 +204,7 @@ def kv(evidence: Evidence, load: Load) -> Finding | None:
         "kv-pressure",
         "fail" if load.preemptions else "warn",
         f"the KV cache is too small: {again if load.preemptions else at_most}",
-        expected=f"under {share(_FULL)}, none thrown out",
+        expected=f"under {format_share(_FULL)}, none thrown out",
         evidence=f"KV cache {at_most}; {again}",
         confidence="high",
         steps=remedies.full_cache(evidence, load),
@@ -219,7 +220,7 @@ def prefix(evidence: Evidence, load: Load) -> Finding | None:
     slo = evidence.slo
     wanted = WANTED_HITS if slo is None or slo.min_prefix_hits is None else slo.min_prefix_hits
     wide = load.hits.high > _WIDE * load.hits.low
-    seen = share(load.hits.typical) if wide else f"{span(load.hits, 100)} %"
+    seen = format_share(load.hits.typical) if wide else f"{span(load.hits, 100)} %"
     if load.hits.typical >= wanted:
         return finding("prefix-cache-misses", "ok", seen)
     if load.hits.high == 0 and (load.all_prompt_tokens or 0.0) < _SHORT_PROMPT:
@@ -233,12 +234,13 @@ def prefix(evidence: Evidence, load: Load) -> Finding | None:
     return finding(
         "prefix-cache-misses",
         "warn",
-        f"prefix cache hits {seen}, wanted {share(wanted)}{why}",
-        expected=f"at least {share(wanted)}",
-        evidence=f"{share(load.hits.typical)} of the prompts' tokens in the end",
+        f"prefix cache hits {seen}, wanted {format_share(wanted)}{why}",
+        expected=f"at least {format_share(wanted)}",
+        evidence=f"{format_share(load.hits.typical)} of the prompts' tokens in the end",
         confidence="high",
         steps=remedies.SAME_BEGINNING,
-        effect=f"at {share(wanted)} prompts would compute {share(missed)} fewer tokens",
+        effect=f"at {format_share(wanted)} prompts would compute {format_share(missed)} fewer "
+        "tokens",
         at_stake=missed * (load.prompt_share if load.prompt_share is not None else 0.2),
     )
 

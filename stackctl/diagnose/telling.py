@@ -27,12 +27,6 @@ def span(seen: Span, scale: float = 1.0) -> str:
     return texts[0] if texts[0] == texts[1] else "-".join(texts)
 
 
-def share(value: float) -> str:
-    """A share as ``12.5 %``; whole from 20 on."""
-    percent = value * 100
-    return f"{percent:.0f} %" if percent >= 20 or percent == round(percent) else f"{percent:.1f} %"
-
-
 def seconds(value: float) -> str:
     """``0.21 s``, ``7.5 s``, ``30 s``."""
     return f"{value:.2f} s" if value < 1 else f"{value:.1f} s" if value < 10 else f"{value:.0f} s"

@@ -10,6 +10,8 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.quantity import (
     format_bytes,
     format_duration,
+    format_number,
+    format_share,
     parse_bytes,
     parse_duration,
     parse_tokens,
@@ -104,3 +106,30 @@ def test_tokens(text: str, tokens: int) -> None:
 def test_what_is_no_number_of_tokens(text: str) -> None:
     with pytest.raises(StackctlError, match="is not a number of tokens"):
         parse_tokens(text)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"), (0.0, "0"), (0.00421, "0.00421"), (0.30000000000000004, "0.3"), (9.996, "10"),
+        (12.34, "12.3"), (99.96, "100"), (120.4, "120"), (999.7, "1,000"), (123456.7, "123,457"),
+        (-3.14159, "-3.14"), (float("inf"), "inf"),
+    ],
+)  # fmt: skip
+def test_a_number(value: float, text: str) -> None:
+    assert format_number(value) == text
+
+
+@given(st.floats(min_value=1e-9, max_value=1e15))
+def test_a_number_is_told_to_three_digits_and_without_exponent(value: float) -> None:
+    text = format_number(value)
+    assert "e" not in text
+    assert float(text.replace(",", "")) == pytest.approx(value, rel=0.005001)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0 %"), (0.125, "12.5 %"), (0.6, "60 %"), (0.228, "23 %"), (1, "100 %")],
+)
+def test_a_share(value: float, text: str) -> None:
+    assert format_share(value) == text

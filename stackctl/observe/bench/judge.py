@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from stackctl.quantity import format_number, format_share
 from stackctl.values.bench import Cell, Client, Shape
 from stackctl.values.profile import Slo
 from stackctl.values.result import Result, Status
@@ -61,19 +62,9 @@ def latency(
     """A 95th percentile of a latency, in seconds or milliseconds, against the one allowed."""
 
     def told(value: float) -> str:
-        return f"{plain(value)} {unit}"
+        return f"{format_number(value)} {unit}"
 
     return judged(name, allowed, seen, told, source=source, most=True, mark="p95 ", at=at)
-
-
-def plain(value: float) -> str:
-    """A number with three digits, or all of those before the point."""
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
-
-
-def percent(value: float) -> str:
-    """A share."""
-    return f"{100 * value:.0f} %"
 
 
 def describe(shape: Shape) -> str:
@@ -115,7 +106,7 @@ def _speed(cells: Sequence[Cell], slo: Slo, source: str) -> Result | None:
     seen, at = _worst(rows, min)
 
     def told(value: float) -> str:
-        return f"{plain(value)} tok/s"
+        return f"{format_number(value)} tok/s"
 
     return judged(
         "slo-speed", slo.min_tok_s, seen, told, source=source, most=False, mark="p5 ", at=at
@@ -132,7 +123,7 @@ def _prefix(cells: Sequence[Cell], slo: Slo, source: str) -> Result | None:
     )
     seen, at = _worst(rows, min)
     return judged(
-        "slo-prefix", slo.min_prefix_hits, seen, percent, source=source, most=False, at=at
+        "slo-prefix", slo.min_prefix_hits, seen, format_share, source=source, most=False, at=at
     )
 
 
@@ -169,7 +160,7 @@ def _limited(client: Client) -> Result:
         name="client",
         status="warn",
         expected="a client that waits for the engine",
-        actual=f"used {percent(client.cpu_share)} of a processor{lag}",
+        actual=f"used {format_share(client.cpu_share)} of a processor{lag}",
         evidence="the figures may be the client's limit, not the engine's",
         remedy="fewer at once, or --with aiperf from a machine with free processors",
     )

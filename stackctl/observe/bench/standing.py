@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from stackctl.deploy.context import Context
 from stackctl.observe import looks
-from stackctl.observe.bench.judge import judge, judged, latency, percent
+from stackctl.observe.bench.judge import judge, judged, latency
 from stackctl.observe.bench.limits import limits
+from stackctl.quantity import format_share
 from stackctl.state.benches import Benches
 from stackctl.values.generation import Generation
 from stackctl.values.metrics import EngineMetrics
@@ -66,8 +67,8 @@ def by_engine(metrics: EngineMetrics, slo: Slo) -> list[Result]:
         source = f"{lookups:,.0f} prompt tokens since the engine started, those of benches too"
         found.append(
             judged(
-                "slo-prefix-engine", slo.min_prefix_hits, hits / lookups, percent, source=source,
-                most=False,
+                "slo-prefix-engine", slo.min_prefix_hits, hits / lookups, format_share,
+                source=source, most=False,
             )
         )  # fmt: skip
     return found

@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from stackctl.observe.bench.statistics import quantile
+from stackctl.quantity import format_number
+
 #: In the units of the viewBox; the page scales it to its width.
 _WIDTH, _HEIGHT = 560, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 16, 14, 46
@@ -95,15 +98,16 @@ def histogram(title: str, values: Sequence[float], *, x_label: str) -> str:
     for number, share in enumerate(shares):
         if not share:
             continue
-        left, right = across(marks[0] + number * width), across(marks[0] + (number + 1) * width)
-        label = f"{figure(marks[0] + number * width)}-{figure(marks[0] + (number + 1) * width)}"
+        ends = marks[0] + number * width, marks[0] + (number + 1) * width
+        left, right = map(across, ends)
+        label = "-".join(map(format_number, ends))
         parts.append(
             f'<rect class="s0 bar" x="{left + 0.5:.1f}" y="{up(share):.1f}" '
             f'width="{max(right - left - 1, 0.5):.1f}" height="{up(0) - up(share):.1f}">'
             f"<title>{escape(label)}: {share:.1f} %</title></rect>"
         )
     for text, place in (("p50", 0.5), ("p95", 0.95)):
-        value = ordered[min(len(ordered) - 1, int(place * len(ordered)))]
+        value = quantile(ordered, place)
         if value <= marks[-1]:
             parts.append(_mark_line(across(value), text))
     return _svg(title, _HEIGHT, parts)
@@ -130,16 +134,6 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
     return [number * step for number in range(first, last + 1)]
 
 
-def figure(value: float) -> str:
-    """A number in as few digits as tell it."""
-    if value == 0:
-        return "0"
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    text = f"{value:.3g}"
-    return text if "e" not in text else f"{value:.4f}"
-
-
 def _axes(
     across: _Scale,
     up: _Scale,
@@ -153,7 +147,7 @@ def _axes(
         y = up(value)
         parts.append(
             f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text x="{_LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{figure(value)}</text>'
+            f'<text x="{_LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{format_number(value)}</text>'
         )
     for value in x_ticks:
         x = across(value)
@@ -161,7 +155,7 @@ def _axes(
             continue
         parts.append(
             f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{base}" y2="{base + 4}"/>'
-            f'<text x="{x:.1f}" y="{base + 17}" text-anchor="middle">{figure(value)}</text>'
+            f'<text x="{x:.1f}" y="{base + 17}" text-anchor="middle">{format_number(value)}</text>'
         )
     parts.append(
         f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{base}" y2="{base}"/>'
@@ -194,7 +188,7 @@ def _line(one: Series, number: int, across: _Scale, up: _Scale) -> str:
     style = f' stroke-dasharray="{dash}"' if dash else ""
     drawn = f'<path class="s{number} line" d="{path}"{style}/>'
     for (x, y), (left, value) in zip(places, one.points, strict=True):
-        tip = f"{one.name}: {figure(value)} at {figure(left)}"
+        tip = f"{one.name}: {format_number(value)} at {format_number(left)}"
         drawn += f"<g>{_marker(number, x, y)}<title>{escape(tip)}</title></g>"
     return drawn
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stackctl.observe.report import charts, drawn
-from stackctl.quantity import format_bytes, format_duration
+from stackctl.observe.report import drawn
+from stackctl.quantity import format_bytes, format_duration, format_number, format_share
 from stackctl.values.bench import BenchReport, Cell, Quantiles, Sample
 from stackctl.values.generation import Generation
 from stackctl.values.host import Host
@@ -118,19 +118,19 @@ def _tiles(cells: Sequence[Cell]) -> Rows:
     rows = []
     speed = _best(alone, "generation_tok_s")
     if speed is not None and speed.generation_tok_s is not None:
-        rows.append(("generation", f"{charts.figure(speed.generation_tok_s.p50)} tok/s",
+        rows.append(("generation", f"{format_number(speed.generation_tok_s.p50)} tok/s",
                      "median of one request"))  # fmt: skip
     if speed is not None and speed.performance_factor is not None:
-        rows.append(("PF", charts.figure(speed.performance_factor), "tok/s per billion parameters"))
+        rows.append(("PF", format_number(speed.performance_factor), "tok/s per billion parameters"))
     first = next((cell for cell in alone if cell.ttft_s is not None), None)
     if first is not None and first.ttft_s is not None:
         tokens = round(first.prompt_tokens or first.shape.prompt_tokens)
-        rows.append(("first token", f"{charts.figure(first.ttft_s.p95)} s",
+        rows.append(("first token", f"{format_number(first.ttft_s.p95)} s",
                      f"p95 at {tokens:,} tokens"))  # fmt: skip
     most = max((cell for cell in cells if cell.output_tok_s), default=None,
                key=lambda cell: cell.output_tok_s or 0)  # fmt: skip
     if most is not None and most.output_tok_s is not None and most.shape.concurrency > 1:
-        rows.append(("throughput", f"{charts.figure(most.output_tok_s)} tok/s",
+        rows.append(("throughput", f"{format_number(most.output_tok_s)} tok/s",
                      f"{most.shape.concurrency} requests at once"))  # fmt: skip
     return tuple(rows)
 
@@ -226,12 +226,12 @@ def _compared(
     name: str, low_high: tuple[float, float], unit: str, seen: float | None, *, more: bool
 ) -> tuple[str, ...]:
     low, high = low_high
-    predicted = f"{charts.figure(low)}-{charts.figure(high)} {unit}".strip()
+    predicted = f"{format_number(low)}-{format_number(high)} {unit}".strip()
     if seen is None:
         return (name, predicted, "not measured", "")
     above, below = ("better", "worse") if more else ("worse", "better")
     word = above if seen > high else below if seen < low else "as predicted"
-    return (name, predicted, f"{charts.figure(seen)} {unit}".strip(), word)
+    return (name, predicted, f"{format_number(seen)} {unit}".strip(), word)
 
 
 def _cell(cell: Cell) -> tuple[str, ...]:
@@ -246,16 +246,16 @@ def _cell(cell: Cell) -> tuple[str, ...]:
         _three(cell.ttft_s),
         _three(cell.itl_ms),
         _three(cell.generation_tok_s),
-        "" if cell.output_tok_s is None else charts.figure(cell.output_tok_s),
+        "" if cell.output_tok_s is None else format_number(cell.output_tok_s),
         _three(cell.e2e_s),
-        "" if cell.goodput is None else f"{100 * cell.goodput:.0f} %",
+        "" if cell.goodput is None else format_share(cell.goodput),
     )
 
 
 def _three(value: Quantiles | None) -> str:
     if value is None:
         return ""
-    return " / ".join(charts.figure(one) for one in (value.p50, value.p95, value.p99))
+    return " / ".join(format_number(one) for one in (value.p50, value.p95, value.p99))
 
 
 def _notes(run: BenchReport | None) -> tuple[str, ...]:
@@ -281,7 +281,7 @@ def _run(run: BenchReport) -> tuple[str, ...]:
         run.objective,
         run.model,
         _when(run.when),
-        charts.figure(speed.generation_tok_s.p50) if speed and speed.generation_tok_s else "",
-        charts.figure(first.p95) if first else "",
-        charts.figure(most) if most else "",
+        format_number(speed.generation_tok_s.p50) if speed and speed.generation_tok_s else "",
+        format_number(first.p95) if first else "",
+        format_number(most) if most else "",
     )
