@@ -42,7 +42,8 @@ def command() -> None:
 
     The first word may be one of the commands below; a stack of such a name is measured with
     "stackctl bench run NAME". Exits 1 when requests fail or the profile's slo is missed, 3 when the
-    stack does not run. Ctrl-C keeps what was measured and exits 130.
+    stack does not run. Ctrl-C keeps what was measured and exits 130; when the engine
+    ends meanwhile, that is kept too (exit 1).
     """
 
 
@@ -103,7 +104,7 @@ def run(
     aiperf: str | None,
     timeout: float | None,
 ) -> None:
-    """Measure STACK: time to the first token, between tokens, tokens a second, whole answers.
+    """Measure STACK: first token, tokens a second, whole answers.
 
     Every combination of the lengths is a cell of the result. The API key is read from the state.
     """

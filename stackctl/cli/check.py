@@ -27,8 +27,8 @@ def command(
     """Check STACK: its unit, its endpoint, the model it lists, and one real completion.
 
     What was seen goes into the stack's history. Exits 1 when anything is wrong, 3 when it is
-    stopped. With --slo also how the last bench of what runs, and the engine's own histograms where
-    it has them (vLLM), stand to the profile's slo.
+    stopped. With --slo also how the last bench of what runs, and what the engine tells itself
+    (vLLM's histograms, prefix-cache hits), stand to the profile's slo.
     """
     from stackctl.deploy import install
     from stackctl.deploy.transaction import installed_generation

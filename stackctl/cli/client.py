@@ -28,7 +28,10 @@ def command() -> None:
 @verb("openai")
 @stack_argument
 def openai(session: Session, stack: str | None) -> None:
-    """Print what programs with an OpenAI client read, for: eval "$(stackctl client openai)"."""
+    """Print what programs with an OpenAI client read.
+
+    For: eval "$(stackctl client openai)". It prints the command for the key, not the key.
+    """
     report = _report(session, stack, "openai")
     if session.out.json:
         session.out.data(report)

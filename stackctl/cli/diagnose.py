@@ -55,7 +55,7 @@ def command(session: Session, stack: str | None, log: str | None, since: float |
 
     Reads its log, its numbers twice while it works, its plan, and what the kernel says of its
     processes. With --log a log alone is enough, from any machine. What cannot be proven is not
-    guessed.
+    guessed. Exits 0 whatever it finds, 3 when the stack does not run.
     """
     if log is not None and stack is not None:
         raise StackctlError("a stack or --log, not both", exit_code=ExitCode.USAGE)

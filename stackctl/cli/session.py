@@ -99,8 +99,10 @@ class Session:
 
 
 _GLOBAL: tuple[Callable[[Any], Any], ...] = (
-    click.option("--user", "scope", flag_value="user", help="Units of this user (default)."),
-    click.option("--system", "scope", flag_value="system", help="Units of the system (for root)."),
+    click.option("--user", "scope", flag_value="user", help="Units of this user; the default."),
+    click.option(
+        "--system", "scope", flag_value="system", help="Units of the system; root's default."
+    ),
     click.option("--json", is_flag=True, help="Print a JSON document on stdout."),
     click.option("-q", "--quiet", is_flag=True, help="Print results and errors only."),
     click.option("-v", "--verbose", is_flag=True, help="Show the commands that are run."),

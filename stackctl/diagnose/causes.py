@@ -164,6 +164,8 @@ def pages(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
     total = sum(page.bytes for page in evidence.pages)
     if placement is None or placement.mems is None or not total:
         return None
+    if placement.policy == "preferred":
+        return None  # of workers that only feed GPUs, as the node has room
     wanted = set(parse_cpulist(placement.mems))
     shares = {page.node: page.bytes / total for page in evidence.pages}
     away = sum(part for node, part in shares.items() if node not in wanted)

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterable
 
 from stackctl.values.generation import Generation
+from stackctl.values.profile import Overrides
 from stackctl.values.result import Result
 from stackctl.values.seen import Seen
 
@@ -67,12 +68,19 @@ def worst_first(results: Iterable[Result]) -> tuple[Result, ...]:
 
 def up_again(generation: Generation) -> str:
     """The command that deployed a generation: it puts back what was changed."""
-    asked = generation.asked
-    words = ["stackctl", "up", generation.plan.profile]
+    return up_command(generation.plan.profile, generation.asked)
+
+
+def up_command(profile: str, asked: Overrides, *settings: str) -> str:
+    """The command that deploys a profile with what was asked for, but for other settings."""
+    new = {text.partition("=")[0] for text in settings}
+    kept = [text for text in asked.sets if text.partition("=")[0] not in new]
+    words = ["stackctl", "up", profile]
     for option, value in (
-        ("--model", asked.model), ("--objective", asked.objective), ("--name", asked.name),
-    ):  # fmt: skip
+        ("--model", asked.model),
+        ("--objective", asked.objective),
+        ("--name", asked.name),
+        *(("--set", text) for text in (*kept, *settings)),
+    ):
         words += [option, value] if value is not None else []
-    for text in asked.sets:
-        words += ["--set", text]
     return shlex.join(words)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 
+from stackctl.diagnose.findings import up_command
 from stackctl.diagnose.load import Span
 from stackctl.engines import engine as find_engine
 from stackctl.engines import promised_context
@@ -68,18 +68,7 @@ def finding(
 def up(evidence: Evidence, *settings: str) -> str:
     """The command that deploys this stack again with other settings, and all else as it was asked
     for; of a log alone, what to put there is not known."""
-    asked = evidence.asked
-    new = {text.partition("=")[0] for text in settings}
-    kept = [text for text in asked.sets if text.partition("=")[0] not in new]
-    words = ["stackctl", "up", evidence.profile or "PROFILE"]
-    for option, value in (
-        ("--model", asked.model),
-        ("--objective", asked.objective),
-        ("--name", asked.name),
-        *(("--set", text) for text in (*kept, *settings)),
-    ):
-        words += [option, value] if value is not None else []
-    return shlex.join(words)
+    return up_command(evidence.profile or "PROFILE", evidence.asked, *settings)
 
 
 def on_gpu(evidence: Evidence) -> bool | None:

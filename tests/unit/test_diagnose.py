@@ -338,6 +338,20 @@ def test_a_first_token_that_the_profile_wants_sooner() -> None:
     assert (first.actual or "").startswith("the first token comes late")
     waits = replace(now, queue=histogram(7.0))
     assert wrong(diagnose(Evidence(now=waits, slo=Slo(ttft_s=5.0)))) == ["queueing"]
+    # Nothing is promised for prompts that are longer than the profile says.
+    longer = replace(now, prompt_lengths=histogram(20000.0))
+    assert wrong(diagnose(Evidence(now=longer, slo=Slo(ttft_s=5.0)))) == []
+    asked = Slo(ttft_s=5.0, prompt_tokens=32768)
+    assert wrong(diagnose(Evidence(now=longer, slo=asked))) == ["prefill-bound"]
+
+
+def test_the_hit_rate_that_the_profile_wants() -> None:
+    well = of_log(SETUP_B, slo=Slo(min_prefix_hits=0.2))
+    assert wrong(well) == []
+    (missed,) = (
+        one for one in of_log(SETUP_B, slo=Slo(min_prefix_hits=0.3)) if one.status == "warn"
+    )
+    assert missed.expected == "at least 30 %"
 
 
 def test_rare_preemptions_of_long_ago_are_no_finding() -> None:
@@ -424,6 +438,8 @@ def test_pages_on_other_nodes() -> None:
     spread = placed(mems="0-1", policy="interleave")
     assert wrong(diagnose(Evidence(plan=spread, pages=pages))) == []
     assert wrong(diagnose(Evidence(plan=spread, pages=well))) == ["page-cache-misplacement"]
+    # Of workers that feed a GPU it lies where there is room.
+    assert diagnose(Evidence(plan=placed(mems="1", policy="preferred"), pages=pages)) == ()
 
 
 def test_a_gpu_that_is_not_used() -> None:

@@ -29,7 +29,6 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     output_tokens: int | None = None
-    finish: str | None = None
     timings: dict[str, float] = {}
     error: str | None = None
 
@@ -82,7 +81,7 @@ def _event(event: Any, moment: float, seen: dict[str, Any]) -> str | None:
             seen["moments"].append(moment)
         if choice.get("finish_reason"):
             # Also a token without text of its own (part of a sign) ends here.
-            seen["finish"], seen["finished_s"] = choice["finish_reason"], moment
+            seen["finished_s"] = moment
     usage = event.get("usage")
     if usage:
         seen["prompt_tokens"] = _count(usage.get("prompt_tokens"))
