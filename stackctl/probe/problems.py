@@ -23,8 +23,8 @@ _INSTALL = {
     "arch": "pacman -S podman",
 }
 #: Releases whose own podman is too old for Quadlet.
-_TOO_OLD = (("debian", "11"), ("debian", "12"), ("ubuntu", "20.04"), ("ubuntu", "22.04"))
-_UPGRADE = "upgrade to Debian 13, Ubuntu 24.04 or newer, or install podman 4.4 or newer"
+TOO_OLD = (("debian", "11"), ("debian", "12"), ("ubuntu", "20.04"), ("ubuntu", "22.04"))
+UPGRADE = "upgrade to Debian 13, Ubuntu 24.04 or newer, or install podman 4.4 or newer"
 
 _UNIFIED = "systemd.unified_cgroup_hierarchy=1"
 CGROUP_FIX = f"add {_UNIFIED} to the kernel command line and reboot"
@@ -100,7 +100,7 @@ def _podman(facts: Facts) -> Iterator[Problem]:
         yield Problem(
             what=f"podman {version} is too old",
             why="services need Quadlet, which came with podman 4.4",
-            fix=_UPGRADE,
+            fix=UPGRADE,
         )
     elif seen.generator_runs is False:
         yield Problem(
@@ -112,8 +112,8 @@ def _podman(facts: Facts) -> Iterator[Problem]:
 
 def _install(facts: Facts) -> str | None:
     families = facts.seen.families
-    if (*families[:1], facts.seen.release) in _TOO_OLD:
-        return _UPGRADE
+    if (*families[:1], facts.seen.release) in TOO_OLD:
+        return UPGRADE
     command = next((_INSTALL[name] for name in families if name in _INSTALL), None)
     return _root(facts, command) if command else None
 
