@@ -18,6 +18,7 @@ from stackctl.cli.session import Session, _profile_names, verb, yes_option
 from stackctl.errors import ExitCode, StackctlError
 
 if TYPE_CHECKING:
+    from stackctl.cli.output import Output
     from stackctl.provision.box import Box
     from stackctl.provision.facts import Facts
     from stackctl.provision.record import Store
@@ -163,7 +164,7 @@ def _provision(
             preflight.require(box, plans)
             if not session.confirm(f"{_count(len(changing))} would change"):
                 raise click.Abort
-            apply(box, store, plans, audit.user(), session.out)
+            apply(box, store, plans, audit.user(), _Wide(session.out))
             seen_after = facts.read(box, store, user)
             _require_held(items.plan(seen_after, needed, only), changing)
         else:
@@ -219,7 +220,7 @@ def _undo(session: Session, only: Sequence[str], dry_run: bool) -> None:
         if done and not dry_run:
             if not session.confirm(f"{_count(len(names))} would go back to what was before"):
                 raise click.Abort
-            stay = undo(box, store, chosen, session.out)
+            stay = undo(box, store, chosen, _Wide(session.out))
     kept = dict(stay)
     reports = tuple(
         ItemReport(
@@ -243,6 +244,21 @@ def _undo(session: Session, only: Sequence[str], dry_run: bool) -> None:
         session.out.line("nothing to take back")
         return
     session.out.line(_summary(reports, "would go back" if dry_run else "as before"))
+
+
+class _Wide:
+    """Tells of steps in the columns of items, whose names are longer than those of others."""
+
+    def __init__(self, out: Output) -> None:
+        self._out = out
+
+    def step(self, name: str, text: str) -> None:
+        """See Report."""
+        self._out.note(f"{'':<9}{name:<23}{text}")
+
+    def progress(self, name: str, text: str, *, elapsed_s: float | None = None) -> None:
+        """See Report."""
+        self._out.progress(name, text, elapsed_s=elapsed_s)
 
 
 def _machine() -> tuple[Box, Store]:

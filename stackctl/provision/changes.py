@@ -7,11 +7,11 @@ import contextlib
 import os
 import pwd
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from stackctl.errors import StackctlError
-from stackctl.machine import runner
+from stackctl.machine import runner, subids
 from stackctl.machine.files import remove_file, write_atomically
 from stackctl.probe.tools import manager_socket
 from stackctl.provision import apt, program
@@ -69,6 +69,9 @@ def perform(box: Box, change: Change) -> None:
             apt.install(names)
         case HoldChange(names=names):
             apt.hold(names)
+        case SubidsChange():
+            for path, line in _subids(change):
+                subids.add(box.at(path), line)
         case ProgramChange(folder=folder, link=link):
             program.install(box.at(folder))
             _link(box.at(link), f"{folder}/bin/stackctl")
@@ -98,7 +101,8 @@ def revert(box: Box, change: Change, old: Before) -> str | None:
         case AccountChange(user=user, home=home):
             return _remove_account(box, user, home)
         case SubidsChange():
-            _remove_subids(change)
+            for path, line in _subids(change):
+                subids.remove(box.at(path), line)
         case LingerChange(user=user):
             if _account(user) is not None:
                 runner.run(("loginctl", "disable-linger", user))
@@ -279,15 +283,11 @@ def _remove_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def _remove_subids(change: SubidsChange) -> None:
-    for option, first, file in (
-        ("--del-subuids", change.uid, "/etc/subuid"),
-        ("--del-subgids", change.gid, "/etc/subgid"),
-    ):
-        line = f"{change.user}:{first}:{change.count}"
-        # After userdel they are gone already.
-        if first is not None and line in Path(file).read_text("utf-8").splitlines():
-            runner.run(("usermod", option, f"{first}-{first + change.count - 1}", change.user))
+def _subids(change: SubidsChange) -> Iterator[tuple[str, str]]:
+    """The files that a user gets ids by, each with its line."""
+    for path, first in (("/etc/subuid", change.uid), ("/etc/subgid", change.gid)):
+        if first is not None:
+            yield path, f"{change.user}:{first}:{change.count}"
 
 
 def _guard(box: Box, user: str | None, path: str, option: str) -> None:
@@ -303,7 +303,8 @@ def _guard(box: Box, user: str | None, path: str, option: str) -> None:
     runtime = f"/run/user/{found.pw_uid}"
     runner.run(
         (
-            "runuser", "-u", user, "--", "env", "-i", f"HOME={found.pw_dir}", f"USER={user}",
+            "runuser", "-u", user, "--", "env", "-i", "-C", "/",
+            f"HOME={found.pw_dir}", f"USER={user}",
             "PATH=/usr/local/bin:/usr/bin:/bin", f"XDG_RUNTIME_DIR={runtime}",
             f"DBUS_SESSION_BUS_ADDRESS=unix:path={runtime}/bus",
             path, "--user", "--quiet", "guard", option,

@@ -87,7 +87,7 @@ def undone(one: Recorded) -> ShownChange:
         case GuardChange(user=user):
             return ShownChange(what=f"stop the guard of {user or 'the system'}")
         case ReloadChange():
-            return ShownChange(what="systemd reads its files again")
+            return ShownChange(what="have systemd read its files again")
 
 
 def command(change: Change) -> tuple[str, ...]:
@@ -135,7 +135,7 @@ def _words(change: Change) -> str:
         case LingerChange(user=user):
             return f"start the services of {user} at boot"
         case ReloadChange():
-            return "systemd reads its files again"
+            return "have systemd read its files again"
         case EnableChange(unit=unit):
             return f"start {unit}, now and at boot"
         case GuardChange(user=user):

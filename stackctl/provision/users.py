@@ -51,7 +51,8 @@ def subids(facts: Facts, needs: Needs) -> ItemPlan:  # noqa: ARG001
     if uid is None and gid is None:
         return ours.set_already(item, why, f"{user.name} has {_owned(facts.subuid, user)}", None)
     change = SubidsChange(user=user.name, uid=uid, gid=gid, count=_COUNT)
-    now = f"{user.name} has {_owned(facts.subuid, user)} and {_owned(facts.subgid, user)}"
+    has = _owned(facts.subuid, user), _owned(facts.subgid, user)
+    now = f"{user.name} has {has[0]} for users, {has[1]} for groups"
     return ours.planned(item, why, now, "takes these ids away again", change)
 
 
@@ -80,7 +81,7 @@ def cpuset(facts: Facts, needs: Needs) -> ItemPlan:
             has = " ".join(facts.root_controllers) or "none"
             return ours.skipped(item, why, f"this kernel hands on no cpuset controller: {has}")
     now = None
-    if user is not None:
+    if user is not None and user.uid is not None:
         given = user.controllers or user.controllers_next
         now = f"{user.name} has {' '.join(given) or 'nothing'}"
         if "cpuset" in user.controllers_next and not user.stale:
@@ -101,7 +102,7 @@ def memlock(facts: Facts, needs: Needs) -> ItemPlan:
         if facts.may_raise is False and (user.memlock_bytes or 0) >= (most or 0):
             return ours.skipped(item, why, _CAPABILITY)
     now = None
-    if user is not None:
+    if user is not None and user.uid is not None:
         now = f"{user.name} may lock {_limit(user.memlock_bytes)}"
         if user.memlock_next == UNLIMITED and not user.stale:
             rival, stands = ours.standing(facts, "LimitMEMLOCK", paths.MEMLOCK, ("infinity",))
@@ -142,7 +143,7 @@ def _drop_in(
         return refused
     stale = facts.user is not None and facts.user.stale
     reload: Change | None = ReloadChange() if file is not None or stale else None
-    plan = ours.planned(item, why, now, "removes the file", file, reload)
+    plan = ours.planned(item, why, now or paths.FILES[name], "removes the file", file, reload)
     if plan.status != "change":
         return plan
     import msgspec
