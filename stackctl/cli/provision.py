@@ -7,27 +7,21 @@ import os
 import pwd
 import shlex
 import sys
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from stackctl.cli import itemlines
 from stackctl.cli.session import Session, _profile_names, verb, yes_option
 from stackctl.errors import ExitCode, StackctlError
 
 if TYPE_CHECKING:
-    from stackctl.cli.output import Output
     from stackctl.provision.box import Box
     from stackctl.provision.facts import Facts
     from stackctl.provision.record import Store
     from stackctl.values.provision import ItemPlan, ItemReport, Recorded, ShownChange
-
-_COLORS = {
-    "ok": "green", "changed": "green", "undone": "green", "change": "yellow", "undo": "yellow",
-    "kept": "yellow", "refused": "red", "skip": "cyan",
-}  # fmt: skip
 
 
 def _item_names(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
@@ -157,14 +151,14 @@ def _provision(
         changing = [plan for plan in plans if plan.status == "change"]
         if not session.out.json:
             for plan in plans:
-                _print(session, _report(plan, seen), full=dry_run or not session.yes)
+                itemlines.show(session.out, _report(plan, seen), full=dry_run or not session.yes)
         if not dry_run and not only:
             _require_podman(plans)
         if changing and not dry_run:
             preflight.require(box, plans)
-            if not session.confirm(f"{_count(len(changing))} would change"):
+            if not session.confirm(f"{itemlines.count(len(changing))} would change"):
                 raise click.Abort
-            apply(box, store, plans, audit.user(), _Wide(session.out))
+            apply(box, store, plans, audit.user(), itemlines.Wide(session.out))
             seen_after = facts.read(box, store, user)
             _require_held(items.plan(seen_after, needed, only), changing)
         else:
@@ -192,8 +186,8 @@ def _provision(
             session.out.line("for the firmware's setup (BIOS), which stackctl never touches")
             for tip in tips:
                 session.out.line(f"  {tip.name:<18}{tip.actual}")
-                _wrapped(session, tip.evidence or "", 20)
-        session.out.line(_summary(reports, "would change" if dry_run else "changed"))
+                itemlines.wrapped(session.out, tip.evidence or "", 20)
+        session.out.line(itemlines.summary(reports, "would change" if dry_run else "changed"))
     if any(plan.status == "refused" for plan in plans):
         raise click.exceptions.Exit(int(ExitCode.HOST))
 
@@ -215,12 +209,14 @@ def _undo(session: Session, only: Sequence[str], dry_run: bool) -> None:
         if not session.out.json:
             for name in names:
                 one = ItemReport(item=name, status="undo", changes=texts[name])
-                _print(session, one, full=True)
+                itemlines.show(session.out, one, full=True)
         stay: tuple[tuple[str, str], ...] = ()
         if done and not dry_run:
-            if not session.confirm(f"{_count(len(names))} would go back to what was before"):
+            if not session.confirm(
+                f"{itemlines.count(len(names))} would go back to what was before"
+            ):
                 raise click.Abort
-            stay = undo(box, store, chosen, _Wide(session.out))
+            stay = undo(box, store, chosen, itemlines.Wide(session.out))
     kept = dict(stay)
     reports = tuple(
         ItemReport(
@@ -243,22 +239,7 @@ def _undo(session: Session, only: Sequence[str], dry_run: bool) -> None:
     if not names:
         session.out.line("nothing to take back")
         return
-    session.out.line(_summary(reports, "would go back" if dry_run else "as before"))
-
-
-class _Wide:
-    """Tells of steps in the columns of items, whose names are longer than those of others."""
-
-    def __init__(self, out: Output) -> None:
-        self._out = out
-
-    def step(self, name: str, text: str) -> None:
-        """See Report."""
-        self._out.note(f"{'':<9}{name:<23}{text}")
-
-    def progress(self, name: str, text: str, *, elapsed_s: float | None = None) -> None:
-        """See Report."""
-        self._out.progress(name, text, elapsed_s=elapsed_s)
+    session.out.line(itemlines.summary(reports, "would go back" if dry_run else "as before"))
 
 
 def _machine() -> tuple[Box, Store]:
@@ -351,65 +332,3 @@ def _undoes(one: Recorded) -> ShownChange:
     from stackctl.provision import shown
 
     return shown.undone(one)
-
-
-def _print(session: Session, one: ItemReport, *, full: bool) -> None:
-    """An item in one line; of one that changes or is refused why, what and how back."""
-    out = session.out
-    mark = "REFUSED" if one.status == "refused" else one.status
-    problem = (one.problem or "").splitlines()
-    head = problem[0] if problem else one.now or ""
-    first, *more = textwrap.wrap(head, 48, break_long_words=False, break_on_hyphens=False) or [""]
-    out.line(f"{out.style(f'{mark:<9}', _COLORS[one.status])}{one.item:<23}{first}".rstrip())
-    for line in more:
-        out.line(" " * 32 + line)
-    if one.status not in ("change", "undo", "refused"):
-        return
-    if one.why:
-        _labelled(session, "why", one.why)
-    for line in problem[1:]:
-        out.line(f"              {line}")
-    for change in one.changes:
-        _labelled(session, "does" if one.status == "change" else "undo", change.what)
-        if change.diff and full:
-            for line in change.diff.splitlines():
-                out.line(f"              {line}")
-        if change.command and full:
-            out.line(f"              $ {change.command}")
-    if one.undo and full:
-        _labelled(session, "undo", one.undo)
-    if one.effect == "login":
-        _labelled(session, "when", "the user's service manager starts anew (next login, or boot)")
-    if one.remedy:
-        out.line(f"         fix: {one.remedy}")
-
-
-def _labelled(session: Session, name: str, text: str) -> None:
-    first, *more = textwrap.wrap(text, 67, break_long_words=False, break_on_hyphens=False)
-    session.out.line(f"         {name:<4} {first}")
-    for line in more:
-        session.out.line(f"              {line}")
-
-
-def _wrapped(session: Session, text: str, indent: int) -> None:
-    for line in textwrap.wrap(text, 80 - indent):
-        session.out.line(" " * indent + line)
-
-
-def _count(number: int) -> str:
-    return "1 item" if number == 1 else f"{number} items"
-
-
-def _summary(reports: Sequence[ItemReport], verb: str) -> str:
-    """How many did, and how many did not."""
-    counted = {status: sum(one.status == status for one in reports) for status in _COLORS}
-    changed = sum(counted[status] for status in ("change", "changed", "undo", "undone"))
-    parts = [f"{_count(changed)} {verb}"]
-    if counted["ok"]:
-        parts.append(f"{counted['ok']} as it should be")
-    if counted["skip"]:
-        parts.append(f"{counted['skip']} not needed")
-    for status in ("refused", "kept"):
-        if counted[status]:
-            parts.append(f"{counted[status]} {status}")
-    return ", ".join(parts)

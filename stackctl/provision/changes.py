@@ -205,7 +205,8 @@ def _value(box: Box, path: str) -> str:
 def _write_setting(box: Box, path: str, value: str) -> None:
     try:
         # Not atomically: it is no file, and there is no other that could take its place.
-        with box.at(path).open("r+", encoding="utf-8") as stream:
+        descriptor = os.open(box.at(path), os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
             stream.write(value + "\n")
     except FileNotFoundError:
         raise _gone(path) from None
@@ -265,13 +266,20 @@ def _account(user: str) -> pwd.struct_passwd | None:
 def _remove_account(box: Box, user: str, home: str) -> str | None:
     found = _account(user)
     if found is not None:
-        # Its manager would keep the account busy.
+        # What still runs would keep the account busy, and could put other folders in our way.
         runner.run(("loginctl", "disable-linger", user), check=False)
         runner.run(("loginctl", "terminate-user", user), check=False)
         runner.run(("systemctl", "stop", f"user@{found.pw_uid}.service"), check=False)
-        runner.run(("userdel", user))
     _remove_empty(box.at(home))
-    return f"{home} is not empty: it stays" if box.there(home) else None
+    if box.there(home):
+        # An account that went before its files would leave them to whoever gets its number.
+        return (
+            f"{user} stays, as {home} is not empty; once nothing in it is wanted: "
+            f"sudo userdel --remove {user}"
+        )
+    if found is not None:
+        runner.run(("userdel", user))
+    return None
 
 
 def _remove_empty(folder: Path) -> None:

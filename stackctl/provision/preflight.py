@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Sequence
 
 from stackctl.errors import ExitCode, StackctlError
+from stackctl.machine.lock import record_lock_holder
 from stackctl.provision.box import Box
 from stackctl.provision.record import PATH
 from stackctl.quantity import format_bytes
-from stackctl.values.provision import ItemPlan, PackagesChange, ProgramChange
+from stackctl.values.provision import HoldChange, ItemPlan, PackagesChange, ProgramChange
 
 _MIB = 2**20
+#: Held by apt and dpkg while they change anything.
+_DPKG_LOCK = "/var/lib/dpkg/lock-frontend"
 #: Podman with all that comes along is about 130 MiB on Debian 13, and is downloaded first.
 _PACKAGES, _PROGRAM, _FILES = 500 * _MIB, 64 * _MIB, _MIB
 
@@ -27,6 +29,21 @@ def require(box: Box, plans: Sequence[ItemPlan]) -> None:
         wanted["/usr/local"] = _PROGRAM
     for folder, least in wanted.items():
         _require_room(box, folder, least)
+    if any(isinstance(change, PackagesChange | HoldChange) for change in changes):
+        _require_no_other(box)
+
+
+def _require_no_other(box: Box) -> None:
+    """One program at a time installs packages: to wait for it is its user's decision."""
+    pid = record_lock_holder(box.at(_DPKG_LOCK))
+    if pid is not None:
+        name = (box.read(f"/proc/{pid}/comm") or "").strip()
+        raise StackctlError(
+            "the package manager is at work: "
+            + (f"process {pid} ({name})" if pid > 0 else "a process outside this container"),
+            hint="wait until it is done (unattended upgrades may take minutes), then again",
+            exit_code=ExitCode.HOST,
+        )
 
 
 def _require_room(box: Box, folder: str, least: int) -> None:
@@ -36,7 +53,7 @@ def _require_room(box: Box, folder: str, least: int) -> None:
     seen = os.statvfs(place)
     if seen.f_flag & os.ST_RDONLY:
         raise StackctlError(
-            f"{folder} is read-only: {os.strerror(errno.EROFS).lower()}",
+            f"the file system of {folder} is read-only",
             hint="see why (dmesg; an image-based system has its own tools), then: "
             f"sudo mount -o remount,rw {'/' if folder != '/etc' else folder}",
             exit_code=ExitCode.HOST,
