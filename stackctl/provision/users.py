@@ -99,7 +99,9 @@ def memlock(facts: Facts, needs: Needs) -> ItemPlan:
             return ours.skipped(item, why, _NOBODY)
         if not needs.memlock:
             return ours.skipped(item, why, "engines on a GPU lock nothing")
-        if facts.may_raise is False and (user.memlock_bytes or 0) >= (most or 0):
+        # One that does not run yet will have all there is.
+        limit = most if user.memlock_bytes is None else user.memlock_bytes
+        if facts.may_raise is False and (limit or 0) >= (most or 0):
             return ours.skipped(item, why, _CAPABILITY)
     now = None
     if user is not None and user.uid is not None:
