@@ -57,6 +57,7 @@ def probe(machine: Machine, *, scope: Scope, names: bool = False) -> Host:
         limits=limits,
         may_raise=may_raise(reader),
         nodes=len(cpu.numa),
+        memlock_reachable=probe_limits(reader, "system", seen.who).memlock_bytes,
         drop_ins=frozenset(path for path in (DELEGATE, MEMLOCK) if reader.exists(path)),
     )
     return Host(

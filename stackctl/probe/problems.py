@@ -42,7 +42,9 @@ class Facts:
     #: Whether services of the system manager can be given any limit.
     may_raise: bool | None
     nodes: int
-    #: Files of that kind that are installed.
+    #: The limit of locked memory that process 1 itself has, and so can hand on.
+    memlock_reachable: int | None = None
+    #: Drop-ins of user managers that are installed.
     drop_ins: frozenset[str] = frozenset()
 
 
@@ -67,9 +69,9 @@ def _linger(who: Who) -> str:
 
 
 def provision(item: str, by_hand: str | None = None) -> str:
-    """The fix that stackctl does, shows first and takes back; and the same by hand."""
+    """The fix that stackctl does, shows first and takes back; the same by hand as a comment."""
     fix = f"stackctl provision --only {item}"
-    return fix if by_hand is None else f"{fix}\nor by hand: {by_hand}"
+    return fix if by_hand is None else f"{fix}\n# by hand: {by_hand}"
 
 
 def drop_in(item: str, path: str, line: str, *, sudo: str = "sudo ") -> str:
@@ -87,7 +89,8 @@ def _in_effect(facts: Facts, item: str, path: str, line: str) -> tuple[str, str]
     if path in facts.drop_ins:
         return (
             f"; {path} changes that when the user's service manager starts anew",
-            f"log out everywhere and in again, or: stackctl provision --only {item} --restart-user",
+            f"stackctl provision --only {item} --restart-user\n"
+            "# or log out everywhere and in again",
         )
     sudo = "" if facts.seen.who.uid == 0 else "sudo "
     return "", drop_in(item, path, line, sudo=sudo)
@@ -218,7 +221,9 @@ def _memlock(facts: Facts) -> Iterator[Problem]:
         return
     if limit == UNLIMITED:
         return
-    fixable = facts.scope == "user" and facts.may_raise is not False
+    fixable = facts.scope == "user" and (
+        facts.may_raise is not False or limit < (facts.memlock_reachable or 0)
+    )
     more, fix = _in_effect(facts, "memlock", MEMLOCK, "LimitMEMLOCK=infinity")
     if not fixable:
         more = "; process 1 lacks CAP_SYS_RESOURCE, so no setting inside this machine can raise it"

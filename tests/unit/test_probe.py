@@ -158,7 +158,7 @@ def test_no_podman(look: Any) -> None:
     problem = look(versions={"systemctl --version": "systemd 257"}).problems[0]
     assert problem.what == "podman is not installed"
     by_hand = _as_root("apt-get install podman")
-    assert problem.fix == f"stackctl provision --only podman\nor by hand: {by_hand}"
+    assert problem.fix == f"stackctl provision --only podman\n# by hand: {by_hand}"
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,8 @@ def test_podman_is_installed_as_the_distribution_does(
     look: Any, release: str, fix: str | None
 ) -> None:
     host = look({"etc/os-release": release}, versions={"systemctl --version": "systemd 257"})
-    assert _only(host).fix == fix
+    # By stackctl where it can, and as it is done by hand.
+    assert (_only(host).fix or "").rpartition("# by hand: ")[2] == (fix or "")
 
 
 def test_debian_12_has_no_podman_worth_installing(look: Any) -> None:
@@ -245,7 +246,7 @@ def test_services_end_at_logout(look: Any) -> None:
     problem = _only(host)
     assert (host.tools.linger, problem.what) == (False, "user services end at logout")
     by_hand = _as_root(f"loginctl enable-linger {_user_name()}")
-    assert problem.fix == f"stackctl provision --only linger\nor by hand: {by_hand}"
+    assert problem.fix == f"stackctl provision --only linger\n# by hand: {by_hand}"
 
 
 @pytest.mark.parametrize("mark", ["unified/cgroup.controllers", "memory/tasks"])
@@ -277,7 +278,7 @@ def test_cpuset_matters_with_two_nodes(look: Any) -> None:
     there = undelegated | {f"{NODE}1/cpulist": "\n", path[1:]: "[Service]\n"}
     problem = _only(look(there))
     assert f"{path} changes that when" in problem.why
-    assert (problem.fix or "").endswith("stackctl provision --only cpuset --restart-user")
+    assert (problem.fix or "").startswith("stackctl provision --only cpuset --restart-user\n")
 
 
 def test_no_controller_at_all_is_not_unknown(look: Any) -> None:
