@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import re
 import shutil
 import sys
@@ -60,10 +61,8 @@ def install(folder: Path) -> None:
     try:
         for left in (made, old):
             shutil.rmtree(left, ignore_errors=True)
-        for target, source in (*_dependencies(), *_own_files()):
-            place = made / "lib" / target
-            place.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-            shutil.copyfile(source, place)
+        for target, source in (*_dependencies(), *_metadata(), *_own_files()):
+            _copy(source, made / "lib" / target)
         lib = str(folder / "lib")
         text = _LAUNCHER.format(python=python(), lib=lib)
         write_atomically(made / "bin" / "stackctl", text, mode=0o755)
@@ -77,6 +76,18 @@ def install(folder: Path) -> None:
     except OSError as error:
         shutil.rmtree(made, ignore_errors=True)
         raise StackctlError(f"cannot copy stackctl to {folder}: {error.strerror}") from None
+
+
+def _copy(source: Path, place: Path) -> None:
+    """Copy a file with its time, by which Python knows what it has compiled of it: that comes too,
+    as others than root could not keep it."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(source, place)
+    if source.suffix == ".py":
+        compiled = Path(importlib.util.cache_from_source(str(source)))
+        if compiled.is_file():
+            (place.parent / "__pycache__").mkdir(exist_ok=True)
+            shutil.copy2(compiled, place.parent / "__pycache__" / compiled.name)
 
 
 def remove(folder: Path) -> None:
@@ -103,20 +114,18 @@ def _own_files() -> Iterator[tuple[str, Path]]:
         for path in folder.rglob("*"):
             if path.is_file():
                 yield "/".join(("stackctl/_data", name, *path.relative_to(folder).parts)), path
-    for path in _metadata(_DISTRIBUTION):
-        yield f"{path.parent.name}/{path.name}", path
 
 
-def _metadata(name: str) -> Iterator[Path]:
-    """What says which version of a distribution this is."""
+def _metadata() -> Iterator[tuple[str, Path]]:
+    """What says which version this is, and what it requires."""
     try:
-        files = metadata.distribution(name).files or ()
+        files = metadata.distribution(_DISTRIBUTION).files or ()
     except metadata.PackageNotFoundError:
         return
     for file in files:
         path = Path(str(file.locate()))
         if file.name in ("METADATA", "entry_points.txt") and path.is_file():
-            yield path
+            yield f"{path.parent.name}/{path.name}", path
 
 
 def _dependencies() -> Iterator[tuple[str, Path]]:

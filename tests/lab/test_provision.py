@@ -367,3 +367,31 @@ def test_two_at_once_are_one_after_the_other(clean: Seat) -> None:
     codes = sorted(process.returncode for process in both)
     assert codes in ([0, 0], [0, 7]), said
     assert report(box, WORKER, "--only=service-user")["changed"] == 0
+
+
+def test_stackctl_itself_is_put_where_root_alone_can_change_it(clean: Seat) -> None:
+    """From a copy of an ordinary user's, by root, as sudo runs it."""
+    box = clean
+    box.run("mv", "/usr/local/bin/stackctl", "/root/stackctl")
+    try:
+        words = ["provision", "--yes", "--only=stackctl", "--only=guard"]
+        box.run("python3", "-P", "-m", "stackctl", *words, timeout=120)
+        assert box.run("readlink", "/usr/local/bin/stackctl").stdout.startswith("/usr/local/lib/")
+        assert (
+            "ExecStart=/usr/local/bin/stackctl"
+            in box.run("systemctl", "cat", "stackctl-guard.service").stdout
+        )
+        box.run("systemctl", "start", "stackctl-guard.service")
+        assert report(box, *words[1:])["changed"] == 0
+        # And for every user, from the isolated copy.
+        where = "import stackctl; print(stackctl.__file__)"
+        user = Seat(box.lab, "lab")
+        assert "cpu-latency" in user.stackctl("profiles").stdout
+        isolated = "import sys; sys.path.insert(0, '/usr/local/lib/stackctl/lib');" + where
+        assert "/usr/local/lib/stackctl/" in user.run("python3", "-I", "-c", isolated).stdout
+        # An undo ends with the very program that runs it.
+        box.stackctl("provision", "--undo", "--yes")
+        assert box.run("ls", "/usr/local/bin").stdout == ""
+        assert "stackctl" not in box.run("ls", "/usr/local/lib").stdout.split()
+    finally:
+        box.run("mv", "/root/stackctl", "/usr/local/bin/stackctl")

@@ -477,6 +477,13 @@ def test_stackctl_is_copied_and_runs_alone(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "cpu-latency" in done.stdout
     assert program.current(folder)
+    # Run from there, it is what is there.
+    code = "import sys; sys.path.insert(0, sys.argv[1] + '/lib');" + (
+        "from pathlib import Path; from stackctl.provision import program as p;"
+        "print(p.current(Path(sys.argv[1])))"
+    )
+    words = [sys.executable, "-I", "-S", "-c", code, str(folder)]
+    assert subprocess.check_output(words, text=True, timeout=60) == "True\n"
     names = {path.name for path in (folder / "lib").iterdir()}
     assert {"stackctl", "msgspec", "click"} <= names
     assert not {"pytest", "mypy", "ruff"} & names
