@@ -100,7 +100,7 @@ def command(change: Change) -> tuple[str, ...]:
             return (
                 "useradd", "--system", "--user-group", "--create-home", "--home-dir", home,
                 "--skel", "/nonexistent", "--shell", "/usr/sbin/nologin",
-                "--comment", "stackctl's stacks", user,
+                "--comment", "stacks of stackctl", user,
             )  # fmt: skip
         case SubidsChange(user=user, uid=uid, gid=gid, count=count):
             words: list[str] = []
