@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import click
 
-from stackctl.cli.session import Session, pick_stack, stack_argument, timeout_option, verb
+from stackctl.cli.session import (
+    Session,
+    current_slo,
+    pick_stack,
+    stack_argument,
+    timeout_option,
+    verb,
+)
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.values.result import CheckReport, ChecksReport
 
@@ -12,12 +19,16 @@ from stackctl.values.result import CheckReport, ChecksReport
 @verb("check")
 @stack_argument
 @click.option("--all", "every", is_flag=True, help="Check every stack.")
+@click.option("--slo", is_flag=True, help="Judge by the profile's slo too: see stackctl bench.")
 @timeout_option("How long the answer may take; default 2m.")
-def command(session: Session, stack: str | None, every: bool, timeout: float | None) -> None:
+def command(
+    session: Session, stack: str | None, every: bool, slo: bool, timeout: float | None
+) -> None:
     """Check STACK: its unit, its endpoint, the model it lists, and one real completion.
 
     What was seen goes into the stack's history. Exits 1 when anything is wrong, 3 when it is
-    stopped.
+    stopped. With --slo also how the last bench of what runs, and the engine's own histograms where
+    it has them (vLLM), stand to the profile's slo.
     """
     from stackctl.deploy import install
     from stackctl.deploy.transaction import installed_generation
@@ -32,6 +43,11 @@ def command(session: Session, stack: str | None, every: bool, timeout: float | N
         generation = installed_generation(context, name)
         report = check(context, generation, answer_timeout_s=timeout or 120)
         remember(context, name, summary(generation, report))
+        if slo and _exit_code(report) == ExitCode.OK:
+            from stackctl.observe.bench.standing import standing
+
+            found = standing(context, generation, current_slo(session, generation))
+            report = CheckReport(stack=name, results=(*report.results, *found))
         reports.append(report)
         if not session.out.json:
             if every:

@@ -92,12 +92,18 @@ for _command in (aider, openai):
 
 def _report(session: Session, stack: str | None, tool: Tool) -> ClientReport:
     from stackctl.deploy.transaction import installed_generation
-    from stackctl.observe.clients import predicted, settings
+    from stackctl.observe.clients import measured, predicted, settings
     from stackctl.observe.status import url
+    from stackctl.state.benches import Benches
+    from stackctl.values.client import Speeds
 
     context = session.context(recover="try")
     generation = installed_generation(context, pick_stack(context, stack))
-    return settings(generation, url(generation), predicted(generation), tool)
+    run = Benches(context.paths.state).latest(generation.stack, generation.number)
+    speeds = measured(run) if run is not None else Speeds()
+    if speeds.source is None:
+        speeds = predicted(generation)
+    return settings(generation, url(generation), speeds, tool)
 
 
 def _exports(report: ClientReport) -> list[str]:

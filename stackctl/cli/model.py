@@ -2,35 +2,88 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import click
 
-from stackctl.cli.session import Session, verb
+from stackctl.cli.session import Session, verb, yes_option
+from stackctl.errors import ExitCode, StackctlError
+
+if TYPE_CHECKING:
+    from stackctl.values.model import Model
+    from stackctl.values.stored import StoredModel
 
 
 @click.group("model")
 def command() -> None:
-    """Look at models."""
+    """Look at models, fetch them, and see to them on disk.
+
+    \b
+    SOURCE is one of
+      hf:ORG/REPO[@REV][:QUANT]  of a hub; QUANT may be a file's path too
+      https://.../NAME.gguf      one file of any server
+      file:PATH                  a GGUF file; of several parts, any
+      dir:PATH                   a folder with config.json and safetensors files
+    """
+
+
+def _rate(_: Any, __: Any, value: str | None) -> int | None:
+    from stackctl.quantity import parse_bytes
+
+    return None if value is None else parse_bytes(value.removesuffix("/s"))
 
 
 @verb("show")
 @click.argument("source")
-def show(session: Session, source: str) -> None:
-    """Show what is known of the model at SOURCE.
+@click.option("--hub", "ask", is_flag=True, help="Ask the hub, whatever is here.")
+def show(session: Session, source: str, ask: bool) -> None:
+    """Show what is known of a model, downloaded or not.
+
+    Of a repository with several models: what of it fits this machine, and how fast it would be.
 
     \b
     SOURCE is one of
       file:PATH                  a GGUF file; of several parts, any
       dir:PATH                   a folder with config.json and safetensors files
-      hf:ORG/REPO[@REV][:QUANT]  the local hub cache, else the catalogue
+      hf:ORG/REPO[@REV][:QUANT]  the local hub cache, else catalogue or hub
       catalogue:ID               a model that `stackctl model catalogue` lists
       facts:FILE                 what `stackctl model show --json` printed
     """
+    from stackctl.machine.transfer import Lost
+    from stackctl.sources.hubcache import NotHere, parse_remote
+    from stackctl.sources.models import read_model
+    from stackctl.store import hub
+
+    problem: StackctlError | None = None
+    if not ask:
+        try:
+            describe_model(session, read_model(source))
+            return
+        except NotHere as error:
+            problem = error
+    parsed = parse_remote(source)
+    if parsed is None or parsed.url is not None or (problem is not None and hub.offline()):
+        raise problem or StackctlError(
+            f"no hub knows {source}", hint="hf:ORG/REPO", exit_code=ExitCode.USAGE
+        )
+    from stackctl.cli.recommend import show_remote
+
+    try:
+        show_remote(session, source, parsed)
+    except Lost as error:
+        if problem is None:
+            raise
+        problem.details = (f"and the hub was asked: {error.message}",)
+        raise problem from None
+
+
+def describe_model(session: Session, model: Model) -> None:
+    """Print the facts of a model."""
     import textwrap
 
     from stackctl.sources.describe import describe
-    from stackctl.sources.models import read_model
 
-    model = read_model(source)
     if session.out.json:
         session.out.data(model)
         return
@@ -44,7 +97,7 @@ def show(session: Session, source: str) -> None:
 
 @verb("catalogue")
 def catalogue(session: Session) -> None:
-    """List the models whose facts are known without a download."""
+    """List models whose facts are shipped."""
     import json
 
     from stackctl.quantity import format_bytes
@@ -68,5 +121,246 @@ def catalogue(session: Session) -> None:
     session.out.table(("CATALOGUE", "SIZE", "QUANTISATION", "WEIGHTS"), rows, fold=0)
 
 
-command.add_command(show)
-command.add_command(catalogue)
+@verb("fetch")
+@click.argument("source", required=False)
+@click.option(
+    "--lock",
+    "lock_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Fetch exactly what this file of `stackctl model lock` says.",
+)
+@click.option("--limit", metavar="SIZE", callback=_rate, help="Bytes a second, such as 50MB.")
+@click.option(
+    "--connections",
+    type=click.IntRange(1, 32),
+    default=4,
+    show_default=True,
+    help="How many pieces are fetched at the same time.",
+)
+@click.option("--here", is_flag=True, help="In this process, however large it is.")
+@click.option(
+    "--job", type=click.Path(path_type=Path), hidden=True, help="What the service is told by."
+)
+@yes_option
+def fetch(
+    session: Session,
+    source: str | None,
+    lock_file: Path | None,
+    limit: int | None,
+    connections: int,
+    here: bool,
+    job: Path | None,
+) -> None:
+    """Download a model into the hub cache, verified.
+
+    It goes on where the last run ended.
+
+    More than 1 GB is asked for, and then fetched by a service of its own, which goes on when this
+    command or its connection ends. Called again, it shows how far that is.
+    """
+    from stackctl.deploy.fetching import Wanted, get, work
+    from stackctl.store.fetch import Speed
+    from stackctl.store.lockfile import read_lock
+
+    context = session.context(recover="no")
+    if job is not None:
+        work(context, job)
+        return
+    lock = read_lock(lock_file) if lock_file is not None else None
+    if lock is not None and source not in (None, lock.source):
+        raise StackctlError(
+            f"{lock_file} is about {lock.source}, not {source}", exit_code=ExitCode.USAGE
+        )
+    source = lock.source if lock is not None else source
+    if source is None:
+        raise StackctlError("fetch what?", hint="SOURCE, or --lock FILE", exit_code=ExitCode.USAGE)
+    record = get(context, Wanted(source, lock, Speed(limit, connections), here))
+    _result(session, record)
+
+
+def _result(session: Session, record: StoredModel) -> None:
+    if session.out.json:
+        session.out.data(record)
+        return
+    session.out.line(record.folder or record.files[0].path)
+
+
+@verb("list")
+def list_models(session: Session) -> None:
+    """List what was fetched or imported."""
+    from stackctl.deploy import stored
+    from stackctl.quantity import format_bytes
+    from stackctl.sources.hubcache import cache_folder
+    from stackctl.values.stored import StoredModels
+
+    records = stored.manifest(session.context(recover="no")).all()
+    if session.out.json:
+        session.out.data(StoredModels(folder=str(cache_folder()), models=records))
+        return
+    if not records:
+        session.out.note("no model was fetched or imported: stackctl model fetch SOURCE")
+        return
+    rows = [
+        (record.source, format_bytes(record.bytes), str(len(record.files)), record.verified[:10])
+        for record in records
+    ]
+    session.out.table(("MODEL", "SIZE", "FILES", "VERIFIED"), rows, fold=0)
+
+
+@verb("verify")
+@click.argument("source", required=False)
+def verify(session: Session, source: str | None) -> None:
+    """Hash all files of a model again, or of all models.
+
+    What the disk has is read, not what memory remembers of it.
+    """
+    from stackctl.deploy import stored
+    from stackctl.store import adopt
+    from stackctl.store import manifest as manifests
+    from stackctl.values.stored import ModelCheck, ModelChecks
+
+    context = session.context(recover="no")
+    manifest = stored.manifest(context)
+    records = manifest.all() if source is None else (adopt.find(source, manifest),)
+    if not records:
+        raise StackctlError(
+            "no model was fetched or imported", hint="stackctl model fetch SOURCE",
+            exit_code=ExitCode.NOT_FOUND,
+        )  # fmt: skip
+    checks = []
+    for record in records:
+        results = manifests.verify(record, stored.telling(context, "hashing "))
+        checks.append(ModelCheck(source=record.source, results=results))
+        if all(result.status == "ok" for result in results):
+            manifest.refresh(record)
+        if not session.out.json:
+            session.out.line(record.source)
+            session.out.results(results)
+    if session.out.json:
+        session.out.data(checks[0] if source is not None else ModelChecks(models=tuple(checks)))
+    if any(result.status == "fail" for check in checks for result in check.results):
+        raise click.exceptions.Exit(int(ExitCode.FAILED))
+
+
+@verb("remove")
+@click.argument("source")
+@yes_option
+def remove(session: Session, source: str) -> None:
+    """Remove a model from the hub cache.
+
+    One that was imported is forgotten and stays. Refused for a model that a stack uses.
+    """
+    from stackctl.deploy import stored
+    from stackctl.quantity import format_bytes
+    from stackctl.store import adopt
+
+    context = session.context(recover="try")
+    manifest = stored.manifest(context)
+    record = adopt.find(source, manifest)
+    stored.require_unused(context, record)
+    what = f"remove {record.source}, {format_bytes(record.bytes)}"
+    if record.repo is None:
+        what = f"forget {record.source} (its files stay)"
+    if not session.confirm(what):
+        raise StackctlError("nothing was removed")
+    freed = adopt.remove(record, manifest)
+    session.out.line(f"{record.source} is removed, {format_bytes(freed)} are free again")
+
+
+@verb("import")
+@click.argument("source")
+@yes_option
+def import_model(session: Session, source: str) -> None:
+    """Take a model as it lies, or what was exported.
+
+    Its files are hashed, so that a change is noticed. No copy is made.
+
+    SOURCE may also be a folder that `stackctl model export` has written: its models are put into
+    the hub cache, its images into Podman's.
+    """
+    from stackctl.deploy import stored
+    from stackctl.store import adopt, carry
+    from stackctl.values.stored import StoredModels
+
+    context = session.context(recover="no")
+    manifest = stored.manifest(context)
+    tell = stored.telling(context, "hashing ")
+    folder = Path(source.removeprefix("dir:")).expanduser()
+    if carry.is_export(folder):
+        from stackctl.sources.hubcache import cache_folder
+
+        records, images = carry.bring(folder, manifest, stored.telling(context, "copying "))
+        if session.out.json:
+            session.out.data(StoredModels(folder=str(cache_folder()), models=tuple(records)))
+            return
+        for text in (*(record.source for record in records), *images):
+            session.out.line(text)
+        return
+    if ":" not in source and folder.exists():
+        source = f"{'dir' if folder.is_dir() else 'file'}:{source}"
+    record = adopt.adopt(source, manifest, tell)
+    session.out.step("model", f"{record.source}, {len(record.files)} files, hashed")
+    _result(session, record)
+
+
+@verb("lock")
+@click.argument("source")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write it there instead of printing it.",
+)
+def lock(session: Session, source: str, output: Path | None) -> None:
+    """Print the lock file of a fetched model.
+
+    It has the commit, and path, size and SHA-256 of each file.
+    """
+    from stackctl.deploy import stored
+    from stackctl.machine.files import write_atomically
+    from stackctl.store import adopt
+    from stackctl.store.lockfile import lock_of
+    from stackctl.values.base import to_json
+
+    manifest = stored.manifest(session.context(recover="no"))
+    found = lock_of(adopt.find(source, manifest))
+    if output is None:
+        session.out.data(found)
+        return
+    write_atomically(output.absolute(), to_json(found))
+    session.out.line(str(output))
+
+
+@verb("export")
+@click.argument("sources", nargs=-1, metavar="SOURCE... FOLDER", required=True)
+@click.option(
+    "--image", "images", multiple=True, metavar="NAME", help="Also an image that is here, by name."
+)
+def export(session: Session, sources: tuple[str, ...], images: tuple[str, ...]) -> None:
+    """Write models and images to a folder.
+
+    For a machine without a network, and models that were fetched.
+
+    There: stackctl model import FOLDER
+    """
+    from stackctl.deploy import stored
+    from stackctl.store import adopt, carry
+
+    if len(sources) < 2 and not images:
+        raise StackctlError(
+            "export what, and where to?", hint="SOURCE... FOLDER", exit_code=ExitCode.USAGE
+        )
+    context = session.context(recover="no")
+    manifest = stored.manifest(context)
+    records = [adopt.find(source, manifest) for source in sources[:-1]]
+    folder = Path(sources[-1]).expanduser().absolute()
+    done = carry.export(records, images, folder, stored.telling(context, "copying "))
+    if session.out.json:
+        session.out.data(done)
+        return
+    session.out.line(f"{folder}: {len(done.models)} models, {len(done.images)} images")
+    session.out.note(f"there: stackctl model import {folder}")
+
+
+for _one in (show, catalogue, fetch, list_models, verify, remove, import_model, lock, export):
+    command.add_command(_one)

@@ -51,6 +51,11 @@ class Output:
         self._clear()
         sys.stdout.write(shown(text) + "\n")
 
+    def text(self, text: str) -> None:
+        """A document that is text, as it is."""
+        self._clear()
+        sys.stdout.write(text)
+
     def note(self, text: str) -> None:
         """A remark on stderr; silent with --quiet."""
         if not self.quiet:
@@ -131,12 +136,17 @@ class Output:
         width = max((len(result.name) for result in results), default=0) + 2
         for result in results:
             status = self.style(f"{_mark(result.status):<6}", _STATUS_COLOR[result.status])
-            self.line(f"{status}{result.name:<{width}}{result.actual or ''}".rstrip())
             indent = " " * (6 + width)
+            # Of what could not be seen, why not.
+            seen = result.actual or (result.status == "skip" and result.evidence) or ""
+            first, *more = _wrapped(seen, indent) or [""]
+            self.line(f"{status}{result.name:<{width}}{first}".rstrip())
+            for line in more:
+                self.line(indent + line)
             if result.status in ("fail", "warn"):
                 told = (f"expected {result.expected}" if result.expected else "", result.evidence)
                 for text in filter(None, told):
-                    for line in textwrap.wrap(text, max(40, 80 - len(indent))):
+                    for line in _wrapped(text, indent):
                         self.line(indent + line)
                 # A command is never wrapped: it is there to be pasted.
                 for number, line in enumerate((result.remedy or "").splitlines()):
@@ -220,6 +230,13 @@ def _tell(text: str) -> None:
 def shown(text: str) -> str:
     """Text from anywhere, such as an engine's log or a file's name, as a terminal may have it."""
     return _COMMANDS.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    """Lines that end before the 81st column; a word such as a path is never cut."""
+    return textwrap.wrap(
+        text, max(40, 80 - len(indent)), break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _mark(status: str) -> str:

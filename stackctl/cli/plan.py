@@ -179,7 +179,8 @@ def _budget(budget: MemoryBudget) -> str:
         of = f" of {shown}" if limit_unit == unit else f" {unit} of {shown}"
         unit = limit_unit
     equals = f" = {total}" if len(parts) > 1 else ""
-    return f"{' + '.join(parts) or '0'}{equals}{of} {unit}"
+    basis = "   (measured)" if budget.basis == "measured" else ""
+    return f"{' + '.join(parts) or '0'}{equals}{of} {unit}{basis}"
 
 
 def value_text(value: object) -> str:

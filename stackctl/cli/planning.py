@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from stackctl.cli.session import Session
     from stackctl.values.claim import Claim
     from stackctl.values.host import Host
-    from stackctl.values.measured import Calibration, EngineFacts
+    from stackctl.values.measured import Calibration, EngineFacts, Seen
     from stackctl.values.model import Model
     from stackctl.values.plan import Plan
     from stackctl.values.profile import Profile
@@ -50,10 +52,41 @@ class _Basis:
 def make_plan(session: Session, profile: Profile, facts: Path | None) -> Planned:
     """Plan without touching anything. When the plan is no good, its verdict says what is."""
     basis = _basis(session, facts)
-    planned = _plan(basis, profile)
+    planned = _plan(basis, profile, _known(session, profile))
     if planned.passed:
         session.out.warn(planned.passed)
     return dataclasses.replace(planned, plan=_advised(basis, profile, planned.plan))
+
+
+def _known(session: Session, profile: Profile) -> Model | None:
+    """A model that is not here, as its hub tells of it; None leaves it to the plan."""
+    from stackctl.machine.transfer import Lost
+    from stackctl.sources.hubcache import NotHere, parse_remote
+    from stackctl.sources.models import read_model
+    from stackctl.store import hub
+    from stackctl.store.facts import read_remote
+
+    if profile.model is None:
+        return None
+    try:
+        return read_model(profile.model)
+    except NotHere:
+        parsed = parse_remote(profile.model)
+        if parsed is None or parsed.url is not None or hub.offline():
+            raise
+        session.out.progress("model", f"asking for {profile.model}")
+        with contextlib.suppress(Lost):
+            return read_remote(profile.model, parsed, session.paths().cache)
+        raise
+
+
+def plan_for(session: Session, name: str, model: Model) -> Plan:
+    """The plan of a profile for a model of which facts are known, on this machine."""
+    from stackctl.values.profile import Overrides
+
+    own = session.profiles().resolve(name, Overrides())
+    profile = msgspec.structs.replace(own, model=model.source, served_name=None)
+    return _plan(_here(session), profile, model).plan
 
 
 def advised(session: Session, profile: Profile, plan: Plan) -> Plan:
@@ -69,6 +102,12 @@ def _advised(basis: _Basis, profile: Profile, plan: Plan) -> Plan:
     candidates, moved = _candidates(basis, plan)
     verdict = advise(plan, profile, candidates, moved)
     return msgspec.structs.replace(plan, verdict=verdict)
+
+
+@functools.cache
+def _here(session: Session) -> _Basis:
+    """This machine, looked at once."""
+    return _basis(session, None)
 
 
 def read_host(session: Session, facts: Path | None) -> Host:
@@ -110,15 +149,21 @@ def _plan(basis: _Basis, profile: Profile, model: Model | None = None) -> Planne
     from stackctl.plan.outvoted import solve_past, told
     from stackctl.plan.solve import Known
     from stackctl.sources.models import read_model
+    from stackctl.state import seen
     from stackctl.state.enginefacts import EngineFactsCache
+    from stackctl.state.generations import Generations
 
     model = model or read_model(require_model(profile))
     found: EngineFacts | None = None
     door, why_door = None, None
+    earlier: tuple[Seen, ...] = ()
     if basis.live:
         door, why_door = known_door(profile)
         cache = EngineFactsCache(basis.session.paths().cache)
         image, reason, found = known_image(profile, engine(profile.engine), cache)
+        if found is not None:
+            store = Generations(basis.session.paths().state)
+            earlier = seen.read(store, profile.stack, model, found.image_id)
     elif profile.image is not None:
         image, reason = profile.image, "profile"
     else:
@@ -127,6 +172,7 @@ def _plan(basis: _Basis, profile: Profile, model: Model | None = None) -> Planne
         image=image,
         image_reason=reason,
         facts=found,
+        seen=earlier,
         claims=basis.claims,
         calibrations=basis.calibrations,
         door_reason=why_door,

@@ -77,7 +77,8 @@ def show(
         ("context", profile.context),
         ("concurrency", profile.concurrency),
         ("port", profile.port),
-        ("served_name", profile.served_name or "(the model's file name)"),
+        ("served_name", ", ".join((profile.served_name or "(the model's file name)",
+                                   *profile.other_names))),
         ("placement", _placement(profile.placement)),
         *(
             (f"engine_args.{argument.name}",

@@ -21,9 +21,11 @@ from stackctl.cli.session import Session, pick_stack, stack_argument, verb, yes_
 def command(session: Session, stack: str | None, keep: int, dry_run: bool) -> None:
     """Remove old generations of STACK: their plans and units, not images, models or logs.
 
-    The installed one always stays, and the one that a rollback goes back to.
+    The installed one always stays, and the one that a rollback goes back to. What engines compiled
+    for images that no generation of any stack uses any more goes as well. None of it comes back, so
+    it asks first.
     """
-    from stackctl.deploy.prune import prune
+    from stackctl.deploy.prune import compiled, prune
 
     context = session.context()
     found = prune(context, pick_stack(context, stack, past=True), keep=keep, dry_run=dry_run)
@@ -31,9 +33,11 @@ def command(session: Session, stack: str | None, keep: int, dry_run: bool) -> No
         session.out.data(found)
         return
     kept = ", ".join(map(str, found.kept)) or "none"
+    done = "would remove" if dry_run else "removed"
     if not found.removed:
         session.out.line(f"{found.stack}: nothing to remove, kept {kept}")
-        return
-    done = "would remove" if dry_run else "removed"
-    removed = ", ".join(map(str, found.removed))
-    session.out.line(f"{found.stack}: {done} {removed}; {'keep' if dry_run else 'kept'} {kept}")
+    else:
+        removed = ", ".join(map(str, found.removed))
+        session.out.line(f"{found.stack}: {done} {removed}; {'keep' if dry_run else 'kept'} {kept}")
+    if found.caches:
+        session.out.line(f"{done} {compiled(found)}")

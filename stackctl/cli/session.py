@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from stackctl.deploy.context import Context
     from stackctl.sources.profiles import Profiles
     from stackctl.state.paths import Paths
+    from stackctl.values.generation import Generation
+    from stackctl.values.profile import Slo
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,8 @@ def overrides(
     return Overrides(sets=sets, model=model, objective=objective, name=name)
 
 
-def _duration(_: Any, __: Any, value: str | None) -> float | None:
+def duration(_: Any, __: Any, value: str | None) -> float | None:
+    """Seconds of an option such as 90s or 10m."""
     from stackctl.quantity import parse_duration
 
     return None if value is None else parse_duration(value)
@@ -230,7 +233,7 @@ def _duration(_: Any, __: Any, value: str | None) -> float | None:
 def timeout_option(help_text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """--timeout with a duration such as 90s or 10m."""
 
-    return click.option("--timeout", metavar="DURATION", callback=_duration, help=help_text)
+    return click.option("--timeout", metavar="DURATION", callback=duration, help=help_text)
 
 
 fit_option = click.option(
@@ -241,13 +244,13 @@ fit_option = click.option(
 drain_option = click.option(
     "--drain",
     metavar="DURATION",
-    callback=_duration,
+    callback=duration,
     help="How long running requests may take to end (60s); 0s cuts them off.",
 )
 soak_option = click.option(
     "--soak",
     metavar="DURATION",
-    callback=_duration,
+    callback=duration,
     help="How long the new engine is watched before the old one is given up (5s).",
 )
 
@@ -305,6 +308,15 @@ def pick_stack(context: Context, name: str | None, *, past: bool = False) -> str
         hint="stacks: " + (", ".join(known) or "none is up"),
         exit_code=ExitCode.NOT_FOUND,
     )
+
+
+def current_slo(session: Session, generation: Generation) -> Slo | None:
+    """The SLO of a generation's profile as it is written now: it can be changed while a stack runs.
+    Where the profile is gone or no longer valid, the one that the generation was made with."""
+    try:
+        return session.profiles().resolve(generation.plan.profile, generation.asked).slo
+    except StackctlError:
+        return generation.profile.slo if generation.profile else None
 
 
 def stack_and_numbers(words: Sequence[str], most: int) -> tuple[str | None, tuple[int, ...]]:

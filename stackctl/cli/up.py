@@ -53,11 +53,13 @@ def command(
 ) -> None:
     """Plan PROFILE, install its unit, start it, and check that it answers.
 
+    A model of the hub that is not here is fetched first.
     A stack that runs already is replaced: what changes is shown and asked for, and with a front
     door requests wait meanwhile. When anything fails, the machine is put back as it was.
     """
     import msgspec
 
+    from stackctl.deploy.fetching import ensure
     from stackctl.deploy.transaction import Wish, up
 
     context = session.context(recover="no" if dry_run else "must")
@@ -77,7 +79,9 @@ def command(
         fit=fit if auto_fit else None,
         advise=lambda profile, plan: advised(session, profile, plan),
     )
-    show(session, context, up(context, profiles.resolve(profile, asked), wish))
+    resolved = profiles.resolve(profile, asked)
+    ensure(context, resolved, wish)
+    show(session, context, up(context, resolved, wish))
 
 
 def show(session: Session, context: Context, done: UpResult) -> None:

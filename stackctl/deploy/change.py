@@ -177,7 +177,8 @@ def _exchange(
         door.require_answer(context, new)
         door.tell_waited(context, stack)
         with proof.served():
-            start.wait(context, new, started, deadline_s=deadline_s, active=True)
+            # Progress may have given it more than the deadline: from its answer on, as long again.
+            start.wait(context, new, started, deadline_s=seconds + deadline_s, active=True)
     proof.require_more(context, new)
     if beside and old is not None:
         change = journal.step(change, "drain")

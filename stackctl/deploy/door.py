@@ -134,6 +134,12 @@ def is_open(context: Context, stack: str) -> bool:
     return context.systemd.show(units.door_service(stack), "ActiveState")["ActiveState"] == "active"
 
 
+def leads_to(context: Context, stack: str) -> tuple[str, int | None]:
+    """What the running door says: whether requests pass ("up", "down", "held"), and their port."""
+    admin = _admin(context, stack)
+    return admin.state(), admin.port()
+
+
 def hold(context: Context, stack: str) -> None:
     """Let new requests wait; those that run go on."""
     _admin(context, stack).hold()

@@ -76,7 +76,8 @@ def require_files(model: Model) -> None:
         return
     raise StackctlError(
         f"{model.source}: the model is not on this machine, only facts about it",
-        hint=f"{_here(model.format == 'safetensors')}; stackctl plan works without the files",
+        hint=f"{_here(model.format == 'safetensors')}, or --model hf:ORG/REPO, which is fetched; "
+        "stackctl plan works without the files",
     )
 
 

@@ -1,16 +1,20 @@
-"""Removes old generations."""
+"""Removes old generations, and what engines compiled for images that none of the rest uses."""
 
 from __future__ import annotations
 
+from stackctl.deploy import install
 from stackctl.deploy.context import Context
 from stackctl.deploy.record import done, installed_number
 from stackctl.deploy.transaction import writer
 from stackctl.errors import StackctlError
+from stackctl.machine import sweep
+from stackctl.quantity import format_bytes
 from stackctl.values.history import PruneReport
 
 
 def prune(context: Context, stack: str, *, keep: int, dry_run: bool) -> PruneReport:
-    """Remove all but the ``keep`` (1 or more) newest generations of a stack.
+    """Remove all but the ``keep`` (1 or more) newest generations of a stack, and then the caches of
+    images that no generation of any stack uses.
 
     The installed one stays, and the one that a rollback goes back to. So does the newest, whatever
     became of it: numbers are given once.
@@ -19,27 +23,74 @@ def prune(context: Context, stack: str, *, keep: int, dry_run: bool) -> PruneRep
         StackctlError: exit 7 while another stackctl is at work, 1 when the user said no.
     """
     with writer(context, f"prune {stack}", dry_run):
-        chosen = _choose(context, stack, keep, dry_run)
-        if dry_run or not chosen.removed:
+        chosen, unused = _choose(context, stack, keep, dry_run)
+        if dry_run or not (chosen.removed or unused):
             return chosen
-        words = f"{len(chosen.removed)} of {len(chosen.removed) + len(chosen.kept)}"
-        if not context.confirm(f"{words} generations of {stack} would be removed for good"):
+        if not context.confirm(_question(chosen)):
             raise StackctlError("nothing was changed")
         for number in chosen.removed:
             context.generations.remove(stack, number)
-        listed = ", ".join(map(str, chosen.removed))
-        done(context, "prune", stack, message=f"removed {listed}")
+        for name in unused:
+            sweep.remove(context.paths.compiles, name)
+        done(context, "prune", stack, message="removed " + _listed(chosen))
         return chosen
 
 
-def _choose(context: Context, stack: str, keep: int, dry_run: bool) -> PruneReport:
+def _choose(
+    context: Context, stack: str, keep: int, dry_run: bool
+) -> tuple[PruneReport, tuple[str, ...]]:
+    """What goes and what stays, and the names of the caches that go."""
     numbers = context.generations.numbers(stack)
     current = installed_number(context, stack)
     target = context.generations.to_go_back_to(stack, current)
     kept = {*numbers[-max(1, keep) :], current, target.number if target else None}
-    return PruneReport(
+    removed = tuple(number for number in numbers if number not in kept)
+    unused = _unused(context, stack, removed)
+    report = PruneReport(
         stack=stack,
         dry_run=dry_run,
-        removed=tuple(number for number in numbers if number not in kept),
+        removed=removed,
         kept=tuple(number for number in numbers if number in kept),
+        caches=len(unused),
+        freed_bytes=sum(unused.values()),
     )
+    return report, tuple(unused)
+
+
+def _unused(context: Context, stack: str, removed: tuple[int, ...]) -> dict[str, int]:
+    """Caches of images that none of the generations uses that stay, with their bytes."""
+    found = sweep.sizes(context.paths.compiles)
+    store = context.generations
+    for other in store.stacks() if found else ():
+        for number in store.numbers(other):
+            if other == stack and number in removed:
+                continue
+            try:
+                image = store.read(other, number).image_id
+            except StackctlError as problem:
+                # It may use any of them.
+                context.report.warn(f"compiled code stays: {problem.message}")
+                return {}
+            found.pop(context.paths.compiled(image).name, None)
+    # Of what is installed the record may be lost.
+    stacks = install.installed_stacks(context)
+    units = [file.text for other in stacks for file in install.installed(context, other)]
+    return {name: size for name, size in found.items() if not any(name in text for text in units)}
+
+
+def _question(chosen: PruneReport) -> str:
+    count = len(chosen.removed)
+    parts = [f"{count} of {count + len(chosen.kept)} generations of {chosen.stack}"] * bool(count)
+    parts += [compiled(chosen)] * bool(chosen.caches)
+    return " and ".join(parts) + " would be removed for good"
+
+
+def compiled(report: PruneReport) -> str:
+    """The caches of a report in words."""
+    images = "1 image" if report.caches == 1 else f"{report.caches} images"
+    return f"the compiled code of {images} ({format_bytes(report.freed_bytes)})"
+
+
+def _listed(chosen: PruneReport) -> str:
+    parts = [", ".join(map(str, chosen.removed))] * bool(chosen.removed)
+    return " and ".join([*parts, *[compiled(chosen)] * bool(chosen.caches)])

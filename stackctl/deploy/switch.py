@@ -8,9 +8,10 @@ from typing import get_args
 
 import msgspec
 
-from stackctl.deploy import change, install, preflight, takeover
+from stackctl.deploy import change, fetching, install, preflight, takeover
 from stackctl.deploy.change import Before
 from stackctl.deploy.context import Context
+from stackctl.deploy.stored import require_unchanged
 from stackctl.deploy.transaction import (
     UpResult,
     Wish,
@@ -100,6 +101,7 @@ def switch(
     """
     current = installed_generation(context, stack)
     profile, asked = resolve(current, word, profiles)
+    fetching.ensure(context, profile, wish)
 
     def fit(sets: tuple[str, ...]) -> tuple[Profile, Overrides]:
         wanted = msgspec.structs.replace(asked, sets=(*asked.sets, *sets))
@@ -127,6 +129,7 @@ def rollback(context: Context, stack: str, number: int | None, wish: Wish) -> Up
         before = change.look(context, stack)
         target = _target(context, stack, number, before)
         _require_there(target)
+        require_unchanged(context, target.plan.model)
         new = _again(context, target, before)
         if current := unchanged(context, new, before, wish):
             return UpResult("unchanged", current.plan, current.units, current)

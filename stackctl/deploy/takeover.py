@@ -69,7 +69,9 @@ def same(new: Generation, before: Before) -> bool:
     if old is None or before.file is None:
         return False
     (file,) = new.units.files
-    texts = render.without_labels(file.text), render.without_labels(before.file.text)
+    texts = [
+        render.without_sizes(render.without_labels(text)) for text in (file.text, before.file.text)
+    ]
     return texts[0] == texts[1] and new.door == old.door
 
 

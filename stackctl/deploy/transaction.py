@@ -16,6 +16,7 @@ from stackctl.deploy.context import Context
 from stackctl.deploy.recover import record_end, recover_first
 from stackctl.deploy.retry import agreed, with_other_kernels
 from stackctl.deploy.start import start_and_wait
+from stackctl.deploy.stored import require_unchanged, require_verified
 from stackctl.engines import engine as find_engine
 from stackctl.errors import DidNotStart, ExitCode, StackctlError
 from stackctl.machine import lock, podman
@@ -26,9 +27,9 @@ from stackctl.plan.solve import Known, solve
 from stackctl.plan.verdict import besides, headline, summary
 from stackctl.probe import probe
 from stackctl.probe.doctor_gpu import DEFAULT_CUDA
-from stackctl.quantity import format_bytes, format_duration
+from stackctl.quantity import format_duration
 from stackctl.sources.models import read_model
-from stackctl.state import calibrations, claims, learned
+from stackctl.state import calibrations, claims, learned, seen
 from stackctl.state.generations import now
 from stackctl.units import render
 from stackctl.units.door import door_of, door_service
@@ -101,13 +102,14 @@ def _up(context: Context, profile: Profile, wish: Wish, lesson: Learned | None) 
     """One attempt, with a lesson of the one before; the lock is held."""
     context.systemd.require()
     host = probe(context.machine, scope=context.paths.scope)
-    generator = preflight.require_tools(host)
+    generator, store = preflight.require_tools(host), context.generations
     model = read_model(preflight.require_model(profile))
     known = Known(
         image="",
         image_reason="",
         claims=claims.declared(context.machine, context.paths),
         calibrations=calibrations.read(context.paths.state),
+        seen=seen.read(store, profile.stack, model),
         deadline_s=wish.deadline_s,
     )
     # What is no use is refused before it asks for gigabytes of model and image.
@@ -120,8 +122,7 @@ def _up(context: Context, profile: Profile, wish: Wish, lesson: Learned | None) 
     if not wish.force:
         gpu.require_gpus(host, early, cuda=assumed)
     _require_use(early, profile, wish)
-    preflight.require_files(model)
-    context.report.step("model", f"{format_bytes(model.weights_bytes)}, {model.source}")
+    require_verified(context, model)
     engine = find_engine(profile.engine)
     with podman.connect(context.paths.runtime) as api:
         image, reference, reason = images.ensure_image(
@@ -141,6 +142,7 @@ def _up(context: Context, profile: Profile, wish: Wish, lesson: Learned | None) 
         image=image.reference,
         image_reason=reason,
         facts=facts,
+        seen=seen.read(store, profile.stack, model, image.id),
         door_reason=why_door,
     )
 
@@ -178,11 +180,9 @@ def _up(context: Context, profile: Profile, wish: Wish, lesson: Learned | None) 
         )
 
     # As it would be in the place of the one that runs, to see whether anything changes.
-    number = max((0, *context.generations.numbers(profile.stack))) + 1
-    old = before.generation
-    free = None
+    number = max((0, *store.numbers(profile.stack))) + 1
+    old, free = before.generation, None
     if door_image is not None:
-        store = context.generations
         free = takeover.private_port(context.machine, store, profile, everybody.claims)
     port = old.plan.engine_port if old is not None and free is not None else None
     new = draft(before.unit or profile.stack, port or free, number)
@@ -296,6 +296,7 @@ def restart(context: Context, stack: str, patience: Patience) -> Generation:
     with writer(context, f"restart {stack}"):
         generation = installed_generation(context, stack)
         gpu.prove(generation.image_id, gpu.planned(generation.host, generation.plan))
+        require_unchanged(context, generation.plan.model)
         active = change.look(context, stack).active
         held = generation.door is not None and active and door.is_open(context, stack)
         step = Transaction(
@@ -365,9 +366,8 @@ def installed_generation(context: Context, stack: str) -> Generation:
 
 def not_running(stack: str) -> StackctlError:
     """The error for a stack that is not up."""
-    return StackctlError(
-        f"{stack} is not up", hint="stackctl up PROFILE", exit_code=ExitCode.NOT_RUNNING
-    )
+    code = ExitCode.NOT_RUNNING
+    return StackctlError(f"{stack} is not up", hint="stackctl up PROFILE", exit_code=code)
 
 
 def refused(plan: Plan) -> StackctlError:

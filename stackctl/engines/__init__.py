@@ -12,3 +12,8 @@ _ENGINES: dict[str, Engine] = {"llama.cpp": LlamaCpp(), "vllm": Vllm()}
 def engine(name: str) -> Engine:
     """The engine of that name, as profiles spell it."""
     return _ENGINES[name]
+
+
+def engines() -> tuple[Engine, ...]:
+    """All engines."""
+    return tuple(_ENGINES.values())

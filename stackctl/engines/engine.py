@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,8 @@ from typing import Literal, Protocol
 
 from stackctl.values.generation import Fact
 from stackctl.values.host import Gpu, Host
-from stackctl.values.measured import EngineOption, Learned
+from stackctl.values.measured import EngineOption, Learned, Seen
+from stackctl.values.metrics import EngineMetrics, LogSamples
 from stackctl.values.model import Model
 from stackctl.values.plan import Placement, Scalar, Source
 from stackctl.values.profile import Profile
@@ -82,6 +84,7 @@ class Footprint:
     (``cache_bytes`` of them).
 
     For a plan on a GPU these are the GPU's, and ``host`` is what lies in main memory besides.
+    ``measured``: the engine itself said so in an earlier start.
     """
 
     weights_bytes: int
@@ -89,6 +92,7 @@ class Footprint:
     compute_bytes: int
     cache_bytes: int = 0
     host: Footprint | None = None
+    measured: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,18 @@ class Dialect:
         return tuple(name[2:] for name in self._by_name if name.startswith("--"))
 
 
+class LogReader(Protocol):
+    """Reads an engine's log line by line, in constant memory; other lines are passed over."""
+
+    def feed(self, line: str) -> None:
+        """The next line."""
+        ...
+
+    def samples(self) -> LogSamples:
+        """What the lines so far say."""
+        ...
+
+
 class Engine(Protocol):
     """One engine; pure: from values to values."""
 
@@ -141,8 +157,10 @@ class Engine(Protocol):
     shm_bytes: int | None
     #: When systemd starts it again (Restart= of systemd.service(5)).
     restart: Literal["on-failure", "always"]
-    #: Whether it compiles, and so needs a folder that is kept (CACHE in its container).
-    compiles: bool
+    #: Where it needs a folder that is kept (CACHE in its container) for what is compiled.
+    compiles: Literal["everywhere", "on GPUs"]
+    #: Variables of an image that would outvote the engine's options.
+    overriding: tuple[str, ...]
     #: What starts the engine in an image without an entry point of its own.
     program: str
     #: The entry point of its published images.
@@ -155,7 +173,18 @@ class Engine(Protocol):
     health_path: str
     #: Counters of its /metrics that are above zero while it has requests.
     running_metrics: tuple[str, ...]
+    #: Paths whose answers ``measure`` reads.
+    metrics_paths: tuple[str, ...]
     reports: Reports
+    #: Options that say how many tokens a request may use, and how many are served at once.
+    context_option: str
+    requests_option: str
+    #: Whether the first of them is for all requests together.
+    shares_context: bool
+
+    def tokenizing(self, text: str, served_name: str) -> tuple[str, Mapping[str, object]]:
+        """Path and body of a request whose answer lists the tokens of a text ("tokens")."""
+        ...
 
     def parse_help(self, text: str) -> tuple[EngineOption, ...]:
         """Options from the engine's help text; empty when it is not such a text."""
@@ -173,8 +202,22 @@ class Engine(Protocol):
         """NAME=VALUE texts for the engine's environment."""
         ...
 
-    def footprint(self, model: Model, options: Mapping[str, Option], gpu_bytes: int) -> Footprint:
-        """Memory that the engine takes with these options; ``gpu_bytes`` is 0 without a GPU."""
+    def recall(
+        self, seen: Sequence[Seen], argv: Sequence[str], options: Mapping[str, Option]
+    ) -> tuple[Seen | None, dict[str, Option]]:
+        """What earlier starts of the same model, image and GPUs (newest first) tell of one with
+        these arguments: as much of one of them as holds, and the options that say so."""
+        ...
+
+    def footprint(
+        self,
+        model: Model,
+        options: Mapping[str, Option],
+        gpu_bytes: int,
+        seen: Seen | None = None,
+    ) -> Footprint:
+        """Memory that the engine takes with these options; ``gpu_bytes`` is 0 without a GPU, and
+        ``seen`` what holds of an earlier start."""
         ...
 
     def spell(self, option: Option, dialect: Dialect) -> tuple[str, ...] | None:
@@ -197,6 +240,19 @@ class Engine(Protocol):
         """What the log of a start tells of what runs: sizes in bytes and tokens, backends."""
         ...
 
+    def promised(self, argv: Sequence[str]) -> tuple[Fact, ...]:
+        """What ``reports`` must tell of an engine with these arguments."""
+        ...
+
+    def measure(self, answers: Mapping[str, str], argv: Sequence[str]) -> EngineMetrics:
+        """Its numbers, from the answers of its ``metrics_paths`` (those that answered), and the
+        arguments it was started with."""
+        ...
+
+    def log_reader(self) -> LogReader:
+        """A reader of what its log says of speed."""
+        ...
+
 
 def option(names: str, value: str | None = None) -> EngineOption:
     """An option by its long names without dashes."""
@@ -215,6 +271,12 @@ def number(options: Mapping[str, Option], name: str, default: int) -> int:
     """The whole number an option was given, else the default."""
     value = options[name].value if name in options else None
     return value if isinstance(value, int) and not isinstance(value, bool) else default
+
+
+def argument(argv: Sequence[str], name: str) -> str | None:
+    """The value of a planned option in a command line: the last one counts."""
+    values = [after for word, after in itertools.pairwise(argv) if word == f"--{name}"]
+    return values[-1] if values else None
 
 
 FailureTable = Sequence[tuple[re.Pattern[str], str, str | None]]

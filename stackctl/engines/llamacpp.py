@@ -10,19 +10,23 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from stackctl.engines.engine import (
+    CACHE,
     Dialect,
     Failure,
     Footprint,
+    LogReader,
     Option,
     Reports,
     Request,
+    argument,
     failure_table,
     first_match,
     option,
 )
+from stackctl.engines.llamacpp_metrics import RequestReader, measure
 from stackctl.engines.llamacpp_options import choose, footprint
 from stackctl.values.generation import Fact
-from stackctl.values.measured import EngineOption
+from stackctl.values.measured import EngineOption, Seen
 from stackctl.values.model import Model
 
 _NAMES = re.compile(r"-{1,2}[A-Za-z0-9][\w-]*(?:,\s+-{1,2}[A-Za-z0-9][\w-]*)*")
@@ -102,6 +106,12 @@ _PHASES: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"loading model|load_tensors|load_model"), "loading model"),
 )
 
+#: Of the log of a start: why the model is not locked, and the threads that compute.
+_SAID = (
+    ("mlock", re.compile(r"(failed to mlock .*)")),
+    ("threads", re.compile(r"threadpool init, n_threads = (\d+)")),
+)
+
 
 class LlamaCpp:
     """See Engine."""
@@ -112,7 +122,8 @@ class LlamaCpp:
     cpu_image: str | None = None
     shm_bytes: int | None = None
     restart: Literal["on-failure", "always"] = "on-failure"
-    compiles = False
+    compiles: Literal["everywhere", "on GPUs"] = "on GPUs"
+    overriding: tuple[str, ...] = ()
     program = "llama-server"
     published_entrypoint: tuple[str, ...] = ("/app/llama-server",)
     help_arguments: tuple[str, ...] = ("--help",)
@@ -130,11 +141,20 @@ class LlamaCpp:
         "llamacpp:requests_processing",
         "llamacpp:requests_deferred",
     )
+    metrics_paths: tuple[str, ...] = ("/metrics", "/slots")
     reports: Reports = (
         ("build", "/props", ("build_info",)),
         ("context", "/props", ("default_generation_settings", "n_ctx")),
         ("slots", "/props", ("total_slots",)),
+        ("model_path", "/props", ("model_path",)),
     )
+    context_option = "ctx-size"
+    requests_option = "parallel"
+    shares_context = True
+
+    def tokenizing(self, text: str, served_name: str) -> tuple[str, Mapping[str, object]]:  # noqa: ARG002
+        """See Engine."""
+        return "/tokenize", {"content": text, "add_special": False}
 
     def parse_help(self, text: str) -> tuple[EngineOption, ...]:
         """See Engine: an entry starts in the first column; two spaces end its value."""
@@ -160,11 +180,26 @@ class LlamaCpp:
         """See Engine."""
         return choose(request)
 
-    def environment(self, request: Request) -> tuple[str, ...]:  # noqa: ARG002
-        """See Engine: its options say it all."""
-        return ()
+    def environment(self, request: Request) -> tuple[str, ...]:
+        """See Engine. For a GPU that an image has no kernels for, the driver compiles them."""
+        return (f"CUDA_CACHE_PATH={CACHE}/cuda",) if request.gpus else ()
 
-    def footprint(self, model: Model, options: Mapping[str, Option], gpu_bytes: int) -> Footprint:
+    def recall(
+        self,
+        seen: Sequence[Seen],  # noqa: ARG002
+        argv: Sequence[str],  # noqa: ARG002
+        options: Mapping[str, Option],
+    ) -> tuple[Seen | None, dict[str, Option]]:
+        """See Engine: it tells no sizes."""
+        return None, dict(options)
+
+    def footprint(
+        self,
+        model: Model,
+        options: Mapping[str, Option],
+        gpu_bytes: int,
+        seen: Seen | None = None,  # noqa: ARG002
+    ) -> Footprint:
         """See Engine."""
         return footprint(model, options, on_gpu=gpu_bytes > 0)
 
@@ -197,9 +232,25 @@ class LlamaCpp:
         """See Engine: it is one process."""
         return False
 
-    def said(self, lines: Sequence[str]) -> tuple[Fact, ...]:  # noqa: ARG002
-        """See Engine: what it says is asked over HTTP; its log names no sizes by default."""
-        return ()
+    def said(self, lines: Sequence[str]) -> tuple[Fact, ...]:
+        """See Engine: the rest is asked over HTTP; its log names no sizes by default."""
+        found = ((name, pattern.search(line)) for line in lines for name, pattern in _SAID)
+        return tuple({n: Fact(name=n, value=match[1]) for n, match in found if match}.values())
+
+    def promised(self, argv: Sequence[str]) -> tuple[Fact, ...]:
+        """See Engine. Without a shared KV cache each slot has its part of the context."""
+        slots, context = argument(argv, "parallel"), argument(argv, "ctx-size")
+        if slots and context and slots.isdecimal() and context.isdecimal() and int(slots):
+            shared = "--kv-unified" in argv
+            context = context if shared else str(int(context) // int(slots))
+        told = (("context", context), ("slots", slots), ("model_path", argument(argv, "model")))
+        return tuple(Fact(name=name, value=value) for name, value in told if value is not None)
+
+    measure = staticmethod(measure)
+
+    def log_reader(self) -> LogReader:
+        """See Engine."""
+        return RequestReader()
 
 
 def _text(value: object) -> str:

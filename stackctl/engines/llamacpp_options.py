@@ -36,7 +36,12 @@ def choose(request: Request) -> tuple[Option, ...]:
     """The options for this machine, model and objective."""
     return (
         Option("model", (request.model_path,), "the model, mounted read-only"),
-        Option("alias", (request.served_name,), "the name clients ask for"),
+        Option(
+            "alias",
+            (request.served_name,),
+            "the name clients ask for"
+            + ("; it answers to every other as well" if request.profile.other_names else ""),
+        ),
         Option("host", ("127.0.0.1",), "loopback only"),
         request.port_option,
         *_context(request),
@@ -296,7 +301,13 @@ def _numa(request: Request) -> tuple[Option, ...]:
         if len(nodes) > 8:
             reason += f"; 'distribute' knows 8 nodes, this machine has {len(nodes)}"
         return (Option("numa", ("numactl",), reason),)
-    return (Option("numa", None, "memory policy left to the kernel, as the profile asks"),)
+    asked = request.profile.placement.policy == "default"
+    why = (
+        "memory policy left to the kernel, as the profile asks"
+        if asked
+        else "the GPU does the work"
+    )
+    return (Option("numa", None, why),)
 
 
 def _caches(request: Request) -> tuple[Option, ...]:

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from stackctl.engines import mounts, vllm_log
+from stackctl.engines import mounts, vllm_log, vllm_metrics, vllm_seen
 from stackctl.engines.engine import (
     CACHE,
     Dialect,
     Footprint,
+    LogReader,
     Option,
     Reports,
     Request,
+    argument,
     number,
     option,
     origin,
 )
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.quantity import format_bytes
-from stackctl.values.measured import EngineOption
+from stackctl.values.generation import Fact
+from stackctl.values.measured import EngineOption, Seen
 from stackctl.values.model import Model
 
 _GIB = 2**30
@@ -67,7 +70,10 @@ class Vllm:
     shm_bytes: int | None = 8 * _GIB
     # It ends in good order, with status 0, when what computes in it has died.
     restart: Literal["on-failure", "always"] = "always"
-    compiles = True
+    compiles: Literal["everywhere", "on GPUs"] = "everywhere"
+    # "Legacy setting" (0.32, platforms/cpu.py): it wins over --kv-cache-memory-bytes. Set and empty
+    # it does not, but envs.py, which reads all variables, then fails.
+    overriding: tuple[str, ...] = ("VLLM_CPU_KVCACHE_SPACE",)
     program = "vllm"
     published_entrypoint: tuple[str, ...] = ("vllm", "serve")
     # Without "all" it names groups of options only.
@@ -84,10 +90,18 @@ class Vllm:
     newest = Dialect(_NEWEST, inspected=False)
     health_path = "/health"
     running_metrics: tuple[str, ...] = ("vllm:num_requests_running", "vllm:num_requests_waiting")
+    metrics_paths: tuple[str, ...] = ("/metrics",)
     reports: Reports = (
         ("version", "/version", ("version",)),
         ("context", "/v1/models", ("data", 0, "max_model_len")),
     )
+    context_option = "max-model-len"
+    requests_option = "max-num-seqs"
+    shares_context = False
+
+    def tokenizing(self, text: str, served_name: str) -> tuple[str, Mapping[str, object]]:
+        """See Engine."""
+        return "/tokenize", {"model": served_name, "prompt": text, "add_special_tokens": False}
 
     def parse_help(self, text: str) -> tuple[EngineOption, ...]:
         """See Engine: an entry starts in the third column with its names."""
@@ -119,7 +133,7 @@ class Vllm:
         kv_type = profile.kv_type or "auto"
         options = [
             Option("model", (request.model_path,), "the model"),
-            Option("served-model-name", (request.served_name,), "the name clients ask for"),
+            _names(request),
             Option("host", ("127.0.0.1",), "loopback only"),
             request.port_option,
             Option("max-model-len", (context,), why_context, origin(request, "context")),
@@ -192,14 +206,25 @@ class Vllm:
         # Left to itself it keeps a CPU of its own free, of those that the plan chose.
         return (*texts, f"VLLM_CPU_OMP_THREADS_BIND={request.placement.cpus}")
 
-    def footprint(self, model: Model, options: Mapping[str, Option], gpu_bytes: int) -> Footprint:
-        """See Engine. The KV cache takes all that the utilisation leaves on every GPU."""
+    recall = staticmethod(vllm_seen.recall)
+
+    def footprint(
+        self,
+        model: Model,
+        options: Mapping[str, Option],
+        gpu_bytes: int,
+        seen: Seen | None = None,
+    ) -> Footprint:
+        """See Engine. The KV cache takes all that the utilisation leaves on every GPU; what weights
+        and KV cache were seen to leave of it is the engine's own."""
         context = number(options, "max-model-len", model.context or _DEFAULT_CONTEXT)
         batched = number(options, "max-num-batched-tokens", 8192)
         gpus = number(options, "tensor-parallel-size", 1)
+        told = seen.weights_bytes if seen else None
+        weights = model.weights_bytes if told is None else told * gpus
         if not gpu_bytes:
             return Footprint(
-                weights_bytes=model.weights_bytes,
+                weights_bytes=weights,
                 kv_bytes=number(options, "kv-cache-memory-bytes", 0),
                 compute_bytes=_engine_bytes(model, batched, _CPU_ENGINE_BYTES),
             )
@@ -208,12 +233,21 @@ class Vllm:
         needed = round(kv_token_bytes(model, kv_type, gpus) * context)
         share = options["gpu-memory-utilization"].value if options else None
         total = round(float(share) * gpu_bytes) if isinstance(share, float | int) else 0
-        spare = (total - engine) * gpus - model.weights_bytes
+        host = Footprint(weights_bytes=0, kv_bytes=0, compute_bytes=_HOST_BYTES)
+        if seen is not None and told is not None and seen.kv_bytes is not None:
+            return Footprint(
+                weights_bytes=weights,
+                kv_bytes=seen.kv_bytes * gpus,
+                compute_bytes=max(0, total - told - seen.kv_bytes),
+                host=host,
+                measured=True,
+            )
+        spare = (total - engine) * gpus - weights
         return Footprint(
-            weights_bytes=model.weights_bytes,
+            weights_bytes=weights,
             kv_bytes=max(needed, spare),
             compute_bytes=engine,
-            host=Footprint(weights_bytes=0, kv_bytes=0, compute_bytes=_HOST_BYTES),
+            host=host,
         )
 
     def spell(self, option: Option, dialect: Dialect) -> tuple[str, ...] | None:
@@ -231,6 +265,16 @@ class Vllm:
     failure = staticmethod(vllm_log.failure)
     dead = staticmethod(vllm_log.dead)
     said = staticmethod(vllm_log.said)
+    measure = staticmethod(vllm_metrics.measure)
+
+    def log_reader(self) -> LogReader:
+        """See Engine."""
+        return vllm_metrics.WindowReader()
+
+    def promised(self, argv: Sequence[str]) -> tuple[Fact, ...]:
+        """See Engine."""
+        context = argument(argv, "max-model-len")
+        return () if context is None else (Fact(name="context", value=context),)
 
     def _utilization(self, request: Request, context: int, batched: int, kv_type: str) -> Option:
         """As high as the reserve and other stacks allow: spare memory is prefix cache."""
@@ -283,6 +327,14 @@ def _cpu_cache(request: Request, context: int, seqs: int, kv_type: str) -> Optio
     many = f"{seqs} requests" if seqs > 1 else "one request"
     reason = f"{many} of {context:,} tokens, in whole GiB; spare room is prefix cache"
     return Option("kv-cache-memory-bytes", (size,), reason)
+
+
+def _names(request: Request) -> Option:
+    others = request.profile.other_names
+    reason = "the name clients ask for"
+    if others:
+        reason = f"answers give it as {request.served_name}; clients may ask for any of them"
+    return Option("served-model-name", (request.served_name, *others), reason)
 
 
 def _remote_code(request: Request) -> Option:

@@ -245,6 +245,9 @@ _FACTS: Mapping[str, re.Pattern[str]] = {
     "attention_backend": re.compile(r"Using (\S+) (?:attention )?backend out of potential"),
     "linear_backend": re.compile(r"Using (\w+) for \w+ GEMM"),
     "moe_backend": re.compile(r"Using '?([\w-]+)'? \w+ MoE backend out of"),
+    "quantization": re.compile(r"with config: .*\bquantization=([\w-]+)"),
+    "kv_cache_dtype": re.compile(r"with config: .*\bkv_cache_dtype=([\w-]+)"),
+    "device": re.compile(r"with config: .*\bdevice_config=([\w-]+)"),
 }
 
 

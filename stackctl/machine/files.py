@@ -15,6 +15,7 @@ from typing import Protocol
 
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import runner, trust
+from stackctl.values.evidence import FileState
 
 #: No fact is longer; anything larger under /proc or /sys is not what we think it is.
 _MOST_BYTES = 16 * 2**20
@@ -42,6 +43,14 @@ class Machine(Protocol):
         """Paths that match a shell pattern, sorted."""
         ...
 
+    def link(self, path: str) -> str | None:
+        """What a symbolic link says; None when it is none or cannot be read."""
+        ...
+
+    def state(self, path: str) -> FileState | None:
+        """Which file a path leads to; None when there is none or it cannot be seen."""
+        ...
+
     def owned_texts(self, home: str, below: str, suffix: str) -> tuple[tuple[str, str], ...]:
         """Path and text of ``HOME/BELOW/*/*SUFFIX``, as data of the home's owner: see trust."""
         ...
@@ -67,6 +76,14 @@ class LiveMachine:
     def glob(self, pattern: str) -> tuple[str, ...]:
         """See Machine."""
         return tuple(sorted(globbing.glob(pattern)))
+
+    def link(self, path: str) -> str | None:
+        """See Machine."""
+        return _link(path)
+
+    def state(self, path: str) -> FileState | None:
+        """See Machine."""
+        return _state(path)
 
     def owned_texts(self, home: str, below: str, suffix: str) -> tuple[tuple[str, str], ...]:
         """See Machine."""
@@ -159,6 +176,17 @@ class RecordedMachine:
             found = [f"{path}/{name}" for path in found for name in self._names(path, part)]
         return tuple(sorted(found))
 
+    def link(self, path: str) -> str | None:
+        """See Machine."""
+        folder, _, name = path.rpartition("/")
+        above = self._place(folder)
+        return None if above is None else _link(f"{above}/{name}")
+
+    def state(self, path: str) -> FileState | None:
+        """See Machine."""
+        place = self._place(path)
+        return None if place is None else _state(place)
+
     def _names(self, folder: str, part: str) -> list[str]:
         """What a part of a pattern matches in a folder."""
         if not globbing.has_magic(part):
@@ -191,6 +219,27 @@ def _read(path: str, most: int = _MOST_BYTES) -> bytes | None:
             return stream.read(most)
     except (OSError, ValueError):
         return None
+
+
+def _link(path: str) -> str | None:
+    try:
+        return os.readlink(path)  # noqa: PTH115 - thousands of them
+    except (OSError, ValueError):
+        return None
+
+
+def _state(path: str) -> FileState | None:
+    try:
+        found = os.stat(path)  # noqa: PTH116 - a text, as everywhere here
+    except (OSError, ValueError):
+        return None
+    return FileState(
+        device=found.st_dev,
+        inode=found.st_ino,
+        bytes=found.st_size,
+        content_changed=found.st_mtime,
+        changed=found.st_ctime,
+    )
 
 
 def _opener(path: str, flags: int) -> int:

@@ -73,6 +73,35 @@ def waiting(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def try_file(path: Path) -> int | None:
+    """Lock a file that stays where it is, as the hub's own tools do; None while another has it.
+
+    Returns:
+        The descriptor: closing it ends the lock, and so does the end of the process.
+
+    Raises:
+        StackctlError: the file cannot be made, or is a link.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    except OSError as error:
+        raise StackctlError(f"cannot create the lock {path}: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError as error:
+        os.close(descriptor)
+        raise StackctlError(f"cannot lock {path}: {error.strerror}") from None
+    return descriptor
+
+
+def release(descriptor: int) -> None:
+    """End the lock of try_file."""
+    os.close(descriptor)
+
+
 def holder(path: Path) -> str | None:
     """Who holds the lock and what for; None when nobody does. Does not get in anybody's way.
 

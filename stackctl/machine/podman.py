@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import re
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import runner, trust
 
 #: Seconds without a request after which our API service ends by itself, should we be killed.
-_IDLE_S = 10
+_IDLE_S = 60
 #: Seconds for the service to come up, and for a throw-away container: many times what it takes, for
 #: machines that are busy or slow.
 _START_S = 60
@@ -42,11 +43,13 @@ class Image:
 
 @dataclass(frozen=True)
 class Container:
-    """A container: Podman's words for its state and health, and its main process (0: none)."""
+    """A container: Podman's words for its state and health, its main process (0: none), and the ID
+    of its image."""
 
     state: str
     health: str | None
     pid: int
+    image_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,8 @@ class Podman:
 
 def _api_error(message: str, error: Exception) -> StackctlError:
     text = _words(str(getattr(error, "explanation", None) or error).strip())
+    if error.__cause__ is not None:
+        text += f": {error.__cause__}"
     return StackctlError(message, details=text.splitlines()[-5:], exit_code=ExitCode.HOST)
 
 
@@ -192,7 +197,7 @@ def connect(runtime: Path) -> Iterator[Podman]:
         ) from None
     try:
         deadline = time.monotonic() + _START_S
-        while not address.exists():
+        while not _listens(address):
             if service.poll() is not None or time.monotonic() > deadline:
                 service.kill()
                 _, errors = service.communicate()
@@ -214,6 +219,16 @@ def connect(runtime: Path) -> Iterator[Podman]:
             service.stderr.close()
         service.wait()
         address.unlink(missing_ok=True)
+
+
+def _listens(address: Path) -> bool:
+    """Whether somebody answers on a socket; its file is there a moment earlier."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(address))
+        except OSError:
+            return False
+    return True
 
 
 def run_once(
@@ -312,6 +327,12 @@ def load_archive(archive: Path, tag: str) -> None:
     runner.run(("podman", "tag", loaded, tag))
 
 
+def save_archive(image: str, archive: Path) -> None:
+    """Write an image with its name to an archive that is not there yet."""
+    words = ("podman", "save", "--quiet", "--format=docker-archive", f"--output={archive}", image)
+    runner.run(words, timeout_s=3600)
+
+
 @functools.cache
 def version() -> str | None:
     """Podman's version; None when it does not tell. It does not change while we run."""
@@ -337,6 +358,17 @@ def containers(name: str) -> list[str]:
     return done.stdout.split()
 
 
+def image_environment(image_id: str) -> tuple[str, ...]:
+    """The names of the variables that an image sets; none where it cannot be asked."""
+    words = ("podman", "image", "inspect", "--format={{json .Config.Env}}", image_id)
+    try:
+        done = runner.run(words, check=False)
+        pairs = json.loads(done.stdout) if done.status == 0 else None
+        return tuple(str(pair).partition("=")[0] for pair in pairs or ())
+    except (StackctlError, ValueError, TypeError):
+        return ()
+
+
 def inspect(names: Sequence[str]) -> dict[str, Container]:
     """Those of the containers that are there, by name: one question for all of them.
 
@@ -344,16 +376,24 @@ def inspect(names: Sequence[str]) -> dict[str, Container]:
     """
     if not names:
         return {}
-    words = ("podman", "inspect", "--type=container", "--format={{.Name}} {{json .State}}")
+    words = (
+        "podman",
+        "inspect",
+        "--type=container",
+        "--format={{.Name}} {{.Image}} {{json .State}}",
+    )
     done = runner.run((*words, *names), check=False)
     found = {}
     for line in done.stdout.splitlines():
-        name, _, text = line.partition(" ")
+        name, image, text = (*line.split(" ", 2), "", "")[:3]
         with contextlib.suppress(ValueError, TypeError, AttributeError):
             state = json.loads(text)
             # Called Healthcheck by older versions.
             health = state.get("Health") or state.get("Healthcheck") or {}
             found[name] = Container(
-                str(state["Status"]), health.get("Status") or None, int(state["Pid"])
+                str(state["Status"]),
+                health.get("Status") or None,
+                int(state["Pid"]),
+                image.removeprefix("sha256:"),
             )
     return found

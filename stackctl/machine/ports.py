@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+import ipaddress
 import socket
+import sys
 from dataclasses import dataclass
+from typing import Literal
 
 from stackctl.errors import StackctlError
 from stackctl.machine.files import Machine
 from stackctl.values.cpulist import parse_cpulist
 
-_LISTEN = "0A"
+#: States of include/net/tcp_states.h, in hexadecimal.
+_LISTEN, _UNCONNECTED = "0A", "07"
 _SETTINGS = "/proc/sys/net/ipv4"
 
 
@@ -57,20 +61,62 @@ def listener(machine: Machine, port: int) -> Listener | None:
             pass
         else:
             return None
-    inodes = {
+    inodes = frozenset(
         fields[9]
         for table in ("/proc/net/tcp", "/proc/net/tcp6")
         for fields in (line.split() for line in (machine.read(table) or "").splitlines()[1:])
         if len(fields) > 9
         and fields[3] == _LISTEN
         and int(fields[1].rpartition(":")[2], 16) == port
-    }
+    )
+    return holder(machine, inodes)
+
+
+def holder(machine: Machine, inodes: frozenset[str]) -> Listener:
+    """The first process that has one of these sockets open."""
     for path in machine.glob("/proc/[0-9]*/fd/*"):
-        try:
-            target = os.readlink(path)  # noqa: PTH115 - thousands of them
-        except OSError:
-            continue
+        target = machine.link(path) or ""
         if target.startswith("socket:[") and target[8:-1] in inodes:
             pid = int(path.split("/")[2])
             return Listener(pid, (machine.read(f"/proc/{pid}/comm") or "").strip() or None)
     return Listener(None, None)
+
+
+@dataclass(frozen=True)
+class Socket:
+    """A TCP socket that listens, or a UDP socket: its address, port and inode."""
+
+    protocol: Literal["tcp", "udp"]
+    address: str
+    port: int
+    inode: str
+
+
+def sockets(machine: Machine, pid: int) -> tuple[Socket, ...] | None:
+    """The sockets that take requests in a process's network; None when that cannot be read.
+
+    A UDP socket counts where anybody may send to it: one that is connected has a peer.
+    """
+    tables: tuple[tuple[str, Literal["tcp", "udp"], str], ...] = (
+        ("tcp", "tcp", _LISTEN), ("tcp6", "tcp", _LISTEN),
+        ("udp", "udp", _UNCONNECTED), ("udp6", "udp", _UNCONNECTED),
+    )  # fmt: skip
+    found, seen = [], False
+    for name, protocol, state in tables:
+        text = machine.read(f"/proc/{pid}/net/{name}")
+        seen = seen or text is not None
+        for fields in (line.split() for line in (text or "").splitlines()[1:]):
+            if len(fields) > 9 and fields[3] == state:
+                with contextlib.suppress(ValueError):
+                    host, _, port = fields[1].rpartition(":")
+                    found.append(Socket(protocol, _address(host), int(port, 16), fields[9]))
+    return tuple(found) if seen else None
+
+
+def _address(text: str) -> str:
+    """An address of /proc/net: words of four bytes, each in the machine's order."""
+    raw = bytes.fromhex(text)
+    words = [raw[place : place + 4] for place in range(0, len(raw), 4)]
+    if sys.byteorder == "little":
+        words = [word[::-1] for word in words]
+    return str(ipaddress.ip_address(b"".join(words)))

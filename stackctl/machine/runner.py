@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shlex
+import signal
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -142,6 +144,45 @@ def run(
     if check and result.status != 0:
         raise failure(result)
     return result
+
+
+def run_family(argv: Sequence[str], *, timeout_s: float, extra_env: dict[str, str]) -> Completed:
+    """Run a program that starts others, and have all of them end with it: also when it takes longer
+    than ``timeout_s``, and on Ctrl-C.
+
+    Raises:
+        StackctlError: the program is absent (exit 6), or took too long.
+    """
+    command = shlex.join(argv)
+    if observer is not None:
+        observer(command)
+    try:
+        process = subprocess.Popen(
+            list(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=controlled_environment() | extra_env,
+            cwd=working_folder(),
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise StackctlError(
+            f"cannot run {argv[0]}: {error.strerror}", exit_code=ExitCode.HOST
+        ) from None
+    try:
+        output, _ = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        raise StackctlError(f"not done within {timeout_s:.0f} s: {command}") from None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+    return Completed(tuple(argv), process.returncode, output, "")
 
 
 def stream(argv: Sequence[str]) -> int:

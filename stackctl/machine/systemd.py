@@ -81,6 +81,16 @@ class Systemd:
         """Queue a start and return; the caller follows the unit's state."""
         self._systemctl("start", "--no-block", unit)
 
+    def run_transient(self, unit: str, description: str, argv: Sequence[str]) -> None:
+        """Start a program as a service of its own, which is gone once it has ended."""
+        runner.run(
+            (
+                "systemd-run", *self._flags, "--quiet", "--collect", "--no-ask-password",
+                f"--unit={unit}", f"--description={description}", "--property=Type=exec",
+                "--property=UMask=0022", "--", *argv,
+            )
+        )  # fmt: skip
+
     def restart(self, unit: str) -> None:
         """Queue a restart (a start, if it does not run) and return: one job of systemd's, which
         nothing that happens to us can cut in half."""

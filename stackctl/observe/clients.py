@@ -12,6 +12,7 @@ import msgspec
 import yaml
 
 from stackctl.errors import ExitCode, StackctlError
+from stackctl.values.bench import BenchReport
 from stackctl.values.client import ClientFile, ClientReport, Speeds, Tool
 from stackctl.values.generation import Generation
 
@@ -37,6 +38,18 @@ def predicted(generation: Generation) -> Speeds:
         decode_tok_s=decode[0] if decode else None,
         prefill_tok_s=prefill[0] if prefill else None,
         source="predicted" if decode or prefill else None,
+    )
+
+
+def measured(run: BenchReport) -> Speeds:
+    """What the median request had, one at a time and without a cache to help."""
+    alone = [cell for cell in run.cells if cell.shape.concurrency == 1 and not cell.shape.cached]
+    decode = [cell.generation_tok_s.p50 for cell in alone if cell.generation_tok_s]
+    prefill = [cell.prompt_tok_s.p50 for cell in alone if cell.prompt_tok_s]
+    return Speeds(
+        decode_tok_s=min(decode, default=None),
+        prefill_tok_s=min(prefill, default=None),
+        source="measured" if decode or prefill else None,
     )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from stackctl.deploy import door
 from stackctl.deploy.context import Context
+from stackctl.diagnose.compare import argv_difference
 from stackctl.errors import StackctlError
 from stackctl.machine.files import Machine
 from stackctl.values.generation import Generation
@@ -83,28 +84,9 @@ def _arguments(machine: Machine, generation: Generation, pid: int) -> Iterator[s
     raw = machine.read(f"/proc/{pid}/cmdline") if pid else None
     if not raw:
         return
-    difference = argv_difference(raw.split("\0")[:-1], generation.plan.argv)
+    difference = argv_difference(tuple(raw.split("\0")[:-1]), generation.plan.argv)
     if difference is not None:
         yield f"the running engine's arguments are not the plan's: {difference}"
-
-
-def argv_difference(running: Sequence[str], planned: Sequence[str]) -> str | None:
-    """The first difference between a process's arguments and the plan's; None when there is none.
-
-    What starts the engine (the plan's first word) differs by image: an entry point, an interpreter.
-    """
-    wanted = list(planned[1:])
-    count = len(running) - len(wanted)
-    if count > 0 and list(running[count:]) == wanted:
-        option = next((word for word in running[:count] if word.startswith("-")), None)
-        return None if option is None else f"{option} is not planned"
-    have = list(running[1:])
-    for place, word in enumerate(wanted):
-        if place >= len(have):
-            return f"{word} is missing"
-        if have[place] != word:
-            return f"{have[place]} instead of {word}"
-    return f"{have[len(wanted)]} is not planned"
 
 
 def _inside(folder: Path) -> Iterator[Path]:

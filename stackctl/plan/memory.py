@@ -83,6 +83,7 @@ def budget(footprint: Footprint, limit: Limit) -> MemoryBudget:
         total_bytes=total,
         limit_bytes=limit.bytes,
         headroom_bytes=None if limit.bytes is None else limit.bytes - total,
+        basis="measured" if footprint.measured else "estimated",
     )
 
 

@@ -78,9 +78,11 @@ def place(host: Host, profile: Profile, claims: Sequence[Claim] = ()) -> Placed:
         chosen = cores[: len(cores) - kept]
         threads, batch = _threads(cores, chosen, smt, claimed)
         why_cpus = _why_cpus(bound, smt, kept, claimed)
-    policy, why_policy = _policy(host, wish, nodes, gpus)
+    policy, why_policy = _policy(host, wish, nodes)
     if one_node:
         policy, why_policy = "bind", f"vLLM keeps a worker's memory on one node: {nodes[0]}"
+    if worker_only and wish.policy == "auto" and wish.nodes is None and len(nodes) > 1:
+        nodes, policy, why_policy = _beside_gpus(nodes, gpus)
     cpus = format_cpulist(core[0] for core in chosen)
     shared = _shared_with(host, chosen, claims)
     if shared:
@@ -293,9 +295,21 @@ def _near_gpu(host: Host, cores: Cores, gpus: tuple[Gpu, ...]) -> tuple[Cores, s
     return tuple(core for core in cores if core in chosen), why
 
 
-def _policy(
-    host: Host, wish: PlacementWish, nodes: tuple[int, ...], gpus: tuple[Gpu, ...]
-) -> tuple[Policy, str]:
+def _beside_gpus(
+    nodes: tuple[int, ...], gpus: tuple[Gpu, ...]
+) -> tuple[tuple[int, ...], Policy, str]:
+    """Memory of workers that only feed GPUs. Preferred, not bound: with a full node they go on."""
+    near = {gpu.numa_node for gpu in gpus}
+    names = "GPU " + ",".join(str(gpu.index) for gpu in gpus)
+    if len(near) > 1:
+        return nodes, "default", f"{names} are on several nodes: each worker uses its CPUs' own"
+    (node,) = near
+    if node is None or node not in nodes:
+        return nodes, "default", f"no memory known on the node of {names}"
+    return (node,), "preferred", f"what enters {names} passes through node {node}, its own"
+
+
+def _policy(host: Host, wish: PlacementWish, nodes: tuple[int, ...]) -> tuple[Policy, str]:
     if wish.policy == "bind":
         return "bind", f"the profile binds memory to node {format_cpulist(nodes)}"
     if wish.nodes is not None and wish.policy == "auto":
@@ -305,8 +319,6 @@ def _policy(
     if wish.policy in ("default", "interleave"):
         return wish.policy, "the profile says so"
     if len([node for node in host.cpu.numa if node.memory_bytes]) > 1:
-        if gpus:
-            return "default", "the model lies on the GPU"
         reason = (
             f"pages spread over {len(nodes)} nodes: the bandwidth of all of them (pages of the "
             "model that are cached already stay where they are)"

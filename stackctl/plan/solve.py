@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,7 +11,6 @@ from stackctl.engines import engine as find_engine
 from stackctl.engines import llamacpp_options, mounts, vllm
 from stackctl.engines.engine import (
     Dialect,
-    Engine,
     Footprint,
     Option,
     Request,
@@ -20,12 +18,12 @@ from stackctl.engines.engine import (
     number,
 )
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.plan import ledger, memory, naming, placement, roofline, verdict
+from stackctl.plan import arguments, ledger, memory, naming, placement, roofline, verdict
 from stackctl.plan.nearest import largest, nearest
 from stackctl.quantity import format_bytes
 from stackctl.values.claim import Claim
 from stackctl.values.host import Host
-from stackctl.values.measured import Calibration, EngineFacts, Learned
+from stackctl.values.measured import Calibration, EngineFacts, Learned, Seen
 from stackctl.values.model import Model
 from stackctl.values.plan import Decision, MemoryBudget, Plan, Source, Timing
 from stackctl.values.profile import Profile
@@ -55,6 +53,8 @@ class Known:
     deadline_s: float | None = None
     #: Options that this image needed on these GPUs.
     learned: Learned | None = None
+    #: What the engine said in this model's earlier starts with this image, newest first.
+    seen: tuple[Seen, ...] = ()
     #: A private port for the engine behind a front door; None: the engine has the profile's port.
     engine_port: int | None = None
     #: Why there is a front door or none; None where that was not looked at.
@@ -181,9 +181,13 @@ def _plan(
         gpu_claimed_bytes=on_gpu.claimed if on_gpu else 0,
     )
     planned = (*engine.choose(request), *learned_options(known.learned))
-    options = _apply_explicit(engine, dialect, planned, profile)
-    argv, options = _spell(engine, dialect, options)
-    parts = engine.footprint(model, options, request.gpu_bytes or (1 if placed.gpus else 0))
+    options = arguments.apply_explicit(engine, dialect, planned, profile)
+    argv, options = arguments.spell(engine, dialect, options)
+    cards = tuple((gpu.name, gpu.memory_bytes) for gpu in placed.gpus)
+    earlier = tuple(one for one in known.seen if one.gpus == cards)
+    seen, options = engine.recall(earlier, argv, options)
+    gpu_bytes = request.gpu_bytes or (1 if placed.gpus else 0)
+    parts = engine.footprint(model, options, gpu_bytes, seen)
     main_budget, host_budget, budgets = _budgets(parts, main, on_gpu, len(placed.gpus))
     work = _work(model, profile, options, placed, host)
     calibration = roofline.closest(known.calibrations, profile.engine, work, placed.gpus)
@@ -326,68 +330,6 @@ def _auto(option: Option, asked: Profile, planned: Profile) -> str:
 
 def _source(profile: Profile, key: str) -> Source:
     return "override" if key in profile.overrides else "profile"
-
-
-def _apply_explicit(
-    engine: Engine, dialect: Dialect, planned: tuple[Option, ...], profile: Profile
-) -> dict[str, Option]:
-    """Explicit engine options win over planned ones; what was planned stays visible."""
-    options = {option.name: option for option in planned}
-    for argument in profile.engine_args:
-        name = argument.name
-        overridden = f"engine_args.{name}" in profile.overrides
-        where = f"--set engine_args.{name}" if overridden else f"profile {profile.name}: {name}"
-        known = dialect.find(name)
-        aliases = [other[2:] for other in known.names] if known else []
-        for one in (name, *aliases):
-            if one in engine.reserved:
-                raise StackctlError(
-                    f"{where}: set by stackctl itself",
-                    hint=engine.reserved[one],
-                    exit_code=ExitCode.USAGE,
-                )
-        if known is None and dialect.inspected and argument.values is not None:
-            near = difflib.get_close_matches(name, dialect.names(), n=1)
-            raise StackctlError(
-                f"{where}: this image's {engine.program} has no option --{name}",
-                hint=f"did you mean {near[0]}?" if near else f"see {engine.program} --help",
-                exit_code=ExitCode.USAGE,
-            )
-        # An option set by its second name replaces the planned one and keeps its place, but not its
-        # name: --no-jinja is the second name of --jinja.
-        same = next((other for other in aliases if other in options), name)
-        before = options.get(same)
-        reason = f"engine_args ({'--set' if overridden else 'profile'})"
-        if before is not None and before.values != argument.values:
-            shown = "nothing" if before.values is None else before.value
-            reason += f"; the plan had {shown}: {before.reason}"
-        options[same] = Option(
-            name, argument.values, reason, "override" if overridden else "profile"
-        )
-    return options
-
-
-def _spell(
-    engine: Engine, dialect: Dialect, options: Mapping[str, Option]
-) -> tuple[tuple[str, ...], dict[str, Option]]:
-    argv = [engine.program]
-    kept: dict[str, Option] = {}
-    for name, option in options.items():
-        tokens = engine.spell(option, dialect)
-        if tokens is None and (dialect.inspected or dialect.find(name)):
-            reason = f"left out: this image has no --{name} ({option.reason})"
-            kept[name] = Option(name, None, reason, option.source)
-            continue
-        if tokens is None:
-            # Explicit, and nothing to check it against.
-            tokens = tuple(
-                token
-                for value in option.values or (True,)
-                for token in ((f"--{name}",) if value is True else (f"--{name}", str(value)))
-            )
-        argv.extend(tokens)
-        kept[name] = option
-    return tuple(argv), kept
 
 
 def _timing(profile: Profile, model: Model, deadline_s: float | None) -> Timing:

@@ -66,7 +66,8 @@ def _need(budget: MemoryBudget, why: str) -> str:
     parts = " + ".join(f"{name} {format_bytes(size)}" for name, size in named if size)
     return (
         f"{budget.pool}: {parts} = {format_bytes(budget.total_bytes)} of "
-        f"{format_bytes(budget.limit_bytes or 0)} ({why})"
+        f"{format_bytes(budget.limit_bytes or 0)} ({why}"
+        f"{'; measured' if budget.basis == 'measured' else ''})"
     )
 
 

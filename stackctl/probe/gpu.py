@@ -129,7 +129,7 @@ def _read(reader: Reader, index: int, device: Device, readings: Readings) -> Gpu
                 command=process.command or reader.line(f"/proc/{process.pid}/comm"),
                 memory_bytes=process.memory_bytes,
             )
-            for process in device.processes
+            for process in device.processes or ()
         ),
     )
 

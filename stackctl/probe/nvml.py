@@ -29,7 +29,10 @@ class Process(Value, frozen=True, kw_only=True):
 
 
 class Device(Value, frozen=True, kw_only=True):
-    """One GPU in the library's words: MHz, bits, and a PCI address with eight digits of domain."""
+    """One GPU in the library's words: MHz, bits, and a PCI address with eight digits of domain.
+
+    ``processes`` is None where the driver does not tell them.
+    """
 
     name: str | None = None
     uuid: str | None = None
@@ -42,7 +45,7 @@ class Device(Value, frozen=True, kw_only=True):
     pcie_width: int | None = None
     memory_bus_bits: int | None = None
     memory_clock_mhz: int | None = None
-    processes: tuple[Process, ...] = ()
+    processes: tuple[Process, ...] | None = None
 
 
 class Readings(Value, frozen=True, kw_only=True):
@@ -160,7 +163,9 @@ def _device(library: Any, handle: Any) -> Device:
     )
 
 
-def _processes(*lists: Any) -> tuple[Process, ...]:
+def _processes(*lists: Any) -> tuple[Process, ...] | None:
+    if all(items is None for items in lists):
+        return None
     found: dict[int, Process] = {}
     for process in [item for items in lists for item in items or ()][:_MOST_PROCESSES]:
         used = getattr(process, "usedGpuMemory", None)

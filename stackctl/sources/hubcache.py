@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 
@@ -21,20 +23,33 @@ _NAME: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}"
 _REVISION: Final = r"[A-Za-z0-9][A-Za-z0-9_./-]{0,99}"
 _SOURCE: Final = re.compile(
     rf"(?P<repo>{_NAME}/{_NAME})(?:@(?P<revision>{_REVISION}))?"
-    r"(?::(?P<quant>[A-Za-z0-9][A-Za-z0-9_.-]{0,39}))?"
+    r"(?::(?P<quant>[A-Za-z0-9][A-Za-z0-9_./+-]{0,249}))?"
 )
+#: A page or a file of a hub, as people copy its address.
+_ADDRESS: Final = re.compile(
+    rf"/(?P<repo>{_NAME}/{_NAME})(?:/(?:resolve|blob|tree)/(?P<revision>[^/]+)(?:/(?P<file>.+))?)?/?"
+)
+_HUB_HOSTS: Final = frozenset({"huggingface.co", "hf.co"})
 _COMMIT: Final = re.compile(r"[0-9a-f]{7,64}")
 _LATER_SHARD: Final = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf")
 _MOST_FILES: Final = 5_000
 
 
+class NotHere(StackctlError):
+    """A model of a hub that is not in the local cache."""
+
+
 @dataclass(frozen=True, slots=True)
 class HubSource:
-    """``ORG/REPO[@REV][:QUANT]``, taken apart."""
+    """``ORG/REPO[@REV][:QUANT]``, taken apart; ``quant`` may be a file's path as well.
+
+    ``url``: it is no repository but one file of the web, which the store keeps like one.
+    """
 
     repo: str
     revision: str | None
     quant: str | None
+    url: str | None = None
 
 
 def parse_hub_source(text: str) -> HubSource:
@@ -49,15 +64,72 @@ def parse_hub_source(text: str) -> HubSource:
     return HubSource(match["repo"], match["revision"], match["quant"])
 
 
-def cache_folder() -> Path:
-    """Where the hub's own tools keep their downloads."""
-    if folder := os.environ.get("HF_HUB_CACHE"):
-        return Path(folder).expanduser().absolute()
+def parse_address(text: str) -> HubSource:
+    """Take ``https://...`` apart: an address of the hub's, or of one GGUF file anywhere.
+
+    Such a file is kept as the repository ``web/HOST-HASH``. Raises StackctlError (exit 2).
+    """
+    try:
+        parts = urlsplit(text)
+        host = parts.hostname or ""
+        name = unquote(parts.path).rpartition("/")[2]
+    except ValueError:
+        host = name = ""
+    if host in {*_HUB_HOSTS, urlsplit(os.environ.get("HF_ENDPOINT", "")).hostname}:
+        match = _ADDRESS.fullmatch(unquote(parts.path))
+        if match is not None:
+            revision = None if match["revision"] == "main" else match["revision"]
+            rest = f"@{revision}" if revision else ""
+            return parse_hub_source(
+                match["repo"] + rest + (f":{match['file']}" if match["file"] else "")
+            )
+    if not host or not re.fullmatch(r"[\w.+-]{1,200}\.gguf", name):
+        raise StackctlError(
+            f"{text[:200]} is not the address of a GGUF file",
+            hint="write hf:ORG/REPO for a repository of a hub",
+            exit_code=ExitCode.USAGE,
+        )
+    plain = parts._replace(fragment="").geturl()
+    digest = hashlib.sha256(plain.encode()).hexdigest()[:12]
+    return HubSource(f"web/{host.replace(':', '-')[:80]}-{digest}", None, name, plain)
+
+
+def parse_remote(source: str) -> HubSource | None:
+    """A source that can be fetched, taken apart; None for one of this machine.
+
+    Raises:
+        StackctlError: exit 2 when it is written differently.
+    """
+    kind, _, rest = source.partition(":")
+    if kind == "hf":
+        return parse_hub_source(rest)
+    return parse_address(source) if kind in ("https", "http") else None
+
+
+def hub_home() -> Path:
+    """Where the hub's own tools keep all they have."""
     home = os.environ.get("HF_HOME")
     if not home:
         base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
         home = f"{base}/huggingface"
-    return Path(home).expanduser().absolute() / "hub"
+    return Path(home).expanduser().absolute()
+
+
+def cache_folder() -> Path:
+    """Where the hub's own tools keep their downloads."""
+    if folder := os.environ.get("HF_HUB_CACHE"):
+        return Path(folder).expanduser().absolute()
+    return hub_home() / "hub"
+
+
+def repo_folder(repo: str) -> Path:
+    """Where a repository is kept."""
+    return cache_folder() / f"models--{repo.replace('/', '--')}"
+
+
+def quant_pattern(quant: str) -> re.Pattern[str]:
+    """What the path of a file of a quantisation looks like."""
+    return re.compile(rf"(?i)(?:.*[-_./])?{re.escape(quant)}(?:[-./].*)?")
 
 
 def read_hub(text: str) -> Model:
@@ -67,26 +139,39 @@ def read_hub(text: str) -> Model:
         StackctlError: exit 2 for a source that is not understood; 1 when the model is neither in
             the cache nor in the catalogue, or is damaged.
     """
-    source = parse_hub_source(text)
+    return _read(f"hf:{text}", parse_hub_source(text))
+
+
+def read_address(scheme: str, text: str) -> Model:
+    """The model at an address of the web that was fetched. Raises StackctlError as read_hub."""
+    source = f"{scheme}:{text}"
+    return _read(source, parse_address(source))
+
+
+def _read(source: str, parsed: HubSource) -> Model:
     try:
-        folder = _snapshot(source)
+        folder = snapshot(parsed)
     except (OSError, RuntimeError) as error:
         where, why = getattr(error, "filename", None), getattr(error, "strerror", None)
         raise StackctlError(f"cannot read {where or cache_folder()}: {why or error}") from None
     if folder is None:
-        return _from_catalogue(text, source)
-    if source.quant is None and (folder / "config.json").exists() and _has_weights(folder):
-        return read_checkpoint(f"hf:{text}", folder)
-    model = read_gguf(str(_gguf(folder, source)))
-    return msgspec.structs.replace(model, source=f"hf:{text}")
+        return _from_catalogue(source, parsed)
+    if parsed.quant is None and (folder / "config.json").exists() and _has_weights(folder):
+        return read_checkpoint(source, folder)
+    model = read_gguf(str(_gguf(folder, parsed)))
+    root = f"{repo_folder(parsed.repo).resolve()}/"
+    for file in model.files:
+        if not file.path.startswith(root):
+            raise StackctlError(
+                f"{file.path} is not in the store: a link of {folder} leads out of it",
+                hint=f"remove the link and fetch it again: stackctl model fetch {source}",
+            )
+    return msgspec.structs.replace(model, source=source)
 
 
-def _repo(source: HubSource) -> Path:
-    return cache_folder() / f"models--{source.repo.replace('/', '--')}"
-
-
-def _snapshot(source: HubSource) -> Path | None:
-    repo = _repo(source)
+def snapshot(source: HubSource) -> Path | None:
+    """The folder of a repository's files at the revision that is meant; None: it is not here."""
+    repo = repo_folder(source.repo)
     revision = source.revision or "main"
     named = repo / "refs" / revision
     if named.is_file():
@@ -103,7 +188,7 @@ def _snapshot(source: HubSource) -> Path | None:
 
 def _revisions(source: HubSource) -> list[str]:
     """The names and commits of a repository that are cached."""
-    repo, found = _repo(source), []
+    repo, found = repo_folder(source.repo), []
     for part in ("refs", "snapshots"):
         with contextlib.suppress(OSError):
             found += sorted(entry.name for entry in (repo / part).iterdir())
@@ -124,14 +209,15 @@ def _gguf(folder: Path, source: HubSource) -> Path:
             found.append(path)
     names = sorted(str(path.relative_to(folder)) for path in found)
     if source.quant:
-        wanted = re.compile(rf"(?i)(?:.*[-_./])?{re.escape(source.quant)}(?:[-./].*)?")
-        names = [name for name in names if wanted.fullmatch(name)]
+        wanted = quant_pattern(source.quant)
+        exact = [name for name in names if name == source.quant]
+        names = exact or [name for name in names if wanted.fullmatch(name)]
     if len(names) == 1:
         return folder / names[0]
     there = sorted(str(path.relative_to(folder)) for path in found)
     shown = f"it has {', '.join(there[:6])}{', ...' if len(there) > 6 else ''}"
     if source.quant and not names:
-        raise StackctlError(
+        raise NotHere(
             f"the cached {source.repo} has no GGUF file of {source.quant}",
             hint=shown if there else f"{folder} holds no GGUF files",
         )
@@ -149,16 +235,13 @@ def _gguf(folder: Path, source: HubSource) -> Path:
 def _from_catalogue(text: str, source: HubSource) -> Model:
     model = find_repo(source.repo, source.quant)
     if model is not None:
-        return msgspec.structs.replace(model, source=f"hf:{text}")
+        return msgspec.structs.replace(model, source=text)
     where = f"is not in the local hub cache ({cache_folder()})"
     there = _revisions(source)
-    if there:
-        raise StackctlError(
+    if there and source.url is None:
+        raise NotHere(
             f"revision {source.revision or 'main'} of {source.repo} {where}",
             hint=f"it has {', '.join(there[:6])}{', ...' if len(there) > 6 else ''}: "
-            f"hf:{source.repo}@{there[0]}",
+            f"hf:{source.repo}@{there[0]}; or: stackctl model fetch {text}",
         )
-    raise StackctlError(
-        f"{source.repo} {where}",
-        hint="put it there with your own tool, or give dir:PATH or file:PATH",
-    )
+    raise NotHere(f"{source.url or source.repo} {where}", hint=f"stackctl model fetch {text}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Final
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.sources.catalogue import entries, read_entry
 from stackctl.sources.ggufmodel import read_gguf
-from stackctl.sources.hubcache import read_hub
+from stackctl.sources.hubcache import read_address, read_hub
 from stackctl.sources.huggingface import read_folder
 from stackctl.sources.locate import absolute, read_bytes, real
 from stackctl.values.base import from_json
@@ -30,8 +31,9 @@ _COUNTS: Final = (
 
 def read_model(source: str) -> Model:
     """Read a model from ``file:PATH`` (GGUF, sharded or not; also a bare ``*.gguf`` path),
-    ``dir:PATH`` (a Hugging Face folder), ``hf:ORG/REPO[@REV][:QUANT]`` (the local hub cache, else
-    the catalogue), ``catalogue:ID`` or ``facts:FILE`` (a ``stackctl.model/1`` document).
+    ``dir:PATH`` (a Hugging Face folder), ``hf:ORG/REPO[@REV][:QUANT or FILE]`` (the local hub
+    cache, else the catalogue), ``https://...`` (what was fetched from there), ``catalogue:ID`` or
+    ``facts:FILE`` (a ``stackctl.model/1`` document). Nothing is downloaded here.
 
     Raises:
         StackctlError: exit 2 for a source that is not understood, 4 for an unknown catalogue
@@ -108,6 +110,8 @@ _READERS: Final[dict[str, Callable[[str], Model]]] = {
     "file": read_gguf,
     "dir": read_folder,
     "hf": read_hub,
+    "https": functools.partial(read_address, "https"),
+    "http": functools.partial(read_address, "http"),
     "catalogue": read_entry,
     "facts": _read_facts,
 }

@@ -258,6 +258,8 @@ def _apply(name: str, chain: list[tuple[Path, dict[str, Any]]], overrides: Overr
             hint="lower-case letters, digits and dashes, 40 at most",
             exit_code=ExitCode.USAGE,
         )
+    served = settings.served_name
+    names = served if isinstance(served, list) else [served] if served is not None else []
     return Profile(
         name=name,
         description=settings.description,
@@ -275,7 +277,8 @@ def _apply(name: str, chain: list[tuple[Path, dict[str, Any]]], overrides: Overr
         address=_address(settings.address),
         api_key=settings.api_key or False,
         front_door=settings.front_door or "auto",
-        served_name=settings.served_name,
+        served_name=names[0] if names else None,
+        other_names=tuple(names[1:]),
         placement=settings.placement or PlacementWish(),
         trust_remote_code=settings.trust_remote_code or False,
         engine_args=tuple(

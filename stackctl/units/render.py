@@ -31,6 +31,7 @@ RESTART_PAUSE_S = 5
 _GENERATION = re.compile(r"^Generation=(\d+)$", re.MULTILINE)
 _IDENTIFIER = re.compile(r"^SyslogIdentifier=.*$", re.MULTILINE)
 _CONTAINER = re.compile(r"^ContainerName=.*$", re.MULTILINE)
+_CLAIMED = re.compile(r"^Claim=.*$", re.MULTILINE)
 _INSTALL = re.compile(r"^\[Install\]\nWantedBy=.*\n\n?", re.MULTILINE)
 
 
@@ -87,7 +88,8 @@ def render(plan: Plan, target: Target, generation: int, unit: str | None = None)
     engine = find_engine(plan.engine)
     health_path = engine.health_path
     shared = [(source, inside, "ro") for source, inside in mounts.mounts(plan.model)]
-    cache = target.cache if engine.compiles else None
+    compiles = engine.compiles == "everywhere" or plan.placement.gpus
+    cache = target.cache if compiles else None
     if cache is not None:
         shared.append((cache, CACHE, "rw"))
     text = template.render(
@@ -102,6 +104,7 @@ def render(plan: Plan, target: Target, generation: int, unit: str | None = None)
         shm=None if engine.shm_bytes is None else str(engine.shm_bytes),
         startup=healthcheck.startup_command(plan.listens, health_path),
         health=healthcheck.command(plan.listens, health_path),
+        unset=engine.overriding,
         claim=json.dumps(msgspec.to_builtins(target.claim), ensure_ascii=True),
         memlock=None if memlock is None else "-1" if memlock == UNLIMITED else str(memlock),
         restart=engine.restart,
@@ -173,6 +176,12 @@ def without_labels(text: str) -> str:
     text = _GENERATION.sub("Generation=", text)
     text = re.sub(r"^(TimeoutStartSec|StartLimitIntervalSec)=.*$", r"\1=", text, flags=re.MULTILINE)
     return _CONTAINER.sub("ContainerName=", _IDENTIFIER.sub("SyslogIdentifier=", text))
+
+
+def without_sizes(text: str) -> str:
+    """The text of a unit without how much memory it claims: what the engine said since is no reason
+    for another start."""
+    return _CLAIMED.sub(lambda claim: re.sub(r'bytes": \d+', 'bytes": ', claim[0]), text)
 
 
 def generation_of(text: str) -> int | None:

@@ -104,13 +104,19 @@ class DiffReport(Value, frozen=True, kw_only=True):
 
 
 class PruneReport(Value, frozen=True, kw_only=True):
-    """Generations that were removed (``dry_run``: would be), and those that stay."""
+    """Generations that were removed (``dry_run``: would be), and those that stay.
+
+    ``caches`` counts the folders of compiled code that went with them, of images that no generation
+    uses any more; ``freed_bytes`` is what those took on disk.
+    """
 
     schema: Literal["stackctl.prune/1"] = "stackctl.prune/1"
     stack: str
     dry_run: bool = False
     removed: tuple[int, ...]
     kept: tuple[int, ...]
+    caches: int = 0
+    freed_bytes: int = 0
 
 
 class KeyReport(Value, frozen=True, kw_only=True):

@@ -64,6 +64,22 @@ class Calibrations(Value, frozen=True, kw_only=True):
     entries: tuple[Calibration, ...] = ()
 
 
+class Seen(Value, frozen=True, kw_only=True):
+    """What an engine said of its memory when a generation was ready; None: nothing.
+
+    ``argv`` are its arguments, ``gpus`` name and memory of each GPU it ran on. ``weights_bytes``
+    and ``kv_bytes`` lie on each of them (without any in main memory); ``kv_tokens`` is what the KV
+    cache holds in all.
+    """
+
+    generation: int
+    argv: tuple[str, ...]
+    gpus: tuple[tuple[str | None, int | None], ...] = ()
+    weights_bytes: int | None = None
+    kv_bytes: int | None = None
+    kv_tokens: int | None = None
+
+
 class Learned(Value, frozen=True, kw_only=True):
     """Engine options (NAME=VALUE) with which an image gave sane answers on a GPU of that name, and
     without which it did not; ``why`` is what was seen, ``seen`` when (UTC, ISO 8601)."""

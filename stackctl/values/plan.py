@@ -8,7 +8,7 @@ from stackctl.values.base import Value
 from stackctl.values.model import Model
 
 Source = Literal["override", "profile", "measured", "derived", "catalogue", "engine-default"]
-Policy = Literal["default", "bind", "interleave"]
+Policy = Literal["default", "bind", "interleave", "preferred"]
 Scalar = bool | int | float | str | None
 
 
@@ -42,10 +42,12 @@ class MemoryBudget(Value, frozen=True, kw_only=True):
     GPU of 0,1" for what every one of several GPUs holds.
 
     ``compute_bytes`` holds compute buffers, the engine itself and its host cache of prompts seen
-    before, which ``cache_bytes`` of them are at most.
+    before, which ``cache_bytes`` of them are at most. ``basis`` says whether the engine itself told
+    the sizes, in an earlier start with the same settings.
     """
 
     pool: str = "memory"
+    basis: Literal["measured", "estimated"] = "estimated"
     weights_bytes: int
     kv_bytes: int
     compute_bytes: int

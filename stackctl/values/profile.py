@@ -43,12 +43,20 @@ class PlacementWish(Value, frozen=True, kw_only=True):
 class Slo(Value, frozen=True, kw_only=True):
     """What is fast enough (95th percentile): the first token of a prompt of ``prompt_tokens``
     within ``ttft_s`` seconds, the next ones within ``itl_ms`` milliseconds, and at least
-    ``min_tok_s`` generated tokens a second. What is left out is not asked for."""
+    ``min_tok_s`` generated tokens a second. ``min_prefix_hits`` is the share of prompt tokens, 0
+    to 1, that the engine is to find in its prefix cache. What is left out is not asked for."""
 
     prompt_tokens: Annotated[int, Meta(ge=1, le=2**27)] = 4640
     ttft_s: Annotated[float, Meta(gt=0)] | None = None
     itl_ms: Annotated[float, Meta(gt=0)] | None = None
     min_tok_s: Annotated[float, Meta(gt=0)] | None = None
+    min_prefix_hits: Annotated[float, Meta(gt=0, le=1)] | None = None
+
+    @property
+    def asks(self) -> bool:
+        """Whether anything is asked for."""
+        wishes = (self.ttft_s, self.itl_ms, self.min_tok_s, self.min_prefix_hits)
+        return any(wish is not None for wish in wishes)
 
 
 class Settings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -92,7 +100,11 @@ class Settings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_de
         ),
     ] = None
     served_name: Annotated[
-        str | None, Meta(description="the model's name in the API; default: the file's name")
+        str | Annotated[list[str], Meta(min_length=1)] | None,
+        Meta(
+            description="the model's name in the API, or a list: its name, and others that clients "
+            "may ask for; default: the file's name"
+        ),
     ] = None
     placement: PlacementWish | None = None
     trust_remote_code: Annotated[
@@ -176,6 +188,8 @@ class Profile(Value, frozen=True, kw_only=True):
     api_key: bool = False
     front_door: Literal["auto", "on", "off"] = "auto"
     served_name: str | None = None
+    #: Names besides that clients may ask for.
+    other_names: tuple[str, ...] = ()
     placement: PlacementWish = PlacementWish()
     trust_remote_code: bool = False
     engine_args: tuple[EngineArgument, ...] = ()

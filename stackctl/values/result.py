@@ -37,6 +37,15 @@ class ChecksReport(Value, frozen=True, kw_only=True):
     stacks: tuple[CheckReport, ...]
 
 
+class VerifyReport(Value, frozen=True, kw_only=True):
+    """Results of ``stackctl verify`` for a running generation, mismatches first."""
+
+    schema: Literal["stackctl.verify/1"] = "stackctl.verify/1"
+    stack: str
+    generation: int
+    results: tuple[Result, ...]
+
+
 class DoctorReport(Value, frozen=True, kw_only=True):
     """Results of ``stackctl doctor``, most important first."""
 
@@ -52,6 +61,14 @@ class UnitsReport(Value, frozen=True, kw_only=True):
     stack: str
     service: str
     files: tuple[UnitFile, ...]
+
+
+class ReportFile(Value, frozen=True, kw_only=True):
+    """Where ``stackctl report`` wrote its page."""
+
+    schema: Literal["stackctl.report/1"] = "stackctl.report/1"
+    stack: str
+    path: str
 
 
 class ErrorReport(Value, frozen=True, kw_only=True):

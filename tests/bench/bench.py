@@ -1,7 +1,9 @@
 """What stackctl costs, against yardsticks on the same machine: `make bench`.
 
-    python3 tests/bench/bench.py [--only start|plan|header|up|switch|predict] [--repeats N]
-                                 [--no-gguf]
+    python3 tests/bench/bench.py [--only NAME] [--repeats N] [--no-gguf]
+
+NAME: start, plan, header, up, switch, predict (of stackctl); client, timings (how right `stackctl
+bench` measures; also against aiperf where it is on PATH), side (its plans beside others'), fetch.
 
 Commands that are compared are run in turn, after one unmeasured run each, and shown with their
 median and their whole spread. It reports; only an error makes it fail. `up` needs the lab.
@@ -25,8 +27,9 @@ from pathlib import Path
 from typing import Any
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(CHECKOUT / "tests"))
+sys.path[:0] = [str(CHECKOUT / "tests"), str(Path(__file__).parent)]
 
+import measuring  # noqa: E402
 from lab import trees  # noqa: E402
 from lab.host import LabError, pip  # noqa: E402
 from lab.lab import IMAGE, MODEL_PATH, Lab  # noqa: E402
@@ -45,7 +48,8 @@ LONG_QUESTION = json.dumps(
 )
 # The load at the beginning above which a measurement is not to be trusted.
 QUIET = 0.5
-ALL = ("start", "plan", "header", "up", "switch", "predict")
+ALL = ("start", "plan", "header", "up", "switch", "predict", "client", "timings", "side",
+       "fetch")  # fmt: skip
 GGUF_FOLDER = CHECKOUT / ".bench/gguf"
 
 READ_OURS = """\
@@ -71,7 +75,7 @@ def main() -> int:
     """Run the chosen benchmarks and print one table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--only", choices=[*ALL])
-    parser.add_argument("--repeats", type=int, help="instead of 21, 11, 11, 5 and 5")
+    parser.add_argument("--repeats", type=int, help="instead of 21, 11, 11, 5, 5 and 5")
     parser.add_argument("--no-gguf", action="store_true", help="leave the gguf package out")
     options = parser.parse_args()
     chosen = [options.only] if options.only else [*ALL]
@@ -92,6 +96,14 @@ def main() -> int:
             switch(options.repeats or 5)
         if "predict" in chosen:
             predict()
+        if "client" in chosen:
+            measuring.client()
+        if "timings" in chosen:
+            measuring.timings(options.repeats or 5)
+        if "side" in chosen:
+            measuring.side(options.repeats or 7)
+        if "fetch" in chosen:
+            fetch(options.repeats or 5)
     except (LabError, subprocess.CalledProcessError, AssertionError) as error:
         print(f"error: {error}", file=sys.stderr)
         said = getattr(error, "stderr", "") or ""
@@ -257,6 +269,61 @@ def predict() -> None:
         print(f"{name:<40}{middle:>12.1f}{real:>12.1f}{middle / real:>8.2f}  0.75-1.25")
 
 
+def fetch(repeats: int) -> None:
+    """A download of 1 GB on loopback, against curl, tee and sha256sum; and what memory it takes."""
+    fetched = str(Path(__file__).with_name("fetch.py"))
+    with tempfile.TemporaryDirectory(dir=_made(CHECKOUT / ".bench")) as folder:
+        source = Path(folder, "source")
+        source.mkdir()
+        with (source / "m.gguf").open("wb") as file:
+            for _ in range(64):
+                file.write(os.urandom(1 << 24))
+        words = [sys.executable, str(CHECKOUT / "tests/hub.py"), f"a/b={source}", "--port", "0"]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as hub:
+            try:
+                assert hub.stdout is not None
+                site = hub.stdout.readline().strip().partition("=")[2]
+                url, target = f"{site}/a/b/resolve/main/m.gguf", Path(folder, "target")
+                rss: list[int] = []
+
+                def ours() -> float:
+                    done = subprocess.run(
+                        [sys.executable, fetched, site, str(target)],
+                        env=environment(), capture_output=True, text=True, check=True,
+                    )  # fmt: skip
+                    target.unlink()
+                    seconds, peak = done.stdout.split()
+                    rss.append(int(peak))
+                    return float(seconds)
+
+                def theirs(command: str) -> float:
+                    begin = time.perf_counter()
+                    subprocess.run(["bash", "-c", f"set -o pipefail; {command}"],
+                                   stdout=subprocess.DEVNULL, check=True)  # fmt: skip
+                    took = time.perf_counter() - begin
+                    target.unlink()
+                    return took
+
+                pipe = f"curl --silent --fail --location {url} | tee {target} | sha256sum"
+                pipe_s, _, ours_s = compare(
+                    repeats,
+                    {
+                        "curl | tee FILE | sha256sum": lambda: theirs(pipe),
+                        "the same, and sync FILE": lambda: theirs(f"{pipe}; sync {target}"),
+                        "stackctl's download (it syncs)": ours,
+                    },
+                    aims={},
+                )
+                speed = pipe_s / ours_s
+                print(f"{'its speed':<40}{speed:>8.2f}x  {'':<24}>= 0.9x: "
+                      f"{'met' if speed >= 0.9 else 'MISSED'}")  # fmt: skip
+                most = max(rss) / 1024
+                print(f"{'its memory':<40}{most:>7.0f} MB  {'':<24}< 200 MB: "
+                      f"{'met' if most < 200 else 'MISSED'}")  # fmt: skip
+            finally:
+                hub.terminate()
+
+
 def _memory(lab: Lab, stackctl: Callable[..., Any], words: Sequence[str]) -> None:
     """Resident size after a prompt that fills a micro-batch, whose buffers are else not touched;
     without the prompt cache, which fills up later."""
@@ -281,8 +348,13 @@ def _memory(lab: Lab, stackctl: Callable[..., Any], words: Sequence[str]) -> Non
     )
 
 
-def compare(repeats: int, measures: Mapping[str, Measure], *, aims: Mapping[str, float]) -> None:
-    """Measure in turn, so that what disturbs the machine disturbs all of them; the first is 1."""
+def compare(
+    repeats: int, measures: Mapping[str, Measure], *, aims: Mapping[str, float]
+) -> list[float]:
+    """Measure in turn, so that what disturbs the machine disturbs all of them; the first is 1.
+
+    Returns the medians.
+    """
     found: dict[str, list[float]] = {name: [] for name in measures}
     for measure in measures.values():
         measure()
@@ -293,6 +365,7 @@ def compare(repeats: int, measures: Mapping[str, Measure], *, aims: Mapping[str,
     for name, times in found.items():
         row(name, times, yardstick, aims.get(name))
         yardstick = yardstick or statistics.median(times)
+    return [statistics.median(times) for times in found.values()]
 
 
 def row(name: str, times: Sequence[float], yardstick: float | None, aim: float | None) -> None:

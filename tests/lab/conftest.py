@@ -46,6 +46,7 @@ class Seat:
         units = "/etc" if system else f"{home}/.config"
         self.units = f"{units}/containers/systemd/stackctl"
         self.state = "/var/lib/stackctl" if system else f"{home}/.local/state/stackctl"
+        self.cache = "/var/cache/stackctl" if system else f"{home}/.cache/stackctl"
         self.runtime = "/run/stackctl" if system else f"{runtime}/stackctl"
         self.scope = ["--system"] if system else ["--user"]
 

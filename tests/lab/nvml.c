@@ -33,10 +33,38 @@ int nvmlDeviceGetMemoryInfo(void *device, struct memory *memory)
     memory->used = TOTAL - FREE;
     return 0;
 }
+/* It works, and it is hot. */
+int nvmlDeviceGetUtilizationRates(void *device, unsigned rates[2])
+{
+    (void)device;
+    rates[0] = 37;
+    rates[1] = 12;
+    return 0;
+}
+int nvmlDeviceGetTemperature(void *device, unsigned sensor, unsigned *celsius)
+{
+    (void)device;
+    *celsius = 93;
+    return sensor ? 2 : 0;
+}
+int nvmlDeviceGetCurrentClocksEventReasons(void *device, unsigned long long *bits)
+{
+    (void)device;
+    *bits = 0x40; /* slowed down by the hardware, for heat */
+    return 0;
+}
 int nvmlDeviceGetCudaComputeCapability(void *device, int *major, int *minor)
 {
     (void)device;
     *major = MAJOR;
     *minor = MINOR;
+    return 0;
+}
+/* No process uses it: whatever runs here computes on the CPU. */
+int nvmlDeviceGetComputeRunningProcesses_v3(void *device, unsigned *count, void *processes)
+{
+    (void)device;
+    (void)processes;
+    *count = 0;
     return 0;
 }

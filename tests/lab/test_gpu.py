@@ -232,6 +232,12 @@ def test_the_engine_has_the_card(vllm: Seat) -> None:
     assert {line.split()[0] for line in checked.splitlines()} == {"ok"}
     again = vllm.stackctl(*UP_VLLM)
     assert "nothing to change (generation 1)" in again.stdout
+    # What its card does now is asked of the library.
+    row = vllm.stackctl("top", "--once").stdout.splitlines()[-1].split()
+    assert (row[0], row[-1]) == (STACK, "37%")
+    found = json.loads(vllm.stackctl("diagnose", "--json").stdout)["results"][0]
+    assert (found["name"], found["evidence"]) == ("thermal-limit", "93 °C")
+    assert found["actual"] == "GPU 0 holds its clock down: heat (hardware)"
 
     vllm.stackctl("down", STACK)
     look.assert_clean(vllm, STACK)
@@ -276,11 +282,23 @@ def test_an_entry_point_outside_of_the_path(gpu: Seat, tiny: str) -> None:
         container = look.engine_container(gpu, "gpu-gguf")
         variables = gpu.lab.read(f"/proc/{look.engine_pid(gpu, container)}/environ").split("\0")
         assert "LAB_GPU=edited" in variables
+        _falls_back(gpu)
         gpu.stackctl("down", "gpu-gguf")
         look.assert_clean(gpu, "gpu-gguf")
     finally:
         gpu.reset()
         gpu.run("podman", "rmi", "--force", name)
+
+
+def _falls_back(gpu: Seat) -> None:
+    """This image has no code for GPUs: llama-server takes --n-gpu-layers and uses the CPU, without
+    a word. verify has one."""
+    found = json.loads(gpu.stackctl("verify", "gpu-gguf", "--json", code=1).stdout)["results"]
+    (wrong,) = [result for result in found if result["status"] == "fail"]
+    assert wrong["name"] == "gpu"
+    assert wrong["actual"] == "no process of it holds memory of GPU 0"
+    assert "the engine computes on the CPU" in wrong["evidence"]
+    assert wrong["remedy"].startswith("stackctl doctor gpu-gguf")
 
 
 BROKEN = {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 
+import pytest
+
 from . import look
 from .conftest import Seat
 
@@ -12,7 +14,15 @@ UP = ("up", "cpu-latency", "-y", "--model")
 BROKEN = ("--set", "engine_args.load-mode=nonsense")
 
 
-def test_what_became_of_three_generations(seat: Seat, tiny: str) -> None:
+@pytest.fixture
+def tidy(seat: Seat) -> Seat:
+    """A user without what engines of other tests have compiled."""
+    seat.run("rm", "-rf", f"{seat.cache}/compiled")
+    return seat
+
+
+def test_what_became_of_three_generations(tidy: Seat, tiny: str) -> None:
+    seat = tidy
     seat.stackctl("history", code=3)
     seat.stackctl(*UP, tiny)
     seat.stackctl(*UP, tiny, "--set", "context=512")
@@ -77,7 +87,8 @@ def test_what_became_of_three_generations(seat: Seat, tiny: str) -> None:
     seat.stackctl("down")
 
 
-def test_whose_change_it_was(seat: Seat, tiny: str) -> None:
+def test_whose_change_it_was(tidy: Seat, tiny: str) -> None:
+    seat = tidy
     seat.stackctl(*UP, tiny)
     seat.stackctl(*UP, tiny, "--set", "context=512")
     seat.stackctl("down")

@@ -194,16 +194,15 @@ def test_only_loopback_listens(served: Seat) -> None:
 
 
 def test_state_is_for_its_owner_alone(served: Seat) -> None:
-    folders = [served.state, served.runtime]
-    folders += ["/var/cache/stackctl"] if served.user == "root" else ["/home/lab/.cache/stackctl"]
-    served.run("mkdir", "-p", f"{folders[2]}/compiled/0123456789ab")
-    served.run("chmod", "775", folders[2], f"{folders[2]}/compiled")
+    folders = [served.state, served.runtime, served.cache]
+    served.run("mkdir", "-p", f"{served.cache}/compiled/0123456789ab")
+    served.run("chmod", "775", served.cache, f"{served.cache}/compiled")
     served.stackctl("status")
     # What an engine has compiled has what modes it gave it, where nobody else can enter.
-    inside = ["-path", f"{folders[2]}/compiled/*", "-prune"]
+    inside = ["-path", f"{served.cache}/compiled/*", "-prune"]
     words = ["find", *folders, *inside, "-o", "-printf", "%y %m %u %p\\n"]
     shown = served.run(*words).stdout.splitlines()
-    assert f"d 700 {served.user} {folders[2]}/compiled" in shown
+    assert f"d 700 {served.user} {served.cache}/compiled" in shown
     assert len(shown) >= 6
     for line in shown:
         kind, mode, owner, _ = line.split(maxsplit=3)

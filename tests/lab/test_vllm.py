@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -14,15 +15,9 @@ PORT = 8085
 UP = ("up", "cpu-vllm", "--model", f"dir:{CHECKPOINT_PATH}")
 
 
-def cache(seat: Seat) -> str:
-    """The folder of all that stackctl may lose."""
-    folder = "/var/cache" if seat.user == "root" else f"{seat.lab.home(seat.user)}/.cache"
-    return f"{folder}/stackctl"
-
-
 def compiled(seat: Seat) -> set[str]:
     """The kernels that the compiler has made, by path and time."""
-    words = ["find", f"{cache(seat)}/compiled", "-name", "*.so", "-printf", "%p %T@\\n"]
+    words = ["find", f"{seat.cache}/compiled", "-name", "*.so", "-printf", "%p %T@\\n"]
     return set(seat.run(*words).stdout.splitlines())
 
 
@@ -35,8 +30,65 @@ def test_the_acceptance_line(vllm_lab: Lab, user: str) -> None:
         seat.reset()
 
 
+def _verify(seat: Seat) -> None:
+    """What verify sees of three processes, of which one computes."""
+    done = seat.stackctl("verify", "cpu-vllm", "--json", code=None)
+    results = {result["name"]: result for result in json.loads(done.stdout)["results"]}
+    wrong = {name: one for name, one in results.items() if one["status"] in ("fail", "skip")}
+    assert not wrong, wrong
+    plan = look.record(seat, 1, "cpu-vllm")["plan"]
+    assert results["environment"]["actual"] == f"as planned ({len(plan['environment'])} variables)"
+    assert results["cpus"]["actual"].startswith(f"{plan['placement']['cpus']}, ")
+    assert results["kv-cache"]["actual"].startswith("1 GiB, ")
+    assert results["device"]["actual"] == "cpu"
+    assert results["context"]["actual"] == plan["argv"][plan["argv"].index("--max-model-len") + 1]
+    # Its processes talk to each other over loopback; nobody else can listen there with them.
+    engine = f"127.0.0.1:{plan['engine_port'] or PORT}"
+    assert re.match(
+        rf"{engine}( and 127\.0\.0\.1:{PORT})?(; \d+ more on loopback|$)",
+        results["ports"]["actual"],
+    )
+
+
+def _told_of(seat: Seat) -> None:
+    """What diagnose, metrics and top understand of a real vLLM and its log."""
+    look.wait_for(
+        "a line of speed in its log",
+        lambda: "Avg generation throughput" in seat.stackctl("logs", "--generation", "1").stdout,
+        step=1,
+    )
+    report = json.loads(seat.stackctl("diagnose", "cpu-vllm", "--json").stdout)
+    assert (report["engine"], report["windows"] >= 1) == ("vllm", True)
+    found = {result["name"]: result for result in report["results"]}
+    assert found["kv-pressure"]["status"] == "ok"
+    assert "hang" not in found
+    (stack,) = json.loads(seat.stackctl("metrics", "cpu-vllm", "--json").stdout)["stacks"]
+    numbers = stack["numbers"]
+    assert numbers["generation_tokens"] >= 1
+    assert numbers["ttft"]["count"] == numbers["finished"] >= 1
+    assert numbers["kv_capacity_tokens"] > 1000
+    assert (numbers["estimates"], stack["ttft"]) == ([], None)
+    row = seat.stackctl("top", "cpu-vllm", "--once").stdout.splitlines()[-1]
+    assert row.split()[0] == "cpu-vllm"
+    assert "~" not in row
+
+
+def _measured(seat: Seat) -> None:
+    """Prompts of exact length by vLLM's tokenizer, answers of exact length."""
+    words = ["--prompt", "200", "--output", "64", "--requests", "2", "--prefix", "uncached"]
+    found = json.loads(seat.stackctl("bench", "cpu-vllm", *words, "--json", timeout=200).stdout)
+    (cell,) = found["cells"]
+    assert (found["lengths"], cell["failed"], cell["output_tokens"]) == ("tokenizer", 0, 64)
+    assert cell["prompt_tokens"] == pytest.approx(200, abs=1)
+
+
 def _serve_twice(seat: Seat) -> None:
-    done = seat.stackctl(*UP, timeout=300)
+    # What an image or a user sets for all containers does not outvote the plan: 1 GiB, not 3.
+    seat.lab.write(
+        "/etc/containers/containers.conf.d/cache.conf",
+        '[containers]\nenv = ["VLLM_CPU_KVCACHE_SPACE=3"]\n',
+    )
+    done = seat.stackctl(*UP, timeout=600)
     assert "cpu-vllm is up (generation 1)" in done.stdout
     for step in ("model", "image", "plan", "unit", "ready", "answer"):
         assert re.search(rf"^{step} ", done.stderr, re.MULTILINE), step
@@ -44,20 +96,40 @@ def _serve_twice(seat: Seat) -> None:
     assert answer["choices"][0]["message"]["content"].strip()
     checked = seat.stackctl("check", "cpu-vllm").stdout
     assert {line.split()[0] for line in checked.splitlines()} == {"ok"}
+    _verify(seat)
     port = look.record(seat, 1, "cpu-vllm")["plan"]["engine_port"] or PORT
     metrics = seat.run("curl", "-sS", "--fail", f"http://127.0.0.1:{port}/metrics").stdout
     assert re.search(r"^vllm:generation_tokens_total\{.*\} [1-9]", metrics, re.MULTILINE)
+    _told_of(seat)
+    _measured(seat)
     kernels = compiled(seat)
     assert kernels
-    words = ["find", cache(seat), "-maxdepth", "2", "-type", "d", "-printf", "%m %u\\n"]
+    words = ["find", seat.cache, "-maxdepth", "2", "-type", "d", "-printf", "%m %u\\n"]
     assert set(seat.run(*words).stdout.splitlines()) == {f"700 {seat.user}"}
     seat.stackctl("down", "cpu-vllm")
     seat.assert_nothing_left()
     # Kept for the image: the next start compiles nothing again. (The graph itself this vLLM, built
     # for CPUs, stores and cannot load; that is seconds of Python, and the compiler is not called.)
-    seat.stackctl(*UP, timeout=300)
+    seat.stackctl(*UP, timeout=600)
     assert compiled(seat) == kernels
+    # And what it said is what the next plan knows, which is no reason for another start.
+    (told,) = (
+        decision
+        for decision in look.record(seat, 2, "cpu-vllm")["plan"]["decisions"]
+        if decision["field"] == "kv-cache-memory-bytes"
+    )
+    assert told["source"] == "measured"
+    assert told["reason"].endswith("vLLM measured 2,097,152 tokens of KV cache in generation 1")
+    assert "nothing to change (generation 2)" in seat.stackctl(*UP).stdout
+    planned = seat.stackctl("plan", *UP[1:], "--explain").stdout
+    assert "in generation 2" in " ".join(planned.split())
     seat.stackctl("down", "cpu-vllm")
     seat.assert_nothing_left()
+    # As if it had been another image's, that nothing uses any more.
+    (used,) = (path for path in seat.run("ls", f"{seat.cache}/compiled").stdout.split())
+    seat.run("mv", f"{seat.cache}/compiled/{used}", f"{seat.cache}/compiled/0123456789ab")
+    pruned = seat.stackctl("prune", "cpu-vllm", "--yes").stdout
+    assert re.search(r"^removed the compiled code of 1 image \(.+ [KM]iB\)$", pruned, re.MULTILINE)
+    assert not seat.run("ls", f"{seat.cache}/compiled").stdout
     volumes = seat.run("podman", "volume", "ls", "--quiet").stdout
     assert not volumes.strip()

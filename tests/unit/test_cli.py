@@ -36,8 +36,11 @@ ESCAPE = "\x1b"
 GROUPS = {
     "profiles": ("list", "show", "schema"),
     "image": ("build", "load"),
+    "client": ("aider", "openai"),
     "key": ("create", "show", "rotate", "path", "remove"),
-    "model": ("show", "catalogue"),
+    "model": (
+        *("show", "catalogue", "fetch", "list", "verify", "remove", "import", "lock", "export"),
+    ),
 }
 COMMANDS = [
     *((verb,) for verb in VERBS),

@@ -15,10 +15,12 @@ from stackctl.observe.clients import (
     AIDER_CONFIG,
     AIDER_METADATA,
     AIDER_SETTINGS,
+    measured,
     merged,
     predicted,
     settings,
 )
+from stackctl.values.bench import BenchReport, Cell, Quantiles, Shape
 from stackctl.values.client import ClientFile, ClientReport, Speeds
 from stackctl.values.door import Door
 from stackctl.values.generation import Fact, Generation, Outcome
@@ -201,3 +203,28 @@ def test_what_cannot_be_read_is_not_overwritten(name: str, present: str, says: s
     with pytest.raises(StackctlError, match=says) as caught:
         merged(file(name), present)
     assert caught.value.exit_code == 2
+
+
+def test_the_last_measurement_comes_before_the_plan() -> None:
+    def quantiles(value: float) -> Quantiles:
+        return Quantiles(n=8, mean=value, p5=value, p50=value, p95=value, p99=value)
+
+    def cell(prompt: int, speed: float, *, at_once: int = 1, cached: bool = False) -> Cell:
+        return Cell(
+            shape=Shape(
+                prompt_tokens=prompt, output_tokens=200, concurrency=at_once, cached=cached
+            ),
+            requests=8,
+            seconds=1.0,
+            generation_tok_s=quantiles(speed),
+            prompt_tok_s=quantiles(10 * speed),
+        )
+
+    run = BenchReport(
+        stack="cpu", generation=1, when="2026-11-28T12:00:00Z", seconds=1.0, profile="cpu",
+        objective="latency", engine="llama.cpp", image_id="0" * 64, model="m",
+        cells=(cell(1000, 27.0), cell(8000, 25.0), cell(1000, 9.0, at_once=4),
+               cell(1000, 90.0, cached=True)),
+    )  # fmt: skip
+    assert measured(run) == Speeds(decode_tok_s=25.0, prefill_tok_s=250.0, source="measured")
+    assert measured(msgspec.structs.replace(run, cells=())) == Speeds()

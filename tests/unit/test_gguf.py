@@ -261,10 +261,10 @@ def test_a_hostile_file_is_refused_quickly(tmp_path: Path) -> None:
     ):
         path.write_bytes(header_of(2, 5) + text("a") + body)
         os.truncate(path, 1 << 40)  # a sparse file of 1 TiB
-        start = time.perf_counter()
+        start = time.process_time()
         with pytest.raises(StackctlError):
             read_header(path)
-        assert time.perf_counter() - start < 2
+        assert time.process_time() - start < 2
 
 
 def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,14 +333,14 @@ def mutated(changes: Sequence[tuple[int, int, bytes]], end: int) -> bytes:
 def test_a_mutated_file_fails_in_one_way_only(
     tmp_path: Path, changes: list[tuple[int, int, bytes]], end: int
 ) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         header = read(tmp_path, mutated(changes, end))
     except StackctlError:
         pass
     else:
         assert header.expected_size <= header.size
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_what_is_read_cannot_be_changed(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from stackctl.deploy import guardtimer
+from stackctl.diagnose.compare import argv_difference
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import lock
-from stackctl.observe.drift import argv_difference
 from stackctl.observe.guard import _COUNTERS, _is_silent
 from stackctl.observe.status import _gave_up_after, cpu_seconds
 from stackctl.resources import data_folder
@@ -154,7 +154,7 @@ PLANNED = ("llama-server", "--port", "8080", "--jinja")
         (PLANNED, None),
         (("/app/llama-server", "--port", "8080", "--jinja"), None),
         (("/bin/sh", "/app/start", "--port", "8080", "--jinja"), None),
-        (("llama-server", "--port", "8081", "--jinja"), "8081 instead of 8080"),
+        (("llama-server", "--port", "8081", "--jinja"), "--port 8081 instead of 8080"),
         (("llama-server", "--port", "8080"), "--jinja is missing"),
         (("llama-server",), "--port is missing"),
         ((*PLANNED, "--lora"), "--lora is not planned"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,7 @@ class Place:
         self.state = folder / "state" / "stackctl"
         self.units = folder / "config" / "containers" / "systemd" / "stackctl"
         self.lock = folder / "stackctl" / "lock"
+        self.compiled = folder / "cache" / "stackctl" / "compiled"
         self.store = Generations(self.state)
         self._capsys = capsys
         self.out = self.err = ""
@@ -444,6 +446,87 @@ def test_prune_of_a_stack_that_is_down_and_of_damaged_records(at: Place) -> None
     assert at.left() == (2, 5)
     for nonsense in ("0", "-1", "x"):
         assert at("prune", "--keep", nonsense) == 2
+
+
+def compiled(at: Place, image: str, blocks: int = 4) -> Path:
+    """What an engine of an image has compiled."""
+    folder = at.compiled / image[:12]
+    (folder / "deep" / "er").mkdir(parents=True)
+    (folder / "deep" / "er" / "kernel.so").write_bytes(b"x" * 4096 * blocks)
+    return folder
+
+
+def test_what_was_compiled_goes_with_the_last_generation_of_its_image(at: Place) -> None:
+    images = {number: f"{number}" * 64 for number in range(1, 5)}
+    for number in (1, 2, 3):
+        at.store.write(generation(number, "replaced", image_id=images[number]))
+    at.store.write(generation(1, "stopped", stack="other", image_id=f"sha256:{images[1]}"))
+    at.install(3)
+    folders = {number: compiled(at, image) for number, image in images.items()}
+    # 1 is another stack's as well, 2 can be gone back to, 3 runs; 4 nobody knows.
+    assert at("prune", "--keep", "1", "--dry-run") == 0
+    assert at.out.splitlines()[0] == "cpu: would remove 1; keep 2, 3"
+    assert re.fullmatch(
+        r"would remove the compiled code of 1 image \(\d+ KiB\)", at.out.splitlines()[1]
+    )
+    assert at("prune", "--keep", "1") == 2
+    assert "1 of 3 generations of cpu and the compiled code of 1 image (" in at.err
+    assert all(folder.is_dir() for folder in folders.values())
+    assert at("prune", "--keep", "1", "-y", "--json") == 0
+    found = from_json(at.out, PruneReport, where="stdout")
+    assert (found.removed, found.caches) == ((1,), 1)
+    assert 4 * 4096 <= found.freed_bytes <= 16 * 4096
+    assert [number for number, folder in folders.items() if folder.exists()] == [1, 2, 3]
+    assert "removed 1 and the compiled code" in (audit.read(at.state)[-1].message or "")
+    # Also where no generation goes.
+    at.store.remove("other", 1)
+    assert at("prune", "-y") == 0
+    assert at.out.startswith(
+        "cpu: nothing to remove, kept 2, 3\nremoved the compiled code of 1 image"
+    )
+    assert [number for number, folder in folders.items() if folder.exists()] == [2, 3]
+
+
+def test_pruning_caches_follows_no_link(at: Place, tmp_path: Path) -> None:
+    at.fill("ready")
+    away = tmp_path / "away"
+    away.mkdir()
+    (away / "file").write_text("x" * 100_000)
+    folder = compiled(at, "4" * 64, blocks=1)
+    (folder / "deep" / "out").symlink_to(away)
+    (folder / "file").symlink_to(away / "file")
+    (at.compiled / ("5" * 12)).symlink_to(away)
+    assert at("prune", "-y", "--json") == 0
+    found = from_json(at.out, PruneReport, where="stdout")
+    assert found.caches == 1
+    assert found.freed_bytes < 100_000
+    assert not folder.exists()
+    assert (away / "file").read_text() == "x" * 100_000
+    # Nor is the folder itself a way out.
+    shutil.rmtree(at.compiled)
+    (away / ("6" * 12)).mkdir()
+    at.compiled.symlink_to(away)
+    assert at("prune", "-y") == 0
+    assert (away / ("6" * 12)).is_dir()
+
+
+def test_caches_that_may_be_in_use_stay(at: Place) -> None:
+    at.fill("ready", "failed")
+    folder = compiled(at, "4" * 64)
+    (at.state / "stacks" / "cpu" / "2.json").write_text("{")
+    assert at("prune", "-y") == 0
+    assert "compiled code stays: the record of generation 2 of cpu cannot be read" in at.err
+    assert folder.is_dir()
+    # Installed, and its record is gone.
+    at.store.remove("cpu", 2)
+    unit = at.units / "cpu" / "cpu.container"
+    unit.parent.mkdir(parents=True)
+    unit.write_text(units(1).files[0].text + f"Volume={folder}:/cache:rw\n")
+    assert at("prune", "-y") == 0
+    assert folder.is_dir()
+    unit.unlink()
+    assert at("prune", "-y") == 0
+    assert not folder.exists()
 
 
 def test_prune_waits_for_nobody(at: Place) -> None:

@@ -711,7 +711,9 @@ def test_a_cached_repository(cache: Path) -> None:
     assert read_model(f"hf:Org/Repo@{'a' * 40}").parameters == model.parameters
     error = fails("hf:Org/Repo@v2")
     assert error.message.startswith("revision v2 of Org/Repo is not in the local hub cache")
-    assert error.hint == f"it has main, {'a' * 40}: hf:Org/Repo@main"
+    assert error.hint == (
+        f"it has main, {'a' * 40}: hf:Org/Repo@main; or: stackctl model fetch hf:Org/Repo@v2"
+    )
     assert "has no GGUF file of Q4_K_M" in fails("hf:Org/Repo:Q4_K_M").message
 
 
@@ -733,7 +735,7 @@ def test_cached_ggufs(cache: Path) -> None:
 def test_what_is_not_cached(cache: Path) -> None:
     error = fails("hf:Org/Repo")
     assert error.message == f"Org/Repo is not in the local hub cache ({cache})"
-    assert error.hint == "put it there with your own tool, or give dir:PATH or file:PATH"
+    assert error.hint == "stackctl model fetch hf:Org/Repo"
     source = "hf:IQuestLab/IQuest-Coder-V1-40B-Instruct-nvfp4"
     model = read_model(source)
     assert (model.source, model.quantization, model.files) == (source, "nvfp4", ())

@@ -36,6 +36,7 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return Cli(capsys)
 
 
@@ -135,7 +136,7 @@ def test_the_list(cli: Cli) -> None:
         (2, "odd", "is not understood", "file:PATH"),
         (2, "file:", "names nothing", None),
         (2, "facts:bad.json", "not valid JSON", None),
-        (1, "hf:Org/Unknown", "not in the local hub cache", "dir:PATH"),
+        (1, "hf:Org/Unknown", "not in the local hub cache", "stackctl model fetch"),
         (1, "file:text.gguf", "", None),
     ],
 )

@@ -373,7 +373,7 @@ def test_a_vocabulary_is_refused(tmp_path: Path) -> None:
         ("hf:org/repo/x.gguf", "hf:org/repo/x.gguf is not understood"),
         ("hf:", "names nothing"),
         ("gemma", "model source 'gemma' is not understood"),
-        ("https://example.org/x.gguf", "is not understood"),
+        ("https://example.org/x.bin", "is not the address of a GGUF file"),
         ("file:", "names nothing"),
         ("", "is not understood"),
     ],

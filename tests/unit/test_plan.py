@@ -394,6 +394,54 @@ def test_binding_where_the_cpuset_controller_is_not_delegated() -> None:
     assert "delegate" in (caught.value.hint or "").lower()
 
 
+def dual_with(*nodes: int | None) -> Host:
+    """The two-socket machine with cards on those nodes."""
+    gpus = (msgspec.structs.replace(CARD, index=n, numa_node=at) for n, at in enumerate(nodes))
+    return msgspec.structs.replace(HOSTS["dual-nps4"], gpus=tuple(gpus))
+
+
+@pytest.mark.parametrize("name", ["gpu-nvfp4", "gpu-gguf"])
+def test_workers_of_a_gpu_prefer_memory_beside_it(name: str) -> None:
+    wish = shipped(name)
+    made = plan(dual_with(5), shipped_model(wish), wish)
+    assert (made.placement.policy, made.placement.mems) == ("preferred", "5")
+    assert "node 5" in reason(made, "memory-policy")
+    assert not values_of(made, "numa")
+    # A node that is full is no reason to fail: what it claims may lie on any.
+    assert claim_of(made).mems == ""
+    whole = HOSTS["dual-nps4"].memory.total_bytes or 0
+    assert made.host_memory is not None
+    assert (made.host_memory.limit_bytes or 0) > 0.9 * whole > 0
+
+
+@pytest.mark.parametrize(
+    ("nodes", "why"),
+    [((0, 5), "GPU 0,1 are on several nodes"), ((None,), "no memory known"), ((9,), "no memory")],
+)
+def test_where_no_one_node_is_beside_the_gpus(nodes: tuple[int | None, ...], why: str) -> None:
+    wish = shipped("gpu-nvfp4")
+    made = plan(dual_with(*nodes), shipped_model(wish), profile(wish, placement={"gpus": "all"}))
+    assert (made.placement.policy, made.placement.mems) == ("default", "0-7")
+    assert reason(made, "memory-policy").startswith(why)
+
+
+def test_experts_in_main_memory_use_the_bandwidth_of_all_nodes() -> None:
+    wish = shipped("hybrid-moe")
+    made = plan(dual_with(5), shipped_model(wish), wish)
+    assert (made.placement.policy, made.placement.mems) == ("interleave", "0-7")
+    assert values_of(made, "numa") == ["numactl"]
+
+
+def test_a_gpu_s_memory_policy_may_be_the_profile_s() -> None:
+    wish = shipped("gpu-nvfp4")
+    for policy in ("default", "interleave"):
+        asked = profile(wish, placement={"policy": policy})
+        made = plan(dual_with(5), shipped_model(wish), asked)
+        assert (made.placement.policy, made.placement.mems) == (policy, "0-7")
+    bound = profile(wish, placement={"nodes": "5"})
+    assert plan(dual_with(5), shipped_model(wish), bound).placement.policy == "bind"
+
+
 def test_the_memory_policy_of_the_profile() -> None:
     made = plan(HOSTS["dual-nps4"], IQUEST, profile(placement={"policy": "default"}))
     assert made.placement.policy == "default"

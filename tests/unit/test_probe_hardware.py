@@ -182,12 +182,12 @@ def test_a_virtual_machine_sees_none_of_it(tmp_path: Path) -> None:
 @example(b"\x11\x04\0\0" * 1000)
 @example(b"\x11\xff" * 700_000)
 def test_no_table_stops_the_reader(table: bytes) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     found = dmi.modules(table)
     dmi.channels_in_use(found, None, 1)
     dmi.slowest(found)
     assert len(found) <= 1024
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
     assert all(module.place.isprintable() for module in found)
 
 
@@ -322,7 +322,7 @@ def test_the_library_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (readings.driver, readings.cuda) == ("590.44.01", "13.1")
     assert (device.name, device.uuid, device.pci) == ("NVIDIA X", None, "00000000:C1:00.0")
     assert (device.compute_capability, device.power_limit_w) == ("12.0", 300)
-    assert [(process.pid, process.memory_bytes) for process in device.processes] == [
+    assert [(process.pid, process.memory_bytes) for process in device.processes or ()] == [
         (5, None), (7, 400),
     ]  # fmt: skip
 
@@ -458,9 +458,9 @@ _YAMLISH = st.text(alphabet="a:-?&*!|>[]{},#'\"%@ \n\t0.<~é\0", max_size=300)
 @example("a: 2001-99-99\n", "yaml")
 def test_no_cdi_file_stops_the_probe(text: str, suffix: str) -> None:
     reader = Reader(LiveMachine())
-    started = time.monotonic()
+    started = time.process_time()
     spec = judge(reader, f"/etc/cdi/x.{suffix}", text, "4.9.3")
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
     assert spec.problem is None or spec.problem.isprintable()
     assert len(spec.devices) <= 2048
 

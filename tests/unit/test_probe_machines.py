@@ -577,9 +577,9 @@ def test_no_damage_stops_the_probe(
             else:
                 raw = content if isinstance(content, bytes) else content.encode("utf-8", "replace")
                 (fuzzed / name).write_bytes(raw)
-        started = time.monotonic()
+        started = time.process_time()
         host = probe(RecordedMachine(fuzzed), scope="user" if scope == "user" else "system")
-        assert time.monotonic() - started < 5
+        assert time.process_time() - started < 5
         sane(host)
     finally:
         write(fuzzed, {name: whole[name] for name in damages})

@@ -322,6 +322,17 @@ def test_overrides_win(folder: Path) -> None:
     )  # fmt: skip
 
 
+def test_a_model_may_have_several_names(folder: Path) -> None:
+    profile = resolve(folder, "p", BASE + "served_name: [coder, gpt-4o]\n")
+    assert (profile.served_name, profile.other_names) == ("coder", ("gpt-4o",))
+    one = resolve(folder, "p", BASE + "served_name: [coder, gpt-4o]\n", sets=("served_name=x",))
+    assert (one.served_name, one.other_names) == ("x", ())
+    with pytest.raises(StackctlError, match="served_name"):
+        resolve(folder, "p", BASE + "served_name: []\n")
+    with pytest.raises(StackctlError, match="served_name"):
+        resolve(folder, "p", BASE + "served_name: [1]\n")
+
+
 def test_the_last_of_two_settings_wins(folder: Path) -> None:
     profile = resolve(folder, "p", BASE, sets=("context=512", "context=1024"))
     assert profile.context == 1024

@@ -154,3 +154,32 @@ def test_ctrl_c_does_not_reach_what_is_run() -> None:
     done = runner.run([sys.executable, "-c", "import os; print(os.getsid(0), os.getpid())"])
     session, child = map(int, done.stdout.split())
     assert session == child != os.getsid(0)
+
+
+# A program that starts others
+
+
+def ended(pid: int) -> bool:
+    try:
+        return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return True
+
+
+@pytest.mark.parametrize("how", ["late", "done"])
+def test_a_family_ends_together(tmp_path: Path, how: str) -> None:
+    note = tmp_path / "pid"
+    child = f"sleep 300 & echo $! > {note}; echo said; "
+    words = ["sh", "-c", child + ("exit 3" if how == "done" else "wait")]
+    if how == "late":
+        with pytest.raises(StackctlError, match="not done within 2 s"):
+            runner.run_family(words, timeout_s=2, extra_env={})
+    else:
+        done = runner.run_family([*words[:2], f"({words[2]}) >{tmp_path}/out 2>&1"],
+                                 timeout_s=20, extra_env={"A": "b"})  # fmt: skip
+        assert done.status == 3
+    pid = int(note.read_text())
+    deadline = time.monotonic() + 10
+    while not ended(pid):
+        assert time.monotonic() < deadline, "it lives on"
+        time.sleep(0.01)

@@ -12,10 +12,11 @@ from samples import EPYC, LLAMA_CPP, facts_of, plan
 
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.resources import data_folder
+from stackctl.state import seen
 from stackctl.state.enginefacts import EngineFactsCache
 from stackctl.state.generations import Generations, now
 from stackctl.state.paths import paths
-from stackctl.values.generation import Generation, Outcome
+from stackctl.values.generation import Fact, Generation, Outcome
 from stackctl.values.unit import UnitFile, UnitSet
 
 
@@ -74,6 +75,29 @@ def test_the_outcome_is_all_that_changes(tmp_path: Path) -> None:
     assert msgspec.structs.replace(done, outcome=first.outcome) == first
     failed = store.finish(done, "failed", message="port taken")
     assert (failed.outcome.message, failed.outcome.ready_s) == ("port taken", None)
+
+
+def test_what_engines_said_of_their_memory(tmp_path: Path) -> None:
+    store = Generations(tmp_path)
+    report = (
+        Fact(name="weights_bytes", value="100"),
+        Fact(name="kv_cache_tokens", value="2097152"),
+        Fact(name="kv_cache_bytes", value="odd"),
+    )
+    for number, state in enumerate(("ready", "failed", "replaced", "ready"), 1):
+        made = generation(number)
+        outcome = msgspec.structs.replace(made.outcome, state=state, report=report)
+        image = "1" * 64 if number == 4 else made.image_id
+        store.write(msgspec.structs.replace(made, outcome=outcome, image_id=image))
+    (tmp_path / "stacks" / "cpu" / "5.json").write_text("damaged")
+    model = plan().model
+    newest, oldest = seen.read(store, "cpu", model, "0" * 64)
+    assert (newest.generation, oldest.generation) == (3, 1)
+    assert newest.argv == plan().argv
+    assert (newest.weights_bytes, newest.kv_bytes, newest.kv_tokens) == (100, None, 2097152)
+    assert [one.generation for one in seen.read(store, "cpu", model)] == [4, 3, 1]
+    other = msgspec.structs.replace(model, weights_bytes=1)
+    assert seen.read(store, "cpu", other) == ()
 
 
 def test_a_generation_that_is_not_there(tmp_path: Path) -> None:

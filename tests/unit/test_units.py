@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from samples import (
+    CARD,
     EPYC,
     EPYC_GPU,
     GEMMA,
@@ -40,6 +41,7 @@ from stackctl.units.render import (
     render,
     service_name,
     without_labels,
+    without_sizes,
 )
 from stackctl.values.model import Model, ModelFile
 from stackctl.values.plan import Plan
@@ -498,6 +500,12 @@ def test_the_number_is_not_part_of_what_a_unit_says() -> None:
     assert first != second
     assert without_labels(first) == without_labels(second)
     assert without_labels(first) != without_labels(Read(plan(wish=THROUGHPUT)).text)
+    # How much memory it claims is, but the engine may tell that better than the first plan.
+    claimed = re.sub(r'"memory_bytes": (\d+)', r'"memory_bytes": 1\1', first)
+    assert claimed != first
+    assert without_labels(claimed) != without_labels(first)
+    assert without_sizes(claimed) == without_sizes(first)
+    assert without_sizes(re.sub('"port": 8', '"port": 9', first)) != without_sizes(first)
     assert (generation_of(first), generation_of(second), generation_of("")) == (1, 12, None)
     assert (profile_of(first), profile_of("")) == (LATENCY.name, None)
     assert service_name("cpu") == "cpu.service"
@@ -539,6 +547,16 @@ def on_gpu(
     )
 
 
+def test_a_unit_has_its_memory_beside_the_gpu() -> None:
+    card = msgspec.structs.replace(CARD, numa_node=5)
+    host = msgspec.structs.replace(HOSTS["dual-nps4"], gpus=(card,))
+    wish = shipped("gpu-nvfp4")
+    read = Read(plan(host, shipped_model(wish), wish))
+    assert read.all("Service", "NUMAPolicy") == ["preferred"]
+    assert read.all("Service", "NUMAMask") == ["5"]
+    assert not any("cpuset-mems" in argument for argument in read.podman_args)
+
+
 @pytest.mark.parametrize("podman", VERSIONS)
 def test_what_a_unit_with_a_gpu_says(podman: str) -> None:
     read = on_gpu("gpu-nvfp4", podman)
@@ -572,11 +590,12 @@ def test_a_unit_for_a_cpu_has_no_device() -> None:
     assert "/cache" not in plain.text
 
 
-def test_llama_cpp_compiles_nothing_and_keeps_its_entry_point() -> None:
+def test_llama_cpp_keeps_what_the_driver_compiles_and_its_entry_point() -> None:
     read = on_gpu("gpu-gguf")
     assert read.all("Container", "AddDevice") == ["nvidia.com/gpu=0"]
-    assert "/cache" not in read.text
-    assert "ExecStartPre" not in read.text
+    assert read.all("Container", "Environment") == ["CUDA_CACHE_PATH=/cache/cuda"]
+    assert f"/var/cache/stackctl/compiled/{'cd' * 6}:/cache:rw" in read.all("Container", "Volume")
+    assert len(read.all("Service", "ExecStartPre")) == 1
     assert "entrypoint" not in read.text
     assert read.command[0].startswith("--")
 

@@ -29,7 +29,8 @@ from stackctl.plan.ledger import claim_of
 from stackctl.sources.catalogue import read_entry
 from stackctl.values.claim import Claim, GpuShare
 from stackctl.values.host import Gpu, Host
-from stackctl.values.plan import Plan
+from stackctl.values.measured import Seen
+from stackctl.values.plan import Decision, Plan
 
 VLLM = engine("vllm")
 HELP = SHARED / "captures" / "vllm-0.32-serve-help.txt"
@@ -527,3 +528,111 @@ def test_on_the_cpu_one_node_holds_all() -> None:
     several = profile(wish, placement=msgspec.structs.replace(wish.placement, nodes="0-1"))
     with pytest.raises(StackctlError, match="uses one NUMA node, not 0-1"):
         plan(host, shipped_model(wish), several)
+
+
+def test_it_answers_to_several_names(recorded: Dialect) -> None:
+    made = made_for(served_name="coder", other_names=("gpt-4o", "an odd name"))
+    start = made.argv.index("--served-model-name")
+    assert made.argv[start : start + 5] == (
+        "--served-model-name", "coder", "gpt-4o", "an odd name", "--host"
+    )  # fmt: skip
+    # The first is the one that answers carry, and what checks ask for.
+    assert made.served_name == "coder"
+    assert recorded.find("served-model-name") is not None
+
+
+# What it said before
+
+#: As set-up B's machine would tell: 22.4 GiB of weights, and what 0.92 of the card leaves for KV.
+SEEN = Seen(
+    generation=4,
+    argv=made_for().argv,
+    gpus=((CARD.name, CARD.memory_bytes),),
+    weights_bytes=round(22.41 * GIB),
+    kv_bytes=round(61.99 * GIB),
+    kv_tokens=203_120,
+)
+
+
+def again(*seen: Seen, **changes: Any) -> Plan:
+    wish = profile(NVFP4, **changes)
+    return plan(EPYC_GPU, MODEL, wish, seen=tuple(seen))
+
+
+def decision(made: Plan, field: str) -> Decision:
+    return next(d for d in made.decisions if d.field == field)
+
+
+def test_the_next_plan_takes_what_the_engine_measured() -> None:
+    before, made = made_for(), again(SEEN)
+    assert made.argv == before.argv
+    memory = made.memory
+    assert (memory.weights_bytes, memory.kv_bytes) == (SEEN.weights_bytes, SEEN.kv_bytes)
+    # What the engine had of its share besides is its own.
+    assert memory.total_bytes == round(0.92 * (CARD.memory_bytes or 0))
+    assert (before.memory.basis, memory.basis) == ("estimated", "measured")
+    told = decision(made, "gpu-memory-utilization")
+    assert told.source == "measured"
+    assert told.reason.endswith("; vLLM measured 203,120 tokens of KV cache in generation 4")
+    assert any("measured" in text for text in made.verdict.reasons)
+
+
+def test_port_and_names_make_no_difference_to_memory() -> None:
+    made = again(SEEN, port=9999, served_name="other")
+    assert made.argv != SEEN.argv
+    assert made.memory.basis == "measured"
+
+
+@pytest.mark.parametrize("changes", [{"context": 16384}, {"concurrency": 8}])
+def test_of_other_sizes_the_weights_still_hold(changes: dict[str, Any]) -> None:
+    made = again(SEEN, **changes)
+    assert made.memory.weights_bytes == SEEN.weights_bytes
+    assert made.memory.kv_bytes != SEEN.kv_bytes
+    assert made.memory.basis == "estimated"
+    told = decision(made, "gpu-memory-utilization")
+    assert told.source == "derived"
+    assert told.reason.endswith("; vLLM measured weights of 22.4 GiB in generation 4")
+
+
+def test_what_is_about_something_else_is_not_taken() -> None:
+    other = ((CARD.name, 2 * (CARD.memory_bytes or 0)),)
+    estimated = made_for().memory
+    assert again(msgspec.structs.replace(SEEN, gpus=other)).memory == estimated
+    smaller = again(SEEN, kv_type="fp8").memory
+    assert smaller.weights_bytes == estimated.weights_bytes
+    marlin = profile(NVFP4, engine_args={"linear-backend": ("marlin",)})
+    assert plan(EPYC_GPU, MODEL, marlin, seen=(SEEN,)).memory == estimated
+
+
+def test_the_newest_start_of_the_same_kind_counts() -> None:
+    newer = msgspec.structs.replace(SEEN, generation=6, kv_tokens=200_000)
+    other = msgspec.structs.replace(SEEN, generation=7, argv=again(context=16384).argv)
+    silent = msgspec.structs.replace(other, generation=8, weights_bytes=None)
+    made = again(silent, other, newer, SEEN)
+    assert (
+        "200,000 tokens of KV cache in generation 6"
+        in decision(made, "gpu-memory-utilization").reason
+    )
+    assert "in generation 7" in decision(again(silent, other), "gpu-memory-utilization").reason
+    assert again(silent).memory == made_for().memory
+
+
+def test_an_option_of_the_user_s_stays_the_user_s() -> None:
+    wish = profile(NVFP4, engine_args={"gpu-memory-utilization": (0.8,)})
+    argv = plan(EPYC_GPU, MODEL, wish).argv
+    made = plan(EPYC_GPU, MODEL, wish, seen=(msgspec.structs.replace(SEEN, argv=argv),))
+    told = decision(made, "gpu-memory-utilization")
+    assert told.source == "profile"
+    assert "203,120 tokens" in told.reason
+
+
+def test_several_gpus_each_hold_their_part() -> None:
+    second = msgspec.structs.replace(CARD, index=1)
+    host, wish = with_cards(CARD, second), profile(NVFP4, placement={"gpus": "all"})
+    argv = plan(host, MODEL, wish).argv
+    seen = msgspec.structs.replace(
+        SEEN, argv=argv, gpus=SEEN.gpus * 2, weights_bytes=11 * GIB, kv_bytes=70 * GIB
+    )
+    memory = plan(host, MODEL, wish, seen=(seen,)).memory
+    assert (memory.weights_bytes, memory.kv_bytes) == (11 * GIB, 70 * GIB)
+    assert memory.total_bytes == round(0.92 * (CARD.memory_bytes or 0))

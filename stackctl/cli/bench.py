@@ -1,0 +1,233 @@
+"""``stackctl bench``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+
+from stackctl.cli.session import (
+    Session,
+    current_slo,
+    pick_stack,
+    stack_argument,
+    timeout_option,
+    verb,
+)
+from stackctl.errors import ExitCode, StackctlError
+
+if TYPE_CHECKING:
+    from stackctl.observe.bench.matrix import Wish
+    from stackctl.state.benches import Benches
+
+
+class _Default(click.Group):
+    """``bench`` alone measures. Only the first word can be a subcommand."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or args[0] not in (*self.commands, "--help", "-h"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with click.Context(run, info_name="run", parent=ctx) as inner:
+            run.format_options(inner, formatter)
+        self.format_commands(ctx, formatter)
+
+
+@click.group("bench", cls=_Default)
+def command() -> None:
+    """Measure a running stack as its clients see it: stackctl bench [STACK] [OPTIONS].
+
+    The first word may be one of the commands below; a stack of such a name is measured with
+    "stackctl bench run NAME". Exits 1 when requests fail or the profile's slo is missed, 3 when the
+    stack does not run. Ctrl-C keeps what was measured and exits 130.
+    """
+
+
+def _lengths(name: str) -> Callable[[object, object, str | None], tuple[int, ...] | None]:
+    def parse(_: object, __: object, value: str | None) -> tuple[int, ...] | None:
+        from stackctl.quantity import parse_tokens
+
+        if value is None:
+            return None
+        found = tuple(dict.fromkeys(parse_tokens(part) for part in value.split(",")))
+        if min(found) < 1:
+            raise StackctlError(
+                f"{name} {value}: 1 is the least", exit_code=ExitCode.USAGE, hint=f"{name} 1,2,4"
+            )
+        return found
+
+    return parse
+
+
+@verb("run")
+@stack_argument
+@click.option("--quick", is_flag=True, help="About a minute: short lengths, few requests.")
+@click.option(
+    "--prompt", "prompts", metavar="TOKENS,...", callback=_lengths("--prompt"),
+    help="Lengths of prompts; default 1024,4096,8192 and the slo's, as the context allows.",
+)  # fmt: skip
+@click.option(
+    "--output", "outputs", metavar="TOKENS,...", callback=_lengths("--output"),
+    help="Lengths of answers; default 200,400,800.",
+)  # fmt: skip
+@click.option(
+    "--concurrency", metavar="N,...", callback=_lengths("--concurrency"),
+    help="Requests at the same time; default 1, 2, 4 ... up to the plan's.",
+)  # fmt: skip
+@click.option(
+    "--requests", metavar="N", type=click.IntRange(1, 10_000), help="Of each cell; default 5."
+)
+@click.option(
+    "--prefix", type=click.Choice(["both", "uncached", "cached"]), default="both",
+    help="Prompts that no cache knows, that share their start, or both (the default).",
+)  # fmt: skip
+@click.option(
+    "--with", "tool", type=click.Choice(["aiperf"]),
+    help="Have aiperf send the requests, for heavy load; a program of its own.",
+)  # fmt: skip
+@click.option("--aiperf", metavar="PATH", help="That program; default: the one on PATH.")
+@timeout_option("How long one request may take; default 10m.")
+def run(
+    session: Session,
+    stack: str | None,
+    quick: bool,
+    prompts: tuple[int, ...] | None,
+    outputs: tuple[int, ...] | None,
+    concurrency: tuple[int, ...] | None,
+    requests: int | None,
+    prefix: str,
+    tool: str | None,
+    aiperf: str | None,
+    timeout: float | None,
+) -> None:
+    """Measure STACK: time to the first token, between tokens, tokens a second, whole answers.
+
+    Every combination of the lengths is a cell of the result. The API key is read from the state.
+    """
+    from stackctl.observe.bench.matrix import Wish
+
+    wish = Wish(
+        quick=quick, prompts=prompts, outputs=outputs, concurrency=concurrency,
+        requests=requests, prefix=prefix,
+    )  # fmt: skip
+    if aiperf is not None and tool is None:
+        raise StackctlError(
+            "--aiperf names a program for --with aiperf",
+            hint="stackctl bench --with aiperf --aiperf PATH",
+            exit_code=ExitCode.USAGE,
+        )
+    if tool is not None:
+        from stackctl.observe.bench.aiperf import find
+
+        aiperf = find(aiperf)
+    _measure(session, stack, wish, timeout or 600, aiperf)
+
+
+def _measure(
+    session: Session, stack: str | None, wish: Wish, timeout_s: float, aiperf: str | None
+) -> None:
+    import msgspec
+
+    from stackctl.cli import benchtable
+    from stackctl.deploy.change import uninterrupted
+    from stackctl.deploy.transaction import installed_generation
+    from stackctl.machine import lock
+    from stackctl.observe.bench.run import Bench
+    from stackctl.state.benches import Benches
+
+    context = session.context(recover="try")
+    try:
+        name = pick_stack(context, stack)
+    except StackctlError as error:
+        if error.exit_code == ExitCode.NOT_FOUND and stack in command.commands:
+            error.hint = f"a command comes first: stackctl bench {stack}"
+        raise
+    benches = Benches(context.paths.state)
+    benches.prepare()
+    # Two at once would measure each other.
+    with lock.exclusive(context.paths.runtime / "bench.lock", f"bench {name}"):
+        generation = installed_generation(context, name)
+        slo = current_slo(session, generation)
+        done = Bench(context, generation, wish, slo=slo, timeout_s=timeout_s, aiperf=aiperf).run()
+    report, failed = done.report, None
+    with uninterrupted():
+        try:
+            number = benches.add(report, done.samples, generation.plan, generation.host)
+            report = msgspec.structs.replace(report, id=number)
+        except StackctlError as error:
+            failed = error
+        if session.out.json:
+            session.out.data(report)
+        else:
+            benchtable.show(session.out, report)
+    if failed is not None:
+        if session.out.json:
+            session.out.warn(f"not stored: {failed.message}", failed.hint)
+            raise click.exceptions.Exit(int(ExitCode.FAILED))
+        failed.message = f"not stored: {failed.message}"
+        raise failed
+    if done.interrupted:
+        session.out.note(f"interrupted: what was measured is bench {report.id}")
+        raise click.exceptions.Exit(int(ExitCode.INTERRUPTED))
+    if any(result.status == "fail" for result in report.results):
+        raise click.exceptions.Exit(int(ExitCode.FAILED))
+
+
+@verb("list")
+@stack_argument
+def list_runs(session: Session, stack: str | None) -> None:
+    """List the stored runs, of STACK or of all, newest first."""
+    from stackctl.cli import benchtable
+    from stackctl.values.bench import BenchList
+
+    runs = _benches(session).runs(stack)
+    if session.out.json:
+        session.out.data(BenchList(runs=runs))
+    elif runs:
+        benchtable.runs(session.out, runs)
+    else:
+        session.out.note("nothing was measured yet: stackctl bench --quick")
+
+
+@verb("show")
+@click.argument("number", metavar="ID", type=click.IntRange(1))
+def show(session: Session, number: int) -> None:
+    """Show the stored run ID."""
+    from stackctl.cli import benchtable
+
+    report = _benches(session).read(number)
+    if session.out.json:
+        session.out.data(report)
+    else:
+        benchtable.show(session.out, report)
+
+
+@verb("compare")
+@click.argument("before", metavar="A", type=click.IntRange(1))
+@click.argument("after", metavar="B", type=click.IntRange(1))
+def compare(session: Session, before: int, after: int) -> None:
+    """Say what run B does better or worse than run A, cell by cell.
+
+    A difference is one that the 95 % interval is sure of, and of 2 % or more.
+    """
+    from stackctl.cli import benchtable
+    from stackctl.observe.bench.compare import compare as compare_runs
+
+    found = compare_runs(_benches(session), before, after)
+    if session.out.json:
+        session.out.data(found)
+    else:
+        benchtable.comparison(session.out, found)
+
+
+def _benches(session: Session) -> Benches:
+    from stackctl.state.benches import Benches
+
+    return Benches(session.context(recover="no").paths.state)
+
+
+for _command in (run, list_runs, show, compare):
+    command.add_command(_command)

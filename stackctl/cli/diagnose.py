@@ -1,0 +1,155 @@
+"""``stackctl diagnose``."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from typing import TYPE_CHECKING
+
+import click
+
+from stackctl.cli.session import Session, duration, pick_stack, stack_argument, verb
+from stackctl.errors import ExitCode, StackctlError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from stackctl.values.diagnosis import DiagnoseReport, Finding
+
+_SINCE_S = 600.0
+_WIDTH = 80
+_INDENT = "   "
+#: What was cleared, in words.
+_CLEARED = {
+    "decode-bound": "generation",
+    "prefill-bound": "prompts",
+    "queueing": "queue",
+    "kv-pressure": "KV cache and memory",
+    "prefix-cache-misses": "prefix cache",
+    "whole-file-edits": "answers",
+    "context-oversized": "context",
+    "oversubscribed-threads": "cores",
+    "page-cache-misplacement": "memory nodes",
+    "thermal-limit": "heat",
+}
+
+
+@verb("diagnose")
+@stack_argument
+@click.option("--log", metavar="FILE", help="Read an engine's log instead of a stack; - is stdin.")
+@click.option(
+    "--since",
+    metavar="DURATION",
+    callback=duration,
+    help="How far back to look: 10m for a stack, all of a log.",
+)
+def command(session: Session, stack: str | None, log: str | None, since: float | None) -> None:
+    """Say why STACK is slow, what is not the reason, and what to do, in order.
+
+    Reads its log, its numbers twice while it works, its plan, and what the kernel says of its
+    processes. With --log a log alone is enough, from any machine. What cannot be proven is not
+    guessed.
+    """
+    if log is not None and stack is not None:
+        raise StackctlError("a stack or --log, not both", exit_code=ExitCode.USAGE)
+    if since is not None and since <= 0:
+        raise StackctlError("--since must be more than nothing", exit_code=ExitCode.USAGE)
+    report = _of_log(log, since) if log is not None else _of_stack(session, stack, since)
+    if session.out.json:
+        session.out.data(report)
+    else:
+        _show(session, report)
+
+
+def _of_log(log: str, since_s: float | None) -> DiagnoseReport:
+    from stackctl.diagnose.reading import read_log, recent
+    from stackctl.machine.text import lines_of
+    from stackctl.observe.diagnose import report_of
+    from stackctl.values.diagnosis import Evidence
+
+    samples = read_log(lines_of(log))
+    if samples is None:
+        raise StackctlError(
+            f"no engine's log: {'stdin' if log == '-' else log}",
+            hint="vLLM's has lines with \"Avg generation throughput\", llama-server's with "
+            '"print_timing"',
+            exit_code=ExitCode.USAGE,
+        )
+    if since_s is not None:
+        samples = recent(samples, since_s)
+    return report_of(Evidence(log=samples), source=log)
+
+
+def _of_stack(session: Session, stack: str | None, since_s: float | None) -> DiagnoseReport:
+    from stackctl.deploy.transaction import installed_generation
+    from stackctl.observe.diagnose import report
+
+    context = session.context(recover="try")
+    generation = installed_generation(context, pick_stack(context, stack))
+    return report(context, generation, since_s=_SINCE_S if since_s is None else since_s)
+
+
+def _show(session: Session, report: DiagnoseReport) -> None:
+    out = session.out
+    wrong = [found for found in report.results if found.status in ("fail", "warn")]
+    cleared = [found for found in report.results if found.status == "ok"]
+    if not wrong:
+        seen = report.windows + report.requests
+        nothing = "nothing is wrong" if cleared else "nothing to tell: no request was seen"
+        out.line(f"{nothing}" if seen or cleared else "nothing to tell: no request was seen")
+        _cleared(session, cleared)
+    for number, found in enumerate(wrong, 1):
+        _finding(session, number, found, cleared if number == 1 else ())
+    for found in report.results:
+        if found.status == "info":
+            _wrapped(session, "note  ", found.actual or "", color="cyan")
+
+
+def _finding(session: Session, number: int, found: Finding, cleared: Sequence[Finding]) -> None:
+    color = "red" if found.status == "fail" else "yellow"
+    _wrapped(session, f"{number}  ", found.actual or "", color=color)
+    if found.evidence:
+        sure = f" (confidence {found.confidence})" if found.confidence != "high" else ""
+        _wrapped(session, _INDENT, f"seen: {found.evidence}{sure}")
+    _cleared(session, cleared)
+    if found.steps:
+        many = len(found.steps) > 1
+        session.out.line(f"{_INDENT}do{', in this order' if many else ''}")
+        width = max((len(step.do) for step in found.steps if step.command), default=0)
+        for step in found.steps:
+            _step(session, step.do, step.command, min(width, 44))
+    if found.effect:
+        _wrapped(session, _INDENT, f"effect: {found.effect}")
+
+
+def _step(session: Session, do: str, command: str | None, width: int) -> None:
+    """What to do and the command beside it, or below it where both do not fit a line."""
+    indent = _INDENT + "  "
+    if command is None:
+        _wrapped(session, indent, do)
+    elif len(do) <= width and len(indent) + width + 2 + len(command) <= _WIDTH:
+        session.out.line(f"{indent}{do:<{width}}  {command}")
+    else:
+        _wrapped(session, indent, do)
+        # A command is never wrapped: it is there to be pasted.
+        session.out.line(f"{indent}  {command}")
+
+
+def _cleared(session: Session, cleared: Sequence[Finding]) -> None:
+    if cleared:
+        texts = (f"{_CLEARED.get(found.name, found.name)} ({found.actual})" for found in cleared)
+        _wrapped(session, _INDENT, "cleared: " + ", ".join(texts))
+
+
+def _wrapped(session: Session, first: str, text: str, color: str | None = None) -> None:
+    """Text after a word in the first columns, which is coloured; further lines below the text."""
+    # A number and its unit stay together.
+    glued = re.sub(r"(?<=\d) (?=%|tok/s|s\b|MHz|GiB|waiting|request)", "\xa0", text)
+    wrapped = textwrap.wrap(
+        glued, _WIDTH - len(first), break_long_words=False, break_on_hyphens=False
+    )
+    lines = [line.replace("\xa0", " ") for line in wrapped]
+    head = session.out.style(first, color) if color else first
+    session.out.line(head + (lines[0] if lines else ""))
+    for line in lines[1:]:
+        session.out.line(" " * len(first) + line)

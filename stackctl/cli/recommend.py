@@ -1,0 +1,189 @@
+"""What of a repository fits this machine, and how fast it would be: before it is downloaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from stackctl.cli.session import Session
+from stackctl.errors import StackctlError
+from stackctl.values.stored import Choices, ModelChoice
+
+if TYPE_CHECKING:
+    from stackctl.sources.hubcache import HubSource
+    from stackctl.store.hub import RepoInfo
+    from stackctl.store.select import Choice
+    from stackctl.values.model import Model
+    from stackctl.values.plan import Plan
+
+#: Profiles whose plans are compared, by format; those for GPUs only where there is one.
+_PROFILES = {
+    "gguf": ("gpu-gguf", "hybrid-moe", "cpu"),
+    "safetensors": ("gpu-nvfp4", "cpu-vllm"),
+}
+_MOST = 24
+
+
+@dataclass(frozen=True)
+class _Row:
+    choice: Choice
+    source: str
+    plan: Plan | None
+
+
+def show_remote(session: Session, source: str, parsed: HubSource) -> None:
+    """Print what the hub tells of a model, and what of its repository suits this machine."""
+    from stackctl.cli.model import describe_model
+    from stackctl.store import hub
+    from stackctl.store.facts import read_facts
+    from stackctl.store.select import checkpoint, choose, quantisations
+
+    session.out.progress("model", f"asking for {source}")
+    info = hub.look(parsed.repo, parsed.revision or "main")
+    whole = checkpoint(info)
+    choices = [*([whole] if whole is not None else []), *quantisations(info)]
+    several = parsed.quant is None and len(choices) > 1
+    # The middle one stands for all: they differ in the types of their tensors.
+    chosen = choices[len(choices) // 2] if several else choose(info, parsed.quant)
+    session.out.progress("model", "reading the beginning of its files")
+    model = read_facts(source, info, chosen, session.paths().cache)
+    if session.out.json and not several:
+        session.out.data(model)
+        return
+    found = [_row(session, info, parsed, model, chosen, choice) for choice in choices[:_MOST]]
+    if session.out.json:
+        session.out.data(_document(info, found))
+        return
+    describe_model(session, model)
+    session.out.line()
+    _table(session, found)
+
+
+def _row(
+    session: Session,
+    info: RepoInfo,
+    parsed: HubSource,
+    model: Model,
+    chosen: Choice,
+    choice: Choice,
+) -> _Row:
+    at = f"@{parsed.revision}" if parsed.revision else ""
+    name = choice.label or choice.files[0].path
+    source = f"hf:{info.repo}{at}" + ("" if choice.format == "safetensors" else f":{name}")
+    if choice.format != chosen.format:
+        return _Row(choice, source, None)
+    return _Row(choice, source, _best(session, _scaled(model, chosen, choice, source)))
+
+
+def _scaled(model: Model, chosen: Choice, choice: Choice, source: str) -> Model:
+    """The facts of another quantisation: everything but the sizes is the same, and these grow as
+    the files do."""
+    if choice == chosen:
+        return msgspec.structs.replace(model, source=source)
+    ratio = choice.bytes / chosen.bytes
+
+    def grown(count: int | None) -> int | None:
+        return None if count is None else round(count * ratio)
+
+    return msgspec.structs.replace(
+        model,
+        source=source,
+        quantization=choice.label,
+        weights_bytes=round(model.weights_bytes * ratio),
+        expert_bytes=grown(model.expert_bytes),
+        embedding_bytes=grown(model.embedding_bytes),
+    )
+
+
+def _best(session: Session, model: Model) -> Plan | None:
+    """The plan with which a model does best here; None where none can be made."""
+    from stackctl.cli.planning import plan_for
+    from stackctl.plan.verdict import good_enough
+
+    plans = []
+    for name in _PROFILES[model.format]:
+        if name == "hybrid-moe" and not model.experts:
+            continue
+        try:
+            plans.append(plan_for(session, name, model))
+        except StackctlError:
+            continue
+    return max(plans, key=lambda plan: (plan.verdict.fits is True, good_enough(plan), _speed(plan)),
+               default=None)  # fmt: skip
+
+
+def _speed(plan: Plan) -> float:
+    speed = plan.prediction.decode_tok_s
+    return sum(speed) / 2 if speed else 0.0
+
+
+def _told(plan: Plan) -> str:
+    """How fast it would be, by what can be predicted on this machine."""
+    if speed := plan.prediction.decode_tok_s:
+        return f"{speed[0]:.0f}-{speed[1]:.0f} tok/s"
+    first = plan.prediction.ttft_s
+    if first is not None and first.range is not None:
+        return f"first token {first.range[0]:.2g}-{first.range[1]:.2g} s"
+    return "unknown"
+
+
+def _recommended(rows: list[_Row]) -> _Row | None:
+    """The largest that fits and is worth running: more bits answer better."""
+    from stackctl.plan.verdict import good_enough
+
+    good = [row for row in rows if row.plan is not None and good_enough(row.plan)]
+    return max(good, key=lambda row: row.choice.bytes, default=None)
+
+
+def _table(session: Session, rows: list[_Row]) -> None:
+    from stackctl.quantity import format_bytes
+
+    best = _recommended(rows)
+    shown = []
+    for row in rows:
+        fits, speed, how = "?", "", ""
+        if row.plan is not None:
+            speed = _told(row.plan)
+            how = row.plan.profile
+            if row.plan.verdict.fits is False:
+                need = format_bytes(row.plan.memory.total_bytes)
+                of = format_bytes(row.plan.memory.limit_bytes or 0)
+                fits, speed = f"no: {need} of {of}", ""
+            else:
+                fits = "yes" if row.plan.verdict.viable is not False else "yes, too slow"
+        label = row.choice.label or row.source.rpartition(":")[2]
+        mark = "best" if row is best else ""
+        shown.append((label, format_bytes(row.choice.bytes), fits, speed, how, mark))
+    session.out.table(
+        ("QUANTISATION", "SIZE", "FITS HERE", "PREDICTED", "PROFILE", ""), shown, fold=0
+    )
+    if best is not None:
+        session.out.note(
+            f"stackctl up {best.plan.profile if best.plan else ''} --model {best.source}"
+        )
+    else:
+        session.out.note("none of them is known to fit and to be fast enough here")
+
+
+def _document(info: RepoInfo, rows: list[_Row]) -> Choices:
+    best = _recommended(rows)
+    return Choices(
+        repo=info.repo,
+        commit=info.commit,
+        choices=tuple(
+            ModelChoice(
+                source=row.source,
+                quantization=row.choice.label,
+                format=row.choice.format,
+                bytes=row.choice.bytes,
+                profile=row.plan.profile if row.plan else None,
+                fits=row.plan.verdict.fits if row.plan else None,
+                viable=row.plan.verdict.viable if row.plan else None,
+                decode_tok_s=row.plan.prediction.decode_tok_s if row.plan else None,
+                recommended=row is best,
+            )
+            for row in rows
+        ),
+    )

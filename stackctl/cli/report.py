@@ -1,0 +1,40 @@
+"""``stackctl report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from stackctl.cli.session import Session, pick_stack, stack_argument, verb
+
+
+@verb("report")
+@stack_argument
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    help='Where to write it; default: stackctl-STACK.html here; "-": standard output.',
+)
+def command(session: Session, stack: str | None, output: str | None) -> None:
+    """Write one page about STACK: its machine, plan, predictions and measurements.
+
+    The page is a single HTML file that needs no network. Measure first: stackctl bench STACK.
+    """
+    from stackctl.deploy.record import newest
+    from stackctl.observe.report.build import page, write
+    from stackctl.values.result import ReportFile
+
+    context = session.context(recover="try")
+    name = pick_stack(context, stack, past=True)
+    text = page(context, newest(context, name))
+    if output == "-" and not session.out.json:
+        session.out.line(text.rstrip("\n"))
+        return
+    path = Path(output if output not in (None, "-") else f"stackctl-{name}.html").absolute()
+    write(path, text)
+    if session.out.json:
+        session.out.data(ReportFile(stack=name, path=str(path)))
+    else:
+        session.out.line(str(path))

@@ -1,0 +1,187 @@
+"""``stackctl top``."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from stackctl.cli.session import Session, duration, pick_stack, stack_argument, verb
+from stackctl.errors import ExitCode, StackctlError
+
+if TYPE_CHECKING:
+    from stackctl.deploy.context import Context
+    from stackctl.observe.top import Row, Watcher
+
+_INTERVAL_S = 2.0
+_ONCE_S = 1.0
+_LEAST_S = 0.2
+#: Head, its unit below it, width.
+_COLUMNS = (
+    ("IN", "tok/s", 6), ("OUT", "tok/s", 6), ("RUN", "", 3), ("WAIT", "", 4), ("KV", "", 5),
+    ("HITS", "", 4), ("TTFT", "p95", 6), ("ITL", "p95", 6), ("CPU", "cores", 5), ("GPU", "", 4),
+)  # fmt: skip
+_STACK_WIDTH = 79 - sum(width + 1 for *_, width in _COLUMNS)
+
+
+@verb("top")
+@stack_argument
+@click.option(
+    "--interval", metavar="DURATION", callback=duration, help="Time between looks; default 2s."
+)
+@click.option("--once", is_flag=True, help="One look at what a second brings, and end.")
+def command(session: Session, stack: str | None, interval: float | None, once: bool) -> None:
+    """Watch what all stacks do, or STACK: speed, requests, KV cache, latencies, CPU and GPU.
+
+    Ctrl-C ends it (exit 130). Without a terminal it prints lines. What begins with ~ is an
+    estimate: llama.cpp tells neither KV use nor latencies.
+    """
+    from stackctl.deploy import install
+    from stackctl.deploy.transaction import not_running
+    from stackctl.observe.top import Watcher
+
+    if interval is not None and interval < _LEAST_S:
+        raise StackctlError(f"--interval: at least {_LEAST_S:g}s", exit_code=ExitCode.USAGE)
+    if session.out.json:
+        raise StackctlError(
+            "top has no JSON", hint="stackctl metrics --json", exit_code=ExitCode.USAGE
+        )
+    context = session.context(recover="try")
+    if stack is not None:
+        stack = pick_stack(context, stack)
+    if stack is not None and stack not in install.installed_stacks(context):
+        raise not_running(stack)
+    if stack is None and not install.installed_stacks(context):
+        pick_stack(context, None)  # says that nothing is up
+    watcher, every_s = Watcher(context), interval or (_ONCE_S if once else _INTERVAL_S)
+    try:
+        if once or not sys.stdout.isatty():
+            _lines(session, context, watcher, stack, every_s, once=once)
+        else:
+            _live(session, context, watcher, stack, every_s)
+    except KeyboardInterrupt:
+        raise click.exceptions.Exit(int(ExitCode.INTERRUPTED)) from None
+
+
+def _names(context: Context, stack: str | None) -> tuple[str, ...]:
+    """Which stacks there are now: they come and go."""
+    from stackctl.deploy import install
+
+    return (stack,) if stack is not None else install.installed_stacks(context)
+
+
+def _lines(
+    session: Session,
+    context: Context,
+    watcher: Watcher,
+    stack: str | None,
+    every_s: float,
+    *,
+    once: bool,
+) -> None:
+    for line in _head():
+        session.out.line(line)
+    sys.stdout.flush()
+    watcher.look(_names(context, stack))
+    while True:
+        time.sleep(every_s)
+        for row in watcher.look(_names(context, stack)):
+            session.out.line(_text(row))
+        sys.stdout.flush()
+        if once:
+            return
+
+
+def _live(
+    session: Session, context: Context, watcher: Watcher, stack: str | None, every_s: float
+) -> None:
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    console = Console(
+        file=sys.stdout,
+        no_color=not session.out.colored(sys.stdout),
+        highlight=False,
+        markup=False,
+    )
+
+    def screen(rows: Sequence[Row]) -> Text:
+        now = datetime.datetime.now().strftime("%H:%M:%S")
+        title = f"stackctl top · {session.scope} · {now} · every {every_s:g} s · Ctrl-C ends"
+        lines = [title, "", *_head(), *(_text(row) for row in rows)]
+        if any(row.estimated for row in rows):
+            lines += ["", "~ estimate: the engine does not tell it"]
+        room = console.height
+        if len(lines) > room:
+            hidden = len(lines) - room + 1
+            lines = [*lines[: room - 1], f"... {hidden} more lines"]
+        return Text("\n".join(lines), no_wrap=True, overflow="crop")
+
+    with Live(
+        screen(watcher.look(_names(context, stack))),
+        console=console,
+        screen=True,
+        auto_refresh=False,
+    ) as live:
+        while True:
+            time.sleep(every_s)
+            live.update(screen(watcher.look(_names(context, stack))), refresh=True)
+
+
+def _head() -> tuple[str, str]:
+    names = " ".join(f"{name:>{width}}" for name, _, width in _COLUMNS)
+    units = " ".join(f"{unit:>{width}}" for _, unit, width in _COLUMNS)
+    return f"{'STACK':<{_STACK_WIDTH}} {names}".rstrip(), f"{'':<{_STACK_WIDTH}} {units}".rstrip()
+
+
+def _text(row: Row) -> str:
+    """One stack in 79 columns."""
+    from stackctl.cli.output import shown
+
+    name = row.stack if len(row.stack) <= _STACK_WIDTH else row.stack[: _STACK_WIDTH - 1] + "…"
+    if row.note is not None:
+        used = f", {row.cpu:.1f} cores" if row.cpu is not None else ""
+        return shown(f"{name:<{_STACK_WIDTH}}  {row.note}{used}")[:79]
+
+    def about(field: str, text: str) -> str:
+        return f"~{text}" if field in row.estimated and text != "-" else text
+
+    cells = (
+        _number(row.in_tok_s),
+        _number(row.out_tok_s),
+        _whole(row.running),
+        _whole(row.waiting),
+        about("kv_usage", _share(row.kv)),
+        _share(row.hits),
+        about("ttft_s", _seconds(row.ttft_s)),
+        about("itl_s", _seconds(row.itl_s)),
+        _number(row.cpu),
+        _share(row.gpu),
+    )
+    texts = (f"{cell:>{width}}" for cell, (*_, width) in zip(cells, _COLUMNS, strict=True))
+    return f"{name:<{_STACK_WIDTH}} {' '.join(texts)}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}" if value >= 1000 else f"{value:.1f}"
+
+
+def _whole(value: int | None) -> str:
+    return "-" if value is None else str(value)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value * 100:.0f}%"
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return "-"
+    if value < 0.9995:
+        return f"{value * 1000:.0f}ms"
+    return f"{value:.1f}s" if value < 10 else f"{value:.0f}s"

@@ -1,0 +1,328 @@
+"""Fetching models: here, or as a service of its own that a lost connection does not end."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from stackctl.deploy import guardtimer, stored
+from stackctl.deploy.context import Context
+from stackctl.deploy.transaction import Wish, refused
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.machine.files import remove_file, write_atomically
+from stackctl.machine.private import read_own
+from stackctl.plan.outvoted import is_refused, solve_past
+from stackctl.plan.solve import Known
+from stackctl.probe import probe
+from stackctl.quantity import format_bytes
+from stackctl.sources.hubcache import cache_folder
+from stackctl.sources.models import read_model
+from stackctl.state import calibrations, claims
+from stackctl.store import fetch
+from stackctl.store.facts import read_remote
+from stackctl.store.fetch import Order, Speed
+from stackctl.store.pace import Progress
+from stackctl.store.wanted import Patience
+from stackctl.values.base import from_json, to_json
+from stackctl.values.model import Model
+from stackctl.values.profile import Profile
+from stackctl.values.result import ErrorReport
+from stackctl.values.stored import FetchJob, FetchState, ModelLock, StoredModel
+
+#: What is more than this is asked for, and fetched by a service.
+LARGE_BYTES: Final = 10**9
+_TELL_S: Final = 0.5
+#: A service waits about an hour for a network that has gone.
+_PATIENCE: Final = Patience(attempts=60)
+_MOST_BYTES: Final = 16 << 20
+#: What a download needs of the environment; some of it is secret.
+_ENVIRONMENT: Final = (
+    "HOME", "HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "HF_TOKEN_PATH",
+    "HUGGING_FACE_HUB_TOKEN", "HF_HUB_DISABLE_IMPLICIT_TOKEN",
+    "XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME",
+    "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
+    "SSL_CERT_FILE", "SSL_CERT_DIR",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A model that is to be fetched, and how. ``here``: by this process, however large it is."""
+
+    source: str
+    lock: ModelLock | None = None
+    speed: Speed = Speed()  # noqa: RUF009 - frozen
+    here: bool = False
+
+
+def get(context: Context, wanted: Wanted) -> StoredModel:
+    """Have a model in the store, verified. What is large is asked for first.
+
+    Raises:
+        StackctlError: with what has come left for the next time; exit 2 where nobody can be asked.
+    """
+    service = _Service(context, wanted.source)
+    if service.running():
+        context.report.step("model", f"{wanted.source} is being fetched ({service.unit})")
+        return service.follow()
+    service.forget()
+    fetch.require_remote(wanted.source)
+    context.report.progress("model", f"asking for {wanted.source}")
+    order = fetch.order(wanted.source, stored.manifest(context), wanted.lock)
+    large = order.missing_bytes > LARGE_BYTES
+    if large and not context.confirm(_question(order)):
+        raise StackctlError("nothing was fetched")
+    if large and not wanted.here and service.possible():
+        service.start(wanted)
+        return service.follow()
+    record = fetch.bring(
+        order, stored.manifest(context), speed=wanted.speed, tell=stored.telling(context)
+    )
+    _told(context, record, order.missing_bytes)
+    return record
+
+
+def ensure(context: Context, profile: Profile, wish: Wish) -> None:
+    """Before a stack is launched: have its model here, if it is one of a hub. Nothing is locked.
+
+    What is no use is refused by what the hub tells of it, before gigabytes are fetched.
+
+    Raises:
+        StackctlError: it cannot be had; a file of it has changed; exit 5 where it would not fit.
+    """
+    source = profile.model
+    if source is None or wish.dry_run or stored.is_here(context, source):
+        return
+    model = facts_of(context, source)
+    if model is not None:
+        _require_use(context, profile, model, wish)
+    get(context, Wanted(source))
+
+
+def _require_use(context: Context, profile: Profile, model: Model, wish: Wish) -> None:
+    """Raise StackctlError (exit 5) for a model that does not fit or is not worth running."""
+    host = probe(context.machine, scope=context.paths.scope)
+    known = Known(
+        image="",
+        image_reason="",
+        claims=claims.declared(context.machine, context.paths),
+        calibrations=calibrations.read(context.paths.state),
+    )
+    binding = claims.binding(context.machine, context.paths)
+    plan, _ = solve_past(host=host, model=model, profile=profile, known=known, binding=binding)
+    if is_refused(plan) and not wish.force:
+        raise refused(wish.advise(profile, plan))
+
+
+def facts_of(context: Context, source: str) -> Model | None:
+    """What is known of a model that is not here; None where nothing tells before it is fetched."""
+    with contextlib.suppress(StackctlError):
+        return read_model(source)
+    parsed = fetch.require_remote(source)
+    if parsed.url is not None:
+        return None
+    context.report.progress("model", f"asking for {source}")
+    return read_remote(source, parsed, context.paths.cache)
+
+
+def _told(context: Context, record: StoredModel, came: int) -> None:
+    count = len(record.files)
+    words = f"{format_bytes(record.bytes)} in {count} file{'s' if count > 1 else ''}, verified"
+    if came == 0:
+        words += ", here already"
+    context.report.step("model", f"{record.source}, {words}")
+
+
+def _question(order: Order) -> str:
+    words = f"{order.source}: {format_bytes(order.missing_bytes)} are to be downloaded"
+    if order.missing_bytes < order.bytes:
+        words += f" ({format_bytes(order.bytes - order.missing_bytes)} are here)"
+    return f"{words} to {cache_folder()}"
+
+
+class _Service:
+    """The download of one source as a transient unit, and the files by which it is told and tells.
+
+    ``JOB`` holds what it is to do, and is removed by it; ``STATE`` how far it is.
+    """
+
+    def __init__(self, context: Context, source: str) -> None:
+        digest = hashlib.sha256(source.encode("utf-8", "replace")).hexdigest()[:10]
+        self._context = context
+        self._source = source
+        self.unit = f"stackctl-fetch-{digest}.service"
+        self._job = context.paths.runtime / f"fetch-{digest}.job"
+        self._state = context.paths.runtime / f"fetch-{digest}.json"
+
+    def running(self) -> bool:
+        """Whether it runs now."""
+        if not self._state.exists() and not self._job.exists():
+            return False
+        try:
+            found = self._context.systemd.show(self.unit, "ActiveState")
+        except StackctlError:
+            return False
+        return found.get("ActiveState") in ("active", "activating", "reloading")
+
+    def possible(self) -> bool:
+        """Whether there is a service manager; told, where there is none."""
+        try:
+            self._context.systemd.require()
+        except StackctlError:
+            self._context.report.warn("without systemd the download ends with this command")
+            return False
+        return True
+
+    def start(self, wanted: Wanted) -> None:
+        """Start it."""
+        job = FetchJob(
+            source=wanted.source,
+            lock=wanted.lock,
+            limit=wanted.speed.limit,
+            connections=wanted.speed.connections,
+            environment=tuple((n, os.environ[n]) for n in _ENVIRONMENT if n in os.environ),
+        )
+        write_atomically(self._job, to_json(job), mode=0o600)
+        _write(self._state, FetchState(source=wanted.source))
+        words = (*guardtimer.running_program(), f"--{self._context.paths.scope}")
+        try:
+            self._context.systemd.run_transient(
+                self.unit,
+                f"stackctl fetches {self._source}",
+                (*words, "model", "fetch", "--job", str(self._job)),
+            )
+        except BaseException:
+            self.forget()
+            raise
+        user = self._context.paths.scope == "user"
+        linger = f"/var/lib/systemd/linger/{getpass.getuser()}"
+        if user and self._context.machine.read(linger) is None:
+            self._context.report.warn(
+                "the download ends when you log out", "loginctl enable-linger $USER"
+            )
+        flag = "--user " if user else ""
+        self._context.report.step(
+            "model", f"fetching as {self.unit}; to end it: systemctl {flag}stop {self.unit}"
+        )
+
+    def forget(self) -> None:
+        """Remove what is left of an earlier one."""
+        remove_file(self._job)
+        remove_file(self._state)
+
+    def follow(self) -> StoredModel:
+        """Show how far it is until it has ended.
+
+        Raises:
+            StackctlError: that of the download; or it ended without a word.
+        """
+        tell = stored.telling(self._context)
+        try:
+            while True:
+                state = self._read()
+                if state is not None and state.state != "running":
+                    break
+                if state is not None and state.total_bytes:
+                    tell(Progress(state.done_bytes, state.total_bytes, state.speed, state.note))
+                if not self.running():
+                    state = self._read()
+                    break
+                time.sleep(_TELL_S)
+        except KeyboardInterrupt:
+            self._context.report.step(
+                "model", f"it goes on by itself; stackctl model fetch {self._source} shows it"
+            )
+            raise
+        self.forget()
+        if state is not None and state.error is not None:
+            raise StackctlError(
+                state.error.message,
+                hint=state.error.hint,
+                details=state.error.details,
+                exit_code=ExitCode(state.error.exit_code),
+            )
+        record = stored.manifest(self._context).meant(self._source)
+        if state is None or state.state != "done" or record is None:
+            raise StackctlError(
+                f"the download of {self._source} was ended",
+                hint="what is there stays: the same command goes on from here",
+            )
+        _told(self._context, record, state.total_bytes)
+        return record
+
+    def _read(self) -> FetchState | None:
+        with contextlib.suppress(OSError, StackctlError):
+            return from_json(self._state.read_bytes(), FetchState, where=str(self._state))
+        return None
+
+
+def work(context: Context, path: Path) -> None:
+    """What the service does: read the job, which is then gone, and do it.
+
+    Raises:
+        StackctlError: the download failed; the state says so too.
+    """
+    raw = read_own(path, _MOST_BYTES, secret=True)
+    if raw is None:
+        raise StackctlError(f"there is no {path}", exit_code=ExitCode.USAGE)
+    job = from_json(raw, FetchJob, where=str(path))
+    remove_file(path)
+    os.environ.update(dict(job.environment))
+    state = path.with_suffix(".json")
+    last = 0.0
+
+    def tell(progress: Progress) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _TELL_S:
+            last = time.monotonic()
+            _write(
+                state,
+                FetchState(
+                    source=job.source,
+                    done_bytes=progress.done,
+                    total_bytes=progress.total,
+                    speed=progress.speed,
+                    note=progress.note,
+                ),
+            )
+
+    with _failing_into(state, job.source):
+        manifest = stored.manifest(context)
+        order = fetch.order(job.source, manifest, job.lock)
+        speed = Speed(job.limit, job.connections, _PATIENCE)
+        record = fetch.bring(order, manifest, speed=speed, tell=tell)
+        done = FetchState(
+            source=job.source,
+            state="done",
+            done_bytes=record.bytes,
+            total_bytes=record.bytes,
+        )
+        _write(state, done)
+
+
+@contextlib.contextmanager
+def _failing_into(state: Path, source: str) -> Iterator[None]:
+    try:
+        yield
+    except StackctlError as error:
+        report = ErrorReport(
+            message=error.message,
+            hint=error.hint,
+            details=error.details,
+            exit_code=int(error.exit_code),
+        )
+        _write(state, FetchState(source=source, state="failed", error=report))
+        raise
+
+
+def _write(path: Path, state: FetchState) -> None:
+    # On a full disk nobody hears of it; the download itself says so.
+    with contextlib.suppress(StackctlError):
+        write_atomically(path, to_json(state), mode=0o600)

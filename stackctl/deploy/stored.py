@@ -1,0 +1,85 @@
+"""Models as deployments see them: on this machine, and what they were when they were hashed."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from stackctl.deploy import change, install, preflight
+from stackctl.deploy.context import Context
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.quantity import format_bytes
+from stackctl.sources.hubcache import parse_remote
+from stackctl.sources.models import read_model
+from stackctl.store.manifest import Manifest, Tell
+from stackctl.store.pace import Progress
+from stackctl.values.model import Model
+from stackctl.values.stored import StoredModel
+
+
+def manifest(context: Context) -> Manifest:
+    """The records of this scope."""
+    return Manifest(context.paths.state)
+
+
+def telling(context: Context, what: str = "") -> Tell:
+    """Progress of a download or of hashing, for people."""
+    start: list[float] = []
+
+    def tell(progress: Progress) -> None:
+        start.append(time.monotonic()) if not start else None
+        context.report.progress(
+            "model", what + progress.text(), elapsed_s=time.monotonic() - start[0]
+        )
+
+    return tell
+
+
+def require_verified(context: Context, model: Model) -> None:
+    """Tell what model is used. Its files must be here, and what they were.
+
+    Raises:
+        StackctlError: exit 1 for one of which only facts are known, and for a file that has
+            changed since it was fetched or imported, with its name.
+    """
+    preflight.require_files(model)
+    known = require_unchanged(context, model)
+    words = "verified" if known else "not verified (stackctl model import)"
+    context.report.step("model", f"{format_bytes(model.weights_bytes)}, {words}, {model.source}")
+
+
+def require_unchanged(context: Context, model: Model) -> bool:
+    """Insist on a model's files; whether it is known what they were."""
+    return manifest(context).check(model, telling(context, "hashing ")) is not None
+
+
+def is_here(context: Context, source: str) -> bool:
+    """Whether a model of the hub is in the store, whole.
+
+    Raises:
+        StackctlError: a file of it has changed since it was fetched, named.
+    """
+    if parse_remote(source) is None:
+        return True
+    record = manifest(context).meant(source)
+    if record is not None:
+        if not all(Path(file.path).exists() for file in record.files):
+            return False
+        manifest(context).check_record(record, telling(context, "hashing "))
+    try:
+        return bool(read_model(source).files)
+    except StackctlError:
+        return False
+
+
+def require_unused(context: Context, record: StoredModel) -> None:
+    """Raise StackctlError (exit 5) for a model that an installed stack runs."""
+    mine = {file.path for file in record.files}
+    for stack in install.installed_stacks(context):
+        current = change.look(context, stack).generation
+        if current is not None and mine & {file.path for file in current.plan.model.files}:
+            raise StackctlError(
+                f"{record.source} is used by {stack}",
+                hint=f"stackctl down {stack}",
+                exit_code=ExitCode.REFUSED,
+            )

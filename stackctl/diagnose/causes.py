@@ -1,0 +1,263 @@
+"""What makes an engine slow that could be faster: its cores, its memory, its GPU, its model."""
+
+from __future__ import annotations
+
+from stackctl.diagnose import remedies
+from stackctl.diagnose.load import Load
+from stackctl.diagnose.telling import engine_name, finding, seconds, share, threads_planned, up
+from stackctl.quantity import format_bytes
+from stackctl.values.cpulist import parse_cpulist
+from stackctl.values.diagnosis import CpuTime, Evidence, Finding, Step
+
+#: Below a tenth of the interval on a processor nothing is said of waiting for one.
+_WORKS = 0.1
+_WAITED, _WAITED_MUCH = 0.2, 0.5
+#: From this share of their time on its CPUs are its own.
+_OWN = 0.8
+_ELSEWHERE = 0.05
+_UNEVEN = 1.5
+#: GPUs step their clocks a little all the time.
+_SLOWED = 0.85
+
+
+def cpu_fallback(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
+    """A GPU was wanted, and the CPU does the work."""
+    planned = bool(evidence.plan and evidence.plan.placement.gpus)
+    log = evidence.log
+    proof = None
+    if log is not None and log.fallback is not None:
+        proof = f"its log: {log.fallback}"
+    elif planned and log is not None and log.place == "CPU":
+        proof = "its log has a CPU KV cache"
+    elif planned and (own := _ours(evidence)) is not None and not own:
+        proof = "none of its processes holds memory of a GPU"
+    if proof is None:
+        return None
+    return finding(
+        "cpu-fallback",
+        "fail",
+        "the CPU does the work of the GPU",
+        expected="on the GPU"
+        + (f" {','.join(evidence.plan.placement.gpus)}" if planned and evidence.plan else ""),
+        evidence=proof,
+        confidence="high",
+        steps=(
+            Step(do="find what stands in the way", command=_doctor(evidence)),
+            Step(do="then start it again", command=f"stackctl restart {evidence.stack or 'STACK'}"),
+        ),
+        effect="a GPU reads memory several times as fast",
+        at_stake=0.9,
+    )
+
+
+def _doctor(evidence: Evidence) -> str:
+    return f"stackctl doctor {evidence.profile or 'PROFILE'}"
+
+
+def _ours(evidence: Evidence) -> bool | None:
+    """Whether a process of ours holds memory of a planned GPU; None where that is not told. Some
+    drivers list no processes: memory in use for which they name none may be ours."""
+    if evidence.plan is None or not evidence.pids:
+        return None
+    wanted, weights = set(evidence.plan.placement.gpus), evidence.plan.memory.weights_bytes
+    seen = [gpu for gpu in evidence.gpus if str(gpu.index) in wanted]
+    if not seen or any(gpu.pids is None or gpu.used_bytes is None for gpu in seen):
+        return None
+    if any(set(gpu.pids or ()) & set(evidence.pids) for gpu in seen):
+        return True
+    used = sum(gpu.used_bytes or 0 for gpu in seen)
+    return None if used >= weights / 2 and not any(gpu.pids for gpu in seen) else False
+
+
+def threads(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
+    """Its threads are ready to run, and others have the processors; or there are too many."""
+    cpu = evidence.cpu
+    planned = threads_planned(evidence)
+    allowed = cpu.allowed if cpu and cpu.allowed else _planned_cpus(evidence)
+    more = planned is not None and allowed is not None and planned > allowed
+    if cpu is None or cpu.ran_s + cpu.waited_s < _WORKS * cpu.interval_s:
+        if not more:
+            return None
+        return _too_many(evidence, planned or 0, allowed or 0, None)
+    waited = cpu.waited_s / (cpu.ran_s + cpu.waited_s)
+    if more and waited >= _WAITED:
+        return _too_many(evidence, planned or 0, allowed or 0, waited)
+    if waited < _WAITED:
+        return finding("oversubscribed-threads", "ok", f"waited {share(waited)} of the time")
+    # What it would gain with its CPUs to itself: the time that others had them.
+    had = min(1.0, cpu.ran_s / (cpu.allowed * cpu.interval_s)) if cpu.allowed else 1 - waited
+    if had >= _OWN:
+        return _own_crowd(evidence, cpu, waited)
+    gain = min(1 / had, 1 / (1 - waited)) if had > 0 and waited < 1 else None
+    return finding(
+        "oversubscribed-threads",
+        "fail" if waited >= _WAITED_MUCH else "warn",
+        f"its threads waited for a core {share(waited)} of the time: others have them",
+        expected=f"under {share(_WAITED)}",
+        evidence=f"in {seconds(cpu.interval_s)}: {cpu.ran_s:.1f} s on a core, "
+        f"{cpu.waited_s:.1f} s waiting; {cpu.busy} busy threads"
+        + (f" on {cpu.allowed} CPUs" if cpu.allowed else ""),
+        confidence="high",
+        steps=(
+            Step(do="see who has them", command="ps -eo pid,psr,pcpu,comm --sort=-pcpu | head"),
+            Step(
+                do="end it, or give the stack cores of its own",
+                command=up(evidence, "placement.cpus=LIST"),
+            ),
+        ),
+        effect=f"up to {gain:.1f} times as fast" if gain else None,
+        at_stake=waited,
+    )
+
+
+def _own_crowd(evidence: Evidence, cpu: CpuTime, waited: float) -> Finding:
+    """It has its CPUs to itself, and more threads that want to run than they are."""
+    llama = engine_name(evidence) == "llama.cpp"
+    setting = f"engine_args.threads={cpu.allowed}" if llama else "placement.cpus=LIST"
+    return finding(
+        "oversubscribed-threads",
+        "warn",
+        f"{cpu.busy} busy threads on {cpu.allowed} CPUs: they waited for each other "
+        f"{share(waited)} of the time",
+        expected=f"under {share(_WAITED)}",
+        evidence=f"in {seconds(cpu.interval_s)}: {cpu.ran_s:.1f} s on a core, "
+        f"{cpu.waited_s:.1f} s waiting",
+        confidence="medium",
+        steps=(
+            Step(
+                do="as many threads as cores" if llama else "more CPUs",
+                command=up(evidence, setting),
+            ),
+        ),
+        effect="4 threads on 2 cores gave 32 tok/s where 2 gave 75 (llama.cpp, 270M)",
+        at_stake=waited,
+    )
+
+
+def _too_many(evidence: Evidence, planned: int, allowed: int, waited: float | None) -> Finding:
+    return finding(
+        "oversubscribed-threads",
+        "fail",
+        f"{planned} threads on {allowed} CPUs",
+        expected=f"at most {allowed}",
+        evidence=None if waited is None else f"they waited {share(waited)} of the time",
+        confidence="high",
+        steps=(
+            Step(
+                do="as many threads as cores",
+                command=up(evidence, f"engine_args.threads={allowed}"),
+            ),
+        ),
+        effect="4 threads on 2 cores gave 32 tok/s where 2 gave 75 (llama.cpp, 270M)",
+        at_stake=waited if waited is not None else 0.5,
+    )
+
+
+def _planned_cpus(evidence: Evidence) -> int | None:
+    cpus = evidence.plan.placement.cpus if evidence.plan else None
+    return len(parse_cpulist(cpus)) if cpus else None
+
+
+def pages(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
+    """Where its memory lies, against where the plan wants it."""
+    placement = evidence.plan.placement if evidence.plan else None
+    total = sum(page.bytes for page in evidence.pages)
+    if placement is None or placement.mems is None or not total:
+        return None
+    wanted = set(parse_cpulist(placement.mems))
+    shares = {page.node: page.bytes / total for page in evidence.pages}
+    away = sum(part for node, part in shares.items() if node not in wanted)
+    lies = ", ".join(f"node {node} holds {share(part)}" for node, part in sorted(shares.items()))
+    most = max((shares.get(node, 0.0) for node in wanted), default=0.0)
+    uneven = placement.policy == "interleave" and len(wanted) > 1 and most * len(wanted) > _UNEVEN
+    if away < _ELSEWHERE and not uneven:
+        return finding("page-cache-misplacement", "ok", f"{lies} of {format_bytes(total)}")
+    return finding(
+        "page-cache-misplacement",
+        "fail" if away >= 0.5 else "warn",
+        f"{share(away)} of its memory lies on other nodes"
+        if away >= _ELSEWHERE
+        else "its memory is not spread over its nodes",
+        expected=f"on node {placement.mems}" + (", evenly" if uneven else ""),
+        evidence=f"{lies} of {format_bytes(total)}: pages stay where they were first read",
+        confidence="high",
+        steps=(
+            Step(
+                do="drop the model from the page cache",
+                command="echo 1 | sudo tee /proc/sys/vm/drop_caches",
+            ),
+            Step(do="then read it again", command=f"stackctl restart {evidence.stack}"),
+        ),
+        effect="placement alone made 4.3 of 2.4 tok/s on two EPYC 9175F (70B, llama.cpp)",
+        at_stake=0.45 * max(away, most if uneven else 0.0),
+    )
+
+
+def throttled(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
+    """A GPU that holds its clock down for heat or power."""
+    wanted = set(evidence.plan.placement.gpus) if evidence.plan else set()
+    seen = [gpu for gpu in evidence.gpus if str(gpu.index) in wanted]
+    for gpu in seen:
+        if not gpu.throttled:
+            continue
+        clock = gpu.clock_mhz / gpu.clock_most_mhz if gpu.clock_mhz and gpu.clock_most_mhz else None
+        hot = any(why != "power limit" for why in gpu.throttled)
+        if not hot and (clock is None or clock >= _SLOWED):
+            continue  # at its limit and hardly slower: what the limit is there for
+        facts = [
+            f"{gpu.clock_mhz} of {gpu.clock_most_mhz} MHz" if clock else "",
+            f"{gpu.power_w:.0f} of {gpu.power_limit_w:.0f} W"
+            if gpu.power_w and gpu.power_limit_w
+            else "",
+            f"{gpu.temperature_c} °C" if gpu.temperature_c else "",
+        ]
+        cooler = Step(
+            do="cooling: fans, dust, the air it takes in",
+            command="nvidia-smi -q -d TEMPERATURE,PERFORMANCE",
+        )
+        power = Step(
+            do="the power limit, if the card and its supply allow more",
+            command="nvidia-smi -q -d POWER",
+        )
+        return finding(
+            "thermal-limit" if hot else "power-limit",
+            "warn",
+            f"GPU {gpu.index} holds its clock down: {', '.join(gpu.throttled)}",
+            expected="its full clock",
+            evidence=", ".join(filter(None, facts)) or None,
+            confidence="high",
+            steps=(cooler,) if hot else (power,),
+            effect=f"up to {1 / clock:.1f} times as fast" if clock else None,
+            at_stake=1 - clock if clock else 0.1,
+        )
+    known = [gpu for gpu in seen if gpu.clock_mhz is not None]
+    return finding("thermal-limit", "ok", "clock not held down") if known else None
+
+
+def loop_model(evidence: Evidence, load: Load) -> Finding | None:
+    """A model that runs its layers twice for every token."""
+    if not remedies.runs_loop(evidence):
+        return None
+    passes = evidence.plan.model.passes if evidence.plan and evidence.plan.model.passes > 1 else 2
+    return finding(
+        "loop-model",
+        "warn",
+        f"the model runs its layers {passes} times for every token",
+        expected="once",
+        evidence=f"architecture {_architecture(evidence)}",
+        confidence="high",
+        steps=(
+            Step(
+                do="the Instruct variant, which runs them once",
+                command="stackctl up gpu-nvfp4",
+            ),
+        ),
+        effect="25-28 tok/s instead of 0.6-8 on the reference box (40B nvfp4, vLLM)",
+        at_stake=(1 - (load.prompt_share or 0.0)) * (1 - 1 / passes),
+    )
+
+
+def _architecture(evidence: Evidence) -> str:
+    if evidence.plan is not None:
+        return evidence.plan.model.architecture
+    return (evidence.log.architecture if evidence.log else None) or "unknown"

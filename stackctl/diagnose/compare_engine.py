@@ -1,0 +1,160 @@
+"""What the engine says of itself, and the GPU memory that it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from stackctl.diagnose.findings import fail, info, not_told, ok, unseen, up_again, warn
+from stackctl.engines import engine as find_engine
+from stackctl.engines.engine import argument
+from stackctl.quantity import format_bytes
+from stackctl.values.evidence import Evidence
+from stackctl.values.generation import Generation
+from stackctl.values.result import Result
+
+#: A KV cache this much of the planned one is the planned one: blocks are whole.
+_ENOUGH = 0.95
+#: With less than this of its weights on the GPU, layers are computed elsewhere.
+_WEIGHTS = 0.8
+#: What vLLM calls a quantisation begins with the name of who wrote it, or is one of these.
+_ALSO_CALLED = {"compressed-tensors": "compressed", "gptq": "gptq", "awq": "awq"}
+_BACKENDS = ("attention_backend", "linear_backend", "moe_backend")
+
+
+def compare(generation: Generation, seen: Evidence) -> Iterator[Result]:
+    """Model, context, slots; what vLLM's log tells; GPU memory."""
+    yield _model(generation, seen)
+    yield from _promised(generation, seen)
+    yield from _kv_cache(generation, seen)
+    yield from _quantization(generation, seen)
+    yield from _backends(seen)
+    yield from _gpu(generation, seen)
+
+
+def _model(generation: Generation, seen: Evidence) -> Result:
+    served = generation.plan.served_name
+    if seen.model is None:
+        return not_told(seen, "model", served)
+    if seen.model.status == "ok":
+        return ok("model", served, seen.model.actual or served)
+    return msgspec.structs.replace(
+        seen.model,
+        evidence=f"asked on the engine's own port, {generation.plan.listens}",
+        remedy=f"stackctl check {generation.stack}; stackctl restart {generation.stack}",
+    )
+
+
+def _promised(generation: Generation, seen: Evidence) -> Iterator[Result]:
+    """What its arguments promise, against what it says over HTTP."""
+    said = {fact.name: fact.value for fact in seen.report}
+    for fact in find_engine(generation.plan.engine).promised(generation.plan.argv):
+        name = fact.name.replace("_", "-")
+        actual = said.get(fact.name)
+        if actual is None:
+            yield unseen(name, fact.value, "the engine does not tell it over HTTP")
+        elif actual == fact.value:
+            yield ok(name, fact.value, actual)
+        else:
+            cause = seen.drift[0] if seen.drift else "its arguments, its environment or the model"
+            yield fail(name, fact.value, actual, cause, up_again(generation))
+
+
+def _facts(seen: Evidence) -> dict[str, str]:
+    return {fact.name: fact.value for fact in seen.log}
+
+
+def _kv_cache(generation: Generation, seen: Evidence) -> Iterator[Result]:
+    plan, facts = generation.plan, _facts(seen)
+    size, tokens = facts.get("kv_cache_bytes"), facts.get("kv_cache_tokens")
+    if plan.engine != "vllm":
+        return
+    expected = format_bytes(plan.memory.kv_bytes)
+    if size is None and tokens is None:
+        yield not_told(seen, "kv-cache", expected, "log")
+        return
+    parts = [format_bytes(int(size))] if size is not None else []
+    parts += [f"{int(tokens):,} tokens"] if tokens is not None else []
+    if (many := facts.get("max_concurrency")) is not None:
+        parts.append(f"{float(many):,.0f} requests at once")
+    actual = ", ".join(parts)
+    context = argument(plan.argv, "max-model-len")
+    if tokens is not None and context and context.isdecimal() and int(tokens) < int(context):
+        yield fail("kv-cache", f"{context} tokens", actual, "one whole context does not fit", None)
+    elif size is not None and int(size) < _ENOUGH * plan.memory.kv_bytes:
+        yield warn(
+            "kv-cache", expected, actual, "less room for known prompts: fewer prefix-cache hits"
+        )
+    else:
+        yield ok("kv-cache", expected, actual)
+
+
+def _quantization(generation: Generation, seen: Evidence) -> Iterator[Result]:
+    said = _facts(seen).get("quantization")
+    if said is None:
+        return
+    planned = generation.plan.model.quantization_method
+    plain = said.lower() in ("none", "null")
+    if planned is None:
+        yield ok("quantization", "none", "none") if plain else info("quantization", None, said)
+    elif plain:
+        yield fail(
+            "quantization",
+            planned,
+            "none",
+            "the engine did not recognise it: the weights are read as if they were not quantised",
+            "a newer image, or engine_args.quantization",
+        )
+    elif said.lower().startswith(_ALSO_CALLED.get(planned, planned)):
+        yield ok("quantization", planned, said)
+    else:
+        yield info("quantization", planned, said)
+
+
+def _backends(seen: Evidence) -> Iterator[Result]:
+    facts = _facts(seen)
+    found = [f"{name.partition('_')[0]} {facts[name]}" for name in _BACKENDS if name in facts]
+    if found:
+        yield info("backends", None, ", ".join(found))
+
+
+def _gpu(generation: Generation, seen: Evidence) -> Iterator[Result]:
+    """Whether it computes where it was meant to: an engine may fall back to the CPU in silence."""
+    plan = generation.plan
+    planned = [int(index) for index in plan.placement.gpus]
+    device = _facts(seen).get("device")
+    if not planned:
+        if device is not None and device != "cpu":
+            remedy = up_again(generation)
+            yield fail("device", "cpu", device, "the container has a GPU it should not", remedy)
+        elif device is not None:
+            yield ok("device", "cpu", device)
+        return
+    expected = f"{format_bytes(plan.memory.total_bytes)} of GPU {', '.join(plan.placement.gpus)}"
+    fallen = "the engine computes on the CPU: its image has no code for GPUs, or the container has "
+    fallen += "no device"
+    doctor = f"stackctl doctor {plan.profile}; stackctl logs {generation.stack}"
+    if device == "cpu":
+        yield fail("gpu", expected, "none: its log says cpu", fallen, doctor)
+        return
+    if seen.gpus is None:
+        yield not_told(seen, "gpu", expected)
+        return
+    empty = [index for index in planned if all(use.gpu != index for use in seen.gpus)]
+    if empty:
+        actual = f"no process of it holds memory of GPU {', '.join(map(str, empty))}"
+        yield fail("gpu", expected, actual, fallen, doctor)
+        return
+    sizes = [use.memory_bytes for use in seen.gpus if use.gpu in planned]
+    if any(size is None for size in sizes):
+        yield info("gpu", expected, "it holds GPU memory; how much the driver does not tell")
+        return
+    total = sum(size or 0 for size in sizes)
+    actual = f"{format_bytes(total)} of {format_bytes(plan.memory.total_bytes)} planned"
+    if total < _WEIGHTS * plan.memory.weights_bytes:
+        yield fail("gpu", expected, actual, "less than its weights: layers are elsewhere", doctor)
+    elif total > plan.memory.total_bytes * 1.05:
+        yield warn("gpu", expected, actual, "other stacks on this GPU have less room than planned")
+    else:
+        yield ok("gpu", expected, actual)

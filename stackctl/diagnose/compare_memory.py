@@ -1,0 +1,237 @@
+"""Memory: policy, the nodes that hold the pages, what is locked and how much is resident."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+
+from stackctl.diagnose.findings import fail, info, not_told, ok, up_again
+from stackctl.engines.engine import argument
+from stackctl.quantity import format_bytes
+from stackctl.values.cpulist import format_cpulist, parse_cpulist
+from stackctl.values.evidence import Evidence, Kind
+from stackctl.values.generation import Generation
+from stackctl.values.host import UNLIMITED
+from stackctl.values.result import Result
+
+_MIB = 2**20
+#: Of bound memory so much lies where it should: the kernel keeps a little of its own anywhere.
+_BOUND = 0.95
+#: Interleaved memory: no node holds more than this times its share, and a little.
+_UNEVEN, _LITTLE = 1.25, 0.02
+#: Huge pages are placed whole: less than this cannot be spread evenly.
+_LEAST_SPREAD = 64 * _MIB
+#: A locked model: all but its header, which nobody needs any more once it is loaded.
+_LOCKED = 0.95
+#: Over the budget by so much is over: page tables and thread stacks are not planned one by one.
+_OVER, _OVER_BYTES = 1.05, 32 * _MIB
+
+
+def compare(generation: Generation, seen: Evidence) -> Iterator[Result]:
+    """Policy, placement, locking, size, huge pages."""
+    yield _policy(generation, seen)
+    yield _memory(generation, seen)
+    yield from _locked(generation, seen)
+    yield _resident(generation, seen)
+    yield _hugepages(seen)
+
+
+def _sums(seen: Evidence, *kinds: Kind) -> dict[int, int]:
+    """Bytes on each node."""
+    found: dict[int, int] = defaultdict(int)
+    for process in seen.processes:
+        for pages in process.pages:
+            if pages.kind in kinds:
+                for held in pages.nodes:
+                    found[held.node] += held.bytes
+    return dict(found)
+
+
+def policy(seen: Evidence) -> str | None:
+    """The policy under which most of the engine's own memory was taken."""
+    found: dict[str, int] = defaultdict(int)
+    for process in seen.processes:
+        for pages in process.pages:
+            if pages.kind in ("anonymous", "shared"):
+                found[pages.policy] += sum(held.bytes for held in pages.nodes)
+    return max(found, key=lambda text: found[text]) if found else None
+
+
+def _policy(generation: Generation, seen: Evidence) -> Result:
+    placement = generation.plan.placement
+    nodes = placement.mems or ""
+    planned = placement.policy if placement.policy == "default" else f"{placement.policy}:{nodes}"
+    actual = policy(seen)
+    if actual is None:
+        return not_told(seen, "policy", planned, "numa")
+    # "interleave=static:0-1": flags say how nodes are renamed when a cpuset changes.
+    name, _, have = actual.partition(":")
+    name = name.partition("=")[0]
+    if placement.policy == "default":
+        by_itself = "" if name == "default" else ", set by the engine itself"
+        return (info if by_itself else ok)("policy", planned, f"{actual}{by_itself}")
+    # The kernel's word is "prefer".
+    if name == placement.policy.removesuffix("red") and _same(have, nodes):
+        return ok("policy", planned, actual)
+    if placement.policy == "bind" and _same(seen.mems or "", nodes):
+        return ok("policy", planned, f"{actual}, within nodes {seen.mems} by the cpuset")
+    return fail(
+        "policy",
+        planned,
+        actual,
+        seen.drift[0]
+        if seen.drift
+        else "the engine did not inherit the unit's NUMAPolicy=, or set another one itself",
+        up_again(generation),
+    )
+
+
+def _same(one: str, other: str) -> bool:
+    return bool(one) and set(parse_cpulist(one)) == set(parse_cpulist(other))
+
+
+def _memory(generation: Generation, seen: Evidence) -> Result:
+    """Where the pages really are: the model's apart from what the engine took itself."""
+    placement = generation.plan.placement
+    model, own = _sums(seen, "model"), _sums(seen, "anonymous", "shared")
+    total = {node: model.get(node, 0) + own.get(node, 0) for node in {*model, *own}}
+    nodes = parse_cpulist(placement.mems or "")
+    if not sum(total.values()):
+        return not_told(seen, "memory", None, "numa")
+    actual = _where(total)
+    evidence = f"model: {_where(model)}; its own: {_where(own)}" if len(total) > 1 else None
+    if not nodes:
+        return info("memory", None, actual, evidence)
+    if placement.policy == "preferred":
+        return info("memory", f"on node {placement.mems}, as it has room", actual, evidence)
+    if len(nodes) == 1 or placement.policy == "bind":
+        expected = f"on node{'s' if len(nodes) > 1 else ''} {format_cpulist(nodes)}"
+        wrong = [part for part in (own, model) if _share(part, nodes) < _BOUND]
+    elif placement.policy == "interleave":
+        expected = f"spread evenly over nodes {format_cpulist(nodes)}"
+        wrong = [part for part in (own, model) if not _even(part, len(nodes))]
+    else:
+        return info("memory", "left to the kernel", actual, evidence)
+    if not wrong:
+        return ok("memory", expected, actual, evidence)
+    if own in wrong:
+        cause = "the memory policy that was planned is not in effect"
+        told = f"{cause}; {evidence or actual}"
+        return fail("memory", expected, actual, told, up_again(generation))
+    files = [file.path for file in generation.plan.model.files]
+    drop = (
+        f"dd if={files[0]} iflag=nocache count=0"
+        if len(files) == 1
+        else ("echo 1 | sudo tee /proc/sys/vm/drop_caches")
+    )
+    return fail(
+        "memory",
+        expected,
+        actual,
+        f"{evidence}. The model's pages were in the page cache already, placed by an earlier run "
+        "or a copy, and stay where they are",
+        f"stackctl down {generation.stack}; {drop}; {up_again(generation)}",
+    )
+
+
+def _where(held: Mapping[int, int]) -> str:
+    """``node 0 holds 100 % of 7.3 GiB``; of several nodes each, of many the extremes."""
+    total = sum(held.values())
+    if not total:
+        return "nothing"
+    shares = {node: round(100 * held[node] / total) for node in sorted(held) if held[node]}
+    size = format_bytes(total)
+    if len(shares) == 1:
+        return f"node {next(iter(shares))} holds 100 % of {size}"
+    if len(shares) <= 4:
+        each = ", ".join(f"node {node} {share} %" for node, share in shares.items())
+        return f"{each} of {size}"
+    least, most = min(shares.values()), max(shares.values())
+    return f"{len(shares)} nodes hold {least}-{most} % of {size} each"
+
+
+def _share(held: Mapping[int, int], nodes: tuple[int, ...]) -> float:
+    total = sum(held.values())
+    return sum(held.get(node, 0) for node in nodes) / total if total else 1.0
+
+
+def _even(held: Mapping[int, int], count: int) -> bool:
+    total = sum(held.values())
+    if total < _LEAST_SPREAD:
+        return True
+    return max(held.values()) / total <= _UNEVEN / count + _LITTLE
+
+
+def _locks(argv: Sequence[str]) -> bool:
+    """Whether the engine was told to lock its model, in either dialect (engines/llamacpp.py)."""
+    return "--mlock" in argv or "mlock" in (argument(argv, "load-mode") or "")
+
+
+def _locked(generation: Generation, seen: Evidence) -> Iterator[Result]:
+    plan, stack = generation.plan, generation.stack
+    known = [p.locked_bytes for p in seen.processes if p.locked_bytes is not None]
+    locked = sum(known)
+    if not _locks(plan.argv):
+        if not known:
+            return
+        reason = next((d.reason for d in plan.decisions if d.field == "load-mode"), None)
+        yield info("locked", None, f"{format_bytes(locked)}, {reason or 'none planned'}")
+        return
+    need = plan.model.weights_bytes
+    expected = f"{format_bytes(need)}, the whole model"
+    if not known:
+        yield not_told(seen, "locked", expected)
+        return
+    actual = f"{format_bytes(locked)} of {format_bytes(need)}"
+    if locked >= _LOCKED * need:
+        yield ok("locked", expected, actual)
+        return
+    said = next((fact.value for fact in seen.log if fact.name == "mlock"), None)
+    limit = seen.memlock_bytes
+    cause = f"{plan.engine}: {said}" if said else None
+    remedy = f"stackctl logs {stack} tells why"
+    if limit is not None and limit != UNLIMITED and limit < need:
+        limited = f"the limit of its process is {format_bytes(limit)}"
+        cause = f"{cause}; {limited}" if cause else limited
+        remedy = f"stackctl probe says how to raise it; then stackctl restart {stack}"
+    yield fail("locked", expected, actual, cause, remedy)
+
+
+def _resident(generation: Generation, seen: Evidence) -> Result:
+    plan = generation.plan
+    budget = plan.host_memory if plan.placement.gpus and plan.host_memory else plan.memory
+    expected = f"{format_bytes(budget.total_bytes)} at most"
+    known = [(p, p.own_bytes, p.file_bytes) for p in seen.processes]
+    sizes = [(p, own, files) for p, own, files in known if own is not None and files is not None]
+    if not sizes or len(sizes) < len(known):
+        return not_told(seen, "resident", expected, "memory")
+    # Processes of one engine map the same files. Others of the machine may as well, and yet the
+    # pages are this engine's need: no shares here.
+    mapped = max(files for _, _, files in sizes)
+    if plan.placement.gpus:
+        # A model that went to the GPU is page cache, but for what stays in main memory.
+        model = min(mapped, sum(_sums(seen, "model").values()))
+        mapped += min(model, budget.weights_bytes) - model
+    total = sum(own for _, own, _ in sizes) + mapped
+    actual = f"{format_bytes(total)} of {format_bytes(budget.total_bytes)} planned"
+    parts = "; ".join(
+        f"{p.command} (process {p.id}): {format_bytes(own)} and {format_bytes(files)} of files"
+        for p, own, files in sizes
+    )
+    if total <= budget.total_bytes * _OVER + _OVER_BYTES:
+        return ok("resident", expected, actual, parts)
+    return fail(
+        "resident",
+        expected,
+        actual,
+        f"{parts}. Plans of other stacks count on the smaller number",
+        "a smaller context, or a smaller cache: --set engine_args.cache-ram=MIB",
+    )
+
+
+def _hugepages(seen: Evidence) -> Result:
+    known = [p.huge_bytes for p in seen.processes if p.huge_bytes is not None]
+    if not known:
+        return not_told(seen, "hugepages", None)
+    choice = f"; transparent huge pages: {seen.hugepages}" if seen.hugepages else ""
+    return info("hugepages", None, f"{format_bytes(sum(known))}{choice}")

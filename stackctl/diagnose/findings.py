@@ -1,0 +1,78 @@
+"""Results of comparing, made and ordered alike."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+
+from stackctl.values.evidence import Evidence
+from stackctl.values.generation import Generation
+from stackctl.values.result import Result
+
+_ORDER = {"fail": 0, "warn": 1}
+
+
+def ok(name: str, expected: str | None, actual: str, evidence: str | None = None) -> Result:
+    """As it was meant."""
+    return Result(name=name, status="ok", expected=expected, actual=actual, evidence=evidence)
+
+
+def info(name: str, expected: str | None, actual: str, evidence: str | None = None) -> Result:
+    """Seen, and neither right nor wrong."""
+    return Result(name=name, status="info", expected=expected, actual=actual, evidence=evidence)
+
+
+def unseen(name: str, expected: str | None, why: str) -> Result:
+    """Not known, and why: never taken for right."""
+    return Result(name=name, status="skip", expected=expected, evidence=why)
+
+
+def not_told(seen: Evidence, name: str, expected: str | None, what: str | None = None) -> Result:
+    """Not known, for the reason that the evidence gives."""
+    return unseen(name, expected, seen.why_missing(what or name))
+
+
+def fail(
+    name: str, expected: str | None, actual: str, evidence: str | None, remedy: str | None
+) -> Result:
+    """Not as it was meant: the cause, and what to do."""
+    return Result(
+        name=name,
+        status="fail",
+        expected=expected,
+        actual=actual,
+        evidence=evidence,
+        remedy=remedy,
+    )
+
+
+def warn(
+    name: str, expected: str | None, actual: str, evidence: str | None, remedy: str | None = None
+) -> Result:
+    """Not as one would wish, though it is no mismatch with the plan."""
+    return Result(
+        name=name,
+        status="warn",
+        expected=expected,
+        actual=actual,
+        evidence=evidence,
+        remedy=remedy,
+    )
+
+
+def worst_first(results: Iterable[Result]) -> tuple[Result, ...]:
+    """Mismatches, then warnings, then the rest as it came."""
+    return tuple(sorted(results, key=lambda result: _ORDER.get(result.status, 2)))
+
+
+def up_again(generation: Generation) -> str:
+    """The command that deployed a generation: it puts back what was changed."""
+    asked = generation.asked
+    words = ["stackctl", "up", generation.plan.profile]
+    for option, value in (
+        ("--model", asked.model), ("--objective", asked.objective), ("--name", asked.name),
+    ):  # fmt: skip
+        words += [option, value] if value is not None else []
+    for text in asked.sets:
+        words += ["--set", text]
+    return shlex.join(words)

@@ -1,0 +1,280 @@
+"""What limits requests: generation, prompts, waiting, the KV cache, what need not be computed."""
+
+from __future__ import annotations
+
+from stackctl.diagnose import remedies
+from stackctl.diagnose.load import Load
+from stackctl.diagnose.telling import (
+    context_tokens,
+    count,
+    finding,
+    rate,
+    rounded_context,
+    seconds,
+    share,
+    span,
+)
+from stackctl.values.diagnosis import Evidence, Finding
+
+#: Wanted where the profile says nothing: between the owner's set-ups that were viable (10-37, 25-28
+#: tok/s) and the one that was not (0.6-8).
+WANTED_TOK_S = 10.0
+#: As the owner asks of the production profile at 4,640 tokens.
+WANTED_TTFT_S = 5.0
+#: The owner's goal for agents.
+WANTED_HITS = 0.60
+#: Slower than planned is what falls this far below the range.
+_BELOW_PLAN = 0.8
+_FULL, _MUCH_WAITING, _MUCH_QUEUE, _MUCH_PROMPT = 0.90, 0.5, 0.25, 0.5
+#: Shorter prompts have next to nothing to find in the cache (a block has 16 tokens, on a CPU 128).
+_SHORT_PROMPT = 200
+#: About 30 s at the production set-up's speed.
+_LONG_ANSWER, _FEW_ANSWERS = 800, 3
+_MUCH_CONTEXT = 4
+#: A span whose ends are this far apart says less than what is typical.
+_WIDE = 4
+
+
+def decode(evidence: Evidence, load: Load) -> Finding | None:
+    """Slower than wanted, or than planned, from token to token."""
+    seen = load.generation
+    if seen is None:
+        return None
+    wanted, why = _wanted_speed(evidence)
+    planned = _planned_speed(evidence, load)
+    slow = wanted is not None and seen.typical < wanted
+    below = planned is not None and seen.typical < _BELOW_PLAN * planned[0]
+    text = f"{span(seen)} tok/s"
+    if not slow and not below:
+        wide = seen.high > _WIDE * seen.low
+        usual = f"typically {rate(seen.typical)} tok/s" if wide else text
+        return finding("decode-bound", "ok", f"{usual} a request", expected=why)
+    share_of_prompts = load.prompt_share or 0.0
+    if not load.apart and share_of_prompts >= _MUCH_PROMPT:
+        return None  # prompts in between explain it as well
+    requests = count(load.concurrency or 1, "request")
+    facts = [f"typically {rate(seen.typical)} tok/s"]
+    if load.prompt_share is not None:
+        most = "at most " if load.at_most else ""
+        facts.append(f"prompts took {most}{share(load.prompt_share)} of the time")
+    if planned is not None:
+        says = f"{rate(planned[0])}-{rate(planned[1])} tok/s"
+        facts.append(
+            f"planned were {says}"
+            if below
+            else f"the plan expects {says}: that is the model and this machine, not a setting"
+        )
+    few, many = (tokens / seen.typical for tokens in (200, 800))
+    return finding(
+        "decode-bound",
+        "fail" if slow else "warn",
+        f"generation is the limit: {text} for {requests}",
+        expected=why if slow else "the planned speed",
+        evidence="; ".join(facts),
+        confidence="high" if load.apart and load.generation_samples >= 2 else "medium",
+        steps=remedies.slow_generation(evidence, load),
+        effect=f"at this speed an edit of 200 tokens takes {seconds(few)}, "
+        f"a file of 800 {seconds(many)}",
+        at_stake=1 - share_of_prompts,
+    )
+
+
+def _wanted_speed(evidence: Evidence) -> tuple[float | None, str | None]:
+    """None where throughput is the objective and nobody asks for the speed of one request."""
+    slo = evidence.slo
+    asked = []
+    if slo is not None and slo.min_tok_s is not None:
+        asked.append((slo.min_tok_s, f"at least {slo.min_tok_s:g} tok/s (profile)"))
+    if slo is not None and slo.itl_ms is not None:
+        speed = 1000 / slo.itl_ms
+        asked.append((speed, f"at least {speed:g} tok/s ({slo.itl_ms:g} ms a token, profile)"))
+    if asked:
+        return max(asked)
+    if evidence.plan is not None and evidence.plan.objective == "throughput":
+        return None, None
+    return WANTED_TOK_S, f"at least {WANTED_TOK_S:g} tok/s"
+
+
+def _planned_speed(evidence: Evidence, load: Load) -> tuple[float, float] | None:
+    """A plan's range is for one request alone."""
+    if evidence.plan is None or (load.concurrency or 1) > 1:
+        return None
+    return evidence.plan.prediction.decode_tok_s
+
+
+def prefill(evidence: Evidence, load: Load) -> Finding | None:
+    """Prompts take most of the time, and longer than is wanted."""
+    if load.prompt_share is None:
+        return None
+    slo = evidence.slo
+    wanted = slo.ttft_s if slo is not None and slo.ttft_s is not None else WANTED_TTFT_S
+    much = load.prompt_share >= _MUCH_PROMPT
+    late = load.ttft_s is not None and load.ttft_s > wanted
+    # Where nobody tells how long they took: answers crawl, and prompts always go on meanwhile.
+    crawls = (
+        load.ttft_s is None
+        and not load.apart
+        and load.generation is not None
+        and load.generation.typical < WANTED_TOK_S
+    )
+    # Waiting for others delays the first token as well, and is told by its own rule.
+    asked = slo is not None and slo.ttft_s is not None
+    missed = late and asked and (load.queue_share or 0.0) < _MUCH_QUEUE
+    speed = f"{span(load.prompt)} tok/s" if load.prompt else ""
+    if not (missed or (much and (late or crawls))):
+        few = load.all_prompt_tokens is not None and load.all_prompt_tokens < _SHORT_PROMPT
+        if load.prompt is None or few or (late and not much):
+            return None
+        # Averages over time without prompts: the highest is the nearest to the truth.
+        return finding("prefill-bound", "ok", f"{rate(load.prompt.high)} tok/s")
+    facts = [
+        f"they took {'at most ' if load.at_most else ''}{share(load.prompt_share)} of the time"
+    ]
+    if load.ttft_s is not None:
+        alone = " without waiting" if load.ttft_computed else ""
+        facts.append(f"95 % had the first token within {seconds(load.ttft_s)}{alone}")
+    if load.prompt_tokens:
+        facts.append(f"{load.prompt_tokens:,.0f} tokens each")
+    if evidence.plan is not None and (planned := evidence.plan.prediction.prefill_tok_s):
+        facts.append(f"planned were {rate(planned[0])}-{rate(planned[1])} tok/s")
+    return finding(
+        "prefill-bound",
+        "fail" if missed else "warn",
+        f"prompts are the limit: {speed or 'unknown speed'}"
+        if much
+        else f"the first token comes late: prompts at {speed or 'unknown speed'}",
+        expected=f"first token within {seconds(wanted)}",
+        evidence="; ".join(facts),
+        confidence="medium" if load.at_most else "high",
+        steps=remedies.slow_prompts(evidence),
+        effect="half the prompt, or half of it cached, is half the wait",
+        at_stake=load.prompt_share,
+    )
+
+
+def queueing(evidence: Evidence, load: Load) -> Finding | None:
+    """Requests wait for others rather than for their own tokens."""
+    if load.waiting_most is None and load.queue_share is None:
+        return None
+    often = (load.waiting_share or 0.0) >= _MUCH_WAITING and (load.waiting_most or 0) > 0
+    long = (load.queue_share or 0.0) >= _MUCH_QUEUE
+    most = f"{load.waiting_most or 0} waiting"
+    if not often and not long:
+        return finding("queueing", "ok", most if not load.waiting_most else f"{most} at most")
+    facts = []
+    if often:
+        facts.append(f"somebody waited at {share(load.waiting_share or 0.0)} of the looks")
+    if long:
+        facts.append(f"waiting was {share(load.queue_share or 0.0)} of the time of requests")
+    if load.kv_most is not None:
+        facts.append(f"the KV cache was {share(load.kv_most)} full at most")
+    return finding(
+        "queueing",
+        "warn",
+        f"requests wait for others: {most} at most"
+        if load.waiting_most
+        else f"requests waited for others {share(load.queue_share or 0.0)} of their time",
+        expected="0 waiting",
+        evidence="; ".join(facts),
+        confidence="high",
+        steps=remedies.long_queue(evidence),
+        effect="waiting turns into working side by side, while memory has room",
+        at_stake=load.queue_share if load.queue_share is not None else load.waiting_share,
+    )
+
+
+def kv(evidence: Evidence, load: Load) -> Finding | None:
+    """The KV cache is full, or requests were thrown out of it and computed again."""
+    if load.kv_most is None and not load.preemptions:
+        return None
+    full = load.kv_most is not None and load.kv_most >= _FULL
+    at_most = f"{share(load.kv_most)} at most" if load.kv_most is not None else "unknown"
+    if evidence.now is not None and "kv_usage" in evidence.now.estimates:
+        at_most += ", an estimate"
+    if not full and not load.preemptions:
+        return finding("kv-pressure", "ok", at_most)
+    again = count(load.preemptions or 0, "request") + " thrown out and computed again"
+    return finding(
+        "kv-pressure",
+        "fail" if load.preemptions else "warn",
+        f"the KV cache is too small: {again if load.preemptions else at_most}",
+        expected=f"under {share(_FULL)}, none thrown out",
+        evidence=f"KV cache {at_most}; {again}",
+        confidence="high",
+        steps=remedies.full_cache(evidence, load),
+        effect="what is thrown out is computed twice, from its first token",
+        at_stake=0.5 if load.preemptions else 0.2,
+    )
+
+
+def prefix(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
+    """Prompts that could have begun with what the cache has."""
+    if load.hits is None or not load.busy:
+        return None
+    wide = load.hits.high > _WIDE * load.hits.low
+    seen = share(load.hits.typical) if wide else f"{span(load.hits, 100)} %"
+    if load.hits.typical >= WANTED_HITS:
+        return finding("prefix-cache-misses", "ok", seen)
+    if load.hits.high == 0 and (load.all_prompt_tokens or 0.0) < _SHORT_PROMPT:
+        return None  # a try or two
+    if load.prompt_tokens is not None and load.prompt_tokens < _SHORT_PROMPT:
+        return finding(
+            "prefix-cache-misses", "ok", f"prompts of {load.prompt_tokens:.0f} tokens need none"
+        )
+    missed = (WANTED_HITS - load.hits.typical) / (1 - load.hits.typical)
+    why = ": every prompt starts differently" if load.hits.high < 0.2 else ""
+    return finding(
+        "prefix-cache-misses",
+        "warn",
+        f"prefix cache hits {seen}, wanted {share(WANTED_HITS)}{why}",
+        expected=f"at least {share(WANTED_HITS)}",
+        evidence=f"{share(load.hits.typical)} of the prompts' tokens in the end",
+        confidence="high",
+        steps=remedies.SAME_BEGINNING,
+        effect=f"at {share(WANTED_HITS)} prompts would compute {share(missed)} fewer tokens",
+        at_stake=missed * (load.prompt_share if load.prompt_share is not None else 0.2),
+    )
+
+
+def answers(evidence: Evidence, load: Load) -> Finding | None:
+    """Long answers, which whole-file edits are."""
+    if load.answer_tokens is None or (load.requests or 0) < _FEW_ANSWERS:
+        return None
+    text = f"{load.answer_tokens:,.0f} tokens on average"
+    if load.answer_tokens < _LONG_ANSWER:
+        return finding("whole-file-edits", "ok", text)
+    took = ""
+    if load.generation is not None:
+        took = f", {seconds(load.answer_tokens / load.generation.typical)} each"
+    return finding(
+        "whole-file-edits",
+        "warn",
+        f"answers are long: {text}{took}",
+        expected=f"under {_LONG_ANSWER} tokens",
+        evidence=f"{count(load.requests or 0, 'answer')}; whole files, or long reasoning",
+        confidence="medium",
+        steps=remedies.long_answers(evidence),
+        effect="time goes down with the tokens: a diff is a fraction of its file",
+        at_stake=(1 - (load.prompt_share or 0.0)) * (1 - _LONG_ANSWER / 2 / load.answer_tokens),
+    )
+
+
+def context(evidence: Evidence, load: Load) -> Finding | None:
+    """Room for far longer sequences than ever came."""
+    room, longest = context_tokens(evidence), load.longest
+    if room is None or longest is None or (load.requests or 0) < remedies.ENOUGH_REQUESTS:
+        return None
+    fits = rounded_context(longest)
+    if fits * _MUCH_CONTEXT > room:
+        return finding("context-oversized", "ok", f"{longest:,} of {room:,} tokens used")
+    return finding(
+        "context-oversized",
+        "warn",
+        f"context for {room:,} tokens, the longest request had {longest:,}",
+        expected=f"about {fits:,}",
+        evidence=f"{count(load.requests or 0, 'request')}",
+        confidence="medium",
+        steps=(remedies.smaller_context(evidence, load),),
+        effect="memory for more requests at once; one alone is not faster",
+        at_stake=0.02,
+    )

@@ -1,0 +1,312 @@
+"""What an engine had to do and how fast it did it, from all that tells of it.
+
+Three sources: its log of the time that is asked about, two looks at its numbers while it works,
+and its numbers since it was started. The first that tells is taken, but for prompts in vLLM's log,
+which averages over the time between them as well: there its numbers come first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from stackctl.values.diagnosis import Evidence
+from stackctl.values.metrics import EngineMetrics, Histogram, LogSamples, Request, Window
+
+#: Fewer tokens than these say little of a speed.
+_FEW_GENERATED, _FEW_PROMPT = 8, 32
+_FEW_INTERVALS = 20
+_RARE = 0.01
+#: What a line of vLLM's log averages over.
+_WINDOW_S = 10.0
+
+
+@dataclass(frozen=True)
+class Span:
+    """Lowest, highest and typical of some numbers."""
+
+    low: float
+    high: float
+    typical: float
+
+    @staticmethod
+    def of(values: Sequence[float], typical: Sequence[float] = ()) -> Span | None:
+        """Of some values, the typical one being the median of ``typical``, or of all."""
+        if not values:
+            return None
+        return Span(min(values), max(values), statistics.median(typical or values))
+
+
+@dataclass(frozen=True)
+class Load:
+    """None where nothing tells. Speeds are tokens a second: ``generation`` for one request,
+    ``prompt`` for the engine.
+
+    ``generation_samples`` counts what is behind it, ``apart`` is whether it was seen without
+    prompts in between. ``prompt_share`` is how much of its busy time prompts took (``at_most``: an
+    upper bound). ``waiting_share`` is the share of busy looks at which requests waited,
+    ``queue_share`` the share of their time that they spent waiting. ``concurrency`` is how many ran
+    at once, typically. ``prompt_tokens`` are those of one request, ``all_prompt_tokens`` those that
+    were computed. ``ttft_s`` is the 95th percentile (``ttft_computed``: prompt
+    time alone, without waiting).
+    """
+
+    busy: bool | None = None
+    generation: Span | None = None
+    generation_samples: int = 0
+    apart: bool | None = None
+    prompt: Span | None = None
+    prompt_share: float | None = None
+    at_most: bool | None = None
+    concurrency: float | None = None
+    waiting_most: int | None = None
+    waiting_share: float | None = None
+    queue_share: float | None = None
+    kv_most: float | None = None
+    preemptions: float | None = None
+    hits: Span | None = None
+    prompt_tokens: float | None = None
+    all_prompt_tokens: float | None = None
+    answer_tokens: float | None = None
+    requests: int | None = None
+    longest: int | None = None
+    ttft_s: float | None = None
+    ttft_computed: bool | None = None
+
+
+#: Fields that belong to one another, and so come from one source.
+_TOGETHER = (
+    ("generation", "generation_samples", "apart"),
+    ("prompt_share", "at_most"),
+    ("ttft_s", "ttft_computed"),
+    ("answer_tokens", "requests"),
+    ("hits", "all_prompt_tokens"),
+)
+_LARGEST = ("kv_most", "waiting_most", "longest", "preemptions")
+
+
+def load_of(evidence: Evidence) -> Load:
+    """All sources together."""
+    log = evidence.log
+    windows = _of_windows(log) if log and log.windows else Load()
+    requests = Load()
+    if log and log.requests:
+        capacity = evidence.now.kv_capacity_tokens if evidence.now else None
+        requests = _of_requests(log, capacity)
+    life = _of_life(evidence.now) if evidence.now else Load()
+    if life.prompt_share is not None:
+        windows = dataclasses.replace(windows, prompt=None, prompt_share=None)
+    return _together((requests, windows, _of_looks(evidence), life))
+
+
+def _together(sources: Sequence[Load]) -> Load:
+    values: dict[str, object] = {}
+    for field in dataclasses.fields(Load):
+        told = [v for v in (getattr(one, field.name) for one in sources) if v is not None]
+        if field.name == "busy":
+            values["busy"] = any(told) if told else None
+        elif field.name in _LARGEST:
+            values[field.name] = max(told, default=None)
+        elif told:
+            values[field.name] = told[0]
+    for first, *rest in _TOGETHER:
+        source = next((one for one in sources if getattr(one, first) is not None), Load())
+        values.update({name: getattr(source, name) for name in rest})
+    return Load(**values)  # type: ignore[arg-type]
+
+
+def _of_windows(log: LogSamples) -> Load:
+    """vLLM's ten-second averages. A window's running requests are those at its end."""
+    windows = log.windows
+    active = [w for w in windows if w.generation_tok_s > 0 or w.prompt_tok_s > 0]
+    running = [w for w in active if w.running > 0]
+    rates = [(w, w.generation_tok_s / w.running) for w in running if w.generation_tok_s > 0]
+    alone = [rate for w, rate in rates if w.prompt_tok_s == 0]
+    prompts = [w.prompt_tok_s for w in active if w.prompt_tok_s > 0]
+    waits = [w for w in windows if w.running > 0 or w.waiting > 0]
+    hits = [w.hit_rate for w in active if w.hit_rate is not None]
+    return Load(
+        busy=bool(active) or bool(waits),
+        generation=Span.of([rate for _, rate in rates], alone),
+        generation_samples=len(alone) or len(rates),
+        apart=bool(alone),
+        prompt=Span.of(prompts),
+        prompt_share=_share_of_prompts(active, prompts),
+        at_most=True,
+        concurrency=statistics.median([w.running for w in running]) if running else None,
+        waiting_most=max((w.waiting for w in windows), default=None),
+        waiting_share=sum(w.waiting > 0 for w in waits) / len(waits) if waits else None,
+        kv_most=max((w.kv_usage for w in windows if w.kv_usage is not None), default=None),
+        preemptions=float(log.preemptions) if log.preemptions else None,
+        # It is a running mean: where it got to in the end counts.
+        hits=Span.of(hits, hits[-1:]),
+        all_prompt_tokens=_WINDOW_S * sum(prompts),
+    )
+
+
+def _share_of_prompts(active: Sequence[Window], prompts: Sequence[float]) -> float | None:
+    """The busy time that prompts took at most: as if each were computed no faster than the best
+    window's average, which is itself less than the true speed."""
+    if not active:
+        return None
+    return sum(prompts) / max(prompts) / len(active) if prompts else 0.0
+
+
+def _of_requests(log: LogSamples, capacity: int | None) -> Load:
+    """llama-server's timings, request by request; ``capacity`` is of its KV cache, in tokens."""
+    seen = log.requests
+    done = [one for one in seen if one.finished]
+    rates = _known(
+        one.generation_tok_s for one in seen if (one.generated_tokens or 0) >= _FEW_GENERATED
+    )
+    speeds = _known(one.prompt_tok_s for one in seen if (one.prompt_tokens or 0) >= _FEW_PROMPT)
+    prompt_s = sum(one.prompt_s or 0.0 for one in seen)
+    generation_s = sum(one.generation_s or 0.0 for one in seen)
+    with_cache = [one for one in done if one.cached_tokens is not None]
+    computed = sum(one.prompt_tokens or 0 for one in with_cache)
+    cached = sum(one.cached_tokens or 0 for one in with_cache)
+    hit_rates = [_hit_rate(one) for one in with_cache]
+    whole = computed + cached
+    longest = max((one.length for one in done if one.length is not None), default=None)
+    return Load(
+        busy=bool(seen),
+        generation=Span.of(rates),
+        generation_samples=len(rates),
+        apart=True,
+        prompt=Span.of(speeds),
+        prompt_share=prompt_s / (prompt_s + generation_s) if prompt_s + generation_s > 0 else None,
+        at_most=False,
+        hits=Span.of(hit_rates, [cached / whole]) if whole else None,
+        prompt_tokens=whole / len(with_cache) if with_cache else None,
+        all_prompt_tokens=computed if with_cache else None,
+        answer_tokens=statistics.mean(one.generated_tokens or 0 for one in done) if done else None,
+        requests=len(done) if done else None,
+        longest=longest,
+        kv_most=min(1.0, longest / capacity) if longest and capacity else None,
+        ttft_s=_percentile([one.prompt_s for one in done if one.prompt_s is not None], 0.95),
+        ttft_computed=True,
+    )
+
+
+def _hit_rate(one: Request) -> float:
+    cached, computed = one.cached_tokens or 0, one.prompt_tokens or 0
+    return cached / (cached + computed) if cached + computed else 0.0
+
+
+def _of_looks(evidence: Evidence) -> Load:
+    """What moved between two looks while requests ran."""
+    before, now, passed_s = evidence.before, evidence.now, evidence.interval_s
+    if now is None:
+        return Load()
+    looks = [look for look in (before, now) if look is not None]
+    running = [look.running for look in looks if look.running is not None]
+    waiting = [look.waiting for look in looks if look.waiting is not None]
+    kv = [look.kv_usage for look in looks if look.kv_usage is not None]
+    load = Load(
+        busy=any(running) or any(waiting) or None,
+        kv_most=max(kv, default=None),
+        waiting_most=max(waiting, default=None),
+    )
+    if before is None or not passed_s or not any(running):
+        return load
+    recent = _difference(now, before)
+    rates = []
+    at_once = statistics.mean(running)
+    # A prompt in between would make it look slower than it is.
+    alone = (recent.prompt_tokens or 0.0) == 0.0
+    if alone and recent.generation_tokens is not None and min(running) >= 1:
+        rates = [recent.generation_tokens / passed_s / at_once]
+    if recent.itl is not None and recent.itl.count >= _FEW_INTERVALS and recent.itl.mean:
+        rates, alone = [1 / recent.itl.mean], True
+    rates = rates if (recent.generation_tokens or 0) >= _FEW_GENERATED else []
+    life = _of_life(recent)
+    return dataclasses.replace(
+        load,
+        generation=Span.of(rates),
+        generation_samples=round(recent.generation_tokens or 0) if rates else 0,
+        apart=alone,
+        concurrency=at_once,
+        waiting_share=sum(count > 0 for count in waiting) / len(waiting) if waiting else None,
+        preemptions=recent.preemptions or None,
+        queue_share=life.queue_share,
+    )
+
+
+def _of_life(now: EngineMetrics) -> Load:
+    """Since the engine was started (or between two looks, of what came in between)."""
+    queries, hits = now.prefix_queries, now.prefix_hits
+    spent = (now.prompt_s or 0.0) + (now.generation_s or 0.0)
+    speed = now.prompt_tokens / now.prompt_s if now.prompt_tokens and now.prompt_s else None
+    rate = None
+    if now.itl is not None and now.itl.count >= _FEW_INTERVALS and now.itl.mean:
+        rate = 1 / now.itl.mean
+    elif now.itl is None and now.generation_tokens and now.generation_s:
+        rate = now.generation_tokens / now.generation_s
+    answers = now.output_lengths
+    return Load(
+        busy=bool(now.generation_tokens),
+        generation=Span.of([rate] if rate else []),
+        generation_samples=round(now.generation_tokens or 0) if rate else 0,
+        apart=True,
+        prompt=Span.of([speed] if speed else []),
+        prompt_share=(now.prompt_s or 0.0) / spent if now.prompt_s is not None and spent else None,
+        at_most=False,
+        queue_share=_queue_share(now.queue, now.e2e),
+        kv_most=now.kv_usage,
+        preemptions=_many_preemptions(now),
+        hits=Span.of([hits / queries]) if queries and hits is not None else None,
+        prompt_tokens=now.prompt_lengths.mean if now.prompt_lengths else None,
+        all_prompt_tokens=now.prompt_tokens,
+        answer_tokens=answers.mean if answers else None,
+        requests=round(answers.count) if answers and answers.count else None,
+        longest=now.longest_tokens or _longest(now.prompt_lengths, answers),
+        ttft_s=now.ttft.quantile(0.95) if now.ttft else None,
+        ttft_computed=False,
+    )
+
+
+def _difference(now: EngineMetrics, before: EngineMetrics) -> EngineMetrics:
+    """Counters of what came between two looks; what does not count up is as it is now."""
+    values: dict[str, object] = {}
+    for name in now.__struct_fields__:
+        later, earlier = getattr(now, name), getattr(before, name)
+        if isinstance(later, Histogram):
+            values[name] = later.since(earlier)
+        elif isinstance(later, float) and isinstance(earlier, float) and name != "kv_usage":
+            values[name] = max(0.0, later - earlier)
+        else:
+            values[name] = later
+    return EngineMetrics(**values)  # type: ignore[arg-type]
+
+
+def _many_preemptions(now: EngineMetrics) -> float | None:
+    """None that were so rare that they cost next to nothing: one in a hundred requests."""
+    rare = now.finished is not None and (now.preemptions or 0.0) < _RARE * now.finished
+    return 0.0 if rare and now.preemptions is not None else now.preemptions
+
+
+def _queue_share(queue: Histogram | None, whole: Histogram | None) -> float | None:
+    return queue.sum / whole.sum if queue and whole and whole.sum > 0 else None
+
+
+def _longest(prompts: Histogram | None, answers: Histogram | None) -> int | None:
+    """At most so many tokens in one sequence: the bounds of the highest buckets in use."""
+    if not prompts or not answers or not prompts.count or not answers.count:
+        return None
+    if any(one.count > max((n for _, n in one.buckets), default=0) for one in (prompts, answers)):
+        return None  # above the last bound
+    return round((prompts.quantile(1.0) or 0.0) + (answers.quantile(1.0) or 0.0))
+
+
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value]
+
+
+def _percentile(values: Sequence[float], share: float) -> float | None:
+    """The smallest value that at least a share of all do not exceed (nearest rank)."""
+    ordered = sorted(values)
+    if not ordered:
+        return None
+    return ordered[max(0, -(-len(ordered) * round(share * 100) // 100) - 1)]

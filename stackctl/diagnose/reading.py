@@ -1,0 +1,38 @@
+"""From a log's lines to samples: whose log it is, and the part of it that is asked about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from stackctl.engines import engines
+from stackctl.values.metrics import LogSamples, Request, Window
+
+
+def read_log(lines: Iterable[str]) -> LogSamples | None:
+    """What a log says, in the words of whichever engine has more of it; None for no engine's."""
+    readers = [engine.log_reader() for engine in engines()]
+    for line in lines:
+        for reader in readers:
+            reader.feed(line)
+    found = [reader.samples() for reader in readers]
+    best = max(found, key=lambda one: (len(one.windows) + len(one.requests), one.known_lines))
+    return best if best.known_lines else None
+
+
+def recent(samples: LogSamples, since_s: float) -> LogSamples:
+    """The samples of the last seconds before the newest one, by the log's own clock.
+
+    What has no time is kept: nothing says that it is old.
+    """
+    every: tuple[Window | Request, ...] = (*samples.windows, *samples.requests)
+    times = [one.at_s for one in every if one.at_s is not None]
+    if not times:
+        return samples
+    first = max(times) - since_s
+    return msgspec.structs.replace(
+        samples,
+        windows=tuple(one for one in samples.windows if one.at_s is None or one.at_s >= first),
+        requests=tuple(one for one in samples.requests if one.at_s is None or one.at_s >= first),
+    )

@@ -1,0 +1,118 @@
+"""What nothing moving means: nobody asks, a window's timing, a long prompt, or a hang."""
+
+from __future__ import annotations
+
+from stackctl.diagnose.load import Load
+from stackctl.diagnose.telling import count, finding, seconds
+from stackctl.values.diagnosis import Evidence, Finding, Step
+from stackctl.values.metrics import EngineMetrics
+
+#: So long no counter may stand still while a request runs: a prompt is counted when it is done, and
+#: 30,000 tokens take 13-27 s at the 1,100-2,300 tok/s of the reference box.
+HANG_S = 30.0
+#: This much of one processor is work.
+_WORKS = 0.1
+_COUNTERS = ("prompt_tokens", "generation_tokens", "steps", "finished")
+
+
+def stands_still(before: EngineMetrics, now: EngineMetrics) -> bool | None:
+    """Whether requests run and no counter moved between two looks; None without counters."""
+    pairs = [(getattr(before, name), getattr(now, name)) for name in _COUNTERS]
+    known = [(one, two) for one, two in pairs if one is not None and two is not None]
+    if not known or before.running is None or now.running is None:
+        return None
+    return before.running > 0 and now.running > 0 and all(one == two for one, two in known)
+
+
+def hang(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
+    """Requests run, no counter moves, and no processor works on them."""
+    if evidence.late:
+        return _mute(evidence)
+    if evidence.before is None or evidence.now is None or not evidence.interval_s:
+        return None
+    if not stands_still(evidence.before, evidence.now):
+        return None
+    requests = count(evidence.now.running or 0, "request")
+    for_s = seconds(evidence.interval_s)
+    cpu = evidence.cpu
+    works = cpu is not None and cpu.ran_s >= _WORKS * cpu.interval_s
+    if works or cpu is None or evidence.interval_s < HANG_S - 1:
+        used = f", but it used {cpu.ran_s:.1f} s of processor time" if cpu and works else ""
+        return finding(
+            "standing-still",
+            "info",
+            f"{requests} running and no counter moved in {for_s}{used}: "
+            "a long prompt is counted when it is done",
+        )
+    return _hangs(evidence, f"{requests} running, and no counter moved in {for_s}")
+
+
+def _mute(evidence: Evidence) -> Finding | None:
+    """It does not tell its counters, which is how a batch of a long prompt looks as well; but that
+    uses a processor."""
+    cpu = evidence.cpu
+    if cpu is None or not cpu.threads or cpu.ran_s >= _WORKS * cpu.interval_s:
+        return None
+    return _hangs(evidence, f"it did not tell its numbers in {seconds(cpu.interval_s)}")
+
+
+def _hangs(evidence: Evidence, what: str) -> Finding:
+    cpu = evidence.cpu
+    assert cpu is not None
+    return finding(
+        "hang",
+        "fail",
+        f"it hangs: {what}",
+        expected="counters that move",
+        evidence=f"{cpu.ran_s:.2f} s of processor time in {seconds(cpu.interval_s)}",
+        confidence="medium",
+        steps=(
+            Step(do="keep its log", command=f"stackctl logs {evidence.stack} -n 1000 >log"),
+            Step(do="start it again", command=f"stackctl restart {evidence.stack}"),
+        ),
+        effect="requests that run are lost",
+        at_stake=1.0,
+    )
+
+
+def idle(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
+    """Windows at 0 tok/s because nobody asked."""
+    windows = evidence.log.windows if evidence.log else ()
+    if not any(w.running == 0 and w.waiting == 0 for w in windows):
+        return None
+    return finding("idle", "info", "windows with 0 running requests are idle time, not stalls")
+
+
+def empty_windows(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
+    """Windows at 0 tok/s while requests ran: a window's timing; how long it lasts is told."""
+    windows = evidence.log.windows if evidence.log else ()
+    longest = run = 0
+    for window in windows:
+        empty = window.running > 0 and window.prompt_tok_s == window.generation_tok_s == 0
+        run = run + 1 if empty else 0
+        longest = max(longest, run)
+    if not longest:
+        return None
+    how = "stackctl diagnose STACK reads its counters, and tells a hang from a long prompt"
+    text = f"0 tok/s with a request running, for {count(longest, 'window')} in a row at most: "
+    return finding(
+        "empty-windows",
+        "info",
+        text + ("the window's timing, not a hang" if longest < 3 else how),
+    )
+
+
+def silent(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
+    """It did not tell its numbers."""
+    if evidence.stack is not None and evidence.now is None and not evidence.late:
+        return finding(
+            "no-numbers", "info", "it tells no numbers at /metrics: its log alone was read"
+        )
+    if not evidence.late or _mute(evidence) is not None:
+        return None
+    return finding(
+        "no-numbers",
+        "info",
+        "it did not tell its numbers in time: a batch of a long prompt takes that long; "
+        "stackctl check asks once more",
+    )

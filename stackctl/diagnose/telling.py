@@ -1,0 +1,136 @@
+"""How findings put numbers, and the commands that fit what is known of the stack."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from stackctl.diagnose.load import Span
+from stackctl.values.diagnosis import Confidence, Evidence, Finding, Step
+from stackctl.values.result import Status
+
+
+def rate(value: float) -> str:
+    """Tokens a second: a decimal below ten, where it matters."""
+    return f"{value:.1f}" if round(value, 1) < 10 else f"{value:,.0f}"
+
+
+def span(seen: Span, scale: float = 1.0) -> str:
+    """``4.0-8.0``, or one number where both are the same."""
+    low, high = seen.low * scale, seen.high * scale
+    # With one kind of digits, as long as they mean something.
+    digits = 1 if round(low, 1) < 10 and high < 100 else 0
+    texts = [f"{value:,.{digits}f}" if digits else rate(value) for value in (low, high)]
+    return texts[0] if texts[0] == texts[1] else "-".join(texts)
+
+
+def share(value: float) -> str:
+    """A share as ``12.5 %``; whole from 20 on."""
+    percent = value * 100
+    return f"{percent:.0f} %" if percent >= 20 or percent == round(percent) else f"{percent:.1f} %"
+
+
+def seconds(value: float) -> str:
+    """``0.21 s``, ``7.5 s``, ``30 s``."""
+    return f"{value:.2f} s" if value < 1 else f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
+
+
+def count(number: float, what: str) -> str:
+    """``1 request``, ``2 requests``."""
+    return f"{number:,.0f} {what}" + ("" if round(number) == 1 else "s")
+
+
+def finding(
+    name: str,
+    status: Status,
+    actual: str,
+    *,
+    expected: str | None = None,
+    evidence: str | None = None,
+    confidence: Confidence | None = None,
+    steps: Sequence[Step] = (),
+    effect: str | None = None,
+    at_stake: float | None = None,
+) -> Finding:
+    """A finding; its remedy is its steps as one text."""
+    texts = (f"{step.do} ({step.command})" if step.command else step.do for step in steps)
+    return Finding(
+        name=name,
+        status=status,
+        expected=expected,
+        actual=actual,
+        evidence=evidence,
+        remedy="; ".join(texts) or None,
+        confidence=confidence,
+        steps=tuple(steps),
+        effect=effect,
+        at_stake=None if at_stake is None else round(min(1.0, max(0.0, at_stake)), 3),
+    )
+
+
+def up(evidence: Evidence, *settings: str) -> str:
+    """The command that deploys this stack again with other settings, and all else as it was asked
+    for; of a log alone, what to put there is not known."""
+    asked = evidence.asked
+    new = {text.partition("=")[0] for text in settings}
+    kept = [text for text in asked.sets if text.partition("=")[0] not in new]
+    words = ["stackctl", "up", evidence.profile or "PROFILE"]
+    for option, value in (
+        ("--model", asked.model),
+        ("--objective", asked.objective),
+        ("--name", asked.name),
+        *(("--set", text) for text in (*kept, *settings)),
+    ):
+        words += [option, value] if value is not None else []
+    return shlex.join(words)
+
+
+def on_gpu(evidence: Evidence) -> bool | None:
+    """Whether it runs on a GPU; None where nobody says so."""
+    if evidence.log is not None and evidence.log.place is not None:
+        return evidence.log.place == "GPU"
+    if evidence.plan is not None:
+        return bool(evidence.plan.placement.gpus)
+    return None
+
+
+def engine_name(evidence: Evidence) -> str | None:
+    """The engine that is looked at."""
+    if evidence.plan is not None:
+        return evidence.plan.engine
+    return evidence.log.engine if evidence.log is not None else None
+
+
+def context_tokens(evidence: Evidence) -> int | None:
+    """Tokens that one request may use, as planned or as the log says."""
+    if evidence.plan is not None:
+        argv = evidence.plan.argv
+        if (size := _number(argv, "--ctx-size")) is None:
+            return _number(argv, "--max-model-len")
+        return size if "--kv-unified" in argv else size // (at_once(evidence) or 1)
+    return evidence.log.context if evidence.log is not None else None
+
+
+def _number(argv: Sequence[str], name: str) -> int | None:
+    for place, word in enumerate(argv[:-1]):
+        if word == name and argv[place + 1].isdecimal():
+            return int(argv[place + 1])
+    return None
+
+
+def at_once(evidence: Evidence) -> int | None:
+    """How many requests are served at the same time, as planned."""
+    argv = evidence.plan.argv if evidence.plan is not None else ()
+    return _number(argv, "--parallel") or _number(argv, "--max-num-seqs")
+
+
+def threads_planned(evidence: Evidence) -> int | None:
+    """Threads that it was started with."""
+    if evidence.plan is not None:
+        return _number(evidence.plan.argv, "--threads")
+    return evidence.log.threads if evidence.log is not None else None
+
+
+def rounded_context(tokens: int) -> int:
+    """A context that holds a sequence of that length with a quarter to spare: whole 1,024."""
+    return max(1024, -(-tokens * 5 // 4 // 1024) * 1024)

@@ -1,0 +1,117 @@
+"""Prometheus' text format, as engines print it (exposition format 0.0.4).
+
+prometheus_client's parser takes three times as long for vLLM's text, its import more than all of
+this, and it fails on the first line that is none: here such a line is passed over.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from stackctl.values.metrics import Histogram
+
+_LABEL = r'[a-zA-Z_][a-zA-Z0-9_]*[ \t]*=[ \t]*"(?:[^"\\]|\\.)*"'
+_LINE = re.compile(
+    r"[ \t]*(?P<name>[a-zA-Z_:][a-zA-Z0-9_:]*)[ \t]*"
+    rf"(?:\{{[ \t]*(?P<labels>(?:{_LABEL}[ \t]*(?:,[ \t]*|(?=\}})))*)\}})?[ \t]*"
+    r"(?<=[ \t}])(?P<value>[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|[iI]nf|NaN))"
+    r"(?:[ \t]+-?\d+)?[ \t]*"
+)
+_PAIR = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)[ \t]*=[ \t]*"((?:[^"\\]|\\.)*)"')
+_ESCAPED = re.compile(r"\\(.)")
+
+
+class Sample(NamedTuple):
+    """One line: a name, its labels, a value (which may be infinite or not a number)."""
+
+    name: str
+    labels: Mapping[str, str]
+    value: float
+
+
+def samples(text: str) -> Iterator[Sample]:
+    """The samples of a text in its order."""
+    for line in text.split("\n"):
+        if match := _LINE.fullmatch(line.rstrip("\r")):
+            labels = {name: _plain(value) for name, value in _PAIR.findall(match["labels"] or "")}
+            yield Sample(match["name"], labels, float(match["value"]))
+
+
+def _plain(text: str) -> str:
+    return _ESCAPED.sub(lambda found: "\n" if found[1] == "n" else found[1], text)
+
+
+class Scrape:
+    """Samples by name; what several engines of one server tell is taken together."""
+
+    def __init__(self, text: str) -> None:
+        """From the text of /metrics."""
+        self._by_name: dict[str, list[Sample]] = {}
+        for sample in samples(text):
+            self._by_name.setdefault(sample.name, []).append(sample)
+
+    def _values(self, name: str, labels: Mapping[str, str]) -> list[float]:
+        return [
+            sample.value
+            for sample in self._by_name.get(name, ())
+            if math.isfinite(sample.value)
+            and all(sample.labels.get(key) == value for key, value in labels.items())
+        ]
+
+    def total(self, name: str, **labels: str) -> float | None:
+        """The sum of a metric over all samples with these labels; None when there are none."""
+        values = self._values(name, labels)
+        return sum(values) if values else None
+
+    def count(self, name: str) -> int | None:
+        """The sum as a whole number, not below zero."""
+        total = self.total(name)
+        return None if total is None else max(0, round(total))
+
+    def most(self, name: str) -> float | None:
+        """The largest value of a gauge."""
+        return max(self._values(name, {}), default=None)
+
+    def label(self, name: str, label: str) -> str | None:
+        """A label of the first sample of that name."""
+        found = self._by_name.get(name)
+        return found[0].labels.get(label) if found else None
+
+    def histogram(self, name: str) -> Histogram | None:
+        """A histogram, summed over all labels but the bound; None when it is not there."""
+        counts: dict[float, float] = {}
+        for sample in self._by_name.get(f"{name}_bucket", ()):
+            bound = _number(sample.labels.get("le", ""))
+            if bound is not None and math.isfinite(sample.value):
+                counts[bound] = counts.get(bound, 0.0) + sample.value
+        count, total = self.total(f"{name}_count"), self.total(f"{name}_sum")
+        if count is None or total is None:
+            return None
+        return Histogram(
+            buckets=tuple(sorted((b, n) for b, n in counts.items() if math.isfinite(b))),
+            count=count,
+            sum=total,
+        )
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return None if math.isnan(value) else value
+
+
+def whole(text: str | None) -> int | None:
+    """A label's whole number; None for "None" and all else."""
+    return int(text) if text is not None and re.fullmatch(r"\d{1,15}", text) else None
+
+
+def summed(values: Iterable[float | None]) -> float | None:
+    """The sum where all is known."""
+    kept = list(values)
+    known = [value for value in kept if value is not None]
+    return sum(known) if kept and len(known) == len(kept) else None

@@ -1,0 +1,229 @@
+"""What llama-server tells of its speed: /metrics, /slots, and a few lines of its log a request.
+
+It has neither KV use nor histograms of latency; what is derived instead is named an estimate.
+Texts are those of build 11669; older ones print the timings without their task before each line.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stackctl.engines.exposition import Scrape, summed
+from stackctl.values.metrics import EngineMetrics, LogSamples, Request
+
+_NUMBER = r"(\d{1,9}(?:\.\d{1,6})?)"
+#: Minutes, seconds, milliseconds, microseconds since the start.
+_CLOCK = re.compile(r"(?<![\d.])(\d{1,7})\.(\d\d)\.(\d{3})\.(\d{3}) [A-Z] ")
+_TASK = re.compile(r"\bid\s{1,4}(\d{1,6}) \| task (-?\d{1,12}) \|")
+_TIMING = re.compile(
+    rf"\b(prompt eval|eval) time = {{1,12}}{_NUMBER} ms / {{1,12}}(\d{{1,9}}) tokens"
+)
+_PROMPT = re.compile(
+    rf"prompt processing, n_tokens = {{1,9}}(\d{{1,9}}),.{{0,40}}?, t = {{1,9}}{_NUMBER} s"
+)
+_GENERATING = re.compile(rf"n_gen = {{1,9}}(\d{{1,9}}), tg = {{1,9}}{_NUMBER} t/s")
+_RELEASE = re.compile(r"stop processing: n_(?:tokens|past) = (\d{1,9})")
+_LAUNCH = re.compile(r"launch_slot_.{0,80}processing task")
+_THREADS = re.compile(r"\bn_threads = (\d{1,6})\b")
+_SLOTS = re.compile(r"n_slots = (\d{1,6})\b")
+_CONTEXT = re.compile(r"n_ctx_(?:slot|seq) = (\d{1,9})\b")
+_FALLBACK = re.compile(
+    r"no usable GPU found|failed to initialize CUDA|no CUDA-capable device|"
+    r"CUDA driver version is insufficient",
+    re.IGNORECASE,
+)
+_OWN = re.compile(r"\b(?:srv|slot|cmn|que|llama_\w+|common_\w+|main|load_tensors)\b")
+#: One of these is in each line that tells anything.
+_WORDS = (" | task ", " tokens (", "srv ", "cmn ", "n_threads", "n_ctx", "n_slots", "GPU", "CUDA")
+#: Requests that are kept.
+_MOST = 20000
+_MOST_OPEN = 1024
+
+
+def measure(answers: Mapping[str, str], argv: Sequence[str]) -> EngineMetrics:
+    """See Engine.
+
+    Its counters of tokens move when a request ends: what the slots are at is added. A slot's
+    ``n_prompt_tokens`` are all its tokens so far, its answer too (seen with b11669).
+    """
+    seen = Scrape(answers.get("/metrics", ""))
+    slots = [slot for slot in _slots(answers.get("/slots")) if slot.get("is_processing") is True]
+    told = answers.get("/slots") is not None
+    computed = seen.total("llamacpp:prompt_tokens_total")
+    cached = seen.total("llamacpp:prompt_tokens_cached_total")
+    generated = seen.total("llamacpp:tokens_predicted_total")
+    capacity = _after(argv, "--ctx-size")
+    used = sum(_whole(slot.get("n_prompt_tokens")) for slot in slots) if told else None
+    return EngineMetrics(
+        running=seen.count("llamacpp:requests_processing"),
+        waiting=seen.count("llamacpp:requests_deferred"),
+        kv_usage=min(1.0, used / capacity) if used is not None and capacity else None,
+        kv_capacity_tokens=capacity,
+        prompt_tokens=computed,
+        generation_tokens=None
+        if generated is None
+        else generated + sum(_decoded(slot) for slot in slots),
+        cached_tokens=cached,
+        prefix_queries=summed((computed, cached)),
+        prefix_hits=cached,
+        steps=seen.total("llamacpp:n_decode_total"),
+        prompt_s=seen.total("llamacpp:prompt_seconds_total"),
+        generation_s=seen.total("llamacpp:tokens_predicted_seconds_total"),
+        longest_tokens=seen.count("llamacpp:n_tokens_max"),
+        estimates=("kv_usage",) if used is not None and capacity else (),
+    )
+
+
+def _slots(text: str | None) -> list[dict[str, Any]]:
+    try:
+        found = json.loads(text or "[]")
+    except (ValueError, RecursionError):
+        return []
+    return [slot for slot in found if isinstance(slot, dict)] if isinstance(found, list) else []
+
+
+def _decoded(slot: Mapping[str, Any]) -> int:
+    told = slot.get("next_token")
+    token = told[0] if isinstance(told, list) and told else told
+    return _whole(token.get("n_decoded")) if isinstance(token, dict) else 0
+
+
+def _whole(value: object) -> int:
+    return max(0, value) if isinstance(value, int) and not isinstance(value, bool) else 0
+
+
+def _after(argv: Sequence[str], name: str) -> int | None:
+    """The whole number that an argument is given last."""
+    values = [argv[n + 1] for n, word in enumerate(argv[:-1]) if word == name]
+    return int(values[-1]) if values and re.fullmatch(r"[1-9]\d{0,9}", values[-1]) else None
+
+
+@dataclass
+class _Open:
+    """A request whose end was not read yet."""
+
+    at_s: float | None = None
+    prompt: tuple[int, float] | None = None
+    answer: tuple[int, float] | None = None
+
+
+class RequestReader:
+    """See LogReader."""
+
+    def __init__(self) -> None:
+        self._done: deque[Request] = deque(maxlen=_MOST)
+        self._open: dict[tuple[str, str], _Open] = {}
+        self._task: tuple[str, str] | None = None
+        self._lines = 0
+        self._fallback: str | None = None
+        self._numbers: dict[str, int] = {}
+        self._last_s: float | None = None
+        self._starts_s = 0.0
+
+    def feed(self, line: str) -> None:
+        """See LogReader."""
+        # Most lines of most logs are none of these: a word is looked for faster than a pattern.
+        if not any(word in line for word in _WORDS):
+            return
+        clock = _CLOCK.search(line)
+        at_s = self._at(clock) if clock else self._last_s
+        if match := _TASK.search(line):
+            self._lines += 1
+            self._task = (match[1], match[2])
+            self._request(line, self._task, at_s)
+        elif _TIMING.search(line) and self._task is not None:
+            self._lines += 1
+            self._request(line, self._task, at_s)
+        elif clock or _OWN.search(line) or _FALLBACK.search(line):
+            self._lines += clock is not None
+            self._start(line)
+
+    def samples(self) -> LogSamples:
+        """See LogReader."""
+        going = (_summary(open_, None, finished=False) for open_ in self._open.values())
+        return LogSamples(
+            engine="llama.cpp",
+            known_lines=self._lines,
+            requests=(*self._done, *(one for one in going if one.prompt_s is not None)),
+            fallback=self._fallback,
+            threads=self._numbers.get("threads"),
+            slots=self._numbers.get("slots"),
+            context=self._numbers.get("context"),
+        )
+
+    def _at(self, clock: re.Match[str]) -> float:
+        """The engine's clock; a new start goes on where the last one ended."""
+        minutes, seconds, milli, micro = (int(part) for part in clock.groups())
+        at_s = self._starts_s + minutes * 60 + seconds + milli / 1e3 + micro / 1e6
+        if self._last_s is not None and at_s < self._last_s - 1:
+            self._end_all()
+            self._starts_s += self._last_s
+            at_s += self._last_s
+        self._last_s = at_s
+        return at_s
+
+    def _request(self, line: str, task: tuple[str, str], at_s: float | None) -> None:
+        if _LAUNCH.search(line):
+            self._open.pop(task, None)
+            if len(self._open) >= _MOST_OPEN:
+                del self._open[next(iter(self._open))]
+            self._open[task] = _Open(at_s)
+            return
+        now = self._open.get(task)
+        if match := _RELEASE.search(line):
+            if now is not None:
+                del self._open[task]
+                if now.prompt is not None:
+                    self._done.append(_summary(now, int(match[1]), finished=True, at_s=at_s))
+            return
+        if now is None:
+            now = self._open.setdefault(task, _Open(at_s))
+        now.at_s = at_s
+        for kind, ms, tokens in _TIMING.findall(line):
+            spent = (int(tokens), float(ms) / 1000)
+            if kind == "eval":
+                now.answer = spent
+            else:
+                now.prompt = spent
+        if match := _PROMPT.search(line):
+            now.prompt = (int(match[1]), float(match[2]))
+        if match := _GENERATING.search(line):
+            speed = float(match[2])
+            now.answer = (int(match[1]), int(match[1]) / speed) if speed else now.answer
+
+    def _start(self, line: str) -> None:
+        for name, pattern in (("threads", _THREADS), ("slots", _SLOTS), ("context", _CONTEXT)):
+            if match := pattern.search(line):
+                self._numbers[name] = int(match[1])
+        if _FALLBACK.search(line):
+            self._fallback = line.strip()[:200]
+
+    def _end_all(self) -> None:
+        """A new start: what was open came to no end."""
+        self._open.clear()
+        self._task = None
+
+
+def _summary(
+    seen: _Open, length: int | None, *, finished: bool, at_s: float | None = None
+) -> Request:
+    """``length`` lacks the last token of the answer, which nobody computed on."""
+    prompt, answer = seen.prompt, seen.answer
+    cached = None
+    if length is not None and prompt is not None and answer is not None:
+        cached = max(0, length - prompt[0] - answer[0] + 1)
+    return Request(
+        at_s=seen.at_s if at_s is None else at_s,
+        prompt_tokens=prompt[0] if prompt else None,
+        cached_tokens=cached,
+        prompt_s=prompt[1] if prompt else None,
+        generated_tokens=answer[0] if answer else None,
+        generation_s=answer[1] if answer else None,
+        length=length,
+        finished=finished,
+    )

@@ -1,0 +1,75 @@
+"""What vLLM said of its memory in earlier starts, and what of it holds for the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import msgspec
+
+from stackctl.engines.engine import Option
+from stackctl.quantity import format_bytes
+from stackctl.values.measured import Seen
+
+#: Arguments that memory does not depend on; the model is compared as a whole.
+_APART = {"", "--host", "--port", "--served-model-name", "--generation-config"}
+#: Those that change the KV cache and the engine's own buffers, and not the weights.
+_SCALING = {
+    "--max-model-len", "--max-num-seqs", "--gpu-memory-utilization", "--kv-cache-memory-bytes"
+}  # fmt: skip
+#: The option whose reason tells of it: what sizes the KV cache on a GPU, and on a CPU.
+_TELLING = ("gpu-memory-utilization", "kv-cache-memory-bytes")
+
+
+def recall(
+    seen: Sequence[Seen], argv: Sequence[str], options: Mapping[str, Option]
+) -> tuple[Seen | None, dict[str, Option]]:
+    """The newest start with the same arguments, else one of which the weights hold; and the options
+    with what it said in their reasons."""
+    mine = _settings(argv)
+    differing = [(one, _differing(mine, _settings(one.argv))) for one in seen]
+    alike = [(one, found) for one, found in differing if found <= _SCALING]
+    same = next((one for one, found in alike if not found), None)
+    known = same or next((_weights(one) for one, _ in alike if one.weights_bytes), None)
+    if known is None:
+        return None, dict(options)
+    told = dict(options)
+    for name in _TELLING:
+        if name in told and told[name].values is not None:
+            told[name] = _told(told[name], known)
+    return known, told
+
+
+def _told(option: Option, seen: Seen) -> Option:
+    where = f"in generation {seen.generation}"
+    if seen.kv_tokens is not None:
+        reason = f"{option.reason}; vLLM measured {seen.kv_tokens:,} tokens of KV cache {where}"
+        source = "measured" if option.source == "derived" else option.source
+        return replace(option, reason=reason, source=source)
+    if seen.weights_bytes is None:
+        return option
+    weights = format_bytes(seen.weights_bytes)
+    return replace(option, reason=f"{option.reason}; vLLM measured weights of {weights} {where}")
+
+
+def _weights(seen: Seen) -> Seen:
+    return msgspec.structs.replace(seen, kv_bytes=None, kv_tokens=None)
+
+
+def _settings(argv: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Each option with its values; what comes before the first one is named by nothing."""
+    found: dict[str, tuple[str, ...]] = {}
+    name = ""
+    for token in argv:
+        if token.startswith("--"):
+            name = token
+            found.setdefault(name, ())
+        else:
+            found[name] = (*found.get(name, ()), token)
+    return {name: values for name, values in found.items() if name not in _APART}
+
+
+def _differing(
+    mine: Mapping[str, tuple[str, ...]], theirs: Mapping[str, tuple[str, ...]]
+) -> set[str]:
+    return {name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)}

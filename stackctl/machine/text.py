@@ -1,0 +1,35 @@
+"""Long texts from outside, such as logs, line by line and never all at once."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from stackctl.errors import ExitCode, StackctlError
+
+#: The rest of a longer line is another line.
+_MOST_LINE_BYTES = 64 * 2**10
+_COLOR = re.compile(r"\x1b\[[\d;]*[A-Za-z]")
+
+
+def lines_of(path: str) -> Iterator[str]:
+    """The lines of a file, or of stdin for ``-``, without colours; what is no UTF-8 is replaced.
+
+    Raises StackctlError (exit 2) when it cannot be read.
+    """
+    try:
+        with os.fdopen(os.dup(0), "rb") if path == "-" else Path(path).open("rb") as stream:
+            while raw := stream.readline(_MOST_LINE_BYTES):
+                yield _plain(raw)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise StackctlError(
+            f"cannot read {'stdin' if path == '-' else path}: {why}", exit_code=ExitCode.USAGE
+        ) from None
+
+
+def _plain(raw: bytes) -> str:
+    text = raw.decode("utf-8", "replace").rstrip("\r\n")
+    return text if "\x1b" not in text else _COLOR.sub("", text)

@@ -1,0 +1,262 @@
+"""HTTP for large files: ranges into a buffer, redirects by hand, connections that stay open.
+
+A secret goes to the server that was asked and to no other: a redirect that leads elsewhere is
+followed without it. http.client rather than requests: reading into one buffer is faster, and
+takes no memory that grows with the file.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import os
+import re
+import socket
+import ssl
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit
+
+from stackctl.errors import StackctlError
+
+_MOST_REDIRECTS = 6
+#: What is left of an answer is read to keep the connection, if it is no more than this.
+_DRAIN_BYTES = 1 << 16
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_AGENT = "stackctl"
+
+
+class Lost(StackctlError):
+    """The connection did not come about or broke off: worth another attempt."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a URL leads: what tells one server from another."""
+
+    scheme: str
+    host: str
+    port: int
+
+
+class Response:
+    """An answer whose body is still to be read. ``url`` is where it came from in the end."""
+
+    def __init__(self, raw: http.client.HTTPResponse, url: str) -> None:
+        self._raw = raw
+        self.url = url
+        self.status = raw.status
+
+    def header(self, name: str) -> str | None:
+        """A header's value, of 1,000 characters at most."""
+        value = self._raw.getheader(name)
+        return None if value is None else value[:1000]
+
+    @property
+    def length(self) -> int | None:
+        """Content-Length in bytes; None where it is absent or no number."""
+        text = self.header("Content-Length") or ""
+        return int(text) if re.fullmatch(r"\d{1,18}", text) else None
+
+    def readinto(self, view: memoryview) -> int:
+        """The next bytes of the body into a buffer; 0 at its end. Raises Lost."""
+        with _breaks(self.url):
+            return self._raw.readinto(view)
+
+    def read(self, most: int) -> bytes:
+        """The body. Raises StackctlError when it has more than ``most`` bytes, Lost as above."""
+        with _breaks(self.url):
+            text = self._raw.read(most + 1)
+        if len(text) > most:
+            raise StackctlError(f"{host_of(self.url)} sent more than {most} bytes of an answer")
+        return text
+
+
+class Transfer:
+    """Connections of one thread, one to a server. Close it, or use it in a ``with``."""
+
+    def __init__(
+        self, *, timeout_s: float = 30, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self._timeout_s = timeout_s
+        self._open: dict[Place, http.client.HTTPConnection] = {}
+        env = os.environ if environment is None else environment
+        self._proxies = {
+            scheme: value
+            for scheme in ("http", "https")
+            if (value := env.get(f"{scheme}_proxy") or env.get(f"{scheme.upper()}_PROXY"))
+        }
+        self._last: Response | None = None
+
+    def get(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        secret: str | None = None,
+        seen: Callable[[Response], None] = lambda _: None,
+    ) -> Response:
+        """GET, redirects followed. ``seen`` hears of each answer on the way.
+
+        Raises:
+            Lost: no connection, or it broke off.
+            StackctlError: a redirect to where it must not lead.
+        """
+        origin = self._place(url)
+        for _ in range(_MOST_REDIRECTS):
+            place = self._place(url)
+            sent = {"User-Agent": _AGENT, "Accept-Encoding": "identity", **headers}
+            if secret is not None and place == origin:
+                sent["Authorization"] = f"Bearer {secret}"
+            response = self._once(place, url, sent)
+            if response.status not in _REDIRECTS:
+                return response
+            seen(response)
+            target = response.header("Location")
+            if not target:
+                raise StackctlError(f"{place.host} redirects to nowhere")
+            # The path is quoted as it should be by most servers; blanks are not by some.
+            target = urljoin(url, target.replace(" ", "%20"))
+            if urlsplit(target).scheme not in ("http", "https"):
+                raise StackctlError(f"{place.host} redirects to {target[:80]}, which is not HTTP")
+            if place.scheme == "https" and urlsplit(target).scheme != "https":
+                raise StackctlError(f"{place.host} redirects from https to {target[:80]}")
+            url = target
+        raise StackctlError(f"{host_of(url)} redirects in circles")
+
+    def _place(self, url: str) -> Place:
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError:
+            raise StackctlError(f"{url[:200]!r} is not a URL") from None
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise StackctlError(f"{url[:200]!r} is not a URL of http or https")
+        return Place(parts.scheme, parts.hostname, port or (443 if parts.scheme == "https" else 80))
+
+    def _once(self, place: Place, url: str, headers: Mapping[str, str]) -> Response:
+        self._drain()
+        parts = urlsplit(url)
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        known = place in self._open
+        for again in (known, False):
+            connection = self._open.get(place) or self._connect(place)
+            self._open[place] = connection
+            try:
+                with _breaks(url):
+                    target = path
+                    proxy = self._proxy(place) if place.scheme == "http" else None
+                    extra = {} if proxy is None else _credentials(proxy)
+                    if proxy is not None:
+                        target = parts._replace(fragment="").geturl()
+                    connection.request("GET", target, headers={**headers, **extra})
+                    self._last = Response(connection.getresponse(), url)
+                    return self._last
+            except Lost:
+                self._drop(place)
+                # A connection that was kept may have been closed meanwhile, which is no fault.
+                if not again:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _proxy(self, place: Place) -> SplitResult | None:
+        proxy = self._proxies.get(place.scheme)
+        bypassed = urllib.request.proxy_bypass_environment(place.host)  # type: ignore[attr-defined]
+        if not proxy or bypassed or place.host in ("127.0.0.1", "::1", "localhost"):
+            return None
+        return urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+
+    def _connect(self, place: Place) -> http.client.HTTPConnection:
+        proxy = self._proxy(place)
+        made: http.client.HTTPConnection
+        host, port = (place.host, place.port)
+        if proxy is not None:
+            host, port = proxy.hostname or "", proxy.port or 3128
+        if place.scheme == "https":
+            context = ssl.create_default_context()
+            made = http.client.HTTPSConnection(host, port, timeout=self._timeout_s, context=context)
+            if proxy is not None:
+                made.set_tunnel(place.host, place.port, headers=_credentials(proxy))
+        else:
+            made = http.client.HTTPConnection(host, port, timeout=self._timeout_s)
+        return made
+
+    def _drain(self) -> None:
+        """Make the connection of the last answer ready for the next, or give it up."""
+        last, self._last = self._last, None
+        if last is None or last._raw.isclosed():
+            return
+        try:
+            if (last.length or 0) <= _DRAIN_BYTES:
+                last._raw.read(_DRAIN_BYTES)
+        except (OSError, http.client.HTTPException, ValueError):
+            pass
+        if not last._raw.isclosed():
+            self._drop(self._place(last.url))
+
+    def _drop(self, place: Place) -> None:
+        connection = self._open.pop(place, None)
+        if connection is not None:
+            connection.close()
+
+    def abort(self) -> None:
+        """End what another thread waits for here: its read raises Lost."""
+        for connection in list(self._open.values()):
+            sock = connection.sock
+            if sock is not None:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close all connections."""
+        for place in list(self._open):
+            self._drop(place)
+
+    def __enter__(self) -> Transfer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def host_of(url: str) -> str:
+    """The server of a URL, for messages: a signed URL is a secret in itself."""
+    parts = urlsplit(url)
+    return parts.netloc.rpartition("@")[2] or url[:80]
+
+
+def _credentials(proxy: SplitResult) -> dict[str, str]:
+    if proxy.username is None:
+        return {}
+    text = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+    return {"Proxy-Authorization": "Basic " + base64.b64encode(text.encode()).decode()}
+
+
+@contextlib.contextmanager
+def _breaks(url: str) -> Iterator[None]:
+    """Turn what can happen on the way into Lost, with the server's name."""
+    where = host_of(url)
+    try:
+        yield
+    except ssl.SSLCertVerificationError as error:
+        raise StackctlError(
+            f"{where} is not who it says it is: {error.verify_message}",
+            hint="a company's own certificates: SSL_CERT_FILE=/path/to/ca.pem",
+        ) from None
+    except TimeoutError:
+        raise Lost(f"{where} does not answer") from None
+    except socket.gaierror:
+        raise Lost(f"{where} is not known here: no network, or no such name") from None
+    except ConnectionRefusedError:
+        raise Lost(f"{where} refuses connections") from None
+    except http.client.IncompleteRead:
+        raise Lost(f"{where} broke the connection off") from None
+    except (http.client.HTTPException, ValueError) as error:
+        raise Lost(f"{where} does not speak HTTP: {type(error).__name__}") from None
+    except OSError as error:
+        raise Lost(f"the connection to {where} broke off: {error.strerror or error}") from None

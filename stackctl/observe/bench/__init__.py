@@ -1,0 +1,1 @@
+"""Measures a running stack as a client does, and says what differs between two measurements."""

@@ -1,0 +1,126 @@
+"""Compares two runs cell by cell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from stackctl.observe.bench.statistics import quantile, ratio
+from stackctl.state.benches import Benches
+from stackctl.values.bench import (
+    BenchComparison,
+    BenchReport,
+    Difference,
+    Sample,
+    Shape,
+    Word,
+)
+
+#: Less than this share is no difference: machines drift by as much between two runs.
+NEGLIGIBLE = 0.02
+
+Figure = Literal["ttft_s", "generation_tok_s", "e2e_s"]
+_FIGURES: tuple[tuple[Figure, Callable[[Sample], float | None], bool], ...] = (
+    ("ttft_s", lambda sample: sample.ttft_s, False),
+    ("generation_tok_s", lambda sample: sample.generation_tok_s, True),
+    ("e2e_s", lambda sample: sample.e2e_s, False),
+)
+
+
+def compare(benches: Benches, first: int, second: int) -> BenchComparison:
+    """What the second run does better or worse than the first.
+
+    A cell is measured in both or listed as being in one only. Raises StackctlError (exit 4) for a
+    run that is not stored.
+    """
+    before, after = benches.read(first), benches.read(second)
+    samples = _by_shape(before, benches.samples(first)), _by_shape(after, benches.samples(second))
+    both = [shape for shape in samples[0] if shape in samples[1]]
+    return BenchComparison(
+        before=first,
+        after=second,
+        differs=tuple(_differs(benches, before, after)),
+        only_before=tuple(shape for shape in samples[0] if shape not in samples[1]),
+        only_after=tuple(shape for shape in samples[1] if shape not in samples[0]),
+        differences=tuple(
+            difference
+            for shape in both
+            for difference in differences(shape, samples[0][shape], samples[1][shape])
+        ),
+    )
+
+
+def differences(
+    shape: Shape, before: Sequence[Sample], after: Sequence[Sample]
+) -> tuple[Difference, ...]:
+    """The figures of one cell in two runs, those that both have."""
+    found = []
+    for figure, read, more_is_better in _FIGURES:
+        old, new = (
+            [value for sample in side if not sample.error and (value := read(sample)) is not None]
+            for side in (before, after)
+        )
+        if not old or not new:
+            continue
+        factor = ratio(old, new)
+        found.append(
+            Difference(
+                shape=shape,
+                figure=figure,
+                before=quantile(old, 0.5),
+                after=quantile(new, 0.5),
+                n=(len(old), len(new)),
+                ratio=factor,
+                word=word(factor, more_is_better=more_is_better),
+            )
+        )
+    return tuple(found)
+
+
+def word(factor: tuple[float, float, float] | None, *, more_is_better: bool) -> Word:
+    """The verdict on a factor with its interval: a difference is one that the interval is sure of,
+    and not negligible."""
+    if factor is None:
+        return "too few"
+    middle, low, high = factor
+    if low <= 1 <= high or abs(middle - 1) < NEGLIGIBLE:
+        return "no difference"
+    return "better" if (middle > 1) == more_is_better else "worse"
+
+
+def _by_shape(report: BenchReport, samples: Sequence[Sample]) -> dict[Shape, list[Sample]]:
+    found: dict[Shape, list[Sample]] = {cell.shape: [] for cell in report.cells}
+    for sample in samples:
+        if sample.cell < len(report.cells):
+            found[report.cells[sample.cell].shape].append(sample)
+    return found
+
+
+def _differs(benches: Benches, before: BenchReport, after: BenchReport) -> list[str]:
+    """What else is not the same in both runs, so that nobody takes it for the cause."""
+    assert before.id is not None
+    assert after.id is not None
+    pairs = [
+        (name.replace("_", " "), str(getattr(before, name)), str(getattr(after, name)))
+        for name in ("stack", "tool", "model", "engine", "objective")
+    ]
+    plans = benches.plan(before.id), benches.plan(after.id)
+    hosts = benches.host(before.id), benches.host(after.id)
+    models = [" · ".join(filter(None, (host.cpu.model, *(g.name for g in host.gpus))))
+              for host in hosts]  # fmt: skip
+    pairs.append(("machine", models[0], models[1]))
+    found = [f"{name}: {old} -> {new}" for name, old, new in pairs if old != new]
+    if before.image_id != after.image_id:
+        found.append("another image of the engine")
+    decided = [{d.field: d.value for d in plan.decisions} for plan in plans]
+    fields = [f for f in dict.fromkeys((*decided[0], *decided[1])) if f != "port"]
+    found += [
+        f"{field}: {_shown(decided[0].get(field))} -> {_shown(decided[1].get(field))}"
+        for field in fields
+        if decided[0].get(field) != decided[1].get(field)
+    ]
+    return found
+
+
+def _shown(value: object) -> str:
+    return "(unset)" if value is None else str(value)

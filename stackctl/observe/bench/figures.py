@@ -1,0 +1,140 @@
+"""From the answers of a cell to its figures."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Iterable, Sequence
+
+from stackctl.observe.bench.load import Measured
+from stackctl.observe.bench.reply import Reply
+from stackctl.observe.bench.statistics import quantiles
+from stackctl.values.bench import Cell, Sample
+from stackctl.values.profile import Slo
+
+#: From so many tokens on a speed is one.
+SPEED_TOKENS = 64
+#: A length that is off by more than this share is told.
+_OFF = 0.02
+#: Fewer pieces than this share of the tokens: the gaps are not those between tokens.
+_SPLIT = 0.9
+
+
+def cell(measured: Measured, *, slo: Slo | None, parameters: int | None) -> Cell:
+    """What the answers of a cell say; ``parameters`` is the size of the model."""
+    good = [reply for reply in measured.replies if reply.error is None]
+    seconds = measured.ended - measured.began
+    speeds = quantiles(filter(None, map(generation_tok_s, good)))
+    tokens = sum(reply.output_tokens or 0 for reply in good)
+    factor = None
+    if speeds is not None and parameters:
+        factor = speeds.p50 / (parameters / 1e9)
+    return Cell(
+        shape=measured.shape,
+        requests=len(measured.replies),
+        failed=len(measured.failed),
+        seconds=seconds,
+        prompt_tokens=_mean(reply.prompt_tokens for reply in good),
+        output_tokens=_mean(reply.output_tokens for reply in good),
+        cached_tokens=_mean(reply.cached_tokens for reply in good),
+        ttft_s=quantiles(reply.ttft_s for reply in good if reply.ttft_s is not None),
+        itl_ms=quantiles(itertools.chain.from_iterable(map(gaps_ms, good))),
+        generation_tok_s=speeds,
+        prompt_tok_s=quantiles(filter(None, map(_prompt_tok_s, good))),
+        e2e_s=quantiles(reply.ended_s for reply in good),
+        output_tok_s=tokens / seconds if tokens >= SPEED_TOKENS and seconds > 0 else None,
+        goodput=_goodput(measured.replies, slo),
+        performance_factor=factor,
+        notes=tuple(_notes(measured, good)),
+    )
+
+
+def sample(reply: Reply, number: int, origin: float) -> Sample:
+    """One request as it is stored; ``origin`` is the moment at which the run began."""
+    return Sample(
+        cell=number,
+        began_s=reply.began - origin,
+        e2e_s=reply.ended_s,
+        ttft_s=reply.ttft_s,
+        gaps_ms=gaps_ms(reply),
+        prompt_tokens=reply.prompt_tokens,
+        cached_tokens=reply.cached_tokens,
+        output_tokens=reply.output_tokens,
+        generation_tok_s=generation_tok_s(reply),
+        error=reply.error,
+    )
+
+
+def gaps_ms(reply: Reply) -> tuple[float, ...]:
+    """Milliseconds between the pieces of an answer."""
+    pairs = itertools.pairwise(reply.moments)
+    return tuple((after - before) * 1000 for before, after in pairs)
+
+
+def generation_tok_s(reply: Reply) -> float | None:
+    """Tokens a second after the first piece; None for fewer than 64 tokens.
+
+    The first piece holds as many tokens as the others do: one, from most engines.
+    """
+    tokens, pieces = reply.output_tokens or 0, len(reply.moments)
+    if tokens < SPEED_TOKENS or pieces < 2:
+        return None
+    # A token without text of its own shows at the end only.
+    last = max(reply.moments[-1], reply.finished_s or 0.0)
+    passed = last - reply.moments[0]
+    return tokens * (1 - 1 / max(pieces, 2)) / passed if passed > 0 else None
+
+
+def _prompt_tok_s(reply: Reply) -> float | None:
+    computed = (reply.prompt_tokens or 0) - (reply.cached_tokens or 0)
+    if computed < SPEED_TOKENS or not reply.ttft_s:
+        return None
+    return computed / reply.ttft_s
+
+
+def within(reply: Reply, slo: Slo) -> bool:
+    """Whether a request kept what the SLO promises: its first token, where the prompt is not longer
+    than promised, its mean gap, and its speed."""
+    if reply.error is not None or reply.ttft_s is None:
+        return False
+    promised = (reply.prompt_tokens or 0) <= slo.prompt_tokens * (1 + _OFF)
+    if slo.ttft_s is not None and promised and reply.ttft_s > slo.ttft_s:
+        return False
+    gaps = gaps_ms(reply)
+    if slo.itl_ms is not None and gaps and statistics.fmean(gaps) > slo.itl_ms:
+        return False
+    speed = generation_tok_s(reply)
+    return slo.min_tok_s is None or speed is None or speed >= slo.min_tok_s
+
+
+def _goodput(replies: Sequence[Reply], slo: Slo | None) -> float | None:
+    if slo is None or not replies or (slo.ttft_s, slo.itl_ms, slo.min_tok_s) == (None,) * 3:
+        return None
+    return sum(within(reply, slo) for reply in replies) / len(replies)
+
+
+def _notes(measured: Measured, good: Sequence[Reply]) -> Iterable[str]:
+    shape = measured.shape
+    if failed := measured.failed:
+        yield f"{len(failed)} of {len(measured.replies)} requests failed: {failed[0].error}"
+    if good and any(reply.output_tokens is None for reply in good):
+        yield "the server does not count tokens (no usage): no speeds"
+    for name, asked, got in (
+        ("prompts", shape.prompt_tokens, _mean(reply.prompt_tokens for reply in good)),
+        ("answers", shape.output_tokens, _mean(reply.output_tokens for reply in good)),
+    ):
+        if got is not None and abs(got - asked) > _OFF * asked:
+            yield f"{name} had {got:,.0f} tokens, asked for were {asked:,}"
+    pieces, tokens = sum(len(r.moments) for r in good), sum(r.output_tokens or 0 for r in good)
+    if good and tokens and pieces < _SPLIT * tokens:
+        yield f"{tokens / max(1, pieces):.1f} tokens a piece: gaps are between pieces"
+    cached = _mean(reply.cached_tokens for reply in good)
+    if shape.cached and good and cached is None:
+        yield "the server does not tell cached tokens (vLLM: --enable-prompt-tokens-details)"
+    if not shape.cached and cached is not None and cached > 0.1 * shape.prompt_tokens:
+        yield f"{cached:,.0f} tokens of each prompt were cached, though no two are alike"
+
+
+def _mean(values: Iterable[int | None]) -> float | None:
+    found = [value for value in values if value is not None]
+    return statistics.fmean(found) if found else None

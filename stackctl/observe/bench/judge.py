@@ -1,0 +1,175 @@
+"""Judges measurements by a profile's SLO."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from stackctl.values.bench import Cell, Client, Shape
+from stackctl.values.profile import Slo
+from stackctl.values.result import Result, Status
+
+#: A prompt this much shorter than the SLO's says too little of it; one this much longer is not it.
+_SHORTER, _LONGER = 0.9, 1.02
+_ORDER = {"fail": 0, "warn": 1}
+#: What helps where an objective is missed.
+_REMEDIES = {
+    "slo-ttft": "shorter prompts, a smaller model, or less at once; stackctl diagnose tells why",
+    "slo-itl": "less at once, or a smaller or more quantised model",
+    "slo-speed": "less at once, or a smaller or more quantised model",
+    "slo-prefix": "keep system prompt and tool list the same in every request",
+}
+
+
+def judge(
+    cells: Sequence[Cell], slo: Slo | None, *, slots: int, source: str, client: Client | None = None
+) -> tuple[Result, ...]:
+    """Results, most important first. More requests at the same time than the stack has slots for
+    promise nothing and are left out. ``source`` says where the figures come from."""
+    found = list(_failures(cells))
+    if client is not None and client.limited:
+        found.append(_limited(client))
+    if slo is not None:
+        served = [cell for cell in cells if cell.shape.concurrency <= slots]
+        found += filter(None, (rule(served, slo, source) for rule in _RULES))
+    return tuple(sorted(found, key=lambda result: _ORDER.get(result.status, 2)))
+
+
+def judged(
+    name: str, allowed: float, seen: float | None, told: Callable[[float], str], *, source: str,
+    most: bool, mark: str = "", at: str = "",
+) -> Result:  # fmt: skip
+    """One objective against what was seen; ``most``: it may not be more, else not less. ``mark``
+    names the quantile."""
+    expected = f"{mark}at {'most' if most else 'least'} {told(allowed)}"
+    if seen is None:
+        return Result(name=name, status="skip", expected=expected, actual="not measured",
+            evidence=source, remedy="stackctl bench")  # fmt: skip
+    well = seen <= allowed if most else seen >= allowed
+    return Result(
+        name=name,
+        status="ok" if well else "fail",
+        expected=expected,
+        actual=mark + told(seen) + at,
+        evidence=source,
+        remedy=None if well else _REMEDIES.get(name.removesuffix("-engine")),
+    )
+
+
+def latency(
+    name: str, allowed: float, seen: float | None, unit: str, *, source: str, at: str = ""
+) -> Result:
+    """A 95th percentile of a latency, in seconds or milliseconds, against the one allowed."""
+
+    def told(value: float) -> str:
+        return f"{plain(value)} {unit}"
+
+    return judged(name, allowed, seen, told, source=source, most=True, mark="p95 ", at=at)
+
+
+def plain(value: float) -> str:
+    """A number with three digits, or all of those before the point."""
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def percent(value: float) -> str:
+    """A share."""
+    return f"{100 * value:.0f} %"
+
+
+def describe(shape: Shape) -> str:
+    """A cell in words."""
+    text = f"{shape.prompt_tokens:,} in, {shape.output_tokens:,} out, {shape.concurrency} at once"
+    return text + (", prefix cached" if shape.cached else "")
+
+
+def _ttft(cells: Sequence[Cell], slo: Slo, source: str) -> Result | None:
+    if slo.ttft_s is None:
+        return None
+    most = slo.prompt_tokens * _LONGER
+    fair = [c for c in cells if c.ttft_s and not c.shape.cached and c.shape.prompt_tokens <= most]
+    worst = max(fair, key=lambda cell: cell.ttft_s.p95 if cell.ttft_s else 0, default=None)
+    seen = worst.ttft_s.p95 if worst and worst.ttft_s else None
+    at = f" ({describe(worst.shape)})" if worst else ""
+    result = latency("slo-ttft", slo.ttft_s, seen, "s", source=source, at=at)
+    longest = max((cell.shape.prompt_tokens for cell in fair), default=0)
+    if result.status == "ok" and longest < slo.prompt_tokens * _SHORTER:
+        told = f"not measured at the {slo.prompt_tokens:,} tokens that it promises"
+        return Result(
+            name=result.name, status="warn", expected=result.expected, actual=result.actual,
+            evidence=told, remedy=f"stackctl bench --prompt {slo.prompt_tokens}",
+        )  # fmt: skip
+    return result
+
+
+def _itl(cells: Sequence[Cell], slo: Slo, source: str) -> Result | None:
+    if slo.itl_ms is None:
+        return None
+    seen, at = _worst(((c.itl_ms.p95, c) for c in cells if c.itl_ms), max)
+    return latency("slo-itl", slo.itl_ms, seen, "ms", source=source, at=at)
+
+
+def _speed(cells: Sequence[Cell], slo: Slo, source: str) -> Result | None:
+    if slo.min_tok_s is None:
+        return None
+    rows = ((c.generation_tok_s.p5, c) for c in cells if c.generation_tok_s)
+    seen, at = _worst(rows, min)
+
+    def told(value: float) -> str:
+        return f"{plain(value)} tok/s"
+
+    return judged(
+        "slo-speed", slo.min_tok_s, seen, told, source=source, most=False, mark="p5 ", at=at
+    )
+
+
+def _prefix(cells: Sequence[Cell], slo: Slo, source: str) -> Result | None:
+    if slo.min_prefix_hits is None:
+        return None
+    rows = (
+        (c.cached_tokens / c.prompt_tokens, c)
+        for c in cells
+        if c.shape.cached and c.prompt_tokens and c.cached_tokens is not None
+    )
+    seen, at = _worst(rows, min)
+    return judged(
+        "slo-prefix", slo.min_prefix_hits, seen, percent, source=source, most=False, at=at
+    )
+
+
+_RULES = (_ttft, _itl, _speed, _prefix)
+
+
+def _worst(
+    rows: Iterable[tuple[float, Cell]], pick: Callable[..., tuple[float, Cell]]
+) -> tuple[float | None, str]:
+    found = list(rows)
+    if not found:
+        return None, ""
+    value, cell = pick(found, key=lambda row: row[0])
+    return value, f" ({describe(cell.shape)})"
+
+
+def _failures(cells: Sequence[Cell]) -> Iterable[Result]:
+    failed, asked = sum(cell.failed for cell in cells), sum(cell.requests for cell in cells)
+    status: Status = "fail" if failed else "ok"
+    notes = [note for cell in cells if cell.failed for note in cell.notes]
+    yield Result(
+        name="requests",
+        status=status,
+        expected="all answered",
+        actual=f"{failed} of {asked} failed" if failed else f"{asked} answered",
+        evidence=notes[0] if notes else None,
+        remedy="stackctl logs" if failed else None,
+    )
+
+
+def _limited(client: Client) -> Result:
+    lag = "" if client.lag_ms_p99 is None else f", reads {client.lag_ms_p99:.1f} ms late (p99)"
+    return Result(
+        name="client",
+        status="warn",
+        expected="a client that waits for the engine",
+        actual=f"used {percent(client.cpu_share)} of a processor{lag}",
+        evidence="the figures may be the client's limit, not the engine's",
+        remedy="fewer at once, or --with aiperf from a machine with free processors",
+    )

@@ -1,0 +1,94 @@
+"""Sends requests to a running stack, so many at the same time, and keeps every answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from stackctl.machine.stream import Exchange, Streams
+from stackctl.observe.bench.reply import Reply, read
+from stackctl.values.bench import Shape
+
+_PATH = "/v1/chat/completions"
+_TICK_S = 0.2
+
+
+@dataclass
+class Measured:
+    """One cell while it is measured: what came back so far."""
+
+    shape: Shape
+    planned: int
+    replies: list[Reply] = field(default_factory=list)
+    began: float = 0.0
+    ended: float = 0.0
+
+    @property
+    def failed(self) -> list[Reply]:
+        """The requests that failed."""
+        return [reply for reply in self.replies if reply.error is not None]
+
+
+def body(served_name: str, prompt: str, output_tokens: int) -> bytes:
+    """A request for a streamed completion of exactly so many tokens, where the engine knows
+    ``ignore_eos`` (llama.cpp and vLLM do)."""
+    return msgspec.json.encode(
+        {
+            "model": served_name,
+            "messages": [{"role": "user", "content": prompt}],
+            "max_tokens": output_tokens,
+            "ignore_eos": True,
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+    )
+
+
+def measure(
+    streams: Streams,
+    measured: Measured,
+    bodies: Sequence[bytes],
+    *,
+    timeout_s: float,
+    tick: Callable[[], None],
+) -> None:
+    """Send the requests of a cell, a new one whenever one has ended, and collect the answers.
+
+    Stops early when the first ones all fail: one of each stream. What an interrupt leaves in
+    ``measured`` is whole.
+    """
+    waiting = list(reversed(list(enumerate(bodies))))
+    measured.began = measured.ended = time.perf_counter()
+
+    def take(exchange: Exchange) -> None:
+        measured.replies.append(read(exchange))
+        measured.ended = max(measured.ended, exchange.ended)
+
+    told = 0.0
+    while waiting or len(streams):
+        while waiting and len(streams) < measured.shape.concurrency:
+            number, content = waiting.pop()
+            failed = streams.post(_PATH, content, number)
+            if failed is not None:
+                take(failed)
+            if _hopeless(measured):
+                waiting.clear()
+        for exchange in streams.ended(_TICK_S):
+            take(exchange)
+        for exchange in streams.cut(timeout_s):
+            exchange.error = f"no end within {timeout_s:.0f} s"
+            take(exchange)
+        if _hopeless(measured):
+            waiting.clear()
+        if (now := time.perf_counter()) - told >= _TICK_S:
+            told = now
+            tick()
+
+
+def _hopeless(measured: Measured) -> bool:
+    replies = measured.replies
+    return len(replies) >= measured.shape.concurrency and len(measured.failed) == len(replies)

@@ -1,0 +1,81 @@
+"""Prompts of a given number of tokens that no cache has seen, or that share a prefix."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+
+#: Common words, of one token in most vocabularies.
+_TEXT = (
+    "time year people way day man thing woman life child world school state family student group "
+    "country problem hand part place case week company system program question work government "
+    "number night point home water room mother area money story fact month lot right study book "
+    "eye job word business issue side kind head house service friend father power hour game line "
+    "end member law car city community name president team minute idea kid body information back "
+    "parent face others level office door health person art war history party result change "
+    "morning reason research girl guy moment air teacher force education"
+)
+_WORDS = _TEXT.split()
+#: Tokens of a request with a shared prefix that are its own: a question after a long system prompt.
+OWN_TOKENS = 32
+_ATTEMPTS = 12
+#: What a word costs at most in usual vocabularies, where nobody counts.
+_TOKENS_A_WORD = 1.05
+
+Count = Callable[[str], int | None]
+
+
+class Prompts:
+    """Makes texts of random words. ``count`` asks the engine's tokenizer; ``overhead`` is what the
+    chat template adds to a text, in tokens."""
+
+    def __init__(self, count: Count, *, overhead: int = 0, seed: int | None = None) -> None:
+        """A seed makes the same prompts again; without one none is ever like another."""
+        self._count = count
+        self._random = random.Random(seed)
+        self.overhead = overhead
+        #: Tokens a word, as learned from usage where there is no tokenizer.
+        self.tokens_a_word = _TOKENS_A_WORD
+
+    def unique(self, tokens: int) -> str:
+        """A prompt of so many tokens, the template's included, that starts like no other."""
+        return self._text("", max(1, tokens - self.overhead))
+
+    def prefix(self, tokens: int) -> str:
+        """The shared start of prompts of so many tokens."""
+        return self._text("", max(1, tokens - self.overhead - OWN_TOKENS))
+
+    def after(self, prefix: str, tokens: int) -> str:
+        """A prompt of so many tokens that begins with a prefix and ends like no other."""
+        return self._text(prefix, max(1, tokens - self.overhead))
+
+    def _text(self, start: str, tokens: int) -> str:
+        """Words after a start, as many tokens in all, corrected by the tokenizer's count."""
+        counted = self._count(start) if start else 0
+        begun = len(start.split()) * self.tokens_a_word if counted is None else counted
+        words = self._words(max(1, round((tokens - begun) / self.tokens_a_word)))
+        tail = ""
+        for _ in range(_ATTEMPTS):
+            text = " ".join((start, *words) if start else words) + tail
+            counted = self._count(text)
+            if counted is None or counted == tokens:
+                break
+            a_word = max(1.0, (counted - begun) / len(words))
+            missing = tokens - counted
+            if missing >= a_word:
+                words += self._words(int(missing / a_word))
+            elif missing > 0:
+                # Less than a word: a letter is a token of its own, with its space or without.
+                tail += "a" if tail else " a"
+            elif tail == " a":
+                tail = "a"
+            elif len(words) > 1:
+                del words[max(1, len(words) - math.ceil(-missing / a_word)) :]
+                tail = ""
+            else:
+                words = self._words(1)
+        return text
+
+    def _words(self, count: int) -> list[str]:
+        return self._random.choices(_WORDS, k=count)

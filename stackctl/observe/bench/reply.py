@@ -1,0 +1,172 @@
+"""What a streamed completion says, and when: from pieces of HTTP to moments of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from stackctl.machine.stream import Exchange
+
+#: What of a message counts as output, as engines name it.
+_TEXTS = ("content", "reasoning_content", "reasoning")
+_MOST_SAID = 200
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """A completion. Moments are seconds since the request began: ``moments`` of each piece with
+    content, reasoning or a tool call, ``finished_s`` of the last token, ``ended_s`` of the end.
+
+    Tokens are the server's own count (usage); None where it gives none. ``timings`` are the speeds
+    that llama-server tells of the same request. ``error``: it failed, and why.
+    """
+
+    began: float
+    ended_s: float
+    moments: tuple[float, ...] = ()
+    finished_s: float | None = None
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    output_tokens: int | None = None
+    finish: str | None = None
+    timings: dict[str, float] = {}
+    error: str | None = None
+
+    @property
+    def ttft_s(self) -> float | None:
+        """Seconds to the first piece of output; None when there is none."""
+        return self.moments[0] if self.moments else None
+
+
+def read(exchange: Exchange) -> Reply:
+    """The completion in an exchange; one that failed or broke off has an error."""
+    seen: dict[str, Any] = {"moments": [], "timings": {}}
+    error, done = exchange.error, False
+    try:
+        status, lines = _http(exchange.pieces)
+        if status != 200:
+            rest = b" ".join(line for _, line in lines)
+            error = f"HTTP {status}: {_said(rest)}" if status else error or "no answer"
+            lines = iter(())
+        for moment, line in lines:
+            if not line.startswith(b"data:"):
+                continue
+            data = line[5:].strip()
+            done = done or data == b"[DONE]"
+            if not done:
+                problem = _event(msgspec.json.decode(data), moment - exchange.began, seen)
+                error = error or problem
+    except (ValueError, TypeError, AttributeError) as failure:
+        error = error or f"not understood: {failure}"
+    if not done and error is None:
+        error = "the stream broke off"
+    return Reply(
+        began=exchange.began,
+        ended_s=exchange.ended - exchange.began,
+        moments=tuple(seen.pop("moments")),
+        error=error,
+        **seen,
+    )
+
+
+def _event(event: Any, moment: float, seen: dict[str, Any]) -> str | None:
+    """Take one event in; what it says is wrong."""
+    if event.get("error") is not None:
+        told = event["error"]
+        text = told.get("message") if isinstance(told, dict) else told
+        return f"error in the stream: {str(text)[:_MOST_SAID]}"
+    for choice in event.get("choices") or ():
+        delta = choice.get("delta") or {}
+        if any(delta.get(name) for name in (*_TEXTS, "tool_calls")):
+            seen["moments"].append(moment)
+        if choice.get("finish_reason"):
+            # Also a token without text of its own (part of a sign) ends here.
+            seen["finish"], seen["finished_s"] = choice["finish_reason"], moment
+    usage = event.get("usage")
+    if usage:
+        seen["prompt_tokens"] = _count(usage.get("prompt_tokens"))
+        seen["output_tokens"] = _count(usage.get("completion_tokens"))
+        details = usage.get("prompt_tokens_details") or {}
+        seen["cached_tokens"] = _count(details.get("cached_tokens"))
+    timings = event.get("timings")
+    if isinstance(timings, dict):
+        numbers = {k: float(v) for k, v in timings.items() if isinstance(v, int | float)}
+        seen["timings"] = numbers
+    return None
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and value >= 0 else None
+
+
+def _said(raw: bytes) -> str:
+    """The message in the body of an error."""
+    text = raw.decode("utf-8", "replace").strip()
+    try:
+        told = msgspec.json.decode(raw)["error"]
+        text = str(told["message"] if isinstance(told, dict) else told)
+    except (ValueError, TypeError, KeyError):
+        pass
+    return " ".join(text.split())[:_MOST_SAID] or "no word about it"
+
+
+def _http(
+    pieces: Sequence[tuple[float, bytes]],
+) -> tuple[int, Iterator[tuple[float, bytes]]]:
+    """The status of an HTTP/1.1 answer (0: there is none), and the lines of its body, each with the
+    moment at which its end arrived."""
+    head, rest, at = b"", b"", 0
+    for number, (_, data) in enumerate(pieces):
+        head += data
+        if b"\r\n\r\n" in head:
+            head, _, rest = head.partition(b"\r\n\r\n")
+            at = number
+            break
+    else:
+        return 0, iter(())
+    first, *fields = head.split(b"\r\n")
+    words = first.split(None, 2)
+    if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not words[1].isdigit():
+        return 0, iter(())
+    chunked = any(
+        name.strip().lower() == b"transfer-encoding" and b"chunked" in value.lower()
+        for name, _, value in (field.partition(b":") for field in fields)
+    )
+    body: Iterator[tuple[float, bytes]] = iter(((pieces[at][0], rest), *pieces[at + 1 :]))
+    return int(words[1]), _lines(_chunks(body) if chunked else body)
+
+
+def _chunks(pieces: Iterator[tuple[float, bytes]]) -> Iterator[tuple[float, bytes]]:
+    """The body without the frames of a chunked transfer (RFC 9112, 7.1)."""
+    waiting, left = b"", 0
+    for moment, data in pieces:
+        waiting += data
+        while waiting:
+            if left > 2:
+                part, waiting = waiting[: left - 2], waiting[left - 2 :]
+                left -= len(part)
+                yield moment, part
+            elif left:
+                if len(waiting) < left:
+                    break
+                waiting, left = waiting[left:], 0
+            else:
+                size, found, after = waiting.partition(b"\r\n")
+                if not found:
+                    break
+                length = int(size.split(b";")[0], 16)
+                if length == 0:
+                    return
+                waiting, left = after, length + 2
+
+
+def _lines(pieces: Iterator[tuple[float, bytes]]) -> Iterator[tuple[float, bytes]]:
+    waiting = b""
+    for moment, data in pieces:
+        *whole, waiting = (waiting + data).split(b"\n")
+        for line in whole:
+            yield moment, line.rstrip(b"\r")
+        last = moment
+    if waiting:
+        yield last, waiting

@@ -1,0 +1,322 @@
+"""Measures a running stack: warm-up, cell by cell, and what was measured until an interrupt."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from stackctl.deploy import door
+from stackctl.deploy.context import Context
+from stackctl.deploy.transaction import installed_generation, not_running
+from stackctl.engines import engine as find_engine
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.health import endpoint
+from stackctl.machine import http
+from stackctl.machine.stream import Streams
+from stackctl.observe.bench import figures, load, matrix
+from stackctl.observe.bench.aiperf import Aiperf
+from stackctl.observe.bench.judge import describe, judge
+from stackctl.observe.bench.limits import limits
+from stackctl.observe.bench.load import Measured
+from stackctl.observe.bench.prompts import OWN_TOKENS, Prompts
+from stackctl.observe.bench.reply import Reply
+from stackctl.observe.bench.statistics import quantile
+from stackctl.observe.status import url
+from stackctl.quantity import format_duration
+from stackctl.state.generations import now
+from stackctl.values.bench import BenchReport, Client, Sample, Shape
+from stackctl.values.generation import Generation
+from stackctl.values.profile import Slo
+
+#: The first request of an engine, which is not measured, and the second, which gives the pace.
+_COLD, _PACE = Shape(prompt_tokens=64, output_tokens=8), Shape(prompt_tokens=256, output_tokens=64)
+#: A client that takes more of a processor, or reads later than this share of a gap, sets the pace.
+_BUSY, _LATE = 0.7, 1.0
+_TOKENIZER_S = 30
+
+
+@dataclass(frozen=True)
+class Run:
+    """A report and every request that it is made of. ``interrupted``: by the user."""
+
+    report: BenchReport
+    samples: tuple[Sample, ...]
+    interrupted: bool = False
+
+
+@dataclass
+class _Pace:
+    """What one request is expected to take, corrected by what the cells before took."""
+
+    prefill_tok_s: float
+    decode_tok_s: float
+    correction: float = 1.0
+
+    def seconds(self, shape: Shape) -> float:
+        """One request of a cell, its share of those at the same time included."""
+        computed = OWN_TOKENS if shape.cached else shape.prompt_tokens
+        prompt = computed * shape.concurrency / self.prefill_tok_s
+        return (prompt + shape.output_tokens / self.decode_tok_s) * self.correction
+
+
+class Bench:
+    """One measurement of one generation."""
+
+    def __init__(
+        self,
+        context: Context,
+        generation: Generation,
+        wish: matrix.Wish,
+        *,
+        slo: Slo | None,
+        timeout_s: float,
+        aiperf: str | None = None,
+    ) -> None:
+        """Judge by ``slo``. ``timeout_s`` is what one request may take; ``aiperf`` a program that
+        sends them.
+
+        Raises:
+            StackctlError: exit 3 when it does not run, 2 when a length does not fit its context.
+        """
+        self._context, self._generation, self._wish = context, generation, wish
+        self._timeout_s = timeout_s
+        self._plan, self._slo = generation.plan, slo if slo is not None and slo.asks else None
+        self._key = door.key(context, generation)
+        self._aiperf = Aiperf(aiperf, url(generation), self._key) if aiperf else None
+        self._limits = limits(generation)
+        self._shapes = matrix.shapes(wish, self._limits, self._slo)
+        self._engine = find_engine(self._plan.engine)
+        self._cells: list[Measured] = []
+        self._began = time.perf_counter()
+        self._prompts = Prompts(self._count)
+        self._tokenizer = True
+        self._require_running()
+
+    def run(self) -> Run:
+        """Measure all cells, or those that an interrupt leaves time for.
+
+        Raises:
+            StackctlError: nothing answers, or the stack was changed meanwhile.
+            KeyboardInterrupt: before anything was measured.
+        """
+        interrupted = False
+        with Streams(url(self._generation), key=self._key) as streams:
+            try:
+                self._measure(streams)
+            except KeyboardInterrupt:
+                self._cells = [cell for cell in self._cells if cell.replies]
+                if not any(len(cell.replies) > len(cell.failed) for cell in self._cells):
+                    raise
+                interrupted = True
+        current = installed_generation(self._context, self._generation.stack)
+        if current.number != self._generation.number:
+            raise StackctlError(
+                f"generation {self._generation.number} was replaced by {current.number} while it "
+                "was measured: the figures are of neither",
+                hint=f"stackctl bench {self._generation.stack}",
+            )
+        return self._run(streams, interrupted)
+
+    def _measure(self, streams: Streams) -> None:
+        pace = self._warm_up(streams)
+        asked = {shape: self._requests(shape, pace) for shape in self._shapes}
+        expected = sum(self._seconds(shape, n, pace) for shape, n in asked.items())
+        self._context.report.step(
+            "bench", f"{len(self._shapes)} cells, {sum(asked.values())} requests, about "
+            f"{format_duration(expected)}",
+        )  # fmt: skip
+        level = 1
+        for number, shape in enumerate(self._shapes):
+            if shape.concurrency > level:
+                level = shape.concurrency
+                self._warm(streams, shape.concurrency)
+            texts = self._texts(streams, shape, asked[shape])
+            cell = Measured(shape, asked[shape])
+            self._cells.append(cell)
+            rest = sum(self._seconds(s, asked[s], pace) for s in self._shapes[number + 1 :])
+            self._measure_cell(streams, cell, texts, pace, rest)
+            if cell.replies and len(cell.failed) == len(cell.replies):
+                self._context.report.warn(f"stopped: {cell.failed[0].error}")
+                return
+            took, thought = cell.ended - cell.began, self._seconds(shape, asked[shape], pace)
+            if took > 0 and thought > 0:
+                pace.correction *= (took / thought) ** 0.5
+
+    def _measure_cell(
+        self, streams: Streams, cell: Measured, texts: Sequence[str], pace: _Pace, rest: float
+    ) -> None:
+        head = f"{len(self._cells)} of {len(self._shapes)}: {describe(cell.shape)}"
+        whole = self._seconds(cell.shape, cell.planned, pace)
+
+        def tick() -> None:
+            here = max(0.0, whole - (time.perf_counter() - cell.began))
+            self._context.report.progress(
+                "bench", f"{head}  ·  {format_duration(here + rest)} left",
+                elapsed_s=time.perf_counter() - self._began,
+            )  # fmt: skip
+
+        cell.began = time.perf_counter()
+        tick()
+        name = self._plan.served_name
+        if self._aiperf is not None:
+            most = self._timeout_s * (cell.planned / cell.shape.concurrency + 1)
+            self._aiperf.measure(cell, texts, name, timeout_s=most)
+            return
+        bodies = [load.body(name, text, cell.shape.output_tokens) for text in texts]
+        load.measure(streams, cell, bodies, timeout_s=self._timeout_s, tick=tick)
+
+    def _seconds(self, shape: Shape, count: int, pace: _Pace) -> float:
+        return pace.seconds(shape) * count / shape.concurrency
+
+    def _requests(self, shape: Shape, pace: _Pace) -> int:
+        seconds = pace.seconds(shape)
+        return matrix.requests(self._wish, shape, seconds=seconds, cells=len(self._shapes))
+
+    def _warm_up(self, streams: Streams) -> _Pace:
+        """Ask twice: the first answer tells what the chat template adds, the second how fast."""
+        self._context.report.progress("bench", "warm-up")
+        text = self._prompts.unique(_COLD.prompt_tokens)
+        counted = self._count(text)
+        first = self._ask(streams, text, _COLD.output_tokens)
+        if first.prompt_tokens is not None:
+            if counted is None:
+                self._prompts.tokens_a_word = first.prompt_tokens / len(text.split())
+            else:
+                self._prompts.overhead = max(0, first.prompt_tokens - counted)
+        reply = self._ask(
+            streams, self._prompts.unique(_PACE.prompt_tokens), _PACE.output_tokens
+        )  # fmt: skip
+        if counted is None and reply.prompt_tokens and first.prompt_tokens:
+            # Two lengths tell what a word costs apart from the template.
+            self._learn(first.prompt_tokens, reply.prompt_tokens, text)
+        ttft = reply.ttft_s or reply.ended_s
+        speed = figures.generation_tok_s(reply)
+        return _Pace(
+            prefill_tok_s=(reply.prompt_tokens or _PACE.prompt_tokens) / max(ttft, 1e-3),
+            decode_tok_s=speed or _PACE.output_tokens / max(reply.ended_s, 1e-3),
+        )
+
+    def _learn(self, short: int, long: int, text: str) -> None:
+        words = len(text.split())
+        more = max(1, round(_PACE.prompt_tokens / self._prompts.tokens_a_word)) - words
+        if more > 0 and long > short:
+            self._prompts.tokens_a_word = (long - short) / more
+            self._prompts.overhead = max(0, round(short - words * self._prompts.tokens_a_word))
+
+    def _warm(self, streams: Streams, concurrency: int) -> None:
+        """So many at once for the first time: some engines prepare for that."""
+        content = self._prompts.unique(_COLD.prompt_tokens)
+        bodies = [load.body(self._plan.served_name, content, _COLD.output_tokens)] * concurrency
+        shape = Shape(prompt_tokens=1, output_tokens=1, concurrency=concurrency)
+        warm = Measured(shape, concurrency)
+        load.measure(streams, warm, bodies, timeout_s=self._timeout_s, tick=lambda: None)
+
+    def _ask(self, streams: Streams, text: str, output_tokens: int) -> Reply:
+        cell = Measured(_COLD, 1)
+        body = load.body(self._plan.served_name, text, output_tokens)
+        load.measure(streams, cell, [body], timeout_s=self._timeout_s, tick=lambda: None)
+        (reply,) = cell.replies
+        if reply.error is not None:
+            raise StackctlError(
+                f"{self._generation.stack} does not answer: {reply.error}",
+                hint=f"stackctl check {self._generation.stack}",
+            )
+        return reply
+
+    def _texts(self, streams: Streams, shape: Shape, count: int) -> list[str]:
+        self._context.report.progress("bench", f"making {count} prompts")
+        make: Callable[[], str]
+        if shape.cached:
+            prefix = self._prompts.prefix(shape.prompt_tokens)
+
+            def make() -> str:
+                return self._prompts.after(prefix, shape.prompt_tokens)
+
+            self._ask(streams, make(), 1)  # which puts the prefix into the cache
+        else:
+
+            def make() -> str:
+                return self._prompts.unique(shape.prompt_tokens)
+
+        return [make() for _ in range(count)]
+
+    def _count(self, text: str) -> int | None:
+        """Tokens of a text by the engine's own tokenizer; None where it has no such endpoint."""
+        if not self._tokenizer:
+            return None
+        path, body = self._engine.tokenizing(text, self._plan.served_name)
+        base = endpoint.base_url(self._plan.listens)
+        answer = http.post(base + path, body, timeout_s=_TOKENIZER_S)
+        if isinstance(answer, http.Answer) and answer.status == 200:
+            tokens = answer.json.get("tokens") if isinstance(answer.json, dict) else None
+            if isinstance(tokens, list):
+                return len(tokens)
+        self._tokenizer = False
+        return None
+
+    def _require_running(self) -> None:
+        stack, service = self._generation.stack, self._generation.units.service
+        state = self._context.systemd.show(service, "ActiveState")["ActiveState"]
+        if state != "active":
+            raise not_running(stack)
+        alive = endpoint.liveness(self._plan.listens, self._engine.health_path)
+        if alive != "ready":
+            raise StackctlError(
+                f"{stack} is not ready: {alive}",
+                hint=f"stackctl status {stack}",
+                exit_code=ExitCode.FAILED if alive == "failing" else ExitCode.NOT_RUNNING,
+            )
+        if endpoint.busy(self._plan.listens, self._engine.running_metrics):
+            self._context.report.warn(
+                f"{stack} works on other requests: the figures are those of a shared engine"
+            )
+
+    def _run(self, streams: Streams, interrupted: bool) -> Run:
+        plan, generation = self._plan, self._generation
+        parameters = plan.model.parameters
+        cells = tuple(
+            figures.cell(cell, slo=self._slo, parameters=parameters) for cell in self._cells
+        )
+        samples = tuple(
+            figures.sample(reply, number, self._began)
+            for number, cell in enumerate(self._cells)
+            for reply in cell.replies
+        )
+        gaps = [cell.itl_ms.p50 for cell in cells if cell.itl_ms]
+        client = None if self._aiperf else _client(streams, min(gaps, default=None))
+        done = len(self._cells) == len(self._shapes)
+        whole = done and all(len(cell.replies) == cell.planned for cell in self._cells)
+        report = BenchReport(
+            results=judge(
+                cells, self._slo, slots=self._limits.slots, source="this run", client=client
+            ),
+            stack=generation.stack,
+            generation=generation.number,
+            when=now(),
+            seconds=time.perf_counter() - self._began,
+            complete=whole and not interrupted,
+            tool="aiperf" if self._aiperf else "stackctl",
+            profile=plan.profile,
+            objective=plan.objective,
+            engine=plan.engine,
+            image_id=generation.image_id,
+            model=plan.model.name or plan.served_name,
+            parameters=parameters,
+            lengths="tokenizer" if self._tokenizer else "estimated",
+            slo=self._slo,
+            client=client,
+            cells=cells,
+        )
+        return Run(report, samples, interrupted)
+
+
+def _client(streams: Streams, gap_ms: float | None) -> Client:
+    """Whether the client kept up: its processor time, and how late it read what had arrived.
+
+    Moments are the kernel's, so lateness does no harm until pieces wait for each other.
+    """
+    lag = quantile(streams.lags, 0.99) * 1000 if streams.lags else None
+    late = lag is not None and gap_ms is not None and lag > _LATE * gap_ms
+    share = streams.cpu_share
+    return Client(cpu_share=share, lag_ms_p99=lag, limited=late or share > _BUSY)

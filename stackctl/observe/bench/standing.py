@@ -1,0 +1,73 @@
+"""How a running stack stands to its SLO: by its last measurement, and by its engine's counts."""
+
+from __future__ import annotations
+
+from stackctl.deploy.context import Context
+from stackctl.observe import looks
+from stackctl.observe.bench.judge import judge, judged, latency, percent
+from stackctl.observe.bench.limits import limits
+from stackctl.state.benches import Benches
+from stackctl.values.generation import Generation
+from stackctl.values.metrics import EngineMetrics
+from stackctl.values.profile import Slo
+from stackctl.values.result import Result
+
+#: Seconds that the engine has to tell its numbers.
+_ANSWER_S = 5
+#: So few observations are no 95th percentile.
+_FEWEST = 20
+
+
+def standing(context: Context, generation: Generation, slo: Slo | None) -> tuple[Result, ...]:
+    """Results for each objective of an SLO: ``slo-NAME`` by the latest measurement of this
+    generation, ``slo-NAME-engine`` by the engine's histograms and counters since it started, where
+    it has them. Raises StackctlError when the measurements cannot be read."""
+    if slo is None or not slo.asks:
+        return (Result(name="slo", status="info", actual="the profile has none"),)
+    latest = Benches(context.paths.state).latest(generation.stack, generation.number)
+    found: list[Result] = []
+    if latest is None:
+        found.append(
+            Result(
+                name="slo",
+                status="warn",
+                expected="a measurement",
+                actual=f"generation {generation.number} was not measured yet",
+                remedy=f"stackctl bench {generation.stack} --quick",
+            )
+        )
+    else:
+        source = f"bench {latest.id} of {latest.when}"
+        cells = [cell for cell in latest.cells if cell.requests > cell.failed]
+        rows = judge(cells, slo, slots=limits(generation).slots, source=source)
+        found += [row for row in rows if row.name.startswith("slo-")]
+    metrics, _ = looks.scrape(generation, timeout_s=_ANSWER_S)
+    if metrics is not None:
+        found += by_engine(metrics, slo)
+    return tuple(found)
+
+
+def by_engine(metrics: EngineMetrics, slo: Slo) -> list[Result]:
+    """The objectives that an engine's own metrics can judge, over all requests since it started:
+    also over prompts of other lengths than the SLO's."""
+    found = []
+    for name, histogram, allowed, scale, unit in (
+        ("slo-ttft-engine", metrics.ttft, slo.ttft_s, 1.0, "s"),
+        ("slo-itl-engine", metrics.itl, slo.itl_ms, 1000.0, "ms"),
+    ):
+        if histogram is None or allowed is None or histogram.count < _FEWEST:
+            continue
+        if (value := histogram.quantile(0.95)) is None:
+            continue
+        source = f"the engine's histogram, {histogram.count:,.0f} values since it started"
+        found.append(latency(name, allowed, value * scale, unit, source=source))
+    hits, lookups = metrics.prefix_hits, metrics.prefix_queries
+    if slo.min_prefix_hits is not None and hits is not None and lookups:
+        source = f"{lookups:,.0f} prompt tokens since the engine started, those of benches too"
+        found.append(
+            judged(
+                "slo-prefix-engine", slo.min_prefix_hits, hits / lookups, percent, source=source,
+                most=False,
+            )
+        )  # fmt: skip
+    return found

@@ -1,0 +1,93 @@
+"""Gathers what a diagnosis needs of a running stack; the rules are in stackctl.diagnose."""
+
+from __future__ import annotations
+
+import time
+
+from stackctl.deploy.context import Context
+from stackctl.diagnose import diagnose
+from stackctl.diagnose.reading import read_log
+from stackctl.diagnose.stillness import HANG_S, stands_still
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.observe import looks, processes
+from stackctl.probe.gpunow import gpus_now
+from stackctl.values.diagnosis import DiagnoseReport, Evidence
+from stackctl.values.generation import Generation
+
+#: Seconds between two looks: some tokens of a slow model.
+_WATCH_S = 5.0
+#: The most lines of a log that are read: a day of vLLM's, hours of a busy llama-server's.
+_MOST_LINES = 50000
+#: A batch of a long prompt may keep llama-server longer from telling its numbers; that is noted.
+_PATIENCE_S = 5.0
+
+
+def report(context: Context, generation: Generation, *, since_s: float) -> DiagnoseReport:
+    """Findings about a stack that runs. Raises StackctlError (exit 3) when it does not."""
+    evidence = gather(context, generation, since_s=since_s)
+    return report_of(evidence, source=None)
+
+
+def report_of(evidence: Evidence, *, source: str | None) -> DiagnoseReport:
+    """The findings of some evidence, as a document."""
+    log, plan = evidence.log, evidence.plan
+    return DiagnoseReport(
+        stack=evidence.stack,
+        source=source,
+        engine=plan.engine if plan else log.engine if log else None,
+        windows=len(log.windows) if log else 0,
+        requests=len(log.requests) if log else 0,
+        results=diagnose(evidence),
+    )
+
+
+def gather(context: Context, generation: Generation, *, since_s: float) -> Evidence:
+    """All there is to know of a running engine. It is watched for some seconds while it works, and
+    longer while it seems to stand still."""
+    plan, machine = generation.plan, context.machine
+    unit = looks.unit(context, generation)
+    if unit.get("ActiveState") != "active":
+        raise StackctlError(
+            f"{generation.stack} does not run (its unit is {unit.get('ActiveState')})",
+            hint=f"stackctl status {generation.stack} tells why; its log alone: "
+            f"stackctl logs {generation.stack} -n 10000 | stackctl diagnose --log -",
+            exit_code=ExitCode.NOT_RUNNING,
+        )
+    first = looks.look(context, generation, timeout_s=_PATIENCE_S)
+    last = first
+    if first.late or (first.metrics is not None and (first.metrics.running or 0) > 0):
+        last = _watch(context, generation, first)
+    pids = looks.pids(context, unit)
+    passed_s = last.at_s - first.at_s
+    allowed = processes.allowed_cpus(machine, pids[0]) if pids else None
+    several_nodes = len(generation.host.cpu.numa) > 1
+    return Evidence(
+        stack=generation.stack,
+        profile=plan.profile,
+        log=read_log(looks.log_lines(context, generation, time.time() - since_s, _MOST_LINES)),
+        before=first.metrics if passed_s else None,
+        now=last.metrics,
+        interval_s=passed_s or None,
+        late=last.late,
+        plan=plan,
+        slo=generation.profile.slo if generation.profile else None,
+        asked=generation.asked,
+        cpu=processes.cpu_time(first.threads, last.threads, passed_s, allowed)
+        if passed_s
+        else None,
+        pages=processes.pages(machine, pids) if several_nodes else (),
+        pids=pids,
+        gpus=gpus_now(machine) if plan.placement.gpus else (),
+    )
+
+
+def _watch(context: Context, generation: Generation, first: looks.Look) -> looks.Look:
+    """A second look, and more of them while nothing moves: up to the time that makes a hang."""
+    while True:
+        context.report.progress("watch", "its counters", elapsed_s=time.monotonic() - first.at_s)
+        time.sleep(_WATCH_S)
+        now = looks.look(context, generation, timeout_s=_PATIENCE_S)
+        if first.metrics is None or now.metrics is None:
+            return now
+        if now.at_s - first.at_s >= HANG_S or not stands_still(first.metrics, now.metrics):
+            return now

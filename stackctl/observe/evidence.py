@@ -1,0 +1,352 @@
+"""Gathers what can be seen of a running stack: from the kernel, systemd, Podman and the engine."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from stackctl.deploy import door
+from stackctl.deploy.context import Context
+from stackctl.engines import engine as find_engine
+from stackctl.engines import mounts
+from stackctl.errors import StackctlError
+from stackctl.health import endpoint
+from stackctl.machine import podman, ports
+from stackctl.machine.files import Machine
+from stackctl.observe import procfs
+from stackctl.observe.drift import drift
+from stackctl.observe.watch import watch
+from stackctl.probe.nvml import Nvml
+from stackctl.probe.reading import Reader
+from stackctl.units.door import door_container
+from stackctl.units.render import log_identifier
+from stackctl.values.evidence import (
+    DoorSeen,
+    Evidence,
+    GpuUse,
+    Listening,
+    Missing,
+    ModelFileSeen,
+    Owner,
+)
+from stackctl.values.generation import Fact, Generation
+from stackctl.values.host import UNLIMITED
+
+_LOG_LINES = 3000
+#: The journal has a start's first lines a little before its process began.
+_EARLIER_S = 2.0
+#: Variables that engines and their libraries read; others change nothing in them.
+_READ_BY_ENGINES = ("LLAMA_", "GGML_", "VLLM_", "OMP_", "GOMP_", "KMP_", "CUDA_", "HF_", "TORCH")
+_CGROUPS = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
+#: All that an engine has open is a few hundred files.
+_MOST_SOCKETS = 10_000
+
+
+@dataclass
+class Notes:
+    """What could not be read, as it turns up."""
+
+    missing: list[Missing] = field(default_factory=list)
+
+    def lacks(self, what: str, why: str) -> None:
+        """Note it, once."""
+        if all(one.what != what for one in self.missing):
+            self.missing.append(Missing(what=what, why=why))
+
+
+def gather(
+    context: Context, generation: Generation, unit: Mapping[str, str], container: podman.Container
+) -> Evidence:
+    """All that can be seen of a generation whose container runs; takes about a second.
+
+    ``unit`` are systemd's properties of its service (MainPID, NRestarts, and those of drift).
+    The engine is asked for a few short completions, on its own port.
+    """
+    machine, notes, pid, plan = context.machine, Notes(), container.pid, generation.plan
+    stats = procfs.processes(machine)
+    engine_pids = procfs.tree(stats, pid)
+    names = (door_container(generation.stack),) if generation.door is not None else ()
+    doors = [procfs.tree(stats, one.pid) for one in podman.inspect(names).values() if one.pid]
+    door_pids = tuple(pid for pids in doors for pid in pids)
+    seen = watch(machine, plan, engine_pids, frozenset((*engine_pids, *door_pids)))
+    is_model = procfs.below([inside for _, inside in mounts.mounts(plan.model)])
+    environment, unplanned = _environment(machine, generation, container, notes)
+    cpuset_cpus, cpuset_mems, controller = cpuset(machine, pid)
+    started = _started(machine, stats.get(pid))
+    status = procfs.pairs(machine.read(f"/proc/{pid}/status"))
+    restarts = unit.get("NRestarts", "")
+    argv = procfs.words(machine.read(f"/proc/{pid}/cmdline"))
+    if argv is None:
+        notes.lacks("argv", _why(machine, pid, "cmdline"))
+    processes = tuple(procfs.memory(machine, stats[one], is_model) for one in engine_pids)
+    seen_of = {
+        ("numa", "numa_maps"): any(one.pages for one in processes),
+        ("memory", "smaps_rollup"): any(one.own_bytes is not None for one in processes),
+        ("threads", "task"): bool(seen.threads),
+    }
+    for (what, name), found in seen_of.items():
+        if not found:
+            notes.lacks(what, _why(machine, pid, name))
+    url = endpoint.base_url(plan.listens)
+    return Evidence(
+        pid=pid,
+        started=started,
+        argv=argv,
+        environment=environment,
+        unplanned=unplanned,
+        by_unit=_by_unit(machine, generation, stats.get(pid), unit.get("MainPID", "")),
+        drift=drift(context, generation, unit, 0),
+        processes=processes,
+        threads=seen.threads,
+        watched=seen.did,
+        watched_s=seen.seconds,
+        mems=status.get("Mems_allowed_list"),
+        cpuset_cpus=cpuset_cpus,
+        cpuset_mems=cpuset_mems,
+        cpuset_controller=controller,
+        memlock_bytes=memlock(machine.read(f"/proc/{pid}/limits")),
+        hugepages=_chosen(machine.read("/sys/kernel/mm/transparent_hugepage/enabled")),
+        listening=listening(machine, generation, pid, engine_pids, door_pids, notes),
+        files=model_files(machine, generation, pid, notes),
+        neighbours=seen.neighbours,
+        gpus=_gpus(machine, generation, engine_pids, notes),
+        image_id=container.image_id or None,
+        restarts=int(restarts) if restarts.isdecimal() else None,
+        model=endpoint.model(url, plan.served_name),
+        report=endpoint.report(plan.listens, find_engine(plan.engine).reports),
+        log=_log(context, generation, started, notes),
+        door=_door(context, generation, notes),
+        missing=tuple(notes.missing),
+    )
+
+
+def _why(machine: Machine, pid: int, name: str) -> str:
+    """Why a file of a process gave nothing."""
+    if not machine.glob(f"/proc/{pid}"):
+        return f"process {pid} has ended"
+    return f"the kernel does not show /proc/{pid}/{name} to this user"
+
+
+def _by_unit(
+    machine: Machine, generation: Generation, stat: procfs.Stat | None, main: str
+) -> bool | None:
+    """Whether a process belongs to the unit: a child of its main process (conmon), or that itself,
+    or in its cgroup. None where nothing tells."""
+    if stat is None or not main.isdecimal():
+        return None
+    group = machine.read(f"/proc/{stat.pid}/cgroup") or ""
+    # systemd writes an underscore before a name that a controller's file could have, as "cpu.".
+    inside = re.search(rf"/_?{re.escape(generation.units.service)}(/|$)", group, re.MULTILINE)
+    return int(main) in (stat.pid, stat.parent) or inside is not None
+
+
+def _as_owner(machine: Machine, pid: int, *words: str) -> str | None:
+    """What a command prints in the user name space of this user's containers.
+
+    An image with a user of its own runs as one of the subordinate IDs, whose environment and open
+    files the kernel shows there only (proc(5): the file's owner, and CAP_SYS_PTRACE over it).
+    """
+    if not machine.glob(f"/proc/{pid}"):
+        return None
+    try:
+        done = machine.run(("podman", "unshare", *words))
+    except StackctlError:
+        return None
+    return done.stdout if done.status == 0 else None
+
+
+def _started(machine: Machine, stat: procfs.Stat | None) -> float | None:
+    """When a process began, in seconds since 1970: to a hundredth, as ticks are."""
+    uptime = (machine.read("/proc/uptime") or "").split()
+    if stat is None or not uptime:
+        return None
+    return round(time.time() - (float(uptime[0]) - stat.start_ticks / procfs.TICKS), 2)
+
+
+def _environment(
+    machine: Machine, generation: Generation, container: podman.Container, notes: Notes
+) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+    """Planned variables with their values, and names of those that nobody planned."""
+    path = f"/proc/{container.pid}/environ"
+    texts = procfs.words(machine.read(path) or _as_owner(machine, container.pid, "cat", path))
+    if texts is None:
+        notes.lacks("environment", _why(machine, container.pid, "environ"))
+        return None, ()
+    planned = {text.partition("=")[0] for text in generation.plan.environment}
+    names = [text.partition("=")[0] for text in texts]
+    ours = tuple(text for text in texts if text.partition("=")[0] in planned)
+    read = [n for n in names if n.startswith(_READ_BY_ENGINES) and n not in planned]
+    known = podman.image_environment(generation.image_id) if read else ()
+    return ours, tuple(sorted(name for name in read if name not in known))
+
+
+def cpuset(machine: Machine, pid: int) -> tuple[str | None, str | None, bool | None]:
+    """CPUs and nodes of the cpuset that holds a process, and whether there is such a controller."""
+    lines = (machine.read(f"/proc/{pid}/cgroup") or "").splitlines()
+    path = next((line[3:] for line in lines if line.startswith("0::")), None)
+    root = next((x for x in _CGROUPS if machine.read(f"{x}/cgroup.controllers") is not None), None)
+    if path is None or root is None:
+        return None, None, None
+    folder = f"{root}{path.rstrip('/')}"
+    controllers = machine.read(f"{folder}/cgroup.controllers")
+    cpus, mems = (
+        (machine.read(f"{folder}/cpuset.{name}.effective") or "").strip() or None
+        for name in ("cpus", "mems")
+    )
+    return cpus, mems, None if controllers is None else "cpuset" in controllers.split()
+
+
+def memlock(limits: str | None) -> int | None:
+    """The soft limit on locked memory, of /proc/PID/limits; UNLIMITED where there is none."""
+    line = next((x for x in (limits or "").splitlines() if x.startswith("Max locked memory")), "")
+    value = (line.removeprefix("Max locked memory").split() or [""])[0]
+    return UNLIMITED if value == "unlimited" else int(value) if value.isdecimal() else None
+
+
+def _chosen(text: str | None) -> str | None:
+    """The choice in a file such as ``always [madvise] never``."""
+    return (text or "").partition("[")[2].partition("]")[0] or None
+
+
+def listening(
+    machine: Machine,
+    generation: Generation,
+    pid: int,
+    engine_pids: tuple[int, ...],
+    door_pids: tuple[int, ...],
+    notes: Notes,
+) -> tuple[Listening, ...] | None:
+    """Sockets of the engine and the door, and whoever else has one of their ports."""
+    sockets = ports.sockets(machine, pid)
+    if sockets is None:
+        notes.lacks("ports", _why(machine, pid, "net/tcp"))
+        return None
+    holders: dict[str, tuple[Owner, str]] = {}
+    owners: tuple[tuple[Owner, tuple[int, ...]], ...] = (
+        ("engine", engine_pids), ("door", door_pids),
+    )  # fmt: skip
+    for owner, pids in owners:
+        for one in pids:
+            folder = f"/proc/{one}/fd"
+            links = [machine.link(path) for path in machine.glob(f"{folder}/*")]
+            if not links:
+                words = ("find", folder, "-type", "l", "-printf", "%l\\n")
+                links = [*(_as_owner(machine, one, *words) or "").splitlines()]
+            if not links:
+                notes.lacks("ports", _why(machine, one, "fd"))
+                return None
+            command = (machine.read(f"/proc/{one}/comm") or "").strip() or owner
+            for link in links[:_MOST_SOCKETS]:
+                if link is not None and link.startswith("socket:["):
+                    holders.setdefault(link[8:-1], (owner, f"{command} (process {one})"))
+    meant = {generation.plan.port, generation.plan.listens}
+    found = []
+    for socket in sockets:
+        if socket.inode not in holders:
+            if socket.port not in meant or socket.protocol != "tcp":
+                continue
+            holders[socket.inode] = (
+                "other",
+                str(ports.holder(machine, frozenset((socket.inode,)))),
+            )
+        owner, process = holders[socket.inode]
+        found.append(
+            Listening(
+                protocol=socket.protocol,
+                address=socket.address,
+                port=socket.port,
+                owner=owner,
+                process=process,
+            )
+        )
+    return tuple(dict.fromkeys(found))
+
+
+def model_files(
+    machine: Machine, generation: Generation, pid: int, notes: Notes
+) -> tuple[ModelFileSeen, ...]:
+    """Each file of the model: what its path leads to for us, and for the engine."""
+    model = generation.plan.model
+    places = mounts.mounts(model)
+    maps = machine.read(f"/proc/{pid}/maps") or ""
+    gone = procfs.deleted(maps, procfs.below([inside for _, inside in places]))
+    root = f"/proc/{pid}/root"
+    if machine.state(root) is None:
+        notes.lacks("files", _why(machine, pid, "root"))
+    found = []
+    for file in model.files:
+        inside = _inside(file.path, places)
+        found.append(
+            ModelFileSeen(
+                path=file.path,
+                planned_bytes=file.bytes,
+                now=machine.state(file.path),
+                engine=machine.state(root + inside) if inside is not None else None,
+                deleted=inside in gone,
+            )
+        )
+    return tuple(found)
+
+
+def _inside(path: str, places: tuple[tuple[str, str], ...]) -> str | None:
+    """A file's path in the container; None where it is not below what is mounted."""
+    for source, inside in places:
+        if path == source:
+            return inside
+        if path.startswith(f"{source}/"):
+            return inside + path[len(source) :]
+    return None
+
+
+def _gpus(
+    machine: Machine, generation: Generation, engine_pids: tuple[int, ...], notes: Notes
+) -> tuple[GpuUse, ...] | None:
+    """GPU memory of the engine's processes; None where the plan uses none, or nobody tells."""
+    if not generation.plan.placement.gpus:
+        return None
+    library = Nvml(Reader(machine))
+    readings = library.readings()
+    if readings is None:
+        notes.lacks("gpu", library.error or "the driver does not tell")
+        return None
+    if all(device.processes is None for device in readings.devices):
+        notes.lacks("gpu", "the driver does not tell which processes use the GPU")
+        return None
+    return tuple(
+        GpuUse(gpu=index, pid=process.pid, memory_bytes=process.memory_bytes)
+        for index, device in enumerate(readings.devices)
+        for process in device.processes or ()
+        if process.pid in engine_pids
+    )
+
+
+def _log(
+    context: Context, generation: Generation, started: float | None, notes: Notes
+) -> tuple[Fact, ...]:
+    """What the engine said of itself when it started, else what is stored of that."""
+    identifier = log_identifier(generation.stack, generation.number)
+    try:
+        lines = context.systemd.journal(
+            generation.units.service, identifier,
+            since=(started or time.time()) - _EARLIER_S, lines=_LOG_LINES,
+        )  # fmt: skip
+    except StackctlError as error:
+        lines = []
+        notes.lacks("log", error.message)
+    facts = find_engine(generation.plan.engine).said(lines)
+    if not lines:
+        notes.lacks("log", "the journal shows nothing of this start (or not to this user)")
+    return facts or generation.outcome.report
+
+
+def _door(context: Context, generation: Generation, notes: Notes) -> DoorSeen | None:
+    if generation.door is None:
+        return None
+    try:
+        state, port = door.leads_to(context, generation.stack)
+    except StackctlError as error:
+        notes.lacks("door", error.message)
+        return None
+    return DoorSeen(state=state, port=port)

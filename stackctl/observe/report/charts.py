@@ -1,0 +1,240 @@
+"""Charts as SVG text. Pure.
+
+Colours are the page's CSS classes, so that they follow its light and dark; series differ by marker
+and dash as well, never by colour alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+#: In the units of the viewBox; the page scales it to its width.
+_WIDTH, _HEIGHT = 560, 300
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 16, 14, 46
+_LEGEND_ROW = 20
+#: Series that can be told apart; the page has as many colours.
+MOST_SERIES = 6
+_MARKS = ("circle", "square", "triangle", "diamond", "ring", "cross")
+_DASHES = ("", "7 3", "2 3", "9 3 2 3", "5 5", "1 4")
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points (x, y) of one line, in the order of x; ``band`` the low and high end of each y."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+    band: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Maps values to a place on an axis."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        span = (self.high - self.low) or 1.0
+        return self.start + (value - self.low) / span * (self.end - self.start)
+
+
+def lines(title: str, series: Sequence[Series], *, x_label: str, y_label: str) -> str:
+    """Lines over a number on the x axis, from 0 on the y axis; empty without a point."""
+    drawn = [one for one in series if one.points][:MOST_SERIES]
+    if not drawn:
+        return ""
+    xs = sorted({x for one in drawn for x, _ in one.points})
+    ys = [y for one in drawn for pair in (*one.points, *_ends(one)) for y in pair[1:]]
+    x_low, x_high = xs[0], xs[-1]
+    if x_low == x_high:
+        x_low, x_high = x_low * 0.5, x_high * 1.5 or 1.0
+    y_ticks = ticks(0.0, max(ys))
+    height = _HEIGHT + _LEGEND_ROW * math.ceil(len(drawn) / 2)
+    across = _Scale(x_low, x_high, _LEFT, _WIDTH - _RIGHT)
+    up = _Scale(0.0, y_ticks[-1], _HEIGHT - _BOTTOM, _TOP)
+    parts = [
+        _axes(across, up, xs if len(xs) <= 8 else ticks(x_low, x_high), y_ticks, x_label, y_label)
+    ]
+    for number, one in enumerate(drawn):
+        parts.append(_band(one, number, across, up))
+        parts.append(_line(one, number, across, up))
+        parts.append(_legend(one.name, number))
+    return _svg(title, height, parts)
+
+
+def _ends(one: Series) -> list[tuple[float, float, float]]:
+    return [(0.0, low, high) for low, high in one.band]
+
+
+def histogram(title: str, values: Sequence[float], *, x_label: str) -> str:
+    """How often values of each size came, with p50 and p95; empty for fewer than 8 values."""
+    if len(values) < 8:
+        return ""
+    ordered = sorted(values)
+    # One outlier in a thousand must not press all others into one bar.
+    high = ordered[min(len(ordered) - 1, int(len(ordered) * 0.995))] * 1.02 or 1.0
+    low = min(ordered[0], high)
+    marks = ticks(low if low > high / 3 else 0.0, high)
+    bins = min(40, max(8, round(2 * len(ordered) ** (1 / 3))))
+    width = (marks[-1] - marks[0]) / bins
+    counts = [0] * bins
+    for value in ordered:
+        if value <= marks[-1]:
+            counts[min(bins - 1, int((value - marks[0]) / width))] += 1
+    shares = [100 * count / len(ordered) for count in counts]
+    y_ticks = ticks(0.0, max(shares))
+    across = _Scale(marks[0], marks[-1], _LEFT, _WIDTH - _RIGHT)
+    up = _Scale(0.0, y_ticks[-1], _HEIGHT - _BOTTOM, _TOP)
+    parts = [_axes(across, up, marks, y_ticks, x_label, "% of them")]
+    for number, share in enumerate(shares):
+        if not share:
+            continue
+        left, right = across(marks[0] + number * width), across(marks[0] + (number + 1) * width)
+        label = f"{figure(marks[0] + number * width)}-{figure(marks[0] + (number + 1) * width)}"
+        parts.append(
+            f'<rect class="s0 bar" x="{left + 0.5:.1f}" y="{up(share):.1f}" '
+            f'width="{max(right - left - 1, 0.5):.1f}" height="{up(0) - up(share):.1f}">'
+            f"<title>{escape(label)}: {share:.1f} %</title></rect>"
+        )
+    for text, place in (("p50", 0.5), ("p95", 0.95)):
+        value = ordered[min(len(ordered) - 1, int(place * len(ordered)))]
+        if value <= marks[-1]:
+            parts.append(_mark_line(across(value), text))
+    return _svg(title, _HEIGHT, parts)
+
+
+def _mark_line(x: float, text: str) -> str:
+    right = x < _WIDTH - 60
+    anchor = "start" if right else "end"
+    return (
+        f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>'
+        f'<text x="{x + (4 if right else -4):.1f}" y="{_TOP + 11}" '
+        f'text-anchor="{anchor}">{escape(text)}</text>'
+    )
+
+
+def ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Round numbers that hold ``low`` and ``high`` between them, at most ``most`` + 1 of them."""
+    span = (high - low) or abs(high) or 1.0
+    raw = span / most
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= raw * 0.9999)
+    first = math.floor(low / step + 1e-9)
+    last = max(math.ceil(high / step - 1e-9), first + 1)
+    return [number * step for number in range(first, last + 1)]
+
+
+def figure(value: float) -> str:
+    """A number in as few digits as tell it."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    text = f"{value:.3g}"
+    return text if "e" not in text else f"{value:.4f}"
+
+
+def _axes(
+    across: _Scale,
+    up: _Scale,
+    x_ticks: Sequence[float],
+    y_ticks: Sequence[float],
+    x_label: str,
+    y_label: str,
+) -> str:
+    base, parts = _HEIGHT - _BOTTOM, []
+    for value in y_ticks:
+        y = up(value)
+        parts.append(
+            f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<text x="{_LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{figure(value)}</text>'
+        )
+    for value in x_ticks:
+        x = across(value)
+        if not _LEFT - 1 <= x <= _WIDTH - _RIGHT + 1:
+            continue
+        parts.append(
+            f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{base}" y2="{base + 4}"/>'
+            f'<text x="{x:.1f}" y="{base + 17}" text-anchor="middle">{figure(value)}</text>'
+        )
+    parts.append(
+        f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{base}" y2="{base}"/>'
+        f'<text class="label" x="{(_LEFT + _WIDTH - _RIGHT) / 2}" y="{base + 36}" '
+        f'text-anchor="middle">{escape(x_label)}</text>'
+        f'<text class="label" x="13" y="{(_TOP + base) / 2}" text-anchor="middle" '
+        f'transform="rotate(-90 13 {(_TOP + base) / 2})">{escape(y_label)}</text>'
+    )
+    return "".join(parts)
+
+
+def _band(one: Series, number: int, across: _Scale, up: _Scale) -> str:
+    if not one.band:
+        return ""
+    there = [
+        f"{across(x):.1f},{up(high):.1f}"
+        for (x, _), (_, high) in zip(one.points, one.band, strict=True)
+    ]
+    back = [
+        f"{across(x):.1f},{up(low):.1f}"
+        for (x, _), (low, _) in zip(one.points, one.band, strict=True)
+    ]
+    return f'<polygon class="s{number} band" points="{" ".join([*there, *reversed(back)])}"/>'
+
+
+def _line(one: Series, number: int, across: _Scale, up: _Scale) -> str:
+    places = [(across(x), up(y)) for x, y in one.points]
+    path = "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    dash = _DASHES[number % len(_DASHES)]
+    style = f' stroke-dasharray="{dash}"' if dash else ""
+    drawn = f'<path class="s{number} line" d="{path}"{style}/>'
+    for (x, y), (left, value) in zip(places, one.points, strict=True):
+        tip = f"{one.name}: {figure(value)} at {figure(left)}"
+        drawn += f"<g>{_marker(number, x, y)}<title>{escape(tip)}</title></g>"
+    return drawn
+
+
+def _marker(number: int, x: float, y: float) -> str:
+    kind, r = _MARKS[number % len(_MARKS)], 4.5
+    name = f'class="s{number} dot"'
+    if kind == "circle":
+        return f'<circle {name} cx="{x:.1f}" cy="{y:.1f}" r="{r}"/>'
+    if kind == "ring":
+        return f'<circle class="s{number} line" cx="{x:.1f}" cy="{y:.1f}" r="{r}"/>'
+    if kind == "cross":
+        return (
+            f'<path class="s{number} line" d="M{x - r:.1f},{y - r:.1f}l{2 * r},{2 * r}'
+            f'm0,{-2 * r}l{-2 * r},{2 * r}"/>'
+        )
+    shapes: dict[str, Sequence[tuple[float, float]]] = {
+        "square": ((-r, -r), (r, -r), (r, r), (-r, r)),
+        "triangle": ((0, -r - 1), (r + 1, r), (-r - 1, r)),
+        "diamond": ((0, -r - 1.5), (r + 1.5, 0), (0, r + 1.5), (-r - 1.5, 0)),
+    }
+    points = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in shapes[kind])
+    return f'<polygon {name} points="{points}"/>'
+
+
+def _legend(name: str, number: int) -> str:
+    x = _LEFT + (number % 2) * (_WIDTH - _LEFT) / 2
+    y = _HEIGHT + 8 + (number // 2) * _LEGEND_ROW
+    dash = _DASHES[number % len(_DASHES)]
+    style = f' stroke-dasharray="{dash}"' if dash else ""
+    shown = name if len(name) <= 36 else name[:35] + "…"
+    return (
+        f'<path class="s{number} line" d="M{x:.1f},{y:.1f}h26"{style}/>'
+        + _marker(number, x + 13, y)
+        + f'<text x="{x + 33:.1f}" y="{y + 4:.1f}">{escape(shown)}</text>'
+    )
+
+
+def _svg(title: str, height: float, parts: Sequence[str]) -> str:
+    return (
+        f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {_WIDTH} {height:.0f}" '
+        f'role="img" aria-label="{escape(title, quote=True)}">{"".join(parts)}</svg></figure>'
+    )

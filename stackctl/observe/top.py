@@ -1,0 +1,148 @@
+"""What stacks do right now, look by look."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from stackctl.deploy.context import Context
+from stackctl.deploy.transaction import installed_generation
+from stackctl.diagnose.reading import read_log
+from stackctl.errors import StackctlError
+from stackctl.observe import looks
+from stackctl.observe.metrics import histograms
+from stackctl.probe.gpunow import gpus_now
+from stackctl.values.diagnosis import GpuNow
+from stackctl.values.generation import Generation
+from stackctl.values.metrics import EngineMetrics, Histogram
+
+#: Latencies that an engine does not tell are those of its log of this time, in seconds.
+_LOG_S = 600.0
+_MOST_LINES = 2000
+#: An engine that computes a long prompt may tell its numbers late; the screen goes on.
+_PATIENCE_S = 1.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One stack at one look; None where nothing is known.
+
+    ``in_tok_s`` and ``out_tok_s`` are since the look before, ``cpu`` is in processors, ``gpu`` the
+    share of time that the busiest of its GPUs computed, ``ttft_s`` and ``itl_s`` are 95th
+    percentiles. ``estimated`` names what was derived. ``note`` says why there are no numbers.
+    """
+
+    stack: str
+    in_tok_s: float | None = None
+    out_tok_s: float | None = None
+    running: int | None = None
+    waiting: int | None = None
+    kv: float | None = None
+    hits: float | None = None
+    ttft_s: float | None = None
+    itl_s: float | None = None
+    cpu: float | None = None
+    gpu: float | None = None
+    estimated: tuple[str, ...] = ()
+    note: str | None = None
+
+
+@dataclass
+class Watcher:
+    """Looks at stacks again and again, and remembers the look before."""
+
+    context: Context
+    _before: dict[str, tuple[int, looks.Look]] = field(default_factory=dict)
+
+    def look(self, stacks: Sequence[str]) -> tuple[Row, ...]:
+        """One row for each stack."""
+        gpus: tuple[GpuNow, ...] | None = None
+        rows = []
+        for stack in stacks:
+            try:
+                generation = installed_generation(self.context, stack)
+                if gpus is None and generation.plan.placement.gpus:
+                    gpus = gpus_now(self.context.machine)
+                rows.append(self._row(generation, gpus or ()))
+            except StackctlError as error:
+                rows.append(Row(stack=stack, note=error.message))
+        return tuple(rows)
+
+    def _row(self, generation: Generation, gpus: Sequence[GpuNow]) -> Row:
+        stack = generation.stack
+        number, before = self._before.get(stack, (0, None))
+        now = looks.look(self.context, generation, timeout_s=_PATIENCE_S, threads_too=False)
+        if number != generation.number:
+            before = None
+        self._before[stack] = (generation.number, now)
+        wanted = set(generation.plan.placement.gpus)
+        uses = [g.utilization for g in gpus if str(g.index) in wanted and g.utilization is not None]
+        row = Row(stack=stack, cpu=_cpu(before, now), gpu=max(uses, default=None))
+        if now.state != "active":
+            return Row(stack=stack, note=now.state or "not running")
+        if now.metrics is None:
+            note = "it does not tell its numbers" if now.late else "does not answer"
+            return Row(stack=stack, cpu=row.cpu, gpu=row.gpu, note=note)
+        return self._numbers(row, generation, before, now, now.metrics)
+
+    def _numbers(
+        self,
+        row: Row,
+        generation: Generation,
+        before: looks.Look | None,
+        now: looks.Look,
+        seen: EngineMetrics,
+    ) -> Row:
+        earlier = (before.metrics if before else None) or EngineMetrics()
+        passed_s = now.at_s - before.at_s if before else 0.0
+        ttft, itl, estimated = seen.ttft, seen.itl, list(seen.estimates)
+        if ttft is None:
+            ttft, itl = self._from_log(generation)
+            estimated += ["ttft_s", "itl_s"]
+        else:
+            ttft, itl = (
+                _recent(seen.ttft, earlier.ttft),
+                _recent(seen.itl, earlier.itl),
+            )
+        queries, hits = seen.prefix_queries, seen.prefix_hits
+        return Row(
+            stack=row.stack,
+            cpu=row.cpu,
+            gpu=row.gpu,
+            in_tok_s=_rate(seen.prompt_tokens, earlier.prompt_tokens, passed_s),
+            out_tok_s=_rate(seen.generation_tokens, earlier.generation_tokens, passed_s),
+            running=seen.running,
+            waiting=seen.waiting,
+            kv=seen.kv_usage,
+            hits=hits / queries if queries and hits is not None else None,
+            ttft_s=ttft.quantile(0.95) if ttft else None,
+            itl_s=itl.quantile(0.95) if itl else None,
+            estimated=tuple(estimated),
+        )
+
+    def _from_log(self, generation: Generation) -> tuple[Histogram, Histogram]:
+        lines = looks.log_lines(self.context, generation, time.time() - _LOG_S, _MOST_LINES)
+        samples = read_log(lines)
+        return histograms(samples.requests if samples else ())
+
+
+def _recent(now: Histogram | None, before: Histogram | None) -> Histogram | None:
+    """What came since the look before, or all of it where nothing did."""
+    if now is None:
+        return None
+    since = now.since(before)
+    return since if since.count else now
+
+
+def _rate(now: float | None, before: float | None, passed_s: float) -> float | None:
+    """A counter's speed; one that went back belongs to an engine that was started again."""
+    if now is None or before is None or passed_s <= 0:
+        return None
+    return max(0.0, now - before) / passed_s
+
+
+def _cpu(before: looks.Look | None, now: looks.Look) -> float | None:
+    if before is None or before.cpu_s is None or now.cpu_s is None or now.at_s <= before.at_s:
+        return None
+    return max(0.0, now.cpu_s - before.cpu_s) / (now.at_s - before.at_s)

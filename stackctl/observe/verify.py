@@ -1,0 +1,46 @@
+"""Whether a running stack is what was planned: evidence is gathered, then compared."""
+
+from __future__ import annotations
+
+from stackctl.deploy.context import Context
+from stackctl.diagnose.compare import compare
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.machine import podman
+from stackctl.observe import procfs
+from stackctl.observe.drift import PROPERTIES as DRIFT_PROPERTIES
+from stackctl.observe.evidence import gather
+from stackctl.values.generation import Generation
+from stackctl.values.result import VerifyReport
+
+_PROPERTIES = ("ActiveState", "MainPID", "NRestarts", *DRIFT_PROPERTIES)
+
+
+def verify(context: Context, generation: Generation) -> VerifyReport:
+    """Expected against actual of a stack that runs.
+
+    Raises:
+        StackctlError: exit 3, it does not run, or ended while it was looked at.
+    """
+    stack, name = generation.stack, generation.units.container
+    unit = context.systemd.show(generation.units.service, *_PROPERTIES)
+    state = unit.get("ActiveState", "unknown")
+    container = podman.inspect((name,)).get(name)
+    if state != "active" or container is None or not container.pid:
+        raise StackctlError(
+            f"{stack} is not running ({state if state != 'active' else 'no container'})",
+            hint=f"stackctl status {stack}; stackctl restart {stack}",
+            exit_code=ExitCode.NOT_RUNNING,
+        )
+    seen = gather(context, generation, unit, container)
+    now = procfs.one(context.machine, container.pid)
+    again = podman.inspect((name,)).get(name)
+    if now is None or again is None or again.pid != container.pid:
+        # What was seen may be half of one run and half of another.
+        raise StackctlError(
+            f"{stack} ended while it was looked at",
+            hint=f"stackctl status {stack}",
+            exit_code=ExitCode.NOT_RUNNING,
+        )
+    return VerifyReport(
+        stack=stack, generation=generation.number, results=compare(generation, seen)
+    )

@@ -1,0 +1,140 @@
+"""Watches the threads of an engine, and who else uses its CPUs, while it answers one request."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from stackctl.health import endpoint
+from stackctl.health.answer import PROMPT
+from stackctl.machine import http
+from stackctl.machine.files import Machine
+from stackctl.observe import procfs
+from stackctl.values.cpulist import format_cpulist, parse_cpulist
+from stackctl.values.evidence import Neighbour, Thread
+from stackctl.values.plan import Plan
+
+#: How long is watched at least, and how long an answer may take.
+_WATCH_S, _ANSWER_S = 0.5, 20.0
+#: Completions that keep the engine busy meanwhile: their length, and how many at most.
+_TOKENS, _MOST_REQUESTS = 32, 8
+#: A model of fewer parameters computes next to nothing: what serves HTTP would seem to compute too.
+_TOY_PARAMETERS, _TOY_TOKENS = 50_000_000, 256
+#: A process that wants less of one CPU than this is no neighbour worth a word.
+_BUSY = 0.2
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What was seen, what the engine did, and for how long it was watched."""
+
+    threads: tuple[Thread, ...]
+    neighbours: tuple[Neighbour, ...]
+    did: str
+    seconds: float
+
+
+def watch(machine: Machine, plan: Plan, engine_pids: tuple[int, ...], own: frozenset[int]) -> Watch:
+    """Threads and neighbours for half a second or more; ``own`` are no neighbours.
+
+    The engine is asked on its own port, which asks for no key.
+    """
+    was, began = _all_times(machine), time.monotonic()
+    did = _keep_busy(plan, began)
+    now = {pid: procfs.times(machine, pid) for pid in engine_pids}
+    # What takes a processor now and then is no neighbour: a look that is too short would say so.
+    time.sleep(max(0.0, _WATCH_S - (time.monotonic() - began)))
+    after, seconds = _all_times(machine), time.monotonic() - began
+    return Watch(
+        threads=tuple(
+            thread
+            for pid in engine_pids
+            for thread in threads(was.get(pid, {}), now[pid], pid, procfs.affinities(machine, pid))
+        ),
+        neighbours=tuple(_neighbours(machine, plan, was, after, own | {os.getpid()}, seconds)),
+        did=did,
+        seconds=round(seconds, 2),
+    )
+
+
+def _all_times(machine: Machine) -> dict[int, dict[int, procfs.Times]]:
+    pids = (int(path.rpartition("/")[2]) for path in machine.glob("/proc/[0-9]*"))
+    return {pid: procfs.times(machine, pid) for pid in pids}
+
+
+def _keep_busy(plan: Plan, began: float) -> str:
+    """Have the engine compute for as long as it is watched; what it did.
+
+    Plain completions: a chat template would give work to threads that do not compute.
+    """
+    url, tokens = endpoint.base_url(plan.listens) + "/v1/completions", 0
+    each = _TOKENS if plan.model.parameters >= _TOY_PARAMETERS else _TOY_TOKENS
+    body = {"model": plan.served_name, "prompt": PROMPT, "max_tokens": each}
+    for _ in range(_MOST_REQUESTS):
+        answer = http.post(url, body | {"temperature": 0, "ignore_eos": True}, timeout_s=_ANSWER_S)
+        if isinstance(answer, http.NoAnswer):
+            return f"while it did not answer: {answer.reason}"
+        if answer.status != 200:
+            return f"while it answered HTTP {answer.status}"
+        tokens += each
+        if time.monotonic() - began >= _WATCH_S:
+            break
+    return f"over {tokens} tokens"
+
+
+def threads(
+    was: Mapping[int, procfs.Times],
+    now: Mapping[int, procfs.Times],
+    pid: int,
+    cpus: Mapping[int, str | None],
+) -> Iterator[Thread]:
+    """The threads of a process, with what they did between two looks."""
+    none = procfs.Times(0, 0)
+    for tid, allowed in cpus.items():
+        # A thread that began meanwhile has all its time from then.
+        first, last = was.get(tid, none), now.get(tid)
+        yield Thread(
+            process=pid,
+            id=tid,
+            cpus=allowed,
+            computed_ns=last.computed_ns - first.computed_ns if last else None,
+            waited_ns=last.waited_ns - first.waited_ns if last else None,
+        )
+
+
+def _neighbours(
+    machine: Machine,
+    plan: Plan,
+    before: Mapping[int, Mapping[int, procfs.Times]],
+    after: Mapping[int, Mapping[int, procfs.Times]],
+    own: frozenset[int],
+    seconds: float,
+) -> Iterator[Neighbour]:
+    """Processes that compute, or wait for a CPU to, and may do so on the plan's; most first."""
+    planned = set(parse_cpulist(plan.placement.cpus or ""))
+    online = set(parse_cpulist(machine.read("/sys/devices/system/cpu/online") or ""))
+    shares = []
+    for pid in after.keys() - own:
+        all_threads = tuple(
+            threads(before.get(pid, {}), after[pid], pid, dict.fromkeys(after[pid]))
+        )
+        ran = sum(thread.computed_ns or 0 for thread in all_threads) / 1e9 / seconds
+        wanted = ran + sum(thread.waited_ns or 0 for thread in all_threads) / 1e9 / seconds
+        if pid in before and wanted >= _BUSY:
+            shares.append((wanted, ran, pid))
+    for wanted, ran, pid in sorted(shares, reverse=True):
+        lists = procfs.affinities(machine, pid).values()
+        cpus = {cpu for text in lists for cpu in parse_cpulist(text)}
+        stat = procfs.one(machine, pid)
+        if stat is None or not cpus & planned:
+            continue
+        yield Neighbour(
+            pid=pid,
+            command=stat.command,
+            share=round(ran, 2),
+            wanted=round(wanted, 2),
+            cpus=format_cpulist(cpus),
+            pinned=cpus <= planned and cpus < online,
+        )

@@ -1,0 +1,73 @@
+"""Options into arguments: what the user set wins, and an image is told only what it knows."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+
+from stackctl.engines.engine import Dialect, Engine, Option
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.values.profile import Profile
+
+
+def apply_explicit(
+    engine: Engine, dialect: Dialect, planned: tuple[Option, ...], profile: Profile
+) -> dict[str, Option]:
+    """Explicit engine options win over planned ones; what was planned stays visible."""
+    options = {option.name: option for option in planned}
+    for argument in profile.engine_args:
+        name = argument.name
+        overridden = f"engine_args.{name}" in profile.overrides
+        where = f"--set engine_args.{name}" if overridden else f"profile {profile.name}: {name}"
+        known = dialect.find(name)
+        aliases = [other[2:] for other in known.names] if known else []
+        for one in (name, *aliases):
+            if one in engine.reserved:
+                raise StackctlError(
+                    f"{where}: set by stackctl itself",
+                    hint=engine.reserved[one],
+                    exit_code=ExitCode.USAGE,
+                )
+        if known is None and dialect.inspected and argument.values is not None:
+            near = difflib.get_close_matches(name, dialect.names(), n=1)
+            raise StackctlError(
+                f"{where}: this image's {engine.program} has no option --{name}",
+                hint=f"did you mean {near[0]}?" if near else f"see {engine.program} --help",
+                exit_code=ExitCode.USAGE,
+            )
+        # An option set by its second name replaces the planned one and keeps its place, but not its
+        # name: --no-jinja is the second name of --jinja.
+        same = next((other for other in aliases if other in options), name)
+        before = options.get(same)
+        reason = f"engine_args ({'--set' if overridden else 'profile'})"
+        if before is not None and before.values != argument.values:
+            shown = "nothing" if before.values is None else before.value
+            reason += f"; the plan had {shown}: {before.reason}"
+        options[same] = Option(
+            name, argument.values, reason, "override" if overridden else "profile"
+        )
+    return options
+
+
+def spell(
+    engine: Engine, dialect: Dialect, options: Mapping[str, Option]
+) -> tuple[tuple[str, ...], dict[str, Option]]:
+    """The engine's arguments, and the options with what a dialect cannot say left out."""
+    argv = [engine.program]
+    kept: dict[str, Option] = {}
+    for name, option in options.items():
+        tokens = engine.spell(option, dialect)
+        if tokens is None and (dialect.inspected or dialect.find(name)):
+            reason = f"left out: this image has no --{name} ({option.reason})"
+            kept[name] = Option(name, None, reason, option.source)
+            continue
+        if tokens is None:
+            # Explicit, and nothing to check it against.
+            tokens = tuple(
+                token
+                for value in option.values or (True,)
+                for token in ((f"--{name}",) if value is True else (f"--{name}", str(value)))
+            )
+        argv.extend(tokens)
+        kept[name] = option
+    return tuple(argv), kept

@@ -1,0 +1,1 @@
+"""Models on disk: fetched, verified, pinned, shared with other tools, carried elsewhere."""

@@ -1,0 +1,109 @@
+"""Models that are there already: taken as they lie, looked at, and removed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.sources.hubcache import parse_remote
+from stackctl.sources.models import read_model
+from stackctl.store.layout import Repository
+from stackctl.store.manifest import Manifest, Tell, digest, now, silent, store_file
+from stackctl.store.pace import Pace, Progress
+from stackctl.values.model import Model
+from stackctl.values.stored import StoredModel
+
+
+def adopt(source: str, manifest: Manifest, tell: Tell = silent) -> StoredModel:
+    """Hash a model's files where they lie, so that a later change is noticed. Nothing is copied.
+
+    Args:
+        source: ``file:PATH`` or ``dir:PATH``, or ``hf:...`` that another tool has fetched.
+        manifest: keeps what they are.
+        tell: hears of progress.
+
+    Raises:
+        StackctlError: it is no model, or not on this machine.
+    """
+    model = read_model(source)
+    if not model.files:
+        raise StackctlError(f"{source} is not on this machine", exit_code=ExitCode.NOT_FOUND)
+    paths = files_of(model)
+    pace, before = Pace(sum(path.stat().st_size for path in paths.values())), 0
+    files = []
+    for name, path in paths.items():
+        size = path.stat().st_size
+
+        def told(progress: Progress, before: int = before) -> None:
+            tell(pace.at(before + progress.done, before + progress.done))
+
+        files.append(store_file(name, path, digest(path, size, told)))
+        before += size
+    parsed = parse_remote(source)
+    record = StoredModel(
+        source=model.source,
+        repo=parsed.repo if parsed else None,
+        commit=Path(model.folder).name if parsed and model.folder else None,
+        folder=model.folder,
+        files=tuple(files),
+        verified=now(),
+    )
+    manifest.put(record)
+    return record
+
+
+def files_of(model: Model) -> dict[str, Path]:
+    """Names and real paths of all that an engine reads of a model: weights and what lies beside."""
+    if model.folder is None:
+        return {file.called: Path(file.path) for file in model.files}
+    folder = Path(model.folder)
+    beside = {path.name: path.resolve() for path in sorted(folder.iterdir()) if path.is_file()}
+    weights = {Path(file.path).name: Path(file.path) for file in model.files}
+    known = set(beside.values())
+    return beside | {name: path for name, path in weights.items() if path not in known}
+
+
+def find(source: str, manifest: Manifest) -> StoredModel:
+    """The record that a word means: its source, or a part of it that no other has.
+
+    Raises:
+        StackctlError: exit 4 when there is none, exit 2 when there are several.
+    """
+    records = manifest.all()
+    exact = [record for record in records if record.source == source]
+    found = exact or [record for record in records if source.lower() in record.source.lower()]
+    if len(found) == 1:
+        return found[0]
+    names = "\n".join(record.source for record in (found or records)[:8])
+    if found:
+        raise StackctlError(
+            f"{source} fits {len(found)} models", hint=names, exit_code=ExitCode.USAGE
+        )
+    raise StackctlError(
+        f"{source} was neither fetched nor imported",
+        hint=names or f"stackctl model fetch {source}, or: stackctl model import {source}",
+        exit_code=ExitCode.NOT_FOUND,
+    )
+
+
+def remove(record: StoredModel, manifest: Manifest) -> int:
+    """Remove a model: of the hub with its files, as far as no other model has them.
+
+    What was imported stays where it lies; it is only forgotten.
+
+    Returns:
+        Bytes that were given back.
+    """
+    freed = 0
+    if record.repo is not None and record.commit is not None:
+        # A file that another model of the same commit has as well stays its.
+        others = {
+            file.name
+            for other in manifest.all()
+            if other != record and other.folder == record.folder
+            for file in other.files
+        }
+        mine = {file.name: Path(file.path).name for file in record.files if file.name not in others}
+        freed = Repository(record.repo).remove(record.commit, mine)
+    manifest.forget(record.source)
+    return freed

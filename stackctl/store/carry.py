@@ -1,0 +1,181 @@
+"""Models and images in a folder, for machines without a network.
+
+    stackctl-export.json     what it holds
+    files/SHA256             the models' files, each once
+    images/SHA256.tar        images, as podman saves them
+
+Plain names and no links, so that any disk will do. All of it is verified when it is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.machine import podman
+from stackctl.machine.files import sync_folder, write_atomically
+from stackctl.sources.locate import opened, read_bytes
+from stackctl.store.layout import Repository
+from stackctl.store.lockfile import lock_of, require_sound
+from stackctl.store.manifest import Manifest, Tell, digest, now, silent, store_file
+from stackctl.store.pace import Pace
+from stackctl.store.part import unwritable
+from stackctl.values.base import from_json, to_json
+from stackctl.values.stored import Export, ExportedImage, ModelLock, StoredModel
+
+NAME: Final = "stackctl-export.json"
+_BLOCK: Final = 1 << 20
+_MOST_BYTES: Final = 64 << 20
+
+
+def export(
+    records: Sequence[StoredModel], images: Sequence[str], folder: Path, tell: Tell = silent
+) -> Export:
+    """Write models and images to a folder; what it holds already stays and is not written again.
+
+    Raises:
+        StackctlError: a file is not what it was, the folder cannot be written.
+    """
+    before = _read(folder) if (folder / NAME).exists() else Export()
+    locks = {lock.source: lock for lock in (*before.models, *map(lock_of, records))}
+    saved = {image.name: image for image in before.images}
+    pace, done = Pace(sum(record.bytes for record in records)), 0
+    try:
+        for name in ("files", "images"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from None
+    for record in records:
+        for file in record.files:
+            target = folder / "files" / file.sha256
+            _copy(Path(file.path), target, file.sha256, file.bytes, pace, done, tell)
+            done += file.bytes
+    for name in images:
+        saved[name] = _save(name, folder / "images")
+    document = Export(models=tuple(locks.values()), images=tuple(saved.values()))
+    write_atomically(folder / NAME, to_json(document))
+    return document
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder is one that export has written."""
+    return (folder / NAME).is_file()
+
+
+def bring(
+    folder: Path, manifest: Manifest, tell: Tell = silent
+) -> tuple[list[StoredModel], list[str]]:
+    """Put what a folder holds into the store and into Podman's.
+
+    Returns:
+        The models, and the names of the images.
+
+    Raises:
+        StackctlError: something there is not what it should be; nothing of that model is kept.
+    """
+    document = _read(folder)
+    records = [_model(lock, folder, manifest, tell) for lock in document.models]
+    for image in document.images:
+        archive = folder / "images" / image.file
+        if digest(archive, image.bytes, tell) != image.sha256:
+            raise StackctlError(f"{archive} is damaged", hint="export it again")
+        podman.load_archive(archive, image.name)
+    return records, [image.name for image in document.images]
+
+
+def _model(lock: ModelLock, folder: Path, manifest: Manifest, tell: Tell) -> StoredModel:
+    place = Repository(lock.repo)
+    place.prepare()
+    pace, done = Pace(sum(file.bytes for file in lock.files)), 0
+    for file in lock.files:
+        source, target = folder / "files" / file.sha256, place.blob(file.blob)
+        place.there(file.blob, file.bytes)
+        _copy(source, target, file.sha256, file.bytes, pace, done, tell)
+        done += file.bytes
+    names = {file.path: file.blob for file in lock.files}
+    where = place.link(lock.commit, names)
+    # The plain name leads here too, as long as nothing else has it.
+    if "main" not in place.revisions():
+        place.name("main", lock.commit)
+    record = StoredModel(
+        source=lock.source,
+        repo=lock.repo,
+        commit=lock.commit,
+        folder=str(where),
+        files=tuple(store_file(f.path, place.blob(f.blob), f.sha256) for f in lock.files),
+        verified=now(),
+    )
+    manifest.put(record)
+    return record
+
+
+def _copy(
+    source: Path, target: Path, sha256: str, size: int, pace: Pace, before: int, tell: Tell
+) -> None:
+    """Copy a file, insisting on its hash; one that is there and right stays."""
+    there = target.is_file() and not target.is_symlink() and target.stat().st_size == size
+    if there and digest(target, size) == sha256:
+        return
+    draft = target.with_name(f".{target.name}.{os.getpid()}.part")
+    sha, done = hashlib.sha256(), 0
+    view = memoryview(bytearray(_BLOCK))
+    try:
+        with opened(source) as (fd, _):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            out = os.open(draft, flags, 0o644)
+            try:
+                while count := os.preadv(fd, [view], done):
+                    sha.update(view[:count])
+                    left = view[:count]
+                    while left:
+                        left = left[os.write(out, left) :]
+                    done += count
+                    tell(pace.at(before + done, before + done))
+                os.fsync(out)
+            finally:
+                os.close(out)
+        if sha.hexdigest() != sha256:
+            raise StackctlError(
+                f"{source} is damaged: its SHA-256 is not {sha256[:16]}...",
+                hint="stackctl model verify on the machine that it came from, and export again",
+            )
+        draft.replace(target)
+        sync_folder(target.parent)
+    except OSError as error:
+        raise unwritable(target, error) from None
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _save(name: str, folder: Path) -> ExportedImage:
+    draft = folder / f".saving.{os.getpid()}.tar"
+    try:
+        podman.save_archive(name, draft)
+        found = digest(draft, draft.stat().st_size)
+        target = folder / f"{found}.tar"
+        draft.replace(target)
+    except OSError as error:
+        raise unwritable(folder, error) from None
+    finally:
+        draft.unlink(missing_ok=True)
+    return ExportedImage(name=name, file=target.name, bytes=target.stat().st_size, sha256=found)
+
+
+def _read(folder: Path) -> Export:
+    where = folder / NAME
+    found = from_json(read_bytes(where, _MOST_BYTES), Export, where=str(where))
+    for lock in found.models:
+        require_sound(lock, str(where))
+    for image in found.images:
+        if not re.fullmatch(r"[0-9a-f]{64}\.tar", image.file) or not re.fullmatch(
+            r"[A-Za-z0-9][\w./:@-]{0,250}", image.name
+        ):
+            raise StackctlError(
+                f"{where}: {image.name[:60]!r} is no image", exit_code=ExitCode.USAGE
+            )
+    return found

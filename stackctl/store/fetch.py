@@ -1,0 +1,285 @@
+"""From a source to a verified model in the store: what is to be fetched, and fetching it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import quote, urlsplit
+
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.machine.transfer import Transfer, host_of
+from stackctl.quantity import format_bytes
+from stackctl.sources.hubcache import HubSource, cache_folder, parse_remote
+from stackctl.store import hub, lockfile
+from stackctl.store import part as parts
+from stackctl.store.answers import refusal
+from stackctl.store.download import CONNECTIONS, download
+from stackctl.store.layout import Repository
+from stackctl.store.manifest import Manifest, Tell, digest, now, silent, store_file
+from stackctl.store.select import choose
+from stackctl.store.wanted import Got, Patience, Wanted
+from stackctl.values.stored import ModelLock, StoredModel
+
+#: What is kept free on the disk.
+_SPARE_BYTES: Final = 256 << 20
+_LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How a download goes about it: bytes a second at most, connections, patience."""
+
+    limit: float | None = None
+    connections: int = CONNECTIONS
+    patience: Patience = field(default_factory=Patience)
+
+
+@dataclass(frozen=True)
+class Order:
+    """A model that a source means, and what of it is not in the store.
+
+    ``present`` are blobs that are there and known to be right, ``unsure`` those that another tool
+    has put there. ``todo`` is what is downloaded; ``missing_bytes`` counts what of it has not come
+    yet. ``revision`` is the name that then stands for the commit (None: none).
+    """
+
+    source: str
+    repo: str
+    commit: str | None
+    revision: str | None
+    wanted: tuple[Wanted, ...]
+    paths: tuple[tuple[str, str], ...]
+    present: tuple[Got, ...]
+    unsure: tuple[Wanted, ...]
+    todo: tuple[Wanted, ...]
+    missing_bytes: int
+    secret_url: str
+
+    @property
+    def bytes(self) -> int:
+        """Size of the whole model."""
+        return sum(file.size for file in self.wanted)
+
+
+def require_remote(source: str) -> HubSource:
+    """A source that can be fetched, taken apart. Raises StackctlError (exit 2) for others."""
+    found = parse_remote(source)
+    if found is None:
+        raise StackctlError(
+            f"{source} is nothing that can be fetched",
+            hint="hf:ORG/REPO[@REV][:QUANT or FILE] or https://.../NAME.gguf; what lies on this "
+            "machine: stackctl model import",
+            exit_code=ExitCode.USAGE,
+        )
+    return found
+
+
+def order(source: str, manifest: Manifest, lock: ModelLock | None = None) -> Order:
+    """Ask the hub what a source means now, and see what of it is here already.
+
+    Args:
+        source: ``hf:...`` or ``https://...``.
+        manifest: knows which files here are right.
+        lock: what it must be; anything else is refused.
+
+    Raises:
+        StackctlError: it cannot be asked, there is no such model, or it is not what the lock says.
+    """
+    parsed = require_remote(source)
+    if parsed.url is not None:
+        return _web_order(source, parsed, parsed.url, manifest)
+    info = hub.look(parsed.repo, parsed.revision or "main")
+    choice = choose(info, parsed.quant)
+    if lock is not None:
+        lockfile.require_same(lock, info, choice.files)
+    locked = {file.path: file.sha256 for file in lock.files} if lock else {}
+    place = Repository(parsed.repo)
+    place.prepare()
+    base = hub.endpoint()
+    wanted = []
+    for file in choice.files:
+        wanted.append(
+            Wanted(
+                name=file.path,
+                url=f"{base}/{parsed.repo}/resolve/{info.commit}/{quote(file.path)}",
+                size=file.bytes,
+                target=place.blob(file.name),
+                lock=place.lock(file.name),
+                sha256=locked.get(file.path, file.sha256),
+                git_sha1=file.blob if file.sha256 is None else None,
+            )
+        )
+    paths = tuple((file.path, file.name) for file in choice.files)
+    revision: str | None = parsed.revision or "main"
+    if revision == info.commit:
+        revision = None
+    return _order(source, place, info.commit, revision, wanted, paths, manifest, base)
+
+
+def _order(
+    source: str,
+    place: Repository,
+    commit: str | None,
+    revision: str | None,
+    wanted: Sequence[Wanted],
+    paths: tuple[tuple[str, str], ...],
+    manifest: Manifest,
+    base: str,
+) -> Order:
+    known = {
+        (file.path, file.bytes, file.mtime_ns): file.sha256
+        for record in manifest.all()
+        for file in record.files
+    }
+    present, unsure, todo = [], [], []
+    unique = {file.target: file for file in wanted}  # equal files are one blob
+    for file in unique.values():
+        found = place.there(file.target.name, file.size)
+        if found is None:
+            todo.append(file)
+            continue
+        key = (str(file.target.resolve()), found.st_size, found.st_mtime_ns)
+        sha256 = known.get(key)
+        if sha256 is not None and file.sha256 in (None, sha256):
+            present.append(Got(file, sha256, found.st_mtime_ns))
+        else:
+            unsure.append(file)
+    return Order(
+        source=source,
+        repo=place.repo,
+        commit=commit,
+        revision=revision,
+        wanted=tuple(wanted),
+        paths=paths,
+        present=tuple(present),
+        unsure=tuple(unsure),
+        todo=tuple(todo),
+        missing_bytes=sum(f.size - parts.bytes_there(f.target, f.size) for f in todo),
+        secret_url=base,
+    )
+
+
+def bring(
+    order: Order, manifest: Manifest, *, speed: Speed = Speed(), tell: Tell = silent
+) -> StoredModel:
+    """Fetch what is missing, verify it, and put the model into the store, whole.
+
+    Raises:
+        StackctlError: with what is there left for the next time.
+    """
+    speed = speed or Speed()
+    got = list(order.present)
+    todo = list(order.todo)
+    for file in order.unsure:
+        # By another tool, or changed since: right by its hash, or fetched again.
+        found = _recheck(file, tell)
+        if found is None:
+            file.target.unlink(missing_ok=True)
+            todo.append(file)
+        else:
+            got.append(found)
+    _require_space(order, todo)
+    got += download(
+        todo,
+        secret=hub.token(order.secret_url) if todo else None,
+        limit=speed.limit,
+        connections=speed.connections,
+        patience=speed.patience,
+        tell=tell,
+    )
+    return _keep(order, got, manifest)
+
+
+def _recheck(file: Wanted, tell: Tell) -> Got | None:
+    sha256 = digest(file.target, file.size, tell)
+    if file.sha256 is not None:
+        right = sha256 == file.sha256
+    else:
+        raw = file.target.read_bytes()
+        right = hashlib.sha1(b"blob %d\0" % len(raw) + raw).hexdigest() == file.git_sha1
+    return Got(file, sha256, file.target.stat().st_mtime_ns) if right else None
+
+
+def _require_space(order: Order, todo: Sequence[Wanted]) -> None:
+    folder = cache_folder()
+    found = os.statvfs(folder)
+    free = found.f_bavail * found.f_frsize
+    need = sum(file.size - parts.allocated(file.target) for file in todo)
+    if todo and need + _SPARE_BYTES > free:
+        raise StackctlError(
+            f"{order.source} needs {format_bytes(need)} more, {format_bytes(max(0, free))} are "
+            f"free in {folder}",
+            hint="stackctl model list shows what is there, HF_HUB_CACHE names another folder",
+            exit_code=ExitCode.REFUSED,
+        )
+
+
+def _keep(order: Order, got: Sequence[Got], manifest: Manifest) -> StoredModel:
+    place = Repository(order.repo)
+    hashes = {one.wanted.target.name: one.sha256 for one in got}
+    commit, paths = order.commit, dict(order.paths)
+    if commit is None:
+        # A file of the web has no commit: its hash stands for one, and for its name.
+        (one,) = got
+        commit = one.sha256[:40]
+        target = place.blob(one.sha256)
+        if one.wanted.target != target:
+            one.wanted.target.replace(target)
+        paths, hashes = dict.fromkeys(paths, target.name), {target.name: one.sha256}
+    folder = place.link(commit, paths)
+    if order.revision is not None:
+        place.name(order.revision, commit)
+    record = StoredModel(
+        source=order.source,
+        repo=order.repo,
+        commit=commit,
+        folder=str(folder),
+        files=tuple(
+            store_file(path, place.blob(blob), hashes[blob]) for path, blob in paths.items()
+        ),
+        verified=now(),
+    )
+    manifest.put(record)
+    return record
+
+
+def _web_order(source: str, parsed: HubSource, url: str, manifest: Manifest) -> Order:
+    """One file of any server: its size and ETag are asked for by its first byte."""
+    hub.require_online()
+    parts_of = urlsplit(source)
+    if parts_of.scheme == "http" and parts_of.hostname not in _LOOPBACK:
+        raise StackctlError(
+            f"{host_of(url)} is only fetched from by https",
+            hint="what comes without it can be changed on the way",
+            exit_code=ExitCode.USAGE,
+        )
+    pinned = re.fullmatch(r"sha256=([0-9a-f]{64})", parts_of.fragment)
+    if parts_of.fragment and not pinned:
+        raise StackctlError(
+            f"#{parts_of.fragment[:80]} is not understood",
+            hint="#sha256=HEX says what the file must be",
+            exit_code=ExitCode.USAGE,
+        )
+    name = parsed.quant or ""
+    with Transfer() as transfer:
+        response = transfer.get(url, {"Range": "bytes=0-0"}, secret=None)
+        total = re.fullmatch(r"bytes 0-0/(\d{1,18})", response.header("Content-Range") or "")
+        size = int(total[1]) if total else response.length
+        if response.status not in (200, 206):
+            raise refusal(name, response)
+    if size is None:
+        raise StackctlError(f"{name}: {host_of(url)} does not say how large it is")
+    place = Repository(parsed.repo)
+    place.prepare()
+    sha256 = pinned[1] if pinned else None
+    record = next((one for one in manifest.all() if one.repo == place.repo), None)
+    if record is not None and record.bytes == size and sha256 in (None, record.files[0].sha256):
+        sha256 = record.files[0].sha256  # fetched before; the server may have another one by now
+    # Until its hash is known it is called by its address.
+    blob = sha256 or f"web-{hashlib.sha256(url.encode()).hexdigest()[:32]}"
+    wanted = Wanted(name, url, size, place.blob(blob), place.lock(blob), sha256)
+    return _order(source, place, None, "main", [wanted], ((name, blob),), manifest, url)

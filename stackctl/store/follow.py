@@ -1,0 +1,101 @@
+"""Hashes files while they come: each piece is read from the page cache, soon after its arrival."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Final
+
+from stackctl.errors import StackctlError
+from stackctl.store.board import POLL_S, Board, Job
+from stackctl.store.part import PIECE_BYTES
+from stackctl.store.wanted import Got, Wanted
+
+_READ_BYTES: Final = 1 << 20
+#: A damaged file is fetched once more: twice is no accident.
+_MOST_DAMAGED: Final = 2
+
+
+def follow(board: Board) -> None:
+    """Hash one file after another until all are there; put each in its place."""
+    view = memoryview(bytearray(_READ_BYTES))
+    while True:
+        with board.changed:
+            while not board.hashing:
+                if board.stop.is_set() or not board.left:
+                    return
+                board.changed.wait(POLL_S)
+            job = board.hashing[0]
+        got = _verified(board, job, view)
+        if got is None:
+            return
+        board.finish(job, got)
+
+
+def _verified(board: Board, job: Job, view: memoryview) -> Got | None:
+    """Follow a file to its end; None when the download stops before."""
+    wanted, part, damaged = job.wanted, job.part, 0
+    while True:
+        job.again = False
+        sha, blob = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % wanted.size)
+        for piece in _pieces(board, job, view):
+            sha.update(piece)
+            if wanted.git_sha1 is not None:
+                blob.update(piece)
+        if board.stop.is_set():
+            return None
+        if job.again:
+            continue
+        if _right(wanted, sha.hexdigest(), blob.hexdigest()):
+            return Got(wanted, sha.hexdigest(), part.finish().st_mtime_ns)
+        damaged += 1
+        if damaged == _MOST_DAMAGED:
+            part.reset()
+            raise StackctlError(
+                f"{wanted.name} came damaged, twice: its SHA-256 is {sha.hexdigest()[:16]}..., not "
+                f"{(wanted.sha256 or wanted.git_sha1 or '')[:16]}...",
+                hint="something on the way changes it (a proxy?), or the hub's copy is damaged",
+            )
+        with board.changed:
+            board.note = f"{wanted.name} came damaged: once more"
+            job.fresh = True
+            board.changed.notify_all()
+            while job.fresh and not board.stop.is_set():
+                board.changed.wait(POLL_S)
+
+
+def _right(wanted: Wanted, sha256: str, git_sha1: str) -> bool:
+    if wanted.sha256 is not None:
+        return wanted.sha256 == sha256
+    return wanted.git_sha1 in (None, git_sha1)
+
+
+def _pieces(board: Board, job: Job, view: memoryview) -> Iterator[memoryview]:
+    """The bytes of a file in order, as they come; a piece of an earlier run is compared first.
+
+    It ends early when the download stops, or the file was begun anew.
+    """
+    part = job.part
+    for piece in range(part.count if part.size else 0):
+        while True:
+            with board.changed:
+                while not part.complete(piece):
+                    if board.stop.is_set() or job.again:
+                        return
+                    board.changed.wait(POLL_S)
+            if piece not in part.old or part.intact(piece, view):
+                break
+            with board.changed:
+                board.here -= part.done[piece]
+                part.forget(piece)
+                job.pending.appendleft(piece)
+                board.changed.notify_all()
+        at, end = piece * PIECE_BYTES, piece * PIECE_BYTES + part.length(piece)
+        while at < end:
+            if board.stop.is_set() or job.again:
+                return
+            count = part.readinto(view[: min(end - at, len(view))], at)
+            if count == 0:
+                raise StackctlError(f"{part.path} was changed while it was fetched")
+            yield view[:count]
+            at += count

@@ -1,0 +1,231 @@
+"""What a hub says of a repository: its commit and its files. Metadata only.
+
+The answer is data of others: it is limited in size, and a file whose name could lead anywhere but
+into the store refuses the whole of it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote, urlsplit
+
+import msgspec
+
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.machine.transfer import Lost, Response, Transfer, host_of
+from stackctl.sources.hubcache import hub_home
+from stackctl.sources.locate import read_bytes
+from stackctl.store.answers import refusal, retry_after
+from stackctl.store.wanted import Patience
+
+DEFAULT_ENDPOINT: Final = "https://huggingface.co"
+#: The largest repositories have some thousand files, a few hundred bytes each.
+_MOST_BYTES: Final = 16 << 20
+_MOST_FILES: Final = 20_000
+_MOST_SIZE: Final = 1 << 50
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+_TOKEN: Final = re.compile(r"[\x21-\x7e]{1,500}")
+_TRUE: Final = frozenset({"1", "ON", "YES", "TRUE"})
+_PATIENCE: Final = Patience(attempts=2)
+_LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+@dataclass(frozen=True)
+class Remote:
+    """One file of a repository; ``sha256`` of large ones, ``blob`` is its name as a git blob."""
+
+    path: str
+    bytes: int
+    sha256: str | None
+    blob: str | None
+
+    @property
+    def name(self) -> str:
+        """What it is called in the store, as the hub's own tools have it."""
+        return self.sha256 or self.blob or ""
+
+
+@dataclass(frozen=True)
+class RepoInfo:
+    """A repository at a commit."""
+
+    repo: str
+    commit: str
+    files: tuple[Remote, ...]
+
+
+class _Lfs(msgspec.Struct):
+    sha256: str
+    size: int
+
+
+class _Sibling(msgspec.Struct):
+    rfilename: str
+    size: int | None = None
+    blobId: str | None = None
+    lfs: _Lfs | None = None
+
+
+class _Info(msgspec.Struct):
+    sha: str
+    siblings: list[_Sibling]
+
+
+def endpoint() -> str:
+    """The hub's address: HF_ENDPOINT, or Hugging Face's.
+
+    Raises:
+        StackctlError: exit 2 for one that is no address of a server.
+    """
+    text = (os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
+        raise StackctlError(
+            f"HF_ENDPOINT is not the address of a hub: {text[:100]!r}",
+            hint=f"such as {DEFAULT_ENDPOINT}",
+            exit_code=ExitCode.USAGE,
+        )
+    return text
+
+
+def offline() -> str | None:
+    """The variable that forbids to ask a hub, if one does."""
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return next((name for name in names if os.environ.get(name, "").upper() in _TRUE), None)
+
+
+def require_online() -> None:
+    """Raise StackctlError when the environment forbids to ask a hub (HF_HUB_OFFLINE)."""
+    if name := offline():
+        raise StackctlError(
+            f"nothing is fetched: {name} is set",
+            hint=f"unset {name}, or take the model from another machine: stackctl model import",
+        )
+
+
+def token(url: str) -> str | None:
+    """The user's token for a hub, from where its own tools keep it; None: there is none.
+
+    Nothing is sent in the clear to another machine: without https there is none either.
+
+    Raises:
+        StackctlError: what is there is no token. It is not shown.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "https" and parts.hostname not in _LOOPBACK:
+        return None
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        if text := os.environ.get(name, "").strip():
+            return _checked(text, name)
+    if os.environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").upper() in _TRUE:
+        return None
+    named = os.environ.get("HF_TOKEN_PATH")
+    path = Path(named).expanduser() if named else hub_home() / "token"
+    if not path.exists():
+        return None
+    text = read_bytes(path, 10_000).decode("utf-8", "replace").strip()
+    return _checked(text, str(path)) if text else None
+
+
+def _checked(text: str, where: str) -> str:
+    if not _TOKEN.fullmatch(text):
+        raise StackctlError(
+            f"what is in {where} is no token", hint="one line, letters, digits and _ only"
+        )
+    return text
+
+
+def look(repo: str, revision: str, *, patience: Patience = _PATIENCE) -> RepoInfo:
+    """Ask the hub what a repository holds at a revision.
+
+    Raises:
+        StackctlError: it does not answer, does not know it, wants a token, or answers nonsense.
+    """
+    require_online()
+    base = endpoint()
+    url = f"{base}/api/models/{repo}/revision/{quote(revision, safe='')}?blobs=true"
+    what = f"{repo}@{revision}" if revision != "main" else repo
+    with Transfer() as transfer:
+        response = _asked(transfer, url, what, token(base), patience)
+        raw = response.read(_MOST_BYTES)
+    try:
+        info = msgspec.json.decode(raw, type=_Info)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise StackctlError(
+            f"{host_of(base)} does not answer like a hub: {str(error)[:200]}",
+            hint="HF_ENDPOINT names it" if os.environ.get("HF_ENDPOINT") else None,
+        ) from None
+    return RepoInfo(repo, *_checked_info(repo, info))
+
+
+def _asked(
+    transfer: Transfer, url: str, what: str, secret: str | None, patience: Patience
+) -> Response:
+    for attempt in range(patience.attempts + 1):
+        last = attempt == patience.attempts
+        wait = 0.0
+        try:
+            response = transfer.get(url, {"Accept": "application/json"}, secret=secret)
+        except Lost as error:
+            if last:
+                error.hint = error.hint or (
+                    "without a network: stackctl model import, or --model file:/path/to/model.gguf"
+                )
+                raise
+        else:
+            if response.status == 200:
+                return response
+            if last or (response.status != 429 and response.status < 500):
+                raise refusal(what, response)
+            wait = retry_after(response.header("Retry-After"))
+        time.sleep(max(wait, min(patience.most_s, patience.first_s * 2.0**attempt)))
+    raise AssertionError("unreachable")
+
+
+def _checked_info(repo: str, info: _Info) -> tuple[str, tuple[Remote, ...]]:
+    if not _COMMIT.fullmatch(info.sha):
+        raise _hostile(repo, f"its commit is {info.sha[:60]!r}")
+    if len(info.siblings) > _MOST_FILES:
+        raise _hostile(repo, f"it has {len(info.siblings)} files")
+    files = []
+    for sibling in info.siblings:
+        require_plain(sibling.rfilename, repo)
+        size = sibling.lfs.size if sibling.lfs else sibling.size
+        sha256 = sibling.lfs.sha256 if sibling.lfs else None
+        if size is None or not 0 <= size < _MOST_SIZE:
+            raise _hostile(repo, f"{sibling.rfilename} has {size} bytes")
+        if sha256 is not None and not re.fullmatch("[0-9a-f]{64}", sha256):
+            raise _hostile(repo, f"the SHA-256 of {sibling.rfilename} is {sha256[:80]!r}")
+        if sibling.blobId is not None and not _COMMIT.fullmatch(sibling.blobId):
+            raise _hostile(repo, f"the blob of {sibling.rfilename} is {sibling.blobId[:60]!r}")
+        if sha256 is None and sibling.blobId is None:
+            raise _hostile(repo, f"{sibling.rfilename} has no hash")
+        files.append(Remote(sibling.rfilename, size, sha256, sibling.blobId))
+    if len({file.path for file in files}) != len(files):
+        raise _hostile(repo, "it names a file twice")
+    return info.sha, tuple(files)
+
+
+def require_plain(path: str, where: str) -> None:
+    """Raise StackctlError for a path that could lead out of its folder, or that no file has."""
+    parts = path.split("/")
+    plain = (
+        path.isprintable()
+        and len(path.encode("utf-8", "replace")) <= 1000
+        and "\\" not in path
+        and all(part not in ("", ".", "..") for part in parts)
+        and all(len(part.encode("utf-8", "replace")) <= 250 for part in parts)
+    )
+    if not plain:
+        raise _hostile(where, f"{path[:100]!r} is no name of a file")
+
+
+def _hostile(repo: str, what: str) -> StackctlError:
+    return StackctlError(
+        f"{repo} is refused: {what}", hint="nothing of it was fetched; tell the hub about it"
+    )

@@ -1,0 +1,242 @@
+"""What models were when they were hashed: ``STATE/models/ID.json``, and whether they still are.
+
+A file whose size and time of change are as they were is taken to be the same. Where only the time
+differs it is hashed again, which then decides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import mmap
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from stackctl.errors import StackctlError
+from stackctl.machine.files import remove_file, write_atomically
+from stackctl.machine.trust import private_folder
+from stackctl.sources.hubcache import parse_remote, snapshot
+from stackctl.sources.locate import opened
+from stackctl.store.pace import Pace, Progress
+from stackctl.values.base import from_json, to_json
+from stackctl.values.model import Model
+from stackctl.values.result import Result
+from stackctl.values.stored import StoredFile, StoredModel
+
+_BLOCK: Final = 8 << 20
+_MOST_BYTES: Final = 16 << 20
+
+Tell = Callable[[Progress], None]
+
+
+def silent(_: Progress) -> None:
+    """Tells nobody."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The records of one scope."""
+
+    state: Path
+
+    def all(self) -> tuple[StoredModel, ...]:
+        """All records, by name; one that cannot be read is left out."""
+        found = []
+        folder = self.state / "models"
+        for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
+            with contextlib.suppress(StackctlError, OSError):
+                if path.stat().st_size <= _MOST_BYTES:
+                    found.append(from_json(path.read_bytes(), StoredModel, where=str(path)))
+        return tuple(sorted(found, key=lambda model: model.source))
+
+    def put(self, model: StoredModel) -> None:
+        """Keep a record; it replaces those of the same source, and of the same files."""
+        private_folder(self.state)
+        files = {(file.name, file.path) for file in model.files}
+        for other in self.all():
+            if {(file.name, file.path) for file in other.files} == files:
+                self.forget(other.source)
+        write_atomically(self._path(model.source), to_json(model), mode=0o600)
+
+    def refresh(self, model: StoredModel) -> None:
+        """All of a model was hashed just now and is as it was."""
+        files = [
+            msgspec.structs.replace(file, mtime_ns=_stat(file).st_mtime_ns) for file in model.files
+        ]
+        self.put(msgspec.structs.replace(model, files=tuple(files), verified=now()))
+
+    def forget(self, source: str) -> None:
+        """Remove a record, if there is one."""
+        remove_file(self._path(source))
+
+    def _path(self, source: str) -> Path:
+        digest = hashlib.sha256(source.encode("utf-8", "replace")).hexdigest()[:20]
+        return self.state / "models" / f"{digest}.json"
+
+    def of(self, model: Model) -> StoredModel | None:
+        """The record of a model that was read: the one that knows its files."""
+        paths = {file.path for file in model.files}
+        for record in self.all():
+            if paths and paths <= {file.path for file in record.files}:
+                return record
+        return None
+
+    def check(self, model: Model, tell: Tell = silent) -> StoredModel | None:
+        """Insist that a model's files are what they were; None when it was never hashed.
+
+        Raises:
+            StackctlError: one of them has changed, named.
+        """
+        record = self.of(model)
+        return None if record is None else self.check_record(record, tell)
+
+    def meant(self, source: str) -> StoredModel | None:
+        """The record of a source that names a model of the hub, as the store has it now."""
+        parsed = parse_remote(source)
+        folder = snapshot(parsed) if parsed is not None else None
+        if parsed is None or folder is None:
+            return None
+        here = [record for record in self.all() if record.folder == str(folder)]
+        for record in here:
+            other = parse_remote(record.source)
+            if record.source == source or (other is not None and other.quant == parsed.quant):
+                return record
+        return None
+
+    def check_record(self, record: StoredModel, tell: Tell = silent) -> StoredModel:
+        """Insist that the files of a record are what they were; as check."""
+        files, changed = [], False
+        for file in record.files:
+            found = _stat(file)
+            if found.st_mtime_ns != file.mtime_ns:
+                if digest(Path(file.path), file.bytes, tell) != file.sha256:
+                    raise _changed(file, record, "its content is not what was fetched")
+                file = msgspec.structs.replace(file, mtime_ns=found.st_mtime_ns)
+                changed = True
+            files.append(file)
+        if changed:
+            record = msgspec.structs.replace(record, files=tuple(files))
+            self.put(record)
+        return record
+
+
+def _stat(file: StoredFile) -> os.stat_result:
+    try:
+        found = Path(file.path).stat()
+    except OSError as error:
+        raise StackctlError(
+            f"{file.path} ({file.name}) cannot be read: {error.strerror}",
+            hint="stackctl model verify says what else is wrong",
+        ) from None
+    if found.st_size != file.bytes:
+        raise StackctlError(
+            f"{file.path} ({file.name}) has changed: it has {found.st_size} bytes, "
+            f"not {file.bytes}",
+            hint="fetch it again, or take it as it is now: stackctl model import",
+        )
+    return found
+
+
+def _changed(file: StoredFile, record: StoredModel, why: str) -> StackctlError:
+    again = "fetch" if record.repo else "import"
+    return StackctlError(
+        f"{file.path} ({file.name}) has changed: {why}",
+        hint=f"stackctl model {again} {record.source}",
+    )
+
+
+def verify(record: StoredModel, tell: Tell = silent) -> tuple[Result, ...]:
+    """Hash all files of a model, as the disk has them, and compare."""
+    results = []
+    pace, before = Pace(record.bytes), 0
+    for file in record.files:
+
+        def told(progress: Progress, before: int = before) -> None:
+            tell(pace.at(before + progress.done, before + progress.done))
+
+        results.append(_verify(file, told))
+        before += file.bytes
+    return tuple(sorted(results, key=lambda result: result.status != "fail"))
+
+
+def _verify(file: StoredFile, tell: Tell) -> Result:
+    try:
+        _stat(file)
+        found = digest(Path(file.path), file.bytes, tell, past_cache=True)
+    except StackctlError as error:
+        return Result(name=file.name, status="fail", actual=error.message, remedy=error.hint)
+    right = found == file.sha256
+    return Result(
+        name=file.name,
+        status="ok" if right else "fail",
+        expected=f"sha256 {file.sha256}",
+        actual="as it was" if right else f"sha256 {found}",
+        evidence=None if right else file.path,
+    )
+
+
+def now() -> str:
+    """The time in UTC, as records have it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def digest(path: Path, size: int, tell: Tell = silent, *, past_cache: bool = False) -> str:
+    """The SHA-256 of a file; ``past_cache`` reads what the disk has, not what memory remembers.
+
+    Raises:
+        StackctlError: it cannot be read.
+    """
+    sha, pace, done = hashlib.sha256(), Pace(size), 0
+    buffer = mmap.mmap(-1, _BLOCK)  # aligned, as direct reads want it
+    with opened(path) as (fd, _), contextlib.closing(buffer), memoryview(buffer) as view:
+        if past_cache:
+            # Written pages cannot be dropped: a file of ours is on disk already.
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        direct = _direct(path) if past_cache else None
+        source = fd if direct is None else direct
+        try:
+            while True:
+                try:
+                    count = os.preadv(source, [view], done)
+                except OSError:
+                    if source == fd:
+                        raise
+                    source = fd  # the file system refuses direct reads, or this last one
+                    continue
+                if count == 0:
+                    break
+                sha.update(view[:count])
+                done += count
+                tell(pace.at(done, done))
+        finally:
+            if direct is not None:
+                os.close(direct)
+    return sha.hexdigest()
+
+
+def _direct(path: Path) -> int | None:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+    except OSError:
+        return None
+
+
+def store_file(name: str, path: Path, sha256: str) -> StoredFile:
+    """The record of a file as it is now. Raises StackctlError when it is gone."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise StackctlError(f"cannot read {path}: {error.strerror}") from None
+    return StoredFile(
+        name=name,
+        path=str(path.resolve()),
+        bytes=found.st_size,
+        sha256=sha256,
+        mtime_ns=found.st_mtime_ns,
+    )

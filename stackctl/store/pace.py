@@ -1,0 +1,72 @@
+"""How fast a download is, and how fast it may be."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from stackctl.quantity import format_bytes, format_duration
+
+_WINDOW_S = 10.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Bytes that are there of all bytes, and the speed of late in bytes a second (None: unknown).
+
+    ``note`` says what it waits for, if it does.
+    """
+
+    done: int
+    total: int
+    speed: float | None = None
+    note: str | None = None
+
+    def text(self) -> str:
+        """``3.2 of 21.9 GiB, 112 MiB/s, 2:51 left``."""
+        words = [f"{format_bytes(self.done)} of {format_bytes(self.total)}"]
+        if self.note is not None:
+            words.append(self.note)
+        elif self.speed:
+            words.append(f"{format_bytes(round(self.speed))}/s")
+            words.append(f"{format_duration((self.total - self.done) / self.speed)} left")
+        return ", ".join(words)
+
+
+class Pace:
+    """The speed over the last seconds."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def at(self, done: int, came: int, *, note: str | None = None) -> Progress:
+        """Progress, now that so many bytes are there, and so many of them came in this run."""
+        now = time.monotonic()
+        self._seen.append((now, came))
+        while now - self._seen[0][0] > _WINDOW_S and len(self._seen) > 2:
+            self._seen.popleft()
+        begin, first = self._seen[0]
+        speed = (came - first) / (now - begin) if now - begin > 0.5 else None
+        return Progress(done, self._total, speed if speed and speed > 0 else None, note)
+
+
+class Limiter:
+    """Keeps several threads together below a number of bytes a second; None: no limit."""
+
+    def __init__(self, limit: float | None) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._free_at = time.monotonic()
+
+    def take(self, count: int, stop: threading.Event) -> None:
+        """Wait until that many bytes more are within the limit, or ``stop`` is set."""
+        if self._limit is None:
+            return
+        with self._lock:
+            now = time.monotonic()
+            self._free_at = max(now, self._free_at) + count / self._limit
+            wait = self._free_at - now
+        stop.wait(wait)

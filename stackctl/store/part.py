@@ -1,0 +1,259 @@
+"""A file that is on its way: ``NAME.part``, and ``NAME.part.state`` with what of it is there.
+
+The file is divided into pieces. For each the state has the bytes that are there, from its
+beginning, and their CRC-32, written after the bytes themselves: a killed process leaves a state
+that is right or behind, never ahead. A machine that lost its power may leave one that is ahead,
+and so each piece that was there before is read again and compared before it counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import struct
+import threading
+import zlib
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from stackctl.errors import StackctlError
+from stackctl.machine.files import sync_folder
+from stackctl.values.base import Value
+
+#: Large enough that asking for one costs little, small enough that four of them arrive together.
+PIECE_BYTES = 32 << 20
+_HEADER_BYTES = 4096
+_ENTRY = struct.Struct("<II")
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+class _Header(Value, frozen=True, kw_only=True):
+    """The first line of the state: which file it is about. ``etag`` is the server's."""
+
+    schema: Literal["stackctl.part/1"] = "stackctl.part/1"
+    bytes: int
+    piece: int
+    etag: str | None = None
+
+
+class Part:
+    """One open ``.part`` file of a known size in bytes. Threads may write different pieces.
+
+    Attributes:
+        size: bytes of the whole file.
+        done: bytes that are there, a piece each.
+        old: pieces with bytes of an earlier run, which are not trusted before they were compared.
+        etag: what the server called the file that the pieces are of.
+    """
+
+    def __init__(self, target: Path, size: int) -> None:
+        self.target = target
+        self.path = target.with_name(target.name + ".part")
+        self.state_path = target.with_name(target.name + ".part.state")
+        self.size = size
+        self.count = max(1, -(-size // PIECE_BYTES))
+        self.done = [0] * self.count
+        self.crc = [0] * self.count
+        self.old: set[int] = set()
+        self.etag: str | None = None
+        self._lock = threading.Lock()
+        self._fd = self._state = -1
+        try:
+            self._fd = _open(self.path)
+            self._state = _open(self.state_path)
+            if not self._read_state():
+                self.reset()
+        except OSError as error:
+            self.close()
+            raise unwritable(self.path, error) from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _read_state(self) -> bool:
+        """Take over what an earlier run has left, if it is of this file."""
+        raw = os.pread(self._state, _HEADER_BYTES, 0)
+        try:
+            header = msgspec.json.decode(raw.partition(b"\n")[0], type=_Header)
+        except (msgspec.DecodeError, ValueError):
+            return False
+        table = os.pread(self._state, _ENTRY.size * self.count, _HEADER_BYTES)
+        same = (header.bytes, header.piece) == (self.size, PIECE_BYTES)
+        if not same or len(table) != _ENTRY.size * self.count:
+            return False
+        if os.fstat(self._fd).st_size != self.size:
+            return False
+        for number, (done, crc) in enumerate(_ENTRY.iter_unpack(table)):
+            if 0 < done <= self.length(number):
+                self.done[number], self.crc[number] = done, crc
+                self.old.add(number)
+        self.etag = header.etag
+        return True
+
+    def reset(self) -> None:
+        """Begin anew: nothing is there."""
+        with self._lock:
+            self.done, self.crc, self.old = [0] * self.count, [0] * self.count, set()
+            self.etag = None
+            try:
+                os.ftruncate(self._state, 0)
+                os.ftruncate(self._fd, 0)
+                os.ftruncate(self._fd, self.size)
+                self._write_header()
+                os.ftruncate(self._state, _HEADER_BYTES + _ENTRY.size * self.count)
+            except OSError as error:
+                raise unwritable(self.path, error) from None
+
+    def name(self, etag: str) -> None:
+        """Keep what the server calls the file."""
+        with self._lock:
+            if self.etag != etag:
+                self.etag = etag
+                self._write_header()
+
+    def _write_header(self) -> None:
+        header = _Header(bytes=self.size, piece=PIECE_BYTES, etag=self.etag)
+        os.pwrite(self._state, (msgspec.json.encode(header) + b"\n").ljust(_HEADER_BYTES), 0)
+
+    def length(self, piece: int) -> int:
+        """Bytes of a piece."""
+        return min(PIECE_BYTES, self.size - piece * PIECE_BYTES)
+
+    def complete(self, piece: int) -> bool:
+        """Whether all of a piece is there."""
+        return self.done[piece] == self.length(piece)
+
+    @property
+    def here(self) -> int:
+        """Bytes that are there."""
+        return sum(self.done)
+
+    def write(self, piece: int, view: memoryview) -> None:
+        """Add bytes to a piece. Raises StackctlError: the disk is full or fails."""
+        at = piece * PIECE_BYTES + self.done[piece]
+        crc = zlib.crc32(view, self.crc[piece])
+        try:
+            left = view
+            while left:
+                written = os.pwrite(self._fd, left, at)
+                left, at = left[written:], at + written
+            self._enter(piece, self.done[piece] + len(view), crc)
+        except OSError as error:
+            raise unwritable(self.path, error) from None
+
+    def settle(self, piece: int) -> None:
+        """Have the kernel begin to write a piece to the disk: else all of a large file waits for
+        the end, which then takes minutes. Nobody waits for it here."""
+        with contextlib.suppress(OSError):
+            at, length = piece * PIECE_BYTES, self.length(piece)
+            # On pages that are not written yet this starts it, and drops nothing.
+            os.posix_fadvise(self._fd, at, length, os.POSIX_FADV_DONTNEED)
+
+    def _enter(self, piece: int, done: int, crc: int) -> None:
+        with self._lock:
+            os.pwrite(self._state, _ENTRY.pack(done, crc), _HEADER_BYTES + _ENTRY.size * piece)
+            self.done[piece], self.crc[piece] = done, crc
+
+    def forget(self, piece: int) -> None:
+        """A piece is not what it was: none of it is there."""
+        self.old.discard(piece)
+        try:
+            self._enter(piece, 0, 0)
+        except OSError as error:
+            raise unwritable(self.path, error) from None
+
+    def intact(self, piece: int, view: memoryview) -> bool:
+        """Whether a piece is, byte by byte, what was written; it is then trusted."""
+        at, end, crc = piece * PIECE_BYTES, piece * PIECE_BYTES + self.done[piece], 0
+        while at < end:
+            count = self.readinto(view[: min(end - at, len(view))], at)
+            if count == 0:
+                return False
+            crc, at = zlib.crc32(view[:count], crc), at + count
+        if crc != self.crc[piece]:
+            return False
+        self.old.discard(piece)
+        return True
+
+    def readinto(self, view: memoryview, at: int) -> int:
+        """Bytes of the file from an offset into a buffer."""
+        try:
+            count: int = os.preadv(self._fd, [view], at)
+        except OSError as error:
+            raise StackctlError(f"cannot read {self.path}: {error.strerror}") from None
+        return count
+
+    def finish(self) -> os.stat_result:
+        """Have all bytes on disk, and put the file in its place, in one step."""
+        try:
+            os.fsync(self._fd)
+            os.fchmod(self._fd, 0o644)
+            os.replace(self.path, self.target)  # noqa: PTH105
+            sync_folder(self.target.parent)
+            found = os.fstat(self._fd)
+            with contextlib.suppress(FileNotFoundError):
+                self.state_path.unlink()
+        except OSError as error:
+            raise unwritable(self.target, error) from None
+        return found
+
+    def close(self) -> None:
+        """Close the files; what is there stays for the next run."""
+        for descriptor in (self._fd, self._state):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._fd = self._state = -1
+
+
+def bytes_there(target: Path, size: int) -> int:
+    """Bytes of a file that a run, perhaps another one that is going on, has got so far."""
+    count = max(1, -(-size // PIECE_BYTES))
+    try:
+        fd = os.open(f"{target}.part.state", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return 0
+    try:
+        table = os.pread(fd, _ENTRY.size * count, _HEADER_BYTES)
+    finally:
+        os.close(fd)
+    if len(table) != _ENTRY.size * count:
+        return 0
+    there: int = sum(done for done, _ in _ENTRY.iter_unpack(table))
+    return min(size, there)
+
+
+def allocated(target: Path) -> int:
+    """Bytes that a part takes on the disk already."""
+    try:
+        return target.with_name(target.name + ".part").lstat().st_blocks * 512
+    except OSError:
+        return 0
+
+
+def remove(target: Path) -> None:
+    """Remove what a run has left of a file."""
+    for end in (".part", ".part.state"):
+        with contextlib.suppress(FileNotFoundError):
+            target.with_name(target.name + end).unlink()
+
+
+def unwritable(path: Path, error: OSError) -> StackctlError:
+    """The error for a file that cannot be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StackctlError(
+            f"the disk is full: cannot write {path}",
+            hint="what is there stays: free some space, and the same command goes on from here",
+        )
+    return StackctlError(f"cannot write {path}: {error.strerror or error}")
+
+
+def _open(path: Path) -> int:
+    descriptor = os.open(path, _FLAGS, 0o600)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise StackctlError(f"{path} is not a file", hint=f"look at it, then remove it: rm {path}")
+    return descriptor

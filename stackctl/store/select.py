@@ -1,0 +1,148 @@
+"""Which files of a repository make up the model that is meant."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.quantity import format_bytes
+from stackctl.sources.hubcache import quant_pattern
+from stackctl.store.hub import Remote, RepoInfo
+
+_SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?P<end>\w+)")
+_QUANT: Final = re.compile(
+    r"(?i)(?:^|[-_./])((?:UD-)?(?:I?Q\d_\w+?|TQ\d_\d|BF16|F16|F32|FP16|MXFP4\w*|NVFP4))(?=$|[-./])"
+)
+#: What an engine reads beside the weights.
+_BESIDE: Final = re.compile(r"[^/]+\.(json|txt|model|jinja|py|tiktoken)|LICENSE[^/]*")
+_MOST_BESIDE_BYTES: Final = 256 << 20
+_SHOWN: Final = 12
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A model of a repository: the name that tells it from others there, and its files."""
+
+    label: str | None
+    format: Literal["gguf", "safetensors"]
+    files: tuple[Remote, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files."""
+        return sum(file.bytes for file in self.files)
+
+
+def choose(info: RepoInfo, wish: str | None) -> Choice:
+    """The model that a source means: by quantisation, by file, or the only one there is.
+
+    Raises:
+        StackctlError: exit 4 when there is none, exit 2 when there are several; a model of several
+            files that are not all there.
+    """
+    ggufs = quantisations(info)
+    whole = checkpoint(info)
+    if wish is None:
+        if whole is not None:
+            return whole
+        if len(ggufs) == 1:
+            return ggufs[0]
+        if not ggufs:
+            names = ", ".join(file.path for file in info.files[:6])
+            raise StackctlError(
+                f"{info.repo} holds no model: neither safetensors nor GGUF files",
+                hint=f"it has {names}" if names else "it is empty",
+                exit_code=ExitCode.NOT_FOUND,
+            )
+        raise _which(info, ggufs, f"{info.repo} has {len(ggufs)} models", ExitCode.USAGE)
+    named = [choice for choice in ggufs if any(file.path == wish for file in choice.files)]
+    pattern = quant_pattern(wish)
+    found = named or [
+        choice
+        for choice in ggufs
+        if (choice.label or "").lower() == wish.lower() or pattern.fullmatch(choice.files[0].path)
+    ]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise _which(info, ggufs, f"{info.repo} has no {wish}", ExitCode.NOT_FOUND)
+    raise _which(info, found, f"{wish} fits {len(found)} models of {info.repo}", ExitCode.USAGE)
+
+
+def _which(
+    info: RepoInfo, choices: Sequence[Choice], what: str, exit_code: ExitCode
+) -> StackctlError:
+    if not choices:
+        return StackctlError(what, hint="it has no GGUF files", exit_code=exit_code)
+    details = [
+        f"hf:{info.repo}:{choice.label or choice.files[0].path}  {format_bytes(choice.bytes)}"
+        for choice in choices[:_SHOWN]
+    ]
+    if len(choices) > _SHOWN:
+        details.append(f"and {len(choices) - _SHOWN} more")
+    return StackctlError(
+        what,
+        details=details,
+        hint=f"stackctl model show hf:{info.repo} says which of them fit this machine",
+        exit_code=exit_code,
+    )
+
+
+def quantisations(info: RepoInfo) -> tuple[Choice, ...]:
+    """The GGUF models of a repository, smallest first; parts are one model."""
+    groups: dict[str, list[Remote]] = {}
+    for file in info.files:
+        name = file.path.rpartition("/")[2].lower()
+        if not name.endswith(".gguf") or "mmproj" in name or "imatrix" in name:
+            continue
+        match = _SHARD.fullmatch(file.path)
+        groups.setdefault(f"{match['stem']}*{match['count']}" if match else file.path, []).append(
+            file
+        )
+    labels = {key: _label(key) for key in groups}
+    choices = []
+    for key, files in groups.items():
+        label = labels[key]
+        if label is not None and sum(label == other for other in labels.values()) > 1:
+            label = None  # two models with the same quantisation: only the file tells
+        files.sort(key=lambda file: file.path)
+        _require_complete(info.repo, [file.path for file in files])
+        choices.append(Choice(label, "gguf", tuple(files)))
+    return tuple(sorted(choices, key=lambda choice: choice.bytes))
+
+
+def _label(key: str) -> str | None:
+    found = _QUANT.findall(key.removesuffix(".gguf").partition("*")[0])
+    return found[-1] if found else None
+
+
+def checkpoint(info: RepoInfo) -> Choice | None:
+    """The safetensors model of a repository, with what an engine reads beside it; None: none."""
+    here = [file for file in info.files if "/" not in file.path]
+    weights = [file for file in here if file.path.endswith(".safetensors")]
+    # What Mistral adds holds the same weights again.
+    weights = [file for file in weights if file.path.startswith("model")] or weights
+    if not weights or not any(file.path == "config.json" for file in here):
+        return None
+    _require_complete(info.repo, [file.path for file in weights])
+    beside = [
+        file for file in here if _BESIDE.fullmatch(file.path) and file.bytes <= _MOST_BESIDE_BYTES
+    ]
+    return Choice(None, "safetensors", (*weights, *beside))
+
+
+def _require_complete(repo: str, names: Sequence[str]) -> None:
+    """Shards are all there or the model is not."""
+    matches = [match for name in names if (match := _SHARD.fullmatch(name))]
+    for match in matches[:1]:
+        count = int(match["count"])
+        numbers = {int(other["number"]) for other in matches}
+        if count > 2000 or numbers != set(range(1, count + 1)):
+            raise StackctlError(
+                f"{repo} is incomplete: it has {len(numbers)} of the {count} parts of "
+                f"{match['stem']}",
+                hint="its owner may be uploading it: try again later",
+            )

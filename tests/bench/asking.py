@@ -1,0 +1,85 @@
+"""Asks servers in turn with the client of `stackctl bench`: for measuring.py, in the lab's network.
+
+    python3 asking.py < SPEC.json
+
+SPEC: targets {NAME: [URL, served name]}, rounds, concurrency, prompt, output, requests of a round
+(CONCURRENCY where left out), aiperf (a path, or null). Each round asks every target; prints for
+each its first token (s), tok/s, tok/s of all together, and llama-server's own tok/s.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from stackctl.engines import engine
+from stackctl.machine import http
+from stackctl.machine.stream import Streams
+from stackctl.observe.bench import load
+from stackctl.observe.bench.aiperf import Aiperf
+from stackctl.observe.bench.figures import generation_tok_s
+from stackctl.observe.bench.load import Measured
+from stackctl.observe.bench.prompts import Prompts
+from stackctl.values.bench import Shape
+
+TIMEOUT_S = 300
+
+
+def main() -> None:
+    """Measure and print."""
+    spec = json.load(sys.stdin)
+    shape = Shape(
+        prompt_tokens=spec["prompt"],
+        output_tokens=spec["output"],
+        concurrency=spec["concurrency"],
+    )
+    found: dict[str, Any] = {}
+    for number in range(spec["rounds"] + 1):
+        for name, (url, served) in spec["targets"].items():
+            for tool in ("", " by aiperf") if spec.get("aiperf") and number else ("",):
+                cell = ask(spec, url, served, shape, aiperf=bool(tool))
+                if number:  # the first round is a warm-up
+                    take(found.setdefault(name + tool, {}), cell)
+    print(json.dumps(found))
+
+
+def ask(spec: Any, url: str, served: str, shape: Shape, *, aiperf: bool) -> Measured:
+    """One round of one server."""
+
+    def count(text: str) -> int | None:
+        path, body = engine("llama.cpp").tokenizing(text, served)
+        answer = http.post(url + path, body, timeout_s=TIMEOUT_S)
+        tokens = answer.json.get("tokens") if isinstance(answer, http.Answer) else None
+        return len(tokens) if isinstance(tokens, list) else None
+
+    prompts = Prompts(count)
+    times = spec.get("requests", shape.concurrency)
+    texts = [prompts.unique(shape.prompt_tokens) for _ in range(times)]
+    cell = Measured(shape, times)
+    if aiperf:
+        Aiperf(spec["aiperf"], url, None).measure(cell, texts, served, timeout_s=TIMEOUT_S)
+    else:
+        bodies = [load.body(served, text, shape.output_tokens) for text in texts]
+        with Streams(url) as streams:
+            load.measure(streams, cell, bodies, timeout_s=TIMEOUT_S, tick=lambda: None)
+    if cell.failed:
+        sys.exit(f"{url}: {cell.failed[0].error}")
+    return cell
+
+
+def take(found: dict[str, Any], cell: Measured) -> None:
+    """Add the figures of a round."""
+    tokens = sum(reply.output_tokens or 0 for reply in cell.replies)
+    found.setdefault("all", []).append(tokens / (cell.ended - cell.began))
+    for reply in cell.replies:
+        found.setdefault("ttft_s", []).append(reply.ttft_s)
+        found.setdefault("tok_s", []).append(generation_tok_s(reply))
+        found.setdefault("engine_tok_s", []).append(reply.timings.get("predicted_per_second"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""``stackctl bench`` on a real llama-server, through the front door and its API key."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from . import look
+from .conftest import Seat
+from .lab import Lab
+from .test_switch import needs_a_door
+
+__all__ = ["needs_a_door"]
+
+UP = ("up", "cpu-latency", "--yes", "--soak", "0s", "--set", "api_key=true", "--model")
+#: Small enough for seconds, long enough for a speed.
+SHORT = ("--prompt", "256", "--output", "32", "--requests", "2")
+
+
+@pytest.fixture(scope="module")
+def seat(lab: Lab, tiny: str) -> Iterator[Seat]:
+    """A stack that runs, for all tests of this module."""
+    place = Seat(lab, "lab")
+    try:
+        place.stackctl(*UP, tiny, "--set", "slo.ttft_s=6000")
+        yield place
+    finally:
+        place.reset()
+
+
+def bench(seat: Seat, *words: str, code: int | None = 0) -> dict[str, Any]:
+    done = seat.stackctl("bench", *words, "--json", code=code, timeout=200)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_a_run_is_measured_stored_shown_and_compared(seat: Seat) -> None:
+    before = look.record(seat, 1)["plan"]
+    first = bench(seat, "--quick")
+    assert next(iter(first)) == "schema" and first["schema"] == "stackctl.bench/1"
+    assert (first["id"], first["stack"], first["generation"]) == (1, "cpu", 1)
+    assert (first["complete"], first["lengths"]) == (True, "tokenizer")
+    plain, cached = first["cells"][0], first["cells"][-1]
+    for cell in (plain, cached):
+        assert (cell["requests"] >= 1, cell["failed"]) == (True, 0)
+        # What the engine counted is what was asked for, the chat template included; where text
+        # and template meet, a token may be more or less.
+        assert cell["prompt_tokens"] == pytest.approx(512, abs=1)
+        assert cell["output_tokens"] == 64
+        # Its weights are random: some answers have no two letters that are text.
+        assert cell["ttft_s"]["n"] <= cell["requests"] == cell["e2e_s"]["n"]
+    assert plain["shape"] == {
+        "prompt_tokens": 512, "output_tokens": 64, "concurrency": 1, "cached": False
+    }  # fmt: skip
+    # Of a shared prefix all but its last tokens were in the cache, of the others next to nothing.
+    assert cached["cached_tokens"] >= 400
+    assert plain["cached_tokens"] <= 40
+    if plain["generation_tok_s"]:
+        factor = plain["generation_tok_s"]["p50"] / (before["model"]["parameters"] / 1e9)
+        assert plain["performance_factor"] == pytest.approx(factor)
+    words = ["--prompt", "512", "--output", "64", "--requests", "2", "--prefix", "uncached"]
+    second = bench(seat, *words, "--concurrency", "1,2")
+    assert [cell["shape"]["concurrency"] for cell in second["cells"]] == [1, 2]
+    assert [cell["requests"] for cell in second["cells"]] == [2, 2]
+    listed = json.loads(seat.stackctl("bench", "list", "--json").stdout)
+    assert listed["schema"] == "stackctl.benches/1"
+    assert [(run["id"], run["cells"]) for run in listed["runs"]] == [
+        (2, 2), (1, len(first["cells"]))
+    ]  # fmt: skip
+    assert json.loads(seat.stackctl("bench", "show", "1", "--json").stdout) == first
+    compared = json.loads(seat.stackctl("bench", "compare", "1", "2", "--json").stdout)
+    assert {"ttft_s", "e2e_s"} <= {one["figure"] for one in compared["differences"]}
+    assert [shape["concurrency"] for shape in compared["only_after"]] == [2]
+    assert compared["differs"] == []
+    text = "".join(
+        seat.stackctl("bench", *words).stdout for words in (["list"], ["show", "2"],
+                                                            ["compare", "1", "2"])
+    )  # fmt: skip
+    assert max(len(line) for line in text.splitlines()) <= 100
+    path = f"{seat.state}/benches.sqlite"
+    assert seat.lab.run(["stat", "-c", "%a", path]).stdout.strip() == "600"
+    # The key is nowhere in it.
+    key = seat.stackctl("key", "show").stdout.strip()
+    assert key not in text + json.dumps([first, second, listed, compared])
+    assert seat.lab.run(["grep", "-cF", key, path]).returncode == 1
+
+
+def test_ctrl_c_keeps_what_was_measured(seat: Seat) -> None:
+    runs = json.loads(seat.stackctl("bench", "list", "--json").stdout)["runs"]
+    port = look.record(seat, 1)["plan"]["engine_port"]
+
+    def generated() -> int:
+        said = seat.run("curl", "-s", f"http://127.0.0.1:{port}/metrics").stdout
+        return int(float(re.findall(r"^llamacpp:tokens_predicted_total (\S+)", said, re.M)[0]))
+
+    begun = generated()
+    words = ["stackctl", "bench", "--prompt", "64", "--output", "32", "--requests", "200"]
+    with seat.lab.spawn(words, user=seat.user) as process:
+        # The warm-up is 72 tokens.
+        look.wait_for("some answers", lambda: generated() > begun + 200, step=0.2)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    number = runs[0]["id"] + 1 if runs else 1
+    assert f"interrupted: what was measured is bench {number}" in err
+    assert re.search(rf"^bench {number} · cpu generation 1", out, re.M)
+    kept = json.loads(seat.stackctl("bench", "show", str(number), "--json").stdout)
+    assert kept["complete"] is False
+    (cell,) = kept["cells"]
+    assert cell["failed"] == 0 and 2 <= cell["requests"] < 200
+    # The next run is not locked out.
+    bench(seat, "--prompt", "64", "--output", "16", "--requests", "1", "--prefix", "uncached")
+
+
+def test_one_at_a_time(seat: Seat) -> None:
+    words = ["stackctl", "bench", "--prompt", "64", "--output", "32", "--requests", "200"]
+    with seat.lab.spawn(words, user=seat.user) as process:
+        lock = f"{seat.runtime}/bench.lock"
+        look.wait_for("the lock", lambda: look.exists(seat.lab, lock))
+        done = seat.stackctl("bench", "--quick", code=7)
+        look.assert_error(done, "another stackctl is at work here: process .*bench cpu")
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert process.returncode == 130
+
+
+def test_the_slo_decides(seat: Seat, tiny: str) -> None:
+    folder = f"{seat.lab.home(seat.user)}/.config/stackctl/profiles"
+    seat.run("mkdir", "-p", folder)
+
+    def wanted(slo: str) -> None:
+        text = f"extends: cpu\nobjective: latency\nmodel: {tiny}\nobjectives:\n  latency:\n"
+        seat.lab.write(f"{folder}/cpu-mine.yaml", f"{text}    slo: {{{slo}}}\n", user=seat.user)
+
+    wanted("prompt_tokens: 256, ttft_s: 6000.0, min_prefix_hits: 0.5")
+    seat.stackctl("up", "cpu-mine", "--yes", "--soak", "0s", "--set", "engine_args.temp=0.5")
+    done = seat.stackctl("check", "--slo")
+    assert "generation 2 was not measured yet" in done.stdout
+    assert "stackctl bench cpu --quick" in done.stdout
+    found = bench(seat, *SHORT)
+    verdicts = {result["name"]: result["status"] for result in found["results"]}
+    # A model as small as this one is faster than a busy machine's client.
+    verdicts.pop("client", None)
+    assert verdicts == {"slo-ttft": "ok", "slo-prefix": "ok", "requests": "ok"}
+    # The slo may be changed while the stack runs. Not even a fast engine keeps this one.
+    wanted("itl_ms: 0.0001, min_prefix_hits: 0.5")
+    done = seat.stackctl("check", "--slo", "--json", code=1)
+    results = {r["name"]: r for r in json.loads(done.stdout)["results"]}
+    assert (results["answer"]["status"], results["slo-itl"]["status"]) == ("ok", "fail")
+    assert results["slo-itl"]["evidence"].startswith(f"bench {found['id']} of ")
+    # llama.cpp counts cached tokens, and has no histograms.
+    assert "slo-prefix-engine" in results and "slo-itl-engine" not in results
+    missed = bench(seat, *SHORT[:4], "--requests", "2", "--prefix", "uncached", code=1)
+    assert (missed["results"][0]["name"], missed["results"][0]["status"]) == ("slo-itl", "fail")
+    # Without --slo it is well.
+    seat.stackctl("check")
+
+
+def test_what_does_not_run_is_not_measured(seat: Seat) -> None:
+    seat.systemctl("stop", look.engine_unit(seat))
+    look.assert_error(seat.stackctl("bench", "--quick", code=3), "cpu is not up")
+    look.assert_error(seat.stackctl("bench", "cpu", "--quick", code=3), "cpu is not up")
+    seat.stackctl("down")
+    look.assert_error(seat.stackctl("bench", code=3), "no stack is up")
+    # What was measured stays.
+    assert json.loads(seat.stackctl("bench", "list", "--json").stdout)["runs"]
+    seat.run("rm", f"{seat.state}/benches.sqlite")
+    look.assert_clean(seat)

@@ -1,0 +1,653 @@
+"""Models in the store: what is chosen and fetched, that it stays what it was, what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ggufs
+import pytest
+from checkpoints import PLAIN, checkpoint, sharded
+from hub import Hub, hub
+
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.sources.hubcache import NotHere, parse_address, repo_folder
+from stackctl.sources.models import read_model
+from stackctl.store import adopt, carry, facts, fetch, lockfile, select
+from stackctl.store import hub as hubs
+from stackctl.store import manifest as manifests
+from stackctl.store.hub import Remote, RepoInfo
+from stackctl.store.manifest import Manifest
+from stackctl.store.wanted import Patience
+from stackctl.values.base import to_json
+from stackctl.values.stored import StoredModel
+
+NONE = Patience(attempts=0, first_s=0)
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub that the environment names, and an empty cache."""
+    (tmp_path / "hub").mkdir()
+    for name in list(os.environ):
+        if name.startswith(("HF_", "HUGGING_FACE")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    with hub(tmp_path / "hub") as made:
+        monkeypatch.setenv("HF_ENDPOINT", made.url)
+        yield made
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    return Manifest(tmp_path / "state")
+
+
+def model_bytes(tmp_path: Path, **changes: Any) -> bytes:
+    return ggufs.write(tmp_path / "made.gguf", changes or None).read_bytes()
+
+
+def get(source: str, manifest: Manifest, lock: Any = None) -> StoredModel:
+    return fetch.bring(fetch.order(source, manifest, lock), manifest)
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+# Fetching
+
+
+def test_a_fetched_gguf_is_read_from_the_cache(
+    site: Hub, manifest: Manifest, tmp_path: Path
+) -> None:
+    content = model_bytes(tmp_path)
+    repo = site.add("Org/Repo", {"tiny-Q4_K_M.gguf": content, "README.md": b"x"})
+    record = get("hf:Org/Repo:Q4_K_M", manifest)
+    model = read_model("hf:Org/Repo:q4_k_m")
+    assert model.name == "Tiny"
+    assert [file.called for file in model.files] == ["tiny-Q4_K_M.gguf"]
+    digest = hashlib.sha256(content).hexdigest()
+    assert record.commit == repo.commit
+    assert [(f.name, f.bytes, f.sha256) for f in record.files] == [
+        ("tiny-Q4_K_M.gguf", len(content), digest)
+    ]
+    # As the hub's own tools lay it out: relative links to blobs by their hash.
+    link = repo_folder("Org/Repo") / "snapshots" / repo.commit / "tiny-Q4_K_M.gguf"
+    assert str(link.readlink()) == f"../../blobs/{digest}"
+    assert (repo_folder("Org/Repo") / "refs/main").read_text() == repo.commit
+    assert manifest.check(model) == record
+
+
+def test_a_fetched_checkpoint_has_all_that_an_engine_reads(
+    site: Hub, manifest: Manifest, tmp_path: Path
+) -> None:
+    folder = sharded(tmp_path / "m", count=3)
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "pytorch_model.bin").write_bytes(b"no")
+    (folder / "onnx").mkdir()
+    (folder / "onnx/model.onnx").write_bytes(b"no")
+    files: dict[str, bytes | Path] = dict(files_below(folder))
+    site.add("Org/Repo", files)
+    get("hf:Org/Repo", manifest)
+    model = read_model("hf:Org/Repo")
+    assert model.folder is not None
+    there = set(files_below(Path(model.folder)))
+    assert there == {name for name in files if not name.endswith((".bin", ".onnx"))}
+    assert read_model(f"dir:{folder}").parameters == model.parameters
+
+
+def test_a_model_of_several_parts(site: Hub, manifest: Manifest, tmp_path: Path) -> None:
+    paths = ggufs.write_shards(tmp_path, "big-Q8_0", 3)
+    site.add("Org/Repo", {f"Q8_0/{path.name}": path for path in paths})
+    record = get("hf:Org/Repo:Q8_0", manifest)
+    assert len(record.files) == 3
+    assert len(read_model("hf:Org/Repo:Q8_0").files) == 3
+
+
+def test_what_is_here_is_not_fetched_again(site: Hub, manifest: Manifest, tmp_path: Path) -> None:
+    site.add("Org/Repo", {"a.gguf": model_bytes(tmp_path)})
+    get("hf:Org/Repo", manifest)
+    site.requests.clear()
+    get("hf:Org/Repo", manifest)
+    assert [r.path for r in site.requests] == ["/api/models/Org/Repo/revision/main"]
+    # Fetched by another tool, it is hashed and not fetched either; wrong, it is.
+    for record in manifest.all():
+        manifest.forget(record.source)
+    site.requests.clear()
+    record = get("hf:Org/Repo", manifest)
+    assert site.sent("/cdn/.*") == 0
+    blob = Path(record.files[0].path)
+    for _ in range(2):
+        manifest.forget(record.source)
+        raw = bytearray(blob.read_bytes())
+        raw[100] ^= 1
+        blob.write_bytes(raw)
+        get("hf:Org/Repo", manifest)
+        assert hashlib.sha256(blob.read_bytes()).hexdigest() == blob.name
+
+
+def test_a_new_commit_leaves_the_old_one(site: Hub, manifest: Manifest, tmp_path: Path) -> None:
+    first = site.add("Org/Repo", {"a.gguf": model_bytes(tmp_path)})
+    get("hf:Org/Repo", manifest)
+    second = site.add("Org/Repo", {"a.gguf": model_bytes(tmp_path, **{"general.name": "Two"})})
+    get("hf:Org/Repo", manifest)
+    assert read_model("hf:Org/Repo").name == "Two"
+    assert read_model(f"hf:Org/Repo@{first.commit}").name == "Tiny"
+    assert read_model(f"hf:Org/Repo@{second.commit}").name == "Two"
+
+
+def test_another_download_at_the_same_time(site: Hub, manifest: Manifest, tmp_path: Path) -> None:
+    site.add("Org/Repo", {"a.gguf": model_bytes(tmp_path, x="y" * 200_000)})
+    site.speed = 200_000
+    done: list[StoredModel] = []
+    threads = [
+        threading.Thread(target=lambda: done.append(get("hf:Org/Repo", manifest))) for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(done) == 2
+    size = site.repos["Org/Repo"].files["a.gguf"].stat().st_size
+    assert site.sent("/cdn/.*") == size
+
+
+def test_offline_nothing_is_asked(
+    site: Hub, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.add("Org/Repo", {"a.gguf": model_bytes(tmp_path)})
+    get("hf:Org/Repo", manifest)
+    site.requests.clear()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(StackctlError, match="HF_HUB_OFFLINE is set"):
+        get("hf:Org/Repo", manifest)
+    assert read_model("hf:Org/Repo").files
+    assert site.requests == []
+
+
+def test_too_little_space_is_told_before(
+    site: Hub, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = {
+        "sha": "a" * 40,
+        "siblings": [
+            {"rfilename": "a.gguf", "size": 1 << 49, "lfs": {"sha256": "b" * 64, "size": 1 << 49}}
+        ],
+    }
+    site.answers["/api/models/Org/Repo/revision/main"] = json.dumps(answer).encode()
+    with pytest.raises(StackctlError, match=r"needs 512 TiB more, .* are free") as error:
+        get("hf:Org/Repo", manifest)
+    assert error.value.exit_code == ExitCode.REFUSED
+    assert not any(r.cdn for r in site.requests)
+
+
+# Of any server
+
+
+def test_a_file_of_the_web(site: Hub, manifest: Manifest, tmp_path: Path) -> None:
+    content = model_bytes(tmp_path)
+    site.add("Org/Repo", {"a.gguf": content})
+    digest = hashlib.sha256(content).hexdigest()
+    url = f"{site.cdn}/cdn/Org/Repo/{digest}/a.gguf"
+    for source in (url, f"{url}#sha256={digest}"):
+        record = get(source, manifest)
+        assert record.files[0].sha256 == digest
+        assert read_model(source).name == "Tiny"
+    site.requests.clear()
+    get(url, manifest)
+    assert site.sent("/cdn/.*") == 1
+    with pytest.raises(StackctlError, match="came damaged"):
+        get(f"{url}?other#sha256={'0' * 64}", manifest)
+    with pytest.raises(StackctlError, match="is not understood"):
+        get(f"{url}#md5=1", manifest)
+
+
+def test_without_https_only_this_machine_is_asked(manifest: Manifest) -> None:
+    with pytest.raises(StackctlError, match="only fetched from by https"):
+        get("http://example.org/a.gguf", manifest)
+
+
+@pytest.mark.parametrize(
+    ("address", "source"),
+    [
+        ("https://huggingface.co/Org/Repo", ("Org/Repo", None, None)),
+        ("https://huggingface.co/Org/Repo/tree/main", ("Org/Repo", None, None)),
+        (
+            "https://huggingface.co/Org/Repo/resolve/v2/sub/a%20b.gguf".replace("%20", "-"),
+            ("Org/Repo", "v2", "sub/a-b.gguf"),
+        ),
+        ("https://huggingface.co/Org/Repo/blob/main/a.gguf", ("Org/Repo", None, "a.gguf")),
+    ],
+)
+def test_addresses_of_the_hub_are_its_repositories(
+    address: str, source: tuple[str, str | None, str | None]
+) -> None:
+    found = parse_address(address)
+    assert (found.repo, found.revision, found.quant) == source
+    assert found.url is None
+
+
+# Which files
+
+
+def info(*names: str, size: int = 1000) -> RepoInfo:
+    return RepoInfo("O/R", "a" * 40, tuple(Remote(n, size + i, "b" * 64, None)
+                                            for i, n in enumerate(names)))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("names", "wish", "chosen"),
+    [
+        (["a-Q4_K_M.gguf", "a-Q8_0.gguf"], "Q8_0", ["a-Q8_0.gguf"]),
+        (["a-Q4_K_M.gguf", "a-Q4_K_S.gguf"], "q4_k_s", ["a-Q4_K_S.gguf"]),
+        (["a.gguf", "mmproj-a.gguf"], None, ["a.gguf"]),
+        (["x/a-Q4_0.gguf", "y/a-Q4_0.gguf"], "y/a-Q4_0.gguf", ["y/a-Q4_0.gguf"]),
+        (
+            ["a-BF16-00001-of-00002.gguf", "a-BF16-00002-of-00002.gguf", "a-Q4_0.gguf"],
+            "BF16",
+            ["a-BF16-00001-of-00002.gguf", "a-BF16-00002-of-00002.gguf"],
+        ),
+        (["model.safetensors", "config.json", "a.gguf"], "a.gguf", ["a.gguf"]),
+        (
+            ["model.safetensors", "consolidated.safetensors", "config.json", "x.bin"],
+            None,
+            ["model.safetensors", "config.json"],
+        ),
+    ],
+)
+def test_the_files_that_are_meant(names: list[str], wish: str | None, chosen: list[str]) -> None:
+    assert [file.path for file in select.choose(info(*names), wish).files] == chosen
+
+
+@pytest.mark.parametrize(
+    ("names", "wish", "says", "code"),
+    [
+        (["a-Q4_0.gguf", "a-Q8_0.gguf"], None, "has 2 models", ExitCode.USAGE),
+        (["a-Q4_0.gguf"], "Q5_K_M", "has no Q5_K_M", ExitCode.NOT_FOUND),
+        (["README.md"], None, "holds no model", ExitCode.NOT_FOUND),
+        (["m-00001-of-00003.gguf", "m-00003-of-00003.gguf"], None, "2 of the 3", ExitCode.FAILED),
+        (
+            ["model-00001-of-00002.safetensors", "config.json"], None, "1 of the 2",
+            ExitCode.FAILED,
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_meant(
+    names: list[str], wish: str | None, says: str, code: ExitCode
+) -> None:
+    with pytest.raises(StackctlError, match=says) as error:
+        select.choose(info(*names), wish)
+    assert error.value.exit_code == code
+
+
+# Hostile hubs
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../evil.gguf", "a/../../evil.gguf", "/etc/passwd", "a//b.gguf", "./a.gguf", "a/.",
+        "a\\..\\b.gguf", "a\nb.gguf", "\x1b[2Ja.gguf", "", "x" * 300 + ".gguf", "a/" * 600 + "b",
+    ],
+)  # fmt: skip
+def test_a_name_that_leads_elsewhere_refuses_the_repository(
+    site: Hub, manifest: Manifest, name: str
+) -> None:
+    answer = {
+        "sha": "a" * 40,
+        "siblings": [
+            {"rfilename": "a.gguf", "size": 4, "blobId": "b" * 40},
+            {"rfilename": name, "size": 4, "blobId": "b" * 40},
+        ],
+    }
+    site.answers["/api/models/Org/Repo/revision/main"] = json.dumps(answer).encode()
+    with pytest.raises(StackctlError, match="Org/Repo is refused"):
+        fetch.order("hf:Org/Repo", manifest)
+    assert not repo_folder("Org/Repo").exists()
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (b"[" * 100_000, "does not answer like a hub"),
+        (b'{"sha": 1}', "does not answer like a hub"),
+        (b"<html>", "does not answer like a hub"),
+        (b'{"sha": "../../x", "siblings": []}', "is refused: its commit"),
+        (b'{"sha": "%s", "siblings": [%s]}' % (
+            b"a" * 40, b",".join([b'{"rfilename":"a","size":1,"blobId":"%s"}' % (b"b" * 40)] * 2)
+        ), "twice"),
+        (b'{"sha": "%s", "siblings": [{"rfilename":"a","size":-1}]}' % (b"a" * 40), "bytes"),
+        (b'{"sha": "%s", "siblings": [{"rfilename":"a","size":1}]}' % (b"a" * 40), "no hash"),
+        (b'{"sha": "%s", "siblings": [{"rfilename":"a","size":1,"blobId":"../x"}]}'
+         % (b"a" * 40), "blob"),
+        (b" " * (17 << 20), "more than 16777216 bytes"),
+    ],
+    ids=["deep", "types", "html", "commit", "twice", "size", "hash", "blob", "huge"],
+)  # fmt: skip
+def test_answers_that_no_hub_gives(site: Hub, manifest: Manifest, answer: bytes, says: str) -> None:
+    site.answers["/api/models/Org/Repo/revision/main"] = answer
+    with pytest.raises(StackctlError, match=says):
+        fetch.order("hf:Org/Repo", manifest)
+
+
+@pytest.mark.parametrize("where", ["repo", "blobs", "snapshots", "snapshot", "sub", "blob"])
+def test_links_that_were_planted_in_the_store_are_not_followed(
+    site: Hub, manifest: Manifest, tmp_path: Path, where: str
+) -> None:
+    content = model_bytes(tmp_path)
+    repo = site.add("Org/Repo", {"sub/a.gguf": content})
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    folder = repo_folder("Org/Repo")
+    digest = hashlib.sha256(content).hexdigest()
+    place = {
+        "repo": folder,
+        "blobs": folder / "blobs",
+        "snapshots": folder / "snapshots",
+        "snapshot": folder / "snapshots" / repo.commit,
+        "sub": folder / "snapshots" / repo.commit / "sub",
+        "blob": folder / "blobs" / digest,
+    }[where]
+    place.parent.mkdir(parents=True)
+    target = elsewhere
+    if where == "blob":
+        target = elsewhere / "victim"
+        target.write_text("mine")
+    place.symlink_to(target)
+    if where == "repo":
+        # A folder that the user has moved to another disk is used as such.
+        get("hf:Org/Repo", manifest)
+        assert read_model("hf:Org/Repo").files
+        return
+    with pytest.raises(StackctlError, match="link"):
+        get("hf:Org/Repo", manifest)
+    assert files_below(elsewhere) == ({"victim": b"mine"} if where == "blob" else {})
+
+
+def test_a_link_out_of_the_store_is_not_served(
+    site: Hub, manifest: Manifest, tmp_path: Path
+) -> None:
+    site.add("Org/Repo", {"a.gguf": model_bytes(tmp_path)})
+    record = get("hf:Org/Repo", manifest)
+    assert record.folder is not None
+    link = Path(record.folder) / "a.gguf"
+    link.unlink()
+    link.symlink_to(tmp_path / "made.gguf")
+    with pytest.raises(StackctlError, match="leads out of it"):
+        read_model("hf:Org/Repo")
+
+
+# Tokens
+
+
+def test_a_token_is_taken_from_where_the_hub_s_tools_keep_it(
+    site: Hub, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.add("Org/Repo", {"a.gguf": model_bytes(tmp_path)}, private=True)
+    with pytest.raises(StackctlError, match="private, or there is no such repository") as error:
+        hubs.look("Org/Repo", "main", patience=NONE)
+    assert "HF_TOKEN" in (error.value.hint or "")
+    file = tmp_path / "hf/token"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(f"{site.token}\n")
+    assert hubs.look("Org/Repo", "main").files
+    file.write_text("hf_another")
+    with pytest.raises(StackctlError):
+        hubs.look("Org/Repo", "main", patience=NONE)
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "other"))
+    (tmp_path / "other").write_text(site.token)
+    assert hubs.look("Org/Repo", "main").files
+    (tmp_path / "other").unlink()
+    monkeypatch.setenv("HF_TOKEN", site.token)
+    get("hf:Org/Repo", manifest)
+    assert all(r.headers.get("Authorization") is None for r in site.requests if r.cdn)
+
+
+def test_a_gated_repository_says_what_to_do(site: Hub, manifest: Manifest, tmp_path: Path) -> None:
+    site.add("Org/Repo", {"a.gguf": model_bytes(tmp_path)}, gated=True)
+    with pytest.raises(StackctlError, match="its owner asks for consent") as error:
+        get("hf:Org/Repo", manifest)
+    assert "ask for access" in (error.value.hint or "")
+
+
+def test_a_token_is_neither_shown_nor_sent_in_the_clear(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "two words secret")
+    with pytest.raises(StackctlError) as error:
+        hubs.token("https://huggingface.co")
+    assert "secret" not in error.value.message + (error.value.hint or "")
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
+    assert hubs.token("https://huggingface.co") == "hf_x"
+    assert hubs.token("http://mirror.example") is None
+
+
+@pytest.mark.parametrize("value", ["ftp://x", "nothing", "file:///x", "https://"])
+def test_an_endpoint_that_is_none(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", value)
+    with pytest.raises(StackctlError, match="HF_ENDPOINT is not") as error:
+        hubs.endpoint()
+    assert error.value.exit_code == ExitCode.USAGE
+
+
+# Lock files
+
+
+def test_a_lock_brings_the_same_bytes_elsewhere(
+    site: Hub, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = checkpoint(tmp_path / "m")
+    site.add("Org/Repo", dict(files_below(folder)))
+    record = get("hf:Org/Repo", manifest)
+    path = tmp_path / "model.lock"
+    path.write_text(to_json(lockfile.lock_of(record)))
+    lock = lockfile.read_lock(path)
+    assert lock.source == f"hf:Org/Repo@{record.commit}"
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "elsewhere"))
+    again = get(lock.source, Manifest(tmp_path / "state2"), lock)
+    assert [f.sha256 for f in again.files] == [f.sha256 for f in record.files]
+
+
+def test_a_hub_that_differs_from_the_lock_is_refused(
+    site: Hub, manifest: Manifest, tmp_path: Path
+) -> None:
+    site.add("Org/Repo", {"a.gguf": model_bytes(tmp_path)})
+    lock = lockfile.lock_of(get("hf:Org/Repo", manifest))
+    repo = site.repos["Org/Repo"]
+    commit = repo.commit
+    site.add("Org/Repo", {"a.gguf": model_bytes(tmp_path, **{"general.name": "Evil"})})
+    site.repos["Org/Repo"].commit = commit
+    with pytest.raises(StackctlError, match=r"a\.gguf is another file"):
+        fetch.order(lock.source, manifest, lock)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"repo": "Org/Other"},
+        {"commit": "b" * 40},
+        {"commit": "../../x"},
+        {"source": "file:/etc/passwd"},
+        {"source": "hf:Org/Repo"},
+        {"files": []},
+        {"path": "../x"},
+        {"path": "/etc/passwd"},
+        {"sha256": "x"},
+        {"blob": "../../../x"},
+        {"bytes": -1},
+        {"schema": "stackctl.lock/2"},
+        {"extra": 1},
+    ],
+    ids=lambda change: "-".join(f"{k}-{v}" for k, v in change.items())[:30],
+)
+def test_a_lock_file_of_others_is_data(tmp_path: Path, change: Mapping[str, Any]) -> None:
+    file = {"path": "a.gguf", "bytes": 4, "sha256": "c" * 64, "blob": "c" * 64}
+    lock: dict[str, Any] = {
+        "schema": "stackctl.lock/1", "source": f"hf:Org/Repo@{'a' * 40}", "repo": "Org/Repo",
+        "commit": "a" * 40, "files": [file],
+    }  # fmt: skip
+    path = tmp_path / "lock.json"
+    path.write_text(json.dumps(lock))
+    assert lockfile.read_lock(path).repo == "Org/Repo"
+    for key, value in change.items():
+        (file if key in file else lock)[key] = value
+    path.write_text(json.dumps(lock))
+    with pytest.raises(StackctlError):
+        lockfile.read_lock(path)
+
+
+# What is here stays what it was
+
+
+@pytest.fixture
+def kept(site: Hub, manifest: Manifest, tmp_path: Path) -> StoredModel:
+    site.add("Org/Repo", {"a.gguf": model_bytes(tmp_path)})
+    return get("hf:Org/Repo", manifest)
+
+
+def test_a_changed_file_is_named(kept: StoredModel, manifest: Manifest) -> None:
+    model = read_model("hf:Org/Repo")
+    path = Path(kept.files[0].path)
+    raw = path.read_bytes()
+    path.write_bytes(raw[:-1] + b"x")
+    with pytest.raises(StackctlError, match=r"a\.gguf\) has changed: its content") as error:
+        manifest.check(model)
+    assert str(path) in error.value.message
+    assert error.value.hint == "stackctl model fetch hf:Org/Repo"
+    path.write_bytes(raw[:-1])
+    with pytest.raises(StackctlError, match="bytes, not"):
+        manifest.check(model)
+    path.unlink()
+    with pytest.raises(StackctlError, match="cannot be read"):
+        manifest.check(model)
+
+
+def test_a_file_that_was_only_touched_is_hashed_once(kept: StoredModel, manifest: Manifest) -> None:
+    model = read_model("hf:Org/Repo")
+    path = Path(kept.files[0].path)
+    os.utime(path, ns=(1, 1))
+    told: list[object] = []
+    assert manifest.check(model, told.append) is not None
+    assert told
+    told.clear()
+    assert manifest.check(model, told.append) is not None
+    assert told == []
+
+
+def test_a_flipped_byte_is_found_though_size_and_time_are_right(
+    kept: StoredModel, manifest: Manifest
+) -> None:
+    assert [r.status for r in manifests.verify(kept)] == ["ok"]
+    path = Path(kept.files[0].path)
+    before = path.stat()
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert manifest.check(read_model("hf:Org/Repo")) is not None
+    (result,) = manifests.verify(kept)
+    assert (result.status, result.evidence) == ("fail", str(path))
+
+
+def test_a_model_is_taken_as_it_lies(manifest: Manifest, tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "m")
+    record = adopt.adopt(f"dir:{folder}", manifest)
+    assert {Path(f.path).parent for f in record.files} == {folder}
+    assert manifest.check(read_model(f"dir:{folder}")) is not None
+    (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
+    with pytest.raises(StackctlError, match=r"config\.json has changed|config\.json\) has"):
+        manifest.check(read_model(f"dir:{folder}"))
+    assert adopt.remove(record, manifest) == 0
+    assert folder.is_dir()
+    assert manifest.all() == ()
+
+
+def test_removing_leaves_what_others_use(site: Hub, manifest: Manifest, tmp_path: Path) -> None:
+    one, two = model_bytes(tmp_path), model_bytes(tmp_path, **{"general.name": "Two"})
+    site.add("Org/Repo", {"a-Q4_0.gguf": one, "b-Q8_0.gguf": two, "c-Q5_0.gguf": one})
+    records = [get(f"hf:Org/Repo:{quant}", manifest) for quant in ("Q4_0", "Q8_0", "Q5_0")]
+    assert adopt.remove(records[0], manifest) == 0
+    assert read_model("hf:Org/Repo:Q5_0").name == "Tiny"
+    assert adopt.remove(records[1], manifest) == len(two)
+    assert adopt.remove(records[2], manifest) == len(one)
+    assert not repo_folder("Org/Repo").exists()
+    with pytest.raises(NotHere):
+        read_model("hf:Org/Repo:Q4_0")
+
+
+# Carried to another machine
+
+
+def test_a_folder_brings_models_to_a_machine_without_network(
+    kept: StoredModel, site: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "disk"
+    carry.export([kept], [], folder)
+    assert not [path for path in folder.rglob("*") if path.is_symlink()]
+    site.close()
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "there"))
+    manifest = Manifest(tmp_path / "state-there")
+    records, images = carry.bring(folder, manifest)
+    assert [record.commit for record in records] == [kept.commit]
+    assert images == []
+    model = read_model("hf:Org/Repo")
+    assert manifest.check(model) is not None
+
+
+def test_a_damaged_folder_leaves_no_model(
+    kept: StoredModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "disk"
+    carry.export([kept], [], folder)
+    file = folder / "files" / kept.files[0].sha256
+    file.write_bytes(b"x" + file.read_bytes()[1:])
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "there"))
+    with pytest.raises(StackctlError, match="is damaged"):
+        carry.bring(folder, Manifest(tmp_path / "state-there"))
+    with pytest.raises(NotHere):
+        read_model("hf:Org/Repo")
+    document = json.loads((folder / carry.NAME).read_text())
+    document["models"][0]["files"][0]["path"] = "../../x"
+    (folder / carry.NAME).write_text(json.dumps(document))
+    with pytest.raises(StackctlError, match="no name of a file"):
+        carry.bring(folder, Manifest(tmp_path / "state-there"))
+
+
+# Before the download
+
+
+def test_the_facts_of_a_model_are_known_before_its_download(site: Hub, tmp_path: Path) -> None:
+    path = ggufs.write(tmp_path / "a.gguf", {"x": "y" * 100})
+    weights = checkpoint(tmp_path / "m", PLAIN)
+    site.add("Org/Gguf", {"a-Q4_0.gguf": path})
+    site.add("Org/St", dict(files_below(weights)))
+    site.add("Org/Parts", {p.name: p for p in ggufs.write_shards(tmp_path, "p", 2)})
+    for repo, local in (
+        ("Org/Gguf", f"file:{path}"),
+        ("Org/St", f"dir:{weights}"),
+        ("Org/Parts", f"file:{tmp_path}/p-00001-of-00002.gguf"),
+    ):
+        found = hubs.look(repo, "main")
+        model = facts.read_facts(f"hf:{repo}", found, select.choose(found, None), tmp_path / "c")
+        here = read_model(local)
+        for name in ("parameters", "weights_bytes", "layers", "kv", "architecture", "quantization"):
+            assert getattr(model, name) == getattr(here, name), (repo, name)
+        assert model.files == ()
+        assert model.facts.startswith(f"hub: {repo}@")
+    assert list((tmp_path / "c").iterdir()) == []
+
+
+def test_only_the_beginning_of_a_large_file_is_fetched(site: Hub, tmp_path: Path) -> None:
+    tensors = (*ggufs.TENSORS, ggufs.Tensor("blk.0.ffn_down.weight", (1024, 8192), "F32"))
+    path = ggufs.write(tmp_path / "a.gguf", tensors=tensors)
+    site.add("Org/Repo", {"a.gguf": path})
+    found = hubs.look("Org/Repo", "main")
+    facts.read_facts("hf:Org/Repo", found, select.choose(found, None), tmp_path / "c")
+    assert site.sent("/cdn/.*") == 2 << 20
+    assert path.stat().st_size > 30 << 20
