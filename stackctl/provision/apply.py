@@ -60,6 +60,8 @@ def apply(box: Box, store: Store, plans: Sequence[ItemPlan], user: str, report: 
                     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
                     new = Recorded(item=plan.item, change=change, before=old, when=when, user=user)
                     store.add(new)
+                    if old.names:
+                        report.step(plan.item, f"installing {len(old.names)} packages")
                 with uninterrupted():
                     changes.perform(box, change)
         except StackctlError as error:

@@ -85,8 +85,15 @@ def finish() -> None:
 
 
 def removable(names: Sequence[str]) -> tuple[str, ...]:
-    """Other packages that would have to go with some, as nothing works without those."""
-    return tuple(sorted(set(_named(_simulate("purge", names), "(?:Remv|Purg)")) - set(names)))
+    """Other packages that would have to go with some, as they need those.
+
+    Raises:
+        StackctlError: exit 6, when apt does not say.
+    """
+    done = _simulate("purge", names)
+    if done.status != 0:
+        raise _failure(done)
+    return tuple(sorted(set(_named(done, "(?:Remv|Purg)")) - set(names)))
 
 
 def remove(names: Sequence[str]) -> None:

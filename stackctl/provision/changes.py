@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from stackctl.deploy import guardtimer
 from stackctl.errors import StackctlError
 from stackctl.machine import runner, subids
 from stackctl.machine.files import remove_file, write_atomically
@@ -76,7 +77,7 @@ def perform(box: Box, change: Change) -> None:
             program.install(box.at(folder))
             _link(box.at(link), f"{folder}/bin/stackctl")
         case GuardChange(user=user, program=path):
-            _guard(box, user, path, "--install")
+            _guard(box, user, (path,), "--install")
         case _:
             runner.run(command(change), timeout_s=120)
 
@@ -113,8 +114,10 @@ def revert(box: Box, change: Change, old: Before) -> str | None:
                 remove_file(box.at(link))
             program.remove(box.at(folder))
         case GuardChange(user=user, program=path):
-            if (user is None or _account(user) is not None) and box.there(path):
-                _guard(box, user, path, "--remove")
+            if user is None or _account(user) is not None:
+                # stackctl itself may have been taken away first.
+                words = (path,) if box.there(path) else guardtimer.running_program()
+                _guard(box, user, words, "--remove")
         case ReloadChange():
             pass
     return None
@@ -298,9 +301,9 @@ def _subids(change: SubidsChange) -> Iterator[tuple[str, str]]:
             yield path, f"{change.user}:{first}:{change.count}"
 
 
-def _guard(box: Box, user: str | None, path: str, option: str) -> None:
+def _guard(box: Box, user: str | None, words: tuple[str, ...], option: str) -> None:
     if user is None:
-        runner.run((path, "--system", "--quiet", "guard", option), timeout_s=120)
+        runner.run((*words, "--system", "--quiet", "guard", option), timeout_s=120)
         return
     found = _account(user)
     if found is None:
@@ -315,7 +318,7 @@ def _guard(box: Box, user: str | None, path: str, option: str) -> None:
             f"HOME={found.pw_dir}", f"USER={user}",
             "PATH=/usr/local/bin:/usr/bin:/bin", f"XDG_RUNTIME_DIR={runtime}",
             f"DBUS_SESSION_BUS_ADDRESS=unix:path={runtime}/bus",
-            path, "--user", "--quiet", "guard", option,
+            *words, "--user", "--quiet", "guard", option,
         ),
         timeout_s=120,
     )  # fmt: skip

@@ -42,6 +42,10 @@ CDI_UNITS = (
 UNIT_FOLDERS = ("/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
 
 
+#: What a podman that somebody built needs of the distribution all the same.
+HELPERS = ("uidmap", "dbus-user-session")
+
+
 def packages(families: tuple[str, ...], release: str | None) -> tuple[str, ...]:
     """What rootless and rootful Podman needs of Debian's or Ubuntu's packages; else nothing.
 
@@ -52,4 +56,4 @@ def packages(families: tuple[str, ...], release: str | None) -> tuple[str, ...]:
         return ()
     # Podman 4 starts slirp4netns for rootless networks, 5 and later passt.
     network = "slirp4netns" if (families[0], release) == ("ubuntu", "24.04") else "passt"
-    return ("podman", "crun", "netavark", network, "uidmap", "dbus-user-session")
+    return ("podman", "crun", "netavark", network, *HELPERS)

@@ -42,9 +42,12 @@ def podman(facts: Facts, needs: Needs) -> ItemPlan:  # noqa: ARG001
             f"{facts.host.tools.os or 'another system'}",
             "install podman 4.4 or newer, uidmap and passt with its own tools, then again",
         )  # fmt: skip
+    if version is not None and "podman" not in facts.packages:
+        # Somebody built it: the distribution's own beside it would come in its way.
+        wanted = tuple(name for name in wanted if name in paths.HELPERS)
     missing = tuple(name for name in wanted if name not in facts.packages)
     if not missing:
-        return ours.set_already(item, why, version or facts.packages["podman"], None)
+        return ours.set_already(item, why, version or facts.packages.get("podman") or "", None)
     change = PackagesChange(names=missing, all_names=facts.simulated)
     now = f"podman {version}" if version else "not installed"
     undo = "removes these packages and what came with them; images stay in /var/lib/containers"
