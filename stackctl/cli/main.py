@@ -24,6 +24,7 @@ from stackctl.errors import ExitCode, StackctlError
 VERBS = {
     "probe": "Look at this machine: CPUs, memory, tools, and what stands in the way.",
     "doctor": "Find what stands in the way of a profile, with the commands that fix it.",
+    "provision": "Make this machine ready for stacks, or take that back.",
     "profiles": "List, show and describe profiles.",
     "plan": "Show what a profile would run here, and why.",
     "render": "Write the units of a profile without installing them.",

@@ -105,8 +105,8 @@ class Output:
     def warn(self, text: str, fix: str | None = None) -> None:
         """See Report: a warning, shown even with --quiet."""
         self._say(self.style("warning:", "yellow", sys.stderr) + f" {text}")
-        if fix:
-            self._say(f"  fix: {fix}")
+        for number, line in enumerate((fix or "").splitlines()):
+            self._say(f"  {'fix: ' if number == 0 else '     '}{line}")
 
     def error(self, error: StackctlError) -> None:
         """An error: what, evidence, hint. With --json a stackctl.error/1 on stdout."""
@@ -149,8 +149,8 @@ class Output:
                     for line in _wrapped(text, indent):
                         self.line(indent + line)
                 # A command is never wrapped: it is there to be pasted.
-                if result.remedy:
-                    self.line(f"{indent}fix: {result.remedy}")
+                for number, line in enumerate((result.remedy or "").splitlines()):
+                    self.line(f"{indent}{'fix: ' if number == 0 else '     '}{line}")
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], *, fold: int) -> None:
         """A table; column number ``fold`` wraps, the others keep their width."""

@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import trust
@@ -203,6 +204,22 @@ def stream(argv: Sequence[str]) -> int:
         process.terminate()
         process.wait()
         raise
+
+
+def replace(argv: Sequence[str], *, hint: str) -> NoReturn:
+    """Become another program, with our terminal, input and output; its exit status is ours.
+
+    Raises:
+        StackctlError: exit 6 when it is not there, with the hint.
+    """
+    if observer is not None:
+        observer(shlex.join(argv))
+    try:
+        os.execvpe(argv[0], list(argv), controlled_environment())
+    except OSError as error:
+        raise StackctlError(
+            f"cannot run {argv[0]}: {error.strerror}", hint=hint, exit_code=ExitCode.HOST
+        ) from None
 
 
 def failure(result: Completed, message: str | None = None) -> StackctlError:

@@ -14,9 +14,9 @@ from stackctl.values.plan import Decision, Placement, Policy, Source
 from stackctl.values.profile import PlacementWish, Profile
 
 _DELEGATE = (
-    "for user services: write [Service] Delegate=cpu cpuset io memory pids to "
-    "/etc/systemd/system/user@.service.d/delegate.conf, then "
-    "systemctl daemon-reload and log in again"
+    "for user services: stackctl provision --only cpuset, then log in again (by hand: write "
+    "[Service] Delegate=cpu cpuset io memory pids to "
+    "/etc/systemd/system/user@.service.d/10-stackctl-delegate.conf, then systemctl daemon-reload)"
 )
 #: A GPU worker feeds the GPU: more cores than this do not help it.
 _GPU_WORKER_CORES = 2

@@ -13,7 +13,7 @@ from stackctl.probe.memory import probe_memory, reconcile, with_bandwidth, with_
 from stackctl.probe.names import Names
 from stackctl.probe.numa import gpu_nodes
 from stackctl.probe.nvml import Nvml
-from stackctl.probe.problems import Facts, launch_problems
+from stackctl.probe.problems import DELEGATE, MEMLOCK, Facts, launch_problems
 from stackctl.probe.reading import Reader
 from stackctl.probe.tools import Commands, Scope, probe_tools
 from stackctl.values.host import Host, Problem
@@ -57,6 +57,8 @@ def probe(machine: Machine, *, scope: Scope, names: bool = False) -> Host:
         limits=limits,
         may_raise=may_raise(reader),
         nodes=len(cpu.numa),
+        memlock_reachable=probe_limits(reader, "system", seen.who).memlock_bytes,
+        drop_ins=frozenset(path for path in (DELEGATE, MEMLOCK) if reader.exists(path)),
     )
     return Host(
         scope=scope,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from stackctl.probe.doctor_gpu import DEFAULT_CUDA, gpu_findings, numbers
-from stackctl.probe.problems import CGROUP_FIX
+from stackctl.probe.problems import CGROUP_FIX, DELEGATE, MEMLOCK, drop_in, provision
 from stackctl.quantity import format_bytes
 from stackctl.values.cpulist import parse_cpulist
 from stackctl.values.host import UNLIMITED, Host, Problem
@@ -166,15 +166,8 @@ def _linger(host: Host, _needs: Needs) -> Iterator[Result]:
         evidence=problem.why if problem else None,
         remedy=None
         if host.tools.linger
-        else (problem and problem.fix) or 'sudo loginctl enable-linger "$USER"',
-    )
-
-
-def _drop_in(name: str, line: str) -> str:
-    folder = "/etc/systemd/system/user@.service.d"
-    return (
-        f"sudo mkdir -p {folder} && printf '[Service]\\n{line}\\n' | sudo tee {folder}/{name}.conf "
-        '&& sudo systemctl daemon-reload && sudo systemctl restart "user@$(id -u).service"'
+        else (problem and problem.fix)
+        or provision("linger", 'sudo loginctl enable-linger "$USER"'),
     )
 
 
@@ -193,7 +186,7 @@ def _memlock(host: Host, needs: Needs) -> Iterator[Result]:
     problem = _problem(host, "locked memory")
     fix = problem.fix if problem else None
     if problem is None and host.scope == "user":
-        fix = _drop_in("memlock", "LimitMEMLOCK=infinity")
+        fix = drop_in("memlock", MEMLOCK, "LimitMEMLOCK=infinity")
     yield Result(
         # Such a plan maps the model without locking it, and starts.
         name="memlock", status="warn", expected=expected,
@@ -218,17 +211,16 @@ def _cpuset(host: Host, needs: Needs) -> Iterator[Result]:
     problem = _problem(host, "cpuset is not", "no cpuset")
     fix = problem.fix if problem else None
     if problem is None and host.scope == "user":
-        fix = _drop_in("delegate", "Delegate=cpu cpuset io memory pids")
+        fix = drop_in("cpuset", DELEGATE, "Delegate=cpu cpuset io memory pids")
     yield Result(
         name="cpuset", status="fail" if needs.cpuset else "warn", expected=expected,
         actual=f"delegated: {given}", evidence=problem.why if problem else None, remedy=fix,
     )  # fmt: skip
 
 
-def _sysctl(name: str, value: int) -> str:
-    return (
-        f"echo '{name} = {value}' | sudo tee /etc/sysctl.d/90-{name}.conf && sudo sysctl --system"
-    )
+def _sysctl(item: str, name: str, value: int) -> str:
+    file = f"/etc/sysctl.d/90-stackctl-{item}.conf"
+    return provision(item, f"echo '{name} = {value}' | sudo tee {file} && sudo sysctl --system")
 
 
 def _numa_balancing(host: Host, _needs: Needs) -> Iterator[Result]:
@@ -240,7 +232,7 @@ def _numa_balancing(host: Host, _needs: Needs) -> Iterator[Result]:
         status="warn" if on else "ok",
         expected=f"off: placement over the {nodes} nodes is planned",
         actual="on: the kernel moves pages of the model while it runs" if on else "off",
-        remedy=_sysctl("kernel.numa_balancing", 0) if on else None,
+        remedy=_sysctl("numa-balancing", "kernel.numa_balancing", 0) if on else None,
     )
 
 
@@ -257,7 +249,10 @@ def _governor(host: Host, _needs: Needs) -> Iterator[Result]:
         actual=governor + driver,
         remedy=None
         if good
-        else "echo performance | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor",
+        else provision(
+            "governor",
+            "echo performance | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor",
+        ),
     )
 
 
@@ -274,7 +269,10 @@ def _hugepages(host: Host, _needs: Needs) -> Iterator[Result]:
         evidence="good for engines; other programs may use more memory than they ask for"
         if always
         else None,
-        remedy="echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled"
+        remedy=provision(
+            "transparent-hugepages",
+            "echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled",
+        )
         if always
         else None,
     )
@@ -291,7 +289,9 @@ def _swap(host: Host, needs: Needs) -> Iterator[Result]:
         status="info" if high and needs.memlock_bytes is None else "ok",
         expected=f"{_HIGH_SWAPPINESS} or less, or the model locked in memory",
         actual=str(swappiness),
-        remedy=_sysctl("vm.swappiness", 10) if high and needs.memlock_bytes is None else None,
+        remedy=_sysctl("swappiness", "vm.swappiness", 10)
+        if high and needs.memlock_bytes is None
+        else None,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from stackctl.probe.problems import provision
 from stackctl.quantity import format_bytes
 from stackctl.values.host import Gpu, Host
 from stackctl.values.result import Result
@@ -121,7 +122,7 @@ def _cdi(host: Host) -> Iterator[Result]:
     if not host.tools.cdi:
         yield Result(
             name="cdi", status="fail", expected=expected,
-            actual="no file in /etc/cdi or /run/cdi", remedy=_GENERATE,
+            actual="no file in /etc/cdi or /run/cdi", remedy=provision("cdi", _GENERATE),
         )  # fmt: skip
     elif specs and unnamed:
         missing = ", ".join(gpu.uuid or gpu.name or str(gpu.index) for gpu in unnamed)

@@ -12,8 +12,9 @@ from stackctl.values.host import UNLIMITED, Limits, Problem
 
 #: The first podman with Quadlet.
 _OLDEST_PODMAN = (4, 4)
-_DELEGATE = "/etc/systemd/system/user@.service.d/delegate.conf"
-_MEMLOCK = "/etc/systemd/system/user@.service.d/memlock.conf"
+#: What "stackctl provision" installs; it has an effect on managers that start afterwards.
+DELEGATE = "/etc/systemd/system/user@.service.d/10-stackctl-delegate.conf"
+MEMLOCK = "/etc/systemd/system/user@.service.d/10-stackctl-memlock.conf"
 _INSTALL = {
     "debian": "apt-get install podman",
     "ubuntu": "apt-get install podman",
@@ -23,8 +24,8 @@ _INSTALL = {
     "arch": "pacman -S podman",
 }
 #: Releases whose own podman is too old for Quadlet.
-_TOO_OLD = (("debian", "11"), ("debian", "12"), ("ubuntu", "20.04"), ("ubuntu", "22.04"))
-_UPGRADE = "upgrade to Debian 13, Ubuntu 24.04 or newer, or install podman 4.4 or newer"
+TOO_OLD = (("debian", "11"), ("debian", "12"), ("ubuntu", "20.04"), ("ubuntu", "22.04"))
+UPGRADE = "upgrade to Debian 13, Ubuntu 24.04 or newer, or install podman 4.4 or newer"
 
 _UNIFIED = "systemd.unified_cgroup_hierarchy=1"
 CGROUP_FIX = f"add {_UNIFIED} to the kernel command line and reboot"
@@ -41,6 +42,10 @@ class Facts:
     #: Whether services of the system manager can be given any limit.
     may_raise: bool | None
     nodes: int
+    #: The limit of locked memory that process 1 itself has, and so can hand on.
+    memlock_reachable: int | None = None
+    #: Drop-ins of user managers that are installed.
+    drop_ins: frozenset[str] = frozenset()
 
 
 def launch_problems(facts: Facts) -> tuple[Problem, ...]:
@@ -63,15 +68,32 @@ def _linger(who: Who) -> str:
     return f"loginctl enable-linger {shlex.quote(who.name or '')}".rstrip()
 
 
-def _drop_in(facts: Facts, path: str, line: str) -> str:
-    folder = path.rpartition("/")[0]
+def provision(item: str, by_hand: str | None = None) -> str:
+    """The fix that stackctl does, shows first and takes back; the same by hand as a comment."""
+    fix = f"stackctl provision --only {item}"
+    return fix if by_hand is None else f"{fix}\n# by hand: {by_hand}"
+
+
+def drop_in(item: str, path: str, line: str, *, sudo: str = "sudo ") -> str:
+    """The fix that a file for the service managers of all users is."""
     steps = (
-        _root(facts, f"mkdir -p {folder}"),
-        f"printf '[Service]\\n{line}\\n' | " + _root(facts, f"tee {path}"),
-        _root(facts, "systemctl daemon-reload"),
-        _root(facts, f"systemctl restart user@{facts.seen.who.uid}.service"),
+        f"{sudo}mkdir -p {path.rpartition('/')[0]}",
+        f"printf '[Service]\\n{line}\\n' | {sudo}tee {path}",
+        f"{sudo}systemctl daemon-reload",
     )
-    return " && ".join(steps)
+    return provision(item, f"{' && '.join(steps)}; then log in anew")
+
+
+def _in_effect(facts: Facts, item: str, path: str, line: str) -> tuple[str, str]:
+    """What is to be said of the cause, and the fix: the file, or a manager that reads it."""
+    if path in facts.drop_ins:
+        return (
+            f"; {path} changes that when the user's service manager starts anew",
+            f"stackctl provision --only {item} --restart-user\n"
+            "# or log out everywhere and in again",
+        )
+    sudo = "" if facts.seen.who.uid == 0 else "sudo "
+    return "", drop_in(item, path, line, sudo=sudo)
 
 
 def _unrecorded(facts: Facts) -> Iterator[Problem]:
@@ -100,7 +122,7 @@ def _podman(facts: Facts) -> Iterator[Problem]:
         yield Problem(
             what=f"podman {version} is too old",
             why="services need Quadlet, which came with podman 4.4",
-            fix=_UPGRADE,
+            fix=UPGRADE,
         )
     elif seen.generator_runs is False:
         yield Problem(
@@ -112,10 +134,13 @@ def _podman(facts: Facts) -> Iterator[Problem]:
 
 def _install(facts: Facts) -> str | None:
     families = facts.seen.families
-    if (*families[:1], facts.seen.release) in _TOO_OLD:
-        return _UPGRADE
+    if (*families[:1], facts.seen.release) in TOO_OLD:
+        return UPGRADE
     command = next((_INSTALL[name] for name in families if name in _INSTALL), None)
-    return _root(facts, command) if command else None
+    if command is None:
+        return None
+    by_hand = _root(facts, command)
+    return provision("podman", by_hand) if command.startswith("apt-get") else by_hand
 
 
 def _systemd(facts: Facts) -> Iterator[Problem]:
@@ -164,7 +189,7 @@ def _user_services(facts: Facts) -> Iterator[Problem]:
         yield Problem(
             what="user services end at logout",
             why=f"lingering is off for {who.name}",
-            fix=_root(facts, _linger(who)),
+            fix=provision("linger", _root(facts, _linger(who))),
         )
     known = facts.seen.controllers_known
     if facts.nodes < 2 or not known or "cpuset" in tools.cgroup_controllers:
@@ -175,12 +200,12 @@ def _user_services(facts: Facts) -> Iterator[Problem]:
             why=f"services cannot be bound to one of the {facts.nodes} NUMA nodes without it",
         )
         return
+    more, fix = _in_effect(facts, "cpuset", DELEGATE, "Delegate=cpu cpuset io memory pids")
     yield Problem(
         what="cpuset is not delegated to user services",
         why=f"without it they cannot be bound to one of the {facts.nodes} NUMA nodes; "
-        f"delegated: {' '.join(tools.cgroup_controllers) or 'nothing'} "
-        "(the fix restarts the user's services)",
-        fix=_drop_in(facts, _DELEGATE, "Delegate=cpu cpuset io memory pids"),
+        f"delegated: {' '.join(tools.cgroup_controllers) or 'nothing'}{more}",
+        fix=fix,
     )
 
 
@@ -196,14 +221,14 @@ def _memlock(facts: Facts) -> Iterator[Problem]:
         return
     if limit == UNLIMITED:
         return
-    fixable = facts.scope == "user" and facts.may_raise is not False
-    why = f"services may lock {format_bytes(limit)} of memory at most"
+    fixable = facts.scope == "user" and (
+        facts.may_raise is not False or limit < (facts.memlock_reachable or 0)
+    )
+    more, fix = _in_effect(facts, "memlock", MEMLOCK, "LimitMEMLOCK=infinity")
     if not fixable:
-        why += "; process 1 lacks CAP_SYS_RESOURCE, so no setting inside this machine can raise it"
-    else:
-        why += " (the fix restarts the user's services)"
+        more = "; process 1 lacks CAP_SYS_RESOURCE, so no setting inside this machine can raise it"
     yield Problem(
         what="locked memory is limited",
-        why=why,
-        fix=_drop_in(facts, _MEMLOCK, "LimitMEMLOCK=infinity") if fixable else None,
+        why=f"services may lock {format_bytes(limit)} of memory at most{more}",
+        fix=fix if fixable else None,
     )

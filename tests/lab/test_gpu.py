@@ -406,3 +406,61 @@ def test_kernels_that_the_user_chose_are_not_replaced(vllm: Seat) -> None:
     assert "once more" not in said
     assert not [path for path in vllm.files(vllm.state) if path.endswith("learned.json")]
     vllm.assert_nothing_left()
+
+
+# Made ready
+
+
+#: A toolkit of the time before it had a service: its program stands in, the package is a real one.
+TOOLKIT = r"""
+set -e
+mkdir -p /srv/toolkit/tree/DEBIAN /srv/toolkit/tree/usr/bin
+printf 'Package: nvidia-container-toolkit\nVersion: 1.17.8-1\nArchitecture: all\n'\
+'Maintainer: lab <lab@localhost>\nDescription: stands in\n' >/srv/toolkit/tree/DEBIAN/control
+printf '#!/bin/sh\nfor word; do :; done\ncp /srv/toolkit/cdi.json "${word#--output=}"\n' \
+    >/srv/toolkit/tree/usr/bin/nvidia-ctk
+chmod 755 /srv/toolkit/tree/usr/bin/nvidia-ctk
+dpkg-deb -b /srv/toolkit/tree /srv/toolkit/toolkit.deb
+cd /srv/toolkit
+{ cat tree/DEBIAN/control; echo Filename: ./toolkit.deb; echo "Size: $(stat -c%s toolkit.deb)"
+  echo "SHA256: $(sha256sum toolkit.deb | cut -d' ' -f1)"; } >Packages
+echo 'deb [trusted=yes] file:/srv/toolkit ./' >/etc/apt/sources.list.d/toolkit.list
+apt-get update
+"""
+
+
+def test_provision_has_the_card_described_at_each_boot(card: Lab) -> None:
+    root = Seat(card, "root")
+    words = ("provision", "--yes", "--only=cdi")
+    service = "stackctl-cdi-refresh.service"
+    try:
+        # Nobody here has the toolkit; whom to trust for it is not stackctl's to say.
+        done = root.stackctl(*words, code=6)
+        assert "no package source here has nvidia-container-toolkit" in " ".join(
+            done.stdout.split()
+        )
+        card.run(["sh", "-c", TOOLKIT], check=True)
+        look.put(card, "/srv/toolkit/cdi.json", cdi().encode())
+        # A file that somebody wrote for another driver is shown and left.
+        look.put(card, CDI, cdi(library="/srv/gpu/libcuda.so.570.1").encode())
+        done = root.stackctl(*words, code=6)
+        assert f"{CDI} is not stackctl's: /srv/gpu/libcuda.so.570.1 does not exist" in " ".join(
+            done.stdout.split()
+        )
+        card.run(["rm", CDI], check=True)
+
+        done = root.stackctl(*words)
+        assert "1 item changed" in done.stdout
+        assert root.systemctl("is-enabled", service).strip() == "enabled"
+        (seen,) = json.loads(root.stackctl("probe", "--json").stdout)["gpus"]
+        assert seen["cdi"] == "nvidia.com/gpu=0"
+        assert "0 items changed" in root.stackctl(*words).stdout
+        # At the next boot the folder in /run is empty.
+        card.run(["rm", "-r", "/run/cdi"], check=True)
+        root.systemctl("restart", service)
+        assert card.run(["test", "-s", "/run/cdi/nvidia.yaml"]).returncode == 0
+        root.stackctl("provision", "--undo", "--yes")
+        assert card.run(["test", "-e", f"/etc/systemd/system/{service}"]).returncode == 1
+        assert card.run(["test", "-e", "/usr/bin/nvidia-ctk"]).returncode == 1
+    finally:
+        card.run(["rm", "-rf", "/run/cdi", "/etc/cdi", "/etc/apt/sources.list.d/toolkit.list"])

@@ -1,0 +1,334 @@
+"""``stackctl provision``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from stackctl.cli import itemlines
+from stackctl.cli.session import Session, _profile_names, verb, yes_option
+from stackctl.errors import ExitCode, StackctlError
+
+if TYPE_CHECKING:
+    from stackctl.provision.box import Box
+    from stackctl.provision.facts import Facts
+    from stackctl.provision.record import Store
+    from stackctl.values.provision import ItemPlan, ItemReport, Recorded, ShownChange
+
+
+def _item_names(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+    from stackctl.provision.items import ITEMS
+
+    return [name for name in ITEMS if name.startswith(incomplete)]
+
+
+@verb("provision")
+@click.option(
+    "--profile", "profiles", multiple=True, shell_complete=_profile_names,
+    help="What this profile needs (several: repeat it); default: all that this machine can run.",
+)  # fmt: skip
+@click.option(
+    "--only", multiple=True, metavar="ITEM", shell_complete=_item_names,
+    help="This item alone; also where it has no effect yet.",
+)  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Show what would change, change nothing.")
+@click.option("--undo", is_flag=True, help="Put back what was there before.")
+@click.option(
+    "--service-user", metavar="NAME",
+    help="Who runs rootless stacks; made where missing. Default: who calls sudo.",
+)  # fmt: skip
+@click.option(
+    "--restart-user", is_flag=True,
+    help="Have new limits at once: ends all sessions and services of that user.",
+)  # fmt: skip
+@click.option(
+    "--profiles", "profile_folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A folder of profiles that comes first.",
+)  # fmt: skip
+@yes_option
+def command(
+    session: Session,
+    profiles: tuple[str, ...],
+    only: tuple[str, ...],
+    dry_run: bool,
+    undo: bool,
+    service_user: str | None,
+    restart_user: bool,
+) -> None:
+    """Make this machine ready for stacks, and show each change with its reason first.
+
+    Run it again at any time: what is as it should be is left alone. What somebody else has set is
+    never overruled. Firmware settings are only spoken of. Exits 6 when something was refused.
+    """
+    _require_items(only)
+    if os.geteuid() != 0 and not dry_run:
+        _become_root()
+    if undo:
+        _undo(session, only, dry_run)
+        return
+    _provision(session, profiles, only, dry_run, service_user or _caller(), restart_user)
+
+
+def _require_items(only: Sequence[str]) -> None:
+    import difflib
+
+    from stackctl.provision.items import ITEMS
+
+    for name in only:
+        if name not in ITEMS:
+            near = difflib.get_close_matches(name, ITEMS, n=1)
+            raise StackctlError(
+                f"there is no item {name!r}",
+                hint=f"did you mean {near[0]}?" if near else "items: " + " ".join(ITEMS),
+                exit_code=ExitCode.USAGE,
+            )
+
+
+def _become_root() -> None:
+    """Go on as root by sudo, which asks for a password where it needs one."""
+    from stackctl.deploy.guardtimer import running_program
+    from stackctl.machine import runner
+
+    words = (*running_program(), *sys.argv[1:])
+    hint = f"as root: {shlex.join(words)}"
+    ask = () if sys.stdin.isatty() else ("-n",)
+    if ask:
+        try:
+            refused = runner.run(("sudo", "-n", "true"), check=False).status != 0
+        except StackctlError:
+            refused = True
+        if refused:
+            raise StackctlError(
+                "provisioning changes the machine, which needs root, and sudo does not let this "
+                "user without a password",
+                hint=f"{hint}; --dry-run shows what it would do",
+                exit_code=ExitCode.USAGE,
+            )
+    runner.replace(("sudo", *ask, *words), hint=hint)
+
+
+def _caller() -> str | None:
+    """Who will run stacks: this user, or the one behind sudo; None: root."""
+    if os.geteuid() != 0:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    name = os.environ.get("SUDO_USER")
+    try:
+        return name if name and pwd.getpwnam(name).pw_uid != 0 else None
+    except KeyError:
+        return None
+
+
+def _provision(
+    session: Session,
+    profiles: Sequence[str],
+    only: Sequence[str],
+    dry_run: bool,
+    user: str | None,
+    restart_user: bool,
+) -> None:
+    from stackctl.provision import advice, facts, items, needs, preflight, users
+    from stackctl.provision.apply import apply
+    from stackctl.state import audit
+    from stackctl.values.profile import Overrides
+    from stackctl.values.provision import ProvisionReport
+
+    _require_name(user)
+    wanted = [session.profiles().resolve(name, Overrides()) for name in profiles]
+    box, store = _machine()
+    with _lock(dry_run):
+        seen = facts.read(box, store, user)
+        needed = needs.of(wanted, seen.host, only)
+        plans = items.plan(seen, needed, only)
+        changing = [plan for plan in plans if plan.status == "change"]
+        if not session.out.json:
+            for plan in plans:
+                itemlines.show(session.out, _report(plan, seen), full=dry_run or not session.yes)
+        if not dry_run and not only:
+            _require_podman(plans)
+        if changing and not dry_run:
+            preflight.require(box, plans)
+            if not session.confirm(f"{itemlines.count(len(changing))} would change"):
+                raise click.Abort
+            apply(box, store, plans, audit.user(), itemlines.Wide(session.out))
+            seen_after = facts.read(box, store, user)
+            _require_held(items.plan(seen_after, needed, only), changing)
+        else:
+            seen_after = seen
+        waiting = users.pending(seen_after)
+        if waiting and not dry_run:
+            waiting = _restart(session, seen_after, waiting, restart_user)
+    reports = tuple(_report(plan, seen, done=not dry_run) for plan in plans)
+    tips = () if only else advice.firmware(seen.host)
+    told = tuple(
+        f"{what}: when the service manager of {user} starts anew (log out everywhere, or reboot)"
+        for what in waiting
+    )
+    if session.out.json:
+        session.out.data(
+            ProvisionReport(
+                operation="provision", dry_run=dry_run, service_user=user, items=reports,
+                changed=len(changing), pending=told, advice=tips,
+            )
+        )  # fmt: skip
+    else:
+        for text in told:
+            session.out.line(f"pending  {text}")
+        if tips:
+            session.out.line("for the firmware's setup (BIOS), which stackctl never touches")
+            for tip in tips:
+                session.out.line(f"  {tip.name:<18}{tip.actual}")
+                itemlines.wrapped(session.out, tip.evidence or "", 20)
+        session.out.line(itemlines.summary(reports, "would change" if dry_run else "changed"))
+    if any(plan.status == "refused" for plan in plans):
+        raise click.exceptions.Exit(int(ExitCode.HOST))
+
+
+def _undo(session: Session, only: Sequence[str], dry_run: bool) -> None:
+    from stackctl.provision.apply import require_no_stacks, taken_back, undo
+    from stackctl.values.provision import ItemReport, ProvisionReport
+
+    box, store = _machine()
+
+    def chosen(item: str) -> bool:
+        return not only or item in only
+
+    with _lock(dry_run):
+        done = taken_back(store, chosen)
+        require_no_stacks(box, done)
+        names = tuple(dict.fromkeys(one.item for one in done))
+        texts = {name: tuple(_undoes(o) for o in done if o.item == name) for name in names}
+        if not session.out.json:
+            for name in names:
+                one = ItemReport(item=name, status="undo", changes=texts[name])
+                itemlines.show(session.out, one, full=True)
+        stay: tuple[tuple[str, str], ...] = ()
+        if done and not dry_run:
+            if not session.confirm(
+                f"{itemlines.count(len(names))} would go back to what was before"
+            ):
+                raise click.Abort
+            stay = undo(box, store, chosen, itemlines.Wide(session.out))
+    kept = dict(stay)
+    reports = tuple(
+        ItemReport(
+            item=name,
+            status="kept" if name in kept else "undo" if dry_run else "undone",
+            changes=texts[name],
+            problem=kept.get(name),
+        )
+        for name in names
+    )
+    if session.out.json:
+        session.out.data(
+            ProvisionReport(
+                operation="undo", dry_run=dry_run, items=reports, changed=len(names) - len(kept)
+            )
+        )
+        return
+    for name, why in stay:
+        session.out.line(f"kept     {name}: {why}")
+    if not names:
+        session.out.line("nothing to take back")
+        return
+    session.out.line(itemlines.summary(reports, "would go back" if dry_run else "as before"))
+
+
+def _machine() -> tuple[Box, Store]:
+    from stackctl.machine.files import LiveMachine
+    from stackctl.provision.box import Box
+    from stackctl.provision.record import PATH, Store
+
+    return Box(LiveMachine()), Store(Path(PATH))
+
+
+def _lock(dry_run: bool) -> contextlib.AbstractContextManager[None]:
+    """One writer at a time, whatever the scope: the machine is the system's."""
+    if dry_run:
+        return contextlib.nullcontext()
+    from stackctl.machine import lock
+    from stackctl.state.paths import paths
+
+    return lock.exclusive(paths("system", {}).lock, "provision")
+
+
+def _require_name(user: str | None) -> None:
+    import re
+
+    # What useradd takes everywhere, so that no option hides in a name.
+    if user is not None and (not re.fullmatch(r"[a-z_][a-z0-9_.-]{0,30}", user) or user == "root"):
+        raise StackctlError(
+            f"{user!r} cannot be the service user",
+            hint="an account of its own: small letters, digits, - and _; root needs none",
+            exit_code=ExitCode.USAGE,
+        )
+
+
+def _require_podman(plans: Sequence[ItemPlan]) -> None:
+    """Without Podman nothing else here has a reason."""
+    for plan in plans:
+        if plan.item == "podman" and plan.status == "refused":
+            raise StackctlError(
+                f"{plan.problem}: nothing was changed", hint=plan.remedy, exit_code=ExitCode.HOST
+            )
+
+
+def _require_held(plans: Sequence[ItemPlan], changed: Sequence[ItemPlan]) -> None:
+    """Look again: what was changed must now be as it should be."""
+    names = {plan.item for plan in changed}
+    left = [plan for plan in plans if plan.item in names and plan.status != "ok"]
+    if left:
+        raise StackctlError(
+            f"{', '.join(plan.item for plan in left)}: changed, and yet not as it should be",
+            details=[f"{p.item}: {p.problem or p.now or p.status}" for p in left],
+            hint="something else sets it too; stackctl provision --dry-run shows what is left",
+        )
+
+
+def _restart(
+    session: Session, seen: Facts, waiting: tuple[str, ...], restart_user: bool
+) -> tuple[str, ...]:
+    """Start the user's manager anew where that is wanted; what is still to come."""
+    from stackctl.provision import changes, facts, users
+
+    assert seen.user is not None and seen.user.uid is not None
+    name, uid = seen.user.name, seen.user.uid
+    if not restart_user:
+        session.out.warn(
+            f"{' and '.join(waiting)}: only a new service manager of {name} has it; to start it "
+            f"anew ends every session and rootless stack of {name}",
+            fix=f"stackctl provision --restart-user --service-user {name}, or log in anew",
+        )
+        ask = sys.stdin.isatty() and not session.yes
+        if not (ask and click.confirm(f"end all sessions of {name} now?", err=True)):
+            return waiting
+    changes.restart_manager(uid)
+    session.out.step("restart", f"user@{uid}.service")
+    return users.pending(facts.read(*_machine(), name))
+
+
+def _report(plan: ItemPlan, seen: Facts, *, done: bool = False) -> ItemReport:
+    from stackctl.provision import shown
+    from stackctl.values.provision import ItemReport
+
+    return ItemReport(
+        item=plan.item,
+        status="changed" if done and plan.status == "change" else plan.status,
+        why=plan.why, now=plan.now,
+        changes=tuple(shown.show(change, seen) for change in plan.changes),
+        undo=plan.undo, effect=plan.effect, problem=plan.problem, remedy=plan.remedy,
+    )  # fmt: skip
+
+
+def _undoes(one: Recorded) -> ShownChange:
+    from stackctl.provision import shown
+
+    return shown.undone(one)

@@ -1,0 +1,74 @@
+"""Lines of /etc/subuid and /etc/subgid, changed under the lock that shadow's programs take.
+
+usermod adds lines too, but takes none away while the user runs anything, and leaves a copy of the
+file each time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from stackctl.errors import StackctlError
+from stackctl.machine.files import write_atomically
+
+#: What lckpwdf(3) locks, which useradd, usermod and userdel call first.
+_LOCK = ".pwd.lock"
+_PATIENCE_S = 15.0
+
+
+def add(file: Path, line: str) -> None:
+    """Add a line, unless it is there. Raises StackctlError."""
+    with _lines(file) as (lines, write):
+        if line not in lines:
+            write([*lines, line])
+
+
+def remove(file: Path, line: str) -> None:
+    """Remove a line, if it is there. Raises StackctlError."""
+    with _lines(file) as (lines, write):
+        if line in lines:
+            write([other for other in lines if other != line])
+
+
+class _Write:
+    """Writes the lines back, with the rights that the file had."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def __call__(self, lines: list[str]) -> None:
+        mode = self._file.stat().st_mode & 0o7777 if self._file.exists() else 0o644
+        write_atomically(self._file, "".join(line + "\n" for line in lines), mode=mode)
+
+
+@contextlib.contextmanager
+def _lines(file: Path) -> Iterator[tuple[list[str], _Write]]:
+    try:
+        descriptor = os.open(file.parent / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StackctlError(f"cannot lock {file}: {error.strerror}") from None
+    try:
+        deadline = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise StackctlError(
+                        f"{file} is being changed by another program",
+                        hint="wait until useradd, usermod or the like is done, then again",
+                    ) from None
+                time.sleep(0.1)
+        try:
+            text = file.read_text("utf-8")
+        except FileNotFoundError:
+            text = ""
+        yield text.splitlines(), _Write(file)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,144 @@
+"""Making and taking back changes: each is on record before it is made."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.machine import runner
+from stackctl.provision import apt, changes
+from stackctl.provision.box import Box
+from stackctl.provision.record import Store
+from stackctl.values.provision import (
+    FileChange,
+    ItemPlan,
+    LingerChange,
+    PackagesChange,
+    ProgramChange,
+    Recorded,
+    ReloadChange,
+)
+
+_AGAIN = "what is done is on record: stackctl provision goes on from here, --undo takes it back"
+#: Items without which a stack that runs would stop, or not start again.
+_CARRYING = frozenset({"podman", "service-user", "subids", "linger", "cdi"})
+
+
+class Report(Protocol):
+    """Hears what happens; implemented by the command line."""
+
+    def step(self, name: str, text: str) -> None:
+        """Something is done."""
+        ...
+
+    def progress(self, name: str, text: str, *, elapsed_s: float | None = None) -> None:
+        """Something goes on."""
+        ...
+
+
+def apply(box: Box, store: Store, plans: Sequence[ItemPlan], user: str, report: Report) -> None:
+    """Make the changes of all items, in order; ``user`` is who asked for it.
+
+    Raises:
+        StackctlError: at the first that fails. What was made before stays and is on record.
+    """
+    if any(isinstance(one.change, PackagesChange) for one in store.read().changes):
+        # A crash may have cut an installation off.
+        apt.finish()
+    for plan in plans:
+        if plan.status != "change":
+            continue
+        report.progress(plan.item, plan.why)
+        try:
+            for change in plan.changes:
+                if not isinstance(change, ReloadChange):
+                    old = changes.before(box, change)
+                    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+                    new = Recorded(item=plan.item, change=change, before=old, when=when, user=user)
+                    store.add(new)
+                    if old.names:
+                        report.step(plan.item, f"installing {len(old.names)} packages")
+                with uninterrupted():
+                    changes.perform(box, change)
+        except StackctlError as error:
+            raise _at(plan.item, error) from None
+        report.step(plan.item, "done" if plan.effect is None else "done, from the next login on")
+
+
+def undo(
+    box: Box, store: Store, items: Callable[[str], bool], report: Report
+) -> tuple[tuple[str, str], ...]:
+    """Take back what is on record, the last first; returns (item, why) of what has to stay.
+
+    Raises:
+        StackctlError: at the first that cannot be taken back; it stays on record.
+    """
+    stay: list[tuple[str, str]] = []
+    done = taken_back(store, items)
+    for number, one in enumerate(done):
+        report.progress(one.item, "goes back to what it was")
+        try:
+            with uninterrupted():
+                kept = changes.revert(box, one.change, one.before)
+                if kept is None:
+                    store.drop(one)
+        except StackctlError as error:
+            raise _at(one.item, error) from None
+        if kept is not None:
+            stay.append((one.item, kept))
+        elif all(later.item != one.item for later in done[number + 1 :]):
+            report.step(one.item, "as it was")
+    if any(isinstance(o.change, FileChange) and "/systemd/" in o.change.path for o in done):
+        runner.run(("systemctl", "daemon-reload"), timeout_s=120)
+    return tuple(stay)
+
+
+def taken_back(store: Store, items: Callable[[str], bool]) -> tuple[Recorded, ...]:
+    """What an undo takes back, in its order: the last first, and stackctl itself at the end."""
+    chosen = [one for one in reversed(store.read().changes) if items(one.item)]
+    return tuple(sorted(chosen, key=lambda one: isinstance(one.change, ProgramChange)))
+
+
+def require_no_stacks(box: Box, done: Sequence[Recorded]) -> None:
+    """Refuse to take the ground from under stacks. Raises StackctlError (exit 5)."""
+    if not any(one.item in _CARRYING for one in done):
+        return
+    homes = ["/etc"]
+    for one in done:
+        if isinstance(one.change, LingerChange):
+            home = changes.home(one.change.user)
+            homes += [f"{home}/.config"] if home is not None else []
+    for home in homes:
+        for path in box.machine.glob(f"{home}/containers/systemd/stackctl/*/*"):
+            stack = path.split("/")[-2]
+            raise StackctlError(
+                f"{stack} is up ({path})",
+                hint=f"stackctl down {stack}, as its user; then again",
+                exit_code=ExitCode.REFUSED,
+            )
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let one change come to its end: an interrupt is heard after it, and not by apt or dpkg."""
+    heard: list[int] = []
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    saved = {number: signal.signal(number, lambda n, _: heard.append(n)) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in saved.items():
+            signal.signal(number, handler)
+    if heard:
+        raise KeyboardInterrupt
+
+
+def _at(item: str, error: StackctlError) -> StackctlError:
+    hint = "\n".join(filter(None, (error.hint, _AGAIN)))
+    return StackctlError(
+        f"{item}: {error.message}", hint=hint, details=error.details, exit_code=error.exit_code
+    )

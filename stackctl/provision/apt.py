@@ -1,0 +1,146 @@
+"""Packages of Debian and Ubuntu: installed, removed and held, with each refusal's remedy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.machine import runner
+
+#: Nobody is there to answer questions, and no other service is restarted behind the user's back.
+_ENVIRONMENT = {
+    "DEBIAN_FRONTEND": "noninteractive",
+    "APT_LISTCHANGES_FRONTEND": "none",
+    "NEEDRESTART_SUSPEND": "1",
+}
+#: Longer than slow mirrors take; a lock is waited for by apt itself, for half a minute.
+_PATIENCE_S = 1800
+_OPTIONS = ("-o", "DPkg::Lock::Timeout=30", "-o", "Dpkg::Options::=--force-confold")
+_FAILURES = (
+    (
+        r"Could not get lock|Unable to acquire the dpkg|Unable to lock",
+        "the package manager is at work on something else",
+        "wait until it is done (unattended upgrades may take minutes), then again",
+    ),
+    (
+        r"dpkg was interrupted",
+        "an earlier installation of packages was cut off",
+        "sudo dpkg --configure -a, then again",
+    ),
+    (
+        r"No space left|enough free space",
+        "the disk is too full for the packages",
+        "df -h / /var shows what is full; sudo apt-get clean helps a little",
+    ),
+    (
+        r"Read-only file system",
+        "the file system is read-only",
+        "see why (dmesg), then: sudo mount -o remount,rw /",
+    ),
+    (
+        r"Could not resolve|Temporary failure|Could not connect|Network is unreachable|timed out"
+        r"|Unable to locate package|no installation candidate|Failed to fetch|not found",
+        "the packages cannot be fetched: no network, or no package source that has them",
+        "connect this machine, or add a package source (/etc/apt/sources.list.d), then again",
+    ),
+)
+
+
+def would_come(names: Sequence[str]) -> tuple[str, ...]:
+    """All packages that installing some would bring, those apart that are here.
+
+    The lists of packages are fetched first where they do not say.
+
+    Raises:
+        StackctlError: exit 6, with the reason and its remedy.
+    """
+    done = _simulate("install", names)
+    if done.status != 0:
+        fetched = _apt_get("update")
+        again = _simulate("install", names)
+        if again.status != 0:
+            # What kept the lists from being fetched says more than what they lack.
+            raise _failure(again, before=fetched)
+        done = again
+    return _named(done, "Inst")
+
+
+def install(names: Sequence[str]) -> None:
+    """Install packages. Raises StackctlError (exit 6) with the reason and its remedy."""
+    done = _apt_get(*_OPTIONS, "--yes", "--no-install-recommends", "install", *names)
+    if done.status != 0 and re.search("404|Failed to fetch", done.stderr):
+        # Lists of last month name versions that are gone.
+        _apt_get("update")
+        done = _apt_get(*_OPTIONS, "--yes", "--no-install-recommends", "install", *names)
+    if done.status != 0:
+        raise _failure(done)
+
+
+def finish() -> None:
+    """End what a crash cut off in the middle. Raises StackctlError when that fails."""
+    done = _run("dpkg", "--force-confold", "--configure", "--pending")
+    if done.status != 0:
+        raise _failure(done)
+
+
+def removable(names: Sequence[str]) -> tuple[str, ...]:
+    """Other packages that would have to go with some, as they need those.
+
+    Raises:
+        StackctlError: exit 6, when apt does not say.
+    """
+    done = _simulate("purge", names)
+    if done.status != 0:
+        raise _failure(done)
+    return tuple(sorted(set(_named(done, "(?:Remv|Purg)")) - set(names)))
+
+
+def remove(names: Sequence[str]) -> None:
+    """Remove packages with their settings. Raises StackctlError (exit 6)."""
+    done = _apt_get(*_OPTIONS, "--yes", "purge", *names)
+    if done.status != 0:
+        raise _failure(done)
+
+
+def hold(names: Sequence[str]) -> None:
+    """Keep packages at their version."""
+    runner.run(("apt-mark", "hold", *names))
+
+
+def release(names: Sequence[str]) -> None:
+    """Let packages be updated again."""
+    runner.run(("apt-mark", "unhold", *names))
+
+
+def _simulate(verb: str, names: Sequence[str]) -> runner.Completed:
+    return _apt_get("--simulate", "--no-install-recommends", verb, *names)
+
+
+def _named(done: runner.Completed, verb: str) -> tuple[str, ...]:
+    return tuple(sorted(set(re.findall(rf"^{verb} (\S+)", done.stdout, re.MULTILINE))))
+
+
+def _apt_get(*arguments: str) -> runner.Completed:
+    return _run("apt-get", *arguments)
+
+
+def _run(*argv: str) -> runner.Completed:
+    return runner.run(argv, check=False, timeout_s=_PATIENCE_S, extra_env=_ENVIRONMENT)
+
+
+def _failure(done: runner.Completed, before: runner.Completed | None = None) -> StackctlError:
+    said = "\n".join((before.stderr if before else "", done.stderr, done.stdout[-4000:]))
+    for pattern, message, hint in _FAILURES:
+        found = re.search(rf"^.*(?:{pattern}).*$", said, re.MULTILINE)
+        if found is not None:
+            return StackctlError(
+                message,
+                details=(f"$ {done.command}", found[0].strip()),
+                hint=hint,
+                exit_code=ExitCode.HOST,
+            )
+    error = runner.failure(done, f"{done.argv[0]} failed (exit {done.status})")
+    error.hint = "what it says above; then again"
+    error.exit_code = ExitCode.HOST
+    return error

@@ -1,0 +1,263 @@
+"""What planning rests on, read once: the host, the service user, settings, packages, files."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from stackctl.errors import StackctlError
+from stackctl.machine import trust
+from stackctl.probe import probe
+from stackctl.probe.limits import may_raise, probe_limits
+from stackctl.probe.reading import Reader
+from stackctl.probe.tools import Who, manager_socket, user_service
+from stackctl.provision import paths, program, rivals
+from stackctl.provision.box import Box
+from stackctl.provision.record import Store
+from stackctl.resources import data_folder
+from stackctl.values.host import UNLIMITED, Host
+from stackctl.values.provision import FileChange
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What the chosen profiles, or all there could be, ask of the machine."""
+
+    gpu: bool = True
+    memlock: bool = True
+    cpuset: bool = True
+    #: Items asked for by name: done also where they have no effect yet.
+    named: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class User:
+    """Who runs rootless stacks. ``uid`` is None while the account does not exist."""
+
+    name: str
+    uid: int | None = None
+    home: str | None = None
+    lingers: bool = False
+    running: bool = False
+    #: The hard limit of the running manager; and what the next one gets by its unit.
+    memlock_bytes: int | None = None
+    memlock_next: int | None = None
+    controllers: tuple[str, ...] = ()
+    controllers_next: tuple[str, ...] = ()
+    #: systemd has not read the unit's files since they changed.
+    stale: bool = False
+    guarded: bool = False
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A file of the kernel: its value, and whether root could write it."""
+
+    value: str
+    writable: bool
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything an item looks at. ``files`` holds None where there is none."""
+
+    host: Host
+    families: tuple[str, ...] = ()
+    release: str | None = None
+    user: User | None = None
+    may_raise: bool | None = None
+    #: What a user's manager could be given: process 1's own limit where it may raise none.
+    memlock_reachable: int | None = None
+    root_controllers: tuple[str, ...] = ()
+    files: Mapping[str, str | None] = field(default_factory=dict)
+    #: What we wrote to those files last, by path.
+    written: Mapping[str, str] = field(default_factory=dict)
+    shipped: Mapping[str, str] = field(default_factory=dict)
+    rivals: tuple[rivals.Rival, ...] = ()
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+    #: Version by name of what dpkg has installed, and what it holds; None: no dpkg here.
+    packages: Mapping[str, str] | None = None
+    held: frozenset[str] = frozenset()
+    #: Of packages that are missing: all that would come, and the version of the toolkit.
+    simulated: tuple[str, ...] = ()
+    toolkit: str | None = None
+    subuid: str = ""
+    subgid: str = ""
+    swap: bool = False
+    folders: frozenset[str] = frozenset()
+    units: frozenset[str] = frozenset()
+    enabled: frozenset[str] = frozenset()
+    guarded: bool = False
+    #: Where stackctl is in the search path, whose it is, and whose this one is.
+    program: str | None = None
+    program_weakness: str | None = None
+    program_ours: bool = False
+    program_current: bool = True
+    python_weakness: str | None = None
+
+
+def read(box: Box, store: Store, user: str | None) -> Facts:
+    """Look at the machine, for a service user or for root's stacks alone."""
+    reader = Reader(box.machine)
+    host = probe(box.machine, scope="system")
+    release = _os_release(box)
+    packages, held = _packages(box)
+    families = tuple(f"{release.get('ID', '')} {release.get('ID_LIKE', '')}".split())
+    missing = () if packages is None else tuple(
+        name for name in paths.packages(families, release.get("VERSION_ID")) if name not in packages
+    )  # fmt: skip
+    found_program = next((path for path in paths.LINKS if box.there(path)), None)
+    return Facts(
+        host=host,
+        families=families,
+        release=release.get("VERSION_ID"),
+        user=None if user is None else _user(box, reader, user),
+        may_raise=may_raise(reader),
+        memlock_reachable=probe_limits(reader, "system", Who(0, "root")).memlock_bytes,
+        root_controllers=tuple((box.read("/sys/fs/cgroup/cgroup.controllers") or "").split()),
+        files={path: box.read(path) for path in paths.FILES.values()},
+        written=_written(store),
+        shipped={name: (data_folder("systemd") / name).read_text("utf-8") for name in paths.FILES},
+        rivals=rivals.read(box, user_id=_uid(box, user)),
+        settings=_settings(box),
+        packages=packages,
+        held=held,
+        simulated=_simulated(box, missing) if missing else (),
+        toolkit=_candidate(box, paths.TOOLKIT) if host.gpus else None,
+        subuid=box.read("/etc/subuid") or "",
+        subgid=box.read("/etc/subgid") or "",
+        swap=len((box.read("/proc/swaps") or "").splitlines()) > 1,
+        folders=frozenset(path for path in (paths.MODELS,) if box.there(path)),
+        units=frozenset(
+            unit
+            for unit in paths.CDI_UNITS
+            if any(box.there(f"{folder}/{unit}") for folder in paths.UNIT_FOLDERS)
+        ),
+        enabled=frozenset(unit for unit in paths.CDI_UNITS if _enabled(box, unit)),
+        guarded=box.there(paths.GUARD_TIMER),
+        program=found_program,
+        program_weakness=None if found_program is None else trust.weakness(box.at(found_program)),
+        program_ours=found_program is not None
+        and box.at(found_program).resolve().is_relative_to(box.at(paths.PROGRAM_FOLDER)),
+        program_current=program.current(box.at(paths.PROGRAM_FOLDER)),
+        python_weakness=program.weakness(),
+    )  # fmt: skip
+
+
+def _os_release(box: Box) -> dict[str, str]:
+    text = box.read("/etc/os-release") or box.read("/usr/lib/os-release") or ""
+    pairs = (line.partition("=") for line in text.splitlines())
+    return {name: value.strip("\"'") for name, equals, value in pairs if equals}
+
+
+def _uid(box: Box, user: str | None) -> int | None:
+    for line in (box.read("/etc/passwd") or "").splitlines():
+        fields = line.split(":")
+        if len(fields) > 2 and fields[0] == user and fields[2].isdecimal():
+            return int(fields[2])
+    return None
+
+
+def _user(box: Box, reader: Reader, name: str) -> User:
+    uid = _uid(box, name)
+    home = next(
+        (
+            line.split(":")[5]
+            for line in (box.read("/etc/passwd") or "").splitlines()
+            if line.startswith(f"{name}:") and line.count(":") == 6
+        ),
+        None,
+    )
+    if uid is None and box.machine.live:
+        # Not every user is in /etc/passwd (LDAP, systemd-homed).
+        import pwd
+
+        try:
+            uid, home = pwd.getpwnam(name).pw_uid, pwd.getpwnam(name).pw_dir
+        except KeyError:
+            uid = None
+    if uid is None:
+        return User(name)
+    unit = _properties(box, f"user@{uid}.service")
+    limit = unit.get("LimitMEMLOCK", "")
+    return User(
+        name,
+        uid=uid,
+        home=home,
+        lingers=box.there(f"/var/lib/systemd/linger/{name}"),
+        running=box.there(manager_socket(uid)),
+        memlock_bytes=probe_limits(reader, "user", Who(uid, name)).memlock_bytes,
+        memlock_next=UNLIMITED if limit == "infinity" else int(limit) if limit.isdigit() else None,
+        controllers=tuple((box.read(f"{user_service(uid)}/cgroup.controllers") or "").split()),
+        controllers_next=tuple(unit.get("DelegateControllers", "").split()),
+        stale=unit.get("NeedDaemonReload") == "yes",
+        guarded=home is not None and box.there(f"{home}/.config/systemd/user/stackctl-guard.timer"),
+    )
+
+
+def _properties(box: Box, unit: str) -> dict[str, str]:
+    names = "--property=LimitMEMLOCK,DelegateControllers,NeedDaemonReload"
+    done = box.ask("systemctl", "show", unit, names)
+    pairs = (line.partition("=") for line in (done.stdout if done else "").splitlines())
+    return {name: value for name, equals, value in pairs if equals}
+
+
+def _written(store: Store) -> dict[str, str]:
+    try:
+        changes = [one.change for one in store.read().changes]
+    except StackctlError:
+        # An ordinary user who only looks may not read it.
+        if os.geteuid() == 0:
+            raise
+        return {}
+    return {change.path: change.text for change in changes if isinstance(change, FileChange)}
+
+
+def _settings(box: Box) -> dict[str, Setting]:
+    found = {}
+    for pattern in paths.SETTINGS:
+        for path in box.machine.glob(pattern):
+            text = box.read(path)
+            if text is not None:
+                # What is one of several is in brackets.
+                chosen = re.search(r"\[(\S+)\]", text)
+                value = chosen[1] if chosen else text.strip()
+                found[path] = Setting(value, box.may_write(path))
+    return found
+
+
+def _packages(box: Box) -> tuple[dict[str, str] | None, frozenset[str]]:
+    """What dpkg has installed with versions, and what it holds."""
+    text = box.read("/var/lib/dpkg/status")
+    if text is None:
+        return None, frozenset()
+    found: dict[str, str] = {}
+    held = set()
+    for block in text.split("\n\n"):
+        name = re.search(r"^Package: (\S+)$", block, re.MULTILINE)
+        status = re.search(r"^Status: (\S+) \S+ (\S+)$", block, re.MULTILINE)
+        version = re.search(r"^Version: (\S+)$", block, re.MULTILINE)
+        if name and status and status[2] == "installed":
+            found[name[1]] = version[1] if version else ""
+            if status[1] == "hold":
+                held.add(name[1])
+    return found, frozenset(held)
+
+
+def _simulated(box: Box, names: tuple[str, ...]) -> tuple[str, ...]:
+    done = box.ask("apt-get", "--simulate", "--no-install-recommends", "install", *names)
+    text = done.stdout if done is not None and done.status == 0 else ""
+    return tuple(sorted(set(re.findall(r"^Inst (\S+)", text, re.MULTILINE))))
+
+
+def _candidate(box: Box, package: str) -> str | None:
+    done = box.ask("apt-cache", "policy", package)
+    found = re.search(r"^\s+Candidate: (\d\S*)$", done.stdout if done else "", re.MULTILINE)
+    return found[1] if found else None
+
+
+def _enabled(box: Box, unit: str) -> bool:
+    done = box.ask("systemctl", "is-enabled", unit)
+    return done is not None and done.stdout.strip() == "enabled"

@@ -1,0 +1,167 @@
+"""This stackctl itself, copied to where only root can write: for sudo, timers and other users."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import stackctl
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.machine import trust
+from stackctl.machine.files import write_atomically
+from stackctl.resources import data_folder
+
+_DISTRIBUTION = "stackctl-inference"
+_PACKAGE = Path(stackctl.__file__).parent
+_DATA = ("templates", "profiles", "systemd")
+#: Isolated (-I): neither the caller's variables nor a user's packages have a say.
+_LAUNCHER = """\
+#!{python} -I
+import sys
+
+sys.path.insert(0, {lib!r})
+from stackctl.__main__ import main
+
+sys.exit(main())
+"""
+
+
+def python() -> Path:
+    """The interpreter below any virtual environment."""
+    return Path(sys.executable).resolve()
+
+
+def weakness() -> str | None:
+    """Who else could change the interpreter; None: root alone."""
+    return trust.weakness(python())
+
+
+def fingerprint() -> str:
+    """What this stackctl is, by its own files."""
+    digest = hashlib.sha256()
+    for target, source in sorted(_own_files()):
+        digest.update(target.encode() + b"\0" + source.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def install(folder: Path) -> None:
+    """Copy stackctl and the packages it uses into a folder, in one step for who looks.
+
+    Raises:
+        StackctlError: a package's files are not known, the disk is full.
+    """
+    made = folder.with_name(f".{folder.name}.new")
+    old = folder.with_name(f".{folder.name}.old")
+    try:
+        for left in (made, old):
+            shutil.rmtree(left, ignore_errors=True)
+        for target, source in (*_dependencies(), *_metadata(), *_own_files()):
+            _copy(source, made / "lib" / target)
+        lib = str(folder / "lib")
+        text = _LAUNCHER.format(python=python(), lib=lib)
+        write_atomically(made / "bin" / "stackctl", text, mode=0o755)
+        write_atomically(made / "fingerprint", fingerprint() + "\n")
+        for path in (made, *made.rglob("*")):
+            path.chmod(0o755 if path.is_dir() or path.name == "stackctl" else 0o644)
+        if folder.exists():
+            folder.rename(old)
+        made.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        shutil.rmtree(made, ignore_errors=True)
+        raise StackctlError(f"cannot copy stackctl to {folder}: {error.strerror}") from None
+
+
+def _copy(source: Path, place: Path) -> None:
+    """Copy a file with its time, by which Python knows what it has compiled of it: that comes too,
+    as others than root could not keep it."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(source, place)
+    if source.suffix == ".py":
+        compiled = Path(importlib.util.cache_from_source(str(source)))
+        if compiled.is_file():
+            (place.parent / "__pycache__").mkdir(exist_ok=True)
+            shutil.copy2(compiled, place.parent / "__pycache__" / compiled.name)
+
+
+def remove(folder: Path) -> None:
+    """Remove such a folder; this very program may run from it."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def current(folder: Path) -> bool:
+    """Whether a folder holds this very stackctl."""
+    try:
+        return (folder / "fingerprint").read_text("utf-8").strip() == fingerprint()
+    except OSError:
+        return False
+
+
+def _own_files() -> Iterator[tuple[str, Path]]:
+    """The package's files and the data it ships, by where they go below ``lib``."""
+    for path in _PACKAGE.rglob("*"):
+        parts = path.relative_to(_PACKAGE).parts
+        if path.is_file() and not {"__pycache__", "_data"} & set(parts):
+            yield "/".join(("stackctl", *parts)), path
+    for name in _DATA:
+        folder = data_folder(name)
+        for path in folder.rglob("*"):
+            if path.is_file():
+                yield "/".join(("stackctl/_data", name, *path.relative_to(folder).parts)), path
+
+
+def _metadata() -> Iterator[tuple[str, Path]]:
+    """What says which version this is, and what it requires."""
+    try:
+        files = metadata.distribution(_DISTRIBUTION).files or ()
+    except metadata.PackageNotFoundError:
+        return
+    for file in files:
+        path = Path(str(file.locate()))
+        if file.name in ("METADATA", "entry_points.txt") and path.is_file():
+            yield f"{path.parent.name}/{path.name}", path
+
+
+def _dependencies() -> Iterator[tuple[str, Path]]:
+    """Files of the packages that stackctl imports, and of those that these import."""
+    pending, seen = _required(_DISTRIBUTION), {_DISTRIBUTION}
+    while pending:
+        name = pending.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        try:
+            distribution = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            # For another Python or system, or an extra that was not asked for.
+            continue
+        pending += _required(name)
+        if distribution.files is None:
+            raise StackctlError(
+                f"which files belong to the Python package {name} is not recorded",
+                hint="install stackctl with pip or pipx, then again",
+                exit_code=ExitCode.HOST,
+            )
+        for file in distribution.files:
+            path = Path(str(file.locate()))
+            outside = ".." in file.parts or file.is_absolute() or "__pycache__" in file.parts
+            # Scripts of other packages, and what was compiled for a path that it leaves.
+            if not outside and file.parts[0] != "bin" and path.is_file():
+                yield str(file), path
+
+
+def _required(name: str) -> list[str]:
+    try:
+        lines = metadata.requires(name) or []
+    except metadata.PackageNotFoundError:
+        return []
+    # What other packages want for their own development is no part of them.
+    wanted = (line for line in lines if name == _DISTRIBUTION or "extra ==" not in line)
+    found = (re.match(r"[\w.-]+", line) for line in wanted)
+    return [match[0].lower().replace("_", "-") for match in found if match]

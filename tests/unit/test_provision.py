@@ -1,0 +1,651 @@
+"""Making a machine ready, below a folder: planned from facts, made, made once, and taken back."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from test_probe_doctor import READY, changed
+
+from stackctl.errors import StackctlError
+from stackctl.machine.files import RecordedMachine
+from stackctl.machine.lock import record_lock_holder
+from stackctl.machine.runner import Completed
+from stackctl.provision import advice, apt, facts, items, needs, paths, program, shown, users
+from stackctl.provision.apply import apply, taken_back, undo
+from stackctl.provision.box import Box
+from stackctl.provision.facts import Facts, Needs, User
+from stackctl.provision.record import PATH, Store
+from stackctl.sources.profiles import Profiles
+from stackctl.values.host import L3, UNLIMITED, CdiSpec, NumaNode
+from stackctl.values.profile import Overrides
+from stackctl.values.provision import (
+    EnableChange,
+    FileChange,
+    ItemPlan,
+    PackagesChange,
+    Record,
+    Recorded,
+    SubidsChange,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+NUMA_FILE = paths.FILES[paths.NUMA]
+GOVERNOR = "/sys/devices/system/cpu/cpu{}/cpufreq/scaling_governor"
+NODE = "sys/devices/system/node/node"
+DEBIAN = 'ID=debian\nVERSION_ID="13"\nPRETTY_NAME="Debian GNU/Linux 13 (trixie)"\n'
+#: Two nodes that the kernel balances, swap, and processors that save power.
+TWO_NODES = {
+    "etc/os-release": DEBIAN,
+    "etc/passwd": "root:x:0:0:root:/root:/bin/sh\nann:x:1000:1000::/home/ann:/bin/sh\n",
+    "proc/meminfo": "MemTotal: 33554432 kB\n",
+    "proc/sys/kernel/numa_balancing": "1\n",
+    "proc/sys/vm/swappiness": "60\n",
+    "proc/swaps": "Filename Type Size Used Priority\n/swap file 1 0 -2\n",
+    "sys/kernel/mm/transparent_hugepage/enabled": "[always] madvise never\n",
+    f"{NODE}0/cpulist": "0-1\n",
+    f"{NODE}1/cpulist": "2-3\n",
+    "sys/devices/system/cpu/online": "0-3\n",
+    **{GOVERNOR.format(cpu)[1:]: "powersave\n" for cpu in range(4)},
+}
+KERNEL = ("numa-balancing", "transparent-hugepages", "swappiness", "governor")
+
+
+class Heard:
+    """What a run told of."""
+
+    def __init__(self) -> None:
+        self.steps: list[str] = []
+
+    def step(self, name: str, text: str) -> None:
+        self.steps.append(name)
+
+    def progress(self, name: str, text: str, *, elapsed_s: float | None = None) -> None:
+        pass
+
+
+class Place:
+    """A machine below a folder, which is looked at, changed and put back."""
+
+    def __init__(self, root: Path, files: dict[str, str]) -> None:
+        self.root = root
+        for path, text in files.items():
+            self.write(path, text)
+        self.store = Store(root / PATH[1:])
+
+    @property
+    def box(self) -> Box:
+        return Box(RecordedMachine(self.root), self.root)
+
+    def write(self, path: str, text: str) -> None:
+        place = self.root / path.lstrip("/")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text)
+
+    def read(self, path: str) -> str:
+        return (self.root / path.lstrip("/")).read_text()
+
+    def files(self) -> dict[str, tuple[str, int]]:
+        """Text and mode of every file, and every folder."""
+        found = {}
+        for path in self.root.rglob("*"):
+            text = path.read_text() if path.is_file() else ""
+            found[str(path.relative_to(self.root))] = (text, stat.S_IMODE(path.stat().st_mode))
+        return found
+
+    def plan(self, *only: str, user: str | None = None) -> dict[str, ItemPlan]:
+        seen = facts.read(self.box, self.store, user)
+        return {one.item: one for one in items.plan(seen, Needs(), only)}
+
+    def apply(self, *only: str) -> list[str]:
+        heard = Heard()
+        apply(self.box, self.store, tuple(self.plan(*only).values()), "ann", heard)
+        return heard.steps
+
+    def undo(self, *only: str) -> tuple[tuple[str, str], ...]:
+        return undo(self.box, self.store, lambda item: not only or item in only, Heard())
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path / "box", TWO_NODES)
+
+
+# Settings of the kernel
+
+
+def test_settings_are_made_once_and_taken_back(place: Place) -> None:
+    before = place.files()
+    assert {one.status for one in place.plan(*KERNEL).values()} == {"change"}
+    # Looking changes nothing.
+    assert place.files() == before
+    assert place.apply(*KERNEL) == list(KERNEL)
+    assert place.read("/proc/sys/kernel/numa_balancing") == "0\n"
+    assert place.read("/proc/sys/vm/swappiness").startswith("10\n")
+    assert [place.read(GOVERNOR.format(cpu)) for cpu in range(4)] == ["performance\n"] * 4
+    assert "kernel.numa_balancing = 0" in place.read(NUMA_FILE)
+    assert (place.root / PATH[1:]).stat().st_mode & 0o777 == 0o600
+    assert {one.status for one in place.plan(*KERNEL).values()} == {"ok"}
+    assert place.apply(*KERNEL) == []
+    assert place.undo() == ()
+    after = place.files()
+    for path in ("var", "var/lib", "var/lib/stackctl"):
+        after.pop(path)
+    # The kernel would show all the choices, a file only what was written.
+    pages = "sys/kernel/mm/transparent_hugepage/enabled"
+    assert (after.pop(pages)[0], before.pop(pages)[0]) == ("always\n", TWO_NODES[pages])
+    assert after == before
+
+
+def test_one_item_can_be_taken_back_alone(place: Place) -> None:
+    place.apply(*KERNEL)
+    place.undo("numa-balancing")
+    assert place.read("/proc/sys/kernel/numa_balancing").startswith("1\n")
+    assert not (place.root / NUMA_FILE[1:]).exists()
+    assert place.read("/proc/sys/vm/swappiness").startswith("10\n")
+    assert {one.item for one in place.store.read().changes} == set(KERNEL) - {"numa-balancing"}
+
+
+def test_a_machine_that_needs_nothing_gets_no_file(tmp_path: Path) -> None:
+    calm = {
+        "proc/sys/kernel/numa_balancing": "0\n",
+        "sys/kernel/mm/transparent_hugepage/enabled": "always madvise [never]\n",
+        "proc/swaps": "Filename Type Size Used Priority\n",
+    }
+    governors = {path: "performance\n" for path in TWO_NODES if path.endswith("governor")}
+    place = Place(tmp_path / "box", TWO_NODES | calm | governors)
+    found = place.plan(*KERNEL)
+    assert {name: one.status for name, one in found.items()} == {
+        "numa-balancing": "ok", "transparent-hugepages": "ok", "swappiness": "skip",
+        "governor": "ok",
+    }  # fmt: skip
+    shutil.rmtree(place.root / f"{NODE}1")
+    assert "one NUMA node" in (place.plan("numa-balancing")["numa-balancing"].now or "")
+
+
+@pytest.mark.parametrize(
+    ("path", "line", "status"),
+    [
+        ("etc/sysctl.d/10-site.conf", "kernel.numa_balancing=1", "refused"),
+        ("etc/sysctl.conf", "kernel/numa_balancing = 1", "refused"),
+        ("etc/sysctl.d/99-site.conf", "-kernel.numa_balancing = 0", "change"),
+        ("etc/sysctl.d/99-site.conf", "# kernel.numa_balancing = 1", "change"),
+        ("usr/lib/sysctl.d/50-default.conf", "kernel.numa_balancing = 1", "change"),
+        ("usr/lib/sysctl.d/99-late.conf", "kernel.numa_balancing = 1", "refused"),
+    ],
+)
+def test_what_others_set_is_not_overruled(place: Place, path: str, line: str, status: str) -> None:
+    place.write(path, f"vm.dirty_ratio = 20\n{line}\n")
+    found = place.plan("numa-balancing")["numa-balancing"]
+    assert found.status == status
+    if status == "refused":
+        assert f"/{path}:2 sets kernel.numa_balancing to 1" in (found.problem or "")
+        place.apply("numa-balancing")
+        assert place.read("/proc/sys/kernel/numa_balancing") == "1\n"
+        assert not (place.root / NUMA_FILE[1:]).exists()
+    elif "= 0" in line:
+        # Somebody else saw to the next boot: only what holds until then is missing.
+        assert [type(change).__name__ for change in found.changes] == ["SettingChange"]
+
+
+def test_a_file_in_our_place_is_shown_and_left(place: Place) -> None:
+    place.write(NUMA_FILE, "# mine\nvm.max_map_count = 1\n")
+    found = place.plan("numa-balancing")["numa-balancing"]
+    assert found.status == "refused"
+    assert f"{NUMA_FILE} is not stackctl's" in (found.problem or "")
+    assert "-vm.max_map_count = 1" in (found.problem or "")
+    assert found.remedy is not None
+    assert f"rm {NUMA_FILE}" in found.remedy
+    assert place.apply("numa-balancing") == []
+    assert place.read(NUMA_FILE) == "# mine\nvm.max_map_count = 1\n"
+
+
+def test_our_own_older_text_is_brought_up_to_date(place: Place) -> None:
+    place.apply("numa-balancing")
+    older = "# of an older stackctl\nkernel.numa_balancing = 0\n"
+    record = place.store.read()
+    first, *rest = record.changes
+    first = msgspec.structs.replace(
+        first,
+        change=msgspec.structs.replace(first.change, text=older),
+    )
+    place.store._write([first, *rest])
+    place.write(NUMA_FILE, older)
+    place.write("/proc/sys/kernel/numa_balancing", "1\n")
+    assert place.plan("numa-balancing")["numa-balancing"].status == "change"
+    place.apply("numa-balancing")
+    assert place.undo() == ()
+    assert not (place.root / NUMA_FILE[1:]).exists()
+
+
+def test_what_was_changed_since_stays(place: Place) -> None:
+    place.apply("numa-balancing")
+    place.write(NUMA_FILE, "kernel.numa_balancing = 1\n")
+    ((item, why),) = place.undo()
+    assert (item, NUMA_FILE in why, "changed since" in why) == ("numa-balancing", True, True)
+    assert place.read(NUMA_FILE) == "kernel.numa_balancing = 1\n"
+    # And is told again, until somebody decides.
+    assert [one.item for one in place.store.read().changes] == ["numa-balancing"]
+    (place.root / NUMA_FILE[1:]).unlink()
+    assert place.undo() == ()
+    assert place.store.read() == Record()
+
+
+def test_a_processor_that_vanishes(place: Place) -> None:
+    plans = tuple(place.plan("governor", "swappiness").values())
+    shutil.rmtree((place.root / GOVERNOR.format(2)[1:]).parent)
+    with pytest.raises(StackctlError) as raised:
+        apply(place.box, place.store, plans, "ann", Heard())
+    assert f"{GOVERNOR.format(2)} is gone since it was looked at" in raised.value.message
+    assert "goes on from here" in (raised.value.hint or "")
+    # What came before it is done; the rest is done next time, with what there is now.
+    assert place.plan("swappiness")["swappiness"].status == "ok"
+    assert place.apply("governor", "swappiness") == ["governor"]
+    assert place.undo() == ()
+    assert place.read(GOVERNOR.format(0)).startswith("powersave\n")
+
+
+def test_a_read_only_kernel_file_belongs_to_another_machine(place: Place) -> None:
+    seen = facts.read(place.box, place.store, None)
+    fixed = {path: replace(one, writable=False) for path, one in seen.settings.items()}
+    found = {one.item: one for one in items.plan(replace(seen, settings=fixed), Needs(), KERNEL)}
+    assert {one.status for one in found.values()} == {"skip"}
+    assert "the machine it runs on" in (found["numa-balancing"].now or "")
+
+
+# The record
+
+
+def test_what_was_there_first_is_what_comes_back(place: Place) -> None:
+    """A crash between the record and the change, and a second run that finds half of it."""
+    plan = place.plan("numa-balancing")["numa-balancing"]
+    place.store.path.parent.mkdir(parents=True)
+    first = Recorded(item="numa-balancing", change=plan.changes[1], when="t", user="ann")
+    first = msgspec.structs.replace(
+        first, before=msgspec.structs.replace(first.before, values=("1",))
+    )
+    place.store.add(first)
+    place.write("/proc/sys/kernel/numa_balancing", "0\n")
+    again = msgspec.structs.replace(
+        first, before=msgspec.structs.replace(first.before, values=("0",))
+    )
+    place.store.add(again)
+    place.undo()
+    assert place.read("/proc/sys/kernel/numa_balancing").startswith("1\n")
+
+
+def test_a_damaged_record_is_not_passed_over(place: Place) -> None:
+    place.write(PATH, '{"schema": "stackctl.provisioned/2", "changes": []}')
+    with pytest.raises(StackctlError, match="record of what was provisioned cannot be read"):
+        place.store.read()
+
+
+def test_stackctl_itself_goes_last(place: Place) -> None:
+    from stackctl.values.provision import ProgramChange
+
+    for item, change in (
+        ("stackctl", ProgramChange(folder="/usr/local/lib/stackctl", link="/usr/local/bin/s")),
+        ("guard", FileChange(path="/etc/x", text="x")),
+        ("models", FileChange(path="/etc/y", text="y")),
+    ):
+        place.store.add(Recorded(item=item, change=change, when="t", user="ann"))
+    done = taken_back(place.store, lambda _: True)
+    assert [one.item for one in done] == ["models", "guard", "stackctl"]
+
+
+# Users
+
+
+@pytest.mark.parametrize(
+    ("subuid", "first"),
+    [
+        ("", 100000),
+        ("bob:100000:65536\n", 165536),
+        ("bob:165536:65536\n", 100000),
+        ("bob:120000:65536\ncarl:185536:1000\n", 186536),
+        ("ann:100000:1000\n", 101000),
+        ("ann:100000:65536\n", None),
+        ("1000:300000:70000\n", None),
+    ],
+)
+def test_subordinate_ids_that_nobody_has(place: Place, subuid: str, first: int | None) -> None:
+    place.write("etc/subuid", subuid)
+    place.write("etc/subgid", "ann:500000:65536\n")
+    found = place.plan("subids", user="ann")["subids"]
+    if first is None:
+        assert found.status == "ok"
+        return
+    assert found.changes == (SubidsChange(user="ann", uid=first),)
+    apply(place.box, place.store, (found,), "ann", Heard())
+    assert f"ann:{first}:65536" in place.read("etc/subuid").splitlines()
+    assert place.plan("subids", user="ann")["subids"].status == "ok"
+    place.undo()
+    assert place.read("etc/subuid") == subuid
+    assert place.read("etc/subgid") == "ann:500000:65536\n"
+
+
+def ann(**changes: Any) -> User:
+    return User(
+        "ann", uid=1000, running=True, memlock_bytes=8 << 20, memlock_next=8 << 20,
+        controllers=("cpu",), controllers_next=("cpu",), **changes,
+    )  # fmt: skip
+
+
+def seen(**changes: Any) -> Facts:
+    shipped = {name: (ROOT / "systemd" / name).read_text() for name in paths.FILES}
+    known: dict[str, Any] = {
+        "host": READY, "families": ("debian",), "release": "13", "packages": {}, "may_raise": True,
+        "memlock_reachable": UNLIMITED, "root_controllers": ("cpuset", "cpu"), "user": ann(),
+        "shipped": shipped, "files": dict.fromkeys(paths.FILES.values()),
+    }  # fmt: skip
+    return Facts(**(known | changes))
+
+
+def item(name: str, needs: Needs | None = None, **changes: Any) -> ItemPlan:
+    (found,) = items.plan(seen(**changes), needs or Needs(), (name,))
+    return found
+
+
+def test_limits_of_user_services() -> None:
+    for name in ("memlock", "cpuset"):
+        found = item(name)
+        assert (found.status, found.effect) == ("change", "login")
+        assert isinstance(found.changes[0], FileChange)
+        assert item(name, user=None).status == "skip"
+        # Asked for by name it is done, for whoever will log in.
+        assert item(name, Needs(named=frozenset([name])), user=None).status == "change"
+    assert item("memlock", Needs(memlock=False)).status == "skip"
+    cannot = item("memlock", may_raise=False, memlock_reachable=8 << 20)
+    assert "CAP_SYS_RESOURCE" in (cannot.now or "")
+    assert "no cpuset" in (item("cpuset", root_controllers=("cpu",)).now or "")
+
+
+def test_limits_that_wait_for_a_login() -> None:
+    raised = replace(ann(), memlock_next=UNLIMITED, controllers_next=("cpu", "cpuset"))
+    facts_now = seen(user=raised)
+    assert item("memlock", user=raised).status == "ok"
+    assert users.pending(facts_now) == (
+        "memlock (8 MiB at most now, without limit then)", "cpuset",
+    )  # fmt: skip
+    assert users.pending(seen(user=replace(raised, running=False))) == ()
+    assert users.pending(seen(user=ann())) == ()
+    # systemd has not read the file yet: it must, before it is said to be done.
+    stale = item("memlock", user=replace(raised, stale=True))
+    assert stale.status == "change"
+
+
+def test_limits_that_a_person_has_set(place: Place) -> None:
+    folder = "etc/systemd/system/user@.service.d"
+    place.write(f"{folder}/50-site.conf", "[Service]\nLimitMEMLOCK=64M\n")
+    found = place.plan("memlock", user="ann")["memlock"]
+    assert found.status == "refused"
+    assert f"/{folder}/50-site.conf:2 sets LimitMEMLOCK to 64M" in (found.problem or "")
+    place.write(f"{folder}/50-site.conf", "[Service]\nLimitMEMLOCK=infinity\n")
+    assert not any(
+        isinstance(one, FileChange) for one in place.plan("memlock", user="ann")["memlock"].changes
+    )
+
+
+# Software
+
+
+@pytest.mark.parametrize(
+    ("release", "version", "status", "words"),
+    [
+        (("debian", "12"), None, "refused", "upgrade to Debian 13"),
+        (("debian", "12"), "4.3.1", "refused", "upgrade to Debian 13"),
+        (("ubuntu", "22.04"), None, "refused", "upgrade to Debian 13, Ubuntu 24.04"),
+        (("debian", "13"), None, "change", "passt"),
+        (("ubuntu", "24.04"), None, "change", "slirp4netns"),
+        (("fedora", "42"), None, "refused", "install podman 4.4 or newer"),
+        (("fedora", "42"), "5.5.1", "ok", ""),
+        (("debian", "12"), "5.5.1", "ok", ""),
+        (("debian", "12"), "5.5.1 built", "change", "dbus-user-session"),
+    ],
+)
+def test_podman_by_distribution(
+    release: tuple[str, str], version: str | None, status: str, words: str
+) -> None:
+    built = version is not None and version.endswith("built")
+    host = changed(tools={"podman": version, "os": " ".join(release)})
+    family, number = release
+    packages: dict[str, str] | None = None if family == "fedora" else {}
+    if version and packages is not None and not built:
+        packages = dict.fromkeys(paths.packages((family,), number), version)
+    found = item("podman", host=host, families=(family,), release=number, packages=packages)
+    assert found.status == status
+    if status == "refused":
+        assert words in (found.remedy or "")
+    if status == "change":
+        (change,) = found.changes
+        assert isinstance(change, PackagesChange)
+        assert {"uidmap", words} <= set(change.names)
+        assert ("podman" in change.names) != built
+
+
+@pytest.mark.parametrize(
+    ("said", "message", "hint"),
+    [
+        (
+            "E: Could not get lock /var/lib/dpkg/lock-frontend. It is held by process 812 (apt)",
+            "at work on something else", "wait",
+        ),
+        ("E: Unable to locate package podman", "cannot be fetched", "package source"),
+        (
+            "E: Failed to fetch http://mirror/x.deb  Temporary failure resolving 'mirror'",
+            "cannot be fetched", "connect this machine",
+        ),
+        ("E: You don't have enough free space in /var/cache/apt/archives/.", "too full", "df -h"),
+        ("E: dpkg was interrupted, you must manually run 'dpkg --configure -a'", "cut off",
+         "dpkg --configure -a"),
+        ("dpkg: error: unable to open: Read-only file system", "read-only", "remount"),
+        ("E: Something nobody has seen", "apt-get failed (exit 100)", "what it says"),
+    ],
+)  # fmt: skip
+def test_refusals_of_the_package_manager(said: str, message: str, hint: str) -> None:
+    error = apt._failure(Completed(("apt-get", "install", "podman"), 100, "", said + "\n"))
+    assert message in error.message
+    assert hint in (error.hint or "")
+    assert int(error.exit_code) == 6
+    assert any(said in line for line in error.details)
+
+
+def test_the_driver_is_held() -> None:
+    here = {"nvidia-driver-580": "1", "libnvidia-compute-580": "1", "nvidia-settings": "1",
+            "nvidia-container-toolkit": "1", "libc6": "1"}  # fmt: skip
+    found = item("driver-hold", packages=here, held=frozenset(["nvidia-settings"]))
+    (change,) = found.changes
+    assert getattr(change, "names", None) == ("libnvidia-compute-580", "nvidia-driver-580")
+    assert item("driver-hold", packages={"libc6": "1"}).status == "skip"
+    assert item("driver-hold", Needs(gpu=False), packages=here).status == "skip"
+
+
+def test_stackctl_is_copied_and_runs_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "lib" / "stackctl"
+    folder.parent.mkdir()
+    program.install(folder)
+    done = subprocess.run(
+        ["env", "-i", "PATH=/usr/bin:/bin", str(folder / "bin/stackctl"), "profiles"],
+        cwd="/", capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "cpu-latency" in done.stdout
+    assert program.current(folder)
+    # Run from there, it is what is there.
+    code = "import sys; sys.path.insert(0, sys.argv[1] + '/lib');" + (
+        "from pathlib import Path; from stackctl.provision import program as p;"
+        "print(p.current(Path(sys.argv[1])))"
+    )
+    words = [sys.executable, "-I", "-S", "-c", code, str(folder)]
+    assert subprocess.check_output(words, text=True, timeout=60) == "True\n"
+    names = {path.name for path in (folder / "lib").iterdir()}
+    assert {"stackctl", "msgspec", "click"} <= names
+    assert not {"pytest", "mypy", "ruff"} & names
+    # Installed again it is one, not two in one.
+    (folder / "lib" / "stray").write_text("x")
+    program.install(folder)
+    assert not (folder / "lib" / "stray").exists()
+    assert [path.name for path in folder.parent.iterdir()] == ["stackctl"]
+    (folder / "fingerprint").write_text("another\n")
+    assert not program.current(folder)
+
+
+def test_a_lock_of_another_program_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "lock-frontend"
+    path.touch()
+    assert record_lock_holder(path) is None
+    code = (
+        "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX);"
+        "print(flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        assert record_lock_holder(path) == other.pid
+        other.communicate()
+    assert record_lock_holder(path) is None
+
+
+# GPUs
+
+
+NO_CDI = {"tools": {"cdi": ()}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "units"),
+    [
+        ({"toolkit": None}, "refused", ()),
+        ({"toolkit": "1.18.1-1"}, "change",
+         ("nvidia-cdi-refresh.path", "nvidia-cdi-refresh.service")),
+        ({"toolkit": "1.17.8-1"}, "change", ("stackctl-cdi-refresh.service",)),
+        ({"packages": {paths.TOOLKIT: "1.17.8-1"}}, "change", ("stackctl-cdi-refresh.service",)),
+        (
+            {"packages": {paths.TOOLKIT: "1.18.0-1"},
+             "enabled": frozenset(["nvidia-cdi-refresh.path", "nvidia-cdi-refresh.service"])},
+            "refused", (),
+        ),
+    ],
+)  # fmt: skip
+def test_the_cdi_file_is_made_anew_at_each_boot(
+    changes: dict[str, Any], status: str, units: Sequence[str]
+) -> None:
+    host = changed(**NO_CDI)
+    host = msgspec.structs.replace(host, gpus=(msgspec.structs.replace(host.gpus[0], cdi=None),))
+    found = item("cdi", host=host, **changes)
+    assert found.status == status
+    started = [one.unit for one in found.changes if isinstance(one, EnableChange)]
+    assert started == list(units)
+    ours = any(isinstance(one, FileChange) for one in found.changes)
+    assert ours == ("stackctl-cdi-refresh.service" in units)
+    brought = any(isinstance(one, PackagesChange) for one in found.changes)
+    assert brought == (changes.get("toolkit") is not None)
+
+
+def test_a_cdi_file_of_somebody_else_is_left() -> None:
+    stale = CdiSpec(path="/etc/cdi/nvidia.yaml", problem="it is for driver 570, loaded is 580")
+    host = changed(tools={"cdi": (stale,)})
+    found = item("cdi", host=host, toolkit="1.18.0")
+    assert found.status == "refused"
+    assert "it is for driver 570" in (found.problem or "")
+    assert "rm /etc/cdi/nvidia.yaml" in (found.remedy or "")
+    # One that works is as good as ours.
+    assert item("cdi").status == "ok"
+    assert item("cdi", Needs(gpu=False), host=host).status == "skip"
+
+
+def test_no_driver_and_selinux() -> None:
+    gpu = msgspec.structs.replace(READY.gpus[0], driver=None)
+    found = item("cdi", host=msgspec.structs.replace(READY, gpus=(gpu,)))
+    assert (found.status, "reboot" in (found.remedy or "")) == ("refused", True)
+    assert item("cdi", host=msgspec.structs.replace(READY, gpus=())).status == "skip"
+    enforcing = changed(tools={"selinux": "enforcing"})
+    refused = item("selinux", host=enforcing)
+    assert (refused.status, refused.remedy) == (
+        "refused", "sudo setsebool -P container_use_devices=true",
+    )  # fmt: skip
+    assert item("selinux").status == "skip"
+
+
+# Needs, advice, texts
+
+
+def test_what_profiles_need() -> None:
+    profiles = Profiles((ROOT / "profiles",))
+
+    def of(*names: str) -> Needs:
+        return needs.of([profiles.resolve(name, Overrides()) for name in names], READY, ())
+
+    assert of() == Needs(cpuset=False)
+    assert of("cpu-latency") == Needs(gpu=False, cpuset=False)
+    assert of("gpu-nvfp4") == Needs(memlock=False, cpuset=False)
+    assert of("gpu-nvfp4", "cpu-latency") == Needs(cpuset=False)
+    assert not of("cpu-vllm").gpu
+
+
+def test_firmware_is_spoken_of_and_never_touched() -> None:
+    l3 = tuple(L3(id=n, bytes=32 << 20, cpus=str(n)) for n in range(16))
+    nodes = tuple(NumaNode(id=n, cpus=str(n)) for n in range(16))
+    one = changed(
+        cpu={"model": "AMD EPYC 9175F", "l3": l3, "numa": nodes[:1], "sockets": 1, "smt": False}
+    )
+    told = {result.name: result.actual for result in advice.firmware(one)}
+    assert told == {
+        "bios-l3-as-numa": "off", "bios-nps": "NPS1", "bios-smt": "off",
+        "bios-determinism": "not visible from here",
+    }  # fmt: skip
+    many = changed(cpu={"model": "AMD EPYC 9175F", "l3": l3, "numa": nodes, "sockets": 1})
+    assert {r.name: r.actual for r in advice.firmware(many)}["bios-l3-as-numa"] == "on"
+    assert advice.firmware(changed(cpu={"model": "Intel Xeon", "l3": l3})) == ()
+
+
+def test_every_item_that_a_fix_names_is_one() -> None:
+    named = set()
+    for path in (ROOT / "stackctl").rglob("*.py"):
+        text = path.read_text()
+        named |= set(re.findall(r"provision --only ([a-z-]+)", text))
+        if "probe" in path.parts:
+            named |= set(
+                re.findall(
+                    r'\b(?:provision|drop_in|_in_effect|_sysctl)\(\s*(?:facts,\s*)?"([a-z-]+)"',
+                    text,
+                )
+            )
+    assert named >= {"memlock", "cpuset", "linger", "podman", "governor", "swappiness", "cdi"}
+    assert named <= set(items.ITEMS)
+
+
+def test_every_shipped_file_says_who_installs_it() -> None:
+    for name, path in paths.FILES.items():
+        text = (ROOT / "systemd" / name).read_text()
+        assert re.search(r"stackctl provision --only [a-z-]+", text), name
+        assert path.startswith("/etc/")
+
+
+def test_every_change_can_be_shown() -> None:
+    facts_now = seen(host=changed(tools={"podman": None}), toolkit="1.17")
+    for plan in items.plan(facts_now, Needs()):
+        for change in plan.changes:
+            told = shown.show(change, facts_now)
+            assert told.what
+            back = shown.undone(Recorded(item=plan.item, change=change, when="t", user="ann"))
+            assert back.what
+        assert plan.status != "change" or plan.undo
+
+
+def test_an_item_that_does_not_exist() -> None:
+    from stackctl.cli.main import run
+
+    assert run(["provision", "--only", "memlok", "--dry-run"]) == 2
+    assert run(["provision", "--dry-run", "--service-user", "-x"]) == 2
