@@ -125,7 +125,7 @@ class Box:
         words = [*self._ssh(), "-o", "LogLevel=ERROR", "-t", self.destination, command]
         process = _start(words, asks=True, stdin=None, stdout=None, stderr=None)
         try:
-            return process.wait()
+            return _status(process)
         except BaseException:
             # By a signal for this process: the key would have gone to the box.
             process.terminate()
@@ -171,7 +171,7 @@ class Box:
                         part, held = held, b""
                     tell(part)
                 tell(held)
-                return process.wait()
+                return _status(process)
             finally:
                 process.stderr.close()
                 for child in (process, *interrupts):
@@ -226,6 +226,12 @@ def _start(
         raise StackctlError(
             "ssh is not installed", hint="install OpenSSH's client", exit_code=ExitCode.HOST
         ) from None
+
+
+def _status(process: subprocess.Popen[bytes]) -> int:
+    """Its exit status; that ssh was killed is a connection that broke."""
+    status = process.wait()
+    return status if status >= 0 else FAILED
 
 
 @contextlib.contextmanager
