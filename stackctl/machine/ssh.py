@@ -48,7 +48,7 @@ _PREPARE = (
     'STACKCTL_CALLER="$1"; export STACKCTL_CALLER; shift; '
 )
 _ANNOUNCE = 'echo "stackctl runs as $$" >&2; '
-_ANNOUNCED = re.compile(rb"^stackctl runs as (\d+)\n", re.MULTILINE)
+_ANNOUNCED = re.compile(rb"stackctl runs as (\d+)\n")
 _BEGIN = 'exec stackctl "$@"'
 
 

@@ -31,7 +31,7 @@ from .host import LabError, cache_root, locked, need, need_root, remove_tree, sa
 
 USER = "lab"
 NODES, CPUS_A_NODE, GIB_A_NODE = 2, 2, 2
-_BOOT_S = 240
+_BOOT_S = 600
 # Below a mount namespace of its own, QEMU sees its tree and the folder of the machine only.
 _INSIDE = """\
 set -e
