@@ -18,7 +18,7 @@ from stackctl.machine.runner import controlled_environment
 from stackctl.state.paths import Scope, paths
 
 #: Verbs that work on this side, and ask the box for what they need.
-_HERE = ("provision", "client")
+_HERE = ("client",)
 #: No option of ssh, and nothing that a command in its settings could take for more than a name.
 _DESTINATION = re.compile(r"(?!-)[\w.@:/\[\]%+~-]+")
 
