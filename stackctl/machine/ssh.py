@@ -76,7 +76,7 @@ class Box:
         with tempfile.TemporaryFile(dir=self.folder) as said:
             keep = ("-o", "ControlMaster=auto", "-o", f"ControlPersist={_KEPT_S}", *_ALIVE)
             words = [*self._ssh(), *keep, "-T", self.destination, "exit"]
-            status = _start(words, asks=True, stderr=said).wait()
+            status = _start(words, asks=True, stdout=said, stderr=said).wait()
             said.seek(0)
             lines = tuple(said.read().decode("utf-8", "replace").splitlines())
         if status == 0:
@@ -206,7 +206,7 @@ def _start(
     *,
     asks: bool = False,
     stdin: int | None = subprocess.DEVNULL,
-    stdout: int | None = subprocess.DEVNULL,
+    stdout: int | IO[bytes] | None = subprocess.DEVNULL,
     stderr: int | IO[bytes] | None = subprocess.DEVNULL,
 ) -> subprocess.Popen[bytes]:
     """Start ssh; None is our own descriptor. One that may not ask on the terminal is in a group of
@@ -236,7 +236,8 @@ def _status(process: subprocess.Popen[bytes]) -> int:
 
 @contextlib.contextmanager
 def _handling(interrupt: Callable[..., None]) -> Iterator[None]:
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    # Not SIGHUP: a terminal that is closed here is nothing to the box.
+    numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield

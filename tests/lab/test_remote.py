@@ -17,8 +17,8 @@ from collections.abc import Iterator
 import pytest
 
 from . import look
-from .conftest import STORE_USERS, Seat
-from .lab import Lab, LabProcess
+from .conftest import Seat
+from .lab import STORE_USERS, Lab, LabProcess
 
 CALLER, PORT = "nolinger", 2222
 UP = ("up", "cpu-latency", "--model")
@@ -121,27 +121,33 @@ def sshd(lab: Lab) -> Iterator[Lab]:
 
 
 @pytest.fixture
-def caller(sshd: Lab, seat: Seat) -> Caller:
+def either(sshd: Lab, seat: Seat) -> Caller:
     """A caller who is root on the box, or its normal user."""
     return Caller(sshd, seat.user)
 
 
-def test_the_same_commands_on_the_box(seat: Seat, caller: Caller, tiny: str) -> None:
-    assert "error: no stack is up" in caller("check", code=3).stderr
-    done = caller(*UP, tiny)
+@pytest.fixture
+def caller(sshd: Lab) -> Caller:
+    """A caller who is a normal user of the box."""
+    return Caller(sshd, "lab")
+
+
+def test_the_same_commands_on_the_box(seat: Seat, either: Caller, tiny: str) -> None:
+    assert "error: no stack is up" in either("check", code=3).stderr
+    done = either(*UP, tiny)
     # Results on stdout, progress on stderr, as from here.
     assert done.stdout.splitlines()[0] == "cpu is up (generation 1)"
     assert re.search(r"^answer +ok ", done.stderr, re.MULTILINE)
-    assert re.search(r"^ok +answer +16 tokens", caller("check").stdout, re.MULTILINE)
-    here, there = (call("status", "--json").stdout for call in (seat.stackctl, caller))
+    assert re.search(r"^ok +answer +16 tokens", either("check").stdout, re.MULTILINE)
+    here, there = (call("status", "--json").stdout for call in (seat.stackctl, either))
     assert [json.loads(text)["stacks"][0]["generation"] for text in (here, there)] == [1, 1]
     # What needs an answer is refused: there is nobody to give it.
-    done = caller(*UP, tiny, "--set", "context=1024", code=2)
+    done = either(*UP, tiny, "--set", "context=1024", code=2)
     look.assert_error(done, "is running .* would be replaced", "--yes")
-    assert "error: no stack named nope" in caller("logs", "nope", code=4).stderr
-    report = json.loads(caller("plan", "nope", "--json", code=4).stdout)
+    assert "error: no stack named nope" in either("logs", "nope", code=4).stderr
+    report = json.loads(either("plan", "nope", "--json", code=4).stdout)
     assert report["schema"] == "stackctl.error/1"
-    caller("down")
+    either("down")
     look.assert_clean(seat)
     # Nothing of it was done here.
     assert not look.exists(seat.lab, f"{seat.lab.home(CALLER)}/.local/state/stackctl")
@@ -155,9 +161,9 @@ def test_words_arrive_as_they_were_written(caller: Caller) -> None:
     assert "/nowhere" in done.stderr
 
 
-def test_paths_are_those_of_the_box(sshd: Lab) -> None:
-    folder = f"{sshd.home(CALLER)}/.ssh"
-    done = Caller(sshd, "lab")("plan", "cpu", "--profiles", folder, code=2)
+def test_paths_are_those_of_the_box(caller: Caller) -> None:
+    folder = f"{caller.lab.home(CALLER)}/.ssh"
+    done = caller("plan", "cpu", "--profiles", folder, code=2)
     assert f"{folder} was looked for on lab@box: with --host every path is there" in done.stderr
 
 
@@ -194,19 +200,18 @@ def test_another_version_on_the_box_is_told(caller: Caller) -> None:
     assert "warning" not in caller("profiles").stderr
 
 
-def test_no_secret_is_in_an_argument(one: Seat, sshd: Lab, tiny: str) -> None:
-    caller = Caller(sshd, "lab")
+def test_no_secret_is_in_an_argument(one: Seat, caller: Caller, tiny: str) -> None:
     one.stackctl(*UP, tiny, "--set", "api_key=true", "--set", "front_door=on")
     # The folder is there as long as somebody looks at all arguments on the machine.
     watch = "while [ -d /run/seen ]; do cat /proc/[0-9]*/cmdline >>/run/seen/all; done 2>/dev/null"
-    sshd.run(["mkdir", "/run/seen"], check=True)
-    with sshd.spawn(["sh", "-c", watch]) as process:
-        look.wait_for("it looks", lambda: look.exists(sshd, "/run/seen/all"))
+    caller.lab.run(["mkdir", "/run/seen"], check=True)
+    with caller.lab.spawn(["sh", "-c", watch]) as process:
+        look.wait_for("it looks", lambda: look.exists(caller.lab, "/run/seen/all"))
         words = ["stackctl", "--host", caller.host, "key"]
-        shown = sshd.run([*words, "show", "cpu"], user=CALLER, check=True)
-        sshd.run([*words, "rotate", "cpu"], user=CALLER, check=True)
-        seen = look.get(sshd, "/run/seen/all").replace(b"\0", b" ").decode()
-        sshd.run(["rm", "-r", "/run/seen"], check=True)
+        shown = caller.lab.run([*words, "show", "cpu"], user=CALLER, check=True)
+        caller.lab.run([*words, "rotate", "cpu"], user=CALLER, check=True)
+        seen = look.get(caller.lab, "/run/seen/all").replace(b"\0", b" ").decode()
+        caller.lab.run(["rm", "-r", "/run/seen"], check=True)
         process.communicate(timeout=30)
     for verb in ("show", "rotate"):
         assert f"/usr/local/bin/stackctl key {verb} cpu" in seen
@@ -219,6 +224,10 @@ def test_no_secret_is_in_an_argument(one: Seat, sshd: Lab, tiny: str) -> None:
     assert f'OPENAI_API_KEY="$(stackctl --host {caller.host} key show cpu)"' in done.stdout
     assert f"ssh -N -L 8080:127.0.0.1:8080 {caller.host}" in done.stderr
     look.assert_error(caller("client", "openai", "nope", code=4), "lab@box: no stack named nope")
+    # What is written for a client is written on its side.
+    caller("client", "aider", "--write", "-y")
+    assert look.exists(caller.lab, f"{caller.lab.home(CALLER)}/.aider.conf.yml")
+    assert not look.exists(caller.lab, f"{caller.lab.home('lab')}/.aider.conf.yml")
 
 
 def test_one_connection_serves_all_commands(caller: Caller) -> None:
@@ -235,9 +244,9 @@ def test_one_connection_serves_all_commands(caller: Caller) -> None:
 # Interrupted, and cut off
 
 
-def test_ctrl_c_reaches_the_box(seat: Seat, caller: Caller, tiny: str) -> None:
+def test_ctrl_c_reaches_the_box(seat: Seat, either: Caller, tiny: str) -> None:
     image = look.never_healthy(seat)
-    with caller.spawn(*UP, tiny, "--set", f"image={image}") as process:
+    with either.spawn(*UP, tiny, "--set", f"image={image}") as process:
         look.wait_for("the engine runs", lambda: bool(look.processes(seat.lab, "sleep 98765")))
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
@@ -247,8 +256,7 @@ def test_ctrl_c_reaches_the_box(seat: Seat, caller: Caller, tiny: str) -> None:
     look.assert_clean(seat)
 
 
-def test_on_a_terminal_it_asks_and_is_interrupted(one: Seat, sshd: Lab, tiny: str) -> None:
-    caller = Caller(sshd, "lab")
+def test_on_a_terminal_it_asks_and_is_interrupted(one: Seat, caller: Caller, tiny: str) -> None:
     one.stackctl(*UP, tiny)
     screen = Terminal(caller, *UP, tiny, "--set", "context=1024")
     screen.wait_for(r"go on\? \[y/N\]")
@@ -257,7 +265,7 @@ def test_on_a_terminal_it_asks_and_is_interrupted(one: Seat, sshd: Lab, tiny: st
     assert "cpu is up (generation 2)" in screen.seen
     image = look.never_healthy(one)
     screen = Terminal(caller, *UP, tiny, "--set", f"image={image}", "-y")
-    look.wait_for("the engine runs", lambda: bool(look.processes(sshd, "sleep 98765")))
+    look.wait_for("the engine runs", lambda: bool(look.processes(caller.lab, "sleep 98765")))
     screen.type("\x03")
     assert screen.end() == 130, screen.seen
     assert "error: interrupted" in screen.seen
@@ -268,16 +276,15 @@ def test_on_a_terminal_it_asks_and_is_interrupted(one: Seat, sshd: Lab, tiny: st
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_the_box_ends_what_a_broken_connection_began(
-    one: Seat, sshd: Lab, tiny: str, terminal: bool
+    one: Seat, caller: Caller, tiny: str, terminal: bool
 ) -> None:
-    caller = Caller(sshd, "lab")
     caller(*UP, tiny)
     image = look.never_healthy(one)
     words = (*UP, tiny, "--set", f"image={image}", "--timeout", "6s", "-y")
     screen = Terminal(caller, *words) if terminal else None
     process = screen.process if screen else caller.spawn(*words)
     with process:
-        look.wait_for("the engine runs", lambda: bool(look.processes(sshd, "sleep 98765")))
+        look.wait_for("the engine runs", lambda: bool(look.processes(caller.lab, "sleep 98765")))
         caller.cut()
         if screen:
             code, said = screen.end(), screen.seen
@@ -291,30 +298,45 @@ def test_the_box_ends_what_a_broken_connection_began(
     done = caller("down", code=7)
     look.assert_error(done, r"another stackctl is at work here: process \d+, up cpu, since")
     # What was begun fails there as it would have, and the old engine serves.
-    look.wait_for("it is over", lambda: not look.exists(sshd, f"{one.runtime}/lock"))
+    look.wait_for("it is over", lambda: not look.exists(caller.lab, f"{one.runtime}/lock"))
     assert look.record(one, 2)["outcome"]["state"] == "failed"
     assert "generation 1" in caller("history").stdout or caller("check").returncode == 0
     # And what would have succeeded does.
     with caller.spawn(*UP, tiny, "--set", "context=1024", "-y") as process:
-        look.wait_for("it began", lambda: look.exists(sshd, f"{one.runtime}/lock"))
+        look.wait_for("it began", lambda: look.exists(caller.lab, f"{one.runtime}/lock"))
         caller.cut()
         assert process.wait(30) == 1
-    look.wait_for("it is over", lambda: not look.exists(sshd, f"{one.runtime}/lock"))
+    look.wait_for("it is over", lambda: not look.exists(caller.lab, f"{one.runtime}/lock"))
     assert look.record(one, 3)["outcome"]["state"] == "ready"
     (stack,) = json.loads(caller("status", "--json").stdout)["stacks"]
     assert (stack["state"], stack["generation"]) == ("ready", 3)
 
 
-def test_what_only_watches_ends_with_its_connection(one: Seat, sshd: Lab, tiny: str) -> None:
-    caller = Caller(sshd, "lab")
+def test_what_only_watches_ends_with_its_connection(one: Seat, caller: Caller, tiny: str) -> None:
     one.stackctl(*UP, tiny)
     for terminal in (False, True):
         screen = Terminal(caller, "logs", "-f") if terminal else None
         process = screen.process if screen else caller.spawn("logs", "-f")
         with process:
-            look.wait_for("it follows", lambda: bool(look.processes(sshd, "journalctl")))
+            look.wait_for("it follows", lambda: bool(look.processes(caller.lab, "journalctl")))
             time.sleep(0.5)
             caller.cut()
             assert (screen.end() if screen else process.wait(30)) == 1
             look.chat(one)  # the engine logs something
-        look.wait_for("nobody follows", lambda: not look.processes(sshd, "journalctl"), 20)
+        look.wait_for("nobody follows", lambda: not look.processes(caller.lab, "journalctl"), 20)
+
+
+def test_a_command_that_is_killed_on_the_box(one: Seat, caller: Caller, tiny: str) -> None:
+    one.stackctl(*UP, tiny)
+    with caller.spawn("logs", "-f") as process:
+        words = "/usr/bin/python3 /usr/local/bin/stackctl logs"
+        look.wait_for("it runs", lambda: bool(look.processes(caller.lab, words)))
+        for pid in look.processes(caller.lab, words):
+            caller.lab.run(["kill", "-KILL", str(pid)])
+        look.wait_for("journalctl", lambda: bool(look.processes(caller.lab, "journalctl")))
+        for pid in look.processes(caller.lab, "journalctl"):
+            caller.lab.run(["kill", "-KILL", str(pid)])
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "error: stackctl was killed on lab@box" in err
+    caller("check")

@@ -113,7 +113,7 @@ class VM:
         *,
         user: str = "root",
         input: str | None = None,
-        timeout: float = 120,
+        timeout: float = 600,
         check: bool = False,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in the machine over ssh."""
@@ -179,17 +179,17 @@ class VM:
         shutil.copy(disks / "key", folder / "key")
         (folder / "key").chmod(0o600)
         known = (disks / "host_key.pub").read_text().split()[:2]
-        (folder / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {' '.join(known)}\n")
+        (folder / "vm_hosts").write_text(f"[127.0.0.1]:{self.port} {' '.join(known)}\n")
         (folder / "config").write_text(
             f"Host {self.host}\n"
             "  HostName 127.0.0.1\n"
             f"  Port {self.port}\n"
             f"  IdentityFile {folder}/key\n"
             "  IdentitiesOnly yes\n"
-            f"  UserKnownHostsFile {folder}/known_hosts\n"
+            f"  UserKnownHostsFile {folder}/vm_hosts\n"
             "  StrictHostKeyChecking yes\n"
             "  BatchMode yes\n"
-            "  ConnectTimeout 30\n"
+            "  ConnectTimeout 180\n"
         )
 
     def _launch(self, lock: IO[str], tree: Path, disks: Path, data: Path) -> None:
