@@ -16,7 +16,7 @@ export PORT
 unexport PYTHONHOME PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-unit test-lab lint format lab bench demo demo-down python requirements clean
+.PHONY: help venv test test-unit test-lab test-vm lint format lab lab-vm bench demo demo-down python requirements clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ test-unit: venv ## The tests that need neither root nor the lab
 test-lab: venv ## The tests in the lab; LAB_ROOT=DIR boots that root tree instead of ours
 	$(RUN) -m pytest tests/lab
 
+test-vm: venv ## The tests on a virtual machine with two NUMA nodes: slow, some minutes (Linux, root)
+	$(RUN) -m pytest tests/lab -m vm
+
 lint: venv ## Check style, types and the direction of imports
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -55,6 +58,9 @@ format: venv ## Put the code into the project's style
 
 lab: venv ## A shell in a throw-away machine with systemd and podman (Linux, root)
 	@$(RUN) -m tests.lab shell
+
+lab-vm: venv ## A shell in a fresh virtual machine with two NUMA nodes, emulated: slow (Linux, root)
+	@$(RUN) -m tests.lab vm
 
 bench: venv ## Measure start-up, planning, header reading and `up` against their yardsticks
 	@$(RUN) tests/bench/bench.py

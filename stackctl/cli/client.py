@@ -6,6 +6,7 @@ import difflib
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import click
 
@@ -100,6 +101,8 @@ def _report(session: Session, stack: str | None, tool: Tool) -> ClientReport:
     from stackctl.state.benches import Benches
     from stackctl.values.client import Speeds
 
+    if session.host is not None:
+        return _report_of(session, session.host, stack, tool)
     context = session.context(recover="try")
     generation = installed_generation(context, pick_stack(context, stack))
     run = Benches(context.paths.state).latest(generation.stack, generation.number)
@@ -107,6 +110,25 @@ def _report(session: Session, stack: str | None, tool: Tool) -> ClientReport:
     if speeds.source is None:
         speeds = predicted(generation)
     return settings(generation, url(generation), speeds, tool)
+
+
+def _report_of(session: Session, host: str, stack: str | None, tool: Tool) -> ClientReport:
+    """The report of a stack on another machine, as it is true here."""
+    import msgspec
+
+    from stackctl.cli import remote
+    from stackctl.values.base import from_json
+    from stackctl.values.client import ClientReport
+
+    words = ["client", tool, *((stack,) if stack else ()), *session.host_scope, "--json"]
+    report = from_json(remote.fetch(host, words), ClientReport, where=host)
+    port = urlsplit(report.endpoint).port
+    tunnel = f"ssh -N -L {port}:127.0.0.1:{port} {shlex.quote(host)}"
+    session.out.note(f"the address is {host}'s own; true here while this runs: {tunnel}")
+    if report.key_command is None:
+        return report
+    key = report.key_command.replace("stackctl", remote.command(host), 1)
+    return msgspec.structs.replace(report, key_command=key)
 
 
 def _exports(report: ClientReport) -> list[str]:

@@ -123,12 +123,24 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    _end_gracefully()
+    # Called by the stackctl of another machine: its version, and what it calls this one.
+    caller, _, name = os.environ.get("STACKCTL_CALLER", "").partition(" ")
+    _end_gracefully(hang_up=not caller)
     _print_anything()
     if os.environ.get("_STACKCTL_COMPLETE"):
         cli.main(args=list(arguments), prog_name="stackctl")
     out = _plain_output(arguments)
+    if caller and caller != __version__ and "--version" not in arguments:
+        out.warn(
+            f"stackctl is {__version__} on {name}, and {caller} where it is called from",
+            f"the same on both, e.g. stackctl provision --host {name}",
+        )
     try:
+        if any(word.partition("=")[0] == "--host" for word in arguments):
+            from stackctl.cli import remote
+
+            if (code := remote.run(arguments, tuple(VERBS), out)) is not None:
+                return code
         with cli.make_context("stackctl", list(arguments)) as context:
             try:
                 cli.invoke(context)
@@ -206,11 +218,14 @@ def _open_descriptors() -> None:
     sys.stderr = sys.stderr or os.fdopen(2, "w")
 
 
-def _end_gracefully() -> None:
-    """A closed terminal or a ``kill`` ends a transaction like Ctrl-C does: in order."""
+def _end_gracefully(*, hang_up: bool) -> None:
+    """A closed terminal or a ``kill`` ends a transaction like Ctrl-C does: in order.
+
+    Without ``hang_up`` a closed terminal is nothing: that of a connection, which may break.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
         raise KeyboardInterrupt
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGHUP, interrupt if hang_up else signal.SIG_IGN)

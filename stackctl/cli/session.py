@@ -26,12 +26,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Session:
-    """One run of a command."""
+    """One run of a command. ``host`` is the box that it is about, None for this machine, and
+    ``host_scope`` the option that says whose stacks of it are meant, where one was given."""
 
     out: Output
     scope: Literal["user", "system"]
     yes: bool = False
     profile_folder: Path | None = None
+    host: str | None = None
+    host_scope: tuple[str, ...] = ()
 
     def paths(self) -> Paths:
         """Folders of the scope."""
@@ -103,6 +106,9 @@ _GLOBAL: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--system", "scope", flag_value="system", help="Units of the system; root's default."
     ),
+    click.option(
+        "--host", metavar="USER@BOX", help="Run it on that machine, over ssh, by its stackctl."
+    ),
     click.option("--json", is_flag=True, help="Print a JSON document on stdout."),
     click.option("-q", "--quiet", is_flag=True, help="Print results and errors only."),
     click.option("-v", "--verbose", is_flag=True, help="Show the commands that are run."),
@@ -111,7 +117,7 @@ _GLOBAL: tuple[Callable[[Any], Any], ...] = (
     ),
     click.option("--no-progress", is_flag=True, help="No live progress line."),
 )
-_GLOBAL_NAMES = ("scope", "json", "quiet", "verbose", "color", "no_progress")
+_GLOBAL_NAMES = ("scope", "host", "json", "quiet", "verbose", "color", "no_progress")
 
 
 def global_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -166,7 +172,8 @@ def make_session(
 
         runner.observer = lambda command: out.note(f"$ {command}")
     scope: Literal["user", "system"] = given["scope"] or ("system" if os.geteuid() == 0 else "user")
-    return Session(out, scope, yes, profile_folder)
+    asked = (f"--{given['scope']}",) if given["scope"] else ()
+    return Session(out, scope, yes, profile_folder, given["host"], asked)
 
 
 def _profile_names(context: click.Context, _: Any, incomplete: str) -> list[str]:

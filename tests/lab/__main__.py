@@ -27,8 +27,12 @@ def main() -> int:
             "--host-network", action="store_true", help="share this machine's network"
         )
     execute.add_argument("command", nargs=argparse.REMAINDER, help="-- COMMAND ...")
+    machine = verbs.add_parser("vm", help="boot a virtual machine and give a shell in it")
+    machine.add_argument("--user", default="root", help="root or lab")
     options = parser.parse_args()
     try:
+        if options.verb == "vm":
+            return enter_vm(options.user)
         if options.verb == "build":
             return build()
         command = getattr(options, "command", [])
@@ -51,6 +55,15 @@ def build() -> int:
         pass
     say(f"ready after {time.monotonic() - begin:.0f} s")
     return 0
+
+
+def enter_vm(user: str) -> int:
+    """Boot a virtual machine and give a person a shell in it."""
+    from .vm import VM
+
+    with VM() as vm:
+        say(f"ssh to 127.0.0.1, port {vm.port}; /srv holds images and a model; it ends with this")
+        return subprocess.run(vm.ssh(user), check=False).returncode
 
 
 def enter(user: str, command: list[str], private_network: bool) -> int:

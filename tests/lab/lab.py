@@ -699,6 +699,13 @@ def _wait(done: Callable[[], bool], timeout: float, failure: str, *, step: float
         time.sleep(step)
 
 
+def image_store() -> Path:
+    """A storage folder of rootless podman with the images of the lab, to be read only."""
+    lab = Lab(app=False)
+    lab._tree = trees.build_tree()
+    return lab._seed_stores()["lab"]
+
+
 def app_available() -> bool:
     """Whether the checkout holds a project to install (a copied lab folder does not)."""
     return (CHECKOUT / "pyproject.toml").exists()

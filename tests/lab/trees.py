@@ -113,6 +113,15 @@ def fetch_model() -> Path:
 
 def build_app(python_version: str) -> Path:
     """The project's own code, built as its wheel and unpacked, to bind into the lab."""
+    return cached("app", fingerprint(python_version, *_app_recipe()), _build_app)
+
+
+def build_wheel() -> Path:
+    """The folder of the project's wheel."""
+    return cached("wheel", fingerprint(*_app_recipe()), _build_wheel)
+
+
+def _app_recipe() -> list[object]:
     sources = [CHECKOUT / "pyproject.toml"]
     for name in ("stackctl", "templates", "profiles", "systemd"):
         sources += sorted((CHECKOUT / name).rglob("*"))
@@ -120,8 +129,7 @@ def build_app(python_version: str) -> Path:
     if CHECKOUT / "pyproject.toml" not in files:
         raise LabError(f"no pyproject.toml in {CHECKOUT}: nothing to install in the lab")
     names = [str(path.relative_to(CHECKOUT)) for path in files]
-    key = fingerprint(python_version, names, *files)
-    return cached("app", key, _build_app)
+    return [names, *files]
 
 
 def build_dependencies(python_version: str) -> Path:
@@ -133,7 +141,7 @@ def build_dependencies(python_version: str) -> Path:
     )
 
 
-def _need_mmdebstrap() -> list[str]:
+def need_mmdebstrap() -> list[str]:
     """Install what makes Debian trees; the mirror to take them from, or none for the usual one."""
     need({"mmdebstrap": "mmdebstrap"})
     if not Path("/usr/share/keyrings/debian-archive-keyring.gpg").exists():
@@ -154,13 +162,13 @@ def _build_tree(target: Path) -> None:
     options += ['--aptopt=Acquire::Languages "none"']
     for unused in ("man", "info", "locale"):
         options += [f"--dpkgopt=path-exclude=/usr/share/{unused}/*"]
-    call_confined(["mmdebstrap", *options, "trixie", target, *_need_mmdebstrap()])
+    call_confined(["mmdebstrap", *options, "trixie", target, *need_mmdebstrap()])
     target.chmod(0o755)
 
 
 def _build_image(target: Path, image: str) -> None:
     words = project("image", "build", image, "--output", str(target))
-    words += [f"--mirror={address}" for address in _need_mmdebstrap()]
+    words += [f"--mirror={address}" for address in need_mmdebstrap()]
     needs = "20 s" if image != "vllm-cpu" else "3 minutes"
     say(f"building the image of {image} from packages, about {needs}")
     (call_confined if os.geteuid() == 0 else call)(words)
@@ -225,6 +233,15 @@ def _build_dependencies(target: Path, python_version: str) -> None:
 
 
 def _build_app(target: Path) -> None:
+    folder = target.with_name("wheel")
+    _build_wheel(folder)
+    (wheel,) = folder.glob("*.whl")
+    # A wheel of pure Python is installed by unpacking it, at a tenth of the time.
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(target)
+
+
+def _build_wheel(target: Path) -> None:
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
     needed = project.get("build-system", {}).get("requires", ["setuptools"])
     backend = cached("backend", fingerprint(needed), lambda path: _build_backend(path, needed))
@@ -237,12 +254,8 @@ def _build_app(target: Path) -> None:
         elif path.is_file():
             shutil.copy2(path, copy / path.name)
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    options += ["--disable-pip-version-check", "--wheel-dir", str(target.parent)]
+    options += ["--disable-pip-version-check", "--wheel-dir", str(target)]
     call([*pip(), "wheel", *options, copy], env={"PYTHONPATH": str(backend)})
-    (wheel,) = target.parent.glob("*.whl")
-    # A wheel of pure Python is installed by unpacking it, at a tenth of the time.
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(target)
 
 
 def _build_backend(target: Path, needed: Sequence[str]) -> None:

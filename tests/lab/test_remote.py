@@ -1,0 +1,342 @@
+"""`--host`: a user of one machine works on another one through a real sshd, and the connection
+breaks. Both are the lab: the caller is a user without stacks, on the box they are root or lab."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from . import look
+from .conftest import Seat
+from .lab import STORE_USERS, Lab, LabProcess
+
+CALLER, PORT = "nolinger", 2222
+UP = ("up", "cpu-latency", "--model")
+SETTINGS = f"""\
+Host *
+  HostName 127.0.0.1
+  Port {PORT}
+Host box
+  IdentityFile ~/.ssh/key
+Host stranger
+  HostKeyAlias stranger
+Host impostor
+  HostKeyAlias impostor
+"""
+
+
+class Caller:
+    """Who works on the box from elsewhere; `user` is who they are there."""
+
+    def __init__(self, lab: Lab, user: str) -> None:
+        self.lab = lab
+        self.host = f"{user}@box"
+
+    def __call__(
+        self, *arguments: str, code: int = 0, host: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run stackctl for the box, and insist on its exit code."""
+        words = ["stackctl", "--host", host or self.host, *arguments]
+        done = self.lab.run(words, user=CALLER, timeout=120)
+        assert done.returncode == code, f"{words} exited {done.returncode}\n{done.stderr}"
+        assert "Traceback" not in done.stderr
+        return done
+
+    def spawn(self, *arguments: str) -> LabProcess:
+        """Start stackctl for the box and go on."""
+        return self.lab.spawn(["stackctl", "--host", self.host, *arguments], user=CALLER)
+
+    def cut(self) -> None:
+        """Break the connection as a network does: ssh is gone on this side, without a word."""
+        for pid in look.processes(self.lab, "ssh:"):
+            self.lab.run(["kill", "-KILL", str(pid)])
+
+
+class Terminal:
+    """Stackctl for the box, on a terminal of its caller."""
+
+    def __init__(self, caller: Caller, *arguments: str) -> None:
+        self.primary, secondary = pty.openpty()
+        words = ["stackctl", "--host", caller.host, *arguments]
+        self.process = caller.lab.spawn(
+            words, user=CALLER, env={"TERM": "xterm"},
+            stdin=secondary, stdout=secondary, stderr=secondary,
+        )  # fmt: skip
+        os.close(secondary)
+        self.seen = ""
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError):  # the end of a terminal is an error
+            while part := os.read(self.primary, 65536):
+                self.seen += re.sub(r"\x1b\[[\d;]*[mK]", "", part.decode(errors="replace"))
+
+    def wait_for(self, pattern: str) -> None:
+        """Wait until that is on the screen."""
+        look.wait_for(pattern, lambda: re.search(pattern, self.seen) is not None, 60)
+
+    def type(self, keys: str) -> None:
+        os.write(self.primary, keys.encode())
+
+    def end(self) -> int:
+        """Wait for its end; the exit code."""
+        code = self.process.wait(60)
+        self._reader.join(10)
+        os.close(self.primary)
+        return code
+
+
+@pytest.fixture(scope="module")
+def sshd(lab: Lab) -> Iterator[Lab]:
+    """The lab with an sshd, which knows the caller's key, and whose key the caller knows."""
+    home = lab.home(CALLER)
+    make = 'mkdir -m 700 "$HOME/.ssh" && ssh-keygen -q -t ed25519 -N "" -f "$HOME/.ssh/key"'
+    lab.run(["sh", "-c", make], user=CALLER, check=True)
+    lab.write(f"{home}/.ssh/config", SETTINGS, user=CALLER)
+    key = lab.read(f"{home}/.ssh/key.pub")
+    for user in STORE_USERS:
+        words = ["install", "-d", "-m", "700", f"{lab.home(user)}/.ssh"]
+        lab.run(words, user=user, check=True)
+        lab.write(f"{lab.home(user)}/.ssh/authorized_keys", key, user=user)
+    lab.run(["sh", "-c", "mkdir -p /run/sshd && ssh-keygen -A"], check=True)
+    kind, public = lab.read("/etc/ssh/ssh_host_ed25519_key.pub").split()[:2]
+    known = f"[127.0.0.1]:{PORT} {kind} {public}\nimpostor {' '.join(key.split()[:2])}\n"
+    lab.write(f"{home}/.ssh/known_hosts", known, user=CALLER)
+    words = ["systemd-run", "--quiet", "--unit=lab-sshd", "/usr/sbin/sshd", "-D"]
+    lab.run([*words, "-o", f"Port={PORT}", "-o", "ListenAddress=127.0.0.1"], check=True)
+    look.wait_for("sshd", lambda: bool(look.listening(lab, PORT)))
+    yield lab
+    lab.run(["systemctl", "stop", "lab-sshd"], check=True)
+
+
+@pytest.fixture
+def either(sshd: Lab, seat: Seat) -> Caller:
+    """A caller who is root on the box, or its normal user."""
+    return Caller(sshd, seat.user)
+
+
+@pytest.fixture
+def caller(sshd: Lab) -> Caller:
+    """A caller who is a normal user of the box."""
+    return Caller(sshd, "lab")
+
+
+def test_the_same_commands_on_the_box(seat: Seat, either: Caller, tiny: str) -> None:
+    assert "error: no stack is up" in either("check", code=3).stderr
+    done = either(*UP, tiny)
+    # Results on stdout, progress on stderr, as from here.
+    assert done.stdout.splitlines()[0] == "cpu is up (generation 1)"
+    assert re.search(r"^answer +ok ", done.stderr, re.MULTILINE)
+    assert re.search(r"^ok +answer +16 tokens", either("check").stdout, re.MULTILINE)
+    here, there = (call("status", "--json").stdout for call in (seat.stackctl, either))
+    assert [json.loads(text)["stacks"][0]["generation"] for text in (here, there)] == [1, 1]
+    # What needs an answer is refused: there is nobody to give it.
+    done = either(*UP, tiny, "--set", "context=1024", code=2)
+    look.assert_error(done, "is running .* would be replaced", "--yes")
+    assert "error: no stack named nope" in either("logs", "nope", code=4).stderr
+    report = json.loads(either("plan", "nope", "--json", code=4).stdout)
+    assert report["schema"] == "stackctl.error/1"
+    either("down")
+    look.assert_clean(seat)
+    # Nothing of it was done here.
+    assert not look.exists(seat.lab, f"{seat.lab.home(CALLER)}/.local/state/stackctl")
+
+
+def test_words_arrive_as_they_were_written(caller: Caller) -> None:
+    for text in ("a b", "$HOME", "it's", '"', "a\\nb", "*", "é; exit 9", "-"):
+        done = caller("plan", f"no {text}", code=4)
+        assert f"no {text}" in done.stderr, done.stderr
+    done = caller("profiles", "show", "cpu", "--profiles", "/nowhere", code=2)
+    assert "/nowhere" in done.stderr
+
+
+def test_paths_are_those_of_the_box(caller: Caller) -> None:
+    folder = f"{caller.lab.home(CALLER)}/.ssh"
+    done = caller("plan", "cpu", "--profiles", folder, code=2)
+    assert f"{folder} was looked for on lab@box: with --host every path is there" in done.stderr
+
+
+def test_a_host_key_is_always_checked(caller: Caller) -> None:
+    done = caller("status", code=1, host="root@stranger")
+    look.assert_error(done, "cannot connect to root@stranger: Host key verif", "compare the box's")
+    done = caller("status", code=1, host="root@impostor")
+    look.assert_error(done, "cannot connect to root@impostor: Host key verification failed")
+    assert "REMOTE HOST IDENTIFICATION HAS CHANGED" in done.stderr
+    known = caller.lab.read(f"{caller.lab.home(CALLER)}/.ssh/known_hosts")
+    assert "stranger" not in known
+    done = caller("status", code=1, host="root@locked")
+    look.assert_error(done, "cannot connect to root@locked: .*Permission denied", "ssh-copy-id")
+
+
+def test_a_box_without_stackctl(caller: Caller) -> None:
+    path = "/usr/local/bin/stackctl"
+    caller.lab.run(["mv", path, f"{path}.away"], check=True)
+    try:
+        words = ["python3", "-m", "stackctl", "--host", caller.host, "status", "--json"]
+        done = caller.lab.run(words, user=CALLER)
+    finally:
+        caller.lab.run(["mv", f"{path}.away", path], check=True)
+    assert done.returncode == 6
+    report = json.loads(done.stdout)
+    assert report["message"] == f"there is no stackctl on {caller.host}"
+    assert report["hint"] == f"stackctl provision --host {caller.host}"
+
+
+def test_another_version_on_the_box_is_told(caller: Caller) -> None:
+    words = ["ssh", caller.host, "STACKCTL_CALLER='0.0.1 my-box' stackctl profiles"]
+    done = caller.lab.run(words, user=CALLER, check=True)
+    assert re.search(r"stackctl is \S+ on my-box, and 0\.0\.1 where it is called", done.stderr)
+    assert "warning" not in caller("profiles").stderr
+
+
+def test_no_secret_is_in_an_argument(one: Seat, caller: Caller, tiny: str) -> None:
+    one.stackctl(*UP, tiny, "--set", "api_key=true", "--set", "front_door=on")
+    # The folder is there as long as somebody looks at all arguments on the machine.
+    watch = "while [ -d /run/seen ]; do cat /proc/[0-9]*/cmdline >>/run/seen/all; done 2>/dev/null"
+    caller.lab.run(["mkdir", "/run/seen"], check=True)
+    with caller.lab.spawn(["sh", "-c", watch]) as process:
+        look.wait_for("it looks", lambda: look.exists(caller.lab, "/run/seen/all"))
+        words = ["stackctl", "--host", caller.host, "key"]
+        shown = caller.lab.run([*words, "show", "cpu"], user=CALLER, check=True)
+        caller.lab.run([*words, "rotate", "cpu"], user=CALLER, check=True)
+        seen = look.get(caller.lab, "/run/seen/all").replace(b"\0", b" ").decode()
+        caller.lab.run(["rm", "-r", "/run/seen"], check=True)
+        process.communicate(timeout=30)
+    for verb in ("show", "rotate"):
+        assert f"/usr/local/bin/stackctl key {verb} cpu" in seen
+    key = shown.stdout.strip()
+    assert len(key) > 20
+    for secret in (key, one.stackctl("key", "show").stdout.strip()):
+        assert secret not in seen
+    # Clients here need the box's own address to lead there, and the key from there.
+    done = caller("client", "openai")
+    assert f'OPENAI_API_KEY="$(stackctl --host {caller.host} key show cpu)"' in done.stdout
+    assert f"ssh -N -L 8080:127.0.0.1:8080 {caller.host}" in done.stderr
+    look.assert_error(caller("client", "openai", "nope", code=4), "lab@box: no stack named nope")
+    # What is written for a client is written on its side.
+    caller("client", "aider", "--write", "-y")
+    assert look.exists(caller.lab, f"{caller.lab.home(CALLER)}/.aider.conf.yml")
+    assert not look.exists(caller.lab, f"{caller.lab.home('lab')}/.aider.conf.yml")
+
+
+def test_one_connection_serves_all_commands(caller: Caller) -> None:
+    for _ in range(3):
+        caller("profiles")
+    folder = f"/run/user/{caller.lab.uid(CALLER)}/stackctl/ssh"
+    assert len(caller.lab.run(["ls", folder], user=CALLER).stdout.split()) >= 1
+    assert caller.lab.run(["stat", "-c", "%a", folder], user=CALLER).stdout == "700\n"
+    number = len(look.processes(caller.lab, "ssh:"))
+    caller("profiles")
+    assert len(look.processes(caller.lab, "ssh:")) == number
+
+
+# Interrupted, and cut off
+
+
+def test_ctrl_c_reaches_the_box(seat: Seat, either: Caller, tiny: str) -> None:
+    image = look.never_healthy(seat)
+    with either.spawn(*UP, tiny, "--set", f"image={image}") as process:
+        look.wait_for("the engine runs", lambda: bool(look.processes(seat.lab, "sleep 98765")))
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, ""), err
+    assert err.count("error: interrupted") == 1
+    assert look.record(seat, 1)["outcome"]["state"] == "interrupted"
+    look.assert_clean(seat)
+
+
+def test_on_a_terminal_it_asks_and_is_interrupted(one: Seat, caller: Caller, tiny: str) -> None:
+    one.stackctl(*UP, tiny)
+    screen = Terminal(caller, *UP, tiny, "--set", "context=1024", "--soak", "0s")
+    screen.wait_for(r"go on\? \[y/N\]")
+    screen.type("y\n")
+    assert screen.end() == 0, screen.seen
+    assert "cpu is up (generation 2)" in screen.seen
+    image = look.never_healthy(one)
+    screen = Terminal(caller, *UP, tiny, "--set", f"image={image}", "-y")
+    look.wait_for("the engine runs", lambda: bool(look.processes(caller.lab, "sleep 98765")))
+    screen.type("\x03")
+    assert screen.end() == 130, screen.seen
+    assert "error: interrupted" in screen.seen
+    assert one.stackctl("check").returncode == 0
+    states = [look.record(one, number)["outcome"]["state"] for number in (1, 2, 3)]
+    assert states == ["replaced", "ready", "interrupted"]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_box_ends_what_a_broken_connection_began(
+    one: Seat, caller: Caller, tiny: str, terminal: bool
+) -> None:
+    caller(*UP, tiny)
+    image = look.never_healthy(one)
+    words = (*UP, tiny, "--set", f"image={image}", "--timeout", "6s", "-y")
+    screen = Terminal(caller, *words) if terminal else None
+    process = screen.process if screen else caller.spawn(*words)
+    with process:
+        look.wait_for("the engine runs", lambda: bool(look.processes(caller.lab, "sleep 98765")))
+        caller.cut()
+        if screen:
+            code, said = screen.end(), screen.seen
+        else:
+            said = process.communicate(timeout=30)[1]
+            code = process.returncode
+    assert code == 1, said
+    assert "error: the connection to lab@box broke" in said
+    assert "stackctl --host lab@box status" in said
+    # It goes on, and whoever comes meanwhile is told.
+    done = caller("down", code=7)
+    look.assert_error(done, r"another stackctl is at work here: process \d+, up cpu, since")
+    # What was begun fails there as it would have, and the old engine serves.
+    look.wait_for("it is over", lambda: not look.exists(caller.lab, f"{one.runtime}/lock"))
+    assert look.record(one, 2)["outcome"]["state"] == "failed"
+    caller("check")
+    if terminal:
+        return
+    # And what would have succeeded does.
+    words = (*UP, tiny, "--set", "context=1024", "-y", "--soak", "0s")
+    with caller.spawn(*words) as process:
+        look.wait_for("it began", lambda: look.exists(caller.lab, f"{one.runtime}/lock"))
+        caller.cut()
+        assert process.wait(30) == 1
+    look.wait_for("it is over", lambda: not look.exists(caller.lab, f"{one.runtime}/lock"))
+    assert look.record(one, 3)["outcome"]["state"] == "ready"
+    (stack,) = json.loads(caller("status", "--json").stdout)["stacks"]
+    assert (stack["state"], stack["generation"]) == ("ready", 3)
+
+
+def test_what_only_watches_ends_with_its_connection(one: Seat, caller: Caller, tiny: str) -> None:
+    one.stackctl(*UP, tiny)
+    for terminal in (False, True):
+        screen = Terminal(caller, "logs", "-f") if terminal else None
+        process = screen.process if screen else caller.spawn("logs", "-f")
+        with process:
+            look.wait_for("it follows", lambda: bool(look.processes(caller.lab, "journalctl")))
+            time.sleep(0.5)
+            caller.cut()
+            assert (screen.end() if screen else process.wait(30)) == 1
+            look.chat(one)  # the engine logs something
+        look.wait_for("nobody follows", lambda: not look.processes(caller.lab, "journalctl"), 20)
+
+
+def test_a_command_that_is_killed_on_the_box(one: Seat, caller: Caller, tiny: str) -> None:
+    one.stackctl(*UP, tiny)
+    with caller.spawn("logs", "-f") as process:
+        look.wait_for("it follows", lambda: bool(look.processes(caller.lab, "journalctl")))
+        for name in ("/usr/bin/python3 /usr/local/bin/stackctl logs", "journalctl"):
+            for pid in look.processes(caller.lab, name):
+                caller.lab.run(["kill", "-KILL", str(pid)])
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "error: stackctl was killed on lab@box" in err
+    caller("check")
