@@ -36,9 +36,9 @@ class _Default(click.Group):
         self.format_commands(ctx, formatter)
 
 
-@click.group("bench", cls=_Default)
+@click.group("bench", cls=_Default, subcommand_metavar="[STACK] | COMMAND [ARGS]...")
 def command() -> None:
-    """Measure a running stack as its clients see it: stackctl bench [STACK] [OPTIONS].
+    """Measure a running stack as its clients see it.
 
     The first word may be one of the commands below; a stack of such a name is measured with
     "stackctl bench run NAME". Exits 1 when requests fail or the profile's slo is missed, 3 when the

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from stackctl.values.client import ClientReport, Tool
 
 _COLORS = {"+": "green", "-": "red", "@": "cyan"}
+#: Keys that a file of settings may hold: "openai-api-key: VALUE", or "- NAME=VALUE" in a list.
+_KEY = re.compile(r"(?i)^(.[ \t]*(?:['\"]?[\w-]*key['\"]?[ \t]*:|-[ \t]*\w+=)[ \t]*)\S.*")
 #: No file of settings is longer.
 _MOST_BYTES = 2**20
 
@@ -188,9 +191,15 @@ def _show(session: Session, path: Path, present: str | None, text: str) -> None:
         str(path),
         lineterm="",
     )
-    for line in lines:
+    for raw in lines:
+        line = without_keys(raw)
         color = _COLORS.get(line[:1])
         session.out.note(session.out.style(line, color) if color else line)
+
+
+def without_keys(line: str) -> str:
+    """A line of a difference as it may be shown: what keys are is left out."""
+    return _KEY.sub(r"\1...", line)
 
 
 def _write(changed: list[tuple[Path, str | None, str]]) -> None:

@@ -64,6 +64,12 @@ def gather(
     last = first
     if first.late or (first.metrics is not None and (first.metrics.running or 0) > 0):
         last = _watch(context, generation, first)
+        if last.state != "active":
+            raise StackctlError(
+                f"{generation.stack} ended while it was looked at",
+                hint=f"stackctl status {generation.stack}",
+                exit_code=ExitCode.NOT_RUNNING,
+            )
     pids = looks.pids(context, unit)
     passed_s = last.at_s - first.at_s
     status = procfs.pairs(machine.read(f"/proc/{pids[0]}/status") if pids else None)

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from samples import EPYC, LATENCY, plan
 
+from stackctl.cli.client import without_keys
 from stackctl.errors import StackctlError
 from stackctl.observe.clients import (
     AIDER_CONFIG,
@@ -228,3 +229,19 @@ def test_the_last_measurement_comes_before_the_plan() -> None:
     )  # fmt: skip
     assert measured(run) == Speeds(decode_tok_s=25.0, prefill_tok_s=250.0, source="measured")
     assert measured(msgspec.structs.replace(run, cells=())) == Speeds()
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("-openai-api-key: sk-real", "-openai-api-key: ..."),
+        (" anthropic-api-key:  'sk-real'  # mine", " anthropic-api-key:  ..."),
+        (' "openai-api-key": "sk-real"', ' "openai-api-key": ...'),
+        ("   - gemini=sk-real", "   - gemini=..."),
+        (" api-key:", " api-key:"),
+        ("+model: openai/coder", "+model: openai/coder"),
+        ("+++ /home/key: x/.aider.conf.yml", "+++ /home/key: x/.aider.conf.yml"),
+    ],
+)
+def test_a_difference_shows_no_key(line: str, shown: str) -> None:
+    assert without_keys(line) == shown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from stackctl.diagnose.findings import worst_first
 from stackctl.quantity import format_number, format_share
 from stackctl.values.bench import Cell, Client, Shape
 from stackctl.values.profile import Slo
@@ -11,7 +12,6 @@ from stackctl.values.result import Result, Status
 
 #: A prompt this much shorter than the SLO's says too little of it; one this much longer is not it.
 _SHORTER, _LONGER = 0.9, 1.02
-_ORDER = {"fail": 0, "warn": 1}
 #: What helps where an objective is missed.
 _REMEDIES = {
     "slo-ttft": "shorter prompts, a smaller model, or less at once; stackctl diagnose tells why",
@@ -32,7 +32,7 @@ def judge(
     if slo is not None:
         served = [cell for cell in cells if cell.shape.concurrency <= slots]
         found += filter(None, (rule(served, slo, source) for rule in _RULES))
-    return tuple(sorted(found, key=lambda result: _ORDER.get(result.status, 2)))
+    return worst_first(found)
 
 
 def judged(

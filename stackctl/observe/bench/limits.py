@@ -26,6 +26,7 @@ def limits_of(plan: Plan, report: Sequence[Fact]) -> Limits:
     slots = chosen.get(engine.requests_option) or said.get("slots") or _SLOTS
     context = chosen.get(engine.context_option)
     if context and engine.shares_context:
+        # Also where slots share one cache: all of them may be asked at once.
         context //= slots
     return Limits(context=context or said.get("context") or _CONTEXT, slots=slots)
 

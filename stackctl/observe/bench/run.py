@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from stackctl.deploy import door
 from stackctl.deploy.context import Context
-from stackctl.deploy.transaction import installed_generation, not_running
+from stackctl.deploy.record import installed_number
+from stackctl.deploy.transaction import not_running
 from stackctl.engines import engine as find_engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.health import endpoint
@@ -109,10 +110,11 @@ class Bench:
                 if not any(len(cell.replies) > len(cell.failed) for cell in self._cells):
                     raise
                 interrupted = True
-        current = installed_generation(self._context, self._generation.stack)
-        if current.number != self._generation.number:
+        current = installed_number(self._context, self._generation.stack)
+        # One that was taken down meanwhile was measured until then.
+        if current not in (None, self._generation.number):
             raise StackctlError(
-                f"generation {self._generation.number} was replaced by {current.number} while it "
+                f"generation {self._generation.number} was replaced by {current} while it "
                 "was measured: the figures are of neither",
                 hint=f"stackctl bench {self._generation.stack}",
             )
