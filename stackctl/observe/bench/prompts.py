@@ -69,7 +69,13 @@ class Prompts:
             step = int((tokens - counted) / a_word) or (1 if counted < tokens else -1)
             guess = int(min(max(guess + step, low + 1), high - 1))
             words += self._words(guess - len(words))
-        return self._filled(_joined(start, words[: max(1, low)]), tokens)
+        return self._filled(_joined(start, words[:low] or [self._short(start, tokens)]), tokens)
+
+    def _short(self, start: str, tokens: int) -> str:
+        """A word that fits where the first one that came did not; any where none does."""
+        words = self._random.sample(_WORDS, len(_WORDS))
+        fits = (one for one in words if (self._count(_joined(start, [one])) or 0) <= tokens)
+        return next(fits, words[0])
 
     def _filled(self, text: str, tokens: int) -> str:
         """A text with letters at its end: less than a word is missing."""
