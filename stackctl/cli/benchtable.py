@@ -56,7 +56,7 @@ def runs(out: Output, entries: Sequence[BenchEntry]) -> None:
          + ("" if entry.tool == "stackctl" else f" {entry.tool}"))
         for entry in entries
     ]  # fmt: skip
-    _columns(out, ("ID", "WHEN", "STACK", "MODEL", "TOK/S", "CELLS"), rows)
+    _columns(out, ("ID", "WHEN (UTC)", "STACK", "MODEL", "TOK/S", "CELLS"), rows)
 
 
 def comparison(out: Output, found: BenchComparison) -> None:
@@ -112,7 +112,7 @@ def _details(out: Output, report: BenchReport) -> None:
         told.append("lengths   estimated: the engine has no tokenizer endpoint")
     for cell in report.cells:
         told += [f"note      {_cell(cell.shape)}: {note}" for note in cell.notes]
-    for text in told:
+    for text in dict.fromkeys(told):
         out.line(text)
 
 

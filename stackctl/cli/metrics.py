@@ -16,8 +16,10 @@ def command(session: Session, stack: str | None, every: bool) -> None:
 
     Its state, generation, restarts and last check; for llama.cpp KV use and latencies as well,
     which are estimates. What engines tell themselves is at their own /metrics. To have them
-    collected: stackctl metrics --all >FILE.prom in the folder of node_exporter's textfile
-    collector.
+    collected, in the folder of node_exporter's textfile collector:
+
+    \b
+      stackctl metrics --all >stackctl.tmp && mv stackctl.tmp stackctl.prom
     """
     from stackctl.deploy import install
     from stackctl.deploy.transaction import not_running

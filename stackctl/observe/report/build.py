@@ -8,7 +8,7 @@ from stackctl import __version__
 from stackctl.deploy.context import Context
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine.files import write_atomically
-from stackctl.observe.report.view import Measured, View, view
+from stackctl.observe.report.view import Measured, View, moment, view
 from stackctl.resources import data_folder
 from stackctl.state.benches import Benches
 from stackctl.state.generations import now
@@ -51,7 +51,7 @@ def render(generation: Generation, parts: View) -> str:
         stack=generation.stack,
         basis={"measured": "from measurements of this machine"}.get(basis or "", "estimates"),
         version=__version__,
-        made=now()[:16].replace("T", " ") + " UTC",
+        made=moment(now()),
     )
 
 

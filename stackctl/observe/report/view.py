@@ -92,11 +92,11 @@ def _about(generation: Generation, run: BenchReport | None) -> Rows:
         ("profile", f"{plan.profile}, {plan.objective}"),
         ("engine", plan.engine),
         ("model", _model(plan)),
-        ("generation", f"{generation.number}, {generation.operation} {_when(generation.created)}"),
+        ("generation", f"{generation.number}, {generation.operation} {moment(generation.created)}"),
         ("image", generation.image),
     ]
     if run is not None:
-        what = f"bench {run.id}, {_when(run.when)}, {format_duration(run.seconds)}"
+        what = f"bench {run.id}, {moment(run.when)}, {format_duration(run.seconds)}"
         if run.generation != generation.number:
             what += f", of generation {run.generation}"
         rows.append(("measured", what + ("" if run.complete else ", cut short")))
@@ -108,7 +108,8 @@ def _model(plan: Plan) -> str:
     return plan.served_name if kind in plan.served_name else f"{plan.served_name}, {kind}"
 
 
-def _when(text: str) -> str:
+def moment(text: str) -> str:
+    """A moment as stored (ISO 8601, UTC), to the minute."""
     return text[:16].replace("T", " ") + " UTC"
 
 
@@ -280,7 +281,7 @@ def _run(run: BenchReport) -> tuple[str, ...]:
         f"{run.generation}",
         run.objective,
         run.model,
-        _when(run.when),
+        moment(run.when),
         format_number(speed.generation_tok_s.p50) if speed and speed.generation_tok_s else "",
         format_number(first.p95) if first else "",
         format_number(most) if most else "",
