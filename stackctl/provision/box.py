@@ -12,7 +12,6 @@ from stackctl.errors import StackctlError
 from stackctl.machine.files import Machine
 from stackctl.machine.runner import Completed
 
-
 _MOST_VALUE = 4096
 
 
