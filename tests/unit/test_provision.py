@@ -138,7 +138,7 @@ def test_settings_are_made_once_and_taken_back(place: Place) -> None:
     assert place.apply(*KERNEL) == []
     assert place.undo() == ()
     after = place.files()
-    for path in ("var", "var/lib", "var/lib/stackctl"):
+    for path in ("var", "var/lib"):
         after.pop(path)
     # The kernel would show all the choices, a file only what was written.
     pages = "sys/kernel/mm/transparent_hugepage/enabled"
