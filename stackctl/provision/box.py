@@ -12,6 +12,8 @@ from stackctl.errors import StackctlError
 from stackctl.machine.files import Machine
 from stackctl.machine.runner import Completed
 
+_MOST_VALUE = 4096
+
 
 @dataclass(frozen=True)
 class Box:
@@ -27,6 +29,15 @@ class Box:
     def read(self, path: str) -> str | None:
         """The text of a file; None when it is absent or cannot be read."""
         return self.machine.read(path)
+
+    def value(self, path: str) -> str | None:
+        """The value in a file of the kernel; of several that it shows, the one in brackets."""
+        # /proc/sys refuses readers who offer more room than the kernel could fill.
+        text = self.machine.read(path, most=_MOST_VALUE)
+        if text is None:
+            return None
+        _, bracket, rest = text.partition("[")
+        return rest.partition("]")[0] if bracket else text.strip()
 
     def there(self, path: str) -> bool:
         """Whether something is at a path, if only a link that leads nowhere."""

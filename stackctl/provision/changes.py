@@ -198,11 +198,10 @@ def _link(link: Path, target: str) -> None:
 
 
 def _value(box: Box, path: str) -> str:
-    text = box.read(path)
-    if text is None:
+    value = box.value(path)
+    if value is None:
         raise _gone(path)
-    _, bracket, rest = text.partition("[")
-    return rest.partition("]")[0] if bracket else text.strip()
+    return value
 
 
 def _write_setting(box: Box, path: str, value: str) -> None:
@@ -228,8 +227,7 @@ def _gone(path: str) -> StackctlError:
 def _revert_setting(box: Box, found: tuple[str, ...], value: str, old: Before) -> str | None:
     kept = []
     for path, was in zip(found, old.values, strict=True):
-        text = box.read(path)
-        now = None if text is None else _value(box, path)
+        now = box.value(path)
         if now == value:
             _write_setting(box, path, was)
         elif now not in (None, was):

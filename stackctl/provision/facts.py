@@ -219,11 +219,8 @@ def _settings(box: Box) -> dict[str, Setting]:
     found = {}
     for pattern in paths.SETTINGS:
         for path in box.machine.glob(pattern):
-            text = box.read(path)
-            if text is not None:
-                # What is one of several is in brackets.
-                chosen = re.search(r"\[(\S+)\]", text)
-                value = chosen[1] if chosen else text.strip()
+            value = box.value(path)
+            if value is not None:
                 found[path] = Setting(value, box.may_write(path))
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Hashable, Iterable
 from pathlib import Path
 
@@ -65,6 +66,9 @@ class Store:
             self._write(left)
         else:
             remove_file(self.path)
+            # With nothing else of stackctl's on this machine, its folder goes as well.
+            with contextlib.suppress(OSError):
+                self.path.parent.rmdir()
 
     def _write(self, changes: Iterable[Recorded]) -> None:
         write_atomically(self.path, to_json(Record(changes=tuple(changes))), mode=0o600)
