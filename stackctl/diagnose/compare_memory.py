@@ -193,7 +193,7 @@ def _locked(generation: Generation, seen: Seen) -> Iterator[Result]:
     if limit is not None and limit != UNLIMITED and limit < need:
         limited = f"the limit of its process is {format_bytes(limit)}"
         cause = f"{cause}; {limited}" if cause else limited
-        remedy = f"stackctl probe says how to raise it; then stackctl restart {stack}"
+        remedy = f"stackctl provision --only memlock; then stackctl restart {stack}"
     yield fail("locked", expected, actual, cause, remedy)
 
 

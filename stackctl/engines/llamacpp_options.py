@@ -278,7 +278,7 @@ def _load_mode(request: Request) -> tuple[Option, ...]:
     elif limit < need:
         reason = (
             f"not locked: services may lock {format_bytes(limit)}, "
-            f"the model is {format_bytes(need)}; stackctl probe says how to raise it"
+            f"the model is {format_bytes(need)}; stackctl provision --only memlock lifts it"
         )
     else:
         return (

@@ -282,7 +282,7 @@ MISMATCHES: dict[str, tuple[Generation, Callable[[Seen], dict[str, Any]], str, s
         lambda one: processes(one, locked_bytes=0)
         | {"log": (Fact(name="mlock", value="failed to mlock 9-byte buffer"),)},
         "locked", "0 B of 235 MiB .* failed to mlock 9-byte buffer; the limit .* is 8 MiB .* "
-        "probe says how to raise it",
+        "provision --only memlock",
     ),
     "more memory": (
         LAB, lambda one: processes(one, own_bytes=4 * GIB), "resident",
