@@ -52,7 +52,8 @@ def box(vm: VM) -> VM:
         set -e
         python3 -m venv --without-pip /opt/stackctl
         # Debian's own pip, as a wheel: to unpack it first would double the time.
-        /opt/stackctl/bin/python /usr/share/python-wheels/pip-*.whl/pip install -q \
+        set -- /usr/share/python-wheels/pip-*.whl
+        /opt/stackctl/bin/python "$1/pip" install -q \
             --no-index --find-links /root/wheels stackctl-inference
         ln -s /opt/stackctl/bin/stackctl /usr/local/bin/
     """
