@@ -123,7 +123,8 @@ def require(there: ssh.Box, status: int) -> None:
     if status in ssh.ABSENT:
         raise StackctlError(
             f"there is no stackctl on {there.destination}",
-            hint=f"stackctl provision --host {shlex.quote(there.destination)}",
+            hint="install it there as it is here: in /usr/local/bin, or with pipx;\n"
+            f"then {command(there.destination)} provision makes the box ready",
             exit_code=ExitCode.HOST,
         )
     if status != ssh.FAILED:

@@ -229,7 +229,7 @@ def test_every_command_has_help(cli: Cli, command: tuple[str, ...], flag: str) -
     assert cli.err == ""
     assert max(map(len, cli.out.splitlines())) <= 80
     if command[0] not in GROUPS or len(command) == 2:
-        for option in ("--json", "--quiet", "--color", "--user", "--system"):
+        for option in ("--json", "--quiet", "--color", "--user", "--system", "--host"):
             assert option in cli.out
 
 
