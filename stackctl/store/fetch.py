@@ -44,7 +44,8 @@ class Order:
 
     ``present`` are blobs that are there and known to be right, ``unsure`` those that another tool
     has put there. ``todo`` is what is downloaded; ``missing_bytes`` counts what of it has not come
-    yet. ``revision`` is the name that then stands for the commit (None: none).
+    yet. ``revision`` is the name that then stands for the commit (None: none). ``hub`` is the hub
+    whose files they are, which alone may see the user's token (None: a server of the web).
     """
 
     source: str
@@ -57,7 +58,7 @@ class Order:
     unsure: tuple[Wanted, ...]
     todo: tuple[Wanted, ...]
     missing_bytes: int
-    secret_url: str
+    hub: str | None
 
     @property
     def bytes(self) -> int:
@@ -128,7 +129,7 @@ def _order(
     wanted: Sequence[Wanted],
     paths: tuple[tuple[str, str], ...],
     manifest: Manifest,
-    base: str,
+    base: str | None,
 ) -> Order:
     known = {
         (file.path, file.bytes, file.mtime_ns): file.sha256
@@ -159,7 +160,7 @@ def _order(
         unsure=tuple(unsure),
         todo=tuple(todo),
         missing_bytes=sum(f.size - parts.bytes_there(f.target, f.size) for f in todo),
-        secret_url=base,
+        hub=base,
     )
 
 
@@ -171,7 +172,6 @@ def bring(
     Raises:
         StackctlError: with what is there left for the next time.
     """
-    speed = speed or Speed()
     got = list(order.present)
     todo = list(order.todo)
     for file in order.unsure:
@@ -185,7 +185,7 @@ def bring(
     _require_space(order, todo)
     got += download(
         todo,
-        secret=hub.token(order.secret_url) if todo else None,
+        secret=hub.token(order.hub) if todo and order.hub is not None else None,
         limit=speed.limit,
         connections=speed.connections,
         patience=speed.patience,
@@ -282,4 +282,4 @@ def _web_order(source: str, parsed: HubSource, url: str, manifest: Manifest) -> 
     # Until its hash is known it is called by its address.
     blob = sha256 or f"web-{hashlib.sha256(url.encode()).hexdigest()[:32]}"
     wanted = Wanted(name, url, size, place.blob(blob), place.lock(blob), sha256)
-    return _order(source, place, None, "main", [wanted], ((name, blob),), manifest, url)
+    return _order(source, place, None, "main", [wanted], ((name, blob),), manifest, None)

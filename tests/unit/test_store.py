@@ -208,6 +208,17 @@ def test_a_file_of_the_web(site: Hub, manifest: Manifest, tmp_path: Path) -> Non
         get(f"{url}#md5=1", manifest)
 
 
+def test_a_token_of_the_hub_is_not_for_any_server(
+    site: Hub, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = model_bytes(tmp_path)
+    site.add("Org/Repo", {"a.gguf": content})
+    monkeypatch.setenv("HF_TOKEN", site.token)
+    get(f"{site.cdn}/cdn/Org/Repo/{hashlib.sha256(content).hexdigest()}/a.gguf", manifest)
+    assert len(site.requests) == 2
+    assert not any("Authorization" in request.headers for request in site.requests)
+
+
 def test_without_https_only_this_machine_is_asked(manifest: Manifest) -> None:
     with pytest.raises(StackctlError, match="only fetched from by https"):
         get("http://example.org/a.gguf", manifest)
