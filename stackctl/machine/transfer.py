@@ -18,7 +18,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from urllib.parse import SplitResult, unquote, urljoin, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
 from stackctl.errors import StackctlError
 
@@ -27,6 +27,8 @@ _MOST_REDIRECTS = 6
 _DRAIN_BYTES = 1 << 16
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _AGENT = "stackctl"
+#: What of a URL is sent as it is; all else, such as blanks, is quoted.
+_PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
 
 
 class Lost(StackctlError):
@@ -51,9 +53,8 @@ class Response:
         self.status = raw.status
 
     def header(self, name: str) -> str | None:
-        """A header's value, of 1,000 characters at most."""
-        value = self._raw.getheader(name)
-        return None if value is None else value[:1000]
+        """A header's value. Signed addresses have thousands of characters; 64 KiB is the most."""
+        return self._raw.getheader(name)
 
     @property
     def length(self) -> int | None:
@@ -103,8 +104,9 @@ class Transfer:
 
         Raises:
             Lost: no connection, or it broke off.
-            StackctlError: a redirect to where it must not lead.
+            StackctlError: a redirect to where it must not lead, or a body that is not the file's.
         """
+        url = quote(url, safe=_PRINTABLE)
         origin = self._place(url)
         for _ in range(_MOST_REDIRECTS):
             place = self._place(url)
@@ -113,19 +115,35 @@ class Transfer:
                 sent["Authorization"] = f"Bearer {secret}"
             response = self._once(place, url, sent)
             if response.status not in _REDIRECTS:
+                coding = response.header("Content-Encoding") or "identity"
+                if coding.lower() != "identity":
+                    raise StackctlError(
+                        f"{place.host} sends it encoded ({ascii(coding)[1:-1][:20]}), which it was asked "
+                        "not to do"
+                    )
                 return response
             seen(response)
             target = response.header("Location")
             if not target:
                 raise StackctlError(f"{place.host} redirects to nowhere")
-            # The path is quoted as it should be by most servers; blanks are not by some.
-            target = urljoin(url, target.replace(" ", "%20"))
-            if urlsplit(target).scheme not in ("http", "https"):
-                raise StackctlError(f"{place.host} redirects to {target[:80]}, which is not HTTP")
-            if place.scheme == "https" and urlsplit(target).scheme != "https":
-                raise StackctlError(f"{place.host} redirects from https to {target[:80]}")
-            url = target
+            url = self._next(place, url, target)
         raise StackctlError(f"{host_of(url)} redirects in circles")
+
+    def _next(self, place: Place, url: str, target: str) -> str:
+        """Where a redirect leads; most of it is not shown: a signed address is a secret."""
+        try:
+            # Bytes that are no ASCII come as Latin-1; most servers have quoted them.
+            there = urljoin(url, quote(target, safe=_PRINTABLE, encoding="latin-1"))
+            parts = urlsplit(there)
+        except ValueError:
+            raise StackctlError(f"{place.host} redirects to what is no URL") from None
+        if parts.scheme not in ("http", "https"):
+            raise StackctlError(
+                f"{place.host} redirects to {parts.scheme[:20]}:..., which is not HTTP"
+            )
+        if place.scheme == "https" and parts.scheme != "https":
+            raise StackctlError(f"{place.host} redirects from https to {host_of(there)[:80]} by http")
+        return there
 
     def _place(self, url: str) -> Place:
         try:
@@ -167,7 +185,12 @@ class Transfer:
         bypassed = urllib.request.proxy_bypass_environment(place.host)  # type: ignore[attr-defined]
         if not proxy or bypassed or place.host in ("127.0.0.1", "::1", "localhost"):
             return None
-        return urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        try:
+            parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+            _ = parts.port
+        except ValueError:
+            raise StackctlError(f"{place.scheme}_proxy is not the address of a proxy") from None
+        return parts
 
     def _connect(self, place: Place) -> http.client.HTTPConnection:
         proxy = self._proxy(place)

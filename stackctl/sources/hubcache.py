@@ -69,13 +69,17 @@ def parse_address(text: str) -> HubSource:
 
     Such a file is kept as the repository ``web/HOST-HASH``. Raises StackctlError (exit 2).
     """
+    hubs = set(_HUB_HOSTS)
+    with contextlib.suppress(ValueError):
+        hubs.add(urlsplit(os.environ.get("HF_ENDPOINT", "")).hostname or "huggingface.co")
     try:
+        text.encode()
         parts = urlsplit(text)
         host = parts.hostname or ""
         name = unquote(parts.path).rpartition("/")[2]
     except ValueError:
         host = name = ""
-    if host in {*_HUB_HOSTS, urlsplit(os.environ.get("HF_ENDPOINT", "")).hostname}:
+    if host in hubs:
         match = _ADDRESS.fullmatch(unquote(parts.path))
         if match is not None:
             revision = None if match["revision"] == "main" else match["revision"]
@@ -87,6 +91,12 @@ def parse_address(text: str) -> HubSource:
         raise StackctlError(
             f"{text[:200]} is not the address of a GGUF file",
             hint="write hf:ORG/REPO for a repository of a hub",
+            exit_code=ExitCode.USAGE,
+        )
+    if parts.username is not None:
+        raise StackctlError(
+            f"{host}: an address with a user's name or password is not fetched from",
+            hint="it would be kept with the model, and shown with it",
             exit_code=ExitCode.USAGE,
         )
     plain = parts._replace(fragment="").geturl()
@@ -157,8 +167,9 @@ def _read(source: str, parsed: HubSource) -> Model:
     if folder is None:
         return _from_catalogue(source, parsed)
     if parsed.quant is None and (folder / "config.json").exists() and _has_weights(folder):
-        return read_checkpoint(source, folder)
-    model = read_gguf(str(_gguf(folder, parsed)))
+        model = read_checkpoint(source, folder)
+    else:
+        model = read_gguf(str(_gguf(folder, parsed)))
     root = f"{repo_folder(parsed.repo).resolve()}/"
     for file in model.files:
         if not file.path.startswith(root):

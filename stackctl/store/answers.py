@@ -28,7 +28,8 @@ def refusal(name: str, response: Response) -> StackctlError:
             )
         return StackctlError(
             f"{name}: {where} refuses it ({status}): private, or there is no such repository",
-            hint="a token in HF_TOKEN or in ~/.cache/huggingface/token opens private ones",
+            hint="a token in HF_TOKEN or in ~/.cache/huggingface/token opens private ones; with one\n"
+            "that has expired nothing opens",
         )
     if status == 404:
         what = {"RevisionNotFound": "has no such revision", "EntryNotFound": "has no such file"}
@@ -57,7 +58,8 @@ def check_range(wanted: Wanted, response: Response, first: int, last: int) -> No
     told = response.header("Content-Range") or ""
     match = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", told)
     if match is None or (int(match[1]), int(match[3])) != (first, wanted.size):
-        raise Lost(f"{where} sent {told or 'no range'}, not bytes {first}-{last}/{wanted.size}")
+        told = ascii(told[:60])[1:-1] or "no range"
+        raise Lost(f"{where} sent {told}, not bytes {first}-{last}/{wanted.size}")
     if response.length is not None and response.length != last - first + 1:
         raise Lost(f"{where} would send {response.length} bytes, not {last - first + 1}")
 
@@ -66,7 +68,7 @@ def retry_after(text: str | None) -> float:
     """Seconds of a Retry-After: a number, or a date (RFC 9110, 10.2.3)."""
     if text is None:
         return 0.0
-    if re.fullmatch(r"\d{1,6}", text.strip()):
+    if re.fullmatch(r"[0-9]{1,6}", text.strip()):
         return min(float(text), _MOST_WAIT_S)
     try:
         when = email.utils.parsedate_to_datetime(text).timestamp()

@@ -83,8 +83,12 @@ def endpoint() -> str:
         StackctlError: exit 2 for one that is no address of a server.
     """
     text = (os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
+    try:
+        parts = urlsplit(text)
+        right = parts.scheme in ("http", "https") and parts.hostname and not parts.query
+    except ValueError:
+        right = False
+    if not right:
         raise StackctlError(
             f"HF_ENDPOINT is not the address of a hub: {text[:100]!r}",
             hint=f"such as {DEFAULT_ENDPOINT}",
@@ -126,7 +130,7 @@ def token(url: str) -> str | None:
         return None
     named = os.environ.get("HF_TOKEN_PATH")
     path = Path(named).expanduser() if named else hub_home() / "token"
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110 - one that cannot be seen is none
         return None
     text = read_bytes(path, 10_000).decode("utf-8", "replace").strip()
     return _checked(text, str(path)) if text else None

@@ -224,9 +224,25 @@ def test_a_secret_goes_to_the_hub_and_not_where_it_redirects_to(site: Hub, tmp_p
     assert seen == {(False, f"Bearer {site.token}"), (True, None)}
 
 
+def test_a_signed_address_may_be_long_and_written_badly(site: Hub, tmp_path: Path) -> None:
+    content = noise(9000)
+    file = wanted(site, tmp_path / "to", content)
+    address = f"{site.cdn}/cdn/a/b/{file.sha256}/m \xfc.gguf?{'x' * 5000}="
+    site.fault("/a/b/resolve", status=302, headers={"Location": address})
+    fetch(file)
+    assert file.target.read_bytes() == content
+
+
+def test_a_body_that_is_not_the_file_s_is_refused(site: Hub, tmp_path: Path) -> None:
+    file = wanted(site, tmp_path / "to", noise(9000))
+    site.fault("/cdn/", status=200, headers={"Content-Encoding": "gzip"})
+    with pytest.raises(StackctlError, match=r"sends it encoded \(gzip\)"):
+        fetch(file)
+
+
 def test_no_redirect_leads_out_of_http(site: Hub, tmp_path: Path) -> None:
     file = wanted(site, tmp_path / "to", noise(5000))
-    for target in ("file:///etc/passwd", "ftp://127.0.0.1/x", "//", ""):
+    for target in ("file:///etc/passwd", "ftp://127.0.0.1/x", "//", "http://[", ""):
         site.faults.clear()
         site.fault("/a/b/", status=302, headers={"Location": target})
         with pytest.raises(StackctlError):

@@ -244,6 +244,24 @@ def test_addresses_of_the_hub_are_its_repositories(
     assert found.url is None
 
 
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("https://me:secret@example.org/a.gguf", "is not fetched from"),
+        ("https://example.org/\udcff/a.gguf", "is not the address of a GGUF file"),
+        ("https://[/a.gguf", "is not the address of a GGUF file"),
+    ],
+)
+def test_addresses_that_are_not_fetched_from(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch, address: str, says: str
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://[")
+    with pytest.raises(StackctlError, match=says) as error:
+        get(address, manifest)
+    assert error.value.exit_code == ExitCode.USAGE
+    assert "secret" not in error.value.message
+
+
 # Which files
 
 
@@ -439,7 +457,7 @@ def test_a_token_is_neither_shown_nor_sent_in_the_clear(
     assert hubs.token("http://mirror.example") is None
 
 
-@pytest.mark.parametrize("value", ["ftp://x", "nothing", "file:///x", "https://"])
+@pytest.mark.parametrize("value", ["ftp://x", "nothing", "file:///x", "https://", "http://["])
 def test_an_endpoint_that_is_none(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("HF_ENDPOINT", value)
     with pytest.raises(StackctlError, match="HF_ENDPOINT is not") as error:
