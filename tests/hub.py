@@ -38,7 +38,8 @@ class Fault:
 
     ``status`` answers with that instead, ``headers`` besides. ``cut`` closes the connection after
     so many bytes of a body; ``length`` adds to what Content-Length says; ``flip`` changes the byte
-    of the file at that offset; ``whole`` ignores Range.
+    of the file at that offset; ``whole`` ignores Range; ``chunked`` does not say how much comes;
+    ``together`` answers once so many have asked.
     """
 
     path: str
@@ -49,6 +50,8 @@ class Fault:
     length: int = 0
     flip: int | None = None
     whole: bool = False
+    chunked: bool = False
+    together: threading.Barrier | None = None
 
 
 @dataclass(frozen=True)
@@ -82,12 +85,14 @@ class Hub:
         self.faults: list[Fault] = []
         self._requests: list[Request] = []
         self._answering = 0
+        #: How many bodies are being sent, and the most that were at the same time.
+        self.sending = self.most_at_once = 0
         self.token = "hf_secretsecretsecret"
         self.answers: dict[str, bytes] = {}
         #: Bytes a second for each connection; None: as fast as it goes.
         self.speed: float | None = None
-        #: Names the state of the files in the CDN's ETags; another one is another file.
-        self.etag = "1"
+        #: The CDN's ETag of all files; another one is another state of them.
+        self.etag = '"1"'
         self._digests: dict[tuple[str, int, int], tuple[str, str]] = {}
         self._lock = threading.Lock()
         self._hashing = threading.Lock()
@@ -141,6 +146,17 @@ class Hub:
         with self._lock:
             self._answering -= 1
             self._requests.append(request)
+
+    @contextlib.contextmanager
+    def body(self) -> Iterator[None]:
+        with self._lock:
+            self.sending += 1
+            self.most_at_once = max(self.most_at_once, self.sending)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.sending -= 1
 
     def fault(self, path: str, **what: object) -> None:
         """Have the next requests go wrong: see Fault."""
@@ -217,6 +233,8 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         fault = self.hub.take_fault(path)
         try:
+            if fault is not None and fault.together is not None:
+                fault.together.wait(10)
             if fault is not None and fault.status is not None:
                 self._say(fault.status, b'{"error":"as asked"}', fault.headers)
             elif path in self.hub.answers:
@@ -286,7 +304,7 @@ class _Handler(BaseHTTPRequestHandler):
         repo = self.hub.repos.get(match[1]) if match else None
         for place in repo.files.values() if repo and match else ():
             if self.hub.digests(place)[0] == match[2]:  # type: ignore[index]
-                return self._file(place, f'"{match[2][:8]}-{self.hub.etag}"', {}, fault)  # type: ignore[index]
+                return self._file(place, self.hub.etag, {}, fault)
         return self._say(404, b"", {})
 
     def _file(
@@ -310,12 +328,17 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
         if not (fault and fault.whole):
             self.send_header("Accept-Ranges", "bytes")
-        self.send_header("ETag", etag)
-        self.send_header("Content-Length", str(length + (fault.length if fault else 0)))
+        if etag:
+            self.send_header("ETag", etag)
+        if fault and fault.chunked:
+            self.send_header("Transfer-Encoding", "chunked")
+        else:
+            self.send_header("Content-Length", str(length + (fault.length if fault else 0)))
         self.end_headers()
         self.said = status
         if self.command != "HEAD":
-            self._body(place, first, length, fault)
+            with self.hub.body():
+                self._body(place, first, length, fault)
         return None
 
     def _body(self, place: Path, first: int, length: int, fault: Fault | None) -> None:
@@ -329,10 +352,13 @@ class _Handler(BaseHTTPRequestHandler):
             at = first
             while self.sent < most:
                 step = min(CHUNK if self.hub.speed else 1 << 22, most - self.sent)
-                if flip is not None and at <= flip < at + step:
-                    raw = bytearray(os.pread(file.fileno(), step, at))
-                    raw[flip - at] ^= 0xFF
-                    self.connection.sendall(raw)
+                if fault and fault.chunked:
+                    raw = os.pread(file.fileno(), step, at)
+                    self.connection.sendall(b"%x\r\n%b\r\n" % (step, raw))
+                elif flip is not None and at <= flip < at + step:
+                    damaged = bytearray(os.pread(file.fileno(), step, at))
+                    damaged[flip - at] ^= 0xFF
+                    self.connection.sendall(damaged)
                 else:
                     step = os.sendfile(self.connection.fileno(), file.fileno(), at, step)
                 at += step
@@ -341,6 +367,8 @@ class _Handler(BaseHTTPRequestHandler):
                     ahead = self.sent / self.hub.speed - (time.monotonic() - begin)
                     if ahead > 0:
                         self.hub.pause(ahead)
+        if fault and fault.chunked:
+            self.wfile.write(b"0\r\n\r\n")
         if most < length or (fault and fault.length):
             self.close_connection = True
 

@@ -142,7 +142,7 @@ class Transfer:
                 f"{place.host} redirects to {parts.scheme[:20]}:..., which is not HTTP"
             )
         if place.scheme == "https" and parts.scheme != "https":
-            raise StackctlError(f"{place.host} redirects from https to {host_of(there)[:80]} by http")
+            raise StackctlError(f"{place.host} redirects from https to {parts.hostname} by http")
         return there
 
     def _place(self, url: str) -> Place:

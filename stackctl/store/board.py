@@ -19,6 +19,8 @@ from stackctl.store.part import Part
 from stackctl.store.wanted import Got, Wanted
 
 POLL_S: Final = 0.2
+#: Files that are open at the same time, three descriptors each: a process has some hundred.
+_MOST_OPEN: Final = 64
 
 
 @dataclass(eq=False)
@@ -104,7 +106,8 @@ class Board:
                     if job.pending:
                         job.flying += 1
                         return job, job.pending.popleft()
-                if not self._waiting or not self._open(self._waiting.popleft()):
+                full = len(self._active) >= _MOST_OPEN
+                if full or not self._waiting or not self._open(self._waiting.popleft()):
                     self.changed.wait(POLL_S)
         return None
 
@@ -132,6 +135,8 @@ class Board:
                 self._done(got)
                 return True
             part = Part(wanted.target, wanted.size)
+            if part.here and part.etag is None and not wanted.known:
+                part.reset()  # nothing would tell whether the rest is of the same file
         except BaseException:
             lock.release(descriptor)
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from typing import Final, NoReturn
 
@@ -20,10 +21,14 @@ _LEAST_BYTES: Final = 64 << 10
 _MOST_BYTES: Final = 1 << 20
 _SOON_S: Final = 0.002
 _LATE_S: Final = 0.010
-#: How often the address that a hub has redirected to is asked for again, when it is refused.
+#: How often the address that a hub has redirected to is asked for again, when it is refused and
+#: nothing comes in between.
 _MOST_ADDRESSES: Final = 3
 #: How often a file that the server replaces is begun anew.
 _MOST_RESTARTS: Final = 2
+#: What a server may call a file: more, or anything else, is not kept, nor sent back.
+_ETAG: Final = re.compile(r'(?:W/)?"[\x21\x23-\x7e]{0,200}"')
+_DATE: Final = re.compile(r"[A-Za-z0-9 ,:+-]{1,60}")
 
 
 class Receiver:
@@ -53,7 +58,7 @@ class Receiver:
                 self._try(*task)
 
     def _try(self, job: Job, piece: int) -> None:
-        board, before = self._board, job.part.done[piece]
+        board, before, begun = self._board, job.part.done[piece], time.monotonic()
         lost: Lost | None = None
         wait: float | None = None
         try:
@@ -69,15 +74,20 @@ class Receiver:
             if board.stop.is_set():
                 return
             if lost is not None or wait is not None:
-                moved = job.part.done[piece] > before
-                job.failures = 1 if moved else job.failures + 1
-                if job.failures > self._patience.attempts:
-                    self._give_up(job, lost)
-                job.not_before = time.monotonic() + self._pause(job.failures, wait)
+                if job.part.done[piece] > before:
+                    job.failures = job.addresses = 0
+                # What breaks all connections at the same time is one failure.
+                if begun >= job.not_before:
+                    job.failures += 1
+                    if job.failures > self._patience.attempts:
+                        self._give_up(job, lost)
+                    job.not_before = time.monotonic() + self._pause(job.failures, wait)
+                elif wait:
+                    job.not_before = max(job.not_before, time.monotonic() + wait)
                 if lost is not None:
                     board.note = f"{lost.message}: once more"
             elif job.part.complete(piece):
-                job.failures = 0
+                job.failures = job.addresses = 0
                 board.note = None
             board.changed.notify_all()
 
@@ -115,11 +125,12 @@ class Receiver:
             seen=lambda answer: check_hop(wanted, answer),
         )
         if response.status not in (200, 206):
-            return self._other(job, response)
+            return self._other(job, response, address)
         if address is None and response.url != wanted.url:
             job.address = response.url
-        etag = response.header("ETag")
-        changed = bool(etag and known and etag != known)
+        etag = _named(response)
+        # Where no hash will tell, a server that no longer says what it has is not believed.
+        changed = known is not None and etag != known and (etag is not None or not wanted.known)
         if changed and wanted.sha256 is None:
             return self._anew(job)
         if etag:
@@ -138,7 +149,7 @@ class Receiver:
         """The server sends the whole file, whatever part of it was asked for."""
         part, board = job.part, self._board
         where = host_of(response.url)
-        if response.length != part.size:
+        if response.length not in (None, part.size):
             raise Lost(f"{where} would send {response.length} of {part.size} bytes")
         with board.changed:
             job.whole = True
@@ -176,7 +187,7 @@ class Receiver:
                     board.changed.notify_all()
             self._limiter.take(count, board.stop)
 
-    def _other(self, job: Job, response: Response) -> float:
+    def _other(self, job: Job, response: Response, address: str | None) -> float:
         """What another status means: seconds until it is worth trying again."""
         status = response.status
         if status in (408, 425, 429) or status >= 500:
@@ -184,8 +195,10 @@ class Receiver:
             return retry_after(response.header("Retry-After"))
         away = response.url != job.wanted.url
         if away and status in (400, 401, 403, 404, 410) and job.addresses < _MOST_ADDRESSES:
-            # Signed addresses end after an hour or so.
-            job.address, job.addresses = None, job.addresses + 1
+            # Signed addresses end after an hour or so, for all connections.
+            with self._board.changed:
+                if job.address == address:
+                    job.address, job.addresses = None, job.addresses + 1
             return 0.0
         if status == 416:
             return self._anew(job)
@@ -202,3 +215,11 @@ class Receiver:
                     f"{job.wanted.name} changes while it is fetched", hint="try again later"
                 )
         return 0.0
+
+
+def _named(response: Response) -> str | None:
+    """What the server calls the file that it sends: its ETag, else the time of its last change."""
+    etag, date = response.header("ETag") or "", response.header("Last-Modified") or ""
+    if _ETAG.fullmatch(etag):
+        return etag
+    return date if _DATE.fullmatch(date) else None

@@ -22,6 +22,11 @@ class Wanted:
     sha256: str | None = None
     git_sha1: str | None = None
 
+    @property
+    def known(self) -> bool:
+        """Whether a hash tells what it must be."""
+        return self.sha256 is not None or self.git_sha1 is not None
+
 
 @dataclass(frozen=True)
 class Got:

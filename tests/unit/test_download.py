@@ -19,6 +19,7 @@ from hub import Hub, hub
 
 from stackctl.errors import StackctlError
 from stackctl.store import part as parts
+from stackctl.store.board import Board
 from stackctl.store.download import download
 from stackctl.store.pace import Progress
 from stackctl.store.wanted import Got, Patience, Wanted
@@ -83,11 +84,9 @@ def test_files_of_all_sizes_arrive_as_they_are(site: Hub, tmp_path: Path, size: 
 @pytest.mark.usefixtures("small_pieces")
 def test_pieces_of_one_file_come_over_several_connections(site: Hub, tmp_path: Path) -> None:
     content = noise(8 * MIB)
-    site.speed = 4 * MIB
-    begin = time.monotonic()
+    site.speed = 2 * MIB
     fetch(wanted(site, tmp_path / "to", content), connections=4)
-    # One connection alone would take two seconds.
-    assert time.monotonic() - begin < 1.5
+    assert site.most_at_once == 4
     ranges = [r.headers["Range"] for r in site.requests if r.cdn]
     assert len(set(ranges)) == 8
 
@@ -113,6 +112,8 @@ def test_many_files_at_once(site: Hub, tmp_path: Path) -> None:
         {"length": -1000, "times": 2},
         {"flip": 1_500_000, "times": 1},
         {"status": 403, "times": 2},
+        {"chunked": True},
+        {"chunked": True, "whole": True},
     ],
     ids=lambda fault: "-".join(f"{k}{v}" for k, v in fault.items() if k != "headers"),
 )
@@ -132,6 +133,7 @@ def test_what_a_busy_server_asks_for_is_waited(site: Hub, tmp_path: Path) -> Non
     notes: list[Progress] = []
     begin = time.monotonic()
     fetch(file, tell=notes.append)
+    # What is asserted is waited at least: a busy machine only takes longer.
     assert time.monotonic() - begin >= 1
     assert any("busy (429)" in (p.note or "") for p in notes)
 
@@ -329,6 +331,43 @@ def test_a_part_of_any_kind_does_no_harm(site: Hub, tmp_path: Path, damage: str)
     assert file.target.read_bytes() == content
 
 
+@pytest.mark.usefixtures("small_pieces")
+def test_addresses_that_end_again_and_again_are_asked_for_again(site: Hub, tmp_path: Path) -> None:
+    content = noise(8 * MIB)
+    file = wanted(site, tmp_path / "to", content)
+    site.speed = 3 * MIB
+    ended: list[int] = []
+
+    def tell(progress: Progress) -> None:
+        # As many times as there are connections: all of them had the same address.
+        if progress.done // MIB > len(ended) and not site.faults and len(ended) < 6:
+            ended.append(progress.done)
+            site.fault("/cdn/", status=403, times=2)
+
+    fetch(file, connections=2, tell=tell)
+    assert file.target.read_bytes() == content
+    assert len(ended) > 3
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_what_breaks_all_connections_at_once_is_one_failure(site: Hub, tmp_path: Path) -> None:
+    content = noise(8 * MIB)
+    file = wanted(site, tmp_path / "to", content)
+    # Eight failures are more than end a download, but these come at the same time.
+    site.fault("/a/b/", status=503, times=8, together=threading.Barrier(8))
+    fetch(file, connections=8)
+    assert file.target.read_bytes() == content
+
+
+def test_no_more_files_are_open_than_a_process_may_have(site: Hub, tmp_path: Path) -> None:
+    files = [wanted(site, tmp_path / "to", b"%d" % n, f"f{n}") for n in range(70)]
+    board = Board(files)
+    assert all(board.next() for _ in range(64))
+    threading.Timer(0.3, board.end).start()
+    assert board.next() is None
+    board.close()
+
+
 def test_a_planted_link_is_not_written_through(site: Hub, tmp_path: Path) -> None:
     file = wanted(site, tmp_path / "to", noise(5000))
     victim = tmp_path / "victim"
@@ -362,7 +401,29 @@ def test_a_file_without_a_known_hash_is_begun_anew_when_it_has_changed(
     place.write_bytes(new)
     key = (str(place), len(new), place.stat().st_mtime_ns)
     site._digests[key] = (sha, "")
-    site.etag, site.speed = "2", None
+    site.etag, site.speed = '"2"', None
+    (got,) = fetch(file)
+    assert file.target.read_bytes() == new
+    assert got.sha256 == hashlib.sha256(new).hexdigest()
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("etag", ["", "no etag", '"' + "\xe9" * 900 + '"'])
+def test_where_neither_hash_nor_etag_tells_nothing_is_gone_on_with(
+    site: Hub, tmp_path: Path, etag: str
+) -> None:
+    old, new = noise(4 * MIB, 1), noise(4 * MIB, 2)
+    folder = tmp_path / "to"
+    sha = hashlib.sha256(old).hexdigest()
+    site.add("a/b", {"m.gguf": old})
+    folder.mkdir()
+    file = Wanted("m", f"{site.cdn}/cdn/a/b/{sha}/m", len(old), folder / "m", folder / "m.lock")
+    site.etag, site.speed = etag, MIB
+    interrupted(site, file, 2 * MIB)
+    place = site.repos["a/b"].files["m.gguf"]
+    place.write_bytes(new)
+    site._digests[str(place), len(new), place.stat().st_mtime_ns] = (sha, "")
+    site.speed = None
     (got,) = fetch(file)
     assert file.target.read_bytes() == new
     assert got.sha256 == hashlib.sha256(new).hexdigest()
@@ -375,7 +436,7 @@ def test_another_etag_of_a_file_with_a_known_hash_costs_nothing(site: Hub, tmp_p
     site.speed = 2 * MIB
     interrupted(site, file, 2 * MIB)
     there = parts.bytes_there(file.target, file.size)
-    site.etag, site.speed = "2", None
+    site.etag, site.speed = '"2"', None
     site.requests.clear()
     fetch(file)
     assert file.target.read_bytes() == content
@@ -418,7 +479,8 @@ def test_a_limit_is_kept(site: Hub, tmp_path: Path) -> None:
     file = wanted(site, tmp_path / "to", noise(3 * MIB))
     begin = time.monotonic()
     fetch(file, limit=2 * MIB)
-    assert 1.2 < time.monotonic() - begin < 4
+    # At least that long; how much longer is the machine's affair.
+    assert time.monotonic() - begin > 1.2
 
 
 # Killed
