@@ -31,7 +31,13 @@ def command() -> None:
 def _rate(_: Any, __: Any, value: str | None) -> int | None:
     from stackctl.quantity import parse_bytes
 
-    return None if value is None else parse_bytes(value.removesuffix("/s"))
+    if value is None:
+        return None
+    if (rate := parse_bytes(value.removesuffix("/s"))) < 1:
+        raise StackctlError(
+            f"--limit {value}: nothing would come", hint="50MB", exit_code=ExitCode.USAGE
+        )
+    return rate
 
 
 @verb("show")

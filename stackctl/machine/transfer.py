@@ -118,8 +118,8 @@ class Transfer:
                 coding = response.header("Content-Encoding") or "identity"
                 if coding.lower() != "identity":
                     raise StackctlError(
-                        f"{place.host} sends it encoded ({ascii(coding)[1:-1][:20]}), which it was asked "
-                        "not to do"
+                        f"{place.host} sends it encoded ({ascii(coding)[1:-1][:20]}), which it was "
+                        "asked not to do"
                     )
                 return response
             seen(response)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.sources.hubcache import parse_remote
+from stackctl.sources.hubcache import cache_folder, parse_remote
 from stackctl.sources.models import read_model
 from stackctl.store.layout import Repository
 from stackctl.store.manifest import Manifest, Tell, digest, now, silent, store_file
@@ -96,6 +97,13 @@ def remove(record: StoredModel, manifest: Manifest) -> int:
     """
     freed = 0
     if record.repo is not None and record.commit is not None:
+        place = Repository(record.repo)
+        folder = str(place.snapshot(record.commit))
+        if record.folder not in (None, folder) and os.path.isdir(record.folder):  # noqa: PTH112
+            raise StackctlError(
+                f"{record.source} lies in {record.folder}, which is not below {cache_folder()}",
+                hint="HF_HUB_CACHE names the cache that it was fetched to",
+            )
         # A file that another model of the same commit has as well stays its.
         others = {
             file.name
@@ -104,6 +112,6 @@ def remove(record: StoredModel, manifest: Manifest) -> int:
             for file in other.files
         }
         mine = {file.name: Path(file.path).name for file in record.files if file.name not in others}
-        freed = Repository(record.repo).remove(record.commit, mine)
+        freed = place.remove(record.commit, mine)
     manifest.forget(record.source)
     return freed

@@ -28,8 +28,8 @@ def refusal(name: str, response: Response) -> StackctlError:
             )
         return StackctlError(
             f"{name}: {where} refuses it ({status}): private, or there is no such repository",
-            hint="a token in HF_TOKEN or in ~/.cache/huggingface/token opens private ones; one that\n"
-            "has expired opens nothing",
+            hint="a token in HF_TOKEN or in ~/.cache/huggingface/token opens private ones;\n"
+            "one that has expired opens nothing",
         )
     if status == 404:
         what = {"RevisionNotFound": "has no such revision", "EntryNotFound": "has no such file"}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.machine import podman
+from stackctl.machine import lock, podman
 from stackctl.machine.files import sync_folder, write_atomically
 from stackctl.sources.locate import opened, read_bytes
 from stackctl.store.layout import Repository
@@ -42,7 +42,7 @@ def export(
         StackctlError: a file is not what it was, the folder cannot be written.
     """
     before = _read(folder) if (folder / NAME).exists() else Export()
-    locks = {lock.source: lock for lock in (*before.models, *map(lock_of, records))}
+    locks = {one.source: one for one in (*before.models, *map(lock_of, records))}
     saved = {image.name: image for image in before.images}
     pace, done = Pace(sum(record.bytes for record in records)), 0
     try:
@@ -79,7 +79,7 @@ def bring(
         StackctlError: something there is not what it should be; nothing of that model is kept.
     """
     document = _read(folder)
-    records = [_model(lock, folder, manifest, tell) for lock in document.models]
+    records = [_model(one, folder, manifest, tell) for one in document.models]
     for image in document.images:
         archive = folder / "images" / image.file
         if digest(archive, image.bytes, tell) != image.sha256:
@@ -88,26 +88,26 @@ def bring(
     return records, [image.name for image in document.images]
 
 
-def _model(lock: ModelLock, folder: Path, manifest: Manifest, tell: Tell) -> StoredModel:
-    place = Repository(lock.repo)
+def _model(model: ModelLock, folder: Path, manifest: Manifest, tell: Tell) -> StoredModel:
+    place = Repository(model.repo)
     place.prepare()
-    pace, done = Pace(sum(file.bytes for file in lock.files)), 0
-    for file in lock.files:
+    pace, done = Pace(sum(file.bytes for file in model.files)), 0
+    for file in model.files:
         source, target = folder / "files" / file.sha256, place.blob(file.blob)
         place.there(file.blob, file.bytes)
         _copy(source, target, file.sha256, file.bytes, pace, done, tell)
         done += file.bytes
-    names = {file.path: file.blob for file in lock.files}
-    where = place.link(lock.commit, names)
+    names = {file.path: file.blob for file in model.files}
+    where = place.link(model.commit, names)
     # The plain name leads here too, as long as nothing else has it.
     if "main" not in place.revisions():
-        place.name("main", lock.commit)
+        place.name("main", model.commit)
     record = StoredModel(
-        source=lock.source,
-        repo=lock.repo,
-        commit=lock.commit,
+        source=model.source,
+        repo=model.repo,
+        commit=model.commit,
         folder=str(where),
-        files=tuple(store_file(f.path, place.blob(f.blob), f.sha256) for f in lock.files),
+        files=tuple(store_file(f.path, place.blob(f.blob), f.sha256) for f in model.files),
         verified=now(),
     )
     manifest.put(record)
@@ -121,35 +121,52 @@ def _copy(
     there = target.is_file() and not target.is_symlink() and target.stat().st_size == size
     if there and digest(target, size) == sha256:
         return
-    draft = target.with_name(f".{target.name}.{os.getpid()}.part")
-    sha, done = hashlib.sha256(), 0
+    draft = target.with_name(f".{target.name}.part")
+    sha, blob, done = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size), 0
     view = memoryview(bytearray(_BLOCK))
     try:
         with opened(source) as (fd, _):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            out = os.open(draft, flags, 0o644)
+            out = _draft(draft)
             try:
                 while count := os.preadv(fd, [view], done):
                     sha.update(view[:count])
+                    if len(target.name) == 40:  # it is called as a git blob
+                        blob.update(view[:count])
                     left = view[:count]
                     while left:
                         left = left[os.write(out, left) :]
                     done += count
                     tell(pace.at(before + done, before + done))
                 os.fsync(out)
+                if sha.hexdigest() != sha256 or target.name not in (sha256, blob.hexdigest()):
+                    raise StackctlError(
+                        f"{source} is damaged: its SHA-256 is not {sha256[:16]}...",
+                        hint="stackctl model verify on the machine that it came from, and export "
+                        "again",
+                    )
+                draft.replace(target)
             finally:
+                draft.unlink(missing_ok=True)
                 os.close(out)
-        if sha.hexdigest() != sha256:
-            raise StackctlError(
-                f"{source} is damaged: its SHA-256 is not {sha256[:16]}...",
-                hint="stackctl model verify on the machine that it came from, and export again",
-            )
-        draft.replace(target)
         sync_folder(target.parent)
     except OSError as error:
         raise unwritable(target, error) from None
-    finally:
-        draft.unlink(missing_ok=True)
+
+
+def _draft(path: Path) -> int:
+    """An empty file that no other process writes; one that was killed may have left it."""
+    descriptor = lock.try_file(path)
+    try:
+        if descriptor is None or not os.path.samestat(os.fstat(descriptor), path.lstat()):
+            raise FileNotFoundError
+    except FileNotFoundError:  # the other one is at it, or was done with it just now
+        if descriptor is not None:
+            os.close(descriptor)
+        raise StackctlError(
+            f"another stackctl writes {path}", hint="try again", exit_code=ExitCode.LOCKED
+        ) from None
+    os.ftruncate(descriptor, 0)
+    return descriptor
 
 
 def _save(name: str, folder: Path) -> ExportedImage:
@@ -169,8 +186,8 @@ def _save(name: str, folder: Path) -> ExportedImage:
 def _read(folder: Path) -> Export:
     where = folder / NAME
     found = from_json(read_bytes(where, _MOST_BYTES), Export, where=str(where))
-    for lock in found.models:
-        require_sound(lock, str(where))
+    for model in found.models:
+        require_sound(model, str(where))
     for image in found.images:
         if not re.fullmatch(r"[0-9a-f]{64}\.tar", image.file) or not re.fullmatch(
             r"[A-Za-z0-9][\w./:@-]{0,250}", image.name

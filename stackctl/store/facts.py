@@ -28,6 +28,7 @@ from stackctl.sources.safetensors import MAX_HEADER_BYTES
 from stackctl.store import hub
 from stackctl.store.answers import refusal
 from stackctl.store.hub import Remote, RepoInfo
+from stackctl.store.part import unwritable
 from stackctl.store.select import Choice, choose
 from stackctl.values.model import Model
 
@@ -67,6 +68,8 @@ def read_facts(source: str, info: RepoInfo, choice: Choice, cache: Path) -> Mode
         # The files' place is of no interest: it is gone.
         error.message = error.message.replace(f"{folder}/", "")
         raise
+    except OSError as error:
+        raise unwritable(cache, error) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return msgspec.structs.replace(

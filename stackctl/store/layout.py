@@ -94,6 +94,7 @@ class Repository:
         try:
             target = draft if fresh else folder
             if fresh:
+                shutil.rmtree(draft, ignore_errors=True)  # of a killed process
                 draft.mkdir()
             for path, blob in names.items():
                 self._link(target, path, blob)
@@ -126,7 +127,8 @@ class Repository:
                     f"{place} is in the way: it is no link to the store's files",
                     hint=f"look at it, then remove it: rm -r {place}",
                 )
-        draft = place.with_name(f".{place.name[:200]}.{os.getpid()}")
+        draft = place.with_name(f".link.{os.getpid()}")
+        draft.unlink(missing_ok=True)
         draft.symlink_to(target)
         draft.replace(place)
 
@@ -153,7 +155,13 @@ class Repository:
             Bytes that were given back.
         """
         folder, freed = self.snapshot(commit), 0
+        if not self.folder.exists():
+            return 0
         try:
+            for draft in folder.parent.glob(f".{commit}.*"):  # of killed processes
+                shutil.rmtree(draft, ignore_errors=True)
+            for link in folder.rglob(".link.*"):
+                link.unlink()
             for path in paths:
                 with contextlib.suppress(FileNotFoundError):
                     (folder / path).unlink()

@@ -70,7 +70,8 @@ def require_sound(lock: ModelLock, where: str) -> None:
         require_plain(file.path, where)
         if not (
             re.fullmatch("[0-9a-f]{64}", file.sha256)
-            and re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", file.blob)
+            # Else what is read as one file would be kept as another.
+            and (file.blob == file.sha256 or re.fullmatch("[0-9a-f]{40}", file.blob))
             and 0 <= file.bytes < _MOST_SIZE
         ):
             raise StackctlError(

@@ -58,11 +58,12 @@ class Manifest:
     def put(self, model: StoredModel) -> None:
         """Keep a record; it replaces those of the same source, and of the same files."""
         private_folder(self.state)
+        write_atomically(self._path(model.source), to_json(model), mode=0o600)
         files = {(file.name, file.path) for file in model.files}
         for other in self.all():
-            if {(file.name, file.path) for file in other.files} == files:
+            same = {(file.name, file.path) for file in other.files} == files
+            if same and other.source != model.source:
                 self.forget(other.source)
-        write_atomically(self._path(model.source), to_json(model), mode=0o600)
 
     def refresh(self, model: StoredModel) -> None:
         """All of a model was hashed just now and is as it was."""

@@ -234,13 +234,6 @@ def allocated(target: Path) -> int:
         return 0
 
 
-def remove(target: Path) -> None:
-    """Remove what a run has left of a file."""
-    for end in (".part", ".part.state"):
-        with contextlib.suppress(FileNotFoundError):
-            target.with_name(target.name + end).unlink()
-
-
 def unwritable(path: Path, error: OSError) -> StackctlError:
     """The error for a file that cannot be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -253,7 +246,11 @@ def unwritable(path: Path, error: OSError) -> StackctlError:
 
 def _open(path: Path) -> int:
     descriptor = os.open(path, _FLAGS, 0o600)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    found = os.fstat(descriptor)
+    # A second name could be somebody else's file, put here to be overwritten.
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
         os.close(descriptor)
-        raise StackctlError(f"{path} is not a file", hint=f"look at it, then remove it: rm {path}")
+        raise StackctlError(
+            f"{path} is not a file of its own", hint=f"look at it, then remove it: rm {path}"
+        )
     return descriptor

@@ -379,6 +379,11 @@ def test_a_planted_link_is_not_written_through(site: Hub, tmp_path: Path) -> Non
         with pytest.raises(StackctlError):
             fetch(file)
         path.unlink()
+    # A second name of a file is no link to be seen, and is cut to nothing all the same.
+    part.unlink()
+    part.hardlink_to(victim)
+    with pytest.raises(StackctlError, match="not a file of its own"):
+        fetch(file)
     assert victim.read_text() == "mine"
 
 

@@ -509,6 +509,7 @@ def test_a_hub_that_differs_from_the_lock_is_refused(
         {"path": "/etc/passwd"},
         {"sha256": "x"},
         {"blob": "../../../x"},
+        {"blob": "d" * 64},
         {"bytes": -1},
         {"schema": "stackctl.lock/2"},
         {"extra": 1},
@@ -597,6 +598,41 @@ def test_a_model_is_taken_as_it_lies(manifest: Manifest, tmp_path: Path) -> None
     assert manifest.all() == ()
 
 
+def test_what_a_killed_process_has_left_is_in_nobody_s_way(
+    kept: StoredModel, manifest: Manifest, tmp_path: Path
+) -> None:
+    assert kept.folder is not None
+    folder = Path(kept.folder)
+    # Of this process's number, as in a container, and of another.
+    for number in (os.getpid(), 1):
+        draft = folder.with_name(f".{folder.name}.{number}")
+        draft.mkdir()
+        (draft / "a.gguf").symlink_to(f"../../blobs/{kept.files[0].sha256}")
+    (folder / f".link.{os.getpid()}").symlink_to("nothing")
+    disk = tmp_path / "disk"
+    (disk / "files").mkdir(parents=True)
+    (disk / "files" / f".{kept.files[0].sha256}.part").write_bytes(b"half of it")
+    carry.export([kept], [], disk)
+    assert set(files_below(disk / "files")) == {kept.files[0].sha256}
+    get("hf:Org/Repo", manifest)
+    assert adopt.remove(kept, manifest) == kept.bytes
+    assert not repo_folder("Org/Repo").exists()
+
+
+def test_what_lies_in_another_cache_is_not_said_to_be_removed(
+    kept: StoredModel, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "other"))
+    with pytest.raises(StackctlError, match="is not below"):
+        adopt.remove(kept, manifest)
+    assert manifest.all() == (kept,)
+    repo_folder("Org/Repo").parent.mkdir()
+    monkeypatch.delenv("HF_HUB_CACHE")
+    repo_folder("Org/Repo").rename(tmp_path / "gone")
+    assert adopt.remove(kept, manifest) == 0
+    assert manifest.all() == ()
+
+
 def test_removing_leaves_what_others_use(site: Hub, manifest: Manifest, tmp_path: Path) -> None:
     one, two = model_bytes(tmp_path), model_bytes(tmp_path, **{"general.name": "Two"})
     site.add("Org/Repo", {"a-Q4_0.gguf": one, "b-Q8_0.gguf": two, "c-Q5_0.gguf": one})
@@ -641,7 +677,12 @@ def test_a_damaged_folder_leaves_no_model(
         carry.bring(folder, Manifest(tmp_path / "state-there"))
     with pytest.raises(NotHere):
         read_model("hf:Org/Repo")
+    file.write_bytes(Path(kept.files[0].path).read_bytes())
     document = json.loads((folder / carry.NAME).read_text())
+    document["models"][0]["files"][0]["blob"] = "0" * 40
+    (folder / carry.NAME).write_text(json.dumps(document))
+    with pytest.raises(StackctlError, match="is damaged"):
+        carry.bring(folder, Manifest(tmp_path / "state-there"))
     document["models"][0]["files"][0]["path"] = "../../x"
     (folder / carry.NAME).write_text(json.dumps(document))
     with pytest.raises(StackctlError, match="no name of a file"):
