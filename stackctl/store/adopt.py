@@ -33,13 +33,13 @@ def adopt(source: str, manifest: Manifest, tell: Tell = silent) -> StoredModel:
     pace, before = Pace(sum(path.stat().st_size for path in paths.values())), 0
     files = []
     for name, path in paths.items():
-        size = path.stat().st_size
+        found = path.stat()
 
         def told(progress: Progress, before: int = before) -> None:
             tell(pace.at(before + progress.done, before + progress.done))
 
-        files.append(store_file(name, path, digest(path, size, told)))
-        before += size
+        files.append(store_file(name, path, digest(path, found.st_size, told), found.st_mtime_ns))
+        before += found.st_size
     parsed = parse_remote(source)
     record = StoredModel(
         source=model.source,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import stat
 import threading
 import time
@@ -13,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from stackctl.machine import lock
-from stackctl.sources import locate
 from stackctl.store import part as parts
 from stackctl.store.part import Part
 from stackctl.store.wanted import Got, Wanted
@@ -189,15 +187,11 @@ def _release(job: Job) -> None:
 
 
 def _there(wanted: Wanted) -> Got | None:
-    """A file that is in its place already, by its name, which is its hash."""
+    """A file that is in its place already, whatever it holds."""
     try:
         found = wanted.target.lstat()
     except OSError:
         return None
     if not stat.S_ISREG(found.st_mode) or found.st_size != wanted.size:
         return None
-    digest = wanted.sha256
-    if digest is None:
-        with locate.opened(wanted.target) as (fd, _), open(fd, "rb", closefd=False) as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Got(wanted, digest, found.st_mtime_ns)
+    return Got(wanted, None, found.st_mtime_ns)

@@ -92,10 +92,11 @@ def _model(model: ModelLock, folder: Path, manifest: Manifest, tell: Tell) -> St
     place = Repository(model.repo)
     place.prepare()
     pace, done = Pace(sum(file.bytes for file in model.files)), 0
+    times = {}
     for file in model.files:
         source, target = folder / "files" / file.sha256, place.blob(file.blob)
         place.there(file.blob, file.bytes)
-        _copy(source, target, file.sha256, file.bytes, pace, done, tell)
+        times[file.blob] = _copy(source, target, file.sha256, file.bytes, pace, done, tell)
         done += file.bytes
     names = {file.path: file.blob for file in model.files}
     where = place.link(model.commit, names)
@@ -107,7 +108,9 @@ def _model(model: ModelLock, folder: Path, manifest: Manifest, tell: Tell) -> St
         repo=model.repo,
         commit=model.commit,
         folder=str(where),
-        files=tuple(store_file(f.path, place.blob(f.blob), f.sha256) for f in model.files),
+        files=tuple(
+            store_file(f.path, place.blob(f.blob), f.sha256, times[f.blob]) for f in model.files
+        ),
         verified=now(),
     )
     manifest.put(record)
@@ -116,11 +119,16 @@ def _model(model: ModelLock, folder: Path, manifest: Manifest, tell: Tell) -> St
 
 def _copy(
     source: Path, target: Path, sha256: str, size: int, pace: Pace, before: int, tell: Tell
-) -> None:
-    """Copy a file, insisting on its hash; one that is there and right stays."""
+) -> int:
+    """Copy a file, insisting on its hash; one that is there and right stays.
+
+    Returns:
+        When it was changed last, in nanoseconds.
+    """
     there = target.is_file() and not target.is_symlink() and target.stat().st_size == size
+    mtime_ns = target.stat().st_mtime_ns if there else 0
     if there and digest(target, size) == sha256:
-        return
+        return mtime_ns
     draft = target.with_name(f".{target.name}.part")
     sha, blob, done = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size), 0
     view = memoryview(bytearray(_BLOCK))
@@ -144,6 +152,7 @@ def _copy(
                         hint="stackctl model verify on the machine that it came from, and export "
                         "again",
                     )
+                mtime_ns = os.fstat(out).st_mtime_ns
                 draft.replace(target)
             finally:
                 draft.unlink(missing_ok=True)
@@ -151,6 +160,7 @@ def _copy(
         sync_folder(target.parent)
     except OSError as error:
         raise unwritable(target, error) from None
+    return mtime_ns
 
 
 def _draft(path: Path) -> int:

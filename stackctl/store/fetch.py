@@ -14,6 +14,7 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine.transfer import Transfer, host_of
 from stackctl.quantity import format_bytes
 from stackctl.sources.hubcache import HubSource, cache_folder, parse_remote
+from stackctl.sources.locate import opened
 from stackctl.store import hub, lockfile
 from stackctl.store import part as parts
 from stackctl.store.answers import refusal
@@ -183,25 +184,39 @@ def bring(
         else:
             got.append(found)
     _require_space(order, todo)
-    got += download(
+    for one in download(
         todo,
         secret=hub.token(order.hub) if todo and order.hub is not None else None,
         limit=speed.limit,
         connections=speed.connections,
         patience=speed.patience,
         tell=tell,
-    )
+    ):
+        # What another process has brought meanwhile may be another tool's, which does not hash.
+        found = _recheck(one.wanted, tell) if one.sha256 is None else one
+        if found is None:
+            one.wanted.target.unlink(missing_ok=True)
+            raise StackctlError(
+                f"{one.wanted.name}, which another process has fetched, is damaged; it is removed",
+                hint="the same command fetches it again",
+            )
+        got.append(found)
     return _keep(order, got, manifest)
 
 
 def _recheck(file: Wanted, tell: Tell) -> Got | None:
+    with opened(file.target) as (fd, size):
+        mtime_ns = os.fstat(fd).st_mtime_ns
     sha256 = digest(file.target, file.size, tell)
     if file.sha256 is not None:
         right = sha256 == file.sha256
     else:
-        raw = file.target.read_bytes()
-        right = hashlib.sha1(b"blob %d\0" % len(raw) + raw).hexdigest() == file.git_sha1
-    return Got(file, sha256, file.target.stat().st_mtime_ns) if right else None
+        blob = hashlib.sha1(b"blob %d\0" % size)
+        with file.target.open("rb") as stream:
+            while raw := stream.read(1 << 20):
+                blob.update(raw)
+        right = file.git_sha1 in (None, blob.hexdigest())
+    return Got(file, sha256, mtime_ns) if right else None
 
 
 def _require_space(order: Order, todo: Sequence[Wanted]) -> None:
@@ -220,16 +235,18 @@ def _require_space(order: Order, todo: Sequence[Wanted]) -> None:
 
 def _keep(order: Order, got: Sequence[Got], manifest: Manifest) -> StoredModel:
     place = Repository(order.repo)
-    hashes = {one.wanted.target.name: one.sha256 for one in got}
+    hashes = {one.wanted.target.name: one.sha256 for one in got if one.sha256 is not None}
+    times = {hashes[one.wanted.target.name]: one.mtime_ns for one in got}
     commit, paths = order.commit, dict(order.paths)
     if commit is None:
         # A file of the web has no commit: its hash stands for one, and for its name.
         (one,) = got
-        commit = one.sha256[:40]
-        target = place.blob(one.sha256)
+        (sha256,) = hashes.values()
+        commit = sha256[:40]
+        target = place.blob(sha256)
         if one.wanted.target != target:
             one.wanted.target.replace(target)
-        paths, hashes = dict.fromkeys(paths, target.name), {target.name: one.sha256}
+        paths, hashes = dict.fromkeys(paths, target.name), {target.name: sha256}
     folder = place.link(commit, paths)
     if order.revision is not None:
         place.name(order.revision, commit)
@@ -239,7 +256,8 @@ def _keep(order: Order, got: Sequence[Got], manifest: Manifest) -> StoredModel:
         commit=commit,
         folder=str(folder),
         files=tuple(
-            store_file(path, place.blob(blob), hashes[blob]) for path, blob in paths.items()
+            store_file(path, place.blob(blob), hashes[blob], times[hashes[blob]])
+            for path, blob in paths.items()
         ),
         verified=now(),
     )

@@ -228,12 +228,18 @@ def _direct(path: Path) -> int | None:
         return None
 
 
-def store_file(name: str, path: Path, sha256: str) -> StoredFile:
-    """The record of a file as it is now. Raises StackctlError when it is gone."""
+def store_file(name: str, path: Path, sha256: str, mtime_ns: int) -> StoredFile:
+    """The record of a file whose time of change was that before it was hashed.
+
+    Raises:
+        StackctlError: it is gone, or was changed since.
+    """
     try:
         found = path.stat()
     except OSError as error:
         raise StackctlError(f"cannot read {path}: {error.strerror}") from None
+    if found.st_mtime_ns != mtime_ns:
+        raise StackctlError(f"{path} was changed while it was hashed", hint="try again")
     return StoredFile(
         name=name,
         path=str(path.resolve()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -47,9 +48,9 @@ def choose(info: RepoInfo, wish: str | None) -> Choice:
     whole = checkpoint(info)
     if wish is None:
         if whole is not None:
-            return whole
+            return _complete(info, whole)
         if len(ggufs) == 1:
-            return ggufs[0]
+            return _complete(info, ggufs[0])
         if not ggufs:
             names = ", ".join(file.path for file in info.files[:6])
             raise StackctlError(
@@ -66,7 +67,7 @@ def choose(info: RepoInfo, wish: str | None) -> Choice:
         if (choice.label or "").lower() == wish.lower() or pattern.fullmatch(choice.files[0].path)
     ]
     if len(found) == 1:
-        return found[0]
+        return _complete(info, found[0])
     if not found:
         raise _which(info, ggufs, f"{info.repo} has no {wish}", ExitCode.NOT_FOUND)
     raise _which(info, found, f"{wish} fits {len(found)} models of {info.repo}", ExitCode.USAGE)
@@ -92,7 +93,7 @@ def _which(
 
 
 def quantisations(info: RepoInfo) -> tuple[Choice, ...]:
-    """The GGUF models of a repository, smallest first; parts are one model."""
+    """The GGUF models of a repository, smallest first; parts are one model, complete or not."""
     groups: dict[str, list[Remote]] = {}
     for file in info.files:
         name = file.path.rpartition("/")[2].lower()
@@ -103,13 +104,13 @@ def quantisations(info: RepoInfo) -> tuple[Choice, ...]:
             file
         )
     labels = {key: _label(key) for key in groups}
+    known = Counter(labels.values())
     choices = []
     for key, files in groups.items():
         label = labels[key]
-        if label is not None and sum(label == other for other in labels.values()) > 1:
+        if known[label] > 1:
             label = None  # two models with the same quantisation: only the file tells
         files.sort(key=lambda file: file.path)
-        _require_complete(info.repo, [file.path for file in files])
         choices.append(Choice(label, "gguf", tuple(files)))
     return tuple(sorted(choices, key=lambda choice: choice.bytes))
 
@@ -127,22 +128,22 @@ def checkpoint(info: RepoInfo) -> Choice | None:
     weights = [file for file in weights if file.path.startswith("model")] or weights
     if not weights or not any(file.path == "config.json" for file in here):
         return None
-    _require_complete(info.repo, [file.path for file in weights])
     beside = [
         file for file in here if _BESIDE.fullmatch(file.path) and file.bytes <= _MOST_BESIDE_BYTES
     ]
     return Choice(None, "safetensors", (*weights, *beside))
 
 
-def _require_complete(repo: str, names: Sequence[str]) -> None:
+def _complete(info: RepoInfo, choice: Choice) -> Choice:
     """Shards are all there or the model is not."""
-    matches = [match for name in names if (match := _SHARD.fullmatch(name))]
+    matches = [match for file in choice.files if (match := _SHARD.fullmatch(file.path))]
     for match in matches[:1]:
         count = int(match["count"])
         numbers = {int(other["number"]) for other in matches}
         if count > 2000 or numbers != set(range(1, count + 1)):
             raise StackctlError(
-                f"{repo} is incomplete: it has {len(numbers)} of the {count} parts of "
+                f"{info.repo} is incomplete: it has {len(numbers)} of the {count} parts of "
                 f"{match['stem']}",
                 hint="its owner may be uploading it: try again later",
             )
+    return choice

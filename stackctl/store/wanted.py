@@ -30,10 +30,13 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Got:
-    """A file that is there; ``mtime_ns`` and ``sha256`` are what tells whether it stays so."""
+    """A file that is there; ``mtime_ns`` and ``sha256`` are what tells whether it stays so.
+
+    ``sha256`` is None for one that another process has put there: it was not looked at.
+    """
 
     wanted: Wanted
-    sha256: str
+    sha256: str | None
     mtime_ns: int
 
 

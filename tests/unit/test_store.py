@@ -158,6 +158,29 @@ def test_another_download_at_the_same_time(site: Hub, manifest: Manifest, tmp_pa
     assert site.sent("/cdn/.*") == size
 
 
+def test_what_another_tool_puts_there_meanwhile_is_hashed(
+    site: Hub, manifest: Manifest, tmp_path: Path
+) -> None:
+    content = model_bytes(tmp_path)
+    site.add("Org/Repo", {"a.gguf": content})
+    order = fetch.order("hf:Org/Repo", manifest)
+    (target,) = (file.target for file in order.todo)
+    target.write_bytes(b"x" + content[1:])
+    with pytest.raises(StackctlError, match="which another process has fetched, is damaged"):
+        fetch.bring(order, manifest)
+    assert not target.exists()
+    target.write_bytes(content)
+    assert fetch.bring(order, manifest).files[0].sha256 == target.name
+    assert not any(request.cdn for request in site.requests)
+
+
+def test_parts_that_are_not_there_yet_are_only_missed_where_they_are_meant() -> None:
+    found = info("a-Q4_0.gguf", "a-Q8_0-00001-of-00002.gguf")
+    assert select.choose(found, "Q4_0").label == "Q4_0"
+    with pytest.raises(StackctlError, match="it has 1 of the 2 parts"):
+        select.choose(found, "Q8_0")
+
+
 def test_offline_nothing_is_asked(
     site: Hub, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
