@@ -168,10 +168,10 @@ def fetch(
     from stackctl.store.fetch import Speed
     from stackctl.store.lockfile import read_lock
 
-    context = session.context(recover="no")
     if job is not None:
-        work(context, job)
+        work(job)
         return
+    context = session.context(recover="no")
     lock = read_lock(lock_file) if lock_file is not None else None
     if lock is not None and source not in (None, lock.source):
         raise StackctlError(

@@ -38,15 +38,20 @@ def show_remote(session: Session, source: str, parsed: HubSource) -> None:
     from stackctl.cli.model import describe_model
     from stackctl.store import hub
     from stackctl.store.facts import read_facts
-    from stackctl.store.select import checkpoint, choose, quantisations
+    from stackctl.store.select import checkpoint, choose, lacking, quantisations
 
     session.out.progress("model", f"asking for {source}")
     info = hub.look(parsed.repo, parsed.revision or "main")
     whole = checkpoint(info)
-    choices = [*([whole] if whole is not None else []), *quantisations(info)]
+    known = [*([whole] if whole is not None else []), *quantisations(info)]
+    choices = [choice for choice in known if lacking(choice) is None]
     several = parsed.quant is None and len(choices) > 1
     # The middle one stands for all: they differ in the types of their tensors.
-    chosen = choices[len(choices) // 2] if several else choose(info, parsed.quant)
+    chosen = (
+        choices[len(choices) // 2]
+        if parsed.quant is None and choices
+        else choose(info, parsed.quant)
+    )
     session.out.progress("model", "reading the beginning of its files")
     model = read_facts(source, info, chosen, session.paths().cache)
     if session.out.json and not several:

@@ -28,6 +28,7 @@ from stackctl.state import calibrations, claims
 from stackctl.store import fetch
 from stackctl.store.facts import read_remote
 from stackctl.store.fetch import Order, Speed
+from stackctl.store.manifest import Manifest
 from stackctl.store.pace import Progress
 from stackctl.store.wanted import Patience
 from stackctl.values.base import from_json, to_json
@@ -44,12 +45,13 @@ _PATIENCE: Final = Patience(attempts=60)
 _MOST_BYTES: Final = 16 << 20
 #: What a download needs of the environment; some of it is secret.
 _ENVIRONMENT: Final = (
-    "HOME", "HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "HF_TOKEN_PATH",
+    "HOME", "HF_ENDPOINT", "HF_HOME", "HF_TOKEN", "HF_TOKEN_PATH",
     "HUGGING_FACE_HUB_TOKEN", "HF_HUB_DISABLE_IMPLICIT_TOKEN",
-    "XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME",
+    "XDG_CACHE_HOME",
     "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
     "SSL_CERT_FILE", "SSL_CERT_DIR",
 )  # fmt: skip
+_PATHS: Final = frozenset({"HF_HOME", "HF_TOKEN_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR"})
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,12 @@ def _question(order: Order) -> str:
     return f"{words} to {cache_folder()}"
 
 
+def _absolute(name: str) -> str:
+    """A variable of ours as it is meant elsewhere: the service works in another folder."""
+    value = os.environ[name]
+    return str(Path(value).expanduser().absolute()) if value and name in _PATHS else value
+
+
 class _Service:
     """The download of one source as a transient unit, and the files by which it is told and tells.
 
@@ -184,10 +192,14 @@ class _Service:
         """Start it."""
         job = FetchJob(
             source=wanted.source,
+            state=str(self._context.paths.state.absolute()),
+            cache=str(cache_folder()),
             lock=wanted.lock,
             limit=wanted.speed.limit,
             connections=wanted.speed.connections,
-            environment=tuple((n, os.environ[n]) for n in _ENVIRONMENT if n in os.environ),
+            environment=tuple(
+                (name, _absolute(name)) for name in _ENVIRONMENT if name in os.environ
+            ),
         )
         write_atomically(self._job, to_json(job), mode=0o600)
         _write(self._state, FetchState(source=wanted.source))
@@ -195,7 +207,8 @@ class _Service:
         try:
             self._context.systemd.run_transient(
                 self.unit,
-                f"stackctl fetches {self._source}",
+                # A signed address is a secret, and a unit is for all to see.
+                f"stackctl fetches {self._source.partition('?')[0]}",
                 (*words, "model", "fetch", "--job", str(self._job)),
             )
         except BaseException:
@@ -263,7 +276,7 @@ class _Service:
         return None
 
 
-def work(context: Context, path: Path) -> None:
+def work(path: Path) -> None:
     """What the service does: read the job, which is then gone, and do it.
 
     Raises:
@@ -274,7 +287,7 @@ def work(context: Context, path: Path) -> None:
         raise StackctlError(f"there is no {path}", exit_code=ExitCode.USAGE)
     job = from_json(raw, FetchJob, where=str(path))
     remove_file(path)
-    os.environ.update(dict(job.environment))
+    os.environ.update({**dict(job.environment), "HF_HUB_CACHE": job.cache})
     state = path.with_suffix(".json")
     last = 0.0
 
@@ -294,7 +307,7 @@ def work(context: Context, path: Path) -> None:
             )
 
     with _failing_into(state, job.source):
-        manifest = stored.manifest(context)
+        manifest = Manifest(Path(job.state))
         order = fetch.order(job.source, manifest, job.lock)
         speed = Speed(job.limit, job.connections, _PATIENCE)
         record = fetch.bring(order, manifest, speed=speed, tell=tell)

@@ -134,16 +134,22 @@ def checkpoint(info: RepoInfo) -> Choice | None:
     return Choice(None, "safetensors", (*weights, *beside))
 
 
-def _complete(info: RepoInfo, choice: Choice) -> Choice:
-    """Shards are all there or the model is not."""
+def lacking(choice: Choice) -> str | None:
+    """What a model of several parts lacks of them; None: it has them all."""
     matches = [match for file in choice.files if (match := _SHARD.fullmatch(file.path))]
     for match in matches[:1]:
         count = int(match["count"])
         numbers = {int(other["number"]) for other in matches}
         if count > 2000 or numbers != set(range(1, count + 1)):
-            raise StackctlError(
-                f"{info.repo} is incomplete: it has {len(numbers)} of the {count} parts of "
-                f"{match['stem']}",
-                hint="its owner may be uploading it: try again later",
-            )
+            return f"it has {len(numbers)} of the {count} parts of {match['stem']}"
+    return None
+
+
+def _complete(info: RepoInfo, choice: Choice) -> Choice:
+    """Shards are all there or the model is not."""
+    if (what := lacking(choice)) is not None:
+        raise StackctlError(
+            f"{info.repo} is incomplete: {what}",
+            hint="its owner may be uploading it: try again later",
+        )
     return choice

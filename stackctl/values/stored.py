@@ -104,10 +104,13 @@ class ModelChecks(Value, frozen=True, kw_only=True):
 
 class FetchJob(Value, frozen=True, kw_only=True):
     """What a download that runs by itself is told; ``environment`` holds what it needs of ours,
-    also secrets: the file is its owner's alone, and gone once it was read."""
+    also secrets: the file is its owner's alone, and gone once it was read. ``state`` is the folder
+    of the records, ``cache`` the one for the models: it need not see them as we do."""
 
     schema: Literal["stackctl.fetchjob/1"] = "stackctl.fetchjob/1"
     source: str
+    state: str
+    cache: str
     lock: ModelLock | None = None
     limit: float | None = None
     connections: int

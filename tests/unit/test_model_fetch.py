@@ -19,6 +19,9 @@ from servers import wait_until
 from stackctl.cli.main import run
 from stackctl.machine import runner
 from stackctl.store import part as parts
+from stackctl.store.manifest import Manifest
+from stackctl.values.base import to_json
+from stackctl.values.stored import FetchJob
 
 STACKCTL = str(Path(sys.executable).with_name("stackctl"))
 
@@ -162,6 +165,39 @@ def test_sources_that_cannot_be_fetched(
     assert says in cli.err
     assert "Traceback" not in cli.err
     assert cli.out == ""
+
+
+def test_the_service_does_what_it_is_told_wherever_it_runs(
+    cli: Cli, site: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What it is told names its folders: a service of systemd's sees another environment.
+    site.add("Org/Repo", {"a.gguf": large(tmp_path)}, private=True)
+    told = FetchJob(
+        source="hf:Org/Repo", state=str(tmp_path / "s"), cache=str(tmp_path / "c"), connections=1,
+        environment=(("HF_TOKEN", site.token), ("HF_ENDPOINT", site.url)),
+    )  # fmt: skip
+    path = tmp_path / "x.job"
+    path.write_text(to_json(told))
+    path.chmod(0o644)
+    assert cli("model", "fetch", "--job", str(path)) == 1
+    assert "may be read by other users" in cli.err
+    path.chmod(0o600)
+    for name in ("HF_TOKEN", "HF_HUB_CACHE"):
+        monkeypatch.setenv(name, "")  # put back afterwards
+    assert cli("model", "fetch", "--job", str(path)) == 0
+    assert not path.exists()
+    (record,) = Manifest(tmp_path / "s").all()
+    assert record.folder is not None
+    assert record.folder.startswith(f"{tmp_path}/c/models--Org--Repo/")
+    state = json.loads((tmp_path / "x.json").read_text())
+    assert (state["state"], state["done_bytes"]) == ("done", record.bytes)
+    assert site.token not in (tmp_path / "x.json").read_text() + cli.out + cli.err
+
+
+@pytest.mark.parametrize("limit", ["0", "0.1", "-5MB", "fast"])
+def test_a_limit_that_is_none(cli: Cli, limit: str) -> None:
+    assert cli("model", "fetch", "hf:Org/Repo", f"--limit={limit}") == 2
+    assert "Traceback" not in cli.err
 
 
 def test_ctrl_c_leaves_what_is_there_and_the_next_run_goes_on(
