@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 from urllib.parse import quote, urlsplit
 
@@ -173,6 +174,13 @@ def bring(
     Raises:
         StackctlError: with what is there left for the next time.
     """
+    try:
+        return _bring(order, manifest, speed, tell)
+    except OSError as error:
+        raise parts.unwritable(Path(error.filename or cache_folder()), error) from None
+
+
+def _bring(order: Order, manifest: Manifest, speed: Speed, tell: Tell) -> StoredModel:
     got = list(order.present)
     todo = list(order.todo)
     for file in order.unsure:
