@@ -91,6 +91,8 @@ class Hub:
         self.answers: dict[str, bytes] = {}
         #: Bytes a second for each connection; None: as fast as it goes.
         self.speed: float | None = None
+        #: Bytes of bodies that still go out before all is held; None: no end.
+        self.hold: int | None = None
         #: The CDN's ETag of all files; another one is another state of them.
         self.etag = '"1"'
         self._digests: dict[tuple[str, int, int], tuple[str, str]] = {}
@@ -198,6 +200,14 @@ class Hub:
         for server in self._servers:
             server.shutdown()
             server.server_close()
+
+    def let_out(self, count: int) -> None:
+        """Count what has gone out, and wait where it is to be held."""
+        with self._lock:
+            if self.hold is not None:
+                self.hold -= count
+        while self.hold is not None and self.hold <= 0 and not self._stopped.is_set():
+            self.pause(0.01)
 
     def pause(self, seconds: float) -> None:
         self._stopped.wait(seconds)
@@ -363,6 +373,7 @@ class _Handler(BaseHTTPRequestHandler):
                     step = os.sendfile(self.connection.fileno(), file.fileno(), at, step)
                 at += step
                 self.sent += step
+                self.hub.let_out(step)
                 if self.hub.speed:
                     ahead = self.sent / self.hub.speed - (time.monotonic() - begin)
                     if ahead > 0:

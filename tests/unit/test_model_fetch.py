@@ -205,7 +205,7 @@ def test_ctrl_c_leaves_what_is_there_and_the_next_run_goes_on(
 ) -> None:
     content = large(tmp_path)
     site.add("Org/Repo", {"a.gguf": content})
-    site.speed = 1 << 20
+    site.speed, site.hold = 100 << 20, 3 << 20
     sha, _ = site.digests(site.repos["Org/Repo"].files["a.gguf"])
     target = tmp_path / "cache/huggingface/hub/models--Org--Repo/blobs" / sha
     words = [STACKCTL, "--user", "model", "fetch", "hf:Org/Repo"]
@@ -220,7 +220,7 @@ def test_ctrl_c_leaves_what_is_there_and_the_next_run_goes_on(
     assert said.endswith("error: interrupted\n")
     assert not target.exists()
     there = parts.bytes_there(target, len(content))
-    site.speed = None
+    site.speed = site.hold = None
     before = site.sent("/cdn/.*")
     assert cli("model", "fetch", "hf:Org/Repo") == 0
     assert site.sent("/cdn/.*") - before == len(content) - there
