@@ -195,7 +195,7 @@ def test_status_names_what_was_changed_by_hand(seat: Seat, tiny: str) -> None:
     edit_unit(seat, "s/--ctx-size 2048/--ctx-size 1024/")
     assert status(seat)["drift"] == [
         f"{file} was changed by hand",
-        "the running engine's arguments are not the plan's: 1024 instead of 2048",
+        "the running engine's arguments are not the plan's: --ctx-size 1024 instead of 2048",
     ]
     seat.stackctl(*UP, tiny, "--yes")
     now = status(seat)

@@ -192,7 +192,7 @@ case "$1" in --help|--version) exec "$0.real" "$@" ;; esac
 engine=$!
 url=http://127.0.0.1:$PORT_OF/metrics
 until curl -fs $url | grep -q '^llamacpp:tokens_predicted_total [1-9]'; do sleep 0.1; done
-sleep 0.5
+sleep 4
 kill -9 $engine
 exit 9
 """
@@ -221,7 +221,7 @@ def test_failed_switches_restore_what_was(one: Seat, tiny: str, room: str) -> No
         (("--set", "engine_args.load-mode=x"), "cpu did not start: llama-server refuses", 1),
         (("--set", 'engine_args.grammar=root ::= "!"+'), "answer is wrong: not text", 1),
         (("--set", f"image={never}", "--timeout", "4s"), "not healthy within 0:04", 1),
-        (("--set", f"image={dying}", "--soak", "5s"), "cpu did not last", 1),
+        (("--set", f"image={dying}", "--soak", "30s"), "cpu did not last", 1),
         (("--set", "image=localhost/none:1"), "there is no local image", 6),
         (("--set", "engine_args.cache-ram=9000000"), "does not fit", 5),
     ]
