@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from stackctl.values.generation import Generation
 from stackctl.values.profile import Overrides
-from stackctl.values.result import Result
+from stackctl.values.result import Result, Status
 from stackctl.values.seen import Seen
 
 _ORDER = {"fail": 0, "warn": 1}
@@ -37,23 +37,27 @@ def fail(
     name: str, expected: str | None, actual: str, evidence: str | None, remedy: str | None
 ) -> Result:
     """Not as it was meant: the cause, and what to do."""
-    return Result(
-        name=name,
-        status="fail",
-        expected=expected,
-        actual=actual,
-        evidence=evidence,
-        remedy=remedy,
-    )
+    return _told("fail", name, expected, actual, evidence, remedy)
 
 
 def warn(
     name: str, expected: str | None, actual: str, evidence: str | None, remedy: str | None = None
 ) -> Result:
     """Not as one would wish, though it is no mismatch with the plan."""
+    return _told("warn", name, expected, actual, evidence, remedy)
+
+
+def _told(
+    status: Status,
+    name: str,
+    expected: str | None,
+    actual: str,
+    evidence: str | None,
+    remedy: str | None,
+) -> Result:
     return Result(
         name=name,
-        status="warn",
+        status=status,
         expected=expected,
         actual=actual,
         evidence=evidence,

@@ -266,11 +266,16 @@ def derived_image(seat: Seat, name: str, change: str) -> str:
 
 def never_healthy(seat: Seat) -> str:
     """An image whose llama-server starts and then never answers."""
+    return scripted_engine(seat, "never-healthy", NEVER_HEALTHY)
+
+
+def scripted_engine(seat: Seat, name: str, script: str) -> str:
+    """An image in which that script comes before the real engine, which is ``$0.real``."""
     change = f"""
         program=$(find . -path ./proc -prune -o -type f -perm -111 -name llama-server -print)
         mv "$program" "$program.real"
         cat >"$program" <<'END'
-{NEVER_HEALTHY}END
+{script}END
         chmod 755 "$program"
     """
-    return derived_image(seat, "never-healthy", change)
+    return derived_image(seat, name, change)

@@ -35,21 +35,9 @@ def hurried(one: Seat, tiny: str) -> tuple[Seat, tuple[str, ...]]:
     return one, (*words, "up", "cpu-latency", "--model", tiny, "--soak", "0s", "--set")
 
 
-def engine(seat: Seat, name: str, script: str) -> str:
-    """An image in which that script comes before the real engine."""
-    change = f"""
-        program=$(find . -path ./proc -prune -o -type f -perm -111 -name llama-server -print)
-        mv "$program" "$program.real"
-        cat >"$program" <<'END'
-{script}END
-        chmod 755 "$program"
-    """
-    return look.derived_image(seat, name, change)
-
-
 def test_a_start_has_time_while_the_engine_gets_on(hurried: tuple[Seat, tuple[str, ...]]) -> None:
     seat, up = hurried
-    done = seat.run(*up, f"image={engine(seat, 'slow', SLOW)}", timeout=120)
+    done = seat.run(*up, f"image={look.scripted_engine(seat, 'slow', SLOW)}", timeout=120)
     assert "cpu is up (generation 1)" in done.stdout
     (ready,) = re.findall(r"^ready +0:(\d\d)$", done.stderr, re.MULTILINE)
     assert int(ready) > DEADLINE_S
@@ -67,7 +55,7 @@ def test_a_start_has_time_while_the_engine_gets_on(hurried: tuple[Seat, tuple[st
 def test_a_start_without_progress_ends(hurried: tuple[Seat, tuple[str, ...]]) -> None:
     seat, up = hurried
     began = time.monotonic()
-    image = engine(seat, "stuck", STUCK)
+    image = look.scripted_engine(seat, "stuck", STUCK)
     done = seat.run(*up, f"image={image}", check=False, timeout=120)
     assert done.returncode == 1
     (limit,) = re.findall(r"cpu was not healthy within 0:(\d\d); last seen: loading", done.stderr)

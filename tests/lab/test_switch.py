@@ -201,14 +201,7 @@ exit 9
 def dies_in_its_soak(seat: Seat) -> str:
     """An image whose engine answers, and dies a little later."""
     script = DIES_LATER.replace("$PORT_OF", "$(echo \"$@\" | sed 's/.*--port //; s/ .*//')")
-    change = f"""
-        program=$(find . -path ./proc -prune -o -type f -perm -111 -name llama-server -print)
-        mv "$program" "$program.real"
-        cat >"$program" <<'END'
-{script}END
-        chmod 755 "$program"
-    """
-    return look.derived_image(seat, "dies-later", change)
+    return look.scripted_engine(seat, "dies-later", script)
 
 
 @pytest.mark.parametrize("room", ["side by side", "stop first"])

@@ -13,6 +13,7 @@ from stackctl.plan.solve import Known, solve
 from stackctl.resources import data_folder
 from stackctl.sources.catalogue import find_repo, read_entry
 from stackctl.sources.profiles import Profiles
+from stackctl.values.generation import Generation, Outcome
 from stackctl.values.host import (
     L3,
     UNLIMITED,
@@ -30,6 +31,7 @@ from stackctl.values.measured import EngineFacts, EngineOption
 from stackctl.values.model import KvLayout, Model, ModelFile
 from stackctl.values.plan import Plan
 from stackctl.values.profile import EngineArgument, Overrides, PlacementWish, Profile
+from stackctl.values.unit import UnitFile, UnitSet
 
 MIB, GIB = 2**20, 2**30
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
@@ -355,3 +357,24 @@ OLD_HELP = """\
 --jinja                                 use jinja template for chat (default: disabled)
 --metrics                               enable prometheus compatible metrics endpoint (default: disabled)
 """  # noqa: E501
+
+
+def served(planned: Plan, number: int = 1, **changes: Any) -> Generation:
+    """A generation of the stack "cpu" that is ready."""
+    made = Generation(
+        number=number,
+        stack="cpu",
+        created="2026-11-28T12:00:00Z",
+        image="ghcr.io/x@sha256:00",
+        image_id="0" * 64,
+        units=UnitSet(
+            stack="cpu",
+            service="cpu.service",
+            container="stackctl-cpu",
+            files=(UnitFile(name="cpu.container", text=""),),
+        ),
+        plan=planned,
+        host=EPYC,
+        outcome=Outcome(state="ready", changed="2026-11-28T12:00:05Z"),
+    )
+    return msgspec.structs.replace(made, **changes)

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 import yaml
-from samples import EPYC, LATENCY, plan
+from samples import LATENCY, plan, served
 
 from stackctl.cli.client import without_keys
 from stackctl.errors import StackctlError
@@ -25,7 +25,6 @@ from stackctl.values.bench import BenchReport, Cell, Quantiles, Shape
 from stackctl.values.client import ClientFile, ClientReport, Speeds
 from stackctl.values.door import Door
 from stackctl.values.generation import Fact, Generation, Outcome
-from stackctl.values.unit import UnitFile, UnitSet
 
 URL = "http://127.0.0.1:8080"
 FAST = Speeds(decode_tok_s=27.0, prefill_tok_s=1500.0, source="measured")
@@ -34,23 +33,8 @@ DOOR = Door(port=8080, engine_port=29000, health_path="/health", image="x@sha256
 
 def generation(context: int | None = 32768, door: Door | None = None) -> Generation:
     facts = () if context is None else (Fact(name="context", value=str(context)),)
-    return Generation(
-        number=1,
-        stack="cpu",
-        created="2026-11-28T12:00:00Z",
-        image="x@sha256:00",
-        image_id="0" * 64,
-        units=UnitSet(
-            stack="cpu",
-            service="cpu.service",
-            container="stackctl-cpu",
-            files=(UnitFile(name="cpu.container", text=""),),
-        ),
-        door=door,
-        plan=plan(wish=LATENCY),
-        host=EPYC,
-        outcome=Outcome(state="ready", changed="2026-11-28T12:00:00Z", report=facts),
-    )
+    outcome = Outcome(state="ready", changed="2026-11-28T12:00:00Z", report=facts)
+    return served(plan(wish=LATENCY), door=door, outcome=outcome)
 
 
 def aider(speeds: Speeds = FAST, **changes: Any) -> ClientReport:

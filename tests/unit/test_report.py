@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import msgspec
 import pytest
-from samples import EPYC, LATENCY, THROUGHPUT, plan
+from samples import LATENCY, THROUGHPUT, plan, served
 
 from stackctl.errors import StackctlError
 from stackctl.observe.report import charts
@@ -20,7 +20,6 @@ from stackctl.values.bench import BenchReport, Cell, Quantiles, Sample, Shape
 from stackctl.values.generation import Fact, Generation, Outcome
 from stackctl.values.plan import Prediction, PromptTime
 from stackctl.values.result import Result
-from stackctl.values.unit import UnitFile, UnitSet
 
 EXPECTED = Prediction(
     decode_tok_s=(20.0, 30.0),
@@ -33,26 +32,12 @@ EXPECTED = Prediction(
 
 def generation(number: int = 3) -> Generation:
     planned = msgspec.structs.replace(plan(wish=LATENCY), prediction=EXPECTED)
-    return Generation(
-        number=number,
-        stack="cpu",
-        created="2026-11-28T12:00:00Z",
-        image="ghcr.io/x@sha256:00",
-        image_id="0" * 64,
-        units=UnitSet(
-            stack="cpu",
-            service="cpu.service",
-            container="stackctl-cpu",
-            files=(UnitFile(name="cpu.container", text=""),),
-        ),
-        plan=planned,
-        host=EPYC,
-        outcome=Outcome(
-            state="ready",
-            changed="2026-11-28T12:00:05Z",
-            report=(Fact(name="kv_cache_tokens", value="203,120"),),
-        ),
+    outcome = Outcome(
+        state="ready",
+        changed="2026-11-28T12:00:05Z",
+        report=(Fact(name="kv_cache_tokens", value="203,120"),),
     )
+    return served(planned, number, outcome=outcome)
 
 
 def quantiles(middle: float, spread: float = 0.1) -> Quantiles:
