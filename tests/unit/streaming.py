@@ -85,17 +85,24 @@ def serve(answer: Answer) -> Iterator[Server]:
                 server.requests.append((first.split()[1], fields, body))
                 server.open += 1
                 server.most = max(server.most, server.open)
+            steps = answer(body)
+            left = len(steps)
             try:
-                for wait_s, data in answer(body):
+                for wait_s, data in steps:
                     if ended.wait(wait_s) or data is None:
                         return
+                    left -= 1
+                    if not left:  # a client that has all of it may ask the next at once
+                        with lock:
+                            server.open -= 1
                     before = time.perf_counter()
                     connection.sendall(data)
                     with lock:
                         server.sent.append((before, time.perf_counter()))
             finally:
-                with lock:
-                    server.open -= 1
+                if left:
+                    with lock:
+                        server.open -= 1
 
     def accept() -> None:
         with contextlib.suppress(OSError):
