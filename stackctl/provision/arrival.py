@@ -31,17 +31,15 @@ def keep(size: int) -> None:
     if len(data) < size:
         _fail(f"{len(data)} of {size} bytes arrived")
     folder = _folder(size)
+    path = f"{folder}/stackctl.zip"
     try:
-        path = f"{folder}/stackctl.zip"
         with open(path, "xb") as stream:  # noqa: PTH123 - pathlib costs time, and is not needed
             stream.write(data)
-        sys.stdout.write(f"kept {path}\n")
-        sys.stdout.flush()
-        sys.stdin.buffer.read()
     except OSError as error:
         _fail(f"it cannot be kept in {folder}: {error.strerror}")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    sys.stdout.write(f"kept {path}\n")
+    sys.stdout.flush()
+    sys.stdin.buffer.read()
 
 
 def start(path: str, digest: str, caller: str, *words: str) -> None:
@@ -55,7 +53,6 @@ def start(path: str, digest: str, caller: str, *words: str) -> None:
         _fail(f"{path} is not what was sent")
     archive = zipfile.ZipFile(io.BytesIO(data))
     folder = _folder(sum(entry.file_size for entry in archive.infolist()))
-    _remove_at_the_end(folder)
     try:
         archive.extractall(folder)
     except OSError as error:
@@ -69,27 +66,20 @@ def start(path: str, digest: str, caller: str, *words: str) -> None:
 
 
 def _folder(size: int) -> str:
-    """A new folder of this user's alone, where there is room and programs may be loaded from."""
-    places = (pwd.getpwuid(os.geteuid()).pw_dir, "/var/tmp")
-    for place in places:
-        try:
-            seen = os.statvfs(place)
-            if seen.f_bavail * seen.f_frsize >= size and not seen.f_flag & os.ST_NOEXEC:
-                return tempfile.mkdtemp(prefix=PREFIX, dir=place)
-        except OSError:
-            continue
-    return _fail(
-        f"neither {' nor '.join(places)} has {size / 2**20:.0f} MiB left for programs: full, "
-        "read-only, or mounted noexec"
-    )
+    """A new folder of this user's alone, for ``size`` bytes, which goes when this process ends.
 
-
-def _remove_at_the_end(folder: str) -> None:
-    """Have a process wait for the end of this one, however it ends, and remove the folder."""
+    A process of its own makes it, waits for the end of this one, however it ends, and removes it.
+    """
+    told, tells = os.pipe()
     ours, its = os.pipe()
     if os.fork():
+        os.close(tells)
         os.close(ours)
-        return
+        with open(told, encoding="utf-8") as stream:  # noqa: PTH123
+            return stream.read() or _fail(
+                f"neither {' nor '.join(_places())} has {size / 2**20:.0f} MiB left for programs: "
+                "full, read-only, or mounted noexec"
+            )
     os.setsid()
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -97,9 +87,24 @@ def _remove_at_the_end(folder: str) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
-    os.read(ours, 1)
-    shutil.rmtree(folder, ignore_errors=True)
+    for place in _places():
+        try:
+            seen = os.statvfs(place)
+            if seen.f_bavail * seen.f_frsize < size or seen.f_flag & os.ST_NOEXEC:
+                continue
+            folder = tempfile.mkdtemp(prefix=PREFIX, dir=place)
+        except OSError:
+            continue
+        os.write(tells, folder.encode())
+        os.close(tells)
+        os.read(ours, 1)
+        shutil.rmtree(folder, ignore_errors=True)
+        break
     os._exit(0)
+
+
+def _places() -> tuple[str, ...]:
+    return pwd.getpwuid(os.geteuid()).pw_dir, "/var/tmp"
 
 
 def _fail(why: str) -> NoReturn:
