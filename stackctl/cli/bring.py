@@ -68,7 +68,7 @@ def _bring(
 
     keep = carry.arrive(target, "keep", str(len(data)))
     path = stack.enter_context(there.lend(keep, data, progress))
-    instead = f", which has {seen.version}" if seen.version else ""
+    instead = f", which has {seen.version}," if seen.version else ""
     out.step(
         "stackctl",
         f"{__version__} is brought to {name}{instead} for this run ({format_bytes(len(data))})",
