@@ -111,7 +111,7 @@ class Bench:
             raise StackctlError(
                 f"generation {self._generation.number} was replaced by {current} while it "
                 "was measured: the figures are of neither",
-                hint=f"stackctl bench {self._generation.stack}",
+                hint=f"{self._site.command} bench {self._generation.stack}",
             )
         return self._run(streams, interrupted)
 
@@ -225,7 +225,7 @@ class Bench:
         if reply.error is not None:
             raise StackctlError(
                 f"{self._generation.stack} does not answer: {reply.error}",
-                hint=f"stackctl check {self._generation.stack}",
+                hint=f"{self._site.command} check {self._generation.stack}",
             )
         return reply
 
