@@ -37,7 +37,7 @@ def seat(lab: Lab, tiny: str) -> Iterator[Seat]:
 
 
 def bench(seat: Seat, *words: str, code: int | None = 0) -> dict[str, Any]:
-    done = seat.stackctl("bench", *words, "--json", code=code, timeout=200)
+    done = seat.stackctl("bench", *words, "--json", code=code, timeout=500)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
@@ -139,7 +139,7 @@ def test_an_engine_that_is_killed_costs_the_requests_that_it_served(seat: Seat) 
     with seat.lab.spawn(words, user=seat.user) as process:
         look.wait_for("some answers", lambda: generated(seat) > begun + WELL, step=0.2)
         seat.lab.run(["kill", "-9", str(pid)], check=True)
-        out, err = process.communicate(timeout=150)
+        out, err = process.communicate(timeout=400)
     assert process.returncode == 1, err
     found = json.loads(out)
     # The front door holds the others until systemd has started it again.
