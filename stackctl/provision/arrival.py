@@ -1,4 +1,4 @@
-"""Runs where there is no stackctl, by ``python3 -I -c``: takes the one that was sent.
+"""Runs where there is no stackctl, by ``python3 -I -S -c``: takes the one that was sent.
 
 Nothing of stackctl can be imported before it is unpacked, and whatever happens nothing is to stay.
 ``keep`` holds what was sent for as long as the connection stands; ``start`` runs it, which the end

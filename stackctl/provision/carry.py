@@ -139,9 +139,13 @@ def unpacked_bytes(data: bytes) -> int:
 
 
 def arrive(target: Target, *words: str) -> tuple[str, ...]:
-    """The words that run a function of ``arrival`` there."""
+    """The words that run a function of ``arrival`` there.
+
+    Without that machine's own packages (-S): one that is not ours would be taken for one that is,
+    and copied or missed by the item ``stackctl``; and root needs none of them.
+    """
     text = base64.b64encode(Path(arrival.__file__).read_bytes()).decode()
-    return (target.python, "-I", "-c", _UNPACK, text, *words)
+    return (target.python, "-I", "-S", "-c", _UNPACK, text, *words)
 
 
 def _packages(

@@ -220,6 +220,25 @@ def test_it_runs_and_is_gone(kept: tuple[str, str], here: Target) -> None:
     wait_until(lambda: not left(path))
 
 
+def test_packages_of_the_box_are_none_of_ours(tmp_path: Path) -> None:
+    # Podman's client asks for tomli, where Python is older; a distribution's has no list of files.
+    python = tmp_path / "box/bin/python"
+    words = [sys.executable, "-m", "venv", "--without-pip", tmp_path / "box"]
+    subprocess.run(words, check=True, timeout=60)
+    (packages,) = (tmp_path / "box/lib").glob("python3.*/site-packages")
+    (packages / "tomli-2.0.dist-info").mkdir()
+    text = "Metadata-Version: 2.1\nName: tomli\nVersion: 2.0\n"
+    (packages / "tomli-2.0.dist-info/METADATA").write_text(text)
+    code = "from importlib import metadata as m; print([d.name for d in m.distributions()])"
+    target = Target(str(python), (3, 11), "x86_64", 36)
+    own, *flags, _, _, _ = carry.arrive(target)
+    said = [
+        subprocess.check_output([own, *chosen, "-c", code], text=True, timeout=60)
+        for chosen in (["-I"], flags)
+    ]
+    assert said == ["['tomli']\n", "[]\n"]
+
+
 def test_killed_it_is_gone_as_well(kept: tuple[str, str], here: Target) -> None:
     path, digest = kept
     words = carry.arrive(here, "start", path, digest, f"{__version__} box", "top", "--no-such")
