@@ -101,12 +101,19 @@ def seen(text: str) -> Seen:
                 uid = int(number)
             case ["stackctl", found]:
                 version = found
-            case ["python", path, found, machine, implementation, libc]:
-                major, minor = (int(part) for part in found.split("."))
-                level = re.fullmatch(r"glibc-2\.(\d+)", libc)
-                glibc = int(level[1]) if level and implementation == "CPython" else None
-                pythons.append(Target(path, (major, minor), machine, glibc, "\nnvidia\n" in text))
+            case ["python", path, found, machine, implementation, libc] if numbers := re.fullmatch(
+                r"(\d+)\.(\d+)", found
+            ):
+                python = int(numbers[1]), int(numbers[2])
+                glibc = _glibc(libc) if implementation == "CPython" else None
+                pythons.append(Target(path, python, machine, glibc, "\nnvidia\n" in text))
     return Seen(uid, version, tuple(pythons))
+
+
+def _glibc(libc: str) -> int | None:
+    """N of glibc-2.N, also between two releases of it (2.41.9000); None: another C library."""
+    found = re.match(r"glibc-2\.(\d+)", libc)
+    return int(found[1]) if found else None
 
 
 def older(version: str, other: str) -> bool:
@@ -173,12 +180,13 @@ def _packages(
 
 def _alike(target: Target) -> bool:
     """Whether what was compiled for this Python runs by that one."""
-    name, _, level = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" 2.")
+    glibc = _glibc("-".join(platform.libc_ver()))
     return (
-        (name, sys.implementation.name) == ("glibc", "cpython")
+        sys.implementation.name == "cpython"
         and (sys.version_info[:2], platform.machine()) == (target.version, target.machine)
         and target.glibc is not None
-        and int(level) <= target.glibc
+        and glibc is not None
+        and glibc <= target.glibc
     )
 
 

@@ -34,15 +34,18 @@ ELSEWHERE = Target("/usr/bin/python3", (3, 99), "aarch64", 28)
 def test_what_a_box_says_of_itself() -> None:
     text = """\
 Welcome to box!
+python 3 is the default here
 uid 1000
 stackctl 0.0.9
 nvidia
 python /usr/bin/python3 3.10 x86_64 CPython glibc-2.35
 python /usr/bin/python3.12 3.12 x86_64 CPython glibc-2.35
+python /usr/bin/python3.13 3.13 x86_64 CPython glibc-2.35.9000
 """
     seen = carry.seen(text)
     assert (seen.uid, seen.version) == (1000, "0.0.9")
     assert seen.target("box") == Target("/usr/bin/python3.12", (3, 12), "x86_64", 35, True)
+    assert [found.glibc for found in seen.pythons] == [35, 35, 35]
     assert carry.seen("uid 0\n") == Seen(0, None, ())
 
 
