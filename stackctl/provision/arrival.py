@@ -114,7 +114,11 @@ def _fail(why: str) -> NoReturn:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "keep":
-        keep(int(sys.argv[2]), int(sys.argv[3]))
-    else:
-        start(*sys.argv[2:])
+    try:
+        if sys.argv[1] == "keep":
+            keep(int(sys.argv[2]), int(sys.argv[3]))
+        else:
+            start(*sys.argv[2:])
+    except KeyboardInterrupt:
+        # Before there was a stackctl that says it itself.
+        sys.exit(130)

@@ -5,6 +5,7 @@ The other machine is this one, with another Python's packages from a real pip an
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -198,7 +199,7 @@ def kept(here: Target, tmp_path: Path) -> Iterator[tuple[str, str]]:
 
 
 def wait_until(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not done():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -250,6 +251,29 @@ def test_killed_it_is_gone_as_well(kept: tuple[str, str], here: Target) -> None:
         process.send_signal(signal.SIGKILL)
     assert process.returncode in (-9, 2)
     wait_until(lambda: not left(path))
+
+
+def test_interrupted_before_it_runs_it_ends_as_stackctl_does(here: Target, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    words = carry.arrive(here, "start", str(tmp_path / "pipe"), "0", "x y", "--version")
+    with subprocess.Popen(words, stderr=subprocess.PIPE, preexec_fn=interruptible) as process:
+        opened: list[int] = []
+
+        def reads() -> bool:
+            with contextlib.suppress(OSError):
+                opened.append(os.open(tmp_path / "pipe", os.O_WRONLY | os.O_NONBLOCK))
+            return bool(opened)
+
+        wait_until(reads)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+        os.close(opened[0])
+    assert (process.returncode, said) == (130, b"")
+
+
+def interruptible() -> None:
+    # What a shell runs in the background ignores it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_only_what_was_sent_is_run(kept: tuple[str, str], here: Target) -> None:
