@@ -32,7 +32,7 @@ _UNREACHABLE = re.compile(r"(?i)connection|timed? ?out|retries exceeded|resolve|
 #: Run by sh on the box, with _PYTHON as $1. Root is to run no Python that a user has put somewhere,
 #: so only the system's folders count. No line ends: not every login shell lets them through.
 _LOOK = (
-    'echo "uid $(id -u)"; '
+    'echo "uid $(id -u)"; command -v sudo >/dev/null && echo sudo; '
     '(PATH="$PATH:$HOME/.local/bin"; stackctl --version) 2>/dev/null; '
     "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin; "
     "grep -qs 0x10de /sys/bus/pci/devices/*/vendor && echo nvidia; "
@@ -64,9 +64,11 @@ class Target:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the box has: user number, version of its stackctl, and Pythons, the preferred first."""
+    """What the box has: user number, whether sudo, version of its stackctl, and Pythons, the
+    preferred first."""
 
     uid: int
+    sudo: bool
     version: str | None
     pythons: tuple[Target, ...]
 
@@ -94,11 +96,13 @@ def look() -> str:
 
 def seen(text: str) -> Seen:
     """What a box has told."""
-    uid, version, pythons = -1, None, []
+    uid, sudo, version, pythons = -1, False, None, []
     for line in text.splitlines():
         match line.split():
             case ["uid", number] if number.isdecimal():
                 uid = int(number)
+            case ["sudo"]:
+                sudo = True
             case ["stackctl", found]:
                 version = found
             case ["python", path, found, machine, implementation, libc] if numbers := re.fullmatch(
@@ -107,7 +111,7 @@ def seen(text: str) -> Seen:
                 python = int(numbers[1]), int(numbers[2])
                 glibc = _glibc(libc) if implementation == "CPython" else None
                 pythons.append(Target(path, python, machine, glibc, "\nnvidia\n" in text))
-    return Seen(uid, version, tuple(pythons))
+    return Seen(uid, sudo, version, tuple(pythons))
 
 
 def _glibc(libc: str) -> int | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,6 +38,7 @@ def test_what_a_box_says_of_itself() -> None:
 Welcome to box!
 python 3 is the default here
 uid 1000
+sudo
 stackctl 0.0.9
 nvidia
 python /usr/bin/python3 3.10 x86_64 CPython glibc-2.35
@@ -44,10 +46,10 @@ python /usr/bin/python3.12 3.12 x86_64 CPython glibc-2.35
 python /usr/bin/python3.13 3.13 x86_64 CPython glibc-2.35.9000
 """
     seen = carry.seen(text)
-    assert (seen.uid, seen.version) == (1000, "0.0.9")
+    assert (seen.uid, seen.sudo, seen.version) == (1000, True, "0.0.9")
     assert seen.target("box") == Target("/usr/bin/python3.12", (3, 12), "x86_64", 35, True)
     assert [found.glibc for found in seen.pythons] == [35, 35, 35]
-    assert carry.seen("uid 0\n") == Seen(0, None, ())
+    assert carry.seen("uid 0\n") == Seen(0, False, None, ())
 
 
 def test_this_machine_is_asked_as_a_box_would_be() -> None:
@@ -56,6 +58,7 @@ def test_this_machine_is_asked_as_a_box_would_be() -> None:
     )
     seen = carry.seen(done.stdout)
     assert seen.uid == os.geteuid()
+    assert seen.sudo is (shutil.which("sudo") is not None)
     assert seen.pythons, done.stderr
     # Any login shell must let it through.
     assert "\n" not in carry.look()
@@ -227,7 +230,7 @@ def test_it_runs_and_is_gone(kept: tuple[str, str], here: Target) -> None:
 def test_packages_of_the_box_are_none_of_ours(tmp_path: Path) -> None:
     # Podman's client asks for tomli, where Python is older; a distribution's has no list of files.
     python = tmp_path / "box/bin/python"
-    words = [sys.executable, "-m", "venv", "--without-pip", tmp_path / "box"]
+    words = [sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "box")]
     subprocess.run(words, check=True, timeout=60)
     (packages,) = (tmp_path / "box/lib").glob("python3.*/site-packages")
     (packages / "tomli-2.0.dist-info").mkdir()
