@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from stackctl.deploy.imagewheels import _PIP_SETTINGS
+from stackctl.deploy import imagewheels
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import runner
 from stackctl.machine.trust import private_folder
@@ -206,22 +206,23 @@ def _fetched(target: Target, wanted: list[str], cache: Path, tell: Callable[[str
     try:
         done = runner.run_family(
             (
-                *_pip(), "install", "--quiet", "--no-deps", "--no-compile", "--only-binary=:all:",
-                "--disable-pip-version-check", "--no-input", "--root-user-action=ignore",
+                *imagewheels.pip(sys.executable, "python3"), "install", "--quiet",
+                "--no-deps", "--no-compile", "--only-binary=:all:",
+                "--disable-pip-version-check", "--no-input",
                 "--implementation=cp", f"--python-version={target.version[0]}.{target.version[1]}",
                 *(f"--platform={name}" for name in platforms(target)),
                 f"--target={made}", *wanted,
             ),
             timeout_s=_PIP_S,
-            extra_env={name: os.environ[name] for name in _PIP_SETTINGS if name in os.environ},
+            extra_env=imagewheels.pip_environment(),
         )  # fmt: skip
         if done.status != 0:
             raise _failure(target, done.stdout)
+        made.rename(folder)
+    except OSError as error:
         # Somebody else may have been faster.
         if not folder.is_dir():
-            made.rename(folder)
-    except OSError as error:
-        raise StackctlError(f"cannot write {cache}: {error.strerror}") from None
+            raise StackctlError(f"cannot write {cache}: {error.strerror}") from None
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return folder
@@ -234,18 +235,6 @@ def platforms(target: Target) -> tuple[str, ...]:
     named = ("manylinux2014", "manylinux2010", "manylinux1")
     return tuple(
         f"{name}_{target.machine}" for name in (*(f"manylinux_2_{n}" for n in levels), *named)
-    )
-
-
-def _pip() -> tuple[str, ...]:
-    for python in (sys.executable, "python3"):
-        words = (python, "-m", "pip")
-        if shutil.which(python) and runner.run((*words, "--version"), check=False).status == 0:
-            return words
-    raise StackctlError(
-        "there is no pip here, which fetches the packages that stackctl needs there",
-        hint="apt-get install python3-pip; or install stackctl there",
-        exit_code=ExitCode.HOST,
     )
 
 

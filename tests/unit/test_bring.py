@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -96,7 +97,8 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of wheels, and a user who told pip to look there and nowhere else."""
     folder = tmp_path / "wheels"
     folder.mkdir()
-    for name in [name for name in os.environ if name.startswith("PIP_")]:
+    # A proxy would be asked for 127.0.0.1, too.
+    for name in [name for name in os.environ if re.match(r"PIP_|(?i:https?_proxy)", name)]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -123,6 +125,19 @@ def test_packages_are_those_of_the_other_python(wheels: Path, tmp_path: Path) ->
     assert {"msgspec.py", "stackctl/__main__.py", "stackctl/_data/profiles/cpu.yaml"} <= names
     assert not any("__pycache__" in name or name.startswith("bin/") for name in names)
     assert {path.name for path in (tmp_path / "cache").iterdir()} == {"brought"}
+
+
+def test_pip_is_our_own_and_set_up_for_something_else(
+    wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every_package(wheels, "py3-none-any")
+    settings = tmp_path / "pip.conf"
+    settings.write_text("[global]\nrequire-virtualenv = true\n[install]\nuser = true\n")
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(settings))
+    # A folder of somebody's who would like root to run something.
+    (tmp_path / "pip.py").write_text("raise SystemExit('not this one')")
+    monkeypatch.chdir(tmp_path)
+    assert carry.pack(ELSEWHERE, tmp_path / "cache", print)
 
 
 def test_a_box_with_a_card_gets_what_asks_it(wheels: Path, tmp_path: Path) -> None:
