@@ -142,6 +142,10 @@ class Box:
                 if path is None:
                     raise self._not_kept(_status(process), said)
                 yield path
+            except KeyboardInterrupt:
+                # It would first send what it has taken, however slow the line.
+                process.kill()
+                raise
             finally:
                 with contextlib.suppress(BrokenPipeError):
                     process.stdin.close()
