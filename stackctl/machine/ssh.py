@@ -191,7 +191,7 @@ class Box:
         return StackctlError(
             f"{self.destination} cannot take stackctl: {why}",
             details=lines[:-1],
-            hint="make room there, then again",
+            hint="room and a whole python3 are needed there (python3-minimal is not one)",
             exit_code=ExitCode.HOST,
         )
 
