@@ -35,7 +35,7 @@ def program(there: ssh.Box, words: Sequence[str], out: Output) -> Iterator[tuple
     out.quiet = bool({"-q", "--quiet"} & set(words))
     status, text, said = there.ask(carry.look())
     if status:
-        remote.require(there, status)
+        _require_connection(there, status)
         raise StackctlError(f"{name} runs no commands of sh: {said.strip() or status}")
     seen = carry.seen(text)
     if seen.version is not None and not carry.older(seen.version, __version__):
@@ -57,7 +57,7 @@ def _bring(
 ) -> tuple[str, ...]:
     name = there.destination
     target = seen.target(name)
-    sudo = _sudo(there) if seen.uid != 0 and not _LOOKS & set(words) else ()
+    sudo = _sudo(there, seen) if seen.uid != 0 and not _LOOKS & set(words) else ()
     data = carry.pack(target, remote.here().cache, lambda text: out.step("stackctl", text))
 
     began = time.monotonic()
@@ -77,12 +77,10 @@ def _bring(
     return (*sudo, *carry.arrive(target, "start", path, digest, remote.caller(name)))
 
 
-def _sudo(there: ssh.Box) -> tuple[str, ...]:
+def _sudo(there: ssh.Box, seen: carry.Seen) -> tuple[str, ...]:
     """The words before those that only root may run."""
     name = there.destination
-    status, _, _ = there.ask("command -v sudo")
-    if status:
-        remote.require(there, status if status == ssh.FAILED else 0)
+    if not seen.sudo:
         raise StackctlError(
             f"provisioning changes the machine, which needs root, and {name} has no sudo",
             hint="--host root@...; --dry-run shows what would be done",
@@ -92,7 +90,7 @@ def _sudo(there: ssh.Box) -> tuple[str, ...]:
         return ("sudo",)
     status, _, _ = there.ask("sudo -n true")
     if status:
-        remote.require(there, status if status == ssh.FAILED else 0)
+        _require_connection(there, status)
         raise StackctlError(
             "provisioning changes the machine, which needs root, and sudo does not let this user "
             f"of {name} without a password",
@@ -101,3 +99,9 @@ def _sudo(there: ssh.Box) -> tuple[str, ...]:
             exit_code=ExitCode.USAGE,
         )
     return ("sudo", "-n")
+
+
+def _require_connection(there: ssh.Box, status: int) -> None:
+    """Raise StackctlError where it was the connection that failed, and no program of the box."""
+    if status == ssh.FAILED:
+        remote.require(there, status)

@@ -24,6 +24,9 @@ _PIP_SETTINGS = (
     "PIP_CONSTRAINT", "PIP_CERT", "PIP_CLIENT_CERT", "PIP_TRUSTED_HOST", "PIP_PROXY",
     "PIP_DEFAULT_TIMEOUT", "PIP_TIMEOUT", "PIP_RETRIES",
 )  # fmt: skip
+#: Settings of pip that are about where to install, and so not about ours; and no module of the
+#: folder where we were called, which may be another user's.
+_OURS = {"PIP_REQUIRE_VIRTUALENV": "0", "PIP_USER": "0", "PYTHONSAFEPATH": "1"}
 #: Where the Python of a Debian looks for packages that are not Debian's.
 PACKAGES = "usr/local/lib/python{python}/dist-packages"
 
@@ -69,16 +72,16 @@ def install(report: Report, wheels: Wheels, root: Path) -> Path:
     folder = root / PACKAGES.format(python=wheels.python)
     folder.mkdir(parents=True)
     report.progress("image", f"installing {wheels.requirement} with pip, some minutes")
-    settings = {name: os.environ[name] for name in _PIP_SETTINGS if name in os.environ}
+    python = f"python{wheels.python}"  # whose conditions its own pip knows best
     try:
         runner.run(
             (
-                *_pip(wheels.python), "install", "--quiet", "--no-compile",
+                *pip(python, "python3"), "install", "--quiet", "--no-compile",
                 "--disable-pip-version-check", "--no-input", f"--python-version={wheels.python}",
                 "--only-binary=:all:", f"--target={folder}", wheels.requirement,
             ),
             timeout_s=_PIP_S,
-            extra_env=settings | roomy(),
+            extra_env=pip_environment() | roomy(),
         )  # fmt: skip
     except StackctlError as error:
         error.hint = error.hint or wheels.hint
@@ -107,11 +110,21 @@ def roomy() -> dict[str, str]:
     return {} if "TMPDIR" in runner.controlled_environment() else {"TMPDIR": "/var/tmp"}
 
 
-def _pip(python: str) -> tuple[str, ...]:
-    """The words that start a pip: best that of the same Python, whose conditions it then knows."""
-    for program in (f"python{python}", "python3"):
+def pip_environment() -> dict[str, str]:
+    """Variables for a pip that installs into a folder."""
+    return {name: os.environ[name] for name in _PIP_SETTINGS if name in os.environ} | _OURS
+
+
+def pip(*pythons: str) -> tuple[str, ...]:
+    """The words that start a pip, that of the first of these programs that has one.
+
+    Raises StackctlError (exit 6) when none has.
+    """
+    for program in pythons:
         words = (program, "-m", "pip")
-        if shutil.which(program) and runner.run((*words, "--version"), check=False).status == 0:
+        if not shutil.which(program):
+            continue
+        if runner.run((*words, "--version"), check=False, extra_env=_OURS).status == 0:
             return words
     raise StackctlError(
         "there is no pip on this machine",

@@ -142,6 +142,10 @@ class Box:
                 if path is None:
                     raise self._not_kept(_status(process), said)
                 yield path
+            except KeyboardInterrupt:
+                # It would first send what it has taken, however slow the line.
+                process.kill()
+                raise
             finally:
                 with contextlib.suppress(BrokenPipeError):
                     process.stdin.close()
@@ -187,7 +191,7 @@ class Box:
         return StackctlError(
             f"{self.destination} cannot take stackctl: {why}",
             details=lines[:-1],
-            hint="make room there, then again",
+            hint="room and a whole python3 are needed there (python3-minimal is not one)",
             exit_code=ExitCode.HOST,
         )
 

@@ -1,4 +1,4 @@
-"""Runs where there is no stackctl, by ``python3 -I -c``: takes the one that was sent.
+"""Runs where there is no stackctl, by ``python3 -I -S -c``: takes the one that was sent.
 
 Nothing of stackctl can be imported before it is unpacked, and whatever happens nothing is to stay.
 ``keep`` holds what was sent for as long as the connection stands; ``start`` runs it, which the end
@@ -31,7 +31,8 @@ def keep(size: int, room: int) -> None:
     data = sys.stdin.buffer.read(size)
     if len(data) < size:
         _fail(f"{len(data)} of {size} bytes arrived")
-    folder = _folder(size + room)
+    # Root reads it, who may not look into a home that comes over a network.
+    folder = _folder(size + room, *reversed(_places()))
     path = f"{folder}/stackctl.zip"
     try:
         with open(path, "xb") as stream:  # noqa: PTH123 - pathlib costs time, and is not needed
@@ -53,7 +54,7 @@ def start(path: str, digest: str, caller: str, *words: str) -> None:
     if hashlib.sha256(data).hexdigest() != digest:
         _fail(f"{path} is not what was sent")
     archive = zipfile.ZipFile(io.BytesIO(data))
-    folder = _folder(sum(entry.file_size for entry in archive.infolist()))
+    folder = _folder(sum(entry.file_size for entry in archive.infolist()), *_places())
     try:
         archive.extractall(folder)
     except OSError as error:
@@ -66,8 +67,9 @@ def start(path: str, digest: str, caller: str, *words: str) -> None:
     runpy.run_module("stackctl", run_name="__main__")
 
 
-def _folder(size: int) -> str:
-    """A new folder of this user's alone, for ``size`` bytes, which goes when this process ends.
+def _folder(size: int, *places: str) -> str:
+    """A new folder of this user's alone, in the first of ``places`` where ``size`` bytes of
+    programs may be; it goes when this process ends.
 
     A process of its own makes it, waits for the end of this one, however it ends, and removes it.
     """
@@ -78,7 +80,7 @@ def _folder(size: int) -> str:
         os.close(ours)
         with open(told, encoding="utf-8") as stream:  # noqa: PTH123
             return stream.read() or _fail(
-                f"neither {' nor '.join(_places())} has {size / 2**20:.0f} MiB left for programs: "
+                f"neither {' nor '.join(places)} has {size / 2**20:.0f} MiB left for programs: "
                 "full, read-only, or mounted noexec"
             )
     os.setsid()
@@ -88,7 +90,7 @@ def _folder(size: int) -> str:
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
-    for place in _places():
+    for place in places:
         try:
             seen = os.statvfs(place)
             if seen.f_bavail * seen.f_frsize < size or seen.f_flag & os.ST_NOEXEC:
@@ -114,7 +116,11 @@ def _fail(why: str) -> NoReturn:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "keep":
-        keep(int(sys.argv[2]), int(sys.argv[3]))
-    else:
-        start(*sys.argv[2:])
+    try:
+        if sys.argv[1] == "keep":
+            keep(int(sys.argv[2]), int(sys.argv[3]))
+        else:
+            start(*sys.argv[2:])
+    except KeyboardInterrupt:
+        # Before there was a stackctl that says it itself.
+        sys.exit(130)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from stackctl.deploy.imagewheels import _PIP_SETTINGS
+from stackctl.deploy import imagewheels
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import runner
 from stackctl.machine.trust import private_folder
@@ -32,7 +32,7 @@ _UNREACHABLE = re.compile(r"(?i)connection|timed? ?out|retries exceeded|resolve|
 #: Run by sh on the box, with _PYTHON as $1. Root is to run no Python that a user has put somewhere,
 #: so only the system's folders count. No line ends: not every login shell lets them through.
 _LOOK = (
-    'echo "uid $(id -u)"; '
+    'echo "uid $(id -u)"; command -v sudo >/dev/null && echo sudo; '
     '(PATH="$PATH:$HOME/.local/bin"; stackctl --version) 2>/dev/null; '
     "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin; "
     "grep -qs 0x10de /sys/bus/pci/devices/*/vendor && echo nvidia; "
@@ -64,9 +64,11 @@ class Target:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the box has: user number, version of its stackctl, and Pythons, the preferred first."""
+    """What the box has: user number, whether sudo, version of its stackctl, and Pythons, the
+    preferred first."""
 
     uid: int
+    sudo: bool
     version: str | None
     pythons: tuple[Target, ...]
 
@@ -94,19 +96,28 @@ def look() -> str:
 
 def seen(text: str) -> Seen:
     """What a box has told."""
-    uid, version, pythons = -1, None, []
+    uid, sudo, version, pythons = -1, False, None, []
     for line in text.splitlines():
         match line.split():
             case ["uid", number] if number.isdecimal():
                 uid = int(number)
+            case ["sudo"]:
+                sudo = True
             case ["stackctl", found]:
                 version = found
-            case ["python", path, found, machine, implementation, libc]:
-                major, minor = (int(part) for part in found.split("."))
-                level = re.fullmatch(r"glibc-2\.(\d+)", libc)
-                glibc = int(level[1]) if level and implementation == "CPython" else None
-                pythons.append(Target(path, (major, minor), machine, glibc, "\nnvidia\n" in text))
-    return Seen(uid, version, tuple(pythons))
+            case ["python", path, found, machine, implementation, libc] if numbers := re.fullmatch(
+                r"(\d+)\.(\d+)", found
+            ):
+                python = int(numbers[1]), int(numbers[2])
+                glibc = _glibc(libc) if implementation == "CPython" else None
+                pythons.append(Target(path, python, machine, glibc, "\nnvidia\n" in text))
+    return Seen(uid, sudo, version, tuple(pythons))
+
+
+def _glibc(libc: str) -> int | None:
+    """N of glibc-2.N, also between two releases of it (2.41.9000); None: another C library."""
+    found = re.match(r"glibc-2\.(\d+)", libc)
+    return int(found[1]) if found else None
 
 
 def older(version: str, other: str) -> bool:
@@ -139,9 +150,13 @@ def unpacked_bytes(data: bytes) -> int:
 
 
 def arrive(target: Target, *words: str) -> tuple[str, ...]:
-    """The words that run a function of ``arrival`` there."""
+    """The words that run a function of ``arrival`` there.
+
+    Without that machine's own packages (-S): one that is not ours would be taken for one that is,
+    and copied or missed by the item ``stackctl``; and root needs none of them.
+    """
     text = base64.b64encode(Path(arrival.__file__).read_bytes()).decode()
-    return (target.python, "-I", "-c", _UNPACK, text, *words)
+    return (target.python, "-I", "-S", "-c", _UNPACK, text, *words)
 
 
 def _packages(
@@ -169,12 +184,13 @@ def _packages(
 
 def _alike(target: Target) -> bool:
     """Whether what was compiled for this Python runs by that one."""
-    name, _, level = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" 2.")
+    glibc = _glibc("-".join(platform.libc_ver()))
     return (
-        (name, sys.implementation.name) == ("glibc", "cpython")
+        sys.implementation.name == "cpython"
         and (sys.version_info[:2], platform.machine()) == (target.version, target.machine)
         and target.glibc is not None
-        and int(level) <= target.glibc
+        and glibc is not None
+        and glibc <= target.glibc
     )
 
 
@@ -190,22 +206,23 @@ def _fetched(target: Target, wanted: list[str], cache: Path, tell: Callable[[str
     try:
         done = runner.run_family(
             (
-                *_pip(), "install", "--quiet", "--no-deps", "--no-compile", "--only-binary=:all:",
-                "--disable-pip-version-check", "--no-input", "--root-user-action=ignore",
+                *imagewheels.pip(sys.executable, "python3"), "install", "--quiet",
+                "--no-deps", "--no-compile", "--only-binary=:all:",
+                "--disable-pip-version-check", "--no-input",
                 "--implementation=cp", f"--python-version={target.version[0]}.{target.version[1]}",
                 *(f"--platform={name}" for name in platforms(target)),
                 f"--target={made}", *wanted,
             ),
             timeout_s=_PIP_S,
-            extra_env={name: os.environ[name] for name in _PIP_SETTINGS if name in os.environ},
+            extra_env=imagewheels.pip_environment(),
         )  # fmt: skip
         if done.status != 0:
             raise _failure(target, done.stdout)
+        made.rename(folder)
+    except OSError as error:
         # Somebody else may have been faster.
         if not folder.is_dir():
-            made.rename(folder)
-    except OSError as error:
-        raise StackctlError(f"cannot write {cache}: {error.strerror}") from None
+            raise StackctlError(f"cannot write {cache}: {error.strerror}") from None
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return folder
@@ -218,18 +235,6 @@ def platforms(target: Target) -> tuple[str, ...]:
     named = ("manylinux2014", "manylinux2010", "manylinux1")
     return tuple(
         f"{name}_{target.machine}" for name in (*(f"manylinux_2_{n}" for n in levels), *named)
-    )
-
-
-def _pip() -> tuple[str, ...]:
-    for python in (sys.executable, "python3"):
-        words = (python, "-m", "pip")
-        if shutil.which(python) and runner.run((*words, "--version"), check=False).status == 0:
-            return words
-    raise StackctlError(
-        "there is no pip here, which fetches the packages that stackctl needs there",
-        hint="apt-get install python3-pip; or install stackctl there",
-        exit_code=ExitCode.HOST,
     )
 
 

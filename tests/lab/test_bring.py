@@ -29,13 +29,17 @@ from .test_provision import STATE
 from .vm import _AS_CLIENT
 
 ITEMS = ("--only", "stackctl", "--only", "guard")
+REST_S = 16
 FOLDER, LINK = "/usr/local/lib/stackctl", "/usr/local/bin/stackctl"
-#: Lets so many bytes of the client's through, then ends as a network does.
+#: Lets so many bytes of the client's through, then ends as a network does, or rests and goes on.
 CUT = """\
-import os, select, socket, sys
-port, left = int(sys.argv[1]), int(sys.argv[2])
+import os, select, socket, sys, time
+port, left, rest_s = (int(word) for word in sys.argv[1:])
 box = socket.create_connection(("127.0.0.1", port))
-while left > 0:
+while left > 0 or rest_s:
+    if left < 0:
+        time.sleep(rest_s)
+        left = 2**40
     for ready in select.select([0, box], [], [])[0]:
         data = os.read(0, 65536) if ready == 0 else box.recv(65536)
         if not data:
@@ -76,8 +80,9 @@ class Caller:
         (self._ssh / "hosts").write_text(f"{self.box} {' '.join(known)}\n")
         (self._ssh / "cut.py").write_text(CUT)
         cut = f"{sys.executable} {self._ssh}/cut.py {self.port} 2000000"
+        rests = f"Host rests\n  ProxyCommand {cut} {REST_S}\n"
         (self._ssh / "config").write_text(
-            f"Host cut\n  ProxyCommand {cut}\n"
+            f"Host cut\n  ProxyCommand {cut} 0\n{rests}"
             f"Host *\n  HostName 127.0.0.1\n  Port {self.port}\n  IdentityFile {key}\n"
             f"  UserKnownHostsFile {self._ssh}/hosts\n  HostKeyAlias {self.box}\n  BatchMode yes\n"
         )
@@ -103,10 +108,10 @@ class Caller:
         assert "Traceback" not in done.stderr
         return done
 
-    def spawn(self, *arguments: str) -> subprocess.Popen[str]:
+    def spawn(self, *arguments: str, host: str | None = None) -> subprocess.Popen[str]:
         """Start stackctl for the box and go on."""
         return subprocess.Popen(
-            self.words(*arguments), stdin=subprocess.DEVNULL,
+            self.words(*arguments, host=host), stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
@@ -234,6 +239,21 @@ def test_a_connection_that_breaks_while_it_is_sent(caller: Caller) -> None:
     assert "the connection to root@cut broke while stackctl was sent" in done.stderr
     caller.assert_gone()
     assert not look.exists(caller.lab, FOLDER)
+
+
+def test_ctrl_c_while_it_is_sent(caller: Caller) -> None:
+    def keeps() -> bool:
+        return caller.lab.run(["pgrep", "-f", "keep [0-9]"]).returncode == 0
+
+    with caller.spawn("provision", "--yes", *ITEMS, host="rests") as process:
+        look.wait_for("it is being sent", keeps)
+        process.terminate()
+        # Whatever the line does.
+        _, err = process.communicate(timeout=REST_S / 2)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    look.wait_for("the box gives it up", lambda: not keeps(), 60)
+    caller.assert_gone()
 
 
 def test_what_was_begun_ends_without_the_connection(caller: Caller) -> None:

@@ -5,8 +5,12 @@ The other machine is this one, with another Python's packages from a real pip an
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import pwd
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,16 +38,20 @@ ELSEWHERE = Target("/usr/bin/python3", (3, 99), "aarch64", 28)
 def test_what_a_box_says_of_itself() -> None:
     text = """\
 Welcome to box!
+python 3 is the default here
 uid 1000
+sudo
 stackctl 0.0.9
 nvidia
 python /usr/bin/python3 3.10 x86_64 CPython glibc-2.35
 python /usr/bin/python3.12 3.12 x86_64 CPython glibc-2.35
+python /usr/bin/python3.13 3.13 x86_64 CPython glibc-2.35.9000
 """
     seen = carry.seen(text)
-    assert (seen.uid, seen.version) == (1000, "0.0.9")
+    assert (seen.uid, seen.sudo, seen.version) == (1000, True, "0.0.9")
     assert seen.target("box") == Target("/usr/bin/python3.12", (3, 12), "x86_64", 35, True)
-    assert carry.seen("uid 0\n") == Seen(0, None, ())
+    assert [found.glibc for found in seen.pythons] == [35, 35, 35]
+    assert carry.seen("uid 0\n") == Seen(0, False, None, ())
 
 
 def test_this_machine_is_asked_as_a_box_would_be() -> None:
@@ -52,6 +60,7 @@ def test_this_machine_is_asked_as_a_box_would_be() -> None:
     )
     seen = carry.seen(done.stdout)
     assert seen.uid == os.geteuid()
+    assert seen.sudo is (shutil.which("sudo") is not None)
     assert seen.pythons, done.stderr
     # Any login shell must let it through.
     assert "\n" not in carry.look()
@@ -89,7 +98,8 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of wheels, and a user who told pip to look there and nowhere else."""
     folder = tmp_path / "wheels"
     folder.mkdir()
-    for name in [name for name in os.environ if name.startswith("PIP_")]:
+    # A proxy would be asked for 127.0.0.1, too.
+    for name in [name for name in os.environ if re.match(r"PIP_|(?i:https?_proxy)", name)]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -116,6 +126,19 @@ def test_packages_are_those_of_the_other_python(wheels: Path, tmp_path: Path) ->
     assert {"msgspec.py", "stackctl/__main__.py", "stackctl/_data/profiles/cpu.yaml"} <= names
     assert not any("__pycache__" in name or name.startswith("bin/") for name in names)
     assert {path.name for path in (tmp_path / "cache").iterdir()} == {"brought"}
+
+
+def test_pip_is_our_own_and_set_up_for_something_else(
+    wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every_package(wheels, "py3-none-any")
+    settings = tmp_path / "pip.conf"
+    settings.write_text("[global]\nrequire-virtualenv = true\n[install]\nuser = true\n")
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(settings))
+    # A folder of somebody's who would like root to run something.
+    (tmp_path / "pip.py").write_text("raise SystemExit('not this one')")
+    monkeypatch.chdir(tmp_path)
+    assert carry.pack(ELSEWHERE, tmp_path / "cache", print)
 
 
 def test_a_box_with_a_card_gets_what_asks_it(wheels: Path, tmp_path: Path) -> None:
@@ -195,7 +218,7 @@ def kept(here: Target, tmp_path: Path) -> Iterator[tuple[str, str]]:
 
 
 def wait_until(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not done():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -203,7 +226,8 @@ def wait_until(done: Callable[[], bool]) -> None:
 
 def left(path: str) -> list[Path]:
     """Folders of what runs."""
-    found = Path(path).parents[1].glob(f"{PREFIX}*")
+    homes = (Path(pwd.getpwuid(os.geteuid()).pw_dir), Path("/var/tmp"))
+    found = (folder for home in homes for folder in home.glob(f"{PREFIX}*"))
     return [folder for folder in found if folder != Path(path).parent]
 
 
@@ -220,6 +244,25 @@ def test_it_runs_and_is_gone(kept: tuple[str, str], here: Target) -> None:
     wait_until(lambda: not left(path))
 
 
+def test_packages_of_the_box_are_none_of_ours(tmp_path: Path) -> None:
+    # Podman's client asks for tomli, where Python is older; a distribution's has no list of files.
+    python = tmp_path / "box/bin/python"
+    words = [sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "box")]
+    subprocess.run(words, check=True, timeout=60)
+    (packages,) = (tmp_path / "box/lib").glob("python3.*/site-packages")
+    (packages / "tomli-2.0.dist-info").mkdir()
+    text = "Metadata-Version: 2.1\nName: tomli\nVersion: 2.0\n"
+    (packages / "tomli-2.0.dist-info/METADATA").write_text(text)
+    code = "from importlib import metadata as m; print([d.name for d in m.distributions()])"
+    target = Target(str(python), (3, 11), "x86_64", 36)
+    own, *flags, _, _, _ = carry.arrive(target)
+    said = [
+        subprocess.check_output([own, *chosen, "-c", code], text=True, timeout=60)
+        for chosen in (["-I"], flags)
+    ]
+    assert said == ["['tomli']\n", "[]\n"]
+
+
 def test_killed_it_is_gone_as_well(kept: tuple[str, str], here: Target) -> None:
     path, digest = kept
     words = carry.arrive(here, "start", path, digest, f"{__version__} box", "top", "--no-such")
@@ -228,6 +271,29 @@ def test_killed_it_is_gone_as_well(kept: tuple[str, str], here: Target) -> None:
         process.send_signal(signal.SIGKILL)
     assert process.returncode in (-9, 2)
     wait_until(lambda: not left(path))
+
+
+def test_interrupted_before_it_runs_it_ends_as_stackctl_does(here: Target, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    words = carry.arrive(here, "start", str(tmp_path / "pipe"), "0", "x y", "--version")
+    with subprocess.Popen(words, stderr=subprocess.PIPE, preexec_fn=interruptible) as process:
+        opened: list[int] = []
+
+        def reads() -> bool:
+            with contextlib.suppress(OSError):
+                opened.append(os.open(tmp_path / "pipe", os.O_WRONLY | os.O_NONBLOCK))
+            return bool(opened)
+
+        wait_until(reads)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+        os.close(opened[0])
+    assert (process.returncode, said) == (130, b"")
+
+
+def interruptible() -> None:
+    # What a shell runs in the background ignores it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_only_what_was_sent_is_run(kept: tuple[str, str], here: Target) -> None:
@@ -251,4 +317,5 @@ def test_a_box_without_room(here: Target) -> None:
     words = carry.arrive(here, "keep", "1", str(2**60))
     done = subprocess.run(words, input=b"x", capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (6, b"")
-    assert b"nor /var/tmp has 1099511627776 MiB left for programs" in done.stderr
+    assert b"neither /var/tmp nor /" in done.stderr
+    assert b" has 1099511627776 MiB left for programs" in done.stderr
