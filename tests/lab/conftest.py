@@ -16,6 +16,7 @@ from . import card as cards
 from .host import LabError, need_root
 from .lab import STORE_USERS, Lab
 from .tinymodel import tiny_model
+from .vmbox import box, ready, served, vm  # noqa: F401 - one machine for all modules
 
 HERE = Path(__file__).parent
 # Names that a program gives to files which it is still writing.

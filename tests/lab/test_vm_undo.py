@@ -1,0 +1,30 @@
+"""The last of the virtual machine's modules: what was made ready is taken back, all of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from .vmbox import Box, differences
+
+pytestmark = pytest.mark.vm
+
+#: What may differ at the end, and why. Patterns begin at the kind of the line.
+ALLOWED = {
+    r"(file|hash \w+|folder) var/lib/(apt|dpkg)/": "the package manager's own notes; packages "
+    "themselves are compared",
+    r"(file|hash \w+) var/cache/(apt|debconf)/": "the same",
+    r"(file|hash \w+) etc/(passwd|group|shadow|gshadow|subuid|subgid)- ": "copies that shadow's "
+    "programs keep of their last change",
+    r"\w+ (\w+ )?var/(lib|cache)/(containers|stackctl)\b": "root's images, and the history of "
+    "root's stacks, which are no part of provisioning",
+}
+
+
+def test_all_is_as_it_was(served: Box) -> None:
+    for command, said in served.follow("4. Go back"):
+        assert "error" not in said, command
+    # By hand, before the record: what these tests themselves have put there.
+    served.root("rm", "-f", "/etc/containers/storage.conf")
+    after = served.record()
+    assert differences(served.before, after, ALLOWED) == []
+    assert served.root("sh", "-c", "command -v podman stackctl", code=None).returncode != 0
