@@ -133,7 +133,7 @@ def _run(arguments: Sequence[str]) -> int:
     if caller and caller != __version__ and "--version" not in arguments:
         out.warn(
             f"stackctl is {__version__} on {name}, and {caller} where it is called from",
-            "install the same version on both",
+            f"stackctl --host {name} provision, from the newer one",
         )
     try:
         if any(word.partition("=")[0] == "--host" for word in arguments):

@@ -15,10 +15,13 @@ from stackctl.cli.output import Output
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import ssh
 from stackctl.machine.runner import controlled_environment
-from stackctl.state.paths import Scope, paths
+from stackctl.state.paths import Paths, paths
 
 #: Verbs that work on this side, and ask the box for what they need.
 _HERE = ("client",)
+#: The verb that makes a box ready, by this stackctl where it has none.
+_BRINGS = "provision"
+_PROGRAM = "stackctl"
 #: No option of ssh, and nothing that a command in its settings could take for more than a name.
 _DESTINATION = re.compile(r"(?!-)[\w.@:/\[\]%+~-]+")
 
@@ -34,24 +37,40 @@ def run(arguments: Sequence[str], verbs: Sequence[str], out: Output) -> int | No
             here or no stackctl there, 2 for what is no destination.
     """
     destination, rest = split(arguments)
-    if next((word for word in rest if word in verbs), None) in _HERE:
+    verb = next((word for word in rest if word in verbs), None)
+    if verb in _HERE:
         return None
     there = box(destination)
     for line in there.open():
         out.note(line)
-    try:
-        if all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
-            status = there.call_on_terminal(caller(destination), rest)
-        else:
-            sys.stdout.flush()
-            status = there.call(caller(destination), rest, _tell)
-    except KeyboardInterrupt:
-        out.warn(f"{destination} goes on by itself", f"{command(destination)} status")
-        raise
+    if verb == _BRINGS:
+        from stackctl.cli import bring
+
+        with bring.program(there, rest, out) as words:
+            status = _run(there, (*words, *rest), out)
+    else:
+        status = _run(there, (_PROGRAM, *rest), out)
     require(there, status)
     if status == ExitCode.USAGE:
         _explain_paths(out, destination, rest)
     return status
+
+
+def _run(there: ssh.Box, argv: Sequence[str], out: Output) -> int:
+    """Run a program of the box with our terminal, or what we have for one."""
+    try:
+        if on_terminal():
+            return there.call_on_terminal(caller(there.destination), argv)
+        sys.stdout.flush()
+        return there.call(caller(there.destination), argv, _tell)
+    except KeyboardInterrupt:
+        out.warn(f"{there.destination} goes on by itself", f"{command(there.destination)} status")
+        raise
+
+
+def on_terminal() -> bool:
+    """Whether somebody can be asked, and all that is said is seen."""
+    return all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
 
 
 def split(arguments: Sequence[str]) -> tuple[str, list[str]]:
@@ -80,8 +99,12 @@ def split(arguments: Sequence[str]) -> tuple[str, list[str]]:
 
 def box(destination: str) -> ssh.Box:
     """The box of that name, with its sockets in this user's runtime folder."""
-    scope: Scope = "system" if os.geteuid() == 0 else "user"
-    return ssh.Box(destination, paths(scope, controlled_environment()).runtime / "ssh")
+    return ssh.Box(destination, here().runtime / "ssh")
+
+
+def here() -> Paths:
+    """This user's folders on this side."""
+    return paths("system" if os.geteuid() == 0 else "user", controlled_environment())
 
 
 def command(destination: str) -> str:
@@ -105,7 +128,7 @@ def fetch(destination: str, arguments: Sequence[str]) -> bytes:
 
     there = box(destination)
     there.open()
-    status, text = there.fetch(caller(destination), arguments, _tell)
+    status, text = there.fetch(caller(destination), (_PROGRAM, *arguments), _tell)
     require(there, status)
     if status:
         error = from_json(text, ErrorReport, where=destination)
@@ -123,8 +146,8 @@ def require(there: ssh.Box, status: int) -> None:
     if status in ssh.ABSENT:
         raise StackctlError(
             f"there is no stackctl on {there.destination}",
-            hint="install it there as it is here: in /usr/local/bin, or with pipx;\n"
-            f"then {command(there.destination)} provision makes the box ready",
+            hint=f"{command(there.destination)} provision --dry-run\n"
+            "shows what it would change; without --dry-run it installs stackctl, too",
             exit_code=ExitCode.HOST,
         )
     if status != ssh.FAILED:

@@ -44,12 +44,14 @@ _MOST_BEFORE = 65536
 #: Run by sh on the box, whatever shell the user has there. pipx puts programs into ~/.local/bin.
 _PREPARE = (
     'PATH="$PATH:$HOME/.local/bin"; export PATH; '
-    "command -v stackctl >/dev/null 2>&1 || exit 127; "
     'STACKCTL_CALLER="$1"; export STACKCTL_CALLER; shift; '
+    'command -v "$1" >/dev/null 2>&1 || exit 127; '
 )
 _ANNOUNCE = 'echo "stackctl runs as $$" >&2; '
 _ANNOUNCED = re.compile(rb"stackctl runs as (\d+)\n")
-_BEGIN = 'exec stackctl "$@"'
+_BEGIN = 'exec "$@"'
+#: What is sent between two reports of how far it is.
+_PIECE = 256 * 1024
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,7 @@ class Box:
             keep = ("-o", "ControlMaster=auto", "-o", f"ControlPersist={_KEPT_S}", *_ALIVE)
             words = [*self._ssh(), *keep, "-T", self.destination, "exit"]
             status = _start(words, asks=True, stdout=said, stderr=said).wait()
-            said.seek(0)
-            lines = tuple(said.read().decode("utf-8", "replace").splitlines())
+            lines = tuple(_whole(said).splitlines())
         if status == 0:
             return lines
         if status != FAILED:
@@ -98,30 +99,96 @@ class Box:
         """Whether a connection is there."""
         return self._ask("-O", "check") == 0
 
-    def call(self, caller: str, arguments: Sequence[str], tell: Callable[[bytes], None]) -> int:
+    def ask(self, command: str) -> tuple[int, str, str]:
+        """Run a command of the box's shell that asks nothing; exit status, stdout and stderr."""
+        words = [*self._ssh(), "-o", "LogLevel=ERROR", "-o", "BatchMode=yes", "-T"]
+        with (
+            tempfile.TemporaryFile(dir=self.folder) as out,
+            tempfile.TemporaryFile(dir=self.folder) as err,
+        ):
+            status = _status(_start([*words, self.destination, command], stdout=out, stderr=err))
+            return status, _whole(out), _whole(err)
+
+    @contextlib.contextmanager
+    def lend(
+        self, argv: Sequence[str], data: bytes, progress: Callable[[int], None]
+    ) -> Iterator[str]:
+        """Send data to a program of the box that keeps it for as long as its stdin is open, and
+        prints ``kept PATH``; gives the path. ``progress`` hears of bytes sent.
+
+        Raises:
+            StackctlError: exit 6 with its own words, 1 when the connection broke.
+        """
+        words = [*self._ssh(), "-o", "LogLevel=ERROR", "-o", "BatchMode=yes", "-T"]
+        command = shlex.join(["exec", *argv])
+        with tempfile.TemporaryFile(dir=self.folder) as said:
+            process = _start(
+                [*words, self.destination, command],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said,
+            )  # fmt: skip
+            assert process.stdin is not None and process.stdout is not None
+            try:
+                with contextlib.suppress(BrokenPipeError):
+                    for begin in range(0, len(data), _PIECE):
+                        process.stdin.write(data[begin : begin + _PIECE])
+                        progress(min(begin + _PIECE, len(data)))
+                    process.stdin.flush()
+                # Files that the shell there reads first may say something, too.
+                lines = (line.decode("utf-8", "replace").rstrip() for line in process.stdout)
+                path = next((line[5:] for line in lines if line.startswith("kept ")), None)
+                if path is None:
+                    raise self._not_kept(_status(process), said)
+                yield path
+            finally:
+                with contextlib.suppress(BrokenPipeError):
+                    process.stdin.close()
+                process.stdout.close()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_SIGNAL_S)
+                process.kill()
+                process.wait()
+
+    def _not_kept(self, status: int, said: IO[bytes]) -> StackctlError:
+        lines = _whole(said).splitlines()
+        if status == FAILED:
+            return StackctlError(
+                f"the connection to {self.destination} broke while stackctl was sent",
+                details=lines,
+                hint="nothing was changed there: again",
+            )
+        why = lines[-1].removeprefix("error: ") if lines else f"exit {status}"
+        return StackctlError(
+            f"{self.destination} cannot take stackctl: {why}",
+            details=lines[:-1],
+            hint="make room there, then again",
+            exit_code=ExitCode.HOST,
+        )
+
+    def call(self, caller: str, argv: Sequence[str], tell: Callable[[bytes], None]) -> int:
         """Run the box's stackctl with our stdout; what it writes on stderr goes to ``tell``.
 
-        An interrupt of ours becomes one of the box's stackctl, whose end is then waited for; a
-        second one ends the waiting (KeyboardInterrupt), while the box goes on.
+        ``argv`` are words of the box, the program first. An interrupt of ours becomes one of the
+        box's stackctl, whose end is then waited for; a second one ends the waiting
+        (KeyboardInterrupt), while the box goes on.
 
         Returns:
             Its exit code, FAILED when the connection broke, or one of ABSENT.
         """
-        return self._call(caller, arguments, tell, stdout=None)
+        return self._call(caller, argv, tell, stdout=None)
 
     def fetch(
-        self, caller: str, arguments: Sequence[str], tell: Callable[[bytes], None]
+        self, caller: str, argv: Sequence[str], tell: Callable[[bytes], None]
     ) -> tuple[int, bytes]:
         """Run the box's stackctl like ``call``; returns its exit code and what it has printed."""
         with tempfile.TemporaryFile(dir=self.folder) as out:
-            status = self._call(caller, arguments, tell, stdout=out.fileno())
+            status = self._call(caller, argv, tell, stdout=out.fileno())
             out.seek(0)
             return status, out.read()
 
-    def call_on_terminal(self, caller: str, arguments: Sequence[str]) -> int:
+    def call_on_terminal(self, caller: str, argv: Sequence[str]) -> int:
         """Run the box's stackctl on a terminal there that is ours here: it asks, draws and is
         interrupted as if it ran here. Returns as ``call`` does."""
-        command = _command(_BEGIN, caller, arguments)
+        command = _command(_BEGIN, caller, argv)
         words = [*self._ssh(), "-o", "LogLevel=ERROR", "-t", self.destination, command]
         process = _start(words, asks=True, stdin=None, stdout=None, stderr=None)
         try:
@@ -135,12 +202,12 @@ class Box:
     def _call(
         self,
         caller: str,
-        arguments: Sequence[str],
+        argv: Sequence[str],
         tell: Callable[[bytes], None],
         *,
         stdout: int | None,
     ) -> int:
-        command = _command(_ANNOUNCE + _BEGIN, caller, arguments)
+        command = _command(_ANNOUNCE + _BEGIN, caller, argv)
         words = [*self._ssh(), "-o", "LogLevel=ERROR", "-o", "BatchMode=yes", "-T"]
         number: int | None = None
         interrupts: list[subprocess.Popen[bytes] | None] = []
@@ -182,9 +249,9 @@ class Box:
                         child.wait()
 
     def _interrupt(self, number: int) -> subprocess.Popen[bytes]:
-        """Interrupt the box's stackctl, a process of this user there."""
+        """Interrupt the box's stackctl: this user's there, or through sudo, which passes it on."""
         words = [*self._ssh(), "-o", "BatchMode=yes", "-T", self.destination]
-        return _start([*words, f"kill -INT {number}"])
+        return _start([*words, f"kill -INT {number} || sudo -n kill -INT {number}"])
 
     def _ask(self, *options: str) -> int:
         """Ask the connection that is kept, on this side; its exit status."""
@@ -196,9 +263,9 @@ class Box:
         return ["ssh", "-S", str(self.folder / name).replace("%", "%%")]
 
 
-def _command(begin: str, caller: str, arguments: Sequence[str]) -> str:
+def _command(begin: str, caller: str, argv: Sequence[str]) -> str:
     """One text for the user's shell there, which hands all of it to sh as it is."""
-    return shlex.join(["exec", "sh", "-c", _PREPARE + begin, "stackctl", caller, *arguments])
+    return shlex.join(["exec", "sh", "-c", _PREPARE + begin, "stackctl", caller, *argv])
 
 
 def _start(
@@ -226,6 +293,12 @@ def _start(
         raise StackctlError(
             "ssh is not installed", hint="install OpenSSH's client", exit_code=ExitCode.HOST
         ) from None
+
+
+def _whole(stream: IO[bytes]) -> str:
+    """All that is in a file, as text."""
+    stream.seek(0)
+    return stream.read().decode("utf-8", "replace")
 
 
 def _status(process: subprocess.Popen[bytes]) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import compileall
 import hashlib
 import importlib.util
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -45,7 +47,7 @@ def weakness() -> str | None:
 def fingerprint() -> str:
     """What this stackctl is, by its own files."""
     digest = hashlib.sha256()
-    for target, source in sorted(_own_files()):
+    for target, source in sorted(own_files()):
         digest.update(target.encode() + b"\0" + source.read_bytes() + b"\0")
     return digest.hexdigest()
 
@@ -61,8 +63,14 @@ def install(folder: Path) -> None:
     try:
         for left in (made, old):
             shutil.rmtree(left, ignore_errors=True)
-        for target, source in (*_dependencies(), *_metadata(), *_own_files()):
+        for distribution in packages():
+            for target, source in files_of(distribution):
+                _copy(source, made / "lib" / target)
+        for target, source in own_files():
             _copy(source, made / "lib" / target)
+        target, text = own_metadata()
+        write_atomically(made / "lib" / target, text)
+        compileall.compile_dir(made / "lib", quiet=2)
         lib = str(folder / "lib")
         text = _LAUNCHER.format(python=python(), lib=lib)
         write_atomically(made / "bin" / "stackctl", text, mode=0o755)
@@ -103,7 +111,7 @@ def current(folder: Path) -> bool:
         return False
 
 
-def _own_files() -> Iterator[tuple[str, Path]]:
+def own_files() -> Iterator[tuple[str, Path]]:
     """The package's files and the data it ships, by where they go below ``lib``."""
     for path in _PACKAGE.rglob("*"):
         parts = path.relative_to(_PACKAGE).parts
@@ -116,52 +124,81 @@ def _own_files() -> Iterator[tuple[str, Path]]:
                 yield "/".join(("stackctl/_data", name, *path.relative_to(folder).parts)), path
 
 
-def _metadata() -> Iterator[tuple[str, Path]]:
-    """What says which version this is, and what it requires."""
+def own_metadata() -> tuple[str, str]:
+    """Where the file is, and what it says: which version this is, and what that requires. It is
+    written and not copied, since a checkout may have changed after it was installed."""
+    lines = ["Metadata-Version: 2.1", f"Name: {_DISTRIBUTION}", f"Version: {stackctl.__version__}"]
+    lines += [f"Requires-Dist: {line}" for line in requirements()]
+    name = _DISTRIBUTION.replace("-", "_")
+    return f"{name}-{stackctl.__version__}.dist-info/METADATA", "\n".join(lines) + "\n"
+
+
+def requirements() -> tuple[str, ...]:
+    """What stackctl requires, as packages say it (PEP 508); an installed one's, or a checkout's.
+
+    Raises:
+        StackctlError: exit 6 when neither is known.
+    """
     try:
-        files = metadata.distribution(_DISTRIBUTION).files or ()
+        return tuple(metadata.requires(_DISTRIBUTION) or ())
     except metadata.PackageNotFoundError:
-        return
-    for file in files:
-        path = Path(str(file.locate()))
-        if file.name in ("METADATA", "entry_points.txt") and path.is_file():
-            yield f"{path.parent.name}/{path.name}", path
+        pass
+    try:
+        project = tomllib.loads((_PACKAGE.parent / "pyproject.toml").read_text("utf-8"))["project"]
+    except (OSError, tomllib.TOMLDecodeError, KeyError):
+        raise _unknown("which Python packages stackctl needs") from None
+    extras = project.get("optional-dependencies", {}).items()
+    more = (f"{line} ; extra == '{extra}'" for extra, lines in extras for line in lines)
+    return (*project["dependencies"], *more)
 
 
-def _dependencies() -> Iterator[tuple[str, Path]]:
-    """Files of the packages that stackctl imports, and of those that these import."""
-    pending, seen = _required(_DISTRIBUTION), {_DISTRIBUTION}
+def packages() -> tuple[metadata.Distribution, ...]:
+    """The packages that stackctl imports, and those that these import, as they are here.
+
+    Of extras, what is installed.
+    """
+    pending, found = _names(requirements(), extras=True), dict[str, metadata.Distribution]()
+    seen = {_DISTRIBUTION}
     while pending:
         name = pending.pop()
         if name in seen:
             continue
         seen.add(name)
         try:
-            distribution = metadata.distribution(name)
+            found[name] = metadata.distribution(name)
         except metadata.PackageNotFoundError:
             # For another Python or system, or an extra that was not asked for.
             continue
-        pending += _required(name)
-        if distribution.files is None:
-            raise StackctlError(
-                f"which files belong to the Python package {name} is not recorded",
-                hint="install stackctl with pip or pipx, then again",
-                exit_code=ExitCode.HOST,
-            )
-        for file in distribution.files:
-            path = Path(str(file.locate()))
-            outside = ".." in file.parts or file.is_absolute() or "__pycache__" in file.parts
-            # Scripts of other packages, and what was compiled for a path that it leaves.
-            if not outside and file.parts[0] != "bin" and path.is_file():
-                yield str(file), path
+        # What other packages want for their own development is no part of them.
+        pending += _names(found[name].requires or (), extras=False)
+    return tuple(found.values())
 
 
-def _required(name: str) -> list[str]:
-    try:
-        lines = metadata.requires(name) or []
-    except metadata.PackageNotFoundError:
-        return []
-    # What other packages want for their own development is no part of them.
-    wanted = (line for line in lines if name == _DISTRIBUTION or "extra ==" not in line)
+def files_of(distribution: metadata.Distribution) -> Iterator[tuple[str, Path]]:
+    """Files of a package, by where they go below ``lib``.
+
+    Raises:
+        StackctlError: exit 6 when they are not recorded.
+    """
+    if distribution.files is None:
+        raise _unknown(f"which files belong to the Python package {distribution.name}")
+    for file in distribution.files:
+        path = Path(str(file.locate()))
+        outside = ".." in file.parts or file.is_absolute() or "__pycache__" in file.parts
+        # Scripts of other packages, and what was compiled for a path that it leaves.
+        if not outside and file.parts[0] != "bin" and path.is_file():
+            yield str(file), path
+
+
+def _names(lines: Iterable[str], *, extras: bool) -> list[str]:
+    wanted = (line for line in lines if extras or "extra ==" not in line)
     found = (re.match(r"[\w.-]+", line) for line in wanted)
     return [match[0].lower().replace("_", "-") for match in found if match]
+
+
+def _unknown(what: str) -> StackctlError:
+    return StackctlError(
+        f"{what} is not recorded",
+        hint="install stackctl with pip or pipx, then again",
+        exit_code=ExitCode.HOST,
+    )

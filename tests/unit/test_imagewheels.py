@@ -29,10 +29,12 @@ WHEELS = Wheels(
 PACKAGES = "usr/local/lib/python3.11/dist-packages"
 
 
-def wheel(folder: Path, name: str, tag: str, files: dict[str, str], needs: str = "") -> None:
-    facts = f"{name}-1.0.dist-info"
-    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{needs}"
-    with zipfile.ZipFile(folder / f"{name}-1.0-{tag}.whl", "w") as archive:
+def wheel(
+    folder: Path, name: str, tag: str, files: dict[str, str], needs: str = "", version: str = "1.0"
+) -> None:
+    facts = f"{name}-{version}.dist-info"
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}"
+    with zipfile.ZipFile(folder / f"{name}-{version}-{tag}.whl", "w") as archive:
         for path, text in files.items():
             archive.writestr(path, text)
         archive.writestr(f"{facts}/METADATA", metadata)

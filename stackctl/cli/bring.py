@@ -1,0 +1,89 @@
+"""Provisioning of a box that has no stackctl, or an older one: this one is brought along.
+
+It is sent for one run and leaves nothing: what stays is what ``provision`` installs, its item
+``stackctl`` among it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Sequence
+
+from stackctl import __version__
+from stackctl.cli import remote
+from stackctl.cli.output import Output
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.machine import ssh
+from stackctl.provision import carry
+from stackctl.quantity import format_bytes
+
+#: Words with which nothing is changed, for which an ordinary user will do.
+_LOOKS = frozenset({"--dry-run", "--help", "-h", "--version"})
+
+
+@contextlib.contextmanager
+def program(there: ssh.Box, words: Sequence[str], out: Output) -> Iterator[tuple[str, ...]]:
+    """The words that run stackctl on a box: its own, or this one for as long as the context lasts.
+
+    Raises:
+        StackctlError: exit 6 when there is no stackctl and none can be brought; 2 when root is
+            needed there, and cannot be had.
+    """
+    name = there.destination
+    status, text, said = there.ask(carry.look())
+    if status:
+        remote.require(there, status)
+        raise StackctlError(f"{name} runs no commands of sh: {said.strip() or status}")
+    seen = carry.seen(text)
+    if seen.version is not None and not carry.older(seen.version, __version__):
+        yield ("stackctl",)
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            brought = _bring(there, seen, words, out, stack)
+        except StackctlError as error:
+            if seen.version is None:
+                raise
+            out.warn(f"{name} keeps its stackctl {seen.version}: {error.message}", error.hint)
+            brought = ("stackctl",)
+        yield brought
+
+
+def _bring(
+    there: ssh.Box, seen: carry.Seen, words: Sequence[str], out: Output, stack: contextlib.ExitStack
+) -> tuple[str, ...]:
+    name = there.destination
+    target = seen.target(name)
+    sudo = _sudo(there) if seen.uid != 0 and not _LOOKS & set(words) else ()
+    data = carry.pack(target, remote.here().cache, lambda text: out.step("stackctl", text))
+
+    def progress(done: int) -> None:
+        out.progress("stackctl", f"{format_bytes(done)} of {format_bytes(len(data))} sent")
+
+    keep = carry.arrive(target, "keep", str(len(data)))
+    path = stack.enter_context(there.lend(keep, data, progress))
+    instead = f", which has {seen.version}" if seen.version else ""
+    out.step(
+        "stackctl",
+        f"{__version__} is brought to {name}{instead} for this run ({format_bytes(len(data))})",
+    )
+    digest = hashlib.sha256(data).hexdigest()
+    return (*sudo, *carry.arrive(target, "start", path, digest, remote.caller(name)))
+
+
+def _sudo(there: ssh.Box) -> tuple[str, ...]:
+    """The words before those that only root may run."""
+    if remote.on_terminal():
+        return ("sudo",)
+    status, _, _ = there.ask("sudo -n true")
+    if status:
+        remote.require(there, status if status == ssh.FAILED else 0)
+        raise StackctlError(
+            "provisioning changes the machine, which needs root, and sudo does not let this user "
+            f"of {there.destination} without a password",
+            hint="from a terminal sudo asks for it; or --host root@...; --dry-run shows what would "
+            "be done",
+            exit_code=ExitCode.USAGE,
+        )
+    return ("sudo", "-n")
