@@ -187,7 +187,7 @@ def wait_for_answer(box: Box, number: int) -> None:
 
 def gave_up(box: Box, user: str) -> bool:
     """Whether the user's stack on the card is not started any more."""
-    return state(box, user, "gpu-gguf")["state"] != "starting"
+    return str(state(box, user, "gpu-gguf")["state"]) != "starting"
 
 
 def monotonic(box: Box, user: str, unit: str, name: str) -> float:
