@@ -16,13 +16,13 @@ import pytest
 from .host import CHECKOUT
 from .tinymodel import tiny_model
 from .vm import VM
-from .vmbox import SERVICE_USER, Box, differences, results, stackctl
+from .vmbox import DATA, MODEL, SERVICE_USER, Box, differences, results, stackctl
 
 pytestmark = pytest.mark.vm
 NODE, CPUS = "1", "2-3"
 BOUND = ("--set", "placement.policy=bind", "--set", f'placement.nodes="{NODE}"')
 SPREAD = ("--set", "placement.policy=interleave", "--set", 'placement.nodes="0-1"')
-MODEL = "file:/srv/models/your-model.gguf"
+MODELS = {SERVICE_USER: f"file:{MODEL}", "root": f"file:{DATA}/models/tiny.gguf"}
 #: All of the model in whole pages, but for what comes before its tensors.
 PAGES = -(-len(tiny_model()) // 4096)
 
@@ -116,7 +116,9 @@ def test_an_engine_is_spread_over_two_nodes(served: Box, user: str) -> None:
 def up(box: Box, user: str, *options: str) -> None:
     """Start the user's stack; root's has another port than the service user's."""
     port = ("--set", "port=8090") if user == "root" else ()
-    box.run(user, "stackctl", "up", "cpu-latency", "--yes", "--model", MODEL, *port, *options)
+    box.run(
+        user, "stackctl", "up", "cpu-latency", "--yes", "--model", MODELS[user], *port, *options
+    )
 
 
 def engine(box: Box, user: str) -> str:

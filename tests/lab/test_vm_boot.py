@@ -16,7 +16,7 @@ import pytest
 
 from . import card
 from .look import wait_for
-from .test_vm import BOUND, MODEL, proven, up
+from .test_vm import BOUND, MODELS, proven, up
 from .vmbox import SERVICE_USER, Box, results
 
 pytestmark = pytest.mark.vm
@@ -54,11 +54,10 @@ def carded(served: Box) -> Iterator[Box]:
     for user in USERS:
         up(served, user, *BOUND)
         words = ["--set", f"image={IMAGE}", "--set", f"port={PORTS['gpu-gguf', user]}"]
-        served.run(user, "stackctl", "up", "gpu-gguf", "--yes", "--model", MODEL, *words)
+        served.run(user, "stackctl", "up", "gpu-gguf", "--yes", "--model", MODELS[user], *words)
     yield served
     for user in USERS:
-        for stack in ("gpu-gguf", "cpu"):
-            served.run(user, "stackctl", "down", stack, code=None)
+        served.run(user, "stackctl", "down", "gpu-gguf", code=None)
     served.root("stackctl", "provision", "--undo", "--yes", "--only=cdi", timeout=900)
     served.root("sh", "-c", CLEAN_UP, "clean-up", PLACE)
 
