@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -18,8 +19,12 @@ from stackctl.cli.session import (
 from stackctl.errors import ExitCode, StackctlError
 
 if TYPE_CHECKING:
+    from stackctl.deploy.context import Context
     from stackctl.observe.bench.matrix import Wish
+    from stackctl.observe.bench.site import Site
     from stackctl.state.benches import Benches
+    from stackctl.values.generation import Generation
+    from stackctl.values.profile import Slo
 
 
 class _Default(click.Group):
@@ -90,6 +95,10 @@ def _lengths(name: str) -> Callable[[object, object, str | None], tuple[int, ...
     help="Have aiperf send the requests, for heavy load; a program of its own.",
 )  # fmt: skip
 @click.option("--aiperf", metavar="PATH", help="That program; default: the one on PATH.")
+@click.option(
+    "--from-here", is_flag=True,
+    help="With --host: measure from this machine, the way over ssh included, and store it here.",
+)  # fmt: skip
 @timeout_option("How long one request may take; default 10m.")
 def run(
     session: Session,
@@ -102,6 +111,7 @@ def run(
     prefix: str,
     tool: str | None,
     aiperf: str | None,
+    from_here: bool,
     timeout: float | None,
 ) -> None:
     """Measure STACK: first token, tokens a second, whole answers.
@@ -124,20 +134,34 @@ def run(
         from stackctl.observe.bench.aiperf import find
 
         aiperf = find(aiperf)
-    _measure(session, stack, wish, timeout or 600, aiperf)
+    if not from_here:
+        with _here(session, stack) as target:
+            _measure(session, *target, wish, timeout or 600, aiperf)
+        return
+    if session.host is None:
+        raise StackctlError(
+            "--from-here measures another machine's stack",
+            hint="stackctl --host USER@BOX bench --from-here",
+            exit_code=ExitCode.USAGE,
+        )
+    from stackctl.cli import benchfrom
+
+    with benchfrom.target(session, session.host, stack) as target:
+        _measure(session, *target, wish, timeout or 600, aiperf)
 
 
-def _measure(
-    session: Session, stack: str | None, wish: Wish, timeout_s: float, aiperf: str | None
-) -> None:
-    import msgspec
+@contextlib.contextmanager
+def _here(session: Session, stack: str | None) -> Iterator[tuple[Generation, Slo | None, Site]]:
+    """A stack of this machine, that runs."""
+    from stackctl.observe.bench import site
 
-    from stackctl.cli import benchtable
-    from stackctl.deploy.change import uninterrupted
+    context, generation = _running(session, stack)
+    yield generation, current_slo(session, generation), site.of(context, generation)
+
+
+def _running(session: Session, stack: str | None) -> tuple[Context, Generation]:
     from stackctl.deploy.transaction import installed_generation
-    from stackctl.machine import lock
-    from stackctl.observe.bench.run import Bench
-    from stackctl.state.benches import Benches
+    from stackctl.observe.bench import site
 
     context = session.context(recover="try")
     try:
@@ -146,13 +170,37 @@ def _measure(
         if error.exit_code == ExitCode.NOT_FOUND and stack in command.commands:
             error.hint = f"a command comes first: stackctl bench {stack}"
         raise
-    benches = Benches(context.paths.state)
+    generation = installed_generation(context, name)
+    site.require_running(context, generation)
+    return context, generation
+
+
+def _measure(
+    session: Session,
+    generation: Generation,
+    slo: Slo | None,
+    site: Site,
+    wish: Wish,
+    timeout_s: float,
+    aiperf: str | None,
+) -> None:
+    import msgspec
+
+    from stackctl.cli import benchtable
+    from stackctl.deploy.change import uninterrupted
+    from stackctl.machine import lock
+    from stackctl.observe.bench.run import Bench
+    from stackctl.state.benches import Benches
+
+    paths = session.paths()
+    benches = Benches(paths.state)
     benches.prepare()
     # Two at once would measure each other.
-    with lock.exclusive(context.paths.runtime / "bench.lock", f"bench {name}"):
-        generation = installed_generation(context, name)
-        slo = current_slo(session, generation)
-        done = Bench(context, generation, wish, slo=slo, timeout_s=timeout_s, aiperf=aiperf).run()
+    with lock.exclusive(paths.runtime / "bench.lock", f"bench {generation.stack}"):
+        done = Bench(
+            session.out, generation, wish,
+            site=site, slo=slo, timeout_s=timeout_s, aiperf=aiperf,
+        ).run()  # fmt: skip
     report, failed = done.report, None
     with uninterrupted():
         try:
@@ -175,6 +223,25 @@ def _measure(
         raise click.exceptions.Exit(int(ExitCode.INTERRUPTED))
     if not report.complete or any(result.status == "fail" for result in report.results):
         raise click.exceptions.Exit(int(ExitCode.FAILED))
+
+
+@verb("target")
+@stack_argument
+def target(session: Session, stack: str | None) -> None:
+    """Print as JSON what --from-here has to know of STACK; it must run."""
+    from stackctl.observe.status import url
+    from stackctl.values.bench import BenchTarget
+
+    _, generation = _running(session, stack)
+    session.out.data(
+        BenchTarget(
+            generation=generation, url=url(generation), slo=current_slo(session, generation)
+        )
+    )
+
+
+# For another stackctl, not for people.
+target.hidden = True
 
 
 @verb("list")
@@ -230,5 +297,5 @@ def _benches(session: Session) -> Benches:
     return Benches(session.context(recover="no").paths.state)
 
 
-for _command in (run, list_runs, show, compare):
+for _command in (run, target, list_runs, show, compare):
     command.add_command(_command)

@@ -24,9 +24,9 @@ _FIGURES = {"ttft_s": "first s", "generation_tok_s": "tok/s", "e2e_s": "whole s"
 def show(out: Output, report: BenchReport) -> None:
     """A run: what, the cells, what to know of them, and how it stands to the SLO."""
     number = f"bench {report.id}" if report.id is not None else "bench"
+    where = f"{report.stack} of {report.box}, from here," if report.box else report.stack
     out.line(
-        f"{number} · {report.stack} generation {report.generation} · {report.objective} · "
-        f"{report.engine}"
+        f"{number} · {where} generation {report.generation} · {report.objective} · {report.engine}"
     )
     out.line(report.model)
     cut = "" if report.complete else ", not complete"
@@ -50,7 +50,8 @@ def runs(out: Output, entries: Sequence[BenchEntry]) -> None:
     """The list of stored runs."""
     rows = [
         (str(entry.id), entry.when[:16].replace("T", " "),
-         f"{entry.stack} {entry.generation}", _short(entry.model),
+         f"{entry.stack} {entry.generation}" + (f" of {entry.box}" if entry.box else ""),
+         _short(entry.model),
          _number(entry.generation_tok_s),
          f"{entry.cells}" + ("" if entry.complete else " (cut)")
          + ("" if entry.tool == "stackctl" else f" {entry.tool}"))

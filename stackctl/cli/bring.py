@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import time
 from collections.abc import Iterator, Sequence
 
 from stackctl import __version__
@@ -31,6 +32,7 @@ def program(there: ssh.Box, words: Sequence[str], out: Output) -> Iterator[tuple
             needed there, and cannot be had.
     """
     name = there.destination
+    out.quiet = bool({"-q", "--quiet"} & set(words))
     status, text, said = there.ask(carry.look())
     if status:
         remote.require(there, status)
@@ -58,8 +60,11 @@ def _bring(
     sudo = _sudo(there) if seen.uid != 0 and not _LOOKS & set(words) else ()
     data = carry.pack(target, remote.here().cache, lambda text: out.step("stackctl", text))
 
+    began = time.monotonic()
+
     def progress(done: int) -> None:
-        out.progress("stackctl", f"{format_bytes(done)} of {format_bytes(len(data))} sent")
+        text = f"{format_bytes(done)} of {format_bytes(len(data))} sent"
+        out.progress("stackctl", text, elapsed_s=time.monotonic() - began)
 
     keep = carry.arrive(target, "keep", str(len(data)))
     path = stack.enter_context(there.lend(keep, data, progress))

@@ -17,8 +17,8 @@ from stackctl.machine import ssh
 from stackctl.machine.runner import controlled_environment
 from stackctl.state.paths import Paths, paths
 
-#: Verbs that work on this side, and ask the box for what they need.
-_HERE = ("client",)
+#: Verbs that work on this side, and ask the box for what they need; of others, with which option.
+_HERE = {"client": None, "bench": "--from-here"}
 #: The verb that makes a box ready, by this stackctl where it has none.
 _BRINGS = "provision"
 _PROGRAM = "stackctl"
@@ -38,7 +38,7 @@ def run(arguments: Sequence[str], verbs: Sequence[str], out: Output) -> int | No
     """
     destination, rest = split(arguments)
     verb = next((word for word in rest if word in verbs), None)
-    if verb in _HERE:
+    if verb in _HERE and (_HERE[verb] is None or _HERE[verb] in rest):
         return None
     there = box(destination)
     for line in there.open():

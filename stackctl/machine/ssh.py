@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -52,6 +53,8 @@ _ANNOUNCED = re.compile(rb"stackctl runs as (\d+)\n")
 _BEGIN = 'exec "$@"'
 #: What is sent between two reports of how far it is.
 _PIECE = 256 * 1024
+#: Free ports that are tried, of which another program may take one first.
+_PORTS = 3
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,30 @@ class Box:
                     process.wait(_SIGNAL_S)
                 process.kill()
                 process.wait()
+
+    @contextlib.contextmanager
+    def forwarded(self, address: str, port: int) -> Iterator[int]:
+        """A port of this machine's 127.0.0.1 that leads to one of the box, over this connection.
+
+        Raises:
+            StackctlError: the connection is gone, or the box forwards no ports.
+        """
+        for _ in range(_PORTS):
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                ours = int(free.getsockname()[1])
+            # Somebody may be faster.
+            way = ("-L", f"127.0.0.1:{ours}:[{address}]:{port}")
+            if self._ask("-O", "forward", *way) == 0:
+                break
+        else:
+            raise StackctlError(
+                f"no port of {self.destination} can be reached through ssh",
+                hint=f"ssh -N -L {port}:{address}:{port} {shlex.quote(self.destination)} must work",
+            )
+        try:
+            yield ours
+        finally:
+            self._ask("-O", "cancel", *way)
 
     def _not_kept(self, status: int, said: IO[bytes]) -> StackctlError:
         lines = _whole(said).splitlines()

@@ -107,13 +107,13 @@ class Benches:
         return tuple(_sample(row) for row in rows)
 
     def latest(self, stack: str, generation: int) -> BenchReport | None:
-        """The newest run of a generation that measured anything."""
+        """The newest run of a generation of this machine that measured anything."""
         rows = self._rows(
             "SELECT id, report FROM run WHERE stack = ? AND generation = ? ORDER BY id DESC",
             (stack, generation),
         )
         reports = (self._report(*row) for row in rows)
-        return next((report for report in reports if report.cells), None)
+        return next((report for report in reports if report.cells and not report.box), None)
 
     def _one(self, number: int, column: str) -> str:
         rows = self._rows(f"SELECT {column} FROM run WHERE id = ?", (number,))
@@ -235,6 +235,7 @@ def _entry(report: BenchReport) -> BenchEntry:
     return BenchEntry(
         id=report.id or 0,
         stack=report.stack,
+        box=report.box,
         generation=report.generation,
         when=report.when,
         tool=report.tool,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from stackctl.values.base import Value
+from stackctl.values.generation import Generation
 from stackctl.values.profile import Slo
 from stackctl.values.result import Result
 
@@ -95,12 +96,14 @@ class Sample(Value, frozen=True, kw_only=True):
 class BenchReport(Value, frozen=True, kw_only=True):
     """One run. ``results`` judge it by the profile's SLO, most important first; ``complete`` is
     False for one that was interrupted; ``lengths`` says who made prompts as long as asked: the
-    engine's tokenizer, or an estimate. ``id`` is None until it is stored."""
+    engine's tokenizer, or an estimate. ``id`` is None until it is stored. ``box`` is the machine
+    that it was measured on from another one, as ``--host`` named it; None: from where it runs."""
 
     schema: Literal["stackctl.bench/1"] = "stackctl.bench/1"
     results: tuple[Result, ...] = ()
     id: int | None = None
     stack: str
+    box: str | None = None
     generation: int
     when: str
     seconds: float
@@ -118,11 +121,21 @@ class BenchReport(Value, frozen=True, kw_only=True):
     cells: tuple[Cell, ...] = ()
 
 
+class BenchTarget(Value, frozen=True, kw_only=True):
+    """What another machine has to know to measure a stack of this one."""
+
+    schema: Literal["stackctl.bench-target/1"] = "stackctl.bench-target/1"
+    generation: Generation
+    url: str
+    slo: Slo | None = None
+
+
 class BenchEntry(Value, frozen=True, kw_only=True):
     """A stored run in the list of them."""
 
     id: int
     stack: str
+    box: str | None = None
     generation: int
     when: str
     tool: str

@@ -210,6 +210,8 @@ def test_no_secret_is_in_an_argument(one: Seat, caller: Caller, tiny: str) -> No
         words = ["stackctl", "--host", caller.host, "key"]
         shown = caller.lab.run([*words, "show", "cpu"], user=CALLER, check=True)
         caller.lab.run([*words, "rotate", "cpu"], user=CALLER, check=True)
+        measure = ["bench", "--from-here", "--prompt=64", "--output=8", "--requests=1"]
+        caller.lab.run([*words[:-1], *measure], user=CALLER, check=True, timeout=60)
         seen = look.get(caller.lab, "/run/seen/all").replace(b"\0", b" ").decode()
         caller.lab.run(["rm", "-r", "/run/seen"], check=True)
         process.communicate(timeout=30)
@@ -217,6 +219,7 @@ def test_no_secret_is_in_an_argument(one: Seat, caller: Caller, tiny: str) -> No
         assert f"/usr/local/bin/stackctl key {verb} cpu" in seen
     key = shown.stdout.strip()
     assert len(key) > 20
+    caller.lab.run(["rm", "-rf", f"{caller.lab.home(CALLER)}/.local/state/stackctl"])
     for secret in (key, one.stackctl("key", "show").stdout.strip()):
         assert secret not in seen
     # Clients here need the box's own address to lead there, and the key from there.
@@ -228,6 +231,40 @@ def test_no_secret_is_in_an_argument(one: Seat, caller: Caller, tiny: str) -> No
     caller("client", "aider", "--write", "-y")
     assert look.exists(caller.lab, f"{caller.lab.home(CALLER)}/.aider.conf.yml")
     assert not look.exists(caller.lab, f"{caller.lab.home('lab')}/.aider.conf.yml")
+
+
+def test_a_stack_is_measured_from_here(one: Seat, caller: Caller, tiny: str) -> None:
+    one.stackctl(*UP, tiny, "--set", "api_key=true", "--set", "front_door=on")
+    before = open_ports(caller.lab)
+    words = ("bench", "--from-here", "--prompt", "64", "--output", "8", "--concurrency", "1")
+    try:
+        done = caller(*words, "--requests", "5", "--prefix", "uncached")
+        assert "bench     cpu of lab@box, from here over ssh" in done.stderr
+        assert done.stdout.startswith("bench 1 · cpu of lab@box, from here, generation 1")
+        report = json.loads(caller(*words, "--requests", "1", "--json").stdout)
+        assert (report["box"], report["lengths"]) == ("lab@box", "tokenizer")
+        assert all(cell["failed"] == 0 for cell in report["cells"])
+        assert open_ports(caller.lab) == before
+        # It is here, and told apart; the box has none.
+        shown = caller.lab.run(["stackctl", "bench", "list"], user=CALLER, check=True).stdout
+        assert shown.count("cpu 1 of lab@box") == 2
+        assert "nothing was measured" in one.stackctl("bench", "list").stderr
+        # Interrupted it gives its ports back as well.
+        with caller.spawn(*words, "--output", "4000", "--requests", "500") as process:
+            look.wait_for("ports are open", lambda: len(open_ports(caller.lab)) > len(before))
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 130
+        assert open_ports(caller.lab) == before
+    finally:
+        caller.lab.run(["rm", "-rf", f"{caller.lab.home(CALLER)}/.local/state/stackctl"])
+    here = caller.lab.run(["stackctl", "bench", "--from-here"], user=CALLER)
+    assert here.returncode == 2
+    assert "stackctl --host USER@BOX bench --from-here" in here.stderr
+
+
+def open_ports(lab: Lab) -> list[str]:
+    words = ["ss", "-Hltn", "src", "127.0.0.1"]
+    return sorted(line.split()[3] for line in lab.run(words, check=True).stdout.splitlines())
 
 
 def test_one_connection_serves_all_commands(caller: Caller) -> None:

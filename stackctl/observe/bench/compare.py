@@ -102,7 +102,7 @@ def _differs(benches: Benches, before: BenchReport, after: BenchReport) -> list[
     assert after.id is not None
     pairs = [
         (name.replace("_", " "), str(getattr(before, name)), str(getattr(after, name)))
-        for name in ("stack", "tool", "model", "engine", "objective")
+        for name in ("stack", "box", "tool", "model", "engine", "objective")
     ]
     plans = benches.plan(before.id), benches.plan(after.id)
     hosts = benches.host(before.id), benches.host(after.id)

@@ -6,13 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from stackctl.deploy import door
-from stackctl.deploy.context import Context
-from stackctl.deploy.record import installed_number
-from stackctl.deploy.transaction import not_running
+from stackctl.deploy.context import Report
 from stackctl.engines import engine as find_engine
-from stackctl.errors import ExitCode, StackctlError
-from stackctl.health import endpoint
+from stackctl.errors import StackctlError
 from stackctl.machine import http
 from stackctl.machine.stream import Streams
 from stackctl.observe.bench import figures, load, matrix
@@ -22,8 +18,8 @@ from stackctl.observe.bench.limits import limits
 from stackctl.observe.bench.load import Measured
 from stackctl.observe.bench.prompts import OWN_TOKENS, Prompts
 from stackctl.observe.bench.reply import Reply
+from stackctl.observe.bench.site import Site
 from stackctl.observe.bench.statistics import quantile
-from stackctl.observe.status import url
 from stackctl.quantity import format_duration
 from stackctl.state.generations import now
 from stackctl.values.bench import BenchReport, Client, Sample, Shape
@@ -66,10 +62,11 @@ class Bench:
 
     def __init__(
         self,
-        context: Context,
+        report: Report,
         generation: Generation,
         wish: matrix.Wish,
         *,
+        site: Site,
         slo: Slo | None,
         timeout_s: float,
         aiperf: str | None = None,
@@ -78,13 +75,12 @@ class Bench:
         sends them.
 
         Raises:
-            StackctlError: exit 3 when it does not run, 2 when a length does not fit its context.
+            StackctlError: exit 2 when a length does not fit its context.
         """
-        self._context, self._generation, self._wish = context, generation, wish
+        self._report, self._generation, self._wish, self._site = report, generation, wish, site
         self._timeout_s = timeout_s
         self._plan, self._slo = generation.plan, slo if slo is not None and slo.asks else None
-        self._key = door.key(context, generation)
-        self._aiperf = Aiperf(aiperf, url(generation), self._key) if aiperf else None
+        self._aiperf = Aiperf(aiperf, site.url, site.key) if aiperf else None
         self._limits = limits(generation)
         self._shapes = matrix.shapes(wish, self._limits, self._slo)
         self._engine = find_engine(self._plan.engine)
@@ -92,7 +88,6 @@ class Bench:
         self._began = time.perf_counter()
         self._prompts = Prompts(self._count)
         self._tokenizer = True
-        self._require_running()
 
     def run(self) -> Run:
         """Measure all cells, or those that an interrupt leaves time for.
@@ -102,7 +97,7 @@ class Bench:
             KeyboardInterrupt: before anything was measured.
         """
         interrupted = False
-        with Streams(url(self._generation), key=self._key) as streams:
+        with Streams(self._site.url, key=self._site.key) as streams:
             try:
                 self._measure(streams)
             except KeyboardInterrupt:
@@ -110,7 +105,7 @@ class Bench:
                 if not any(len(cell.replies) > len(cell.failed) for cell in self._cells):
                     raise
                 interrupted = True
-        current = installed_number(self._context, self._generation.stack)
+        current = self._site.current()
         # One that was taken down meanwhile was measured until then.
         if current not in (None, self._generation.number):
             raise StackctlError(
@@ -124,7 +119,7 @@ class Bench:
         pace = self._warm_up(streams)
         asked = {shape: self._requests(shape, pace) for shape in self._shapes}
         expected = sum(self._seconds(shape, n, pace) for shape, n in asked.items())
-        self._context.report.step(
+        self._report.step(
             "bench", f"{len(self._shapes)} cells, {sum(asked.values())} requests, about "
             f"{format_duration(expected)}",
         )  # fmt: skip
@@ -144,10 +139,10 @@ class Bench:
                 self._cells = [cell for cell in self._cells if cell.replies]
                 if not self._cells:
                     raise
-                self._context.report.warn(f"stopped: {error.message}", error.hint)
+                self._report.warn(f"stopped: {error.message}", error.hint)
                 return
             if cell.replies and len(cell.failed) == len(cell.replies):
-                self._context.report.warn(f"stopped: {cell.failed[0].error}")
+                self._report.warn(f"stopped: {cell.failed[0].error}")
                 return
             took, thought = cell.ended - cell.began, self._seconds(shape, asked[shape], pace)
             if took > 0 and thought > 0:
@@ -161,7 +156,7 @@ class Bench:
 
         def tick() -> None:
             here = max(0.0, whole - (time.perf_counter() - cell.began))
-            self._context.report.progress(
+            self._report.progress(
                 "bench", f"{head}  ·  {format_duration(here + rest)} left",
                 elapsed_s=time.perf_counter() - self._began,
             )  # fmt: skip
@@ -185,7 +180,7 @@ class Bench:
 
     def _warm_up(self, streams: Streams) -> _Pace:
         """Ask twice: the first answer tells what the chat template adds, the second how fast."""
-        self._context.report.progress("bench", "warm-up")
+        self._report.progress("bench", "warm-up")
         text = self._prompts.unique(_COLD.prompt_tokens)
         counted = self._count(text)
         first = self._ask(streams, text, _COLD.output_tokens)
@@ -235,7 +230,7 @@ class Bench:
         return reply
 
     def _texts(self, streams: Streams, shape: Shape, count: int) -> list[str]:
-        self._context.report.progress("bench", f"making {count} prompts")
+        self._report.progress("bench", f"making {count} prompts")
         make: Callable[[], str]
         if shape.cached:
             prefix = self._prompts.prefix(shape.prompt_tokens)
@@ -256,31 +251,13 @@ class Bench:
         if not self._tokenizer:
             return None
         path, body = self._engine.tokenizing(text, self._plan.served_name)
-        base = endpoint.base_url(self._plan.listens)
-        answer = http.post(base + path, body, timeout_s=_TOKENIZER_S)
+        answer = http.post(self._site.engine_url + path, body, timeout_s=_TOKENIZER_S)
         if isinstance(answer, http.Answer) and answer.status == 200:
             tokens = answer.json.get("tokens") if isinstance(answer.json, dict) else None
             if isinstance(tokens, list):
                 return len(tokens)
         self._tokenizer = False
         return None
-
-    def _require_running(self) -> None:
-        stack, service = self._generation.stack, self._generation.units.service
-        state = self._context.systemd.show(service, "ActiveState")["ActiveState"]
-        if state != "active":
-            raise not_running(stack)
-        alive = endpoint.liveness(self._plan.listens, self._engine.health_path)
-        if alive != "ready":
-            raise StackctlError(
-                f"{stack} is not ready: {alive}",
-                hint=f"stackctl status {stack}",
-                exit_code=ExitCode.FAILED if alive == "failing" else ExitCode.NOT_RUNNING,
-            )
-        if endpoint.busy(self._plan.listens, self._engine.running_metrics):
-            self._context.report.warn(
-                f"{stack} works on other requests: the figures are those of a shared engine"
-            )
 
     def _run(self, streams: Streams, interrupted: bool) -> Run:
         plan, generation = self._plan, self._generation
@@ -302,6 +279,7 @@ class Bench:
                 cells, self._slo, slots=self._limits.slots, source="this run", client=client
             ),
             stack=generation.stack,
+            box=self._site.box,
             generation=generation.number,
             when=now(),
             seconds=time.perf_counter() - self._began,

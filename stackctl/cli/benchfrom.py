@@ -1,0 +1,67 @@
+"""``bench --from-here``: the stack of another machine, measured over the connection to it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from stackctl.cli import remote
+from stackctl.cli.session import Session
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.health import endpoint
+from stackctl.observe.bench.site import Site
+from stackctl.values.base import from_json
+from stackctl.values.bench import BenchTarget
+from stackctl.values.generation import Generation
+from stackctl.values.history import KeyReport
+from stackctl.values.profile import Slo
+
+
+@contextlib.contextmanager
+def target(
+    session: Session, host: str, stack: str | None
+) -> Iterator[tuple[Generation, Slo | None, Site]]:
+    """A stack of a box that runs, through ports of this machine for as long as the context lasts.
+
+    Raises:
+        StackctlError: as the box's own ``bench``; exit 1 when the connection is gone.
+    """
+
+    def ask(*words: str) -> bytes:
+        return remote.fetch(host, (*words, *session.host_scope, "--json"))
+
+    def look(stack: str | None) -> BenchTarget:
+        words = ("bench", "target", *((stack,) if stack else ()))
+        return from_json(ask(*words), BenchTarget, where=host)
+
+    def current() -> int | None:
+        try:
+            return look(generation.stack).generation.number
+        except StackctlError as error:
+            if error.exit_code == ExitCode.NOT_RUNNING:
+                return None
+            # The connection broke: what was measured until then is kept.
+            session.out.warn(f"whether it is still the same stack is not known: {error.message}")
+            return generation.number
+
+    found = look(stack)
+    generation, address = found.generation, urlsplit(found.url)
+    key = None
+    if generation.door is not None and generation.door.key:
+        text = ask("key", "show", generation.stack)
+        key = from_json(text, KeyReport, where=host).key
+    there = remote.box(host)
+    with (
+        there.forwarded(address.hostname or "127.0.0.1", address.port or 80) as clients,
+        there.forwarded("127.0.0.1", generation.plan.listens) as engine,
+    ):
+        session.out.step("bench", f"{generation.stack} of {host}, from here over ssh")
+        site = Site(
+            url=endpoint.base_url(clients),
+            engine_url=endpoint.base_url(engine),
+            key=key,
+            current=current,
+            box=host,
+        )
+        yield generation, found.slo, site
