@@ -73,6 +73,13 @@ def test_it_is_made_ready_once_and_then_nothing_changes(ready: Box) -> None:
     assert "cpuset" in given.split()
 
 
+def test_two_commands_make_it_serve_for_root(ready: Box) -> None:
+    _, up = ready.follow("")
+    assert "cpu is up (generation 1)" in up[1]
+    assert "ok" in stackctl(ready.vm, "root", "check")
+    stackctl(ready.vm, "root", "down")
+
+
 def test_it_serves_as_the_tutorial_says(ready: Box) -> None:
     for command, said in ready.follow("3. Serve"):
         if " up " in command:
