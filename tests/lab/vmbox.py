@@ -78,6 +78,8 @@ class Box:
     def __init__(self, vm: VM) -> None:
         """Prepare; the machine must have booted."""
         self.vm = vm
+        #: Functions of the shell that the reader has defined.
+        self._known = ""
         self._sections: dict[str, list[tuple[str, str]]] = {}
         vm.run(["sh", "-c", _MOVE_DATA], check=True)
         self.before = self.record()
@@ -96,17 +98,16 @@ class Box:
         """
         if section not in self._sections:
             done: list[tuple[str, str]] = []
-            known = ""
             for command in tutorial.commands(TUTORIAL)[section]:
                 if command.partition("\n")[0].endswith("{"):
-                    known += f"{command}\n"
+                    self._known += f"{command}\n"
                     continue
                 if " --host " in command:
                     words = ["script", "--quiet", "--return", "--command", command, "/dev/null"]
                     path = f"{program()}:{os.environ['PATH']}"
                     said = self.vm.client(words, env={"PATH": path}, input="y\n", timeout=1500)
                 else:
-                    said = self.vm.type(known + command, "y\n", user=USER, timeout=1500)
+                    said = self.vm.type(self._known + command, "y\n", user=USER, timeout=1500)
                 text = said.stdout.replace("\r\n", "\n")
                 assert said.returncode == 0, f"{command}\n{text}{said.stderr}"
                 done.append((command, text))
