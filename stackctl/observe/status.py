@@ -25,7 +25,7 @@ from stackctl.values.status import StackState, StackStatus, StatusReport
 
 _PROPERTIES = (
     "ActiveState", "SubState", "Result", "ExecMainStatus", "NRestarts", "StartLimitBurst",
-    "ActiveEnterTimestamp", "StateChangeTimestamp", "InactiveExitTimestampMonotonic",
+    "ActiveEnterTimestamp", "StateChangeTimestamp", "ExecMainStartTimestampMonotonic",
     "CPUUsageNSec", *DRIFT_PROPERTIES,
 )  # fmt: skip
 #: Seconds that the endpoint has for an answer.
@@ -207,9 +207,13 @@ def _why_failed(
 
 
 def _log(context: Context, generation: Generation, seen: Mapping[str, str]) -> list[str]:
-    """What the unit said since its last start began."""
+    """What the unit said since its engine was started last, or would have been.
+
+    Not since the unit began (InactiveExit): it does so anew when it only waits for another start,
+    after all that was said.
+    """
     since = time.time() - time.monotonic()
-    since += int(seen.get("InactiveExitTimestampMonotonic") or 0) / 1e6
+    since += int(seen.get("ExecMainStartTimestampMonotonic") or 0) / 1e6
     identifier = render.log_identifier(generation.stack, generation.number)
     return context.systemd.journal(generation.units.service, identifier, since=since)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from . import look
 from .card import TOOLKIT, cdi
 from .conftest import Seat
@@ -52,6 +54,7 @@ def test_provision_has_the_card_described_at_each_boot(card: Lab) -> None:
         card.run(["rm", "-rf", "/run/cdi", "/etc/cdi", "/etc/apt/sources.list.d/toolkit.list"])
 
 
+@pytest.mark.parametrize("user", ["lab"])
 def test_a_unit_waits_for_its_card_to_be_described(gpu: Seat, tiny: str) -> None:
     """As at a boot at which the driver is late. The whole of it, reboot included, is in test_vm."""
     look.put(gpu.lab, "/run/cdi/nvidia.json", cdi().encode())
@@ -72,6 +75,7 @@ def test_a_unit_waits_for_its_card_to_be_described(gpu: Seat, tiny: str) -> None
     # A file without this device: what podman says of it is what is told.
     gpu.systemctl("stop", service)
     look.put(gpu.lab, "/run/cdi/nvidia.json", cdi().replace('"0"', '"7"').encode())
+    gpu.systemctl("reset-failed", service, check=False)
     gpu.systemctl("start", service, check=False)
     look.wait_for("systemd gives up", lambda: state(gpu)[0] == "crash loop")
     _, cause, remedy = state(gpu)

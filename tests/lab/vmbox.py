@@ -72,6 +72,10 @@ def program() -> Path:
     return folder
 
 
+#: Colours, and what terminals need at the end of a line.
+_DRAWN = re.compile(r"\x1b\[[\d;]*[mK]|[\r\0]")
+
+
 class Box:
     """A stock machine, and what was recorded of it."""
 
@@ -108,7 +112,7 @@ class Box:
                     said = self.vm.client(words, env={"PATH": path}, input="y\n", timeout=1500)
                 else:
                     said = self.vm.type(self._known + command, "y\n", user=USER, timeout=1500)
-                text = said.stdout.replace("\r\n", "\n")
+                text = _DRAWN.sub("", said.stdout)
                 assert said.returncode == 0, f"{command}\n{text}{said.stderr}"
                 done.append((command, text))
             self._sections[section] = done
