@@ -16,7 +16,7 @@ import pytest
 
 from . import card
 from .look import wait_for
-from .test_vm import BOUND, MODELS, proven, up
+from .test_vm import BOUND, CPUS, MODELS, proven, up
 from .vmbox import SERVICE_USER, Box, results
 
 pytestmark = pytest.mark.vm
@@ -66,9 +66,9 @@ ONLY_THAT = ("-o", "Dir::Etc::sourcelist=/etc/apt/sources.list.d/toolkit.list",
              "-o", "Dir::Etc::sourceparts=-")  # fmt: skip
 SET_UP = f"""
 set -e
-ln -s $1/libnvidia-ml.so.1 /usr/lib/x86_64-linux-gnu/
+ln -sf $1/libnvidia-ml.so.1 /usr/lib/x86_64-linux-gnu/
 mkdir -p /usr/local/lib/python3.13/dist-packages
-ln -s $1/pynvml.py /usr/local/lib/python3.13/dist-packages/
+ln -sf $1/pynvml.py /usr/local/lib/python3.13/dist-packages/
 touch {card.DEVICE}
 systemctl enable --quiet lab-driver.service
 """
@@ -122,22 +122,21 @@ LOOK = "stackctl provision --only cdi says what is missing"
 
 
 @pytest.fixture
-def offline(carded: Box) -> Iterator[Callable[[str], None]]:
-    """Takes processors away; they are back afterwards."""
+def offline(carded: Box) -> Iterator[Callable[[], None]]:
+    """Takes the processor of the second node away; it is back afterwards."""
+    yield lambda: switch(carded, "0")
+    switch(carded, "1")
 
-    def take(cpus: str) -> None:
-        for cpu in cpus:
-            carded.root("sh", "-c", f"echo 0 >/sys/devices/system/cpu/cpu{cpu}/online")
 
-    yield take
-    for cpu in "123":
-        carded.root("sh", "-c", f"echo 1 >/sys/devices/system/cpu/cpu{cpu}/online")
+def switch(box: Box, to: str) -> None:
+    """Have the processor of the second node, or not."""
+    box.root("sh", "-c", f"echo {to} >/sys/devices/system/cpu/cpu{CPUS}/online")
 
 
 def test_a_node_that_loses_its_processors_while_a_stack_runs(
-    carded: Box, offline: Callable[[str], None]
+    carded: Box, offline: Callable[[], None]
 ) -> None:
-    offline("23")
+    offline()
     found = results(carded.json("root", "verify", "cpu", code=1))
     assert found["cpus"]["status"] == "fail", found
     assert found["cpus"]["remedy"], found["cpus"]
@@ -145,8 +144,7 @@ def test_a_node_that_loses_its_processors_while_a_stack_runs(
     done = carded.root("stackctl", "restart", "cpu", code=None)
     assert done.returncode in (1, 6), f"{done.stdout}{done.stderr}"
     assert "Traceback" not in done.stderr
-    for cpu in "23":
-        carded.root("sh", "-c", f"echo 1 >/sys/devices/system/cpu/cpu{cpu}/online")
+    switch(carded, "1")
     carded.root("stackctl", "restart", "cpu")
     assert proven(carded, "root") >= {"cpus", "memory", "locked"}
 

@@ -30,7 +30,8 @@ from . import vmtrees
 from .host import LabError, cache_root, locked, need, need_root, remove_tree, say
 
 USER = "lab"
-NODES, CPUS_A_NODE, GIB_A_NODE = 2, 2, 2
+# As many processors as emulate them: threads that wait by spinning would keep each other waiting.
+NODES, CPUS_A_NODE, GIB_A_NODE = 2, 1, 2
 _BOOT_S = 600
 # Below a mount namespace of its own, QEMU sees its tree and the folder of the machine only.
 _INSIDE = """\

@@ -55,6 +55,7 @@ grep -H . /sys/kernel/mm/transparent_hugepage/* /sys/devices/system/node/online 
 _RESTLESS = {
     r"hash \w+ var/lib/systemd/": "stamps of timers, the seed of the random numbers",
     r"\w+ var/lib/systemd/(timers|timesync)\b": "stamps of timers",
+    r"unit --system session-\d+\.scope": "the login that asks",
     r"sysctl fs\.(dentry-state|file-nr|inode-nr|inode-state|quota|aio-nr)": "counters",
     r"sysctl kernel\.(random\.|ns_last_pid|pty\.nr|perf_event_max_sample_rate)": "counters",
     r"\w+ (\w+ )?root/\.(bash_history|cache|lesshst)": "of root's shell",
@@ -72,8 +73,8 @@ def program() -> Path:
     return folder
 
 
-#: Colours, and what terminals need at the end of a line.
-_DRAWN = re.compile(r"\x1b\[[\d;]*[mK]|[\r\0]")
+#: Colours, what terminals need at the end of a line, and the end of what is typed.
+_DRAWN = re.compile(r"\x1b\[[\d;]*[mK]|[\r\0]|\^[@D]")
 
 
 class Box:
@@ -231,15 +232,32 @@ def ready(box: Box) -> Box:
     box.follow("1. Look")
     box.follow("2. Do")
     box.root("cp", f"{DATA}/models/tiny.gguf", MODEL)
-    # Stands for the registry, which cannot be reached: its image is in a store that is read only.
+    # Stands for the registry, which cannot be reached: the images are in stores to be read only.
     write = 'mkdir -p "${1%/*}" && cat >"$1"'
-    for user, target, more in (
-        (SERVICE_USER, f"/var/lib/{SERVICE_USER}/.config/containers/storage.conf", ""),
-        ("root", ROOT_STORAGE, _ROOTFUL),
-    ):
-        enter = ["sudo", "-u", user, "sh", "-c", write, "write", target]
-        box.vm.run(enter, input=_STORAGE.format(more=more, store=STORE), check=True)
+    for user, store, more in (("root", STORE, _ROOTFUL), (SERVICE_USER, _STORE_OF_IT, "")):
+        enter = ["sudo", "-u", user, "sh", "-c", write, "write", STORAGE[user]]
+        box.vm.run(enter, input=_STORAGE.format(more=more, store=store), check=True)
+    box.root("sh", "-c", _LEND_STORE, timeout=120)
     return box
+
+
+#: Files of the store are those of a rootless user with the number 1000.
+_STORE_OF_IT = f"/mnt/{SERVICE_USER}"
+_LEND_STORE = f"""
+set -e
+mkdir {_STORE_OF_IT}
+uid=$(id -u {SERVICE_USER})
+echo "{STORE} {_STORE_OF_IT} none bind,ro,nofail,X-mount.idmap=b:1000:$uid:1 0 0" >>/etc/fstab
+systemctl daemon-reload
+mount {_STORE_OF_IT}
+"""
+_TAKE_STORE = f"""
+set -e
+umount {_STORE_OF_IT}
+rmdir {_STORE_OF_IT}
+sed -i '\\, {_STORE_OF_IT} ,d' /etc/fstab
+systemctl daemon-reload
+"""
 
 
 @pytest.fixture(scope="session")
@@ -249,7 +267,10 @@ def served(ready: Box) -> Box:
     return ready
 
 
-ROOT_STORAGE = "/etc/containers/storage.conf"
+STORAGE = {
+    "root": "/etc/containers/storage.conf",
+    SERVICE_USER: f"/var/lib/{SERVICE_USER}/.config/containers/storage.conf",
+}
 _STORAGE = """\
 [storage]
 driver = "overlay"
@@ -257,3 +278,8 @@ driver = "overlay"
 additionalimagestores = ["{store}"]
 """
 _ROOTFUL = 'runroot = "/run/containers/storage"\ngraphroot = "/var/lib/containers/storage"\n'
+
+
+def give_back(box: Box) -> None:
+    """Take away what ``ready`` has put there besides the tutorial's."""
+    box.root("sh", "-c", _TAKE_STORE)
