@@ -17,7 +17,7 @@ import pytest
 from . import card
 from .look import wait_for
 from .test_vm import BOUND, CPUS, MODELS, proven, up
-from .vmbox import SERVICE_USER, Box, results
+from .vmbox import SERVICE_USER, Box, rest, results
 
 pytestmark = pytest.mark.vm
 USERS = (SERVICE_USER, "root")
@@ -106,6 +106,7 @@ def test_all_stacks_answer_after_a_boot_at_which_the_driver_is_late(carded: Box)
 def test_a_driver_that_never_comes_is_told_by_status(carded: Box) -> None:
     carded.root("systemctl", "disable", "--quiet", "lab-driver.service")
     carded.vm.reboot()
+    rest(carded)
     for user in USERS:
         wait_for_answer(carded, PORTS["cpu", user])
         seen = state(carded, user, "gpu-gguf")
