@@ -53,7 +53,14 @@ def carded(served: Box) -> Iterator[Box]:
     served.root("stackctl", "provision", "--yes", "--only=cdi", timeout=900)
     for user in USERS:
         up(served, user, *BOUND)
-        words = ["--set", f"image={IMAGE}", "--set", f"port={PORTS['gpu-gguf', user]}"]
+        words = [
+            "--set",
+            f"image={IMAGE}",
+            "--set",
+            "front_door=off",
+            "--set",
+            f"port={PORTS['gpu-gguf', user]}",
+        ]
         served.run(user, "stackctl", "up", "gpu-gguf", "--yes", "--model", MODELS[user], *words)
     yield served
     for user in USERS:
