@@ -197,12 +197,15 @@ def _measure(
     benches.prepare()
     # Two at once would measure each other.
     with lock.exclusive(paths.runtime / "bench.lock", f"bench {generation.stack}"):
-        done = Bench(
+        bench = Bench(
             session.out, generation, wish,
             site=site, slo=slo, timeout_s=timeout_s, aiperf=aiperf,
-        ).run()  # fmt: skip
-    report, failed = done.report, None
-    with uninterrupted():
+        )  # fmt: skip
+        interrupted = bench.measure()
+    failed = None
+    with uninterrupted():  # what was measured is kept
+        done = bench.result(interrupted=interrupted)
+        report = done.report
         try:
             number = benches.add(report, done.samples, generation.plan, generation.host)
             report = msgspec.structs.replace(report, id=number)
@@ -218,7 +221,7 @@ def _measure(
             raise click.exceptions.Exit(int(ExitCode.FAILED))
         failed.message = f"not stored: {failed.message}"
         raise failed
-    if done.interrupted:
+    if interrupted:
         session.out.note(f"interrupted: what was measured is bench {report.id}")
         raise click.exceptions.Exit(int(ExitCode.INTERRUPTED))
     if not report.complete or any(result.status == "fail" for result in report.results):
@@ -249,15 +252,20 @@ target.hidden = True
 def list_runs(session: Session, stack: str | None) -> None:
     """List the stored runs, of STACK or of all, newest first."""
     from stackctl.cli import benchtable
+    from stackctl.state.benches import Benches
     from stackctl.values.bench import BenchList
 
-    runs = _benches(session).runs(stack)
+    context = session.context(recover="no")
+    runs = Benches(context.paths.state).runs(stack)
+    if stack is not None and not runs:
+        pick_stack(context, stack)  # which tells of one that does not exist
     if session.out.json:
         session.out.data(BenchList(runs=runs))
     elif runs:
         benchtable.runs(session.out, runs)
     else:
-        session.out.note("nothing was measured yet: stackctl bench --quick")
+        words = "stackctl bench --quick" if stack is None else f"stackctl bench {stack} --quick"
+        session.out.note(f"nothing was measured yet: {words}")
 
 
 @verb("show")

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from stackctl.cli import remote
 from stackctl.cli.session import Session
+from stackctl.engines import engine as find_engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.health import endpoint
 from stackctl.observe.bench.site import Site
@@ -56,6 +57,13 @@ def target(
         there.forwarded(address.hostname or "127.0.0.1", address.port or 80) as clients,
         there.forwarded("127.0.0.1", generation.plan.listens) as engine,
     ):
+        # The box has just said that it is ready.
+        if endpoint.liveness(engine, find_engine(generation.plan.engine).health_path) != "ready":
+            raise StackctlError(
+                f"no port of {host} can be reached through ssh",
+                hint="its sshd must allow it (AllowTcpForwarding), or measure there: "
+                f"{remote.command(host)} bench",
+            )
         session.out.step("bench", f"{generation.stack} of {host}, from here over ssh")
         site = Site(
             url=endpoint.base_url(clients),
@@ -63,5 +71,6 @@ def target(
             key=key,
             current=current,
             box=host,
+            command=remote.command(host),
         )
         yield generation, found.slo, site

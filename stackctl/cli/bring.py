@@ -66,9 +66,9 @@ def _bring(
         text = f"{format_bytes(done)} of {format_bytes(len(data))} sent"
         out.progress("stackctl", text, elapsed_s=time.monotonic() - began)
 
-    keep = carry.arrive(target, "keep", str(len(data)))
+    keep = carry.arrive(target, "keep", str(len(data)), str(carry.unpacked_bytes(data)))
     path = stack.enter_context(there.lend(keep, data, progress))
-    instead = f", which has {seen.version}" if seen.version else ""
+    instead = f", which has {seen.version}," if seen.version else ""
     out.step(
         "stackctl",
         f"{__version__} is brought to {name}{instead} for this run ({format_bytes(len(data))})",
@@ -79,6 +79,15 @@ def _bring(
 
 def _sudo(there: ssh.Box) -> tuple[str, ...]:
     """The words before those that only root may run."""
+    name = there.destination
+    status, _, _ = there.ask("command -v sudo")
+    if status:
+        remote.require(there, status if status == ssh.FAILED else 0)
+        raise StackctlError(
+            f"provisioning changes the machine, which needs root, and {name} has no sudo",
+            hint="--host root@...; --dry-run shows what would be done",
+            exit_code=ExitCode.USAGE,
+        )
     if remote.on_terminal():
         return ("sudo",)
     status, _, _ = there.ask("sudo -n true")
@@ -86,7 +95,7 @@ def _sudo(there: ssh.Box) -> tuple[str, ...]:
         remote.require(there, status if status == ssh.FAILED else 0)
         raise StackctlError(
             "provisioning changes the machine, which needs root, and sudo does not let this user "
-            f"of {there.destination} without a password",
+            f"of {name} without a password",
             hint="from a terminal sudo asks for it; or --host root@...; --dry-run shows what would "
             "be done",
             exit_code=ExitCode.USAGE,

@@ -55,6 +55,7 @@ _NEWEST = (
     option("moe-backend", "NAME"), option("trust-remote-code no-trust-remote-code"),
     option("enable-prefix-caching no-enable-prefix-caching"),
     option("kv-cache-memory-bytes", "N"),
+    option("enable-prompt-tokens-details no-enable-prompt-tokens-details"),
 )  # fmt: skip
 
 
@@ -164,6 +165,9 @@ class Vllm:
         )
         options.append(
             Option("enable-prefix-caching", (), "a prompt's known beginning is not computed again")
+        )
+        options.append(
+            Option("enable-prompt-tokens-details", (), "answers tell what of it was in the cache")
         )
         quantized = request.model.quantization_method
         options.append(

@@ -167,7 +167,7 @@ class Box:
                 break
         else:
             raise StackctlError(
-                f"no port of {self.destination} can be reached through ssh",
+                f"ssh forwards no port to {self.destination}",
                 hint=f"ssh -N -L {port}:{address}:{port} {shlex.quote(self.destination)} must work",
             )
         try:

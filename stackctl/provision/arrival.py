@@ -24,13 +24,14 @@ from typing import NoReturn
 PREFIX = ".stackctl-brought-"
 
 
-def keep(size: int) -> None:
-    """Keep ``size`` bytes of stdin in a file, whose path is printed, until stdin ends."""
+def keep(size: int, room: int) -> None:
+    """Keep ``size`` bytes of stdin in a file, whose path is printed, until stdin ends; and refuse
+    where there is no room to unpack it to ``room`` bytes."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     data = sys.stdin.buffer.read(size)
     if len(data) < size:
         _fail(f"{len(data)} of {size} bytes arrived")
-    folder = _folder(size)
+    folder = _folder(size + room)
     path = f"{folder}/stackctl.zip"
     try:
         with open(path, "xb") as stream:  # noqa: PTH123 - pathlib costs time, and is not needed
@@ -114,6 +115,6 @@ def _fail(why: str) -> NoReturn:
 
 if __name__ == "__main__":
     if sys.argv[1] == "keep":
-        keep(int(sys.argv[2]))
+        keep(int(sys.argv[2]), int(sys.argv[3]))
     else:
         start(*sys.argv[2:])

@@ -132,6 +132,12 @@ def pack(target: Target, cache: Path, tell: Callable[[str], None]) -> bytes:
     return out.getvalue()
 
 
+def unpacked_bytes(data: bytes) -> int:
+    """What such an archive holds."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return sum(entry.file_size for entry in archive.infolist())
+
+
 def arrive(target: Target, *words: str) -> tuple[str, ...]:
     """The words that run a function of ``arrival`` there."""
     text = base64.b64encode(Path(arrival.__file__).read_bytes()).decode()

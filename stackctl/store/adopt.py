@@ -108,7 +108,7 @@ def remove(record: StoredModel, manifest: Manifest) -> int:
         others = {
             file.name
             for other in manifest.all()
-            if other != record and other.folder == record.folder
+            if other.source != record.source and other.folder == record.folder
             for file in other.files
         }
         mine = {file.name: Path(file.path).name for file in record.files if file.name not in others}

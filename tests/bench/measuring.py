@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import statistics
@@ -22,6 +23,7 @@ HERE = Path(__file__).parent
 STREAMS, FIRST_S, GAP_S, PIECES = 64, 0.1, 0.02, 200
 #: What RamaLama 0.25 starts on a machine of up to four processors (`ramalama --dryrun serve`).
 RAMALAMA = ("--no-warmup", "--temp", "0.8", "--threads", "4")
+ONE_THREAD = ("--set", "engine_args.threads=1", "--set", "engine_args.threads-batch=1")
 OTHERS = {"llama-server's defaults": (9101, ()), "RamaLama's choice": (9102, RAMALAMA)}
 _SENT = re.compile(rb'"content": "([0-9.]+)"')
 
@@ -58,14 +60,21 @@ def client() -> None:
 
 
 def timings(rounds: int) -> None:
-    """Our tok/s against llama-server's own of the same requests, and aiperf's where it is here."""
+    """Our tok/s against llama-server's own of the same requests, and aiperf's where it is here.
+
+    The engine has a processor of its own: a client that takes time from it measures another engine.
+    """
     aiperf = shutil.which("aiperf")
+    first, *others = sorted(os.sched_getaffinity(0))
+    assert others, "engine and client need a processor each"
     with Lab() as lab:
-        url, served, _ = _up(lab, "latency")
+        url, served, _ = _up(lab, "latency", *ONE_THREAD)
+        (pid,) = lab.run(["pgrep", "-x", "llama-server"], check=True).stdout.split()
+        lab.run(["taskset", "--all-tasks", "--pid", "--cpu-list", str(first), pid], check=True)
         spec = {"targets": {"stackctl": [url, served]}, "rounds": rounds, "concurrency": 1,
                 "prompt": 256, "output": 128, "aiperf": aiperf,
                 "requests": 5 if aiperf else 1}  # fmt: skip
-        found = _ask(lab, spec)
+        found = _ask(lab, spec, cpus=others)
     ours = found["stackctl"]
     print(f"\n{'tok/s, the same requests':<40}{'STACKCTL':>9}{'THEIRS':>9}{'RATIO':>8}  AIM")
     pairs = [(a / b) for a, b in zip(ours["tok_s"], ours["engine_tok_s"], strict=True)]
@@ -126,10 +135,10 @@ def _agreement(
     )  # fmt: skip
 
 
-def _up(lab: Lab, objective: str) -> tuple[str, str, int]:
+def _up(lab: Lab, objective: str, *more: str) -> tuple[str, str, int]:
     """Start stackctl's own: where it listens (the engine itself), its model, its slots."""
     words = ["stackctl", "up", "cpu", "--objective", objective, "--model", f"file:{MODEL_PATH}",
-             "--yes", "--soak", "0s", "--set", "slo.ttft_s=6000"]  # fmt: skip
+             "--yes", "--soak", "0s", "--set", "slo.ttft_s=6000", *more]  # fmt: skip
     lab.run(words, timeout=300, check=True)
     told = json.loads(lab.run(["stackctl", "status", "--json"], timeout=120, check=True).stdout)
     number = told["stacks"][0]["generation"]
@@ -151,15 +160,17 @@ def _serve(lab: Lab, name: str, port: int, options: Sequence[str]) -> None:
         time.sleep(0.5)
 
 
-def _ask(lab: Lab, spec: Mapping[str, Any]) -> Any:
-    """Run asking.py here, in the lab's network.
+def _ask(lab: Lab, spec: Mapping[str, Any], *, cpus: Sequence[int] = ()) -> Any:
+    """Run asking.py here, in the lab's network, on those processors (or all).
 
     All engines go before other work on this machine, alike: their threads wait for each other, and
     one that gets no processor makes a minute of a second.
     """
     for pid in lab.run(["pgrep", "-x", "llama-server"]).stdout.split():
         lab.run(["sh", "-c", f"echo -20 >/proc/{pid}/autogroup"])
-    words = ["nsenter", "--target", str(lab.pid), "--net", sys.executable, str(HERE / "asking.py")]
+    pinned = ["taskset", "--cpu-list", ",".join(map(str, cpus))] if cpus else []
+    words = ["nsenter", "--target", str(lab.pid), "--net", *pinned]
+    words += [sys.executable, str(HERE / "asking.py")]
     done = subprocess.run(
         words, input=json.dumps(spec), capture_output=True, text=True, timeout=1800, check=True
     )

@@ -140,6 +140,8 @@ ParallelConfig:
 CacheConfig:
   --enable-prefix-caching, --no-enable-prefix-caching
                         Whether to enable prefix caching.
+  --enable-prompt-tokens-details, --no-enable-prompt-tokens-details
+                        Whether usage tells the details of prompt tokens.
   --gpu-memory-utilization GPU_MEMORY_UTILIZATION
                         The fraction of GPU memory to be used. (default: 0.92)
   --kv-cache-dtype {auto,bfloat16,fp8,fp8_e4m3,fp8_e5m2,nvfp4}

@@ -20,6 +20,9 @@ __all__ = ["needs_a_door"]
 UP = ("up", "cpu-latency", "--yes", "--soak", "0s", "--set", "api_key=true", "--model")
 #: Small enough for seconds, long enough for a speed.
 SHORT = ("--prompt", "256", "--output", "32", "--requests", "2")
+#: Some 15 s of requests, and the tokens after which some are answered: the warm-up is 72.
+LONG = ("bench", "--prompt", "64", "--output", "32", "--requests", "200")
+WELL = 200
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +40,13 @@ def bench(seat: Seat, *words: str, code: int | None = 0) -> dict[str, Any]:
     done = seat.stackctl("bench", *words, "--json", code=code, timeout=200)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+def generated(seat: Seat) -> int:
+    """Tokens that the engine has generated since its start."""
+    port = look.record(seat, 1)["plan"]["engine_port"]
+    said = seat.run("curl", "-s", f"http://127.0.0.1:{port}/metrics").stdout
+    return int(float(re.findall(r"^llamacpp:tokens_predicted_total (\S+)", said, re.M)[0]))
 
 
 def test_a_run_is_measured_stored_shown_and_compared(seat: Seat) -> None:
@@ -106,17 +116,9 @@ def test_a_run_is_measured_stored_shown_and_compared(seat: Seat) -> None:
 
 def test_ctrl_c_keeps_what_was_measured(seat: Seat) -> None:
     runs = json.loads(seat.stackctl("bench", "list", "--json").stdout)["runs"]
-    port = look.record(seat, 1)["plan"]["engine_port"]
-
-    def generated() -> int:
-        said = seat.run("curl", "-s", f"http://127.0.0.1:{port}/metrics").stdout
-        return int(float(re.findall(r"^llamacpp:tokens_predicted_total (\S+)", said, re.M)[0]))
-
-    begun = generated()
-    words = ["stackctl", "bench", "--prompt", "64", "--output", "32", "--requests", "200"]
-    with seat.lab.spawn(words, user=seat.user) as process:
-        # The warm-up is 72 tokens.
-        look.wait_for("some answers", lambda: generated() > begun + 200, step=0.2)
+    begun = generated(seat)
+    with seat.lab.spawn(["stackctl", *LONG], user=seat.user) as process:
+        look.wait_for("some answers", lambda: generated(seat) > begun + WELL, step=0.2)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
@@ -131,9 +133,27 @@ def test_ctrl_c_keeps_what_was_measured(seat: Seat) -> None:
     bench(seat, "--prompt", "64", "--output", "16", "--requests", "1", "--prefix", "uncached")
 
 
-def test_one_at_a_time(seat: Seat) -> None:
-    words = ["stackctl", "bench", "--prompt", "64", "--output", "32", "--requests", "200"]
+def test_an_engine_that_is_killed_costs_the_requests_that_it_served(seat: Seat) -> None:
+    begun, pid = generated(seat), look.engine_pid(seat)
+    words = ["stackctl", *LONG[:-1], "40", "--prefix", "uncached", "--json"]
     with seat.lab.spawn(words, user=seat.user) as process:
+        look.wait_for("some answers", lambda: generated(seat) > begun + WELL, step=0.2)
+        seat.lab.run(["kill", "-9", str(pid)], check=True)
+        out, err = process.communicate(timeout=150)
+    assert process.returncode == 1, err
+    found = json.loads(out)
+    # The front door holds the others until systemd has started it again.
+    (cell,) = found["cells"]
+    assert cell["failed"] == 1 and cell["requests"] == 40
+    (requests,) = (result for result in found["results"] if result["name"] == "requests")
+    assert requests["status"] == "fail"
+    assert (
+        found["id"] == json.loads(seat.stackctl("bench", "list", "--json").stdout)["runs"][0]["id"]
+    )
+
+
+def test_one_at_a_time(seat: Seat) -> None:
+    with seat.lab.spawn(["stackctl", *LONG], user=seat.user) as process:
         lock = f"{seat.runtime}/bench.lock"
         look.wait_for("the lock", lambda: look.exists(seat.lab, lock))
         done = seat.stackctl("bench", "--quick", code=7)
@@ -183,5 +203,6 @@ def test_what_does_not_run_is_not_measured(seat: Seat) -> None:
     look.assert_error(seat.stackctl("bench", code=3), "no stack is up")
     # What was measured stays.
     assert json.loads(seat.stackctl("bench", "list", "--json").stdout)["runs"]
+    look.assert_error(seat.stackctl("bench", "list", "other", code=4), "other")
     seat.run("rm", f"{seat.state}/benches.sqlite")
     look.assert_clean(seat)

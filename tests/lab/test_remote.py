@@ -250,7 +250,7 @@ def test_a_stack_is_measured_from_here(one: Seat, caller: Caller, tiny: str) -> 
         assert shown.count("cpu 1 of lab@box") == 2
         assert "nothing was measured" in one.stackctl("bench", "list").stderr
         # Interrupted it gives its ports back as well.
-        with caller.spawn(*words, "--output", "4000", "--requests", "500") as process:
+        with caller.spawn(*words, "--output", "500", "--requests", "50") as process:
             look.wait_for("ports are open", lambda: len(open_ports(caller.lab)) > len(before))
             process.send_signal(signal.SIGINT)
             assert process.wait(60) == 130

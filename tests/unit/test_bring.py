@@ -183,7 +183,7 @@ def here() -> Target:
 def kept(here: Target, tmp_path: Path) -> Iterator[tuple[str, str]]:
     """What was sent, at its place: path and hash. Gone with who sent it."""
     data = carry.pack(here, tmp_path / "cache", print)
-    words = carry.arrive(here, "keep", str(len(data)))
+    words = carry.arrive(here, "keep", str(len(data)), str(carry.unpacked_bytes(data)))
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write(data)
@@ -241,17 +241,14 @@ def test_only_what_was_sent_is_run(kept: tuple[str, str], here: Target) -> None:
 
 
 def test_half_of_it_is_not_kept(here: Target) -> None:
-    words = carry.arrive(here, "keep", "1000")
+    words = carry.arrive(here, "keep", "1000", "0")
     done = subprocess.run(words, input=b"x" * 500, capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (6, b"")
     assert b"500 of 1000 bytes arrived" in done.stderr
 
 
 def test_a_box_without_room(here: Target) -> None:
-    code = "import sys; from stackctl.provision import arrival; arrival._folder(2**60)"
-    done = subprocess.run(
-        [here.python, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, timeout=60,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 6
-    assert "nor /var/tmp has 1099511627776 MiB left for programs" in done.stderr
+    words = carry.arrive(here, "keep", "1", str(2**60))
+    done = subprocess.run(words, input=b"x", capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (6, b"")
+    assert b"nor /var/tmp has 1099511627776 MiB left for programs" in done.stderr

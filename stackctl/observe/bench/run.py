@@ -35,11 +35,10 @@ _TOKENIZER_S = 30
 
 @dataclass(frozen=True)
 class Run:
-    """A report and every request that it is made of. ``interrupted``: by the user."""
+    """A report and every request that it is made of."""
 
     report: BenchReport
     samples: tuple[Sample, ...]
-    interrupted: bool = False
 
 
 @dataclass
@@ -88,32 +87,24 @@ class Bench:
         self._began = time.perf_counter()
         self._prompts = Prompts(self._count)
         self._tokenizer = True
+        self._streams = Streams(site.url, key=site.key)
 
-    def run(self) -> Run:
-        """Measure all cells, or those that an interrupt leaves time for.
+    def measure(self) -> bool:
+        """Measure all cells, or those that an interrupt leaves time for; whether there was one.
 
         Raises:
-            StackctlError: nothing answers, or the stack was changed meanwhile.
+            StackctlError: nothing answers.
             KeyboardInterrupt: before anything was measured.
         """
-        interrupted = False
-        with Streams(self._site.url, key=self._site.key) as streams:
+        with self._streams as streams:
             try:
                 self._measure(streams)
             except KeyboardInterrupt:
                 self._cells = [cell for cell in self._cells if cell.replies]
                 if not any(len(cell.replies) > len(cell.failed) for cell in self._cells):
                     raise
-                interrupted = True
-        current = self._site.current()
-        # One that was taken down meanwhile was measured until then.
-        if current not in (None, self._generation.number):
-            raise StackctlError(
-                f"generation {self._generation.number} was replaced by {current} while it "
-                "was measured: the figures are of neither",
-                hint=f"stackctl bench {self._generation.stack}",
-            )
-        return self._run(streams, interrupted)
+                return True
+        return False
 
     def _measure(self, streams: Streams) -> None:
         pace = self._warm_up(streams)
@@ -225,7 +216,7 @@ class Bench:
         if reply.error is not None:
             raise StackctlError(
                 f"{self._generation.stack} does not answer: {reply.error}",
-                hint=f"stackctl check {self._generation.stack}",
+                hint=f"{self._site.command} check {self._generation.stack}",
             )
         return reply
 
@@ -259,8 +250,17 @@ class Bench:
         self._tokenizer = False
         return None
 
-    def _run(self, streams: Streams, interrupted: bool) -> Run:
+    def result(self, *, interrupted: bool) -> Run:
+        """What was measured. Raises StackctlError when the stack was changed meanwhile."""
         plan, generation = self._plan, self._generation
+        current = self._site.current()
+        # One that was taken down meanwhile was measured until then.
+        if current not in (None, generation.number):
+            raise StackctlError(
+                f"generation {generation.number} was replaced by {current} while it "
+                "was measured: the figures are of neither",
+                hint=f"{self._site.command} bench {generation.stack}",
+            )
         parameters = plan.model.parameters
         cells = tuple(
             figures.cell(cell, slo=self._slo, parameters=parameters) for cell in self._cells
@@ -271,7 +271,7 @@ class Bench:
             for reply in cell.replies
         )
         gaps = [cell.itl_ms.p50 for cell in cells if cell.itl_ms]
-        client = None if self._aiperf else _client(streams, min(gaps, default=None))
+        client = None if self._aiperf else _client(self._streams, min(gaps, default=None))
         done = len(self._cells) == len(self._shapes)
         whole = done and all(len(cell.replies) == cell.planned for cell in self._cells)
         report = BenchReport(
@@ -296,7 +296,7 @@ class Bench:
             client=client,
             cells=cells,
         )
-        return Run(report, samples, interrupted)
+        return Run(report, samples)
 
 
 def _client(streams: Streams, gap_ms: float | None) -> Client:

@@ -21,7 +21,7 @@ class Site:
     """``url`` is where clients ask, ``engine_url`` the engine itself, ``key`` what the door wants.
 
     ``current`` says which generation is installed by now (None: none); ``box`` is the machine where
-    the stack runs, when that is another one.
+    the stack runs, when that is another one, and ``command`` how a command for it begins.
     """
 
     url: str
@@ -29,6 +29,7 @@ class Site:
     key: str | None
     current: Callable[[], int | None]
     box: str | None = None
+    command: str = "stackctl"
 
 
 def of(context: Context, generation: Generation) -> Site:
