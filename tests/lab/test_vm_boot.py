@@ -65,6 +65,7 @@ def carded(served: Box) -> Iterator[Box]:
     yield served
     for user in USERS:
         served.run(user, "stackctl", "down", "gpu-gguf", code=None)
+    served.root("stackctl", "down", "cpu", code=None)
     served.root("stackctl", "provision", "--undo", "--yes", "--only=cdi", timeout=900)
     served.root("sh", "-c", CLEAN_UP, "clean-up", PLACE)
 
