@@ -84,7 +84,8 @@ CLEAN_UP = f"""
 systemctl disable --quiet lab-driver.service
 rm -f {card.DEVICE} /etc/systemd/system/lab-driver.service /etc/apt/sources.list.d/toolkit.list
 rm -f /usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1
-rm -f /usr/local/lib/python3.13/dist-packages/pynvml.py
+rm -rf /usr/local/lib/python3.13/dist-packages/pynvml.py \\
+    /usr/local/lib/python3.13/dist-packages/__pycache__
 rm -rf "$1" /run/cdi
 systemctl daemon-reload
 """

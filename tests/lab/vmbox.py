@@ -41,7 +41,7 @@ find etc usr/local usr/lib/systemd opt srv root home var/lib -xdev -type f -prin
 dpkg-query -W -f 'package ${Package} ${Version} ${Status}\n'
 apt-mark showmanual | sed 's/^/manual /'; apt-mark showhold | sed 's/^/hold /'
 for scope in --system --global; do
-    systemctl $scope list-unit-files --no-legend --no-pager --plain | sed "s/^/unit $scope /"
+    systemctl $scope list-unit-files --no-legend --no-pager --plain | tr -s ' ' | sed "s/^/unit $scope /"
 done
 for user in 0 1000; do
     systemctl show "user@$user.service" -p LimitMEMLOCK,DelegateControllers | sed "s/^/user $user /"
@@ -56,6 +56,7 @@ _RESTLESS = {
     r"hash \w+ var/lib/systemd/": "stamps of timers, the seed of the random numbers",
     r"\w+ var/lib/systemd/(timers|timesync)\b": "stamps of timers",
     r"unit --system session-\d+\.scope": "the login that asks",
+    r"sysctl vm\.user_reserve_kbytes": "by the memory that is free at boot",
     r"sysctl fs\.(dentry-state|file-nr|inode-nr|inode-state|quota|aio-nr)": "counters",
     r"sysctl kernel\.(random\.|ns_last_pid|pty\.nr|perf_event_max_sample_rate)": "counters",
     r"\w+ (\w+ )?root/\.(bash_history|cache|lesshst)": "of root's shell",
