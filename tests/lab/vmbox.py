@@ -41,7 +41,8 @@ find etc usr/local usr/lib/systemd opt srv root home var/lib -xdev -type f -prin
 dpkg-query -W -f 'package ${Package} ${Version} ${Status}\n'
 apt-mark showmanual | sed 's/^/manual /'; apt-mark showhold | sed 's/^/hold /'
 for scope in --system --global; do
-    systemctl $scope list-unit-files --no-legend --no-pager --plain | tr -s ' ' | sed "s/^/unit $scope /"
+    systemctl $scope list-unit-files --no-legend --no-pager --plain |
+        sed "s/  */ /g; s/^/unit $scope /"
 done
 for user in 0 1000; do
     systemctl show "user@$user.service" -p LimitMEMLOCK,DelegateControllers | sed "s/^/user $user /"
