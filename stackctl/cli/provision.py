@@ -70,7 +70,8 @@ def command(
     never overruled. Firmware settings are only spoken of. Exits 6 when something was refused.
     """
     _require_items(only)
-    if os.geteuid() != 0 and not dry_run:
+    # What was there before is on record for root alone.
+    if os.geteuid() != 0 and (undo or not dry_run):
         _become_root()
     if undo:
         _undo(session, only, dry_run)

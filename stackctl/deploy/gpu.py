@@ -7,18 +7,23 @@ from collections.abc import Sequence
 
 import msgspec
 
+from stackctl.engines.engine import Failure
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import podman
 from stackctl.probe.doctor_gpu import DEFAULT_CUDA, gpu_findings
+from stackctl.units import devicewait
 from stackctl.values.host import Gpu, Host
 from stackctl.values.plan import Plan
 from stackctl.values.result import Result
 
 _GENERATE = "sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
+_UNRESOLVABLE = r"unresolvable CDI devices? (?P<name>\S+)"
+_NO_DEVICE = "podman finds no device {name} in the CDI files that it can read"
+#: Of a machine that had the file, and at this boot has not.
+_LOOK = "stackctl provision --only cdi says what is missing"
 #: Words of podman and crun, what they mean for a device, and what helps.
 _PROOFS = (
-    (r"unresolvable CDI devices? (?P<name>\S+)",
-     "podman finds no device {name} in the CDI files that it can read", _GENERATE),
+    (_UNRESOLVABLE, _NO_DEVICE, _GENERATE),
     (r"(?P<name>/\S+nvidia-c(di|tk)\S*)|error (executing|running) hook",
      "the hook that a CDI file names fails",
      f"install nvidia-container-toolkit, then: {_GENERATE}"),
@@ -96,6 +101,18 @@ def prove(image: str, gpus: tuple[Gpu, ...]) -> None:
     said = done.stderr.strip()
     cause, remedy = explain(said)
     raise StackctlError(cause, details=said.splitlines()[-2:], hint=remedy, exit_code=ExitCode.HOST)
+
+
+def failure(lines: Sequence[str], *, waits: bool = False) -> Failure | None:
+    """Why a unit's container got no GPU, by the unit's log; with ``waits`` also why not yet."""
+    kind = devicewait.missing(lines, waits=waits)
+    if kind is not None:
+        cause = f"no file in /etc/cdi or /run/cdi describes {kind}"
+        return Failure(cause, cause, _LOOK)
+    for line in reversed(lines):
+        if match := re.search(_UNRESOLVABLE, line):
+            return Failure(_NO_DEVICE.format(name=match["name"].rstrip(",;:")), line.strip(), _LOOK)
+    return None
 
 
 def explain(said: str) -> tuple[str, str]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from stackctl.deploy import gpu
 from stackctl.deploy.context import Context
 from stackctl.engines import engine as find_engine
 from stackctl.engines.engine import Engine, Failure
@@ -211,7 +212,7 @@ def explain(
     asked = time.monotonic()
     lines = _log(context, generation, since)
     # The journal is written a little later than the state changes.
-    while (known := engine.failure(lines)) is None:
+    while (known := gpu.failure(lines) or engine.failure(lines)) is None:
         if time.monotonic() - asked > (_JOURNAL_S if lines else _SILENT_JOURNAL_S):
             break
         time.sleep(_MOST_POLL_S)

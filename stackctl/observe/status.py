@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from stackctl.deploy import install
+from stackctl.deploy import gpu, install
 from stackctl.deploy.context import Context
 from stackctl.deploy.guardtimer import TIMER
 from stackctl.deploy.start import cause_of
@@ -25,11 +25,13 @@ from stackctl.values.status import StackState, StackStatus, StatusReport
 
 _PROPERTIES = (
     "ActiveState", "SubState", "Result", "ExecMainStatus", "NRestarts", "StartLimitBurst",
-    "ActiveEnterTimestamp", "StateChangeTimestamp", "InactiveExitTimestampMonotonic",
+    "ActiveEnterTimestamp", "StateChangeTimestamp", "ExecMainStartTimestampMonotonic",
     "CPUUsageNSec", *DRIFT_PROPERTIES,
 )  # fmt: skip
 #: Seconds that the endpoint has for an answer.
 _ANSWER_S = 2
+#: No cause, and no remedy.
+_NOTHING = (None, None)
 _SAYS = {
     "loading": "it says that it loads its model",
     "unwell": "it says that its engine has ended",
@@ -115,9 +117,12 @@ def _status(
     door = generation.door
     door_state = units[door_service(generation.stack)].get("ActiveState") if door else None
     container = containers.get(generation.units.container)
-    state, cause = _state(context, generation, seen)
+    state, cause, remedy = _state(context, generation, seen)
     if state == "ready" and door is not None and door_state != "active":
         state, cause = "not answering", "the front door is not open"
+    if state not in ("ready", "starting"):
+        again = f"stackctl restart {generation.stack}"
+        remedy = f"{remedy}; then {again}" if remedy else again
     restarts = seen.get("NRestarts", "")
     active = seen.get("ActiveState") == "active"
     return StackStatus(
@@ -128,7 +133,7 @@ def _status(
         generation=generation.number,
         state=state,
         cause=cause,
-        remedy=None if state in ("ready", "starting") else f"stackctl restart {generation.stack}",
+        remedy=remedy,
         unit=generation.units.service,
         unit_state=seen.get("ActiveState"),
         container=generation.units.container,
@@ -151,20 +156,34 @@ def _status(
 
 def _state(
     context: Context, generation: Generation, seen: Mapping[str, str]
-) -> tuple[StackState, str | None]:
-    """The state, and why where it is not well."""
+) -> tuple[StackState, str | None, str | None]:
+    """The state, why where it is not well, and what helps besides another start."""
     match seen.get("ActiveState"):
         case "activating" | "reloading":
+            if seen.get("SubState") == "start-pre":
+                return _waiting(context, generation, seen)
             failing = seen.get("SubState") == "auto-restart" or seen.get("NRestarts", "0") != "0"
-            return "starting", _why_failed(context, generation, seen) if failing else None
+            return "starting", *(_why_failed(context, generation, seen) if failing else _NOTHING)
         case "failed":
-            why = _why_failed(context, generation, seen)
+            why, remedy = _why_failed(context, generation, seen)
             starts = _gave_up_after(seen)
-            return ("crash loop", f"gave up after {starts}: {why}") if starts else ("failed", why)
+            if starts:
+                return "crash loop", f"gave up after {starts}: {why}", remedy
+            return "failed", why, remedy
         case "active":
-            return _answering(context, generation, seen)
+            return *_answering(context, generation, seen), None
         case _:
-            return "stopped", None
+            return "stopped", *_NOTHING
+
+
+def _waiting(
+    context: Context, generation: Generation, seen: Mapping[str, str]
+) -> tuple[StackState, str | None, str | None]:
+    """Of a unit that has not begun to start its engine: what it waits for, if anything."""
+    known = gpu.failure(_log(context, generation, seen), waits=True)
+    if known is None:
+        return "starting", *_NOTHING
+    return "starting", f"waits for its GPU: {known.cause}", known.remedy
 
 
 def _gave_up_after(seen: Mapping[str, str]) -> str | None:
@@ -177,12 +196,26 @@ def _gave_up_after(seen: Mapping[str, str]) -> str | None:
     return None
 
 
-def _why_failed(context: Context, generation: Generation, seen: Mapping[str, str]) -> str:
+def _why_failed(
+    context: Context, generation: Generation, seen: Mapping[str, str]
+) -> tuple[str, str | None]:
+    """Why a start failed, and what would help where only the machine lacks something."""
+    lines = _log(context, generation, seen)
+    if known := gpu.failure(lines):
+        return known.cause, known.remedy
+    return cause_of(engine(generation.plan.engine).failure(lines), seen), None
+
+
+def _log(context: Context, generation: Generation, seen: Mapping[str, str]) -> list[str]:
+    """What the unit said since its engine was started last, or would have been.
+
+    Not since the unit began (InactiveExit): it does so anew when it only waits for another start,
+    after all that was said.
+    """
     since = time.time() - time.monotonic()
-    since += int(seen.get("InactiveExitTimestampMonotonic") or 0) / 1e6
+    since += int(seen.get("ExecMainStartTimestampMonotonic") or 0) / 1e6
     identifier = render.log_identifier(generation.stack, generation.number)
-    lines = context.systemd.journal(generation.units.service, identifier, since=since)
-    return cause_of(engine(generation.plan.engine).failure(lines), seen)
+    return context.systemd.journal(generation.units.service, identifier, since=since)
 
 
 def _answering(

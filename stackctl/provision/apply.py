@@ -24,6 +24,7 @@ from stackctl.values.provision import (
 )
 
 _AGAIN = "what is done is on record: stackctl provision goes on from here, --undo takes it back"
+_STAYS = "it stays to take back the rest later; all the same: --undo --only stackctl"
 #: Items without which a stack that runs would stop, or not start again.
 _CARRYING = frozenset({"podman", "service-user", "subids", "linger", "cdi"})
 
@@ -80,6 +81,9 @@ def undo(
     stay: list[tuple[str, str]] = []
     done = taken_back(store, items)
     for number, one in enumerate(done):
+        if isinstance(one.change, ProgramChange) and stay:
+            stay.append((one.item, _STAYS))
+            continue
         report.progress(one.item, "goes back to what it was")
         try:
             with uninterrupted():

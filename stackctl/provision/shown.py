@@ -97,10 +97,12 @@ def command(change: Change) -> tuple[str, ...]:
             whose = ("--owner", owner, "--group", owner) if owner else ()
             return ("install", "--directory", "--mode=0755", *whose, path)
         case AccountChange(user=user, home=home):
+            # Not --system: journald keeps a log apart for ordinary users only, and who may not read
+            # what its stacks say is told no cause of anything. Its ids are an item of their own.
             return (
-                "useradd", "--system", "--user-group", "--create-home", "--home-dir", home,
-                "--skel", "/nonexistent", "--shell", "/usr/sbin/nologin",
-                "--comment", "stacks of stackctl", user,
+                "useradd", "--key", "SUB_UID_COUNT=0", "--key", "SUB_GID_COUNT=0",
+                "--user-group", "--create-home", "--home-dir", home, "--skel", "/nonexistent",
+                "--shell", "/usr/sbin/nologin", "--comment", "stacks of stackctl", user,
             )  # fmt: skip
         case SubidsChange(user=user, uid=uid, gid=gid, count=count):
             words: list[str] = []

@@ -23,8 +23,9 @@ ADMIN = "admin"
 #: The file of key digests in the door's folder, one a line (values.door.key_digest).
 KEYS = "keys"
 
-#: Seconds: HAProxy starts in well under one; a crash is followed by a start as soon as that.
-_START_TIMEOUT_S = 30
+#: Seconds: HAProxy starts in well under one, but at boot beside all engines, whose starts have no
+#: end that is near; a crash is followed by a start as soon as that.
+_START_TIMEOUT_S = 300
 _RESTART_PAUSE_S = 1
 
 #: Besides /v1/ and health, what clients of llama-server and vLLM use; read from their route tables.

@@ -17,7 +17,7 @@ from stackctl.engines import mounts
 from stackctl.engines.engine import CACHE
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.resources import data_folder
-from stackctl.units import healthcheck, quoting
+from stackctl.units import devicewait, healthcheck, quoting
 from stackctl.units.quadlet import Keys, parse_version
 from stackctl.values.claim import Claim
 from stackctl.values.host import UNLIMITED
@@ -88,6 +88,7 @@ def render(plan: Plan, target: Target, generation: int, unit: str | None = None)
     engine = find_engine(plan.engine)
     health_path = engine.health_path
     shared = [(source, inside, "ro") for source, inside in mounts.mounts(plan.model)]
+    waits_s = devicewait.WAIT_S if target.devices else 0
     compiles = engine.compiles == "everywhere" or plan.placement.gpus
     cache = target.cache if compiles else None
     if cache is not None:
@@ -100,6 +101,7 @@ def render(plan: Plan, target: Target, generation: int, unit: str | None = None)
         arguments=(*target.program, *plan.argv[1:]),
         mounts=[(source, quoting.volume(source, inside, mode)) for source, inside, mode in shared],
         devices=target.devices,
+        wait=quoting.words(devicewait.command(target.devices)) if target.devices else None,
         cache=None if cache is None else quoting.words(_levels(cache)),
         shm=None if engine.shm_bytes is None else str(engine.shm_bytes),
         startup=healthcheck.startup_command(plan.listens, health_path),
@@ -111,7 +113,7 @@ def render(plan: Plan, target: Target, generation: int, unit: str | None = None)
         restarts=RESTARTS,
         restart_pause=RESTART_PAUSE_S,
         # Must be longer than all the attempts that it counts, or it never trips.
-        restart_window=(RESTARTS + 1) * (plan.timing.ceiling_s + RESTART_PAUSE_S),
+        restart_window=(RESTARTS + 1) * (plan.timing.ceiling_s + RESTART_PAUSE_S + waits_s),
         key=keys.key,
         argument=keys.argument,
         podman_args=keys.podman_args,

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from . import card as cards
 from .host import LabError, need_root
 from .lab import STORE_USERS, Lab
 from .tinymodel import tiny_model
+from .vmbox import box, ready, served, vm  # noqa: F401 - one machine for all modules
 
 HERE = Path(__file__).parent
 # Names that a program gives to files which it is still writing.
@@ -192,6 +194,30 @@ def tiny(lab: Lab) -> str:
     target.write_bytes(tiny_model())
     target.chmod(0o644)
     return f"file:{path}"
+
+
+@pytest.fixture(scope="session")
+def card(lab: Lab) -> Lab:
+    """The lab with the card's library, the Python package that asks it, and the driver's device."""
+    from . import look
+
+    folder = cards.build()
+    library, package = (folder / name for name in ("libnvidia-ml.so.1", "pynvml.py"))
+    look.put(lab, f"/usr/lib/{library.name}", library.read_bytes(), mode=0o755)
+    python = lab.run(["python3", "-c", "import sys; print(*sys.version_info[:2], sep='.')"])
+    packages = f"/usr/local/lib/python{python.stdout.strip()}/dist-packages"
+    look.put(lab, f"{packages}/{package.name}", package.read_bytes())
+    look.put(lab, cards.DEVICE, b"")
+    look.put(lab, cards.LIBRARY, b"not really\n")
+    return lab
+
+
+@pytest.fixture
+def gpu(card: Lab, seat: Seat) -> Iterator[Seat]:
+    """A user of the machine with the card, and no CDI file yet."""
+    assert seat.lab is card
+    yield seat
+    card.run(["rm", "-rf", "/etc/cdi", "/run/cdi"], check=True)
 
 
 @pytest.fixture

@@ -9,24 +9,18 @@ needs the card itself: a program that acts like it (fakevllm.pl) stands in the i
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import subprocess
-import sys
-import zipfile
 from collections.abc import Iterator
 
 import pytest
 from checkpoints import checkpoint
 
 from . import look
+from .card import DRIVER, FACTS, cdi
 from .conftest import HERE, Seat
-from .host import call, need
-from .lab import IMAGE, Lab
+from .lab import IMAGE
 
-FACTS = json.loads((HERE.parent / "machines/nvml-rtx-pro-6000-max-q.json").read_text())
-DRIVER = FACTS["driver"]
-LIBRARY = f"/srv/gpu/libcuda.so.{DRIVER}"
 CDI = "/etc/cdi/nvidia.yaml"
 IMAGE_HERE = ("--set", f"image={IMAGE}")
 UP = ("up", "--yes", "gpu-gguf", *IMAGE_HERE, "--model")
@@ -45,64 +39,6 @@ NVFP4 = {
     f"{_PART}.weight_scale_2": ("F32", ()),
     "lm_head.weight": ("BF16", (32, 64)),
 }
-
-
-def cdi(*, version: str = "0.5.0", library: str = LIBRARY, hook: str | None = None) -> str:
-    """A CDI file for the card under its number and as "all"."""
-    edits: dict[str, object] = {
-        "env": ["LAB_GPU=edited"],
-        "mounts": [
-            {"hostPath": library, "containerPath": "/opt/libcuda.so", "options": ["ro", "rbind"]}
-        ],
-    }
-    if hook is not None:
-        edits["hooks"] = [{"hookName": "createContainer", "path": hook, "args": [hook]}]
-    names = [{"name": name, "containerEdits": {"env": [f"GPU_{name}=1"]}} for name in ("0", "all")]
-    document = {"cdiVersion": version, "kind": "nvidia.com/gpu", "devices": names}
-    # JSON is YAML.
-    return json.dumps({**document, "containerEdits": edits})
-
-
-@pytest.fixture(scope="module")
-def card(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    """The lab with the card's library, the Python package that asks it, and the driver's device."""
-    need({"gcc": "gcc"})
-    folder = tmp_path_factory.mktemp("card")
-    device = FACTS["devices"][0]
-    major, minor = device["compute_capability"].split(".")
-    texts = {"DRIVER": DRIVER, "NAME": device["name"], "UUID": device["uuid"]}
-    numbers = {"TOTAL": f"{device['memory_bytes']}ULL", "FREE": f"{device['free_bytes']}ULL",
-               "MAJOR": major, "MINOR": minor}  # fmt: skip
-    built = folder / "libnvidia-ml.so.1"
-    words: list[str | os.PathLike[str]] = [
-        "gcc",
-        "-shared",
-        "-fPIC",
-        "-O1",
-        "-o",
-        built,
-        HERE / "nvml.c",
-    ]
-    words += [f'-D{key}="{value}"' for key, value in texts.items()]
-    call([*words, *(f"-D{key}={value}" for key, value in numbers.items())])
-    call([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder,
-          "nvidia-ml-py"])  # fmt: skip
-    wheel = zipfile.ZipFile(next(folder.glob("nvidia_ml_py-*.whl")))
-    look.put(lab, "/usr/lib/libnvidia-ml.so.1", built.read_bytes(), mode=0o755)
-    python = lab.run(["python3", "-c", "import sys; print(*sys.version_info[:2], sep='.')"])
-    packages = f"/usr/local/lib/python{python.stdout.strip()}/dist-packages"
-    look.put(lab, f"{packages}/pynvml.py", wheel.read("pynvml.py"))
-    look.put(lab, "/dev/nvidiactl", b"")
-    look.put(lab, LIBRARY, b"not really\n")
-    return lab
-
-
-@pytest.fixture
-def gpu(card: Lab, seat: Seat) -> Iterator[Seat]:
-    """A user of the machine with the card, and no CDI file yet."""
-    assert seat.lab is card
-    yield seat
-    card.run(["rm", "-rf", "/etc/cdi"], check=True)
 
 
 @pytest.fixture
@@ -406,61 +342,3 @@ def test_kernels_that_the_user_chose_are_not_replaced(vllm: Seat) -> None:
     assert "once more" not in said
     assert not [path for path in vllm.files(vllm.state) if path.endswith("learned.json")]
     vllm.assert_nothing_left()
-
-
-# Made ready
-
-
-#: A toolkit of the time before it had a service: its program stands in, the package is a real one.
-TOOLKIT = r"""
-set -e
-mkdir -p /srv/toolkit/tree/DEBIAN /srv/toolkit/tree/usr/bin
-printf 'Package: nvidia-container-toolkit\nVersion: 1.17.8-1\nArchitecture: all\n'\
-'Maintainer: lab <lab@localhost>\nDescription: stands in\n' >/srv/toolkit/tree/DEBIAN/control
-printf '#!/bin/sh\nfor word; do :; done\ncp /srv/toolkit/cdi.json "${word#--output=}"\n' \
-    >/srv/toolkit/tree/usr/bin/nvidia-ctk
-chmod 755 /srv/toolkit/tree/usr/bin/nvidia-ctk
-dpkg-deb -b /srv/toolkit/tree /srv/toolkit/toolkit.deb
-cd /srv/toolkit
-{ cat tree/DEBIAN/control; echo Filename: ./toolkit.deb; echo "Size: $(stat -c%s toolkit.deb)"
-  echo "SHA256: $(sha256sum toolkit.deb | cut -d' ' -f1)"; } >Packages
-echo 'deb [trusted=yes] file:/srv/toolkit ./' >/etc/apt/sources.list.d/toolkit.list
-apt-get update
-"""
-
-
-def test_provision_has_the_card_described_at_each_boot(card: Lab) -> None:
-    root = Seat(card, "root")
-    words = ("provision", "--yes", "--only=cdi")
-    service = "stackctl-cdi-refresh.service"
-    try:
-        # Nobody here has the toolkit; whom to trust for it is not stackctl's to say.
-        done = root.stackctl(*words, code=6)
-        assert "no package source here has nvidia-container-toolkit" in " ".join(
-            done.stdout.split()
-        )
-        card.run(["sh", "-c", TOOLKIT], check=True)
-        look.put(card, "/srv/toolkit/cdi.json", cdi().encode())
-        # A file that somebody wrote for another driver is shown and left.
-        look.put(card, CDI, cdi(library="/srv/gpu/libcuda.so.570.1").encode())
-        done = root.stackctl(*words, code=6)
-        assert f"{CDI} is not stackctl's: /srv/gpu/libcuda.so.570.1 does not exist" in " ".join(
-            done.stdout.split()
-        )
-        card.run(["rm", CDI], check=True)
-
-        done = root.stackctl(*words)
-        assert "1 item changed" in done.stdout
-        assert root.systemctl("is-enabled", service).strip() == "enabled"
-        (seen,) = json.loads(root.stackctl("probe", "--json").stdout)["gpus"]
-        assert seen["cdi"] == "nvidia.com/gpu=0"
-        assert "0 items changed" in root.stackctl(*words).stdout
-        # At the next boot the folder in /run is empty.
-        card.run(["rm", "-r", "/run/cdi"], check=True)
-        root.systemctl("restart", service)
-        assert card.run(["test", "-s", "/run/cdi/nvidia.yaml"]).returncode == 0
-        root.stackctl("provision", "--undo", "--yes")
-        assert card.run(["test", "-e", f"/etc/systemd/system/{service}"]).returncode == 1
-        assert card.run(["test", "-e", "/usr/bin/nvidia-ctk"]).returncode == 1
-    finally:
-        card.run(["rm", "-rf", "/run/cdi", "/etc/cdi", "/etc/apt/sources.list.d/toolkit.list"])

@@ -100,7 +100,11 @@ def test_dry_run_then_once_then_never_again_then_back(clean: Seat) -> None:
     box = clean
     before = state(box)
     shown = box.stackctl("provision", WORKER, "--dry-run").stdout
-    for words in ("install passt", "useradd --system", "loginctl enable-linger worker"):
+    for words in (
+        "install passt",
+        "useradd --key SUB_UID_COUNT=0",
+        "loginctl enable-linger worker",
+    ):
         assert words in shown
     assert changed(report(box, WORKER, "--dry-run")) == WANTED
     # Looking changes nothing at all.
@@ -125,6 +129,10 @@ def test_dry_run_then_once_then_never_again_then_back(clean: Seat) -> None:
     found = {one["name"]: one["status"] for one in json.loads(doctor.stdout)["results"]}
     for name in ("podman", "quadlet", "systemd", "linger"):
         assert found[name] == "ok", found
+    # It can read what its own services say.
+    box.run(*enter, "systemd-run", "--user", "--wait", "--quiet", "echo", "from a service of it")
+    box.run("journalctl", "--sync")
+    assert "from a service" in box.run(*enter, "journalctl", "--user", "-t", "echo").stdout
     assert box.run("stat", "-c", "%a", RECORD).stdout.strip() == "600"
 
     # Rootless podman has made its folders: an account is not taken from under its files.

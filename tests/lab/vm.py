@@ -30,7 +30,8 @@ from . import vmtrees
 from .host import LabError, cache_root, locked, need, need_root, remove_tree, say
 
 USER = "lab"
-NODES, CPUS_A_NODE, GIB_A_NODE = 2, 2, 2
+# As many processors as emulate them: threads that wait by spinning would keep each other waiting.
+NODES, CPUS_A_NODE, GIB_A_NODE = 2, 1, 2
 _BOOT_S = 600
 # Below a mount namespace of its own, QEMU sees its tree and the folder of the machine only.
 _INSIDE = """\
@@ -126,6 +127,39 @@ class VM:
             raise AssertionError(f"{line}\n{done.stdout}\n{done.stderr}")
         return done
 
+    def type(
+        self, script: str, answer: str = "", *, user: str = "root", timeout: float = 600
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a shell script in the machine on a terminal, as its user does after a login, who
+        answers whatever is asked; what is printed comes on stdout."""
+        words = [*self.ssh(user)[:-1], "-tt", self.ssh(user)[-1]]
+        # No echo: what is typed before it is asked for would stand in the middle of the output.
+        words.append(shlex.join(["bash", "-lc", f"stty -echo cols 80 rows 50; {script}"]))
+        done = subprocess.run(
+            words, input=answer, capture_output=True, text=True, timeout=timeout, check=False
+        )
+        out = done.stdout.replace("\r\n", "\n")
+        return subprocess.CompletedProcess(words, done.returncode, out, done.stderr)
+
+    def reboot(self) -> None:
+        """Have systemd boot the machine anew, and wait until root can log in again."""
+        before = self._boot_id()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            # The network may go before the connection is closed.
+            self.run(["systemctl", "reboot"], timeout=30)
+        deadline = time.monotonic() + _BOOT_S
+        while self._boot_id() in (None, before):
+            if time.monotonic() > deadline:
+                raise LabError(f"the virtual machine does not boot anew\n{self.console()[-3000:]}")
+            time.sleep(1)
+
+    def _boot_id(self) -> str | None:
+        try:
+            done = self.run(["cat", "/proc/sys/kernel/random/boot_id"], timeout=30)
+        except subprocess.TimeoutExpired:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
     def ssh(self, user: str = "root") -> list[str]:
         """The words that begin a command of this machine as run in the virtual one."""
         return ["ssh", "-F", str(self._folder / "ssh/config"), f"{user}@{self.host}"]
@@ -136,9 +170,15 @@ class VM:
         subprocess.run([*words, f"{user}@{self.host}:{target}"], timeout=300, check=True)
 
     def client(
-        self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, timeout: float = 300
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        input: str | None = None,
+        timeout: float = 300,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command of this machine to whose user `vm` is a known host in ~/.ssh/config."""
+        """Run a command of this machine to whose user `vm`, also known as `box`, is a known host in
+        ~/.ssh/config."""
         home = Path(pwd.getpwuid(os.getuid()).pw_dir) / ".ssh"
         home.mkdir(mode=0o700, exist_ok=True)
         words = ["unshare", "--mount", "--propagation", "private", "--", "sh", "-c", _AS_CLIENT]
@@ -146,7 +186,7 @@ class VM:
         return subprocess.run(
             words,
             env=dict(os.environ, **(env or {})),
-            stdin=subprocess.DEVNULL,
+            input=input or "",
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -181,7 +221,7 @@ class VM:
         known = (disks / "host_key.pub").read_text().split()[:2]
         (folder / "vm_hosts").write_text(f"[127.0.0.1]:{self.port} {' '.join(known)}\n")
         (folder / "config").write_text(
-            f"Host {self.host}\n"
+            f"Host {self.host} box\n"
             "  HostName 127.0.0.1\n"
             f"  Port {self.port}\n"
             f"  IdentityFile {folder}/key\n"

@@ -305,6 +305,15 @@ def test_stackctl_itself_goes_last(place: Place) -> None:
         place.store.add(Recorded(item=item, change=change, when="t", user="ann"))
     done = taken_back(place.store, lambda _: True)
     assert [one.item for one in done] == ["models", "guard", "stackctl"]
+    # And not before the rest: who else would take it back?
+    place.write("/etc/y", "changed since")
+    kept = dict(place.undo())
+    assert kept.keys() == {"models", "stackctl"}
+    assert "--undo --only stackctl" in kept["stackctl"]
+    assert place.undo("stackctl") == ()
+    (place.root / "etc/y").unlink()
+    assert place.undo() == ()
+    assert place.store.read() == Record()
 
 
 # Users

@@ -30,7 +30,7 @@ from stackctl.deploy.images import starting
 from stackctl.engines import engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.plan.ledger import claim_of
-from stackctl.units import healthcheck, quoting
+from stackctl.units import devicewait, healthcheck, quoting
 from stackctl.units.quadlet import NEWEST, Keys, parse_version
 from stackctl.units.render import (
     RESTARTS,
@@ -409,6 +409,9 @@ def test_the_start_limit_spans_all_attempts(deadline_s: int) -> None:
     assert burst == RESTARTS
     assert ceiling == made.timing.ceiling_s > deadline_s
     assert int(read.one("Unit", "StartLimitIntervalSec")) > burst * (ceiling + pause)
+    read = on_gpu("gpu-gguf")
+    attempt = int(read.one("Service", "TimeoutStartSec")) + pause + devicewait.WAIT_S
+    assert int(read.one("Unit", "StartLimitIntervalSec")) > burst * attempt
 
 
 # Odd values
@@ -564,8 +567,10 @@ def test_what_a_unit_with_a_gpu_says(podman: str) -> None:
     assert read.all("Container", "Volume") == [
         f"{REPO}:/models:ro", f"/var/cache/stackctl/compiled/{'cd' * 6}:/cache:rw"
     ]  # fmt: skip
-    # Podman does not start where a volume's folder is missing.
-    (made,) = read.all("Service", "ExecStartPre")
+    # At boot the GPU may be described later, and no volume's folder may be missing.
+    waits, made = read.all("Service", "ExecStartPre")
+    assert waits.startswith("/bin/sh -c ")
+    assert "nvidia.com/gpu /etc/cdi/*.json" in waits
     top, caches = "/var/cache/stackctl", "/var/cache/stackctl/compiled"
     assert made == f"/bin/mkdir -p -m 0700 -- {top} {caches} {caches}/{'cd' * 6}"
     size = read.all("Container", "ShmSize")
@@ -582,6 +587,7 @@ def test_what_a_unit_with_a_gpu_says(podman: str) -> None:
 def test_a_unit_for_a_cpu_has_no_device() -> None:
     read = on_gpu("cpu-vllm")
     assert "AddDevice" not in read.text
+    assert "cdi" not in read.text
     assert "entrypoint" not in read.text
     assert read.command[:3] == ["vllm", "serve", f"/models/snapshots/{COMMIT}"]
     assert read.one("Container", "ShmSize")
@@ -595,7 +601,7 @@ def test_llama_cpp_keeps_what_the_driver_compiles_and_its_entry_point() -> None:
     assert read.all("Container", "AddDevice") == ["nvidia.com/gpu=0"]
     assert read.all("Container", "Environment") == ["CUDA_CACHE_PATH=/cache/cuda"]
     assert f"/var/cache/stackctl/compiled/{'cd' * 6}:/cache:rw" in read.all("Container", "Volume")
-    assert len(read.all("Service", "ExecStartPre")) == 1
+    assert len(read.all("Service", "ExecStartPre")) == 2
     assert "entrypoint" not in read.text
     assert read.command[0].startswith("--")
 

@@ -1,0 +1,64 @@
+"""Debian 12 as the program meets it: its os-release, and a podman that says it is 4.3.1."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from . import look
+from .conftest import Seat
+from .lab import Lab
+
+RELEASE = """\
+PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"
+NAME="Debian GNU/Linux"
+VERSION_ID="12"
+VERSION="12 (bookworm)"
+VERSION_CODENAME=bookworm
+ID=debian
+"""
+#: Only this is asked before it is refused; had it been asked for more, it would show.
+PODMAN = """\
+#!/bin/sh
+case $* in
+    *--version*) echo podman version 4.3.1 ;;
+    *) echo "$*" >>/srv/old/asked; exit 125 ;;
+esac
+"""
+AS_BOOKWORM = """\
+mount --bind /srv/old/os-release /etc/os-release
+mount --bind /srv/old/podman /usr/bin/podman
+exec stackctl "$@"
+"""
+
+
+def test_provision_refuses_a_podman_without_quadlet(lab: Lab) -> None:
+    root = Seat(lab, "root")
+    look.put(lab, "/srv/old/os-release", RELEASE.encode())
+    look.put(lab, "/srv/old/podman", PODMAN.encode(), mode=0o755)
+    before = root.files("/etc", "/var/lib/stackctl", "/usr/local")
+    for words in (("provision", "--yes", "--service-user=worker"), ("provision", "--yes")):
+        done = root.run("unshare", "-m", "sh", "-c", AS_BOOKWORM, "sh", *words, check=False)
+        assert done.returncode == 6, f"{done.stdout}{done.stderr}"
+        look.assert_error(
+            done, "podman 4.3.1 has no Quadlet, which came with 4.4: nothing was changed",
+            "upgrade to Debian 13, Ubuntu 24.04 or newer, or install podman 4.4 or newer",
+        )  # fmt: skip
+    # A dry run says the same, and what else it would do.
+    done = root.run(
+        "unshare", "-m", "sh", "-c", AS_BOOKWORM, "sh", "provision", "--dry-run", check=False
+    )
+    assert done.returncode == 6
+    assert "REFUSED  podman                 podman 4.3.1 has no Quadlet" in done.stdout
+    assert root.files("/etc", "/var/lib/stackctl", "/usr/local") == before
+    assert not Path(f"/proc/{lab.pid}/root/srv/old/asked").exists()
+
+
+def test_a_stack_is_refused_there_too(lab: Lab, tiny: str) -> None:
+    root = Seat(lab, "root")
+    look.put(lab, "/srv/old/os-release", RELEASE.encode())
+    look.put(lab, "/srv/old/podman", PODMAN.encode(), mode=0o755)
+    words = ("up", "cpu-latency", "--model", tiny)
+    done = root.run("unshare", "-m", "sh", "-c", AS_BOOKWORM, "sh", *words, check=False)
+    assert done.returncode == 6, f"{done.stdout}{done.stderr}"
+    look.assert_error(done, "4.3.1", "4.4 or newer")
+    root.assert_nothing_left()

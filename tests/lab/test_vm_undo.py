@@ -1,0 +1,32 @@
+"""The last of the virtual machine's modules: what was made ready is taken back, all of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from .vmbox import STORAGE, Box, differences, give_back
+
+pytestmark = pytest.mark.vm
+
+#: What may differ at the end, and why. Patterns begin at the kind of the line.
+ALLOWED = {
+    r"(file|hash \w+|folder) var/lib/(apt|dpkg)/": "the package manager's own notes; packages "
+    "themselves are compared",
+    r"(file|hash \w+|folder) var/cache/(apt|debconf|ldconfig)/": "caches",
+    r"(file|hash \w+) etc/(passwd|group|shadow|gshadow|subuid|subgid)- ": "copies that shadow's "
+    "programs keep of their last change",
+    r"\w+ (\w+ )?var/(lib|cache)/(containers|stackctl)\b": "root's images, and the history of "
+    "root's stacks, which are no part of provisioning",
+}
+
+
+def test_all_is_as_it_was(served: Box) -> None:
+    served.root("stackctl", "down", "cpu", code=None)
+    # These tests' own; what is left in its folder would keep it.
+    served.root("rm", STORAGE["root"])
+    for command, said in served.follow("4. Go back"):
+        assert "error" not in said, command
+    give_back(served)
+    after = served.record()
+    assert differences(served.before, after, ALLOWED) == []
+    assert served.root("sh", "-c", "command -v podman stackctl", code=None).returncode != 0
