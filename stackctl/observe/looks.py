@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -101,6 +102,10 @@ def scrape(generation: Generation, *, timeout_s: float) -> tuple[EngineMetrics |
 
 
 def log_lines(context: Context, generation: Generation, since: float, most: int) -> list[str]:
-    """The newest lines that an engine wrote since a time (seconds since 1970)."""
+    """The newest lines that an engine wrote since a time (seconds since 1970).
+
+    Not what came before the generation: where state was lost, its number was another one's.
+    """
     identifier = render.log_identifier(generation.stack, generation.number)
+    since = max(since, datetime.datetime.fromisoformat(generation.created).timestamp())
     return context.systemd.journal(generation.units.service, identifier, since=since, lines=most)

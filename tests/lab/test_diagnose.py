@@ -78,7 +78,7 @@ def test_requests_that_wait_for_others_are_named(loaded: Seat) -> None:
     assert queue["status"] == "warn"
     assert re.search(r"[1-9] waiting at most", str(queue["actual"]))
     assert "stackctl switch throughput --stack cpu" in str(queue["remedy"])
-    assert found["kv-pressure"]["status"] == "ok"
+    assert found["kv-pressure"]["status"] == "ok", found["kv-pressure"]
     assert "hang" not in found
 
 
