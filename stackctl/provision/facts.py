@@ -20,6 +20,9 @@ from stackctl.resources import data_folder
 from stackctl.values.host import UNLIMITED, Host
 from stackctl.values.provision import FileChange
 
+#: apt, run by root, else stores what it has read of its lists.
+_WRITE_NOTHING = ("--option=Dir::Cache::pkgcache=", "--option=Dir::Cache::srcpkgcache=")
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -244,13 +247,15 @@ def _packages(box: Box) -> tuple[dict[str, str] | None, frozenset[str]]:
 
 
 def _simulated(box: Box, names: tuple[str, ...]) -> tuple[str, ...]:
-    done = box.ask("apt-get", "--simulate", "--no-install-recommends", "install", *names)
+    done = box.ask(
+        "apt-get", *_WRITE_NOTHING, "--simulate", "--no-install-recommends", "install", *names
+    )
     text = done.stdout if done is not None and done.status == 0 else ""
     return tuple(sorted(set(re.findall(r"^Inst (\S+)", text, re.MULTILINE))))
 
 
 def _candidate(box: Box, package: str) -> str | None:
-    done = box.ask("apt-cache", "policy", package)
+    done = box.ask("apt-cache", *_WRITE_NOTHING, "policy", package)
     found = re.search(r"^\s+Candidate: (\d\S*)$", done.stdout if done else "", re.MULTILINE)
     return found[1] if found else None
 
