@@ -147,7 +147,8 @@ def test_an_engine_that_is_killed_costs_the_requests_that_it_served(seat: Seat) 
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     (cell,) = json.loads(out)["cells"]
-    assert cell["failed"] == 1 and 3 <= cell["requests"] < 5000
+    # The one that it served, and one that came in the very moment.
+    assert cell["failed"] in (1, 2) and 3 <= cell["requests"] < 5000
 
 
 def test_one_at_a_time(seat: Seat) -> None:
