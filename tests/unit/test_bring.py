@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import os
 import pwd
-import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +20,7 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-from test_imagewheels import wheel
+from test_imagewheels import look_only_in, wheel
 
 from stackctl import __version__
 from stackctl.errors import ExitCode, StackctlError
@@ -98,12 +97,7 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of wheels, and a user who told pip to look there and nowhere else."""
     folder = tmp_path / "wheels"
     folder.mkdir()
-    # A proxy would be asked for 127.0.0.1, too.
-    for name in [name for name in os.environ if re.match(r"PIP_|(?i:https?_proxy)", name)]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    look_only_in(folder, monkeypatch)
     return folder
 
 

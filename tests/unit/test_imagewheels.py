@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import subprocess
 import zipfile
 from pathlib import Path
@@ -51,12 +52,18 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     engine = {"engine/__init__.py": "def main():\n    print('hi')\n", "engine/tests/x.py": ""}
     wheel(folder, "engine", "cp311-none-any", engine, "Requires-Dist: heavy\n")
     wheel(folder, "heavy", "py3-none-any", {"heavy/__init__.py": ""})
-    for name in [name for name in os.environ if name.startswith("PIP_")]:
+    look_only_in(folder, monkeypatch)
+    return folder
+
+
+def look_only_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have pip find packages in a folder and nowhere else."""
+    # A proxy would be asked for 127.0.0.1, too.
+    for name in [name for name in os.environ if re.match(r"PIP_|(?i:https?_proxy)", name)]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    return folder
 
 
 def test_the_tree_holds_what_the_image_needs(packages: Path, tmp_path: Path) -> None:
