@@ -205,6 +205,18 @@ def test_without_an_slo_only_failures_count() -> None:
     assert verdicts([cell()], None, client=busy) == {"client": "warn", "requests": "ok"}
 
 
+def test_tokens_that_a_late_client_read_together_are_no_proof_of_speed() -> None:
+    def found(lag: float, limited: bool, **changes: Any) -> str:
+        client = Client(cpu_share=0.3, lag_ms_p99=lag, limited=limited)
+        return verdicts([cell(**changes)], GPU, client=client)["slo-itl"]
+
+    together = {"itl_ms": summary(0.001)}
+    assert found(80.0, True, **together) == "warn"
+    # Late by less than what is judged, or not at all, or missed in spite of it.
+    assert found(4.5, True, **together) == found(80.0, False, **together) == "ok"
+    assert found(80.0, True, itl_ms=summary(38, 51)) == "fail"
+
+
 # What an engine's own metrics say
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+import msgspec
+
 from stackctl.diagnose.findings import worst_first
 from stackctl.quantity import format_number, format_share
 from stackctl.values.bench import Cell, Client, Shape
@@ -19,6 +21,8 @@ _REMEDIES = {
     "slo-speed": "less at once, or a smaller or more quantised model",
     "slo-prefix": "keep system prompt and tool list the same in every request",
 }
+#: What helps where the client is the limit.
+_UNHURRIED = "fewer at once, or --with aiperf from a machine with free processors"
 
 
 def judge(
@@ -31,7 +35,8 @@ def judge(
         found.append(_limited(client))
     if slo is not None:
         served = [cell for cell in cells if cell.shape.concurrency <= slots]
-        found += filter(None, (rule(served, slo, source) for rule in _RULES))
+        kept = filter(None, (rule(served, slo, source) for rule in _RULES))
+        found += [_doubted(result, slo, client) for result in kept]
     return worst_first(found)
 
 
@@ -99,6 +104,16 @@ def _itl(cells: Sequence[Cell], slo: Slo, source: str) -> Result | None:
     return latency("slo-itl", slo.itl_ms, seen, "ms", source=source, at=at)
 
 
+def _doubted(result: Result, slo: Slo, client: Client | None) -> Result:
+    """The result; a warning if it holds for no better reason than that the client read late: tokens
+    read together seem to have come together."""
+    late = client.lag_ms_p99 if client is not None and client.limited else None
+    if (result.name, result.status) != ("slo-itl", "ok") or not late or late < (slo.itl_ms or 0):
+        return result
+    told = f"the client read {late:.1f} ms late (p99), more than what is judged"
+    return msgspec.structs.replace(result, status="warn", evidence=told, remedy=_UNHURRIED)
+
+
 def _speed(cells: Sequence[Cell], slo: Slo, source: str) -> Result | None:
     if slo.min_tok_s is None:
         return None
@@ -162,5 +177,5 @@ def _limited(client: Client) -> Result:
         expected="a client that waits for the engine",
         actual=f"used {format_share(client.cpu_share)} of a processor{lag}",
         evidence="the figures may be the client's limit, not the engine's",
-        remedy="fewer at once, or --with aiperf from a machine with free processors",
+        remedy=_UNHURRIED,
     )

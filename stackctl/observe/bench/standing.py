@@ -40,7 +40,8 @@ def standing(context: Context, generation: Generation, slo: Slo | None) -> tuple
     else:
         source = f"bench {latest.id} of {latest.when}"
         cells = [cell for cell in latest.cells if cell.requests > cell.failed]
-        rows = judge(cells, slo, slots=limits(generation).slots, source=source)
+        slots = limits(generation).slots
+        rows = judge(cells, slo, slots=slots, source=source, client=latest.client)
         found += [row for row in rows if row.name.startswith("slo-")]
     metrics, _ = looks.scrape(generation, timeout_s=_ANSWER_S)
     if metrics is not None:
