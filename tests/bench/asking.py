@@ -53,8 +53,8 @@ def ask(spec: Any, url: str, served: str, shape: Shape, *, aiperf: bool) -> Meas
     def count(text: str) -> int | None:
         path, body = engine("llama.cpp").tokenizing(text, served)
         answer = http.post(url + path, body, timeout_s=TIMEOUT_S)
-        tokens = answer.json.get("tokens") if isinstance(answer, http.Answer) else None
-        return len(tokens) if isinstance(tokens, list) else None
+        told = answer.json if isinstance(answer, http.Answer) else None
+        return len(told["tokens"]) if isinstance(told, dict) else None
 
     prompts = Prompts(count)
     times = spec.get("requests", shape.concurrency)

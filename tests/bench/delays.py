@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import heapq
 import json
+import re
 import selectors
 import socket
 import sys
 import time
 
+ABSENT = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 # As long as llama-server's.
 FILLING = "x" * 200
@@ -22,10 +24,33 @@ FILLING = "x" * 200
 
 def piece(moment: float, number: int) -> bytes:
     """One event with the moment in place of a token."""
-    delta = {"content": f"{moment:.9f}"}
-    value = {"choices": [{"index": 0, "delta": delta}], "id": number, "fingerprint": FILLING}
+    choice = {"index": 0, "delta": {"content": f"{moment:.9f}"}}
+    return event({"choices": [choice], "id": str(number), "fingerprint": FILLING})
+
+
+def end(pieces: int) -> bytes:
+    """What ends an answer: a token for each piece was generated."""
+    usage = {"prompt_tokens": 1, "completion_tokens": pieces, "total_tokens": pieces + 1}
+    return event({"choices": [], "usage": usage}) + b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
+
+
+def event(value: dict[str, object]) -> bytes:
+    """A chunk with one event."""
+    value = {"object": "chat.completion.chunk", **value}
     raw = b"data: " + json.dumps(value).encode() + b"\n\n"
     return b"%x\r\n%s\r\n" % (len(raw), raw)
+
+
+def request(connection: socket.socket) -> bytes:
+    """A whole request: what is not read would reset the connection when it is closed."""
+    raw = b""
+    while part := connection.recv(65536):
+        raw += part
+        head, found, body = raw.partition(b"\r\n\r\n")
+        length = re.search(rb"(?i)content-length: *(\d+)", head)
+        if found and len(body) >= (int(length[1]) if length else 0):
+            break
+    return raw
 
 
 def main(first_s: float, gap_s: float, pieces: int) -> None:
@@ -46,7 +71,7 @@ def main(first_s: float, gap_s: float, pieces: int) -> None:
                     number += 1
                     heapq.heappush(waiting, (due + gap_s, number, connection, sent + 1))
                     continue
-                connection.sendall(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
+                connection.sendall(end(pieces))
             connection.close()
         wait = max(0.0, waiting[0][0] - time.perf_counter()) if waiting else None
         for key, _ in selector.select(wait):
@@ -59,7 +84,7 @@ def main(first_s: float, gap_s: float, pieces: int) -> None:
             assert isinstance(asked, socket.socket)
             selector.unregister(asked)
             with contextlib.suppress(OSError):
-                if asked.recv(65536):
+                if b"/chat/completions " in request(asked):
                     asked.sendall(HEAD)
                     number += 1
                     # Spread over a gap: streams of a real engine come together, which is easier.
@@ -67,6 +92,7 @@ def main(first_s: float, gap_s: float, pieces: int) -> None:
                     due = time.perf_counter() + first_s + offset
                     heapq.heappush(waiting, (due, number, asked, 0))
                     continue
+                asked.sendall(ABSENT)
             asked.close()
 
 

@@ -10,7 +10,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +31,15 @@ _SENT = re.compile(rb'"content": "([0-9.]+)"')
 
 def client() -> None:
     """The client's error with 64 streams: its moment of a piece, less that of its sending."""
-    words = [sys.executable, str(HERE / "delays.py"), str(FIRST_S), str(GAP_S), str(PIECES)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        url = f"http://127.0.0.1:{server.stdout.readline().strip()}"
-        errors: list[float] = []
-        try:
-            with Streams(url) as streams:
-                time.sleep(0.2)
-                for number in range(STREAMS):
-                    assert streams.post("/v1/chat/completions", b"{}", number) is None
-                done = []
-                while len(streams):
-                    done += list(streams.ended(1))
-                lags, share = streams.lags, streams.cpu_share
-        finally:
-            server.kill()
+    errors: list[float] = []
+    with known_delays() as url, Streams(url) as streams:
+        time.sleep(0.2)
+        for number in range(STREAMS):
+            assert streams.post("/v1/chat/completions", b"{}", number) is None
+        done = []
+        while len(streams):
+            done += list(streams.ended(1))
+        lags, share = streams.lags, streams.cpu_share
     for exchange in done:
         for moment, data in exchange.pieces:
             errors += [moment - float(sent) for sent in _SENT.findall(data)]
@@ -57,6 +51,18 @@ def client() -> None:
         verdict = "" if aim is None else f"< {aim:g}: {'met' if marks[2] < aim else 'MISSED'}"
         print(f"{name:<40}" + "".join(f"{mark:>9.3f}" for mark in marks) + f"  {verdict}")
     print(f"{'processor of the client':<40}{100 * share:>8.0f}%", flush=True)
+
+
+@contextmanager
+def known_delays() -> Iterator[str]:
+    """A server that answers after FIRST_S, a piece every GAP_S: its URL."""
+    words = [sys.executable, str(HERE / "delays.py"), str(FIRST_S), str(GAP_S), str(PIECES)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            yield f"http://127.0.0.1:{server.stdout.readline().strip()}"
+        finally:
+            server.kill()
 
 
 def timings(rounds: int) -> None:
@@ -82,10 +88,18 @@ def timings(rounds: int) -> None:
     if aiperf is None:
         print("aiperf: not on PATH, left out")
         return
-    theirs = found["stackctl by aiperf"]
-    for name, key in (("aiperf, tok/s", "tok_s"), ("aiperf, first token s", "ttft_s")):
+    _aiperf("", found)
+    # An engine is not the same from one request to the next; this server is.
+    with known_delays() as url:
+        spec |= {"targets": {"stackctl": [url, "m"]}, "output": PIECES}
+        _aiperf(" of known delays", json.loads(_asking([], spec)))
+
+
+def _aiperf(name: str, found: Mapping[str, Any]) -> None:
+    ours, theirs = found["stackctl"], found["stackctl by aiperf"]
+    for unit, key in (("tok/s", "tok_s"), ("first token s", "ttft_s")):
         middle = statistics.median(ours[key]) / statistics.median(theirs[key])
-        _agreement(name, ours[key], theirs[key], [middle], 0.05)
+        _agreement(f"aiperf{name}, {unit}", ours[key], theirs[key], [middle], 0.05)
 
 
 def side(rounds: int) -> None:
@@ -169,9 +183,12 @@ def _ask(lab: Lab, spec: Mapping[str, Any], *, cpus: Sequence[int] = ()) -> Any:
     for pid in lab.run(["pgrep", "-x", "llama-server"]).stdout.split():
         lab.run(["sh", "-c", f"echo -20 >/proc/{pid}/autogroup"])
     pinned = ["taskset", "--cpu-list", ",".join(map(str, cpus))] if cpus else []
-    words = ["nsenter", "--target", str(lab.pid), "--net", *pinned]
-    words += [sys.executable, str(HERE / "asking.py")]
+    return json.loads(_asking(["nsenter", "--target", str(lab.pid), "--net", *pinned], spec))
+
+
+def _asking(words: Sequence[str], spec: Mapping[str, Any]) -> str:
     done = subprocess.run(
-        words, input=json.dumps(spec), capture_output=True, text=True, timeout=1800, check=True
-    )
-    return json.loads(done.stdout)
+        [*words, sys.executable, str(HERE / "asking.py")], input=json.dumps(spec), text=True,
+        stdout=subprocess.PIPE, timeout=1800, check=True,
+    )  # fmt: skip
+    return done.stdout

@@ -39,7 +39,9 @@ find . -xdev \( -path ./tmp -o -path ./var/tmp -o -path ./var/log -o -path ./mnt
 find etc usr/local usr/lib/systemd opt srv root home var/lib -xdev -type f -print0 |
     xargs -0 sha256sum | sed 's/^\([0-9a-f]*\)  /hash \1 /'
 dpkg-query -W -f 'package ${Package} ${Version} ${Status}\n'
-apt-mark showmanual | sed 's/^/manual /'; apt-mark showhold | sed 's/^/hold /'
+# apt-mark, run by root, else leaves caches behind: the record would find itself.
+marks() { apt-mark -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= "$1"; }
+marks showmanual | sed 's/^/manual /'; marks showhold | sed 's/^/hold /'
 for scope in --system --global; do
     systemctl $scope list-unit-files --no-legend --no-pager --plain |
         sed "s/  */ /g; s/^/unit $scope /"
