@@ -106,19 +106,20 @@ def histogram(title: str, values: Sequence[float], *, x_label: str) -> str:
             f'width="{max(right - left - 1, 0.5):.1f}" height="{up(0) - up(share):.1f}">'
             f"<title>{escape(label)}: {share:.1f} %</title></rect>"
         )
-    for text, place in (("p50", 0.5), ("p95", 0.95)):
+    for line, (text, place) in enumerate((("p50", 0.5), ("p95", 0.95))):
         value = quantile(ordered, place)
         if value <= marks[-1]:
-            parts.append(_mark_line(across(value), text))
+            parts.append(_mark_line(across(value), text, line))
     return _svg(title, _HEIGHT, parts)
 
 
-def _mark_line(x: float, text: str) -> str:
+def _mark_line(x: float, text: str, line: int) -> str:
+    """A mark with its text on a line of its own: two of them may lie close."""
     right = x < _WIDTH - 60
     anchor = "start" if right else "end"
     return (
         f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>'
-        f'<text x="{x + (4 if right else -4):.1f}" y="{_TOP + 11}" '
+        f'<text x="{x + (4 if right else -4):.1f}" y="{_TOP + 11 + 13 * line}" '
         f'text-anchor="{anchor}">{escape(text)}</text>'
     )
 
