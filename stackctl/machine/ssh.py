@@ -174,10 +174,14 @@ class Box:
                 f"ssh forwards no port to {self.destination}",
                 hint=f"ssh -N -L {port}:{address}:{port} {shlex.quote(self.destination)} must work",
             )
-        try:
-            yield ours
-        finally:
-            self._ask("-O", "cancel", *way)
+        # A port that nobody uses for a while does not keep the connection; a command does.
+        words = [*self._ssh(), "-o", "BatchMode=yes", "-T", self.destination, "exec cat"]
+        with _start(words, stdin=subprocess.PIPE) as held:
+            try:
+                yield ours
+            finally:
+                self._ask("-O", "cancel", *way)
+                held.kill()
 
     def _not_kept(self, status: int, said: IO[bytes]) -> StackctlError:
         lines = _whole(said).splitlines()

@@ -262,6 +262,27 @@ def test_a_stack_is_measured_from_here(one: Seat, caller: Caller, tiny: str) -> 
     assert "stackctl --host USER@BOX bench --from-here" in here.stderr
 
 
+#: A connection is kept for a second, and asked for what listens on the box two seconds later.
+_IDLE = f"""\
+import pathlib, tempfile, time
+from stackctl.machine import ssh
+ssh._KEPT_S = 1
+with tempfile.TemporaryDirectory() as name:
+    box = ssh.Box("lab@box", pathlib.Path(name) / "ssh")
+    box.open()
+    with box.forwarded("127.0.0.1", {PORT}) as port:
+        time.sleep(3)
+        assert box.connected()
+    time.sleep(3)
+    assert not box.connected()
+"""
+
+
+def test_a_port_that_is_idle_keeps_its_connection(caller: Caller) -> None:
+    done = caller.lab.run(["python3", "-c", _IDLE], user=CALLER)
+    assert done.returncode == 0, done.stderr
+
+
 def open_ports(lab: Lab) -> list[str]:
     words = ["ss", "-Hltn", "src", "127.0.0.1"]
     return sorted(line.split()[3] for line in lab.run(words, check=True).stdout.splitlines())
