@@ -41,6 +41,15 @@ def _cpus(generation: Generation, seen: Seen) -> Result:
     may = set[int]().union(*each)
     actual = format_cpulist(may)
     count = f"{len(lists)} threads"
+    if seen.online is not None and (gone := planned - set(parse_cpulist(seen.online))):
+        listed = format_cpulist(gone)
+        return fail(
+            "cpus",
+            placement.cpus,
+            f"{actual}, all {count}",
+            f"the machine has CPU {listed} no more: offline, see dmesg",
+            f"sudo chcpu --enable {listed}; then stackctl restart {generation.stack}",
+        )
     if lacking := planned - may:
         return fail(
             "cpus",

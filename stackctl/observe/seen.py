@@ -102,6 +102,7 @@ def gather(
         threads=seen.threads,
         watched=seen.did,
         watched_s=seen.seconds,
+        online=(machine.read("/sys/devices/system/cpu/online") or "").strip() or None,
         mems=status.get("Mems_allowed_list"),
         cpuset_cpus=cpuset_cpus,
         cpuset_mems=cpuset_mems,

@@ -11,8 +11,8 @@ import re
 import shlex
 from collections.abc import Iterable, Sequence
 
-#: Seconds that one start waits, and between two looks. Three starts are six minutes: longer than
-#: systemd/system/stackctl-cdi-refresh.service waits for a driver.
+#: Seconds that one start waits, and between two looks. Three starts are six minutes; after that
+#: somebody must look at the driver, and restart the stack.
 WAIT_S = 120
 PAUSE_S = 2
 #: Where Podman looks, and what it reads there.

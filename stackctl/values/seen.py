@@ -128,10 +128,10 @@ class Seen(Value, frozen=True, kw_only=True):
     """All that was seen of one running generation.
 
     ``environment`` holds NAME=VALUE of planned variables, ``unplanned`` names only, of variables
-    that engines read and neither the plan nor the image sets. ``mems`` and ``cpuset_*`` are kernel
-    lists. ``started`` is in seconds since 1970. ``watched`` says what the engine did while its
-    threads and its neighbours were watched, for ``watched_s``. ``report`` is what it says over
-    HTTP now, ``log`` what it said when it started.
+    that engines read and neither the plan nor the image sets. ``online`` (the machine's CPUs),
+    ``mems`` and ``cpuset_*`` are kernel lists. ``started`` is in seconds since 1970. ``watched``
+    says what the engine did while its threads and its neighbours were watched, for ``watched_s``.
+    ``report`` is what it says over HTTP now, ``log`` what it said when it started.
     """
 
     pid: int
@@ -145,6 +145,7 @@ class Seen(Value, frozen=True, kw_only=True):
     threads: tuple[Thread, ...] = ()
     watched: str | None = None
     watched_s: float | None = None
+    online: str | None = None
     mems: str | None = None
     cpuset_cpus: str | None = None
     cpuset_mems: str | None = None

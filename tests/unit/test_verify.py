@@ -234,6 +234,12 @@ MISMATCHES: dict[str, tuple[Generation, Callable[[Seen], dict[str, Any]], str, s
                                            for t in one.threads)},
         "cpus", "1, all 11 threads .* no thread may use CPU 0.* taskset",
     ),
+    "a CPU that is offline": (
+        LAB, lambda one: {"online": "0", "threads": tuple(msgspec.structs.replace(t, cpus="0")
+                                                          for t in one.threads)},
+        "cpus", "0, all 11 threads .* has CPU 1 no more: offline.* chcpu --enable 1; then "
+        "stackctl restart cpu",
+    ),
     "no cpuset": (
         BOUND, lambda _: {"cpuset_cpus": None, "cpuset_controller": False}, "cpuset",
         "none .* not delegated .* stackctl doctor",
