@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     from stackctl.values.client import ClientReport, Tool
 
 _COLORS = {"+": "green", "-": "red", "@": "cyan"}
-#: Keys that a file of settings may hold: "openai-api-key: VALUE", or "- NAME=VALUE" in a list.
-_KEY = re.compile(r"(?i)^(.[ \t]*(?:['\"]?[\w-]*key['\"]?[ \t]*:|-[ \t]*\w+=)[ \t]*)\S.*")
+#: Keys that a file of settings may hold: "openai-api-key: VALUE", "- NAME=VALUE" in a list, or a
+#: list on one line; in quotes and in comments, too.
+_KEY = re.compile(
+    r"(?i)^(.[ \t#]*(?:(?:-[ \t]*)?['\"]?(?:[\w-]*key|set-env|authorization)['\"]?[ \t]*:"
+    r"|-[ \t]*['\"]?[\w-]+=)[ \t]*)\S.*"
+)
 #: No file of settings is longer.
 _MOST_BYTES = 2**20
 
@@ -72,7 +76,7 @@ def aider(session: Session, stack: str | None, write: bool, folder: Path) -> Non
         return
     changed = []
     for file in report.files:
-        path = (folder / file.name).resolve()
+        path = _resolved(folder / file.name)
         present = _present(path)
         text = merged(file, present)
         if text != present:
@@ -163,6 +167,14 @@ def _print(session: Session, report: ClientReport) -> None:
         session.out.note("aider takes the key from its environment:")
         session.out.note(f"  {_key_export(report.key_command)}")
     session.out.note(f"stackctl client aider {report.stack} --write puts them into this folder")
+
+
+def _resolved(path: Path) -> Path:
+    """Where a file really lies: one that is a link stays one."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):  # links in a circle: who reads it says so
+        return path.absolute()
 
 
 def _present(path: Path) -> str | None:

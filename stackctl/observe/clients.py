@@ -249,8 +249,10 @@ def _json(value: Any) -> str:
 def _read(name: str, text: str, parse: Callable[[str], Any], kind: type) -> Any:
     try:
         found = parse(text)
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
-        reason = str(error).splitlines()[-1].strip() if str(error) else "too deep"
+    # What a tag asks for may fail in any of these ways: !!bool x is a KeyError.
+    except (ValueError, LookupError, TypeError, yaml.YAMLError, RecursionError) as error:
+        # The text of YAML's errors ends with the line itself, and a mark below it.
+        reason = getattr(error, "problem", None) or (str(error) or "too deep").splitlines()[-1]
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark is not None else ""
         raise StackctlError(

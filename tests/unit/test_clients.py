@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -10,7 +11,7 @@ import pytest
 import yaml
 from samples import LATENCY, plan, served
 
-from stackctl.cli.client import without_keys
+from stackctl.cli.client import _present, _resolved, without_keys
 from stackctl.errors import StackctlError
 from stackctl.observe.clients import (
     AIDER_CONFIG,
@@ -177,7 +178,10 @@ def test_other_models_keep_their_limits() -> None:
 @pytest.mark.parametrize(
     ("name", "present", "says"),
     [
-        (AIDER_CONFIG, "a: [\n", "line 2 cannot be read"),
+        (AIDER_CONFIG, "a: [\n", "line 2 cannot be read: expected the node content"),
+        (AIDER_CONFIG, "\ta: 1\n", r"line 1 cannot be read: found character '\\t'"),
+        (AIDER_CONFIG, "a: !!bool x\n", "cannot be read: 'x'"),
+        (AIDER_CONFIG, "a: !!int ''\n", "cannot be read: string index"),
         (AIDER_CONFIG, "- a\n", "is not a map"),
         (AIDER_SETTINGS, "a: b\n", "is not a list"),
         (AIDER_METADATA, "{", "cannot be read"),
@@ -222,6 +226,14 @@ def test_the_last_measurement_comes_before_the_plan() -> None:
         (" anthropic-api-key:  'sk-real'  # mine", " anthropic-api-key:  ..."),
         (' "openai-api-key": "sk-real"', ' "openai-api-key": ...'),
         ("   - gemini=sk-real", "   - gemini=..."),
+        ('+- "gemini=sk-real"', '+- "gemini=...'),
+        ("   - 'OPENAI_API_KEY=sk-real'", "   - 'OPENAI_API_KEY=..."),
+        ("   - my-own=sk-real", "   - my-own=..."),
+        (" #openai-api-key: sk-real", " #openai-api-key: ..."),
+        (" set-env: ['A=sk-real']", " set-env: ..."),
+        ("     Authorization: Bearer sk-real", "     Authorization: ..."),
+        ("+- api_key: sk-real", "+- api_key: ..."),
+        (" - name: openai/a=b", " - name: openai/a=b"),
         (" api-key:", " api-key:"),
         ("+model: openai/coder", "+model: openai/coder"),
         ("+++ /home/key: x/.aider.conf.yml", "+++ /home/key: x/.aider.conf.yml"),
@@ -229,3 +241,13 @@ def test_the_last_measurement_comes_before_the_plan() -> None:
 )
 def test_a_difference_shows_no_key(line: str, shown: str) -> None:
     assert without_keys(line) == shown
+
+
+def test_links_in_a_circle_are_one_error(tmp_path: Path) -> None:
+    link = tmp_path / AIDER_CONFIG
+    link.symlink_to(link)
+    with pytest.raises(StackctlError, match="Too many levels of symbolic links"):
+        _present(_resolved(link))
+    link.unlink()
+    link.symlink_to("mine.yml")
+    assert _resolved(link) == tmp_path.resolve() / "mine.yml"
