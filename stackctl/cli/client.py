@@ -219,7 +219,8 @@ def _write(changed: list[tuple[Path, str | None, str]]) -> None:
 
     for path, present, text in changed:
         mode = path.stat().st_mode & 0o777 if present is not None else 0o644
-        write_atomically(path, text, mode=mode)
+        # It may hold keys and be for its owner only; the project that it lies in is not.
+        write_atomically(path, text, mode=mode, keep_folder=True)
 
 
 def _files(count: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import yaml
 from samples import LATENCY, plan, served
 
-from stackctl.cli.client import _present, _resolved, without_keys
+from stackctl.cli.client import _present, _resolved, _write, without_keys
 from stackctl.errors import StackctlError
 from stackctl.observe.clients import (
     AIDER_CONFIG,
@@ -251,3 +252,14 @@ def test_links_in_a_circle_are_one_error(tmp_path: Path) -> None:
     link.unlink()
     link.symlink_to("mine.yml")
     assert _resolved(link) == tmp_path.resolve() / "mine.yml"
+
+
+def test_a_file_of_keys_leaves_its_folder_to_others(tmp_path: Path) -> None:
+    tmp_path.chmod(0o775)
+    path = tmp_path / AIDER_CONFIG
+    path.write_text("openai-api-key: mine\n")
+    path.chmod(0o600)
+    _write([(path, "openai-api-key: mine\n", "model: x\n")])
+    assert path.read_text() == "model: x\n"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o775
