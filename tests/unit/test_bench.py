@@ -19,6 +19,7 @@ from stackctl.observe.bench.matrix import Limits, Wish
 from stackctl.observe.bench.prompts import OWN_TOKENS, Prompts
 from stackctl.observe.bench.standing import by_engine
 from stackctl.values.bench import Cell, Client, Quantiles, Shape
+from stackctl.values.generation import Fact
 from stackctl.values.metrics import EngineMetrics
 from stackctl.values.profile import Slo
 
@@ -269,6 +270,15 @@ def test_limits_of_a_plan(wish: Any, slots: int) -> None:
     found = limits_of(plan(EPYC, IQUEST, wish), ())
     assert found.slots == slots
     assert found.context == pytest.approx(8192, abs=256)
+
+
+def test_limits_that_the_engine_chose() -> None:
+    from stackctl.observe.bench.limits import limits_of
+
+    wish = profile(LATENCY, engine_args={"parallel": (-1,), "ctx-size": (0,)})
+    said = (Fact(name="slots", value="4"), Fact(name="context", value="4096"))
+    found = limits_of(plan(EPYC, IQUEST, wish), said)
+    assert (found.context, found.slots) == (4096, 4)
 
 
 # The profile's key
