@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
 import shlex
 from pathlib import Path
@@ -129,13 +130,23 @@ def _report_of(session: Session, host: str, stack: str | None, tool: Tool) -> Cl
 
     words = ["client", tool, *((stack,) if stack else ()), *session.host_scope, "--json"]
     report = from_json(remote.fetch(host, words), ClientReport, where=host)
-    port = urlsplit(report.endpoint).port
-    tunnel = f"ssh -N -L {port}:127.0.0.1:{port} {shlex.quote(host)}"
-    session.out.note(f"the address is {host}'s own; true here while this runs: {tunnel}")
+    tunnel = tunnel_to(report.endpoint, host)
+    if tunnel is not None:
+        session.out.note(f"the address is {host}'s own; true here while this runs: {tunnel}")
     if report.key_command is None:
         return report
     key = report.key_command.replace("stackctl", remote.command(host), 1)
     return msgspec.structs.replace(report, key_command=key)
+
+
+def tunnel_to(endpoint: str, host: str) -> str | None:
+    """The command that makes an address of a box true here; None for one that is so already: its
+    front door listens for other machines at it."""
+    netloc = urlsplit(endpoint).netloc
+    name, _, port = netloc.rpartition(":")
+    if not ipaddress.ip_address(name.strip("[]")).is_loopback:
+        return None
+    return f"ssh -N -L {shlex.quote(f'{port}:{name}:{port}')} {shlex.quote(host)}"
 
 
 def _exports(report: ClientReport) -> list[str]:

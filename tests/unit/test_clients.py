@@ -12,7 +12,7 @@ import pytest
 import yaml
 from samples import LATENCY, plan, served
 
-from stackctl.cli.client import _present, _resolved, _write, without_keys
+from stackctl.cli.client import _present, _resolved, _write, tunnel_to, without_keys
 from stackctl.errors import StackctlError
 from stackctl.observe.clients import (
     AIDER_CONFIG,
@@ -263,3 +263,15 @@ def test_a_file_of_keys_leaves_its_folder_to_others(tmp_path: Path) -> None:
     assert path.read_text() == "model: x\n"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o775
+
+
+@pytest.mark.parametrize(
+    ("address", "tunnel"),
+    [
+        ("127.0.0.1", "ssh -N -L 8080:127.0.0.1:8080 ann@box"),
+        ("[::1]", "ssh -N -L '8080:[::1]:8080' ann@box"),
+        ("192.168.7.5", None),
+    ],
+)
+def test_only_a_boxs_own_address_needs_a_tunnel(address: str, tunnel: str | None) -> None:
+    assert tunnel_to(f"http://{address}:8080/v1", "ann@box") == tunnel
