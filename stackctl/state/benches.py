@@ -116,7 +116,7 @@ class Benches:
             (stack, generation),
         )
         reports = (self._report(*row) for row in rows)
-        return next((report for report in reports if report.cells and not report.box), None)
+        return next((report for report in reports if report.answered and not report.box), None)
 
     def _one(self, number: int, column: str) -> str:
         rows = self._rows(f"SELECT {column} FROM run WHERE id = ?", (number,))

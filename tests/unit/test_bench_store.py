@@ -68,6 +68,8 @@ def test_a_run_that_measured_nothing_is_not_the_latest(tmp_path: Path) -> None:
     benches = Benches(tmp_path)
     benches.add(report(), [], PLAN, EPYC)
     benches.add(report(cells=()), [], PLAN, EPYC)
+    failed = Cell(shape=SHAPE, requests=1, failed=1, seconds=5.0)
+    benches.add(report(cells=(failed,), complete=False), [], PLAN, EPYC)
     latest = benches.latest("cpu", 3)
     assert latest is not None and latest.id == 1
 
