@@ -154,6 +154,19 @@ def test_what_else_is_in_the_config_stays_with_its_comments() -> None:
     assert merged(file(AIDER_CONFIG), text) == text
 
 
+@pytest.mark.parametrize("shape", [str, lambda text: json.dumps(yaml.safe_load(text))])
+def test_a_stand_in_for_a_key_goes_when_there_is_one(shape: Any) -> None:
+    """aider takes a key of its file before the environment's."""
+    (guarded, *_) = aider(door=DOOR).files
+    present = shape("auto-commits: false\n" + file(AIDER_CONFIG).text)
+    text = merged(guarded, present)
+    assert yaml.safe_load(text) == {"auto-commits": False, **yaml.safe_load(guarded.text)}
+    assert merged(guarded, text) == text
+    # A key of the user's own is theirs.
+    mine = yaml.safe_load(merged(guarded, "openai-api-key: sk-mine\n"))
+    assert mine["openai-api-key"] == "sk-mine"
+
+
 def test_a_config_of_another_shape_keeps_its_values() -> None:
     present = "{model: gpt-x, auto-commits: false}\n"
     assert yaml.safe_load(merged(file(AIDER_CONFIG), present))["auto-commits"] is False
