@@ -188,6 +188,15 @@ def test_a_shorter_prompt_is_no_proof() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("context", "remedy"), [(4096, "a larger context"), (8192, "stackctl bench --prompt 4640")]
+)
+def test_what_does_not_fit_is_not_asked_for(context: int, remedy: str) -> None:
+    found = judge([cell(prompt=512)], GPU, slots=1, source="this run", context=context)
+    (first,) = (result for result in found if result.name == "slo-ttft")
+    assert (first.remedy or "").startswith(remedy)
+
+
 def test_prefix_hits() -> None:
     wish = Slo(min_prefix_hits=0.6)
     assert verdicts([cell()], wish)["slo-prefix"] == "skip"
