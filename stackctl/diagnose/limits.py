@@ -52,7 +52,7 @@ def decode(evidence: Evidence, load: Load) -> Finding | None:
     share_of_prompts = load.prompt_share or 0.0
     if not load.apart and share_of_prompts >= _MUCH_PROMPT:
         return None  # prompts in between explain it as well
-    requests = count(load.concurrency or 1, "request")
+    requests = count(max(1.0, load.concurrency or 1.0), "request")
     facts = [f"typically {rate(seen.typical)} tok/s"]
     if load.prompt_share is not None:
         most = "at most " if load.at_most else ""

@@ -240,6 +240,13 @@ def test_speed_of_many_is_shared() -> None:
     assert "for 16 requests" in (named(of_log(few))["decode-bound"].actual or "")
 
 
+def test_one_that_ended_between_two_looks_is_one_request() -> None:
+    looks = EngineMetrics(running=1, waiting=0), EngineMetrics(running=0, waiting=0)
+    slow = requests(generated_tokens=100, generation_s=30.0)
+    found = diagnose(Evidence(log=slow, before=looks[0], now=looks[1], interval_s=5.0))
+    assert (named(found)["decode-bound"].actual or "").endswith("3.3 tok/s for 1 request")
+
+
 def test_throughput_asks_for_no_speed_of_one() -> None:
     lines = "\n".join([window(generation=64.0, running=16, hits=70.0)] * 3)
     batch = replace(GPU_PLAN, objective="throughput")
