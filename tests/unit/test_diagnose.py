@@ -359,6 +359,11 @@ def test_long_answers() -> None:
     found = diagnose(Evidence(log=requests(generated_tokens=1600, generation_s=60.0)))
     assert wrong(found) == ["whole-file-edits"]
     assert found[0].actual == "answers are long: 1,600 tokens on average, 60 s each"
+    # Who gives up before the first token makes answers no shorter.
+    given_up = requests(generated_tokens=None, generation_s=None, cached_tokens=None)
+    long = requests(generated_tokens=1600, generation_s=60.0)
+    both = replace(long, requests=long.requests + given_up.requests)
+    assert named(diagnose(Evidence(log=both)))["whole-file-edits"].actual == found[0].actual
     # Two answers are no habit.
     two = diagnose(Evidence(log=requests(2, generated_tokens=1600, generation_s=60.0)))
     assert wrong(two) == []
