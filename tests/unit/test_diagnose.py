@@ -277,6 +277,10 @@ def test_queueing() -> None:
     found = of_log(lines, plan=busy, stack="gpu", profile="p", asked=Overrides(model="dir:/m x"))
     again = "stackctl up p --model 'dir:/m x' --set concurrency=2"
     assert found[0].steps[0].command == again
+    # What waits for memory is not helped by more at once.
+    full = "\n".join([window(generation=28.0, waiting=3, kv=98.0, hits=70.0)] * 4)
+    remedy = named(of_log(full, plan=GPU_PLAN, stack="gpu", profile="gpu"))["queueing"].remedy
+    assert "--set kv_type=fp8" in (remedy or "") and "throughput" not in (remedy or "")
     # Now and then is no finding.
     once = "\n".join([window(generation=28.0, hits=70.0)] * 4 + [window(waiting=1, hits=70.0)])
     assert "queueing" not in wrong(of_log(once))
