@@ -11,9 +11,12 @@ import re
 from stackctl.errors import ExitCode, StackctlError
 
 _BINARY = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
-_BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b)?", re.IGNORECASE)
-_DURATION = re.compile(r"(?:(\d+)h)?\s*(?:(\d+)m)?\s*(?:(\d+(?:\.\d+)?)s?)?", re.IGNORECASE)
-_TOKENS = re.compile(r"(\d+(?:\.\d+)?)\s*([kK]?)")
+#: More digits before the point are no quantity of anything, and no number that is finite.
+_BYTES = re.compile(r"(\d{1,18}(?:\.\d+)?)\s*([kmgt]?)(i?b)?", re.IGNORECASE)
+_DURATION = re.compile(
+    r"(?:(\d{1,18})h)?\s*(?:(\d{1,18})m)?\s*(?:(\d{1,18}(?:\.\d+)?)s?)?", re.IGNORECASE
+)
+_TOKENS = re.compile(r"(\d{1,18}(?:\.\d+)?)\s*([kK]?)")
 
 
 def _bad(what: str, text: str, example: str) -> StackctlError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
 import shlex
 from pathlib import Path
@@ -18,8 +19,12 @@ if TYPE_CHECKING:
     from stackctl.values.client import ClientReport, Tool
 
 _COLORS = {"+": "green", "-": "red", "@": "cyan"}
-#: Keys that a file of settings may hold: "openai-api-key: VALUE", or "- NAME=VALUE" in a list.
-_KEY = re.compile(r"(?i)^(.[ \t]*(?:['\"]?[\w-]*key['\"]?[ \t]*:|-[ \t]*\w+=)[ \t]*)\S.*")
+#: Keys that a file of settings may hold: "openai-api-key: VALUE", "- NAME=VALUE" in a list, or a
+#: list on one line; in quotes and in comments, too.
+_KEY = re.compile(
+    r"(?i)^(.[ \t#]*(?:(?:-[ \t]*)?['\"]?(?:[\w-]*key|set-env|authorization)['\"]?[ \t]*:"
+    r"|-[ \t]*['\"]?[\w-]+=)[ \t]*)\S.*"
+)
 #: No file of settings is longer.
 _MOST_BYTES = 2**20
 
@@ -72,7 +77,7 @@ def aider(session: Session, stack: str | None, write: bool, folder: Path) -> Non
         return
     changed = []
     for file in report.files:
-        path = (folder / file.name).resolve()
+        path = _resolved(folder / file.name)
         present = _present(path)
         text = merged(file, present)
         if text != present:
@@ -125,13 +130,23 @@ def _report_of(session: Session, host: str, stack: str | None, tool: Tool) -> Cl
 
     words = ["client", tool, *((stack,) if stack else ()), *session.host_scope, "--json"]
     report = from_json(remote.fetch(host, words), ClientReport, where=host)
-    port = urlsplit(report.endpoint).port
-    tunnel = f"ssh -N -L {port}:127.0.0.1:{port} {shlex.quote(host)}"
-    session.out.note(f"the address is {host}'s own; true here while this runs: {tunnel}")
+    tunnel = tunnel_to(report.endpoint, host)
+    if tunnel is not None:
+        session.out.note(f"the address is {host}'s own; true here while this runs: {tunnel}")
     if report.key_command is None:
         return report
     key = report.key_command.replace("stackctl", remote.command(host), 1)
     return msgspec.structs.replace(report, key_command=key)
+
+
+def tunnel_to(endpoint: str, host: str) -> str | None:
+    """The command that makes an address of a box true here; None for one that is so already: its
+    front door listens for other machines at it."""
+    netloc = urlsplit(endpoint).netloc
+    name, _, port = netloc.rpartition(":")
+    if not ipaddress.ip_address(name.strip("[]")).is_loopback:
+        return None
+    return f"ssh -N -L {shlex.quote(f'{port}:{name}:{port}')} {shlex.quote(host)}"
 
 
 def _exports(report: ClientReport) -> list[str]:
@@ -163,6 +178,14 @@ def _print(session: Session, report: ClientReport) -> None:
         session.out.note("aider takes the key from its environment:")
         session.out.note(f"  {_key_export(report.key_command)}")
     session.out.note(f"stackctl client aider {report.stack} --write puts them into this folder")
+
+
+def _resolved(path: Path) -> Path:
+    """Where a file really lies: one that is a link stays one."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):  # links in a circle: who reads it says so
+        return path.absolute()
 
 
 def _present(path: Path) -> str | None:
@@ -207,7 +230,8 @@ def _write(changed: list[tuple[Path, str | None, str]]) -> None:
 
     for path, present, text in changed:
         mode = path.stat().st_mode & 0o777 if present is not None else 0o644
-        write_atomically(path, text, mode=mode)
+        # It may hold keys and be for its owner only; the project that it lies in is not.
+        write_atomically(path, text, mode=mode, keep_folder=True)
 
 
 def _files(count: int) -> str:

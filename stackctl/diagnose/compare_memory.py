@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -120,7 +121,7 @@ def _memory(generation: Generation, seen: Seen) -> Result:
         return fail("memory", expected, actual, told, up_again(generation))
     files = [file.path for file in generation.plan.model.files]
     drop = (
-        f"dd if={files[0]} iflag=nocache count=0"
+        f"dd {shlex.quote(f'if={files[0]}')} iflag=nocache count=0"
         if len(files) == 1
         else ("echo 1 | sudo tee /proc/sys/vm/drop_caches")
     )

@@ -52,7 +52,7 @@ def decode(evidence: Evidence, load: Load) -> Finding | None:
     share_of_prompts = load.prompt_share or 0.0
     if not load.apart and share_of_prompts >= _MUCH_PROMPT:
         return None  # prompts in between explain it as well
-    requests = count(load.concurrency or 1, "request")
+    requests = count(max(1.0, load.concurrency or 1.0), "request")
     facts = [f"typically {rate(seen.typical)} tok/s"]
     if load.prompt_share is not None:
         most = "at most " if load.at_most else ""
@@ -172,6 +172,7 @@ def queueing(evidence: Evidence, load: Load) -> Finding | None:
         facts.append(f"somebody waited at {format_share(load.waiting_share or 0.0)} of the looks")
     if long:
         facts.append(f"waiting was {format_share(load.queue_share or 0.0)} of the time of requests")
+    full = load.kv_most is not None and load.kv_most >= _FULL
     if load.kv_most is not None:
         facts.append(f"the KV cache was {format_share(load.kv_most)} full at most")
     return finding(
@@ -183,7 +184,8 @@ def queueing(evidence: Evidence, load: Load) -> Finding | None:
         expected="0 waiting",
         evidence="; ".join(facts),
         confidence="high",
-        steps=remedies.long_queue(evidence),
+        # More at once only wait for memory where that is full.
+        steps=remedies.full_cache(evidence, load) if full else remedies.long_queue(evidence),
         effect="waiting turns into working side by side, while memory has room",
         at_stake=load.queue_share if load.queue_share is not None else load.waiting_share,
     )

@@ -158,6 +158,8 @@ def _of_requests(log: LogSamples, capacity: int | None) -> Load:
     """llama-server's timings, request by request; ``capacity`` is of its KV cache, in tokens."""
     seen = log.requests
     done = [one for one in seen if one.finished]
+    # Who gave up before the first token had no answer, not an empty one.
+    answers = [one.generated_tokens for one in done if one.generated_tokens]
     rates = _known(
         one.generation_tok_s for one in seen if (one.generated_tokens or 0) >= _FEW_GENERATED
     )
@@ -181,8 +183,8 @@ def _of_requests(log: LogSamples, capacity: int | None) -> Load:
         hits=Span.of(hit_rates, [cached / whole]) if whole else None,
         prompt_tokens=whole / len(with_cache) if with_cache else None,
         all_prompt_tokens=computed if with_cache else None,
-        answer_tokens=statistics.mean(one.generated_tokens or 0 for one in done) if done else None,
-        requests=len(done) if done else None,
+        answer_tokens=statistics.mean(answers) if answers else None,
+        requests=len(answers) if answers else None,
         longest=longest,
         kv_most=min(1.0, longest / capacity) if longest and capacity else None,
         ttft_s=_percentile([one.prompt_s for one in done if one.prompt_s is not None], 0.95),

@@ -13,6 +13,7 @@ from stackctl.diagnose.telling import (
     rounded_context,
     up,
 )
+from stackctl.engines.engine import argument, whole_argument
 from stackctl.values.diagnosis import Evidence, Step
 
 #: The owner of the reference box: 40B nvfp4 in vLLM, the same box on which the Loop variant gave
@@ -102,14 +103,7 @@ def slow_prompts(evidence: Evidence) -> tuple[Step, ...]:
     """A GPU first, where none is used; on one, what need not be computed."""
     known = Step(do="keep what prompts begin with the same, for the prefix cache")
     if on_gpu(evidence):
-        return (
-            known,
-            _SMALL_MAP,
-            Step(
-                do="more prompt tokens a step",
-                command=up(evidence, "engine_args.max-num-batched-tokens=16384"),
-            ),
-        )
+        return (known, _SMALL_MAP, *_larger_steps(evidence))
     steps = [
         _GPU,
     ]
@@ -135,6 +129,19 @@ def slow_prompts(evidence: Evidence) -> tuple[Step, ...]:
     )
 
 
+def _larger_steps(evidence: Evidence) -> tuple[Step, ...]:
+    """As the engine calls it; nothing where they are as large already."""
+    llama = engine_name(evidence) == "llama.cpp"
+    names = ("batch-size", "ubatch-size") if llama else ("max-num-batched-tokens",)
+    tokens = 2048 if llama else 16384
+    argv = evidence.plan.argv if evidence.plan is not None else ()
+    small = [name for name in names if (whole_argument(argv, name) or 0) < tokens]
+    if not small:
+        return ()
+    command = up(evidence, *(f"engine_args.{name}={tokens}" for name in small))
+    return (Step(do="more prompt tokens a step", command=command),)
+
+
 def _of(evidence: Evidence) -> str:
     """Which stack a switch is for, where one needs to be named."""
     return f" --stack {evidence.stack}" if evidence.stack else ""
@@ -157,11 +164,15 @@ def long_queue(evidence: Evidence) -> tuple[Step, ...]:
 def full_cache(evidence: Evidence, load: Load) -> tuple[Step, ...]:
     """Less to keep: smaller elements, shorter sequences, fewer of them."""
     llama = engine_name(evidence) == "llama.cpp"
+    option, kind = ("cache-type-k", "q8_0") if llama else ("kv-cache-dtype", "fp8")
+    now = argument(evidence.plan.argv, option) if evidence.plan is not None else None
+    smaller = Step(
+        do="a KV cache of 8-bit elements holds twice as much",
+        command=up(evidence, f"kv_type={kind}"),
+    )
     return (
-        Step(
-            do="a KV cache of 8-bit elements holds twice as much",
-            command=up(evidence, f"kv_type={'q8_0' if llama else 'fp8'}"),
-        ),
+        # Types of few bits have names such as q8_0, q4_0 and fp8_e4m3.
+        *(() if (now or "").startswith(("q", "iq", "fp8")) else (smaller,)),
         smaller_context(evidence, load),
         Step(do="fewer requests at once", command=up(evidence, "concurrency=N")),
     )

@@ -22,6 +22,7 @@ from stackctl.engines.engine import (
     failure_table,
     first_match,
     option,
+    whole_argument,
 )
 from stackctl.engines.llamacpp_metrics import RequestReader, measure
 from stackctl.engines.llamacpp_options import choose, footprint
@@ -238,13 +239,13 @@ class LlamaCpp:
         return tuple({n: Fact(name=n, value=match[1]) for n, match in found if match}.values())
 
     def promised(self, argv: Sequence[str]) -> tuple[Fact, ...]:
-        """See Engine. Without a shared KV cache each slot has its part of the context."""
-        slots, context = argument(argv, "parallel"), argument(argv, "ctx-size")
-        if slots and context and slots.isdecimal() and context.isdecimal() and int(slots):
-            shared = "--kv-unified" in argv
-            context = context if shared else str(int(context) // int(slots))
+        """See Engine. Without a shared KV cache each slot has its part of the context. What it
+        chooses itself (--parallel -1, --ctx-size 0) is no promise."""
+        slots, context = (whole_argument(argv, name) for name in ("parallel", "ctx-size"))
+        if slots and context and "--kv-unified" not in argv:
+            context //= slots
         told = (("context", context), ("slots", slots), ("model_path", argument(argv, "model")))
-        return tuple(Fact(name=name, value=value) for name, value in told if value is not None)
+        return tuple(Fact(name=name, value=str(value)) for name, value in told if value)
 
     measure = staticmethod(measure)
 

@@ -22,7 +22,7 @@ from stackctl.engines.engine import (
     origin,
 )
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.quantity import format_bytes
+from stackctl.quantity import format_bytes, parse_tokens
 from stackctl.values.generation import Fact
 from stackctl.values.measured import EngineOption, Seen
 from stackctl.values.model import Model
@@ -276,9 +276,12 @@ class Vllm:
         return vllm_metrics.WindowReader()
 
     def promised(self, argv: Sequence[str]) -> tuple[Fact, ...]:
-        """See Engine."""
-        context = argument(argv, "max-model-len")
-        return () if context is None else (Fact(name="context", value=context),)
+        """See Engine. What it chooses itself (auto, -1) is no promise; 32K is 32768 tokens."""
+        try:
+            context = parse_tokens(argument(argv, "max-model-len") or "")
+        except StackctlError:
+            return ()
+        return (Fact(name="context", value=str(context)),) if context else ()
 
     def _utilization(self, request: Request, context: int, batched: int, kv_type: str) -> Option:
         """As high as the reserve and other stacks allow: spare memory is prefix cache."""

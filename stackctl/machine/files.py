@@ -251,11 +251,14 @@ def _text(data: bytes | None) -> str | None:
     return None if data is None else data.decode("utf-8", "replace")
 
 
-def write_atomically(path: Path, text: str, *, mode: int = 0o644) -> None:
+def write_atomically(
+    path: Path, text: str, *, mode: int = 0o644, keep_folder: bool = False
+) -> None:
     """Write a file so that readers see the old text or the new one, also after a power loss.
 
     The temporary file is a dotfile without a unit suffix, which neither systemd nor Quadlet loads.
-    A file for its owner only (0600) gets folders for their owner only.
+    A file for its owner only (0600) gets folders for their owner only, unless ``keep_folder`` says
+    that the folder is not ours to change.
 
     Raises:
         StackctlError: with the reason (disk full, no permission); nothing is left behind. Exit 2
@@ -264,7 +267,7 @@ def write_atomically(path: Path, text: str, *, mode: int = 0o644) -> None:
     trust.require_not_planted(path.parent)
     temporary = None
     try:
-        if mode & 0o077:
+        if mode & 0o077 or keep_folder:
             path.parent.mkdir(parents=True, exist_ok=True)
         else:
             trust.private_folder(path.parent)

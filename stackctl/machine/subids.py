@@ -43,7 +43,8 @@ class _Write:
 
     def __call__(self, lines: list[str]) -> None:
         mode = self._file.stat().st_mode & 0o7777 if self._file.exists() else 0o644
-        write_atomically(self._file, "".join(line + "\n" for line in lines), mode=mode)
+        text = "".join(line + "\n" for line in lines)
+        write_atomically(self._file, text, mode=mode, keep_folder=True)
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ _MAP_PART, _LEAST_MAP, _USUAL_MAP, _MOST_MAP = 8, 512, 1024, 2048
 _USUAL_TIMEOUT_S, _MOST_TIMEOUT_S = 600, 3600
 #: Clients insist on a key; without one at the door any text will do.
 NO_KEY = "unused"
+_API_KEY = "openai-api-key"
 
 AIDER_CONFIG = ".aider.conf.yml"
 AIDER_SETTINGS = ".aider.model.settings.yml"
@@ -104,7 +105,7 @@ def _aider(report: ClientReport) -> tuple[ClientFile, ...]:
         "timeout": timeout_s,
     }
     if report.key_command is None:
-        config["openai-api-key"] = NO_KEY
+        config[_API_KEY] = NO_KEY
     entry: dict[str, Any] = {
         "name": model,
         "edit_format": "diff",
@@ -200,7 +201,9 @@ def _merged_config(file: ClientFile, present: str) -> str:
     """Line by line, so that comments stay; rewritten whole where that does not work."""
     kept: Mapping[str, Any] = _read(file.name, present, yaml.safe_load, dict)
     ours = yaml.safe_load(file.text)
-    wanted = {**kept, **ours}
+    # aider takes a key in its file before the environment's: none that was a stand-in may stay.
+    stale = _API_KEY not in ours and kept.get(_API_KEY) == NO_KEY
+    wanted = {key: value for key, value in kept.items() if not (stale and key == _API_KEY)} | ours
     if wanted == kept:
         return present
     text = present if present.endswith("\n") else present + "\n"
@@ -211,6 +214,8 @@ def _merged_config(file: ClientFile, present: str) -> str:
         elif kept[key] != ours[key]:
             # A function: what stands in a replacement text would be read as groups.
             text = re.sub(rf"(?m)^{re.escape(key)}[ \t]*:.*\n", _always(line), text, count=1)
+    if stale:
+        text = re.sub(rf"(?m)^{_API_KEY}[ \t]*:.*\n", "", text, count=1)
     try:
         fits = yaml.safe_load(text) == wanted
     except yaml.YAMLError:
@@ -249,8 +254,10 @@ def _json(value: Any) -> str:
 def _read(name: str, text: str, parse: Callable[[str], Any], kind: type) -> Any:
     try:
         found = parse(text)
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
-        reason = str(error).splitlines()[-1].strip() if str(error) else "too deep"
+    # What a tag asks for may fail in any of these ways: !!bool x is a KeyError.
+    except (ValueError, LookupError, TypeError, yaml.YAMLError, RecursionError) as error:
+        # The text of YAML's errors ends with the line itself, and a mark below it.
+        reason = getattr(error, "problem", None) or (str(error) or "too deep").splitlines()[-1]
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark is not None else ""
         raise StackctlError(

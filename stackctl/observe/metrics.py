@@ -96,8 +96,11 @@ def _latencies(
 
 
 def histograms(requests: Iterable[Request]) -> tuple[Histogram, Histogram]:
-    """Seconds to the first token, and from token to token, of the requests that have ended."""
-    done = [one for one in requests if one.finished]
+    """Seconds to the first token, and from token to token, of the requests that have ended.
+
+    Who gave up before the first token had none.
+    """
+    done = [one for one in requests if one.finished and one.generated_tokens]
     speeds = (one.generation_tok_s for one in done)
     return (
         _histogram([one.prompt_s for one in done if one.prompt_s is not None], TTFT_BOUNDS),

@@ -62,7 +62,7 @@ def perform(box: Box, change: Change) -> None:
     """Make a change. Raises StackctlError, and then nothing or all of it is done."""
     match change:
         case FileChange(path=path, text=text, mode=mode):
-            write_atomically(box.at(path), text, mode=mode)
+            write_atomically(box.at(path), text, mode=mode, keep_folder=True)
         case SettingChange(paths=found, value=value):
             for path in found:
                 _write_setting(box, path, value)
@@ -156,7 +156,8 @@ def _revert_file(box: Box, path: str, text: str, old: Before) -> str | None:
             remove_file(box.at(path))
         return _remove_folders(box, old.folders, None)
     # What we replace is our own text, or an older one of it.
-    write_atomically(box.at(path), original.decode("utf-8", "surrogateescape"), mode=old.mode or 0)
+    was = original.decode("utf-8", "surrogateescape")
+    write_atomically(box.at(path), was, mode=old.mode or 0, keep_folder=True)
     os.chown(box.at(path), old.uid or 0, old.gid or 0)
     return None
 

@@ -104,7 +104,10 @@ class Benches:
         """Every request of a run, in the order in which they ended."""
         names = ", ".join(_COLUMNS)
         rows = self._rows(f"SELECT {names} FROM sample WHERE run = ? ORDER BY rowid", (number,))
-        return tuple(_sample(row) for row in rows)
+        try:
+            return tuple(_sample(row) for row in rows)
+        except (ValueError, TypeError) as error:
+            raise self._damaged(str(error)) from None
 
     def latest(self, stack: str, generation: int) -> BenchReport | None:
         """The newest run of a generation of this machine that measured anything."""
@@ -113,7 +116,7 @@ class Benches:
             (stack, generation),
         )
         reports = (self._report(*row) for row in rows)
-        return next((report for report in reports if report.cells and not report.box), None)
+        return next((report for report in reports if report.answered and not report.box), None)
 
     def _one(self, number: int, column: str) -> str:
         rows = self._rows(f"SELECT {column} FROM run WHERE id = ?", (number,))
@@ -142,7 +145,10 @@ class Benches:
             # Without a schema nothing was stored: who made the file was stopped right then.
             if not _version(database):
                 return []
-            return database.execute(query, values).fetchall()
+            try:
+                return database.execute(query, values).fetchall()
+            except OverflowError:  # a number that SQLite cannot hold is none of its rows'
+                return []
 
     @contextlib.contextmanager
     def _open(self, *, create: bool = False) -> Iterator[sqlite3.Connection]:
@@ -201,6 +207,9 @@ class Benches:
             )
         if "readonly" in told:
             return StackctlError(f"cannot write {self.path}: {told}")
+        return self._damaged(told)
+
+    def _damaged(self, told: str) -> StackctlError:
         return StackctlError(
             f"{self.path} is damaged: {told}",
             hint=f"move it away, which starts a new one: mv {self.path} {self.path}.old",
@@ -223,7 +232,7 @@ def _sample(row: Sequence[Any]) -> Sample:
     values = dict(zip(_COLUMNS, row, strict=True))
     gaps = array("f")
     gaps.frombytes(values["gaps_ms"])
-    return Sample(**{**values, "gaps_ms": tuple(gaps)})
+    return msgspec.convert({**values, "gaps_ms": tuple(gaps)}, Sample)
 
 
 def _entry(report: BenchReport) -> BenchEntry:

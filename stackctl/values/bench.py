@@ -120,6 +120,11 @@ class BenchReport(Value, frozen=True, kw_only=True):
     client: Client | None = None
     cells: tuple[Cell, ...] = ()
 
+    @property
+    def answered(self) -> bool:
+        """Whether any request of it was: one that failed says nothing of speed."""
+        return any(cell.requests > cell.failed for cell in self.cells)
+
 
 class BenchTarget(Value, frozen=True, kw_only=True):
     """What another machine has to know to measure a stack of this one."""

@@ -19,6 +19,7 @@ from stackctl.observe.bench.matrix import Limits, Wish
 from stackctl.observe.bench.prompts import OWN_TOKENS, Prompts
 from stackctl.observe.bench.standing import by_engine
 from stackctl.values.bench import Cell, Client, Quantiles, Shape
+from stackctl.values.generation import Fact
 from stackctl.values.metrics import EngineMetrics
 from stackctl.values.profile import Slo
 
@@ -187,6 +188,15 @@ def test_a_shorter_prompt_is_no_proof() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("context", "remedy"), [(4096, "a larger context"), (8192, "stackctl bench --prompt 4640")]
+)
+def test_what_does_not_fit_is_not_asked_for(context: int, remedy: str) -> None:
+    found = judge([cell(prompt=512)], GPU, slots=1, source="this run", context=context)
+    (first,) = (result for result in found if result.name == "slo-ttft")
+    assert (first.remedy or "").startswith(remedy)
+
+
 def test_prefix_hits() -> None:
     wish = Slo(min_prefix_hits=0.6)
     assert verdicts([cell()], wish)["slo-prefix"] == "skip"
@@ -269,6 +279,15 @@ def test_limits_of_a_plan(wish: Any, slots: int) -> None:
     found = limits_of(plan(EPYC, IQUEST, wish), ())
     assert found.slots == slots
     assert found.context == pytest.approx(8192, abs=256)
+
+
+def test_limits_that_the_engine_chose() -> None:
+    from stackctl.observe.bench.limits import limits_of
+
+    wish = profile(LATENCY, engine_args={"parallel": (-1,), "ctx-size": (0,)})
+    said = (Fact(name="slots", value="4"), Fact(name="context", value="4096"))
+    found = limits_of(plan(EPYC, IQUEST, wish), said)
+    assert (found.context, found.slots) == (4096, 4)
 
 
 # The profile's key

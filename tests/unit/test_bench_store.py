@@ -68,6 +68,8 @@ def test_a_run_that_measured_nothing_is_not_the_latest(tmp_path: Path) -> None:
     benches = Benches(tmp_path)
     benches.add(report(), [], PLAN, EPYC)
     benches.add(report(cells=()), [], PLAN, EPYC)
+    failed = Cell(shape=SHAPE, requests=1, failed=1, seconds=5.0)
+    benches.add(report(cells=(failed,), complete=False), [], PLAN, EPYC)
     latest = benches.latest("cpu", 3)
     assert latest is not None and latest.id == 1
 
@@ -80,6 +82,19 @@ def test_no_such_run(tmp_path: Path) -> None:
         with pytest.raises(StackctlError, match="there is no bench 7") as caught:
             benches.read(7)
         assert caught.value.exit_code == ExitCode.NOT_FOUND
+        with pytest.raises(StackctlError, match="there is no bench 1000"):
+            benches.read(10**20)
+
+
+@pytest.mark.parametrize("change", ["gaps_ms = x'0102'", "gaps_ms = 'text'", "ttft_s = 'soon'"])
+def test_a_damaged_request(tmp_path: Path, change: str) -> None:
+    benches = Benches(tmp_path)
+    benches.add(report(), samples(), PLAN, EPYC)
+    with sqlite3.connect(benches.path) as database:
+        database.execute(f"UPDATE sample SET {change} WHERE rowid = 2")
+    database.close()
+    with pytest.raises(StackctlError, match="is damaged"):
+        compare(benches, 1, 1)
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a database at all" * 100, None])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import stat
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -10,7 +12,7 @@ import pytest
 import yaml
 from samples import LATENCY, plan, served
 
-from stackctl.cli.client import without_keys
+from stackctl.cli.client import _present, _resolved, _write, tunnel_to, without_keys
 from stackctl.errors import StackctlError
 from stackctl.observe.clients import (
     AIDER_CONFIG,
@@ -152,6 +154,19 @@ def test_what_else_is_in_the_config_stays_with_its_comments() -> None:
     assert merged(file(AIDER_CONFIG), text) == text
 
 
+@pytest.mark.parametrize("shape", [str, lambda text: json.dumps(yaml.safe_load(text))])
+def test_a_stand_in_for_a_key_goes_when_there_is_one(shape: Any) -> None:
+    """aider takes a key of its file before the environment's."""
+    (guarded, *_) = aider(door=DOOR).files
+    present = shape("auto-commits: false\n" + file(AIDER_CONFIG).text)
+    text = merged(guarded, present)
+    assert yaml.safe_load(text) == {"auto-commits": False, **yaml.safe_load(guarded.text)}
+    assert merged(guarded, text) == text
+    # A key of the user's own is theirs.
+    mine = yaml.safe_load(merged(guarded, "openai-api-key: sk-mine\n"))
+    assert mine["openai-api-key"] == "sk-mine"
+
+
 def test_a_config_of_another_shape_keeps_its_values() -> None:
     present = "{model: gpt-x, auto-commits: false}\n"
     assert yaml.safe_load(merged(file(AIDER_CONFIG), present))["auto-commits"] is False
@@ -177,7 +192,10 @@ def test_other_models_keep_their_limits() -> None:
 @pytest.mark.parametrize(
     ("name", "present", "says"),
     [
-        (AIDER_CONFIG, "a: [\n", "line 2 cannot be read"),
+        (AIDER_CONFIG, "a: [\n", "line 2 cannot be read: expected the node content"),
+        (AIDER_CONFIG, "\ta: 1\n", r"line 1 cannot be read: found character '\\t'"),
+        (AIDER_CONFIG, "a: !!bool x\n", "cannot be read: 'x'"),
+        (AIDER_CONFIG, "a: !!int ''\n", "cannot be read: string index"),
         (AIDER_CONFIG, "- a\n", "is not a map"),
         (AIDER_SETTINGS, "a: b\n", "is not a list"),
         (AIDER_METADATA, "{", "cannot be read"),
@@ -222,6 +240,14 @@ def test_the_last_measurement_comes_before_the_plan() -> None:
         (" anthropic-api-key:  'sk-real'  # mine", " anthropic-api-key:  ..."),
         (' "openai-api-key": "sk-real"', ' "openai-api-key": ...'),
         ("   - gemini=sk-real", "   - gemini=..."),
+        ('+- "gemini=sk-real"', '+- "gemini=...'),
+        ("   - 'OPENAI_API_KEY=sk-real'", "   - 'OPENAI_API_KEY=..."),
+        ("   - my-own=sk-real", "   - my-own=..."),
+        (" #openai-api-key: sk-real", " #openai-api-key: ..."),
+        (" set-env: ['A=sk-real']", " set-env: ..."),
+        ("     Authorization: Bearer sk-real", "     Authorization: ..."),
+        ("+- api_key: sk-real", "+- api_key: ..."),
+        (" - name: openai/a=b", " - name: openai/a=b"),
         (" api-key:", " api-key:"),
         ("+model: openai/coder", "+model: openai/coder"),
         ("+++ /home/key: x/.aider.conf.yml", "+++ /home/key: x/.aider.conf.yml"),
@@ -229,3 +255,36 @@ def test_the_last_measurement_comes_before_the_plan() -> None:
 )
 def test_a_difference_shows_no_key(line: str, shown: str) -> None:
     assert without_keys(line) == shown
+
+
+def test_links_in_a_circle_are_one_error(tmp_path: Path) -> None:
+    link = tmp_path / AIDER_CONFIG
+    link.symlink_to(link)
+    with pytest.raises(StackctlError, match="Too many levels of symbolic links"):
+        _present(_resolved(link))
+    link.unlink()
+    link.symlink_to("mine.yml")
+    assert _resolved(link) == tmp_path.resolve() / "mine.yml"
+
+
+def test_a_file_of_keys_leaves_its_folder_to_others(tmp_path: Path) -> None:
+    tmp_path.chmod(0o775)
+    path = tmp_path / AIDER_CONFIG
+    path.write_text("openai-api-key: mine\n")
+    path.chmod(0o600)
+    _write([(path, "openai-api-key: mine\n", "model: x\n")])
+    assert path.read_text() == "model: x\n"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o775
+
+
+@pytest.mark.parametrize(
+    ("address", "tunnel"),
+    [
+        ("127.0.0.1", "ssh -N -L 8080:127.0.0.1:8080 ann@box"),
+        ("[::1]", "ssh -N -L '8080:[::1]:8080' ann@box"),
+        ("192.168.7.5", None),
+    ],
+)
+def test_only_a_boxs_own_address_needs_a_tunnel(address: str, tunnel: str | None) -> None:
+    assert tunnel_to(f"http://{address}:8080/v1", "ann@box") == tunnel

@@ -240,6 +240,13 @@ def test_speed_of_many_is_shared() -> None:
     assert "for 16 requests" in (named(of_log(few))["decode-bound"].actual or "")
 
 
+def test_one_that_ended_between_two_looks_is_one_request() -> None:
+    looks = EngineMetrics(running=1, waiting=0), EngineMetrics(running=0, waiting=0)
+    slow = requests(generated_tokens=100, generation_s=30.0)
+    found = diagnose(Evidence(log=slow, before=looks[0], now=looks[1], interval_s=5.0))
+    assert (named(found)["decode-bound"].actual or "").endswith("3.3 tok/s for 1 request")
+
+
 def test_throughput_asks_for_no_speed_of_one() -> None:
     lines = "\n".join([window(generation=64.0, running=16, hits=70.0)] * 3)
     batch = replace(GPU_PLAN, objective="throughput")
@@ -270,6 +277,10 @@ def test_queueing() -> None:
     found = of_log(lines, plan=busy, stack="gpu", profile="p", asked=Overrides(model="dir:/m x"))
     again = "stackctl up p --model 'dir:/m x' --set concurrency=2"
     assert found[0].steps[0].command == again
+    # What waits for memory is not helped by more at once.
+    full = "\n".join([window(generation=28.0, waiting=3, kv=98.0, hits=70.0)] * 4)
+    remedy = named(of_log(full, plan=GPU_PLAN, stack="gpu", profile="gpu"))["queueing"].remedy
+    assert "--set kv_type=fp8" in (remedy or "") and "throughput" not in (remedy or "")
     # Now and then is no finding.
     once = "\n".join([window(generation=28.0, hits=70.0)] * 4 + [window(waiting=1, hits=70.0)])
     assert "queueing" not in wrong(of_log(once))
@@ -282,6 +293,36 @@ def test_kv_pressure_and_preemption() -> None:
     now = replace(before, preemptions=4.0)
     (first, *_) = diagnose(Evidence(before=before, now=now, interval_s=5.0))
     assert (first.name, first.status) == ("kv-pressure", "fail")
+
+
+@pytest.mark.parametrize(
+    ("name", "sets", "command"),
+    [
+        ("gpu-nvfp4", (), "engine_args.max-num-batched-tokens=16384"),
+        ("gpu-nvfp4", ("engine_args.max-num-batched-tokens=16384",), None),
+        ("gpu-gguf", (), None),
+        ("gpu-gguf", ("engine_args.ubatch-size=512",), "engine_args.ubatch-size=2048"),
+    ],
+)
+def test_larger_steps_are_of_the_engine_and_larger(
+    name: str, sets: tuple[str, ...], command: str | None
+) -> None:
+    wish = shipped(name, sets=sets)
+    slow = requests(prompt_tokens=8000, prompt_s=12.0, cached_tokens=0)
+    planned = plan(EPYC_GPU, shipped_model(wish), wish)
+    found = named(diagnose(Evidence(stack="g", profile=name, plan=planned, log=slow)))
+    last = found["prefill-bound"].steps[2:]
+    wanted = [] if command is None else [f"stackctl up {name} --set {command}"]
+    assert [step.command for step in last] == wanted
+
+
+def test_a_small_kv_cache_is_not_asked_for_twice() -> None:
+    lines = "\n".join([window(generation=28.0, kv=97.3, hits=70.0)] * 4)
+    wish = shipped("gpu-nvfp4", sets=("kv_type=fp8",))
+    small = plan(EPYC_GPU, shipped_model(wish), wish)
+    for planned, offered in ((GPU_PLAN, True), (small, False)):
+        found = named(of_log(lines, plan=planned, stack="g"))["kv-pressure"]
+        assert ("kv_type" in (found.remedy or "")) == offered
 
 
 def test_histograms_come_before_what_the_log_averages() -> None:
@@ -322,6 +363,11 @@ def test_long_answers() -> None:
     found = diagnose(Evidence(log=requests(generated_tokens=1600, generation_s=60.0)))
     assert wrong(found) == ["whole-file-edits"]
     assert found[0].actual == "answers are long: 1,600 tokens on average, 60 s each"
+    # Who gives up before the first token makes answers no shorter.
+    given_up = requests(generated_tokens=None, generation_s=None, cached_tokens=None)
+    long = requests(generated_tokens=1600, generation_s=60.0)
+    both = replace(long, requests=long.requests + given_up.requests)
+    assert named(diagnose(Evidence(log=both)))["whole-file-edits"].actual == found[0].actual
     # Two answers are no habit.
     two = diagnose(Evidence(log=requests(2, generated_tokens=1600, generation_s=60.0)))
     assert wrong(two) == []
@@ -429,10 +475,15 @@ def placed(**changes: Any) -> Plan:
 def test_pages_on_other_nodes() -> None:
     bound = placed(mems="1", policy="bind")
     pages = (NodeBytes(node=0, bytes=3 * 2**30), NodeBytes(node=1, bytes=2**30))
-    (first, *_) = diagnose(Evidence(plan=bound, pages=pages, stack="x"))
+    (first, *_) = diagnose(Evidence(plan=bound, pages=pages, stack="x", profile="cpu"))
     assert (first.name, first.status) == ("page-cache-misplacement", "fail")
     assert first.actual == "75 % of its memory lies on other nodes"
-    assert "drop_caches" in (first.steps[0].command or "")
+    # The kernel keeps pages that are mapped: nothing runs when they are dropped.
+    assert [step.command for step in first.steps] == [
+        "stackctl down x",
+        "echo 1 | sudo tee /proc/sys/vm/drop_caches",
+        "stackctl up cpu",
+    ]
     well = (NodeBytes(node=0, bytes=2**20), NodeBytes(node=1, bytes=2**30))
     assert wrong(diagnose(Evidence(plan=bound, pages=well))) == []
     spread = placed(mems="0-1", policy="interleave")

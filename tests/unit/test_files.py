@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from stackctl.errors import ExitCode, StackctlError
+from stackctl.machine import subids
 from stackctl.machine.files import LiveMachine, RecordedMachine, sync_folder, write_atomically
 
 
@@ -185,3 +186,13 @@ def test_what_is_no_recorded_machine(tmp_path: Path) -> None:
     (tmp_path / "commands.json").write_text("{")
     with pytest.raises(StackctlError, match=r"commands\.json is not valid JSON"):
         RecordedMachine(tmp_path)
+
+
+def test_subordinate_ids_leave_the_rights_of_their_folder(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    file = tmp_path / "subuid"
+    file.write_text("ann:100000:65536\n")
+    file.chmod(0o600)
+    subids.add(file, "ben:165536:65536")
+    assert file.read_text().splitlines() == ["ann:100000:65536", "ben:165536:65536"]
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755

@@ -336,3 +336,12 @@ def test_the_recorded_log() -> None:
 )  # fmt: skip
 def test_phases(line: str, phase: str | None) -> None:
     assert LLAMA_CPP.phase(line) == phase
+
+
+def test_what_the_engine_chooses_is_not_promised() -> None:
+    def promised(*argv: str) -> dict[str, str]:
+        return {fact.name: fact.value for fact in LLAMA_CPP.promised(("llama-server", *argv))}
+
+    assert promised("--ctx-size", "8192", "--parallel", "4") == {"context": "2048", "slots": "4"}
+    assert promised("--ctx-size", "8192", "--parallel", "-1") == {"context": "8192"}
+    assert promised("--ctx-size", "0", "--parallel", "1") == {"slots": "1"}

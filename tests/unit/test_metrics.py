@@ -353,6 +353,7 @@ def test_latencies_of_requests() -> None:
             Request(prompt_tokens=9, prompt_s=7.0, generated_tokens=1, generation_s=0.0,
                     finished=True),
             Request(prompt_tokens=9, prompt_s=99.0),
+            Request(prompt_tokens=9, prompt_s=2.0, finished=True),
         )
     )  # fmt: skip
     assert (ttft.count, ttft.sum) == (2, 7.3)

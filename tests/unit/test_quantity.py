@@ -37,7 +37,9 @@ def test_bytes(text: str, count: int) -> None:
     assert parse_bytes(text) == count
 
 
-@pytest.mark.parametrize("text", ["", "GiB", "-1", "1e3", "4 GiBs", "1,5 GiB", "0x10", "1 Gi B"])
+@pytest.mark.parametrize(
+    "text", ["", "GiB", "-1", "1e3", "4 GiBs", "1,5 GiB", "0x10", "1 Gi B", "9" * 400]
+)
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(StackctlError) as caught:
         parse_bytes(text)
@@ -102,7 +104,7 @@ def test_tokens(text: str, tokens: int) -> None:
     assert parse_tokens(text) == tokens
 
 
-@pytest.mark.parametrize("text", ["", "K", "1M", "-1", "8 192"])
+@pytest.mark.parametrize("text", ["", "K", "1M", "-1", "8 192", "9" * 400])
 def test_what_is_no_number_of_tokens(text: str) -> None:
     with pytest.raises(StackctlError, match="is not a number of tokens"):
         parse_tokens(text)

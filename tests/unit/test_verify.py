@@ -17,7 +17,7 @@ from stackctl.observe.procfs import below, pages
 from stackctl.values.cpulist import parse_cpulist
 from stackctl.values.door import Door
 from stackctl.values.generation import Fact, Generation, Outcome
-from stackctl.values.model import Model
+from stackctl.values.model import Model, ModelFile
 from stackctl.values.plan import Plan
 from stackctl.values.profile import Overrides
 from stackctl.values.result import Result
@@ -384,6 +384,16 @@ def test_a_warning(given: Generation, changes: dict[str, Any], name: str, words:
     assert not wrong(found)
     assert found[name].status == "warn"
     assert words in (found[name].actual or "")
+
+
+def test_a_file_with_a_space_is_one_word_of_the_remedy() -> None:
+    file = ModelFile(path="/srv/my models/a.gguf", bytes=FILE.bytes)
+    given = generation(plan(TWO, msgspec.structs.replace(GEMMA, files=(file,))))
+    one = honest(given)
+    found = results(
+        given, **processes(one, pages=(spread("model", "interleave:0-1", 235 * MIB, 0),))
+    )["memory"]
+    assert "dd 'if=/srv/my models/a.gguf' iflag=nocache" in (found.remedy or "")
 
 
 def test_the_same_port_at_another_address_is_not_in_the_way() -> None:

@@ -636,3 +636,12 @@ def test_several_gpus_each_hold_their_part() -> None:
     memory = plan(host, MODEL, wish, seen=(seen,)).memory
     assert (memory.weights_bytes, memory.kv_bytes) == (11 * GIB, 70 * GIB)
     assert memory.total_bytes == round(0.92 * (CARD.memory_bytes or 0))
+
+
+@pytest.mark.parametrize(
+    ("asked", "promised"), [("32768", "32768"), ("32K", "32768"), ("25.6k", "25600"),
+                            ("auto", None), ("-1", None)],
+)  # fmt: skip
+def test_a_context_is_promised_in_tokens(asked: str, promised: str | None) -> None:
+    told = VLLM.promised(("vllm", "serve", "--max-model-len", asked))
+    assert [fact.value for fact in told] == ([] if promised is None else [promised])

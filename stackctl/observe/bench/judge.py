@@ -26,17 +26,19 @@ _UNHURRIED = "fewer at once, or --with aiperf from a machine with free processor
 
 
 def judge(
-    cells: Sequence[Cell], slo: Slo | None, *, slots: int, source: str, client: Client | None = None
-) -> tuple[Result, ...]:
+    cells: Sequence[Cell], slo: Slo | None, *, slots: int, source: str,
+    client: Client | None = None, context: int | None = None,
+) -> tuple[Result, ...]:  # fmt: skip
     """Results, most important first. More requests at the same time than the stack has slots for
-    promise nothing and are left out. ``source`` says where the figures come from."""
+    promise nothing and are left out. ``source`` says where the figures come from, ``context`` how
+    many tokens a request may have."""
     found = list(_failures(cells))
     if client is not None and client.limited:
         found.append(_limited(client))
     if slo is not None:
         served = [cell for cell in cells if cell.shape.concurrency <= slots]
         kept = filter(None, (rule(served, slo, source) for rule in _RULES))
-        found += [_doubted(result, slo, client) for result in kept]
+        found += [_doubted(_possible(result, slo, context), slo, client) for result in kept]
     return worst_first(found)
 
 
@@ -95,6 +97,17 @@ def _ttft(cells: Sequence[Cell], slo: Slo, source: str) -> Result | None:
             evidence=told, remedy=f"stackctl bench --prompt {slo.prompt_tokens}",
         )  # fmt: skip
     return result
+
+
+def _possible(result: Result, slo: Slo, context: int | None) -> Result:
+    """The result; where no request has room for what the SLO promises, that is said instead."""
+    if (result.name, result.status) != ("slo-ttft", "warn") or not context:
+        return result
+    if context > slo.prompt_tokens:
+        return result
+    told = f"a context of {context:,} holds no prompt of the {slo.prompt_tokens:,} that it promises"
+    remedy = "a larger context, or a smaller slo.prompt_tokens"
+    return msgspec.structs.replace(result, evidence=told, remedy=remedy)
 
 
 def _itl(cells: Sequence[Cell], slo: Slo, source: str) -> Result | None:

@@ -32,7 +32,9 @@ def limits_of(plan: Plan, report: Sequence[Fact]) -> Limits:
 
 
 def _number(value: object) -> int | None:
+    """A whole number above zero; with others an engine is told to choose itself (--parallel -1)."""
     try:
-        return int(str(value))
+        number = int(str(value))
     except ValueError:
         return None
+    return number if number > 0 else None

@@ -276,7 +276,12 @@ class Bench:
         whole = done and all(len(cell.replies) == cell.planned for cell in self._cells)
         report = BenchReport(
             results=judge(
-                cells, self._slo, slots=self._limits.slots, source="this run", client=client
+                cells,
+                self._slo,
+                slots=self._limits.slots,
+                source="this run",
+                client=client,
+                context=self._limits.context,
             ),
             stack=generation.stack,
             box=self._site.box,

@@ -40,8 +40,10 @@ def standing(context: Context, generation: Generation, slo: Slo | None) -> tuple
     else:
         source = f"bench {latest.id} of {latest.when}"
         cells = [cell for cell in latest.cells if cell.requests > cell.failed]
-        slots = limits(generation).slots
-        rows = judge(cells, slo, slots=slots, source=source, client=latest.client)
+        most = limits(generation)
+        rows = judge(
+            cells, slo, slots=most.slots, source=source, client=latest.client, context=most.context
+        )
         found += [row for row in rows if row.name.startswith("slo-")]
     metrics, _ = looks.scrape(generation, timeout_s=_ANSWER_S)
     if metrics is not None:

@@ -25,7 +25,7 @@ def page(context: Context, generation: Generation) -> str:
     """The page of a stack as HTML: its newest measurement in full, and the newest of each other
     generation beside it. Raises StackctlError when what is stored cannot be read."""
     benches = Benches(context.paths.state)
-    stored = [run for run in benches.reports(generation.stack) if run.cells and not run.box]
+    stored = [run for run in benches.reports(generation.stack) if run.answered and not run.box]
     shown = next((run for run in stored if run.generation == generation.number), None)
     shown = shown or next(iter(stored), None)
     latest = None
