@@ -66,7 +66,7 @@ def aider(session: Session, stack: str | None, write: bool, folder: Path) -> Non
     Diff edits, temperature 0, a small map of the repository, and the server's own limits. What else
     is in those files stays.
     """
-    from stackctl.observe.clients import merged
+    from stackctl.observe.clients import AIDER_CONFIG, hides_key, merged
 
     report = _report(session, stack, "aider")
     if not write:
@@ -80,6 +80,11 @@ def aider(session: Session, stack: str | None, write: bool, folder: Path) -> Non
         path = _resolved(folder / file.name)
         present = _present(path)
         text = merged(file, present)
+        if file.name == AIDER_CONFIG and hides_key(report, text):
+            session.out.warn(
+                f"{path} has an openai-api-key, which aider takes before the environment's",
+                "remove that line: this stack wants a key of its own",
+            )
         if text != present:
             changed.append((path, present, text))
     for path, present, text in changed:

@@ -201,6 +201,9 @@ def _merged_config(file: ClientFile, present: str) -> str:
     """Line by line, so that comments stay; rewritten whole where that does not work."""
     kept: Mapping[str, Any] = _read(file.name, present, yaml.safe_load, dict)
     ours = yaml.safe_load(file.text)
+    if _own_key(kept):
+        # Any will do where a stand-in does, and it may be kept nowhere else.
+        ours.pop(_API_KEY, None)
     # aider takes a key in its file before the environment's: none that was a stand-in may stay.
     stale = _API_KEY not in ours and kept.get(_API_KEY) == NO_KEY
     wanted = {key: value for key, value in kept.items() if not (stale and key == _API_KEY)} | ours
@@ -209,6 +212,8 @@ def _merged_config(file: ClientFile, present: str) -> str:
     text = present if present.endswith("\n") else present + "\n"
     for line in file.text.splitlines(keepends=True):
         key = line.partition(":")[0]
+        if key not in ours:
+            continue
         if key not in kept:
             text += line
         elif kept[key] != ours[key]:
@@ -221,6 +226,17 @@ def _merged_config(file: ClientFile, present: str) -> str:
     except yaml.YAMLError:
         fits = False
     return text if fits else yaml.safe_dump(wanted, sort_keys=False)
+
+
+def hides_key(report: ClientReport, text: str) -> bool:
+    """Whether aider would take a key in its file, of which ``text`` is the content, before the one
+    that the stack wants."""
+    kept: Mapping[str, Any] = _read(AIDER_CONFIG, text, yaml.safe_load, dict)
+    return report.key_command is not None and _own_key(kept)
+
+
+def _own_key(kept: Mapping[str, Any]) -> bool:
+    return kept.get(_API_KEY) not in (None, NO_KEY)
 
 
 def _always(text: str) -> Callable[[re.Match[str]], str]:

@@ -18,6 +18,7 @@ from stackctl.observe.clients import (
     AIDER_CONFIG,
     AIDER_METADATA,
     AIDER_SETTINGS,
+    hides_key,
     measured,
     merged,
     predicted,
@@ -162,9 +163,17 @@ def test_a_stand_in_for_a_key_goes_when_there_is_one(shape: Any) -> None:
     text = merged(guarded, present)
     assert yaml.safe_load(text) == {"auto-commits": False, **yaml.safe_load(guarded.text)}
     assert merged(guarded, text) == text
-    # A key of the user's own is theirs.
-    mine = yaml.safe_load(merged(guarded, "openai-api-key: sk-mine\n"))
-    assert mine["openai-api-key"] == "sk-mine"
+
+
+def test_a_key_of_the_users_own_is_theirs() -> None:
+    present = "openai-api-key: sk-mine\n"
+    for report in (aider(door=DOOR), aider()):
+        text = merged(report.files[0], present)
+        assert yaml.safe_load(text)["openai-api-key"] == "sk-mine"
+        assert merged(report.files[0], text) == text
+        # It would be sent where another one is wanted.
+        assert hides_key(report, text) == (report.key_command is not None)
+    assert not hides_key(aider(door=DOOR), merged(aider(door=DOOR).files[0], None))
 
 
 def test_a_config_of_another_shape_keeps_its_values() -> None:
