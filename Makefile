@@ -43,7 +43,7 @@ test-unit: venv ## The tests that need neither root nor the lab
 test-lab: venv ## The tests in the lab; LAB_ROOT=DIR boots that root tree instead of ours
 	$(RUN) -m pytest tests/lab
 
-test-vm: venv ## The tests on a virtual machine with two NUMA nodes: slow, 20 minutes (Linux, root)
+test-vm: venv ## The tests on a virtual machine with two NUMA nodes: slow, half an hour (Linux, root)
 	$(RUN) -m pytest tests/lab -m vm
 
 lint: venv ## Check style, types and the direction of imports
