@@ -28,7 +28,8 @@ class Job:
     ``pending`` are the pieces that no connection is at, ``flying`` counts those that one is.
     ``whole``: the server sends whole files only, so one connection does it. ``fresh``: begin anew
     once nobody writes any more; ``again``: it was begun anew, and what was hashed does not count.
-    ``address`` is where the hub has redirected to.
+    ``address`` is where the hub has redirected to, ``turn`` how often it was given up: what several
+    connections are refused in the same turn counts once.
     """
 
     wanted: Wanted
@@ -38,6 +39,7 @@ class Job:
     flying: int = 0
     address: str | None = None
     addresses: int = 0
+    turn: int = 0
     failures: int = 0
     not_before: float = 0.0
     whole: bool = False

@@ -112,7 +112,7 @@ class Receiver:
         part, wanted = job.part, job.wanted
         first = piece * PIECE_BYTES + part.done[piece]
         last = piece * PIECE_BYTES + part.length(piece) - 1
-        address = job.address
+        address, turn = job.address, job.turn
         headers = {"Range": f"bytes={first}-{last}"}
         # A weak one cannot be compared by a server (RFC 9110, 13.1.5).
         known = part.etag
@@ -125,7 +125,7 @@ class Receiver:
             seen=lambda answer: check_hop(wanted, answer),
         )
         if response.status not in (200, 206):
-            return self._other(job, response, address)
+            return self._other(job, response, turn)
         if address is None and response.url != wanted.url:
             job.address = response.url
         etag = _named(response)
@@ -187,7 +187,7 @@ class Receiver:
                     board.changed.notify_all()
             self._limiter.take(count, board.stop)
 
-    def _other(self, job: Job, response: Response, address: str | None) -> float:
+    def _other(self, job: Job, response: Response, turn: int) -> float:
         """What another status means: seconds until it is worth trying again."""
         status = response.status
         if status in (408, 425, 429) or status >= 500:
@@ -197,8 +197,8 @@ class Receiver:
         if away and status in (400, 401, 403, 404, 410) and job.addresses < _MOST_ADDRESSES:
             # Signed addresses end after an hour or so, for all connections.
             with self._board.changed:
-                if job.address == address:
-                    job.address, job.addresses = None, job.addresses + 1
+                if job.turn == turn:
+                    job.address, job.addresses, job.turn = None, job.addresses + 1, turn + 1
             return 0.0
         if status == 416:
             return self._anew(job)

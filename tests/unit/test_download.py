@@ -354,6 +354,15 @@ def test_an_address_that_ends_for_all_connections_is_asked_for_again(
 
 
 @pytest.mark.usefixtures("small_pieces")
+def test_addresses_that_no_connection_may_use_are_one_refusal(site: Hub, tmp_path: Path) -> None:
+    content = noise(8 * MIB)
+    file = wanted(site, tmp_path / "to", content)
+    site.fault("/cdn/", times=5, status=403, together=threading.Barrier(5))
+    fetch(file, connections=5)
+    assert file.target.read_bytes() == content
+
+
+@pytest.mark.usefixtures("small_pieces")
 def test_what_breaks_all_connections_at_once_is_one_failure(site: Hub, tmp_path: Path) -> None:
     content = noise(8 * MIB)
     file = wanted(site, tmp_path / "to", content)
