@@ -166,6 +166,9 @@ def test_what_is_kept_and_what_is_missed() -> None:
     assert verdicts([cell(itl_ms=summary(38, 51))], GPU) == {**kept, "slo-itl": "fail"}
     slow = cell(generation_tok_s=summary(26, p5=19.9))
     assert verdicts([slow], GPU) == {**kept, "slo-speed": "fail"}
+    (missed,) = (one for one in judge([cell(ttft_s=summary(3, 5.0004))], GPU, slots=1, source="")
+                 if one.status == "fail")  # fmt: skip
+    assert missed.actual == "p95 just over 5 s (4,640 in, 200 out, 1 at once)"
     # What is missed comes first.
     assert next(iter(verdicts([slow], GPU))) == "slo-speed"
 

@@ -53,11 +53,15 @@ def judged(
         return Result(name=name, status="skip", expected=expected, actual="not measured",
             evidence=source, remedy="stackctl bench")  # fmt: skip
     well = seen <= allowed if most else seen >= allowed
+    actual = told(seen)
+    if not well and actual == told(allowed):
+        # Rounded, what is missed looks like what is kept.
+        actual = f"{'just over' if most else 'just under'} {actual}"
     return Result(
         name=name,
         status="ok" if well else "fail",
         expected=expected,
-        actual=mark + told(seen) + at,
+        actual=mark + actual + at,
         evidence=source,
         remedy=None if well else _REMEDIES.get(name.removesuffix("-engine")),
     )
