@@ -51,7 +51,8 @@ def test_looking_changes_nothing(box: Box) -> None:
     for item in ("podman", "service-user", "cpuset", "memlock", "linger", "numa-balancing"):
         assert re.search(rf"^change   {item}\b", said, re.MULTILINE), said
     assert re.search(r"^skip     swappiness +no swap$", said, re.MULTILINE)
-    assert differences(box.before, box.record(), {}) == []
+    changed = differences(box.before, box.record(), {})
+    assert not changed, "\n".join(changed)
 
 
 def test_it_is_made_ready_once_and_then_nothing_changes(ready: Box) -> None:
