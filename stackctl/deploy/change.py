@@ -13,12 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from stackctl.deploy import door, install, proof, record, start
+from stackctl.deploy import door, install, leftover, proof, record, start
 from stackctl.deploy.context import Context
 from stackctl.engines import engine as find_engine
 from stackctl.errors import DidNotStart, StackctlError
 from stackctl.health import endpoint
-from stackctl.machine import podman, runner
 from stackctl.quantity import format_duration
 from stackctl.state.generations import now
 from stackctl.units import render
@@ -333,9 +332,7 @@ def _stop_unit(context: Context, unit: str) -> None:
     else:
         context.systemd.stop(service)
     # systemd's stop removes the container; a stop that was cut short may have left it.
-    container = render.container_name(unit)
-    if podman.containers(container):
-        runner.run(("podman", "rm", "--force", "--time=5", container))
+    leftover.remove(render.container_name(unit))
     context.systemd.reset_failed(service)
 
 

@@ -12,12 +12,12 @@ import shutil
 import time
 from pathlib import Path
 
-from stackctl.deploy import install
+from stackctl.deploy import install, leftover
 from stackctl.deploy.context import Context
 from stackctl.engines import engine as find_engine
 from stackctl.errors import DidNotStart, StackctlError
 from stackctl.health import endpoint
-from stackctl.machine import podman, runner
+from stackctl.machine import podman
 from stackctl.machine.files import remove_file, write_atomically
 from stackctl.machine.haproxy import Haproxy
 from stackctl.machine.trust import private_folder
@@ -116,10 +116,9 @@ def remove(context: Context, stack: str) -> None:
     path, folder = _unit_path(context, stack), _folder(context, stack)
     if not path.exists() and not folder.exists():
         return
-    service, container = units.door_service(stack), units.door_container(stack)
+    service = units.door_service(stack)
     context.systemd.stop(service)
-    if podman.containers(container):
-        runner.run(("podman", "rm", "--force", "--time=5", container))
+    leftover.remove(units.door_container(stack))
     remove_file(path)
     # Also where it was gone: who removed it may have been cut off.
     context.systemd.daemon_reload()

@@ -9,6 +9,7 @@ import subprocess
 
 from . import look
 from .conftest import Seat
+from .lab import IMAGE
 
 MODEL = "/home/lab/own.gguf"
 UP = ("up", "cpu-latency", "--model", f"file:{MODEL}", "--set", "front_door=auto", "--yes")
@@ -272,3 +273,16 @@ def test_an_engine_whose_unit_file_is_gone_is_found(seat: Seat, tiny: str) -> No
         else:
             assert "cpu is down" in seat.stackctl("down", "cpu").stdout
     look.assert_clean(seat)
+
+
+def test_a_container_whose_monitor_was_killed_is_removed(seat: Seat) -> None:
+    """As systemd does after its patience: Podman takes the container for one that runs."""
+    name = "stackctl-left"
+    seat.run("podman", "run", "--detach", "--network=none", f"--name={name}", IMAGE, "sleep", "99")
+    shown = seat.run("podman", "inspect", "--format={{.State.ConmonPid}} {{.State.Pid}}", name)
+    seat.run("kill", "-KILL", *shown.stdout.split())
+    remove = f"from stackctl.deploy import leftover; leftover.remove({name!r})"
+    seat.run("python3", "-c", remove)
+    assert name not in seat.run("podman", "ps", "--all", "--format={{.Names}}").stdout
+    # Where there is none, nothing is done.
+    seat.run("python3", "-c", remove)

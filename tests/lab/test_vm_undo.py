@@ -13,8 +13,8 @@ ALLOWED = {
     r"(file|hash \w+|folder) var/lib/(apt|dpkg)/": "the package manager's own notes; packages "
     "themselves are compared",
     r"(file|hash \w+|folder) var/cache/(apt|debconf|ldconfig)/": "caches",
-    r"(file|hash \w+) etc/(passwd|group|shadow|gshadow|subuid|subgid)-( |$)": "copies that shadow's "
-    "programs keep of their last change",
+    r"(file|hash \w+) etc/(passwd|group|shadow|gshadow|subuid|subgid)-( |$)": "copies that "
+    "shadow's programs keep of their last change",
     r"\w+ (\w+ )?var/(lib|cache)/(containers|stackctl)\b": "root's images, and the history of "
     "root's stacks, which are no part of provisioning",
 }
