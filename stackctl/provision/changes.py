@@ -35,6 +35,8 @@ from stackctl.values.provision import (
     SubidsChange,
 )
 
+#: What Podman's package has made at each boot (its tmpfiles.d), and leaves when it is removed.
+_AT_BOOT = ("/var/lib/cni/networks", "/var/lib/cni")
 #: How long a user's service manager may take to start.
 _MANAGER_S = 30.0
 
@@ -53,7 +55,8 @@ def before(box: Box, change: Change) -> Before:
         case FolderChange(path=path):
             return Before(folders=_missing_folders(box, box.at(path)))
         case PackagesChange(names=names):
-            return Before(names=apt.would_come(names))
+            absent = tuple(path for path in _AT_BOOT if not box.there(path))
+            return Before(names=apt.would_come(names), folders=absent)
         case _:
             return Before()
 
@@ -96,7 +99,8 @@ def revert(box: Box, change: Change, old: Before) -> str | None:
         case FolderChange(path=path):
             return _remove_folders(box, old.folders, path)
         case PackagesChange():
-            return _remove_packages(box, old.names)
+            kept = _remove_packages(box, old.names)
+            return kept or _remove_folders(box, old.folders, None)
         case HoldChange(names=names):
             apt.release(names)
         case AccountChange(user=user, home=home):

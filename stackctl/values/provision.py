@@ -109,7 +109,8 @@ class Before(Value, frozen=True, kw_only=True):
     """What was there before a change; nothing where everything is empty.
 
     ``data`` is a file's content in base64, ``values`` those of a setting's paths in their order,
-    ``names`` the packages that were not installed or held, ``folders`` those that had to be made.
+    ``names`` the packages that were not installed or held, ``folders`` those that had to be made,
+    or that come with packages.
     """
 
     data: str | None = None
