@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stackctl.machine import podman, runner
+from stackctl.machine import runner
 
 
 def remove(container: str) -> None:
@@ -11,8 +11,6 @@ def remove(container: str) -> None:
     Where systemd has killed its monitor, Podman finds out only by failing ("conmon exited
     prematurely"), and succeeds the next time.
     """
-    if not podman.containers(container):
-        return
     words = ("podman", "rm", "--force", "--ignore", "--time=5", container)
     if runner.run(words, check=False).status != 0:
         runner.run(words)

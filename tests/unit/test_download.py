@@ -354,21 +354,15 @@ def test_an_address_that_ends_for_all_connections_is_asked_for_again(
 
 
 @pytest.mark.usefixtures("small_pieces")
-def test_addresses_that_no_connection_may_use_are_one_refusal(site: Hub, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("where", "status", "times"), [("/a/b/", 503, 8), ("/cdn/", 403, 5)])
+def test_what_breaks_all_connections_at_once_is_one_failure(
+    site: Hub, tmp_path: Path, where: str, status: int, times: int
+) -> None:
     content = noise(8 * MIB)
     file = wanted(site, tmp_path / "to", content)
-    site.fault("/cdn/", times=5, status=403, together=threading.Barrier(5))
-    fetch(file, connections=5)
-    assert file.target.read_bytes() == content
-
-
-@pytest.mark.usefixtures("small_pieces")
-def test_what_breaks_all_connections_at_once_is_one_failure(site: Hub, tmp_path: Path) -> None:
-    content = noise(8 * MIB)
-    file = wanted(site, tmp_path / "to", content)
-    # Eight failures are more than end a download, but these come at the same time.
-    site.fault("/a/b/", status=503, times=8, together=threading.Barrier(8))
-    fetch(file, connections=8)
+    # So many failures, or refusals of an address, would end a download one after the other.
+    site.fault(where, status=status, times=times, together=threading.Barrier(times))
+    fetch(file, connections=times)
     assert file.target.read_bytes() == content
 
 
