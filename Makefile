@@ -44,7 +44,7 @@ test-lab: venv ## The tests in the lab; LAB_ROOT=DIR boots that root tree instea
 	$(RUN) -m pytest tests/lab
 
 test-vm: venv ## The tests on a virtual machine with two NUMA nodes: slow, half an hour (Linux, root)
-	$(RUN) -m pytest tests/lab -m vm
+	$(RUN) -m pytest tests/lab -m vm --timeout 3600
 
 lint: venv ## Check style, types and the direction of imports
 	$(VENV)/bin/ruff check .

@@ -250,12 +250,10 @@ class Lab:
         try:
             out, err = process.communicate(input or "", timeout=timeout)
         except subprocess.TimeoutExpired as error:
-            process.kill()
-            out, err = process.communicate()
+            out, err = process.end()
             raise subprocess.TimeoutExpired(list(argv), timeout, out, err) from error
         except BaseException:
-            process.kill()
-            process.communicate()
+            process.end()
             raise
         done = subprocess.CompletedProcess(list(argv), process.returncode, out, err)
         if check and done.returncode:
@@ -590,6 +588,33 @@ class LabProcess(subprocess.Popen[str]):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
 
+    def end(self) -> tuple[str, str]:
+        """End the command; what it has said.
+
+        What it left in process groups of their own may hold the pipes: that is not waited for.
+        """
+        self.kill()
+        try:
+            return self.communicate(timeout=10)
+        except subprocess.TimeoutExpired as error:
+            for pipe in (self.stdin, self.stdout, self.stderr):
+                if pipe is not None:
+                    with contextlib.suppress(OSError):
+                        pipe.close()
+            self.wait(10)
+            return _text(error.output), _text(error.stderr)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Wait for the command; end it first where the test that started it has failed."""
+        if kind is not None:
+            self.end()
+        super().__exit__(kind, error, trace)
+
     def _inside(self) -> list[int]:
         while self.poll() is None:
             # The helper forks once it has entered the lab: before that there is no command.
@@ -597,6 +622,11 @@ class LabProcess(subprocess.Popen[str]):
                 return found
             time.sleep(0.01)
         return []
+
+
+def _text(output: str | bytes | None) -> str:
+    """What a timeout carries: bytes, even of a command whose output is text."""
+    return output.decode(errors="replace") if isinstance(output, bytes) else output or ""
 
 
 def _children(pid: int) -> list[int]:

@@ -79,6 +79,22 @@ def test_a_command_that_takes_too_long_is_ended(lab: Lab) -> None:
     assert not look.processes(lab, "sleep 31.25")
 
 
+def test_what_holds_the_pipes_of_a_command_is_not_waited_for(lab: Lab) -> None:
+    script = "echo said; setsid sleep 33.25 & exec sleep 33.75"
+    began = time.monotonic()
+    with pytest.raises(subprocess.TimeoutExpired) as late:
+        lab.run(["sh", "-c", script], timeout=0.5)
+    assert late.value.output == "said\n"
+    assert time.monotonic() - began < 30
+    lab.run(["pkill", "-f", "sleep 33.25"])
+
+
+def test_a_failing_test_ends_what_it_started(lab: Lab) -> None:
+    with pytest.raises(ZeroDivisionError), lab.spawn(["sleep", "34.25"]):
+        raise ZeroDivisionError
+    assert not look.processes(lab, "sleep 34.25")
+
+
 @pytest.mark.parametrize("victim", ["starter", "supervisor"])
 def test_nothing_outlives_the_lab(victim: str) -> None:
     code = (
