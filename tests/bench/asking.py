@@ -4,12 +4,15 @@
 
 SPEC: targets {NAME: [URL, served name]}, rounds, concurrency, prompt, output, requests of a round
 (CONCURRENCY where left out), aiperf (a path, or null). Each round asks every target; prints for
-each its first token (s), tok/s, tok/s of all together, and llama-server's own tok/s.
+each its first token (s), tok/s, tok/s of all together, and llama-server's own tok/s. Where the
+server has counters, also what was measured in a round as a share of theirs: an engine is not as
+fast in one round as in the next, and by its own clock two clients can be compared all the same.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from stackctl.observe.bench.figures import generation_tok_s
 from stackctl.observe.bench.load import Measured
 from stackctl.observe.bench.prompts import Prompts
 from stackctl.values.bench import Shape
+from stackctl.values.metrics import EngineMetrics
 
 TIMEOUT_S = 300
 
@@ -41,9 +45,12 @@ def main() -> None:
     for number in range(spec["rounds"] + 1):
         for name, (url, served) in spec["targets"].items():
             for tool in ("", " by aiperf") if spec.get("aiperf") and number else ("",):
+                before = counters(url)
                 cell = ask(spec, url, served, shape, aiperf=bool(tool))
                 if number:  # the first round is a warm-up
-                    take(found.setdefault(name + tool, {}), cell)
+                    figures = found.setdefault(name + tool, {})
+                    take(figures, cell)
+                    compare(figures, cell, before, counters(url))
     print(json.dumps(found))
 
 
@@ -79,6 +86,28 @@ def take(found: dict[str, Any], cell: Measured) -> None:
         found.setdefault("ttft_s", []).append(reply.ttft_s)
         found.setdefault("tok_s", []).append(generation_tok_s(reply))
         found.setdefault("engine_tok_s", []).append(reply.timings.get("predicted_per_second"))
+
+
+def counters(url: str) -> EngineMetrics:
+    """What the engine has counted by now."""
+    answer = http.get(f"{url}/metrics", timeout_s=TIMEOUT_S)
+    text = answer.text if isinstance(answer, http.Answer) and answer.status == 200 else ""
+    return engine("llama.cpp").measure({"/metrics": text}, ())
+
+
+def compare(found: dict[str, Any], cell: Measured, old: EngineMetrics, new: EngineMetrics) -> None:
+    """Add a round's figures as shares of what the engine counted in it."""
+    prompt_s, generation_s, tokens = (
+        getattr(new, name) - getattr(old, name) if getattr(old, name) is not None else 0.0
+        for name in ("prompt_s", "generation_s", "generation_tokens")
+    )
+    if not (prompt_s and generation_s):
+        return
+    speed, first_s = tokens / generation_s, prompt_s / len(cell.replies)
+    measured = [generation_tok_s(reply) or 0.0 for reply in cell.replies]
+    found.setdefault("tok_s share", []).append(statistics.fmean(measured) / speed)
+    waited = [reply.ttft_s or 0.0 for reply in cell.replies]
+    found.setdefault("ttft_s share", []).append(statistics.fmean(waited) / first_s)
 
 
 if __name__ == "__main__":

@@ -88,7 +88,8 @@ def main(first_s: float, gap_s: float, pieces: int) -> None:
                     asked.sendall(HEAD)
                     number += 1
                     # Spread over a gap: streams of a real engine come together, which is easier.
-                    offset = number % 64 / 64 * gap_s
+                    # One alone always waits the same.
+                    offset = len(waiting) % 64 / 64 * gap_s
                     due = time.perf_counter() + first_s + offset
                     heapq.heappush(waiting, (due, number, asked, 0))
                     continue
