@@ -264,7 +264,13 @@ def _named(entry: Any, name: str) -> bool:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # Half of a surrogate pair, which JSON can name and no file can hold.
+        text = json.dumps(value, indent=2)
+    return text + "\n"
 
 
 def _read(name: str, text: str, parse: Callable[[str], Any], kind: type) -> Any:

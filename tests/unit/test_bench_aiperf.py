@@ -41,6 +41,10 @@ def test_a_request_that_failed() -> None:
     record |= {"metrics": {}, "error": {"type": "X", "message": "HTTP 503"}}
     (reply,) = read(json.dumps(record))
     assert (reply.error, reply.moments) == ("HTTP 503", ())
+    # What Unicode calls the end of a line ends no line here.
+    record["error"]["message"] = "no\u2028luck"
+    (reply,) = read(json.dumps(record, ensure_ascii=False) + "\n")
+    assert reply.error == "no\u2028luck"
 
 
 @pytest.mark.parametrize("line", ["{", "[]", "{}", '{"metadata": {}, "metrics": {}}'])

@@ -138,6 +138,13 @@ def file(name: str) -> ClientFile:
     return next(file for file in aider().files if file.name == name)
 
 
+def test_what_no_file_can_hold_is_kept_as_json_names_it() -> None:
+    text = merged(file(AIDER_METADATA), '{"other": {"note": "\\ud800 é"}}')
+    text.encode()
+    assert json.loads(text)["other"] == {"note": "\ud800 é"}
+    assert merged(file(AIDER_METADATA), text) == text
+
+
 @pytest.mark.parametrize("name", [AIDER_CONFIG, AIDER_SETTINGS, AIDER_METADATA])
 @pytest.mark.parametrize("present", [None, "", "\n"])
 def test_a_new_file_is_ours_alone(name: str, present: str | None) -> None:

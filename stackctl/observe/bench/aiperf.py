@@ -135,7 +135,10 @@ def read(text: str) -> list[Reply]:
     found = []
     # Its moments are of the wall clock, ours of the monotonic one.
     offset = time.time() - time.perf_counter()
-    for number, line in enumerate(text.splitlines(), 1):
+    # Not splitlines: JSON strings may hold what Unicode calls the end of a line.
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
         try:
             found.append(_reply(json.loads(line), offset))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
