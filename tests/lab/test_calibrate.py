@@ -40,7 +40,7 @@ def test_predicted_memory_is_what_the_engine_takes(
     for context in (2048, 8192, 32768):
         seat.stackctl(
             "up", "cpu", "--objective", objective, "--model", MODEL, "--yes",
-            "--set", f"context={context}", "--set", f"kv_type={kv_type}",
+            "--soak", "0s", "--set", f"context={context}", "--set", f"kv_type={kv_type}",
         )  # fmt: skip
         look.chat(seat, content=question)
         resident = look.process_status(lab, look.engine_pid(seat))["VmRSS"]

@@ -263,7 +263,10 @@ def test_a_unit_for_an_older_podman(one: Seat, tiny: str, version: str, argument
     script = OLDER.format(version=version, podman=program)
     look.put(one.lab, "/srv/older-bin/podman", script.encode(), mode=0o755)
     path = {"PATH": "/srv/older-bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"}
+    # The Quadlet here is newer: it waits for the network, which older ones do not for users.
+    one.lab.run(["systemctl", "start", "network-online.target"], check=True)
     one.stackctl("up", "cpu-latency", "--model", tiny, env=path)
+    one.lab.run(["systemctl", "stop", "network-online.target"], check=True)
     assert f"\nPodmanArgs={argument}\n" in look.unit_text(one)
     assert look.argv(one) == look.record(one, 1)["plan"]["argv"]
     status = look.process_status(one.lab, look.engine_pid(one))

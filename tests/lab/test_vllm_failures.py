@@ -117,6 +117,7 @@ def test_killed_while_it_loads(one: Seat) -> None:
 
 def test_the_engine_core_dies_after_it_was_ready(one: Seat) -> None:
     up(one, code=0)
+    look.wait_for("the engine core", lambda: bool(cores(one)))
     first = cores(one)[0]
     one.lab.run(["kill", "-KILL", str(first)], check=True)
     # Its parent ends, or answers 503 until the health check kills it; systemd starts it again.
@@ -125,7 +126,7 @@ def test_the_engine_core_dies_after_it_was_ready(one: Seat) -> None:
     )
     look.wait_for("it serves", lambda: one.stackctl("check", code=None).returncode == 0, LIMIT_S)
     shown = json.loads(one.stackctl("status", "--json").stdout)["stacks"][0]
-    assert shown["restarts"] == 1
+    assert shown["restarts"] == 1, one.journal("--lines=200")
     one.stackctl("down", "cpu-vllm")
     assert_clean(one)
 
@@ -133,6 +134,7 @@ def test_the_engine_core_dies_after_it_was_ready(one: Seat) -> None:
 def cores(seat: Seat) -> list[int]:
     """Process numbers of vLLM's engine core, as the lab counts them."""
     found = seat.lab.run(["pgrep", "-f", "^VLLM::EngineCore"])
+    assert not found.stderr, found.stderr
     return [int(line) for line in found.stdout.split()]
 
 
