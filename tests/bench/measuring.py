@@ -98,12 +98,14 @@ def timings(rounds: int) -> None:
 def _aiperf(name: str, found: Mapping[str, Any]) -> None:
     ours, theirs = found["stackctl"], found["stackctl by aiperf"]
     for unit, key in (("tok/s", "tok_s"), ("first token s", "ttft_s")):
-        middle = statistics.median(ours[key]) / statistics.median(theirs[key])
-        _agreement(f"aiperf{name}, {unit}", ours[key], theirs[key], [middle], 0.05)
         share = f"{key} share"
+        middle = statistics.median(ours[key]) / statistics.median(theirs[key])
+        # Each client has requests of its own, and no engine takes the same for all.
+        aim = None if share in ours else 0.05
+        _agreement(f"aiperf{name}, {unit}", ours[key], theirs[key], [middle], aim)
         if share in ours:
             middle = statistics.median(ours[share]) / statistics.median(theirs[share])
-            _agreement("  by the engine's clock", ours[share], theirs[share], [middle], 0.05)
+            _agreement("  by the engine's own clock", ours[share], theirs[share], [middle], 0.05)
 
 
 def side(rounds: int) -> None:
@@ -143,13 +145,20 @@ def _table(title: str, found: Mapping[str, Any]) -> None:
 
 
 def _agreement(
-    name: str, ours: Sequence[float], theirs: Sequence[float], pairs: Sequence[float], aim: float
+    name: str,
+    ours: Sequence[float],
+    theirs: Sequence[float],
+    pairs: Sequence[float],
+    aim: float | None,
 ) -> None:
     middle = statistics.median(pairs)
-    verdict = "met" if abs(middle - 1) <= aim else "MISSED"
+    told = "  the engine's own difference is in it"
+    if aim is not None:
+        verdict = "met" if abs(middle - 1) <= aim else "MISSED"
+        told = f"  within {100 * aim:.0f} %: {verdict}"
     print(
         f"{name:<40}{statistics.median(ours):>9.3g}{statistics.median(theirs):>9.3g}{middle:>8.3f}"
-        f"  within {100 * aim:.0f} %: {verdict}", flush=True,
+        f"{told}", flush=True,
     )  # fmt: skip
 
 
