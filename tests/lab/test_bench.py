@@ -12,6 +12,7 @@ import pytest
 
 from . import look
 from .conftest import Seat
+from .host import locked
 from .lab import Lab
 from .test_switch import needs_a_door
 
@@ -29,11 +30,12 @@ WELL = 200
 def seat(lab: Lab, tiny: str) -> Iterator[Seat]:
     """A stack that runs, for all tests of this module."""
     place = Seat(lab, "lab")
-    try:
-        place.stackctl(*UP, tiny, "--set", "slo.ttft_s=6000")
-        yield place
-    finally:
-        place.reset()
+    with locked("measuring"):
+        try:
+            place.stackctl(*UP, tiny, "--set", "slo.ttft_s=6000")
+            yield place
+        finally:
+            place.reset()
 
 
 def bench(seat: Seat, *words: str, code: int | None = 0) -> dict[str, Any]:
@@ -152,7 +154,7 @@ def test_an_engine_that_is_killed_costs_the_requests_that_it_served(seat: Seat) 
 
 
 def test_one_at_a_time(seat: Seat) -> None:
-    with seat.lab.spawn(["stackctl", *LONG], user=seat.user) as process:
+    with seat.lab.spawn(["stackctl", *LONG[:-1], "5000"], user=seat.user) as process:
         lock = f"{seat.runtime}/bench.lock"
         look.wait_for("the lock", lambda: look.exists(seat.lab, lock))
         done = seat.stackctl("bench", "--quick", code=7)
