@@ -13,7 +13,7 @@ from stackctl.cli.session import Session, overrides, plan_options, profile_argum
 from stackctl.errors import ExitCode, StackctlError
 
 if TYPE_CHECKING:
-    from stackctl.engines.engine import Engine
+    from stackctl.engines.protocol import Engine
 
 
 @verb("render")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from stackctl.engines.engine import Failure
+from stackctl.engines.protocol import Failure
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import podman
 from stackctl.probe.doctor_gpu import DEFAULT_CUDA, gpu_findings

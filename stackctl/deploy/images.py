@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from stackctl.deploy.context import Context
-from stackctl.engines.engine import Engine
+from stackctl.engines.protocol import Engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import podman
 from stackctl.quantity import format_bytes

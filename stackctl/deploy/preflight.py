@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stackctl.engines import mounts
+from stackctl.engines import model_mounts
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import ports
 from stackctl.machine.files import Machine
@@ -67,7 +67,7 @@ def require_model(profile: Profile) -> str:
 
 def require_files(model: Model) -> None:
     """Raise StackctlError (exit 1) for a model of which only facts are known."""
-    if lost := mounts.outside(model, _all_files(model)):
+    if lost := model_mounts.outside(model, _all_files(model)):
         raise StackctlError(
             f"{lost} is a file of the model, and lies outside of its folder {model.folder}",
             hint="the engine sees the folder only: put the file itself there, not a link to it",

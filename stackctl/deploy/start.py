@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from stackctl.deploy import gpu
 from stackctl.deploy.context import Context
 from stackctl.engines import engine as find_engine
-from stackctl.engines.engine import Engine, Failure
+from stackctl.engines.protocol import Engine, Failure
 from stackctl.errors import DidNotStart
 from stackctl.health import endpoint
 from stackctl.quantity import format_duration

@@ -8,7 +8,7 @@ import msgspec
 
 from stackctl.diagnose.findings import fail, info, not_told, ok, unseen, up_again, warn
 from stackctl.engines import engine as find_engine
-from stackctl.engines.engine import argument
+from stackctl.engines.protocol import argument
 from stackctl.quantity import format_bytes
 from stackctl.values.generation import Generation
 from stackctl.values.result import Result

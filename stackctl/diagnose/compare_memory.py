@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from stackctl.diagnose.findings import fail, info, not_told, ok, up_again
-from stackctl.engines.engine import argument
+from stackctl.engines.protocol import argument
 from stackctl.quantity import format_bytes
 from stackctl.values.cpulist import format_cpulist, parse_cpulist
 from stackctl.values.generation import Generation

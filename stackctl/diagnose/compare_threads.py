@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from stackctl.diagnose.findings import fail, info, not_told, ok, unseen, up_again, warn
-from stackctl.engines.engine import whole_argument
+from stackctl.engines.protocol import whole_argument
 from stackctl.values.cpulist import format_cpulist, parse_cpulist
 from stackctl.values.generation import Generation
 from stackctl.values.result import Result

@@ -13,7 +13,7 @@ from stackctl.diagnose.telling import (
     rounded_context,
     up,
 )
-from stackctl.engines.engine import argument, whole_argument
+from stackctl.engines.protocol import argument, whole_argument
 from stackctl.values.diagnosis import Evidence, Step
 
 #: The owner of the reference box: 40B nvfp4 in vLLM, the same box on which the Loop variant gave

@@ -1,23 +1,64 @@
-"""What differs by engine: sizing, arguments and dialects, endpoints, log phases, known failures."""
+"""The engines that stackctl runs, one package each, and the registry that finds them by name.
+
+A new engine is a package here that implements ``protocol.Engine`` and stands in ``_ENGINES``.
+"""
 
 from __future__ import annotations
 
-from stackctl.engines.engine import Engine
-from stackctl.engines.llamacpp import LlamaCpp
-from stackctl.engines.vllm import Vllm
+import difflib
+
+from stackctl.engines.llamacpp.engine import LlamaCpp
+from stackctl.engines.protocol import Engine
+from stackctl.engines.vllm.engine import Vllm
+from stackctl.errors import ExitCode, StackctlError
 from stackctl.values.plan import Plan
 
 _ENGINES: dict[str, Engine] = {"llama.cpp": LlamaCpp(), "vllm": Vllm()}
 
 
 def engine(name: str) -> Engine:
-    """The engine of that name, as profiles spell it."""
-    return _ENGINES[name]
+    """Return the engine of that name, as profiles spell it.
+
+    Raises:
+        StackctlError: exit 2 if no engine of that name is registered.
+    """
+    found = _ENGINES.get(name)
+    if found is None:
+        raise StackctlError(
+            f"unknown engine {name!r}", hint=suggestion(name), exit_code=ExitCode.USAGE
+        )
+    return found
 
 
 def engines() -> tuple[Engine, ...]:
-    """All engines."""
+    """Return all engines, in the order of their registration."""
     return tuple(_ENGINES.values())
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of all engines, as profiles spell them."""
+    return tuple(_ENGINES)
+
+
+def is_known(name: str) -> bool:
+    """Return True if an engine of that name is registered."""
+    return name in _ENGINES
+
+
+def suggestion(name: str) -> str:
+    """Return a hint for a name that is not known: the nearest name, else all of them."""
+    close = difflib.get_close_matches(name, names(), n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else "engines: " + ", ".join(names())
+
+
+def register(new: Engine) -> None:
+    """Add an engine under its name; an engine of the same name is replaced."""
+    _ENGINES[new.name] = new
+
+
+def unregister(name: str) -> None:
+    """Remove an engine from the registry; a name that is not registered is ignored."""
+    _ENGINES.pop(name, None)
 
 
 def promised_context(plan: Plan) -> int | None:

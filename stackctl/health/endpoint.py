@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from stackctl.engines.engine import Reports
+from stackctl.engines.protocol import Reports
 from stackctl.health.answer import Asked, first, further
 from stackctl.machine import http
 from stackctl.values.generation import Fact

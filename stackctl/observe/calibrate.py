@@ -9,7 +9,7 @@ from typing import Any
 from stackctl.deploy import images, preflight
 from stackctl.deploy.context import Context
 from stackctl.engines import engine as find_engine
-from stackctl.engines import mounts
+from stackctl.engines import model_mounts
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.health import endpoint
 from stackctl.machine import http, podman
@@ -126,12 +126,12 @@ def calibration_of_metrics(text: str, model: Model, gpu: str | None) -> Calibrat
 
 def _bench(image: str, model: Model, threads: int, timeout_s: float) -> list[dict[str, Any]]:
     arguments = (
-        "--model", mounts.model_path(model),
+        "--model", model_mounts.model_path(model),
         "--threads", str(threads), "--n-prompt", str(PROMPT_TOKENS),
         "--n-gen", str(GENERATED_TOKENS), "--repetitions", "3", "--flash-attn", "1",
         "--output", "json",
     )  # fmt: skip
-    volumes = [quoting.volume(path, inside, "ro") for path, inside in mounts.mounts(model)]
+    volumes = [quoting.volume(path, inside, "ro") for path, inside in model_mounts.mounts(model)]
     done = podman.run_once(
         image, arguments, entrypoint=_BENCH, volumes=volumes, timeout_s=timeout_s
     )

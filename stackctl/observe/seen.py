@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from stackctl.deploy import door
 from stackctl.deploy.context import Context
 from stackctl.engines import engine as find_engine
-from stackctl.engines import mounts
+from stackctl.engines import model_mounts
 from stackctl.errors import StackctlError
 from stackctl.health import endpoint
 from stackctl.machine import podman, ports
@@ -71,7 +71,7 @@ def gather(
     doors = [procfs.tree(stats, one.pid) for one in podman.inspect(names).values() if one.pid]
     door_pids = tuple(pid for pids in doors for pid in pids)
     seen = watch(machine, plan, engine_pids, frozenset((*engine_pids, *door_pids)))
-    is_model = procfs.below([inside for _, inside in mounts.mounts(plan.model)])
+    is_model = procfs.below([inside for _, inside in model_mounts.mounts(plan.model)])
     environment, unplanned = _environment(machine, generation, container, notes)
     cpuset_cpus, cpuset_mems, controller = cpuset(machine, pid)
     started = _started(machine, stats.get(pid))
@@ -270,7 +270,7 @@ def model_files(
 ) -> tuple[ModelFileSeen, ...]:
     """Each file of the model: what its path leads to for us, and for the engine."""
     model = generation.plan.model
-    places = mounts.mounts(model)
+    places = model_mounts.mounts(model)
     maps = machine.read(f"/proc/{pid}/maps") or ""
     gone = procfs.deleted(maps, procfs.below([inside for _, inside in places]))
     root = f"/proc/{pid}/root"

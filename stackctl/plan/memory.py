@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from stackctl.engines.engine import Footprint, Option
+from stackctl.engines.protocol import Footprint, Option
 from stackctl.plan import ledger
 from stackctl.quantity import format_bytes
 from stackctl.values.claim import Claim

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from stackctl.engines import engine as find_engine
-from stackctl.engines import llamacpp_options, mounts, vllm
-from stackctl.engines.engine import (
+from stackctl.engines import model_mounts
+from stackctl.engines.llamacpp import memory as llamacpp_memory
+from stackctl.engines.protocol import (
     Dialect,
     Footprint,
     Option,
@@ -17,6 +18,7 @@ from stackctl.engines.engine import (
     learned_options,
     number,
 )
+from stackctl.engines.vllm import memory as vllm_memory
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.plan import arguments, ledger, memory, naming, placement, roofline, verdict
 from stackctl.plan.nearest import largest, nearest
@@ -139,7 +141,7 @@ def _full_contexts(plan: Plan, profile: Profile) -> int:
     """Requests of the whole context that vLLM's cache holds at the same time."""
     gpus = max(1, len(plan.placement.gpus))
     context = next((d.value for d in plan.decisions if d.field == "max-model-len"), None)
-    token = vllm.kv_token_bytes(plan.model, profile.kv_type or "auto", gpus)
+    token = vllm_memory.kv_token_bytes(plan.model, profile.kv_type or "auto", gpus)
     if not isinstance(context, int) or not token:
         return _AUTO_REQUESTS
     return int(plan.memory.kv_bytes * gpus / (token * context))
@@ -171,7 +173,7 @@ def _plan(
         threads=placed.threads,
         threads_batch=placed.threads_batch,
         memory_limit_bytes=main.bytes,
-        model_path=mounts.model_path(model),
+        model_path=model_mounts.model_path(model),
         served_name=served,
         port=known.engine_port or port,
         behind_door=known.engine_port is not None,
@@ -295,17 +297,17 @@ def _work(
     active = float(model.active_bytes)
     on_cpu = active
     if profile.engine == "vllm":
-        token = vllm.kv_token_bytes(model, profile.kv_type or "auto")
+        token = vllm_memory.kv_token_bytes(model, profile.kv_type or "auto")
         on_cpu = 0.0 if placed.gpus else active
     else:
         kinds = [options[n].value for n in ("cache-type-k", "cache-type-v") if n in options]
-        element = llamacpp_options.KV_TYPE_BYTES.get(str(kinds[0]), 2.0) if kinds else 2.0
-        token = llamacpp_options.kv_bytes(
+        element = llamacpp_memory.KV_TYPE_BYTES.get(str(kinds[0]), 2.0) if kinds else 2.0
+        token = llamacpp_memory.kv_bytes(
             model, context=4096, key_bytes=element, value_bytes=element
         ) / 4096  # fmt: skip
         if placed.gpus:
             idle = (model.experts_used or 1) / (model.experts or 1)
-            on_cpu = llamacpp_options.cpu_expert_bytes(model, options) * idle
+            on_cpu = llamacpp_memory.cpu_expert_bytes(model, options) * idle
     return roofline.Work(
         model=model,
         cpu_bytes=on_cpu,

@@ -12,6 +12,7 @@ from typing import Any, cast, get_args
 
 import msgspec
 
+from stackctl import engines
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import trust
 from stackctl.quantity import parse_bytes
@@ -131,6 +132,9 @@ class Profiles:
 def read_settings_schema() -> dict[str, Any]:
     """The JSON Schema of a profile file, made from the same types that check it."""
     schema = msgspec.json.schema(ProfileFile)
+    # The types know no engine: the registry does.
+    names = {"type": "string", "enum": sorted(engines.names())}
+    schema["$defs"]["ProfileFile"]["properties"]["engine"]["anyOf"][0] = names
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
@@ -155,6 +159,11 @@ def _check(document: strictyaml.Document) -> None:
         msgspec.convert(document.data, ProfileFile, strict=True)
     except msgspec.ValidationError as error:
         raise _explain(document, str(error)) from None
+    engine = document.data.get("engine")
+    if engine is not None and not engines.is_known(engine):
+        raise document.error(
+            ("engine",), f"engine: unknown engine {engine!r}", engines.suggestion(engine)
+        )
     for path in (("engine_args",), ("objectives", "latency", "engine_args"),
                  ("objectives", "throughput", "engine_args")):  # fmt: skip
         data: Any = document.data
@@ -248,7 +257,14 @@ def _apply(name: str, chain: list[tuple[Path, dict[str, Any]]], overrides: Overr
     if settings.engine is None:
         raise StackctlError(
             f"{chain[0][0]}: key 'engine' is missing",
-            hint="engine: llama.cpp",
+            hint="engines: " + ", ".join(engines.names()),
+            exit_code=ExitCode.USAGE,
+        )
+    if not engines.is_known(settings.engine):
+        # Every file was checked on its own, so this name is from the command line.
+        raise StackctlError(
+            f"--set engine: unknown engine {settings.engine!r}",
+            hint=engines.suggestion(settings.engine),
             exit_code=ExitCode.USAGE,
         )
     stack = overrides.name if overrides.name is not None else settings.stack or name

@@ -13,8 +13,8 @@ import jinja2
 import msgspec
 
 from stackctl.engines import engine as find_engine
-from stackctl.engines import mounts
-from stackctl.engines.engine import CACHE
+from stackctl.engines import model_mounts
+from stackctl.engines.protocol import CACHE
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.resources import data_folder
 from stackctl.units import devicewait, healthcheck, quoting
@@ -87,7 +87,7 @@ def render(plan: Plan, target: Target, generation: int, unit: str | None = None)
     memlock = plan.memlock_bytes
     engine = find_engine(plan.engine)
     health_path = engine.health_path
-    shared = [(source, inside, "ro") for source, inside in mounts.mounts(plan.model)]
+    shared = [(source, inside, "ro") for source, inside in model_mounts.mounts(plan.model)]
     waits_s = devicewait.WAIT_S if target.devices else 0
     compiles = engine.compiles == "everywhere" or plan.placement.gpus
     cache = target.cache if compiles else None

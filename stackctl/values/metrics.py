@@ -138,7 +138,7 @@ class LogSamples(Value, frozen=True, kw_only=True):
     generation, ``context`` the tokens that one request may use.
     """
 
-    engine: Literal["llama.cpp", "vllm"]
+    engine: str
     known_lines: int = 0
     windows: tuple[Window, ...] = ()
     requests: tuple[Request, ...] = ()

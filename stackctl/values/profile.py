@@ -11,7 +11,6 @@ from stackctl.values.base import Value
 from stackctl.values.plan import Scalar
 
 Objective = Literal["latency", "throughput"]
-EngineName = Literal["llama.cpp", "vllm"]
 Argument = bool | int | float | str
 
 NAME_PATTERN = "^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
@@ -135,7 +134,7 @@ class ProfileFile(Settings, kw_only=True, forbid_unknown_fields=True, omit_defau
 
     description: str | None = None
     extends: Annotated[Name | None, Meta(description="the profile this one starts from")] = None
-    engine: EngineName | None = None
+    engine: Annotated[str | None, Meta(description="the engine that serves the model")] = None
     stack: Annotated[
         Name | None, Meta(description="the name it runs under; default: the profile's own")
     ] = None
@@ -173,7 +172,8 @@ class Profile(Value, frozen=True, kw_only=True):
     schema: Literal["stackctl.profile/1"] = "stackctl.profile/1"
     name: str
     description: str | None = None
-    engine: EngineName
+    #: A name of the registry of engines, which the reader of profiles checks.
+    engine: str
     stack: str
     objective: Objective
     model: str | None = None

@@ -22,8 +22,8 @@ from samples import (
     profile,
 )
 
-from stackctl.engines.engine import Dialect, Option
-from stackctl.engines.llamacpp_options import KV_TYPE_BYTES, kv_bytes
+from stackctl.engines.llamacpp.memory import KV_TYPE_BYTES, kv_bytes
+from stackctl.engines.protocol import Dialect, Option
 from stackctl.values.measured import EngineOption
 from stackctl.values.model import KvLayout
 

@@ -14,7 +14,7 @@ from test_fuzz import damaged
 
 from stackctl.diagnose.reading import read_log, recent
 from stackctl.engines import engine, engines
-from stackctl.engines.exposition import Scrape, samples
+from stackctl.engines.prometheus_text import Scrape, samples
 from stackctl.observe.looks import cpu_time
 from stackctl.observe.metrics import histograms, text
 from stackctl.observe.procfs import Times

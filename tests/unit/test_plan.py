@@ -35,7 +35,7 @@ from samples import (
     shipped_model,
 )
 
-from stackctl.engines.vllm import kv_token_bytes
+from stackctl.engines.vllm.memory import kv_token_bytes
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine.files import RecordedMachine
 from stackctl.plan.ledger import claim_of

@@ -94,7 +94,7 @@ def test_names_are_those_of_all_folders(folder: Path) -> None:
         (BASE + "concurrency: 1.5\n", 2, "concurrency: expected int", None),
         (BASE + "stack: Not_A_Name\n", 2, "stack: expected str matching", None),
         (BASE + "objective: fast\n", 2, "objective: invalid enum value 'fast'", None),
-        ("engine: tgi\n", 1, "engine: invalid enum value 'tgi'", None),
+        ("engine: tgi\n", 1, "engine: unknown engine 'tgi'", "engines: llama.cpp, vllm"),
         (BASE + "placement: {policy: spread}\n", 2, "placement.policy: invalid enum", None),
         (BASE + "port: on\n", 2, "on means different things", "did you mean true?"),
         (BASE + "port: 8080\nport: 8081\n", 3, "duplicate key 'port'", None),
@@ -129,7 +129,7 @@ def test_a_profile_without_engine(folder: Path) -> None:
     error = fails(folder, "port: 80\n")
     assert "key 'engine' is missing" in error.message
     assert str(folder / "p.yaml") in error.message
-    assert error.hint == "engine: llama.cpp"
+    assert error.hint == "engines: llama.cpp, vllm"
 
 
 def test_an_error_in_a_parent_names_the_parent(folder: Path) -> None:
@@ -363,7 +363,7 @@ def test_an_override_can_take_a_value_back(folder: Path) -> None:
         ("context=8", "--set context: expected int >= 16", None),
         ("context=010", "--set context:1: 010 is not a plain decimal", "did you mean 10?"),
         ("port=on", "on means different things", None),
-        ("engine=tgi", "--set engine: invalid enum value", None),
+        ("engine=tgi", "--set engine: unknown engine", "engines: llama.cpp, vllm"),
         ("model=[", "--set model", None),
         ("engine_args.threads={a: 1}", "engine_args", None),
     ],

@@ -22,8 +22,8 @@ from samples import (
 )
 
 from stackctl.engines import engine
-from stackctl.engines.engine import Dialect, Option
-from stackctl.engines.vllm import kv_token_bytes
+from stackctl.engines.protocol import Dialect, Option
+from stackctl.engines.vllm.memory import kv_token_bytes
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.plan.ledger import claim_of
 from stackctl.sources.catalogue import read_entry

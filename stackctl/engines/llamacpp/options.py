@@ -1,4 +1,4 @@
-"""How llama.cpp's options are chosen, and the memory they take.
+"""How llama.cpp's options are chosen.
 
 Presets are those published for CPU use: small micro-batches for latency, large ones and several
 slots for throughput; with layers on a GPU large ones for both.
@@ -6,29 +6,18 @@ slots for throughput; with layers on a GPU large ones for both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from stackctl.engines.engine import Footprint, Option, Request, number, origin
+from stackctl.engines.llamacpp.memory import (
+    CONTEXT_STEP,
+    DEFAULT_CONTEXT,
+    MOST_CACHE_MIB,
+    footprint,
+    padded_context,
+)
+from stackctl.engines.protocol import Option, Request, origin
 from stackctl.quantity import format_bytes
 from stackctl.values.model import Model
 
 _MIB = 2**20
-_GIB = 2**30
-#: Contexts are padded to this many tokens (llama.cpp: GGML_PAD(n_ctx, 256)).
-_CONTEXT_STEP = 256
-#: Bytes an element of a KV cache type: a block's bytes over its elements (ggml block layouts).
-KV_TYPE_BYTES = {
-    "f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q5_1": 24 / 32, "q5_0": 22 / 32,
-    "q4_1": 20 / 32, "q4_0": 18 / 32, "iq4_nl": 18 / 32,
-}  # fmt: skip
-#: llama-server itself (code, libraries, thread stacks, HTTP), and a word of its vocabulary.
-_ENGINE_BYTES = 40 * _MIB
-_VOCABULARY_BYTES = 256
-#: What a CUDA context and its kernels take of a GPU before the first tensor.
-_GPU_CONTEXT_BYTES = 600 * _MIB
-_DEFAULT_CONTEXT = 8192
-#: llama-server's own default for --cache-ram, in MiB.
-_MOST_CACHE_MIB = 8192
 _MOST_PROMPTS = 16
 
 
@@ -65,89 +54,6 @@ def choose(request: Request) -> tuple[Option, ...]:
     )
 
 
-def footprint(model: Model, options: Mapping[str, Option], *, on_gpu: bool) -> Footprint:
-    """Memory by purpose; on a GPU its part first, and what stays in main memory as ``host``."""
-    context = number(options, "ctx-size", 0) or model.context or _DEFAULT_CONTEXT
-    batch = number(options, "batch-size", 2048)
-    ubatch = min(batch, number(options, "ubatch-size", 512))
-    kv = kv_bytes(
-        model,
-        context=context,
-        parallel=max(1, number(options, "parallel", 4)),
-        ubatch=ubatch,
-        key_bytes=_kv_type(options, "cache-type-k"),
-        value_bytes=_kv_type(options, "cache-type-v"),
-    )
-    # Per token of a micro-batch the residual stream and the feed-forward layer in F32; logits for
-    # one token of each slot. Measured with Gemma 3 270M: within 6 % of the resident size.
-    vocabulary = model.vocabulary or 0
-    graph = ubatch * (4 * (model.embedding or 0) + 3 * (model.feed_forward or 0)) * 4
-    graph += max(1, number(options, "parallel", 4)) * vocabulary * 4
-    header = max(0, sum(file.bytes for file in model.files) - model.weights_bytes)
-    cache = max(0, number(options, "cache-ram", _MOST_CACHE_MIB)) * _MIB
-    server = _ENGINE_BYTES + vocabulary * _VOCABULARY_BYTES + header + cache
-    if not on_gpu:
-        return Footprint(model.weights_bytes, kv, graph + server, cache)
-    # The attention mask, 2 B for each token of context and micro-batch (measured: 4,096 B a token
-    # at 2048). A GPU allocates it whole; in main memory it grows with the prompts that are sent.
-    graph += context * ubatch * 2
-    kept = min(model.weights_bytes, (model.embedding_bytes or 0) + cpu_expert_bytes(model, options))
-    return Footprint(
-        weights_bytes=model.weights_bytes - kept,
-        kv_bytes=kv,
-        compute_bytes=graph + _GPU_CONTEXT_BYTES,
-        host=Footprint(weights_bytes=kept, kv_bytes=0, compute_bytes=server, cache_bytes=cache),
-    )
-
-
-def cpu_expert_bytes(model: Model, options: Mapping[str, Option]) -> int:
-    """Bytes of the experts that --n-cpu-moe keeps on the CPU: equal shares of all layers."""
-    layers = number(options, "n-cpu-moe", 0)
-    return round((model.expert_bytes or 0) * min(layers, model.layers) / max(1, model.layers))
-
-
-def kv_bytes(
-    model: Model,
-    *,
-    context: int,
-    parallel: int = 1,
-    ubatch: int = 512,
-    key_bytes: float = 2.0,
-    value_bytes: float = 2.0,
-) -> int:
-    """Bytes of the KV cache of all slots together.
-
-    Each layer keeps ``kv_heads * (key_dim * key_bytes + value_dim * value_bytes)`` a token; layers
-    with a sliding window keep the window of every sequence and one micro-batch (llama.cpp:
-    llama_kv_cache_iswa).
-    """
-    if model.kv is None:
-        return 0
-    layout = model.kv
-    padded = window = _pad(context)
-    if layout.sliding_window is not None:
-        window = min(padded, _pad(layout.sliding_window * parallel + ubatch))
-    row = layout.key_dim * key_bytes + layout.value_dim * value_bytes
-    narrow = (layout.sliding_key_dim or layout.key_dim) * key_bytes
-    narrow += (layout.sliding_value_dim or layout.value_dim) * value_bytes
-    sliding = layout.sliding or (False,) * len(layout.kv_heads)
-    return model.kv.state_bytes * parallel + round(
-        sum(
-            heads * (window * narrow if slides else padded * row)
-            for heads, slides in zip(layout.kv_heads, sliding, strict=True)
-        )
-    )
-
-
-def _pad(tokens: int) -> int:
-    return -(-tokens // _CONTEXT_STEP) * _CONTEXT_STEP
-
-
-def _kv_type(options: Mapping[str, Option], name: str) -> float:
-    value = options[name].value if name in options else None
-    return KV_TYPE_BYTES.get(str(value), 2.0)
-
-
 def _latency(request: Request) -> bool:
     return request.profile.objective == "latency"
 
@@ -165,7 +71,7 @@ def _context(request: Request) -> tuple[Option, ...]:
     slots, why = _slots(request)
     each, asked = request.profile.context, "profile"
     if not isinstance(each, int):
-        each, asked = min(_DEFAULT_CONTEXT, request.model.context or _DEFAULT_CONTEXT), "default"
+        each, asked = min(DEFAULT_CONTEXT, request.model.context or DEFAULT_CONTEXT), "default"
     trained = request.model.context
     reason = f"{asked}: {each} tokens a request"
     if trained is not None and each > trained:
@@ -173,9 +79,9 @@ def _context(request: Request) -> tuple[Option, ...]:
         each = trained
     if slots > 1:
         reason += f", {slots} requests"
-    total = _pad(each * slots)
+    total = padded_context(each * slots)
     if total != each * slots:
-        reason += f", padded to {_CONTEXT_STEP}"
+        reason += f", padded to {CONTEXT_STEP}"
     options = [
         Option("ctx-size", (total,), reason, origin(request, "context")),
         Option("parallel", (slots,), why, origin(request, "concurrency")),
@@ -333,7 +239,7 @@ def _caches(request: Request) -> tuple[Option, ...]:
         # of the machine: a stack that comes later must not change this one's plan.
         share = (limit + request.memory_claimed_bytes) // 20
         most = min(share, _MOST_PROMPTS * max(taken.kv_bytes, _MIB), max(0, room))
-        mib = min(_MOST_CACHE_MIB, most // _MIB)
+        mib = min(MOST_CACHE_MIB, most // _MIB)
         reason = f"MiB of memory for prompts seen before (at most {_MOST_PROMPTS} full contexts)"
         options.append(Option("cache-ram", (mib,), reason))
     if _latency(request):

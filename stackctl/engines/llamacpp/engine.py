@@ -9,23 +9,22 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from stackctl.engines.engine import (
+from stackctl.engines.llamacpp import log
+from stackctl.engines.llamacpp.memory import footprint
+from stackctl.engines.llamacpp.metrics import RequestReader, measure
+from stackctl.engines.llamacpp.options import choose
+from stackctl.engines.protocol import (
     CACHE,
     Dialect,
-    Failure,
     Footprint,
     LogReader,
     Option,
     Reports,
     Request,
     argument,
-    failure_table,
-    first_match,
     option,
     whole_argument,
 )
-from stackctl.engines.llamacpp_metrics import RequestReader, measure
-from stackctl.engines.llamacpp_options import choose, footprint
 from stackctl.values.generation import Fact
 from stackctl.values.measured import EngineOption, Seen
 from stackctl.values.model import Model
@@ -44,74 +43,6 @@ _NEWEST = (
     option("jinja no-jinja"), option("metrics"), option("cors-origins", "ORIGINS"),
     option("gpu-layers n-gpu-layers", "N"), option("n-cpu-moe", "N"),
 )  # fmt: skip
-
-#: Causes of a failed start, most specific first. Checked against the last lines of the log.
-_FAILURES = failure_table(
-    (
-        r"setrlimit `?RLIMIT_MEMLOCK`?: Operation not permitted",
-        "this machine does not let the container raise its locked-memory limit",
-        "--set engine_args.load-mode=mmap",
-    ),
-    (
-        r"unknown model architecture: '(?P<name>[^']*)'",
-        "this image does not know the model's architecture {name}",
-        "a newer image: --set image=...",
-    ),
-    (
-        r"error: (invalid|unknown) argument: (?P<name>\S+)",
-        "this image's llama-server has no option {name}",
-        "remove it from engine_args, or use another image",
-    ),
-    (
-        r"error while handling argument \"(?P<name>[^\"]+)\": (?P<why>.*)",
-        "llama-server refuses the value of {name}: {why}",
-        "correct it in engine_args",
-    ),
-    (
-        r"tensor '(?P<name>[^']*)' data is not within the file bounds|read error: unexpectedly "
-        r"reached end of file|failed to read (magic|tensor|key)",
-        "the model file is damaged or incomplete",
-        "compare its size and checksum with the source, and copy it again",
-    ),
-    (
-        r"(couldn't bind|failed to bind|bind HTTP server socket)",
-        "the port is taken by another process",
-        "stackctl down, or another port: --set port=N",
-    ),
-    (
-        r"(failed to open GGUF file|gguf_init_from_file).*(Permission denied)|"
-        r"open.*\.gguf.*Permission denied",
-        "the engine may not read the model file",
-        "chmod a+r on the file and a+x on the folders above it",
-    ),
-    (
-        r"^(?!.*mlock).*((unable|failed) to allocate|cannot allocate|std::bad_alloc)",
-        "not enough memory",
-        "a smaller context: --set context=N, or a smaller model",
-    ),
-    (
-        r"(executable file [`'\"]?(?P<name>\S+?)[`'\"]? not found|no such file or directory"
-        r".*llama-server)",
-        "the image holds no llama-server",
-        "stackctl image build llama-cpp, or another image: --set image=...",
-    ),
-    (r"error loading model: (?P<why>.*)", "llama-server cannot load the model: {why}", None),
-    (r"illegal instruction", "the image was built for a newer CPU than this one",
-     "stackctl image build llama-cpp makes one that picks its code at run time"),
-)  # fmt: skip
-
-_PHASES: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"listening on http|server is listening"), "answering"),
-    (re.compile(r"model loaded"), "model loaded"),
-    (re.compile(r"warming up"), "warming up"),
-    (re.compile(r"loading model|load_tensors|load_model"), "loading model"),
-)
-
-#: Of the log of a start: why the model is not locked, and the threads that compute.
-_SAID = (
-    ("mlock", re.compile(r"(failed to mlock .*)")),
-    ("threads", re.compile(r"threadpool init, n_threads = (\d+)")),
-)
 
 
 class LlamaCpp:
@@ -221,22 +152,13 @@ class LlamaCpp:
             return (flag,)
         return tuple(token for value in option.values for token in (flag, _text(value)))
 
-    def phase(self, line: str) -> str | None:
-        """See Engine."""
-        return next((name for pattern, name in _PHASES if pattern.search(line)), None)
-
-    def failure(self, lines: Sequence[str]) -> Failure | None:
-        """See Engine."""
-        return first_match(lines, _FAILURES)
+    phase = staticmethod(log.phase)
+    failure = staticmethod(log.failure)
+    said = staticmethod(log.said)
 
     def dead(self, lines: Sequence[str]) -> bool:  # noqa: ARG002
         """See Engine: it is one process."""
         return False
-
-    def said(self, lines: Sequence[str]) -> tuple[Fact, ...]:
-        """See Engine: the rest is asked over HTTP; its log names no sizes by default."""
-        found = ((name, pattern.search(line)) for line in lines for name, pattern in _SAID)
-        return tuple({n: Fact(name=n, value=match[1]) for n, match in found if match}.values())
 
     def promised(self, argv: Sequence[str]) -> tuple[Fact, ...]:
         """See Engine. Without a shared KV cache each slot has its part of the context. What it

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from stackctl.engines.engine import Failure, failure_table, first_match
+from stackctl.engines.protocol import Failure, failure_table, first_match
 from stackctl.values.generation import Fact
 
 _GIB = 2**30

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from stackctl.engines.exposition import Scrape, whole
+from stackctl.engines.prometheus_text import Scrape, whole
 from stackctl.values.metrics import EngineMetrics, LogSamples, Window
 
 _NUMBER = r"(\d{1,9}(?:\.\d{1,6})?)"

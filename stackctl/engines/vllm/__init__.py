@@ -1,0 +1,1 @@
+"""vLLM: options, memory, log and metrics of the engine."""

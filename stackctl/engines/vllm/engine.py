@@ -1,0 +1,161 @@
+"""vLLM on GPUs and on a CPU (vllm serve, 0.32 and later; flags from its own --help)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from stackctl.engines.protocol import (
+    CACHE,
+    Dialect,
+    LogReader,
+    Option,
+    Reports,
+    Request,
+    argument,
+    option,
+)
+from stackctl.engines.vllm import log, measured_memory, metrics
+from stackctl.engines.vllm.memory import footprint
+from stackctl.engines.vllm.options import choose
+from stackctl.errors import StackctlError
+from stackctl.quantity import parse_tokens
+from stackctl.values.generation import Fact
+from stackctl.values.measured import EngineOption
+
+_GIB = 2**30
+
+_ENTRY = re.compile(r"^  (-[\w-]+(?:,? .*)?)$")
+_NAME = re.compile(r"(?<![\w-])(--?[a-zA-Z][\w-]*)")
+
+_NEWEST = (
+    option("served-model-name", "NAME"), option("host", "HOST"), option("port", "PORT"),
+    option("max-model-len", "N"), option("max-num-seqs", "N"),
+    option("max-num-batched-tokens", "N"), option("gpu-memory-utilization", "F"),
+    option("performance-mode", "MODE"), option("kv-cache-dtype", "TYPE"),
+    option("tensor-parallel-size", "N"), option("generation-config", "NAME"),
+    option("quantization", "NAME"), option("linear-backend", "NAME"),
+    option("moe-backend", "NAME"), option("trust-remote-code no-trust-remote-code"),
+    option("enable-prefix-caching no-enable-prefix-caching"),
+    option("kv-cache-memory-bytes", "N"),
+    option("enable-prompt-tokens-details no-enable-prompt-tokens-details"),
+)  # fmt: skip
+
+
+class Vllm:
+    """See Engine."""
+
+    name = "vllm"
+    default_image = "docker.io/vllm/vllm-openai:latest"
+    local_image = "localhost/stackctl/vllm:latest"
+    cpu_image: str | None = "localhost/stackctl/vllm-cpu:latest"
+    # A ceiling: only what is written counts. Two segments of 160 and 240 MiB were seen for one
+    # worker (0.32); each further GPU adds its own. The host's own (--ipc=host) would show more.
+    shm_bytes: int | None = 8 * _GIB
+    # It ends in good order, with status 0, when what computes in it has died.
+    restart: Literal["on-failure", "always"] = "always"
+    compiles: Literal["everywhere", "on GPUs"] = "everywhere"
+    # "Legacy setting" (0.32, platforms/cpu.py): it wins over --kv-cache-memory-bytes. Set and empty
+    # it does not, but envs.py, which reads all variables, then fails.
+    overriding: tuple[str, ...] = ("VLLM_CPU_KVCACHE_SPACE",)
+    program = "vllm"
+    published_entrypoint: tuple[str, ...] = ("vllm", "serve")
+    # Without "all" it names groups of options only.
+    help_arguments: tuple[str, ...] = ("serve", "--help=all")
+    reserved: Mapping[str, str] = {
+        "host": "stackctl serves on 127.0.0.1 only",
+        "port": "use the key port",
+        "model": "use the key model",
+        "served-model-name": "use the key served_name",
+        "api-key": "a secret must not be on a command line",
+        "hf-token": "a secret must not be on a command line",
+        "trust-remote-code": "use the key trust_remote_code, which wants a commit",
+    }
+    newest = Dialect(_NEWEST, inspected=False)
+    health_path = "/health"
+    running_metrics: tuple[str, ...] = ("vllm:num_requests_running", "vllm:num_requests_waiting")
+    metrics_paths: tuple[str, ...] = ("/metrics",)
+    reports: Reports = (
+        ("version", "/version", ("version",)),
+        ("context", "/v1/models", ("data", 0, "max_model_len")),
+    )
+    context_option = "max-model-len"
+    requests_option = "max-num-seqs"
+    shares_context = False
+
+    def tokenizing(self, text: str, served_name: str) -> tuple[str, Mapping[str, object]]:
+        """See Engine."""
+        return "/tokenize", {"model": served_name, "prompt": text, "add_special_tokens": False}
+
+    def parse_help(self, text: str) -> tuple[EngineOption, ...]:
+        """See Engine: an entry starts in the third column with its names."""
+        found = []
+        for line in text.splitlines():
+            if not (match := _ENTRY.match(line)):
+                continue
+            head = re.split(r"\s{2,}", match[1])[0]
+            names = tuple(_NAME.findall(re.sub(r"\{[^}]*\}", "", head)))
+            value = re.sub(r"(?<![\w-])--?[a-zA-Z][\w-]*,?", "", head).split()
+            if names:
+                found.append(
+                    EngineOption(names=names, value=value[0].rstrip(",") if value else None)
+                )
+        return tuple(found)
+
+    def parse_version(self, text: str) -> str | None:
+        """See Engine."""
+        match = re.search(r"\d+\.\d+\.\d+\S*", text)
+        return match[0] if match else None
+
+    def environment(self, request: Request) -> tuple[str, ...]:
+        """See Engine. Nothing is fetched or reported; all that is compiled lies in one place."""
+        texts = (
+            f"HOME={CACHE}",
+            f"XDG_CACHE_HOME={CACHE}",
+            f"VLLM_CACHE_ROOT={CACHE}/vllm",
+            f"TORCHINDUCTOR_CACHE_DIR={CACHE}/inductor",
+            f"TRITON_CACHE_DIR={CACHE}/triton",
+            f"FLASHINFER_WORKSPACE_BASE={CACHE}",
+            "HF_HUB_OFFLINE=1",
+            "TRANSFORMERS_OFFLINE=1",
+            "VLLM_NO_USAGE_STATS=1",
+            "DO_NOT_TRACK=1",
+        )
+        if request.gpus or request.placement.cpus is None:
+            return texts
+        # Left to itself it keeps a CPU of its own free, of those that the plan chose.
+        return (*texts, f"VLLM_CPU_OMP_THREADS_BIND={request.placement.cpus}")
+
+    recall = staticmethod(measured_memory.recall)
+
+    def spell(self, option: Option, dialect: Dialect) -> tuple[str, ...] | None:
+        """See Engine."""
+        if option.values is None:
+            return ()
+        if option.name == "model":
+            return ("serve", str(option.value))
+        if dialect.find(option.name) is None:
+            return None
+        flag = f"--{option.name}"
+        return (flag, *(str(value) for value in option.values))
+
+    choose = staticmethod(choose)
+    footprint = staticmethod(footprint)
+    phase = staticmethod(log.phase)
+    failure = staticmethod(log.failure)
+    dead = staticmethod(log.dead)
+    said = staticmethod(log.said)
+    measure = staticmethod(metrics.measure)
+
+    def log_reader(self) -> LogReader:
+        """See Engine."""
+        return metrics.WindowReader()
+
+    def promised(self, argv: Sequence[str]) -> tuple[Fact, ...]:
+        """See Engine. What it chooses itself (auto, -1) is no promise; 32K is 32768 tokens."""
+        try:
+            context = parse_tokens(argument(argv, "max-model-len") or "")
+        except StackctlError:
+            return ()
+        return (Fact(name="context", value=str(context)),) if context else ()

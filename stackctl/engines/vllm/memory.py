@@ -1,0 +1,89 @@
+"""Memory that vLLM takes, by purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from stackctl.engines.protocol import Footprint, Option, number
+from stackctl.values.measured import Seen
+from stackctl.values.model import Model
+
+_GIB = 2**30
+DEFAULT_CONTEXT = 32768
+#: vLLM besides weights and KV cache: CUDA graphs and context, and activations of one batch (about
+#: 54 B an element of the residual stream). A first guess until the engine's own log replaces it.
+_ENGINE_BYTES = 2 * _GIB
+_ACTIVATION_BYTES = 54
+#: Main memory of the API server and the worker.
+_HOST_BYTES = 6 * _GIB
+#: On a CPU: API server, engine and worker were 1.6 GB resident besides weights and KV cache (0.32).
+_CPU_ENGINE_BYTES = 2 * _GIB
+#: Bytes an element of a KV cache type; what is not named has 16 bits.
+KV_TYPE_BYTES = {"fp8": 1.0, "fp8_e4m3": 1.0, "fp8_e5m2": 1.0, "nvfp4": 0.5625}
+
+
+def footprint(
+    model: Model,
+    options: Mapping[str, Option],
+    gpu_bytes: int,
+    seen: Seen | None = None,
+) -> Footprint:
+    """Return the memory by purpose.
+
+    The KV cache takes all that the utilisation leaves on every GPU. If an earlier start reported
+    weights and KV cache, the rest of the utilisation is the engine's own.
+    """
+    context = number(options, "max-model-len", model.context or DEFAULT_CONTEXT)
+    batched = number(options, "max-num-batched-tokens", 8192)
+    gpus = number(options, "tensor-parallel-size", 1)
+    told = seen.weights_bytes if seen else None
+    weights = model.weights_bytes if told is None else told * gpus
+    if not gpu_bytes:
+        return Footprint(
+            weights_bytes=weights,
+            kv_bytes=number(options, "kv-cache-memory-bytes", 0),
+            compute_bytes=engine_bytes(model, batched, _CPU_ENGINE_BYTES),
+        )
+    kv_type = str(options["kv-cache-dtype"].value) if "kv-cache-dtype" in options else "auto"
+    engine = engine_bytes(model, batched)
+    needed = round(kv_token_bytes(model, kv_type, gpus) * context)
+    share = options["gpu-memory-utilization"].value if options else None
+    total = round(float(share) * gpu_bytes) if isinstance(share, float | int) else 0
+    host = Footprint(weights_bytes=0, kv_bytes=0, compute_bytes=_HOST_BYTES)
+    if seen is not None and told is not None and seen.kv_bytes is not None:
+        return Footprint(
+            weights_bytes=weights,
+            kv_bytes=seen.kv_bytes * gpus,
+            compute_bytes=max(0, total - told - seen.kv_bytes),
+            host=host,
+            measured=True,
+        )
+    spare = (total - engine) * gpus - weights
+    return Footprint(
+        weights_bytes=weights,
+        kv_bytes=max(needed, spare),
+        compute_bytes=engine,
+        host=host,
+    )
+
+
+def kv_token_bytes(model: Model, kv_type: str = "auto", gpus: int = 1) -> float:
+    """Bytes of the KV cache for one token of a full context, on all GPUs together.
+
+    KV heads are split over the GPUs; where there are fewer of them (one, of latent attention), each
+    GPU keeps a copy.
+
+    All layers count in full: vLLM's hybrid allocator saves on sliding windows, but not for every
+    model, so this is an upper bound.
+    """
+    if model.kv is None:
+        return 0.0
+    element = KV_TYPE_BYTES.get(kv_type, 2.0)
+    layout = model.kv
+    heads = sum(-(-count // gpus) * gpus for count in layout.kv_heads)
+    return heads * (layout.key_dim + layout.value_dim) * element * model.passes
+
+
+def engine_bytes(model: Model, batched: int, base: int = _ENGINE_BYTES) -> int:
+    """Return bytes of the engine itself and the activations of one batch of tokens."""
+    return base + batched * (model.embedding or 4096) * _ACTIVATION_BYTES

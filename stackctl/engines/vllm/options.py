@@ -1,0 +1,167 @@
+"""How vLLM's options are chosen."""
+
+from __future__ import annotations
+
+import math
+
+from stackctl.engines import model_mounts
+from stackctl.engines.protocol import Option, Request, origin
+from stackctl.engines.vllm.memory import DEFAULT_CONTEXT, engine_bytes, kv_token_bytes
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.quantity import format_bytes
+
+_GIB = 2**30
+#: vLLM's own default for --gpu-memory-utilization; the rest holds what it does not account for.
+_USUAL_UTILIZATION = 0.92
+
+
+def choose(request: Request) -> tuple[Option, ...]:
+    """Return the options for this machine, model and objective, each with its reason."""
+    profile, latency = request.profile, request.profile.objective == "latency"
+    context, why_context = _context(request)
+    seqs, why_seqs = _sequences(request)
+    on_cpu = not request.gpus
+    batched = (2048 if latency else 4096) if on_cpu else (8192 if latency else 16384)
+    kv_type = profile.kv_type or "auto"
+    options = [
+        Option("model", (request.model_path,), "the model"),
+        _names(request),
+        Option("host", ("127.0.0.1",), "loopback only"),
+        request.port_option,
+        Option("max-model-len", (context,), why_context, origin(request, "context")),
+        Option("max-num-seqs", (seqs,), why_seqs, origin(request, "concurrency")),
+        Option(
+            "max-num-batched-tokens",
+            (batched,),
+            "latency: short steps keep tokens coming; given up: prompt speed of many at once"
+            if latency
+            else "throughput: more prompt tokens a step; given up: steady answers meanwhile",
+        ),
+        Option(
+            "performance-mode",
+            ("interactivity" if latency else "throughput",),
+            "latency objective: fast steps for few requests"
+            if latency
+            else "throughput objective: large steps for many requests",
+        ),
+    ]
+    if kv_type != "auto":
+        options.append(Option("kv-cache-dtype", (kv_type,), "profile", origin(request, "kv_type")))
+    options.append(
+        _cpu_cache(request, context, seqs, kv_type)
+        if on_cpu
+        else _utilization(request, context, batched, kv_type)
+    )
+    options.append(
+        Option("enable-prefix-caching", (), "a prompt's known beginning is not computed again")
+    )
+    options.append(
+        Option("enable-prompt-tokens-details", (), "answers tell what of it was in the cache")
+    )
+    quantized = request.model.quantization_method
+    options.append(
+        Option(
+            "quantization",
+            None,
+            f"in the checkpoint: {quantized}" if quantized else "read from the checkpoint",
+        )
+    )
+    if len(request.gpus) > 1:
+        reason = "each weight is split over the GPUs"
+        options.append(Option("tensor-parallel-size", (len(request.gpus),), reason))
+    if request.profile.trust_remote_code:
+        options.append(_remote_code(request))
+    options.append(
+        Option(
+            "generation-config",
+            ("vllm",),
+            "clients choose the sampling; given up: the checkpoint's defaults",
+        )
+    )
+    return tuple(options)
+
+
+def _cpu_cache(request: Request, context: int, seqs: int, kv_type: str) -> Option:
+    """All requests at their whole context at once, at least 1 GiB."""
+    wanted = round(kv_token_bytes(request.model, kv_type) * context * seqs)
+    size = max(_GIB, -(-wanted // _GIB) * _GIB)
+    many = f"{seqs} requests" if seqs > 1 else "one request"
+    reason = f"{many} of {context:,} tokens, in whole GiB; spare room is prefix cache"
+    return Option("kv-cache-memory-bytes", (size,), reason)
+
+
+def _names(request: Request) -> Option:
+    others = request.profile.other_names
+    reason = "the name clients ask for"
+    if others:
+        reason = f"answers give it as {request.served_name}; clients may ask for any of them"
+    return Option("served-model-name", (request.served_name, *others), reason)
+
+
+def _remote_code(request: Request) -> Option:
+    """Raises StackctlError (exit 2) for code that nothing holds to one version."""
+    commit = model_mounts.commit(request.model)
+    if commit is None:
+        raise StackctlError(
+            f"trust_remote_code: nothing tells the commit of {request.model.source}",
+            hint="a model from the hub's cache: --model hf:ORG/REPO@COMMIT",
+            exit_code=ExitCode.USAGE,
+        )
+    return Option(
+        "trust-remote-code",
+        (),
+        f"the profile trusts the code of commit {commit[:12]}",
+        origin(request, "trust_remote_code"),
+    )
+
+
+def _context(request: Request) -> tuple[int, str]:
+    wanted, trained = request.profile.context, request.model.context
+    if not isinstance(wanted, int):
+        most = min(DEFAULT_CONTEXT, trained or DEFAULT_CONTEXT)
+        return most, f"{kv_text(request)}"
+    if trained is not None and wanted > trained:
+        return trained, f"all the model was trained for; the profile asks for {wanted}"
+    return wanted, f"profile; {kv_text(request)}"
+
+
+def kv_text(request: Request) -> str:
+    """What a token of context costs."""
+    kind = request.profile.kv_type or "auto"
+    return f"{format_bytes(round(kv_token_bytes(request.model, kind)))} a token"
+
+
+def _sequences(request: Request) -> tuple[int, str]:
+    wanted = request.profile.concurrency
+    one = "one request at a time; given up: others wait"
+    many = "decoding together reads the weights once; given up: the speed of one alone"
+    if isinstance(wanted, int):
+        return wanted, f"profile: {one if wanted == 1 else many}"
+    if request.profile.objective == "latency":
+        return 1, f"latency: {one}"
+    return 64, f"throughput: {many}"
+
+
+def _utilization(request: Request, context: int, batched: int, kv_type: str) -> Option:
+    """As high as the reserve and other stacks allow: spare memory is prefix cache."""
+    total, limit = request.gpu_bytes, request.gpu_limit_bytes
+    if not total or limit is None:
+        return Option("gpu-memory-utilization", (_USUAL_UTILIZATION,), "GPU memory unknown")
+    gpus = max(1, len(request.gpus))
+    per_token = kv_token_bytes(request.model, kv_type, gpus) / gpus
+    fixed = request.model.weights_bytes / gpus + engine_bytes(request.model, batched)
+    needed = fixed + per_token * context
+    share = min(limit / total, max(_USUAL_UTILIZATION, math.ceil(needed / total * 10000) / 10000))
+    # Two digits, unless the context needs what they would cut off.
+    coarse = math.floor(share * 100) / 100
+    share = coarse if coarse * total >= needed else math.floor(share * 10000) / 10000
+    share = max(0.01, share)
+    others = format_bytes(request.gpu_claimed_bytes) + " left to other stacks"
+    reason = (
+        f"{format_bytes(request.profile.gpu_reserve_bytes)} kept free, "
+        f"{others if request.gpu_claimed_bytes else 'no other stack on the GPU'}"
+    )
+    if per_token:
+        spare = max(0, round((share * total - fixed) / per_token))
+        reason += f"; spare KV ({spare:,} tokens) is prefix cache"
+    return Option("gpu-memory-utilization", (share,), reason)
