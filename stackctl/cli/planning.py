@@ -165,7 +165,7 @@ def _plan(basis: _Basis, profile: Profile, model: Model | None = None) -> Planne
             store = Generations(basis.session.paths().state)
             earlier = seen.read(store, profile.stack, model, found.image_id)
     elif profile.image is not None:
-        image, reason = profile.image, "profile"
+        image, reason = profile.image, "this image was asked for"
     else:
         image, reason = usual_image(profile, engine(profile.engine)), "not looked at"
     known = Known(

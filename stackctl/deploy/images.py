@@ -253,7 +253,7 @@ def _get(engine: Engine, reference: str) -> str:
 
 def _candidates(profile: Profile, engine: Engine) -> tuple[tuple[str, str], ...]:
     if profile.image is not None:
-        return ((profile.image, "profile"),)
+        return ((profile.image, "this image was asked for"),)
     if profile.on_cpu and engine.cpu_image is not None:
         return ((engine.cpu_image, "built on this machine"),)
     return (

@@ -69,7 +69,7 @@ class Request:
         """The engine's port, which both engines take by the same name."""
         if self.behind_door:
             return Option("port", (self.port,), "private: the front door has the profile's port")
-        return Option("port", (self.port,), "profile", "profile")
+        return Option("port", (self.port,), "clients ask here", "profile")
 
     @property
     def gpu_bytes(self) -> int:

@@ -39,7 +39,7 @@ def apply_explicit(
         # name: --no-jinja is the second name of --jinja.
         same = next((other for other in aliases if other in options), name)
         before = options.get(same)
-        reason = f"engine_args ({'--set' if overridden else 'profile'})"
+        reason = "engine_args"
         if before is not None and before.values != argument.values:
             shown = "nothing" if before.values is None else before.value
             reason += f"; the plan had {shown}: {before.reason}"

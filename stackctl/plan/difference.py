@@ -26,7 +26,7 @@ def decisions(before: Plan, after: Plan) -> tuple[Change, ...]:
 
 
 def why(decision: Decision) -> str:
-    """The reason; the source where it is more than derived and the reason does not say it."""
-    if decision.source in ("derived", "measured") or decision.source in decision.reason:
+    """Return the reason of a decision, with its source where somebody chose the value."""
+    if decision.source in ("derived", "measured"):
         return decision.reason
     return f"{decision.reason} ({decision.source})"

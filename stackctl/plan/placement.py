@@ -69,7 +69,7 @@ def place(host: Host, profile: Profile, claims: Sequence[Claim] = ()) -> Placed:
         # What the user names is used as it is.
         chosen, why_cpus = _near_gpu(host, cores, gpus)
         if wish.cpus is not None:
-            chosen, why_cpus = cores, "bound as the profile says"
+            chosen, why_cpus = cores, "bound as asked"
         threads = batch = None
         if profile.engine != "vllm" and chosen:
             threads = batch = (len(chosen), "the GPU does the work")
@@ -311,13 +311,13 @@ def _beside_gpus(
 
 def _policy(host: Host, wish: PlacementWish, nodes: tuple[int, ...]) -> tuple[Policy, str]:
     if wish.policy == "bind":
-        return "bind", f"the profile binds memory to node {format_cpulist(nodes)}"
+        return "bind", f"memory bound to node {format_cpulist(nodes)}, as asked"
     if wish.nodes is not None and wish.policy == "auto":
         if len(nodes) == 1:
-            return "bind", f"the profile names node {format_cpulist(nodes)}"
-        return "interleave", "pages spread over the nodes the profile names: all their bandwidth"
+            return "bind", f"node {format_cpulist(nodes)} was asked for"
+        return "interleave", "pages spread over the nodes asked for: all their bandwidth"
     if wish.policy in ("default", "interleave"):
-        return wish.policy, "the profile says so"
+        return wish.policy, "as asked"
     if len([node for node in host.cpu.numa if node.memory_bytes]) > 1:
         reason = (
             f"pages spread over {len(nodes)} nodes: the bandwidth of all of them (pages of the "
@@ -329,7 +329,7 @@ def _policy(host: Host, wish: PlacementWish, nodes: tuple[int, ...]) -> tuple[Po
 
 def _why_cpus(bound: bool, smt: bool, kept: int, claimed: bool) -> str:
     if bound:
-        return "bound as the profile says"
+        return "bound as asked"
     parts = ["cores that no other stack claims"] if claimed else []
     parts += ["one CPU of each core: hyperthreads slow generation down"] if smt else []
     parts += [f"{kept} {'core' if kept == 1 else 'cores'} kept free"] if kept else []

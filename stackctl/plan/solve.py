@@ -73,15 +73,13 @@ def solve(*, host: Host, model: Model, profile: Profile, known: Known) -> Plan:
             for a model that this engine cannot run. A plan that does not fit or is not viable is no
             error here: its verdict says so.
     """
-    for reason in model.unsupported:
-        name, _, why = reason.partition(": ")
-        if name == profile.engine:
-            raise StackctlError(
-                f"{profile.engine} cannot run {model.name or model.source}",
-                details=(why,),
-                hint="another model: --model SOURCE, or a profile of the other engine",
-                exit_code=ExitCode.REFUSED,
-            )
+    if (why := model.why_not(profile.engine)) is not None:
+        raise StackctlError(
+            f"{profile.engine} cannot run {model.name or model.source}",
+            details=(why,),
+            hint="another model: --model SOURCE, or a profile of the other engine",
+            exit_code=ExitCode.REFUSED,
+        )
     claims = ledger.others(known.claims, profile.stack)
     wanted, together = profile, profile.concurrency == "auto"
     for field, most, step in (
@@ -196,9 +194,11 @@ def _plan(
     prediction = roofline.predict(host, placed.placement, work, calibration)
     notes = []
     if placed.placement.shared_with:
-        notes.append(f"cores {placement.sharing(placed.placement.shared_with)}")
+        sharing = f"cores {placement.sharing(placed.placement.shared_with)}"
+        notes.append(verdict.Reason("cores-shared", sharing))
     if owner := ledger.port_owner(claims, port):
-        notes.append(f"port {port} belongs to {owner}: another one by --set port=N")
+        taken = f"port {port} belongs to {owner}: another one by --set port=N"
+        notes.append(verdict.Reason("port-claimed", taken))
     judged = verdict.judge(profile, model, work, budgets, prediction, notes)
     timing = _timing(profile, model, known.deadline_s)
     return Plan(
@@ -327,7 +327,7 @@ def _auto(option: Option, asked: Profile, planned: Profile) -> str:
         return option.reason
     if getattr(planned, field) is None:
         return f"auto: memory unknown, so a usual value; {option.reason}"
-    return f"auto: the most that fits; {option.reason.removeprefix('profile: ')}"
+    return f"auto: the most that fits; {option.reason}"
 
 
 def _source(profile: Profile, key: str) -> Source:

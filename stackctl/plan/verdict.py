@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 
 from stackctl.plan.roofline import Work
 from stackctl.quantity import format_bytes
 from stackctl.values.model import Model
-from stackctl.values.plan import MemoryBudget, Plan, Prediction, Verdict
+from stackctl.values.plan import MemoryBudget, Plan, Prediction, PromptTime, ReasonCode, Verdict
 from stackctl.values.profile import Profile, Slo
 
 #: Waiting so many times longer than on the fastest GPU profile is no remedy for waiting.
 _MUCH_SLOWER = 2
+
+
+class Reason(NamedTuple):
+    """One reason of a verdict: its subject, and its text."""
+
+    code: ReasonCode
+    text: str
 
 
 def judge(
@@ -22,38 +30,49 @@ def judge(
     work: Work,
     budgets: Sequence[tuple[MemoryBudget, str]],
     prediction: Prediction,
-    notes: Sequence[str] = (),
+    notes: Sequence[Reason] = (),
 ) -> Verdict:
-    """The verdict: memory first, then speed against what the profile calls fast enough.
+    """Return the verdict: memory first, then the speed against the profile's objectives.
 
-    ``notes`` are told besides and refuse nothing: what is shared with other stacks.
+    ``notes`` are added to the reasons and refuse nothing: they name things that are shared with
+    other stacks.
 
     A plan is not viable when even the optimistic end of a prediction misses its objective; when
     only the cautious end does, it is viable and the reason says so.
     """
-    reasons: list[str] = []
-    fits: bool | None = True
-    for budget, why in budgets:
-        if budget.limit_bytes is None or budget.headroom_bytes is None:
-            fits = None if fits else fits
-            reasons.append(why)
-            continue
-        reasons.append(_need(budget, why))
-        if budget.headroom_bytes < 0:
-            fits = False
-            reasons.append(f"{format_bytes(-budget.headroom_bytes)} too much")
+    fits, reasons = _memory(budgets)
     speed, missed, viable = _speed(profile, model, work, prediction)
     reasons += missed
     if not speed and not missed:
-        reasons.append("speed not predicted: " + _why_unknown(prediction))
+        unknown = "speed not predicted: " + _why_unknown(prediction)
+        reasons.append(Reason("speed-unknown", unknown))
     reasons += notes
     if fits is False:
         viable = False
     return Verdict(
         viable=viable if speed or fits is False else None,
         fits=fits,
-        reasons=tuple(reasons),
+        reasons=tuple(reason.text for reason in reasons),
+        codes=tuple(reason.code for reason in reasons),
     )
+
+
+def _memory(budgets: Sequence[tuple[MemoryBudget, str]]) -> tuple[bool | None, list[Reason]]:
+    """Return whether all budgets hold (None where a limit is unknown), with the reasons."""
+    reasons: list[Reason] = []
+    fits: bool | None = True
+    for budget, why in budgets:
+        if budget.limit_bytes is None or budget.headroom_bytes is None:
+            fits = None if fits else fits
+            reasons.append(Reason("memory-unknown", why))
+        elif budget.headroom_bytes < 0:
+            fits = False
+            reasons.append(Reason("memory-exceeded", _need(budget, why)))
+            shortage = f"{format_bytes(-budget.headroom_bytes)} too much"
+            reasons.append(Reason("memory-shortage", shortage))
+        else:
+            reasons.append(Reason("memory-fits", _need(budget, why)))
+    return fits, reasons
 
 
 def _need(budget: MemoryBudget, why: str) -> str:
@@ -73,46 +92,51 @@ def _need(budget: MemoryBudget, why: str) -> str:
 
 def _speed(
     profile: Profile, model: Model, work: Work, prediction: Prediction
-) -> tuple[bool, list[str], bool | None]:
-    """Whether anything could be judged, what misses (and what is at risk), and the verdict."""
-    slo, reasons, viable, judged = profile.slo, [], True, False
-    ttft = prediction.ttft_s.range if prediction.ttft_s else None
-    if slo.ttft_s is not None and ttft is not None and prediction.ttft_s is not None:
-        judged = True
-        at = f"at {prediction.ttft_s.prompt_tokens:,} tokens"
-        if ttft[0] > slo.ttft_s:
-            viable = False
-            reasons.append(f"first token after {seconds(ttft)} s {at}, allowed {slo.ttft_s:g} s")
-        elif ttft[1] > slo.ttft_s:
-            reasons.append(
-                f"first token after {seconds(ttft)} s {at}: may miss the {slo.ttft_s:g} s allowed"
-            )
-    decode = prediction.decode_tok_s
-    if decode is not None and (slo.min_tok_s is not None or slo.itl_ms is not None):
-        judged = True
-        least = max(slo.min_tok_s or 0, 1000 / slo.itl_ms if slo.itl_ms else 0)
-        if decode[1] < least:
-            viable = False
-            reasons.append(f"generates {numbers(decode)} tok/s, wanted {least:g}")
-        elif decode[0] < least:
-            reasons.append(f"generates {numbers(decode)} tok/s: may miss the {least:g} wanted")
+) -> tuple[bool, list[Reason], bool | None]:
+    """Return whether a speed is predicted, the objectives missed or at risk, and the verdict."""
+    decode, ttft = prediction.decode_tok_s, prediction.ttft_s
+    first_token = _first_token(profile.slo, ttft)
+    generation = _generation(profile.slo, decode)
+    reasons = [reason for reason in (first_token, generation) if reason is not None]
+    viable = not any(r.code in ("first-token-missed", "generation-missed") for r in reasons)
     if not viable:
-        reasons += _why_slow(model, work)
-        if decode is not None and not any("tok/s" in text for text in reasons):
-            reasons.append(f"generation would be {numbers(decode)} tok/s")
-    if decode is not None or ttft is not None:
-        judged = True
+        reasons.append(Reason("model-size", _why_slow(model, work)))
+        if decode is not None and generation is None:
+            speed = f"generation would be {numbers(decode)} tok/s"
+            reasons.append(Reason("generation-speed", speed))
+    judged = decode is not None or (ttft is not None and ttft.range is not None)
     return judged, reasons, viable if judged else None
 
 
-def _why_slow(model: Model, work: Work) -> list[str]:
+def _first_token(slo: Slo, ttft: PromptTime | None) -> Reason | None:
+    """Return how the time to the first token misses its objective, or may miss it."""
+    if slo.ttft_s is None or ttft is None or ttft.range is None or ttft.range[1] <= slo.ttft_s:
+        return None
+    waits = f"first token after {seconds(ttft.range)} s at {ttft.prompt_tokens:,} tokens"
+    if ttft.range[0] > slo.ttft_s:
+        return Reason("first-token-missed", f"{waits}, allowed {slo.ttft_s:g} s")
+    return Reason("first-token-at-risk", f"{waits}: may miss the {slo.ttft_s:g} s allowed")
+
+
+def _generation(slo: Slo, decode: tuple[float, float] | None) -> Reason | None:
+    """Return how the speed of generation misses its objectives, or may miss them."""
+    least = max(slo.min_tok_s or 0, 1000 / slo.itl_ms if slo.itl_ms else 0)
+    if decode is None or decode[0] >= least:
+        return None
+    speed = f"generates {numbers(decode)} tok/s"
+    if decode[1] < least:
+        return Reason("generation-missed", f"{speed}, wanted {least:g}")
+    return Reason("generation-at-risk", f"{speed}: may miss the {least:g} wanted")
+
+
+def _why_slow(model: Model, work: Work) -> str:
     size = f"{(work.cpu_bytes + work.gpu_bytes) * model.passes / 1e9:.3g} GB"
     active = (model.active_parameters or model.parameters) / 1e9
     if model.passes > 1:
-        return [f"looped {active:.3g}B: its layers run {model.passes} times for every token"]
+        return f"looped {active:.3g}B: its layers run {model.passes} times for every token"
     if model.experts:
-        return [f"every token reads {size} of active experts and computes {active:.3g}B parameters"]
-    return [f"dense {active:.3g}B: every token reads all {size} and computes all its parameters"]
+        return f"every token reads {size} of active experts and computes {active:.3g}B parameters"
+    return f"dense {active:.3g}B: every token reads all {size} and computes all its parameters"
 
 
 def _why_unknown(prediction: Prediction) -> str:
@@ -145,8 +169,8 @@ def _stands(seconds: tuple[float, float] | None, allowed: float) -> str:
 def advise(
     plan: Plan, profile: Profile, candidates: Sequence[Plan], moved: Sequence[str] = ()
 ) -> Verdict:
-    """The verdict with what helps, best first: other profiles on a GPU, shorter prompts, smaller
-    models on the CPU, slower models on a GPU, batch work.
+    """Return the verdict with alternatives, best first: other profiles on a GPU, shorter prompts,
+    smaller models on the CPU, slower models on a GPU, batch work.
 
     ``candidates`` are plans of other profiles for the same machine; only those that fit and are
     viable are offered. ``moved`` names the profiles that were planned with this plan's model
@@ -155,18 +179,27 @@ def advise(
     verdict = plan.verdict
     if verdict.fits is not False and verdict.viable is not False:
         return verdict
-    good = [c for c in candidates if good_enough(c) and c.stack != plan.stack]
-    on_gpu = sorted((c for c in good if c.placement.gpus), key=_wait)
-    on_cpu = [c for c in good if not c.placement.gpus]
-    interactive = [c for c in on_cpu if c.prediction.ttft_s and c.objective == "latency"]
-    batch = [c for c in on_cpu if c not in interactive]
-    fast = [c for c in on_gpu if _wait(c)[0] <= _MUCH_SLOWER * _wait(on_gpu[0])[0]]
-    ordered = [*map(_offer_of(moved), fast), _shorter(plan, profile)]
-    ordered += map(_offer_of(moved), interactive)
-    ordered += map(_offer_of(moved), (c for c in on_gpu if c not in fast))
-    ordered += map(_offer_of(moved), batch)
-    found = [*verdict.alternatives, *(text for text in ordered if text)]
+    fast, interactive, rest = _by_use(
+        [c for c in candidates if good_enough(c) and c.stack != plan.stack]
+    )
+    shorter = _shorter(plan, profile)
+    found = [
+        *verdict.alternatives,
+        *(_offer(c, with_model=c.profile in moved) for c in fast),
+        *((shorter,) if shorter else ()),
+        *(_offer(c, with_model=c.profile in moved) for c in (*interactive, *rest)),
+    ]
     return msgspec.structs.replace(verdict, alternatives=tuple(dict.fromkeys(found)))
+
+
+def _by_use(plans: Sequence[Plan]) -> tuple[list[Plan], list[Plan], list[Plan]]:
+    """Return the fast plans on a GPU, the plans on the CPU for people who wait, and the rest."""
+    on_gpu = sorted((plan for plan in plans if plan.placement.gpus), key=_wait)
+    fast = [plan for plan in on_gpu if _wait(plan)[0] <= _MUCH_SLOWER * _wait(on_gpu[0])[0]]
+    on_cpu = [plan for plan in plans if not plan.placement.gpus]
+    interactive = [p for p in on_cpu if p.prediction.ttft_s and p.objective == "latency"]
+    batch = [plan for plan in on_cpu if plan not in interactive]
+    return fast, interactive, [*(plan for plan in on_gpu if plan not in fast), *batch]
 
 
 def good_enough(plan: Plan) -> bool:
@@ -175,25 +208,39 @@ def good_enough(plan: Plan) -> bool:
 
 
 def headline(plan: Plan) -> str:
-    """What is wrong with a plan that was refused, in one line."""
+    """Return the first reason against a plan that was refused, in one line."""
     if plan.verdict.fits is not False:
         return f"not viable: {told(plan)[0]}"
-    budgets = [plan.memory] + ([plan.host_memory] if plan.host_memory else [])
-    short = -min(budget.headroom_bytes or 0 for budget in budgets)
+    short = -min(_headrooms(plan))
     return f"{plan.profile} does not fit: {format_bytes(short)} too much"
 
 
 def told(plan: Plan) -> list[str]:
-    """The reasons of a verdict without the budgets that hold."""
-    budgets = [plan.memory] + ([plan.host_memory] if plan.host_memory else [])
-    good = [f"{b.pool}: " for b in budgets if (b.headroom_bytes or 0) >= 0]
-    return [text for text in plan.verdict.reasons if not text.startswith(tuple(good))]
+    """Return the reasons of a verdict without the budgets that hold."""
+    return [reason.text for reason in _failing(plan)]
 
 
 def besides(plan: Plan) -> list[str]:
-    """What is to be said of a refused plan besides its headline."""
-    said = headline(plan)
-    return [text for text in told(plan) if not said.endswith(f": {text}")]
+    """Return the reasons against a refused plan that its headline does not give."""
+    reasons = _failing(plan)
+    if plan.verdict.fits is not False:
+        return [reason.text for reason in reasons[1:]]
+    # Each pool that is too small has a shortage; the headline gives the largest of them.
+    short = [room for room in _headrooms(plan) if room < 0]
+    shortages = [reason for reason in reasons if reason.code == "memory-shortage"]
+    given = shortages[short.index(min(short))]
+    return [reason.text for reason in reasons if reason is not given]
+
+
+def _failing(plan: Plan) -> list[Reason]:
+    pairs = zip(plan.verdict.codes, plan.verdict.reasons, strict=True)
+    return [Reason(code, text) for code, text in pairs if code != "memory-fits"]
+
+
+def _headrooms(plan: Plan) -> list[int]:
+    """Return the bytes left of each pool, in the order of the verdict's reasons."""
+    budgets = [plan.memory] + ([plan.host_memory] if plan.host_memory else [])
+    return [budget.headroom_bytes or 0 for budget in budgets]
 
 
 def _wait(plan: Plan) -> tuple[int, float]:
@@ -201,10 +248,6 @@ def _wait(plan: Plan) -> tuple[int, float]:
     ttft, decode = plan.prediction.ttft_s, plan.prediction.decode_tok_s
     seconds = ttft.range[1] if ttft is not None and ttft.range is not None else 1e9
     return round(seconds), -(decode[0] if decode else 0.0)
-
-
-def _offer_of(moved: Sequence[str]) -> Callable[[Plan], str]:
-    return lambda plan: _offer(plan, with_model=plan.profile in moved)
 
 
 def _offer(plan: Plan, *, with_model: bool) -> str:

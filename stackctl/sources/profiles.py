@@ -246,14 +246,11 @@ def _apply(name: str, chain: list[tuple[Path, dict[str, Any]]], overrides: Overr
     data = _merge(data, objectives.get(objective) or {})
     changed, keys = _overrides(overrides)
     data = _said(_merge(data, changed))
-    document = strictyaml.Document(data, {}, "--set")
     try:
         settings = msgspec.convert(data, ProfileFile, strict=True)
     except msgspec.ValidationError as error:
-        explained = _explain(document, str(error))
-        # Every file was checked on its own: what is wrong now came from the command line.
-        explained.message = explained.message.replace("--set:1: ", "--set ")
-        raise explained from None
+        # Every file was checked on its own, so this error comes from the command line.
+        raise _explain(strictyaml.Document(data, {}, "--set"), str(error)) from None
     if settings.engine is None:
         raise StackctlError(
             f"{chain[0][0]}: key 'engine' is missing",

@@ -33,23 +33,22 @@ Path = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Document:
-    """Plain data and, for each key path, its line (from 1)."""
+    """Plain data and, for each key path, its line (from 1); no lines for data of a command line."""
 
     data: Any
     lines: dict[Path, int]
     where: str
 
     def line(self, path: Path) -> int:
-        """The line of a key path, or of the closest one above it."""
+        """Return the line of a key path, or of the closest one above it."""
         while path and path not in self.lines:
             path = path[:-1]
         return self.lines.get(path, 1)
 
     def error(self, path: Path, message: str, hint: str | None = None) -> StackctlError:
-        """An error at a key path, with file and line."""
-        return StackctlError(
-            f"{self.where}:{self.line(path)}: {message}", hint=hint, exit_code=ExitCode.USAGE
-        )
+        """Return an error at a key path, with file and line."""
+        place = f"{self.where}:{self.line(path)}:" if self.lines else self.where
+        return StackctlError(f"{place} {message}", hint=hint, exit_code=ExitCode.USAGE)
 
 
 class _Loader(yaml.SafeLoader):

@@ -89,6 +89,11 @@ class Model(Value, frozen=True, kw_only=True):
     folder: str | None = None
     unsupported: tuple[str, ...] = ()
 
+    def why_not(self, engine: str) -> str | None:
+        """Return the reason why an engine cannot run the model, or None where none is known."""
+        reasons = (entry.partition(": ") for entry in self.unsupported)
+        return next((reason for name, _, reason in reasons if name == engine), None)
+
     @property
     def active_bytes(self) -> int:
         """Weight bytes that one token reads in one pass: all but idle experts and the embedding."""

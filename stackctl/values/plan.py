@@ -10,6 +10,23 @@ from stackctl.values.model import Model
 Source = Literal["override", "profile", "measured", "derived", "catalogue", "engine-default"]
 Policy = Literal["default", "bind", "interleave", "preferred"]
 Scalar = bool | int | float | str | None
+#: The subjects of a verdict's reasons: of memory, of the time to the first token, of the speed of
+#: generation, of the model's size, and of things that the stack shares with others.
+ReasonCode = Literal[
+    "memory-fits",
+    "memory-exceeded",
+    "memory-shortage",
+    "memory-unknown",
+    "first-token-missed",
+    "first-token-at-risk",
+    "generation-missed",
+    "generation-at-risk",
+    "generation-speed",
+    "model-size",
+    "speed-unknown",
+    "cores-shared",
+    "port-claimed",
+]
 
 
 class Decision(Value, frozen=True, kw_only=True):
@@ -79,11 +96,15 @@ class Prediction(Value, frozen=True, kw_only=True):
 
 
 class Verdict(Value, frozen=True, kw_only=True):
-    """Whether it fits the machine and is worth running; None where nothing is known."""
+    """Whether it fits the machine and is worth running; None where nothing is known.
+
+    ``codes`` holds the subject of each of the ``reasons``, in the same order.
+    """
 
     viable: bool | None = None
     fits: bool | None = None
     reasons: tuple[str, ...] = ()
+    codes: tuple[ReasonCode, ...] = ()
     alternatives: tuple[str, ...] = ()
 
 

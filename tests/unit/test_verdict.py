@@ -33,7 +33,7 @@ from stackctl.sources.catalogue import entries, read_entry
 from stackctl.sources.profiles import Profiles
 from stackctl.values.claim import Claim, GpuShare
 from stackctl.values.host import Host
-from stackctl.values.plan import Plan
+from stackctl.values.plan import Plan, Verdict
 from stackctl.values.profile import Profile, Slo
 
 
@@ -98,6 +98,34 @@ def test_a_refusal_says_the_most_important_thing_first() -> None:
     assert rest[0].startswith("dense 39.4B: every token reads all 28.1 GB")
     assert re.fullmatch(r"generation would be \d+-\d+ tok/s", rest[1])
     assert len(rest) == 2
+
+
+def test_reasons_are_chosen_by_their_codes_and_never_by_their_text() -> None:
+    """Two pools are too small: the headline gives the larger shortage, the rest all else."""
+    made = plan(EPYC, read_entry("iquest-coder-40b-q5_k_m"), LATENCY)
+    gpu = msgspec.structs.replace(made.memory, pool="GPU 0", headroom_bytes=-GIB)
+    main = msgspec.structs.replace(made.memory, headroom_bytes=-3 * GIB)
+    both = msgspec.structs.replace(
+        made,
+        memory=gpu,
+        host_memory=main,
+        verdict=Verdict(
+            fits=False,
+            viable=False,
+            reasons=("a", "b", "c", "d"),
+            codes=("memory-exceeded", "memory-shortage", "memory-exceeded", "memory-shortage"),
+        ),
+    )
+    assert headline(both) == "cpu-latency does not fit: 3 GiB too much"
+    assert besides(both) == ["a", "b", "c"]
+    slow = Verdict(
+        fits=True,
+        viable=False,
+        reasons=("a", "b", "c"),
+        codes=("memory-fits", "first-token-missed", "model-size"),
+    )
+    late = msgspec.structs.replace(made, verdict=slow)
+    assert (headline(late), besides(late)) == ("not viable: b", ["c"])
 
 
 def test_the_same_model_on_a_gpu_is_offered_with_its_name() -> None:

@@ -199,7 +199,7 @@ def test_code_of_the_model_is_trusted_at_one_commit_only() -> None:
     assert "--trust-remote-code" in made.argv
     (why,) = (d for d in made.decisions if d.field == "trust-remote-code")
     assert (why.value, why.source) == (True, "profile")
-    assert why.reason == "the profile trusts the code of commit a1a1a1a1a1a1"
+    assert why.reason == "the code of commit a1a1a1a1a1a1 is trusted"
 
 
 @pytest.mark.parametrize(

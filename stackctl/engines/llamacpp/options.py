@@ -63,20 +63,21 @@ def _slots(request: Request) -> tuple[int, str]:
     one = "one request at a time; given up: others wait"
     many = "decoding together reads the weights once; given up: the speed of one alone"
     if isinstance(wanted, int):
-        return wanted, f"profile: {one if wanted == 1 else many}"
+        return wanted, one if wanted == 1 else many
     return (1, f"latency: {one}") if _latency(request) else (4, f"throughput: {many}")
 
 
 def _context(request: Request) -> tuple[Option, ...]:
     slots, why = _slots(request)
-    each, asked = request.profile.context, "profile"
+    each, trained = request.profile.context, request.model.context
     if not isinstance(each, int):
-        each, asked = min(DEFAULT_CONTEXT, request.model.context or DEFAULT_CONTEXT), "default"
-    trained = request.model.context
-    reason = f"{asked}: {each} tokens a request"
-    if trained is not None and each > trained:
-        reason = f"all the model was trained for; the {asked} asks for {each}"
+        each = min(DEFAULT_CONTEXT, trained or DEFAULT_CONTEXT)
+        reason = f"default: {each} tokens a request"
+    elif trained is not None and each > trained:
+        reason = f"all the model was trained for, {each} tokens were asked for"
         each = trained
+    else:
+        reason = f"{each} tokens a request"
     if slots > 1:
         reason += f", {slots} requests"
     total = padded_context(each * slots)
@@ -136,9 +137,7 @@ def _kv_types(request: Request) -> tuple[Option, ...]:
         return ()
     source = origin(request, "kv_type")
     return tuple(
-        Option(
-            name, (kind,), "smaller KV cache, as the profile asks; given up: some exactness", source
-        )
+        Option(name, (kind,), "a smaller KV cache; given up: some exactness", source)
         for name in ("cache-type-k", "cache-type-v")
     )
 
@@ -153,7 +152,7 @@ def _offload(request: Request) -> tuple[Option, ...]:
     if wanted is None or not model.experts:
         return tuple(options)
     if isinstance(wanted, int):
-        options.append(Option("n-cpu-moe", (wanted,), "profile", "profile"))
+        options.append(Option("n-cpu-moe", (wanted,), "placement.cpu_experts", "profile"))
         return tuple(options)
     for layers in range(model.layers + 1):
         trial = {

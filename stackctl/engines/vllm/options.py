@@ -46,7 +46,7 @@ def choose(request: Request) -> tuple[Option, ...]:
         ),
     ]
     if kv_type != "auto":
-        options.append(Option("kv-cache-dtype", (kv_type,), "profile", origin(request, "kv_type")))
+        options.append(Option("kv-cache-dtype", (kv_type,), "kv_type", origin(request, "kv_type")))
     options.append(
         _cpu_cache(request, context, seqs, kv_type)
         if on_cpu
@@ -110,7 +110,7 @@ def _remote_code(request: Request) -> Option:
     return Option(
         "trust-remote-code",
         (),
-        f"the profile trusts the code of commit {commit[:12]}",
+        f"the code of commit {commit[:12]} is trusted",
         origin(request, "trust_remote_code"),
     )
 
@@ -119,10 +119,10 @@ def _context(request: Request) -> tuple[int, str]:
     wanted, trained = request.profile.context, request.model.context
     if not isinstance(wanted, int):
         most = min(DEFAULT_CONTEXT, trained or DEFAULT_CONTEXT)
-        return most, f"{kv_text(request)}"
+        return most, kv_text(request)
     if trained is not None and wanted > trained:
-        return trained, f"all the model was trained for; the profile asks for {wanted}"
-    return wanted, f"profile; {kv_text(request)}"
+        return trained, f"all the model was trained for, {wanted} tokens were asked for"
+    return wanted, kv_text(request)
 
 
 def kv_text(request: Request) -> str:
@@ -136,7 +136,7 @@ def _sequences(request: Request) -> tuple[int, str]:
     one = "one request at a time; given up: others wait"
     many = "decoding together reads the weights once; given up: the speed of one alone"
     if isinstance(wanted, int):
-        return wanted, f"profile: {one if wanted == 1 else many}"
+        return wanted, one if wanted == 1 else many
     if request.profile.objective == "latency":
         return 1, f"latency: {one}"
     return 64, f"throughput: {many}"
