@@ -35,6 +35,7 @@ def command(
     """
     from stackctl.cli.planning import make_plan, read_host
     from stackctl.deploy.gpu import wants_nvfp4
+    from stackctl.engines import uses_gpu
     from stackctl.machine.podman import image_cuda
     from stackctl.probe.doctor import findings
     from stackctl.probe.doctor_gpu import DEFAULT_CUDA
@@ -47,9 +48,7 @@ def command(
     else:
         wanted = session.profiles().resolve(profile, overrides(sets, model, objective, name))
         host = read_host(session, facts)
-        needs_gpu = not wanted.on_cpu and (
-            wanted.engine == "vllm" or wanted.placement.gpus is not None
-        )
+        needs_gpu = uses_gpu(wanted)
         weights: int | None = None
         cpuset = wanted.placement.cpus is not None or wanted.placement.nodes is not None
         nvfp4: bool | None = None

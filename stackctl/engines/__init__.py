@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import difflib
 
+import msgspec
+
 from stackctl.engines.llamacpp.engine import LlamaCpp
 from stackctl.engines.protocol import Engine
 from stackctl.engines.vllm.engine import Vllm
 from stackctl.errors import ExitCode, StackctlError
+from stackctl.values.model import Model
 from stackctl.values.plan import Plan
+from stackctl.values.profile import Profile
 
 _ENGINES: dict[str, Engine] = {"llama.cpp": LlamaCpp(), "vllm": Vllm()}
 
@@ -59,6 +63,22 @@ def register(new: Engine) -> None:
 def unregister(name: str) -> None:
     """Remove an engine from the registry; a name that is not registered is ignored."""
     _ENGINES.pop(name, None)
+
+
+def uses_gpu(profile: Profile) -> bool:
+    """Return True if a profile's engine runs on GPUs: because the profile names some, or because
+    the engine is made for them and the profile does not refuse them."""
+    if profile.placement.gpus is None:
+        return engine(profile.engine).gpu_by_default
+    return not profile.on_cpu
+
+
+def with_unsupported(model: Model) -> Model:
+    """Return the model with the engines that cannot run it, each as "ENGINE: reason"."""
+    reasons = ((one.name, one.cannot_run(model)) for one in engines())
+    return msgspec.structs.replace(
+        model, unsupported=tuple(f"{name}: {reason}" for name, reason in reasons if reason)
+    )
 
 
 def promised_context(plan: Plan) -> int | None:

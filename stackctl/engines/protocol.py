@@ -132,6 +132,16 @@ class Dialect:
         return tuple(name[2:] for name in self._by_name if name.startswith("--"))
 
 
+@dataclass(frozen=True)
+class TokenReads:
+    """Bytes that are read to generate one token: weights by where they lie, and the KV cache of one
+    token of context."""
+
+    cpu_weights_bytes: float
+    gpu_weights_bytes: float
+    kv_token_bytes: float
+
+
 class LogReader(Protocol):
     """Reads an engine's log line by line, in constant memory; other lines are passed over."""
 
@@ -145,9 +155,18 @@ class LogReader(Protocol):
 
 
 class Engine(Protocol):
-    """One engine; pure: from values to values."""
+    """One engine; pure: from values to values.
 
+    Members stand in groups: its name and images, its container, placement, options, memory, start
+    and log, requests and metrics. Everything is required: an engine that lacks a member is refused
+    by the type checker.
+    """
+
+    # Name and images.
+
+    #: As profiles spell it, and as messages to users call it.
     name: str
+    title: str
     #: Image used when the profile names none, and the name under which a local build is kept.
     default_image: str
     local_image: str
@@ -157,10 +176,33 @@ class Engine(Protocol):
     shm_bytes: int | None
     #: When systemd starts it again (Restart= of systemd.service(5)).
     restart: Literal["on-failure", "always"]
+    #: Seconds from its start to its first answer, besides reading the weights.
+    start_s: float
     #: Where it needs a folder that is kept (CACHE in its container) for what is compiled.
     compiles: Literal["everywhere", "on GPUs"]
     #: Variables of an image that would outvote the engine's options.
     overriding: tuple[str, ...]
+
+    # Placement.
+
+    #: Whether it runs on GPUs unless the profile says otherwise (engines.uses_gpu).
+    gpu_by_default: bool
+    #: Whether it can keep experts of an MoE on the CPU while the rest is on GPUs.
+    splits_experts: bool
+    #: Whether a process of it on the CPU keeps its memory on one NUMA node.
+    one_node_on_cpu: bool
+
+    def usable_gpus(self, count: int) -> tuple[int, str]:
+        """Return how many of that many GPUs it can use together, and why not all of them (empty
+        if it uses all)."""
+        ...
+
+    def cannot_run(self, model: Model) -> str | None:
+        """Return the reason why this engine cannot run a model; None if it can."""
+        ...
+
+    # Options.
+
     #: What starts the engine in an image without an entry point of its own.
     program: str
     #: The entry point of its published images.
@@ -170,21 +212,14 @@ class Engine(Protocol):
     #: Options that stackctl sets itself, each with the profile key to use instead.
     reserved: Mapping[str, str]
     newest: Dialect
-    health_path: str
-    #: Counters of its /metrics that are above zero while it has requests.
-    running_metrics: tuple[str, ...]
-    #: Paths whose answers ``measure`` reads.
-    metrics_paths: tuple[str, ...]
-    reports: Reports
     #: Options that say how many tokens a request may use, and how many are served at once.
     context_option: str
     requests_option: str
     #: Whether the first of them is for all requests together.
     shares_context: bool
-
-    def tokenizing(self, text: str, served_name: str) -> tuple[str, Mapping[str, object]]:
-        """Path and body of a request whose answer lists the tokens of a text ("tokens")."""
-        ...
+    #: Options for the number of threads that generate, and that compute prompts; None if it has no
+    #: such options.
+    threads_options: tuple[str, str] | None
 
     def parse_help(self, text: str) -> tuple[EngineOption, ...]:
         """Options from the engine's help text; empty when it is not such a text."""
@@ -201,6 +236,18 @@ class Engine(Protocol):
     def environment(self, request: Request) -> tuple[str, ...]:
         """NAME=VALUE texts for the engine's environment."""
         ...
+
+    def spell(self, option: Option, dialect: Dialect) -> tuple[str, ...] | None:
+        """Arguments for an option in a dialect; None when the dialect has no way to say it."""
+        ...
+
+    # Memory.
+
+    #: Types of a smaller KV cache that a plan may suggest, least loss first.
+    kv_types: tuple[str, ...]
+    #: Whether requests share one KV cache whatever their number, and wait while it is full. If
+    #: not, each request at once has its own part of it.
+    requests_share_cache: bool
 
     def recall(
         self, seen: Sequence[Seen], argv: Sequence[str], options: Mapping[str, Option]
@@ -220,9 +267,22 @@ class Engine(Protocol):
         ``seen`` what holds of an earlier start."""
         ...
 
-    def spell(self, option: Option, dialect: Dialect) -> tuple[str, ...] | None:
-        """Arguments for an option in a dialect; None when the dialect has no way to say it."""
+    def kv_token_bytes(self, model: Model, options: Mapping[str, Option], gpus: int) -> float:
+        """Return bytes of the KV cache for one token of a full context, on all GPUs together;
+        ``gpus`` is 0 or 1 where it is not split."""
         ...
+
+    def token_reads(
+        self, model: Model, options: Mapping[str, Option], *, on_gpu: bool
+    ) -> TokenReads:
+        """Return the bytes that generating one token reads, once for each pass of the layers."""
+        ...
+
+    def uses_mlock(self, options: Mapping[str, Option]) -> bool:
+        """Return True if these options make the engine lock its model in memory."""
+        ...
+
+    # Start and log.
 
     def phase(self, line: str) -> str | None:
         """What the engine is doing, when a log line tells."""
@@ -238,6 +298,21 @@ class Engine(Protocol):
 
     def said(self, lines: Sequence[str]) -> tuple[Fact, ...]:
         """What the log of a start tells of what runs: sizes in bytes and tokens, backends."""
+        ...
+
+    # Requests and metrics.
+
+    health_path: str
+    #: Paths of its API besides those that the front door passes on for every engine.
+    client_paths: tuple[str, ...]
+    #: Counters of its /metrics that are above zero while it has requests.
+    running_metrics: tuple[str, ...]
+    #: Paths whose answers ``measure`` reads.
+    metrics_paths: tuple[str, ...]
+    reports: Reports
+
+    def tokenizing(self, text: str, served_name: str) -> tuple[str, Mapping[str, object]]:
+        """Path and body of a request whose answer lists the tokens of a text ("tokens")."""
         ...
 
     def promised(self, argv: Sequence[str]) -> tuple[Fact, ...]:

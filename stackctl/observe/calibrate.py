@@ -9,7 +9,7 @@ from typing import Any
 from stackctl.deploy import images, preflight
 from stackctl.deploy.context import Context
 from stackctl.engines import engine as find_engine
-from stackctl.engines import model_mounts
+from stackctl.engines import model_mounts, uses_gpu
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.health import endpoint
 from stackctl.machine import http, podman
@@ -47,7 +47,7 @@ def calibrate(
     """
     if profile.engine == "vllm":
         return _from_running(context, profile)
-    if profile.placement.gpus is not None and not profile.on_cpu:
+    if uses_gpu(profile):
         raise StackctlError(
             f"{profile.name} runs llama.cpp on a GPU: nothing to calibrate yet",
             hint="a CPU profile: stackctl calibrate cpu --model SOURCE",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stackctl.engines.protocol import Footprint, Option
+from stackctl.engines.protocol import Footprint
 from stackctl.plan import ledger
 from stackctl.quantity import format_bytes
 from stackctl.values.claim import Claim
@@ -85,9 +85,3 @@ def budget(footprint: Footprint, limit: Limit) -> MemoryBudget:
         headroom_bytes=None if limit.bytes is None else limit.bytes - total,
         basis="measured" if footprint.measured else "estimated",
     )
-
-
-def locks(options: Mapping[str, Option]) -> bool:
-    """Whether an engine with these options locks its model in memory."""
-    mode = options["load-mode"].value if "load-mode" in options else None
-    return "mlock" in str(mode) or ("mlock" in options and options["mlock"].values is not None)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from stackctl.engines import engine as find_engine
+from stackctl.engines import uses_gpu
 from stackctl.quantity import format_bytes
 from stackctl.values.claim import Claim
 from stackctl.values.host import Host
@@ -16,8 +18,6 @@ from stackctl.values.profile import Profile
 #: Steps and the least of a context that is worth offering, in tokens.
 _STEP = 256
 _LEAST_CONTEXT = 512
-#: Types of a smaller KV cache, least loss first.
-_KV_TYPES = {"llama.cpp": ("q8_0", "q4_0"), "vllm": ("fp8",)}
 
 Attempt = Callable[[Profile, Sequence[Claim]], Plan]
 
@@ -49,7 +49,7 @@ def nearest(
         return attempt(changed, beside).verdict.fits is True
 
     found = _contexts(model, profile, fits)
-    for kind in _KV_TYPES[profile.engine]:
+    for kind in find_engine(profile.engine).kv_types:
         if profile.kv_type in (None, "f16", "auto"):
             smaller = msgspec.structs.replace(profile, kv_type=kind)
             if fits(smaller):
@@ -86,9 +86,9 @@ def _contexts(model: Model, profile: Profile, fits: Callable[[Profile], bool]) -
 
 
 def _fewer(profile: Profile, fits: Callable[[Profile], bool]) -> list[str]:
-    """Fewer requests at once; with vLLM they share one cache, whatever their number."""
+    """Return the advice of fewer requests at once, if their number sizes the KV cache."""
     count = profile.concurrency
-    if profile.engine == "vllm" or not isinstance(count, int) or count == 1:
+    if find_engine(profile.engine).requests_share_cache or not isinstance(count, int) or count == 1:
         return []
 
     def at(requests: int) -> Profile:
@@ -105,15 +105,14 @@ def _elsewhere(
 ) -> list[str]:
     """More GPUs, or main memory for the experts."""
     found = []
-    uses_gpu = not profile.on_cpu and (
-        profile.engine == "vllm" or profile.placement.gpus is not None
-    )
-    wish = profile.placement
-    if uses_gpu and len(host.gpus) > 1 and str(wish.gpus) != "all":
+    if not uses_gpu(profile):
+        return []
+    wish, engine = profile.placement, find_engine(profile.engine)
+    if len(host.gpus) > 1 and str(wish.gpus) != "all":
         more = msgspec.structs.replace(wish, gpus="all")
         if fits(msgspec.structs.replace(profile, placement=more)):
             found.append("over all GPUs: --set placement.gpus=all")
-    if uses_gpu and profile.engine == "llama.cpp" and model.experts and wish.cpu_experts != "auto":
+    if engine.splits_experts and model.experts and wish.cpu_experts != "auto":
         beside = msgspec.structs.replace(wish, cpu_experts="auto")
         if fits(msgspec.structs.replace(profile, placement=beside)):
             found.append("experts in main memory: --set placement.cpu_experts=auto")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
+from stackctl.engines import engine as find_engine
+from stackctl.engines import uses_gpu
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.plan import ledger
 from stackctl.values.claim import Claim
@@ -45,14 +47,14 @@ def place(host: Host, profile: Profile, claims: Sequence[Claim] = ()) -> Placed:
         StackctlError: exit 2 for CPUs, nodes or GPUs that the machine lacks, exit 6 when binding
             was asked for and the cpuset controller cannot be used.
     """
-    wish = profile.placement
+    wish, engine = profile.placement, find_engine(profile.engine)
     overridden = any(key.startswith("placement.") for key in profile.overrides)
     source: Source = "override" if overridden else "profile"
     gpus, why_gpus = _gpus(host, profile, claims)
     nodes = _nodes(host, wish)
     cores, claimed = _cores(host, wish, nodes, claims)
-    if one_node := profile.engine == "vllm" and profile.on_cpu and len(nodes) > 1:
-        nodes, cores = _one_node(host, wish, nodes, cores)
+    if one_node := engine.one_node_on_cpu and not gpus and len(nodes) > 1:
+        nodes, cores = _one_node(host, wish, nodes, cores, engine.title)
     smt = any(len(core) > 1 for core in cores)
     bound = wish.cpus is not None or wish.nodes is not None or wish.policy == "bind"
     cpuset_known = host.tools.cgroup_version is not None
@@ -64,14 +66,14 @@ def place(host: Host, profile: Profile, claims: Sequence[Claim] = ()) -> Placed:
             hint=_DELEGATE + "; or leave placement out",
             exit_code=ExitCode.HOST,
         )
-    worker_only = bool(gpus) and (profile.engine == "vllm" or wish.cpu_experts is None)
+    worker_only = bool(gpus) and not (engine.splits_experts and wish.cpu_experts is not None)
     if worker_only:
         # What the user names is used as it is.
         chosen, why_cpus = _near_gpu(host, cores, gpus)
         if wish.cpus is not None:
             chosen, why_cpus = cores, "bound as asked"
         threads = batch = None
-        if profile.engine != "vllm" and chosen:
+        if engine.threads_options is not None and chosen:
             threads = batch = (len(chosen), "the GPU does the work")
     else:
         kept = 0 if bound or claimed else _kept(len(cores))
@@ -80,7 +82,8 @@ def place(host: Host, profile: Profile, claims: Sequence[Claim] = ()) -> Placed:
         why_cpus = _why_cpus(bound, smt, kept, claimed)
     policy, why_policy = _policy(host, wish, nodes)
     if one_node:
-        policy, why_policy = "bind", f"vLLM keeps a worker's memory on one node: {nodes[0]}"
+        policy = "bind"
+        why_policy = f"{engine.title} keeps a worker's memory on one node: {nodes[0]}"
     if worker_only and wish.policy == "auto" and wish.nodes is None and len(nodes) > 1:
         nodes, policy, why_policy = _beside_gpus(nodes, gpus)
     cpus = format_cpulist(core[0] for core in chosen)
@@ -128,9 +131,13 @@ def place(host: Host, profile: Profile, claims: Sequence[Claim] = ()) -> Placed:
 
 
 def _gpus(host: Host, profile: Profile, claims: Sequence[Claim]) -> tuple[tuple[Gpu, ...], str]:
-    """The GPUs to use, and why: those asked for; for vLLM the one with most room; else none."""
+    """Return the GPUs to use, and why.
+
+    Those that the profile asks for; if it names none, the one with most room for an engine that is
+    made for GPUs, and none for another.
+    """
     wish = profile.placement.gpus
-    if profile.on_cpu or (wish is None and profile.engine != "vllm"):
+    if not uses_gpu(profile):
         return (), ""
     if not host.gpus:
         raise StackctlError(
@@ -145,11 +152,9 @@ def _gpus(host: Host, profile: Profile, claims: Sequence[Claim]) -> tuple[tuple[
         )
         return (roomy,), _named((roomy,)) + (": most room of all" if len(host.gpus) > 1 else "")
     if str(wish) == "all":
-        # vLLM splits attention heads evenly: their number is rarely a multiple of 3 or 5.
-        count = len(host.gpus)
-        even = 2 ** (count.bit_length() - 1) if profile.engine == "vllm" else count
-        rest = f"; of {count} GPUs as many as divide the heads" if even < count else ""
-        return host.gpus[:even], _named(host.gpus[:even]) + rest
+        count, why = find_engine(profile.engine).usable_gpus(len(host.gpus))
+        used = host.gpus[:count]
+        return used, _named(used) + (f"; {why}" if why else "")
     wanted = parse_cpulist(str(wish))
     found = tuple(gpu for gpu in host.gpus if gpu.index in wanted)
     if len(found) != len(wanted) or not wanted:
@@ -224,13 +229,12 @@ def _cores(
 
 
 def _one_node(
-    host: Host, wish: PlacementWish, nodes: tuple[int, ...], cores: Cores
+    host: Host, wish: PlacementWish, nodes: tuple[int, ...], cores: Cores, engine: str
 ) -> tuple[tuple[int, ...], Cores]:
-    """The node with most of the cores, and those. vLLM on a CPU binds a worker's memory to the node
-    of its first CPU, and refuses a KV cache that is larger (0.32, cpu_worker.py)."""
+    """Return the node with most of the cores, and those, for an engine that uses one node."""
     if wish.nodes is not None:
         raise StackctlError(
-            f"placement.nodes: vLLM on the CPU uses one NUMA node, not {format_cpulist(nodes)}",
+            f"placement.nodes: {engine} on the CPU uses one NUMA node, not {format_cpulist(nodes)}",
             hint=f'--set placement.nodes="{nodes[0]}"',
             exit_code=ExitCode.USAGE,
         )

@@ -9,16 +9,15 @@ import msgspec
 
 from stackctl.engines import engine as find_engine
 from stackctl.engines import model_mounts
-from stackctl.engines.llamacpp import memory as llamacpp_memory
 from stackctl.engines.protocol import (
     Dialect,
+    Engine,
     Footprint,
     Option,
     Request,
     learned_options,
     number,
 )
-from stackctl.engines.vllm import memory as vllm_memory
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.plan import arguments, ledger, memory, naming, placement, roofline, verdict
 from stackctl.plan.nearest import largest, nearest
@@ -30,9 +29,8 @@ from stackctl.values.model import Model
 from stackctl.values.plan import Decision, MemoryBudget, Plan, Source, Timing
 from stackctl.values.profile import Profile
 
-#: Slowest storage worth waiting for (a hard disk), and the engine's own start.
+#: Slowest storage worth waiting for: a hard disk.
 _READ_BYTES_S = 100e6
-_START_S = {"llama.cpp": 120, "vllm": 600}
 #: The finest step in which "auto" looks for a context, in tokens, and the most requests it plans.
 _AUTO_STEP = 256
 _AUTO_REQUESTS = 256
@@ -77,7 +75,7 @@ def solve(*, host: Host, model: Model, profile: Profile, known: Known) -> Plan:
         raise StackctlError(
             f"{profile.engine} cannot run {model.name or model.source}",
             details=(why,),
-            hint="another model: --model SOURCE, or a profile of the other engine",
+            hint="another model: --model SOURCE, or a profile of another engine",
             exit_code=ExitCode.REFUSED,
         )
     claims = ledger.others(known.claims, profile.stack)
@@ -90,12 +88,12 @@ def solve(*, host: Host, model: Model, profile: Profile, known: Known) -> Plan:
             wanted = _largest(
                 host, model, wanted, known, claims, field, most, step, together=together
             )
-    plan = _plan(host, model, wanted, known, claims, asked=profile)
+    plan, _ = _plan(host, model, wanted, known, claims, asked=profile)
     if plan.verdict.fits is not False:
         return plan
 
     def attempt(changed: Profile, beside: Sequence[Claim]) -> Plan:
-        return _plan(host, model, changed, known, tuple(beside), asked=changed)
+        return _plan(host, model, changed, known, tuple(beside), asked=changed)[0]
 
     changes = nearest(host, model, wanted, plan, claims, attempt)
     verdict = msgspec.structs.replace(plan.verdict, alternatives=changes)
@@ -117,30 +115,32 @@ def _largest(
     """The profile with the largest value of a field whose plan fits; the smallest if none does, and
     without a value (a usual one) where the size of the memory is unknown."""
 
+    engine = find_engine(profile.engine)
+
     def fits(count: int) -> bool:
         trial = msgspec.structs.replace(profile, **{field: count * step})
         if field == "concurrency" and trial.context == "auto":
             trial = msgspec.structs.replace(trial, context=min(8192, model.context or 8192))
-        plan = _plan(host, model, trial, known, claims, asked=trial)
-        asked = trial.concurrency if together and trial.engine == "vllm" else None
-        if isinstance(asked, int) and _full_contexts(plan, trial) < asked:
-            # vLLM takes any number and lets them wait: auto means that all have their context.
+        plan, options = _plan(host, model, trial, known, claims, asked=trial)
+        asked = trial.concurrency if together and engine.requests_share_cache else None
+        if isinstance(asked, int) and _full_contexts(engine, plan, options) < asked:
+            # The engine would let the others wait: auto means that all have their context.
             return False
         return plan.verdict.fits is not False
 
     usual = msgspec.structs.replace(profile, **{field: None})
-    if _plan(host, model, usual, known, claims, asked=usual).verdict.fits is None:
+    if _plan(host, model, usual, known, claims, asked=usual)[0].verdict.fits is None:
         return usual
     found = largest(1, max(1, most // step), fits)
     return msgspec.structs.replace(profile, **{field: found * step})
 
 
-def _full_contexts(plan: Plan, profile: Profile) -> int:
-    """Requests of the whole context that vLLM's cache holds at the same time."""
+def _full_contexts(engine: Engine, plan: Plan, options: Mapping[str, Option]) -> int:
+    """Return how many requests of the whole context a shared cache holds at the same time."""
     gpus = max(1, len(plan.placement.gpus))
-    context = next((d.value for d in plan.decisions if d.field == "max-model-len"), None)
-    token = vllm_memory.kv_token_bytes(plan.model, profile.kv_type or "auto", gpus)
-    if not isinstance(context, int) or not token:
+    context = number(options, engine.context_option, 0)
+    token = engine.kv_token_bytes(plan.model, options, gpus)
+    if not context or not token:
         return _AUTO_REQUESTS
     return int(plan.memory.kv_bytes * gpus / (token * context))
 
@@ -153,7 +153,8 @@ def _plan(
     claims: tuple[Claim, ...],
     *,
     asked: Profile,
-) -> Plan:
+) -> tuple[Plan, Mapping[str, Option]]:
+    """Return a plan without "auto" values, and the engine's options by their planned names."""
     engine = find_engine(profile.engine)
     facts = known.facts
     dialect = engine.newest if facts is None else Dialect(facts.options, inspected=True)
@@ -189,7 +190,7 @@ def _plan(
     gpu_bytes = request.gpu_bytes or (1 if placed.gpus else 0)
     parts = engine.footprint(model, options, gpu_bytes, seen)
     main_budget, host_budget, budgets = _budgets(parts, main, on_gpu, len(placed.gpus))
-    work = _work(model, profile, options, placed, host)
+    work = _work(engine, model, profile, options, placed, host)
     calibration = roofline.closest(known.calibrations, profile.engine, work, placed.gpus)
     prediction = roofline.predict(host, placed.placement, work, calibration)
     notes = []
@@ -200,8 +201,8 @@ def _plan(
         taken = f"port {port} belongs to {owner}: another one by --set port=N"
         notes.append(verdict.Reason("port-claimed", taken))
     judged = verdict.judge(profile, model, work, budgets, prediction, notes)
-    timing = _timing(profile, model, known.deadline_s)
-    return Plan(
+    timing = _timing(engine, model, known.deadline_s)
+    plan = Plan(
         profile=profile.name,
         stack=profile.stack,
         objective=profile.objective,
@@ -231,7 +232,10 @@ def _plan(
             *placed.decisions,
             *(
                 Decision(
-                    field=o.name, value=o.value, reason=_auto(o, asked, profile), source=o.source
+                    field=o.name,
+                    value=o.value,
+                    reason=_auto(engine, o, asked, profile),
+                    source=o.source,
                 )
                 for o in options.values()
             ),
@@ -240,8 +244,7 @@ def _plan(
                 value=timing.deadline_s,
                 reason="--timeout"
                 if known.deadline_s is not None
-                else f"{_START_S[profile.engine]} s and {format_bytes(model.weights_bytes)} "
-                "at 100 MB/s",
+                else f"{engine.start_s:.0f} s and {format_bytes(model.weights_bytes)} at 100 MB/s",
                 source="override" if known.deadline_s is not None else "derived",
             ),
         ),
@@ -249,9 +252,10 @@ def _plan(
         served_name=served,
         port=port,
         engine_port=known.engine_port,
-        memlock_bytes=host.limits.memlock_bytes if memory.locks(options) else None,
+        memlock_bytes=host.limits.memlock_bytes if engine.uses_mlock(options) else None,
         timing=timing,
     )
+    return plan, options
 
 
 def _door(profile: Profile, known: Known) -> tuple[Decision, ...]:
@@ -286,43 +290,32 @@ def _budgets(
 
 
 def _work(
+    engine: Engine,
     model: Model,
     profile: Profile,
     options: Mapping[str, Option],
     placed: placement.Placed,
     host: Host,
 ) -> roofline.Work:
-    """Which bytes a token reads where, and with how many threads (vLLM has no option for those)."""
+    """Return the bytes that a token reads, by place, and the threads that do it."""
     batch, generate = ((x or (0, ""))[0] for x in (placed.threads_batch, placed.threads))
-    active = float(model.active_bytes)
-    on_cpu = active
-    if profile.engine == "vllm":
-        token = vllm_memory.kv_token_bytes(model, profile.kv_type or "auto")
-        on_cpu = 0.0 if placed.gpus else active
-    else:
-        kinds = [options[n].value for n in ("cache-type-k", "cache-type-v") if n in options]
-        element = llamacpp_memory.KV_TYPE_BYTES.get(str(kinds[0]), 2.0) if kinds else 2.0
-        token = llamacpp_memory.kv_bytes(
-            model, context=4096, key_bytes=element, value_bytes=element
-        ) / 4096  # fmt: skip
-        if placed.gpus:
-            idle = (model.experts_used or 1) / (model.experts or 1)
-            on_cpu = llamacpp_memory.cpu_expert_bytes(model, options) * idle
+    reads = engine.token_reads(model, options, on_gpu=bool(placed.gpus))
+    threads = engine.threads_options
     return roofline.Work(
         model=model,
-        cpu_bytes=on_cpu,
-        gpu_bytes=active - on_cpu if placed.gpus else 0.0,
-        kv_token_bytes=token,
+        cpu_bytes=reads.cpu_weights_bytes,
+        gpu_bytes=reads.gpu_weights_bytes,
+        kv_token_bytes=reads.kv_token_bytes,
         prompt_tokens=profile.slo.prompt_tokens,
-        threads=number(options, "threads-batch", batch) or host.cpu.cores,
-        decode_threads=number(options, "threads", generate) or None,
+        threads=(number(options, threads[1], batch) if threads else batch) or host.cpu.cores,
+        decode_threads=(number(options, threads[0], generate) if threads else generate) or None,
     )
 
 
-def _auto(option: Option, asked: Profile, planned: Profile) -> str:
-    """Says of a value that "auto" solved for that it was."""
-    field = {"ctx-size": "context", "max-model-len": "context",
-             "parallel": "concurrency", "max-num-seqs": "concurrency"}.get(option.name)  # fmt: skip
+def _auto(engine: Engine, option: Option, asked: Profile, planned: Profile) -> str:
+    """Return the reason of an option; it says so if the profile asked for "auto"."""
+    by_option = {engine.context_option: "context", engine.requests_option: "concurrency"}
+    field = by_option.get(option.name)
     if field is None or getattr(asked, field) != "auto":
         return option.reason
     if getattr(planned, field) is None:
@@ -334,9 +327,9 @@ def _source(profile: Profile, key: str) -> Source:
     return "override" if key in profile.overrides else "profile"
 
 
-def _timing(profile: Profile, model: Model, deadline_s: float | None) -> Timing:
+def _timing(engine: Engine, model: Model, deadline_s: float | None) -> Timing:
     """systemd's ceiling is twice the deadline: it must never fire before stackctl has decided."""
     if deadline_s is None:
-        deadline_s = _START_S[profile.engine] + model.weights_bytes / _READ_BYTES_S
+        deadline_s = engine.start_s + model.weights_bytes / _READ_BYTES_S
     deadline = max(1, round(deadline_s))
     return Timing(deadline_s=deadline, ceiling_s=2 * deadline + 60)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from stackctl.engines import uses_gpu
 from stackctl.provision.facts import Needs
 from stackctl.values.host import Host
 from stackctl.values.profile import Profile
@@ -14,7 +15,7 @@ def of(profiles: Sequence[Profile], host: Host, named: Collection[str]) -> Needs
     several = len(host.cpu.numa) > 1
     if not profiles:
         return Needs(cpuset=several, named=frozenset(named))
-    gpu = [_on_gpu(profile) for profile in profiles]
+    gpu = [uses_gpu(profile) for profile in profiles]
     binds = any(p.placement.cpus is not None or p.placement.nodes is not None for p in profiles)
     return Needs(
         gpu=any(gpu),
@@ -23,8 +24,3 @@ def of(profiles: Sequence[Profile], host: Host, named: Collection[str]) -> Needs
         cpuset=several or binds,
         named=frozenset(named),
     )
-
-
-def _on_gpu(profile: Profile) -> bool:
-    wants = profile.engine == "vllm" or profile.placement.gpus is not None
-    return wants and not profile.on_cpu

@@ -11,10 +11,10 @@ import sys
 
 from stackctl.cli.main import run
 from stackctl.deploy import start
-from stackctl.plan import solve
+from stackctl.engines.llamacpp.engine import LlamaCpp
 
 if __name__ == "__main__":
     deadline, step, *words = sys.argv[1:]
-    solve._START_S["llama.cpp"] = int(deadline)
+    LlamaCpp.start_s = int(deadline)
     start._STEP_S = int(step)
     sys.exit(run(words))

@@ -9,8 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from stackctl.engines.llamacpp import log
-from stackctl.engines.llamacpp.memory import footprint
+from stackctl.engines.llamacpp import log, memory, models
 from stackctl.engines.llamacpp.metrics import RequestReader, measure
 from stackctl.engines.llamacpp.options import choose
 from stackctl.engines.protocol import (
@@ -49,13 +48,18 @@ class LlamaCpp:
     """See Engine."""
 
     name = "llama.cpp"
+    title = "llama.cpp"
     default_image = "ghcr.io/ggml-org/llama.cpp:server"
     local_image = "localhost/stackctl/llama-cpp:latest"
     cpu_image: str | None = None
     shm_bytes: int | None = None
     restart: Literal["on-failure", "always"] = "on-failure"
+    start_s: float = 120
     compiles: Literal["everywhere", "on GPUs"] = "on GPUs"
     overriding: tuple[str, ...] = ()
+    gpu_by_default = False
+    splits_experts = True
+    one_node_on_cpu = False
     program = "llama-server"
     published_entrypoint: tuple[str, ...] = ("/app/llama-server",)
     help_arguments: tuple[str, ...] = ("--help",)
@@ -83,6 +87,18 @@ class LlamaCpp:
     context_option = "ctx-size"
     requests_option = "parallel"
     shares_context = True
+    threads_options: tuple[str, str] | None = ("threads", "threads-batch")
+    kv_types: tuple[str, ...] = ("q8_0", "q4_0")
+    requests_share_cache = False
+    client_paths: tuple[str, ...] = ()
+
+    def usable_gpus(self, count: int) -> tuple[int, str]:
+        """See Engine: layers are spread over any number."""
+        return count, ""
+
+    cannot_run = staticmethod(models.cannot_run)
+    kv_token_bytes = staticmethod(memory.kv_token_bytes)
+    token_reads = staticmethod(memory.token_reads)
 
     def tokenizing(self, text: str, served_name: str) -> tuple[str, Mapping[str, object]]:  # noqa: ARG002
         """See Engine."""
@@ -133,7 +149,12 @@ class LlamaCpp:
         seen: Seen | None = None,  # noqa: ARG002
     ) -> Footprint:
         """See Engine."""
-        return footprint(model, options, on_gpu=gpu_bytes > 0)
+        return memory.footprint(model, options, on_gpu=gpu_bytes > 0)
+
+    def uses_mlock(self, options: Mapping[str, Option]) -> bool:
+        """See Engine."""
+        mode = options["load-mode"].value if "load-mode" in options else None
+        return "mlock" in str(mode) or ("mlock" in options and options["mlock"].values is not None)
 
     def spell(self, option: Option, dialect: Dialect) -> tuple[str, ...] | None:
         """See Engine."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from stackctl.engines.protocol import Footprint, Option, number
+from stackctl.engines.protocol import Footprint, Option, TokenReads, number
 from stackctl.values.model import Model
 
 _MIB = 2**20
@@ -58,6 +58,30 @@ def footprint(model: Model, options: Mapping[str, Option], *, on_gpu: bool) -> F
         compute_bytes=graph + _GPU_CONTEXT_BYTES,
         host=Footprint(weights_bytes=kept, kv_bytes=0, compute_bytes=server, cache_bytes=cache),
     )
+
+
+def kv_token_bytes(model: Model, options: Mapping[str, Option], gpus: int = 1) -> float:  # noqa: ARG001
+    """See Engine. Layers with a sliding window count with their share of 4,096 tokens."""
+    tokens = 4096
+    return (
+        kv_bytes(
+            model,
+            context=tokens,
+            key_bytes=_kv_type(options, "cache-type-k"),
+            value_bytes=_kv_type(options, "cache-type-v"),
+        )
+        / tokens
+    )
+
+
+def token_reads(model: Model, options: Mapping[str, Option], *, on_gpu: bool) -> TokenReads:
+    """See Engine. Experts that stay on the CPU are read there, the used ones of them."""
+    active = float(model.active_bytes)
+    on_cpu = active
+    if on_gpu:
+        used = (model.experts_used or 1) / (model.experts or 1)
+        on_cpu = cpu_expert_bytes(model, options) * used
+    return TokenReads(on_cpu, active - on_cpu, kv_token_bytes(model, options))
 
 
 def cpu_expert_bytes(model: Model, options: Mapping[str, Option]) -> int:

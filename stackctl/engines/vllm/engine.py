@@ -16,13 +16,13 @@ from stackctl.engines.protocol import (
     argument,
     option,
 )
-from stackctl.engines.vllm import log, measured_memory, metrics
-from stackctl.engines.vllm.memory import footprint
+from stackctl.engines.vllm import log, measured_memory, memory, metrics, models
 from stackctl.engines.vllm.options import choose
 from stackctl.errors import StackctlError
 from stackctl.quantity import parse_tokens
 from stackctl.values.generation import Fact
 from stackctl.values.measured import EngineOption
+from stackctl.values.model import Model
 
 _GIB = 2**30
 
@@ -47,6 +47,7 @@ class Vllm:
     """See Engine."""
 
     name = "vllm"
+    title = "vLLM"
     default_image = "docker.io/vllm/vllm-openai:latest"
     local_image = "localhost/stackctl/vllm:latest"
     cpu_image: str | None = "localhost/stackctl/vllm-cpu:latest"
@@ -55,10 +56,16 @@ class Vllm:
     shm_bytes: int | None = 8 * _GIB
     # It ends in good order, with status 0, when what computes in it has died.
     restart: Literal["on-failure", "always"] = "always"
+    start_s: float = 600
     compiles: Literal["everywhere", "on GPUs"] = "everywhere"
     # "Legacy setting" (0.32, platforms/cpu.py): it wins over --kv-cache-memory-bytes. Set and empty
     # it does not, but envs.py, which reads all variables, then fails.
     overriding: tuple[str, ...] = ("VLLM_CPU_KVCACHE_SPACE",)
+    gpu_by_default = True
+    splits_experts = False
+    # It binds a worker's memory to the node of its first CPU, and refuses a KV cache that is larger
+    # (0.32, cpu_worker.py).
+    one_node_on_cpu = True
     program = "vllm"
     published_entrypoint: tuple[str, ...] = ("vllm", "serve")
     # Without "all" it names groups of options only.
@@ -83,6 +90,28 @@ class Vllm:
     context_option = "max-model-len"
     requests_option = "max-num-seqs"
     shares_context = False
+    threads_options: tuple[str, str] | None = None
+    kv_types: tuple[str, ...] = ("fp8",)
+    # It takes any number of requests and lets them wait for room in the cache.
+    requests_share_cache = True
+    client_paths: tuple[str, ...] = ()
+
+    def usable_gpus(self, count: int) -> tuple[int, str]:
+        """See Engine. Attention heads are split evenly: their number is rarely a multiple of 3 or
+        5."""
+        even = 2 ** (count.bit_length() - 1) if count else 0
+        return even, f"of {count} GPUs as many as divide the heads" if even < count else ""
+
+    cannot_run = staticmethod(models.cannot_run)
+    token_reads = staticmethod(memory.token_reads)
+
+    def kv_token_bytes(self, model: Model, options: Mapping[str, Option], gpus: int) -> float:
+        """See Engine."""
+        return memory.kv_token_bytes(model, memory.kv_type(options), max(1, gpus))
+
+    def uses_mlock(self, options: Mapping[str, Option]) -> bool:  # noqa: ARG002
+        """See Engine: it has no option for that."""
+        return False
 
     def tokenizing(self, text: str, served_name: str) -> tuple[str, Mapping[str, object]]:
         """See Engine."""
@@ -141,7 +170,7 @@ class Vllm:
         return (flag, *(str(value) for value in option.values))
 
     choose = staticmethod(choose)
-    footprint = staticmethod(footprint)
+    footprint = staticmethod(memory.footprint)
     phase = staticmethod(log.phase)
     failure = staticmethod(log.failure)
     dead = staticmethod(log.dead)

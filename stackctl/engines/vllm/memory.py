@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from stackctl.engines.protocol import Footprint, Option, number
+from stackctl.engines.protocol import Footprint, Option, TokenReads, number
 from stackctl.values.measured import Seen
 from stackctl.values.model import Model
 
@@ -44,9 +44,8 @@ def footprint(
             kv_bytes=number(options, "kv-cache-memory-bytes", 0),
             compute_bytes=engine_bytes(model, batched, _CPU_ENGINE_BYTES),
         )
-    kv_type = str(options["kv-cache-dtype"].value) if "kv-cache-dtype" in options else "auto"
     engine = engine_bytes(model, batched)
-    needed = round(kv_token_bytes(model, kv_type, gpus) * context)
+    needed = round(kv_token_bytes(model, kv_type(options), gpus) * context)
     share = options["gpu-memory-utilization"].value if options else None
     total = round(float(share) * gpu_bytes) if isinstance(share, float | int) else 0
     host = Footprint(weights_bytes=0, kv_bytes=0, compute_bytes=_HOST_BYTES)
@@ -82,6 +81,18 @@ def kv_token_bytes(model: Model, kv_type: str = "auto", gpus: int = 1) -> float:
     layout = model.kv
     heads = sum(-(-count // gpus) * gpus for count in layout.kv_heads)
     return heads * (layout.key_dim + layout.value_dim) * element * model.passes
+
+
+def kv_type(options: Mapping[str, Option]) -> str:
+    """Return the type of the KV cache that these options ask for."""
+    return str(options["kv-cache-dtype"].value) if "kv-cache-dtype" in options else "auto"
+
+
+def token_reads(model: Model, options: Mapping[str, Option], *, on_gpu: bool) -> TokenReads:
+    """See Engine: all weights are on the GPUs, or all in main memory."""
+    active = float(model.active_bytes)
+    token = kv_token_bytes(model, kv_type(options))
+    return TokenReads(0.0 if on_gpu else active, active if on_gpu else 0.0, token)
 
 
 def engine_bytes(model: Model, batched: int, base: int = _ENGINE_BYTES) -> int:
