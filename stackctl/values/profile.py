@@ -23,101 +23,160 @@ Tokens = Annotated[int, Meta(ge=16, le=2**27)]
 
 
 class PlacementWish(Value, frozen=True, kw_only=True):
-    """Where the engine should run; what is left out follows from the topology.
+    """Where the engine runs. Keys that are left out follow from the topology of the machine."""
 
-    ``policy`` is the memory policy over the NUMA nodes, ``nodes`` the nodes (a list such as "0-1"),
-    ``cpus`` the CPUs (a list such as "0-13"), ``gpus`` the GPUs by index ("0", "0-1", "all", or
-    "none": vLLM on the CPU).
-    ``cpu_experts`` keeps the experts of an MoE's first layers on the CPU: a number of layers, or
-    auto for as few as the GPU's memory asks for.
-    """
-
-    policy: Literal["auto", "default", "bind", "interleave"] = "auto"
-    nodes: str | int | None = None
-    cpus: str | int | None = None
-    gpus: str | int | None = None
-    cpu_experts: Literal["auto"] | int | None = None
+    policy: Annotated[
+        Literal["auto", "default", "bind", "interleave"],
+        Meta(
+            description="memory policy over the NUMA nodes: bind (only these nodes), interleave "
+            "(pages spread over them), default (the kernel's own); auto: by engine and machine"
+        ),
+    ] = "auto"
+    nodes: Annotated[
+        str | int | None,
+        Meta(description='NUMA nodes, a list such as "0-1"; default: all that have memory'),
+    ] = None
+    cpus: Annotated[
+        str | int | None,
+        Meta(description='CPUs, a list such as "0-13"; default: cores that no other stack claims'),
+    ] = None
+    gpus: Annotated[
+        str | int | None,
+        Meta(
+            description='GPUs by index, "0", "0-1" or "all"; "none": run on the CPU; default: one '
+            "GPU for engines that need one, else none"
+        ),
+    ] = None
+    cpu_experts: Annotated[
+        Literal["auto"] | int | None,
+        Meta(
+            description="MoE layers whose experts stay in main memory beside a GPU, for engines "
+            "that can; auto: as few as the GPU's memory allows; default: none"
+        ),
+    ] = None
 
 
 class Slo(Value, frozen=True, kw_only=True):
-    """What is fast enough (95th percentile): the first token of a prompt of ``prompt_tokens``
-    within ``ttft_s`` seconds, the next ones within ``itl_ms`` milliseconds, and at least
-    ``min_tok_s`` generated tokens a second. ``min_prefix_hits`` is the share of prompt tokens, 0
-    to 1, that the engine is to find in its prefix cache. What is left out is not asked for."""
+    """Service-level objectives: 95th percentiles of latency, speed and prefix-cache hits.
 
-    prompt_tokens: Annotated[int, Meta(ge=1, le=2**27)] = 4640
-    ttft_s: Annotated[float, Meta(gt=0)] | None = None
-    itl_ms: Annotated[float, Meta(gt=0)] | None = None
-    min_tok_s: Annotated[float, Meta(gt=0)] | None = None
-    min_prefix_hits: Annotated[float, Meta(gt=0, le=1)] | None = None
+    An objective that is left out is not checked.
+    """
+
+    prompt_tokens: Annotated[
+        int, Meta(ge=1, le=2**27, description="length of the prompt that ttft_s applies to, tokens")
+    ] = 4640
+    ttft_s: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(description="longest time to the first token (TTFT), seconds, 95th percentile"),
+    ] = None
+    itl_ms: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(description="longest time between tokens (ITL), milliseconds, 95th percentile"),
+    ] = None
+    min_tok_s: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(description="lowest generation speed of one request, tokens per second"),
+    ] = None
+    min_prefix_hits: Annotated[
+        Annotated[float, Meta(gt=0, le=1)] | None,
+        Meta(description="lowest share of prompt tokens that come from the prefix cache"),
+    ] = None
 
     @property
     def asks(self) -> bool:
-        """Whether anything is asked for."""
+        """Return True if at least one objective is set."""
         wishes = (self.ttft_s, self.itl_ms, self.min_tok_s, self.min_prefix_hits)
         return any(wish is not None for wish in wishes)
 
 
 class Settings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What a profile sets, at its top level or for one objective."""
+    """Keys that a profile may set at its top level and for one objective."""
 
     model: Annotated[
-        str | None, Meta(description="where the model comes from, e.g. file:/srv/models/m.gguf")
+        str | None,
+        Meta(
+            description="source of the model: file:PATH, dir:FOLDER, hf:ORG/REPO[@REV][:QUANT] or "
+            "https://HOST/NAME.gguf; catalogue:ID and facts:FILE for plans only"
+        ),
     ] = None
     image: Annotated[
         ImageName | None,
-        Meta(description="container image; left out: the image built here, else the engine's own"),
+        Meta(
+            description="container image; default: the engine's image built on this machine, else "
+            "the one that the engine publishes"
+        ),
     ] = None
     context: Annotated[
         Tokens | Literal["auto"] | None,
-        Meta(description="tokens each request may use, prompt and answer; auto: all that fits"),
+        Meta(
+            description="tokens that one request may use, prompt and answer; auto: all that fits; "
+            "default: the engine's usual context, at most the model's own"
+        ),
     ] = None
     concurrency: Annotated[
         Count | Literal["auto"] | None,
-        Meta(description="requests served at the same time; auto: as many as fit"),
+        Meta(
+            description="requests served at the same time; auto: as many as fit; default: 1 for "
+            "latency, the engine's usual number for throughput"
+        ),
     ] = None
     kv_type: Annotated[
-        str | None, Meta(description="type of the KV cache, e.g. f16, q8_0 (llama.cpp), fp8 (vllm)")
+        str | None,
+        Meta(
+            description="data type of the KV cache, as the engine names it, e.g. f16, q8_0, fp8; "
+            "default: the engine's own"
+        ),
     ] = None
     gpu_reserve: Annotated[
-        str | None, Meta(description="GPU memory left free, e.g. 4 GiB (the default)")
+        str | None, Meta(description="memory of each GPU that stays free, a size such as 4 GiB")
     ] = None
-    slo: Slo | None = None
-    port: Annotated[Port | None, Meta(description="TCP port that clients use")] = None
+    slo: Annotated[
+        Slo | None,
+        Meta(description="service-level objectives; a plan that would miss them is refused"),
+    ] = None
+    port: Annotated[Port | None, Meta(description="TCP port that clients use; default: 8080")] = (
+        None
+    )
     address: Annotated[
         str | None,
-        Meta(description="where it listens: 127.0.0.1; any other address needs api_key and a door"),
+        Meta(
+            description="IP address that clients use; any other than 127.0.0.1 needs api_key and "
+            "the front door"
+        ),
     ] = None
     api_key: Annotated[
-        bool | None, Meta(description="ask clients for a key (stackctl key); needs the front door")
+        bool | None,
+        Meta(description="require an API key from clients (stackctl key); needs the front door"),
     ] = None
     front_door: Annotated[
         Literal["auto", "on", "off"] | None,
         Meta(
-            description="HAProxy before the engine, so that requests wait during a switch; "
-            "auto: where its image is here"
+            description="HAProxy before the engine: requests wait during a switch; auto: on if its "
+            "image is present"
         ),
     ] = None
     served_name: Annotated[
         str | Annotated[list[str], Meta(min_length=1)] | None,
         Meta(
-            description="the model's name in the API, or a list: its name, and others that clients "
-            "may ask for; default: the file's name"
+            description="name of the model in the API, or a list: the name, then aliases; default: "
+            "the file's name without its ending"
         ),
     ] = None
-    placement: PlacementWish | None = None
+    placement: Annotated[
+        PlacementWish | None, Meta(description="CPUs, NUMA nodes and GPUs that the engine uses")
+    ] = None
     trust_remote_code: Annotated[
         bool | None,
         Meta(
-            description="vllm: run Python code that lies beside the weights; only of a model from "
-            "the hub, whose commit is known"
+            description="run Python code from the model's repository, if the engine can; only for "
+            "models from the hub's cache, whose commit is known"
         ),
     ] = None
     engine_args: Annotated[
         dict[str, Argument | list[Argument] | None],
         Meta(
-            description="options passed to the engine as they are; they win over the plan. "
-            "Long names without dashes; true for a bare flag, false to leave a planned one out"
+            description="options for the engine, which override the plan: long names without "
+            "dashes; true: a flag without value; false: leave out a planned option"
         ),
     ] = msgspec.field(default_factory=dict)
 
@@ -125,26 +184,40 @@ class Settings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_de
 class Objectives(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Settings that apply for one objective only."""
 
-    latency: Settings = msgspec.field(default_factory=Settings)
-    throughput: Settings = msgspec.field(default_factory=Settings)
+    latency: Annotated[
+        Settings, Meta(description="settings for short answers to one user at a time")
+    ] = msgspec.field(default_factory=Settings)
+    throughput: Annotated[
+        Settings, Meta(description="settings for most tokens per second over all requests")
+    ] = msgspec.field(default_factory=Settings)
 
 
 class ProfileFile(Settings, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A stackctl profile."""
 
-    description: str | None = None
-    extends: Annotated[Name | None, Meta(description="the profile this one starts from")] = None
+    description: Annotated[str | None, Meta(description="one line about the profile")] = None
+    extends: Annotated[
+        Name | None,
+        Meta(description="profile whose keys apply where this one sets none; may be its own name"),
+    ] = None
     engine: Annotated[str | None, Meta(description="the engine that serves the model")] = None
     stack: Annotated[
-        Name | None, Meta(description="the name it runs under; default: the profile's own")
+        Name | None, Meta(description="name of the stack; default: the name of the profile")
     ] = None
-    objective: Annotated[Objective | None, Meta(description="the default objective")] = None
-    objectives: Objectives = msgspec.field(default_factory=Objectives)
+    objective: Annotated[
+        Objective | None,
+        Meta(description="objective unless the command line sets one; default: latency"),
+    ] = None
+    objectives: Annotated[
+        Objectives, Meta(description="settings that apply for one objective only")
+    ] = msgspec.field(default_factory=Objectives)
 
 
 class Overrides(Value, frozen=True, kw_only=True):
-    """What the command line says of a profile: ``sets`` are KEY=VALUE texts, the rest options by
-    name. Kept with a generation, so that a switch can ask for the same again."""
+    """Settings from the command line: ``sets`` are KEY=VALUE texts, the rest options by name.
+
+    They are stored with a generation so that a switch applies them again.
+    """
 
     sets: tuple[str, ...] = ()
     model: str | None = None
@@ -165,8 +238,8 @@ class EngineArgument(Value, frozen=True, kw_only=True):
 class Profile(Value, frozen=True, kw_only=True):
     """A profile with everything it extends, its objective and the overrides applied.
 
-    What is None was not said and is derived by the plan. ``overrides`` names the keys that the
-    command line set, ``files`` where the profile was read from, most specific first.
+    The plan derives values for keys that are None. ``overrides`` names the keys that the command
+    line set. ``files`` are the files that the profile was read from, most specific first.
     """
 
     schema: Literal["stackctl.profile/1"] = "stackctl.profile/1"

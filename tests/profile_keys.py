@@ -1,0 +1,88 @@
+"""Write docs/profile-keys.md from the schema of profiles: ``make profile-keys``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from stackctl.quantity import format_bytes
+from stackctl.sources.profiles import read_settings_schema
+from stackctl.values.profile import Profile
+
+TARGET = Path(__file__).resolve().parent.parent / "docs" / "profile-keys.md"
+HEAD = """\
+# Keys of a profile
+
+This file is generated from `stackctl/values/profile.py` by `make profile-keys`. Do not edit it.
+
+A profile is a YAML file (see the [README](../README.md#profiles)). `--set KEY=VALUE` sets a key for
+one run, a nested key by its path: `--set placement.nodes=0-1`. `stackctl profiles show NAME` prints
+the values that apply, and `stackctl profiles schema` prints the JSON Schema. If a key has no fixed
+default, the plan derives the value: `stackctl plan PROFILE --explain` shows it with its reason.
+
+| key | values | default | meaning |
+|---|---|---|---|
+"""
+FOOT = """
+Each key of `objectives.latency` and `objectives.throughput` has the meaning of the same key at the
+top level: `model` to `engine_args` in this table.
+"""
+
+
+def reference() -> str:
+    """Return the text of docs/profile-keys.md."""
+    schema = read_settings_schema()
+    definitions = schema["$defs"]
+    defaults = msgspec.to_builtins(Profile(name="", engine="", stack="", objective="latency"))
+    del defaults["objective"]  # Required there: a profile file may leave it out.
+    defaults["gpu_reserve"] = format_bytes(defaults["gpu_reserve_bytes"])
+    rows = _rows(definitions["ProfileFile"], definitions, defaults, "")
+    return HEAD + "".join(f"| {' | '.join(row)} |\n" for row in rows) + FOOT
+
+
+def _rows(
+    struct: dict[str, Any], definitions: dict[str, Any], defaults: dict[str, Any], prefix: str
+) -> Iterator[tuple[str, str, str, str]]:
+    for name, field in struct["properties"].items():
+        path = prefix + name
+        options = field.get("anyOf", [field])
+        nested = [option["$ref"] for option in options if "$ref" in option]
+        values = " or ".join(text for option in options if (text := _values(option)))
+        default = None if nested else defaults.get(name)
+        shown = "" if default in (None, "", {}, [], ()) else f"`{_yaml(default)}`"
+        yield f"`{path}`", values, shown, field["description"]
+        below = definitions[nested[0].removeprefix("#/$defs/")] if nested else None
+        if below is not None and below["title"] != "Settings":
+            yield from _rows(below, definitions, defaults.get(name, {}), f"{path}.")
+
+
+def _values(option: dict[str, Any]) -> str:
+    """Return the values that one alternative of a key takes; empty for null."""
+    if "enum" in option:
+        return ", ".join(f"`{value}`" for value in option["enum"])
+    kind = option.get("type")
+    if kind in ("integer", "number"):
+        text = "integer" if kind == "integer" else "number"
+        low, above = option.get("minimum"), option.get("exclusiveMinimum")
+        high = option.get("maximum")
+        parts = [
+            f"at least {low}" if low is not None else "",
+            f"above {above:g}" if above is not None else "",
+            f"at most {high}" if high is not None else "",
+        ]
+        return ", ".join([text, *(part for part in parts if part)])
+    if kind == "array":
+        return f"list of {_values(option['items'])}"
+    names = {"string": "text", "boolean": "`true`, `false`", "object": "mapping", "null": ""}
+    return "mapping" if "$ref" in option else names[str(kind)]
+
+
+def _yaml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+if __name__ == "__main__":
+    TARGET.write_text(reference(), "utf-8")
