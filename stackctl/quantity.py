@@ -87,7 +87,10 @@ def format_share(value: float) -> str:
 
 
 def parse_tokens(text: str) -> int:
-    """Tokens of ``8192``, ``16K`` (x 1024) or ``25.6k`` (x 1000), as vLLM reads them."""
+    """Return the tokens of ``8192``, ``16K`` (x 1024) or ``25.6k`` (x 1000).
+
+    Engines that take a suffix read it this way.
+    """
     match = _TOKENS.fullmatch(text.strip())
     if match is None:
         raise _bad("number of tokens", text, "8192 or 16K")

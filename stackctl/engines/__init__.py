@@ -9,6 +9,7 @@ import difflib
 
 import msgspec
 
+from stackctl.engines.llamacpp import architectures as gguf_architectures
 from stackctl.engines.llamacpp.engine import LlamaCpp
 from stackctl.engines.protocol import Engine
 from stackctl.engines.vllm.engine import Vllm
@@ -16,6 +17,20 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.values.model import Model
 from stackctl.values.plan import Plan
 from stackctl.values.profile import Profile
+
+__all__ = [
+    "engine",
+    "engines",
+    "gguf_architectures",
+    "is_known",
+    "names",
+    "promised_context",
+    "register",
+    "suggestion",
+    "unregister",
+    "uses_gpu",
+    "with_unsupported",
+]
 
 _ENGINES: dict[str, Engine] = {"llama.cpp": LlamaCpp(), "vllm": Vllm()}
 

@@ -103,7 +103,7 @@ class Podman:
         reference: str,
         report: Callable[[PullProgress], None],
         *,
-        built: str = "llama-cpp",
+        built: str,
     ) -> None:
         """Pull an image; ``built`` is what "stackctl image build" calls its like.
 

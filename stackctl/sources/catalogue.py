@@ -10,10 +10,9 @@ import functools
 from pathlib import Path
 from typing import Final, Literal
 
+from stackctl.engines import with_unsupported
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.sources import strictyaml
-from stackctl.sources.ggufmodel import VLLM
-from stackctl.sources.huggingface import LLAMA_CPP
 from stackctl.values.base import Value, convert
 from stackctl.values.model import KvLayout, Model
 
@@ -116,10 +115,7 @@ def _model(name: str, entry: Entry) -> Model:
     notes = "; ".join(f"{'derived: ' if s.derived else ''}{s.text}" for s in entry.sources)
     kv = entry.kv
     slides = [bool(kv.full_every and (i + 1) % kv.full_every) for i in range(entry.layers)]
-    unsupported = [VLLM] if entry.format == "gguf" else [LLAMA_CPP]
-    if entry.format == "gguf" and entry.passes > 1:
-        unsupported.insert(0, "llama.cpp: a Loop variant; use the variant without Loop, or vLLM")
-    return Model(
+    model = Model(
         source=f"catalogue:{name}",
         format=entry.format,
         facts=f"catalogue: {notes}",
@@ -151,5 +147,5 @@ def _model(name: str, entry: Entry) -> Model:
             sliding=tuple(slides) if any(slides) else (),
         ),
         chat_template=entry.chat_template,
-        unsupported=tuple(unsupported),
     )
+    return with_unsupported(model)

@@ -1,4 +1,4 @@
-"""Names and sizes of the types that llama.cpp stores weights in."""
+"""Names and sizes of the types of GGML, in which GGUF files store weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TENSOR_TYPES: Final[Mapping[int, tuple[str, int, int]]] = MappingProxyType({
 # fmt: on
 REMOVED_TYPES: Final = frozenset({4, 5, 31, 32, 33, 36, 37, 38})
 
-# llama_ftype (llama.h), without the values that were removed.
+# general.file_type of the GGUF specification, without the values that were removed.
 # fmt: off
 FILE_TYPES: Final = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K",

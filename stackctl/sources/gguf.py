@@ -268,7 +268,7 @@ def _read(reader: _Reader, first: bytes) -> GgufHeader:
             raise reader.bad(f"key {key!r} has the unknown type {kind}")
 
     alignment = metadata.get("general.alignment", 32)
-    # A power of two: llama.cpp asks for the same.
+    # The reference engine asks for a power of two as well.
     if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
         raise reader.bad(f"its alignment is {alignment!r}")
     summary, data_bytes = _tensors(reader, tensors, alignment)
@@ -334,7 +334,7 @@ def _tensors(reader: _Reader, count: int, alignment: int) -> tuple[TensorSummary
         if elements > MAX_SIZE or (shape[0] if shape else 1) % block:
             raise reader.bad(f"tensor {name!r} of type {label} has the shape {shape}")
         size = elements // block * block_bytes
-        # Tensors follow each other without gaps; llama.cpp refuses anything else too.
+        # Tensors follow each other without gaps; the reference engine refuses anything else too.
         start = _padded(end, alignment)
         if offset != start:
             raise reader.bad(f"tensor {name!r} is at offset {offset}, not at {start}")
@@ -365,12 +365,12 @@ def _tensors(reader: _Reader, count: int, alignment: int) -> tuple[TensorSummary
 def _unknown_type(path: str, name: str, kind: int) -> StackctlError:
     if kind in REMOVED_TYPES:
         return StackctlError(
-            f"{path} has tensor {name!r} of GGML type {kind}, which llama.cpp has removed",
+            f"{path} has tensor {name!r} of GGML type {kind}, which GGML has removed",
             hint="get a current conversion of the model",
         )
     return StackctlError(
         f"{path} has tensor {name!r} of the unknown GGML type {kind}",
-        hint="the file is damaged, or made for a fork or a newer version of llama.cpp",
+        hint="the file is damaged, or made for a fork or a newer version of GGML",
     )
 
 

@@ -8,32 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Literal
 
+from stackctl.engines import gguf_architectures, with_unsupported
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.sources.ggml import FILE_TYPES
 from stackctl.sources.gguf import GgufHeader, read_header
 from stackctl.sources.locate import absolute, real
 from stackctl.values.model import KvLayout, Model, ModelFile
 
-# Every n-th layer has full attention where the file does not say so (llama.cpp, src/models).
-_SLIDING_PERIODS: Final = {
-    "afmoe": 4,
-    "cohere2": 4,
-    "exaone-moe": 4,
-    "exaone4": 4,
-    "gemma2": 2,
-    "gemma3": 6,
-    "gemma3n": 5,
-    "gpt-oss": 2,
-    "llama4": 4,
-    "olmo2": 4,
-    "plamo3": 8,
-    "smallthinker": 4,
-}
-# Windows in tokens where the file has none, and models whose periods begin with the full layer.
-_WINDOWS: Final = {"gemma2": 4096, "llama4": 8192}
-_FULL_FIRST: Final = frozenset({"smallthinker"})
-# Every fourth layer has attention, the others a recurrent state, where the file does not say so.
-_RECURRENT_PERIODS: Final = {"qwen35": 4, "qwen35moe": 4, "qwen3next": 4}
 _NO_MODELS: Final = {
     "adapter": "a LoRA adapter",
     "clip": "a multimodal projector",
@@ -43,20 +24,10 @@ _NO_MODELS: Final = {
 }
 _SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 _LOOP: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\.loop\.num")
-_MAX_LAYERS: Final = 1024  # llama.cpp: 512
+#: Twice as many as the engines take.
+_MAX_LAYERS: Final = 1024
 _MAX_LEFT_OUT: Final = 8
 _MAX_PASSES: Final = 64
-# Attention and a recurrent state side by side in every layer.
-_PARALLEL_STATE: Final = frozenset({"falcon-h1"})
-# A layer without attention is recurrent only when it has no feed-forward part either.
-_LONE_LAYERS: Final = frozenset({"nemotron_h", "nemotron_h_moe"})
-# What llama.cpp loads and llama-server cannot answer with.
-_ENCODERS: Final = frozenset(
-    {"bert", "eurobert", "gemma-embedding", "jina-bert-v2", "jina-bert-v3", "llama-embed"}
-    | {"modern-bert", "neo-bert", "nomic-bert", "nomic-bert-moe", "t5encoder"}
-)
-_DIFFUSION: Final = frozenset({"diffusion-gemma", "dream", "llada", "llada-moe", "rnd1"})
-VLLM: Final = "vllm: GGUF is not served by vLLM here; use llama.cpp or the safetensors checkpoint"
 
 
 def read_gguf(text: str) -> Model:
@@ -86,12 +57,12 @@ def read_gguf(text: str) -> Model:
 def _shards(
     path: Path, first: GgufHeader, count: int, match: re.Match[str] | None
 ) -> list[tuple[Path, GgufHeader]]:
-    """All shards of a model in order, as llama.cpp looks for them: by name, in one folder."""
+    """Return all shards of a model in order, found as engines find them: by name, in one folder."""
     if match is None or int(match["count"]) != count or _whole(first, "split.no") != 0:
         raise StackctlError(
             f"{path} is part {(_whole(first, 'split.no') or 0) + 1} of {count}, "
             "which its name does not say",
-            hint=f"llama.cpp finds the parts by their names: NAME-00001-of-{count:05}.gguf",
+            hint=f"engines find the parts by their names: NAME-00001-of-{count:05}.gguf",
         )
     names = [f"{match['stem']}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
     paths = [path.with_name(name) for name in names]
@@ -146,9 +117,8 @@ def _model(source: str, files: Sequence[tuple[Path, GgufHeader]]) -> Model:
     tables, table_bytes = _lookups(parts)
     idle = sum(part.tensors.expert_elements for part in parts)
     idle = idle - idle * used // experts if experts and used else 0
-    passes, unsupported = _passes(header, architecture)
     tokens = header.arrays.get("tokenizer.ggml.tokens")
-    return Model(
+    model = Model(
         source=source,
         name=_printable(name) if isinstance(name, str) and name else None,
         architecture=architecture,
@@ -160,7 +130,7 @@ def _model(source: str, files: Sequence[tuple[Path, GgufHeader]]) -> Model:
         expert_bytes=sum(part.tensors.expert_bytes for part in parts) or None,
         embedding_bytes=table_bytes,
         layers=layers,
-        passes=passes,
+        passes=_passes(header),
         context=_whole(header, f"{architecture}.context_length"),
         embedding=_whole(header, f"{architecture}.embedding_length"),
         feed_forward=_largest(header, f"{architecture}.feed_forward_length"),
@@ -175,8 +145,8 @@ def _model(source: str, files: Sequence[tuple[Path, GgufHeader]]) -> Model:
             ModelFile(path=str(file), bytes=part.size, name=_name(file, part, len(files)))
             for file, part in files
         ),
-        unsupported=unsupported,
     )
+    return with_unsupported(model)
 
 
 def _lookups(parts: Sequence[GgufHeader]) -> tuple[int, int]:
@@ -190,22 +160,13 @@ def _lookups(parts: Sequence[GgufHeader]) -> tuple[int, int]:
     return sum(size[0] for size in tables.values()), sum(size[1] for size in tables.values())
 
 
-def _passes(header: GgufHeader, architecture: str) -> tuple[int, tuple[str, ...]]:
-    """How often the layers run for one token, and what cannot serve the model."""
+def _passes(header: GgufHeader) -> int:
+    """Return how often the layers run for one token; more than once in a Loop variant."""
     key = next((key for key in header.metadata if _LOOP.fullmatch(key)), None)
-    if key is None:
-        what = "makes embeddings" if architecture in _ENCODERS else None
-        what = "writes by diffusion" if architecture in _DIFFUSION else what
-        none = f"llama.cpp: a {architecture} model {what}: llama-server writes no text with it"
-        return 1, (none, VLLM) if what else (VLLM,)
-    passes = _whole(header, key) or 1
+    passes = 1 if key is None else _whole(header, key) or 1
     if passes > _MAX_PASSES:
         raise StackctlError(f"{header.path}: {key} is {passes}")
-    reason = (
-        f"llama.cpp: a Loop variant, its {key} asks for {passes} runs of all layers for a token; "
-        "use the variant without Loop, or vLLM with the safetensors checkpoint"
-    )
-    return passes, (reason, VLLM)
+    return passes
 
 
 def _check_model(header: GgufHeader, tensors: int) -> str:
@@ -225,11 +186,11 @@ def _check_model(header: GgufHeader, tensors: int) -> str:
 
 
 def _kv_layout(header: GgufHeader, arch: str, layers: int) -> KvLayout | None:
-    """What the KV cache holds, as llama.cpp allocates it.
+    """Return the layout of the KV cache, as the reference engine of GGUF files allocates it.
 
     Latent attention (MLA): a file with ``key_length_mla`` and ``value_length_mla`` has one KV head
-    of kv_lora_rank + RoPE elements in ``key_length``, and llama.cpp keeps no values for it
-    (``has_v = !is_mla`` in llama-kv-cache.cpp). Older conversions with only ``kv_lora_rank``
+    of kv_lora_rank + RoPE elements in ``key_length``, and the engine keeps no values for it
+    (``has_v = !is_mla`` where it allocates the cache). Older conversions with only ``kv_lora_rank``
     are cached in full, head by head, as their other keys say. Sparse attention adds one indexer
     key a token.
     """
@@ -271,18 +232,18 @@ def _kv_layout(header: GgufHeader, arch: str, layers: int) -> KvLayout | None:
 
 def _recurrent(header: GgufHeader, arch: str, kv_heads: tuple[int, ...]) -> int:
     """How many layers have a recurrent state."""
-    if arch in _PARALLEL_STATE:
+    if arch in gguf_architectures.PARALLEL_STATE:
         return len(kv_heads)
     wide = None
-    if arch in _LONE_LAYERS:
+    if arch in gguf_architectures.LONE_LAYERS:
         wide = _per_layer(header, f"{arch}.feed_forward_length", len(kv_heads))
     return sum(1 for i, heads in enumerate(kv_heads) if not heads and not (wide and wide[i]))
 
 
 def _state_bytes(header: GgufHeader, arch: str) -> int:
-    """The state of one recurrent layer for one sequence, in 32 bits as llama.cpp keeps it.
+    """Return bytes of the state of one recurrent layer for one sequence, 32 bits an element.
 
-    Its convolution and its memory (n_embd_r and n_embd_s in llama-hparams.cpp): RWKV, LFM2,
+    Its convolution and its memory (n_embd_r and n_embd_s in the reference engine): RWKV, LFM2,
     Kimi's delta attention, or a state space (Mamba, also Qwen's delta net).
     """
 
@@ -305,7 +266,9 @@ def _with_cache(header: GgufHeader, arch: str, kv_heads: tuple[int, ...]) -> tup
     """``kv_heads`` with 0 for layers that are recurrent or use the cache of an earlier layer."""
     layers = len(kv_heads)
     recurrent = _per_layer(header, f"{arch}.attention.recurrent_layers", layers, beyond=0)
-    period = _whole(header, f"{arch}.full_attention_interval") or _RECURRENT_PERIODS.get(arch)
+    period = _whole(
+        header, f"{arch}.full_attention_interval"
+    ) or gguf_architectures.RECURRENT_PERIODS.get(arch)
     if recurrent is None and period:
         main = layers - (_whole(header, f"{arch}.nextn_predict_layers") or 0)
         recurrent = tuple(int(i < main and (i + 1) % period != 0) for i in range(layers))
@@ -325,19 +288,19 @@ def _sliding(
     """
     window = _whole(header, f"{arch}.attention.sliding_window")
     if window is None:
-        window = _WINDOWS.get(arch)
+        window = gguf_architectures.WINDOWS.get(arch)
     if not window:
         return None, ()
     key = f"{arch}.attention.sliding_window_pattern"
     if key in header.arrays:
         slides = [bool(flag) for flag in _per_layer(header, key, len(kv_heads), beyond=0) or ()]
     else:
-        period = _SLIDING_PERIODS.get(arch)
+        period = gguf_architectures.SLIDING_PERIODS.get(arch)
         if key in header.metadata and not isinstance(header.metadata[key], bool):
             period = _whole(header, key)
         if period is None:
             return None, ()
-        full = 0 if arch in _FULL_FIRST else period - 1
+        full = 0 if arch in gguf_architectures.FULL_FIRST else period - 1
         slides = [period == 0 or i % period != full for i in range(len(kv_heads))]
     sliding = tuple(flag and heads > 0 for flag, heads in zip(slides, kv_heads, strict=True))
     return (window, sliding) if any(sliding) else (None, ())

@@ -188,10 +188,10 @@ def read_config(path: Path) -> HfConfig:
 
 
 def _context(keys: _Keys) -> int | None:
-    """The longest context in tokens, stretched where the configuration asks for it.
+    """Return the longest context in tokens, stretched where the configuration asks for it.
 
-    As vLLM does it (``_get_and_verify_max_len``): YaRN multiplies the length it was trained with;
-    longrope, llama3 and Gemma 3 have the stretched length in the file already.
+    The rule is that of the engines (``_get_and_verify_max_len``): YaRN multiplies the length that
+    the model was trained with; the other kinds and Gemma 3 have the stretched length in the file.
     """
     context = keys.whole(*_CONTEXT)
     rope = keys.get("rope_scaling", "rope_parameters")

@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from stackctl.engines import with_unsupported
 from stackctl.errors import StackctlError
 from stackctl.sources import hfconfig, hfquant
 from stackctl.sources.hfconfig import HfConfig
@@ -20,7 +21,6 @@ from stackctl.sources.locate import absolute, read_bytes, real
 from stackctl.sources.safetensors import SafetensorsHeader, Tensor, read_safetensors
 from stackctl.values.model import Model, ModelFile
 
-LLAMA_CPP: Final = "llama.cpp: needs a GGUF"
 INDEX: Final = "model.safetensors.index.json"
 MAX_INDEX_BYTES: Final = 40 << 20  # Kimi-K2.5 has 210,000 tensors in 25 MB
 MAX_INDEX_TENSORS: Final = 300_000
@@ -39,10 +39,6 @@ _GRANITE: Final = frozenset({"input_linear", "output_linear"})
 _IDLE: Final = frozenset(
     {"vision_tower", "vision_model", "vision_encoder", "visual", "audio_tower", "audio_encoder"}
     | {"multi_modal_projector", "mm_projector", "mtp", "embed_tokens_per_layer"}
-)
-# What vLLM loads to embed or to classify.
-_NO_TEXT: Final = re.compile(
-    r".*(?:For(?:Sequence|Token|Image)Classification|ForMaskedLM|Bert\w*Model|RobertaModel)"
 )
 _NUMBER: Final = re.compile(r"[0-9]{1,6}")
 _AGAIN: Final = "the download is incomplete or damaged: fetch the files again"
@@ -161,7 +157,7 @@ def _model(
     experts, used = config.experts, config.experts_used
     if experts and used:
         active -= count.expert_parameters - count.expert_parameters * used // experts
-    return Model(
+    model = Model(
         source=source,
         format="safetensors",
         name=_name(source, folder),
@@ -186,14 +182,8 @@ def _model(
         chat_template=_has_template(folder),
         files=files,
         folder=str(folder.resolve()),
-        unsupported=(LLAMA_CPP, *_no_text(config.architecture)),
     )
-
-
-def _no_text(architecture: str) -> tuple[str, ...]:
-    if not _NO_TEXT.fullmatch(architecture):
-        return ()
-    return (f"vllm: {architecture} embeds or classifies: it writes no text",)
+    return with_unsupported(model)
 
 
 def _name(source: str, folder: Path) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stackctl.engines import engine as find_engine
+from stackctl.engines import engines
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.resources import data_folder
 from stackctl.units import quoting
@@ -28,7 +29,8 @@ KEYS = "keys"
 _START_TIMEOUT_S = 300
 _RESTART_PAUSE_S = 1
 
-#: Besides /v1/ and health, what clients of llama-server and vLLM use; read from their route tables.
+#: Paths besides /v1/ and health that clients of inference engines use (from their route tables).
+#: Paths that one engine alone has stand in its ``client_paths``.
 CLIENT_PATHS = (
     "/completion", "/completions", "/chat/completions", "/infill", "/embedding", "/embeddings",
     "/rerank", "/reranking", "/score", "/pooling", "/classify", "/tokenize", "/detokenize",
@@ -121,7 +123,7 @@ def render_door(
         bind=f"{host}:{door.port}",
         open=address.is_loopback and not door.key,
         health_paths=sorted({"/health", health}),
-        client_paths=CLIENT_PATHS,
+        client_paths=_client_paths(),
         keys=KEYS,
     )
     hold = (data_folder("templates") / "hold.lua").read_text(encoding="utf-8")
@@ -132,6 +134,12 @@ def render_door(
             UnitFile(name="hold.lua", text=hold),
         ),
     )
+
+
+def _client_paths() -> tuple[str, ...]:
+    """Return the paths that a front door passes on, whichever engine is behind it now."""
+    own = (path for engine in engines() for path in engine.client_paths)
+    return tuple(dict.fromkeys((*CLIENT_PATHS, *own)))
 
 
 def _address(door: Door) -> ipaddress.IPv4Address | ipaddress.IPv6Address:

@@ -222,7 +222,7 @@ def header_of(keys: int = 0, tensors: int = 0) -> bytes:
         (gguf({}, [Tensor("a", (1,), offset=32)]), "tensor 'a' is at offset 32, not at 0"),
         (gguf({}, [Tensor("a"), Tensor("b", offset=0)]), "'b' is at offset 0, not at 128"),
         (gguf({}, [Tensor("a", (32,), 99)]), "tensor 'a' of the unknown GGML type 99"),
-        (gguf({}, [Tensor("a", (32,), 31)]), "GGML type 31, which llama.cpp has removed"),
+        (gguf({}, [Tensor("a", (32,), 31)]), "GGML type 31, which GGML has removed"),
     ],
 )
 def test_damage_is_named(tmp_path: Path, raw: bytes, message: str) -> None:

@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.plan.naming import served_name
-from stackctl.sources.ggufmodel import VLLM
 from stackctl.sources.models import read_model
 from stackctl.values.base import to_json
 from stackctl.values.model import KvLayout, Model, ModelFile
+
+#: The reason that every GGUF file has.
+VLLM = "vllm: GGUF is not served by vLLM here; use llama.cpp or the safetensors checkpoint"
 
 
 def of(path: Path, arch: str = "llama", **keys: Value | None) -> Model:
@@ -288,7 +290,9 @@ def test_what_writes_no_text_is_not_for_llama_server(tmp_path: Path) -> None:
 def test_a_loop_variant_is_known_and_not_for_llama_cpp(tmp_path: Path) -> None:
     model = of(tmp_path, loop__num=2)
     assert model.passes == 2
-    assert model.unsupported[0].startswith("llama.cpp: a Loop variant, its llama.loop.num asks")
+    assert model.unsupported[0].startswith(
+        "llama.cpp: a Loop variant, it asks for 2 runs of all layers"
+    )
     assert model.unsupported[1] == VLLM
     write(tmp_path / "m.gguf", {"llama.loop.num": 1000})
     assert "llama.loop.num is 1000" in fails(tmp_path / "m.gguf").message
