@@ -48,8 +48,6 @@ def place(host: Host, profile: Profile, claims: Sequence[Claim] = ()) -> Placed:
             was asked for and the cpuset controller cannot be used.
     """
     wish, engine = profile.placement, find_engine(profile.engine)
-    overridden = any(key.startswith("placement.") for key in profile.overrides)
-    source: Source = "override" if overridden else "profile"
     gpus, why_gpus = _gpus(host, profile, claims)
     nodes = _nodes(host, wish)
     cores, claimed = _cores(host, wish, nodes, claims)
@@ -68,25 +66,21 @@ def place(host: Host, profile: Profile, claims: Sequence[Claim] = ()) -> Placed:
         )
     worker_only = bool(gpus) and not (engine.splits_experts and wish.cpu_experts is not None)
     if worker_only:
-        # What the user names is used as it is.
         chosen, why_cpus = _near_gpu(host, cores, gpus)
         if wish.cpus is not None:
+            # CPUs that the user names are used as they are.
             chosen, why_cpus = cores, "bound as asked"
         threads = batch = None
         if engine.threads_options is not None and chosen:
             threads = batch = (len(chosen), "the GPU does the work")
     else:
-        kept = 0 if bound or claimed else _kept(len(cores))
-        chosen = cores[: len(cores) - kept]
-        threads, batch = _threads(cores, chosen, smt, claimed)
-        why_cpus = _why_cpus(bound, smt, kept, claimed)
+        chosen, why_cpus, (threads, batch) = _computing(cores, smt, bound, claimed)
     policy, why_policy = _policy(host, wish, nodes)
     if one_node:
         policy = "bind"
         why_policy = f"{engine.title} keeps a worker's memory on one node: {nodes[0]}"
     if worker_only and wish.policy == "auto" and wish.nodes is None and len(nodes) > 1:
         nodes, policy, why_policy = _beside_gpus(nodes, gpus)
-    cpus = format_cpulist(core[0] for core in chosen)
     shared = _shared_with(host, chosen, claims)
     if shared:
         why_cpus += ", " + sharing(shared)
@@ -95,39 +89,46 @@ def place(host: Host, profile: Profile, claims: Sequence[Claim] = ()) -> Placed:
         why_cpus += ", left to the scheduler"
         why_cpus += "" if cpuset or not cpuset_known else ": no cpuset controller"
     placement = Placement(
-        cpus=cpus or None,
+        cpus=format_cpulist(core[0] for core in chosen) or None,
         mems=format_cpulist(nodes) if nodes else None,
         gpus=tuple(str(gpu.index) for gpu in gpus),
         policy=policy,
         cpuset=use_cpuset,
         shared_with=shared,
     )
+    decisions = _decisions(profile, placement, why_gpus, why_cpus, why_policy)
+    return Placed(placement, threads, batch, gpus, decisions)
+
+
+def _decisions(
+    profile: Profile, placement: Placement, why_gpus: str, why_cpus: str, why_policy: str
+) -> tuple[Decision, ...]:
+    """Return the decisions on GPUs (if any), CPUs and memory policy, with their sources."""
+    wish = profile.placement
+    overridden = any(key.startswith("placement.") for key in profile.overrides)
+    asked: Source = "override" if overridden else "profile"
     asked_cpus = wish.cpus is not None or wish.nodes is not None
-    decisions = [
-        Decision(
-            field="cpus",
-            value=placement.cpus,
-            reason=why_cpus,
-            source=source if asked_cpus else "derived",
-        ),
-        Decision(
-            field="memory-policy",
-            value=policy,
-            reason=why_policy,
-            source=source if wish.policy != "auto" else "derived",
-        ),
-    ]
-    if gpus:
-        decisions.insert(
-            0,
-            Decision(
-                field="gpus",
-                value=",".join(placement.gpus),
-                reason=why_gpus,
-                source=source if wish.gpus is not None else "derived",
-            ),
-        )
-    return Placed(placement, threads, batch, gpus, tuple(decisions))
+    cpus = Decision(
+        field="cpus",
+        value=placement.cpus,
+        reason=why_cpus,
+        source=asked if asked_cpus else "derived",
+    )
+    policy = Decision(
+        field="memory-policy",
+        value=placement.policy,
+        reason=why_policy,
+        source=asked if wish.policy != "auto" else "derived",
+    )
+    if not placement.gpus:
+        return cpus, policy
+    gpus = Decision(
+        field="gpus",
+        value=",".join(placement.gpus),
+        reason=why_gpus,
+        source=asked if wish.gpus is not None else "derived",
+    )
+    return gpus, cpus, policy
 
 
 def _gpus(host: Host, profile: Profile, claims: Sequence[Claim]) -> tuple[tuple[Gpu, ...], str]:
@@ -329,6 +330,16 @@ def _policy(host: Host, wish: PlacementWish, nodes: tuple[int, ...]) -> tuple[Po
         )
         return "interleave", reason
     return "default", "one NUMA node" if len(host.cpu.numa) == 1 else "NUMA nodes unknown"
+
+
+def _computing(
+    cores: Cores, smt: bool, bound: bool, claimed: bool
+) -> tuple[Cores, str, tuple[tuple[int, str] | None, tuple[int, str] | None]]:
+    """Return the cores of an engine that computes on the CPU, why these, and its threads."""
+    kept = 0 if bound or claimed else _kept(len(cores))
+    chosen = cores[: len(cores) - kept]
+    why = _why_cpus(bound, smt, kept, claimed)
+    return chosen, why, _threads(cores, chosen, smt, claimed)
 
 
 def _why_cpus(bound: bool, smt: bool, kept: int, claimed: bool) -> str:

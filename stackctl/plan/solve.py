@@ -26,7 +26,7 @@ from stackctl.values.claim import Claim
 from stackctl.values.host import Host
 from stackctl.values.measured import Calibration, EngineFacts, Learned, Seen
 from stackctl.values.model import Model
-from stackctl.values.plan import Decision, MemoryBudget, Plan, Source, Timing
+from stackctl.values.plan import Decision, MemoryBudget, Placement, Plan, Source, Timing
 from stackctl.values.profile import Profile
 
 #: Slowest storage worth waiting for: a hard disk.
@@ -156,52 +156,31 @@ def _plan(
 ) -> tuple[Plan, Mapping[str, Option]]:
     """Return a plan without "auto" values, and the engine's options by their planned names."""
     engine = find_engine(profile.engine)
-    facts = known.facts
-    dialect = engine.newest if facts is None else Dialect(facts.options, inspected=True)
     placed = placement.place(host, profile, claims)
     main = memory.memory_limit(host, placed.placement, claims)
     on_gpu = (
         memory.gpu_limit(placed.gpus, profile.gpu_reserve_bytes, claims) if placed.gpus else None
     )
-    port, served = profile.port or 8080, profile.served_name or naming.served_name(model)
-    request = Request(
-        host=host,
-        model=model,
-        profile=profile,
-        placement=placed.placement,
-        threads=placed.threads,
-        threads_batch=placed.threads_batch,
-        memory_limit_bytes=main.bytes,
-        model_path=model_mounts.model_path(model),
-        served_name=served,
-        port=known.engine_port or port,
-        behind_door=known.engine_port is not None,
-        gpus=placed.gpus,
-        gpu_limit_bytes=on_gpu.bytes if on_gpu else None,
-        memory_claimed_bytes=main.claimed,
-        gpu_claimed_bytes=on_gpu.claimed if on_gpu else 0,
-    )
-    planned = (*engine.choose(request), *learned_options(known.learned))
-    options = arguments.apply_explicit(engine, dialect, planned, profile)
-    argv, options = arguments.spell(engine, dialect, options)
-    cards = tuple((gpu.name, gpu.memory_bytes) for gpu in placed.gpus)
-    earlier = tuple(one for one in known.seen if one.gpus == cards)
-    seen, options = engine.recall(earlier, argv, options)
+    request = _request(host, model, profile, known, placed, main, on_gpu)
+    argv, options, seen = _options(engine, request, known)
     gpu_bytes = request.gpu_bytes or (1 if placed.gpus else 0)
     parts = engine.footprint(model, options, gpu_bytes, seen)
     main_budget, host_budget, budgets = _budgets(parts, main, on_gpu, len(placed.gpus))
     work = _work(engine, model, profile, options, placed, host)
     calibration = roofline.closest(known.calibrations, profile.engine, work, placed.gpus)
     prediction = roofline.predict(host, placed.placement, work, calibration)
-    notes = []
-    if placed.placement.shared_with:
-        sharing = f"cores {placement.sharing(placed.placement.shared_with)}"
-        notes.append(verdict.Reason("cores-shared", sharing))
-    if owner := ledger.port_owner(claims, port):
-        taken = f"port {port} belongs to {owner}: another one by --set port=N"
-        notes.append(verdict.Reason("port-claimed", taken))
-    judged = verdict.judge(profile, model, work, budgets, prediction, notes)
+    port = profile.port or 8080
+    notes = _shared(placed.placement, claims, port)
     timing = _timing(engine, model, known.deadline_s)
+    decided = (
+        Decision(
+            field=option.name,
+            value=option.value,
+            reason=_auto(engine, option, asked, profile),
+            source=option.source,
+        )
+        for option in options.values()
+    )
     plan = Plan(
         profile=profile.name,
         stack=profile.stack,
@@ -214,48 +193,108 @@ def _plan(
         memory=main_budget,
         host_memory=host_budget,
         prediction=prediction,
-        verdict=judged,
+        verdict=verdict.judge(profile, model, work, budgets, prediction, notes),
         decisions=(
-            Decision(
-                field="image",
-                value=known.image,
-                reason=known.image_reason,
-                source=_source(profile, "image") if profile.image else "derived",
-            ),
-            Decision(
-                field="dialect",
-                value=(facts.version or "unknown version") if facts else "newest known",
-                reason="read from the image's own help" if facts else "image not inspected",
-                source="measured" if facts else "derived",
-            ),
+            *_image(profile, known),
             *_door(profile, known),
             *placed.decisions,
-            *(
-                Decision(
-                    field=o.name,
-                    value=o.value,
-                    reason=_auto(engine, o, asked, profile),
-                    source=o.source,
-                )
-                for o in options.values()
-            ),
-            Decision(
-                field="start-deadline",
-                value=timing.deadline_s,
-                reason="--timeout"
-                if known.deadline_s is not None
-                else f"{engine.start_s:.0f} s and {format_bytes(model.weights_bytes)} at 100 MB/s",
-                source="override" if known.deadline_s is not None else "derived",
-            ),
+            *decided,
+            _deadline(engine, model, known, timing),
         ),
         model=model,
-        served_name=served,
+        served_name=request.served_name,
         port=port,
         engine_port=known.engine_port,
         memlock_bytes=host.limits.memlock_bytes if engine.uses_mlock(options) else None,
         timing=timing,
     )
     return plan, options
+
+
+def _request(
+    host: Host,
+    model: Model,
+    profile: Profile,
+    known: Known,
+    placed: placement.Placed,
+    main: memory.Limit,
+    on_gpu: memory.Limit | None,
+) -> Request:
+    """Return all that an engine chooses its options from."""
+    return Request(
+        host=host,
+        model=model,
+        profile=profile,
+        placement=placed.placement,
+        threads=placed.threads,
+        threads_batch=placed.threads_batch,
+        memory_limit_bytes=main.bytes,
+        model_path=model_mounts.model_path(model),
+        served_name=profile.served_name or naming.served_name(model),
+        port=known.engine_port or profile.port or 8080,
+        behind_door=known.engine_port is not None,
+        gpus=placed.gpus,
+        gpu_limit_bytes=on_gpu.bytes if on_gpu else None,
+        memory_claimed_bytes=main.claimed,
+        gpu_claimed_bytes=on_gpu.claimed if on_gpu else 0,
+    )
+
+
+def _options(
+    engine: Engine, request: Request, known: Known
+) -> tuple[tuple[str, ...], dict[str, Option], Seen | None]:
+    """Return the engine's arguments, its options by their planned names, and the memory that an
+    earlier start with these options has shown."""
+    facts = known.facts
+    dialect = engine.newest if facts is None else Dialect(facts.options, inspected=True)
+    planned = (*engine.choose(request), *learned_options(known.learned))
+    options = arguments.apply_explicit(engine, dialect, planned, request.profile)
+    argv, options = arguments.spell(engine, dialect, options)
+    cards = tuple((gpu.name, gpu.memory_bytes) for gpu in request.gpus)
+    earlier = tuple(one for one in known.seen if one.gpus == cards)
+    seen, options = engine.recall(earlier, argv, options)
+    return argv, options, seen
+
+
+def _shared(placed: Placement, claims: Sequence[Claim], port: int) -> list[verdict.Reason]:
+    """Return notes on the cores and the port that other stacks claim as well."""
+    notes = []
+    if placed.shared_with:
+        sharing = f"cores {placement.sharing(placed.shared_with)}"
+        notes.append(verdict.Reason("cores-shared", sharing))
+    if owner := ledger.port_owner(claims, port):
+        taken = f"port {port} belongs to {owner}: another one by --set port=N"
+        notes.append(verdict.Reason("port-claimed", taken))
+    return notes
+
+
+def _image(profile: Profile, known: Known) -> tuple[Decision, Decision]:
+    """Return the decisions on the image and the dialect of the engine in it."""
+    facts = known.facts
+    image = Decision(
+        field="image",
+        value=known.image,
+        reason=known.image_reason,
+        source=_source(profile, "image") if profile.image else "derived",
+    )
+    dialect = Decision(
+        field="dialect",
+        value=(facts.version or "unknown version") if facts else "newest known",
+        reason="read from the image's own help" if facts else "image not inspected",
+        source="measured" if facts else "derived",
+    )
+    return image, dialect
+
+
+def _deadline(engine: Engine, model: Model, known: Known, timing: Timing) -> Decision:
+    """Return the decision on the time that a start may take."""
+    derived = f"{engine.start_s:.0f} s and {format_bytes(model.weights_bytes)} at 100 MB/s"
+    return Decision(
+        field="start-deadline",
+        value=timing.deadline_s,
+        reason=derived if known.deadline_s is None else "--timeout",
+        source="derived" if known.deadline_s is None else "override",
+    )
 
 
 def _door(profile: Profile, known: Known) -> tuple[Decision, ...]:
