@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,7 +45,12 @@ class FailuresAtOnce:
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Show failures at once, in the process that reports (with xdist, not its workers)."""
+    """Show failures at once, in the process that reports (with xdist, not its workers).
+
+    Accept SIGINT: a shell starts background jobs with SIGINT ignored, and every process that a
+    test starts and then interrupts would inherit that and go on for ever.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     terminal = config.pluginmanager.get_plugin("terminalreporter")
     if terminal is not None and not hasattr(config, "workerinput"):
         config.pluginmanager.register(FailuresAtOnce(terminal))

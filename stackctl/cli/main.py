@@ -20,40 +20,54 @@ from stackctl.cli.output import Output
 from stackctl.cli.session import global_options
 from stackctl.errors import ExitCode, StackctlError
 
-#: Verbs in the order of use, with their line in --help; each is ``command`` in cli/VERB.py.
-VERBS = {
-    "probe": "Look at this machine: CPUs, memory, tools, and what stands in the way.",
-    "doctor": "Find what stands in the way of a profile, with the commands that fix it.",
-    "provision": "Make this machine ready for stacks, or take that back.",
-    "profiles": "List, show and describe profiles.",
-    "plan": "Show what a profile would run here, and why.",
-    "render": "Write the units of a profile without installing them.",
-    "up": "Plan, install, start and check a stack.",
-    "switch": "Serve a stack by another objective or profile.",
-    "rollback": "Go back to an earlier generation of a stack.",
-    "recover": "End a change that was cut off; every command does so first.",
-    "status": "Show what runs.",
-    "check": "Ask a running stack for its health and one real answer.",
-    "verify": "Prove that a stack runs as planned, from the kernel and the engine.",
-    "diagnose": "Say why a stack is slow, and what to do about it.",
-    "metrics": "Print what engines do not tell, for Prometheus.",
-    "top": "Watch what stacks do, live.",
-    "bench": "Measure a running stack as its clients see it; list and compare runs.",
-    "guard": "Look after all stacks once; --install has it done every minute.",
-    "logs": "Show the log of a stack.",
-    "restart": "Restart a stack and wait until it answers.",
-    "down": "Stop a stack and remove its units.",
-    "history": "List the generations of a stack, or what was changed by whom.",
-    "diff": "Show what differs between two generations of a stack.",
-    "prune": "Remove old generations of a stack.",
-    "key": "Make, show, change and remove the API key of a stack.",
-    "calibrate": "Measure this machine with the engine's own benchmark, for better plans.",
-    "report": "Write one page about a stack: machine, plan, measurements.",
-    "client": "Print settings for clients, such as aider, or write them.",
-    "model": "Show what is known of a model.",
-    "image": "Build or load engine images without a registry.",
-    "completion": "Print the completion script of a shell.",
+#: Verbs by purpose, with their line in --help; each is ``command`` in cli/VERB.py.
+HEADINGS = {
+    "Set up": {
+        "probe": "Look at this machine: CPUs, memory, tools, and problems.",
+        "doctor": "Find the obstacles to a profile, and commands that fix them.",
+        "provision": "Make this machine ready for stacks, or take that back.",
+        "image": "Build or load engine images without a registry.",
+        "completion": "Print the completion script of a shell.",
+    },
+    "Run": {
+        "profiles": "List, show and describe profiles.",
+        "plan": "Show what a profile would run here, and why.",
+        "render": "Write the units of a profile without installing them.",
+        "up": "Plan, install, start and check a stack.",
+        "switch": "Serve a stack by another objective or profile.",
+        "restart": "Restart a stack and wait until it answers.",
+        "rollback": "Go back to an earlier generation of a stack.",
+        "recover": "End an interrupted change; every command does so first.",
+        "down": "Stop a stack and remove its units.",
+        "key": "Make, show, change and remove the API key of a stack.",
+        "client": "Print or write settings for clients, such as aider.",
+    },
+    "Watch": {
+        "status": "Show what runs.",
+        "check": "Ask a running stack for its health and one real answer.",
+        "verify": "Prove by kernel and engine that a stack runs as planned.",
+        "diagnose": "Say why a stack is slow, and what to do about it.",
+        "top": "Watch what stacks do, live.",
+        "logs": "Show the log of a stack.",
+        "guard": "Look after all stacks once; with --install, every minute.",
+        "metrics": "Print metrics that engines lack, for Prometheus.",
+    },
+    "Measure": {
+        "bench": "Measure a running stack as its clients see it.",
+        "calibrate": "Measure this machine, for better plans.",
+        "report": "Write a page on a stack: machine, plan, measurements.",
+    },
+    "Models": {
+        "model": "Show, fetch, check and remove models.",
+    },
+    "Housekeeping": {
+        "history": "List the generations of a stack, or who changed what.",
+        "diff": "Show the differences between two generations of a stack.",
+        "prune": "Remove old generations of a stack.",
+    },
 }
+VERBS = tuple(verb for verbs in HEADINGS.values() for verb in verbs)
+_VERB_WIDTH = max(map(len, VERBS))
 
 
 class _Group(click.Group):
@@ -84,8 +98,12 @@ class _Group(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        with formatter.section("Commands"):
-            formatter.write_dl(list(VERBS.items()))
+        for heading, verbs in HEADINGS.items():
+            with formatter.section(heading):
+                # One column for all headings.
+                formatter.write_dl(
+                    [(f"{verb:<{_VERB_WIDTH}}", text) for verb, text in verbs.items()]
+                )
 
 
 @click.group(
@@ -97,8 +115,8 @@ class _Group(click.Group):
 @global_options
 @click.version_option(__version__, prog_name="stackctl", message="%(prog)s %(version)s")
 def cli(**_: Any) -> None:
-    """Serve language models on this machine: plan, launch, check and switch llama.cpp under
-    Podman and systemd."""
+    """Serve language models on this machine: plan, launch, check and switch inference engines
+    under Podman and systemd."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -139,7 +157,7 @@ def _run(arguments: Sequence[str]) -> int:
         if any(word.partition("=")[0] == "--host" for word in arguments):
             from stackctl.cli import remote
 
-            if (code := remote.run(arguments, tuple(VERBS), out)) is not None:
+            if (code := remote.run(arguments, VERBS, out)) is not None:
                 return code
         with cli.make_context("stackctl", list(arguments)) as context:
             try:

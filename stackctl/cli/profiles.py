@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import click
 
 from stackctl.cli.session import Session, overrides, plan_options, verb
-from stackctl.values.profile import PlacementWish
+from stackctl.quantity import format_bytes
+from stackctl.values.base import Value
+from stackctl.values.plan import Scalar
+from stackctl.values.profile import EngineArgument, Profile
 
 
 class _Default(click.Group):
@@ -68,36 +72,56 @@ def show(
     if session.out.json:
         session.out.data(profile)
         return
-    rows = [
-        ("engine", profile.engine),
-        ("stack", profile.stack),
-        ("objective", profile.objective),
-        ("model", profile.model or "(none: --model)"),
-        ("image", profile.image or "(chosen by stackctl)"),
-        ("context", profile.context),
-        ("concurrency", profile.concurrency),
-        ("port", profile.port),
-        ("served_name", ", ".join((profile.served_name or "(the model's file name)",
-                                   *profile.other_names))),
-        ("placement", _placement(profile.placement)),
-        *(
-            (f"engine_args.{argument.name}",
-             "(left out)" if argument.values is None
-             else " ".join(map(str, argument.values)) or "true")
-            for argument in profile.engine_args
-        ),
-        *(("from", file) for file in profile.files),
-    ]  # fmt: skip
     session.out.line(f"{profile.name}: {profile.description or ''}".rstrip(": "))
-    shown = [(str(key), "(derived)" if value is None else str(value)) for key, value in rows]
-    session.out.table(("KEY", "VALUE"), shown, fold=1)
+    session.out.table(("KEY", "VALUE"), list(_rows(profile)), fold=1)
 
 
-def _placement(wish: PlacementWish) -> str:
-    parts: list[str] = [wish.policy]
-    parts += [f"nodes {wish.nodes}"] if wish.nodes is not None else []
-    parts += [f"cpus {wish.cpus}"] if wish.cpus is not None else []
-    return ", ".join(parts)
+#: Fields of the type without a row of their own: the title and ``served_name`` hold them.
+_JOINED = frozenset({"schema", "name", "description", "other_names"})
+#: What applies for a key that is not set, where that is not a value of the plan.
+_UNSET = {
+    "model": "(none: --model)",
+    "image": "(chosen by stackctl)",
+    "served_name": "(the model's file name)",
+}
+
+
+def _rows(profile: Profile) -> Iterator[tuple[str, str]]:
+    """Return the key and value of every field of a profile, named as in profile files."""
+    for key in profile.__struct_fields__:
+        value = getattr(profile, key)
+        if key in _JOINED:
+            continue
+        if isinstance(value, Value):
+            for inner in value.__struct_fields__:
+                unset = "(not asked for)" if key == "slo" else "(derived)"
+                yield f"{key}.{inner}", _text(getattr(value, inner), unset)
+        elif key == "served_name":
+            yield key, ", ".join((value or _UNSET[key], *profile.other_names))
+        elif key == "gpu_reserve_bytes":
+            yield "gpu_reserve", format_bytes(value)
+        elif key == "engine_args":
+            for argument in value:
+                yield f"{key}.{argument.name}", _argument(argument)
+        elif key == "files":
+            yield from (("from", file) for file in value)
+        elif isinstance(value, tuple):
+            yield key, ", ".join(value) or "(none)"
+        else:
+            yield key, _text(value, _UNSET.get(key, "(derived)"))
+
+
+def _argument(argument: EngineArgument) -> str:
+    if argument.values is None:
+        return "(left out)"
+    return " ".join(_text(value, "") for value in argument.values) or "true"
+
+
+def _text(value: Scalar, unset: str) -> str:
+    """Return a value as it is written in a profile."""
+    if value is None:
+        return unset
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @verb("schema")

@@ -128,7 +128,7 @@ class Board:
             return False
         self.note = None
         try:
-            if (got := _there(wanted)) is not None:
+            if (got := existing(wanted)) is not None:
                 # Another download has brought it meanwhile.
                 lock.release(descriptor)
                 self.here += wanted.size
@@ -188,8 +188,8 @@ def _release(job: Job) -> None:
         lock.release(job.descriptor)
 
 
-def _there(wanted: Wanted) -> Got | None:
-    """A file that is in its place already, whatever it holds."""
+def existing(wanted: Wanted) -> Got | None:
+    """Return a file that is in its place already, whatever it holds; None if there is none."""
     try:
         found = wanted.target.lstat()
     except OSError:

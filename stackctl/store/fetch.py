@@ -253,6 +253,7 @@ def _keep(order: Order, got: Sequence[Got], manifest: Manifest) -> StoredModel:
         commit = sha256[:40]
         target = place.blob(sha256)
         if one.wanted.target != target:
+            # An older stackctl was killed before it gave the file this name.
             one.wanted.target.replace(target)
         paths, hashes = dict.fromkeys(paths, target.name), {target.name: sha256}
     folder = place.link(commit, paths)
@@ -307,5 +308,7 @@ def _web_order(source: str, parsed: HubSource, url: str, manifest: Manifest) -> 
         sha256 = record.files[0].sha256  # fetched before; the server may have another one by now
     # Until its hash is known it is called by its address.
     blob = sha256 or f"web-{hashlib.sha256(url.encode()).hexdigest()[:32]}"
-    wanted = Wanted(name, url, size, place.blob(blob), place.lock(blob), sha256)
+    wanted = Wanted(
+        name, url, size, place.blob(blob), place.lock(blob), sha256, named_by_hash=sha256 is None
+    )
     return _order(source, place, None, "main", [wanted], ((name, blob),), manifest, None)

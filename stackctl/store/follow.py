@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 from stackctl.errors import StackctlError
-from stackctl.store.board import POLL_S, Board, Job
+from stackctl.store.board import POLL_S, Board, Job, existing
 from stackctl.store.part import PIECE_BYTES
 from stackctl.store.wanted import Got, Wanted
 
@@ -46,13 +47,21 @@ def _verified(board: Board, job: Job, view: memoryview) -> Got | None:
             return None
         if job.again:
             continue
-        if _right(wanted, sha.hexdigest(), blob.hexdigest()):
-            return Got(wanted, sha.hexdigest(), part.finish().st_mtime_ns)
+        sha256 = sha.hexdigest()
+        if _right(wanted, sha256, blob.hexdigest()):
+            if wanted.named_by_hash:
+                target = wanted.target.with_name(sha256)
+                wanted = replace(wanted, target=target, sha256=sha256, named_by_hash=False)
+                if (other := existing(wanted)) is not None:
+                    # Somebody may be reading it: it is not replaced. The caller checks its hash.
+                    part.discard()
+                    return other
+            return Got(wanted, sha256, part.finish(wanted.target).st_mtime_ns)
         damaged += 1
         if damaged == _MOST_DAMAGED:
             part.reset()
             raise StackctlError(
-                f"{wanted.name} came damaged, twice: its SHA-256 is {sha.hexdigest()[:16]}..., not "
+                f"{wanted.name} came damaged, twice: its SHA-256 is {sha256[:16]}..., not "
                 f"{(wanted.sha256 or wanted.git_sha1 or '')[:16]}...",
                 hint="something on the way changes it (a proxy?), or the hub's copy is damaged",
             )

@@ -12,9 +12,11 @@ and a file that should be a blob is one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -89,25 +91,32 @@ class Repository:
             StackctlError: something in the way is a link that leads elsewhere, or a file.
         """
         folder = self.snapshot(commit)
-        draft = folder.with_name(f".{commit}.{os.getpid()}")
-        fresh = not os.path.lexists(folder)
         try:
-            target = draft if fresh else folder
-            if fresh:
-                shutil.rmtree(draft, ignore_errors=True)  # of a killed process
-                draft.mkdir()
-            for path, blob in names.items():
-                self._link(target, path, blob)
-            if fresh:
-                sync_folder(draft)
-                draft.replace(folder)
+            if os.path.lexists(folder) or not self._link_anew(folder, names):
+                for path, blob in names.items():
+                    self._link(folder, path, blob)
             sync_folder(folder.parent)
         except OSError as error:
             raise StackctlError(f"cannot write {folder}: {error.strerror}") from None
-        finally:
-            if fresh:
-                shutil.rmtree(draft, ignore_errors=True)
         return folder
+
+    def _link_anew(self, folder: Path, names: Mapping[str, str]) -> bool:
+        """Make a snapshot in one step. Return False if another process makes it meanwhile."""
+        draft = folder.with_name(f".{folder.name}.{threading.get_native_id()}")
+        shutil.rmtree(draft, ignore_errors=True)  # of a killed process
+        try:
+            draft.mkdir()
+            for path, blob in names.items():
+                self._link(draft, path, blob)
+            sync_folder(draft)
+            draft.rename(folder)
+        except OSError as error:
+            if not folder.is_dir() or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            return False
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        return True
 
     def _link(self, folder: Path, path: str, blob: str) -> None:
         place = folder / path
@@ -127,7 +136,7 @@ class Repository:
                     f"{place} is in the way: it is no link to the store's files",
                     hint=f"look at it, then remove it: rm -r {place}",
                 )
-        draft = place.with_name(f".link.{os.getpid()}")
+        draft = place.with_name(f".link.{threading.get_native_id()}")
         draft.unlink(missing_ok=True)
         draft.symlink_to(target)
         draft.replace(place)

@@ -51,7 +51,6 @@ class Part:
     """
 
     def __init__(self, target: Path, size: int) -> None:
-        self.target = target
         self.path = target.with_name(target.name + ".part")
         self.state_path = target.with_name(target.name + ".part.state")
         self.size = size
@@ -187,18 +186,23 @@ class Part:
             raise StackctlError(f"cannot read {self.path}: {error.strerror}") from None
         return count
 
-    def finish(self) -> os.stat_result:
-        """Have all bytes on disk, and put the file in its place, in one step."""
+    def discard(self) -> None:
+        """Remove the files: another process has put the whole file in its place."""
+        for path in (self.path, self.state_path):
+            path.unlink(missing_ok=True)
+
+    def finish(self, target: Path) -> os.stat_result:
+        """Write all bytes to the disk, and put the file in its place, in one step."""
         try:
             os.fsync(self._fd)
             os.fchmod(self._fd, 0o644)
-            os.replace(self.path, self.target)  # noqa: PTH105
-            sync_folder(self.target.parent)
+            os.replace(self.path, target)  # noqa: PTH105
+            sync_folder(target.parent)
             found = os.fstat(self._fd)
             with contextlib.suppress(FileNotFoundError):
                 self.state_path.unlink()
         except OSError as error:
-            raise unwritable(self.target, error) from None
+            raise unwritable(target, error) from None
         return found
 
     def close(self) -> None:

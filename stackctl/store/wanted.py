@@ -12,6 +12,7 @@ class Wanted:
 
     ``size`` in bytes. Its content is known by ``sha256``, or as a git blob by ``git_sha1``;
     without either only its size is. ``lock`` is the file whose lock says that it is being fetched.
+    ``named_by_hash``: the whole file lies beside ``target``, under its SHA-256.
     """
 
     name: str
@@ -21,6 +22,7 @@ class Wanted:
     lock: Path
     sha256: str | None = None
     git_sha1: str | None = None
+    named_by_hash: bool = False
 
     @property
     def known(self) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import signal
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,12 +20,6 @@ from .vmbox import box, ready, served, vm  # noqa: F401 - one machine for all mo
 HERE = Path(__file__).parent
 # Names that a program gives to files which it is still writing.
 DRAFT = re.compile(r"(^\.)|(\.(tmp|new|part|partial|draft|swp)$)|(^tmp)|(~$)")
-
-
-def pytest_configure() -> None:
-    """Have Ctrl-C reach what the tests start, also where they run in the background of a shell,
-    which has it ignored."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -270,7 +270,7 @@ def test_killed_it_is_gone_as_well(kept: tuple[str, str], here: Target) -> None:
 def test_interrupted_before_it_runs_it_ends_as_stackctl_does(here: Target, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     words = carry.arrive(here, "start", str(tmp_path / "pipe"), "0", "x y", "--version")
-    with subprocess.Popen(words, stderr=subprocess.PIPE, preexec_fn=interruptible) as process:
+    with subprocess.Popen(words, stderr=subprocess.PIPE) as process:
         opened: list[int] = []
 
         def reads() -> bool:
@@ -283,11 +283,6 @@ def test_interrupted_before_it_runs_it_ends_as_stackctl_does(here: Target, tmp_p
         _, said = process.communicate(timeout=60)
         os.close(opened[0])
     assert (process.returncode, said) == (130, b"")
-
-
-def interruptible() -> None:
-    # What a shell runs in the background ignores it.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_only_what_was_sent_is_run(kept: tuple[str, str], here: Target) -> None:

@@ -23,7 +23,7 @@ from servers import wait_until
 
 from stackctl import __version__
 from stackctl.cli.image import IMAGES
-from stackctl.cli.main import VERBS, run
+from stackctl.cli.main import HEADINGS, VERBS, run
 from stackctl.deploy.imagebuild import RECIPES
 from stackctl.machine import runner
 from stackctl.values.base import from_json, to_json
@@ -235,9 +235,11 @@ def test_every_command_has_help(cli: Cli, command: tuple[str, ...], flag: str) -
 
 def test_the_help_lists_every_verb_and_exit_code(cli: Cli) -> None:
     assert cli("--help") == 0
-    for verb, line in VERBS.items():
-        assert re.search(rf"^  {verb} +{re.escape(line[:30])}", cli.out, re.MULTILINE)
-        assert line.endswith(".")
+    for heading, verbs in HEADINGS.items():
+        (section,) = re.findall(rf"^{heading}:\n((?:  .*\n)+)", cli.out, re.MULTILINE)
+        # One line for each verb, with the texts in one column.
+        assert section.splitlines() == [f"  {verb:<12}{text}" for verb, text in verbs.items()]
+        assert all(text.endswith(".") for text in verbs.values())
     told = " ".join(cli.out.split())
     for code in ("0 done", "1 failed", "2 usage", "3 not running", "4 no such profile",
                  "5 refused", "6 the host lacks", "7 locked", "130 interrupted"):  # fmt: skip
@@ -351,6 +353,51 @@ def test_what_is_shown_of_profiles(cli: Cli, place: Path) -> None:
     shown = from_json(cli.out, Profile, where="stdout")
     assert shown.port == 7777
     assert len(shown.files) == 3
+
+
+def test_every_key_of_a_profile_is_shown(cli: Cli, place: Path) -> None:
+    (place / "all.yaml").write_text(
+        "{description: All of it, engine: vllm, stack: everything, objective: throughput,\n"
+        " model: 'dir:/m', image: 'localhost/img:1', context: 512, concurrency: 7, kv_type: fp8,\n"
+        " gpu_reserve: 3 GiB, port: 9999, address: 0.0.0.0, api_key: true, front_door: 'on',\n"
+        " slo: {prompt_tokens: 100, ttft_s: 1.5, itl_ms: 20.0, min_tok_s: 30.5,\n"
+        "       min_prefix_hits: 0.25}, served_name: [one, two, three], trust_remote_code: true,\n"
+        " placement: {policy: bind, nodes: 0-1, cpus: 0-13, gpus: '2', cpu_experts: 11},\n"
+        " engine_args: {swap-space: 8, enforce-eager: true}}\n"
+    )
+    assert cli("profiles", "show", "all.yaml", "--json", "--set", "concurrency=8") == 0
+    profile = json.loads(cli.out)
+    assert cli("profiles", "show", "all.yaml", "--set", "concurrency=8") == 0
+    title, _, *lines = cli.out.splitlines()
+    assert title == "all: All of it"
+    shown = {key: value.strip() for key, _, value in (line.partition(" ") for line in lines)}
+    for key in ("schema", "name", "description"):
+        del profile[key]
+    assert shown.pop("gpu_reserve") == "3 GiB" and profile.pop("gpu_reserve_bytes") == 3 << 30
+    assert shown.pop("served_name") == "one, two, three"
+    assert [profile.pop("served_name"), *profile.pop("other_names")] == ["one", "two", "three"]
+    assert [shown.pop("from")] == profile.pop("files")
+    expected = {}
+    for argument in profile.pop("engine_args"):
+        values = json.dumps(argument["values"]).strip("[]") or "true"
+        expected[f"engine_args.{argument['name']}"] = values
+    for key, value in profile.items():
+        if isinstance(value, dict):
+            expected |= {f"{key}.{inner}": _written(one) for inner, one in value.items()}
+        else:
+            expected[key] = _written(value)
+    assert shown == expected
+    assert cli("profiles", "show", "hybrid-moe") == 0
+    shown_rows = [line.split() for line in cli.out.splitlines()]
+    assert ["placement.gpus", "all"] in shown_rows
+    assert ["placement.cpu_experts", "auto"] in shown_rows
+
+
+def _written(value: Any) -> str:
+    """A JSON value as ``profiles show`` writes it."""
+    if isinstance(value, list):
+        return ", ".join(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def test_an_explained_plan(cli: Cli) -> None:
@@ -653,6 +700,17 @@ def test_an_interrupt_before_it_has_begun() -> None:
         [sys.executable, "-c", EARLY], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
+
+
+def test_tests_can_be_interrupted_in_the_background_of_a_shell() -> None:
+    """A shell starts its background jobs with SIGINT ignored, which processes inherit."""
+    chosen = f"{Path(__file__)}::{test_an_interrupt_before_it_has_begun.__name__}"
+    done = subprocess.run(
+        ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, "-m", "pytest", "-q", chosen],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "1 passed" in done.stdout
 
 
 def _waits_for(pid: int) -> bool:

@@ -209,10 +209,7 @@ def test_ctrl_c_leaves_what_is_there_and_the_next_run_goes_on(
     sha, _ = site.digests(site.repos["Org/Repo"].files["a.gguf"])
     target = tmp_path / "cache/huggingface/hub/models--Org--Repo/blobs" / sha
     words = [STACKCTL, "--user", "model", "fetch", "hf:Org/Repo"]
-    with subprocess.Popen(
-        words, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    ) as process:  # fmt: skip
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
         wait_until(lambda: parts.bytes_there(target, len(content)) > 1 << 20, 20)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=20)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from stackctl.store import adopt, carry, facts, fetch, lockfile, select
 from stackctl.store import hub as hubs
 from stackctl.store import manifest as manifests
 from stackctl.store.hub import Remote, RepoInfo
+from stackctl.store.layout import Repository
 from stackctl.store.manifest import Manifest
 from stackctl.store.wanted import Patience
 from stackctl.values.base import to_json
@@ -156,6 +158,74 @@ def test_another_download_at_the_same_time(site: Hub, manifest: Manifest, tmp_pa
     assert len(done) == 2
     size = site.repos["Org/Repo"].files["a.gguf"].stat().st_size
     assert site.sent("/cdn/.*") == size
+
+
+def in_processes(work: Callable[..., None], *arguments: Any) -> list[str]:
+    """Run a function in three real processes; return the errors.
+
+    It is given a barrier before the arguments, and after them where errors go.
+    """
+    context = multiprocessing.get_context("spawn")
+    barrier, failures = context.Barrier(3), context.SimpleQueue()
+    processes = [
+        context.Process(target=work, args=(barrier, *arguments, failures)) for _ in range(3)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    found = []
+    while not failures.empty():
+        found.append(failures.get())
+    return found
+
+
+def link_in_step(barrier: Any, names: Mapping[str, str], failures: Any) -> None:
+    for number in range(60):
+        barrier.wait(60)
+        try:
+            Repository("Org/Repo").link(f"{number:040}", names)
+        except StackctlError as error:
+            failures.put(error.message)
+
+
+def test_processes_that_finish_the_same_model_at_the_same_time(site: Hub) -> None:
+    """Every process succeeds: the model is there, whoever has made the snapshot."""
+    place = Repository("Org/Repo")
+    place.prepare()
+    names = {f"folder/{number}": f"blob{number}" for number in range(20)}
+    assert in_processes(link_in_step, names) == []
+    snapshots = sorted(path.name for path in (place.folder / "snapshots").iterdir())
+    assert snapshots == [f"{number:040}" for number in range(60)]
+    for name in snapshots:
+        found = {path.name: path.readlink().name for path in place.snapshot(name).glob("folder/*")}
+        assert found == {str(number): f"blob{number}" for number in range(20)}
+
+
+def fetch_in_step(barrier: Any, sources: Sequence[str], state: Path, failures: Any) -> None:
+    for source in sources:
+        barrier.wait(60)
+        try:
+            get(source, Manifest(state))
+        except StackctlError as error:
+            failures.put(f"{source}: {error.message}")
+
+
+def test_processes_that_fetch_the_same_file_of_the_web_at_the_same_time(
+    site: Hub, manifest: Manifest, tmp_path: Path
+) -> None:
+    """Its name in the store is its hash, which no process knows before the end."""
+    sources = []
+    for number in range(12):
+        content = model_bytes(tmp_path, **{"general.name": f"Model {number}"})
+        site.add(f"Org/Repo{number}", {"a.gguf": content})
+        digest = hashlib.sha256(content).hexdigest()
+        sources.append(f"{site.cdn}/cdn/Org/Repo{number}/{digest}/a.gguf")
+    assert in_processes(fetch_in_step, sources, manifest.state) == []
+    assert len(manifest.all()) == len(sources)
+    for number, source in enumerate(sources):
+        assert read_model(source).name == f"Model {number}"
 
 
 def test_what_another_tool_puts_there_meanwhile_is_hashed(
