@@ -33,8 +33,8 @@ def command(
     Each finding with the command that fixes it. Exits 6 when something must be fixed first, else
     0: warnings do not count.
     """
-    from stackctl.cli.planning import make_plan, read_host
     from stackctl.deploy.gpu import wants_nvfp4
+    from stackctl.deploy.plan_preview import preview
     from stackctl.engines import uses_gpu
     from stackctl.machine.podman import image_cuda
     from stackctl.probe.doctor import findings
@@ -42,12 +42,13 @@ def command(
     from stackctl.values.result import DoctorReport
 
     results: list[Result] = []
+    basis = session.plan_basis(facts)
+    host = basis.host
     if profile is None:
-        host = read_host(session, facts)
         results += findings(host)
     else:
-        wanted = session.profiles().resolve(profile, overrides(sets, model, objective, name))
-        host = read_host(session, facts)
+        profiles = session.profiles()
+        wanted = profiles.resolve(profile, overrides(sets, model, objective, name))
         needs_gpu = uses_gpu(wanted)
         weights: int | None = None
         cpuset = wanted.placement.cpus is not None or wanted.placement.nodes is not None
@@ -55,7 +56,7 @@ def command(
         # Of an image that the profile names nothing is known before it is here.
         cuda = DEFAULT_CUDA if wanted.image is None else None
         try:
-            plan = make_plan(session, wanted, facts).plan
+            plan = preview(basis, profiles, wanted, session.out).plan
             nvfp4 = wants_nvfp4(plan)
             if needs_gpu and facts is None:
                 cuda = image_cuda(plan.image) or cuda

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stackctl.cli.planning import make_plan
 from stackctl.cli.session import Session, overrides, plan_options, profile_argument, verb
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.quantity import format_bytes
@@ -50,18 +49,20 @@ def command(
 
     Exits 5 when it does not fit or is not viable; the plan is printed all the same.
     """
+    from stackctl.deploy.plan_preview import preview
     from stackctl.plan.verdict import besides, headline
 
-    resolve = session.profiles().resolve
-    wanted = resolve(profile, overrides(sets, model, objective, name))
-    plan = make_plan(session, wanted, facts).plan
+    profiles = session.profiles()
+    wanted = profiles.resolve(profile, overrides(sets, model, objective, name))
+    basis = session.plan_basis(facts)
+    plan = preview(basis, profiles, wanted, session.out).plan
     if session.out.json:
         session.out.data(plan)
     else:
         show(session, plan, wanted.slo)
         if diff is not None:
-            other = resolve(profile, overrides(sets, model, diff, name))
-            show_difference(session, make_plan(session, other, facts).plan, plan)
+            other = profiles.resolve(profile, overrides(sets, model, diff, name))
+            show_difference(session, preview(basis, profiles, other, session.out).plan, plan)
         elif explain:
             show_decisions(session, plan)
         else:

@@ -12,7 +12,9 @@ from stackctl.errors import StackctlError
 from stackctl.values.stored import Choices, ModelChoice
 
 if TYPE_CHECKING:
+    from stackctl.deploy.plan_inputs import PlanBasis
     from stackctl.sources.hubcache import HubSource
+    from stackctl.sources.profiles import Profiles
     from stackctl.store.hub import RepoInfo
     from stackctl.store.select import Choice
     from stackctl.values.model import Model
@@ -57,29 +59,24 @@ def show_remote(session: Session, source: str, parsed: HubSource) -> None:
     if session.out.json and not several:
         session.out.data(model)
         return
-    found = [_row(session, info, parsed, model, chosen, choice) for choice in choices[:_MOST]]
+    basis = session.plan_basis()
+
+    def row(choice: Choice) -> _Row:
+        label = choice.label or choice.files[0].path
+        at = f"@{parsed.revision}" if parsed.revision else ""
+        named = f"hf:{info.repo}{at}" + ("" if choice.format == "safetensors" else f":{label}")
+        if choice.format != chosen.format:
+            return _Row(choice, named, None)
+        scaled = _scaled(model, chosen, choice, named)
+        return _Row(choice, named, _best(basis, session.profiles(), scaled))
+
+    found = [row(choice) for choice in choices[:_MOST]]
     if session.out.json:
         session.out.data(_document(info, found))
         return
     describe_model(session, model)
     session.out.line()
     _table(session, found)
-
-
-def _row(
-    session: Session,
-    info: RepoInfo,
-    parsed: HubSource,
-    model: Model,
-    chosen: Choice,
-    choice: Choice,
-) -> _Row:
-    at = f"@{parsed.revision}" if parsed.revision else ""
-    name = choice.label or choice.files[0].path
-    source = f"hf:{info.repo}{at}" + ("" if choice.format == "safetensors" else f":{name}")
-    if choice.format != chosen.format:
-        return _Row(choice, source, None)
-    return _Row(choice, source, _best(session, _scaled(model, chosen, choice, source)))
 
 
 def _scaled(model: Model, chosen: Choice, choice: Choice, source: str) -> Model:
@@ -102,17 +99,20 @@ def _scaled(model: Model, chosen: Choice, choice: Choice, source: str) -> Model:
     )
 
 
-def _best(session: Session, model: Model) -> Plan | None:
+def _best(basis: PlanBasis, profiles: Profiles, model: Model) -> Plan | None:
     """The plan with which a model does best here; None where none can be made."""
-    from stackctl.cli.planning import plan_for
+    from stackctl.deploy.plan_preview import plan_profile
     from stackctl.plan.verdict import good_enough
+    from stackctl.values.profile import Overrides
 
     plans = []
     for name in _PROFILES[model.format]:
         if name == "hybrid-moe" and not model.experts:
             continue
         try:
-            plans.append(plan_for(session, name, model))
+            own = profiles.resolve(name, Overrides())
+            wanted = msgspec.structs.replace(own, model=model.source, served_name=None)
+            plans.append(plan_profile(basis, wanted, model).plan)
         except StackctlError:
             continue
     return max(plans, key=lambda plan: (plan.verdict.fits is True, good_enough(plan), _speed(plan)),

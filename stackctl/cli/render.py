@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from stackctl.cli.plan import facts_option
-from stackctl.cli.planning import make_plan
 from stackctl.cli.session import Session, overrides, plan_options, profile_argument, verb
 from stackctl.errors import ExitCode, StackctlError
 
 if TYPE_CHECKING:
-    from stackctl.engines.protocol import Engine
+    from stackctl.deploy.plan_inputs import PlanBasis
+    from stackctl.deploy.plan_preview import Planned
+    from stackctl.values.profile import Profile
+    from stackctl.values.unit import UnitFile
 
 
 @verb("render")
@@ -34,65 +36,56 @@ def command(
     output: Path | None,
 ) -> None:
     """Write the units of PROFILE without installing or starting anything."""
-    from stackctl.deploy import gpu
-    from stackctl.engines import engine
-    from stackctl.machine.files import write_atomically
-    from stackctl.plan.ledger import claim_of
-    from stackctl.units.door import door_of, render_door
-    from stackctl.units.render import Target, render
+    from stackctl.deploy.plan_preview import preview
+    from stackctl.deploy.unit_target import unit_target
+    from stackctl.units.render import render
     from stackctl.values.result import UnitsReport
 
-    wanted = overrides(sets, model, objective, name)
-    resolved = session.profiles().resolve(profile, wanted)
-    planned = make_plan(session, resolved, facts)
-    plan, known, host, image = planned.plan, planned.facts, planned.host, planned.door
-    if known is None:
+    profiles = session.profiles()
+    resolved = profiles.resolve(profile, overrides(sets, model, objective, name))
+    basis = session.plan_basis(facts)
+    planned = preview(basis, profiles, resolved, session.out)
+    image = planned.image
+    if image.facts is None:
         session.out.warn(
-            f"image {plan.image} was not looked at: not pinned, and its options not checked"
+            f"image {image.reference} was not looked at: not pinned, and its options not checked"
         )
-    program, entrypoint = (
-        (known.program, known.entrypoint) if known else _starting(plan.image, engine(plan.engine))
-    )
-    target = Target(
-        scope=session.scope,
-        podman=host.tools.podman,
-        image=plan.image,
-        program=program,
-        entrypoint=entrypoint,
-        claim=claim_of(plan),
-        devices=gpu.names(gpu.planned(host, plan)),
-        cache=str(session.paths().compiled(known.image_id if known else "IMAGE")),
-    )
-    units = render(plan, target, 0)
-    files = [*units.files]
-    if image is not None:
-        door = door_of(resolved, plan, image)
-        made = render_door(
-            plan.stack,
-            door,
-            scope=session.scope,
-            podman=host.tools.podman,
-            folder=str(session.paths().door_folder(plan.stack)),
-        )
-        files += [made.unit, *made.files]
+    target = unit_target(basis.paths, basis.host, planned.plan, image.facts)
+    units = render(planned.plan, target, 0)
+    files = (*units.files, *_door_files(basis, resolved, planned))
     if session.out.json:
-        report = UnitsReport(stack=units.stack, service=units.service, files=tuple(files))
+        report = UnitsReport(stack=units.stack, service=units.service, files=files)
         session.out.data(report)
+    _write(session, files, output)
+
+
+def _door_files(basis: PlanBasis, profile: Profile, planned: Planned) -> tuple[UnitFile, ...]:
+    """Return the unit and the files of the front door; none for a stack without one."""
+    from stackctl.units.door import door_of, render_door
+
+    if planned.door is None:
+        return ()
+    stack = planned.plan.stack
+    made = render_door(
+        stack,
+        door_of(profile, planned.plan, planned.door),
+        scope=basis.paths.scope,
+        podman=basis.host.tools.podman,
+        folder=str(basis.paths.door_folder(stack)),
+    )
+    return (made.unit, *made.files)
+
+
+def _write(session: Session, files: tuple[UnitFile, ...], output: Path | None) -> None:
+    """Print the files, or write them to a folder and print their names; with --json print none."""
+    from stackctl.machine.files import write_atomically
+
     for file in files:
-        if output is None:
-            if not session.out.json:
-                session.out.line(file.text.rstrip("\n"))
-            continue
-        if output.exists() and not output.is_dir():
-            raise StackctlError(f"{output} is not a folder", exit_code=ExitCode.USAGE)
-        write_atomically(output / file.name, file.text)
+        text = file.text.rstrip("\n")
+        if output is not None:
+            if output.exists() and not output.is_dir():
+                raise StackctlError(f"{output} is not a folder", exit_code=ExitCode.USAGE)
+            write_atomically(output / file.name, file.text)
+            text = str(output / file.name)
         if not session.out.json:
-            session.out.line(str(output / file.name))
-
-
-def _starting(image: str, engine: Engine) -> tuple[tuple[str, ...], str | None]:
-    """Images built here have no entry point; others are taken to be like the engine's own."""
-    from stackctl.deploy.images import starting
-
-    local = image in (engine.local_image, engine.cpu_image)
-    return starting(engine, () if local else engine.published_entrypoint)
+            session.out.line(text)

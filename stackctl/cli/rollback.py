@@ -36,8 +36,8 @@ def command(
     Its stored unit is reinstalled as it was, as a new generation; nothing is planned again.
     """
     from stackctl.cli.up import show
+    from stackctl.deploy.new_generation import Wish
     from stackctl.deploy.switch import rollback
-    from stackctl.deploy.transaction import Wish
 
     context = session.context(recover="no" if dry_run else "must")
     stack, numbers = stack_and_numbers(words, 1)

@@ -18,6 +18,7 @@ from stackctl.errors import ExitCode, StackctlError
 if TYPE_CHECKING:
     from stackctl.deploy.change import Patience
     from stackctl.deploy.context import Context
+    from stackctl.deploy.plan_inputs import PlanBasis
     from stackctl.sources.profiles import Profiles
     from stackctl.state.paths import Paths
     from stackctl.values.generation import Generation
@@ -51,6 +52,15 @@ class Session:
         # The caller's own, also under sudo -E: they are refused there, not passed over.
         found = paths(self.scope, os.environ, profile_folder=self.profile_folder)
         return Profiles(found.profiles, chosen=self.profile_folder)
+
+    def plan_basis(self, facts: Path | None = None) -> PlanBasis:
+        """The machine that is planned for: this one, or the one in a file of facts."""
+        from stackctl.deploy.plan_inputs import read_basis, read_basis_file
+        from stackctl.machine.files import LiveMachine
+
+        if facts is not None:
+            return read_basis_file(self.paths(), LiveMachine(), facts)
+        return read_basis(self.paths(), LiveMachine())
 
     def context(self, *, recover: Literal["must", "try", "no"] = "must") -> Context:
         """What deployments work with; a change that a crash cut off is ended first.

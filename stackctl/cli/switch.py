@@ -43,10 +43,9 @@ def command(
     Model and settings that "up" was given stay. When anything fails, the generation that served is
     put back.
     """
-    from stackctl.cli.planning import advised
     from stackctl.cli.up import show
+    from stackctl.deploy.new_generation import Wish
     from stackctl.deploy.switch import stack_of, switch
-    from stackctl.deploy.transaction import Wish
 
     context = session.context(recover="no" if dry_run else "must")
     profiles = session.profiles()
@@ -56,6 +55,6 @@ def command(
         force=force,
         dry_run=dry_run,
         patience=patience(drain, soak),
-        advise=lambda profile, plan: advised(session, profile, plan),
+        profiles=profiles,
     )
     show(session, context, switch(context, name, to, profiles, wish, auto_fit=auto_fit))

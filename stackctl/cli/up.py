@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stackctl.cli.planning import advised
 from stackctl.cli.session import (
     Session,
     drain_option,
@@ -60,7 +59,8 @@ def command(
     import msgspec
 
     from stackctl.deploy.fetching import ensure
-    from stackctl.deploy.transaction import Wish, up
+    from stackctl.deploy.new_generation import Wish
+    from stackctl.deploy.transaction import up
 
     context = session.context(recover="no" if dry_run else "must")
     asked = overrides(sets, model, objective, name)
@@ -77,7 +77,7 @@ def command(
         patience=patience(drain, soak),
         asked=asked,
         fit=fit if auto_fit else None,
-        advise=lambda profile, plan: advised(session, profile, plan),
+        profiles=profiles,
     )
     resolved = profiles.resolve(profile, asked)
     ensure(context, resolved, wish)

@@ -14,17 +14,15 @@ from typing import Final
 
 from stackctl.deploy import guardtimer, stored
 from stackctl.deploy.context import Context
-from stackctl.deploy.transaction import Wish, refused
+from stackctl.deploy.new_generation import Wish, require_viable
+from stackctl.deploy.plan_inputs import inputs_before_image, read_basis
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine.files import remove_file, write_atomically
 from stackctl.machine.private import read_own
-from stackctl.plan.outvoted import is_refused, solve_past
-from stackctl.plan.solve import Known
-from stackctl.probe import probe
+from stackctl.plan.outvoted import solve_past
 from stackctl.quantity import format_bytes
 from stackctl.sources.hubcache import cache_folder
 from stackctl.sources.models import read_model
-from stackctl.state import calibrations, claims
 from stackctl.store import fetch
 from stackctl.store.facts import read_remote
 from stackctl.store.fetch import Order, Speed
@@ -110,17 +108,12 @@ def ensure(context: Context, profile: Profile, wish: Wish) -> None:
 
 def _require_use(context: Context, profile: Profile, model: Model, wish: Wish) -> None:
     """Raise StackctlError (exit 5) for a model that does not fit or is not worth running."""
-    host = probe(context.machine, scope=context.paths.scope)
-    known = Known(
-        image="",
-        image_reason="",
-        claims=claims.declared(context.machine, context.paths),
-        calibrations=calibrations.read(context.paths.state),
+    basis = read_basis(context.paths, context.machine)
+    inputs = inputs_before_image(basis, profile, model)
+    plan, _ = solve_past(
+        host=basis.host, model=model, profile=profile, known=inputs, binding=basis.binding
     )
-    binding = claims.binding(context.machine, context.paths)
-    plan, _ = solve_past(host=host, model=model, profile=profile, known=known, binding=binding)
-    if is_refused(plan) and not wish.force:
-        raise refused(wish.advise(profile, plan))
+    require_viable(basis, profile, plan, wish)
 
 
 def facts_of(context: Context, source: str) -> Model | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 
 from stackctl.deploy.context import Context
+from stackctl.deploy.unit_target import starting
 from stackctl.engines.protocol import Engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import podman
@@ -15,7 +16,7 @@ from stackctl.quantity import format_bytes
 from stackctl.state.enginefacts import EngineFactsCache
 from stackctl.state.generations import now
 from stackctl.values.door import DEFAULT_IMAGE, LOCAL_IMAGE
-from stackctl.values.measured import EngineFacts
+from stackctl.values.measured import EngineFacts, EngineOption
 from stackctl.values.profile import Profile
 
 #: Images of engines that stackctl builds.
@@ -28,24 +29,76 @@ _NO_DOOR_IMAGE = (
 )
 
 
-def known_image(
-    profile: Profile, engine: Engine, cache: EngineFactsCache
-) -> tuple[str, str, EngineFacts | None]:
-    """Image, reason and facts for planning only: what was seen last, else what is here by name."""
-    for reference, reason in _candidates(profile, engine):
-        if facts := cache.latest(reference):
-            return facts.pinned, reason, facts
+@dataclass(frozen=True)
+class PlannedImage:
+    """An image as plans name it: its reference, the reason for it, and its facts if inspected."""
+
+    reference: str
+    reason: str
+    facts: EngineFacts | None = None
+
+
+@dataclass(frozen=True)
+class ReadyImage:
+    """An image that is on this machine: ``asked`` is the name that it was found by."""
+
+    image: podman.Image
+    asked: str
+    reason: str
+    facts: EngineFacts
+
+    @property
+    def planned(self) -> PlannedImage:
+        """The image as plans name it, by its pinned reference."""
+        return PlannedImage(self.image.reference, self.reason, self.facts)
+
+
+def known_image(profile: Profile, engine: Engine, cache: EngineFactsCache) -> PlannedImage:
+    """Return the image for planning only: the one inspected last, else the one that is here."""
     candidates = _candidates(profile, engine)
+    for reference, reason in candidates:
+        if facts := cache.latest(reference):
+            return PlannedImage(facts.pinned, reason, facts)
     for reference, reason in candidates[:-1]:
         if podman.exists(reference):
-            return reference, reason, None
-    reference, reason = candidates[-1]
-    return reference, reason, None
+            return PlannedImage(reference, reason)
+    return PlannedImage(*candidates[-1])
 
 
-def usual_image(profile: Profile, engine: Engine) -> str:
-    """The image of a profile where nothing is here."""
-    return _candidates(profile, engine)[-1][0]
+def image_of_another_machine(profile: Profile, engine: Engine) -> PlannedImage:
+    """Return the image of a profile for a machine whose images are not known."""
+    reference, reason = _candidates(profile, engine)[-1]
+    return PlannedImage(reference, reason if profile.image else "not looked at")
+
+
+def ready_image(context: Context, profile: Profile, engine: Engine) -> ReadyImage:
+    """Have the engine's image here, pulled if need be, and inspect it.
+
+    Raises:
+        StackctlError: exit 6 when it cannot be had, or does not hold the engine.
+    """
+    with podman.connect(context.paths.runtime) as api:
+        image, asked, reason = ensure_image(context, api, profile, engine)
+    return ReadyImage(image, asked, reason, inspect_engine(context, engine, image, asked))
+
+
+def ready_images(
+    context: Context, profile: Profile, engine: Engine, *, may_pull: bool
+) -> tuple[ReadyImage, str | None, str]:
+    """Have the images of the engine and of its front door here, and inspect the engine.
+
+    Returns:
+        The engine's image, the front door's (None for no front door), and the reason for that.
+
+    Raises:
+        StackctlError: exit 6 when one cannot be had or is not as it must be, exit 2 for a profile
+            that needs a front door and says that it has none.
+    """
+    with podman.connect(context.paths.runtime) as api:
+        image, asked, reason = ensure_image(context, api, profile, engine, may_pull=may_pull)
+        door, why_door = ensure_door(context, api, profile, may_pull=may_pull)
+    facts = inspect_engine(context, engine, image, asked)
+    return ReadyImage(image, asked, reason, facts), door, why_door
 
 
 def ensure_image(
@@ -174,7 +227,7 @@ def _pull(
 def inspect_engine(
     context: Context, engine: Engine, image: podman.Image, reference: str
 ) -> EngineFacts:
-    """What the image's engine understands: from the cache, else by running its help once.
+    """Return the facts of the image's engine: from the cache, else by running its help once.
 
     Raises:
         StackctlError: exit 6 when the image does not hold the engine, or lacks curl.
@@ -189,35 +242,11 @@ def inspect_engine(
             cache.put(known)
         return known
     context.report.progress("image", f"reading the options of {engine.program}")
-    starts = image.entrypoint[0].rpartition("/")[2] if image.entrypoint else engine.program
-    if starts != engine.program:
-        raise StackctlError(
-            f"image {reference} starts {starts}, not {engine.program}",
-            hint="an image whose entry point is the engine, or one without entry point",
-            exit_code=ExitCode.HOST,
-        )
+    _require_program(engine, image, reference)
     program, replaced = starting(engine, image.entrypoint)
     entrypoint = replaced or next(iter(program), None)
-    help_text = podman.run_once(image.id, engine.help_arguments, entrypoint=entrypoint)
-    options = engine.parse_help(help_text.stdout) if help_text.status == 0 else ()
-    if not options:
-        lines = (help_text.stderr.strip() or help_text.stdout.strip()).splitlines()
-        missing = help_text.status == 127 or "not found" in help_text.stderr
-        raise StackctlError(
-            f"image {reference} holds no {engine.program}"
-            if missing
-            else f"{engine.program} of image {reference} does not run here",
-            details=lines[-3:],
-            hint=f"{_get(engine, reference)}, or another image: --set image=NAME",
-            exit_code=ExitCode.HOST,
-        )
-    curl = podman.run_once(image.id, ["--version"], entrypoint="curl")
-    if curl.status != 0:
-        raise StackctlError(
-            f"image {reference} has no curl, which its health check needs",
-            hint="an image with curl; the engine's own and those of stackctl image build have it",
-            exit_code=ExitCode.HOST,
-        )
+    options = _read_options(engine, image, reference, entrypoint)
+    _require_curl(image, reference)
     version = podman.run_once(image.id, ["--version"], entrypoint=entrypoint)
     facts = EngineFacts(
         engine=engine.name,
@@ -234,12 +263,45 @@ def inspect_engine(
     return facts
 
 
-def starting(engine: Engine, entrypoint: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
-    """How to start the engine of an image with that entry point: what goes before the arguments,
-    and what replaces the entry point. One such as "vllm serve" says part of the arguments."""
-    if not entrypoint:
-        return (engine.program,), None
-    return (), entrypoint[0] if len(entrypoint) > 1 else None
+def _require_program(engine: Engine, image: podman.Image, reference: str) -> None:
+    """Raise StackctlError (exit 6) for an image whose entry point is another program."""
+    starts = image.entrypoint[0].rpartition("/")[2] if image.entrypoint else engine.program
+    if starts != engine.program:
+        raise StackctlError(
+            f"image {reference} starts {starts}, not {engine.program}",
+            hint="an image whose entry point is the engine, or one without entry point",
+            exit_code=ExitCode.HOST,
+        )
+
+
+def _read_options(
+    engine: Engine, image: podman.Image, reference: str, entrypoint: str | None
+) -> tuple[EngineOption, ...]:
+    """Return the options in the engine's help. Raises StackctlError (exit 6) where it has none."""
+    done = podman.run_once(image.id, engine.help_arguments, entrypoint=entrypoint)
+    options = engine.parse_help(done.stdout) if done.status == 0 else ()
+    if options:
+        return options
+    lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+    missing = done.status == 127 or "not found" in done.stderr
+    raise StackctlError(
+        f"image {reference} holds no {engine.program}"
+        if missing
+        else f"{engine.program} of image {reference} does not run here",
+        details=lines[-3:],
+        hint=f"{_get(engine, reference)}, or another image: --set image=NAME",
+        exit_code=ExitCode.HOST,
+    )
+
+
+def _require_curl(image: podman.Image, reference: str) -> None:
+    """Raise StackctlError (exit 6) for an image without curl."""
+    if podman.run_once(image.id, ["--version"], entrypoint="curl").status != 0:
+        raise StackctlError(
+            f"image {reference} has no curl, which its health check needs",
+            hint="an image with curl; the engine's own and those of stackctl image build have it",
+            exit_code=ExitCode.HOST,
+        )
 
 
 def _get(engine: Engine, reference: str) -> str:

@@ -11,10 +11,10 @@ import msgspec
 from stackctl.deploy import change, fetching, install, preflight, takeover
 from stackctl.deploy.change import Before
 from stackctl.deploy.context import Context
+from stackctl.deploy.new_generation import Wish
 from stackctl.deploy.stored import require_unchanged
 from stackctl.deploy.transaction import (
     UpResult,
-    Wish,
     installed_generation,
     replace,
     unchanged,

@@ -4,60 +4,44 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
 
-from stackctl.deploy import change, door, gpu, images, install, preflight, proof, record, takeover
+from stackctl.deploy import (
+    change,
+    door,
+    engine_port,
+    gpu,
+    install,
+    plan_inputs,
+    preflight,
+    proof,
+    record,
+    takeover,
+)
 from stackctl.deploy.change import Before, Patience
 from stackctl.deploy.context import Context
+from stackctl.deploy.new_generation import Wish, accept, draft
 from stackctl.deploy.recover import record_end, recover_first
 from stackctl.deploy.retry import agreed, with_other_kernels
 from stackctl.deploy.start import start_and_wait
-from stackctl.deploy.stored import require_unchanged, require_verified
-from stackctl.engines import engine as find_engine
+from stackctl.deploy.stored import require_unchanged
 from stackctl.errors import DidNotStart, ExitCode, StackctlError
-from stackctl.machine import lock, podman
-from stackctl.plan.ledger import claim_of
-from stackctl.plan.outvoted import is_refused, solve_past, told
-from stackctl.plan.placement import sharing
-from stackctl.plan.solve import Known, solve
-from stackctl.plan.verdict import besides, headline, summary
-from stackctl.probe import probe
-from stackctl.probe.doctor_gpu import DEFAULT_CUDA
+from stackctl.machine import lock
 from stackctl.quantity import format_duration
-from stackctl.sources.models import read_model
-from stackctl.state import calibrations, claims, learned, seen
 from stackctl.state.generations import now
 from stackctl.units import render
-from stackctl.units.door import door_of, door_service
-from stackctl.values.generation import Generation, Operation, Outcome
+from stackctl.units.door import door_service
+from stackctl.values.generation import Generation
 from stackctl.values.host import Host
 from stackctl.values.measured import Learned
 from stackctl.values.plan import Plan
-from stackctl.values.profile import Overrides, Profile
+from stackctl.values.profile import Profile
 from stackctl.values.transaction import Transaction
 from stackctl.values.unit import UnitSet
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What ``up`` was asked for besides the profile.
-
-    ``asked`` is what the command line said of it, ``operation`` how the generation comes to be, and
-    ``advise`` adds to a plan that is refused what would help instead.
-    """
-
-    deadline_s: float | None = None
-    force: bool = False
-    dry_run: bool = False
-    patience: Patience = field(default_factory=Patience)
-    asked: Overrides = field(default_factory=Overrides)
-    operation: Operation = "up"
-    fit: Callable[[tuple[str, ...]], tuple[Profile, Overrides]] | None = None
-    advise: Callable[[Profile, Plan], Plan] = lambda _, plan: plan
 
 
 @dataclass(frozen=True)
@@ -99,107 +83,37 @@ def up(context: Context, profile: Profile, wish: Wish) -> UpResult:
 
 
 def _up(context: Context, profile: Profile, wish: Wish, lesson: Learned | None) -> UpResult:
-    """One attempt, with a lesson of the one before; the lock is held."""
+    """Make one attempt, with a lesson of the one before; the lock is held."""
     context.systemd.require()
-    host = probe(context.machine, scope=context.paths.scope)
-    generator, store = preflight.require_tools(host), context.generations
-    model = read_model(preflight.require_model(profile))
-    known = Known(
-        image="",
-        image_reason="",
-        claims=claims.declared(context.machine, context.paths),
-        calibrations=calibrations.read(context.paths.state),
-        seen=seen.read(store, profile.stack, model),
-        deadline_s=wish.deadline_s,
-    )
-    # What is no use is refused before it asks for gigabytes of model and image.
-    binding, everybody = claims.binding(context.machine, context.paths), known
-    early, known = solve_past(host=host, model=model, profile=profile, known=known, binding=binding)
-    if passed := told(profile.stack, everybody, known):
-        context.report.warn(passed)
-    # Of an image that somebody else made nothing is known before it is here.
-    assumed = DEFAULT_CUDA if profile.image is None else None
-    if not wish.force:
-        gpu.require_gpus(host, early, cuda=assumed)
-    _require_use(early, profile, wish)
-    require_verified(context, model)
-    engine = find_engine(profile.engine)
-    with podman.connect(context.paths.runtime) as api:
-        image, reference, reason = images.ensure_image(
-            context, api, profile, engine, may_pull=not wish.dry_run
-        )
-        door_image, why_door = images.ensure_door(context, api, profile, may_pull=not wish.dry_run)
-    facts = images.inspect_engine(context, engine, image, reference)
-    before = change.look(context, profile.stack)
-    if before.file is None and before.unit is not None and not wish.dry_run:
-        context.report.warn(f"{before.unit} runs without its unit file: it is stopped")
-        change.converge(context, profile.stack, None, running=False)
-        before = change.look(context, profile.stack)
-    cards = [card.name for card in gpu.planned(host, early)]
-    known = dataclasses.replace(
-        known,
-        learned=lesson or learned.read(context.paths.state, image.id, *cards[:1]),
-        image=image.reference,
-        image_reason=reason,
-        facts=facts,
-        seen=seen.read(store, profile.stack, model, image.id),
-        door_reason=why_door,
-    )
-
-    def draft(unit: str, port: int | None, number: int) -> Generation:
-        plan = solve(
-            host=host,
-            model=model,
-            profile=profile,
-            known=dataclasses.replace(known, engine_port=port),
-        )
-        target = render.Target(
-            scope=context.paths.scope,
-            podman=host.tools.podman,
-            image=image.reference,
-            program=facts.program,
-            entrypoint=facts.entrypoint,
-            claim=claim_of(plan),
-            devices=gpu.names(gpu.planned(host, plan)),
-            cache=str(context.paths.compiled(image.id)),
-        )
-        return Generation(
-            number=number,
-            stack=plan.stack,
-            created=now(),
-            operation=wish.operation,
-            image=reference,
-            image_id=image.id,
-            units=render.render(plan, target, number, unit),
-            door=door_of(profile, plan, door_image) if door_image else None,
-            plan=plan,
-            profile=profile,
-            asked=wish.asked,
-            host=host,
-            outcome=Outcome(state="starting", changed=now()),
-        )
-
-    # As it would be in the place of the one that runs, to see whether anything changes.
+    basis = plan_inputs.read_basis(context.paths, context.machine)
+    generator, store = preflight.require_tools(basis.host), context.generations
+    new_draft = draft(context, basis, profile, wish, lesson)
+    before = _without_orphan(context, profile.stack, wish)
+    # First as it would be in the place of the running one, to see whether anything changes.
     number = max((0, *store.numbers(profile.stack))) + 1
     old, free = before.generation, None
-    if door_image is not None:
-        free = takeover.private_port(context.machine, store, profile, everybody.claims)
+    if new_draft.door_image is not None:
+        free = engine_port.private_port(context.machine, store, profile, basis.claims)
     port = old.plan.engine_port if old is not None and free is not None else None
-    new = draft(before.unit or profile.stack, port or free, number)
-    _require_use(new.plan, profile, wish)
-    if not wish.force:
-        for finding in gpu.require_gpus(host, new.plan, cuda=image.cuda or assumed):
-            context.report.warn(f"{finding.name}: {finding.actual}", finding.remedy)
-    context.report.step("plan", summary(new.plan))
-    if new.plan.placement.shared_with:
-        context.report.warn(f"cores {sharing(new.plan.placement.shared_with)}")
+    new = new_draft.generation(before.unit or profile.stack, port or free, number)
+    accept(context, new_draft, new.plan)
     if current := unchanged(context, new, before, wish):
         return UpResult("unchanged", new.plan, current.units, current)
     if old is not None:
         unit = takeover.other_slot(profile.stack, before.unit)
-        new = draft(unit, free, number)
-    done = replace(context, new, before, host, wish, generator)
+        new = new_draft.generation(unit, free, number)
+    done = replace(context, new, before, basis.host, wish, generator)
     return UpResult("started" if done else "none", new.plan, new.units, done)
+
+
+def _without_orphan(context: Context, stack: str, wish: Wish) -> Before:
+    """Return the stack as it is, once an engine that runs without its unit file is stopped."""
+    before = change.look(context, stack)
+    if before.file is None and before.unit is not None and not wish.dry_run:
+        context.report.warn(f"{before.unit} runs without its unit file: it is stopped")
+        change.converge(context, stack, None, running=False)
+        before = change.look(context, stack)
+    return before
 
 
 def unchanged(context: Context, new: Generation, before: Before, wish: Wish) -> Generation | None:
@@ -368,24 +282,6 @@ def not_running(stack: str) -> StackctlError:
     """The error for a stack that is not up."""
     code = ExitCode.NOT_RUNNING
     return StackctlError(f"{stack} is not up", hint="stackctl up PROFILE", exit_code=code)
-
-
-def refused(plan: Plan) -> StackctlError:
-    """The error for a plan that does not fit or is not worth running: why, and what would be."""
-    return StackctlError(
-        headline(plan),
-        details=besides(plan),
-        hint="\n".join(
-            ("what helps, best first", *plan.verdict.alternatives, "--force: start it anyway")
-        ),
-        exit_code=ExitCode.REFUSED,
-    )
-
-
-def _require_use(plan: Plan, profile: Profile, wish: Wish) -> None:
-    """Raise StackctlError (exit 5) for a plan that does not fit or is not worth running."""
-    if is_refused(plan) and not wish.force:
-        raise refused(wish.advise(profile, plan))
 
 
 @contextlib.contextmanager

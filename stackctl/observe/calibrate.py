@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from typing import Any
 
 from stackctl.deploy import images, preflight
 from stackctl.deploy.context import Context
+from stackctl.deploy.plan_inputs import inputs_before_image, read_basis, with_image
 from stackctl.engines import engine as find_engine
 from stackctl.engines import model_mounts, uses_gpu
 from stackctl.errors import ExitCode, StackctlError
@@ -15,7 +17,7 @@ from stackctl.health import endpoint
 from stackctl.machine import http, podman
 from stackctl.plan.placement import place
 from stackctl.plan.roofline import prefill_operations
-from stackctl.plan.solve import Known, solve
+from stackctl.plan.solve import solve
 from stackctl.probe import probe
 from stackctl.sources.models import read_model
 from stackctl.state import calibrations
@@ -53,21 +55,22 @@ def calibrate(
             hint="a CPU profile: stackctl calibrate cpu --model SOURCE",
             exit_code=ExitCode.USAGE,
         )
-    host = probe(context.machine, scope=context.paths.scope)
-    preflight.require_tools(host)
+    basis = read_basis(context.paths, context.machine)
+    preflight.require_tools(basis.host)
     model = read_model(preflight.require_model(profile))
     preflight.require_files(model)
     engine = find_engine(profile.engine)
-    with podman.connect(context.paths.runtime) as api:
-        image, reference, reason = images.ensure_image(context, api, profile, engine)
-    facts = images.inspect_engine(context, engine, image, reference)
-    known = Known(image=image.reference, image_reason=reason, facts=facts)
-    plan = solve(host=host, model=model, profile=profile, known=known)
+    image = images.ready_image(context, profile, engine)
+    # The benchmark has the machine to itself.
+    alone = dataclasses.replace(basis, claims=())
+    inputs = inputs_before_image(alone, profile, model)
+    inputs = with_image(alone, inputs, profile, model, image.planned)
+    plan = solve(host=basis.host, model=model, profile=profile, known=inputs)
     planned = next((d.value for d in plan.decisions if d.field == "threads"), None)
     count = threads or (planned if isinstance(planned, int) else 1)
     context.report.progress("measure", f"llama-bench with {count} threads")
-    runs = _bench(image.id, model, count, timeout_s)
-    entry = calibration_of(runs, model, engine.name, image.id, count)
+    runs = _bench(image.image.id, model, count, timeout_s)
+    entry = calibration_of(runs, model, engine.name, image.image.id, count)
     calibrations.add(context.paths.state, entry)
     return entry
 

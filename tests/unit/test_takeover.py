@@ -13,7 +13,7 @@ import pytest
 from samples import EPYC, LATENCY, plan
 
 from stackctl.cli.output import Output
-from stackctl.deploy import install, takeover
+from stackctl.deploy import engine_port, install, takeover
 from stackctl.deploy.change import Before
 from stackctl.deploy.context import Context
 from stackctl.deploy.transaction import writer
@@ -64,7 +64,7 @@ def test_a_private_port_is_one_that_no_stored_generation_needs(tmp_path: Path) -
     store = Generations(tmp_path)
 
     def port(*claims: Claim) -> int:
-        return takeover.private_port(LiveMachine(), store, LATENCY, claims)
+        return engine_port.private_port(LiveMachine(), store, LATENCY, claims)
 
     first = port()
     assert 20000 <= first < 32000
@@ -88,7 +88,7 @@ def test_a_private_port_is_one_that_linux_gives_to_nobody_else(tmp_path: Path) -
     store = Generations(tmp_path)
 
     def port() -> int:
-        return takeover.private_port(RecordedMachine(tmp_path), store, LATENCY, ())
+        return engine_port.private_port(RecordedMachine(tmp_path), store, LATENCY, ())
 
     first = port()
     (settings / "ip_local_reserved_ports").write_text(f"80,{first}-{first + 4}\n")

@@ -26,7 +26,7 @@ from samples import (
 )
 
 from stackctl.deploy import gpu
-from stackctl.deploy.images import starting
+from stackctl.deploy.unit_target import starting
 from stackctl.engines import engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.plan.ledger import claim_of

@@ -1,0 +1,152 @@
+"""A new generation of a stack: planned, with its model and images on this machine, and rendered."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from stackctl.deploy import gpu, images, plan_inputs, preflight
+from stackctl.deploy.change import Patience
+from stackctl.deploy.context import Context
+from stackctl.deploy.images import ReadyImage
+from stackctl.deploy.plan_inputs import PlanBasis
+from stackctl.deploy.plan_preview import advised
+from stackctl.deploy.stored import require_verified
+from stackctl.deploy.unit_target import unit_target
+from stackctl.engines import engine as find_engine
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.plan.outvoted import is_refused, solve_past, told
+from stackctl.plan.placement import sharing
+from stackctl.plan.solve import Known, solve
+from stackctl.plan.verdict import besides, headline, summary
+from stackctl.probe.doctor_gpu import DEFAULT_CUDA
+from stackctl.sources.models import read_model
+from stackctl.sources.profiles import Profiles
+from stackctl.state.generations import now
+from stackctl.units import render
+from stackctl.units.door import door_of
+from stackctl.values.generation import Generation, Operation, Outcome
+from stackctl.values.measured import Learned
+from stackctl.values.model import Model
+from stackctl.values.plan import Plan
+from stackctl.values.profile import Overrides, Profile
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What ``up`` was asked for besides the profile.
+
+    ``asked`` is what the command line said of it, and ``operation`` how the generation comes to be.
+    A plan that is refused gets alternatives from ``profiles``, where there are some.
+    """
+
+    deadline_s: float | None = None
+    force: bool = False
+    dry_run: bool = False
+    patience: Patience = field(default_factory=Patience)
+    asked: Overrides = field(default_factory=Overrides)
+    operation: Operation = "up"
+    fit: Callable[[tuple[str, ...]], tuple[Profile, Overrides]] | None = None
+    profiles: Profiles | None = None
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A new generation without its slot, its port and its number.
+
+    ``door_image`` is the image of its front door, None for a stack without one.
+    """
+
+    profile: Profile
+    wish: Wish
+    basis: PlanBasis
+    model: Model
+    inputs: Known
+    image: ReadyImage
+    door_image: str | None
+
+    def generation(self, unit: str, port: int | None, number: int) -> Generation:
+        """Plan and render it for a slot and a private port (None without a front door)."""
+        host, inputs = self.basis.host, dataclasses.replace(self.inputs, engine_port=port)
+        plan = solve(host=host, model=self.model, profile=self.profile, known=inputs)
+        target = unit_target(self.basis.paths, host, plan, self.image.facts)
+        return Generation(
+            number=number,
+            stack=plan.stack,
+            created=now(),
+            operation=self.wish.operation,
+            image=self.image.asked,
+            image_id=self.image.image.id,
+            units=render.render(plan, target, number, unit),
+            door=door_of(self.profile, plan, self.door_image) if self.door_image else None,
+            plan=plan,
+            profile=self.profile,
+            asked=self.wish.asked,
+            host=host,
+            outcome=Outcome(state="starting", changed=now()),
+        )
+
+
+def draft(
+    context: Context, basis: PlanBasis, profile: Profile, wish: Wish, lesson: Learned | None
+) -> Draft:
+    """Have model and image here, and the inputs of the plan.
+
+    A plan that is refused is refused before gigabytes of an image are pulled.
+    """
+    model = read_model(preflight.require_model(profile))
+    inputs = plan_inputs.inputs_before_image(basis, profile, model, deadline_s=wish.deadline_s)
+    early, used = solve_past(
+        host=basis.host, model=model, profile=profile, known=inputs, binding=basis.binding
+    )
+    if passed := told(profile.stack, inputs, used):
+        context.report.warn(passed)
+    if not wish.force:
+        gpu.require_gpus(basis.host, early, cuda=_assumed_cuda(profile))
+    require_viable(basis, profile, early, wish)
+    require_verified(context, model)
+    image, door_image, why_door = images.ready_images(
+        context, profile, find_engine(profile.engine), may_pull=not wish.dry_run
+    )
+    inputs = plan_inputs.with_image(basis, used, profile, model, image.planned, lesson=lesson)
+    inputs = dataclasses.replace(inputs, door_reason=why_door)
+    return Draft(profile, wish, basis, model, inputs, image, door_image)
+
+
+def _assumed_cuda(profile: Profile) -> str | None:
+    """Return the CUDA version of the engine's own image; None for images of others, of which
+    nothing is known before they are here."""
+    return DEFAULT_CUDA if profile.image is None else None
+
+
+def accept(context: Context, draft: Draft, plan: Plan) -> None:
+    """Report the plan with its warnings. Raises StackctlError for one that is refused."""
+    require_viable(draft.basis, draft.profile, plan, draft.wish)
+    if not draft.wish.force:
+        cuda = draft.image.image.cuda or _assumed_cuda(draft.profile)
+        for finding in gpu.require_gpus(draft.basis.host, plan, cuda=cuda):
+            context.report.warn(f"{finding.name}: {finding.actual}", finding.remedy)
+    context.report.step("plan", summary(plan))
+    if plan.placement.shared_with:
+        context.report.warn(f"cores {sharing(plan.placement.shared_with)}")
+
+
+def refused(plan: Plan) -> StackctlError:
+    """The error for a plan that does not fit or is not worth running: why, and what would be."""
+    return StackctlError(
+        headline(plan),
+        details=besides(plan),
+        hint="\n".join(
+            ("what helps, best first", *plan.verdict.alternatives, "--force: start it anyway")
+        ),
+        exit_code=ExitCode.REFUSED,
+    )
+
+
+def require_viable(basis: PlanBasis, profile: Profile, plan: Plan, wish: Wish) -> None:
+    """Raise StackctlError (exit 5) for a plan that does not fit or is not worth running."""
+    if is_refused(plan) and not wish.force:
+        if wish.profiles is not None:
+            plan = advised(basis, wish.profiles, profile, plan)
+        raise refused(plan)

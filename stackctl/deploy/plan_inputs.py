@@ -1,0 +1,137 @@
+"""The inputs of the planner, assembled in one place for every command that plans."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from stackctl.deploy.images import PlannedImage
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.machine.files import Machine
+from stackctl.plan import ledger
+from stackctl.plan.placement import place
+from stackctl.plan.solve import Known
+from stackctl.probe import probe
+from stackctl.state import calibrations, claims, learned, seen
+from stackctl.state.generations import Generations
+from stackctl.state.paths import Paths
+from stackctl.values.base import from_json
+from stackctl.values.claim import Claim
+from stackctl.values.host import Host
+from stackctl.values.measured import Calibration, Learned, Seen
+from stackctl.values.model import Model
+from stackctl.values.profile import Profile
+
+
+@dataclass(frozen=True)
+class PlanBasis:
+    """The machine that plans are made for, and the records that it has of stacks and speeds.
+
+    ``claims`` are those of all stacks that can be read, ``binding`` those of them that a plan of
+    this user must respect. ``live`` is False for the facts of a file: nothing else is known of that
+    machine, and this one is not asked.
+    """
+
+    paths: Paths
+    machine: Machine
+    host: Host
+    claims: tuple[Claim, ...] = ()
+    binding: tuple[Claim, ...] = ()
+    calibrations: tuple[Calibration, ...] = ()
+    live: bool = True
+
+    @property
+    def generations(self) -> Generations:
+        """The stored generations of the scope."""
+        return Generations(self.paths.state)
+
+
+def read_basis(paths: Paths, machine: Machine) -> PlanBasis:
+    """Probe this machine and read its records."""
+    return PlanBasis(
+        paths=paths,
+        machine=machine,
+        host=probe(machine, scope=paths.scope),
+        claims=claims.declared(machine, paths),
+        binding=claims.binding(machine, paths),
+        calibrations=calibrations.read(paths.state),
+    )
+
+
+def read_basis_file(paths: Paths, machine: Machine, facts: Path) -> PlanBasis:
+    """Read the facts of a machine from a file in the form of ``stackctl probe --json``.
+
+    Raises:
+        StackctlError: exit 2 for a file that cannot be read or is not valid.
+    """
+    try:
+        text = facts.read_bytes()
+    except OSError as error:
+        raise StackctlError(
+            f"cannot read {facts}: {error.strerror}", exit_code=ExitCode.USAGE
+        ) from None
+    return PlanBasis(paths, machine, from_json(text, Host, where=str(facts)), live=False)
+
+
+def inputs_before_image(
+    basis: PlanBasis, profile: Profile, model: Model, *, deadline_s: float | None = None
+) -> Known:
+    """Return the inputs of a plan whose image is not known yet.
+
+    Its options are those of the newest known dialect. Earlier starts of the model count with any
+    image.
+    """
+    measured = seen.read(basis.generations, profile.stack, model) if basis.live else ()
+    return Known(
+        image="",
+        image_reason="",
+        claims=basis.claims,
+        calibrations=basis.calibrations,
+        seen=measured,
+        deadline_s=deadline_s,
+    )
+
+
+def with_image(
+    basis: PlanBasis,
+    inputs: Known,
+    profile: Profile,
+    model: Model,
+    image: PlannedImage,
+    *,
+    lesson: Learned | None = None,
+) -> Known:
+    """Return the inputs with an image, and with the records of earlier starts of that image.
+
+    Args:
+        basis: the machine.
+        inputs: the inputs without an image.
+        profile: the profile that is planned.
+        model: its model.
+        image: the image; without facts nothing is known of earlier starts.
+        lesson: options that a failed start of just now asks for; None reads the stored ones.
+
+    Raises:
+        StackctlError: exit 2 or 6 for a placement that the machine cannot have.
+    """
+    measured: tuple[Seen, ...] = ()
+    if image.facts is not None and basis.live:
+        image_id = image.facts.image_id
+        measured = seen.read(basis.generations, profile.stack, model, image_id)
+        if lesson is None:
+            lesson = _learned(basis, inputs, profile, image_id)
+    return dataclasses.replace(
+        inputs,
+        image=image.reference,
+        image_reason=image.reason,
+        facts=image.facts,
+        seen=measured,
+        learned=lesson,
+    )
+
+
+def _learned(basis: PlanBasis, inputs: Known, profile: Profile, image_id: str) -> Learned | None:
+    """Return the stored options that the image needed on the GPU that the stack will get."""
+    gpus = place(basis.host, profile, ledger.others(inputs.claims, profile.stack)).gpus
+    return learned.read(basis.paths.state, image_id, *(gpu.name for gpu in gpus[:1]))

@@ -1,0 +1,149 @@
+"""Plans without touching anything, and the alternatives where a plan is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from dataclasses import dataclass
+
+import msgspec
+
+from stackctl.deploy import engine_port, images, plan_inputs
+from stackctl.deploy.context import Report
+from stackctl.deploy.images import PlannedImage
+from stackctl.deploy.plan_inputs import PlanBasis
+from stackctl.deploy.preflight import require_model
+from stackctl.engines import engine, uses_gpu
+from stackctl.errors import StackctlError
+from stackctl.machine.transfer import Lost
+from stackctl.plan.outvoted import is_refused, solve_past, told
+from stackctl.plan.verdict import advise, good_enough
+from stackctl.sources.hubcache import NotHere, parse_remote
+from stackctl.sources.models import read_model
+from stackctl.sources.profiles import Profiles
+from stackctl.state.enginefacts import EngineFactsCache
+from stackctl.store import hub
+from stackctl.store.facts import read_remote
+from stackctl.values.model import Model
+from stackctl.values.plan import Plan
+from stackctl.values.profile import Overrides, Profile
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan, its image, and the image of its front door (None: no front door).
+
+    ``passed`` names the claims of other users that the plan does not count.
+    """
+
+    plan: Plan
+    image: PlannedImage
+    door: str | None = None
+    passed: str | None = None
+
+
+def preview(basis: PlanBasis, profiles: Profiles, profile: Profile, report: Report) -> Planned:
+    """Plan a profile; the verdict of a plan that is refused has alternatives.
+
+    A model that is not here is planned by the facts that its hub gives.
+
+    Raises:
+        StackctlError: the profile cannot be planned on this machine, or its model cannot be read.
+    """
+    planned = plan_profile(basis, profile, _read_model(basis, profile, report))
+    if planned.passed:
+        report.warn(planned.passed)
+    return dataclasses.replace(planned, plan=advised(basis, profiles, profile, planned.plan))
+
+
+def advised(basis: PlanBasis, profiles: Profiles, profile: Profile, plan: Plan) -> Plan:
+    """Return a plan with alternatives from all profiles, if it is refused; else as it is."""
+    if not is_refused(plan):
+        return plan
+    candidates, moved = _candidates(basis, profiles, plan)
+    verdict = advise(plan, profile, candidates, moved)
+    return msgspec.structs.replace(plan, verdict=verdict)
+
+
+def plan_profile(basis: PlanBasis, profile: Profile, model: Model) -> Planned:
+    """Plan a profile for a model, with the image that is here or would be pulled.
+
+    Raises:
+        StackctlError: as ``plan.solve.solve``.
+    """
+    door, why_door, port = None, None, None
+    if basis.live:
+        image = images.known_image(
+            profile, engine(profile.engine), EngineFactsCache(basis.paths.cache)
+        )
+        door, why_door = images.known_door(profile)
+        port = None if door is None else _engine_port(basis, profile)
+    else:
+        image = images.image_of_another_machine(profile, engine(profile.engine))
+    inputs = plan_inputs.inputs_before_image(basis, profile, model)
+    inputs = plan_inputs.with_image(basis, inputs, profile, model, image)
+    inputs = dataclasses.replace(inputs, door_reason=why_door, engine_port=port)
+    plan, used = solve_past(
+        host=basis.host, model=model, profile=profile, known=inputs, binding=basis.binding
+    )
+    return Planned(plan, image, door, told(profile.stack, inputs, used))
+
+
+def _read_model(basis: PlanBasis, profile: Profile, report: Report) -> Model:
+    """Return the facts of a profile's model, from its files or from its hub."""
+    source = require_model(profile)
+    try:
+        return read_model(source)
+    except NotHere:
+        parsed = parse_remote(source)
+        if parsed is None or parsed.url is not None or hub.offline():
+            raise
+        report.progress("model", f"asking for {source}")
+        with contextlib.suppress(Lost):
+            return read_remote(source, parsed, basis.paths.cache)
+        raise
+
+
+def _engine_port(basis: PlanBasis, profile: Profile) -> int:
+    """Return the port that the stack's engine has behind its front door, or a free one."""
+    own = (claim.engine_port for claim in basis.claims if claim.stack == profile.stack)
+    return next(filter(None, own), None) or engine_port.private_port(
+        basis.machine, basis.generations, profile, basis.claims
+    )
+
+
+def _candidates(
+    basis: PlanBasis, profiles: Profiles, refused: Plan
+) -> tuple[list[Plan], list[str]]:
+    """Plan all profiles that have a model, for this machine.
+
+    The best alternative is the same model on a GPU: profiles for that are planned with the refused
+    plan's model, if that is viable.
+
+    Returns:
+        The plans, and the names of the profiles that were planned with the refused plan's model.
+    """
+    plans, moved = [], []
+    for name in profiles.names():
+        # A profile that cannot run here is no alternative.
+        with contextlib.suppress(StackctlError):
+            own = profiles.resolve(name, Overrides())
+            same = _with_model(own, refused)
+            if same is not None:
+                plan = plan_profile(basis, same, refused.model).plan
+                if good_enough(plan):
+                    plans.append(plan)
+                    moved.append(name)
+                    continue
+            if own.model is not None:
+                plans.append(plan_profile(basis, own, read_model(own.model)).plan)
+    return plans, moved
+
+
+def _with_model(own: Profile, refused: Plan) -> Profile | None:
+    """Return a GPU profile of the same engine with the refused plan's model; None for others."""
+    on_gpu = own.engine == refused.engine and uses_gpu(own)
+    suits = own.placement.cpu_experts is None or refused.model.experts
+    if not on_gpu or not suits or own.model == refused.model.source:
+        return None
+    return msgspec.structs.replace(own, model=refused.model.source, served_name=None)

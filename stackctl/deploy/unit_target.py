@@ -1,0 +1,60 @@
+"""The target that the units of a plan are rendered for, by a deployment and by ``render`` alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stackctl.deploy import gpu
+from stackctl.engines import engine as find_engine
+from stackctl.engines.protocol import Engine
+from stackctl.plan.ledger import claim_of
+from stackctl.state.paths import Paths
+from stackctl.units.render import Target
+from stackctl.values.host import Host
+from stackctl.values.measured import EngineFacts
+from stackctl.values.plan import Plan
+
+
+def unit_target(paths: Paths, host: Host, plan: Plan, facts: EngineFacts | None) -> Target:
+    """Return the target for the units of a plan.
+
+    Args:
+        paths: folders of the scope that the units belong to.
+        host: the machine; its Podman decides which keys a unit may use.
+        plan: the plan, whose image is the one that the unit runs.
+        facts: the facts of that image. With None the image is assumed to start as published images
+            do, or as images that are built here, and its cache gets a folder of that name.
+    """
+    if facts is not None:
+        program, entrypoint, image_id = facts.program, facts.entrypoint, facts.image_id
+    else:
+        program, entrypoint = _assumed_start(find_engine(plan.engine), plan.image)
+        image_id = "IMAGE"
+    return Target(
+        scope=paths.scope,
+        podman=host.tools.podman,
+        image=plan.image,
+        program=program,
+        entrypoint=entrypoint,
+        claim=claim_of(plan),
+        devices=gpu.names(gpu.planned(host, plan)),
+        cache=str(paths.compiled(image_id)),
+    )
+
+
+def starting(engine: Engine, entrypoint: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
+    """Return the words before the engine's arguments, and the entry point that replaces the image's
+    own.
+
+    An entry point of several words, such as "PROGRAM serve", holds a part of the arguments: it is
+    replaced by its first word.
+    """
+    if not entrypoint:
+        return (engine.program,), None
+    return (), entrypoint[0] if len(entrypoint) > 1 else None
+
+
+def _assumed_start(engine: Engine, image: str) -> tuple[tuple[str, ...], str | None]:
+    """Images built here have no entry point; all others are assumed to have the published one."""
+    local = image in (engine.local_image, engine.cpu_image)
+    return starting(engine, () if local else engine.published_entrypoint)
