@@ -1,1 +1,1 @@
-"""What stackctl remembers: generations of stacks, and facts read from images."""
+"""State on disk: generations of stacks, the journal, keys, measurements, facts of images."""

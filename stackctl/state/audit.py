@@ -1,4 +1,4 @@
-"""Who changed what, when, and how it went: ``STATE/audit.jsonl``."""
+"""The audit log of changes (user, verb, time, outcome): ``STATE/audit.jsonl``."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ _KEEP = 2000
 
 
 def record(state: Path, entry: AuditEntry) -> None:
-    """Add an entry. Raises StackctlError when it cannot be stored (the disk is full)."""
+    """Add an entry. Raise StackctlError when it cannot be stored (the disk is full)."""
     message = lines.shortened(entry.message)
     if message is not None:
-        # Messages quote other programs; a key must not get here whatever they say.
+        # Messages quote other programs. A key must not reach the log, whatever they print.
         message = keys.hidden(message)
     entry = msgspec.structs.replace(entry, message=message)
     lines.append(state / "audit.jsonl", entry, most_bytes=_MOST_BYTES, keep=_KEEP)
 
 
 def read(state: Path) -> tuple[AuditEntry, ...]:
-    """All entries, oldest first. Raises StackctlError when the log is not ours to read."""
+    """Return all entries, oldest first. Raise StackctlError when the log is not ours to read."""
     found = lines.newest_first(state / "audit.jsonl", AuditEntry, most_bytes=_MOST_BYTES)
     return tuple(reversed(tuple(found)))
 
 
 def user() -> str:
-    """Who runs this: the login name of the real user, and who became it by sudo or pkexec, as in
-    ``root (alice)``."""
+    """Return the login name of the real user and, in parentheses, of the user who became it by
+    sudo or pkexec, as in ``root (alice)``."""
     name = _login(os.getuid())
     behind = os.environ.get("SUDO_USER") or ""
     caller = os.environ.get("PKEXEC_UID") or ""
     if not behind and re.fullmatch("[0-9]{1,9}", caller):
         behind = _login(int(caller))
-    # Anybody can set these variables for themselves: a name it must be at least.
+    # Users can set these variables themselves, so only valid login names are accepted.
     known = re.fullmatch(r"[\w.@\\+-]{1,64}\$?", behind) is not None and behind != name
     return f"{name} ({behind})" if known else name
 

@@ -1,5 +1,5 @@
 """Measurements of stacks, ``STATE/benches.sqlite``: each run with its plan, its machine and every
-request, so that distributions can be compared and drawn later."""
+request, because comparisons and charts need whole distributions."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ _COLUMNS = (
 
 
 class Benches:
-    """The measurements of one scope. There is no file before the first one is stored."""
+    """The measurements of one scope. The file is created when the first one is stored."""
 
     def __init__(self, state: Path) -> None:
         self.path = state / "benches.sqlite"
 
     def prepare(self) -> None:
-        """Make sure that a run can be stored later.
+        """Check that a run can be stored later.
 
         Raises:
             StackctlError: the disk is full, the file is damaged or not ours, or of a newer schema.
@@ -60,7 +60,7 @@ class Benches:
             database.execute("ROLLBACK")
 
     def add(self, report: BenchReport, samples: Sequence[Sample], plan: Plan, host: Host) -> int:
-        """Store a run, all of it or nothing; its number. Raises StackctlError as in prepare."""
+        """Store a run in one transaction and return its number. Raise as ``prepare`` does."""
         with self._open(create=True) as database:
             database.execute("BEGIN IMMEDIATE")
             cursor = database.execute(
@@ -79,29 +79,29 @@ class Benches:
         return number
 
     def runs(self, stack: str | None = None) -> tuple[BenchEntry, ...]:
-        """The stored runs in short, of one stack or all, newest first."""
+        """Return short entries of the stored runs, of one stack or all, newest first."""
         return tuple(map(_entry, self.reports(stack)))
 
     def reports(self, stack: str | None = None) -> tuple[BenchReport, ...]:
-        """The stored runs, of one stack or all, newest first."""
+        """Return the stored runs, of one stack or all, newest first."""
         where, values = ("WHERE stack = ? ", (stack,)) if stack else ("", ())
         rows = self._rows(f"SELECT id, report FROM run {where}ORDER BY id DESC", values)
         return tuple(self._report(*row) for row in rows)
 
     def read(self, number: int) -> BenchReport:
-        """One run. Raises StackctlError (exit 4) when there is none of that number."""
+        """Return one run. Raise StackctlError (exit 4) when no run has that number."""
         return self._report(number, self._one(number, "report"))
 
     def plan(self, number: int) -> Plan:
-        """The plan that was measured. Raises as read."""
+        """Return the plan of a run. Raise as ``read`` does."""
         return from_json(self._one(number, "plan"), Plan, where=f"bench {number}")
 
     def host(self, number: int) -> Host:
-        """The machine on which it was measured. Raises as read."""
+        """Return the machine of a run. Raise as ``read`` does."""
         return from_json(self._one(number, "host"), Host, where=f"bench {number}")
 
     def samples(self, number: int) -> tuple[Sample, ...]:
-        """Every request of a run, in the order in which they ended."""
+        """Return every request of a run, in the order in which they ended."""
         names = ", ".join(_COLUMNS)
         rows = self._rows(f"SELECT {names} FROM sample WHERE run = ? ORDER BY rowid", (number,))
         try:
@@ -110,7 +110,7 @@ class Benches:
             raise self._damaged(str(error)) from None
 
     def latest(self, stack: str, generation: int) -> BenchReport | None:
-        """The newest run of a generation of this machine that measured anything."""
+        """Return the newest run with results of a generation of this machine; None without one."""
         rows = self._rows(
             "SELECT id, report FROM run WHERE stack = ? AND generation = ? ORDER BY id DESC",
             (stack, generation),
@@ -142,17 +142,17 @@ class Benches:
         except OSError as error:
             raise StackctlError(f"cannot open {self.path}: {error.strerror}") from None
         with self._open() as database:
-            # Without a schema nothing was stored: who made the file was stopped right then.
+            # A file without a schema is empty: its creation was interrupted.
             if not _version(database):
                 return []
             try:
                 return database.execute(query, values).fetchall()
-            except OverflowError:  # a number that SQLite cannot hold is none of its rows'
+            except OverflowError:  # no row can have a number that SQLite cannot hold
                 return []
 
     @contextlib.contextmanager
     def _open(self, *, create: bool = False) -> Iterator[sqlite3.Connection]:
-        """The database, of this user's own and of a schema that is known."""
+        """Open the database. Raise when it is not this user's own or its schema is unknown."""
         import sqlite3
 
         try:
@@ -185,7 +185,7 @@ class Benches:
                 f"mv {self.path} {self.path}.old",
             )
         if version == 0 and create:
-            # Two that come first at once: the second finds the tables.
+            # When two processes create it at once, the second one finds the tables.
             database.execute("BEGIN IMMEDIATE")
             if _version(database) == 0:
                 for statement in filter(str.strip, _TABLES.split(";")):
@@ -223,7 +223,7 @@ def _version(database: sqlite3.Connection) -> int:
 
 def _row(sample: Sample) -> tuple[Any, ...]:
     values = [getattr(sample, name) for name in _COLUMNS]
-    # Four bytes a gap: seven digits are more than a clock gives.
+    # Four bytes for each gap: seven digits are more than a clock resolves.
     values[_COLUMNS.index("gaps_ms")] = array("f", sample.gaps_ms).tobytes()
     return tuple(values)
 

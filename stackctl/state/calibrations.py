@@ -11,7 +11,7 @@ from stackctl.values.measured import Calibration, Calibrations
 
 
 def read(state: Path) -> tuple[Calibration, ...]:
-    """All measurements; none when there is no file or it cannot be read (measure again)."""
+    """Return all measurements; none when the file is absent or unreadable (calibrate again)."""
     try:
         text = (state / "calibrations.json").read_bytes()
         return from_json(text, Calibrations, where="calibrations.json").entries
@@ -20,7 +20,7 @@ def read(state: Path) -> tuple[Calibration, ...]:
 
 
 def add(state: Path, entry: Calibration) -> None:
-    """Keep a measurement; it replaces the one of the same engine, weights, threads and GPU."""
+    """Store a measurement; it replaces the one of the same engine, weights, threads and GPU."""
 
     def key(one: Calibration) -> tuple[object, ...]:
         return (one.engine, one.quantization, one.threads, one.moe, one.gpu)

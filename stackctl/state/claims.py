@@ -1,7 +1,7 @@
 """Claims of declared stacks, machine-wide: each installed unit carries its own.
 
-Units of the system are readable by everybody; those of users by themselves and by root. So nothing
-has to be registered, and a claim ends with its unit.
+System units are readable by all users; units of a user by that user and by root. No registry is
+needed, because a claim ends with its unit.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _UNITS = "containers/systemd/stackctl"
 
 
 def binding(machine: Machine, paths: Paths) -> tuple[Claim, ...]:
-    """The claims that can keep this user from something: for root none of ordinary users' homes."""
+    """Return the claims that bind this user. Claims in ordinary users' homes do not bind root."""
     return _read(machine, paths, homes=() if os.geteuid() == 0 else machine.glob("/home/*"))
 
 
 def declared(machine: Machine, paths: Paths) -> tuple[Claim, ...]:
-    """Claims of all stacks whose units this process may read; its own scope's first.
+    """Return claims of all stacks whose units this process may read, its own scope first.
 
-    What other users wrote is data, and no more of it is read than a few units have.
+    Files of other users are untrusted data: the number of bytes read of each is limited.
     """
     return _read(machine, paths, homes=machine.glob("/home/*"))
 
@@ -49,7 +49,7 @@ def _read(machine: Machine, paths: Paths, *, homes: Sequence[str]) -> tuple[Clai
             claim = from_json(match[1], Claim, where=path)
             parse_cpulist(claim.cpus)
         except StackctlError:
-            continue  # damaged, or of another version: it claims nothing we could count
+            continue  # damaged, or of another version: its claim is unknown
         if min((claim.memory_bytes, *(share.bytes for share in claim.gpus))) >= 0:
             claims.append(claim)
     return tuple(claims)

@@ -16,26 +16,26 @@ from stackctl.values.generation import Generation, Outcome, State
 
 
 class Generations:
-    """All deployments that one scope remembers."""
+    """The stored generations (deployments) of one scope."""
 
     def __init__(self, state: Path) -> None:
         self._folder = state / "stacks"
 
     def numbers(self, stack: str) -> tuple[int, ...]:
-        """Numbers of the stored generations of a stack, oldest first."""
+        """Return the numbers of the stored generations of a stack, oldest first."""
         found = (path.stem for path in (self._folder / stack).glob("*.json"))
         return tuple(sorted(int(stem) for stem in found if re.fullmatch("[1-9][0-9]{0,8}", stem)))
 
     def stacks(self) -> tuple[str, ...]:
-        """Names of the stacks of which generations are stored."""
+        """Return the names of the stacks that have stored generations."""
         found = (path.parent.name for path in self._folder.glob("*/*.json"))
         return tuple(name for name in sorted(set(found)) if self.numbers(name))
 
     def good_before(self, stack: str, number: int | None) -> Generation | None:
-        """The newest generation before that one (None: of all) that was ready once."""
+        """Return the newest generation before that one (None: of all) that was ready once."""
         for older in reversed(self.numbers(stack)):
             if number is None or older < number:
-                # One that cannot be read cannot be gone back to.
+                # A generation that cannot be read is no target of a rollback.
                 with contextlib.suppress(StackctlError):
                     generation = self.read(stack, older)
                     if generation.outcome.state in ("ready", "replaced", "stopped"):
@@ -43,9 +43,10 @@ class Generations:
         return None
 
     def to_go_back_to(self, stack: str, number: int | None) -> Generation | None:
-        """What a rollback from that generation (None: the stack is down) goes back to.
+        """Return the target of a rollback from that generation (None: the stack is down).
 
-        From one that was gone back to, "back" goes on: not to what was gone back from.
+        Two rollbacks in a row go back two generations: the one that the first rollback left is
+        no target of the second.
         """
         if number is not None:
             with contextlib.suppress(StackctlError):
@@ -53,10 +54,10 @@ class Generations:
         return self.good_before(stack, number)
 
     def read(self, stack: str, number: int) -> Generation:
-        """One generation.
+        """Return one generation.
 
         Raises:
-            StackctlError: exit 4 when there is none of that number; otherwise the file is damaged.
+            StackctlError: exit 4 when no generation has that number; else the file is damaged.
         """
         path = self._path(stack, number)
         try:
@@ -80,14 +81,14 @@ class Generations:
             ) from None
 
     def write(self, generation: Generation) -> None:
-        """Store a generation; not readable by others, since plans name paths."""
+        """Store a generation, readable by this user only because plans name paths."""
         path = self._path(generation.stack, generation.number)
         write_atomically(path, to_json(generation), mode=0o600)
 
     def finish(self, generation: Generation, state: State, **outcome: object) -> Generation:
-        """Store a generation with a new outcome; the rest of it never changes.
+        """Store a generation with a new outcome and return it; its other fields never change.
 
-        One that ends after it served keeps how long it took and what its engine said.
+        A generation that ends after it served keeps its start time and its engine's facts.
         """
         ended = Outcome(state=state, changed=now())
         if state in ("replaced", "stopped"):
@@ -100,7 +101,7 @@ class Generations:
         return changed
 
     def remove(self, stack: str, number: int) -> None:
-        """Remove one generation for good; it need not be readable."""
+        """Delete one generation; it need not be readable."""
         remove_file(self._path(stack, number))
 
     def _path(self, stack: str, number: int) -> Path:
@@ -108,5 +109,5 @@ class Generations:
 
 
 def now() -> str:
-    """This moment in UTC, ISO 8601 to the second."""
+    """Return the current time in UTC, ISO 8601 to the second."""
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,4 +1,4 @@
-"""How well a stack was over time: ``STATE/stacks/STACK/health.jsonl``."""
+"""The health of a stack over time: ``STATE/stacks/STACK/health.jsonl``."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from stackctl.values.history import Health
 
 _MOST_BYTES = 256 * 2**10
 _KEEP = 1000
-#: The same again within this time tells nothing new.
+#: An unchanged state is recorded at most once within this time.
 _SAME_S = 60
 
 
 def record(state: Path, stack: str, health: Health) -> bool:
-    """Add what was seen: a change at once, the same again at most once a minute.
+    """Add a health state: a change at once, an unchanged state at most once a minute.
 
-    Returns whether it was written. Raises StackctlError when it cannot be stored.
+    Return True when it was written. Raise StackctlError when it cannot be stored.
     """
     health = msgspec.structs.replace(health, message=lines.shortened(health.message))
     before = last(state, stack)
@@ -30,13 +30,13 @@ def record(state: Path, stack: str, health: Health) -> bool:
 
 
 def read(state: Path, stack: str) -> tuple[Health, ...]:
-    """What was seen, oldest first. Raises StackctlError when the log is not ours to read."""
+    """Return all states, oldest first. Raise StackctlError when the log is not ours to read."""
     found = lines.newest_first(_path(state, stack), Health, most_bytes=_MOST_BYTES)
     return tuple(reversed(tuple(found)))
 
 
 def last(state: Path, stack: str) -> Health | None:
-    """What was seen last; it may be a minute older than the last look."""
+    """Return the last state; it may be a minute older than the last check."""
     found = lines.newest_first(_path(state, stack), Health, most_bytes=_MOST_BYTES)
     return next(found, None)
 

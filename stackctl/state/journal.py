@@ -1,4 +1,4 @@
-"""The journal of the change that is going on, ``STATE/transaction.json``; absent when none is."""
+"""The journal of the change in progress, ``STATE/transaction.json``; absent without one."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from stackctl.values.transaction import Transaction
 
 
 class Journal:
-    """Holds what a crash must not lose. Each step is on disk before it is begun."""
+    """The journal of one scope. Each step is on disk before it begins, so a crash loses none."""
 
     def __init__(self, state: Path) -> None:
         self._path = state / "transaction.json"
 
     @property
     def open(self) -> bool:
-        """Whether a change was begun and not ended; cheap."""
+        """Return True when a change has begun and not ended; one stat call."""
         return self._path.exists()
 
     def read(self) -> Transaction | None:
-        """The change that is going on.
+        """Return the change in progress; None without one.
 
         Raises:
             StackctlError: the file is damaged, which no crash does: it is written atomically.
@@ -45,15 +45,15 @@ class Journal:
             ) from None
 
     def write(self, transaction: Transaction) -> None:
-        """Put a step on disk."""
+        """Write a step to disk."""
         write_atomically(self._path, to_json(transaction), mode=0o600)
 
     def step(self, transaction: Transaction, step: str, **changes: object) -> Transaction:
-        """The transaction at its next step, on disk."""
+        """Write the transaction at its next step to disk and return it."""
         moved = msgspec.structs.replace(transaction, step=step, **changes)
         self.write(moved)
         return moved
 
     def clear(self) -> None:
-        """The change is over."""
+        """Delete the journal, because the change has ended."""
         remove_file(self._path)

@@ -1,4 +1,4 @@
-"""API keys of stacks: ``STATE/keys/STACK``, one key a line, newest first, readable by us alone."""
+"""API keys of stacks: ``STATE/keys/STACK``, one a line, newest first, private to their owner."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from stackctl.machine.private import read_own
 
 _PREFIX = "sk-stackctl-"
 _MOST_BYTES = 64 * 2**10
-#: What RFC 6750 (section 2.1) allows after "Bearer ", at a length that is not to be guessed.
+#: The characters that RFC 6750 (section 2.1) allows after "Bearer ", in an unguessable length.
 _KEY = re.compile(r"[A-Za-z0-9._~+/-]{16,512}={0,2}")
 
 
 def path(state: Path, stack: str) -> Path:
-    """Where the keys of a stack are."""
+    """Return the path of the keys of a stack."""
     return state / "keys" / stack
 
 
 def read(state: Path, stack: str) -> tuple[str, ...]:
-    """The keys that are valid, newest first; none when there is no file.
+    """Return the valid keys, newest first; none when there is no file.
 
     Raises:
-        StackctlError: the file is a link, may be read by others or belongs to them, or holds
-            something that is not a key (which is not shown).
+        StackctlError: the file is a link, is readable by or belongs to others, or holds a
+            line that is not a key (the message does not show it).
     """
     file = path(state, stack)
     raw = read_own(file, _MOST_BYTES, secret=True)
@@ -43,10 +43,10 @@ def read(state: Path, stack: str) -> tuple[str, ...]:
 
 
 def create(state: Path, stack: str) -> tuple[str, ...]:
-    """Make the first key of a stack; returns what is valid now.
+    """Create the first key of a stack and return the valid keys.
 
     Raises:
-        StackctlError: there is one already (exit 5), or it cannot be stored.
+        StackctlError: the stack has a key already (exit 5), or it cannot be stored.
     """
     if read(state, stack):
         raise StackctlError(
@@ -58,19 +58,20 @@ def create(state: Path, stack: str) -> tuple[str, ...]:
 
 
 def rotate(state: Path, stack: str, *, keep: bool) -> tuple[str, ...]:
-    """Make a new key; with ``keep`` the newest one before it stays valid until the next time.
+    """Create a new key. With ``keep`` the previous one stays valid until the next rotation.
 
-    Returns what is valid now, newest first.
+    Return the valid keys, newest first.
 
     Raises:
-        StackctlError: there is none yet (exit 4), or it cannot be stored: the old ones then stay.
+        StackctlError: the stack has no key (exit 4), or the new one cannot be stored: the old
+            ones then stay.
     """
     before = require(state, stack)
     return _write(state, stack, (_new(), *before[:1]) if keep else (_new(),))
 
 
 def require(state: Path, stack: str) -> tuple[str, ...]:
-    """The keys of a stack. Raises StackctlError (exit 4) when it has none; else as read."""
+    """Return the keys of a stack. Raise StackctlError (exit 4) when it has none; else as read."""
     found = read(state, stack)
     if not found:
         raise StackctlError(
@@ -82,12 +83,12 @@ def require(state: Path, stack: str) -> tuple[str, ...]:
 
 
 def remove(state: Path, stack: str) -> bool:
-    """Remove all keys of a stack; whether there was a file. What lies there is not looked at."""
+    """Delete the key file of a stack without reading it; return True when there was one."""
     return remove_file(path(state, stack))
 
 
 def hidden(text: str) -> str:
-    """A text without the keys that were made here."""
+    """Return a text with the keys that stackctl creates redacted."""
     return re.sub(rf"{_PREFIX}[\w-]+", f"{_PREFIX}...", text)
 
 

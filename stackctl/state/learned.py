@@ -14,12 +14,12 @@ _NAME = "learned.json"
 
 
 def read(state: Path, image_id: str, gpu: str | None = None) -> Learned | None:
-    """What was learned of an image on GPUs of that name; None: nothing, or it cannot be read."""
+    """Return the options learned for an image on GPUs of that name; None: none, or unreadable."""
     return next((one for one in _all(state) if (one.image_id, one.gpu) == (image_id, gpu)), None)
 
 
 def add(state: Path, entry: Learned) -> None:
-    """Keep it; it replaces what was known of the same image and GPU."""
+    """Store an entry; it replaces the one of the same image and GPU."""
     others = (x for x in _all(state) if (x.image_id, x.gpu) != (entry.image_id, entry.gpu))
     private_folder(state)
     text = to_json(LearnedOptions(entries=(*others, entry)))

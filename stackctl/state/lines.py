@@ -1,4 +1,4 @@
-"""Logs of values, one JSON document a line, newest last. A line that is damaged is passed over."""
+"""Logs of values, one JSON document a line, newest last. Damaged lines are skipped."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from stackctl.errors import StackctlError
 from stackctl.machine.private import append_line, read_own
 from stackctl.values.base import V, Value, from_json, to_json
 
-#: Longer than any line that is written here; a longer one is damage.
+#: No line written here is longer, so a longer one is damage.
 _LONGEST = 16 * 2**10
 
 
 def append(path: Path, value: Value, *, most_bytes: int, keep: int) -> None:
-    """Add a value. Raises StackctlError when it cannot be stored."""
+    """Add a value. Raise StackctlError when it cannot be stored."""
     line = to_json(value, indent=-1).rstrip("\n").encode()
     append_line(path, line, most_bytes=most_bytes, keep=keep)
 
 
 def newest_first(path: Path, kind: type[V], *, most_bytes: int) -> Iterator[V]:
-    """The values of a log; none when there is no log.
+    """Yield the values of a log; none when there is no log.
 
     Raises:
         StackctlError: it is not a file of this user's own, or cannot be read.
     """
-    # What was written last may stand beyond the size at which the log is cut.
+    # The newest line may end beyond the size at which the log is cut.
     raw = read_own(path, most_bytes + _LONGEST) or b""
     for line in reversed(raw.split(b"\n")):
         if not line or len(line) > _LONGEST:
@@ -37,5 +37,5 @@ def newest_first(path: Path, kind: type[V], *, most_bytes: int) -> Iterator[V]:
 
 
 def shortened(text: str | None, most: int = 1000) -> str | None:
-    """A message as a log keeps it."""
+    """Return a message cut to the length that a log keeps."""
     return text if text is None or len(text) <= most else text[: most - 1] + "…"

@@ -1,4 +1,4 @@
-"""Where things live, by scope."""
+"""The folders of stackctl, by scope."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Scope = Literal["user", "system"]
 
 @dataclass(frozen=True)
 class Paths:
-    """Folders of one scope. ``units`` is where Quadlet looks, one subfolder a stack."""
+    """Folders of one scope. ``units`` is Quadlet's folder, with one subfolder for each stack."""
 
     scope: Scope
     units: Path
@@ -26,36 +26,36 @@ class Paths:
 
     @property
     def lock(self) -> Path:
-        """The lock that every writer of this scope holds."""
+        """Return the path of the lock that every writer of this scope holds."""
         return self.runtime / "lock"
 
     def door_folder(self, stack: str) -> Path:
-        """Folder of what a stack's front door reads."""
+        """Return the folder of the files that a stack's front door reads."""
         return self.state / "doors" / stack
 
     @property
     def compiles(self) -> Path:
-        """Folder of all that engines have compiled, one folder in it an image."""
+        """Return the folder of compiled kernels, with one subfolder for each image."""
         return self.cache / "compiled"
 
     def compiled(self, image_id: str) -> Path:
-        """Folder of what an engine of an image has compiled."""
+        """Return the folder of the kernels that an image's engine has compiled."""
         return self.compiles / image_id.removeprefix("sha256:")[:12]
 
     def unit_folder(self, stack: str) -> Path:
-        """Folder of a stack's unit files."""
+        """Return the folder of a stack's unit files."""
         return self.units / stack
 
 
 def paths(
     scope: Scope, environment: Mapping[str, str], *, profile_folder: Path | None = None
 ) -> Paths:
-    """Folders by the XDG base directories (user) or the usual system folders (system)."""
+    """Return the folders: XDG base directories (user) or the usual system folders (system)."""
     home = Path(environment.get("HOME") or "/")
 
     def xdg(name: str, default: str) -> Path:
         value = environment.get(name, "")
-        # The specification says that a relative path is to be ignored.
+        # The XDG specification has relative paths ignored.
         return Path(value) if value.startswith("/") else home / default
 
     config = xdg("XDG_CONFIG_HOME", ".config")
@@ -82,7 +82,7 @@ def paths(
         units=config / "containers" / "systemd" / "stackctl",
         state=state,
         cache=xdg("XDG_CACHE_HOME", ".cache") / "stackctl",
-        # Without a login session there is no runtime folder, and then nothing can be started.
+        # Without a login session there is no runtime folder, and no service can be started.
         runtime=(runtime if runtime.is_dir() else state) / "stackctl",
         profiles=profiles,
     )

@@ -1,4 +1,4 @@
-"""What engines said of their memory, from the stored generations of a stack."""
+"""The memory use that engines reported, from the stored generations of a stack."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from stackctl.values.generation import Generation
 from stackctl.values.measured import Seen
 from stackctl.values.model import Model
 
-#: So many of the newest generations are read: each is a file of some tens of KB.
+#: The number of newest generations to read: each is a file of some tens of KB.
 _LOOKED_AT = 20
 
 
 def read(
     store: Generations, stack: str, model: Model, image_id: str | None = None
 ) -> tuple[Seen, ...]:
-    """What this model told in this image (None: in any), of generations that were ready, newest
-    first."""
+    """Return the memory measured for this model in this image (None: in any) by generations that
+    were ready, newest first."""
     found = []
     for number in reversed(store.numbers(stack)[-_LOOKED_AT:]):
-        # One that cannot be read tells nothing.
+        # An unreadable generation is no measurement.
         with contextlib.suppress(StackctlError):
             generation = store.read(stack, number)
             ready = generation.outcome.state in ("ready", "replaced", "stopped")
