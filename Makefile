@@ -16,7 +16,7 @@ export PORT
 unexport PYTHONHOME PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-unit test-lab test-vm lint format lab lab-vm bench demo demo-down python requirements clean
+.PHONY: help venv test test-unit test-lab test-vm lint format profile-keys lab lab-vm bench demo demo-down python requirements clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ lint: venv ## Check style, types and the direction of imports
 format: venv ## Put the code into the project's style
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+profile-keys: venv ## Write docs/profile-keys.md, the reference of all keys of a profile
+	PYTHONPATH=tests $(RUN) -m profile_keys
 
 lab: venv ## A shell in a throw-away machine with systemd and podman (Linux, root)
 	@$(RUN) -m tests.lab shell
