@@ -61,7 +61,9 @@ def _lengths(name: str) -> Callable[[object, object, str | None], tuple[int, ...
         found = tuple(dict.fromkeys(parse_tokens(part) for part in value.split(",")))
         if min(found) < 1:
             raise StackctlError(
-                f"{name} {value}: 1 is the least", exit_code=ExitCode.USAGE, hint=f"{name} 1,2,4"
+                f"{name} {value}: must be at least 1",
+                exit_code=ExitCode.USAGE,
+                hint=f"{name} 1,2,4",
             )
         return found
 
@@ -88,16 +90,16 @@ def _lengths(name: str) -> Callable[[object, object, str | None], tuple[int, ...
 )
 @click.option(
     "--prefix", type=click.Choice(["both", "uncached", "cached"]), default="both",
-    help="Prompts that no cache knows, that share their start, or both (the default).",
+    help="Prompts that no cache holds, that share a prefix, or both (the default).",
 )  # fmt: skip
 @click.option(
     "--with", "tool", type=click.Choice(["aiperf"]),
-    help="Have aiperf send the requests, for heavy load; a program of its own.",
+    help="Send the requests with aiperf, for heavy load (a separate program).",
 )  # fmt: skip
 @click.option("--aiperf", metavar="PATH", help="That program; default: the one on PATH.")
 @click.option(
     "--from-here", is_flag=True,
-    help="With --host: measure from this machine, the way over ssh included, and store it here.",
+    help="With --host: measure from this machine, ssh included, and store the results here.",
 )  # fmt: skip
 @timeout_option("How long one request may take; default 10m.")
 def run(
@@ -126,7 +128,7 @@ def run(
     )  # fmt: skip
     if aiperf is not None and tool is None:
         raise StackctlError(
-            "--aiperf names a program for --with aiperf",
+            "--aiperf needs --with aiperf",
             hint="stackctl bench --with aiperf --aiperf PATH",
             exit_code=ExitCode.USAGE,
         )
@@ -140,7 +142,7 @@ def run(
         return
     if session.host is None:
         raise StackctlError(
-            "--from-here measures another machine's stack",
+            "--from-here needs --host",
             hint="stackctl --host USER@BOX bench --from-here",
             exit_code=ExitCode.USAGE,
         )

@@ -43,7 +43,7 @@ def target(
             if error.exit_code == ExitCode.NOT_RUNNING:
                 return None
             # The connection broke: what was measured until then is kept.
-            session.out.warn(f"whether it is still the same stack is not known: {error.message}")
+            session.out.warn(f"cannot check that it is still the same stack: {error.message}")
             return generation.number
 
     found = look(stack)

@@ -17,7 +17,9 @@ from stackctl.cli.session import (
 @verb("calibrate")
 @profile_argument
 @plan_options
-@click.option("--threads", type=click.IntRange(1, 4096), help="Instead of the plan's threads.")
+@click.option(
+    "--threads", type=click.IntRange(1, 4096), help="Number of threads; default: the plan's."
+)
 @timeout_option("How long the benchmark may take; default 5m.")
 def command(
     session: Session,

@@ -35,7 +35,7 @@ def command(
     from stackctl.observe.check import check, remember, summary
 
     if every and stack is not None:
-        raise StackctlError("--all checks every stack: name none", exit_code=ExitCode.USAGE)
+        raise StackctlError("--all and STACK exclude each other", exit_code=ExitCode.USAGE)
     context = session.context(recover="try")
     names = install.installed_stacks(context) if every else ()
     reports = []

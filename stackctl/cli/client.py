@@ -52,7 +52,9 @@ def openai(session: Session, stack: str | None) -> None:
 
 @verb("aider")
 @stack_argument
-@click.option("--write", is_flag=True, help="Put them into the folder, after showing what changes.")
+@click.option(
+    "--write", is_flag=True, help="Write them into the folder, after showing the changes."
+)
 @click.option(
     "--folder",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -198,7 +200,9 @@ def _present(path: Path) -> str | None:
         with path.open("rb") as stream:
             raw = stream.read(_MOST_BYTES + 1)
         if len(raw) > _MOST_BYTES:
-            raise StackctlError(f"{path} is larger than any settings", exit_code=ExitCode.USAGE)
+            raise StackctlError(
+                f"{path} is too large for a settings file", exit_code=ExitCode.USAGE
+            )
         return raw.decode("utf-8")
     except FileNotFoundError:
         return None

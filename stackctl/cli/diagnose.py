@@ -48,7 +48,7 @@ _CLEARED = {
     "--since",
     metavar="DURATION",
     callback=duration,
-    help="How far back to look: 10m for a stack, all of a log.",
+    help="Period to read; default: 10m of a stack, all of a log.",
 )
 def command(session: Session, stack: str | None, log: str | None, since: float | None) -> None:
     """Say why STACK is slow, what is not the reason, and what to do, in order.
@@ -60,7 +60,7 @@ def command(session: Session, stack: str | None, log: str | None, since: float |
     if log is not None and stack is not None:
         raise StackctlError("a stack or --log, not both", exit_code=ExitCode.USAGE)
     if since is not None and since <= 0:
-        raise StackctlError("--since must be more than nothing", exit_code=ExitCode.USAGE)
+        raise StackctlError("--since must be above 0", exit_code=ExitCode.USAGE)
     report = _of_log(log, since) if log is not None else _of_stack(session, stack, since)
     if session.out.json:
         session.out.data(report)

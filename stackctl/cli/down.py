@@ -9,7 +9,7 @@ from stackctl.cli.session import Session, pick_stack, stack_argument, verb
 
 @verb("down")
 @stack_argument
-@click.option("--dry-run", is_flag=True, help="Say what would be stopped, change nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be stopped, change nothing.")
 def command(session: Session, stack: str | None, dry_run: bool) -> None:
     """Stop STACK and remove its units. The model and the image stay.
 

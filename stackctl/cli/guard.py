@@ -11,8 +11,8 @@ from stackctl.values.status import Guarded
 
 @verb("guard")
 @timeout_option("How long each answer may take; default 30s.")
-@click.option("--install", is_flag=True, help="Do this every minute from now on, by a timer.")
-@click.option("--remove", is_flag=True, help="Do it no more.")
+@click.option("--install", is_flag=True, help="Install a timer that does this every minute.")
+@click.option("--remove", is_flag=True, help="Remove the timer.")
 def command(session: Session, timeout: float | None, install: bool, remove: bool) -> None:
     """Look after all stacks once: check each, record how it is, restart what is dead.
 

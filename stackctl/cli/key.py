@@ -53,7 +53,7 @@ def show(session: Session, stack: str | None) -> None:
 
 @verb("rotate")
 @stack_argument
-@click.option("--keep", is_flag=True, help="The key before stays valid until the next rotate.")
+@click.option("--keep", is_flag=True, help="Keep the previous key valid until the next rotate.")
 def rotate(session: Session, stack: str | None, keep: bool) -> None:
     """Make a new key of STACK; the running front door takes it at once."""
     from stackctl.deploy.transaction import writer

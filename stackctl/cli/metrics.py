@@ -26,7 +26,7 @@ def command(session: Session, stack: str | None, every: bool) -> None:
     from stackctl.observe.metrics import gather, text
 
     if every and stack is not None:
-        raise StackctlError("--all is of every stack: name none", exit_code=ExitCode.USAGE)
+        raise StackctlError("--all and STACK exclude each other", exit_code=ExitCode.USAGE)
     context = session.context(recover="try")
     names = install.installed_stacks(context)
     if not every:

@@ -35,7 +35,9 @@ def _rate(_: Any, __: Any, value: str | None) -> int | None:
         return None
     if (rate := parse_bytes(value.removesuffix("/s"))) < 1:
         raise StackctlError(
-            f"--limit {value}: nothing would come", hint="50MB", exit_code=ExitCode.USAGE
+            f"--limit {value}: must be at least 1 byte per second",
+            hint="--limit 50MB",
+            exit_code=ExitCode.USAGE,
         )
     return rate
 
@@ -71,7 +73,7 @@ def show(session: Session, source: str, ask: bool) -> None:
     parsed = parse_remote(source)
     if parsed is None or parsed.url is not None or (problem is not None and hub.offline()):
         raise problem or StackctlError(
-            f"no hub knows {source}", hint="hf:ORG/REPO", exit_code=ExitCode.USAGE
+            f"{source} is not a repository of a hub", hint="hf:ORG/REPO", exit_code=ExitCode.USAGE
         )
     from stackctl.cli.recommend import show_remote
 
@@ -133,7 +135,7 @@ def catalogue(session: Session) -> None:
     "--lock",
     "lock_file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Fetch exactly what this file of `stackctl model lock` says.",
+    help="Fetch exactly the files of this lock file (stackctl model lock).",
 )
 @click.option("--limit", metavar="SIZE", callback=_rate, help="Bytes a second, such as 50MB.")
 @click.option(
@@ -143,7 +145,7 @@ def catalogue(session: Session) -> None:
     show_default=True,
     help="How many pieces are fetched at the same time.",
 )
-@click.option("--here", is_flag=True, help="In this process, however large it is.")
+@click.option("--here", is_flag=True, help="Download in this process, not in a service.")
 @click.option(
     "--job", type=click.Path(path_type=Path), hidden=True, help="What the service is told by."
 )
@@ -179,7 +181,9 @@ def fetch(
         )
     source = lock.source if lock is not None else source
     if source is None:
-        raise StackctlError("fetch what?", hint="SOURCE, or --lock FILE", exit_code=ExitCode.USAGE)
+        raise StackctlError(
+            "missing SOURCE", hint="SOURCE, or --lock FILE", exit_code=ExitCode.USAGE
+        )
     record = get(context, Wanted(source, lock, Speed(limit, connections), here))
     _result(session, record)
 
@@ -354,7 +358,7 @@ def export(session: Session, sources: tuple[str, ...], images: tuple[str, ...]) 
 
     if len(sources) < 2 and not images:
         raise StackctlError(
-            "export what, and where to?", hint="SOURCE... FOLDER", exit_code=ExitCode.USAGE
+            "missing SOURCE or FOLDER", hint="SOURCE... FOLDER", exit_code=ExitCode.USAGE
         )
     context = session.context(recover="no")
     manifest = stored.manifest(context)

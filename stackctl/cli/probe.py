@@ -25,7 +25,7 @@ _MANY = 8
 @click.option(
     "--sysroot",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Look at a recorded machine: a folder with its proc/ and sys/.",
+    help="Read a recorded machine: a folder with its proc/ and sys/.",
 )
 @click.option("--measure", is_flag=True, help="Measure memory bandwidth and read speed (4 s).")
 @click.option(

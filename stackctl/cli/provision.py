@@ -37,22 +37,22 @@ def _item_names(_: click.Context, __: click.Parameter, incomplete: str) -> list[
 )  # fmt: skip
 @click.option(
     "--only", multiple=True, metavar="ITEM", shell_complete=_item_names,
-    help="This item alone; also where it has no effect yet.",
+    help="Only this item, even if it has no effect yet.",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Show what would change, change nothing.")
-@click.option("--undo", is_flag=True, help="Put back what was there before.")
+@click.option("--undo", is_flag=True, help="Restore the previous state.")
 @click.option(
     "--service-user", metavar="NAME",
-    help="Who runs rootless stacks; made where missing. Default: who calls sudo.",
+    help="Account that runs rootless stacks; created if missing. Default: the caller of sudo.",
 )  # fmt: skip
 @click.option(
     "--restart-user", is_flag=True,
-    help="Have new limits at once: ends all sessions and services of that user.",
+    help="Apply new limits now: restarts the user's service manager, which ends all its sessions.",
 )  # fmt: skip
 @click.option(
     "--profiles", "profile_folder",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="A folder of profiles that comes first.",
+    help="Search this folder of profiles first.",
 )  # fmt: skip
 @yes_option
 def command(

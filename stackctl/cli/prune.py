@@ -16,7 +16,7 @@ from stackctl.cli.session import Session, pick_stack, stack_argument, verb, yes_
     metavar="N",
     help="How many of the newest stay (10).",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be removed, change nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be removed, change nothing.")
 @yes_option
 def command(session: Session, stack: str | None, keep: int, dry_run: bool) -> None:
     """Remove old generations of STACK: their plans and units, not images, models or logs.

@@ -90,7 +90,7 @@ def split(arguments: Sequence[str]) -> tuple[str, list[str]]:
             rest.append(word)
     if len(found) != 1 or not _DESTINATION.fullmatch(found[0]):
         raise StackctlError(
-            "--host takes one machine" if len(found) > 1 else f"--host {found[0]!r} is no machine",
+            "--host takes one machine" if len(found) > 1 else f"invalid host {found[0]!r}",
             hint="--host USER@BOX, as ssh takes it",
             exit_code=ExitCode.USAGE,
         )

@@ -117,7 +117,9 @@ _GLOBAL: tuple[Callable[[Any], Any], ...] = (
         "--system", "scope", flag_value="system", help="Units of the system; root's default."
     ),
     click.option(
-        "--host", metavar="USER@BOX", help="Run it on that machine, over ssh, by its stackctl."
+        "--host",
+        metavar="USER@BOX",
+        help="Run the command on that machine, over ssh, with its stackctl.",
     ),
     click.option("--json", is_flag=True, help="Print a JSON document on stdout."),
     click.option("-q", "--quiet", is_flag=True, help="Print results and errors only."),
@@ -214,14 +216,14 @@ _PLAN = (
     click.option(
         "--objective",
         type=click.Choice(["latency", "throughput"]),
-        help="What to tune for; the profile has a default.",
+        help="Objective to plan for; default: the profile's.",
     ),
     click.option("--name", metavar="NAME", help="Name of the stack; the profile has a default."),
     click.option(
         "--profiles",
         "profile_folder",
         type=click.Path(exists=True, file_okay=False, path_type=Path),
-        help="A folder of profiles that comes first.",
+        help="Search this folder of profiles first.",
     ),
 )
 
@@ -258,7 +260,7 @@ def timeout_option(help_text: str) -> Callable[[Callable[..., None]], Callable[.
 fit_option = click.option(
     "--auto-fit",
     is_flag=True,
-    help="Where the engine says what would fit, start once more with that.",
+    help="If the engine reports a size that would fit, start once more with it.",
 )
 drain_option = click.option(
     "--drain",
@@ -314,7 +316,7 @@ def pick_stack(context: Context, name: str | None, *, past: bool = False) -> str
                 "no stack is up", hint="stackctl up PROFILE", exit_code=ExitCode.NOT_RUNNING
             )
         raise StackctlError(
-            "which stack? there are several", hint=", ".join(found), exit_code=ExitCode.USAGE
+            "missing STACK: several stacks are up", hint=", ".join(found), exit_code=ExitCode.USAGE
         )
     if name in known:
         return name
@@ -347,7 +349,7 @@ def stack_and_numbers(words: Sequence[str], most: int) -> tuple[str | None, tupl
     numbers = tuple(int(word) for word in words if _NUMBER.fullmatch(word))
     if len(names) > 1 or len(numbers) > most or (names and words[0] != names[0]):
         raise StackctlError(
-            f"not understood: {' '.join(words)}",
+            f"unexpected arguments: {' '.join(words)}",
             hint="the stack first, then " + ("a generation" if most == 1 else "two generations"),
             exit_code=ExitCode.USAGE,
         )

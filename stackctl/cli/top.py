@@ -31,9 +31,9 @@ _STACK_WIDTH = 79 - sum(width + 1 for *_, width in _COLUMNS)
 @verb("top")
 @stack_argument
 @click.option(
-    "--interval", metavar="DURATION", callback=duration, help="Time between looks; default 2s."
+    "--interval", metavar="DURATION", callback=duration, help="Time between samples; default 2s."
 )
-@click.option("--once", is_flag=True, help="One look at what a second brings, and end.")
+@click.option("--once", is_flag=True, help="Print one sample of one second and exit.")
 def command(session: Session, stack: str | None, interval: float | None, once: bool) -> None:
     """Watch what all stacks do, or STACK: speed, requests, KV cache, latencies, CPU and GPU.
 
@@ -48,7 +48,7 @@ def command(session: Session, stack: str | None, interval: float | None, once: b
         raise StackctlError(f"--interval: at least {_LEAST_S:g}s", exit_code=ExitCode.USAGE)
     if session.out.json:
         raise StackctlError(
-            "top has no JSON", hint="stackctl metrics --json", exit_code=ExitCode.USAGE
+            "top does not support --json", hint="stackctl metrics --json", exit_code=ExitCode.USAGE
         )
     context = session.context(recover="try")
     if stack is not None:

@@ -82,7 +82,7 @@ def _require_roots_own(path: Path) -> None:
         sticky = stat.S_ISDIR(seen.st_mode) and seen.st_mode & stat.S_ISVTX
         if seen.st_uid != 0 or (shared and not sticky):
             raise StackctlError(
-                f"root would run {path} every minute, and others than root can change {place}",
+                f"refusing timer: {place} is writable by other users",
                 hint="install stackctl where only root can write, e.g. in a virtual environment in "
                 "/opt",
                 exit_code=ExitCode.REFUSED,

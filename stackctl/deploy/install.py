@@ -203,7 +203,7 @@ def assert_loaded(context: Context, units: UnitSet) -> None:
     if seen.get("LoadState") != "loaded" or seen.get("NeedDaemonReload") == "yes":
         raise StackctlError(
             f"systemd did not load {units.service} (state {seen.get('LoadState')})",
-            hint="journalctl -b -t quadlet-generator tells why",
+            hint="the reason: journalctl -b -t quadlet-generator",
         )
     if Path(seen.get("SourcePath", "")) != expected:
         raise StackctlError(

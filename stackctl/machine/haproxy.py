@@ -145,7 +145,7 @@ class Haproxy:
 
     def _failed(self, said: str) -> StackctlError:
         return StackctlError(
-            "the front door refused an order",
+            "the front door refused a command",
             details=said.splitlines()[:5],
             hint="restart it, then stackctl status",
         )

@@ -310,7 +310,8 @@ def load_archive(archive: Path, tag: str) -> None:
             ]
     except tarfile.TarError:
         raise StackctlError(
-            f"{archive} is no archive", hint="one that stackctl image build -o or podman save wrote"
+            f"{archive} is not an image archive",
+            hint="one that stackctl image build -o or podman save wrote",
         ) from None
     except OSError as error:
         raise StackctlError(f"cannot read {archive}: {error.strerror or error}") from None

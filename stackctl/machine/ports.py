@@ -54,8 +54,8 @@ def listener(machine: Machine, port: int) -> Listener | None:
             probe.bind(("127.0.0.1", port))
         except PermissionError:
             raise StackctlError(
-                f"port {port} is not for ordinary users",
-                hint="one from 1024 on: --set port=8080",
+                f"port {port} needs root",
+                hint="use a port from 1024 on: --set port=8080",
             ) from None
         except OSError:
             pass

@@ -125,7 +125,7 @@ class Transfer:
             seen(response)
             target = response.header("Location")
             if not target:
-                raise StackctlError(f"{place.host} redirects to nowhere")
+                raise StackctlError(f"{place.host} redirects without an address")
             url = self._next(place, url, target)
         raise StackctlError(f"{host_of(url)} redirects in circles")
 
@@ -136,7 +136,7 @@ class Transfer:
             there = urljoin(url, quote(target, safe=_PRINTABLE, encoding="latin-1"))
             parts = urlsplit(there)
         except ValueError:
-            raise StackctlError(f"{place.host} redirects to what is no URL") from None
+            raise StackctlError(f"{place.host} redirects to an invalid URL") from None
         if parts.scheme not in ("http", "https"):
             raise StackctlError(
                 f"{place.host} redirects to {parts.scheme[:20]}:..., which is not HTTP"
@@ -268,7 +268,7 @@ def _breaks(url: str) -> Iterator[None]:
         yield
     except ssl.SSLCertVerificationError as error:
         raise StackctlError(
-            f"{where} is not who it says it is: {error.verify_message}",
+            f"the certificate of {where} is not valid: {error.verify_message}",
             hint="a company's own certificates: SSL_CERT_FILE=/path/to/ca.pem",
         ) from None
     except TimeoutError:

@@ -69,7 +69,7 @@ def require_not_planted(path: Path) -> None:
         ):
             kind = "link" if stat.S_ISLNK(found.st_mode) else "file"
             raise StackctlError(
-                f"{level} is a {kind} that {_name(found.st_uid)} made",
+                f"{level} is a {kind} that belongs to {_name(found.st_uid)}",
                 hint="use a folder of your own",
                 exit_code=ExitCode.USAGE,
             )

@@ -66,7 +66,7 @@ def gather(
         last = _watch(context, generation, first)
         if last.state != "active":
             raise StackctlError(
-                f"{generation.stack} ended while it was looked at",
+                f"{generation.stack} ended during the inspection",
                 hint=f"stackctl status {generation.stack}",
                 exit_code=ExitCode.NOT_RUNNING,
             )

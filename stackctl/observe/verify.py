@@ -19,7 +19,7 @@ def verify(context: Context, generation: Generation) -> VerifyReport:
     """Expected against actual of a stack that runs.
 
     Raises:
-        StackctlError: exit 3, it does not run, or ended while it was looked at.
+        StackctlError: exit 3, it does not run, or ended during the inspection.
     """
     stack, name = generation.stack, generation.units.container
     unit = context.systemd.show(generation.units.service, *_PROPERTIES)
@@ -37,7 +37,7 @@ def verify(context: Context, generation: Generation) -> VerifyReport:
     if now is None or again is None or again.pid != container.pid:
         # What was seen may be half of one run and half of another.
         raise StackctlError(
-            f"{stack} ended while it was looked at",
+            f"{stack} ended during the inspection",
             hint=f"stackctl status {stack}",
             exit_code=ExitCode.NOT_RUNNING,
         )

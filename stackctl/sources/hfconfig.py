@@ -101,7 +101,7 @@ class _Keys:
         return next((self.data[name] for name in names if self.data.get(name) is not None), None)
 
     def bad(self, name: str, value: object) -> StackctlError:
-        return StackctlError(f"{self.where}: {name} is {repr(value)[:60]}, which makes no sense")
+        return StackctlError(f"{self.where}: {name} is {repr(value)[:60]}, which is not valid")
 
     def whole(self, *names: str) -> int | None:
         """A number that is not negative, under the first of the names that is there."""

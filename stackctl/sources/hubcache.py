@@ -95,8 +95,8 @@ def parse_address(text: str) -> HubSource:
         )
     if parts.username is not None:
         raise StackctlError(
-            f"{host}: an address with a user's name or password is not fetched from",
-            hint="it would be kept with the model, and shown with it",
+            f"{host}: addresses with a user name or password are refused",
+            hint="it would be stored and shown with the model",
             exit_code=ExitCode.USAGE,
         )
     plain = parts._replace(fragment="").geturl()

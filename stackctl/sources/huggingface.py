@@ -228,7 +228,7 @@ def _index(folder: Path) -> dict[str, set[str]] | None:
     placed: dict[str, set[str]] = {}
     for tensor, name in index.weight_map.items():
         if name not in placed and not _FILE.fullmatch(name):
-            raise StackctlError(f"{path} names {name[:100]!r}, which is no file beside it")
+            raise StackctlError(f"{path} names {name[:100]!r}, which is not a file beside it")
         placed.setdefault(name, set()).add(tensor)
     if not placed:
         raise StackctlError(f"{path} lists no tensors", hint=_AGAIN)

@@ -78,7 +78,7 @@ def find(source: str, manifest: Manifest) -> StoredModel:
     names = "\n".join(record.source for record in (found or records)[:8])
     if found:
         raise StackctlError(
-            f"{source} fits {len(found)} models", hint=names, exit_code=ExitCode.USAGE
+            f"{source} matches {len(found)} models", hint=names, exit_code=ExitCode.USAGE
         )
     raise StackctlError(
         f"{source} was neither fetched nor imported",

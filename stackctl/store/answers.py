@@ -47,7 +47,7 @@ def check_hop(wanted: Wanted, answer: Response) -> None:
     hashed = wanted.sha256 is not None and re.fullmatch(r"[0-9a-f]{64}", etag)
     if (size and size != str(wanted.size)) or (hashed and etag != wanted.sha256):
         raise StackctlError(
-            f"{wanted.name} is not what it was: {host_of(answer.url)} has another file now",
+            f"{wanted.name} has changed on {host_of(answer.url)} since the download was planned",
             hint="look again (stackctl model show), or name a commit: hf:ORG/REPO@COMMIT",
         )
 

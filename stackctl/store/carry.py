@@ -203,6 +203,6 @@ def _read(folder: Path) -> Export:
             r"[A-Za-z0-9][\w./:@-]{0,250}", image.name
         ):
             raise StackctlError(
-                f"{where}: {image.name[:60]!r} is no image", exit_code=ExitCode.USAGE
+                f"{where}: {image.name[:60]!r} is not a valid image entry", exit_code=ExitCode.USAGE
             )
     return found

@@ -73,7 +73,7 @@ def require_remote(source: str) -> HubSource:
     found = parse_remote(source)
     if found is None:
         raise StackctlError(
-            f"{source} is nothing that can be fetched",
+            f"cannot fetch {source}: unsupported source",
             hint="hf:ORG/REPO[@REV][:QUANT or FILE] or https://.../NAME.gguf; what lies on this "
             "machine: stackctl model import",
             exit_code=ExitCode.USAGE,
@@ -280,15 +280,15 @@ def _web_order(source: str, parsed: HubSource, url: str, manifest: Manifest) -> 
     parts_of = urlsplit(source)
     if parts_of.scheme == "http" and parts_of.hostname not in _LOOPBACK:
         raise StackctlError(
-            f"{host_of(url)} is only fetched from by https",
-            hint="what comes without it can be changed on the way",
+            f"{host_of(url)} must be fetched by https",
+            hint="a file that comes by http can be changed on the way",
             exit_code=ExitCode.USAGE,
         )
     pinned = re.fullmatch(r"sha256=([0-9a-f]{64})", parts_of.fragment)
     if parts_of.fragment and not pinned:
         raise StackctlError(
-            f"#{parts_of.fragment[:80]} is not understood",
-            hint="#sha256=HEX says what the file must be",
+            f"#{parts_of.fragment[:80]} is not a valid checksum",
+            hint="#sha256=HEX, the SHA-256 of the file",
             exit_code=ExitCode.USAGE,
         )
     name = parsed.quant or ""
@@ -299,7 +299,7 @@ def _web_order(source: str, parsed: HubSource, url: str, manifest: Manifest) -> 
         if response.status not in (200, 206):
             raise refusal(name, response)
     if size is None:
-        raise StackctlError(f"{name}: {host_of(url)} does not say how large it is")
+        raise StackctlError(f"{name}: {host_of(url)} reports no size")
     place = Repository(parsed.repo)
     place.prepare()
     sha256 = pinned[1] if pinned else None

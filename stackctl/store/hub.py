@@ -139,7 +139,7 @@ def token(url: str) -> str | None:
 def _checked(text: str, where: str) -> str:
     if not _TOKEN.fullmatch(text):
         raise StackctlError(
-            f"what is in {where} is no token", hint="one line, letters, digits and _ only"
+            f"{where} contains no valid token", hint="one line, letters, digits and _ only"
         )
     return text
 
@@ -231,5 +231,5 @@ def require_plain(path: str, where: str) -> None:
 
 def _hostile(repo: str, what: str) -> StackctlError:
     return StackctlError(
-        f"{repo} is refused: {what}", hint="nothing of it was fetched; tell the hub about it"
+        f"{repo} is refused: {what}", hint="nothing was fetched; report it to the hub"
     )

@@ -24,7 +24,7 @@ def lock_of(record: StoredModel) -> ModelLock:
     if parsed is None or record.repo is None or record.commit is None:
         raise StackctlError(
             f"{record.source} is not of a hub: there is no commit to lock",
-            hint="stackctl model verify tells whether its files change",
+            hint="stackctl model verify detects changes of its files",
             exit_code=ExitCode.USAGE,
         )
     rest = f":{parsed.quant}" if parsed.quant else ""
@@ -60,7 +60,7 @@ def require_sound(lock: ModelLock, where: str) -> None:
     names = {file.path for file in lock.files}
     if not (named and re.fullmatch("[0-9a-f]{40}", lock.commit)) or not names:
         raise StackctlError(
-            f"{where}: source, repo, commit and files do not go together",
+            f"{where}: source, repo, commit and files do not match",
             hint="stackctl model lock writes lock files",
             exit_code=ExitCode.USAGE,
         )
@@ -75,7 +75,7 @@ def require_sound(lock: ModelLock, where: str) -> None:
             and 0 <= file.bytes < _MOST_SIZE
         ):
             raise StackctlError(
-                f"{where}: size, SHA-256 or blob of {file.path} are none", exit_code=ExitCode.USAGE
+                f"{where}: invalid size, SHA-256 or blob of {file.path}", exit_code=ExitCode.USAGE
             )
 
 
@@ -95,6 +95,6 @@ def require_same(lock: ModelLock, info: RepoInfo, files: Sequence[Remote]) -> No
                 break
     if why is not None:
         raise StackctlError(
-            f"{info.repo} is not what the lock file says: {why}",
+            f"{info.repo} differs from the lock file: {why}",
             hint="the hub's copy was changed, or the lock file: look at both before you trust one",
         )

@@ -93,7 +93,7 @@ def render_door(
     address = _address(door)
     health = door.health_path
     if not re.fullmatch(r"/[A-Za-z0-9._/-]{0,100}", health):
-        raise StackctlError(f"{health!r} is no path of a URL", exit_code=ExitCode.USAGE)
+        raise StackctlError(f"{health!r} is not the path of a URL", exit_code=ExitCode.USAGE)
     keys = Keys(parse_version(podman))
     templates = environment()
     unit = templates.get_template("door.container.j2").render(
@@ -149,7 +149,7 @@ def _address(door: Door) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
             raise ValueError  # a scope of IPv6 may be any text
     except ValueError:
         raise StackctlError(
-            f"{door.address!r} is no IP address to listen on",
+            f"{door.address!r} is not an IP address",
             hint="127.0.0.1 for this machine only, 0.0.0.0 for all its networks",
             exit_code=ExitCode.USAGE,
         ) from None

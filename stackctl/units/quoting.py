@@ -50,7 +50,7 @@ def words(values: Iterable[str]) -> str:
 def variable(value: str) -> str:
     """A variable as ``NAME=value``, not yet quoted. Podman reads other names as something else."""
     if not _VARIABLE.match(value):
-        raise _error(value, "it is no NAME=value")
+        raise _error(value, "it is not NAME=value")
     return value
 
 
@@ -118,7 +118,7 @@ def _refuse_odd(value: str) -> None:
             raise _error(value, "a control character such as a newline or tab")
         # systemd skips a line with either, Quadlet's ExecStart= included.
         if category == "Cs" or ord(char) & 0xFFFE == 0xFFFE or "\ufdd0" <= char <= "\ufdef":
-            raise _error(value, f"U+{ord(char):04X}, which is no character")
+            raise _error(value, f"U+{ord(char):04X}, which is not a character")
 
 
 def _error(value: str, why: str) -> StackctlError:

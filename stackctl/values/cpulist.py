@@ -48,9 +48,7 @@ def parse_cpulist(text: str) -> tuple[int, ...]:
         span = range(first, last + 1)
         named += len(span)
         if named > _MOST_NAMED:
-            raise StackctlError(
-                "a CPU list that names CPUs again and again", exit_code=ExitCode.USAGE
-            )
+            raise StackctlError("a CPU list that repeats CPUs", exit_code=ExitCode.USAGE)
         cpus.update(cpu for cpu in span if group is None or (cpu - first) % group < (used or 0))
     return tuple(sorted(cpus))
 

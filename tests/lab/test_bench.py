@@ -110,7 +110,7 @@ def test_a_run_is_measured_stored_shown_and_compared(seat: Seat) -> None:
     assert html.count("<svg") >= 2
     assert key not in html
     seat.run("sh", "-c", f"echo mine > {page}")
-    look.assert_error(seat.stackctl("report", "-o", page, code=5), "no report", "-o FILE")
+    look.assert_error(seat.stackctl("report", "-o", page, code=5), "not a report", "-o FILE")
     assert seat.run("cat", page).stdout == "mine\n"
     told = json.loads(seat.stackctl("client", "aider", "--json").stdout)
     assert told["speeds"]["source"] == "measured"

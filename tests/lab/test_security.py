@@ -263,7 +263,9 @@ def test_root_follows_no_link_that_another_user_planted(root: Seat, tiny: str) -
         words = ("render", "cpu-latency", "--model", tiny, "-o")
         for folder in ("/tmp/units", "/tmp/units/below"):
             done = root.stackctl(*words, folder, code=2)
-            look.assert_error(done, "/tmp/units is a link that lab made", "folder of your own")
+            look.assert_error(
+                done, "/tmp/units is a link that belongs to lab", "folder of your own"
+            )
         assert lab.run(["ls", "/root/target"]).stdout == ""
         # In the place of a file it is replaced.
         lab.run(["mkdir", "/tmp/shared"], user="lab", check=True)

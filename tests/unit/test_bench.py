@@ -327,7 +327,7 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         (["bench", "run", "list"], 4, "no stack named list", "stackctl bench list"),
         (["bench", "--json", "list"], 4, "no stack named list", "stackctl bench list"),
         (["bench", "--output", "few"], 2, "'few' is not a number of tokens", "8192"),
-        (["bench", "--concurrency", "0"], 2, "1 is the least", "1,2,4"),
+        (["bench", "--concurrency", "0"], 2, "must be at least 1", "1,2,4"),
         (["bench", "--prefix", "none"], 2, "Invalid value for '--prefix'", "bench run --help"),
         (["bench", "show", "7"], 4, "there is no bench 7", "stackctl bench"),
         (["bench", "show", "x"], 2, "'x' is not a valid integer", "show --help"),

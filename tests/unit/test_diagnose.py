@@ -668,7 +668,7 @@ def test_stdin() -> None:
         (("--log", "empty"), "no engine's log: empty"),
         (("--log", "binary"), "no engine's log: binary"),
         (("--log", "c.log", "--since", "soon"), "'soon' is not a duration"),
-        (("--log", "c.log", "--since", "0"), "--since must be more than nothing"),
+        (("--log", "c.log", "--since", "0"), "--since must be above 0"),
         (("cpu", "--log", "c.log"), "a stack or --log, not both"),
     ],
 )

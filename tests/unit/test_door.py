@@ -168,14 +168,14 @@ def test_keys() -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"address": "localhost"}, "'localhost' is no IP address"),
-        ({"address": "127.0.0.1\n    bind :1"}, "is no IP address"),
-        ({"address": "fe80::1%eth0 x", "key": True}, "is no IP address"),
+        ({"address": "localhost"}, "'localhost' is not an IP address"),
+        ({"address": "127.0.0.1\n    bind :1"}, "is not an IP address"),
+        ({"address": "fe80::1%eth0 x", "key": True}, "is not an IP address"),
         ({"address": "0.0.0.0"}, "needs an API key"),
         ({"address": "::"}, "needs an API key"),
-        ({"health_path": "/health\n    bind :1"}, "is no path"),
-        ({"health_path": "health"}, "is no path"),
-        ({"health_path": "/a b"}, "is no path"),
+        ({"health_path": "/health\n    bind :1"}, "is not the path"),
+        ({"health_path": "health"}, "is not the path"),
+        ({"health_path": "/a b"}, "is not the path"),
     ],
 )
 def test_what_cannot_be_written_or_should_not(given: dict[str, Any], words: str) -> None:

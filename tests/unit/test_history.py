@@ -656,7 +656,7 @@ def test_completion_knows_stacks_that_are_down(at: Place) -> None:
 
 
 def test_a_wrong_word_is_told(at: Place) -> None:
-    with pytest.raises(StackctlError, match="not understood: 1 2 3"):
+    with pytest.raises(StackctlError, match="unexpected arguments: 1 2 3"):
         stack_and_numbers(("1", "2", "3"), 2)
     assert at("histroy") == 2
     assert "did you mean history?" in at.err
@@ -738,7 +738,7 @@ def test_how_the_generations_of_a_change_ended(tmp_path: Path) -> None:
 )
 def test_a_stack_and_a_generation(words: tuple[str, ...], stack: Any, numbers: Any) -> None:
     if stack is StackctlError:
-        with pytest.raises(StackctlError, match="not understood") as caught:
+        with pytest.raises(StackctlError, match="unexpected arguments") as caught:
             stack_and_numbers(words, 1)
         assert caught.value.exit_code == 2
     else:

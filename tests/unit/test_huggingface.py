@@ -558,7 +558,7 @@ def test_shards_without_an_index(tmp_path: Path) -> None:
     [
         ("{", "is not an index"),
         ('{"weight_map": {}}', "lists no tensors"),
-        ('{"weight_map": {"a": "../x.safetensors"}}', "which is no file beside it"),
+        ('{"weight_map": {"a": "../x.safetensors"}}', "which is not a file beside it"),
         ('{"weight_map": {"a": 3}}', "is not an index"),
         ('{"weight_map": {"a": "model-9.safetensors"}}', "model is incomplete: model-9"),
         ("[" * 100_000, "is not an index"),

@@ -153,8 +153,8 @@ def test_what_of_a_repository_fits_is_shown_before_a_download(
         ("hf:Org/Repo@v9", 1, "has no such revision"),
         ("hf:nothing", 2, "is not understood"),
         ("https://example.org/x", 2, "is not the address of a GGUF file"),
-        ("ftp://example.org/x.gguf", 2, "nothing that can be fetched"),
-        ("catalogue:x", 2, "nothing that can be fetched"),
+        ("ftp://example.org/x.gguf", 2, "unsupported source"),
+        ("catalogue:x", 2, "unsupported source"),
     ],
 )
 def test_sources_that_cannot_be_fetched(

@@ -89,7 +89,7 @@ def test_a_port_for_root_alone() -> None:
         "require_port(LiveMachine(), 80)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "StackctlError: port 80 is not for ordinary users" in done.stderr
+    assert "StackctlError: port 80 needs root" in done.stderr
 
 
 def test_an_outgoing_connection_is_no_listener() -> None:

@@ -36,7 +36,7 @@ def test_machines_as_ssh_takes_them(name: str) -> None:
 )
 def test_a_destination_is_never_an_option(name: str) -> None:
     for words in (["--host", name], [f"--host={name}"]):
-        with pytest.raises(StackctlError, match="is no machine") as caught:
+        with pytest.raises(StackctlError, match="invalid host") as caught:
             split([*words, "status"])
         assert caught.value.exit_code == ExitCode.USAGE
 

@@ -242,7 +242,7 @@ def test_a_page_is_written_over_a_page_and_nothing_else(tmp_path: Path) -> None:
     assert path.read_text() == page(runs=1)
     other = tmp_path / "index.html"
     other.write_text("<!doctype html>mine")
-    with pytest.raises(StackctlError, match="no report") as caught:
+    with pytest.raises(StackctlError, match="not a report") as caught:
         write(other, page())
     assert caught.value.exit_code == 5
     assert other.read_text() == "<!doctype html>mine"

@@ -120,7 +120,9 @@ def test_nothing_is_written_over_a_planted_link(folder: Path) -> None:
     (folder / "planted").symlink_to(target)
     os.chown(folder / "planted", OTHER, OTHER, follow_symlinks=False)
     for path in (folder / "planted" / "x.container", folder / "planted" / "deep" / "x"):
-        with pytest.raises(StackctlError, match=f"planted is a link that user {OTHER} made") as e:
+        with pytest.raises(
+            StackctlError, match=f"planted is a link that belongs to user {OTHER}"
+        ) as e:
             write_atomically(path, "x")
         assert e.value.exit_code == ExitCode.USAGE
     assert list(target.iterdir()) == []
@@ -172,7 +174,9 @@ def test_what_a_profile_extends_is_looked_at_as_well(folder: Path) -> None:
     assert Profiles([]).resolve(named, Overrides()).port == 9002
     os.chown(shared / "base.yaml", OTHER, OTHER)
     for profiles in (Profiles([]), Profiles([shared], chosen=shared)):
-        with pytest.raises(StackctlError, match=rf"base\.yaml is a file that user {OTHER} made"):
+        with pytest.raises(
+            StackctlError, match=rf"base\.yaml is a file that belongs to user {OTHER}"
+        ):
             profiles.resolve(named, Overrides())
     # In a folder of theirs alone it is theirs that was chosen.
     shared.chmod(0o755)

@@ -196,7 +196,7 @@ def test_control_characters_are_refused(write: Callable[[str], str], char: str) 
 @pytest.mark.parametrize("char", ["\udc80", "\ud800", "\ufffe", "\ufdd0", "\U0010ffff"])
 def test_what_is_no_character_is_refused(write: Callable[[str], str], char: str) -> None:
     with pytest.raises(
-        StackctlError, match=f"U\\+{ord(char):04X}, which is no character"
+        StackctlError, match=f"U\\+{ord(char):04X}, which is not a character"
     ) as caught:
         write(f"a{char}b")
     assert caught.value.exit_code == ExitCode.USAGE

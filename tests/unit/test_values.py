@@ -53,6 +53,8 @@ WHOLE = st.integers(-(2**63), UNLIMITED)
 
 def _any(kind: inspect.Type) -> st.SearchStrategy[Any]:
     match kind:
+        case inspect.Metadata(type=described):
+            return _any(described)
         case inspect.BoolType():
             return st.booleans()
         case inspect.IntType(ge=low, le=high):

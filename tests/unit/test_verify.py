@@ -475,7 +475,7 @@ def test_what_cannot_be_seen_is_not_ok(name: str) -> None:
 
 
 def test_nothing_is_seen_at_all() -> None:
-    """A process that ended while it was looked at leaves nothing to compare, and no error."""
+    """A process that ended during the inspection leaves nothing to compare, and no error."""
     for given in (LAB, LOCKED, SPREAD, BOUND, DOOR):
         found = compare(given, Seen(pid=PID))
         assert {result.status for result in found} <= {"skip", "ok"}

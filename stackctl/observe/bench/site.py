@@ -62,5 +62,5 @@ def require_running(context: Context, generation: Generation) -> None:
         )
     if endpoint.busy(port, engine.running_metrics):
         context.report.warn(
-            f"{stack} works on other requests: the figures are those of a shared engine"
+            f"{stack} is serving other requests: the results are those of a shared engine"
         )

@@ -80,7 +80,7 @@ def write(path: Path, text: str) -> None:
         raise StackctlError(f"cannot write {path}: {error.strerror}") from None
     if not ours:
         raise StackctlError(
-            f"{path} is there already, and no report",
+            f"{path} exists and is not a report",
             hint="-o FILE names another",
             exit_code=ExitCode.REFUSED,
         )
