@@ -45,6 +45,10 @@ class StackctlError(Exception):
         self.exit_code = exit_code
 
 
+class NotInstalled(StackctlError):
+    """A program or a Python package that is needed is absent."""
+
+
 class DidNotStart(StackctlError):
     """All is in place, but a service does not come up: what remains is between it and systemd.
 

@@ -28,7 +28,7 @@ def require_tools(host: Host) -> str:
     """
     tools = host.tools
     if tools.podman is None:
-        silent = next((p for p in host.problems if p.what == "podman does not answer"), None)
+        silent = next((p for p in host.problems if p.code == "podman-no-answer"), None)
         if silent is not None:
             raise StackctlError(
                 silent.what,

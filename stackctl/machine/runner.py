@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from stackctl.errors import ExitCode, StackctlError
+from stackctl.errors import ExitCode, NotInstalled, StackctlError
 from stackctl.machine import trust
 
 #: Variables that programs we start may see; anything else of the caller's stays out.
@@ -133,7 +133,7 @@ def run(
             check=False,
         )
     except FileNotFoundError:
-        raise StackctlError(
+        raise NotInstalled(
             f"{argv[0]} is not installed", hint=f"needed for: {command}", exit_code=ExitCode.HOST
         ) from None
     except PermissionError:

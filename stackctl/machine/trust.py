@@ -9,7 +9,9 @@ import os
 import pwd
 import stat
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from stackctl.errors import ExitCode, StackctlError
 
@@ -21,8 +23,28 @@ _MOST_LINKS = 40
 _NO_WAIT = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
-def weakness(path: Path | str) -> str | None:
-    """Why another user could change what is at a path; None when only root and this user can.
+@dataclass(frozen=True)
+class Weakness:
+    """A folder, file or link through which another user could change a path.
+
+    ``path`` is the level that gives the right, ``code`` the kind of right, and ``holder`` the name
+    of the owner or group that has it (None: everybody).
+    """
+
+    path: str
+    code: Literal["owner", "everybody", "group"]
+    holder: str | None = None
+
+    def __str__(self) -> str:
+        """Return the sentence for a person."""
+        if self.code == "owner":
+            return f"{self.path} belongs to {self.holder}"
+        by = "everybody" if self.code == "everybody" else f"group {self.holder}"
+        return f"{self.path} can be written by {by}"
+
+
+def weakness(path: Path | str) -> Weakness | None:
+    """Return how another user could change a path; None when only root and this user can.
 
     Every level counts, and every link on the way: whoever may rename a folder can put another one
     in its place. In a sticky folder such as /tmp only the owner can. Of what does not exist yet,
@@ -31,14 +53,14 @@ def weakness(path: Path | str) -> str | None:
     trusted = {0, os.geteuid()}
     for level, found, last in _levels(Path(path)):
         if found.st_uid not in trusted:
-            return f"{level} belongs to {_name(found.st_uid)}"
+            return Weakness(level, "owner", _name(found.st_uid))
         mode = found.st_mode
         if stat.S_ISLNK(mode) or (mode & stat.S_ISVTX and stat.S_ISDIR(mode) and not last):
             continue
         if mode & stat.S_IWOTH:
-            return f"{level} can be written by everybody"
+            return Weakness(level, "everybody")
         if mode & stat.S_IWGRP and os.geteuid() == 0 and found.st_gid != 0:
-            return f"{level} can be written by group {_group(found.st_gid)}"
+            return Weakness(level, "group", _group(found.st_gid))
     return None
 
 
@@ -46,10 +68,9 @@ def require_root_only(path: Path, what: str, hint: str | None = None) -> None:
     """As root, refuse what an ordinary user could change. Raises StackctlError (exit 2)."""
     if os.geteuid() != 0 or (why := weakness(path)) is None:
         return
-    where = why.partition(" belongs to ")[0].partition(" can be ")[0]
     raise StackctlError(
         f"root does not use {what} {path}: {why}",
-        hint=hint or f"chown root:root {where} && chmod go-w {where}",
+        hint=hint or f"chown root:root {why.path} && chmod go-w {why.path}",
         exit_code=ExitCode.USAGE,
     )
 

@@ -9,7 +9,9 @@ from itertools import islice
 from typing import Any
 
 from stackctl.probe.reading import Reader, tidy
-from stackctl.values.host import CdiSpec
+from stackctl.values.host import CdiProblemCode, CdiSpec
+
+_Problem = tuple[CdiProblemCode, str]
 
 #: Later folders win: what was generated at boot over what was written by hand.
 _FOLDERS = ("/etc/cdi", "/run/cdi", "/var/run/cdi")
@@ -35,7 +37,7 @@ def probe_cdi(reader: Reader, podman: str | None) -> tuple[CdiSpec, ...]:
             text = reader.text(path)
             name = path.rpartition("/")[2]
             if text is None:
-                found.append(CdiSpec(path=path, problem="it cannot be read"))
+                found.append(CdiSpec(path=path, code="unreadable", problem="it cannot be read"))
             elif (name, text) not in texts:
                 # /var/run is a link to /run nearly everywhere.
                 texts.add((name, text))
@@ -49,10 +51,16 @@ def judge(reader: Reader, path: str, text: str, podman: str | None) -> CdiSpec:
     try:
         document = parse(text, yaml=not path.endswith(".json"))
     except ValueError as error:
-        return CdiSpec(path=path, problem=f"it cannot be parsed: {tidy(str(error), most=120)}")
+        return CdiSpec(
+            path=path,
+            code="unparsable",
+            problem=f"it cannot be parsed: {tidy(str(error), most=120)}",
+        )
     version, kind = document.get("cdiVersion"), document.get("kind")
     if not isinstance(kind, str) or not re.fullmatch(r"[\w.-]{1,60}/[\w.-]{1,60}", kind):
-        return CdiSpec(path=path, version=_word(version), problem="it has no valid kind")
+        return CdiSpec(
+            path=path, version=_word(version), code="no-kind", problem="it has no valid kind"
+        )
     devices = [item for item in _items(document.get("devices")) if isinstance(item, dict)]
     names = [name for device in devices if (name := _word(device.get("name")))]
     edits = [_dict(document.get("containerEdits"))]
@@ -62,11 +70,14 @@ def judge(reader: Reader, path: str, text: str, podman: str | None) -> CdiSpec:
         _other_driver(reader, edits),
         _missing(reader, edits),
     )
+    unnamed: _Problem | None = None if names else ("no-devices", "it names no devices")
+    code, problem = next(filter(None, (*problems, unnamed)), (None, None))
     return CdiSpec(
         path=path,
         version=_word(version),
         devices=tuple(f"{kind}={name}" for name in names),
-        problem=next(filter(None, problems), None if names else "it names no devices"),
+        code=code,
+        problem=problem,
     )
 
 
@@ -119,28 +130,31 @@ def _unique(spec: CdiSpec, owners: dict[str, str]) -> CdiSpec:
         path=spec.path,
         version=spec.version,
         devices=spec.devices,
+        code="duplicate-device",
         problem=f"{twice} is also in {owners[twice]}: podman takes neither; remove one file",
     )
 
 
-def _too_new(version: Any, edits: list[dict[str, Any]], podman: str | None) -> str | None:
+def _too_new(version: Any, edits: list[dict[str, Any]], podman: str | None) -> _Problem | None:
     if podman is None or _numbers(podman) >= _OLD_PODMAN:
         return None
     later = next((name for name in _NEW_FIELDS if any(name in edit for edit in edits)), None)
     if later is not None:
         return (
+            "additional-gids" if later == "additionalGids" else "newer-cdi",
             f"it has {later} (CDI {_NEW_FIELDS[later]}), which podman {podman} cannot parse; "
-            "delete those lines, or upgrade podman to 5"
+            "delete those lines, or upgrade podman to 5",
         )
     if isinstance(version, str) and _numbers(version) > _OLD_NEWEST:
         return (
+            "newer-cdi",
             f"it is CDI {tidy(version, most=20)}, podman {podman} parses "
-            f"{'.'.join(map(str, _OLD_NEWEST))} at most; upgrade podman to 5"
+            f"{'.'.join(map(str, _OLD_NEWEST))} at most; upgrade podman to 5",
         )
     return None
 
 
-def _other_driver(reader: Reader, edits: list[dict[str, Any]]) -> str | None:
+def _other_driver(reader: Reader, edits: list[dict[str, Any]]) -> _Problem | None:
     """Whether the file gives containers the library of another driver than the one loaded."""
     loaded = reader.line("/sys/module/nvidia/version")
     mounts = (mount for edit in edits for mount in _items(edit.get("mounts")))
@@ -149,11 +163,14 @@ def _other_driver(reader: Reader, edits: list[dict[str, Any]]) -> str | None:
             r"/libcuda\.so\.([0-9]+(?:\.[0-9]+)+)$", str(_dict(mount).get("hostPath"))
         )
         if match and loaded and match[1] != loaded:
-            return f"it is for driver {match[1][:20]}, loaded is {loaded}: generate it again"
+            return (
+                "other-driver",
+                f"it is for driver {match[1][:20]}, loaded is {loaded}: generate it again",
+            )
     return None
 
 
-def _missing(reader: Reader, edits: list[dict[str, Any]]) -> str | None:
+def _missing(reader: Reader, edits: list[dict[str, Any]]) -> _Problem | None:
     """The first file that a container would be given and that is not there."""
     for key in ("deviceNodes", "mounts"):
         if not reader.machine.live:
@@ -167,7 +184,10 @@ def _missing(reader: Reader, edits: list[dict[str, Any]]) -> str | None:
                 continue
             seen.add(place)
             if not reader.exists(place):
-                return f"{tidy(place, most=100)} does not exist: generate it again ({_REGENERATE})"
+                return (
+                    "missing-file",
+                    f"{tidy(place, most=100)} does not exist: generate it again ({_REGENERATE})",
+                )
     return None
 
 

@@ -45,6 +45,7 @@ def probe_cpu(
     if cores is None:
         problems.append(
             Problem(
+                code="cores-unknown",
                 what="cores are unknown",
                 why=f"neither {CPU}/cpu*/topology nor /proc/cpuinfo says which CPUs share a core",
             )
@@ -103,6 +104,7 @@ def _online(
         if not online:
             problems.append(
                 Problem(
+                    code="cpus-unknown",
                     what="processors are unknown",
                     why=f"neither {CPU}/online nor /proc/cpuinfo can be read",
                 )
@@ -160,6 +162,7 @@ def _allowed(reader: Reader, online: frozenset[int] | None, problems: list[Probl
     if allowed is not None and not allowed:
         problems.append(
             Problem(
+                code="usable-cpus-unknown",
                 what="usable processors are unknown",
                 why=f"{path} allows none of the CPUs that are online",
             )

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from stackctl.probe.doctor_gpu import DEFAULT_CUDA, gpu_findings, numbers
-from stackctl.probe.problems import CGROUP_FIX, DELEGATE, MEMLOCK, drop_in, provision
+from stackctl.probe.problems import CGROUP_FIX, DELEGATE, MEMLOCK, code_of, drop_in, provision
 from stackctl.quantity import format_bytes
 from stackctl.values.cpulist import parse_cpulist
-from stackctl.values.host import UNLIMITED, Host, Problem
+from stackctl.values.host import UNLIMITED, Host, Problem, ProblemCode
 from stackctl.values.result import Result, Status
 
 _ORDER: tuple[Status, ...] = ("fail", "warn", "info", "skip", "ok")
@@ -60,20 +60,24 @@ def findings(
     # A problem of the probe that no check spoke of must not get lost.
     told = {result.evidence for result in found}
     for problem in host.problems:
-        if problem.why not in told and not problem.what.startswith(_JUDGED):
+        if problem.why not in told and code_of(problem) not in _JUDGED:
             found.append(_of_problem("probe", "warn", problem))
     return tuple(sorted(found, key=lambda result: _ORDER.index(result.status)))
 
 
+_PODMAN: tuple[ProblemCode, ...] = ("podman-missing", "podman-no-answer", "podman-too-old")
+_SYSTEMD: tuple[ProblemCode, ...] = ("systemd-not-running", "user-manager-not-running")
+_CPUSET: tuple[ProblemCode, ...] = ("cpuset-not-delegated", "cpuset-missing")
+_MEMLOCK: tuple[ProblemCode, ...] = ("memlock-limited", "memlock-unknown")
 #: Problems that the checks judge anew, from the same facts.
-_JUDGED = (
-    "podman", "no Quadlet", "systemd is not", "no service manager", "cgroup version 1",
-    "user services end", "cpuset is not", "no cpuset", "locked memory", "tools: not recorded",
+_JUDGED: tuple[ProblemCode, ...] = (
+    *_PODMAN, "quadlet-missing", *_SYSTEMD, "cgroup-v1", "linger-off", *_CPUSET, *_MEMLOCK,
+    "recording-incomplete",
 )  # fmt: skip
 
 
-def _problem(host: Host, *starts: str) -> Problem | None:
-    return next((found for found in host.problems if found.what.startswith(starts)), None)
+def _problem(host: Host, *codes: ProblemCode) -> Problem | None:
+    return next((found for found in host.problems if code_of(found) in codes), None)
 
 
 def _of_problem(name: str, status: Status, problem: Problem, expected: str | None = None) -> Result:
@@ -95,7 +99,7 @@ def _gpu(host: Host, needs: Needs) -> Iterator[Result]:
 def _podman(host: Host, _needs: Needs) -> Iterator[Result]:
     expected = "podman 4.4 or newer"
     version = host.tools.podman
-    problem = _problem(host, "podman")
+    problem = _problem(host, *_PODMAN)
     if problem is not None:
         yield _of_problem("podman", "fail", problem, expected)
     elif version is None:
@@ -110,7 +114,7 @@ def _podman(host: Host, _needs: Needs) -> Iterator[Result]:
 
 def _quadlet(host: Host, _needs: Needs) -> Iterator[Result]:
     expected = "podman's Quadlet generator where systemd finds it"
-    problem = _problem(host, "no Quadlet")
+    problem = _problem(host, "quadlet-missing")
     if problem is not None:
         yield _of_problem("quadlet", "fail", problem, expected)
     elif host.tools.quadlet_generator is None:
@@ -125,7 +129,7 @@ def _systemd(host: Host, _needs: Needs) -> Iterator[Result]:
     expected = "systemd runs the machine" + (
         " and this user's services" if host.scope == "user" else ""
     )
-    problem = _problem(host, "systemd is not", "no service manager")
+    problem = _problem(host, *_SYSTEMD)
     if problem is not None:
         yield _of_problem("systemd", "fail", problem, expected)
     elif host.tools.systemd_running is None:
@@ -144,7 +148,7 @@ def _cgroup(host: Host, _needs: Needs) -> Iterator[Result]:
     if version is None:
         yield _unseen("cgroup", "version 2")
         return
-    problem = _problem(host, "cgroup version 1")
+    problem = _problem(host, "cgroup-v1")
     yield Result(
         name="cgroup",
         status="ok" if version == 2 else "fail",
@@ -157,7 +161,7 @@ def _cgroup(host: Host, _needs: Needs) -> Iterator[Result]:
 def _linger(host: Host, _needs: Needs) -> Iterator[Result]:
     if host.scope != "user" or host.tools.linger is None or host.tools.systemd_running is False:
         return
-    problem = _problem(host, "user services end")
+    problem = _problem(host, "linger-off")
     yield Result(
         name="linger",
         status="ok" if host.tools.linger else "warn",
@@ -183,7 +187,7 @@ def _memlock(host: Host, needs: Needs) -> Iterator[Result]:
     if limit >= wanted:
         yield Result(name="memlock", status="ok", expected=expected, actual=actual)
         return
-    problem = _problem(host, "locked memory")
+    problem = _problem(host, *_MEMLOCK)
     fix = problem.fix if problem else None
     if problem is None and host.scope == "user":
         fix = drop_in("memlock", MEMLOCK, "LimitMEMLOCK=infinity")
@@ -208,7 +212,7 @@ def _cpuset(host: Host, needs: Needs) -> Iterator[Result]:
     if "cpuset" in host.tools.cgroup_controllers:
         yield Result(name="cpuset", status="ok", expected=expected, actual=given)
         return
-    problem = _problem(host, "cpuset is not", "no cpuset")
+    problem = _problem(host, *_CPUSET)
     fix = problem.fix if problem else None
     if problem is None and host.scope == "user":
         fix = drop_in("cpuset", DELEGATE, "Delegate=cpu cpuset io memory pids")

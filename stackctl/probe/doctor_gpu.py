@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from stackctl.probe.problems import provision
 from stackctl.quantity import format_bytes
-from stackctl.values.host import Gpu, Host
+from stackctl.values.host import CdiProblemCode, Gpu, Host
 from stackctl.values.result import Result
 
 #: The first driver of each CUDA, which runs all its minor versions (NVIDIA's CUDA compatibility
@@ -117,7 +117,7 @@ def _cdi(host: Host) -> Iterator[Result]:
                 name="cdi", status="warn" if specs and not unnamed else "fail", expected=expected,
                 actual=f"{spec.path}: {spec.problem}",
                 evidence=f"podman {host.tools.podman}" if host.tools.podman else None,
-                remedy=_cdi_remedy(spec.path, spec.problem),
+                remedy=_cdi_remedy(spec.path, spec.code),
             )  # fmt: skip
     if not host.tools.cdi:
         yield Result(
@@ -135,17 +135,17 @@ def _cdi(host: Host) -> Iterator[Result]:
         yield Result(name="cdi", status="ok", expected=expected, actual=names)
 
 
-def _cdi_remedy(path: str, problem: str) -> str:
-    if "cannot be read" in problem:
+def _cdi_remedy(path: str, code: CdiProblemCode | None) -> str:
+    if code == "unreadable":
         return f"sudo chmod a+r {path}"
-    if "additionalGids" in problem:
+    if code == "additional-gids":
         if path.endswith(".json"):
             return "upgrade podman to 5, or delete additionalGids from the file"
         # Its numbers are the only list items in these files that are plain numbers.
         return f"sudo sed -i '/additionalGids:/d; /^ *- [0-9][0-9]*$/d' {path}"
-    if "takes neither" in problem:
+    if code == "duplicate-device":
         return f"sudo rm {path}"
-    if "podman" in problem:
+    if code == "newer-cdi":
         return "upgrade podman to 5, or write the file with an older nvidia-container-toolkit"
     return _REFRESH if path.startswith(("/run/", "/var/run/")) else _GENERATE
 

@@ -65,12 +65,11 @@ def probe_gpus(
         if nvidia and reader.machine.live:
             problems.append(
                 Problem(
+                    code="gpu-memory-unknown",
                     what="GPU memory in use is unknown",
                     why=f"{nvml.error or 'NVML finds no GPU'}; "
                     "what is shown is known from the PCI id",
-                    fix="pip install nvidia-ml-py"
-                    if "nvidia-ml-py" in (nvml.error or "")
-                    else None,
+                    fix="pip install nvidia-ml-py" if nvml.package_missing else None,
                 )
             )
     found = [_with_cdi(gpu, cdi, alone=len(found) == 1) for gpu in found]

@@ -46,7 +46,11 @@ def with_nodes(
                 available = min(total, max(0, available - gpu_free(reader)))
     if total is None:
         problems.append(
-            Problem(what="memory size is unknown", why="/proc/meminfo has no usable MemTotal")
+            Problem(
+                code="memory-size-unknown",
+                what="memory size is unknown",
+                why="/proc/meminfo has no usable MemTotal",
+            )
         )
     return msgspec.structs.replace(memory, total_bytes=total, available_bytes=available)
 
@@ -115,6 +119,7 @@ def reconcile(
         return (msgspec.structs.replace(nodes[0], memory_bytes=total),)
     problems.append(
         Problem(
+            code="numa-memory-unknown",
             what="memory of the NUMA nodes is unknown",
             why=f"they hold {sum(sizes)} bytes together, the machine has {total}",
         )

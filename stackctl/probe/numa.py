@@ -44,7 +44,11 @@ def probe_numa(
         if cpus is None:
             # A node whose CPUs are unknown must not pass for one without any.
             problems.append(
-                Problem(what="NUMA layout is unknown", why=f"{folder}/cpulist cannot be read")
+                Problem(
+                    code="numa-unknown",
+                    what="NUMA layout is unknown",
+                    why=f"{folder}/cpulist cannot be read",
+                )
             )
             return ()
         if cpus & covered:
@@ -56,6 +60,7 @@ def probe_numa(
     if overlapping:
         problems.append(
             Problem(
+                code="numa-overlap",
                 what="NUMA nodes overlap",
                 why=f"nodes {format_cpulist(overlapping)} repeat CPUs of others (numa=fake, or "
                 "damaged firmware tables) and are left out",

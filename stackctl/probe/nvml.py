@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from stackctl.errors import StackctlError
+from stackctl.errors import NotInstalled, StackctlError
 from stackctl.machine.files import LiveMachine
 from stackctl.probe.reading import Reader, tidy
 from stackctl.values.base import Value, from_json
@@ -62,6 +62,8 @@ class Nvml:
     def __init__(self, reader: Reader) -> None:
         #: Why there are no readings; None when there are.
         self.error: str | None = None
+        #: The Python package that asks is absent.
+        self.package_missing = False
         self._readings: Readings | None = None
         self._thread: threading.Thread | None = None
         if isinstance(reader.machine, LiveMachine):
@@ -87,6 +89,7 @@ class Nvml:
             self._readings = ask()
         except StackctlError as error:
             self.error = error.message
+            self.package_missing = isinstance(error, NotInstalled)
 
     def readings(self) -> Readings | None:
         """The readings; None with ``error`` when there are none."""
@@ -108,7 +111,7 @@ def ask() -> Readings:
         # By name: it is an optional package, and not typed.
         library: Any = importlib.import_module("pynvml")
     except ImportError:
-        raise StackctlError("the Python package nvidia-ml-py is not installed") from None
+        raise NotInstalled("the Python package nvidia-ml-py is not installed") from None
     try:
         library.nvmlInit()
     except library.NVMLError as error:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from stackctl.probe.tools import Scope, Seen, Who
 from stackctl.quantity import format_bytes
-from stackctl.values.host import UNLIMITED, Limits, Problem
+from stackctl.values.host import UNLIMITED, Limits, Problem, ProblemCode
 
 #: The first podman with Quadlet.
 _OLDEST_PODMAN = (4, 4)
@@ -29,6 +29,31 @@ UPGRADE = "upgrade to Debian 13, Ubuntu 24.04 or newer, or install podman 4.4 or
 
 _UNIFIED = "systemd.unified_cgroup_hierarchy=1"
 CGROUP_FIX = f"add {_UNIFIED} to the kernel command line and reboot"
+
+
+#: How the texts of problems began before documents held codes: fixed, for reading those documents.
+_TEXTS_WITHOUT_CODE: tuple[tuple[str, ProblemCode], ...] = (
+    ("podman is not installed", "podman-missing"),
+    ("podman does not answer", "podman-no-answer"),
+    ("podman ", "podman-too-old"),
+    ("no Quadlet generator", "quadlet-missing"),
+    ("systemd is not running", "systemd-not-running"),
+    ("no service manager", "user-manager-not-running"),
+    ("cgroup version 1", "cgroup-v1"),
+    ("user services end", "linger-off"),
+    ("no cpuset controller", "cpuset-missing"),
+    ("cpuset is not delegated", "cpuset-not-delegated"),
+    ("locked memory limit is unknown", "memlock-unknown"),
+    ("locked memory is limited", "memlock-limited"),
+    ("tools: not recorded", "recording-incomplete"),
+)
+
+
+def code_of(problem: Problem) -> ProblemCode | None:
+    """Return the code of a problem, also for a document written before there were codes."""
+    if problem.code is not None:
+        return problem.code
+    return next((code for text, code in _TEXTS_WITHOUT_CODE if problem.what.startswith(text)), None)
 
 
 @dataclass(frozen=True)
@@ -99,6 +124,7 @@ def _in_effect(facts: Facts, item: str, path: str, line: str) -> tuple[str, str]
 def _unrecorded(facts: Facts) -> Iterator[Problem]:
     if facts.seen.unrecorded:
         yield Problem(
+            code="recording-incomplete",
             what="tools: not recorded",
             why=f"the recording holds no answer of {', '.join(facts.seen.unrecorded)}",
         )
@@ -109,8 +135,9 @@ def _podman(facts: Facts) -> Iterator[Problem]:
     version = seen.tools.podman
     if version is None:
         if facts.live:
-            absent = "not installed" in (seen.podman_error or "")
+            absent = seen.podman_absent
             yield Problem(
+                code="podman-missing" if absent else "podman-no-answer",
                 what="podman is not installed" if absent else "podman does not answer",
                 why="containers run under podman"
                 if absent
@@ -120,12 +147,14 @@ def _podman(facts: Facts) -> Iterator[Problem]:
         return
     if tuple(map(int, version.split(".")[:2])) < _OLDEST_PODMAN:
         yield Problem(
+            code="podman-too-old",
             what=f"podman {version} is too old",
             why="services need Quadlet, which came with podman 4.4",
             fix=UPGRADE,
         )
     elif seen.generator_runs is False:
         yield Problem(
+            code="quadlet-missing",
             what="no Quadlet generator",
             why=f"systemd finds no podman-{facts.scope}-generator, so .container files do nothing",
             fix="install podman with its systemd generators (the distribution's package has them)",
@@ -148,6 +177,7 @@ def _systemd(facts: Facts) -> Iterator[Problem]:
         return
     if facts.scope == "system" or facts.seen.booted is False:
         yield Problem(
+            code="systemd-not-running",
             what="systemd is not running",
             why="process 1 is not systemd (no /run/systemd/system), which runs the services",
             fix="boot this machine or container with systemd as process 1",
@@ -158,6 +188,7 @@ def _systemd(facts: Facts) -> Iterator[Problem]:
     if facts.seen.tools.linger is False:
         start = _linger(who)
     yield Problem(
+        code="user-manager-not-running",
         what="no service manager for this user",
         why=f"user@{who.uid}.service does not run; user services and their limits depend on it",
         fix=_root(facts, start),
@@ -167,6 +198,7 @@ def _systemd(facts: Facts) -> Iterator[Problem]:
 def _cgroups(facts: Facts) -> Iterator[Problem]:
     if facts.seen.tools.cgroup_version == 1:
         yield Problem(
+            code="cgroup-v1",
             what="cgroup version 1",
             why="Quadlet needs cgroup version 2; here the controllers are in version 1 (or hybrid)",
             fix=_boot_with_version_2(facts),
@@ -187,6 +219,7 @@ def _user_services(facts: Facts) -> Iterator[Problem]:
     tools, who = facts.seen.tools, facts.seen.who
     if tools.linger is False and tools.systemd_running is not False:
         yield Problem(
+            code="linger-off",
             what="user services end at logout",
             why=f"lingering is off for {who.name}",
             fix=provision("linger", _root(facts, _linger(who))),
@@ -196,12 +229,14 @@ def _user_services(facts: Facts) -> Iterator[Problem]:
         return
     if facts.scope == "system":
         yield Problem(
+            code="cpuset-missing",
             what="no cpuset controller",
             why=f"services cannot be bound to one of the {facts.nodes} NUMA nodes without it",
         )
         return
     more, fix = _in_effect(facts, "cpuset", DELEGATE, "Delegate=cpu cpuset io memory pids")
     yield Problem(
+        code="cpuset-not-delegated",
         what="cpuset is not delegated to user services",
         why=f"without it they cannot be bound to one of the {facts.nodes} NUMA nodes; "
         f"delegated: {' '.join(tools.cgroup_controllers) or 'nothing'}{more}",
@@ -215,6 +250,7 @@ def _memlock(facts: Facts) -> Iterator[Problem]:
         # Without a manager there is no limit to read, and that is a problem already.
         if facts.live and facts.seen.tools.systemd_running:
             yield Problem(
+                code="memlock-unknown",
                 what="locked memory limit is unknown",
                 why="the limits of the service manager's process cannot be read",
             )
@@ -228,6 +264,7 @@ def _memlock(facts: Facts) -> Iterator[Problem]:
     if not fixable:
         more = "; process 1 lacks CAP_SYS_RESOURCE, so no setting inside this machine can raise it"
     yield Problem(
+        code="memlock-limited",
         what="locked memory is limited",
         why=f"services may lock {format_bytes(limit)} of memory at most{more}",
         fix=fix if fixable else None,

@@ -142,5 +142,9 @@ class Reader:
         for kind, files in sorted(self._damaged.items()):
             path, why = files[0]
             more = f"; {len(files) - 1} more like it" if len(files) > 1 else ""
-            found.append(Problem(what=f"{kind} is not usable", why=f"{path}: {why}{more}"))
+            found.append(
+                Problem(
+                    code="file-damaged", what=f"{kind} is not usable", why=f"{path}: {why}{more}"
+                )
+            )
         return tuple(found)

@@ -8,7 +8,7 @@ import threading
 from dataclasses import dataclass
 from typing import Literal
 
-from stackctl.errors import StackctlError
+from stackctl.errors import NotInstalled, StackctlError
 from stackctl.machine.files import Machine
 from stackctl.machine.runner import Completed, failure
 from stackctl.probe import kernel
@@ -85,6 +85,7 @@ class Seen:
     who: Who
     #: Why podman gave no version; None when it did.
     podman_error: str | None
+    podman_absent: bool
     #: Whether systemd runs Quadlet for this scope; None on a recording that does not say.
     generator_runs: bool | None
     #: Whether systemd runs the machine, whatever the scope.
@@ -103,9 +104,9 @@ def probe_tools(reader: Reader, commands: Commands, scope: Scope) -> Seen:
     release = _os_release(reader)
     who = _who(reader)
     version = _cgroup_version(reader)
-    podman, podman_error = _version(commands.podman, r"\b([0-9]{1,4}(?:\.[0-9]{1,5})+)")
-    systemd, systemd_error = _version(commands.systemd, r"^systemd ([0-9]{1,5})\b")
-    errors = {"podman": podman_error, "systemctl": systemd_error}
+    podman, podman_failure = _version(commands.podman, r"\b([0-9]{1,4}(?:\.[0-9]{1,5})+)")
+    systemd, systemd_failure = _version(commands.systemd, r"^systemd ([0-9]{1,5})\b")
+    errors = {"podman": podman_failure, "systemctl": systemd_failure}
     controllers = _controllers(reader, scope, who) if version == 2 else None
     tools = Tools(
         os=release.get("PRETTY_NAME"),
@@ -128,7 +129,8 @@ def probe_tools(reader: Reader, commands: Commands, scope: Scope) -> Seen:
     return Seen(
         tools=tools,
         who=who,
-        podman_error=podman_error,
+        podman_error=None if podman_failure is None else _in_one_line(podman_failure),
+        podman_absent=isinstance(podman_failure, NotInstalled),
         generator_runs=_absent_is_known(reader, _generator(reader, linked, ()) is not None),
         booted=_absent_is_known(reader, reader.exists(_BOOTED)),
         controllers_known=controllers is not None,
@@ -154,15 +156,19 @@ def _absent_is_known(reader: Reader, there: bool) -> bool | None:
     return True if there else (False if reader.machine.live else None)
 
 
-def _version(answer: Answer, pattern: str) -> tuple[str | None, str | None]:
+def _version(answer: Answer, pattern: str) -> tuple[str | None, StackctlError | None]:
     try:
         text = answer.stdout()[:4096]
     except StackctlError as error:
-        return None, "; ".join((error.message, *error.details[-1:]))
+        return None, error
     match = re.search(pattern, text, re.MULTILINE)
     if match is None:
-        return None, f"it gives no version: {tidy(text, most=60) or 'nothing'}"
+        return None, StackctlError(f"it gives no version: {tidy(text, most=60) or 'nothing'}")
     return match[1], None
+
+
+def _in_one_line(error: StackctlError) -> str:
+    return "; ".join((error.message, *error.details[-1:]))
 
 
 def _os_release(reader: Reader) -> dict[str, str]:

@@ -95,10 +95,10 @@ class Facts:
     guarded: bool = False
     #: Where stackctl is in the search path, whose it is, and whose this one is.
     program: str | None = None
-    program_weakness: str | None = None
+    program_weakness: trust.Weakness | None = None
     program_ours: bool = False
     program_current: bool = True
-    python_weakness: str | None = None
+    python_weakness: trust.Weakness | None = None
 
 
 def read(box: Box, store: Store, user: str | None) -> Facts:

@@ -39,7 +39,7 @@ def python() -> Path:
     return Path(sys.executable).resolve()
 
 
-def weakness() -> str | None:
+def weakness() -> trust.Weakness | None:
     """Who else could change the interpreter; None: root alone."""
     return trust.weakness(python())
 

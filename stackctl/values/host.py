@@ -14,6 +14,45 @@ from stackctl.values.base import Value
 UNLIMITED = 2**64 - 1
 
 
+#: What a problem is about, for code to compare; the texts beside it may be reworded freely.
+ProblemCode = Literal[
+    "recording-incomplete",
+    "podman-missing",
+    "podman-no-answer",
+    "podman-too-old",
+    "quadlet-missing",
+    "systemd-not-running",
+    "user-manager-not-running",
+    "cgroup-v1",
+    "linger-off",
+    "cpuset-missing",
+    "cpuset-not-delegated",
+    "memlock-unknown",
+    "memlock-limited",
+    "cpus-unknown",
+    "cores-unknown",
+    "usable-cpus-unknown",
+    "memory-size-unknown",
+    "numa-unknown",
+    "numa-overlap",
+    "numa-memory-unknown",
+    "gpu-memory-unknown",
+    "file-damaged",
+]
+#: Why podman cannot use a CDI file.
+CdiProblemCode = Literal[
+    "unreadable",
+    "unparsable",
+    "no-kind",
+    "no-devices",
+    "duplicate-device",
+    "additional-gids",
+    "newer-cdi",
+    "other-driver",
+    "missing-file",
+]
+
+
 class L3(Value, frozen=True, kw_only=True):
     """One L3 cache and the CPUs that share it."""
 
@@ -136,12 +175,16 @@ class Gpu(Value, frozen=True, kw_only=True):
 
 
 class CdiSpec(Value, frozen=True, kw_only=True):
-    """One CDI file: its devices, its version, and what is wrong with it (None: nothing seen)."""
+    """One CDI file: its devices, its version, and the first problem found (None: none).
+
+    ``code`` is the kind of the problem; documents of older versions hold the text alone.
+    """
 
     path: str
     version: str | None = None
     devices: tuple[str, ...] = ()
     problem: str | None = None
+    code: CdiProblemCode | None = None
 
 
 class Tools(Value, frozen=True, kw_only=True):
@@ -187,11 +230,15 @@ class Limits(Value, frozen=True, kw_only=True):
 
 
 class Problem(Value, frozen=True, kw_only=True):
-    """What could not be read or stands in the way, why, and the command that fixes it."""
+    """A fact that could not be read or an obstacle, its cause, and the command that fixes it.
+
+    ``code`` is None in documents of versions that did not write it.
+    """
 
     what: str
     why: str
     fix: str | None = None
+    code: ProblemCode | None = None
 
 
 class Host(Value, frozen=True, kw_only=True):

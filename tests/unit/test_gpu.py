@@ -59,16 +59,19 @@ def test_a_usable_gpu_passes() -> None:
         (host(driver="570.86.10"), 6, "570.86.10", "580"),
         (host(cdi=()), 6, "no file in /etc/cdi", "nvidia-ctk cdi generate"),
         (
-            host(cdi=(CdiSpec(path="/etc/cdi/n.yaml", problem="it cannot be read"),)),
+            host(cdi=(CdiSpec(path="/etc/cdi/n.yaml", code="unreadable",
+                              problem="it cannot be read"),)),
             6, "/etc/cdi/n.yaml: it cannot be read", "sudo chmod a+r /etc/cdi/n.yaml",
         ),
         (
             host(cdi=(CdiSpec(path="/run/cdi/n.yaml",
+                              code="other-driver",
                               problem="it is for driver 1, loaded is 2: generate it again"),)),
             6, "it is for driver 1", "systemctl restart nvidia-cdi-refresh",
         ),
         (
-            host(cdi=(CdiSpec(path="/etc/cdi/n.yaml", problem="it cannot be parsed: x"),)),
+            host(cdi=(CdiSpec(path="/etc/cdi/n.yaml", code="unparsable",
+                              problem="it cannot be parsed: x"),)),
             6, "cannot be parsed", "nvidia-ctk cdi generate",
         ),
         (host(compute_capability="7.5"), 5, "7.5", "fp8"),

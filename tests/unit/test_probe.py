@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from stackctl.errors import ExitCode, StackctlError
+from stackctl.errors import ExitCode, NotInstalled, StackctlError
 from stackctl.machine.files import LiveMachine, RecordedMachine
 from stackctl.machine.runner import Completed
 from stackctl.probe import probe
@@ -73,7 +73,7 @@ class Standing(RecordedMachine):
         try:
             return super().run(argv, timeout_s=timeout_s)
         except StackctlError:
-            raise StackctlError(f"{argv[0]} is not installed", exit_code=ExitCode.HOST) from None
+            raise NotInstalled(f"{argv[0]} is not installed", exit_code=ExitCode.HOST) from None
 
 
 def _write(root: Path, files: dict[str, str | None], versions: dict[str, str] | None) -> Path:
@@ -287,6 +287,7 @@ def test_no_controller_at_all_is_not_unknown(look: Any) -> None:
     assert _only(host).why.endswith("delegated: nothing")
     assert look(nodes | {"sys/fs/cgroup/cgroup.controllers": "\n"}, scope="system").problems == (
         Problem(
+            code="cpuset-missing",
             what="no cpuset controller",
             why="services cannot be bound to one of the 2 NUMA nodes without it",
         ),

@@ -153,12 +153,19 @@ def test_no_gpu_at_all() -> None:
 
 def test_cdi_files_with_problems() -> None:
     bad = CdiSpec(
-        path="/run/cdi/n.yaml", devices=(NAME,), problem="it has additionalGids (CDI 0.7.0)"
+        path="/run/cdi/n.yaml",
+        devices=(NAME,),
+        code="additional-gids",
+        problem="it has additionalGids (CDI 0.7.0)",
     )
     result = one(changed(tools={"cdi": (bad,)}), "cdi")
     assert result.status == "fail"
     assert (result.remedy or "").startswith("sudo sed -i ")
-    gone = CdiSpec(path="/etc/cdi/n.yaml", problem="/dev/nvidia0 does not exist: generate it again")
+    gone = CdiSpec(
+        path="/etc/cdi/n.yaml",
+        code="missing-file",
+        problem="/dev/nvidia0 does not exist: generate it again",
+    )
     both = [found for found in all_needs(changed(tools={"cdi": (*READY.tools.cdi, gone)}))
             if found.name == "cdi"]  # fmt: skip
     assert [found.status for found in both] == ["warn", "ok"]
@@ -180,6 +187,7 @@ def test_the_most_important_comes_first() -> None:
 
 
 def test_fixes_that_the_probe_knows_are_used() -> None:
+    # As in documents from before there were codes.
     missing = Problem(what="podman is not installed", why="none", fix="apt-get install podman")
     other = Problem(what="memory size is unknown", why="/proc/meminfo has no usable MemTotal")
     host = changed(tools={"podman": None})
@@ -190,6 +198,18 @@ def test_fixes_that_the_probe_knows_are_used() -> None:
     # And what no check looks at is not lost.
     assert [(one.status, one.actual) for one in found if one.name == "probe"] == [
         ("warn", "memory size is unknown")
+    ]
+
+
+def test_checks_find_problems_by_their_codes_whatever_the_text() -> None:
+    reworded = Problem(code="podman-missing", what="x", why="y", fix="z")
+    unknown = Problem(code="memory-size-unknown", what="x", why="other")
+    host = changed(tools={"podman": None})
+    found = all_needs(msgspec.structs.replace(host, problems=(reworded, unknown)))
+    assert (found[0].name, found[0].status, found[0].remedy) == ("podman", "fail", "z")
+    assert [(one.name, one.evidence) for one in found if one.actual == "x"] == [
+        ("podman", "y"),
+        ("probe", "other"),
     ]
 
 

@@ -568,7 +568,11 @@ def test_the_cdi_file_is_made_anew_at_each_boot(
 
 
 def test_a_cdi_file_of_somebody_else_is_left() -> None:
-    stale = CdiSpec(path="/etc/cdi/nvidia.yaml", problem="it is for driver 570, loaded is 580")
+    stale = CdiSpec(
+        path="/etc/cdi/nvidia.yaml",
+        code="other-driver",
+        problem="it is for driver 570, loaded is 580",
+    )
     host = changed(tools={"cdi": (stale,)})
     found = item("cdi", host=host, toolkit="1.18.0")
     assert found.status == "refused"

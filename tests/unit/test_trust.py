@@ -47,7 +47,9 @@ def test_what_only_we_and_root_can_change(folder: Path) -> None:
 def test_what_everybody_can_write_counts_at_every_level(folder: Path, level: str) -> None:
     (folder / "a" / "b").mkdir(parents=True)
     (folder / level).chmod(0o777)
-    assert trust.weakness(folder / "a" / "b") == f"{folder / level} can be written by everybody"
+    assert (
+        str(trust.weakness(folder / "a" / "b")) == f"{folder / level} can be written by everybody"
+    )
     # Nobody can rename what is not theirs in a sticky folder, but put something else there.
     (folder / level).chmod(0o1777)
     assert (trust.weakness(folder / "a" / "b") is None) == (level != "a/b")
@@ -58,10 +60,10 @@ def test_what_everybody_can_write_counts_at_every_level(folder: Path, level: str
 def test_owners_and_groups_count_at_every_level(folder: Path, level: str) -> None:
     (folder / "a" / "b").mkdir(parents=True)
     os.chown(folder / level, OTHER, 0)
-    assert trust.weakness(folder / "a" / "b") == f"{folder / level} belongs to user {OTHER}"
+    assert str(trust.weakness(folder / "a" / "b")) == f"{folder / level} belongs to user {OTHER}"
     os.chown(folder / level, 0, OTHER)
     (folder / level).chmod(0o775)
-    assert trust.weakness(folder / "a" / "b") == (
+    assert str(trust.weakness(folder / "a" / "b")) == (
         f"{folder / level} can be written by group {OTHER}"
     )
     os.chown(folder / level, 0, 0)
@@ -74,12 +76,12 @@ def test_links_count_and_what_they_lead_to(folder: Path) -> None:
     theirs.mkdir()
     os.chown(theirs, OTHER, OTHER)
     (folder / "link").symlink_to("theirs")
-    assert trust.weakness(folder / "link") == f"{theirs} belongs to user {OTHER}"
+    assert str(trust.weakness(folder / "link")) == f"{theirs} belongs to user {OTHER}"
     (folder / "up").symlink_to(f"{theirs}/../own")
-    assert trust.weakness(folder / "up") == f"{theirs} belongs to user {OTHER}"
+    assert str(trust.weakness(folder / "up")) == f"{theirs} belongs to user {OTHER}"
     (folder / "planted").symlink_to("/etc")
     os.chown(folder / "planted", OTHER, OTHER, follow_symlinks=False)
-    assert trust.weakness(folder / "planted") == f"{folder}/planted belongs to user {OTHER}"
+    assert str(trust.weakness(folder / "planted")) == f"{folder}/planted belongs to user {OTHER}"
     (folder / "loop").symlink_to("loop")
     assert trust.weakness(folder / "loop") is None
 
