@@ -1,0 +1,309 @@
+"""A third engine that only tests know. Its options, log, paths and metrics are unlike those of the
+shipped engines, so that code which takes a name of theirs for granted fails with it.
+
+As a program it registers two engines of that kind, "stub-gpu" (made for GPUs) and "stub-cpu", and
+runs stackctl: ``python3 thirdengine.py ARGUMENT...``. ``stubserver.pl`` in tests/lab is the server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
+
+from stackctl import engines
+from stackctl.engines.prometheus_text import Scrape
+from stackctl.engines.protocol import (
+    CACHE,
+    Dialect,
+    Failure,
+    Footprint,
+    LogReader,
+    Option,
+    Reports,
+    Request,
+    TokenReads,
+    argument,
+    failure_table,
+    first_match,
+    number,
+    option,
+    origin,
+    whole_argument,
+)
+from stackctl.values.generation import Fact
+from stackctl.values.measured import EngineOption, Seen
+from stackctl.values.metrics import EngineMetrics, LogSamples, Window
+from stackctl.values.model import Model
+
+_MIB = 2**20
+_GIB = 2**30
+_CONTEXT = 4096
+_NEWEST = (
+    option("weights", "FILE"), option("public-name", "NAME"), option("bind", "ADDRESS"),
+    option("listen", "PORT"), option("window", "N"), option("lanes", "N"),
+    option("workers", "N"), option("cache-format", "TYPE"), option("device", "PLACE"),
+    option("gpu-budget", "MIB"),
+)  # fmt: skip
+_ENTRY = re.compile(r"--([a-z-]+) <([A-Z]+)>")
+_SPEED = re.compile(
+    r"^\[stub ([\d.]+)s\] speed: prompt ([\d.]+)/s, text ([\d.]+)/s, "
+    r"(\d+) running, (\d+) waiting, cache ([\d.]+)%"
+)
+_OWN = re.compile(r"^\[stub [\d.]+s\] ")
+_PHASES = (("reading weights", "reading weights"), ("ready on", "answering"))
+_FAILURES = failure_table(
+    (
+        r"cache of (?P<most>\d+) tokens cannot hold a window",
+        "the cache holds only {most} tokens",
+        "--set context={most}",
+    ),
+)
+_FACTS = (
+    ("weights_bytes", re.compile(r"weights use (\d+) bytes")),
+    ("device", re.compile(r"computing on (\w+)")),
+)
+
+
+class StubEngine:
+    """See Engine."""
+
+    shm_bytes: int | None = None
+    cpu_image: str | None = None
+    restart: Literal["on-failure", "always"] = "on-failure"
+    start_s: float = 45
+    compiles: Literal["everywhere", "on GPUs"] = "on GPUs"
+    overriding: tuple[str, ...] = ("STUB_WINDOW",)
+    splits_experts = False
+    one_node_on_cpu = False
+    program = "stub-server"
+    published_entrypoint: tuple[str, ...] = ("stub-server",)
+    help_arguments: tuple[str, ...] = ("--options",)
+    reserved: Mapping[str, str] = {"listen": "use the key port", "weights": "use the key model"}
+    newest = Dialect(_NEWEST, inspected=False)
+    context_option = "window"
+    requests_option = "lanes"
+    shares_context = False
+    threads_options: tuple[str, str] | None = ("workers", "workers")
+    kv_types: tuple[str, ...] = ("half",)
+    requests_share_cache = False
+    health_path = "/livez"
+    client_paths: tuple[str, ...] = ("/stub/generate",)
+    running_metrics: tuple[str, ...] = ("stub_running",)
+    metrics_paths: tuple[str, ...] = ("/metrics",)
+    reports: Reports = (("context", "/about", ("window",)), ("lanes", "/about", ("lanes",)))
+
+    def __init__(self, *, gpu: bool) -> None:
+        """Make the engine for GPUs, or the one for CPUs."""
+        self.gpu_by_default = gpu
+        self.name = "stub-gpu" if gpu else "stub-cpu"
+        self.title = "Stub"
+        self.local_image = f"localhost/lab/{self.name}:1"
+        self.default_image = f"registry.example/{self.name}:1"
+
+    def usable_gpus(self, count: int) -> tuple[int, str]:
+        """See Engine."""
+        return min(count, 1), "it uses one GPU" if count > 1 else ""
+
+    def cannot_run(self, model: Model) -> str | None:
+        """See Engine."""
+        return "too many experts" if (model.experts or 0) > 64 else None
+
+    def parse_help(self, text: str) -> tuple[EngineOption, ...]:
+        """See Engine."""
+        return tuple(
+            EngineOption(names=(f"--{name}",), value=value) for name, value in _ENTRY.findall(text)
+        )
+
+    def parse_version(self, text: str) -> str | None:
+        """See Engine."""
+        match = re.search(r"^stub (\S+)", text, re.MULTILINE)
+        return match[1] if match else None
+
+    def choose(self, request: Request) -> tuple[Option, ...]:
+        """See Engine."""
+        profile = request.profile
+        wanted = profile.context if isinstance(profile.context, int) else _CONTEXT
+        window = min(wanted, request.model.context or wanted)
+        lanes = profile.concurrency if isinstance(profile.concurrency, int) else 1
+        options = [
+            Option("weights", (request.model_path,), "the model"),
+            Option("public-name", (request.served_name,), "the name clients ask for"),
+            Option("bind", ("127.0.0.1",), "loopback only"),
+            Option("listen", (request.port,), "profile", "profile"),
+            Option("window", (window,), "tokens a request", origin(request, "context")),
+            Option("lanes", (lanes,), "requests at once", origin(request, "concurrency")),
+            Option("device", ("gpu" if request.gpus else "cpu",), "by placement"),
+        ]
+        if request.gpus and request.gpu_limit_bytes is not None:
+            mib = request.gpu_limit_bytes // _MIB
+            options.append(Option("gpu-budget", (mib,), "all that is left of the GPU"))
+        if request.threads is not None:
+            count, why = request.threads
+            options.append(Option("workers", (count,), why))
+        if profile.kv_type is not None:
+            options.append(Option("cache-format", (profile.kv_type,), "profile", "profile"))
+        return tuple(options)
+
+    def environment(self, request: Request) -> tuple[str, ...]:
+        """See Engine."""
+        return (f"STUB_CACHE={CACHE}",) if request.gpus else ()
+
+    def spell(self, option: Option, dialect: Dialect) -> tuple[str, ...] | None:
+        """See Engine."""
+        if option.values is None:
+            return ()
+        if dialect.find(option.name) is None:
+            return None
+        return (f"--{option.name}", *(str(value) for value in option.values))
+
+    def recall(
+        self, seen: Sequence[Seen], argv: Sequence[str], options: Mapping[str, Option]
+    ) -> tuple[Seen | None, dict[str, Option]]:
+        """See Engine."""
+        return None, dict(options)
+
+    def footprint(
+        self,
+        model: Model,
+        options: Mapping[str, Option],
+        gpu_bytes: int,
+        seen: Seen | None = None,
+    ) -> Footprint:
+        """See Engine: every lane has a cache of its own."""
+        tokens = number(options, "window", _CONTEXT) * number(options, "lanes", 1)
+        kv = round(self.kv_token_bytes(model, options, 1) * tokens)
+        if not gpu_bytes:
+            return Footprint(model.weights_bytes, kv, 128 * _MIB)
+        host = Footprint(0, 0, 128 * _MIB)
+        return Footprint(model.weights_bytes, kv, _GIB, host=host)
+
+    def kv_token_bytes(self, model: Model, options: Mapping[str, Option], gpus: int) -> float:
+        """See Engine."""
+        if model.kv is None:
+            return 0.0
+        half = "cache-format" in options and options["cache-format"].value == "half"
+        row = model.kv.key_dim + model.kv.value_dim
+        return sum(model.kv.kv_heads) * row * (1.0 if half else 2.0)
+
+    def token_reads(
+        self, model: Model, options: Mapping[str, Option], *, on_gpu: bool
+    ) -> TokenReads:
+        """See Engine."""
+        active = float(model.active_bytes)
+        token = self.kv_token_bytes(model, options, 1)
+        return TokenReads(0.0 if on_gpu else active, active if on_gpu else 0.0, token)
+
+    def uses_mlock(self, options: Mapping[str, Option]) -> bool:
+        """See Engine."""
+        return False
+
+    def phase(self, line: str) -> str | None:
+        """See Engine."""
+        return next((phase for words, phase in _PHASES if words in line), None)
+
+    def failure(self, lines: Sequence[str]) -> Failure | None:
+        """See Engine."""
+        return first_match(lines, _FAILURES)
+
+    def dead(self, lines: Sequence[str]) -> bool:
+        """See Engine."""
+        return False
+
+    def said(self, lines: Sequence[str]) -> tuple[Fact, ...]:
+        """See Engine."""
+        found = ((name, pattern.search(line)) for line in lines for name, pattern in _FACTS)
+        return tuple({n: Fact(name=n, value=match[1]) for n, match in found if match}.values())
+
+    def tokenizing(self, text: str, served_name: str) -> tuple[str, Mapping[str, object]]:
+        """See Engine."""
+        return "/stub/tokens", {"text": text}
+
+    def promised(self, argv: Sequence[str]) -> tuple[Fact, ...]:
+        """See Engine."""
+        told = (("context", argument(argv, "window")), ("lanes", argument(argv, "lanes")))
+        return tuple(Fact(name=name, value=value) for name, value in told if value)
+
+    def measure(self, answers: Mapping[str, str], argv: Sequence[str]) -> EngineMetrics:
+        """See Engine."""
+        seen = Scrape(answers.get("/metrics", ""))
+        window = whole_argument(argv, "window") or 0
+        lanes = whole_argument(argv, "lanes") or 1
+        return EngineMetrics(
+            running=seen.count("stub_running"),
+            waiting=seen.count("stub_waiting"),
+            kv_usage=seen.most("stub_cache_share"),
+            kv_capacity_tokens=window * lanes or None,
+            prompt_tokens=seen.total("stub_prompt_tokens"),
+            generation_tokens=seen.total("stub_text_tokens"),
+            prompt_s=seen.total("stub_prompt_seconds"),
+            generation_s=seen.total("stub_text_seconds"),
+        )
+
+    def log_reader(self) -> LogReader:
+        """See Engine."""
+        return _SpeedReader(self.name, "GPU" if self.gpu_by_default else "CPU")
+
+
+class _SpeedReader:
+    """See LogReader."""
+
+    def __init__(self, engine: str, place: Literal["GPU", "CPU"]) -> None:
+        self._engine, self._place = engine, place
+        self._windows: list[Window] = []
+        self._lines = 0
+
+    def feed(self, line: str) -> None:
+        """See LogReader."""
+        if not _OWN.match(line):
+            return
+        self._lines += 1
+        if match := _SPEED.match(line):
+            at_s, prompt, text, running, waiting, cache = match.groups()
+            self._windows.append(
+                Window(
+                    at_s=float(at_s),
+                    prompt_tok_s=float(prompt),
+                    generation_tok_s=float(text),
+                    running=int(running),
+                    waiting=int(waiting),
+                    kv_usage=float(cache) / 100,
+                )
+            )
+
+    def samples(self) -> LogSamples:
+        """See LogReader."""
+        return LogSamples(
+            engine=self._engine,
+            known_lines=self._lines,
+            windows=tuple(self._windows),
+            place=self._place,
+        )
+
+
+@contextlib.contextmanager
+def registered(*, gpu: bool) -> Iterator[StubEngine]:
+    """Register the engine for a while."""
+    stub = StubEngine(gpu=gpu)
+    engines.register(stub)
+    try:
+        yield stub
+    finally:
+        engines.unregister(stub.name)
+
+
+def profile_text(*, gpu: bool, **more: object) -> str:
+    """A profile of the engine, in YAML."""
+    name = "stub-gpu" if gpu else "stub-cpu"
+    values = {"engine": name, "stack": name, "context": 2048, **more}
+    return "".join(f"{key}: {json.dumps(value)}\n" for key, value in values.items())
+
+
+if __name__ == "__main__":
+    from stackctl.cli.main import run
+
+    with registered(gpu=True), registered(gpu=False):
+        sys.exit(run(sys.argv[1:]))
