@@ -1,8 +1,8 @@
-"""How a unit waits for its GPUs: at boot their CDI file may come after the units, as shell text.
+"""A shell command with which a unit waits for its GPUs: at boot their CDI file may come late.
 
-The file is made anew at each boot, by a service that itself waits for the driver. No order of units
-helps: a user's units know none of the system's, and that service may succeed late. Without the file
-Podman fails at once, and systemd would give up after a quarter of a minute.
+At each boot a service writes the file anew, after the driver has loaded. Ordering units does not
+help: units of a user cannot be ordered after one of the system, and that service may succeed late.
+Without the file Podman fails at once, and systemd would give up after a quarter of a minute.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ import re
 import shlex
 from collections.abc import Iterable, Sequence
 
-#: Seconds that one start waits, and between two looks. Three starts are six minutes; after that
-#: somebody must look at the driver, and restart the stack.
+#: Seconds that one start waits, and seconds between two polls. Three starts are six minutes; then
+#: the driver needs an administrator, who restarts the stack afterwards.
 WAIT_S = 120
 PAUSE_S = 2
-#: Where Podman looks, and what it reads there.
+#: The folders that Podman searches, and the file names that it reads there.
 _FILES = " ".join(f"/{top}/cdi/*.{end}" for top in ("etc", "run") for end in ("json", "yaml"))
 _SAYS = "no file in /etc/cdi or /run/cdi describes"
 _SAID = re.compile(rf"^(?P<waits>waits: )?{_SAYS} (?P<kind>\S+)$")
 
 
 def command(devices: Iterable[str]) -> tuple[str, ...]:
-    """Waits until files describe devices of these kinds; exits 1 when none came in WAIT_S.
+    """Return a command that waits until files describe devices of these kinds.
 
-    Whether such a file is right, Podman says after it.
+    It exits 1 when none came in WAIT_S. Podman checks the content of the file afterwards.
     """
     kinds = sorted({device.partition("=")[0] for device in devices})
     waits = "; ".join(
@@ -38,7 +38,8 @@ def command(devices: Iterable[str]) -> tuple[str, ...]:
 
 
 def missing(lines: Sequence[str], *, waits: bool) -> str | None:
-    """The kind of device that a unit had to do without, by its log; with ``waits`` also one that it
-    only waits for."""
+    """Return the kind of device that a unit's log reports as missing; None without one.
+
+    With ``waits`` a device counts too for which the unit still waits."""
     said = (match for line in reversed(lines) if (match := _SAID.search(line.rstrip())))
     return next((match["kind"] for match in said if waits or match["waits"] is None), None)

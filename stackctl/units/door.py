@@ -1,4 +1,4 @@
-"""Renders the front door: its unit, and the files that HAProxy reads. Pure, as units/render.py."""
+"""Render the front door: its unit, and the files that HAProxy reads. Pure, as units/render.py."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from stackctl.values.plan import Plan
 from stackctl.values.profile import Profile
 from stackctl.values.unit import UnitFile
 
-#: Subfolder of the door's folder that holds the admin socket: all that the container may write.
+#: Subfolder of the door's folder that holds the admin socket. The container can write nowhere else.
 ADMIN = "admin"
 #: The file of key digests in the door's folder, one a line (values.door.key_digest).
 KEYS = "keys"
 
-#: Seconds: HAProxy starts in well under one, but at boot beside all engines, whose starts have no
-#: end that is near; a crash is followed by a start as soon as that.
+#: Seconds. HAProxy starts in well under one, but at boot it competes with engines that load for
+#: minutes; a crash is followed by a start as soon as that.
 _START_TIMEOUT_S = 300
 _RESTART_PAUSE_S = 1
 
@@ -39,30 +39,30 @@ CLIENT_PATHS = (
 
 
 def door_log(stack: str) -> str:
-    """What marks the door's lines in the journal."""
+    """Return the identifier of the door's lines in the journal."""
     return f"{stack}-door"
 
 
 @dataclass(frozen=True)
 class DoorFiles:
-    """The door's unit, and what belongs into its folder."""
+    """The door's unit, and the files of its folder."""
 
     unit: UnitFile
     files: tuple[UnitFile, ...]
 
 
 def door_service(stack: str) -> str:
-    """The systemd service of a stack's door. No stack's name has an underscore: no clash."""
+    """Return the service of a stack's door. Names of stacks have no underscore: no clash."""
     return f"{stack}_door.service"
 
 
 def door_container(stack: str) -> str:
-    """The name of its container."""
+    """Return the name of the door's container."""
     return f"stackctl-{stack}_door"
 
 
 def door_of(profile: Profile, plan: Plan, image: str) -> Door:
-    """The front door of a plan, which has given its engine a port of its own."""
+    """Return the front door of a plan that has given its engine a private port."""
     return Door(
         port=plan.port,
         address=profile.address,
@@ -76,19 +76,19 @@ def door_of(profile: Profile, plan: Plan, image: str) -> Door:
 def render_door(
     stack: str, door: Door, *, scope: Literal["user", "system"], podman: str | None, folder: str
 ) -> DoorFiles:
-    """The unit and the files of a door.
+    """Render the unit and the files of a door.
 
     Args:
         stack: name of the stack.
-        door: what it is to do.
-        scope: whose units they are.
+        door: addresses, ports, limits and key policy.
+        scope: units of the system or of a user.
         podman: version of Podman whose keys are used (None: the newest).
         folder: absolute path of the door's folder (0700). Before the start it must hold ``files``,
-            an empty folder ADMIN and, where keys are asked for, the file KEYS (0600).
+            an empty folder ADMIN and, when keys are required, the file KEYS (0600).
 
     Raises:
-        StackctlError: exit 2 for an address, health path or folder that cannot be used, and for
-            one that others can reach without a key; 6 for a Podman without Quadlet.
+        StackctlError: exit 2 for an invalid address, health path or folder, and for a door that
+            others could reach without a key; 6 for a Podman without Quadlet.
     """
     address = _address(door)
     health = door.health_path
@@ -146,7 +146,7 @@ def _address(door: Door) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     try:
         address = ipaddress.ip_address(door.address)
         if "%" in door.address:
-            raise ValueError  # a scope of IPv6 may be any text
+            raise ValueError  # the scope of an IPv6 address may be any text
     except ValueError:
         raise StackctlError(
             f"{door.address!r} is not an IP address",

@@ -1,6 +1,6 @@
-"""Which Quadlet key exists since which Podman, and the podman argument that says the same before.
+"""Quadlet keys by the first Podman version with each, and the podman argument that replaces one.
 
-A key that the installed version does not know is not ignored: the whole unit disappears. Versions
+Quadlet does not ignore a key unknown to its version: it drops the whole unit. Versions
 were read from Podman's sources at each tag and from running the generators of 4.9.3 to 5.8.2.
 """
 
@@ -44,14 +44,14 @@ _KEYS: dict[str, tuple[Version, str | None]] = {
     "Ulimit": ((4, 7), "--ulimit={}"),
     "Notify": ((5, 0), "--sdnotify={}"),
 }
-#: Keys that Quadlet splits into words; all others are taken as they stand.
+#: Keys that Quadlet splits into words; it takes the values of all others verbatim.
 _SPLIT = ("Exec", "Environment", "Label")
 
 
 def parse_version(text: str | None) -> Version:
-    """Major and minor of a Podman version; an unknown version counts as the newest.
+    """Return major and minor of a Podman version; an unknown version counts as the newest.
 
-    Raises StackctlError (exit 6) below 4.4, which has no Quadlet.
+    Raise StackctlError (exit 6) below 4.4, which has no Quadlet.
     """
     if text is None:
         return NEWEST
@@ -67,9 +67,9 @@ def parse_version(text: str | None) -> Version:
 
 
 class Keys:
-    """Writes keys of a [Container] section for one Podman version.
+    """Writer of keys of a [Container] section for one Podman version.
 
-    Keys that this version lacks are collected, and written by ``podman_args`` at the section's end.
+    Keys that this version lacks become arguments, written by ``podman_args`` at the section's end.
     """
 
     def __init__(self, version: Version) -> None:
@@ -77,7 +77,7 @@ class Keys:
         self._arguments: list[str] = []
 
     def key(self, name: str, *values: str) -> str:
-        """One line ``Name=value``, with its newline; empty when it became a podman argument."""
+        """Return a line ``Name=value`` and its newline; empty when it became a podman argument."""
         first, argument = _KEYS[name]
         if self.version >= first:
             text = quoting.words(values) if name in _SPLIT else quoting.raw(values[0])
@@ -88,10 +88,10 @@ class Keys:
         return ""
 
     def argument(self, text: str) -> str:
-        """Collect an argument for ``podman run`` that no key of any version can say."""
+        """Collect an argument for ``podman run`` that no key of any version expresses."""
         self._arguments.append(text)
         return ""
 
     def podman_args(self) -> str:
-        """The collected arguments, one a line. Quadlet puts them last, right before the image."""
+        """Return the collected arguments, one a line. Quadlet puts them last, before the image."""
         return "".join(f"PodmanArgs={quoting.words([text])}\n" for text in self._arguments)

@@ -1,8 +1,8 @@
-"""Writes values into Quadlet and systemd unit files so that they come out as they went in.
+"""Quote values for Quadlet and systemd unit files so that the engine gets them byte for byte.
 
 Quadlet escapes neither ``%`` (systemd's specifiers) nor ``$`` (its variables), so both are doubled.
-What would not come out as it went in is refused with the reason; tests/lab/test_quoting.py holds
-both against the real Quadlet and systemd.
+A value that no quoting preserves is refused with the reason; tests/lab/test_quoting.py proves both
+with the real Quadlet and systemd.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from collections.abc import Iterable
 
 from stackctl.errors import ExitCode, StackctlError
 
-#: The kernel takes no longer argument or variable (MAX_ARG_STRLEN, its ending zero included).
+#: The kernel accepts no longer argument or variable (MAX_ARG_STRLEN, its ending zero included).
 LONGEST_WORD = 128 * 1024 - 1
-#: systemd takes no longer line (LONG_LINE_MAX); Quadlet makes one of all that a unit says.
+#: systemd reads no longer line (LONG_LINE_MAX), and Quadlet writes a whole unit's command into one.
 LONGEST_UNIT = 1024 * 1024 - 16 * 1024
 _PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./$-]+")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 
 
 def raw(value: str) -> str:
-    """A value of a key that Quadlet takes as it stands (Image, Volume, HealthCmd).
+    """Quote a value of a key that Quadlet copies verbatim (Image, Volume, HealthCmd).
 
-    Raises StackctlError (exit 2) for text that such a key cannot hold.
+    Raise StackctlError (exit 2) for text that such a key cannot hold.
     """
     _refuse_odd(value)
     if value != value.strip() or value.endswith("\\") or not value:
@@ -33,13 +33,13 @@ def raw(value: str) -> str:
 
 
 def text(value: str) -> str:
-    """Text inside a key of systemd's own that knows specifiers but no variables (Description)."""
+    """Quote text of a systemd key that expands specifiers but no variables (Description)."""
     _refuse_odd(value)
     return value.replace("%", "%%")
 
 
 def words(values: Iterable[str]) -> str:
-    """Arguments of a key that is split into words (Exec, PodmanArgs, Environment).
+    """Quote the arguments of a key that Quadlet splits into words (Exec, PodmanArgs, Environment).
 
     Quadlet ends a list of words at an empty one, and takes the quotes off a lone ``;``, with which
     systemd begins another command.
@@ -48,14 +48,14 @@ def words(values: Iterable[str]) -> str:
 
 
 def variable(value: str) -> str:
-    """A variable as ``NAME=value``, not yet quoted. Podman reads other names as something else."""
+    """Check and return a variable ``NAME=value``, unquoted. Podman misreads other names."""
     if not _VARIABLE.match(value):
         raise _error(value, "it is not NAME=value")
     return value
 
 
 def volume(source: str, target: str, options: str) -> str:
-    """A volume as Podman takes it, not yet quoted. A path with a colon cannot be written."""
+    """Return a volume as Podman takes it, unquoted. Raise for a path with a colon."""
     for path in (source, target):
         if ":" in path:
             raise StackctlError(
@@ -67,7 +67,7 @@ def volume(source: str, target: str, options: str) -> str:
 
 
 def is_plain_path(path: str) -> bool:
-    """Whether Quadlet can take a path in Volume.
+    """Return True when Quadlet can take a path in Volume.
 
     It copies the path unquoted into RequiresMountsFor, where a space ends it and ``$`` is itself.
     """
@@ -75,7 +75,7 @@ def is_plain_path(path: str) -> bool:
 
 
 def mount_point(path: str) -> str:
-    """A path for RequiresMountsFor; one with a quote or backslash is cut to the folder above it."""
+    """Return a path for RequiresMountsFor, cut to the parent folder at a quote or backslash."""
     whole = re.split(r'["\\\\]', path, maxsplit=1)[0]
     if whole != path:
         whole = whole.rpartition("/")[0] or "/"
@@ -83,7 +83,7 @@ def mount_point(path: str) -> str:
 
 
 def unit(text: str) -> str:
-    """The text of a unit, refused when systemd could not read what Quadlet makes of it."""
+    """Return the text of a unit. Raise when systemd could not read the service made from it."""
     if len(text.encode()) > LONGEST_UNIT:
         raise StackctlError(
             f"the engine's arguments and variables are longer than {LONGEST_UNIT // 1024} KiB",

@@ -1,4 +1,4 @@
-"""Renders a plan into the unit files of its stack. Pure, but for reading the shipped template."""
+"""Render a plan into the unit files of its stack. Pure, but for the template that it reads."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ _INSTALL = re.compile(r"^\[Install\]\nWantedBy=.*\n\n?", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Target:
-    """What the text of a unit depends on besides the plan.
+    """The inputs of a unit's text besides the plan.
 
-    ``image`` is the pinned reference (digest or image ID), ``program`` what must be started in it
-    (empty: its entry point), ``entrypoint`` what replaces that, ``podman`` the version whose keys
-    are used (None: the newest), ``claim`` what the stack takes of the machine: written into the
+    ``image`` is the pinned reference (digest or image ID), ``program`` the command to start in it
+    (empty: its entry point), ``entrypoint`` the replacement of that, ``podman`` the version whose
+    keys are used (None: the newest), ``claim`` the stack's share of the machine: written into the
     unit for other plans to read. ``devices`` are the CDI names of its GPUs, ``cache`` the host
-    folder in which an engine that compiles keeps what it has compiled; the two above are ours too.
+    folder for kernels that the engine compiles; stackctl owns the two folders above it too.
     """
 
     scope: Literal["user", "system"]
@@ -56,30 +56,30 @@ class Target:
     cache: str | None = None
 
 
-#: A stack's engine lives in one of two slots, so that a new generation can be installed, and where
-#: memory allows it run, beside the one that serves. No stack name has an underscore.
+#: A stack's engine lives in one of two slots, so that a new generation can be installed, and can
+#: run when memory allows, beside the one that serves. No stack name has an underscore.
 SLOTS = ("", "_b")
 
 
 def engine_names(stack: str) -> tuple[str, ...]:
-    """Names of the units that may hold a stack's engine."""
+    """Return the names of the units that may hold a stack's engine."""
     return tuple(f"{stack}{slot}" for slot in SLOTS)
 
 
 def service_name(unit: str) -> str:
-    """The systemd service that Quadlet makes of a unit."""
+    """Return the name of the systemd service that Quadlet generates from a unit."""
     return f"{unit}.service"
 
 
 def render(plan: Plan, target: Target, generation: int, unit: str | None = None) -> UnitSet:
-    """The unit files of one generation of a stack; ``unit`` is its slot's name (None: the first).
+    """Render one generation's unit files; ``unit`` is the name of its slot (None: the first).
 
     Raises:
         StackctlError: exit 2 for values that a unit cannot hold, 6 for a Podman without Quadlet.
     """
     unit = unit or plan.stack
     for name in (plan.stack, plan.profile, plan.objective):
-        # Held by the profile's schema; the template writes them as they are, on lines of their own.
+        # The profile's schema guarantees these; the template writes them unquoted.
         if not re.fullmatch(NAME_PATTERN, name):
             raise StackctlError(f"{name[:40]!r} is not a name", exit_code=ExitCode.USAGE)
     keys = Keys(parse_version(target.podman))
@@ -112,7 +112,7 @@ def render(plan: Plan, target: Target, generation: int, unit: str | None = None)
         restart=engine.restart,
         restarts=RESTARTS,
         restart_pause=RESTART_PAUSE_S,
-        # Must be longer than all the attempts that it counts, or it never trips.
+        # The interval must exceed the time of all its attempts, or the start limit never trips.
         restart_window=(RESTARTS + 1) * (plan.timing.ceiling_s + RESTART_PAUSE_S + waits_s),
         key=keys.key,
         argument=keys.argument,
@@ -128,14 +128,14 @@ def render(plan: Plan, target: Target, generation: int, unit: str | None = None)
 
 
 def _levels(cache: str) -> tuple[str, ...]:
-    """The folders of a cache that are ours, from above: mkdir gives its mode to those it is told,
-    and the umask's to what it makes on the way."""
+    """Return the folders of a cache that stackctl owns, the outermost first: mkdir gives its mode
+    to the folders it is given, and the umask's to intermediate ones."""
     above = PurePath(cache).parents[:2]
     return (*(str(folder) for folder in reversed(above)), cache)
 
 
 def relabel(units: UnitSet, generation: int, unit: str) -> UnitSet:
-    """Stored text under another number and in another slot; nothing else of it changes."""
+    """Return stored units under another number and in another slot, otherwise unchanged."""
     (file,) = units.files
     text = _GENERATION.sub(f"Generation={generation}", file.text)
     identifier = log_identifier(units.stack, generation)
@@ -150,30 +150,30 @@ def relabel(units: UnitSet, generation: int, unit: str) -> UnitSet:
 
 
 def pending(*files: UnitFile) -> tuple[UnitFile, ...]:
-    """Unit files as they are installed until the generation has proven itself: not started at boot,
-    when the one that it replaces will be."""
+    """Return unit files without their [Install] section, for a generation that is not proven yet:
+    at boot the one that it replaces starts instead."""
     return tuple(UnitFile(name=file.name, text=_INSTALL.sub("", file.text)) for file in files)
 
 
 def file_name(unit: str) -> str:
-    """The file of a unit."""
+    """Return the file name of a unit."""
     return f"{unit}.container"
 
 
 def container_name(unit: str) -> str:
-    """The container's name."""
+    """Return the name of a unit's container."""
     return f"stackctl-{unit}"
 
 
 def log_identifier(stack: str, generation: int) -> str:
-    """What marks a generation's lines in the journal."""
+    """Return the identifier of a generation's lines in the journal."""
     return f"{stack}-g{generation}"
 
 
 def without_labels(text: str) -> str:
-    """The text of a unit without its number and slot, to tell whether two say the same.
+    """Return a unit's text without its number, slot and time limits, to compare two units.
 
-    Nor with its time limits: how long a start may take is no reason for another one.
+    A different limit for a start is no reason for another start.
     """
     text = _GENERATION.sub("Generation=", text)
     text = re.sub(r"^(TimeoutStartSec|StartLimitIntervalSec)=.*$", r"\1=", text, flags=re.MULTILINE)
@@ -181,26 +181,26 @@ def without_labels(text: str) -> str:
 
 
 def without_sizes(text: str) -> str:
-    """The text of a unit without how much memory it claims: what the engine said since is no reason
-    for another start."""
+    """Return a unit's text without the memory it claims: a newly measured size is no reason for
+    another start."""
     return _CLAIMED.sub(lambda claim: re.sub(r'bytes": \d+', 'bytes": ', claim[0]), text)
 
 
 def generation_of(text: str) -> int | None:
-    """The number of the generation that a unit text belongs to."""
+    """Return the number of the generation that a unit text belongs to; None without one."""
     match = _GENERATION.search(text)
     return int(match[1]) if match else None
 
 
 def profile_of(text: str) -> str | None:
-    """The name of the profile that a unit text was made from."""
+    """Return the name of the profile that a unit text was made from; None without one."""
     match = re.search(r"^Profile=(\S+)$", text, re.MULTILINE)
     return match[1] if match else None
 
 
 @functools.cache
 def environment() -> jinja2.Environment:
-    """Where templates come from, with the filters and tests they use."""
+    """Return the Jinja environment of the templates, with their filters and tests."""
     found = jinja2.Environment(
         loader=jinja2.FileSystemLoader(data_folder("templates")),
         undefined=jinja2.StrictUndefined,
