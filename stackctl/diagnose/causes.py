@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from stackctl.diagnose import remedies
 from stackctl.diagnose.load import Load
 from stackctl.diagnose.telling import engine_name, finding, seconds, threads_planned, up
 from stackctl.quantity import format_bytes, format_share
 from stackctl.values.cpulist import parse_cpulist
-from stackctl.values.diagnosis import CpuTime, Evidence, Finding, Step
+from stackctl.values.diagnosis import ClockLimit, CpuTime, Evidence, Finding, GpuNow, Step
 
 #: Below a tenth of the interval on a processor nothing is said of waiting for one.
 _WORKS = 0.1
@@ -18,6 +20,13 @@ _ELSEWHERE = 0.05
 _UNEVEN = 1.5
 #: GPUs step their clocks a little all the time.
 _SLOWED = 0.85
+_CLOCK_LIMITS: Mapping[ClockLimit, str] = {
+    "power-limit": "power limit",
+    "hardware": "hardware slowdown",
+    "heat-software": "heat (software)",
+    "heat-hardware": "heat (hardware)",
+    "power-brake": "power brake",
+}
 
 
 def cpu_fallback(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
@@ -200,44 +209,56 @@ def pages(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
 
 
 def throttled(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
-    """A GPU that holds its clock down for heat or power."""
+    """Find a GPU of the plan that holds its clock down for heat or power."""
     wanted = set(evidence.plan.placement.gpus) if evidence.plan else set()
     seen = [gpu for gpu in evidence.gpus if str(gpu.index) in wanted]
-    for gpu in seen:
-        if not gpu.throttled:
-            continue
-        clock = gpu.clock_mhz / gpu.clock_most_mhz if gpu.clock_mhz and gpu.clock_most_mhz else None
-        hot = any(why != "power limit" for why in gpu.throttled)
-        if not hot and (clock is None or clock >= _SLOWED):
-            continue  # at its limit and hardly slower: what the limit is there for
-        facts = [
-            f"{gpu.clock_mhz} of {gpu.clock_most_mhz} MHz" if clock else "",
-            f"{gpu.power_w:.0f} of {gpu.power_limit_w:.0f} W"
-            if gpu.power_w and gpu.power_limit_w
-            else "",
-            f"{gpu.temperature_c} °C" if gpu.temperature_c else "",
-        ]
-        cooler = Step(
-            do="cooling: fans, dust, the air it takes in",
-            command="nvidia-smi -q -d TEMPERATURE,PERFORMANCE",
-        )
-        power = Step(
-            do="the power limit, if the card and its supply allow more",
-            command="nvidia-smi -q -d POWER",
-        )
-        return finding(
-            "thermal-limit" if hot else "power-limit",
-            "warn",
-            f"GPU {gpu.index} holds its clock down: {', '.join(gpu.throttled)}",
-            expected="its full clock",
-            evidence=", ".join(filter(None, facts)) or None,
-            confidence="high",
-            steps=(cooler,) if hot else (power,),
-            effect=f"up to {1 / clock:.1f} times as fast" if clock else None,
-            at_stake=1 - clock if clock else 0.1,
-        )
-    known = [gpu for gpu in seen if gpu.clock_mhz is not None]
+    slowed = next((gpu for gpu in seen if _is_slowed(gpu)), None)
+    if slowed is not None:
+        return _throttled(slowed)
+    known = any(gpu.clock_mhz is not None for gpu in seen)
     return finding("thermal-limit", "ok", "clock not held down") if known else None
+
+
+def _clock_share(gpu: GpuNow) -> float | None:
+    """Return the clock as a share of the highest one; None where either is not reported."""
+    return gpu.clock_mhz / gpu.clock_most_mhz if gpu.clock_mhz and gpu.clock_most_mhz else None
+
+
+def _is_hot(gpu: GpuNow) -> bool:
+    """Return True if anything but the power limit holds the clock down."""
+    return any(reason != "power-limit" for reason in gpu.throttled)
+
+
+def _is_slowed(gpu: GpuNow) -> bool:
+    """Return True if heat or power costs speed. A GPU at its power limit that is hardly slower does
+    what the limit is there for."""
+    if _is_hot(gpu):
+        return True
+    clock = _clock_share(gpu)
+    return bool(gpu.throttled) and clock is not None and clock < _SLOWED
+
+
+def _throttled(gpu: GpuNow) -> Finding:
+    hot, clock = _is_hot(gpu), _clock_share(gpu)
+    facts = [
+        f"{gpu.clock_mhz} of {gpu.clock_most_mhz} MHz" if clock else "",
+        f"{gpu.power_w:.0f} of {gpu.power_limit_w:.0f} W"
+        if gpu.power_w and gpu.power_limit_w
+        else "",
+        f"{gpu.temperature_c} °C" if gpu.temperature_c else "",
+    ]
+    return finding(
+        "thermal-limit" if hot else "power-limit",
+        "warn",
+        f"GPU {gpu.index} holds its clock down: "
+        + ", ".join(_CLOCK_LIMITS[reason] for reason in gpu.throttled),
+        expected="its full clock",
+        evidence=", ".join(filter(None, facts)) or None,
+        confidence="high",
+        steps=(remedies.COOLING,) if hot else (remedies.MORE_POWER,),
+        effect=f"up to {1 / clock:.1f} times as fast" if clock else None,
+        at_stake=1 - clock if clock else 0.1,
+    )
 
 
 def loop_model(evidence: Evidence, load: Load) -> Finding | None:

@@ -58,12 +58,12 @@ def _unit(generation: Generation, seen: Seen) -> Iterator[Result]:
         )
     elif seen.drift:
         # Another stackctl, or another Podman, writes a door's unit in another way.
-        only_door = all(line.startswith("the front door's ") for line in seen.drift)
+        only_door = all(one.code == "door" for one in seen.drift)
         yield (warn if only_door else fail)(
             "unit",
             f"as generation {generation.number} was stored",
             "changed by hand" if not only_door else "the front door's differs",
-            "; ".join(seen.drift),
+            "; ".join(one.text for one in seen.drift),
             up_again(generation),
         )
     else:
@@ -78,7 +78,7 @@ def _argv(generation: Generation, seen: Seen) -> Result:
     difference = argv_difference(seen.argv, planned)
     if difference is None:
         return ok("argv", expected, f"as planned ({len(planned) - 1} arguments)")
-    cause = seen.drift[0] if seen.drift else "the unit is as stored: it was started otherwise"
+    cause = seen.first_drift or "the unit is as stored: it was started otherwise"
     remedy = up_again(generation) if seen.drift else f"stackctl restart {generation.stack}"
     return fail("argv", expected, difference, cause, remedy)
 
@@ -125,7 +125,7 @@ def _environment(generation: Generation, seen: Seen) -> Result:
             f"{name}={have[name]} instead of {value}" if name in have else f"{name} is missing"
         )
     told += [f"{name} is not planned, and engines read it" for name in seen.unplanned]
-    cause = seen.drift[0] if seen.drift else None
+    cause = seen.first_drift
     more = "; ".join(told[1:])
     return fail(
         "environment",
@@ -282,7 +282,7 @@ def _image(generation: Generation, seen: Seen) -> Result:
         "image",
         planned[:12],
         seen.image_id[:12],
-        seen.drift[0] if seen.drift else "the container runs another image than was deployed",
+        seen.first_drift or "the container runs another image than was deployed",
         up_again(generation),
     )
 

@@ -57,7 +57,7 @@ def _promised(generation: Generation, seen: Seen) -> Iterator[Result]:
         elif actual == fact.value:
             yield ok(name, fact.value, actual)
         else:
-            cause = seen.drift[0] if seen.drift else "its arguments, its environment or the model"
+            cause = seen.first_drift or "its arguments, its environment or the model"
             yield fail(name, fact.value, actual, cause, up_again(generation))
 
 

@@ -80,9 +80,8 @@ def _policy(generation: Generation, seen: Seen) -> Result:
         "policy",
         planned,
         actual,
-        seen.drift[0]
-        if seen.drift
-        else "the engine did not inherit the unit's NUMAPolicy=, or set another one itself",
+        seen.first_drift
+        or "the engine did not inherit the unit's NUMAPolicy=, or set another one itself",
         up_again(generation),
     )
 

@@ -106,7 +106,7 @@ def _cpuset(generation: Generation, seen: Seen) -> Iterator[Result]:
     if right:
         yield ok("cpuset", expected, actual)
     else:
-        cause = seen.drift[0] if seen.drift else "a slice above allows less, or it was changed"
+        cause = seen.first_drift or "a slice above allows less, or it was changed"
         yield fail("cpuset", expected, actual, cause, up_again(generation))
 
 

@@ -27,6 +27,15 @@ _GPU = Step(
     do="use a GPU, if there is one, with llama.cpp too (--n-gpu-layers 999)",
     command="stackctl up gpu-gguf",
 )
+#: For a GPU that heat, or its power limit, slows down.
+COOLING = Step(
+    do="cooling: fans, dust, the air it takes in",
+    command="nvidia-smi -q -d TEMPERATURE,PERFORMANCE",
+)
+MORE_POWER = Step(
+    do="the power limit, if the card and its supply allow more",
+    command="nvidia-smi -q -d POWER",
+)
 _COLD = Step(do="temperature 0", command='"temperature": 0 in requests')
 _SMALL_MAP = Step(
     do="smaller repo map, fewer added files (/drop)", command="aider --map-tokens 1024"

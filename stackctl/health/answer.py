@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from stackctl.machine import http
-from stackctl.values.result import Result, Status
+from stackctl.values.result import Result, ResultCode, Status
 
 #: Short enough to cost little, long enough to be an answer; and what is asked for besides it.
 ANSWER_TOKENS, SHORT_TOKENS = 16, 8
 PROMPT = "Name three colours."
 #: From so many tokens on a speed is one; below, it is the time to the first token mostly.
 SPEED_TOKENS = 64
-#: The expectation of a result that failed for what the answer says, not for how it came.
-TEXT = "text"
 #: A model of fewer parameters is a toy, of whose text nothing follows.
 _TOY_PARAMETERS = 50_000_000
 #: A unit of up to 12 signs, six times in a row or more, and nothing else.
@@ -76,7 +74,7 @@ def first(asked: Asked) -> Result:
     elapsed = time.monotonic() - started
     expected = f"a completion of at most {ANSWER_TOKENS} tokens"
     if isinstance(answer, http.NoAnswer):
-        return _failed("answer", expected, answer.reason)
+        return _failed("answer", expected, answer.reason, code=no_answer_code(answer))
     reply = read(answer.json)
     if reply is None:
         return _failed("answer", expected, f"HTTP {answer.status}", answer.text[:200])
@@ -85,8 +83,13 @@ def first(asked: Asked) -> Result:
         return _failed("answer", expected, seen, reply.text[:200])
     if not reply.hidden and (why := garbage(reply.text, toy=asked.toy)):
         shown = " ".join(reply.text.split())[:16]
-        return _failed("answer", TEXT, f'{why}: "{shown}"' if shown else why,
-            "wrong arithmetic answers like this: damaged weights, or a faulty kernel")  # fmt: skip
+        return _failed(
+            "answer",
+            "text",
+            f'{why}: "{shown}"' if shown else why,
+            "wrong arithmetic answers like this: damaged weights, or a faulty kernel",
+            code="not-text",
+        )
     return Result(
         name="answer",
         status="ok",
@@ -251,12 +254,23 @@ def _unanswered(name: str, answer: http.Answer | http.NoAnswer) -> Result:
     if isinstance(answer, http.NoAnswer):
         if answer.late:
             return Result(name=name, status="skip", actual=f"busy: {answer.reason}")
-        return _failed(name, "an answer", answer.reason)
+        return _failed(name, "an answer", answer.reason, code=no_answer_code(answer))
     return _failed(name, "an answer", f"HTTP {answer.status}", answer.text[:200])
 
 
-def _failed(name: str, expected: str, actual: str, evidence: str | None = None) -> Result:
+def no_answer_code(answer: http.Answer | http.NoAnswer) -> ResultCode | None:
+    """Return the code of a request without an HTTP answer; None if there was one."""
+    return "no-answer" if isinstance(answer, http.NoAnswer) else None
+
+
+def _failed(
+    name: str,
+    expected: str,
+    actual: str,
+    evidence: str | None = None,
+    code: ResultCode | None = None,
+) -> Result:
     return Result(
         name=name, status="fail", expected=expected, actual=actual, evidence=evidence,
-        remedy="stackctl logs",
+        remedy="stackctl logs", code=code,
     )  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from stackctl.engines.protocol import Reports
-from stackctl.health.answer import Asked, first, further
+from stackctl.health.answer import Asked, first, further, no_answer_code
 from stackctl.machine import http
 from stackctl.values.generation import Fact
 from stackctl.values.result import Result
@@ -28,7 +28,7 @@ def liveness(port: int, health_path: str, *, timeout_s: float = 2) -> Liveness:
     """
     answer = http.get(base_url(port) + health_path, timeout_s=timeout_s)
     if isinstance(answer, http.NoAnswer):
-        return "closed" if "refused" in answer.reason else "failing"
+        return "closed" if answer.refused else "failing"
     if answer.status == 200:
         return "ready"
     if answer.status == 503:
@@ -111,6 +111,7 @@ def _health(url: str) -> Result:
         expected=f"200 from {url}",
         actual=seen,
         remedy="stackctl logs; stackctl restart",
+        code=no_answer_code(answer),
     )
 
 
@@ -128,6 +129,7 @@ def model(url: str, served_name: str, *, key: str | None = None) -> Result:
         expected=served_name,
         actual=", ".join(listed) or _seen(answer),
         remedy=None if served_name in listed else "another process answers on this port?",
+        code=no_answer_code(answer),
     )
 
 

@@ -19,10 +19,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class NoAnswer:
-    """Why there was none: refused, timed out (``late``), cut off."""
+    """The reason why there was none: the port is closed (``refused``), the time ran out (``late``),
+    or the connection broke off."""
 
     reason: str
     late: bool = False
+    refused: bool = False
 
 
 def get(url: str, *, timeout_s: float = 5, key: str | None = None) -> Answer | NoAnswer:
@@ -54,8 +56,10 @@ def _request(
         except requests.Timeout:
             return NoAnswer(f"no answer within {timeout_s:.0f} s", late=True)
         except requests.ConnectionError as error:
-            refused = "refused" in str(error)
-            return NoAnswer("connection refused" if refused else "the connection broke off")
+            # requests wraps the cause in texts and exceptions of urllib3: only its text is left.
+            if "refused" in str(error):
+                return NoAnswer("connection refused", refused=True)
+            return NoAnswer("the connection broke off")
         except requests.RequestException as error:
             return NoAnswer(type(error).__name__)
         try:

@@ -11,6 +11,7 @@ from stackctl.diagnose.compare import argv_difference
 from stackctl.errors import StackctlError
 from stackctl.machine.files import Machine
 from stackctl.values.generation import Generation
+from stackctl.values.seen import Drift, DriftCode
 
 #: What systemd must be asked for of the engine's unit.
 PROPERTIES = ("NeedDaemonReload", "DropInPaths")
@@ -18,18 +19,19 @@ PROPERTIES = ("NeedDaemonReload", "DropInPaths")
 
 def drift(
     context: Context, generation: Generation, seen: Mapping[str, str], pid: int
-) -> tuple[str, ...]:
-    """Differences between a generation as it was stored and the machine now, one line each.
+) -> tuple[Drift, ...]:
+    """Return the differences between a generation as it was stored and the machine now.
 
     ``seen`` are systemd's properties of the engine's unit, ``pid`` its container's main process (0:
     it does not run).
     """
-    return (
-        *_files(context, generation),
-        *_door(context, generation),
-        *_systemd(context, generation, seen),
-        *_arguments(context.machine, generation, pid),
+    texts: tuple[tuple[DriftCode, Iterator[str]], ...] = (
+        ("unit", _files(context, generation)),
+        ("door", _door(context, generation)),
+        ("systemd", _systemd(context, generation, seen)),
+        ("arguments", _arguments(context.machine, generation, pid)),
     )
+    return tuple(Drift(code=code, text=text) for code, lines in texts for text in lines)
 
 
 def _files(context: Context, generation: Generation) -> Iterator[str]:

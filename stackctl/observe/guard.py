@@ -28,8 +28,6 @@ from stackctl.values.status import Guarded, GuardReport
 #: Seconds for which counters are watched. Below a tenth of one processor they stand still: a
 #: sleeping engine uses none, Podman's own health check a hundredth.
 WATCH_S = 5.0
-#: Results of a check that an engine gives by its own answer, or by none.
-_ASKED = ("endpoint", "model", "answer")
 #: The name under which the history has an engine that neither answers nor works.
 _DEAD = "dead"
 #: Two looks in a row are not further apart than this, in seconds.
@@ -67,7 +65,7 @@ def _guarded(context: Context, stack: str, answer_timeout_s: float, watch_s: flo
     if lock.holder(context.paths.lock) is not None:
         # A change began meanwhile: what was seen may be its doing.
         return Guarded(stack=stack, action="skipped")
-    if _is_silent(worst):
+    if worst.status == "fail" and worst.code == "no-answer":
         seen = _watch(context, generation, worst, watch_s)
         if seen.name == _DEAD and _was_dead(context, generation, began):
             if not _restart(context, generation, unit.get("InvocationID", "")):
@@ -76,12 +74,6 @@ def _guarded(context: Context, stack: str, answer_timeout_s: float, watch_s: flo
             return Guarded(stack=stack, action="restarted", health=seen)
     remember(context, stack, seen)
     return Guarded(stack=stack, health=seen)
-
-
-def _is_silent(worst: Result) -> bool:
-    """Whether the engine gave no answer; an answer that says what is wrong is one."""
-    answered = (worst.actual or "").startswith("HTTP ")
-    return worst.status == "fail" and worst.name in _ASKED and not answered
 
 
 def _watch(context: Context, generation: Generation, worst: Result, watch_s: float) -> Health:

@@ -148,7 +148,9 @@ def _status(
         image=plan.image,
         health=_last_health(context, generation),
         # While it is started, its files are not yet what they will be.
-        drift=drift(context, generation, seen, container.pid if container else 0)
+        drift=tuple(
+            one.text for one in drift(context, generation, seen, container.pid if container else 0)
+        )
         if generation.outcome.state != "starting"
         else (),
     )

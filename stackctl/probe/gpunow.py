@@ -7,16 +7,16 @@ import importlib
 from typing import Any
 
 from stackctl.machine.files import Machine
-from stackctl.values.diagnosis import GpuNow
+from stackctl.values.diagnosis import ClockLimit, GpuNow
 
 #: Bits of nvmlDeviceGetCurrentClocksEventReasons that hold the clock down (nvml.h). Idleness, a
 #: clock that was set, and display settings do not count.
-_REASONS = (
-    (0x4, "power limit"),
-    (0x8, "hardware slowdown"),
-    (0x20, "heat (software)"),
-    (0x40, "heat (hardware)"),
-    (0x80, "power brake"),
+_REASONS: tuple[tuple[int, ClockLimit], ...] = (
+    (0x4, "power-limit"),
+    (0x8, "hardware"),
+    (0x20, "heat-software"),
+    (0x40, "heat-hardware"),
+    (0x80, "power-brake"),
 )
 
 
@@ -74,6 +74,6 @@ def _gpu(library: Any, errors: tuple[type[Exception], ...], index: int) -> GpuNo
         temperature_c=one("nvmlDeviceGetTemperature", getattr(library, "NVML_TEMPERATURE_GPU", 0)),
         clock_mhz=one("nvmlDeviceGetClockInfo", getattr(library, "NVML_CLOCK_SM", 1)),
         clock_most_mhz=one("nvmlDeviceGetMaxClockInfo", getattr(library, "NVML_CLOCK_SM", 1)),
-        throttled=tuple(text for bit, text in _REASONS if reasons and reasons & bit),
+        throttled=tuple(reason for bit, reason in _REASONS if reasons and reasons & bit),
         pids=None if running is None else tuple(sorted(int(process.pid) for process in running)),
     )

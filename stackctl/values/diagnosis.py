@@ -30,6 +30,11 @@ class CpuTime(Value, frozen=True, kw_only=True):
     allowed: int | None = None
 
 
+#: Reasons for which a GPU holds its clock down, as NVML reports them (nvml.h: clocks event
+#: reasons).
+ClockLimit = Literal["power-limit", "hardware", "heat-software", "heat-hardware", "power-brake"]
+
+
 class GpuNow(Value, frozen=True, kw_only=True):
     """A GPU at this moment, as NVML has it. ``throttled`` names what holds its clock down;
     ``pids`` are the processes that hold its memory (None: not told)."""
@@ -44,7 +49,7 @@ class GpuNow(Value, frozen=True, kw_only=True):
     temperature_c: int | None = None
     clock_mhz: int | None = None
     clock_most_mhz: int | None = None
-    throttled: tuple[str, ...] = ()
+    throttled: tuple[ClockLimit, ...] = ()
     pids: tuple[int, ...] | None = None
 
 

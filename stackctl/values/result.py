@@ -8,10 +8,18 @@ from stackctl.values.base import Value
 from stackctl.values.unit import UnitFile
 
 Status = Literal["ok", "warn", "fail", "skip", "info"]
+#: Causes of a result that other code acts on. Texts may be reworded freely; codes may not.
+#: ``no-answer``: the server gave no HTTP answer at all. ``not-text``: it answered, and the text of
+#: the answer is not one.
+ResultCode = Literal["no-answer", "not-text"]
 
 
 class Result(Value, frozen=True, kw_only=True):
-    """One thing that was looked at: expected against actual, with evidence and remedy."""
+    """One checked thing: expected against actual, with evidence and remedy.
+
+    ``name`` is the key of the check. ``code`` is the cause, for results whose cause decides what
+    stackctl does next; None for all others.
+    """
 
     name: str
     status: Status
@@ -19,6 +27,7 @@ class Result(Value, frozen=True, kw_only=True):
     actual: str | None = None
     evidence: str | None = None
     remedy: str | None = None
+    code: ResultCode | None = None
 
 
 class CheckReport(Value, frozen=True, kw_only=True):

@@ -16,6 +16,18 @@ Kind = Literal["model", "anonymous", "shared", "file"]
 Owner = Literal["engine", "door", "other"]
 
 
+#: What differs from the deployed state: the unit's files, the front door's unit, systemd's settings
+#: of the unit, or the arguments of the running engine.
+DriftCode = Literal["unit", "door", "systemd", "arguments"]
+
+
+class Drift(Value, frozen=True, kw_only=True):
+    """One thing that is not as it was deployed; ``text`` is one line for people."""
+
+    code: DriftCode
+    text: str
+
+
 class Missing(Value, frozen=True, kw_only=True):
     """What could not be read, and why."""
 
@@ -140,7 +152,7 @@ class Seen(Value, frozen=True, kw_only=True):
     environment: tuple[str, ...] | None = None
     unplanned: tuple[str, ...] = ()
     by_unit: bool | None = None
-    drift: tuple[str, ...] = ()
+    drift: tuple[Drift, ...] = ()
     processes: tuple[Process, ...] = ()
     threads: tuple[Thread, ...] = ()
     watched: str | None = None
@@ -163,6 +175,11 @@ class Seen(Value, frozen=True, kw_only=True):
     log: tuple[Fact, ...] = ()
     door: DoorSeen | None = None
     missing: tuple[Missing, ...] = ()
+
+    @property
+    def first_drift(self) -> str | None:
+        """The first thing that is not as it was deployed; None if nothing differs."""
+        return self.drift[0].text if self.drift else None
 
     def why_missing(self, what: str) -> str:
         """Why something is not known."""

@@ -515,13 +515,13 @@ def test_heat_and_power() -> None:
         return diagnose(Evidence(plan=GPU_PLAN, gpus=(replace(gpu, **changes),)))
 
     assert named(seen())["thermal-limit"].status == "ok"
-    (hot,) = seen(throttled=("heat (hardware)",))
+    (hot,) = seen(throttled=("heat-hardware",))
     assert (hot.name, hot.status, hot.evidence) == (
         "thermal-limit", "warn", "1200 of 2400 MHz, 92 °C",
     )  # fmt: skip
-    assert seen(throttled=("power limit",))[0].name == "power-limit"
+    assert seen(throttled=("power-limit",))[0].name == "power-limit"
     # A card at its power limit that is hardly slower does what it is bought for.
-    assert wrong(seen(throttled=("power limit",), clock_mhz=2300)) == []
+    assert wrong(seen(throttled=("power-limit",), clock_mhz=2300)) == []
 
 
 def test_the_loop_model_is_named() -> None:

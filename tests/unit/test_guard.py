@@ -17,12 +17,12 @@ import pytest
 from stackctl.deploy import guardtimer
 from stackctl.diagnose.compare import argv_difference
 from stackctl.errors import ExitCode, StackctlError
+from stackctl.health import endpoint
 from stackctl.machine import lock
-from stackctl.observe.guard import _COUNTERS, _is_silent
+from stackctl.observe.guard import _COUNTERS
 from stackctl.observe.status import _gave_up_after, cpu_seconds
 from stackctl.resources import data_folder
 from stackctl.units import healthcheck, quoting
-from stackctl.values.result import Result
 
 SHELLS = [
     words
@@ -101,15 +101,20 @@ def test_a_check_ends_within_its_time() -> None:
 # Dead or busy
 
 
-def test_only_silence_counts_as_silent() -> None:
-    def worst(name: str, actual: str) -> bool:
-        return _is_silent(Result(name=name, status="fail", actual=actual))
+def test_only_a_missing_answer_has_the_code_of_one() -> None:
+    def worst(port: int) -> tuple[str, str, str | None]:
+        url = f"http://127.0.0.1:{port}"
+        last = endpoint.check(url, "/health", "model", answer_timeout_s=2)[-1]
+        return last.name, last.status, last.code
 
-    assert worst("endpoint", "no answer within 5 s")
-    assert worst("answer", "connection refused")
-    assert not worst("endpoint", "HTTP 500")
-    assert not worst("unit", "failed")
-    assert not _is_silent(Result(name="answer", status="ok", actual="16 tokens in 0.3 s"))
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        assert worst(closed.getsockname()[1]) == ("endpoint", "fail", "no-answer")
+    with server(500) as port:
+        assert worst(port) == ("endpoint", "fail", None)
+    # Well, but /v1/models answers 404: an answer that reports an error is an answer.
+    with server(200) as port:
+        assert worst(port) == ("model", "fail", None)
 
 
 def test_processor_time_between_two_looks() -> None:

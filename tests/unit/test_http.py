@@ -37,7 +37,7 @@ def test_a_redirection_is_not_followed() -> None:
 
 
 def test_a_closed_port() -> None:
-    assert get(f"http://127.0.0.1:{free_port()}/") == NoAnswer("connection refused")
+    assert get(f"http://127.0.0.1:{free_port()}/") == NoAnswer("connection refused", refused=True)
 
 
 def test_an_answer_that_takes_too_long() -> None:

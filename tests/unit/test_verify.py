@@ -23,6 +23,7 @@ from stackctl.values.profile import Overrides
 from stackctl.values.result import Result
 from stackctl.values.seen import (
     DoorSeen,
+    Drift,
     FileState,
     GpuUse,
     Listening,
@@ -156,6 +157,8 @@ def wrong(found: dict[str, Result]) -> set[str]:
 
 
 LOCKED = generation(plan(HOSTS["epyc-nps1"], GEMMA))
+BY_HAND = Drift(code="unit", text="/etc/cpu.container was changed by hand")
+OTHER_DOOR = Drift(code="door", text="the front door's x is not as this stackctl writes it")
 LAB = generation(plan(HOSTS["lab"], GEMMA))
 SPREAD = generation(plan(TWO, GEMMA))
 BOUND = generation(plan(TWO, GEMMA, profile(placement={"nodes": "0", "policy": "bind"})))
@@ -213,7 +216,7 @@ MISMATCHES: dict[str, tuple[Generation, Callable[[Seen], dict[str, Any]], str, s
         "started by hand .* not the main process of cpu.service .* stackctl restart cpu",
     ),
     "unit edited": (
-        LAB, lambda _: {"drift": ("/etc/cpu.container was changed by hand",)}, "unit",
+        LAB, lambda _: {"drift": (BY_HAND,)}, "unit",
         "changed by hand .* stackctl up cpu-latency --model 'file:/srv/a b.gguf' "
         "--set context=4096",
     ),
@@ -375,7 +378,12 @@ def test_a_mismatch(name: str) -> None:
     ("given", "changes", "name", "words"),
     [
         (LAB, {"restarts": 2}, "restarts", "2 times"),
-        (LAB, {"drift": ("the front door's x is not as this stackctl writes it",)}, "unit", "door"),
+        (
+            LAB,
+            {"drift": (OTHER_DOOR,)},
+            "unit",
+            "door",
+        ),
         (LAB, files(now=touched(changed=STARTED + 1)), "files", "was touched"),
     ],
 )
