@@ -139,6 +139,28 @@ def test_only_the_machine_touches_the_machine() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_no_modules_import_each_other() -> None:
+    """No import circle, at whatever depth a module imports: each can be read before the other."""
+    paths = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in modules()}
+    paths = {name.removesuffix(".__init__"): path for name, path in paths.items()}
+    imports: dict[str, set[str]] = {}
+    for name, path in paths.items():
+        found: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                # A name in a package is a module of it, or what its __init__ has.
+                longer = {f"{node.module}.{alias.name}" for alias in node.names}
+                found |= (longer & set(paths)) or {node.module or ""}
+        imports[name] = (found & set(paths)) - {name}
+    # What imports nothing that is left cannot be part of a circle.
+    while free := {name for name, found in imports.items() if not found & set(imports)}:
+        for name in free:
+            del imports[name]
+    assert not imports, f"in or above import circles: {sorted(imports)}"
+
+
 def test_no_text_names_a_package_registry_or_the_place_it_was_built_at() -> None:
     wrong = []
     for path in files():

@@ -11,7 +11,6 @@ from stackctl.cli.session import Session, verb, yes_option
 from stackctl.errors import ExitCode, StackctlError
 
 if TYPE_CHECKING:
-    from stackctl.values.model import Model
     from stackctl.values.stored import StoredModel
 
 
@@ -59,6 +58,7 @@ def show(session: Session, source: str, ask: bool) -> None:
       facts:FILE                 what `stackctl model show --json` printed
     """
     from stackctl.machine.transfer import Lost
+    from stackctl.sources.describe import describe
     from stackctl.sources.hubcache import NotHere, parse_remote
     from stackctl.sources.models import read_model
     from stackctl.store import hub
@@ -66,10 +66,15 @@ def show(session: Session, source: str, ask: bool) -> None:
     problem: StackctlError | None = None
     if not ask:
         try:
-            describe_model(session, read_model(source))
-            return
+            model = read_model(source)
         except NotHere as error:
             problem = error
+        else:
+            if session.out.json:
+                session.out.data(model)
+            else:
+                session.out.properties(describe(model))
+            return
     parsed = parse_remote(source)
     if parsed is None or parsed.url is not None or (problem is not None and hub.offline()):
         raise problem or StackctlError(
@@ -84,23 +89,6 @@ def show(session: Session, source: str, ask: bool) -> None:
             raise
         problem.details = (f"and the hub was asked: {error.message}",)
         raise problem from None
-
-
-def describe_model(session: Session, model: Model) -> None:
-    """Print the facts of a model."""
-    import textwrap
-
-    from stackctl.sources.describe import describe
-
-    if session.out.json:
-        session.out.data(model)
-        return
-    rows = describe(model)
-    width = max(len(name) for name, _ in rows) + 2
-    for name, text in rows:
-        lines = textwrap.wrap(text, 80 - width, break_long_words=False, break_on_hyphens=False)
-        for number, line in enumerate(lines or [""]):
-            session.out.line(f"{'' if number else name:<{width}}{line}".rstrip())
 
 
 @verb("catalogue")

@@ -20,6 +20,10 @@ from stackctl.values.result import ErrorReport, Result
 Color = Literal["auto", "always", "never"]
 _STATUS_COLOR = {"ok": "green", "warn": "yellow", "fail": "red", "skip": "cyan", "info": "cyan"}
 _NAME_WIDTH = 10
+#: Columns of the status of a check.
+_MARK_WIDTH = 6
+#: The width of all that is not a command or a table on a wide terminal.
+WIDTH = 80
 #: Where there is no live line: seconds after which what goes on is told, and told again.
 _SOON_S, _AGAIN_S = 5, 30
 #: What a terminal would obey, colours and line ends apart.
@@ -105,8 +109,8 @@ class Output:
     def warn(self, text: str, fix: str | None = None) -> None:
         """See Report: a warning, shown even with --quiet."""
         self._say(self.style("warning:", "yellow", sys.stderr) + f" {text}")
-        for number, line in enumerate((fix or "").splitlines()):
-            self._say(f"  {'fix: ' if number == 0 else '     '}{line}")
+        for line in _fix_lines(fix, 2):
+            self._say(line)
 
     def error(self, error: StackctlError) -> None:
         """An error: what, evidence, hint. With --json a stackctl.error/1 on stdout."""
@@ -135,22 +139,48 @@ class Output:
         """Results of checks, one a line; what is wrong with its evidence and remedy."""
         width = max((len(result.name) for result in results), default=0) + 2
         for result in results:
-            status = self.style(f"{_mark(result.status):<6}", _STATUS_COLOR[result.status])
-            indent = " " * (6 + width)
-            # Of what could not be seen, why not.
+            column = _MARK_WIDTH + width
+            # A check that was skipped has its reason in the evidence.
             seen = result.actual or (result.status == "skip" and result.evidence) or ""
-            first, *more = _wrapped(seen, indent) or [""]
-            self.line(f"{status}{result.name:<{width}}{first}".rstrip())
-            for line in more:
-                self.line(indent + line)
+            self.marked(
+                _mark(result.status), result.name, seen, column=column,
+                mark_width=_MARK_WIDTH, color=_STATUS_COLOR[result.status],
+            )  # fmt: skip
             if result.status in ("fail", "warn"):
                 told = (f"expected {result.expected}" if result.expected else "", result.evidence)
                 for text in filter(None, told):
-                    for line in _wrapped(text, indent):
-                        self.line(indent + line)
-                # A command is never wrapped: it is there to be pasted.
-                for number, line in enumerate((result.remedy or "").splitlines()):
-                    self.line(f"{indent}{'fix: ' if number == 0 else '     '}{line}")
+                    self.labelled("", text, column=column)
+                self.fix(result.remedy, indent=column)
+
+    def labelled(
+        self, label: str, text: str, *, column: int, indent: int = 0, color: str | None = None
+    ) -> None:
+        """Print a label and, from ``column`` on, a text: see ``labelled_lines``."""
+        first, *more = labelled_lines(label, text, column=column, indent=indent)
+        head = self.style(first[:column], color) if color else first[:column]
+        self.line((head + first[column:]).rstrip())
+        for line in more:
+            self.line(line)
+
+    def properties(self, rows: Sequence[tuple[str, str]]) -> None:
+        """Print names and values, the values in one column."""
+        column = max(len(name) for name, _ in rows) + 2
+        for name, text in rows:
+            self.labelled(name, text, column=column)
+
+    def marked(
+        self, mark: str, name: str, text: str, *, column: int, mark_width: int, color: str
+    ) -> None:
+        """Print a coloured mark, a name and, from ``column`` on, a text."""
+        first, *more = labelled_lines(f"{mark:<{mark_width}}{name}", text, column=column)
+        self.line((self.style(first[:mark_width], color) + first[mark_width:]).rstrip())
+        for line in more:
+            self.line(line)
+
+    def fix(self, text: str | None, *, indent: int) -> None:
+        """Print the commands of a remedy. They are never wrapped, so that they can be pasted."""
+        for line in _fix_lines(text, indent):
+            self.line(line)
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], *, fold: int) -> None:
         """A table; column number ``fold`` wraps, the others keep their width."""
@@ -232,11 +262,25 @@ def shown(text: str) -> str:
     return _COMMANDS.sub(lambda found: repr(found[0])[1:-1], text)
 
 
-def _wrapped(text: str, indent: str) -> list[str]:
-    """Lines that end before the 81st column; a word such as a path is never cut."""
-    return textwrap.wrap(
-        text, max(40, 80 - len(indent)), break_long_words=False, break_on_hyphens=False
+def labelled_lines(label: str, text: str, *, column: int, indent: int = 0) -> list[str]:
+    """Return a label and, from ``column`` on, a text, in lines of at most 80 columns.
+
+    A word such as a path is never cut. A label that is too long moves its line's text.
+    """
+    lines = textwrap.wrap(
+        text, max(40, WIDTH - column), break_long_words=False, break_on_hyphens=False
     )
+    first, *more = lines or [""]
+    head = f"{'':<{indent}}{label}"
+    head = head.ljust(column) if len(head) < column or not label else f"{head} "
+    return [f"{head}{first}".rstrip(), *(" " * column + line for line in more)]
+
+
+def _fix_lines(text: str | None, indent: int) -> list[str]:
+    return [
+        f"{'':<{indent}}{'fix: ' if number == 0 else '     '}{line}"
+        for number, line in enumerate((text or "").splitlines())
+    ]
 
 
 def _mark(status: str) -> str:

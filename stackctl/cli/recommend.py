@@ -37,7 +37,7 @@ class _Row:
 
 def show_remote(session: Session, source: str, parsed: HubSource) -> None:
     """Print what the hub tells of a model, and what of its repository suits this machine."""
-    from stackctl.cli.model import describe_model
+    from stackctl.sources.describe import describe
     from stackctl.store import hub
     from stackctl.store.facts import read_facts
     from stackctl.store.select import checkpoint, choose, lacking, quantisations
@@ -74,7 +74,7 @@ def show_remote(session: Session, source: str, parsed: HubSource) -> None:
     if session.out.json:
         session.out.data(_document(info, found))
         return
-    describe_model(session, model)
+    session.out.properties(describe(model))
     session.out.line()
     _table(session, found)
 
