@@ -15,9 +15,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from stackctl import engines
+from stackctl.engines.image_recipe import ImageRecipe
 from stackctl.engines.prometheus_text import Scrape
 from stackctl.engines.protocol import (
     CACHE,
+    Benchmark,
     Dialect,
     Failure,
     Footprint,
@@ -25,6 +27,8 @@ from stackctl.engines.protocol import (
     Option,
     Reports,
     Request,
+    RunningCounters,
+    Speeds,
     TokenReads,
     argument,
     failure_table,
@@ -35,6 +39,7 @@ from stackctl.engines.protocol import (
     whole_argument,
 )
 from stackctl.values.generation import Fact
+from stackctl.values.host import Gpu
 from stackctl.values.measured import EngineOption, Seen
 from stackctl.values.metrics import EngineMetrics, LogSamples, Window
 from stackctl.values.model import Model
@@ -68,11 +73,23 @@ _FACTS = (
 )
 
 
+def _speeds(text: str) -> Speeds:
+    seen = Scrape(text)
+    prompt, text_s = (seen.total(f"stub_{name}_seconds") or 1.0 for name in ("prompt", "text"))
+    return Speeds(
+        decode_tok_s=(seen.total("stub_text_tokens") or 0.0) / text_s,
+        prefill_tok_s=(seen.total("stub_prompt_tokens") or 0.0) / prompt,
+        prompt_tokens=512,
+    )
+
+
 class StubEngine:
     """See Engine."""
 
     shm_bytes: int | None = None
     cpu_image: str | None = None
+    image_recipes: tuple[ImageRecipe, ...] = ()
+    model_format: Literal["gguf", "safetensors"] = "gguf"
     restart: Literal["on-failure", "always"] = "on-failure"
     start_s: float = 45
     compiles: Literal["everywhere", "on GPUs"] = "on GPUs"
@@ -95,6 +112,8 @@ class StubEngine:
     running_metrics: tuple[str, ...] = ("stub_running",)
     metrics_paths: tuple[str, ...] = ("/metrics",)
     reports: Reports = (("context", "/about", ("window",)), ("lanes", "/about", ("lanes",)))
+
+    calibration: Benchmark | RunningCounters = RunningCounters("/metrics", _speeds)
 
     def __init__(self, *, gpu: bool) -> None:
         """Make the engine for GPUs, or the one for CPUs."""
@@ -208,6 +227,10 @@ class StubEngine:
     def failure(self, lines: Sequence[str]) -> Failure | None:
         """See Engine."""
         return first_match(lines, _FAILURES)
+
+    def fallback_kernels(self, model: Model, gpus: Sequence[Gpu]) -> tuple[tuple[str, str], ...]:
+        """See Engine."""
+        return ()
 
     def dead(self, lines: Sequence[str]) -> bool:
         """See Engine."""

@@ -33,8 +33,9 @@ def command(
 ) -> None:
     """Measure what this machine achieves with PROFILE's model.
 
-    llama.cpp by its own llama-bench: stop other load first. vLLM by the counters of the engine that
-    runs on the profile's port. Plans of similar models then say "measured", not "estimated".
+    An engine whose image has a benchmark is measured by that: stop other load first. Any other
+    engine is measured by the counters of the one that runs on the profile's port. Plans of similar
+    models then say "measured", not "estimated".
     """
     from stackctl.observe.calibrate import calibrate
     from stackctl.quantity import format_number

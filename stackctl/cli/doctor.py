@@ -33,7 +33,6 @@ def command(
     Each finding with the command that fixes it. Exits 6 when something must be fixed first, else
     0: warnings do not count.
     """
-    from stackctl.deploy.gpu import wants_nvfp4
     from stackctl.deploy.plan_preview import preview
     from stackctl.engines import uses_gpu
     from stackctl.machine.podman import image_cuda
@@ -57,7 +56,7 @@ def command(
         cuda = DEFAULT_CUDA if wanted.image is None else None
         try:
             plan = preview(basis, profiles, wanted, session.out).plan
-            nvfp4 = wants_nvfp4(plan)
+            nvfp4 = plan.model.is_nvfp4
             if needs_gpu and facts is None:
                 cuda = image_cuda(plan.image) or cuda
             weights = None if needs_gpu else plan.model.weights_bytes

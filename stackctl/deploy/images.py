@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import msgspec
 
+from stackctl.deploy import imagebuild
 from stackctl.deploy.context import Context
 from stackctl.deploy.unit_target import starting
+from stackctl.engines.image_recipe import ImageRecipe
 from stackctl.engines.protocol import Engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import podman
@@ -19,8 +21,6 @@ from stackctl.values.door import DEFAULT_IMAGE, LOCAL_IMAGE
 from stackctl.values.measured import EngineFacts, EngineOption
 from stackctl.values.profile import Profile
 
-#: Images of engines that stackctl builds.
-_BUILT = ("llama-cpp", "vllm-cpu")
 #: The front door's images: built here, and published.
 _DOOR_IMAGES = (LOCAL_IMAGE, DEFAULT_IMAGE)
 _NO_DOOR = "the profile does without: requests fail while engines are switched"
@@ -123,10 +123,11 @@ def ensure_image(
     if reference.startswith("localhost/"):
         raise StackctlError(
             f"there is no local image {reference}",
-            hint=f"{_get(engine, reference)}, or another one: --set image=NAME",
+            hint=f"{how_to_get(engine, reference)}, or another one: --set image=NAME",
             exit_code=ExitCode.HOST,
         )
-    return _pull(context, api, reference, may_pull), reference, reason
+    recipe = _recipe(engine, reference)
+    return _pull(context, api, reference, may_pull, recipe=recipe), reference, reason
 
 
 def known_door(profile: Profile) -> tuple[str | None, str]:
@@ -158,7 +159,7 @@ def ensure_door(
         context.report.step("door", _NO_DOOR_IMAGE)
         return None, _NO_DOOR_IMAGE
     reference = _DOOR_IMAGES[-1]
-    found = _pull(context, api, reference, may_pull, built="haproxy")
+    found = _pull(context, api, reference, may_pull, recipe=imagebuild.DOOR)
     return found.reference, _door_reason(reference)
 
 
@@ -198,7 +199,7 @@ def _pull(
     reference: str,
     may_pull: bool,
     *,
-    built: str = "llama-cpp",
+    recipe: ImageRecipe | None,
 ) -> podman.Image:
     if not may_pull:
         raise StackctlError(
@@ -216,7 +217,7 @@ def _pull(
         context.report.progress("image", f"{reference}: {text}")
 
     context.report.progress("image", f"pulling {reference}")
-    api.pull(reference, report, built=built)
+    api.pull(reference, report, built=recipe.name if recipe else None)
     image = api.image(reference)
     if image is None:
         raise StackctlError(f"image {reference} is not here after its pull")
@@ -289,7 +290,7 @@ def _read_options(
         if missing
         else f"{engine.program} of image {reference} does not run here",
         details=lines[-3:],
-        hint=f"{_get(engine, reference)}, or another image: --set image=NAME",
+        hint=f"{how_to_get(engine, reference)}, or another image: --set image=NAME",
         exit_code=ExitCode.HOST,
     )
 
@@ -304,13 +305,18 @@ def _require_curl(image: podman.Image, reference: str) -> None:
         )
 
 
-def _get(engine: Engine, reference: str) -> str:
-    """How to get an image of an engine."""
-    for local in (engine.cpu_image, engine.local_image):
-        name = (local or "").removeprefix("localhost/stackctl/").removesuffix(":latest")
-        if name in _BUILT and (local == reference or local == engine.local_image):
-            return f"stackctl image build {name}"
+def how_to_get(engine: Engine, reference: str) -> str:
+    """Return the command that gets an image of an engine: that one, or the engine's usual one."""
+    recipe = _recipe(engine, reference)
+    if recipe is not None:
+        return f"stackctl image build {recipe.name}"
     return f"podman pull {engine.default_image}"
+
+
+def _recipe(engine: Engine, reference: str) -> ImageRecipe | None:
+    """Return the recipe of that image, or of the engine's usual local one."""
+    usual = (reference, engine.local_image)
+    return next((recipe for recipe in engine.image_recipes if recipe.image in usual), None)
 
 
 def _candidates(profile: Profile, engine: Engine) -> tuple[tuple[str, str], ...]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 from stackctl.deploy.context import Report
+from stackctl.engines.image_recipe import PACKAGES, Wheels
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import runner
 
@@ -27,40 +27,6 @@ _PIP_SETTINGS = (
 #: Settings of pip that are about where to install, and so not about ours; and no module of the
 #: folder where we were called, which may be another user's.
 _OURS = {"PIP_REQUIRE_VIRTUALENV": "0", "PIP_USER": "0", "PYTHONSAFEPATH": "1"}
-#: Where the Python of a Debian looks for packages that are not Debian's.
-PACKAGES = "usr/local/lib/python{python}/dist-packages"
-
-
-@dataclass(frozen=True)
-class Wheels:
-    """What to install for which Python (X.Y), and what of it to leave out (patterns of paths).
-
-    ``program`` starts ``function`` of ``module``. ``alias`` is a name and version under which the
-    first package is known as well.
-    """
-
-    requirement: str
-    python: str
-    program: str
-    module: str
-    function: str
-    alias: tuple[str, str]
-    left_out: tuple[str, ...]
-    hint: str
-
-    @property
-    def hooks(self) -> tuple[str, ...]:
-        """What to run in the finished root ($1): compile for its own Python, and see it start.
-
-        The root of a container is read-only: what is not compiled here is compiled at each start.
-        """
-        folder = "/" + PACKAGES.format(python=self.python)
-        return (
-            'chroot "$1" chown -R 0:0 /usr/local',
-            # Some packages carry templates and code for other versions, which do not compile.
-            f'chroot "$1" python3 -m compileall -q -j 0 {folder} >/dev/null || true',
-            f'chroot "$1" {self.program} --version',
-        )
 
 
 def install(report: Report, wheels: Wheels, root: Path) -> Path:

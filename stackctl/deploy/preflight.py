@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
+from stackctl.engines import engine as find_engine
 from stackctl.engines import model_mounts
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import ports
@@ -57,9 +59,10 @@ def require_tools(host: Host) -> str:
 def require_model(profile: Profile) -> str:
     """The profile's model source. Raises StackctlError (exit 2) when it names none."""
     if profile.model is None:
+        option = _here(find_engine(profile.engine).model_format)
         raise StackctlError(
             f"profile {profile.name} names no model",
-            hint=f"{_here(profile.engine == 'vllm')}, or the key model in the profile",
+            hint=f"{option}, or the key model in the profile",
             exit_code=ExitCode.USAGE,
         )
     return profile.model
@@ -76,14 +79,16 @@ def require_files(model: Model) -> None:
         return
     raise StackctlError(
         f"{model.source}: the model is not on this machine, only facts about it",
-        hint=f"{_here(model.format == 'safetensors')}, or --model hf:ORG/REPO, which is fetched; "
+        hint=f"{_here(model.format)}, or --model hf:ORG/REPO, which is fetched; "
         "stackctl plan works without the files",
     )
 
 
-def _here(folder: bool) -> str:
-    """How to name a model that is on this machine."""
-    return "--model dir:/path/to/folder" if folder else "--model file:/path/to/model.gguf"
+def _here(model_format: Literal["gguf", "safetensors"]) -> str:
+    """Return the option that names a model on this machine."""
+    if model_format == "safetensors":
+        return "--model dir:/path/to/folder"
+    return "--model file:/path/to/model.gguf"
 
 
 def _all_files(model: Model) -> list[str]:

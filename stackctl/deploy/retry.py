@@ -8,16 +8,12 @@ from typing import TypeVar
 
 from stackctl.deploy import gpu
 from stackctl.deploy.context import Context
+from stackctl.engines import engine as find_engine
 from stackctl.errors import DidNotStart
 from stackctl.state import learned
 from stackctl.state.generations import now
 from stackctl.values.generation import Generation
 from stackctl.values.measured import Learned
-
-#: The GPUs on which some nvfp4 kernels of vLLM compute wrongly, or not at all: RTX PRO 6000 and
-#: RTX 50 (Blackwell, but not the data centre's).
-_SM_120 = "12.0"
-_MARLIN = "marlin"
 
 T = TypeVar("T")
 
@@ -25,8 +21,9 @@ T = TypeVar("T")
 def with_other_kernels(
     context: Context, stack: str, attempt: Callable[[Context, Learned | None], T]
 ) -> T:
-    """Attempt a start. Where nvfp4 kernels are at fault, once more with those that compute in 16
-    bits; if that helps, it is remembered for this image and GPU.
+    """Attempt a start, and once more with other kernels if the engine's usual ones are at fault.
+
+    If that helps, the options are remembered for this image and GPU.
 
     Raises:
         StackctlError: of the last attempt; the machine is as it was before.
@@ -50,24 +47,26 @@ def agreed(context: Context) -> Context:
 
 
 def _lesson(context: Context, stack: str, error: DidNotStart) -> Learned | None:
-    """What the next attempt does differently; None where nothing is known to help."""
+    """Return the options for the next attempt; None where none are known to help."""
     failed = _newest(context, stack)
-    if failed is None or not gpu.wants_nvfp4(failed.plan):
+    if failed is None:
         return None
     cards = gpu.planned(failed.host, failed.plan)
-    if not cards or any(card.compute_capability != _SM_120 for card in cards):
-        return None
-    wanted = ["linear-backend", *(["moe-backend"] if failed.plan.model.experts else [])]
+    fallback = find_engine(failed.plan.engine).fallback_kernels(failed.plan.model, cards)
     decided = {decision.field for decision in failed.plan.decisions}
     facts = context.engine_facts.get(failed.image_id)
     known = {name for option in facts.options for name in option.names} if facts else set()
-    names = [name for name in wanted if name not in decided and f"--{name}" in known]
-    if not names:
+    options = [
+        f"{name}={value}"
+        for name, value in fallback
+        if name not in decided and f"--{name}" in known
+    ]
+    if not options:
         return None
     return Learned(
         image_id=failed.image_id,
-        gpu=cards[0].name,
-        options=tuple(f"{name}={_MARLIN}" for name in names),
+        gpu=cards[0].name if cards else None,
+        options=tuple(options),
         why=error.message.partition(": ")[2] or error.message,
         seen=now(),
     )

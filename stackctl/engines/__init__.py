@@ -9,6 +9,7 @@ import difflib
 
 import msgspec
 
+from stackctl.engines.image_recipe import ImageRecipe
 from stackctl.engines.llamacpp import architectures as gguf_architectures
 from stackctl.engines.llamacpp.engine import LlamaCpp
 from stackctl.engines.protocol import Engine
@@ -22,6 +23,7 @@ __all__ = [
     "engine",
     "engines",
     "gguf_architectures",
+    "image_recipes",
     "is_known",
     "names",
     "promised_context",
@@ -78,6 +80,11 @@ def register(new: Engine) -> None:
 def unregister(name: str) -> None:
     """Remove an engine from the registry; a name that is not registered is ignored."""
     _ENGINES.pop(name, None)
+
+
+def image_recipes() -> tuple[ImageRecipe, ...]:
+    """Return the recipes of all images of engines that can be built here."""
+    return tuple(recipe for one in engines() for recipe in one.image_recipes)
 
 
 def uses_gpu(profile: Profile) -> bool:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from stackctl.engines.image_recipe import ImageRecipe
 from stackctl.values.generation import Fact
 from stackctl.values.host import Gpu, Host
 from stackctl.values.measured import EngineOption, Learned, Seen
@@ -142,6 +143,41 @@ class TokenReads:
     kv_token_bytes: float
 
 
+@dataclass(frozen=True)
+class Speeds:
+    """Measured speeds in tokens a second, with the mean length of the prompts."""
+
+    decode_tok_s: float
+    prefill_tok_s: float
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A program in the engine's image that measures speeds on the CPU, beside no server.
+
+    ``arguments`` makes its command line from the model's path and a number of threads. ``speeds``
+    reads its output: None for output that is none of the program's, and a StackctlError for output
+    without speeds.
+    """
+
+    program: str
+    arguments: Callable[[str, int], tuple[str, ...]]
+    speeds: Callable[[str], Speeds | None]
+
+
+@dataclass(frozen=True)
+class RunningCounters:
+    """Counters of the running server that speeds are computed from.
+
+    ``speeds`` reads the answer to a GET of ``path``, and raises a StackctlError where the server
+    has done too little so far.
+    """
+
+    path: str
+    speeds: Callable[[str], Speeds]
+
+
 class LogReader(Protocol):
     """Reads an engine's log line by line, in constant memory; other lines are passed over."""
 
@@ -172,6 +208,10 @@ class Engine(Protocol):
     local_image: str
     #: The local image for machines without a GPU, where it is another one.
     cpu_image: str | None
+    #: Its images that can be built on a machine without a registry.
+    image_recipes: tuple[ImageRecipe, ...]
+    #: Format of the models that it serves.
+    model_format: Literal["gguf", "safetensors"]
     #: Size of the container's /dev/shm, through which its processes talk; None: podman's own 64 MB.
     shm_bytes: int | None
     #: When systemd starts it again (Restart= of systemd.service(5)).
@@ -300,8 +340,15 @@ class Engine(Protocol):
         """What the log of a start tells of what runs: sizes in bytes and tokens, backends."""
         ...
 
+    def fallback_kernels(self, model: Model, gpus: Sequence[Gpu]) -> tuple[tuple[str, str], ...]:
+        """Return options (name, value) for other kernels, which help where Failure.kernel is set;
+        empty where none are known for the model on these GPUs."""
+        ...
+
     # Requests and metrics.
 
+    #: The way to measure its speed on a machine.
+    calibration: Benchmark | RunningCounters
     health_path: str
     #: Paths of its API besides those that the front door passes on for every engine.
     client_paths: tuple[str, ...]

@@ -103,17 +103,17 @@ class Podman:
         reference: str,
         report: Callable[[PullProgress], None],
         *,
-        built: str,
+        built: str | None,
     ) -> None:
-        """Pull an image; ``built`` is what "stackctl image build" calls its like.
+        """Pull an image; ``built`` is the name of one that "stackctl image build" makes instead.
 
         Raises:
             StackctlError: exit 6, with the registry's own words.
         """
-        hint = (
-            f"without a registry: stackctl image build {built} (from Debian's packages),\n"
-            "or an image that is here: --set image=NAME"
-        )
+        hint = "an image that is here: --set image=NAME"
+        if built is not None:
+            build = f"stackctl image build {built} (from Debian's packages)"
+            hint = f"without a registry: {build},\nor {hint}"
         try:
             stream = self._client.images.pull(
                 reference,

@@ -1,17 +1,15 @@
-"""Measures what this machine achieves with the engine's own benchmark (llama-bench)."""
+"""Measures the speeds of this machine, by an engine's benchmark or by its counters."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import re
-from typing import Any
 
 from stackctl.deploy import images, preflight
 from stackctl.deploy.context import Context
 from stackctl.deploy.plan_inputs import inputs_before_image, read_basis, with_image
 from stackctl.engines import engine as find_engine
 from stackctl.engines import model_mounts, uses_gpu
+from stackctl.engines.protocol import Benchmark, Engine, RunningCounters, Speeds
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.health import endpoint
 from stackctl.machine import http, podman
@@ -27,31 +25,42 @@ from stackctl.values.measured import Calibration
 from stackctl.values.model import Model
 from stackctl.values.profile import Profile
 
-#: Tokens of prompt and of generation in one run: long enough to settle, short enough to wait for.
-PROMPT_TOKENS = 512
-GENERATED_TOKENS = 64
-_BENCH = "llama-bench"
-#: Fewer tokens than this say nothing about a speed.
-_LEAST_TOKENS = 64
-_COUNTED = ("count", "sum")
-_SAMPLE = re.compile(
-    r"^vllm:(?P<name>\w+)(?:\{[^}]*\})? (?P<value>[0-9.]+(?:e[+-]?\d+)?)$", re.MULTILINE
-)
-
 
 def calibrate(
     context: Context, profile: Profile, *, timeout_s: float, threads: int | None = None
 ) -> Calibration:
-    """Run the benchmark once with the plan's threads and store what it achieved.
+    """Measure the speeds of a profile's model and store them.
+
+    Args:
+        context: the scope whose plans use the measurement.
+        profile: the profile; its engine decides how its speed is measured.
+        timeout_s: the seconds that a benchmark may take.
+        threads: the number of threads of a benchmark; None for that of the plan.
 
     Raises:
-        StackctlError: exit 2 for a profile of another engine, 6 when the image lacks the benchmark.
+        StackctlError: exit 2 for a profile that cannot be measured, 6 when the image lacks the
+            benchmark, 3 for counters of an engine that does not run.
     """
-    if profile.engine == "vllm":
-        return _from_running(context, profile)
+    engine = find_engine(profile.engine)
+    if isinstance(engine.calibration, Benchmark):
+        entry = _by_benchmark(context, profile, engine, engine.calibration, timeout_s, threads)
+    else:
+        entry = _by_counters(context, profile, engine, engine.calibration)
+    calibrations.add(context.paths.state, entry)
+    return entry
+
+
+def _by_benchmark(
+    context: Context,
+    profile: Profile,
+    engine: Engine,
+    benchmark: Benchmark,
+    timeout_s: float,
+    threads: int | None,
+) -> Calibration:
     if uses_gpu(profile):
         raise StackctlError(
-            f"{profile.name} runs llama.cpp on a GPU: nothing to calibrate yet",
+            f"{profile.name} runs {engine.title} on a GPU: nothing to calibrate yet",
             hint="a CPU profile: stackctl calibrate cpu --model SOURCE",
             exit_code=ExitCode.USAGE,
         )
@@ -59,7 +68,6 @@ def calibrate(
     preflight.require_tools(basis.host)
     model = read_model(preflight.require_model(profile))
     preflight.require_files(model)
-    engine = find_engine(profile.engine)
     image = images.ready_image(context, profile, engine)
     # The benchmark has the machine to itself.
     alone = dataclasses.replace(basis, claims=())
@@ -68,113 +76,82 @@ def calibrate(
     plan = solve(host=basis.host, model=model, profile=profile, known=inputs)
     planned = next((d.value for d in plan.decisions if d.field == "threads"), None)
     count = threads or (planned if isinstance(planned, int) else 1)
-    context.report.progress("measure", f"llama-bench with {count} threads")
-    runs = _bench(image.image.id, model, count, timeout_s)
-    entry = calibration_of(runs, model, engine.name, image.image.id, count)
-    calibrations.add(context.paths.state, entry)
-    return entry
+    context.report.progress("measure", f"{benchmark.program} with {count} threads")
+    speeds = _run(engine, benchmark, image.image.id, model, count, timeout_s)
+    return calibration_of(speeds, model, engine.name, image_id=image.image.id, threads=count)
 
 
-def _from_running(context: Context, profile: Profile) -> Calibration:
-    """vLLM has no such benchmark beside the server: its counters tell what it achieved so far."""
-    host = probe(context.machine, scope=context.paths.scope)
-    gpus = place(host, profile).gpus
+def _run(
+    engine: Engine, benchmark: Benchmark, image: str, model: Model, threads: int, timeout_s: float
+) -> Speeds:
+    """Run the benchmark in a container of the image.
+
+    Raises:
+        StackctlError: exit 6 for an image without it; it failed, or printed no speeds.
+    """
+    done = podman.run_once(
+        image,
+        benchmark.arguments(model_mounts.model_path(model), threads),
+        entrypoint=benchmark.program,
+        volumes=[quoting.volume(path, at, "ro") for path, at in model_mounts.mounts(model)],
+        timeout_s=timeout_s,
+    )
+    if done.status == 127 or "not found" in done.stderr:
+        raise StackctlError(
+            f"the image holds no {benchmark.program}",
+            hint=f"{images.how_to_get(engine, engine.local_image)} makes one that does",
+            exit_code=ExitCode.HOST,
+        )
+    speeds = benchmark.speeds(done.stdout) if done.status == 0 else None
+    if speeds is None:
+        raise StackctlError(
+            f"{benchmark.program} failed (exit {done.status})",
+            details=done.stderr.strip().splitlines()[-5:],
+        )
+    return speeds
+
+
+def _by_counters(
+    context: Context, profile: Profile, engine: Engine, counters: RunningCounters
+) -> Calibration:
+    """Read the counters of the server on the profile's port: they count since its start."""
+    gpus = place(probe(context.machine, scope=context.paths.scope), profile).gpus
     model = read_model(preflight.require_model(profile))
-    url = endpoint.base_url(profile.port or 8080) + "/metrics"
+    url = endpoint.base_url(profile.port or 8080) + counters.path
     answer = http.get(url)
     if isinstance(answer, http.NoAnswer) or answer.status != 200:
         seen = answer.reason if isinstance(answer, http.NoAnswer) else f"HTTP {answer.status}"
         raise StackctlError(
             f"no metrics from {url}: {seen}",
-            hint="vLLM is measured while it runs: start it, send it requests, then calibrate",
+            hint=f"{engine.title} is measured while it runs: start it, send it requests, "
+            "then calibrate",
             exit_code=ExitCode.NOT_RUNNING,
         )
-    entry = calibration_of_metrics(answer.text, model, gpus[0].name if gpus else None)
-    calibrations.add(context.paths.state, entry)
-    return entry
-
-
-def calibration_of_metrics(text: str, model: Model, gpu: str | None) -> Calibration:
-    """What vLLM's counters mean in bytes and operations a second, for one request at a time."""
-    totals: dict[str, float] = {}
-    for match in _SAMPLE.finditer(text):
-        totals[match["name"]] = totals.get(match["name"], 0.0) + float(match["value"])
-    tokens, seconds = (totals.get(f"inter_token_latency_seconds_{k}", 0.0) for k in _COUNTED)
-    computed = totals.get("prompt_tokens_total", 0.0)
-    computed -= totals.get("prompt_tokens_cached_total", 0.0)
-    prefill_s = totals.get("request_prefill_time_seconds_sum", 0.0)
-    prompts = totals.get("request_prefill_time_seconds_count", 0.0)
-    if tokens < _LEAST_TOKENS or seconds <= 0 or computed < _LEAST_TOKENS or prefill_s <= 0:
-        raise StackctlError(
-            f"too little to measure: {tokens:.0f} generated, {computed:.0f} prompt tokens so far",
-            hint=f"send requests until there are {_LEAST_TOKENS} of each, then calibrate",
-        )
-    decode, prefill = tokens / seconds, computed / prefill_s
-    mean_prompt = round(computed / max(1.0, prompts))
-    return Calibration(
-        engine="vllm",
-        quantization=model.quantization or "unknown",
-        threads=0,
-        moe=bool(model.experts),
-        gpu=gpu,
-        decode_bytes_s=decode * model.active_bytes * model.passes,
-        prefill_flops=prefill * prefill_operations(model, mean_prompt),
-        decode_tok_s=decode,
-        prefill_tok_s=prefill,
-        model=model.name or model.source,
-        image_id="running",
-        measured=now(),
-    )
-
-
-def _bench(image: str, model: Model, threads: int, timeout_s: float) -> list[dict[str, Any]]:
-    arguments = (
-        "--model", model_mounts.model_path(model),
-        "--threads", str(threads), "--n-prompt", str(PROMPT_TOKENS),
-        "--n-gen", str(GENERATED_TOKENS), "--repetitions", "3", "--flash-attn", "1",
-        "--output", "json",
-    )  # fmt: skip
-    volumes = [quoting.volume(path, inside, "ro") for path, inside in model_mounts.mounts(model)]
-    done = podman.run_once(
-        image, arguments, entrypoint=_BENCH, volumes=volumes, timeout_s=timeout_s
-    )
-    if done.status == 127 or "not found" in done.stderr:
-        raise StackctlError(
-            f"the image holds no {_BENCH}",
-            hint="stackctl image build llama-cpp makes one that does",
-            exit_code=ExitCode.HOST,
-        )
-    try:
-        runs = json.loads(done.stdout)
-    except ValueError:
-        runs = None
-    if done.status != 0 or not isinstance(runs, list):
-        raise StackctlError(
-            f"{_BENCH} failed (exit {done.status})", details=done.stderr.strip().splitlines()[-5:]
-        )
-    return runs
+    speeds = counters.speeds(answer.text)
+    gpu = gpus[0].name if gpus else None
+    return calibration_of(speeds, model, engine.name, image_id="running", gpu=gpu)
 
 
 def calibration_of(
-    runs: list[dict[str, Any]], model: Model, engine: str, image_id: str, threads: int
+    speeds: Speeds,
+    model: Model,
+    engine: str,
+    *,
+    image_id: str,
+    threads: int = 0,
+    gpu: str | None = None,
 ) -> Calibration:
-    """What llama-bench's runs mean in bytes and operations a second."""
-    speeds = {
-        "prompt" if run.get("n_prompt") else "generation": float(run["avg_ts"])
-        for run in runs
-        if isinstance(run, dict) and isinstance(run.get("avg_ts"), int | float)
-    }
-    if set(speeds) != {"prompt", "generation"} or min(speeds.values()) <= 0:
-        raise StackctlError(f"{_BENCH} printed no speeds for prompt and generation")
+    """Return the bytes and operations a second that the speeds mean for a model."""
     return Calibration(
         engine=engine,
         quantization=model.quantization or "unknown",
         threads=threads,
         moe=bool(model.experts),
-        decode_bytes_s=speeds["generation"] * model.active_bytes * model.passes,
-        prefill_flops=speeds["prompt"] * prefill_operations(model, PROMPT_TOKENS),
-        decode_tok_s=speeds["generation"],
-        prefill_tok_s=speeds["prompt"],
+        gpu=gpu,
+        decode_bytes_s=speeds.decode_tok_s * model.active_bytes * model.passes,
+        prefill_flops=speeds.prefill_tok_s * prefill_operations(model, speeds.prompt_tokens),
+        decode_tok_s=speeds.decode_tok_s,
+        prefill_tok_s=speeds.prefill_tok_s,
         model=model.name or model.source,
         image_id=image_id,
         measured=now(),

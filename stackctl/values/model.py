@@ -89,6 +89,12 @@ class Model(Value, frozen=True, kw_only=True):
     folder: str | None = None
     unsupported: tuple[str, ...] = ()
 
+    @property
+    def is_nvfp4(self) -> bool:
+        """Whether its weights are quantised to nvfp4."""
+        label = (self.quantization or "").lower().replace("_", "")
+        return "fp4" in (self.quantization_method or "") or "nvfp4" in label
+
     def why_not(self, engine: str) -> str | None:
         """Return the reason why an engine cannot run the model, or None where none is known."""
         reasons = (entry.partition(": ") for entry in self.unsupported)

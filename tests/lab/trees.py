@@ -82,8 +82,13 @@ def build_door_archive() -> Path:
 
 def vllm_key() -> str:
     """What changes when the image of vLLM does."""
-    names = ("imagebuild", "imagewheels")
-    return fingerprint(*(CHECKOUT / f"stackctl/deploy/{name}.py" for name in names))
+    return fingerprint(*_recipes("deploy/imagewheels", "engines/vllm/image"))
+
+
+def _recipes(*names: str) -> list[Path]:
+    """The modules that make an image: these, and those that make all images."""
+    common = ("deploy/imagebuild", "engines/image_recipe")
+    return [CHECKOUT / f"stackctl/{name}.py" for name in (*common, *names)]
 
 
 def build_vllm_archive(target: Path) -> None:
@@ -98,11 +103,11 @@ def build_checkpoint() -> Path:
 
 
 def _build_archive(kind: str, image: str) -> Path:
-    recipe = CHECKOUT / "stackctl/deploy/imagebuild.py"
-    if not recipe.exists():
+    recipes = _recipes(*(("engines/llamacpp/image",) if kind == "engine" else ()))
+    if not recipes[0].exists():
         raise LabError(f"no project in {CHECKOUT} to build images: set LAB_IMAGE")
     return cached(
-        kind, fingerprint(recipe), lambda path: _build_image(path, image), name=f"{image}.tar"
+        kind, fingerprint(*recipes), lambda path: _build_image(path, image), name=f"{image}.tar"
     )
 
 

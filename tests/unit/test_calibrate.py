@@ -11,13 +11,11 @@ import pytest
 from samples import EPYC, EPYC_GPU, IQUEST, LATENCY, MIB, THROUGHPUT, plan, profile, shipped
 
 from stackctl.cli.main import run
+from stackctl.engines.llamacpp import benchmark
+from stackctl.engines.llamacpp.benchmark import GENERATED_TOKENS, PROMPT_TOKENS
+from stackctl.engines.vllm import speeds as counters
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.observe.calibrate import (
-    GENERATED_TOKENS,
-    PROMPT_TOKENS,
-    calibration_of,
-    calibration_of_metrics,
-)
+from stackctl.observe.calibrate import calibration_of
 from stackctl.plan.roofline import prefill_operations
 from stackctl.plan.solve import Known, solve
 from stackctl.sources.catalogue import read_entry
@@ -61,13 +59,19 @@ def measured(**changes: Any) -> Calibration:
 # What the benchmark says
 
 
+def of_runs(runs: list[Any], model: Model, threads: int) -> Calibration:
+    speeds = benchmark.speeds(json.dumps(runs))
+    assert speeds is not None
+    return calibration_of(speeds, model, "llama.cpp", image_id="image", threads=threads)
+
+
 def test_runs_of_llama_bench() -> None:
-    found = calibration_of(RUNS, GEMMA, "llama.cpp", "image", 2)
+    found = of_runs(RUNS, GEMMA, 2)
     assert (found.decode_tok_s, found.prefill_tok_s) == (76.2, 984.6)
     assert found.decode_bytes_s == pytest.approx(76.2 * GEMMA.active_bytes)
     assert found.prefill_flops == pytest.approx(984.6 * prefill_operations(GEMMA, PROMPT_TOKENS))
     assert (found.quantization, found.threads, found.moe) == ("Q4_K_M", 2, False)
-    assert calibration_of(RUNS, MOE, "llama.cpp", "image", 2).moe is True
+    assert of_runs(RUNS, MOE, 2).moe is True
     assert (PROMPT_TOKENS, GENERATED_TOKENS) == (512, 64)
 
 
@@ -86,7 +90,12 @@ def test_runs_of_llama_bench() -> None:
 )
 def test_a_benchmark_without_speeds(runs: list[Any]) -> None:
     with pytest.raises(StackctlError, match="no speeds"):
-        calibration_of(runs, GEMMA, "llama.cpp", "image", 2)
+        benchmark.speeds(json.dumps(runs))
+
+
+@pytest.mark.parametrize("text", ["", "error: no model", '{"n_prompt": 512}'])
+def test_other_output_of_a_benchmark(text: str) -> None:
+    assert benchmark.speeds(text) is None
 
 
 # Where measurements are kept
@@ -180,7 +189,7 @@ def test_measurements_of_another_kind_of_model_are_not_used() -> None:
 
 def test_calibrated_on_one_quantisation_right_for_another() -> None:
     """Decode in bytes a second carries over: Q8_0 reads 1.2 times what Q4_K_M does."""
-    q4 = calibration_of(RUNS, GEMMA, "llama.cpp", "image", 14)
+    q4 = of_runs(RUNS, GEMMA, 14)
     q8 = msgspec.structs.replace(GEMMA, quantization="Q8_0", weights_bytes=285_000_000)
     made = used(q4, model=q8)
     assert made.prediction.decode_tok_s is not None
@@ -264,7 +273,8 @@ NVFP4 = read_entry("iquest-coder-40b-nvfp4")
 
 def test_counters_of_vllm_become_speeds_and_a_measured_plan() -> None:
     card = EPYC_GPU.gpus[0].name
-    found = calibration_of_metrics(METRICS, NVFP4, card)
+    speeds = counters.speeds(METRICS)
+    found = calibration_of(speeds, NVFP4, "vllm", image_id="running", gpu=card)
     assert (found.decode_tok_s, found.prefill_tok_s) == (26.0, 1600.0)
     assert found.gpu == card
     known = Known(image="i", image_reason="r", calibrations=(found,))
@@ -284,5 +294,5 @@ def test_counters_of_vllm_become_speeds_and_a_measured_plan() -> None:
 @pytest.mark.parametrize("text", ["", "no metrics", METRICS.replace("2600.0", "26.0")])
 def test_too_little_traffic_is_no_measurement(text: str) -> None:
     with pytest.raises(StackctlError, match="too little to measure") as caught:
-        calibration_of_metrics(text, NVFP4, None)
+        counters.speeds(text)
     assert "calibrate" in (caught.value.hint or "")

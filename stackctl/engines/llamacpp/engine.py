@@ -9,22 +9,26 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from stackctl.engines.llamacpp import log, memory, models
+from stackctl.engines.image_recipe import ImageRecipe
+from stackctl.engines.llamacpp import benchmark, image, log, memory, models
 from stackctl.engines.llamacpp.metrics import RequestReader, measure
 from stackctl.engines.llamacpp.options import choose
 from stackctl.engines.protocol import (
     CACHE,
+    Benchmark,
     Dialect,
     Footprint,
     LogReader,
     Option,
     Reports,
     Request,
+    RunningCounters,
     argument,
     option,
     whole_argument,
 )
 from stackctl.values.generation import Fact
+from stackctl.values.host import Gpu
 from stackctl.values.measured import EngineOption, Seen
 from stackctl.values.model import Model
 
@@ -50,8 +54,10 @@ class LlamaCpp:
     name = "llama.cpp"
     title = "llama.cpp"
     default_image = "ghcr.io/ggml-org/llama.cpp:server"
-    local_image = "localhost/stackctl/llama-cpp:latest"
+    local_image = image.LOCAL_IMAGE
     cpu_image: str | None = None
+    image_recipes: tuple[ImageRecipe, ...] = image.RECIPES
+    model_format: Literal["gguf", "safetensors"] = "gguf"
     shm_bytes: int | None = None
     restart: Literal["on-failure", "always"] = "on-failure"
     start_s: float = 120
@@ -95,6 +101,8 @@ class LlamaCpp:
     def usable_gpus(self, count: int) -> tuple[int, str]:
         """See Engine: layers are spread over any number."""
         return count, ""
+
+    calibration: Benchmark | RunningCounters = benchmark.BENCHMARK
 
     cannot_run = staticmethod(models.cannot_run)
     kv_token_bytes = staticmethod(memory.kv_token_bytes)
@@ -176,6 +184,14 @@ class LlamaCpp:
     phase = staticmethod(log.phase)
     failure = staticmethod(log.failure)
     said = staticmethod(log.said)
+
+    def fallback_kernels(
+        self,
+        model: Model,  # noqa: ARG002
+        gpus: Sequence[Gpu],  # noqa: ARG002
+    ) -> tuple[tuple[str, str], ...]:
+        """See Engine: it chooses its kernels itself."""
+        return ()
 
     def dead(self, lines: Sequence[str]) -> bool:  # noqa: ARG002
         """See Engine: it is one process."""

@@ -6,17 +6,29 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from stackctl.engines.image_recipe import ImageRecipe
 from stackctl.engines.protocol import (
     CACHE,
+    Benchmark,
     Dialect,
     LogReader,
     Option,
     Reports,
     Request,
+    RunningCounters,
     argument,
     option,
 )
-from stackctl.engines.vllm import log, measured_memory, memory, metrics, models
+from stackctl.engines.vllm import (
+    image,
+    kernels,
+    log,
+    measured_memory,
+    memory,
+    metrics,
+    models,
+    speeds,
+)
 from stackctl.engines.vllm.options import choose
 from stackctl.errors import StackctlError
 from stackctl.quantity import parse_tokens
@@ -50,7 +62,9 @@ class Vllm:
     title = "vLLM"
     default_image = "docker.io/vllm/vllm-openai:latest"
     local_image = "localhost/stackctl/vllm:latest"
-    cpu_image: str | None = "localhost/stackctl/vllm-cpu:latest"
+    cpu_image: str | None = image.CPU_IMAGE
+    image_recipes: tuple[ImageRecipe, ...] = image.RECIPES
+    model_format: Literal["gguf", "safetensors"] = "safetensors"
     # A ceiling: only what is written counts. Two segments of 160 and 240 MiB were seen for one
     # worker (0.32); each further GPU adds its own. The host's own (--ipc=host) would show more.
     shm_bytes: int | None = 8 * _GIB
@@ -102,7 +116,10 @@ class Vllm:
         even = 2 ** (count.bit_length() - 1) if count else 0
         return even, f"of {count} GPUs as many as divide the heads" if even < count else ""
 
+    calibration: Benchmark | RunningCounters = speeds.COUNTERS
+
     cannot_run = staticmethod(models.cannot_run)
+    fallback_kernels = staticmethod(kernels.fallback_kernels)
     token_reads = staticmethod(memory.token_reads)
 
     def kv_token_bytes(self, model: Model, options: Mapping[str, Option], gpus: int) -> float:
