@@ -298,7 +298,8 @@ def _restart(
     session: Session, seen: Facts, waiting: tuple[str, ...], restart_user: bool
 ) -> tuple[str, ...]:
     """Start the user's manager anew where that is wanted; what is still to come."""
-    from stackctl.provision import changes, facts, users
+    from stackctl.provision import facts, users
+    from stackctl.provision.changes.services import restart_manager
 
     assert seen.user is not None and seen.user.uid is not None
     name, uid = seen.user.name, seen.user.uid
@@ -311,25 +312,25 @@ def _restart(
         ask = sys.stdin.isatty() and not session.yes
         if not (ask and click.confirm(f"end all sessions of {name} now?", err=True)):
             return waiting
-    changes.restart_manager(uid)
+    restart_manager(uid)
     session.out.step("restart", f"user@{uid}.service")
     return users.pending(facts.read(*_machine(), name))
 
 
 def _report(plan: ItemPlan, seen: Facts, *, done: bool = False) -> ItemReport:
-    from stackctl.provision import shown
+    from stackctl.provision.changes import kind_of
     from stackctl.values.provision import ItemReport
 
     return ItemReport(
         item=plan.item,
         status="changed" if done and plan.status == "change" else plan.status,
         why=plan.why, now=plan.now,
-        changes=tuple(shown.show(change, seen) for change in plan.changes),
+        changes=tuple(kind_of(change).describe(change, seen) for change in plan.changes),
         undo=plan.undo, effect=plan.effect, problem=plan.problem, remedy=plan.remedy,
     )  # fmt: skip
 
 
 def _undoes(one: Recorded) -> ShownChange:
-    from stackctl.provision import shown
+    from stackctl.provision.changes import kind_of
 
-    return shown.undone(one)
+    return kind_of(one.change).describe_revert(one.change, one.before)

@@ -10,8 +10,10 @@ from typing import Protocol
 
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import runner
-from stackctl.provision import apt, changes
+from stackctl.provision import apt
 from stackctl.provision.box import Box
+from stackctl.provision.changes import kind_of
+from stackctl.provision.changes.accounts import account
 from stackctl.provision.record import Store
 from stackctl.values.provision import (
     FileChange,
@@ -56,15 +58,16 @@ def apply(box: Box, store: Store, plans: Sequence[ItemPlan], user: str, report: 
         report.progress(plan.item, plan.why)
         try:
             for change in plan.changes:
+                kind = kind_of(change)
                 if not isinstance(change, ReloadChange):
-                    old = changes.before(box, change)
+                    old = kind.before(box, change)
                     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
                     new = Recorded(item=plan.item, change=change, before=old, when=when, user=user)
                     store.add(new)
                     if old.names:
                         report.step(plan.item, f"installing {len(old.names)} packages")
                 with uninterrupted():
-                    changes.perform(box, change)
+                    kind.perform(box, change)
         except StackctlError as error:
             raise _at(plan.item, error) from None
         report.step(plan.item, "done" if plan.effect is None else "done, from the next login on")
@@ -87,7 +90,7 @@ def undo(
         report.progress(one.item, "goes back to what it was")
         try:
             with uninterrupted():
-                kept = changes.revert(box, one.change, one.before)
+                kept = kind_of(one.change).revert(box, one.change, one.before)
                 if kept is None:
                     store.drop(one)
         except StackctlError as error:
@@ -114,8 +117,8 @@ def require_no_stacks(box: Box, done: Sequence[Recorded]) -> None:
     homes = ["/etc"]
     for one in done:
         if isinstance(one.change, LingerChange):
-            home = changes.home(one.change.user)
-            homes += [f"{home}/.config"] if home is not None else []
+            found = account(one.change.user)
+            homes += [f"{found.pw_dir}/.config"] if found is not None else []
     for home in homes:
         for path in box.machine.glob(f"{home}/containers/systemd/stackctl/*/*"):
             stack = path.split("/")[-2]

@@ -226,14 +226,14 @@ KILL = """
 import os, runpy, signal, sys
 from stackctl.provision import changes
 when, kind = sys.argv[1:3]
-real = changes.perform
+(maker,) = (made for of, made in changes.KINDS.items() if of.__name__ == kind)
+real = maker.perform
 def perform(box, change):
-    if type(change).__name__ == kind and when == "before":
+    if when == "before":
         os.kill(os.getpid(), signal.SIGKILL)
     real(box, change)
-    if type(change).__name__ == kind and when == "after":
-        os.kill(os.getpid(), signal.SIGKILL)
-changes.perform = perform
+    os.kill(os.getpid(), signal.SIGKILL)
+maker.perform = perform
 from stackctl.cli.main import run
 sys.exit(run(sys.argv[3:]))
 """

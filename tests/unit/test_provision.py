@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -20,15 +20,18 @@ from stackctl.errors import StackctlError
 from stackctl.machine.files import LiveMachine, RecordedMachine
 from stackctl.machine.lock import record_lock_holder
 from stackctl.machine.runner import Completed
-from stackctl.provision import advice, apt, facts, items, needs, paths, program, shown, users
+from stackctl.provision import advice, apt, facts, items, needs, paths, program, users
 from stackctl.provision.apply import apply, taken_back, undo
 from stackctl.provision.box import Box
+from stackctl.provision.changes import KINDS, kind_of
 from stackctl.provision.facts import Facts, Needs, User
 from stackctl.provision.record import PATH, Store
 from stackctl.sources.profiles import Profiles
 from stackctl.values.host import L3, UNLIMITED, CdiSpec, NumaNode
 from stackctl.values.profile import Overrides
 from stackctl.values.provision import (
+    Before,
+    Change,
     EnableChange,
     FileChange,
     ItemPlan,
@@ -655,11 +658,41 @@ def test_every_change_can_be_shown() -> None:
     facts_now = seen(host=changed(tools={"podman": None}), toolkit="1.17")
     for plan in items.plan(facts_now, Needs()):
         for change in plan.changes:
-            told = shown.show(change, facts_now)
+            told = kind_of(change).describe(change, facts_now)
             assert told.what
-            back = shown.undone(Recorded(item=plan.item, change=change, when="t", user="ann"))
+            back = kind_of(change).describe_revert(change, Before())
             assert back.what
         assert plan.status != "change" or plan.undo
+
+
+#: A change of every type as stackctl 1 has recorded it, with the description of its undo.
+RECORDED = [
+    ('{"type":"file","path":"/etc/a","text":"x","mode":420}', "remove /etc/a"),
+    ('{"type":"setting","paths":["/proc/sys/a"],"value":"1"}', "set /proc/sys/a: 1 -> "),
+    ('{"type":"folder","path":"/srv/a","owner":null}', "remove the folder /srv/a, if it is empty"),
+    ('{"type":"packages","names":["a"],"all_names":["a","b"]}', "remove the packages "),
+    ('{"type":"hold","names":["a"]}', "release"),
+    ('{"type":"account","user":"u","home":"/h"}', "remove the account u, and /h if it is empty"),
+    ('{"type":"subids","user":"u","uid":1,"gid":null,"count":65536}', "take 65536 ids from u"),
+    ('{"type":"linger","user":"u"}', "services of u end with the last logout"),
+    ('{"type":"reload"}', "have systemd read its files again"),
+    ('{"type":"enable","unit":"a.service"}', "stop a.service"),
+    ('{"type":"program","folder":"/opt/s","link":"/usr/s"}', "remove /opt/s and /usr/s"),
+    ('{"type":"guard","user":null,"program":"/p"}', "stop the guard of the system"),
+]
+
+
+def test_changes_recorded_by_earlier_versions_are_understood(tmp_path: Path) -> None:
+    ones = (
+        f'{{"item":"i","change":{text},"before":{{}},"when":"t","user":"u"}}'
+        for text, _ in RECORDED
+    )
+    path = tmp_path / "provision.json"
+    path.write_text(f'{{"schema":"stackctl.provisioned/1","changes":[{",".join(ones)}]}}')
+    found = Store(path).read().changes
+    assert {type(one.change) for one in found} == set(get_args(Change)) == set(KINDS)
+    said = [kind_of(one.change).describe_revert(one.change, one.before).what for one in found]
+    assert said == [text for _, text in RECORDED]
 
 
 def test_an_item_that_does_not_exist() -> None:

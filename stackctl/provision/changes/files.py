@@ -1,0 +1,123 @@
+"""Files and folders."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from stackctl.errors import StackctlError
+from stackctl.machine.files import remove_file, write_atomically
+from stackctl.provision import ours
+from stackctl.provision.box import Box
+from stackctl.provision.changes.kind import ChangeKind, CommandKind
+from stackctl.provision.facts import Facts
+from stackctl.values.provision import Before, FileChange, FolderChange, ShownChange
+
+
+class FileKind(ChangeKind[FileChange]):
+    """A file of root's. Before: its bytes, mode and owner, and folders that do not exist."""
+
+    def before(self, box: Box, change: FileChange) -> Before:
+        """See ChangeKind."""
+        path = change.path
+        folders = missing_folders(box, box.at(path).parent)
+        found = box.stat(path)
+        if found is None:
+            return Before(folders=folders)
+        if not box.is_plain(path):
+            raise StackctlError(f"{path} is not a file", hint=f"look at it: ls -l {path}")
+        try:
+            data = box.at(path).read_bytes()
+        except OSError as error:
+            raise StackctlError(f"cannot read {path}: {error.strerror}") from None
+        return Before(
+            data=base64.b64encode(data).decode(),
+            mode=found.st_mode & 0o7777,
+            uid=found.st_uid,
+            gid=found.st_gid,
+            folders=folders,
+        )
+
+    def perform(self, box: Box, change: FileChange) -> None:
+        """See ChangeKind."""
+        write_atomically(box.at(change.path), change.text, mode=change.mode, keep_folder=True)
+
+    def revert(self, box: Box, change: FileChange, old: Before) -> str | None:
+        """See ChangeKind."""
+        path = change.path
+        there = box.read(path)
+        original = None if old.data is None else base64.b64decode(old.data)
+        if there is not None and there != change.text and there.encode() != original:
+            return f"{path} was changed since: it stays"
+        if original is None:
+            if there is not None:
+                remove_file(box.at(path))
+            return remove_folders(box, old.folders)
+        # The original is our own text, or an older one of it: a foreign file is never replaced.
+        was = original.decode("utf-8", "surrogateescape")
+        write_atomically(box.at(path), was, mode=old.mode or 0, keep_folder=True)
+        os.chown(box.at(path), old.uid or 0, old.gid or 0)
+        return None
+
+    def describe(self, change: FileChange, facts: Facts) -> ShownChange:
+        """See ChangeKind."""
+        before = facts.files.get(change.path)
+        verb = "create" if before is None else "update"
+        return ShownChange(
+            what=f"{verb} {change.path} ({change.mode:04o})",
+            diff=ours.diff(before or "", change.text),
+        )
+
+    def describe_revert(self, change: FileChange, old: Before) -> ShownChange:
+        """See ChangeKind."""
+        verb = "remove" if old.data is None else "put back the earlier"
+        return ShownChange(what=f"{verb} {change.path}")
+
+
+class FolderKind(CommandKind[FolderChange]):
+    """A folder. Before: those above it that do not exist, and itself."""
+
+    def before(self, box: Box, change: FolderChange) -> Before:
+        """See ChangeKind."""
+        return Before(folders=missing_folders(box, box.at(change.path)))
+
+    def revert(self, box: Box, change: FolderChange, old: Before) -> str | None:
+        """See ChangeKind."""
+        return remove_folders(box, old.folders, wanted=change.path)
+
+    def command(self, change: FolderChange) -> tuple[str, ...]:
+        """See CommandKind."""
+        owner = change.owner
+        whose = ("--owner", owner, "--group", owner) if owner else ()
+        return ("install", "--directory", "--mode=0755", *whose, change.path)
+
+    def words(self, change: FolderChange) -> str:
+        """See CommandKind."""
+        return f"create the folder {change.path} (0755, {change.owner or 'root'}'s)"
+
+    def describe_revert(self, change: FolderChange, old: Before) -> ShownChange:  # noqa: ARG002
+        """See ChangeKind."""
+        return ShownChange(what=f"remove the folder {change.path}, if it is empty")
+
+
+def missing_folders(box: Box, folder: Path) -> tuple[str, ...]:
+    """Return the folders that have to be made for this one, the innermost first."""
+    found = []
+    while not folder.exists():
+        found.append("/" + str(folder.relative_to(box.root)))
+        folder = folder.parent
+    return tuple(found)
+
+
+def remove_folders(box: Box, folders: Iterable[str], *, wanted: str | None = None) -> str | None:
+    """Remove empty folders, up to the first that is not. Return a reason if ``wanted`` stays."""
+    for folder in folders:
+        try:
+            box.at(folder).rmdir()
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return f"{folder} is not empty: it stays" if folder == wanted else None
+    return None

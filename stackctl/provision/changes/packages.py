@@ -1,0 +1,72 @@
+"""Packages of the distribution."""
+
+from __future__ import annotations
+
+from stackctl.provision import apt
+from stackctl.provision.box import Box
+from stackctl.provision.changes.files import remove_folders
+from stackctl.provision.changes.kind import ChangeKind
+from stackctl.provision.facts import Facts
+from stackctl.values.provision import Before, HoldChange, PackagesChange, ShownChange
+
+#: Folders that Podman's package makes at each boot (its tmpfiles.d), and leaves when it is removed.
+_AT_BOOT = ("/var/lib/cni/networks", "/var/lib/cni")
+
+
+class PackagesKind(ChangeKind[PackagesChange]):
+    """Packages to install. Before: the names of all that will come, and folders of theirs."""
+
+    def before(self, box: Box, change: PackagesChange) -> Before:
+        """See ChangeKind."""
+        absent = tuple(path for path in _AT_BOOT if not box.there(path))
+        return Before(names=apt.would_come(change.names), folders=absent)
+
+    def perform(self, box: Box, change: PackagesChange) -> None:  # noqa: ARG002
+        """See ChangeKind."""
+        apt.install(change.names)
+
+    def revert(self, box: Box, change: PackagesChange, old: Before) -> str | None:  # noqa: ARG002
+        """See ChangeKind."""
+        text = box.read("/var/lib/dpkg/status") or ""
+        here = {line.removeprefix("Package: ") for line in text.splitlines() if "Package: " in line}
+        left = [name for name in old.names if name in here]
+        if left:
+            others = apt.removable(left)
+            if others:
+                return f"{' '.join(others)}, installed since, need them: they stay"
+            apt.remove(left)
+        return remove_folders(box, old.folders)
+
+    def describe(self, change: PackagesChange, facts: Facts) -> ShownChange:  # noqa: ARG002
+        """See ChangeKind."""
+        brought = change.all_names
+        more = f", {len(brought)} packages in all: {' '.join(brought)}" if brought else ""
+        return ShownChange(
+            what=f"install {' '.join(change.names)}{more}",
+            command=f"apt-get install --no-install-recommends {' '.join(change.names)}",
+        )
+
+    def describe_revert(self, change: PackagesChange, old: Before) -> ShownChange:  # noqa: ARG002
+        """See ChangeKind."""
+        return ShownChange(what=f"remove the packages {' '.join(old.names)}")
+
+
+class HoldKind(ChangeKind[HoldChange]):
+    """Packages that apt is to leave at their version."""
+
+    def perform(self, box: Box, change: HoldChange) -> None:  # noqa: ARG002
+        """See ChangeKind."""
+        apt.hold(change.names)
+
+    def revert(self, box: Box, change: HoldChange, old: Before) -> str | None:  # noqa: ARG002
+        """See ChangeKind."""
+        apt.release(change.names)
+        return None
+
+    def describe(self, change: HoldChange, facts: Facts) -> ShownChange:  # noqa: ARG002
+        """See ChangeKind."""
+        return ShownChange(what="hold", command=f"apt-mark hold {' '.join(change.names)}")
+
+    def describe_revert(self, change: HoldChange, old: Before) -> ShownChange:  # noqa: ARG002
+        """See ChangeKind."""
+        return ShownChange(what="release", command=f"apt-mark unhold {' '.join(change.names)}")

@@ -1,0 +1,168 @@
+"""Units of systemd, the guard's timer, and stackctl itself."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from stackctl.deploy import guardtimer
+from stackctl.errors import StackctlError
+from stackctl.machine import runner
+from stackctl.machine.files import remove_file
+from stackctl.probe.tools import manager_socket
+from stackctl.provision import program
+from stackctl.provision.box import Box
+from stackctl.provision.changes.accounts import account
+from stackctl.provision.changes.kind import ChangeKind, CommandKind
+from stackctl.provision.facts import Facts
+from stackctl.values.provision import (
+    Before,
+    EnableChange,
+    GuardChange,
+    ProgramChange,
+    ReloadChange,
+    ShownChange,
+)
+
+#: How long a user's service manager may take to start.
+_MANAGER_S = 30.0
+
+
+class ReloadKind(CommandKind[ReloadChange]):
+    """systemd reads its files again. It is not recorded: there is nothing to take back."""
+
+    def revert(self, box: Box, change: ReloadChange, old: Before) -> str | None:  # noqa: ARG002
+        """See ChangeKind."""
+        return None
+
+    def command(self, change: ReloadChange) -> tuple[str, ...]:  # noqa: ARG002
+        """See CommandKind."""
+        return ("systemctl", "daemon-reload")
+
+    def words(self, change: ReloadChange) -> str:  # noqa: ARG002
+        """See CommandKind."""
+        return "have systemd read its files again"
+
+    def describe_revert(self, change: ReloadChange, old: Before) -> ShownChange:  # noqa: ARG002
+        """See ChangeKind."""
+        return ShownChange(what=self.words(change))
+
+
+class EnableKind(CommandKind[EnableChange]):
+    """A unit of the system that runs, now and after every boot."""
+
+    def revert(self, box: Box, change: EnableChange, old: Before) -> str | None:  # noqa: ARG002
+        """See ChangeKind."""
+        runner.run(("systemctl", "disable", "--now", "--quiet", change.unit), check=False)
+        return None
+
+    def command(self, change: EnableChange) -> tuple[str, ...]:
+        """See CommandKind."""
+        return ("systemctl", "enable", "--now", change.unit)
+
+    def words(self, change: EnableChange) -> str:
+        """See CommandKind."""
+        return f"start {change.unit}, now and at boot"
+
+    def describe_revert(self, change: EnableChange, old: Before) -> ShownChange:  # noqa: ARG002
+        """See ChangeKind."""
+        unit = change.unit
+        return ShownChange(what=f"stop {unit}", command=f"systemctl disable --now {unit}")
+
+
+class GuardKind(CommandKind[GuardChange]):
+    """The timer that runs ``stackctl guard`` for a user, or for the system."""
+
+    def perform(self, box: Box, change: GuardChange) -> None:
+        """See ChangeKind."""
+        _run_guard(box, change.user, (change.program,), "--install")
+
+    def revert(self, box: Box, change: GuardChange, old: Before) -> str | None:  # noqa: ARG002
+        """See ChangeKind."""
+        if change.user is None or account(change.user) is not None:
+            # stackctl itself may have been removed first.
+            there = box.there(change.program)
+            words = (change.program,) if there else guardtimer.running_program()
+            _run_guard(box, change.user, words, "--remove")
+        return None
+
+    def command(self, change: GuardChange) -> tuple[str, ...]:
+        """See CommandKind."""
+        if change.user is None:
+            return (change.program, "--system", "guard", "--install")
+        whose = ("runuser", "-u", change.user, "--")
+        return (*whose, change.program, "--user", "guard", "--install")
+
+    def words(self, change: GuardChange) -> str:
+        """See CommandKind."""
+        return f"start the guard of {change.user or 'the system'}"
+
+    def describe_revert(self, change: GuardChange, old: Before) -> ShownChange:  # noqa: ARG002
+        """See ChangeKind."""
+        return ShownChange(what=f"stop the guard of {change.user or 'the system'}")
+
+
+class ProgramKind(ChangeKind[ProgramChange]):
+    """This stackctl in a folder of root's, and a link to it in the search path."""
+
+    def perform(self, box: Box, change: ProgramChange) -> None:
+        """See ChangeKind."""
+        program.install(box.at(change.folder))
+        _link(box.at(change.link), f"{change.folder}/bin/stackctl")
+
+    def revert(self, box: Box, change: ProgramChange, old: Before) -> str | None:  # noqa: ARG002
+        """See ChangeKind."""
+        link = box.at(change.link)
+        if link.is_symlink() and os.readlink(link).startswith(change.folder):  # noqa: PTH115
+            remove_file(link)
+        program.remove(box.at(change.folder))
+        return None
+
+    def describe(self, change: ProgramChange, facts: Facts) -> ShownChange:  # noqa: ARG002
+        """See ChangeKind."""
+        return ShownChange(what=f"copy this stackctl to {change.folder}, link {change.link}")
+
+    def describe_revert(self, change: ProgramChange, old: Before) -> ShownChange:  # noqa: ARG002
+        """See ChangeKind."""
+        return ShownChange(what=f"remove {change.folder} and {change.link}")
+
+
+def _link(link: Path, target: str) -> None:
+    """Make or replace a link, in one step."""
+    made = link.with_name(f".{link.name}.new")
+    try:
+        link.parent.mkdir(parents=True, exist_ok=True)
+        made.unlink(missing_ok=True)
+        made.symlink_to(target)
+        made.rename(link)
+    except OSError as error:
+        raise StackctlError(f"cannot make the link {link}: {error.strerror}") from None
+
+
+def _run_guard(box: Box, user: str | None, words: tuple[str, ...], option: str) -> None:
+    if user is None:
+        runner.run((*words, "--system", "--quiet", "guard", option), timeout_s=120)
+        return
+    found = account(user)
+    if found is None:
+        raise StackctlError(f"there is no account {user}", hint="stackctl provision makes it")
+    deadline = time.monotonic() + _MANAGER_S
+    while not box.there(manager_socket(found.pw_uid)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    runtime = f"/run/user/{found.pw_uid}"
+    runner.run(
+        (
+            "runuser", "-u", user, "--", "env", "-i", "-C", "/",
+            f"HOME={found.pw_dir}", f"USER={user}",
+            "PATH=/usr/local/bin:/usr/bin:/bin", f"XDG_RUNTIME_DIR={runtime}",
+            f"DBUS_SESSION_BUS_ADDRESS=unix:path={runtime}/bus",
+            *words, "--user", "--quiet", "guard", option,
+        ),
+        timeout_s=120,
+    )  # fmt: skip
+
+
+def restart_manager(uid: int) -> None:
+    """Restart a user's service manager. That ends all sessions and services of the user."""
+    runner.run(("systemctl", "restart", f"user@{uid}.service"), timeout_s=180)
