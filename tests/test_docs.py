@@ -41,3 +41,21 @@ def test_links_between_documents_lead_somewhere() -> None:
 def _anchors(path: Path) -> set[str]:
     headings = re.findall(r"^#+ (.*)$", path.read_text("utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+#: ``stackctl/plan/solve.py`` or ``stackctl/plan/solve.py::make_plan``, as documents write it.
+PLACE = re.compile(r"`((?:stackctl|tests|docs|templates|profiles|systemd)/[^`\s:]*)(?:::(\w+))?`")
+
+
+def test_places_that_the_guide_for_contributors_names_exist() -> None:
+    text = (ROOT / "docs" / "contributing.md").read_text("utf-8")
+    found = [place for place in PLACE.findall(text) if not re.search(r"/(NAME|VERB)\b", place[0])]
+    assert len(found) > 30
+    wrong = [path for path, _ in found if not (ROOT / path).exists()]
+    for path, name in found:
+        if name and path not in wrong:
+            source = (ROOT / path).read_text("utf-8")
+            defined = rf"^\s*(?:def |class |async def )?{name}\b\s*[\[(:=]"
+            if not re.search(defined, source, re.MULTILINE):
+                wrong.append(f"{path}::{name}")
+    assert not wrong, "\n".join(wrong)
