@@ -104,7 +104,7 @@ def with_unsupported(model: Model) -> Model:
 
 
 def promised_context(plan: Plan) -> int | None:
-    """Tokens that one request may use, by the plan's arguments; None where they leave it open."""
+    """Return the tokens that one request may use; None if the plan's arguments leave it open."""
     facts = engine(plan.engine).promised(plan.argv)
     values = (fact.value for fact in facts if fact.name == "context")
     return next((int(value) for value in values if value.isdecimal()), None)

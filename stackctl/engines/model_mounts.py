@@ -1,4 +1,4 @@
-"""Where an engine in its container finds a model."""
+"""Places of a model's files: on the host, and in the engine's container."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Iterable
 from stackctl.values.model import Model
 
 #: A snapshot in the layout of the hub's cache. Its files are links to blobs of the same repository,
-#: so the repository's folder is what must be seen.
+#: so the repository's folder is mounted.
 _SNAPSHOT = re.compile(r"(?P<repo>.+/models--[^/]+)/(?P<inside>snapshots/(?P<commit>[0-9a-f]{40}))")
 MODELS = "/models"
 
 
 def mounts(model: Model) -> tuple[tuple[str, str], ...]:
-    """What is mounted, read-only: path on the host and path in the container."""
+    """Return the read-only mounts: path on the host and path in the container."""
     if model.folder is None:
         return tuple((file.path, f"{MODELS}/{file.called}") for file in model.files)
     match = _SNAPSHOT.fullmatch(model.folder)
@@ -22,7 +22,7 @@ def mounts(model: Model) -> tuple[tuple[str, str], ...]:
 
 
 def model_path(model: Model) -> str:
-    """What the engine is told to load. Without files: the repository's name, for plans only."""
+    """Return the path that the engine loads; without files the repository's name, for plans."""
     if model.folder is not None:
         match = _SNAPSHOT.fullmatch(model.folder)
         return f"{MODELS}/{match['inside']}" if match else MODELS
@@ -34,12 +34,13 @@ def model_path(model: Model) -> str:
 
 
 def outside(model: Model, paths: Iterable[str]) -> str | None:
-    """The first of a checkpoint's files, by their real paths, that is not in what is mounted."""
+    """Return the first of a checkpoint's files (real paths) that no mount holds; None if all are
+    mounted."""
     roots = tuple(f"{source}/" for source, _ in mounts(model))
     return next((path for path in paths if not path.startswith(roots)), None)
 
 
 def commit(model: Model) -> str | None:
-    """The commit of the hub that a checkpoint's files are of; None where nothing tells."""
+    """Return the hub's commit of a checkpoint's files; None outside the hub's cache."""
     match = _SNAPSHOT.fullmatch(model.folder or "")
     return match["commit"] if match else None

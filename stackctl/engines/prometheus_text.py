@@ -1,7 +1,7 @@
 """Prometheus' text format, as engines print it (exposition format 0.0.4).
 
-prometheus_client's parser takes three times as long for vLLM's text, its import more than all of
-this, and it fails on the first line that is none: here such a line is passed over.
+prometheus_client's parser takes three times as long for vLLM's text, and its import longer than
+reading the text here. It fails on the first damaged line; this reader skips such a line.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Sample(NamedTuple):
 
 
 def samples(text: str) -> Iterator[Sample]:
-    """The samples of a text in its order."""
+    """Yield the samples of a text in its order."""
     for line in text.split("\n"):
         if match := _LINE.fullmatch(line.rstrip("\r")):
             labels = {name: _plain(value) for name, value in _PAIR.findall(match["labels"] or "")}
@@ -45,10 +45,10 @@ def _plain(text: str) -> str:
 
 
 class Scrape:
-    """Samples by name; what several engines of one server tell is taken together."""
+    """Samples by name. Values of several engines of one server are combined."""
 
     def __init__(self, text: str) -> None:
-        """From the text of /metrics."""
+        """Read the text of /metrics."""
         self._by_name: dict[str, list[Sample]] = {}
         for sample in samples(text):
             self._by_name.setdefault(sample.name, []).append(sample)
@@ -62,26 +62,26 @@ class Scrape:
         ]
 
     def total(self, name: str, **labels: str) -> float | None:
-        """The sum of a metric over all samples with these labels; None when there are none."""
+        """Return the sum of a metric over all samples with these labels; None if there are none."""
         values = self._values(name, labels)
         return sum(values) if values else None
 
     def count(self, name: str) -> int | None:
-        """The sum as a whole number, not below zero."""
+        """Return the sum as a whole number, at least zero; None if there are no samples."""
         total = self.total(name)
         return None if total is None else max(0, round(total))
 
     def most(self, name: str) -> float | None:
-        """The largest value of a gauge."""
+        """Return the largest value of a gauge; None if there are no samples."""
         return max(self._values(name, {}), default=None)
 
     def label(self, name: str, label: str) -> str | None:
-        """A label of the first sample of that name."""
+        """Return a label of the first sample of that name; None if there is none."""
         found = self._by_name.get(name)
         return found[0].labels.get(label) if found else None
 
     def histogram(self, name: str) -> Histogram | None:
-        """A histogram, summed over all labels but the bound; None when it is not there."""
+        """Return a histogram, summed over all labels but the bound; None if it is missing."""
         counts: dict[float, float] = {}
         for sample in self._by_name.get(f"{name}_bucket", ()):
             bound = _number(sample.labels.get("le", ""))
@@ -106,12 +106,12 @@ def _number(text: str) -> float | None:
 
 
 def whole(text: str | None) -> int | None:
-    """A label's whole number; None for "None" and all else."""
+    """Return a label's whole number; None for any other text."""
     return int(text) if text is not None and re.fullmatch(r"\d{1,15}", text) else None
 
 
 def summed(values: Iterable[float | None]) -> float | None:
-    """The sum where all is known."""
+    """Return the sum of some values; None if there are none or one of them is None."""
     kept = list(values)
     known = [value for value in kept if value is not None]
     return sum(known) if kept and len(known) == len(kept) else None

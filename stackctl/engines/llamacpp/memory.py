@@ -18,7 +18,7 @@ KV_TYPE_BYTES = {
 #: llama-server itself (code, libraries, thread stacks, HTTP), and a word of its vocabulary.
 _ENGINE_BYTES = 40 * _MIB
 _VOCABULARY_BYTES = 256
-#: What a CUDA context and its kernels take of a GPU before the first tensor.
+#: GPU memory of a CUDA context and its kernels, before the first tensor.
 _GPU_CONTEXT_BYTES = 600 * _MIB
 DEFAULT_CONTEXT = 8192
 #: llama-server's own default for --cache-ram, in MiB.
@@ -26,7 +26,7 @@ MOST_CACHE_MIB = 8192
 
 
 def footprint(model: Model, options: Mapping[str, Option], *, on_gpu: bool) -> Footprint:
-    """Memory by purpose; on a GPU its part first, and what stays in main memory as ``host``."""
+    """Return the memory by purpose; on a GPU ``host`` is the part that stays in main memory."""
     context = number(options, "ctx-size", 0) or model.context or DEFAULT_CONTEXT
     batch = number(options, "batch-size", 2048)
     ubatch = min(batch, number(options, "ubatch-size", 512))
@@ -85,7 +85,7 @@ def token_reads(model: Model, options: Mapping[str, Option], *, on_gpu: bool) ->
 
 
 def cpu_expert_bytes(model: Model, options: Mapping[str, Option]) -> int:
-    """Bytes of the experts that --n-cpu-moe keeps on the CPU: equal shares of all layers."""
+    """Return bytes of the experts that --n-cpu-moe keeps on the CPU: all layers count alike."""
     layers = number(options, "n-cpu-moe", 0)
     return round((model.expert_bytes or 0) * min(layers, model.layers) / max(1, model.layers))
 
@@ -99,7 +99,7 @@ def kv_bytes(
     key_bytes: float = 2.0,
     value_bytes: float = 2.0,
 ) -> int:
-    """Bytes of the KV cache of all slots together.
+    """Return bytes of the KV cache of all slots together.
 
     Each layer keeps ``kv_heads * (key_dim * key_bytes + value_dim * value_bytes)`` a token; layers
     with a sliding window keep the window of every sequence and one micro-batch (llama.cpp:

@@ -1,6 +1,6 @@
-"""What llama-server tells of its speed: /metrics, /slots, and a few lines of its log a request.
+"""llama-server's speed, read from /metrics, /slots and a few lines of its log for each request.
 
-It has neither KV use nor histograms of latency; what is derived instead is named an estimate.
+It reports neither KV use nor histograms of latency; derived values are marked as estimates.
 Texts are those of build 11669; older ones print the timings without their task before each line.
 """
 
@@ -39,7 +39,7 @@ _FALLBACK = re.compile(
     re.IGNORECASE,
 )
 _OWN = re.compile(r"\b(?:srv|slot|cmn|que|llama_\w+|common_\w+|main|load_tensors)\b")
-#: One of these is in each line that tells anything.
+#: Each line that is read holds one of these words.
 _WORDS = (" | task ", " tokens (", "srv ", "cmn ", "n_threads", "n_ctx", "n_slots", "GPU", "CUDA")
 #: Requests that are kept.
 _MOST = 20000
@@ -49,7 +49,7 @@ _MOST_OPEN = 1024
 def measure(answers: Mapping[str, str], argv: Sequence[str]) -> EngineMetrics:
     """See Engine.
 
-    Its counters of tokens move when a request ends: what the slots are at is added. A slot's
+    Its counters of tokens move when a request ends: the tokens of running slots are added. A slot's
     ``n_prompt_tokens`` are all its tokens so far, its answer too (seen with b11669).
     """
     seen = Scrape(answers.get("/metrics", ""))
@@ -199,7 +199,7 @@ class RequestReader:
             self._fallback = line.strip()[:200]
 
     def _end_all(self) -> None:
-        """A new start: what was open came to no end."""
+        """Drop open requests, because the engine was started anew."""
         self._open.clear()
         self._task = None
 

@@ -1,4 +1,4 @@
-"""How llama.cpp's options are chosen.
+"""Choice of llama.cpp's options.
 
 Presets are those published for CPU use: small micro-batches for latency, large ones and several
 slots for throughput; with layers on a GPU large ones for both.
@@ -22,7 +22,7 @@ _MOST_PROMPTS = 16
 
 
 def choose(request: Request) -> tuple[Option, ...]:
-    """The options for this machine, model and objective."""
+    """Return the options for this machine, model and objective."""
     return (
         Option("model", (request.model_path,), "the model, mounted read-only"),
         Option(

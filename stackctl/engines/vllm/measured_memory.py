@@ -1,4 +1,4 @@
-"""What vLLM said of its memory in earlier starts, and what of it holds for the next one."""
+"""Memory that vLLM reported in earlier starts, for the plan of the next one."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _APART = {"", "--host", "--port", "--served-model-name", "--generation-config"}
 _SCALING = {
     "--max-model-len", "--max-num-seqs", "--gpu-memory-utilization", "--kv-cache-memory-bytes"
 }  # fmt: skip
-#: The option whose reason tells of it: what sizes the KV cache on a GPU, and on a CPU.
+#: Options whose reasons quote the measured memory: they size the KV cache on a GPU and on a CPU.
 _TELLING = ("gpu-memory-utilization", "kv-cache-memory-bytes")
 
 
 def recall(
     seen: Sequence[Seen], argv: Sequence[str], options: Mapping[str, Option]
 ) -> tuple[Seen | None, dict[str, Option]]:
-    """The newest start with the same arguments, else one of which the weights hold; and the options
-    with what it said in their reasons."""
+    """Return the newest start with the same arguments, else one with the same weights, and the
+    options with the measured memory in their reasons."""
     mine = _settings(argv)
     differing = [(one, _differing(mine, _settings(one.argv))) for one in seen]
     alike = [(one, found) for one, found in differing if found <= _SCALING]
@@ -57,7 +57,7 @@ def _weights(seen: Seen) -> Seen:
 
 
 def _settings(argv: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Each option with its values; what comes before the first one is named by nothing."""
+    """Return each option with its values; words before the first option have the name ""."""
     found: dict[str, tuple[str, ...]] = {}
     name = ""
     for token in argv:

@@ -18,7 +18,7 @@ _ACTIVATION_BYTES = 54
 _HOST_BYTES = 6 * _GIB
 #: On a CPU: API server, engine and worker were 1.6 GB resident besides weights and KV cache (0.32).
 _CPU_ENGINE_BYTES = 2 * _GIB
-#: Bytes an element of a KV cache type; what is not named has 16 bits.
+#: Bytes an element of a KV cache type; other types have 16 bits.
 KV_TYPE_BYTES = {"fp8": 1.0, "fp8_e4m3": 1.0, "fp8_e5m2": 1.0, "nvfp4": 0.5625}
 
 
@@ -67,7 +67,7 @@ def footprint(
 
 
 def kv_token_bytes(model: Model, kv_type: str = "auto", gpus: int = 1) -> float:
-    """Bytes of the KV cache for one token of a full context, on all GPUs together.
+    """Return bytes of the KV cache for one token of a full context, on all GPUs together.
 
     KV heads are split over the GPUs; where there are fewer of them (one, of latent attention), each
     GPU keeps a copy.

@@ -1,4 +1,4 @@
-"""How vLLM's options are chosen."""
+"""Choice of vLLM's options."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.quantity import format_bytes
 
 _GIB = 2**30
-#: vLLM's own default for --gpu-memory-utilization; the rest holds what it does not account for.
+#: vLLM's own default for --gpu-memory-utilization. The rest holds memory that it does not count.
 _USUAL_UTILIZATION = 0.92
 
 
@@ -126,7 +126,7 @@ def _context(request: Request) -> tuple[int, str]:
 
 
 def kv_text(request: Request) -> str:
-    """What a token of context costs."""
+    """Return the memory of one token of context, as text."""
     kind = request.profile.kv_type or "auto"
     return f"{format_bytes(round(kv_token_bytes(request.model, kind)))} a token"
 
@@ -152,7 +152,7 @@ def _utilization(request: Request, context: int, batched: int, kv_type: str) -> 
     fixed = request.model.weights_bytes / gpus + engine_bytes(request.model, batched)
     needed = fixed + per_token * context
     share = min(limit / total, max(_USUAL_UTILIZATION, math.ceil(needed / total * 10000) / 10000))
-    # Two digits, unless the context needs what they would cut off.
+    # Two digits, unless the context needs the part that they cut off.
     coarse = math.floor(share * 100) / 100
     share = coarse if coarse * total >= needed else math.floor(share * 10000) / 10000
     share = max(0.01, share)
