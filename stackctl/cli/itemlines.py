@@ -1,16 +1,19 @@
-"""Items of provisioning as lines: how each is, what would change, and what became of it."""
+"""Items of provisioning as lines: their status, their changes, and the result."""
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from stackctl.cli.output import Output
 
 if TYPE_CHECKING:
-    from stackctl.values.provision import ItemReport
+    from stackctl.values.provision import ItemReport, ProvisionReport
 
+#: Columns: of the item's name, of the text beside it, and of the text beside a label.
+_MARK, _TEXT, _DETAIL = 9, 32, 14
+#: The column of advice on the firmware.
+_ADVICE = 20
 _COLORS = {
     "ok": "green", "changed": "green", "undone": "green", "change": "yellow", "undo": "yellow",
     "kept": "yellow", "refused": "red", "skip": "cyan",
@@ -18,14 +21,14 @@ _COLORS = {
 
 
 class Wide:
-    """Tells of steps in the columns of items, whose names are longer than those of others."""
+    """Prints steps in the columns of items, whose names are longer than those of other steps."""
 
     def __init__(self, out: Output) -> None:
         self._out = out
 
     def step(self, name: str, text: str) -> None:
         """See Report."""
-        self._out.note(f"{'':<9}{name:<23}{text}")
+        self._out.note(f"{'':<{_MARK}}{name:<{_TEXT - _MARK}}{text}")
 
     def progress(self, name: str, text: str, *, elapsed_s: float | None = None) -> None:
         """See Report."""
@@ -33,46 +36,57 @@ class Wide:
 
 
 def show(out: Output, one: ItemReport, *, full: bool) -> None:
-    """An item in one line; of one that changes or is refused why, what and how back."""
+    """Print an item: its status, and for a change or a refusal the reason, the change and its undo.
+
+    ``full`` adds diffs and commands.
+    """
     mark = "REFUSED" if one.status == "refused" else one.status
     problem = (one.problem or "").splitlines()
-    head = problem[0] if problem else one.now or ""
-    first, *more = textwrap.wrap(head, 48, break_long_words=False, break_on_hyphens=False) or [""]
-    out.line(f"{out.style(f'{mark:<9}', _COLORS[one.status])}{one.item:<23}{first}".rstrip())
-    for line in more:
-        out.line(" " * 32 + line)
+    out.marked(
+        mark, one.item, problem[0] if problem else one.now or "", column=_TEXT,
+        mark_width=_MARK, color=_COLORS[one.status],
+    )  # fmt: skip
     if one.status not in ("change", "undo", "refused"):
         return
-    if one.why:
-        _labelled(out, "why", one.why)
-    for line in problem[1:]:
-        out.line(f"              {line}")
+    _row(out, "why", one.why)
+    _verbatim(out, problem[1:])
     for change in one.changes:
-        _labelled(out, "does" if one.status == "change" else "undo", change.what)
-        if change.diff and full:
-            for line in change.diff.splitlines():
-                out.line(f"              {line}")
-        if change.command and full:
-            out.line(f"              $ {change.command}")
-    if one.undo and full:
-        _labelled(out, "undo", one.undo)
+        _row(out, "does" if one.status == "change" else "undo", change.what)
+        if full:
+            _verbatim(out, (change.diff or "").splitlines())
+            _verbatim(out, [f"$ {change.command}"] if change.command else [])
+    _row(out, "undo", one.undo if full else None)
     if one.effect == "login":
-        _labelled(out, "when", "the user's service manager starts anew (next login, or boot)")
-    if one.remedy:
-        out.line(f"         fix: {one.remedy}")
+        _row(out, "when", "the user's service manager starts anew (next login, or boot)")
+    out.fix(one.remedy, indent=_MARK)
 
 
-def _labelled(out: Output, name: str, text: str) -> None:
-    first, *more = textwrap.wrap(text, 67, break_long_words=False, break_on_hyphens=False)
-    out.line(f"         {name:<4} {first}")
-    for line in more:
-        out.line(f"              {line}")
+def _row(out: Output, label: str, text: str | None) -> None:
+    if text:
+        out.labelled(label, text, indent=_MARK, column=_DETAIL)
 
 
-def wrapped(out: Output, text: str, indent: int) -> None:
-    """Prose below a line of its own."""
-    for line in textwrap.wrap(text, 80 - indent):
-        out.line(" " * indent + line)
+def _verbatim(out: Output, lines: Sequence[str]) -> None:
+    """Print lines of a diff and commands, which are never wrapped."""
+    for line in lines:
+        out.line(" " * _DETAIL + line)
+
+
+def show_end(out: Output, report: ProvisionReport) -> None:
+    """Print what is left to do after provisioning, and how many items changed."""
+    for text in report.pending:
+        out.labelled("pending", text, column=_MARK)
+    if report.advice:
+        out.line("for the firmware's setup (BIOS), which stackctl never touches")
+        for tip in report.advice:
+            out.labelled(tip.name, tip.actual or "", indent=2, column=_ADVICE)
+            out.labelled("", tip.evidence or "", column=_ADVICE)
+    out.line(summary(report.items, "would change" if report.dry_run else "changed"))
+
+
+def show_kept(out: Output, item: str, reason: str) -> None:
+    """Print an item that could not be taken back."""
+    out.labelled("kept", f"{item}: {reason}", column=_MARK)
 
 
 def count(number: int) -> str:

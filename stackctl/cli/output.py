@@ -18,6 +18,8 @@ from stackctl.values.base import Value, to_json
 from stackctl.values.result import ErrorReport, Result
 
 Color = Literal["auto", "always", "never"]
+#: A label and a text beside it.
+Row = tuple[str, str]
 _STATUS_COLOR = {"ok": "green", "warn": "yellow", "fail": "red", "skip": "cyan", "info": "cyan"}
 _NAME_WIDTH = 10
 #: Columns of the status of a check.
@@ -162,7 +164,7 @@ class Output:
         for line in more:
             self.line(line)
 
-    def properties(self, rows: Sequence[tuple[str, str]]) -> None:
+    def properties(self, rows: Sequence[Row]) -> None:
         """Print names and values, the values in one column."""
         column = max(len(name) for name, _ in rows) + 2
         for name, text in rows:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from stackctl.cli.output import WIDTH
 from stackctl.cli.session import Session, overrides, plan_options, profile_argument, verb
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.quantity import format_bytes
@@ -20,8 +21,7 @@ facts_option = click.option(
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Plan for the machine in this file (stackctl probe --json), not for this one.",
 )
-_LABEL = 10
-_WIDTH = 80
+_COLUMN = 10
 
 
 @verb("plan")
@@ -83,26 +83,28 @@ def show(session: Session, plan: Plan, slo: Slo) -> None:
     from stackctl.plan.verdict import objectives, told
 
     out = session.out
-    out.line(f"{plan.profile} · {plan.objective} · {plan.engine} · {plan.served_name}"[:_WIDTH])
+    out.line(f"{plan.profile} · {plan.objective} · {plan.engine} · {plan.served_name}"[:WIDTH])
     label, color = {True: ("fits", "green"), False: ("too big", "red"), None: ("memory", "yellow")}[
         plan.verdict.fits
     ]
     budgets = [plan.memory] + ([plan.host_memory] if plan.host_memory else [])
     for number, budget in enumerate(budgets):
         pool = f"{budget.pool}: " if plan.placement.gpus else ""
-        _labelled(session, label if number == 0 else "", pool + _budget(budget), color)
+        text = pool + _budget(budget)
+        out.labelled("" if number else label, text, column=_COLUMN, color=color)
     for number, text in enumerate(expectation(plan)):
-        _labelled(session, "" if number else "expect", text)
+        out.labelled("" if number else "expect", text, column=_COLUMN)
     if judged := objectives(slo, plan.prediction):
         color = {"ok": "green", "missed": "red"}.get(judged[0][1], "yellow")
-        _labelled(session, "SLO", "; ".join(f"{what}: {how}" for what, how in judged), color)
+        text = "; ".join(f"{what}: {how}" for what, how in judged)
+        out.labelled("SLO", text, column=_COLUMN, color=color)
     if plan.verdict.fits is not False and plan.verdict.viable is not False:
         for text in told(plan):
-            _labelled(session, "note", text, "yellow")
+            out.labelled("note", text, column=_COLUMN, color="yellow")
     threads = next((d.value for d in plan.decisions if d.field == "threads"), None)
     where = f"GPU {','.join(plan.placement.gpus)}" if plan.placement.gpus else "CPU"
     parts = [where, f"{threads} threads" if threads else None, f"port {plan.port}", plan.image]
-    _labelled(session, "runs", ", ".join(part for part in parts if part))
+    out.labelled("runs", ", ".join(part for part in parts if part), column=_COLUMN)
 
 
 def show_decisions(session: Session, plan: Plan) -> None:
@@ -129,19 +131,6 @@ def show_difference(session: Session, before: Plan, after: Plan) -> None:
     session.out.table(
         ("FIELD", before.objective.upper(), after.objective.upper(), "WHY"), rows, fold=3
     )
-
-
-def _labelled(session: Session, label: str, text: str, color: str | None = None) -> None:
-    """A text beside its label, in as many lines as it needs."""
-    import textwrap
-
-    out = session.out
-    lines = textwrap.wrap(
-        text, _WIDTH - _LABEL, break_long_words=False, break_on_hyphens=False
-    ) or [""]  # fmt: skip
-    for number, line in enumerate(lines):
-        head = f"{label if number == 0 else '':<{_LABEL}}"
-        out.line((out.style(head, color) if color else head) + line)
 
 
 def expectation(plan: Plan) -> list[str]:

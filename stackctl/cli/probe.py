@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 from msgspec import structs
 
+from stackctl.cli.output import WIDTH, Row, labelled_lines
 from stackctl.cli.session import Session, verb
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.quantity import format_bytes
 from stackctl.values.cpulist import format_cpulist, parse_cpulist
-from stackctl.values.host import UNLIMITED, Cpu, Gpu, Host, Memory, NumaNode, Storage
+from stackctl.values.host import UNLIMITED, Cpu, Gpu, Host, Memory, NumaNode, Storage, Tools
 
-_LABEL = 10
-_WIDTH = 80
+_COLUMN = 10
 #: Groups that are listed one by one; of more, some.
 _MANY = 8
 
@@ -60,12 +60,9 @@ def command(session: Session, sysroot: Path | None, measure: bool, models: Path 
     for line in picture(host):
         session.out.line(line)
     for problem in host.problems:
-        label = session.out.style(f"{'warn':<{_LABEL}}", "yellow")
-        for number, line in enumerate(textwrap.wrap(f"{problem.what}: {problem.why}", 69)):
-            session.out.line((label if number == 0 else " " * _LABEL) + line)
-        # A command is never wrapped: it is there to be pasted.
-        for number, line in enumerate((problem.fix or "").splitlines()):
-            session.out.line(f"{'':<{_LABEL}}{'fix: ' if number == 0 else '     '}{line}")
+        text = f"{problem.what}: {problem.why}"
+        session.out.labelled("warn", text, column=_COLUMN, color="yellow")
+        session.out.fix(problem.fix, indent=_COLUMN)
 
 
 def _measured(host: Host) -> Host:
@@ -77,47 +74,67 @@ def _measured(host: Host) -> Host:
 
 
 def picture(host: Host) -> list[str]:
-    """The machine in a few lines of at most 80 columns where the names allow it."""
-    cpu, memory, tools = host.cpu, host.memory, host.tools
+    """Return the machine in a few lines, of at most 80 columns where the names allow it."""
+    rows = [*_cpu(host.cpu), *_nodes(host), *_memory(host.memory)]
+    if host.cpu.isa:
+        rows.append(("isa", " ".join(host.cpu.isa)))
+    for gpu in host.gpus:
+        rows += _gpu(gpu)
+    if host.storage is not None:
+        rows.append(("models", _storage(host.storage)))
+    rows.append(("host", _software(host.tools)))
+    if host.limits.memlock_bytes is not None:
+        locked = host.limits.memlock_bytes
+        text = "any amount" if locked == UNLIMITED else f"at most {format_bytes(locked)}"
+        rows.append(("limits", f"{host.scope} services may lock {text} of memory"))
+    lines = _title(host.cpu)
+    for label, text in rows:
+        lines += labelled_lines(label, text, column=_COLUMN, indent=2)
+    return lines
+
+
+def _title(cpu: Cpu) -> list[str]:
+    """Return the processor and the numbers of its parts, in one line or two."""
     smt = {True: "SMT on", False: "SMT off", None: ""}[cpu.smt]
     dies = cpu.dies if (cpu.dies or 0) > (cpu.sockets or 0) else None
     counts = [
         _count(cpu.sockets, "socket"), _count(dies, "die"), _count(cpu.cores, "core"), smt,
     ]  # fmt: skip
-    model, said = cpu.model or "unknown processor", ", ".join(filter(None, counts))
-    fits = len(model) + len(said) + 3 <= _WIDTH
-    lines = [f"{model}   {said}"] if fits else [model, *_rows("", said)]
+    model, parts = cpu.model or "unknown processor", ", ".join(filter(None, counts))
+    if len(model) + len(parts) + 3 <= WIDTH:
+        return [f"{model}   {parts}"]
+    return [model, *labelled_lines("", parts, column=_COLUMN)]
+
+
+def _cpu(cpu: Cpu) -> Iterator[Row]:
     if cpu.allowed is not None and cpu.allowed != cpu.online:
         text = f"this process may use CPU {_short(cpu.allowed)} of {_short(cpu.online or '')}"
-        lines += _rows("allowed", text)
+        yield "allowed", text
     if cpu.quota_cpus is not None:
-        lines += _rows("quota", f"a cgroup grants the time of {cpu.quota_cpus:g} CPUs")
+        yield "quota", f"a cgroup grants the time of {cpu.quota_cpus:g} CPUs"
     if cpu.offline is not None:
-        lines += _rows("offline", f"CPU {_short(cpu.offline)}")
+        yield "offline", f"CPU {_short(cpu.offline)}"
     if cpu.kinds:
         kinds = (f"{kind.name} {_short(_cores(cpu, kind.cpus))}" for kind in cpu.kinds)
-        lines += _rows("kinds", "cores: " + ", ".join(kinds))
+        yield "kinds", "cores: " + ", ".join(kinds)
     if cpu.threads_per_core is not None and cpu.threads_per_core > 1:
-        lines += _rows("threads", f"{cpu.threads_per_core} a core: {_siblings(cpu)}")
+        yield "threads", f"{cpu.threads_per_core} a core: {_siblings(cpu)}"
     for number, text in enumerate(_caches(cpu)):
-        lines += _rows("L3" if number == 0 else "", text)
-    lines += _nodes(host)
-    total = format_bytes(memory.total_bytes) if memory.total_bytes is not None else "unknown"
-    free = (
-        ""
-        if memory.available_bytes is None
-        else f", {format_bytes(memory.available_bytes)} available"
-    )
-    limit = "" if memory.limit_bytes is None else f", limited to {format_bytes(memory.limit_bytes)}"
-    lines += _rows("memory", total + free + limit)
-    for text in _bandwidth(memory):
-        lines += _rows("", text)
-    if cpu.isa:
-        lines += _rows("isa", " ".join(cpu.isa))
-    for gpu in host.gpus:
-        lines += _gpu(gpu)
-    if host.storage is not None:
-        lines += _rows("models", _storage(host.storage))
+        yield "" if number else "L3", text
+
+
+def _memory(memory: Memory) -> Iterator[Row]:
+    text = format_bytes(memory.total_bytes) if memory.total_bytes is not None else "unknown"
+    if memory.available_bytes is not None:
+        text += f", {format_bytes(memory.available_bytes)} available"
+    if memory.limit_bytes is not None:
+        text += f", limited to {format_bytes(memory.limit_bytes)}"
+    yield "memory", text
+    if text := _bandwidth(memory):
+        yield "", text
+
+
+def _software(tools: Tools) -> str:
     quadlet = " (Quadlet)" if tools.quadlet_generator else ""
     parts = [
         tools.os or tools.kernel,
@@ -125,12 +142,7 @@ def picture(host: Host) -> list[str]:
         f"systemd {tools.systemd}" if tools.systemd else None,
         f"cgroup v{tools.cgroup_version}" if tools.cgroup_version else None,
     ]
-    lines += _rows("host", ", ".join(part for part in parts if part) or "unknown")
-    if host.limits.memlock_bytes is not None:
-        locked = host.limits.memlock_bytes
-        text = "any amount" if locked == UNLIMITED else f"at most {format_bytes(locked)}"
-        lines += _rows("limits", f"{host.scope} services may lock {text} of memory")
-    return lines
+    return ", ".join(part for part in parts if part) or "unknown"
 
 
 def _storage(storage: Storage) -> str:
@@ -142,7 +154,7 @@ def _storage(storage: Storage) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _bandwidth(memory: Memory) -> list[str]:
+def _bandwidth(memory: Memory) -> str:
     speed, parts = memory.bandwidth_bytes_s, []
     if memory.channels is not None:
         rate = f" at {memory.speed_mt_s} MT/s" if memory.speed_mt_s else ""
@@ -151,10 +163,10 @@ def _bandwidth(memory: Memory) -> list[str]:
         parts.append(f"{speed.theoretical / 1e9:.0f} GB/s peak ({memory.bandwidth_source})")
     if speed.measured is not None:
         parts.append(f"{speed.measured / 1e9:.0f} GB/s measured")
-    return [", ".join(parts)] if parts else []
+    return ", ".join(parts)
 
 
-def _gpu(gpu: Gpu) -> list[str]:
+def _gpu(gpu: Gpu) -> Iterator[Row]:
     size = "" if gpu.memory_bytes is None else f"   {format_bytes(gpu.memory_bytes)}"
     if gpu.memory_bytes is not None and gpu.free_bytes is not None:
         size += f" ({format_bytes(gpu.free_bytes)} free)"
@@ -168,16 +180,15 @@ def _gpu(gpu: Gpu) -> list[str]:
         gpu.pcie,
         f"CDI {gpu.cdi}" if gpu.cdi else "no CDI device",
     ]
-    lines = _rows(f"GPU {gpu.index}", f"{gpu.name or gpu.pci or 'unknown'}{size}{sm}")
-    lines += _rows("", "  ".join(part for part in parts if part))
+    yield f"GPU {gpu.index}", f"{gpu.name or gpu.pci or 'unknown'}{size}{sm}"
+    yield "", "  ".join(part for part in parts if part)
     for process in gpu.processes:
         held = format_bytes(process.memory_bytes) if process.memory_bytes else "some memory"
-        lines += _rows("", f"{process.command or 'process'} ({process.pid}) holds {held}")
-    return lines
+        yield "", f"{process.command or 'process'} ({process.pid}) holds {held}"
 
 
-def _nodes(host: Host) -> list[str]:
-    """A line for each NUMA node; of many nodes, one for those in a row that are alike."""
+def _nodes(host: Host) -> Iterator[Row]:
+    """Yield a row for each NUMA node; of many nodes, one for those in a row that are alike."""
     runs: list[tuple[tuple[str, str, str], list[NumaNode]]] = []
     for node in host.cpu.numa:
         size = format_bytes(node.memory_bytes) if node.memory_bytes is not None else "size unknown"
@@ -188,15 +199,13 @@ def _nodes(host: Host) -> list[str]:
             runs[-1][1].append(node)
         else:
             runs.append((alike, [node]))
-    lines = []
     for (each, size, gpus), nodes in runs:
         if len(nodes) > 1:
             numbers = format_cpulist(node.id for node in nodes)
-            lines += _rows("nodes", f"{numbers}: {each} and {size} each{gpus}")
+            yield "nodes", f"{numbers}: {each} and {size} each{gpus}"
             continue
         where = f"cores {_short(_cores(host.cpu, nodes[0].cpus))}" if nodes[0].cpus else "no cores"
-        lines += _rows(f"node {nodes[0].id}", f"{where}, {size}{gpus}")
-    return lines
+        yield f"node {nodes[0].id}", f"{where}, {size}{gpus}"
 
 
 def _siblings(cpu: Cpu) -> str:
@@ -222,13 +231,6 @@ def _short(cpus: str) -> str:
         return f"{numbers[0]}-{numbers[-1]} by {steps.pop()}"
     items = cpus.split(",")
     return ",".join([*items[:3], "...", items[-1]]) if len(items) > _MANY else cpus
-
-
-def _rows(label: str, text: str) -> list[str]:
-    """A labelled row and, where it is too long, its continuation."""
-    wrapped = textwrap.wrap(text, _WIDTH - _LABEL, break_long_words=False, break_on_hyphens=False)
-    heads = [f"  {label} ".ljust(_LABEL), *[" " * _LABEL] * len(wrapped)]
-    return [head + line for head, line in zip(heads, wrapped, strict=False)]
 
 
 def _count_cores(number: int) -> str:

@@ -7,7 +7,7 @@ import os
 import pwd
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -136,9 +136,7 @@ def _provision(
     user: str | None,
     restart_user: bool,
 ) -> None:
-    from stackctl.provision import advice, facts, items, needs, preflight, users
-    from stackctl.provision.apply import apply
-    from stackctl.state import audit
+    from stackctl.provision import advice, facts, items, needs, users
     from stackctl.values.profile import Overrides
     from stackctl.values.provision import ProvisionReport
 
@@ -148,49 +146,64 @@ def _provision(
     with _lock(dry_run):
         seen = facts.read(box, store, user)
         needed = needs.of(wanted, seen.host, only)
-        plans = items.plan(seen, needed, only)
-        changing = [plan for plan in plans if plan.status == "change"]
+
+        def planned(facts: Facts) -> tuple[ItemPlan, ...]:
+            return items.plan(facts, needed, only)
+
+        plans = planned(seen)
         if not session.out.json:
             for plan in plans:
                 itemlines.show(session.out, _report(plan, seen), full=dry_run or not session.yes)
         if not dry_run and not only:
             _require_podman(plans)
-        if changing and not dry_run:
-            preflight.require(box, plans)
-            if not session.confirm(f"{itemlines.count(len(changing))} would change"):
-                raise click.Abort
-            apply(box, store, plans, audit.user(), itemlines.Wide(session.out))
-            seen_after = facts.read(box, store, user)
-            _require_held(items.plan(seen_after, needed, only), changing)
-        else:
-            seen_after = seen
+        seen_after = seen if dry_run else _apply(session, box, store, plans, seen, planned)
         waiting = users.pending(seen_after)
         if waiting and not dry_run:
             waiting = _restart(session, seen_after, waiting, restart_user)
-    reports = tuple(_report(plan, seen, done=not dry_run) for plan in plans)
-    tips = () if only else advice.firmware(seen.host)
     told = tuple(
         f"{what}: when the service manager of {user} starts anew (log out everywhere, or reboot)"
         for what in waiting
     )
+    report = ProvisionReport(
+        operation="provision",
+        dry_run=dry_run,
+        service_user=user,
+        items=tuple(_report(plan, seen, done=not dry_run) for plan in plans),
+        changed=sum(plan.status == "change" for plan in plans),
+        pending=told,
+        advice=() if only else advice.firmware(seen.host),
+    )
     if session.out.json:
-        session.out.data(
-            ProvisionReport(
-                operation="provision", dry_run=dry_run, service_user=user, items=reports,
-                changed=len(changing), pending=told, advice=tips,
-            )
-        )  # fmt: skip
+        session.out.data(report)
     else:
-        for text in told:
-            session.out.line(f"pending  {text}")
-        if tips:
-            session.out.line("for the firmware's setup (BIOS), which stackctl never touches")
-            for tip in tips:
-                session.out.line(f"  {tip.name:<18}{tip.actual}")
-                itemlines.wrapped(session.out, tip.evidence or "", 20)
-        session.out.line(itemlines.summary(reports, "would change" if dry_run else "changed"))
+        itemlines.show_end(session.out, report)
     if any(plan.status == "refused" for plan in plans):
         raise click.exceptions.Exit(int(ExitCode.HOST))
+
+
+def _apply(
+    session: Session,
+    box: Box,
+    store: Store,
+    plans: Sequence[ItemPlan],
+    seen: Facts,
+    planned: Callable[[Facts], Sequence[ItemPlan]],
+) -> Facts:
+    """Make the changes that are left, after asking. Return the facts of the machine then."""
+    from stackctl.provision import facts, preflight
+    from stackctl.provision.apply import apply
+    from stackctl.state import audit
+
+    changing = [plan for plan in plans if plan.status == "change"]
+    if not changing:
+        return seen
+    preflight.require(box, plans)
+    if not session.confirm(f"{itemlines.count(len(changing))} would change"):
+        raise click.Abort
+    apply(box, store, plans, audit.user(), itemlines.Wide(session.out))
+    after = facts.read(box, store, seen.user.name if seen.user is not None else None)
+    _require_held(planned(after), changing)
+    return after
 
 
 def _undo(session: Session, only: Sequence[str], dry_run: bool) -> None:
@@ -236,7 +249,7 @@ def _undo(session: Session, only: Sequence[str], dry_run: bool) -> None:
         )
         return
     for name, why in stay:
-        session.out.line(f"kept     {name}: {why}")
+        itemlines.show_kept(session.out, name, why)
     if not names:
         session.out.line("nothing to take back")
         return

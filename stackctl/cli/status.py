@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import textwrap
 
 import click
 
@@ -12,8 +11,7 @@ from stackctl.errors import ExitCode
 from stackctl.values.history import Health
 from stackctl.values.status import StackStatus
 
-_INDENT = 14
-_WIDTH = 80
+_COLUMN = 14
 
 
 @verb("status")
@@ -71,12 +69,7 @@ def _show(session: Session, status: StackStatus) -> None:
     ]
     for name, text in rows:
         if text:
-            first, *more = textwrap.wrap(
-                text, _WIDTH - _INDENT, break_long_words=False, break_on_hyphens=False
-            )
-            out.line(f"  {name:<{_INDENT - 2}}{first}")
-            for line in more:
-                out.line(" " * _INDENT + line)
+            out.labelled(name, text, indent=2, column=_COLUMN)
 
 
 def _container(status: StackStatus) -> str | None:
