@@ -27,7 +27,7 @@ class Wheels:
 
     @property
     def hooks(self) -> tuple[str, ...]:
-        """Commands to run in the finished root ($1): compile for its own Python, and see it start.
+        """Return commands to run in the finished root ($1): compile for its Python, then start it.
 
         The root of a container is read-only: all that is not compiled here is compiled at each
         start.

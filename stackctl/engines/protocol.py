@@ -1,4 +1,4 @@
-"""The protocol behind which engines differ, and the values it speaks in."""
+"""The protocol of all engines, and the values of its members."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ from stackctl.values.profile import Profile
 
 #: Where an engine that compiles finds its cache.
 CACHE = "/cache"
-#: What an engine says of itself: name, path to GET, and the keys to the value in its JSON.
+#: Facts that an engine reports over HTTP: name, path to GET, and the keys to the value in its JSON.
 Reports = tuple[tuple[str, str, tuple[str | int, ...]], ...]
 
 
 @dataclass(frozen=True)
 class Option:
-    """One chosen option by its newest long name. ``values`` is empty for a bare flag, and None when
-    the option is left out on purpose; the reason then says why."""
+    """One chosen option by its newest long name.
+
+    ``values`` is empty for a bare flag, and None for an option that is left out on purpose, with
+    its reason.
+    """
 
     name: str
     values: tuple[Scalar, ...] | None
@@ -35,7 +38,7 @@ class Option:
 
     @property
     def value(self) -> Scalar:
-        """The value as one scalar: True for a bare flag, None when left out."""
+        """Return the value as one scalar: True for a bare flag, None if it is left out."""
         if self.values is None:
             return None
         if not self.values:
@@ -45,9 +48,12 @@ class Option:
 
 @dataclass(frozen=True)
 class Request:
-    """What an engine chooses its options from. ``threads`` is None when the machine's cores are not
-    known or a GPU does the work; ``memory_limit_bytes`` is what a service may use of main memory,
-    ``gpu_limit_bytes`` of each GPU, after what other stacks claim (the ``claimed`` values)."""
+    """The input from which an engine chooses its options.
+
+    ``threads`` is None if the machine's cores are unknown or a GPU does the work.
+    ``memory_limit_bytes`` is the main memory that a service may use and ``gpu_limit_bytes`` the
+    memory of each GPU, both without the claims of other stacks (the ``claimed`` values).
+    """
 
     host: Host
     model: Model
@@ -67,14 +73,14 @@ class Request:
 
     @property
     def port_option(self) -> Option:
-        """The engine's port, which both engines take by the same name."""
+        """Return the option of the engine's port, for engines that call it --port."""
         if self.behind_door:
             return Option("port", (self.port,), "private: the front door has the profile's port")
         return Option("port", (self.port,), "clients ask here", "profile")
 
     @property
     def gpu_bytes(self) -> int:
-        """Memory of the smallest of the GPUs used; 0 when there is none or it is unknown."""
+        """Return the memory of the smallest GPU in use; 0 if there is none or it is unknown."""
         sizes = [gpu.memory_bytes or 0 for gpu in self.gpus]
         return min(sizes, default=0)
 
@@ -84,8 +90,8 @@ class Footprint:
     """Bytes by purpose; ``compute_bytes`` holds buffers, the engine itself and its host cache
     (``cache_bytes`` of them).
 
-    For a plan on a GPU these are the GPU's, and ``host`` is what lies in main memory besides.
-    ``measured``: the engine itself said so in an earlier start.
+    For a plan on a GPU these are bytes of the GPU, and ``host`` is the part in main memory.
+    ``measured``: the engine itself reported them in an earlier start.
     """
 
     weights_bytes: int
@@ -98,7 +104,7 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Failure:
-    """A failure recognised in an engine's log: cause in one line, its evidence, what to do.
+    """A failure recognised in an engine's log: cause in one line, its evidence, a remedy.
 
     ``sets`` is the remedy as KEY=VALUE, where the engine named the value. ``kernel``: other kernels
     of the same image are known to do better.
@@ -113,10 +119,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class Dialect:
-    """The options that an image's engine knows, from its own help."""
+    """The options that an image's engine has, from its own help."""
 
     options: tuple[EngineOption, ...]
-    #: False when the image was not looked at and these are the newest known options only.
+    #: False if the image was not inspected: these are the newest known options only.
     inspected: bool
     _by_name: Mapping[str, EngineOption] = field(init=False, repr=False, compare=False)
 
@@ -125,11 +131,11 @@ class Dialect:
         object.__setattr__(self, "_by_name", index)
 
     def find(self, name: str) -> EngineOption | None:
-        """The option with that long name (without dashes), matched whole."""
+        """Return the option with exactly that long name (without dashes); None if there is none."""
         return self._by_name.get(f"--{name}")
 
     def names(self) -> tuple[str, ...]:
-        """All long names without dashes."""
+        """Return all long names without dashes."""
         return tuple(name[2:] for name in self._by_name if name.startswith("--"))
 
 
@@ -179,14 +185,14 @@ class RunningCounters:
 
 
 class LogReader(Protocol):
-    """Reads an engine's log line by line, in constant memory; other lines are passed over."""
+    """A reader of an engine's log, line by line and in constant memory; it skips other lines."""
 
     def feed(self, line: str) -> None:
-        """The next line."""
+        """Read the next line."""
         ...
 
     def samples(self) -> LogSamples:
-        """What the lines so far say."""
+        """Return the samples of all lines so far."""
         ...
 
 
@@ -200,7 +206,7 @@ class Engine(Protocol):
 
     # Name and images.
 
-    #: As profiles spell it, and as messages to users call it.
+    #: Its name in profiles, and in messages to users.
     name: str
     title: str
     #: Image used when the profile names none, and the name under which a local build is kept.
@@ -214,27 +220,27 @@ class Engine(Protocol):
     model_format: Literal["gguf", "safetensors"]
     #: Size of the container's /dev/shm, through which its processes talk; None: podman's own 64 MB.
     shm_bytes: int | None
-    #: When systemd starts it again (Restart= of systemd.service(5)).
+    #: The condition on which systemd starts it again (Restart= of systemd.service(5)).
     restart: Literal["on-failure", "always"]
     #: Seconds from its start to its first answer, besides reading the weights.
     start_s: float
-    #: Where it needs a folder that is kept (CACHE in its container) for what is compiled.
+    #: The places where it compiles code, for which it needs a folder that is kept (CACHE).
     compiles: Literal["everywhere", "on GPUs"]
-    #: Variables of an image that would outvote the engine's options.
+    #: Variables of an image that would override the engine's options.
     overriding: tuple[str, ...]
 
     # Placement.
 
-    #: Whether it runs on GPUs unless the profile says otherwise (engines.uses_gpu).
+    #: True if it runs on GPUs unless the profile refuses them (engines.uses_gpu).
     gpu_by_default: bool
-    #: Whether it can keep experts of an MoE on the CPU while the rest is on GPUs.
+    #: True if it can keep experts of an MoE on the CPU while the rest is on GPUs.
     splits_experts: bool
-    #: Whether a process of it on the CPU keeps its memory on one NUMA node.
+    #: True if a process of it on the CPU keeps its memory on one NUMA node.
     one_node_on_cpu: bool
 
     def usable_gpus(self, count: int) -> tuple[int, str]:
-        """Return how many of that many GPUs it can use together, and why not all of them (empty
-        if it uses all)."""
+        """Return the number of GPUs, of ``count``, that it can use together, and the reason for
+        leaving some out (empty if it uses all)."""
         ...
 
     def cannot_run(self, model: Model) -> str | None:
@@ -243,57 +249,60 @@ class Engine(Protocol):
 
     # Options.
 
-    #: What starts the engine in an image without an entry point of its own.
+    #: The program that is the engine, for an image without an entry point.
     program: str
     #: The entry point of its published images.
     published_entrypoint: tuple[str, ...]
-    #: What it is asked with for a text of all its options.
+    #: Arguments that make it print all its options.
     help_arguments: tuple[str, ...]
     #: Options that stackctl sets itself, each with the profile key to use instead.
     reserved: Mapping[str, str]
     newest: Dialect
-    #: Options that say how many tokens a request may use, and how many are served at once.
+    #: Options for the tokens that a request may use, and for the requests served at once.
     context_option: str
     requests_option: str
-    #: Whether the first of them is for all requests together.
+    #: True if the first of them counts the tokens of all requests together.
     shares_context: bool
     #: Options for the number of threads that generate, and that compute prompts; None if it has no
     #: such options.
     threads_options: tuple[str, str] | None
 
     def parse_help(self, text: str) -> tuple[EngineOption, ...]:
-        """Options from the engine's help text; empty when it is not such a text."""
+        """Return the options of the engine's help text; none for any other text."""
         ...
 
     def parse_version(self, text: str) -> str | None:
-        """The version in what the engine prints for --version."""
+        """Return the version from the engine's output for --version; None if there is none."""
         ...
 
     def choose(self, request: Request) -> tuple[Option, ...]:
-        """The options for this machine, model and objective, each with its reason."""
+        """Return the options for this machine, model and objective, each with its reason."""
         ...
 
     def environment(self, request: Request) -> tuple[str, ...]:
-        """NAME=VALUE texts for the engine's environment."""
+        """Return NAME=VALUE texts for the engine's environment."""
         ...
 
     def spell(self, option: Option, dialect: Dialect) -> tuple[str, ...] | None:
-        """Arguments for an option in a dialect; None when the dialect has no way to say it."""
+        """Return the arguments of an option in a dialect; None if the dialect lacks it."""
         ...
 
     # Memory.
 
     #: Types of a smaller KV cache that a plan may suggest, least loss first.
     kv_types: tuple[str, ...]
-    #: Whether requests share one KV cache whatever their number, and wait while it is full. If
-    #: not, each request at once has its own part of it.
+    #: True if requests share one KV cache whatever their number, and wait while it is full. False
+    #: if each request at once has its own part of it.
     requests_share_cache: bool
 
     def recall(
         self, seen: Sequence[Seen], argv: Sequence[str], options: Mapping[str, Option]
     ) -> tuple[Seen | None, dict[str, Option]]:
-        """What earlier starts of the same model, image and GPUs (newest first) tell of one with
-        these arguments: as much of one of them as holds, and the options that say so."""
+        """Return the measured memory that holds for a start with these arguments, and the options
+        with it in their reasons.
+
+        ``seen`` are earlier starts of the same model, image and GPUs, newest first.
+        """
         ...
 
     def footprint(
@@ -303,8 +312,10 @@ class Engine(Protocol):
         gpu_bytes: int,
         seen: Seen | None = None,
     ) -> Footprint:
-        """Memory that the engine takes with these options; ``gpu_bytes`` is 0 without a GPU, and
-        ``seen`` what holds of an earlier start."""
+        """Return the memory that the engine takes with these options.
+
+        ``gpu_bytes`` is 0 without a GPU, and ``seen`` the measured memory of an earlier start.
+        """
         ...
 
     def kv_token_bytes(self, model: Model, options: Mapping[str, Option], gpus: int) -> float:
@@ -325,19 +336,20 @@ class Engine(Protocol):
     # Start and log.
 
     def phase(self, line: str) -> str | None:
-        """What the engine is doing, when a log line tells."""
+        """Return the step of the start that a log line reports; None for other lines."""
         ...
 
     def failure(self, lines: Sequence[str]) -> Failure | None:
-        """The cause of a failed start, read from the engine's log."""
+        """Return the cause of a failed start, read from the engine's log; None if it is unknown."""
         ...
 
     def dead(self, lines: Sequence[str]) -> bool:
-        """Whether the log says that what computes has ended, though its parent may live on."""
+        """Return True if the log reports that the computing process has ended, even if its parent
+        lives on."""
         ...
 
     def said(self, lines: Sequence[str]) -> tuple[Fact, ...]:
-        """What the log of a start tells of what runs: sizes in bytes and tokens, backends."""
+        """Return facts from the log of a start: sizes in bytes and tokens, backends."""
         ...
 
     def fallback_kernels(self, model: Model, gpus: Sequence[Gpu]) -> tuple[tuple[str, str], ...]:
@@ -359,30 +371,30 @@ class Engine(Protocol):
     reports: Reports
 
     def tokenizing(self, text: str, served_name: str) -> tuple[str, Mapping[str, object]]:
-        """Path and body of a request whose answer lists the tokens of a text ("tokens")."""
+        """Return path and body of a request whose answer lists the tokens of a text ("tokens")."""
         ...
 
     def promised(self, argv: Sequence[str]) -> tuple[Fact, ...]:
-        """What ``reports`` must tell of an engine with these arguments."""
+        """Return the facts that ``reports`` must yield for an engine with these arguments."""
         ...
 
     def measure(self, answers: Mapping[str, str], argv: Sequence[str]) -> EngineMetrics:
-        """Its numbers, from the answers of its ``metrics_paths`` (those that answered), and the
-        arguments it was started with."""
+        """Return its metrics, from the answers of its ``metrics_paths`` (those that answered) and
+        the arguments that it was started with."""
         ...
 
     def log_reader(self) -> LogReader:
-        """A reader of what its log says of speed."""
+        """Return a reader of the speeds in its log."""
         ...
 
 
 def option(names: str, value: str | None = None) -> EngineOption:
-    """An option by its long names without dashes."""
+    """Make an option from its long names without dashes."""
     return EngineOption(names=tuple(f"--{name}" for name in names.split()), value=value)
 
 
 def origin(request: Request, key: str) -> Source:
-    """Where the value of a profile key comes from."""
+    """Return the source of the value of a profile key."""
     if key in request.profile.overrides:
         return "override"
     value = getattr(request.profile, key)
@@ -390,19 +402,19 @@ def origin(request: Request, key: str) -> Source:
 
 
 def number(options: Mapping[str, Option], name: str, default: int) -> int:
-    """The whole number an option was given, else the default."""
+    """Return the whole number that an option has; the default if it has none."""
     value = options[name].value if name in options else None
     return value if isinstance(value, int) and not isinstance(value, bool) else default
 
 
 def argument(argv: Sequence[str], name: str) -> str | None:
-    """The value of a planned option in a command line: the last one counts."""
+    """Return the value of a planned option in a command line; the last one counts."""
     values = [after for word, after in itertools.pairwise(argv) if word == f"--{name}"]
     return values[-1] if values else None
 
 
 def whole_argument(argv: Sequence[str], name: str) -> int | None:
-    """The whole number that a planned option is given in a command line; None for all else."""
+    """Return the whole number of a planned option in a command line; None for any other text."""
     text = argument(argv, name)
     return int(text) if text is not None and _WHOLE.fullmatch(text) else None
 
@@ -436,7 +448,7 @@ def first_match(lines: Iterable[str], table: FailureTable) -> Failure | None:
 
 
 def learned_options(learned: Learned | None) -> tuple[Option, ...]:
-    """What an earlier start has shown."""
+    """Return the options that an earlier start has proved to be necessary."""
     if learned is None:
         return ()
     reason = f"this image needs it on this GPU: {learned.why} ({learned.seen[:10]})"

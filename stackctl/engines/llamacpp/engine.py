@@ -146,7 +146,7 @@ class LlamaCpp:
         argv: Sequence[str],  # noqa: ARG002
         options: Mapping[str, Option],
     ) -> tuple[Seen | None, dict[str, Option]]:
-        """See Engine: it tells no sizes."""
+        """See Engine: its log holds no sizes."""
         return None, dict(options)
 
     def footprint(
@@ -198,8 +198,8 @@ class LlamaCpp:
         return False
 
     def promised(self, argv: Sequence[str]) -> tuple[Fact, ...]:
-        """See Engine. Without a shared KV cache each slot has its part of the context. What it
-        chooses itself (--parallel -1, --ctx-size 0) is no promise."""
+        """See Engine. Without a shared KV cache each slot has its part of the context. Values that
+        the engine chooses itself (--parallel -1, --ctx-size 0) are left out."""
         slots, context = (whole_argument(argv, name) for name in ("parallel", "ctx-size"))
         if slots and context and "--kv-unified" not in argv:
             context //= slots

@@ -1,4 +1,4 @@
-"""llama-server's log: phases of a start, causes of a failed one, facts of what runs."""
+"""llama-server's log: phases of a start, causes of a failed one, facts of the engine."""
 
 from __future__ import annotations
 

@@ -65,10 +65,10 @@ class Vllm:
     cpu_image: str | None = image.CPU_IMAGE
     image_recipes: tuple[ImageRecipe, ...] = image.RECIPES
     model_format: Literal["gguf", "safetensors"] = "safetensors"
-    # A ceiling: only what is written counts. Two segments of 160 and 240 MiB were seen for one
-    # worker (0.32); each further GPU adds its own. The host's own (--ipc=host) would show more.
+    # A ceiling: only pages that are written count. One worker had two segments of 160 and 240 MiB
+    # (0.32); each further GPU adds its own. The host's /dev/shm (--ipc=host) would show more.
     shm_bytes: int | None = 8 * _GIB
-    # It ends in good order, with status 0, when what computes in it has died.
+    # The API server ends with status 0 if the engine core has died.
     restart: Literal["on-failure", "always"] = "always"
     start_s: float = 600
     compiles: Literal["everywhere", "on GPUs"] = "everywhere"
@@ -199,7 +199,8 @@ class Vllm:
         return metrics.WindowReader()
 
     def promised(self, argv: Sequence[str]) -> tuple[Fact, ...]:
-        """See Engine. What it chooses itself (auto, -1) is no promise; 32K is 32768 tokens."""
+        """See Engine. A context that the engine chooses itself (auto, -1) is left out; 32K is 32768
+        tokens."""
         try:
             context = parse_tokens(argument(argv, "max-model-len") or "")
         except StackctlError:

@@ -1,4 +1,4 @@
-"""What vLLM's log tells: phases of a start, the cause of a failure, facts of what runs.
+"""vLLM's log: phases of a start, causes of a failed one, facts of the running engine.
 
 Texts are those of vLLM 0.32, matched loosely: they drift.
 """
@@ -177,9 +177,9 @@ _FAILURES = failure_table(
 #: Rows whose remedy is another kernel: the fault is the image's, and marlin avoids it.
 _KERNELS = re.compile(r"No NvFp4 MoE backend supports|illegal.?instruction", re.IGNORECASE)
 _SETS = re.compile(r"--set (\w[\w.-]*=\d+)(?:$|[;,] )")
-#: The parent's list of children that ended, and with what status. A signal is negative.
+#: The parent's list of children that ended, with their statuses. A signal is negative.
 _KILLED = re.compile(r"Failed core proc\(s\): \{[^}]*: -(?P<signal>\d+)")
-#: The same where nobody saw how it ended.
+#: The same list if the statuses are lost.
 _VANISHED = re.compile(r"Failed core proc\(s\): \{\}")
 _CORE_RAISED = re.compile(r"\(EngineCore\b.*Traceback")
 _SIGNALS = {
@@ -208,7 +208,7 @@ _PHASES: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"Resolved architecture"), "reading the model's configuration"),
 )
 
-#: Said by an engine core that has ended, or by its parent, which may live on for a while.
+#: Lines of an engine core that has ended, or of its parent, which may live on for a while.
 _DEAD = re.compile(
     r"EngineCore failed to start|EngineCore encountered (a fatal error|an issue)|EngineDeadError|"
     r"Engine core initialization failed|Engine core proc \S+ died unexpectedly|"
@@ -222,7 +222,7 @@ _PREFIX = re.compile(
 _EXCEPTION = re.compile(
     r"^(?:[A-Za-z_][\w]*\.)*[A-Z]\w*(?:Error|Exception|Failure|Timeout|NotFound|Expired)(?::|$)"
 )
-#: Exceptions that only say that another one happened, or that something ended.
+#: Exceptions that only report another exception or an end.
 _WRAPPER = re.compile(
     r"Engine core initialization failed|EngineDeadError|EngineGenerateError|"
     r"WorkerProc initialization failed|Worker failed with error|Frontend process failed|"
@@ -252,7 +252,7 @@ _FACTS: Mapping[str, re.Pattern[str]] = {
 
 
 def phase(line: str) -> str | None:
-    """What a line says that vLLM is doing."""
+    """Return the step of the start that a log line reports."""
     for pattern, name in _PHASES:
         if match := pattern.search(line):
             return name.format(**match.groupdict())
@@ -260,12 +260,12 @@ def phase(line: str) -> str | None:
 
 
 def dead(lines: Sequence[str]) -> bool:
-    """Whether the engine core has ended, whatever its parent does."""
+    """Return True if the engine core has ended, even if its parent lives on."""
     return any(_DEAD.search(line) for line in lines)
 
 
 def failure(lines: Sequence[str]) -> Failure | None:
-    """The cause of a failed start: a known one, else what the deepest process raised."""
+    """Return the cause of a failed start: a known one, else the deepest process's exception."""
     known = first_match(lines, _FAILURES)
     if known is not None:
         return Failure(
@@ -288,7 +288,10 @@ def failure(lines: Sequence[str]) -> Failure | None:
 
 
 def said(lines: Sequence[str]) -> tuple[Fact, ...]:
-    """Facts of what runs, each by the last line that tells it. Bytes as whole numbers."""
+    """Return facts of the running engine, each from the last line that holds it.
+
+    Sizes are whole numbers of bytes.
+    """
     found = []
     for name, pattern in _FACTS.items():
         matches = [match for line in lines if (match := pattern.search(line))]
@@ -316,7 +319,7 @@ def _raised(lines: Sequence[str]) -> Failure | None:
         if (place := _last_of_first(own)) is not None:
             text = split[place][1].strip()
             if re.search(r"validation errors? for", text):
-                # pydantic says what is wrong below: the field, if it is about one, and the reason.
+                # pydantic prints the field, if there is one, and the reason on the next lines.
                 below = [line for _, line in split[place + 1 : place + 3]]
                 cut = next((n for n, line in enumerate(below, 1) if line.startswith(" ")), 0)
                 detail = ": ".join(line.strip() for line in below[:cut])

@@ -1,4 +1,4 @@
-"""What vLLM tells of its speed: /metrics, and a line of its log every ten seconds (0.32)."""
+"""vLLM's speed, read from /metrics and a line of its log every ten seconds (0.32)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WINDOW = re.compile(
 )
 _KV = re.compile(rf"(GPU|CPU)? ?KV cache usage: {_NUMBER}\s?%")
 _HITS = re.compile(rf"Prefix cache hit rate: {_NUMBER}\s?%")
-#: Month, day and time of day; the year is not told.
+#: Month, day and time of day; the log holds no year.
 _CLOCK = re.compile(r"\b[A-Z]{4,8} (\d\d)-(\d\d) (\d\d):(\d\d):(\d\d)\b")
 _ARCHITECTURE = re.compile(r"Resolved architecture: (\w{1,80})")
 _CAPACITY = re.compile(r"(GPU|CPU) KV cache size: ([\d,]{1,20}) tokens")
