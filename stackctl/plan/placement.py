@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stackctl.engines import engine as find_engine
 from stackctl.engines import uses_gpu
+from stackctl.engines.protocol import Engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.plan import ledger
+from stackctl.plan.cores import Cores, claimants, cores_of_one_node, usable_cores
 from stackctl.values.claim import Claim
 from stackctl.values.cpulist import format_cpulist, parse_cpulist
 from stackctl.values.host import Gpu, Host
@@ -26,7 +28,8 @@ _GPU_WORKER_CORES = 2
 _MANY_CORES = 60
 _MANY_SHARE = 0.63
 
-Cores = tuple[tuple[int, ...], ...]
+#: Threads that generate and that compute prompts, each with its reason; None: left to the engine.
+Threads = tuple[tuple[int, str] | None, tuple[int, str] | None]
 
 
 @dataclass(frozen=True)
@@ -50,44 +53,30 @@ def place(host: Host, profile: Profile, claims: Sequence[Claim] = ()) -> Placed:
     wish, engine = profile.placement, find_engine(profile.engine)
     gpus, why_gpus = _gpus(host, profile, claims)
     nodes = _nodes(host, wish)
-    cores, claimed = _cores(host, wish, nodes, claims)
-    if one_node := engine.one_node_on_cpu and not gpus and len(nodes) > 1:
-        nodes, cores = _one_node(host, wish, nodes, cores, engine.title)
+    cores, claimed = usable_cores(host, wish, nodes, claims)
+    one_node = engine.one_node_on_cpu and not gpus and len(nodes) > 1
+    if one_node:
+        nodes, cores = cores_of_one_node(host, wish, nodes, cores, engine.title)
     smt = any(len(core) > 1 for core in cores)
-    bound = wish.cpus is not None or wish.nodes is not None or wish.policy == "bind"
-    cpuset_known = host.tools.cgroup_version is not None
-    cpuset = "cpuset" in host.tools.cgroup_controllers
-    if bound and cpuset_known and not cpuset:
-        raise StackctlError(
-            "the profile binds CPUs or memory nodes, and services here cannot use the cpuset "
-            "controller",
-            hint=_DELEGATE + "; or leave placement out",
-            exit_code=ExitCode.HOST,
-        )
+    bound = _names_cpus(wish) or wish.policy == "bind"
+    _require_cpuset(host, bound)
     worker_only = bool(gpus) and not (engine.splits_experts and wish.cpu_experts is not None)
     if worker_only:
-        chosen, why_cpus = _near_gpu(host, cores, gpus)
-        if wish.cpus is not None:
-            # CPUs that the user names are used as they are.
-            chosen, why_cpus = cores, "bound as asked"
-        threads = batch = None
-        if engine.threads_options is not None and chosen:
-            threads = batch = (len(chosen), "the GPU does the work")
+        chosen, why_cpus, (threads, batch) = _feeding(host, wish, engine, cores, gpus)
     else:
         chosen, why_cpus, (threads, batch) = _computing(cores, smt, bound, claimed)
     policy, why_policy = _policy(host, wish, nodes)
     if one_node:
         policy = "bind"
         why_policy = f"{engine.title} keeps a worker's memory on one node: {nodes[0]}"
-    if worker_only and wish.policy == "auto" and wish.nodes is None and len(nodes) > 1:
+    elif worker_only and wish.policy == "auto" and wish.nodes is None and len(nodes) > 1:
         nodes, policy, why_policy = _beside_gpus(nodes, gpus)
-    shared = _shared_with(host, chosen, claims)
+    shared = claimants(host, chosen, claims)
     if shared:
         why_cpus += ", " + sharing(shared)
-    use_cpuset = bound or (cpuset and bool(chosen) and (smt or len(chosen) < len(cores)))
-    if not use_cpuset and chosen:
-        why_cpus += ", left to the scheduler"
-        why_cpus += "" if cpuset or not cpuset_known else ": no cpuset controller"
+    partly = smt or len(chosen) < len(cores)
+    use_cpuset, enforced = _cpuset(host, chosen, bound=bound, partly=partly)
+    why_cpus += enforced
     placement = Placement(
         cpus=format_cpulist(core[0] for core in chosen) or None,
         mems=format_cpulist(nodes) if nodes else None,
@@ -100,6 +89,40 @@ def place(host: Host, profile: Profile, claims: Sequence[Claim] = ()) -> Placed:
     return Placed(placement, threads, batch, gpus, decisions)
 
 
+def _names_cpus(wish: PlacementWish) -> bool:
+    return wish.cpus is not None or wish.nodes is not None
+
+
+def _has_cpuset(host: Host) -> bool:
+    return "cpuset" in host.tools.cgroup_controllers
+
+
+def _lacks_cpuset(host: Host) -> bool:
+    return host.tools.cgroup_version is not None and not _has_cpuset(host)
+
+
+def _cpuset(host: Host, chosen: Cores, *, bound: bool, partly: bool) -> tuple[bool, str]:
+    """Return whether the cpuset controller enforces the chosen CPUs, and a note if it does not."""
+    if not chosen:
+        return bound, ""
+    if bound or (partly and _has_cpuset(host)):
+        return True, ""
+    return False, ", left to the scheduler" + (
+        ": no cpuset controller" if _lacks_cpuset(host) else ""
+    )
+
+
+def _require_cpuset(host: Host, bound: bool) -> None:
+    """Raise StackctlError (exit 6) for a binding that services of this machine cannot have."""
+    if bound and _lacks_cpuset(host):
+        raise StackctlError(
+            "the profile binds CPUs or memory nodes, and services here cannot use the cpuset "
+            "controller",
+            hint=_DELEGATE + "; or leave placement out",
+            exit_code=ExitCode.HOST,
+        )
+
+
 def _decisions(
     profile: Profile, placement: Placement, why_gpus: str, why_cpus: str, why_policy: str
 ) -> tuple[Decision, ...]:
@@ -107,12 +130,11 @@ def _decisions(
     wish = profile.placement
     overridden = any(key.startswith("placement.") for key in profile.overrides)
     asked: Source = "override" if overridden else "profile"
-    asked_cpus = wish.cpus is not None or wish.nodes is not None
     cpus = Decision(
         field="cpus",
         value=placement.cpus,
         reason=why_cpus,
-        source=asked if asked_cpus else "derived",
+        source=asked if _names_cpus(wish) else "derived",
     )
     policy = Decision(
         field="memory-policy",
@@ -187,97 +209,12 @@ def _nodes(host: Host, wish: PlacementWish) -> tuple[int, ...]:
     return wanted
 
 
-def _cores(
-    host: Host, wish: PlacementWish, nodes: tuple[int, ...], claims: Sequence[Claim]
-) -> tuple[Cores, bool]:
-    """The CPUs of each physical core that may be used, and whether claims took some away.
-
-    Where other stacks claim every core, all are used as if none did: too little memory kills, while
-    shared cores only slow down.
-    """
-    cpu = host.cpu
-    allowed = set(parse_cpulist(cpu.allowed or cpu.online or ""))
-    if not allowed and cpu.threads:
-        allowed = set(range(cpu.threads))
-    if wish.cpus is not None:
-        wanted = set(parse_cpulist(str(wish.cpus)))
-        if not wanted or not wanted <= allowed:
-            raise StackctlError(
-                f"placement.cpus: may not use CPU {format_cpulist(wanted - allowed)}".rstrip(),
-                hint=f"CPUs: {format_cpulist(allowed)}",
-                exit_code=ExitCode.USAGE,
-            )
-        # What the user names is used, whoever else claims it.
-        return _grouped(host, wanted), False
-    if wish.nodes is not None or wish.policy == "bind":
-        allowed &= {c for node in cpu.numa if node.id in nodes for c in parse_cpulist(node.cpus)}
-        if not allowed:
-            raise StackctlError(
-                "placement: the chosen NUMA nodes have no CPU",
-                hint="set placement.cpus too",
-                exit_code=ExitCode.USAGE,
-            )
-    if cpu.kinds:
-        # Hybrid processors: the slowest thread sets the pace, so only the fastest kind is used.
-        allowed = (allowed & set(parse_cpulist(cpu.kinds[0].cpus))) or allowed
-    cores = _grouped(host, allowed)
-    # A core whose sibling is claimed is claimed, also by one that this process may not use.
-    taken = _with_siblings(host, ledger.claimed_cpus(claims))
-    free = tuple(core for core in cores if not taken & set(core))
-    if not free:
-        return cores, False
-    return free, len(free) < len(cores)
-
-
-def _one_node(
-    host: Host, wish: PlacementWish, nodes: tuple[int, ...], cores: Cores, engine: str
-) -> tuple[tuple[int, ...], Cores]:
-    """Return the node with most of the cores, and those, for an engine that uses one node."""
-    if wish.nodes is not None:
-        raise StackctlError(
-            f"placement.nodes: {engine} on the CPU uses one NUMA node, not {format_cpulist(nodes)}",
-            hint=f'--set placement.nodes="{nodes[0]}"',
-            exit_code=ExitCode.USAGE,
-        )
-    best: int = nodes[0]
-    most: Cores = ()
-    for node in host.cpu.numa:
-        own = set(parse_cpulist(node.cpus))
-        there = tuple(core for core in cores if own & set(core))
-        if node.id in nodes and len(there) > len(most):
-            best, most = node.id, there
-    return (best,), most or cores
-
-
-def _shared_with(host: Host, chosen: Cores, claims: Sequence[Claim]) -> tuple[str, ...]:
-    """The stacks that claim CPUs of the chosen cores."""
-    mine = _with_siblings(host, {cpu for core in chosen for cpu in core})
-    return tuple(claim.stack for claim in claims if mine & set(parse_cpulist(claim.cpus)))
-
-
 def sharing(stacks: Sequence[str]) -> str:
     """What it means to share cores with those stacks; empty for none."""
     if not stacks:
         return ""
     who = "both slow down while both work" if len(stacks) == 1 else "all slow down together"
     return f"shared with {', '.join(stacks)}: {who}"
-
-
-def _with_siblings(host: Host, cpus: Set[int]) -> set[int]:
-    """The CPUs and all that share a core with them."""
-    cores = (set(parse_cpulist(core)) for core in host.cpu.siblings)
-    return set(cpus).union(*(core for core in cores if core & cpus))
-
-
-def _grouped(host: Host, allowed: set[int]) -> Cores:
-    cpu = host.cpu
-    if cpu.siblings:
-        groups = (set(parse_cpulist(core)) & allowed for core in cpu.siblings)
-        return tuple(tuple(sorted(group)) for group in groups if group)
-    if cpu.cores and cpu.threads and cpu.cores < cpu.threads and len(allowed) == cpu.threads:
-        # Which CPUs share a core is unknown: numbering first all cores, then siblings, is usual.
-        return tuple((first,) for first in sorted(allowed)[: cpu.cores])
-    return tuple((one,) for one in sorted(allowed))
 
 
 def _near_gpu(host: Host, cores: Cores, gpus: tuple[Gpu, ...]) -> tuple[Cores, str]:
@@ -332,9 +269,21 @@ def _policy(host: Host, wish: PlacementWish, nodes: tuple[int, ...]) -> tuple[Po
     return "default", "one NUMA node" if len(host.cpu.numa) == 1 else "NUMA nodes unknown"
 
 
-def _computing(
-    cores: Cores, smt: bool, bound: bool, claimed: bool
-) -> tuple[Cores, str, tuple[tuple[int, str] | None, tuple[int, str] | None]]:
+def _feeding(
+    host: Host, wish: PlacementWish, engine: Engine, cores: Cores, gpus: tuple[Gpu, ...]
+) -> tuple[Cores, str, Threads]:
+    """Return the cores and threads of a worker that feeds GPUs, and why."""
+    chosen, why = _near_gpu(host, cores, gpus)
+    if wish.cpus is not None:
+        # CPUs that the user names are used as they are.
+        chosen, why = cores, "bound as asked"
+    if engine.threads_options is None or not chosen:
+        return chosen, why, (None, None)
+    threads = (len(chosen), "the GPU does the work")
+    return chosen, why, (threads, threads)
+
+
+def _computing(cores: Cores, smt: bool, bound: bool, claimed: bool) -> tuple[Cores, str, Threads]:
     """Return the cores of an engine that computes on the CPU, why these, and its threads."""
     kept = 0 if bound or claimed else _kept(len(cores))
     chosen = cores[: len(cores) - kept]
@@ -360,9 +309,7 @@ def _kept(cores: int) -> int:
     return 0 if cores <= 4 else 1 if cores <= 8 else 2 if cores <= 32 else 3
 
 
-def _threads(
-    cores: Cores, chosen: Cores, smt: bool, claimed: bool
-) -> tuple[tuple[int, str] | None, tuple[int, str] | None]:
+def _threads(cores: Cores, chosen: Cores, smt: bool, claimed: bool) -> Threads:
     """Threads for generation and for prompts.
 
     Memory is saturated long before the last of many cores: an EPYC 9654 generated fastest with

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -172,15 +172,6 @@ def _plan(
     port = profile.port or 8080
     notes = _shared(placed.placement, claims, port)
     timing = _timing(engine, model, known.deadline_s)
-    decided = (
-        Decision(
-            field=option.name,
-            value=option.value,
-            reason=_auto(engine, option, asked, profile),
-            source=option.source,
-        )
-        for option in options.values()
-    )
     plan = Plan(
         profile=profile.name,
         stack=profile.stack,
@@ -198,7 +189,7 @@ def _plan(
             *_image(profile, known),
             *_door(profile, known),
             *placed.decisions,
-            *decided,
+            *_chosen(engine, options, asked, profile),
             _deadline(engine, model, known, timing),
         ),
         model=model,
@@ -209,6 +200,15 @@ def _plan(
         timing=timing,
     )
     return plan, options
+
+
+def _chosen(
+    engine: Engine, options: Mapping[str, Option], asked: Profile, planned: Profile
+) -> Iterator[Decision]:
+    """Yield the decisions on the engine's options."""
+    for option in options.values():
+        reason = _auto(engine, option, asked, planned)
+        yield Decision(field=option.name, value=option.value, reason=reason, source=option.source)
 
 
 def _request(

@@ -223,50 +223,11 @@ def read_header(path: str | Path) -> GgufHeader:
 
 
 def _read(reader: _Reader, first: bytes) -> GgufHeader:
-    if first[:4] != b"GGUF":
-        hint = next((text for start, text in _NOT_GGUF.items() if first.startswith(start)), None)
-        shown = ascii(first[:8].decode("latin-1"))
-        raise StackctlError(f"{reader.path} is not a GGUF file (starts with {shown})", hint=hint)
-    reader.skip(4)
-    version = reader.scalar(_U32)
-    if version & 0xFFFF == 0 and version:
-        raise StackctlError(
-            f"{reader.path} is a big-endian GGUF file",
-            hint="convert it for this machine's byte order, or get the little-endian file",
-        )
-    if version not in (2, 3):
-        raise StackctlError(
-            f"{reader.path} has GGUF version {version}, versions 2 and 3 are supported",
-            hint="get a current conversion of the model" if version == 1 else None,
-        )
+    version = _version(reader, first)
     tensors, keys = reader.scalar(_U64), reader.scalar(_U64)
     if keys > MAX_KEYS or tensors > MAX_TENSORS:
         raise reader.bad(f"its header announces {keys} keys and {tensors} tensors")
-
-    metadata: dict[str, Scalar] = {}
-    arrays: dict[str, GgufArray] = {}
-    long_texts: dict[str, int] = {}
-    for _ in range(keys):
-        key = reader.text(MAX_TEXT_BYTES, "a key")
-        if not key:
-            raise reader.bad("it has an empty key")
-        if key in metadata or key in arrays or key in long_texts:
-            raise reader.bad(f"key {key!r} is there twice")
-        kind = reader.scalar(_U32)
-        if kind == _ARRAY:
-            arrays[key] = _array(reader, key)
-        elif kind == _STRING:
-            length = reader.scalar(_U64)
-            if length > MAX_TEXT_BYTES:
-                reader.skip(length)
-                long_texts[key] = length
-            else:
-                metadata[key] = reader.take(length)
-        elif kind in _SCALARS:
-            metadata[key] = reader.scalar(_SCALARS[kind][1])
-        else:
-            raise reader.bad(f"key {key!r} has the unknown type {kind}")
-
+    metadata, arrays, long_texts = _metadata(reader, keys)
     alignment = metadata.get("general.alignment", 32)
     # The reference engine asks for a power of two as well.
     if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
@@ -291,6 +252,61 @@ def _read(reader: _Reader, first: bytes) -> GgufHeader:
         data_offset=data_offset,
         expected_size=expected,
     )
+
+
+def _version(reader: _Reader, first: bytes) -> int:
+    """Return the version of the format, of a file that begins with these bytes.
+
+    Raises:
+        StackctlError: it is no GGUF file, or one of a version that is not supported.
+    """
+    if first[:4] != b"GGUF":
+        hint = next((text for start, text in _NOT_GGUF.items() if first.startswith(start)), None)
+        shown = ascii(first[:8].decode("latin-1"))
+        raise StackctlError(f"{reader.path} is not a GGUF file (starts with {shown})", hint=hint)
+    reader.skip(4)
+    version = reader.scalar(_U32)
+    if version & 0xFFFF == 0 and version:
+        raise StackctlError(
+            f"{reader.path} is a big-endian GGUF file",
+            hint="convert it for this machine's byte order, or get the little-endian file",
+        )
+    if version not in (2, 3):
+        raise StackctlError(
+            f"{reader.path} has GGUF version {version}, versions 2 and 3 are supported",
+            hint="get a current conversion of the model" if version == 1 else None,
+        )
+    return version
+
+
+def _metadata(
+    reader: _Reader, keys: int
+) -> tuple[dict[str, Scalar], dict[str, GgufArray], dict[str, int]]:
+    """Return the scalars, the arrays, and the length of each text that is too long to keep."""
+    metadata: dict[str, Scalar] = {}
+    arrays: dict[str, GgufArray] = {}
+    long_texts: dict[str, int] = {}
+    for _ in range(keys):
+        key = reader.text(MAX_TEXT_BYTES, "a key")
+        if not key:
+            raise reader.bad("it has an empty key")
+        if key in metadata or key in arrays or key in long_texts:
+            raise reader.bad(f"key {key!r} is there twice")
+        kind = reader.scalar(_U32)
+        if kind == _ARRAY:
+            arrays[key] = _array(reader, key)
+        elif kind == _STRING:
+            length = reader.scalar(_U64)
+            if length > MAX_TEXT_BYTES:
+                reader.skip(length)
+                long_texts[key] = length
+            else:
+                metadata[key] = reader.take(length)
+        elif kind in _SCALARS:
+            metadata[key] = reader.scalar(_SCALARS[kind][1])
+        else:
+            raise reader.bad(f"key {key!r} has the unknown type {kind}")
+    return metadata, arrays, long_texts
 
 
 def _array(reader: _Reader, key: str) -> GgufArray:

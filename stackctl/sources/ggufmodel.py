@@ -100,19 +100,9 @@ def _model(source: str, files: Sequence[tuple[Path, GgufHeader]]) -> Model:
     header = files[0][1]
     parts = [part for _, part in files]
     architecture = _check_model(header, sum(part.tensors.count for part in parts))
-    layers = _whole(header, f"{architecture}.block_count")
-    if layers is None:
-        raise StackctlError(
-            f"{header.path} does not say how many layers it has ({architecture}.block_count)",
-            hint=f"is {architecture!r} a language model? others come as GGUF files too",
-        )
-    if not layers or layers > _MAX_LAYERS:
-        raise StackctlError(f"{header.path}: {architecture}.block_count is {layers}")
+    layers = _layers(header, architecture)
+    experts, used = _experts(header, architecture)
     name = header.metadata.get("general.name")
-    experts = _whole(header, f"{architecture}.expert_count") or None
-    used = _largest(header, f"{architecture}.expert_used_count") if experts else None
-    if experts and (used or 0) > experts:
-        raise StackctlError(f"{header.path} uses {used} of {experts} experts for a token")
     parameters = sum(part.tensors.elements for part in parts)
     tables, table_bytes = _lookups(parts)
     idle = sum(part.tensors.expert_elements for part in parts)
@@ -147,6 +137,28 @@ def _model(source: str, files: Sequence[tuple[Path, GgufHeader]]) -> Model:
         ),
     )
     return with_unsupported(model)
+
+
+def _layers(header: GgufHeader, architecture: str) -> int:
+    """Return the number of layers. Raises StackctlError for a file without one, or a wrong one."""
+    layers = _whole(header, f"{architecture}.block_count")
+    if layers is None:
+        raise StackctlError(
+            f"{header.path} does not say how many layers it has ({architecture}.block_count)",
+            hint=f"is {architecture!r} a language model? others come as GGUF files too",
+        )
+    if not layers or layers > _MAX_LAYERS:
+        raise StackctlError(f"{header.path}: {architecture}.block_count is {layers}")
+    return layers
+
+
+def _experts(header: GgufHeader, architecture: str) -> tuple[int | None, int | None]:
+    """Return the number of experts, and of those that a token uses; None for a dense model."""
+    experts = _whole(header, f"{architecture}.expert_count") or None
+    used = _largest(header, f"{architecture}.expert_used_count") if experts else None
+    if experts and (used or 0) > experts:
+        raise StackctlError(f"{header.path} uses {used} of {experts} experts for a token")
+    return experts, used
 
 
 def _lookups(parts: Sequence[GgufHeader]) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from stackctl.errors import StackctlError
 from stackctl.sources.locate import read_bytes
@@ -139,20 +139,13 @@ class _Keys:
 
 
 def read_config(path: Path) -> HfConfig:
-    """The layout that a config.json describes.
+    """Read the layout that a config.json describes.
 
     Raises:
         StackctlError: the file cannot be read or describes no language model.
     """
     top = read_json(path)
-    data = dict(top)
-    for part in _TEXT:
-        inner = data.get(part)
-        if isinstance(inner, dict):
-            data.update({key: value for key, value in inner.items() if value is not None})
-    for unsaid, number in _UNSAID.get(str(data.get("model_type")), {}).items():
-        if data.get(unsaid) is None:
-            data[unsaid] = number
+    data = _text_part(top)
     keys = _Keys(str(path), data)
     layers = keys.whole("num_hidden_layers", "n_layer", "n_layers", "num_layers")
     if not layers or layers > _MAX_LAYERS:
@@ -160,14 +153,8 @@ def read_config(path: Path) -> HfConfig:
             f"{path} describes no language model: num_hidden_layers is {layers}",
             hint="adapters, image models and tokenizers have a config.json too",
         )
-    names = top.get("architectures") or data.get("architectures")
-    name = names[0] if isinstance(names, list) and names else data.get("model_type")
-    if not isinstance(name, str) or not name.isidentifier() or len(name) > 100:
-        raise StackctlError(f"{path} does not name its architecture (architectures)")
-    experts = keys.largest(*_EXPERTS) or 0
-    used = keys.largest(*_USED, *_USED_MORE) if experts > 1 else None
-    if used and used > experts:
-        raise StackctlError(f"{path} uses {used} of {experts} experts for a token")
+    name = _architecture(path, top.get("architectures") or data.get("architectures"), data)
+    experts, used = _experts(keys)
     dtype = keys.get("torch_dtype", "dtype")
     quantization = keys.get("quantization_config", "compression_config")
     return HfConfig(
@@ -179,12 +166,48 @@ def read_config(path: Path) -> HfConfig:
         feed_forward=keys.largest("intermediate_size", "ffn_hidden_size", "n_inner", "ffn_dim"),
         heads=keys.largest("num_attention_heads", "n_head", "num_heads"),
         vocabulary=keys.whole("vocab_size"),
-        experts=experts if experts > 1 else None,
+        experts=experts,
         experts_used=used,
         kv=_kv_layout(keys, layers),
         quantization=MappingProxyType(quantization if isinstance(quantization, dict) else {}),
         dtype=dtype if isinstance(dtype, str) else None,
     )
+
+
+def _text_part(top: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of the part that describes text, with values that the family leaves out."""
+    data = dict(top)
+    for part in _TEXT:
+        inner = data.get(part)
+        if isinstance(inner, dict):
+            data.update({key: value for key, value in inner.items() if value is not None})
+    for unsaid, number in _UNSAID.get(str(data.get("model_type")), {}).items():
+        if data.get(unsaid) is None:
+            data[unsaid] = number
+    return data
+
+
+def _architecture(path: Path, names: object, data: Mapping[str, Any]) -> str:
+    """Return the name of the model's class, else its type.
+
+    Raises:
+        StackctlError: the file has neither, or one that is no name.
+    """
+    name = names[0] if isinstance(names, list) and names else data.get("model_type")
+    if not isinstance(name, str) or not name.isidentifier() or len(name) > 100:
+        raise StackctlError(f"{path} does not name its architecture (architectures)")
+    return name
+
+
+def _experts(keys: _Keys) -> tuple[int | None, int | None]:
+    """Return the number of experts, and of those that a token uses; None for a dense model."""
+    experts = keys.largest(*_EXPERTS) or 0
+    if experts <= 1:
+        return None, None
+    used = keys.largest(*_USED, *_USED_MORE)
+    if used and used > experts:
+        raise StackctlError(f"{keys.where} uses {used} of {experts} experts for a token")
+    return experts, used
 
 
 def _context(keys: _Keys) -> int | None:
@@ -227,37 +250,52 @@ def _kv_layout(keys: _Keys, layers: int) -> KvLayout | None:
     if dim == 0:
         return None
     without, slides, recurrent = _kinds(keys, layers)
-    kind: Literal["gqa", "mla", "hybrid"] = "gqa"
-    if rank:
-        kind, kv_heads, value = "mla", [1] * layers, 0
-        # Sparse attention keeps one more key, of its indexer.
-        key = rank + (keys.whole("qk_rope_head_dim") or 0) + (keys.whole("index_head_dim") or 0)
-    else:
-        key = value = keys.whole("global_head_dim") or dim
-        value = keys.whole("v_head_dim") or value
-        kv_heads = _kv_heads(keys, layers, heads)
     window = keys.whole("sliding_window", "sliding_window_size", "attention_chunk_size")
     if not window or keys.data.get("use_sliding_window") is False:
         slides = [False] * layers
-    full = keys.whole("num_global_key_value_heads")
-    if full and any(slides):
-        kv_heads = [n if slide else full for n, slide in zip(kv_heads, slides, strict=True)]
-    own = layers - (keys.whole("num_kv_shared_layers") or 0)
-    kv_heads = [0 if without[i] or i >= own else count for i, count in enumerate(kv_heads)]
+    kv_heads = [1] * layers if rank else _kv_heads(keys, layers, heads)
+    key, value = _dimensions(keys, dim, rank)
+    kv_heads = _caching(keys, kv_heads, slides, without)
     sliding = tuple(flag and count > 0 for flag, count in zip(slides, kv_heads, strict=True))
-    other = dim if any(sliding) and key != dim and not rank else None
+    slid = any(sliding)
+    other = dim if slid and key != dim and not rank else None
     return KvLayout(
-        kind="hybrid" if 0 in kv_heads else kind,
+        kind="hybrid" if 0 in kv_heads else "mla" if rank else "gqa",
         kv_heads=tuple(kv_heads),
         key_dim=key,
         value_dim=value,
-        sliding_window=window if any(sliding) else None,
+        sliding_window=window if slid else None,
         sliding_layers=sum(sliding),
-        sliding=sliding if any(sliding) else (),
+        sliding=sliding if slid else (),
         sliding_key_dim=other,
         sliding_value_dim=other,
         state_bytes=_state_bytes(keys) * recurrent,
     )
+
+
+def _dimensions(keys: _Keys, dim: int, rank: int | None) -> tuple[int, int]:
+    """Return the elements of a key and of a value; with latent attention no value is kept."""
+    if rank:
+        # Sparse attention keeps one more key, of its indexer.
+        key = rank + (keys.whole("qk_rope_head_dim") or 0) + (keys.whole("index_head_dim") or 0)
+        return key, 0
+    key = keys.whole("global_head_dim") or dim
+    return key, keys.whole("v_head_dim") or key
+
+
+def _caching(
+    keys: _Keys, kv_heads: list[int], slides: list[bool], without: list[bool]
+) -> list[int]:
+    """Return the KV heads that each layer has a cache of its own for; 0 for a layer without one.
+
+    Where layers slide, those with full attention may have another number of heads. The last layers
+    may use the cache of an earlier one.
+    """
+    full = keys.whole("num_global_key_value_heads")
+    if full and any(slides):
+        kv_heads = [n if slide else full for n, slide in zip(kv_heads, slides, strict=True)]
+    own = len(kv_heads) - (keys.whole("num_kv_shared_layers") or 0)
+    return [0 if without[i] or i >= own else count for i, count in enumerate(kv_heads)]
 
 
 def _kv_heads(keys: _Keys, layers: int, heads: int) -> list[int]:

@@ -50,20 +50,12 @@ class Quantization:
 
 
 def read_quantization(config: Mapping[str, Any], dtype: str | None, folder: Path) -> Quantization:
-    """What config.json, or the hf_quant_config.json beside it, says of the weights.
+    """Read the quantization of the weights from config.json, or hf_quant_config.json beside it.
 
     Raises:
         StackctlError: hf_quant_config.json is damaged.
     """
-    method = _word(config, "quant_method")
-    extra = folder / "hf_quant_config.json"
-    inner = config.get("quantization")
-    if isinstance(inner, dict):  # what belongs into hf_quant_config.json, inside config.json
-        config = inner
-    elif extra.is_file() and not _word(config, "quant_algo") and method in (None, "modelopt"):
-        inner = read_json(extra).get("quantization")
-        config = inner if isinstance(inner, dict) else {}
-        method = "modelopt"
+    config, method = _source(config, folder)
     if not config and method is None:
         return Quantization(_DTYPES.get(dtype or ""), None, 16)
     if method is None and _word(config, "quant_algo"):
@@ -74,17 +66,36 @@ def read_quantization(config: Mapping[str, Any], dtype: str | None, folder: Path
     if method and method.startswith("compressed"):
         label, bits = _compressed(config)
         return Quantization(label, "compressed-tensors", bits)
+    known, bits = _by_method(config, method)
+    return Quantization(known, method, bits)
+
+
+def _source(config: Mapping[str, Any], folder: Path) -> tuple[Mapping[str, Any], str | None]:
+    """Return the configuration that describes the weights, and the method that it names."""
+    method = _word(config, "quant_method")
+    extra = folder / "hf_quant_config.json"
+    inner = config.get("quantization")
+    if isinstance(inner, dict):  # what belongs into hf_quant_config.json, inside config.json
+        config = inner
+    elif extra.is_file() and not _word(config, "quant_algo") and method in (None, "modelopt"):
+        inner = read_json(extra).get("quantization")
+        config = inner if isinstance(inner, dict) else {}
+        method = "modelopt"
+    return config, method
+
+
+def _by_method(config: Mapping[str, Any], method: str | None) -> tuple[str | None, int]:
+    """Return label and bits of a method that names no algorithm beside itself."""
     bits = _number(config, "bits") or _number(config, "w_bit") or 4
     if method in ("gptq", "awq", "auto-round", "auto_gptq", "awq_marlin", "gptq_marlin"):
-        return Quantization(f"int{bits}", method, bits)
-    if method == "fp8" or method == "fbgemm_fp8":
-        return Quantization("fp8", method, 8)
+        return f"int{bits}", bits
+    if method in ("fp8", "fbgemm_fp8"):
+        return "fp8", 8
     if method == "mxfp4":
-        return Quantization("mxfp4", method, 4)
+        return "mxfp4", 4
     if method == "bitsandbytes":
-        four = config.get("load_in_4bit") is True
-        return Quantization("nf4" if four else "int8", method, 4 if four else 8)
-    return Quantization(method, method, bits)
+        return ("nf4", 4) if config.get("load_in_4bit") is True else ("int8", 8)
+    return method, bits
 
 
 def stored_label(elements: Mapping[str, int]) -> str | None:

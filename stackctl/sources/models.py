@@ -15,7 +15,7 @@ from stackctl.sources.hubcache import read_address, read_hub
 from stackctl.sources.huggingface import read_folder
 from stackctl.sources.locate import absolute, read_bytes, real
 from stackctl.values.base import from_json
-from stackctl.values.model import Model
+from stackctl.values.model import KvLayout, Model
 
 _MAX_FACTS_BYTES: Final = 1 << 20
 _MOST_LAYERS: Final = 1024
@@ -82,7 +82,7 @@ def _read_facts(text: str) -> Model:
 
 
 def _wrong(model: Model) -> str | None:
-    """What no model can be like."""
+    """Return the contradiction in the facts of a model; None where there is none."""
     counts = [model.parameters, model.weights_bytes, *(file.bytes for file in model.files)]
     counts += [number for name in _COUNTS if (number := getattr(model, name)) is not None]
     if not 1 <= model.layers <= _MOST_LAYERS or model.passes < 1 or min(counts) < 0:
@@ -93,13 +93,15 @@ def _wrong(model: Model) -> str | None:
     part = (model.expert_bytes or 0) + (model.embedding_bytes or 0)
     if part > model.weights_bytes or (model.active_parameters or 0) > model.parameters:
         return "a part of the weights is larger than all of them"
-    kv = model.kv
-    if kv is None:
-        return None
-    if len(kv.kv_heads) != model.layers:
-        return f"kv.kv_heads has {len(kv.kv_heads)} entries for {model.layers} layers"
-    if kv.sliding and len(kv.sliding) != model.layers:
-        return f"kv.sliding has {len(kv.sliding)} entries for {model.layers} layers"
+    return None if model.kv is None else _wrong_kv(model.kv, model.layers)
+
+
+def _wrong_kv(kv: KvLayout, layers: int) -> str | None:
+    """Return the contradiction in the layout of a KV cache; None where there is none."""
+    if len(kv.kv_heads) != layers:
+        return f"kv.kv_heads has {len(kv.kv_heads)} entries for {layers} layers"
+    if kv.sliding and len(kv.sliding) != layers:
+        return f"kv.sliding has {len(kv.sliding)} entries for {layers} layers"
     if kv.sliding_layers != sum(kv.sliding):
         return f"kv.sliding_layers is {kv.sliding_layers}, kv.sliding has {sum(kv.sliding)}"
     numbers = [*kv.kv_heads, *(getattr(kv, name) or 0 for name in _KV_COUNTS)]

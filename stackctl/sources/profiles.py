@@ -231,54 +231,22 @@ def _said(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _apply(name: str, chain: list[tuple[Path, dict[str, Any]]], overrides: Overrides) -> Profile:
+    """Return the profile that a chain of files (most specific first) and overrides make."""
     data: dict[str, Any] = {}
     for _, part in reversed(chain):
         data = _merge(data, part)
     data.pop("extends", None)
-    objectives = data.pop("objectives", None) or {}
-    objective = overrides.objective or data.pop("objective", None) or "latency"
-    if objective not in get_args(Objective):
-        raise StackctlError(
-            f"{objective!r} is not an objective",
-            hint="latency or throughput",
-            exit_code=ExitCode.USAGE,
-        )
-    data = _merge(data, objectives.get(objective) or {})
+    objective, data = _for_objective(data, overrides.objective)
     changed, keys = _overrides(overrides)
-    data = _said(_merge(data, changed))
-    try:
-        settings = msgspec.convert(data, ProfileFile, strict=True)
-    except msgspec.ValidationError as error:
-        # Every file was checked on its own, so this error comes from the command line.
-        raise _explain(strictyaml.Document(data, {}, "--set"), str(error)) from None
-    if settings.engine is None:
-        raise StackctlError(
-            f"{chain[0][0]}: key 'engine' is missing",
-            hint="engines: " + ", ".join(engines.names()),
-            exit_code=ExitCode.USAGE,
-        )
-    if not engines.is_known(settings.engine):
-        # Every file was checked on its own, so this name is from the command line.
-        raise StackctlError(
-            f"--set engine: unknown engine {settings.engine!r}",
-            hint=engines.suggestion(settings.engine),
-            exit_code=ExitCode.USAGE,
-        )
-    stack = overrides.name if overrides.name is not None else settings.stack or name
-    if not re.fullmatch(NAME_PATTERN, stack):
-        raise StackctlError(
-            f"{stack!r} is not a stack name",
-            hint="lower-case letters, digits and dashes, 40 at most",
-            exit_code=ExitCode.USAGE,
-        )
+    settings = _settings(_said(_merge(data, changed)))
     served = settings.served_name
     names = served if isinstance(served, list) else [served] if served is not None else []
     return Profile(
         name=name,
         description=settings.description,
-        engine=settings.engine,
-        stack=stack,
-        objective=cast(Objective, objective),
+        engine=_engine(settings.engine, chain[0][0]),
+        stack=_stack(settings.stack or name if overrides.name is None else overrides.name),
+        objective=objective,
         model=settings.model,
         image=settings.image,
         context=settings.context,
@@ -301,6 +269,62 @@ def _apply(name: str, chain: list[tuple[Path, dict[str, Any]]], overrides: Overr
         overrides=keys,
         files=tuple(str(path) for path, _ in chain),
     )
+
+
+def _for_objective(data: dict[str, Any], asked: str | None) -> tuple[Objective, dict[str, Any]]:
+    """Return the objective and the data with its settings merged in.
+
+    Raises:
+        StackctlError: exit 2 for an objective that does not exist.
+    """
+    objectives = data.pop("objectives", None) or {}
+    own = data.pop("objective", None)
+    objective = asked or own or "latency"
+    if objective not in get_args(Objective):
+        raise StackctlError(
+            f"{objective!r} is not an objective",
+            hint="latency or throughput",
+            exit_code=ExitCode.USAGE,
+        )
+    return cast(Objective, objective), _merge(data, objectives.get(objective) or {})
+
+
+def _settings(data: dict[str, Any]) -> ProfileFile:
+    """Return merged data as settings. Raises StackctlError (exit 2) for a wrong override."""
+    try:
+        return msgspec.convert(data, ProfileFile, strict=True)
+    except msgspec.ValidationError as error:
+        # Every file was checked on its own, so this error comes from the command line.
+        raise _explain(strictyaml.Document(data, {}, "--set"), str(error)) from None
+
+
+def _engine(name: str | None, file: Path) -> str:
+    """Return the name of an engine. Raises StackctlError (exit 2) for none, or an unknown one."""
+    if name is None:
+        raise StackctlError(
+            f"{file}: key 'engine' is missing",
+            hint="engines: " + ", ".join(engines.names()),
+            exit_code=ExitCode.USAGE,
+        )
+    if not engines.is_known(name):
+        # Every file was checked on its own, so this name is from the command line.
+        raise StackctlError(
+            f"--set engine: unknown engine {name!r}",
+            hint=engines.suggestion(name),
+            exit_code=ExitCode.USAGE,
+        )
+    return name
+
+
+def _stack(name: str) -> str:
+    """Return the name of a stack. Raises StackctlError (exit 2) for a text that is no such name."""
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise StackctlError(
+            f"{name!r} is not a stack name",
+            hint="lower-case letters, digits and dashes, 40 at most",
+            exit_code=ExitCode.USAGE,
+        )
+    return name
 
 
 def _address(text: str | None) -> str:
