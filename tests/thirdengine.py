@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from stackctl import engines
+from stackctl.engines.advice import Advice
+from stackctl.engines.failures import failure_table, first_match
 from stackctl.engines.image_recipe import ImageRecipe
 from stackctl.engines.prometheus_text import Scrape
 from stackctl.engines.protocol import (
@@ -31,13 +33,12 @@ from stackctl.engines.protocol import (
     Speeds,
     TokenReads,
     argument,
-    failure_table,
-    first_match,
     number,
     option,
     origin,
     whole_argument,
 )
+from stackctl.values.diagnosis import Step
 from stackctl.values.generation import Fact
 from stackctl.values.host import Gpu
 from stackctl.values.measured import EngineOption, Seen
@@ -111,6 +112,15 @@ class StubEngine:
     client_paths: tuple[str, ...] = ("/stub/generate",)
     running_metrics: tuple[str, ...] = ("stub_running",)
     metrics_paths: tuple[str, ...] = ("/metrics",)
+    advice = Advice(
+        use_gpu=Step(do="buy a GPU"),
+        large_batches={"burst": 64},
+        small_batches=None,
+        cached_tokens_option=None,
+        log_mark="[stub 10.0s] speed:",
+    )
+    environment_prefixes: tuple[str, ...] = ("STUB_",)
+    logs_kv_cache = False
     reports: Reports = (("context", "/about", ("window",)), ("lanes", "/about", ("lanes",)))
 
     calibration: Benchmark | RunningCounters = RunningCounters("/metrics", _speeds)
@@ -266,6 +276,18 @@ class StubEngine:
             generation_s=seen.total("stub_text_seconds"),
         )
 
+    def locks_model(self, argv: Sequence[str]) -> bool:
+        """See Engine."""
+        return False
+
+    def reduces_kv_cache(self, argv: Sequence[str]) -> bool:
+        """See Engine."""
+        return argument(argv, "cache-format") == "half"
+
+    def is_quantization(self, method: str, reported: str) -> bool:
+        """See Engine."""
+        return method == reported
+
     def log_reader(self) -> LogReader:
         """See Engine."""
         return _SpeedReader(self.name, "GPU" if self.gpu_by_default else "CPU")
@@ -289,6 +311,7 @@ class _SpeedReader:
             self._windows.append(
                 Window(
                     at_s=float(at_s),
+                    seconds=10.0,
                     prompt_tok_s=float(prompt),
                     generation_tok_s=float(text),
                     running=int(running),

@@ -28,7 +28,7 @@ def command(
 
     What was seen goes into the stack's history. Exits 1 when anything is wrong, 3 when it is
     stopped. With --slo also how the last bench of what runs, and what the engine tells itself
-    (vLLM's histograms, prefix-cache hits), stand to the profile's slo.
+    (latencies, prefix-cache hits), stand to the profile's slo.
     """
     from stackctl.deploy import install
     from stackctl.deploy.transaction import installed_generation

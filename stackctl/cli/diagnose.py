@@ -70,6 +70,7 @@ def command(session: Session, stack: str | None, log: str | None, since: float |
 
 def _of_log(log: str, since_s: float | None) -> DiagnoseReport:
     from stackctl.diagnose.reading import read_log, recent
+    from stackctl.engines import engines
     from stackctl.machine.text import lines_of
     from stackctl.observe.diagnose import report_of
     from stackctl.values.diagnosis import Evidence
@@ -78,8 +79,8 @@ def _of_log(log: str, since_s: float | None) -> DiagnoseReport:
     if samples is None:
         raise StackctlError(
             f"no engine's log: {'stdin' if log == '-' else log}",
-            hint="vLLM's has lines with \"Avg generation throughput\", llama-server's with "
-            '"print_timing"',
+            hint="lines that it must have: "
+            + ", ".join(f'{one.title} "{one.advice.log_mark}"' for one in engines()),
             exit_code=ExitCode.USAGE,
         )
     if since_s is not None:

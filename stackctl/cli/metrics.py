@@ -14,8 +14,8 @@ from stackctl.errors import ExitCode, StackctlError
 def command(session: Session, stack: str | None, every: bool) -> None:
     """Print what the engine of STACK does not tell, in Prometheus' text format.
 
-    Its state, generation, restarts and last check; for llama.cpp KV use and latencies as well,
-    which are estimates. What engines tell themselves is at their own /metrics. To have them
+    Its state, generation, restarts and last check; and estimates of KV use and latencies for
+    engines that report none. What engines tell themselves is at their own /metrics. To have them
     collected, in the folder of node_exporter's textfile collector:
 
     \b

@@ -38,7 +38,7 @@ def command(session: Session, stack: str | None, interval: float | None, once: b
     """Watch what all stacks do, or STACK: speed, requests, KV cache, latencies, CPU and GPU.
 
     Ctrl-C ends it (exit 130). Without a terminal it prints lines. What begins with ~ is an
-    estimate: llama.cpp tells neither KV use nor latencies. What is not known is -.
+    estimate, for engines that report no KV use and no latencies. What is not known is -.
     """
     from stackctl.deploy import install
     from stackctl.deploy.transaction import not_running

@@ -8,7 +8,7 @@ import msgspec
 
 from stackctl.diagnose.findings import fail, info, not_told, ok, unseen, up_again, warn
 from stackctl.engines import engine as find_engine
-from stackctl.engines.protocol import argument
+from stackctl.engines import promised_context
 from stackctl.quantity import format_bytes
 from stackctl.values.generation import Generation
 from stackctl.values.result import Result
@@ -18,13 +18,12 @@ from stackctl.values.seen import Seen
 _ENOUGH = 0.95
 #: With less than this of its weights on the GPU, layers are computed elsewhere.
 _WEIGHTS = 0.8
-#: What vLLM calls a quantisation begins with the name of who wrote it, or is one of these.
-_ALSO_CALLED = {"compressed-tensors": "compressed", "gptq": "gptq", "awq": "awq"}
-_BACKENDS = ("attention_backend", "linear_backend", "moe_backend")
+#: Facts of a log that name the kernels in use end with this: attention_backend, moe_backend.
+_BACKEND = "_backend"
 
 
 def compare(generation: Generation, seen: Seen) -> Iterator[Result]:
-    """Model, context, slots; what vLLM's log tells; GPU memory."""
+    """Compare model, context and slots, facts of the log, and GPU memory with the plan."""
     yield _model(generation, seen)
     yield from _promised(generation, seen)
     yield from _kv_cache(generation, seen)
@@ -68,7 +67,7 @@ def _facts(seen: Seen) -> dict[str, str]:
 def _kv_cache(generation: Generation, seen: Seen) -> Iterator[Result]:
     plan, facts = generation.plan, _facts(seen)
     size, tokens = facts.get("kv_cache_bytes"), facts.get("kv_cache_tokens")
-    if plan.engine != "vllm":
+    if not find_engine(plan.engine).logs_kv_cache:
         return
     expected = format_bytes(plan.memory.kv_bytes)
     if size is None and tokens is None:
@@ -79,8 +78,8 @@ def _kv_cache(generation: Generation, seen: Seen) -> Iterator[Result]:
     if (many := facts.get("max_concurrency")) is not None:
         parts.append(f"{float(many):,.0f} requests at once")
     actual = ", ".join(parts)
-    context = argument(plan.argv, "max-model-len")
-    if tokens is not None and context and context.isdecimal() and int(tokens) < int(context):
+    context = promised_context(plan)
+    if tokens is not None and context is not None and int(tokens) < context:
         yield fail("kv-cache", f"{context} tokens", actual, "one whole context does not fit", None)
     elif size is not None and int(size) < _ENOUGH * plan.memory.kv_bytes:
         yield warn(
@@ -106,15 +105,18 @@ def _quantization(generation: Generation, seen: Seen) -> Iterator[Result]:
             "the engine did not recognise it: the weights are read as if they were not quantised",
             "a newer image, or engine_args.quantization",
         )
-    elif said.lower().startswith(_ALSO_CALLED.get(planned, planned)):
+    elif find_engine(generation.plan.engine).is_quantization(planned, said):
         yield ok("quantization", planned, said)
     else:
         yield info("quantization", planned, said)
 
 
 def _backends(seen: Seen) -> Iterator[Result]:
-    facts = _facts(seen)
-    found = [f"{name.partition('_')[0]} {facts[name]}" for name in _BACKENDS if name in facts]
+    found = [
+        f"{fact.name.removesuffix(_BACKEND)} {fact.value}"
+        for fact in seen.log
+        if fact.name.endswith(_BACKEND)
+    ]
     if found:
         yield info("backends", None, ", ".join(found))
 

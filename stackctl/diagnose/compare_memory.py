@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from stackctl.diagnose.findings import fail, info, not_told, ok, up_again
-from stackctl.engines.protocol import argument
+from stackctl.engines import engine as find_engine
 from stackctl.quantity import format_bytes
 from stackctl.values.cpulist import format_cpulist, parse_cpulist
 from stackctl.values.generation import Generation
@@ -162,16 +162,11 @@ def _even(held: Mapping[int, int], count: int) -> bool:
     return max(held.values()) / total <= _UNEVEN / count + _LITTLE
 
 
-def _locks(argv: Sequence[str]) -> bool:
-    """Whether the engine was told to lock its model, in either dialect (engines/llamacpp.py)."""
-    return "--mlock" in argv or "mlock" in (argument(argv, "load-mode") or "")
-
-
 def _locked(generation: Generation, seen: Seen) -> Iterator[Result]:
     plan, stack = generation.plan, generation.stack
     known = [p.locked_bytes for p in seen.processes if p.locked_bytes is not None]
     locked = sum(known)
-    if not _locks(plan.argv):
+    if not find_engine(plan.engine).locks_model(plan.argv):
         if not known:
             return
         reason = next((d.reason for d in plan.decisions if d.field == "load-mode"), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from stackctl.diagnose.findings import fail, info, not_told, ok, unseen, up_again, warn
+from stackctl.engines import engine as find_engine
 from stackctl.engines.protocol import whole_argument
 from stackctl.values.cpulist import format_cpulist, parse_cpulist
 from stackctl.values.generation import Generation
@@ -125,11 +126,12 @@ def computing(threads: tuple[Thread, ...]) -> tuple[Thread, ...]:
 def _threads(generation: Generation, seen: Seen) -> Iterator[Result]:
     """How many threads compute. An engine that does it on a GPU has no use for them."""
     plan = generation.plan
-    planned = whole_argument(plan.argv, "threads")
-    if planned is None or plan.placement.gpus:
+    options = find_engine(plan.engine).threads_options
+    planned = whole_argument(plan.argv, options[0]) if options else None
+    if options is None or planned is None or plan.placement.gpus:
         return
     expected = f"{planned} that compute"
-    most = max(planned, whole_argument(plan.argv, "threads-batch") or 0)
+    most = max(planned, whole_argument(plan.argv, options[1]) or 0)
     if all(thread.computed_ns is None for thread in seen.threads):
         yield not_told(seen, "threads", expected)
         return
@@ -144,14 +146,16 @@ def _threads(generation: Generation, seen: Seen) -> Iterator[Result]:
         yield ok("threads", expected, actual, watched)
         return
     said = next((fact.value for fact in seen.log if fact.name == "threads"), None)
-    given = whole_argument(seen.argv or (), "threads")
+    given = whole_argument(seen.argv or (), options[0])
     if said == str(planned) == str(given):
         # The engine and its arguments agree with the plan: a thread was kept from its CPU.
         yield warn(
             "threads", expected, actual, f"its log says {said}; {watched}, on a busy machine"
         )
         return
-    cause = f"it was started with --threads {given}" if given not in (None, planned) else watched
+    cause = (
+        f"it was started with --{options[0]} {given}" if given not in (None, planned) else watched
+    )
     cpus = len(parse_cpulist(plan.placement.cpus or ""))
     if cpus and count > cpus:
         cause += f"; more threads than its {cpus} CPUs wait for each other at every step"
@@ -159,41 +163,52 @@ def _threads(generation: Generation, seen: Seen) -> Iterator[Result]:
 
 
 def _neighbours(generation: Generation, seen: Seen) -> Iterator[Result]:
-    """Whether somebody else computes on the plan's CPUs."""
+    """Compare the time that threads waited for a CPU with that of an engine that has its CPUs to
+    itself."""
     placement = generation.plan.placement
     if placement.cpus is None or all(thread.waited_ns is None for thread in seen.threads):
         yield not_told(seen, "cores", None, "threads")
         return
     expected = f"CPUs {placement.cpus} for the engine alone"
-    busy = computing(seen.threads) or seen.threads
-    ran = sum(thread.computed_ns or 0 for thread in busy)
-    waited = sum(thread.waited_ns or 0 for thread in busy)
-    share = waited / (ran + waited) if ran + waited else 0.0
-    told = f"its threads waited {100 * share:.0f} % of their time for a CPU"
-    others = [
+    share = _waiting_share(computing(seen.threads) or seen.threads)
+    waited = f"its threads waited {100 * share:.0f} % of their time for a CPU"
+    others = "; ".join(
         f"{one.command} (process {one.pid}) wants {100 * one.wanted:.0f} % of a CPU on {one.cpus}"
         for one in seen.neighbours
-    ]
-    pinned = [n for n, one in enumerate(seen.neighbours) if one.pinned]
-    if pinned:
-        one = seen.neighbours[pinned[0]]
-        cause = f"{told}; one busy neighbour holds all threads up at every step"
+    )
+    pinned = next((one for one in seen.neighbours if one.pinned), None)
+    if pinned is not None:
         yield fail(
             "cores",
             expected,
-            f"{one.command} (process {one.pid}) is pinned to CPU {one.cpus}",
-            f"it wants {100 * one.wanted:.0f} % of it and got {100 * one.share:.0f} %; {cause}",
-            f"end it, or give it other CPUs: taskset -apc CPUS {one.pid}",
+            f"{pinned.command} (process {pinned.pid}) is pinned to CPU {pinned.cpus}",
+            f"it wants {100 * pinned.wanted:.0f} % of it and got {100 * pinned.share:.0f} %; "
+            f"{waited}; one busy neighbour holds all threads up at every step",
+            f"end it, or give it other CPUs: taskset -apc CPUS {pinned.pid}",
         )
     elif share >= _WAITS:
-        shared, cpus = ", ".join(placement.shared_with), len(parse_cpulist(placement.cpus))
-        cause = "; ".join(others)
-        if len(busy) > cpus and whole_argument(seen.argv or (), "threads") is not None:
-            cause = f"{len(busy)} of its own threads share {cpus} CPUs"
-        elif not cause and shared:
-            cause = f"the plan shares them with {shared}"
-        elif not cause:
-            cause = "no busy process is to be seen: short-lived ones, or other virtual machines"
-        yield warn("cores", expected, told, cause, "fewer threads, or quieter neighbours")
+        cause = _cause_of_waiting(generation, seen, others)
+        yield warn("cores", expected, waited, cause, "fewer threads, or quieter neighbours")
     else:
-        yield ok("cores", expected, told, "; ".join(others) or None)
+        yield ok("cores", expected, waited, others or None)
+
+
+def _waiting_share(threads: tuple[Thread, ...]) -> float:
+    """Return the share of their time, running or ready to run, that threads had no CPU."""
+    ran = sum(thread.computed_ns or 0 for thread in threads)
+    waited = sum(thread.waited_ns or 0 for thread in threads)
+    return waited / (ran + waited) if ran + waited else 0.0
+
+
+def _cause_of_waiting(generation: Generation, seen: Seen, others: str) -> str:
+    plan = generation.plan
+    options = find_engine(plan.engine).threads_options
+    busy = len(computing(seen.threads) or seen.threads)
+    cpus = len(parse_cpulist(plan.placement.cpus or ""))
+    if options and busy > cpus and whole_argument(seen.argv or (), options[0]) is not None:
+        return f"{busy} of its own threads share {cpus} CPUs"
+    if others:
+        return others
+    if plan.placement.shared_with:
+        return f"the plan shares them with {', '.join(plan.placement.shared_with)}"
+    return "no busy process is to be seen: short-lived ones, or other virtual machines"

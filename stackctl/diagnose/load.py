@@ -1,8 +1,9 @@
 """What an engine had to do and how fast it did it, from all that tells of it.
 
 Three sources: its log of the time that is asked about, two looks at its numbers while it works,
-and its numbers since it was started. The first that tells is taken, but for prompts in vLLM's log,
-which averages over the time between them as well: there its numbers come first.
+and its numbers since it was started. The first that has a number is taken, but for
+prompts in a log of windows, which average over the time between prompts as well: there the numbers
+since the start come first.
 """
 
 from __future__ import annotations
@@ -19,8 +20,6 @@ from stackctl.values.metrics import EngineMetrics, Histogram, LogSamples, Reques
 _FEW_GENERATED, _FEW_PROMPT = 8, 32
 _FEW_INTERVALS = 20
 _RARE = 0.01
-#: What a line of vLLM's log averages over.
-_WINDOW_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def _together(sources: Sequence[Load]) -> Load:
 
 
 def _of_windows(log: LogSamples) -> Load:
-    """vLLM's ten-second averages. A window's running requests are those at its end."""
+    """Summarize averages over windows. A window's running requests are those at its end."""
     windows = log.windows
     active = [w for w in windows if w.generation_tok_s > 0 or w.prompt_tok_s > 0]
     running = [w for w in active if w.running > 0]
@@ -142,7 +141,7 @@ def _of_windows(log: LogSamples) -> Load:
         preemptions=float(log.preemptions) if log.preemptions else None,
         # It is a running mean: where it got to in the end counts.
         hits=Span.of(hits, hits[-1:]),
-        all_prompt_tokens=_WINDOW_S * sum(prompts),
+        all_prompt_tokens=sum(w.prompt_tok_s * w.seconds for w in active),
     )
 
 
@@ -155,7 +154,7 @@ def _share_of_prompts(active: Sequence[Window], prompts: Sequence[float]) -> flo
 
 
 def _of_requests(log: LogSamples, capacity: int | None) -> Load:
-    """llama-server's timings, request by request; ``capacity`` is of its KV cache, in tokens."""
+    """Summarize timings of single requests; ``capacity`` is of the KV cache, in tokens."""
     seen = log.requests
     done = [one for one in seen if one.finished]
     # Who gave up before the first token had no answer, not an empty one.

@@ -6,27 +6,23 @@ import msgspec
 
 from stackctl.diagnose.load import Load
 from stackctl.diagnose.telling import (
+    argv_of,
     at_once,
     context_tokens,
-    engine_name,
+    engine_of,
     on_gpu,
     rounded_context,
     up,
 )
-from stackctl.engines.protocol import argument, whole_argument
+from stackctl.engines.protocol import whole_argument
 from stackctl.values.diagnosis import Evidence, Step
 
-#: The owner of the reference box: 40B nvfp4 in vLLM, the same box on which the Loop variant gave
-#: 0.6-8 tok/s.
+#: Measured by the owner of the reference box: 40B in nvfp4, both variants on the same box.
 _INSTRUCT = "the Instruct variant in nvfp4 gave 25-28 tok/s where the Loop variant gave 0.6-8"
 
 #: So many must have come before the longest of them says how long they get.
 ENOUGH_REQUESTS = 20
 
-_GPU = Step(
-    do="use a GPU, if there is one, with llama.cpp too (--n-gpu-layers 999)",
-    command="stackctl up gpu-gguf",
-)
 #: For a GPU that heat, or its power limit, slows down.
 COOLING = Step(
     do="cooling: fans, dust, the air it takes in",
@@ -53,7 +49,12 @@ def slow_generation(evidence: Evidence, load: Load) -> tuple[Step, ...]:
         smaller_context(evidence, load),
         smaller_model(evidence),
     )
-    return least if on_gpu(evidence) is not False else (_GPU, *least)
+    return least if on_gpu(evidence) is not False else (*_use_gpu(evidence), *least)
+
+
+def _use_gpu(evidence: Evidence) -> tuple[Step, ...]:
+    engine = engine_of(evidence)
+    return (engine.advice.use_gpu,) if engine is not None else ()
 
 
 def _diffs(evidence: Evidence) -> Step:
@@ -66,7 +67,8 @@ def _diffs(evidence: Evidence) -> Step:
 
 def smaller_context(evidence: Evidence, load: Load) -> Step:
     """As small as the work allows: by the longest sequence that was seen, where it is known."""
-    name = "max-model-len" if engine_name(evidence) != "llama.cpp" else "context"
+    engine = engine_of(evidence)
+    name = engine.context_option if engine is not None else "context"
     now, wanted = context_tokens(evidence), "N"
     if load.longest is not None and now is not None and (load.requests or 0) >= ENOUGH_REQUESTS:
         fits = rounded_context(load.longest)
@@ -74,8 +76,7 @@ def smaller_context(evidence: Evidence, load: Load) -> Step:
             return Step(do=f"{name} no larger than needed: {now:,} is, by what was seen")
         wanted = str(fits)
     if evidence.stack is None:
-        flag = "--max-model-len" if name == "max-model-len" else "--ctx-size"
-        return Step(do=f"{name} no larger than needed", command=f"{flag} {wanted}")
+        return Step(do=f"{name} no larger than needed", command=f"--{name} {wanted}")
     return Step(do=f"{name} no larger than needed", command=up(evidence, f"context={wanted}"))
 
 
@@ -113,21 +114,19 @@ def slow_prompts(evidence: Evidence) -> tuple[Step, ...]:
     known = Step(do="keep what prompts begin with the same, for the prefix cache")
     if on_gpu(evidence):
         return (known, _SMALL_MAP, *_larger_steps(evidence))
-    steps = [
-        _GPU,
-    ]
+    engine, steps = engine_of(evidence), [*_use_gpu(evidence)]
     if evidence.plan is not None and evidence.plan.objective != "latency":
         steps.append(
             Step(
-                do="batch 512, ubatch 128: the first token sooner",
+                do="smaller batches: the first token sooner",
                 command=f"stackctl switch latency{_of(evidence)}",
             )
         )
-    elif evidence.plan is None and engine_name(evidence) == "llama.cpp":
+    elif evidence.plan is None and engine is not None and engine.advice.small_batches:
         steps.append(
             Step(
                 do="smaller batches: the first token sooner",
-                command="--batch-size 512 --ubatch-size 128",
+                command=engine.advice.small_batches,
             )
         )
     return (
@@ -139,15 +138,13 @@ def slow_prompts(evidence: Evidence) -> tuple[Step, ...]:
 
 
 def _larger_steps(evidence: Evidence) -> tuple[Step, ...]:
-    """As the engine calls it; nothing where they are as large already."""
-    llama = engine_name(evidence) == "llama.cpp"
-    names = ("batch-size", "ubatch-size") if llama else ("max-num-batched-tokens",)
-    tokens = 2048 if llama else 16384
-    argv = evidence.plan.argv if evidence.plan is not None else ()
-    small = [name for name in names if (whole_argument(argv, name) or 0) < tokens]
+    """Return a step to larger batches; none if they are as large as is useful."""
+    engine, argv = engine_of(evidence), argv_of(evidence)
+    large = engine.advice.large_batches if engine is not None else {}
+    small = [name for name, tokens in large.items() if (whole_argument(argv, name) or 0) < tokens]
     if not small:
         return ()
-    command = up(evidence, *(f"engine_args.{name}={tokens}" for name in small))
+    command = up(evidence, *(f"engine_args.{name}={large[name]}" for name in small))
     return (Step(do="more prompt tokens a step", command=command),)
 
 
@@ -158,8 +155,10 @@ def _of(evidence: Evidence) -> str:
 
 def long_queue(evidence: Evidence) -> tuple[Step, ...]:
     """More at once, where memory has room for it."""
+    engine, command = engine_of(evidence), None
     if evidence.stack is None or evidence.plan is None:
-        command = "a larger --max-num-seqs (vLLM) or --parallel (llama.cpp)"
+        if engine is not None:
+            command = f"a larger --{engine.requests_option}"
     elif evidence.plan.objective != "throughput":
         command = f"stackctl switch throughput{_of(evidence)}"
     else:
@@ -172,16 +171,12 @@ def long_queue(evidence: Evidence) -> tuple[Step, ...]:
 
 def full_cache(evidence: Evidence, load: Load) -> tuple[Step, ...]:
     """Less to keep: smaller elements, shorter sequences, fewer of them."""
-    llama = engine_name(evidence) == "llama.cpp"
-    option, kind = ("cache-type-k", "q8_0") if llama else ("kv-cache-dtype", "fp8")
-    now = argument(evidence.plan.argv, option) if evidence.plan is not None else None
-    smaller = Step(
-        do="a KV cache of 8-bit elements holds twice as much",
-        command=up(evidence, f"kv_type={kind}"),
-    )
+    engine, smaller = engine_of(evidence), tuple[Step, ...]()
+    if engine is not None and engine.kv_types and not engine.reduces_kv_cache(argv_of(evidence)):
+        command = up(evidence, f"kv_type={engine.kv_types[0]}")
+        smaller = (Step(do="a KV cache of 8-bit elements holds twice as much", command=command),)
     return (
-        # Types of few bits have names such as q8_0, q4_0 and fp8_e4m3.
-        *(() if (now or "").startswith(("q", "iq", "fp8")) else (smaller,)),
+        *smaller,
         smaller_context(evidence, load),
         Step(do="fewer requests at once", command=up(evidence, "concurrency=N")),
     )

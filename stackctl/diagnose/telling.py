@@ -8,7 +8,7 @@ from stackctl.diagnose.findings import up_command
 from stackctl.diagnose.load import Span
 from stackctl.engines import engine as find_engine
 from stackctl.engines import promised_context
-from stackctl.engines.protocol import whole_argument
+from stackctl.engines.protocol import Engine, whole_argument
 from stackctl.values.diagnosis import Confidence, Evidence, Finding, Step
 from stackctl.values.result import Status
 
@@ -80,11 +80,16 @@ def on_gpu(evidence: Evidence) -> bool | None:
     return None
 
 
-def engine_name(evidence: Evidence) -> str | None:
-    """The engine that is looked at."""
+def engine_of(evidence: Evidence) -> Engine | None:
+    """Return the engine of the plan, else of the log; None without both."""
     if evidence.plan is not None:
-        return evidence.plan.engine
-    return evidence.log.engine if evidence.log is not None else None
+        return find_engine(evidence.plan.engine)
+    return find_engine(evidence.log.engine) if evidence.log is not None else None
+
+
+def argv_of(evidence: Evidence) -> tuple[str, ...]:
+    """Return the planned arguments; none without a plan."""
+    return evidence.plan.argv if evidence.plan is not None else ()
 
 
 def context_tokens(evidence: Evidence) -> int | None:
@@ -102,10 +107,17 @@ def at_once(evidence: Evidence) -> int | None:
 
 
 def threads_planned(evidence: Evidence) -> int | None:
-    """Threads that it was started with."""
-    if evidence.plan is not None:
-        return whole_argument(evidence.plan.argv, "threads")
-    return evidence.log.threads if evidence.log is not None else None
+    """Return the number of generating threads by the plan, else by the log."""
+    if evidence.plan is None:
+        return evidence.log.threads if evidence.log is not None else None
+    option = threads_option(evidence)
+    return whole_argument(evidence.plan.argv, option) if option else None
+
+
+def threads_option(evidence: Evidence) -> str | None:
+    """Return the option for the number of generating threads; None if the engine has none."""
+    engine = engine_of(evidence)
+    return engine.threads_options[0] if engine is not None and engine.threads_options else None
 
 
 def rounded_context(tokens: int) -> int:

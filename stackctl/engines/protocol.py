@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from stackctl.engines.advice import Advice
 from stackctl.engines.image_recipe import ImageRecipe
 from stackctl.values.generation import Fact
 from stackctl.values.host import Gpu, Host
@@ -19,6 +20,8 @@ from stackctl.values.profile import Profile
 
 #: Where an engine that compiles finds its cache.
 CACHE = "/cache"
+#: Beginnings of variables that OpenMP, CUDA and the hub's libraries read, which engines use.
+LIBRARY_VARIABLES = ("OMP_", "GOMP_", "KMP_", "CUDA_", "HF_")
 #: Facts that an engine reports over HTTP: name, path to GET, and the keys to the value in its JSON.
 Reports = tuple[tuple[str, str, tuple[str | int, ...]], ...]
 
@@ -387,6 +390,27 @@ class Engine(Protocol):
         """Return a reader of the speeds in its log."""
         ...
 
+    # Verification and advice.
+
+    advice: Advice
+    #: Beginnings of the names of environment variables that it and its libraries read.
+    environment_prefixes: tuple[str, ...]
+    #: Whether the log of a start reports the size of the KV cache.
+    logs_kv_cache: bool
+
+    def locks_model(self, argv: Sequence[str]) -> bool:
+        """Return True if these arguments make the engine lock its model in memory."""
+        ...
+
+    def reduces_kv_cache(self, argv: Sequence[str]) -> bool:
+        """Return True if these arguments give the elements of the KV cache 8 bits or fewer."""
+        ...
+
+    def is_quantization(self, method: str, reported: str) -> bool:
+        """Return True if ``reported``, from the engine's log, is its name for the quantization
+        method ``method`` of a model's configuration."""
+        ...
+
 
 def option(names: str, value: str | None = None) -> EngineOption:
     """Make an option from its long names without dashes."""
@@ -421,30 +445,6 @@ def whole_argument(argv: Sequence[str], name: str) -> int | None:
 
 #: Engines count in 32 bits.
 _WHOLE = re.compile(r"[0-9]{1,10}")
-FailureTable = Sequence[tuple[re.Pattern[str], str, str | None]]
-
-
-def failure_table(*rows: tuple[str, str, str | None]) -> FailureTable:
-    """Rows of pattern (any case), cause and remedy, most specific first."""
-    return tuple((re.compile(text, re.IGNORECASE), cause, remedy) for text, cause, remedy in rows)
-
-
-def first_match(lines: Iterable[str], table: FailureTable) -> Failure | None:
-    """The first row of a failure table, in its order, that any line matches.
-
-    Cause and remedy may use the pattern's named groups as ``{name}``.
-    """
-    kept = list(lines)
-    for pattern, cause, remedy in table:
-        for line in kept:
-            if match := pattern.search(line):
-                groups = {key: value or "" for key, value in match.groupdict().items()}
-                return Failure(
-                    cause.format(**groups),
-                    line.strip(),
-                    remedy.format(**groups) if remedy is not None else None,
-                )
-    return None
 
 
 def learned_options(learned: Learned | None) -> tuple[Option, ...]:

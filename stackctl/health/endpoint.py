@@ -22,9 +22,10 @@ def base_url(port: int, address: str = "127.0.0.1") -> str:
 
 
 def liveness(port: int, health_path: str, *, timeout_s: float = 2) -> Liveness:
-    """What the health path says: 200 is ready, a closed port closed.
+    """Return the state that the health path reports: 200 is ready, a closed port closed.
 
-    503 with a word about it is still loading (llama.cpp); without, what computes is dead (vLLM).
+    503 whose text speaks of loading is an engine that loads its model; 503 with any other text is
+    one whose computing process has ended.
     """
     answer = http.get(base_url(port) + health_path, timeout_s=timeout_s)
     if isinstance(answer, http.NoAnswer):
@@ -68,8 +69,8 @@ def check(
 def busy(port: int, metrics: Sequence[str]) -> bool:
     """Whether an engine's own counters (those named) say that it works.
 
-    One that takes its time to answer works too: llama-server tells its counters between two batches
-    of a prompt, and a batch may take a processor long. Without counters nobody can say: False.
+    One that takes its time to answer works too: some report their counters only between two
+    batches of a prompt, and a batch may take a CPU long. Without counters nobody can say: False.
     """
     answer = http.get(base_url(port) + "/metrics", timeout_s=2)
     if isinstance(answer, http.NoAnswer):

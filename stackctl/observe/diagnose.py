@@ -18,9 +18,9 @@ from stackctl.values.profile import Slo
 
 #: Seconds between two looks: some tokens of a slow model.
 _WATCH_S = 5.0
-#: The most lines of a log that are read: a day of vLLM's, hours of a busy llama-server's.
+#: The most lines of a log that are read: hours of an engine that logs some lines a request.
 _MOST_LINES = 50000
-#: A batch of a long prompt may keep llama-server longer from telling its numbers; that is noted.
+#: A batch of a long prompt may keep an engine longer from reporting its numbers; that is noted.
 _PATIENCE_S = 5.0
 
 

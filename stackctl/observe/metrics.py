@@ -1,5 +1,5 @@
-"""What engines do not tell Prometheus: the state of their stacks, and estimates of llama.cpp's KV
-use and latencies."""
+"""Metrics that engines do not export to Prometheus: the state of their stacks, and estimates of KV
+use and latencies for engines that report none."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stackctl.values.generation import Generation
 from stackctl.values.metrics import Histogram, MetricsReport, Request, StackMetrics
 from stackctl.values.status import StackState, StackStatus
 
-#: Bounds of vLLM's histograms (0.32), so that both engines fit one dashboard.
+#: Bounds as engines with histograms of their own have them, so that all engines fit one dashboard.
 TTFT_BOUNDS = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
     20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
@@ -204,20 +204,20 @@ def _families(report: MetricsReport) -> Iterable[_Family]:
     estimated = [one for one in stacks if one.numbers and "kv_usage" in one.numbers.estimates]
     yield gauge(
         "kv_cache_usage_ratio",
-        "Estimate: tokens in slots that work, of all that the KV cache holds. For llama.cpp, which "
-        "does not tell.",
+        "Estimate: tokens in slots that work, of all that the KV cache holds. For engines "
+        "that do not report it.",
         *((of(one), one.numbers.kv_usage if one.numbers else None) for one in estimated),
     )
     yield _histograms(
         "time_to_first_token_seconds",
         "Estimate: seconds that prompts took, without waiting, from the log of this hour. For "
-        "llama.cpp, which has no histogram.",
+        "engines without a histogram.",
         [(of(one), one.ttft) for one in stacks],
     )
     yield _histograms(
         "time_per_output_token_seconds",
         "Estimate: the mean seconds from token to token of each request, from the log of this "
-        "hour. For llama.cpp, which has no histogram.",
+        "hour. For engines without a histogram.",
         [(of(one), one.token_time) for one in stacks],
     )
 

@@ -37,8 +37,6 @@ from stackctl.values.seen import (
 _LOG_LINES = 3000
 #: The journal has a start's first lines a little before its process began.
 _EARLIER_S = 2.0
-#: Variables that engines and their libraries read; others change nothing in them.
-_READ_BY_ENGINES = ("LLAMA_", "GGML_", "VLLM_", "OMP_", "GOMP_", "KMP_", "CUDA_", "HF_", "TORCH")
 _CGROUPS = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
 #: All that an engine has open is a few hundred files.
 _MOST_SOCKETS = 10_000
@@ -178,7 +176,9 @@ def _environment(
     planned = {text.partition("=")[0] for text in generation.plan.environment}
     names = [text.partition("=")[0] for text in texts]
     ours = tuple(text for text in texts if text.partition("=")[0] in planned)
-    read = [n for n in names if n.startswith(_READ_BY_ENGINES) and n not in planned]
+    # Other variables change nothing in the engine.
+    prefixes = find_engine(generation.plan.engine).environment_prefixes
+    read = [n for n in names if n.startswith(prefixes) and n not in planned]
     known = podman.image_environment(generation.image_id) if read else ()
     return ours, tuple(sorted(name for name in read if name not in known))
 

@@ -1,4 +1,4 @@
-"""What running engines tell of themselves: counters, histograms, and what their logs say of speed.
+"""Numbers of running engines: counters, histograms, and speeds from their logs.
 
 Every field is None (or empty) where nothing is known; None is never a zero.
 """
@@ -83,7 +83,7 @@ class EngineMetrics(Value, frozen=True, kw_only=True):
 
 
 class Window(Value, frozen=True, kw_only=True):
-    """One line of vLLM's log: averages over the ten seconds before it.
+    """A line of a log with averages over the ``seconds`` before it.
 
     Speeds are tokens a second of all requests together, prompts without cached tokens. ``at_s`` is
     the log's own clock, from any zero. Shares are 0 to 1; the hit rate is that of the last 1,000
@@ -91,6 +91,7 @@ class Window(Value, frozen=True, kw_only=True):
     """
 
     at_s: float | None = None
+    seconds: float
     prompt_tok_s: float
     generation_tok_s: float
     running: int
@@ -100,7 +101,7 @@ class Window(Value, frozen=True, kw_only=True):
 
 
 class Request(Value, frozen=True, kw_only=True):
-    """One request in llama.cpp's log; what it had done so far where it is not ``finished``.
+    """One request in a log; its progress so far where it is not ``finished``.
 
     ``prompt_tokens`` were computed in ``prompt_s`` seconds, ``cached_tokens`` were there already.
     ``length`` is the sequence in the end: prompt, cached part too, and answer.
@@ -131,7 +132,9 @@ class Request(Value, frozen=True, kw_only=True):
 
 
 class LogSamples(Value, frozen=True, kw_only=True):
-    """What a log says of speed, oldest first, and of what runs.
+    """Speeds in a log, oldest first, and facts of the engine that wrote it.
+
+    An engine logs one of two kinds of samples: averages over a window, or one request.
 
     ``known_lines`` counts lines in the engine's own words. ``place`` is where the KV cache lies,
     ``fallback`` the line that says that a GPU was wanted and not found, ``threads`` those of

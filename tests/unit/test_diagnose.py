@@ -547,7 +547,8 @@ def test_findings_of_any_numbers_can_be_told() -> None:
     for _ in range(500):
         windows = tuple(
             Window(
-                prompt_tok_s=rng.choice(numbers), generation_tok_s=rng.choice(numbers),
+                seconds=10.0, prompt_tok_s=rng.choice(numbers),
+                generation_tok_s=rng.choice(numbers),
                 running=rng.randrange(3), waiting=rng.randrange(3), kv_usage=any_of(),
                 hit_rate=any_of(),
             )

@@ -13,6 +13,7 @@ from samples import CARD, EPYC_GPU, GEMMA, GIB, HOSTS, MIB, machine, plan, profi
 from stackctl.cli.output import Output
 from stackctl.diagnose.compare import compare
 from stackctl.engines import engine
+from stackctl.engines.protocol import whole_argument
 from stackctl.observe.procfs import below, pages
 from stackctl.values.cpulist import parse_cpulist
 from stackctl.values.door import Door
@@ -75,9 +76,8 @@ def honest(given: Generation, **changes: Any) -> Seen:
     policy = placement.policy if placement.policy == "default" else (
         f"{placement.policy}:{placement.mems}"
     )  # fmt: skip
-    count = int(planned.argv[planned.argv.index("--threads") + 1]) if (
-        "--threads" in planned.argv
-    ) else 2  # fmt: skip
+    options = engine(planned.engine).threads_options
+    count = (whole_argument(planned.argv, options[0]) if options else None) or 2
     weights, own = planned.model.weights_bytes, 100 * MIB
     share = len(nodes)
     threads = [

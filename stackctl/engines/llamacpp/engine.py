@@ -11,10 +11,17 @@ from typing import Literal
 
 from stackctl.engines.image_recipe import ImageRecipe
 from stackctl.engines.llamacpp import benchmark, image, log, memory, models
+from stackctl.engines.llamacpp.advice import (
+    ADVICE,
+    is_quantization,
+    locks_model,
+    reduces_kv_cache,
+)
 from stackctl.engines.llamacpp.metrics import RequestReader, measure
 from stackctl.engines.llamacpp.options import choose
 from stackctl.engines.protocol import (
     CACHE,
+    LIBRARY_VARIABLES,
     Benchmark,
     Dialect,
     Footprint,
@@ -97,6 +104,9 @@ class LlamaCpp:
     kv_types: tuple[str, ...] = ("q8_0", "q4_0")
     requests_share_cache = False
     client_paths: tuple[str, ...] = ()
+    advice = ADVICE
+    environment_prefixes: tuple[str, ...] = ("LLAMA_", "GGML_", *LIBRARY_VARIABLES)
+    logs_kv_cache = False
 
     def usable_gpus(self, count: int) -> tuple[int, str]:
         """See Engine: layers are spread over any number."""
@@ -105,6 +115,9 @@ class LlamaCpp:
     calibration: Benchmark | RunningCounters = benchmark.BENCHMARK
 
     cannot_run = staticmethod(models.cannot_run)
+    locks_model = staticmethod(locks_model)
+    reduces_kv_cache = staticmethod(reduces_kv_cache)
+    is_quantization = staticmethod(is_quantization)
     kv_token_bytes = staticmethod(memory.kv_token_bytes)
     token_reads = staticmethod(memory.token_reads)
 

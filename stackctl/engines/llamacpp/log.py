@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from stackctl.engines.protocol import Failure, failure_table, first_match
+from stackctl.engines.failures import failure_table, first_match
+from stackctl.engines.protocol import Failure
 from stackctl.values.generation import Fact
 
 #: Causes of a failed start, most specific first. Checked against the last lines of the log.

@@ -9,6 +9,7 @@ from typing import Literal
 from stackctl.engines.image_recipe import ImageRecipe
 from stackctl.engines.protocol import (
     CACHE,
+    LIBRARY_VARIABLES,
     Benchmark,
     Dialect,
     LogReader,
@@ -28,6 +29,12 @@ from stackctl.engines.vllm import (
     metrics,
     models,
     speeds,
+)
+from stackctl.engines.vllm.advice import (
+    ADVICE,
+    is_quantization,
+    locks_model,
+    reduces_kv_cache,
 )
 from stackctl.engines.vllm.options import choose
 from stackctl.errors import StackctlError
@@ -109,6 +116,9 @@ class Vllm:
     # It takes any number of requests and lets them wait for room in the cache.
     requests_share_cache = True
     client_paths: tuple[str, ...] = ()
+    advice = ADVICE
+    environment_prefixes: tuple[str, ...] = ("VLLM_", "TORCH", *LIBRARY_VARIABLES)
+    logs_kv_cache = True
 
     def usable_gpus(self, count: int) -> tuple[int, str]:
         """See Engine. Attention heads are split evenly: their number is rarely a multiple of 3 or
@@ -120,6 +130,9 @@ class Vllm:
 
     cannot_run = staticmethod(models.cannot_run)
     fallback_kernels = staticmethod(kernels.fallback_kernels)
+    locks_model = staticmethod(locks_model)
+    reduces_kv_cache = staticmethod(reduces_kv_cache)
+    is_quantization = staticmethod(is_quantization)
     token_reads = staticmethod(memory.token_reads)
 
     def kv_token_bytes(self, model: Model, options: Mapping[str, Option], gpus: int) -> float:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from stackctl.engines.protocol import Failure, failure_table, first_match
+from stackctl.engines.failures import failure_table, first_match
+from stackctl.engines.protocol import Failure
 from stackctl.values.generation import Fact
 
 _GIB = 2**30

@@ -27,6 +27,8 @@ _OWN = re.compile(r"\b(?:INFO|WARNING|ERROR|DEBUG) \d\d-\d\d \d\d:\d\d:\d\d \[[\
 #: Days before each month, in a leap year: distances within a year are all that counts.
 _BEFORE = (0, 31, 60, 91, 121, 152, 182, 213, 244, 274, 305, 335)
 _YEAR_S = 366 * 86400
+#: VLLM_LOG_STATS_INTERVAL, as it is by default.
+_WINDOW_S = 10.0
 #: A day of windows.
 _MOST = 8640
 
@@ -116,6 +118,7 @@ class WindowReader:
         self._windows.append(
             Window(
                 at_s=self._clock(line[: match.start()]),
+                seconds=_WINDOW_S,
                 prompt_tok_s=float(match[1]),
                 generation_tok_s=float(match[2]),
                 running=int(match[3]),

@@ -6,6 +6,7 @@ import itertools
 import statistics
 from collections.abc import Iterable, Sequence
 
+from stackctl.engines import engines
 from stackctl.observe.bench.load import Measured
 from stackctl.observe.bench.reply import Reply
 from stackctl.observe.bench.statistics import quantiles
@@ -130,9 +131,15 @@ def _notes(measured: Measured, good: Sequence[Reply]) -> Iterable[str]:
         yield f"{tokens / max(1, pieces):.1f} tokens a piece: gaps are between pieces"
     cached = _mean(reply.cached_tokens for reply in good)
     if shape.cached and good and cached is None:
-        yield "the server does not tell cached tokens (vLLM: --enable-prompt-tokens-details)"
+        yield f"the server does not tell cached tokens ({_cached_tokens_options()})"
     if not shape.cached and cached is not None and cached > 0.1 * shape.prompt_tokens:
         yield f"{cached:,.0f} tokens of each prompt were cached, though no two are alike"
+
+
+def _cached_tokens_options() -> str:
+    """Return the options with which engines report cached tokens; a benched server may be any."""
+    known = ((one.title, one.advice.cached_tokens_option) for one in engines())
+    return ", ".join(f"{title}: --{option}" for title, option in known if option)
 
 
 def _mean(values: Iterable[int | None]) -> float | None:

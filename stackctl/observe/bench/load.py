@@ -33,8 +33,8 @@ class Measured:
 
 
 def body(served_name: str, prompt: str, output_tokens: int) -> bytes:
-    """A request for a streamed completion of exactly so many tokens, where the engine knows
-    ``ignore_eos`` (llama.cpp and vLLM do)."""
+    """A request for a streamed completion of exactly so many tokens, if the engine has the
+    parameter ``ignore_eos``; others may end it early."""
     return msgspec.json.encode(
         {
             "model": served_name,

@@ -19,7 +19,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     content, reasoning or a tool call, ``finished_s`` of the last token, ``ended_s`` of the end.
 
     Tokens are the server's own count (usage); None where it gives none. ``timings`` are the speeds
-    that llama-server tells of the same request. ``error``: it failed, and why.
+    that the server itself reports of the request. ``error``: it failed, and why.
     """
 
     began: float

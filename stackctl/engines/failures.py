@@ -1,0 +1,33 @@
+"""Tables of known failures, which engines keep of their logs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from stackctl.engines.protocol import Failure
+
+FailureTable = Sequence[tuple[re.Pattern[str], str, str | None]]
+
+
+def failure_table(*rows: tuple[str, str, str | None]) -> FailureTable:
+    """Rows of pattern (any case), cause and remedy, most specific first."""
+    return tuple((re.compile(text, re.IGNORECASE), cause, remedy) for text, cause, remedy in rows)
+
+
+def first_match(lines: Iterable[str], table: FailureTable) -> Failure | None:
+    """The first row of a failure table, in its order, that any line matches.
+
+    Cause and remedy may use the pattern's named groups as ``{name}``.
+    """
+    kept = list(lines)
+    for pattern, cause, remedy in table:
+        for line in kept:
+            if match := pattern.search(line):
+                groups = {key: value or "" for key, value in match.groupdict().items()}
+                return Failure(
+                    cause.format(**groups),
+                    line.strip(),
+                    remedy.format(**groups) if remedy is not None else None,
+                )
+    return None
