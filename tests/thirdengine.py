@@ -91,6 +91,7 @@ class StubEngine:
     cpu_image: str | None = None
     image_recipes: tuple[ImageRecipe, ...] = ()
     model_format: Literal["gguf", "safetensors"] = "gguf"
+    trial_profiles: tuple[str, ...] = ()
     restart: Literal["on-failure", "always"] = "on-failure"
     start_s: float = 45
     compiles: Literal["everywhere", "on GPUs"] = "on GPUs"

@@ -20,11 +20,6 @@ if TYPE_CHECKING:
     from stackctl.values.model import Model
     from stackctl.values.plan import Plan
 
-#: Profiles whose plans are compared, by format; those for GPUs only where there is one.
-_PROFILES = {
-    "gguf": ("gpu-gguf", "hybrid-moe", "cpu"),
-    "safetensors": ("gpu-nvfp4", "cpu-vllm"),
-}
 _MOST = 24
 
 
@@ -100,17 +95,19 @@ def _scaled(model: Model, chosen: Choice, choice: Choice, source: str) -> Model:
 
 
 def _best(basis: PlanBasis, profiles: Profiles, model: Model) -> Plan | None:
-    """The plan with which a model does best here; None where none can be made."""
+    """Return the best plan of the engines that serve the model; None if none can be made."""
     from stackctl.deploy.plan_preview import plan_profile
+    from stackctl.engines import engines
     from stackctl.plan.verdict import good_enough
     from stackctl.values.profile import Overrides
 
     plans = []
-    for name in _PROFILES[model.format]:
-        if name == "hybrid-moe" and not model.experts:
-            continue
+    fitting = (one for one in engines() if one.model_format == model.format)
+    for name in (name for one in fitting for name in one.trial_profiles):
         try:
             own = profiles.resolve(name, Overrides())
+            if own.placement.cpu_experts is not None and not model.experts:
+                continue
             wanted = msgspec.structs.replace(own, model=model.source, served_name=None)
             plans.append(plan_profile(basis, wanted, model).plan)
         except StackctlError:

@@ -221,6 +221,8 @@ class Engine(Protocol):
     image_recipes: tuple[ImageRecipe, ...]
     #: Format of the models that it serves.
     model_format: Literal["gguf", "safetensors"]
+    #: Shipped profiles that show how a model would run here, before it is downloaded.
+    trial_profiles: tuple[str, ...]
     #: Size of the container's /dev/shm, through which its processes talk; None: podman's own 64 MB.
     shm_bytes: int | None
     #: The condition on which systemd starts it again (Restart= of systemd.service(5)).

@@ -65,6 +65,7 @@ class LlamaCpp:
     cpu_image: str | None = None
     image_recipes: tuple[ImageRecipe, ...] = image.RECIPES
     model_format: Literal["gguf", "safetensors"] = "gguf"
+    trial_profiles: tuple[str, ...] = ("gpu-gguf", "hybrid-moe", "cpu")
     shm_bytes: int | None = None
     restart: Literal["on-failure", "always"] = "on-failure"
     start_s: float = 120

@@ -72,6 +72,7 @@ class Vllm:
     cpu_image: str | None = image.CPU_IMAGE
     image_recipes: tuple[ImageRecipe, ...] = image.RECIPES
     model_format: Literal["gguf", "safetensors"] = "safetensors"
+    trial_profiles: tuple[str, ...] = ("gpu-nvfp4", "cpu-vllm")
     # A ceiling: only pages that are written count. One worker had two segments of 160 and 240 MiB
     # (0.32); each further GPU adds its own. The host's /dev/shm (--ipc=host) would show more.
     shm_bytes: int | None = 8 * _GIB
