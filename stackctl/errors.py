@@ -50,11 +50,13 @@ class NotInstalled(StackctlError):
 
 
 class DidNotStart(StackctlError):
-    """All is in place, but a service does not come up: what remains is between it and systemd.
+    """All is in place, but a service does not come up; systemd goes on with it as the unit says.
 
-    ``sets`` are the KEY=VALUE of ``--set`` that would help, where the engine itself named them;
-    ``kernel`` says that other kernels of the same image may do better.
+    ``cause`` is the reason that the engine's log names, without the name of the stack. ``sets`` are
+    the KEY=VALUE of ``--set`` that would help, where the engine itself named them. ``kernel`` is
+    set where other kernels of the same image may do better.
     """
 
+    cause: str | None = None
     sets: tuple[str, ...] = ()
     kernel: bool = False

@@ -20,6 +20,7 @@ from stackctl.errors import DidNotStart, StackctlError
 from stackctl.health import endpoint
 from stackctl.quantity import format_duration
 from stackctl.state.generations import now
+from stackctl.state.journal import Journal
 from stackctl.units import render
 from stackctl.values.generation import Fact, Generation, State
 from stackctl.values.transaction import Transaction
@@ -123,7 +124,7 @@ def carry_out(context: Context, new: Generation, before: Before, patience: Patie
     context.journal.write(change)
     try:
         context.generations.write(new)
-        ready = _exchange(context, change, new, before, patience)
+        ready = _exchange(context, _Steps(context.journal, change), new, before, patience)
     except BaseException as error:
         with uninterrupted():
             _undo(context, new, before, error)
@@ -134,13 +135,27 @@ def carry_out(context: Context, new: Generation, before: Before, patience: Patie
         return done
 
 
+class _Steps:
+    """The steps of one change, each on disk before it begins."""
+
+    def __init__(self, journal: Journal, change: Transaction) -> None:
+        self._journal, self._change = journal, change
+
+    def begin(self, name: str, *, committed: bool = False) -> None:
+        """Write the name of the next step; ``committed``: the change has passed its last risk."""
+        self._change = self._journal.step(self._change, name, committed=committed)
+
+
 def _exchange(
-    context: Context, change: Transaction, new: Generation, before: Before, patience: Patience
+    context: Context, steps: _Steps, new: Generation, before: Before, patience: Patience
 ) -> tuple[float, tuple[Fact, ...]]:
-    """Everything up to the point of no return; gives the time to ready and the engine's report."""
-    stack, old, journal = new.stack, before.generation, context.journal
-    beside = new.strategy is not None and new.strategy.value == "side by side"
-    change = journal.step(change, "install")
+    """Make the new generation serve, up to the point of no return.
+
+    Returns:
+        Seconds to ready, and the facts in the engine's log.
+    """
+    stack = new.stack
+    steps.begin("install")
     early = new.door if before.stopped and not door.installed(context, stack) else None
     if early is not None:
         door.prepare(context, stack, early)
@@ -148,30 +163,18 @@ def _exchange(
     install.assert_loaded(context, new.units)
     folder = context.paths.unit_folder(stack)
     context.report.step("unit", str(folder / new.units.files[0].name))
-    if not beside and not before.stopped and before.unit is not None:
-        if old is not None and old.door is not None and door.is_open(context, stack):
-            change = journal.step(change, "hold")
-            door.hold(context, stack)
-            change = journal.step(change, "drain")
-            door.drain(context, old, patience.drain_s)
-        change = journal.step(change, "stop")
-        context.report.progress("stop", before.unit)
-        context.systemd.stop(render.service_name(before.unit))
-    if old is not None and old.door is not None and new.door is None:
-        # The engine itself takes the port that the door has.
-        change = journal.step(change, "close")
-        door.remove(context, stack)
-    change = journal.step(change, "start")
+    _make_way(context, steps, new, before, patience.drain_s)
+    steps.begin("start")
     if early is not None:
         door.begin(context, stack)
     started, deadline_s = start.begin(context, new), new.plan.timing.deadline_s
-    # Clients wait: with a door, for its answer and not for systemd to know of it.
+    # Clients wait for the answer of an engine behind a door, not for systemd's notice of it.
     seconds = start.wait(context, new, started, deadline_s=deadline_s, active=new.door is None)
     context.report.step("ready", format_duration(seconds))
-    change = journal.step(change, "answer")
+    steps.begin("answer")
     proof.require_answer(context, new)
     if new.door is not None:
-        change = journal.step(change, "open")
+        steps.begin("open")
         door.open_to(context, stack, new.door)
         door.require_answer(context, new)
         door.tell_waited(context, stack)
@@ -179,19 +182,46 @@ def _exchange(
             # Progress may have given it more than the deadline: from its answer on, as long again.
             start.wait(context, new, started, deadline_s=seconds + deadline_s, active=True)
     proof.require_more(context, new)
-    if beside and old is not None:
-        change = journal.step(change, "drain")
-        door.wait_idle(context, old, patience.drain_s)
-    if not before.stopped:
-        change = journal.step(change, "soak")
-        proof.soak(context, new, patience.soak_s)
+    _leave_old(context, steps, new, before, patience)
     report = start.said(context, new, started.since)
-    # From here on both would start at boot; whoever finds the journal then knows which one it is.
-    change = journal.step(change, "enable")
+    # From here on both would start at boot; a reader of the journal sees which of them is to stay.
+    steps.begin("enable")
     doors = (door.unit_file(context, stack, new.door),) if new.door else ()
     install.add(context, stack, (*new.units.files, *doors))
-    journal.step(change, "commit", committed=True)
+    steps.begin("commit", committed=True)
     return seconds, report
+
+
+def _make_way(
+    context: Context, steps: _Steps, new: Generation, before: Before, drain_s: float
+) -> None:
+    """Stop the old engine unless both run side by side; its requests end first, new ones wait."""
+    stack, old = new.stack, before.generation
+    if not new.side_by_side and not before.stopped and before.unit is not None:
+        if old is not None and old.door is not None and door.is_open(context, stack):
+            steps.begin("hold")
+            door.hold(context, stack)
+            steps.begin("drain")
+            door.drain(context, old, drain_s)
+        steps.begin("stop")
+        context.report.progress("stop", before.unit)
+        context.systemd.stop(render.service_name(before.unit))
+    if old is not None and old.door is not None and new.door is None:
+        # The engine itself takes the port that the door has.
+        steps.begin("close")
+        door.remove(context, stack)
+
+
+def _leave_old(
+    context: Context, steps: _Steps, new: Generation, before: Before, patience: Patience
+) -> None:
+    """Wait until the old engine's requests have ended, and watch the new one for a while."""
+    if new.side_by_side and before.generation is not None:
+        steps.begin("drain")
+        door.wait_idle(context, before.generation, patience.drain_s)
+    if not before.stopped:
+        steps.begin("soak")
+        proof.soak(context, new, patience.soak_s)
 
 
 def _finish(

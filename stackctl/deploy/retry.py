@@ -67,7 +67,7 @@ def _lesson(context: Context, stack: str, error: DidNotStart) -> Learned | None:
         image_id=failed.image_id,
         gpu=cards[0].name if cards else None,
         options=tuple(options),
-        why=error.message.partition(": ")[2] or error.message,
+        why=error.cause or error.message,
         seen=now(),
     )
 

@@ -259,7 +259,7 @@ def _did_not_start(
         hint=_hint(generation, (known.remedy if known else None) or usual),
     )
     if known is not None:
-        error.sets, error.kernel = known.sets, known.kernel
+        error.cause, error.sets, error.kernel = known.cause, known.sets, known.kernel
     return error
 
 

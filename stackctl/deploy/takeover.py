@@ -15,11 +15,9 @@ from stackctl.quantity import format_bytes, format_duration
 from stackctl.state import claims
 from stackctl.units import render
 from stackctl.values.claim import Claim
-from stackctl.values.generation import Generation
+from stackctl.values.generation import SIDE_BY_SIDE, Generation
 from stackctl.values.host import Host
 from stackctl.values.plan import Decision, Plan, Scalar
-
-_SIDE_BY_SIDE = "side by side"
 
 
 def other_slot(stack: str, unit: str | None) -> str:
@@ -66,7 +64,7 @@ def choose(context: Context, new: Generation, before: Before, host: Host) -> Dec
         if need > available:
             why = f"both do not fit: {format_bytes(need)} more, {format_bytes(available)} free now"
             return _decision("stop first", why)
-    return _decision(_SIDE_BY_SIDE, "both fit: the new one answers before the old one stops")
+    return _decision(SIDE_BY_SIDE, "both fit: the new one answers before the old one stops")
 
 
 def _decision(value: str, reason: str) -> Decision:
@@ -113,8 +111,7 @@ def require_room(
         if owner := ledger.port_owner(others, port):
             context.report.warn(f"port {port} is claimed by {owner[:40]}, a stack of a user")
     if not force:
-        beside = new.strategy is not None and new.strategy.value == _SIDE_BY_SIDE
-        gone = None if old is None or beside else old.plan
+        gone = None if old is None or new.side_by_side else old.plan
         preflight.require_free_memory(host, new.plan, gone)
 
 
@@ -130,10 +127,10 @@ def tell(context: Context, old: Generation, new: Generation) -> None:
         notes.append("the plan is the same: its unit was changed, or does not answer")
     if new.strategy is not None:
         text = f"{new.strategy.value}: {new.strategy.reason}"
-        if new.strategy.value != _SIDE_BY_SIDE and old.outcome.ready_s is not None:
+        if not new.side_by_side and old.outcome.ready_s is not None:
             text += f"; about {format_duration(old.outcome.ready_s)}"
         notes.append(text)
-        if new.strategy.value != _SIDE_BY_SIDE and new.door is not None and old.door is not None:
+        if not new.side_by_side and new.door is not None and old.door is not None:
             notes.append(
                 "the front door holds new requests meanwhile "
                 f"(at most {format_duration(new.door.hold_s)})"

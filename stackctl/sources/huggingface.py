@@ -55,7 +55,7 @@ def read_folder(text: str) -> Model:
         StackctlError: the folder is missing, or its model is incomplete or damaged.
     """
     folder = absolute(text)
-    if not real(folder, "model folder").is_dir():
+    if not real(folder, "model folder", folder=True).is_dir():
         hint = f"give file:{folder}" if folder.suffix == ".gguf" else "give the folder it lies in"
         raise StackctlError(f"{folder} is a file, not a folder", hint=hint)
     return read_checkpoint(f"dir:{folder}", folder)

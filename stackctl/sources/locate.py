@@ -24,12 +24,21 @@ def absolute(text: str) -> Path:
         raise StackctlError(f"cannot find {text}: {error}") from None
 
 
-def real(path: Path, what: str) -> Path:
-    """The file behind all links: the one whose folder a container can mount."""
+def real(path: Path, what: str, *, folder: bool = False) -> Path:
+    """Return the file or folder behind all links, which a container can mount.
+
+    Args:
+        path: its path.
+        what: its name in errors.
+        folder: it is a folder; an error then suggests folders.
+
+    Raises:
+        StackctlError: there is none, or it cannot be read.
+    """
     try:
         return path.resolve(strict=True)
     except (FileNotFoundError, NotADirectoryError):
-        raise _missing(path, what) from None
+        raise _missing(path, what, folder=folder) from None
     except (OSError, RuntimeError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise StackctlError(f"cannot read {path}: {reason}") from None
@@ -77,14 +86,14 @@ def _unreadable(path: str | Path, error: OSError | ValueError) -> StackctlError:
     return StackctlError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}")
 
 
-def _missing(path: Path, what: str) -> StackctlError:
+def _missing(path: Path, what: str, *, folder: bool) -> StackctlError:
     try:
         if path.is_symlink():
             return StackctlError(
                 f"{what} not found: {path} is a link to {path.readlink()}, which does not exist"
             )
         near = sorted(itertools.islice(path.parent.iterdir(), 10_000))
-        if what.endswith("folder"):
+        if folder:
             kind = "folders"
             names = [entry.name for entry in near if entry.is_dir()]
         else:

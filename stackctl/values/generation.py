@@ -35,6 +35,10 @@ class Outcome(Value, frozen=True, kw_only=True):
     report: tuple[Fact, ...] = ()
 
 
+#: The value of a strategy (else "stop first").
+SIDE_BY_SIDE = "side by side"
+
+
 class Generation(Value, frozen=True, kw_only=True):
     """Everything about one deployment; only ``outcome`` changes after it is first written.
 
@@ -58,3 +62,8 @@ class Generation(Value, frozen=True, kw_only=True):
     strategy: Decision | None = None
     host: Host
     outcome: Outcome
+
+    @property
+    def side_by_side(self) -> bool:
+        """Whether its engine answers before the old one stops."""
+        return self.strategy is not None and self.strategy.value == SIDE_BY_SIDE
