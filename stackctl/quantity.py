@@ -19,6 +19,14 @@ _DURATION = re.compile(
 _TOKENS = re.compile(r"(\d{1,18}(?:\.\d+)?)\s*([kK]?)")
 
 
+_VERSION_NUMBER = re.compile(r"[0-9]{1,6}")
+
+
+def version_numbers(version: str) -> tuple[int, ...]:
+    """Return the first two numbers of a version; fewer when it holds fewer."""
+    return tuple(int(number) for number in _VERSION_NUMBER.findall(version)[:2])
+
+
 def _bad(what: str, text: str, example: str) -> StackctlError:
     return StackctlError(
         f"{text!r} is not a {what}", hint=f"write it like {example}", exit_code=ExitCode.USAGE

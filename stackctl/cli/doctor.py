@@ -37,7 +37,7 @@ def command(
     from stackctl.engines import uses_gpu
     from stackctl.machine.podman import image_cuda
     from stackctl.probe.doctor import findings
-    from stackctl.probe.doctor_gpu import DEFAULT_CUDA
+    from stackctl.requirements.gpu import DEFAULT_CUDA
     from stackctl.values.result import DoctorReport
 
     results: list[Result] = []

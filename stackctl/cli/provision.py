@@ -19,13 +19,13 @@ from stackctl.errors import ExitCode, StackctlError
 
 if TYPE_CHECKING:
     from stackctl.provision.box import Box
-    from stackctl.provision.facts import Facts
     from stackctl.provision.record import Store
+    from stackctl.requirements.facts import MachineFacts
     from stackctl.values.provision import ItemPlan, ItemReport, Recorded, ShownChange
 
 
 def _item_names(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
-    from stackctl.provision.items import ITEMS
+    from stackctl.requirements import ITEMS
 
     return [name for name in ITEMS if name.startswith(incomplete)]
 
@@ -82,7 +82,7 @@ def command(
 def _require_items(only: Sequence[str]) -> None:
     import difflib
 
-    from stackctl.provision.items import ITEMS
+    from stackctl.requirements import ITEMS
 
     for name in only:
         if name not in ITEMS:
@@ -136,7 +136,7 @@ def _provision(
     user: str | None,
     restart_user: bool,
 ) -> None:
-    from stackctl.provision import advice, facts, items, needs, users
+    from stackctl.provision import advice, facts, items, needs
     from stackctl.values.profile import Overrides
     from stackctl.values.provision import ProvisionReport
 
@@ -147,7 +147,7 @@ def _provision(
         seen = facts.read(box, store, user)
         needed = needs.of(wanted, seen.host, only)
 
-        def planned(facts: Facts) -> tuple[ItemPlan, ...]:
+        def planned(facts: MachineFacts) -> tuple[ItemPlan, ...]:
             return items.plan(facts, needed, only)
 
         plans = planned(seen)
@@ -157,7 +157,7 @@ def _provision(
         if not dry_run and not only:
             _require_podman(plans)
         seen_after = seen if dry_run else _apply(session, box, store, plans, seen, planned)
-        waiting = users.pending(seen_after)
+        waiting = items.pending_until_login(seen_after)
         if waiting and not dry_run:
             waiting = _restart(session, seen_after, waiting, restart_user)
     told = tuple(
@@ -186,9 +186,9 @@ def _apply(
     box: Box,
     store: Store,
     plans: Sequence[ItemPlan],
-    seen: Facts,
-    planned: Callable[[Facts], Sequence[ItemPlan]],
-) -> Facts:
+    seen: MachineFacts,
+    planned: Callable[[MachineFacts], Sequence[ItemPlan]],
+) -> MachineFacts:
     """Make the changes that are left, after asking. Return the facts of the machine then."""
     from stackctl.provision import facts, preflight
     from stackctl.provision.apply import apply
@@ -308,10 +308,10 @@ def _require_held(plans: Sequence[ItemPlan], changed: Sequence[ItemPlan]) -> Non
 
 
 def _restart(
-    session: Session, seen: Facts, waiting: tuple[str, ...], restart_user: bool
+    session: Session, seen: MachineFacts, waiting: tuple[str, ...], restart_user: bool
 ) -> tuple[str, ...]:
     """Start the user's manager anew where that is wanted; what is still to come."""
-    from stackctl.provision import facts, users
+    from stackctl.provision import facts, items
     from stackctl.provision.changes.services import restart_manager
 
     assert seen.user is not None and seen.user.uid is not None
@@ -327,10 +327,10 @@ def _restart(
             return waiting
     restart_manager(uid)
     session.out.step("restart", f"user@{uid}.service")
-    return users.pending(facts.read(*_machine(), name))
+    return items.pending_until_login(facts.read(*_machine(), name))
 
 
-def _report(plan: ItemPlan, seen: Facts, *, done: bool = False) -> ItemReport:
+def _report(plan: ItemPlan, seen: MachineFacts, *, done: bool = False) -> ItemReport:
     from stackctl.provision.changes import kind_of
     from stackctl.values.provision import ItemReport
 

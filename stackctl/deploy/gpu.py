@@ -10,13 +10,15 @@ import msgspec
 from stackctl.engines.protocol import Failure
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import podman
-from stackctl.probe.doctor_gpu import DEFAULT_CUDA, gpu_findings
+from stackctl.requirements import gpu_findings
+from stackctl.requirements.cdi import GENERATE
+from stackctl.requirements.gpu import DEFAULT_CUDA
 from stackctl.units import devicewait
 from stackctl.values.host import Gpu, Host
 from stackctl.values.plan import Plan
 from stackctl.values.result import Result
 
-_GENERATE = "sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
+_GENERATE = f"sudo {GENERATE}"
 _UNRESOLVABLE = r"unresolvable CDI devices? (?P<name>\S+)"
 _NO_DEVICE = "podman finds no device {name} in the CDI files that it can read"
 #: Of a machine that had the file, and at this boot has not.

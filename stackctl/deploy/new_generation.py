@@ -20,7 +20,7 @@ from stackctl.plan.outvoted import is_refused, solve_past, told
 from stackctl.plan.placement import sharing
 from stackctl.plan.solve import Known, solve
 from stackctl.plan.verdict import besides, headline, summary
-from stackctl.probe.doctor_gpu import DEFAULT_CUDA
+from stackctl.requirements.gpu import DEFAULT_CUDA
 from stackctl.sources.models import read_model
 from stackctl.sources.profiles import Profiles
 from stackctl.state.generations import now

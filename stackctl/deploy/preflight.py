@@ -10,8 +10,8 @@ from stackctl.engines import model_mounts
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import ports
 from stackctl.machine.files import Machine
-from stackctl.probe.doctor_gpu import holders
 from stackctl.quantity import format_bytes
+from stackctl.requirements.gpu import gpu_memory_users
 from stackctl.units.quadlet import parse_version
 from stackctl.values.host import Host
 from stackctl.values.model import Model
@@ -127,7 +127,7 @@ def require_free_memory(host: Host, plan: Plan, old: Plan | None) -> None:
         need, held = gpus.get(str(gpu.index), 0), held_gpus.get(str(gpu.index), 0)
         if gpu.free_bytes is not None and need > gpu.free_bytes + held:
             free = gpu.free_bytes + held
-            how = holders(gpu) or "nvidia-smi shows what"
+            how = gpu_memory_users(gpu) or "nvidia-smi shows what"
             raise _no_room(plan, f"GPU {gpu.index}", need, free, how)
 
 

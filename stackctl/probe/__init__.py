@@ -13,9 +13,10 @@ from stackctl.probe.memory import probe_memory, reconcile, with_bandwidth, with_
 from stackctl.probe.names import Names
 from stackctl.probe.numa import gpu_nodes
 from stackctl.probe.nvml import Nvml
-from stackctl.probe.problems import DELEGATE, MEMLOCK, Facts, launch_problems
 from stackctl.probe.reading import Reader
-from stackctl.probe.tools import Commands, Scope, probe_tools
+from stackctl.probe.tools import Commands, probe_tools
+from stackctl.requirements import REQUIREMENTS, paths
+from stackctl.requirements.facts import LaunchFacts, Scope
 from stackctl.values.host import Host, Problem
 
 __all__ = ["probe"]
@@ -50,7 +51,7 @@ def probe(machine: Machine, *, scope: Scope, names: bool = False) -> Host:
     seen = probe_tools(reader, commands, scope)
     gpus = probe_gpus(reader, nvml, seen.tools.cdi, missing)
     limits = probe_limits(reader, scope, seen.who)
-    facts = Facts(
+    facts = LaunchFacts(
         live=machine.live,
         scope=scope,
         seen=seen,
@@ -58,8 +59,9 @@ def probe(machine: Machine, *, scope: Scope, names: bool = False) -> Host:
         may_raise=may_raise(reader),
         nodes=len(cpu.numa),
         memlock_reachable=probe_limits(reader, "system", seen.who).memlock_bytes,
-        drop_ins=frozenset(path for path in (DELEGATE, MEMLOCK) if reader.exists(path)),
+        drop_ins=frozenset(path for path in paths.FILES.values() if reader.exists(path)),
     )
+    launch = (problem for requirement in REQUIREMENTS for problem in requirement.problems(facts))
     return Host(
         scope=scope,
         cpu=asked.fill(cpu) if asked else cpu,
@@ -67,5 +69,5 @@ def probe(machine: Machine, *, scope: Scope, names: bool = False) -> Host:
         gpus=gpus,
         tools=seen.tools,
         limits=limits,
-        problems=(*launch_problems(facts), *missing, *reader.problems()),
+        problems=(*launch, *missing, *reader.problems()),
     )

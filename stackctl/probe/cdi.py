@@ -9,6 +9,8 @@ from itertools import islice
 from typing import Any
 
 from stackctl.probe.reading import Reader, tidy
+from stackctl.quantity import version_numbers
+from stackctl.requirements.cdi import GENERATE
 from stackctl.values.host import CdiProblemCode, CdiSpec
 
 _Problem = tuple[CdiProblemCode, str]
@@ -24,7 +26,6 @@ _MOST_BRACKETS, _WIDEST_LINE, _DEEPEST_INDENT = 4096, 4096, 200
 #: The first version with each field, and the newest version that podman before 5.0 parses.
 _NEW_FIELDS = {"additionalGids": "0.7.0", "intelRdt": "0.7.0"}
 _OLD_PODMAN, _OLD_NEWEST = (5, 0), (0, 6)
-_REGENERATE = "nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
 
 
 def probe_cdi(reader: Reader, podman: str | None) -> tuple[CdiSpec, ...]:
@@ -136,7 +137,7 @@ def _unique(spec: CdiSpec, owners: dict[str, str]) -> CdiSpec:
 
 
 def _too_new(version: Any, edits: list[dict[str, Any]], podman: str | None) -> _Problem | None:
-    if podman is None or _numbers(podman) >= _OLD_PODMAN:
+    if podman is None or version_numbers(podman) >= _OLD_PODMAN:
         return None
     later = next((name for name in _NEW_FIELDS if any(name in edit for edit in edits)), None)
     if later is not None:
@@ -145,7 +146,7 @@ def _too_new(version: Any, edits: list[dict[str, Any]], podman: str | None) -> _
             f"it has {later} (CDI {_NEW_FIELDS[later]}), which podman {podman} cannot parse; "
             "delete those lines, or upgrade podman to 5",
         )
-    if isinstance(version, str) and _numbers(version) > _OLD_NEWEST:
+    if isinstance(version, str) and version_numbers(version) > _OLD_NEWEST:
         return (
             "newer-cdi",
             f"it is CDI {tidy(version, most=20)}, podman {podman} parses "
@@ -186,13 +187,9 @@ def _missing(reader: Reader, edits: list[dict[str, Any]]) -> _Problem | None:
             if not reader.exists(place):
                 return (
                     "missing-file",
-                    f"{tidy(place, most=100)} does not exist: generate it again ({_REGENERATE})",
+                    f"{tidy(place, most=100)} does not exist: generate it again ({GENERATE})",
                 )
     return None
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"[0-9]{1,5}", version)[:2])
 
 
 def _items(value: Any) -> Iterable[Any]:

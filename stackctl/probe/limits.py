@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 
 from stackctl.probe.reading import Reader
-from stackctl.probe.tools import Scope, Who, manager_socket, user_service
+from stackctl.probe.tools import manager_socket, user_service
+from stackctl.requirements.facts import ProbeUser, Scope
 from stackctl.values.host import UNLIMITED, Limits
 
 _CAP_SYS_RESOURCE = 24
 
 
-def probe_limits(reader: Reader, scope: Scope, who: Who) -> Limits:
+def probe_limits(reader: Reader, scope: Scope, who: ProbeUser) -> Limits:
     """Read the hard limits of the manager that starts the services."""
     if scope == "system":
         memlock, nofile = _hard_limits(reader, 1)

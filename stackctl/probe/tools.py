@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import threading
-from dataclasses import dataclass
 from typing import Literal
 
 from stackctl.errors import NotInstalled, StackctlError
@@ -14,9 +13,8 @@ from stackctl.machine.runner import Completed, failure
 from stackctl.probe import kernel
 from stackctl.probe.cdi import probe_cdi
 from stackctl.probe.reading import Reader, tidy
+from stackctl.requirements.facts import ProbeUser, Scope, ToolsProbe
 from stackctl.values.host import Tools
-
-Scope = Literal["user", "system"]
 
 _CGROUP = "/sys/fs/cgroup"
 _BOOTED = "/run/systemd/system"
@@ -69,37 +67,7 @@ class Commands:
         self.systemd = Answer(machine, "systemctl", "--version")
 
 
-@dataclass(frozen=True)
-class Who:
-    """The user that the probe is for."""
-
-    uid: int | None
-    name: str | None
-
-
-@dataclass(frozen=True)
-class Seen:
-    """Tools, and what only the list of problems needs to know of them."""
-
-    tools: Tools
-    who: Who
-    #: Why podman gave no version; None when it did.
-    podman_error: str | None
-    podman_absent: bool
-    #: Whether systemd runs Quadlet for this scope; None on a recording that does not say.
-    generator_runs: bool | None
-    #: Whether systemd runs the machine, whatever the scope.
-    booted: bool | None
-    #: Whether ``cgroup_controllers`` was read: empty may also mean that there are none.
-    controllers_known: bool
-    #: Identifiers of the distribution and of those it is like; and its version.
-    families: tuple[str, ...]
-    release: str | None
-    #: Commands that a recorded machine does not hold.
-    unrecorded: tuple[str, ...]
-
-
-def probe_tools(reader: Reader, commands: Commands, scope: Scope) -> Seen:
+def probe_tools(reader: Reader, commands: Commands, scope: Scope) -> ToolsProbe:
     """Read what is installed and runs. On a recording, absent files mean unknown, not absent."""
     release = _os_release(reader)
     who = _who(reader)
@@ -126,7 +94,7 @@ def probe_tools(reader: Reader, commands: Commands, scope: Scope) -> Seen:
         cdi=probe_cdi(reader, podman),
     )
     linked = f"{scope}-generators/podman-{scope}-generator"
-    return Seen(
+    return ToolsProbe(
         tools=tools,
         who=who,
         podman_error=None if podman_failure is None else _in_one_line(podman_failure),
@@ -190,7 +158,7 @@ def _kernel(reader: Reader) -> str | None:
     return words[2] if words[:2] == ["Linux", "version"] and len(words) > 2 else None
 
 
-def _who(reader: Reader) -> Who:
+def _who(reader: Reader) -> ProbeUser:
     if reader.machine.live:
         uid: int | None = os.getuid()
     else:
@@ -198,7 +166,7 @@ def _who(reader: Reader) -> Who:
             r"^Uid:\s+([0-9]{1,10})\s", reader.text("/proc/self/status") or "", re.MULTILINE
         )
         uid = int(line[1]) if line else None
-    return Who(uid, None if uid is None else _user_name(reader, uid))
+    return ProbeUser(uid, None if uid is None else _user_name(reader, uid))
 
 
 def _user_name(reader: Reader, uid: int) -> str | None:
@@ -222,7 +190,7 @@ def _generator(reader: Reader, name: str, others: tuple[str, ...]) -> str | None
     return next((path for path in paths if reader.exists(path)), None)
 
 
-def _systemd_running(reader: Reader, scope: Scope, who: Who) -> bool | None:
+def _systemd_running(reader: Reader, scope: Scope, who: ProbeUser) -> bool | None:
     running = reader.exists(_BOOTED)
     if scope == "user" and running:
         if who.uid is None:
@@ -240,7 +208,7 @@ def _cgroup_version(reader: Reader) -> Literal[1, 2] | None:
     return 1 if any(reader.exists(f"{_CGROUP}/{mark}") for mark in marks) else None
 
 
-def _controllers(reader: Reader, scope: Scope, who: Who) -> tuple[str, ...] | None:
+def _controllers(reader: Reader, scope: Scope, who: ProbeUser) -> tuple[str, ...] | None:
     if scope == "user" and who.uid is None:
         return None
     folder = _CGROUP if scope == "system" or who.uid is None else user_service(who.uid)
@@ -250,7 +218,7 @@ def _controllers(reader: Reader, scope: Scope, who: Who) -> tuple[str, ...] | No
     return tuple(name for name in text[:1024].split() if re.fullmatch(r"[a-z_]{1,20}", name))
 
 
-def _linger(reader: Reader, who: Who) -> bool | None:
+def _linger(reader: Reader, who: ProbeUser) -> bool | None:
     if who.name is None:
         return None
     folder = "/var/lib/systemd/linger"

@@ -4,126 +4,49 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from pathlib import Path
 
 from stackctl.errors import StackctlError
 from stackctl.machine import trust
 from stackctl.probe import probe
 from stackctl.probe.limits import may_raise, probe_limits
 from stackctl.probe.reading import Reader
-from stackctl.probe.tools import Who, manager_socket, user_service
-from stackctl.provision import paths, program, rivals
+from stackctl.probe.tools import manager_socket, user_service
+from stackctl.provision import program, rivals
 from stackctl.provision.box import Box
 from stackctl.provision.record import Store
+from stackctl.requirements import paths, podman
+from stackctl.requirements.facts import MachineFacts, ProbeUser, Setting, User
 from stackctl.resources import data_folder
-from stackctl.values.host import UNLIMITED, Host
+from stackctl.values.host import UNLIMITED
 from stackctl.values.provision import FileChange
 
 #: apt, run by root, else stores what it has read of its lists.
 _WRITE_NOTHING = ("--option=Dir::Cache::pkgcache=", "--option=Dir::Cache::srcpkgcache=")
 
 
-@dataclass(frozen=True)
-class Needs:
-    """What the chosen profiles, or all there could be, ask of the machine."""
-
-    gpu: bool = True
-    memlock: bool = True
-    cpuset: bool = True
-    #: Items asked for by name: done also where they have no effect yet.
-    named: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class User:
-    """Who runs rootless stacks. ``uid`` is None while the account does not exist."""
-
-    name: str
-    uid: int | None = None
-    home: str | None = None
-    lingers: bool = False
-    running: bool = False
-    #: The hard limit of the running manager; and what the next one gets by its unit.
-    memlock_bytes: int | None = None
-    memlock_next: int | None = None
-    controllers: tuple[str, ...] = ()
-    controllers_next: tuple[str, ...] = ()
-    #: systemd has not read the unit's files since they changed.
-    stale: bool = False
-    guarded: bool = False
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A file of the kernel: its value, and whether root could write it."""
-
-    value: str
-    writable: bool
-
-
-@dataclass(frozen=True)
-class Facts:
-    """Everything an item looks at. ``files`` holds None where there is none."""
-
-    host: Host
-    families: tuple[str, ...] = ()
-    release: str | None = None
-    user: User | None = None
-    may_raise: bool | None = None
-    #: What a user's manager could be given: process 1's own limit where it may raise none.
-    memlock_reachable: int | None = None
-    root_controllers: tuple[str, ...] = ()
-    files: Mapping[str, str | None] = field(default_factory=dict)
-    #: What we wrote to those files last, by path.
-    written: Mapping[str, str] = field(default_factory=dict)
-    shipped: Mapping[str, str] = field(default_factory=dict)
-    rivals: tuple[rivals.Rival, ...] = ()
-    settings: Mapping[str, Setting] = field(default_factory=dict)
-    #: Version by name of what dpkg has installed, and what it holds; None: no dpkg here.
-    packages: Mapping[str, str] | None = None
-    held: frozenset[str] = frozenset()
-    #: Of packages that are missing: all that would come, and the version of the toolkit.
-    simulated: tuple[str, ...] = ()
-    toolkit: str | None = None
-    subuid: str = ""
-    subgid: str = ""
-    swap: bool = False
-    folders: frozenset[str] = frozenset()
-    units: frozenset[str] = frozenset()
-    enabled: frozenset[str] = frozenset()
-    guarded: bool = False
-    #: Where stackctl is in the search path, whose it is, and whose this one is.
-    program: str | None = None
-    program_weakness: trust.Weakness | None = None
-    program_ours: bool = False
-    program_current: bool = True
-    python_weakness: trust.Weakness | None = None
-
-
-def read(box: Box, store: Store, user: str | None) -> Facts:
-    """Look at the machine, for a service user or for root's stacks alone."""
+def read(box: Box, store: Store, user: str | None) -> MachineFacts:
+    """Read the facts of a machine, for a service user or for root's stacks alone."""
     reader = Reader(box.machine)
     host = probe(box.machine, scope="system")
     release = _os_release(box)
-    packages, held = _packages(box)
     families = tuple(f"{release.get('ID', '')} {release.get('ID_LIKE', '')}".split())
-    missing = () if packages is None else tuple(
-        name for name in paths.packages(families, release.get("VERSION_ID")) if name not in packages
-    )  # fmt: skip
-    found_program = next((path for path in paths.LINKS if box.there(path)), None)
-    return Facts(
+    packages, held = _packages(box)
+    needed = podman.packages(families, release.get("VERSION_ID"))
+    missing = tuple(name for name in needed if packages is not None and name not in packages)
+    found = _program(box)
+    return MachineFacts(
         host=host,
         families=families,
         release=release.get("VERSION_ID"),
         user=None if user is None else _user(box, reader, user),
         may_raise=may_raise(reader),
-        memlock_reachable=probe_limits(reader, "system", Who(0, "root")).memlock_bytes,
+        memlock_reachable=probe_limits(reader, "system", ProbeUser(0, "root")).memlock_bytes,
         root_controllers=tuple((box.read("/sys/fs/cgroup/cgroup.controllers") or "").split()),
         files={path: box.read(path) for path in paths.FILES.values()},
         written=_written(store),
         shipped={name: (data_folder("systemd") / name).read_text("utf-8") for name in paths.FILES},
-        rivals=rivals.read(box, user_id=_uid(box, user)),
+        foreign=rivals.read(box, user_id=_uid(box, user)),
         settings=_settings(box),
         packages=packages,
         held=held,
@@ -132,21 +55,33 @@ def read(box: Box, store: Store, user: str | None) -> Facts:
         subuid=box.read("/etc/subuid") or "",
         subgid=box.read("/etc/subgid") or "",
         swap=len((box.read("/proc/swaps") or "").splitlines()) > 1,
-        folders=frozenset(path for path in (paths.MODELS,) if box.there(path)),
-        units=frozenset(
-            unit
-            for unit in paths.CDI_UNITS
-            if any(box.there(f"{folder}/{unit}") for folder in paths.UNIT_FOLDERS)
-        ),
+        folders=frozenset(filter(box.there, (paths.MODELS,))),
+        units=frozenset(unit for unit in paths.CDI_UNITS if _has_unit(box, unit)),
         enabled=frozenset(unit for unit in paths.CDI_UNITS if _enabled(box, unit)),
         guarded=box.there(paths.GUARD_TIMER),
-        program=found_program,
-        program_weakness=None if found_program is None else trust.weakness(box.at(found_program)),
-        program_ours=found_program is not None
-        and box.at(found_program).resolve().is_relative_to(box.at(paths.PROGRAM_FOLDER)),
+        program=found,
+        program_weakness=None if found is None else _weakness(box.at(found)),
+        program_ours=found is not None and _is_installed_copy(box, found),
         program_current=program.current(box.at(paths.PROGRAM_FOLDER)),
-        python_weakness=program.weakness(),
-    )  # fmt: skip
+        python_weakness=_weakness(program.python()),
+    )
+
+
+def _program(box: Box) -> str | None:
+    return next((path for path in paths.LINKS if box.there(path)), None)
+
+
+def _is_installed_copy(box: Box, path: str) -> bool:
+    return box.at(path).resolve().is_relative_to(box.at(paths.PROGRAM_FOLDER))
+
+
+def _has_unit(box: Box, unit: str) -> bool:
+    return any(box.there(f"{folder}/{unit}") for folder in paths.UNIT_FOLDERS)
+
+
+def _weakness(path: Path) -> str | None:
+    weakness = trust.weakness(path)
+    return None if weakness is None else str(weakness)
 
 
 def _os_release(box: Box) -> dict[str, str]:
@@ -191,7 +126,7 @@ def _user(box: Box, reader: Reader, name: str) -> User:
         home=home,
         lingers=box.there(f"/var/lib/systemd/linger/{name}"),
         running=box.there(manager_socket(uid)),
-        memlock_bytes=probe_limits(reader, "user", Who(uid, name)).memlock_bytes,
+        memlock_bytes=probe_limits(reader, "user", ProbeUser(uid, name)).memlock_bytes,
         memlock_next=UNLIMITED if limit == "infinity" else int(limit) if limit.isdigit() else None,
         controllers=tuple((box.read(f"{user_service(uid)}/cgroup.controllers") or "").split()),
         controllers_next=tuple(unit.get("DelegateControllers", "").split()),

@@ -1,34 +1,27 @@
-"""All items in the order in which they are done: each makes the ones after it possible."""
+"""The plans of all provisioning items, from facts alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
-from stackctl.provision import gpu, kernel, software, users
-from stackctl.provision.facts import Facts, Needs
+from stackctl.requirements import ITEMS
+from stackctl.requirements.drop_ins import UserManagerSetting
+from stackctl.requirements.facts import MachineFacts, StackNeeds
 from stackctl.values.provision import ItemPlan
 
-#: Limits come before lingering: what it starts has them from the beginning.
-ITEMS: dict[str, Callable[[Facts, Needs], ItemPlan]] = {
-    "podman": software.podman,
-    "service-user": users.service_user,
-    "subids": users.subids,
-    "cpuset": users.cpuset,
-    "memlock": users.memlock,
-    "linger": users.linger,
-    "numa-balancing": kernel.numa_balancing,
-    "transparent-hugepages": kernel.hugepages,
-    "swappiness": kernel.swappiness,
-    "governor": kernel.governor,
-    "models": software.models,
-    "driver-hold": software.driver_hold,
-    "cdi": gpu.cdi,
-    "selinux": gpu.selinux,
-    "stackctl": software.program,
-    "guard": software.guard,
-}
+
+def plan(
+    facts: MachineFacts, needs: StackNeeds, only: Collection[str] = ()
+) -> tuple[ItemPlan, ...]:
+    """Return what each item, or each one named, would change."""
+    return tuple(
+        item.plan(facts, needs) for name, item in ITEMS.items() if not only or name in only
+    )
 
 
-def plan(facts: Facts, needs: Needs, only: Collection[str] = ()) -> tuple[ItemPlan, ...]:
-    """What each item, or each one named, would change."""
-    return tuple(look(facts, needs) for name, look in ITEMS.items() if not only or name in only)
+def pending_until_login(facts: MachineFacts) -> tuple[str, ...]:
+    """Return what the user's running manager lacks and the next one will have, in words."""
+    if facts.user is None or facts.user.uid is None or not facts.user.running:
+        return ()
+    found = (item.pending(facts) for item in ITEMS.values() if isinstance(item, UserManagerSetting))
+    return tuple(text for text in found if text is not None)

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from stackctl.engines import uses_gpu
-from stackctl.provision.facts import Needs
+from stackctl.requirements.facts import StackNeeds
 from stackctl.values.host import Host
 from stackctl.values.profile import Profile
 
 
-def of(profiles: Sequence[Profile], host: Host, named: Collection[str]) -> Needs:
+def of(profiles: Sequence[Profile], host: Host, named: Collection[str]) -> StackNeeds:
     """The needs of some profiles; of none: of all that this machine could run."""
     several = len(host.cpu.numa) > 1
     if not profiles:
-        return Needs(cpuset=several, named=frozenset(named))
+        return StackNeeds(cpuset=several, named=frozenset(named))
     gpu = [uses_gpu(profile) for profile in profiles]
     binds = any(p.placement.cpus is not None or p.placement.nodes is not None for p in profiles)
-    return Needs(
+    return StackNeeds(
         gpu=any(gpu),
         # A model in GPU memory is not locked in main memory.
         memlock=not all(gpu),

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import stackctl
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.machine import trust
 from stackctl.machine.files import write_atomically
 from stackctl.resources import data_folder
 
@@ -37,11 +36,6 @@ sys.exit(main())
 def python() -> Path:
     """The interpreter below any virtual environment."""
     return Path(sys.executable).resolve()
-
-
-def weakness() -> trust.Weakness | None:
-    """Who else could change the interpreter; None: root alone."""
-    return trust.weakness(python())
 
 
 def fingerprint() -> str:

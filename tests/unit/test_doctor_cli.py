@@ -84,7 +84,7 @@ def test_the_document_of_the_doctor(cli: Cli) -> None:
     assert list(document) == ["schema", "profile", "results"]
     assert (document["schema"], document["profile"]) == ("stackctl.doctor/1", "gpu-nvfp4")
     assert list(document["results"][0]) == [
-        "name", "status", "expected", "actual", "evidence", "remedy"
+        "name", "status", "expected", "actual", "evidence", "remedy", "code"
     ]  # fmt: skip
     assert cli("doctor", "--facts", "epyc-gpu.json", "--json") == 0
     assert cli.report().profile is None

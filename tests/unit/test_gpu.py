@@ -14,9 +14,9 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine.files import RecordedMachine
 from stackctl.machine.podman import cuda_of
 from stackctl.probe.cdi import judge
-from stackctl.probe.doctor_gpu import gpu_findings
 from stackctl.probe.kernel import selinux_devices
 from stackctl.probe.reading import Reader
+from stackctl.requirements import gpu_findings
 from stackctl.values.host import CdiSpec, GpuProcess, Host
 
 NVFP4 = shipped("gpu-nvfp4")

@@ -21,7 +21,7 @@ from stackctl.probe import probe
 from stackctl.probe.cpuinfo import read_cpuinfo
 from stackctl.probe.names import Names
 from stackctl.probe.reading import Reader
-from stackctl.probe.tools import Scope
+from stackctl.requirements.facts import Scope
 from stackctl.values.base import from_json, to_json
 from stackctl.values.host import UNLIMITED, Cpu, Host, Problem
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from typing import Any
 
@@ -9,6 +10,7 @@ import msgspec
 import pytest
 
 from stackctl.probe.doctor import findings
+from stackctl.requirements import ITEMS
 from stackctl.values.host import (
     UNLIMITED,
     CdiSpec,
@@ -239,5 +241,8 @@ def test_remedies_are_commands_that_a_shell_reads() -> None:
         if result.remedy and ("sudo " in result.remedy)
     ]
     assert len(commands) >= 10
+    named = set(re.findall(r"provision --only ([a-z-]+)", "\n".join(commands)))
+    assert named >= {"memlock", "cpuset", "linger", "governor", "swappiness", "cdi"}
+    assert named <= set(ITEMS)
     for command in commands:
         subprocess.run(["sh", "-nc", command], check=True)

@@ -20,12 +20,13 @@ from stackctl.errors import StackctlError
 from stackctl.machine.files import LiveMachine, RecordedMachine
 from stackctl.machine.lock import record_lock_holder
 from stackctl.machine.runner import Completed
-from stackctl.provision import advice, apt, facts, items, needs, paths, program, users
+from stackctl.provision import advice, apt, facts, items, needs, program
 from stackctl.provision.apply import apply, taken_back, undo
 from stackctl.provision.box import Box
 from stackctl.provision.changes import KINDS, kind_of
-from stackctl.provision.facts import Facts, Needs, User
 from stackctl.provision.record import PATH, Store
+from stackctl.requirements import ITEMS, paths, podman
+from stackctl.requirements.facts import MachineFacts, StackNeeds, User
 from stackctl.sources.profiles import Profiles
 from stackctl.values.host import L3, UNLIMITED, CdiSpec, NumaNode
 from stackctl.values.profile import Overrides
@@ -107,7 +108,7 @@ class Place:
 
     def plan(self, *only: str, user: str | None = None) -> dict[str, ItemPlan]:
         seen = facts.read(self.box, self.store, user)
-        return {one.item: one for one in items.plan(seen, Needs(), only)}
+        return {one.item: one for one in items.plan(seen, StackNeeds(), only)}
 
     def apply(self, *only: str) -> list[str]:
         heard = Heard()
@@ -260,7 +261,9 @@ def test_a_processor_that_vanishes(place: Place) -> None:
 def test_a_read_only_kernel_file_belongs_to_another_machine(place: Place) -> None:
     seen = facts.read(place.box, place.store, None)
     fixed = {path: replace(one, writable=False) for path, one in seen.settings.items()}
-    found = {one.item: one for one in items.plan(replace(seen, settings=fixed), Needs(), KERNEL)}
+    found = {
+        one.item: one for one in items.plan(replace(seen, settings=fixed), StackNeeds(), KERNEL)
+    }
     assert {one.status for one in found.values()} == {"skip"}
     assert "the machine it runs on" in (found["numa-balancing"].now or "")
 
@@ -357,18 +360,18 @@ def ann(**changes: Any) -> User:
     )  # fmt: skip
 
 
-def seen(**changes: Any) -> Facts:
+def seen(**changes: Any) -> MachineFacts:
     shipped = {name: (ROOT / "systemd" / name).read_text() for name in paths.FILES}
     known: dict[str, Any] = {
         "host": READY, "families": ("debian",), "release": "13", "packages": {}, "may_raise": True,
         "memlock_reachable": UNLIMITED, "root_controllers": ("cpuset", "cpu"), "user": ann(),
         "shipped": shipped, "files": dict.fromkeys(paths.FILES.values()),
     }  # fmt: skip
-    return Facts(**(known | changes))
+    return MachineFacts(**(known | changes))
 
 
-def item(name: str, needs: Needs | None = None, **changes: Any) -> ItemPlan:
-    (found,) = items.plan(seen(**changes), needs or Needs(), (name,))
+def item(name: str, needs: StackNeeds | None = None, **changes: Any) -> ItemPlan:
+    (found,) = items.plan(seen(**changes), needs or StackNeeds(), (name,))
     return found
 
 
@@ -379,8 +382,8 @@ def test_limits_of_user_services() -> None:
         assert isinstance(found.changes[0], FileChange)
         assert item(name, user=None).status == "skip"
         # Asked for by name it is done, for whoever will log in.
-        assert item(name, Needs(named=frozenset([name])), user=None).status == "change"
-    assert item("memlock", Needs(memlock=False)).status == "skip"
+        assert item(name, StackNeeds(named=frozenset([name])), user=None).status == "change"
+    assert item("memlock", StackNeeds(memlock=False)).status == "skip"
     cannot = item("memlock", may_raise=False, memlock_reachable=8 << 20)
     assert "CAP_SYS_RESOURCE" in (cannot.now or "")
     assert "no cpuset" in (item("cpuset", root_controllers=("cpu",)).now or "")
@@ -390,11 +393,11 @@ def test_limits_that_wait_for_a_login() -> None:
     raised = replace(ann(), memlock_next=UNLIMITED, controllers_next=("cpu", "cpuset"))
     facts_now = seen(user=raised)
     assert item("memlock", user=raised).status == "ok"
-    assert users.pending(facts_now) == (
-        "memlock (8 MiB at most now, without limit then)", "cpuset",
+    assert items.pending_until_login(facts_now) == (
+        "cpuset", "memlock (8 MiB at most now, without limit then)",
     )  # fmt: skip
-    assert users.pending(seen(user=replace(raised, running=False))) == ()
-    assert users.pending(seen(user=ann())) == ()
+    assert items.pending_until_login(seen(user=replace(raised, running=False))) == ()
+    assert items.pending_until_login(seen(user=ann())) == ()
     # systemd has not read the file yet: it must, before it is said to be done.
     stale = item("memlock", user=replace(raised, stale=True))
     assert stale.status == "change"
@@ -437,7 +440,7 @@ def test_podman_by_distribution(
     family, number = release
     packages: dict[str, str] | None = None if family == "fedora" else {}
     if version and packages is not None and not built:
-        packages = dict.fromkeys(paths.packages((family,), number), version)
+        packages = dict.fromkeys(podman.packages((family,), number), version)
     found = item("podman", host=host, families=(family,), release=number, packages=packages)
     assert found.status == status
     if status == "refused":
@@ -483,7 +486,7 @@ def test_the_driver_is_held() -> None:
     (change,) = found.changes
     assert getattr(change, "names", None) == ("libnvidia-compute-580", "nvidia-driver-580")
     assert item("driver-hold", packages={"libc6": "1"}).status == "skip"
-    assert item("driver-hold", Needs(gpu=False), packages=here).status == "skip"
+    assert item("driver-hold", StackNeeds(gpu=False), packages=here).status == "skip"
 
 
 def test_stackctl_is_copied_and_runs_alone(tmp_path: Path) -> None:
@@ -583,7 +586,7 @@ def test_a_cdi_file_of_somebody_else_is_left() -> None:
     assert "rm /etc/cdi/nvidia.yaml" in (found.remedy or "")
     # One that works is as good as ours.
     assert item("cdi").status == "ok"
-    assert item("cdi", Needs(gpu=False), host=host).status == "skip"
+    assert item("cdi", StackNeeds(gpu=False), host=host).status == "skip"
 
 
 def test_no_driver_and_selinux() -> None:
@@ -599,19 +602,19 @@ def test_no_driver_and_selinux() -> None:
     assert item("selinux").status == "skip"
 
 
-# Needs, advice, texts
+# StackNeeds, advice, texts
 
 
 def test_what_profiles_need() -> None:
     profiles = Profiles((ROOT / "profiles",))
 
-    def of(*names: str) -> Needs:
+    def of(*names: str) -> StackNeeds:
         return needs.of([profiles.resolve(name, Overrides()) for name in names], READY, ())
 
-    assert of() == Needs(cpuset=False)
-    assert of("cpu-latency") == Needs(gpu=False, cpuset=False)
-    assert of("gpu-nvfp4") == Needs(memlock=False, cpuset=False)
-    assert of("gpu-nvfp4", "cpu-latency") == Needs(cpuset=False)
+    assert of() == StackNeeds(cpuset=False)
+    assert of("cpu-latency") == StackNeeds(gpu=False, cpuset=False)
+    assert of("gpu-nvfp4") == StackNeeds(memlock=False, cpuset=False)
+    assert of("gpu-nvfp4", "cpu-latency") == StackNeeds(cpuset=False)
     assert not of("cpu-vllm").gpu
 
 
@@ -636,15 +639,8 @@ def test_every_item_that_a_fix_names_is_one() -> None:
     for path in (ROOT / "stackctl").rglob("*.py"):
         text = path.read_text()
         named |= set(re.findall(r"provision --only ([a-z-]+)", text))
-        if "probe" in path.parts:
-            named |= set(
-                re.findall(
-                    r'\b(?:provision|drop_in|_in_effect|_sysctl)\(\s*(?:facts,\s*)?"([a-z-]+)"',
-                    text,
-                )
-            )
-    assert named >= {"memlock", "cpuset", "linger", "podman", "governor", "swappiness", "cdi"}
-    assert named <= set(items.ITEMS)
+    assert named >= {"memlock", "cpuset", "cdi"}
+    assert named <= set(ITEMS)
 
 
 def test_every_shipped_file_says_who_installs_it() -> None:
@@ -656,7 +652,7 @@ def test_every_shipped_file_says_who_installs_it() -> None:
 
 def test_every_change_can_be_shown() -> None:
     facts_now = seen(host=changed(tools={"podman": None}), toolkit="1.17")
-    for plan in items.plan(facts_now, Needs()):
+    for plan in items.plan(facts_now, StackNeeds()):
         for change in plan.changes:
             told = kind_of(change).describe(change, facts_now)
             assert told.what

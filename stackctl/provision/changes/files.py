@@ -9,10 +9,10 @@ from pathlib import Path
 
 from stackctl.errors import StackctlError
 from stackctl.machine.files import remove_file, write_atomically
-from stackctl.provision import ours
 from stackctl.provision.box import Box
 from stackctl.provision.changes.kind import ChangeKind, CommandKind
-from stackctl.provision.facts import Facts
+from stackctl.requirements.facts import MachineFacts
+from stackctl.requirements.requirement import diff
 from stackctl.values.provision import Before, FileChange, FolderChange, ShownChange
 
 
@@ -61,13 +61,13 @@ class FileKind(ChangeKind[FileChange]):
         os.chown(box.at(path), old.uid or 0, old.gid or 0)
         return None
 
-    def describe(self, change: FileChange, facts: Facts) -> ShownChange:
+    def describe(self, change: FileChange, facts: MachineFacts) -> ShownChange:
         """See ChangeKind."""
         before = facts.files.get(change.path)
         verb = "create" if before is None else "update"
         return ShownChange(
             what=f"{verb} {change.path} ({change.mode:04o})",
-            diff=ours.diff(before or "", change.text),
+            diff=diff(before or "", change.text),
         )
 
     def describe_revert(self, change: FileChange, old: Before) -> ShownChange:

@@ -7,7 +7,7 @@ import os
 from stackctl.errors import StackctlError
 from stackctl.provision.box import Box
 from stackctl.provision.changes.kind import ChangeKind
-from stackctl.provision.facts import Facts
+from stackctl.requirements.facts import MachineFacts
 from stackctl.values.provision import Before, SettingChange, ShownChange
 
 
@@ -40,7 +40,7 @@ class SettingKind(ChangeKind[SettingChange]):
                 kept.append(path)
         return f"{' '.join(kept)}: changed since, it stays" if kept else None
 
-    def describe(self, change: SettingChange, facts: Facts) -> ShownChange:
+    def describe(self, change: SettingChange, facts: MachineFacts) -> ShownChange:
         """See ChangeKind."""
         first, *more = paths = change.paths
         now = sorted({facts.settings[path].value for path in paths if path in facts.settings})

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 from stackctl.machine import runner
 from stackctl.provision.box import Box
-from stackctl.provision.facts import Facts
+from stackctl.requirements.facts import MachineFacts
 from stackctl.values.provision import Before, ShownChange
 
 C = TypeVar("C")
@@ -38,7 +38,7 @@ class ChangeKind(ABC, Generic[C]):
         """
 
     @abstractmethod
-    def describe(self, change: C, facts: Facts) -> ShownChange:
+    def describe(self, change: C, facts: MachineFacts) -> ShownChange:
         """Describe a change on the machine of these facts."""
 
     @abstractmethod
@@ -61,6 +61,6 @@ class CommandKind(ChangeKind[C]):
         """See ChangeKind."""
         runner.run(self.command(change), timeout_s=120)
 
-    def describe(self, change: C, facts: Facts) -> ShownChange:  # noqa: ARG002
+    def describe(self, change: C, facts: MachineFacts) -> ShownChange:  # noqa: ARG002
         """See ChangeKind."""
         return ShownChange(what=self.words(change), command=shlex.join(self.command(change)))

@@ -6,7 +6,7 @@ from stackctl.provision import apt
 from stackctl.provision.box import Box
 from stackctl.provision.changes.files import remove_folders
 from stackctl.provision.changes.kind import ChangeKind
-from stackctl.provision.facts import Facts
+from stackctl.requirements.facts import MachineFacts
 from stackctl.values.provision import Before, HoldChange, PackagesChange, ShownChange
 
 #: Folders that Podman's package makes at each boot (its tmpfiles.d), and leaves when it is removed.
@@ -37,7 +37,7 @@ class PackagesKind(ChangeKind[PackagesChange]):
             apt.remove(left)
         return remove_folders(box, old.folders)
 
-    def describe(self, change: PackagesChange, facts: Facts) -> ShownChange:  # noqa: ARG002
+    def describe(self, change: PackagesChange, facts: MachineFacts) -> ShownChange:  # noqa: ARG002
         """See ChangeKind."""
         brought = change.all_names
         more = f", {len(brought)} packages in all: {' '.join(brought)}" if brought else ""
@@ -63,7 +63,7 @@ class HoldKind(ChangeKind[HoldChange]):
         apt.release(change.names)
         return None
 
-    def describe(self, change: HoldChange, facts: Facts) -> ShownChange:  # noqa: ARG002
+    def describe(self, change: HoldChange, facts: MachineFacts) -> ShownChange:  # noqa: ARG002
         """See ChangeKind."""
         return ShownChange(what="hold", command=f"apt-mark hold {' '.join(change.names)}")
 

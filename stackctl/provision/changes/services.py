@@ -15,7 +15,7 @@ from stackctl.provision import program
 from stackctl.provision.box import Box
 from stackctl.provision.changes.accounts import account
 from stackctl.provision.changes.kind import ChangeKind, CommandKind
-from stackctl.provision.facts import Facts
+from stackctl.requirements.facts import MachineFacts
 from stackctl.values.provision import (
     Before,
     EnableChange,
@@ -119,7 +119,7 @@ class ProgramKind(ChangeKind[ProgramChange]):
         program.remove(box.at(change.folder))
         return None
 
-    def describe(self, change: ProgramChange, facts: Facts) -> ShownChange:  # noqa: ARG002
+    def describe(self, change: ProgramChange, facts: MachineFacts) -> ShownChange:  # noqa: ARG002
         """See ChangeKind."""
         return ShownChange(what=f"copy this stackctl to {change.folder}, link {change.link}")
 

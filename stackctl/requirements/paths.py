@@ -1,4 +1,4 @@
-"""Names of what provisioning looks at and writes."""
+"""Paths and names of the files, settings, units and packages that requirements are about."""
 
 from __future__ import annotations
 
@@ -40,20 +40,3 @@ CDI_UNITS = (
     "stackctl-cdi-refresh.service",
 )
 UNIT_FOLDERS = ("/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
-
-
-#: What a podman that somebody built needs of the distribution all the same.
-HELPERS = ("uidmap", "dbus-user-session")
-
-
-def packages(families: tuple[str, ...], release: str | None) -> tuple[str, ...]:
-    """What rootless and rootful Podman needs of Debian's or Ubuntu's packages; else nothing.
-
-    podman's own recommendations name more; these are what containers of stackctl cannot do
-    without: a runtime, a network stack, subordinate ids, and a bus for user services.
-    """
-    if not {"debian", "ubuntu"} & set(families):
-        return ()
-    # Podman 4 starts slirp4netns for rootless networks, 5 and later passt.
-    network = "slirp4netns" if (families[0], release) == ("ubuntu", "24.04") else "passt"
-    return ("podman", "crun", "netavark", network, *HELPERS)

@@ -1,0 +1,82 @@
+"""Host requirements: one class each, with its problem for a launch, its finding of ``doctor``, and
+the changes by which ``provision`` fulfils it. Pure: probe/ and provision/ read the facts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from stackctl.requirements.accounts import ServiceAccount, SubordinateIds
+from stackctl.requirements.cdi import CdiFiles
+from stackctl.requirements.cgroup_version import CgroupVersion
+from stackctl.requirements.container_limits import AllowedCpus, CpuQuota, MemoryLimit
+from stackctl.requirements.cpuset import CpusetController
+from stackctl.requirements.driver_hold import DriverHold
+from stackctl.requirements.facts import StackNeeds
+from stackctl.requirements.governor import FrequencyGovernor
+from stackctl.requirements.gpu import DEFAULT_CUDA, GpuDriver, GpuMemory, GpuNvfp4, GpuPresent
+from stackctl.requirements.hugepages import TransparentHugepages
+from stackctl.requirements.linger import Lingering
+from stackctl.requirements.memlock import MemlockLimit
+from stackctl.requirements.models_folder import ModelsFolder
+from stackctl.requirements.numa_balancing import NumaBalancing
+from stackctl.requirements.podman import PodmanVersion, QuadletGenerator
+from stackctl.requirements.program import GuardTimer, InstalledProgram
+from stackctl.requirements.recording import RecordedCommands
+from stackctl.requirements.requirement import ProvisionItem, Requirement
+from stackctl.requirements.selinux import SelinuxDevices
+from stackctl.requirements.swappiness import Swappiness
+from stackctl.requirements.systemd import SystemdRunning
+from stackctl.values.host import Host
+from stackctl.values.result import Result
+
+_GPU: tuple[Requirement, ...] = (
+    GpuPresent(), GpuDriver(), GpuNvfp4(), DriverHold(), CdiFiles(), GpuMemory(), SelinuxDevices(),
+)  # fmt: skip
+#: All of them, in the order in which a launch meets them and provisioning fulfils them: each makes
+#: the ones after it possible. Limits come before lingering: the manager that lingering starts has
+#: them from the beginning.
+REQUIREMENTS: tuple[Requirement, ...] = (
+    RecordedCommands(),
+    PodmanVersion(),
+    QuadletGenerator(),
+    SystemdRunning(),
+    CgroupVersion(),
+    ServiceAccount(),
+    SubordinateIds(),
+    CpusetController(),
+    MemlockLimit(),
+    Lingering(),
+    CpuQuota(),
+    AllowedCpus(),
+    MemoryLimit(),
+    NumaBalancing(),
+    TransparentHugepages(),
+    Swappiness(),
+    FrequencyGovernor(),
+    ModelsFolder(),
+    *_GPU,
+    InstalledProgram(),
+    GuardTimer(),
+)
+#: Those that ``stackctl provision`` can fulfil, by name.
+ITEMS: dict[str, ProvisionItem] = {
+    requirement.name: requirement
+    for requirement in REQUIREMENTS
+    if isinstance(requirement, ProvisionItem)
+}
+
+
+def gpu_findings(
+    host: Host, *, nvfp4: bool | None = None, cuda: str | None = DEFAULT_CUDA
+) -> Iterator[Result]:
+    """Yield the findings for a stack that uses a GPU.
+
+    Args:
+        host: the machine; of its GPUs only those that matter.
+        nvfp4: the model is quantised to nvfp4; None: the model is unknown.
+        cuda: the CUDA of the engine's image; None: unknown, any driver will do.
+    """
+    needs = StackNeeds(nvfp4=nvfp4, cuda=cuda)
+    for requirement in _GPU:
+        yield from requirement.check(host, needs)

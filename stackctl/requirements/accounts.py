@@ -1,0 +1,80 @@
+"""The account that runs rootless stacks, and its subordinate ids."""
+
+from __future__ import annotations
+
+import re
+
+from stackctl.requirements.facts import MachineFacts, StackNeeds, User
+from stackctl.requirements.requirement import ProvisionItem
+from stackctl.values.provision import AccountChange, ItemPlan, SubidsChange
+
+#: Why an item for rootless stacks is skipped.
+NO_USER = "root runs stacks of the system; rootless ones: --service-user NAME"
+#: The range that Debian, Ubuntu and Fedora give a user; images of containers use ids up to 65535.
+_COUNT, _FIRST = 65536, 100_000
+
+
+class UserItem(ProvisionItem):
+    """A requirement of the user who runs rootless stacks; without one it is skipped."""
+
+    def changes(self, facts: MachineFacts, needs: StackNeeds) -> ItemPlan:  # noqa: ARG002
+        """Return the changes for the user."""
+        return self.skipped(NO_USER) if facts.user is None else self.changes_for(facts.user, facts)
+
+    def changes_for(self, user: User, facts: MachineFacts) -> ItemPlan:
+        """Return the changes that are left for this user."""
+        raise NotImplementedError
+
+
+class ServiceAccount(UserItem):
+    """An account that runs rootless stacks."""
+
+    name = "service-user"
+    why = "rootless stacks run as an account with no other rights"
+
+    def changes_for(self, user: User, facts: MachineFacts) -> ItemPlan:  # noqa: ARG002
+        """Return the change that makes the account."""
+        if user.uid is not None:
+            return self.already_set(f"{user.name} ({user.uid})")
+        change = AccountChange(user=user.name, home=f"/var/lib/{user.name}")
+        return self.planned(
+            None, "removes the account; its home stays when something is in it", change
+        )
+
+
+class SubordinateIds(UserItem):
+    """65,536 subordinate user and group ids."""
+
+    name = "subids"
+    why = "a rootless container's users are mapped to ids of their own"
+
+    def changes_for(self, user: User, facts: MachineFacts) -> ItemPlan:
+        """Return the change that adds the ids that are missing."""
+        has = _owned(facts.subuid, user), _owned(facts.subgid, user)
+        uid = None if has[0] >= _COUNT else _free(facts.subuid)
+        gid = None if has[1] >= _COUNT else _free(facts.subgid)
+        if uid is None and gid is None:
+            return self.already_set(f"{user.name} has {has[0]}")
+        change = SubidsChange(user=user.name, uid=uid, gid=gid, count=_COUNT)
+        now = f"{user.name} has {has[0]} for users, {has[1]} for groups"
+        return self.planned(now, "takes these ids away again", change)
+
+
+def _ranges(text: str) -> list[tuple[str, int, int]]:
+    """Return owner, first id and count of each line of /etc/subuid or /etc/subgid."""
+    found = re.findall(r"^([^:#\s]+):(\d{1,10}):(\d{1,10})$", text, re.MULTILINE)
+    return [(owner, int(first), int(count)) for owner, first, count in found]
+
+
+def _owned(text: str, user: User) -> int:
+    names = {user.name, str(user.uid)}
+    return sum(count for owner, _, count in _ranges(text) if owner in names)
+
+
+def _free(text: str) -> int:
+    """Return the first id of a range that nobody has."""
+    start = _FIRST
+    for _, first, count in sorted(_ranges(text), key=lambda item: item[1]):
+        if first < start + _COUNT and start < first + count:
+            start = first + count
+    return start

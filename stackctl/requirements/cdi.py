@@ -1,0 +1,134 @@
+"""CDI files: they describe the GPUs to Podman, and are made anew for each driver."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from stackctl.quantity import version_numbers
+from stackctl.requirements import paths
+from stackctl.requirements.facts import MachineFacts, StackNeeds
+from stackctl.requirements.gpu import DEFAULT_CUDA, GpuDriver, GpuPresent, nvidia_gpus
+from stackctl.requirements.requirement import ProvisionItem, provision_fix, shipped_file
+from stackctl.values.host import CdiSpec, Host
+from stackctl.values.provision import Change, EnableChange, ItemPlan, PackagesChange
+from stackctl.values.result import Result
+
+#: The command that writes the file, as root.
+GENERATE = "nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
+_SUDO_GENERATE = f"sudo {GENERATE}"
+#: Toolkits from this version on have a service that writes the files in /run at each boot.
+_TOOLKIT_WITH_SERVICE = (1, 18)
+_REFRESH = "sudo systemctl restart nvidia-cdi-refresh.service"
+_EXPECTED = "a CDI file that this podman can use names the GPUs"
+
+
+class CdiFiles(ProvisionItem):
+    """A CDI file that this podman can use names every GPU."""
+
+    name = "cdi"
+    why = "Podman gives a container its GPU by a CDI file, made anew for each driver"
+
+    def check(self, host: Host, needs: StackNeeds) -> Iterator[Result]:
+        """Yield each file with a problem, then the devices that the usable files name."""
+        if not needs.gpu or not host.gpus:
+            return
+        unnamed = [gpu for gpu in nvidia_gpus(host) or host.gpus if gpu.cdi is None]
+        usable = [spec for spec in host.tools.cdi if spec.problem is None]
+        for spec in host.tools.cdi:
+            if spec.problem is not None:
+                yield self.result(
+                    "warn" if usable and not unnamed else "fail",
+                    f"{spec.path}: {spec.problem}",
+                    expected=_EXPECTED,
+                    evidence=f"podman {host.tools.podman}" if host.tools.podman else None,
+                    remedy=_remedy(spec),
+                )
+        if not host.tools.cdi:
+            yield self.result(
+                "fail", "no file in /etc/cdi or /run/cdi", expected=_EXPECTED,
+                remedy=provision_fix(self.name, _SUDO_GENERATE),
+            )  # fmt: skip
+        elif usable and unnamed:
+            missing = ", ".join(gpu.uuid or gpu.name or str(gpu.index) for gpu in unnamed)
+            yield self.result(
+                "fail", f"no device for {missing}", expected=_EXPECTED,
+                evidence=" ".join(spec.path for spec in usable), remedy=_SUDO_GENERATE,
+            )  # fmt: skip
+        elif usable:
+            names = " ".join(gpu.cdi for gpu in host.gpus if gpu.cdi)
+            yield self.result("ok", names, expected=_EXPECTED)
+
+    def unneeded(self, facts: MachineFacts, needs: StackNeeds) -> str | None:
+        """Return that no profile uses a GPU, or that there is none."""
+        if not needs.gpu:
+            return "no profile that was named uses a GPU"
+        return "no GPU" if not facts.host.gpus and self.name not in needs.named else None
+
+    def changes(self, facts: MachineFacts, needs: StackNeeds) -> ItemPlan:  # noqa: ARG002
+        """Return the changes after which a file is made anew at each boot."""
+        any_stack = StackNeeds(cuda=DEFAULT_CUDA)
+        for requirement in (GpuPresent(), GpuDriver()):
+            for result in requirement.check(facts.host, any_stack):
+                if result.status == "fail":
+                    return self.refused(result.actual or requirement.name, result.remedy)
+        # The last finding counts: those before it are of files that another one makes up for.
+        state = next(reversed(list(self.check(facts.host, any_stack))), None)
+        if state is not None and state.status != "fail":
+            return self.already_set(state.actual or "")
+        for spec in facts.host.tools.cdi:
+            if spec.path.startswith("/etc/cdi/"):
+                # The file of somebody else: what refreshes the others does not touch it.
+                problem = spec.problem or "it names other devices"
+                return self.refused(
+                    f"{spec.path} is not stackctl's: {problem}", f"sudo rm {spec.path}, then again"
+                )
+        return self._refresh(facts, state.actual if state else None)
+
+    def _refresh(self, facts: MachineFacts, now: str | None) -> ItemPlan:
+        """Return the toolkit, and the service that runs it: the toolkit's own, else stackctl's."""
+        changes: list[Change] = []
+        version = (facts.packages or {}).get(paths.TOOLKIT)
+        if version is None:
+            if facts.packages is None or facts.toolkit is None:
+                return self.refused(
+                    f"no package source here has {paths.TOOLKIT}",
+                    "add NVIDIA's package source (see its guide: Installing the NVIDIA Container "
+                    "Toolkit), then again",
+                )
+            version = facts.toolkit
+            changes.append(PackagesChange(names=(paths.TOOLKIT,)))
+        has_service = version_numbers(version) >= _TOOLKIT_WITH_SERVICE
+        if has_service or "nvidia-cdi-refresh.service" in facts.units:
+            units: tuple[str, ...] = ("nvidia-cdi-refresh.path", "nvidia-cdi-refresh.service")
+        else:
+            file = shipped_file(facts, paths.CDI_SERVICE)
+            if file is not None:
+                if refused := self.refuse_foreign_file(facts, file):
+                    return refused
+                changes.append(file)
+            units = ("stackctl-cdi-refresh.service",)
+        left = [unit for unit in units if unit not in facts.enabled]
+        if not left and not changes:
+            return self.refused(
+                f"{units[-1]} runs, and yet: {now}",
+                f"see why: journalctl -u {units[-1]}; then: sudo systemctl restart {units[-1]}",
+            )
+        changes += [EnableChange(unit=unit) for unit in left]
+        return self.planned(now, "stops the service; removes what was installed", *changes)
+
+
+def _remedy(spec: CdiSpec) -> str:
+    path = spec.path
+    match spec.code:
+        case "unreadable":
+            return f"sudo chmod a+r {path}"
+        case "additional-gids" if path.endswith(".json"):
+            return "upgrade podman to 5, or delete additionalGids from the file"
+        case "additional-gids":
+            # Its numbers are the only list items in these files that are plain numbers.
+            return f"sudo sed -i '/additionalGids:/d; /^ *- [0-9][0-9]*$/d' {path}"
+        case "duplicate-device":
+            return f"sudo rm {path}"
+        case "newer-cdi":
+            return "upgrade podman to 5, or write the file with an older nvidia-container-toolkit"
+    return _REFRESH if path.startswith(("/run/", "/var/run/")) else _SUDO_GENERATE

@@ -1,0 +1,23 @@
+"""The folder for models that every stack may read."""
+
+from __future__ import annotations
+
+from stackctl.requirements import paths
+from stackctl.requirements.facts import MachineFacts, StackNeeds
+from stackctl.requirements.requirement import ProvisionItem
+from stackctl.values.provision import FolderChange, ItemPlan
+
+
+class ModelsFolder(ProvisionItem):
+    """The folder exists; the user who runs stacks owns it."""
+
+    name = "models"
+    why = "a place for models that services of every user can read"
+
+    def changes(self, facts: MachineFacts, needs: StackNeeds) -> ItemPlan:  # noqa: ARG002
+        """Return the change that makes the folder."""
+        if paths.MODELS in facts.folders:
+            return self.already_set(paths.MODELS)
+        owner = facts.user.name if facts.user is not None else None
+        change = FolderChange(path=paths.MODELS, owner=owner)
+        return self.planned(None, "removes the folder when it is empty", change)

@@ -1,0 +1,163 @@
+"""Podman with Quadlet: containers run under it, and systemd starts them by its units."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from stackctl.quantity import version_numbers
+from stackctl.requirements.facts import LaunchFacts, MachineFacts, StackNeeds
+from stackctl.requirements.requirement import ProvisionItem, Requirement, as_root, provision_fix
+from stackctl.units.quadlet import OLDEST
+from stackctl.values.host import Host, Problem
+from stackctl.values.provision import ItemPlan, PackagesChange
+from stackctl.values.result import Result
+
+_OLDEST_TEXT = ".".join(map(str, OLDEST))
+_INSTALL = {
+    "debian": "apt-get install podman",
+    "ubuntu": "apt-get install podman",
+    "fedora": "dnf install podman",
+    "rhel": "dnf install podman",
+    "suse": "zypper install podman",
+    "arch": "pacman -S podman",
+}
+#: Releases whose own podman is too old for Quadlet.
+_OLD_RELEASES = (("debian", "11"), ("debian", "12"), ("ubuntu", "20.04"), ("ubuntu", "22.04"))
+_UPGRADE_SYSTEM = "upgrade to Debian 13, Ubuntu 24.04 or newer"
+_UPGRADE = f"{_UPGRADE_SYSTEM}, or install podman {_OLDEST_TEXT} or newer"
+#: The packages that a podman which somebody built needs of the distribution all the same.
+_HELPERS = ("uidmap", "dbus-user-session")
+
+
+def packages(families: tuple[str, ...], release: str | None) -> tuple[str, ...]:
+    """Return the Debian or Ubuntu packages that Podman needs; none for other distributions.
+
+    podman's own recommendations name more; these are the ones that containers of stackctl cannot
+    do without: a runtime, a network stack, subordinate ids, and a bus for user services.
+    """
+    if not {"debian", "ubuntu"} & set(families):
+        return ()
+    # Podman 4 starts slirp4netns for rootless networks, 5 and later passt.
+    network = "slirp4netns" if (families[0], release) == ("ubuntu", "24.04") else "passt"
+    return ("podman", "crun", "netavark", network, *_HELPERS)
+
+
+class PodmanVersion(ProvisionItem):
+    """A podman that has Quadlet is installed and answers."""
+
+    name = "podman"
+    codes = ("podman-missing", "podman-no-answer", "podman-too-old")
+    why = "containers run under Podman, and systemd starts them by its Quadlet"
+
+    def problems(self, facts: LaunchFacts) -> Iterator[Problem]:
+        """Yield an absent, silent or old podman."""
+        seen = facts.seen
+        version = seen.tools.podman
+        if version is None and facts.live and seen.podman_absent:
+            yield Problem(
+                code="podman-missing",
+                what="podman is not installed",
+                why="containers run under podman",
+                fix=self._install(facts),
+            )
+        elif version is None and facts.live:
+            yield Problem(
+                code="podman-no-answer",
+                what="podman does not answer",
+                why=seen.podman_error or "podman --version gives no version",
+            )
+        elif version is not None and version_numbers(version) < OLDEST:
+            yield Problem(
+                code="podman-too-old",
+                what=f"podman {version} is too old",
+                why=f"services need Quadlet, which came with podman {_OLDEST_TEXT}",
+                fix=_UPGRADE,
+            )
+
+    def _install(self, facts: LaunchFacts) -> str | None:
+        families = facts.seen.families
+        if (*families[:1], facts.seen.release) in _OLD_RELEASES:
+            return _UPGRADE
+        command = next((_INSTALL[name] for name in families if name in _INSTALL), None)
+        if command is None:
+            return None
+        by_hand = as_root(facts, command)
+        return provision_fix(self.name, by_hand) if command.startswith("apt-get") else by_hand
+
+    def check(self, host: Host, needs: StackNeeds) -> Iterator[Result]:  # noqa: ARG002
+        """Yield the version against the oldest that has Quadlet."""
+        expected = f"podman {_OLDEST_TEXT} or newer"
+        version = host.tools.podman
+        problem = self.problem_on(host)
+        if problem is not None:
+            yield self.failed(problem, expected)
+        elif version is None:
+            yield self.unknown(expected)
+        else:
+            old = version_numbers(version) < OLDEST
+            yield self.result(
+                "fail" if old else "ok", version, expected=expected,
+                remedy=_UPGRADE_SYSTEM if old else None,
+            )  # fmt: skip
+
+    def changes(self, facts: MachineFacts, needs: StackNeeds) -> ItemPlan:  # noqa: ARG002
+        """Return the packages that are missing, where the distribution has a podman of use."""
+        version = facts.host.tools.podman
+        without = f"no Quadlet, which came with {_OLDEST_TEXT}"
+        if version is not None and version_numbers(version) < OLDEST:
+            return self.refused(f"podman {version} has {without}", _UPGRADE)
+        if (*facts.families[:1], facts.release) in _OLD_RELEASES and version is None:
+            return self.refused(f"{facts.host.tools.os}: its podman has {without}", _UPGRADE)
+        wanted = packages(facts.families, facts.release)
+        if facts.packages is None or not wanted:
+            if version is not None:
+                return self.already_set(version)
+            return self.refused(
+                "packages are installed on Debian and Ubuntu only; this is "
+                f"{facts.host.tools.os or 'another system'}",
+                f"install podman {_OLDEST_TEXT} or newer, uidmap and passt with its own tools, "
+                "then again",
+            )
+        if version is not None and "podman" not in facts.packages:
+            # Somebody built it: the distribution's own beside it would come in its way.
+            wanted = _HELPERS
+        missing = tuple(name for name in wanted if name not in facts.packages)
+        if not missing:
+            return self.already_set(version or facts.packages.get("podman") or "")
+        change = PackagesChange(names=missing, all_names=facts.simulated)
+        now = f"podman {version}" if version else "not installed"
+        undo = "removes these packages and what came with them; images stay in /var/lib/containers"
+        return self.planned(now, undo, change)
+
+
+class QuadletGenerator(Requirement):
+    """systemd finds podman's generator, which makes services of .container files."""
+
+    name = "quadlet"
+    codes = ("quadlet-missing",)
+
+    def problems(self, facts: LaunchFacts) -> Iterator[Problem]:
+        """Yield the absence of the generator beside a podman that has one."""
+        version = facts.seen.tools.podman
+        if version is None or version_numbers(version) < OLDEST:
+            return
+        if facts.seen.generator_runs is False:
+            yield Problem(
+                code="quadlet-missing",
+                what="no Quadlet generator",
+                why=f"systemd finds no podman-{facts.scope}-generator, so .container files do "
+                "nothing",
+                fix="install podman with its systemd generators (the distribution's package has "
+                "them)",
+            )
+
+    def check(self, host: Host, needs: StackNeeds) -> Iterator[Result]:  # noqa: ARG002
+        """Yield the path of the generator."""
+        expected = "podman's Quadlet generator where systemd finds it"
+        problem = self.problem_on(host)
+        if problem is not None:
+            yield self.failed(problem, expected)
+        elif host.tools.quadlet_generator is None:
+            yield self.unknown(expected)
+        else:
+            yield self.result("ok", host.tools.quadlet_generator, expected=expected)

@@ -1,0 +1,53 @@
+"""stackctl itself: installed where only root can change it, with a timer that checks stacks."""
+
+from __future__ import annotations
+
+from stackctl.requirements import paths
+from stackctl.requirements.facts import MachineFacts, StackNeeds
+from stackctl.requirements.requirement import ProvisionItem
+from stackctl.values.provision import GuardChange, ItemPlan, ProgramChange
+
+
+class InstalledProgram(ProvisionItem):
+    """stackctl is in everybody's search path, and only root can change it."""
+
+    name = "stackctl"
+    why = "sudo, timers and other users find it, and only root can change it"
+
+    def changes(self, facts: MachineFacts, needs: StackNeeds) -> ItemPlan:  # noqa: ARG002
+        """Return the change that installs this stackctl."""
+        if facts.program is not None and not facts.program_ours:
+            if facts.program_weakness is None:
+                return self.already_set(facts.program)
+            return self.refused(
+                f"{facts.program} is not stackctl's: {facts.program_weakness}",
+                f"sudo rm {facts.program}, then again",
+            )
+        if facts.program is not None and facts.program_current:
+            return self.already_set(facts.program)
+        if facts.python_weakness is not None:
+            return self.refused(
+                f"the Python that runs this could be changed: {facts.python_weakness}",
+                "make the virtual environment of stackctl with the system's python3, then again",
+            )
+        now = f"{facts.program}, another version" if facts.program else "not in root's search path"
+        change = ProgramChange(folder=paths.PROGRAM_FOLDER, link=paths.LINK)
+        return self.planned(now, f"removes {paths.PROGRAM_FOLDER} and the link", change)
+
+
+class GuardTimer(ProvisionItem):
+    """A timer checks stacks every minute."""
+
+    name = "guard"
+    why = "every minute stacks are checked, and an engine that is dead is restarted"
+
+    def changes(self, facts: MachineFacts, needs: StackNeeds) -> ItemPlan:  # noqa: ARG002
+        """Return the change that starts the timer."""
+        user = facts.user
+        if user.guarded if user is not None else facts.guarded:
+            return self.already_set("on")
+        change = GuardChange(
+            user=user.name if user is not None else None, program=facts.program or paths.LINK
+        )
+        whose = f"stacks of {user.name}" if user is not None else "stacks of the system"
+        return self.planned(f"off for {whose}", "stops and removes the timer", change)

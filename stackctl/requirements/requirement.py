@@ -1,0 +1,193 @@
+"""The base of all requirements: one class for one property that a host must have."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from typing import ClassVar
+
+from stackctl.requirements import paths
+from stackctl.requirements.facts import ForeignSetting, LaunchFacts, MachineFacts, StackNeeds
+from stackctl.values.host import Host, Problem, ProblemCode
+from stackctl.values.provision import Change, FileChange, ItemPlan
+from stackctl.values.result import Result, Status
+
+#: How the texts of problems began before documents held codes: fixed, to read those documents.
+_TEXTS_WITHOUT_CODE: tuple[tuple[str, ProblemCode], ...] = (
+    ("podman is not installed", "podman-missing"),
+    ("podman does not answer", "podman-no-answer"),
+    ("podman ", "podman-too-old"),
+    ("no Quadlet generator", "quadlet-missing"),
+    ("systemd is not running", "systemd-not-running"),
+    ("no service manager", "user-manager-not-running"),
+    ("cgroup version 1", "cgroup-v1"),
+    ("user services end", "linger-off"),
+    ("no cpuset controller", "cpuset-missing"),
+    ("cpuset is not delegated", "cpuset-not-delegated"),
+    ("locked memory limit is unknown", "memlock-unknown"),
+    ("locked memory is limited", "memlock-limited"),
+    ("tools: not recorded", "recording-incomplete"),
+)
+
+
+def code_of(problem: Problem) -> ProblemCode | None:
+    """Return the code of a problem, also for a document written before there were codes."""
+    if problem.code is not None:
+        return problem.code
+    return next((code for text, code in _TEXTS_WITHOUT_CODE if problem.what.startswith(text)), None)
+
+
+class Requirement:
+    """One property that a host must have: how it is probed, and how ``doctor`` judges it.
+
+    A subclass overrides those of ``problems`` and ``check`` that apply to it.
+    """
+
+    #: The name of its findings, and of its provisioning item where it has one.
+    name: ClassVar[str]
+    #: Codes of the problems that ``problems`` yields; ``check`` judges them.
+    codes: ClassVar[tuple[ProblemCode, ...]] = ()
+
+    def problems(self, facts: LaunchFacts) -> Iterator[Problem]:  # noqa: ARG002
+        """Yield the problem that a launch would meet, with its fix."""
+        yield from ()
+
+    def check(self, host: Host, needs: StackNeeds) -> Iterator[Result]:  # noqa: ARG002
+        """Yield the findings of ``doctor`` for a stack with these needs."""
+        yield from ()
+
+    def problem_on(self, host: Host) -> Problem | None:
+        """Return the problem of this requirement that the probe found."""
+        return next((found for found in host.problems if code_of(found) in self.codes), None)
+
+    def result(
+        self,
+        status: Status,
+        actual: str | None,
+        *,
+        expected: str | None = None,
+        evidence: str | None = None,
+        remedy: str | None = None,
+    ) -> Result:
+        """Return a finding with the name of this requirement."""
+        return Result(
+            name=self.name, status=status, expected=expected, actual=actual, evidence=evidence,
+            remedy=remedy,
+        )  # fmt: skip
+
+    def unknown(self, expected: str) -> Result:
+        """Return the finding for a fact that could not be read."""
+        return self.result("skip", "unknown", expected=expected)
+
+    def failed(self, problem: Problem, expected: str) -> Result:
+        """Return the finding for a problem of the probe that keeps a stack from starting."""
+        return self.result(
+            "fail", problem.what, expected=expected, evidence=problem.why, remedy=problem.fix
+        )
+
+
+class ProvisionItem(Requirement):
+    """A requirement that ``stackctl provision`` can fulfil."""
+
+    #: Why a machine needs it, in words for the list of items.
+    why: ClassVar[str]
+
+    def unneeded(self, facts: MachineFacts, needs: StackNeeds) -> str | None:  # noqa: ARG002
+        """Return why this machine does not need it; None when it does."""
+        return None
+
+    def changes(self, facts: MachineFacts, needs: StackNeeds) -> ItemPlan:
+        """Return the changes that are left on a machine that needs it, or why there are none."""
+        raise NotImplementedError
+
+    def plan(self, facts: MachineFacts, needs: StackNeeds) -> ItemPlan:
+        """Return what provisioning would do here."""
+        reason = self.unneeded(facts, needs)
+        return self.changes(facts, needs) if reason is None else self.skipped(reason)
+
+    def skipped(self, reason: str) -> ItemPlan:
+        """Return the plan of an item that this machine does not need or cannot have."""
+        return ItemPlan(item=self.name, status="skip", why=self.why, now=reason)
+
+    def already_set(self, now: str, by: ForeignSetting | None = None) -> ItemPlan:
+        """Return the plan of a fulfilled item; ``by`` is the line of others that fulfils it."""
+        where = f" ({by.where})" if by is not None else ""
+        return ItemPlan(item=self.name, status="ok", why=self.why, now=now + where)
+
+    def refused(self, problem: str, remedy: str | None) -> ItemPlan:
+        """Return the plan of an item that stackctl does not change, and what would help."""
+        return ItemPlan(
+            item=self.name, status="refused", why=self.why, problem=problem, remedy=remedy
+        )
+
+    def planned(self, now: str | None, undo: str, *changes: Change | None) -> ItemPlan:
+        """Return the plan with the changes that are left; without any it is fulfilled."""
+        left = tuple(change for change in changes if change is not None)
+        if not left:
+            return ItemPlan(item=self.name, status="ok", why=self.why, now=now)
+        return ItemPlan(
+            item=self.name, status="change", why=self.why, now=now, changes=left, undo=undo
+        )
+
+    def refuse_foreign_file(self, facts: MachineFacts, change: FileChange) -> ItemPlan | None:
+        """Return the refusal when somebody else's file is in the place of a shipped one."""
+        there = facts.files.get(change.path)
+        if there is None or there == facts.written.get(change.path):
+            return None
+        edited = change.path in facts.written
+        state = "changed since stackctl wrote it" if edited else "not stackctl's"
+        return self.refused(
+            f"{change.path} is {state}:\n{diff(there, change.text)}".rstrip(),
+            f"keep what you need of it, then: sudo rm {change.path}",
+        )
+
+    def refuse_conflict(self, setting: ForeignSetting) -> ItemPlan:
+        """Return the refusal when a line of somebody else's sets another value."""
+        name = "the governor" if setting.key == paths.GOVERNOR_SETTINGS else setting.key
+        return self.refused(
+            f"{setting.where} sets {name} to {setting.value}, and it is not stackctl's",
+            f"change or remove it ({setting.path}), then again",
+        )
+
+
+def shipped_file(facts: MachineFacts, name: str) -> FileChange | None:
+    """Return the change that installs a shipped file; None where it is installed."""
+    path = paths.FILES[name]
+    text = facts.shipped[name]
+    return None if facts.files.get(path) == text else FileChange(path=path, text=text)
+
+
+def effective_setting(
+    facts: MachineFacts, key: str, name: str, accepted: tuple[str, ...]
+) -> tuple[ForeignSetting | None, bool]:
+    """Return the line of others that counts for a key, and whether stackctl leaves it as it is.
+
+    It is left when its value is among the accepted ones. (line, False) means a conflict: the line
+    is a person's, or comes after the shipped file ``name``, so stackctl must not overrule it.
+    (None, False) means that the shipped file decides.
+    """
+    own = paths.FILES[name].rpartition("/")[2]
+    lines = (line for line in facts.foreign if line.key == key)
+    last = max(lines, key=lambda line: line.name, default=None)
+    if last is None:
+        return None, False
+    if set(last.value.split()) & set(accepted):
+        return last, True
+    return (last, False) if last.local or last.name > own else (None, False)
+
+
+def diff(before: str, after: str) -> str:
+    """Return a unified diff of two texts, without the lines that name the files."""
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=1)
+    return "\n".join(list(lines)[2:])
+
+
+def provision_fix(item: str, by_hand: str | None = None) -> str:
+    """Return the command by which stackctl fulfils an item; the same by hand as a comment."""
+    fix = f"stackctl provision --only {item}"
+    return fix if by_hand is None else f"{fix}\n# by hand: {by_hand}"
+
+
+def as_root(facts: LaunchFacts, command: str) -> str:
+    """Return a command with sudo, unless the probe runs as root."""
+    return command if facts.seen.who.uid == 0 else f"sudo {command}"

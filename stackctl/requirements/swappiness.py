@@ -1,0 +1,43 @@
+"""Swappiness: low, so that engines stay in memory under pressure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from stackctl.requirements import paths
+from stackctl.requirements.facts import MachineFacts, StackNeeds
+from stackctl.requirements.kernel_setting import KernelSetting
+from stackctl.values.host import Host
+from stackctl.values.result import Result
+
+#: The highest value that is left as it is.
+_HIGHEST = 30
+
+
+class Swappiness(KernelSetting):
+    """The kernel swaps little."""
+
+    name = "swappiness"
+    why = "an engine whose pages were swapped out answers late"
+    path = paths.SWAPPINESS_SETTING
+    key = "vm.swappiness"
+    file = paths.SWAPPINESS
+    value = "10"
+    accepted = tuple(str(number) for number in range(_HIGHEST + 1))
+
+    def check(self, host: Host, needs: StackNeeds) -> Iterator[Result]:
+        """Yield the value; locked memory is never swapped out."""
+        swappiness = host.tools.swappiness
+        if swappiness is None:
+            return
+        high = swappiness > _HIGHEST and needs.memlock_bytes is None
+        yield self.result(
+            "info" if high else "ok",
+            str(swappiness),
+            expected=f"{_HIGHEST} or less, or the model locked in memory",
+            remedy=self.sysctl_fix() if high else None,
+        )
+
+    def unneeded(self, facts: MachineFacts, needs: StackNeeds) -> str | None:
+        """Return that a machine without swap does not swap."""
+        return "no swap" if not facts.swap and self.name not in needs.named else None
