@@ -103,6 +103,7 @@ class StubEngine:
     help_arguments: tuple[str, ...] = ("--options",)
     reserved: Mapping[str, str] = {"listen": "use the key port", "weights": "use the key model"}
     newest = Dialect(_NEWEST, inspected=False)
+    port_option = "listen"
     context_option = "window"
     requests_option = "lanes"
     shares_context = False
@@ -163,7 +164,7 @@ class StubEngine:
             Option("weights", (request.model_path,), "the model"),
             Option("public-name", (request.served_name,), "the name clients ask for"),
             Option("bind", ("127.0.0.1",), "loopback only"),
-            Option("listen", (request.port,), "profile", "profile"),
+            request.listen("listen"),
             Option("window", (window,), "tokens a request", origin(request, "context")),
             Option("lanes", (lanes,), "requests at once", origin(request, "concurrency")),
             Option("device", ("gpu" if request.gpus else "cpu",), "by placement"),

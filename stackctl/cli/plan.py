@@ -79,7 +79,8 @@ def command(
 
 
 def show(session: Session, plan: Plan, slo: Slo) -> None:
-    """A plan in a few lines: what, whether it fits, how fast, and against what was asked for."""
+    """Print a plan in a few lines: memory, speed, objectives and the place where it runs."""
+    from stackctl.engines import planned_threads
     from stackctl.plan.verdict import objectives, told
 
     out = session.out
@@ -101,7 +102,7 @@ def show(session: Session, plan: Plan, slo: Slo) -> None:
     if plan.verdict.fits is not False and plan.verdict.viable is not False:
         for text in told(plan):
             out.labelled("note", text, column=_COLUMN, color="yellow")
-    threads = next((d.value for d in plan.decisions if d.field == "threads"), None)
+    threads = planned_threads(plan)
     where = f"GPU {','.join(plan.placement.gpus)}" if plan.placement.gpus else "CPU"
     parts = [where, f"{threads} threads" if threads else None, f"port {plan.port}", plan.image]
     out.labelled("runs", ", ".join(part for part in parts if part), column=_COLUMN)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from stackctl.deploy import door, preflight
 from stackctl.deploy.change import Before
 from stackctl.deploy.context import Context
+from stackctl.engines import engine as find_engine
 from stackctl.errors import StackctlError
 from stackctl.plan import ledger, memory
 from stackctl.plan.difference import decisions
@@ -117,8 +118,10 @@ def require_room(
 
 def tell(context: Context, old: Generation, new: Generation) -> None:
     """Show what changes, and what that does to requests."""
-    # The engine's own port is nobody's business where clients ask at another one.
-    hidden = {"start-deadline", *(("port",) if old.plan.port == new.plan.port else ())}
+    # Clients ask at the profile's port: the engine's own one does not concern them.
+    hidden = {"start-deadline"}
+    if old.plan.port == new.plan.port:
+        hidden |= {find_engine(one.plan.engine).port_option for one in (old, new)}
     changes = decisions(old.plan, new.plan)
     rows = [(c.field, _shown(c.before), _shown(c.after)) for c in changes if c.field not in hidden]
     rows = [row for row in rows if row[1] != row[2]]

@@ -26,6 +26,7 @@ __all__ = [
     "image_recipes",
     "is_known",
     "names",
+    "planned_threads",
     "promised_context",
     "register",
     "suggestion",
@@ -101,6 +102,13 @@ def with_unsupported(model: Model) -> Model:
     return msgspec.structs.replace(
         model, unsupported=tuple(f"{name}: {reason}" for name, reason in reasons if reason)
     )
+
+
+def planned_threads(plan: Plan) -> int | None:
+    """Return the number of threads that a plan sets for generation; None if it sets none."""
+    names = engine(plan.engine).threads_options
+    values = (d.value for d in plan.decisions if names is not None and d.field == names[0])
+    return next((value for value in values if isinstance(value, int)), None)
 
 
 def promised_context(plan: Plan) -> int | None:

@@ -74,12 +74,11 @@ class Request:
     memory_claimed_bytes: int = 0
     gpu_claimed_bytes: int = 0
 
-    @property
-    def port_option(self) -> Option:
-        """Return the option of the engine's port, for engines that call it --port."""
+    def listen(self, name: str) -> Option:
+        """Return the option of that name for the engine's port."""
         if self.behind_door:
-            return Option("port", (self.port,), "private: the front door has the profile's port")
-        return Option("port", (self.port,), "clients ask here", "profile")
+            return Option(name, (self.port,), "private: the front door has the profile's port")
+        return Option(name, (self.port,), "clients ask here", "profile")
 
     @property
     def gpu_bytes(self) -> int:
@@ -263,6 +262,8 @@ class Engine(Protocol):
     #: Options that stackctl sets itself, each with the profile key to use instead.
     reserved: Mapping[str, str]
     newest: Dialect
+    #: Option for the port that it listens on.
+    port_option: str
     #: Options for the tokens that a request may use, and for the requests served at once.
     context_option: str
     requests_option: str

@@ -8,7 +8,7 @@ from stackctl.deploy import images, preflight
 from stackctl.deploy.context import Context
 from stackctl.deploy.plan_inputs import inputs_before_image, read_basis, with_image
 from stackctl.engines import engine as find_engine
-from stackctl.engines import model_mounts, uses_gpu
+from stackctl.engines import model_mounts, planned_threads, uses_gpu
 from stackctl.engines.protocol import Benchmark, Engine, RunningCounters, Speeds
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.health import endpoint
@@ -74,8 +74,7 @@ def _by_benchmark(
     inputs = inputs_before_image(alone, profile, model)
     inputs = with_image(alone, inputs, profile, model, image.planned)
     plan = solve(host=basis.host, model=model, profile=profile, known=inputs)
-    planned = next((d.value for d in plan.decisions if d.field == "threads"), None)
-    count = threads or (planned if isinstance(planned, int) else 1)
+    count = threads or planned_threads(plan) or 1
     context.report.progress("measure", f"{benchmark.program} with {count} threads")
     speeds = _run(engine, benchmark, image.image.id, model, count, timeout_s)
     return calibration_of(speeds, model, engine.name, image_id=image.image.id, threads=count)

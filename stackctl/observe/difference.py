@@ -9,6 +9,7 @@ from itertools import zip_longest
 
 from stackctl.deploy.context import Context
 from stackctl.deploy.record import installed_number
+from stackctl.engines import engine as find_engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.plan.difference import decisions
 from stackctl.units.render import without_labels
@@ -49,6 +50,7 @@ def report(context: Context, stack: str, before: int | None, after: int | None) 
 def compare(old: Generation, new: Generation) -> DiffReport:
     """What differs between two generations. Pure."""
     was, now = _facts(old), _facts(new)
+    ports = {find_engine(one.plan.engine).port_option for one in (old, new)}
     return DiffReport(
         stack=new.stack,
         before=old.number,
@@ -61,8 +63,8 @@ def compare(old: Generation, new: Generation) -> DiffReport:
         decisions=tuple(
             change
             for change in decisions(old.plan, new.plan)
-            # Behind a door each engine has a port of its own, which is nobody's business.
-            if change.field != "port" or old.plan.port != new.plan.port
+            # Behind a door each engine has a port of its own, which does not concern clients.
+            if change.field not in ports or old.plan.port != new.plan.port
         ),
         units=tuple(_units(old, new)),
     )

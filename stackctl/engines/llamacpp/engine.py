@@ -98,6 +98,7 @@ class LlamaCpp:
         ("slots", "/props", ("total_slots",)),
         ("model_path", "/props", ("model_path",)),
     )
+    port_option = "port"
     context_option = "ctx-size"
     requests_option = "parallel"
     shares_context = True

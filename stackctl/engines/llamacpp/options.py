@@ -32,7 +32,7 @@ def choose(request: Request) -> tuple[Option, ...]:
             + ("; it answers to every other as well" if request.profile.other_names else ""),
         ),
         Option("host", ("127.0.0.1",), "loopback only"),
-        request.port_option,
+        request.listen("port"),
         *_context(request),
         *_threads(request),
         *_batches(request),

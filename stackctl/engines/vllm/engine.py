@@ -109,6 +109,7 @@ class Vllm:
         ("version", "/version", ("version",)),
         ("context", "/v1/models", ("data", 0, "max_model_len")),
     )
+    port_option = "port"
     context_option = "max-model-len"
     requests_option = "max-num-seqs"
     shares_context = False

@@ -27,7 +27,7 @@ def choose(request: Request) -> tuple[Option, ...]:
         Option("model", (request.model_path,), "the model"),
         _names(request),
         Option("host", ("127.0.0.1",), "loopback only"),
-        request.port_option,
+        request.listen("port"),
         Option("max-model-len", (context,), why_context, origin(request, "context")),
         Option("max-num-seqs", (seqs,), why_seqs, origin(request, "concurrency")),
         Option(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from stackctl.engines import engine as find_engine
 from stackctl.observe.bench.statistics import quantile, ratio
 from stackctl.state.benches import Benches
 from stackctl.values.bench import (
@@ -113,7 +114,8 @@ def _differs(benches: Benches, before: BenchReport, after: BenchReport) -> list[
     if before.image_id != after.image_id:
         found.append("another image of the engine")
     decided = [{d.field: d.value for d in plan.decisions} for plan in plans]
-    fields = [f for f in dict.fromkeys((*decided[0], *decided[1])) if f != "port"]
+    ports = {find_engine(plan.engine).port_option for plan in plans}
+    fields = [f for f in dict.fromkeys((*decided[0], *decided[1])) if f not in ports]
     found += [
         f"{field}: {_shown(decided[0].get(field))} -> {_shown(decided[1].get(field))}"
         for field in fields
