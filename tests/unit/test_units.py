@@ -217,7 +217,7 @@ def test_words_that_would_not_come_out(value: str, why: str) -> None:
 
 @pytest.mark.parametrize("value", ["", "A", "=1", "A B=1", "A*", "1A=x", "A-B=1", "-e=1", "A\n=1"])
 def test_variables_have_plain_names(value: str) -> None:
-    with pytest.raises(StackctlError, match="no NAME=value"):
+    with pytest.raises(StackctlError, match="not NAME=value"):
         quoting.variable(value)
     assert quoting.variable("A_1=") == "A_1="
 
