@@ -59,11 +59,8 @@ def soak(context: Context, generation: Generation, seconds: float) -> None:
     engine = find_engine(generation.plan.engine)
     while (elapsed := time.monotonic() - started) < seconds:
         context.report.progress("soak", f"{format_duration(elapsed)} of {format_duration(seconds)}")
-        state = context.systemd.show(
-            generation.units.service,
-            "ActiveState", "SubState", "Result", "ExecMainStatus", "NRestarts",
-        )  # fmt: skip
-        if state.get("ActiveState") != "active" or state.get("NRestarts", "0") not in ("0", ""):
+        state = context.systemd.state(generation.units.service)
+        if not state.is_active or state.restarts:
             with served():
                 raise start.explain(context, generation, engine, state, since - seconds)
         time.sleep(_SOAK_POLL_S)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from stackctl.deploy import gpu
@@ -12,6 +12,7 @@ from stackctl.engines import engine as find_engine
 from stackctl.engines.protocol import Engine, Failure
 from stackctl.errors import DidNotStart
 from stackctl.health import endpoint
+from stackctl.machine.unitstate import UnitState
 from stackctl.quantity import format_duration
 from stackctl.units.render import log_identifier
 from stackctl.values.generation import Fact, Generation
@@ -29,10 +30,6 @@ _STEP_S = 300
 _DYING_S = 10
 #: A traceback for each of an engine's processes, and all that they say when they end.
 _LOG_LINES = 3000
-_PROPERTIES = (
-    "ActiveState", "SubState", "Result", "ExecMainCode", "ExecMainStatus", "NRestarts", "Job",
-    "InvocationID",
-)  # fmt: skip
 
 #: systemd's result of a service, in words. The engine's own log comes first where it says more.
 _RESULTS = {
@@ -46,9 +43,9 @@ _RESULTS = {
     "protocol": "it ended before it was ready",
 }
 #: Exit statuses of ``podman run`` itself.
-_STATUS = {"125": "Podman could not start the container", "126": "the engine cannot be executed",
-           "127": "the image does not hold the engine", "137": "it was killed (out of memory?)",
-           "132": "the image was built for a newer CPU than this one"}  # fmt: skip
+_STATUS = {125: "Podman could not start the container", 126: "the engine cannot be executed",
+           127: "the image does not hold the engine", 137: "it was killed (out of memory?)",
+           132: "the image was built for a newer CPU than this one"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ def begin(context: Context, generation: Generation, *, restart: bool = False) ->
     if not restart:
         context.systemd.start(service)
         return Start(since, began, None)
-    before = context.systemd.show(service, "InvocationID").get("InvocationID")
+    before = context.systemd.state(service).invocation
     context.systemd.restart(service)
     return Start(since, began, before)
 
@@ -95,16 +92,16 @@ def wait(
     watch = _Watch(deadline_s, 0 if _asked_for(generation) else _STEP_S)
     asked = start.began
     while True:
-        state = context.systemd.show(service, *_PROPERTIES)
+        state = context.systemd.state(service)
         elapsed = time.monotonic() - start.began
         # What systemd says of the run before this one is not about us.
-        begun = start.before is None or state.get("InvocationID") != start.before
-        if begun and _has_failed(state):
+        begun = start.before is None or state.invocation != start.before
+        if begun and state.has_failed:
             raise explain(context, generation, engine, state, start.since)
         runs = ("active",) if active else ("active", "activating")
         if (
             begun
-            and state.get("ActiveState") in runs
+            and state.active in runs
             and endpoint.liveness(port, engine.health_path) == "ready"
         ):
             return elapsed
@@ -155,16 +152,6 @@ def _asked_for(generation: Generation) -> bool:
     return any(d.field == "start-deadline" and d.source == "override" for d in decisions)
 
 
-def _has_failed(state: dict[str, str]) -> bool:
-    """A restart counts: what fails at its first start is shown, not tried in silence."""
-    if state.get("ActiveState") == "failed" or state.get("SubState") == "auto-restart":
-        return True
-    if state.get("NRestarts", "0") not in ("0", ""):
-        return True
-    idle = state.get("ActiveState") == "inactive" and state.get("Job", "0") in ("0", "")
-    return idle or state.get("Result", "success") not in ("success", "")
-
-
 def _look(
     context: Context,
     generation: Generation,
@@ -203,7 +190,7 @@ def said(context: Context, generation: Generation, since: float) -> tuple[Fact, 
 
 
 def explain(
-    context: Context, generation: Generation, engine: Engine, state: dict[str, str], since: float
+    context: Context, generation: Generation, engine: Engine, state: UnitState, since: float
 ) -> DidNotStart:
     """Why a service failed: from the engine's log where it is known, else from systemd's result.
 
@@ -222,14 +209,14 @@ def explain(
     )
 
 
-def cause_of(known: Failure | None, state: Mapping[str, str]) -> str:
+def cause_of(known: Failure | None, state: UnitState) -> str:
     """Why a service ended, in words: what its engine's log told, else what systemd saw of it."""
-    status = state.get("ExecMainStatus", "")
+    status = state.exit_status
     return (
         (known.cause if known else None)
-        or _STATUS.get(status)
-        or _RESULTS.get(state.get("Result", ""))
-        or (f"it exited with status {status}" if status not in ("", "0") else None)
+        or _STATUS.get(status or 0)
+        or _RESULTS.get(state.result or "")
+        or (f"it exited with status {status}" if status else None)
         or "it ended before it was ready"
     )
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from stackctl.diagnose.load import Load
 from stackctl.diagnose.telling import count, finding, seconds
+from stackctl.values.activity import is_working
 from stackctl.values.diagnosis import Evidence, Finding, Step
 from stackctl.values.metrics import EngineMetrics
 
 #: So long no counter may stand still while a request runs: a prompt is counted when it is done, and
 #: 30,000 tokens take 13-27 s at the 1,100-2,300 tok/s of the reference box.
 HANG_S = 30.0
-#: This much of one processor is work.
-_WORKS = 0.1
-_COUNTERS = ("prompt_tokens", "generation_tokens", "steps", "finished")
 
 
 def stands_still(before: EngineMetrics, now: EngineMetrics) -> bool | None:
     """Whether requests run and no counter moved between two looks; None without counters."""
-    pairs = [(getattr(before, name), getattr(now, name)) for name in _COUNTERS]
+    pairs = zip(before.counters, now.counters, strict=True)
     known = [(one, two) for one, two in pairs if one is not None and two is not None]
     if not known or before.running is None or now.running is None:
         return None
@@ -35,7 +33,7 @@ def hang(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
     requests = count(evidence.now.running or 0, "request")
     for_s = seconds(evidence.interval_s)
     cpu = evidence.cpu
-    works = cpu is not None and cpu.ran_s >= _WORKS * cpu.interval_s
+    works = cpu is not None and is_working(cpu.ran_s, cpu.interval_s)
     if works or cpu is None or evidence.interval_s < HANG_S - 1:
         used = f", but it used {cpu.ran_s:.1f} s of processor time" if cpu and works else ""
         return finding(
@@ -51,7 +49,7 @@ def _mute(evidence: Evidence) -> Finding | None:
     """It does not tell its counters, which is how a batch of a long prompt looks as well; but that
     uses a processor."""
     cpu = evidence.cpu
-    if cpu is None or not cpu.threads or cpu.ran_s >= _WORKS * cpu.interval_s:
+    if cpu is None or not cpu.threads or is_working(cpu.ran_s, cpu.interval_s):
         return None
     return _hangs(evidence, f"it did not tell its numbers in {seconds(cpu.interval_s)}")
 

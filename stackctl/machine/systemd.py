@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.machine import runner
+from stackctl.machine import runner, unitstate
+from stackctl.machine.unitstate import UnitState
 
 Scope = Literal["user", "system"]
 _NO_BUS = re.compile(
@@ -72,6 +74,16 @@ class Systemd:
             pairs = (line.partition("=") for line in block.splitlines())
             found[unit] = {name: value for name, equals, value in pairs if equals}
         return found
+
+    def state(self, unit: str) -> UnitState:
+        """Return the state of a unit; of a unit that does not exist, that it is inactive."""
+        return self.states((unit,))[unit]
+
+    def states(self, units: Sequence[str]) -> dict[str, UnitState]:
+        """Return the states of several units by name, with one call of systemctl."""
+        found = self.show_all(units, *unitstate.PROPERTIES)
+        at_s = time.monotonic()
+        return {name: unitstate.parse(properties, at_s) for name, properties in found.items()}
 
     def daemon_reload(self) -> None:
         """Read unit files again; runs the generators, so Quadlet."""

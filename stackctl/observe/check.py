@@ -9,6 +9,7 @@ from stackctl.deploy.context import Context
 from stackctl.engines import engine
 from stackctl.errors import StackctlError
 from stackctl.health import endpoint
+from stackctl.machine.unitstate import UnitState
 from stackctl.observe.status import url
 from stackctl.state import health
 from stackctl.state.generations import now
@@ -17,7 +18,6 @@ from stackctl.values.generation import Generation
 from stackctl.values.history import Health
 from stackctl.values.result import CheckReport, Result
 
-_PROPERTIES = ("ActiveState", "Result", "NRestarts")
 _ORDER = {"fail": 0, "warn": 1}
 
 
@@ -27,18 +27,17 @@ def check(context: Context, generation: Generation, *, answer_timeout_s: float) 
     services = {"unit": generation.units.service}
     if generation.door is not None:
         services["door"] = door_service(stack)
-    seen = context.systemd.show_all(tuple(services.values()), *_PROPERTIES)
-    results = [_unit(stack, name, seen[service]) for name, service in services.items()]
+    states = context.systemd.states(tuple(services.values()))
+    results = [_unit(stack, name, states[service]) for name, service in services.items()]
     if all(result.status == "ok" for result in results):
         results += _ask(context, generation, answer_timeout_s)
-        restarts = seen[services["unit"]].get("NRestarts", "0")
-        if restarts not in ("0", ""):
+        if restarts := states[services["unit"]].restarts:
             results.append(
                 Result(
                     name="restarts",
                     status="warn",
                     expected="0",
-                    actual=restarts,
+                    actual=str(restarts),
                     remedy=f"stackctl logs {stack} tells why",
                 )
             )
@@ -73,14 +72,14 @@ def remember(context: Context, stack: str, seen: Health) -> None:
         context.report.warn(f"not in the history: {error.message}")
 
 
-def _unit(stack: str, name: str, seen: dict[str, str]) -> Result:
-    active = seen.get("ActiveState") == "active"
+def _unit(stack: str, name: str, state: UnitState) -> Result:
+    active = state.is_active
     return Result(
         name=name,
         status="ok" if active else "fail",
         expected="active",
-        actual=seen.get("ActiveState"),
-        evidence=None if active else f"result {seen.get('Result')}",
+        actual=state.active,
+        evidence=None if active else f"result {state.result}",
         remedy=None if active else f"stackctl logs {stack}; stackctl restart {stack}",
     )
 

@@ -53,9 +53,9 @@ def gather(
     longer while it seems to stand still."""
     plan, machine = generation.plan, context.machine
     unit = looks.unit(context, generation)
-    if unit.get("ActiveState") != "active":
+    if not unit.is_active:
         raise StackctlError(
-            f"{generation.stack} does not run (its unit is {unit.get('ActiveState')})",
+            f"{generation.stack} does not run (its unit is {unit.active})",
             hint=f"stackctl status {generation.stack} tells why; its log alone: "
             f"stackctl logs {generation.stack} -n 10000 | stackctl diagnose --log -",
             exit_code=ExitCode.NOT_RUNNING,
@@ -64,7 +64,7 @@ def gather(
     last = first
     if first.late or (first.metrics is not None and (first.metrics.running or 0) > 0):
         last = _watch(context, generation, first)
-        if last.state != "active":
+        if not last.unit.is_active:
             raise StackctlError(
                 f"{generation.stack} ended during the inspection",
                 hint=f"stackctl status {generation.stack}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from stackctl.deploy import door
@@ -10,25 +10,23 @@ from stackctl.deploy.context import Context
 from stackctl.diagnose.compare import argv_difference
 from stackctl.errors import StackctlError
 from stackctl.machine.files import Machine
+from stackctl.machine.unitstate import UnitState
 from stackctl.values.generation import Generation
 from stackctl.values.seen import Drift, DriftCode
 
-#: What systemd must be asked for of the engine's unit.
-PROPERTIES = ("NeedDaemonReload", "DropInPaths")
-
 
 def drift(
-    context: Context, generation: Generation, seen: Mapping[str, str], pid: int
+    context: Context, generation: Generation, state: UnitState, pid: int
 ) -> tuple[Drift, ...]:
     """Return the differences between a generation as it was stored and the machine now.
 
-    ``seen`` are systemd's properties of the engine's unit, ``pid`` its container's main process (0:
-    it does not run).
+    ``state`` is that of the engine's unit, ``pid`` its container's main process (0: it does not
+    run).
     """
     texts: tuple[tuple[DriftCode, Iterator[str]], ...] = (
         ("unit", _files(context, generation)),
         ("door", _door(context, generation)),
-        ("systemd", _systemd(context, generation, seen)),
+        ("systemd", _systemd(context, generation, state)),
         ("arguments", _arguments(context.machine, generation, pid)),
     )
     return tuple(Drift(code=code, text=text) for code, lines in texts for text in lines)
@@ -70,12 +68,12 @@ def _door(context: Context, generation: Generation) -> Iterator[str]:
     yield from _file(path, name, unit.text, "is not as this stackctl writes it")
 
 
-def _systemd(context: Context, generation: Generation, seen: Mapping[str, str]) -> Iterator[str]:
+def _systemd(context: Context, generation: Generation, state: UnitState) -> Iterator[str]:
     service = generation.units.service
     # Others, such as service.d, are the distribution's.
-    paths = (Path(path) for path in seen.get("DropInPaths", "").split())
+    paths = map(Path, state.drop_ins)
     yield from (f"{path} was added by hand" for path in paths if path.parent.name == f"{service}.d")
-    if seen.get("NeedDaemonReload") == "yes":
+    if state.needs_reload:
         flag = " --user" if context.paths.scope == "user" else ""
         yield (
             f"systemd has not read {service} since it was changed: systemctl{flag} daemon-reload"

@@ -7,17 +7,15 @@ looks in a row. An engine that answers late because it computes is well.
 from __future__ import annotations
 
 import datetime
-import re
 import time
 
 from stackctl.deploy import install, record
 from stackctl.deploy.context import Context
 from stackctl.deploy.transaction import installed_generation
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.health import endpoint
-from stackctl.machine import http, lock
+from stackctl.machine import lock
+from stackctl.observe import looks
 from stackctl.observe.check import check, remember, summary
-from stackctl.observe.status import cpu_seconds
 from stackctl.state import health
 from stackctl.state.generations import now
 from stackctl.values.generation import Generation
@@ -25,14 +23,14 @@ from stackctl.values.history import Health
 from stackctl.values.result import Result
 from stackctl.values.status import Guarded, GuardReport
 
-#: Seconds for which counters are watched. Below a tenth of one processor they stand still: a
-#: sleeping engine uses none, Podman's own health check a hundredth.
+#: Seconds for which CPU time and counters are watched (values/activity.py has the limit).
 WATCH_S = 5.0
 #: The name under which the history has an engine that neither answers nor works.
 _DEAD = "dead"
 #: Two looks in a row are not further apart than this, in seconds.
 _IN_A_ROW_S = 900
-_COUNTERS = re.compile(r"^[\w:]*tokens\w*_total\b.*$", re.MULTILINE)
+#: Seconds that an engine has to report its numbers.
+_ANSWER_S = 2
 
 
 def guard(context: Context, *, answer_timeout_s: float, watch_s: float = WATCH_S) -> GuardReport:
@@ -56,9 +54,8 @@ def _guarded(context: Context, stack: str, answer_timeout_s: float, watch_s: flo
         seen = Health(when=now(), status="fail", name="record", message=error.message)
         remember(context, stack, seen)
         return Guarded(stack=stack, health=seen)
-    service = generation.units.service
-    unit = context.systemd.show(service, "ActiveState", "InvocationID")
-    if unit.get("ActiveState") in ("activating", "deactivating", "reloading"):
+    unit = looks.unit(context, generation)
+    if unit.active in ("activating", "deactivating", "reloading"):
         return Guarded(stack=stack, action="skipped")
     report = check(context, generation, answer_timeout_s=answer_timeout_s)
     seen, worst = summary(generation, report), report.results[0]
@@ -68,7 +65,7 @@ def _guarded(context: Context, stack: str, answer_timeout_s: float, watch_s: flo
     if worst.status == "fail" and worst.code == "no-answer":
         seen = _watch(context, generation, worst, watch_s)
         if seen.name == _DEAD and _was_dead(context, generation, began):
-            if not _restart(context, generation, unit.get("InvocationID", "")):
+            if not _restart(context, generation, unit.invocation):
                 return Guarded(stack=stack, action="skipped")
             remember(context, stack, seen)
             return Guarded(stack=stack, action="restarted", health=seen)
@@ -77,19 +74,22 @@ def _guarded(context: Context, stack: str, answer_timeout_s: float, watch_s: flo
 
 
 def _watch(context: Context, generation: Generation, worst: Result, watch_s: float) -> Health:
-    """Whether an engine that does not answer works all the same."""
-    service, tokens = generation.units.service, list[str]()
-    # Who does not answer at all does not tell its counters either.
-    answers = worst.name != "endpoint"
-    before = context.systemd.show(service, "CPUUsageNSec")
-    if answers:
-        tokens = _tokens(generation)
+    """Watch an engine that gave no answer for ``watch_s`` seconds: it may work all the same."""
+    # An engine that does not answer at all does not report its counters either.
+    numbers_too = worst.name != "endpoint"
+
+    def look() -> looks.Look:
+        return looks.look(
+            context, generation, timeout_s=_ANSWER_S, threads_too=False, numbers_too=numbers_too
+        )
+
+    before = look()
     time.sleep(watch_s)
-    used = cpu_seconds(before, context.systemd.show(service, "CPUUsageNSec"))
-    counted = answers and bool(tokens) and tokens != (_tokens(generation) or tokens)
+    done = looks.work(before, look())
     silent = f"{worst.name}: {worst.actual}"
-    if counted or (used is not None and used >= watch_s / 10):
-        work = "it counts tokens" if counted else f"{used:.1f} s of processor time"
+    if done.is_working:
+        used = f"{done.cpu_s or 0:.1f} s of processor time"
+        work = "it counts tokens" if done.counted else used
         return Health(
             when=now(),
             generation=generation.number,
@@ -97,21 +97,15 @@ def _watch(context: Context, generation: Generation, worst: Result, watch_s: flo
             name="busy",
             message=f"{silent}, but {work} in {watch_s:.0f} s",
         )
-    # Where processor time is not counted nobody can say that it stands still.
+    # Where CPU time is not counted, nothing shows that the engine stands still.
+    unknown = done.is_working is None
     return Health(
         when=now(),
         generation=generation.number,
         status="fail",
-        name=worst.name if used is None else _DEAD,
-        message=silent if used is None else f"{silent}, and it does not compute",
+        name=worst.name if unknown else _DEAD,
+        message=silent if unknown else f"{silent}, and it does not compute",
     )
-
-
-def _tokens(generation: Generation) -> list[str]:
-    """What the engine's metrics say of tokens; empty without an answer."""
-    url = endpoint.base_url(generation.plan.listens) + "/metrics"
-    answer = http.get(url, timeout_s=2)
-    return _COUNTERS.findall(answer.text) if isinstance(answer, http.Answer) else []
 
 
 def _was_dead(context: Context, generation: Generation, began: float) -> bool:
@@ -122,19 +116,18 @@ def _was_dead(context: Context, generation: Generation, began: float) -> bool:
         return False
     if before is None or (before.name, before.generation) != (_DEAD, generation.number):
         return False
-    seen = context.systemd.show(generation.units.service, "ActiveEnterTimestampMonotonic")
-    running_s = time.monotonic() - int(seen.get("ActiveEnterTimestampMonotonic") or 0) / 1e6
+    running_s = looks.unit(context, generation).running_s or 0.0
     seen_at = datetime.datetime.fromisoformat(before.when).timestamp()
     # Another guard that looks at this very moment is not a second look.
     return seen_at < began and time.time() - seen_at < min(_IN_A_ROW_S, running_s)
 
 
-def _restart(context: Context, generation: Generation, invocation: str) -> bool:
+def _restart(context: Context, generation: Generation, invocation: str | None) -> bool:
     """Have systemd restart the engine, unless another stackctl is at work or it was replaced."""
     stack, service = generation.stack, generation.units.service
     try:
         with lock.exclusive(context.paths.lock, f"guard {stack}"):
-            if context.systemd.show(service, "InvocationID").get("InvocationID") != invocation:
+            if context.systemd.state(service).invocation != invocation:
                 return False
             # It would not hear a SIGTERM. systemd restarts it as after any failure, and counts.
             context.systemd.kill(service)

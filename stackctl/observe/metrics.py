@@ -52,7 +52,7 @@ def _stack(context: Context, status: StackStatus) -> StackMetrics:
         try:
             generation = installed_generation(context, status.stack)
             numbers, _ = looks.scrape(generation, timeout_s=_PATIENCE_S)
-            since_s = _running_s(context, generation)
+            since_s = looks.unit(context, generation).running_s
             if numbers is not None and numbers.ttft is None and since_s is not None:
                 ttft, token_time = _latencies(context, generation, since_s)
         except StackctlError as error:
@@ -75,12 +75,6 @@ def _stack(context: Context, status: StackStatus) -> StackMetrics:
         ttft=ttft,
         token_time=token_time,
     )
-
-
-def _running_s(context: Context, generation: Generation) -> float | None:
-    """How long the engine's unit is active."""
-    entered = looks.unit(context, generation).get("ActiveEnterTimestampMonotonic", "")
-    return time.monotonic() - int(entered) / 1e6 if entered.isdecimal() and int(entered) else None
 
 
 def _latencies(

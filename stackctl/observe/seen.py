@@ -15,13 +15,13 @@ from stackctl.errors import StackctlError
 from stackctl.health import endpoint
 from stackctl.machine import podman, ports
 from stackctl.machine.files import Machine
-from stackctl.observe import procfs
+from stackctl.machine.unitstate import UnitState
+from stackctl.observe import looks, procfs
 from stackctl.observe.drift import drift
 from stackctl.observe.watch import watch
 from stackctl.probe.nvml import Nvml
 from stackctl.probe.reading import Reader
 from stackctl.units.door import door_container
-from stackctl.units.render import log_identifier
 from stackctl.values.generation import Fact, Generation
 from stackctl.values.host import UNLIMITED
 from stackctl.values.seen import (
@@ -55,12 +55,12 @@ class Notes:
 
 
 def gather(
-    context: Context, generation: Generation, unit: Mapping[str, str], container: podman.Container
+    context: Context, generation: Generation, unit: UnitState, container: podman.Container
 ) -> Seen:
     """All that can be seen of a generation whose container runs; takes about a second.
 
-    ``unit`` are systemd's properties of its service (MainPID, NRestarts, and those of drift).
-    The engine is asked for a few short completions, on its own port.
+    ``unit`` is the state of its service. The engine is asked for a few short completions, on its
+    own port.
     """
     machine, notes, pid, plan = context.machine, Notes(), container.pid, generation.plan
     stats = procfs.processes(machine)
@@ -74,19 +74,15 @@ def gather(
     cpuset_cpus, cpuset_mems, controller = cpuset(machine, pid)
     started = _started(machine, stats.get(pid))
     status = procfs.pairs(machine.read(f"/proc/{pid}/status"))
-    restarts = unit.get("NRestarts", "")
     argv = procfs.words(machine.read(f"/proc/{pid}/cmdline"))
-    if argv is None:
-        notes.lacks("argv", _why(machine, pid, "cmdline"))
     processes = tuple(procfs.memory(machine, stats[one], is_model) for one in engine_pids)
-    seen_of = {
+    read = {
+        ("argv", "cmdline"): argv is not None,
         ("numa", "numa_maps"): any(one.pages for one in processes),
         ("memory", "smaps_rollup"): any(one.own_bytes is not None for one in processes),
         ("threads", "task"): bool(seen.threads),
     }
-    for (what, name), found in seen_of.items():
-        if not found:
-            notes.lacks(what, _why(machine, pid, name))
+    _note_unread(machine, pid, read, notes)
     url = endpoint.base_url(plan.listens)
     return Seen(
         pid=pid,
@@ -94,7 +90,7 @@ def gather(
         argv=argv,
         environment=environment,
         unplanned=unplanned,
-        by_unit=_by_unit(machine, generation, stats.get(pid), unit.get("MainPID", "")),
+        by_unit=_by_unit(machine, generation, stats.get(pid), unit.main_pid),
         drift=drift(context, generation, unit, 0),
         processes=processes,
         threads=seen.threads,
@@ -112,13 +108,22 @@ def gather(
         neighbours=seen.neighbours,
         gpus=_gpus(machine, generation, engine_pids, notes),
         image_id=container.image_id or None,
-        restarts=int(restarts) if restarts.isdecimal() else None,
+        restarts=unit.restarts,
         model=endpoint.model(url, plan.served_name),
         report=endpoint.report(plan.listens, find_engine(plan.engine).reports),
         log=_log(context, generation, started, notes),
         door=_door(context, generation, notes),
         missing=tuple(notes.missing),
     )
+
+
+def _note_unread(
+    machine: Machine, pid: int, read: Mapping[tuple[str, str], bool], notes: Notes
+) -> None:
+    """Note each fact, by its name and its file of the process, that could not be read."""
+    for (what, name), found in read.items():
+        if not found:
+            notes.lacks(what, _why(machine, pid, name))
 
 
 def _why(machine: Machine, pid: int, name: str) -> str:
@@ -129,16 +134,16 @@ def _why(machine: Machine, pid: int, name: str) -> str:
 
 
 def _by_unit(
-    machine: Machine, generation: Generation, stat: procfs.Stat | None, main: str
+    machine: Machine, generation: Generation, stat: procfs.Stat | None, main: int | None
 ) -> bool | None:
     """Whether a process belongs to the unit: a child of its main process (conmon), or that itself,
     or in its cgroup. None where nothing tells."""
-    if stat is None or not main.isdecimal():
+    if stat is None or main is None:
         return None
     group = machine.read(f"/proc/{stat.pid}/cgroup") or ""
     # systemd writes an underscore before a name that a controller's file could have, as "cpu.".
     inside = re.search(rf"/_?{re.escape(generation.units.service)}(/|$)", group, re.MULTILINE)
-    return int(main) in (stat.pid, stat.parent) or inside is not None
+    return main in (stat.pid, stat.parent) or inside is not None
 
 
 def _as_owner(machine: Machine, pid: int, *words: str) -> str | None:
@@ -327,12 +332,9 @@ def _log(
     context: Context, generation: Generation, started: float | None, notes: Notes
 ) -> tuple[Fact, ...]:
     """What the engine said of itself when it started, else what is stored of that."""
-    identifier = log_identifier(generation.stack, generation.number)
+    since = (started or time.time()) - _EARLIER_S
     try:
-        lines = context.systemd.journal(
-            generation.units.service, identifier,
-            since=(started or time.time()) - _EARLIER_S, lines=_LOG_LINES,
-        )  # fmt: skip
+        lines = looks.log_lines(context, generation, since, _LOG_LINES)
     except StackctlError as error:
         lines = []
         notes.lacks("log", error.message)

@@ -14,7 +14,8 @@ from stackctl.engines import engine
 from stackctl.errors import StackctlError
 from stackctl.health import endpoint
 from stackctl.machine import podman
-from stackctl.observe.drift import PROPERTIES as DRIFT_PROPERTIES
+from stackctl.machine.unitstate import UnitState
+from stackctl.observe import looks
 from stackctl.observe.drift import drift
 from stackctl.state import health
 from stackctl.units import render
@@ -23,11 +24,7 @@ from stackctl.values.generation import Generation
 from stackctl.values.history import Health
 from stackctl.values.status import StackState, StackStatus, StatusReport
 
-_PROPERTIES = (
-    "ActiveState", "SubState", "Result", "ExecMainStatus", "NRestarts", "StartLimitBurst",
-    "ActiveEnterTimestamp", "StateChangeTimestamp", "ExecMainStartTimestampMonotonic",
-    "CPUUsageNSec", *DRIFT_PROPERTIES,
-)  # fmt: skip
+_LOG_LINES = 200
 #: Seconds that the endpoint has for an answer.
 _ANSWER_S = 2
 #: No cause, and no remedy.
@@ -47,11 +44,11 @@ def report(context: Context, stacks: Sequence[str]) -> StatusReport:
     known = [generation for generation in generations.values() if generation is not None]
     doors = [door_service(generation.stack) for generation in known if generation.door is not None]
     services = [_service(stack, generation) for stack, generation in generations.items()]
-    units = context.systemd.show_all((*services, *doors, TIMER), *_PROPERTIES)
+    units = context.systemd.states((*services, *doors, TIMER))
     containers = _containers(context, [generation.units.container for generation in known])
     return StatusReport(
         scope=context.paths.scope,
-        guard=units[TIMER].get("ActiveState") == "active",
+        guard=units[TIMER].is_active,
         stacks=tuple(
             _unknown(stack, units)
             if generation is None
@@ -100,31 +97,27 @@ def _containers(context: Context, names: Sequence[str]) -> Mapping[str, podman.C
         return {}
 
 
-def _unknown(stack: str, units: Mapping[str, Mapping[str, str]]) -> StackStatus:
+def _unknown(stack: str, units: Mapping[str, UnitState]) -> StackStatus:
     service = _service(stack, None)
-    return StackStatus(
-        stack=stack, state="unknown", unit=service, unit_state=units[service].get("ActiveState")
-    )
+    return StackStatus(stack=stack, state="unknown", unit=service, unit_state=units[service].active)
 
 
 def _status(
     context: Context,
     generation: Generation,
-    units: Mapping[str, Mapping[str, str]],
+    units: Mapping[str, UnitState],
     containers: Mapping[str, podman.Container],
 ) -> StackStatus:
-    plan, seen = generation.plan, units[generation.units.service]
+    plan, unit = generation.plan, units[generation.units.service]
     door = generation.door
-    door_state = units[door_service(generation.stack)].get("ActiveState") if door else None
+    door_state = units[door_service(generation.stack)].active if door else None
     container = containers.get(generation.units.container)
-    state, cause, remedy = _state(context, generation, seen)
+    state, cause, remedy = _state(context, generation, unit)
     if state == "ready" and door is not None and door_state != "active":
         state, cause = "not answering", "the front door is not open"
     if state not in ("ready", "starting"):
         again = f"stackctl restart {generation.stack}"
         remedy = f"{remedy}; then {again}" if remedy else again
-    restarts = seen.get("NRestarts", "")
-    active = seen.get("ActiveState") == "active"
     return StackStatus(
         stack=generation.stack,
         profile=plan.profile,
@@ -135,21 +128,21 @@ def _status(
         cause=cause,
         remedy=remedy,
         unit=generation.units.service,
-        unit_state=seen.get("ActiveState"),
+        unit_state=unit.active,
         container=generation.units.container,
         container_state=container.state if container else None,
         container_health=container.health if container else None,
         door=door_service(generation.stack) if door else None,
         door_state=door_state,
-        since=seen.get("ActiveEnterTimestamp" if active else "StateChangeTimestamp") or None,
-        restarts=int(restarts) if restarts.isdecimal() else None,
+        since=unit.since,
+        restarts=unit.restarts,
         endpoint=url(generation),
         model=plan.served_name,
         image=plan.image,
         health=_last_health(context, generation),
         # While it is started, its files are not yet what they will be.
         drift=tuple(
-            one.text for one in drift(context, generation, seen, container.pid if container else 0)
+            one.text for one in drift(context, generation, unit, container.pid if container else 0)
         )
         if generation.outcome.state != "starting"
         else (),
@@ -157,93 +150,72 @@ def _status(
 
 
 def _state(
-    context: Context, generation: Generation, seen: Mapping[str, str]
+    context: Context, generation: Generation, state: UnitState
 ) -> tuple[StackState, str | None, str | None]:
     """The state, why where it is not well, and what helps besides another start."""
-    match seen.get("ActiveState"):
+    match state.active:
         case "activating" | "reloading":
-            if seen.get("SubState") == "start-pre":
-                return _waiting(context, generation, seen)
-            failing = seen.get("SubState") == "auto-restart" or seen.get("NRestarts", "0") != "0"
-            return "starting", *(_why_failed(context, generation, seen) if failing else _NOTHING)
+            if state.sub == "start-pre":
+                return _waiting(context, generation, state)
+            failing = state.sub == "auto-restart" or bool(state.restarts)
+            return "starting", *(_why_failed(context, generation, state) if failing else _NOTHING)
         case "failed":
-            why, remedy = _why_failed(context, generation, seen)
-            starts = _gave_up_after(seen)
-            if starts:
-                return "crash loop", f"gave up after {starts}: {why}", remedy
+            why, remedy = _why_failed(context, generation, state)
+            if starts := state.gave_up_after:
+                return "crash loop", f"gave up after {starts} starts: {why}", remedy
             return "failed", why, remedy
         case "active":
-            return *_answering(context, generation, seen), None
+            return *_answering(context, generation, state), None
         case _:
             return "stopped", *_NOTHING
 
 
 def _waiting(
-    context: Context, generation: Generation, seen: Mapping[str, str]
+    context: Context, generation: Generation, state: UnitState
 ) -> tuple[StackState, str | None, str | None]:
     """Of a unit that has not begun to start its engine: what it waits for, if anything."""
-    known = gpu.failure(_log(context, generation, seen), waits=True)
+    known = gpu.failure(_log(context, generation, state), waits=True)
     if known is None:
         return "starting", *_NOTHING
     return "starting", f"waits for its GPU: {known.cause}", known.remedy
 
 
-def _gave_up_after(seen: Mapping[str, str]) -> str | None:
-    """How often it was started, if systemd gave up; systemd keeps the first Result, so count."""
-    restarts, burst = seen.get("NRestarts", ""), seen.get("StartLimitBurst", "")
-    if seen.get("Result") == "start-limit-hit":
-        return f"{burst} starts"
-    if restarts.isdecimal() and burst.isdecimal() and 0 < int(burst) <= int(restarts):
-        return f"{burst} starts"
-    return None
-
-
 def _why_failed(
-    context: Context, generation: Generation, seen: Mapping[str, str]
+    context: Context, generation: Generation, state: UnitState
 ) -> tuple[str, str | None]:
     """Why a start failed, and what would help where only the machine lacks something."""
-    lines = _log(context, generation, seen)
+    lines = _log(context, generation, state)
     if known := gpu.failure(lines):
         return known.cause, known.remedy
-    return cause_of(engine(generation.plan.engine).failure(lines), seen), None
+    return cause_of(engine(generation.plan.engine).failure(lines), state), None
 
 
-def _log(context: Context, generation: Generation, seen: Mapping[str, str]) -> list[str]:
+def _log(context: Context, generation: Generation, state: UnitState) -> list[str]:
     """What the unit said since its engine was started last, or would have been.
 
     Not since the unit began (InactiveExit): it does so anew when it only waits for another start,
     after all that was said.
     """
-    since = time.time() - time.monotonic()
-    since += int(seen.get("ExecMainStartTimestampMonotonic") or 0) / 1e6
-    identifier = render.log_identifier(generation.stack, generation.number)
-    return context.systemd.journal(generation.units.service, identifier, since=since)
+    since = time.time() - time.monotonic() + state.main_started_s
+    return looks.log_lines(context, generation, since, _LOG_LINES)
 
 
 def _answering(
-    context: Context, generation: Generation, seen: Mapping[str, str]
+    context: Context, generation: Generation, state: UnitState
 ) -> tuple[StackState, str | None]:
-    path, started = engine(generation.plan.engine).health_path, time.monotonic()
+    path = engine(generation.plan.engine).health_path
     alive = endpoint.liveness(generation.plan.listens, path, timeout_s=_ANSWER_S)
     if alive == "ready":
         return "ready", None
     if alive in _SAYS:
         return "not answering", _SAYS[alive]
-    now = context.systemd.show(generation.units.service, "CPUUsageNSec")
-    used, passed = cpu_seconds(seen, now), time.monotonic() - started
-    if used is None:
+    done = looks.work(looks.Look(unit=state), looks.Look(unit=looks.unit(context, generation)))
+    if done.is_working is None:
         return "not answering", None
-    if used >= passed / 10:
-        return "not answering", f"but busy: {used:.1f} s of processor time in {passed:.1f} s"
+    if done.is_working:
+        used = f"{done.cpu_s or 0:.1f} s of processor time in {done.interval_s:.1f} s"
+        return "not answering", f"but busy: {used}"
     return "not answering", "and it does not compute"
-
-
-def cpu_seconds(before: Mapping[str, str], after: Mapping[str, str]) -> float | None:
-    """Processor time between two looks at a unit's CPUUsageNSec; None where it is not counted."""
-    one, two = before.get("CPUUsageNSec", ""), after.get("CPUUsageNSec", "")
-    if not (one.isdecimal() and two.isdecimal()):
-        return None
-    return max(0, int(two) - int(one)) / 1e9
 
 
 def _last_health(context: Context, generation: Generation) -> Health | None:

@@ -79,8 +79,8 @@ class Watcher:
         wanted = set(generation.plan.placement.gpus)
         uses = [g.utilization for g in gpus if str(g.index) in wanted and g.utilization is not None]
         row = Row(stack=stack, cpu=_cpu(before, now), gpu=max(uses, default=None))
-        if now.state != "active":
-            return Row(stack=stack, note=now.state or "not running")
+        if not now.unit.is_active:
+            return Row(stack=stack, note=now.unit.active or "not running")
         if now.metrics is None:
             note = "it does not tell its numbers" if now.late else "does not answer"
             return Row(stack=stack, cpu=row.cpu, gpu=row.gpu, note=note)
@@ -143,6 +143,8 @@ def _rate(now: float | None, before: float | None, passed_s: float) -> float | N
 
 
 def _cpu(before: looks.Look | None, now: looks.Look) -> float | None:
-    if before is None or before.cpu_s is None or now.cpu_s is None or now.at_s <= before.at_s:
+    """Return the CPUs that were busy with the engine, on average since the look before."""
+    done = None if before is None else looks.work(before, now)
+    if done is None or done.cpu_s is None or done.interval_s <= 0:
         return None
-    return max(0.0, now.cpu_s - before.cpu_s) / (now.at_s - before.at_s)
+    return done.cpu_s / done.interval_s

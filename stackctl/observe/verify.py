@@ -6,13 +6,10 @@ from stackctl.deploy.context import Context
 from stackctl.diagnose.compare import compare
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import podman
-from stackctl.observe import procfs
-from stackctl.observe.drift import PROPERTIES as DRIFT_PROPERTIES
+from stackctl.observe import looks, procfs
 from stackctl.observe.seen import gather
 from stackctl.values.generation import Generation
 from stackctl.values.result import VerifyReport
-
-_PROPERTIES = ("ActiveState", "MainPID", "NRestarts", *DRIFT_PROPERTIES)
 
 
 def verify(context: Context, generation: Generation) -> VerifyReport:
@@ -22,8 +19,8 @@ def verify(context: Context, generation: Generation) -> VerifyReport:
         StackctlError: exit 3, it does not run, or ended during the inspection.
     """
     stack, name = generation.stack, generation.units.container
-    unit = context.systemd.show(generation.units.service, *_PROPERTIES)
-    state = unit.get("ActiveState", "unknown")
+    unit = looks.unit(context, generation)
+    state = unit.active or "unknown"
     container = podman.inspect((name,)).get(name)
     if state != "active" or container is None or not container.pid:
         raise StackctlError(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from stackctl.values.activity import WORKING_SHARE
+
 #: Seconds that an engine has for its answer, and for which its processors are watched after that.
 #: Together they stay below the unit's HealthTimeout, also on a machine where all is slow.
 ANSWER_S = 5
 WATCH_S = 5
-#: Clock ticks (proc(5): 100 a second) in that time from which on an engine counts as busy: a
-#: twentieth of one processor, so that one among many busy programs is seen. The check itself costs
-#: one or two, a sleeping engine none.
-BUSY_TICKS = 25
+#: Clock ticks (proc(5): 100 a second) in that time from which on an engine is at work. The check
+#: itself costs one or two.
+BUSY_TICKS = round(WORKING_SHARE * 100 * WATCH_S)
 #: curl's exit status for "Operation timed out" (curl(1), EXIT CODES).
 _TIMED_OUT = 28
 

@@ -81,6 +81,11 @@ class EngineMetrics(Value, frozen=True, kw_only=True):
     output_lengths: Histogram | None = None
     estimates: tuple[str, ...] = ()
 
+    @property
+    def counters(self) -> tuple[float | None, ...]:
+        """The counters of which one moves at least while the engine works on requests."""
+        return self.prompt_tokens, self.generation_tokens, self.steps, self.finished
+
 
 class Window(Value, frozen=True, kw_only=True):
     """A line of a log with averages over the ``seconds`` before it.

@@ -19,10 +19,11 @@ from stackctl.diagnose.compare import argv_difference
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.health import endpoint
 from stackctl.machine import lock
-from stackctl.observe.guard import _COUNTERS
-from stackctl.observe.status import _gave_up_after, cpu_seconds
+from stackctl.machine.unitstate import UnitState, parse
+from stackctl.observe.looks import Look, work
 from stackctl.resources import data_folder
 from stackctl.units import healthcheck, quoting
+from stackctl.values.metrics import EngineMetrics
 
 SHELLS = [
     words
@@ -117,35 +118,72 @@ def test_only_a_missing_answer_has_the_code_of_one() -> None:
         assert worst(port) == ("model", "fail", None)
 
 
-def test_processor_time_between_two_looks() -> None:
-    before, after = {"CPUUsageNSec": "1000000000"}, {"CPUUsageNSec": "3500000000"}
-    assert cpu_seconds(before, after) == 2.5
-    assert cpu_seconds(after, before) == 0
-    assert cpu_seconds(before, {"CPUUsageNSec": "[not set]"}) is None
-    assert cpu_seconds({}, after) is None
+def look(cpu_s: float | None, at_s: float, **metrics: float) -> Look:
+    numbers = EngineMetrics(**metrics) if metrics else None  # type: ignore[arg-type]
+    return Look(unit=UnitState(at_s=at_s, active="active", cpu_s=cpu_s), metrics=numbers)
 
 
-def test_counters_of_tokens_and_nothing_else() -> None:
-    llama = "# HELP llamacpp:tokens_predicted_total x\nllamacpp:tokens_predicted_total 48\n"
-    vllm = 'vllm:generation_tokens_total{model_name="m"} 5.0\nprocess_cpu_seconds_total 3.1\n'
-    assert _COUNTERS.findall(llama + vllm) == [
-        "llamacpp:tokens_predicted_total 48",
-        'vllm:generation_tokens_total{model_name="m"} 5.0',
-    ]
+def test_work_between_two_looks() -> None:
+    done = work(look(1.0, 100.0), look(3.5, 105.0))
+    assert (done.cpu_s, done.interval_s, done.is_working) == (2.5, 5.0, True)
+    # A unit that was started again counts from zero; one without accounting shows nothing.
+    assert work(look(3.5, 100.0), look(1.0, 105.0)).cpu_s == 0
+    assert work(look(None, 100.0), look(1.0, 105.0)).is_working is None
+
+
+def test_one_limit_for_the_guard_and_for_the_container() -> None:
+    least_s = healthcheck.BUSY_TICKS / 100
+    assert work(look(0.0, 0.0), look(least_s, healthcheck.WATCH_S)).is_working is True
+    assert work(look(0.0, 0.0), look(least_s - 0.01, healthcheck.WATCH_S)).is_working is False
+
+
+def test_counters_of_tokens_that_move_are_work() -> None:
+    idle = {"prompt_tokens": 5.0, "running": 1}
+    assert work(look(0.0, 0.0, **idle), look(0.0, 5.0, **idle)).is_working is False
+    more = {"prompt_tokens": 6.0, "running": 1}
+    assert work(look(0.0, 0.0, **idle), look(0.0, 5.0, **more)).is_working is True
+    # Numbers of one look alone show nothing.
+    assert work(look(0.0, 0.0), look(0.0, 5.0, **more)).is_working is False
 
 
 @pytest.mark.parametrize(
     ("seen", "expected"),
     [
-        ({"Result": "start-limit-hit", "NRestarts": "0", "StartLimitBurst": "3"}, "3 starts"),
-        ({"Result": "exit-code", "NRestarts": "3", "StartLimitBurst": "3"}, "3 starts"),
+        ({"Result": "start-limit-hit", "NRestarts": "0", "StartLimitBurst": "3"}, 3),
+        ({"Result": "exit-code", "NRestarts": "3", "StartLimitBurst": "3"}, 3),
         ({"Result": "exit-code", "NRestarts": "2", "StartLimitBurst": "3"}, None),
         ({"Result": "exit-code", "NRestarts": "0", "StartLimitBurst": "0"}, None),
         ({}, None),
     ],
 )
-def test_when_systemd_gave_up(seen: dict[str, str], expected: str | None) -> None:
-    assert _gave_up_after(seen) == expected
+def test_when_systemd_gave_up(seen: dict[str, str], expected: int | None) -> None:
+    assert parse(seen, at_s=1.0).gave_up_after == expected
+
+
+def test_properties_of_systemd_become_a_typed_state() -> None:
+    state = parse(
+        {
+            "ActiveState": "active", "SubState": "running", "Result": "success",
+            "ExecMainStatus": "0", "NRestarts": "2", "MainPID": "315", "Job": "0",
+            "CPUUsageNSec": "3500000000", "ActiveEnterTimestampMonotonic": "90000000",
+            "ActiveEnterTimestamp": "Sat 2026-11-28", "StateChangeTimestamp": "Sun 2026-11-29",
+            "NeedDaemonReload": "yes", "DropInPaths": "/etc/a.conf /etc/b.conf",
+        },
+        at_s=100.0,
+    )  # fmt: skip
+    assert (state.restarts, state.main_pid, state.cpu_s) == (2, 315, 3.5)
+    assert (state.running_s, state.since) == (10.0, "Sat 2026-11-28")
+    assert state.needs_reload
+    assert state.drop_ins == ("/etc/a.conf", "/etc/b.conf")
+    # A restart is a failure of the start that was asked for.
+    assert state.has_failed
+    stopped = parse(
+        {"ActiveState": "inactive", "CPUUsageNSec": "[not set]", "MainPID": "0", "Job": "7"}, 1.0
+    )
+    assert (stopped.cpu_s, stopped.main_pid, stopped.running_s) == (None, None, None)
+    # What systemd still has to do with it may start it.
+    assert not stopped.has_failed
+    assert parse({"ActiveState": "inactive"}, 1.0).has_failed
 
 
 # Drift

@@ -12,6 +12,7 @@ from stackctl.deploy.transaction import not_running
 from stackctl.engines import engine as find_engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.health import endpoint
+from stackctl.observe import looks
 from stackctl.observe.status import url
 from stackctl.values.generation import Generation
 
@@ -50,7 +51,7 @@ def require_running(context: Context, generation: Generation) -> None:
     """
     stack, port = generation.stack, generation.plan.listens
     engine = find_engine(generation.plan.engine)
-    state = context.systemd.show(generation.units.service, "ActiveState")["ActiveState"]
+    state = looks.unit(context, generation).active
     if state != "active":
         raise not_running(stack)
     alive = endpoint.liveness(port, engine.health_path)

@@ -1,0 +1,107 @@
+"""The state of a unit as a typed value, from the properties that systemctl prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+#: The properties that ``parse`` reads (org.freedesktop.systemd1(5)).
+PROPERTIES = (
+    "ActiveState", "SubState", "Result", "ExecMainStatus", "NRestarts", "StartLimitBurst", "Job",
+    "InvocationID", "MainPID", "CPUUsageNSec", "ActiveEnterTimestamp", "StateChangeTimestamp",
+    "ActiveEnterTimestampMonotonic", "ExecMainStartTimestampMonotonic", "NeedDaemonReload",
+    "DropInPaths",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class UnitState:
+    """The state of a unit at one moment. None is unknown, or a property that the unit lacks.
+
+    ``at_s`` is the moment of the reading. ``active`` and ``sub`` are systemd's states, ``result``
+    its name for how the last run ended, ``exit_status`` that of the main process. ``restarts``
+    counts automatic restarts since the last start by hand; systemd gives up after
+    ``start_limit_burst`` starts. ``cpu_s`` is the CPU time of the unit so far. ``since`` is when
+    the current state began, for people. ``active_since_s`` is when the unit became active and
+    ``main_started_s`` when its main process began (0: never). Times are seconds on the monotonic
+    clock. ``has_job``: systemd still has something to do with the unit.
+    """
+
+    at_s: float
+    active: str | None = None
+    sub: str | None = None
+    result: str | None = None
+    exit_status: int | None = None
+    restarts: int | None = None
+    start_limit_burst: int | None = None
+    has_job: bool = False
+    invocation: str | None = None
+    main_pid: int | None = None
+    cpu_s: float | None = None
+    since: str | None = None
+    active_since_s: float | None = None
+    main_started_s: float = 0.0
+    needs_reload: bool = False
+    drop_ins: tuple[str, ...] = ()
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the unit runs and has told systemd that it is ready."""
+        return self.active == "active"
+
+    @property
+    def running_s(self) -> float | None:
+        """Seconds since the unit became active."""
+        return None if self.active_since_s is None else self.at_s - self.active_since_s
+
+    @property
+    def gave_up_after(self) -> int | None:
+        """The number of starts after which systemd gave up; None if it did not.
+
+        ``result`` stays that of the first failure, so restarts are counted as well.
+        """
+        if self.result == "start-limit-hit":
+            return self.start_limit_burst
+        burst, restarts = self.start_limit_burst, self.restarts
+        return burst if burst and restarts is not None and burst <= restarts else None
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the start that was asked for has failed. An automatic restart is a failure: it is
+        shown, not tried again in silence."""
+        if self.active == "failed" or self.sub == "auto-restart" or self.restarts:
+            return True
+        if self.active == "inactive" and not self.has_job:
+            return True
+        return (self.result or "success") != "success"
+
+
+def parse(properties: Mapping[str, str], at_s: float) -> UnitState:
+    """Return the state in what ``systemctl show`` prints; ``at_s`` is when it was asked."""
+
+    def whole(name: str) -> int | None:
+        # "[not set]" is a value as well.
+        text = properties.get(name, "")
+        return int(text) if text.isdecimal() else None
+
+    active, cpu_ns = properties.get("ActiveState"), whole("CPUUsageNSec")
+    entered_us = whole("ActiveEnterTimestampMonotonic")
+    since = "ActiveEnterTimestamp" if active == "active" else "StateChangeTimestamp"
+    return UnitState(
+        at_s=at_s,
+        active=active,
+        sub=properties.get("SubState"),
+        result=properties.get("Result"),
+        exit_status=whole("ExecMainStatus"),
+        restarts=whole("NRestarts"),
+        start_limit_burst=whole("StartLimitBurst"),
+        has_job=properties.get("Job", "0") not in ("0", ""),
+        invocation=properties.get("InvocationID"),
+        main_pid=whole("MainPID") or None,
+        cpu_s=None if cpu_ns is None else cpu_ns / 1e9,
+        since=properties.get(since) or None,
+        active_since_s=entered_us / 1e6 if entered_us else None,
+        main_started_s=(whole("ExecMainStartTimestampMonotonic") or 0) / 1e6,
+        needs_reload=properties.get("NeedDaemonReload") == "yes",
+        drop_ins=tuple(properties.get("DropInPaths", "").split()),
+    )
