@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,7 +13,12 @@ from stackctl.cli.session import Session, _profile_names, overrides, plan_option
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.values.host import Host
 from stackctl.values.plan import Plan, Verdict
+from stackctl.values.profile import Profile
 from stackctl.values.result import Result
+
+if TYPE_CHECKING:
+    from stackctl.deploy.plan_inputs import PlanBasis
+    from stackctl.sources.profiles import Profiles
 
 
 @verb("doctor")
@@ -33,48 +39,17 @@ def command(
     Each finding with the command that fixes it. Exits 6 when something must be fixed first, else
     0: warnings do not count.
     """
-    from stackctl.deploy.plan_preview import preview
-    from stackctl.engines import uses_gpu
-    from stackctl.machine.podman import image_cuda
     from stackctl.probe.doctor import findings
-    from stackctl.requirements.gpu import DEFAULT_CUDA
     from stackctl.values.result import DoctorReport
 
-    results: list[Result] = []
     basis = session.plan_basis(facts)
-    host = basis.host
     if profile is None:
-        results += findings(host)
+        results = list(findings(basis.host))
     else:
         profiles = session.profiles()
         wanted = profiles.resolve(profile, overrides(sets, model, objective, name))
-        needs_gpu = uses_gpu(wanted)
-        weights: int | None = None
-        cpuset = wanted.placement.cpus is not None or wanted.placement.nodes is not None
-        nvfp4: bool | None = None
-        # Of an image that the profile names nothing is known before it is here.
-        cuda = DEFAULT_CUDA if wanted.image is None else None
-        try:
-            plan = preview(basis, profiles, wanted, session.out).plan
-            nvfp4 = plan.model.is_nvfp4
-            if needs_gpu and facts is None:
-                cuda = image_cuda(plan.image) or cuda
-            weights = None if needs_gpu else plan.model.weights_bytes
-            cpuset = cpuset or plan.placement.policy == "interleave"
-            results.append(_plan_result(plan.verdict, _again(profile)))
-            if plan.placement.gpus and facts is None:
-                results.append(_proof(plan, host))
-        except StackctlError as error:
-            results.append(
-                Result(name="plan", status="fail", actual=error.message, remedy=error.hint)
-            )
-        results += findings(
-            host,
-            memlock_bytes=weights,
-            needs_cpuset=cpuset,
-            needs_gpu=needs_gpu,
-            nvfp4=nvfp4,
-            cuda=cuda,
+        results = _profile_findings(
+            session, basis, profiles, wanted, live=facts is None, again=_again(profile)
         )
     order = {"fail": 0, "warn": 1, "ok": 2, "info": 3, "skip": 4}
     results.sort(key=lambda result: order[result.status])
@@ -84,6 +59,62 @@ def command(
         session.out.results(results)
     if any(result.status == "fail" for result in results):
         raise click.exceptions.Exit(int(ExitCode.HOST))
+
+
+def _profile_findings(
+    session: Session,
+    basis: PlanBasis,
+    profiles: Profiles,
+    wanted: Profile,
+    *,
+    live: bool,
+    again: str,
+) -> list[Result]:
+    """Return the findings for a profile: of its plan, of its GPUs, and of the host for its needs.
+
+    Args:
+        session: prints the progress of the plan.
+        basis: the inputs of the plan.
+        profiles: where the profile comes from.
+        wanted: the resolved profile.
+        live: the host is this machine, so that images can be inspected and containers tried.
+        again: the command that shows the plan.
+    """
+    from stackctl.deploy.plan_preview import preview
+    from stackctl.engines import uses_gpu
+    from stackctl.machine.podman import image_cuda
+    from stackctl.probe.doctor import findings
+    from stackctl.provision.needs import binds_cpus
+    from stackctl.requirements.gpu import DEFAULT_CUDA
+
+    results: list[Result] = []
+    on_gpu = uses_gpu(wanted)
+    cpuset = binds_cpus(wanted)
+    # Of an image that the profile names nothing is known before it is here.
+    cuda = DEFAULT_CUDA if wanted.image is None else None
+    weights: int | None = None
+    nvfp4: bool | None = None
+    try:
+        plan = preview(basis, profiles, wanted, session.out).plan
+        nvfp4 = plan.model.is_nvfp4
+        if on_gpu and live:
+            cuda = image_cuda(plan.image) or cuda
+        weights = None if on_gpu else plan.model.weights_bytes
+        cpuset = cpuset or plan.placement.policy == "interleave"
+        results.append(_plan_result(plan.verdict, again))
+        if plan.placement.gpus and live:
+            results.append(_proof(plan, basis.host))
+    except StackctlError as error:
+        results.append(Result(name="plan", status="fail", actual=error.message, remedy=error.hint))
+    results += findings(
+        basis.host,
+        memlock_bytes=weights,
+        needs_cpuset=cpuset,
+        needs_gpu=on_gpu,
+        nvfp4=nvfp4,
+        cuda=cuda,
+    )
+    return results
 
 
 def _proof(plan: Plan, host: Host) -> Result:

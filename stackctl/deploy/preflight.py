@@ -11,8 +11,9 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import ports
 from stackctl.machine.files import Machine
 from stackctl.quantity import format_bytes
+from stackctl.requirements.cgroup_version import KERNEL_ARGUMENT
 from stackctl.requirements.gpu import gpu_memory_users
-from stackctl.units.quadlet import parse_version
+from stackctl.units.quadlet import INSTALL_PODMAN, parse_version
 from stackctl.values.host import Host
 from stackctl.values.model import Model
 from stackctl.values.plan import Plan
@@ -40,7 +41,7 @@ def require_tools(host: Host) -> str:
             )
         raise _lacks(
             "podman is not installed",
-            "install Podman 4.4 or newer: apt-get install podman",
+            f"{INSTALL_PODMAN}: apt-get install podman",
         )
     parse_version(tools.podman)
     if tools.quadlet_generator is None:
@@ -51,7 +52,7 @@ def require_tools(host: Host) -> str:
     if tools.cgroup_version != 2:
         raise _lacks(
             "this machine runs cgroup v1 or the hybrid layout; Quadlet needs cgroup v2",
-            "boot with the kernel argument systemd.unified_cgroup_hierarchy=1",
+            f"boot with the kernel argument {KERNEL_ARGUMENT}",
         )
     return tools.quadlet_generator
 

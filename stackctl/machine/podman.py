@@ -20,6 +20,7 @@ from typing import Any
 
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import runner, trust
+from stackctl.units.quadlet import INSTALL_PODMAN
 
 #: Seconds without a request after which our API service ends by itself, should we be killed.
 _IDLE_S = 60
@@ -192,7 +193,7 @@ def connect(runtime: Path) -> Iterator[Podman]:
     except FileNotFoundError:
         raise StackctlError(
             "podman is not installed",
-            hint="install Podman 4.4 or newer: apt-get install podman",
+            hint=f"{INSTALL_PODMAN}: apt-get install podman",
             exit_code=ExitCode.HOST,
         ) from None
     try:

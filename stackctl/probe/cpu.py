@@ -36,6 +36,41 @@ def probe_cpu(
     online = _online(reader, info, folders, problems)
     known = sorted(online or ())
     sysfs = known if folders else []
+    cores, packages = _cores_and_packages(reader, info, sysfs, online or frozenset(), problems)
+    per_core = max(map(len, cores), default=None)
+    offline = folders - online if online else frozenset[int]()
+    return Cpu(
+        model=info.model,
+        vendor=info.vendor,
+        architecture=info.architecture,
+        sockets=packages,
+        cores=len(cores) or None,
+        threads=len(known) or None,
+        threads_per_core=per_core,
+        online=format_cpulist(known) or None,
+        allowed=_allowed(reader, online, problems),
+        siblings=tuple(format_cpulist(core) for core in cores),
+        isa=isa(info.flags or ()),
+        smt=_smt(reader, per_core),
+        l3=probe_l3(reader, sysfs, cores),
+        numa=probe_numa(reader, online, total_bytes, problems),
+        governor=_common(reader, sysfs, "scaling_governor"),
+        dies=probe_groups(reader, sysfs, "die"),
+        offline=format_cpulist(offline) or None,
+        kinds=probe_kinds(reader, online or frozenset()),
+        quota_cpus=quota(reader),
+        governor_driver=_driver(reader, sysfs),
+    )
+
+
+def _cores_and_packages(
+    reader: Reader,
+    info: CpuInfo,
+    sysfs: list[int],
+    online: frozenset[int],
+    problems: list[Problem],
+) -> tuple[tuple[frozenset[int], ...], int | None]:
+    """Return the CPUs of each core, and the number of packages: of /sys, else of /proc/cpuinfo."""
     sharing = info.vendor == "AuthenticAMD" and info.family in _SHARING_FAMILIES
     cores = probe_cores(reader, sysfs, by_number=sharing)
     packages = probe_groups(reader, sysfs, "package")
@@ -50,36 +85,15 @@ def probe_cpu(
                 why=f"neither {CPU}/cpu*/topology nor /proc/cpuinfo says which CPUs share a core",
             )
         )
-    per_core = max(map(len, cores)) if cores else None
+    return tuple(cores or ()), packages
+
+
+def _smt(reader: Reader, per_core: int | None) -> bool | None:
     if per_core:
-        smt: bool | None = per_core > 1
-    else:
-        # Virtual machines may say this wrongly: it is asked only where no siblings are shown.
-        active = reader.number(f"{CPU}/smt/active")
-        smt = None if active is None else bool(active)
-    offline = folders - online if online else frozenset[int]()
-    return Cpu(
-        model=info.model,
-        vendor=info.vendor,
-        architecture=info.architecture,
-        sockets=packages,
-        cores=len(cores) if cores else None,
-        threads=len(known) or None,
-        threads_per_core=per_core,
-        online=format_cpulist(known) or None,
-        allowed=_allowed(reader, online, problems),
-        siblings=tuple(format_cpulist(core) for core in cores or ()),
-        isa=isa(info.flags or ()),
-        smt=smt,
-        l3=probe_l3(reader, sysfs, cores or ()),
-        numa=probe_numa(reader, online, total_bytes, problems),
-        governor=_common(reader, sysfs, "scaling_governor"),
-        dies=probe_groups(reader, sysfs, "die"),
-        offline=format_cpulist(offline) or None,
-        kinds=probe_kinds(reader, online or frozenset()),
-        quota_cpus=quota(reader),
-        governor_driver=_driver(reader, sysfs),
-    )
+        return per_core > 1
+    # Virtual machines may say this wrongly: it is asked only where no siblings are shown.
+    active = reader.number(f"{CPU}/smt/active")
+    return None if active is None else bool(active)
 
 
 def _numbered(reader: Reader, pattern: str, prefix: str) -> frozenset[int]:

@@ -32,13 +32,26 @@ def probe_numa(
         return (NumaNode(id=0, cpus=format_cpulist(online), memory_bytes=total_bytes),)
     columns = _columns(reader, numbers)
     left_out = gpu_nodes(reader)
-    kept: list[int] = []
+    sets = _cpu_sets(reader, [number for number in numbers if number not in left_out], problems)
+    return tuple(
+        NumaNode(
+            id=number,
+            cpus=format_cpulist(cpus if online is None else cpus & online),
+            memory_bytes=_memory(reader, number),
+            distances=_distances(reader, f"{_NODE}/node{number}/distance", columns, list(sets)),
+        )
+        for number, cpus in sets.items()
+    )
+
+
+def _cpu_sets(
+    reader: Reader, numbers: list[int], problems: list[Problem]
+) -> dict[int, frozenset[int]]:
+    """Return the CPUs of each node, without nodes that repeat CPUs; empty when one is unknown."""
     sets: dict[int, frozenset[int]] = {}
     covered: set[int] = set()
     overlapping: list[int] = []
     for number in numbers:
-        if number in left_out:
-            continue
         folder = f"{_NODE}/node{number}"
         cpus = _cpus(reader, folder)
         if cpus is None:
@@ -50,13 +63,12 @@ def probe_numa(
                     why=f"{folder}/cpulist cannot be read",
                 )
             )
-            return ()
+            return {}
         if cpus & covered:
             overlapping.append(number)
             continue
         covered |= cpus
-        sets[number] = cpus if online is None else cpus & online
-        kept.append(number)
+        sets[number] = cpus
     if overlapping:
         problems.append(
             Problem(
@@ -66,15 +78,7 @@ def probe_numa(
                 "damaged firmware tables) and are left out",
             )
         )
-    return tuple(
-        NumaNode(
-            id=number,
-            cpus=format_cpulist(sets[number]),
-            memory_bytes=_memory(reader, number),
-            distances=_distances(reader, f"{_NODE}/node{number}/distance", columns, kept),
-        )
-        for number in kept
-    )
+    return sets
 
 
 def _cpus(reader: Reader, folder: str) -> frozenset[int] | None:

@@ -10,17 +10,21 @@ from stackctl.values.host import Host
 from stackctl.values.profile import Profile
 
 
+def binds_cpus(profile: Profile) -> bool:
+    """Return True when a profile asks for certain CPUs or NUMA nodes."""
+    return profile.placement.cpus is not None or profile.placement.nodes is not None
+
+
 def of(profiles: Sequence[Profile], host: Host, named: Collection[str]) -> StackNeeds:
     """The needs of some profiles; of none: of all that this machine could run."""
     several = len(host.cpu.numa) > 1
     if not profiles:
         return StackNeeds(cpuset=several, named=frozenset(named))
     gpu = [uses_gpu(profile) for profile in profiles]
-    binds = any(p.placement.cpus is not None or p.placement.nodes is not None for p in profiles)
     return StackNeeds(
         gpu=any(gpu),
         # A model in GPU memory is not locked in main memory.
         memlock=not all(gpu),
-        cpuset=several or binds,
+        cpuset=several or any(map(binds_cpus, profiles)),
         named=frozenset(named),
     )

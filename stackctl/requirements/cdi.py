@@ -11,7 +11,7 @@ from stackctl.requirements.gpu import DEFAULT_CUDA, GpuDriver, GpuPresent, nvidi
 from stackctl.requirements.requirement import ProvisionItem, provision_fix, shipped_file
 from stackctl.values.host import CdiSpec, Host
 from stackctl.values.provision import Change, EnableChange, ItemPlan, PackagesChange
-from stackctl.values.result import Result
+from stackctl.values.result import Result, Status
 
 #: The command that writes the file, as root.
 GENERATE = "nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
@@ -32,23 +32,18 @@ class CdiFiles(ProvisionItem):
         """Yield each file with a problem, then the devices that the usable files name."""
         if not needs.gpu or not host.gpus:
             return
-        unnamed = [gpu for gpu in nvidia_gpus(host) or host.gpus if gpu.cdi is None]
-        usable = [spec for spec in host.tools.cdi if spec.problem is None]
-        for spec in host.tools.cdi:
-            if spec.problem is not None:
-                yield self.result(
-                    "warn" if usable and not unnamed else "fail",
-                    f"{spec.path}: {spec.problem}",
-                    expected=_EXPECTED,
-                    evidence=f"podman {host.tools.podman}" if host.tools.podman else None,
-                    remedy=_remedy(spec),
-                )
-        if not host.tools.cdi:
+        specs = host.tools.cdi
+        if not specs:
             yield self.result(
                 "fail", "no file in /etc/cdi or /run/cdi", expected=_EXPECTED,
                 remedy=provision_fix(self.name, _SUDO_GENERATE),
             )  # fmt: skip
-        elif usable and unnamed:
+            return
+        usable = [spec for spec in specs if spec.problem is None]
+        unnamed = [gpu for gpu in nvidia_gpus(host) or host.gpus if gpu.cdi is None]
+        status: Status = "warn" if usable and not unnamed else "fail"
+        yield from (self._bad_file(host, spec, status) for spec in specs if spec.problem)
+        if usable and unnamed:
             missing = ", ".join(gpu.uuid or gpu.name or str(gpu.index) for gpu in unnamed)
             yield self.result(
                 "fail", f"no device for {missing}", expected=_EXPECTED,
@@ -57,6 +52,15 @@ class CdiFiles(ProvisionItem):
         elif usable:
             names = " ".join(gpu.cdi for gpu in host.gpus if gpu.cdi)
             yield self.result("ok", names, expected=_EXPECTED)
+
+    def _bad_file(self, host: Host, spec: CdiSpec, status: Status) -> Result:
+        return self.result(
+            status,
+            f"{spec.path}: {spec.problem}",
+            expected=_EXPECTED,
+            evidence=f"podman {host.tools.podman}" if host.tools.podman else None,
+            remedy=_remedy(spec),
+        )
 
     def unneeded(self, facts: MachineFacts, needs: StackNeeds) -> str | None:
         """Return that no profile uses a GPU, or that there is none."""

@@ -9,8 +9,9 @@ from stackctl.requirements.requirement import Requirement, as_root
 from stackctl.values.host import Host, Problem
 from stackctl.values.result import Result
 
-_ARGUMENT = "systemd.unified_cgroup_hierarchy=1"
-_FIX = f"add {_ARGUMENT} to the kernel command line and reboot"
+#: The argument with which the kernel boots into version 2.
+KERNEL_ARGUMENT = "systemd.unified_cgroup_hierarchy=1"
+_FIX = f"add {KERNEL_ARGUMENT} to the kernel command line and reboot"
 
 
 class CgroupVersion(Requirement):
@@ -46,8 +47,8 @@ class CgroupVersion(Requirement):
 def _boot_with_version_2(facts: LaunchFacts) -> str:
     steps: tuple[str, ...] = ()
     if facts.seen.booted is not False and {"debian", "ubuntu"} & set(facts.seen.families):
-        edit = f"""sed -i 's/^GRUB_CMDLINE_LINUX="/&{_ARGUMENT} /' /etc/default/grub"""
+        edit = f"""sed -i 's/^GRUB_CMDLINE_LINUX="/&{KERNEL_ARGUMENT} /' /etc/default/grub"""
         steps = (edit, "update-grub", "reboot")
     elif facts.seen.booted is not False and {"fedora", "rhel"} & set(facts.seen.families):
-        steps = (f"grubby --update-kernel=ALL --args={_ARGUMENT}", "reboot")
+        steps = (f"grubby --update-kernel=ALL --args={KERNEL_ARGUMENT}", "reboot")
     return " && ".join(as_root(facts, step) for step in steps) or _FIX

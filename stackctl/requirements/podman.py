@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from stackctl.quantity import version_numbers
 from stackctl.requirements.facts import LaunchFacts, MachineFacts, StackNeeds
 from stackctl.requirements.requirement import ProvisionItem, Requirement, as_root, provision_fix
-from stackctl.units.quadlet import OLDEST
+from stackctl.units.quadlet import OLDEST, OLDEST_TEXT
 from stackctl.values.host import Host, Problem
 from stackctl.values.provision import ItemPlan, PackagesChange
 from stackctl.values.result import Result
 
-_OLDEST_TEXT = ".".join(map(str, OLDEST))
 _INSTALL = {
     "debian": "apt-get install podman",
     "ubuntu": "apt-get install podman",
@@ -24,7 +23,7 @@ _INSTALL = {
 #: Releases whose own podman is too old for Quadlet.
 _OLD_RELEASES = (("debian", "11"), ("debian", "12"), ("ubuntu", "20.04"), ("ubuntu", "22.04"))
 _UPGRADE_SYSTEM = "upgrade to Debian 13, Ubuntu 24.04 or newer"
-_UPGRADE = f"{_UPGRADE_SYSTEM}, or install podman {_OLDEST_TEXT} or newer"
+_UPGRADE = f"{_UPGRADE_SYSTEM}, or install podman {OLDEST_TEXT} or newer"
 #: The packages that a podman which somebody built needs of the distribution all the same.
 _HELPERS = ("uidmap", "dbus-user-session")
 
@@ -70,7 +69,7 @@ class PodmanVersion(ProvisionItem):
             yield Problem(
                 code="podman-too-old",
                 what=f"podman {version} is too old",
-                why=f"services need Quadlet, which came with podman {_OLDEST_TEXT}",
+                why=f"services need Quadlet, which came with podman {OLDEST_TEXT}",
                 fix=_UPGRADE,
             )
 
@@ -86,7 +85,7 @@ class PodmanVersion(ProvisionItem):
 
     def check(self, host: Host, needs: StackNeeds) -> Iterator[Result]:  # noqa: ARG002
         """Yield the version against the oldest that has Quadlet."""
-        expected = f"podman {_OLDEST_TEXT} or newer"
+        expected = f"podman {OLDEST_TEXT} or newer"
         version = host.tools.podman
         problem = self.problem_on(host)
         if problem is not None:
@@ -103,7 +102,7 @@ class PodmanVersion(ProvisionItem):
     def changes(self, facts: MachineFacts, needs: StackNeeds) -> ItemPlan:  # noqa: ARG002
         """Return the packages that are missing, where the distribution has a podman of use."""
         version = facts.host.tools.podman
-        without = f"no Quadlet, which came with {_OLDEST_TEXT}"
+        without = f"no Quadlet, which came with {OLDEST_TEXT}"
         if version is not None and version_numbers(version) < OLDEST:
             return self.refused(f"podman {version} has {without}", _UPGRADE)
         if (*facts.families[:1], facts.release) in _OLD_RELEASES and version is None:
@@ -115,7 +114,7 @@ class PodmanVersion(ProvisionItem):
             return self.refused(
                 "packages are installed on Debian and Ubuntu only; this is "
                 f"{facts.host.tools.os or 'another system'}",
-                f"install podman {_OLDEST_TEXT} or newer, uidmap and passt with its own tools, "
+                f"install podman {OLDEST_TEXT} or newer, uidmap and passt with its own tools, "
                 "then again",
             )
         if version is not None and "podman" not in facts.packages:

@@ -15,6 +15,8 @@ Version = tuple[int, int]
 NEWEST: Version = (99, 0)
 #: Quadlet itself came with Podman 4.4.
 OLDEST: Version = (4, 4)
+OLDEST_TEXT = ".".join(map(str, OLDEST))
+INSTALL_PODMAN = f"install Podman {OLDEST_TEXT} or newer"
 
 #: Key: (first version, argument for older ones; ``{}`` is the value).
 _KEYS: dict[str, tuple[Version, str | None]] = {
@@ -60,7 +62,7 @@ def parse_version(text: str | None) -> Version:
     if version < OLDEST:
         raise StackctlError(
             f"Podman {text} has no Quadlet, which stackctl needs",
-            hint="install Podman 4.4 or newer (Debian 13, Ubuntu 24.04, Fedora have it)",
+            hint=f"{INSTALL_PODMAN} (Debian 13, Ubuntu 24.04, Fedora have it)",
             exit_code=ExitCode.HOST,
         )
     return version

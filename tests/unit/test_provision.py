@@ -26,7 +26,9 @@ from stackctl.provision.box import Box
 from stackctl.provision.changes import KINDS, kind_of
 from stackctl.provision.record import PATH, Store
 from stackctl.requirements import ITEMS, paths, podman
+from stackctl.requirements.drop_ins import UserManagerSetting
 from stackctl.requirements.facts import MachineFacts, StackNeeds, User
+from stackctl.requirements.kernel_setting import KernelSetting
 from stackctl.sources.profiles import Profiles
 from stackctl.values.host import L3, UNLIMITED, CdiSpec, NumaNode
 from stackctl.values.profile import Overrides
@@ -648,6 +650,18 @@ def test_every_shipped_file_says_who_installs_it() -> None:
         text = (ROOT / "systemd" / name).read_text()
         assert re.search(r"stackctl provision --only [a-z-]+", text), name
         assert path.startswith("/etc/")
+
+
+def test_shipped_files_hold_the_values_that_requirements_name() -> None:
+    for wanted in ITEMS.values():
+        if isinstance(wanted, UserManagerSetting):
+            line = f"{wanted.directive}={wanted.value}"
+        elif isinstance(wanted, KernelSetting):
+            sysctl = wanted.file.startswith("sysctl.d/")
+            line = f"{wanted.key}{' = ' if sysctl else ' - - - - '}{wanted.value}"
+        else:
+            continue
+        assert line in (ROOT / "systemd" / wanted.file).read_text(), wanted.name
 
 
 def test_every_change_can_be_shown() -> None:
