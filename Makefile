@@ -12,11 +12,15 @@ PINS := pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --no
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 NOTE := \# Hashed pins for CPython 3.11 and later, made by `make requirements`: not to be edited.
 
+# A module's tests share what runs in the lab. Modules are taken in the order of tests/conftest.py.
+SHARED := -n 2 --dist loadfile --no-loadscope-reorder
+
 export PORT
 unexport PYTHONHOME PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-unit test-lab test-vm lint format profile-keys lab lab-vm bench demo demo-down python requirements clean
+.PHONY: help venv test test-deep test-unit test-lab test-vm lint format profile-keys lab lab-vm bench demo demo-down \
+	python requirements clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,13 +38,16 @@ $(READY): requirements/dev.txt pyproject.toml | python
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
-test: venv ## Everything that CI runs: linters, unit tests and lab tests (lab: Linux, root)
-	$(RUN) -m pytest tests -n 2 --dist loadfile
+test: venv ## Linters, unit tests and lab tests, about 12 minutes (lab: Linux, root)
+	$(RUN) -m pytest tests $(SHARED)
+
+test-deep: venv ## The rest of what CI runs: all fault points, both users, long fuzz: half an hour
+	$(RUN) -m pytest tests -m deep $(SHARED)
 
 test-unit: venv ## The tests that need neither root nor the lab
-	$(RUN) -m pytest tests -m 'not lab'
+	$(RUN) -m pytest tests -m 'not lab and not deep'
 
-test-lab: venv ## The tests in the lab; LAB_ROOT=DIR boots that root tree instead of ours
+test-lab: venv ## The everyday tests in the lab; LAB_ROOT=DIR boots that root tree, not ours
 	$(RUN) -m pytest tests/lab
 
 test-vm: venv ## The tests on a virtual machine with two NUMA nodes: slow, half an hour (Linux, root)

@@ -15,7 +15,10 @@ from hypothesis import settings
 settings.register_profile("stackctl", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("stackctl")
 
-GOLDEN = Path(__file__).parent / "golden"
+HERE = Path(__file__).parent
+GOLDEN = HERE / "golden"
+#: The modules of the lab that take longest, longest first; the others follow, unit tests last.
+SLOWEST: tuple[str, ...] = ()
 
 Golden = Callable[[str, str], None]
 
@@ -26,6 +29,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="Write the files below tests/golden anew; read the diff before committing it.",
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order tests by module, long ones first, so that parallel workers end at the same time."""
+
+    def rank(item: pytest.Item) -> tuple[int, int]:
+        folder = item.path.relative_to(HERE).parts[0]
+        name = item.path.stem
+        place = SLOWEST.index(name) if name in SLOWEST else len(SLOWEST)
+        return {"lab": 0, "unit": 2}.get(folder, 1), place
+
+    items.sort(key=rank)
 
 
 class FailuresAtOnce:

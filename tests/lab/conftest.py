@@ -165,9 +165,15 @@ def lab() -> Iterator[Lab]:
         yield booted
 
 
-@pytest.fixture(params=STORE_USERS)
+#: Both ways to run a stack. Every day most tests run as the normal user alone.
+EITHER_USER = (pytest.param("root", marks=pytest.mark.deep), "lab")
+#: Marks tests that run as both users every day.
+both_users = pytest.mark.parametrize("user", STORE_USERS)
+
+
+@pytest.fixture(params=EITHER_USER)
 def user(request: pytest.FixtureRequest) -> str:
-    """Each of the two ways to run a stack: as root and as a normal user."""
+    """Return the user who runs stacks in this case."""
     return str(request.param)
 
 

@@ -136,6 +136,7 @@ def test_ctrl_c_keeps_what_was_measured(seat: Seat) -> None:
     bench(seat, "--prompt", "64", "--output", "16", "--requests", "1", "--prefix", "uncached")
 
 
+@pytest.mark.deep
 def test_an_engine_that_is_killed_costs_the_requests_that_it_served(seat: Seat) -> None:
     begun, pid = generated(seat), look.engine_pid(seat)
     words = ["stackctl", *LONG[:-1], "5000", "--prefix", "uncached", "--json"]
@@ -153,6 +154,7 @@ def test_an_engine_that_is_killed_costs_the_requests_that_it_served(seat: Seat) 
     assert cell["failed"] in (1, 2) and 3 <= cell["requests"] < 5000
 
 
+@pytest.mark.deep
 def test_one_at_a_time(seat: Seat) -> None:
     with seat.lab.spawn(["stackctl", *LONG[:-1], "5000"], user=seat.user) as process:
         lock = f"{seat.runtime}/bench.lock"

@@ -202,6 +202,7 @@ def test_an_older_one_is_replaced_as_a_change(caller: Caller) -> None:
     caller.assert_gone()
 
 
+@pytest.mark.deep
 def test_a_user_who_may_use_sudo(caller: Caller) -> None:
     assert "2 items would change" in caller("provision", "--dry-run", *ITEMS, user="lab").stdout
     done = caller("provision", "--yes", *ITEMS, user="lab", code=2)
@@ -234,6 +235,7 @@ def test_a_question_on_a_terminal(caller: Caller) -> None:
     assert not look.exists(caller.lab, FOLDER)
 
 
+@pytest.mark.deep
 def test_a_connection_that_breaks_while_it_is_sent(caller: Caller) -> None:
     done = caller("provision", "--yes", *ITEMS, host="cut", code=1)
     assert "the connection to root@cut broke while stackctl was sent" in done.stderr
@@ -241,6 +243,7 @@ def test_a_connection_that_breaks_while_it_is_sent(caller: Caller) -> None:
     assert not look.exists(caller.lab, FOLDER)
 
 
+@pytest.mark.deep
 def test_ctrl_c_while_it_is_sent(caller: Caller) -> None:
     def keeps() -> bool:
         return caller.lab.run(["pgrep", "-f", "keep [0-9]"]).returncode == 0
@@ -256,6 +259,7 @@ def test_ctrl_c_while_it_is_sent(caller: Caller) -> None:
     caller.assert_gone()
 
 
+@pytest.mark.deep
 def test_what_was_begun_ends_without_the_connection(caller: Caller) -> None:
     with caller.spawn("provision", "--yes", *ITEMS) as process:
         look.wait_for(

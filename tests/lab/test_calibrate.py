@@ -33,8 +33,15 @@ def test_calibration_makes_plans_say_measured(seat: Seat) -> None:
 
 
 @pytest.mark.parametrize("user", ["root"])
-@pytest.mark.parametrize("objective", ["latency", "throughput"])
-@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+@pytest.mark.parametrize(
+    ("objective", "kv_type"),
+    [
+        ("latency", "q8_0"),
+        pytest.param("latency", "f16", marks=pytest.mark.deep),
+        pytest.param("throughput", "f16", marks=pytest.mark.deep),
+        pytest.param("throughput", "q8_0", marks=pytest.mark.deep),
+    ],
+)
 def test_predicted_memory_is_what_the_engine_takes(
     lab: Lab, seat: Seat, objective: str, kv_type: str
 ) -> None:

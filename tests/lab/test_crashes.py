@@ -1,6 +1,7 @@
 """The crash matrix: stackctl is killed, or its disk fails, at every step; nothing is ever lost.
 
-LAB_FAULTS=all takes every place; otherwise a part of them, spread over all steps.
+Every day takes a part of the places, spread over all steps. ``make test-deep`` takes all places of
+a kill, and more places at which the disk fails: LAB_FAULTS=all has it take those all as well.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from .conftest import Seat
 
 HERE = Path(__file__).parent
 LOG = "/srv/faults.log"
-ALL = os.environ.get("LAB_FAULTS") == "all"
 QUICK = ("--yes", "--soak", "0s")
 
 
@@ -58,74 +58,98 @@ def places(seat: Seat, kind: str, *words: str) -> list[str]:
     return [line.partition(" ")[2] for line in strike(seat, kind, 0, *words)]
 
 
-def chosen(count: int, step: int) -> range:
-    """The places to try: all of them, or every STEPth."""
-    return range(1, count + 1, 1 if ALL else step)
+#: What fails and how far apart the places are: every day, and in depth.
+EVERY_DAY = {"up": 6, "switch": 5, "rollback": 9, "down": 3}
+ALL = os.environ.get("LAB_FAULTS") == "all"
+IN_DEPTH = {"kill": 1, "ENOSPC": 1 if ALL else 4, "EIO": 1 if ALL else 6}
+CASES = [
+    *(pytest.param("kill", name, step, id=f"kill-{name}") for name, step in EVERY_DAY.items()),
+    pytest.param("ENOSPC", "switch", 15, id="ENOSPC-switch"),
+    *(
+        pytest.param(kind, name, step, id=f"{kind}-{name}-deep", marks=pytest.mark.deep)
+        for kind, step in IN_DEPTH.items()
+        for name in EVERY_DAY
+    ),
+]
 
 
-@pytest.mark.parametrize(
-    ("kind", "step"),
-    [("kill", 3), ("ENOSPC", 8), ("EIO", 11)],
-    ids=["kill", "full-disk", "bad-disk"],
-)
-def test_crash_matrix(one: Seat, tiny: str, kind: str, step: int) -> None:
+@pytest.mark.parametrize(("kind", "operation", "step"), CASES)
+def test_crash_matrix(one: Seat, tiny: str, kind: str, operation: str, step: int) -> None:
     up = ("up", "cpu-latency", "--model", tiny, *QUICK)
-    rows: list[tuple[str, int, int, int]] = []
-    # up, where nothing is: afterwards it serves, or there is nothing.
-    passed = places(one, kind, *up)
-    one.stackctl("down")
-    ended = {"old": 0, "new": 0}
-    for place in chosen(len(passed), step):
-        strike(one, kind, place, *up)
-        found = settled(one)
-        ended["new" if found else "old"] += 1
+    crash = {"up": _crash_up, "down": _crash_down}.get(operation, _crash_change)
+    ended = crash(one, kind, operation, step, up)
+    old, new = ended.count(False), ended.count(True)
+    print(f"{kind} during {operation}: {len(ended)} faults, {old} old, {new} new, 0 lost")
+    assert len(ended) >= 2
+
+
+def _crash_up(seat: Seat, kind: str, operation: str, step: int, up: tuple[str, ...]) -> list[bool]:
+    """Crash ``up`` where nothing is: afterwards the stack serves, or there is nothing.
+
+    Return for each fault whether the stack serves.
+    """
+    passed = places(seat, kind, *up)
+    seat.stackctl("down")
+    ended = []
+    for place in range(1, len(passed) + 1, step):
+        strike(seat, kind, place, *up)
+        found = settled(seat)
+        ended.append(found is not None)
         if found:
-            one.stackctl("down")
-    rows.append(("up", sum(ended.values()), ended["old"], ended["new"]))
-    # switch and rollback, where one serves: afterwards exactly one does, the old or the new one.
-    one.stackctl(*up)
-    for operation in ("switch", "rollback"):
-        ended = {"old": 0, "new": 0}
-        passed = places(one, kind, *_words(one, operation))
-        for place in chosen(len(passed), step):
-            before = settled(one)
-            strike(one, kind, place, *_words(one, operation))
-            found = settled(one)
-            assert found is not None, f"{kind} at {passed[place - 1]}: nothing serves"
-            ended["old" if found == before else "new"] += 1
-        rows.append((operation, sum(ended.values()), ended["old"], ended["new"]))
-    # down: it ends down, whatever happens.
-    passed = places(one, kind, "down")
-    for place in chosen(len(passed), step):
-        one.stackctl(*up)
-        strike(one, kind, place, "down")
-        one.stackctl("recover")
-        if look.exists(one.lab, f"{one.units}/cpu"):
-            one.stackctl("down")
-        look.assert_clean(one)
-    total = sum(row[1] for row in rows)
-    print(f"\n{kind:<10}{'faults':>8}{'old':>6}{'new':>6}{'lost':>6}")
-    for name, faults, old, new in rows:
-        print(f"{name:<10}{faults:>8}{old:>6}{new:>6}{0:>6}")
-    print(f"{total} faults, 0 lost")
-    assert total >= (40 if ALL else 8)
+            seat.stackctl("down")
+    return ended
+
+
+def _crash_change(
+    seat: Seat, kind: str, operation: str, step: int, up: tuple[str, ...]
+) -> list[bool]:
+    """Crash a switch or rollback: afterwards exactly one serves, the old engine or the new one.
+
+    Return for each fault whether the new one serves.
+    """
+    seat.stackctl(*up)
+    if operation == "rollback":
+        seat.stackctl(*_words(seat, "switch"))
+    passed = places(seat, kind, *_words(seat, operation))
+    before = settled(seat)
+    ended = []
+    for place in range(1, len(passed) + 1, step):
+        strike(seat, kind, place, *_words(seat, operation))
+        found = settled(seat)
+        assert found is not None, f"{kind} at {passed[place - 1]}: nothing serves"
+        ended.append(found != before)
+        before = found
+    return ended
+
+
+def _crash_down(
+    seat: Seat, kind: str, operation: str, step: int, up: tuple[str, ...]
+) -> list[bool]:
+    """Crash ``down``: the stack ends down, whatever happens."""
+    seat.stackctl(*up)
+    passed = places(seat, kind, operation)
+    ended = []
+    for place in range(1, len(passed) + 1, step):
+        seat.stackctl(*up)
+        strike(seat, kind, place, operation)
+        seat.stackctl("recover")
+        if look.exists(seat.lab, f"{seat.units}/cpu"):
+            seat.stackctl("down")
+        look.assert_clean(seat)
+        ended.append(True)
+    return ended
 
 
 def _words(seat: Seat, operation: str) -> tuple[str, ...]:
-    if operation == "rollback":
-        numbers = [number for number in _ready(seat) if number != settled(seat)]
-        return ("rollback", str(numbers[-1]), *QUICK)
-    (stack,) = json.loads(seat.stackctl("status", "--json").stdout)["stacks"]
-    other = {"latency": "throughput", "throughput": "latency"}[stack["objective"]]
-    return ("switch", other, *QUICK)
-
-
-def _ready(seat: Seat) -> list[int]:
-    """Generations to go back to: those of another objective than the one that serves."""
-    (stack,) = json.loads(seat.stackctl("status", "--json").stdout)["stacks"]
-    found = json.loads(seat.stackctl("history", "--json").stdout)["generations"]
-    return sorted(
+    """Return the command that changes what serves to the other objective."""
+    rows = json.loads(seat.stackctl("history", "--json").stdout)["generations"]
+    (serving,) = (row for row in rows if row["current"])
+    if operation == "switch":
+        return ("switch", {"latency": "throughput", "throughput": "latency"}[serving["objective"]],
+                *QUICK)  # fmt: skip
+    others = [
         row["number"]
-        for row in found
-        if row["ready_s"] is not None and row["objective"] != stack["objective"]
-    )
+        for row in rows
+        if row["ready_s"] is not None and row["objective"] != serving["objective"]
+    ]
+    return ("rollback", str(max(others)), *QUICK)

@@ -11,7 +11,7 @@ import pytest
 from stackctl.machine.haproxy import Traffic
 
 from . import look
-from .conftest import Seat
+from .conftest import Seat, both_users
 from .front import ENGINE_PORT, PORT, STACK, Front, Reply, ask, connect, tokens
 from .lab import Lab
 
@@ -75,6 +75,7 @@ def test_a_request_waits_for_an_engine_that_is_not_there_yet(both: Front) -> Non
     assert both.ask("GET", "/health").status == 200
 
 
+@pytest.mark.deep
 def test_the_wait_is_bounded(front: Front) -> None:
     front.start(hold_s=2)
     reply = front.ask()
@@ -112,6 +113,7 @@ def test_fifty_wait_and_all_are_answered(front: Front) -> None:
 # Switching
 
 
+@both_users
 def test_hold_drain_move_release(both: Front) -> None:
     both.start()
     both.engine(name="old")
@@ -137,6 +139,7 @@ def test_hold_drain_move_release(both: Front) -> None:
     assert both.ask().json["name"] == "new"
 
 
+@pytest.mark.deep
 def test_a_release_does_not_let_requests_run_into_a_dead_engine(front: Front) -> None:
     front.start()
     front.admin.hold()
@@ -169,6 +172,7 @@ def test_tokens_arrive_one_by_one(front: Front) -> None:
         assert seconds == pytest.approx(number * 0.3, abs=0.25)
 
 
+@pytest.mark.deep
 def test_a_big_prompt_passes_also_after_a_wait(front: Front) -> None:
     front.start()
     front.engine()
@@ -249,6 +253,7 @@ def test_keys(both: Front) -> None:
         assert not any(key in text for text in texts)
 
 
+@pytest.mark.deep
 def test_keys_last_over_a_crash_of_the_engine(front: Front) -> None:
     front.start(keys=["sk-first"])
     engine = front.engine()
@@ -301,6 +306,7 @@ def test_the_door_may_do_as_little_as_possible(both: Front) -> None:
         assert mode in (f"700 {both.seat.user}", f"600 {both.seat.user}")
 
 
+@pytest.mark.deep
 def test_a_stop_lets_requests_end_and_tells_those_that_wait(both: Front) -> None:
     both.start()
     both.engine()
@@ -336,6 +342,7 @@ def test_a_restart_and_a_crash_of_the_door(both: Front) -> None:
     assert both.ask().status == 200
 
 
+@pytest.mark.deep
 def test_a_configuration_that_cannot_be_read_fails_the_start(front: Front) -> None:
     front.start()
     front.seat.systemctl("stop", front.service)

@@ -27,6 +27,7 @@ def test_the_model_file_is_missing(one: Seat, tiny: str) -> None:
     look.assert_clean(one)
 
 
+@pytest.mark.deep
 def test_the_model_is_no_gguf_file(one: Seat) -> None:
     look.put(one.lab, "/srv/bad/page.gguf", b"<!DOCTYPE html>\n<html>Sign in</html>\n" * 99)
     done = one.stackctl(*UP, "file:/srv/bad/page.gguf", code=1)
@@ -34,6 +35,7 @@ def test_the_model_is_no_gguf_file(one: Seat) -> None:
     look.assert_clean(one)
 
 
+@pytest.mark.deep
 def test_the_model_is_cut_short(one: Seat, tiny: str) -> None:
     whole = look.get(one.lab, tiny.removeprefix("file:"))
     # In the header, in the first tensors, and only just.
@@ -82,6 +84,7 @@ def test_the_port_is_taken(seat: Seat, tiny: str, listener: subprocess.Popen[str
     look.assert_clean(seat)
 
 
+@pytest.mark.deep
 def test_the_port_is_taken_by_another_user(lab: Lab, tiny: str) -> None:
     root, seat = Seat(lab, "root"), Seat(lab, "lab")
     try:
@@ -109,6 +112,7 @@ def test_podman_is_absent(seat: Seat, tiny: str) -> None:
     look.assert_clean(seat)
 
 
+@pytest.mark.deep
 def test_podman_is_too_old(one: Seat, tiny: str) -> None:
     script = '#!/bin/sh\n[ "$1" = --version ] && echo "podman version 4.3.1" && exit\nexit 1\n'
     look.put(one.lab, f"{FAKE_BIN}/podman", script.encode(), mode=0o755)
@@ -125,6 +129,7 @@ def test_systemd_does_not_run(seat: Seat, tiny: str) -> None:
     look.assert_clean(seat)
 
 
+@pytest.mark.deep
 def test_a_user_without_a_service_manager(lab: Lab, tiny: str) -> None:
     lab.run(["useradd", "--create-home", "--shell", "/bin/sh", "guest"], check=True)
     try:
@@ -143,6 +148,7 @@ def test_a_user_without_a_service_manager(lab: Lab, tiny: str) -> None:
     assert left == ""
 
 
+@pytest.mark.deep
 def test_a_user_who_does_not_linger_is_told(lab: Lab, tiny: str) -> None:
     seat = Seat(lab, "nolinger")
     lab.load_image("nolinger")
@@ -157,6 +163,7 @@ def test_a_user_who_does_not_linger_is_told(lab: Lab, tiny: str) -> None:
         seat.reset()
 
 
+@pytest.mark.deep
 def test_cgroups_are_of_the_old_kind(seat: Seat, tiny: str) -> None:
     hide = "mount -t tmpfs none /sys/fs/cgroup; mkdir /sys/fs/cgroup/memory /sys/fs/cgroup/unified"
     done = look.in_namespace(seat, hide, *UP, tiny, code=6)
@@ -183,6 +190,7 @@ def test_the_image_is_absent_and_no_registry_answers(seat: Seat, tiny: str) -> N
     look.assert_clean(seat)
 
 
+@pytest.mark.deep
 def test_nothing_is_pulled_for_a_plan_that_is_refused_or_for_a_dry_run(
     one: Seat, tiny: str
 ) -> None:
@@ -195,12 +203,14 @@ def test_nothing_is_pulled_for_a_plan_that_is_refused_or_for_a_dry_run(
     look.assert_clean(one)
 
 
+@pytest.mark.deep
 def test_a_local_image_is_absent(one: Seat, tiny: str) -> None:
     done = one.stackctl(*UP, tiny, "--set", "image=localhost/nothing:1", code=6)
     look.assert_error(done, "no local image localhost/nothing:1", "stackctl image build llama-cpp")
     look.assert_clean(one)
 
 
+@pytest.mark.deep
 def test_the_image_holds_no_engine(seat: Seat, tiny: str) -> None:
     image = "localhost/lab/empty:1"
     script = f"tar -C / -c etc/hostname | podman import --quiet - {image}"
@@ -212,6 +222,7 @@ def test_the_image_holds_no_engine(seat: Seat, tiny: str) -> None:
     look.assert_clean(seat)
 
 
+@pytest.mark.deep
 def test_the_image_lacks_what_the_health_check_needs(seat: Seat, tiny: str) -> None:
     image = look.derived_image(seat, "no-curl", "rm $(find . -type f -perm -111 -name curl)")
     done = seat.stackctl(*UP, tiny, "--set", f"image={image}", code=6)
@@ -280,6 +291,7 @@ def test_the_generator_rejects_the_unit(seat: Seat, tiny: str) -> None:
     look.assert_clean(seat)
 
 
+@pytest.mark.deep
 def test_the_name_belongs_to_another_service(seat: Seat, tiny: str) -> None:
     folder = "/etc/systemd/system" if seat.user == "root" else ".config/systemd/user"
     text = "[Service]\nExecStart=/bin/sleep infinity\n"
@@ -320,12 +332,14 @@ def test_the_disk_is_full(seat: Seat, tiny: str, folder: str) -> None:
     look.assert_clean(seat)
 
 
+@pytest.mark.deep
 def test_a_full_disk_elsewhere_does_not_matter(seat: Seat, tiny: str) -> None:
     look.in_namespace(seat, FULL.format(folder="/tmp"), *UP, tiny, code=0)
     seat.stackctl("down")
     look.assert_clean(seat)
 
 
+@pytest.mark.deep
 def test_a_current_folder_that_cannot_be_entered_does_not_matter(lab: Lab, tiny: str) -> None:
     # As after "su lab" or "sudo -u lab" in the folder of root.
     seat = Seat(lab, "lab")
@@ -361,6 +375,7 @@ def test_a_damaged_record_does_not_keep_a_stack_from_going_down(one: Seat, tiny:
     one.stackctl("down")
 
 
+@pytest.mark.deep
 def test_a_unit_that_was_changed_by_hand_can_go_down(one: Seat, tiny: str) -> None:
     one.stackctl(*UP, tiny)
     path = f"{one.units}/cpu/cpu.container"
@@ -372,6 +387,7 @@ def test_a_unit_that_was_changed_by_hand_can_go_down(one: Seat, tiny: str) -> No
     look.assert_clean(one)
 
 
+@pytest.mark.deep
 def test_an_unknown_image_name_is_kept_out_of_the_unit(one: Seat, tiny: str) -> None:
     done = one.stackctl(*UP, tiny, "--set", f"image={IMAGE}\nPodmanArgs=--privileged", code=None)
     assert done.returncode in (2, 6)

@@ -106,6 +106,7 @@ def test_up_fetches_the_model_and_it_serves_without_a_network(user_of_hub: Seat)
     assert "as it was" in seat.stackctl("model", "verify", "gemma").stdout
 
 
+@pytest.mark.deep
 def test_a_large_download_outlives_the_command(user_of_hub: Seat) -> None:
     seat, lab = user_of_hub, user_of_hub.lab
     fetch = ("model", "fetch", "hf:test/big", "--limit", "150MB")
@@ -144,6 +145,7 @@ def test_a_large_download_outlives_the_command(user_of_hub: Seat) -> None:
     assert seat.files(seat.runtime) == []
 
 
+@pytest.mark.deep
 def test_a_full_disk_leaves_what_is_there(site: Lab) -> None:
     seat = Seat(site, "root")
     disk = "/srv/disk"

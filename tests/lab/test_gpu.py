@@ -79,6 +79,7 @@ def test_doctor_proves_the_device_with_podman(gpu: Seat, tiny: str) -> None:
     look.assert_clean(gpu, "gpu-gguf")
 
 
+@pytest.mark.deep
 def test_a_hook_that_fails_is_found_by_the_proof_alone(gpu: Seat, tiny: str) -> None:
     look.put(gpu.lab, CDI, cdi(hook="/bin/false").encode())
     done = doctor(gpu, tiny, code=6)
@@ -114,6 +115,7 @@ def test_a_cdi_file_that_is_no_use_is_refused_before_launch(
     look.assert_clean(gpu, "gpu-gguf")
 
 
+@pytest.mark.deep
 def test_the_driver_is_judged_by_the_image_that_is_here(gpu: Seat, tiny: str) -> None:
     look.put(gpu.lab, CDI, cdi().encode())
     name = "localhost/lab/cuda:14"
@@ -180,6 +182,7 @@ def test_the_engine_has_the_card(vllm: Seat) -> None:
     assert not look.listening(lab, PORT)
 
 
+@pytest.mark.deep
 def test_a_snapshot_of_the_hub_and_its_code(vllm: Seat) -> None:
     """Its files are links to blobs beside it."""
     look.put(vllm.lab, CDI, cdi().encode())
@@ -204,6 +207,7 @@ def test_a_snapshot_of_the_hub_and_its_code(vllm: Seat) -> None:
     look.assert_clean(vllm, STACK)
 
 
+@pytest.mark.deep
 def test_an_entry_point_outside_of_the_path(gpu: Seat, tiny: str) -> None:
     """As llama.cpp's own images have it."""
     look.put(gpu.lab, CDI, cdi().encode())
@@ -247,6 +251,7 @@ BROKEN = {
 }  # fmt: skip
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", BROKEN)
 def test_vllm_without_its_device_is_refused_and_what_runs_runs_on(
     vllm: Seat, tiny: str, name: str
@@ -331,6 +336,7 @@ def test_kernels_that_compute_wrongly_are_replaced_once_and_for_all(vllm: Seat) 
     vllm.assert_nothing_left()
 
 
+@pytest.mark.deep
 def test_kernels_that_the_user_chose_are_not_replaced(vllm: Seat) -> None:
     look.put(vllm.lab, CDI, cdi().encode())
     made = look.derived_image(vllm, "broken", WRONG_KERNELS)

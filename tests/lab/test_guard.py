@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from . import look
-from .conftest import Seat
+from .conftest import Seat, both_users
 from .lab import Lab
 
 UP = ("up", "cpu-latency", "--model")
@@ -93,6 +93,7 @@ def test_an_engine_that_hangs_is_killed_and_restarted(seat: Seat, tiny: str) -> 
     assert look.chat(seat)["usage"]["completion_tokens"] > 0
 
 
+@pytest.mark.deep
 def test_an_engine_that_is_busy_is_left_alone(one: Seat, tiny: str) -> None:
     one.stackctl(*UP, tiny, "--set", f"image={spinner(one)}")
     edit_unit(one, "s/^HealthRetries=.*/HealthRetries=1/")
@@ -132,6 +133,7 @@ def test_the_guard_restarts_what_is_dead_twice(seat: Seat, tiny: str) -> None:
     assert seat.stackctl("guard").stdout == ""
 
 
+@pytest.mark.deep
 def test_what_is_being_changed_is_left_alone(one: Seat, tiny: str) -> None:
     one.stackctl(*UP, tiny)
     signal_engine(one, "STOP")
@@ -160,6 +162,7 @@ def test_what_is_being_changed_is_left_alone(one: Seat, tiny: str) -> None:
 # Crash loops
 
 
+@pytest.mark.deep
 def test_a_crash_loop_ends_in_a_clear_state(one: Seat, tiny: str) -> None:
     one.stackctl(*UP, tiny)
     runs: set[str] = set()
@@ -228,6 +231,7 @@ def unguarded(seat: Seat) -> Iterator[Seat]:
     seat.stackctl("guard", "--remove", code=None)
 
 
+@both_users
 def test_the_timer(unguarded: Seat, tiny: str) -> None:
     seat = unguarded
     told = "guard  stackctl guard --install"
@@ -268,6 +272,7 @@ def test_root_runs_no_program_that_others_can_change(lab: Lab) -> None:
 # The history
 
 
+@pytest.mark.deep
 def test_a_check_is_remembered_and_needs_no_history(one: Seat, tiny: str) -> None:
     one.stackctl(*UP, tiny)
     one.stackctl("check", "--all")

@@ -87,6 +87,7 @@ def test_what_became_of_three_generations(tidy: Seat, tiny: str) -> None:
     seat.stackctl("down")
 
 
+@pytest.mark.deep
 def test_whose_change_it_was(tidy: Seat, tiny: str) -> None:
     seat = tidy
     seat.stackctl(*UP, tiny)

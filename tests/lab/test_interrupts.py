@@ -51,6 +51,7 @@ def interrupt(
     return str(err)
 
 
+@pytest.mark.deep
 def test_interrupted_before_anything_is_installed(seat: Seat, tiny: str) -> None:
     for number in SIGNALS:
         interrupt(seat, spawn(seat, *UP, tiny), is_locked, number)
@@ -58,7 +59,14 @@ def test_interrupted_before_anything_is_installed(seat: Seat, tiny: str) -> None
     look.assert_clean(seat)
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGINT,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.deep),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.deep),
+    ],
+)
 def test_interrupted_while_the_engine_starts(one: Seat, tiny: str, number: signal.Signals) -> None:
     image = look.never_healthy(one)
     interrupt(one, spawn(one, *UP, tiny, "--set", f"image={image}"), engine_runs, number)
@@ -66,6 +74,7 @@ def test_interrupted_while_the_engine_starts(one: Seat, tiny: str, number: signa
     assert look.record(one, 1)["outcome"]["state"] == "interrupted"
 
 
+@pytest.mark.deep
 def test_interrupted_again_while_it_clears_up(seat: Seat, tiny: str) -> None:
     image = look.never_healthy(seat)
     with spawn(seat, *UP, tiny, "--set", f"image={image}") as process:
@@ -95,6 +104,7 @@ def test_interrupted_while_it_replaces(seat: Seat, tiny: str) -> None:
     look.assert_clean(seat)
 
 
+@pytest.mark.deep
 def test_a_reader_that_goes_away_does_not_stop_it(one: Seat, tiny: str) -> None:
     one.stackctl(*UP, tiny)
     text = look.unit_text(one)
@@ -137,6 +147,7 @@ def test_killed_while_the_engine_starts(seat: Seat, tiny: str) -> None:
     look.assert_clean(seat)
 
 
+@pytest.mark.deep
 def test_killed_while_it_asks_podman(seat: Seat, tiny: str) -> None:
     folder = look.lab_path(seat.lab, seat.runtime)
     with spawn(seat, *UP, tiny) as process:
@@ -151,6 +162,7 @@ def test_killed_while_it_asks_podman(seat: Seat, tiny: str) -> None:
     look.assert_clean(seat)
 
 
+@pytest.mark.deep
 def test_killed_when_it_was_all_but_done(seat: Seat, tiny: str) -> None:
     with spawn(seat, *UP, tiny) as process:
         look.wait_for(
@@ -190,6 +202,7 @@ def test_the_second_up_is_told_who_is_at_work(seat: Seat, tiny: str) -> None:
     look.assert_clean(seat)
 
 
+@pytest.mark.deep
 def test_two_at_the_very_same_time(seat: Seat, tiny: str) -> None:
     with spawn(seat, *UP, tiny) as one, spawn(seat, *UP, tiny) as two:
         said = [process.communicate(timeout=60) for process in (one, two)]

@@ -95,7 +95,7 @@ def test_a_failing_test_ends_what_it_started(lab: Lab) -> None:
     assert not look.processes(lab, "sleep 34.25")
 
 
-@pytest.mark.parametrize("victim", ["starter", "supervisor"])
+@pytest.mark.parametrize("victim", ["starter", pytest.param("supervisor", marks=pytest.mark.deep)])
 def test_nothing_outlives_the_lab(victim: str) -> None:
     code = (
         f"from {__package__}.lab import Lab\n"

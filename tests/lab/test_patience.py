@@ -52,6 +52,7 @@ def test_a_start_has_time_while_the_engine_gets_on(hurried: tuple[Seat, tuple[st
     seat.assert_nothing_left()
 
 
+@pytest.mark.deep
 def test_a_start_without_progress_ends(hurried: tuple[Seat, tuple[str, ...]]) -> None:
     seat, up = hurried
     began = time.monotonic()

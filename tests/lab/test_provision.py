@@ -164,6 +164,7 @@ def test_drop_ins_are_seen_by_a_new_manager(clean: Seat) -> None:
     assert box.run("ls", DROP_INS).stdout.split() == ["10-stackctl-delegate.conf"]
 
 
+@pytest.mark.deep
 def test_a_manager_with_old_limits_is_told_of_and_started_anew_when_asked(clean: Seat) -> None:
     """The lab's own limit is 8 MiB: a manager that was given less can get that back."""
     box, user = clean, "nolinger"
@@ -240,7 +241,11 @@ sys.exit(run(sys.argv[3:]))
 
 
 @pytest.mark.parametrize(
-    ("when", "kind"), [("before", "PackagesChange"), ("after", "SubidsChange")]
+    ("when", "kind"),
+    [
+        pytest.param("before", "PackagesChange", marks=pytest.mark.deep),
+        ("after", "SubidsChange"),
+    ],
 )
 def test_a_killed_run_goes_on_and_goes_back(clean: Seat, when: str, kind: str) -> None:
     box = clean
@@ -255,6 +260,7 @@ def test_a_killed_run_goes_on_and_goes_back(clean: Seat, when: str, kind: str) -
     assert state(box) == before
 
 
+@pytest.mark.deep
 def test_an_interrupt_waits_for_the_change_and_is_heard(clean: Seat) -> None:
     box = clean
     process = box.lab.spawn(
@@ -336,6 +342,7 @@ def test_sudo_is_asked_for_what_needs_root(clean: Seat) -> None:
         box.run("rm", "/etc/sudoers.d/lab")
 
 
+@pytest.mark.deep
 def test_the_ground_is_not_taken_from_under_a_stack(clean: Seat) -> None:
     box = clean
     report(box, "--only=podman")
@@ -349,6 +356,7 @@ def test_the_ground_is_not_taken_from_under_a_stack(clean: Seat) -> None:
         box.run("rm", "-r", "/etc/containers/systemd/stackctl/cpu")
 
 
+@pytest.mark.deep
 def test_packages_that_others_need_stay(clean: Seat) -> None:
     box = clean
     report(box, "--only=podman")
@@ -368,6 +376,7 @@ def test_packages_that_others_need_stay(clean: Seat) -> None:
     assert statuses(report(box, "--undo")) == {"podman": "undone"}
 
 
+@pytest.mark.deep
 def test_two_at_once_are_one_after_the_other(clean: Seat) -> None:
     box = clean
     both = [

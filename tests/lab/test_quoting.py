@@ -22,8 +22,8 @@ from stackctl.values.model import Model, ModelFile
 from stackctl.values.plan import MemoryBudget, Placement, Plan, Prediction, Timing, Verdict
 
 from . import look
-from .conftest import Seat
-from .lab import IMAGE, STORE_USERS, Lab
+from .conftest import EITHER_USER, Seat
+from .lab import IMAGE, Lab
 
 SEED = int(os.environ.get("STACKCTL_SEED") or time.time_ns() % 10**9)
 UNITS = 6  # started for each user
@@ -236,7 +236,7 @@ class Desk:
         return raw.split(b"\0")[:-1]
 
 
-@pytest.fixture(params=STORE_USERS)
+@pytest.fixture(params=EITHER_USER)
 def desk(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Desk]:
     """A user at work, with a clean end."""
     seat = Seat(lab, str(request.param))

@@ -7,6 +7,8 @@ import re
 import signal
 import subprocess
 
+import pytest
+
 from . import look
 from .conftest import Seat
 from .lab import IMAGE
@@ -61,6 +63,7 @@ def test_an_old_engine_that_does_not_start_is_recovered_all_the_same(one: Seat, 
     assert state(one) == "ready"
 
 
+@pytest.mark.deep
 def test_a_record_that_is_gone_locks_nobody_out(one: Seat, tiny: str) -> None:
     own_model(one, tiny)
     one.stackctl(*UP)
@@ -76,6 +79,7 @@ def test_a_record_that_is_gone_locks_nobody_out(one: Seat, tiny: str) -> None:
     assert not look.exists(one.lab, f"{one.state}/transaction.json")
 
 
+@pytest.mark.deep
 def test_a_door_that_is_shut_or_stuck_is_started_anew(one: Seat, tiny: str) -> None:
     own_model(one, tiny)
     one.stackctl(*UP)
@@ -101,6 +105,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.deep
 def test_a_door_that_systemd_tries_again_is_waited_for(one: Seat, tiny: str) -> None:
     own_model(one, tiny)
     one.stackctl(*UP)
@@ -121,6 +126,7 @@ def test_a_door_that_systemd_tries_again_is_waited_for(one: Seat, tiny: str) -> 
     assert look.chat(one)["usage"]["completion_tokens"] > 0
 
 
+@pytest.mark.deep
 def test_a_restart_tells_of_the_engine_before_the_door(one: Seat, tiny: str) -> None:
     own_model(one, tiny)
     one.stackctl(*UP)
@@ -145,6 +151,7 @@ def test_a_restart_tells_of_the_engine_before_the_door(one: Seat, tiny: str) -> 
     assert look.chat(one)["usage"]["completion_tokens"] > 0
 
 
+@pytest.mark.deep
 def test_an_engine_that_starts_is_waited_for_not_started_anew(one: Seat, tiny: str) -> None:
     own_model(one, tiny)
     slow = look.derived_image(
@@ -171,6 +178,7 @@ def test_an_engine_that_starts_is_waited_for_not_started_anew(one: Seat, tiny: s
     assert state(one) == "ready"
 
 
+@pytest.mark.deep
 def test_what_is_only_known_at_the_end_is_kept(one: Seat, tiny: str) -> None:
     own_model(one, tiny)
     one.stackctl(*UP)
@@ -195,6 +203,7 @@ def test_what_is_only_known_at_the_end_is_kept(one: Seat, tiny: str) -> None:
     assert look.record(one, 1)["outcome"]["state"] == "replaced"
 
 
+@pytest.mark.deep
 def test_a_unit_that_was_changed_by_hand_is_put_back_as_stored(one: Seat, tiny: str) -> None:
     own_model(one, tiny)
     one.stackctl(*UP)
@@ -234,6 +243,7 @@ def test_until_it_is_final_the_old_engine_is_what_a_power_loss_leaves(one: Seat,
     assert look.chat(one)["usage"]["completion_tokens"] > 0
 
 
+@pytest.mark.deep
 def test_until_it_is_final_a_new_door_is_not_what_boots(one: Seat, tiny: str) -> None:
     own_model(one, tiny)
     off = [word.replace("front_door=auto", "front_door=off") for word in UP]
@@ -275,6 +285,7 @@ def test_an_engine_whose_unit_file_is_gone_is_found(seat: Seat, tiny: str) -> No
     look.assert_clean(seat)
 
 
+@pytest.mark.deep
 def test_a_container_whose_monitor_was_killed_is_removed(seat: Seat) -> None:
     """As systemd does after its patience: Podman takes the container for one that runs."""
     name = "stackctl-left"

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import pytest
 
 from . import look
-from .conftest import Seat
+from .conftest import Seat, both_users
 from .lab import STORE_USERS, Lab, LabProcess
 
 CALLER, PORT = "nolinger", 2222
@@ -132,6 +132,7 @@ def caller(sshd: Lab) -> Caller:
     return Caller(sshd, "lab")
 
 
+@both_users
 def test_the_same_commands_on_the_box(seat: Seat, either: Caller, tiny: str) -> None:
     assert "error: no stack is up" in either("check", code=3).stderr
     done = either(*UP, tiny)
@@ -193,6 +194,7 @@ def test_a_box_without_stackctl(caller: Caller) -> None:
     assert f"stackctl --host {caller.host} provision" in report["hint"]
 
 
+@pytest.mark.deep
 def test_another_version_on_the_box_is_told(caller: Caller) -> None:
     words = ["ssh", caller.host, "STACKCTL_CALLER='0.0.1 my-box' stackctl profiles"]
     done = caller.lab.run(words, user=CALLER, check=True)
@@ -292,6 +294,7 @@ with tempfile.TemporaryDirectory() as name:
 """
 
 
+@pytest.mark.deep
 def test_a_port_that_is_idle_keeps_its_connection(caller: Caller) -> None:
     done = caller.lab.run(["python3", "-c", _IDLE], user=CALLER)
     assert done.returncode == 0, done.stderr
@@ -328,6 +331,7 @@ def test_ctrl_c_reaches_the_box(seat: Seat, either: Caller, tiny: str) -> None:
     look.assert_clean(seat)
 
 
+@pytest.mark.deep
 def test_on_a_terminal_it_asks_and_is_interrupted(one: Seat, caller: Caller, tiny: str) -> None:
     one.stackctl(*UP, tiny)
     screen = Terminal(caller, *UP, tiny, "--set", "context=1024", "--soak", "0s")
@@ -346,7 +350,7 @@ def test_on_a_terminal_it_asks_and_is_interrupted(one: Seat, caller: Caller, tin
     assert states == ["replaced", "ready", "interrupted"]
 
 
-@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("terminal", [False, pytest.param(True, marks=pytest.mark.deep)])
 def test_the_box_ends_what_a_broken_connection_began(
     one: Seat, caller: Caller, tiny: str, terminal: bool
 ) -> None:
@@ -387,6 +391,7 @@ def test_the_box_ends_what_a_broken_connection_began(
     assert (stack["state"], stack["generation"]) == ("ready", 3)
 
 
+@pytest.mark.deep
 def test_what_only_watches_ends_with_its_connection(one: Seat, caller: Caller, tiny: str) -> None:
     one.stackctl(*UP, tiny)
     for terminal in (False, True):
@@ -401,6 +406,7 @@ def test_what_only_watches_ends_with_its_connection(one: Seat, caller: Caller, t
         look.wait_for("nobody follows", lambda: not look.processes(caller.lab, "journalctl"), 20)
 
 
+@pytest.mark.deep
 def test_a_command_that_is_killed_on_the_box(one: Seat, caller: Caller, tiny: str) -> None:
     one.stackctl(*UP, tiny)
     with caller.spawn("logs", "-f") as process:

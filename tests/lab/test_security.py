@@ -214,6 +214,7 @@ def test_units_are_read_by_all_and_changed_by_their_owner_only(served: Seat) -> 
     assert set(shown) == {f"d 755 {served.user}", f"f 644 {served.user}"}
 
 
+@pytest.mark.deep
 def test_state_folders_of_older_versions_are_closed(one: Seat, tiny: str) -> None:
     one.stackctl("up", "cpu-latency", "--model", tiny)
     for folder in (one.state, one.runtime):
@@ -324,6 +325,7 @@ def test_root_takes_no_profile_that_another_user_could_change(root: Seat, tiny: 
     root.stackctl(*words)
 
 
+@pytest.mark.deep
 def test_root_with_another_user_s_environment(root: Seat, tiny: str) -> None:
     # As sudo -E and su -p leave it.
     lab = root.lab

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 import pytest
 
 from . import look
-from .conftest import Seat
-from .lab import IMAGE, STORE_USERS, Lab
+from .conftest import EITHER_USER, Seat
+from .lab import IMAGE, Lab
 
 MIB = 2**20
 
 
-@pytest.fixture(scope="module", params=STORE_USERS)
+@pytest.fixture(scope="module", params=EITHER_USER)
 def served(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Seat]:
     """A user whose stack is up with the real model. Nothing here may change it."""
     seat = Seat(lab, str(request.param))

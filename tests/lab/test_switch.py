@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from . import look
-from .conftest import Seat
+from .conftest import Seat, both_users
 from .lab import STORE_USERS, Lab
 
 HERE = Path(__file__).parent
@@ -82,6 +82,7 @@ def generation(seat: Seat) -> int:
     return number
 
 
+@both_users
 def test_switch_and_back_by_objective_and_by_profile(seat: Seat, tiny: str) -> None:
     seat.stackctl(*UP, tiny)
     done = seat.stackctl("switch", "throughput", *QUICK)
@@ -163,6 +164,7 @@ def test_stop_first_under_load_fails_no_request(seat: Seat, tiny: str) -> None:
     assert generation(seat) == 2
 
 
+@pytest.mark.deep
 def test_requests_that_do_not_end_keep_a_switch_from_happening(one: Seat, tiny: str) -> None:
     # The tiny one fills its context within a second.
     one.stackctl(*UP, look.GEMMA, *large(one))
@@ -204,7 +206,9 @@ def dies_in_its_soak(seat: Seat) -> str:
     return look.scripted_engine(seat, "dies-later", script)
 
 
-@pytest.mark.parametrize("room", ["side by side", "stop first"])
+@pytest.mark.parametrize(
+    "room", [pytest.param("side by side", marks=pytest.mark.deep), "stop first"]
+)
 def test_failed_switches_restore_what_was(one: Seat, tiny: str, room: str) -> None:
     extra = large(one) if room == "stop first" else ()
     one.stackctl(*UP, tiny, *extra)
@@ -236,6 +240,7 @@ def test_failed_switches_restore_what_was(one: Seat, tiny: str, room: str) -> No
     assert look.chat(one)["usage"]["completion_tokens"] > 0
 
 
+@pytest.mark.deep
 def test_many_switches_leak_nothing(one: Seat, tiny: str) -> None:
     count = int(os.environ.get("LAB_SWITCHES", "8"))
     one.stackctl(*UP, tiny)

@@ -9,7 +9,7 @@ import shlex
 import pytest
 
 from . import look
-from .conftest import Seat
+from .conftest import Seat, both_users
 from .lab import Lab
 
 ODD_MODEL = '/srv/odd names/$x %n "q" m.gguf'
@@ -17,6 +17,7 @@ ODD_MODEL = '/srv/odd names/$x %n "q" m.gguf'
 BROKEN = ("--set", "engine_args.rope-scaling=nonsense")
 
 
+@both_users
 def test_the_acceptance_line(seat: Seat) -> None:
     ask = {
         "messages": [{"role": "user", "content": "Name the capital of France."}],
@@ -71,6 +72,7 @@ def test_a_second_generation_replaces_the_first(seat: Seat, tiny: str) -> None:
     look.assert_clean(seat)
 
 
+@pytest.mark.deep
 def test_a_replacement_is_asked_for_on_a_terminal(seat: Seat, tiny: str) -> None:
     seat.stackctl("up", "cpu-latency", "--model", tiny)
     before = look.container_id(seat)
@@ -143,6 +145,7 @@ def test_a_small_model_is_really_locked(seat: Seat, tiny: str) -> None:
     assert int(locked.removesuffix(" kB")) > 1300
 
 
+@pytest.mark.deep
 def test_odd_names_come_out_as_they_went_in(seat: Seat, odd: str) -> None:
     served = "a 'served' $HOME %h \"name\" \\ end"
     words = ("--model", f"file:{odd}", "--set", f"served_name={served}", "--name", "odd-1")
@@ -253,6 +256,7 @@ exec {podman} "$@"
 """
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("version", "argument"),
     [("4.9.3", "--sdnotify=healthy"), ("4.4.0", "--health-on-failure=kill")],

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from . import look
-from .conftest import Seat
-from .lab import IMAGE, STORE_USERS, Lab
+from .conftest import EITHER_USER, Seat
+from .lab import IMAGE, Lab
 from .tinymodel import tiny_model
 
 #: On a busy machine threads wait for CPUs, which is true and no fault of the stack.
@@ -29,7 +29,7 @@ time.sleep(300)
 """
 
 
-@pytest.fixture(scope="module", params=STORE_USERS)
+@pytest.fixture(scope="module", params=EITHER_USER)
 def served(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Seat]:
     """A user whose stack is up with a small model of its own. Each test leaves it as it was."""
     seat = Seat(lab, str(request.param))
@@ -210,6 +210,7 @@ def test_what_does_not_run(served: Seat) -> None:
     assert failed(verify(served)) == set()
 
 
+@pytest.mark.deep
 def test_a_model_that_could_not_be_locked(one: Seat) -> None:
     lock = (
         "--set",
@@ -233,6 +234,7 @@ def test_a_model_that_could_not_be_locked(one: Seat) -> None:
     assert f"the limit of its process is {int(soft) // 2**20} MiB" in evidence
 
 
+@pytest.mark.deep
 def test_an_image_with_a_user_of_its_own(one: Seat, tiny: str) -> None:
     """It runs as a subordinate ID, whose processes are shown to nobody else."""
     script = f"""

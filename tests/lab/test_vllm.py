@@ -8,8 +8,8 @@ import re
 import pytest
 
 from . import look
-from .conftest import Seat
-from .lab import CHECKPOINT_PATH, STORE_USERS, Lab
+from .conftest import EITHER_USER, Seat
+from .lab import CHECKPOINT_PATH, Lab
 
 PORT = 8085
 UP = ("up", "cpu-vllm", "--model", f"dir:{CHECKPOINT_PATH}")
@@ -21,7 +21,7 @@ def compiled(seat: Seat) -> set[str]:
     return set(seat.run(*words).stdout.splitlines())
 
 
-@pytest.mark.parametrize("user", STORE_USERS)
+@pytest.mark.parametrize("user", EITHER_USER)
 def test_the_acceptance_line(vllm_lab: Lab, user: str) -> None:
     seat = Seat(vllm_lab, user)
     try:

@@ -50,6 +50,7 @@ def assert_clean(seat: Seat) -> None:
     assert not look.listening(seat.lab, PORT)
 
 
+@pytest.mark.deep
 def test_a_context_longer_than_the_model(one: Seat) -> None:
     said = up(one, "--set", "engine_args.max-model-len=100000")
     assert "the context of 100000 is longer than the model was made for" in said
@@ -57,6 +58,7 @@ def test_a_context_longer_than_the_model(one: Seat) -> None:
     assert_clean(one)
 
 
+@pytest.mark.deep
 def test_a_cache_too_small_for_one_request_and_auto_fit(one: Seat) -> None:
     small = ("--set", "engine_args.kv-cache-memory-bytes=524288")
     said = up(one, *small)
@@ -74,6 +76,7 @@ def test_a_cache_too_small_for_one_request_and_auto_fit(one: Seat) -> None:
     one.stackctl("down", "cpu-vllm")
 
 
+@pytest.mark.deep
 def test_checkpoints_that_are_wrong(one: Seat) -> None:
     said = up(one, model="/srv/models/none")
     assert "/srv/models/none" in said
@@ -93,6 +96,7 @@ def test_checkpoints_that_are_wrong(one: Seat) -> None:
     assert_clean(one)
 
 
+@pytest.mark.deep
 def test_the_port_is_taken(one: Seat) -> None:
     with one.lab.spawn(["python3", "-m", "http.server", str(PORT)], user="root") as other:
         look.wait_for("a listener", lambda: bool(look.listening(one.lab, PORT)))
@@ -115,6 +119,7 @@ def test_killed_while_it_loads(one: Seat) -> None:
     assert_clean(one)
 
 
+@pytest.mark.deep
 def test_the_engine_core_dies_after_it_was_ready(one: Seat) -> None:
     up(one, code=0)
     look.wait_for("the engine core", lambda: bool(cores(one)))

@@ -1,8 +1,8 @@
 """Damaged and hostile input to every reader: an error that says so, no hang, no flood of memory.
 
-A bounded run by default; a long one is ``STACKCTL_FUZZ=100000 pytest tests/unit/test_fuzz.py``, the
-number being that of all inputs together. A failure names the kind and number of its input, which
-are the seed that makes it again.
+Every day tries a few inputs, ``make test-deep`` more. A still longer run is
+``STACKCTL_FUZZ=100000 pytest -m deep tests/unit/test_fuzz.py``, the number being that of all inputs
+together. A failure names the kind and number of its input, which are the seed that makes it again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ from stackctl.values.host import Host
 from stackctl.values.model import Model
 from stackctl.values.profile import Overrides
 
-COUNT = int(os.environ.get("STACKCTL_FUZZ", "3000"))
+#: Inputs of all kinds together, every day and in depth.
+FEW, MANY = 600, int(os.environ.get("STACKCTL_FUZZ", "10000"))
 MOST_SECONDS = 1.0
 MOST_BYTES = 200 * 2**20
 
@@ -391,10 +392,16 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+@pytest.mark.parametrize(
+    "inputs",
+    [pytest.param(FEW, id="few"), pytest.param(MANY, id="many", marks=pytest.mark.deep)],
+)
 @pytest.mark.parametrize("kind", KINDS)
-def test_damaged_input(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_input(
+    kind: str, inputs: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     one = KINDS[kind](tmp_path)
-    count = max(1, COUNT // len(KINDS))
+    count = max(1, inputs // len(KINDS))
     before, slowest, refused = peak(), 0.0, 0
     for number in range(count):
         started = time.process_time()
