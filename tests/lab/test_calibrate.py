@@ -8,23 +8,21 @@ import pytest
 
 from . import look
 from .conftest import Seat
-from .host import locked
 from .lab import Lab
 
 MODEL = "file:/srv/models/gemma-3-270m-q4_k_m.gguf"
 
 
 def test_calibration_makes_plans_say_measured(seat: Seat) -> None:
-    before = json.loads(seat.stackctl("plan", "cpu", "--model", MODEL, "--json").stdout)
+    # One thread: two wait for each other, which takes minutes on a machine with other work.
+    wish = ("cpu", "--model", MODEL, "--set", "engine_args.threads=1", "--json")
+    before = json.loads(seat.stackctl("plan", *wish).stdout)
     assert before["prediction"]["basis"] == "estimated"
-    # Two engines whose threads wait for each other on the same processors make minutes of seconds:
-    # who measures (test_bench too) measures alone.
-    with locked("measuring"):
-        done = seat.stackctl("calibrate", "cpu", "--model", MODEL, "--json", timeout=400)
+    done = seat.stackctl("calibrate", *wish, timeout=400)
     entry = json.loads(done.stdout)
     assert entry["decode_tok_s"] > 0
     assert entry["prefill_tok_s"] > 0
-    after = json.loads(seat.stackctl("plan", "cpu", "--model", MODEL, "--json", code=None).stdout)
+    after = json.loads(seat.stackctl("plan", *wish, code=None).stdout)
     assert after["prediction"]["basis"] == "measured"
     low, high = after["prediction"]["decode_tok_s"]
     # The KV cache of a long prompt lowers the cautious end; the measured speed lies within.
