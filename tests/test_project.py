@@ -93,6 +93,22 @@ def test_the_top_level_is_fixed() -> None:
     assert entries <= TOP, f"not allowed at the top level: {sorted(entries - TOP)}"
 
 
+#: Files outside stackctl/engines/ that may name an engine, each with its reason; five at most.
+NAMING_ENGINES: dict[str, str] = {}
+
+
+def test_only_engines_name_engines() -> None:
+    """A rule that depends on the engine belongs into its package, behind the protocol."""
+    assert len(NAMING_ENGINES) <= 5
+    naming = {
+        str(path.relative_to(ROOT))
+        for path in modules()
+        if not path.is_relative_to(ROOT / "stackctl/engines")
+        and re.search("vllm|llama", path.read_text("utf-8"), re.IGNORECASE)
+    }
+    assert naming == set(NAMING_ENGINES)
+
+
 def test_modules_are_short_and_have_a_purpose() -> None:
     lines = {path: len(path.read_text("utf-8").splitlines()) for path in modules()}
     long = {str(path.relative_to(ROOT)): n for path, n in lines.items() if n > MOST_LINES}

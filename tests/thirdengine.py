@@ -18,25 +18,20 @@ from stackctl import engines
 from stackctl.engines.advice import Advice
 from stackctl.engines.failures import failure_table, first_match
 from stackctl.engines.image_recipe import ImageRecipe
+from stackctl.engines.options import Dialect, Option, argument, number, option, whole_argument
 from stackctl.engines.prometheus_text import Scrape
 from stackctl.engines.protocol import (
     CACHE,
     Benchmark,
-    Dialect,
     Failure,
     Footprint,
     LogReader,
-    Option,
     Reports,
     Request,
     RunningCounters,
     Speeds,
     TokenReads,
-    argument,
-    number,
-    option,
     origin,
-    whole_argument,
 )
 from stackctl.values.diagnosis import Step
 from stackctl.values.generation import Fact
@@ -227,10 +222,6 @@ class StubEngine:
         active = float(model.active_bytes)
         token = self.kv_token_bytes(model, options, 1)
         return TokenReads(0.0 if on_gpu else active, active if on_gpu else 0.0, token)
-
-    def uses_mlock(self, options: Mapping[str, Option]) -> bool:
-        """See Engine."""
-        return False
 
     def phase(self, line: str) -> str | None:
         """See Engine."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from stackctl.diagnose.findings import fail, info, not_told, ok, unseen, up_again, warn
 from stackctl.engines import engine as find_engine
-from stackctl.engines.protocol import whole_argument
+from stackctl.engines.options import whole_argument
 from stackctl.values.cpulist import format_cpulist, parse_cpulist
 from stackctl.values.generation import Generation
 from stackctl.values.result import Result

@@ -14,7 +14,7 @@ from stackctl.diagnose.telling import (
     rounded_context,
     up,
 )
-from stackctl.engines.protocol import whole_argument
+from stackctl.engines.options import whole_argument
 from stackctl.values.diagnosis import Evidence, Step
 
 #: Measured by the owner of the reference box: 40B in nvfp4, both variants on the same box.

@@ -8,7 +8,8 @@ from stackctl.diagnose.findings import up_command
 from stackctl.diagnose.load import Span
 from stackctl.engines import engine as find_engine
 from stackctl.engines import promised_context
-from stackctl.engines.protocol import Engine, whole_argument
+from stackctl.engines.options import whole_argument
+from stackctl.engines.protocol import Engine
 from stackctl.values.diagnosis import Confidence, Evidence, Finding, Step
 from stackctl.values.result import Status
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 
-from stackctl.engines.protocol import Dialect, Engine, Option
+from stackctl.engines.options import Dialect, Option
+from stackctl.engines.protocol import Engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.values.profile import Profile
 

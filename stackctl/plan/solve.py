@@ -9,15 +9,8 @@ import msgspec
 
 from stackctl.engines import engine as find_engine
 from stackctl.engines import model_mounts
-from stackctl.engines.protocol import (
-    Dialect,
-    Engine,
-    Footprint,
-    Option,
-    Request,
-    learned_options,
-    number,
-)
+from stackctl.engines.options import Dialect, Option, learned_options, number
+from stackctl.engines.protocol import Engine, Footprint, Request
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.plan import arguments, ledger, memory, naming, placement, roofline, verdict
 from stackctl.plan.nearest import largest, nearest
@@ -196,7 +189,7 @@ def _plan(
         served_name=request.served_name,
         port=port,
         engine_port=known.engine_port,
-        memlock_bytes=host.limits.memlock_bytes if engine.uses_mlock(options) else None,
+        memlock_bytes=host.limits.memlock_bytes if engine.locks_model(argv) else None,
         timing=timing,
     )
     return plan, options

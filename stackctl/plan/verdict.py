@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from stackctl.engines import engine as find_engine
 from stackctl.plan.roofline import Work
 from stackctl.quantity import format_bytes
 from stackctl.values.model import Model
@@ -270,7 +271,8 @@ def _shorter(plan: Plan, profile: Profile) -> str | None:
     tokens = int(prefill[0] * allowed) // 10 * 10
     if not tokens:
         return None
-    batches = [d for d in plan.decisions if d.field in ("batch-size", "ubatch-size")]
+    options = find_engine(plan.engine).advice.large_batches
+    batches = [d for d in plan.decisions if d.field in options]
     set_so = ", ".join(f"{d.field.removesuffix('-size')} {d.value}" for d in batches)
     return f"shorter prompts: under {allowed:g} s up to about {tokens:,} tokens" + (
         f"; {set_so}" if set_so and not plan.placement.gpus else ""

@@ -23,7 +23,7 @@ from samples import (
 )
 
 from stackctl.engines.llamacpp.memory import KV_TYPE_BYTES, kv_bytes
-from stackctl.engines.protocol import Dialect, Option
+from stackctl.engines.options import Dialect, Option
 from stackctl.values.measured import EngineOption
 from stackctl.values.model import KvLayout
 

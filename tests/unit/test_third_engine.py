@@ -262,6 +262,17 @@ def test_its_log_alone_is_enough(
     assert slow["queueing"].status == "warn"
 
 
+def test_advice_is_in_its_own_terms(stub: StubEngine, host: Host, profile: Profile) -> None:
+    made = plan(host, GEMMA, profile)
+    reader = stub.log_reader()
+    for line in LOG.splitlines():
+        reader.feed(line)
+    found = diagnose(Evidence(stack="x", log=reader.samples(), plan=made, slo=profile.slo))
+    text = json.dumps(msgspec.to_builtins(found))
+    for foreign in ("max-model-len", "max-num-seqs", "ctx-size", "parallel", "cache-type-k"):
+        assert foreign not in text
+
+
 def test_its_counters_are_read(stub: StubEngine, host: Host, profile: Profile) -> None:
     made = plan(host, GEMMA, profile)
     text = (

@@ -13,7 +13,7 @@ from samples import CARD, EPYC_GPU, GEMMA, GIB, HOSTS, MIB, machine, plan, profi
 from stackctl.cli.output import Output
 from stackctl.diagnose.compare import compare
 from stackctl.engines import engine
-from stackctl.engines.protocol import whole_argument
+from stackctl.engines.options import whole_argument
 from stackctl.observe.procfs import below, pages
 from stackctl.values.cpulist import parse_cpulist
 from stackctl.values.door import Door

@@ -22,7 +22,7 @@ from samples import (
 )
 
 from stackctl.engines import engine
-from stackctl.engines.protocol import Dialect, Option
+from stackctl.engines.options import Dialect, Option
 from stackctl.engines.vllm.memory import kv_token_bytes
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.plan.ledger import claim_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stackctl.engines.advice import Advice
-from stackctl.engines.protocol import argument
+from stackctl.engines.options import argument
 from stackctl.values.diagnosis import Step
 
 ADVICE = Advice(

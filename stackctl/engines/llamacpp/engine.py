@@ -19,20 +19,16 @@ from stackctl.engines.llamacpp.advice import (
 )
 from stackctl.engines.llamacpp.metrics import RequestReader, measure
 from stackctl.engines.llamacpp.options import choose
+from stackctl.engines.options import Dialect, Option, argument, option, whole_argument
 from stackctl.engines.protocol import (
     CACHE,
     LIBRARY_VARIABLES,
     Benchmark,
-    Dialect,
     Footprint,
     LogReader,
-    Option,
     Reports,
     Request,
     RunningCounters,
-    argument,
-    option,
-    whole_argument,
 )
 from stackctl.values.generation import Fact
 from stackctl.values.host import Gpu
@@ -173,11 +169,6 @@ class LlamaCpp:
     ) -> Footprint:
         """See Engine."""
         return memory.footprint(model, options, on_gpu=gpu_bytes > 0)
-
-    def uses_mlock(self, options: Mapping[str, Option]) -> bool:
-        """See Engine."""
-        mode = options["load-mode"].value if "load-mode" in options else None
-        return "mlock" in str(mode) or ("mlock" in options and options["mlock"].values is not None)
 
     def spell(self, option: Option, dialect: Dialect) -> tuple[str, ...] | None:
         """See Engine."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from stackctl.engines.protocol import Footprint, Option, TokenReads, number
+from stackctl.engines.options import Option, number
+from stackctl.engines.protocol import Footprint, TokenReads
 from stackctl.values.model import Model
 
 _MIB = 2**20

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stackctl.engines.options import whole_argument
 from stackctl.engines.prometheus_text import Scrape, summed
-from stackctl.engines.protocol import whole_argument
 from stackctl.values.metrics import EngineMetrics, LogSamples, Request
 
 _NUMBER = r"(\d{1,9}(?:\.\d{1,6})?)"

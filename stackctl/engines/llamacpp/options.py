@@ -13,7 +13,8 @@ from stackctl.engines.llamacpp.memory import (
     footprint,
     padded_context,
 )
-from stackctl.engines.protocol import Option, Request, origin
+from stackctl.engines.options import Option
+from stackctl.engines.protocol import Request, origin
 from stackctl.quantity import format_bytes
 from stackctl.values.model import Model
 

@@ -7,18 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from stackctl.engines.image_recipe import ImageRecipe
+from stackctl.engines.options import Dialect, Option, argument, option
 from stackctl.engines.protocol import (
     CACHE,
     LIBRARY_VARIABLES,
     Benchmark,
-    Dialect,
     LogReader,
-    Option,
     Reports,
     Request,
     RunningCounters,
-    argument,
-    option,
 )
 from stackctl.engines.vllm import (
     image,
@@ -140,10 +137,6 @@ class Vllm:
     def kv_token_bytes(self, model: Model, options: Mapping[str, Option], gpus: int) -> float:
         """See Engine."""
         return memory.kv_token_bytes(model, memory.kv_type(options), max(1, gpus))
-
-    def uses_mlock(self, options: Mapping[str, Option]) -> bool:  # noqa: ARG002
-        """See Engine: it has no option for that."""
-        return False
 
     def tokenizing(self, text: str, served_name: str) -> tuple[str, Mapping[str, object]]:
         """See Engine."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import msgspec
 
-from stackctl.engines.protocol import Option
+from stackctl.engines.options import Option
 from stackctl.quantity import format_bytes
 from stackctl.values.measured import Seen
 

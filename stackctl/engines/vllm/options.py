@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from stackctl.engines import model_mounts
-from stackctl.engines.protocol import Option, Request, origin
+from stackctl.engines.options import Option
+from stackctl.engines.protocol import Request, origin
 from stackctl.engines.vllm.memory import DEFAULT_CONTEXT, engine_bytes, kv_token_bytes
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.quantity import format_bytes
