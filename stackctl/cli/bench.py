@@ -162,7 +162,7 @@ def _here(session: Session, stack: str | None) -> Iterator[tuple[Generation, Slo
 
 
 def _running(session: Session, stack: str | None) -> tuple[Context, Generation]:
-    from stackctl.deploy.transaction import installed_generation
+    from stackctl.deploy.stack_state import installed_generation
     from stackctl.observe.bench import site
 
     context = session.context(recover="try")
@@ -189,8 +189,8 @@ def _measure(
     import msgspec
 
     from stackctl.cli import benchtable
-    from stackctl.deploy.change import uninterrupted
     from stackctl.machine import lock
+    from stackctl.machine.signals import ignore_signals
     from stackctl.observe.bench.run import Bench
     from stackctl.state.benches import Benches
 
@@ -205,7 +205,7 @@ def _measure(
         )  # fmt: skip
         interrupted = bench.measure()
     failed = None
-    with uninterrupted():  # what was measured is kept
+    with ignore_signals():  # what was measured is kept
         done = bench.result(interrupted=interrupted)
         report = done.report
         try:

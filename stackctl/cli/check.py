@@ -31,7 +31,7 @@ def command(
     (latencies, prefix-cache hits), stand to the profile's slo.
     """
     from stackctl.deploy import install
-    from stackctl.deploy.transaction import installed_generation
+    from stackctl.deploy.stack_state import installed_generation
     from stackctl.observe.check import check, remember, summary
 
     if every and stack is not None:

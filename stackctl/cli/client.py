@@ -110,7 +110,7 @@ for _command in (aider, openai):
 
 
 def _report(session: Session, stack: str | None, tool: Tool) -> ClientReport:
-    from stackctl.deploy.transaction import installed_generation
+    from stackctl.deploy.stack_state import installed_generation
     from stackctl.observe.clients import measured, predicted, settings
     from stackctl.observe.status import url
     from stackctl.state.benches import Benches

@@ -89,7 +89,7 @@ def _of_log(log: str, since_s: float | None) -> DiagnoseReport:
 
 
 def _of_stack(session: Session, stack: str | None, since_s: float | None) -> DiagnoseReport:
-    from stackctl.deploy.transaction import installed_generation
+    from stackctl.deploy.stack_state import installed_generation
     from stackctl.observe.diagnose import report
 
     context = session.context(recover="try")

@@ -16,7 +16,8 @@ def command(session: Session, stack: str | None, dry_run: bool) -> None:
     With --json prints the status of the stacks that are still up, or would be.
     """
     from stackctl.deploy.install import installed_stacks
-    from stackctl.deploy.transaction import down, installed_generation
+    from stackctl.deploy.stack_state import installed_generation
+    from stackctl.deploy.transaction import down
     from stackctl.observe.status import report
 
     # A change of this stack that cannot be ended must not keep it from being taken down.

@@ -33,7 +33,7 @@ def command(
     Works for stacks that are down or never came up as well: their latest generation. With
     --generation the engine's output alone.
     """
-    from stackctl.deploy.record import installed_number
+    from stackctl.deploy.stack_state import installed_number
     from stackctl.machine import runner
     from stackctl.units.door import door_log, door_service
     from stackctl.units.render import engine_names, log_identifier, service_name

@@ -22,7 +22,7 @@ def command(session: Session, stack: str | None, every: bool) -> None:
       stackctl metrics --all >stackctl.tmp && mv stackctl.tmp stackctl.prom
     """
     from stackctl.deploy import install
-    from stackctl.deploy.transaction import not_running
+    from stackctl.deploy.stack_state import not_running
     from stackctl.observe.metrics import gather, text
 
     if every and stack is not None:

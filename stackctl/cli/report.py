@@ -22,7 +22,7 @@ def command(session: Session, stack: str | None, output: str | None) -> None:
 
     The page is a single HTML file that needs no network. Measure first: stackctl bench STACK.
     """
-    from stackctl.deploy.record import newest
+    from stackctl.deploy.stack_state import newest
     from stackctl.observe.report.build import page, write
     from stackctl.values.result import ReportFile
 

@@ -23,7 +23,7 @@ def command(session: Session, stack: str | None) -> None:
     when the named one is not up.
     """
     from stackctl.deploy import install
-    from stackctl.deploy.transaction import not_running
+    from stackctl.deploy.stack_state import not_running
     from stackctl.observe.status import report
 
     context = session.context(recover="try")

@@ -41,7 +41,7 @@ def command(session: Session, stack: str | None, interval: float | None, once: b
     estimate, for engines that report no KV use and no latencies. What is not known is -.
     """
     from stackctl.deploy import install
-    from stackctl.deploy.transaction import not_running
+    from stackctl.deploy.stack_state import not_running
     from stackctl.observe.top import Watcher
 
     if interval is not None and interval < _LEAST_S:

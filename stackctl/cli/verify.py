@@ -17,7 +17,7 @@ def command(session: Session, stack: str | None) -> None:
     called ok. The engine answers a few short requests meanwhile. Exits 1 when anything is not as
     planned, 3 when the stack does not run.
     """
-    from stackctl.deploy.transaction import installed_generation
+    from stackctl.deploy.stack_state import installed_generation
     from stackctl.observe.verify import verify
 
     context = session.context(recover="try")

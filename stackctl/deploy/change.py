@@ -8,23 +8,22 @@ the same: decide which generation wins, and converge to it.
 from __future__ import annotations
 
 import contextlib
-import signal
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from stackctl.deploy import door, install, leftover, proof, record, start
 from stackctl.deploy.context import Context
+from stackctl.deploy.stack_state import Before
 from stackctl.engines import engine as find_engine
 from stackctl.errors import DidNotStart, StackctlError
 from stackctl.health import endpoint
+from stackctl.machine.signals import ignore_signals
 from stackctl.quantity import format_duration
 from stackctl.state.generations import now
 from stackctl.state.journal import Journal
 from stackctl.units import render
 from stackctl.values.generation import Fact, Generation, State
 from stackctl.values.transaction import Transaction
-from stackctl.values.unit import UnitFile
 
 #: An engine that has not answered for so many seconds does not serve. Less would have one that is
 #: busy restarted, or replaced, for being so.
@@ -38,69 +37,6 @@ class Patience:
 
     drain_s: float = 60.0
     soak_s: float = 5.0
-
-
-@dataclass(frozen=True)
-class Before:
-    """A stack as it is: the file and unit of its engine, its generation, and its state."""
-
-    file: UnitFile | None
-    unit: str | None
-    generation: Generation | None
-    state: str
-
-    @property
-    def active(self) -> bool:
-        """Whether systemd has it up: it answered once."""
-        return self.state == "active"
-
-    @property
-    def meant_to_run(self) -> bool:
-        """Whether it runs or is on its way there: undone, a change starts it again."""
-        return self.state in ("active", "activating", "reloading")
-
-    @property
-    def stopped(self) -> bool:
-        """Whether nothing of it is there that a start could collide with."""
-        return self.state in ("inactive", "failed")
-
-
-def look(context: Context, stack: str) -> Before:
-    """The stack as it is now.
-
-    Raises:
-        StackctlError: it is installed, but nothing (readable) is known of it.
-    """
-    file = install.engine_file(stack, install.installed(context, stack))
-    if file is None:
-        return _without_file(context, stack)
-    unit = file.name.removesuffix(".container")
-    state = context.systemd.show(render.service_name(unit), "ActiveState")["ActiveState"]
-    number = render.generation_of(file.text)
-    if number is None:
-        raise StackctlError(
-            f"the unit of {stack} was changed by hand: it names no generation",
-            hint=f"stackctl down {stack}, then up again",
-        )
-    if number not in context.generations.numbers(stack):
-        raise StackctlError(
-            f"the record of generation {number} of {stack}, which is installed, is gone",
-            hint=f"stackctl down {stack}, then up again",
-        )
-    generation = context.generations.read(stack, number)
-    return Before(file, unit, generation, state)
-
-
-def _without_file(context: Context, stack: str) -> Before:
-    """A stack without a unit file: nothing, or an engine that runs on after somebody removed it."""
-    ours = f"{context.paths.unit_folder(stack)}/"
-    for unit in render.engine_names(stack):
-        service = render.service_name(unit)
-        seen = context.systemd.show(service, "ActiveState", "LoadState", "SourcePath")
-        known = seen.get("LoadState") == "not-found" or seen.get("SourcePath", "").startswith(ours)
-        if known and seen["ActiveState"] not in ("inactive", "failed"):
-            return Before(None, unit, None, seen["ActiveState"])
-    return Before(None, None, None, "inactive")
 
 
 def carry_out(context: Context, new: Generation, before: Before, patience: Patience) -> Generation:
@@ -126,10 +62,10 @@ def carry_out(context: Context, new: Generation, before: Before, patience: Patie
         context.generations.write(new)
         ready = _exchange(context, _Steps(context.journal, change), new, before, patience)
     except BaseException as error:
-        with uninterrupted():
+        with ignore_signals():
             _undo(context, new, before, error)
         raise
-    with uninterrupted():
+    with ignore_signals():
         done = _finish(context, new, before, ready)
         record.done(context, new.operation, new.stack, generation=new.number)
         return done
@@ -364,15 +300,3 @@ def _stop_unit(context: Context, unit: str) -> None:
     # systemd's stop removes the container; a stop that was cut short may have left it.
     leftover.remove(render.container_name(unit))
     context.systemd.reset_failed(service)
-
-
-@contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Ignore Ctrl-C and the like while the machine is put back: half of that is worse than none."""
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    saved = {number: signal.signal(number, signal.SIG_IGN) for number in signals}
-    try:
-        yield
-    finally:
-        for number, handler in saved.items():
-            signal.signal(number, handler)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from stackctl.deploy import install
 from stackctl.deploy.context import Context
-from stackctl.deploy.record import done, installed_number
+from stackctl.deploy.record import done
+from stackctl.deploy.stack_state import installed_number
 from stackctl.deploy.transaction import writer
 from stackctl.errors import StackctlError
 from stackctl.machine import sweep

@@ -1,14 +1,11 @@
-"""What deployments leave on record: the audit log, and which generation is installed."""
+"""The audit log of deployments."""
 
 from __future__ import annotations
 
-from stackctl.deploy import install
 from stackctl.deploy.context import Context
-from stackctl.errors import ExitCode, StackctlError
+from stackctl.errors import StackctlError
 from stackctl.state import audit
 from stackctl.state.generations import now
-from stackctl.units.render import generation_of
-from stackctl.values.generation import Generation
 from stackctl.values.history import AuditEntry, AuditResult
 
 
@@ -35,33 +32,3 @@ def done(
         audit.record(context.paths.state, entry)
     except StackctlError as problem:
         context.report.warn(f"not in the audit log: {problem.message}")
-
-
-def installed_number(context: Context, stack: str) -> int | None:
-    """The number of the generation whose units are installed; None when none is."""
-    numbers = (generation_of(file.text) for file in install.installed(context, stack))
-    return next((number for number in numbers if number is not None), None)
-
-
-def newest(context: Context, stack: str) -> Generation:
-    """The generation that is installed, else the last one that served, else the last of all.
-
-    Raises:
-        StackctlError: exit 4 when there is none.
-    """
-    number = installed_number(context, stack)
-    if number is not None:
-        return context.generations.read(stack, number)
-    found = [
-        context.generations.read(stack, number)
-        for number in reversed(context.generations.numbers(stack))
-    ]
-    served = (one for one in found if one.outcome.state not in ("failed", "interrupted"))
-    chosen = next(served, next(iter(found), None))
-    if chosen is None:
-        raise StackctlError(
-            f"{stack} has no generation",
-            hint=f"stackctl up {stack}",
-            exit_code=ExitCode.NOT_FOUND,
-        )
-    return chosen

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from stackctl.deploy import change, install, preflight
+from stackctl.deploy import install, preflight, stack_state
 from stackctl.deploy.context import Context
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.quantity import format_bytes
@@ -76,7 +76,7 @@ def require_unused(context: Context, record: StoredModel) -> None:
     """Raise StackctlError (exit 5) for a model that an installed stack runs."""
     mine = {file.path for file in record.files}
     for stack in install.installed_stacks(context):
-        current = change.look(context, stack).generation
+        current = stack_state.look(context, stack).generation
         if current is not None and mine & {file.path for file in current.plan.model.files}:
             raise StackctlError(
                 f"{record.source} is used by {stack}",

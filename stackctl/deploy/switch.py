@@ -8,14 +8,13 @@ from typing import get_args
 
 import msgspec
 
-from stackctl.deploy import change, fetching, install, preflight, takeover
-from stackctl.deploy.change import Before
+from stackctl.deploy import fetching, install, preflight, stack_state, takeover
 from stackctl.deploy.context import Context
 from stackctl.deploy.new_generation import Wish
+from stackctl.deploy.stack_state import Before, installed_generation
 from stackctl.deploy.stored import require_unchanged
 from stackctl.deploy.transaction import (
     UpResult,
-    installed_generation,
     replace,
     unchanged,
     up,
@@ -126,7 +125,7 @@ def rollback(context: Context, stack: str, number: int | None, wish: Wish) -> Up
         context.systemd.require()
         host = probe(context.machine, scope=context.paths.scope)
         generator = preflight.require_tools(host)
-        before = change.look(context, stack)
+        before = stack_state.look(context, stack)
         target = _target(context, stack, number, before)
         _require_there(target)
         require_unchanged(context, target.plan.model)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stackctl.deploy import door, preflight
-from stackctl.deploy.change import Before
 from stackctl.deploy.context import Context
+from stackctl.deploy.stack_state import Before
 from stackctl.engines import engine as find_engine
 from stackctl.errors import StackctlError
 from stackctl.plan import ledger, memory

@@ -20,17 +20,20 @@ from stackctl.deploy import (
     preflight,
     proof,
     record,
+    stack_state,
     takeover,
 )
-from stackctl.deploy.change import Before, Patience
+from stackctl.deploy.change import Patience
 from stackctl.deploy.context import Context
 from stackctl.deploy.new_generation import Wish, accept, draft
 from stackctl.deploy.recover import record_end, recover_first
 from stackctl.deploy.retry import agreed, with_other_kernels
+from stackctl.deploy.stack_state import Before, installed_generation, not_running
 from stackctl.deploy.start import start_and_wait
 from stackctl.deploy.stored import require_unchanged
 from stackctl.errors import DidNotStart, ExitCode, StackctlError
 from stackctl.machine import lock
+from stackctl.machine.signals import ignore_signals
 from stackctl.quantity import format_duration
 from stackctl.state.generations import now
 from stackctl.units import render
@@ -108,16 +111,16 @@ def _up(context: Context, profile: Profile, wish: Wish, lesson: Learned | None) 
 
 def _without_orphan(context: Context, stack: str, wish: Wish) -> Before:
     """Return the stack as it is, once an engine that runs without its unit file is stopped."""
-    before = change.look(context, stack)
+    before = stack_state.look(context, stack)
     if before.file is None and before.unit is not None and not wish.dry_run:
         context.report.warn(f"{before.unit} runs without its unit file: it is stopped")
         change.converge(context, stack, None, running=False)
-        before = change.look(context, stack)
+        before = stack_state.look(context, stack)
     return before
 
 
 def unchanged(context: Context, new: Generation, before: Before, wish: Wish) -> Generation | None:
-    """What serves, if a new generation would say the same; its front door is then as it should."""
+    """Return the generation that serves, if the new one is the same; its front door is applied."""
     current = before.generation
     if current is None or not takeover.same(new, before) or not change.serves(context, current):
         return None
@@ -164,13 +167,13 @@ def down(context: Context, stack: str) -> None:
             recover_first(context)
             cut_off = None
             files = install.installed(context, stack)
-        if not files and change.look(context, stack).stopped:
+        if not files and stack_state.look(context, stack).stopped:
             raise not_running(stack)
         file = install.engine_file(stack, files)
         number = render.generation_of(file.text) if file else None
         if cut_off is not None:
             number = cut_off.winner
-        with change.uninterrupted():
+        with ignore_signals():
             step = Transaction(
                 operation="down",
                 stack=stack,
@@ -211,7 +214,7 @@ def restart(context: Context, stack: str, patience: Patience) -> Generation:
         generation = installed_generation(context, stack)
         gpu.prove(generation.image_id, gpu.planned(generation.host, generation.plan))
         require_unchanged(context, generation.plan.model)
-        active = change.look(context, stack).active
+        active = stack_state.look(context, stack).active
         held = generation.door is not None and active and door.is_open(context, stack)
         step = Transaction(
             operation="restart",
@@ -254,7 +257,7 @@ def _reopen(context: Context, generation: Generation) -> StackctlError | None:
     What does not come up is systemd's to try again. Anything else stays in the journal.
     """
     problem: StackctlError | None = None
-    with change.uninterrupted():
+    with ignore_signals():
         try:
             try:
                 if generation.door is not None:
@@ -266,22 +269,6 @@ def _reopen(context: Context, generation: Generation) -> StackctlError | None:
             error.hint = error.hint or "then: stackctl recover"
             problem = error
     return problem
-
-
-def installed_generation(context: Context, stack: str) -> Generation:
-    """The stored generation whose units are installed. Raises StackctlError (exit 3) if none is."""
-    if install.engine_file(stack, install.installed(context, stack)) is None:
-        raise not_running(stack)
-    found = change.look(context, stack).generation
-    if found is None:
-        raise not_running(stack)
-    return found
-
-
-def not_running(stack: str) -> StackctlError:
-    """The error for a stack that is not up."""
-    code = ExitCode.NOT_RUNNING
-    return StackctlError(f"{stack} is not up", hint="stackctl up PROFILE", exit_code=code)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import zip_longest
 
 from stackctl.deploy.context import Context
-from stackctl.deploy.record import installed_number
+from stackctl.deploy.stack_state import installed_number
 from stackctl.engines import engine as find_engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.plan.difference import decisions

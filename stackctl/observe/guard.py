@@ -11,7 +11,7 @@ import time
 
 from stackctl.deploy import install, record
 from stackctl.deploy.context import Context
-from stackctl.deploy.transaction import installed_generation
+from stackctl.deploy.stack_state import installed_generation
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import lock
 from stackctl.observe import looks

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from stackctl.deploy.context import Context
-from stackctl.deploy.record import installed_number
+from stackctl.deploy.stack_state import installed_number
 from stackctl.errors import StackctlError
 from stackctl.state import audit, health
 from stackctl.values.history import AuditReport, Entry, Health, HistoryReport

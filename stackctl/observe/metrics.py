@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from stackctl.deploy.context import Context
-from stackctl.deploy.transaction import installed_generation
+from stackctl.deploy.stack_state import installed_generation
 from stackctl.diagnose.reading import read_log
 from stackctl.errors import StackctlError
 from stackctl.observe import looks

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from stackctl.deploy import gpu, install
 from stackctl.deploy.context import Context
 from stackctl.deploy.guardtimer import TIMER
+from stackctl.deploy.stack_state import installed_generation
 from stackctl.deploy.start import cause_of
-from stackctl.deploy.transaction import installed_generation
 from stackctl.engines import engine
 from stackctl.errors import StackctlError
 from stackctl.health import endpoint

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from stackctl.deploy.context import Context
-from stackctl.deploy.transaction import installed_generation
+from stackctl.deploy.stack_state import installed_generation
 from stackctl.diagnose.reading import read_log
 from stackctl.errors import StackctlError
 from stackctl.observe import looks

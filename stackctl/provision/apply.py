@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import runner
+from stackctl.machine.signals import defer_signals
 from stackctl.provision import apt
 from stackctl.provision.box import Box
 from stackctl.provision.changes import kind_of
@@ -66,7 +65,7 @@ def apply(box: Box, store: Store, plans: Sequence[ItemPlan], user: str, report: 
                     store.add(new)
                     if old.names:
                         report.step(plan.item, f"installing {len(old.names)} packages")
-                with uninterrupted():
+                with defer_signals():
                     kind.perform(box, change)
         except StackctlError as error:
             raise _at(plan.item, error) from None
@@ -89,7 +88,7 @@ def undo(
             continue
         report.progress(one.item, "goes back to what it was")
         try:
-            with uninterrupted():
+            with defer_signals():
                 kept = kind_of(one.change).revert(box, one.change, one.before)
                 if kept is None:
                     store.drop(one)
@@ -127,21 +126,6 @@ def require_no_stacks(box: Box, done: Sequence[Recorded]) -> None:
                 hint=f"stackctl down {stack}, as its user; then again",
                 exit_code=ExitCode.REFUSED,
             )
-
-
-@contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Let one change come to its end: an interrupt is heard after it, and not by apt or dpkg."""
-    heard: list[int] = []
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    saved = {number: signal.signal(number, lambda n, _: heard.append(n)) for number in signals}
-    try:
-        yield
-    finally:
-        for number, handler in saved.items():
-            signal.signal(number, handler)
-    if heard:
-        raise KeyboardInterrupt
 
 
 def _at(item: str, error: StackctlError) -> StackctlError:

@@ -14,8 +14,8 @@ from samples import EPYC, LATENCY, plan
 
 from stackctl.cli.output import Output
 from stackctl.deploy import engine_port, install, takeover
-from stackctl.deploy.change import Before
 from stackctl.deploy.context import Context
+from stackctl.deploy.stack_state import Before
 from stackctl.deploy.transaction import writer
 from stackctl.errors import StackctlError
 from stackctl.machine.files import LiveMachine, RecordedMachine, remove_file

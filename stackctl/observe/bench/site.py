@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from stackctl.deploy import door
 from stackctl.deploy.context import Context
-from stackctl.deploy.record import installed_number
-from stackctl.deploy.transaction import not_running
+from stackctl.deploy.stack_state import installed_number, not_running
 from stackctl.engines import engine as find_engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.health import endpoint

@@ -1,0 +1,121 @@
+"""A stack as it is on the machine: its unit, and the generation that is installed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stackctl.deploy import install
+from stackctl.deploy.context import Context
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.units import render
+from stackctl.values.generation import Generation
+from stackctl.values.unit import UnitFile
+
+
+@dataclass(frozen=True)
+class Before:
+    """A stack as it is: the file and unit of its engine, its generation, and its state."""
+
+    file: UnitFile | None
+    unit: str | None
+    generation: Generation | None
+    state: str
+
+    @property
+    def active(self) -> bool:
+        """Whether systemd has it up: it answered once."""
+        return self.state == "active"
+
+    @property
+    def meant_to_run(self) -> bool:
+        """Whether it runs or is on its way there: undone, a change starts it again."""
+        return self.state in ("active", "activating", "reloading")
+
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing of it is there that a start could collide with."""
+        return self.state in ("inactive", "failed")
+
+
+def look(context: Context, stack: str) -> Before:
+    """The stack as it is now.
+
+    Raises:
+        StackctlError: it is installed, but nothing (readable) is known of it.
+    """
+    file = install.engine_file(stack, install.installed(context, stack))
+    if file is None:
+        return _without_file(context, stack)
+    unit = file.name.removesuffix(".container")
+    state = context.systemd.show(render.service_name(unit), "ActiveState")["ActiveState"]
+    number = render.generation_of(file.text)
+    if number is None:
+        raise StackctlError(
+            f"the unit of {stack} was changed by hand: it names no generation",
+            hint=f"stackctl down {stack}, then up again",
+        )
+    if number not in context.generations.numbers(stack):
+        raise StackctlError(
+            f"the record of generation {number} of {stack}, which is installed, is gone",
+            hint=f"stackctl down {stack}, then up again",
+        )
+    generation = context.generations.read(stack, number)
+    return Before(file, unit, generation, state)
+
+
+def _without_file(context: Context, stack: str) -> Before:
+    """A stack without a unit file: nothing, or an engine that runs on after somebody removed it."""
+    ours = f"{context.paths.unit_folder(stack)}/"
+    for unit in render.engine_names(stack):
+        service = render.service_name(unit)
+        seen = context.systemd.show(service, "ActiveState", "LoadState", "SourcePath")
+        known = seen.get("LoadState") == "not-found" or seen.get("SourcePath", "").startswith(ours)
+        if known and seen["ActiveState"] not in ("inactive", "failed"):
+            return Before(None, unit, None, seen["ActiveState"])
+    return Before(None, None, None, "inactive")
+
+
+def installed_number(context: Context, stack: str) -> int | None:
+    """The number of the generation whose units are installed; None when none is."""
+    numbers = (render.generation_of(file.text) for file in install.installed(context, stack))
+    return next((number for number in numbers if number is not None), None)
+
+
+def installed_generation(context: Context, stack: str) -> Generation:
+    """The stored generation whose units are installed. Raises StackctlError (exit 3) if none is."""
+    if install.engine_file(stack, install.installed(context, stack)) is None:
+        raise not_running(stack)
+    found = look(context, stack).generation
+    if found is None:
+        raise not_running(stack)
+    return found
+
+
+def newest(context: Context, stack: str) -> Generation:
+    """The generation that is installed, else the last one that served, else the last of all.
+
+    Raises:
+        StackctlError: exit 4 when there is none.
+    """
+    number = installed_number(context, stack)
+    if number is not None:
+        return context.generations.read(stack, number)
+    found = [
+        context.generations.read(stack, number)
+        for number in reversed(context.generations.numbers(stack))
+    ]
+    served = (one for one in found if one.outcome.state not in ("failed", "interrupted"))
+    chosen = next(served, next(iter(found), None))
+    if chosen is None:
+        raise StackctlError(
+            f"{stack} has no generation",
+            hint=f"stackctl up {stack}",
+            exit_code=ExitCode.NOT_FOUND,
+        )
+    return chosen
+
+
+def not_running(stack: str) -> StackctlError:
+    """The error for a stack that is not up."""
+    code = ExitCode.NOT_RUNNING
+    return StackctlError(f"{stack} is not up", hint="stackctl up PROFILE", exit_code=code)
