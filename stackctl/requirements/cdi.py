@@ -81,7 +81,7 @@ class CdiFiles(ProvisionItem):
             return self.already_set(state.actual or "")
         for spec in facts.host.tools.cdi:
             if spec.path.startswith("/etc/cdi/"):
-                # The file of somebody else: what refreshes the others does not touch it.
+                # Somebody else's file: the service that refreshes the others does not touch it.
                 problem = spec.problem or "it names other devices"
                 return self.refused(
                     f"{spec.path} is not stackctl's: {problem}", f"sudo rm {spec.path}, then again"

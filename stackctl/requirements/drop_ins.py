@@ -50,7 +50,7 @@ class UserManagerSetting(ProvisionItem):
         return "", self.drop_in_fix(sudo=sudo)
 
     def pending(self, facts: MachineFacts) -> str | None:
-        """Return what the user's running manager lacks and the next one will have, in words."""
+        """Return the part that only the user's next manager will have, in words; None: none."""
         raise NotImplementedError
 
     def kept(self, facts: MachineFacts, now: str) -> ItemPlan:

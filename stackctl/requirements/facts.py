@@ -96,7 +96,7 @@ class User:
 
 @dataclass(frozen=True)
 class Setting:
-    """The value of a file of the kernel, and whether root could write it."""
+    """The value of a file of the kernel; ``writable``: root could write it."""
 
     value: str
     writable: bool

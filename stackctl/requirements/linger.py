@@ -37,7 +37,7 @@ class Lingering(UserItem):
             )
 
     def check(self, host: Host, needs: StackNeeds) -> Iterator[Result]:  # noqa: ARG002
-        """Yield whether the user lingers."""
+        """Yield the user's state of lingering."""
         on = host.tools.linger
         if host.scope != "user" or on is None or host.tools.systemd_running is False:
             return

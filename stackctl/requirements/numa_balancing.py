@@ -23,7 +23,7 @@ class NumaBalancing(KernelSetting):
     accepted = ("0",)
 
     def check(self, host: Host, needs: StackNeeds) -> Iterator[Result]:  # noqa: ARG002
-        """Yield whether balancing is on, where there are several nodes."""
+        """Yield the state of balancing, where there are several nodes."""
         on, nodes = host.tools.numa_balancing, len(host.cpu.numa)
         if on is None or nodes < 2:
             return

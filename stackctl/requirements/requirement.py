@@ -101,7 +101,7 @@ class ProvisionItem(Requirement):
         raise NotImplementedError
 
     def plan(self, facts: MachineFacts, needs: StackNeeds) -> ItemPlan:
-        """Return what provisioning would do here."""
+        """Return the changes that are left here, or the reason why there are none."""
         reason = self.unneeded(facts, needs)
         return self.changes(facts, needs) if reason is None else self.skipped(reason)
 
@@ -115,7 +115,7 @@ class ProvisionItem(Requirement):
         return ItemPlan(item=self.name, status="ok", why=self.why, now=now + where)
 
     def refused(self, problem: str, remedy: str | None) -> ItemPlan:
-        """Return the plan of an item that stackctl does not change, and what would help."""
+        """Return the plan of an item that stackctl does not change, with the remedy."""
         return ItemPlan(
             item=self.name, status="refused", why=self.why, problem=problem, remedy=remedy
         )
@@ -160,7 +160,7 @@ def shipped_file(facts: MachineFacts, name: str) -> FileChange | None:
 def effective_setting(
     facts: MachineFacts, key: str, name: str, accepted: tuple[str, ...]
 ) -> tuple[ForeignSetting | None, bool]:
-    """Return the line of others that counts for a key, and whether stackctl leaves it as it is.
+    """Return the line of others that counts for a key, and True when stackctl leaves it.
 
     It is left when its value is among the accepted ones. (line, False) means a conflict: the line
     is a person's, or comes after the shipped file ``name``, so stackctl must not overrule it.

@@ -44,7 +44,7 @@ class SystemdRunning(Requirement):
         )
 
     def check(self, host: Host, needs: StackNeeds) -> Iterator[Result]:  # noqa: ARG002
-        """Yield whether the manager runs."""
+        """Yield the version of systemd when it runs, else a failure."""
         expected = "systemd runs the machine" + (
             " and this user's services" if host.scope == "user" else ""
         )
