@@ -137,7 +137,7 @@ def _environment(generation: Generation, seen: Seen) -> Result:
 
 
 def _ports(generation: Generation, seen: Seen) -> Result:
-    """Only what is meant listens, and where it is meant to."""
+    """Compare the sockets that listen with those that are planned."""
     plan, door = generation.plan, generation.door
     meant = {("engine", _plain("127.0.0.1"), plan.listens): f"127.0.0.1:{plan.listens}"}
     if door is not None:
@@ -147,27 +147,11 @@ def _ports(generation: Generation, seen: Seen) -> Result:
         return not_told(seen, "ports", expected)
     foreign = [one for one in seen.listening if one.owner == "other" and _in_the_way(one, meant)]
     if foreign:
-        one = foreign[0]
-        return fail(
-            "ports",
-            expected,
-            f"{_host(one.address)}:{one.port} is also {one.process}'s"
-            if any(mine.owner != "other" and mine.port == one.port for mine in seen.listening)
-            else f"{_host(one.address)}:{one.port} is {one.process}'s",
-            "requests for this stack reach another process",
-            f"end that process; then stackctl restart {generation.stack}",
-        )
-    have = {
-        (one.owner, _plain(one.address), one.port)
-        for one in seen.listening
-        if one.protocol == "tcp"
-    }
-    closed = [text for key, text in meant.items() if key not in have]
-    own = [one for one in seen.listening if one.owner != "other"]
+        return _foreign_port(generation, expected, foreign[0], seen.listening)
     further = [
         one
-        for one in own
-        if one.protocol != "tcp" or (one.owner, _plain(one.address), one.port) not in meant
+        for one in seen.listening
+        if one.owner != "other" and (one.protocol != "tcp" or _key(one) not in meant)
     ]
     reachable = [one for one in further if not ipaddress.ip_address(one.address).is_loopback]
     if reachable:
@@ -179,6 +163,8 @@ def _ports(generation: Generation, seen: Seen) -> Result:
             f"{one.process} listens there",
             f"{up_again(generation)} puts the unit back; a firewall closes the port",
         )
+    have = {_key(one) for one in seen.listening if one.protocol == "tcp"}
+    closed = [text for key, text in meant.items() if key not in have]
     if closed:
         return fail(
             "ports",
@@ -190,6 +176,24 @@ def _ports(generation: Generation, seen: Seen) -> Result:
     more = f"; {len(further)} more on loopback, among its own processes" if further else ""
     evidence = ", ".join(_named(one) for one in further) or None
     return ok("ports", expected, f"{expected}{more}", evidence)
+
+
+def _foreign_port(
+    generation: Generation, expected: str, one: Listening, listening: Iterable[Listening]
+) -> Result:
+    """Report another process on a port of the plan."""
+    ours = any(mine.owner != "other" and mine.port == one.port for mine in listening)
+    return fail(
+        "ports",
+        expected,
+        f"{_host(one.address)}:{one.port} is {'also ' if ours else ''}{one.process}'s",
+        "requests for this stack reach another process",
+        f"end that process; then stackctl restart {generation.stack}",
+    )
+
+
+def _key(one: Listening) -> tuple[str, str, int]:
+    return one.owner, _plain(one.address), one.port
 
 
 def _in_the_way(one: Listening, meant: Iterable[tuple[str, str, int]]) -> bool:

@@ -12,6 +12,7 @@ import dataclasses
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from stackctl.values.diagnosis import Evidence
 from stackctl.values.metrics import EngineMetrics, Histogram, LogSamples, Request, Window
@@ -120,14 +121,28 @@ def _of_windows(log: LogSamples) -> Load:
     """Summarize averages over windows. A window's running requests are those at its end."""
     windows = log.windows
     active = [w for w in windows if w.generation_tok_s > 0 or w.prompt_tok_s > 0]
+    waits = [w for w in windows if w.running > 0 or w.waiting > 0]
+    hits = [w.hit_rate for w in active if w.hit_rate is not None]
+    return dataclasses.replace(
+        _speeds_of_windows(active),
+        busy=bool(active) or bool(waits),
+        waiting_most=max((w.waiting for w in windows), default=None),
+        waiting_share=_ratio(sum(w.waiting > 0 for w in waits), len(waits)),
+        kv_most=max((w.kv_usage for w in windows if w.kv_usage is not None), default=None),
+        preemptions=float(log.preemptions) if log.preemptions else None,
+        # The rate is a running mean: its last value covers the most requests.
+        hits=Span.of(hits, hits[-1:]),
+        all_prompt_tokens=sum(w.prompt_tok_s * w.seconds for w in active),
+    )
+
+
+def _speeds_of_windows(active: Sequence[Window]) -> Load:
+    """Summarize the speeds of windows in which something was computed."""
     running = [w for w in active if w.running > 0]
     rates = [(w, w.generation_tok_s / w.running) for w in running if w.generation_tok_s > 0]
     alone = [rate for w, rate in rates if w.prompt_tok_s == 0]
     prompts = [w.prompt_tok_s for w in active if w.prompt_tok_s > 0]
-    waits = [w for w in windows if w.running > 0 or w.waiting > 0]
-    hits = [w.hit_rate for w in active if w.hit_rate is not None]
     return Load(
-        busy=bool(active) or bool(waits),
         generation=Span.of([rate for _, rate in rates], alone),
         generation_samples=len(alone) or len(rates),
         apart=bool(alone),
@@ -135,13 +150,6 @@ def _of_windows(log: LogSamples) -> Load:
         prompt_share=_share_of_prompts(active, prompts),
         at_most=True,
         concurrency=statistics.median([w.running for w in running]) if running else None,
-        waiting_most=max((w.waiting for w in windows), default=None),
-        waiting_share=sum(w.waiting > 0 for w in waits) / len(waits) if waits else None,
-        kv_most=max((w.kv_usage for w in windows if w.kv_usage is not None), default=None),
-        preemptions=float(log.preemptions) if log.preemptions else None,
-        # It is a running mean: where it got to in the end counts.
-        hits=Span.of(hits, hits[-1:]),
-        all_prompt_tokens=sum(w.prompt_tok_s * w.seconds for w in active),
     )
 
 
@@ -157,37 +165,50 @@ def _of_requests(log: LogSamples, capacity: int | None) -> Load:
     """Summarize timings of single requests; ``capacity`` is of the KV cache, in tokens."""
     seen = log.requests
     done = [one for one in seen if one.finished]
-    # Who gave up before the first token had no answer, not an empty one.
+    # A client that gave up before the first token had no answer, not an empty one.
     answers = [one.generated_tokens for one in done if one.generated_tokens]
-    rates = _known(
-        one.generation_tok_s for one in seen if (one.generated_tokens or 0) >= _FEW_GENERATED
-    )
-    speeds = _known(one.prompt_tok_s for one in seen if (one.prompt_tokens or 0) >= _FEW_PROMPT)
-    prompt_s = sum(one.prompt_s or 0.0 for one in seen)
-    generation_s = sum(one.generation_s or 0.0 for one in seen)
-    with_cache = [one for one in done if one.cached_tokens is not None]
-    computed = sum(one.prompt_tokens or 0 for one in with_cache)
-    cached = sum(one.cached_tokens or 0 for one in with_cache)
-    hit_rates = [_hit_rate(one) for one in with_cache]
-    whole = computed + cached
     longest = max((one.length for one in done if one.length is not None), default=None)
-    return Load(
-        busy=bool(seen),
-        generation=Span.of(rates),
-        generation_samples=len(rates),
-        apart=True,
-        prompt=Span.of(speeds),
-        prompt_share=prompt_s / (prompt_s + generation_s) if prompt_s + generation_s > 0 else None,
-        at_most=False,
-        hits=Span.of(hit_rates, [cached / whole]) if whole else None,
-        prompt_tokens=whole / len(with_cache) if with_cache else None,
-        all_prompt_tokens=computed if with_cache else None,
+    return dataclasses.replace(
+        _together((_speeds_of_requests(seen), _cache_of_requests(done))),
         answer_tokens=statistics.mean(answers) if answers else None,
         requests=len(answers) if answers else None,
         longest=longest,
         kv_most=min(1.0, longest / capacity) if longest and capacity else None,
         ttft_s=_percentile([one.prompt_s for one in done if one.prompt_s is not None], 0.95),
         ttft_computed=True,
+    )
+
+
+def _speeds_of_requests(seen: Sequence[Request]) -> Load:
+    rates = _known(
+        one.generation_tok_s for one in seen if (one.generated_tokens or 0) >= _FEW_GENERATED
+    )
+    speeds = _known(one.prompt_tok_s for one in seen if (one.prompt_tokens or 0) >= _FEW_PROMPT)
+    prompt_s = sum(one.prompt_s or 0.0 for one in seen)
+    generation_s = sum(one.generation_s or 0.0 for one in seen)
+    return Load(
+        busy=bool(seen),
+        generation=Span.of(rates),
+        generation_samples=len(rates),
+        apart=True,
+        prompt=Span.of(speeds),
+        prompt_share=_ratio(prompt_s, prompt_s + generation_s),
+        at_most=False,
+    )
+
+
+def _cache_of_requests(done: Sequence[Request]) -> Load:
+    """Summarize the prompts of requests of which the cached part is known."""
+    with_cache = [one for one in done if one.cached_tokens is not None]
+    computed = sum(one.prompt_tokens or 0 for one in with_cache)
+    cached = sum(one.cached_tokens or 0 for one in with_cache)
+    whole = computed + cached
+    if not whole:
+        return Load(all_prompt_tokens=computed if with_cache else None)
+    return Load(
+        hits=Span.of([_hit_rate(one) for one in with_cache], [cached / whole]),
+        prompt_tokens=whole / len(with_cache),
+        all_prompt_tokens=computed,
     )
 
 
@@ -213,59 +234,80 @@ def _of_looks(evidence: Evidence) -> Load:
     if before is None or not passed_s or not any(running):
         return load
     recent = _difference(now, before)
-    rates = []
-    at_once = statistics.mean(running)
-    # A prompt in between would make it look slower than it is.
-    alone = (recent.prompt_tokens or 0.0) == 0.0
-    if alone and recent.generation_tokens is not None and min(running) >= 1:
-        rates = [recent.generation_tokens / passed_s / at_once]
-    if recent.itl is not None and recent.itl.count >= _FEW_INTERVALS and recent.itl.mean:
-        rates, alone = [1 / recent.itl.mean], True
-    rates = rates if (recent.generation_tokens or 0) >= _FEW_GENERATED else []
-    life = _of_life(recent)
     return dataclasses.replace(
         load,
-        generation=Span.of(rates),
-        generation_samples=round(recent.generation_tokens or 0) if rates else 0,
-        apart=alone,
-        concurrency=at_once,
-        waiting_share=sum(count > 0 for count in waiting) / len(waiting) if waiting else None,
+        **_generation_between(recent, running, passed_s),
+        concurrency=statistics.mean(running),
+        waiting_share=_ratio(sum(count > 0 for count in waiting), len(waiting)),
         preemptions=recent.preemptions or None,
-        queue_share=life.queue_share,
+        queue_share=_queue_share(recent.queue, recent.e2e),
     )
 
 
+def _generation_between(
+    recent: EngineMetrics, running: Sequence[int], passed_s: float
+) -> dict[str, Any]:
+    """Return the fields of a load that are about generation between two looks."""
+    rates = []
+    # A prompt in between would make it look slower than it is.
+    alone = (recent.prompt_tokens or 0.0) == 0.0
+    if alone and recent.generation_tokens is not None and min(running) >= 1:
+        rates = [recent.generation_tokens / passed_s / statistics.mean(running)]
+    if (pace := _pace(recent.itl)) is not None:
+        rates, alone = [pace], True
+    rates = rates if (recent.generation_tokens or 0) >= _FEW_GENERATED else []
+    return {
+        "generation": Span.of(rates),
+        "generation_samples": round(recent.generation_tokens or 0) if rates else 0,
+        "apart": alone,
+    }
+
+
+def _pace(itl: Histogram | None) -> float | None:
+    """Return tokens a second by the mean time from token to token; None for too few of them."""
+    if itl is None or itl.count < _FEW_INTERVALS or not itl.mean:
+        return None
+    return 1 / itl.mean
+
+
 def _of_life(now: EngineMetrics) -> Load:
-    """Since the engine was started (or between two looks, of what came in between)."""
-    queries, hits = now.prefix_queries, now.prefix_hits
-    spent = (now.prompt_s or 0.0) + (now.generation_s or 0.0)
-    speed = now.prompt_tokens / now.prompt_s if now.prompt_tokens and now.prompt_s else None
-    rate = None
-    if now.itl is not None and now.itl.count >= _FEW_INTERVALS and now.itl.mean:
-        rate = 1 / now.itl.mean
-    elif now.itl is None and now.generation_tokens and now.generation_s:
-        rate = now.generation_tokens / now.generation_s
-    answers = now.output_lengths
-    return Load(
+    """Summarize the numbers since the engine was started."""
+    return dataclasses.replace(
+        _speeds_of_life(now),
         busy=bool(now.generation_tokens),
+        queue_share=_queue_share(now.queue, now.e2e),
+        kv_most=now.kv_usage,
+        preemptions=_many_preemptions(now),
+        hits=_hits_of_life(now),
+        prompt_tokens=now.prompt_lengths.mean if now.prompt_lengths else None,
+        all_prompt_tokens=now.prompt_tokens,
+        answer_tokens=now.output_lengths.mean if now.output_lengths else None,
+        requests=(round(now.output_lengths.count) or None) if now.output_lengths else None,
+        longest=now.longest_tokens or _longest(now.prompt_lengths, now.output_lengths),
+        ttft_s=now.ttft.quantile(0.95) if now.ttft else None,
+        ttft_computed=False,
+    )
+
+
+def _speeds_of_life(now: EngineMetrics) -> Load:
+    rate = _pace(now.itl)
+    if now.itl is None:
+        rate = _ratio(now.generation_tokens, now.generation_s)
+    speed = _ratio(now.prompt_tokens, now.prompt_s)
+    spent = (now.prompt_s or 0.0) + (now.generation_s or 0.0)
+    return Load(
         generation=Span.of([rate] if rate else []),
         generation_samples=round(now.generation_tokens or 0) if rate else 0,
         apart=True,
         prompt=Span.of([speed] if speed else []),
-        prompt_share=(now.prompt_s or 0.0) / spent if now.prompt_s is not None and spent else None,
+        prompt_share=_ratio(now.prompt_s, spent),
         at_most=False,
-        queue_share=_queue_share(now.queue, now.e2e),
-        kv_most=now.kv_usage,
-        preemptions=_many_preemptions(now),
-        hits=Span.of([hits / queries]) if queries and hits is not None else None,
-        prompt_tokens=now.prompt_lengths.mean if now.prompt_lengths else None,
-        all_prompt_tokens=now.prompt_tokens,
-        answer_tokens=answers.mean if answers else None,
-        requests=round(answers.count) if answers and answers.count else None,
-        longest=now.longest_tokens or _longest(now.prompt_lengths, answers),
-        ttft_s=now.ttft.quantile(0.95) if now.ttft else None,
-        ttft_computed=False,
     )
+
+
+def _hits_of_life(now: EngineMetrics) -> Span | None:
+    share = _ratio(now.prefix_hits, now.prefix_queries)
+    return None if share is None else Span.of([share])
 
 
 def _difference(now: EngineMetrics, before: EngineMetrics) -> EngineMetrics:
@@ -299,6 +341,11 @@ def _longest(prompts: Histogram | None, answers: Histogram | None) -> int | None
     if any(one.count > max((n for _, n in one.buckets), default=0) for one in (prompts, answers)):
         return None  # above the last bound
     return round((prompts.quantile(1.0) or 0.0) + (answers.quantile(1.0) or 0.0))
+
+
+def _ratio(part: float | None, whole: float | None) -> float | None:
+    """Return the quotient of two numbers; None if either is unknown or the second is 0."""
+    return part / whole if part is not None and whole else None
 
 
 def _known(values: Iterable[float | None]) -> list[float]:

@@ -10,7 +10,7 @@ from stackctl.engines import engines
 from stackctl.observe.bench.load import Measured
 from stackctl.observe.bench.reply import Reply
 from stackctl.observe.bench.statistics import quantiles
-from stackctl.values.bench import Cell, Sample
+from stackctl.values.bench import Cell, Sample, Shape
 from stackctl.values.profile import Slo
 
 #: From so many tokens on a speed is one.
@@ -115,11 +115,15 @@ def _goodput(replies: Sequence[Reply], slo: Slo | None) -> float | None:
 
 
 def _notes(measured: Measured, good: Sequence[Reply]) -> Iterable[str]:
-    shape = measured.shape
     if failed := measured.failed:
         yield f"{len(failed)} of {len(measured.replies)} requests failed: {failed[0].error}"
     if good and any(reply.output_tokens is None for reply in good):
         yield "the server does not count tokens (no usage): no speeds"
+    yield from _notes_on_lengths(measured.shape, good)
+    yield from _notes_on_cache(measured.shape, good)
+
+
+def _notes_on_lengths(shape: Shape, good: Sequence[Reply]) -> Iterable[str]:
     for name, asked, got in (
         ("prompts", shape.prompt_tokens, _mean(reply.prompt_tokens for reply in good)),
         ("answers", shape.output_tokens, _mean(reply.output_tokens for reply in good)),
@@ -129,6 +133,9 @@ def _notes(measured: Measured, good: Sequence[Reply]) -> Iterable[str]:
     pieces, tokens = sum(len(r.moments) for r in good), sum(r.output_tokens or 0 for r in good)
     if good and tokens and pieces < _SPLIT * tokens:
         yield f"{tokens / max(1, pieces):.1f} tokens a piece: gaps are between pieces"
+
+
+def _notes_on_cache(shape: Shape, good: Sequence[Reply]) -> Iterable[str]:
     cached = _mean(reply.cached_tokens for reply in good)
     if shape.cached and good and cached is None:
         yield f"the server does not tell cached tokens ({_cached_tokens_options()})"
