@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from stackctl.diagnose import compare_engine, compare_memory, compare_threads
 from stackctl.diagnose.findings import (
@@ -163,13 +163,12 @@ def _ports(generation: Generation, seen: Seen) -> Result:
             f"{one.process} listens there",
             f"{up_again(generation)} puts the unit back; a firewall closes the port",
         )
-    have = {_key(one) for one in seen.listening if one.protocol == "tcp"}
-    closed = [text for key, text in meant.items() if key not in have]
-    if closed:
+    closed = _closed(meant, seen.listening)
+    if closed is not None:
         return fail(
             "ports",
             expected,
-            f"nobody listens on {closed[0]}",
+            f"nobody listens on {closed}",
             None,
             f"stackctl logs {generation.stack}; stackctl restart {generation.stack}",
         )
@@ -190,6 +189,14 @@ def _foreign_port(
         "requests for this stack reach another process",
         f"end that process; then stackctl restart {generation.stack}",
     )
+
+
+def _closed(
+    meant: Mapping[tuple[str, str, int], str], listening: Iterable[Listening]
+) -> str | None:
+    """Return the first planned address that nobody listens on."""
+    have = {_key(one) for one in listening if one.protocol == "tcp"}
+    return next((text for key, text in meant.items() if key not in have), None)
 
 
 def _key(one: Listening) -> tuple[str, str, int]:

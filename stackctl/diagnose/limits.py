@@ -25,7 +25,7 @@ WANTED_TTFT_S = 5.0
 WANTED_HITS = 0.60
 #: Slower than planned is what falls this far below the range.
 _BELOW_PLAN = 0.8
-_FULL, _MUCH_WAITING, _MUCH_QUEUE, _MUCH_PROMPT = 0.90, 0.5, 0.25, 0.5
+_MUCH_WAITING, _MUCH_QUEUE, _MUCH_PROMPT = 0.5, 0.25, 0.5
 #: Shorter prompts have next to nothing to find in the cache (a block has 16 tokens, on a CPU 128).
 _SHORT_PROMPT = 200
 #: About 30 s at the production set-up's speed.
@@ -72,7 +72,6 @@ def decode(evidence: Evidence, load: Load) -> Finding | None:
         expected=why if slow else "the planned speed",
         evidence="; ".join(facts),
         confidence="high" if load.apart and load.generation_samples >= 2 else "medium",
-        steps=remedies.slow_generation(evidence, load),
         effect=f"at this speed an edit of 200 tokens takes {seconds(few)}, "
         f"a file of 800 {seconds(many)}",
         at_stake=1 - share_of_prompts,
@@ -108,34 +107,55 @@ def prefill(evidence: Evidence, load: Load) -> Finding | None:
     """Prompts take most of the time, and longer than is wanted."""
     if load.prompt_share is None:
         return None
-    slo = evidence.slo
-    wanted = slo.ttft_s if slo is not None and slo.ttft_s is not None else WANTED_TTFT_S
+    wanted = _wanted_ttft_s(evidence)
     much = load.prompt_share >= _MUCH_PROMPT
     late = load.ttft_s is not None and load.ttft_s > wanted
-    # Where nobody tells how long they took: answers crawl, and prompts always go on meanwhile.
-    crawls = (
-        load.ttft_s is None
-        and not load.apart
-        and load.generation is not None
-        and load.generation.typical < WANTED_TOK_S
-    )
-    # Waiting for others delays the first token as well, and is told by its own rule. A profile
-    # promises nothing for prompts that are longer than it says.
-    asked = (
-        slo is not None
-        and slo.ttft_s is not None
-        and (load.prompt_tokens or 0) <= slo.prompt_tokens
-    )
-    missed = late and asked and (load.queue_share or 0.0) < _MUCH_QUEUE
-    speed = f"{span(load.prompt)} tok/s" if load.prompt else ""
-    if not (missed or (much and (late or crawls))):
+    missed = late and _is_promised(evidence, load)
+    if not (missed or (much and (late or _crawls(load)))):
         few = load.all_prompt_tokens is not None and load.all_prompt_tokens < _SHORT_PROMPT
         if load.prompt is None or few or (late and not much):
             return None
         # Averages over time without prompts: the highest is the nearest to the truth.
         return finding("prefill-bound", "ok", f"{rate(load.prompt.high)} tok/s")
-    most = "at most " if load.at_most else ""
-    facts = [f"they took {most}{format_share(load.prompt_share)} of the time"]
+    speed = f"{span(load.prompt)} tok/s" if load.prompt else "unknown speed"
+    return finding(
+        "prefill-bound",
+        "fail" if missed else "warn",
+        f"prompts are the limit: {speed}"
+        if much
+        else f"the first token comes late: prompts at {speed}",
+        expected=f"first token within {seconds(wanted)}",
+        evidence="; ".join(_facts_of_prompts(evidence, load, load.prompt_share)),
+        confidence="medium" if load.at_most else "high",
+        effect="half the prompt, or half of it cached, is half the wait",
+        at_stake=load.prompt_share,
+    )
+
+
+def _wanted_ttft_s(evidence: Evidence) -> float:
+    slo = evidence.slo
+    return slo.ttft_s if slo is not None and slo.ttft_s is not None else WANTED_TTFT_S
+
+
+def _is_promised(evidence: Evidence, load: Load) -> bool:
+    """Return True if the profile promises a time to the first token for such prompts, and waiting
+    for other requests, which has a rule of its own, does not explain a late one."""
+    slo = evidence.slo
+    if slo is None or slo.ttft_s is None or (load.prompt_tokens or 0) > slo.prompt_tokens:
+        return False
+    return (load.queue_share or 0.0) < _MUCH_QUEUE
+
+
+def _crawls(load: Load) -> bool:
+    """Return True if answers are slow and prompts are always computed meanwhile, in evidence
+    without the time that prompts took."""
+    if load.ttft_s is not None or load.apart or load.generation is None:
+        return False
+    return load.generation.typical < WANTED_TOK_S
+
+
+def _facts_of_prompts(evidence: Evidence, load: Load, share: float) -> list[str]:
+    facts = [f"they took {'at most ' if load.at_most else ''}{format_share(share)} of the time"]
     if load.ttft_s is not None:
         alone = " without waiting" if load.ttft_computed else ""
         facts.append(f"95 % had the first token within {seconds(load.ttft_s)}{alone}")
@@ -143,49 +163,33 @@ def prefill(evidence: Evidence, load: Load) -> Finding | None:
         facts.append(f"{load.prompt_tokens:,.0f} tokens each")
     if evidence.plan is not None and (planned := evidence.plan.prediction.prefill_tok_s):
         facts.append(f"planned were {rate(planned[0])}-{rate(planned[1])} tok/s")
-    return finding(
-        "prefill-bound",
-        "fail" if missed else "warn",
-        f"prompts are the limit: {speed or 'unknown speed'}"
-        if much
-        else f"the first token comes late: prompts at {speed or 'unknown speed'}",
-        expected=f"first token within {seconds(wanted)}",
-        evidence="; ".join(facts),
-        confidence="medium" if load.at_most else "high",
-        steps=remedies.slow_prompts(evidence),
-        effect="half the prompt, or half of it cached, is half the wait",
-        at_stake=load.prompt_share,
-    )
+    return facts
 
 
-def queueing(evidence: Evidence, load: Load) -> Finding | None:
+def queueing(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
     """Requests wait for others rather than for their own tokens."""
     if load.waiting_most is None and load.queue_share is None:
         return None
-    often = (load.waiting_share or 0.0) >= _MUCH_WAITING and (load.waiting_most or 0) > 0
-    long = (load.queue_share or 0.0) >= _MUCH_QUEUE
-    most = f"{load.waiting_most or 0} waiting"
-    if not often and not long:
-        return finding("queueing", "ok", most if not load.waiting_most else f"{most} at most")
+    most, share = load.waiting_most or 0, load.queue_share or 0.0
+    often = (load.waiting_share or 0.0) >= _MUCH_WAITING and most > 0
+    if not often and share < _MUCH_QUEUE:
+        return finding("queueing", "ok", f"{most} waiting at most" if most else "0 waiting")
     facts = []
     if often:
         facts.append(f"somebody waited at {format_share(load.waiting_share or 0.0)} of the looks")
-    if long:
-        facts.append(f"waiting was {format_share(load.queue_share or 0.0)} of the time of requests")
-    full = load.kv_most is not None and load.kv_most >= _FULL
+    if share >= _MUCH_QUEUE:
+        facts.append(f"waiting was {format_share(share)} of the time of requests")
     if load.kv_most is not None:
         facts.append(f"the KV cache was {format_share(load.kv_most)} full at most")
     return finding(
         "queueing",
         "warn",
-        f"requests wait for others: {most} at most"
-        if load.waiting_most
-        else f"requests waited for others {format_share(load.queue_share or 0.0)} of their time",
+        f"requests wait for others: {most} waiting at most"
+        if most
+        else f"requests waited for others {format_share(share)} of their time",
         expected="0 waiting",
         evidence="; ".join(facts),
         confidence="high",
-        # More at once only wait for memory where that is full.
-        steps=remedies.full_cache(evidence, load) if full else remedies.long_queue(evidence),
         effect="waiting turns into working side by side, while memory has room",
         at_stake=load.queue_share if load.queue_share is not None else load.waiting_share,
     )
@@ -195,7 +199,7 @@ def kv(evidence: Evidence, load: Load) -> Finding | None:
     """The KV cache is full, or requests were thrown out of it and computed again."""
     if load.kv_most is None and not load.preemptions:
         return None
-    full = load.kv_most is not None and load.kv_most >= _FULL
+    full = remedies.is_full(load)
     at_most = f"{format_share(load.kv_most)} at most" if load.kv_most is not None else "unknown"
     if evidence.now is not None and "kv_usage" in evidence.now.estimates:
         at_most += ", an estimate"
@@ -206,10 +210,9 @@ def kv(evidence: Evidence, load: Load) -> Finding | None:
         "kv-pressure",
         "fail" if load.preemptions else "warn",
         f"the KV cache is too small: {again if load.preemptions else at_most}",
-        expected=f"under {format_share(_FULL)}, none thrown out",
+        expected=f"under {format_share(remedies.FULL)}, none thrown out",
         evidence=f"KV cache {at_most}; {again}",
         confidence="high",
-        steps=remedies.full_cache(evidence, load),
         effect="what is thrown out is computed twice, from its first token",
         at_stake=0.5 if load.preemptions else 0.2,
     )
@@ -240,14 +243,13 @@ def prefix(evidence: Evidence, load: Load) -> Finding | None:
         expected=f"at least {format_share(wanted)}",
         evidence=f"{format_share(load.hits.typical)} of the prompts' tokens in the end",
         confidence="high",
-        steps=remedies.SAME_BEGINNING,
         effect=f"at {format_share(wanted)} prompts would compute {format_share(missed)} fewer "
         "tokens",
         at_stake=missed * (load.prompt_share if load.prompt_share is not None else 0.2),
     )
 
 
-def answers(evidence: Evidence, load: Load) -> Finding | None:
+def answers(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
     """Long answers, which whole-file edits are."""
     if load.answer_tokens is None or (load.requests or 0) < _FEW_ANSWERS:
         return None
@@ -264,7 +266,6 @@ def answers(evidence: Evidence, load: Load) -> Finding | None:
         expected=f"under {_LONG_ANSWER} tokens",
         evidence=f"{count(load.requests or 0, 'answer')}; whole files, or long reasoning",
         confidence="medium",
-        steps=remedies.long_answers(evidence),
         effect="time goes down with the tokens: a diff is a fraction of its file",
         at_stake=(1 - (load.prompt_share or 0.0)) * (1 - _LONG_ANSWER / 2 / load.answer_tokens),
     )
@@ -285,7 +286,6 @@ def context(evidence: Evidence, load: Load) -> Finding | None:
         expected=f"about {fits:,}",
         evidence=f"{count(load.requests or 0, 'request')}",
         confidence="medium",
-        steps=(remedies.smaller_context(evidence, load),),
         effect="memory for more requests at once; one alone is not faster",
         at_stake=0.02,
     )

@@ -20,6 +20,8 @@ from stackctl.values.diagnosis import Evidence, Step
 #: Measured by the owner of the reference box: 40B in nvfp4, both variants on the same box.
 _INSTRUCT = "the Instruct variant in nvfp4 gave 25-28 tok/s where the Loop variant gave 0.6-8"
 
+#: The share of the KV cache from which on it counts as full.
+FULL = 0.90
 #: So many must have come before the longest of them says how long they get.
 ENOUGH_REQUESTS = 20
 
@@ -109,7 +111,7 @@ def runs_loop(evidence: Evidence) -> bool:
     return any("loopcoder" in name.lower() for name in names)
 
 
-def slow_prompts(evidence: Evidence) -> tuple[Step, ...]:
+def slow_prompts(evidence: Evidence, load: Load) -> tuple[Step, ...]:  # noqa: ARG001
     """A GPU first, where none is used; on one, what need not be computed."""
     known = Step(do="keep what prompts begin with the same, for the prefix cache")
     if on_gpu(evidence):
@@ -153,8 +155,11 @@ def _of(evidence: Evidence) -> str:
     return f" --stack {evidence.stack}" if evidence.stack else ""
 
 
-def long_queue(evidence: Evidence) -> tuple[Step, ...]:
-    """More at once, where memory has room for it."""
+def long_queue(evidence: Evidence, load: Load) -> tuple[Step, ...]:
+    """More requests at once, if memory has room for them; if not, as for a full KV cache."""
+    if is_full(load):
+        # Requests that run at once as well would only wait for memory.
+        return full_cache(evidence, load)
     engine, command = engine_of(evidence), None
     if evidence.stack is None or evidence.plan is None:
         if engine is not None:
@@ -182,14 +187,25 @@ def full_cache(evidence: Evidence, load: Load) -> tuple[Step, ...]:
     )
 
 
-#: As a client's settings; no command of the server's helps.
-SAME_BEGINNING = (
-    Step(do="keep system prompt and tool list fixed, and first in every prompt"),
-    Step(do="what changes (dates, file lists, edited files) goes last"),
-)
+def is_full(load: Load) -> bool:
+    """Return True if the KV cache was full or close to it."""
+    return load.kv_most is not None and load.kv_most >= FULL
 
 
-def long_answers(evidence: Evidence) -> tuple[Step, ...]:
+def same_beginning(evidence: Evidence, load: Load) -> tuple[Step, ...]:  # noqa: ARG001
+    """Settings of clients; no command of the server's helps."""
+    return (
+        Step(do="keep system prompt and tool list fixed, and first in every prompt"),
+        Step(do="what changes (dates, file lists, edited files) goes last"),
+    )
+
+
+def oversized_context(evidence: Evidence, load: Load) -> tuple[Step, ...]:
+    """A context of the size that requests need."""
+    return (smaller_context(evidence, load),)
+
+
+def long_answers(evidence: Evidence, load: Load) -> tuple[Step, ...]:  # noqa: ARG001
     """Shorter ones, or a bound for them."""
     return (
         _diffs(evidence),

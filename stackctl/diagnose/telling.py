@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from stackctl.diagnose.findings import up_command
 from stackctl.diagnose.load import Span
 from stackctl.engines import engine as find_engine
@@ -50,20 +52,25 @@ def finding(
     effect: str | None = None,
     at_stake: float | None = None,
 ) -> Finding:
-    """A finding; its remedy is its steps as one text."""
-    texts = (f"{step.do} ({step.command})" if step.command else step.do for step in steps)
-    return Finding(
+    """Make a finding; its remedy is its steps as one text."""
+    made = Finding(
         name=name,
         status=status,
         expected=expected,
         actual=actual,
         evidence=evidence,
-        remedy="; ".join(texts) or None,
         confidence=confidence,
-        steps=tuple(steps),
         effect=effect,
         at_stake=None if at_stake is None else round(min(1.0, max(0.0, at_stake)), 3),
     )
+    return with_steps(made, steps)
+
+
+def with_steps(finding: Finding, steps: Sequence[Step]) -> Finding:
+    """Return a finding with steps to take; its remedy is the steps as one text."""
+    texts = (f"{step.do} ({step.command})" if step.command else step.do for step in steps)
+    remedy = "; ".join(texts) or None
+    return msgspec.structs.replace(finding, steps=tuple(steps), remedy=remedy)
 
 
 def up(evidence: Evidence, *settings: str) -> str:

@@ -142,77 +142,93 @@ def text(report: MetricsReport) -> str:
 
 
 def _families(report: MetricsReport) -> Iterable[_Family]:
-    stacks = report.stacks
-
-    def gauge(name: str, help_text: str, *samples: tuple[dict[str, str], float | None]) -> _Family:
-        known = [("", labels, value) for labels, value in samples if value is not None]
-        return _Family(f"stackctl_{name}", "gauge", help_text, known)
-
-    def of(stack: StackMetrics, **more: str) -> dict[str, str]:
-        return {"stack": stack.stack, **more}
-
     guard = None if report.guard is None else float(report.guard)
-    yield gauge("guard", "Whether all stacks are checked every minute.", ({}, guard))
-    yield gauge(
+    yield _gauge("guard", "Whether all stacks are checked every minute.", ({}, guard))
+    yield from _states(report.stacks)
+    yield from _checks(report.stacks)
+    yield from _estimates(report.stacks)
+
+
+def _gauge(name: str, help_text: str, *samples: tuple[dict[str, str], float | None]) -> _Family:
+    known = [("", labels, value) for labels, value in samples if value is not None]
+    return _Family(f"stackctl_{name}", "gauge", help_text, known)
+
+
+def _of(stack: StackMetrics, **more: str) -> dict[str, str]:
+    """Return the labels of a stack's sample."""
+    return {"stack": stack.stack, **more}
+
+
+def _states(stacks: Sequence[StackMetrics]) -> Iterable[_Family]:
+    """Return what runs, and for how long."""
+    yield _gauge(
         "up",
         "Whether the stack's engine is active and answers its health check.",
-        *((of(one), float(one.state == "ready")) for one in stacks),
+        *((_of(one), float(one.state == "ready")) for one in stacks),
     )
-    yield gauge(
+    yield _gauge(
         "stack_state",
         "The state of the stack: 1 for the one it is in.",
-        *((of(one, state=name), float(one.state == name)) for one in stacks for name in _STATES),
+        *((_of(one, state=name), float(one.state == name)) for one in stacks for name in _STATES),
     )
-    yield gauge("stack_info", "What the stack is.", *((_info(one), 1.0) for one in stacks))
-    yield gauge(
+    yield _gauge("stack_info", "What the stack is.", *((_info(one), 1.0) for one in stacks))
+    yield _gauge(
         "generation",
         "The number of the generation that is installed.",
-        *((of(one), _float(one.generation)) for one in stacks),
+        *((_of(one), _float(one.generation)) for one in stacks),
     )
     yield _Family(
         "stackctl_restarts_total",
         "counter",
         "How often systemd has started the engine again since it was last started by hand.",
-        [("", of(one), float(one.restarts)) for one in stacks if one.restarts is not None],
+        [("", _of(one), float(one.restarts)) for one in stacks if one.restarts is not None],
     )
-    yield gauge(
+    yield _gauge(
         "running_seconds",
         "How long the engine's unit has been active.",
-        *((of(one), one.since_s) for one in stacks),
+        *((_of(one), one.since_s) for one in stacks),
     )
-    yield gauge(
+
+
+def _checks(stacks: Sequence[StackMetrics]) -> Iterable[_Family]:
+    """Return the last checks of stacks, and what was changed by hand."""
+    yield _gauge(
         "check_ok",
         "Whether the last check of the stack found nothing wrong.",
-        *((of(one), float(one.checked == "ok") if one.checked else None) for one in stacks),
+        *((_of(one), float(one.checked == "ok") if one.checked else None) for one in stacks),
     )
-    yield gauge(
+    yield _gauge(
         "check_timestamp_seconds",
         "When the last check of the stack was.",
-        *((of(one), one.checked_at) for one in stacks),
+        *((_of(one), one.checked_at) for one in stacks),
     )
-    yield gauge(
+    yield _gauge(
         "changed_by_hand",
         "How many things are not as they were deployed.",
-        *((of(one), float(one.drift)) for one in stacks),
+        *((_of(one), float(one.drift)) for one in stacks),
     )
+
+
+def _estimates(stacks: Sequence[StackMetrics]) -> Iterable[_Family]:
+    """Return estimates for engines that do not report these numbers."""
     estimated = [one for one in stacks if one.numbers and "kv_usage" in one.numbers.estimates]
-    yield gauge(
+    yield _gauge(
         "kv_cache_usage_ratio",
         "Estimate: tokens in slots that work, of all that the KV cache holds. For engines "
         "that do not report it.",
-        *((of(one), one.numbers.kv_usage if one.numbers else None) for one in estimated),
+        *((_of(one), one.numbers.kv_usage if one.numbers else None) for one in estimated),
     )
     yield _histograms(
         "time_to_first_token_seconds",
         "Estimate: seconds that prompts took, without waiting, from the log of this hour. For "
         "engines without a histogram.",
-        [(of(one), one.ttft) for one in stacks],
+        [(_of(one), one.ttft) for one in stacks],
     )
     yield _histograms(
         "time_per_output_token_seconds",
         "Estimate: the mean seconds from token to token of each request, from the log of this "
         "hour. For engines without a histogram.",
-        [(of(one), one.token_time) for one in stacks],
+        [(_of(one), one.token_time) for one in stacks],
     )
 
 

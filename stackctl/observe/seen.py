@@ -65,9 +65,7 @@ def gather(
     machine, notes, pid, plan = context.machine, Notes(), container.pid, generation.plan
     stats = procfs.processes(machine)
     engine_pids = procfs.tree(stats, pid)
-    names = (door_container(generation.stack),) if generation.door is not None else ()
-    doors = [procfs.tree(stats, one.pid) for one in podman.inspect(names).values() if one.pid]
-    door_pids = tuple(pid for pids in doors for pid in pids)
+    door_pids = _door_pids(generation, stats)
     seen = watch(machine, plan, engine_pids, frozenset((*engine_pids, *door_pids)))
     is_model = procfs.below([inside for _, inside in model_mounts.mounts(plan.model)])
     environment, unplanned = _environment(machine, generation, container, notes)
@@ -115,6 +113,14 @@ def gather(
         door=_door(context, generation, notes),
         missing=tuple(notes.missing),
     )
+
+
+def _door_pids(generation: Generation, stats: Mapping[int, procfs.Stat]) -> tuple[int, ...]:
+    """Return the processes of the front door's container; none without a door."""
+    if generation.door is None:
+        return ()
+    found = podman.inspect((door_container(generation.stack),)).values()
+    return tuple(pid for one in found if one.pid for pid in procfs.tree(stats, one.pid))
 
 
 def _note_unread(

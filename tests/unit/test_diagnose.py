@@ -21,6 +21,7 @@ from stackctl.cli.main import run
 from stackctl.cli.top import _head, _text
 from stackctl.diagnose import diagnose
 from stackctl.diagnose.load import load_of
+from stackctl.diagnose.rules import RULES
 from stackctl.observe.top import Row
 from stackctl.values.base import from_json, to_json
 from stackctl.values.diagnosis import (
@@ -540,6 +541,7 @@ def test_the_loop_model_is_named() -> None:
 def test_findings_of_any_numbers_can_be_told() -> None:
     rng = random.Random(7)
     numbers = (0.0, 1e-9, 0.5, 1.0, 3.0, 1e6, 1e15)
+    known = {name for rules in RULES for rule in rules for name in rule.names}
 
     def any_of(*more: Any) -> Any:
         return rng.choice((None, *numbers, *more))
@@ -575,6 +577,8 @@ def test_findings_of_any_numbers_can_be_told() -> None:
             slo=rng.choice((None, Slo(min_tok_s=3.0))),
         )  # fmt: skip
         report = DiagnoseReport(results=diagnose(evidence))
+        assert {one.name for one in report.results} <= known
+        assert all(one.steps for one in report.results if one.status in ("fail", "warn"))
         assert from_json(to_json(report), DiagnoseReport, where="again") == report
 
 
