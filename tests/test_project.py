@@ -123,7 +123,7 @@ ONLY_IN = {
     "socket": "stackctl/machine/",
     "fcntl": "stackctl/machine/",
     "requests": "stackctl/machine/http.py",
-    "podman": "stackctl/machine/podman.py",
+    "podman": "stackctl/machine/podman_api.py",
     "yaml": "stackctl/sources/strictyaml.py",
     "jinja2": "stackctl/units/render.py",
     "click": "stackctl/cli/",

@@ -11,12 +11,13 @@ import contextlib
 from dataclasses import dataclass
 from typing import Literal
 
-from stackctl.deploy import door, install, leftover, proof, record, start
+from stackctl.deploy import door, install, proof, record, start
 from stackctl.deploy.context import Context
 from stackctl.deploy.stack_state import Before
 from stackctl.engines import engine as find_engine
 from stackctl.errors import DidNotStart, StackctlError
 from stackctl.health import endpoint
+from stackctl.machine import podman
 from stackctl.machine.signals import ignore_signals
 from stackctl.quantity import format_duration
 from stackctl.state.generations import now
@@ -298,5 +299,5 @@ def _stop_unit(context: Context, unit: str) -> None:
     else:
         context.systemd.stop(service)
     # systemd's stop removes the container; a stop that was cut short may have left it.
-    leftover.remove(render.container_name(unit))
+    podman.remove_container(render.container_name(unit))
     context.systemd.reset_failed(service)

@@ -12,7 +12,7 @@ import shutil
 import time
 from pathlib import Path
 
-from stackctl.deploy import install, leftover
+from stackctl.deploy import install
 from stackctl.deploy.context import Context
 from stackctl.engines import engine as find_engine
 from stackctl.errors import DidNotStart, StackctlError
@@ -118,7 +118,7 @@ def remove(context: Context, stack: str) -> None:
         return
     service = units.door_service(stack)
     context.systemd.stop(service)
-    leftover.remove(units.door_container(stack))
+    podman.remove_container(units.door_container(stack))
     remove_file(path)
     # Also where it was gone: who removed it may have been cut off.
     context.systemd.daemon_reload()

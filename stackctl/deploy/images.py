@@ -13,7 +13,7 @@ from stackctl.deploy.unit_target import starting
 from stackctl.engines.image_recipe import ImageRecipe
 from stackctl.engines.protocol import Engine
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.machine import podman
+from stackctl.machine import podman, podman_api
 from stackctl.quantity import format_bytes
 from stackctl.state.enginefacts import EngineFactsCache
 from stackctl.state.generations import now
@@ -42,7 +42,7 @@ class PlannedImage:
 class ReadyImage:
     """An image that is on this machine: ``asked`` is the name that it was found by."""
 
-    image: podman.Image
+    image: podman_api.Image
     asked: str
     reason: str
     facts: EngineFacts
@@ -77,7 +77,7 @@ def ready_image(context: Context, profile: Profile, engine: Engine) -> ReadyImag
     Raises:
         StackctlError: exit 6 when it cannot be had, or does not hold the engine.
     """
-    with podman.connect(context.paths.runtime) as api:
+    with podman_api.connect(context.paths.runtime) as api:
         image, asked, reason = ensure_image(context, api, profile, engine)
     return ReadyImage(image, asked, reason, inspect_engine(context, engine, image, asked))
 
@@ -94,7 +94,7 @@ def ready_images(
         StackctlError: exit 6 when one cannot be had or is not as it must be, exit 2 for a profile
             that needs a front door and says that it has none.
     """
-    with podman.connect(context.paths.runtime) as api:
+    with podman_api.connect(context.paths.runtime) as api:
         image, asked, reason = ensure_image(context, api, profile, engine, may_pull=may_pull)
         door, why_door = ensure_door(context, api, profile, may_pull=may_pull)
     facts = inspect_engine(context, engine, image, asked)
@@ -103,12 +103,12 @@ def ready_images(
 
 def ensure_image(
     context: Context,
-    api: podman.Podman,
+    api: podman_api.Podman,
     profile: Profile,
     engine: Engine,
     *,
     may_pull: bool = True,
-) -> tuple[podman.Image, str, str]:
+) -> tuple[podman_api.Image, str, str]:
     """The image to run, pulled if need be; the name it was asked for by, and why this one.
 
     Raises:
@@ -142,7 +142,7 @@ def known_door(profile: Profile) -> tuple[str | None, str]:
 
 
 def ensure_door(
-    context: Context, api: podman.Podman, profile: Profile, *, may_pull: bool = True
+    context: Context, api: podman_api.Podman, profile: Profile, *, may_pull: bool = True
 ) -> tuple[str | None, str]:
     """The front door's image, pulled where the profile needs one; None for none. And why
 
@@ -195,12 +195,12 @@ def _door_reason(reference: str) -> str:
 
 def _pull(
     context: Context,
-    api: podman.Podman,
+    api: podman_api.Podman,
     reference: str,
     may_pull: bool,
     *,
     recipe: ImageRecipe | None,
-) -> podman.Image:
+) -> podman_api.Image:
     if not may_pull:
         raise StackctlError(
             f"image {reference} is not here, and a dry run pulls nothing",
@@ -208,7 +208,7 @@ def _pull(
             exit_code=ExitCode.HOST,
         )
 
-    def report(progress: podman.PullProgress) -> None:
+    def report(progress: podman_api.PullProgress) -> None:
         text = progress.text[:60]
         if progress.total_bytes:
             text += f" {format_bytes(progress.done_bytes or 0)} of " + format_bytes(
@@ -226,7 +226,7 @@ def _pull(
 
 
 def inspect_engine(
-    context: Context, engine: Engine, image: podman.Image, reference: str
+    context: Context, engine: Engine, image: podman_api.Image, reference: str
 ) -> EngineFacts:
     """Return the facts of the image's engine: from the cache, else by running its help once.
 
@@ -264,7 +264,7 @@ def inspect_engine(
     return facts
 
 
-def _require_program(engine: Engine, image: podman.Image, reference: str) -> None:
+def _require_program(engine: Engine, image: podman_api.Image, reference: str) -> None:
     """Raise StackctlError (exit 6) for an image whose entry point is another program."""
     starts = image.entrypoint[0].rpartition("/")[2] if image.entrypoint else engine.program
     if starts != engine.program:
@@ -276,7 +276,7 @@ def _require_program(engine: Engine, image: podman.Image, reference: str) -> Non
 
 
 def _read_options(
-    engine: Engine, image: podman.Image, reference: str, entrypoint: str | None
+    engine: Engine, image: podman_api.Image, reference: str, entrypoint: str | None
 ) -> tuple[EngineOption, ...]:
     """Return the options in the engine's help. Raises StackctlError (exit 6) where it has none."""
     done = podman.run_once(image.id, engine.help_arguments, entrypoint=entrypoint)
@@ -295,7 +295,7 @@ def _read_options(
     )
 
 
-def _require_curl(image: podman.Image, reference: str) -> None:
+def _require_curl(image: podman_api.Image, reference: str) -> None:
     """Raise StackctlError (exit 6) for an image without curl."""
     if podman.run_once(image.id, ["--version"], entrypoint="curl").status != 0:
         raise StackctlError(

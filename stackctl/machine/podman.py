@@ -1,4 +1,4 @@
-"""Podman: images through its API (podman-py), one-off commands through its command line.
+"""Podman's command line: one-off containers, archives, and questions about images.
 
 Containers belong to systemd: nothing here creates, restarts or removes those of a stack.
 """
@@ -10,36 +10,17 @@ import functools
 import json
 import os
 import re
-import socket
-import subprocess
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from stackctl.errors import ExitCode, StackctlError
-from stackctl.machine import runner, trust
-from stackctl.units.quadlet import INSTALL_PODMAN
+from stackctl.errors import StackctlError
+from stackctl.machine import runner
 
-#: Seconds without a request after which our API service ends by itself, should we be killed.
-_IDLE_S = 60
-#: Seconds for the service to come up, and for a throw-away container: many times what it takes, for
-#: machines that are busy or slow.
+#: Seconds for a throw-away container to start: many times the usual, for machines that are busy or
+#: slow.
 _START_S = 60
 _RUN_ONCE_S = 300
-
-
-@dataclass(frozen=True)
-class Image:
-    """A local image; ``reference`` is pinned: name@digest from a registry, else the ID."""
-
-    id: str
-    reference: str
-    entrypoint: tuple[str, ...]
-    bytes: int
-    #: The CUDA that it was built with, as it says itself ("13.0.2"); None when it does not.
-    cuda: str | None = None
 
 
 @dataclass(frozen=True)
@@ -51,185 +32,6 @@ class Container:
     health: str | None
     pid: int
     image_id: str = ""
-
-
-@dataclass(frozen=True)
-class PullProgress:
-    """Where a pull is: Podman's own words, and bytes where it tells them."""
-
-    text: str
-    done_bytes: int | None = None
-    total_bytes: int | None = None
-
-
-class Podman:
-    """Podman's API, served for as long as this object is open.
-
-    A service of our own rather than podman.socket: it works where that unit is not enabled, changes
-    nothing on the machine, and ends with us.
-    """
-
-    def __init__(self, client: Any) -> None:
-        self._client = client
-
-    def image(self, reference: str) -> Image | None:
-        """The local image of that name, digest or ID."""
-        from podman.errors import ImageNotFound
-
-        try:
-            found = self._client.images.get(reference)
-        except ImageNotFound:
-            return None
-        except Exception as error:
-            raise _api_error(f"cannot inspect image {reference}", error) from None
-        attributes = found.attrs
-        digests = [text for text in attributes.get("RepoDigests") or () if "@" in text]
-        local = reference.startswith("localhost/") or not digests
-        image_id = str(attributes["Id"]).removeprefix("sha256:")
-        config = attributes.get("Config") or {}
-        entrypoint = config.get("Entrypoint") or ()
-        name = reference.partition("@")[0]
-        repository = name.rpartition(":")[0] if ":" in name.rpartition("/")[2] else name
-        pinned = next((d for d in digests if d.startswith(repository + "@")), None)
-        return Image(
-            id=image_id,
-            reference=image_id if local or pinned is None else pinned,
-            entrypoint=tuple([entrypoint] if isinstance(entrypoint, str) else entrypoint),
-            bytes=int(attributes.get("Size") or 0),
-            cuda=cuda_of(config.get("Env") or ()),
-        )
-
-    def pull(
-        self,
-        reference: str,
-        report: Callable[[PullProgress], None],
-        *,
-        built: str | None,
-    ) -> None:
-        """Pull an image; ``built`` is the name of one that "stackctl image build" makes instead.
-
-        Raises:
-            StackctlError: exit 6, with the registry's own words.
-        """
-        hint = "an image that is here: --set image=NAME"
-        if built is not None:
-            build = f"stackctl image build {built} (from Debian's packages)"
-            hint = f"without a registry: {build},\nor {hint}"
-        try:
-            stream = self._client.images.pull(
-                reference,
-                stream=True,
-                decode=True,
-                compatMode=True,
-                policy="missing",
-                # None leaves it to registries.conf; podman-py would override that with True.
-                tls_verify=None,
-            )
-            for message in stream:
-                # podman-py does not raise for an error in the stream.
-                if error := message.get("error"):
-                    raise StackctlError(
-                        f"cannot pull image {reference}",
-                        details=(_words(str(error)),),
-                        hint=hint,
-                        exit_code=ExitCode.HOST,
-                    )
-                detail = message.get("progressDetail") or {}
-                report(
-                    PullProgress(
-                        str(message.get("status") or message.get("stream") or "").strip(),
-                        detail.get("current"),
-                        detail.get("total"),
-                    )
-                )
-        except StackctlError:
-            raise
-        except Exception as error:
-            problem = _api_error(f"cannot pull image {reference}", error)
-            problem.hint = hint
-            raise problem from None
-
-
-def _api_error(message: str, error: Exception) -> StackctlError:
-    text = _words(str(getattr(error, "explanation", None) or error).strip())
-    if error.__cause__ is not None:
-        text += f": {error.__cause__}"
-    return StackctlError(message, details=text.splitlines()[-5:], exit_code=ExitCode.HOST)
-
-
-def _words(text: str) -> str:
-    """What Podman said; some of its errors come wrapped in JSON."""
-    try:
-        return str(json.loads(text)["message"])
-    except (ValueError, TypeError, KeyError):
-        return text
-
-
-@contextlib.contextmanager
-def connect(runtime: Path) -> Iterator[Podman]:
-    """Serve Podman's API on a socket in ``runtime`` (0700) and connect to it.
-
-    Raises StackctlError (exit 6) when Podman is absent or its service does not start.
-    """
-    from podman import PodmanClient
-
-    trust.private_folder(runtime)
-    for stale in runtime.glob("podman-*.sock"):
-        if not Path(f"/proc/{stale.stem.removeprefix('podman-')}").exists():
-            stale.unlink(missing_ok=True)
-    address = runtime / f"podman-{os.getpid()}.sock"
-    command = ("podman", "system", "service", f"--time={_IDLE_S}", f"unix://{address}")
-    try:
-        service = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=runner.controlled_environment(),
-            cwd=runner.working_folder(),
-            start_new_session=True,
-        )
-    except FileNotFoundError:
-        raise StackctlError(
-            "podman is not installed",
-            hint=f"{INSTALL_PODMAN}: apt-get install podman",
-            exit_code=ExitCode.HOST,
-        ) from None
-    try:
-        deadline = time.monotonic() + _START_S
-        while not _listens(address):
-            if service.poll() is not None or time.monotonic() > deadline:
-                service.kill()
-                _, errors = service.communicate()
-                raise StackctlError(
-                    "podman does not start its API",
-                    details=(errors or "").strip().splitlines()[-5:],
-                    hint="podman info shows what is wrong",
-                    exit_code=ExitCode.HOST,
-                )
-            time.sleep(0.02)
-        with PodmanClient(base_url=f"unix://{address}", timeout=600) as client:
-            yield Podman(client)
-    finally:
-        service.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            service.wait(5)
-        service.kill()
-        if service.stderr is not None:
-            service.stderr.close()
-        service.wait()
-        address.unlink(missing_ok=True)
-
-
-def _listens(address: Path) -> bool:
-    """Whether somebody answers on a socket; its file is there a moment earlier."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(str(address))
-        except OSError:
-            return False
-    return True
 
 
 def run_once(
@@ -358,6 +160,17 @@ def containers(name: str) -> list[str]:
         ("podman", "ps", "--all", f"--filter=name=^{name}$", "--format={{.Names}}"), timeout_s=30
     )
     return done.stdout.split()
+
+
+def remove_container(container: str) -> None:
+    """Remove a container that outlived its unit, if there is one, whatever state it is in.
+
+    Where systemd has killed its monitor, Podman finds out only by failing ("conmon exited
+    prematurely"), and succeeds the next time.
+    """
+    words = ("podman", "rm", "--force", "--ignore", "--time=5", container)
+    if runner.run(words, check=False).status != 0:
+        runner.run(words)
 
 
 def image_environment(image_id: str) -> tuple[str, ...]:

@@ -292,7 +292,7 @@ def test_a_container_whose_monitor_was_killed_is_removed(seat: Seat) -> None:
     seat.run("podman", "run", "--detach", "--network=none", f"--name={name}", IMAGE, "sleep", "99")
     shown = seat.run("podman", "inspect", "--format={{.State.ConmonPid}} {{.State.Pid}}", name)
     seat.run("kill", "-KILL", *shown.stdout.split())
-    remove = f"from stackctl.deploy import leftover; leftover.remove({name!r})"
+    remove = f"from stackctl.machine import podman; podman.remove_container({name!r})"
     seat.run("python3", "-c", remove)
     assert name not in seat.run("podman", "ps", "--all", "--format={{.Names}}").stdout
     # Where there is none, nothing is done.
