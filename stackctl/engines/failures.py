@@ -11,12 +11,12 @@ FailureTable = Sequence[tuple[re.Pattern[str], str, str | None]]
 
 
 def failure_table(*rows: tuple[str, str, str | None]) -> FailureTable:
-    """Rows of pattern (any case), cause and remedy, most specific first."""
+    """Make a table from rows of pattern (any case), cause and remedy, most specific first."""
     return tuple((re.compile(text, re.IGNORECASE), cause, remedy) for text, cause, remedy in rows)
 
 
 def first_match(lines: Iterable[str], table: FailureTable) -> Failure | None:
-    """The first row of a failure table, in its order, that any line matches.
+    """Return the failure of the first row of a table that any line matches.
 
     Cause and remedy may use the pattern's named groups as ``{name}``.
     """

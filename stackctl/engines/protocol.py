@@ -348,7 +348,7 @@ class Engine(Protocol):
     advice: Advice
     #: Beginnings of the names of environment variables that it and its libraries read.
     environment_prefixes: tuple[str, ...]
-    #: Whether the log of a start reports the size of the KV cache.
+    #: True if the log of a start reports the size of the KV cache.
     logs_kv_cache: bool
 
     def locks_model(self, argv: Sequence[str]) -> bool:

@@ -1,1 +1,1 @@
-"""llama.cpp: llama-server: options, memory, log and metrics of the engine."""
+"""llama.cpp, served by llama-server."""

@@ -1,1 +1,1 @@
-"""vLLM: options, memory, log and metrics of the engine."""
+"""vLLM, on GPUs and on a CPU."""
