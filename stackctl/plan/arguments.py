@@ -1,4 +1,4 @@
-"""Options into arguments: what the user set wins, and an image is told only what it knows."""
+"""Options into arguments: the user's options win, and an image gets only options that it has."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stackctl.values.profile import Profile
 def apply_explicit(
     engine: Engine, dialect: Dialect, planned: tuple[Option, ...], profile: Profile
 ) -> dict[str, Option]:
-    """Explicit engine options win over planned ones; what was planned stays visible."""
+    """Return the planned options, replaced by the user's; reasons name the planned values."""
     options = {option.name: option for option in planned}
     for argument in profile.engine_args:
         name = argument.name
@@ -53,7 +53,7 @@ def apply_explicit(
 def spell(
     engine: Engine, dialect: Dialect, options: Mapping[str, Option]
 ) -> tuple[tuple[str, ...], dict[str, Option]]:
-    """The engine's arguments, and the options with what a dialect cannot say left out."""
+    """Return the engine's arguments, and the options without those that a dialect lacks."""
     argv = [engine.program]
     kept: dict[str, Option] = {}
     for name, option in options.items():

@@ -18,7 +18,7 @@ Cores = tuple[tuple[int, ...], ...]
 def usable_cores(
     host: Host, wish: PlacementWish, nodes: tuple[int, ...], claims: Sequence[Claim]
 ) -> tuple[Cores, bool]:
-    """The CPUs of each physical core that may be used, and whether claims took some away.
+    """Return the CPUs of each usable physical core, and True if claims took some away.
 
     Where other stacks claim every core, all are used as if none did: too little memory kills, while
     shared cores only slow down.
@@ -35,7 +35,7 @@ def usable_cores(
                 hint=f"CPUs: {format_cpulist(allowed)}",
                 exit_code=ExitCode.USAGE,
             )
-        # What the user names is used, whoever else claims it.
+        # CPUs that the user names are used, whoever else claims them.
         return _grouped(host, wanted), False
     if wish.nodes is not None or wish.policy == "bind":
         allowed &= {c for node in cpu.numa if node.id in nodes for c in parse_cpulist(node.cpus)}
@@ -78,7 +78,7 @@ def cores_of_one_node(
 
 
 def claimants(host: Host, chosen: Cores, claims: Sequence[Claim]) -> tuple[str, ...]:
-    """The stacks that claim CPUs of the chosen cores."""
+    """Return the stacks that claim CPUs of the chosen cores."""
     mine = _with_siblings(host, {cpu for core in chosen for cpu in core})
     return tuple(claim.stack for claim in claims if mine & set(parse_cpulist(claim.cpus)))
 

@@ -1,4 +1,4 @@
-"""What differs between two plans. Pure."""
+"""Differences between two plans. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from stackctl.values.plan import Decision, Plan
 
 
 def decisions(before: Plan, after: Plan) -> tuple[Change, ...]:
-    """The decisions whose values differ, in the order of the plans, with the later one's reason."""
+    """Return the decisions whose values differ, in the plans' order, with the later reason."""
     old = {decision.field: decision for decision in before.decisions}
     new = {decision.field: decision for decision in after.decisions}
     found = []

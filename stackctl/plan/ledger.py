@@ -1,4 +1,4 @@
-"""The ledger: what other declared stacks of this machine leave over."""
+"""The ledger: claims of the declared stacks of this machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stackctl.values.plan import Plan
 
 
 def claim_of(plan: Plan) -> Claim:
-    """What a plan takes. CPU stacks claim the cores their threads run on."""
+    """Return the claim of a plan. CPU stacks claim the cores that their threads run on."""
     # The budget of a plan on several GPUs is that of each.
     gpus = tuple(
         GpuShare(index=int(gpu), bytes=plan.memory.total_bytes) for gpu in plan.placement.gpus
@@ -28,24 +28,24 @@ def claim_of(plan: Plan) -> Claim:
 
 
 def others(claims: Sequence[Claim], stack: str) -> tuple[Claim, ...]:
-    """Claims of all stacks but this one, which may replace itself."""
+    """Return the claims of all stacks but this one, which may replace itself."""
     return tuple(claim for claim in claims if claim.stack != stack)
 
 
 def claimed_cpus(claims: Sequence[Claim]) -> frozenset[int]:
-    """CPUs that the claims take."""
+    """Return the CPUs that the claims take."""
     return frozenset(cpu for claim in claims for cpu in parse_cpulist(claim.cpus))
 
 
 def claimed_gpu_bytes(claims: Sequence[Claim], index: int) -> int:
-    """Memory of one GPU that the claims take."""
+    """Return the memory of one GPU that the claims take."""
     return sum(share.bytes for claim in claims for share in claim.gpus if share.index == index)
 
 
 def claimed_memory(claims: Sequence[Claim], nodes: Set[int] = frozenset()) -> int:
-    """Main memory that the claims take; of these NUMA nodes, where some are named.
+    """Return the main memory that the claims take; of these NUMA nodes, where some are named.
 
-    What is not bound may lie on any node, so it counts on each.
+    Memory that is not bound may lie on any node, so it counts on each.
     """
     return sum(
         claim.memory_bytes
@@ -55,5 +55,5 @@ def claimed_memory(claims: Sequence[Claim], nodes: Set[int] = frozenset()) -> in
 
 
 def port_owner(claims: Sequence[Claim], port: int) -> str | None:
-    """The stack that claims a port."""
+    """Return the stack that claims a port; None if none does."""
     return next((claim.stack for claim in claims if port in (claim.port, claim.engine_port)), None)

@@ -1,4 +1,4 @@
-"""The memory budget: what an engine takes against what a service may take."""
+"""The memory budget: an engine's need against the limit of a service."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Limit:
 
 
 def memory_limit(host: Host, placement: Placement, claims: Sequence[Claim] = ()) -> Limit:
-    """Main memory that a service may use.
+    """Return the main memory that a service may use.
 
     All memory of the machine (of the bound nodes; of this process' cgroup), less 5 % for the system
-    (between 0.5 and 8 GiB) and less what other stacks claim. What happens to be free now is no
+    (between 0.5 and 8 GiB) and less the claims of other stacks. Memory that is free now is no
     input: an unchanged stack must plan the same while it runs.
     """
     total, of = host.memory.total_bytes, "memory"
@@ -55,7 +55,7 @@ def memory_limit(host: Host, placement: Placement, claims: Sequence[Claim] = ())
 
 
 def gpu_limit(gpus: Sequence[Gpu], reserve_bytes: int, claims: Sequence[Claim] = ()) -> Limit:
-    """Memory of each of these GPUs that a stack may use: the smallest counts."""
+    """Return the memory of each of these GPUs that a stack may use: the smallest counts."""
     names = "each GPU of " if len(gpus) > 1 else "GPU "
     names += ",".join(str(gpu.index) for gpu in gpus)
     limits: list[Limit] = []
@@ -72,7 +72,7 @@ def gpu_limit(gpus: Sequence[Gpu], reserve_bytes: int, claims: Sequence[Claim] =
 
 
 def budget(footprint: Footprint, limit: Limit) -> MemoryBudget:
-    """The footprint against the limit."""
+    """Compare a footprint with a limit."""
     total = footprint.weights_bytes + footprint.kv_bytes + footprint.compute_bytes
     return MemoryBudget(
         pool=limit.pool,

@@ -1,4 +1,4 @@
-"""What a model is called in the API."""
+"""The name of a model in the API."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from stackctl.values.model import Model
 
 
 def served_name(model: Model) -> str:
-    """The file's name without ending and shard number; else the last part of the source."""
+    """Return the file's name without ending and shard number; else the last part of the source."""
     if not model.files or model.format == "safetensors":
         name = re.split(r"[/:@]", model.source.removeprefix("hf:").partition("@")[0])[-1]
         return name.lower()

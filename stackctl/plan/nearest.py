@@ -23,7 +23,7 @@ Attempt = Callable[[Profile, Sequence[Claim]], Plan]
 
 
 def largest(low: int, high: int, fits: Callable[[int], bool]) -> int:
-    """The largest number in a range that fits, by bisection; the lowest when none does."""
+    """Return the largest number in a range that fits, by bisection; the lowest if none does."""
     if fits(high):
         return high
     while high - low > 1:
@@ -40,7 +40,7 @@ def nearest(
     claims: Sequence[Claim],
     attempt: Attempt,
 ) -> tuple[str, ...]:
-    """Changes for a plan that does not fit, smallest loss first.
+    """Return changes for a plan that does not fit, smallest loss first.
 
     ``attempt`` plans a changed profile beside the given claims, without asking for advice again.
     """

@@ -19,10 +19,11 @@ _SHOWN = 3
 def solve_past(
     *, host: Host, model: Model, profile: Profile, known: Known, binding: Sequence[Claim]
 ) -> tuple[Plan, Known]:
-    """As ``solve``; where only claims that are not ``binding`` stand in the way, without them.
+    """Make a plan as ``solve`` does; if it fails only for claims that are not ``binding``, without
+    these claims.
 
     Returns:
-        The plan, and what it was made from: its claims are then the binding ones.
+        The plan and its inputs: their claims are then the binding ones.
 
     Raises:
         StackctlError: as ``solve``.
@@ -36,12 +37,12 @@ def solve_past(
 
 
 def is_refused(plan: Plan) -> bool:
-    """Whether a plan is known not to fit or not to be worth running."""
+    """Return True if a plan is known not to fit or not to be worth running."""
     return plan.verdict.fits is False or plan.verdict.viable is False
 
 
 def told(stack: str, known: Known, used: Known) -> str | None:
-    """What a plan passed over that was made from ``used``; None when nothing."""
+    """Return a note on the claims that a plan from ``used`` ignored; None if there are none."""
     passed = len(known.claims) - len(used.claims)
     if passed == 0:
         return None

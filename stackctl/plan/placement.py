@@ -1,4 +1,4 @@
-"""Threads, CPUs, memory nodes and GPUs from the topology and what other stacks leave over."""
+"""Threads, CPUs, memory nodes and GPUs from the topology and the claims of other stacks."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def _named(gpus: Sequence[Gpu]) -> str:
 
 
 def _nodes(host: Host, wish: PlacementWish) -> tuple[int, ...]:
-    """Memory nodes to use; empty when the machine does not tell."""
+    """Return the memory nodes to use; none if the machine does not report them."""
     have = tuple(node.id for node in host.cpu.numa if node.memory_bytes != 0)
     if wish.nodes is None:
         return have
@@ -210,7 +210,7 @@ def _nodes(host: Host, wish: PlacementWish) -> tuple[int, ...]:
 
 
 def sharing(stacks: Sequence[str]) -> str:
-    """What it means to share cores with those stacks; empty for none."""
+    """Return the effect of sharing cores with those stacks, as text; empty for none."""
     if not stacks:
         return ""
     who = "both slow down while both work" if len(stacks) == 1 else "all slow down together"

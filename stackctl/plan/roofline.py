@@ -32,14 +32,15 @@ Range = tuple[float, float]
 #: Achieved fraction of the memory's peak in decode.
 _CPU_DENSE: Range = (0.55, 0.74)
 _CPU_MOE: Range = (0.15, 0.36)
-#: The same of a bandwidth that was measured, which already lacks what no program reaches.
+#: The same of a measured bandwidth, which already lacks the part that no program reaches.
 _OF_MEASURED_DENSE: Range = (0.75, 1.0)
 _OF_MEASURED_MOE: Range = (0.22, 0.5)
 _GPU_16_BIT: Range = (0.62, 0.92)
 _GPU_FEWER_BITS: Range = (0.40, 0.62)
 #: Seconds a layer costs on a CPU besides reading it: threads that meet at its barriers. A guess.
 _CPU_LAYER_S = 40e-6
-#: What one core reads of memory, however fast that is: a few cores do not fill twelve channels.
+#: Bytes a second that one core reads, however fast the memory: a few cores do not fill twelve
+#: channels.
 _CORE_BYTES_S: Range = (25e9, 50e9)
 #: Decode over several NUMA nodes loses where pages and threads lie apart: 2.4 against 4.31 tok/s
 #: on a dual 9175F by placement alone.
@@ -86,7 +87,7 @@ _SAME_SIZE = 8
 
 @dataclass(frozen=True)
 class Work:
-    """What a plan makes the machine do.
+    """The work that a plan makes the machine do.
 
     ``gpu_bytes`` and ``cpu_bytes`` split the weight bytes a token reads by where they lie;
     ``kv_token_bytes`` is the KV cache of one token, on the GPU when there is one. ``threads``
@@ -131,9 +132,12 @@ def predict(
 def closest(
     known: Sequence[Calibration], engine: str, work: Work, gpus: Sequence[Gpu]
 ) -> Calibration | None:
-    """The measurement that is closest to this plan: same engine, GPU and kind of model, about the
-    same size and as many threads; then the same weights, then the same threads; the newest among
-    equals. None for work split over GPU and CPU, which no measurement tells apart."""
+    """Return the measurement that is closest to this plan; None if none is near.
+
+    It has the same engine, GPU and kind of model, about the same size and about as many threads.
+    Then the same weights count, then the same threads, then the date. Work that is split over GPU
+    and CPU has no measurement.
+    """
     if work.gpu_bytes and work.cpu_bytes:
         return None
     gpu = gpus[0].name if work.gpu_bytes and gpus else None
@@ -156,7 +160,7 @@ def closest(
 
 
 def _about(measured: float, planned: float | None, times: float) -> bool:
-    """Whether a speed carries over from what was measured to what is planned."""
+    """Return True if a measured speed carries over to a planned one."""
     return planned is None or max(measured, planned) <= times * min(measured, planned)
 
 
@@ -247,7 +251,7 @@ def _prefill(
 
 
 def prefill_operations(model: Model, tokens: int) -> float:
-    """Operations for each token of a prompt of that many tokens.
+    """Return the operations for each token of a prompt of that many tokens.
 
     The output layer is computed for the last token only; layers with a sliding window attend to no
     more than the window.

@@ -31,10 +31,10 @@ _AUTO_REQUESTS = 256
 
 @dataclass(frozen=True)
 class Known:
-    """What is known besides host, model and profile; each may be missing.
+    """Inputs of a plan besides host, model and profile; each may be missing.
 
-    ``facts`` is what the image's engine understands (None plans for the newest known dialect),
-    ``claims`` what other stacks take, ``calibrations`` what this machine measured, ``deadline_s``
+    ``facts`` describes the image's engine (None plans for the newest known dialect), ``claims`` are
+    those of other stacks, ``calibrations`` the measurements of this machine, ``deadline_s``
     the seconds allowed for the start (None derives them from the model's size).
     """
 
@@ -46,7 +46,7 @@ class Known:
     deadline_s: float | None = None
     #: Options that this image needed on these GPUs.
     learned: Learned | None = None
-    #: What the engine said in this model's earlier starts with this image, newest first.
+    #: Memory measured in this model's earlier starts with this image, newest first.
     seen: tuple[Seen, ...] = ()
     #: A private port for the engine behind a front door; None: the engine has the profile's port.
     engine_port: int | None = None
@@ -60,9 +60,9 @@ def solve(*, host: Host, model: Model, profile: Profile, known: Known) -> Plan:
     ``auto`` for context or concurrency is solved for the largest value that fits.
 
     Raises:
-        StackctlError: exit 2 for options the engine lacks, exit 6 for what the host lacks, exit 5
+        StackctlError: exit 2 for options the engine lacks, exit 6 for things the host lacks, exit 5
             for a model that this engine cannot run. A plan that does not fit or is not viable is no
-            error here: its verdict says so.
+            error here: its verdict refuses it.
     """
     if (why := model.why_not(profile.engine)) is not None:
         raise StackctlError(
@@ -345,7 +345,7 @@ def _work(
 
 
 def _auto(engine: Engine, option: Option, asked: Profile, planned: Profile) -> str:
-    """Return the reason of an option; it says so if the profile asked for "auto"."""
+    """Return the reason of an option, with a note if the profile asked for "auto"."""
     by_option = {engine.context_option: "context", engine.requests_option: "concurrency"}
     field = by_option.get(option.name)
     if field is None or getattr(asked, field) != "auto":

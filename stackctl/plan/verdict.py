@@ -1,4 +1,4 @@
-"""Whether a plan fits and is worth running, and what to do instead."""
+"""The verdict on a plan: memory, speed against the objectives, and alternatives."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def judge(
     other stacks.
 
     A plan is not viable when even the optimistic end of a prediction misses its objective; when
-    only the cautious end does, it is viable and the reason says so.
+    only the cautious end does, it is viable and has a reason that warns.
     """
     fits, reasons = _memory(budgets)
     speed, missed, viable = _speed(profile, model, work, prediction)
@@ -145,8 +145,8 @@ def _why_unknown(prediction: Prediction) -> str:
 
 
 def objectives(slo: Slo, prediction: Prediction) -> list[tuple[str, str]]:
-    """Each objective in words, and how the prediction stands to it: ok (all of its range), at risk
-    (a part), missed (none) or unknown."""
+    """Return each objective in words, with its rating by the prediction's range: ok (all of it),
+    at risk (a part), missed (none) or unknown."""
     found = []
     if slo.ttft_s is not None:
         waits = prediction.ttft_s.range if prediction.ttft_s else None
@@ -204,7 +204,7 @@ def _by_use(plans: Sequence[Plan]) -> tuple[list[Plan], list[Plan], list[Plan]]:
 
 
 def good_enough(plan: Plan) -> bool:
-    """Whether a plan is known to fit and to be worth running."""
+    """Return True if a plan is known to fit and to be worth running."""
     return plan.verdict.fits is True and plan.verdict.viable is True
 
 
@@ -280,12 +280,12 @@ def _shorter(plan: Plan, profile: Profile) -> str | None:
 
 
 def numbers(pair: tuple[float, float]) -> str:
-    """A range for people: ``25-38``."""
+    """Return a range for people: ``25-38``."""
     return f"{_short(pair[0])}-{_short(pair[1])}"
 
 
 def seconds(pair: tuple[float, float]) -> str:
-    """A range of seconds for people."""
+    """Return a range of seconds for people."""
     return f"{_short(pair[0])}-{_short(pair[1])}"
 
 
@@ -294,7 +294,7 @@ def _short(value: float) -> str:
 
 
 def summary(plan: Plan) -> str:
-    """A plan in one line."""
+    """Return a plan in one line."""
     memory = plan.memory
     fits = {True: "fits", False: "does not fit", None: "memory unknown"}[plan.verdict.fits]
     limit = "" if memory.limit_bytes is None else f" of {format_bytes(memory.limit_bytes)}"
