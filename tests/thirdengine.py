@@ -107,7 +107,6 @@ class StubEngine:
     requests_share_cache = False
     health_path = "/livez"
     client_paths: tuple[str, ...] = ("/stub/generate",)
-    running_metrics: tuple[str, ...] = ("stub_running",)
     metrics_paths: tuple[str, ...] = ("/metrics",)
     advice = Advice(
         use_gpu=Step(do="buy a GPU"),

@@ -173,7 +173,7 @@ def drain(context: Context, generation: Generation, limit_s: float) -> None:
 def wait_idle(context: Context, generation: Generation, limit_s: float) -> None:
     """Wait until an engine that gets no new requests has ended those that it has."""
     plan, started = generation.plan, time.monotonic()
-    while endpoint.busy(plan.listens, find_engine(plan.engine).running_metrics):
+    while endpoint.busy(plan.listens, find_engine(plan.engine), plan.argv):
         elapsed = time.monotonic() - started
         if elapsed > limit_s:
             context.report.warn(f"generation {generation.number} is still busy: cut off")

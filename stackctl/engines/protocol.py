@@ -320,9 +320,7 @@ class Engine(Protocol):
     health_path: str
     #: Paths of its API besides those that the front door passes on for every engine.
     client_paths: tuple[str, ...]
-    #: Counters of its /metrics that are above zero while it has requests.
-    running_metrics: tuple[str, ...]
-    #: Paths whose answers ``measure`` reads.
+    #: Paths whose answers ``measure`` reads; the first has the counters.
     metrics_paths: tuple[str, ...]
     reports: Reports
 

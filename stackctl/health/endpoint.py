@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from stackctl.engines.protocol import Reports
+from stackctl.engines.protocol import Engine, Reports
 from stackctl.health.answer import Asked, first, further, no_answer_code
 from stackctl.machine import http
 from stackctl.values.generation import Fact
+from stackctl.values.metrics import EngineMetrics
 from stackctl.values.result import Result
 
 Liveness = Literal["ready", "loading", "unwell", "closed", "failing"]
@@ -66,19 +66,33 @@ def check(
     return results
 
 
-def busy(port: int, metrics: Sequence[str]) -> bool:
-    """Whether an engine's own counters (those named) say that it works.
+def scrape(
+    port: int, engine: Engine, argv: Sequence[str], *, timeout_s: float
+) -> tuple[EngineMetrics | None, bool]:
+    """Read the numbers of an engine that was started with these arguments.
 
-    One that takes its time to answer works too: some report their counters only between two
-    batches of a prompt, and a batch may take a CPU long. Without counters nobody can say: False.
+    Returns:
+        The numbers, None if it did not report them; and whether it ran out of time for them.
     """
-    answer = http.get(base_url(port) + "/metrics", timeout_s=2)
-    if isinstance(answer, http.NoAnswer):
-        return answer.late
-    if answer.status != 200:
-        return False
-    rows = (re.match(r"([\w:]+)(?:\{[^}]*\})? ([0-9.eE+-]+)$", x) for x in answer.text.splitlines())
-    return any(row[1] in metrics and float(row[2]) > 0 for row in rows if row)
+    answers = {}
+    for path in engine.metrics_paths:
+        answer = http.get(base_url(port) + path, timeout_s=timeout_s)
+        if isinstance(answer, http.NoAnswer):
+            return None, answer.late
+        if answer.status == 200:
+            answers[path] = answer.text
+    # The first path has the counters; without them the others mean nothing.
+    return engine.measure(answers, argv) if engine.metrics_paths[0] in answers else None, False
+
+
+def busy(port: int, engine: Engine, argv: Sequence[str]) -> bool:
+    """Return True if an engine has requests, by its own numbers.
+
+    An engine that takes its time to report them works too: some report only between two batches of
+    a prompt, and a batch may take a CPU long. An engine without numbers counts as idle.
+    """
+    metrics, late = scrape(port, engine, argv, timeout_s=2)
+    return late if metrics is None else bool(metrics.running or metrics.waiting)
 
 
 def report(port: int, reports: Reports) -> tuple[Fact, ...]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from stackctl.deploy.context import Context
 from stackctl.engines import engine
 from stackctl.health import endpoint
-from stackctl.machine import http
 from stackctl.machine.unitstate import UnitState
 from stackctl.observe import procfs
 from stackctl.units import render
@@ -127,16 +126,9 @@ def cpu_time(
 
 
 def scrape(generation: Generation, *, timeout_s: float) -> tuple[EngineMetrics | None, bool]:
-    """The numbers of an engine, and whether it was too late with them."""
+    """Read the numbers of a generation's engine; see endpoint.scrape."""
     plan = generation.plan
-    kind, answers = engine(plan.engine), {}
-    for path in kind.metrics_paths:
-        answer = http.get(endpoint.base_url(plan.listens) + path, timeout_s=timeout_s)
-        if isinstance(answer, http.NoAnswer):
-            return None, answer.late
-        if answer.status == 200:
-            answers[path] = answer.text
-    return kind.measure(answers, plan.argv) if "/metrics" in answers else None, False
+    return endpoint.scrape(plan.listens, engine(plan.engine), plan.argv, timeout_s=timeout_s)
 
 
 def log_lines(context: Context, generation: Generation, since: float, most: int) -> list[str]:

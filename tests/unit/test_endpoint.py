@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from servers import READY, Reply, chat, engine, models
 
+from stackctl.engines import engine as find_engine
 from stackctl.health.answer import ANSWER_TOKENS
 from stackctl.health.endpoint import base_url, busy, check, liveness
 from stackctl.values.result import Result
@@ -166,13 +167,13 @@ def test_a_long_answer_with_lines_stays_one_short_line() -> None:
 )
 def test_whether_an_engine_works(reply: Reply, works: bool) -> None:
     with engine({"/metrics": reply}) as server:
-        assert busy(server.port, ("llamacpp:requests_processing",)) is works
+        assert busy(server.port, find_engine("llama.cpp"), ()) is works
 
 
 def test_an_engine_that_is_gone_does_not_work() -> None:
     with engine({}) as server:
         port = server.port
-    assert not busy(port, ("llamacpp:requests_processing",))
+    assert not busy(port, find_engine("llama.cpp"), ())
 
 
 @pytest.mark.parametrize("text", ["!" * 16, "! " * 8, "\n!!!!!!!!!"])

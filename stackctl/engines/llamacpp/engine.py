@@ -83,10 +83,6 @@ class LlamaCpp:
     }
     newest = Dialect(_NEWEST, inspected=False)
     health_path = "/health"
-    running_metrics: tuple[str, ...] = (
-        "llamacpp:requests_processing",
-        "llamacpp:requests_deferred",
-    )
     metrics_paths: tuple[str, ...] = ("/metrics", "/slots")
     reports: Reports = (
         ("build", "/props", ("build_info",)),

@@ -100,7 +100,6 @@ class Vllm:
     }
     newest = Dialect(_NEWEST, inspected=False)
     health_path = "/health"
-    running_metrics: tuple[str, ...] = ("vllm:num_requests_running", "vllm:num_requests_waiting")
     metrics_paths: tuple[str, ...] = ("/metrics",)
     reports: Reports = (
         ("version", "/version", ("version",)),

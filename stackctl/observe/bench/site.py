@@ -60,7 +60,7 @@ def require_running(context: Context, generation: Generation) -> None:
             hint=f"stackctl status {stack}",
             exit_code=ExitCode.FAILED if alive == "failing" else ExitCode.NOT_RUNNING,
         )
-    if endpoint.busy(port, engine.running_metrics):
+    if endpoint.busy(port, engine, generation.plan.argv):
         context.report.warn(
             f"{stack} is serving other requests: the results are those of a shared engine"
         )
