@@ -21,13 +21,14 @@ def command(session: Session, timeout: float | None, install: bool, remove: bool
     left alone, as is what starts or is being changed.
     """
     from stackctl.deploy import guardtimer
+    from stackctl.machine import runner
     from stackctl.observe.guard import guard
 
     context = session.context(recover="try")
     if install and remove:
         raise StackctlError("--install or --remove, not both", exit_code=ExitCode.USAGE)
     if install:
-        for path in guardtimer.install(context, guardtimer.running_program()):
+        for path in guardtimer.install(context, runner.running_program()):
             session.out.note(f"unit      {path}")
         session.out.line("guarding all stacks, every minute")
         return

@@ -96,8 +96,8 @@ def _require_items(only: Sequence[str]) -> None:
 
 def _become_root() -> None:
     """Go on as root by sudo, which asks for a password where it needs one."""
-    from stackctl.deploy.guardtimer import running_program
     from stackctl.machine import runner
+    from stackctl.machine.runner import running_program
 
     words = (*running_program(), *sys.argv[1:])
     hint = f"as root: {shlex.join(words)}"

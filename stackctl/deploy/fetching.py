@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from stackctl.deploy import guardtimer, stored
+from stackctl.deploy import stored
 from stackctl.deploy.context import Context
 from stackctl.deploy.new_generation import Wish, require_viable
 from stackctl.deploy.plan_inputs import inputs_before_image, read_basis
 from stackctl.errors import ExitCode, StackctlError
+from stackctl.machine import runner
 from stackctl.machine.files import remove_file, write_atomically
 from stackctl.machine.private import read_own
 from stackctl.plan.outvoted import solve_past
@@ -196,7 +197,7 @@ class _Service:
         )
         write_atomically(self._job, to_json(job), mode=0o600)
         _write(self._state, FetchState(source=wanted.source))
-        words = (*guardtimer.running_program(), f"--{self._context.paths.scope}")
+        words = (*runner.running_program(), f"--{self._context.paths.scope}")
         try:
             self._context.systemd.run_transient(
                 self.unit,

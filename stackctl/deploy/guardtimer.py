@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 import sys
 from pathlib import Path
@@ -57,15 +56,6 @@ def remove(context: Context) -> bool:
 def installed(context: Context) -> bool:
     """Whether the timer's unit is there."""
     return (_folder(context) / TIMER).exists()
-
-
-def running_program() -> tuple[str, ...]:
-    """The words that start this very stackctl again, from any folder."""
-    script = Path(sys.argv[0]).absolute()
-    if script.suffix != ".py" and script.is_file() and os.access(script, os.X_OK):
-        return (str(script),)
-    # -P: not what lies in the folder where it is started.
-    return (sys.executable, "-P", "-m", "stackctl")
 
 
 def _folder(context: Context) -> Path:

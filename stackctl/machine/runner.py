@@ -8,6 +8,7 @@ import pwd
 import shlex
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,3 +230,12 @@ def failure(result: Completed, message: str | None = None) -> StackctlError:
         message or f"{result.argv[0]} failed (exit {result.status})",
         details=(f"$ {result.command}", *lines[-15:]),
     )
+
+
+def running_program() -> tuple[str, ...]:
+    """Return the words that start this very stackctl again, from any folder."""
+    script = Path(sys.argv[0]).absolute()
+    if script.suffix != ".py" and script.is_file() and os.access(script, os.X_OK):
+        return (str(script),)
+    # -P: modules in the folder where it is started do not count.
+    return (sys.executable, "-P", "-m", "stackctl")

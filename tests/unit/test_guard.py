@@ -18,7 +18,7 @@ from stackctl.deploy import guardtimer
 from stackctl.diagnose.compare import argv_difference
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.health import endpoint
-from stackctl.machine import lock
+from stackctl.machine import lock, runner
 from stackctl.machine.unitstate import UnitState, parse
 from stackctl.observe.looks import Look, work
 from stackctl.resources import data_folder
@@ -227,9 +227,9 @@ def test_the_program_that_runs_is_found(tmp_path: Path, monkeypatch: pytest.Monk
     script.chmod(0o755)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["stackctl", "guard"])
-    assert guardtimer.running_program() == (str(script),)
+    assert runner.running_program() == (str(script),)
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "__main__.py")])
-    assert guardtimer.running_program() == (sys.executable, "-P", "-m", "stackctl")
+    assert runner.running_program() == (sys.executable, "-P", "-m", "stackctl")
 
 
 def test_root_trusts_only_what_root_alone_can_change(tmp_path: Path) -> None:

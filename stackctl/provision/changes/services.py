@@ -6,7 +6,6 @@ import os
 import time
 from pathlib import Path
 
-from stackctl.deploy import guardtimer
 from stackctl.errors import StackctlError
 from stackctl.machine import runner
 from stackctl.machine.files import remove_file
@@ -83,7 +82,7 @@ class GuardKind(CommandKind[GuardChange]):
         if change.user is None or account(change.user) is not None:
             # stackctl itself may have been removed first.
             there = box.there(change.program)
-            words = (change.program,) if there else guardtimer.running_program()
+            words = (change.program,) if there else runner.running_program()
             _run_guard(box, change.user, words, "--remove")
         return None
 
