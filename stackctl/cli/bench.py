@@ -224,7 +224,7 @@ def _measure(
         failed.message = f"not stored: {failed.message}"
         raise failed
     if interrupted:
-        session.out.note(f"interrupted: what was measured is bench {report.id}")
+        session.out.note(f"interrupted: the results so far are bench {report.id}")
         raise click.exceptions.Exit(int(ExitCode.INTERRUPTED))
     if not report.complete or any(result.status == "fail" for result in report.results):
         raise click.exceptions.Exit(int(ExitCode.FAILED))

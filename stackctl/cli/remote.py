@@ -83,7 +83,7 @@ def require(there: ssh.Box, status: int) -> None:
         raise StackctlError(f"stackctl was killed on {there.destination}", hint=again)
     raise StackctlError(
         f"the connection to {there.destination} broke",
-        details=("what was begun goes on there: it is finished, or what was before is restored",),
+        details=("the box finishes the change, or restores the previous state",),
         hint=again,
     )
 

@@ -259,7 +259,7 @@ class _Service:
         if state is None or state.state != "done" or record is None:
             raise StackctlError(
                 f"the download of {self._source} was ended",
-                hint="what is there stays: the same command goes on from here",
+                hint="the part is kept: the same command continues it",
             )
         _told(self._context, record, state.total_bytes)
         return record

@@ -68,7 +68,7 @@ def probe_gpus(
                     code="gpu-memory-unknown",
                     what="GPU memory in use is unknown",
                     why=f"{nvml.error or 'NVML finds no GPU'}; "
-                    "what is shown is known from the PCI id",
+                    "the values shown follow from the PCI id",
                     fix="pip install nvidia-ml-py" if nvml.package_missing else None,
                 )
             )

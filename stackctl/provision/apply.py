@@ -24,7 +24,7 @@ from stackctl.values.provision import (
     ReloadChange,
 )
 
-_AGAIN = "what is done is on record: stackctl provision goes on from here, --undo takes it back"
+_AGAIN = "finished changes are on record: stackctl provision continues, --undo reverts them"
 _STAYS = "it stays to take back the rest later; all the same: --undo --only stackctl"
 #: Items without which a stack that runs would stop, or not start again.
 _CARRYING = frozenset({"podman", "service-user", "subids", "linger", "cdi"})
@@ -86,7 +86,7 @@ def undo(
         if isinstance(one.change, ProgramChange) and stay:
             stay.append((one.item, _STAYS))
             continue
-        report.progress(one.item, "goes back to what it was")
+        report.progress(one.item, "goes back to its previous state")
         try:
             with defer_signals():
                 kept = kind_of(one.change).revert(box, one.change, one.before)

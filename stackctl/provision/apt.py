@@ -141,6 +141,6 @@ def _failure(done: runner.Completed, before: runner.Completed | None = None) -> 
                 exit_code=ExitCode.HOST,
             )
     error = runner.failure(done, f"{done.argv[0]} failed (exit {done.status})")
-    error.hint = "what it says above; then again"
+    error.hint = "correct the fault named above, then run the command again"
     error.exit_code = ExitCode.HOST
     return error

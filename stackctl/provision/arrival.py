@@ -50,9 +50,9 @@ def start(path: str, digest: str, caller: str, *words: str) -> None:
         with open(path, "rb") as stream:  # noqa: PTH123
             data = stream.read()
     except OSError as error:
-        _fail(f"what was sent cannot be read: {error.strerror}")
+        _fail(f"the bundle cannot be read: {error.strerror}")
     if hashlib.sha256(data).hexdigest() != digest:
-        _fail(f"{path} is not what was sent")
+        _fail(f"{path} is not the bundle that was sent")
     archive = zipfile.ZipFile(io.BytesIO(data))
     folder = _folder(sum(entry.file_size for entry in archive.infolist()), *_places())
     try:

@@ -43,7 +43,7 @@ class Store:
             return from_json(text, Record, where=str(self.path))
         except StackctlError as error:
             raise StackctlError(
-                "the record of what was provisioned cannot be read",
+                "the record of provisioning cannot be read",
                 details=(error.message,),
                 hint=f"--undo needs it; to begin a new one: mv {self.path} {self.path}.old",
             ) from None

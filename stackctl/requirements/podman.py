@@ -125,7 +125,7 @@ class PodmanVersion(ProvisionItem):
             return self.already_set(version or facts.packages.get("podman") or "")
         change = PackagesChange(names=missing, all_names=facts.simulated)
         now = f"podman {version}" if version else "not installed"
-        undo = "removes these packages and what came with them; images stay in /var/lib/containers"
+        undo = "removes these packages and their dependencies; images stay in /var/lib/containers"
         return self.planned(now, undo, change)
 
 

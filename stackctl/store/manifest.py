@@ -117,7 +117,7 @@ class Manifest:
             found = _stat(file)
             if found.st_mtime_ns != file.mtime_ns:
                 if digest(Path(file.path), file.bytes, tell) != file.sha256:
-                    raise _changed(file, record, "its content is not what was fetched")
+                    raise _changed(file, record, "its content differs from the fetched file")
                 file = msgspec.structs.replace(file, mtime_ns=found.st_mtime_ns)
                 changed = True
             files.append(file)

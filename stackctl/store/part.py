@@ -243,7 +243,7 @@ def unwritable(path: Path, error: OSError) -> StackctlError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StackctlError(
             f"the disk is full: cannot write {path}",
-            hint="what is there stays: free some space, and the same command goes on from here",
+            hint="the part is kept: free some space, and the same command continues it",
         )
     return StackctlError(f"cannot write {path}: {error.strerror or error}")
 

@@ -100,7 +100,7 @@ class Receiver:
         why = lost.message if lost else f"{host_of(job.wanted.url)} stays busy"
         raise StackctlError(
             f"{job.wanted.name}: {why}, {self._patience.attempts + 1} times in a row",
-            hint="what is there stays: the same command goes on from here",
+            hint="the part is kept: the same command continues it",
         )
 
     def _receive(self, job: Job, piece: int) -> float | None:

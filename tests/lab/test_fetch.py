@@ -164,7 +164,7 @@ def test_a_full_disk_leaves_what_is_there(site: Lab) -> None:
             _, said = process.communicate(timeout=60)
         assert process.returncode == 1, said
         assert "the disk is full" in said
-        assert "what is there stays" in said
+        assert "the part is kept" in said
         there = int(site.run(["du", "-sm", blobs]).stdout.split()[0])
         site.run(["rm", f"{disk}/filler"], check=True)
         assert there > 0

@@ -292,7 +292,7 @@ def test_only_what_was_sent_is_run(kept: tuple[str, str], here: Target) -> None:
     words = carry.arrive(here, "start", path, digest, "x y", "--version")
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (6, "")
-    assert "is not what was sent" in done.stderr
+    assert "is not the bundle that was sent" in done.stderr
 
 
 def test_half_of_it_is_not_kept(here: Target) -> None:

@@ -298,7 +298,7 @@ def test_what_was_there_first_is_what_comes_back(place: Place) -> None:
 
 def test_a_damaged_record_is_not_passed_over(place: Place) -> None:
     place.write(PATH, '{"schema": "stackctl.provisioned/2", "changes": []}')
-    with pytest.raises(StackctlError, match="record of what was provisioned cannot be read"):
+    with pytest.raises(StackctlError, match="record of provisioning cannot be read"):
         place.store.read()
 
 
@@ -470,7 +470,7 @@ def test_podman_by_distribution(
         ("E: dpkg was interrupted, you must manually run 'dpkg --configure -a'", "cut off",
          "dpkg --configure -a"),
         ("dpkg: error: unable to open: Read-only file system", "read-only", "remount"),
-        ("E: Something nobody has seen", "apt-get failed (exit 100)", "what it says"),
+        ("E: Something nobody has seen", "apt-get failed (exit 100)", "correct the fault"),
     ],
 )  # fmt: skip
 def test_refusals_of_the_package_manager(said: str, message: str, hint: str) -> None:

@@ -127,7 +127,7 @@ def _doubted(result: Result, slo: Slo, client: Client | None) -> Result:
     late = client.lag_ms_p99 if client is not None and client.limited else None
     if (result.name, result.status) != ("slo-itl", "ok") or not late or late < (slo.itl_ms or 0):
         return result
-    told = f"the client read {late:.1f} ms late (p99), more than what is judged"
+    told = f"the client read {late:.1f} ms late (p99), more than the limit"
     return msgspec.structs.replace(result, status="warn", evidence=told, remedy=_UNHURRIED)
 
 
