@@ -115,9 +115,9 @@ def _exchange(
         door.open_to(context, stack, new.door)
         door.require_answer(context, new)
         door.tell_waited(context, stack)
-        with proof.served():
-            # Progress may have given it more than the deadline: from its answer on, as long again.
-            start.wait(context, new, started, deadline_s=seconds + deadline_s, active=True)
+        # Progress may have given it more than the deadline: from its answer on, as long again.
+        again_s = seconds + deadline_s
+        start.wait(context, new, started, deadline_s=again_s, active=True, answered=True)
     proof.require_more(context, new)
     _leave_old(context, steps, new, before, patience)
     report = start.said(context, new, started.since)

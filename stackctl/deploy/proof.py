@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from stackctl.deploy import start
 from stackctl.deploy.context import Context
@@ -61,19 +60,8 @@ def soak(context: Context, generation: Generation, seconds: float) -> None:
         context.report.progress("soak", f"{format_duration(elapsed)} of {format_duration(seconds)}")
         state = context.systemd.state(generation.units.service)
         if not state.is_active or state.restarts:
-            with served():
-                raise start.explain(context, generation, engine, state, since - seconds)
+            raise start.explain(context, generation, engine, state, since - seconds, answered=True)
         time.sleep(_SOAK_POLL_S)
-
-
-@contextlib.contextmanager
-def served() -> Iterator[None]:
-    """What fails in here did start: it has answered."""
-    try:
-        yield
-    except DidNotStart as error:
-        error.message = error.message.replace("did not start:", "did not last:", 1)
-        raise
 
 
 def _wrong(generation: Generation, failed: Result) -> DidNotStart:

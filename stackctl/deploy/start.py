@@ -74,12 +74,19 @@ def begin(context: Context, generation: Generation, *, restart: bool = False) ->
 
 
 def wait(
-    context: Context, generation: Generation, start: Start, *, deadline_s: float, active: bool
+    context: Context,
+    generation: Generation,
+    start: Start,
+    *,
+    deadline_s: float,
+    active: bool,
+    answered: bool = False,
 ) -> float:
     """Wait until the engine of a start answers, and with ``active`` until systemd knows it as well.
 
     Podman looks at the engine once a second before it tells systemd, so who answers is often not
     active yet. Before Podman 4.6 it is the other way round: active long before it answers.
+    ``answered``: it has answered before, so a failure is not one of its start.
 
     Returns:
         Seconds since the start.
@@ -97,7 +104,7 @@ def wait(
         # What systemd says of the run before this one is not about us.
         begun = start.before is None or state.invocation != start.before
         if begun and state.has_failed:
-            raise explain(context, generation, engine, state, start.since)
+            raise explain(context, generation, engine, state, start.since, answered=answered)
         runs = ("active",) if active else ("active", "activating")
         if (
             begun
@@ -109,7 +116,7 @@ def wait(
             raise _too_late(context, generation, engine, watch.deadline_s, start.since)
         if watch.dead_s is not None and elapsed > watch.dead_s + _DYING_S:
             # Its parent still answers systemd, and may do so for hours.
-            raise explain(context, generation, engine, state, start.since)
+            raise explain(context, generation, engine, state, start.since, answered=answered)
         if time.monotonic() - asked >= _PHASE_S:
             asked = time.monotonic()
             phase = _look(context, generation, engine, start.since, watch, elapsed)
@@ -190,11 +197,18 @@ def said(context: Context, generation: Generation, since: float) -> tuple[Fact, 
 
 
 def explain(
-    context: Context, generation: Generation, engine: Engine, state: UnitState, since: float
+    context: Context,
+    generation: Generation,
+    engine: Engine,
+    state: UnitState,
+    since: float,
+    *,
+    answered: bool = False,
 ) -> DidNotStart:
     """Why a service failed: from the engine's log where it is known, else from systemd's result.
 
-    ``since`` is the time of its start.
+    ``since`` is the time of its start. ``answered``: it had started, and failed after its first
+    answer.
     """
     asked = time.monotonic()
     lines = _log(context, generation, since)
@@ -205,7 +219,10 @@ def explain(
         time.sleep(_MOST_POLL_S)
         lines = _log(context, generation, since)
     return _did_not_start(
-        f"{generation.stack} did not start: {cause_of(known, state)}", generation, lines, known
+        f"{generation.stack} did not {'last' if answered else 'start'}: {cause_of(known, state)}",
+        generation,
+        lines,
+        known,
     )
 
 
