@@ -13,7 +13,7 @@ from stackctl.cli.output import WIDTH, Row, labelled_lines
 from stackctl.cli.session import Session, verb
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.quantity import format_bytes
-from stackctl.values.cpulist import format_cpulist, parse_cpulist
+from stackctl.values.cpulist import CpuList
 from stackctl.values.host import UNLIMITED, Cpu, Gpu, Host, Memory, NumaNode, Storage, Tools
 
 _COLUMN = 10
@@ -108,7 +108,7 @@ def _title(cpu: Cpu) -> list[str]:
 
 def _cpu(cpu: Cpu) -> Iterator[Row]:
     if cpu.allowed is not None and cpu.allowed != cpu.online:
-        text = f"this process may use CPU {_short(cpu.allowed)} of {_short(cpu.online or '')}"
+        text = f"this process may use CPU {_short(cpu.allowed)} of {_short(cpu.online)}"
         yield "allowed", text
     if cpu.quota_cpus is not None:
         yield "quota", f"a cgroup grants the time of {cpu.quota_cpus:g} CPUs"
@@ -192,7 +192,7 @@ def _nodes(host: Host) -> Iterator[Row]:
     runs: list[tuple[tuple[str, str, str], list[NumaNode]]] = []
     for node in host.cpu.numa:
         size = format_bytes(node.memory_bytes) if node.memory_bytes is not None else "size unknown"
-        cores = len(parse_cpulist(_cores(host.cpu, node.cpus)))
+        cores = len(_cores(host.cpu, node.cpus))
         gpus = "".join(f", GPU {gpu.index}" for gpu in host.gpus if gpu.numa_node == node.id)
         alike = (_count_cores(cores), size, gpus)
         if len(host.cpu.numa) > _MANY and runs and runs[-1][0] == alike:
@@ -201,7 +201,7 @@ def _nodes(host: Host) -> Iterator[Row]:
             runs.append((alike, [node]))
     for (each, size, gpus), nodes in runs:
         if len(nodes) > 1:
-            numbers = format_cpulist(node.id for node in nodes)
+            numbers = CpuList(node.id for node in nodes)
             yield "nodes", f"{numbers}: {each} and {size} each{gpus}"
             continue
         where = f"cores {_short(_cores(host.cpu, nodes[0].cpus))}" if nodes[0].cpus else "no cores"
@@ -210,11 +210,10 @@ def _nodes(host: Host) -> Iterator[Row]:
 
 def _siblings(cpu: Cpu) -> str:
     """``n and n+64``, or the CPUs of some cores."""
-    cores = [parse_cpulist(core) for core in cpu.siblings]
-    steps = {tuple(number - core[0] for number in core) for core in cores}
+    steps = {tuple(number - core.first for number in core) for core in cpu.siblings if core}
     if len(steps) == 1 and cpu.threads_per_core == 2:
         return f"n and n+{steps.pop()[1]}"
-    return _some([format_cpulist(core) for core in cores if len(core) > 1])
+    return _some([str(core) for core in cpu.siblings if len(core) > 1])
 
 
 def _some(groups: list[str]) -> str:
@@ -223,14 +222,15 @@ def _some(groups: list[str]) -> str:
     return " | ".join(few)
 
 
-def _short(cpus: str) -> str:
+def _short(cpus: CpuList | None) -> str:
     """A CPU list that may be long: "0-60 by 4" for evenly spaced numbers."""
-    numbers = parse_cpulist(cpus)
+    numbers = tuple(cpus or ())
     steps = {after - before for before, after in itertools.pairwise(numbers)}
     if len(numbers) > 3 and len(steps) == 1 and steps != {1}:
         return f"{numbers[0]}-{numbers[-1]} by {steps.pop()}"
-    items = cpus.split(",")
-    return ",".join([*items[:3], "...", items[-1]]) if len(items) > _MANY else cpus
+    text = str(cpus or "")
+    items = text.split(",")
+    return ",".join([*items[:3], "...", items[-1]]) if len(items) > _MANY else text
 
 
 def _count_cores(number: int) -> str:
@@ -241,12 +241,10 @@ def _count(number: int | None, noun: str) -> str:
     return "" if number is None else f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _cores(cpu: Cpu, cpus: str) -> str:
+def _cores(cpu: Cpu, cpus: CpuList) -> CpuList:
     """CPU numbers, one for each physical core."""
-    members = set(parse_cpulist(cpus))
-    groups = (members & set(parse_cpulist(core)) for core in cpu.siblings)
-    first = {min(group) for group in groups if group}
-    return format_cpulist(first or members)
+    groups = (cpus & core for core in cpu.siblings)
+    return CpuList(group.first for group in groups if group) or cpus
 
 
 def _caches(cpu: Cpu) -> list[str]:
@@ -254,7 +252,7 @@ def _caches(cpu: Cpu) -> list[str]:
     kinds: dict[tuple[int | None, int], list[str]] = {}
     for cache in cpu.l3:
         members = _cores(cpu, cache.cpus)
-        kinds.setdefault((cache.bytes, len(parse_cpulist(members))), []).append(_short(members))
+        kinds.setdefault((cache.bytes, len(members)), []).append(_short(members))
     lines = []
     for (size, cores), groups in kinds.items():
         text = f"{len(groups)} x {format_bytes(size) if size is not None else 'unknown size'}"

@@ -8,7 +8,6 @@ from stackctl.diagnose import remedies
 from stackctl.diagnose.load import Load
 from stackctl.diagnose.telling import finding, seconds, threads_option, threads_planned, up
 from stackctl.quantity import format_bytes, format_share
-from stackctl.values.cpulist import parse_cpulist
 from stackctl.values.diagnosis import ClockLimit, CpuTime, Evidence, Finding, GpuNow, Step
 
 #: Below a tenth of the interval on a processor nothing is said of waiting for one.
@@ -171,7 +170,7 @@ def _too_many(evidence: Evidence, planned: int, allowed: int, waited: float | No
 
 def _planned_cpus(evidence: Evidence) -> int | None:
     cpus = evidence.plan.placement.cpus if evidence.plan else None
-    return len(parse_cpulist(cpus)) if cpus else None
+    return len(cpus) if cpus else None
 
 
 def pages(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
@@ -182,7 +181,7 @@ def pages(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
         return None
     if placement.policy == "preferred":
         return None  # of workers that only feed GPUs, as the node has room
-    wanted = set(parse_cpulist(placement.mems))
+    wanted = placement.mems
     shares = {page.node: page.bytes / total for page in evidence.pages}
     away = sum(part for node, part in shares.items() if node not in wanted)
     most = max((shares.get(node, 0.0) for node in wanted), default=0.0)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from stackctl.diagnose.findings import fail, info, not_told, ok, up_again
 from stackctl.engines import engine as find_engine
 from stackctl.quantity import format_bytes
-from stackctl.values.cpulist import format_cpulist, parse_cpulist
+from stackctl.values.cpulist import CpuList
 from stackctl.values.generation import Generation
 from stackctl.values.host import UNLIMITED
 from stackctl.values.result import Result
@@ -60,7 +60,7 @@ def policy(seen: Seen) -> str | None:
 
 def _policy(generation: Generation, seen: Seen) -> Result:
     placement = generation.plan.placement
-    nodes = placement.mems or ""
+    nodes = placement.mems or CpuList()
     planned = placement.policy if placement.policy == "default" else f"{placement.policy}:{nodes}"
     actual = policy(seen)
     if actual is None:
@@ -72,9 +72,9 @@ def _policy(generation: Generation, seen: Seen) -> Result:
         by_itself = "" if name == "default" else ", set by the engine itself"
         return (info if by_itself else ok)("policy", planned, f"{actual}{by_itself}")
     # The kernel's word is "prefer".
-    if name == placement.policy.removesuffix("red") and _same(have, nodes):
+    if name == placement.policy.removesuffix("red") and have and CpuList.parse(have) == nodes:
         return ok("policy", planned, actual)
-    if placement.policy == "bind" and _same(seen.mems or "", nodes):
+    if placement.policy == "bind" and seen.mems and seen.mems == nodes:
         return ok("policy", planned, f"{actual}, within nodes {seen.mems} by the cpuset")
     return fail(
         "policy",
@@ -86,16 +86,12 @@ def _policy(generation: Generation, seen: Seen) -> Result:
     )
 
 
-def _same(one: str, other: str) -> bool:
-    return bool(one) and set(parse_cpulist(one)) == set(parse_cpulist(other))
-
-
 def _memory(generation: Generation, seen: Seen) -> Result:
     """Where the pages really are: the model's apart from what the engine took itself."""
     placement = generation.plan.placement
     model, own = _sums(seen, "model"), _sums(seen, "anonymous", "shared")
     total = {node: model.get(node, 0) + own.get(node, 0) for node in {*model, *own}}
-    nodes = parse_cpulist(placement.mems or "")
+    nodes = placement.mems or CpuList()
     if not sum(total.values()):
         return not_told(seen, "memory", None, "numa")
     actual = _where(total)
@@ -105,10 +101,10 @@ def _memory(generation: Generation, seen: Seen) -> Result:
     if placement.policy == "preferred":
         return info("memory", f"on node {placement.mems}, as it has room", actual, evidence)
     if len(nodes) == 1 or placement.policy == "bind":
-        expected = f"on node{'s' if len(nodes) > 1 else ''} {format_cpulist(nodes)}"
+        expected = f"on node{'s' if len(nodes) > 1 else ''} {nodes}"
         wrong = [part for part in (own, model) if _share(part, nodes) < _BOUND]
     elif placement.policy == "interleave":
-        expected = f"spread evenly over nodes {format_cpulist(nodes)}"
+        expected = f"spread evenly over nodes {nodes}"
         wrong = [part for part in (own, model) if not _even(part, len(nodes))]
     else:
         return info("memory", "left to the kernel", actual, evidence)
@@ -150,7 +146,7 @@ def _where(held: Mapping[int, int]) -> str:
     return f"{len(shares)} nodes hold {least}-{most} % of {size} each"
 
 
-def _share(held: Mapping[int, int], nodes: tuple[int, ...]) -> float:
+def _share(held: Mapping[int, int], nodes: CpuList) -> float:
     total = sum(held.values())
     return sum(held.get(node, 0) for node in nodes) / total if total else 1.0
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from stackctl.diagnose.findings import fail, info, not_told, ok, unseen, up_again, warn
 from stackctl.engines import engine as find_engine
 from stackctl.engines.options import whole_argument
-from stackctl.values.cpulist import format_cpulist, parse_cpulist
+from stackctl.values.cpulist import CpuList
 from stackctl.values.generation import Generation
 from stackctl.values.result import Result
 from stackctl.values.seen import Seen, Thread
@@ -36,46 +36,42 @@ def _cpus(generation: Generation, seen: Seen) -> Result:
     if placement.cpus is None:
         return unseen("cpus", None, "the plan names no CPUs")
     if not lists:
-        return not_told(seen, "cpus", placement.cpus, "threads")
-    planned = set(parse_cpulist(placement.cpus))
-    each = [set(parse_cpulist(text)) for text in lists]
-    may = set[int]().union(*each)
-    actual = format_cpulist(may)
+        return not_told(seen, "cpus", str(placement.cpus), "threads")
+    planned, expected = placement.cpus, str(placement.cpus)
+    may = CpuList(cpu for cpus in lists for cpu in cpus)
+    actual = str(may)
     count = f"{len(lists)} threads"
-    if seen.online is not None and (gone := planned - set(parse_cpulist(seen.online))):
-        listed = format_cpulist(gone)
+    if seen.online is not None and (gone := planned - seen.online):
         return fail(
             "cpus",
-            placement.cpus,
+            expected,
             f"{actual}, all {count}",
-            f"the machine has CPU {listed} no more: offline, see dmesg",
-            f"sudo chcpu --enable {listed}; then stackctl restart {generation.stack}",
+            f"the machine has CPU {gone} no more: offline, see dmesg",
+            f"sudo chcpu --enable {gone}; then stackctl restart {generation.stack}",
         )
     if lacking := planned - may:
         return fail(
             "cpus",
-            placement.cpus,
+            expected,
             f"{actual}, all {count}",
-            f"no thread may use CPU {format_cpulist(lacking)}: its threads share what is left. Set "
+            f"no thread may use CPU {lacking}: its threads share what is left. Set "
             "from outside: taskset, CPUAffinity=, AllowedCPUs= or the cpuset of a slice above",
             f"systemctl show -p AllowedCPUs -p CPUAffinity {generation.units.service}; "
             f"then stackctl restart {generation.stack}",
         )
-    astray = sum(not cpus <= planned for cpus in each)
+    astray = sum(not cpus <= planned for cpus in lists)
     if astray and placement.cpuset:
         return fail(
             "cpus",
-            placement.cpus,
+            expected,
             f"{actual}: {astray} of {count} may leave them",
             "the cpuset that was planned does not hold them",
             up_again(generation),
         )
     if astray:
-        return info(
-            "cpus", placement.cpus, f"{actual}; {placement.cpus} are meant, the scheduler decides"
-        )
-    every = "every thread" if all(cpus == planned for cpus in each) else f"{count}, some on a part"
-    return ok("cpus", placement.cpus, f"{actual}, {every}")
+        return info("cpus", expected, f"{actual}; {expected} are meant, the scheduler decides")
+    every = "every thread" if all(cpus == planned for cpus in lists) else f"{count}, some on a part"
+    return ok("cpus", expected, f"{actual}, {every}")
 
 
 def _cpuset(generation: Generation, seen: Seen) -> Iterator[Result]:
@@ -101,18 +97,14 @@ def _cpuset(generation: Generation, seen: Seen) -> Iterator[Result]:
             f"stackctl doctor {generation.plan.profile} names the fix; then {up_again(generation)}",
         )
         return
-    right = _same(seen.cpuset_cpus, placement.cpus)
-    right &= not bound or _same(seen.cpuset_mems, placement.mems)
+    right = seen.cpuset_cpus == placement.cpus
+    right &= not bound or (seen.cpuset_mems or CpuList()) == placement.mems
     actual = f"CPUs {seen.cpuset_cpus}" + (f", memory nodes {seen.cpuset_mems}" if bound else "")
     if right:
         yield ok("cpuset", expected, actual)
     else:
         cause = seen.first_drift or "a slice above allows less, or it was changed"
         yield fail("cpuset", expected, actual, cause, up_again(generation))
-
-
-def _same(one: str | None, other: str | None) -> bool:
-    return one is not None and set(parse_cpulist(one)) == set(parse_cpulist(other or ""))
 
 
 def computing(threads: tuple[Thread, ...]) -> tuple[Thread, ...]:
@@ -156,7 +148,7 @@ def _threads(generation: Generation, seen: Seen) -> Iterator[Result]:
     cause = (
         f"it was started with --{options[0]} {given}" if given not in (None, planned) else watched
     )
-    cpus = len(parse_cpulist(plan.placement.cpus or ""))
+    cpus = len(plan.placement.cpus or ())
     if cpus and count > cpus:
         cause += f"; more threads than its {cpus} CPUs wait for each other at every step"
     yield fail("threads", expected, actual, cause, up_again(generation))
@@ -204,7 +196,7 @@ def _cause_of_waiting(generation: Generation, seen: Seen, others: str) -> str:
     plan = generation.plan
     options = find_engine(plan.engine).threads_options
     busy = len(computing(seen.threads) or seen.threads)
-    cpus = len(parse_cpulist(plan.placement.cpus or ""))
+    cpus = len(plan.placement.cpus or ())
     if options and busy > cpus and whole_argument(seen.argv or (), options[0]) is not None:
         return f"{busy} of its own threads share {cpus} CPUs"
     if others:

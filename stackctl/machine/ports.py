@@ -11,7 +11,7 @@ from typing import Literal
 
 from stackctl.errors import StackctlError
 from stackctl.machine.files import Machine
-from stackctl.values.cpulist import parse_cpulist
+from stackctl.values.cpulist import CpuList
 
 #: States of include/net/tcp_states.h, in hexadecimal.
 _LISTEN, _UNCONNECTED = "0A", "07"
@@ -34,7 +34,7 @@ class Listener:
 def reserved(machine: Machine) -> frozenset[int]:
     """Ports that the administrator keeps from being given away (ip_local_reserved_ports)."""
     # The same form as a list of CPUs.
-    return frozenset(parse_cpulist(machine.read(f"{_SETTINGS}/ip_local_reserved_ports") or ""))
+    return frozenset(CpuList.parse(machine.read(f"{_SETTINGS}/ip_local_reserved_ports") or ""))
 
 
 def outgoing(machine: Machine) -> range:

@@ -11,7 +11,7 @@ from stackctl.diagnose.stillness import HANG_S, stands_still
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.observe import looks, procfs
 from stackctl.probe.gpunow import gpus_now
-from stackctl.values.cpulist import parse_cpulist
+from stackctl.values.cpulist import CpuList
 from stackctl.values.diagnosis import DiagnoseReport, Evidence
 from stackctl.values.generation import Generation
 from stackctl.values.profile import Slo
@@ -73,7 +73,7 @@ def gather(
     pids = looks.pids(context, unit)
     passed_s = last.at_s - first.at_s
     status = procfs.pairs(machine.read(f"/proc/{pids[0]}/status") if pids else None)
-    allowed = len(parse_cpulist(status.get("Cpus_allowed_list", ""))) or None
+    allowed = len(CpuList.parse(status.get("Cpus_allowed_list", ""))) or None
     several_nodes = len(generation.host.cpu.numa) > 1
     return Evidence(
         stack=generation.stack,

@@ -13,6 +13,7 @@ from stackctl.engines import engine as find_engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.plan.difference import decisions
 from stackctl.units.render import without_labels
+from stackctl.values.cpulist import CpuList
 from stackctl.values.door import Door
 from stackctl.values.generation import Generation
 from stackctl.values.history import Change, DiffReport, UnitChange
@@ -82,11 +83,15 @@ def _facts(generation: Generation) -> dict[str, Scalar]:
         "served name": plan.served_name,
         "port": plan.port,
         "front door": _front_door(generation.door),
-        "CPUs": place.cpus,
-        "memory nodes": place.mems,
+        "CPUs": _text(place.cpus),
+        "memory nodes": _text(place.mems),
         "memory policy": place.policy,
         "GPUs": ",".join(place.gpus) or None,
     }
+
+
+def _text(cpus: CpuList | None) -> str | None:
+    return None if cpus is None else str(cpus)
 
 
 def _front_door(door: Door | None) -> str | None:

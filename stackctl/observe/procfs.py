@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from stackctl.machine.files import Machine
+from stackctl.values.cpulist import CpuList
 from stackctl.values.seen import Kind, NodeBytes, Pages, Process
 
 #: Ticks of a second in /proc (USER_HZ), on every architecture that engines are built for.
@@ -113,13 +114,13 @@ def all_times(machine: Machine, pids: Iterable[int]) -> dict[tuple[int, int], Ti
     return {(pid, tid): seen for pid in pids for tid, seen in times(machine, pid).items()}
 
 
-def affinities(machine: Machine, pid: int) -> dict[int, str]:
-    """The CPUs that each thread may use, as kernel lists."""
+def affinities(machine: Machine, pid: int) -> dict[int, CpuList]:
+    """Return the CPUs that each thread may use, by its number."""
     found = {}
     for path in machine.glob(f"/proc/{pid}/task/[0-9]*/status"):
         cpus = pairs(machine.read(path)).get("Cpus_allowed_list")
         if cpus is not None:
-            found[int(path.split("/")[4])] = cpus
+            found[int(path.split("/")[4])] = CpuList.parse(cpus)
     return found
 
 

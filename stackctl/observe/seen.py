@@ -22,6 +22,7 @@ from stackctl.observe.watch import watch
 from stackctl.probe.nvml import Nvml
 from stackctl.probe.reading import Reader
 from stackctl.units.door import door_container
+from stackctl.values.cpulist import CpuList
 from stackctl.values.generation import Fact, Generation
 from stackctl.values.host import UNLIMITED
 from stackctl.values.seen import (
@@ -94,10 +95,10 @@ def gather(
         threads=seen.threads,
         watched=seen.did,
         watched_s=seen.seconds,
-        online=(machine.read("/sys/devices/system/cpu/online") or "").strip() or None,
-        mems=status.get("Mems_allowed_list"),
-        cpuset_cpus=cpuset_cpus,
-        cpuset_mems=cpuset_mems,
+        online=_cpu_list(machine.read("/sys/devices/system/cpu/online")),
+        mems=_cpu_list(status.get("Mems_allowed_list")),
+        cpuset_cpus=_cpu_list(cpuset_cpus),
+        cpuset_mems=_cpu_list(cpuset_mems),
         cpuset_controller=controller,
         memlock_bytes=memlock(machine.read(f"/proc/{pid}/limits")),
         hugepages=_chosen(machine.read("/sys/kernel/mm/transparent_hugepage/enabled")),
@@ -215,6 +216,11 @@ def memlock(limits: str | None) -> int | None:
     line = next((x for x in (limits or "").splitlines() if x.startswith("Max locked memory")), "")
     value = (line.removeprefix("Max locked memory").split() or [""])[0]
     return UNLIMITED if value == "unlimited" else int(value) if value.isdecimal() else None
+
+
+def _cpu_list(text: str | None) -> CpuList | None:
+    """Return a list in a file of the kernel's; None if the file is empty or missing."""
+    return CpuList.parse(text) or None if text is not None else None
 
 
 def _chosen(text: str | None) -> str | None:

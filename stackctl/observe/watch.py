@@ -12,7 +12,7 @@ from stackctl.health.answer import PROMPT
 from stackctl.machine import http
 from stackctl.machine.files import Machine
 from stackctl.observe import procfs
-from stackctl.values.cpulist import format_cpulist, parse_cpulist
+from stackctl.values.cpulist import CpuList
 from stackctl.values.plan import Plan
 from stackctl.values.seen import Neighbour, Thread
 
@@ -88,7 +88,7 @@ def threads(
     was: Mapping[int, procfs.Times],
     now: Mapping[int, procfs.Times],
     pid: int,
-    cpus: Mapping[int, str | None],
+    cpus: Mapping[int, CpuList | None],
 ) -> Iterator[Thread]:
     """The threads of a process, with what they did between two looks."""
     none = procfs.Times(0, 0)
@@ -113,8 +113,8 @@ def _neighbours(
     seconds: float,
 ) -> Iterator[Neighbour]:
     """Processes that compute, or wait for a CPU to, and may do so on the plan's; most first."""
-    planned = set(parse_cpulist(plan.placement.cpus or ""))
-    online = set(parse_cpulist(machine.read("/sys/devices/system/cpu/online") or ""))
+    planned = set(plan.placement.cpus or ())
+    online = set(CpuList.parse(machine.read("/sys/devices/system/cpu/online") or ""))
     shares = []
     for pid in after.keys() - own:
         all_threads = tuple(
@@ -126,7 +126,7 @@ def _neighbours(
             shares.append((wanted, ran, pid))
     for wanted, ran, pid in sorted(shares, reverse=True):
         lists = procfs.affinities(machine, pid).values()
-        cpus = {cpu for text in lists for cpu in parse_cpulist(text)}
+        cpus = {cpu for one in lists for cpu in one}
         stat = procfs.one(machine, pid)
         if stat is None or not cpus & planned:
             continue
@@ -135,6 +135,6 @@ def _neighbours(
             command=stat.command,
             share=round(ran, 2),
             wanted=round(wanted, 2),
-            cpus=format_cpulist(cpus),
+            cpus=CpuList(cpus),
             pinned=cpus <= planned and cpus < online,
         )

@@ -7,7 +7,7 @@ from collections.abc import Sequence, Set
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.plan import ledger
 from stackctl.values.claim import Claim
-from stackctl.values.cpulist import format_cpulist, parse_cpulist
+from stackctl.values.cpulist import CpuList
 from stackctl.values.host import Host
 from stackctl.values.profile import PlacementWish
 
@@ -24,21 +24,21 @@ def usable_cores(
     shared cores only slow down.
     """
     cpu = host.cpu
-    allowed = set(parse_cpulist(cpu.allowed or cpu.online or ""))
+    allowed = set(cpu.allowed or cpu.online or ())
     if not allowed and cpu.threads:
         allowed = set(range(cpu.threads))
     if wish.cpus is not None:
-        wanted = set(parse_cpulist(str(wish.cpus)))
+        wanted = CpuList.parse(str(wish.cpus))
         if not wanted or not wanted <= allowed:
             raise StackctlError(
-                f"placement.cpus: may not use CPU {format_cpulist(wanted - allowed)}".rstrip(),
-                hint=f"CPUs: {format_cpulist(allowed)}",
+                f"placement.cpus: may not use CPU {wanted - allowed}".rstrip(),
+                hint=f"CPUs: {CpuList(allowed)}",
                 exit_code=ExitCode.USAGE,
             )
         # CPUs that the user names are used, whoever else claims them.
         return _grouped(host, wanted), False
     if wish.nodes is not None or wish.policy == "bind":
-        allowed &= {c for node in cpu.numa if node.id in nodes for c in parse_cpulist(node.cpus)}
+        allowed &= {c for node in cpu.numa if node.id in nodes for c in node.cpus}
         if not allowed:
             raise StackctlError(
                 "placement: the chosen NUMA nodes have no CPU",
@@ -47,7 +47,7 @@ def usable_cores(
             )
     if cpu.kinds:
         # Hybrid processors: the slowest thread sets the pace, so only the fastest kind is used.
-        allowed = (allowed & set(parse_cpulist(cpu.kinds[0].cpus))) or allowed
+        allowed = (allowed & set(cpu.kinds[0].cpus)) or allowed
     cores = _grouped(host, allowed)
     # A core whose sibling is claimed is claimed, also by one that this process may not use.
     taken = _with_siblings(host, ledger.claimed_cpus(claims))
@@ -63,15 +63,14 @@ def cores_of_one_node(
     """Return the node with most of the cores, and those, for an engine that uses one node."""
     if wish.nodes is not None:
         raise StackctlError(
-            f"placement.nodes: {engine} on the CPU uses one NUMA node, not {format_cpulist(nodes)}",
+            f"placement.nodes: {engine} on the CPU uses one NUMA node, not {CpuList(nodes)}",
             hint=f'--set placement.nodes="{nodes[0]}"',
             exit_code=ExitCode.USAGE,
         )
     best: int = nodes[0]
     most: Cores = ()
     for node in host.cpu.numa:
-        own = set(parse_cpulist(node.cpus))
-        there = tuple(core for core in cores if own & set(core))
+        there = tuple(core for core in cores if node.cpus & set(core))
         if node.id in nodes and len(there) > len(most):
             best, most = node.id, there
     return (best,), most or cores
@@ -80,20 +79,19 @@ def cores_of_one_node(
 def claimants(host: Host, chosen: Cores, claims: Sequence[Claim]) -> tuple[str, ...]:
     """Return the stacks that claim CPUs of the chosen cores."""
     mine = _with_siblings(host, {cpu for core in chosen for cpu in core})
-    return tuple(claim.stack for claim in claims if mine & set(parse_cpulist(claim.cpus)))
+    return tuple(claim.stack for claim in claims if claim.cpus & mine)
 
 
 def _with_siblings(host: Host, cpus: Set[int]) -> set[int]:
     """The CPUs and all that share a core with them."""
-    cores = (set(parse_cpulist(core)) for core in host.cpu.siblings)
-    return set(cpus).union(*(core for core in cores if core & cpus))
+    return set(cpus).union(*(core for core in host.cpu.siblings if core & cpus))
 
 
-def _grouped(host: Host, allowed: set[int]) -> Cores:
+def _grouped(host: Host, allowed: Set[int]) -> Cores:
     cpu = host.cpu
     if cpu.siblings:
-        groups = (set(parse_cpulist(core)) & allowed for core in cpu.siblings)
-        return tuple(tuple(sorted(group)) for group in groups if group)
+        groups = (core & allowed for core in cpu.siblings)
+        return tuple(tuple(group) for group in groups if group)
     if cpu.cores and cpu.threads and cpu.cores < cpu.threads and len(allowed) == cpu.threads:
         # Which CPUs share a core is unknown: numbering first all cores, then siblings, is usual.
         return tuple((first,) for first in sorted(allowed)[: cpu.cores])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 
 from stackctl.values.claim import Claim, GpuShare
-from stackctl.values.cpulist import parse_cpulist
+from stackctl.values.cpulist import CpuList
 from stackctl.values.plan import Plan
 
 
@@ -16,10 +16,11 @@ def claim_of(plan: Plan) -> Claim:
         GpuShare(index=int(gpu), bytes=plan.memory.total_bytes) for gpu in plan.placement.gpus
     )
     main = plan.host_memory if plan.placement.gpus else plan.memory
+    bound = plan.placement.mems if plan.placement.policy == "bind" else None
     return Claim(
         stack=plan.stack,
-        cpus=plan.placement.cpus or "",
-        mems=(plan.placement.mems or "") if plan.placement.policy == "bind" else "",
+        cpus=plan.placement.cpus or CpuList(),
+        mems=bound or CpuList(),
         memory_bytes=main.total_bytes if main is not None else 0,
         gpus=gpus,
         port=plan.port,
@@ -34,7 +35,7 @@ def others(claims: Sequence[Claim], stack: str) -> tuple[Claim, ...]:
 
 def claimed_cpus(claims: Sequence[Claim]) -> frozenset[int]:
     """Return the CPUs that the claims take."""
-    return frozenset(cpu for claim in claims for cpu in parse_cpulist(claim.cpus))
+    return frozenset(cpu for claim in claims for cpu in claim.cpus)
 
 
 def claimed_gpu_bytes(claims: Sequence[Claim], index: int) -> int:
@@ -48,9 +49,7 @@ def claimed_memory(claims: Sequence[Claim], nodes: Set[int] = frozenset()) -> in
     Memory that is not bound may lie on any node, so it counts on each.
     """
     return sum(
-        claim.memory_bytes
-        for claim in claims
-        if not nodes or not claim.mems or nodes & set(parse_cpulist(claim.mems))
+        claim.memory_bytes for claim in claims if not nodes or not claim.mems or claim.mems & nodes
     )
 
 

@@ -9,7 +9,6 @@ from stackctl.engines.protocol import Footprint
 from stackctl.plan import ledger
 from stackctl.quantity import format_bytes
 from stackctl.values.claim import Claim
-from stackctl.values.cpulist import parse_cpulist
 from stackctl.values.host import Gpu, Host
 from stackctl.values.plan import MemoryBudget, Placement
 
@@ -36,7 +35,7 @@ def memory_limit(host: Host, placement: Placement, claims: Sequence[Claim] = ())
     total, of = host.memory.total_bytes, "memory"
     claimed = ledger.claimed_memory(claims)
     if placement.policy == "bind" and placement.mems is not None:
-        wanted = set(parse_cpulist(placement.mems))
+        wanted = placement.mems
         sizes = [node.memory_bytes for node in host.cpu.numa if node.id in wanted]
         if sizes and all(size is not None for size in sizes):
             total, of = sum(size or 0 for size in sizes), f"memory of node {placement.mems}"

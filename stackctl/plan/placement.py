@@ -12,7 +12,7 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.plan import ledger
 from stackctl.plan.cores import Cores, claimants, cores_of_one_node, usable_cores
 from stackctl.values.claim import Claim
-from stackctl.values.cpulist import format_cpulist, parse_cpulist
+from stackctl.values.cpulist import CpuList
 from stackctl.values.host import Gpu, Host
 from stackctl.values.plan import Decision, Placement, Policy, Source
 from stackctl.values.profile import PlacementWish, Profile
@@ -78,8 +78,8 @@ def place(host: Host, profile: Profile, claims: Sequence[Claim] = ()) -> Placed:
     use_cpuset, enforced = _cpuset(host, chosen, bound=bound, partly=partly)
     why_cpus += enforced
     placement = Placement(
-        cpus=format_cpulist(core[0] for core in chosen) or None,
-        mems=format_cpulist(nodes) if nodes else None,
+        cpus=CpuList(core[0] for core in chosen) or None,
+        mems=CpuList(nodes) or None,
         gpus=tuple(str(gpu.index) for gpu in gpus),
         policy=policy,
         cpuset=use_cpuset,
@@ -132,7 +132,7 @@ def _decisions(
     asked: Source = "override" if overridden else "profile"
     cpus = Decision(
         field="cpus",
-        value=placement.cpus,
+        value=str(placement.cpus) if placement.cpus is not None else None,
         reason=why_cpus,
         source=asked if _names_cpus(wish) else "derived",
     )
@@ -178,7 +178,7 @@ def _gpus(host: Host, profile: Profile, claims: Sequence[Claim]) -> tuple[tuple[
         count, why = find_engine(profile.engine).usable_gpus(len(host.gpus))
         used = host.gpus[:count]
         return used, _named(used) + (f"; {why}" if why else "")
-    wanted = parse_cpulist(str(wish))
+    wanted = CpuList.parse(str(wish))
     found = tuple(gpu for gpu in host.gpus if gpu.index in wanted)
     if len(found) != len(wanted) or not wanted:
         raise StackctlError(
@@ -198,15 +198,15 @@ def _nodes(host: Host, wish: PlacementWish) -> tuple[int, ...]:
     have = tuple(node.id for node in host.cpu.numa if node.memory_bytes != 0)
     if wish.nodes is None:
         return have
-    wanted = parse_cpulist(str(wish.nodes))
+    wanted = CpuList.parse(str(wish.nodes))
     missing = [node for node in wanted if node not in have]
     if missing or not wanted:
         raise StackctlError(
-            f"placement.nodes: this machine has no NUMA node {format_cpulist(missing)}".rstrip(),
-            hint=f"nodes: {format_cpulist(have) or 'none known'}",
+            f"placement.nodes: this machine has no NUMA node {CpuList(missing)}".rstrip(),
+            hint=f"nodes: {CpuList(have) or 'none known'}",
             exit_code=ExitCode.USAGE,
         )
-    return wanted
+    return tuple(wanted)
 
 
 def sharing(stacks: Sequence[str]) -> str:
@@ -223,7 +223,7 @@ def _near_gpu(host: Host, cores: Cores, gpus: tuple[Gpu, ...]) -> tuple[Cores, s
     places: list[str] = []
     for gpu in gpus:
         node = next((n for n in host.cpu.numa if n.id == gpu.numa_node), None)
-        local = set(parse_cpulist(node.cpus)) if node is not None else set()
+        local = set(node.cpus) if node is not None else set()
         near = [core for core in cores if set(core) & local and core not in chosen]
         if near or len(host.cpu.numa) == 1:
             places.append(f"on GPU {gpu.index}'s node")
@@ -253,10 +253,10 @@ def _beside_gpus(
 
 def _policy(host: Host, wish: PlacementWish, nodes: tuple[int, ...]) -> tuple[Policy, str]:
     if wish.policy == "bind":
-        return "bind", f"memory bound to node {format_cpulist(nodes)}, as asked"
+        return "bind", f"memory bound to node {CpuList(nodes)}, as asked"
     if wish.nodes is not None and wish.policy == "auto":
         if len(nodes) == 1:
-            return "bind", f"node {format_cpulist(nodes)} was asked for"
+            return "bind", f"node {CpuList(nodes)} was asked for"
         return "interleave", "pages spread over the nodes asked for: all their bandwidth"
     if wish.policy in ("default", "interleave"):
         return wish.policy, "as asked"

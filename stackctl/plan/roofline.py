@@ -21,7 +21,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stackctl.values.cpulist import parse_cpulist
 from stackctl.values.host import Gpu, Host
 from stackctl.values.measured import Calibration
 from stackctl.values.model import Model
@@ -206,7 +205,7 @@ def _cpu_bandwidth(
     nodes = [node for node in host.cpu.numa if node.memory_bytes]
     share = 1.0
     if placement.mems and len(nodes) > 1:
-        share = min(1.0, len(parse_cpulist(placement.mems)) / len(nodes))
+        share = min(1.0, len(placement.mems) / len(nodes))
     worst = _NODES_LOSE if len(nodes) > 1 and placement.policy != "bind" else 1.0
     if peak.measured is not None:
         whole, (low, high) = peak.measured, _OF_MEASURED_MOE if moe else _OF_MEASURED_DENSE

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Sequence
 
-from stackctl.probe.reading import cpu_set
 from stackctl.values.host import Cpu
 
 #: Far above a core's share of the largest caches (32 MiB), so that nearly all comes from memory.
@@ -76,8 +75,8 @@ def measure_bandwidth(
 
 
 def _one_of_each_core(cpu: Cpu) -> list[int]:
-    allowed = cpu_set(cpu.allowed or cpu.online or "") & os.sched_getaffinity(0)
-    cores = [cpu_set(core) & allowed for core in cpu.siblings] or [
+    allowed = set(cpu.allowed or cpu.online or ()) & os.sched_getaffinity(0)
+    cores = [frozenset(core & allowed) for core in cpu.siblings] or [
         frozenset({one}) for one in allowed
     ]
     return sorted(min(core) for core in cores if core)

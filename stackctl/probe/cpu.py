@@ -12,7 +12,7 @@ from stackctl.probe.kinds import probe_kinds
 from stackctl.probe.numa import probe_numa
 from stackctl.probe.reading import Reader, cpu_set
 from stackctl.probe.topology import CPU, cores_of_entries, probe_cores, probe_groups, probe_l3
-from stackctl.values.cpulist import format_cpulist
+from stackctl.values.cpulist import CpuList
 from stackctl.values.host import Cpu, Problem
 
 #: AMD families whose "siblings" are cores that share a floating-point unit (Bulldozer, Jaguar).
@@ -47,16 +47,16 @@ def probe_cpu(
         cores=len(cores) or None,
         threads=len(known) or None,
         threads_per_core=per_core,
-        online=format_cpulist(known) or None,
+        online=CpuList(known) or None,
         allowed=_allowed(reader, online, problems),
-        siblings=tuple(format_cpulist(core) for core in cores),
+        siblings=tuple(CpuList(core) for core in cores),
         isa=isa(info.flags or ()),
         smt=_smt(reader, per_core),
         l3=probe_l3(reader, sysfs, cores),
         numa=probe_numa(reader, online, total_bytes, problems),
         governor=_common(reader, sysfs, "scaling_governor"),
         dies=probe_groups(reader, sysfs, "die"),
-        offline=format_cpulist(offline) or None,
+        offline=CpuList(offline) or None,
         kinds=probe_kinds(reader, online or frozenset()),
         quota_cpus=quota(reader),
         governor_driver=_driver(reader, sysfs),
@@ -125,11 +125,11 @@ def _online(
             )
             return None
     if folders and not online <= folders:
-        lost = format_cpulist(online - folders)
+        lost = CpuList(online - folders)
         reader.damaged(f"{CPU}/online", f"CPUs {lost} are online but have no folder")
         online &= folders
     if described and not online <= described:
-        lost = format_cpulist(online - described)
+        lost = CpuList(online - described)
         reader.damaged(f"{CPU}/online", f"CPUs {lost} are online but have no topology")
         online &= described
     return online or None
@@ -156,7 +156,9 @@ def _driver(reader: Reader, online: list[int]) -> str | None:
     return driver
 
 
-def _allowed(reader: Reader, online: frozenset[int] | None, problems: list[Problem]) -> str | None:
+def _allowed(
+    reader: Reader, online: frozenset[int] | None, problems: list[Problem]
+) -> CpuList | None:
     path = "/proc/self/status"
     allowed = online
     line = _ALLOWED.search(reader.text(path) or "")
@@ -181,4 +183,4 @@ def _allowed(reader: Reader, online: frozenset[int] | None, problems: list[Probl
                 why=f"{path} allows none of the CPUs that are online",
             )
         )
-    return format_cpulist(allowed) or None if allowed is not None else None
+    return CpuList(allowed or ()) or None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stackctl.probe.reading import Reader
 from stackctl.probe.topology import CPU
-from stackctl.values.cpulist import format_cpulist
+from stackctl.values.cpulist import CpuList
 from stackctl.values.host import CoreKind
 
 #: Where the drivers of hybrid processors list the CPUs of each kind, fastest first.
@@ -32,7 +32,7 @@ def probe_kinds(reader: Reader, online: frozenset[int]) -> tuple[CoreKind, ...]:
         return tuple(
             CoreKind(
                 name=name,
-                cpus=format_cpulist(cpus),
+                cpus=CpuList(cpus),
                 capacity=max((capacities[cpu] for cpu in cpus if cpu in capacities), default=None),
             )
             for name, cpus in present
@@ -44,7 +44,7 @@ def probe_kinds(reader: Reader, online: frozenset[int]) -> tuple[CoreKind, ...]:
     if len(groups) > 1:
         names = ["big", *["middle"] * (len(groups) - 2), "little"]
         return tuple(
-            CoreKind(name=name, cpus=format_cpulist(cpus), capacity=capacity)
+            CoreKind(name=name, cpus=CpuList(cpus), capacity=capacity)
             for name, (capacity, cpus) in zip(names, groups, strict=True)
         )
     classes = _by_clock(reader, online)
@@ -52,8 +52,7 @@ def probe_kinds(reader: Reader, online: frozenset[int]) -> tuple[CoreKind, ...]:
         return ()
     names = ["performance", "efficient", *["low-power"] * (len(classes) - 2)]
     return tuple(
-        CoreKind(name=name, cpus=format_cpulist(cpus))
-        for name, cpus in zip(names, classes, strict=True)
+        CoreKind(name=name, cpus=CpuList(cpus)) for name, cpus in zip(names, classes, strict=True)
     )
 
 

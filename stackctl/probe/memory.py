@@ -10,6 +10,7 @@ from stackctl.probe import dmi
 from stackctl.probe.cgroup import folders
 from stackctl.probe.numa import gpu_free, gpu_nodes
 from stackctl.probe.reading import Reader
+from stackctl.values.cpulist import CpuList
 from stackctl.values.host import Bandwidth, Cpu, HugePages, Memory, NumaNode, Problem
 
 _DMI = "/sys/firmware/dmi/tables/DMI"
@@ -102,7 +103,7 @@ def reconcile(
     total: int | None,
     problems: list[Problem],
     *,
-    online: str | None = None,
+    online: CpuList | None = None,
 ) -> tuple[NumaNode, ...]:
     """NUMA nodes whose memory adds up to the machine's, or is unknown.
 

@@ -6,7 +6,7 @@ import re
 
 from stackctl.errors import StackctlError
 from stackctl.probe.reading import Reader, cpu_set, tidy
-from stackctl.values.cpulist import format_cpulist
+from stackctl.values.cpulist import CpuList
 from stackctl.values.host import NumaNode, Problem
 
 _NODE = "/sys/devices/system/node"
@@ -29,14 +29,14 @@ def probe_numa(
     if not numbers:
         if not online:
             return ()
-        return (NumaNode(id=0, cpus=format_cpulist(online), memory_bytes=total_bytes),)
+        return (NumaNode(id=0, cpus=CpuList(online), memory_bytes=total_bytes),)
     columns = _columns(reader, numbers)
     left_out = gpu_nodes(reader)
     sets = _cpu_sets(reader, [number for number in numbers if number not in left_out], problems)
     return tuple(
         NumaNode(
             id=number,
-            cpus=format_cpulist(cpus if online is None else cpus & online),
+            cpus=CpuList(cpus if online is None else cpus & online),
             memory_bytes=_memory(reader, number),
             distances=_distances(reader, f"{_NODE}/node{number}/distance", columns, list(sets)),
         )
@@ -74,7 +74,7 @@ def _cpu_sets(
             Problem(
                 code="numa-overlap",
                 what="NUMA nodes overlap",
-                why=f"nodes {format_cpulist(overlapping)} repeat CPUs of others (numa=fake, or "
+                why=f"nodes {CpuList(overlapping)} repeat CPUs of others (numa=fake, or "
                 "damaged firmware tables) and are left out",
             )
         )

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from stackctl.errors import StackctlError
 from stackctl.machine.files import Machine
-from stackctl.values.cpulist import parse_cpulist
+from stackctl.values.cpulist import CpuList
 from stackctl.values.host import Problem
 
 #: Linux supports at most 8192 CPUs; a list that names far more in all is a damaged file.
@@ -32,7 +32,7 @@ def cpu_set(text: str) -> frozenset[int]:
     named = 0
     # Recordings of some machines hold whole pages, filled up with NULs.
     for item in text.strip("\0 \t\r\n").split(","):
-        part = parse_cpulist(item)
+        part = CpuList.parse(item)
         named += max(1, len(part))
         if named > _MOST_CPUS:
             raise StackctlError("it names more CPUs than a machine can have")

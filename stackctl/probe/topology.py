@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from stackctl.probe.reading import Reader, tidy
-from stackctl.values.cpulist import format_cpulist
+from stackctl.values.cpulist import CpuList
 from stackctl.values.host import L3
 
 CPU = "/sys/devices/system/cpu"
@@ -39,7 +39,7 @@ def probe_cores(reader: Reader, online: list[int], *, by_number: bool = False) -
             return None
         core = shared & everything
         if cpu not in core or core & covered or len(core) > _MOST_SIBLINGS:
-            reader.damaged(path, f"CPU {cpu} cannot share a core with {format_cpulist(shared)!r}")
+            reader.damaged(path, f"CPU {cpu} cannot share a core with '{CpuList(shared)}'")
             return None
         covered |= core
         numbers = (
@@ -147,7 +147,7 @@ def probe_l3(reader: Reader, online: list[int], cores: Cores) -> tuple[L3, ...]:
         # Itanium says nothing here of a cache that one core has to itself.
         cpus = (shared or next((core for core in cores if cpu in core), shared)) & everything
         if cpu not in cpus or cpus & covered:
-            reader.damaged(path, f"CPU {cpu} cannot share an L3 with {format_cpulist(shared)!r}")
+            reader.damaged(path, f"CPU {cpu} cannot share an L3 with '{CpuList(shared)}'")
             continue
         covered |= cpus
         found.append((reader.number(f"{folder}/id"), _size(reader, f"{folder}/size"), cpus))
@@ -156,7 +156,7 @@ def probe_l3(reader: Reader, online: list[int], cores: Cores) -> tuple[L3, ...]:
     numbered = None not in ids and len(set(ids)) == len(ids)
     return tuple(
         L3(id=number if numbered and number is not None else order, bytes=size,
-           cpus=format_cpulist(cpus))
+           cpus=CpuList(cpus))
         for order, (number, size, cpus) in enumerate(found)
     )  # fmt: skip
 

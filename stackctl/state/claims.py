@@ -15,7 +15,6 @@ from stackctl.machine.files import Machine
 from stackctl.state.paths import Paths
 from stackctl.values.base import from_json
 from stackctl.values.claim import Claim
-from stackctl.values.cpulist import parse_cpulist
 
 _CLAIM = re.compile(r"^Claim=(.*)$", re.MULTILINE)
 _UNITS = "containers/systemd/stackctl"
@@ -47,7 +46,6 @@ def _read(machine: Machine, paths: Paths, *, homes: Sequence[str]) -> tuple[Clai
             continue
         try:
             claim = from_json(match[1], Claim, where=path)
-            parse_cpulist(claim.cpus)
         except StackctlError:
             continue  # damaged, or of another version: its claim is unknown
         if min((claim.memory_bytes, *(share.bytes for share in claim.gpus))) >= 0:

@@ -10,7 +10,6 @@ from pathlib import PurePath
 from typing import Literal
 
 import jinja2
-import msgspec
 
 from stackctl.engines import engine as find_engine
 from stackctl.engines import model_mounts
@@ -19,6 +18,7 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.resources import data_folder
 from stackctl.units import devicewait, healthcheck, quoting
 from stackctl.units.quadlet import Keys, parse_version
+from stackctl.values.base import to_plain
 from stackctl.values.claim import Claim
 from stackctl.values.host import UNLIMITED
 from stackctl.values.plan import Plan
@@ -107,7 +107,7 @@ def render(plan: Plan, target: Target, generation: int, unit: str | None = None)
         startup=healthcheck.startup_command(plan.listens, health_path),
         health=healthcheck.command(plan.listens, health_path),
         unset=engine.overriding,
-        claim=json.dumps(msgspec.to_builtins(target.claim), ensure_ascii=True),
+        claim=json.dumps(to_plain(target.claim), ensure_ascii=True),
         memlock=None if memlock is None else "-1" if memlock == UNLIMITED else str(memlock),
         restart=engine.restart,
         restarts=RESTARTS,

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from stackctl.errors import ExitCode, StackctlError
+from stackctl.values.cpulist import CpuList
 
 
 class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -20,12 +21,34 @@ V = TypeVar("V", bound=Value)
 def to_json(value: Value, *, indent: int = 2) -> str:
     """The JSON text of a value, keys in the order of its fields, ending in a newline."""
     try:
-        raw = msgspec.json.encode(value)
+        raw = msgspec.json.encode(value, enc_hook=_plain)
     except UnicodeEncodeError:
         # The name of a file need not be text; a document must be.
-        plain = json.dumps(msgspec.to_builtins(value), ensure_ascii=False)
+        plain = json.dumps(to_plain(value), ensure_ascii=False)
         raw = plain.encode("utf-8", "replace")
     return msgspec.json.format(raw, indent=indent).decode() + "\n"
+
+
+def to_plain(value: Value) -> Any:
+    """Return a value as dicts, lists and scalars, as they stand in its JSON."""
+    return msgspec.to_builtins(value, enc_hook=_plain)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, CpuList):
+        return str(value)
+    raise NotImplementedError(type(value).__name__)
+
+
+def _value(kind: type, raw: object) -> CpuList:
+    if kind is not CpuList:
+        raise NotImplementedError(kind.__name__)
+    if not isinstance(raw, str):
+        raise TypeError(f"expected a list such as 0-13,16, got {type(raw).__name__}")
+    try:
+        return CpuList.parse(raw)
+    except StackctlError as error:
+        raise ValueError(error.message) from None
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -82,6 +105,6 @@ def convert(raw: Any, kind: type[V], *, where: str) -> V:
                 exit_code=ExitCode.USAGE,
             )
     try:
-        return msgspec.convert(raw, kind, strict=True)
+        return msgspec.convert(raw, kind, strict=True, dec_hook=_value)
     except (msgspec.ValidationError, RecursionError, UnicodeEncodeError) as error:
         raise StackctlError(f"{where}: {error}", exit_code=ExitCode.USAGE) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stackctl.values.base import Value
+from stackctl.values.cpulist import CpuList
 
 
 class GpuShare(Value, frozen=True, kw_only=True):
@@ -19,8 +20,8 @@ class Claim(Value, frozen=True, kw_only=True):
     """
 
     stack: str
-    cpus: str = ""
-    mems: str = ""
+    cpus: CpuList = CpuList()
+    mems: CpuList = CpuList()
     memory_bytes: int = 0
     gpus: tuple[GpuShare, ...] = ()
     port: int | None = None

@@ -1,9 +1,9 @@
-"""Kernel CPU lists such as ``0-13,16``."""
+"""Lists of CPUs or NUMA nodes, as the kernel writes them: ``0-13,16``."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Set
 
 from stackctl.errors import ExitCode, StackctlError
 
@@ -14,11 +14,77 @@ _MOST = 65536
 _MOST_NAMED = 4 * _MOST
 
 
-def parse_cpulist(text: str) -> tuple[int, ...]:
-    """Sorted CPU numbers of a kernel list, also in its ``first-last:used/group`` form.
+class CpuList(Set[int]):
+    """A frozen set of CPU or node numbers, which iterates in their order.
 
-    Raises StackctlError (exit 2) for anything else.
+    Its text is the kernel's short form, in JSON too; the empty text is the empty set.
     """
+
+    __slots__ = ("_members", "_numbers")
+
+    def __init__(self, numbers: Iterable[int] = ()) -> None:
+        """Hold these numbers; they may repeat and have any order."""
+        self._members = frozenset(numbers)
+        self._numbers = tuple(sorted(self._members))
+
+    @classmethod
+    def parse(cls, text: str) -> CpuList:
+        """Read a list of the kernel's, also in its ``first-last:used/group`` form.
+
+        Raises:
+            StackctlError: exit 2 for any other text.
+        """
+        return cls(_parse(text))
+
+    def __contains__(self, number: object) -> bool:
+        """Return True for a member."""
+        return number in self._members
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the numbers in ascending order."""
+        return iter(self._numbers)
+
+    def __len__(self) -> int:
+        """Return how many numbers there are."""
+        return len(self._numbers)
+
+    def __hash__(self) -> int:
+        """Return the hash of the equal frozenset."""
+        return hash(self._members)
+
+    def __and__(self, other: Set[object]) -> CpuList:
+        """Return the numbers in both."""
+        return CpuList(number for number in self._numbers if number in other)
+
+    def __or__(self, other: Iterable[int]) -> CpuList:  # type: ignore[override]
+        """Return the numbers in either."""
+        return CpuList((*self._numbers, *other))
+
+    def __sub__(self, other: Set[object]) -> CpuList:
+        """Return the numbers that are not in the other."""
+        return CpuList(number for number in self._numbers if number not in other)
+
+    @property
+    def first(self) -> int:
+        """The smallest number; there must be one."""
+        return self._numbers[0]
+
+    def __str__(self) -> str:
+        """Return the kernel's short form; empty for none."""
+        runs: list[list[int]] = []
+        for number in self._numbers:
+            if runs and number == runs[-1][1] + 1:
+                runs[-1][1] = number
+            else:
+                runs.append([number, number])
+        return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+    def __repr__(self) -> str:
+        """Return the expression that makes an equal list."""
+        return f"CpuList.parse({str(self)!r})"
+
+
+def _parse(text: str) -> set[int]:
     cpus: set[int] = set()
     named = 0
     items = text.strip().split(",")
@@ -50,15 +116,4 @@ def parse_cpulist(text: str) -> tuple[int, ...]:
         if named > _MOST_NAMED:
             raise StackctlError("a CPU list that repeats CPUs", exit_code=ExitCode.USAGE)
         cpus.update(cpu for cpu in span if group is None or (cpu - first) % group < (used or 0))
-    return tuple(sorted(cpus))
-
-
-def format_cpulist(cpus: Iterable[int]) -> str:
-    """The kernel's short form of a set of CPU numbers; empty for none."""
-    runs: list[list[int]] = []
-    for cpu in sorted(set(cpus)):
-        if runs and cpu == runs[-1][1] + 1:
-            runs[-1][1] = cpu
-        else:
-            runs.append([cpu, cpu])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    return cpus

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 from stackctl.values.base import Value
+from stackctl.values.cpulist import CpuList
 
 #: What "unlimited" is in limits: RLIM_INFINITY, so that comparisons need no special case.
 UNLIMITED = 2**64 - 1
@@ -58,7 +59,7 @@ class L3(Value, frozen=True, kw_only=True):
 
     id: int
     bytes: int | None = None
-    cpus: str
+    cpus: CpuList
 
 
 class NumaNode(Value, frozen=True, kw_only=True):
@@ -68,7 +69,7 @@ class NumaNode(Value, frozen=True, kw_only=True):
     """
 
     id: int
-    cpus: str = ""
+    cpus: CpuList = CpuList()
     memory_bytes: int | None = None
     distances: tuple[int, ...] = ()
 
@@ -78,7 +79,7 @@ class CoreKind(Value, frozen=True, kw_only=True):
     (1024: the fastest)."""
 
     name: str
-    cpus: str
+    cpus: CpuList
     capacity: int | None = None
 
 
@@ -97,16 +98,16 @@ class Cpu(Value, frozen=True, kw_only=True):
     cores: int | None = None
     threads: int | None = None
     threads_per_core: int | None = None
-    online: str | None = None
-    allowed: str | None = None
-    siblings: tuple[str, ...] = ()
+    online: CpuList | None = None
+    allowed: CpuList | None = None
+    siblings: tuple[CpuList, ...] = ()
     isa: tuple[str, ...] = ()
     smt: bool | None = None
     l3: tuple[L3, ...] = ()
     numa: tuple[NumaNode, ...] = ()
     governor: str | None = None
     dies: int | None = None
-    offline: str | None = None
+    offline: CpuList | None = None
     kinds: tuple[CoreKind, ...] = ()
     quota_cpus: float | None = None
     governor_driver: str | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from stackctl.values.base import Value
+from stackctl.values.cpulist import CpuList
 from stackctl.values.model import Model
 
 Source = Literal["override", "profile", "measured", "derived", "catalogue", "engine-default"]
@@ -46,8 +47,8 @@ class Placement(Value, frozen=True, kw_only=True):
     stacks that claim some of the same cores.
     """
 
-    cpus: str | None = None
-    mems: str | None = None
+    cpus: CpuList | None = None
+    mems: CpuList | None = None
     gpus: tuple[str, ...] = ()
     policy: Policy = "default"
     cpuset: bool = False

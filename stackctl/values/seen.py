@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 from stackctl.values.base import Value
+from stackctl.values.cpulist import CpuList
 from stackctl.values.generation import Fact
 from stackctl.values.result import Result
 
@@ -56,7 +57,7 @@ class Thread(Value, frozen=True, kw_only=True):
 
     process: int
     id: int
-    cpus: str | None = None
+    cpus: CpuList | None = None
     computed_ns: int | None = None
     waited_ns: int | None = None
 
@@ -117,7 +118,7 @@ class Neighbour(Value, frozen=True, kw_only=True):
     command: str
     share: float
     wanted: float
-    cpus: str
+    cpus: CpuList
     pinned: bool
 
 
@@ -141,9 +142,9 @@ class Seen(Value, frozen=True, kw_only=True):
 
     ``environment`` holds NAME=VALUE of planned variables, ``unplanned`` names only, of variables
     that engines read and neither the plan nor the image sets. ``online`` (the machine's CPUs),
-    ``mems`` and ``cpuset_*`` are kernel lists. ``started`` is in seconds since 1970. ``watched``
-    says what the engine did while its threads and its neighbours were watched, for ``watched_s``.
-    ``report`` is what it says over HTTP now, ``log`` what it said when it started.
+    ``mems`` and ``cpuset_*`` are CPU or node lists. ``started`` is in seconds since 1970.
+    ``watched`` says what the engine did while its threads and its neighbours were watched, for
+    ``watched_s``. ``report`` is what it says over HTTP now, ``log`` what it said when it started.
     """
 
     pid: int
@@ -157,10 +158,10 @@ class Seen(Value, frozen=True, kw_only=True):
     threads: tuple[Thread, ...] = ()
     watched: str | None = None
     watched_s: float | None = None
-    online: str | None = None
-    mems: str | None = None
-    cpuset_cpus: str | None = None
-    cpuset_mems: str | None = None
+    online: CpuList | None = None
+    mems: CpuList | None = None
+    cpuset_cpus: CpuList | None = None
+    cpuset_mems: CpuList | None = None
     cpuset_controller: bool | None = None
     memlock_bytes: int | None = None
     hugepages: str | None = None

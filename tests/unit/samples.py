@@ -13,6 +13,7 @@ from stackctl.plan.solve import Known, solve
 from stackctl.resources import data_folder
 from stackctl.sources.catalogue import find_repo, read_entry
 from stackctl.sources.profiles import Profiles
+from stackctl.values.cpulist import CpuList
 from stackctl.values.generation import Generation, Outcome
 from stackctl.values.host import (
     L3,
@@ -72,7 +73,7 @@ def machine(
     """A machine from the CPU lists of its cores and nodes; nodes have equal memory."""
     per_core = len(cores[0].replace("-", ",").split(","))
     threads = len(cores) * per_core
-    online = f"0-{threads - 1}"
+    online = CpuList(range(threads))
     rows = [[10 if a == b else 20 for b in range(len(nodes))] for a in range(len(nodes))]
     return Host(
         scope=scope,
@@ -84,15 +85,17 @@ def machine(
             threads=threads,
             threads_per_core=per_core,
             online=online,
-            allowed=allowed or online,
-            siblings=tuple(cores),
+            allowed=CpuList.parse(allowed) if allowed is not None else online,
+            siblings=tuple(CpuList.parse(core) for core in cores),
             isa=tuple(isa),
             smt=per_core > 1,
-            l3=tuple(L3(id=n, bytes=32 * MIB, cpus=cpus) for n, cpus in enumerate(l3)),
+            l3=tuple(
+                L3(id=n, bytes=32 * MIB, cpus=CpuList.parse(cpus)) for n, cpus in enumerate(l3)
+            ),
             numa=tuple(
                 NumaNode(
                     id=n,
-                    cpus=cpus,
+                    cpus=CpuList.parse(cpus),
                     memory_bytes=memory // len(nodes),
                     distances=tuple(rows[n]),
                 )

@@ -24,6 +24,7 @@ from stackctl.diagnose.load import load_of
 from stackctl.diagnose.rules import RULES
 from stackctl.observe.top import Row
 from stackctl.values.base import from_json, to_json
+from stackctl.values.cpulist import CpuList
 from stackctl.values.diagnosis import (
     CpuTime,
     DiagnoseReport,
@@ -474,7 +475,7 @@ def placed(**changes: Any) -> Plan:
 
 
 def test_pages_on_other_nodes() -> None:
-    bound = placed(mems="1", policy="bind")
+    bound = placed(mems=CpuList([1]), policy="bind")
     pages = (NodeBytes(node=0, bytes=3 * 2**30), NodeBytes(node=1, bytes=2**30))
     (first, *_) = diagnose(Evidence(plan=bound, pages=pages, stack="x", profile="cpu"))
     assert (first.name, first.status) == ("page-cache-misplacement", "fail")
@@ -487,11 +488,11 @@ def test_pages_on_other_nodes() -> None:
     ]
     well = (NodeBytes(node=0, bytes=2**20), NodeBytes(node=1, bytes=2**30))
     assert wrong(diagnose(Evidence(plan=bound, pages=well))) == []
-    spread = placed(mems="0-1", policy="interleave")
+    spread = placed(mems=CpuList([0, 1]), policy="interleave")
     assert wrong(diagnose(Evidence(plan=spread, pages=pages))) == []
     assert wrong(diagnose(Evidence(plan=spread, pages=well))) == ["page-cache-misplacement"]
     # Of workers that feed a GPU it lies where there is room.
-    assert diagnose(Evidence(plan=placed(mems="1", policy="preferred"), pages=pages)) == ()
+    assert diagnose(Evidence(plan=placed(mems=CpuList([1]), policy="preferred"), pages=pages)) == ()
 
 
 def test_a_gpu_that_is_not_used() -> None:

@@ -36,9 +36,9 @@ from stackctl.plan.solve import Known
 from stackctl.state.claims import binding, declared
 from stackctl.state.paths import paths
 from stackctl.units.render import Target, render
-from stackctl.values.base import from_json, to_json
+from stackctl.values.base import from_json, to_json, to_plain
 from stackctl.values.claim import Claim, GpuShare
-from stackctl.values.cpulist import parse_cpulist
+from stackctl.values.cpulist import CpuList
 from stackctl.values.host import Host
 from stackctl.values.plan import Plan
 
@@ -48,10 +48,9 @@ def stack(name: str, host: Host = EPYC_GPU, *claims: Claim, **changes: Any) -> P
     return plan(host, shipped_model(wish), wish, claims=claims)
 
 
-def cores_of(host: Host, cpus: str) -> set[str]:
+def cores_of(host: Host, cpus: CpuList) -> set[CpuList]:
     """The physical cores that a CPU list touches."""
-    wanted = set(parse_cpulist(cpus))
-    return {core for core in host.cpu.siblings if wanted & set(parse_cpulist(core))}
+    return {core for core in host.cpu.siblings if cpus & core}
 
 
 def test_what_a_plan_claims() -> None:
@@ -60,21 +59,33 @@ def test_what_a_plan_claims() -> None:
     assert made.host_memory is not None
     assert on_gpu == Claim(
         stack="gpu-nvfp4",
-        cpus="14-15",
+        cpus=CpuList.parse("14-15"),
         memory_bytes=made.host_memory.total_bytes,
         gpus=(GpuShare(index=0, bytes=made.memory.total_bytes),),
         port=8000,
     )
     on_cpu = claim_of(stack("cpu-moe-batch"))
-    assert (on_cpu.cpus, on_cpu.gpus, on_cpu.port) == ("0-13", (), 8082)
+    assert (on_cpu.cpus, on_cpu.gpus, on_cpu.port) == (CpuList.parse("0-13"), (), 8082)
     assert on_cpu.memory_bytes > 138 * 10**9
     assert from_json(to_json(on_cpu), Claim, where="test") == on_cpu
 
 
 def test_sums() -> None:
     claims = (
-        Claim(stack="a", cpus="0-3", memory_bytes=5, gpus=(GpuShare(index=0, bytes=7),), port=1),
-        Claim(stack="b", cpus="8", memory_bytes=6, gpus=(GpuShare(index=1, bytes=9),), port=2),
+        Claim(
+            stack="a",
+            cpus=CpuList.parse("0-3"),
+            memory_bytes=5,
+            gpus=(GpuShare(index=0, bytes=7),),
+            port=1,
+        ),
+        Claim(
+            stack="b",
+            cpus=CpuList.parse("8"),
+            memory_bytes=6,
+            gpus=(GpuShare(index=1, bytes=9),),
+            port=2,
+        ),
         Claim(stack="c"),
     )
     assert ledger.claimed_cpus(claims) == {0, 1, 2, 3, 8}
@@ -114,11 +125,14 @@ def test_a_cpu_stack_takes_the_cores_that_are_left() -> None:
     second = plan(
         EPYC, GEMMA, profile(LATENCY, stack="second", port=9000), claims=(claim_of(first),)
     )
-    assert (first.placement.cpus, second.placement.cpus) == ("0-13", "14-15")
+    assert (first.placement.cpus, second.placement.cpus) == (
+        CpuList.parse("0-13"),
+        CpuList.parse("14-15"),
+    )
 
 
 def test_cores_that_are_all_claimed_are_shared_and_the_plan_says_so() -> None:
-    alone, claim = plan(EPYC, GEMMA, LATENCY), Claim(stack="x", cpus="0-15")
+    alone, claim = plan(EPYC, GEMMA, LATENCY), Claim(stack="x", cpus=CpuList.parse("0-15"))
     made = plan(EPYC, GEMMA, LATENCY, claims=(claim,))
     assert made.argv == alone.argv
     assert (made.placement.cpus, made.placement.shared_with) == (alone.placement.cpus, ("x",))
@@ -127,11 +141,15 @@ def test_cores_that_are_all_claimed_are_shared_and_the_plan_says_so() -> None:
     assert "cores shared with x: both slow down while both work" in made.verdict.reasons
     assert (made.verdict.fits, made.verdict.viable) == (alone.verdict.fits, alone.verdict.viable)
     # Only those are named whose cores are used.
-    halves = (Claim(stack="a", cpus="0-7"), Claim(stack="b", cpus="8-15"), Claim(stack="c"))
+    halves = (
+        Claim(stack="a", cpus=CpuList.parse("0-7")),
+        Claim(stack="b", cpus=CpuList.parse("8-15")),
+        Claim(stack="c"),
+    )
     made = plan(EPYC, GEMMA, LATENCY, claims=halves)
     assert made.placement.shared_with == ("a", "b")
     named = plan(EPYC, GEMMA, profile(LATENCY, placement={"cpus": "0-3"}), claims=halves)
-    assert (named.placement.cpus, named.placement.shared_with) == ("0-3", ("a",))
+    assert (named.placement.cpus, named.placement.shared_with) == (CpuList.parse("0-3"), ("a",))
     # Nothing is shared where cores are left.
     assert plan(EPYC, GEMMA, LATENCY, claims=halves[:1]).placement.shared_with == ()
 
@@ -150,7 +168,7 @@ def test_memory_bound_to_another_node_is_not_taken_from_this_one() -> None:
     host = HOSTS["dual-nps4"]
     first = plan(host, IQUEST, profile(LATENCY, stack="first", placement={"nodes": "0"}))
     claim = claim_of(first)
-    assert claim.mems == "0"
+    assert claim.mems == CpuList.parse("0")
     wish = profile(LATENCY, stack="second", port=9000, placement={"nodes": "1"})
     alone, beside = plan(host, IQUEST, wish), plan(host, IQUEST, wish, claims=(claim,))
     assert beside.memory.limit_bytes == alone.memory.limit_bytes
@@ -162,7 +180,7 @@ def test_memory_bound_to_another_node_is_not_taken_from_this_one() -> None:
     loose = Claim(stack="x", memory_bytes=10 * GIB)
     anywhere = plan(host, IQUEST, wish, claims=(loose,))
     assert (anywhere.memory.limit_bytes or 0) == (alone.memory.limit_bytes or 0) - 10 * GIB
-    assert claim_of(plan(host, IQUEST)).mems == ""
+    assert claim_of(plan(host, IQUEST)).mems == CpuList()
 
 
 def test_a_port_that_another_stack_claims_is_told() -> None:
@@ -179,13 +197,15 @@ def test_a_port_that_another_stack_claims_is_told() -> None:
 
 def test_a_core_is_claimed_with_its_sibling() -> None:
     host = HOSTS["epyc-smt"]
-    claim = Claim(stack="x", cpus="16-19")
+    claim = Claim(stack="x", cpus=CpuList.parse("16-19"))
     made = plan(host, GEMMA, LATENCY, claims=(claim,))
-    assert not set(parse_cpulist(made.placement.cpus or "")) & set(range(4))
+    assert not set(made.placement.cpus or ()) & set(range(4))
     # Also where this process may not use the sibling itself.
-    some = msgspec.structs.replace(host, cpu=msgspec.structs.replace(host.cpu, allowed="0-15"))
-    assert plan(some, GEMMA, LATENCY, claims=(claim,)).placement.cpus == "4-15"
-    assert not cores_of(host, made.placement.cpus or "") & cores_of(host, claim.cpus)
+    some = msgspec.structs.replace(
+        host, cpu=msgspec.structs.replace(host.cpu, allowed=CpuList(range(16)))
+    )
+    assert plan(some, GEMMA, LATENCY, claims=(claim,)).placement.cpus == CpuList.parse("4-15")
+    assert not cores_of(host, made.placement.cpus or CpuList()) & cores_of(host, claim.cpus)
 
 
 def test_memory_of_others_is_not_there() -> None:
@@ -203,7 +223,7 @@ def test_claims_that_do_not_bind_are_passed_over_where_they_alone_stand_in_the_w
 
     free, said = past()
     assert (free.verdict.fits, said) == (True, None)
-    huge = Claim(stack="theirs", cpus="0-3", memory_bytes=2**60)
+    huge = Claim(stack="theirs", cpus=CpuList.parse("0-3"), memory_bytes=2**60)
     made, said = past(huge)
     assert made == free
     assert said is not None
@@ -211,9 +231,9 @@ def test_claims_that_do_not_bind_are_passed_over_where_they_alone_stand_in_the_w
     many = [Claim(stack=f"s{number}", memory_bytes=2**50) for number in range(9)]
     assert "s0, s1, s2 and 6 more" in (past(*many)[1] or "")
     # What fits beside them leaves them their share.
-    small = Claim(stack="theirs", cpus="0-3", memory_bytes=GIB)
+    small = Claim(stack="theirs", cpus=CpuList.parse("0-3"), memory_bytes=GIB)
     made, said = past(small)
-    assert not set(parse_cpulist(made.placement.cpus or "")) & set(range(4))
+    assert not set(made.placement.cpus or ()) & set(range(4))
     assert said is None
     # A copy of one's own claim in somebody's home does not take that away.
     own = Claim(stack="own", memory_bytes=2**60)
@@ -238,7 +258,7 @@ def test_plans_never_take_what_others_claim(
     claims = tuple(
         Claim(
             stack=f"other-{number}",
-            cpus=",".join(str((first + k) % threads) for k in range(count)),
+            cpus=CpuList((first + k) % threads for k in range(count)),
             memory_bytes=memory * GIB,
             gpus=(GpuShare(index=0, bytes=gpu * GIB),),
         )
@@ -249,7 +269,7 @@ def test_plans_never_take_what_others_claim(
     except StackctlError as error:
         assert error.exit_code in (ExitCode.REFUSED, ExitCode.HOST)
         return
-    mine = cores_of(host, made.placement.cpus or "")
+    mine = cores_of(host, made.placement.cpus or CpuList())
     taken_cores = {core for claim in claims for core in cores_of(host, claim.cpus)}
     if mine & taken_cores:
         # Shared only where none is left, and told.
@@ -296,7 +316,7 @@ def test_claims_are_read_from_the_units_of_every_scope(tmp_path: Path) -> None:
     assert kept == (found[:1] if os.geteuid() == 0 else found)
     # And a plan of the one leaves the other its share.
     again = plan(EPYC_GPU, first.model, shipped("cpu-moe-batch"), claims=found)
-    assert again.placement.cpus == "0-13"
+    assert again.placement.cpus == CpuList.parse("0-13")
 
 
 @pytest.mark.parametrize(
@@ -322,7 +342,7 @@ def test_a_damaged_claim_counts_nothing(line: str, tmp_path: Path) -> None:
     (tmp_path / "sys").mkdir()
     put(tmp_path, SYSTEM, "odd", f"[X-Stackctl]\n{line}\n[Service]\n")
     good = claim_of(stack("cpu-small"))
-    put(tmp_path, SYSTEM, "good", f"[X-Stackctl]\nClaim={json.dumps(msgspec.to_builtins(good))}\n")
+    put(tmp_path, SYSTEM, "good", f"[X-Stackctl]\nClaim={json.dumps(to_plain(good))}\n")
     assert declared(RecordedMachine(tmp_path), paths("system", {})) == (good,)
 
 

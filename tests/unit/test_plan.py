@@ -43,9 +43,9 @@ from stackctl.probe import probe
 from stackctl.quantity import format_bytes
 from stackctl.resources import data_folder
 from stackctl.sources.profiles import Profiles
-from stackctl.values.base import from_json, to_json
+from stackctl.values.base import from_json, to_json, to_plain
 from stackctl.values.claim import Claim, GpuShare
-from stackctl.values.cpulist import parse_cpulist
+from stackctl.values.cpulist import CpuList
 from stackctl.values.host import UNLIMITED, Bandwidth, Gpu, Host, Memory, NumaNode
 from stackctl.values.measured import EngineOption
 from stackctl.values.model import Model
@@ -85,13 +85,13 @@ def summary(made: Plan) -> str:
         "model": made.model.source,
         "image": made.image,
         "argv": argv,
-        "placement": msgspec.to_builtins(made.placement),
+        "placement": to_plain(made.placement),
         "memlock_bytes": made.memlock_bytes,
         "memory": sizes(made.memory),
         "host_memory": None if made.host_memory is None else sizes(made.host_memory),
-        "prediction": msgspec.to_builtins(made.prediction),
-        "verdict": msgspec.to_builtins(made.verdict),
-        "timing": msgspec.to_builtins(made.timing),
+        "prediction": to_plain(made.prediction),
+        "verdict": to_plain(made.verdict),
+        "timing": to_plain(made.timing),
         "decisions": {
             d.field: f"{json.dumps(d.value)} [{d.source}] {d.reason}" for d in made.decisions
         },
@@ -103,7 +103,7 @@ def sizes(budget: MemoryBudget) -> dict[str, Any]:
     """A budget, bytes for people too."""
     return {
         name: f"{size} ({format_bytes(size)})" if isinstance(size, int) else size
-        for name, size in msgspec.to_builtins(budget).items()
+        for name, size in to_plain(budget).items()
     }
 
 
@@ -138,7 +138,7 @@ def test_golden_joint_plans(order: tuple[str, str], golden: Callable[[str, str],
     for made in (before, after):
         assert (made.verdict.fits, made.verdict.viable) == (True, True)
     cpus = {made.profile: made.placement.cpus for made in (before, after)}
-    assert cpus == {"gpu-nvfp4": "14-15", "cpu-moe-batch": "0-13"}
+    assert cpus == {"gpu-nvfp4": CpuList.parse("14-15"), "cpu-moe-batch": CpuList.parse("0-13")}
     assert before.port != after.port
     assert decided(after if order[1] == "cpu-moe-batch" else before)["threads"] == 14
     # The GPU is the one's alone: what was first takes nothing from what it gets.
@@ -193,7 +193,7 @@ def test_the_reference_machine(objective: str) -> None:
     assert made.memlock_bytes == UNLIMITED
     assert made.placement.policy == "default"
     # Two cores are kept free: the others are named.
-    assert (made.placement.cpus, made.placement.cpuset) == ("0-13", True)
+    assert (made.placement.cpus, made.placement.cpuset) == (CpuList.parse("0-13"), True)
     assert made.verdict.fits is True
     assert values_of(made, "ctx-size") == ["8192" if objective == "latency" else "32768"]
     assert values_of(made, "host") == ["127.0.0.1"]
@@ -214,7 +214,7 @@ def test_never_distribute_over_more_nodes_than_it_knows(name: str, objective: st
 def test_hyperthreads_are_not_used() -> None:
     smt, plain = plan(HOSTS["epyc-smt"]), plan(EPYC)
     assert decided(smt)["threads"] == decided(plain)["threads"] == 14
-    assert smt.placement.cpus == "0-13"
+    assert smt.placement.cpus == CpuList.parse("0-13")
     assert smt.placement.cpuset
     # A user's services cannot have a cpuset there: the scheduler is trusted.
     desktop = plan(HOSTS["desktop"], GEMMA)
@@ -321,8 +321,8 @@ def test_a_cgroup_limit_counts_before_the_memory_of_the_machine() -> None:
 
 def test_placement_by_nodes() -> None:
     made = plan(HOSTS["dual-nps4"], IQUEST, profile(placement={"nodes": "1"}))
-    assert made.placement.mems == "1"
-    assert made.placement.cpus == "24-47"
+    assert made.placement.mems == CpuList.parse("1")
+    assert made.placement.cpus == CpuList.parse("24-47")
     assert (made.placement.policy, made.placement.cpuset) == ("bind", True)
     assert values_of(made, "numa") == ["numactl"]
     assert decided(made)["threads-batch"] == 24
@@ -330,12 +330,12 @@ def test_placement_by_nodes() -> None:
     assert made.memory.limit_bytes is not None
     assert made.memory.limit_bytes < 192 * GIB
     two = plan(HOSTS["dual-nps4"], IQUEST, profile(placement={"nodes": "0-1"}))
-    assert (two.placement.policy, two.placement.mems) == ("interleave", "0-1")
+    assert (two.placement.policy, two.placement.mems) == ("interleave", CpuList.parse("0-1"))
 
 
 def test_placement_by_cpus() -> None:
     made = plan(EPYC, IQUEST, profile(placement={"cpus": "0-7"}))
-    assert (made.placement.cpus, made.placement.cpuset) == ("0-7", True)
+    assert (made.placement.cpus, made.placement.cpuset) == (CpuList.parse("0-7"), True)
     assert decided(made)["threads-batch"] == 8
     smt = plan(HOSTS["epyc-smt"], IQUEST, profile(placement={"cpus": "0-3,16-19"}))
     assert decided(smt)["threads-batch"] == 4
@@ -345,7 +345,7 @@ def test_placement_within_what_is_allowed() -> None:
     some = machine(cores=[str(n) for n in range(8)], nodes=["0-7"], memory=64 * GIB, allowed="2-5")
     made = plan(some, GEMMA)
     assert decided(made)["threads"] == 4
-    assert made.placement.cpus == "2-5"
+    assert made.placement.cpus == CpuList.parse("2-5")
 
 
 @pytest.mark.parametrize(
@@ -368,21 +368,24 @@ def test_placement_that_the_machine_lacks(placement: dict[str, Any], words: str,
 
 def test_nodes_without_cpus() -> None:
     nodes = (
-        NumaNode(id=0, cpus="0-3", memory_bytes=32 * GIB),
-        NumaNode(id=1, cpus="", memory_bytes=64 * GIB),
-        NumaNode(id=2, cpus="4-7", memory_bytes=0),
+        NumaNode(id=0, cpus=CpuList.parse("0-3"), memory_bytes=32 * GIB),
+        NumaNode(id=1, cpus=CpuList(), memory_bytes=64 * GIB),
+        NumaNode(id=2, cpus=CpuList.parse("4-7"), memory_bytes=0),
     )
     base = machine(cores=[str(n) for n in range(8)], nodes=["0-7"], memory=96 * GIB)
     host = msgspec.structs.replace(base, cpu=msgspec.structs.replace(base.cpu, numa=nodes))
     # Memory is spread over the nodes that have any; all CPUs work.
     made = plan(host, GEMMA)
-    assert (made.placement.mems, made.placement.policy) == ("0-1", "interleave")
+    assert (made.placement.mems, made.placement.policy) == (CpuList.parse("0-1"), "interleave")
     assert decided(made)["threads-batch"] == 7
     with pytest.raises(StackctlError, match="have no CPU") as caught:
         plan(host, GEMMA, profile(placement={"nodes": "1"}))
     assert "placement.cpus" in (caught.value.hint or "")
     given = plan(host, GEMMA, profile(placement={"nodes": "1", "cpus": "0-3"}))
-    assert (given.placement.mems, given.placement.cpus) == ("1", "0-3")
+    assert (given.placement.mems, given.placement.cpus) == (
+        CpuList.parse("1"),
+        CpuList.parse("0-3"),
+    )
     with pytest.raises(StackctlError, match="no NUMA node 2"):
         plan(host, GEMMA, profile(placement={"nodes": "2"}))
 
@@ -404,11 +407,11 @@ def dual_with(*nodes: int | None) -> Host:
 def test_workers_of_a_gpu_prefer_memory_beside_it(name: str) -> None:
     wish = shipped(name)
     made = plan(dual_with(5), shipped_model(wish), wish)
-    assert (made.placement.policy, made.placement.mems) == ("preferred", "5")
+    assert (made.placement.policy, made.placement.mems) == ("preferred", CpuList.parse("5"))
     assert "node 5" in reason(made, "memory-policy")
     assert not values_of(made, "numa")
     # A node that is full is no reason to fail: what it claims may lie on any.
-    assert claim_of(made).mems == ""
+    assert claim_of(made).mems == CpuList()
     whole = HOSTS["dual-nps4"].memory.total_bytes or 0
     assert made.host_memory is not None
     assert (made.host_memory.limit_bytes or 0) > 0.9 * whole > 0
@@ -421,14 +424,14 @@ def test_workers_of_a_gpu_prefer_memory_beside_it(name: str) -> None:
 def test_where_no_one_node_is_beside_the_gpus(nodes: tuple[int | None, ...], why: str) -> None:
     wish = shipped("gpu-nvfp4")
     made = plan(dual_with(*nodes), shipped_model(wish), profile(wish, placement={"gpus": "all"}))
-    assert (made.placement.policy, made.placement.mems) == ("default", "0-7")
+    assert (made.placement.policy, made.placement.mems) == ("default", CpuList.parse("0-7"))
     assert reason(made, "memory-policy").startswith(why)
 
 
 def test_experts_in_main_memory_use_the_bandwidth_of_all_nodes() -> None:
     wish = shipped("hybrid-moe")
     made = plan(dual_with(5), shipped_model(wish), wish)
-    assert (made.placement.policy, made.placement.mems) == ("interleave", "0-7")
+    assert (made.placement.policy, made.placement.mems) == ("interleave", CpuList.parse("0-7"))
     assert values_of(made, "numa") == ["numactl"]
 
 
@@ -437,7 +440,7 @@ def test_a_gpu_s_memory_policy_may_be_the_profile_s() -> None:
     for policy in ("default", "interleave"):
         asked = profile(wish, placement={"policy": policy})
         made = plan(dual_with(5), shipped_model(wish), asked)
-        assert (made.placement.policy, made.placement.mems) == (policy, "0-7")
+        assert (made.placement.policy, made.placement.mems) == (policy, CpuList.parse("0-7"))
     bound = profile(wish, placement={"nodes": "5"})
     assert plan(dual_with(5), shipped_model(wish), bound).placement.policy == "bind"
 
@@ -616,17 +619,17 @@ FACTS = st.sampled_from(
 def test_what_is_true_of_every_plan(host: Host, model: Any, wish: Any, facts: Any) -> None:
     made = plan(host, model, wish, facts)
     value = decided(made)
-    allowed = set(parse_cpulist(host.cpu.allowed or ""))
-    cores = [set(parse_cpulist(core)) & allowed for core in host.cpu.siblings]
+    allowed = set(host.cpu.allowed or ())
+    cores = [set(core) & allowed for core in host.cpu.siblings]
     most = len([core for core in cores if core]) or len(allowed)
 
     assert 1 <= value["threads"] <= value["threads-batch"] <= most
-    assert set(parse_cpulist(made.placement.cpus or "")) <= allowed
+    assert set(made.placement.cpus or ()) <= allowed
     if made.placement.cpuset:
         assert made.placement.cpus
         assert "cpuset" in host.tools.cgroup_controllers
     with_memory = {node.id for node in host.cpu.numa if node.memory_bytes}
-    assert set(parse_cpulist(made.placement.mems or "")) <= with_memory
+    assert set(made.placement.mems or ()) <= with_memory
 
     memory = made.memory
     assert memory.total_bytes == memory.weights_bytes + memory.kv_bytes + memory.compute_bytes
@@ -734,7 +737,7 @@ CLAIMS = st.lists(
     st.builds(
         Claim,
         stack=st.sampled_from(["x", "y"]),
-        cpus=st.sampled_from(["", "0", "0-3", "1,3,5"]),
+        cpus=st.sampled_from(["", "0", "0-3", "1,3,5"]).map(CpuList.parse),
         memory_bytes=st.integers(0, 64).map(lambda n: n * GIB),
         gpus=st.sampled_from([(), (GpuShare(index=0, bytes=20 * GIB),)]),
         port=st.none() | st.integers(8000, 8100),
@@ -762,15 +765,15 @@ def test_no_plan_exceeds_the_machine(
     if made is None:
         return
     value = decided(made)
-    allowed = set(parse_cpulist(host.cpu.allowed or ""))
-    cpus = set(parse_cpulist(made.placement.cpus or ""))
+    allowed = set(host.cpu.allowed or ())
+    cpus = set(made.placement.cpus or ())
     assert cpus <= allowed
     # Cores are shared only where none is left, and then the plan says with whom.
-    taken_cpus = {cpu for claim in claims for cpu in parse_cpulist(claim.cpus)}
-    overlap = {c.stack for c in claims if set(parse_cpulist(c.cpus)) & cpus}
+    taken_cpus = {cpu for claim in claims for cpu in claim.cpus}
+    overlap = {c.stack for c in claims if set(c.cpus) & cpus}
     assert overlap <= set(made.placement.shared_with)
     if overlap:
-        cores = [set(parse_cpulist(core)) for core in host.cpu.siblings]
+        cores = [set(core) for core in host.cpu.siblings]
         # Where siblings are unknown, as many CPUs as there are cores are taken for cores.
         usable = cores or [{cpu} for cpu in sorted(allowed)[: host.cpu.cores]]
         # A core is taken as well where only its other CPU is claimed.

@@ -23,6 +23,7 @@ from stackctl.probe.names import Names
 from stackctl.probe.reading import Reader
 from stackctl.requirements.facts import Scope
 from stackctl.values.base import from_json, to_json
+from stackctl.values.cpulist import CpuList
 from stackctl.values.host import UNLIMITED, Cpu, Host, Problem
 
 UID = os.getuid()
@@ -481,10 +482,8 @@ def test_this_machine(scope: Scope) -> None:
     assert not any(problem.what.startswith("tools:") for problem in host.problems)
 
 
-def _cpus(text: str | None) -> set[int]:
-    from stackctl.values.cpulist import parse_cpulist
-
-    return set(parse_cpulist(text or ""))
+def _cpus(cpus: CpuList | None) -> set[int]:
+    return set(cpus or ())
 
 
 def test_probing_leaves_no_thread_behind() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from stackctl.probe.doctor import findings
 from stackctl.requirements import ITEMS
+from stackctl.values.cpulist import CpuList
 from stackctl.values.host import (
     UNLIMITED,
     CdiSpec,
@@ -31,8 +32,9 @@ NAME = "nvidia.com/gpu=0"
 READY = Host(
     scope="user",
     cpu=Cpu(
-        cores=16, threads=32, online="0-31", allowed="0-31", governor="performance",
-        numa=(NumaNode(id=0, cpus="0-31"),),
+        cores=16, threads=32, online=CpuList(range(32)), allowed=CpuList(range(32)),
+        governor="performance",
+        numa=(NumaNode(id=0, cpus=CpuList.parse("0-31")),),
     ),
     memory=Memory(total_bytes=768 * GIB, transparent_hugepages="madvise"),
     gpus=(
@@ -48,7 +50,10 @@ READY = Host(
     ),
     limits=Limits(memlock_bytes=UNLIMITED),
 )  # fmt: skip
-TWO_NODES = (NumaNode(id=0, cpus="0-15"), NumaNode(id=1, cpus="16-31"))
+TWO_NODES = (
+    NumaNode(id=0, cpus=CpuList.parse("0-15")),
+    NumaNode(id=1, cpus=CpuList.parse("16-31")),
+)
 
 
 def changed(**changes: dict[str, Any]) -> Host:
@@ -92,7 +97,7 @@ def test_a_host_that_is_ready() -> None:
         ({"cpu": {"governor": "powersave"}}, "governor", "warn", "scaling_governor"),
         ({"memory": {"transparent_hugepages": "always"}}, "transparent-hugepages", "info", "tee"),
         ({"cpu": {"quota_cpus": 4.0}}, "cpu-quota", "warn", "CPUQuota"),
-        ({"cpu": {"allowed": "0-7"}}, "cpus-allowed", "warn", "AllowedCPUs"),
+        ({"cpu": {"allowed": CpuList(range(8))}}, "cpus-allowed", "warn", "AllowedCPUs"),
         ({"memory": {"limit_bytes": GIB}}, "memory-limit", "warn", "MemoryMax"),
         (
             {"tools": {"numa_balancing": True}, "cpu": {"numa": TWO_NODES}},

@@ -25,6 +25,7 @@ from stackctl.probe.cdi import judge, parse, probe_cdi
 from stackctl.probe.doctor import findings
 from stackctl.probe.nvml import ask
 from stackctl.probe.reading import Reader
+from stackctl.values.cpulist import CpuList
 from stackctl.values.host import CdiSpec, Cpu, Gpu, Host, HugePages
 
 FACTS = Path(__file__).resolve().parents[1] / "machines"
@@ -540,7 +541,7 @@ def test_read_speed(big: Path) -> None:
 
 def _cpu() -> Cpu:
     usable = sorted(os.sched_getaffinity(0))
-    return Cpu(siblings=tuple(map(str, usable)), allowed=",".join(map(str, usable)))
+    return Cpu(siblings=tuple(CpuList([cpu]) for cpu in usable), allowed=CpuList(usable))
 
 
 def test_measured_bandwidth() -> None:
@@ -555,7 +556,12 @@ def test_measured_bandwidth() -> None:
 
 def test_bandwidth_needs_room() -> None:
     assert bandwidth.measure_bandwidth(_cpu(), available_bytes=64 * MIB) is None
-    assert bandwidth.measure_bandwidth(Cpu(siblings=("8000",), allowed="8000")) is None
+    assert (
+        bandwidth.measure_bandwidth(
+            Cpu(siblings=(CpuList.parse("8000"),), allowed=CpuList.parse("8000"))
+        )
+        is None
+    )
 
 
 def test_bandwidth_without_processes(monkeypatch: pytest.MonkeyPatch) -> None:

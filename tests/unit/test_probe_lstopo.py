@@ -16,7 +16,7 @@ from test_probe_machines import SHARED, SMT, Written, write
 
 from stackctl.machine.files import RecordedMachine
 from stackctl.probe import probe
-from stackctl.values.cpulist import format_cpulist
+from stackctl.values.cpulist import CpuList
 from stackctl.values.host import Host
 
 LSTOPO = shutil.which("lstopo-no-graphics") or shutil.which("lstopo")
@@ -26,19 +26,19 @@ LSTOPO = shutil.which("lstopo-no-graphics") or shutil.which("lstopo")
 class Topology:
     """The online hardware: CPU lists, sorted."""
 
-    packages: tuple[str, ...]
-    cores: tuple[str, ...]
-    threads: str
-    l3: tuple[tuple[str, int], ...]
+    packages: tuple[CpuList, ...]
+    cores: tuple[CpuList, ...]
+    threads: CpuList
+    l3: tuple[tuple[CpuList, int], ...]
     #: (number, CPUs, bytes)
-    nodes: tuple[tuple[int, str, int], ...]
+    nodes: tuple[tuple[int, CpuList, int], ...]
     #: Rows in the order of the nodes; none for a single node.
     distances: tuple[tuple[int, ...], ...]
-    dies: tuple[str, ...]
-    offline: str
-    allowed: str
+    dies: tuple[CpuList, ...]
+    offline: CpuList
+    allowed: CpuList
     #: None when all are alike.
-    kinds: tuple[str, ...]
+    kinds: tuple[CpuList, ...]
 
 
 def by_lstopo(root: Path) -> Topology:
@@ -57,15 +57,18 @@ def by_lstopo(root: Path) -> Topology:
         found.setdefault(item.attrib["type"], []).append(item)
     threads = {int(item.attrib["os_index"]) for item in found.get("PU", [])}
     (machine,) = found["Machine"]
-    kinds = sorted(_cpus(item) for item in topology.iter("cpukind"))
+    kinds = sorted((_cpus(item) for item in topology.iter("cpukind")), key=str)
     return Topology(
         packages=_lists(found.get("Package", [])),
         cores=_lists(found.get("Core", [])),
-        threads=format_cpulist(threads),
+        threads=CpuList(threads),
         l3=tuple(
             sorted(
-                (_cpus(item), int(item.attrib.get("cache_size", "0")))
-                for item in found.get("L3Cache", [])
+                (
+                    (_cpus(item), int(item.attrib.get("cache_size", "0")))
+                    for item in found.get("L3Cache", [])
+                ),
+                key=str,
             )
         ),
         nodes=tuple(
@@ -80,8 +83,8 @@ def by_lstopo(root: Path) -> Topology:
         ),
         distances=_distances(topology),
         dies=_lists(found.get("Die", [])),
-        offline=format_cpulist(_bits(machine, "complete_cpuset") - _bits(machine, "cpuset")),
-        allowed=format_cpulist(_bits(machine, "allowed_cpuset") & _bits(machine, "cpuset")),
+        offline=CpuList(_bits(machine, "complete_cpuset") - _bits(machine, "cpuset")),
+        allowed=CpuList(_bits(machine, "allowed_cpuset") & _bits(machine, "cpuset")),
         kinds=tuple(kinds) if len(kinds) > 1 else (),
     )
 
@@ -94,12 +97,12 @@ def differences(root: Path, host: Host) -> list[str]:
     empty = {node.id for node in cpu.numa if not node.cpus}
     pairs: list[tuple[str, object, object]] = [
         ("sockets", len(known.packages), cpu.sockets or 0),
-        ("cores", known.cores, tuple(sorted(cpu.siblings))),
-        ("threads", known.threads, cpu.online or ""),
-        ("l3", known.l3, tuple(sorted((domain.cpus, domain.bytes or 0) for domain in cpu.l3))),
+        ("cores", known.cores, tuple(sorted(cpu.siblings, key=str))),
+        ("threads", known.threads, cpu.online or CpuList()),
+        ("l3", known.l3, tuple(sorted(((l3.cpus, l3.bytes or 0) for l3 in cpu.l3), key=str))),
         (
             "numa",
-            tuple((number, "" if number in empty else cpus, size)
+            tuple((number, CpuList() if number in empty else cpus, size)
                   for number, cpus, size in known.nodes),
             tuple((node.id, node.cpus, node.memory_bytes or 0) for node in cpu.numa),
         ),
@@ -110,18 +113,19 @@ def differences(root: Path, host: Host) -> list[str]:
         ),
         # hwloc leaves out dies that are whole packages.
         ("dies", len(known.dies) or (cpu.dies and len(known.packages)), cpu.dies),
-        ("offline", known.offline, cpu.offline or ""),
+        ("offline", known.offline, cpu.offline or CpuList()),
         ("allowed", known.allowed, cpu.allowed),
         # hwloc's Linux part does not read the lists of hybrid drivers.
-        ("kinds", known.kinds, tuple(sorted(kind.cpus for kind in cpu.kinds if known.kinds))),
-        ("smt", any("-" in core or "," in core for core in known.cores), bool(cpu.smt)),
+        ("kinds", known.kinds,
+         tuple(sorted((one.cpus for one in cpu.kinds if known.kinds), key=str))),
+        ("smt", any(len(core) > 1 for core in known.cores), bool(cpu.smt)),
     ]  # fmt: skip
     return [f"{name}: lstopo {theirs}, probe {ours}" for name, theirs, ours in pairs
             if theirs != ours]  # fmt: skip
 
 
-def _cpus(item: ElementTree.Element) -> str:
-    return format_cpulist(_bits(item, "cpuset"))
+def _cpus(item: ElementTree.Element) -> CpuList:
+    return CpuList(_bits(item, "cpuset"))
 
 
 def _bits(item: ElementTree.Element, name: str) -> set[int]:
@@ -141,8 +145,8 @@ def _distances(topology: ElementTree.Element) -> tuple[tuple[int, ...], ...]:
     return ()
 
 
-def _lists(items: list[ElementTree.Element]) -> tuple[str, ...]:
-    return tuple(sorted(map(_cpus, items)))
+def _lists(items: list[ElementTree.Element]) -> tuple[CpuList, ...]:
+    return tuple(sorted(map(_cpus, items), key=str))
 
 
 # Machines
@@ -307,7 +311,7 @@ def test_without_lists_the_masks_do(tmp_path: Path) -> None:
     old |= {f"sys/devices/system/cpu/cpu{n}/online": "0\n" for n in (1, 7)}
     host = probe(write(tmp_path / "old", old), scope="system")
     assert host.cpu == probe(write(tmp_path / "new", files), scope="system").cpu
-    assert (host.cpu.online, host.cpu.offline) == ("0,2-6", "1,7")
+    assert (host.cpu.online, host.cpu.offline) == (CpuList.parse("0,2-6"), CpuList.parse("1,7"))
 
 
 def test_dies(tmp_path: Path) -> None:
@@ -318,11 +322,11 @@ def test_dies(tmp_path: Path) -> None:
 
 def test_kinds(tmp_path: Path) -> None:
     kinds = _host(tmp_path / "a", MACHINES["hybrid"]).cpu.kinds
-    assert [(kind.name, kind.cpus) for kind in kinds] == [
+    assert [(kind.name, str(kind.cpus)) for kind in kinds] == [
         ("performance", "0-3"), ("efficient", "4-7"), ("low-power", "8"),
     ]  # fmt: skip
     kinds = _host(tmp_path / "b", MACHINES["ARM, old names, no nodes"]).cpu.kinds
-    assert [(kind.name, kind.cpus, kind.capacity) for kind in kinds] == [
+    assert [(kind.name, str(kind.cpus), kind.capacity) for kind in kinds] == [
         ("big", "4-7", 1024), ("little", "0-3", 446),
     ]  # fmt: skip
     assert _host(tmp_path / "c", SMT).cpu.kinds == ()
@@ -330,7 +334,7 @@ def test_kinds(tmp_path: Path) -> None:
 
 def test_a_kernel_without_nodes_has_one(tmp_path: Path) -> None:
     (node,) = _host(tmp_path, MACHINES["ARM, old names, no nodes"]).cpu.numa
-    assert (node.id, node.cpus, node.memory_bytes) == (0, "0-7", WHOLE * 1024)
+    assert (node.id, node.cpus, node.memory_bytes) == (0, CpuList.parse("0-7"), WHOLE * 1024)
 
 
 def test_bulldozer_siblings_are_cores(tmp_path: Path) -> None:
@@ -339,13 +343,18 @@ def test_bulldozer_siblings_are_cores(tmp_path: Path) -> None:
     files = machine.files()
     for cpu in range(4):
         files[f"sys/devices/system/cpu/cpu{cpu}/topology/core_id"] = f"{cpu}\n"
-    assert probe(write(tmp_path, files), scope="user").cpu.siblings == ("0", "1", "2", "3")
+    assert probe(write(tmp_path, files), scope="user").cpu.siblings == (
+        CpuList.parse("0"),
+        CpuList.parse("1"),
+        CpuList.parse("2"),
+        CpuList.parse("3"),
+    )
 
 
 def test_nodes_that_overlap(tmp_path: Path) -> None:
     machine = Written(cores=["0", "1"], sockets=["0-1"], nodes=[(0, "0-1", 5), (1, "0-1", 5)])
     host = probe(write(tmp_path, machine.files()), scope="user")
-    assert [(node.id, node.cpus) for node in host.cpu.numa] == [(0, "0-1")]
+    assert [(node.id, node.cpus) for node in host.cpu.numa] == [(0, CpuList.parse("0-1"))]
     assert "NUMA nodes overlap" in [problem.what for problem in host.problems]
 
 
@@ -425,8 +434,8 @@ LEAF = "sys/fs/cgroup/user.slice/a.scope"
 def test_cgroups(tmp_path: Path, files: dict[str, str], allowed: str, quota: float | None) -> None:
     machine = Written(cores=SINGLES, sockets=["0-15"], more={"proc/mounts": MOUNTS, **files})
     cpu = probe(write(tmp_path, machine.files()), scope="user").cpu
-    assert (cpu.allowed, cpu.quota_cpus) == (allowed, quota)
-    assert cpu.online == format_cpulist(range(16))
+    assert (str(cpu.allowed), cpu.quota_cpus) == (allowed, quota)
+    assert cpu.online == CpuList(range(16))
 
 
 @pytest.mark.parametrize(

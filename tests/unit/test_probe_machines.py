@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from stackctl.machine.files import RecordedMachine
 from stackctl.probe import probe
 from stackctl.values.base import from_json, to_json
-from stackctl.values.cpulist import format_cpulist, parse_cpulist
+from stackctl.values.cpulist import CpuList
 from stackctl.values.host import L3, Host, NumaNode
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "machines"
@@ -50,44 +50,44 @@ class Written:
     def files(self) -> dict[str, str]:
         """Every file of it, by path below the root."""
         cpu = "sys/devices/system/cpu"
-        every = sorted({c for core in self.cores for c in parse_cpulist(core)})
-        online = set(every if self.online is None else parse_cpulist(self.online))
+        every = sorted({c for core in self.cores for c in CpuList.parse(core)})
+        online = set(every if self.online is None else CpuList.parse(self.online))
         out = {"proc/meminfo": "MemTotal: 33554432 kB\nMemAvailable:   16777216 kB\n"}
 
         def listed(text: str) -> str:
-            return format_cpulist(set(parse_cpulist(text)) & online) + "\n"
+            return f"{CpuList.parse(text) & online}\n"
 
         def share(folder: str, name: str, text: str, *, mask: str | None = None) -> None:
             out[f"{folder}/{name}"] = listed(text)
             if self.masks:
-                bits = sum(1 << number for number in set(parse_cpulist(text)) & online)
+                bits = sum(1 << number for number in CpuList.parse(text) & online)
                 words = f"{bits:0{max(1, -(-bits.bit_length() // 32)) * 8}x}"
                 groups = [words[at : at + 8] for at in range(0, len(words), 8)]
                 out[f"{folder}/{mask or name.removesuffix('_list')}"] = ",".join(groups) + "\n"
 
         if every:
-            out[f"{cpu}/online"] = format_cpulist(online) + "\n"
+            out[f"{cpu}/online"] = f"{CpuList(online)}\n"
         for number in every:
             out[f"{cpu}/cpu{number}/uevent"] = ""
         for core_id, core in enumerate(self.cores):
-            for number in set(parse_cpulist(core)) & online:
+            for number in CpuList.parse(core) & online:
                 topology = f"{cpu}/cpu{number}/topology"
                 share(topology, self.siblings_file, core)
                 # Repeats over sockets and dies, as it does on real machines.
                 out[f"{topology}/core_id"] = f"{core_id % 4}\n"
         for package, cpus in enumerate(self.sockets):
-            for number in set(parse_cpulist(cpus)) & online:
+            for number in CpuList.parse(cpus) & online:
                 topology = f"{cpu}/cpu{number}/topology"
                 out[f"{topology}/physical_package_id"] = f"{package}\n"
                 if self.masks:
                     new = self.siblings_file == "core_cpus_list"
                     share(topology, "package_cpus_list" if new else "core_siblings_list", cpus)
         for die, cpus in enumerate(self.dies):
-            for number in set(parse_cpulist(cpus)) & online:
+            for number in CpuList.parse(cpus) & online:
                 out[f"{cpu}/cpu{number}/topology/die_id"] = f"{die}\n"
                 share(f"{cpu}/cpu{number}/topology", "die_cpus_list", cpus)
         for cpus, size, number_of in self.l3:
-            for number in set(parse_cpulist(cpus)) & online:
+            for number in CpuList.parse(cpus) & online:
                 for index, level in ((0, 1), (3, 3)):
                     cache = f"{cpu}/cpu{number}/cache/index{index}"
                     out[f"{cache}/level"] = f"{level}\n"
@@ -97,8 +97,8 @@ class Written:
                 if number_of is not None:
                     out[f"{cache}/id"] = f"{number_of}\n"
         if self.masks and self.nodes:
-            numbers = format_cpulist(node for node, _, _ in self.nodes)
-            out["sys/devices/system/node/online"] = numbers + "\n"
+            numbers = CpuList(node for node, _, _ in self.nodes)
+            out["sys/devices/system/node/online"] = f"{numbers}\n"
         for place, (node, cpus, kib) in enumerate(self.nodes):
             folder = f"sys/devices/system/node/node{node}"
             share(folder, "cpulist", cpus, mask="cpumap")
@@ -165,12 +165,18 @@ def test_epyc_with_one_numa_node(recorded: Path) -> None:
     assert cpu.model == "AMD EPYC 9175F 16-Core Processor"
     assert (cpu.vendor, cpu.architecture) == ("AuthenticAMD", "x86_64")
     assert (cpu.sockets, cpu.cores, cpu.threads, cpu.threads_per_core) == (1, 16, 16, 1)
-    assert (cpu.online, cpu.allowed, cpu.smt) == ("0-15", "0-15", False)
-    assert cpu.siblings == tuple(str(number) for number in range(16))
+    assert (cpu.online, cpu.allowed, cpu.smt) == (
+        CpuList.parse("0-15"),
+        CpuList.parse("0-15"),
+        False,
+    )
+    assert cpu.siblings == tuple(CpuList([number]) for number in range(16))
     # One core a cache: the fact that decides placement on this processor.
-    assert cpu.l3 == tuple(L3(id=n, bytes=32 * 2**20, cpus=str(n)) for n in range(16))
+    assert cpu.l3 == tuple(L3(id=n, bytes=32 * 2**20, cpus=CpuList([n])) for n in range(16))
     assert cpu.numa == (
-        NumaNode(id=0, cpus="0-15", memory_bytes=host.memory.total_bytes, distances=(10,)),
+        NumaNode(
+            id=0, cpus=CpuList.parse("0-15"), memory_bytes=host.memory.total_bytes, distances=(10,)
+        ),
     )
     assert cpu.isa == (
         "sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni"
@@ -187,7 +193,7 @@ def test_epyc_with_one_numa_node_for_each_l3(recorded: Path) -> None:
     host = probe(_recording(recorded, "epyc-9175f-l3numa"), scope="user")
     assert (host.cpu.cores, len(host.cpu.l3), len(host.cpu.numa)) == (16, 16, 16)
     third = host.cpu.numa[3]
-    assert (third.id, third.cpus, third.memory_bytes) == (3, "3", 49437500 * 1024)
+    assert (third.id, third.cpus, third.memory_bytes) == (3, CpuList.parse("3"), 49437500 * 1024)
     assert third.distances == (20, 20, 20, 10, *(20,) * 12)
     assert [node.id for node in host.cpu.numa] == list(range(16))
     assert whats(host) == UNRECORDED
@@ -208,8 +214,11 @@ SMT = Written(
 def test_siblings_far_apart(tmp_path: Path) -> None:
     cpu = probed(tmp_path, SMT).cpu
     assert (cpu.cores, cpu.threads, cpu.threads_per_core, cpu.smt) == (16, 32, 2, True)
-    assert cpu.siblings[:2] == ("0,16", "1,17")
-    assert [domain.cpus for domain in cpu.l3] == ["0-7,16-23", "8-15,24-31"]
+    assert cpu.siblings[:2] == (CpuList.parse("0,16"), CpuList.parse("1,17"))
+    assert [domain.cpus for domain in cpu.l3] == [
+        CpuList.parse("0-7,16-23"),
+        CpuList.parse("8-15,24-31"),
+    ]
     assert (cpu.model, cpu.governor) == ("Test CPU @ 2 GHz", "performance")
     assert cpu.isa[-4:] == ("avx512_vnni", "amx_tile", "amx_int8", "amx_bf16")
 
@@ -228,7 +237,7 @@ def test_two_sockets_of_four_nodes(tmp_path: Path) -> None:
         ),
     )
     assert (host.cpu.sockets, host.cpu.cores, len(host.cpu.numa)) == (2, 64, 8)
-    assert host.cpu.l3[7] == L3(id=7, bytes=96 * 2**20, cpus="56-63")
+    assert host.cpu.l3[7] == L3(id=7, bytes=96 * 2**20, cpus=CpuList.parse("56-63"))
     assert host.cpu.governor == "mixed"
     assert whats(host) == UNRECORDED
 
@@ -247,10 +256,15 @@ def test_offline_cpus_are_left_out_everywhere(tmp_path: Path) -> None:
     files["sys/devices/system/cpu/cpu2/cache/index3/shared_cpu_list"] = "2-3,6-7\n"
     files["sys/devices/system/node/node0/cpulist"] = "0-7\n"
     cpu = probe(write(tmp_path, files), scope="user").cpu
-    assert (cpu.online, cpu.threads, cpu.cores) == ("0,2-6", 6, 4)
-    assert cpu.siblings == ("0,4", "2,6", "3", "5")
-    assert [domain.cpus for domain in cpu.l3] == ["0,4-5", "2-3,6"]
-    assert cpu.numa[0].cpus == "0,2-6"
+    assert (cpu.online, cpu.threads, cpu.cores) == (CpuList.parse("0,2-6"), 6, 4)
+    assert cpu.siblings == (
+        CpuList.parse("0,4"),
+        CpuList.parse("2,6"),
+        CpuList.parse("3"),
+        CpuList.parse("5"),
+    )
+    assert [domain.cpus for domain in cpu.l3] == [CpuList.parse("0,4-5"), CpuList.parse("2-3,6")]
+    assert cpu.numa[0].cpus == CpuList.parse("0,2-6")
 
 
 def test_memory_only_and_sparse_nodes(tmp_path: Path) -> None:
@@ -262,7 +276,11 @@ def test_memory_only_and_sparse_nodes(tmp_path: Path) -> None:
             nodes=[(0, "0-1", 16777216), (4, "2-3", 0), (17, "", 16777216)],
         ),
     )
-    assert [(node.id, node.cpus) for node in host.cpu.numa] == [(0, "0-1"), (4, "2-3"), (17, "")]
+    assert [(node.id, node.cpus) for node in host.cpu.numa] == [
+        (0, CpuList.parse("0-1")),
+        (4, CpuList.parse("2-3")),
+        (17, CpuList()),
+    ]
     # A node without memory is a fact, an unknown size is null.
     assert [node.memory_bytes for node in host.cpu.numa] == [2**34, 0, 2**34]
     assert host.cpu.numa[1].distances == (20, 10, 20)
@@ -282,7 +300,7 @@ def test_l3_at_another_index(tmp_path: Path) -> None:
         cache = f"sys/devices/system/cpu/cpu{number}/cache/index2"
         files |= {f"{cache}/level": "3", f"{cache}/size": "2M", f"{cache}/shared_cpu_list": "0-1"}
     assert probe(write(tmp_path, files), scope="user").cpu.l3 == (
-        L3(id=0, bytes=2 * 2**20, cpus="0-1"),
+        L3(id=0, bytes=2 * 2**20, cpus=CpuList.parse("0-1")),
     )
 
 
@@ -362,8 +380,17 @@ def test_container_without_topology(tmp_path: Path) -> None:
     entries = [_entry(n, n % 4 // 2, n % 2, 2) for n in range(8)]
     host = probed(tmp_path, Written(cpuinfo="\n".join(entries)))
     assert (host.cpu.sockets, host.cpu.cores, host.cpu.threads) == (2, 4, 8)
-    assert host.cpu.siblings == ("0,4", "1,5", "2,6", "3,7")
-    assert (host.cpu.smt, host.cpu.online, host.cpu.allowed) == (True, "0-7", "0-7")
+    assert host.cpu.siblings == (
+        CpuList.parse("0,4"),
+        CpuList.parse("1,5"),
+        CpuList.parse("2,6"),
+        CpuList.parse("3,7"),
+    )
+    assert (host.cpu.smt, host.cpu.online, host.cpu.allowed) == (
+        True,
+        CpuList.parse("0-7"),
+        CpuList.parse("0-7"),
+    )
     assert whats(host) == UNRECORDED
 
 
@@ -382,15 +409,21 @@ def test_hybrid_cores(tmp_path: Path) -> None:
     )
     cpu = probed(tmp_path, machine).cpu
     assert (cpu.cores, cpu.threads, cpu.threads_per_core) == (5, 7, 2)
-    assert cpu.siblings == ("0-1", "2-3", "4", "5", "6")
+    assert cpu.siblings == (
+        CpuList.parse("0-1"),
+        CpuList.parse("2-3"),
+        CpuList.parse("4"),
+        CpuList.parse("5"),
+        CpuList.parse("6"),
+    )
     # The low-power core has no L3 cache.
-    assert cpu.l3 == (L3(id=0, bytes=24 * 2**20, cpus="0-5"),)
+    assert cpu.l3 == (L3(id=0, bytes=24 * 2**20, cpus=CpuList.parse("0-5")),)
 
 
 def test_allowed_follows_the_cpuset(tmp_path: Path) -> None:
     status = {"proc/self/status": "Name:\tx\nCpus_allowed:\tff\nCpus_allowed_list:\t2-3,18,90\n"}
     host = probed(tmp_path, Written(cores=SMT.cores, sockets=["0-31"], more=status))
-    assert (host.cpu.online, host.cpu.allowed) == ("0-31", "2-3,18")
+    assert (host.cpu.online, host.cpu.allowed) == (CpuList.parse("0-31"), CpuList.parse("2-3,18"))
 
 
 def test_memory_of_nodes_that_does_not_add_up(tmp_path: Path) -> None:
@@ -449,24 +482,24 @@ def sane(host: Host) -> None:
     """What holds of every Host, however damaged the machine."""
     assert from_json(to_json(host), Host, where="test") == host
     cpu = host.cpu
-    online = set(parse_cpulist(cpu.online or ""))
+    online = set(cpu.online or ())
     for lists in (
         cpu.siblings,
         [domain.cpus for domain in cpu.l3],
         [node.cpus for node in cpu.numa],
     ):
         seen: set[int] = set()
-        for text in lists:
-            cpus = set(parse_cpulist(text))
+        for listed in lists:
+            cpus = set(listed)
             assert not cpus & seen
             seen |= cpus
         assert not online or seen <= online
     if cpu.cores is not None:
         assert len(cpu.siblings) == cpu.cores
-        assert {c for core in cpu.siblings for c in parse_cpulist(core)} == online
+        assert {c for core in cpu.siblings for c in core} == online
     for number in (cpu.sockets, cpu.dies, cpu.cores, cpu.threads, cpu.threads_per_core):
         assert number is None or number > 0
-    for word in (cpu.model, cpu.online, cpu.allowed, cpu.governor, host.tools.kernel):
+    for word in (cpu.model, cpu.governor, host.tools.kernel):
         assert word is None or (word.isprintable() and word.strip() == word != "")
     assert all(problem.what and problem.why for problem in host.problems)
     assert len(host.problems) < 25

@@ -16,6 +16,7 @@ from stackctl.cli.probe import picture
 from stackctl.errors import StackctlError
 from stackctl.machine.files import RecordedMachine
 from stackctl.probe import probe
+from stackctl.values.cpulist import CpuList
 from stackctl.values.host import Host
 
 GIB = 2**30
@@ -68,7 +69,10 @@ def test_nodes_without_lists_link_to_their_cpus(tmp_path: Path) -> None:
     more = dataclasses.replace(machine, more=links)
     found = _host(tmp_path / "links", more, without=("cpulist", "cpumap")).cpu.numa
     assert found == _host(tmp_path / "lists", machine).cpu.numa
-    assert [node.cpus for node in found] == ["0,8,88,96", "16,24,104,112"]
+    assert [node.cpus for node in found] == [
+        CpuList.parse("0,8,88,96"),
+        CpuList.parse("16,24,104,112"),
+    ]
 
 
 # Processors
@@ -93,7 +97,7 @@ def test_what_a_version_1_cpuset_was_set_to(tmp_path: Path) -> None:
         f"{folder}/cpuset.effective_cpus": "0-3\n",
     }
     machine = Written(cores=SINGLES, sockets=["0-15"], more=more)
-    assert probed(tmp_path, machine).cpu.allowed == "0-3,8-11"
+    assert probed(tmp_path, machine).cpu.allowed == CpuList.parse("0-3,8-11")
 
 
 @pytest.mark.parametrize(
@@ -125,7 +129,7 @@ def test_kinds_by_clock(
             if value is not None:
                 more[f"{CPU}/cpu{cpu}/cpufreq/{name}"] = f"{value * 1000}\n"
     found = probed(tmp_path, Written(cores=SINGLES[:4], sockets=["0-3"], more=more)).cpu.kinds
-    assert [(kind.name, kind.cpus) for kind in found] == kinds
+    assert [(kind.name, str(kind.cpus)) for kind in found] == kinds
 
 
 # Links and damage

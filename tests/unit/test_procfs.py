@@ -18,6 +18,7 @@ from stackctl.machine.ports import sockets
 from stackctl.observe import procfs
 from stackctl.observe.seen import Notes, cpuset, listening, memlock, model_files
 from stackctl.observe.watch import threads
+from stackctl.values.cpulist import CpuList
 from stackctl.values.host import UNLIMITED
 
 NAME = "odd) (name"
@@ -80,7 +81,7 @@ def test_the_processes_of_a_container(proc: RecordedMachine) -> None:
 
 def test_threads_and_memory(proc: RecordedMachine) -> None:
     assert procfs.times(proc, 315) == {315: procfs.Times(900, 80), 316: procfs.Times(500, 20)}
-    assert procfs.affinities(proc, 315) == {315: "0-1", 316: "1"}
+    assert procfs.affinities(proc, 315) == {315: CpuList.parse("0-1"), 316: CpuList.parse("1")}
     one = procfs.memory(proc, procfs.processes(proc)[315], procfs.below(["/models/m.gguf"]))
     assert one.own_bytes == (7000 + 24) * 1024
     assert (one.file_bytes, one.locked_bytes, one.huge_bytes) == (19052 * 1024, 1428 * 1024, 2**21)
@@ -109,7 +110,10 @@ def test_time_between_two_looks() -> None:
     was = {1: procfs.Times(100, 10), 2: procfs.Times(5, 5)}
     now = {1: procfs.Times(150, 30), 3: procfs.Times(7, 1)}
     found = {
-        t.id: (t.computed_ns, t.waited_ns) for t in threads(was, now, 1, {1: "0", 2: "0", 3: "0"})
+        t.id: (t.computed_ns, t.waited_ns)
+        for t in threads(
+            was, now, 1, {1: CpuList.parse("0"), 2: CpuList.parse("0"), 3: CpuList.parse("0")}
+        )
     }
     # One that ended meanwhile is not known, one that began has all its time from then.
     assert found == {1: (50, 20), 2: (None, None), 3: (7, 1)}

@@ -30,6 +30,7 @@ from stackctl.requirements.drop_ins import UserManagerSetting
 from stackctl.requirements.facts import MachineFacts, StackNeeds, User
 from stackctl.requirements.kernel_setting import KernelSetting
 from stackctl.sources.profiles import Profiles
+from stackctl.values.cpulist import CpuList
 from stackctl.values.host import L3, UNLIMITED, CdiSpec, NumaNode
 from stackctl.values.profile import Overrides
 from stackctl.values.provision import (
@@ -621,8 +622,8 @@ def test_what_profiles_need() -> None:
 
 
 def test_firmware_is_spoken_of_and_never_touched() -> None:
-    l3 = tuple(L3(id=n, bytes=32 << 20, cpus=str(n)) for n in range(16))
-    nodes = tuple(NumaNode(id=n, cpus=str(n)) for n in range(16))
+    l3 = tuple(L3(id=n, bytes=32 << 20, cpus=CpuList([n])) for n in range(16))
+    nodes = tuple(NumaNode(id=n, cpus=CpuList([n])) for n in range(16))
     one = changed(
         cpu={"model": "AMD EPYC 9175F", "l3": l3, "numa": nodes[:1], "sockets": 1, "smt": False}
     )

@@ -21,7 +21,7 @@ from samples import (
 
 from stackctl.plan.roofline import Range, Work, predict, prefill_operations
 from stackctl.sources.catalogue import read_entry
-from stackctl.values.cpulist import parse_cpulist
+from stackctl.values.cpulist import CpuList
 from stackctl.values.host import Bandwidth, Host
 from stackctl.values.measured import Calibration
 from stackctl.values.model import Model
@@ -221,7 +221,7 @@ def work(model: Model, **changes: Any) -> Work:
     return Work(**{**base, **changes})
 
 
-CPU = Placement(cpus="0-13", mems="0")
+CPU = Placement(cpus=CpuList.parse("0-13"), mems=CpuList.parse("0"))
 DENSE = entry("iquest-coder-40b-q5_k_m")
 
 
@@ -280,10 +280,12 @@ def test_what_is_unknown_is_not_predicted() -> None:
 
 def test_a_bound_node_has_its_share_of_the_bandwidth() -> None:
     host = HOSTS["dual-nps4"]
-    one = predict(host, Placement(cpus="0-23", mems="0", policy="bind"), work(DENSE, threads=24))
-    spread = Placement(cpus="0-95", mems="0-3", policy="interleave")
+    bound = Placement(cpus=CpuList.parse("0-23"), mems=CpuList.parse("0"), policy="bind")
+    one = predict(host, bound, work(DENSE, threads=24))
+    spread = Placement(cpus=CpuList.parse("0-95"), mems=CpuList.parse("0-3"), policy="interleave")
     four = predict(host, spread, work(DENSE))
-    everything = predict(host, Placement(cpus="0-191", mems="0-7"), work(DENSE))
+    all_nodes = Placement(cpus=CpuList.parse("0-191"), mems=CpuList.parse("0-7"))
+    everything = predict(host, all_nodes, work(DENSE))
     assert one.decode_tok_s is not None
     assert four.decode_tok_s is not None
     assert everything.decode_tok_s is not None
@@ -333,7 +335,7 @@ def test_predictions_are_ranges(name: str) -> None:
             if pair is not None:
                 assert 0 < pair[0] <= pair[1]
         assert made.prediction.basis == "estimated"
-        assert len(parse_cpulist(made.placement.cpus or "")) <= (HOSTS[name].cpu.cores or 0)
+        assert len(made.placement.cpus or ()) <= (HOSTS[name].cpu.cores or 0)
 
 
 def test_the_prompt_of_the_objective_is_the_one_predicted() -> None:

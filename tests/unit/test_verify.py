@@ -15,7 +15,7 @@ from stackctl.diagnose.compare import compare
 from stackctl.engines import engine
 from stackctl.engines.options import whole_argument
 from stackctl.observe.procfs import below, pages
-from stackctl.values.cpulist import parse_cpulist
+from stackctl.values.cpulist import CpuList
 from stackctl.values.door import Door
 from stackctl.values.generation import Fact, Generation, Outcome
 from stackctl.values.model import Model, ModelFile
@@ -72,7 +72,7 @@ def honest(given: Generation, **changes: Any) -> Seen:
     """What is seen of a generation that runs exactly as it was planned."""
     planned = given.plan
     placement = planned.placement
-    nodes = parse_cpulist(placement.mems or "0")
+    nodes = placement.mems or (0,)
     policy = placement.policy if placement.policy == "default" else (
         f"{placement.policy}:{placement.mems}"
     )  # fmt: skip
@@ -233,12 +233,13 @@ MISMATCHES: dict[str, tuple[Generation, Callable[[Seen], dict[str, Any]], str, s
         "LLAMA_ARG_TOP_K is not planned, and engines read it",
     ),
     "fewer CPUs": (
-        LAB, lambda one: {"threads": tuple(msgspec.structs.replace(t, cpus="1")
+        LAB, lambda one: {"threads": tuple(msgspec.structs.replace(t, cpus=CpuList([1]))
                                            for t in one.threads)},
         "cpus", "1, all 11 threads .* no thread may use CPU 0.* taskset",
     ),
     "a CPU that is offline": (
-        LAB, lambda one: {"online": "0", "threads": tuple(msgspec.structs.replace(t, cpus="0")
+        LAB, lambda one: {"online": CpuList([0]),
+                          "threads": tuple(msgspec.structs.replace(t, cpus=CpuList([0]))
                                                           for t in one.threads)},
         "cpus", "0, all 11 threads .* has CPU 1 no more: offline.* chcpu --enable 1; then "
         "stackctl restart cpu",
@@ -248,10 +249,10 @@ MISMATCHES: dict[str, tuple[Generation, Callable[[Seen], dict[str, Any]], str, s
         "none .* not delegated .* stackctl doctor",
     ),
     "another cpuset": (
-        BOUND, lambda _: {"cpuset_cpus": "0-3"}, "cpuset", "CPUs 0-3",
+        BOUND, lambda _: {"cpuset_cpus": CpuList(range(4))}, "cpuset", "CPUs 0-3",
     ),
     "a cpuset of other nodes": (
-        BOUND, lambda _: {"cpuset_mems": "0-1"}, "cpuset", "memory nodes 0-1",
+        BOUND, lambda _: {"cpuset_mems": CpuList([0, 1])}, "cpuset", "memory nodes 0-1",
     ),
     "more threads": (
         LAB,
@@ -265,7 +266,7 @@ MISMATCHES: dict[str, tuple[Generation, Callable[[Seen], dict[str, Any]], str, s
     "a pinned neighbour": (
         LAB,
         lambda _: {"neighbours": (Neighbour(pid=9, command="python3", share=0.5, wanted=0.99,
-                                            cpus="0", pinned=True),)},
+                                            cpus=CpuList.parse("0"), pinned=True),)},
         "cores", r"python3 \(process 9\) is pinned to CPU 0 .* wants 99 % of it and got 50 %",
     ),
     "another policy": (
@@ -414,7 +415,9 @@ def test_the_same_port_at_another_address_is_not_in_the_way() -> None:
 def test_threads_that_wait_name_who_is_in_their_way() -> None:
     busy = honest(LAB)
     waiting = tuple(msgspec.structs.replace(t, waited_ns=t.computed_ns) for t in busy.threads)
-    other = Neighbour(pid=9, command="cc1", share=0.5, wanted=1, cpus="0-1", pinned=False)
+    other = Neighbour(
+        pid=9, command="cc1", share=0.5, wanted=1, cpus=CpuList.parse("0-1"), pinned=False
+    )
     found = results(LAB, threads=waiting, neighbours=(other,))["cores"]
     assert found.status == "warn"
     assert found.actual == "its threads waited 50 % of their time for a CPU"
@@ -438,7 +441,7 @@ def test_cpus_that_the_scheduler_chooses() -> None:
     given = generation(plan(machine(cores=[str(n) for n in range(16)], nodes=["0-15"],
                                     memory=64 * GIB, tools=HOSTS["lab"].tools), GEMMA))  # fmt: skip
     assert not given.plan.placement.cpuset
-    wide = tuple(msgspec.structs.replace(t, cpus="0-15") for t in honest(given).threads)
+    wide = tuple(msgspec.structs.replace(t, cpus=CpuList(range(16))) for t in honest(given).threads)
     found = results(given, threads=wide)["cpus"]
     assert (found.status, found.actual) == (
         "info", "0-15; 0-13 are meant, the scheduler decides",
@@ -457,7 +460,7 @@ UNSEEN: dict[str, dict[str, Any]] = {
     "argv": {"argv": None},
     "environment": {"environment": None},
     "cpus": {"threads": ()},
-    "threads": {"threads": (Thread(process=PID, id=PID, cpus="0-1"),)},
+    "threads": {"threads": (Thread(process=PID, id=PID, cpus=CpuList.parse("0-1")),)},
     "cores": {"threads": ()},
     "policy": {"processes": (Process(id=PID, command="x"),)},
     "memory": {"processes": ()},
@@ -557,7 +560,9 @@ def test_pages_on_the_wrong_node_are_found_in_what_the_kernel_wrote() -> None:
 
 
 def test_a_preferred_node_may_be_full() -> None:
-    placement = msgspec.structs.replace(SPREAD.plan.placement, policy="preferred", mems="0")
+    placement = msgspec.structs.replace(
+        SPREAD.plan.placement, policy="preferred", mems=CpuList([0])
+    )
     made = msgspec.structs.replace(SPREAD.plan, placement=placement)
     given = msgspec.structs.replace(SPREAD, plan=made)
     # As /proc/PID/numa_maps says it: the kernel's word is shorter than systemd's.

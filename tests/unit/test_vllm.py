@@ -28,6 +28,7 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.plan.ledger import claim_of
 from stackctl.sources.catalogue import read_entry
 from stackctl.values.claim import Claim, GpuShare
+from stackctl.values.cpulist import CpuList
 from stackctl.values.host import Gpu, Host
 from stackctl.values.measured import Seen
 from stackctl.values.plan import Decision, Plan
@@ -234,7 +235,8 @@ def test_without_gpus_it_computes_on_the_cores_of_the_plan() -> None:
     assert made.host_memory is None
     assert claim_of(made).gpus == ()
     assert not any(decision.field == "gpus" for decision in made.decisions)
-    assert variables(made)["VLLM_CPU_OMP_THREADS_BIND"] == made.placement.cpus == "0-13"
+    assert made.placement.cpus == CpuList.parse("0-13")
+    assert variables(made)["VLLM_CPU_OMP_THREADS_BIND"] == "0-13"
     assert "VLLM_CPU_OMP_THREADS_BIND" not in variables(made_for())
     # The cache is told in bytes, as much as the requests take: nothing counts as spare there.
     assert "--gpu-memory-utilization" not in made.argv
@@ -277,24 +279,24 @@ def test_a_gpu_that_is_not_there(wish: str, match: str) -> None:
 def test_the_worker_sits_on_the_gpu_s_node() -> None:
     card = msgspec.structs.replace(CARD, numa_node=2)
     host = msgspec.structs.replace(HOSTS["dual-nps4"], gpus=(card,))
-    assert made_for(host=host).placement.cpus == "70-71"
+    assert made_for(host=host).placement.cpus == CpuList.parse("70-71")
     unknown = msgspec.structs.replace(CARD, numa_node=None)
     host = msgspec.structs.replace(HOSTS["dual-nps4"], gpus=(unknown,))
-    assert made_for(host=host).placement.cpus == "190-191"
+    assert made_for(host=host).placement.cpus == CpuList.parse("190-191")
     named = made_for(placement={"cpus": "4-9"})
-    assert named.placement.cpus == "4-9"
+    assert named.placement.cpus == CpuList.parse("4-9")
     # Each GPU's worker on its own GPU's node.
     pair = (card, msgspec.structs.replace(CARD, index=1, numa_node=5))
     host = msgspec.structs.replace(HOSTS["dual-nps4"], gpus=pair)
     both = made_for(host=host, placement={"gpus": "all"})
-    assert both.placement.cpus == "70-71,142-143"
+    assert both.placement.cpus == CpuList.parse("70-71,142-143")
     (why,) = (d.reason for d in both.decisions if d.field == "cpus")
     assert "on GPU 0's node, on GPU 1's node" in why
     # What is not known is not said.
     host = msgspec.structs.replace(HOSTS["dual-nps4"], gpus=(unknown,))
     (why,) = (d.reason for d in made_for(host=host).decisions if d.field == "cpus")
     assert "node of GPU 0 unknown" in why
-    taken = Claim(stack="x", cpus="48-71")
+    taken = Claim(stack="x", cpus=CpuList.parse("48-71"))
     host = msgspec.structs.replace(HOSTS["dual-nps4"], gpus=(card,))
     (why,) = (d.reason for d in made_for(host=host, claims=(taken,)).decisions if d.field == "cpus")
     assert "no core left on GPU 0's node" in why
@@ -520,7 +522,7 @@ def test_on_the_cpu_one_node_holds_all() -> None:
     wish = profile(shipped("cpu-vllm"))
     made = plan(HOSTS["dual-nps4"], shipped_model(wish), wish)
     host = HOSTS["dual-nps4"]
-    (node,) = [n for n in host.cpu.numa if str(n.id) == made.placement.mems]
+    (node,) = [n for n in host.cpu.numa if CpuList([n.id]) == made.placement.mems]
     assert made.placement.policy == "bind"
     assert made.memory.limit_bytes is not None
     assert node.memory_bytes is not None
