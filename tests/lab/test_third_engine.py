@@ -36,7 +36,8 @@ def stub(gpu: Seat, name: str) -> Iterator[Seat]:
     """A user with the engine, its image and a profile of it, on a machine with a card."""
     look.put(gpu.lab, CDI, cdi().encode())
     look.put(gpu.lab, PROGRAM, (HERE.parent / "thirdengine.py").read_bytes())
-    text = profile_text(gpu=name == "stub-gpu", port=PORT)
+    # The stand-in computes with one thread, which verify counts.
+    text = profile_text(gpu=name == "stub-gpu", port=PORT, engine_args={"workers": 1})
     look.put(gpu.lab, f"/srv/stub/{name}.yaml", text.encode())
     look.put(gpu.lab, "/srv/stub/server", (HERE / "stubserver.pl").read_bytes(), mode=0o755)
     made = look.derived_image(gpu, "stub", "cp -p /srv/stub/server usr/bin/stub-server")
