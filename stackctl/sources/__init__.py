@@ -1,1 +1,1 @@
-"""Where profiles and models are read from."""
+"""Readers of profiles and of the facts of models."""

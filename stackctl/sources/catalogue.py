@@ -1,6 +1,6 @@
 """The shipped catalogue: facts of known models, so that a plan needs no download.
 
-Every number in catalogue.yaml names its source, and says when it was derived rather than read.
+Every number in catalogue.yaml names its source and is marked if it was derived rather than read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _FILE: Final = Path(__file__).with_name("catalogue.yaml")
 
 
 class Source(Value, frozen=True, kw_only=True):
-    """Where some numbers of an entry come from."""
+    """The source of some numbers of an entry: ``of`` lists their fields."""
 
     of: tuple[str, ...]
     text: str
@@ -28,7 +28,11 @@ class Source(Value, frozen=True, kw_only=True):
 
 
 class Kv(Value, frozen=True, kw_only=True):
-    """A cache that is the same in all layers, but for every ``full_every``-th with a window."""
+    """The KV cache of a layer, the same in all layers; dimensions in elements.
+
+    With ``full_every`` n, every n-th layer has full attention and the other layers keep only
+    ``sliding_window`` tokens.
+    """
 
     kind: Literal["gqa", "mla"] = "gqa"
     heads: int
@@ -39,7 +43,7 @@ class Kv(Value, frozen=True, kw_only=True):
 
 
 class Entry(Value, frozen=True, kw_only=True):
-    """One model, as the file has it; the fields are those of Model."""
+    """One model of the file; most fields have the meaning that they have in Model."""
 
     name: str
     repo: str | None = None
@@ -74,7 +78,11 @@ class _File(Value, frozen=True, kw_only=True):
 
 @functools.cache
 def entries() -> dict[str, Entry]:
-    """All entries by their id, in the order of the file."""
+    """Return all entries by their id, in the order of the file.
+
+    Raises:
+        StackctlError: the file is missing from the installation or damaged.
+    """
     try:
         text = _FILE.read_text(encoding="utf-8")
     except OSError as error:
@@ -85,7 +93,11 @@ def entries() -> dict[str, Entry]:
 
 
 def read_entry(name: str) -> Model:
-    """The facts of one entry. Raises StackctlError (exit 4) with what is near."""
+    """Return the facts of one entry.
+
+    Raises:
+        StackctlError: exit 4 if there is no such entry, with similar ids in the hint.
+    """
     known = entries()
     if name in known:
         return _model(name, known[name])
@@ -101,7 +113,10 @@ def read_entry(name: str) -> Model:
 
 
 def find_repo(repo: str, quantization: str | None) -> Model | None:
-    """The facts of a hub repository, when one entry is meant and no other."""
+    """Return the facts of a hub repository; None unless exactly one entry fits.
+
+    Without a quantisation, an entry of any quantisation fits.
+    """
     found = [
         name
         for name, entry in entries().items()

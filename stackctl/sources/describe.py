@@ -1,4 +1,4 @@
-"""The facts of a model as rows for people; text only, no printing."""
+"""The facts of a model as rows of text; printing is up to the caller."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from stackctl.values.model import KvLayout, Model
 
 
 def describe(model: Model) -> list[tuple[str, str]]:
-    """Names and values of what is known, each value for a column of about 64 characters.
+    """Return rows of name and value, each value for a column of about 64 characters.
 
-    What does not print becomes ``?``: names come from files that others wrote.
+    An empty name continues the row above. Characters that are not printable become ``?``, because
+    names come from files that others wrote.
     """
     return [(name, printable(text)) for name, text in _rows(model)]
 
 
 def printable(text: str) -> str:
-    """Text that moves no cursor and colours nothing."""
+    """Replace characters that are not printable, such as escape sequences, by ``?``."""
     return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
@@ -55,7 +56,7 @@ def _rows(model: Model) -> list[tuple[str, str]]:
 
 
 def count(number: int) -> str:
-    """A number of parameters for people: ``39.8B``."""
+    """Format a number of parameters in three digits: ``39.8B``."""
     for size, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M")):
         if number >= size:
             return f"{number / size:.3g}{unit}"
@@ -96,7 +97,7 @@ def _kv(kv: KvLayout | None) -> list[tuple[str, str]]:
 
 
 def _kv_bytes(kv: KvLayout) -> str:
-    """Bytes a token at 16 bit, in all layers and in those that keep everything."""
+    """Return the KV cache of one token at 16 bit, as text: in all layers, and in full layers."""
     sliding = kv.sliding or (False,) * len(kv.kv_heads)
     full = window = 0
     for count, slides in zip(kv.kv_heads, sliding, strict=False):

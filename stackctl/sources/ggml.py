@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-# GGML type: name, elements a block, bytes a block (ggml.h, ggml-common.h).
+# GGML type: name, elements per block, bytes per block (ggml.h, ggml-common.h).
 # fmt: off
 TENSOR_TYPES: Final[Mapping[int, tuple[str, int, int]]] = MappingProxyType({
     0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20),
@@ -24,7 +24,7 @@ TENSOR_TYPES: Final[Mapping[int, tuple[str, int, int]]] = MappingProxyType({
 # fmt: on
 REMOVED_TYPES: Final = frozenset({4, 5, 31, 32, 33, 36, 37, 38})
 
-# general.file_type of the GGUF specification, without the values that were removed.
+# Values of general.file_type in the GGUF specification, without removed ones.
 # fmt: off
 FILE_TYPES: Final = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K",

@@ -1,8 +1,8 @@
-"""Reads what a GGUF file says of itself, without loading its tokens or tensors.
+"""Reader of the header of a GGUF file. It does not load tokens or tensors.
 
 Format: docs/gguf.md of the ggml project. The file is not trusted: every count and length is
-checked against the file's size before it is used, and time and memory are bounded. Read with
-pread rather than mmap, because a file that shrinks while it is mapped kills the process.
+checked against the file's size before it is used, and time and memory are bounded. The reader
+uses pread rather than mmap, because a file that shrinks while it is mapped kills the process.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from stackctl.sources.locate import opened
 
 Scalar = int | float | bool | str
 
-# What real models need is far below these: about 100 keys, 800,000 strings, 2,000 tensors and
-# 30 MB of header. They keep a hostile file below a second and some tens of MB.
+# Real models stay far below these limits: they have about 100 keys, 800,000 strings, 2,000 tensors
+# and 30 MB of header. The limits bound a hostile file to a second and some tens of MB.
 MAX_HEADER_BYTES: Final = 256 << 20
 MAX_KEYS: Final = 16_384
 MAX_TENSORS: Final = 65_536
@@ -37,13 +37,14 @@ MAX_DIMS: Final = 4
 MAX_SIZE: Final = 1 << 62
 _CHUNK: Final = 1 << 20
 
-# The embedding, what some models add to it in each layer, and the output (absent when tied).
+# The embedding, the per-layer embedding of some models, and the output matrix, which is absent if
+# the model uses the embedding as output.
 TABLES: Final = ("token_embd.weight", "per_layer_token_embd.weight", "output.weight")
 _U32: Final = struct.Struct("<I")
 _U64: Final = struct.Struct("<Q")
 _STRING: Final = 8
 _ARRAY: Final = 9
-# Metadata type: name, struct code; strings and arrays have lengths of their own.
+# Metadata type: name, struct code. Strings and arrays are missing, since their length varies.
 _SCALARS: Final = {
     0: ("uint8", struct.Struct("<B")),
     1: ("int8", struct.Struct("<b")),
@@ -72,7 +73,10 @@ _AGAIN: Final = "the download is incomplete or damaged: fetch the file again"
 
 @dataclass(frozen=True, slots=True)
 class GgufArray:
-    """An array of the metadata; ``values`` only for short arrays of integers or booleans."""
+    """An array of the metadata.
+
+    ``values`` is None for arrays of strings or floats and for those of more than 1,024 elements.
+    """
 
     element: str
     length: int
@@ -81,9 +85,10 @@ class GgufArray:
 
 @dataclass(frozen=True, slots=True)
 class TensorSummary:
-    """What the tensors add up to; ``bytes`` is without padding, types are GGML names.
+    """Sums over all tensors; ``bytes`` excludes padding, types are GGML names.
 
-    ``tables`` has elements and bytes of the tables that stand for the vocabulary, by name.
+    ``tables`` maps the names of the vocabulary's tables to their elements and bytes. ``counts`` is
+    the number of tensors of each type.
     """
 
     count: int
@@ -100,7 +105,8 @@ class TensorSummary:
 class GgufHeader:
     """The header of one GGUF file; sizes and offsets in bytes.
 
-    ``long_texts`` has the lengths of strings that are too long to keep.
+    ``long_texts`` has the lengths of strings that are too long to keep. ``expected_size`` is the
+    smallest size of a complete file.
     """
 
     path: str
@@ -141,7 +147,7 @@ class _Reader:
         )
 
     def keep(self, count: int) -> None:
-        """Account for bytes that stay in memory."""
+        """Count bytes that stay in memory. Raises StackctlError if they are too many in all."""
         self._kept += count
         if self._kept > MAX_KEPT_BYTES:
             raise self.bad(f"its metadata is larger than {MAX_KEPT_BYTES} bytes")
@@ -156,7 +162,7 @@ class _Reader:
             raise self.bad(f"its header is larger than {MAX_HEADER_BYTES} bytes")
         self._buffer = os.pread(self._fd, max(count, _CHUNK), start)
         self._start, self._at = start, 0
-        if len(self._buffer) < count:  # it shrank since its size was taken
+        if len(self._buffer) < count:  # the file has become shorter since fstat
             raise self.cut()
 
     def scalar(self, kind: struct.Struct) -> int:
@@ -173,7 +179,7 @@ class _Reader:
         self._at += count
 
     def text(self, limit: int, what: str) -> str:
-        """A string that must not be longer than ``limit`` bytes."""
+        """Read a string. Raises StackctlError if it has more than ``limit`` bytes."""
         length = self.scalar(_U64)
         if length > self.size - self.position:
             raise self.cut()
@@ -189,13 +195,13 @@ class _Reader:
         return raw.decode("utf-8", "replace")
 
     def skip_strings(self, count: int) -> None:
-        """Walk over the length prefixes of an array of strings."""
+        """Skip an array of strings; only their lengths are read."""
         if count * _U64.size > self.size - self.position:
             raise self.cut()
         self._strings += count
         if self._strings > MAX_STRINGS:
             raise self.bad(f"its arrays hold more than {MAX_STRINGS} strings")
-        # The hot loop of the whole reader: a vocabulary has hundreds of thousands of strings.
+        # This loop takes most of the time: a vocabulary has hundreds of thousands of strings.
         unpack, buffer, at = _U64.unpack_from, self._buffer, self._at
         limit = len(buffer) - _U64.size
         for _ in range(count):
@@ -214,7 +220,7 @@ def read_header(path: str | Path) -> GgufHeader:
     """Read the header of a GGUF file, version 2 or 3, little endian.
 
     Raises:
-        StackctlError: the file cannot be read, is no GGUF file, is damaged or truncated.
+        StackctlError: the file cannot be read, is not a GGUF file, is damaged or truncated.
     """
     with opened(path) as (fd, size):
         if size == 0:
@@ -229,7 +235,7 @@ def _read(reader: _Reader, first: bytes) -> GgufHeader:
         raise reader.bad(f"its header announces {keys} keys and {tensors} tensors")
     metadata, arrays, long_texts = _metadata(reader, keys)
     alignment = metadata.get("general.alignment", 32)
-    # The reference engine asks for a power of two as well.
+    # The reference engine requires a power of two as well.
     if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
         raise reader.bad(f"its alignment is {alignment!r}")
     summary, data_bytes = _tensors(reader, tensors, alignment)
@@ -255,10 +261,10 @@ def _read(reader: _Reader, first: bytes) -> GgufHeader:
 
 
 def _version(reader: _Reader, first: bytes) -> int:
-    """Return the version of the format, of a file that begins with these bytes.
+    """Return the version of the format; ``first`` holds the first bytes of the file.
 
     Raises:
-        StackctlError: it is no GGUF file, or one of a version that is not supported.
+        StackctlError: the file is not GGUF, or its version or byte order is not supported.
     """
     if first[:4] != b"GGUF":
         hint = next((text for start, text in _NOT_GGUF.items() if first.startswith(start)), None)
@@ -282,7 +288,7 @@ def _version(reader: _Reader, first: bytes) -> int:
 def _metadata(
     reader: _Reader, keys: int
 ) -> tuple[dict[str, Scalar], dict[str, GgufArray], dict[str, int]]:
-    """Return the scalars, the arrays, and the length of each text that is too long to keep."""
+    """Return the scalars, the arrays, and the length of each string that is too long to keep."""
     metadata: dict[str, Scalar] = {}
     arrays: dict[str, GgufArray] = {}
     long_texts: dict[str, int] = {}
@@ -323,12 +329,12 @@ def _array(reader: _Reader, key: str) -> GgufArray:
     if kind in _FLOATS or length > MAX_ARRAY_KEPT:
         reader.skip(length * form.size)
         return GgufArray(element, length)
-    reader.keep(length * 40)  # a Python integer and its place in the tuple
+    reader.keep(length * 40)  # bytes of a Python integer and of its place in the tuple
     return GgufArray(element, length, reader.values(struct.Struct(f"<{length}{form.format[1:]}")))
 
 
 def _tensors(reader: _Reader, count: int, alignment: int) -> tuple[TensorSummary, int]:
-    """The summary, and the size of the data section without padding after the last tensor."""
+    """Return the summary and the bytes of the data section, without padding at its end."""
     names: set[str] = set()
     counts: Counter[str] = Counter()
     elements_by_type: Counter[str] = Counter()
@@ -350,7 +356,7 @@ def _tensors(reader: _Reader, count: int, alignment: int) -> tuple[TensorSummary
         if elements > MAX_SIZE or (shape[0] if shape else 1) % block:
             raise reader.bad(f"tensor {name!r} of type {label} has the shape {shape}")
         size = elements // block * block_bytes
-        # Tensors follow each other without gaps; the reference engine refuses anything else too.
+        # Tensors follow each other without gaps. The reference engine refuses other files too.
         start = _padded(end, alignment)
         if offset != start:
             raise reader.bad(f"tensor {name!r} is at offset {offset}, not at {start}")

@@ -1,4 +1,4 @@
-"""From the headers of GGUF files to the facts of a model."""
+"""The facts of a model, derived from the headers of its GGUF files."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _NO_MODELS: Final = {
 }
 _SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 _LOOP: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\.loop\.num")
-#: Twice as many as the engines take.
+#: Twice the limit of the reference engine.
 _MAX_LAYERS: Final = 1024
 _MAX_LEFT_OUT: Final = 8
 _MAX_PASSES: Final = 64
 
 
 def read_gguf(text: str) -> Model:
-    """The model that a GGUF file and its further parts hold.
+    """Read the facts of a model from a GGUF file and its further shards; any shard may be named.
 
     Raises:
-        StackctlError: exit 5 for a file that is no model, 1 for a missing or damaged one.
+        StackctlError: exit 5 for a file that does not hold a model, 1 for a missing or damaged one.
     """
     path = absolute(text)
     match = _SHARD.fullmatch(path.name)
@@ -57,7 +57,13 @@ def read_gguf(text: str) -> Model:
 def _shards(
     path: Path, first: GgufHeader, count: int, match: re.Match[str] | None
 ) -> list[tuple[Path, GgufHeader]]:
-    """Return all shards of a model in order, found as engines find them: by name, in one folder."""
+    """Return all shards of a model in order.
+
+    They are found by their names in one folder, because engines find them like this.
+
+    Raises:
+        StackctlError: a shard is missing, misnamed or of another model.
+    """
     if match is None or int(match["count"]) != count or _whole(first, "split.no") != 0:
         raise StackctlError(
             f"{path} is part {(_whole(first, 'split.no') or 0) + 1} of {count}, "
@@ -90,7 +96,11 @@ def _shards(
 
 
 def _name(file: Path, header: GgufHeader, parts: int) -> str | None:
-    """What a file is called when its own name does not tell: that of the link to it."""
+    """Return the name of the link to a file; None if the engine does not need it.
+
+    Engines find shards by name and recognise GGUF by the ending, and blobs of the hub's cache have
+    neither.
+    """
     named = Path(header.path).name
     tells = file.suffix == ".gguf" and parts == 1
     return None if tells or named == file.name else named
@@ -140,7 +150,7 @@ def _model(source: str, files: Sequence[tuple[Path, GgufHeader]]) -> Model:
 
 
 def _layers(header: GgufHeader, architecture: str) -> int:
-    """Return the number of layers. Raises StackctlError for a file without one, or a wrong one."""
+    """Return the number of layers. Raises StackctlError if it is missing or out of range."""
     layers = _whole(header, f"{architecture}.block_count")
     if layers is None:
         raise StackctlError(
@@ -153,7 +163,7 @@ def _layers(header: GgufHeader, architecture: str) -> int:
 
 
 def _experts(header: GgufHeader, architecture: str) -> tuple[int | None, int | None]:
-    """Return the number of experts, and of those that a token uses; None for a dense model."""
+    """Return the number of experts, and the number that a token uses; None for a dense model."""
     experts = _whole(header, f"{architecture}.expert_count") or None
     used = _largest(header, f"{architecture}.expert_used_count") if experts else None
     if experts and (used or 0) > experts:
@@ -162,9 +172,10 @@ def _experts(header: GgufHeader, architecture: str) -> tuple[int | None, int | N
 
 
 def _lookups(parts: Sequence[GgufHeader]) -> tuple[int, int]:
-    """Elements and bytes of the tables of which a token reads one row only.
+    """Return elements and bytes of the tables of which a token reads only one row.
 
-    Without an output of its own, a model reads its embedding table in full at the end.
+    A model without an output matrix reads its embedding table in full at the end; that table is not
+    counted.
     """
     tables = {name: size for part in parts for name, size in part.tensors.tables.items()}
     if tables.pop("output.weight", None) is None:
@@ -173,7 +184,7 @@ def _lookups(parts: Sequence[GgufHeader]) -> tuple[int, int]:
 
 
 def _passes(header: GgufHeader) -> int:
-    """Return how often the layers run for one token; more than once in a Loop variant."""
+    """Return the number of runs through the layers for one token; more than 1 in Loop models."""
     key = next((key for key in header.metadata if _LOOP.fullmatch(key)), None)
     passes = 1 if key is None else _whole(header, key) or 1
     if passes > _MAX_PASSES:
@@ -182,7 +193,7 @@ def _passes(header: GgufHeader) -> int:
 
 
 def _check_model(header: GgufHeader, tensors: int) -> str:
-    """The architecture of a file that is a model."""
+    """Return the architecture. Raises StackctlError (exit 5) if the file does not hold a model."""
     architecture = header.metadata.get("general.architecture")
     kind = header.metadata.get("general.type", "model")
     other = _NO_MODELS.get(str(kind)) or _NO_MODELS.get(str(architecture))
@@ -203,8 +214,8 @@ def _kv_layout(header: GgufHeader, arch: str, layers: int) -> KvLayout | None:
     Latent attention (MLA): a file with ``key_length_mla`` and ``value_length_mla`` has one KV head
     of kv_lora_rank + RoPE elements in ``key_length``, and the engine keeps no values for it
     (``has_v = !is_mla`` where it allocates the cache). Older conversions with only ``kv_lora_rank``
-    are cached in full, head by head, as their other keys say. Sparse attention adds one indexer
-    key a token.
+    are cached in full, head by head, with the sizes in their other keys. Sparse attention adds one
+    indexer key per token.
     """
     attention = f"{arch}.attention"
     heads = _per_layer(header, f"{attention}.head_count", layers)
@@ -243,7 +254,7 @@ def _kv_layout(header: GgufHeader, arch: str, layers: int) -> KvLayout | None:
 
 
 def _recurrent(header: GgufHeader, arch: str, kv_heads: tuple[int, ...]) -> int:
-    """How many layers have a recurrent state."""
+    """Return the number of layers with a recurrent state."""
     if arch in gguf_architectures.PARALLEL_STATE:
         return len(kv_heads)
     wide = None
@@ -253,10 +264,10 @@ def _recurrent(header: GgufHeader, arch: str, kv_heads: tuple[int, ...]) -> int:
 
 
 def _state_bytes(header: GgufHeader, arch: str) -> int:
-    """Return bytes of the state of one recurrent layer for one sequence, 32 bits an element.
+    """Return bytes of the state of one recurrent layer for one sequence, 32 bits per element.
 
-    Its convolution and its memory (n_embd_r and n_embd_s in the reference engine): RWKV, LFM2,
-    Kimi's delta attention, or a state space (Mamba, also Qwen's delta net).
+    The state is convolution and memory (n_embd_r and n_embd_s in the reference engine), of RWKV,
+    LFM2, Kimi's delta attention, or a state space (Mamba, also Qwen's delta net).
     """
 
     def size(name: str) -> int:
@@ -275,7 +286,7 @@ def _state_bytes(header: GgufHeader, arch: str) -> int:
 
 
 def _with_cache(header: GgufHeader, arch: str, kv_heads: tuple[int, ...]) -> tuple[int, ...]:
-    """``kv_heads`` with 0 for layers that are recurrent or use the cache of an earlier layer."""
+    """Return ``kv_heads`` with 0 for layers that are recurrent or use an earlier layer's cache."""
     layers = len(kv_heads)
     recurrent = _per_layer(header, f"{arch}.attention.recurrent_layers", layers, beyond=0)
     period = _whole(
@@ -293,10 +304,11 @@ def _with_cache(header: GgufHeader, arch: str, kv_heads: tuple[int, ...]) -> tup
 def _sliding(
     header: GgufHeader, arch: str, kv_heads: tuple[int, ...]
 ) -> tuple[int | None, tuple[bool, ...]]:
-    """The window in tokens and which layers keep only that.
+    """Return the window in tokens, and True for each layer that keeps only the window.
 
-    A pattern is a flag per layer, or n: every n-th layer has full attention (0: none has). With
-    an unknown pattern all layers count as full, which is the upper bound.
+    The pattern in the file is a flag for each layer, or n: every n-th layer has full attention,
+    with n = 0 none. If the pattern is unknown, all layers count as full, which is the upper bound
+    of memory, and the result is (None, ()).
     """
     window = _whole(header, f"{arch}.attention.sliding_window")
     if window is None:
@@ -329,7 +341,11 @@ def _quantization(headers: Sequence[GgufHeader]) -> str | None:
 
 
 def _whole(header: GgufHeader, key: str) -> int | None:
-    """A number that is not negative; None when the file does not have the key."""
+    """Return a number of the metadata; None if the file does not have the key.
+
+    Raises:
+        StackctlError: the value is not an integer from 0 to 2**31 - 1.
+    """
     value = header.metadata.get(key)
     if value is None and key not in header.arrays:
         return None
@@ -342,9 +358,10 @@ def _whole(header: GgufHeader, key: str) -> int | None:
 def _per_layer(
     header: GgufHeader, key: str, layers: int, beyond: int | None = None
 ) -> tuple[int, ...] | None:
-    """A number for every layer, given once for all or one by one.
+    """Return a number for every layer; the file has one for all layers or one for each.
 
-    The last layers, for multi-token prediction, may be left out: ``beyond``, or the largest.
+    The file may leave out the last layers, which are for multi-token prediction. They get
+    ``beyond``, or the largest value if it is None.
     """
     array = header.arrays.get(key)
     if array is None:
@@ -362,7 +379,7 @@ def _per_layer(
 
 
 def _largest(header: GgufHeader, key: str) -> int | None:
-    """A number that may differ by layer: its largest value."""
+    """Return a number; if the file has one for each layer, the largest."""
     array = header.arrays.get(key)
     if array is None:
         return _whole(header, key)

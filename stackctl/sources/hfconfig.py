@@ -1,7 +1,7 @@
-"""Reads a model's layout from the config.json of a Hugging Face folder.
+"""Reader of a model's layout from the config.json of a Hugging Face folder.
 
-Families name the same thing differently; what is not there is unknown, what is there must make
-sense. Where only a part of the layout is understood, the larger cache is assumed.
+Families of models use different keys for one property. A missing key means unknown; the value of a
+present key must be valid. If only a part of the layout is understood, the larger cache is assumed.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from stackctl.values.model import KvLayout
 MAX_CONFIG_BYTES: Final = 4 << 20
 _MAX_LAYERS: Final = 1024
 _MAX_PASSES: Final = 64
-# Where models of several senses keep what describes text; the first holds the second.
+# Keys of the part that describes text in multimodal models. thinker_config contains text_config.
 _TEXT: Final = ("thinker_config", "text_config", "llm_config", "language_config")
-# What the class of a model fills in and published files leave out (transformers, Gemma3TextConfig).
+# Defaults of a model's class that published files leave out (transformers, Gemma3TextConfig).
 _UNSAID: Final[Mapping[str, Mapping[str, int]]] = MappingProxyType(
     {
         "gemma3_text": MappingProxyType(
@@ -35,20 +35,22 @@ _EXPERTS: Final = ("num_local_experts", "n_routed_experts", "num_experts", "moe_
 _USED: Final = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k")
 _USED_MORE: Final = ("top_k_experts", "experts_per_token", "moe_top_k", "num_selected_experts")
 _CONTEXT: Final = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-# How a layer is called that keeps no cache for every token, and one that keeps its window only.
+# Parts of the names of kinds of layers: with a recurrent state, without attention, with a window.
 _STATE_KINDS: Final = ("linear", "mamba", "conv", "recurrent", "ssm", "kda", "gdn")
-_LONE_KINDS: Final = ("mlp", "moe")  # a feed-forward part alone
+_LONE_KINDS: Final = ("mlp", "moe")
 _WINDOW_KINDS: Final = ("sliding", "chunked", "local")
-# Every n-th layer has full attention where the file does not say so; 0: none has.
+# Families in which every n-th layer has full attention, for files without a pattern; in the
+# families of _ALL_SLIDE no layer has.
 _PERIODS: Final = {"gemma2": 2, "gemma3_text": 6, "gemma3": 6, "cohere2": 4, "gpt_oss": 2}
 _ALL_SLIDE: Final = frozenset({"mistral", "mixtral"})
 
 
 def read_json(path: Path, limit: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
-    """The JSON object that a file holds; duplicate keys are refused.
+    """Read a JSON object from a file.
 
     Raises:
-        StackctlError: the file cannot be read, is too large or is no JSON object.
+        StackctlError: the file cannot be read, has more than ``limit`` bytes, is not a JSON object,
+            or repeats a key.
     """
     raw = read_bytes(path, limit)
     try:
@@ -73,7 +75,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class HfConfig:
-    """What a config.json says, under one name for each thing."""
+    """The layout that a config.json describes; ``context`` in tokens.
+
+    None means unknown; ``experts`` and ``experts_used`` are None for a dense model too.
+    """
 
     architecture: str
     layers: int
@@ -104,7 +109,11 @@ class _Keys:
         return StackctlError(f"{self.where}: {name} is {repr(value)[:60]}, which is not valid")
 
     def whole(self, *names: str) -> int | None:
-        """A number that is not negative, under the first of the names that is there."""
+        """Return the number under the first of the names that exists; None if none does.
+
+        Raises:
+            StackctlError: the value is not an integer from 0 to 2**31 - 1.
+        """
         for name in names:
             value = self.data.get(name)
             if value is None:
@@ -115,7 +124,7 @@ class _Keys:
         return None
 
     def largest(self, *names: str) -> int | None:
-        """A number that may be a list, one entry a layer: its largest."""
+        """Return a number; of a list with one entry for each layer, the largest."""
         value = self.get(*names)
         if not isinstance(value, list):
             return self.whole(*names)
@@ -129,7 +138,7 @@ class _Keys:
         return value
 
     def words(self, name: str, layers: int) -> list[str] | None:
-        """One word for every layer."""
+        """Return one word for each layer; None if there is no list under the name."""
         value = self.data.get(name)
         if not isinstance(value, list):
             return None
@@ -142,7 +151,7 @@ def read_config(path: Path) -> HfConfig:
     """Read the layout that a config.json describes.
 
     Raises:
-        StackctlError: the file cannot be read or describes no language model.
+        StackctlError: the file cannot be read or does not describe a language model.
     """
     top = read_json(path)
     data = _text_part(top)
@@ -191,7 +200,7 @@ def _architecture(path: Path, names: object, data: Mapping[str, Any]) -> str:
     """Return the name of the model's class, else its type.
 
     Raises:
-        StackctlError: the file has neither, or one that is no name.
+        StackctlError: the file has neither, or the value is not a name.
     """
     name = names[0] if isinstance(names, list) and names else data.get("model_type")
     if not isinstance(name, str) or not name.isidentifier() or len(name) > 100:
@@ -200,7 +209,7 @@ def _architecture(path: Path, names: object, data: Mapping[str, Any]) -> str:
 
 
 def _experts(keys: _Keys) -> tuple[int | None, int | None]:
-    """Return the number of experts, and of those that a token uses; None for a dense model."""
+    """Return the number of experts, and the number that a token uses; None for a dense model."""
     experts = keys.largest(*_EXPERTS) or 0
     if experts <= 1:
         return None, None
@@ -211,10 +220,11 @@ def _experts(keys: _Keys) -> tuple[int | None, int | None]:
 
 
 def _context(keys: _Keys) -> int | None:
-    """Return the longest context in tokens, stretched where the configuration asks for it.
+    """Return the longest context in tokens, with the RoPE scaling of the configuration.
 
-    The rule is that of the engines (``_get_and_verify_max_len``): YaRN multiplies the length that
-    the model was trained with; the other kinds and Gemma 3 have the stretched length in the file.
+    The rule is that of the engines (``_get_and_verify_max_len``). YaRN multiplies the length that
+    the model was trained with; linear and dynamic scaling multiply the length in the file. With
+    other kinds and in Gemma 3, the length in the file is already scaled.
     """
     context = keys.whole(*_CONTEXT)
     rope = keys.get("rope_scaling", "rope_parameters")
@@ -274,9 +284,9 @@ def _kv_layout(keys: _Keys, layers: int) -> KvLayout | None:
 
 
 def _dimensions(keys: _Keys, dim: int, rank: int | None) -> tuple[int, int]:
-    """Return the elements of a key and of a value; with latent attention no value is kept."""
+    """Return the elements of a key and of a value; latent attention caches no value."""
     if rank:
-        # Sparse attention keeps one more key, of its indexer.
+        # Sparse attention also caches a key of its indexer.
         key = rank + (keys.whole("qk_rope_head_dim") or 0) + (keys.whole("index_head_dim") or 0)
         return key, 0
     key = keys.whole("global_head_dim") or dim
@@ -286,10 +296,10 @@ def _dimensions(keys: _Keys, dim: int, rank: int | None) -> tuple[int, int]:
 def _caching(
     keys: _Keys, kv_heads: list[int], slides: list[bool], without: list[bool]
 ) -> list[int]:
-    """Return the KV heads that each layer has a cache of its own for; 0 for a layer without one.
+    """Return the number of cached KV heads of each layer; 0 for a layer without its own cache.
 
-    Where layers slide, those with full attention may have another number of heads. The last layers
-    may use the cache of an earlier one.
+    In models with sliding layers, layers with full attention may have another number of heads. The
+    last layers may use the cache of an earlier layer.
     """
     full = keys.whole("num_global_key_value_heads")
     if full and any(slides):
@@ -312,8 +322,11 @@ def _kv_heads(keys: _Keys, layers: int, heads: int) -> list[int]:
 
 
 def _kinds(keys: _Keys, layers: int) -> tuple[list[bool], list[bool], int]:
-    """Which layers keep no cache for every token, which keep a window only, and how many have a
-    recurrent state instead."""
+    """Classify the layers.
+
+    Return True for each layer without a KV cache, True for each layer that keeps only a window, and
+    the number of layers with a recurrent state.
+    """
     kinds = keys.words("layer_types", layers) or keys.words("layers_block_type", layers)
     if kinds is not None:
         state = [any(word in kind for word in _STATE_KINDS) for kind in kinds]
@@ -326,13 +339,13 @@ def _kinds(keys: _Keys, layers: int) -> tuple[list[bool], list[bool], int]:
     pattern = keys.data.get("hybrid_override_pattern")
     if isinstance(pattern, str) and len(pattern) == layers:
         recurrent = pattern.count("M")
-    elif keys.data.get("model_type") == "falcon_h1":  # beside the attention of every layer
+    elif keys.data.get("model_type") == "falcon_h1":  # every layer has attention and a state
         recurrent = layers
     return without, _slides(keys, layers), recurrent
 
 
 def _without(keys: _Keys, layers: int) -> list[bool]:
-    """Which layers keep no cache, as families say it that do not name the kind of each layer."""
+    """Return True for each layer without a KV cache, for files that do not list kinds of layers."""
     pattern = keys.data.get("hybrid_override_pattern")
     if isinstance(pattern, str) and len(pattern) == layers:
         return [mark != "*" for mark in pattern]
@@ -367,8 +380,11 @@ def _slides(keys: _Keys, layers: int) -> list[bool]:
 
 
 def _state_bytes(keys: _Keys) -> int:
-    """The state of one recurrent layer for one sequence: 16 bits for its convolution, 32 for its
-    memory. Known for Mamba 2, gated delta nets and Kimi's delta attention, else 0."""
+    """Return bytes of the state of one recurrent layer for one sequence.
+
+    The convolution takes 16 bits per element, the memory 32. The size is known for Mamba 2, gated
+    delta nets and Kimi's delta attention; it is 0 for other models.
+    """
     whole = keys.whole
     kernel = max((whole("linear_conv_kernel_dim", "mamba_d_conv", "conv_kernel") or 0) - 1, 0)
     heads = whole("mamba_n_heads", "mamba_num_heads") or 0

@@ -1,4 +1,4 @@
-"""How a Hugging Face checkpoint is quantised, and how many parameters its packed tensors hold."""
+"""The quantisation of a Hugging Face checkpoint, and the parameters in its packed tensors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FORMATS: Final = {
     "int-quantized": "int8",
 }
 _MODELOPT: Final = {"NVFP4": "nvfp4", "FP8": "fp8", "MXFP8": "mxfp8", "INT8": "int8"}
-# What belongs to a quantised weight and is no weight itself.
+# Tensors that belong to a quantised weight and are not weights.
 _BESIDE: Final = frozenset(
     {"weight_scale", "weight_scale_2", "weight_scale_inv", "weight_global_scale", "weight_shape"}
     | {"weight_zero_point", "weight_g_idx", "input_scale", "input_global_scale", "input_zero_point"}
@@ -42,7 +42,7 @@ _MOST_LAYERS: Final = 200_000
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """A label such as nvfp4, who wrote it, and the bits of a packed weight."""
+    """A label such as nvfp4, the method that wrote it, and the bits of a packed weight."""
 
     label: str | None
     method: str | None
@@ -71,11 +71,11 @@ def read_quantization(config: Mapping[str, Any], dtype: str | None, folder: Path
 
 
 def _source(config: Mapping[str, Any], folder: Path) -> tuple[Mapping[str, Any], str | None]:
-    """Return the configuration that describes the weights, and the method that it names."""
+    """Return the configuration that describes the weights, and its method; None without one."""
     method = _word(config, "quant_method")
     extra = folder / "hf_quant_config.json"
     inner = config.get("quantization")
-    if isinstance(inner, dict):  # what belongs into hf_quant_config.json, inside config.json
+    if isinstance(inner, dict):  # the content of hf_quant_config.json, inside config.json
         config = inner
     elif extra.is_file() and not _word(config, "quant_algo") and method in (None, "modelopt"):
         inner = read_json(extra).get("quantization")
@@ -85,7 +85,7 @@ def _source(config: Mapping[str, Any], folder: Path) -> tuple[Mapping[str, Any],
 
 
 def _by_method(config: Mapping[str, Any], method: str | None) -> tuple[str | None, int]:
-    """Return label and bits of a method that names no algorithm beside itself."""
+    """Return label and bits of a method whose name alone gives the algorithm."""
     bits = _number(config, "bits") or _number(config, "w_bit") or 4
     if method in ("gptq", "awq", "auto-round", "auto_gptq", "awq_marlin", "gptq_marlin"):
         return f"int{bits}", bits
@@ -99,16 +99,19 @@ def _by_method(config: Mapping[str, Any], method: str | None) -> tuple[str | Non
 
 
 def stored_label(elements: Mapping[str, int]) -> str | None:
-    """The label of weights that are stored as they are: their most frequent type."""
+    """Return the label of weights without a quantisation method: their most frequent type.
+
+    ``elements`` has the number of weights of each type. None without weights.
+    """
     most = max(elements, key=lambda name: elements[name], default="")
     return _STORED.get(most, most.lower() or None)
 
 
 def parameters(name: str, tensor: Tensor, bits: int) -> int:
-    """The weights that a tensor holds: several in each element when they are packed.
+    """Return the number of weights in a tensor; packed elements hold several.
 
-    Packed are bytes with two 4-bit weights (nvfp4, mxfp4, nf4) and 32-bit words of AWQ, GPTQ and
-    compressed-tensors. Scales, zero points and the like are no parameters.
+    Packed elements are bytes with two 4-bit weights (nvfp4, mxfp4, nf4), and 32-bit words of AWQ,
+    GPTQ and compressed-tensors. Scales, zero points and similar tensors count 0.
     """
     last = name.rsplit(".", 1)[-1]
     if last in _BESIDE or last.endswith(_BESIDE_END) or ".quant_state" in name:
@@ -149,7 +152,10 @@ def _size(label: str) -> tuple[int, str]:
 
 
 def _compressed(config: Mapping[str, Any]) -> tuple[str, int]:
-    """The label and the bits of what is packed; several groups may be quantised differently."""
+    """Return label and bits of the packed weights.
+
+    Groups may be quantised differently: then the labels are joined, and the bits are the fewest.
+    """
     found: dict[str, int] = {}
     for group in _groups(config):
         weights = group.get("weights")

@@ -1,4 +1,4 @@
-"""Finds a model of the Hugging Face hub in the local cache, or its facts in the catalogue."""
+"""Reader of hub models: from the local cache of Hugging Face, else facts from the catalogue."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SOURCE: Final = re.compile(
     rf"(?P<repo>{_NAME}/{_NAME})(?:@(?P<revision>{_REVISION}))?"
     r"(?::(?P<quant>[A-Za-z0-9][A-Za-z0-9_./+-]{0,249}))?"
 )
-#: A page or a file of a hub, as people copy its address.
+#: The path in the address of a page or a file of a hub, as a browser shows it.
 _ADDRESS: Final = re.compile(
     rf"/(?P<repo>{_NAME}/{_NAME})(?:/(?:resolve|blob|tree)/(?P<revision>[^/]+)(?:/(?P<file>.+))?)?/?"
 )
@@ -41,9 +41,10 @@ class NotHere(StackctlError):
 
 @dataclass(frozen=True, slots=True)
 class HubSource:
-    """``ORG/REPO[@REV][:QUANT]``, taken apart; ``quant`` may be a file's path as well.
+    """The parts of ``ORG/REPO[@REV][:QUANT]``; ``quant`` may also be the path of a file.
 
-    ``url``: it is no repository but one file of the web, which the store keeps like one.
+    If ``url`` is set, the source is a single file of the web, which the store keeps like a
+    repository.
     """
 
     repo: str
@@ -53,7 +54,7 @@ class HubSource:
 
 
 def parse_hub_source(text: str) -> HubSource:
-    """Take a source apart. Raises StackctlError (exit 2) when it is written differently."""
+    """Parse ``ORG/REPO[@REV][:QUANT]``. Raises StackctlError (exit 2) for any other text."""
     match = _SOURCE.fullmatch(text)
     if match is None or ".." in text:
         raise StackctlError(
@@ -65,9 +66,12 @@ def parse_hub_source(text: str) -> HubSource:
 
 
 def parse_address(text: str) -> HubSource:
-    """Take ``https://...`` apart: an address of the hub's, or of one GGUF file anywhere.
+    """Parse ``https://...``: the address of a repository or file of a hub, or of a GGUF file.
 
-    Such a file is kept as the repository ``web/HOST-HASH``. Raises StackctlError (exit 2).
+    The store keeps a file from outside the hubs as the repository ``web/HOST-HASH``.
+
+    Raises:
+        StackctlError: exit 2 for any other address, and for one with a user name or password.
     """
     hubs = set(_HUB_HOSTS)
     with contextlib.suppress(ValueError):
@@ -105,10 +109,10 @@ def parse_address(text: str) -> HubSource:
 
 
 def parse_remote(source: str) -> HubSource | None:
-    """A source that can be fetched, taken apart; None for one of this machine.
+    """Parse a source that can be downloaded; return None for other kinds of sources.
 
     Raises:
-        StackctlError: exit 2 when it is written differently.
+        StackctlError: exit 2 if the text after ``hf:`` or the address is not understood.
     """
     kind, _, rest = source.partition(":")
     if kind == "hf":
@@ -117,7 +121,7 @@ def parse_remote(source: str) -> HubSource | None:
 
 
 def hub_home() -> Path:
-    """Where the hub's own tools keep all they have."""
+    """Return the folder of the hub's own tools: ``$HF_HOME`` or its default."""
     home = os.environ.get("HF_HOME")
     if not home:
         base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -126,34 +130,38 @@ def hub_home() -> Path:
 
 
 def cache_folder() -> Path:
-    """Where the hub's own tools keep their downloads."""
+    """Return the cache of the hub's own tools: ``$HF_HUB_CACHE``, else ``hub`` in hub_home."""
     if folder := os.environ.get("HF_HUB_CACHE"):
         return Path(folder).expanduser().absolute()
     return hub_home() / "hub"
 
 
 def repo_folder(repo: str) -> Path:
-    """Where a repository is kept."""
+    """Return the folder of a repository in the cache."""
     return cache_folder() / f"models--{repo.replace('/', '--')}"
 
 
 def quant_pattern(quant: str) -> re.Pattern[str]:
-    """What the path of a file of a quantisation looks like."""
+    """Return a pattern for the paths of files of a quantisation, such as ``Q4_K_M``."""
     return re.compile(rf"(?i)(?:.*[-_./])?{re.escape(quant)}(?:[-./].*)?")
 
 
 def read_hub(text: str) -> Model:
-    """The model of a repository: from the cache, else its facts from the catalogue.
+    """Read the facts of a repository's model from the cache, else from the catalogue.
 
     Raises:
-        StackctlError: exit 2 for a source that is not understood; 1 when the model is neither in
-            the cache nor in the catalogue, or is damaged.
+        StackctlError: exit 2 for a source that is not understood; 1 if the model is neither in the
+            cache nor in the catalogue, or is damaged.
     """
     return _read(f"hf:{text}", parse_hub_source(text))
 
 
 def read_address(scheme: str, text: str) -> Model:
-    """The model at an address of the web that was fetched. Raises StackctlError as read_hub."""
+    """Read the facts of a model that was downloaded from ``scheme:text``.
+
+    Raises:
+        StackctlError: as in read_hub.
+    """
     source = f"{scheme}:{text}"
     return _read(source, parse_address(source))
 
@@ -181,7 +189,11 @@ def _read(source: str, parsed: HubSource) -> Model:
 
 
 def snapshot(source: HubSource) -> Path | None:
-    """The folder of a repository's files at the revision that is meant; None: it is not here."""
+    """Return the folder with the files of the wanted revision; None if it is not in the cache.
+
+    Raises:
+        StackctlError: the cache is damaged.
+    """
     repo = repo_folder(source.repo)
     revision = source.revision or "main"
     named = repo / "refs" / revision
@@ -198,7 +210,7 @@ def snapshot(source: HubSource) -> Path | None:
 
 
 def _revisions(source: HubSource) -> list[str]:
-    """The names and commits of a repository that are cached."""
+    """Return the names and commits of the revisions in the cache."""
     repo, found = repo_folder(source.repo), []
     for part in ("refs", "snapshots"):
         with contextlib.suppress(OSError):
@@ -211,7 +223,12 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _gguf(folder: Path, source: HubSource) -> Path:
-    """The one GGUF file of a snapshot that has the wanted quantisation."""
+    """Return the GGUF file of a snapshot that has the wanted quantisation.
+
+    Raises:
+        NotHere: no file has the quantisation.
+        StackctlError: no quantisation is given and there are no files, or several files fit.
+    """
     found = []
     for number, path in enumerate(folder.glob("**/*.gguf")):
         if number > _MOST_FILES:

@@ -1,6 +1,6 @@
-"""Reads models in the layout of Hugging Face: config.json beside safetensors files.
+"""Reader of models in the layout of Hugging Face: config.json beside safetensors files.
 
-The folder is one the user names, or a snapshot in the local hub cache. Nothing is downloaded.
+The folder is given by the user, or is a snapshot in the local hub cache. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _MAX_FILES: Final = 2_000
 _MAX_TOKENIZER_BYTES: Final = 16 << 20
 _SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 _FILE: Final = re.compile(r"[^/\0]{1,200}\.safetensors")
-# Parts of the names of tensors. Embeddings and outputs are followed by the last part alone.
+# Parts of the names of tensors, which are separated by dots.
 _EMBEDDINGS: Final = frozenset({"embed_tokens", "wte", "word_embeddings", "tok_embeddings"})
 _OUTPUTS: Final = frozenset({"lm_head", "embed_out"})
 _WEIGHTS: Final = frozenset({"weight", "qweight", "weight_packed"})
 # Granite keeps the routed experts of a layer in two tensors.
 _GRANITE: Final = frozenset({"input_linear", "output_linear"})
-# What generating a token of text does not read: parts for images and sound, layers that draft
-# further tokens, and Gemma 3n's embeddings of every layer.
+# Names of tensors that generating a token of text does not read: parts for images and sound, layers
+# that draft further tokens, and Gemma 3n's embeddings of every layer.
 _IDLE: Final = frozenset(
     {"vision_tower", "vision_model", "vision_encoder", "visual", "audio_tower", "audio_encoder"}
     | {"multi_modal_projector", "mm_projector", "mtp", "embed_tokens_per_layer"}
@@ -49,7 +49,7 @@ class _Index(msgspec.Struct):
 
 
 def read_folder(text: str) -> Model:
-    """The model in a folder that the user names.
+    """Read the facts of the model in a folder that the user names.
 
     Raises:
         StackctlError: the folder is missing, or its model is incomplete or damaged.
@@ -62,7 +62,7 @@ def read_folder(text: str) -> Model:
 
 
 def read_checkpoint(source: str, folder: Path) -> Model:
-    """The model in a folder with config.json and safetensors files.
+    """Read the facts of the model in a folder with config.json and safetensors files.
 
     Raises:
         StackctlError: the model is incomplete or damaged.
@@ -85,11 +85,11 @@ def read_checkpoint(source: str, folder: Path) -> Model:
 
 
 class _Count:
-    """What the tensors of all files add up to.
+    """Sums over the tensors of all files.
 
-    ``embedding`` is the table that the output may share; ``idle`` is what a token of text does not
-    read in any case: senses, tables of which it takes one row a layer, and layers that draft
-    further tokens (they lie behind the model's own).
+    ``embedding`` is the table that the output may share. ``idle`` are the tensors that a token of
+    text never reads: parts for images and sound, tables of which it takes one row per layer, and
+    layers that draft further tokens. Draft layers are numbered after the model's own layers.
     """
 
     def __init__(self, bits: int, layers: int) -> None:
@@ -135,7 +135,7 @@ class _Count:
             self.output = True
 
     def _drafts(self, path: list[str]) -> bool:
-        """Whether a tensor is of a layer behind the model's own."""
+        """Return True if a tensor belongs to a layer after the model's own layers."""
         if "layers" not in path:
             return False
         number = path[path.index("layers") + 1 :][:1]
@@ -213,12 +213,13 @@ def _names(folder: Path) -> list[str]:
 
 
 def _index(folder: Path) -> dict[str, set[str]] | None:
-    """The tensors that each file should have, by the index; None without one."""
+    """Return the names of the tensors that the index lists for each file; None without an index."""
     path = folder / INDEX
     if not path.exists():
         return None
     raw = read_bytes(path, MAX_INDEX_BYTES)
-    # Four quotes an entry: counted first, so that no hostile text is turned into objects.
+    # An entry has four quotes. They are counted before parsing, so that a hostile text cannot
+    # become millions of objects.
     if raw.count(b'"') > 4 * MAX_INDEX_TENSORS:
         raise StackctlError(f"{path} is larger than the index of any model")
     try:
@@ -246,12 +247,12 @@ def _check_index(header: SafetensorsHeader, expected: set[str]) -> None:
 
 
 def _file_names(folder: Path, placed: Mapping[str, set[str]] | None) -> Iterator[str]:
-    """The files of the model, all there."""
+    """Yield the names of the weight files. Raises StackctlError if one is missing."""
     if placed is not None:
         names = sorted(placed)
     else:
         names = [name for name in _names(folder) if name.endswith(".safetensors")]
-        # What Mistral adds holds the same weights again.
+        # Mistral adds consolidated*.safetensors, which hold the same weights again.
         names = [name for name in names if name.startswith("model")] or names
         shards = [match for name in names if (match := _SHARD.fullmatch(name))]
         if shards:

@@ -1,4 +1,4 @@
-"""Finds and opens the files that a source names, with errors that say what is near."""
+"""Access to the files that a source names, with similar names in the hints of errors."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ from stackctl.errors import StackctlError
 
 
 def absolute(text: str) -> Path:
-    """The absolute path that a user means; ``~`` is their home."""
+    """Return the absolute path of a text; ``~`` is the user's home.
+
+    Raises:
+        StackctlError: the text is not UTF-8, or there is no home or current folder.
+    """
     try:
         text.encode()
         return Path(text).expanduser().absolute()
     except UnicodeEncodeError:
         raise StackctlError(f"path {text!a} is not valid UTF-8") from None
-    except (OSError, RuntimeError) as error:  # no home, or the current folder is gone
+    except (OSError, RuntimeError) as error:  # no home, or a deleted current folder
         raise StackctlError(f"cannot find {text}: {error}") from None
 
 
@@ -28,12 +32,12 @@ def real(path: Path, what: str, *, folder: bool = False) -> Path:
     """Return the file or folder behind all links, which a container can mount.
 
     Args:
-        path: its path.
-        what: its name in errors.
-        folder: it is a folder; an error then suggests folders.
+        path: the file, the folder, or a link to it.
+        what: a noun for errors, such as "model file".
+        folder: True if errors should suggest folders instead of files.
 
     Raises:
-        StackctlError: there is none, or it cannot be read.
+        StackctlError: it does not exist, or cannot be read.
     """
     try:
         return path.resolve(strict=True)
@@ -46,10 +50,10 @@ def real(path: Path, what: str, *, folder: bool = False) -> Path:
 
 @contextlib.contextmanager
 def opened(path: str | Path) -> Iterator[tuple[int, int]]:
-    """A regular file, open for reading: its descriptor and its size in bytes.
+    """Open a regular file for reading; yield its descriptor and its size in bytes.
 
     Raises:
-        StackctlError: it cannot be read, or is a directory, a pipe or a device.
+        StackctlError: the file cannot be read, or is a directory, a pipe or a device.
     """
     try:
         # O_NONBLOCK: opening a pipe must not wait for its writer.
@@ -70,10 +74,10 @@ def opened(path: str | Path) -> Iterator[tuple[int, int]]:
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
-    """What a regular file holds.
+    """Return the content of a regular file.
 
     Raises:
-        StackctlError: as in opened, or it has more than ``limit`` bytes.
+        StackctlError: as in opened, or the file has more than ``limit`` bytes.
     """
     with opened(path) as (fd, _), open(fd, "rb", closefd=False) as file:
         raw = file.read(limit + 1)

@@ -1,4 +1,4 @@
-"""Reads what is known of a model from its source."""
+"""Reader of a model's facts from any kind of source."""
 
 from __future__ import annotations
 
@@ -30,14 +30,17 @@ _COUNTS: Final = (
 
 
 def read_model(source: str) -> Model:
-    """Read a model from ``file:PATH`` (GGUF, sharded or not; also a bare ``*.gguf`` path),
-    ``dir:PATH`` (a Hugging Face folder), ``hf:ORG/REPO[@REV][:QUANT or FILE]`` (the local hub
-    cache, else the catalogue), ``https://...`` (what was fetched from there), ``catalogue:ID`` or
-    ``facts:FILE`` (a ``stackctl.model/1`` document). Nothing is downloaded here.
+    """Read the facts of a model from its source. Nothing is downloaded.
+
+    Sources are ``file:PATH`` (GGUF, sharded or not; also a bare ``*.gguf`` path), ``dir:PATH`` (a
+    Hugging Face folder), ``hf:ORG/REPO[@REV][:QUANT or FILE]`` (the local hub cache, else the
+    catalogue), ``https://...`` (a download in the store), ``catalogue:ID`` and ``facts:FILE`` (a
+    ``stackctl.model/1`` document).
 
     Raises:
-        StackctlError: exit 2 for a source that is not understood, 4 for an unknown catalogue
-            entry, 5 for a GGUF file that is no model, 1 for missing, damaged or unreadable files.
+        StackctlError: exit 2 for a source that is not understood or facts that contradict each
+            other, 4 for an unknown catalogue entry, 5 for a GGUF file that does not hold a model, 1
+            for missing, damaged or unreadable files.
     """
     kind, colon, rest = source.partition(":")
     if colon and not rest:
@@ -45,7 +48,7 @@ def read_model(source: str) -> Model:
     if colon and kind in _READERS:
         try:
             return _READERS[kind](rest)
-        except OSError as error:  # a folder that may not be looked into
+        except OSError as error:  # a folder without read permission
             where = error.filename or source
             raise StackctlError(f"cannot read {where}: {error.strerror or error}") from None
     if source.endswith(".gguf") and not re.match(r"[a-z]+://", source):
@@ -58,7 +61,7 @@ def read_model(source: str) -> Model:
 
 
 def _meant(source: str) -> str | None:
-    """What was probably meant by a source that does not say its kind."""
+    """Return a hint for a source without a kind: the source that was probably meant."""
     if source in entries():
         return f"did you mean catalogue:{source}?"
     try:
@@ -82,7 +85,7 @@ def _read_facts(text: str) -> Model:
 
 
 def _wrong(model: Model) -> str | None:
-    """Return the contradiction in the facts of a model; None where there is none."""
+    """Return the contradiction in the facts of a model; None if there is none."""
     counts = [model.parameters, model.weights_bytes, *(file.bytes for file in model.files)]
     counts += [number for name in _COUNTS if (number := getattr(model, name)) is not None]
     if not 1 <= model.layers <= _MOST_LAYERS or model.passes < 1 or min(counts) < 0:
@@ -97,7 +100,7 @@ def _wrong(model: Model) -> str | None:
 
 
 def _wrong_kv(kv: KvLayout, layers: int) -> str | None:
-    """Return the contradiction in the layout of a KV cache; None where there is none."""
+    """Return the contradiction in the layout of a KV cache; None if there is none."""
     if len(kv.kv_heads) != layers:
         return f"kv.kv_heads has {len(kv.kv_heads)} entries for {layers} layers"
     if kv.sliding and len(kv.sliding) != layers:

@@ -1,4 +1,4 @@
-"""Finds, reads, merges and checks profiles."""
+"""Profiles: search, reading, inheritance, overrides and checks."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ _SETTABLE = (*Settings.__struct_fields__, "engine")
 
 
 class Profiles:
-    """The profiles found in a list of folders; earlier folders win.
+    """The profiles in a list of folders; earlier folders win.
 
-    Root takes none that somebody else could change, but from the folder that was ``chosen`` on the
-    command line and beside a file that was named there.
+    Root refuses profiles that other users can change. Exceptions are the folder ``chosen`` on the
+    command line, and the folder of a profile whose path was given.
     """
 
     def __init__(self, folders: Sequence[Path], *, chosen: Path | None = None) -> None:
         self._folders = tuple(folders)
-        # What ships with the program is as safe as the program.
+        # Profiles that ship with the program are as safe as the program.
         self._trusted = {chosen, data_folder("profiles")}
 
     def names(self) -> tuple[str, ...]:
-        """Names of all profiles, sorted."""
+        """Return the names of all profiles, sorted."""
         found = {
             path.stem
             for folder in self._folders
@@ -59,12 +59,13 @@ class Profiles:
         return tuple(sorted(found))
 
     def resolve(self, name: str, overrides: Overrides) -> Profile:
-        """Read a profile and all that it extends, apply its objective and the overrides.
+        """Read a profile and the profiles that it extends; apply its objective and the overrides.
 
         ``name`` is a profile's name, or the path of a YAML file.
 
         Raises:
-            StackctlError: exit 4 when there is no such profile, exit 2 when it is not valid.
+            StackctlError: exit 4 if there is no such profile, exit 2 if it is not valid or is
+                refused because another user can change it.
         """
         if "/" in name or name.endswith((".yaml", ".yml")):
             path = Path(name)
@@ -100,7 +101,11 @@ class Profiles:
     def _chain(
         self, path: Path, folders: Sequence[Path], after: int, named: Collection[Path] = ()
     ) -> list[tuple[Path, dict[str, Any]]]:
-        """The profile's data and that of all it extends, most specific first."""
+        """Return path and data of a profile and of all that it extends, most specific first.
+
+        ``after`` is the number of the folder behind the profile's own; ``named`` are folders that
+        the user has given.
+        """
         chain: list[tuple[Path, dict[str, Any]]] = []
         while True:
             if path.parent not in self._trusted and path.parent not in named:
@@ -116,7 +121,7 @@ class Profiles:
             parent = document.data.get("extends")
             if parent is None:
                 return chain
-            # A profile that extends its own name builds on the one it hides.
+            # A profile that extends its own name extends the one that it hides, in a later folder.
             start = after if parent == path.stem else 0
             try:
                 path, after = self._find(parent, folders, start)
@@ -130,9 +135,9 @@ class Profiles:
 
 
 def read_settings_schema() -> dict[str, Any]:
-    """The JSON Schema of a profile file, made from the same types that check it."""
+    """Return the JSON Schema of a profile file, made from the types that check it."""
     schema = msgspec.json.schema(ProfileFile)
-    # The types know no engine: the registry does.
+    # The registry has the names of the engines, the types have not.
     names = {"type": "string", "enum": sorted(engines.names())}
     schema["$defs"]["ProfileFile"]["properties"]["engine"]["anyOf"][0] = names
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
@@ -174,7 +179,10 @@ def _check(document: strictyaml.Document) -> None:
 
 
 def check_argument_name(name: str, error: StackctlError) -> None:
-    """Refuse what is no long option name, such as ``-c`` or ``--threads``; extends ``error``."""
+    """Check that a name is a long option without dashes, such as ``threads``.
+
+    Otherwise extend the message of ``error`` and raise it.
+    """
     if not re.fullmatch(r"[a-z][a-z0-9-]+", name):
         error.message += " is not a long option name without dashes"
         error.hint = "write threads: 14 for --threads 14; short options have a long name too"
@@ -182,7 +190,7 @@ def check_argument_name(name: str, error: StackctlError) -> None:
 
 
 def _explain(document: strictyaml.Document, text: str) -> StackctlError:
-    """Turn msgspec's message and path into file, line, key and a suggestion."""
+    """Return an error with file, line, key and suggestion for a message of msgspec."""
     path: strictyaml.Path = ()
     if at := _AT.search(text):
         steps = re.findall(r"\.([^.\[\]]+)|\[(\d+)\]", at["path"])
@@ -210,7 +218,7 @@ def _did_you_mean(word: str, known: Sequence[str], otherwise: str) -> str:
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Mappings merge key by key, anything else is replaced; a null stays, see _said."""
+    """Merge mappings key by key and replace other values. Nulls stay; _said removes them."""
     result = copy.deepcopy(dict(base))
     for key, value in over.items():
         if isinstance(value, Mapping):
@@ -222,7 +230,7 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _said(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Without nulls: a null takes back what a less specific place says."""
+    """Return merged data without nulls. A null revokes the value of a less specific file."""
     return {
         key: _said(value) if isinstance(value, Mapping) else value
         for key, value in data.items()
@@ -299,7 +307,7 @@ def _settings(data: dict[str, Any]) -> ProfileFile:
 
 
 def _engine(name: str | None, file: Path) -> str:
-    """Return the name of an engine. Raises StackctlError (exit 2) for none, or an unknown one."""
+    """Return the name of an engine. Raises StackctlError (exit 2) if it is missing or unknown."""
     if name is None:
         raise StackctlError(
             f"{file}: key 'engine' is missing",
@@ -317,7 +325,7 @@ def _engine(name: str | None, file: Path) -> str:
 
 
 def _stack(name: str) -> str:
-    """Return the name of a stack. Raises StackctlError (exit 2) for a text that is no such name."""
+    """Return the name of a stack. Raises StackctlError (exit 2) if it is not valid."""
     if not re.fullmatch(NAME_PATTERN, name):
         raise StackctlError(
             f"{name!r} is not a stack name",
@@ -328,7 +336,10 @@ def _stack(name: str) -> str:
 
 
 def _address(text: str | None) -> str:
-    """An address to listen on, in its usual form. Names are refused: they may change."""
+    """Return an IP address in its usual form; the default is 127.0.0.1.
+
+    Host names are refused, because their address may change.
+    """
     if text is None:
         return "127.0.0.1"
     try:

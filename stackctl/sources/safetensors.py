@@ -1,8 +1,8 @@
-"""Reads the header of a safetensors file: which tensors it holds and how large they are.
+"""Reader of the header of a safetensors file: its tensors and their sizes.
 
 Format: eight bytes with the length of a JSON text, that text, then the data without gaps
-(README of huggingface/safetensors). The file is not trusted. The text is walked entry by entry
-instead of parsed as a whole, so that nothing is built from it that is not a tensor.
+(README of huggingface/safetensors). The file is not trusted. The text is matched entry by entry
+instead of parsed as a whole, so that a hostile text cannot create any objects except tensors.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Final
 from stackctl.errors import StackctlError
 from stackctl.sources.locate import opened
 
-# The format allows 100 MB; 50,000 tensors need 8, and the shards of the largest models have fewer.
-# This keeps hostile files below a second.
+# The format allows 100 MB. 50,000 tensors need 8 MB, and the shards of the largest models have
+# fewer. The limits bound the time for a hostile file to a second.
 MAX_HEADER_BYTES: Final = 32 << 20
 MAX_TENSORS: Final = 50_000
 MAX_NAME_BYTES: Final = 512
@@ -66,13 +66,13 @@ class Tensor:
 
     @property
     def elements(self) -> int:
-        """Elements of the stored type; packed weights hold several parameters in one."""
+        """Return the number of elements; an element of packed weights holds several parameters."""
         return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
 class SafetensorsHeader:
-    """The header of one file."""
+    """The header of one file; ``size`` is that of the file in bytes."""
 
     path: str
     size: int
@@ -83,7 +83,7 @@ def read_safetensors(path: str | Path) -> SafetensorsHeader:
     """Read the header of a safetensors file and check it against the file's size.
 
     Raises:
-        StackctlError: the file cannot be read, is no safetensors file, is damaged or truncated.
+        StackctlError: the file cannot be read, is not a safetensors file, is damaged or truncated.
     """
     name = str(path)
     with opened(path) as (fd, size):
@@ -103,7 +103,7 @@ def _bad(name: str, what: str) -> StackctlError:
 
 
 def _header_text(name: str, fd: int, size: int) -> tuple[bytes, int]:
-    """The JSON text, and where the data begins."""
+    """Return the JSON text, and the offset of the data in the file."""
     first = os.pread(fd, 32, 0)
     if first.startswith(_LFS):
         raise StackctlError(
@@ -122,7 +122,7 @@ def _header_text(name: str, fd: int, size: int) -> tuple[bytes, int]:
     at, left = 8, length
     while left:
         chunk = os.pread(fd, left, at)
-        if not chunk:  # it shrank since its size was taken
+        if not chunk:  # the file has become shorter since fstat
             raise StackctlError(f"{name} is truncated: it ends inside its header", hint=_AGAIN)
         chunks.append(chunk)
         at, left = at + len(chunk), left - len(chunk)
@@ -130,7 +130,7 @@ def _header_text(name: str, fd: int, size: int) -> tuple[bytes, int]:
 
 
 def _tensors(name: str, raw: bytes) -> tuple[dict[str, Tensor], int]:
-    """The tensors by name, and where the data ends."""
+    """Return the tensors by name, and the size of the data in bytes."""
     found: dict[str, Tensor] = {}
     places: list[tuple[int, int]] = []
     at, more = 1, raw[1:].lstrip()[:1] != b"}"
@@ -168,7 +168,7 @@ def _tensors(name: str, raw: bytes) -> tuple[dict[str, Tensor], int]:
 
 
 def _label(name: str, raw: bytes) -> str:
-    """The name of a tensor; some writers escape what is not ASCII."""
+    """Return the name of a tensor. Some writers escape characters that are not ASCII."""
     text = raw.decode("utf-8", "replace")
     if "\\" not in text:
         return text
@@ -179,7 +179,7 @@ def _label(name: str, raw: bytes) -> str:
 
 
 def _tensor(name: str, match: re.Match[bytes]) -> tuple[str, Tensor, int]:
-    """Name, type and place of the tensor that an entry describes."""
+    """Return the name of the tensor in an entry, the tensor, and the offset of its data."""
     if len(match[1]) > MAX_NAME_BYTES:
         raise _bad(name, f"the name of a tensor is {len(match[1])} bytes long")
     label = _label(name, match[1])

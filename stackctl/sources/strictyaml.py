@@ -1,7 +1,7 @@
-"""YAML without surprises: plain data, and the line of every key for error messages.
+"""A strict reader of YAML: plain data, and the line of every key for error messages.
 
-Plain PyYAML lets duplicate keys pass and reads ``on`` as true, ``010`` as 8 and ``1:30`` as 90.
-Here each of these is an error that says what to write instead.
+Plain PyYAML accepts duplicate keys and reads ``on`` as true, ``010`` as 8 and ``1:30`` as 90. Here
+each of these is an error with the right spelling in its hint.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from stackctl.errors import ExitCode, StackctlError
 _DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?(0|[1-9][0-9]*)\.[0-9]+([eE][-+]?[0-9]+)?")
 _TAG = "tag:yaml.org,2002:"
-#: Keys whose values are these very words, so that no reader can take them for anything else.
+#: Keys for which ``on`` and ``off`` are words, not booleans.
 _SWITCHES = ("front_door",)
-#: Deeper than any profile can be; bounds the recursion.
+#: More levels than a profile can have; bounds the recursion.
 _MOST_DEPTH = 20
 
 _KINDS = (
     "map", "seq", "str", "null", "bool", "int", "float", "timestamp", "merge", "value"
 )  # fmt: skip
-#: A number of that many digits fits into 64 bits.
+#: A number with this many digits fits into 64 bits.
 _MOST_DIGITS = 18
 
 Path = tuple[str | int, ...]
@@ -33,14 +33,14 @@ Path = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Document:
-    """Plain data and, for each key path, its line (from 1); no lines for data of a command line."""
+    """Plain data, and the line (from 1) of each key path; no lines for data of a command line."""
 
     data: Any
     lines: dict[Path, int]
     where: str
 
     def line(self, path: Path) -> int:
-        """Return the line of a key path, or of the closest one above it."""
+        """Return the line of a key path, or of its closest parent that has a line."""
         while path and path not in self.lines:
             path = path[:-1]
         return self.lines.get(path, 1)
@@ -52,12 +52,12 @@ class Document:
 
 
 class _Loader(yaml.SafeLoader):
-    """Stops at the depth where any profile has ended: PyYAML's time grows with its square."""
+    """A loader with a limit of depth, because PyYAML's time grows with the square of the depth."""
 
     depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """One more level."""
+        """Compose a node; raise yaml.MarkedYAMLError if it is nested too deeply."""
         self.depth += 1
         if self.depth > _MOST_DEPTH + 1:
             raise yaml.MarkedYAMLError(
@@ -88,7 +88,11 @@ def load(text: str, *, where: str) -> Document:
 
 
 def scalar(text: str, *, where: str, key: str | None = None) -> Any:
-    """The value of one scalar given on the command line for a key, by the same rules."""
+    """Parse the value of a key from the command line, by the same rules.
+
+    Raises:
+        StackctlError: exit 2 if the value is not valid.
+    """
     if key in _SWITCHES and text in ("on", "off"):
         return text
     return load(text, where=where).data if text.strip() else ""
@@ -101,7 +105,7 @@ def _construct(node: yaml.Node, path: Path, document: Document, seen: set[int]) 
     if id(node) in seen:
         raise document.error(path, "anchors and aliases are not allowed", "write the value out")
     seen.add(id(node))
-    # "merge" and "value" are what the plain keys << and = resolve to.
+    # The plain keys << and = resolve to "merge" and "value".
     if node.tag.removeprefix(_TAG) not in _KINDS:
         raise document.error(path, f"tags such as {node.tag} are not allowed", "write plain values")
     if isinstance(node, yaml.MappingNode):
@@ -137,7 +141,7 @@ def _mapping(
 
 
 def _require_text(text: str, path: Path, document: Document) -> None:
-    """A half of a surrogate pair, which an escape can write, is no text."""
+    """Raise StackctlError for text with half of a surrogate pair, which an escape can write."""
     try:
         text.encode()
     except UnicodeEncodeError:
