@@ -1,4 +1,4 @@
-"""Reading facts from a machine, live or recorded; writing files so that none is half there."""
+"""Read facts from a live or a recorded machine, and write files atomically."""
 
 from __future__ import annotations
 
@@ -17,51 +17,51 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import runner, trust
 from stackctl.values.seen import FileState
 
-#: No fact is longer; anything larger under /proc or /sys is not what we think it is.
+#: No fact is longer; a larger file under /proc or /sys is not the expected one.
 _MOST_BYTES = 16 * 2**20
-#: What every POSIX system follows (_POSIX_SYMLOOP_MAX); recordings hold chains of two or three.
+#: Links that every POSIX system follows (_POSIX_SYMLOOP_MAX); recordings have chains of 2 or 3.
 _MOST_LINKS = 8
 
 
 class Machine(Protocol):
-    """Where facts come from. Paths are absolute, as seen on that machine."""
+    """The source of facts about a machine. Paths are absolute, as on that machine."""
 
     @property
     def live(self) -> bool:
-        """Whether this is the machine we run on."""
+        """Return True if stackctl runs on this machine, False for a recording."""
         ...
 
     def read(self, path: str, *, most: int = _MOST_BYTES) -> str | None:
-        """The text of a file, ``most`` bytes of it; None when it is absent or cannot be read."""
+        """Return the text of a file, at most ``most`` bytes; None if it is absent or unreadable."""
         ...
 
     def read_bytes(self, path: str) -> bytes | None:
-        """The bytes of a file; None when it is absent or cannot be read."""
+        """Return the bytes of a file, at most 16 MiB; None if it is absent or unreadable."""
         ...
 
     def glob(self, pattern: str) -> tuple[str, ...]:
-        """Paths that match a shell pattern, sorted."""
+        """Return the paths that match a shell pattern, sorted."""
         ...
 
     def link(self, path: str) -> str | None:
-        """What a symbolic link says; None when it is none or cannot be read."""
+        """Return the target of a symbolic link; None if it is not a link or unreadable."""
         ...
 
     def state(self, path: str) -> FileState | None:
-        """Which file a path leads to; None when there is none or it cannot be seen."""
+        """Return identity, size and times of the file at a path; None if it cannot be read."""
         ...
 
     def owned_texts(self, home: str, below: str, suffix: str) -> tuple[tuple[str, str], ...]:
-        """Path and text of ``HOME/BELOW/*/*SUFFIX``, as data of the home's owner: see trust."""
+        """Return path and text of the files ``HOME/BELOW/*/*SUFFIX``, as in trust.owned_texts."""
         ...
 
     def run(self, argv: Sequence[str], *, timeout_s: float = 10) -> runner.Completed:
-        """Run a command that only reads. Raises StackctlError when it cannot be run."""
+        """Run a command that only reads. Raises StackctlError if it cannot be run."""
         ...
 
 
 class LiveMachine:
-    """The machine we run on."""
+    """The machine that stackctl runs on."""
 
     live = True
 
@@ -97,8 +97,8 @@ class LiveMachine:
 class RecordedMachine:
     """A machine recorded below a folder: its /proc and /sys, and outputs of commands.
 
-    ``commands.json`` in that folder maps a command as typed to what it printed on stdout. A command
-    that was not recorded is an error, so that nothing is mistaken for an empty answer.
+    ``commands.json`` in that folder maps each command, as typed, to its stdout. A command that was
+    not recorded is an error, so that a missing record is not taken for an empty output.
     """
 
     live = False
@@ -129,7 +129,7 @@ class RecordedMachine:
         self._commands: dict[str, str] = commands
 
     def read(self, path: str, *, most: int = _MOST_BYTES) -> str | None:
-        """See Machine. Links lead where they led on that machine: never out of the recording."""
+        """See Machine. Links lead where they led there, and never out of the recording."""
         return _text(self._recorded(path, most))
 
     def read_bytes(self, path: str) -> bytes | None:
@@ -141,7 +141,7 @@ class RecordedMachine:
         return None if place is None else _read(place, most)
 
     def _place(self, path: str) -> str | None:
-        """Where a path of that machine lies here; None when it leads in a circle."""
+        """Return a path's place in the recording; None if its links form a circle."""
         folder, _, name = path.rpartition("/")
         if folder not in self._folders:
             self._folders[folder] = self._walk(folder, self._root)
@@ -149,7 +149,7 @@ class RecordedMachine:
         return None if above is None else self._walk(name, above)
 
     def _walk(self, path: str, here: str) -> str | None:
-        """Follows a path from a folder; links and ".." stay below the root, as after chroot."""
+        """Follow a path from a folder; links and ".." stay below the root, as after chroot(2)."""
         pending, links = path.split("/")[::-1], 0
         while pending:
             part = pending.pop()
@@ -159,7 +159,7 @@ class RecordedMachine:
                 place = f"{here}/{part}"
                 try:
                     target = os.readlink(place)  # noqa: PTH115
-                except (OSError, ValueError):  # no link, or a name that no file can have
+                except (OSError, ValueError):  # not a link, or a name that no file can have
                     here = place
                     continue
                 links += 1
@@ -188,7 +188,7 @@ class RecordedMachine:
         return None if place is None else _state(place)
 
     def _names(self, folder: str, part: str) -> list[str]:
-        """What a part of a pattern matches in a folder."""
+        """Return the names in a folder that match one part of a pattern."""
         if not globbing.has_magic(part):
             place = self._place(f"{folder}/{part}")
             return [part] if place is not None and os.path.exists(place) else []  # noqa: PTH110
@@ -223,14 +223,14 @@ def _read(path: str, most: int = _MOST_BYTES) -> bytes | None:
 
 def _link(path: str) -> str | None:
     try:
-        return os.readlink(path)  # noqa: PTH115 - thousands of them
+        return os.readlink(path)  # noqa: PTH115 - called for thousands of links
     except (OSError, ValueError):
         return None
 
 
 def _state(path: str) -> FileState | None:
     try:
-        found = os.stat(path)  # noqa: PTH116 - a text, as everywhere here
+        found = os.stat(path)  # noqa: PTH116 - the path is a str, as everywhere here
     except (OSError, ValueError):
         return None
     return FileState(
@@ -243,7 +243,7 @@ def _state(path: str) -> FileState | None:
 
 
 def _opener(path: str, flags: int) -> int:
-    """Opens without waiting: a pipe in the place of a file is empty."""
+    """Open a file without waiting, so that a pipe in its place is read as empty."""
     return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
 
 
@@ -256,13 +256,13 @@ def write_atomically(
 ) -> None:
     """Write a file so that readers see the old text or the new one, also after a power loss.
 
-    The temporary file is a dotfile without a unit suffix, which neither systemd nor Quadlet loads.
-    A file for its owner only (0600) gets folders for their owner only, unless ``keep_folder`` says
-    that the folder is not ours to change.
+    The temporary file is a dotfile without a unit suffix, so neither systemd nor Quadlet loads it.
+    If ``mode`` gives no rights to group and others, the folder becomes private, too (0700). Set
+    ``keep_folder`` to leave the mode of the folder as it is.
 
     Raises:
-        StackctlError: with the reason (disk full, no permission); nothing is left behind. Exit 2
-            for a path that goes over somebody else's link.
+        StackctlError: the file cannot be written (disk full, no permission); nothing is left
+            behind. Exit 2 if the path goes through a link of another user.
     """
     trust.require_not_planted(path.parent)
     temporary = None
@@ -291,10 +291,13 @@ def write_atomically(
 
 
 def remove_file(path: Path) -> bool:
-    """Remove a file so that it stays gone after a power loss; whether there was one.
+    """Remove a file so that it stays removed after a power loss.
+
+    Returns:
+        True if the file existed.
 
     Raises:
-        StackctlError: with the reason.
+        StackctlError: the file cannot be removed.
     """
     try:
         path.unlink()

@@ -19,7 +19,7 @@ _SERVER = "engine/engine"
 _SOCKET = "admin.sock"
 _KEYS = "/door/keys"
 
-#: "show stat" of a door is about 3 KiB.
+#: The answer to "show stat" is about 3 KiB.
 _MOST_BYTES = 2**20
 #: HAProxy refuses commands longer than its buffer (16 KiB); a digest takes about 90 bytes.
 _KEYS_AT_ONCE = 100
@@ -29,7 +29,7 @@ State = Literal["up", "down", "held"]
 
 @dataclass(frozen=True)
 class Traffic:
-    """Requests at this instant: ``running`` at the engine, ``waiting`` in the door."""
+    """Requests at this moment: ``running`` in the engine, ``waiting`` in the front door."""
 
     running: int
     waiting: int
@@ -37,17 +37,20 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Waited:
-    """Requests that had to wait since ``hold``, done or not, and the longest wait in seconds."""
+    """The number of requests that had to wait since ``hold``, and the longest wait in seconds.
+
+    Requests that still wait count, too.
+    """
 
     requests: int
     longest_s: float
 
 
 class Haproxy:
-    """One door, by the folder of its admin socket (on the host).
+    """The front door whose admin socket is in a folder of the host.
 
-    Every method raises StackctlError when the door does not run, does not answer in time, or
-    refuses. Each is one connection; nothing is kept open.
+    Every method raises StackctlError if the door does not run, does not answer in time, or refuses
+    the command. Each command is one connection; none is kept open.
     """
 
     def __init__(self, admin: Path, *, timeout_s: float = 5) -> None:
@@ -55,7 +58,10 @@ class Haproxy:
         self._timeout_s = timeout_s
 
     def state(self) -> State:
-        """Whether new requests pass (up), or wait: engine not healthy (down), or hold() (held)."""
+        """Return the state of the door: new requests pass only in the state "up".
+
+        They wait if it is "down" (the engine is not healthy) or "held" (after hold()).
+        """
         status = self._stats().get(_SERVER, {}).get("status", "")
         if not status:
             raise self._failed("no statistics")
@@ -64,19 +70,19 @@ class Haproxy:
         return "up" if status.startswith("UP") else "down"
 
     def port(self) -> int | None:
-        """The port of 127.0.0.1 to which requests go now; None where HAProxy does not tell."""
+        """Return the port of 127.0.0.1 that gets the requests; None if HAProxy reports none."""
         address = self._stats().get(_SERVER, {}).get("addr") or ""
         port = address.rpartition(":")[2]
         return int(port) if port.isdecimal() else None
 
     def hold(self) -> None:
-        """New requests wait from now on; those at the engine go on. Starts ``waited`` anew."""
+        """Hold new requests back; those in the engine go on. Resets ``waited``."""
         self._order(f"waited reset; set server {_SERVER} state maint")
 
     def release(self, *, healthy: bool = True) -> None:
         """End hold(). A healthy engine gets the waiting requests at once (20 ms).
 
-        With ``healthy`` False it gets them when the door's own check finds it so (1 s).
+        With ``healthy`` False it gets them when the door's own health check succeeds (1 s).
         """
         order = f"set server {_SERVER} state ready"
         self._order(order if healthy else f"{order}; set server {_SERVER} health down")
@@ -84,26 +90,26 @@ class Haproxy:
     def point_to(self, port: int) -> None:
         """Send requests and health checks to another port of 127.0.0.1.
 
-        To be called while held; lasts until the door restarts, which reads haproxy.cfg again.
+        Call it while requests are held. It lasts until the door restarts and reads haproxy.cfg.
         """
         said = self._ask(f"set server {_SERVER} addr 127.0.0.1 port {port}")
         if "nothing changed" not in said and "port changed from" not in said:
             raise self._failed(said)
 
     def traffic(self) -> Traffic:
-        """How many requests run at the engine, and how many wait.
+        """Return the number of requests that run in the engine, and of those that wait.
 
-        A client that left while it waited counts until its turn comes.
+        A client that disconnected while it waited is counted until its turn comes.
         """
         stats = self._stats()
         running = self._sessions(stats, _SERVER)
-        # A request that was sent back to wait is in the backend twice.
+        # The backend counts a request that was sent back to wait twice.
         twice = self._sessions(stats, f"{_BACKEND}/again")
         all_of_them = self._sessions(stats, f"{_BACKEND}/BACKEND")
         return Traffic(running, max(0, all_of_them - running - twice))
 
     def waited(self) -> Waited:
-        """How many requests had to wait since the last hold(), and for how long."""
+        """Return the number and the longest wait of requests held back since the last hold()."""
         said = self._ask("waited")
         match = re.fullmatch(r"(\d+) ([\d.]+)", said)
         if match is None:
@@ -111,9 +117,9 @@ class Haproxy:
         return Waited(int(match[1]), float(match[2]))
 
     def replace_keys(self, keys: Iterable[str]) -> None:
-        """Let in exactly these keys, from one instant on; the file KEYS is the caller's to write.
+        """Replace all accepted API keys by these, in one step; the caller writes the key file.
 
-        Only for a door that asks for keys. On failure the old ones stay.
+        Only for a door that checks keys. If it fails, the old keys stay valid.
         """
         said = self._ask(f"prepare acl {_KEYS}")
         match = re.search(r"New version created: (\d+)", said)
@@ -133,13 +139,13 @@ class Haproxy:
             raise self._failed(f"no statistics of {name}") from None
 
     def _stats(self) -> dict[str, dict[str, str]]:
-        """The lines of "show stat" by proxy/server; values as printed."""
+        """Return the lines of "show stat" by proxy/server; values are as printed."""
         header, *lines = self._ask("show stat").removeprefix("# ").splitlines() or [""]
         rows = (dict(zip(header.split(","), line.split(","), strict=False)) for line in lines)
         return {f"{row.get('pxname')}/{row.get('svname')}": row for row in rows}
 
     def _order(self, commands: str) -> None:
-        """Commands that say nothing when they succeed."""
+        """Send commands whose answer is empty if they succeed."""
         if said := self._ask(commands):
             raise self._failed(said)
 
@@ -151,14 +157,14 @@ class Haproxy:
         )
 
     def _ask(self, commands: str) -> str:
-        """Send one line of commands and read all that is said, without blank space around it."""
+        """Send one line of commands and return the answer without surrounding blanks."""
         parts: list[bytes] = []
         try:
             folder = os.open(self._admin, os.O_PATH | os.O_DIRECTORY)
             try:
                 with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
                     connection.settimeout(self._timeout_s)
-                    # The path of a socket holds 107 bytes at most, that of a state folder any.
+                    # A socket's path has at most 107 bytes; a state folder's may be longer.
                     connection.connect(f"/proc/self/fd/{folder}/{_SOCKET}")
                     connection.sendall(commands.encode() + b"\n")
                     while part := connection.recv(65536):

@@ -1,4 +1,4 @@
-"""HTTP to engines on loopback. No proxy of the environment ever gets in between."""
+"""HTTP to engines on loopback, never through a proxy of the environment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import requests
 
 @dataclass(frozen=True)
 class Answer:
-    """An HTTP answer; ``json`` is None when it is no JSON, ``text`` at most 1 MiB of it."""
+    """An HTTP answer. ``json`` is None if it is not JSON; ``text`` has at most 2**20 characters."""
 
     status: int
     json: Any
@@ -19,8 +19,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class NoAnswer:
-    """The reason why there was none: the port is closed (``refused``), the time ran out (``late``),
-    or the connection broke off."""
+    """The reason why there is no answer.
+
+    The port is closed (``refused``), the time ran out (``late``), or the connection broke off.
+    """
 
     reason: str
     late: bool = False
@@ -28,12 +30,12 @@ class NoAnswer:
 
 
 def get(url: str, *, timeout_s: float = 5, key: str | None = None) -> Answer | NoAnswer:
-    """GET, with an API key where one is asked for."""
+    """Send a GET request, with the API key if one is given, and return the answer."""
     return _request("GET", url, None, timeout_s, key)
 
 
 def post(url: str, body: Any, *, timeout_s: float, key: str | None = None) -> Answer | NoAnswer:
-    """POST a JSON body, with an API key where one is asked for."""
+    """Send a POST request with a JSON body; otherwise like ``get``."""
     return _request("POST", url, body, timeout_s, key)
 
 
@@ -56,7 +58,7 @@ def _request(
         except requests.Timeout:
             return NoAnswer(f"no answer within {timeout_s:.0f} s", late=True)
         except requests.ConnectionError as error:
-            # requests wraps the cause in texts and exceptions of urllib3: only its text is left.
+            # requests wraps the exceptions of urllib3, so only the text shows the cause.
             if "refused" in str(error):
                 return NoAnswer("connection refused", refused=True)
             return NoAnswer("the connection broke off")

@@ -1,4 +1,4 @@
-"""One writer per scope: a lock that ends with its process and leaves no file behind."""
+"""File locks: one writer for each scope. A lock ends with its process and leaves no file behind."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import trust
 
-#: What is read of a lock's file: who holds it, what for and since when, in one line.
+#: The most bytes that are read of a lock's file: one line with its holder, purpose and start.
 _MOST_BYTES = 200
 
 
@@ -22,12 +22,12 @@ _MOST_BYTES = 200
 def exclusive(path: Path, purpose: str) -> Iterator[None]:
     """Hold the lock while the block runs.
 
-    The kernel drops the lock with the process, however it ends. The file is removed at release; who
-    had opened it meanwhile sees that it is no longer the one at ``path`` and opens the new one.
+    The kernel drops the lock when the process ends, for any reason. The file is removed at release.
+    A process that had opened it before finds another file, or none, at ``path`` and opens that one.
 
     Raises:
-        StackctlError: exit 7 with the holder's process id and purpose and since when (local time),
-            when another holds it.
+        StackctlError: another process holds the lock (exit 7); the message has its process id, its
+            purpose and its start in local time. Or the file cannot be created (exit 6).
     """
     descriptor = _open(path)
     while True:
@@ -55,7 +55,10 @@ def exclusive(path: Path, purpose: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def waiting(path: Path) -> Iterator[None]:
-    """Say in the lock, where this process holds it, that it waits for its user's answer."""
+    """Note in the lock's file that its holder waits for the user's answer, while the block runs.
+
+    Nothing is noted if this process does not hold the lock.
+    """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
@@ -74,13 +77,14 @@ def waiting(path: Path) -> Iterator[None]:
 
 
 def try_file(path: Path) -> int | None:
-    """Lock a file that stays where it is, as the hub's own tools do; None while another has it.
+    """Lock a file that is never removed, as the hub's own tools do.
 
     Returns:
-        The descriptor: closing it ends the lock, and so does the end of the process.
+        The descriptor, or None if another process holds the lock. The lock ends when the descriptor
+        is closed or the process ends.
 
     Raises:
-        StackctlError: the file cannot be made, or is a link.
+        StackctlError: the file cannot be created or locked, or is a link.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
@@ -98,15 +102,15 @@ def try_file(path: Path) -> int | None:
 
 
 def release(descriptor: int) -> None:
-    """End the lock of try_file."""
+    """Release a lock of try_file."""
     os.close(descriptor)
 
 
 def holder(path: Path) -> str | None:
-    """Who holds the lock and what for; None when nobody does. Does not get in anybody's way.
+    """Return the lock's text (holder, purpose, start), or None if no process holds the lock.
 
-    Asking the kernel means to take the lock for a moment, which would turn away a writer that comes
-    just then. So it is believed what is written there, if that process has the file open.
+    The kernel could be asked only by taking the lock for a moment, which would turn away a writer
+    that comes just then. So the text is believed if the process that it names has the file open.
     """
     try:
         text = path.read_text("utf-8", "replace").strip()
@@ -118,9 +122,10 @@ def holder(path: Path) -> str | None:
 
 
 def record_lock_holder(path: Path) -> int | None:
-    """The process that holds a POSIX lock on a file, as apt and dpkg do; None: nobody does.
+    """Return the id of the process that holds a POSIX lock on a file, as apt and dpkg do.
 
-    0 for a process of another container, whose number means nothing here.
+    None if no process holds one, or if the file cannot be opened for writing. 0 if the process is
+    in another PID namespace, such as a container's (fcntl(2)).
     """
     # struct flock of Linux on 64 bits: type, whence, start, length, process.
     asked = struct.pack("@hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
@@ -138,7 +143,7 @@ def _mine() -> str:
 
 
 def _write(descriptor: int, text: str) -> None:
-    # What is written is for others to read: it locks without.
+    # The text only informs other processes: the lock holds without it.
     with contextlib.suppress(OSError):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, text.encode(), 0)
@@ -153,7 +158,7 @@ def _leads_to(link: Path, path: Path) -> bool:
 
 def _open(path: Path) -> int:
     try:
-        # Others could hold the lock if they could open it.
+        # Other users could take the lock if they could open the file.
         trust.private_folder(path.parent)
     except StackctlError as error:
         error.exit_code = ExitCode.HOST

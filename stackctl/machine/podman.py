@@ -1,6 +1,7 @@
 """Podman's command line: one-off containers, archives, and questions about images.
 
-Containers belong to systemd: nothing here creates, restarts or removes those of a stack.
+systemd starts and stops the containers of a stack. Only remove_container touches one, if it has
+outlived its unit.
 """
 
 from __future__ import annotations
@@ -17,16 +18,14 @@ from pathlib import Path
 from stackctl.errors import StackctlError
 from stackctl.machine import runner
 
-#: Seconds for a throw-away container to start: many times the usual, for machines that are busy or
-#: slow.
+#: Seconds for a temporary container to start: many times the usual, for busy or slow machines.
 _START_S = 60
 _RUN_ONCE_S = 300
 
 
 @dataclass(frozen=True)
 class Container:
-    """A container: Podman's words for its state and health, its main process (0: none), and the ID
-    of its image."""
+    """A container. ``state`` and ``health`` are Podman's words; ``pid`` 0 is no process."""
 
     state: str
     health: str | None
@@ -42,7 +41,7 @@ def run_once(
     volumes: Sequence[str] = (),
     timeout_s: float = _RUN_ONCE_S,
 ) -> runner.Completed:
-    """Run a command in a throw-away container without network, capabilities or a writable root."""
+    """Run a command in a temporary container without network, capabilities or a writable root."""
     return runner.run(
         (
             "podman", "run", "--rm", "--pull=never", "--network=none", "--read-only",
@@ -57,7 +56,7 @@ def run_once(
 
 
 def cuda_of(environment: Sequence[str]) -> str | None:
-    """The CUDA that an image's environment names, as NVIDIA's base images do."""
+    """Return the CUDA version that NVIDIA's base images put into the environment, or None."""
     named = dict(pair.partition("=")[::2] for pair in environment)
     match = re.match(r"[0-9]+(\.[0-9]+)*", named.get("CUDA_VERSION", "")) or re.search(
         r"(?<=\bcuda>=)[0-9]+(\.[0-9]+)*", named.get("NVIDIA_REQUIRE_CUDA", "")
@@ -66,7 +65,7 @@ def cuda_of(environment: Sequence[str]) -> str | None:
 
 
 def image_cuda(image: str) -> str | None:
-    """The CUDA of an image that is here; None when it is not, or does not say."""
+    """Return the CUDA version of a local image; None if it is absent or names no version."""
     words = ("podman", "image", "inspect", "--format={{json .Config.Env}}", image)
     try:
         done = runner.run(words, check=False)
@@ -76,11 +75,13 @@ def image_cuda(image: str) -> str | None:
 
 
 def init_with(image: str, devices: Sequence[str]) -> runner.Completed:
-    """Make a container with those CDI devices ready to start, and remove it again unstarted.
+    """Create and initialise a container with CDI devices, and remove it without starting it.
 
-    Only what the machine does for devices is done: nothing of the image runs. What it would run is
-    the shell, which every image has for its health check. Gives what failed first, else the last
-    step.
+    That tests the machine's device setup; no program of the image runs. The entrypoint is the
+    shell, which every image has for its health check.
+
+    Returns:
+        The first step that failed, or the last step if none did.
     """
     name = f"stackctl-proof-{os.getpid()}"
     create = (
@@ -103,7 +104,10 @@ def init_with(image: str, devices: Sequence[str]) -> runner.Completed:
 
 
 def load_archive(archive: Path, tag: str) -> None:
-    """Make an image of an archive: one saved by Podman or Docker, or a plain root file system."""
+    """Load an image from an archive of Podman or Docker, or from a tar of a root file system.
+
+    Raises StackctlError if the file is not an archive or Podman fails.
+    """
     import tarfile
 
     try:
@@ -132,14 +136,17 @@ def load_archive(archive: Path, tag: str) -> None:
 
 
 def save_archive(image: str, archive: Path) -> None:
-    """Write an image with its name to an archive that is not there yet."""
+    """Write an image with its name to an archive that does not exist yet."""
     words = ("podman", "save", "--quiet", "--format=docker-archive", f"--output={archive}", image)
     runner.run(words, timeout_s=3600)
 
 
 @functools.cache
 def version() -> str | None:
-    """Podman's version; None when it does not tell. It does not change while we run."""
+    """Return Podman's version, or None if it prints none. Cached.
+
+    Raises StackctlError (exit 6) if Podman is absent.
+    """
     done = runner.run(("podman", "--version"), check=False)
     match = re.search(r"\d+\.\d+\S*", done.stdout)
     return match[0] if match else None
@@ -147,7 +154,7 @@ def version() -> str | None:
 
 @functools.cache
 def exists(image: str) -> bool:
-    """Whether an image of that name is here; False without Podman. Asked once."""
+    """Return True if an image with that name is here, False without Podman. Cached."""
     try:
         return runner.run(("podman", "image", "exists", image), check=False).status == 0
     except StackctlError:
@@ -155,7 +162,7 @@ def exists(image: str) -> bool:
 
 
 def containers(name: str) -> list[str]:
-    """Names of containers, running or not, with exactly that name."""
+    """Return the names of containers, running or not, with exactly that name."""
     done = runner.run(
         ("podman", "ps", "--all", f"--filter=name=^{name}$", "--format={{.Names}}"), timeout_s=30
     )
@@ -163,10 +170,10 @@ def containers(name: str) -> list[str]:
 
 
 def remove_container(container: str) -> None:
-    """Remove a container that outlived its unit, if there is one, whatever state it is in.
+    """Remove a container that outlived its unit, in any state; ignore a missing one.
 
-    Where systemd has killed its monitor, Podman finds out only by failing ("conmon exited
-    prematurely"), and succeeds the next time.
+    If systemd has killed the container's monitor, Podman fails the first time ("conmon exited
+    prematurely") and succeeds the next time.
     """
     words = ("podman", "rm", "--force", "--ignore", "--time=5", container)
     if runner.run(words, check=False).status != 0:
@@ -174,7 +181,7 @@ def remove_container(container: str) -> None:
 
 
 def image_environment(image_id: str) -> tuple[str, ...]:
-    """The names of the variables that an image sets; none where it cannot be asked."""
+    """Return the names of the variables that an image sets; empty if they cannot be read."""
     words = ("podman", "image", "inspect", "--format={{json .Config.Env}}", image_id)
     try:
         done = runner.run(words, check=False)
@@ -185,9 +192,9 @@ def image_environment(image_id: str) -> tuple[str, ...]:
 
 
 def inspect(names: Sequence[str]) -> dict[str, Container]:
-    """Those of the containers that are there, by name: one question for all of them.
+    """Return the containers that exist, by name, with one call of Podman.
 
-    Raises StackctlError (exit 6) when Podman is absent.
+    Raises StackctlError (exit 6) if Podman is absent.
     """
     if not names:
         return {}
@@ -203,7 +210,7 @@ def inspect(names: Sequence[str]) -> dict[str, Container]:
         name, image, text = (*line.split(" ", 2), "", "")[:3]
         with contextlib.suppress(ValueError, TypeError, AttributeError):
             state = json.loads(text)
-            # Called Healthcheck by older versions.
+            # Older versions of Podman call it Healthcheck.
             health = state.get("Health") or state.get("Healthcheck") or {}
             found[name] = Container(
                 str(state["Status"]),

@@ -17,27 +17,27 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import podman, runner, trust
 from stackctl.units.quadlet import INSTALL_PODMAN
 
-#: Seconds without a request after which our API service ends by itself, should we be killed.
+#: Seconds without a request after which the API service ends by itself, in case stackctl is killed.
 _IDLE_S = 60
-#: Seconds for the service to come up: many times the usual, for machines that are busy or slow.
+#: Seconds for the service to start: many times the usual, for machines that are busy or slow.
 _START_S = 60
 
 
 @dataclass(frozen=True)
 class Image:
-    """A local image; ``reference`` is pinned: name@digest from a registry, else the ID."""
+    """A local image. ``reference`` is pinned: name@digest if from a registry, else the ID."""
 
     id: str
     reference: str
     entrypoint: tuple[str, ...]
     bytes: int
-    #: The CUDA that it was built with, as it says itself ("13.0.2"); None when it does not.
+    #: The CUDA version in its environment, such as "13.0.2"; None if it has none.
     cuda: str | None = None
 
 
 @dataclass(frozen=True)
 class PullProgress:
-    """Where a pull is: Podman's own words, and bytes where it tells them."""
+    """The progress of a pull: Podman's own text, and bytes if Podman reports them."""
 
     text: str
     done_bytes: int | None = None
@@ -45,17 +45,20 @@ class PullProgress:
 
 
 class Podman:
-    """Podman's API, served for as long as this object is open.
+    """A client of Podman's API service, which ``connect`` starts for it.
 
-    A service of our own rather than podman.socket: it works where that unit is not enabled, changes
-    nothing on the machine, and ends with us.
+    The service is stackctl's own rather than podman.socket. So it works if that unit is not
+    enabled, changes nothing on the machine, and ends with stackctl.
     """
 
     def __init__(self, client: Any) -> None:
         self._client = client
 
     def image(self, reference: str) -> Image | None:
-        """The local image of that name, digest or ID."""
+        """Return the local image with a name, digest or ID, or None if there is none.
+
+        Raises StackctlError (exit 6) if Podman cannot inspect it.
+        """
         from podman.errors import ImageNotFound
 
         try:
@@ -88,10 +91,13 @@ class Podman:
         *,
         built: str | None,
     ) -> None:
-        """Pull an image; ``built`` is the name of one that "stackctl image build" makes instead.
+        """Pull an image if it is not here, and report each step of the progress.
+
+        ``built`` is a name for ``stackctl image build``, which makes an image without a registry.
+        The hint of an error mentions it; None if there is none for this image.
 
         Raises:
-            StackctlError: exit 6, with the registry's own words.
+            StackctlError: exit 6, with the registry's own message.
         """
         hint = "an image that is here: --set image=NAME"
         if built is not None:
@@ -104,7 +110,7 @@ class Podman:
                 decode=True,
                 compatMode=True,
                 policy="missing",
-                # None leaves it to registries.conf; podman-py would override that with True.
+                # With None registries.conf decides; the default of podman-py is True.
                 tls_verify=None,
             )
             for message in stream:
@@ -140,7 +146,7 @@ def _api_error(message: str, error: Exception) -> StackctlError:
 
 
 def _words(text: str) -> str:
-    """What Podman said; some of its errors come wrapped in JSON."""
+    """Return the message of an error of Podman; some are wrapped in JSON."""
     try:
         return str(json.loads(text)["message"])
     except (ValueError, TypeError, KeyError):
@@ -151,7 +157,7 @@ def _words(text: str) -> str:
 def connect(runtime: Path) -> Iterator[Podman]:
     """Serve Podman's API on a socket in ``runtime`` (0700) and connect to it.
 
-    Raises StackctlError (exit 6) when Podman is absent or its service does not start.
+    Raises StackctlError (exit 6) if Podman is absent or its service does not start.
     """
     from podman import PodmanClient
 
@@ -205,7 +211,7 @@ def connect(runtime: Path) -> Iterator[Podman]:
 
 
 def _listens(address: Path) -> bool:
-    """Whether somebody answers on a socket; its file is there a moment earlier."""
+    """Return True if a connection to a socket succeeds; its file appears a moment earlier."""
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(str(address))

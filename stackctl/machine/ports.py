@@ -1,4 +1,4 @@
-"""Who listens on a TCP port of this machine."""
+"""Find the processes that listen on ports of this machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SETTINGS = "/proc/sys/net/ipv4"
 
 @dataclass(frozen=True)
 class Listener:
-    """The process behind a port; None where another user's process hides it."""
+    """The process behind a port; None if it belongs to another user and so cannot be identified."""
 
     pid: int | None
     command: str | None
@@ -32,19 +32,19 @@ class Listener:
 
 
 def reserved(machine: Machine) -> frozenset[int]:
-    """Ports that the administrator keeps from being given away (ip_local_reserved_ports)."""
-    # The same form as a list of CPUs.
+    """Return the ports that the kernel does not assign by itself (ip_local_reserved_ports)."""
+    # The kernel prints ports in the format of a CPU list.
     return frozenset(CpuList.parse(machine.read(f"{_SETTINGS}/ip_local_reserved_ports") or ""))
 
 
 def outgoing(machine: Machine) -> range:
-    """Ports that Linux gives to outgoing connections (ip_local_port_range); empty where unknown."""
+    """Return the ports for outgoing connections (ip_local_port_range); empty if unknown."""
     words = (machine.read(f"{_SETTINGS}/ip_local_port_range") or "").split()
     return range(int(words[0]), int(words[1]) + 1) if len(words) == 2 else range(0)
 
 
 def listener(machine: Machine, port: int) -> Listener | None:
-    """The process that keeps 127.0.0.1:port from being bound; None when it is free.
+    """Return the process that listens on 127.0.0.1:port, or None if the port can be bound.
 
     Raises StackctlError for a port that only root may bind.
     """
@@ -73,7 +73,7 @@ def listener(machine: Machine, port: int) -> Listener | None:
 
 
 def holder(machine: Machine, inodes: frozenset[str]) -> Listener:
-    """The first process that has one of these sockets open."""
+    """Return the first process that has one of these sockets open; unknown if none is visible."""
     for path in machine.glob("/proc/[0-9]*/fd/*"):
         target = machine.link(path) or ""
         if target.startswith("socket:[") and target[8:-1] in inodes:
@@ -93,9 +93,10 @@ class Socket:
 
 
 def sockets(machine: Machine, pid: int) -> tuple[Socket, ...] | None:
-    """The sockets that take requests in a process's network; None when that cannot be read.
+    """Return the sockets that accept requests in a process's network namespace.
 
-    A UDP socket counts where anybody may send to it: one that is connected has a peer.
+    A connected UDP socket does not count, because only its peer can send to it. None if the
+    process's /proc cannot be read.
     """
     tables: tuple[tuple[str, Literal["tcp", "udp"], str], ...] = (
         ("tcp", "tcp", _LISTEN), ("tcp6", "tcp", _LISTEN),
@@ -114,7 +115,7 @@ def sockets(machine: Machine, pid: int) -> tuple[Socket, ...] | None:
 
 
 def _address(text: str) -> str:
-    """An address of /proc/net: words of four bytes, each in the machine's order."""
+    """Parse an address of /proc/net: words of four bytes in the machine's byte order."""
     raw = bytes.fromhex(text)
     words = [raw[place : place + 4] for place in range(0, len(raw), 4)]
     if sys.byteorder == "little":

@@ -1,6 +1,6 @@
-"""Files that are this user's alone: logs that only grow, and secrets.
+"""Files that only this user may read and write: logs that only grow, and secrets.
 
-Nothing here follows a symbolic link, reads what another user owns, or waits for a pipe.
+Nothing here follows a symbolic link, reads a file of another user, or waits for a pipe.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ _OPEN = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 def append_line(path: Path, line: bytes, *, most_bytes: int, keep: int) -> None:
-    """Add a line to a log of this user's (0600), in one write, and have it on disk.
+    """Append a line to a log of this user (0600) in one write, and sync it to the disk.
 
-    A log that has grown over ``most_bytes`` is cut to its last ``keep`` lines, or to those that
-    fill half of ``most_bytes`` where that is less. A line that a crash has torn stays torn.
+    A log that has grown over ``most_bytes`` is cut to its last ``keep`` lines, or to the last lines
+    that fill half of ``most_bytes`` if they are fewer. A line cut off by a crash is not repaired.
 
     Raises:
-        StackctlError: the disk is full, the file is not ours; nothing of the line is left then.
+        StackctlError: the disk is full, or the file is not this user's. Then no part of the line
+            stays in the file.
     """
     private_folder(path.parent)
     try:
@@ -46,7 +47,7 @@ def append_line(path: Path, line: bytes, *, most_bytes: int, keep: int) -> None:
             if size == 0:
                 sync_folder(path.parent)
             if size + len(line) > most_bytes:
-                # The line is there. On a disk too full for a shorter log, the next one cuts.
+                # The line is written. If the disk is too full for a new log, the next call cuts.
                 with contextlib.suppress(StackctlError):
                     _cut(path, descriptor, most_bytes, keep)
         finally:
@@ -56,10 +57,11 @@ def append_line(path: Path, line: bytes, *, most_bytes: int, keep: int) -> None:
 
 
 def read_own(path: Path, most_bytes: int, *, secret: bool = False) -> bytes | None:
-    """The end of a file of this user's own, or all of it where it is shorter; None: there is none.
+    """Return the last ``most_bytes`` bytes of a file of this user, or None if it does not exist.
 
     Raises:
-        StackctlError: it is a link, not a file, another user's, or (``secret``) others may read it.
+        StackctlError: the path is a link or not a file, the file belongs to another user, or
+            ``secret`` is set and other users may read it.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | _OPEN)
@@ -79,7 +81,10 @@ def read_own(path: Path, most_bytes: int, *, secret: bool = False) -> bytes | No
 
 
 def _open_locked(path: Path) -> int:
-    """The log, locked: who cuts it puts another file in its place, which others then open."""
+    """Return the descriptor of the locked log.
+
+    A process that cuts the log puts a new file in its place, so the path is compared after locking.
+    """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | _OPEN, 0o600)
         try:
@@ -100,7 +105,7 @@ def _cut(path: Path, descriptor: int, most_bytes: int, keep: int) -> None:
     size = os.fstat(descriptor).st_size
     half = most_bytes // 2
     tail = os.pread(descriptor, half, max(0, size - half))
-    # The first line of the tail is a part of one.
+    # The first line of the tail may be incomplete.
     lines = tail.decode("utf-8", "replace").split("\n")[1:-1]
     write_atomically(path, "".join(line + "\n" for line in lines[-keep:]), mode=0o600)
 

@@ -1,4 +1,7 @@
-"""The one process runner: no shell, a controlled environment, failures shown as typed."""
+"""Run programs: without a shell and with a controlled environment.
+
+Errors show the command as a user would type it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from typing import NoReturn
 from stackctl.errors import ExitCode, NotInstalled, StackctlError
 from stackctl.machine import trust
 
-#: Variables that programs we start may see; anything else of the caller's stays out.
+#: Variables of the caller that started programs get; all others are removed.
 _PASSED = (
     "PATH", "HOME", "USER", "LOGNAME", "TERM", "TMPDIR", "DBUS_SESSION_BUS_ADDRESS",
     "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME",
@@ -26,7 +29,7 @@ _PASSED = (
     "http_proxy", "https_proxy", "no_proxy",
 )  # fmt: skip
 
-#: Those that name files and folders.
+#: The variables that name files and folders.
 _PLACES = (
     "HOME", "TMPDIR", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME",
     "XDG_CACHE_HOME", "CONTAINERS_CONF", "CONTAINERS_STORAGE_CONF", "CONTAINERS_REGISTRIES_CONF",
@@ -34,13 +37,13 @@ _PLACES = (
 )  # fmt: skip
 _SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-#: Told of every command before it runs (--verbose); set by the command line only.
+#: Called with every command before it runs (--verbose); set by the command line only.
 observer: Callable[[str], None] | None = None
 
 
 @dataclass(frozen=True)
 class Completed:
-    """A finished process: what was run, its exit status and its output as text."""
+    """A finished process: its command, its exit status and its output as text."""
 
     argv: tuple[str, ...]
     status: int
@@ -49,17 +52,17 @@ class Completed:
 
     @property
     def command(self) -> str:
-        """The command as one would type it."""
+        """Return the command as a user would type it."""
         return shlex.join(self.argv)
 
 
 def controlled_environment() -> dict[str, str]:
-    """The environment for programs we start.
+    """Return the environment for programs that stackctl starts.
 
-    ``su`` and ``sudo -u`` leave out XDG_RUNTIME_DIR and the bus address, without which every
-    ``systemctl --user`` fails: both are filled in when the user's runtime folder exists. Cron and
-    services may have no HOME, which is then the one of the user's account.
-    Root gets no folder or program of the caller's that somebody else could change (``sudo -E``).
+    ``su`` and ``sudo -u`` leave out XDG_RUNTIME_DIR and the bus address, and then every
+    ``systemctl --user`` fails. Both are filled in if the user's runtime folder exists. Cron and
+    services may have no HOME; then it is that of the user's account. For root, folders that another
+    user could change are removed, because ``sudo -E`` passes on the caller's.
     """
     env = {name: os.environ[name] for name in _PASSED if name in os.environ}
     if not env.get("HOME"):
@@ -86,7 +89,7 @@ def controlled_environment() -> dict[str, str]:
 
 
 def _search_path(given: str) -> str:
-    """Where programs are looked for: absolute folders, for root those of root alone."""
+    """Return PATH with its absolute folders; for root, those that no other user can change."""
     folders = [folder for folder in given.split(":") if folder.startswith("/")]
     if os.geteuid() == 0:
         folders = [folder for folder in folders if trust.weakness(folder) is None]
@@ -94,9 +97,10 @@ def _search_path(given: str) -> str:
 
 
 def working_folder() -> str | None:
-    """Where programs are started: here, but not in a folder that this user may not enter.
+    """Return the folder to start programs in: None for the current one, else ``/``.
 
-    That is where ``su`` and ``sudo -u`` leave one, and where rootless Podman refuses to start.
+    ``su`` and ``sudo -u`` may leave the user in a folder that the user may not enter. Rootless
+    Podman refuses to start there.
     """
     return None if os.access(".", os.R_OK | os.X_OK) else "/"
 
@@ -112,14 +116,14 @@ def run(
     """Run a program to its end.
 
     Raises:
-        StackctlError: the program is absent (exit 6), took longer than ``timeout_s``, or, with
-            ``check``, exited non-zero; the command is shown as one would type it.
+        StackctlError: the program is absent (exit 6), took longer than ``timeout_s``, or exited
+            non-zero while ``check`` is set.
     """
     command = shlex.join(argv)
     if observer is not None:
         observer(command)
     try:
-        # A session of its own: Ctrl-C reaches stackctl alone, which then ends things in order.
+        # In a session of its own, so that Ctrl-C reaches only stackctl, which then ends in order.
         done = subprocess.run(
             list(argv),
             input=stdin,
@@ -148,8 +152,10 @@ def run(
 
 
 def run_family(argv: Sequence[str], *, timeout_s: float, extra_env: dict[str, str]) -> Completed:
-    """Run a program that starts others, and have all of them end with it: also when it takes longer
-    than ``timeout_s``, and on Ctrl-C.
+    """Run a program that starts others, and kill all of them at its end.
+
+    They are killed, too, if it takes longer than ``timeout_s``, and on Ctrl-C. ``stdout`` of the
+    result holds stderr as well.
 
     Raises:
         StackctlError: the program is absent (exit 6), or took too long.
@@ -187,9 +193,9 @@ def run_family(argv: Sequence[str], *, timeout_s: float, extra_env: dict[str, st
 
 
 def stream(argv: Sequence[str]) -> int:
-    """Run a program with our own stdout and stderr, so that its output appears as it comes.
+    """Run a program with this process's stdout and stderr, and return its exit status.
 
-    Returns its exit status; Ctrl-C ends it and is passed on.
+    Its output appears at once. Ctrl-C ends the program and raises KeyboardInterrupt.
     """
     try:
         process = subprocess.Popen(
@@ -208,10 +214,10 @@ def stream(argv: Sequence[str]) -> int:
 
 
 def replace(argv: Sequence[str], *, hint: str) -> NoReturn:
-    """Become another program, with our terminal, input and output; its exit status is ours.
+    """Replace this process by another program, which keeps its terminal, input and output.
 
     Raises:
-        StackctlError: exit 6 when it is not there, with the hint.
+        StackctlError: the program cannot be run (exit 6, with the hint).
     """
     if observer is not None:
         observer(shlex.join(argv))
@@ -224,7 +230,7 @@ def replace(argv: Sequence[str], *, hint: str) -> NoReturn:
 
 
 def failure(result: Completed, message: str | None = None) -> StackctlError:
-    """The error for a failed process: the command, its exit status and the end of its output."""
+    """Return the error for a failed process, with its command and its last 15 lines of output."""
     lines = (result.stderr.strip() or result.stdout.strip()).splitlines()
     return StackctlError(
         message or f"{result.argv[0]} failed (exit {result.status})",

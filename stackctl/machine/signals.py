@@ -1,4 +1,4 @@
-"""Signals that end a command, held off while a half-done change would be worse than none."""
+"""Ignore or defer the signals that end a command, so that none interrupts a change halfway."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextlib.contextmanager
 def ignore_signals() -> Iterator[None]:
-    """Ignore Ctrl-C and the like, and forget those that arrive meanwhile."""
+    """Ignore SIGINT, SIGTERM and SIGHUP while the block runs; those that arrive are lost."""
     saved = {number: signal.signal(number, signal.SIG_IGN) for number in _ENDING}
     try:
         yield
@@ -22,7 +22,7 @@ def ignore_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def defer_signals() -> Iterator[None]:
-    """Hold Ctrl-C and the like back until the end; child processes are not interrupted either.
+    """Hold SIGINT, SIGTERM and SIGHUP back until the block has ended.
 
     Raises:
         KeyboardInterrupt: at the end, if one arrived.

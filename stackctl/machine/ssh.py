@@ -1,8 +1,8 @@
-"""OpenSSH: a box reached by the user's own settings, and its own stackctl run over one connection.
+"""OpenSSH: reach a box with the user's own settings, and run the box's stackctl.
 
-The user's configuration, agent and known hosts decide who is reached and how; no setting about host
-keys is ever given. A connection is kept for a minute after its last use, so that the next command
-need not make another one.
+The user's configuration, agent and known hosts decide which machine is reached and how; stackctl
+never passes an option about host keys. All commands share one connection. It is kept for a minute
+after its last use, so that the next command need not connect again.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine.runner import controlled_environment
 from stackctl.machine.trust import private_folder
 
-#: What ssh itself exits with when it fails (ssh(1)); stackctl never does.
+#: Exit status of ssh itself if it fails (ssh(1)); stackctl never exits with it.
 FAILED = 255
-#: What a shell exits with for a program that is not there (POSIX, 2.8.2), or cannot be run.
+#: Exit statuses of a shell for a program that is missing, or cannot be run (POSIX, 2.8.2).
 ABSENT = (127, 126)
 
-#: Seconds that a connection outlives its last command.
+#: Seconds for which a connection is kept after its last command.
 _KEPT_S = 60
-#: A box that has said nothing for 3 times 15 s is gone; without this ssh would wait for ever.
+#: A box that sends nothing for 3 times 15 s is gone; without these options ssh would wait for ever.
 _ALIVE = ("-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=3")
 _SIGNAL_S = 20
-#: Of the caller's environment, what ssh asks by, beside what all programs get.
+#: Variables that ssh needs to ask for passwords and keys, beside those that all programs get.
 _PASSED = (
     "SSH_AUTH_SOCK", "SSH_ASKPASS", "SSH_ASKPASS_REQUIRE", "DISPLAY", "WAYLAND_DISPLAY",
     "KRB5CCNAME",
 )  # fmt: skip
-#: What may come before the announcement of who runs.
+#: Bytes that the box's shell may print before the announcement.
 _MOST_BEFORE = 65536
-#: Run by sh on the box, whatever shell the user has there. pipx puts programs into ~/.local/bin.
+#: A script for sh on the box, for any login shell. pipx installs programs in ~/.local/bin.
 _PREPARE = (
     'PATH="$PATH:$HOME/.local/bin"; export PATH; '
     'STACKCTL_CALLER="$1"; export STACKCTL_CALLER; shift; '
@@ -51,33 +51,36 @@ _PREPARE = (
 _ANNOUNCE = 'echo "stackctl runs as $$" >&2; '
 _ANNOUNCED = re.compile(rb"stackctl runs as (\d+)\n")
 _BEGIN = 'exec "$@"'
-#: What is sent between two reports of how far it is.
+#: Bytes that are sent between two reports of progress.
 _PIECE = 256 * 1024
-#: Free ports that are tried, of which another program may take one first.
+#: Free ports that are tried, because another program may take one first.
 _PORTS = 3
 
 
 @dataclass(frozen=True)
 class Box:
-    """A machine as ssh knows it (``USER@HOST``, a name of ssh's settings, ``ssh://USER@HOST:PORT``)
-    and the folder of sockets of connections, which is this user's own."""
+    """A machine that is reached with ssh.
+
+    ``destination`` is the argument of ssh: ``USER@HOST``, a host of ssh's configuration, or
+    ``ssh://USER@HOST:PORT``. ``folder`` holds the sockets of connections and is this user's own.
+    """
 
     destination: str
     folder: Path
 
     def open(self) -> tuple[str, ...]:
-        """Connect, or find that we are; ssh asks its questions on the terminal itself.
+        """Connect, unless a connection exists. ssh itself asks its questions on the terminal.
 
         Returns:
-            The lines that ssh, or the box, has said.
+            The lines that ssh or the box has printed.
 
         Raises:
-            StackctlError: exit 1 with what ssh said; exit 6 when there is no ssh.
+            StackctlError: exit 1 with ssh's message; exit 6 if ssh is not installed.
         """
         if self.connected():
             return ()
         private_folder(self.folder)
-        # A file: the connection that stays holds on to it, and a pipe would not end.
+        # A file, because the connection that is kept holds it open: a pipe would not end.
         with tempfile.TemporaryFile(dir=self.folder) as said:
             keep = ("-o", "ControlMaster=auto", "-o", f"ControlPersist={_KEPT_S}", *_ALIVE)
             words = [*self._ssh(), *keep, "-T", self.destination, "exit"]
@@ -99,11 +102,11 @@ class Box:
         )
 
     def connected(self) -> bool:
-        """Whether a connection is there."""
+        """Return True if a connection exists."""
         return self._ask("-O", "check") == 0
 
     def ask(self, command: str) -> tuple[int, str, str]:
-        """Run a command of the box's shell that asks nothing; exit status, stdout and stderr."""
+        """Run a shell command that asks nothing; return exit status, stdout and stderr."""
         words = [*self._ssh(), "-o", "LogLevel=ERROR", "-o", "BatchMode=yes", "-T"]
         with (
             tempfile.TemporaryFile(dir=self.folder) as out,
@@ -116,11 +119,13 @@ class Box:
     def lend(
         self, argv: Sequence[str], data: bytes, progress: Callable[[int], None]
     ) -> Iterator[str]:
-        """Send data to a program of the box that keeps it for as long as its stdin is open, and
-        prints ``kept PATH``; gives the path. ``progress`` hears of bytes sent.
+        """Send data to a program on the box, and yield the path at which the program keeps it.
+
+        The program prints ``kept PATH`` and removes the data when its stdin is closed. ``progress``
+        is called with the number of bytes sent.
 
         Raises:
-            StackctlError: exit 6 with its own words, 1 when the connection broke.
+            StackctlError: exit 6 with the program's message, exit 1 if the connection broke.
         """
         words = [*self._ssh(), "-o", "LogLevel=ERROR", "-o", "BatchMode=yes", "-T"]
         command = shlex.join(["exec", *argv])
@@ -136,14 +141,14 @@ class Box:
                         process.stdin.write(data[begin : begin + _PIECE])
                         progress(min(begin + _PIECE, len(data)))
                     process.stdin.flush()
-                # Files that the shell there reads first may say something, too.
+                # The start-up files of the box's shell may print lines, too.
                 lines = (line.decode("utf-8", "replace").rstrip() for line in process.stdout)
                 path = next((line[5:] for line in lines if line.startswith("kept ")), None)
                 if path is None:
                     raise self._not_kept(_status(process), said)
                 yield path
             except KeyboardInterrupt:
-                # It would first send what it has taken, however slow the line.
+                # Else ssh would first send all that it has buffered, however slow the line is.
                 process.kill()
                 raise
             finally:
@@ -157,7 +162,7 @@ class Box:
 
     @contextlib.contextmanager
     def forwarded(self, address: str, port: int) -> Iterator[int]:
-        """A port of this machine's 127.0.0.1 that leads to one of the box, over this connection.
+        """Forward a port of 127.0.0.1 here to ADDRESS:PORT of the box; yield its number.
 
         Raises:
             StackctlError: the connection is gone, or the box forwards no ports.
@@ -165,7 +170,7 @@ class Box:
         for _ in range(_PORTS):
             with socket.create_server(("127.0.0.1", 0)) as free:
                 ours = int(free.getsockname()[1])
-            # Somebody may be faster.
+            # Another program may take the port first; then the next one is tried.
             way = ("-L", f"127.0.0.1:{ours}:[{address}]:{port}")
             if self._ask("-O", "forward", *way) == 0:
                 break
@@ -174,7 +179,7 @@ class Box:
                 f"ssh forwards no port to {self.destination}",
                 hint=f"ssh -N -L {port}:{address}:{port} {shlex.quote(self.destination)} must work",
             )
-        # A port that nobody uses for a while does not keep the connection; a command does.
+        # An unused port does not keep the connection open, but a running command does.
         words = [*self._ssh(), "-o", "BatchMode=yes", "-T", self.destination, "exec cat"]
         with _start(words, stdin=subprocess.PIPE) as held:
             try:
@@ -189,47 +194,49 @@ class Box:
             return StackctlError(
                 f"the connection to {self.destination} broke while stackctl was sent",
                 details=lines,
-                hint="nothing was changed there: again",
+                hint="nothing was changed there: try again",
             )
         why = lines[-1].removeprefix("error: ") if lines else f"exit {status}"
         return StackctlError(
             f"{self.destination} cannot take stackctl: {why}",
             details=lines[:-1],
-            hint="room and a whole python3 are needed there (python3-minimal is not one)",
+            hint="the box needs free disk space and the whole python3, not python3-minimal",
             exit_code=ExitCode.HOST,
         )
 
     def call(self, caller: str, argv: Sequence[str], tell: Callable[[bytes], None]) -> int:
-        """Run the box's stackctl with our stdout; what it writes on stderr goes to ``tell``.
+        """Run the box's stackctl with this process's stdout; pass its stderr to ``tell``.
 
-        ``argv`` are words of the box, the program first. An interrupt of ours becomes one of the
-        box's stackctl, whose end is then waited for; a second one ends the waiting
-        (KeyboardInterrupt), while the box goes on.
+        ``argv`` begins with the program on the box. An interrupt here is passed on to the box's
+        stackctl, and its end is waited for. A second interrupt ends the waiting
+        (KeyboardInterrupt), and the box's stackctl goes on.
 
         Returns:
-            Its exit code, FAILED when the connection broke, or one of ABSENT.
+            Its exit code, FAILED if the connection broke, or one of ABSENT.
         """
         return self._call(caller, argv, tell, stdout=None)
 
     def fetch(
         self, caller: str, argv: Sequence[str], tell: Callable[[bytes], None]
     ) -> tuple[int, bytes]:
-        """Run the box's stackctl like ``call``; returns its exit code and what it has printed."""
+        """Run the box's stackctl like ``call``; return its exit code and its stdout."""
         with tempfile.TemporaryFile(dir=self.folder) as out:
             status = self._call(caller, argv, tell, stdout=out.fileno())
             out.seek(0)
             return status, out.read()
 
     def call_on_terminal(self, caller: str, argv: Sequence[str]) -> int:
-        """Run the box's stackctl on a terminal there that is ours here: it asks, draws and is
-        interrupted as if it ran here. Returns as ``call`` does."""
+        """Run the box's stackctl on this terminal; return the same as ``call``.
+
+        It asks, draws and is interrupted as if it ran here.
+        """
         command = _command(_BEGIN, caller, argv)
         words = [*self._ssh(), "-o", "LogLevel=ERROR", "-t", self.destination, command]
         process = _start(words, asks=True, stdin=None, stdout=None, stderr=None)
         try:
             return _status(process)
         except BaseException:
-            # By a signal for this process: the key would have gone to the box.
+            # A signal has ended the wait. Ctrl-C as a key goes to the box and does not come here.
             process.terminate()
             process.wait()
             raise
@@ -261,7 +268,7 @@ class Box:
                 held = b""
                 while part := os.read(process.stderr.fileno(), 65536):
                     if number is None:
-                        # Files that the shell there reads first may say something, too.
+                        # The start-up files of the box's shell may print lines, too.
                         held += part
                         if found := _ANNOUNCED.search(held):
                             number = int(found[1])
@@ -284,22 +291,22 @@ class Box:
                         child.wait()
 
     def _interrupt(self, number: int) -> subprocess.Popen[bytes]:
-        """Interrupt the box's stackctl: this user's there, or through sudo, which passes it on."""
+        """Send SIGINT to the box's stackctl; if it runs as root, sudo sends it."""
         words = [*self._ssh(), "-o", "BatchMode=yes", "-T", self.destination]
         return _start([*words, f"kill -INT {number} || sudo -n kill -INT {number}"])
 
     def _ask(self, *options: str) -> int:
-        """Ask the connection that is kept, on this side; its exit status."""
+        """Run a control command of the kept connection (ssh -O); return its exit status."""
         return _start([*self._ssh(), *options, self.destination]).wait()
 
     def _ssh(self) -> list[str]:
-        # Short, since the path of a socket has 108 bytes at most; ssh adds 17 of its own.
+        # Short, because a socket's path has at most 108 bytes, and ssh adds 17 of its own.
         name = hashlib.sha256(self.destination.encode()).hexdigest()[:12]
         return ["ssh", "-S", str(self.folder / name).replace("%", "%%")]
 
 
 def _command(begin: str, caller: str, argv: Sequence[str]) -> str:
-    """One text for the user's shell there, which hands all of it to sh as it is."""
+    """Return one command line for the user's shell on the box, which passes all of it on to sh."""
     return shlex.join(["exec", "sh", "-c", _PREPARE + begin, "stackctl", caller, *argv])
 
 
@@ -311,8 +318,11 @@ def _start(
     stdout: int | IO[bytes] | None = subprocess.DEVNULL,
     stderr: int | IO[bytes] | None = subprocess.DEVNULL,
 ) -> subprocess.Popen[bytes]:
-    """Start ssh; None is our own descriptor. One that may not ask on the terminal is in a group of
-    its own, out of reach of Ctrl-C, which would cut the connection off."""
+    """Start ssh. A descriptor of None is this process's own.
+
+    Unless ssh may ask on the terminal, it gets a process group of its own: Ctrl-C does not reach it
+    there and so does not cut off the connection.
+    """
     environment = controlled_environment()
     environment |= {name: os.environ[name] for name in _PASSED if name in os.environ}
     try:
@@ -331,20 +341,20 @@ def _start(
 
 
 def _whole(stream: IO[bytes]) -> str:
-    """All that is in a file, as text."""
+    """Return the whole content of a file as text."""
     stream.seek(0)
     return stream.read().decode("utf-8", "replace")
 
 
 def _status(process: subprocess.Popen[bytes]) -> int:
-    """Its exit status; that ssh was killed is a connection that broke."""
+    """Wait for ssh and return its exit status; FAILED if a signal killed it."""
     status = process.wait()
     return status if status >= 0 else FAILED
 
 
 @contextlib.contextmanager
 def _handling(interrupt: Callable[..., None]) -> Iterator[None]:
-    # Not SIGHUP: a terminal that is closed here is nothing to the box.
+    # SIGHUP is left alone: a terminal that is closed here must not interrupt the box.
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
@@ -355,7 +365,7 @@ def _handling(interrupt: Callable[..., None]) -> Iterator[None]:
 
 
 def _remedy(destination: str, why: str) -> str:
-    """How to get a connection that ssh refused, or did not get."""
+    """Return the hint for a connection that failed for the reason ``why``, a line of ssh."""
     name = shlex.quote(destination)
     if "verification failed" in why:
         return (

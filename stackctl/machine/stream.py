@@ -1,8 +1,8 @@
-"""Streamed HTTP answers, many at a time, each piece with the moment at which it arrived.
+"""Streamed HTTP answers, many at a time, each piece with the time of its arrival.
 
-One thread waits for all of them (epoll). The moment is the kernel's own (SO_TIMESTAMPNS): it stays
-right when this process gets no processor, since an engine on the CPU uses all of them
-(docs/decisions/0013-measuring.md has the figures).
+One thread waits for all of them (epoll). The time is the kernel's own (SO_TIMESTAMPNS). So it stays
+right when this process gets no CPU because an engine uses all of them (measured in
+docs/decisions/0013-measuring.md).
 """
 
 from __future__ import annotations
@@ -18,21 +18,24 @@ from urllib.parse import urlsplit
 
 from stackctl.errors import StackctlError
 
-#: Of asm-generic/socket.h; Python's socket module has no name for it. Its message is a timespec.
+#: From asm-generic/socket.h: Python's socket module lacks the name. The message is a timespec.
 _SO_TIMESTAMPNS = 35
 _TIMESPEC = struct.Struct("@ll")
 _CONNECT_S = 10
 _MOST_BYTES = 256 * 2**10
-#: How an answer in chunks ends (RFC 9112, 7.1); no event of JSON holds a bare CR LF.
+#: The end of an answer in chunks (RFC 9112, 7.1); an event of JSON contains no bare CR LF.
 _LAST_CHUNK = b"\r\n0\r\n\r\n"
-#: A stamp further off than this is of a clock that was set meanwhile.
+#: A time stamp that is further off comes from a clock that was set meanwhile.
 _STRANGE_S = 60.0
 
 
 @dataclass
 class Exchange:
-    """One request and what came back: ``pieces`` are (moment, bytes) as they arrived, moments as of
-    time.perf_counter. ``error`` says why there is no more; HTTP errors are answers too."""
+    """One request and its answer so far.
+
+    ``pieces`` are pairs of arrival time and bytes. All times are seconds of time.perf_counter.
+    ``error`` is the reason why the exchange ended early; HTTP errors are answers, too.
+    """
 
     number: int
     began: float
@@ -42,10 +45,10 @@ class Exchange:
 
 
 class Streams:
-    """Exchanges with one server. Use as a context manager: what is open at its end is cut off."""
+    """Exchanges with one server. A context manager, whose end cuts off the open exchanges."""
 
     def __init__(self, url: str, *, key: str | None = None) -> None:
-        """Talk to the server at URL (http), with an API key where one is asked for."""
+        """Prepare requests to the server at an http URL, with an API key if one is given."""
         parts = urlsplit(url)
         if parts.scheme != "http" or parts.hostname is None:
             raise StackctlError(f"not an http address: {url}")
@@ -53,12 +56,12 @@ class Streams:
         self._host = parts.netloc
         self._key = f"Authorization: Bearer {key}\r\n" if key else ""
         self._epoll = select.epoll()
-        # The kernel turns stamping on when the first socket asks for it, a moment late, and off
-        # with the last one: this one keeps it on between requests.
+        # The kernel turns time stamps on a moment after the first socket requests them, and off
+        # with the last such socket. This socket keeps them on between requests.
         self._stamping = socket.socket()
         _stamp(self._stamping)
         self._open: dict[int, tuple[socket.socket, Exchange]] = {}
-        #: Seconds between the arrival of each piece and its reading here; and since when.
+        #: Seconds between the arrival of each piece and its reading here.
         self.lags: list[float] = []
         self._began, self._cpu = time.perf_counter(), time.process_time()
 
@@ -72,7 +75,7 @@ class Streams:
 
     @property
     def cpu_share(self) -> float:
-        """The share of one processor that this process used since the beginning."""
+        """Return the CPU time of this process since the beginning, as a share of one CPU."""
         passed = time.perf_counter() - self._began
         return (time.process_time() - self._cpu) / passed if passed > 0 else 0.0
 
@@ -80,9 +83,9 @@ class Streams:
         return len(self._open)
 
     def post(self, path: str, body: bytes, number: int = 0) -> Exchange | None:
-        """Send a request; ``number`` is the caller's. None, or what failed at once.
+        """Send a request with the caller's ``number``. Return None, or the exchange if it failed.
 
-        The moment it began is that before connecting: what a client waits for.
+        Its time begins before connecting, because a client waits for the connection, too.
         """
         exchange = Exchange(number, time.perf_counter())
         head = (
@@ -109,7 +112,7 @@ class Streams:
         return None
 
     def ended(self, wait_s: float) -> Iterator[Exchange]:
-        """Read what comes within ``wait_s`` seconds at most; the exchanges that ended by it."""
+        """Wait for data for up to ``wait_s`` seconds, read it, and yield ended exchanges."""
         events = self._epoll.poll(wait_s)
         offset = time.time() - time.perf_counter()
         for descriptor, _ in events:
@@ -133,7 +136,7 @@ class Streams:
             yield exchange
 
     def cut(self, older_than_s: float | None = None) -> tuple[Exchange, ...]:
-        """Give up the exchanges that run, or those that began so long ago, and return them."""
+        """Cut off open exchanges, all or those older than ``older_than_s``, and return them."""
         now = time.perf_counter()
         late = [
             descriptor
@@ -155,12 +158,12 @@ class Streams:
 
 
 def _stamp(connection: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # without it, the moment of reading is taken
+    with contextlib.suppress(OSError):  # without time stamps the time of reading is used
         connection.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
 
 
 def _moment(told: list[tuple[int, int, bytes]], offset: float, now: float) -> float:
-    """When the kernel got the data; ``now`` where it does not say."""
+    """Return the time at which the kernel received the data, or ``now`` without a time stamp."""
     for level, _, data in told:
         if level == socket.SOL_SOCKET and len(data) == _TIMESPEC.size:
             seconds, nanoseconds = _TIMESPEC.unpack(data)

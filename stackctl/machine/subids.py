@@ -1,7 +1,7 @@
 """Lines of /etc/subuid and /etc/subgid, changed under the lock that shadow's programs take.
 
-usermod adds lines too, but takes none away while the user runs anything, and leaves a copy of the
-file each time.
+usermod could add lines, too, but it removes none while the user has processes, and it leaves a
+backup of the file each time.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from pathlib import Path
 from stackctl.errors import StackctlError
 from stackctl.machine.files import write_atomically
 
-#: What lckpwdf(3) locks, which useradd, usermod and userdel call first.
+#: The file that lckpwdf(3) locks; useradd, usermod and userdel call it first.
 _LOCK = ".pwd.lock"
 _PATIENCE_S = 15.0
 
 
 def add(file: Path, line: str) -> None:
-    """Add a line, unless it is there. Raises StackctlError."""
+    """Add a line, unless the file has it. Raises StackctlError if the file stays locked."""
     with _lines(file) as (lines, write):
         if line not in lines:
             write([*lines, line])
 
 
 def remove(file: Path, line: str) -> None:
-    """Remove a line, if it is there. Raises StackctlError."""
+    """Remove a line, if the file has it. Raises StackctlError if the file stays locked."""
     with _lines(file) as (lines, write):
         if line in lines:
             write([other for other in lines if other != line])
 
 
 class _Write:
-    """Writes the lines back, with the rights that the file had."""
+    """Writes the lines back and keeps the mode of the file."""
 
     def __init__(self, file: Path) -> None:
         self._file = file

@@ -1,6 +1,6 @@
-"""Folders that others have filled: how much is in them, and how they are removed.
+"""Measure and remove folders that other programs have filled.
 
-What fills them is a program that need not be trusted: no link in them is followed.
+Those programs are not trusted, so no link in the folders is followed.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from pathlib import Path
 from stackctl.errors import StackctlError
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-#: Unit of a file's blocks in stat(2).
+#: The unit of st_blocks in stat(2).
 _BLOCK_BYTES = 512
 
 
 def sizes(above: Path) -> dict[str, int]:
-    """The folders in a folder, each with the bytes that all in it take on disk; none without it."""
+    """Return the bytes on the disk of each folder in a folder, by name.
+
+    Empty if ``above`` does not exist.
+    """
     found = {}
     with contextlib.suppress(OSError), _opened(above) as descriptor:
         for entry in sorted(os.listdir(descriptor)):  # noqa: PTH208 - by descriptor
@@ -30,10 +33,10 @@ def sizes(above: Path) -> dict[str, int]:
 
 
 def remove(above: Path, name: str) -> None:
-    """Remove a folder in a folder, with all in it. Raises StackctlError with the reason."""
+    """Remove a folder in a folder, with its content. Raises StackctlError if that fails."""
     try:
         with _opened(above) as descriptor:
-            # By descriptors all the way down: nobody can put a link in the place of a folder.
+            # By descriptors at every level, so that no program can replace a folder by a link.
             shutil.rmtree(name, dir_fd=descriptor)
     except OSError as error:
         raise StackctlError(

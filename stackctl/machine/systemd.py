@@ -17,7 +17,7 @@ _NO_BUS = re.compile(
     r"Failed to connect to (bus|user scope bus|system scope bus)|not been booted with systemd",
     re.IGNORECASE,
 )
-#: There on a machine that systemd runs (sd_booted).
+#: This folder exists if systemd runs the machine (sd_booted(3)).
 _BOOTED = Path("/run/systemd/system")
 
 
@@ -57,15 +57,15 @@ class Systemd:
         )
 
     def require(self) -> None:
-        """Raise StackctlError (exit 6) when this service manager cannot be reached."""
+        """Raise StackctlError (exit 6) if this service manager cannot be reached."""
         self._systemctl("show", "--property=Version")
 
     def show(self, unit: str, *properties: str) -> dict[str, str]:
-        """Properties of a unit; of an unknown one too (LoadState=not-found)."""
+        """Return properties of a unit. A missing unit has them, too (LoadState=not-found)."""
         return self.show_all((unit,), *properties)[unit]
 
     def show_all(self, units: Sequence[str], *properties: str) -> dict[str, dict[str, str]]:
-        """Properties of several units, by the names given: one question for all of them."""
+        """Return properties of several units by the names given, with one call of systemctl."""
         if not units:
             return {}
         done = self._systemctl("show", *units, "--property=" + ",".join(properties))
@@ -76,7 +76,7 @@ class Systemd:
         return found
 
     def state(self, unit: str) -> UnitState:
-        """Return the state of a unit; of a unit that does not exist, that it is inactive."""
+        """Return the state of a unit; a unit that does not exist is inactive."""
         return self.states((unit,))[unit]
 
     def states(self, units: Sequence[str]) -> dict[str, UnitState]:
@@ -86,15 +86,15 @@ class Systemd:
         return {name: unitstate.parse(properties, at_s) for name, properties in found.items()}
 
     def daemon_reload(self) -> None:
-        """Read unit files again; runs the generators, so Quadlet."""
+        """Read unit files again. systemd runs its generators for it, among them Quadlet."""
         self._systemctl("daemon-reload", timeout_s=120)
 
     def start(self, unit: str) -> None:
-        """Queue a start and return; the caller follows the unit's state."""
+        """Queue a start and return without waiting; the caller follows the unit's state."""
         self._systemctl("start", "--no-block", unit)
 
     def run_transient(self, unit: str, description: str, argv: Sequence[str]) -> None:
-        """Start a program as a service of its own, which is gone once it has ended."""
+        """Start a program as a service of its own, which systemd removes when the program ends."""
         runner.run(
             (
                 "systemd-run", *self._flags, "--quiet", "--collect", "--no-ask-password",
@@ -104,38 +104,40 @@ class Systemd:
         )  # fmt: skip
 
     def restart(self, unit: str) -> None:
-        """Queue a restart (a start, if it does not run) and return: one job of systemd's, which
-        nothing that happens to us can cut in half."""
+        """Queue a restart, or a start if the unit does not run, and return without waiting.
+
+        It is one job of systemd, so it completes even if stackctl is killed.
+        """
         self._systemctl("restart", "--no-block", unit)
 
     def stop(self, unit: str, *, timeout_s: float = 120) -> None:
-        """Stop and wait; a unit that does not exist is stopped."""
+        """Stop a unit and wait for its end; a unit that does not exist counts as stopped."""
         done = self._systemctl("stop", unit, check=False, timeout_s=timeout_s)
         if done.status not in (0, 5):
             raise runner.failure(done)
 
     def enable(self, unit: str) -> None:
-        """Start a unit, now and at every boot."""
+        """Start a unit now and at every boot."""
         self._systemctl("enable", "--now", "--quiet", unit)
 
     def disable(self, unit: str) -> None:
-        """Stop a unit and start it no more; no error when there is none."""
+        """Stop a unit and no longer start it at boot; ignore a unit that does not exist."""
         self._systemctl("disable", "--now", "--quiet", unit, check=False)
 
     def abort(self, unit: str) -> None:
-        """Kill what a unit started and stop it: for starts that are given up.
+        """Kill the processes of a unit and stop it, to give up a start.
 
-        While it starts, an engine may not hear SIGTERM, and systemd does not run ExecStop yet.
+        During its start an engine may ignore SIGTERM, and systemd does not run ExecStop yet.
         """
         self.kill(unit)
         self.stop(unit)
 
     def kill(self, unit: str) -> None:
-        """Kill all processes of a unit, which then fails: systemd restarts it where it may."""
+        """Kill all processes of a unit, which then fails; systemd may restart it (Restart=)."""
         self._systemctl("kill", "--signal=SIGKILL", unit, check=False)
 
     def reset_failed(self, unit: str) -> None:
-        """Forget failures and counted restarts; no error when there is nothing to forget."""
+        """Reset the failed state and the counted restarts; ignore a unit that has none."""
         self._systemctl("reset-failed", unit, check=False)
 
     def journal_command(
@@ -148,9 +150,10 @@ class Systemd:
         follow: bool = False,
         output: str = "cat",
     ) -> tuple[str, ...]:
-        """The journalctl command for the lines of these units under any of the identifiers.
+        """Return the journalctl command for the lines of these units under any of the identifiers.
 
-        Without them there would be more noise than news: Podman's events, conmon's warnings.
+        The identifiers leave out Podman's events and conmon's warnings. ``since`` is in seconds
+        since the epoch.
         """
         select = "--user-unit" if self.scope == "user" else "--unit"
         return (
@@ -162,7 +165,7 @@ class Systemd:
         )  # fmt: skip
 
     def journal(self, unit: str, identifier: str, *, since: float, lines: int = 200) -> list[str]:
-        """The last log lines under an identifier since a time, oldest first, no empty ones."""
+        """Return the last lines under an identifier since a time, oldest first, no empty ones."""
         command = self.journal_command((unit,), (identifier,), lines=lines, since=since)
         done = runner.run(command, check=False)
         return [line for line in done.stdout.splitlines() if line.strip()]

@@ -9,15 +9,15 @@ from pathlib import Path
 
 from stackctl.errors import ExitCode, StackctlError
 
-#: The rest of a longer line is another line.
+#: A longer line is split into several.
 _MOST_LINE_BYTES = 64 * 2**10
 _COLOR = re.compile(r"\x1b\[[\d;]*[A-Za-z]")
 
 
 def lines_of(path: str) -> Iterator[str]:
-    """The lines of a file, or of stdin for ``-``, without colours; what is no UTF-8 is replaced.
+    """Yield the lines of a file, or of stdin for ``-``, without colour codes.
 
-    Raises StackctlError (exit 2) when it cannot be read.
+    Bytes that are not UTF-8 are replaced. Raises StackctlError (exit 2) if the file cannot be read.
     """
     try:
         with os.fdopen(os.dup(0), "rb") if path == "-" else Path(path).open("rb") as stream:

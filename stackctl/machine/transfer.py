@@ -1,8 +1,8 @@
-"""HTTP for large files: ranges into a buffer, redirects by hand, connections that stay open.
+"""HTTP for large files: reads into a buffer, own redirects, connections that stay open.
 
-A secret goes to the server that was asked and to no other: a redirect that leads elsewhere is
-followed without it. http.client rather than requests: reading into one buffer is faster, and
-takes no memory that grows with the file.
+A secret goes only to the server of the first URL: a redirect to another server is followed without
+it. http.client is used rather than requests because reading into one buffer is faster, and its
+memory does not grow with the file.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 from stackctl.errors import StackctlError
 
 _MOST_REDIRECTS = 6
-#: What is left of an answer is read to keep the connection, if it is no more than this.
+#: The rest of an answer is read to keep the connection, if it has at most this many bytes.
 _DRAIN_BYTES = 1 << 16
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _AGENT = "stackctl"
-#: What of a URL is sent as it is; all else, such as blanks, is quoted.
+#: Characters of a URL that are sent unchanged; all others, such as blanks, are quoted.
 _PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
 
 
 class Lost(StackctlError):
-    """The connection did not come about or broke off: worth another attempt."""
+    """The connection failed or broke off; another attempt may succeed."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a URL leads: what tells one server from another."""
+    """The server of a URL: scheme, host and port, which identify it."""
 
     scheme: str
     host: str
@@ -45,7 +45,7 @@ class Place:
 
 
 class Response:
-    """An answer whose body is still to be read. ``url`` is where it came from in the end."""
+    """An answer whose body is not read yet. ``url`` is its URL after all redirects."""
 
     def __init__(self, raw: http.client.HTTPResponse, url: str) -> None:
         self._raw = raw
@@ -53,22 +53,30 @@ class Response:
         self.status = raw.status
 
     def header(self, name: str) -> str | None:
-        """A header's value. Signed addresses have thousands of characters; 64 KiB is the most."""
+        """Return the value of a header, or None if it is absent.
+
+        http.client accepts lines of up to 64 KiB; signed URLs have thousands of characters.
+        """
         return self._raw.getheader(name)
 
     @property
     def length(self) -> int | None:
-        """Content-Length in bytes; None where it is absent or no number."""
+        """Return Content-Length in bytes; None if it is absent or not a number."""
         text = self.header("Content-Length") or ""
         return int(text) if re.fullmatch(r"\d{1,18}", text) else None
 
     def readinto(self, view: memoryview) -> int:
-        """The next bytes of the body into a buffer; 0 at its end. Raises Lost."""
+        """Read the next bytes of the body into a buffer; return 0 at its end. Raises Lost."""
         with _breaks(self.url):
             return self._raw.readinto(view)
 
     def read(self, most: int) -> bytes:
-        """The body. Raises StackctlError when it has more than ``most`` bytes, Lost as above."""
+        """Return the body.
+
+        Raises:
+            Lost: the connection broke off.
+            StackctlError: the body has more than ``most`` bytes.
+        """
         with _breaks(self.url):
             text = self._raw.read(most + 1)
         if len(text) > most:
@@ -77,7 +85,7 @@ class Response:
 
 
 class Transfer:
-    """Connections of one thread, one to a server. Close it, or use it in a ``with``."""
+    """The connections of one thread, one for each server. Close it, or use it in a ``with``."""
 
     def __init__(
         self, *, timeout_s: float = 30, environment: Mapping[str, str] | None = None
@@ -100,11 +108,12 @@ class Transfer:
         secret: str | None = None,
         seen: Callable[[Response], None] = lambda _: None,
     ) -> Response:
-        """GET, redirects followed. ``seen`` hears of each answer on the way.
+        """Send a GET request and follow redirects; ``seen`` is called with each redirect's answer.
 
         Raises:
-            Lost: no connection, or it broke off.
-            StackctlError: a redirect to where it must not lead, or a body that is not the file's.
+            Lost: the connection failed or broke off.
+            StackctlError: a redirect leads in circles, away from https or to something other than
+                HTTP, or the body is compressed.
         """
         url = quote(url, safe=_PRINTABLE)
         origin = self._place(url)
@@ -130,9 +139,9 @@ class Transfer:
         raise StackctlError(f"{host_of(url)} redirects in circles")
 
     def _next(self, place: Place, url: str, target: str) -> str:
-        """Where a redirect leads; most of it is not shown: a signed address is a secret."""
+        """Return the URL of a redirect. Errors hide most of it: a signed URL is a secret."""
         try:
-            # Bytes that are no ASCII come as Latin-1; most servers have quoted them.
+            # http.client decodes bytes beyond ASCII as Latin-1; most servers quote them.
             there = urljoin(url, quote(target, safe=_PRINTABLE, encoding="latin-1"))
             parts = urlsplit(there)
         except ValueError:
@@ -175,7 +184,7 @@ class Transfer:
                     return self._last
             except Lost:
                 self._drop(place)
-                # A connection that was kept may have been closed meanwhile, which is no fault.
+                # The server may have closed a kept connection meanwhile: then a new one is tried.
                 if not again:
                     raise
         raise AssertionError("unreachable")
@@ -208,7 +217,7 @@ class Transfer:
         return made
 
     def _drain(self) -> None:
-        """Make the connection of the last answer ready for the next, or give it up."""
+        """Read the rest of the last answer so that its connection can be reused, or close it."""
         last, self._last = self._last, None
         if last is None or last._raw.isclosed():
             return
@@ -226,7 +235,7 @@ class Transfer:
             connection.close()
 
     def abort(self) -> None:
-        """End what another thread waits for here: its read raises Lost."""
+        """Shut all connections down, so that a read of another thread raises Lost."""
         for connection in list(self._open.values()):
             sock = connection.sock
             if sock is not None:
@@ -248,7 +257,7 @@ class Transfer:
 
 
 def host_of(url: str) -> str:
-    """The server of a URL, for messages: a signed URL is a secret in itself."""
+    """Return the server of a URL for messages, which must not show a signed URL: it is a secret."""
     parts = urlsplit(url)
     return parts.netloc.rpartition("@")[2] or url[:80]
 
@@ -262,7 +271,10 @@ def _credentials(proxy: SplitResult) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _breaks(url: str) -> Iterator[None]:
-    """Turn what can happen on the way into Lost, with the server's name."""
+    """Turn errors of the connection into Lost, with the server's name.
+
+    An invalid certificate becomes a StackctlError: another attempt would not help.
+    """
     where = host_of(url)
     try:
         yield

@@ -1,4 +1,4 @@
-"""What other users of this machine could change, and their files read as mere data."""
+"""Detect paths that other users of this machine could change, and read their files as data only."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from typing import Literal
 
 from stackctl.errors import ExitCode, StackctlError
 
-#: A unit is at most 1 MiB, a home has a few; more is somebody trying something.
+#: A unit has at most 1 MiB and a home has few of them; more would be an attack.
 _MOST_BYTES = 2 * 2**20
 _MOST_FILES = 64
-#: As many links as the kernel follows (MAXSYMLINKS).
+#: The kernel follows as many links (MAXSYMLINKS).
 _MOST_LINKS = 40
 _NO_WAIT = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
@@ -27,8 +27,8 @@ _NO_WAIT = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOE
 class Weakness:
     """A folder, file or link through which another user could change a path.
 
-    ``path`` is the level that gives the right, ``code`` the kind of right, and ``holder`` the name
-    of the owner or group that has it (None: everybody).
+    ``path`` is the level of the path that gives the right, ``code`` the kind of right, and
+    ``holder`` the owner or group that has it (None: everybody).
     """
 
     path: str
@@ -36,7 +36,7 @@ class Weakness:
     holder: str | None = None
 
     def __str__(self) -> str:
-        """Return the sentence for a person."""
+        """Return the weakness as a sentence for messages."""
         if self.code == "owner":
             return f"{self.path} belongs to {self.holder}"
         by = "everybody" if self.code == "everybody" else f"group {self.holder}"
@@ -44,11 +44,12 @@ class Weakness:
 
 
 def weakness(path: Path | str) -> Weakness | None:
-    """Return how another user could change a path; None when only root and this user can.
+    """Return the first right by which another user could change a path, or None if there is none.
 
-    Every level counts, and every link on the way: whoever may rename a folder can put another one
-    in its place. In a sticky folder such as /tmp only the owner can. Of what does not exist yet,
-    the folder it would be made in counts. Groups count for root only: other users choose theirs.
+    Every level of the path and every link on the way counts, because a user who may rename a folder
+    can put another one in its place. In a sticky folder such as /tmp only the owner can. If the
+    path does not exist yet, its existing levels count. Groups count for root only: other users
+    choose their own groups.
     """
     trusted = {0, os.geteuid()}
     for level, found, last in _levels(Path(path)):
@@ -65,7 +66,7 @@ def weakness(path: Path | str) -> Weakness | None:
 
 
 def require_root_only(path: Path, what: str, hint: str | None = None) -> None:
-    """As root, refuse what an ordinary user could change. Raises StackctlError (exit 2)."""
+    """Raise StackctlError (exit 2) if root would use a path that another user could change."""
     if os.geteuid() != 0 or (why := weakness(path)) is None:
         return
     raise StackctlError(
@@ -76,10 +77,10 @@ def require_root_only(path: Path, what: str, hint: str | None = None) -> None:
 
 
 def require_not_planted(path: Path) -> None:
-    """Refuse a path that goes over a link which another user made. Raises StackctlError (exit 2).
+    """Raise StackctlError (exit 2) for a path that goes through a link of another user.
 
-    And a file of another user in a folder that everybody may write to: it need not be what was
-    meant.
+    Refuse another user's file in a folder that everybody may write to, too: that user may have put
+    it there.
     """
     trusted = {0, os.geteuid()}
     above: os.stat_result | None = None
@@ -98,17 +99,17 @@ def require_not_planted(path: Path) -> None:
 
 
 def private_folder(path: Path) -> None:
-    """Have a folder that only this user may enter (0700); what is missing above it is made so too.
+    """Make a folder that only this user may enter (0700), and the missing folders above it.
 
     Raises:
-        StackctlError: something else is there, or another user's folder.
+        StackctlError: the path is not a folder, belongs to another user, or cannot be made.
     """
     try:
         if not path.parent.exists():
             private_folder(path.parent)
         with contextlib.suppress(FileExistsError):
             path.mkdir(mode=0o700)
-        # A link that this user made is a wish, anybody else's a trap.
+        # A link is followed only if this user made it: another user's could be a trap.
         seen = path.stat()
         if not stat.S_ISDIR(seen.st_mode) or {seen.st_uid, path.lstat().st_uid} != {os.geteuid()}:
             raise StackctlError(
@@ -122,7 +123,7 @@ def private_folder(path: Path) -> None:
 
 
 def close(folder: Path) -> None:
-    """Take group's and others' rights off a folder of ours, if it is there."""
+    """Remove the rights of group and others from a folder of this user, if it exists."""
     try:
         descriptor = os.open(folder, _NO_WAIT | os.O_DIRECTORY)
     except OSError:
@@ -136,11 +137,11 @@ def close(folder: Path) -> None:
 
 
 def owned_texts(home: str, below: str, suffix: str) -> Iterator[tuple[str, str]]:
-    """Path and text of the files ``HOME/BELOW/*/*SUFFIX``, as data that its owner wrote.
+    """Yield path and text of the files ``HOME/BELOW/*/*SUFFIX``, which are untrusted data.
 
-    Below the home no link is followed and nothing but regular files of the home's owner is opened
-    to the end: not a pipe, a device or somebody else's file. At most 64 files of 2 MiB together;
-    what cannot be read is left out.
+    Below the home no link is followed, and only regular files of the home's owner are read: no
+    pipes, devices or other users' files. At most 64 files of 2 MiB together are read; unreadable
+    files are left out.
     """
     opened: list[int] = []
     try:
@@ -151,7 +152,7 @@ def owned_texts(home: str, below: str, suffix: str) -> Iterator[tuple[str, str]]
             here = os.open(name, _NO_WAIT | os.O_DIRECTORY, dir_fd=here)
             opened.append(here)
         left_bytes, left_files = _MOST_BYTES, _MOST_FILES
-        base = os.path.join(home, below) if below else home  # noqa: PTH118 - texts, not paths
+        base = os.path.join(home, below) if below else home  # noqa: PTH118 - str, not Path
         for folder in _names(here, _MOST_FILES):
             try:
                 inner = os.open(folder, _NO_WAIT | os.O_DIRECTORY, dir_fd=here)
@@ -176,7 +177,7 @@ def owned_texts(home: str, below: str, suffix: str) -> Iterator[tuple[str, str]]
 
 def _owned(name: str, folder: int, owner: int, most: int) -> bytes | None:
     try:
-        # A look first: opening a device can do something by itself.
+        # Check the type before opening: opening a device can already have an effect.
         found = os.stat(name, dir_fd=folder, follow_symlinks=False)
         if not stat.S_ISREG(found.st_mode):
             return None
@@ -200,9 +201,11 @@ def _names(folder: int, most: int) -> list[str]:
 
 
 def _levels(path: Path) -> Iterator[tuple[str, os.stat_result, bool]]:
-    """Each existing level of a path from the root, links before what they lead to; the last one
-    is marked."""
-    # Not made absolute by leaving out "..": behind a link that leads elsewhere.
+    """Yield path and status of each existing level from the root; the bool marks the last one.
+
+    A link comes before its target.
+    """
+    # ".." must not be resolved in the text: after a link it leads to the target's parent.
     left = list(reversed((Path.cwd() / path).parts))
     here, links = "/", 0
     while left:

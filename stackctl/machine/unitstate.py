@@ -18,13 +18,14 @@ PROPERTIES = (
 class UnitState:
     """The state of a unit at one moment. None is unknown, or a property that the unit lacks.
 
-    ``at_s`` is the moment of the reading. ``active`` and ``sub`` are systemd's states, ``result``
-    its name for how the last run ended, ``exit_status`` that of the main process. ``restarts``
+    ``at_s`` is the time of the reading. ``active``, ``sub`` and ``result`` are systemd's
+    ActiveState, SubState and Result; ``exit_status`` is that of the main process. ``restarts``
     counts automatic restarts since the last start by hand; systemd gives up after
-    ``start_limit_burst`` starts. ``cpu_s`` is the CPU time of the unit so far. ``since`` is when
-    the current state began, for people. ``active_since_s`` is when the unit became active and
-    ``main_started_s`` when its main process began (0: never). Times are seconds on the monotonic
-    clock. ``has_job``: systemd still has something to do with the unit.
+    ``start_limit_burst`` starts.
+    ``cpu_s`` is the CPU time of the unit so far. ``since`` is the begin of the current state, as
+    systemd prints it. ``active_since_s`` is the time at which the unit became active,
+    ``main_started_s`` that at which its main process began (0: never). Times that end in ``_s`` are
+    seconds on the monotonic clock. ``has_job`` is True if systemd has a job queued for the unit.
     """
 
     at_s: float
@@ -46,19 +47,19 @@ class UnitState:
 
     @property
     def is_active(self) -> bool:
-        """Whether the unit runs and has told systemd that it is ready."""
+        """Return True if the unit runs and, with Type=notify, has reported that it is ready."""
         return self.active == "active"
 
     @property
     def running_s(self) -> float | None:
-        """Seconds since the unit became active."""
+        """Return the seconds since the unit became active, at the reading; None if it never did."""
         return None if self.active_since_s is None else self.at_s - self.active_since_s
 
     @property
     def gave_up_after(self) -> int | None:
-        """The number of starts after which systemd gave up; None if it did not.
+        """Return the number of starts after which systemd gave up, or None if it did not.
 
-        ``result`` stays that of the first failure, so restarts are counted as well.
+        ``result`` may keep the reason of the first failure, so restarts are counted as well.
         """
         if self.result == "start-limit-hit":
             return self.start_limit_burst
@@ -67,8 +68,10 @@ class UnitState:
 
     @property
     def has_failed(self) -> bool:
-        """Whether the start that was asked for has failed. An automatic restart is a failure: it is
-        shown, not tried again in silence."""
+        """Return True if the requested start has failed.
+
+        An automatic restart counts as a failure, so that the user sees it at once.
+        """
         if self.active == "failed" or self.sub == "auto-restart" or self.restarts:
             return True
         if self.active == "inactive" and not self.has_job:
@@ -77,10 +80,10 @@ class UnitState:
 
 
 def parse(properties: Mapping[str, str], at_s: float) -> UnitState:
-    """Return the state in what ``systemctl show`` prints; ``at_s`` is when it was asked."""
+    """Return the state from properties of ``systemctl show``, called at the time ``at_s``."""
 
     def whole(name: str) -> int | None:
-        # "[not set]" is a value as well.
+        # systemctl prints "[not set]" for some numbers that are unset.
         text = properties.get(name, "")
         return int(text) if text.isdecimal() else None
 
