@@ -39,18 +39,16 @@ _CONTEXT: Final = ("max_position_embeddings", "n_positions", "max_seq_len", "seq
 _STATE_KINDS: Final = ("linear", "mamba", "conv", "recurrent", "ssm", "kda", "gdn")
 _LONE_KINDS: Final = ("mlp", "moe")
 _WINDOW_KINDS: Final = ("sliding", "chunked", "local")
-# Families in which every n-th layer has full attention, for files without a pattern; in the
-# families of _ALL_SLIDE no layer has.
+# Families in which every n-th layer has full attention, or none, for files without a pattern.
 _PERIODS: Final = {"gemma2": 2, "gemma3_text": 6, "gemma3": 6, "cohere2": 4, "gpt_oss": 2}
 _ALL_SLIDE: Final = frozenset({"mistral", "mixtral"})
 
 
 def read_json(path: Path, limit: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
-    """Read a JSON object from a file.
+    """Read a JSON object from a file; duplicate keys are refused.
 
     Raises:
-        StackctlError: the file cannot be read, has more than ``limit`` bytes, is not a JSON object,
-            or repeats a key.
+        StackctlError: the file cannot be read, is larger than ``limit``, or is not a JSON object.
     """
     raw = read_bytes(path, limit)
     try:
@@ -75,10 +73,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class HfConfig:
-    """The layout that a config.json describes; ``context`` in tokens.
-
-    None means unknown; ``experts`` and ``experts_used`` are None for a dense model too.
-    """
+    """The layout that a config.json describes; None: unknown, or ``experts`` of a dense model."""
 
     architecture: str
     layers: int
@@ -109,11 +104,7 @@ class _Keys:
         return StackctlError(f"{self.where}: {name} is {repr(value)[:60]}, which is not valid")
 
     def whole(self, *names: str) -> int | None:
-        """Return the number under the first of the names that exists; None if none does.
-
-        Raises:
-            StackctlError: the value is not an integer from 0 to 2**31 - 1.
-        """
+        """Return the number from 0 to 2**31 - 1 under the first name that exists, else None."""
         for name in names:
             value = self.data.get(name)
             if value is None:
@@ -322,11 +313,8 @@ def _kv_heads(keys: _Keys, layers: int, heads: int) -> list[int]:
 
 
 def _kinds(keys: _Keys, layers: int) -> tuple[list[bool], list[bool], int]:
-    """Classify the layers.
-
-    Return True for each layer without a KV cache, True for each layer that keeps only a window, and
-    the number of layers with a recurrent state.
-    """
+    """Return three facts: True for each layer without a KV cache, True for each layer that keeps
+    only a window, and the number of layers with a recurrent state."""
     kinds = keys.words("layer_types", layers) or keys.words("layers_block_type", layers)
     if kinds is not None:
         state = [any(word in kind for word in _STATE_KINDS) for kind in kinds]
