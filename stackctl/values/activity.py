@@ -1,11 +1,11 @@
-"""The one rule by which an engine that does not answer counts as working."""
+"""The rule that decides if an engine that does not answer is working."""
 
 from __future__ import annotations
 
-#: The share of one CPU from which on an engine is at work. A sleeping engine uses none; Podman's
-#: health check of it costs about a hundredth, measured over five seconds. A twentieth is well above
-#: that, and low enough for an engine that gets little time among many busy programs. The health
-#: check in the container (units/healthcheck.py) gets its number of clock ticks from here.
+#: An engine works if it uses at least this share of one CPU. A sleeping engine uses none, and
+#: Podman's health check about 0.01, measured over five seconds. 0.05 is well above that, and low
+#: enough for an engine that gets little time among many busy programs. The health check in the
+#: container (units/healthcheck.py) computes its number of clock ticks from this share.
 WORKING_SHARE = 0.05
 
 

@@ -1,4 +1,4 @@
-"""The base of every value, and how documents are written to and read from JSON."""
+"""The base class of all values, and the JSON form of documents."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ V = TypeVar("V", bound=Value)
 
 
 def to_json(value: Value, *, indent: int = 2) -> str:
-    """The JSON text of a value, keys in the order of its fields, ending in a newline."""
+    """Return the JSON text of a value, keys in the order of its fields, ending in a newline."""
     try:
         raw = msgspec.json.encode(value, enc_hook=_plain)
     except UnicodeEncodeError:
-        # The name of a file need not be text; a document must be.
+        # A file name may hold bytes that are not UTF-8; JSON must be UTF-8.
         plain = json.dumps(to_plain(value), ensure_ascii=False)
         raw = plain.encode("utf-8", "replace")
     return msgspec.json.format(raw, indent=indent).decode() + "\n"
@@ -57,13 +57,13 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if name in seen:
             raise ValueError(f"duplicate key {name[:80]!r}")
         seen.add(name)
-    # A null means "unknown", which is also what a missing key means.
+    # A null means "unknown", as does a missing key.
     return {name: item for name, item in pairs if item is not None}
 
 
 def _integer(text: str) -> int:
     number = int(text)
-    # What is read must be possible to write: JSON numbers here have 64 bits.
+    # The JSON encoder writes 64 bits at most, so a larger number could not be written again.
     if not -(2**63) <= number < 2**64:
         raise ValueError(f"{text[:24]} has more than 64 bits")
     return number

@@ -13,7 +13,7 @@ Word = Literal["better", "worse", "no difference", "too few"]
 
 
 class Quantiles(Value, frozen=True, kw_only=True):
-    """A sample in short: ``n`` values, their mean, and quantiles by linear interpolation."""
+    """A summary of ``n`` values: their mean, and quantiles by linear interpolation."""
 
     n: int
     mean: float
@@ -24,8 +24,10 @@ class Quantiles(Value, frozen=True, kw_only=True):
 
 
 class Shape(Value, frozen=True, kw_only=True):
-    """What one cell of the matrix asks for: tokens of prompt and of answer, requests at the same
-    time, and whether the prompts share a prefix that was sent before."""
+    """The workload of one cell: tokens of a prompt and of an answer, and requests at the same time.
+
+    ``cached``: the prompts share a prefix that was sent before.
+    """
 
     prompt_tokens: int
     output_tokens: int
@@ -34,20 +36,23 @@ class Shape(Value, frozen=True, kw_only=True):
 
     @property
     def alone(self) -> bool:
-        """One request at a time, with no cache to help: what the speed of a request is told by."""
+        """Return True for one request at a time without a cached prefix.
+
+        The speed of a single request is reported from such cells.
+        """
         return self.concurrency == 1 and not self.cached
 
 
 class Cell(Value, frozen=True, kw_only=True):
-    """What one cell measured, as the client saw it.
+    """The results of one cell, measured by the client.
 
-    ``ttft_s`` ends at the first piece with content, reasoning or a tool call; ``itl_ms`` are the
-    gaps between pieces; ``generation_tok_s`` counts a request's tokens after its first piece, where
-    it has 64 or more of them; ``prompt_tok_s`` is tokens that were not cached, by TTFT;
-    ``output_tok_s`` is all requests together, over the whole time. ``goodput`` is the share of
-    requests within the SLO; None without one. ``prompt_tokens``, ``output_tokens`` and
-    ``cached_tokens`` are means of what the server counted. ``performance_factor`` is the median
-    generation tok/s over billions of parameters. ``notes`` say what to know about the figures.
+    ``ttft_s`` ends at the first piece with content, reasoning or a tool call. ``itl_ms`` are the
+    gaps between pieces. ``generation_tok_s`` is the speed after the first piece, of requests with
+    64 tokens or more. ``prompt_tok_s`` is prompt tokens that were not cached, divided by TTFT.
+    ``output_tok_s`` is the tokens of all requests, divided by the time of the cell. ``goodput`` is
+    the share of requests that met the SLO (None: no SLO). ``prompt_tokens``, ``output_tokens`` and
+    ``cached_tokens`` are means of the server's counts. ``performance_factor`` is the median
+    generation tok/s divided by billions of parameters. ``notes`` are caveats on the figures.
     """
 
     shape: Shape
@@ -69,8 +74,10 @@ class Cell(Value, frozen=True, kw_only=True):
 
 
 class Client(Value, frozen=True, kw_only=True):
-    """How the measuring client did: its share of one processor, and how late it read what had
-    arrived. ``limited``: it, not the engine, may have set the pace."""
+    """The load of the measuring client: its share of one CPU, and its delay in reading data.
+
+    ``limited``: the client, not the engine, may have set the pace.
+    """
 
     cpu_share: float
     lag_ms_p99: float | None = None
@@ -78,8 +85,11 @@ class Client(Value, frozen=True, kw_only=True):
 
 
 class Sample(Value, frozen=True, kw_only=True):
-    """One request of a cell (its number in the run): ``began_s`` since the run began, and the gaps
-    between its pieces. Tokens as the server counted them."""
+    """One request. ``cell`` is the index of its cell in the run.
+
+    ``began_s`` counts from the start of the run, ``gaps_ms`` are the times between pieces. Tokens
+    are the server's counts.
+    """
 
     cell: int
     began_s: float
@@ -94,10 +104,12 @@ class Sample(Value, frozen=True, kw_only=True):
 
 
 class BenchReport(Value, frozen=True, kw_only=True):
-    """One run. ``results`` judge it by the profile's SLO, most important first; ``complete`` is
-    False for one that was interrupted; ``lengths`` says who made prompts as long as asked: the
-    engine's tokenizer, or an estimate. ``id`` is None until it is stored. ``box`` is the machine
-    that it was measured on from another one, as ``--host`` named it; None: from where it runs."""
+    """One run of ``stackctl bench``. ``results`` compare it with the profile's SLO, worst first.
+
+    ``complete`` is False for an interrupted run. ``lengths`` is the source of the prompt lengths:
+    the engine's tokenizer, or an estimate. ``id`` is None until the run is stored. ``box`` is the
+    machine of the stack, as ``--host`` named it (None: the stack ran on the measuring machine).
+    """
 
     schema: Literal["stackctl.bench/1"] = "stackctl.bench/1"
     results: tuple[Result, ...] = ()
@@ -122,12 +134,12 @@ class BenchReport(Value, frozen=True, kw_only=True):
 
     @property
     def answered(self) -> bool:
-        """Whether any request of it was: one that failed says nothing of speed."""
+        """Return True if at least one request was answered."""
         return any(cell.requests > cell.failed for cell in self.cells)
 
 
 class BenchTarget(Value, frozen=True, kw_only=True):
-    """What another machine has to know to measure a stack of this one."""
+    """The data that another machine needs to measure a stack of this one."""
 
     schema: Literal["stackctl.bench-target/1"] = "stackctl.bench-target/1"
     generation: Generation
@@ -136,7 +148,7 @@ class BenchTarget(Value, frozen=True, kw_only=True):
 
 
 class BenchEntry(Value, frozen=True, kw_only=True):
-    """A stored run in the list of them."""
+    """A stored run, as a row of the list of runs."""
 
     id: int
     stack: str
@@ -160,8 +172,11 @@ class BenchList(Value, frozen=True, kw_only=True):
 
 
 class Difference(Value, frozen=True, kw_only=True):
-    """One figure of a cell in two runs: medians, and by what factor the second is larger, with the
-    95 % interval. ``word`` is the verdict."""
+    """One figure of a cell in two runs: the medians, and the number of values of each run.
+
+    ``ratio`` is after divided by before, with its 95 % interval: (estimate, low, high). ``word`` is
+    the verdict.
+    """
 
     shape: Shape
     figure: Literal["ttft_s", "generation_tok_s", "e2e_s"]
@@ -173,8 +188,10 @@ class Difference(Value, frozen=True, kw_only=True):
 
 
 class BenchComparison(Value, frozen=True, kw_only=True):
-    """Two runs, cell by cell. ``differs`` is what else is not the same in them: model, image, plan
-    or machine."""
+    """A comparison of two runs, cell by cell.
+
+    ``differs`` lists other differences between the runs: model, image, plan or machine.
+    """
 
     schema: Literal["stackctl.bench-comparison/1"] = "stackctl.bench-comparison/1"
     before: int

@@ -1,4 +1,4 @@
-"""What declared stacks take of a machine, so that the next plan leaves it to them."""
+"""Resources that installed stacks reserve, so that the next plan does not use them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from stackctl.values.cpulist import CpuList
 
 
 class GpuShare(Value, frozen=True, kw_only=True):
-    """Memory that a stack takes of one GPU, by the GPU's index."""
+    """Bytes of one GPU's memory that a stack reserves; the GPU is named by its index."""
 
     index: int
     bytes: int
 
 
 class Claim(Value, frozen=True, kw_only=True):
-    """One stack's share: CPUs (kernel list), main memory, GPU memory and its ports.
+    """The resources of one stack: CPUs (kernel list), main memory, GPU memory and ports.
 
-    ``mems`` are the NUMA nodes its main memory is bound to; empty when it may lie on any.
+    ``mems`` are the NUMA nodes that its main memory is bound to; empty if any node may hold it.
     """
 
     stack: str

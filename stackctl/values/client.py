@@ -10,7 +10,7 @@ Tool = Literal["aider", "openai"]
 
 
 class Speeds(Value, frozen=True, kw_only=True):
-    """Tokens a second of one request: in generation and in prompts; None where unknown."""
+    """Tokens per second of one request, in generation and in prompts; None if unknown."""
 
     decode_tok_s: float | None = None
     prefill_tok_s: float | None = None
@@ -18,7 +18,7 @@ class Speeds(Value, frozen=True, kw_only=True):
 
 
 class ClientFile(Value, frozen=True, kw_only=True):
-    """A file of a client, with what it should hold, and why so."""
+    """A configuration file of a client: its name, its text, and the reasons for the settings."""
 
     name: str
     text: str
@@ -26,11 +26,11 @@ class ClientFile(Value, frozen=True, kw_only=True):
 
 
 class ClientReport(Value, frozen=True, kw_only=True):
-    """How a client reaches a stack.
+    """The settings that a client needs to use a stack.
 
-    ``environment`` is NAME=VALUE texts; ``key_command`` prints the API key, which stands nowhere
-    here, and is None when clients need none. ``context`` counts the tokens of one request, prompt
-    and answer; ``output_tokens`` of them are left for the answer.
+    ``environment`` holds NAME=VALUE texts. ``key_command`` prints the API key (None: clients need
+    no key); the report never holds the key itself. ``context`` is the number of tokens of one
+    request, prompt and answer; ``output_tokens`` of them are reserved for the answer.
     """
 
     schema: Literal["stackctl.client/1"] = "stackctl.client/1"

@@ -10,7 +10,7 @@ from stackctl.errors import ExitCode, StackctlError
 _ITEM = re.compile(r"(\d{1,7})(?:-(\d{1,7})(?::(\d{1,7})/(\d{1,7}))?)?")
 #: Linux supports at most 8192 CPUs (NR_CPUS on x86-64); a larger number is a damaged file.
 _MOST = 65536
-#: All items together may name each CPU a few times, so that a hostile list costs no time.
+#: A list may name each CPU a few times, not more: a hostile list must not cost time.
 _MOST_NAMED = 4 * _MOST
 
 
@@ -23,16 +23,16 @@ class CpuList(Set[int]):
     __slots__ = ("_members", "_numbers")
 
     def __init__(self, numbers: Iterable[int] = ()) -> None:
-        """Hold these numbers; they may repeat and have any order."""
+        """Hold these numbers; they may repeat and be in any order."""
         self._members = frozenset(numbers)
         self._numbers = tuple(sorted(self._members))
 
     @classmethod
     def parse(cls, text: str) -> CpuList:
-        """Read a list of the kernel's, also in its ``first-last:used/group`` form.
+        """Read a kernel list, also in its ``first-last:used/group`` form.
 
         Raises:
-            StackctlError: exit 2 for any other text.
+            StackctlError: exit 2 if the text is not a CPU list.
         """
         return cls(_parse(text))
 
@@ -45,7 +45,7 @@ class CpuList(Set[int]):
         return iter(self._numbers)
 
     def __len__(self) -> int:
-        """Return how many numbers there are."""
+        """Return the count of numbers."""
         return len(self._numbers)
 
     def __hash__(self) -> int:
@@ -53,24 +53,24 @@ class CpuList(Set[int]):
         return hash(self._members)
 
     def __and__(self, other: Set[object]) -> CpuList:
-        """Return the numbers in both."""
+        """Return the numbers that are in both lists."""
         return CpuList(number for number in self._numbers if number in other)
 
     def __or__(self, other: Iterable[int]) -> CpuList:  # type: ignore[override]
-        """Return the numbers in either."""
+        """Return the numbers that are in at least one of the lists."""
         return CpuList((*self._numbers, *other))
 
     def __sub__(self, other: Set[object]) -> CpuList:
-        """Return the numbers that are not in the other."""
+        """Return the numbers that are not in the other list."""
         return CpuList(number for number in self._numbers if number not in other)
 
     @property
     def first(self) -> int:
-        """The smallest number; there must be one."""
+        """Return the smallest number of a list that is not empty."""
         return self._numbers[0]
 
     def __str__(self) -> str:
-        """Return the kernel's short form; empty for none."""
+        """Return the kernel's short form, such as ``0-13,16``; empty for an empty list."""
         runs: list[list[int]] = []
         for number in self._numbers:
             if runs and number == runs[-1][1] + 1:

@@ -1,4 +1,4 @@
-"""What slows a stack down: what was looked at, and the document ``stackctl.diagnose/1``."""
+"""The evidence and the findings of a diagnosis: the document ``stackctl.diagnose/1``."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Confidence = Literal["high", "medium", "low"]
 
 
 class CpuTime(Value, frozen=True, kw_only=True):
-    """What the threads of an engine did between two looks, in seconds summed over threads.
+    """CPU time of an engine's threads between two snapshots, in seconds summed over threads.
 
-    ``ran_s`` on a processor, ``waited_s`` ready to run while other work had the processors (the
-    scheduler's own count, /proc/PID/task/TID/schedstat). ``busy`` threads ran at least a quarter of
-    the time. ``allowed`` is how many CPUs they may use.
+    ``ran_s`` is time on a CPU, ``waited_s`` time ready to run without a CPU, both as the scheduler
+    counts them (/proc/PID/task/TID/schedstat). ``busy`` counts threads that ran or waited for at
+    least a quarter of the interval. ``allowed`` is the number of CPUs that they may use.
     """
 
     interval_s: float
@@ -36,8 +36,11 @@ ClockLimit = Literal["power-limit", "hardware", "heat-software", "heat-hardware"
 
 
 class GpuNow(Value, frozen=True, kw_only=True):
-    """A GPU at this moment, as NVML has it. ``throttled`` names what holds its clock down;
-    ``pids`` are the processes that hold its memory (None: not told)."""
+    """The state of a GPU at this moment, as NVML reports it.
+
+    ``throttled`` lists the reasons for a reduced clock. ``pids`` are the processes that hold its
+    memory (None: the driver does not report them).
+    """
 
     index: int
     name: str | None = None
@@ -54,11 +57,11 @@ class GpuNow(Value, frozen=True, kw_only=True):
 
 
 class Evidence(Value, frozen=True, kw_only=True):
-    """All that a diagnosis may use; every part may be absent.
+    """The input of a diagnosis; every part may be absent.
 
-    ``before`` and ``now`` are two looks at the engine's numbers, ``interval_s`` apart; ``before``
-    is None when one look was enough: nothing ran. ``late`` says that it did not tell its numbers in
-    time. ``asked`` is what the command line said of the profile when the stack was deployed.
+    ``before`` and ``now`` are the engine's metrics, read ``interval_s`` apart; ``before`` is None
+    if no request ran, because one snapshot is enough then. ``late``: the engine did not report its
+    metrics in time. ``asked`` holds the command-line settings with which the stack was deployed.
     """
 
     stack: str | None = None
@@ -78,18 +81,17 @@ class Evidence(Value, frozen=True, kw_only=True):
 
 
 class Step(Value, frozen=True, kw_only=True):
-    """One thing to do, and the command or the client's setting that does it."""
+    """One action, and the command or the client setting for it."""
 
     do: str
     command: str | None = None
 
 
 class Finding(Result, frozen=True, kw_only=True):
-    """A result with how sure it is, what to do in which order, and what that should bring.
+    """A result with its confidence, the steps to take in their order, and the expected effect.
 
-    ``remedy`` of the Result holds the same steps as one text. ``effect`` is a sentence;
-    ``at_stake`` the share (0 to 1) of the time of requests that it is about, by which findings are
-    ordered; None where it is not known.
+    ``remedy`` of the Result holds the same steps as one text. ``at_stake`` is the share (0 to 1) of
+    the requests' time that the finding concerns; findings are ordered by it. None: unknown.
     """
 
     confidence: Confidence | None = None
@@ -99,10 +101,10 @@ class Finding(Result, frozen=True, kw_only=True):
 
 
 class DiagnoseReport(Value, frozen=True, kw_only=True):
-    """Findings, most important first, then what was cleared (status ok), then notes (info).
+    """Findings, most important first, then cleared subjects (status ok), then notes (info).
 
-    ``engine`` whose words were read, ``source`` the log's name, or None for a stack; ``windows``
-    and ``requests`` count what the log told.
+    ``source`` is the name of the log file (None: a running stack was diagnosed). ``windows`` and
+    ``requests`` are the numbers of samples in the log.
     """
 
     schema: Literal["stackctl.diagnose/1"] = "stackctl.diagnose/1"

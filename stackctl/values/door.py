@@ -1,4 +1,4 @@
-"""The front door of a stack: where it listens, what it guards, and which engine is behind it."""
+"""The front door of a stack: its address, its key check, and the engine behind it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from msgspec import Meta
 from stackctl.values.base import Value
 from stackctl.values.profile import Port
 
-#: The image built here comes first, else the one that HAProxy publishes (long-term support).
+#: The image built on this machine is preferred to the one that HAProxy publishes (its long-term
+#: support release).
 LOCAL_IMAGE = "localhost/stackctl/haproxy:latest"
 DEFAULT_IMAGE = "docker.io/library/haproxy:lts"
 
@@ -20,8 +21,8 @@ class Door(Value, frozen=True, kw_only=True):
 
     It listens on ``address`` (an IP address) and ``port``, and passes requests on to 127.0.0.1 and
     ``engine_port``. The engine is up while ``health_path`` answers 200; otherwise new requests
-    wait, ``hold_s`` seconds at most. ``image`` is a pinned reference, ``key`` says whether clients
-    must show an API key.
+    wait, ``hold_s`` seconds at most. ``image`` is a pinned reference. ``key``: clients must send an
+    API key.
     """
 
     port: Port
@@ -34,9 +35,9 @@ class Door(Value, frozen=True, kw_only=True):
 
 
 def key_digest(key: str) -> str:
-    """What the door keeps of an API key: its SHA-256 in upper-case hex, as HAProxy computes it.
+    """Return the SHA-256 of an API key in upper-case hex, the form that HAProxy computes.
 
-    So neither the door's files nor its admin socket hold keys, and how long a comparison takes
-    tells nothing about them.
+    The front door stores this digest only: its files and its admin socket hold no keys, and the
+    time of a comparison reveals nothing about a key.
     """
     return hashlib.sha256(key.encode()).hexdigest().upper()

@@ -16,16 +16,16 @@ Operation = Literal["up", "switch", "rollback"]
 
 
 class Fact(Value, frozen=True, kw_only=True):
-    """One thing that the engine said of itself once it ran, e.g. its context length."""
+    """One property that a running engine reported, such as its context length."""
 
     name: str
     value: str
 
 
 class Outcome(Value, frozen=True, kw_only=True):
-    """How a generation ended up, and when (UTC, ISO 8601).
+    """The state of a generation, and the time of its last change (UTC, ISO 8601).
 
-    ``report`` is what the engine said of itself when it was ready.
+    ``report`` holds the facts that the engine reported when it was ready.
     """
 
     state: State
@@ -35,15 +35,15 @@ class Outcome(Value, frozen=True, kw_only=True):
     report: tuple[Fact, ...] = ()
 
 
-#: The value of a strategy (else "stop first").
+#: The value of ``strategy`` if both engines run during the change (otherwise "stop first").
 SIDE_BY_SIDE = "side by side"
 
 
 class Generation(Value, frozen=True, kw_only=True):
-    """Everything about one deployment; only ``outcome`` changes after it is first written.
+    """One deployment: units, plan and outcome. Only ``outcome`` changes after it is first written.
 
-    ``of`` is the generation whose stored text a rollback reinstalled, ``asked`` what the command
-    line said of the profile, ``strategy`` how it took over from the generation before it.
+    ``of`` is the generation whose stored text a rollback reinstalled. ``asked`` holds the settings
+    from the command line. ``strategy`` is the way in which it replaced the previous generation.
     """
 
     schema: Literal["stackctl.generation/1"] = "stackctl.generation/1"
@@ -65,5 +65,5 @@ class Generation(Value, frozen=True, kw_only=True):
 
     @property
     def side_by_side(self) -> bool:
-        """Whether its engine answers before the old one stops."""
+        """Return True if its engine answers before the old one stops."""
         return self.strategy is not None and self.strategy.value == SIDE_BY_SIDE

@@ -1,4 +1,4 @@
-"""What happened to stacks: who changed what, and how well they were."""
+"""The history of stacks: changes with their users, and the results of checks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ AuditResult = Literal["done", "failed", "interrupted", "recovered", "nothing to 
 
 
 class AuditEntry(Value, frozen=True, kw_only=True):
-    """One change that somebody asked for. ``user`` is the login name (and, below sudo, whose)."""
+    """One requested change. ``user`` is the login name, with the sudo caller in parentheses."""
 
     when: str
     user: str
@@ -25,7 +25,7 @@ class AuditEntry(Value, frozen=True, kw_only=True):
 
 
 class Health(Value, frozen=True, kw_only=True):
-    """How well a stack was at a moment (UTC, ISO 8601): the worst result of a check, and which."""
+    """The worst result of one check of a stack: time (UTC, ISO 8601), status, and its name."""
 
     when: str
     generation: int | None = None
@@ -35,10 +35,10 @@ class Health(Value, frozen=True, kw_only=True):
 
 
 class Entry(Value, frozen=True, kw_only=True):
-    """One generation in short; of one that cannot be read only the number and why.
+    """A summary of one generation; for an unreadable record only the number and the reason.
 
-    ``current`` is the one that is installed. ``model`` is where the model came from, ``health``
-    what was seen of it last.
+    ``current``: this generation is installed. ``model`` is the model's source, ``health`` the
+    result of the last check.
     """
 
     number: int
@@ -67,7 +67,7 @@ class HistoryReport(Value, frozen=True, kw_only=True):
 
 
 class AuditReport(Value, frozen=True, kw_only=True):
-    """The audit log of a scope, oldest first; of one stack where ``stack`` says so."""
+    """The audit log of a scope, oldest first; limited to ``stack`` if that is set."""
 
     schema: Literal["stackctl.audit/1"] = "stackctl.audit/1"
     scope: Literal["user", "system"]
@@ -76,7 +76,7 @@ class AuditReport(Value, frozen=True, kw_only=True):
 
 
 class Change(Value, frozen=True, kw_only=True):
-    """One thing that differs; None where it is not set. ``reason`` is that of the later one."""
+    """One value that differs; None if it is not set. ``reason`` is that of the later value."""
 
     field: str
     before: Scalar = None
@@ -85,14 +85,14 @@ class Change(Value, frozen=True, kw_only=True):
 
 
 class UnitChange(Value, frozen=True, kw_only=True):
-    """How a unit file differs, as a unified diff; its generation's number apart."""
+    """A unified diff of a unit file; the generation's number in it is ignored."""
 
     name: str
     diff: str
 
 
 class DiffReport(Value, frozen=True, kw_only=True):
-    """What differs between two generations: what runs and where, every decision, the units."""
+    """The differences between two generations: facts, decisions of the plans, and unit files."""
 
     schema: Literal["stackctl.diff/1"] = "stackctl.diff/1"
     stack: str
@@ -104,10 +104,10 @@ class DiffReport(Value, frozen=True, kw_only=True):
 
 
 class PruneReport(Value, frozen=True, kw_only=True):
-    """Generations that were removed (``dry_run``: would be), and those that stay.
+    """Generations that were removed (``dry_run``: would be removed), and those that stay.
 
-    ``caches`` counts the folders of compiled code that went with them, of images that no generation
-    uses any more; ``freed_bytes`` is what those took on disk.
+    ``caches`` counts the removed folders of compiled code, which belong to images that no
+    generation uses any more; ``freed_bytes`` is their size on disk.
     """
 
     schema: Literal["stackctl.prune/1"] = "stackctl.prune/1"
@@ -120,7 +120,7 @@ class PruneReport(Value, frozen=True, kw_only=True):
 
 
 class KeyReport(Value, frozen=True, kw_only=True):
-    """Where the keys of a stack are and how many are valid; ``key`` is for ``key show`` alone."""
+    """The file of a stack's keys, and the number of valid keys. Only ``key show`` sets ``key``."""
 
     schema: Literal["stackctl.key/1"] = "stackctl.key/1"
     stack: str

@@ -1,7 +1,7 @@
-"""What is known of a machine: the document ``stackctl.host/1``.
+"""The facts of a machine: the document ``stackctl.host/1``.
 
-Unknown is None, or an empty tuple for a list; never 0 or an empty text, but that the CPU list of a
-memory-only NUMA node is really empty. CPU lists are the kernel's ("0-13,16").
+Unknown is None, or an empty tuple for a list; never 0 or an empty text. The CPU list of a
+memory-only NUMA node is an exception: it is really empty. CPU lists are the kernel's ("0-13,16").
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from typing import Literal
 from stackctl.values.base import Value
 from stackctl.values.cpulist import CpuList
 
-#: What "unlimited" is in limits: RLIM_INFINITY, so that comparisons need no special case.
+#: The value of a limit that is "unlimited". It is RLIM_INFINITY, so comparisons need no special
+#: case.
 UNLIMITED = 2**64 - 1
 
 
-#: What a problem is about, for code to compare; the texts beside it may be reworded freely.
+#: The subject of a problem. Code compares these codes, so the texts may be reworded freely.
 ProblemCode = Literal[
     "recording-incomplete",
     "podman-missing",
@@ -63,7 +64,7 @@ class L3(Value, frozen=True, kw_only=True):
 
 
 class NumaNode(Value, frozen=True, kw_only=True):
-    """One NUMA node; ``distances`` in the order of the node list (10 is local).
+    """One NUMA node; ``distances`` are in the order of the node list (10 is local).
 
     ``cpus`` is empty for a memory-only node, ``memory_bytes`` 0 for one without memory.
     """
@@ -84,11 +85,11 @@ class CoreKind(Value, frozen=True, kw_only=True):
 
 
 class Cpu(Value, frozen=True, kw_only=True):
-    """Topology of the online processors; ``allowed`` is what this process may use.
+    """Topology of the online processors; ``allowed`` lists the CPUs that this process may use.
 
-    ``siblings`` lists the CPUs of each physical core, so that one CPU a core can be chosen.
-    ``kinds`` is empty unless cores differ; ``quota_cpus`` is a cgroup's CPU quota in whole CPUs'
-    worth of time (None: no limit).
+    ``siblings`` lists the CPUs of each physical core, so that one CPU of each core can be chosen.
+    ``kinds`` is empty unless cores differ. ``quota_cpus`` is the CPU quota of a cgroup, as a number
+    of CPUs (None: no limit).
     """
 
     model: str | None = None
@@ -114,7 +115,7 @@ class Cpu(Value, frozen=True, kw_only=True):
 
 
 class Bandwidth(Value, frozen=True, kw_only=True):
-    """Memory bandwidth in bytes a second."""
+    """Memory bandwidth in bytes per second."""
 
     theoretical: float | None = None
     measured: float | None = None
@@ -139,8 +140,8 @@ class GpuProcess(Value, frozen=True, kw_only=True):
 class Memory(Value, frozen=True, kw_only=True):
     """Main memory. ``limit_bytes`` is a cgroup's limit on this process, if there is one.
 
-    ``channels`` counts all sockets. ``bandwidth_source`` says where the theoretical bandwidth comes
-    from: "dmi", "table: FAMILY".
+    ``channels`` counts the memory channels of all sockets. ``bandwidth_source`` is the source of
+    the theoretical bandwidth: "dmi" or "table: FAMILY".
     """
 
     total_bytes: int | None = None
@@ -155,8 +156,11 @@ class Memory(Value, frozen=True, kw_only=True):
 
 
 class Gpu(Value, frozen=True, kw_only=True):
-    """One GPU as its driver reports it. ``cdi`` is its CDI device name, ``cuda`` the newest CUDA
-    that the driver runs, ``pcie`` the link such as "gen5 x16"."""
+    """One GPU as its driver reports it.
+
+    ``cdi`` is its CDI device name, ``cuda`` the newest CUDA version that the driver supports,
+    ``pcie`` the link, such as "gen5 x16".
+    """
 
     index: int
     name: str | None = None
@@ -176,9 +180,9 @@ class Gpu(Value, frozen=True, kw_only=True):
 
 
 class CdiSpec(Value, frozen=True, kw_only=True):
-    """One CDI file: its devices, its version, and the first problem found (None: none).
+    """One CDI file: its devices, its version, and its first problem (None: no problem).
 
-    ``code`` is the kind of the problem; documents of older versions hold the text alone.
+    ``code`` is the kind of the problem; it is None in documents of older versions.
     """
 
     path: str
@@ -189,10 +193,10 @@ class CdiSpec(Value, frozen=True, kw_only=True):
 
 
 class Tools(Value, frozen=True, kw_only=True):
-    """Programs and kernel interfaces that a launch needs, for the scope asked about.
+    """Programs and kernel interfaces that a launch needs, for one scope.
 
-    ``cgroup_controllers`` are those that a unit of this scope can use: the root's for system
-    units, those delegated to the user's service manager for user units.
+    ``cgroup_controllers`` are the controllers that a unit of this scope can use: those of the root
+    cgroup for system units, those delegated to the user's service manager for user units.
     """
 
     os: str | None = None
@@ -207,15 +211,17 @@ class Tools(Value, frozen=True, kw_only=True):
     numa_balancing: bool | None = None
     swappiness: int | None = None
     selinux: Literal["enforcing", "permissive", "disabled"] | None = None
-    #: The boolean container_use_devices.
+    #: SELinux's boolean container_use_devices.
     selinux_devices: bool | None = None
     apparmor: bool | None = None
     cdi: tuple[CdiSpec, ...] = ()
 
 
 class Storage(Value, frozen=True, kw_only=True):
-    """Where models are kept: the file system of a folder, its free space, and its read speed in
-    bytes a second when it was measured."""
+    """The folder of the models: its file system, its free space, and its read speed.
+
+    The read speed is in bytes per second; None if it was not measured.
+    """
 
     path: str
     filesystem: str | None = None
@@ -224,16 +230,16 @@ class Storage(Value, frozen=True, kw_only=True):
 
 
 class Limits(Value, frozen=True, kw_only=True):
-    """Hard resource limits that a service of this scope can reach; UNLIMITED when there is none."""
+    """Hard resource limits that a service of this scope can reach; UNLIMITED: there is no limit."""
 
     memlock_bytes: int | None = None
     nofile: int | None = None
 
 
 class Problem(Value, frozen=True, kw_only=True):
-    """A fact that could not be read or an obstacle, its cause, and the command that fixes it.
+    """An obstacle or an unreadable fact, its cause, and the command that fixes it.
 
-    ``code`` is None in documents of versions that did not write it.
+    ``code`` is None in documents of older versions, which did not write it.
     """
 
     what: str
@@ -243,7 +249,7 @@ class Problem(Value, frozen=True, kw_only=True):
 
 
 class Host(Value, frozen=True, kw_only=True):
-    """Everything known of one machine, seen from one scope."""
+    """All facts of one machine, read in one scope."""
 
     schema: Literal["stackctl.host/1"] = "stackctl.host/1"
     scope: Literal["user", "system"] | None = None

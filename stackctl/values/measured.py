@@ -1,4 +1,4 @@
-"""Facts read from an engine image once, and speeds measured on this machine."""
+"""Facts of engine images, and speeds and memory sizes measured on this machine."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from stackctl.values.base import Value
 
 
 class EngineOption(Value, frozen=True, kw_only=True):
-    """One option of an engine's help: its names, and the value it takes (None: a bare flag)."""
+    """One option in an engine's help: its names, and the value it takes (None: a bare flag)."""
 
     names: tuple[str, ...]
     value: str | None = None
 
 
 class EngineFacts(Value, frozen=True, kw_only=True):
-    """What an image's engine understands.
+    """The engine in an image: its version and the options that it accepts.
 
-    ``reference`` is the name it was last asked for by, ``pinned`` the digest or ID that units use,
-    ``seen`` when (UTC, ISO 8601).
-    ``program`` is what starts the engine in it: empty when the image's entry point does.
-    ``entrypoint`` replaces an entry point that has more words than the program.
+    ``reference`` is the image name that was inspected last, ``pinned`` the digest or ID that units
+    use, ``seen`` the time of the inspection (UTC, ISO 8601). ``program`` is the command that starts
+    the engine; it is empty if the image's entry point does. ``entrypoint`` replaces an entry point
+    that has more words than the program.
     """
 
     schema: Literal["stackctl.engine/1"] = "stackctl.engine/1"
@@ -36,11 +36,12 @@ class EngineFacts(Value, frozen=True, kw_only=True):
 
 
 class Calibration(Value, frozen=True, kw_only=True):
-    """What this machine achieved with one engine, kind of weights and number of threads.
+    """The measured speed of this machine with one engine, quantisation and number of threads.
 
-    ``decode_bytes_s`` is active weight bytes times tokens a second in generation,
-    ``prefill_flops`` the operations of prompts; both follow from the speeds that were seen.
-    ``gpu`` is the name of the GPU that did the work; ``threads`` is then 0.
+    ``decode_bytes_s`` is active weight bytes times tokens per second in generation,
+    ``prefill_flops`` the arithmetic operations per second in prompts; both are computed from the
+    measured tokens per second. ``gpu`` is the name of the GPU (None: the CPU did the work); with a
+    GPU ``threads`` is 0.
     """
 
     engine: str
@@ -65,11 +66,11 @@ class Calibrations(Value, frozen=True, kw_only=True):
 
 
 class Seen(Value, frozen=True, kw_only=True):
-    """What an engine said of its memory when a generation was ready; None: nothing.
+    """Memory sizes that an engine reported when a generation was ready; None: not reported.
 
-    ``argv`` are its arguments, ``gpus`` name and memory of each GPU it ran on. ``weights_bytes``
-    and ``kv_bytes`` lie on each of them (without any in main memory); ``kv_tokens`` is what the KV
-    cache holds in all.
+    ``argv`` are its arguments, ``gpus`` the name and the memory in bytes of each GPU it ran on.
+    ``weights_bytes`` and ``kv_bytes`` are for each GPU, or for main memory if ``gpus`` is empty;
+    ``kv_tokens`` is the capacity of the whole KV cache.
     """
 
     generation: int
@@ -81,8 +82,11 @@ class Seen(Value, frozen=True, kw_only=True):
 
 
 class Learned(Value, frozen=True, kw_only=True):
-    """Engine options (NAME=VALUE) with which an image gave sane answers on a GPU of that name, and
-    without which it did not; ``why`` is what was seen, ``seen`` when (UTC, ISO 8601)."""
+    """Engine options (NAME=VALUE) that an image needs for correct answers on one kind of GPU.
+
+    ``gpu`` is the name of the GPU. ``why`` is the fault without the options, ``seen`` its time
+    (UTC, ISO 8601).
+    """
 
     image_id: str
     gpu: str | None = None
@@ -92,7 +96,7 @@ class Learned(Value, frozen=True, kw_only=True):
 
 
 class LearnedOptions(Value, frozen=True, kw_only=True):
-    """All that was learned on one machine."""
+    """All learned options of one machine."""
 
     schema: Literal["stackctl.learned/1"] = "stackctl.learned/1"
     entries: tuple[Learned, ...] = ()

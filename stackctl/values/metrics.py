@@ -1,6 +1,6 @@
-"""Numbers of running engines: counters, histograms, and speeds from their logs.
+"""Metrics of running engines: counters, histograms, and speeds from their logs.
 
-Every field is None (or empty) where nothing is known; None is never a zero.
+Unknown is None or an empty tuple, never 0.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ from stackctl.values.base import Value
 
 
 class Histogram(Value, frozen=True, kw_only=True):
-    """A Prometheus histogram: ``buckets`` are (upper bound, how many at most that large) by rising
-    bound, without the infinite one, whose count is ``count``; ``sum`` is of all values."""
+    """A Prometheus histogram. ``buckets`` are pairs of an upper bound and a cumulative count.
+
+    The bounds rise; the infinite bound is left out, because its count is ``count``. ``sum`` is the
+    sum of all values.
+    """
 
     buckets: tuple[tuple[float, float], ...] = ()
     count: float = 0.0
@@ -20,12 +23,14 @@ class Histogram(Value, frozen=True, kw_only=True):
 
     @property
     def mean(self) -> float | None:
-        """The mean of all values; None when there are none."""
+        """Return the mean of all values; None if there are no values."""
         return self.sum / self.count if self.count > 0 else None
 
     def quantile(self, share: float) -> float | None:
-        """The value that a share of all is at most, interpolated within its bucket as Prometheus'
-        histogram_quantile does; above the last bound that bound, None when there are no values."""
+        """Return a quantile, interpolated in its bucket as by Prometheus' histogram_quantile.
+
+        Return the last bound if the quantile lies above it, None if there are no values.
+        """
         if self.count <= 0 or not self.buckets:
             return None
         rank, low, below = share * self.count, 0.0, 0.0
@@ -36,7 +41,7 @@ class Histogram(Value, frozen=True, kw_only=True):
         return self.buckets[-1][0]
 
     def since(self, earlier: Histogram | None) -> Histogram:
-        """What came after an earlier look; all of it where the engine was restarted in between."""
+        """Return the values since an earlier reading; all values if the engine was restarted."""
         if earlier is None or earlier.count > self.count:
             return self
         before = dict(earlier.buckets)
@@ -48,14 +53,14 @@ class Histogram(Value, frozen=True, kw_only=True):
 
 
 class EngineMetrics(Value, frozen=True, kw_only=True):
-    """One look at an engine's own numbers. Counters run since its start.
+    """One reading of an engine's metrics. Counters count from its start.
 
-    ``kv_usage`` is a share (0 to 1) of ``kv_capacity_tokens``. ``prompt_tokens`` were computed,
-    ``cached_tokens`` were not because the prefix cache had them; queries and hits of that cache are
-    tokens. ``prompt_s`` and ``generation_s`` are summed over requests. ``steps`` counts passes
-    through the model. ``longest_tokens`` is the longest sequence so far. Histograms: seconds, of
-    ``prompt_lengths`` and ``output_lengths`` tokens. ``estimates`` names the fields that the engine
-    does not tell and that were derived here.
+    ``kv_usage`` is a share (0 to 1) of ``kv_capacity_tokens``. ``prompt_tokens`` were computed;
+    ``cached_tokens`` were in the prefix cache, whose queries and hits count tokens too.
+    ``prompt_s`` and ``generation_s`` are summed over requests. ``steps`` counts passes through the
+    model. ``longest_tokens`` is the longest sequence so far. Histograms are in seconds, those of
+    ``prompt_lengths`` and ``output_lengths`` in tokens. ``estimates`` names the fields that
+    stackctl derived because the engine does not report them.
     """
 
     running: int | None = None
@@ -83,16 +88,16 @@ class EngineMetrics(Value, frozen=True, kw_only=True):
 
     @property
     def counters(self) -> tuple[float | None, ...]:
-        """The counters of which one moves at least while the engine works on requests."""
+        """Return the counters of work; at least one of them rises while requests are computed."""
         return self.prompt_tokens, self.generation_tokens, self.steps, self.finished
 
 
 class Window(Value, frozen=True, kw_only=True):
-    """A line of a log with averages over the ``seconds`` before it.
+    """A log line with averages over the ``seconds`` before it.
 
-    Speeds are tokens a second of all requests together, prompts without cached tokens. ``at_s`` is
-    the log's own clock, from any zero. Shares are 0 to 1; the hit rate is that of the last 1,000
-    requests.
+    Speeds are tokens per second of all requests together; cached prompt tokens do not count.
+    ``at_s`` is the log's own clock, with an arbitrary zero. Shares are 0 to 1; the hit rate covers
+    the last 1,000 requests.
     """
 
     at_s: float | None = None
@@ -106,10 +111,10 @@ class Window(Value, frozen=True, kw_only=True):
 
 
 class Request(Value, frozen=True, kw_only=True):
-    """One request in a log; its progress so far where it is not ``finished``.
+    """One request in a log; its progress so far if it is not ``finished``.
 
-    ``prompt_tokens`` were computed in ``prompt_s`` seconds, ``cached_tokens`` were there already.
-    ``length`` is the sequence in the end: prompt, cached part too, and answer.
+    ``prompt_tokens`` were computed in ``prompt_s`` seconds, ``cached_tokens`` were in the cache.
+    ``length`` is the length of the whole sequence: prompt with its cached part, and answer.
     """
 
     at_s: float | None = None
@@ -123,14 +128,14 @@ class Request(Value, frozen=True, kw_only=True):
 
     @property
     def generation_tok_s(self) -> float | None:
-        """Tokens a second after the first one, which the prompt's pass gives."""
+        """Return tokens per second after the first one, which the pass over the prompt produces."""
         if not self.generation_s or self.generated_tokens is None or self.generated_tokens < 2:
             return None
         return (self.generated_tokens - 1) / self.generation_s
 
     @property
     def prompt_tok_s(self) -> float | None:
-        """Computed prompt tokens a second."""
+        """Return the computed prompt tokens per second."""
         if not self.prompt_s or not self.prompt_tokens:
             return None
         return self.prompt_tokens / self.prompt_s
@@ -139,11 +144,11 @@ class Request(Value, frozen=True, kw_only=True):
 class LogSamples(Value, frozen=True, kw_only=True):
     """Speeds in a log, oldest first, and facts of the engine that wrote it.
 
-    An engine logs one of two kinds of samples: averages over a window, or one request.
+    An engine logs one of two kinds of samples: averages over a window, or single requests.
 
-    ``known_lines`` counts lines in the engine's own words. ``place`` is where the KV cache lies,
-    ``fallback`` the line that says that a GPU was wanted and not found, ``threads`` those of
-    generation, ``context`` the tokens that one request may use.
+    ``known_lines`` counts the lines that were recognised as the engine's. ``place`` is the device
+    of the KV cache, ``fallback`` the line that reports a missing GPU, ``threads`` the number of
+    threads for generation, ``context`` the number of tokens that one request may use.
     """
 
     engine: str
@@ -161,13 +166,13 @@ class LogSamples(Value, frozen=True, kw_only=True):
 
 
 class StackMetrics(Value, frozen=True, kw_only=True):
-    """What one stack does: its state, the engine's own numbers, and what they lack.
+    """The metrics of one stack: its state, the engine's own metrics, and estimates beside them.
 
-    ``since_s`` is how long the engine runs, ``restarts`` how often systemd started it again,
-    ``checked`` the status of the last check and ``checked_at`` when it was, in seconds since 1970;
-    ``drift`` counts what was changed by hand. ``ttft`` and ``token_time`` are seconds of the
-    requests of this hour, read from the log of an engine that has no histograms: estimates, without
-    the time that requests waited, ``token_time`` by a request's mean.
+    ``since_s`` is the seconds since the engine's start, ``restarts`` the number of restarts by
+    systemd. ``checked`` is the status of the last check, ``checked_at`` its time in seconds since
+    1970. ``drift`` counts the differences from the deployed state. ``ttft`` and ``token_time`` are
+    estimates in seconds for the requests of this hour, from the log of an engine without
+    histograms; they exclude waiting, and ``token_time`` counts the mean of each request.
     """
 
     stack: str

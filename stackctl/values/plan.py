@@ -1,4 +1,4 @@
-"""A plan: every number with its reason. The document ``stackctl.plan/1``."""
+"""A plan with the reasons of its decisions: the document ``stackctl.plan/1``."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from stackctl.values.model import Model
 Source = Literal["override", "profile", "measured", "derived", "catalogue", "engine-default"]
 Policy = Literal["default", "bind", "interleave", "preferred"]
 Scalar = bool | int | float | str | None
-#: The subjects of a verdict's reasons: of memory, of the time to the first token, of the speed of
-#: generation, of the model's size, and of things that the stack shares with others.
+#: The subjects of a verdict's reasons: memory, time to the first token, generation speed, size of
+#: the model, and resources that the stack shares with other stacks.
 ReasonCode = Literal[
     "memory-fits",
     "memory-exceeded",
@@ -31,7 +31,7 @@ ReasonCode = Literal[
 
 
 class Decision(Value, frozen=True, kw_only=True):
-    """One planned value, why it is so, and where it comes from."""
+    """One planned value with its reason and its source."""
 
     field: str
     value: Scalar = None
@@ -40,11 +40,11 @@ class Decision(Value, frozen=True, kw_only=True):
 
 
 class Placement(Value, frozen=True, kw_only=True):
-    """Where the engine runs: CPU list, memory nodes, GPUs, and the memory policy over the nodes.
+    """The CPUs, memory nodes and GPUs of an engine, and the memory policy over the nodes.
 
-    ``cpuset`` says that ``cpus`` (and, bound, ``mems``) are enforced by the cpuset controller;
-    otherwise they are what it should use, and the scheduler decides. ``shared_with`` names the
-    stacks that claim some of the same cores.
+    ``cpuset``: the cpuset controller enforces ``cpus`` and, with the policy bind, ``mems``. Without
+    it they are advice, and the scheduler decides. ``shared_with`` names the stacks that claim some
+    of the same cores.
     """
 
     cpus: CpuList | None = None
@@ -56,12 +56,12 @@ class Placement(Value, frozen=True, kw_only=True):
 
 
 class MemoryBudget(Value, frozen=True, kw_only=True):
-    """Bytes the engine will take against what it may take, in one pool: "memory", "GPU 0", or "each
-    GPU of 0,1" for what every one of several GPUs holds.
+    """The memory that an engine needs, and the limit, in bytes of one pool.
 
-    ``compute_bytes`` holds compute buffers, the engine itself and its host cache of prompts seen
-    before, which ``cache_bytes`` of them are at most. ``basis`` says whether the engine itself told
-    the sizes, in an earlier start with the same settings.
+    ``pool`` is "memory", "GPU 0", or "each GPU of 0,1" for the memory of each of several GPUs.
+    ``compute_bytes`` are compute buffers, the engine itself and its host cache of earlier prompts;
+    that cache takes at most ``cache_bytes``. ``basis`` is "measured" if the engine reported the
+    sizes in an earlier start with the same settings.
     """
 
     pool: str = "memory"
@@ -76,17 +76,17 @@ class MemoryBudget(Value, frozen=True, kw_only=True):
 
 
 class PromptTime(Value, frozen=True, kw_only=True):
-    """Seconds to the first token of a prompt of that length."""
+    """The range (low, high) of seconds to the first token, for one length of prompt."""
 
     prompt_tokens: int
     range: tuple[float, float] | None = None
 
 
 class Prediction(Value, frozen=True, kw_only=True):
-    """Expected speed as ranges (low, high) in tokens a second; None where nothing is known.
+    """The expected speed, as ranges (low, high) in tokens per second; None: unknown.
 
-    ``performance_factor`` is decode tokens a second over billions of parameters; ``basis`` says
-    whether this machine was measured or the ranges come from general constants.
+    ``performance_factor`` is decode tokens per second divided by billions of parameters. ``basis``
+    is "measured" with a calibration of this machine, "estimated" with general constants.
     """
 
     decode_tok_s: tuple[float, float] | None = None
@@ -97,7 +97,7 @@ class Prediction(Value, frozen=True, kw_only=True):
 
 
 class Verdict(Value, frozen=True, kw_only=True):
-    """Whether it fits the machine and is worth running; None where nothing is known.
+    """The judgement of a plan: does it fit the machine, is it fast enough; None: unknown.
 
     ``codes`` holds the subject of each of the ``reasons``, in the same order.
     """
@@ -110,14 +110,14 @@ class Verdict(Value, frozen=True, kw_only=True):
 
 
 class Timing(Value, frozen=True, kw_only=True):
-    """Seconds allowed for the start: stackctl's soft deadline, and systemd's ceiling above."""
+    """Seconds allowed for the start: stackctl's deadline, and systemd's limit, which is higher."""
 
     deadline_s: int
     ceiling_s: int
 
 
 class Plan(Value, frozen=True, kw_only=True):
-    """All that is needed to render units, and why."""
+    """All decisions for one stack: the input for its units, with the reasons."""
 
     schema: Literal["stackctl.plan/1"] = "stackctl.plan/1"
     profile: str
@@ -129,22 +129,22 @@ class Plan(Value, frozen=True, kw_only=True):
     environment: tuple[str, ...] = ()
     placement: Placement
     memory: MemoryBudget
-    #: What a plan for a GPU takes of main memory besides.
+    #: The main memory that a plan for a GPU needs in addition.
     host_memory: MemoryBudget | None = None
     prediction: Prediction
     verdict: Verdict
     decisions: tuple[Decision, ...]
     model: Model
     served_name: str
-    #: Where clients ask.
+    #: The port of the clients.
     port: int
-    #: The engine's own port on loopback, where a front door has the one above.
+    #: The engine's own port on loopback, if a front door listens on ``port``.
     engine_port: int | None = None
-    #: The locked-memory limit the engine needs; None when it locks nothing.
+    #: The locked-memory limit that the engine needs; None if it locks nothing.
     memlock_bytes: int | None = None
     timing: Timing
 
     @property
     def listens(self) -> int:
-        """The port on which the engine itself listens."""
+        """Return the port on which the engine itself listens."""
         return self.engine_port or self.port

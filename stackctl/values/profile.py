@@ -1,4 +1,4 @@
-"""Profiles: what the user wants. ``ProfileFile`` is the YAML as written, ``Profile`` the result."""
+"""Profiles, the wishes of the user. ``ProfileFile`` is the YAML, ``Profile`` the resolved form."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Argument = bool | int | float | str
 
 NAME_PATTERN = "^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
 Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
-#: A reference, and never one of podman's options.
+#: An image reference; the pattern excludes texts that podman would take for options.
 ImageName = Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._:/@-]*$")]
 Count = Annotated[int, Meta(ge=1, le=4096)]
 Port = Annotated[int, Meta(ge=1, le=65535)]
@@ -23,7 +23,7 @@ Tokens = Annotated[int, Meta(ge=16, le=2**27)]
 
 
 class PlacementWish(Value, frozen=True, kw_only=True):
-    """Where the engine runs. Keys that are left out follow from the topology of the machine."""
+    """The CPUs, nodes and GPUs of the engine. The plan derives missing keys from the topology."""
 
     policy: Annotated[
         Literal["auto", "default", "bind", "interleave"],
@@ -214,9 +214,9 @@ class ProfileFile(Settings, kw_only=True, forbid_unknown_fields=True, omit_defau
 
 
 class Overrides(Value, frozen=True, kw_only=True):
-    """Settings from the command line: ``sets`` are KEY=VALUE texts, the rest options by name.
+    """Settings from the command line: ``sets`` are KEY=VALUE texts, the other fields are options.
 
-    They are stored with a generation so that a switch applies them again.
+    A generation stores them, so that a switch applies them again.
     """
 
     sets: tuple[str, ...] = ()
@@ -226,7 +226,7 @@ class Overrides(Value, frozen=True, kw_only=True):
 
 
 class EngineArgument(Value, frozen=True, kw_only=True):
-    """One explicit engine option, its long name without dashes, and the values it is given.
+    """One explicit engine option: its long name without dashes, and its values.
 
     An empty ``values`` is a bare flag; None leaves a planned option out.
     """
@@ -245,7 +245,7 @@ class Profile(Value, frozen=True, kw_only=True):
     schema: Literal["stackctl.profile/1"] = "stackctl.profile/1"
     name: str
     description: str | None = None
-    #: A name of the registry of engines, which the reader of profiles checks.
+    #: A name in the registry of engines; the reader of profiles checks it.
     engine: str
     stack: str
     objective: Objective
@@ -261,7 +261,7 @@ class Profile(Value, frozen=True, kw_only=True):
     api_key: bool = False
     front_door: Literal["auto", "on", "off"] = "auto"
     served_name: str | None = None
-    #: Names besides that clients may ask for.
+    #: Further names of the model that clients may use.
     other_names: tuple[str, ...] = ()
     placement: PlacementWish = PlacementWish()
     trust_remote_code: bool = False
@@ -271,5 +271,5 @@ class Profile(Value, frozen=True, kw_only=True):
 
     @property
     def on_cpu(self) -> bool:
-        """Whether an engine that is made for GPUs is to do without."""
+        """Return True if the profile excludes GPUs (``gpus: none``)."""
         return self.placement.gpus == "none"

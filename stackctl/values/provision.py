@@ -1,4 +1,4 @@
-"""What makes a machine ready: single changes, what was there before them, and reports of both."""
+"""Changes that prepare a machine, the state before each change, and their reports."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from stackctl.values.result import Result
 
 
 class FileChange(Value, frozen=True, kw_only=True, tag="file"):
-    """A file of root's with this text and mode."""
+    """A file of root with this text and mode."""
 
     path: str
     text: str
@@ -17,41 +17,41 @@ class FileChange(Value, frozen=True, kw_only=True, tag="file"):
 
 
 class SettingChange(Value, frozen=True, kw_only=True, tag="setting"):
-    """Files of the kernel (/proc/sys, /sys) that get a value until the next boot."""
+    """A value for files of the kernel (/proc/sys, /sys), in effect until the next boot."""
 
     paths: tuple[str, ...]
     value: str
 
 
 class FolderChange(Value, frozen=True, kw_only=True, tag="folder"):
-    """A folder (0755) that belongs to a user; None: to root."""
+    """A folder with mode 0755 and its owner (None: root)."""
 
     path: str
     owner: str | None = None
 
 
 class PackagesChange(Value, frozen=True, kw_only=True, tag="packages"):
-    """Packages of the distribution. ``all_names``: with those they bring along, where known."""
+    """Packages to install. ``all_names`` includes their dependencies; empty if unknown."""
 
     names: tuple[str, ...]
     all_names: tuple[str, ...] = ()
 
 
 class HoldChange(Value, frozen=True, kw_only=True, tag="hold"):
-    """Packages that stay at their version until asked."""
+    """Packages that are held at their version, so that an upgrade does not change them."""
 
     names: tuple[str, ...]
 
 
 class AccountChange(Value, frozen=True, kw_only=True, tag="account"):
-    """A system account without a password, with a home."""
+    """A system account with a home and without a password."""
 
     user: str
     home: str
 
 
 class SubidsChange(Value, frozen=True, kw_only=True, tag="subids"):
-    """Subordinate ids of a user: the first of ``count``; None where there are enough."""
+    """Subordinate IDs of a user: the first of ``count`` new IDs; None if the user has enough."""
 
     user: str
     uid: int | None = None
@@ -60,30 +60,30 @@ class SubidsChange(Value, frozen=True, kw_only=True, tag="subids"):
 
 
 class LingerChange(Value, frozen=True, kw_only=True, tag="linger"):
-    """A user whose services start at boot and outlive logins."""
+    """Linger for a user: the user's services start at boot and keep running after logout."""
 
     user: str
 
 
 class ReloadChange(Value, frozen=True, kw_only=True, tag="reload"):
-    """systemd reads its files again; nothing to undo."""
+    """A reload of systemd's configuration; it needs no undo."""
 
 
 class EnableChange(Value, frozen=True, kw_only=True, tag="enable"):
-    """A unit of the system that is started, now and at every boot."""
+    """A system unit that is started now and at every boot."""
 
     unit: str
 
 
 class ProgramChange(Value, frozen=True, kw_only=True, tag="program"):
-    """This stackctl, copied to where only root can write, and a link in the search path."""
+    """A copy of this stackctl in a folder that only root can write, and a link in the PATH."""
 
     folder: str
     link: str
 
 
 class GuardChange(Value, frozen=True, kw_only=True, tag="guard"):
-    """The timer that looks after the stacks of a user; None: of the system."""
+    """The watchdog timer for the stacks of a user (None: the stacks of the system)."""
 
     user: str | None = None
     program: str
@@ -106,11 +106,11 @@ Change = (
 
 
 class Before(Value, frozen=True, kw_only=True):
-    """What was there before a change; nothing where everything is empty.
+    """The state before a change. All fields are empty if nothing was there.
 
-    ``data`` is a file's content in base64, ``values`` those of a setting's paths in their order,
-    ``names`` the packages that were not installed or held, ``folders`` those that had to be made,
-    or that come with packages.
+    ``data`` is a file's content in base64, ``values`` are the values of a setting's paths in their
+    order, ``names`` the packages that were not installed or not held, ``folders`` the missing
+    folders that the change or its packages create.
     """
 
     data: str | None = None
@@ -123,7 +123,7 @@ class Before(Value, frozen=True, kw_only=True):
 
 
 class Recorded(Value, frozen=True, kw_only=True):
-    """A change that was made, or begun: it is recorded before it is made."""
+    """A change that was made or begun; it is recorded before it is made."""
 
     item: str
     change: Change
@@ -133,21 +133,21 @@ class Recorded(Value, frozen=True, kw_only=True):
 
 
 class Record(Value, frozen=True, kw_only=True):
-    """All changes that ``stackctl provision --undo`` can take back, oldest first."""
+    """All changes that ``stackctl provision --undo`` can revert, oldest first."""
 
     schema: Literal["stackctl.provisioned/1"] = "stackctl.provisioned/1"
     changes: tuple[Recorded, ...] = ()
 
 
 ItemStatus = Literal["ok", "change", "skip", "refused"]
-#: When a change takes effect where that is not at once.
+#: The event at which a change takes effect, for changes that have no effect at once.
 Effect = Literal["login", "reboot"]
 
 
 class ItemPlan(Value, frozen=True, kw_only=True):
-    """One thing a machine needs: how it is (``now``), why it matters, and what would change.
+    """One requirement of a machine: its present state (``now``), its reason, and its changes.
 
-    ``problem`` and ``remedy`` say why nothing can be done here, and what would help.
+    ``problem`` is the reason why stackctl cannot meet it, ``remedy`` the action that would help.
     """
 
     item: str
@@ -162,7 +162,7 @@ class ItemPlan(Value, frozen=True, kw_only=True):
 
 
 class ShownChange(Value, frozen=True, kw_only=True):
-    """A change as people read it: in words, as a diff, as the command that does the same."""
+    """A change for display: a sentence, a diff, and a command with the same effect."""
 
     what: str
     diff: str | None = None
@@ -170,7 +170,7 @@ class ShownChange(Value, frozen=True, kw_only=True):
 
 
 class ItemReport(Value, frozen=True, kw_only=True):
-    """What became, or would become, of one item."""
+    """The result, or the planned result, for one item."""
 
     item: str
     status: Literal["ok", "change", "changed", "skip", "refused", "undo", "undone", "kept"]
@@ -184,10 +184,10 @@ class ItemReport(Value, frozen=True, kw_only=True):
 
 
 class ProvisionReport(Value, frozen=True, kw_only=True):
-    """What ``stackctl provision`` did, or would do (``dry_run``).
+    """The result of ``stackctl provision``, or its preview (``dry_run``).
 
-    ``changed`` counts items; ``pending`` is what still needs a login or a reboot to take effect;
-    ``advice`` is what only the firmware can change.
+    ``changed`` counts items. ``pending`` lists changes that take effect after a login or a reboot.
+    ``advice`` lists settings that only the firmware can change.
     """
 
     schema: Literal["stackctl.provision/1"] = "stackctl.provision/1"

@@ -8,17 +8,17 @@ from stackctl.values.base import Value
 from stackctl.values.unit import UnitFile
 
 Status = Literal["ok", "warn", "fail", "skip", "info"]
-#: Causes of a result that other code acts on. Texts may be reworded freely; codes may not.
-#: ``no-answer``: the server gave no HTTP answer at all. ``not-text``: it answered, and the text of
-#: the answer is not one.
+#: Causes of a result on which code acts. Texts may be reworded freely; codes may not.
+#: ``no-answer``: the server sent no HTTP answer at all. ``not-text``: it sent an answer, but
+#: without sensible text.
 ResultCode = Literal["no-answer", "not-text"]
 
 
 class Result(Value, frozen=True, kw_only=True):
-    """One checked thing: expected against actual, with evidence and remedy.
+    """The result of one check: expected and actual state, with evidence and remedy.
 
-    ``name`` is the key of the check. ``code`` is the cause, for results whose cause decides what
-    stackctl does next; None for all others.
+    ``name`` is the key of the check. ``code`` is the cause, if stackctl's next action depends on
+    it; otherwise None.
     """
 
     name: str
@@ -39,7 +39,7 @@ class CheckReport(Value, frozen=True, kw_only=True):
 
 
 class ChecksReport(Value, frozen=True, kw_only=True):
-    """Results of ``stackctl check --all``, one report a stack."""
+    """Results of ``stackctl check --all``, one report per stack."""
 
     schema: Literal["stackctl.checks/1"] = "stackctl.checks/1"
     scope: Literal["user", "system"]
@@ -64,7 +64,7 @@ class DoctorReport(Value, frozen=True, kw_only=True):
 
 
 class UnitsReport(Value, frozen=True, kw_only=True):
-    """What ``stackctl render`` writes."""
+    """The unit files that ``stackctl render`` writes."""
 
     schema: Literal["stackctl.units/1"] = "stackctl.units/1"
     stack: str
@@ -73,7 +73,7 @@ class UnitsReport(Value, frozen=True, kw_only=True):
 
 
 class ReportFile(Value, frozen=True, kw_only=True):
-    """Where ``stackctl report`` wrote its page."""
+    """The path of the page that ``stackctl report`` wrote."""
 
     schema: Literal["stackctl.report/1"] = "stackctl.report/1"
     stack: str
@@ -81,7 +81,7 @@ class ReportFile(Value, frozen=True, kw_only=True):
 
 
 class ErrorReport(Value, frozen=True, kw_only=True):
-    """An error with ``--json``."""
+    """An error as ``--json`` prints it."""
 
     schema: Literal["stackctl.error/1"] = "stackctl.error/1"
     message: str

@@ -1,7 +1,7 @@
-"""What was seen of a running stack: from the kernel, systemd, Podman and the engine itself.
+"""The inspected state of a running stack: from the kernel, systemd, Podman and the engine itself.
 
-Unknown is None or an empty tuple; ``Missing`` then says why. Nothing here holds a secret: of the
-environment only the values of planned variables are kept.
+Unknown is None or an empty tuple, and ``Missing`` gives the reason. No value holds a secret: only
+planned environment variables are kept with their values.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ Kind = Literal["model", "anonymous", "shared", "file"]
 Owner = Literal["engine", "door", "other"]
 
 
-#: What differs from the deployed state: the unit's files, the front door's unit, systemd's settings
-#: of the unit, or the arguments of the running engine.
+#: The part that differs from the deployed state: the unit files, the front door's unit, systemd's
+#: settings of the unit, or the arguments of the running engine.
 DriftCode = Literal["unit", "door", "systemd", "arguments"]
 
 
 class Drift(Value, frozen=True, kw_only=True):
-    """One thing that is not as it was deployed; ``text`` is one line for people."""
+    """One difference from the deployed state; ``text`` is one line for display."""
 
     code: DriftCode
     text: str
 
 
 class Missing(Value, frozen=True, kw_only=True):
-    """What could not be read, and why."""
+    """A fact that could not be read, and the reason."""
 
     what: str
     why: str
@@ -44,7 +44,7 @@ class NodeBytes(Value, frozen=True, kw_only=True):
 
 
 class Pages(Value, frozen=True, kw_only=True):
-    """Pages of one kind under one memory policy, in the kernel's words ("interleave:0-1")."""
+    """Pages of one kind under one memory policy, as the kernel writes it ("interleave:0-1")."""
 
     kind: Kind
     policy: str
@@ -52,8 +52,10 @@ class Pages(Value, frozen=True, kw_only=True):
 
 
 class Thread(Value, frozen=True, kw_only=True):
-    """One thread. ``computed_ns`` and ``waited_ns`` are how long it ran, and how long it could have
-    run and had no CPU, while it was watched."""
+    """One thread, sampled over some time.
+
+    ``computed_ns`` is the time that it ran, ``waited_ns`` the time that it was ready without a CPU.
+    """
 
     process: int
     id: int
@@ -63,8 +65,11 @@ class Thread(Value, frozen=True, kw_only=True):
 
 
 class Process(Value, frozen=True, kw_only=True):
-    """One process of the engine. ``own_bytes`` is memory of no file, of which what processes share
-    counts by shares (Pss); ``file_bytes`` are the pages of files that it has mapped."""
+    """One process of the engine.
+
+    ``own_bytes`` is memory without a file, shared memory counted proportionally (Pss);
+    ``file_bytes`` are the resident pages of files.
+    """
 
     id: int
     command: str
@@ -76,7 +81,7 @@ class Process(Value, frozen=True, kw_only=True):
 
 
 class Listening(Value, frozen=True, kw_only=True):
-    """A TCP socket that listens, or a UDP socket that is bound; ``process`` is for people."""
+    """A listening TCP socket, or a bound UDP socket; ``process`` is a text for display."""
 
     protocol: Literal["tcp", "udp"]
     address: str
@@ -86,8 +91,11 @@ class Listening(Value, frozen=True, kw_only=True):
 
 
 class FileState(Value, frozen=True, kw_only=True):
-    """Which file a path leads to, and when it was changed (seconds since 1970): its content, and
-    anything of it."""
+    """The file behind a path. Times are in seconds since 1970.
+
+    ``content_changed`` is the time of the last change of the content (mtime), ``changed`` that of
+    any change (ctime).
+    """
 
     device: int
     inode: int
@@ -97,8 +105,11 @@ class FileState(Value, frozen=True, kw_only=True):
 
 
 class ModelFileSeen(Value, frozen=True, kw_only=True):
-    """A file of the model: what the path leads to now, and what the engine has there (None: it
-    cannot be seen). ``deleted``: the engine maps a file that has no name any more."""
+    """A file of the model.
+
+    ``now`` is the file behind the path on the host, ``engine`` the file behind it in the engine's
+    container; None: missing or unreadable. ``deleted``: the engine maps a file that was deleted.
+    """
 
     path: str
     planned_bytes: int
@@ -108,10 +119,10 @@ class ModelFileSeen(Value, frozen=True, kw_only=True):
 
 
 class Neighbour(Value, frozen=True, kw_only=True):
-    """Another busy process, and where it may run: of one CPU's time the share that it got while it
-    was watched, and what it ``wanted``, so with the time that it waited for a CPU.
+    """Another busy process, with the CPUs that it may use.
 
-    ``pinned``: only on CPUs of the plan, though the machine has others.
+    ``share`` is its CPU time divided by the sampled time; ``wanted`` also counts the time that it
+    waited for a CPU. ``pinned``: it may use CPUs of the plan only, and the machine has others.
     """
 
     pid: int
@@ -123,7 +134,7 @@ class Neighbour(Value, frozen=True, kw_only=True):
 
 
 class GpuUse(Value, frozen=True, kw_only=True):
-    """GPU memory that a process of the engine holds; None where the driver does not tell."""
+    """GPU memory of a process of the engine; None if the driver does not report the size."""
 
     gpu: int
     pid: int
@@ -131,20 +142,21 @@ class GpuUse(Value, frozen=True, kw_only=True):
 
 
 class DoorSeen(Value, frozen=True, kw_only=True):
-    """What the front door itself says: whether requests pass, and to which port."""
+    """The state of the front door's backend, and the port that it sends requests to."""
 
     state: str
     port: int | None = None
 
 
 class Seen(Value, frozen=True, kw_only=True):
-    """All that was seen of one running generation.
+    """The inspected state of one running generation.
 
-    ``environment`` holds NAME=VALUE of planned variables, ``unplanned`` names only, of variables
-    that engines read and neither the plan nor the image sets. ``online`` (the machine's CPUs),
+    ``environment`` holds NAME=VALUE of planned variables; ``unplanned`` the names of variables that
+    the engine reads and that neither the plan nor the image sets. ``online`` (the machine's CPUs),
     ``mems`` and ``cpuset_*`` are CPU or node lists. ``started`` is in seconds since 1970.
-    ``watched`` says what the engine did while its threads and its neighbours were watched, for
-    ``watched_s``. ``report`` is what it says over HTTP now, ``log`` what it said when it started.
+    ``watched`` describes the engine's work while threads and neighbours were sampled, for
+    ``watched_s`` seconds. ``report`` holds facts that it reports over HTTP, ``log`` facts from the
+    log of its start.
     """
 
     pid: int
@@ -179,9 +191,9 @@ class Seen(Value, frozen=True, kw_only=True):
 
     @property
     def first_drift(self) -> str | None:
-        """The first thing that is not as it was deployed; None if nothing differs."""
+        """Return the first difference from the deployed state; None if nothing differs."""
         return self.drift[0].text if self.drift else None
 
     def why_missing(self, what: str) -> str:
-        """Why something is not known."""
+        """Return the reason why a fact is unknown."""
         return next((one.why for one in self.missing if one.what == what), "it does not tell")

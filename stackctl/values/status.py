@@ -1,4 +1,4 @@
-"""What runs now: the documents ``stackctl.status/1`` and ``stackctl.guard/1``."""
+"""The present state of stacks: the documents ``stackctl.status/1`` and ``stackctl.guard/1``."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ StackState = Literal[
 
 
 class StackStatus(Value, frozen=True, kw_only=True):
-    """What is true of one stack now; ``unknown`` when its record cannot be read.
+    """The present state of one stack; ``unknown`` if its record cannot be read.
 
-    ``unit_state`` and ``door_state`` are systemd's, ``container_state`` and ``container_health``
-    Podman's (None: there is no such container). ``cause`` is why it is not well, ``remedy`` the
-    command to go on with. ``drift`` says what is not as it was deployed: unit files, settings of
-    systemd and arguments changed by hand; one line each. ``health`` is what a check saw last.
+    ``unit_state`` and ``door_state`` come from systemd, ``container_state`` and
+    ``container_health`` from Podman (None: there is no such container). ``cause`` is the reason for
+    a bad state, ``remedy`` the command against it. ``drift`` lists differences from the deployed
+    state (unit files, settings of systemd, arguments), one line each. ``health`` is the result of
+    the last check.
     """
 
     stack: str
@@ -46,7 +47,7 @@ class StackStatus(Value, frozen=True, kw_only=True):
 
 
 class StatusReport(Value, frozen=True, kw_only=True):
-    """All stacks of one scope; ``guard``: whether its timer is on (None: there is no stack)."""
+    """All stacks of one scope; ``guard`` is True if its timer is on (None: there is no stack)."""
 
     schema: Literal["stackctl.status/1"] = "stackctl.status/1"
     scope: Literal["user", "system"]
@@ -55,7 +56,7 @@ class StatusReport(Value, frozen=True, kw_only=True):
 
 
 class Guarded(Value, frozen=True, kw_only=True):
-    """What one pass of the guard did about one stack; ``health`` is None when it was skipped."""
+    """The result of one pass of the guard for one stack; ``health`` is None if it was skipped."""
 
     stack: str
     action: Literal["none", "skipped", "restarted"] = "none"

@@ -9,8 +9,10 @@ from stackctl.values.result import ErrorReport, Result
 
 
 class LockedFile(Value, frozen=True, kw_only=True):
-    """One file of a repository: its path there, its size, its SHA-256, and its name in a store
-    (that, or its name as a git blob)."""
+    """One file of a repository: its path there, its size and its SHA-256.
+
+    ``blob`` is its name in the hub's cache: the SHA-256, or the hash of a git blob.
+    """
 
     path: str
     bytes: int
@@ -19,9 +21,9 @@ class LockedFile(Value, frozen=True, kw_only=True):
 
 
 class ModelLock(Value, frozen=True, kw_only=True):
-    """What exactly a model is: for version control, so that others get the same bytes.
+    """The exact files of a model, for version control: others download the same bytes.
 
-    ``source`` names the commit; ``repo`` and ``commit`` are those of the hub.
+    ``source`` includes the commit; ``repo`` and ``commit`` are those of the hub.
     """
 
     schema: Literal["stackctl.lock/1"] = "stackctl.lock/1"
@@ -32,7 +34,7 @@ class ModelLock(Value, frozen=True, kw_only=True):
 
 
 class ExportedImage(Value, frozen=True, kw_only=True):
-    """An image in a folder for another machine: its name, and the archive there."""
+    """An image in an export: its name, and its archive in the folder."""
 
     name: str
     file: str
@@ -41,7 +43,7 @@ class ExportedImage(Value, frozen=True, kw_only=True):
 
 
 class Export(Value, frozen=True, kw_only=True):
-    """What a folder for another machine holds: files by their SHA-256, and images."""
+    """The contents of a folder for another machine: models, and images."""
 
     schema: Literal["stackctl.export/1"] = "stackctl.export/1"
     models: tuple[ModelLock, ...] = ()
@@ -49,7 +51,7 @@ class Export(Value, frozen=True, kw_only=True):
 
 
 class StoredFile(Value, frozen=True, kw_only=True):
-    """One file on disk: what it is called, where its bytes lie, and what they were when hashed."""
+    """One file on disk: its name, its path, and its size, time and SHA-256 when it was hashed."""
 
     name: str
     path: str
@@ -59,10 +61,10 @@ class StoredFile(Value, frozen=True, kw_only=True):
 
 
 class StoredModel(Value, frozen=True, kw_only=True):
-    """A model that was fetched or imported, as it was then.
+    """The record of a model that was fetched or imported.
 
-    ``source`` is how it is named. Of the hub: ``repo``, ``commit`` and the snapshot's ``folder``.
-    ``verified`` is when all of it was hashed last, in UTC.
+    ``source`` is the text that names the model. A model from the hub has ``repo``, ``commit`` and
+    the ``folder`` of its snapshot. ``verified`` is the time of the last complete hashing, in UTC.
     """
 
     schema: Literal["stackctl.stored/1"] = "stackctl.stored/1"
@@ -75,7 +77,7 @@ class StoredModel(Value, frozen=True, kw_only=True):
 
     @property
     def bytes(self) -> int:
-        """Size of all files."""
+        """Return the size of all files."""
         return sum(file.bytes for file in self.files)
 
 
@@ -88,7 +90,7 @@ class StoredModels(Value, frozen=True, kw_only=True):
 
 
 class ModelCheck(Value, frozen=True, kw_only=True):
-    """Results of ``stackctl model verify``, one a file."""
+    """Results of ``stackctl model verify``, one per file."""
 
     schema: Literal["stackctl.modelcheck/1"] = "stackctl.modelcheck/1"
     source: str
@@ -103,9 +105,12 @@ class ModelChecks(Value, frozen=True, kw_only=True):
 
 
 class FetchJob(Value, frozen=True, kw_only=True):
-    """What a download that runs by itself is told; ``environment`` holds what it needs of ours,
-    also secrets: the file is its owner's alone, and gone once it was read. ``state`` is the folder
-    of the records, ``cache`` the one for the models: it need not see them as we do."""
+    """The input of a download that runs as a service of its own.
+
+    ``environment`` holds variables of the caller, also secrets: only the owner may read the file,
+    and the service deletes it after reading. ``state`` is the folder of the records, ``cache`` that
+    of the models; both are passed because the service's environment may name other folders.
+    """
 
     schema: Literal["stackctl.fetchjob/1"] = "stackctl.fetchjob/1"
     source: str
@@ -118,7 +123,7 @@ class FetchJob(Value, frozen=True, kw_only=True):
 
 
 class FetchState(Value, frozen=True, kw_only=True):
-    """How far a download is; ``speed`` in bytes a second, ``note`` what it waits for."""
+    """The progress of a download; ``speed`` in bytes per second, ``note`` the cause of a wait."""
 
     schema: Literal["stackctl.fetch/1"] = "stackctl.fetch/1"
     source: str
@@ -131,8 +136,10 @@ class FetchState(Value, frozen=True, kw_only=True):
 
 
 class ModelChoice(Value, frozen=True, kw_only=True):
-    """One model of a repository: its size in bytes, and what it would do on this machine by the
-    profile that suits it best (None: not known)."""
+    """One model of a repository: its size in bytes, and its expected speed on this machine.
+
+    The speed is that with the most suitable profile; None: unknown.
+    """
 
     source: str
     quantization: str | None = None

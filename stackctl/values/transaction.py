@@ -1,4 +1,4 @@
-"""A change of what runs while it goes on: the document ``stackctl.transaction/1``."""
+"""The record of a running change: the document ``stackctl.transaction/1``."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from stackctl.values.base import Value
 
 
 class Transaction(Value, frozen=True, kw_only=True):
-    """What is being changed, kept on disk until it is over.
+    """A change that is under way. Its file stays on disk until the change has ended.
 
-    ``before`` is the generation that was installed (None: none) and ``running`` whether it ran;
-    ``after`` the one that shall be (None: none, a ``down``). Who finds this after a crash makes
-    the machine be ``after`` when ``committed``, else ``before``. ``step`` is the step that was
-    begun last.
+    ``before`` is the installed generation (None: there was none), ``running`` is True if it ran.
+    ``after`` is the generation to install (None: none, the change is a ``down``). After a crash the
+    next stackctl converges to ``after`` if ``committed`` is set, else to ``before``. ``step`` is
+    the step that was begun last.
     """
 
     schema: Literal["stackctl.transaction/1"] = "stackctl.transaction/1"
@@ -28,5 +28,5 @@ class Transaction(Value, frozen=True, kw_only=True):
 
     @property
     def winner(self) -> int | None:
-        """The generation that shall be in the end; None when none shall."""
+        """Return the generation to converge to after a crash; None: nothing shall be installed."""
         return self.after if self.committed else self.before

@@ -1,4 +1,4 @@
-"""Unit files as text, before anything is written."""
+"""Unit files as text, before they are written to disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class UnitFile(Value, frozen=True, kw_only=True):
 
 
 class UnitSet(Value, frozen=True, kw_only=True):
-    """The units of one stack; ``service`` is the systemd service that Quadlet makes of them."""
+    """The units of one stack; ``service`` is the systemd service that Quadlet generates."""
 
     stack: str
     service: str
