@@ -1,1 +1,1 @@
-"""Changes what runs: the only code that installs units and starts or stops services."""
+"""Deployment of stacks: the only code that installs units and starts or stops services."""

@@ -1,8 +1,8 @@
-"""One change of what runs: all of it happens, or the machine is as it was.
+"""A change of a stack: it happens completely, or the machine is restored.
 
-Every step is in the journal before it is begun, and ``converge`` makes the machine be one
-generation whatever state it is in. So undoing a change, ending one and recovering from a crash are
-the same: decide which generation wins, and converge to it.
+Every step is in the journal before it begins, and ``converge`` makes the machine run one given
+generation, whatever its state is. So reverting a change, finishing it and recovering from a crash
+are the same: decide which generation wins, and converge to it.
 """
 
 from __future__ import annotations
@@ -26,28 +26,31 @@ from stackctl.units import render
 from stackctl.values.generation import Fact, Generation, State
 from stackctl.values.transaction import Transaction
 
-#: An engine that has not answered for so many seconds does not serve. Less would have one that is
-#: busy restarted, or replaced, for being so.
+#: An engine without an answer for so many seconds does not serve. With less, an engine that is only
+#: busy would be restarted or replaced.
 _ANSWER_S = 20
 
 
 @dataclass(frozen=True)
 class Patience:
-    """Seconds that a change may take for running requests to end, and for the new engine to prove
-    itself once it serves."""
+    """Time limits of a change, in seconds.
+
+    ``drain_s`` is the longest wait for running requests to end, ``soak_s`` the time that the new
+    engine is watched once it serves.
+    """
 
     drain_s: float = 60.0
     soak_s: float = 5.0
 
 
 def carry_out(context: Context, new: Generation, before: Before, patience: Patience) -> Generation:
-    """Put a generation in the place of the one before, or put that back.
+    """Replace the present generation with a new one; if that fails, restore the present one.
 
     Returns:
         The generation as stored, ready.
 
     Raises:
-        StackctlError: why it failed; the stack is then as it was before.
+        StackctlError: the cause of the failure; the stack is then as it was before.
     """
     change = Transaction(
         operation=new.operation,
@@ -73,23 +76,23 @@ def carry_out(context: Context, new: Generation, before: Before, patience: Patie
 
 
 class _Steps:
-    """The steps of one change, each on disk before it begins."""
+    """The steps of one change; each is on disk before it begins."""
 
     def __init__(self, journal: Journal, change: Transaction) -> None:
         self._journal, self._change = journal, change
 
     def begin(self, name: str, *, committed: bool = False) -> None:
-        """Write the name of the next step; ``committed``: the change has passed its last risk."""
+        """Write the name of the next step; with ``committed`` the change is no longer reverted."""
         self._change = self._journal.step(self._change, name, committed=committed)
 
 
 def _exchange(
     context: Context, steps: _Steps, new: Generation, before: Before, patience: Patience
 ) -> tuple[float, tuple[Fact, ...]]:
-    """Make the new generation serve, up to the point of no return.
+    """Make the new generation serve, up to the commit of the change.
 
     Returns:
-        Seconds to ready, and the facts in the engine's log.
+        The seconds until it was ready, and the facts that its engine reports.
     """
     stack = new.stack
     steps.begin("install")
@@ -105,7 +108,7 @@ def _exchange(
     if early is not None:
         door.begin(context, stack)
     started, deadline_s = start.begin(context, new), new.plan.timing.deadline_s
-    # Clients wait for the answer of an engine behind a door, not for systemd's notice of it.
+    # Behind a door clients need only the engine's answer; systemd may report it active later.
     seconds = start.wait(context, new, started, deadline_s=deadline_s, active=new.door is None)
     context.report.step("ready", format_duration(seconds))
     steps.begin("answer")
@@ -115,13 +118,13 @@ def _exchange(
         door.open_to(context, stack, new.door)
         door.require_answer(context, new)
         door.tell_waited(context, stack)
-        # Progress may have given it more than the deadline: from its answer on, as long again.
+        # Progress may have extended the deadline, so the time starts anew at the first answer.
         again_s = seconds + deadline_s
         start.wait(context, new, started, deadline_s=again_s, active=True, answered=True)
     proof.require_more(context, new)
     _leave_old(context, steps, new, before, patience)
     report = start.said(context, new, started.since)
-    # From here on both would start at boot; a reader of the journal sees which of them is to stay.
+    # From here on both units would start at boot; the journal records which of them stays.
     steps.begin("enable")
     doors = (door.unit_file(context, stack, new.door),) if new.door else ()
     install.add(context, stack, (*new.units.files, *doors))
@@ -144,7 +147,7 @@ def _make_way(
         context.report.progress("stop", before.unit)
         context.systemd.stop(render.service_name(before.unit))
     if old is not None and old.door is not None and new.door is None:
-        # The engine itself takes the port that the door has.
+        # The new engine listens on the port that the door has.
         steps.begin("close")
         door.remove(context, stack)
 
@@ -164,7 +167,7 @@ def _leave_old(
 def _finish(
     context: Context, new: Generation, before: Before, ready: tuple[float, tuple[Fact, ...]]
 ) -> Generation:
-    """Past the point of no return: what fails now is told, and ended by ``recover``."""
+    """Complete a committed change; failures are warnings, and ``recover`` completes it later."""
     try:
         if problem := converge(context, new.stack, new, running=True):
             context.report.warn(f"it served, but {problem.message}", f"stackctl status {new.stack}")
@@ -174,7 +177,7 @@ def _finish(
         context.journal.clear()
     except StackctlError as problem:
         context.report.warn(f"it serves, but {problem.message}", "stackctl recover")
-        # What it took to be ready and what its engine said are known here and nowhere else.
+        # Only this process has the start time and the facts that the engine reported.
         with contextlib.suppress(StackctlError):
             return _ready(context, new, ready)
         return new
@@ -187,7 +190,7 @@ def _ready(context: Context, new: Generation, ready: tuple[float, tuple[Fact, ..
 
 
 def _undo(context: Context, new: Generation, before: Before, error: BaseException) -> None:
-    """Put the machine back as it was; what fails meanwhile is told, and does not hide the error."""
+    """Restore the previous state; further failures are warnings and do not hide the error."""
     stack, old = new.stack, before.generation
     context.report.progress("restore", "stopping")
     if old is not None and before.file is not None and before.file not in old.units.files:
@@ -219,7 +222,7 @@ def _settle_undone(context: Context, new: Generation, error: BaseException) -> N
 
 
 def settle(context: Context, generation: Generation, state: State, message: str) -> None:
-    """Store how a generation ended that never served."""
+    """Store the outcome of a generation that never served."""
     try:
         if generation.number in context.generations.numbers(generation.stack):
             context.generations.finish(generation, state, message=message)
@@ -230,14 +233,14 @@ def settle(context: Context, generation: Generation, state: State, message: str)
 def converge(
     context: Context, stack: str, winner: Generation | None, *, running: bool
 ) -> DidNotStart | None:
-    """Make the stack be this generation and nothing else (None: be gone), whatever it is now.
+    """Make the stack run exactly this generation (None: no generation), whatever its state is.
 
     Returns:
-        Why its engine or its door, in place as they should be, do not come up: to do this again
-        would not help, and what systemd does about it goes on.
+        The error of an engine or a door that is installed but does not come up, else None. Another
+        call would not help; systemd goes on with its restarts.
 
     Raises:
-        StackctlError: some step failed; calling it again goes on from there.
+        StackctlError: a step failed; another call continues from there.
     """
     for unit in render.engine_names(stack):
         if winner is None or render.service_name(unit) != winner.units.service:
@@ -252,8 +255,8 @@ def converge(
     install.assert_loaded(context, winner.units)
     problem = None
     if running and not serves(context, winner):
-        # What starts goes on: a large model takes long, and who recovers may be cut off as well.
-        # Anything else that does not serve may be half stopped.
+        # A start that is under way goes on: a large model takes long, and a recovery may itself be
+        # interrupted. A unit in any other state may be half stopped, so it is stopped first.
         if not _starts(context, winner):
             _stop_unit(context, winner.units.service.removesuffix(".service"))
         if winner.door is None:
@@ -266,7 +269,7 @@ def converge(
             )
         except DidNotStart as error:
             problem = error
-    # Also where the engine is not up: a door that stays held would keep it from its clients.
+    # Even if the engine is not up: a held door would keep clients from it once it is.
     try:
         door.apply(context, stack, winner.door)
     except DidNotStart as error:
@@ -275,29 +278,29 @@ def converge(
 
 
 def serves(context: Context, generation: Generation) -> bool:
-    """Whether a generation runs and answers; a busy machine may take its time for that."""
+    """Return True if a generation is active and its engine answers in ``_ANSWER_S`` seconds."""
     state = context.systemd.show(generation.units.service, "ActiveState")["ActiveState"]
     path, port = find_engine(generation.plan.engine).health_path, generation.plan.listens
     return state == "active" and endpoint.liveness(port, path, timeout_s=_ANSWER_S) == "ready"
 
 
 def _starts(context: Context, generation: Generation) -> bool:
-    """Whether systemd starts it now, and does not wait to try it again."""
+    """Return True if systemd is starting the unit, and does not wait before the next attempt."""
     seen = context.systemd.show(generation.units.service, "ActiveState", "SubState")
     return seen.get("ActiveState") == "activating" and seen.get("SubState", "").startswith("start")
 
 
 def _stop_unit(context: Context, unit: str) -> None:
-    """Stop a unit, if there is one, and see that nothing of it remains."""
+    """Stop a unit if there is one, and remove its container."""
     service = render.service_name(unit)
     seen = context.systemd.show(service, "LoadState", "ActiveState")
     if seen.get("LoadState") == "not-found" and seen.get("ActiveState") == "inactive":
-        # Quadlet's file may be gone while the container runs on.
+        # The unit is gone, but its container may still run: it is removed below.
         pass
     elif seen.get("ActiveState") == "activating":
         context.systemd.abort(service)
     else:
         context.systemd.stop(service)
-    # systemd's stop removes the container; a stop that was cut short may have left it.
+    # The stop of the unit removes the container, but an interrupted stop may leave it.
     podman.remove_container(render.container_name(unit))
     context.systemd.reset_failed(service)

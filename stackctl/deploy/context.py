@@ -1,4 +1,4 @@
-"""What a deployment works with, and how it tells what it does."""
+"""The context of a deployment: folders, service manager, and reports to the user."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from stackctl.state.paths import Paths
 
 
 class Report(Protocol):
-    """Hears what happens; implemented by the command line, so that nothing here prints."""
+    """Receiver of progress and warnings. The command line implements it; nothing here prints."""
 
     def step(self, name: str, text: str) -> None:
-        """Something is done."""
+        """Report a step that is done."""
         ...
 
     def progress(self, name: str, text: str, *, elapsed_s: float | None = None) -> None:
-        """Something goes on; replaces the last progress. ``elapsed_s``: it may take minutes."""
+        """Report progress, in place of the last one; ``elapsed_s`` if it may take minutes."""
         ...
 
     def changes(
         self, title: str, rows: Sequence[tuple[str, str, str]], notes: Sequence[str]
     ) -> None:
-        """What a switch would change: rows of (field, now, then), and what it means."""
+        """Report the changes of a switch: rows of (field, now, then), and notes on their effect."""
         ...
 
     def warn(self, text: str, fix: str | None = None) -> None:
-        """Something the user should know, and the command that mends it."""
+        """Report a problem that does not end the command, and the command that helps."""
         ...
 
 
@@ -48,15 +48,15 @@ class Context:
 
     @property
     def generations(self) -> Generations:
-        """Deployments of this scope."""
+        """Return the stored generations of this scope."""
         return Generations(self.paths.state)
 
     @property
     def engine_facts(self) -> EngineFactsCache:
-        """What is known of engine images."""
+        """Return the cache of facts about engine images."""
         return EngineFactsCache(self.paths.cache)
 
     @property
     def journal(self) -> Journal:
-        """The change that is going on in this scope."""
+        """Return the journal of this scope."""
         return Journal(self.paths.state)

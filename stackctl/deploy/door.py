@@ -1,7 +1,8 @@
-"""The front door of a stack as it is on the machine: HAProxy's unit, its files, what it does.
+"""The front door of a stack on the machine: HAProxy's unit, its files and its state.
 
-The door outlives the engines behind it. A switch tells the running HAProxy where the new engine is,
-and once that is final writes the same into its configuration, for HAProxy's next start.
+The door outlives the engines behind it. A switch gives the running HAProxy the port of the new
+engine. When the switch is final, the port is also written to the configuration, for HAProxy's next
+start.
 """
 
 from __future__ import annotations
@@ -32,15 +33,15 @@ from stackctl.values.unit import UnitFile
 _POLL_S = 0.05
 #: HAProxy is up within a fraction of a second; a machine under load may need more.
 _START_S = 30.0
-#: Where the configuration says at which port the engine is.
+#: The line of the configuration that holds the engine's port.
 _ENGINE = re.compile(r"^ +server engine 127\.0\.0\.1:\d+", re.MULTILINE)
 
 
 def apply(context: Context, stack: str, door: Door | None) -> None:
-    """Make the stack's front door be this one (None: no door), open for requests.
+    """Install this front door for the stack (None: no door) and open it for requests.
 
-    A door that only leads to another engine is told so while it serves; any other change restarts
-    it, which ends what is waiting in it.
+    If only the engine's port differs, the running door changes it while it serves. Any other change
+    restarts the door, which ends the requests that wait in it.
     """
     if door is None:
         remove(context, stack)
@@ -51,7 +52,8 @@ def apply(context: Context, stack: str, door: Door | None) -> None:
 def _apply(context: Context, stack: str, door: Door, files: units.DoorFiles) -> None:
     service = units.door_service(stack)
     if not _same(files, context, stack):
-        # Stopped before its files change: should we end in between, it is seen that it must start.
+        # Stop it before its files change: if stackctl ends in between, the stopped unit shows that
+        # the door must be started.
         context.systemd.stop(service)
     install.have_read(context, service, changed=_write(context, stack, door, files))
     state = context.systemd.show(service, "ActiveState")["ActiveState"]
@@ -63,7 +65,7 @@ def _apply(context: Context, stack: str, door: Door, files: units.DoorFiles) -> 
     try:
         _lead(context, stack, door)
     except StackctlError:
-        # It runs, but does not do as it is told: stuck, or its socket is gone.
+        # It runs but does not obey: it hangs, or its socket is gone.
         context.systemd.abort(service)
         _start(context, stack)
         _wait(context, stack)
@@ -71,11 +73,12 @@ def _apply(context: Context, stack: str, door: Door, files: units.DoorFiles) -> 
 
 
 def _lead(context: Context, stack: str, door: Door) -> None:
-    """Have the running door let requests pass to its engine."""
+    """Make the running door pass requests to its engine."""
     admin = _admin(context, stack)
     state = admin.state()
     if state == "up" and admin.port() == door.engine_port:
-        # Held for nothing it would stay so, should we end in between where no journal tells.
+        # Do not hold it without need: if stackctl ended in between without a journal, the door
+        # would stay held.
         return
     if state != "held":
         admin.hold()
@@ -85,9 +88,12 @@ def _lead(context: Context, stack: str, door: Door) -> None:
 
 
 def open_to(context: Context, stack: str, door: Door) -> None:
-    """Let requests pass to the engine of a door, for now: where only the engine is another one, the
-    files stay as they are until ``apply``, for a power loss to find the old engine in them. The
-    unit of any other door is not started at boot until its final text is installed."""
+    """Pass requests to the engine of a door, until the change is committed or reverted.
+
+    If only the engine's port differs, the files stay as they are until ``apply``, so that after a
+    power loss the door leads to the old engine. Any other door is installed without its [Install]
+    section, so that it does not start at boot before its final text is installed.
+    """
     files = _render(context, stack, door)
     if is_open(context, stack) and _same(files, context, stack):
         _lead(context, stack, door)
@@ -96,23 +102,25 @@ def open_to(context: Context, stack: str, door: Door) -> None:
 
 
 def unit_file(context: Context, stack: str, door: Door) -> UnitFile:
-    """The unit of a door, as ``apply`` will install it."""
+    """Return the unit of a door as ``apply`` installs it."""
     return _render(context, stack, door).unit
 
 
 def prepare(context: Context, stack: str, door: Door) -> None:
-    """Write what a first front door needs; systemd reads it with the engine's unit. As that it is
-    not started at boot yet."""
+    """Write the files of a first front door; systemd reads its unit together with the engine's.
+
+    Like the engine's, the unit does not start at boot yet.
+    """
     _write(context, stack, door, _pending(_render(context, stack, door)))
 
 
 def begin(context: Context, stack: str) -> None:
-    """Start a door that was prepared, beside its engine: ``apply`` then finds it open."""
+    """Start a prepared door beside its engine, so that ``apply`` finds it open."""
     _start(context, stack)
 
 
 def remove(context: Context, stack: str) -> None:
-    """Take the front door away, if there is one."""
+    """Remove the front door, if there is one."""
     path, folder = _unit_path(context, stack), _folder(context, stack)
     if not path.exists() and not folder.exists():
         return
@@ -120,7 +128,7 @@ def remove(context: Context, stack: str) -> None:
     context.systemd.stop(service)
     podman.remove_container(units.door_container(stack))
     remove_file(path)
-    # Also where it was gone: who removed it may have been cut off.
+    # Even if the file was gone: an earlier removal may have been interrupted before the reload.
     context.systemd.daemon_reload()
     context.systemd.reset_failed(service)
     shutil.rmtree(folder, ignore_errors=True)
@@ -129,23 +137,23 @@ def remove(context: Context, stack: str) -> None:
 
 
 def is_open(context: Context, stack: str) -> bool:
-    """Whether the door runs: through one that does not, no request comes."""
+    """Return True if the door runs; otherwise no request can pass."""
     return context.systemd.show(units.door_service(stack), "ActiveState")["ActiveState"] == "active"
 
 
 def leads_to(context: Context, stack: str) -> tuple[str, int | None]:
-    """What the running door says: whether requests pass ("up", "down", "held"), and their port."""
+    """Return the state of the running door ("up", "down" or "held") and its engine's port."""
     admin = _admin(context, stack)
     return admin.state(), admin.port()
 
 
 def hold(context: Context, stack: str) -> None:
-    """Let new requests wait; those that run go on."""
+    """Make new requests wait; running requests go on."""
     _admin(context, stack).hold()
 
 
 def drain(context: Context, generation: Generation, limit_s: float) -> None:
-    """Wait until no request runs. ``limit_s`` of 0 does not wait: what runs is cut off.
+    """Wait until no request runs. With ``limit_s`` 0 do not wait: running requests are cut off.
 
     Raises:
         StackctlError: requests still run after ``limit_s`` seconds.
@@ -171,7 +179,7 @@ def drain(context: Context, generation: Generation, limit_s: float) -> None:
 
 
 def wait_idle(context: Context, generation: Generation, limit_s: float) -> None:
-    """Wait until an engine that gets no new requests has ended those that it has."""
+    """Wait until an engine that gets no new requests has ended its own; warn after ``limit_s``."""
     plan, started = generation.plan, time.monotonic()
     while endpoint.busy(plan.listens, find_engine(plan.engine), plan.argv):
         elapsed = time.monotonic() - started
@@ -183,7 +191,7 @@ def wait_idle(context: Context, generation: Generation, limit_s: float) -> None:
 
 
 def tell_waited(context: Context, stack: str) -> None:
-    """Tell how many requests waited since the last hold, if any did, and for how long."""
+    """Report the number of requests that waited since the last hold, and the longest wait."""
     seen = _admin(context, stack).waited()
     if seen.requests:
         text = f"{_requests(seen.requests)} waited, the longest {seen.longest_s:.1f} s"
@@ -191,7 +199,7 @@ def tell_waited(context: Context, stack: str) -> None:
 
 
 def require_answer(context: Context, generation: Generation) -> None:
-    """Raise StackctlError when the door does not lead to the engine."""
+    """Raise StackctlError if the door does not lead to the engine."""
     door, plan = generation.door, generation.plan
     if door is None:
         return
@@ -205,14 +213,14 @@ def require_answer(context: Context, generation: Generation) -> None:
 
 
 def key(context: Context, generation: Generation) -> str | None:
-    """A key that the stack's door lets in; None when it asks for none."""
+    """Return a key that the stack's door accepts; None if it asks for none or none is stored."""
     if generation.door is None or not generation.door.key:
         return None
     return next(iter(keys.read(context.paths.state, generation.stack)), None)
 
 
 def reload_keys(context: Context, stack: str) -> None:
-    """Have a door let in the keys that are stored now, and no others."""
+    """Make a door accept exactly the keys that are stored now."""
     if not _folder(context, stack).exists():
         return
     valid = keys.read(context.paths.state, stack)
@@ -223,7 +231,7 @@ def reload_keys(context: Context, stack: str) -> None:
 
 
 def installed(context: Context, stack: str) -> bool:
-    """Whether the stack has a front door."""
+    """Return True if the stack's front door has a unit file."""
     return _unit_path(context, stack).exists()
 
 
@@ -243,7 +251,7 @@ def _pending(files: units.DoorFiles) -> units.DoorFiles:
 
 
 def _write(context: Context, stack: str, door: Door, files: units.DoorFiles) -> bool:
-    """Write a door's files; whether systemd must read its unit again."""
+    """Write a door's files; return True if systemd must read its unit again."""
     folder = _folder(context, stack)
     private_folder(folder / units.ADMIN)
     for file in files.files:
@@ -260,7 +268,7 @@ def _write(context: Context, stack: str, door: Door, files: units.DoorFiles) -> 
 
 
 def _write_keys(context: Context, stack: str, valid: tuple[str, ...]) -> None:
-    """Put what the door keeps of the keys beside its configuration."""
+    """Write the digests of the keys beside the door's configuration."""
     path, text = _folder(context, stack) / units.KEYS, "".join(f"{key_digest(k)}\n" for k in valid)
     if _read(path) != text:
         write_atomically(path, text, mode=0o600)
@@ -279,7 +287,7 @@ def _wait(context: Context, stack: str) -> None:
         seen = context.systemd.show(service, "ActiveState", "Job")
         if seen["ActiveState"] == "active":
             return
-        # One that systemd tries again may come up yet, as where its port is free a moment later.
+        # A unit that systemd restarts may still come up, for example when its port becomes free.
         idle = seen["ActiveState"] == "inactive" and seen.get("Job", "0") in ("0", "")
         if idle or seen["ActiveState"] == "failed":
             break
@@ -293,7 +301,7 @@ def _wait(context: Context, stack: str) -> None:
 
 
 def _same(files: units.DoorFiles, context: Context, stack: str) -> bool:
-    """Whether this door is there already, but for the engine's port."""
+    """Return True if this door is installed already; the engine's port may differ."""
     if _read(_unit_path(context, stack)) != files.unit.text:
         return False
     folder = _folder(context, stack)

@@ -20,26 +20,27 @@ _FIRST_PORT, _LAST_PORT = 20000, 32000
 def private_port(
     machine: Machine, store: Generations, profile: Profile, declared: Sequence[Claim]
 ) -> int:
-    """Return a port for an engine behind a front door that nothing uses or claims.
+    """Return a port that nothing uses or claims, for an engine behind a front door.
 
     Ports of stored generations are left out, so that a rollback finds its own port free.
 
     Raises:
-        StackctlError: all ports of the range are taken.
+        StackctlError: every port of the range is taken.
     """
     taken = {port for claim in declared for port in (claim.port, claim.engine_port)}
     for stack in store.stacks():
         for number in store.numbers(stack):
-            # A damaged one cannot be rolled back to.
+            # Nobody can roll back to a damaged generation, so its port is not kept.
             with contextlib.suppress(StackctlError):
                 taken.add(store.read(stack, number).plan.engine_port)
     taken |= ports.reserved(machine)
     span = _LAST_PORT - _FIRST_PORT
-    # Users who choose at the same moment begin at different places.
+    # Different users begin at different ports, in case they choose at the same moment.
     start = ((profile.port or 8080) + 1009 * os.getuid()) % span
     found = [_FIRST_PORT + (start + step) % span for step in range(span)]
     found = [port for port in found if port not in taken]
-    # One that is given to a connection while the engine is away keeps it from starting.
+    # Ports of the range for outgoing connections come last: a connection may take such a port while
+    # the engine is down.
     risky = ports.outgoing(machine)
     for port in sorted(found, key=lambda port: port in risky):
         if ports.listener(machine, port) is None:

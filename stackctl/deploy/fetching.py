@@ -1,4 +1,4 @@
-"""Fetching models: here, or as a service of its own that a lost connection does not end."""
+"""Download of models, by this process or by a service that survives a lost connection."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ from stackctl.values.profile import Profile
 from stackctl.values.result import ErrorReport
 from stackctl.values.stored import FetchJob, FetchState, ModelLock, StoredModel
 
-#: What is more than this is asked for, and fetched by a service.
+#: A larger download needs the user's consent, and is run by a service.
 LARGE_BYTES: Final = 10**9
 _TELL_S: Final = 0.5
-#: A service waits about an hour for a network that has gone.
+#: A service waits about an hour for a lost network to return.
 _PATIENCE: Final = Patience(attempts=60)
 _MOST_BYTES: Final = 16 << 20
-#: What a download needs of the environment; some of it is secret.
+#: Variables of the environment that a download needs; some hold secrets.
 _ENVIRONMENT: Final = (
     "HOME", "HF_ENDPOINT", "HF_HOME", "HF_TOKEN", "HF_TOKEN_PATH",
     "HUGGING_FACE_HUB_TOKEN", "HF_HUB_DISABLE_IMPLICIT_TOKEN",
@@ -55,7 +55,7 @@ _PATHS: Final = frozenset({"HF_HOME", "HF_TOKEN_PATH", "SSL_CERT_FILE", "SSL_CER
 
 @dataclass(frozen=True)
 class Wanted:
-    """A model that is to be fetched, and how. ``here``: by this process, however large it is."""
+    """A model to fetch, and how. With ``here`` this process fetches it, however large it is."""
 
     source: str
     lock: ModelLock | None = None
@@ -64,10 +64,11 @@ class Wanted:
 
 
 def get(context: Context, wanted: Wanted) -> StoredModel:
-    """Have a model in the store, verified. What is large is asked for first.
+    """Download a model into the store and verify it. Ask first if more than 1 GB is missing.
 
     Raises:
-        StackctlError: with what has come left for the next time; exit 2 where nobody can be asked.
+        StackctlError: the download failed or was declined; downloaded parts are kept for the next
+            attempt. Exit 2 if there is no terminal for the question.
     """
     service = _Service(context, wanted.source)
     if service.running():
@@ -91,12 +92,14 @@ def get(context: Context, wanted: Wanted) -> StoredModel:
 
 
 def ensure(context: Context, profile: Profile, wish: Wish) -> None:
-    """Before a stack is launched: have its model here, if it is one of a hub. Nothing is locked.
+    """Fetch the model of a profile, if it is on a hub and not in the store.
 
-    What is no use is refused by what the hub tells of it, before gigabytes are fetched.
+    Called before the lock is taken, because a download takes long. A plan from the hub's metadata
+    refuses unsuitable models before the download.
 
     Raises:
-        StackctlError: it cannot be had; a file of it has changed; exit 5 where it would not fit.
+        StackctlError: the download failed, or a file of the model has changed; exit 5 if the model
+            does not fit or is not viable.
     """
     source = profile.model
     if source is None or wish.dry_run or stored.is_here(context, source):
@@ -108,7 +111,7 @@ def ensure(context: Context, profile: Profile, wish: Wish) -> None:
 
 
 def _require_use(context: Context, profile: Profile, model: Model, wish: Wish) -> None:
-    """Raise StackctlError (exit 5) for a model that does not fit or is not worth running."""
+    """Raise StackctlError (exit 5) for a model that does not fit or is not viable."""
     basis = read_basis(context.paths, context.machine)
     inputs = inputs_before_image(basis, profile, model)
     plan, _ = solve_past(
@@ -118,7 +121,7 @@ def _require_use(context: Context, profile: Profile, model: Model, wish: Wish) -
 
 
 def facts_of(context: Context, source: str) -> Model | None:
-    """What is known of a model that is not here; None where nothing tells before it is fetched."""
+    """Return the facts of a model, from its files or its hub; None for a URL not downloaded yet."""
     with contextlib.suppress(StackctlError):
         return read_model(source)
     parsed = fetch.require_remote(source)
@@ -144,15 +147,16 @@ def _question(order: Order) -> str:
 
 
 def _absolute(name: str) -> str:
-    """A variable of ours as it is meant elsewhere: the service works in another folder."""
+    """Return a variable with its path made absolute: the service has another working folder."""
     value = os.environ[name]
     return str(Path(value).expanduser().absolute()) if value and name in _PATHS else value
 
 
 class _Service:
-    """The download of one source as a transient unit, and the files by which it is told and tells.
+    """The download of one source as a transient unit, and the two files that it shares.
 
-    ``JOB`` holds what it is to do, and is removed by it; ``STATE`` how far it is.
+    The job file describes the download; the unit reads and removes it. The state file holds the
+    progress and the result.
     """
 
     def __init__(self, context: Context, source: str) -> None:
@@ -164,7 +168,7 @@ class _Service:
         self._state = context.paths.runtime / f"fetch-{digest}.json"
 
     def running(self) -> bool:
-        """Whether it runs now."""
+        """Return True if the download runs now."""
         if not self._state.exists() and not self._job.exists():
             return False
         try:
@@ -174,7 +178,7 @@ class _Service:
         return found.get("ActiveState") in ("active", "activating", "reloading")
 
     def possible(self) -> bool:
-        """Whether there is a service manager; told, where there is none."""
+        """Return True if there is a service manager; warn if there is none."""
         try:
             self._context.systemd.require()
         except StackctlError:
@@ -183,7 +187,7 @@ class _Service:
         return True
 
     def start(self, wanted: Wanted) -> None:
-        """Start it."""
+        """Start the download."""
         job = FetchJob(
             source=wanted.source,
             state=str(self._context.paths.state.absolute()),
@@ -201,7 +205,7 @@ class _Service:
         try:
             self._context.systemd.run_transient(
                 self.unit,
-                # A signed address is a secret, and a unit is for all to see.
+                # The query of a signed URL is a secret, and every user can read descriptions.
                 f"stackctl fetches {self._source.partition('?')[0]}",
                 (*words, "model", "fetch", "--job", str(self._job)),
             )
@@ -220,15 +224,15 @@ class _Service:
         )
 
     def forget(self) -> None:
-        """Remove what is left of an earlier one."""
+        """Remove the files of an earlier download."""
         remove_file(self._job)
         remove_file(self._state)
 
     def follow(self) -> StoredModel:
-        """Show how far it is until it has ended.
+        """Report the progress until the download has ended.
 
         Raises:
-            StackctlError: that of the download; or it ended without a word.
+            StackctlError: the error of the download, or that it ended without a result.
         """
         tell = stored.telling(self._context)
         try:
@@ -271,10 +275,10 @@ class _Service:
 
 
 def work(path: Path) -> None:
-    """What the service does: read the job, which is then gone, and do it.
+    """Run a download as the service: read and remove the job file, then fetch.
 
     Raises:
-        StackctlError: the download failed; the state says so too.
+        StackctlError: the download failed; the state file holds the error as well.
     """
     raw = read_own(path, _MOST_BYTES, secret=True)
     if raw is None:
@@ -330,6 +334,6 @@ def _failing_into(state: Path, source: str) -> Iterator[None]:
 
 
 def _write(path: Path, state: FetchState) -> None:
-    # On a full disk nobody hears of it; the download itself says so.
+    # On a full disk the state is lost; the download itself then fails with that reason.
     with contextlib.suppress(StackctlError):
         write_atomically(path, to_json(state), mode=0o600)

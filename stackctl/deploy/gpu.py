@@ -1,4 +1,4 @@
-"""Whether containers get the GPUs that a plan wants: judged first, then proven with Podman."""
+"""Checks that containers get the GPUs of a plan: by the host's facts, then with Podman."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from stackctl.values.result import Result
 _GENERATE = f"sudo {GENERATE}"
 _UNRESOLVABLE = r"unresolvable CDI devices? (?P<name>\S+)"
 _NO_DEVICE = "podman finds no device {name} in the CDI files that it can read"
-#: Of a machine that had the file, and at this boot has not.
+#: Remedy on a machine whose CDI file was not created at this boot.
 _LOOK = "stackctl provision --only cdi says what is missing"
-#: Words of podman and crun, what they mean for a device, and what helps.
+#: Messages of podman and crun, their cause and the remedy.
 _PROOFS = (
     (_UNRESOLVABLE, _NO_DEVICE, _GENERATE),
     (r"(?P<name>/\S+nvidia-c(di|tk)\S*)|error (executing|running) hook",
@@ -37,25 +37,25 @@ _PROOFS = (
 
 
 def planned(host: Host, plan: Plan) -> tuple[Gpu, ...]:
-    """The GPUs that a plan places its stack on."""
+    """Return the GPUs that a plan places its stack on."""
     return tuple(gpu for gpu in host.gpus if str(gpu.index) in plan.placement.gpus)
 
 
 def names(gpus: Sequence[Gpu]) -> tuple[str, ...]:
-    """What CDI calls them."""
+    """Return the CDI names of GPUs."""
     return tuple(gpu.cdi or f"nvidia.com/gpu={gpu.index}" for gpu in gpus)
 
 
 def require_gpus(host: Host, plan: Plan, *, cuda: str | None = DEFAULT_CUDA) -> tuple[Result, ...]:
-    """What must be so before GPUs are given to a container; nothing for a plan without.
+    """Check the host's requirements for the GPUs of a plan; a plan without GPUs has none.
 
-    Free memory is not judged here: that is a matter of what runs now (preflight).
+    Free memory is not checked here, because it depends on the present load; see preflight.
 
     Returns:
-        Findings that are no obstacle, to be told.
+        The warnings.
 
     Raises:
-        StackctlError: exit 6 for what the host lacks, 5 for GPUs that cannot run the model.
+        StackctlError: exit 6 if the host lacks a requirement, 5 for GPUs that cannot run the model.
     """
     if not plan.placement.gpus:
         return ()
@@ -82,10 +82,10 @@ def require_gpus(host: Host, plan: Plan, *, cuda: str | None = DEFAULT_CUDA) -> 
 
 
 def prove(image: str, gpus: tuple[Gpu, ...]) -> None:
-    """Have Podman prepare a container with the GPUs, and throw it away.
+    """Let Podman prepare a container with the GPUs, and remove it unstarted.
 
     Raises:
-        StackctlError: exit 6 with the cause, Podman's own words and the remedy.
+        StackctlError: exit 6 with the cause, Podman's messages and the remedy.
     """
     devices = names(gpus)
     if not devices:
@@ -99,7 +99,10 @@ def prove(image: str, gpus: tuple[Gpu, ...]) -> None:
 
 
 def failure(lines: Sequence[str], *, waits: bool = False) -> Failure | None:
-    """Why a unit's container got no GPU, by the unit's log; with ``waits`` also why not yet."""
+    """Return the reason in a unit's log why its container got no GPU; None without one.
+
+    With ``waits`` a unit that still waits for its GPUs counts too.
+    """
     kind = devicewait.missing(lines, waits=waits)
     if kind is not None:
         cause = f"no file in /etc/cdi or /run/cdi describes {kind}"
@@ -111,7 +114,7 @@ def failure(lines: Sequence[str], *, waits: bool = False) -> Failure | None:
 
 
 def explain(said: str) -> tuple[str, str]:
-    """Cause and remedy of what Podman says when it cannot give a container its devices."""
+    """Return cause and remedy for Podman's messages about devices that a container did not get."""
     for pattern, cause, remedy in _PROOFS:
         if match := re.search(pattern, said, re.IGNORECASE):
             name = (match["name"] or "").rstrip(",;:")

@@ -1,4 +1,4 @@
-"""The timer that runs ``stackctl guard``: its unit files, put in place and taken away."""
+"""Installs and removes the timer that runs ``stackctl guard``."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from stackctl.units import quoting
 
 TIMER = "stackctl-guard.timer"
 SERVICE = "stackctl-guard.service"
-#: What stands in the shipped service for the program's path.
+#: Placeholder of the program's path in the shipped service.
 _PLACE = "@STACKCTL@"
 
 
 def install(context: Context, program: tuple[str, ...]) -> tuple[Path, ...]:
-    """Write the units, which run ``program``, and start the timer; returns where they are.
+    """Write the units that run ``program``, start the timer, and return the paths of the units.
 
     Raises:
-        StackctlError: exit 5 for the system's units when others than root can change the program.
+        StackctlError: exit 5 for the system's units if not only root can change the program.
     """
     if context.paths.scope == "system":
         for path in (Path(program[0]), Path(sys.executable), Path(stackctl.__file__)):
@@ -40,7 +40,7 @@ def install(context: Context, program: tuple[str, ...]) -> tuple[Path, ...]:
 
 
 def remove(context: Context) -> bool:
-    """Stop the timer and remove the units; whether there were any."""
+    """Stop the timer and remove its units; return False if there were none."""
     paths = [_folder(context) / name for name in (SERVICE, TIMER)]
     if not any(path.exists() for path in paths):
         return False
@@ -48,23 +48,23 @@ def remove(context: Context) -> bool:
     for path in paths:
         path.unlink(missing_ok=True)
     context.systemd.daemon_reload()
-    # A look that found something wrong is a failed unit, which stays listed.
+    # A check that found a problem leaves a failed unit, which systemd would keep in its list.
     context.systemd.reset_failed(SERVICE)
     return True
 
 
 def installed(context: Context) -> bool:
-    """Whether the timer's unit is there."""
+    """Return True if the timer's unit file exists."""
     return (_folder(context) / TIMER).exists()
 
 
 def _folder(context: Context) -> Path:
-    """Beside Quadlet's folder: /etc or the user's configuration, then systemd/SCOPE."""
+    """Return the folder of the units: systemd/SCOPE in /etc or in the user's configuration."""
     return context.paths.units.parents[2] / "systemd" / context.paths.scope
 
 
 def _require_roots_own(path: Path) -> None:
-    """Refuse what root must not run each minute: a path that somebody else could change."""
+    """Raise StackctlError (exit 5) if a user other than root could change a path."""
     real = path.resolve()
     for place in (real, *real.parents):
         seen = place.stat()

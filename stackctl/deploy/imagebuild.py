@@ -1,4 +1,4 @@
-"""Images from Debian's and Python's packages, for machines without a container registry."""
+"""Builds images from packages of Debian and PyPI, for machines without a container registry."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from stackctl.machine import podman, runner
 from stackctl.quantity import format_bytes
 from stackctl.values import door
 
-#: The front door's image, of which HAProxy is all that it needs.
+#: The front door's image, which needs HAProxy only.
 DOOR = ImageRecipe(
     name="haproxy",
     image=door.LOCAL_IMAGE,
     about="the front door",
-    # Stable: its 3.0 is a long-term branch with security updates.
+    # Debian stable: its HAProxy 3.0 is a long-term branch with security updates.
     suite="trixie",
     packages=("haproxy",),
 )
 
 
 def recipes() -> dict[str, ImageRecipe]:
-    """Return all images that can be built, by their names: those of engines first."""
+    """Return the recipes of all images by name, the engines' first."""
     return {recipe.name: recipe for recipe in (*image_recipes(), DOOR)}
 
 
@@ -39,7 +39,7 @@ def build(report: Report, recipe: ImageRecipe, output: Path | None, mirror: str 
         The archive's path, or the image's name.
 
     Raises:
-        StackctlError: exit 6 when mmdebstrap is absent; else with its words.
+        StackctlError: exit 6 if mmdebstrap is absent; else with its messages.
     """
     if output is not None:
         _bootstrap(report, recipe, output, mirror)
@@ -51,7 +51,7 @@ def build(report: Report, recipe: ImageRecipe, output: Path | None, mirror: str 
 
 
 def load(report: Report, recipe: ImageRecipe, archive: Path) -> str:
-    """Load an archive under the name that is looked for first."""
+    """Load an archive as the local image of a recipe, which ``up`` prefers; return its name."""
     report.progress("image", f"loading {archive.name}")
     podman.load_archive(archive, recipe.image)
     report.step("image", f"{recipe.image}, {format_bytes(archive.stat().st_size)}")
@@ -60,7 +60,7 @@ def load(report: Report, recipe: ImageRecipe, archive: Path) -> str:
 
 def _bootstrap(report: Report, recipe: ImageRecipe, target: Path, mirror: str | None) -> None:
     try:
-        # A folder that nobody else can put a link into while the archive is written.
+        # A private folder: nobody else can put a link there while the archive is written.
         folder = Path(
             tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
         )
@@ -81,7 +81,7 @@ def _bootstrap(report: Report, recipe: ImageRecipe, target: Path, mirror: str | 
             '--aptopt=Acquire::Languages "none"',
             "--dpkgopt=path-exclude=/usr/share/man/*",
             "--dpkgopt=path-exclude=/usr/share/doc/*",
-            # A mirror held at a day must not stop the build of a local image.
+            # A mirror with an old snapshot must not stop the build of a local image.
             '--aptopt=Acquire::Check-Valid-Until "false"',
             *(f"--customize-hook={hook}" for hook in hooks),
             recipe.suite, str(partial), *((mirror,) if mirror else ()),

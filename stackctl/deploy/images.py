@@ -1,4 +1,4 @@
-"""Which image a stack runs, and what the engine in it understands."""
+"""Choice of a stack's images, and the options of the engine in them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from stackctl.values.door import DEFAULT_IMAGE, LOCAL_IMAGE
 from stackctl.values.measured import EngineFacts, EngineOption
 from stackctl.values.profile import Profile
 
-#: The front door's images: built here, and published.
+#: The front door's images: the one built here, and the published one.
 _DOOR_IMAGES = (LOCAL_IMAGE, DEFAULT_IMAGE)
 _NO_DOOR = "the profile does without: requests fail while engines are switched"
 _NO_DOOR_IMAGE = (
@@ -31,7 +31,7 @@ _NO_DOOR_IMAGE = (
 
 @dataclass(frozen=True)
 class PlannedImage:
-    """An image as plans name it: its reference, the reason for it, and its facts if inspected."""
+    """An image for a plan: its reference, the reason for it, and its facts if inspected."""
 
     reference: str
     reason: str
@@ -40,7 +40,7 @@ class PlannedImage:
 
 @dataclass(frozen=True)
 class ReadyImage:
-    """An image that is on this machine: ``asked`` is the name that it was found by."""
+    """An image that is on this machine; ``asked`` is the name by which it was found."""
 
     image: podman_api.Image
     asked: str
@@ -49,12 +49,12 @@ class ReadyImage:
 
     @property
     def planned(self) -> PlannedImage:
-        """The image as plans name it, by its pinned reference."""
+        """Return the image for a plan, by its pinned reference."""
         return PlannedImage(self.image.reference, self.reason, self.facts)
 
 
 def known_image(profile: Profile, engine: Engine, cache: EngineFactsCache) -> PlannedImage:
-    """Return the image for planning only: the one inspected last, else the one that is here."""
+    """Return the image for a plan without a deployment: one inspected before, else a local one."""
     candidates = _candidates(profile, engine)
     for reference, reason in candidates:
         if facts := cache.latest(reference):
@@ -72,10 +72,10 @@ def image_of_another_machine(profile: Profile, engine: Engine) -> PlannedImage:
 
 
 def ready_image(context: Context, profile: Profile, engine: Engine) -> ReadyImage:
-    """Have the engine's image here, pulled if need be, and inspect it.
+    """Return the engine's image, inspected; pull it if it is not on this machine.
 
     Raises:
-        StackctlError: exit 6 when it cannot be had, or does not hold the engine.
+        StackctlError: exit 6 if it cannot be pulled, or does not hold the engine.
     """
     with podman_api.connect(context.paths.runtime) as api:
         image, asked, reason = ensure_image(context, api, profile, engine)
@@ -85,14 +85,14 @@ def ready_image(context: Context, profile: Profile, engine: Engine) -> ReadyImag
 def ready_images(
     context: Context, profile: Profile, engine: Engine, *, may_pull: bool
 ) -> tuple[ReadyImage, str | None, str]:
-    """Have the images of the engine and of its front door here, and inspect the engine.
+    """Pull the images of the engine and of its front door if necessary, and inspect the engine.
 
     Returns:
-        The engine's image, the front door's (None for no front door), and the reason for that.
+        The engine's image, the front door's (None: no front door), and the reason for the latter.
 
     Raises:
-        StackctlError: exit 6 when one cannot be had or is not as it must be, exit 2 for a profile
-            that needs a front door and says that it has none.
+        StackctlError: exit 6 if an image cannot be pulled or lacks a program, exit 2 for a profile
+            that turns off a front door that it needs.
     """
     with podman_api.connect(context.paths.runtime) as api:
         image, asked, reason = ensure_image(context, api, profile, engine, may_pull=may_pull)
@@ -109,10 +109,10 @@ def ensure_image(
     *,
     may_pull: bool = True,
 ) -> tuple[podman_api.Image, str, str]:
-    """The image to run, pulled if need be; the name it was asked for by, and why this one.
+    """Return the image to run, the name by which it was found, and the reason for it.
 
     Raises:
-        StackctlError: exit 6 when it is not here and cannot be pulled.
+        StackctlError: exit 6 if it is not on this machine and cannot be pulled.
     """
     candidates = _candidates(profile, engine)
     for reference, reason in candidates:
@@ -131,7 +131,7 @@ def ensure_image(
 
 
 def known_door(profile: Profile) -> tuple[str | None, str]:
-    """The image of a plan's front door (None: no door), and why, for planning only."""
+    """Return the front door's image (None: no door) and the reason, without a pull."""
     if _without_door(profile):
         return None, _NO_DOOR
     here = next((name for name in _DOOR_IMAGES if podman.exists(name)), None)
@@ -144,11 +144,13 @@ def known_door(profile: Profile) -> tuple[str | None, str]:
 def ensure_door(
     context: Context, api: podman_api.Podman, profile: Profile, *, may_pull: bool = True
 ) -> tuple[str | None, str]:
-    """The front door's image, pulled where the profile needs one; None for none. And why
+    """Return the front door's image (None: no door) and the reason.
+
+    The image is pulled only if the profile needs a door.
 
     Raises:
-        StackctlError: exit 2 for a profile that needs a door and has none, exit 6 when its image
-            cannot be had.
+        StackctlError: exit 2 for a profile that turns off a door that it needs, exit 6 if the image
+            cannot be pulled.
     """
     if _without_door(profile):
         return None, _NO_DOOR
@@ -164,7 +166,11 @@ def ensure_door(
 
 
 def _without_door(profile: Profile) -> bool:
-    """Whether the profile wants none. Raises StackctlError where what it asks for needs one."""
+    """Return True if the profile turns the front door off.
+
+    Raises:
+        StackctlError: exit 2 if the profile's address or key needs a door, or its address a key.
+    """
     if profile.address != "127.0.0.1" and not profile.api_key:
         loopback = ipaddress.ip_address(profile.address).is_loopback
         if not loopback:
@@ -228,10 +234,10 @@ def _pull(
 def inspect_engine(
     context: Context, engine: Engine, image: podman_api.Image, reference: str
 ) -> EngineFacts:
-    """Return the facts of the image's engine: from the cache, else by running its help once.
+    """Return the facts of the image's engine, from the cache or else from the engine's --help.
 
     Raises:
-        StackctlError: exit 6 when the image does not hold the engine, or lacks curl.
+        StackctlError: exit 6 if the image does not hold the engine, or lacks curl.
     """
     cache = context.engine_facts
     known = cache.get(image.id)
@@ -278,7 +284,7 @@ def _require_program(engine: Engine, image: podman_api.Image, reference: str) ->
 def _read_options(
     engine: Engine, image: podman_api.Image, reference: str, entrypoint: str | None
 ) -> tuple[EngineOption, ...]:
-    """Return the options in the engine's help. Raises StackctlError (exit 6) where it has none."""
+    """Return the options in the engine's help. Raise StackctlError (exit 6) if there are none."""
     done = podman.run_once(image.id, engine.help_arguments, entrypoint=entrypoint)
     options = engine.parse_help(done.stdout) if done.status == 0 else ()
     if options:
@@ -306,7 +312,7 @@ def _require_curl(image: podman_api.Image, reference: str) -> None:
 
 
 def how_to_get(engine: Engine, reference: str) -> str:
-    """Return the command that gets an image of an engine: that one, or the engine's usual one."""
+    """Return the command that builds or pulls an image of an engine."""
     recipe = _recipe(engine, reference)
     if recipe is not None:
         return f"stackctl image build {recipe.name}"
@@ -314,7 +320,7 @@ def how_to_get(engine: Engine, reference: str) -> str:
 
 
 def _recipe(engine: Engine, reference: str) -> ImageRecipe | None:
-    """Return the recipe of that image, or of the engine's usual local one."""
+    """Return the recipe of an image or of the engine's local image; None without one."""
     usual = (reference, engine.local_image)
     return next((recipe for recipe in engine.image_recipes if recipe.image in usual), None)
 

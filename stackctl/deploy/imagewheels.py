@@ -1,7 +1,7 @@
-"""Packages of PyPI in an image: pip of this machine puts them there, set up as its user likes.
+"""Installs packages of PyPI for an image, with the pip of this machine.
 
-Nothing of Python runs in the image meanwhile, so a normal user can do it, and pip's settings (an
-index, a folder of wheels, a proxy) count as they do elsewhere on this machine.
+No Python runs in the image meanwhile, so an ordinary user can build it. The user's settings of pip
+(an index, a folder of wheels, a proxy) apply.
 """
 
 from __future__ import annotations
@@ -15,30 +15,31 @@ from stackctl.engines.image_recipe import PACKAGES, Wheels
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import runner
 
-#: Seconds for pip: some GB over a slow line.
+#: Seconds that pip may take: some GB over a slow line.
 _PIP_S = 7200
-#: Variables by which pip is told where to find packages. What runs other programs or writes
-#: elsewhere is not among them: root may have them from another user (``sudo -E``).
+#: Variables that direct pip to packages. Those that make pip run programs or write elsewhere are
+#: left out, because root may have inherited them from another user (``sudo -E``).
 _PIP_SETTINGS = (
     "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_NO_INDEX", "PIP_CONFIG_FILE",
     "PIP_CONSTRAINT", "PIP_CERT", "PIP_CLIENT_CERT", "PIP_TRUSTED_HOST", "PIP_PROXY",
     "PIP_DEFAULT_TIMEOUT", "PIP_TIMEOUT", "PIP_RETRIES",
 )  # fmt: skip
-#: Settings of pip that are about where to install, and so not about ours; and no module of the
-#: folder where we were called, which may be another user's.
+#: Replacements of pip's settings for the place of installation, which do not apply to an image.
+#: PYTHONSAFEPATH keeps Python from importing modules of the working folder, which may be another
+#: user's.
 _OURS = {"PIP_REQUIRE_VIRTUALENV": "0", "PIP_USER": "0", "PYTHONSAFEPATH": "1"}
 
 
 def install(report: Report, wheels: Wheels, root: Path) -> Path:
-    """Put the packages below ``root``; the folder to copy into the image's root.
+    """Install the packages below ``root``; return the folder to copy into the image's root.
 
     Raises:
-        StackctlError: exit 6 without a pip; else with pip's own words.
+        StackctlError: exit 6 without pip; else with pip's messages.
     """
     folder = root / PACKAGES.format(python=wheels.python)
     folder.mkdir(parents=True)
     report.progress("image", f"installing {wheels.requirement} with pip, some minutes")
-    python = f"python{wheels.python}"  # whose conditions its own pip knows best
+    python = f"python{wheels.python}"  # its own pip evaluates its markers
     try:
         runner.run(
             (
@@ -64,7 +65,7 @@ def install(report: Report, wheels: Wheels, root: Path) -> Path:
     program.write_text(
         "#!/usr/bin/python3\nimport sys\n\n"
         f"from {wheels.module} import {wheels.function}\n\n"
-        # Processes that it starts import this file once more.
+        # Its worker processes import this file again.
         f'if __name__ == "__main__":\n    sys.exit({wheels.function}())\n'
     )
     program.chmod(0o755)
@@ -72,19 +73,20 @@ def install(report: Report, wheels: Wheels, root: Path) -> Path:
 
 
 def roomy() -> dict[str, str]:
-    """Variables for programs that write some GB to a temporary folder: /tmp may be in memory."""
+    """Return variables for programs that write some GB to TMPDIR: /tmp may be in memory."""
     return {} if "TMPDIR" in runner.controlled_environment() else {"TMPDIR": "/var/tmp"}
 
 
 def pip_environment() -> dict[str, str]:
-    """Variables for a pip that installs into a folder."""
+    """Return variables for a pip that installs into a folder."""
     return {name: os.environ[name] for name in _PIP_SETTINGS if name in os.environ} | _OURS
 
 
 def pip(*pythons: str) -> tuple[str, ...]:
-    """The words that start a pip, that of the first of these programs that has one.
+    """Return the command of the first of these Pythons that has pip.
 
-    Raises StackctlError (exit 6) when none has.
+    Raises:
+        StackctlError: exit 6 if none has.
     """
     for program in pythons:
         words = (program, "-m", "pip")

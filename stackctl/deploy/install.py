@@ -1,4 +1,4 @@
-"""Checks unit files with the real generator, installs and removes them."""
+"""Checks unit files with the installed Quadlet generator, installs and removes them."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from stackctl.machine.files import remove_file, sync_folder, write_atomically
 from stackctl.units import render
 from stackctl.values.unit import UnitFile, UnitSet
 
-#: What the generator says while all is well.
+#: Messages of the generator that report no problem.
 _CHATTER = re.compile(r"Loading source unit file|^\s*$|Looking for|quadlet-generator\[\d+\]: $")
 
-#: A folder of files that are checked, by the process that made it.
+#: Name of a folder of files to check; it holds the id of the process that made it.
 _STAGE = re.compile(r"stage-(\d+)-")
 
 
 def validate(context: Context, stack: str, files: Sequence[UnitFile], generator: str) -> None:
-    """Run the installed Quadlet generator and systemd's own check over unit files.
+    """Check unit files with the installed Quadlet generator and with systemd-analyze.
 
-    The generator drops a unit it cannot read, some versions without a word: so the service of each
-    must appear in its output, and nothing may be said on the way.
+    The generator drops a unit that it cannot read, in some versions without a message. So each
+    service must appear in its output, and every unexpected message is a failure.
 
     Raises:
-        StackctlError: with the generator's or systemd's words.
+        StackctlError: with the messages of the generator or of systemd.
     """
     services = [render.service_name(file.name.removesuffix(".container")) for file in files]
     with _stage(context.paths.runtime, files) as folder:
@@ -72,7 +72,7 @@ def validate(context: Context, stack: str, files: Sequence[UnitFile], generator:
 def _stage(runtime: Path, files: Sequence[UnitFile]) -> Iterator[Path]:
     temporary = None
     try:
-        # Not below /tmp: nobody else can as much as look at it, wherever TMPDIR leads.
+        # A private folder, unlike /tmp or TMPDIR: no other user can read it.
         trust.private_folder(runtime)
         temporary = Path(tempfile.mkdtemp(prefix=f"stage-{os.getpid()}-", dir=runtime))
         folder = temporary / "units"
@@ -88,7 +88,7 @@ def _stage(runtime: Path, files: Sequence[UnitFile]) -> Iterator[Path]:
 
 
 def sweep(runtime: Path) -> None:
-    """Remove what a killed stackctl left of its checks."""
+    """Remove the folders of checks whose process was killed."""
     for folder in runtime.glob("stage-*"):
         match = _STAGE.match(folder.name)
         if match and not Path(f"/proc/{match[1]}").exists():
@@ -96,13 +96,13 @@ def sweep(runtime: Path) -> None:
 
 
 def _generated(output: str) -> dict[str, str]:
-    """The texts of the services in the generator's dry run, by name."""
+    """Return the texts of the services in the output of the generator's dry run, by name."""
     parts = re.split(r"^---(\S+)---$", output, flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def installed(context: Context, stack: str) -> tuple[UnitFile, ...]:
-    """The unit files of a stack as they are on disk; empty when it is not installed."""
+    """Return the unit files of a stack as they are on disk; empty if it is not installed."""
     folder = context.paths.unit_folder(stack)
     try:
         return tuple(
@@ -117,7 +117,7 @@ def installed(context: Context, stack: str) -> tuple[UnitFile, ...]:
 
 
 def installed_stacks(context: Context) -> tuple[str, ...]:
-    """Names of all stacks that have unit files."""
+    """Return the names of all stacks that have a folder of unit files."""
     try:
         return tuple(sorted(path.name for path in context.paths.units.iterdir() if path.is_dir()))
     except FileNotFoundError:
@@ -127,20 +127,20 @@ def installed_stacks(context: Context) -> tuple[str, ...]:
 
 
 def engine_file(stack: str, files: tuple[UnitFile, ...]) -> UnitFile | None:
-    """The file that holds the stack's engine, among those of its folder; its first slot's first."""
+    """Return the unit file of the stack's engine, the first slot's first; None without one."""
     by_name = {file.name: file for file in files}
     names = (render.file_name(unit) for unit in render.engine_names(stack))
     return next((by_name[name] for name in names if name in by_name), None)
 
 
 def add(context: Context, stack: str, files: tuple[UnitFile, ...]) -> None:
-    """Write files into the stack's folder, each atomically; have systemd read them."""
+    """Write files into the stack's folder, each atomically; reload systemd if any has changed."""
     if write(context, stack, files):
         context.systemd.daemon_reload()
 
 
 def write(context: Context, stack: str, files: tuple[UnitFile, ...]) -> bool:
-    """Write files into the stack's folder, each atomically; whether any was not so already."""
+    """Write files into the stack's folder, each atomically; return True if any has changed."""
     folder = context.paths.unit_folder(stack)
     changed = [file for file in files if _text(folder / file.name) != file.text]
     for file in changed:
@@ -149,7 +149,7 @@ def write(context: Context, stack: str, files: tuple[UnitFile, ...]) -> bool:
 
 
 def keep_only(context: Context, units: UnitSet) -> None:
-    """Have exactly these engine files in the stack's folder, and have systemd know them."""
+    """Write these engine files, remove the other slot's, and reload systemd if necessary."""
     changed = write(context, units.stack, units.files)
     wanted = {file.name for file in units.files}
     folder = context.paths.unit_folder(units.stack)
@@ -161,8 +161,10 @@ def keep_only(context: Context, units: UnitSet) -> None:
 
 
 def have_read(context: Context, service: str, *, changed: bool) -> None:
-    """Have systemd read the files of a service, if they were ``changed`` or it has not yet: who
-    wrote them may have been cut off before that."""
+    """Reload systemd if the files of a service have ``changed``, or are not loaded yet.
+
+    An earlier stackctl may have been interrupted between writing and reloading.
+    """
     if not changed:
         seen = context.systemd.show(service, "NeedDaemonReload", "LoadState")
         changed = seen.get("NeedDaemonReload") == "yes" or seen.get("LoadState") != "loaded"
@@ -178,9 +180,9 @@ def _text(path: Path) -> str | None:
 
 
 def remove(context: Context, stack: str) -> None:
-    """Remove the stack's files and empty folders, and have systemd forget it.
+    """Remove the stack's files and empty folders, and reload systemd.
 
-    Nothing is taken for done because the files are gone: who removed them may have been cut off.
+    Systemd is reloaded even if the files are gone: an earlier removal may have been interrupted.
     """
     folder = context.paths.unit_folder(stack)
     try:
@@ -188,7 +190,7 @@ def remove(context: Context, stack: str) -> None:
             shutil.rmtree(folder)
         with contextlib.suppress(OSError):
             folder.parent.rmdir()
-        # Else a power loss may bring back what the journal says is gone.
+        # Without this a power loss may bring back files that the journal records as removed.
         with contextlib.suppress(FileNotFoundError):
             sync_folder(folder.parent if folder.parent.exists() else folder.parent.parent)
     except OSError as error:
@@ -197,7 +199,11 @@ def remove(context: Context, stack: str) -> None:
 
 
 def assert_loaded(context: Context, units: UnitSet) -> None:
-    """A reload succeeds although a generator failed: make sure that systemd has this very unit."""
+    """Check that systemd has loaded this unit; a reload succeeds even if a generator failed.
+
+    Raises:
+        StackctlError: the unit is not loaded, or comes from another file.
+    """
     seen = context.systemd.show(units.service, "LoadState", "SourcePath", "NeedDaemonReload")
     expected = context.paths.unit_folder(units.stack) / units.files[0].name
     if seen.get("LoadState") != "loaded" or seen.get("NeedDaemonReload") == "yes":
@@ -213,7 +219,7 @@ def assert_loaded(context: Context, units: UnitSet) -> None:
 
 
 def refuse_foreign(context: Context, stack: str, service: str) -> None:
-    """Refuse a stack whose service name belongs to something else on this machine."""
+    """Raise StackctlError (exit 5) if another unit of this machine has the service's name."""
     seen = context.systemd.show(service, "LoadState", "SourcePath", "FragmentPath")
     ours = f"{context.paths.unit_folder(stack)}/"
     source = seen.get("SourcePath") or seen.get("FragmentPath", "")

@@ -35,10 +35,11 @@ from stackctl.values.profile import Overrides, Profile
 
 @dataclass(frozen=True)
 class Wish:
-    """What ``up`` was asked for besides the profile.
+    """Options of ``up``, ``switch`` or ``rollback`` besides the profile.
 
-    ``asked`` is what the command line said of it, and ``operation`` how the generation comes to be.
-    A plan that is refused gets alternatives from ``profiles``, where there are some.
+    ``asked`` holds the overrides of the command line, and ``operation`` the command that makes the
+    generation. ``fit`` resolves the profile again with more KEY=VALUE. If ``profiles`` are given, a
+    refused plan gets alternatives from them.
     """
 
     deadline_s: float | None = None
@@ -67,7 +68,7 @@ class Draft:
     door_image: str | None
 
     def generation(self, unit: str, port: int | None, number: int) -> Generation:
-        """Plan and render it for a slot and a private port (None without a front door)."""
+        """Return the generation, planned for a slot and a private port (None: no front door)."""
         host, inputs = self.basis.host, dataclasses.replace(self.inputs, engine_port=port)
         plan = solve(host=host, model=self.model, profile=self.profile, known=inputs)
         target = unit_target(self.basis.paths, host, plan, self.image.facts)
@@ -91,9 +92,13 @@ class Draft:
 def draft(
     context: Context, basis: PlanBasis, profile: Profile, wish: Wish, lesson: Learned | None
 ) -> Draft:
-    """Have model and image here, and the inputs of the plan.
+    """Check the model, pull the images if necessary, and return the inputs of the plan.
 
-    A plan that is refused is refused before gigabytes of an image are pulled.
+    A first plan without an image comes before the pull, so that a refusal costs no download.
+
+    Raises:
+        StackctlError: exit 5 if the plan is refused; another code if the model, an image or a GPU
+            cannot be used.
     """
     model = read_model(preflight.require_model(profile))
     inputs = plan_inputs.inputs_before_image(basis, profile, model, deadline_s=wish.deadline_s)
@@ -115,13 +120,13 @@ def draft(
 
 
 def _assumed_cuda(profile: Profile) -> str | None:
-    """Return the CUDA version of the engine's own image; None for images of others, of which
-    nothing is known before they are here."""
+    """Return the CUDA version of the engine's default image; None if the profile names an image,
+    whose version is unknown before the pull."""
     return DEFAULT_CUDA if profile.image is None else None
 
 
 def accept(context: Context, draft: Draft, plan: Plan) -> None:
-    """Report the plan with its warnings. Raises StackctlError for one that is refused."""
+    """Report the plan with its warnings. Raise StackctlError (exit 5 or 6) if it is refused."""
     require_viable(draft.basis, draft.profile, plan, draft.wish)
     if not draft.wish.force:
         cuda = draft.image.image.cuda or _assumed_cuda(draft.profile)
@@ -133,7 +138,7 @@ def accept(context: Context, draft: Draft, plan: Plan) -> None:
 
 
 def refused(plan: Plan) -> StackctlError:
-    """The error for a plan that does not fit or is not worth running: why, and what would be."""
+    """Return the error for a plan that does not fit or is not viable, with its alternatives."""
     return StackctlError(
         headline(plan),
         details=besides(plan),
@@ -145,7 +150,7 @@ def refused(plan: Plan) -> StackctlError:
 
 
 def require_viable(basis: PlanBasis, profile: Profile, plan: Plan, wish: Wish) -> None:
-    """Raise StackctlError (exit 5) for a plan that does not fit or is not worth running."""
+    """Raise StackctlError (exit 5) for a plan that does not fit or is not viable."""
     if is_refused(plan) and not wish.force:
         if wish.profiles is not None:
             plan = advised(basis, wish.profiles, profile, plan)

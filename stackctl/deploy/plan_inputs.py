@@ -26,11 +26,11 @@ from stackctl.values.profile import Profile
 
 @dataclass(frozen=True)
 class PlanBasis:
-    """The machine that plans are made for, and the records that it has of stacks and speeds.
+    """The machine that plans are made for, with its records of stacks and speeds.
 
-    ``claims`` are those of all stacks that can be read, ``binding`` those of them that a plan of
-    this user must respect. ``live`` is False for the facts of a file: nothing else is known of that
-    machine, and this one is not asked.
+    ``claims`` are the claims of all stacks whose units can be read, ``binding`` the claims among
+    them that a plan of this user must respect. ``live`` is False for a machine from a file of
+    facts: its records are unknown, and this machine is not read.
     """
 
     paths: Paths
@@ -43,7 +43,7 @@ class PlanBasis:
 
     @property
     def generations(self) -> Generations:
-        """The stored generations of the scope."""
+        """Return the stored generations of the scope."""
         return Generations(self.paths.state)
 
 
@@ -79,8 +79,8 @@ def inputs_before_image(
 ) -> Known:
     """Return the inputs of a plan whose image is not known yet.
 
-    Its options are those of the newest known dialect. Earlier starts of the model count with any
-    image.
+    The plan then uses the options of the newest known dialect, and the memory that earlier starts
+    of the model have shown with any image.
     """
     measured = seen.read(basis.generations, profile.stack, model) if basis.live else ()
     return Known(
@@ -108,9 +108,9 @@ def with_image(
         basis: the machine.
         inputs: the inputs without an image.
         profile: the profile that is planned.
-        model: its model.
-        image: the image; without facts nothing is known of earlier starts.
-        lesson: options that a failed start of just now asks for; None reads the stored ones.
+        model: the profile's model.
+        image: the image; without its facts no records of earlier starts are used.
+        lesson: options that help after a start that has just failed; None reads the stored ones.
 
     Raises:
         StackctlError: exit 2 or 6 for a placement that the machine cannot have.

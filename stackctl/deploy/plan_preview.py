@@ -1,4 +1,4 @@
-"""Plans without touching anything, and the alternatives where a plan is refused."""
+"""Plans without a deployment, and the alternatives to a refused plan."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class Planned:
 
 
 def preview(basis: PlanBasis, profiles: Profiles, profile: Profile, report: Report) -> Planned:
-    """Plan a profile; the verdict of a plan that is refused has alternatives.
+    """Plan a profile; a refused plan gets alternatives.
 
-    A model that is not here is planned by the facts that its hub gives.
+    A model that is not on this machine is planned by the metadata of its hub.
 
     Raises:
         StackctlError: the profile cannot be planned on this machine, or its model cannot be read.
@@ -57,7 +57,7 @@ def preview(basis: PlanBasis, profiles: Profiles, profile: Profile, report: Repo
 
 
 def advised(basis: PlanBasis, profiles: Profiles, profile: Profile, plan: Plan) -> Plan:
-    """Return a plan with alternatives from all profiles, if it is refused; else as it is."""
+    """Return a refused plan with alternatives from all profiles; any other plan unchanged."""
     if not is_refused(plan):
         return plan
     candidates, moved = _candidates(basis, profiles, plan)
@@ -66,7 +66,7 @@ def advised(basis: PlanBasis, profiles: Profiles, profile: Profile, plan: Plan) 
 
 
 def plan_profile(basis: PlanBasis, profile: Profile, model: Model) -> Planned:
-    """Plan a profile for a model, with the image that is here or would be pulled.
+    """Plan a profile for a model, with the local image or the image that would be pulled.
 
     Raises:
         StackctlError: as ``plan.solve.solve``.
@@ -105,7 +105,7 @@ def _read_model(basis: PlanBasis, profile: Profile, report: Report) -> Model:
 
 
 def _engine_port(basis: PlanBasis, profile: Profile) -> int:
-    """Return the port that the stack's engine has behind its front door, or a free one."""
+    """Return the engine's port behind the front door: that of the stack's claim, or a free port."""
     own = (claim.engine_port for claim in basis.claims if claim.stack == profile.stack)
     return next(filter(None, own), None) or engine_port.private_port(
         basis.machine, basis.generations, profile, basis.claims
@@ -117,8 +117,8 @@ def _candidates(
 ) -> tuple[list[Plan], list[str]]:
     """Plan all profiles that have a model, for this machine.
 
-    The best alternative is the same model on a GPU: profiles for that are planned with the refused
-    plan's model, if that is viable.
+    The best alternative is the same model on a GPU. So a GPU profile is planned with the refused
+    plan's model first, and with its own model only if that plan is not viable.
 
     Returns:
         The plans, and the names of the profiles that were planned with the refused plan's model.
@@ -141,7 +141,7 @@ def _candidates(
 
 
 def _with_model(own: Profile, refused: Plan) -> Profile | None:
-    """Return a GPU profile of the same engine with the refused plan's model; None for others."""
+    """Return a GPU profile of the same engine with the refused plan's model, else None."""
     on_gpu = own.engine == refused.engine and uses_gpu(own)
     suits = own.placement.cpu_experts is None or refused.model.experts
     if not on_gpu or not suits or own.model == refused.model.source:

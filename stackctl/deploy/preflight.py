@@ -1,4 +1,4 @@
-"""What must be true before anything is touched."""
+"""Checks before the machine is changed: tools, model files, ports, free memory."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from stackctl.values.profile import Profile
 
 
 def require_tools(host: Host) -> str:
-    """Podman, Quadlet, systemd and cgroup v2.
+    """Check that Podman, its Quadlet generator and cgroup v2 are there.
 
     Returns:
         The path of the Quadlet generator.
 
     Raises:
-        StackctlError: exit 6 with what is missing and how to get it.
+        StackctlError: exit 6 with the missing tool and the remedy.
     """
     tools = host.tools
     if tools.podman is None:
@@ -58,7 +58,7 @@ def require_tools(host: Host) -> str:
 
 
 def require_model(profile: Profile) -> str:
-    """The profile's model source. Raises StackctlError (exit 2) when it names none."""
+    """Return the profile's model source. Raise StackctlError (exit 2) if it names no model."""
     if profile.model is None:
         option = _here(find_engine(profile.engine).model_format)
         raise StackctlError(
@@ -70,7 +70,11 @@ def require_model(profile: Profile) -> str:
 
 
 def require_files(model: Model) -> None:
-    """Raise StackctlError (exit 1) for a model of which only facts are known."""
+    """Check that a model's files are on this machine, where its container sees them.
+
+    Raises:
+        StackctlError: exit 1 if only facts are known, or if a file lies outside the model's folder.
+    """
     if lost := model_mounts.outside(model, _all_files(model)):
         raise StackctlError(
             f"{lost} is a file of the model, and lies outside of its folder {model.folder}",
@@ -86,14 +90,14 @@ def require_files(model: Model) -> None:
 
 
 def _here(model_format: Literal["gguf", "safetensors"]) -> str:
-    """Return the option that names a model on this machine."""
+    """Return the option that names a local model, as an example."""
     if model_format == "safetensors":
         return "--model dir:/path/to/folder"
     return "--model file:/path/to/model.gguf"
 
 
 def _all_files(model: Model) -> list[str]:
-    """The real paths of a checkpoint's files: its weights, and what else the engine reads."""
+    """Return the real paths of all files in a checkpoint's folder; none for other models."""
     if model.folder is None:
         return []
     try:
@@ -104,8 +108,10 @@ def _all_files(model: Model) -> list[str]:
 
 
 def require_port(machine: Machine, port: int, remedy: str | None = None) -> None:
-    """Raise StackctlError (exit 1) naming who has the port; ``remedy`` is what helps, where that is
-    not another port."""
+    """Raise StackctlError (exit 1) with the process that listens on a port, if there is one.
+
+    ``remedy`` is the hint if another port is no help.
+    """
     if owner := ports.listener(machine, port):
         raise StackctlError(
             f"port {port} is taken by {owner}",
@@ -114,8 +120,10 @@ def require_port(machine: Machine, port: int, remedy: str | None = None) -> None
 
 
 def require_free_memory(host: Host, plan: Plan, old: Plan | None) -> None:
-    """Raise StackctlError (exit 5) when the memory the plan needs is not available right now, in
-    main memory or on a GPU. What the plan that runs now (``old``) holds counts as available."""
+    """Raise StackctlError (exit 5) if main memory or a GPU has less free memory than a plan needs.
+
+    The memory of the running plan that is stopped first (``old``) counts as free.
+    """
     main, gpus = _needs(plan)
     held_main, held_gpus = _needs(old) if old is not None else (0, {})
     available = host.memory.available_bytes
@@ -133,7 +141,7 @@ def require_free_memory(host: Host, plan: Plan, old: Plan | None) -> None:
 
 
 def _needs(plan: Plan) -> tuple[int, dict[str, int]]:
-    """Bytes of main memory, and of each GPU."""
+    """Return the bytes that a plan needs of main memory, and of each GPU by its index."""
     if not plan.placement.gpus:
         return plan.memory.total_bytes, {}
     main = plan.host_memory.total_bytes if plan.host_memory is not None else 0

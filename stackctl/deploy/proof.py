@@ -1,4 +1,4 @@
-"""What a new engine must show before it takes the place of another one."""
+"""Tests of a new engine before it replaces another one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ _SOAK_POLL_S = 0.25
 
 
 def require_answer(context: Context, generation: Generation) -> None:
-    """Health, model list and one completion, asked of the engine itself."""
+    """Check the engine's health, its model list and one completion, without its front door.
+
+    Raises:
+        DidNotStart: a check failed; ``kernel`` is set if the answer was not text.
+    """
     plan = generation.plan
     context.report.progress("answer", "asking for a completion")
     results = endpoint.check(
@@ -31,14 +35,18 @@ def require_answer(context: Context, generation: Generation) -> None:
     failed = next((result for result in results if result.status == "fail"), None)
     if failed is not None:
         error = _wrong(generation, failed)
-        # Wrong arithmetic gives such texts, and other kernels of the image may compute right.
+        # Wrong arithmetic shows as garbage; other kernels of the image may compute correctly.
         error.kernel = failed.code == "not-text"
         raise error
     context.report.step("answer", f"ok     {results[-1].actual}")
 
 
 def require_more(context: Context, generation: Generation) -> None:
-    """Ends of answers and streams, asked once clients are served."""
+    """Check the ends of answers and a stream, when clients are served already.
+
+    Raises:
+        DidNotStart: a check failed.
+    """
     plan = generation.plan
     context.report.progress("answer", "asking for a stream, and for answers that end early")
     asked = answer.Asked(
@@ -53,7 +61,11 @@ def require_more(context: Context, generation: Generation) -> None:
 
 
 def soak(context: Context, generation: Generation, seconds: float) -> None:
-    """Watch the new engine for a while: it must not die of its first real requests."""
+    """Watch the new engine for a while, because its first real requests may crash it.
+
+    Raises:
+        DidNotStart: the engine has ended or was restarted.
+    """
     started, since = time.monotonic(), time.time()
     engine = find_engine(generation.plan.engine)
     while (elapsed := time.monotonic() - started) < seconds:

@@ -1,4 +1,4 @@
-"""Removes old generations, and what engines compiled for images that none of the rest uses."""
+"""Removes old generations, and the compile caches of images that the others do not use."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def prune(context: Context, stack: str, *, keep: int, dry_run: bool) -> PruneRep
     """Remove all but the ``keep`` (1 or more) newest generations of a stack, and then the caches of
     images that no generation of any stack uses.
 
-    The installed one stays, and the one that a rollback goes back to. So does the newest, whatever
-    became of it: numbers are given once.
+    The installed generation and the target of a rollback stay. The newest stays even if it failed,
+    because each number is used only once.
 
     Raises:
-        StackctlError: exit 7 while another stackctl is at work, 1 when the user said no.
+        StackctlError: exit 7 while another stackctl is at work, 1 if the user declined.
     """
     with writer(context, f"prune {stack}", dry_run):
         chosen, unused = _choose(context, stack, keep, dry_run)
@@ -40,7 +40,7 @@ def prune(context: Context, stack: str, *, keep: int, dry_run: bool) -> PruneRep
 def _choose(
     context: Context, stack: str, keep: int, dry_run: bool
 ) -> tuple[PruneReport, tuple[str, ...]]:
-    """What goes and what stays, and the names of the caches that go."""
+    """Return the report of a prune, and the names of the caches to remove."""
     numbers = context.generations.numbers(stack)
     current = installed_number(context, stack)
     target = context.generations.to_go_back_to(stack, current)
@@ -59,7 +59,7 @@ def _choose(
 
 
 def _unused(context: Context, stack: str, removed: tuple[int, ...]) -> dict[str, int]:
-    """Caches of images that none of the generations uses that stay, with their bytes."""
+    """Return the caches of images that no remaining generation uses, with their bytes."""
     found = sweep.sizes(context.paths.compiles)
     store = context.generations
     for other in store.stacks() if found else ():
@@ -69,11 +69,11 @@ def _unused(context: Context, stack: str, removed: tuple[int, ...]) -> dict[str,
             try:
                 image = store.read(other, number).image_id
             except StackctlError as problem:
-                # It may use any of them.
+                # An unreadable generation may use any cache.
                 context.report.warn(f"compiled code stays: {problem.message}")
                 return {}
             found.pop(context.paths.compiled(image).name, None)
-    # Of what is installed the record may be lost.
+    # The record of an installed generation may be lost.
     stacks = install.installed_stacks(context)
     units = [file.text for other in stacks for file in install.installed(context, other)]
     return {name: size for name, size in found.items() if not any(name in text for text in units)}
@@ -87,7 +87,7 @@ def _question(chosen: PruneReport) -> str:
 
 
 def compiled(report: PruneReport) -> str:
-    """The caches of a report in words."""
+    """Return the removed caches of a report, as text."""
     images = "1 image" if report.caches == 1 else f"{report.caches} images"
     return f"the compiled code of {images} ({format_bytes(report.freed_bytes)})"
 

@@ -18,7 +18,7 @@ def done(
     generation: int | None = None,
     message: str | None = None,
 ) -> None:
-    """Add to the audit log. It happened all the same when that fails: then it is only told."""
+    """Add an entry to the audit log. A failure is only a warning: the operation is done."""
     entry = AuditEntry(
         when=now(),
         user=audit.user(),

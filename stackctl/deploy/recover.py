@@ -1,4 +1,4 @@
-"""Ends what a crash, a power loss or a kill left half done."""
+"""Completes or reverts changes that a crash, a power loss or a kill has interrupted."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from stackctl.values.transaction import Transaction
 
 
 def recover(context: Context) -> Transaction | None:
-    """Take the lock and end the change that is in the journal.
+    """Take the lock, and complete or revert the change in the journal.
 
     Returns:
-        What was ended; None when there was nothing to do.
+        That change; None if there was none.
 
     Raises:
-        DidNotStart: it is ended, but what should run does not come up.
-        StackctlError: exit 7 while another stackctl is at work, which is then no crash.
+        DidNotStart: the change has ended, but its generation does not come up.
+        StackctlError: exit 7 while another stackctl is at work: the change is then still running.
     """
-    # The file of a lock whose holder was killed says nothing any more: taking it removes it.
+    # A killed process leaves its lock file behind: taking the lock removes it.
     if not context.journal.open and not context.paths.lock.exists():
         return None
     with lock.exclusive(context.paths.lock, "recover"):
@@ -28,9 +28,10 @@ def recover(context: Context) -> Transaction | None:
 
 
 def recover_quietly(context: Context, *, must: bool) -> None:
-    """As every command begins: recover if there is something to, unless another one is at it.
+    """Recover at the start of a command, unless another stackctl is at work.
 
-    Without ``must`` a failure is only told: who looks at things must see them then above all.
+    Without ``must`` a failure is only a warning: commands that show the state must still work. An
+    engine that does not come up is always a warning.
     """
     try:
         recover(context)
@@ -43,7 +44,7 @@ def recover_quietly(context: Context, *, must: bool) -> None:
 
 
 def recover_first(context: Context) -> None:
-    """For who holds the lock and means to change something: what does not come up is only told."""
+    """Recover before a change, with the lock held; an engine that does not start is a warning."""
     try:
         recover_locked(context)
     except DidNotStart as error:
@@ -51,7 +52,7 @@ def recover_first(context: Context) -> None:
 
 
 def recover_locked(context: Context) -> Transaction | None:
-    """As ``recover``, for who holds the lock."""
+    """Recover as ``recover`` does, with the lock held."""
     change = context.journal.read()
     if change is None:
         return None
@@ -59,7 +60,7 @@ def recover_locked(context: Context) -> Transaction | None:
         f"{change.operation} of {change.stack} was cut off at the step '{change.step}': "
         + (f"ending it ({_goal(change)})" if change.committed else f"undoing it ({_goal(change)})")
     )
-    # Interrupted, it leaves the journal to the next command.
+    # If this is interrupted, the journal stays for the next command.
     try:
         problem = _settle_machine(context, change)
         record_end(context, change)
@@ -84,7 +85,7 @@ def recover_locked(context: Context) -> Transaction | None:
 
 
 def record_end(context: Context, change: Transaction) -> None:
-    """Store how the generations of a change ended that was cut off."""
+    """Store the outcomes of the generations of an interrupted change."""
     store, stack = context.generations, change.stack
     known = store.numbers(stack)
     if not change.committed:

@@ -1,4 +1,4 @@
-"""Starts that fail in a way whose remedy is known, and are tried once more with it."""
+"""A second attempt at a start that failed for a reason with a known remedy."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def with_other_kernels(
 ) -> T:
     """Attempt a start, and once more with other kernels if the engine's usual ones are at fault.
 
-    If that helps, the options are remembered for this image and GPU.
+    If that helps, the options are stored for this image and GPU.
 
     Raises:
-        StackctlError: of the last attempt; the machine is as it was before.
+        StackctlError: the error of the last attempt; the machine is as it was before.
     """
     try:
         return attempt(context, None)
@@ -42,12 +42,12 @@ def with_other_kernels(
 
 
 def agreed(context: Context) -> Context:
-    """For one more attempt at a change to which the user has agreed."""
+    """Return the context for another attempt at a change, which the user has already confirmed."""
     return dataclasses.replace(context, confirm=lambda _: True)
 
 
 def _lesson(context: Context, stack: str, error: DidNotStart) -> Learned | None:
-    """Return the options for the next attempt; None where none are known to help."""
+    """Return the options for the next attempt; None if no options are known to help."""
     failed = _newest(context, stack)
     if failed is None:
         return None

@@ -1,4 +1,4 @@
-"""A stack as it is on the machine: its unit, and the generation that is installed."""
+"""The present state of a stack: its unit, and its installed generation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from stackctl.values.unit import UnitFile
 
 @dataclass(frozen=True)
 class Before:
-    """A stack as it is: the file and unit of its engine, its generation, and its state."""
+    """A stack before a change: the file and unit of its engine, its generation, and its state.
+
+    Without a unit file, ``unit`` names an engine that still runs; None if there is none.
+    """
 
     file: UnitFile | None
     unit: str | None
@@ -23,25 +26,25 @@ class Before:
 
     @property
     def active(self) -> bool:
-        """Whether systemd has it up: it answered once."""
+        """Return True if systemd reports the unit as active: the engine has answered once."""
         return self.state == "active"
 
     @property
     def meant_to_run(self) -> bool:
-        """Whether it runs or is on its way there: undone, a change starts it again."""
+        """Return True if the engine runs or starts: a reverted change starts it again."""
         return self.state in ("active", "activating", "reloading")
 
     @property
     def stopped(self) -> bool:
-        """Whether nothing of it is there that a start could collide with."""
+        """Return True if no process of the engine can collide with a start."""
         return self.state in ("inactive", "failed")
 
 
 def look(context: Context, stack: str) -> Before:
-    """The stack as it is now.
+    """Return the present state of a stack.
 
     Raises:
-        StackctlError: it is installed, but nothing (readable) is known of it.
+        StackctlError: the stack is installed, but its generation has no readable record.
     """
     file = install.engine_file(stack, install.installed(context, stack))
     if file is None:
@@ -64,7 +67,7 @@ def look(context: Context, stack: str) -> Before:
 
 
 def _without_file(context: Context, stack: str) -> Before:
-    """A stack without a unit file: nothing, or an engine that runs on after somebody removed it."""
+    """Return the state without a unit file; an engine may still run after the file was removed."""
     ours = f"{context.paths.unit_folder(stack)}/"
     for unit in render.engine_names(stack):
         service = render.service_name(unit)
@@ -76,13 +79,13 @@ def _without_file(context: Context, stack: str) -> Before:
 
 
 def installed_number(context: Context, stack: str) -> int | None:
-    """The number of the generation whose units are installed; None when none is."""
+    """Return the number of the installed generation; None if there is none."""
     numbers = (render.generation_of(file.text) for file in install.installed(context, stack))
     return next((number for number in numbers if number is not None), None)
 
 
 def installed_generation(context: Context, stack: str) -> Generation:
-    """The stored generation whose units are installed. Raises StackctlError (exit 3) if none is."""
+    """Return the installed generation. Raise StackctlError (exit 3) if there is none."""
     if install.engine_file(stack, install.installed(context, stack)) is None:
         raise not_running(stack)
     found = look(context, stack).generation
@@ -92,10 +95,10 @@ def installed_generation(context: Context, stack: str) -> Generation:
 
 
 def newest(context: Context, stack: str) -> Generation:
-    """The generation that is installed, else the last one that served, else the last of all.
+    """Return the installed generation, else the last that served, else the last of all.
 
     Raises:
-        StackctlError: exit 4 when there is none.
+        StackctlError: exit 4 if the stack has no generation.
     """
     number = installed_number(context, stack)
     if number is not None:
@@ -116,6 +119,6 @@ def newest(context: Context, stack: str) -> Generation:
 
 
 def not_running(stack: str) -> StackctlError:
-    """The error for a stack that is not up."""
+    """Return the error (exit 3) for a stack that is not up."""
     code = ExitCode.NOT_RUNNING
     return StackctlError(f"{stack} is not up", hint="stackctl up PROFILE", exit_code=code)

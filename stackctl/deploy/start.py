@@ -1,4 +1,4 @@
-"""Starts a unit and follows it until it is ready, has failed, or takes too long."""
+"""Starts a unit and follows it until it is ready, has failed, or exceeds its deadline."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from stackctl.units.render import log_identifier
 from stackctl.values.generation import Fact, Generation
 
 _LEAST_POLL_S, _MOST_POLL_S = 0.05, 0.5
-#: How often the log is read for what the engine does.
+#: Seconds between two readings of the log for the engine's phase.
 _PHASE_S = 0.5
 _SHOWN_LINES = 8
-#: How long to look for the cause of a failure before telling only what is known: with some lines of
-#: the engine, and with none, which on a busy machine means that they are still to come.
+#: Seconds to search the log for the cause of a failure, if it has lines of the engine and if it has
+#: none: on a busy machine they come late.
 _JOURNAL_S, _SILENT_JOURNAL_S = 2, 8
-#: Progress gives a start at least so many seconds more, up to systemd's ceiling.
+#: After progress a start may take at least so many seconds more, up to systemd's ceiling.
 _STEP_S = 300
-#: An engine whose log says that it is dead has so long to end by itself, and to say why.
+#: Seconds for a dead engine to end by itself and to log the reason.
 _DYING_S = 10
-#: A traceback for each of an engine's processes, and all that they say when they end.
+#: Enough for a traceback of each process of an engine, and for their last messages.
 _LOG_LINES = 3000
 
-#: systemd's result of a service, in words. The engine's own log comes first where it says more.
+#: systemd's results of a service, as text. A cause in the engine's log takes precedence.
 _RESULTS = {
     "timeout": "it was not ready within systemd's time limit",
     "oom-kill": "the kernel killed it: out of memory",
@@ -50,8 +50,11 @@ _STATUS = {125: "Podman could not start the container", 126: "the engine cannot 
 
 @dataclass(frozen=True)
 class Start:
-    """A start that was asked for: when, on the wall clock and on the monotonic one (seconds), and
-    systemd's run of the unit before it (None: whatever runs is ours)."""
+    """A start that systemd was asked for.
+
+    ``since`` is its time in seconds on the wall clock, ``began`` on the monotonic clock. ``before``
+    is the invocation id of the previous run after a restart; None if any run belongs to this start.
+    """
 
     since: float
     began: float
@@ -59,8 +62,10 @@ class Start:
 
 
 def begin(context: Context, generation: Generation, *, restart: bool = False) -> Start:
-    """Ask systemd to start the generation's service; with ``restart`` one that runs is stopped
-    first, in the same job of systemd's."""
+    """Ask systemd to start the generation's service, and return without waiting.
+
+    With ``restart`` systemd stops a running service first, in the same job.
+    """
     service = generation.units.service
     # An earlier start of this generation may have failed for another reason.
     since, began = time.time(), time.monotonic()
@@ -82,17 +87,17 @@ def wait(
     active: bool,
     answered: bool = False,
 ) -> float:
-    """Wait until the engine of a start answers, and with ``active`` until systemd knows it as well.
+    """Wait until the engine answers, and with ``active`` also until its unit is active.
 
-    Podman looks at the engine once a second before it tells systemd, so who answers is often not
-    active yet. Before Podman 4.6 it is the other way round: active long before it answers.
-    ``answered``: it has answered before, so a failure is not one of its start.
+    Podman checks the engine's health once a second before it notifies systemd, so the engine often
+    answers before its unit is active. Before Podman 4.6 the unit is active long before the engine
+    answers. With ``answered`` a failure is not reported as one of the start.
 
     Returns:
-        Seconds since the start.
+        The seconds since the start.
 
     Raises:
-        DidNotStart: the cause in one line, the end of the engine's log, what to do.
+        DidNotStart: with the cause in one line, the end of the engine's log and the remedy.
     """
     plan, service = generation.plan, generation.units.service
     engine, port = find_engine(plan.engine), plan.listens
@@ -101,7 +106,7 @@ def wait(
     while True:
         state = context.systemd.state(service)
         elapsed = time.monotonic() - start.began
-        # What systemd says of the run before this one is not about us.
+        # The state may still be that of the previous run.
         begun = start.before is None or state.invocation != start.before
         if begun and state.has_failed:
             raise explain(context, generation, engine, state, start.since, answered=answered)
@@ -115,30 +120,30 @@ def wait(
         if elapsed > watch.deadline_s:
             raise _too_late(context, generation, engine, watch.deadline_s, start.since)
         if watch.dead_s is not None and elapsed > watch.dead_s + _DYING_S:
-            # Its parent still answers systemd, and may do so for hours.
+            # Its parent process may run on for hours, so systemd sees no failure.
             raise explain(context, generation, engine, state, start.since, answered=answered)
         if time.monotonic() - asked >= _PHASE_S:
             asked = time.monotonic()
             phase = _look(context, generation, engine, start.since, watch, elapsed)
             context.report.progress("start", phase, elapsed_s=elapsed)
-        # Of a start that takes long a little more is not noticed.
+        # The longer a start takes, the less a late notice of its end matters.
         time.sleep(min(_MOST_POLL_S, max(_LEAST_POLL_S, elapsed / 50)))
 
 
 def start_and_wait(
     context: Context, generation: Generation, *, deadline_s: float, restart: bool = False
 ) -> float:
-    """``begin``, then ``wait`` until it answers and is active."""
+    """Start the service, wait until its engine answers and is active, and return the seconds."""
     start = begin(context, generation, restart=restart)
     return wait(context, generation, start, deadline_s=deadline_s, active=True)
 
 
 @dataclass
 class _Watch:
-    """What was seen of a start: its phases, the time it has, and since when its engine is dead.
+    """Progress of a start: its phases, its deadline, and the time when its engine was found dead.
 
-    Only what an engine that hangs cannot give counts as progress: a phase, or a percentage of one,
-    that was not seen before. It may well go on computing, and complaining in its log.
+    All times are seconds since the start. Only a new phase, or a new percentage of a phase, counts
+    as progress: an engine that hangs may go on computing and logging.
     """
 
     deadline_s: float
@@ -147,14 +152,14 @@ class _Watch:
     dead_s: float | None = None
 
     def saw(self, phase: str, elapsed: float) -> None:
-        """Note a phase; a new one gives the start more time."""
+        """Record a phase; a new one extends the deadline."""
         if phase not in self.phases:
             self.phases.add(phase)
             self.deadline_s = max(self.deadline_s, elapsed + self.step_s)
 
 
 def _asked_for(generation: Generation) -> bool:
-    """Whether the user said how long the start may take: that is then all it gets."""
+    """Return True if the user set the deadline, which progress then does not extend."""
     decisions = generation.plan.decisions
     return any(d.field == "start-deadline" and d.source == "override" for d in decisions)
 
@@ -167,7 +172,7 @@ def _look(
     watch: _Watch,
     elapsed: float,
 ) -> str:
-    """What the engine does now."""
+    """Return the phase of the engine as text, and record the phases in its log."""
     alive = endpoint.liveness(generation.plan.listens, engine.health_path, timeout_s=1)
     if alive == "ready":
         return "answering, waiting for systemd"
@@ -190,7 +195,7 @@ def _log(
 
 
 def said(context: Context, generation: Generation, since: float) -> tuple[Fact, ...]:
-    """What an engine told of itself in the log of a start, and over HTTP."""
+    """Return the facts that an engine reports over HTTP and in the log since its start."""
     engine = find_engine(generation.plan.engine)
     facts = engine.said(_log(context, generation, since))
     return (*endpoint.report(generation.plan.listens, engine.reports), *facts)
@@ -205,14 +210,14 @@ def explain(
     *,
     answered: bool = False,
 ) -> DidNotStart:
-    """Why a service failed: from the engine's log where it is known, else from systemd's result.
+    """Return the error of a failed service, with the cause from its log or systemd's result.
 
-    ``since`` is the time of its start. ``answered``: it had started, and failed after its first
-    answer.
+    ``since`` is the time of its start on the wall clock. With ``answered`` the service failed after
+    its first answer.
     """
     asked = time.monotonic()
     lines = _log(context, generation, since)
-    # The journal is written a little later than the state changes.
+    # The lines reach the journal a little after the state has changed.
     while (known := gpu.failure(lines) or engine.failure(lines)) is None:
         if time.monotonic() - asked > (_JOURNAL_S if lines else _SILENT_JOURNAL_S):
             break
@@ -227,7 +232,7 @@ def explain(
 
 
 def cause_of(known: Failure | None, state: UnitState) -> str:
-    """Why a service ended, in words: what its engine's log told, else what systemd saw of it."""
+    """Return the reason why a service ended: its engine's log, else its exit status or result."""
     status = state.exit_status
     return (
         (known.cause if known else None)

@@ -1,4 +1,4 @@
-"""Models as deployments see them: on this machine, and what they were when they were hashed."""
+"""Checks of models before a deployment: their files are here, and unchanged since hashed."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from stackctl.values.stored import StoredModel
 
 
 def manifest(context: Context) -> Manifest:
-    """The records of this scope."""
+    """Return the records of models in this scope."""
     return Manifest(context.paths.state)
 
 
 def telling(context: Context, what: str = "") -> Tell:
-    """Progress of a download or of hashing, for people."""
+    """Return a function that reports the progress of a download or of hashing, after ``what``."""
     start: list[float] = []
 
     def tell(progress: Progress) -> None:
@@ -36,11 +36,11 @@ def telling(context: Context, what: str = "") -> Tell:
 
 
 def require_verified(context: Context, model: Model) -> None:
-    """Tell what model is used. Its files must be here, and what they were.
+    """Check that a model's files are on this machine and unchanged, and report the model.
 
     Raises:
-        StackctlError: exit 1 for one of which only facts are known, and for a file that has
-            changed since it was fetched or imported, with its name.
+        StackctlError: exit 1 if only facts of the model are known, or with the name of a file that
+            has changed since it was fetched or imported.
     """
     preflight.require_files(model)
     known = require_unchanged(context, model)
@@ -49,15 +49,15 @@ def require_verified(context: Context, model: Model) -> None:
 
 
 def require_unchanged(context: Context, model: Model) -> bool:
-    """Insist on a model's files; whether it is known what they were."""
+    """Check that a model's files are unchanged; return False if there is no record of them."""
     return manifest(context).check(model, telling(context, "hashing ")) is not None
 
 
 def is_here(context: Context, source: str) -> bool:
-    """Whether a model of the hub is in the store, whole.
+    """Return True if all files of a model are in the store, or its source needs no download.
 
     Raises:
-        StackctlError: a file of it has changed since it was fetched, named.
+        StackctlError: with the name of a file that has changed since it was fetched.
     """
     if parse_remote(source) is None:
         return True

@@ -1,4 +1,4 @@
-"""``switch`` and ``rollback``: other ways to say which generation comes next."""
+"""``switch`` and ``rollback``: deploy another objective or profile, or an earlier generation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from stackctl.values.profile import Objective, Overrides, Profile
 
 
 def stack_of(context: Context, word: str, profiles: Profiles) -> str | None:
-    """The stack that a profile runs under, if it is one that is up; None leaves it to the user."""
+    """Return the stack of a profile if it is installed; None if not, or for an objective."""
     if word in get_args(Objective):
         return None
     stack = profiles.resolve(word, Overrides()).stack
@@ -39,20 +39,20 @@ def stack_of(context: Context, word: str, profiles: Profiles) -> str | None:
 
 
 def resolve(current: Generation, word: str, profiles: Profiles) -> tuple[Profile, Overrides]:
-    """The profile that a word names for a running stack: an objective, or a profile of that stack.
+    """Return the profile, with its overrides, that an objective or a name means for a stack.
 
-    What ``up`` was told besides (--model, --set) stays, as far as the profile has no word in it;
-    and so does the stack, also where the profile's ``stack`` was edited since.
+    The overrides of ``up`` stay; --model only if the new profile names no other model. The name of
+    the stack stays even if the key ``stack`` of the profile has been edited since.
 
     Raises:
-        StackctlError: exit 4 for no such profile, exit 2 for one of another stack.
+        StackctlError: exit 4 for an unknown profile, exit 2 for a profile of another stack.
     """
     asked, stack, named = current.asked, current.stack, _profile_name(current)
     if word in get_args(Objective):
         wanted = msgspec.structs.replace(asked, objective=word)
         return _of_stack(stack, named, wanted, profiles)
     own, present = profiles.resolve(word, Overrides()), profiles.resolve(named, Overrides())
-    # A profile that names another model is about that model; else the one that was given stays.
+    # A profile with another model is meant for that model; otherwise the model of --model stays.
     model = asked.model if own.model in (None, present.model) else None
     wanted = Overrides(sets=asked.sets, model=model, name=asked.name)
     if own.stack not in (stack, present.stack):
@@ -68,7 +68,7 @@ def resolve(current: Generation, word: str, profiles: Profiles) -> tuple[Profile
 def _of_stack(
     stack: str, word: str, wanted: Overrides, profiles: Profiles
 ) -> tuple[Profile, Overrides]:
-    """A profile for this stack, whatever it calls its own: another name would be a second one."""
+    """Return a profile under the name of this stack: another name would make a second stack."""
     profile = profiles.resolve(word, wanted)
     if profile.stack != stack:
         wanted = msgspec.structs.replace(wanted, name=stack)
@@ -77,7 +77,7 @@ def _of_stack(
 
 
 def _profile_name(generation: Generation) -> str:
-    """The profile as it was named: one given by its path is found by it again."""
+    """Return the name or the path by which the generation's profile was given."""
     files = generation.profile.files if generation.profile is not None else ()
     if files and Path(files[0]).is_file():
         return files[0] if "/" in generation.plan.profile else generation.plan.profile
@@ -93,10 +93,10 @@ def switch(
     *,
     auto_fit: bool = False,
 ) -> UpResult:
-    """Serve a stack by another objective or profile.
+    """Serve a stack with another objective or profile.
 
     Raises:
-        StackctlError: exit 3 when the stack is not up; else as ``up`` does.
+        StackctlError: exit 3 if the stack is not up; else as ``up``.
     """
     current = installed_generation(context, stack)
     profile, asked = resolve(current, word, profiles)
@@ -114,12 +114,12 @@ def switch(
 
 
 def rollback(context: Context, stack: str, number: int | None, wish: Wish) -> UpResult:
-    """Reinstall the stored text of a generation, as a new one; nothing is planned again.
+    """Deploy the stored text of a generation as a new generation; nothing is planned again.
 
-    Without a number: the last one before the present that was ready.
+    Without a number take the last generation before the present one that was ready.
 
     Raises:
-        StackctlError: exit 4 when there is none, exit 6 when its image or model is gone.
+        StackctlError: exit 4 if there is none, exit 6 if its image or model is gone.
     """
     with writer(context, f"rollback {stack}", wish.dry_run):
         context.systemd.require()
@@ -152,7 +152,7 @@ def _target(context: Context, stack: str, number: int | None, before: Before) ->
 
 
 def _require_there(target: Generation) -> None:
-    """What a stored unit needs must still be there: its image and its model."""
+    """Raise StackctlError (exit 6) if the model or an image of a stored generation is gone."""
     for file in target.plan.model.files:
         path = Path(file.path)
         if not path.is_file() or path.stat().st_size != file.bytes:

@@ -1,4 +1,4 @@
-"""How a generation takes over from the one before it: where, in which order, at what cost."""
+"""The takeover from an old generation: slot, order of stop and start, ports and memory."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ from stackctl.values.plan import Decision, Plan, Scalar
 
 
 def other_slot(stack: str, unit: str | None) -> str:
-    """The slot in which no engine is."""
+    """Return the name of the free slot of a stack."""
     return next(name for name in render.engine_names(stack) if name != unit)
 
 
 def same(new: Generation, before: Before) -> bool:
-    """Whether a generation says the same as the one that is installed."""
+    """Return True if a generation has the same unit and front door as the installed one.
+
+    Number, slot, time limits and claimed memory may differ.
+    """
     old = before.generation
     if old is None or before.file is None:
         return False
@@ -39,9 +42,10 @@ def same(new: Generation, before: Before) -> bool:
 
 
 def choose(context: Context, new: Generation, before: Before, host: Host) -> Decision | None:
-    """In which order the two are stopped and started; None when nothing is there to replace.
+    """Return the decision to run both side by side or to stop the old one first.
 
-    Side by side needs a front door on both, and memory for both engines at once.
+    Side by side needs front doors on both, and memory for both engines at once. None if no old
+    engine runs.
     """
     old = before.generation
     if old is None or before.stopped:
@@ -50,7 +54,7 @@ def choose(context: Context, new: Generation, before: Before, host: Host) -> Dec
         why = "no front door: requests fail meanwhile"
         return _decision("stop first", why)
     if old.plan.listens == new.plan.listens:
-        # Stored text that is installed again, over the same that was changed or does not answer.
+        # A rollback keeps its port, so it may get the port of the generation that is installed.
         return _decision("stop first", f"both want port {new.plan.listens}")
     declared = (*ledger.others(claims.declared(context.machine, context.paths), new.stack),
                 claim_of(old.plan))  # fmt: skip
@@ -73,7 +77,7 @@ def _decision(value: str, reason: str) -> Decision:
 
 
 def _needs(plan: Plan, host: Host, declared: Sequence[Claim]) -> list[tuple[int, int | None]]:
-    """What a plan takes of each pool, and what the others leave of it."""
+    """Return the bytes that a plan needs of each pool, and the limit that other claims leave."""
     main = memory.memory_limit(host, plan.placement, declared).bytes
     if not plan.placement.gpus:
         return [(plan.memory.total_bytes, main)]
@@ -86,10 +90,10 @@ def _needs(plan: Plan, host: Host, declared: Sequence[Claim]) -> list[tuple[int,
 def require_room(
     context: Context, host: Host, new: Generation, before: Before, *, force: bool
 ) -> None:
-    """Ports and free memory as they are now; what the old engine holds and gives up counts as free.
+    """Check that ports and memory are free; those that the old engine gives up count as free.
 
     Raises:
-        StackctlError: exit 1 for a port that is taken, exit 5 for memory.
+        StackctlError: exit 1 for a taken port, exit 5 for memory.
     """
     old = before.generation if not before.stopped else None
     held = {old.plan.port, old.plan.engine_port} if old else set()
@@ -117,8 +121,8 @@ def require_room(
 
 
 def tell(context: Context, old: Generation, new: Generation) -> None:
-    """Show what changes, and what that does to requests."""
-    # Clients ask at the profile's port: the engine's own one does not concern them.
+    """Report the changes of the plan, and their effect on requests."""
+    # Clients use the profile's port; the engine's private port is of no interest.
     hidden = {"start-deadline"}
     if old.plan.port == new.plan.port:
         hidden |= {find_engine(one.plan.engine).port_option for one in (old, new)}

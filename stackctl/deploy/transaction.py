@@ -1,4 +1,4 @@
-"""What ``up``, ``restart`` and ``down`` do: from a profile to a stack that serves, and back."""
+"""The transactions ``up``, ``restart`` and ``down``."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ from stackctl.values.unit import UnitSet
 
 @dataclass(frozen=True)
 class UpResult:
-    """What ``up`` did. Without ``generation`` nothing was (dry run)."""
+    """The result of ``up``; ``generation`` is None if nothing was deployed (dry run)."""
 
     change: Literal["started", "unchanged", "none"]
     plan: Plan
@@ -58,9 +58,9 @@ class UpResult:
 
 
 def up(context: Context, profile: Profile, wish: Wish) -> UpResult:
-    """Plan, validate, install, start and check one stack, in place of what runs under its name.
+    """Plan, validate, install, start and check one stack, which replaces its present generation.
 
-    What fails for a reason whose remedy the engine named, or is known, is tried once more.
+    A start that fails for a reason with a known remedy is attempted once more, with that remedy.
 
     Raises:
         StackctlError: with its exit code; the machine is then as it was before.
@@ -86,13 +86,13 @@ def up(context: Context, profile: Profile, wish: Wish) -> UpResult:
 
 
 def _up(context: Context, profile: Profile, wish: Wish, lesson: Learned | None) -> UpResult:
-    """Make one attempt, with a lesson of the one before; the lock is held."""
+    """Make one attempt, with the options learned from the previous one; the lock is held."""
     context.systemd.require()
     basis = plan_inputs.read_basis(context.paths, context.machine)
     generator, store = preflight.require_tools(basis.host), context.generations
     new_draft = draft(context, basis, profile, wish, lesson)
     before = _without_orphan(context, profile.stack, wish)
-    # First as it would be in the place of the running one, to see whether anything changes.
+    # First with the slot and port of the running generation, to detect that nothing changes.
     number = max((0, *store.numbers(profile.stack))) + 1
     old, free = before.generation, None
     if new_draft.door_image is not None:
@@ -110,7 +110,7 @@ def _up(context: Context, profile: Profile, wish: Wish, lesson: Learned | None) 
 
 
 def _without_orphan(context: Context, stack: str, wish: Wish) -> Before:
-    """Return the stack as it is, once an engine that runs without its unit file is stopped."""
+    """Return the state of the stack, after stopping an engine that runs without its unit file."""
     before = stack_state.look(context, stack)
     if before.file is None and before.unit is not None and not wish.dry_run:
         context.report.warn(f"{before.unit} runs without its unit file: it is stopped")
@@ -120,7 +120,7 @@ def _without_orphan(context: Context, stack: str, wish: Wish) -> Before:
 
 
 def unchanged(context: Context, new: Generation, before: Before, wish: Wish) -> Generation | None:
-    """Return the generation that serves, if the new one is the same; its front door is applied."""
+    """Return the generation that serves if the new one equals it, else None; apply its door."""
     current = before.generation
     if current is None or not takeover.same(new, before) or not change.serves(context, current):
         return None
@@ -132,7 +132,7 @@ def unchanged(context: Context, new: Generation, before: Before, wish: Wish) -> 
 def replace(
     context: Context, new: Generation, before: Before, host: Host, wish: Wish, generator: str
 ) -> Generation | None:
-    """Check all that can be checked, say what changes, ask, and put the new generation in place.
+    """Run all checks, report the changes, ask the user, and deploy the new generation.
 
     Returns:
         The generation, ready; None for a dry run.
@@ -158,11 +158,12 @@ def replace(
 
 
 def down(context: Context, stack: str) -> None:
-    """Stop a stack and remove its units. Raises StackctlError (exit 3) when it is not there."""
+    """Stop a stack and remove its units. Raise StackctlError (exit 3) if it is not up."""
     with lock.exclusive(context.paths.lock, f"down {stack}"):
         files = install.installed(context, stack)
         cut_off = context.journal.read()
-        # A change of this stack needs not be ended first: be it that it never can be.
+        # An interrupted change of this stack is not recovered first, because that may be
+        # impossible, and its result is removed anyway.
         if cut_off is None or cut_off.stack != stack or not files:
             recover_first(context)
             cut_off = None
@@ -185,7 +186,7 @@ def down(context: Context, stack: str) -> None:
             try:
                 context.journal.write(step)
             except StackctlError as problem:
-                # A full disk is no reason to keep it running.
+                # A full disk must not prevent the stop.
                 context.report.warn(f"should this be cut off, call it again: {problem.message}")
             change.converge(context, stack, None, running=False)
             try:
@@ -195,20 +196,20 @@ def down(context: Context, stack: str) -> None:
                     generation = context.generations.read(stack, number)
                     context.generations.finish(generation, "stopped")
             except StackctlError as problem:
-                # It is down, which is what was asked for.
+                # The stack is down, so the command has succeeded.
                 context.report.warn(f"not recorded: {problem.message}")
             context.journal.clear()
             record.done(context, "down", stack, generation=number)
 
 
 def restart(context: Context, stack: str, patience: Patience) -> Generation:
-    """Restart a stack as it is installed, and wait until it answers.
+    """Restart the installed generation of a stack, and wait until it answers.
 
-    With a front door running requests end first and new ones wait.
+    With a front door, running requests end first and new ones wait.
 
     Raises:
-        StackctlError: exit 3 when it is not up; exit 6, with nothing stopped, when it would not get
-            its GPU again; 1 when it does not come back.
+        StackctlError: exit 3 if the stack is not up; exit 6, before anything is stopped, if it
+            would not get its GPU again; 1 if it does not come up again.
     """
     with writer(context, f"restart {stack}"):
         generation = installed_generation(context, stack)
@@ -252,9 +253,10 @@ def restart(context: Context, stack: str, patience: Patience) -> Generation:
 
 
 def _reopen(context: Context, generation: Generation) -> StackctlError | None:
-    """Open the front door after a restart, whatever came of that; why it stays shut.
+    """Open the front door after a restart, even if that failed; return the error if it stays shut.
 
-    What does not come up is systemd's to try again. Anything else stays in the journal.
+    If the door does not start, systemd goes on with its restarts. After any other error the change
+    stays in the journal.
     """
     problem: StackctlError | None = None
     with ignore_signals():
@@ -273,7 +275,7 @@ def _reopen(context: Context, generation: Generation) -> StackctlError | None:
 
 @contextlib.contextmanager
 def writer(context: Context, purpose: str, dry_run: bool = False) -> Iterator[None]:
-    """The scope's lock, with nothing left of earlier changes; a dry run needs neither."""
+    """Hold the lock of the scope after recovering earlier changes; a dry run needs neither."""
     if dry_run:
         yield
         return

@@ -1,4 +1,4 @@
-"""The target that the units of a plan are rendered for, by a deployment and by ``render`` alike."""
+"""The target for the units of a plan, the same for a deployment and for ``render``."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def unit_target(paths: Paths, host: Host, plan: Plan, facts: EngineFacts | None)
     Args:
         paths: folders of the scope that the units belong to.
         host: the machine; its Podman decides which keys a unit may use.
-        plan: the plan, whose image is the one that the unit runs.
+        plan: the plan; the unit runs its image.
         facts: the facts of that image. With None the image is assumed to start as published images
-            do, or as images that are built here, and its cache gets a folder of that name.
+            or images built here do, and ``IMAGE`` stands for its id in the path of the cache.
     """
     if facts is not None:
         program, entrypoint, image_id = facts.program, facts.entrypoint, facts.image_id
@@ -43,11 +43,10 @@ def unit_target(paths: Paths, host: Host, plan: Plan, facts: EngineFacts | None)
 
 
 def starting(engine: Engine, entrypoint: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
-    """Return the words before the engine's arguments, and the entry point that replaces the image's
-    own.
+    """Return the words before the engine's arguments, and the entry point to set (None: none).
 
-    An entry point of several words, such as "PROGRAM serve", holds a part of the arguments: it is
-    replaced by its first word.
+    An entry point of several words, such as "PROGRAM serve", holds a part of the arguments, so its
+    first word replaces it.
     """
     if not entrypoint:
         return (engine.program,), None
@@ -55,6 +54,6 @@ def starting(engine: Engine, entrypoint: Sequence[str]) -> tuple[tuple[str, ...]
 
 
 def _assumed_start(engine: Engine, image: str) -> tuple[tuple[str, ...], str | None]:
-    """Images built here have no entry point; all others are assumed to have the published one."""
+    """Return ``starting`` of an image without facts: one built here has no entry point."""
     local = image in (engine.local_image, engine.cpu_image)
     return starting(engine, () if local else engine.published_entrypoint)
