@@ -2,13 +2,15 @@
 
     python3 client.py URL SECONDS THREADS [TOKENS]
 
-Each request is a new connection. The last line is JSON: how many were answered, the failures, and
-the longest wait; an answer is whole when it is JSON with the tokens that were asked for.
+It ends after SECONDS, or at SIGTERM, with the requests that run then. Each request is a new
+connection. The last line is JSON: how many were answered, the failures, and the longest wait. An
+answer is whole when it is JSON with the tokens that were asked for.
 """
 
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import threading
 import time
@@ -62,8 +64,13 @@ class Client:
             if failure is not None:
                 time.sleep(0.05)
 
+    def stop(self, *_: object) -> None:
+        """Begin no further request."""
+        self.end = 0.0
+
     def run(self, threads: int) -> None:
-        """Ask with that many threads, then tell."""
+        """Ask with that many threads, then print the result."""
+        signal.signal(signal.SIGTERM, self.stop)
         crowd = [threading.Thread(target=self.ask) for _ in range(threads)]
         for one in crowd:
             one.start()

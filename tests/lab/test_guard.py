@@ -200,7 +200,7 @@ def test_status_names_what_was_changed_by_hand(seat: Seat, tiny: str) -> None:
         f"{file} was changed by hand",
         "the running engine's arguments are not the plan's: --ctx-size 1024 instead of 2048",
     ]
-    seat.stackctl(*UP, tiny, "--yes")
+    seat.stackctl(*UP, tiny, "--yes", "--soak", "0s")
     now = status(seat)
     assert now["drift"] == []
     # Another slot, another file.
@@ -251,7 +251,8 @@ def test_the_timer(unguarded: Seat, tiny: str) -> None:
     assert told not in seat.stackctl(*UP, tiny).stderr
     assert seat.stackctl("guard", "--remove").stdout == "guarding no more\n"
     # Not said again where it is known.
-    assert told not in seat.stackctl(*UP, tiny, "--set", "engine_args.cache-ram=64", "--yes").stderr
+    words = ("--set", "engine_args.cache-ram=64", "--yes", "--soak", "0s")
+    assert told not in seat.stackctl(*UP, tiny, *words).stderr
     assert seat.stackctl("guard", "--remove").stdout == "there was no guard\n"
     seen = look.unit_properties(seat, "LoadState", unit=units[1])
     assert seen == {"LoadState": "not-found"}

@@ -10,7 +10,7 @@ import pytest
 from . import look
 from .conftest import Seat
 
-UP = ("up", "cpu-latency", "-y", "--model")
+UP = ("up", "cpu-latency", "-y", "--soak", "0s", "--model")
 BROKEN = ("--set", "engine_args.load-mode=nonsense")
 
 

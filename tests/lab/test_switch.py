@@ -34,16 +34,17 @@ def needs_a_door(lab: Lab) -> None:
 class Load:
     """A client at work in the lab."""
 
-    def __init__(self, seat: Seat, seconds: float, threads: int = 2) -> None:
-        """Ask the stack's endpoint for that long."""
+    def __init__(self, seat: Seat, threads: int = 2) -> None:
+        """Ask the stack's endpoint until the result is wanted."""
         look.put(seat.lab, "/srv/client.py", (HERE / "client.py").read_bytes())
-        words = ["python3", "/srv/client.py", f"http://127.0.0.1:{look.PORT}", str(seconds)]
+        words = ["python3", "/srv/client.py", f"http://127.0.0.1:{look.PORT}", "300"]
         self.process = seat.lab.spawn([*words, str(threads)], user=seat.user)
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == "asking\n"
 
     def result(self) -> dict[str, Any]:
-        """What became of the requests, once all are answered."""
+        """Ask no more; return the outcome of the requests, once all are answered."""
+        self.process.terminate()
         out, err = self.process.communicate(timeout=240)
         assert self.process.returncode == 0, err
         found: dict[str, Any] = json.loads(out.splitlines()[-1])
@@ -52,9 +53,9 @@ class Load:
 
 
 @contextlib.contextmanager
-def load(seat: Seat, seconds: float) -> Iterator[Load]:
+def load(seat: Seat) -> Iterator[Load]:
     """A client that ends with the block, whatever happens in it."""
-    client = Load(seat, seconds)
+    client = Load(seat)
     try:
         yield client
     finally:
@@ -141,7 +142,7 @@ def test_rollback_reinstalls_what_was_stored(seat: Seat, tiny: str) -> None:
 
 def test_side_by_side_under_load_fails_no_request(seat: Seat, tiny: str) -> None:
     seat.stackctl(*UP, tiny)
-    with load(seat, 12) as client:
+    with load(seat) as client:
         seat.stackctl("switch", "throughput", *QUICK)
         seat.stackctl("rollback", *QUICK)
         found = client.result()
@@ -152,7 +153,7 @@ def test_side_by_side_under_load_fails_no_request(seat: Seat, tiny: str) -> None
 def test_stop_first_under_load_fails_no_request(seat: Seat, tiny: str) -> None:
     words = large(seat)
     seat.stackctl(*UP, tiny, *words)
-    with load(seat, 12) as client:
+    with load(seat) as client:
         done = seat.stackctl("switch", "throughput", *QUICK)
         found = client.result()
     assert "stop first: both do not fit" in done.stderr
@@ -222,7 +223,7 @@ def test_failed_switches_restore_what_was(one: Seat, tiny: str, room: str) -> No
         (("--set", "image=localhost/none:1"), "there is no local image", 6),
         (("--set", "engine_args.cache-ram=9000000"), "does not fit", 5),
     ]
-    with load(one, 30) as client:
+    with load(one) as client:
         for words, message, code in cases:
             done = one.stackctl(*UP, tiny, *extra, "--yes", *words, code=code)
             look.assert_error(done, message)

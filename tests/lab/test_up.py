@@ -110,7 +110,7 @@ def test_a_failed_replacement_brings_the_old_one_back(seat: Seat, tiny: str) -> 
     found = json.loads(seat.stackctl("status", "--json").stdout)
     assert [(s["generation"], s["state"]) for s in found["stacks"]] == [(1, "ready")]
     # A number is never given twice.
-    seat.stackctl("up", "cpu-throughput", "--model", tiny, "-y")
+    seat.stackctl("up", "cpu-throughput", "--model", tiny, "-y", "--soak", "0s")
     assert look.record(seat, 3)["outcome"]["state"] == "ready"
     seat.stackctl("down")
     look.assert_clean(seat)
@@ -241,7 +241,7 @@ def test_a_killed_engine_is_started_again_and_check_tells(seat: Seat, tiny: str)
     (stack,) = json.loads(seat.stackctl("status", "--json").stdout)["stacks"]
     assert (stack["state"], stack["restarts"]) == ("ready", 1)
     # What systemd counted is no reason to think that a new start failed.
-    done = seat.stackctl("up", "cpu-throughput", "--model", tiny, "-y")
+    done = seat.stackctl("up", "cpu-throughput", "--model", tiny, "-y", "--soak", "0s")
     assert "cpu is up (generation 2)" in done.stdout
     done = seat.stackctl("check")
     assert "restarts" not in done.stdout

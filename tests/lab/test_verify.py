@@ -175,7 +175,7 @@ def test_a_unit_edited_by_hand(served: Seat) -> None:
     # What it says puts things right does so.
     remedy = results["argv"]["remedy"]
     assert remedy == f"stackctl {' '.join(up(served))}"
-    served.stackctl(*remedy.split()[1:], "--yes")
+    served.stackctl(*remedy.split()[1:], "--yes", "--soak", "0s")
     assert failed(verify(served)) == set()
 
 
