@@ -17,8 +17,12 @@ settings.load_profile("stackctl")
 
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden"
-#: The modules of the lab that take longest, longest first; the others follow, unit tests last.
-SLOWEST: tuple[str, ...] = ()
+#: The modules of the lab that take longest, longest first; the others follow, unit tests last. The
+#: first and the third go to one worker, which boots the lab with vLLM for both.
+SLOWEST = (
+    "test_vllm", "test_crashes", "test_vllm_flags", "test_switch", "test_security", "test_remote",
+    "test_bench", "test_provision", "test_up", "test_gpu", "test_guard", "test_calibrate",
+)  # fmt: skip
 
 Golden = Callable[[str, str], None]
 

@@ -185,6 +185,7 @@ def test_from_nothing_to_provisioned_and_back(caller: Caller) -> None:
     caller.assert_gone()
 
 
+@pytest.mark.deep
 def test_an_older_one_is_replaced_as_a_change(caller: Caller) -> None:
     caller("provision", "--yes", "--only", "stackctl")
     path = f"{FOLDER}/lib/stackctl/__init__.py"

@@ -286,14 +286,16 @@ def test_an_interrupt_waits_for_the_change_and_is_heard(clean: Seat) -> None:
             "mount --bind /etc /etc && mount -o remount,bind,ro /etc", "memlock",
             "the file system of /etc is read-only", "mount -o remount,rw /etc",
         ),
-        (
+        pytest.param(
             "mkdir -p /var/lib/stackctl && mount -t tmpfs -o size=64k none /var/lib/stackctl",
             "memlock", "/var/lib/stackctl has 64 KiB left, 1 MiB are needed", "make room",
+            marks=pytest.mark.deep,
         ),
-        (
+        pytest.param(
             "exec 9<>/var/lib/dpkg/lock-frontend && python3 -c "
             "'import fcntl; fcntl.lockf(9, fcntl.LOCK_EX); import time; time.sleep(4)' & sleep 1",
             "podman", "the package manager is at work: process", "wait until it is done",
+            marks=pytest.mark.deep,
         ),
         (
             "mount --bind /dev/null /etc/apt/sources.list.d/lab.list "

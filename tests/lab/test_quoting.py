@@ -11,6 +11,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -22,14 +23,32 @@ from stackctl.values.model import Model, ModelFile
 from stackctl.values.plan import MemoryBudget, Placement, Plan, Prediction, Timing, Verdict
 
 from . import look
-from .conftest import EITHER_USER, Seat
-from .lab import IMAGE, Lab
+from .conftest import Seat
+from .lab import IMAGE, STORE_USERS, Lab
 
 SEED = int(os.environ.get("STACKCTL_SEED") or time.time_ns() % 10**9)
-UNITS = 6  # started for each user
-WORDS = 480  # arguments of each, and half as many variables
-NAMES = 150  # units that are only loaded, for what systemd reads itself
-FILES = 60  # mounted into each started unit
+WORDS = 480  # arguments of each unit, and half as many variables
+
+
+@dataclass(frozen=True)
+class Amount:
+    """The number of values that a run tries."""
+
+    user: str
+    units: int  # started
+    names: int  # units that are only loaded, for what systemd reads itself
+    files: int  # mounted into each started unit
+
+
+AMOUNTS = (
+    pytest.param(Amount("lab", units=2, names=50, files=30), id="lab-few"),
+    *(
+        pytest.param(
+            Amount(user, units=6, names=150, files=60), id=f"{user}-many", marks=pytest.mark.deep
+        )
+        for user in STORE_USERS
+    ),
+)
 
 GENERATOR = "/usr/lib/systemd/system-generators/podman-system-generator"
 #: Waits, and has its arguments and variables for the kernel to show.
@@ -136,9 +155,10 @@ def plan(
 class Desk:
     """A user whose units are written here, straight from the renderer."""
 
-    def __init__(self, seat: Seat) -> None:
-        """Learn what the text of a unit depends on."""
+    def __init__(self, seat: Seat, amount: Amount) -> None:
+        """Read what the text of a unit depends on."""
         self.seat = seat
+        self.amount = amount
         self.podman = seat.run("podman", "--version").stdout.split()[-1]
         self.refused = 0
         self.running: tuple[str, ...] = ()
@@ -236,11 +256,11 @@ class Desk:
         return raw.split(b"\0")[:-1]
 
 
-@pytest.fixture(params=EITHER_USER)
+@pytest.fixture(params=AMOUNTS)
 def desk(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Desk]:
     """A user at work, with a clean end."""
-    seat = Seat(lab, str(request.param))
-    place = Desk(seat)
+    amount: Amount = request.param
+    place = Desk(Seat(lab, amount.user), amount)
     yield place
     place.clear()
 
@@ -252,31 +272,31 @@ def tell(desk: Desk, began: float, what: str) -> None:
 
 
 def test_arguments_and_variables_come_out_as_they_went_in(desk: Desk) -> None:
-    began, chance = time.monotonic(), random.Random(SEED)
-    words = odd_values(chance, UNITS * WORDS) + LONG
+    began, chance, units = time.monotonic(), random.Random(SEED), desk.amount.units
+    words = odd_values(chance, units * WORDS) + LONG
     words = desk.accepted(words, lambda value: plan("a", [value]), cannot_be_word)
-    texts = odd_values(chance, UNITS * WORDS // 2) + [text[5:] for text in LONG]
+    texts = odd_values(chance, units * WORDS // 2) + [text[5:] for text in LONG]
     texts = desk.accepted(
         texts,
         lambda value: plan("a", variables=["V000=" + value]),
         lambda value: cannot_be_word("V000=" + value),
     )
-    assert min(len(words), len(texts)) > UNITS * 60
+    assert min(len(words), len(texts)) > units * 60
     # In another order each time, so that what stands beside a value differs.
     chance.shuffle(words)
     chance.shuffle(texts)
     plans = [
-        plan(f"odd-{n}", words[n::UNITS], [f"V{m:03}={v}" for m, v in enumerate(texts[n::UNITS])])
-        for n in range(UNITS)
+        plan(f"odd-{n}", words[n::units], [f"V{m:03}={v}" for m, v in enumerate(texts[n::units])])
+        for n in range(units)
     ]
     plain = [
-        plan(f"plain-{n}", ["x"] * 3, [f"V{m:03}=x" for m in range(len(texts[n::UNITS]))])
-        for n in range(UNITS)
+        plan(f"plain-{n}", ["x"] * 3, [f"V{m:03}=x" for m in range(len(texts[n::units]))])
+        for n in range(units)
     ]
     desk.install([*plans, *plain])
     keys = desk.generated()
-    assert len(keys) == 2 * UNITS
-    for n in range(UNITS):
+    assert len(keys) == 2 * units
+    for n in range(units):
         assert keys[f"odd-{n}.service"] == keys[f"plain-{n}.service"], f"seed {SEED}"
     for made, pid in zip(plans, desk.start(plans).values(), strict=True):
         arguments = [*PROGRAM, *made.argv[1:]]
@@ -291,7 +311,7 @@ def test_arguments_and_variables_come_out_as_they_went_in(desk: Desk) -> None:
 def test_names_come_out_as_they_went_in(desk: Desk) -> None:
     began, chance = time.monotonic(), random.Random(SEED)
     names = desk.accepted(
-        odd_values(chance, NAMES), lambda value: plan("a", served=value), cannot_be_text
+        odd_values(chance, desk.amount.names), lambda value: plan("a", served=value), cannot_be_text
     )
     plans = [plan(f"n-{n}", served=name) for n, name in enumerate(names)]
     desk.install([*plans, plan("plain")])
@@ -316,7 +336,7 @@ def test_files_are_mounted_whatever_their_names(desk: Desk) -> None:
     below = f"/srv/odd-{desk.seat.user}"
     names = [
         name
-        for value in dict.fromkeys(odd_values(chance, 4 * FILES))
+        for value in dict.fromkeys(odd_values(chance, 4 * desk.amount.files))
         if (name := value.replace("/", "_")).strip(".") and len(name.encode(errors="replace")) < 200
     ]
     paths = [

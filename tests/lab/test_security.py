@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from . import look
-from .conftest import Seat
+from .conftest import EITHER_USER, Seat
 from .host import CHECKOUT
 from .lab import STORE_USERS, Lab
 
@@ -20,7 +20,7 @@ PROFILE = "engine: llama.cpp\nport: 9001\n"
 PSEUDO = {"proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup2", "devtmpfs"}
 
 
-@pytest.fixture(scope="module", params=STORE_USERS)
+@pytest.fixture(scope="module", params=EITHER_USER)
 def served(request: pytest.FixtureRequest, lab: Lab, tiny: str) -> Iterator[Seat]:
     """A user whose stack is up. Nothing here may change it."""
     seat = Seat(lab, str(request.param))

@@ -16,6 +16,7 @@ PORT = 8085
 #: Compiling is not what fails here.
 EAGER = ("--set", "engine_args.enforce-eager=true", "--soak", "1s")
 LIMIT_S = 400
+pytestmark = pytest.mark.deep
 
 
 @pytest.fixture
@@ -50,7 +51,6 @@ def assert_clean(seat: Seat) -> None:
     assert not look.listening(seat.lab, PORT)
 
 
-@pytest.mark.deep
 def test_a_context_longer_than_the_model(one: Seat) -> None:
     said = up(one, "--set", "engine_args.max-model-len=100000")
     assert "the context of 100000 is longer than the model was made for" in said
@@ -58,7 +58,6 @@ def test_a_context_longer_than_the_model(one: Seat) -> None:
     assert_clean(one)
 
 
-@pytest.mark.deep
 def test_a_cache_too_small_for_one_request_and_auto_fit(one: Seat) -> None:
     small = ("--set", "engine_args.kv-cache-memory-bytes=524288")
     said = up(one, *small)
@@ -76,7 +75,6 @@ def test_a_cache_too_small_for_one_request_and_auto_fit(one: Seat) -> None:
     one.stackctl("down", "cpu-vllm")
 
 
-@pytest.mark.deep
 def test_checkpoints_that_are_wrong(one: Seat) -> None:
     said = up(one, model="/srv/models/none")
     assert "/srv/models/none" in said
@@ -96,7 +94,6 @@ def test_checkpoints_that_are_wrong(one: Seat) -> None:
     assert_clean(one)
 
 
-@pytest.mark.deep
 def test_the_port_is_taken(one: Seat) -> None:
     with one.lab.spawn(["python3", "-m", "http.server", str(PORT)], user="root") as other:
         look.wait_for("a listener", lambda: bool(look.listening(one.lab, PORT)))
@@ -119,7 +116,6 @@ def test_killed_while_it_loads(one: Seat) -> None:
     assert_clean(one)
 
 
-@pytest.mark.deep
 def test_the_engine_core_dies_after_it_was_ready(one: Seat) -> None:
     up(one, code=0)
     look.wait_for("the engine core", lambda: bool(cores(one)))

@@ -38,6 +38,15 @@ print(json.dumps(answers))
 """
 
 
+#: Arguments that the parser takes, abbreviates, does not have, and refuses.
+CONTROLS = (
+    ("m", "--max-num-seqs", "1"),
+    ("m", "--max-num-seq", "1"),
+    ("m", "--no-such-flag", "1"),
+    ("m", "--max-num-seqs", "many"),
+)
+
+
 def judge(lab: Lab, lists: Sequence[Sequence[str]]) -> list[list[str]]:
     """What vLLM's parser has against each list of arguments: nothing, or its words."""
     words = ["podman", "run", "--rm", "--interactive", "--network=none", "--read-only"]
@@ -69,22 +78,12 @@ def test_every_flag_of_every_plan_is_one_of_vllm(vllm_lab: Lab) -> None:
             assert made.argv[:2] == ("vllm", "serve")
             argvs.setdefault(made.argv, f"{host} {wish.name} {objective} {change}")
     assert len(argvs) >= 8
-    answers = judge(vllm_lab, [argv[2:] for argv in argvs])
-    wrong = {argvs[argv]: said for argv, said in zip(argvs, answers, strict=True) if said}
-    assert not wrong
-
-
-def test_the_judge_refuses(vllm_lab: Lab) -> None:
-    fine, short, unknown, value = judge(
-        vllm_lab,
-        [
-            ["m", "--max-num-seqs", "1"],
-            ["m", "--max-num-seq", "1"],
-            ["m", "--no-such-flag", "1"],
-            ["m", "--max-num-seqs", "many"],
-        ],
-    )
+    answers = judge(vllm_lab, [*CONTROLS, *(argv[2:] for argv in argvs)])
+    fine, short, unknown, value = answers[: len(CONTROLS)]
     assert fine == []
     assert short == ["--max-num-seq"]
     assert unknown[0] == "--no-such-flag"
     assert "many" in value[0]
+    answers = answers[len(CONTROLS) :]
+    wrong = {argvs[argv]: said for argv, said in zip(argvs, answers, strict=True) if said}
+    assert not wrong
