@@ -1,1 +1,1 @@
-"""Models on disk: fetched, verified, pinned, shared with other tools, carried elsewhere."""
+"""Models on disk: download, verify, pin, share with other tools, export to other machines."""

@@ -1,4 +1,4 @@
-"""Models that are there already: taken as they lie, looked at, and removed."""
+"""Import models that are on the disk already, find their records, and remove models."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from stackctl.values.stored import StoredModel
 
 
 def adopt(source: str, manifest: Manifest, tell: Tell = silent) -> StoredModel:
-    """Hash a model's files where they lie, so that a later change is noticed. Nothing is copied.
+    """Hash a model's files where they are, so that a later change is detected. Nothing is copied.
 
     Args:
-        source: ``file:PATH`` or ``dir:PATH``, or ``hf:...`` that another tool has fetched.
-        manifest: keeps what they are.
-        tell: hears of progress.
+        source: ``file:PATH``, ``dir:PATH``, or ``hf:...`` if another tool has fetched it.
+        manifest: gets the record.
+        tell: called with the progress.
 
     Raises:
-        StackctlError: it is no model, or not on this machine.
+        StackctlError: the source is not a model, or not on this machine (exit 4).
     """
     model = read_model(source)
     if not model.files:
@@ -54,7 +54,7 @@ def adopt(source: str, manifest: Manifest, tell: Tell = silent) -> StoredModel:
 
 
 def files_of(model: Model) -> dict[str, Path]:
-    """Names and real paths of all that an engine reads of a model: weights and what lies beside."""
+    """Return names and real paths of the files that an engine reads: weights and those beside."""
     if model.folder is None:
         return {file.called: Path(file.path) for file in model.files}
     folder = Path(model.folder)
@@ -65,10 +65,10 @@ def files_of(model: Model) -> dict[str, Path]:
 
 
 def find(source: str, manifest: Manifest) -> StoredModel:
-    """The record that a word means: its source, or a part of it that no other has.
+    """Return the record with this source, or the only one whose source contains it.
 
     Raises:
-        StackctlError: exit 4 when there is none, exit 2 when there are several.
+        StackctlError: no record matches (exit 4), or several do (exit 2).
     """
     records = manifest.all()
     exact = [record for record in records if record.source == source]
@@ -88,12 +88,15 @@ def find(source: str, manifest: Manifest) -> StoredModel:
 
 
 def remove(record: StoredModel, manifest: Manifest) -> int:
-    """Remove a model: of the hub with its files, as far as no other model has them.
+    """Remove a model's record and, if it is in the hub's cache, its files.
 
-    What was imported stays where it lies; it is only forgotten.
+    Files that another model uses stay, and so do the files of ``file:`` and ``dir:`` models.
 
     Returns:
-        Bytes that were given back.
+        The bytes that were freed.
+
+    Raises:
+        StackctlError: the model is in another cache, or a file cannot be removed.
     """
     freed = 0
     if record.repo is not None and record.commit is not None:
@@ -104,7 +107,7 @@ def remove(record: StoredModel, manifest: Manifest) -> int:
                 f"{record.source} lies in {record.folder}, which is not below {cache_folder()}",
                 hint="HF_HUB_CACHE names the cache that it was fetched to",
             )
-        # A file that another model of the same commit has as well stays its.
+        # A file that another model of the same commit uses is kept.
         others = {
             file.name
             for other in manifest.all()

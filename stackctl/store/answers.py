@@ -1,4 +1,4 @@
-"""What a server's answers mean for a download."""
+"""Check the answers of a server during a download."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from stackctl.errors import StackctlError
 from stackctl.machine.transfer import Lost, Response, host_of
 from stackctl.store.wanted import Wanted
 
-#: A server that wants one to wait longer is as good as down.
+#: The longest wait that a server may ask for; a longer one is cut to this.
 _MOST_WAIT_S: Final = 300.0
 
 
 def refusal(name: str, response: Response) -> StackctlError:
-    """The error for a status that more attempts do not change."""
+    """Return the error for an HTTP status that another attempt does not change."""
     where, status = host_of(response.url), response.status
     code = response.header("X-Error-Code") or ""
     if status in (401, 403):
@@ -38,10 +38,10 @@ def refusal(name: str, response: Response) -> StackctlError:
 
 
 def check_hop(wanted: Wanted, answer: Response) -> None:
-    """What a hub says of a file when it redirects must be what was announced.
+    """Check that size and hash in a hub's redirect are those of its file list.
 
     Raises:
-        StackctlError: it is not.
+        StackctlError: they differ, so the file has changed on the hub.
     """
     size, etag = answer.header("X-Linked-Size"), (answer.header("X-Linked-ETag") or "").strip('"')
     hashed = wanted.sha256 is not None and re.fullmatch(r"[0-9a-f]{64}", etag)
@@ -53,7 +53,7 @@ def check_hop(wanted: Wanted, answer: Response) -> None:
 
 
 def check_range(wanted: Wanted, response: Response, first: int, last: int) -> None:
-    """A partial answer must be of the bytes that were asked for. Raises Lost."""
+    """Check that a partial answer holds the requested bytes. Raises Lost if it does not."""
     where = host_of(response.url)
     told = response.header("Content-Range") or ""
     match = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", told)
@@ -65,7 +65,10 @@ def check_range(wanted: Wanted, response: Response, first: int, last: int) -> No
 
 
 def retry_after(text: str | None) -> float:
-    """Seconds of a Retry-After: a number, or a date (RFC 9110, 10.2.3)."""
+    """Return the seconds of a Retry-After, a number or a date (RFC 9110, 10.2.3), at most 300.
+
+    0 if the header is absent or invalid.
+    """
     if text is None:
         return 0.0
     if re.fullmatch(r"[0-9]{1,6}", text.strip()):

@@ -1,4 +1,4 @@
-"""What the threads of a download share: the files that are on their way, and what is left to do."""
+"""The state that the threads of a download share: open files, and work that is left."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from stackctl.store.part import Part
 from stackctl.store.wanted import Got, Wanted
 
 POLL_S: Final = 0.2
-#: Files that are open at the same time, three descriptors each: a process has some hundred.
+#: Files that are open at the same time, with three descriptors each; a process has some hundred.
 _MOST_OPEN: Final = 64
 
 
 @dataclass(eq=False)
 class Job:
-    """One file on its way; all but ``part``'s bytes are guarded by the board's condition.
+    """One file that is downloaded. The board's condition guards all but the bytes of ``part``.
 
-    ``pending`` are the pieces that no connection is at, ``flying`` counts those that one is.
-    ``whole``: the server sends whole files only, so one connection does it. ``fresh``: begin anew
-    once nobody writes any more; ``again``: it was begun anew, and what was hashed does not count.
-    ``address`` is where the hub has redirected to, ``turn`` how often it was given up: what several
-    connections are refused in the same turn counts once.
+    ``pending`` are the missing pieces that no connection fetches, ``flying`` is the number of
+    pieces that are fetched now. ``whole``: the server sends whole files only, so one connection is
+    used. ``fresh``: the download must restart as soon as no connection writes. ``again``: it was
+    restarted, so the hash of earlier bytes is void. ``address`` is the URL that the hub has
+    redirected to, and ``turn`` counts how often it was discarded: refusals of several connections
+    in the same turn count once.
     """
 
     wanted: Wanted
@@ -48,20 +49,20 @@ class Job:
     restarts: int = 0
 
     def rest(self) -> None:
-        """Have all that is missing fetched; nobody is at it."""
+        """Set ``pending`` to all incomplete pieces. Call it when no connection fetches the file."""
         part = self.part
         self.pending = deque(n for n in range(part.count) if not part.complete(n))
 
 
 class Board:
-    """Guarded by ``changed``, which is notified of everything that somebody may wait for.
+    """The work of a download, guarded by ``changed``, which is notified of every change.
 
     Attributes:
-        stop: set when the threads are to end.
-        left: files that are not yet there.
-        here: bytes that are there, of files that were begun.
-        came: bytes that came in this run.
-        note: what it waits for, for people.
+        stop: set when the threads must end.
+        left: number of files that are not complete.
+        here: bytes on the disk, of files that were begun.
+        came: bytes that were received in this run.
+        note: the reason for waiting, for the user (None: no wait).
     """
 
     def __init__(self, files: Sequence[Wanted]) -> None:
@@ -79,22 +80,22 @@ class Board:
         self._active: list[Job] = []
 
     def guard(self, work: Callable[[], None]) -> None:
-        """Run a thread's work; what goes wrong there ends the download."""
+        """Run a thread's work; store its exception and end the download."""
         try:
             work()
-        except BaseException as error:  # passed on by the thread that waits
+        except BaseException as error:  # download() raises it
             with self.changed:
                 self.error = self.error or error
                 self.end()
 
     def end(self) -> None:
-        """Have all threads end."""
+        """Signal all threads to end."""
         self.stop.set()
         with self.changed:
             self.changed.notify_all()
 
     def next(self) -> tuple[Job, int] | None:
-        """A job and one of its pieces, waited for; None when there is nothing left to do."""
+        """Wait for a piece to fetch; return its job and number, or None if nothing is left."""
         with self.changed:
             while not self.stop.is_set() and self.left:
                 now = time.monotonic()
@@ -120,7 +121,7 @@ class Board:
         self.changed.notify_all()
 
     def _open(self, wanted: Wanted) -> bool:
-        """Begin a file, if no other process has it."""
+        """Begin a file. Return False if another process downloads it."""
         descriptor = lock.try_file(wanted.lock)
         if descriptor is None:
             self._busy.append(wanted)
@@ -129,14 +130,14 @@ class Board:
         self.note = None
         try:
             if (got := existing(wanted)) is not None:
-                # Another download has brought it meanwhile.
+                # Another process has completed it meanwhile.
                 lock.release(descriptor)
                 self.here += wanted.size
                 self._done(got)
                 return True
             part = Part(wanted.target, wanted.size)
             if part.here and part.etag is None and not wanted.known:
-                part.reset()  # nothing would tell whether the rest is of the same file
+                part.reset()  # a change on the server could not be detected
         except BaseException:
             lock.release(descriptor)
             raise
@@ -149,7 +150,7 @@ class Board:
         return True
 
     def look_again(self) -> None:
-        """Consider the files that another process had: it may be done with them."""
+        """Try the files again that another process had locked: it may have completed them."""
         with self.changed:
             if self._busy:
                 self._waiting.extend(self._busy)
@@ -157,13 +158,13 @@ class Board:
                 self.changed.notify_all()
 
     def seen(self) -> int:
-        """Bytes that are there, also of files that other downloads are at."""
+        """Return the bytes on the disk, including files that other processes download."""
         with self.changed:
             others = [*self._busy, *self._waiting] if self.note else []
             return self.here + sum(parts.bytes_there(file.target, file.size) for file in others)
 
     def finish(self, job: Job, got: Got) -> None:
-        """A file is in its place."""
+        """Record that a file is complete and in its place, and close its job."""
         with self.changed:
             self.hashing.remove(job)
             self._active.remove(job)
@@ -176,7 +177,7 @@ class Board:
         self.changed.notify_all()
 
     def close(self) -> None:
-        """Close what is open, once the threads have ended; it stays for the next run."""
+        """Close the open files after the threads have ended; the files stay for the next run."""
         for job in self._active:
             _release(job)
         self._active.clear()
@@ -189,7 +190,7 @@ def _release(job: Job) -> None:
 
 
 def existing(wanted: Wanted) -> Got | None:
-    """Return a file that is in its place already, whatever it holds; None if there is none."""
+    """Return a file of the right size that is in its place, not verified; None if there is none."""
     try:
         found = wanted.target.lstat()
     except OSError:

@@ -1,10 +1,11 @@
-"""Models and images in a folder, for machines without a network.
+"""Export models and images to a folder, and import them on machines without a network.
 
-    stackctl-export.json     what it holds
+    stackctl-export.json     the list of models and images
     files/SHA256             the models' files, each once
     images/SHA256.tar        images, as podman saves them
 
-Plain names and no links, so that any disk will do. All of it is verified when it is read.
+The folder has plain names and no links, so that every file system can hold it. All files are
+verified when they are imported.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ _MOST_BYTES: Final = 64 << 20
 def export(
     records: Sequence[StoredModel], images: Sequence[str], folder: Path, tell: Tell = silent
 ) -> Export:
-    """Write models and images to a folder; what it holds already stays and is not written again.
+    """Write models and images to a folder. Its earlier content stays and is not written again.
 
     Raises:
-        StackctlError: a file is not what it was, the folder cannot be written.
+        StackctlError: a file has changed since it was hashed, or the folder cannot be written.
     """
     before = _read(folder) if (folder / NAME).exists() else Export()
     locks = {one.source: one for one in (*before.models, *map(lock_of, records))}
@@ -63,20 +64,20 @@ def export(
 
 
 def is_export(folder: Path) -> bool:
-    """Whether a folder is one that export has written."""
+    """Return True if ``export`` has written the folder."""
     return (folder / NAME).is_file()
 
 
 def bring(
     folder: Path, manifest: Manifest, tell: Tell = silent
 ) -> tuple[list[StoredModel], list[str]]:
-    """Put what a folder holds into the store and into Podman's.
+    """Import the models of an export into the store, and its images into Podman.
 
     Returns:
-        The models, and the names of the images.
+        The records of the models, and the names of the images.
 
     Raises:
-        StackctlError: something there is not what it should be; nothing of that model is kept.
+        StackctlError: a file is missing or damaged. Its model gets no snapshot and no record.
     """
     document = _read(folder)
     records = [_model(one, folder, manifest, tell) for one in document.models]
@@ -100,7 +101,7 @@ def _model(model: ModelLock, folder: Path, manifest: Manifest, tell: Tell) -> St
         done += file.bytes
     names = {file.path: file.blob for file in model.files}
     where = place.link(model.commit, names)
-    # The plain name leads here too, as long as nothing else has it.
+    # "main" stands for this commit, too, unless it stands for another one.
     if "main" not in place.revisions():
         place.name("main", model.commit)
     record = StoredModel(
@@ -120,10 +121,10 @@ def _model(model: ModelLock, folder: Path, manifest: Manifest, tell: Tell) -> St
 def _copy(
     source: Path, target: Path, sha256: str, size: int, pace: Pace, before: int, tell: Tell
 ) -> int:
-    """Copy a file, insisting on its hash; one that is there and right stays.
+    """Copy a file and check its hash; a correct file at the target is not written again.
 
     Returns:
-        When it was changed last, in nanoseconds.
+        The target's time of change in nanoseconds.
     """
     there = target.is_file() and not target.is_symlink() and target.stat().st_size == size
     mtime_ns = target.stat().st_mtime_ns if there else 0
@@ -138,7 +139,7 @@ def _copy(
             try:
                 while count := os.preadv(fd, [view], done):
                     sha.update(view[:count])
-                    if len(target.name) == 40:  # it is called as a git blob
+                    if len(target.name) == 40:  # the target's name is a git blob's
                         blob.update(view[:count])
                     left = view[:count]
                     while left:
@@ -164,12 +165,12 @@ def _copy(
 
 
 def _draft(path: Path) -> int:
-    """An empty file that no other process writes; one that was killed may have left it."""
+    """Open and lock an empty draft; a killed process may have left one. Raises exit 7 if locked."""
     descriptor = lock.try_file(path)
     try:
         if descriptor is None or not os.path.samestat(os.fstat(descriptor), path.lstat()):
             raise FileNotFoundError
-    except FileNotFoundError:  # the other one is at it, or was done with it just now
+    except FileNotFoundError:  # another process writes it, or has just renamed it
         if descriptor is not None:
             os.close(descriptor)
         raise StackctlError(

@@ -1,8 +1,8 @@
-"""Downloads files by several connections at once, and knows what of them is there already.
+"""Download files over several connections at once, and resume earlier downloads.
 
-Each connection (receive.py) takes one piece after another, in order, of the first file that still
-lacks some. One thread (follow.py) hashes what has come, so that a file is verified a moment after
-its last byte. What is kept between runs: part.py.
+Each connection (receive.py) fetches one piece after another, in order, of the first file that lacks
+pieces. One thread (follow.py) hashes the bytes soon after their arrival, so that a file is verified
+a moment after its last byte. part.py stores the state between runs.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ def download(
     timeout_s: float = 30,
     tell: Callable[[Progress], None] = lambda _: None,
 ) -> list[Got]:
-    """Fetch files, each whole and verified or not at all. What has come stays for the next run.
+    """Download files. Only complete, verified files get their name; parts stay for the next run.
 
     Args:
         files: no two with the same target.
         secret: a token for the servers of their URLs; no other server gets it.
-        limit: bytes a second, of all connections together.
-        connections: how many there are.
-        patience: how long it goes on while nothing comes.
-        timeout_s: how long a connection may be silent.
-        tell: hears of progress a few times a second, in the caller's thread.
+        limit: bytes per second, of all connections together.
+        connections: their number.
+        patience: retries while no bytes arrive.
+        timeout_s: seconds for which a connection may be silent.
+        tell: called with the progress a few times a second, in the caller's thread.
 
     Raises:
-        StackctlError: with the file's name and why.
+        StackctlError: a file cannot be fetched or verified; the message names it.
     """
     board = Board(files)
     limiter, pace = Limiter(limit), Pace(sum(file.size for file in files))

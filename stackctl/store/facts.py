@@ -1,7 +1,7 @@
-"""What is known of a model of the hub before it is downloaded: the headers of its files say it.
+"""Read the facts of a hub's model before it is downloaded, from the headers of its files.
 
-Only the beginning of each file is fetched, a few MiB of a GGUF and less of safetensors, into files
-that have the right length and hold nothing else. They are then read as any other.
+Only the beginning of each file is fetched: a few MiB of a GGUF, less of safetensors. It is written
+to a sparse file of the full length, which is then read like any other model.
 """
 
 from __future__ import annotations
@@ -42,30 +42,29 @@ _MOST_BESIDE_BYTES: Final = 8 << 20
 
 
 def read_remote(source: str, parsed: HubSource, cache: Path) -> Model:
-    """The facts of the model that a source means on its hub. Raises StackctlError as read_facts."""
+    """Return the facts of the model that a source names on its hub; like read_facts."""
     info = hub.look(parsed.repo, parsed.revision or "main")
     return read_facts(source, info, choose(info, parsed.quant), cache)
 
 
 def read_facts(source: str, info: RepoInfo, choice: Choice, cache: Path) -> Model:
-    """The facts of a model that is not here: it has no files, and ``facts`` names the hub.
+    """Return the facts of a model that is not on the disk: no files, and ``facts`` names the hub.
 
     Args:
-        source: how it is named.
+        source: the source of the model.
         info: the repository.
-        choice: which model of it.
-        cache: a folder of this user's own; nothing stays there.
+        choice: the model in the repository.
+        cache: a folder of this user's own for temporary files.
 
     Raises:
-        StackctlError: its headers cannot be had, or are damaged.
+        StackctlError: the headers cannot be fetched, or are damaged.
     """
     private_folder(cache)
-    # Removed whatever happens; a name that nobody else can have taken.
     folder = Path(tempfile.mkdtemp(prefix="facts-", dir=cache))
     try:
         model = _read(info, choice, folder)
     except StackctlError as error:
-        # The files' place is of no interest: it is gone.
+        # The temporary folder is removed, so its path would only confuse.
         error.message = error.message.replace(f"{folder}/", "")
         raise
     except OSError as error:
@@ -125,7 +124,7 @@ class _Source:
         self._secret = hub.token(base)
 
     def read(self, first: int, count: int) -> bytes:
-        """Bytes from an offset; fewer at the file's end."""
+        """Return ``count`` bytes from the offset ``first``; fewer at the file's end."""
         last = min(first + count, self.file.bytes) - 1
         if last < first:
             return b""
@@ -157,7 +156,7 @@ def _whole(source: _Source, target: Path) -> None:
 
 
 def _gguf_head(source: _Source, target: Path) -> None:
-    """As much of a GGUF file as holds its header, whose end only reading it tells."""
+    """Fetch a GGUF file in growing steps until its header is complete; its length is not known."""
     text = b""
     for size in _GGUF_STEPS:
         text += source.read(len(text), size - len(text))
@@ -175,6 +174,6 @@ def _gguf_head(source: _Source, target: Path) -> None:
 def _safetensors_head(source: _Source, target: Path) -> None:
     text = source.read(0, _FIRST_BYTES)
     length = struct.unpack_from("<Q", text)[0] if len(text) >= 8 else 0
-    if length <= MAX_HEADER_BYTES:  # else reading it says what is wrong
+    if length <= MAX_HEADER_BYTES:  # else the reader reports the wrong length
         text += source.read(len(text), 8 + length - len(text))
     _put(source, target, text)

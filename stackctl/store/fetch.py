@@ -1,4 +1,4 @@
-"""From a source to a verified model in the store: what is to be fetched, and fetching it."""
+"""Resolve a source to the files of a model, and download them into the store."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from stackctl.store.select import choose
 from stackctl.store.wanted import Got, Patience, Wanted
 from stackctl.values.stored import ModelLock, StoredModel
 
-#: What is kept free on the disk.
+#: Bytes that stay free on the disk.
 _SPARE_BYTES: Final = 256 << 20
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 @dataclass(frozen=True)
 class Speed:
-    """How a download goes about it: bytes a second at most, connections, patience."""
+    """Settings of a download: the limit in bytes per second (None: none), connections, retries."""
 
     limit: float | None = None
     connections: int = CONNECTIONS
@@ -42,12 +42,12 @@ class Speed:
 
 @dataclass(frozen=True)
 class Order:
-    """A model that a source means, and what of it is not in the store.
+    """The model of a source, and the files that the store lacks.
 
-    ``present`` are blobs that are there and known to be right, ``unsure`` those that another tool
-    has put there. ``todo`` is what is downloaded; ``missing_bytes`` counts what of it has not come
-    yet. ``revision`` is the name that then stands for the commit (None: none). ``hub`` is the hub
-    whose files they are, which alone may see the user's token (None: a server of the web).
+    ``present`` are verified blobs in the store, ``unsure`` blobs that another tool has stored or
+    that have changed since. ``todo`` are the files to download, and ``missing_bytes`` the bytes of
+    them that are not on the disk yet. ``revision`` is the name for the commit (None: none). ``hub``
+    is the only server that gets the user's token (None: a file of another web server).
     """
 
     source: str
@@ -64,12 +64,12 @@ class Order:
 
     @property
     def bytes(self) -> int:
-        """Size of the whole model."""
+        """Return the size of the whole model in bytes."""
         return sum(file.size for file in self.wanted)
 
 
 def require_remote(source: str) -> HubSource:
-    """A source that can be fetched, taken apart. Raises StackctlError (exit 2) for others."""
+    """Parse a source. Raises StackctlError (exit 2) if it cannot be fetched."""
     found = parse_remote(source)
     if found is None:
         raise StackctlError(
@@ -82,15 +82,15 @@ def require_remote(source: str) -> HubSource:
 
 
 def order(source: str, manifest: Manifest, lock: ModelLock | None = None) -> Order:
-    """Ask the hub what a source means now, and see what of it is here already.
+    """Resolve a source with the hub, and find out which of its files are in the store.
 
     Args:
         source: ``hf:...`` or ``https://...``.
-        manifest: knows which files here are right.
-        lock: what it must be; anything else is refused.
+        manifest: has the records of verified files.
+        lock: the commit and hashes that the model must have.
 
     Raises:
-        StackctlError: it cannot be asked, there is no such model, or it is not what the lock says.
+        StackctlError: the hub does not answer, has no such model, or differs from the lock.
     """
     parsed = require_remote(source)
     if parsed.url is not None:
@@ -169,10 +169,10 @@ def _order(
 def bring(
     order: Order, manifest: Manifest, *, speed: Speed = Speed(), tell: Tell = silent
 ) -> StoredModel:
-    """Fetch what is missing, verify it, and put the model into the store, whole.
+    """Download the missing files, verify them, and add the complete model to the store.
 
     Raises:
-        StackctlError: with what is there left for the next time.
+        StackctlError: a file cannot be fetched or verified; parts stay for the next run.
     """
     try:
         return _bring(order, manifest, speed, tell)
@@ -184,7 +184,7 @@ def _bring(order: Order, manifest: Manifest, speed: Speed, tell: Tell) -> Stored
     got = list(order.present)
     todo = list(order.todo)
     for file in order.unsure:
-        # By another tool, or changed since: right by its hash, or fetched again.
+        # Stored by another tool, or changed since. If its hash is wrong it is fetched again.
         found = _recheck(file, tell)
         if found is None:
             file.target.unlink(missing_ok=True)
@@ -200,7 +200,7 @@ def _bring(order: Order, manifest: Manifest, speed: Speed, tell: Tell) -> Stored
         patience=speed.patience,
         tell=tell,
     ):
-        # What another process has brought meanwhile may be another tool's, which does not hash.
+        # The other process that stored it may be another tool, which does not verify hashes.
         found = _recheck(one.wanted, tell) if one.sha256 is None else one
         if found is None:
             one.wanted.target.unlink(missing_ok=True)
@@ -247,13 +247,13 @@ def _keep(order: Order, got: Sequence[Got], manifest: Manifest) -> StoredModel:
     times = {hashes[one.wanted.target.name]: one.mtime_ns for one in got}
     commit, paths = order.commit, dict(order.paths)
     if commit is None:
-        # A file of the web has no commit: its hash stands for one, and for its name.
+        # A web server's file has no commit: its hash takes the place of commit and blob name.
         (one,) = got
         (sha256,) = hashes.values()
         commit = sha256[:40]
         target = place.blob(sha256)
         if one.wanted.target != target:
-            # An older stackctl was killed before it gave the file this name.
+            # An older stackctl was killed before it renamed the file.
             one.wanted.target.replace(target)
         paths, hashes = dict.fromkeys(paths, target.name), {target.name: sha256}
     folder = place.link(commit, paths)
@@ -275,7 +275,7 @@ def _keep(order: Order, got: Sequence[Got], manifest: Manifest) -> StoredModel:
 
 
 def _web_order(source: str, parsed: HubSource, url: str, manifest: Manifest) -> Order:
-    """One file of any server: its size and ETag are asked for by its first byte."""
+    """Resolve a file of any web server; a request for its first byte shows its size."""
     hub.require_online()
     parts_of = urlsplit(source)
     if parts_of.scheme == "http" and parts_of.hostname not in _LOOPBACK:
@@ -305,8 +305,8 @@ def _web_order(source: str, parsed: HubSource, url: str, manifest: Manifest) -> 
     sha256 = pinned[1] if pinned else None
     record = next((one for one in manifest.all() if one.repo == place.repo), None)
     if record is not None and record.bytes == size and sha256 in (None, record.files[0].sha256):
-        sha256 = record.files[0].sha256  # fetched before; the server may have another one by now
-    # Until its hash is known it is called by its address.
+        sha256 = record.files[0].sha256  # fetched before: the server may have another file now
+    # Until its hash is known, the blob is named by the hash of its URL.
     blob = sha256 or f"web-{hashlib.sha256(url.encode()).hexdigest()[:32]}"
     wanted = Wanted(
         name, url, size, place.blob(blob), place.lock(blob), sha256, named_by_hash=sha256 is None

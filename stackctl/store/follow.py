@@ -1,4 +1,4 @@
-"""Hashes files while they come: each piece is read from the page cache, soon after its arrival."""
+"""Hash files during the download: each piece is read from the page cache soon after its arrival."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from stackctl.store.part import PIECE_BYTES
 from stackctl.store.wanted import Got, Wanted
 
 _READ_BYTES: Final = 1 << 20
-#: A damaged file is fetched once more: twice is no accident.
+#: A file that is damaged once is fetched again; damaged twice, it is an error.
 _MOST_DAMAGED: Final = 2
 
 
 def follow(board: Board) -> None:
-    """Hash one file after another until all are there; put each in its place."""
+    """Hash one file after another until all are complete, and move each to its place."""
     view = memoryview(bytearray(_READ_BYTES))
     while True:
         with board.changed:
@@ -34,7 +34,10 @@ def follow(board: Board) -> None:
 
 
 def _verified(board: Board, job: Job, view: memoryview) -> Got | None:
-    """Follow a file to its end; None when the download stops before."""
+    """Hash and check a file to its end; return None if the download stops before.
+
+    A damaged file is fetched once more. Raises StackctlError if it is damaged again.
+    """
     wanted, part, damaged = job.wanted, job.part, 0
     while True:
         job.again = False
@@ -53,7 +56,7 @@ def _verified(board: Board, job: Job, view: memoryview) -> Got | None:
                 target = wanted.target.with_name(sha256)
                 wanted = replace(wanted, target=target, sha256=sha256, named_by_hash=False)
                 if (other := existing(wanted)) is not None:
-                    # Somebody may be reading it: it is not replaced. The caller checks its hash.
+                    # Keep it, because a process may be reading it. The caller checks its hash.
                     part.discard()
                     return other
             return Got(wanted, sha256, part.finish(wanted.target).st_mtime_ns)
@@ -80,9 +83,10 @@ def _right(wanted: Wanted, sha256: str, git_sha1: str) -> bool:
 
 
 def _pieces(board: Board, job: Job, view: memoryview) -> Iterator[memoryview]:
-    """The bytes of a file in order, as they come; a piece of an earlier run is compared first.
+    """Yield the bytes of a file in order, as they arrive.
 
-    It ends early when the download stops, or the file was begun anew.
+    A piece of an earlier run is compared with its CRC first, and fetched again if it differs. The
+    iterator ends early if the download stops or the file restarts.
     """
     part = job.part
     for piece in range(part.count if part.size else 0):

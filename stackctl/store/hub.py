@@ -1,7 +1,7 @@
-"""What a hub says of a repository: its commit and its files. Metadata only.
+"""Read the metadata of a hub's repository: its commit and its files.
 
-The answer is data of others: it is limited in size, and a file whose name could lead anywhere but
-into the store refuses the whole of it.
+The answer is untrusted data: its size is limited, and a file name that could lead out of the store
+makes stackctl refuse the whole repository.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 @dataclass(frozen=True)
 class Remote:
-    """One file of a repository; ``sha256`` of large ones, ``blob`` is its name as a git blob."""
+    """A file of a repository. Large files have ``sha256``; ``blob`` is the SHA-1 as a git blob."""
 
     path: str
     bytes: int
@@ -46,7 +46,7 @@ class Remote:
 
     @property
     def name(self) -> str:
-        """What it is called in the store, as the hub's own tools have it."""
+        """Return the name of its blob in the store, the same as that of the hub's own tools."""
         return self.sha256 or self.blob or ""
 
 
@@ -77,10 +77,10 @@ class _Info(msgspec.Struct):
 
 
 def endpoint() -> str:
-    """The hub's address: HF_ENDPOINT, or Hugging Face's.
+    """Return the hub's URL: HF_ENDPOINT, or Hugging Face's.
 
     Raises:
-        StackctlError: exit 2 for one that is no address of a server.
+        StackctlError: HF_ENDPOINT is not the URL of a server (exit 2).
     """
     text = (os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
     try:
@@ -98,13 +98,13 @@ def endpoint() -> str:
 
 
 def offline() -> str | None:
-    """The variable that forbids to ask a hub, if one does."""
+    """Return the name of the variable that forbids requests to a hub, or None."""
     names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
     return next((name for name in names if os.environ.get(name, "").upper() in _TRUE), None)
 
 
 def require_online() -> None:
-    """Raise StackctlError when the environment forbids to ask a hub (HF_HUB_OFFLINE)."""
+    """Raise StackctlError if the environment forbids requests to a hub (HF_HUB_OFFLINE)."""
     if name := offline():
         raise StackctlError(
             f"nothing is fetched: {name} is set",
@@ -113,12 +113,12 @@ def require_online() -> None:
 
 
 def token(url: str) -> str | None:
-    """The user's token for a hub, from where its own tools keep it; None: there is none.
+    """Return the user's token for a hub, from the places of the hub's own tools, or None.
 
-    Nothing is sent in the clear to another machine: without https there is none either.
+    None, too, for another machine without https, because the token would be sent in the clear.
 
     Raises:
-        StackctlError: what is there is no token. It is not shown.
+        StackctlError: the variable or file contains no valid token. Its text is not shown.
     """
     parts = urlsplit(url)
     if parts.scheme != "https" and parts.hostname not in _LOOPBACK:
@@ -130,7 +130,7 @@ def token(url: str) -> str | None:
         return None
     named = os.environ.get("HF_TOKEN_PATH")
     path = Path(named).expanduser() if named else hub_home() / "token"
-    if not os.path.exists(path):  # noqa: PTH110 - one that cannot be seen is none
+    if not os.path.exists(path):  # noqa: PTH110 - False, too, if unreadable
         return None
     text = read_bytes(path, 10_000).decode("utf-8", "replace").strip()
     return _checked(text, str(path)) if text else None
@@ -145,10 +145,11 @@ def _checked(text: str, where: str) -> str:
 
 
 def look(repo: str, revision: str, *, patience: Patience = _PATIENCE) -> RepoInfo:
-    """Ask the hub what a repository holds at a revision.
+    """Ask the hub for the commit and the files of a repository at a revision.
 
     Raises:
-        StackctlError: it does not answer, does not know it, wants a token, or answers nonsense.
+        StackctlError: the hub does not answer, has no such revision, requires a token, or its
+            answer is invalid.
     """
     require_online()
     base = endpoint()
@@ -216,7 +217,7 @@ def _checked_info(repo: str, info: _Info) -> tuple[str, tuple[Remote, ...]]:
 
 
 def require_plain(path: str, where: str) -> None:
-    """Raise StackctlError for a path that could lead out of its folder, or that no file has."""
+    """Raise StackctlError for a path that could lead out of its folder, or is not a file name."""
     parts = path.split("/")
     plain = (
         path.isprintable()
@@ -226,7 +227,7 @@ def require_plain(path: str, where: str) -> None:
         and all(len(part.encode("utf-8", "replace")) <= 250 for part in parts)
     )
     if not plain:
-        raise _hostile(where, f"{path[:100]!r} is no name of a file")
+        raise _hostile(where, f"{path[:100]!r} is not a valid file name")
 
 
 def _hostile(repo: str, what: str) -> StackctlError:

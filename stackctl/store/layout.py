@@ -1,12 +1,12 @@
-"""The store: a cache in the layout of Hugging Face's own tools, which read it and write it too.
+"""The store: a cache in the layout of Hugging Face's own tools, which read it and write it, too.
 
-    models--ORG--REPO/blobs/HASH                the bytes, by SHA-256 or as a git blob
-    models--ORG--REPO/snapshots/COMMIT/PATH     links to them
+    models--ORG--REPO/blobs/HASH                the content, named by SHA-256 or as a git blob
+    models--ORG--REPO/snapshots/COMMIT/PATH     links to blobs
     models--ORG--REPO/refs/NAME                 the commit that a name stands for
-    .locks/models--ORG--REPO/HASH.lock          who fetches a file holds its lock
+    .locks/models--ORG--REPO/HASH.lock          locked by the process that fetches the blob
 
-What others may have put there is not trusted: no folder on the way below a repository is a link,
-and a file that should be a blob is one.
+The content is not trusted, because others may have written it. So folders below a repository must
+not be links, and a blob must be a regular file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from stackctl.sources.hubcache import cache_folder, repo_folder
 
 
 class Repository:
-    """The place of one repository in the store; it need not exist yet."""
+    """The folder of one repository in the store; it need not exist yet."""
 
     def __init__(self, repo: str) -> None:
         self.repo = repo
@@ -36,11 +36,11 @@ class Repository:
         self.locks = cache_folder() / ".locks" / self.folder.name
 
     def prepare(self) -> None:
-        """Make its folders.
+        """Make the folders of the repository.
 
         Raises:
-            StackctlError: they cannot be made, or one of them is a link or another user's; as root,
-                exit 2 for a place that other users could change.
+            StackctlError: they cannot be made, or one of them is a link. Exit 2 if the path goes
+                through another user's link, or, for root, if other users could change it.
         """
         trust.require_not_planted(self.folder)
         trust.require_root_only(self.folder, "models below")
@@ -49,22 +49,22 @@ class Repository:
             _require_folder(folder)
 
     def blob(self, name: str) -> Path:
-        """Where the bytes of that name lie."""
+        """Return the path of a blob."""
         return self.blobs / name
 
     def lock(self, name: str) -> Path:
-        """The file whose lock says that the blob of that name is being fetched."""
+        """Return the file that the process locks which fetches the blob."""
         return self.locks / f"{name}.lock"
 
     def snapshot(self, commit: str) -> Path:
-        """The folder with the files of a commit."""
+        """Return the folder with the files of a commit."""
         return self.folder / "snapshots" / commit
 
     def there(self, name: str, size: int) -> os.stat_result | None:
-        """A blob of that name and size, if it is there.
+        """Return the status of a blob, or None if it is absent or has another size.
 
         Raises:
-            StackctlError: something else is in its place.
+            StackctlError: the path is not a regular file, or cannot be read.
         """
         path = self.blob(name)
         try:
@@ -74,7 +74,7 @@ class Repository:
         except OSError as error:
             raise StackctlError(f"cannot read {path}: {error.strerror}") from None
         if not stat.S_ISREG(found.st_mode):
-            kind = "a link" if stat.S_ISLNK(found.st_mode) else "no file"
+            kind = "a link" if stat.S_ISLNK(found.st_mode) else "not a file"
             raise StackctlError(
                 f"{path} is {kind}: the store holds files only",
                 hint=f"look at it, then remove it: rm {path}",
@@ -82,13 +82,15 @@ class Repository:
         return found if found.st_size == size else None
 
     def link(self, commit: str, names: Mapping[str, str]) -> Path:
-        """Have a snapshot with these files: path to name of the blob. All of them or none.
+        """Make a snapshot, or add files to it. ``names`` maps each path to the name of its blob.
+
+        A new snapshot appears with all its files at once.
 
         Returns:
-            Its folder.
+            The folder of the snapshot.
 
         Raises:
-            StackctlError: something in the way is a link that leads elsewhere, or a file.
+            StackctlError: a file is in the way, or a folder on the way is a link.
         """
         folder = self.snapshot(commit)
         try:
@@ -103,7 +105,7 @@ class Repository:
     def _link_anew(self, folder: Path, names: Mapping[str, str]) -> bool:
         """Make a snapshot in one step. Return False if another process makes it meanwhile."""
         draft = folder.with_name(f".{folder.name}.{threading.get_native_id()}")
-        shutil.rmtree(draft, ignore_errors=True)  # of a killed process
+        shutil.rmtree(draft, ignore_errors=True)  # left by a killed process
         try:
             draft.mkdir()
             for path, blob in names.items():
@@ -142,7 +144,7 @@ class Repository:
         draft.replace(place)
 
     def name(self, revision: str, commit: str) -> None:
-        """Have a name such as ``main`` stand for a commit."""
+        """Store the commit that a name such as ``main`` stands for."""
         place = self.folder / "refs" / revision
         for folder in reversed(place.relative_to(self.folder).parents[:-1]):
             _make(self.folder / folder)
@@ -150,7 +152,7 @@ class Repository:
         write_atomically(place, commit)
 
     def revisions(self) -> dict[str, str]:
-        """Names and the commits that they stand for."""
+        """Return the names of commits, each with its commit."""
         root, found = self.folder / "refs", {}
         for path in sorted(root.rglob("*")) if root.is_dir() else ():
             if path.is_file() and not path.is_symlink() and path.stat().st_size < 100:
@@ -161,13 +163,13 @@ class Repository:
         """Remove files of a snapshot, and the blobs that no other snapshot has.
 
         Returns:
-            Bytes that were given back.
+            The bytes that were freed.
         """
         folder, freed = self.snapshot(commit), 0
         if not self.folder.exists():
             return 0
         try:
-            for draft in folder.parent.glob(f".{commit}.*"):  # of killed processes
+            for draft in folder.parent.glob(f".{commit}.*"):  # left by killed processes
                 shutil.rmtree(draft, ignore_errors=True)
             for link in folder.rglob(".link.*"):
                 link.unlink()
@@ -192,7 +194,7 @@ class Repository:
         return freed
 
     def _used(self) -> set[str]:
-        """Names of the blobs that links of snapshots lead to."""
+        """Return the names of the blobs that snapshots link to."""
         found = set()
         for path in (self.folder / "snapshots").rglob("*"):
             if path.is_symlink():
@@ -208,7 +210,7 @@ def _make(folder: Path) -> None:
 
 
 def _require_folder(folder: Path) -> None:
-    """Raise StackctlError for a link in a folder's place: what is written there goes elsewhere."""
+    """Raise StackctlError if the path is not a folder: a link could lead out of the store."""
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode):
         raise StackctlError(
@@ -218,7 +220,7 @@ def _require_folder(folder: Path) -> None:
 
 
 def _prune(folder: Path) -> None:
-    """Remove folders that hold nothing."""
+    """Remove the empty folders in a folder, and the folder itself if it is empty then."""
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_dir() and not path.is_symlink():
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Lock files: what exactly a model is, to be kept with the code that needs it."""
+"""Lock files: the commit and the hashes of a model, for version control."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ _MOST_SIZE: Final = 1 << 50
 
 
 def lock_of(record: StoredModel) -> ModelLock:
-    """The lock file of a stored model. Raises StackctlError (exit 2) for one of this machine."""
+    """Return the lock file of a stored model.
+
+    Raises StackctlError (exit 2) for a model without a commit (``file:``, ``dir:``).
+    """
     parsed = parse_remote(record.source)
     if parsed is None or record.repo is None or record.commit is None:
         raise StackctlError(
@@ -45,7 +48,7 @@ def lock_of(record: StoredModel) -> ModelLock:
 
 
 def read_lock(path: Path) -> ModelLock:
-    """A lock file, as data that anybody may have written. Raises StackctlError (exit 2)."""
+    """Read a lock file as untrusted data. Raises StackctlError (exit 2) if it is not sound."""
     found = from_json(read_bytes(path, _MOST_BYTES), ModelLock, where=str(path))
     require_sound(found, str(path))
     return found
@@ -70,7 +73,7 @@ def require_sound(lock: ModelLock, where: str) -> None:
         require_plain(file.path, where)
         if not (
             re.fullmatch("[0-9a-f]{64}", file.sha256)
-            # Else what is read as one file would be kept as another.
+            # Otherwise the blob could name the content of another file.
             and (file.blob == file.sha256 or re.fullmatch("[0-9a-f]{40}", file.blob))
             and 0 <= file.bytes < _MOST_SIZE
         ):
@@ -80,7 +83,7 @@ def require_sound(lock: ModelLock, where: str) -> None:
 
 
 def require_same(lock: ModelLock, info: RepoInfo, files: Sequence[Remote]) -> None:
-    """Insist that a hub has what the lock says. Raises StackctlError, which says what differs."""
+    """Raise StackctlError with the difference if the hub's commit or files differ from the lock."""
     locked = {file.path: file for file in lock.files}
     why = None
     if (lock.repo, lock.commit) != (info.repo, info.commit):

@@ -1,7 +1,7 @@
-"""What models were when they were hashed: ``STATE/models/ID.json``, and whether they still are.
+"""Records of the files of models (``STATE/models/ID.json``), and checks for changes.
 
-A file whose size and time of change are as they were is taken to be the same. Where only the time
-differs it is hashed again, which then decides.
+A file with unchanged size and time of change counts as unchanged. If only the time differs, the
+file is hashed again.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ Tell = Callable[[Progress], None]
 
 
 def silent(_: Progress) -> None:
-    """Tells nobody."""
+    """Ignore the progress."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The records of one scope."""
+    """The records of one scope. ``state`` is the state folder."""
 
     state: Path
 
     def all(self) -> tuple[StoredModel, ...]:
-        """All records, by name; one that cannot be read is left out."""
+        """Return all records, sorted by source; leave out those that cannot be read."""
         found = []
         folder = self.state / "models"
         for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
@@ -56,7 +56,7 @@ class Manifest:
         return tuple(sorted(found, key=lambda model: model.source))
 
     def put(self, model: StoredModel) -> None:
-        """Keep a record; it replaces those of the same source, and of the same files."""
+        """Store a record; it replaces those of the same source or the same files."""
         private_folder(self.state)
         write_atomically(self._path(model.source), to_json(model), mode=0o600)
         files = {(file.name, file.path) for file in model.files}
@@ -66,7 +66,7 @@ class Manifest:
                 self.forget(other.source)
 
     def refresh(self, model: StoredModel) -> None:
-        """All of a model was hashed just now and is as it was."""
+        """Store the current times of a model whose files were all hashed just now and are right."""
         files = [
             msgspec.structs.replace(file, mtime_ns=_stat(file).st_mtime_ns) for file in model.files
         ]
@@ -81,7 +81,7 @@ class Manifest:
         return self.state / "models" / f"{digest}.json"
 
     def of(self, model: Model) -> StoredModel | None:
-        """The record of a model that was read: the one that knows its files."""
+        """Return the record that contains all files of a model, or None."""
         paths = {file.path for file in model.files}
         for record in self.all():
             if paths and paths <= {file.path for file in record.files}:
@@ -89,16 +89,16 @@ class Manifest:
         return None
 
     def check(self, model: Model, tell: Tell = silent) -> StoredModel | None:
-        """Insist that a model's files are what they were; None when it was never hashed.
+        """Check that a model's files are unchanged; return its record, None without one.
 
         Raises:
-            StackctlError: one of them has changed, named.
+            StackctlError: a file has changed or cannot be read; the message names it.
         """
         record = self.of(model)
         return None if record is None else self.check_record(record, tell)
 
     def meant(self, source: str) -> StoredModel | None:
-        """The record of a source that names a model of the hub, as the store has it now."""
+        """Return the record of a hub source for the commit that the store has now, or None."""
         parsed = parse_remote(source)
         folder = snapshot(parsed) if parsed is not None else None
         if parsed is None or folder is None:
@@ -111,7 +111,10 @@ class Manifest:
         return None
 
     def check_record(self, record: StoredModel, tell: Tell = silent) -> StoredModel:
-        """Insist that the files of a record are what they were; as check."""
+        """Check that the files of a record are unchanged; like ``check``.
+
+        If only times have changed, the new times are stored.
+        """
         files, changed = [], False
         for file in record.files:
             found = _stat(file)
@@ -133,7 +136,7 @@ def _stat(file: StoredFile) -> os.stat_result:
     except OSError as error:
         raise StackctlError(
             f"{file.path} ({file.name}) cannot be read: {error.strerror}",
-            hint="stackctl model verify says what else is wrong",
+            hint="stackctl model verify shows all damaged files",
         ) from None
     if found.st_size != file.bytes:
         raise StackctlError(
@@ -153,7 +156,7 @@ def _changed(file: StoredFile, record: StoredModel, why: str) -> StackctlError:
 
 
 def verify(record: StoredModel, tell: Tell = silent) -> tuple[Result, ...]:
-    """Hash all files of a model, as the disk has them, and compare."""
+    """Hash all files of a model as they are on the disk; return the results, failures first."""
     results = []
     pace, before = Pace(record.bytes), 0
     for file in record.files:
@@ -183,21 +186,21 @@ def _verify(file: StoredFile, tell: Tell) -> Result:
 
 
 def now() -> str:
-    """The time in UTC, as records have it."""
+    """Return the time in UTC in the format of records."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def digest(path: Path, size: int, tell: Tell = silent, *, past_cache: bool = False) -> str:
-    """The SHA-256 of a file; ``past_cache`` reads what the disk has, not what memory remembers.
+    """Return the SHA-256 of a file in hex; ``past_cache`` reads the disk, not the page cache.
 
     Raises:
-        StackctlError: it cannot be read.
+        StackctlError: the file cannot be read.
     """
     sha, pace, done = hashlib.sha256(), Pace(size), 0
-    buffer = mmap.mmap(-1, _BLOCK)  # aligned, as direct reads want it
+    buffer = mmap.mmap(-1, _BLOCK)  # direct reads need aligned memory
     with opened(path) as (fd, _), contextlib.closing(buffer), memoryview(buffer) as view:
         if past_cache:
-            # Written pages cannot be dropped: a file of ours is on disk already.
+            # Dirty pages cannot be dropped, but a stored file has been synced.
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         direct = _direct(path) if past_cache else None
         source = fd if direct is None else direct
@@ -229,10 +232,10 @@ def _direct(path: Path) -> int | None:
 
 
 def store_file(name: str, path: Path, sha256: str, mtime_ns: int) -> StoredFile:
-    """The record of a file whose time of change was that before it was hashed.
+    """Return the record of a hashed file; ``mtime_ns`` is its time of change before hashing.
 
     Raises:
-        StackctlError: it is gone, or was changed since.
+        StackctlError: the file is gone, or was changed while it was hashed.
     """
     try:
         found = path.stat()

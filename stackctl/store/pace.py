@@ -1,4 +1,4 @@
-"""How fast a download is, and how fast it may be."""
+"""The speed of a download: measured, and limited."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _WINDOW_S = 10.0
 
 @dataclass(frozen=True)
 class Progress:
-    """Bytes that are there of all bytes, and the speed of late in bytes a second (None: unknown).
+    """Done and total bytes, and the recent speed in bytes per second (None: unknown).
 
-    ``note`` says what it waits for, if it does.
+    ``note`` is the reason for waiting (None: no wait).
     """
 
     done: int
@@ -25,7 +25,7 @@ class Progress:
     note: str | None = None
 
     def text(self) -> str:
-        """``3.2 of 21.9 GiB, 112 MiB/s, 2:51 left``."""
+        """Return a line such as ``3.2 GiB of 21.9 GiB, 112 MiB/s, 2:51 left``."""
         words = [f"{format_bytes(self.done)} of {format_bytes(self.total)}"]
         if self.note is not None:
             words.append(self.note)
@@ -36,14 +36,14 @@ class Progress:
 
 
 class Pace:
-    """The speed over the last seconds."""
+    """Measures the speed over the last 10 s."""
 
     def __init__(self, total: int) -> None:
         self._total = total
         self._seen: deque[tuple[float, int]] = deque()
 
     def at(self, done: int, came: int, *, note: str | None = None) -> Progress:
-        """Progress, now that so many bytes are there, and so many of them came in this run."""
+        """Return the progress at ``done`` bytes; ``came`` is the number received in this run."""
         now = time.monotonic()
         self._seen.append((now, came))
         while now - self._seen[0][0] > _WINDOW_S and len(self._seen) > 2:
@@ -54,7 +54,7 @@ class Pace:
 
 
 class Limiter:
-    """Keeps several threads together below a number of bytes a second; None: no limit."""
+    """Limits the bytes per second of several threads together; None is no limit."""
 
     def __init__(self, limit: float | None) -> None:
         self._limit = limit
@@ -62,7 +62,7 @@ class Limiter:
         self._free_at = time.monotonic()
 
     def take(self, count: int, stop: threading.Event) -> None:
-        """Wait until that many bytes more are within the limit, or ``stop`` is set."""
+        """Wait until ``count`` more bytes are within the limit, or ``stop`` is set."""
         if self._limit is None:
             return
         with self._lock:

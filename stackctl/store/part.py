@@ -1,9 +1,9 @@
-"""A file that is on its way: ``NAME.part``, and ``NAME.part.state`` with what of it is there.
+"""A file that is downloaded: ``NAME.part``, and its state in ``NAME.part.state``.
 
-The file is divided into pieces. For each the state has the bytes that are there, from its
-beginning, and their CRC-32, written after the bytes themselves: a killed process leaves a state
-that is right or behind, never ahead. A machine that lost its power may leave one that is ahead,
-and so each piece that was there before is read again and compared before it counts.
+The file is divided into pieces. For each piece the state has the number of its first bytes that are
+written, and their CRC-32. The state is written after the bytes, so a killed process leaves a state
+that is right or behind, never ahead. After a power loss the state may be ahead. So pieces of an
+earlier run are compared with their CRC before they count.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from stackctl.errors import StackctlError
 from stackctl.machine.files import sync_folder
 from stackctl.values.base import Value
 
-#: Large enough that asking for one costs little, small enough that four of them arrive together.
+#: Large, so that requests cost little; small, so that four pieces arrive at about the same time.
 PIECE_BYTES = 32 << 20
 _HEADER_BYTES = 4096
 _ENTRY = struct.Struct("<II")
@@ -32,7 +32,7 @@ _FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class _Header(Value, frozen=True, kw_only=True):
-    """The first line of the state: which file it is about. ``etag`` is the server's."""
+    """The first line of the state, which identifies the file. ``etag`` is the server's."""
 
     schema: Literal["stackctl.part/1"] = "stackctl.part/1"
     bytes: int
@@ -45,9 +45,9 @@ class Part:
 
     Attributes:
         size: bytes of the whole file.
-        done: bytes that are there, a piece each.
-        old: pieces with bytes of an earlier run, which are not trusted before they were compared.
-        etag: what the server called the file that the pieces are of.
+        done: number of bytes on the disk, for each piece.
+        old: pieces with bytes of an earlier run, which are not compared with their CRC yet.
+        etag: the server's ETag or date of the file that the pieces come from (None: unknown).
     """
 
     def __init__(self, target: Path, size: int) -> None:
@@ -74,7 +74,7 @@ class Part:
             raise
 
     def _read_state(self) -> bool:
-        """Take over what an earlier run has left, if it is of this file."""
+        """Load the state of an earlier run. Return False if it is absent or of another file."""
         raw = os.pread(self._state, _HEADER_BYTES, 0)
         try:
             header = msgspec.json.decode(raw.partition(b"\n")[0], type=_Header)
@@ -94,7 +94,7 @@ class Part:
         return True
 
     def reset(self) -> None:
-        """Begin anew: nothing is there."""
+        """Discard all bytes and restart."""
         with self._lock:
             self.done, self.crc, self.old = [0] * self.count, [0] * self.count, set()
             self.etag = None
@@ -108,7 +108,7 @@ class Part:
                 raise unwritable(self.path, error) from None
 
     def name(self, etag: str) -> None:
-        """Keep what the server calls the file."""
+        """Store the server's ETag or date of the file."""
         with self._lock:
             if self.etag != etag:
                 self.etag = etag
@@ -119,20 +119,20 @@ class Part:
         os.pwrite(self._state, (msgspec.json.encode(header) + b"\n").ljust(_HEADER_BYTES), 0)
 
     def length(self, piece: int) -> int:
-        """Bytes of a piece."""
+        """Return the full size of a piece in bytes."""
         return min(PIECE_BYTES, self.size - piece * PIECE_BYTES)
 
     def complete(self, piece: int) -> bool:
-        """Whether all of a piece is there."""
+        """Return True if all bytes of a piece are on the disk."""
         return self.done[piece] == self.length(piece)
 
     @property
     def here(self) -> int:
-        """Bytes that are there."""
+        """Return the number of bytes on the disk."""
         return sum(self.done)
 
     def write(self, piece: int, view: memoryview) -> None:
-        """Add bytes to a piece. Raises StackctlError: the disk is full or fails."""
+        """Append bytes to a piece. Raises StackctlError if the disk is full or fails."""
         at = piece * PIECE_BYTES + self.done[piece]
         crc = zlib.crc32(view, self.crc[piece])
         try:
@@ -145,11 +145,13 @@ class Part:
             raise unwritable(self.path, error) from None
 
     def settle(self, piece: int) -> None:
-        """Have the kernel begin to write a piece to the disk: else all of a large file waits for
-        the end, which then takes minutes. Nobody waits for it here."""
+        """Start to write a piece to the disk, without waiting.
+
+        Otherwise the kernel may write a large file only at its end, which then takes minutes.
+        """
         with contextlib.suppress(OSError):
             at, length = piece * PIECE_BYTES, self.length(piece)
-            # On pages that are not written yet this starts it, and drops nothing.
+            # For dirty pages the kernel starts to write them and drops none.
             os.posix_fadvise(self._fd, at, length, os.POSIX_FADV_DONTNEED)
 
     def _enter(self, piece: int, done: int, crc: int) -> None:
@@ -158,7 +160,7 @@ class Part:
             self.done[piece], self.crc[piece] = done, crc
 
     def forget(self, piece: int) -> None:
-        """A piece is not what it was: none of it is there."""
+        """Discard all bytes of a piece, because they are wrong."""
         self.old.discard(piece)
         try:
             self._enter(piece, 0, 0)
@@ -166,7 +168,7 @@ class Part:
             raise unwritable(self.path, error) from None
 
     def intact(self, piece: int, view: memoryview) -> bool:
-        """Whether a piece is, byte by byte, what was written; it is then trusted."""
+        """Return True if a piece matches its CRC; it then no longer counts as old."""
         at, end, crc = piece * PIECE_BYTES, piece * PIECE_BYTES + self.done[piece], 0
         while at < end:
             count = self.readinto(view[: min(end - at, len(view))], at)
@@ -179,7 +181,7 @@ class Part:
         return True
 
     def readinto(self, view: memoryview, at: int) -> int:
-        """Bytes of the file from an offset into a buffer."""
+        """Read bytes of the file at the offset ``at`` into a buffer; return their number."""
         try:
             count: int = os.preadv(self._fd, [view], at)
         except OSError as error:
@@ -187,12 +189,12 @@ class Part:
         return count
 
     def discard(self) -> None:
-        """Remove the files: another process has put the whole file in its place."""
+        """Remove the part and its state, because another process has stored the complete file."""
         for path in (self.path, self.state_path):
             path.unlink(missing_ok=True)
 
     def finish(self, target: Path) -> os.stat_result:
-        """Write all bytes to the disk, and put the file in its place, in one step."""
+        """Sync the file to the disk and rename it to ``target``; return its status."""
         try:
             os.fsync(self._fd)
             os.fchmod(self._fd, 0o644)
@@ -206,7 +208,7 @@ class Part:
         return found
 
     def close(self) -> None:
-        """Close the files; what is there stays for the next run."""
+        """Close the files; they stay on the disk for the next run."""
         for descriptor in (self._fd, self._state):
             if descriptor >= 0:
                 os.close(descriptor)
@@ -214,7 +216,7 @@ class Part:
 
 
 def bytes_there(target: Path, size: int) -> int:
-    """Bytes of a file that a run, perhaps another one that is going on, has got so far."""
+    """Return the bytes of a file that this or another process has downloaded so far."""
     count = max(1, -(-size // PIECE_BYTES))
     try:
         fd = os.open(f"{target}.part.state", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -231,7 +233,7 @@ def bytes_there(target: Path, size: int) -> int:
 
 
 def allocated(target: Path) -> int:
-    """Bytes that a part takes on the disk already."""
+    """Return the bytes that a part takes on the disk."""
     try:
         return target.with_name(target.name + ".part").lstat().st_blocks * 512
     except OSError:
@@ -239,7 +241,7 @@ def allocated(target: Path) -> int:
 
 
 def unwritable(path: Path, error: OSError) -> StackctlError:
-    """The error for a file that cannot be written."""
+    """Return the error for a file that cannot be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StackctlError(
             f"the disk is full: cannot write {path}",
@@ -251,7 +253,7 @@ def unwritable(path: Path, error: OSError) -> StackctlError:
 def _open(path: Path) -> int:
     descriptor = os.open(path, _FLAGS, 0o600)
     found = os.fstat(descriptor)
-    # A second name could be somebody else's file, put here to be overwritten.
+    # With a second hard link it could be another user's file, to be overwritten.
     if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
         os.close(descriptor)
         raise StackctlError(

@@ -1,4 +1,4 @@
-"""One connection of a download: asks for pieces and writes them."""
+"""One connection of a download, which requests pieces and writes them."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from stackctl.store.pace import Limiter
 from stackctl.store.part import PIECE_BYTES
 from stackctl.store.wanted import Patience
 
-#: What is read at once is what a killed process may lose, for each connection: little on a slow
-#: line, more where a read takes no time.
+#: Bytes of one read. A killed process loses up to one read for each connection, so reads are small
+#: on a slow line, and larger if they take no time.
 _LEAST_BYTES: Final = 64 << 10
 _MOST_BYTES: Final = 1 << 20
 _SOON_S: Final = 0.002
 _LATE_S: Final = 0.010
-#: How often the address that a hub has redirected to is asked for again, when it is refused and
-#: nothing comes in between.
+#: How often the hub is asked for a new address if the one that it redirects to is refused and no
+#: bytes arrive in between.
 _MOST_ADDRESSES: Final = 3
-#: How often a file that the server replaces is begun anew.
+#: How often a download restarts because the server has another file.
 _MOST_RESTARTS: Final = 2
-#: What a server may call a file: more, or anything else, is not kept, nor sent back.
+#: Valid ETags and dates of a server; any others are neither stored nor sent back.
 _ETAG: Final = re.compile(r'(?:W/)?"[\x21\x23-\x7e]{0,200}"')
 _DATE: Final = re.compile(r"[A-Za-z0-9 ,:+-]{1,60}")
 
 
 class Receiver:
-    """Takes pieces from a board. ``secret`` goes to the server of a file's URL and to no other."""
+    """Fetches the pieces of a board. ``secret`` goes only to the server of a file's URL."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Receiver:
         self._step = _LEAST_BYTES
 
     def run(self) -> None:
-        """Receive until nothing is left."""
+        """Fetch pieces until none is left."""
         with self.transfer:
             while (task := self._board.next()) is not None:
                 self._try(*task)
@@ -76,7 +76,7 @@ class Receiver:
             if lost is not None or wait is not None:
                 if job.part.done[piece] > before:
                     job.failures = job.addresses = 0
-                # What breaks all connections at the same time is one failure.
+                # A failure of all connections at the same time counts once.
                 if begun >= job.not_before:
                     job.failures += 1
                     if job.failures > self._patience.attempts:
@@ -92,7 +92,7 @@ class Receiver:
             board.changed.notify_all()
 
     def _pause(self, failures: int, wanted: float | None) -> float:
-        """Seconds until the next attempt; what the server asked for, where it did."""
+        """Return the seconds until the next attempt, at least the ``wanted`` ones of the server."""
         pause = min(self._patience.most_s, self._patience.first_s * 2.0 ** (failures - 1))
         return max(wanted or 0.0, pause * random.uniform(0.5, 1.0))
 
@@ -104,17 +104,17 @@ class Receiver:
         )
 
     def _receive(self, job: Job, piece: int) -> float | None:
-        """Ask for what is missing of a piece and write it.
+        """Request the missing bytes of a piece and write them.
 
         Returns:
-            None; or, where nothing came, the seconds to wait before the next attempt.
+            None, or, if no bytes were sent, the seconds to wait before the next attempt.
         """
         part, wanted = job.part, job.wanted
         first = piece * PIECE_BYTES + part.done[piece]
         last = piece * PIECE_BYTES + part.length(piece) - 1
         address, turn = job.address, job.turn
         headers = {"Range": f"bytes={first}-{last}"}
-        # A weak one cannot be compared by a server (RFC 9110, 13.1.5).
+        # If-Range must not have a weak ETag (RFC 9110, 13.1.5).
         known = part.etag
         if known is not None and not known.startswith("W/"):
             headers["If-Range"] = known
@@ -129,7 +129,7 @@ class Receiver:
         if address is None and response.url != wanted.url:
             job.address = response.url
         etag = _named(response)
-        # Where no hash will tell, a server that no longer says what it has is not believed.
+        # Without a hash a missing ETag counts as a change, because the file cannot be verified.
         changed = known is not None and etag != known and (etag is not None or not wanted.known)
         if changed and wanted.sha256 is None:
             return self._anew(job)
@@ -139,14 +139,14 @@ class Receiver:
             check_range(wanted, response, first, last)
             self._copy(response, job, piece, last + 1 - first)
         elif changed and "If-Range" in headers:
-            # Another server of the same file, by its hash: what is there counts there too.
+            # The SHA-256 will prove that it is the same file on another server: keep the bytes.
             return 0.0
         else:
             self._all(response, job)
         return None
 
     def _all(self, response: Response, job: Job) -> None:
-        """The server sends the whole file, whatever part of it was asked for."""
+        """Write the whole file, because the server ignored the requested range."""
         part, board = job.part, self._board
         where = host_of(response.url)
         if response.length not in (None, part.size):
@@ -188,14 +188,14 @@ class Receiver:
             self._limiter.take(count, board.stop)
 
     def _other(self, job: Job, response: Response, turn: int) -> float:
-        """What another status means: seconds until it is worth trying again."""
+        """Return the seconds until the next attempt after another status, or raise its error."""
         status = response.status
         if status in (408, 425, 429) or status >= 500:
             self._board.note = f"{host_of(response.url)} is busy ({status})"
             return retry_after(response.header("Retry-After"))
         away = response.url != job.wanted.url
         if away and status in (400, 401, 403, 404, 410) and job.addresses < _MOST_ADDRESSES:
-            # Signed addresses end after an hour or so, for all connections.
+            # Signed URLs expire after about an hour, for all connections.
             with self._board.changed:
                 if job.turn == turn:
                     job.address, job.addresses, job.turn = None, job.addresses + 1, turn + 1
@@ -205,7 +205,7 @@ class Receiver:
         raise refusal(job.wanted.name, response)
 
     def _anew(self, job: Job) -> float:
-        """The server has another file than the one that the pieces are of."""
+        """Restart the file, because the server has another one; return the seconds to wait (0)."""
         with self._board.changed:
             if not job.fresh:
                 job.fresh = True
@@ -218,7 +218,7 @@ class Receiver:
 
 
 def _named(response: Response) -> str | None:
-    """What the server calls the file that it sends: its ETag, else the time of its last change."""
+    """Return the ETag of the server's file, else its Last-Modified; None if both are invalid."""
     etag, date = response.header("ETag") or "", response.header("Last-Modified") or ""
     if _ETAG.fullmatch(etag):
         return etag

@@ -1,4 +1,4 @@
-"""Which files of a repository make up the model that is meant."""
+"""Select the files of a repository that belong to one model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\
 _QUANT: Final = re.compile(
     r"(?i)(?:^|[-_./])((?:UD-)?(?:I?Q\d_\w+?|TQ\d_\d|BF16|F16|F32|FP16|MXFP4\w*|NVFP4))(?=$|[-./])"
 )
-#: What an engine reads beside the weights.
+#: Files that an engine reads beside the weights.
 _BESIDE: Final = re.compile(r"[^/]+\.(json|txt|model|jinja|py|tiktoken)|LICENSE[^/]*")
 _MOST_BESIDE_BYTES: Final = 256 << 20
 _SHOWN: Final = 12
@@ -25,7 +25,7 @@ _SHOWN: Final = 12
 
 @dataclass(frozen=True)
 class Choice:
-    """A model of a repository: the name that tells it from others there, and its files."""
+    """A model in a repository. ``label`` is its quantisation, None if that is not unique."""
 
     label: str | None
     format: Literal["gguf", "safetensors"]
@@ -33,16 +33,17 @@ class Choice:
 
     @property
     def bytes(self) -> int:
-        """Size of all files."""
+        """Return the size of all files in bytes."""
         return sum(file.bytes for file in self.files)
 
 
 def choose(info: RepoInfo, wish: str | None) -> Choice:
-    """The model that a source means: by quantisation, by file, or the only one there is.
+    """Return the model with the wished quantisation or file.
+
+    Without a wish, return the safetensors model or else the only GGUF model.
 
     Raises:
-        StackctlError: exit 4 when there is none, exit 2 when there are several; a model of several
-            files that are not all there.
+        StackctlError: no model matches (exit 4), several match (exit 2), or shards are missing.
     """
     ggufs = quantisations(info)
     whole = checkpoint(info)
@@ -87,13 +88,13 @@ def _which(
     return StackctlError(
         what,
         details=details,
-        hint=f"stackctl model show hf:{info.repo} says which of them fit this machine",
+        hint=f"stackctl model show hf:{info.repo} shows which of them fit this machine",
         exit_code=exit_code,
     )
 
 
 def quantisations(info: RepoInfo) -> tuple[Choice, ...]:
-    """The GGUF models of a repository, smallest first; parts are one model, complete or not."""
+    """Return the GGUF models of a repository, smallest first; shards may be missing."""
     groups: dict[str, list[Remote]] = {}
     for file in info.files:
         name = file.path.rpartition("/")[2].lower()
@@ -109,7 +110,7 @@ def quantisations(info: RepoInfo) -> tuple[Choice, ...]:
     for key, files in groups.items():
         label = labels[key]
         if known[label] > 1:
-            label = None  # two models with the same quantisation: only the file tells
+            label = None  # several models with this quantisation: only the file identifies one
         files.sort(key=lambda file: file.path)
         choices.append(Choice(label, "gguf", tuple(files)))
     return tuple(sorted(choices, key=lambda choice: choice.bytes))
@@ -121,10 +122,10 @@ def _label(key: str) -> str | None:
 
 
 def checkpoint(info: RepoInfo) -> Choice | None:
-    """The safetensors model of a repository, with what an engine reads beside it; None: none."""
+    """Return the safetensors model of a repository with the files beside it, or None."""
     here = [file for file in info.files if "/" not in file.path]
     weights = [file for file in here if file.path.endswith(".safetensors")]
-    # What Mistral adds holds the same weights again.
+    # Mistral's consolidated.safetensors holds the same weights again.
     weights = [file for file in weights if file.path.startswith("model")] or weights
     if not weights or not any(file.path == "config.json" for file in here):
         return None
@@ -135,7 +136,7 @@ def checkpoint(info: RepoInfo) -> Choice | None:
 
 
 def lacking(choice: Choice) -> str | None:
-    """What a model of several parts lacks of them; None: it has them all."""
+    """Return a text about the missing shards of a model, or None if it is complete."""
     matches = [match for file in choice.files if (match := _SHARD.fullmatch(file.path))]
     for match in matches[:1]:
         count = int(match["count"])
@@ -146,7 +147,7 @@ def lacking(choice: Choice) -> str | None:
 
 
 def _complete(info: RepoInfo, choice: Choice) -> Choice:
-    """Shards are all there or the model is not."""
+    """Return the model. Raises StackctlError if shards are missing."""
     if (what := lacking(choice)) is not None:
         raise StackctlError(
             f"{info.repo} is incomplete: {what}",

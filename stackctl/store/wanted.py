@@ -1,4 +1,4 @@
-"""What is asked of a download, and what comes of it."""
+"""The files that a download is asked for, and its results."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Wanted:
-    """One file: what people call it, where it comes from, and where it goes.
+    """A file to download: its name for the user, its URL, and its place on the disk.
 
-    ``size`` in bytes. Its content is known by ``sha256``, or as a git blob by ``git_sha1``;
-    without either only its size is. ``lock`` is the file whose lock says that it is being fetched.
-    ``named_by_hash``: the whole file lies beside ``target``, under its SHA-256.
+    ``size`` is in bytes. The content is verified by ``sha256``, or as a git blob by ``git_sha1``;
+    without them only the size is checked. A process that downloads the file locks ``lock``. If
+    ``named_by_hash`` is set, the complete file is stored beside ``target``, under its SHA-256.
     """
 
     name: str
@@ -26,15 +26,15 @@ class Wanted:
 
     @property
     def known(self) -> bool:
-        """Whether a hash tells what it must be."""
+        """Return True if a hash is known, so that the content can be verified."""
         return self.sha256 is not None or self.git_sha1 is not None
 
 
 @dataclass(frozen=True)
 class Got:
-    """A file that is there; ``mtime_ns`` and ``sha256`` are what tells whether it stays so.
+    """A complete file. ``mtime_ns`` and ``sha256`` detect later changes.
 
-    ``sha256`` is None for one that another process has put there: it was not looked at.
+    ``sha256`` is None if another process has stored the file: then it is not verified.
     """
 
     wanted: Wanted
@@ -44,7 +44,10 @@ class Got:
 
 @dataclass(frozen=True)
 class Patience:
-    """How often in a row nothing may come, and the pauses in seconds, which double."""
+    """The number of retries without progress, and the first and longest pause in seconds.
+
+    Each pause is twice as long as the one before.
+    """
 
     attempts: int = 8
     first_s: float = 1.0
