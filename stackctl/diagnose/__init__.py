@@ -1,6 +1,7 @@
-"""Pure rules from an engine's numbers, its log and its plan to what slows it down.
+"""Pure rules that find the causes of slow requests in an engine's metrics, log and plan.
 
-``rules.py`` is the table of all of them.
+``rules.py`` is the table of all rules. The ``compare`` modules compare a running stack with its
+plan.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ _ORDER = {"fail": 0, "warn": 1, "ok": 2, "info": 3, "skip": 3}
 
 
 def diagnose(evidence: Evidence) -> tuple[Finding, ...]:
-    """Findings, most important first; then what was cleared; then notes.
+    """Return the findings, most important first, then cleared subjects, then notes.
 
-    What fails comes before what could be better, causes before what they cause, and among equals
-    what more of the time is lost to.
+    Failures come before warnings, causes before their effects, and among equals the finding that
+    concerns more of the requests' time.
     """
     load = load_of(evidence)
     found = []
@@ -27,7 +28,7 @@ def diagnose(evidence: Evidence) -> tuple[Finding, ...]:
             if finding is None:
                 continue
             stake = 0.0
-            # Findings that are cleared or noted stay in the order of the rules.
+            # Cleared subjects and notes stay in the order of the rules.
             if finding.status in ("fail", "warn"):
                 stake = finding.at_stake or 0.0
                 if rule.advice is not None:

@@ -1,4 +1,4 @@
-"""What makes an engine slow that could be faster: its cores, its memory, its GPU, its model."""
+"""Causes of slowness that can be removed: in the CPUs, the memory, the GPU and the model."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from stackctl.diagnose.telling import finding, seconds, threads_option, threads_
 from stackctl.quantity import format_bytes, format_share
 from stackctl.values.diagnosis import ClockLimit, CpuTime, Evidence, Finding, GpuNow, Step
 
-#: Below a tenth of the interval on a processor nothing is said of waiting for one.
+#: The rule on waiting for CPUs needs threads that ran or waited for this share of the interval.
 _WORKS = 0.1
 _WAITED, _WAITED_MUCH = 0.2, 0.5
-#: From this share of their time on its CPUs are its own.
+#: An engine has its CPUs to itself if it ran on them for this share of the time.
 _OWN = 0.8
 #: Measured with a model of 270M parameters.
 _MEASURED_CROWD = "4 threads on 2 cores gave 32 tok/s where 2 gave 75 (270M)"
 _ELSEWHERE = 0.05
 _UNEVEN = 1.5
-#: GPUs step their clocks a little all the time.
+#: GPUs reduce their clocks a little all the time; only a share below this is a finding.
 _SLOWED = 0.85
 _CLOCK_LIMITS: Mapping[ClockLimit, str] = {
     "power-limit": "power limit",
@@ -31,7 +31,7 @@ _CLOCK_LIMITS: Mapping[ClockLimit, str] = {
 
 
 def cpu_fallback(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
-    """A GPU was wanted, and the CPU does the work."""
+    """Find an engine that should use a GPU and computes on the CPU."""
     planned = bool(evidence.plan and evidence.plan.placement.gpus)
     log = evidence.log
     proof = None
@@ -65,8 +65,10 @@ def _doctor(evidence: Evidence) -> str:
 
 
 def _ours(evidence: Evidence) -> bool | None:
-    """Whether a process of ours holds memory of a planned GPU; None where that is not told. Some
-    drivers list no processes: memory in use for which they name none may be ours."""
+    """Return True if a process of the engine holds memory of a planned GPU; None if unknown.
+
+    Some drivers list no processes: memory in use without a process may be the engine's.
+    """
     if evidence.plan is None or not evidence.pids:
         return None
     wanted, weights = set(evidence.plan.placement.gpus), evidence.plan.memory.weights_bytes
@@ -80,10 +82,10 @@ def _ours(evidence: Evidence) -> bool | None:
 
 
 def threads(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
-    """Its threads are ready to run, and others have the processors; or there are too many."""
+    """Find threads that wait for a CPU: other processes use it, or the threads are too many."""
     cpu, planned = evidence.cpu, threads_planned(evidence)
     allowed = cpu.allowed if cpu and cpu.allowed else _planned_cpus(evidence)
-    # (threads, CPUs), if there are more threads than CPUs.
+    # Set to (threads, CPUs) if there are more threads than CPUs.
     crowd = None
     if planned is not None and allowed is not None and planned > allowed:
         crowd = (planned, allowed)
@@ -94,7 +96,7 @@ def threads(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
         return finding("oversubscribed-threads", "ok", f"waited {format_share(waited)} of the time")
     if crowd:
         return _too_many(evidence, *crowd, waited)
-    # The share of the time of its CPUs that it had; others had the rest.
+    # The engine's share of the time of its CPUs; other processes had the rest.
     had = min(1.0, cpu.ran_s / (cpu.allowed * cpu.interval_s)) if cpu.allowed else 1 - waited
     if had >= _OWN:
         return _own_crowd(evidence, cpu, waited)
@@ -102,7 +104,7 @@ def threads(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
 
 
 def _others_compute(evidence: Evidence, cpu: CpuTime, waited: float, had: float) -> Finding:
-    """Other processes have the CPUs that the engine's threads wait for."""
+    """Report that other processes use the CPUs that the engine's threads wait for."""
     gain = min(1 / had, 1 / (1 - waited)) if had > 0 and waited < 1 else None
     return finding(
         "oversubscribed-threads",
@@ -126,7 +128,7 @@ def _others_compute(evidence: Evidence, cpu: CpuTime, waited: float, had: float)
 
 
 def _own_crowd(evidence: Evidence, cpu: CpuTime, waited: float) -> Finding:
-    """It has its CPUs to itself, and more threads that want to run than they are."""
+    """Report an engine that has its CPUs to itself and more busy threads than CPUs."""
     option = threads_option(evidence)
     setting = f"engine_args.{option}={cpu.allowed}" if option else "placement.cpus=LIST"
     return finding(
@@ -174,13 +176,13 @@ def _planned_cpus(evidence: Evidence) -> int | None:
 
 
 def pages(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
-    """Where its memory lies, against where the plan wants it."""
+    """Compare the nodes of the engine's memory with the planned nodes."""
     placement = evidence.plan.placement if evidence.plan else None
     total = sum(page.bytes for page in evidence.pages)
     if placement is None or placement.mems is None or not total:
         return None
     if placement.policy == "preferred":
-        return None  # of workers that only feed GPUs, as the node has room
+        return None  # workers that only feed GPUs may use other nodes if theirs is full
     wanted = placement.mems
     shares = {page.node: page.bytes / total for page in evidence.pages}
     away = sum(part for node, part in shares.items() if node not in wanted)
@@ -210,9 +212,9 @@ def pages(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
 
 
 def _read_again(evidence: Evidence) -> tuple[Step, ...]:
-    """Return the steps that have the kernel place the model's pages anew."""
+    """Return the steps after which the kernel places the model's pages anew."""
     return (
-        # What a process has mapped or locked is not dropped.
+        # The kernel does not drop pages that a process has mapped or locked.
         Step(do="stop it", command=f"stackctl down {evidence.stack or 'STACK'}"),
         Step(
             do="drop the model from the page cache",
@@ -223,7 +225,7 @@ def _read_again(evidence: Evidence) -> tuple[Step, ...]:
 
 
 def throttled(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
-    """Find a GPU of the plan that holds its clock down for heat or power."""
+    """Find a planned GPU that reduces its clock because of heat or power."""
     wanted = set(evidence.plan.placement.gpus) if evidence.plan else set()
     seen = [gpu for gpu in evidence.gpus if str(gpu.index) in wanted]
     slowed = next((gpu for gpu in seen if _is_slowed(gpu)), None)
@@ -234,18 +236,20 @@ def throttled(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
 
 
 def _clock_share(gpu: GpuNow) -> float | None:
-    """Return the clock as a share of the highest one; None where either is not reported."""
+    """Return the clock as a share of the highest clock; None if either is not reported."""
     return gpu.clock_mhz / gpu.clock_most_mhz if gpu.clock_mhz and gpu.clock_most_mhz else None
 
 
 def _is_hot(gpu: GpuNow) -> bool:
-    """Return True if anything but the power limit holds the clock down."""
+    """Return True if any reason except the power limit reduces the clock."""
     return any(reason != "power-limit" for reason in gpu.throttled)
 
 
 def _is_slowed(gpu: GpuNow) -> bool:
-    """Return True if heat or power costs speed. A GPU at its power limit that is hardly slower does
-    what the limit is there for."""
+    """Return True if heat or the power limit costs speed.
+
+    A GPU at its power limit with nearly its full clock works as intended.
+    """
     if _is_hot(gpu):
         return True
     clock = _clock_share(gpu)
@@ -276,7 +280,7 @@ def _throttled(gpu: GpuNow) -> Finding:
 
 
 def loop_model(evidence: Evidence, load: Load) -> Finding | None:
-    """A model that runs its layers twice for every token."""
+    """Find a model that runs its layers more than once for every token."""
     if not remedies.runs_loop(evidence):
         return None
     passes = evidence.plan.model.passes if evidence.plan and evidence.plan.model.passes > 1 else 2

@@ -1,4 +1,4 @@
-"""What was planned against what was seen: process, image, files, ports and front door."""
+"""Comparison of a running stack with its plan: process, image, files, ports and front door."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from stackctl.values.generation import Generation
 from stackctl.values.result import Result
 from stackctl.values.seen import Listening, ModelFileSeen, Seen
 
-#: A process's start is known to a hundredth of a second, a file's change to a clock tick.
+#: The start of a process has a resolution of 0.01 s, the change of a file that of a clock tick.
 _CLOCK_S = 0.05
-#: All addresses of a machine.
+#: The addresses of a socket that listens on all addresses of the machine.
 _EVERY = frozenset(("0.0.0.0", "::"))
 
 
 def compare(generation: Generation, seen: Seen) -> tuple[Result, ...]:
-    """All that can be compared, mismatches first."""
+    """Compare an inspected stack with its generation; mismatches come first."""
     return worst_first(
         (
             *_unit(generation, seen),
@@ -46,7 +46,7 @@ def compare(generation: Generation, seen: Seen) -> tuple[Result, ...]:
 
 
 def _unit(generation: Generation, seen: Seen) -> Iterator[Result]:
-    """Files and settings that changed since, and an engine that systemd did not start."""
+    """Check for changed unit files and settings, and for an engine that systemd did not start."""
     service = generation.units.service
     if seen.by_unit is False:
         yield fail(
@@ -57,7 +57,7 @@ def _unit(generation: Generation, seen: Seen) -> Iterator[Result]:
             f"stackctl restart {generation.stack}",
         )
     elif seen.drift:
-        # Another stackctl, or another Podman, writes a door's unit in another way.
+        # Other versions of stackctl or Podman write the front door's unit differently.
         only_door = all(one.code == "door" for one in seen.drift)
         yield (warn if only_door else fail)(
             "unit",
@@ -84,9 +84,10 @@ def _argv(generation: Generation, seen: Seen) -> Result:
 
 
 def argv_difference(running: tuple[str, ...], planned: tuple[str, ...]) -> str | None:
-    """The first difference between a process's arguments and the plan's; None when there is none.
+    """Return the first difference between a process's arguments and the plan's; None if equal.
 
-    What starts the engine (the plan's first word) differs by image: an entry point, an interpreter.
+    The program (the plan's first word) is not compared: it depends on the image, which may have an
+    entry point or an interpreter.
     """
     wanted = planned[1:]
     count = len(running) - len(wanted)
@@ -137,7 +138,7 @@ def _environment(generation: Generation, seen: Seen) -> Result:
 
 
 def _ports(generation: Generation, seen: Seen) -> Result:
-    """Compare the sockets that listen with those that are planned."""
+    """Compare the listening sockets with the planned ones."""
     plan, door = generation.plan, generation.door
     meant = {("engine", _plain("127.0.0.1"), plan.listens): f"127.0.0.1:{plan.listens}"}
     if door is not None:
@@ -194,7 +195,7 @@ def _foreign_port(
 def _closed(
     meant: Mapping[tuple[str, str, int], str], listening: Iterable[Listening]
 ) -> str | None:
-    """Return the first planned address that nobody listens on."""
+    """Return the first planned address without a listening socket; None: all are open."""
     have = {_key(one) for one in listening if one.protocol == "tcp"}
     return next((text for key, text in meant.items() if key not in have), None)
 
@@ -204,8 +205,10 @@ def _key(one: Listening) -> tuple[str, str, int]:
 
 
 def _in_the_way(one: Listening, meant: Iterable[tuple[str, str, int]]) -> bool:
-    """Whether somebody else's socket gets requests that are meant for us: at the same address, or
-    where one of the two listens at all of them."""
+    """Return True if a foreign socket may receive requests for this stack.
+
+    It does if both have one port and one address, or if one of them listens on all addresses.
+    """
     return any(
         one.port == port and (_plain(one.address) == address or _EVERY & {one.address, address})
         for _, address, port in meant
@@ -217,7 +220,7 @@ def _named(one: Listening) -> str:
 
 
 def _plain(address: str) -> str:
-    """An address in one spelling; one of IPv4 within IPv6 as IPv4."""
+    """Return the canonical spelling of an address; an IPv4-mapped one as IPv4."""
     parsed = ipaddress.ip_address(address)
     mapped = getattr(parsed, "ipv4_mapped", None)
     return str(mapped or parsed)
@@ -228,7 +231,7 @@ def _host(address: str) -> str:
 
 
 def _files(generation: Generation, seen: Seen) -> Result:
-    """Whether the model's files are those that the engine loaded."""
+    """Check that the model's files are those that the engine loaded."""
     count = len(seen.files)
     noun = "file" if count == 1 else "files"
     expected = f"{count} {noun}, unchanged since the start"
@@ -260,7 +263,7 @@ def _files(generation: Generation, seen: Seen) -> Result:
 
 
 def _changed(file: ModelFileSeen, started: float | None) -> tuple[str, str] | None:
-    """What became of a file, and what follows."""
+    """Return the change of a file and its consequence; None if it is unchanged."""
     now, name = file.now, _name(file.path)
     if now is None:
         return f"{name} is gone", "what runs has it still; the next start will not"

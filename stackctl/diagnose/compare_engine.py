@@ -1,4 +1,4 @@
-"""What the engine says of itself, and the GPU memory that it holds."""
+"""Comparison of the engine's own reports and of its GPU memory with the plan."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from stackctl.values.generation import Generation
 from stackctl.values.result import Result
 from stackctl.values.seen import Seen
 
-#: A KV cache this much of the planned one is the planned one: blocks are whole.
+#: A KV cache of at least this share of the planned size is as planned: it has whole blocks.
 _ENOUGH = 0.95
-#: With less than this of its weights on the GPU, layers are computed elsewhere.
+#: If the GPU holds less than this share of the weights, some layers are computed elsewhere.
 _WEIGHTS = 0.8
-#: Facts of a log that name the kernels in use end with this: attention_backend, moe_backend.
+#: Names of facts about the kernels in use end with this: attention_backend, moe_backend.
 _BACKEND = "_backend"
 
 
@@ -46,7 +46,7 @@ def _model(generation: Generation, seen: Seen) -> Result:
 
 
 def _promised(generation: Generation, seen: Seen) -> Iterator[Result]:
-    """What its arguments promise, against what it says over HTTP."""
+    """Compare the facts that the arguments imply with those that the engine reports over HTTP."""
     said = {fact.name: fact.value for fact in seen.report}
     for fact in find_engine(generation.plan.engine).promised(generation.plan.argv):
         name = fact.name.replace("_", "-")
@@ -122,7 +122,7 @@ def _backends(seen: Seen) -> Iterator[Result]:
 
 
 def _gpu(generation: Generation, seen: Seen) -> Iterator[Result]:
-    """Whether it computes where it was meant to: an engine may fall back to the CPU in silence."""
+    """Check the device of the engine, because engines fall back to the CPU without an error."""
     plan = generation.plan
     planned = [int(index) for index in plan.placement.gpus]
     device = _facts(seen).get("device")

@@ -1,4 +1,4 @@
-"""Memory: policy, the nodes that hold the pages, what is locked and how much is resident."""
+"""Comparison of memory with the plan: policy, nodes, locked memory, and resident memory."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from stackctl.values.result import Result
 from stackctl.values.seen import Kind, Seen
 
 _MIB = 2**20
-#: Of bound memory so much lies where it should: the kernel keeps a little of its own anywhere.
+#: At least this share of bound memory lies on its nodes; the kernel keeps a little elsewhere.
 _BOUND = 0.95
-#: Interleaved memory: no node holds more than this times its share, and a little.
+#: Of interleaved memory no node holds more than _UNEVEN times its share plus _LITTLE.
 _UNEVEN, _LITTLE = 1.25, 0.02
-#: Huge pages are placed whole: less than this cannot be spread evenly.
+#: Less memory than this cannot be spread evenly, because huge pages are placed whole.
 _LEAST_SPREAD = 64 * _MIB
-#: A locked model: all but its header, which nobody needs any more once it is loaded.
+#: A model counts as locked from this share on: its header is not locked.
 _LOCKED = 0.95
-#: Over the budget by so much is over: page tables and thread stacks are not planned one by one.
+#: Memory up to this much over the budget is accepted: page tables and thread stacks are not
+#: planned.
 _OVER, _OVER_BYTES = 1.05, 32 * _MIB
 
 
 def compare(generation: Generation, seen: Seen) -> Iterator[Result]:
-    """Policy, placement, locking, size, huge pages."""
+    """Compare policy, placement, locked memory, size and huge pages with the plan."""
     yield _policy(generation, seen)
     yield _memory(generation, seen)
     yield from _locked(generation, seen)
@@ -38,7 +39,7 @@ def compare(generation: Generation, seen: Seen) -> Iterator[Result]:
 
 
 def _sums(seen: Seen, *kinds: Kind) -> dict[int, int]:
-    """Bytes on each node."""
+    """Return the bytes of some kinds of pages on each node."""
     found: dict[int, int] = defaultdict(int)
     for process in seen.processes:
         for pages in process.pages:
@@ -49,7 +50,7 @@ def _sums(seen: Seen, *kinds: Kind) -> dict[int, int]:
 
 
 def policy(seen: Seen) -> str | None:
-    """The policy under which most of the engine's own memory was taken."""
+    """Return the policy of most of the engine's own memory; None if unknown."""
     found: dict[str, int] = defaultdict(int)
     for process in seen.processes:
         for pages in process.pages:
@@ -65,13 +66,13 @@ def _policy(generation: Generation, seen: Seen) -> Result:
     actual = policy(seen)
     if actual is None:
         return not_told(seen, "policy", planned, "numa")
-    # "interleave=static:0-1": flags say how nodes are renamed when a cpuset changes.
+    # In "interleave=static:0-1" the flag sets the effect of a changed cpuset on the nodes.
     name, _, have = actual.partition(":")
     name = name.partition("=")[0]
     if placement.policy == "default":
         by_itself = "" if name == "default" else ", set by the engine itself"
         return (info if by_itself else ok)("policy", planned, f"{actual}{by_itself}")
-    # The kernel's word is "prefer".
+    # The kernel writes "prefer" for preferred.
     if name == placement.policy.removesuffix("red") and have and CpuList.parse(have) == nodes:
         return ok("policy", planned, actual)
     if placement.policy == "bind" and seen.mems and seen.mems == nodes:
@@ -87,7 +88,7 @@ def _policy(generation: Generation, seen: Seen) -> Result:
 
 
 def _memory(generation: Generation, seen: Seen) -> Result:
-    """Where the pages really are: the model's apart from what the engine took itself."""
+    """Compare the nodes of the pages with the plan: the model's, and the engine's own."""
     placement = generation.plan.placement
     model, own = _sums(seen, "model"), _sums(seen, "anonymous", "shared")
     total = {node: model.get(node, 0) + own.get(node, 0) for node in {*model, *own}}
@@ -131,7 +132,10 @@ def _memory(generation: Generation, seen: Seen) -> Result:
 
 
 def _where(held: Mapping[int, int]) -> str:
-    """``node 0 holds 100 % of 7.3 GiB``; of several nodes each, of many the extremes."""
+    """Return the distribution as text, such as ``node 0 holds 100 % of 7.3 GiB``.
+
+    List up to 4 nodes; for more, give the lowest and the highest share.
+    """
     total = sum(held.values())
     if not total:
         return "nothing"
@@ -196,11 +200,11 @@ def _resident(generation: Generation, seen: Seen) -> Result:
     sizes = [(p, own, files) for p, own, files in known if own is not None and files is not None]
     if not sizes or len(sizes) < len(known):
         return not_told(seen, "resident", expected, "memory")
-    # Processes of one engine map the same files. Others of the machine may as well, and yet the
-    # pages are this engine's need: no shares here.
+    # Processes of one engine map the same files, so the largest mapping counts once. It counts in
+    # full even if processes of other stacks share its pages.
     mapped = max(files for _, _, files in sizes)
     if plan.placement.gpus:
-        # A model that went to the GPU is page cache, but for what stays in main memory.
+        # Weights that were copied to the GPU are only page cache; the others stay in main memory.
         model = min(mapped, sum(_sums(seen, "model").values()))
         mapped += min(model, budget.weights_bytes) - model
     total = sum(own for _, own, _ in sizes) + mapped

@@ -1,4 +1,4 @@
-"""CPUs and threads: where the engine may run, how many threads compute, and who is in their way."""
+"""Comparison of CPUs and threads with the plan, and a search for processes that disturb them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from stackctl.values.generation import Generation
 from stackctl.values.result import Result
 from stackctl.values.seen import Seen, Thread
 
-#: A thread computes when it ran for this share of the busiest one's time. Measured with a model of
-#: 1.4 MB, where little is to be computed: the workers 0.45 to 1.0, all others below 0.05.
+#: A thread computes if it ran for at least this share of the busiest thread's time. Measured with a
+#: model of 1.4 MB, which computes little: workers 0.45 to 1.0, other threads below 0.05.
 _COMPUTES = 0.15
-#: Less than this of the busiest thread, in nanoseconds: nothing was computed.
+#: If the busiest thread ran for fewer nanoseconds, nothing was computed.
 _LEAST_NS = 1_000_000
-#: From this share of their time on that threads wait for a CPU, somebody is in their way.
+#: If threads wait for a CPU for this share of their time, something disturbs them.
 _WAITS = 0.1
 
 
 def compare(generation: Generation, seen: Seen) -> Iterator[Result]:
-    """CPUs, cpuset, threads, neighbours."""
+    """Compare CPUs, cpuset, threads and neighbours with the plan."""
     yield _cpus(generation, seen)
     yield from _cpuset(generation, seen)
     yield from _threads(generation, seen)
@@ -30,7 +30,7 @@ def compare(generation: Generation, seen: Seen) -> Iterator[Result]:
 
 
 def _cpus(generation: Generation, seen: Seen) -> Result:
-    """Where the kernel lets threads run."""
+    """Compare the CPUs that the threads may use with the planned CPUs."""
     placement = generation.plan.placement
     lists = [thread.cpus for thread in seen.threads if thread.cpus is not None]
     if placement.cpus is None:
@@ -75,7 +75,7 @@ def _cpus(generation: Generation, seen: Seen) -> Result:
 
 
 def _cpuset(generation: Generation, seen: Seen) -> Iterator[Result]:
-    """What the cgroup enforces."""
+    """Compare the cpuset of the cgroup with the planned one."""
     placement = generation.plan.placement
     if not placement.cpuset:
         if seen.cpuset_controller is False:
@@ -108,7 +108,7 @@ def _cpuset(generation: Generation, seen: Seen) -> Iterator[Result]:
 
 
 def computing(threads: tuple[Thread, ...]) -> tuple[Thread, ...]:
-    """The threads that computed while they were watched; none where nothing did."""
+    """Return the threads that computed during the sampling; empty if none did."""
     most = max((thread.computed_ns or 0 for thread in threads), default=0)
     if most < _LEAST_NS:
         return ()
@@ -116,7 +116,7 @@ def computing(threads: tuple[Thread, ...]) -> tuple[Thread, ...]:
 
 
 def _threads(generation: Generation, seen: Seen) -> Iterator[Result]:
-    """How many threads compute. An engine that does it on a GPU has no use for them."""
+    """Compare the number of computing threads with the plan; skip engines on a GPU."""
     plan = generation.plan
     options = find_engine(plan.engine).threads_options
     planned = whole_argument(plan.argv, options[0]) if options else None
@@ -140,7 +140,8 @@ def _threads(generation: Generation, seen: Seen) -> Iterator[Result]:
     said = next((fact.value for fact in seen.log if fact.name == "threads"), None)
     given = whole_argument(seen.argv or (), options[0])
     if said == str(planned) == str(given):
-        # The engine and its arguments agree with the plan: a thread was kept from its CPU.
+        # The engine and its arguments agree with the plan, so other work kept a thread from its
+        # CPU.
         yield warn(
             "threads", expected, actual, f"its log says {said}; {watched}, on a busy machine"
         )
@@ -155,8 +156,7 @@ def _threads(generation: Generation, seen: Seen) -> Iterator[Result]:
 
 
 def _neighbours(generation: Generation, seen: Seen) -> Iterator[Result]:
-    """Compare the time that threads waited for a CPU with that of an engine that has its CPUs to
-    itself."""
+    """Check that no other process takes the planned CPUs from the engine's threads."""
     placement = generation.plan.placement
     if placement.cpus is None or all(thread.waited_ns is None for thread in seen.threads):
         yield not_told(seen, "cores", None, "threads")
@@ -186,7 +186,7 @@ def _neighbours(generation: Generation, seen: Seen) -> Iterator[Result]:
 
 
 def _waiting_share(threads: tuple[Thread, ...]) -> float:
-    """Return the share of their time, running or ready to run, that threads had no CPU."""
+    """Return the share of the threads' runnable time in which they had no CPU."""
     ran = sum(thread.computed_ns or 0 for thread in threads)
     waited = sum(thread.waited_ns or 0 for thread in threads)
     return waited / (ran + waited) if ran + waited else 0.0

@@ -1,4 +1,4 @@
-"""Results of comparing, made and ordered alike."""
+"""Makers of results, their order, and the commands in their remedies."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ _ORDER = {"fail": 0, "warn": 1}
 
 
 def ok(name: str, expected: str | None, actual: str, evidence: str | None = None) -> Result:
-    """As it was meant."""
+    """Return a result for a state that is as expected."""
     return Result(name=name, status="ok", expected=expected, actual=actual, evidence=evidence)
 
 
 def info(name: str, expected: str | None, actual: str, evidence: str | None = None) -> Result:
-    """Seen, and neither right nor wrong."""
+    """Return a result for a fact that is neither right nor wrong."""
     return Result(name=name, status="info", expected=expected, actual=actual, evidence=evidence)
 
 
 def unseen(name: str, expected: str | None, why: str) -> Result:
-    """Not known, and why: never taken for right."""
+    """Return a skipped result for an unknown fact; ``why`` is the reason."""
     return Result(name=name, status="skip", expected=expected, evidence=why)
 
 
 def not_told(seen: Seen, name: str, expected: str | None, what: str | None = None) -> Result:
-    """Not known, for the reason that the evidence gives."""
+    """Return a skipped result; the reason is that of a missing fact (``what``, else ``name``)."""
     return unseen(name, expected, seen.why_missing(what or name))
 
 
 def fail(
     name: str, expected: str | None, actual: str, evidence: str | None, remedy: str | None
 ) -> Result:
-    """Not as it was meant: the cause, and what to do."""
+    """Return a failure, with the cause as its evidence and the remedy."""
     return _told("fail", name, expected, actual, evidence, remedy)
 
 
 def warn(
     name: str, expected: str | None, actual: str, evidence: str | None, remedy: str | None = None
 ) -> Result:
-    """Not as one would wish, though it is no mismatch with the plan."""
+    """Return a warning for a bad state that is no mismatch with the plan."""
     return _told("warn", name, expected, actual, evidence, remedy)
 
 
@@ -66,17 +66,21 @@ def _told(
 
 
 def worst_first(results: Iterable[Result]) -> tuple[Result, ...]:
-    """Mismatches, then warnings, then the rest as it came."""
+    """Sort results: failures, then warnings, then the others in their order."""
     return tuple(sorted(results, key=lambda result: _ORDER.get(result.status, 2)))
 
 
 def up_again(generation: Generation) -> str:
-    """The command that deployed a generation: it puts back what was changed."""
+    """Return the command that deployed a generation; it restores the planned state."""
     return up_command(generation.plan.profile, generation.asked)
 
 
 def up_command(profile: str, asked: Overrides, *settings: str) -> str:
-    """The command that deploys a profile with what was asked for, but for other settings."""
+    """Return the command that deploys a profile with the earlier command line and new settings.
+
+    ``asked`` is the earlier command line. ``settings`` are KEY=VALUE texts; they replace earlier
+    ones with the same key.
+    """
     new = {text.partition("=")[0] for text in settings}
     kept = [text for text in asked.sets if text.partition("=")[0] not in new]
     words = ["stackctl", "up", profile]

@@ -1,4 +1,4 @@
-"""What limits requests: generation, prompts, waiting, the KV cache, what need not be computed."""
+"""Limits of requests: generation, prompts, waiting, the KV cache, and needless computation."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from stackctl.diagnose.telling import (
 from stackctl.quantity import format_number, format_share
 from stackctl.values.diagnosis import Evidence, Finding
 
-#: Wanted where the profile says nothing: between the owner's set-ups that were viable (10-37, 25-28
-#: tok/s) and the one that was not (0.6-8).
+#: The default goal. It lies between the owner's set-ups that were viable (10-37, 25-28 tok/s) and
+#: the one that was not (0.6-8).
 WANTED_TOK_S = 10.0
-#: As the owner asks of the production profile at 4,640 tokens.
+#: The default goal: the SLO of the owner's production profile, for prompts of 4,640 tokens.
 WANTED_TTFT_S = 5.0
-#: The owner's goal for agents.
+#: The default goal: the owner's for agents.
 WANTED_HITS = 0.60
-#: Slower than planned is what falls this far below the range.
+#: A speed below this share of the planned range's low end is slower than planned.
 _BELOW_PLAN = 0.8
 _MUCH_WAITING, _MUCH_QUEUE, _MUCH_PROMPT = 0.5, 0.25, 0.5
-#: Shorter prompts have next to nothing to find in the cache (a block has 16 tokens, on a CPU 128).
+#: Shorter prompts have little to find in the cache (a block has 16 tokens, on a CPU 128).
 _SHORT_PROMPT = 200
-#: About 30 s at the production set-up's speed.
+#: An answer of so many tokens takes about 30 s at the production set-up's speed.
 _LONG_ANSWER, _FEW_ANSWERS = 800, 3
 _MUCH_CONTEXT = 4
-#: A span whose ends are this far apart says less than what is typical.
+#: If the ends of a span differ by more than this factor, the typical value is shown instead.
 _WIDE = 4
 
 
 def decode(evidence: Evidence, load: Load) -> Finding | None:
-    """Slower than wanted, or than planned, from token to token."""
+    """Find generation that is slower than wanted or than planned."""
     seen = load.generation
     if seen is None:
         return None
@@ -51,7 +51,7 @@ def decode(evidence: Evidence, load: Load) -> Finding | None:
         return finding("decode-bound", "ok", f"{usual} a request", expected=why)
     share_of_prompts = load.prompt_share or 0.0
     if not load.apart and share_of_prompts >= _MUCH_PROMPT:
-        return None  # prompts in between explain it as well
+        return None  # prompts between the tokens explain the speed as well
     requests = count(max(1.0, load.concurrency or 1.0), "request")
     facts = [f"typically {rate(seen.typical)} tok/s"]
     if load.prompt_share is not None:
@@ -79,7 +79,10 @@ def decode(evidence: Evidence, load: Load) -> Finding | None:
 
 
 def _wanted_speed(evidence: Evidence) -> tuple[float | None, str | None]:
-    """None where throughput is the objective and nobody asks for the speed of one request."""
+    """Return the wanted tokens per second of one request, with its source as text.
+
+    Both are None if the objective is throughput and the SLO sets no speed.
+    """
     slo = evidence.slo
     asked = []
     if slo is not None and slo.min_tok_s is not None:
@@ -97,14 +100,14 @@ def _wanted_speed(evidence: Evidence) -> tuple[float | None, str | None]:
 
 
 def _planned_speed(evidence: Evidence, load: Load) -> tuple[float, float] | None:
-    """A plan's range is for one request alone."""
+    """Return the planned range; None if several requests ran, because it is for a single one."""
     if evidence.plan is None or (load.concurrency or 1) > 1:
         return None
     return evidence.plan.prediction.decode_tok_s
 
 
 def prefill(evidence: Evidence, load: Load) -> Finding | None:
-    """Prompts take most of the time, and longer than is wanted."""
+    """Find prompts that take most of the time, or longer than the SLO allows."""
     if load.prompt_share is None:
         return None
     wanted = _wanted_ttft_s(evidence)
@@ -115,7 +118,7 @@ def prefill(evidence: Evidence, load: Load) -> Finding | None:
         few = load.all_prompt_tokens is not None and load.all_prompt_tokens < _SHORT_PROMPT
         if load.prompt is None or few or (late and not much):
             return None
-        # Averages over time without prompts: the highest is the nearest to the truth.
+        # Averages include time without prompts, so the highest is the nearest to the true speed.
         return finding("prefill-bound", "ok", f"{rate(load.prompt.high)} tok/s")
     speed = f"{span(load.prompt)} tok/s" if load.prompt else "unknown speed"
     return finding(
@@ -138,8 +141,10 @@ def _wanted_ttft_s(evidence: Evidence) -> float:
 
 
 def _is_promised(evidence: Evidence, load: Load) -> bool:
-    """Return True if the profile promises a time to the first token for such prompts, and waiting
-    for other requests, which has a rule of its own, does not explain a late one."""
+    """Return True if the SLO covers the first token of such prompts and a queue explains no delay.
+
+    Waiting for other requests has a rule of its own.
+    """
     slo = evidence.slo
     if slo is None or slo.ttft_s is None or (load.prompt_tokens or 0) > slo.prompt_tokens:
         return False
@@ -147,8 +152,10 @@ def _is_promised(evidence: Evidence, load: Load) -> bool:
 
 
 def _crawls(load: Load) -> bool:
-    """Return True if answers are slow and prompts are always computed meanwhile, in evidence
-    without the time that prompts took."""
+    """Return True if answers are slow while prompts are computed.
+
+    This applies only to evidence without the times of prompts.
+    """
     if load.ttft_s is not None or load.apart or load.generation is None:
         return False
     return load.generation.typical < WANTED_TOK_S
@@ -167,7 +174,7 @@ def _facts_of_prompts(evidence: Evidence, load: Load, share: float) -> list[str]
 
 
 def queueing(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
-    """Requests wait for others rather than for their own tokens."""
+    """Find requests that wait for other requests."""
     if load.waiting_most is None and load.queue_share is None:
         return None
     most, share = load.waiting_most or 0, load.queue_share or 0.0
@@ -196,7 +203,7 @@ def queueing(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
 
 
 def kv(evidence: Evidence, load: Load) -> Finding | None:
-    """The KV cache is full, or requests were thrown out of it and computed again."""
+    """Find a KV cache that is full, or preempted requests, which were computed again."""
     if load.kv_most is None and not load.preemptions:
         return None
     full = remedies.is_full(load)
@@ -219,7 +226,7 @@ def kv(evidence: Evidence, load: Load) -> Finding | None:
 
 
 def prefix(evidence: Evidence, load: Load) -> Finding | None:
-    """Prompts that could have begun with what the cache has."""
+    """Find a low hit rate of the prefix cache."""
     if load.hits is None or not load.busy:
         return None
     slo = evidence.slo
@@ -229,7 +236,7 @@ def prefix(evidence: Evidence, load: Load) -> Finding | None:
     if load.hits.typical >= wanted:
         return finding("prefix-cache-misses", "ok", seen)
     if load.hits.high == 0 and (load.all_prompt_tokens or 0.0) < _SHORT_PROMPT:
-        return None  # a try or two
+        return None  # a few short first requests
     if load.prompt_tokens is not None and load.prompt_tokens < _SHORT_PROMPT:
         return finding(
             "prefix-cache-misses", "ok", f"prompts of {load.prompt_tokens:.0f} tokens need none"
@@ -250,7 +257,7 @@ def prefix(evidence: Evidence, load: Load) -> Finding | None:
 
 
 def answers(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
-    """Long answers, which whole-file edits are."""
+    """Find long answers, such as edits of whole files."""
     if load.answer_tokens is None or (load.requests or 0) < _FEW_ANSWERS:
         return None
     text = f"{load.answer_tokens:,.0f} tokens on average"
@@ -272,7 +279,7 @@ def answers(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
 
 
 def context(evidence: Evidence, load: Load) -> Finding | None:
-    """Room for far longer sequences than ever came."""
+    """Find a context that is far larger than the longest sequence."""
     room, longest = context_tokens(evidence), load.longest
     if room is None or longest is None or (load.requests or 0) < remedies.ENOUGH_REQUESTS:
         return None

@@ -1,9 +1,9 @@
-"""What an engine had to do and how fast it did it, from all that tells of it.
+"""The load of an engine and its speed, from three sources.
 
-Three sources: its log of the time that is asked about, two looks at its numbers while it works,
-and its numbers since it was started. The first that has a number is taken, but for
-prompts in a log of windows, which average over the time between prompts as well: there the numbers
-since the start come first.
+The sources are the log of the chosen time, two readings of the metrics while the engine works, and
+the metrics since its start. Each number comes from the first source that has it. Prompts in a log
+of windows are an exception: the windows also average over the time between prompts, so the metrics
+since the start are preferred.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from stackctl.values.diagnosis import Evidence
 from stackctl.values.metrics import EngineMetrics, Histogram, LogSamples, Request, Window
 
-#: Fewer tokens than these say little of a speed.
+#: A speed needs at least so many tokens.
 _FEW_GENERATED, _FEW_PROMPT = 8, 32
 _FEW_INTERVALS = 20
 _RARE = 0.01
@@ -25,7 +25,7 @@ _RARE = 0.01
 
 @dataclass(frozen=True)
 class Span:
-    """Lowest, highest and typical of some numbers."""
+    """The lowest, the highest and the typical of some numbers."""
 
     low: float
     high: float
@@ -33,7 +33,10 @@ class Span:
 
     @staticmethod
     def of(values: Sequence[float], typical: Sequence[float] = ()) -> Span | None:
-        """Of some values, the typical one being the median of ``typical``, or of all."""
+        """Return the span of values; None without values.
+
+        The typical value is the median of ``typical``, or of all values if that is empty.
+        """
         if not values:
             return None
         return Span(min(values), max(values), statistics.median(typical or values))
@@ -41,16 +44,17 @@ class Span:
 
 @dataclass(frozen=True)
 class Load:
-    """None where nothing tells. Speeds are tokens a second: ``generation`` for one request,
-    ``prompt`` for the engine.
+    """The load and the speed of an engine; None: unknown.
 
-    ``generation_samples`` counts what is behind it, ``apart`` is whether it was seen without
-    prompts in between. ``prompt_share`` is how much of its busy time prompts took (``at_most``: an
-    upper bound). ``waiting_share`` is the share of busy looks at which requests waited,
-    ``queue_share`` the share of their time that they spent waiting. ``concurrency`` is how many ran
-    at once, typically. ``prompt_tokens`` are those of one request, ``all_prompt_tokens`` those that
-    were computed. ``ttft_s`` is the 95th percentile (``ttft_computed``: prompt
-    time alone, without waiting).
+    Speeds are in tokens per second: ``generation`` for one request, ``prompt`` for the engine.
+    ``generation_samples`` counts the samples of ``generation``; ``apart``: no prompts were computed
+    in between. ``prompt_share`` is the share of prompts in the busy time (``at_most``: an upper
+    bound). ``waiting_share`` is the share of busy samples with waiting requests, ``queue_share``
+    the share of the requests' time that they waited. ``concurrency`` is the typical number of
+    requests at once. ``prompt_tokens`` are those of one request, ``all_prompt_tokens`` all computed
+    ones. ``kv_most`` and ``waiting_most`` are the highest values. ``longest`` is the longest
+    sequence in tokens. ``ttft_s`` is the 95th percentile (``ttft_computed``: prompt time without
+    waiting).
     """
 
     busy: bool | None = None
@@ -76,7 +80,7 @@ class Load:
     ttft_computed: bool | None = None
 
 
-#: Fields that belong to one another, and so come from one source.
+#: Fields that belong together, and so must come from one source.
 _TOGETHER = (
     ("generation", "generation_samples", "apart"),
     ("prompt_share", "at_most"),
@@ -88,7 +92,7 @@ _LARGEST = ("kv_most", "waiting_most", "longest", "preemptions")
 
 
 def load_of(evidence: Evidence) -> Load:
-    """All sources together."""
+    """Return the load, combined from all sources of the evidence."""
     log = evidence.log
     windows = _of_windows(log) if log and log.windows else Load()
     requests = Load()
@@ -118,7 +122,7 @@ def _together(sources: Sequence[Load]) -> Load:
 
 
 def _of_windows(log: LogSamples) -> Load:
-    """Summarize averages over windows. A window's running requests are those at its end."""
+    """Summarise averages over windows. A window's running requests are those at its end."""
     windows = log.windows
     active = [w for w in windows if w.generation_tok_s > 0 or w.prompt_tok_s > 0]
     waits = [w for w in windows if w.running > 0 or w.waiting > 0]
@@ -137,7 +141,7 @@ def _of_windows(log: LogSamples) -> Load:
 
 
 def _speeds_of_windows(active: Sequence[Window]) -> Load:
-    """Summarize the speeds of windows in which something was computed."""
+    """Summarise the speeds of windows in which something was computed."""
     running = [w for w in active if w.running > 0]
     rates = [(w, w.generation_tok_s / w.running) for w in running if w.generation_tok_s > 0]
     alone = [rate for w, rate in rates if w.prompt_tok_s == 0]
@@ -154,15 +158,17 @@ def _speeds_of_windows(active: Sequence[Window]) -> Load:
 
 
 def _share_of_prompts(active: Sequence[Window], prompts: Sequence[float]) -> float | None:
-    """The busy time that prompts took at most: as if each were computed no faster than the best
-    window's average, which is itself less than the true speed."""
+    """Return an upper bound of the share of prompts in the busy time; None without windows.
+
+    Take the best window's average as the speed of all prompts: the true speed is higher.
+    """
     if not active:
         return None
     return sum(prompts) / max(prompts) / len(active) if prompts else 0.0
 
 
 def _of_requests(log: LogSamples, capacity: int | None) -> Load:
-    """Summarize timings of single requests; ``capacity`` is of the KV cache, in tokens."""
+    """Summarise timings of single requests; ``capacity`` is that of the KV cache, in tokens."""
     seen = log.requests
     done = [one for one in seen if one.finished]
     # A client that gave up before the first token had no answer, not an empty one.
@@ -198,7 +204,7 @@ def _speeds_of_requests(seen: Sequence[Request]) -> Load:
 
 
 def _cache_of_requests(done: Sequence[Request]) -> Load:
-    """Summarize the prompts of requests of which the cached part is known."""
+    """Summarise the prompts of requests whose cached part is known."""
     with_cache = [one for one in done if one.cached_tokens is not None]
     computed = sum(one.prompt_tokens or 0 for one in with_cache)
     cached = sum(one.cached_tokens or 0 for one in with_cache)
@@ -218,7 +224,7 @@ def _hit_rate(one: Request) -> float:
 
 
 def _of_looks(evidence: Evidence) -> Load:
-    """What moved between two looks while requests ran."""
+    """Summarise the two readings of the metrics, and their changes while requests ran."""
     before, now, passed_s = evidence.before, evidence.now, evidence.interval_s
     if now is None:
         return Load()
@@ -247,9 +253,9 @@ def _of_looks(evidence: Evidence) -> Load:
 def _generation_between(
     recent: EngineMetrics, running: Sequence[int], passed_s: float
 ) -> dict[str, Any]:
-    """Return the fields of a load that are about generation between two looks."""
+    """Return the fields of a load that are about generation between two readings."""
     rates = []
-    # A prompt in between would make it look slower than it is.
+    # A prompt in between would make generation look slower than it is.
     alone = (recent.prompt_tokens or 0.0) == 0.0
     if alone and recent.generation_tokens is not None and min(running) >= 1:
         rates = [recent.generation_tokens / passed_s / statistics.mean(running)]
@@ -264,14 +270,14 @@ def _generation_between(
 
 
 def _pace(itl: Histogram | None) -> float | None:
-    """Return tokens a second by the mean time from token to token; None for too few of them."""
+    """Return tokens per second from the mean time between tokens; None for too few tokens."""
     if itl is None or itl.count < _FEW_INTERVALS or not itl.mean:
         return None
     return 1 / itl.mean
 
 
 def _of_life(now: EngineMetrics) -> Load:
-    """Summarize the numbers since the engine was started."""
+    """Summarise the numbers since the engine was started."""
     return dataclasses.replace(
         _speeds_of_life(now),
         busy=bool(now.generation_tokens),
@@ -311,7 +317,7 @@ def _hits_of_life(now: EngineMetrics) -> Span | None:
 
 
 def _difference(now: EngineMetrics, before: EngineMetrics) -> EngineMetrics:
-    """Counters of what came between two looks; what does not count up is as it is now."""
+    """Return the increase of counters between two readings; other fields are as they are now."""
     values: dict[str, object] = {}
     for name in now.__struct_fields__:
         later, earlier = getattr(now, name), getattr(before, name)
@@ -325,7 +331,10 @@ def _difference(now: EngineMetrics, before: EngineMetrics) -> EngineMetrics:
 
 
 def _many_preemptions(now: EngineMetrics) -> float | None:
-    """None that were so rare that they cost next to nothing: one in a hundred requests."""
+    """Return the number of preemptions, or 0 if they are below one in a hundred requests.
+
+    So few cost next to nothing.
+    """
     rare = now.finished is not None and (now.preemptions or 0.0) < _RARE * now.finished
     return 0.0 if rare and now.preemptions is not None else now.preemptions
 
@@ -335,11 +344,14 @@ def _queue_share(queue: Histogram | None, whole: Histogram | None) -> float | No
 
 
 def _longest(prompts: Histogram | None, answers: Histogram | None) -> int | None:
-    """At most so many tokens in one sequence: the bounds of the highest buckets in use."""
+    """Return an upper bound of tokens in one sequence, from the highest buckets in use.
+
+    Return None if a value lies above the last bound.
+    """
     if not prompts or not answers or not prompts.count or not answers.count:
         return None
     if any(one.count > max((n for _, n in one.buckets), default=0) for one in (prompts, answers)):
-        return None  # above the last bound
+        return None
     return round((prompts.quantile(1.0) or 0.0) + (answers.quantile(1.0) or 0.0))
 
 
@@ -353,7 +365,7 @@ def _known(values: Iterable[float | None]) -> list[float]:
 
 
 def _percentile(values: Sequence[float], share: float) -> float | None:
-    """The smallest value that at least a share of all do not exceed (nearest rank)."""
+    """Return the smallest value that at least a share of all do not exceed (nearest rank)."""
     ordered = sorted(values)
     if not ordered:
         return None

@@ -1,4 +1,4 @@
-"""From a log's lines to samples: whose log it is, and the part of it that is asked about."""
+"""Readers of logs: from lines to samples, for the engine that wrote them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from stackctl.values.metrics import LogSamples, Request, Window
 
 
 def read_log(lines: Iterable[str]) -> LogSamples | None:
-    """What a log says, in the words of whichever engine has more of it; None for no engine's."""
+    """Return the samples of a log.
+
+    The engine that recognises the most of the log is taken for its author. Return None if no engine
+    recognises a line.
+    """
     readers = [engine.log_reader() for engine in engines()]
     for line in lines:
         for reader in readers:
@@ -22,9 +26,9 @@ def read_log(lines: Iterable[str]) -> LogSamples | None:
 
 
 def recent(samples: LogSamples, since_s: float) -> LogSamples:
-    """The samples of the last seconds before the newest one, by the log's own clock.
+    """Return the samples of the last ``since_s`` seconds before the newest one, by the log's clock.
 
-    What has no time is kept: nothing says that it is old.
+    Samples without a time are kept, because nothing shows that they are old.
     """
     every: tuple[Window | Request, ...] = (*samples.windows, *samples.requests)
     times = [one.at_s for one in every if one.at_s is not None]

@@ -1,4 +1,4 @@
-"""What to do about each limit, in the order that helps most for the least change."""
+"""Steps against each limit. Steps that help most for the least change come first."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from stackctl.diagnose.telling import (
 from stackctl.engines.options import whole_argument
 from stackctl.values.diagnosis import Evidence, Step
 
-#: Measured by the owner of the reference box: 40B in nvfp4, both variants on the same box.
+#: Measured by the owner of the reference box: a 40B model in nvfp4, both variants on that box.
 _INSTRUCT = "the Instruct variant in nvfp4 gave 25-28 tok/s where the Loop variant gave 0.6-8"
 
-#: The share of the KV cache from which on it counts as full.
+#: The KV cache counts as full from this share on.
 FULL = 0.90
-#: So many must have come before the longest of them says how long they get.
+#: The longest request is an estimate of the context needed after so many requests.
 ENOUGH_REQUESTS = 20
 
-#: For a GPU that heat, or its power limit, slows down.
+#: Steps for a GPU that heat or its power limit slows down.
 COOLING = Step(
     do="cooling: fans, dust, the air it takes in",
     command="nvidia-smi -q -d TEMPERATURE,PERFORMANCE",
@@ -41,9 +41,11 @@ _SMALL_MAP = Step(
 
 
 def slow_generation(evidence: Evidence, load: Load) -> tuple[Step, ...]:
-    """For answers that come slowly while prompts and memory are no problem: fewer tokens first,
-    which needs no change of the stack; then less to read for each of them. On a CPU a GPU comes
-    before all else."""
+    """Return the steps against slow generation, when prompts and memory are no problem.
+
+    Fewer tokens come first, because they need no change of the stack; then less memory to read for
+    each token. On a CPU the first step is a GPU.
+    """
     least = (
         _diffs(evidence),
         _COLD,
@@ -60,7 +62,7 @@ def _use_gpu(evidence: Evidence) -> tuple[Step, ...]:
 
 
 def _diffs(evidence: Evidence) -> Step:
-    """aider edits whole files of models that it does not know."""
+    """Return the step to diff edits. aider edits whole files with models that it does not know."""
     which = f" {evidence.stack}" if evidence.stack else ""
     return Step(
         do="aider: diff edits instead of whole files", command=f"stackctl client aider{which}"
@@ -68,7 +70,7 @@ def _diffs(evidence: Evidence) -> Step:
 
 
 def smaller_context(evidence: Evidence, load: Load) -> Step:
-    """As small as the work allows: by the longest sequence that was seen, where it is known."""
+    """Return the step to a smaller context, sized by the longest sequence if that is known."""
     engine = engine_of(evidence)
     name = engine.context_option if engine is not None else "context"
     now, wanted = context_tokens(evidence), "N"
@@ -83,7 +85,7 @@ def smaller_context(evidence: Evidence, load: Load) -> Step:
 
 
 def smaller_model(evidence: Evidence) -> Step:
-    """The last resort. Which one is known where the Loop variant runs."""
+    """Return the step to a smaller model, the last resort; for a Loop variant, name the model."""
     if runs_loop(evidence):
         return Step(
             do=f"then a smaller or quantised model: {_INSTRUCT}",
@@ -101,7 +103,7 @@ def _with_another_model(evidence: Evidence) -> str:
 
 
 def runs_loop(evidence: Evidence) -> bool:
-    """Whether the model runs its layers more than once for a token."""
+    """Return True if the model runs its layers more than once for a token."""
     if evidence.plan is not None and evidence.plan.model.passes > 1:
         return True
     names = (
@@ -112,7 +114,7 @@ def runs_loop(evidence: Evidence) -> bool:
 
 
 def slow_prompts(evidence: Evidence, load: Load) -> tuple[Step, ...]:  # noqa: ARG001
-    """A GPU first, where none is used; on one, what need not be computed."""
+    """Return the steps against slow prompts: a GPU first; on a GPU, fewer tokens to compute."""
     known = Step(do="keep what prompts begin with the same, for the prefix cache")
     if on_gpu(evidence):
         return (known, _SMALL_MAP, *_larger_steps(evidence))
@@ -140,7 +142,7 @@ def slow_prompts(evidence: Evidence, load: Load) -> tuple[Step, ...]:  # noqa: A
 
 
 def _larger_steps(evidence: Evidence) -> tuple[Step, ...]:
-    """Return a step to larger batches; none if they are as large as is useful."""
+    """Return a step to larger batches; empty if they are as large as is useful."""
     engine, argv = engine_of(evidence), argv_of(evidence)
     large = engine.advice.large_batches if engine is not None else {}
     small = [name for name, tokens in large.items() if (whole_argument(argv, name) or 0) < tokens]
@@ -151,14 +153,14 @@ def _larger_steps(evidence: Evidence) -> tuple[Step, ...]:
 
 
 def _of(evidence: Evidence) -> str:
-    """Which stack a switch is for, where one needs to be named."""
+    """Return the option that names the stack of a switch; empty if the stack is unknown."""
     return f" --stack {evidence.stack}" if evidence.stack else ""
 
 
 def long_queue(evidence: Evidence, load: Load) -> tuple[Step, ...]:
-    """More requests at once, if memory has room for them; if not, as for a full KV cache."""
+    """Return the steps to more requests at once; with a full KV cache, the steps against that."""
     if is_full(load):
-        # Requests that run at once as well would only wait for memory.
+        # More requests at once would only wait for memory.
         return full_cache(evidence, load)
     engine, command = engine_of(evidence), None
     if evidence.stack is None or evidence.plan is None:
@@ -175,7 +177,7 @@ def long_queue(evidence: Evidence, load: Load) -> tuple[Step, ...]:
 
 
 def full_cache(evidence: Evidence, load: Load) -> tuple[Step, ...]:
-    """Less to keep: smaller elements, shorter sequences, fewer of them."""
+    """Return the steps to a smaller KV cache: smaller elements, shorter and fewer sequences."""
     engine, smaller = engine_of(evidence), tuple[Step, ...]()
     if engine is not None and engine.kv_types and not engine.reduces_kv_cache(argv_of(evidence)):
         command = up(evidence, f"kv_type={engine.kv_types[0]}")
@@ -193,7 +195,7 @@ def is_full(load: Load) -> bool:
 
 
 def same_beginning(evidence: Evidence, load: Load) -> tuple[Step, ...]:  # noqa: ARG001
-    """Settings of clients; no command of the server's helps."""
+    """Return the steps for clients to share a prefix; no setting of the server helps."""
     return (
         Step(do="keep system prompt and tool list fixed, and first in every prompt"),
         Step(do="what changes (dates, file lists, edited files) goes last"),
@@ -201,12 +203,12 @@ def same_beginning(evidence: Evidence, load: Load) -> tuple[Step, ...]:  # noqa:
 
 
 def oversized_context(evidence: Evidence, load: Load) -> tuple[Step, ...]:
-    """A context of the size that requests need."""
+    """Return the step to a context of the size that requests need."""
     return (smaller_context(evidence, load),)
 
 
 def long_answers(evidence: Evidence, load: Load) -> tuple[Step, ...]:  # noqa: ARG001
-    """Shorter ones, or a bound for them."""
+    """Return the steps to shorter answers, or to a bound for them."""
     return (
         _diffs(evidence),
         Step(do="an upper bound for answers", command='"max_tokens": N in each request'),

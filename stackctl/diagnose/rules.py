@@ -1,7 +1,7 @@
-"""The table of all findings of ``stackctl diagnose``: here one finds a finding, and adds one.
+"""The table of all findings of ``stackctl diagnose``. Add a new finding here.
 
 A rule is a function of the evidence and the load. It returns a finding, clears its subject (status
-ok), or returns None if the evidence says nothing about it: what cannot be proven is not guessed.
+ok), or returns None if the evidence proves neither.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from stackctl.values.diagnosis import Evidence, Finding, Step
 
 @dataclass(frozen=True)
 class Rule:
-    """One row of the table: the names of the findings of a rule, the rule, and what to do about
-    them. ``advice`` is None for rules whose steps depend on the details of what they found: those
-    give the steps themselves."""
+    """One row of the table: the names of a rule's findings, the rule, and the steps against them.
+
+    ``advice`` is None if the steps depend on details of the finding; such a rule sets them itself.
+    """
 
     names: tuple[str, ...]
     check: Callable[[Evidence, Load], Finding | None]
     advice: Callable[[Evidence, Load], tuple[Step, ...]] | None = None
 
 
-#: A hang hides everything else.
+#: A hang hides all other findings.
 HANG = (Rule(("hang", "standing-still"), stillness.hang),)
 #: Faults of the machine or of the launch explain slow numbers, so they come before them.
 CAUSES = (
@@ -45,11 +46,11 @@ LIMITS = (
     Rule(("loop-model",), causes.loop_model),
     Rule(("context-oversized",), limits.context, remedies.oversized_context),
 )
-#: Notes on numbers that look like faults and are none.
+#: Notes on numbers that look like faults but are not faults.
 NOTES = (
     Rule(("idle",), stillness.idle),
     Rule(("empty-windows",), stillness.empty_windows),
     Rule(("no-numbers",), stillness.silent),
 )
-#: In the order in which findings of one status are shown.
+#: Findings of one status are shown in this order.
 RULES: tuple[tuple[Rule, ...], ...] = (HANG, CAUSES, LIMITS, NOTES)

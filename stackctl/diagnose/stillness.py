@@ -1,4 +1,4 @@
-"""What nothing moving means: nobody asks, a window's timing, a long prompt, or a hang."""
+"""Rules for counters that do not move: no requests, a window's timing, a long prompt, or a hang."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from stackctl.values.activity import is_working
 from stackctl.values.diagnosis import Evidence, Finding, Step
 from stackctl.values.metrics import EngineMetrics
 
-#: So long no counter may stand still while a request runs: a prompt is counted when it is done, and
-#: 30,000 tokens take 13-27 s at the 1,100-2,300 tok/s of the reference box.
+#: An engine hangs if no counter moves for so long while a request runs. Engines count a prompt when
+#: it is done, and 30,000 tokens take 13-27 s at the 1,100-2,300 tok/s of the reference box.
 HANG_S = 30.0
 
 
 def stands_still(before: EngineMetrics, now: EngineMetrics) -> bool | None:
-    """Whether requests run and no counter moved between two looks; None without counters."""
+    """Return True if requests run and no counter moved between two readings.
+
+    Return None if the engine reports no counters or no number of running requests.
+    """
     pairs = zip(before.counters, now.counters, strict=True)
     known = [(one, two) for one, two in pairs if one is not None and two is not None]
     if not known or before.running is None or now.running is None:
@@ -23,7 +26,7 @@ def stands_still(before: EngineMetrics, now: EngineMetrics) -> bool | None:
 
 
 def hang(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
-    """Requests run, no counter moves, and no processor works on them."""
+    """Find an engine that hangs: requests run, no counter moves, and it uses no CPU time."""
     if evidence.late:
         return _mute(evidence)
     if evidence.before is None or evidence.now is None or not evidence.interval_s:
@@ -46,8 +49,10 @@ def hang(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
 
 
 def _mute(evidence: Evidence) -> Finding | None:
-    """It does not tell its counters, which is how a batch of a long prompt looks as well; but that
-    uses a processor."""
+    """Find a hang of an engine that did not report its counters.
+
+    An engine that computes a long prompt does not report them in time either, but uses CPU time.
+    """
     cpu = evidence.cpu
     if cpu is None or not cpu.threads or is_working(cpu.ran_s, cpu.interval_s):
         return None
@@ -74,7 +79,7 @@ def _hangs(evidence: Evidence, what: str) -> Finding:
 
 
 def idle(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
-    """Windows at 0 tok/s because nobody asked."""
+    """Note windows at 0 tok/s without a request."""
     windows = evidence.log.windows if evidence.log else ()
     if not any(w.running == 0 and w.waiting == 0 for w in windows):
         return None
@@ -82,7 +87,7 @@ def idle(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
 
 
 def empty_windows(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
-    """Windows at 0 tok/s while requests ran: a window's timing; how long it lasts is told."""
+    """Note windows at 0 tok/s while requests ran, with the number of such windows in a row."""
     windows = evidence.log.windows if evidence.log else ()
     longest = run = 0
     for window in windows:
@@ -101,7 +106,7 @@ def empty_windows(evidence: Evidence, load: Load) -> Finding | None:  # noqa: AR
 
 
 def silent(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
-    """It did not tell its numbers."""
+    """Note that the engine reported no metrics, or not in time."""
     if evidence.stack is not None and evidence.now is None and not evidence.late:
         return finding(
             "no-numbers", "info", "it tells no numbers at /metrics: its log alone was read"

@@ -1,4 +1,4 @@
-"""How findings put numbers, and the commands that fit what is known of the stack."""
+"""Numbers and commands in the text of findings, and facts of the evidence that they need."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from stackctl.values.result import Status
 
 
 def rate(value: float) -> str:
-    """Tokens a second: a decimal below ten, where it matters."""
+    """Return a number of tokens per second as text; below ten with one decimal."""
     return f"{value:.1f}" if round(value, 1) < 10 else f"{value:,.0f}"
 
 
 def span(seen: Span, scale: float = 1.0) -> str:
-    """``4.0-8.0``, or one number where both are the same."""
+    """Return a range as text, such as ``4.0-8.0``; one number if both ends read the same."""
     low, high = seen.low * scale, seen.high * scale
-    # With one kind of digits, as long as they mean something.
+    # Both ends have the same number of decimals, up to 100.
     digits = 1 if round(low, 1) < 10 and high < 100 else 0
     texts = [f"{value:,.{digits}f}" if digits else rate(value) for value in (low, high)]
     return texts[0] if texts[0] == texts[1] else "-".join(texts)
 
 
 def seconds(value: float) -> str:
-    """``0.21 s``, ``7.5 s``, ``30 s``."""
+    """Return a time as text: ``0.21 s``, ``7.5 s``, ``30 s``."""
     return f"{value:.2f} s" if value < 1 else f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
 
 
 def count(number: float, what: str) -> str:
-    """``1 request``, ``2 requests``."""
+    """Return a number with its noun: ``1 request``, ``2 requests``."""
     return f"{number:,.0f} {what}" + ("" if round(number) == 1 else "s")
 
 
@@ -52,7 +52,7 @@ def finding(
     effect: str | None = None,
     at_stake: float | None = None,
 ) -> Finding:
-    """Make a finding; its remedy is its steps as one text."""
+    """Make a finding; its remedy is the steps as one text."""
     made = Finding(
         name=name,
         status=status,
@@ -74,13 +74,16 @@ def with_steps(finding: Finding, steps: Sequence[Step]) -> Finding:
 
 
 def up(evidence: Evidence, *settings: str) -> str:
-    """The command that deploys this stack again with other settings, and all else as it was asked
-    for; of a log alone, what to put there is not known."""
+    """Return the command that deploys this stack again with new settings (KEY=VALUE).
+
+    Other settings stay as in the earlier command. For a log without a stack the command contains
+    the placeholder PROFILE.
+    """
     return up_command(evidence.profile or "PROFILE", evidence.asked, *settings)
 
 
 def on_gpu(evidence: Evidence) -> bool | None:
-    """Whether it runs on a GPU; None where nobody says so."""
+    """Return True if the engine runs on a GPU; None if neither log nor plan shows it."""
     if evidence.log is not None and evidence.log.place is not None:
         return evidence.log.place == "GPU"
     if evidence.plan is not None:
@@ -101,14 +104,14 @@ def argv_of(evidence: Evidence) -> tuple[str, ...]:
 
 
 def context_tokens(evidence: Evidence) -> int | None:
-    """Tokens that one request may use, as planned or as the log says."""
+    """Return the tokens that one request may use, by the plan, else by the log; None: unknown."""
     if evidence.plan is not None:
         return promised_context(evidence.plan)
     return evidence.log.context if evidence.log is not None else None
 
 
 def at_once(evidence: Evidence) -> int | None:
-    """How many requests are served at the same time, as planned."""
+    """Return the planned number of requests at the same time; None without a plan or an option."""
     if evidence.plan is None:
         return None
     return whole_argument(evidence.plan.argv, find_engine(evidence.plan.engine).requests_option)
@@ -129,5 +132,5 @@ def threads_option(evidence: Evidence) -> str | None:
 
 
 def rounded_context(tokens: int) -> int:
-    """A context that holds a sequence of that length with a quarter to spare: whole 1,024."""
+    """Return a context that is a quarter larger than a sequence, rounded up to 1,024 tokens."""
     return max(1024, -(-tokens * 5 // 4 // 1024) * 1024)
