@@ -1,1 +1,1 @@
-"""The only code that touches the machine: files, processes, systemd, Podman, HTTP and locks."""
+"""Access to the machine: files, processes, systemd, Podman, HTTP and locks."""

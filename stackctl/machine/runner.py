@@ -239,9 +239,9 @@ def failure(result: Completed, message: str | None = None) -> StackctlError:
 
 
 def running_program() -> tuple[str, ...]:
-    """Return the words that start this very stackctl again, from any folder."""
+    """Return the command that starts this stackctl again, from any folder."""
     script = Path(sys.argv[0]).absolute()
     if script.suffix != ".py" and script.is_file() and os.access(script, os.X_OK):
         return (str(script),)
-    # -P: modules in the folder where it is started do not count.
+    # -P: Python does not import modules from the current folder.
     return (sys.executable, "-P", "-m", "stackctl")

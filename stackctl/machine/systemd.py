@@ -121,7 +121,7 @@ class Systemd:
         self._systemctl("enable", "--now", "--quiet", unit)
 
     def disable(self, unit: str) -> None:
-        """Stop a unit and no longer start it at boot; ignore a unit that does not exist."""
+        """Stop a unit and remove it from the boot; ignore a unit that does not exist."""
         self._systemctl("disable", "--now", "--quiet", unit, check=False)
 
     def abort(self, unit: str) -> None:

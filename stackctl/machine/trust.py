@@ -66,7 +66,7 @@ def weakness(path: Path | str) -> Weakness | None:
 
 
 def require_root_only(path: Path, what: str, hint: str | None = None) -> None:
-    """Raise StackctlError (exit 2) if root would use a path that another user could change."""
+    """Raise StackctlError (exit 2) if this is root and another user could change the path."""
     if os.geteuid() != 0 or (why := weakness(path)) is None:
         return
     raise StackctlError(

@@ -21,11 +21,11 @@ class UnitState:
     ``at_s`` is the time of the reading. ``active``, ``sub`` and ``result`` are systemd's
     ActiveState, SubState and Result; ``exit_status`` is that of the main process. ``restarts``
     counts automatic restarts since the last start by hand; systemd gives up after
-    ``start_limit_burst`` starts.
-    ``cpu_s`` is the CPU time of the unit so far. ``since`` is the begin of the current state, as
-    systemd prints it. ``active_since_s`` is the time at which the unit became active,
-    ``main_started_s`` that at which its main process began (0: never). Times that end in ``_s`` are
-    seconds on the monotonic clock. ``has_job`` is True if systemd has a job queued for the unit.
+    ``start_limit_burst`` starts. ``cpu_s`` is the CPU time of the unit so far. ``since`` is the
+    beginning of the current state, as systemd prints it. ``active_since_s`` is the time at which
+    the unit became active, ``main_started_s`` the start of its main process (0: never). Both are
+    seconds on the monotonic clock, and so is ``at_s``. ``has_job`` is True if systemd has a job
+    queued for the unit.
     """
 
     at_s: float

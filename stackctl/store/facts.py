@@ -174,6 +174,6 @@ def _gguf_head(source: _Source, target: Path) -> None:
 def _safetensors_head(source: _Source, target: Path) -> None:
     text = source.read(0, _FIRST_BYTES)
     length = struct.unpack_from("<Q", text)[0] if len(text) >= 8 else 0
-    if length <= MAX_HEADER_BYTES:  # else the reader reports the wrong length
+    if length <= MAX_HEADER_BYTES:  # a wrong length is reported by read_checkpoint
         text += source.read(len(text), 8 + length - len(text))
     _put(source, target, text)

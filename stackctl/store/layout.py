@@ -53,7 +53,7 @@ class Repository:
         return self.blobs / name
 
     def lock(self, name: str) -> Path:
-        """Return the file that the process locks which fetches the blob."""
+        """Return the lock file of a blob, which is locked while a process fetches the blob."""
         return self.locks / f"{name}.lock"
 
     def snapshot(self, commit: str) -> Path:

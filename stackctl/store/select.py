@@ -38,9 +38,9 @@ class Choice:
 
 
 def choose(info: RepoInfo, wish: str | None) -> Choice:
-    """Return the model with the wished quantisation or file.
+    """Return the model with the quantisation or file name ``wish``.
 
-    Without a wish, return the safetensors model or else the only GGUF model.
+    Without ``wish``, return the safetensors model or else the only GGUF model.
 
     Raises:
         StackctlError: no model matches (exit 4), several match (exit 2), or shards are missing.
