@@ -1,4 +1,4 @@
-"""Options into arguments: the user's options win, and an image gets only options that it has."""
+"""Turns options into arguments: the user's win, and an image gets only options that it has."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from stackctl.values.profile import Profile
 def apply_explicit(
     engine: Engine, dialect: Dialect, planned: tuple[Option, ...], profile: Profile
 ) -> dict[str, Option]:
-    """Return the planned options, replaced by the user's; reasons name the planned values."""
+    """Return the planned options, replaced by the user's; reasons name the planned values.
+
+    Raises:
+        StackctlError: exit 2 for options that stackctl sets itself or that the image lacks.
+    """
     options = {option.name: option for option in planned}
     for argument in profile.engine_args:
         name = argument.name
@@ -53,7 +57,7 @@ def apply_explicit(
 def spell(
     engine: Engine, dialect: Dialect, options: Mapping[str, Option]
 ) -> tuple[tuple[str, ...], dict[str, Option]]:
-    """Return the engine's arguments, and the options without those that a dialect lacks."""
+    """Return the engine's arguments, and all options; those that the image lacks have no value."""
     argv = [engine.program]
     kept: dict[str, Option] = {}
     for name, option in options.items():
@@ -63,7 +67,7 @@ def spell(
             kept[name] = Option(name, None, reason, option.source)
             continue
         if tokens is None:
-            # Explicit, and nothing to check it against.
+            # The user's option for an image that was not inspected is passed on unchecked.
             tokens = tuple(
                 token
                 for value in option.values or (True,)

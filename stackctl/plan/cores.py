@@ -20,8 +20,11 @@ def usable_cores(
 ) -> tuple[Cores, bool]:
     """Return the CPUs of each usable physical core, and True if claims took some away.
 
-    Where other stacks claim every core, all are used as if none did: too little memory kills, while
-    shared cores only slow down.
+    If other stacks claim every core, all are used: a lack of memory kills a stack, but shared cores
+    only slow it down.
+
+    Raises:
+        StackctlError: exit 2 for CPUs that may not be used, or NUMA nodes without CPUs.
     """
     cpu = host.cpu
     allowed = set(cpu.allowed or cpu.online or ())
@@ -35,7 +38,7 @@ def usable_cores(
                 hint=f"CPUs: {CpuList(allowed)}",
                 exit_code=ExitCode.USAGE,
             )
-        # CPUs that the user names are used, whoever else claims them.
+        # CPUs that the user names are used even if other stacks claim them.
         return _grouped(host, wanted), False
     if wish.nodes is not None or wish.policy == "bind":
         allowed &= {c for node in cpu.numa if node.id in nodes for c in node.cpus}
@@ -49,7 +52,7 @@ def usable_cores(
         # Hybrid processors: the slowest thread sets the pace, so only the fastest kind is used.
         allowed = (allowed & set(cpu.kinds[0].cpus)) or allowed
     cores = _grouped(host, allowed)
-    # A core whose sibling is claimed is claimed, also by one that this process may not use.
+    # One claimed CPU makes its whole core claimed, even a CPU that this process may not use.
     taken = _with_siblings(host, ledger.claimed_cpus(claims))
     free = tuple(core for core in cores if not taken & set(core))
     if not free:
@@ -60,7 +63,11 @@ def usable_cores(
 def cores_of_one_node(
     host: Host, wish: PlacementWish, nodes: tuple[int, ...], cores: Cores, engine: str
 ) -> tuple[tuple[int, ...], Cores]:
-    """Return the node with most of the cores, and those, for an engine that uses one node."""
+    """Return the node that has most of the cores, and its cores, for an engine that uses one node.
+
+    Raises:
+        StackctlError: exit 2 if the profile names several nodes.
+    """
     if wish.nodes is not None:
         raise StackctlError(
             f"placement.nodes: {engine} on the CPU uses one NUMA node, not {CpuList(nodes)}",
@@ -83,7 +90,7 @@ def claimants(host: Host, chosen: Cores, claims: Sequence[Claim]) -> tuple[str, 
 
 
 def _with_siblings(host: Host, cpus: Set[int]) -> set[int]:
-    """The CPUs and all that share a core with them."""
+    """Return the CPUs, and all CPUs that share a core with them."""
     return set(cpus).union(*(core for core in host.cpu.siblings if core & cpus))
 
 
@@ -93,6 +100,6 @@ def _grouped(host: Host, allowed: Set[int]) -> Cores:
         groups = (core & allowed for core in cpu.siblings)
         return tuple(tuple(group) for group in groups if group)
     if cpu.cores and cpu.threads and cpu.cores < cpu.threads and len(allowed) == cpu.threads:
-        # Which CPUs share a core is unknown: numbering first all cores, then siblings, is usual.
+        # The siblings are unknown. Usually the first CPUs of all cores have the lowest numbers.
         return tuple((first,) for first in sorted(allowed)[: cpu.cores])
     return tuple((one,) for one in sorted(allowed))

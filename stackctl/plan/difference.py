@@ -26,7 +26,7 @@ def decisions(before: Plan, after: Plan) -> tuple[Change, ...]:
 
 
 def why(decision: Decision) -> str:
-    """Return the reason of a decision, with its source where somebody chose the value."""
+    """Return the reason of a decision, with its source if the user chose the value."""
     if decision.source in ("derived", "measured"):
         return decision.reason
     return f"{decision.reason} ({decision.source})"

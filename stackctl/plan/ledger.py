@@ -1,4 +1,4 @@
-"""The ledger: claims of the declared stacks of this machine."""
+"""The ledger: claims of stacks on the CPUs, memory and ports of this machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stackctl.values.plan import Plan
 
 def claim_of(plan: Plan) -> Claim:
     """Return the claim of a plan. CPU stacks claim the cores that their threads run on."""
-    # The budget of a plan on several GPUs is that of each.
+    # With several GPUs the memory budget of a plan is that of each GPU.
     gpus = tuple(
         GpuShare(index=int(gpu), bytes=plan.memory.total_bytes) for gpu in plan.placement.gpus
     )
@@ -29,7 +29,7 @@ def claim_of(plan: Plan) -> Claim:
 
 
 def others(claims: Sequence[Claim], stack: str) -> tuple[Claim, ...]:
-    """Return the claims of all stacks but this one, which may replace itself."""
+    """Return the claims of all stacks but this one: a stack does not compete with itself."""
     return tuple(claim for claim in claims if claim.stack != stack)
 
 
@@ -39,14 +39,14 @@ def claimed_cpus(claims: Sequence[Claim]) -> frozenset[int]:
 
 
 def claimed_gpu_bytes(claims: Sequence[Claim], index: int) -> int:
-    """Return the memory of one GPU that the claims take."""
+    """Return the bytes of one GPU's memory that the claims take."""
     return sum(share.bytes for claim in claims for share in claim.gpus if share.index == index)
 
 
 def claimed_memory(claims: Sequence[Claim], nodes: Set[int] = frozenset()) -> int:
-    """Return the main memory that the claims take; of these NUMA nodes, where some are named.
+    """Return the bytes of main memory that the claims take, of these NUMA nodes if any are given.
 
-    Memory that is not bound may lie on any node, so it counts on each.
+    Memory that is not bound may be on any node, so it counts for each node.
     """
     return sum(
         claim.memory_bytes for claim in claims if not nodes or not claim.mems or claim.mems & nodes

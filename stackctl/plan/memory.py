@@ -1,4 +1,4 @@
-"""The memory budget: an engine's need against the limit of a service."""
+"""The memory budget: an engine's need compared with the limit of a service."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ _GIB = 2**30
 
 @dataclass(frozen=True)
 class Limit:
-    """Bytes that may be used (None: unknown), how that follows, and the name of the pool."""
+    """Bytes that a stack may use (None: unknown), their derivation as text, and the pool's name.
+
+    ``claimed`` are the bytes that other stacks claim of the pool.
+    """
 
     bytes: int | None
     why: str
@@ -28,9 +31,9 @@ class Limit:
 def memory_limit(host: Host, placement: Placement, claims: Sequence[Claim] = ()) -> Limit:
     """Return the main memory that a service may use.
 
-    All memory of the machine (of the bound nodes; of this process' cgroup), less 5 % for the system
-    (between 0.5 and 8 GiB) and less the claims of other stacks. Memory that is free now is no
-    input: an unchanged stack must plan the same while it runs.
+    This is the memory of the machine (or of the bound nodes, or of this process's cgroup), less 5 %
+    for the system (between 0.5 and 8 GiB) and less the claims of other stacks. The free memory does
+    not count, because an unchanged stack must get the same plan while it runs.
     """
     total, of = host.memory.total_bytes, "memory"
     claimed = ledger.claimed_memory(claims)
@@ -42,7 +45,7 @@ def memory_limit(host: Host, placement: Placement, claims: Sequence[Claim] = ())
             claimed = ledger.claimed_memory(claims, wanted)
     if host.memory.limit_bytes is not None and (total is None or host.memory.limit_bytes < total):
         total, of = host.memory.limit_bytes, "the cgroup's limit"
-        # One limit for all that this user runs, whichever node it lies on.
+        # The cgroup's limit holds for all stacks of this user, on whichever node.
         claimed = ledger.claimed_memory(claims)
     if total is None:
         return Limit(None, "memory size unknown")
@@ -54,7 +57,7 @@ def memory_limit(host: Host, placement: Placement, claims: Sequence[Claim] = ())
 
 
 def gpu_limit(gpus: Sequence[Gpu], reserve_bytes: int, claims: Sequence[Claim] = ()) -> Limit:
-    """Return the memory of each of these GPUs that a stack may use: the smallest counts."""
+    """Return the memory that a stack may use on each of these GPUs: the least of all."""
     names = "each GPU of " if len(gpus) > 1 else "GPU "
     names += ",".join(str(gpu.index) for gpu in gpus)
     limits: list[Limit] = []

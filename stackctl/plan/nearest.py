@@ -1,4 +1,4 @@
-"""The nearest changes with which a plan that is too big would fit, each proved by planning it."""
+"""Changes of a profile with which a plan that is too big would fit, each verified by a plan."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stackctl.values.model import Model
 from stackctl.values.plan import Plan
 from stackctl.values.profile import Profile
 
-#: Steps and the least of a context that is worth offering, in tokens.
+#: Step and minimum of the contexts that are offered, in tokens.
 _STEP = 256
 _LEAST_CONTEXT = 512
 
@@ -40,9 +40,9 @@ def nearest(
     claims: Sequence[Claim],
     attempt: Attempt,
 ) -> tuple[str, ...]:
-    """Return changes for a plan that does not fit, smallest loss first.
+    """Return changes for a plan that does not fit, with the smallest loss first.
 
-    ``attempt`` plans a changed profile beside the given claims, without asking for advice again.
+    ``attempt`` plans a changed profile beside the given claims, without alternatives.
     """
 
     def fits(changed: Profile, beside: Sequence[Claim] = claims) -> bool:
@@ -86,7 +86,7 @@ def _contexts(model: Model, profile: Profile, fits: Callable[[Profile], bool]) -
 
 
 def _fewer(profile: Profile, fits: Callable[[Profile], bool]) -> list[str]:
-    """Return the advice of fewer requests at once, if their number sizes the KV cache."""
+    """Return the advice to serve fewer requests at once, if each has a KV cache of its own."""
     count = profile.concurrency
     if find_engine(profile.engine).requests_share_cache or not isinstance(count, int) or count == 1:
         return []
@@ -103,7 +103,7 @@ def _fewer(profile: Profile, fits: Callable[[Profile], bool]) -> list[str]:
 def _elsewhere(
     host: Host, model: Model, profile: Profile, fits: Callable[[Profile], bool]
 ) -> list[str]:
-    """More GPUs, or main memory for the experts."""
+    """Return the advice to use more GPUs, or main memory for the experts."""
     found = []
     if not uses_gpu(profile):
         return []
@@ -120,7 +120,7 @@ def _elsewhere(
 
 
 def _lighter(plan: Plan) -> str:
-    """How large the weights may be, for choosing another file."""
+    """Return the advice to use a smaller model, with the largest size of the weights."""
     budgets = [plan.memory, *([plan.host_memory] if plan.host_memory else [])]
     short = min(budgets, key=lambda budget: budget.headroom_bytes or 0)
     most = short.weights_bytes + (short.headroom_bytes or 0)

@@ -1,4 +1,4 @@
-"""Claims that may be passed over: those of ordinary users, where root plans."""
+"""Plans that ignore claims which do not bind: those of ordinary users, if root plans."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ _SHOWN = 3
 def solve_past(
     *, host: Host, model: Model, profile: Profile, known: Known, binding: Sequence[Claim]
 ) -> tuple[Plan, Known]:
-    """Make a plan as ``solve`` does; if it fails only for claims that are not ``binding``, without
-    these claims.
+    """Make a plan as ``solve``; if it is refused only for claims that do not bind, ignore these.
 
     Returns:
-        The plan and its inputs: their claims are then the binding ones.
+        The plan and its inputs. Without the ignored claims, the inputs hold the ``binding`` ones.
 
     Raises:
         StackctlError: as ``solve``.

@@ -22,19 +22,19 @@ _DELEGATE = (
     "[Service] Delegate=cpu cpuset io memory pids to "
     "/etc/systemd/system/user@.service.d/10-stackctl-delegate.conf, then systemctl daemon-reload)"
 )
-#: A GPU worker feeds the GPU: more cores than this do not help it.
+#: A worker that only feeds a GPU gains nothing from more cores.
 _GPU_WORKER_CORES = 2
-#: Up to here generation uses every core; of more only a share.
+#: Generation uses all cores up to this number, and only a share of more; see _threads.
 _MANY_CORES = 60
 _MANY_SHARE = 0.63
 
-#: Threads that generate and that compute prompts, each with its reason; None: left to the engine.
+#: Threads for generation and for prompts, each with its reason; None leaves them to the engine.
 Threads = tuple[tuple[int, str] | None, tuple[int, str] | None]
 
 
 @dataclass(frozen=True)
 class Placed:
-    """Where it runs, and with how many threads (and why; None when cores are unknown)."""
+    """The placement of a stack, and its threads with the reasons (None: left to the engine)."""
 
     placement: Placement
     threads: tuple[int, str] | None
@@ -47,8 +47,8 @@ def place(host: Host, profile: Profile, claims: Sequence[Claim] = ()) -> Placed:
     """Choose GPUs, CPUs, memory policy and the number of threads.
 
     Raises:
-        StackctlError: exit 2 for CPUs, nodes or GPUs that the machine lacks, exit 6 when binding
-            was asked for and the cpuset controller cannot be used.
+        StackctlError: exit 2 for CPUs, nodes or GPUs that the machine lacks, exit 6 if the
+            machine lacks a GPU at all, or the cpuset controller for a binding.
     """
     wish, engine = profile.placement, find_engine(profile.engine)
     gpus, why_gpus = _gpus(host, profile, claims)
@@ -102,7 +102,7 @@ def _lacks_cpuset(host: Host) -> bool:
 
 
 def _cpuset(host: Host, chosen: Cores, *, bound: bool, partly: bool) -> tuple[bool, str]:
-    """Return whether the cpuset controller enforces the chosen CPUs, and a note if it does not."""
+    """Return True if the cpuset controller enforces the chosen CPUs, and a note if it does not."""
     if not chosen:
         return bound, ""
     if bound or (partly and _has_cpuset(host)):
@@ -156,8 +156,8 @@ def _decisions(
 def _gpus(host: Host, profile: Profile, claims: Sequence[Claim]) -> tuple[tuple[Gpu, ...], str]:
     """Return the GPUs to use, and why.
 
-    Those that the profile asks for; if it names none, the one with most room for an engine that is
-    made for GPUs, and none for another.
+    If the profile names none, an engine that is made for GPUs gets the GPU with most unclaimed
+    memory, and any other engine gets none.
     """
     wish = profile.placement.gpus
     if not uses_gpu(profile):
@@ -210,7 +210,7 @@ def _nodes(host: Host, wish: PlacementWish) -> tuple[int, ...]:
 
 
 def sharing(stacks: Sequence[str]) -> str:
-    """Return the effect of sharing cores with those stacks, as text; empty for none."""
+    """Return the effect of sharing cores with these stacks, as text; empty if there are none."""
     if not stacks:
         return ""
     who = "both slow down while both work" if len(stacks) == 1 else "all slow down together"
@@ -218,7 +218,7 @@ def sharing(stacks: Sequence[str]) -> str:
 
 
 def _near_gpu(host: Host, cores: Cores, gpus: tuple[Gpu, ...]) -> tuple[Cores, str]:
-    """The last few cores of each GPU's node: CPU stacks take the first ones."""
+    """Return the last few cores of each GPU's node (CPU stacks take the first), and the reason."""
     chosen: set[tuple[int, ...]] = set()
     places: list[str] = []
     for gpu in gpus:
@@ -240,7 +240,10 @@ def _near_gpu(host: Host, cores: Cores, gpus: tuple[Gpu, ...]) -> tuple[Cores, s
 def _beside_gpus(
     nodes: tuple[int, ...], gpus: tuple[Gpu, ...]
 ) -> tuple[tuple[int, ...], Policy, str]:
-    """Memory of workers that only feed GPUs. Preferred, not bound: with a full node they go on."""
+    """Return memory nodes, policy and reason for workers that only feed GPUs.
+
+    The node is preferred and not bound, so that workers still run if it is full.
+    """
     near = {gpu.numa_node for gpu in gpus}
     names = "GPU " + ",".join(str(gpu.index) for gpu in gpus)
     if len(near) > 1:
@@ -301,19 +304,19 @@ def _why_cpus(bound: bool, smt: bool, kept: int, claimed: bool) -> str:
 
 
 def _kept(cores: int) -> int:
-    """Cores left to the system and to GPU workers.
+    """Return the number of cores left to the system and to GPU workers.
 
-    Generation waits for memory, and one busy neighbour stalls all threads: best on the reference
-    machine were 13 to 14 of 16. Below 5 cores each one counts.
+    Generation waits for memory, and one busy neighbour stalls all threads: on the reference machine
+    13 to 14 of 16 cores were fastest. With fewer than 5 cores all are used.
     """
     return 0 if cores <= 4 else 1 if cores <= 8 else 2 if cores <= 32 else 3
 
 
 def _threads(cores: Cores, chosen: Cores, smt: bool, claimed: bool) -> Threads:
-    """Threads for generation and for prompts.
+    """Return the threads for generation and for prompts.
 
-    Memory is saturated long before the last of many cores: an EPYC 9654 generated fastest with
-    about 60 of its 96. Prompts are bound by arithmetic and use every core.
+    Many cores saturate the memory before all of them are used: an EPYC 9654 generated fastest with
+    about 60 of its 96 cores. Prompts are bound by arithmetic and use every core.
     """
     count = len(chosen)
     if not count:

@@ -1,10 +1,10 @@
-"""Expected speed from bandwidth and arithmetic: ranges, not promises.
+"""Predicted speed from bandwidth and arithmetic, as ranges.
 
-Decode: a token reads every active weight and the KV cache of its context once a pass, so
+Decode: in each pass a token reads every active weight and the KV cache of its context once, so
 
     seconds = layers * overhead + bytes / (peak bandwidth * achieved fraction)
 
-Prefill: 2 floating point operations a parameter and token (a multiply and an add), plus attention:
+Prefill: 2 floating-point operations per parameter and token (multiply and add), plus attention:
 
     seconds = tokens * (2 * active parameters + 2 * layers * width * tokens) / achieved rate
 
@@ -12,7 +12,7 @@ The constants are first guesses, fitted to one owner's measurements (EPYC 9175F 
 PRO 6000 Blackwell Max-Q with 1.79 TB/s): a dense 40B in nvfp4 25-28 tok/s and 1,100-2,300 tok/s of
 prompt, a dense 111B about 11 tok/s, a 7B in fp16 60-80 tok/s; on the CPU a 229B MoE with 10B active
 10-37 tok/s, a dense 40B in Q5_K_M tens of seconds for 4,640 tokens. ``stackctl calibrate`` replaces
-them by this machine's own.
+them with measurements of this machine.
 """
 
 from __future__ import annotations
@@ -31,26 +31,25 @@ Range = tuple[float, float]
 #: Achieved fraction of the memory's peak in decode.
 _CPU_DENSE: Range = (0.55, 0.74)
 _CPU_MOE: Range = (0.15, 0.36)
-#: The same of a measured bandwidth, which already lacks the part that no program reaches.
+#: Achieved fraction of a measured bandwidth, which excludes the part that no program reaches.
 _OF_MEASURED_DENSE: Range = (0.75, 1.0)
 _OF_MEASURED_MOE: Range = (0.22, 0.5)
 _GPU_16_BIT: Range = (0.62, 0.92)
 _GPU_FEWER_BITS: Range = (0.40, 0.62)
-#: Seconds a layer costs on a CPU besides reading it: threads that meet at its barriers. A guess.
+#: Seconds for each layer on a CPU besides reading it, for the barriers of its threads. A guess.
 _CPU_LAYER_S = 40e-6
-#: Bytes a second that one core reads, however fast the memory: a few cores do not fill twelve
-#: channels.
+#: Bytes per second that one core can read: a few cores cannot saturate twelve channels.
 _CORE_BYTES_S: Range = (25e9, 50e9)
-#: Decode over several NUMA nodes loses where pages and threads lie apart: 2.4 against 4.31 tok/s
-#: on a dual 9175F by placement alone.
+#: Factor of decode over several NUMA nodes, where threads read pages of another node. On a dual
+#: 9175F placement alone reduced 4.31 tok/s to 2.4.
 _NODES_LOSE = 0.75
-#: Up to so many cores prefill scales; of more only a share counts (barriers, clock, interconnect).
+#: Prefill scales up to so many cores; of more only a share counts (barriers, clock, interconnect).
 _SCALING_CORES = 32
 _SCALING_SHARE = 0.3
-#: Seconds a layer costs on a GPU besides reading it: kernel launches, attention, norms.
+#: Seconds for each layer on a GPU besides reading it: kernel launches, attention, norms.
 _GPU_LAYER_S = 105e-6
 
-#: Achieved operations a second and core in prefill, by instruction set, best first.
+#: Achieved operations per second and core in prefill, by instruction set, best first.
 _CORE_RATES: tuple[tuple[str, Range], ...] = (
     ("amx_int8", (0.40e12, 1.2e12)),
     ("avx512_vnni", (0.27e12, 0.61e12)),
@@ -62,10 +61,11 @@ _CORE_RATES: tuple[tuple[str, Range], ...] = (
     ("asimd", (0.02e12, 0.06e12)),
     ("sse4_2", (0.01e12, 0.04e12)),
 )
-#: Width of the residual stream from which on these rates are reached. Measured below: a model of
-#: 640 reached 0.042e12 a core with AVX-512 VNNI.
+#: Least width of the residual stream for these rates. A model of width 640 reached 0.042e12 per
+#: core with AVX-512 VNNI.
 _FULL_WIDTH = 4096
-#: Dense 16-bit tensor rates by name (makers' data sheets), and the part that prefill achieves.
+#: Dense 16-bit tensor operations per second by name (makers' data sheets), and the fraction that
+#: prefill achieves.
 _GPU_RATES: tuple[tuple[str, float], ...] = (
     (r"RTX PRO 6000 Blackwell Max-Q", 440e12),
     (r"RTX PRO 6000 Blackwell", 500e12),
@@ -76,21 +76,21 @@ _GPU_RATES: tuple[tuple[str, float], ...] = (
     (r"RTX 4090", 165e12),
 )
 _GPU_PREFILL: Range = (0.20, 0.44)
-#: How far a measurement carries: other prompts, other load.
+#: Range around a measured speed, for other prompts and other load.
 _MEASURED_SPREAD: Range = (0.85, 1.1)
-#: Speeds carry over to so many times more or fewer threads, and to weights so many times larger or
-#: smaller: of a small model much is the layers' own cost, of a large one nearly all is memory.
+#: Measured speeds apply to so many times more or fewer threads, and to weights so many times larger
+#: or smaller: a small model spends much time on the cost of its layers, a large one hardly any.
 _SAME_THREADS = 1.34
 _SAME_SIZE = 8
 
 
 @dataclass(frozen=True)
 class Work:
-    """The work that a plan makes the machine do.
+    """The work of a plan for each token and each prompt.
 
-    ``gpu_bytes`` and ``cpu_bytes`` split the weight bytes a token reads by where they lie;
-    ``kv_token_bytes`` is the KV cache of one token, on the GPU when there is one. ``threads``
-    compute prompts, ``decode_threads`` generate; None where unknown.
+    ``gpu_bytes`` and ``cpu_bytes`` are the bytes of weights that a token reads on GPUs and in main
+    memory. ``kv_token_bytes`` is the KV cache of one token, on the GPU if there is one. ``threads``
+    compute prompts, ``decode_threads`` generate; None if unknown.
     """
 
     model: Model
@@ -105,9 +105,9 @@ class Work:
 def predict(
     host: Host, placement: Placement, work: Work, calibration: Calibration | None = None
 ) -> Prediction:
-    """Decode and prefill in tokens a second and the time to the first token.
+    """Predict decode and prefill in tokens per second, and the time to the first token in seconds.
 
-    Parts whose basis is unknown (bandwidth, instruction set, GPU) are None.
+    Parts without a known basis (bandwidth, instruction set, GPU) are None.
     """
     decode = _decode(host, placement, work, calibration)
     prefill = _prefill(host, placement, work, calibration)
@@ -133,9 +133,9 @@ def closest(
 ) -> Calibration | None:
     """Return the measurement that is closest to this plan; None if none is near.
 
-    It has the same engine, GPU and kind of model, about the same size and about as many threads.
-    Then the same weights count, then the same threads, then the date. Work that is split over GPU
-    and CPU has no measurement.
+    It must have the same engine, GPU and kind of model, a similar size, and on a CPU a similar
+    number of threads. Among these the same quantisation is preferred, then the same number of
+    threads, then the latest date. Work that is split over GPU and CPU has no measurement.
     """
     if work.gpu_bytes and work.cpu_bytes:
         return None
@@ -159,7 +159,7 @@ def closest(
 
 
 def _about(measured: float, planned: float | None, times: float) -> bool:
-    """Return True if a measured speed carries over to a planned one."""
+    """Return True if two values differ by a factor of ``times`` at most, or one is unknown."""
     return planned is None or max(measured, planned) <= times * min(measured, planned)
 
 
@@ -186,7 +186,7 @@ def _decode(
         rate = _cpu_bandwidth(host, placement, work, calibration)
         if rate is None:
             return None
-        # A measured rate holds the layers' own cost already.
+        # A measured rate includes the cost of the layers.
         overhead = 0.0 if calibration is not None else work.model.layers * passes * _CPU_LAYER_S
         slow += overhead + (work.cpu_bytes * passes + kv) / rate[0]
         fast += overhead + work.cpu_bytes * passes / rate[1]
@@ -196,7 +196,7 @@ def _decode(
 def _cpu_bandwidth(
     host: Host, placement: Placement, work: Work, calibration: Calibration | None
 ) -> Range | None:
-    """Bytes a second that decode achieves."""
+    """Return the bytes per second that decode achieves, slow and fast; None if unknown."""
     if calibration is not None:
         achieved = calibration.decode_bytes_s
         return achieved * _MEASURED_SPREAD[0], achieved * _MEASURED_SPREAD[1]
@@ -223,7 +223,7 @@ def _cpu_bandwidth(
 def _prefill(
     host: Host, placement: Placement, work: Work, calibration: Calibration | None
 ) -> Range | None:
-    """Prompt tokens a second; with experts in main memory each part at its own rate."""
+    """Return prompt tokens per second, slow and fast; GPU and CPU parts have their own rates."""
     operations = prefill_operations(work.model, work.prompt_tokens)
     on_cpu = work.cpu_bytes / max(1.0, work.cpu_bytes + work.gpu_bytes)
     slow = fast = 0.0
@@ -250,7 +250,7 @@ def _prefill(
 
 
 def prefill_operations(model: Model, tokens: int) -> float:
-    """Return the operations for each token of a prompt of that many tokens.
+    """Return the operations for each token of a prompt with that many tokens.
 
     The output layer is computed for the last token only; layers with a sliding window attend to no
     more than the window.
@@ -267,7 +267,7 @@ def prefill_operations(model: Model, tokens: int) -> float:
 def _cpu_rate(host: Host, threads: int | None, model: Model) -> Range | None:
     if threads is None:
         return None
-    # Narrow matrices keep the arithmetic units waiting.
+    # Narrow matrices do not keep the arithmetic units busy.
     share = min(1.0, (model.embedding or _FULL_WIDTH) / _FULL_WIDTH)
     cores = float(min(threads, _SCALING_CORES))
     cores += max(0, threads - _SCALING_CORES) * _SCALING_SHARE
@@ -296,5 +296,5 @@ def _rounded(pair: Range | None) -> Range | None:
 
 
 def _round(value: float) -> float:
-    """Three significant digits: more would pretend."""
+    """Return three significant digits; more would suggest false precision."""
     return float(f"{value:.3g}")

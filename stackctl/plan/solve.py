@@ -1,4 +1,4 @@
-"""Host + model + profile + engine facts -> Plan. Nothing here looks at the machine."""
+"""Makes a plan from host, model, profile and engine facts. Nothing here reads the machine."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from stackctl.values.model import Model
 from stackctl.values.plan import Decision, MemoryBudget, Placement, Plan, Source, Timing
 from stackctl.values.profile import Profile
 
-#: Slowest storage worth waiting for: a hard disk.
+#: Bytes per second of the slowest storage that a start waits for: a hard disk.
 _READ_BYTES_S = 100e6
-#: The finest step in which "auto" looks for a context, in tokens, and the most requests it plans.
+#: Step in which "auto" searches a context, in tokens, and the most requests that it plans.
 _AUTO_STEP = 256
 _AUTO_REQUESTS = 256
 
 
 @dataclass(frozen=True)
 class Known:
-    """Inputs of a plan besides host, model and profile; each may be missing.
+    """Inputs of a plan besides host, model and profile; all but the image may be missing.
 
-    ``facts`` describes the image's engine (None plans for the newest known dialect), ``claims`` are
-    those of other stacks, ``calibrations`` the measurements of this machine, ``deadline_s``
-    the seconds allowed for the start (None derives them from the model's size).
+    ``facts`` describes the image's engine (None: plan for the newest known dialect), ``claims`` are
+    the claims of all stacks, ``calibrations`` the measurements of this machine, and ``deadline_s``
+    the seconds allowed for the start (None: derived from the model's size).
     """
 
     image: str
@@ -50,19 +50,19 @@ class Known:
     seen: tuple[Seen, ...] = ()
     #: A private port for the engine behind a front door; None: the engine has the profile's port.
     engine_port: int | None = None
-    #: Why there is a front door or none; None where that was not looked at.
+    #: Reason for the front door or for its absence; None if the front door is not planned.
     door_reason: str | None = None
 
 
 def solve(*, host: Host, model: Model, profile: Profile, known: Known) -> Plan:
     """Plan one stack.
 
-    ``auto`` for context or concurrency is solved for the largest value that fits.
+    ``auto`` for context or concurrency becomes the largest value that fits. A plan that does not
+    fit or is not viable is returned; its verdict refuses it.
 
     Raises:
-        StackctlError: exit 2 for options the engine lacks, exit 6 for things the host lacks, exit 5
-            for a model that this engine cannot run. A plan that does not fit or is not viable is no
-            error here: its verdict refuses it.
+        StackctlError: exit 2 for an invalid option or placement, exit 6 if the host lacks a GPU
+            or a controller, exit 5 for a model that this engine cannot run.
     """
     if (why := model.why_not(profile.engine)) is not None:
         raise StackctlError(
@@ -105,8 +105,11 @@ def _largest(
     *,
     together: bool,
 ) -> Profile:
-    """The profile with the largest value of a field whose plan fits; the smallest if none does, and
-    without a value (a usual one) where the size of the memory is unknown."""
+    """Return the profile with the largest value of a field whose plan fits.
+
+    If no plan fits, the value is the smallest. If the size of the memory is unknown, there is no
+    value, and the engine gets a usual one.
+    """
 
     engine = find_engine(profile.engine)
 
@@ -117,7 +120,7 @@ def _largest(
         plan, options = _plan(host, model, trial, known, claims, asked=trial)
         asked = trial.concurrency if together and engine.requests_share_cache else None
         if isinstance(asked, int) and _full_contexts(engine, plan, options) < asked:
-            # The engine would let the others wait: auto means that all have their context.
+            # The engine would make the others wait, but auto gives every request its context.
             return False
         return plan.verdict.fits is not False
 
@@ -213,7 +216,7 @@ def _request(
     main: memory.Limit,
     on_gpu: memory.Limit | None,
 ) -> Request:
-    """Return all that an engine chooses its options from."""
+    """Return the inputs from which an engine chooses its options."""
     return Request(
         host=host,
         model=model,
@@ -236,8 +239,8 @@ def _request(
 def _options(
     engine: Engine, request: Request, known: Known
 ) -> tuple[tuple[str, ...], dict[str, Option], Seen | None]:
-    """Return the engine's arguments, its options by their planned names, and the memory that an
-    earlier start with these options has shown."""
+    """Return the engine's arguments, its options by their planned names, and the memory that was
+    measured in an earlier start (None: no measurement applies)."""
     facts = known.facts
     dialect = engine.newest if facts is None else Dialect(facts.options, inspected=True)
     planned = (*engine.choose(request), *learned_options(known.learned))
@@ -306,7 +309,10 @@ def _door(profile: Profile, known: Known) -> tuple[Decision, ...]:
 def _budgets(
     parts: Footprint, main: memory.Limit, on_gpu: memory.Limit | None, gpus: int
 ) -> tuple[MemoryBudget, MemoryBudget | None, list[tuple[MemoryBudget, str]]]:
-    """The budget of the main pool, that of main memory beside a GPU, both with their reasons."""
+    """Return the budget of the main pool, that of main memory beside GPUs, and all with reasons.
+
+    The main pool is the memory of each GPU, or main memory without GPUs; the second is then None.
+    """
     if on_gpu is None:
         budget = memory.budget(parts, main)
         return budget, None, [(budget, main.why)]
@@ -329,7 +335,7 @@ def _work(
     placed: placement.Placed,
     host: Host,
 ) -> roofline.Work:
-    """Return the bytes that a token reads, by place, and the threads that do it."""
+    """Return the bytes that a token reads on GPU and CPU, and the numbers of threads."""
     batch, generate = ((x or (0, ""))[0] for x in (placed.threads_batch, placed.threads))
     reads = engine.token_reads(model, options, on_gpu=bool(placed.gpus))
     threads = engine.threads_options
@@ -360,7 +366,10 @@ def _source(profile: Profile, key: str) -> Source:
 
 
 def _timing(engine: Engine, model: Model, deadline_s: float | None) -> Timing:
-    """systemd's ceiling is twice the deadline: it must never fire before stackctl has decided."""
+    """Return the deadline of a start and systemd's ceiling.
+
+    The ceiling is more than twice the deadline, so that systemd never ends a start before stackctl.
+    """
     if deadline_s is None:
         deadline_s = engine.start_s + model.weights_bytes / _READ_BYTES_S
     deadline = max(1, round(deadline_s))

@@ -14,7 +14,7 @@ from stackctl.values.model import Model
 from stackctl.values.plan import MemoryBudget, Plan, Prediction, PromptTime, ReasonCode, Verdict
 from stackctl.values.profile import Profile, Slo
 
-#: Waiting so many times longer than on the fastest GPU profile is no remedy for waiting.
+#: A GPU profile that waits longer than so many times the fastest one is not offered as fast.
 _MUCH_SLOWER = 2
 
 
@@ -35,11 +35,11 @@ def judge(
 ) -> Verdict:
     """Return the verdict: memory first, then the speed against the profile's objectives.
 
-    ``notes`` are added to the reasons and refuse nothing: they name things that are shared with
-    other stacks.
+    ``notes`` on resources that are shared with other stacks are added to the reasons, without an
+    effect on the verdict.
 
-    A plan is not viable when even the optimistic end of a prediction misses its objective; when
-    only the cautious end does, it is viable and has a reason that warns.
+    A plan is not viable if even the fast end of a prediction misses its objective. If only the slow
+    end misses it, the plan is viable, with a reason that warns.
     """
     fits, reasons = _memory(budgets)
     speed, missed, viable = _speed(profile, model, work, prediction)
@@ -59,7 +59,7 @@ def judge(
 
 
 def _memory(budgets: Sequence[tuple[MemoryBudget, str]]) -> tuple[bool | None, list[Reason]]:
-    """Return whether all budgets hold (None where a limit is unknown), with the reasons."""
+    """Return True if all budgets fit (None: a limit is unknown), and the reasons."""
     reasons: list[Reason] = []
     fits: bool | None = True
     for budget, why in budgets:
@@ -94,7 +94,7 @@ def _need(budget: MemoryBudget, why: str) -> str:
 def _speed(
     profile: Profile, model: Model, work: Work, prediction: Prediction
 ) -> tuple[bool, list[Reason], bool | None]:
-    """Return whether a speed is predicted, the objectives missed or at risk, and the verdict."""
+    """Return True if a speed is predicted, the reasons against the plan, and its viability."""
     decode, ttft = prediction.decode_tok_s, prediction.ttft_s
     first_token = _first_token(profile.slo, ttft)
     generation = _generation(profile.slo, decode)
@@ -110,7 +110,7 @@ def _speed(
 
 
 def _first_token(slo: Slo, ttft: PromptTime | None) -> Reason | None:
-    """Return how the time to the first token misses its objective, or may miss it."""
+    """Return the reason if the time to the first token misses its objective or may miss it."""
     if slo.ttft_s is None or ttft is None or ttft.range is None or ttft.range[1] <= slo.ttft_s:
         return None
     waits = f"first token after {seconds(ttft.range)} s at {ttft.prompt_tokens:,} tokens"
@@ -120,7 +120,7 @@ def _first_token(slo: Slo, ttft: PromptTime | None) -> Reason | None:
 
 
 def _generation(slo: Slo, decode: tuple[float, float] | None) -> Reason | None:
-    """Return how the speed of generation misses its objectives, or may miss them."""
+    """Return the reason if the speed of generation misses its objectives or may miss them."""
     least = max(slo.min_tok_s or 0, 1000 / slo.itl_ms if slo.itl_ms else 0)
     if decode is None or decode[0] >= least:
         return None
@@ -145,8 +145,10 @@ def _why_unknown(prediction: Prediction) -> str:
 
 
 def objectives(slo: Slo, prediction: Prediction) -> list[tuple[str, str]]:
-    """Return each objective in words, with its rating by the prediction's range: ok (all of it),
-    at risk (a part), missed (none) or unknown."""
+    """Return each objective as text, with its rating: ok, at risk, missed or unknown.
+
+    An objective is at risk if only a part of the predicted range meets it.
+    """
     found = []
     if slo.ttft_s is not None:
         waits = prediction.ttft_s.range if prediction.ttft_s else None
@@ -194,7 +196,7 @@ def advise(
 
 
 def _by_use(plans: Sequence[Plan]) -> tuple[list[Plan], list[Plan], list[Plan]]:
-    """Return the fast plans on a GPU, the plans on the CPU for people who wait, and the rest."""
+    """Return the fast plans on GPUs, the interactive plans on the CPU, and the rest."""
     on_gpu = sorted((plan for plan in plans if plan.placement.gpus), key=_wait)
     fast = [plan for plan in on_gpu if _wait(plan)[0] <= _MUCH_SLOWER * _wait(on_gpu[0])[0]]
     on_cpu = [plan for plan in plans if not plan.placement.gpus]
@@ -217,12 +219,12 @@ def headline(plan: Plan) -> str:
 
 
 def told(plan: Plan) -> list[str]:
-    """Return the reasons of a verdict without the budgets that hold."""
+    """Return the reasons of a verdict without the budgets that fit."""
     return [reason.text for reason in _failing(plan)]
 
 
 def besides(plan: Plan) -> list[str]:
-    """Return the reasons against a refused plan that its headline does not give."""
+    """Return the reasons against a refused plan that are not in its headline."""
     reasons = _failing(plan)
     if plan.verdict.fits is not False:
         return [reason.text for reason in reasons[1:]]
@@ -239,13 +241,13 @@ def _failing(plan: Plan) -> list[Reason]:
 
 
 def _headrooms(plan: Plan) -> list[int]:
-    """Return the bytes left of each pool, in the order of the verdict's reasons."""
+    """Return the bytes left in each pool, in the order of the verdict's reasons."""
     budgets = [plan.memory] + ([plan.host_memory] if plan.host_memory else [])
     return [budget.headroom_bytes or 0 for budget in budgets]
 
 
 def _wait(plan: Plan) -> tuple[int, float]:
-    """Whole seconds to the first token, then the faster one."""
+    """Return a sort key: whole seconds to the first token, then the faster generation."""
     ttft, decode = plan.prediction.ttft_s, plan.prediction.decode_tok_s
     seconds = ttft.range[1] if ttft is not None and ttft.range is not None else 1e9
     return round(seconds), -(decode[0] if decode else 0.0)
@@ -264,7 +266,7 @@ def _offer(plan: Plan, *, with_model: bool) -> str:
 
 
 def _shorter(plan: Plan, profile: Profile) -> str | None:
-    """How long a prompt may be for the first token to come in time, on the cautious side."""
+    """Return the advice on the longest prompt that meets the objective at the slow end, or None."""
     prefill, allowed = plan.prediction.prefill_tok_s, profile.slo.ttft_s
     if prefill is None or allowed is None or plan.verdict.fits is False:
         return None
