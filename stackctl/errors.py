@@ -1,4 +1,4 @@
-"""The one way to fail: an error that says what, where and how to fix it."""
+"""The only way to fail: an error with its cause, its place, a hint and an exit code."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class StackctlError(Exception):
     """An expected failure, shown to the user as ``error:``, details and ``hint:``.
 
     Args:
-        message: what went wrong and where, in one line without a full stop.
-        hint: what to do about it; may hold several lines.
+        message: the fault and its place, in one line without a full stop.
+        hint: the remedy; may hold several lines.
         details: evidence, one line each (log lines, reasons).
         exit_code: one of ExitCode.
     """
@@ -46,15 +46,15 @@ class StackctlError(Exception):
 
 
 class NotInstalled(StackctlError):
-    """A program or a Python package that is needed is absent."""
+    """A required program or Python package is absent."""
 
 
 class DidNotStart(StackctlError):
-    """All is in place, but a service does not come up; systemd goes on with it as the unit says.
+    """A service is installed but does not come up; systemd restarts it as the unit defines.
 
-    ``cause`` is the reason that the engine's log names, without the name of the stack. ``sets`` are
-    the KEY=VALUE of ``--set`` that would help, where the engine itself named them. ``kernel`` is
-    set where other kernels of the same image may do better.
+    ``cause`` is the reason in the engine's log, without the name of the stack. ``sets`` holds the
+    KEY=VALUE of ``--set`` that the engine's log names as a remedy. ``kernel`` is set if other
+    kernels of the same image may help.
     """
 
     cause: str | None = None

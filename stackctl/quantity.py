@@ -11,7 +11,7 @@ import re
 from stackctl.errors import ExitCode, StackctlError
 
 _BINARY = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
-#: More digits before the point are no quantity of anything, and no number that is finite.
+#: No real size has more than 18 digits before the point, and far more would overflow a float.
 _BYTES = re.compile(r"(\d{1,18}(?:\.\d+)?)\s*([kmgt]?)(i?b)?", re.IGNORECASE)
 _DURATION = re.compile(
     r"(?:(\d{1,18})h)?\s*(?:(\d{1,18})m)?\s*(?:(\d{1,18}(?:\.\d+)?)s?)?", re.IGNORECASE
@@ -23,7 +23,7 @@ _VERSION_NUMBER = re.compile(r"[0-9]{1,6}")
 
 
 def version_numbers(version: str) -> tuple[int, ...]:
-    """Return the first two numbers of a version; fewer when it holds fewer."""
+    """Return the first two numbers of a version; fewer if it has fewer."""
     return tuple(int(number) for number in _VERSION_NUMBER.findall(version)[:2])
 
 
@@ -34,9 +34,12 @@ def _bad(what: str, text: str, example: str) -> StackctlError:
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes of ``4 GiB``, ``16g`` or ``512``; units are powers of 1024 but for ``GB`` and the like.
+    """Return the bytes of ``4 GiB``, ``16g`` or ``512``.
 
-    Raises StackctlError (exit 2) for anything else.
+    Units are powers of 1024, except ``kB``, ``MB``, ``GB`` and ``TB``, which are powers of 1000.
+
+    Raises:
+        StackctlError: exit 2 for any other text.
     """
     match = _BYTES.fullmatch(text.strip())
     if match is None:
@@ -50,7 +53,7 @@ def parse_bytes(text: str) -> int:
 
 
 def format_bytes(count: int) -> str:
-    """Bytes as people read them: ``241 MiB``, ``21.9 GiB``; three digits at most."""
+    """Return bytes as text for people: ``241 MiB``, ``21.9 GiB``, with one decimal at most."""
     value = float(count)
     units = ["B", "KiB", "MiB", "GiB", "TiB"]
     while abs(value) >= 1024 and len(units) > 1:
@@ -62,7 +65,11 @@ def format_bytes(count: int) -> str:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of ``90``, ``90s``, ``2m`` or ``1h30m``. Raises StackctlError (exit 2)."""
+    """Return the seconds of ``90``, ``90s``, ``2m`` or ``1h30m``.
+
+    Raises:
+        StackctlError: exit 2 for any other text.
+    """
     match = _DURATION.fullmatch(text.strip())
     if match is None or not any(match.groups()):
         raise _bad("duration", text, "90s or 2m")
@@ -71,7 +78,7 @@ def parse_duration(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """Elapsed time as ``0:38`` or ``1:02:03``."""
+    """Return elapsed time as ``0:38`` or ``1:02:03``."""
     whole = int(seconds)
     hours, rest = divmod(whole, 3600)
     minutes, secs = divmod(rest, 60)
@@ -79,8 +86,10 @@ def format_duration(seconds: float) -> str:
 
 
 def format_number(value: float) -> str:
-    """A number in the three digits that tell it, or all of those before the point: ``0.0042``,
-    ``12.3``, ``1,234``; never with an exponent."""
+    """Return a number with three significant digits, or with all digits before the point.
+
+    Examples: ``0.0042``, ``12.3``, ``1,234``. There is never an exponent.
+    """
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     digits = max(0, 2 - math.floor(math.log10(abs(value))))
@@ -89,7 +98,7 @@ def format_number(value: float) -> str:
 
 
 def format_share(value: float) -> str:
-    """A share (0 to 1) as ``12.5 %``; whole from 20 on."""
+    """Return a share (0 to 1) as ``12.5 %``; from 20 % on without a decimal."""
     percent = value * 100
     return f"{percent:.0f} %" if percent >= 20 or percent == round(percent) else f"{percent:.1f} %"
 
@@ -97,7 +106,10 @@ def format_share(value: float) -> str:
 def parse_tokens(text: str) -> int:
     """Return the tokens of ``8192``, ``16K`` (x 1024) or ``25.6k`` (x 1000).
 
-    Engines that take a suffix read it this way.
+    Engines that accept a suffix read it this way.
+
+    Raises:
+        StackctlError: exit 2 for any other text.
     """
     match = _TOKENS.fullmatch(text.strip())
     if match is None:

@@ -10,10 +10,13 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def data_folder(name: str) -> Path:
-    """The shipped folder of that name: ``_data/NAME`` in a wheel, beside the package in a checkout.
+    """Return a shipped folder: ``_data/NAME`` in a wheel, beside the package in a checkout.
 
-    A wheel cannot hold folders outside its package, and an editable install cannot hold copies:
-    hence both places, the wheel's first.
+    Both places exist because a wheel cannot hold folders outside its package, and an editable
+    install cannot hold copies.
+
+    Raises:
+        StackctlError: the folder is in neither place.
     """
     for candidate in (_PACKAGE / "_data" / name, _PACKAGE.parent / name):
         if candidate.is_dir():

@@ -1,1 +1,1 @@
-"""Is it alive, does it answer, is the answer one."""
+"""Health of an endpoint, and tests of its completions."""

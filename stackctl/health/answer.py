@@ -1,4 +1,4 @@
-"""Completions, and whether they are sane: text, the length that was asked for, also as a stream."""
+"""Tests of completions: text, the requested length, stop words, and the same answer as a stream."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ from typing import Any
 from stackctl.machine import http
 from stackctl.values.result import Result, ResultCode, Status
 
-#: Short enough to cost little, long enough to be an answer; and what is asked for besides it.
+#: Tokens of the first answer (cheap, but enough for an answer), and of the further ones.
 ANSWER_TOKENS, SHORT_TOKENS = 16, 8
 PROMPT = "Name three colours."
-#: From so many tokens on a speed is one; below, it is the time to the first token mostly.
+#: Fewest tokens for a speed; with fewer, most of the time is the time to the first token.
 SPEED_TOKENS = 64
-#: A model of fewer parameters is a toy, of whose text nothing follows.
+#: A model with fewer parameters is a toy, whose text proves nothing.
 _TOY_PARAMETERS = 50_000_000
-#: A unit of up to 12 signs, six times in a row or more, and nothing else.
+#: Only a unit of up to 12 characters, repeated six times or more.
 _REPETITION = re.compile(r"(.{1,12}?)\1{5,}.{0,11}", re.DOTALL)
 _FEWEST_SIGNS = 8
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A completion: its text (thoughts first), tokens as the server counts them, why it ended.
+    """A completion: its text (reasoning first), its tokens as the server counts them, and its
+    finish_reason.
 
-    ``hidden``: the server says that there is no content (yet): thoughts that it does not show.
+    ``hidden`` is set if the message has no content, for example because the server does not show
+    its reasoning.
     """
 
     text: str
@@ -40,8 +42,11 @@ class Reply:
 
 @dataclass(frozen=True)
 class Asked:
-    """Whom to ask, and how long to wait. ``parameters`` is the size of the model, for which an
-    answer that is no text counts only where text can be expected (None: expect it)."""
+    """A server and model to ask, the time limit in seconds, and the API key.
+
+    ``parameters`` is the size of the model; an answer without words fails only if the model is
+    large enough to produce text (None: it is).
+    """
 
     url: str
     served_name: str
@@ -50,7 +55,7 @@ class Asked:
     parameters: int | None = None
 
     def post(self, **more: object) -> http.Answer | http.NoAnswer:
-        """Ask for a completion of the prompt, always the same one."""
+        """Send a request for a completion of the fixed prompt, and return the answer."""
         body: dict[str, object] = {
             "model": self.served_name,
             "messages": [{"role": "user", "content": PROMPT}],
@@ -63,12 +68,12 @@ class Asked:
 
     @property
     def toy(self) -> bool:
-        """Whether nothing can be expected of the model's text."""
+        """Return True if the model is too small to produce text."""
         return self.parameters is not None and self.parameters < _TOY_PARAMETERS
 
 
 def first(asked: Asked) -> Result:
-    """One short completion: is it an answer, and is that text?"""
+    """Return the result of one short completion: it must be an answer, and text."""
     started = time.monotonic()
     answer = asked.post(max_tokens=ANSWER_TOKENS)
     elapsed = time.monotonic() - started
@@ -100,16 +105,16 @@ def first(asked: Asked) -> Result:
 
 
 def told(tokens: int, seconds: float) -> str:
-    """Tokens and time; a speed only where there are enough tokens for one."""
+    """Return tokens and time as text, with the speed if there are enough tokens for it."""
     text = f"{tokens} tokens in {seconds:.1f} s"
     return f"{text}, {tokens / seconds:.1f} tok/s" if tokens >= SPEED_TOKENS and seconds else text
 
 
 def garbage(text: str, *, toy: bool = False) -> str | None:
-    """Why a text is not one; None where it may be.
+    """Return the reason why a text cannot be an answer; None if it can.
 
-    Logits that are no numbers choose token 0 for ever: "!" in byte-level vocabularies, in others a
-    sign that is not shown at all.
+    Logits that are NaN always choose token 0: "!" in byte-level vocabularies, in others an
+    invisible character. For a ``toy`` model only a row of "!" counts.
     """
     signs = "".join(text.split())
     if len(signs) >= _FEWEST_SIGNS and set(signs) == {"!"}:
@@ -121,7 +126,7 @@ def garbage(text: str, *, toy: bool = False) -> str | None:
     odd = sum(
         sign == "\ufffd" or unicodedata.category(sign) in ("Cc", "Cn", "Co") for sign in signs
     )
-    # A last sign of several bytes may be cut off.
+    # A last character of several bytes may be cut off.
     if odd > 1 and odd * 3 >= len(signs):
         return "not text"
     if len(signs) >= _FEWEST_SIGNS and _REPETITION.fullmatch(signs):
@@ -130,11 +135,12 @@ def garbage(text: str, *, toy: bool = False) -> str | None:
 
 
 def further(asked: Asked) -> list[Result]:
-    """Whether ``max_tokens`` and ``stop`` end an answer, and a stream says what a whole one says.
+    """Check that ``max_tokens`` and ``stop`` end an answer, and that a stream gives the same one.
 
-    Three completions of a few tokens. An engine too busy for them is not wrong: "skip".
+    This takes a few completions of a few tokens. If the engine is too busy for them, the result is
+    "skip".
     """
-    # ignore_eos: both engines know it; a model that has said all must not end the count.
+    # ignore_eos, which both engines accept, keeps a finished model from ending the count.
     body = {"max_tokens": SHORT_TOKENS, "ignore_eos": True}
     answer = asked.post(**body)
     whole = None if isinstance(answer, http.NoAnswer) else read(answer.json)
@@ -144,7 +150,7 @@ def further(asked: Asked) -> list[Result]:
 
 
 def read(data: Any) -> Reply | None:
-    """A completion in one piece, as JSON; None when it is none."""
+    """Return a completion from JSON; None if the JSON is not a completion."""
     try:
         choice, tokens = data["choices"][0], int(data["usage"]["completion_tokens"])
         message = choice["message"]
@@ -155,9 +161,9 @@ def read(data: Any) -> Reply | None:
 
 
 def read_stream(text: str) -> Reply | None:
-    """A completion as server-sent events; None when it breaks off or holds an error.
+    """Return a completion from server-sent events; None if they break off or hold an error.
 
-    ``tokens`` counts its pieces, of which each holds a token or more.
+    ``tokens`` is the number of pieces; each holds one or more tokens.
     """
     parts, finish, done = list[str](), None, False
     for line in text.splitlines():
@@ -181,7 +187,7 @@ def read_stream(text: str) -> Reply | None:
 
 
 def _text(message: Mapping[str, Any]) -> str:
-    """What a message says; thoughts come first, and each engine has its own name for them."""
+    """Return the text of a message, reasoning first; engines use different keys for it."""
     thoughts = message.get("reasoning_content") or message.get("reasoning")
     return str(thoughts or "") + str(message.get("content") or "")
 
@@ -210,8 +216,9 @@ def _stream(asked: Asked, whole: Reply, body: Mapping[str, object]) -> Result:
         if _same_start(whole.text, streamed.text):
             return Result(name="stream", status="ok", expected=expected, actual="as in one piece")
         seen = f'"{streamed.text[:24]}" instead of "{whole.text[:24]}"'
-        # The first of two equal questions is computed in other batches than the second: at a near
-        # tie of two tokens rounding decides. Of the caches' answers both are alike.
+        # The second of two equal requests uses the prefix cache, so it is computed in other batches
+        # than the first, and rounding decides between two tokens of nearly equal probability. Two
+        # requests that both use the cache agree, so another pair is compared.
         again = asked.post(**body) if attempt == 0 else None
         if isinstance(again, http.Answer):
             whole = read(again.json) or whole
@@ -239,7 +246,7 @@ def _stop(asked: Asked, whole: Reply, body: Mapping[str, object]) -> Result:
         return _unanswered("stop", answer)
     seen = f'finish_reason {reply.finish}, "{reply.text[:24]}"'
     if word not in reply.text and reply.finish == "length" and reply.tokens == SHORT_TOKENS:
-        # Another answer than before: rounding, see above.
+        # A different answer than before, because of rounding; see _stream.
         return Result(name="stop", status="info", expected=expected, actual=seen)
     return _judged("stop", word not in reply.text and reply.finish == "stop", expected, seen)
 

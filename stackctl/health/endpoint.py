@@ -1,4 +1,4 @@
-"""Questions to an engine's HTTP endpoint, from "is the port open" to a real completion."""
+"""Checks of an engine's HTTP endpoint, from the open port to a real completion."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Liveness = Literal["ready", "loading", "unwell", "closed", "failing"]
 
 
 def base_url(port: int, address: str = "127.0.0.1") -> str:
-    """Where to ask a server of this machine that listens on an address (all of them, or one)."""
+    """Return the URL for requests to a local server that listens on one address or on all."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -24,8 +24,8 @@ def base_url(port: int, address: str = "127.0.0.1") -> str:
 def liveness(port: int, health_path: str, *, timeout_s: float = 2) -> Liveness:
     """Return the state that the health path reports: 200 is ready, a closed port closed.
 
-    503 whose text speaks of loading is an engine that loads its model; 503 with any other text is
-    one whose computing process has ended.
+    An answer 503 with "loading" in its text comes from an engine that loads its model, and a 503
+    with any other text from an engine whose computing process has ended (unwell).
     """
     answer = http.get(base_url(port) + health_path, timeout_s=timeout_s)
     if isinstance(answer, http.NoAnswer):
@@ -51,9 +51,9 @@ def check(
     parameters: int | None = None,
     thorough: bool = False,
 ) -> list[Result]:
-    """Health, model list and one completion of the server at a URL; stops at the first failure.
+    """Return the results for health, model list and one completion, up to the first failure.
 
-    ``parameters`` is the size of the model, see Asked; ``thorough`` asks for more completions.
+    ``parameters`` is the size of the model, see Asked; ``thorough`` adds more completions.
     """
     asked = Asked(url, served_name, answer_timeout_s, key, parameters)
     results = [_health(url + health_path)]
@@ -69,10 +69,10 @@ def check(
 def scrape(
     port: int, engine: Engine, argv: Sequence[str], *, timeout_s: float
 ) -> tuple[EngineMetrics | None, bool]:
-    """Read the numbers of an engine that was started with these arguments.
+    """Read the metrics of an engine that was started with these arguments.
 
     Returns:
-        The numbers, None if it did not report them; and whether it ran out of time for them.
+        The metrics (None if there are none), and True if the engine did not answer in time.
     """
     answers = {}
     for path in engine.metrics_paths:
@@ -81,22 +81,22 @@ def scrape(
             return None, answer.late
         if answer.status == 200:
             answers[path] = answer.text
-    # The first path has the counters; without them the others mean nothing.
+    # The first path has the counters; without them the other paths are useless.
     return engine.measure(answers, argv) if engine.metrics_paths[0] in answers else None, False
 
 
 def busy(port: int, engine: Engine, argv: Sequence[str]) -> bool:
-    """Return True if an engine has requests, by its own numbers.
+    """Return True if an engine has requests, by its metrics.
 
-    An engine that takes its time to report them works too: some report only between two batches of
-    a prompt, and a batch may take a CPU long. An engine without numbers counts as idle.
+    An engine that does not answer in time is busy too: some answer only between two batches of a
+    prompt, and a batch may take long on a CPU. An engine without metrics counts as idle.
     """
     metrics, late = scrape(port, engine, argv, timeout_s=2)
     return late if metrics is None else bool(metrics.running or metrics.waiting)
 
 
 def report(port: int, reports: Reports) -> tuple[Fact, ...]:
-    """What an engine says of itself: a value for each of ``reports`` that it answers."""
+    """Return the facts that an engine reports over HTTP: one for each of ``reports`` it answers."""
     facts, answers = [], dict[str, Any]()
     for name, path, keys in reports:
         if path not in answers:
@@ -131,7 +131,7 @@ def _health(url: str) -> Result:
 
 
 def model(url: str, served_name: str, *, key: str | None = None) -> Result:
-    """Whether the server at a URL lists the model."""
+    """Return the result for the model list of the server at a URL: it must hold the model."""
     answer = http.get(url + "/v1/models", key=key)
     listed: list[str] = []
     if isinstance(answer, http.Answer) and isinstance(answer.json, dict):
