@@ -130,13 +130,13 @@ def require_free_memory(host: Host, plan: Plan, old: Plan | None) -> None:
     if available is not None and main > available + held_main:
         raise _no_room(
             plan, "memory", main, available + held_main,
-            "ps --sort=-rss -eo pid,rss,comm shows what",
+            "ps --sort=-rss -eo pid,rss,comm lists them",
         )  # fmt: skip
     for gpu in host.gpus:
         need, held = gpus.get(str(gpu.index), 0), held_gpus.get(str(gpu.index), 0)
         if gpu.free_bytes is not None and need > gpu.free_bytes + held:
             free = gpu.free_bytes + held
-            how = gpu_memory_users(gpu) or "nvidia-smi shows what"
+            how = gpu_memory_users(gpu) or "nvidia-smi lists them"
             raise _no_room(plan, f"GPU {gpu.index}", need, free, how)
 
 
@@ -151,7 +151,7 @@ def _needs(plan: Plan) -> tuple[int, dict[str, int]]:
 def _no_room(plan: Plan, pool: str, need: int, free: int, how: str) -> StackctlError:
     return StackctlError(
         f"{plan.stack} needs {format_bytes(need)} of {pool}, {format_bytes(free)} is available now",
-        hint=f"end what uses it ({how}), or --force starts it anyway",
+        hint=f"end the processes that use it ({how}), or --force starts it anyway",
         exit_code=ExitCode.REFUSED,
     )
 

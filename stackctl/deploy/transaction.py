@@ -187,7 +187,7 @@ def down(context: Context, stack: str) -> None:
                 context.journal.write(step)
             except StackctlError as problem:
                 # A full disk must not prevent the stop.
-                context.report.warn(f"should this be cut off, call it again: {problem.message}")
+                context.report.warn(f"if interrupted, repeat the command: {problem.message}")
             change.converge(context, stack, None, running=False)
             try:
                 if cut_off is not None:

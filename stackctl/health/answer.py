@@ -209,7 +209,7 @@ def _stream(asked: Asked, whole: Reply, body: Mapping[str, object]) -> Result:
         streamed = read_stream(answer.text)
         if streamed is None:
             end = answer.text.strip()[-200:]
-            return _failed("stream", expected, "it breaks off, or is none", end)
+            return _failed("stream", expected, "it breaks off, or is not a stream", end)
         if streamed.finish != whole.finish:
             why = f"finish_reason {streamed.finish} instead of {whole.finish}"
             return _failed("stream", expected, why)

@@ -54,4 +54,4 @@ def told(stack: str, known: Known, used: Known) -> str | None:
             names.append(claim.stack[:40])
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     listed = ", ".join(names[:_SHOWN]) + more
-    return f"not counted, else it would be refused: what users claim for {listed}"
+    return f"not counted, because the plan would be refused: claims of users for {listed}"
