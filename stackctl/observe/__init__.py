@@ -1,1 +1,1 @@
-"""What runs, seen from outside: reads only."""
+"""Observation of running stacks: status, checks, metrics, diagnosis, benchmarks. It only reads."""

@@ -1,4 +1,4 @@
-"""Measures the speeds of this machine, by an engine's benchmark or by its counters."""
+"""Measurement of this machine's speed, by an engine's benchmark or by its counters."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _by_benchmark(
     model = read_model(preflight.require_model(profile))
     preflight.require_files(model)
     image = images.ready_image(context, profile, engine)
-    # The benchmark has the machine to itself.
+    # The claims of other stacks are ignored: the benchmark has the machine to itself.
     alone = dataclasses.replace(basis, claims=())
     inputs = inputs_before_image(alone, profile, model)
     inputs = with_image(alone, inputs, profile, model, image.planned)
@@ -86,7 +86,8 @@ def _run(
     """Run the benchmark in a container of the image.
 
     Raises:
-        StackctlError: exit 6 for an image without it; it failed, or printed no speeds.
+        StackctlError: exit 6 if the image lacks the benchmark; exit 1 if it failed or printed no
+            speeds.
     """
     done = podman.run_once(
         image,
@@ -113,7 +114,7 @@ def _run(
 def _by_counters(
     context: Context, profile: Profile, engine: Engine, counters: RunningCounters
 ) -> Calibration:
-    """Read the counters of the server on the profile's port: they count since its start."""
+    """Read the counters of the server on the profile's port; they count from its start."""
     gpus = place(probe(context.machine, scope=context.paths.scope), profile).gpus
     model = read_model(preflight.require_model(profile))
     url = endpoint.base_url(profile.port or 8080) + counters.path
@@ -140,7 +141,7 @@ def calibration_of(
     threads: int = 0,
     gpu: str | None = None,
 ) -> Calibration:
-    """Return the bytes and operations a second that the speeds mean for a model."""
+    """Return the speeds of a model as a calibration, in bytes and operations per second."""
     return Calibration(
         engine=engine,
         quantization=model.quantization or "unknown",

@@ -1,4 +1,4 @@
-"""Asks a stack how it is: its unit, its endpoint, its model and one real answer."""
+"""The check of a running stack: its unit, its endpoint, its model and one real completion."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ _ORDER = {"fail": 0, "warn": 1}
 
 
 def check(context: Context, generation: Generation, *, answer_timeout_s: float) -> CheckReport:
-    """Unit, endpoint, model and one completion; what fails comes first."""
+    """Check unit, endpoint, model and one completion; failures come first.
+
+    The endpoint is checked only if all units are active.
+    """
     stack = generation.stack
     services = {"unit": generation.units.service}
     if generation.door is not None:
@@ -46,7 +49,7 @@ def check(context: Context, generation: Generation, *, answer_timeout_s: float) 
 
 
 def summary(generation: Generation, report: CheckReport) -> Health:
-    """A check as one line of the history: its worst result."""
+    """Return the worst result of a check, as an entry of the health log."""
     worst = report.results[0]
     if worst.status not in _ORDER:
         return Health(when=now(), generation=generation.number, status="ok")
@@ -60,7 +63,7 @@ def summary(generation: Generation, report: CheckReport) -> Health:
 
 
 def remember(context: Context, stack: str, seen: Health) -> None:
-    """Record what was seen, if this is the state's owner; a state that is full fails no check."""
+    """Add an entry to the health log if the caller owns it. A failure to write is no error."""
     folder = context.paths.state / "stacks" / stack
     try:
         if folder.stat().st_uid != os.geteuid() or not os.access(folder, os.W_OK):
@@ -85,7 +88,7 @@ def _unit(stack: str, name: str, state: UnitState) -> Result:
 
 
 def _ask(context: Context, generation: Generation, answer_timeout_s: float) -> list[Result]:
-    """What clients see, where they ask."""
+    """Check the endpoint of the clients."""
     plan = generation.plan
     return endpoint.check(
         url(generation),

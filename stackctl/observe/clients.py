@@ -1,4 +1,4 @@
-"""Settings of clients for a stack, from what it serves and how fast it is. Pure."""
+"""Settings of clients, from the context and the speed of a stack. Pure."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from stackctl.values.bench import BenchReport
 from stackctl.values.client import ClientFile, ClientReport, Speeds, Tool
 from stackctl.values.generation import Generation
 
-#: What an answer may take of the context: a quarter is more than diffs need, and leaves the rest to
+#: An answer may use a quarter of the context. That is more than diffs need, and leaves the rest for
 #: files and their map.
 _OUTPUT_PART, _MOST_OUTPUT = 4, 8192
-#: aider's own map of the repository is an eighth of the prompt, 1,024 to 4,096 tokens.
+#: By default aider's map of the repository is an eighth of the prompt, 1,024 to 4,096 tokens.
 _MAP_PART, _LEAST_MAP, _USUAL_MAP, _MOST_MAP = 8, 512, 1024, 2048
 _USUAL_TIMEOUT_S, _MOST_TIMEOUT_S = 600, 3600
-#: Clients insist on a key; without one at the door any text will do.
+#: Clients require a key. Without an API key at the front door any text works.
 NO_KEY = "unused"
 _API_KEY = "openai-api-key"
 
@@ -33,7 +33,7 @@ AIDER_METADATA = ".aider.model.metadata.json"
 
 
 def predicted(generation: Generation) -> Speeds:
-    """The low end of what the plan expects, for when nothing was measured."""
+    """Return the low ends of the planned ranges, for a stack without a measurement."""
     expected = generation.plan.prediction
     decode, prefill = expected.decode_tok_s, expected.prefill_tok_s
     return Speeds(
@@ -44,7 +44,7 @@ def predicted(generation: Generation) -> Speeds:
 
 
 def measured(run: BenchReport) -> Speeds:
-    """What the median request had, one at a time and without a cache to help."""
+    """Return the lowest median speeds of a run, from cells with one uncached request at a time."""
     alone = [cell for cell in run.cells if cell.shape.alone]
     decode = [cell.generation_tok_s.p50 for cell in alone if cell.generation_tok_s]
     prefill = [cell.prompt_tok_s.p50 for cell in alone if cell.prompt_tok_s]
@@ -56,13 +56,13 @@ def measured(run: BenchReport) -> Speeds:
 
 
 def settings(generation: Generation, url: str, speeds: Speeds, tool: Tool) -> ClientReport:
-    """What a client has to be told; ``url`` is where clients ask, without the /v1."""
+    """Return the settings of a client; ``url`` is the stack's address without /v1."""
     plan = generation.plan
     context = context_tokens(generation)
     guarded = generation.door is not None and generation.door.key
     scope = "--system " if generation.host.scope == "system" else ""
     output = None if context is None else min(context // _OUTPUT_PART, _MOST_OUTPUT)
-    # aider still asks by the older name of the two.
+    # aider reads the older of the two names.
     name = "OPENAI_API_BASE" if tool == "aider" else "OPENAI_BASE_URL"
     environment = [f"{name}={url}/v1"]
     if not guarded:
@@ -84,7 +84,10 @@ def settings(generation: Generation, url: str, speeds: Speeds, tool: Tool) -> Cl
 
 
 def context_tokens(generation: Generation) -> int | None:
-    """Tokens that one request may use: what the engine said when it was ready, else the plan's."""
+    """Return the tokens that one request may use, as the engine reported, else as planned.
+
+    Return None if both are unknown.
+    """
     said = (fact.value for fact in generation.outcome.report if fact.name == "context")
     return next((int(value) for value in said if value.isdecimal()), None) or promised_context(
         generation.plan
@@ -97,7 +100,7 @@ def _aider(report: ClientReport) -> tuple[ClientFile, ...]:
     timeout_s, why_timeout = _timeout(report)
     config: dict[str, Any] = {
         "model": model,
-        # Without it aider writes commit messages by a model of its own choice.
+        # Without it aider uses a model of its own choice for commit messages.
         "weak-model": model,
         "openai-api-base": report.endpoint,
         "edit-format": "diff",
@@ -152,7 +155,10 @@ def _aider(report: ClientReport) -> tuple[ClientFile, ...]:
 
 
 def _map_tokens(report: ClientReport) -> tuple[int, str]:
-    """Every prompt begins with the map, and it changes: a second of reading is what it may cost."""
+    """Return the tokens of aider's map, and the reason.
+
+    The map begins every prompt and changes, so it may cost about a second of prompt time.
+    """
     speed, tokens = report.speeds.prefill_tok_s, _USUAL_MAP
     why = "the least that aider takes by itself"
     if speed is not None:
@@ -168,7 +174,7 @@ def _map_tokens(report: ClientReport) -> tuple[int, str]:
 
 
 def _timeout(report: ClientReport) -> tuple[int, str]:
-    """Seconds for the longest prompt and answer, twice."""
+    """Return twice the seconds of the longest prompt and answer, and the reason."""
     speeds, context, output = report.speeds, report.context, report.output_tokens
     if not (speeds.decode_tok_s and speeds.prefill_tok_s and context and output):
         return _USUAL_TIMEOUT_S, f"timeout {_USUAL_TIMEOUT_S} s: the speed is not known"
@@ -181,10 +187,14 @@ def _timeout(report: ClientReport) -> tuple[int, str]:
 
 
 def merged(file: ClientFile, present: str | None) -> str:
-    """The text of a file once ours is in it: what else is there stays.
+    """Return the text of a client's file with our settings; other settings stay.
+
+    Args:
+        file: the settings to add.
+        present: the text of the existing file; None if there is no file.
 
     Raises:
-        StackctlError: exit 2 when what is there cannot be read as what it should be.
+        StackctlError: exit 2 if the existing text cannot be parsed or has another structure.
     """
     if present is None or not present.strip():
         return file.text
@@ -198,13 +208,13 @@ def merged(file: ClientFile, present: str | None) -> str:
 
 
 def _merged_config(file: ClientFile, present: str) -> str:
-    """Line by line, so that comments stay; rewritten whole where that does not work."""
+    """Merge line by line, so that comments stay; if that fails, write the whole file anew."""
     kept: Mapping[str, Any] = _read(file.name, present, yaml.safe_load, dict)
     ours = yaml.safe_load(file.text)
     if _own_key(kept):
-        # Any will do where a stand-in does, and it may be kept nowhere else.
+        # The placeholder must not replace the user's key, which may be stored only here.
         ours.pop(_API_KEY, None)
-    # aider takes a key in its file before the environment's: none that was a stand-in may stay.
+    # aider prefers the key in its file to the environment, so an old placeholder must go.
     stale = _API_KEY not in ours and kept.get(_API_KEY) == NO_KEY
     wanted = {key: value for key, value in kept.items() if not (stale and key == _API_KEY)} | ours
     if wanted == kept:
@@ -217,7 +227,7 @@ def _merged_config(file: ClientFile, present: str) -> str:
         if key not in kept:
             text += line
         elif kept[key] != ours[key]:
-            # A function: what stands in a replacement text would be read as groups.
+            # A function, because a backslash in a replacement text would be read as a group.
             text = re.sub(rf"(?m)^{re.escape(key)}[ \t]*:.*\n", _always(line), text, count=1)
     if stale:
         text = re.sub(rf"(?m)^{_API_KEY}[ \t]*:.*\n", "", text, count=1)
@@ -229,8 +239,10 @@ def _merged_config(file: ClientFile, present: str) -> str:
 
 
 def hides_key(report: ClientReport, text: str) -> bool:
-    """Whether aider would take a key in its file, of which ``text`` is the content, before the one
-    that the stack wants."""
+    """Return True if aider would use the key in its file instead of the stack's key.
+
+    ``text`` is the content of aider's file.
+    """
     kept: Mapping[str, Any] = _read(AIDER_CONFIG, text, yaml.safe_load, dict)
     return report.key_command is not None and _own_key(kept)
 
@@ -268,7 +280,7 @@ def _json(value: Any) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        # Half of a surrogate pair, which JSON can name and no file can hold.
+        # JSON can express half of a surrogate pair; UTF-8 cannot.
         text = json.dumps(value, indent=2)
     return text + "\n"
 
@@ -276,9 +288,9 @@ def _json(value: Any) -> str:
 def _read(name: str, text: str, parse: Callable[[str], Any], kind: type) -> Any:
     try:
         found = parse(text)
-    # What a tag asks for may fail in any of these ways: !!bool x is a KeyError.
+    # A YAML tag may raise any of these errors: !!bool x raises a KeyError.
     except (ValueError, LookupError, TypeError, yaml.YAMLError, RecursionError) as error:
-        # The text of YAML's errors ends with the line itself, and a mark below it.
+        # The text of a YAML error ends with the line and a mark below it, so the parts are used.
         reason = getattr(error, "problem", None) or (str(error) or "too deep").splitlines()[-1]
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark is not None else ""

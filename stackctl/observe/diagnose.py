@@ -1,4 +1,4 @@
-"""Gathers what a diagnosis needs of a running stack; the rules are in stackctl.diagnose."""
+"""Evidence for a diagnosis of a running stack; the rules are in stackctl.diagnose."""
 
 from __future__ import annotations
 
@@ -16,25 +16,29 @@ from stackctl.values.diagnosis import DiagnoseReport, Evidence
 from stackctl.values.generation import Generation
 from stackctl.values.profile import Slo
 
-#: Seconds between two looks: some tokens of a slow model.
+#: Seconds between two snapshots: a slow model generates some tokens in that time.
 _WATCH_S = 5.0
-#: The most lines of a log that are read: hours of an engine that logs some lines a request.
+#: The most lines of a log that are read: hours of an engine that logs a few lines per request.
 _MOST_LINES = 50000
-#: A batch of a long prompt may keep an engine longer from reporting its numbers; that is noted.
+#: Seconds that an engine has to report its metrics. A batch of a long prompt may take longer; the
+#: evidence then has ``late``.
 _PATIENCE_S = 5.0
 
 
 def report(
     context: Context, generation: Generation, *, slo: Slo | None, since_s: float
 ) -> DiagnoseReport:
-    """Findings about a stack that runs, by what its profile's SLO asks for. Raises StackctlError
-    (exit 3) when it does not run."""
+    """Diagnose a running stack by an SLO and the log of the last ``since_s`` seconds.
+
+    Raises:
+        StackctlError: exit 3 if the stack does not run or ended during the inspection.
+    """
     evidence = gather(context, generation, slo=slo, since_s=since_s)
     return report_of(evidence, source=None)
 
 
 def report_of(evidence: Evidence, *, source: str | None) -> DiagnoseReport:
-    """The findings of some evidence, as a document."""
+    """Return the findings of some evidence, as a document."""
     log, plan = evidence.log, evidence.plan
     return DiagnoseReport(
         stack=evidence.stack,
@@ -49,8 +53,14 @@ def report_of(evidence: Evidence, *, source: str | None) -> DiagnoseReport:
 def gather(
     context: Context, generation: Generation, *, slo: Slo | None, since_s: float
 ) -> Evidence:
-    """All there is to know of a running engine. It is watched for some seconds while it works, and
-    longer while it seems to stand still."""
+    """Collect the evidence about a running engine.
+
+    While requests run, compare two snapshots some seconds apart, and wait longer if no counter
+    moves.
+
+    Raises:
+        StackctlError: exit 3 if the stack does not run or ended during the inspection.
+    """
     plan, machine = generation.plan, context.machine
     unit = looks.unit(context, generation)
     if not unit.is_active:
@@ -94,7 +104,7 @@ def gather(
 
 
 def _watch(context: Context, generation: Generation, first: looks.Look) -> looks.Look:
-    """A second look, and more of them while nothing moves: up to the time that makes a hang."""
+    """Take snapshots until a counter has moved, or until the engine counts as hanging."""
     while True:
         context.report.progress("watch", "its counters", elapsed_s=time.monotonic() - first.at_s)
         time.sleep(_WATCH_S)

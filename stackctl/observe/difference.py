@@ -1,4 +1,4 @@
-"""What differs between two generations of a stack."""
+"""The differences between two generations of a stack."""
 
 from __future__ import annotations
 
@@ -24,11 +24,14 @@ from stackctl.values.unit import UnitFile
 def report(context: Context, stack: str, before: int | None, after: int | None) -> DiffReport:
     """Compare two generations.
 
-    Without ``after`` the installed one (the newest, when the stack is down), without ``before`` the
-    one that served before that.
+    Args:
+        context: the scope.
+        stack: the name of the stack.
+        before: the older generation; None: the last one before ``after`` that was ready.
+        after: the newer generation; None: the installed one, or the newest if the stack is down.
 
     Raises:
-        StackctlError: exit 4 when there is no such generation.
+        StackctlError: exit 4 if there is no such generation.
     """
     known = context.generations.numbers(stack)
     if after is None:
@@ -49,7 +52,7 @@ def report(context: Context, stack: str, before: int | None, after: int | None) 
 
 
 def compare(old: Generation, new: Generation) -> DiffReport:
-    """What differs between two generations. Pure."""
+    """Return the differences between two generations. Pure."""
     was, now = _facts(old), _facts(new)
     ports = {find_engine(one.plan.engine).port_option for one in (old, new)}
     return DiffReport(
@@ -64,7 +67,7 @@ def compare(old: Generation, new: Generation) -> DiffReport:
         decisions=tuple(
             change
             for change in decisions(old.plan, new.plan)
-            # Behind a door each engine has a port of its own, which does not concern clients.
+            # Behind a front door each engine has a private port, which does not concern clients.
             if change.field not in ports or old.plan.port != new.plan.port
         ),
         units=tuple(_units(old, new)),
@@ -105,7 +108,7 @@ def _units(old: Generation, new: Generation) -> Iterator[UnitChange]:
     pairs = [(before[name], after[name]) for name in after if name in before]
     gone = [file for name, file in before.items() if name not in after]
     come = [file for name, file in after.items() if name not in before]
-    # An engine's unit may have another name each time: then what went is what came.
+    # An engine's unit alternates between two names: pair the removed file with the added one.
     for was, now in (*pairs, *zip_longest(gone, come)):
         name, new_name = (
             f"{one.number}/{file.name}" if file else "/dev/null"
@@ -125,5 +128,5 @@ def _lines(file: UnitFile | None, private_port: int | None) -> list[str]:
     text = without_labels(file.text)
     if private_port is not None:
         text = re.sub(rf"\b{private_port}\b", "PORT", text)
-    # Not splitlines: it also splits at characters that end no line of a unit.
+    # splitlines would also split at characters that do not end a line of a unit.
     return text.removesuffix("\n").split("\n")

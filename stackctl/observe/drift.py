@@ -1,4 +1,4 @@
-"""What is not as it was deployed: unit files, systemd's own settings, the running arguments."""
+"""Differences from the deployed state: unit files, systemd's settings, running arguments."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _files(context: Context, generation: Generation) -> Iterator[str]:
     for file in generation.units.files:
         path = folder / file.name
         yield from _file(path, str(path), file.text, "was changed by hand")
-    # Quadlet reads drop-ins, which lie in a folder of the file's name.
+    # Quadlet reads drop-ins from a folder named after the file.
     for file in generation.units.files:
         yield from (f"{path} was added by hand" for path in _inside(folder / f"{file.name}.d"))
 
@@ -55,13 +55,16 @@ def _file(path: Path, name: str, text: str, otherwise: str) -> Iterator[str]:
 
 
 def _door(context: Context, generation: Generation) -> Iterator[str]:
-    """The door's unit; its text is not stored: another stackctl, or Podman, may have it differ."""
+    """Compare the front door's unit with a newly rendered one, because its text is not stored.
+
+    Another version of stackctl or Podman renders another text.
+    """
     if generation.door is None:
         return
     try:
         unit = door.unit_file(context, generation.stack, generation.door)
     except StackctlError:
-        # Without Podman: how it would be written is not known.
+        # Without Podman the unit cannot be rendered.
         return
     path = context.paths.unit_folder(generation.stack) / unit.name
     name = f"the front door's {unit.name}"
@@ -70,7 +73,7 @@ def _door(context: Context, generation: Generation) -> Iterator[str]:
 
 def _systemd(context: Context, generation: Generation, state: UnitState) -> Iterator[str]:
     service = generation.units.service
-    # Others, such as service.d, are the distribution's.
+    # Drop-ins in other folders, such as service.d, belong to the distribution.
     paths = map(Path, state.drop_ins)
     yield from (f"{path} was added by hand" for path in paths if path.parent.name == f"{service}.d")
     if state.needs_reload:

@@ -1,7 +1,7 @@
-"""Looks after all stacks: checks each, and restarts what is dead by all that can be seen.
+"""The watchdog of all stacks: checks each stack and restarts dead engines.
 
-An engine is dead when it does not answer, and neither uses a processor nor counts tokens, at two
-looks in a row. An engine that answers late because it computes is well.
+An engine is dead if it does not answer, uses no CPU time and counts no tokens, in two passes in a
+row. An engine that answers late because it computes is healthy.
 """
 
 from __future__ import annotations
@@ -23,18 +23,24 @@ from stackctl.values.history import Health
 from stackctl.values.result import Result
 from stackctl.values.status import Guarded, GuardReport
 
-#: Seconds for which CPU time and counters are watched (values/activity.py has the limit).
+#: Seconds for which CPU time and counters are measured (values/activity.py has the limit).
 WATCH_S = 5.0
-#: The name under which the history has an engine that neither answers nor works.
+#: The name in the health log for an engine that neither answers nor works.
 _DEAD = "dead"
-#: Two looks in a row are not further apart than this, in seconds.
+#: Two passes count as consecutive up to this distance, in seconds.
 _IN_A_ROW_S = 900
-#: Seconds that an engine has to report its numbers.
+#: Seconds that an engine has to report its metrics.
 _ANSWER_S = 2
 
 
 def guard(context: Context, *, answer_timeout_s: float, watch_s: float = WATCH_S) -> GuardReport:
-    """One pass over all stacks of the scope; what is being changed or starts is left alone."""
+    """Check all stacks of the scope once. Skip stacks that are starting or being changed.
+
+    Args:
+        context: the scope.
+        answer_timeout_s: the seconds that a completion may take.
+        watch_s: the seconds for which an engine without an answer is measured.
+    """
     return GuardReport(
         scope=context.paths.scope,
         stacks=tuple(
@@ -60,7 +66,7 @@ def _guarded(context: Context, stack: str, answer_timeout_s: float, watch_s: flo
     report = check(context, generation, answer_timeout_s=answer_timeout_s)
     seen, worst = summary(generation, report), report.results[0]
     if lock.holder(context.paths.lock) is not None:
-        # A change began meanwhile: what was seen may be its doing.
+        # A change began during the check and may have caused the result.
         return Guarded(stack=stack, action="skipped")
     if worst.status == "fail" and worst.code == "no-answer":
         seen = _watch(context, generation, worst, watch_s)
@@ -74,7 +80,7 @@ def _guarded(context: Context, stack: str, answer_timeout_s: float, watch_s: flo
 
 
 def _watch(context: Context, generation: Generation, worst: Result, watch_s: float) -> Health:
-    """Watch an engine that gave no answer for ``watch_s`` seconds: it may work all the same."""
+    """Measure for ``watch_s`` seconds if an engine that did not answer is working."""
     # An engine that does not answer at all does not report its counters either.
     numbers_too = worst.name != "endpoint"
 
@@ -97,7 +103,7 @@ def _watch(context: Context, generation: Generation, worst: Result, watch_s: flo
             name="busy",
             message=f"{silent}, but {work} in {watch_s:.0f} s",
         )
-    # Where CPU time is not counted, nothing shows that the engine stands still.
+    # Without CPU accounting nothing proves that the engine stands still.
     unknown = done.is_working is None
     return Health(
         when=now(),
@@ -109,7 +115,10 @@ def _watch(context: Context, generation: Generation, worst: Result, watch_s: flo
 
 
 def _was_dead(context: Context, generation: Generation, began: float) -> bool:
-    """Whether the look before this one, which ``began`` then, saw the same run dead."""
+    """Return True if the previous pass found the same run of the engine dead.
+
+    ``began`` is the start of the present pass, in seconds since 1970.
+    """
     try:
         before = health.last(context.paths.state, generation.stack)
     except StackctlError:
@@ -118,18 +127,19 @@ def _was_dead(context: Context, generation: Generation, began: float) -> bool:
         return False
     running_s = looks.unit(context, generation).running_s or 0.0
     seen_at = datetime.datetime.fromisoformat(before.when).timestamp()
-    # Another guard that looks at this very moment is not a second look.
+    # A pass of another watchdog at the same time is not a previous pass.
     return seen_at < began and time.time() - seen_at < min(_IN_A_ROW_S, running_s)
 
 
 def _restart(context: Context, generation: Generation, invocation: str | None) -> bool:
-    """Have systemd restart the engine, unless another stackctl is at work or it was replaced."""
+    """Make systemd restart the engine; return False if it was replaced or the scope is locked."""
     stack, service = generation.stack, generation.units.service
     try:
         with lock.exclusive(context.paths.lock, f"guard {stack}"):
             if context.systemd.state(service).invocation != invocation:
                 return False
-            # It would not hear a SIGTERM. systemd restarts it as after any failure, and counts.
+            # A dead engine does not react to SIGTERM. systemd restarts it as after any failure, and
+            # counts the restart.
             context.systemd.kill(service)
     except StackctlError as error:
         if error.exit_code == ExitCode.LOCKED:

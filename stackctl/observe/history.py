@@ -1,4 +1,4 @@
-"""What became of every generation of a stack."""
+"""The history of a stack's generations, and the audit log."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stackctl.values.history import AuditReport, Entry, Health, HistoryReport
 
 
 def report(context: Context, stack: str) -> HistoryReport:
-    """All generations of a stack, newest first; a damaged record hides only itself."""
+    """Return all generations of a stack, newest first; report a damaged record as unreadable."""
     current = installed_number(context, stack)
     seen = _last_seen(context, stack)
     numbers = reversed(context.generations.numbers(stack))
@@ -24,7 +24,7 @@ def report(context: Context, stack: str) -> HistoryReport:
 
 
 def log(context: Context, stack: str | None) -> AuditReport:
-    """The audit log; of one stack where that is named."""
+    """Return the audit log; of all stacks if ``stack`` is None."""
     entries = audit.read(context.paths.state)
     return AuditReport(
         scope=context.paths.scope,

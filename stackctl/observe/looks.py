@@ -1,4 +1,4 @@
-"""The one reader of a running engine: its unit, its numbers, its log, and the CPU time it uses."""
+"""Snapshots of a running engine: its unit, its metrics, its log, and its CPU time."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from stackctl.values.diagnosis import CpuTime
 from stackctl.values.generation import Generation
 from stackctl.values.metrics import EngineMetrics
 
-#: The share of the time from which a thread is busy.
+#: A thread is busy if it runs or waits for a CPU for at least this share of the time.
 _BUSY = 0.25
 
 
 @dataclass(frozen=True)
 class Look:
-    """One look at a running engine. ``unit`` is the state of its unit; ``metrics`` is None if the
-    engine did not report its numbers (``late``: not in time) or was not asked. ``threads`` are by
-    process and thread.
+    """A snapshot of a running engine.
+
+    ``unit`` is the state of its unit. ``metrics`` is None if they were not requested or not
+    reported (``late``: not in time). The keys of ``threads`` are pairs of a process ID and a thread
+    ID.
     """
 
     unit: UnitState
@@ -35,14 +37,17 @@ class Look:
 
     @property
     def at_s(self) -> float:
-        """The moment of the look, in seconds on the monotonic clock."""
+        """Return the time of the snapshot, in seconds on the monotonic clock."""
         return self.unit.at_s
 
 
 @dataclass(frozen=True)
 class Work:
-    """The work of an engine between two looks: its CPU time (None: not counted), and whether its
-    counters of tokens moved."""
+    """The work of an engine between two snapshots.
+
+    ``cpu_s`` is its CPU time (None: the machine does not count it); ``counted``: a counter of work
+    changed.
+    """
 
     interval_s: float
     cpu_s: float | None
@@ -50,8 +55,7 @@ class Work:
 
     @property
     def is_working(self) -> bool | None:
-        """Whether the engine works; None if nothing shows it: an engine without counters on a
-        machine that does not count CPU time."""
+        """Return True if the engine works; None if neither counters nor CPU time show it."""
         if self.counted:
             return True
         return None if self.cpu_s is None else is_working(self.cpu_s, self.interval_s)
@@ -63,8 +67,10 @@ def unit(context: Context, generation: Generation) -> UnitState:
 
 
 def pids(context: Context, state: UnitState) -> tuple[int, ...]:
-    """Return the processes of an engine's container. The unit's main process is conmon, their
-    parent."""
+    """Return the process IDs of an engine's container; empty if the unit has no process.
+
+    The unit's main process is conmon, their parent; it is left out.
+    """
     if state.main_pid is None:
         return ()
     return procfs.tree(procfs.processes(context.machine), state.main_pid)[1:]
@@ -78,7 +84,7 @@ def look(
     threads_too: bool = True,
     numbers_too: bool = True,
 ) -> Look:
-    """Look once; the engine has ``timeout_s`` to report its numbers."""
+    """Take a snapshot; the engine has ``timeout_s`` seconds for each of its metrics pages."""
     metrics, late = scrape(generation, timeout_s=timeout_s) if numbers_too else (None, False)
     state = unit(context, generation)
     return Look(
@@ -90,10 +96,10 @@ def look(
 
 
 def work(before: Look, after: Look) -> Work:
-    """Return the work of an engine between two looks."""
+    """Return the work of an engine between two snapshots."""
     cpu_s = None
     if before.unit.cpu_s is not None and after.unit.cpu_s is not None:
-        # A unit that was started again counts from zero.
+        # The counter of a restarted unit begins at zero.
         cpu_s = max(0.0, after.unit.cpu_s - before.unit.cpu_s)
     counted = False
     if before.metrics is not None and after.metrics is not None:
@@ -108,7 +114,11 @@ def cpu_time(
     interval_s: float,
     allowed: int | None,
 ) -> CpuTime:
-    """What threads did between two looks; those that began or ended meanwhile count where known."""
+    """Return the CPU time of threads between two snapshots.
+
+    A new thread counts from its start; a thread that ended does not count. ``allowed`` is the
+    number of CPUs that the threads may use (None: unknown).
+    """
     none, spans = procfs.Times(0, 0), []
     for thread, now in after.items():
         was = before.get(thread, none)
@@ -119,22 +129,23 @@ def cpu_time(
         ran_s=sum(ran for ran, _ in spans),
         waited_s=sum(waited for _, waited in spans),
         threads=len(spans),
-        # One that waits for a core wants to be busy too.
+        # A thread that waits for a CPU counts as busy.
         busy=sum(ran + waited >= _BUSY * interval_s for ran, waited in spans),
         allowed=allowed,
     )
 
 
 def scrape(generation: Generation, *, timeout_s: float) -> tuple[EngineMetrics | None, bool]:
-    """Read the numbers of a generation's engine; see endpoint.scrape."""
+    """Read the metrics of a generation's engine; see endpoint.scrape."""
     plan = generation.plan
     return endpoint.scrape(plan.listens, engine(plan.engine), plan.argv, timeout_s=timeout_s)
 
 
 def log_lines(context: Context, generation: Generation, since: float, most: int) -> list[str]:
-    """The newest lines that an engine wrote since a time (seconds since 1970).
+    """Return the last ``most`` lines of an engine's log since a time (seconds since 1970).
 
-    Not what came before the generation: where state was lost, its number was another one's.
+    Lines from before the generation's creation are left out: if the state folder was lost, an older
+    generation had the same number.
     """
     identifier = render.log_identifier(generation.stack, generation.number)
     since = max(since, datetime.datetime.fromisoformat(generation.created).timestamp())

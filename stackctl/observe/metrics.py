@@ -1,5 +1,7 @@
-"""Metrics that engines do not export to Prometheus: the state of their stacks, and estimates of KV
-use and latencies for engines that report none."""
+"""Prometheus metrics that engines do not export: the state of stacks, and estimates.
+
+The estimates are the KV cache usage and the latencies of engines that report neither.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from stackctl.values.generation import Generation
 from stackctl.values.metrics import Histogram, MetricsReport, Request, StackMetrics
 from stackctl.values.status import StackState, StackStatus
 
-#: Bounds as engines with histograms of their own have them, so that all engines fit one dashboard.
+#: The bounds of engines with their own histograms, so that one dashboard fits all engines.
 TTFT_BOUNDS = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
     20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
@@ -31,13 +33,13 @@ _STATES: tuple[StackState, ...] = (
     "ready", "starting", "failed", "crash loop", "stopped", "not answering", "unknown",
 )  # fmt: skip
 _PATIENCE_S = 5.0
-#: Far more than an hour's.
+#: Far more lines than an engine logs in an hour.
 _MOST_LINES = 200_000
 _HOUR_S = 3600
 
 
 def gather(context: Context, stacks: Sequence[str]) -> MetricsReport:
-    """The metrics of several stacks."""
+    """Return the metrics of several stacks."""
     found = status_of(context, stacks)
     return MetricsReport(
         scope=context.paths.scope,
@@ -56,7 +58,7 @@ def _stack(context: Context, status: StackStatus) -> StackMetrics:
             if numbers is not None and numbers.ttft is None and since_s is not None:
                 ttft, token_time = _latencies(context, generation, since_s)
         except StackctlError as error:
-            # One stack's fault must not hide the others.
+            # The fault of one stack must not hide the other stacks.
             context.report.warn(error.message, error.hint)
     return StackMetrics(
         stack=status.stack,
@@ -80,8 +82,11 @@ def _stack(context: Context, status: StackStatus) -> StackMetrics:
 def _latencies(
     context: Context, generation: Generation, since_s: float
 ) -> tuple[Histogram, Histogram]:
-    """Of this hour, so that no look reads more of the log. Prometheus takes the beginning of an
-    hour for a counter that was started again, which its functions expect."""
+    """Return the histograms of this hour's requests, from the log.
+
+    The hour limits the part of the log that is read. Prometheus takes the beginning of an hour for
+    a counter reset, which its functions expect.
+    """
     now = time.time()
     first = max(now - since_s, now - now % _HOUR_S)
     lines = looks.log_lines(context, generation, first, _MOST_LINES)
@@ -90,9 +95,9 @@ def _latencies(
 
 
 def histograms(requests: Iterable[Request]) -> tuple[Histogram, Histogram]:
-    """Seconds to the first token, and from token to token, of the requests that have ended.
+    """Return histograms of the seconds to the first token and between tokens, of ended requests.
 
-    Who gave up before the first token had none.
+    Requests without a token are left out: the client gave up before the first one.
     """
     done = [one for one in requests if one.finished and one.generated_tokens]
     speeds = (one.generation_tok_s for one in done)
@@ -128,7 +133,7 @@ class _Family:
 
 
 def text(report: MetricsReport) -> str:
-    """The metrics in Prometheus' text format (0.0.4); empty families are left out."""
+    """Return the metrics in Prometheus' text format (0.0.4); empty families are left out."""
     lines = []
     for family in _families(report):
         if not family.samples:
@@ -160,7 +165,7 @@ def _of(stack: StackMetrics, **more: str) -> dict[str, str]:
 
 
 def _states(stacks: Sequence[StackMetrics]) -> Iterable[_Family]:
-    """Return what runs, and for how long."""
+    """Return the families about the state of stacks."""
     yield _gauge(
         "up",
         "Whether the stack's engine is active and answers its health check.",
@@ -191,7 +196,7 @@ def _states(stacks: Sequence[StackMetrics]) -> Iterable[_Family]:
 
 
 def _checks(stacks: Sequence[StackMetrics]) -> Iterable[_Family]:
-    """Return the last checks of stacks, and what was changed by hand."""
+    """Return the families about checks and about differences from the deployed state."""
     yield _gauge(
         "check_ok",
         "Whether the last check of the stack found nothing wrong.",
@@ -210,7 +215,7 @@ def _checks(stacks: Sequence[StackMetrics]) -> Iterable[_Family]:
 
 
 def _estimates(stacks: Sequence[StackMetrics]) -> Iterable[_Family]:
-    """Return estimates for engines that do not report these numbers."""
+    """Return the families of estimates, for engines that do not report these metrics."""
     estimated = [one for one in stacks if one.numbers and "kv_usage" in one.numbers.estimates]
     yield _gauge(
         "kv_cache_usage_ratio",

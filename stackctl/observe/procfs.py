@@ -1,4 +1,4 @@
-"""Processes as the kernel shows them in /proc: children, threads, memory, and where pages are."""
+"""Readers of /proc: child processes, threads, memory, and the nodes of pages."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from stackctl.machine.files import Machine
 from stackctl.values.cpulist import CpuList
 from stackctl.values.seen import Kind, NodeBytes, Pages, Process
 
-#: Ticks of a second in /proc (USER_HZ), on every architecture that engines are built for.
+#: Ticks per second in /proc (USER_HZ), the same on all architectures with engines.
 TICKS = 100
 _KIB = 1024
-#: address, policy, the rest; two policies have a space in their names (mm/mempolicy.c).
+#: A line of numa_maps: address, policy, the rest. Two policies have a space in their names
+#: (mm/mempolicy.c).
 _AREA = re.compile(
     r"[0-9a-f]+ (?P<policy>weighted interleave\S*|prefer \(many\)\S*|\S+)(?P<rest>.*)"
 )
@@ -22,13 +23,13 @@ _NODE = re.compile(r" N(\d+)=(\d+)")
 _PAGE = re.compile(r" kernelpagesize_kB=(\d+)")
 _FILE = re.compile(r" file=(\S+)")
 _DELETED = " (deleted)"
-#: Memory that processes share, by the names of its files.
+#: The beginnings of the file names of shared memory.
 _SHARED = ("/dev/shm/", "/memfd:", "/SYSV", "/dev/zero")
 
 
 @dataclass(frozen=True)
 class Stat:
-    """Of /proc/PID/stat: its parent, and its start in ticks since the machine's."""
+    """Fields of /proc/PID/stat; the start is in ticks since the machine's boot."""
 
     pid: int
     parent: int
@@ -38,14 +39,14 @@ class Stat:
 
 @dataclass(frozen=True)
 class Times:
-    """How long a thread ran, and how long it waited for a CPU, in nanoseconds since it began."""
+    """The time that a thread ran and that it waited for a CPU, in nanoseconds since its start."""
 
     computed_ns: int
     waited_ns: int
 
 
 def processes(machine: Machine) -> dict[int, Stat]:
-    """All processes that this user may see. One that ends meanwhile is left out."""
+    """Return all processes that this user may see, by their IDs. Skip those that end meanwhile."""
     found = {}
     for path in machine.glob("/proc/[0-9]*/stat"):
         stat = _stat(machine.read(path))
@@ -55,12 +56,12 @@ def processes(machine: Machine) -> dict[int, Stat]:
 
 
 def one(machine: Machine, pid: int) -> Stat | None:
-    """One process; None when it is gone."""
+    """Return one process; None if it has ended."""
     return _stat(machine.read(f"/proc/{pid}/stat"))
 
 
 def _stat(text: str | None) -> Stat | None:
-    # The name may hold anything, also a bracket.
+    # The name may hold any character, also a bracket.
     before, _, after = (text or "").rpartition(")")
     pid, _, command = before.partition(" (")
     fields = after.split()
@@ -76,7 +77,10 @@ def _stat(text: str | None) -> Stat | None:
 
 
 def tree(stats: Mapping[int, Stat], root: int) -> tuple[int, ...]:
-    """A process and all its descendants: in a container these are all of its processes."""
+    """Return the IDs of a process and all its descendants; empty if it has ended.
+
+    The descendants of a container's first process are all of its processes.
+    """
     children = defaultdict(list)
     for stat in stats.values():
         children[stat.parent].append(stat.pid)
@@ -89,18 +93,18 @@ def tree(stats: Mapping[int, Stat], root: int) -> tuple[int, ...]:
 
 
 def pairs(text: str | None) -> dict[str, str]:
-    """A file of lines ``Name: value``, such as /proc/PID/status."""
+    """Parse lines of the form ``Name: value``, as in /proc/PID/status."""
     split = (line.partition(":") for line in (text or "").splitlines())
     return {name.strip(): value.strip() for name, colon, value in split if colon}
 
 
 def words(text: str | None) -> tuple[str, ...] | None:
-    """Texts that end with a zero byte, such as /proc/PID/cmdline; None when there are none."""
+    """Split texts that end with a zero byte, as in /proc/PID/cmdline; None without a text."""
     return tuple(text.split("\0")[:-1]) if text else None
 
 
 def times(machine: Machine, pid: int) -> dict[int, Times]:
-    """What the scheduler says of each thread; empty where the kernel does not keep it."""
+    """Return the scheduler's times of each thread; empty if the kernel does not keep them."""
     found = {}
     for path in machine.glob(f"/proc/{pid}/task/[0-9]*/schedstat"):
         fields = (machine.read(path) or "").split()
@@ -110,7 +114,7 @@ def times(machine: Machine, pid: int) -> dict[int, Times]:
 
 
 def all_times(machine: Machine, pids: Iterable[int]) -> dict[tuple[int, int], Times]:
-    """The same of several processes, by process and thread."""
+    """Return the scheduler's times of several processes; the keys are (process ID, thread ID)."""
     return {(pid, tid): seen for pid in pids for tid, seen in times(machine, pid).items()}
 
 
@@ -125,11 +129,14 @@ def affinities(machine: Machine, pid: int) -> dict[int, CpuList]:
 
 
 def memory(machine: Machine, stat: Stat, is_model: Callable[[str], bool]) -> Process:
-    """What a process holds of memory, and on which nodes."""
+    """Return the memory of a process, and its nodes.
+
+    ``is_model`` returns True for the path of a file of the model.
+    """
     folder = f"/proc/{stat.pid}"
     status = pairs(machine.read(f"{folder}/status"))
     rollup = pairs(machine.read(f"{folder}/smaps_rollup"))
-    # Older kernels do not take shares apart by kind: all of what is shared then counts.
+    # Older kernels do not split Pss by kind; there shared memory counts in full.
     own = _both(rollup, "Pss_Anon", "Pss_Shmem") or _both(status, "RssAnon", "RssShmem")
     return Process(
         id=stat.pid,
@@ -143,9 +150,9 @@ def memory(machine: Machine, stat: Stat, is_model: Callable[[str], bool]) -> Pro
 
 
 def pages(numa_maps: str, is_model: Callable[[str], bool]) -> tuple[Pages, ...]:
-    """Bytes by kind, policy and node: the sums of /proc/PID/numa_maps (see numa(7)).
+    """Return bytes by kind, policy and node: the sums of /proc/PID/numa_maps (see numa(7)).
 
-    Only pages that the process has touched are there.
+    The file lists only pages that the process has touched.
     """
     sums: dict[tuple[Kind, str], dict[int, int]] = defaultdict(lambda: defaultdict(int))
     for line in numa_maps.splitlines():
@@ -167,7 +174,7 @@ def pages(numa_maps: str, is_model: Callable[[str], bool]) -> tuple[Pages, ...]:
 
 
 def by_node(machine: Machine, pids: Iterable[int]) -> tuple[NodeBytes, ...]:
-    """Bytes of processes on each node, of whatever kind; empty where they may not be asked."""
+    """Return the bytes of processes on each node; empty if their maps may not be read."""
     sums: dict[int, int] = defaultdict(int)
     for pid in pids:
         for part in pages(machine.read(f"/proc/{pid}/numa_maps") or "", below(())):
@@ -177,9 +184,9 @@ def by_node(machine: Machine, pids: Iterable[int]) -> tuple[NodeBytes, ...]:
 
 
 def deleted(maps: str, is_model: Callable[[str], bool]) -> frozenset[str]:
-    """Files of the model that a process maps and that have no name any more, from /proc/PID/maps.
+    """Return the deleted files of the model that a process maps, from /proc/PID/maps.
 
-    Paths as the process sees them.
+    The paths are those in the process's mount namespace.
     """
     found = set()
     for line in maps.splitlines():
@@ -190,7 +197,10 @@ def deleted(maps: str, is_model: Callable[[str], bool]) -> frozenset[str]:
 
 
 def below(inside: Sequence[str]) -> Callable[[str], bool]:
-    """Whether a path is one of these, or below one; also when its file was deleted."""
+    """Return a test for paths: True for these paths and all below them.
+
+    The test ignores the mark of a deleted file.
+    """
 
     def is_model(path: str) -> bool:
         path = path.removesuffix(_DELETED)
@@ -200,7 +210,7 @@ def below(inside: Sequence[str]) -> Callable[[str], bool]:
 
 
 def unescape(text: str) -> str:
-    """A path as /proc writes it: \\040 is a space."""
+    """Decode a path from /proc, where a space is \\040."""
     return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), text)
 
 
@@ -218,6 +228,6 @@ def _both(values: Mapping[str, str], one: str, other: str) -> int | None:
 
 
 def _bytes(text: str | None) -> int | None:
-    """``1428 kB`` in bytes."""
+    """Return a size such as ``1428 kB`` in bytes; None if it is no size."""
     number = (text or "").removesuffix(" kB").strip()
     return int(number) * _KIB if number.isdecimal() else None

@@ -1,4 +1,4 @@
-"""Gathers what can be seen of a running stack: from the kernel, systemd, Podman and the engine."""
+"""Inspection of a running stack, through the kernel, systemd, Podman and the engine itself."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ from stackctl.values.seen import (
 )
 
 _LOG_LINES = 3000
-#: The journal has a start's first lines a little before its process began.
+#: The first log lines of a start are a little older than its process.
 _EARLIER_S = 2.0
 _CGROUPS = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
-#: All that an engine has open is a few hundred files.
+#: Far more than the open files of an engine, which are a few hundred.
 _MOST_SOCKETS = 10_000
 
 
 @dataclass
 class Notes:
-    """What could not be read, as it turns up."""
+    """A collector of facts that could not be read."""
 
     missing: list[Missing] = field(default_factory=list)
 
     def lacks(self, what: str, why: str) -> None:
-        """Note it, once."""
+        """Add a missing fact and the reason; keep the first reason of each fact."""
         if all(one.what != what for one in self.missing):
             self.missing.append(Missing(what=what, why=why))
 
@@ -58,10 +58,10 @@ class Notes:
 def gather(
     context: Context, generation: Generation, unit: UnitState, container: podman.Container
 ) -> Seen:
-    """All that can be seen of a generation whose container runs; takes about a second.
+    """Inspect a generation whose container runs; this takes about a second.
 
-    ``unit`` is the state of its service. The engine is asked for a few short completions, on its
-    own port.
+    ``unit`` is the state of its service. The inspection sends a few short completions to the
+    engine's own port.
     """
     machine, notes, pid, plan = context.machine, Notes(), container.pid, generation.plan
     stats = procfs.processes(machine)
@@ -117,7 +117,7 @@ def gather(
 
 
 def _door_pids(generation: Generation, stats: Mapping[int, procfs.Stat]) -> tuple[int, ...]:
-    """Return the processes of the front door's container; none without a door."""
+    """Return the process IDs of the front door's container; empty without a front door."""
     if generation.door is None:
         return ()
     found = podman.inspect((door_container(generation.stack),)).values()
@@ -127,14 +127,14 @@ def _door_pids(generation: Generation, stats: Mapping[int, procfs.Stat]) -> tupl
 def _note_unread(
     machine: Machine, pid: int, read: Mapping[tuple[str, str], bool], notes: Notes
 ) -> None:
-    """Note each fact, by its name and its file of the process, that could not be read."""
+    """Note each unread fact. The keys are pairs of its name and its file in /proc/PID."""
     for (what, name), found in read.items():
         if not found:
             notes.lacks(what, _why(machine, pid, name))
 
 
 def _why(machine: Machine, pid: int, name: str) -> str:
-    """Why a file of a process gave nothing."""
+    """Return the reason why a file of a process could not be read."""
     if not machine.glob(f"/proc/{pid}"):
         return f"process {pid} has ended"
     return f"the kernel does not show /proc/{pid}/{name} to this user"
@@ -143,21 +143,24 @@ def _why(machine: Machine, pid: int, name: str) -> str:
 def _by_unit(
     machine: Machine, generation: Generation, stat: procfs.Stat | None, main: int | None
 ) -> bool | None:
-    """Whether a process belongs to the unit: a child of its main process (conmon), or that itself,
-    or in its cgroup. None where nothing tells."""
+    """Return True if a process belongs to the unit; None if unknown.
+
+    It does if it is the unit's main process (conmon) or a child of it, or is in the unit's cgroup.
+    """
     if stat is None or main is None:
         return None
     group = machine.read(f"/proc/{stat.pid}/cgroup") or ""
-    # systemd writes an underscore before a name that a controller's file could have, as "cpu.".
+    # systemd puts an underscore before a unit name that begins like a controller's file ("cpu.").
     inside = re.search(rf"/_?{re.escape(generation.units.service)}(/|$)", group, re.MULTILINE)
     return main in (stat.pid, stat.parent) or inside is not None
 
 
 def _as_owner(machine: Machine, pid: int, *words: str) -> str | None:
-    """What a command prints in the user name space of this user's containers.
+    """Return the output of a command in the user namespace of this user's containers.
 
-    An image with a user of its own runs as one of the subordinate IDs, whose environment and open
-    files the kernel shows there only (proc(5): the file's owner, and CAP_SYS_PTRACE over it).
+    An image with its own user runs under a subordinate ID. The kernel shows the environment and the
+    open files of such a process only in that namespace (proc(5): the file's owner, and
+    CAP_SYS_PTRACE over it). Return None if the process has ended or the command fails.
     """
     if not machine.glob(f"/proc/{pid}"):
         return None
@@ -169,7 +172,7 @@ def _as_owner(machine: Machine, pid: int, *words: str) -> str | None:
 
 
 def _started(machine: Machine, stat: procfs.Stat | None) -> float | None:
-    """When a process began, in seconds since 1970: to a hundredth, as ticks are."""
+    """Return the start of a process in seconds since 1970, rounded to 0.01 s, one tick."""
     uptime = (machine.read("/proc/uptime") or "").split()
     if stat is None or not uptime:
         return None
@@ -179,7 +182,10 @@ def _started(machine: Machine, stat: procfs.Stat | None) -> float | None:
 def _environment(
     machine: Machine, generation: Generation, container: podman.Container, notes: Notes
 ) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
-    """Planned variables with their values, and names of those that nobody planned."""
+    """Return planned variables with their values, and the names of unplanned ones.
+
+    The first is None if the environment cannot be read.
+    """
     path = f"/proc/{container.pid}/environ"
     texts = procfs.words(machine.read(path) or _as_owner(machine, container.pid, "cat", path))
     if texts is None:
@@ -188,7 +194,7 @@ def _environment(
     planned = {text.partition("=")[0] for text in generation.plan.environment}
     names = [text.partition("=")[0] for text in texts]
     ours = tuple(text for text in texts if text.partition("=")[0] in planned)
-    # Other variables change nothing in the engine.
+    # Other variables do not affect the engine.
     prefixes = find_engine(generation.plan.engine).environment_prefixes
     read = [n for n in names if n.startswith(prefixes) and n not in planned]
     known = podman.image_environment(generation.image_id) if read else ()
@@ -196,7 +202,10 @@ def _environment(
 
 
 def cpuset(machine: Machine, pid: int) -> tuple[str | None, str | None, bool | None]:
-    """CPUs and nodes of the cpuset that holds a process, and whether there is such a controller."""
+    """Return the CPUs and the nodes of a process's cpuset, and True if it has the controller.
+
+    Each is None if it is unknown.
+    """
     lines = (machine.read(f"/proc/{pid}/cgroup") or "").splitlines()
     path = next((line[3:] for line in lines if line.startswith("0::")), None)
     root = next((x for x in _CGROUPS if machine.read(f"{x}/cgroup.controllers") is not None), None)
@@ -212,7 +221,10 @@ def cpuset(machine: Machine, pid: int) -> tuple[str | None, str | None, bool | N
 
 
 def memlock(limits: str | None) -> int | None:
-    """The soft limit on locked memory, of /proc/PID/limits; UNLIMITED where there is none."""
+    """Return the soft limit of locked memory in bytes, from the text of /proc/PID/limits.
+
+    Return UNLIMITED if there is no limit, None if the text has none.
+    """
     line = next((x for x in (limits or "").splitlines() if x.startswith("Max locked memory")), "")
     value = (line.removeprefix("Max locked memory").split() or [""])[0]
     return UNLIMITED if value == "unlimited" else int(value) if value.isdecimal() else None
@@ -224,7 +236,7 @@ def _cpu_list(text: str | None) -> CpuList | None:
 
 
 def _chosen(text: str | None) -> str | None:
-    """The choice in a file such as ``always [madvise] never``."""
+    """Return the choice in a text such as ``always [madvise] never``; None without one."""
     return (text or "").partition("[")[2].partition("]")[0] or None
 
 
@@ -236,7 +248,10 @@ def listening(
     door_pids: tuple[int, ...],
     notes: Notes,
 ) -> tuple[Listening, ...] | None:
-    """Sockets of the engine and the door, and whoever else has one of their ports."""
+    """Return the sockets of the engine and the front door, and foreign sockets on their ports.
+
+    Return None if the sockets cannot be read.
+    """
     sockets = ports.sockets(machine, pid)
     if sockets is None:
         notes.lacks("ports", _why(machine, pid, "net/tcp"))
@@ -285,7 +300,7 @@ def listening(
 def model_files(
     machine: Machine, generation: Generation, pid: int, notes: Notes
 ) -> tuple[ModelFileSeen, ...]:
-    """Each file of the model: what its path leads to for us, and for the engine."""
+    """Return the files of the model, as seen on the host and in the engine's container."""
     model = generation.plan.model
     places = model_mounts.mounts(model)
     maps = machine.read(f"/proc/{pid}/maps") or ""
@@ -309,7 +324,7 @@ def model_files(
 
 
 def _inside(path: str, places: tuple[tuple[str, str], ...]) -> str | None:
-    """A file's path in the container; None where it is not below what is mounted."""
+    """Return a file's path in the container; None if no mount contains it."""
     for source, inside in places:
         if path == source:
             return inside
@@ -321,7 +336,7 @@ def _inside(path: str, places: tuple[tuple[str, str], ...]) -> str | None:
 def _gpus(
     machine: Machine, generation: Generation, engine_pids: tuple[int, ...], notes: Notes
 ) -> tuple[GpuUse, ...] | None:
-    """GPU memory of the engine's processes; None where the plan uses none, or nobody tells."""
+    """Return the GPU memory of the engine's processes; None if unknown or no GPU is planned."""
     if not generation.plan.placement.gpus:
         return None
     library = Nvml(Reader(machine))
@@ -343,7 +358,7 @@ def _gpus(
 def _log(
     context: Context, generation: Generation, started: float | None, notes: Notes
 ) -> tuple[Fact, ...]:
-    """What the engine said of itself when it started, else what is stored of that."""
+    """Return the facts in the log of the engine's start, else the stored ones."""
     since = (started or time.time()) - _EARLIER_S
     try:
         lines = looks.log_lines(context, generation, since, _LOG_LINES)

@@ -1,4 +1,4 @@
-"""The state of stacks: what systemd, Podman, the endpoint and the records say of them now."""
+"""The present state of stacks, from systemd, Podman, the endpoint and the records."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from stackctl.values.status import StackState, StackStatus, StatusReport
 _LOG_LINES = 200
 #: Seconds that the endpoint has for an answer.
 _ANSWER_S = 2
-#: No cause, and no remedy.
+#: A pair of no cause and no remedy.
 _NOTHING = (None, None)
 _SAYS = {
     "loading": "it says that it loads its model",
@@ -37,7 +37,7 @@ _SAYS = {
 
 
 def report(context: Context, stacks: Sequence[str]) -> StatusReport:
-    """Status of several stacks: one question to systemd and one to Podman for all of them."""
+    """Return the status of several stacks, with one query to systemd and one to Podman."""
     if not stacks:
         return StatusReport(scope=context.paths.scope, stacks=())
     generations = {stack: _generation(context, stack) for stack in stacks}
@@ -59,12 +59,12 @@ def report(context: Context, stacks: Sequence[str]) -> StatusReport:
 
 
 def one(context: Context, stack: str) -> StatusReport:
-    """Status of one stack, as a report."""
+    """Return the status of one stack, as a report."""
     return report(context, (stack,))
 
 
 def url(generation: Generation) -> str:
-    """Where clients ask a stack."""
+    """Return the address of a stack for clients."""
     door = generation.door
     return endpoint.base_url(generation.plan.port, door.address if door else "127.0.0.1")
 
@@ -73,7 +73,7 @@ def _generation(context: Context, stack: str) -> Generation | None:
     try:
         files = install.installed(context, stack)
         if install.engine_file(stack, files) is None:
-            # Somebody removed its file: what ran last is what should be there.
+            # The unit file was removed by hand, so the last generation that was ready is reported.
             for number in reversed(context.generations.numbers(stack)):
                 generation = context.generations.read(stack, number)
                 if generation.outcome.state == "ready":
@@ -140,7 +140,7 @@ def _status(
         model=plan.served_name,
         image=plan.image,
         health=_last_health(context, generation),
-        # While it is started, its files are not yet what they will be.
+        # During a start the files are still being written.
         drift=tuple(
             one.text for one in drift(context, generation, unit, container.pid if container else 0)
         )
@@ -152,7 +152,7 @@ def _status(
 def _state(
     context: Context, generation: Generation, state: UnitState
 ) -> tuple[StackState, str | None, str | None]:
-    """The state, why where it is not well, and what helps besides another start."""
+    """Return the state, the cause if it is bad, and the remedy beside a restart."""
     match state.active:
         case "activating" | "reloading":
             if state.sub == "start-pre":
@@ -173,7 +173,7 @@ def _state(
 def _waiting(
     context: Context, generation: Generation, state: UnitState
 ) -> tuple[StackState, str | None, str | None]:
-    """Of a unit that has not begun to start its engine: what it waits for, if anything."""
+    """Return the state of a unit before the start of its engine, with the cause of a wait."""
     known = gpu.failure(_log(context, generation, state), waits=True)
     if known is None:
         return "starting", *_NOTHING
@@ -183,7 +183,7 @@ def _waiting(
 def _why_failed(
     context: Context, generation: Generation, state: UnitState
 ) -> tuple[str, str | None]:
-    """Why a start failed, and what would help where only the machine lacks something."""
+    """Return the cause of a failed start, and the remedy if the machine is at fault."""
     lines = _log(context, generation, state)
     if known := gpu.failure(lines):
         return known.cause, known.remedy
@@ -191,10 +191,10 @@ def _why_failed(
 
 
 def _log(context: Context, generation: Generation, state: UnitState) -> list[str]:
-    """What the unit said since its engine was started last, or would have been.
+    """Return the unit's log since the last start of its main process.
 
-    Not since the unit began (InactiveExit): it does so anew when it only waits for another start,
-    after all that was said.
+    The time of InactiveExit is no substitute: it is renewed when the unit only waits for another
+    start, after the lines about the failure.
     """
     since = time.time() - time.monotonic() + state.main_started_s
     return looks.log_lines(context, generation, since, _LOG_LINES)
@@ -219,7 +219,7 @@ def _answering(
 
 
 def _last_health(context: Context, generation: Generation) -> Health | None:
-    """What a check saw last of this generation; None where the history cannot be read."""
+    """Return the last check of this generation; None without one, or if it cannot be read."""
     try:
         seen = health.last(context.paths.state, generation.stack)
     except StackctlError as error:

@@ -1,4 +1,4 @@
-"""What stacks do right now, look by look."""
+"""The present speed and load of stacks, as repeated samples."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ from stackctl.values.diagnosis import GpuNow
 from stackctl.values.generation import Generation
 from stackctl.values.metrics import EngineMetrics, Histogram
 
-#: Latencies that an engine does not tell are those of its log of this time, in seconds.
+#: For engines that do not report latencies, the log of so many seconds is read.
 _LOG_S = 600.0
 _MOST_LINES = 2000
-#: An engine that computes a long prompt may tell its numbers late; the screen goes on.
+#: Seconds that an engine has to report its metrics. It may need longer during a long prompt; the
+#: screen must not wait for it.
 _PATIENCE_S = 1.0
 
 
 @dataclass(frozen=True)
 class Row:
-    """One stack at one look; None where nothing is known.
+    """One sample of one stack; None: unknown.
 
-    ``in_tok_s`` and ``out_tok_s`` are since the look before, ``cpu`` is in processors, ``gpu`` the
-    share of time that the busiest of its GPUs computed, ``ttft_s`` and ``itl_s`` are 95th
-    percentiles. ``estimated`` names what was derived. ``note`` says why there are no numbers.
+    ``in_tok_s`` and ``out_tok_s`` are averages since the previous sample. ``cpu`` is in CPUs,
+    ``gpu`` is the utilisation (0 to 1) of the busiest of its GPUs. ``ttft_s`` and ``itl_s`` are
+    95th percentiles. ``estimated`` names the derived numbers. ``note`` is the reason for missing
+    numbers.
     """
 
     stack: str
@@ -50,13 +52,13 @@ class Row:
 
 @dataclass
 class Watcher:
-    """Looks at stacks again and again, and remembers the look before."""
+    """A sampler of stacks, which keeps the previous sample of each."""
 
     context: Context
     _before: dict[str, tuple[int, looks.Look]] = field(default_factory=dict)
 
     def look(self, stacks: Sequence[str]) -> tuple[Row, ...]:
-        """One row for each stack."""
+        """Take a sample; return one row for each stack."""
         gpus: tuple[GpuNow, ...] | None = None
         rows = []
         for stack in stacks:
@@ -128,7 +130,7 @@ class Watcher:
 
 
 def _recent(now: Histogram | None, before: Histogram | None) -> Histogram | None:
-    """What came since the look before, or all of it where nothing did."""
+    """Return the values since the previous sample, or all values if there are no new ones."""
     if now is None:
         return None
     since = now.since(before)
@@ -136,14 +138,14 @@ def _recent(now: Histogram | None, before: Histogram | None) -> Histogram | None
 
 
 def _rate(now: float | None, before: float | None, passed_s: float) -> float | None:
-    """A counter's speed; one that went back belongs to an engine that was started again."""
+    """Return the increase of a counter per second; 0 if the engine was restarted."""
     if now is None or before is None or passed_s <= 0:
         return None
     return max(0.0, now - before) / passed_s
 
 
 def _cpu(before: looks.Look | None, now: looks.Look) -> float | None:
-    """Return the CPUs that were busy with the engine, on average since the look before."""
+    """Return the average number of CPUs that the engine used since the previous sample."""
     done = None if before is None else looks.work(before, now)
     if done is None or done.cpu_s is None or done.interval_s <= 0:
         return None

@@ -1,4 +1,4 @@
-"""Whether a running stack is what was planned: evidence is gathered, then compared."""
+"""The comparison of a running stack with its plan: an inspection, then the rules."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from stackctl.values.result import VerifyReport
 
 
 def verify(context: Context, generation: Generation) -> VerifyReport:
-    """Expected against actual of a stack that runs.
+    """Compare a running stack with its generation.
 
     Raises:
-        StackctlError: exit 3, it does not run, or ended during the inspection.
+        StackctlError: exit 3 if the stack does not run or ended during the inspection.
     """
     stack, name = generation.stack, generation.units.container
     unit = looks.unit(context, generation)
@@ -32,7 +32,7 @@ def verify(context: Context, generation: Generation) -> VerifyReport:
     now = procfs.one(context.machine, container.pid)
     again = podman.inspect((name,)).get(name)
     if now is None or again is None or again.pid != container.pid:
-        # What was seen may be half of one run and half of another.
+        # The inspection may have mixed two runs of the engine.
         raise StackctlError(
             f"{stack} ended during the inspection",
             hint=f"stackctl status {stack}",

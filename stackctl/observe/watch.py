@@ -1,4 +1,4 @@
-"""Watches the threads of an engine, and who else uses its CPUs, while it answers one request."""
+"""Samples of an engine's threads, and of other users of its CPUs, while it answers requests."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from stackctl.values.cpulist import CpuList
 from stackctl.values.plan import Plan
 from stackctl.values.seen import Neighbour, Thread
 
-#: How long is watched at least, and how long an answer may take.
+#: The shortest time of sampling, and the longest time of an answer, in seconds.
 _WATCH_S, _ANSWER_S = 0.5, 20.0
-#: Completions that keep the engine busy meanwhile: their length, and how many at most.
+#: Completions that keep the engine busy: tokens of each, and the most requests.
 _TOKENS, _MOST_REQUESTS = 32, 8
-#: A model of fewer parameters computes next to nothing: what serves HTTP would seem to compute too.
+#: A model of fewer parameters computes so little that the HTTP threads would seem to compute too,
+#: so its completions are longer.
 _TOY_PARAMETERS, _TOY_TOKENS = 50_000_000, 256
-#: A process that wants less of one CPU than this is no neighbour worth a word.
+#: A process that wants less than this share of one CPU is not reported.
 _BUSY = 0.2
 
 
 @dataclass(frozen=True)
 class Watch:
-    """What was seen, what the engine did, and for how long it was watched."""
+    """The result of a sampling: ``did`` describes the engine's work, ``seconds`` its duration."""
 
     threads: tuple[Thread, ...]
     neighbours: tuple[Neighbour, ...]
@@ -37,14 +38,15 @@ class Watch:
 
 
 def watch(machine: Machine, plan: Plan, engine_pids: tuple[int, ...], own: frozenset[int]) -> Watch:
-    """Threads and neighbours for half a second or more; ``own`` are no neighbours.
+    """Sample threads and neighbours for half a second or more.
 
-    The engine is asked on its own port, which asks for no key.
+    ``own`` are the processes of the stack, which are not neighbours. The requests go to the
+    engine's own port, which needs no key.
     """
     was, began = _all_times(machine), time.monotonic()
     did = _keep_busy(plan, began)
     now = {pid: procfs.times(machine, pid) for pid in engine_pids}
-    # What takes a processor now and then is no neighbour: a look that is too short would say so.
+    # A process that computes only now and then is no neighbour. A short sample would count it.
     time.sleep(max(0.0, _WATCH_S - (time.monotonic() - began)))
     after, seconds = _all_times(machine), time.monotonic() - began
     return Watch(
@@ -65,9 +67,9 @@ def _all_times(machine: Machine) -> dict[int, dict[int, procfs.Times]]:
 
 
 def _keep_busy(plan: Plan, began: float) -> str:
-    """Have the engine compute for as long as it is watched; what it did.
+    """Send requests to the engine during the sampling; return a description of its work.
 
-    Plain completions: a chat template would give work to threads that do not compute.
+    The requests are plain completions, because a chat template gives work to other threads.
     """
     url, tokens = endpoint.base_url(plan.listens) + "/v1/completions", 0
     each = _TOKENS if plan.model.parameters >= _TOY_PARAMETERS else _TOY_TOKENS
@@ -90,10 +92,10 @@ def threads(
     pid: int,
     cpus: Mapping[int, CpuList | None],
 ) -> Iterator[Thread]:
-    """The threads of a process, with what they did between two looks."""
+    """Yield the threads of a process, with their times between two samples."""
     none = procfs.Times(0, 0)
     for tid, allowed in cpus.items():
-        # A thread that began meanwhile has all its time from then.
+        # The times of a new thread begin at zero.
         first, last = was.get(tid, none), now.get(tid)
         yield Thread(
             process=pid,
@@ -112,7 +114,7 @@ def _neighbours(
     own: frozenset[int],
     seconds: float,
 ) -> Iterator[Neighbour]:
-    """Processes that compute, or wait for a CPU to, and may do so on the plan's; most first."""
+    """Yield other busy processes that may use CPUs of the plan, the busiest first."""
     planned = set(plan.placement.cpus or ())
     online = set(CpuList.parse(machine.read("/sys/devices/system/cpu/online") or ""))
     shares = []
