@@ -1,4 +1,4 @@
-"""Looking at a machine: processors, memory, GPUs, tools and limits become one Host."""
+"""The probe of a machine: processors, memory, GPUs, tools and limits as one Host."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ __all__ = ["probe"]
 
 
 def probe(machine: Machine, *, scope: Scope, names: bool = False) -> Host:
-    """Everything known of a machine, for services of one scope.
+    """Return all facts of a machine, for services of one scope.
 
-    What cannot be read is None and, where it matters, a Problem; this does not fail.
+    A fact that cannot be read is None and, if it matters, a Problem; nothing is raised.
 
     Args:
         machine: the live machine or a recorded one.
-        scope: whose services will run: this user's or the system's.
-        names: also ask py-cpuinfo, on the live machine, when the kernel does not name the
+        scope: the service manager that will run the services: this user's or the system's.
+        names: also ask py-cpuinfo, on the live machine, if the kernel does not name the
             processor or its instruction sets; it takes about a second.
     """
     reader = Reader(machine)
@@ -43,7 +43,7 @@ def probe(machine: Machine, *, scope: Scope, names: bool = False) -> Host:
     memory = probe_memory(reader)
     cpu = probe_cpu(reader, info, missing, total_bytes=memory.total_bytes)
     if not gpu_nodes(reader):
-        # The memory of such nodes is in the total.
+        # With nodes of GPU memory the sums differ, because the total includes that memory.
         nodes = reconcile(cpu.numa, memory.total_bytes, missing, online=cpu.online)
         cpu = msgspec.structs.replace(cpu, numa=nodes)
     memory = with_nodes(reader, memory, cpu.numa, missing)

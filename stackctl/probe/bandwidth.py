@@ -1,4 +1,4 @@
-"""Measured memory bandwidth, with the standard library alone."""
+"""Measurement of the memory bandwidth with the standard library alone."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from collections.abc import Sequence
 
 from stackctl.values.host import Cpu
 
-#: Far above a core's share of the largest caches (32 MiB), so that nearly all comes from memory.
+#: Bytes for each core: far above its share of the largest caches (32 MiB), so that nearly all
+#: reads reach the memory.
 _BUFFER = 256 * 2**20
-#: Of the memory that is available, all buffers together take this part at most.
+#: All buffers together take at most this part of the available memory.
 _SHARE = 0.25
 _LEAST_BUFFER = 64 * 2**20
-#: Starting, and touching each page once, takes a while where there are many cores.
+#: With many cores, the start of the processes and the first access to each page take a while.
 _GRACE_S = 20.0
 
-#: What each process runs: fill a buffer, say so, wait for the start, search it until the end.
-#: A byte that is not there makes bytes.find read everything with memchr, which uses the widest
-#: registers of the processor and writes nothing.
+#: The program of each process: fill a buffer, report that, wait for the start, then search the
+#: buffer until the end. The byte is absent, so bytes.find reads everything with memchr, which uses
+#: the widest registers of the processor and writes nothing.
 _WORKER = """
 import sys, time
 size, seconds = int(sys.argv[1]), float(sys.argv[2])
@@ -41,24 +42,25 @@ print(done / (now - start))
 def measure_bandwidth(
     cpu: Cpu, *, available_bytes: int | None = None, seconds: float = 1.0
 ) -> float | None:
-    """Bytes a second that all physical cores together read from memory.
+    """Return the bytes per second that all physical cores together read from memory.
 
-    One process for each physical core that this process may use, bound to it, reads a buffer of
-    its own in order, again and again, for the same second; the rates are added. It measures
-    sequential reading from memory that is local to the core's NUMA node, which is the best case of
-    reading weights; it is no measure of random access, of writing, or of another node's memory.
+    One process is bound to each physical core that this process may use. All read buffers of their
+    own in order, again and again, in the same second, and the rates are added. This measures
+    sequential reading from memory of the core's own NUMA node, which is the best case of reading
+    weights. It does not measure random access, writing, or the memory of another node.
 
-    Limits: other load lowers it; a core's read rate bounds it where few cores share many channels,
-    as it bounds an engine too; with a processor cache larger than the buffers together it is too
-    high, so the buffers exceed any L3 known. A cgroup's CPU quota lowers it, as it should.
+    Limits: other load lowers the result. If few cores share many channels, the read rate of a core
+    bounds it, as it bounds an engine. If the caches were larger than all buffers together, it would
+    be too high, so the buffers exceed the known L3 caches. A cgroup's CPU quota lowers it, as it
+    lowers the speed of an engine.
 
     Args:
         cpu: the machine's processors; each core's first allowed CPU is used.
-        available_bytes: memory that is free; a quarter of it is used at most.
-        seconds: how long to read, after the buffers are filled.
+        available_bytes: the free memory, of which at most a quarter is used.
+        seconds: the time of reading, after the buffers are filled.
 
     Returns:
-        None when it cannot be measured: too little memory, or no process can be started.
+        None if there is too little memory, or a process cannot be started or fails.
     """
     cores = _one_of_each_core(cpu)
     largest = max((domain.bytes or 0 for domain in cpu.l3), default=0)
@@ -69,7 +71,7 @@ def measure_bandwidth(
         buffer = min(buffer, int(available_bytes * _SHARE) // max(1, len(cores)))
     if not cores or buffer < _LEAST_BUFFER:
         return None
-    # The caller's environment would bring its warnings, hooks and start-up files.
+    # -I -S and an empty environment keep out warnings, hooks and start-up files of the caller.
     command = [sys.executable, "-I", "-S", "-c", _WORKER, str(buffer), str(seconds)]
     return _together(command, cores, seconds)
 
@@ -88,7 +90,7 @@ def _together(command: Sequence[str], cores: Sequence[int], seconds: float) -> f
     until = time.monotonic() + _GRACE_S + seconds
     try:
         for core in cores:
-            # A process inherits the affinity, and with it takes its memory from the core's node.
+            # A process inherits the affinity, so its memory comes from the core's node.
             os.sched_setaffinity(0, {core})
             workers.append(
                 subprocess.Popen(
@@ -116,7 +118,7 @@ def _together(command: Sequence[str], cores: Sequence[int], seconds: float) -> f
         for worker in workers:
             if worker.poll() is None:
                 worker.kill()
-            # Closes the pipes too.
+            # communicate() also closes the pipes.
             with contextlib.suppress(OSError, ValueError):
                 worker.communicate()
 

@@ -1,4 +1,4 @@
-"""CDI files: what container engines know of the GPUs, and whether this podman can use them."""
+"""CDI files: the devices that they describe, and the reasons why podman cannot use them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from stackctl.values.host import CdiProblemCode, CdiSpec
 
 _Problem = tuple[CdiProblemCode, str]
 
-#: Later folders win: what was generated at boot over what was written by hand.
+#: Later folders take precedence: files made at boot override files written by hand.
 _FOLDERS = ("/etc/cdi", "/run/cdi", "/var/run/cdi")
-#: A machine with eight GPUs has some 50 KiB.
+#: The file of a machine with eight GPUs has some 50 KiB.
 _MOST_BYTES = 256 * 1024
 _MOST_ITEMS = 2048
 _MOST_FILES = 64
@@ -29,7 +29,10 @@ _OLD_PODMAN, _OLD_NEWEST = (5, 0), (0, 6)
 
 
 def probe_cdi(reader: Reader, podman: str | None) -> tuple[CdiSpec, ...]:
-    """Every CDI file, with its devices and what is wrong with it for this podman."""
+    """Return every CDI file, with its devices and the first problem that podman has with it.
+
+    ``podman`` is its version; if it is None, the versions are not compared.
+    """
     found: list[CdiSpec] = []
     texts: set[tuple[str, str]] = set()
     for folder in _FOLDERS:
@@ -48,7 +51,7 @@ def probe_cdi(reader: Reader, podman: str | None) -> tuple[CdiSpec, ...]:
 
 
 def judge(reader: Reader, path: str, text: str, podman: str | None) -> CdiSpec:
-    """One file: its devices, and the first thing that keeps podman from using them."""
+    """Return the devices of one file, and the first problem that keeps podman from using them."""
     try:
         document = parse(text, yaml=not path.endswith(".json"))
     except ValueError as error:
@@ -83,7 +86,11 @@ def judge(reader: Reader, path: str, text: str, podman: str | None) -> CdiSpec:
 
 
 def parse(text: str, *, yaml: bool) -> dict[str, Any]:
-    """The document in a text, in bounded time and memory. Raises ValueError for anything else."""
+    """Parse a mapping in JSON or YAML, in bounded time and memory.
+
+    Raises:
+        ValueError: the text is too long, nested too deeply, damaged or not a mapping.
+    """
     if len(text) > _MOST_BYTES:
         raise ValueError(f"it is longer than {_MOST_BYTES} bytes")
     if text.count("[") + text.count("{") > _MOST_BRACKETS:
@@ -99,7 +106,7 @@ def parse(text: str, *, yaml: bool) -> dict[str, Any]:
 
 def _yaml(text: str) -> Any:
     if "<<" in text:
-        # Merged keys multiply; no tool writes them.
+        # Merge keys can multiply the size of a document. No tool writes them.
         raise ValueError("it merges keys (<<)")
     for line in text.splitlines():
         if len(line) > _WIDEST_LINE or len(line) - len(line.lstrip(" ")) > _DEEPEST_INDENT:
@@ -115,13 +122,13 @@ def _yaml(text: str) -> Any:
 
 
 def _files(reader: Reader, folder: str) -> tuple[str, ...]:
-    """What podman reads of a folder: other endings, such as .yml, it passes over."""
+    """Return the files that podman reads in a folder; it ignores other endings, such as .yml."""
     found = reader.machine.glob(f"{folder}/*")
     return tuple(path for path in found if path.endswith((".json", ".yaml")))[:_MOST_FILES]
 
 
 def _unique(spec: CdiSpec, owners: dict[str, str]) -> CdiSpec:
-    """Devices of the same name in one folder are in conflict, and podman takes neither."""
+    """Mark a file that repeats a device of another file in its folder; podman uses neither."""
     twice = next((name for name in spec.devices if name in owners), None)
     for name in spec.devices:
         owners.setdefault(name, spec.path)
@@ -156,7 +163,7 @@ def _too_new(version: Any, edits: list[dict[str, Any]], podman: str | None) -> _
 
 
 def _other_driver(reader: Reader, edits: list[dict[str, Any]]) -> _Problem | None:
-    """Whether the file gives containers the library of another driver than the one loaded."""
+    """Return a problem if the file mounts the library of a driver that is not the loaded one."""
     loaded = reader.line("/sys/module/nvidia/version")
     mounts = (mount for edit in edits for mount in _items(edit.get("mounts")))
     for mount in islice(mounts, _MOST_ITEMS):
@@ -172,10 +179,10 @@ def _other_driver(reader: Reader, edits: list[dict[str, Any]]) -> _Problem | Non
 
 
 def _missing(reader: Reader, edits: list[dict[str, Any]]) -> _Problem | None:
-    """The first file that a container would be given and that is not there."""
+    """Return a problem for the first file that the CDI file gives to containers and is absent."""
     for key in ("deviceNodes", "mounts"):
         if not reader.machine.live:
-            # A recording holds some of the machine's files: what it lacks may have been there.
+            # A recording holds only some files of the machine, so an absent file may have existed.
             break
         nodes = (node for edit in edits for node in _items(edit.get(key)))
         seen: set[str] = set()

@@ -1,4 +1,4 @@
-"""Control groups of this process: what they leave of the processors."""
+"""The cgroups of this process, and their limits of CPUs and CPU time."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from collections.abc import Iterable
 from stackctl.probe.reading import Reader
 
 ROOT = "/sys/fs/cgroup"
-#: systemd nests units a few levels deep; the kernel's default limit is far above that.
+#: systemd nests units only a few levels deep.
 _MOST_LEVELS = 64
 _NUMBER = re.compile(r"-?[0-9]{1,18}")
 
 
 def folders(reader: Reader, controller: str) -> tuple[tuple[int, str], ...]:
-    """The version and folder of each cgroup of this process that may hold files of a controller,
-    from its own up to the root."""
+    """Return version and folder of each cgroup that may hold files of a controller.
+
+    The order is from this process's own cgroup up to the root; folders need not exist.
+    """
     found: list[tuple[int, str]] = []
     mounts = _mounts(reader)
     for line in (reader.text("/proc/self/cgroup") or "")[:65536].splitlines():
@@ -23,15 +25,15 @@ def folders(reader: Reader, controller: str) -> tuple[tuple[int, str], ...]:
         controllers, _, path = rest.partition(":")
         names = controllers.split(",")
         if hierarchy == "0" and not controllers:
-            # With version 1 beside it, version 2 has a folder of its own.
+            # Beside version 1, version 2 is mounted in a folder of its own.
             roots: Iterable[str] = (*mounts.get("2", ()), ROOT, f"{ROOT}/unified")
             found += [(2, folder) for root in dict.fromkeys(roots) for folder in _up(root, path)]
         elif controller in names:
             roots = (*mounts.get(controller, ()), f"{ROOT}/{controllers}", f"{ROOT}/{controller}")
             found += [(1, folder) for root in dict.fromkeys(roots) for folder in _up(root, path)]
     if controller == "cpuset":
-        # Before there were control groups, cpusets had a file system of their own; and the file
-        # of that time names the cgroup still, where a recording lacks the other.
+        # Before cgroups existed, cpusets had a file system of their own. The kernel still writes
+        # the file of that time; it helps if a recording lacks /proc/self/cgroup.
         path = reader.line("/proc/self/cpuset") or ""
         roots = mounts.get("cpuset", ())
         found += [(1, folder) for root in roots for folder in _up(root, path)]
@@ -41,20 +43,20 @@ def folders(reader: Reader, controller: str) -> tuple[tuple[int, str], ...]:
 
 
 def cpuset(reader: Reader) -> frozenset[int] | None:
-    """The CPUs that the cpuset of this process leaves; None when there is none to be seen."""
+    """Return the CPUs that the cpuset of this process allows; None if no cpuset is visible."""
     for version, folder in folders(reader, "cpuset"):
-        # In version 1 what was set is what is in effect; in version 2 it may be out of reach.
+        # In version 2 a cpuset may list CPUs that its parent lacks; the effective ones count.
         names = ("cpuset.cpus.effective",) if version == 2 else ()
         for name in (*names, "cpuset.cpus", "cpus"):
             cpus = reader.cpus(f"{folder}/{name}")
-            # Empty means "as the parent".
+            # An empty list means that the parent's CPUs apply.
             if cpus:
                 return cpus
     return None
 
 
 def quota(reader: Reader) -> float | None:
-    """The CPU time that the tightest cgroup grants, in CPUs; None when none limits it."""
+    """Return the CPU time that the tightest cgroup grants, in CPUs; None without a limit."""
     found: list[float] = []
     for version, folder in folders(reader, "cpu"):
         if version == 2:
@@ -64,7 +66,7 @@ def quota(reader: Reader) -> float | None:
             words = [(reader.text(f"{folder}/{name}") or "").strip() for name in files]
         if len(words) == 2 and all(_NUMBER.fullmatch(word) for word in words):
             granted, period = map(int, words)
-            # Version 1 says "no limit" with -1.
+            # In version 1 a quota of -1 means "no limit".
             if granted > 0 and period > 0:
                 found.append(granted / period)
     return min(found, default=None)
@@ -73,13 +75,14 @@ def quota(reader: Reader) -> float | None:
 def _up(root: str, path: str) -> list[str]:
     parts = [part for part in path.split("/") if part]
     if ".." in parts or len(parts) > _MOST_LEVELS:
-        # Seen from inside a cgroup namespace, an outer cgroup starts with "..": not visible here.
+        # In a cgroup namespace the path of an outer cgroup begins with "..", and its folder is not
+        # visible.
         parts = []
     return ["/".join([root.rstrip("/"), *parts[:depth]]) for depth in range(len(parts), -1, -1)]
 
 
 def _mounts(reader: Reader) -> dict[str, list[str]]:
-    """Where hierarchies are mounted: by controller, and "2" for version 2."""
+    """Return the mount points of the hierarchies by controller; the key of version 2 is "2"."""
     found: dict[str, list[str]] = {}
     for line in (reader.text("/proc/mounts") or "")[: 1 << 20].splitlines():
         words = line.split()
@@ -93,5 +96,5 @@ def _mounts(reader: Reader) -> dict[str, list[str]]:
         elif kind == "cgroup":
             for option in options.split(",")[:32]:
                 found.setdefault(option, []).append(place)
-    # A container may see the mounts of many others: the first of each is its own.
+    # A container may see the mounts of many other containers, after its own.
     return {name: places[:2] for name, places in found.items()}

@@ -1,4 +1,4 @@
-"""Processors: what /proc and /sys say of their layout, their state and their use."""
+"""Processors: their layout, their state and their limits, from /proc and /sys."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def probe_cpu(
     """Read the topology of the online processors.
 
     Args:
-        reader: where the facts come from.
-        info: what /proc/cpuinfo says.
-        problems: what could not be read is added here.
-        total_bytes: the machine's memory, which is its only node's where the kernel shows none.
+        reader: the source of the facts.
+        info: the content of /proc/cpuinfo.
+        problems: the list to which missing facts are added.
+        total_bytes: the machine's memory; if the kernel shows no nodes, its only node has it.
     """
     folders = _numbered(reader, f"{CPU}/cpu[0-9]*", "cpu")
     online = _online(reader, info, folders, problems)
@@ -70,7 +70,7 @@ def _cores_and_packages(
     online: frozenset[int],
     problems: list[Problem],
 ) -> tuple[tuple[frozenset[int], ...], int | None]:
-    """Return the CPUs of each core, and the number of packages: of /sys, else of /proc/cpuinfo."""
+    """Return the CPUs of each core and the number of packages, from /sys, else /proc/cpuinfo."""
     sharing = info.vendor == "AuthenticAMD" and info.family in _SHARING_FAMILIES
     cores = probe_cores(reader, sysfs, by_number=sharing)
     packages = probe_groups(reader, sysfs, "package")
@@ -91,13 +91,13 @@ def _cores_and_packages(
 def _smt(reader: Reader, per_core: int | None) -> bool | None:
     if per_core:
         return per_core > 1
-    # Virtual machines may say this wrongly: it is asked only where no siblings are shown.
+    # Virtual machines may report this wrongly, so it is read only if no siblings are shown.
     active = reader.number(f"{CPU}/smt/active")
     return None if active is None else bool(active)
 
 
 def _numbered(reader: Reader, pattern: str, prefix: str) -> frozenset[int]:
-    """Numbers of folders such as cpu12: never more than a machine can have."""
+    """Return the numbers of folders such as cpu12."""
     names = (path.removesuffix("/topology").rpartition("/")[2]
              for path in reader.machine.glob(pattern))  # fmt: skip
     matches = (re.fullmatch(prefix + "([0-9]{1,5})", name) for name in names)
@@ -107,11 +107,11 @@ def _numbered(reader: Reader, pattern: str, prefix: str) -> frozenset[int]:
 def _online(
     reader: Reader, info: CpuInfo, folders: frozenset[int], problems: list[Problem]
 ) -> frozenset[int] | None:
-    # Offline CPUs have folders too, but no topology; so the list decides, not the folders.
+    # Offline CPUs have folders too, but no topology, so the list decides, not the folders.
     online = reader.cpus(f"{CPU}/online")
     described = _numbered(reader, f"{CPU}/cpu[0-9]*/topology", "cpu")
     if not online and described:
-        # Kernels before 2.6.37 have no list: each CPU says it of itself, or cannot go offline.
+        # Kernels before 2.6.37 have no list. Each CPU has a file instead, if it can go offline.
         online = frozenset(cpu for cpu in described if reader.number(f"{CPU}/cpu{cpu}/online") != 0)
     if not online:
         online = frozenset(info.processors())
@@ -136,7 +136,7 @@ def _online(
 
 
 def _common(reader: Reader, online: list[int], name: str) -> str | None:
-    """What the frequency settings of all CPUs say, or "mixed"."""
+    """Return the frequency setting that all CPUs share, or "mixed"; None if unknown."""
     found: str | None = None
     for cpu in online:
         said = reader.line(f"{CPU}/cpu{cpu}/cpufreq/{name}")
@@ -147,7 +147,7 @@ def _common(reader: Reader, online: list[int], name: str) -> str | None:
 
 
 def _driver(reader: Reader, online: list[int]) -> str | None:
-    """The driver that sets frequencies; for those with modes also the mode."""
+    """Return the driver that sets frequencies, with its mode in brackets if it has one."""
     driver = _common(reader, online[:1], "scaling_driver")
     for name in ("amd_pstate", "intel_pstate"):
         status = reader.line(f"{CPU}/{name}/status")
@@ -172,7 +172,7 @@ def _allowed(
         affinity = frozenset(os.sched_getaffinity(0))
         allowed = affinity if allowed is None else allowed & affinity
     left = cpuset(reader)
-    # A cgroup that names none of these CPUs is not this process's: its file system is another's.
+    # A cpuset without any of these CPUs is not this process's: the mount shows other cgroups.
     if left is not None and (allowed is None or left & allowed):
         allowed = left if allowed is None else allowed & left
     if allowed is not None and not allowed:

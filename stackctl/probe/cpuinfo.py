@@ -1,4 +1,4 @@
-"""What /proc/cpuinfo says of the processors, on any architecture."""
+"""Facts of the processors from /proc/cpuinfo, on any architecture."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 from stackctl.probe.reading import Reader, tidy
 
-#: What inference kernels are chosen by, weakest first, in the kernel's names.
+#: The instruction sets by which engines choose their code, weakest first, as Linux names them.
 _ISA = (
     "sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni",
     "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16",
     "asimd", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme",
 )  # fmt: skip
 
-#: "CPU implementer" of the makers of ARM servers.
+#: Makers of ARM servers by "CPU implementer".
 _IMPLEMENTERS = {"0x41": "ARM", "0x48": "HiSilicon", "0x4e": "NVIDIA", "0x61": "Apple",
                  "0xc0": "Ampere"}  # fmt: skip
 
@@ -32,35 +32,35 @@ _PARTS = {
     ("0xc0", "0xac4"): "Ampere-1a",
 }  # fmt: skip
 
-#: What processors' names are called: x86 and ia64, LoongArch, MIPS, POWER and SPARC, RISC-V,
-#: old ARM.
+#: Keys of the processor's name: x86 and ia64, LoongArch, MIPS, POWER and SPARC, RISC-V, old ARM.
 _MODEL_KEYS = ("model name", "Model Name", "cpu model", "cpu", "uarch", "Processor")
 
 
 @dataclass(frozen=True)
 class CpuInfo:
-    """What /proc/cpuinfo says: of the first processor, and of each for the fallback."""
+    """Facts of the first processor in /proc/cpuinfo, and its text for facts of each."""
 
     model: str | None
     vendor: str | None
     flags: frozenset[str] | None
     architecture: str | None
-    #: The family that x86 processors give.
+    #: The family number, which x86 processors have.
     family: str | None
-    #: Whether it runs under a hypervisor, as far as the processor says.
+    #: True if the processor shows the flag "hypervisor".
     virtual: bool
     text: str
 
     def processors(self) -> dict[int, dict[str, str]]:
-        """The entries by CPU number."""
+        """Return keys and values of each entry, by CPU number."""
         return _processors(self.text)
 
 
 def read_cpuinfo(reader: Reader) -> CpuInfo:
-    """Read /proc/cpuinfo of any architecture; what it does not say is None."""
+    """Read /proc/cpuinfo of any architecture; facts that are missing in it are None."""
     text = reader.text("/proc/cpuinfo") or ""
     first: dict[str, str] = {}
-    # There may be hundreds of entries: the first says it all, or what follows the last (old ARM).
+    # There may be hundreds of entries, but the first has all keys. On old ARM some keys follow the
+    # last entry.
     for line in (*text[:65536].splitlines(), *text[-4096:].splitlines()):
         key, _, value = line.partition(":")
         first.setdefault(key.strip(), value.strip())
@@ -100,7 +100,7 @@ def _processors(text: str) -> dict[int, dict[str, str]]:
 
 
 def _architecture(first: Mapping[str, str]) -> str | None:
-    """The name that uname gives; None where it is not told, as on POWER (either byte order)."""
+    """Return the name that uname gives; None if unclear, as on POWER (either byte order)."""
     if "flags" in first:
         return "x86_64"
     if "CPU implementer" in first:
@@ -117,7 +117,7 @@ def _architecture(first: Mapping[str, str]) -> str | None:
 
 
 def _parts(text: str) -> str | None:
-    """Names of ARM's cores, which the kernel gives by number: of each kind that there is."""
+    """Return the names of ARM cores, one for each kind; the kernel lists only numbers."""
     names = (
         _PARTS.get((entry.get("CPU implementer", ""), entry.get("CPU part", "")))
         for entry in _processors(text).values()
@@ -126,6 +126,6 @@ def _parts(text: str) -> str | None:
 
 
 def isa(flags: Iterable[str]) -> tuple[str, ...]:
-    """The flags that matter to inference, in a fixed order."""
+    """Return the flags that matter to inference, in a fixed order."""
     flags = frozenset(flags)
     return tuple(name for name in _ISA if name in flags)

@@ -1,8 +1,9 @@
 """Memory modules from the firmware's tables (SMBIOS type 17), and known processors' channels.
 
-How many channels are in use is not in the tables: modules name their place in words that every
-maker chooses. The rule here: where the processor is known, as many channels as it has, or as there
-are modules if those are fewer; else the channels that the names tell apart, if each name tells.
+The tables do not contain the number of channels in use, and each maker words the places of modules
+differently. The rule: if the processor is known, the number is that of its channels, or that of the
+modules if it is smaller. Otherwise the channels are counted by the places, if every place names its
+channel.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from dataclasses import dataclass
 MOST_BYTES = 2**20
 _MOST_MODULES = 1024
 _MEMORY_DEVICE, _END = 17, 127
-#: LPDDR to LPDDR5: soldered, in channels of 16 or 32 bits, which the tables do not tell apart.
+#: LPDDR to LPDDR5: soldered, in channels of 16 or 32 bits, which the tables do not distinguish.
 _SOLDERED = frozenset({0x1B, 0x1C, 0x1D, 0x1E, 0x23})
-#: Memory technology: NVDIMM-F, NVDIMM-P and Optane, which are no main memory.
+#: Memory technologies that are not main memory: NVDIMM-F, NVDIMM-P and Optane.
 _NO_DRAM = frozenset({5, 6, 7})
 _UNKNOWN_SPEED = 0xFFFF
 
@@ -33,24 +34,24 @@ _CHANNELS = (
 class Module:
     """One memory module that is plugged in."""
 
-    #: Where it is, in the maker's words: bank and slot.
+    #: Bank and slot, in the maker's words.
     place: str
-    #: Transfers a second in millions, as configured; None when the firmware does not say.
+    #: The configured speed in million transfers per second; None if the firmware has none.
     speed: int | None
     soldered: bool
 
 
 @dataclass(frozen=True)
 class Family:
-    """Memory channels of a processor family: of one socket."""
+    """Memory channels of one socket; ``speed`` in million transfers per second."""
 
     name: str
     channels: int
     speed: int
 
 
-#: First and last character of an EPYC's number. The fastest memory that each supports, as AMD
-#: specifies it: with slower or fewer modules the real figure is lower.
+#: EPYC families by first and last character of the number, with the fastest memory that AMD
+#: specifies. Slower or fewer modules have less bandwidth.
 _EPYC = {
     "71": Family("EPYC Naples", 8, 2666),
     "72": Family("EPYC Rome", 8, 3200),
@@ -59,7 +60,7 @@ _EPYC = {
     "94": Family("EPYC Genoa", 12, 4800),
     "95": Family("EPYC Turin", 12, 6000),
 }
-#: Numbers that differ from their family: None where less bandwidth than the channels' is wired.
+#: Numbers that differ from their family. None: less bandwidth than the channels have.
 _EPYC_EXCEPTIONS: dict[str, Family | None] = {
     "7251": Family("EPYC Naples", 8, 2400),
     "7252": None, "7272": None, "7282": None,
@@ -70,7 +71,7 @@ _MODEL = re.compile(r"\bEPYC ([789][0-9A-Z]{2}[0-9])[A-Z]{0,2}\b")
 
 
 def family(model: str | None) -> Family | None:
-    """The family of a processor by its name; None for what is not in the table."""
+    """Return the family of a processor by its name; None if it is not in the table."""
     match = _MODEL.search(model or "")
     if match is None:
         return None
@@ -81,7 +82,7 @@ def family(model: str | None) -> Family | None:
 
 
 def modules(table: bytes) -> tuple[Module, ...]:
-    """The memory modules of a table. Damaged structures end the reading; nothing raises."""
+    """Return the memory modules of a table. A damaged structure ends the list without error."""
     table = table[:MOST_BYTES]
     found: list[Module] = []
     at = 0
@@ -102,20 +103,20 @@ def modules(table: bytes) -> tuple[Module, ...]:
 
 
 def channels_in_use(found: tuple[Module, ...], known: Family | None, sockets: int) -> int | None:
-    """How many memory channels hold modules, by the rule above; None when it cannot be said."""
+    """Return the number of memory channels in use, by the rule of this file; None if unknown."""
     if not found or any(module.soldered for module in found):
         return None
     if known is not None:
         return min(len(found), known.channels * sockets)
     names = {_channel(module.place) for module in found}
-    # More than three modules never share a channel: then the names mean something else.
+    # At most three modules share a channel. If there are more, the names mean something else.
     if None in names or 3 * len(names) < len(found):
         return None
     return len(names)
 
 
 def slowest(found: tuple[Module, ...]) -> int | None:
-    """The speed that all modules run at; None when one does not say."""
+    """Return the lowest speed, at which all modules run; None if the speed of one is unknown."""
     speeds = [module.speed for module in found if module.speed]
     return min(speeds) if speeds and len(speeds) == len(found) else None
 
@@ -136,7 +137,7 @@ def _speed(body: bytes, at: int, extended: int) -> int | None:
     speed = _word(body, at)
     if speed == _UNKNOWN_SPEED:
         speed = int.from_bytes(body[extended : extended + 4], "little") & 0x7FFFFFFF
-    # Nothing is faster than some ten thousand; what is says nothing.
+    # Memory reaches some 10,000 million transfers per second. A far larger value is an error.
     return speed if speed and speed < 100_000 else None
 
 

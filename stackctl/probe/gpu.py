@@ -1,4 +1,4 @@
-"""GPUs: by their driver's library, else as the PCI bus shows them."""
+"""GPUs as their driver's library reports them, else as the PCI bus shows them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ _MIB = 2**20
 
 @dataclass(frozen=True)
 class Card:
-    """What is known of a card by its PCI id alone: memory as its driver reports it."""
+    """Facts of a card that its PCI id gives; bandwidth in bytes per second.
+
+    ``memory_mib`` is the size that the driver reports, not that of the data sheet.
+    """
 
     name: str
     memory_mib: int
@@ -52,7 +55,10 @@ _CARDS = {
 def probe_gpus(
     reader: Reader, nvml: Nvml, cdi: tuple[CdiSpec, ...], problems: list[Problem]
 ) -> tuple[Gpu, ...]:
-    """NVIDIA's GPUs in the driver's order, which is that of their addresses; then others."""
+    """Return NVIDIA's GPUs in the driver's order, which is that of their addresses; then others.
+
+    If the library gives no readings on a live machine, a problem is added to ``problems``.
+    """
     devices = list(_display_devices(reader))
     nvidia = [address for address, vendor in devices if vendor == _NVIDIA]
     readings = nvml.readings()
@@ -104,7 +110,7 @@ def _read(reader: Reader, index: int, device: Device, readings: Readings) -> Gpu
     folder = f"{_PCI}/{address}"
     card = _CARDS.get(reader.line(f"{folder}/device") or "") if address else None
     if device.memory_bus_bits and device.memory_clock_mhz:
-        # Two transfers a clock, as the library counts clocks of every kind of memory.
+        # Two transfers per clock: the library counts the clocks of all kinds of memory so.
         bandwidth: float | None = 2e6 * device.memory_clock_mhz * device.memory_bus_bits / 8
     else:
         bandwidth = card.bandwidth if card else None
@@ -134,7 +140,7 @@ def _read(reader: Reader, index: int, device: Device, readings: Readings) -> Gpu
 
 
 def _seen(reader: Reader, index: int, address: str) -> Gpu:
-    """A GPU without its library: from the bus, the driver's files, and the table of cards."""
+    """Return a GPU without its library: from the bus, the driver's files and the table of cards."""
     folder = f"{_PCI}/{address}"
     card = _CARDS.get(reader.line(f"{folder}/device") or "")
     said = _information(reader, address)
@@ -153,7 +159,7 @@ def _seen(reader: Reader, index: int, address: str) -> Gpu:
 
 
 def _other(reader: Reader, index: int, address: str) -> Gpu:
-    """A GPU of another maker; amdgpu gives its memory."""
+    """Return a GPU of another maker; its memory is known if the driver is amdgpu."""
     folder = f"{_PCI}/{address}"
     total = reader.number(f"{folder}/mem_info_vram_total")
     used = reader.number(f"{folder}/mem_info_vram_used")
@@ -171,12 +177,12 @@ def _information(reader: Reader, address: str) -> dict[str, str]:
     text = reader.text(f"{_DRIVER}/{address}/information") or ""
     pairs = (line.partition(":") for line in text[:8192].splitlines())
     named = ((key.strip(), tidy(value)) for key, _, value in pairs)
-    # Without the right to ask, the driver fills the number with question marks.
+    # Without permission, the driver writes question marks into the UUID.
     return {key: value for key, value in named if value and "?" not in value}
 
 
 def _address(pci: str | None) -> str | None:
-    """The kernel's form of an address, whose domain has four digits unless it needs more."""
+    """Return an address in the kernel's form, with a domain of four digits unless it needs more."""
     text = (pci or "").strip().lower()
     domain, colon, rest = text.partition(":")
     if len(domain) == 8 and domain.startswith("0000"):
@@ -193,5 +199,5 @@ def _pcie(reader: Reader, folder: str) -> str | None:
 
 
 def _link(generation: int | None, lanes: int | None) -> str | None:
-    # 63 lanes is what the kernel says of a device that does not know.
+    # The kernel reports 63 lanes for a device of unknown width.
     return f"gen{generation} x{lanes}" if generation and lanes and lanes <= 32 else None

@@ -1,4 +1,4 @@
-"""What GPUs do at this moment, as NVML has it: use, memory, power, heat, and what slows them."""
+"""The state of GPUs at this moment, from NVML: use, memory, power, heat and clock limits."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from stackctl.machine.files import Machine
 from stackctl.values.diagnosis import ClockLimit, GpuNow
 
-#: Bits of nvmlDeviceGetCurrentClocksEventReasons that hold the clock down (nvml.h). Idleness, a
-#: clock that was set, and display settings do not count.
+#: Bits of nvmlDeviceGetCurrentClocksEventReasons (nvml.h) for reasons that slow a busy GPU. Bits
+#: for idleness, for a clock set by an administrator and for display settings are left out.
 _REASONS: tuple[tuple[int, ClockLimit], ...] = (
     (0x4, "power-limit"),
     (0x8, "hardware"),
@@ -21,12 +21,12 @@ _REASONS: tuple[tuple[int, ClockLimit], ...] = (
 
 
 def gpus_now(machine: Machine) -> tuple[GpuNow, ...]:
-    """All GPUs in the library's order; empty where there is no driver or no library to ask."""
-    # Without the driver's device there is nothing to ask, and no need to load anything.
+    """Return all GPUs in the library's order; empty without a working driver and library."""
+    # Without the driver's device the library has no answers, so it is not loaded.
     if not machine.live or not machine.glob("/dev/nvidiactl"):
         return ()
     try:
-        # By name: it is an optional package, and not typed.
+        # Imported by name, because the package is optional and has no types.
         library: Any = importlib.import_module("pynvml")
     except ImportError:
         return ()
@@ -50,7 +50,7 @@ def _gpu(library: Any, errors: tuple[type[Exception], ...], index: int) -> GpuNo
     handle = library.nvmlDeviceGetHandleByIndex(index)
 
     def one(name: str, *arguments: Any) -> Any:
-        # An older package lacks what it does not know, an older driver refuses.
+        # An older package lacks newer functions, and an older driver refuses them.
         call = getattr(library, name, None)
         try:
             return None if call is None else call(handle, *arguments)

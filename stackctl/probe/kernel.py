@@ -1,4 +1,4 @@
-"""Settings of the kernel that decide how steadily an engine runs."""
+"""Settings of the kernel that have an effect on engines."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from stackctl.probe.reading import Reader
 
 
 def numa_balancing(reader: Reader) -> bool | None:
-    """Whether the kernel moves pages between NUMA nodes on its own."""
+    """Return True if the kernel moves pages between NUMA nodes by itself; None if unknown."""
     mode = reader.number("/proc/sys/kernel/numa_balancing")
     return None if mode is None else mode != 0
 
 
 def swappiness(reader: Reader) -> int | None:
-    """How willingly the kernel swaps, 0 to 200."""
+    """Return vm.swappiness, from 0 (least swapping) to 200; None if unknown."""
     return reader.number("/proc/sys/vm/swappiness")
 
 
 def selinux(reader: Reader) -> Literal["enforcing", "permissive", "disabled"] | None:
-    """What SELinux does here; None on a recording that does not say."""
+    """Return the mode of SELinux; None on a recording without it."""
     enforcing = reader.number("/sys/fs/selinux/enforce")
     if enforcing is not None:
         return "enforcing" if enforcing else "permissive"
@@ -27,14 +27,14 @@ def selinux(reader: Reader) -> Literal["enforcing", "permissive", "disabled"] | 
 
 
 def selinux_devices(reader: Reader) -> bool | None:
-    """Whether SELinux lets containers use devices; None where it does not say."""
-    # Two numbers: the value now, and the one to be committed.
+    """Return True if SELinux lets containers use devices; None if its boolean is absent."""
+    # The file holds two numbers: the current value, and the value after a commit.
     said = reader.line("/sys/fs/selinux/booleans/container_use_devices") or ""
     return {"1": True, "0": False}.get(said[:1])
 
 
 def apparmor(reader: Reader) -> bool | None:
-    """Whether AppArmor is on; None on a recording that does not say."""
+    """Return True if AppArmor is on; None on a recording without its state."""
     enabled = reader.line("/sys/module/apparmor/parameters/enabled")
     if enabled in ("Y", "N"):
         return enabled == "Y"

@@ -7,20 +7,21 @@ from stackctl.probe.topology import CPU
 from stackctl.values.cpulist import CpuList
 from stackctl.values.host import CoreKind
 
-#: Where the drivers of hybrid processors list the CPUs of each kind, fastest first.
+#: Kinds, fastest first, with the device whose folder lists their CPUs on hybrid processors.
 _KINDS = (("performance", "cpu_core"), ("efficient", "cpu_atom"), ("low-power", "cpu_lowpower"))
 
 
-#: Cores are of two kinds where clocks differ by more. Favoured cores of one kind ("turbo boost
-#: max", preferred cores) are some percent faster, cores under a stacked cache as much slower.
+#: Cores whose clocks differ by more than this ratio are of two kinds. Favoured cores of one kind
+#: ("turbo boost max", preferred cores) are some percent faster, cores under a stacked cache some
+#: percent slower.
 _CLOCK_RATIO = 1.2
 
 
 def probe_kinds(reader: Reader, online: frozenset[int]) -> tuple[CoreKind, ...]:
-    """Kinds of cores, fastest first; none when all are alike, or nothing tells.
+    """Return the kinds of cores, fastest first; empty if all are alike, or nothing shows the kinds.
 
-    Asked are the lists of the drivers, then the relative capacities, then the clocks: kernels give
-    no other sign of AMD's compact cores, of ARM cores without capacities, and before Linux 5.13.
+    The sources are the lists of the drivers, then the relative capacities, then the clocks. Only
+    the clocks show AMD's compact cores, ARM cores without capacities, and kinds before Linux 5.13.
     """
     lists = [
         (name, (reader.cpus(f"/sys/devices/{device}/cpus") or frozenset()) & online)
@@ -57,7 +58,7 @@ def probe_kinds(reader: Reader, online: frozenset[int]) -> tuple[CoreKind, ...]:
 
 
 def _by_clock(reader: Reader, online: frozenset[int]) -> list[set[int]]:
-    """CPUs by their highest clock and, where it differs, their base clock; fastest first."""
+    """Return groups of CPUs by highest clock and base clock, fastest first; may be empty."""
     highest = _values(reader, online, "cpufreq/cpuinfo_max_freq")
     if len(set(highest.values())) < 2:
         return []
@@ -66,7 +67,8 @@ def _by_clock(reader: Reader, online: frozenset[int]) -> list[set[int]]:
     last: tuple[int, int] | None = None
     for cpu in sorted(highest, key=lambda cpu: (-highest[cpu], -base.get(cpu, 0), cpu)):
         here = highest[cpu], base.get(cpu, 0)
-        # The same highest clock at another base is a setting of servers (SST), not another core.
+        # The same highest clock with another base clock is a setting of servers (SST), not another
+        # kind of core.
         if last is None or (
             here[0] != last[0]
             and any(_far(one, other) for one, other in zip(here, last, strict=True))
@@ -82,12 +84,12 @@ def _far(one: int, other: int) -> bool:
 
 
 def _values(reader: Reader, online: frozenset[int], name: str) -> dict[int, int]:
-    """A number of every CPU; nothing unless all of them have one."""
+    """Return a number of every CPU; empty unless all of them have it."""
     found: dict[int, int] = {}
     for cpu in sorted(online):
         value = reader.number(f"{CPU}/cpu{cpu}/{name}")
         if value is None:
-            # Hundreds of CPUs are not asked in vain.
+            # The files of the other CPUs, which may be hundreds, are not read in vain.
             return {}
         found[cpu] = value
     return found

@@ -17,7 +17,7 @@ def probe_limits(reader: Reader, scope: Scope, who: ProbeUser) -> Limits:
     if scope == "system":
         memlock, nofile = _hard_limits(reader, 1)
         if may_raise(reader):
-            # The kernel lets nobody open more files than this, whatever the limit.
+            # Whatever the limit, the kernel lets no process open more files than nr_open.
             return Limits(memlock_bytes=UNLIMITED, nofile=reader.number("/proc/sys/fs/nr_open"))
         return Limits(memlock_bytes=memlock, nofile=nofile)
     manager = None if who.uid is None else _user_manager(reader, who.uid)
@@ -28,7 +28,7 @@ def probe_limits(reader: Reader, scope: Scope, who: ProbeUser) -> Limits:
 
 
 def may_raise(reader: Reader) -> bool | None:
-    """Whether services of the system manager can be given any limit; None when unknown."""
+    """Return True if the system manager can give any limit to its services; None if unknown."""
     status = reader.text("/proc/1/status") or ""
     line = re.search(r"^CapBnd:\s+([0-9a-f]{1,16})\s*$", status, re.MULTILINE)
     if line is None:
@@ -53,10 +53,10 @@ def _hard(text: str, name: str) -> int | None:
 
 
 def _user_manager(reader: Reader, uid: int) -> int | None:
-    """The process of a user's service manager."""
+    """Return the PID of a user's service manager; None if it is not found."""
     if reader.machine.live and not reader.exists(manager_socket(uid)):
         return None
-    # Its cgroup names it; the walk over all processes is for cgroup version 1.
+    # Its cgroup lists its PID. With cgroup version 1, all processes are searched.
     listed = (reader.text(f"{user_service(uid)}/init.scope/cgroup.procs") or "").split()[:64]
     for pid in listed:
         if _is_manager(reader, pid, uid):

@@ -1,4 +1,4 @@
-"""Main memory, and what the cgroup of this process leaves of it."""
+"""Main memory, and the limit that the cgroups of this process set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stackctl.values.cpulist import CpuList
 from stackctl.values.host import Bandwidth, Cpu, HugePages, Memory, NumaNode, Problem
 
 _DMI = "/sys/firmware/dmi/tables/DMI"
-#: Version 1 says "no limit" with the largest multiple of a page below 2**63.
+#: cgroup version 1 shows "no limit" as the largest multiple of a page below 2**63.
 _NO_LIMIT = 2**62
 
 
@@ -35,7 +35,10 @@ def probe_memory(reader: Reader) -> Memory:
 def with_nodes(
     reader: Reader, memory: Memory, nodes: tuple[NumaNode, ...], problems: list[Problem]
 ) -> Memory:
-    """Sizes without the memory of GPUs, which the kernel adds to them; unknown is a problem."""
+    """Return the sizes without the memory of GPUs, which the kernel adds to them.
+
+    An unknown total is taken from the nodes; if they have none, a problem is added.
+    """
     sizes = [node.memory_bytes for node in nodes if node.memory_bytes is not None]
     total, available = memory.total_bytes, memory.available_bytes
     if nodes and len(sizes) == len(nodes) and sum(sizes):
@@ -59,9 +62,9 @@ def with_nodes(
 def with_bandwidth(reader: Reader, memory: Memory, cpu: Cpu, *, virtual: bool) -> Memory:
     """Add channels, speed and peak bandwidth: from the firmware, else from the table of families.
 
-    A virtual machine shares the memory of a machine that it cannot see, and its firmware tables
-    are the hypervisor's invention: there all of it stays unknown. The mark is the "hypervisor"
-    flag of the processor, so a recording without it counts as the machine that it describes.
+    In a virtual machine they stay unknown: it shares the memory of a machine that it cannot see,
+    and the hypervisor makes up its firmware tables. ``virtual`` comes from the "hypervisor" flag of
+    the processor, so a recording without that flag counts as real hardware.
     """
     if virtual:
         return memory
@@ -87,7 +90,7 @@ def with_bandwidth(reader: Reader, memory: Memory, cpu: Cpu, *, virtual: bool) -
 
 
 def _hugepages(reader: Reader) -> tuple[HugePages, ...]:
-    """Explicit huge pages, of the sizes that are set aside."""
+    """Return the explicit huge pages of each size that is reserved."""
     found = []
     for path in reader.machine.glob("/sys/kernel/mm/hugepages/hugepages-*kB"):
         size = re.fullmatch(r"hugepages-([0-9]{1,9})kB", path.rpartition("/")[2])
@@ -105,17 +108,17 @@ def reconcile(
     *,
     online: CpuList | None = None,
 ) -> tuple[NumaNode, ...]:
-    """NUMA nodes whose memory adds up to the machine's, or is unknown.
+    """Return NUMA nodes whose memory adds up to the machine's, or is None.
 
-    Some virtual machines give a node only the memory that it had at boot. More than the total is
-    right: a container may be shown its own share as the total.
+    Some virtual machines give a node only the memory that it had at boot. A sum above the total is
+    accepted, because a container may be shown its own share as the total.
     """
     sizes = [node.memory_bytes for node in nodes if node.memory_bytes is not None]
     if total is None or len(sizes) != len(nodes) or not nodes or sum(sizes) >= 0.9 * total:
         return nodes
     if len(nodes) == 1:
         if nodes[0].cpus != (online or nodes[0].cpus):
-            # Others are offline or hidden, with the rest of the memory.
+            # Other nodes are offline or hidden, with the rest of the memory.
             return nodes
         return (msgspec.structs.replace(nodes[0], memory_bytes=total),)
     problems.append(
@@ -134,7 +137,7 @@ def _kib(text: str, name: str) -> int | None:
 
 
 def _limit(reader: Reader) -> int | None:
-    """The smallest limit from this process's cgroup up to the root."""
+    """Return the smallest limit in bytes from this process's cgroup to the root; None: no limit."""
     found: list[int] = []
     for version, folder in folders(reader, "memory"):
         name = "memory.max" if version == 2 else "memory.limit_in_bytes"

@@ -1,4 +1,4 @@
-"""The processor's name and instruction sets from py-cpuinfo, where /proc/cpuinfo gives none."""
+"""The processor's name and instruction sets from py-cpuinfo, if /proc/cpuinfo lacks them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _PATIENCE_S = 5.0
 
 
 class Names:
-    """Asks py-cpuinfo in the background: it starts processes and takes about a second."""
+    """A query of py-cpuinfo in the background: it starts processes and takes about a second."""
 
     def __init__(self) -> None:
         self._answer: dict[str, Any] = {}
         self._give_up = time.monotonic() + _PATIENCE_S
-        # It looks for programs by itself.
+        # py-cpuinfo searches the programs that it starts in PATH.
         os.environ["PATH"] = controlled_environment()["PATH"]
-        # A daemon: an answer that never comes must not keep stackctl from ending.
+        # A daemon thread does not keep stackctl from ending if the answer never comes.
         self._thread = threading.Thread(target=self._ask, daemon=True)
         self._thread.start()
 
@@ -35,11 +35,11 @@ class Names:
 
             self._answer = dict(cpuinfo.get_cpu_info())
         except (Exception, SystemExit):
-            # It raises plain Exception on architectures it does not know: then there is no answer.
+            # py-cpuinfo raises plain Exception on unknown architectures.
             self._answer = {}
 
     def fill(self, cpu: Cpu) -> Cpu:
-        """Complete what the kernel did not say; never replaces what it did."""
+        """Return ``cpu`` with name and instruction sets filled in if the kernel gave none."""
         self._thread.join(max(0.0, self._give_up - time.monotonic()))
         brand, flags = self._answer.get("brand_raw"), self._answer.get("flags")
         if cpu.model is None and isinstance(brand, str):

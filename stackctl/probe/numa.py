@@ -19,9 +19,9 @@ def probe_numa(
     total_bytes: int | None,
     problems: list[Problem],
 ) -> tuple[NumaNode, ...]:
-    """The nodes with memory or CPUs of the machine; those made of a GPU's memory are left out.
+    """Return the NUMA nodes, without nodes that are the memory of a GPU.
 
-    A kernel that shows no nodes has one, with everything in it.
+    If the kernel shows no nodes, one node has all CPUs and memory. Empty if the layout is unknown.
     """
     names = (path.rpartition("/")[2] for path in reader.machine.glob(f"{_NODE}/node[0-9]*"))
     found = (re.fullmatch("node([0-9]{1,5})", name) for name in names)
@@ -47,7 +47,7 @@ def probe_numa(
 def _cpu_sets(
     reader: Reader, numbers: list[int], problems: list[Problem]
 ) -> dict[int, frozenset[int]]:
-    """Return the CPUs of each node, without nodes that repeat CPUs; empty when one is unknown."""
+    """Return the CPUs of each node, without nodes that repeat CPUs; empty if a list is missing."""
     sets: dict[int, frozenset[int]] = {}
     covered: set[int] = set()
     overlapping: list[int] = []
@@ -55,7 +55,7 @@ def _cpu_sets(
         folder = f"{_NODE}/node{number}"
         cpus = _cpus(reader, folder)
         if cpus is None:
-            # A node whose CPUs are unknown must not pass for one without any.
+            # A node with unknown CPUs must not count as a node without CPUs.
             problems.append(
                 Problem(
                     code="numa-unknown",
@@ -85,7 +85,7 @@ def _cpus(reader: Reader, folder: str) -> frozenset[int] | None:
     cpus = reader.cpus_either(f"{folder}/cpulist", f"{folder}/cpumap")
     if cpus is not None:
         return cpus
-    # The folder links to its CPUs as well.
+    # The folder also holds links to its CPUs.
     names = (path.rpartition("/")[2] for path in reader.machine.glob(f"{folder}/cpu[0-9]*"))
     found = (re.fullmatch("cpu([0-9]{1,5})", name) for name in names)
     return frozenset(int(match[1]) for match in found if match) or None
@@ -99,7 +99,7 @@ def _memory(reader: Reader, number: int, kind: str = "Total") -> int | None:
 
 
 def _columns(reader: Reader, numbers: list[int]) -> list[int]:
-    """The nodes in the order of a row of distances: all that are online, shown or not."""
+    """Return the nodes in the order of a row of distances: all online ones, also without folder."""
     text = reader.text(f"{_NODE}/online")
     try:
         listed = sorted(cpu_set(text)) if text is not None else []
@@ -109,7 +109,7 @@ def _columns(reader: Reader, numbers: list[int]) -> list[int]:
 
 
 def gpu_nodes(reader: Reader) -> frozenset[int]:
-    """Nodes that are the memory of a GPU (POWER9 and Grace): the driver says which."""
+    """Return the nodes that are the memory of a GPU (POWER9 and Grace), by NVIDIA's driver."""
     found = set()
     for path in reader.machine.glob("/proc/driver/nvidia/gpus/*/numa_status"):
         match = _GPU_NODE.search(reader.text(path) or "")
@@ -119,7 +119,7 @@ def gpu_nodes(reader: Reader) -> frozenset[int]:
 
 
 def gpu_free(reader: Reader) -> int:
-    """Bytes that are free in such nodes: the kernel counts them as available to programs."""
+    """Return the free bytes of GPU memory that the kernel counts as available to programs."""
     return sum(_memory(reader, number, "Free") or 0 for number in gpu_nodes(reader))
 
 

@@ -1,4 +1,4 @@
-"""What NVIDIA's library says of the GPUs: asked live, or recorded in a machine's nvml.json."""
+"""Facts of GPUs from NVIDIA's library: read live, or from the nvml.json of a recording."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from stackctl.machine.files import LiveMachine
 from stackctl.probe.reading import Reader, tidy
 from stackctl.values.base import Value, from_json
 
-#: Loading the driver for a GPU that nothing uses takes seconds without its persistence daemon.
+#: Without its persistence daemon, the driver takes seconds to load for an unused GPU.
 _PATIENCE_S = 15.0
-#: The library's "not available".
+#: The library's value for "not available" (NVML_VALUE_NOT_AVAILABLE).
 _NO_VALUE = 2**64 - 1
 _MOST_PROCESSES = 64
 
@@ -29,9 +29,9 @@ class Process(Value, frozen=True, kw_only=True):
 
 
 class Device(Value, frozen=True, kw_only=True):
-    """One GPU in the library's words: MHz, bits, and a PCI address with eight digits of domain.
+    """One GPU as the library reports it; the domain of its PCI address has eight digits.
 
-    ``processes`` is None where the driver does not tell them.
+    ``processes`` is None if the driver does not list them.
     """
 
     name: str | None = None
@@ -57,17 +57,17 @@ class Readings(Value, frozen=True, kw_only=True):
 
 
 class Nvml:
-    """Asks for the readings, beside the rest of the probe: the library may take seconds."""
+    """A query of the library beside the rest of the probe, because it may take seconds."""
 
     def __init__(self, reader: Reader) -> None:
-        #: Why there are no readings; None when there are.
+        #: The reason why there are no readings; None if there are.
         self.error: str | None = None
-        #: The Python package that asks is absent.
+        #: True if the Python package nvidia-ml-py is not installed.
         self.package_missing = False
         self._readings: Readings | None = None
         self._thread: threading.Thread | None = None
         if isinstance(reader.machine, LiveMachine):
-            # Without the driver's device there is nothing to ask, and no need to load anything.
+            # Without the driver's device the library has no answers, so it is not loaded.
             if reader.exists("/dev/nvidiactl") or reader.exists("/dev/dxg"):
                 self._give_up = time.monotonic() + _PATIENCE_S
                 self._thread = threading.Thread(target=self._ask, daemon=True)
@@ -92,7 +92,7 @@ class Nvml:
             self.package_missing = isinstance(error, NotInstalled)
 
     def readings(self) -> Readings | None:
-        """The readings; None with ``error`` when there are none."""
+        """Wait for the readings and return them; None if there are none, with ``error`` set."""
         if self._thread is not None:
             self._thread.join(max(0.0, self._give_up - time.monotonic()))
             if self._thread.is_alive():
@@ -105,10 +105,11 @@ def ask() -> Readings:
     """Ask the library of this machine.
 
     Raises:
-        StackctlError: it is absent, or finds no driver.
+        NotInstalled: the Python package is missing.
+        StackctlError: the library is missing, finds no driver, or fails.
     """
     try:
-        # By name: it is an optional package, and not typed.
+        # Imported by name, because the package is optional and has no types.
         library: Any = importlib.import_module("pynvml")
     except ImportError:
         raise NotInstalled("the Python package nvidia-ml-py is not installed") from None
@@ -138,7 +139,7 @@ def _all(library: Any) -> Readings:
 
 def _device(library: Any, handle: Any) -> Device:
     def one(name: str, *arguments: Any) -> Any:
-        # An older package lacks what it does not know.
+        # An older package lacks newer functions.
         call = getattr(library, name, None)
         return None if call is None else _one(library, call, handle, *arguments)
 
@@ -154,7 +155,7 @@ def _device(library: Any, handle: Any) -> Device:
         free_bytes=int(memory.free) if memory is not None else None,
         compute_capability="{}.{}".format(*capability) if capability else None,
         power_limit_w=round(milliwatts / 1000) if milliwatts else None,
-        # The generation of an idle link is lower; its width is the slot's.
+        # An idle link has a lower generation, so the highest is read. Its width is the slot's.
         pcie_generation=one("nvmlDeviceGetMaxPcieLinkGeneration"),
         pcie_width=one("nvmlDeviceGetCurrPcieLinkWidth"),
         memory_bus_bits=one("nvmlDeviceGetMemoryBusWidth"),
@@ -178,8 +179,8 @@ def _processes(*lists: Any) -> tuple[Process, ...] | None:
 
 
 def _one(library: Any, call: Callable[..., Any], *arguments: Any) -> Any:
-    """One answer; None for what this GPU or this driver does not tell."""
-    # What a driver older than the package lacks is, of some calls, an error of its own kind.
+    """Return one answer; None if this GPU or driver refuses the call."""
+    # Some calls raise an error of their own if the driver is older than the package.
     older = getattr(library, "NVMLLibraryMismatchError", library.NVMLError)
     try:
         return call(*arguments)

@@ -1,4 +1,4 @@
-"""Reading facts from files: what is absent is None, what is damaged is None and a Problem."""
+"""Reader of facts in files: an absent file is None, a damaged file is None and a Problem."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from stackctl.values.host import Problem
 
 #: Linux supports at most 8192 CPUs; a list that names far more in all is a damaged file.
 _MOST_CPUS = 16384
-#: An attribute of sysfs fits a page, a list of 8192 CPUs some more. Thousands are read: hostile
-#: recordings of long ones must not take minutes.
+#: The bytes that are read: an attribute of sysfs fits a page, a list of 8192 CPUs needs more. A
+#: probe reads thousands of files, and hostile recordings of long ones must not take minutes.
 _MOST_ATTRIBUTE = 4096
 _MOST_LIST = 32768
-#: Fits a 64-bit integer, and so any JSON reader.
+#: A number of at most 18 digits fits a 64-bit integer, which JSON readers accept.
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _WORD = re.compile(r"[0-9a-fA-F]{1,8}")
 
 
 @lru_cache(maxsize=4096)
 def cpu_set(text: str) -> frozenset[int]:
-    """The CPUs of a kernel list, in bounded time whatever it says.
+    """Return the CPUs of a kernel list such as "0-3,8", in bounded time.
 
-    Raises StackctlError for anything that is not a list.
+    Raises:
+        StackctlError: the text is not a list, or names too many CPUs.
     """
     found: set[int] = set()
     named = 0
-    # Recordings of some machines hold whole pages, filled up with NULs.
+    # Recordings of some machines hold whole pages, padded with NULs.
     for item in text.strip("\0 \t\r\n").split(","):
         part = CpuList.parse(item)
         named += max(1, len(part))
@@ -42,9 +43,10 @@ def cpu_set(text: str) -> frozenset[int]:
 
 @lru_cache(maxsize=4096)
 def mask_set(text: str) -> frozenset[int]:
-    """The CPUs of a kernel mask such as "00000001,0000000f".
+    """Return the CPUs of a kernel mask such as "00000001,0000000f".
 
-    Raises StackctlError for anything that is not a mask.
+    Raises:
+        StackctlError: the text is not a mask.
     """
     words = text.strip("\0 \t\r\n").split(",")
     if len(words) > _MOST_CPUS // 32 or not all(_WORD.fullmatch(word) for word in words):
@@ -56,22 +58,22 @@ def mask_set(text: str) -> frozenset[int]:
 
 
 def tidy(text: str, *, most: int = 200) -> str | None:
-    """Text fit for a terminal and a document: one line, printable, not too long; None if empty."""
+    """Return a text as one printable line of at most ``most`` characters; None if it is empty."""
     words = "".join(char if char.isprintable() else " " for char in text[: 4 * most]).split()
     return " ".join(words)[:most].strip() or None
 
 
 class Reader:
-    """Reads facts of one machine and remembers which files were damaged."""
+    """A reader of one machine's facts, which remembers the damaged files."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self._damaged: dict[str, list[tuple[str, str]]] = {}
 
     def text(self, path: str, most: int = _MOST_ATTRIBUTE) -> str | None:
-        """The text of a file, or None. A path that no file can have is absent, not an error.
+        """Return the text of a file; None if it is absent or the path cannot exist.
 
-        Of files of /sys it is the first ``most`` bytes.
+        Only the first ``most`` bytes of files in /sys are read.
         """
         if not path.isprintable() or len(path) > 4096:
             return None
@@ -80,21 +82,24 @@ class Reader:
         return self.machine.read(path)
 
     def raw(self, path: str, most: int) -> bytes | None:
-        """The first bytes of a file that is no text."""
+        """Return the first ``most`` bytes of a file; None if it is absent."""
         held = self.machine.read_bytes(path)
         return None if held is None else held[:most]
 
     def exists(self, path: str) -> bool:
-        """Whether a file or folder is there."""
+        """Return True if a file or folder exists."""
         return bool(self.machine.glob(glob.escape(path)))
 
     def line(self, path: str) -> str | None:
-        """A file of one short line; None when absent or empty."""
+        """Return the text of a file as one short line; None if it is absent or empty."""
         text = self.text(path)
         return None if text is None else tidy(text)
 
     def number(self, path: str) -> int | None:
-        """A file that holds one number that is not negative; -1 is the kernel's "unknown"."""
+        """Return the number in a file, at least 0; None if it is absent or damaged.
+
+        The kernel writes -1 for "unknown", which gives None too.
+        """
         text = self.text(path)
         if text is None:
             return None
@@ -107,7 +112,10 @@ class Reader:
         return int(text)
 
     def cpus(self, path: str) -> frozenset[int] | None:
-        """A file that holds a CPU list; an empty list is empty, not unknown."""
+        """Return the CPUs of a list in a file; None if it is absent or damaged.
+
+        An empty list gives an empty set, not None.
+        """
         text = self.text(path, _MOST_LIST)
         if text is None:
             return None
@@ -118,10 +126,10 @@ class Reader:
             return None
 
     def cpus_either(self, path: str, mask: str) -> frozenset[int] | None:
-        """The CPUs of a mask, or of the list beside it.
+        """Return the CPUs of the file with a mask, else of the file ``path`` with a list.
 
-        The kernel writes both and they agree. Old recordings lack the lists, and those that were
-        edited for hwloc, which reads the masks, may hold lists that are out of date.
+        The kernel writes both and they agree. Old recordings lack the lists, and recordings that
+        were edited for hwloc, which reads the masks, may hold outdated lists.
         """
         text = self.text(mask, _MOST_LIST)
         if text is None:
@@ -133,11 +141,11 @@ class Reader:
             return self.cpus(path)
 
     def damaged(self, path: str, why: str) -> None:
-        """Note that a file says something impossible."""
+        """Record that the content of a file is not possible."""
         self._damaged.setdefault(path.rpartition("/")[2], []).append((path, why))
 
     def problems(self) -> tuple[Problem, ...]:
-        """One problem for each kind of file that was damaged: 200 CPUs do not make 200."""
+        """Return one problem for each name of damaged files, however many CPUs have that file."""
         found = []
         for kind, files in sorted(self._damaged.items()):
             path, why = files[0]

@@ -1,4 +1,4 @@
-"""Where models are kept: file system, free space, and how fast it reads."""
+"""The storage of models: file system, free space and read speed."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from stackctl.probe.reading import Reader, tidy
 from stackctl.values.host import Storage
 
 _BLOCK = 8 * 2**20
-#: Smaller files end before a disk is at speed.
+#: Smaller files end before a disk reaches its speed.
 _SMALLEST = 64 * 2**20
 _MOST_FILES = 20_000
 
 
 def probe_storage(machine: Machine, path: str) -> Storage:
-    """The file system that holds a folder, and its free bytes (live only).
+    """Return the file system that holds a folder, and its free bytes (None on a recording).
 
-    The folder need not exist yet: then its nearest parent counts.
+    If the folder does not exist yet, its nearest parent counts.
     """
     reader = Reader(machine)
     path = posixpath.normpath(path)
@@ -35,18 +35,18 @@ def probe_storage(machine: Machine, path: str) -> Storage:
 
 
 def measure_storage(storage: Storage, *, seconds: float = 2.0) -> Storage:
-    """Add the read speed, of the largest file below the folder; None if there is no large one."""
+    """Add the read speed of the largest file below the folder; None if no file is large."""
     file = _largest(Path(storage.path))
     speed = None if file is None else read_speed(file, seconds=seconds)
     return msgspec.structs.replace(storage, read_bytes_s=speed)
 
 
 def read_speed(file: Path, *, seconds: float = 2.0) -> float | None:
-    """Bytes a second of reading one file in order, past the page cache, for a bounded time.
+    """Return the bytes per second of reading one file in order, past the page cache.
 
-    One reader with large blocks: what loading a model does. Where the file system knows no direct
-    reads, the file's pages are dropped from the cache first, which leaves those that others use.
-    None when the file cannot be read or is too small to tell.
+    One reader takes large blocks for at most ``seconds``, as an engine does that loads a model. If
+    the file system has no direct reads, the file's pages are dropped from the cache first, except
+    pages that other programs use. None if the file cannot be read or is too small.
     """
     try:
         if file.stat().st_size < _SMALLEST:
@@ -108,11 +108,11 @@ def _free(path: str) -> int | None:
 
 
 def _filesystem(reader: Reader, path: str) -> str | None:
-    """The type of the last file system mounted nearest above a path."""
+    """Return the type of the file system that holds a path; of several mounts there, the last."""
     best: tuple[int, str] | None = None
     for line in (reader.text("/proc/self/mountinfo") or "").splitlines():
         words = line.split(" ")
-        # Optional fields end with a lone dash.
+        # A single dash ends the optional fields.
         if len(words) < 10 or "-" not in words[6:]:
             continue
         mount = _plain(words[4])

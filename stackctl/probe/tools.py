@@ -18,12 +18,13 @@ from stackctl.values.host import Tools
 
 _CGROUP = "/sys/fs/cgroup"
 _BOOTED = "/run/systemd/system"
-#: Where systemd looks for generators, its own order; podman installs into the last.
+#: The folders in which systemd searches generators, in its order; podman installs into the last.
 _GENERATORS = ("/etc/systemd", "/usr/local/lib/systemd", "/usr/lib/systemd", "/lib/systemd")
-#: The same program where a distribution keeps it; good for dry runs, unseen by systemd.
+#: The generator's program in the folders of distributions. Dry runs can use it there, but systemd
+#: does not find it.
 _QUADLET = ("/usr/libexec/podman/quadlet", "/usr/lib/podman/quadlet",
             "/usr/local/libexec/podman/quadlet")  # fmt: skip
-#: Longer than the runner's own limit, which kills the command.
+#: Longer than the limit after which the runner kills the command.
 _PATIENCE_S = 15.0
 
 
@@ -48,10 +49,10 @@ class Answer:
             self._error = error
 
     def stdout(self) -> str:
-        """What it printed.
+        """Wait for the command and return its output.
 
         Raises:
-            StackctlError: it could not be run, failed, or did not answer.
+            StackctlError: it could not be started, failed, or did not end in time.
         """
         self._thread.join(_PATIENCE_S)
         if self._done is not None:
@@ -60,7 +61,7 @@ class Answer:
 
 
 class Commands:
-    """The commands that a probe needs, started at once."""
+    """The commands that a probe needs; all of them start at once."""
 
     def __init__(self, machine: Machine) -> None:
         self.podman = Answer(machine, "podman", "--version")
@@ -68,7 +69,10 @@ class Commands:
 
 
 def probe_tools(reader: Reader, commands: Commands, scope: Scope) -> ToolsProbe:
-    """Read what is installed and runs. On a recording, absent files mean unknown, not absent."""
+    """Read installed programs, kernel settings and the state of the service manager.
+
+    On a recording, an absent file means unknown, not absent.
+    """
     release = _os_release(reader)
     who = _who(reader)
     version = _cgroup_version(reader)
@@ -111,12 +115,12 @@ def probe_tools(reader: Reader, commands: Commands, scope: Scope) -> ToolsProbe:
 
 
 def user_service(uid: int) -> str:
-    """The cgroup folder of a user's service manager."""
+    """Return the cgroup folder of a user's service manager."""
     return f"{_CGROUP}/user.slice/user-{uid}.slice/user@{uid}.service"
 
 
 def manager_socket(uid: int) -> str:
-    """Where a user's service manager listens while it runs."""
+    """Return the socket on which a user's service manager listens while it runs."""
     return f"/run/user/{uid}/systemd/private"
 
 
@@ -195,7 +199,7 @@ def _systemd_running(reader: Reader, scope: Scope, who: ProbeUser) -> bool | Non
     if scope == "user" and running:
         if who.uid is None:
             return None
-        # The socket that systemctl --user speaks to; its folder goes when the manager ends.
+        # systemctl --user connects to this socket. Its folder is removed when the manager ends.
         running = reader.exists(manager_socket(who.uid))
     return _absent_is_known(reader, running)
 

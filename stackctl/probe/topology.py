@@ -1,4 +1,4 @@
-"""Which CPUs share a core, a package, a die and an L3 cache, from /sys/devices/system/cpu."""
+"""CPUs that share a core, a package, a die or an L3 cache, from /sys/devices/system/cpu."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from stackctl.values.host import L3
 
 CPU = "/sys/devices/system/cpu"
 _SIZE = re.compile(r"([0-9]{1,9})([KMG]?)")
-#: POWER has eight threads a core; nothing has more. A longer list is damaged.
+#: Cores have at most eight threads, on POWER. A longer list is damaged.
 _MOST_SIBLINGS = 8
-#: Names of the same set: since Linux 5.3, and before.
+#: Names of the file with the same set: since Linux 5.3, and before.
 _CORE_FILES = ("core_cpus", "thread_siblings")
 _GROUP_FILES = {"package": ("package_cpus", "core_siblings"), "die": ("die_cpus",)}
 _GROUP_IDS = {"package": "physical_package_id", "die": "die_id"}
@@ -23,10 +23,11 @@ Cores = tuple[frozenset[int], ...]
 
 
 def probe_cores(reader: Reader, online: list[int], *, by_number: bool = False) -> Cores | None:
-    """Physical cores, from the sets of CPUs that share one.
+    """Return the CPUs of each physical core, from the kernel's sets of siblings; None if unknown.
 
-    Core numbers would not do: they repeat over dies and sockets. With ``by_number`` they split
-    such a set all the same: cores that share a floating-point unit are listed as siblings.
+    Core numbers alone are not enough, because they repeat over dies and sockets. With
+    ``by_number``, different numbers split a set: the kernel lists cores that share a floating-point
+    unit as siblings.
     """
     cores: list[frozenset[int]] = []
     covered: set[int] = set()
@@ -55,9 +56,9 @@ def probe_cores(reader: Reader, online: list[int], *, by_number: bool = False) -
 
 
 def probe_groups(reader: Reader, online: list[int], kind: Literal["package", "die"]) -> int | None:
-    """How many packages or dies there are; None when that is not said.
+    """Return the number of packages or dies; None if it is unknown.
 
-    Counted by their sets of CPUs: some machines number no package, or all alike.
+    Their sets of CPUs are counted, because some machines give packages no number, or all the same.
     """
     groups: list[frozenset[int]] = []
     covered: set[int] = set()
@@ -72,7 +73,7 @@ def probe_groups(reader: Reader, online: list[int], kind: Literal["package", "di
         covered |= group
         groups.append(group)
     if kind == "die" and groups and max(map(len, groups)) == 1 and len(groups) > 1:
-        # What kernels say of processors without dies: each CPU its own.
+        # For processors without dies, kernels show a die for each CPU.
         packages = probe_groups(reader, online, "package")
         return packages if packages == len(groups) else None
     return len(groups) or None
@@ -93,7 +94,7 @@ def _numbered_groups(
 
 
 def _shared(reader: Reader, cpu: int, names: tuple[str, ...]) -> tuple[str, frozenset[int] | None]:
-    """The first of these files that can be read, and its CPUs."""
+    """Return the first of these files that can be read, and its CPUs; None if none can."""
     folder = f"{CPU}/cpu{cpu}/topology"
     path = f"{folder}/{names[0]}"
     for name in names:
@@ -108,7 +109,10 @@ def _shared(reader: Reader, cpu: int, names: tuple[str, ...]) -> tuple[str, froz
 def cores_of_entries(
     entries: Mapping[int, Mapping[str, str]], online: frozenset[int]
 ) -> tuple[Cores | None, int | None]:
-    """Cores and packages from /proc/cpuinfo, for containers that hide the topology."""
+    """Return cores and number of packages from /proc/cpuinfo; None if they are unknown.
+
+    This is for containers that hide the topology in /sys.
+    """
     cores: dict[tuple[str, str], set[int]] = {}
     packages: dict[str, set[str]] = {}
     counts: dict[str, str | None] = {}
@@ -120,7 +124,7 @@ def cores_of_entries(
         cores.setdefault((package, core), set()).add(cpu)
         packages.setdefault(package, set()).add(core)
         counts[package] = entry.get("cpu cores")
-    # Some virtual machines number every core 0: only numbers that agree with the count are true.
+    # Some virtual machines number every core 0, so the numbers must agree with the count of cores.
     for package, numbers in packages.items():
         if counts[package] not in (None, str(len(numbers))):
             return None, None
@@ -131,12 +135,12 @@ def cores_of_entries(
 
 
 def probe_l3(reader: Reader, online: list[int], cores: Cores) -> tuple[L3, ...]:
-    """The L3 caches, each with the CPUs that share it."""
+    """Return the L3 caches, each with the CPUs that share it."""
     found: list[tuple[int | None, int | None, frozenset[int]]] = []
     everything = frozenset(online)
     covered: set[int] = set()
     for cpu in online:
-        # One look a domain: hundreds of CPUs share few caches.
+        # Each cache is read once: hundreds of CPUs share few caches.
         folder = None if cpu in covered else _level3(reader, cpu)
         if folder is None:
             continue
@@ -144,7 +148,7 @@ def probe_l3(reader: Reader, online: list[int], cores: Cores) -> tuple[L3, ...]:
         shared = reader.cpus_either(path, f"{folder}/shared_cpu_map")
         if shared is None:
             continue
-        # Itanium says nothing here of a cache that one core has to itself.
+        # On Itanium the list is empty if a core shares its cache with no other.
         cpus = (shared or next((core for core in cores if cpu in core), shared)) & everything
         if cpu not in cpus or cpus & covered:
             reader.damaged(path, f"CPU {cpu} cannot share an L3 with '{CpuList(shared)}'")
@@ -152,7 +156,7 @@ def probe_l3(reader: Reader, online: list[int], cores: Cores) -> tuple[L3, ...]:
         covered |= cpus
         found.append((reader.number(f"{folder}/id"), _size(reader, f"{folder}/size"), cpus))
     ids = [number for number, _, _ in found]
-    # Older ARM kernels give no numbers: then it is the order, for all of them.
+    # Older ARM kernels give no numbers. Then all caches are numbered in their order.
     numbered = None not in ids and len(set(ids)) == len(ids)
     return tuple(
         L3(id=number if numbered and number is not None else order, bytes=size,
@@ -163,7 +167,7 @@ def probe_l3(reader: Reader, online: list[int], cores: Cores) -> tuple[L3, ...]:
 
 def _level3(reader: Reader, cpu: int) -> str | None:
     folder = f"{CPU}/cpu{cpu}/cache"
-    # Almost always index3; not with a single L1 cache or with more than three levels.
+    # It is almost always index3, except with a single L1 cache or more than three levels.
     if _digit(reader, f"{folder}/index3/level") == "3":
         return f"{folder}/index3"
     for path in reader.machine.glob(f"{folder}/index[0-9]*/level"):
