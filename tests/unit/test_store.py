@@ -778,7 +778,7 @@ def test_a_damaged_folder_leaves_no_model(
         carry.bring(folder, Manifest(tmp_path / "state-there"))
     document["models"][0]["files"][0]["path"] = "../../x"
     (folder / carry.NAME).write_text(json.dumps(document))
-    with pytest.raises(StackctlError, match="no name of a file"):
+    with pytest.raises(StackctlError, match="is not a valid file name"):
         carry.bring(folder, Manifest(tmp_path / "state-there"))
 
 
