@@ -1,1 +1,1 @@
-"""Making a machine ready: what is missing is planned, shown, done, and can be taken back."""
+"""Preparation of a machine: plan the missing changes, make them, and undo them."""

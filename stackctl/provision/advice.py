@@ -1,6 +1,6 @@
-"""What only the firmware can change: how it is, and what another choice would do. Never touched.
+"""Settings that only the firmware can change: their present values and the effect of others.
 
-Sources of what the settings do: AMD's tuning guides for EPYC 9004 and 9005.
+Source: AMD's tuning guides for EPYC 9004 and 9005. stackctl never changes these settings.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from stackctl.values.result import Result
 
 
 def firmware(host: Host) -> tuple[Result, ...]:
-    """Advice for EPYC servers; for other machines nothing is known that helps."""
+    """Return advice for EPYC servers; empty for other machines."""
     if "EPYC" not in (host.cpu.model or "") or not host.cpu.sockets or len(host.cpu.l3) < 2:
-        # One L3 and no more: a virtual machine, whose firmware is not the server's.
+        # An EPYC with a single L3 is a virtual machine, whose firmware is not the server's.
         return ()
     return (*_nodes(host), *_smt(host), _determinism())
 

@@ -1,4 +1,4 @@
-"""Making and taking back changes: each is on record before it is made."""
+"""Make and revert changes. Each change is recorded before it is made."""
 
 from __future__ import annotations
 
@@ -26,30 +26,31 @@ from stackctl.values.provision import (
 
 _AGAIN = "finished changes are on record: stackctl provision continues, --undo reverts them"
 _STAYS = "it stays to take back the rest later; all the same: --undo --only stackctl"
-#: Items without which a stack that runs would stop, or not start again.
+#: Items without which a running stack would stop, or could not start again.
 _CARRYING = frozenset({"podman", "service-user", "subids", "linger", "cdi"})
 
 
 class Report(Protocol):
-    """Hears what happens; implemented by the command line."""
+    """Receives the progress; the command line implements it."""
 
     def step(self, name: str, text: str) -> None:
-        """Something is done."""
+        """Report a step that is done."""
         ...
 
     def progress(self, name: str, text: str, *, elapsed_s: float | None = None) -> None:
-        """Something goes on."""
+        """Report a step that is going on."""
         ...
 
 
 def apply(box: Box, store: Store, plans: Sequence[ItemPlan], user: str, report: Report) -> None:
-    """Make the changes of all items, in order; ``user`` is who asked for it.
+    """Make the changes of all items, in order, and record them as made by ``user``.
 
     Raises:
-        StackctlError: at the first that fails. What was made before stays and is on record.
+        StackctlError: a change failed. Earlier changes stay and are recorded, later ones are not
+            made.
     """
     if any(isinstance(one.change, PackagesChange) for one in store.read().changes):
-        # A crash may have cut an installation off.
+        # An earlier run may have crashed during an installation.
         apt.finish()
     for plan in plans:
         if plan.status != "change":
@@ -75,10 +76,12 @@ def apply(box: Box, store: Store, plans: Sequence[ItemPlan], user: str, report: 
 def undo(
     box: Box, store: Store, items: Callable[[str], bool], report: Report
 ) -> tuple[tuple[str, str], ...]:
-    """Take back what is on record, the last first; returns (item, why) of what has to stay.
+    """Revert the recorded changes of some items, the newest first.
+
+    Return (item, reason) for each change that has to stay.
 
     Raises:
-        StackctlError: at the first that cannot be taken back; it stays on record.
+        StackctlError: a change cannot be reverted; it and those still to come stay on record.
     """
     stay: list[tuple[str, str]] = []
     done = taken_back(store, items)
@@ -104,13 +107,13 @@ def undo(
 
 
 def taken_back(store: Store, items: Callable[[str], bool]) -> tuple[Recorded, ...]:
-    """What an undo takes back, in its order: the last first, and stackctl itself at the end."""
+    """Return the changes that an undo reverts: the newest first, stackctl itself at the end."""
     chosen = [one for one in reversed(store.read().changes) if items(one.item)]
     return tuple(sorted(chosen, key=lambda one: isinstance(one.change, ProgramChange)))
 
 
 def require_no_stacks(box: Box, done: Sequence[Recorded]) -> None:
-    """Refuse to take the ground from under stacks. Raises StackctlError (exit 5)."""
+    """Raise StackctlError (exit 5) if a stack is up that needs one of these changes."""
     if not any(one.item in _CARRYING for one in done):
         return
     homes = ["/etc"]

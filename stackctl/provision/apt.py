@@ -1,4 +1,4 @@
-"""Packages of Debian and Ubuntu: installed, removed and held, with each refusal's remedy."""
+"""Install, remove and hold packages of Debian and Ubuntu; each failure has a remedy."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import runner
 
-#: Nobody is there to answer questions, and no other service is restarted behind the user's back.
+#: Ask no questions, because nobody would answer, and restart no other services.
 _ENVIRONMENT = {
     "DEBIAN_FRONTEND": "noninteractive",
     "APT_LISTCHANGES_FRONTEND": "none",
     "NEEDRESTART_SUSPEND": "1",
 }
-#: Longer than slow mirrors take; a lock is waited for by apt itself, for half a minute.
+#: Seconds, more than slow mirrors take. apt itself waits half a minute for its lock (_OPTIONS).
 _PATIENCE_S = 1800
 _OPTIONS = ("-o", "DPkg::Lock::Timeout=30", "-o", "Dpkg::Options::=--force-confold")
 _FAILURES = (
@@ -48,9 +48,9 @@ _FAILURES = (
 
 
 def would_come(names: Sequence[str]) -> tuple[str, ...]:
-    """All packages that installing some would bring, those apart that are here.
+    """Return the packages that an installation would add, with the dependencies.
 
-    The lists of packages are fetched first where they do not say.
+    If apt cannot find the packages, its lists are updated first.
 
     Raises:
         StackctlError: exit 6, with the reason and its remedy.
@@ -60,7 +60,7 @@ def would_come(names: Sequence[str]) -> tuple[str, ...]:
         fetched = _apt_get("update")
         again = _simulate("install", names)
         if again.status != 0:
-            # What kept the lists from being fetched says more than what they lack.
+            # A failed update explains more than the packages that are missing because of it.
             raise _failure(again, before=fetched)
         done = again
     return _named(done, "Inst")
@@ -70,7 +70,7 @@ def install(names: Sequence[str]) -> None:
     """Install packages. Raises StackctlError (exit 6) with the reason and its remedy."""
     done = _apt_get(*_OPTIONS, "--yes", "--no-install-recommends", "install", *names)
     if done.status != 0 and re.search("404|Failed to fetch", done.stderr):
-        # Lists of last month name versions that are gone.
+        # Old lists name versions that the mirror no longer has.
         _apt_get("update")
         done = _apt_get(*_OPTIONS, "--yes", "--no-install-recommends", "install", *names)
     if done.status != 0:
@@ -78,17 +78,17 @@ def install(names: Sequence[str]) -> None:
 
 
 def finish() -> None:
-    """End what a crash cut off in the middle. Raises StackctlError when that fails."""
+    """Complete an installation that a crash interrupted. Raises StackctlError if that fails."""
     done = _run("dpkg", "--force-confold", "--configure", "--pending")
     if done.status != 0:
         raise _failure(done)
 
 
 def removable(names: Sequence[str]) -> tuple[str, ...]:
-    """Other packages that would have to go with some, as they need those.
+    """Return the other packages that would be removed with these, because they need them.
 
     Raises:
-        StackctlError: exit 6, when apt does not say.
+        StackctlError: exit 6, if apt fails.
     """
     done = _simulate("purge", names)
     if done.status != 0:

@@ -1,9 +1,10 @@
-"""Runs where there is no stackctl, by ``python3 -I -S -c``: takes the one that was sent.
+"""Program that receives stackctl on a machine without it and runs it (``python3 -I -S -c``).
 
-Nothing of stackctl can be imported before it is unpacked, and whatever happens nothing is to stay.
-``keep`` holds what was sent for as long as the connection stands; ``start`` runs it, which the end
-of a connection does not end. What is run is what the caller has the hash of, in a folder of whoever
-runs it: through sudo that is root's, and nothing that the user could change meanwhile.
+It imports nothing of stackctl, which is not unpacked yet, and leaves no file behind.
+
+- ``keep`` stores the bundle while the connection lasts.
+- ``start`` checks its hash, unpacks it into a folder of its own user and runs it, even if the
+  connection ends. Under sudo that user is root, so the caller's user cannot change the code.
 """
 
 from __future__ import annotations
@@ -20,18 +21,20 @@ import tempfile
 import zipfile
 from typing import NoReturn
 
-#: Names of what is made here begin so.
+#: The names of all folders made here begin with this.
 PREFIX = ".stackctl-brought-"
 
 
 def keep(size: int, room: int) -> None:
-    """Keep ``size`` bytes of stdin in a file, whose path is printed, until stdin ends; and refuse
-    where there is no room to unpack it to ``room`` bytes."""
+    """Store ``size`` bytes of stdin in a file, print its path, and keep it until stdin ends.
+
+    Exit with 6 if there is no room for it and for its ``room`` unpacked bytes.
+    """
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     data = sys.stdin.buffer.read(size)
     if len(data) < size:
         _fail(f"{len(data)} of {size} bytes arrived")
-    # Root reads it, who may not look into a home that comes over a network.
+    # /var/tmp comes first: root, who reads the file, may have no access to a home on NFS.
     folder = _folder(size + room, *reversed(_places()))
     path = f"{folder}/stackctl.zip"
     try:
@@ -45,7 +48,10 @@ def keep(size: int, room: int) -> None:
 
 
 def start(path: str, digest: str, caller: str, *words: str) -> None:
-    """Run the stackctl in the file ``path`` with ``words``; it is gone when that ends."""
+    """Unpack the stackctl in the file ``path``, run it with ``words``, and remove it at its end.
+
+    Exit with 6 if the file does not have the SHA-256 ``digest``.
+    """
     try:
         with open(path, "rb") as stream:  # noqa: PTH123
             data = stream.read()
@@ -60,7 +66,7 @@ def start(path: str, digest: str, caller: str, *words: str) -> None:
     except OSError as error:
         _fail(f"cannot unpack it in {folder}: {error.strerror}")
     del data, archive
-    # sudo would have left it out.
+    # sudo does not pass the variable on, so an argument carries it.
     os.environ["STACKCTL_CALLER"] = caller
     sys.argv = ["stackctl", *words]
     sys.path.insert(0, folder)
@@ -68,10 +74,10 @@ def start(path: str, digest: str, caller: str, *words: str) -> None:
 
 
 def _folder(size: int, *places: str) -> str:
-    """A new folder of this user's alone, in the first of ``places`` where ``size`` bytes of
-    programs may be; it goes when this process ends.
+    """Return a new folder that only this user can open, in the first of ``places`` that has
+    ``size`` bytes left and may hold programs; exit with 6 if there is none.
 
-    A process of its own makes it, waits for the end of this one, however it ends, and removes it.
+    A child process makes the folder and removes it when this process ends, even if it is killed.
     """
     told, tells = os.pipe()
     ours, its = os.pipe()
@@ -122,5 +128,5 @@ if __name__ == "__main__":
         else:
             start(*sys.argv[2:])
     except KeyboardInterrupt:
-        # Before there was a stackctl that says it itself.
+        # Interrupted before stackctl ran, which handles an interrupt itself.
         sys.exit(130)

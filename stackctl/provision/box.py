@@ -1,4 +1,4 @@
-"""The machine that is made ready, live or below a folder."""
+"""The machine to prepare: the live one or one below a folder."""
 
 from __future__ import annotations
 
@@ -17,22 +17,25 @@ _MOST_VALUE = 4096
 
 @dataclass(frozen=True)
 class Box:
-    """Facts come through ``machine``; what is written goes below ``root``, "/" on the live one."""
+    """A machine: ``machine`` reads facts, and files are written below ``root`` ("/" if live)."""
 
     machine: Machine
     root: Path = Path("/")
 
     def at(self, path: str) -> Path:
-        """Where a path of the machine is."""
+        """Return the place of one of the machine's paths, below ``root``."""
         return self.root / path.lstrip("/")
 
     def read(self, path: str) -> str | None:
-        """The text of a file; None when it is absent or cannot be read."""
+        """Return the text of a file; None if it is absent or unreadable."""
         return self.machine.read(path)
 
     def value(self, path: str) -> str | None:
-        """The value in a file of the kernel; of several that it shows, the one in brackets."""
-        # /proc/sys refuses readers who offer more room than the kernel could fill.
+        """Return the value in a file of the kernel; the one in brackets if it lists all choices.
+
+        None if the file is absent or unreadable.
+        """
+        # A read from /proc/sys with a large buffer fails (ENOMEM, fs/proc/proc_sysctl.c).
         text = self.machine.read(path, most=_MOST_VALUE)
         if text is None:
             return None
@@ -40,29 +43,29 @@ class Box:
         return rest.partition("]")[0] if bracket else text.strip()
 
     def there(self, path: str) -> bool:
-        """Whether something is at a path, if only a link that leads nowhere."""
+        """Return True if a path exists, even as a dangling link."""
         return os.path.lexists(self.at(path))
 
     def stat(self, path: str) -> os.stat_result | None:
-        """What is at a path itself, links not followed."""
+        """Return the status of a path (lstat); None if it does not exist or cannot be reached."""
         try:
             return self.at(path).lstat()
         except OSError:
             return None
 
     def is_plain(self, path: str) -> bool:
-        """Whether a regular file is at a path."""
+        """Return True if a path is a regular file, not a link to one."""
         found = self.stat(path)
         return found is not None and stat.S_ISREG(found.st_mode)
 
     def may_write(self, path: str) -> bool:
-        """Whether a file of the kernel could be written by root: not on a read-only mount."""
+        """Return True if root can write a file of the kernel: its mount is not read-only."""
         with contextlib.suppress(OSError):
             return not os.statvfs(self.at(path)).f_flag & os.ST_RDONLY
         return False
 
     def ask(self, *argv: str, timeout_s: float = 60) -> Completed | None:
-        """A command that only reads; None where it cannot be run or does not answer."""
+        """Run a command that only reads; None if it does not start or takes longer than that."""
         try:
             return self.machine.run(argv, timeout_s=timeout_s)
         except StackctlError:

@@ -26,11 +26,12 @@ from stackctl.provision import arrival, program
 OLDEST = (3, 11)
 _NVIDIA = "nvidia-ml-py"
 _PIP_S = 600
-#: The oldest glibc that wheels are tagged for: manylinux1 is 2.5 (PEP 600).
+#: N of the oldest glibc 2.N that wheels are tagged for: manylinux1 means 2.5 (PEP 600).
 _OLDEST_GLIBC = 5
 _UNREACHABLE = re.compile(r"(?i)connection|timed? ?out|retries exceeded|resolve|proxy|ssl")
-#: Run by sh on the box, with _PYTHON as $1. Root is to run no Python that a user has put somewhere,
-#: so only the system's folders count. No line ends: not every login shell lets them through.
+#: Run by sh on the box, with _PYTHON as $1. Only the system's folders are searched for Python,
+#: because root must not run one that a user has installed. No line ends: not every login shell
+#: passes them on.
 _LOOK = (
     'echo "uid $(id -u)"; command -v sudo >/dev/null && echo sudo; '
     '(PATH="$PATH:$HOME/.local/bin"; stackctl --version) 2>/dev/null; '
@@ -43,14 +44,17 @@ _PYTHON = (
     'import platform, sys; print("python", sys.executable, "%d.%d" % sys.version_info[:2], '
     'platform.machine(), platform.python_implementation(), "-".join(platform.libc_ver()))'
 )
-#: As one word without line ends.
+#: One argument without line ends, for the same reason.
 _UNPACK = "import base64, sys; exec(base64.b64decode(sys.argv.pop(1)))"
 
 
 @dataclass(frozen=True)
 class Target:
-    """A Python of another machine: its path, version and machine, the minor number of its glibc
-    2.N (None: another C library), and whether an NVIDIA card is there to be asked."""
+    """A Python of another machine: its path, version and hardware name (``uname -m``).
+
+    ``glibc`` is N of its glibc 2.N, None for another C library or another Python than CPython.
+    ``nvidia`` is True if the machine has an NVIDIA GPU.
+    """
 
     python: str
     version: tuple[int, int]
@@ -64,8 +68,8 @@ class Target:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the box has: user number, whether sudo, version of its stackctl, and Pythons, the
-    preferred first."""
+    """Facts of the box: number of the user (-1: unknown), ``sudo`` (True if it is installed),
+    version of its stackctl (None: not installed), and its Pythons, the preferred first."""
 
     uid: int
     sudo: bool
@@ -73,7 +77,7 @@ class Seen:
     pythons: tuple[Target, ...]
 
     def target(self, destination: str) -> Target:
-        """The Python to run stackctl by. Raises StackctlError (exit 6) when there is none."""
+        """Return the Python to run stackctl with. Raises StackctlError (exit 6) if none fits."""
         for found in self.pythons:
             if found.version >= OLDEST and found.glibc is not None:
                 return found
@@ -90,12 +94,12 @@ class Seen:
 
 
 def look() -> str:
-    """The command by which a box tells what it has."""
+    """Return the command for the box that prints its facts."""
     return shlex.join(["exec", "sh", "-c", _LOOK, "sh", _PYTHON])
 
 
 def seen(text: str) -> Seen:
-    """What a box has told."""
+    """Return the facts in the output of the command that ``look`` returns."""
     uid, sudo, version, pythons = -1, False, None, []
     for line in text.splitlines():
         match line.split():
@@ -115,25 +119,27 @@ def seen(text: str) -> Seen:
 
 
 def _glibc(libc: str) -> int | None:
-    """N of glibc-2.N, also between two releases of it (2.41.9000); None: another C library."""
+    """Return N of "glibc-2.N", also for development versions (2.41.9000); None for others."""
     found = re.match(r"glibc-2\.(\d+)", libc)
     return int(found[1]) if found else None
 
 
 def older(version: str, other: str) -> bool:
-    """Whether a version comes before another one; by its numbers."""
+    """Return True if a version is older than another one, by their numbers."""
     one, two = (tuple(int(n) for n in re.findall(r"\d{1,9}", text)) for text in (version, other))
     return one < two
 
 
 def pack(target: Target, cache: Path, tell: Callable[[str], None]) -> bytes:
-    """A zip archive of stackctl and what it needs there. What pip fetches is kept in ``cache``.
+    """Return the bundle: a zip archive of stackctl and the packages that it needs on the target.
 
     Args:
-        tell: hears what takes long.
+        target: the Python that will run it.
+        cache: the folder in which the packages that pip downloads are kept.
+        tell: is called with a text before a step that takes long.
 
     Raises:
-        StackctlError: exit 6 when packages cannot be had.
+        StackctlError: exit 6 if packages cannot be downloaded.
     """
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
@@ -144,16 +150,16 @@ def pack(target: Target, cache: Path, tell: Callable[[str], None]) -> bytes:
 
 
 def unpacked_bytes(data: bytes) -> int:
-    """What such an archive holds."""
+    """Return the bytes of a bundle's files after unpacking."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         return sum(entry.file_size for entry in archive.infolist())
 
 
 def arrive(target: Target, *words: str) -> tuple[str, ...]:
-    """The words that run a function of ``arrival`` there.
+    """Return the command that runs a function of ``arrival`` on the target.
 
-    Without that machine's own packages (-S): one that is not ours would be taken for one that is,
-    and copied or missed by the item ``stackctl``; and root needs none of them.
+    It leaves out that machine's own packages (-S), because the item ``stackctl`` could take them
+    for packages of the bundle.
     """
     text = base64.b64encode(Path(arrival.__file__).read_bytes()).decode()
     return (target.python, "-I", "-S", "-c", _UNPACK, text, *words)
@@ -162,10 +168,13 @@ def arrive(target: Target, *words: str) -> tuple[str, ...]:
 def _packages(
     target: Target, cache: Path, tell: Callable[[str], None]
 ) -> Iterator[tuple[str, Path]]:
-    """Files of the packages by their names: those of here where they would run there as well."""
+    """Yield the packages' files with their names in the bundle.
+
+    They are copied from this machine if they run on the target too, else downloaded.
+    """
     here = program.packages()
     asks_gpu = any(one.name.lower() == _NVIDIA for one in here)
-    # Of a distribution's own packages nobody knows the files.
+    # Python packages that a Linux distribution installs may have no list of their files.
     known = all(one.files is not None for one in here)
     if known and _alike(target) and (asks_gpu or not target.nvidia):
         for one in here:
@@ -183,7 +192,7 @@ def _packages(
 
 
 def _alike(target: Target) -> bool:
-    """Whether what was compiled for this Python runs by that one."""
+    """Return True if packages compiled for this Python run on the target's."""
     glibc = _glibc("-".join(platform.libc_ver()))
     return (
         sys.implementation.name == "cpython"
@@ -195,7 +204,7 @@ def _alike(target: Target) -> bool:
 
 
 def _fetched(target: Target, wanted: list[str], cache: Path, tell: Callable[[str], None]) -> Path:
-    """A folder with those packages for that Python, by pip where it is not there yet."""
+    """Return a folder with these packages for the target, downloaded with pip if not cached."""
     key = hashlib.sha256(f"{target.version}{target.machine}{target.glibc}{wanted}".encode())
     folder = cache / key.hexdigest()[:16]
     if folder.is_dir():
@@ -220,7 +229,7 @@ def _fetched(target: Target, wanted: list[str], cache: Path, tell: Callable[[str
             raise _failure(target, done.stdout)
         made.rename(folder)
     except OSError as error:
-        # Somebody else may have been faster.
+        # Another stackctl may have made the folder meanwhile.
         if not folder.is_dir():
             raise StackctlError(f"cannot write {cache}: {error.strerror}") from None
     finally:
@@ -229,7 +238,7 @@ def _fetched(target: Target, wanted: list[str], cache: Path, tell: Callable[[str
 
 
 def platforms(target: Target) -> tuple[str, ...]:
-    """Names of platforms whose wheels run there (PEP 600), the newest first."""
+    """Return the platform tags of wheels that run on the target (PEP 600), the newest first."""
     assert target.glibc is not None
     levels = range(target.glibc, _OLDEST_GLIBC - 1, -1)
     named = ("manylinux2014", "manylinux2010", "manylinux1")

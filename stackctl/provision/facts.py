@@ -1,4 +1,4 @@
-"""What planning rests on, read once: the host, the service user, settings, packages, files."""
+"""Read the facts for a plan: the host, the service user, settings, packages and files."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from stackctl.resources import data_folder
 from stackctl.values.host import UNLIMITED
 from stackctl.values.provision import FileChange
 
-#: apt, run by root, else stores what it has read of its lists.
+#: Without these options apt writes its cache of package lists when root runs it.
 _WRITE_NOTHING = ("--option=Dir::Cache::pkgcache=", "--option=Dir::Cache::srcpkgcache=")
 
 
 def read(box: Box, store: Store, user: str | None) -> MachineFacts:
-    """Read the facts of a machine, for a service user or for root's stacks alone."""
+    """Read the facts of a machine; ``user`` is the service user, None for root's stacks only."""
     reader = Reader(box.machine)
     host = probe(box.machine, scope="system")
     release = _os_release(box)
@@ -146,7 +146,7 @@ def _written(store: Store) -> dict[str, str]:
     try:
         changes = [one.change for one in store.read().changes]
     except StackctlError:
-        # An ordinary user who only looks may not read it.
+        # Only root may read the record. A preview by an ordinary user does without it.
         if os.geteuid() == 0:
             raise
         return {}
@@ -164,7 +164,7 @@ def _settings(box: Box) -> dict[str, Setting]:
 
 
 def _packages(box: Box) -> tuple[dict[str, str] | None, frozenset[str]]:
-    """What dpkg has installed with versions, and what it holds."""
+    """Return the versions of dpkg's installed packages (None without dpkg), and the held ones."""
     text = box.read("/var/lib/dpkg/status")
     if text is None:
         return None, frozenset()

@@ -1,4 +1,4 @@
-"""The plans of all provisioning items, from facts alone."""
+"""The plans of all provisioning items, computed from facts."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from stackctl.values.provision import ItemPlan
 def plan(
     facts: MachineFacts, needs: StackNeeds, only: Collection[str] = ()
 ) -> tuple[ItemPlan, ...]:
-    """Return what each item, or each one named, would change."""
+    """Return the plan of each item, or only of the items named in ``only``."""
     return tuple(
         item.plan(facts, needs) for name, item in ITEMS.items() if not only or name in only
     )
 
 
 def pending_until_login(facts: MachineFacts) -> tuple[str, ...]:
-    """Return what the user's running manager lacks and the next one will have, in words."""
+    """Return one text for each setting that takes effect when the user's manager restarts."""
     if facts.user is None or facts.user.uid is None or not facts.user.running:
         return ()
     found = (item.pending(facts) for item in ITEMS.values() if isinstance(item, UserManagerSetting))

@@ -1,4 +1,4 @@
-"""What profiles ask of a machine."""
+"""The needs that profiles have of a machine."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from stackctl.values.profile import Profile
 
 
 def binds_cpus(profile: Profile) -> bool:
-    """Return True when a profile asks for certain CPUs or NUMA nodes."""
+    """Return True if a profile asks for certain CPUs or NUMA nodes."""
     return profile.placement.cpus is not None or profile.placement.nodes is not None
 
 
 def of(profiles: Sequence[Profile], host: Host, named: Collection[str]) -> StackNeeds:
-    """The needs of some profiles; of none: of all that this machine could run."""
+    """Return the needs of some profiles; without profiles those of any stack that may come.
+
+    ``named`` are the items that the user asked for by name.
+    """
     several = len(host.cpu.numa) > 1
     if not profiles:
         return StackNeeds(cpuset=several, named=frozenset(named))

@@ -1,4 +1,4 @@
-"""What would end provisioning in the middle, found before it begins."""
+"""Checks before provisioning, for faults that would interrupt it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from stackctl.quantity import format_bytes
 from stackctl.values.provision import HoldChange, ItemPlan, PackagesChange, ProgramChange
 
 _MIB = 2**20
-#: Held by apt and dpkg while they change anything.
+#: apt and dpkg hold this lock while they change packages.
 _DPKG_LOCK = "/var/lib/dpkg/lock-frontend"
-#: Podman with all that comes along is about 130 MiB on Debian 13, and is downloaded first.
+#: Podman with its dependencies takes about 130 MiB on Debian 13, and its archives come on top.
 _PACKAGES, _PROGRAM, _FILES = 500 * _MIB, 64 * _MIB, _MIB
 
 
 def require(box: Box, plans: Sequence[ItemPlan]) -> None:
-    """Refuse what cannot work. Raises StackctlError (exit 6) with the remedy."""
+    """Check free space, read-only file systems and the package manager's lock.
+
+    Raises:
+        StackctlError: exit 6, with the remedy, if a change could not be made.
+    """
     changes = [change for plan in plans for change in plan.changes]
     wanted = {"/etc": _FILES, PATH.rpartition("/")[0]: _FILES}
     if any(isinstance(change, PackagesChange) for change in changes):
@@ -34,7 +38,7 @@ def require(box: Box, plans: Sequence[ItemPlan]) -> None:
 
 
 def _require_no_other(box: Box) -> None:
-    """One program at a time installs packages: to wait for it is its user's decision."""
+    """Refuse to start while another program installs packages: the user decides to wait."""
     pid = record_lock_holder(box.at(_DPKG_LOCK))
     if pid is not None:
         name = (box.read(f"/proc/{pid}/comm") or "").strip()

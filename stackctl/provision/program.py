@@ -1,4 +1,4 @@
-"""This stackctl itself, copied to where only root can write: for sudo, timers and other users."""
+"""A copy of this stackctl that only root can change, for sudo, timers and other users."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from stackctl.resources import data_folder
 _DISTRIBUTION = "stackctl-inference"
 _PACKAGE = Path(stackctl.__file__).parent
 _DATA = ("templates", "profiles", "systemd")
-#: Isolated (-I): neither the caller's variables nor a user's packages have a say.
+#: Isolated (-I): the caller's variables and packages have no effect.
 _LAUNCHER = """\
 #!{python} -I
 import sys
@@ -34,12 +34,12 @@ sys.exit(main())
 
 
 def python() -> Path:
-    """The interpreter below any virtual environment."""
+    """Return the path of the interpreter itself, outside any virtual environment."""
     return Path(sys.executable).resolve()
 
 
 def fingerprint() -> str:
-    """What this stackctl is, by its own files."""
+    """Return the SHA-256 of this stackctl's own files and their names."""
     digest = hashlib.sha256()
     for target, source in sorted(own_files()):
         digest.update(target.encode() + b"\0" + source.read_bytes() + b"\0")
@@ -47,10 +47,12 @@ def fingerprint() -> str:
 
 
 def install(folder: Path) -> None:
-    """Copy stackctl and the packages it uses into a folder, in one step for who looks.
+    """Copy stackctl and the packages it uses into a folder.
+
+    The copy is made beside the folder and then takes its place.
 
     Raises:
-        StackctlError: a package's files are not known, the disk is full.
+        StackctlError: a package has no list of its files, or the folder cannot be written.
     """
     made = folder.with_name(f".{folder.name}.new")
     old = folder.with_name(f".{folder.name}.old")
@@ -81,8 +83,11 @@ def install(folder: Path) -> None:
 
 
 def _copy(source: Path, place: Path) -> None:
-    """Copy a file with its time, by which Python knows what it has compiled of it: that comes too,
-    as others than root could not keep it."""
+    """Copy a file with its time and its compiled code.
+
+    Python uses compiled code only if it names the file's time. Users other than root could not
+    store compiled code in the copy.
+    """
     place.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy2(source, place)
     if source.suffix == ".py":
@@ -93,12 +98,12 @@ def _copy(source: Path, place: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove such a folder; this very program may run from it."""
+    """Remove the folder of a copy, even while this program runs from it."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def current(folder: Path) -> bool:
-    """Whether a folder holds this very stackctl."""
+    """Return True if a folder holds a copy of exactly this stackctl."""
     try:
         return (folder / "fingerprint").read_text("utf-8").strip() == fingerprint()
     except OSError:
@@ -106,7 +111,7 @@ def current(folder: Path) -> bool:
 
 
 def own_files() -> Iterator[tuple[str, Path]]:
-    """The package's files and the data it ships, by where they go below ``lib``."""
+    """Yield stackctl's files and its data, each with its path below ``lib``."""
     for path in _PACKAGE.rglob("*"):
         parts = path.relative_to(_PACKAGE).parts
         if path.is_file() and not {"__pycache__", "_data"} & set(parts):
@@ -119,8 +124,10 @@ def own_files() -> Iterator[tuple[str, Path]]:
 
 
 def own_metadata() -> tuple[str, str]:
-    """Where the file is, and what it says: which version this is, and what that requires. It is
-    written and not copied, since a checkout may have changed after it was installed."""
+    """Return path (below ``lib``) and text of the METADATA file: version and requirements.
+
+    It is not copied, because a checkout may have changed after it was installed.
+    """
     lines = ["Metadata-Version: 2.1", f"Name: {_DISTRIBUTION}", f"Version: {stackctl.__version__}"]
     lines += [f"Requires-Dist: {line}" for line in requirements()]
     name = _DISTRIBUTION.replace("-", "_")
@@ -128,10 +135,10 @@ def own_metadata() -> tuple[str, str]:
 
 
 def requirements() -> tuple[str, ...]:
-    """What stackctl requires, as packages say it (PEP 508); an installed one's, or a checkout's.
+    """Return the requirements of stackctl (PEP 508), from its metadata or else its pyproject.toml.
 
     Raises:
-        StackctlError: exit 6 when neither is known.
+        StackctlError: exit 6 if neither can be read.
     """
     try:
         return tuple(metadata.requires(_DISTRIBUTION) or ())
@@ -147,9 +154,9 @@ def requirements() -> tuple[str, ...]:
 
 
 def packages() -> tuple[metadata.Distribution, ...]:
-    """The packages that stackctl imports, and those that these import, as they are here.
+    """Return the installed packages that stackctl requires, and those that these require.
 
-    Of extras, what is installed.
+    The packages of stackctl's extras are included if they are installed.
     """
     pending, found = _names(requirements(), extras=True), dict[str, metadata.Distribution]()
     seen = {_DISTRIBUTION}
@@ -161,25 +168,25 @@ def packages() -> tuple[metadata.Distribution, ...]:
         try:
             found[name] = metadata.distribution(name)
         except metadata.PackageNotFoundError:
-            # For another Python or system, or an extra that was not asked for.
+            # A package for another Python or system, or one of an extra that is not installed.
             continue
-        # What other packages want for their own development is no part of them.
+        # The extras of other packages are not needed.
         pending += _names(found[name].requires or (), extras=False)
     return tuple(found.values())
 
 
 def files_of(distribution: metadata.Distribution) -> Iterator[tuple[str, Path]]:
-    """Files of a package, by where they go below ``lib``.
+    """Yield the files of a package, each with its path below ``lib``.
 
     Raises:
-        StackctlError: exit 6 when they are not recorded.
+        StackctlError: exit 6 if the package has no list of its files.
     """
     if distribution.files is None:
         raise _unknown(f"which files belong to the Python package {distribution.name}")
     for file in distribution.files:
         path = Path(str(file.locate()))
         outside = ".." in file.parts or file.is_absolute() or "__pycache__" in file.parts
-        # Scripts of other packages, and what was compiled for a path that it leaves.
+        # Leave out scripts, and compiled code, which names the path of its source.
         if not outside and file.parts[0] != "bin" and path.is_file():
             yield str(file), path
 

@@ -1,4 +1,4 @@
-"""The record of what was changed: ``STATE/provision.json``, for its owner alone."""
+"""The record of changes, ``STATE/provision.json``, which only its owner can read."""
 
 from __future__ import annotations
 
@@ -21,18 +21,22 @@ from stackctl.values.provision import (
     Recorded,
 )
 
-#: Where the record is, whoever asks: what it tells of is the machine's, not a user's.
+#: One path for all users, because the recorded changes are those of the machine.
 PATH = "/var/lib/stackctl/provision.json"
 
 
 class Store:
-    """Each change is on disk here before it is made."""
+    """The record on disk. A change is added to it before it is made."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def read(self) -> Record:
-        """What was changed. Raises StackctlError when it is damaged or may not be read."""
+        """Return the recorded changes; an empty record if there is no file.
+
+        Raises:
+            StackctlError: the file is damaged or may not be read.
+        """
         try:
             text = self.path.read_bytes()
         except FileNotFoundError:
@@ -49,7 +53,7 @@ class Store:
             ) from None
 
     def add(self, new: Recorded) -> None:
-        """Record a change that begins. What was there before the first of its kind stays."""
+        """Record a change that begins. If it repeats one on record, that one's ``before`` stays."""
         found = list(self.read().changes)
         for place, known in enumerate(found):
             if identity(known.change) == identity(new.change):
@@ -60,13 +64,13 @@ class Store:
         self._write(found)
 
     def drop(self, gone: Recorded) -> None:
-        """Forget a change that was taken back; with the last one the record goes."""
+        """Remove a reverted change from the record; remove the file with the last change."""
         left = [one for one in self.read().changes if identity(one.change) != identity(gone.change)]
         if left:
             self._write(left)
         else:
             remove_file(self.path)
-            # With nothing else of stackctl's on this machine, its folder goes as well.
+            # The folder is removed too if it is empty.
             with contextlib.suppress(OSError):
                 self.path.parent.rmdir()
 
@@ -75,7 +79,10 @@ class Store:
 
 
 def identity(change: Change) -> Hashable:
-    """What makes a change the same one again, though it writes another text than last time."""
+    """Return a key that is equal for two changes of the same thing.
+
+    A file, for example, is the same if its path is, whatever its text.
+    """
     match change:
         case FileChange(path=path):
             return "file", path

@@ -1,4 +1,4 @@
-"""Read settings of others in the places of shipped files, so that none is overruled silently."""
+"""Find foreign settings where stackctl's files would go, so that none is overruled silently."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SYSCTL = re.compile(r"\s*-?\s*([\w./-]+)\s*=\s*(\S+)\s*$")
 _DROP_IN = re.compile(r"\s*(LimitMEMLOCK|Delegate)\s*=\s*(.*?)\s*$")
 _TMPFILES = re.compile(r"\s*[wf][+^!=~-]*\s+(\S+)(?:\s+\S+){4}\s+(\S.*?)\s*$")
 _FOLDERS = ("/etc", "/run", "/usr/local/lib", "/usr/lib")
-#: Programs that set governors by files of their own.
+#: Files that show that another program sets the governors.
 _GOVERNORS = (
     "/etc/tuned/active_profile",
     "/etc/default/cpufrequtils",
@@ -23,7 +23,10 @@ _GOVERNORS = (
 
 
 def read(box: Box, *, user_id: int | None) -> tuple[ForeignSetting, ...]:
-    """Return all of them, in no order."""
+    """Return the foreign settings, in no order.
+
+    ``user_id`` is the service user, whose own service manager may have drop-ins; None without one.
+    """
     units = ["user@.service.d", *([f"user@{user_id}.service.d"] if user_id is not None else [])]
     found: list[ForeignSetting] = []
     for folder in _FOLDERS:
@@ -35,7 +38,7 @@ def read(box: Box, *, user_id: int | None) -> tuple[ForeignSetting, ...]:
     for path in _GOVERNORS:
         if box.there(path):
             found.append(ForeignSetting(path, 0, paths.GOVERNOR_SETTINGS, "a program of its own"))
-    # Of two files of one name that in /etc counts (and /run's before /usr's).
+    # Of files of one name only the first counts, in the order of _FOLDERS (systemd, tmpfiles.d(5)).
     seen: dict[str, str] = {}
     for line in found:
         seen.setdefault(line.name, line.path)
@@ -69,6 +72,6 @@ def _tmpfiles(line: str) -> tuple[str, str] | None:
     match = _TMPFILES.match(line)
     if match is None:
         return None
-    # Whatever pattern of CPUs it names.
+    # Any pattern of CPUs counts as all CPUs.
     path = paths.GOVERNOR_SETTINGS if match[1].endswith("/scaling_governor") else match[1]
     return path, match[2]

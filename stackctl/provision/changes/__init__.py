@@ -1,4 +1,4 @@
-"""Single changes of a machine: what was there before, making one, taking it back, describing it."""
+"""Kinds of changes: each reads the state before a change, makes it, reverts it, describes it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from stackctl.values.provision import (
     SubidsChange,
 )
 
-#: The class for each type of change.
+#: The kind of each type of change.
 KINDS: Final[dict[type, ChangeKind[Any]]] = {
     FileChange: FileKind(),
     FolderChange: FolderKind(),
@@ -44,5 +44,5 @@ KINDS: Final[dict[type, ChangeKind[Any]]] = {
 
 
 def kind_of(change: Change) -> ChangeKind[Any]:
-    """Return the class that makes, takes back and describes a change."""
+    """Return the kind of a change, which makes, reverts and describes it."""
     return KINDS[type(change)]

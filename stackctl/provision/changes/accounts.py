@@ -1,4 +1,4 @@
-"""Accounts, their subordinate ids, and services that outlive their logins."""
+"""Accounts, their subordinate ids and their linger."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from stackctl.values.provision import (
 
 
 class AccountKind(CommandKind[AccountChange]):
-    """An account for stacks, without a password and without a login."""
+    """An account for stacks, without a password and a login."""
 
     def revert(self, box: Box, change: AccountChange, old: Before) -> str | None:  # noqa: ARG002
         """See ChangeKind."""
         user, home = change.user, change.home
         found = account(user)
         if found is not None:
-            # Processes that run would keep the account busy, and could put folders in our way.
+            # Running processes would keep the account busy, and could make new folders in its home.
             runner.run(("loginctl", "disable-linger", user), check=False)
             runner.run(("loginctl", "terminate-user", user), check=False)
             runner.run(("systemctl", "stop", f"user@{found.pw_uid}.service"), check=False)
         _remove_empty(box.at(home))
         if box.there(home):
-            # Files of an account that is gone would belong to the next one with its number.
+            # Files of a removed account would belong to the next account with its number.
             return (
                 f"{user} stays, as {home} is not empty; once nothing in it is wanted: "
                 f"sudo userdel --remove {user}"
@@ -44,8 +44,9 @@ class AccountKind(CommandKind[AccountChange]):
 
     def command(self, change: AccountChange) -> tuple[str, ...]:
         """See CommandKind."""
-        # Not --system: journald keeps a log apart for ordinary users only, and a user who may not
-        # read the logs of its stacks gets no cause of a failure. Its ids are an item of their own.
+        # Not --system: journald keeps a separate log for ordinary users only, and without access to
+        # the log of a stack its user cannot see the cause of a failure. The item ``subids`` adds
+        # the subordinate ids.
         return (
             "useradd", "--key", "SUB_UID_COUNT=0", "--key", "SUB_GID_COUNT=0",
             "--user-group", "--create-home", "--home-dir", change.home, "--skel", "/nonexistent",
@@ -96,7 +97,7 @@ class SubidsKind(CommandKind[SubidsChange]):
 
 
 class LingerKind(CommandKind[LingerChange]):
-    """A user whose services start at boot."""
+    """Linger: the services of a user start at boot and outlive logins."""
 
     def revert(self, box: Box, change: LingerChange, old: Before) -> str | None:  # noqa: ARG002
         """See ChangeKind."""

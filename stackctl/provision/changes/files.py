@@ -17,7 +17,7 @@ from stackctl.values.provision import Before, FileChange, FolderChange, ShownCha
 
 
 class FileKind(ChangeKind[FileChange]):
-    """A file of root's. Before: its bytes, mode and owner, and folders that do not exist."""
+    """A file of root. Before: its bytes, mode and owner, and the folders that do not exist."""
 
     def before(self, box: Box, change: FileChange) -> Before:
         """See ChangeKind."""
@@ -55,7 +55,7 @@ class FileKind(ChangeKind[FileChange]):
             if there is not None:
                 remove_file(box.at(path))
             return remove_folders(box, old.folders)
-        # The original is our own text, or an older one of it: a foreign file is never replaced.
+        # The original is a text of stackctl: a plan refuses to replace a foreign file.
         was = original.decode("utf-8", "surrogateescape")
         write_atomically(box.at(path), was, mode=old.mode or 0, keep_folder=True)
         os.chown(box.at(path), old.uid or 0, old.gid or 0)
@@ -77,7 +77,7 @@ class FileKind(ChangeKind[FileChange]):
 
 
 class FolderKind(CommandKind[FolderChange]):
-    """A folder. Before: those above it that do not exist, and itself."""
+    """A folder. Before: the folder and its parents, as far as they do not exist."""
 
     def before(self, box: Box, change: FolderChange) -> Before:
         """See ChangeKind."""
@@ -103,7 +103,7 @@ class FolderKind(CommandKind[FolderChange]):
 
 
 def missing_folders(box: Box, folder: Path) -> tuple[str, ...]:
-    """Return the folders that have to be made for this one, the innermost first."""
+    """Return the folder and its parents that do not exist, the innermost first."""
     found = []
     while not folder.exists():
         found.append("/" + str(folder.relative_to(box.root)))

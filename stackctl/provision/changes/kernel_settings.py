@@ -60,7 +60,7 @@ class SettingKind(ChangeKind[SettingChange]):
 
 def _write(box: Box, path: str, value: str) -> None:
     try:
-        # Not atomically: no other file could take the place of one of the kernel's.
+        # Not atomically: a file of the kernel cannot be replaced by another file.
         descriptor = os.open(box.at(path), os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
             stream.write(value + "\n")

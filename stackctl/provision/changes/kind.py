@@ -1,4 +1,4 @@
-"""A kind of change of a machine: what its class has to do."""
+"""The interface of all kinds of changes."""
 
 from __future__ import annotations
 
@@ -15,23 +15,25 @@ C = TypeVar("C")
 
 
 class ChangeKind(ABC, Generic[C]):
-    """Makes the changes of one type, takes them back and describes them."""
+    """Makes the changes of one type, reverts them and describes them."""
 
     def before(self, box: Box, change: C) -> Before:  # noqa: ARG002
         """Return the state that a change replaces, complete enough to restore it.
 
         Raises:
-            StackctlError: it cannot be read, or packages cannot be found.
+            StackctlError: the state cannot be read, or packages cannot be found.
         """
         return Before()
 
     @abstractmethod
     def perform(self, box: Box, change: C) -> None:
-        """Make a change. Raises StackctlError, and then nothing or all of it is done."""
+        """Make a change. Raises StackctlError if it fails; part of it may be made then."""
 
     @abstractmethod
     def revert(self, box: Box, change: C, old: Before) -> str | None:
-        """Restore ``old``. Return a reason when somebody has changed it since, and it stays.
+        """Restore ``old``. Return the reason if the change has to stay, None if it is reverted.
+
+        A change stays, for example, if somebody has edited its file since.
 
         Raises:
             StackctlError: it could not be restored.
@@ -43,11 +45,11 @@ class ChangeKind(ABC, Generic[C]):
 
     @abstractmethod
     def describe_revert(self, change: C, old: Before) -> ShownChange:
-        """Describe what it means to take a change back."""
+        """Describe the effect of a revert."""
 
 
 class CommandKind(ChangeKind[C]):
-    """A kind whose changes are made by one command, which people can run by hand too."""
+    """A kind whose changes can be made by one command, also by hand."""
 
     @abstractmethod
     def command(self, change: C) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ _AT_BOOT = ("/var/lib/cni/networks", "/var/lib/cni")
 
 
 class PackagesKind(ChangeKind[PackagesChange]):
-    """Packages to install. Before: the names of all that will come, and folders of theirs."""
+    """Packages to install. Before: the packages to be added, and folders that they will make."""
 
     def before(self, box: Box, change: PackagesChange) -> Before:
         """See ChangeKind."""
@@ -52,7 +52,7 @@ class PackagesKind(ChangeKind[PackagesChange]):
 
 
 class HoldKind(ChangeKind[HoldChange]):
-    """Packages that apt is to leave at their version."""
+    """Packages that apt keeps at their version."""
 
     def perform(self, box: Box, change: HoldChange) -> None:  # noqa: ARG002
         """See ChangeKind."""

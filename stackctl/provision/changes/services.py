@@ -24,12 +24,12 @@ from stackctl.values.provision import (
     ShownChange,
 )
 
-#: How long a user's service manager may take to start.
+#: Seconds that a user's service manager may take to start.
 _MANAGER_S = 30.0
 
 
 class ReloadKind(CommandKind[ReloadChange]):
-    """systemd reads its files again. It is not recorded: there is nothing to take back."""
+    """A reload of systemd's files. It is not recorded, because it needs no undo."""
 
     def revert(self, box: Box, change: ReloadChange, old: Before) -> str | None:  # noqa: ARG002
         """See ChangeKind."""
@@ -49,7 +49,7 @@ class ReloadKind(CommandKind[ReloadChange]):
 
 
 class EnableKind(CommandKind[EnableChange]):
-    """A unit of the system that runs, now and after every boot."""
+    """A system unit that is started now and at every boot."""
 
     def revert(self, box: Box, change: EnableChange, old: Before) -> str | None:  # noqa: ARG002
         """See ChangeKind."""
@@ -71,7 +71,7 @@ class EnableKind(CommandKind[EnableChange]):
 
 
 class GuardKind(CommandKind[GuardChange]):
-    """The timer that runs ``stackctl guard`` for a user, or for the system."""
+    """The timer that runs ``stackctl guard`` for a user or for the system."""
 
     def perform(self, box: Box, change: GuardChange) -> None:
         """See ChangeKind."""
@@ -103,7 +103,7 @@ class GuardKind(CommandKind[GuardChange]):
 
 
 class ProgramKind(ChangeKind[ProgramChange]):
-    """This stackctl in a folder of root's, and a link to it in the search path."""
+    """A copy of this stackctl in a folder of root, and a link to it in the search path."""
 
     def perform(self, box: Box, change: ProgramChange) -> None:
         """See ChangeKind."""
@@ -128,7 +128,7 @@ class ProgramKind(ChangeKind[ProgramChange]):
 
 
 def _link(link: Path, target: str) -> None:
-    """Make or replace a link, in one step."""
+    """Make or replace a link in one step."""
     made = link.with_name(f".{link.name}.new")
     try:
         link.parent.mkdir(parents=True, exist_ok=True)
