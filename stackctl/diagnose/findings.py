@@ -43,7 +43,7 @@ def fail(
 def warn(
     name: str, expected: str | None, actual: str, evidence: str | None, remedy: str | None = None
 ) -> Result:
-    """Return a warning for a bad state that is no mismatch with the plan."""
+    """Return a warning for a bad state that is not a mismatch with the plan."""
     return _told("warn", name, expected, actual, evidence, remedy)
 
 

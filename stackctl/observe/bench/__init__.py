@@ -1,1 +1,1 @@
-"""Measures a running stack as a client does, and says what differs between two measurements."""
+"""Measurement of a running stack as a client sees it, and comparison of two measurements."""

@@ -1,7 +1,7 @@
-"""Heavy load by aiperf, a program of its own: it sends our prompts, we read what it measured.
+"""Heavy load by aiperf, a separate program: it sends stackctl's prompts and writes the times.
 
-Its configuration and result files are those of aiperf 0.13. The tokenizer is a stub, as prompts
-come with their lengths and the server counts: nothing is downloaded.
+The configuration and the result files are those of aiperf 0.13. The tokenizer is a stub, so that
+aiperf downloads none: stackctl makes prompts of the right length, and the server counts tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from stackctl.observe.bench.reply import Reply
 
 _KEY = "STACKCTL_BENCH_KEY"
 _RECORDS = "profile_export.jsonl"
-#: What it needs to start and to write its results.
+#: Seconds that aiperf needs to start and to write its results.
 _OVERHEAD_S = 300
 _TOKENIZER: dict[str, Any] = {
     "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
@@ -37,7 +37,12 @@ _INSTALL = (
 
 
 def find(given: str | None) -> str:
-    """The program: the one that is named, else the one on PATH. Raises StackctlError (exit 6)."""
+    """Return the path of the program: the given one, else the one on PATH.
+
+    Raises:
+        StackctlError: exit 6 if there is no such program; exit 2 if this is root and another user
+            could change the program.
+    """
     path = runner.controlled_environment()["PATH"]
     found = shutil.which(str(Path(given).expanduser()) if given else "aiperf", path=path)
     if found is None:
@@ -49,19 +54,20 @@ def find(given: str | None) -> str:
 
 
 class Aiperf:
-    """Measures cells of one server by that program."""
+    """A runner of aiperf for the cells of one server."""
 
     def __init__(self, program: str, url: str, key: str | None) -> None:
-        """PROGRAM asks the server at URL; it is given the key in its environment."""
+        """Use a program for the server at a URL. The program gets the key in its environment."""
         self._program, self._url, self._key = program, url, key
 
     def measure(
         self, measured: Measured, texts: Sequence[str], served_name: str, *, timeout_s: float
     ) -> None:
-        """Have it send the prompts of a cell, and take the answers in.
+        """Send the prompts of a cell through aiperf, and add the answers to ``measured``.
 
         Raises:
-            StackctlError: it failed, or was not done within ``timeout_s`` and what it needs itself.
+            StackctlError: aiperf measured nothing, or needed longer than ``timeout_s`` and its own
+                overhead.
         """
         with tempfile.TemporaryDirectory(prefix="stackctl-aiperf-") as name:
             folder = Path(name)
@@ -120,22 +126,22 @@ class Aiperf:
                 "gpuTelemetry": {"enabled": False},
             },
         }  # fmt: skip
-        # JSON is YAML, and needs no library to be written.
+        # JSON is valid YAML, and the standard library can write it.
         descriptor = os.open(folder / "run.yaml", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             json.dump(config, file)
 
 
 def read(text: str) -> list[Reply]:
-    """The requests in aiperf's records, one JSON document a line; a line that is none is damaged.
+    """Return the requests in aiperf's records, which are one JSON document per line.
 
     Raises:
-        StackctlError: they are not in the form that aiperf 0.13 writes.
+        StackctlError: a line is not in the form that aiperf 0.13 writes.
     """
     found = []
-    # Its moments are of the wall clock, ours of the monotonic one.
+    # aiperf uses the wall clock, stackctl the monotonic clock.
     offset = time.time() - time.perf_counter()
-    # Not splitlines: JSON strings may hold what Unicode calls the end of a line.
+    # splitlines would also split at Unicode line ends, which JSON strings may hold.
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue

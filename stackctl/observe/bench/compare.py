@@ -1,4 +1,4 @@
-"""Compares two runs cell by cell."""
+"""The comparison of two runs, cell by cell."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stackctl.values.bench import (
     Word,
 )
 
-#: Less than this share is no difference: machines drift by as much between two runs.
+#: A smaller relative change is no difference: machines drift by as much between two runs.
 NEGLIGIBLE = 0.02
 
 Figure = Literal["ttft_s", "generation_tok_s", "e2e_s"]
@@ -29,10 +29,12 @@ _FIGURES: tuple[tuple[Figure, Callable[[Sample], float | None], bool], ...] = (
 
 
 def compare(benches: Benches, first: int, second: int) -> BenchComparison:
-    """What the second run does better or worse than the first.
+    """Compare the second run with the first.
 
-    A cell is measured in both or listed as being in one only. Raises StackctlError (exit 4) for a
-    run that is not stored.
+    Cells that only one of the runs has are listed without figures.
+
+    Raises:
+        StackctlError: exit 4 if a run is not stored.
     """
     before, after = benches.read(first), benches.read(second)
     samples = _by_shape(before, benches.samples(first)), _by_shape(after, benches.samples(second))
@@ -54,7 +56,7 @@ def compare(benches: Benches, first: int, second: int) -> BenchComparison:
 def differences(
     shape: Shape, before: Sequence[Sample], after: Sequence[Sample]
 ) -> tuple[Difference, ...]:
-    """The figures of one cell in two runs, those that both have."""
+    """Compare the figures of one cell that both runs have."""
     found = []
     for figure, read, more_is_better in _FIGURES:
         old, new = (
@@ -79,8 +81,10 @@ def differences(
 
 
 def word(factor: tuple[float, float, float] | None, *, more_is_better: bool) -> Word:
-    """The verdict on a factor with its interval: a difference is one that the interval is sure of,
-    and not negligible."""
+    """Return the verdict on a factor (estimate, low, high); None: too few values.
+
+    A difference counts if the interval excludes 1 and the estimate is not negligible.
+    """
     if factor is None:
         return "too few"
     middle, low, high = factor
@@ -98,7 +102,7 @@ def _by_shape(report: BenchReport, samples: Sequence[Sample]) -> dict[Shape, lis
 
 
 def _differs(benches: Benches, before: BenchReport, after: BenchReport) -> list[str]:
-    """What else is not the same in both runs, so that nobody takes it for the cause."""
+    """Return the other differences between two runs, as possible causes of their figures."""
     assert before.id is not None
     assert after.id is not None
     pairs = [

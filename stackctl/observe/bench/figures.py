@@ -1,4 +1,4 @@
-"""From the answers of a cell to its figures."""
+"""The figures of a cell, computed from its answers."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from stackctl.observe.bench.statistics import quantiles
 from stackctl.values.bench import Cell, Sample, Shape
 from stackctl.values.profile import Slo
 
-#: From so many tokens on a speed is one.
+#: A speed needs at least so many tokens.
 SPEED_TOKENS = 64
-#: A length that is off by more than this share is told.
+#: A length that differs from the wanted one by more than this share gives a note.
 _OFF = 0.02
-#: Fewer pieces than this share of the tokens: the gaps are not those between tokens.
+#: If there are fewer pieces than this share of the tokens, the gaps are not those between tokens.
 _SPLIT = 0.9
 
 
 def cell(measured: Measured, *, slo: Slo | None, parameters: int | None) -> Cell:
-    """What the answers of a cell say; ``parameters`` is the size of the model."""
+    """Return the figures of a cell; ``parameters`` is the size of the model (None: unknown)."""
     good = [reply for reply in measured.replies if reply.error is None]
     seconds = measured.ended - measured.began
     speeds = quantiles(filter(None, map(generation_tok_s, good)))
@@ -51,7 +51,10 @@ def cell(measured: Measured, *, slo: Slo | None, parameters: int | None) -> Cell
 
 
 def sample(reply: Reply, number: int, origin: float) -> Sample:
-    """One request as it is stored; ``origin`` is the moment at which the run began."""
+    """Return a request as it is stored.
+
+    ``number`` is the index of its cell, ``origin`` the start of the run on the clock of the reply.
+    """
     return Sample(
         cell=number,
         began_s=reply.began - origin,
@@ -67,20 +70,20 @@ def sample(reply: Reply, number: int, origin: float) -> Sample:
 
 
 def gaps_ms(reply: Reply) -> tuple[float, ...]:
-    """Milliseconds between the pieces of an answer."""
+    """Return the milliseconds between the pieces of an answer."""
     pairs = itertools.pairwise(reply.moments)
     return tuple((after - before) * 1000 for before, after in pairs)
 
 
 def generation_tok_s(reply: Reply) -> float | None:
-    """Tokens a second after the first piece; None for fewer than 64 tokens.
+    """Return tokens per second after the first piece; None for fewer than 64 tokens or one piece.
 
-    The first piece holds as many tokens as the others do: one, from most engines.
+    All pieces are taken to hold the same number of tokens, which is one for most engines.
     """
     tokens, pieces = reply.output_tokens or 0, len(reply.moments)
     if tokens < SPEED_TOKENS or pieces < 2:
         return None
-    # A token without text of its own shows at the end only.
+    # A last token without text shows only in the time of the end.
     last = max(reply.moments[-1], reply.finished_s or 0.0)
     passed = last - reply.moments[0]
     return tokens * (1 - 1 / max(pieces, 2)) / passed if passed > 0 else None
@@ -94,8 +97,11 @@ def _prompt_tok_s(reply: Reply) -> float | None:
 
 
 def within(reply: Reply, slo: Slo) -> bool:
-    """Whether a request kept what the SLO promises: its first token, where the prompt is not longer
-    than promised, its mean gap, and its speed."""
+    """Return True if a request met the SLO with its first token, its mean gap and its speed.
+
+    The first token is ignored if the prompt is longer than the SLO's. A failed request never meets
+    the SLO.
+    """
     if reply.error is not None or reply.ttft_s is None:
         return False
     promised = (reply.prompt_tokens or 0) <= slo.prompt_tokens * (1 + _OFF)
@@ -144,7 +150,7 @@ def _notes_on_cache(shape: Shape, good: Sequence[Reply]) -> Iterable[str]:
 
 
 def _cached_tokens_options() -> str:
-    """Return the options with which engines report cached tokens; a benched server may be any."""
+    """Return the options with which the engines report cached tokens, as one text."""
     known = ((one.title, one.advice.cached_tokens_option) for one in engines())
     return ", ".join(f"{title}: --{option}" for title, option in known if option)
 

@@ -1,4 +1,4 @@
-"""Judges measurements by a profile's SLO."""
+"""Judgement of measurements by a profile's SLO."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from stackctl.values.bench import Cell, Client, Shape
 from stackctl.values.profile import Slo
 from stackctl.values.result import Result, Status
 
-#: A prompt this much shorter than the SLO's says too little of it; one this much longer is not it.
+#: Prompts up to _LONGER times the SLO's length count for its TTFT. If all of them are shorter than
+#: _SHORTER times that length, they do not prove that the SLO is met.
 _SHORTER, _LONGER = 0.9, 1.02
-#: What helps where an objective is missed.
+#: Remedies for missed objectives.
 _REMEDIES = {
     "slo-ttft": "shorter prompts, a smaller model, or less at once; stackctl diagnose tells why",
     "slo-itl": "less at once, or a smaller or more quantised model",
     "slo-speed": "less at once, or a smaller or more quantised model",
     "slo-prefix": "keep system prompt and tool list the same in every request",
 }
-#: What helps where the client is the limit.
+#: The remedy if the client is the limit.
 _UNHURRIED = "fewer at once, or --with aiperf from a machine with free processors"
 
 
@@ -29,9 +30,11 @@ def judge(
     cells: Sequence[Cell], slo: Slo | None, *, slots: int, source: str,
     client: Client | None = None, context: int | None = None,
 ) -> tuple[Result, ...]:  # fmt: skip
-    """Results, most important first. More requests at the same time than the stack has slots for
-    promise nothing and are left out. ``source`` says where the figures come from, ``context`` how
-    many tokens a request may have."""
+    """Return the results of a measurement, most important first.
+
+    Cells with more requests at once than ``slots`` are not compared with the SLO. ``source`` is the
+    origin of the figures for display, ``context`` the number of tokens that a request may have.
+    """
     found = list(_failures(cells))
     if client is not None and client.limited:
         found.append(_limited(client))
@@ -46,8 +49,18 @@ def judged(
     name: str, allowed: float, seen: float | None, told: Callable[[float], str], *, source: str,
     most: bool, mark: str = "", at: str = "",
 ) -> Result:  # fmt: skip
-    """One objective against what was seen; ``most``: it may not be more, else not less. ``mark``
-    names the quantile."""
+    """Compare a measured value with an objective.
+
+    Args:
+        name: the name of the result.
+        allowed: the limit of the objective.
+        seen: the measured value; None: not measured.
+        told: the function that formats a value.
+        source: the origin of the value, as evidence.
+        most: the limit is an upper bound; otherwise a lower bound.
+        mark: the quantile, put before the values.
+        at: the cell, put after the measured value.
+    """
     expected = f"{mark}at {'most' if most else 'least'} {told(allowed)}"
     if seen is None:
         return Result(name=name, status="skip", expected=expected, actual="not measured",
@@ -55,7 +68,7 @@ def judged(
     well = seen <= allowed if most else seen >= allowed
     actual = told(seen)
     if not well and actual == told(allowed):
-        # Rounded, what is missed looks like what is kept.
+        # Rounding made the missed objective look like a kept one.
         actual = f"{'just over' if most else 'just under'} {actual}"
     return Result(
         name=name,
@@ -70,7 +83,7 @@ def judged(
 def latency(
     name: str, allowed: float, seen: float | None, unit: str, *, source: str, at: str = ""
 ) -> Result:
-    """A 95th percentile of a latency, in seconds or milliseconds, against the one allowed."""
+    """Compare the 95th percentile of a latency with its limit, both in ``unit``."""
 
     def told(value: float) -> str:
         return f"{format_number(value)} {unit}"
@@ -79,7 +92,7 @@ def latency(
 
 
 def describe(shape: Shape) -> str:
-    """A cell in words."""
+    """Return a cell's workload as text."""
     text = f"{shape.prompt_tokens:,} in, {shape.output_tokens:,} out, {shape.concurrency} at once"
     return text + (", prefix cached" if shape.cached else "")
 
@@ -104,7 +117,7 @@ def _ttft(cells: Sequence[Cell], slo: Slo, source: str) -> Result | None:
 
 
 def _possible(result: Result, slo: Slo, context: int | None) -> Result:
-    """The result; where no request has room for what the SLO promises, that is said instead."""
+    """Return the result, with another warning if the context cannot hold the SLO's prompt."""
     if (result.name, result.status) != ("slo-ttft", "warn") or not context:
         return result
     if context > slo.prompt_tokens:
@@ -122,8 +135,10 @@ def _itl(cells: Sequence[Cell], slo: Slo, source: str) -> Result | None:
 
 
 def _doubted(result: Result, slo: Slo, client: Client | None) -> Result:
-    """The result; a warning if it holds for no better reason than that the client read late: tokens
-    read together seem to have come together."""
+    """Return the result, as a warning if the client read so late that it proves nothing.
+
+    Tokens that are read together seem to have arrived together.
+    """
     late = client.lag_ms_p99 if client is not None and client.limited else None
     if (result.name, result.status) != ("slo-itl", "ok") or not late or late < (slo.itl_ms or 0):
         return result

@@ -1,4 +1,4 @@
-"""What a generation serves: tokens of a request, and requests at the same time."""
+"""The capacity of a generation: tokens of a request, and requests at the same time."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from stackctl.observe.bench.matrix import Limits
 from stackctl.values.generation import Fact, Generation
 from stackctl.values.plan import Plan
 
-#: Where neither plan nor engine tells.
+#: The defaults if neither plan nor engine has a value.
 _CONTEXT, _SLOTS = 4096, 1
 
 
 def limits(generation: Generation) -> Limits:
-    """What a generation serves."""
+    """Return the capacity of a generation."""
     return limits_of(generation.plan, generation.outcome.report)
 
 
 def limits_of(plan: Plan, report: Sequence[Fact]) -> Limits:
-    """By the plan's decisions; where an option was left to the engine, by what the engine said."""
+    """Return the capacity by the plan's decisions, else by the facts that the engine reported."""
     engine = find_engine(plan.engine)
     said = {fact.name: _number(fact.value) for fact in report}
     chosen = {d.field: _number(d.value) for d in plan.decisions}
     slots = chosen.get(engine.requests_option) or said.get("slots") or _SLOTS
     context = chosen.get(engine.context_option)
     if context and engine.shares_context:
-        # Also where slots share one cache: all of them may be asked at once.
+        # This applies to a shared cache too, because all slots may be in use at once.
         context //= slots
     return Limits(context=context or said.get("context") or _CONTEXT, slots=slots)
 
 
 def _number(value: object) -> int | None:
-    """A whole number above zero; with others an engine is told to choose itself (--parallel -1)."""
+    """Return a whole number above zero; None for others, such as --parallel -1 (automatic)."""
     try:
         number = int(str(value))
     except ValueError:

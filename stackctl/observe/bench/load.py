@@ -1,4 +1,4 @@
-"""Sends requests to a running stack, so many at the same time, and keeps every answer."""
+"""The load generator: sends requests to a running stack at a given concurrency."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TICK_S = 0.2
 
 @dataclass
 class Measured:
-    """One cell while it is measured: what came back so far."""
+    """One cell during its measurement, with the replies so far."""
 
     shape: Shape
     planned: int
@@ -28,13 +28,16 @@ class Measured:
 
     @property
     def failed(self) -> list[Reply]:
-        """The requests that failed."""
+        """Return the replies of failed requests."""
         return [reply for reply in self.replies if reply.error is not None]
 
 
 def body(served_name: str, prompt: str, output_tokens: int) -> bytes:
-    """A request for a streamed completion of exactly so many tokens, if the engine has the
-    parameter ``ignore_eos``; others may end it early."""
+    """Return the body of a request for a streamed completion.
+
+    The answer has exactly ``output_tokens`` tokens if the engine has the parameter ``ignore_eos``;
+    other engines may end it earlier.
+    """
     return msgspec.json.encode(
         {
             "model": served_name,
@@ -56,10 +59,17 @@ def measure(
     timeout_s: float,
     tick: Callable[[], None],
 ) -> None:
-    """Send the requests of a cell, a new one whenever one has ended, and collect the answers.
+    """Send the requests of a cell and collect the replies in ``measured``.
 
-    Stops early when the first ones all fail: one of each stream. What an interrupt leaves in
-    ``measured`` is whole.
+    A new request follows each one that has ended. Stop early if the first request of every stream
+    fails. After an interrupt ``measured`` holds complete replies only.
+
+    Args:
+        streams: the connections to the server.
+        measured: the cell.
+        bodies: the bodies of the requests.
+        timeout_s: the seconds that one request may take.
+        tick: called about five times a second, to show progress.
     """
     waiting = list(reversed(list(enumerate(bodies))))
     measured.began = measured.ended = time.perf_counter()

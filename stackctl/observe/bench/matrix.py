@@ -1,4 +1,4 @@
-"""Which cells a run measures: lengths of prompts and answers, requests at the same time, caches."""
+"""The cells of a run: lengths of prompts and answers, concurrency, and cached prefixes."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from stackctl.values.bench import Shape
 from stackctl.values.profile import Slo
 
 PROMPTS, OUTPUTS = (1024, 4096, 8192), (200, 400, 800)
-#: Requests of a cell, and how many each of its streams makes at least.
+#: The requests of a cell, and the fewest requests of each of its streams.
 REQUESTS, ROUNDS = 5, 2
-#: A quick run: its prompt and answer, and seconds it is to take in all.
+#: A quick run: tokens of its prompts and answers, and its planned duration in seconds.
 QUICK_PROMPT, QUICK_OUTPUT, QUICK_S = 512, 64, 50.0
 QUICK_MOST = 20
-#: Tokens of a context that are left free: templates differ by model.
+#: Tokens of the context that stay free, because chat templates differ by model.
 _SPARE = 16
-#: Shorter prompts say nothing of prompt speed.
+#: Shorter prompts do not measure the prompt speed.
 _LEAST_PROMPT = 2 * OWN_TOKENS
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What the user asked for; what is None is chosen."""
+    """The options of the user. Options that are None are derived."""
 
     quick: bool = False
     prompts: tuple[int, ...] | None = None
@@ -36,20 +36,19 @@ class Wish:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the stack that runs can do: tokens of a request, and requests at the same time."""
+    """The capacity of a stack: tokens of a request, and requests at the same time."""
 
     context: int
     slots: int
 
 
 def shapes(wish: Wish, limits: Limits, slo: Slo | None) -> tuple[Shape, ...]:
-    """The cells of a run, cheap ones first.
+    """Return the cells of a run, cheap ones first.
 
-    Lengths that were not asked for are cut to what the context holds. What the SLO promises is for
-    a length of its own, which is measured too.
+    Default lengths are cut to the context. If the SLO has a TTFT, its prompt length is added.
 
     Raises:
-        StackctlError: exit 2 when a length that was asked for does not fit.
+        StackctlError: exit 2 if a length of the user does not fit the context.
     """
     outputs = wish.outputs or ((QUICK_OUTPUT,) if wish.quick else OUTPUTS)
     prompts = _prompts(wish, limits, outputs, slo)
@@ -57,7 +56,7 @@ def shapes(wish: Wish, limits: Limits, slo: Slo | None) -> tuple[Shape, ...]:
     found = []
     if wish.prefix != "cached":
         for level in levels:
-            # A quick run shows what many at once cost at one length only.
+            # A quick run measures concurrency at one length only.
             some = prompts[:1] if wish.quick and level > 1 and not wish.prompts else prompts
             found += [Shape(prompt_tokens=p, output_tokens=o, concurrency=level)
                       for p in some for o in outputs]  # fmt: skip
@@ -70,7 +69,10 @@ def shapes(wish: Wish, limits: Limits, slo: Slo | None) -> tuple[Shape, ...]:
 
 
 def requests(wish: Wish, shape: Shape, *, seconds: float, cells: int) -> int:
-    """How many requests a cell makes; ``seconds`` is what one is expected to take."""
+    """Return the number of requests of a cell.
+
+    ``seconds`` is the expected time of one request, ``cells`` the number of cells in the run.
+    """
     if wish.requests is not None:
         return max(wish.requests, shape.concurrency)
     rounds = ROUNDS
@@ -79,7 +81,7 @@ def requests(wish: Wish, shape: Shape, *, seconds: float, cells: int) -> int:
         count, rounds = round(min(affordable, QUICK_MOST)), 1
     else:
         count = REQUESTS
-    # Whole rounds: at the end all streams are busy as long as possible.
+    # Round up to whole rounds, so that all streams are busy until shortly before the end.
     return max(rounds, -(-count // shape.concurrency)) * shape.concurrency
 
 

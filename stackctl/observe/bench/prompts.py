@@ -1,4 +1,4 @@
-"""Prompts of a given number of tokens that no cache has seen, or that share a prefix."""
+"""Prompts with a given number of tokens, which are new to every cache or share a prefix."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Callable
 
-#: Common words, of one token in most vocabularies.
+#: Common words; most tokenizers encode each as one token.
 _TEXT = (
     "time year people way day man thing woman life child world school state family student group "
     "country problem hand part place case week company system program question work government "
@@ -17,46 +17,49 @@ _TEXT = (
     "morning reason research girl guy moment air teacher force education"
 )
 _WORDS = _TEXT.split()
-#: Tokens of a request with a shared prefix that are its own: a question after a long system prompt.
+#: The tokens after a shared prefix: they stand for a question after a long system prompt.
 OWN_TOKENS = 32
 _ATTEMPTS = 16
-#: What a word costs at most in usual vocabularies, where nobody counts.
+#: Tokens per word, for engines without a tokenizer endpoint: an upper bound for usual tokenizers.
 _TOKENS_A_WORD = 1.05
 
 Count = Callable[[str], int | None]
 
 
 class Prompts:
-    """Makes texts of random words. ``count`` asks the engine's tokenizer; ``overhead`` is what the
-    chat template adds to a text, in tokens."""
+    """A generator of texts of random words.
+
+    ``count`` returns the tokens of a text by the engine's tokenizer (None: it has none).
+    ``overhead`` is the number of tokens that the chat template adds to a text.
+    """
 
     def __init__(self, count: Count, *, overhead: int = 0, seed: int | None = None) -> None:
-        """A seed makes the same prompts again; without one none is ever like another."""
+        """Start the generator. The same seed gives the same prompts; without a seed all differ."""
         self._count = count
         self._random = random.Random(seed)
         self.overhead = overhead
-        #: Tokens a word, as learned from usage where there is no tokenizer.
+        #: Tokens per word; without a tokenizer the caller derives it from the server's counts.
         self.tokens_a_word = _TOKENS_A_WORD
 
     def unique(self, tokens: int) -> str:
-        """A prompt of so many tokens, the template's included, that starts like no other."""
+        """Return a prompt with a unique start. ``tokens`` includes those of the chat template."""
         return self._text("", max(1, tokens - self.overhead))
 
     def prefix(self, tokens: int) -> str:
-        """The shared start of prompts of so many tokens."""
+        """Return a shared start for prompts of so many tokens."""
         return self._text("", max(1, tokens - self.overhead - OWN_TOKENS))
 
     def after(self, prefix: str, tokens: int) -> str:
-        """A prompt of so many tokens that begins with a prefix and ends like no other."""
+        """Return a prompt of so many tokens with a prefix and a unique end."""
         return self._text(prefix, max(1, tokens - self.overhead))
 
     def _text(self, start: str, tokens: int) -> str:
-        """Words after a start, as many tokens in all, corrected by the tokenizer's count."""
+        """Return ``start`` with random words after it, ``tokens`` tokens in all if possible."""
         counted = self._count(start) if start else 0
         begun = len(start.split()) * self.tokens_a_word if counted is None else counted
         guess = max(1, round((tokens - begun) / self.tokens_a_word))
         words = self._words(guess)
-        # As many whole words as fit: ``low`` of them do, ``high`` do not.
+        # Search for the most whole words that fit: ``low`` words fit, ``high`` words do not.
         low, high = 0, math.inf
         for _ in range(_ATTEMPTS):
             counted = self._count(_joined(start, words[:guess]))
@@ -72,17 +75,17 @@ class Prompts:
         return self._filled(_joined(start, words[:low] or [self._short(start, tokens)]), tokens)
 
     def _short(self, start: str, tokens: int) -> str:
-        """A word that fits where the first one that came did not; any where none does."""
+        """Return a word that fits where the first random word did not; any word if none fits."""
         words = self._random.sample(_WORDS, len(_WORDS))
         fits = (one for one in words if (self._count(_joined(start, [one])) or 0) <= tokens)
         return next(fits, words[0])
 
     def _filled(self, text: str, tokens: int) -> str:
-        """A text with letters at its end: less than a word is missing."""
+        """Return the text with letters added at its end, because less than a word is missing."""
         for letter in (" a", *("a" * _ATTEMPTS)):
             counted = self._count(text + letter)
             if counted is None or counted > tokens:
-                # A letter after a space may be two tokens, where one without is one.
+                # A letter with a space may be two tokens, a letter without one a single token.
                 continue
             text += letter
             if counted == tokens:

@@ -1,4 +1,4 @@
-"""What a streamed completion says, and when: from pieces of HTTP to moments of tokens."""
+"""The parser of streamed completions: from pieces of HTTP to the arrival times of tokens."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import msgspec
 
 from stackctl.machine.stream import Exchange
 
-#: What of a message counts as output, as engines name it.
+#: The fields of a message that count as output; engines differ in their names.
 _TEXTS = ("content", "reasoning_content", "reasoning")
 _MOST_SAID = 200
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
-    """A completion. Moments are seconds since the request began: ``moments`` of each piece with
-    content, reasoning or a tool call, ``finished_s`` of the last token, ``ended_s`` of the end.
+    """A completion. Times are in seconds since the start of the request.
 
-    Tokens are the server's own count (usage); None where it gives none. ``timings`` are the speeds
-    that the server itself reports of the request. ``error``: it failed, and why.
+    ``moments`` are the times of the pieces with content, reasoning or a tool call, ``finished_s``
+    that of the last token, ``ended_s`` that of the end. Tokens are the server's counts (usage);
+    None if it reports none. ``timings`` are speeds that the server reports for the request.
+    ``error`` is the reason of a failure.
     """
 
     began: float
@@ -34,12 +35,12 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def ttft_s(self) -> float | None:
-        """Seconds to the first piece of output; None when there is none."""
+        """Return the seconds to the first piece of output; None without output."""
         return self.moments[0] if self.moments else None
 
 
 def read(exchange: Exchange) -> Reply:
-    """The completion in an exchange; one that failed or broke off has an error."""
+    """Parse the completion in an exchange. A failed or incomplete one gets an ``error``."""
     seen: dict[str, Any] = {"moments": [], "timings": {}}
     error, done = exchange.error, False
     try:
@@ -70,7 +71,7 @@ def read(exchange: Exchange) -> Reply:
 
 
 def _event(event: Any, moment: float, seen: dict[str, Any]) -> str | None:
-    """Take one event in; what it says is wrong."""
+    """Add one event to ``seen``; return the error that it reports, or None."""
     if event.get("error") is not None:
         told = event["error"]
         text = told.get("message") if isinstance(told, dict) else told
@@ -80,7 +81,7 @@ def _event(event: Any, moment: float, seen: dict[str, Any]) -> str | None:
         if any(delta.get(name) for name in (*_TEXTS, "tool_calls")):
             seen["moments"].append(moment)
         if choice.get("finish_reason"):
-            # Also a token without text of its own (part of a sign) ends here.
+            # A last token without text (a part of a character) ends here too.
             seen["finished_s"] = moment
     usage = event.get("usage")
     if usage:
@@ -100,7 +101,7 @@ def _count(value: Any) -> int | None:
 
 
 def _said(raw: bytes) -> str:
-    """The message in the body of an error."""
+    """Return the message in the body of an error, on one line."""
     text = raw.decode("utf-8", "replace").strip()
     try:
         told = msgspec.json.decode(raw)["error"]
@@ -113,8 +114,10 @@ def _said(raw: bytes) -> str:
 def _http(
     pieces: Sequence[tuple[float, bytes]],
 ) -> tuple[int, Iterator[tuple[float, bytes]]]:
-    """The status of an HTTP/1.1 answer (0: there is none), and the lines of its body, each with the
-    moment at which its end arrived."""
+    """Return the status of an HTTP/1.1 answer (0: no answer), and the lines of its body.
+
+    Each line comes with the time at which its end arrived.
+    """
     head, rest, at = b"", b"", 0
     for number, (_, data) in enumerate(pieces):
         head += data
@@ -137,7 +140,7 @@ def _http(
 
 
 def _chunks(pieces: Iterator[tuple[float, bytes]]) -> Iterator[tuple[float, bytes]]:
-    """The body without the frames of a chunked transfer (RFC 9112, 7.1)."""
+    """Yield the body without the frames of a chunked transfer (RFC 9112, 7.1)."""
     waiting, left = b"", 0
     for moment, data in pieces:
         waiting += data

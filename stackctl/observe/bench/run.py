@@ -1,4 +1,4 @@
-"""Measures a running stack: warm-up, cell by cell, and what was measured until an interrupt."""
+"""The measurement of a running stack: a warm-up, then cell by cell, until an interrupt."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ from stackctl.values.bench import BenchReport, Client, Sample, Shape
 from stackctl.values.generation import Generation
 from stackctl.values.profile import Slo
 
-#: The first request of an engine, which is not measured, and the second, which gives the pace.
+#: The warm-up: a first request, whose time is ignored, and a second one, which gives the pace.
 _COLD, _PACE = Shape(prompt_tokens=64, output_tokens=8), Shape(prompt_tokens=256, output_tokens=64)
-#: A client that takes more of a processor, or reads later than this share of a gap, sets the pace.
+#: The client is the limit if it uses a larger share of a CPU than _BUSY, or if its delay in reading
+#: is more than _LATE times the gap between tokens.
 _BUSY, _LATE = 0.7, 1.0
 _TOKENIZER_S = 30
 
 
 @dataclass(frozen=True)
 class Run:
-    """A report and every request that it is made of."""
+    """A report, and the requests behind it."""
 
     report: BenchReport
     samples: tuple[Sample, ...]
@@ -43,21 +44,21 @@ class Run:
 
 @dataclass
 class _Pace:
-    """What one request is expected to take, corrected by what the cells before took."""
+    """The expected time of one request, corrected by the times of the measured cells."""
 
     prefill_tok_s: float
     decode_tok_s: float
     correction: float = 1.0
 
     def seconds(self, shape: Shape) -> float:
-        """One request of a cell, its share of those at the same time included."""
+        """Return the seconds of one request while the others of its cell run."""
         computed = OWN_TOKENS if shape.cached else shape.prompt_tokens
         prompt = computed * shape.concurrency / self.prefill_tok_s
         return (prompt + shape.output_tokens / self.decode_tok_s) * self.correction
 
 
 class Bench:
-    """One measurement of one generation."""
+    """A measurement of one generation."""
 
     def __init__(
         self,
@@ -70,11 +71,19 @@ class Bench:
         timeout_s: float,
         aiperf: str | None = None,
     ) -> None:
-        """Judge by ``slo``. ``timeout_s`` is what one request may take; ``aiperf`` a program that
-        sends them.
+        """Prepare the cells.
+
+        Args:
+            report: where progress and warnings go.
+            generation: the generation to measure.
+            wish: the options of the user.
+            site: the addresses of the stack.
+            slo: the objectives of the results; None: no objectives.
+            timeout_s: the seconds that one request may take.
+            aiperf: the path of aiperf, which then sends the requests; None: stackctl sends them.
 
         Raises:
-            StackctlError: exit 2 when a length does not fit its context.
+            StackctlError: exit 2 if a length does not fit the context.
         """
         self._report, self._generation, self._wish, self._site = report, generation, wish, site
         self._timeout_s = timeout_s
@@ -90,11 +99,11 @@ class Bench:
         self._streams = Streams(site.url, key=site.key)
 
     def measure(self) -> bool:
-        """Measure all cells, or those that an interrupt leaves time for; whether there was one.
+        """Measure the cells, until an interrupt; return True if there was one.
 
         Raises:
-            StackctlError: nothing answers.
-            KeyboardInterrupt: before anything was measured.
+            StackctlError: the stack does not answer.
+            KeyboardInterrupt: the interrupt came before a request was answered.
         """
         with self._streams as streams:
             try:
@@ -126,7 +135,7 @@ class Bench:
                 self._cells.append(cell)
                 self._measure_cell(streams, cell, texts, pace, rest)
             except StackctlError as error:
-                # An engine that ends in the middle takes nothing of what was measured before.
+                # If the engine ends in the middle, the measured cells are kept.
                 self._cells = [cell for cell in self._cells if cell.replies]
                 if not self._cells:
                     raise
@@ -170,7 +179,7 @@ class Bench:
         return matrix.requests(self._wish, shape, seconds=seconds, cells=len(self._shapes))
 
     def _warm_up(self, streams: Streams) -> _Pace:
-        """Ask twice: the first answer tells what the chat template adds, the second how fast."""
+        """Send two requests: the first shows the chat template's tokens, the second the speed."""
         self._report.progress("bench", "warm-up")
         text = self._prompts.unique(_COLD.prompt_tokens)
         counted = self._count(text)
@@ -184,7 +193,7 @@ class Bench:
             streams, self._prompts.unique(_PACE.prompt_tokens), _PACE.output_tokens
         )  # fmt: skip
         if counted is None and reply.prompt_tokens and first.prompt_tokens:
-            # Two lengths tell what a word costs apart from the template.
+            # Two lengths separate the tokens per word from those of the chat template.
             self._learn(first.prompt_tokens, reply.prompt_tokens, text)
         ttft = reply.ttft_s or reply.ended_s
         speed = figures.generation_tok_s(reply)
@@ -201,7 +210,7 @@ class Bench:
             self._prompts.overhead = max(0, round(short - words * self._prompts.tokens_a_word))
 
     def _warm(self, streams: Streams, concurrency: int) -> None:
-        """So many at once for the first time: some engines prepare for that."""
+        """Send ``concurrency`` requests at once, because some engines prepare for that once."""
         content = self._prompts.unique(_COLD.prompt_tokens)
         bodies = [load.body(self._plan.served_name, content, _COLD.output_tokens)] * concurrency
         shape = Shape(prompt_tokens=1, output_tokens=1, concurrency=concurrency)
@@ -229,7 +238,7 @@ class Bench:
             def make() -> str:
                 return self._prompts.after(prefix, shape.prompt_tokens)
 
-            self._ask(streams, make(), 1)  # which puts the prefix into the cache
+            self._ask(streams, make(), 1)  # puts the prefix into the cache
         else:
 
             def make() -> str:
@@ -238,7 +247,7 @@ class Bench:
         return [make() for _ in range(count)]
 
     def _count(self, text: str) -> int | None:
-        """Tokens of a text by the engine's own tokenizer; None where it has no such endpoint."""
+        """Return the tokens of a text by the engine's tokenizer; None if it has no endpoint."""
         if not self._tokenizer:
             return None
         path, body = self._engine.tokenizing(text, self._plan.served_name)
@@ -251,10 +260,14 @@ class Bench:
         return None
 
     def result(self, *, interrupted: bool) -> Run:
-        """What was measured. Raises StackctlError when the stack was changed meanwhile."""
+        """Return the run.
+
+        Raises:
+            StackctlError: another generation replaced the measured one.
+        """
         plan, generation = self._plan, self._generation
         current = self._site.current()
-        # One that was taken down meanwhile was measured until then.
+        # If the stack was taken down meanwhile, its figures are valid until then.
         if current not in (None, generation.number):
             raise StackctlError(
                 f"generation {generation.number} was replaced by {current} while it "
@@ -305,9 +318,10 @@ class Bench:
 
 
 def _client(streams: Streams, gap_ms: float | None) -> Client:
-    """Whether the client kept up: its processor time, and how late it read what had arrived.
+    """Return the load of the client: its CPU time, and its delay in reading data.
 
-    Moments are the kernel's, so lateness does no harm until pieces wait for each other.
+    Arrival times are the kernel's timestamps, so a delay does no harm until pieces wait for each
+    other.
     """
     lag = quantile(streams.lags, 0.99) * 1000 if streams.lags else None
     late = lag is not None and gap_ms is not None and lag > _LATE * gap_ms

@@ -1,4 +1,4 @@
-"""Where a stack is measured: its addresses as they are true for who measures."""
+"""The target of a measurement: the stack's addresses as the measuring machine reaches them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from stackctl.values.generation import Generation
 
 @dataclass(frozen=True)
 class Site:
-    """``url`` is where clients ask, ``engine_url`` the engine itself, ``key`` what the door wants.
+    """The addresses of a measured stack.
 
-    ``current`` says which generation is installed by now (None: none); ``box`` is the machine where
-    the stack runs, when that is another one, and ``command`` how a command for it begins.
+    ``url`` is the address for clients, ``engine_url`` that of the engine, ``key`` the API key for
+    the front door (None: no key). ``current`` returns the number of the installed generation (None:
+    no generation). ``box`` is the machine of the stack if it is another one, and ``command`` the
+    beginning of a command for it.
     """
 
     url: str
@@ -33,7 +35,7 @@ class Site:
 
 
 def of(context: Context, generation: Generation) -> Site:
-    """A stack of this machine."""
+    """Return the target for a stack of this machine."""
     return Site(
         url=url(generation),
         engine_url=endpoint.base_url(generation.plan.listens),
@@ -43,10 +45,11 @@ def of(context: Context, generation: Generation) -> Site:
 
 
 def require_running(context: Context, generation: Generation) -> None:
-    """Refuse what cannot be measured, and warn of an engine that is busy.
+    """Check that a stack can be measured, and warn if its engine has other requests.
 
     Raises:
-        StackctlError: exit 3 when it does not run, 1 when it fails.
+        StackctlError: exit 3 if the stack does not run or is not ready; 1 if its health check
+        fails.
     """
     stack, port = generation.stack, generation.plan.listens
     engine = find_engine(generation.plan.engine)

@@ -1,4 +1,4 @@
-"""How a running stack stands to its SLO: by its last measurement, and by its engine's counts."""
+"""The SLO status of a running stack, by its last measurement and by its engine's metrics."""
 
 from __future__ import annotations
 
@@ -13,16 +13,21 @@ from stackctl.values.metrics import EngineMetrics
 from stackctl.values.profile import Slo
 from stackctl.values.result import Result
 
-#: Seconds that the engine has to tell its numbers.
+#: Seconds that the engine has to report its metrics.
 _ANSWER_S = 5
-#: So few observations are no 95th percentile.
+#: A 95th percentile needs at least so many observations.
 _FEWEST = 20
 
 
 def standing(context: Context, generation: Generation, slo: Slo | None) -> tuple[Result, ...]:
-    """Results for each objective of an SLO: ``slo-NAME`` by the latest measurement of this
-    generation, ``slo-NAME-engine`` by the engine's histograms and counters since it started, where
-    it has them. Raises StackctlError when the measurements cannot be read."""
+    """Return results for each objective of an SLO.
+
+    ``slo-NAME`` uses the latest measurement of this generation, ``slo-NAME-engine`` the engine's
+    histograms and counters since its start, if it has them.
+
+    Raises:
+        StackctlError: the stored measurements cannot be read.
+    """
     if slo is None or not slo.asks:
         return (Result(name="slo", status="info", actual="the profile has none"),)
     latest = Benches(context.paths.state).latest(generation.stack, generation.number)
@@ -52,8 +57,11 @@ def standing(context: Context, generation: Generation, slo: Slo | None) -> tuple
 
 
 def by_engine(metrics: EngineMetrics, slo: Slo) -> list[Result]:
-    """The objectives that an engine's own metrics can judge, over all requests since it started:
-    also over prompts of other lengths than the SLO's."""
+    """Return results for the objectives that an engine's own metrics cover.
+
+    The metrics include all requests since its start, also those with prompts of other lengths than
+    the SLO's.
+    """
     found = []
     for name, histogram, allowed, scale, unit in (
         ("slo-ttft-engine", metrics.ttft, slo.ttft_s, 1.0, "s"),

@@ -1,5 +1,7 @@
-"""Quantiles, and the shift between two samples with its interval. Pure Python, no assumption on how
-the values are distributed (docs/decisions/0013-measuring.md)."""
+"""Quantiles, and the ratio of two samples with its interval.
+
+The methods assume nothing about the distribution of the values (docs/decisions/0013-measuring.md).
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,15 @@ from collections.abc import Iterable, Sequence
 
 from stackctl.values.bench import Quantiles
 
-#: The two-sided level of intervals.
+#: The two-sided confidence level of intervals.
 LEVEL = 0.95
-#: Up to so many values each, the distribution of the rank sum is counted; above, it is normal.
+#: The distribution of the rank sum is exact up to so many values in each sample; above that, the
+#: normal approximation is used.
 _EXACT = 25
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The quantile of a sample by linear interpolation (type 7 of Hyndman and Fan, 1996)."""
+    """Return a quantile of a sample by linear interpolation (type 7 of Hyndman and Fan, 1996)."""
     ordered = sorted(values)
     place = share * (len(ordered) - 1)
     low = math.floor(place)
@@ -26,7 +29,7 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def quantiles(values: Iterable[float]) -> Quantiles | None:
-    """The summary of a sample; None of an empty one."""
+    """Return the summary of a sample; None if it is empty."""
     ordered = sorted(values)
     if not ordered:
         return None
@@ -41,12 +44,12 @@ def quantiles(values: Iterable[float]) -> Quantiles | None:
 
 
 def ratio(before: Sequence[float], after: Sequence[float]) -> tuple[float, float, float] | None:
-    """By what factor ``after`` is larger than ``before``: estimate, low, high.
+    """Return the ratio of ``after`` to ``before`` as (estimate, low, high).
 
-    Hodges and Lehmann's estimate of a shift (1963) between the logarithms, with the interval that
-    belongs to the test of Mann and Whitney (1947): it holds 1 exactly where that test finds no
-    difference. None when there are too few values for an interval (under 4 each), or some are not
-    above zero.
+    The estimate is that of Hodges and Lehmann (1963) for a shift between the logarithms. The
+    interval belongs to the test of Mann and Whitney (1947): it contains 1 exactly if that test
+    finds no difference. Return None if there are too few values for an interval (under 4 each), or
+    if values are not above zero.
     """
     m, n = len(before), len(after)
     if m == 0 or n == 0 or min(*before, *after) <= 0:
@@ -63,8 +66,10 @@ def ratio(before: Sequence[float], after: Sequence[float]) -> tuple[float, float
 
 
 def _critical(m: int, n: int) -> int | None:
-    """How many of the ordered pairs lie outside the interval on either side; None: not even the
-    whole range has the level."""
+    """Return the number of ordered pairs outside the interval on either side.
+
+    Return None if even the whole range does not reach the confidence level.
+    """
     tail = (1 - LEVEL) / 2
     if m <= _EXACT and n <= _EXACT:
         counts = _rank_sums(m, n)
@@ -81,8 +86,8 @@ def _critical(m: int, n: int) -> int | None:
 
 @functools.cache
 def _rank_sums(m: int, n: int) -> tuple[int, ...]:
-    """How many of the orders of m and n values have each value of Mann and Whitney's U."""
-    # The number of partitions into at most m parts of at most n each (Gaussian coefficients).
+    """Return, for each value of Mann and Whitney's U, the number of orders of m and n values."""
+    # These are the numbers of partitions into at most m parts of at most n (Gaussian coefficients).
     counts = [1] + [0] * (m * n)
     for part in range(1, m + 1):
         top = n + part

@@ -1,1 +1,1 @@
-"""One page about a stack: its machine, plan and measurements, readable without a network."""
+"""An HTML page about a stack: its machine, plan and measurements, without external resources."""

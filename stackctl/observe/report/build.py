@@ -1,4 +1,4 @@
-"""Puts the page together from what is stored."""
+"""The page of a stack, made from the stored measurements."""
 
 from __future__ import annotations
 
@@ -15,15 +15,21 @@ from stackctl.state.generations import now
 from stackctl.values.bench import BenchReport
 from stackctl.values.generation import Generation
 
-#: By this an earlier page is told from any other file.
+#: Pages begin with this mark, so that no other file is overwritten.
 MARK = "<!-- stackctl report -->"
-#: Runs beside the one that is shown in full.
+#: The most runs in the comparison.
 _MOST_RUNS = 6
 
 
 def page(context: Context, generation: Generation) -> str:
-    """The page of a stack as HTML: its newest measurement in full, and the newest of each other
-    generation beside it. Raises StackctlError when what is stored cannot be read."""
+    """Return the page of a stack as HTML.
+
+    It shows one run in full: the newest of this generation, else the newest of the stack. Beside it
+    stand the newest runs of the other generations.
+
+    Raises:
+        StackctlError: the stored measurements cannot be read.
+    """
     benches = Benches(context.paths.state)
     stored = [run for run in benches.reports(generation.stack) if run.answered and not run.box]
     shown = next((run for run in stored if run.generation == generation.number), None)
@@ -35,7 +41,7 @@ def page(context: Context, generation: Generation) -> str:
 
 
 def render(generation: Generation, parts: View) -> str:
-    """A view as HTML."""
+    """Return a view as HTML."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -56,7 +62,7 @@ def render(generation: Generation, parts: View) -> str:
 
 
 def _beside(stored: list[BenchReport], shown: BenchReport | None) -> tuple[BenchReport, ...]:
-    """The newest run of each generation, oldest first; ``stored`` is newest first."""
+    """Return the newest run of each generation, oldest first; ``stored`` is newest first."""
     newest: dict[int, BenchReport] = {}
     for run in ([shown] if shown else []) + stored:
         newest.setdefault(run.generation, run)
@@ -65,11 +71,10 @@ def _beside(stored: list[BenchReport], shown: BenchReport | None) -> tuple[Bench
 
 
 def write(path: Path, text: str) -> None:
-    """Write a page over an earlier one, and over nothing else.
+    """Write a page to a new file or over an earlier page.
 
     Raises:
-        StackctlError: exit 5 when there is a file that is no page of ours; exit 1 when it cannot be
-            written.
+        StackctlError: exit 5 if another file is there; exit 1 if the page cannot be written.
     """
     try:
         with path.open("rb") as stream:

@@ -1,7 +1,7 @@
 """Charts as SVG text. Pure.
 
-Colours are the page's CSS classes, so that they follow its light and dark; series differ by marker
-and dash as well, never by colour alone.
+Colours are CSS classes of the page, so that they follow its light or dark scheme. Series differ by
+marker and dash too, not only by colour.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from html import escape
 from stackctl.observe.bench.statistics import quantile
 from stackctl.quantity import format_number
 
-#: In the units of the viewBox; the page scales it to its width.
+#: Sizes in units of the viewBox; the page scales the chart to its width.
 _WIDTH, _HEIGHT = 560, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 16, 14, 46
 _LEGEND_ROW = 20
-#: Series that can be told apart; the page has as many colours.
+#: The most series in a chart; the page has as many colours.
 MOST_SERIES = 6
 _MARKS = ("circle", "square", "triangle", "diamond", "ring", "cross")
 _DASHES = ("", "7 3", "2 3", "9 3 2 3", "5 5", "1 4")
@@ -26,7 +26,7 @@ _DASHES = ("", "7 3", "2 3", "9 3 2 3", "5 5", "1 4")
 
 @dataclass(frozen=True)
 class Series:
-    """Points (x, y) of one line, in the order of x; ``band`` the low and high end of each y."""
+    """The points (x, y) of one line in the order of x; ``band`` has (low, high) for each y."""
 
     name: str
     points: tuple[tuple[float, float], ...]
@@ -35,7 +35,7 @@ class Series:
 
 @dataclass(frozen=True)
 class _Scale:
-    """Maps values to a place on an axis."""
+    """A linear map from values to places on an axis."""
 
     low: float
     high: float
@@ -48,7 +48,7 @@ class _Scale:
 
 
 def lines(title: str, series: Sequence[Series], *, x_label: str, y_label: str) -> str:
-    """Lines over a number on the x axis, from 0 on the y axis; empty without a point."""
+    """Return a line chart whose y axis begins at 0; empty if no series has a point."""
     drawn = [one for one in series if one.points][:MOST_SERIES]
     if not drawn:
         return ""
@@ -76,11 +76,11 @@ def _ends(one: Series) -> list[tuple[float, float, float]]:
 
 
 def histogram(title: str, values: Sequence[float], *, x_label: str) -> str:
-    """How often values of each size came, with p50 and p95; empty for fewer than 8 values."""
+    """Return a histogram of values with marks at p50 and p95; empty for fewer than 8 values."""
     if len(values) < 8:
         return ""
     ordered = sorted(values)
-    # One outlier in a thousand must not press all others into one bar.
+    # A few outliers must not press all other values into one bar, so the highest 0.5 % may be cut.
     high = ordered[min(len(ordered) - 1, int(len(ordered) * 0.995))] * 1.02 or 1.0
     low = min(ordered[0], high)
     marks = ticks(low if low > high / 3 else 0.0, high)
@@ -114,7 +114,7 @@ def histogram(title: str, values: Sequence[float], *, x_label: str) -> str:
 
 
 def _mark_line(x: float, text: str, line: int) -> str:
-    """A mark with its text on a line of its own: two of them may lie close."""
+    """Return a vertical mark with its text in row ``line``, because two marks may lie close."""
     right = x < _WIDTH - 60
     anchor = "start" if right else "end"
     return (
@@ -125,7 +125,7 @@ def _mark_line(x: float, text: str, line: int) -> str:
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round numbers that hold ``low`` and ``high`` between them, at most ``most`` + 1 of them."""
+    """Return at most ``most`` + 2 round numbers, from ``low`` or below to ``high`` or above."""
     span = (high - low) or abs(high) or 1.0
     raw = span / most
     power = 10.0 ** math.floor(math.log10(raw))

@@ -1,4 +1,4 @@
-"""The charts of a page, from what was measured. Pure."""
+"""The charts of a page, made from measurements. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from stackctl.values.bench import BenchReport, Cell, Sample
 
 
 def measurements(run: BenchReport, samples: Sequence[Sample]) -> list[str]:
-    """The charts of one run; an empty text for what it did not measure."""
+    """Return the charts of one run; an empty text for each chart without data."""
     cells = run.cells
     fresh = [cell for cell in cells if not cell.shape.cached]
     found = [
@@ -44,7 +44,10 @@ def measurements(run: BenchReport, samples: Sequence[Sample]) -> list[str]:
 
 
 def _throughput(cells: Sequence[Cell]) -> list[str]:
-    """Tokens a second over concurrency, for the shape that was measured with most of them."""
+    """Return two charts of tokens per second over concurrency.
+
+    They have one line for each pair of lengths that was measured at more than one concurrency.
+    """
     groups: dict[tuple[int, int], list[Cell]] = {}
     for cell in cells:
         if cell.output_tok_s is not None:
@@ -91,7 +94,11 @@ def _series(name: str, cells: Sequence[Cell], figure: str) -> charts.Series:
 def _points(
     cells: Sequence[Cell],
 ) -> tuple[tuple[tuple[float, float], ...], tuple[tuple[float, float], ...]]:
-    """TTFT by prompt length, of the shortest answers: their length does not matter to it."""
+    """Return points and bands of TTFT by prompt length.
+
+    Of each prompt length only the cell with the shortest answers counts, because TTFT does not
+    depend on the answer.
+    """
     shortest: dict[int, Cell] = {}
     for cell in cells:
         known = shortest.get(cell.shape.prompt_tokens)
@@ -112,7 +119,7 @@ def _tokens(count: int) -> str:
 
 
 def comparison(runs: Sequence[BenchReport]) -> list[str]:
-    """Throughput over concurrency, one line a run."""
+    """Return charts of throughput over concurrency and of TTFT over prompt length, by run."""
     series, singles = [], []
     for run in runs[-charts.MOST_SERIES :]:
         name = f"generation {run.generation}, {run.objective} (bench {run.id})"

@@ -1,4 +1,4 @@
-"""What the page shows, as texts and charts made from values. Pure."""
+"""The parts of a page as texts and charts, made from values. Pure."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from stackctl.values.host import Host
 from stackctl.values.plan import MemoryBudget, Plan
 
 Rows = tuple[tuple[str, ...], ...]
-#: A measured time or speed of a prompt of another length says nothing of the predicted one.
+#: A measured TTFT is compared with the predicted one if the prompt lengths differ by less than
+#: this.
 _SAME_LENGTH = 0.15
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A stored run with every request of it."""
+    """A stored run with all its requests."""
 
     run: BenchReport
     samples: tuple[Sample, ...]
@@ -27,7 +28,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class View:
-    """The page's parts: tables as their rows, ``tiles`` as (name, value, remark), charts as SVG."""
+    """The parts of a page: tables as rows, ``tiles`` as (name, value, remark), charts as SVG."""
 
     title: str
     about: Rows
@@ -46,8 +47,11 @@ class View:
 
 
 def view(generation: Generation, latest: Measured | None, runs: Sequence[BenchReport]) -> View:
-    """All parts. ``latest`` is the run that is shown in full; ``runs`` those it is compared with,
-    oldest first, itself among them."""
+    """Return all parts of a page.
+
+    ``latest`` is the run that is shown in full. ``runs`` are the runs in the comparison, oldest
+    first, with ``latest`` among them.
+    """
     run = latest.run if latest else None
     cells = run.cells if run else ()
     plan = generation.plan
@@ -109,12 +113,12 @@ def _model(plan: Plan) -> str:
 
 
 def moment(text: str) -> str:
-    """A moment as stored (ISO 8601, UTC), to the minute."""
+    """Return a stored time (ISO 8601, UTC) for display, without its seconds."""
     return text[:16].replace("T", " ") + " UTC"
 
 
 def _tiles(cells: Sequence[Cell]) -> Rows:
-    """The few figures one looks for: one request at a time, and all that the stack gives."""
+    """Return the key figures: those of one request at a time, and the highest throughput."""
     alone = [cell for cell in cells if cell.shape.alone]
     rows = []
     speed = _best(alone, "generation_tok_s")
@@ -143,7 +147,7 @@ def _best(cells: Sequence[Cell], name: str) -> Cell | None:
 
 
 def machine(host: Host) -> Rows:
-    """The machine in a few rows; what is unknown is left out."""
+    """Return the facts of a machine as rows; unknown facts are left out."""
     cpu, memory, rows = host.cpu, host.memory, []
     if cpu.model:
         cores = f"{cpu.cores} cores" if cpu.cores else ""
@@ -185,7 +189,10 @@ def _budget(budget: MemoryBudget) -> tuple[str, ...]:
 
 
 def expected(plan: Plan, cells: Sequence[Cell]) -> Rows:
-    """Predicted against measured: (what, predicted, measured, word), one request at a time."""
+    """Compare predictions with measurements of one request at a time.
+
+    Each row is (name, predicted, measured, verdict).
+    """
     prediction = plan.prediction
     alone = [cell for cell in cells if cell.shape.alone]
     rows = []
@@ -209,7 +216,7 @@ def expected(plan: Plan, cells: Sequence[Cell]) -> Rows:
 
 
 def _nearest(cells: Sequence[Cell], tokens: int) -> Cell | None:
-    """The cell whose prompts are about that long."""
+    """Return the cell with prompts of about that length; None without one."""
     known = [cell for cell in cells if cell.ttft_s is not None and cell.prompt_tokens]
     if not known:
         return None
@@ -236,7 +243,7 @@ def _compared(
 
 
 def _cell(cell: Cell) -> tuple[str, ...]:
-    """A row of the table of all cells."""
+    """Return a cell as a row of the table of cells."""
     shape = cell.shape
     failed = f" ({cell.failed} failed)" if cell.failed else ""
     return (
@@ -271,7 +278,7 @@ def _notes(run: BenchReport | None) -> tuple[str, ...]:
 
 
 def _run(run: BenchReport) -> tuple[str, ...]:
-    """A row of the comparison of runs."""
+    """Return a run as a row of the table of runs."""
     alone = [cell for cell in run.cells if cell.shape.alone]
     speed = _best(alone, "generation_tok_s")
     first = next((cell.ttft_s for cell in alone if cell.ttft_s is not None), None)
