@@ -1,5 +1,7 @@
-"""Host requirements: one class each, with its problem for a launch, its finding of ``doctor``, and
-the changes by which ``provision`` fulfils it. Pure: probe/ and provision/ read the facts.
+"""Requirements of the host, one class each.
+
+A class has the problems that a launch would meet, the findings of ``doctor``, and the changes by
+which ``provision`` fulfils it. The classes are pure: probe/ and provision/ read the facts.
 """
 
 from __future__ import annotations
@@ -33,9 +35,9 @@ from stackctl.values.result import Result
 _GPU: tuple[Requirement, ...] = (
     GpuPresent(), GpuDriver(), GpuNvfp4(), DriverHold(), CdiFiles(), GpuMemory(), SelinuxDevices(),
 )  # fmt: skip
-#: All of them, in the order in which a launch meets them and provisioning fulfils them: each makes
-#: the ones after it possible. Limits come before lingering: the manager that lingering starts has
-#: them from the beginning.
+#: All requirements, in the order in which a launch meets them and provisioning fulfils them: each
+#: makes the following ones possible. Limits come before lingering, so that the manager that
+#: lingering starts has them from the beginning.
 REQUIREMENTS: tuple[Requirement, ...] = (
     RecordedCommands(),
     PodmanVersion(),
@@ -59,7 +61,7 @@ REQUIREMENTS: tuple[Requirement, ...] = (
     InstalledProgram(),
     GuardTimer(),
 )
-#: Those that ``stackctl provision`` can fulfil, by name.
+#: The requirements that ``stackctl provision`` can fulfil, by name.
 ITEMS: dict[str, ProvisionItem] = {
     requirement.name: requirement
     for requirement in REQUIREMENTS
@@ -73,9 +75,9 @@ def gpu_findings(
     """Yield the findings for a stack that uses a GPU.
 
     Args:
-        host: the machine; of its GPUs only those that matter.
+        host: the machine, with only the GPUs that the stack uses.
         nvfp4: the model is quantised to nvfp4; None: the model is unknown.
-        cuda: the CUDA of the engine's image; None: unknown, any driver will do.
+        cuda: the CUDA of the engine's image; None: unknown, so any driver is accepted.
     """
     needs = StackNeeds(nvfp4=nvfp4, cuda=cuda)
     for requirement in _GPU:

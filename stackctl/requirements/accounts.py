@@ -8,32 +8,33 @@ from stackctl.requirements.facts import MachineFacts, StackNeeds, User
 from stackctl.requirements.requirement import ProvisionItem
 from stackctl.values.provision import AccountChange, ItemPlan, SubidsChange
 
-#: Why an item for rootless stacks is skipped.
+#: The reason to skip an item of rootless stacks.
 NO_USER = "root runs stacks of the system; rootless ones: --service-user NAME"
-#: The range that Debian, Ubuntu and Fedora give a user; images of containers use ids up to 65535.
+#: Size and first id of the range that Debian, Ubuntu and Fedora give the first user; images of
+#: containers use ids up to 65535.
 _COUNT, _FIRST = 65536, 100_000
 
 
 class UserItem(ProvisionItem):
-    """A requirement of the user who runs rootless stacks; without one it is skipped."""
+    """A requirement of the user who runs rootless stacks; it is skipped if there is no user."""
 
     def changes(self, facts: MachineFacts, needs: StackNeeds) -> ItemPlan:  # noqa: ARG002
-        """Return the changes for the user."""
+        """Return the plan for the user."""
         return self.skipped(NO_USER) if facts.user is None else self.changes_for(facts.user, facts)
 
     def changes_for(self, user: User, facts: MachineFacts) -> ItemPlan:
-        """Return the changes that are left for this user."""
+        """Return the plan with the changes that this user still needs."""
         raise NotImplementedError
 
 
 class ServiceAccount(UserItem):
-    """An account that runs rootless stacks."""
+    """An account for rootless stacks exists."""
 
     name = "service-user"
     why = "rootless stacks run as an account with no other rights"
 
     def changes_for(self, user: User, facts: MachineFacts) -> ItemPlan:  # noqa: ARG002
-        """Return the change that makes the account."""
+        """Return the plan that creates the account."""
         if user.uid is not None:
             return self.already_set(f"{user.name} ({user.uid})")
         change = AccountChange(user=user.name, home=f"/var/lib/{user.name}")
@@ -43,13 +44,13 @@ class ServiceAccount(UserItem):
 
 
 class SubordinateIds(UserItem):
-    """65,536 subordinate user and group ids."""
+    """The user has 65,536 subordinate user and group ids."""
 
     name = "subids"
     why = "a rootless container's users are mapped to ids of their own"
 
     def changes_for(self, user: User, facts: MachineFacts) -> ItemPlan:
-        """Return the change that adds the ids that are missing."""
+        """Return the plan that adds missing ids."""
         has = _owned(facts.subuid, user), _owned(facts.subgid, user)
         uid = None if has[0] >= _COUNT else _free(facts.subuid)
         gid = None if has[1] >= _COUNT else _free(facts.subgid)
@@ -72,7 +73,7 @@ def _owned(text: str, user: User) -> int:
 
 
 def _free(text: str) -> int:
-    """Return the first id of a range that nobody has."""
+    """Return the first id of a range that no user has."""
     start = _FIRST
     for _, first, count in sorted(_ranges(text), key=lambda item: item[1]):
         if first < start + _COUNT and start < first + count:

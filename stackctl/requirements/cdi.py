@@ -1,4 +1,4 @@
-"""CDI files: they describe the GPUs to Podman, and are made anew for each driver."""
+"""CDI files: they describe the GPUs to Podman, and each driver needs new ones."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class CdiFiles(ProvisionItem):
     why = "Podman gives a container its GPU by a CDI file, made anew for each driver"
 
     def check(self, host: Host, needs: StackNeeds) -> Iterator[Result]:
-        """Yield each file with a problem, then the devices that the usable files name."""
+        """Yield a finding for each bad file, then one about the devices of usable files."""
         if not needs.gpu or not host.gpus:
             return
         specs = host.tools.cdi
@@ -63,25 +63,25 @@ class CdiFiles(ProvisionItem):
         )
 
     def unneeded(self, facts: MachineFacts, needs: StackNeeds) -> str | None:
-        """Return that no profile uses a GPU, or that there is none."""
+        """Return the reason if no profile uses a GPU, or if there is none; else None."""
         if not needs.gpu:
             return "no profile that was named uses a GPU"
         return "no GPU" if not facts.host.gpus and self.name not in needs.named else None
 
     def changes(self, facts: MachineFacts, needs: StackNeeds) -> ItemPlan:  # noqa: ARG002
-        """Return the changes after which a file is made anew at each boot."""
+        """Return the plan that has a file generated at each boot, or a refusal."""
         any_stack = StackNeeds(cuda=DEFAULT_CUDA)
         for requirement in (GpuPresent(), GpuDriver()):
             for result in requirement.check(facts.host, any_stack):
                 if result.status == "fail":
                     return self.refused(result.actual or requirement.name, result.remedy)
-        # The last finding counts: those before it are of files that another one makes up for.
+        # The last finding decides: others are about files for which another file may make up.
         state = next(reversed(list(self.check(facts.host, any_stack))), None)
         if state is not None and state.status != "fail":
             return self.already_set(state.actual or "")
         for spec in facts.host.tools.cdi:
             if spec.path.startswith("/etc/cdi/"):
-                # Somebody else's file: the service that refreshes the others does not touch it.
+                # The service does not touch files in /etc, which a person or program wrote.
                 problem = spec.problem or "it names other devices"
                 return self.refused(
                     f"{spec.path} is not stackctl's: {problem}", f"sudo rm {spec.path}, then again"
@@ -89,7 +89,11 @@ class CdiFiles(ProvisionItem):
         return self._refresh(facts, state.actual if state else None)
 
     def _refresh(self, facts: MachineFacts, now: str | None) -> ItemPlan:
-        """Return the toolkit, and the service that runs it: the toolkit's own, else stackctl's."""
+        """Return the plan that installs the toolkit and enables the service that runs it.
+
+        The service is the toolkit's own if it has one, else stackctl's. ``now`` describes the
+        present state.
+        """
         changes: list[Change] = []
         version = (facts.packages or {}).get(paths.TOOLKIT)
         if version is None:
@@ -129,7 +133,7 @@ def _remedy(spec: CdiSpec) -> str:
         case "additional-gids" if path.endswith(".json"):
             return "upgrade podman to 5, or delete additionalGids from the file"
         case "additional-gids":
-            # Its numbers are the only list items in these files that are plain numbers.
+            # The group ids are the only list items of these files that are plain numbers.
             return f"sudo sed -i '/additionalGids:/d; /^ *- [0-9][0-9]*$/d' {path}"
         case "duplicate-device":
             return f"sudo rm {path}"

@@ -9,7 +9,7 @@ from stackctl.requirements.requirement import Requirement, as_root
 from stackctl.values.host import Host, Problem
 from stackctl.values.result import Result
 
-#: The argument with which the kernel boots into version 2.
+#: The kernel argument that selects version 2 at boot.
 KERNEL_ARGUMENT = "systemd.unified_cgroup_hierarchy=1"
 _FIX = f"add {KERNEL_ARGUMENT} to the kernel command line and reboot"
 
@@ -21,7 +21,7 @@ class CgroupVersion(Requirement):
     codes = ("cgroup-v1",)
 
     def problems(self, facts: LaunchFacts) -> Iterator[Problem]:
-        """Yield version 1, or the hybrid layout."""
+        """Yield a problem if the machine has version 1 or the hybrid layout."""
         if facts.seen.tools.cgroup_version == 1:
             yield Problem(
                 code="cgroup-v1",
@@ -32,7 +32,7 @@ class CgroupVersion(Requirement):
             )
 
     def check(self, host: Host, needs: StackNeeds) -> Iterator[Result]:  # noqa: ARG002
-        """Yield the version."""
+        """Yield a finding with the version."""
         version, expected = host.tools.cgroup_version, "version 2"
         if version is None:
             yield self.unknown(expected)

@@ -19,7 +19,7 @@ class CpuQuota(Requirement):
     name = "cpu-quota"
 
     def check(self, host: Host, needs: StackNeeds) -> Iterator[Result]:  # noqa: ARG002
-        """Yield a quota below the time of all cores."""
+        """Yield a finding if the quota is below the time of all cores."""
         quota, cores = host.cpu.quota_cpus, host.cpu.cores
         if quota is not None and cores and quota < cores:
             yield self.result(
@@ -35,7 +35,7 @@ class AllowedCpus(Requirement):
     name = "cpus-allowed"
 
     def check(self, host: Host, needs: StackNeeds) -> Iterator[Result]:  # noqa: ARG002
-        """Yield an affinity that leaves CPUs out."""
+        """Yield a finding if this process may not use all CPUs that are online."""
         cpu = host.cpu
         if cpu.allowed and cpu.online and cpu.allowed != cpu.online:
             allowed, online = len(cpu.allowed), len(cpu.online)
@@ -51,7 +51,7 @@ class MemoryLimit(Requirement):
     name = "memory-limit"
 
     def check(self, host: Host, needs: StackNeeds) -> Iterator[Result]:  # noqa: ARG002
-        """Yield a limit below the machine's memory."""
+        """Yield a finding if the limit is below the machine's memory."""
         total, limit = host.memory.total_bytes, host.memory.limit_bytes
         if total is not None and limit is not None and limit < total:
             yield self.result(

@@ -1,4 +1,4 @@
-"""The cpuset controller: with it services are bound to CPUs and NUMA nodes."""
+"""The cpuset controller, by which services are bound to CPUs and NUMA nodes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stackctl.values.result import Result
 
 
 class CpusetController(UserManagerSetting):
-    """User managers hand on the cpuset controller to their services (Delegate)."""
+    """User managers can set the cpuset controller for their services (Delegate)."""
 
     name = "cpuset"
     codes = ("cpuset-not-delegated", "cpuset-missing")
@@ -25,7 +25,7 @@ class CpusetController(UserManagerSetting):
     accepted = ("cpuset", "yes", "true")
 
     def problems(self, facts: LaunchFacts) -> Iterator[Problem]:
-        """Yield the absence of the controller on a machine with several NUMA nodes."""
+        """Yield a problem if services of a machine with several NUMA nodes lack the controller."""
         given = facts.seen.tools.cgroup_controllers
         if facts.nodes < 2 or not facts.seen.controllers_known or "cpuset" in given:
             return
@@ -46,9 +46,9 @@ class CpusetController(UserManagerSetting):
         )
 
     def check(self, host: Host, needs: StackNeeds) -> Iterator[Result]:
-        """Yield the controllers that services have, where binding matters."""
+        """Yield a finding with the controllers of services, if the stack may be bound."""
         if (not needs.cpuset and len(host.cpu.numa) < 2) or host.tools.cgroup_version == 1:
-            # Version 1 is a finding of its own, and delegates nothing that Quadlet could use.
+            # CgroupVersion reports version 1, whose controllers Quadlet cannot use.
             return
         expected = "services can be bound to CPUs and NUMA nodes (cpuset)"
         if host.tools.cgroup_version is None and not host.tools.cgroup_controllers:
@@ -68,7 +68,7 @@ class CpusetController(UserManagerSetting):
         )  # fmt: skip
 
     def unneeded(self, facts: MachineFacts, needs: StackNeeds) -> str | None:
-        """Return why no stack here is bound to CPUs, or why the kernel cannot do it."""
+        """Return the reason if no stack is bound to CPUs or the kernel cannot do it; else None."""
         if self.name in needs.named:
             return None
         if facts.user is None:
@@ -81,7 +81,7 @@ class CpusetController(UserManagerSetting):
         return None
 
     def changes(self, facts: MachineFacts, needs: StackNeeds) -> ItemPlan:  # noqa: ARG002
-        """Return the drop-in for user managers."""
+        """Return the plan that installs the drop-in for user managers."""
         user, now = facts.user, None
         if user is not None and user.uid is not None:
             given = user.controllers or user.controllers_next
@@ -91,7 +91,7 @@ class CpusetController(UserManagerSetting):
         return self.install(facts, now)
 
     def pending(self, facts: MachineFacts) -> str | None:
-        """Return the controller's name when only the user's next manager will hand it on."""
+        """Return the item's name if only the user's next manager will have the controller."""
         user = facts.user
         if user is None:
             return None

@@ -1,4 +1,4 @@
-"""The packages of the GPU's driver: held, so that they match the one loaded."""
+"""The hold of the GPU driver's packages, so that they match the loaded driver."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from stackctl.requirements.facts import MachineFacts, StackNeeds
 from stackctl.requirements.requirement import ProvisionItem
 from stackctl.values.provision import HoldChange, ItemPlan
 
-#: Packages of NVIDIA's driver: one new part beside an old one that is loaded, and no GPU is found.
+#: Packages of NVIDIA's driver. If one is newer than the loaded driver, no GPU is found.
 _DRIVER = re.compile(
     r"(nvidia-(driver|dkms|kernel|utils|compute|firmware|settings|persistenced|modprobe|open)"
     r"|libnvidia-|xserver-xorg-video-nvidia|cuda-drivers)[\w.+-]*"
@@ -16,19 +16,19 @@ _DRIVER = re.compile(
 
 
 class DriverHold(ProvisionItem):
-    """The GPU's driver stays as it is until its owner updates it."""
+    """The GPU's driver is not updated until a person releases its packages."""
 
     name = "driver-hold"
     why = "an update beside the loaded driver takes the GPU away until the next boot"
 
     def unneeded(self, facts: MachineFacts, needs: StackNeeds) -> str | None:
-        """Return that no GPU is used, or that there is none."""
+        """Return the reason if no GPU is used, or if there is none; else None."""
         if needs.gpu and facts.host.gpus:
             return None
         return "no GPU is used" if facts.host.gpus else "no GPU"
 
     def changes(self, facts: MachineFacts, needs: StackNeeds) -> ItemPlan:  # noqa: ARG002
-        """Return the hold of the driver's packages."""
+        """Return the plan that holds the driver's packages."""
         found = tuple(sorted(n for n in facts.packages or () if _DRIVER.fullmatch(n)))
         if not found:
             return self.skipped("the driver did not come from the distribution's packages")

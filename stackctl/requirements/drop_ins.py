@@ -1,4 +1,4 @@
-"""Requirements that a drop-in for the service managers of all users fulfils: their fix and plan."""
+"""Requirements that a drop-in for the service managers of all users fulfils."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from stackctl.values.provision import ItemPlan, ReloadChange
 
 
 class UserManagerSetting(ProvisionItem):
-    """A directive in ``user@.service``; it has an effect on managers that start afterwards."""
+    """A directive in ``user@.service``; it takes effect in managers that start afterwards."""
 
     #: The shipped file, by its name below systemd/, and the line that it holds.
     file: ClassVar[str]
     directive: ClassVar[str]
     value: ClassVar[str]
-    #: Values of others that will do as well.
+    #: Values in other files that fulfil the requirement too.
     accepted: ClassVar[tuple[str, ...]]
 
     def drop_in_fix(self, *, sudo: str = "sudo ") -> str:
@@ -38,7 +38,10 @@ class UserManagerSetting(ProvisionItem):
         return provision_fix(self.name, f"{' && '.join(steps)}; then log in anew")
 
     def cause_and_fix(self, facts: LaunchFacts) -> tuple[str, str]:
-        """Return an addition to the cause, and the fix: a drop-in, or a restart if it is there."""
+        """Return an addition to the cause, and the fix.
+
+        The fix installs the drop-in, or restarts the manager if the drop-in is installed.
+        """
         path = paths.FILES[self.file]
         if path in facts.drop_ins:
             return (
@@ -50,16 +53,16 @@ class UserManagerSetting(ProvisionItem):
         return "", self.drop_in_fix(sudo=sudo)
 
     def pending(self, facts: MachineFacts) -> str | None:
-        """Return the part that only the user's next manager will have, in words; None: none."""
+        """Describe the part that only the user's next manager will have; None if there is none."""
         raise NotImplementedError
 
     def kept(self, facts: MachineFacts, now: str) -> ItemPlan:
-        """Return the plan for a user whose next manager has the setting."""
+        """Return the plan of a fulfilled item: the user's next manager has the setting."""
         line, stands = effective_setting(facts, self.directive, self.file, self.accepted)
         return self.already_set(now, line if stands else None)
 
     def install(self, facts: MachineFacts, now: str | None) -> ItemPlan:
-        """Return the plan that installs the drop-in, or the refusal."""
+        """Return the plan that installs the drop-in, or a refusal."""
         line, stands = effective_setting(facts, self.directive, self.file, self.accepted)
         if line is not None and not stands:
             return self.refuse_conflict(line)

@@ -1,4 +1,4 @@
-"""The facts that requirements judge, as plain values; probe/ and provision/ read them."""
+"""The facts that requirements check, as plain values; probe/ and provision/ read them."""
 
 from __future__ import annotations
 
@@ -21,53 +21,53 @@ class ProbeUser:
 
 @dataclass(frozen=True)
 class ToolsProbe:
-    """The tools of a machine, with details that only the list of problems needs."""
+    """The tools of a machine, with details that only requirements need."""
 
     tools: Tools
     who: ProbeUser
-    #: Why podman gave no version; None when it did.
+    #: The reason why podman gave no version; None if it gave one.
     podman_error: str | None
     podman_absent: bool
-    #: systemd runs Quadlet for this scope; None on a recording that does not show it.
+    #: True if systemd runs Quadlet for this scope; None on a recording that does not show it.
     generator_runs: bool | None
-    #: systemd runs the machine, whatever the scope.
+    #: True if systemd runs the machine, whatever the scope; None on a recording as above.
     booted: bool | None
-    #: ``cgroup_controllers`` was read: when it was not, an empty list means unknown.
+    #: True if ``cgroup_controllers`` was read; otherwise its empty list means unknown.
     controllers_known: bool
-    #: Identifiers of the distribution and of those it is like; and its version.
+    #: ID and ID_LIKE of os-release: the distribution, then similar ones. ``release``: VERSION_ID.
     families: tuple[str, ...]
     release: str | None
-    #: Commands that a recorded machine does not hold.
+    #: Commands whose output a recording lacks.
     unrecorded: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class LaunchFacts:
-    """The facts of one probe that decide which problems a launch would meet."""
+    """The facts of one probe from which the problems of a launch follow."""
 
     live: bool
     scope: Scope
     seen: ToolsProbe
     limits: Limits
-    #: Services of the system manager can be given any limit.
+    #: True if the system manager can give any limit to its services; None if unknown.
     may_raise: bool | None
     nodes: int
-    #: The limit of locked memory that process 1 itself has, and so can hand on.
+    #: The highest limit of locked memory that services of the system can have, in bytes.
     memlock_reachable: int | None = None
-    #: Drop-ins of user managers that are installed.
+    #: The paths of installed drop-ins.
     drop_ins: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class StackNeeds:
-    """The needs of the chosen profiles; the defaults are those of all stacks there could be."""
+    """The needs of the chosen profiles; the defaults cover every stack."""
 
     gpu: bool = True
     memlock: bool = True
     cpuset: bool = True
-    #: Items asked for by name: done also where they have no effect yet.
+    #: Items that the user named. They are fulfilled even if they have no effect yet.
     named: frozenset[str] = frozenset()
-    #: Memory that the engine locks, where one stack is judged.
+    #: Bytes that the engine locks, if one stack is checked; None if it locks none.
     memlock_bytes: int | None = None
     #: The model is quantised to nvfp4; None: unknown.
     nvfp4: bool | None = None
@@ -77,26 +77,26 @@ class StackNeeds:
 
 @dataclass(frozen=True)
 class User:
-    """The user who runs rootless stacks. ``uid`` is None while the account does not exist."""
+    """The user who runs rootless stacks; ``uid`` is None if the account does not exist yet."""
 
     name: str
     uid: int | None = None
     home: str | None = None
     lingers: bool = False
     running: bool = False
-    #: The hard limit of the running manager, and that of the next one by its unit.
+    #: The hard limit in bytes of the running manager, and that of the next one by its unit.
     memlock_bytes: int | None = None
     memlock_next: int | None = None
     controllers: tuple[str, ...] = ()
     controllers_next: tuple[str, ...] = ()
-    #: systemd has not read the unit's files since they changed.
+    #: True if the unit's files have changed since systemd read them.
     stale: bool = False
     guarded: bool = False
 
 
 @dataclass(frozen=True)
 class Setting:
-    """The value of a file of the kernel; ``writable``: root could write it."""
+    """The value of a file of the kernel; ``writable`` is True if root can write it."""
 
     value: str
     writable: bool
@@ -104,10 +104,10 @@ class Setting:
 
 @dataclass(frozen=True)
 class ForeignSetting:
-    """A line that somebody else wrote and that sets a value which stackctl would set.
+    """A line that stackctl did not write, for a value that stackctl would set.
 
     ``key`` is the name of a sysctl, a directive of systemd, or the file that systemd-tmpfiles
-    writes. ``number`` is 0 where a whole file counts.
+    writes. ``number`` is that of the line, or 0 if the whole file counts.
     """
 
     path: str
@@ -117,42 +117,46 @@ class ForeignSetting:
 
     @property
     def name(self) -> str:
-        """Return the file's name without its folder: it decides which file comes last."""
+        """Return the file's name without its folder; files are read in the order of their names."""
         return self.path.rpartition("/")[2]
 
     @property
     def where(self) -> str:
-        """Return the place as people write it: PATH:LINE."""
+        """Return the place as PATH:LINE, or PATH if the whole file counts."""
         return f"{self.path}:{self.number}" if self.number else self.path
 
     @property
     def local(self) -> bool:
-        """Return True when a person or program of this machine wrote it, not the distribution."""
+        """Return True if the file is in /etc or /run, so not from the distribution."""
         return self.path.startswith(("/etc/", "/run/"))
 
 
 @dataclass(frozen=True)
 class MachineFacts:
-    """All facts that provisioning needs. ``files`` holds None where there is none."""
+    """All facts that provisioning needs.
+
+    ``files`` has the text at each path of a shipped file, or None if no file is there.
+    """
 
     host: Host
     families: tuple[str, ...] = ()
     release: str | None = None
     user: User | None = None
     may_raise: bool | None = None
-    #: The limit a user's manager could get: process 1's own where it may raise none.
+    #: The highest limit of a user's manager: process 1's own if that process cannot raise limits.
     memlock_reachable: int | None = None
     root_controllers: tuple[str, ...] = ()
     files: Mapping[str, str | None] = field(default_factory=dict)
-    #: The texts that stackctl wrote to those files last, by path.
+    #: The text that stackctl last wrote to each of these files, by path.
     written: Mapping[str, str] = field(default_factory=dict)
     shipped: Mapping[str, str] = field(default_factory=dict)
     foreign: tuple[ForeignSetting, ...] = ()
     settings: Mapping[str, Setting] = field(default_factory=dict)
-    #: Version by name of the packages that dpkg has installed; None: no dpkg here.
+    #: Versions of installed packages by name; None if the machine has no dpkg.
     packages: Mapping[str, str] | None = None
     held: frozenset[str] = frozenset()
-    #: For missing packages: all that would be installed, and the version of the toolkit.
+    #: If packages are missing: all packages that their installation would bring. ``toolkit``: the
+    #: version of the NVIDIA Container Toolkit that the package sources have.
     simulated: tuple[str, ...] = ()
     toolkit: str | None = None
     subuid: str = ""
@@ -162,10 +166,10 @@ class MachineFacts:
     units: frozenset[str] = frozenset()
     enabled: frozenset[str] = frozenset()
     guarded: bool = False
-    #: The path of stackctl in root's search path, and how others could change it, if they can.
+    #: The stackctl in root's search path, and the way by which other users can change it; None: no.
     program: str | None = None
     program_weakness: str | None = None
-    #: It is the copy that provisioning installs, and of this version.
+    #: True if it is the copy that provisioning installs; and if that copy has this version.
     program_ours: bool = False
     program_current: bool = True
     python_weakness: str | None = None

@@ -27,7 +27,7 @@ class FrequencyGovernor(ProvisionItem):
     why = "processors that slow down between requests answer the next one late"
 
     def check(self, host: Host, needs: StackNeeds) -> Iterator[Result]:  # noqa: ARG002
-        """Yield the governor and its driver."""
+        """Yield a finding with the governor and its driver."""
         governor = host.cpu.governor
         if governor is None:
             return
@@ -42,13 +42,13 @@ class FrequencyGovernor(ProvisionItem):
         )
 
     def unneeded(self, facts: MachineFacts, needs: StackNeeds) -> str | None:  # noqa: ARG002
-        """Return that the kernel has no governors here."""
+        """Return the reason if the machine has no governors; else None."""
         if _governors(facts):
             return None
         return "this machine does not let its kernel choose the frequency"
 
     def changes(self, facts: MachineFacts, needs: StackNeeds) -> ItemPlan:  # noqa: ARG002
-        """Return the changes of each processor's file and of the file in /etc."""
+        """Return the plan that sets the governors now, and at each boot by a file in /etc."""
         governors = _governors(facts)
         now = ", ".join(sorted({setting.value for setting in governors.values()}))
         slow = tuple(path for path, setting in governors.items() if setting.value != _GOOD)

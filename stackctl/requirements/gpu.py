@@ -1,4 +1,4 @@
-"""The GPU itself: that it is there, its driver, its number formats, and its free memory."""
+"""The GPU: its presence, its driver, its number formats and its free memory."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from stackctl.requirements.requirement import Requirement
 from stackctl.values.host import Gpu, Host
 from stackctl.values.result import Result
 
-#: The first driver of each CUDA, which runs all its minor versions (NVIDIA's CUDA compatibility
-#: guide), and the CUDA that engines' published images hold.
+#: The oldest driver for each major version of CUDA, which runs all minor versions too (NVIDIA's
+#: CUDA compatibility guide), and the CUDA in the published images of engines.
 _DRIVERS = {11: 450, 12: 525, 13: 580}
 DEFAULT_CUDA = "13"
-#: The first GPUs that compute in nvfp4, and the first for which Marlin makes 16 bits of it.
+#: The lowest compute capability that computes in nvfp4, and the lowest with which Marlin computes
+#: nvfp4 weights in 16 bits.
 _NVFP4_SINCE, _MARLIN_SINCE = (10, 0), (8, 0)
-#: With less than this share of its memory free, something else holds a GPU.
+#: If a smaller share of a GPU's memory is free, another program uses the GPU.
 _FREE_ENOUGH = 0.9
 
 
@@ -26,7 +27,7 @@ class GpuPresent(Requirement):
     name = "gpu"
 
     def check(self, host: Host, needs: StackNeeds) -> Iterator[Result]:
-        """Yield the names of the GPUs."""
+        """Yield a finding with the names of the GPUs."""
         if not needs.gpu:
             return
         names = ", ".join(gpu.name or f"a GPU at {gpu.pci}" for gpu in host.gpus)
@@ -41,16 +42,16 @@ class GpuPresent(Requirement):
 
 
 class GpuDriver(Requirement):
-    """A driver is loaded that runs the CUDA of the engine's image."""
+    """The loaded driver runs the CUDA of the engine's image."""
 
     name = "gpu-driver"
 
     def check(self, host: Host, needs: StackNeeds) -> Iterator[Result]:
-        """Yield the driver's version against the oldest for the image's CUDA."""
+        """Yield a finding with the driver's version and the oldest one for the image's CUDA."""
         if not needs.gpu or not host.gpus:
             return
         major = (version_numbers(needs.cuda or "") or (0,))[0]
-        # Of a CUDA to come only this is known: it needs no older driver.
+        # A CUDA that is newer than the table needs at least the newest driver of the table.
         oldest = _DRIVERS.get(major) or (max(_DRIVERS.values()) if major > max(_DRIVERS) else 0)
         expected = f"NVIDIA driver {oldest} or newer (the image has CUDA {needs.cuda})"
         if not oldest:
@@ -77,7 +78,7 @@ class GpuNvfp4(Requirement):
     name = "gpu-nvfp4"
 
     def check(self, host: Host, needs: StackNeeds) -> Iterator[Result]:
-        """Yield the lowest compute capability."""
+        """Yield a finding with the lowest compute capability, unless the model is not nvfp4."""
         known = [gpu for gpu in nvidia_gpus(host) if gpu.compute_capability]
         if not needs.gpu or not known or needs.nvfp4 is False:
             return
@@ -100,7 +101,7 @@ class GpuMemory(Requirement):
     name = "gpu-memory"
 
     def check(self, host: Host, needs: StackNeeds) -> Iterator[Result]:
-        """Yield free and total memory of each GPU, and the processes that hold some."""
+        """Yield a finding for each GPU: free and total memory, and the processes that hold some."""
         for gpu in host.gpus if needs.gpu else ():
             if gpu.memory_bytes is None or gpu.free_bytes is None:
                 continue
@@ -124,7 +125,7 @@ def nvidia_gpus(host: Host) -> tuple[Gpu, ...]:
 
 
 def gpu_memory_users(gpu: Gpu) -> str:
-    """Return the processes that hold memory of a GPU, most first, in words; may be empty."""
+    """Describe up to five processes that hold memory of a GPU, largest first; may be empty."""
     most_first = sorted(gpu.processes, key=lambda process: -(process.memory_bytes or 0))
     return "; ".join(
         f"process {process.pid}"

@@ -1,4 +1,4 @@
-"""Transparent huge pages: for the programs that ask for them."""
+"""Transparent huge pages for programs that request them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stackctl.values.result import Result
 
 
 class TransparentHugepages(KernelSetting):
-    """The kernel gives huge pages on request; "never" was somebody's choice, and is left."""
+    """The kernel gives huge pages on request; "never" is kept, because a person chose it."""
 
     name = "transparent-hugepages"
     why = "engines ask for huge pages; programs that do not would take more memory than they need"
@@ -24,7 +24,7 @@ class TransparentHugepages(KernelSetting):
     accepted = ("madvise", "never")
 
     def check(self, host: Host, needs: StackNeeds) -> Iterator[Result]:  # noqa: ARG002
-        """Yield the mode."""
+        """Yield a finding with the mode."""
         mode = host.memory.transparent_hugepages
         if mode is None:
             return

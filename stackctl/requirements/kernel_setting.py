@@ -1,4 +1,4 @@
-"""Requirements that a file of the kernel fulfils: now through the file, at boot by one in /etc."""
+"""Requirements on a setting of the kernel, which a file in /etc sets at each boot."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from stackctl.requirements.requirement import (
 )
 from stackctl.values.provision import ItemPlan, SettingChange
 
-#: Why a setting that root cannot write here is left alone.
+#: The reason to skip a setting that root cannot write.
 SHARED = "a container has the settings of the machine it runs on: set it there"
 
 
 class KernelSetting(ProvisionItem):
     """One file below /proc/sys or /sys with a value that suits engines."""
 
-    #: The kernel's file, and the key by which files in /etc set it.
+    #: The kernel's file, and the key for it in files in /etc.
     path: ClassVar[str]
     key: ClassVar[str]
     #: The shipped file that sets it at boot, by its name below systemd/.
     file: ClassVar[str]
     value: ClassVar[str]
-    #: Other values that are left as they are.
+    #: Values that are kept; one of them is ``value``.
     accepted: ClassVar[tuple[str, ...]]
 
     def sysctl_fix(self) -> str:
-        """Return the fix of a setting that has a name in sysctl."""
+        """Return the fix for a setting that has a name in sysctl."""
         file = paths.FILES[self.file]
         by_hand = f"echo '{self.key} = {self.value}' | sudo tee {file} && sudo sysctl --system"
         return provision_fix(self.name, by_hand)
 
     def changes(self, facts: MachineFacts, needs: StackNeeds) -> ItemPlan:  # noqa: ARG002
-        """Return the changes of the kernel's file and of the file in /etc."""
+        """Return the plan that sets the value now, and at each boot by a file in /etc."""
         setting = facts.settings.get(self.path)
         if setting is None:
             return self.skipped(f"this kernel has no {self.path}")
         line, stands = effective_setting(facts, self.key, self.file, self.accepted)
         good = setting.value in self.accepted
         if good and (stands or line is None):
-            # A kernel that does so by itself needs no file.
+            # If the kernel has a good value by itself, no file is needed.
             return self.already_set(setting.value, line)
         if not setting.writable:
             return self.skipped(f"{setting.value}: {SHARED}")

@@ -19,14 +19,14 @@ def enable_linger(who: ProbeUser) -> str:
 
 
 class Lingering(UserItem):
-    """The user lingers."""
+    """Lingering is on for the user."""
 
     name = "linger"
     codes = ("linger-off",)
     why = "without it rootless stacks start at login and end at logout"
 
     def problems(self, facts: LaunchFacts) -> Iterator[Problem]:
-        """Yield that the user's services end at logout."""
+        """Yield a problem if the user's services end at logout."""
         tools, who = facts.seen.tools, facts.seen.who
         if tools.linger is False and tools.systemd_running is not False:
             yield Problem(
@@ -37,7 +37,7 @@ class Lingering(UserItem):
             )
 
     def check(self, host: Host, needs: StackNeeds) -> Iterator[Result]:  # noqa: ARG002
-        """Yield the user's state of lingering."""
+        """Yield a finding about the user's lingering."""
         on = host.tools.linger
         if host.scope != "user" or on is None or host.tools.systemd_running is False:
             return
@@ -54,7 +54,7 @@ class Lingering(UserItem):
         )
 
     def changes_for(self, user: User, facts: MachineFacts) -> ItemPlan:  # noqa: ARG002
-        """Return the change that has the user linger."""
+        """Return the plan that turns lingering on."""
         if user.lingers:
             return self.already_set(f"on for {user.name}")
         undo = "ends the services of this user when nobody is logged in"

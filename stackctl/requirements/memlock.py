@@ -28,10 +28,13 @@ class MemlockLimit(UserManagerSetting):
     accepted = ("infinity",)
 
     def problems(self, facts: LaunchFacts) -> Iterator[Problem]:
-        """Yield the limit of the manager that starts the services, and how it is raised."""
+        """Yield a problem if the service manager has a limit or an unknown one.
+
+        The fix is None if the limit cannot be raised.
+        """
         limit = facts.limits.memlock_bytes
         if limit is None:
-            # Without a manager there is no limit to read, and that is a problem already.
+            # Without a manager there is no limit to read; SystemdRunning reports the manager.
             if facts.live and facts.seen.tools.systemd_running:
                 yield Problem(
                     code="memlock-unknown",
@@ -55,7 +58,7 @@ class MemlockLimit(UserManagerSetting):
         )
 
     def check(self, host: Host, needs: StackNeeds) -> Iterator[Result]:
-        """Yield the limit against the memory that the engine locks."""
+        """Yield a finding with the limit and the memory that the engine locks."""
         limit, wanted = host.limits.memlock_bytes, needs.memlock_bytes
         if wanted is None:
             return
@@ -71,14 +74,14 @@ class MemlockLimit(UserManagerSetting):
         fix = problem.fix if problem else None
         if problem is None and host.scope == "user":
             fix = self.drop_in_fix()
-        # Such a plan maps the model without locking it, and starts.
+        # A warning suffices, because the plan then maps the model without locking it.
         yield self.result(
             "warn", f"{actual}: the model stays unlocked", expected=expected,
             evidence=problem.why if problem else None, remedy=fix,
         )  # fmt: skip
 
     def unneeded(self, facts: MachineFacts, needs: StackNeeds) -> str | None:
-        """Return why the limit matters to no stack here, or cannot be raised."""
+        """Return the reason if no stack needs the limit or it cannot be raised; else None."""
         user, most = facts.user, facts.memlock_reachable
         if self.name in needs.named:
             return None
@@ -86,14 +89,14 @@ class MemlockLimit(UserManagerSetting):
             return NO_USER
         if not needs.memlock:
             return "engines on a GPU lock nothing"
-        # A manager that does not run yet will get the most there is.
+        # A manager that does not run yet will start with the highest limit.
         limit = most if user.memlock_bytes is None else user.memlock_bytes
         if facts.may_raise is False and (limit or 0) >= (most or 0):
             return f"{_NO_CAPABILITY}: no setting inside this machine can raise it"
         return None
 
     def changes(self, facts: MachineFacts, needs: StackNeeds) -> ItemPlan:  # noqa: ARG002
-        """Return the drop-in for user managers."""
+        """Return the plan that installs the drop-in for user managers."""
         user, now = facts.user, None
         if user is not None and user.uid is not None:
             now = f"{user.name} may lock {_amount(user.memlock_bytes)}"
@@ -102,7 +105,7 @@ class MemlockLimit(UserManagerSetting):
         return self.install(facts, now)
 
     def pending(self, facts: MachineFacts) -> str | None:
-        """Return the limit now and after the user's next login, when that is higher."""
+        """Describe the limit now and after the user's next login; None if that is not higher."""
         user = facts.user
         if user is None or user.memlock_bytes is None:
             return None

@@ -9,13 +9,13 @@ from stackctl.values.provision import FolderChange, ItemPlan
 
 
 class ModelsFolder(ProvisionItem):
-    """The folder exists; the user who runs stacks owns it."""
+    """The folder for models exists; a new one belongs to the user who runs stacks."""
 
     name = "models"
     why = "a place for models that services of every user can read"
 
     def changes(self, facts: MachineFacts, needs: StackNeeds) -> ItemPlan:  # noqa: ARG002
-        """Return the change that makes the folder."""
+        """Return the plan that creates the folder."""
         if paths.MODELS in facts.folders:
             return self.already_set(paths.MODELS)
         owner = facts.user.name if facts.user is not None else None

@@ -1,4 +1,4 @@
-"""Automatic NUMA balancing: off, because stackctl plans where pages lie."""
+"""Automatic NUMA balancing: it is turned off, because stackctl plans the nodes of pages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stackctl.values.result import Result
 
 
 class NumaBalancing(KernelSetting):
-    """The kernel moves no pages between NUMA nodes."""
+    """The kernel does not move pages between NUMA nodes by itself."""
 
     name = "numa-balancing"
     why = "the kernel would move pages of a model while it is read"
@@ -23,7 +23,7 @@ class NumaBalancing(KernelSetting):
     accepted = ("0",)
 
     def check(self, host: Host, needs: StackNeeds) -> Iterator[Result]:  # noqa: ARG002
-        """Yield the state of balancing, where there are several nodes."""
+        """Yield a finding about balancing, if there are several nodes."""
         on, nodes = host.tools.numa_balancing, len(host.cpu.numa)
         if on is None or nodes < 2:
             return
@@ -35,7 +35,7 @@ class NumaBalancing(KernelSetting):
         )
 
     def unneeded(self, facts: MachineFacts, needs: StackNeeds) -> str | None:
-        """Return that a machine with one node has nothing to balance."""
+        """Return the reason if there is only one node; else None."""
         if len(facts.host.cpu.numa) < 2 and self.name not in needs.named:
             return "one NUMA node: nothing to balance"
         return None

@@ -1,8 +1,8 @@
-"""Paths and names of the files, settings, units and packages that requirements are about."""
+"""Paths and names of files, settings, units and packages that requirements use."""
 
 from __future__ import annotations
 
-#: Shipped files (below systemd/) and where they are installed.
+#: Shipped files (below systemd/) and the paths at which they are installed.
 FILES = {
     name: f"/etc/{'systemd/' if name.startswith('system') or '@' in name else ''}{place}"
     for name, place in (
@@ -29,7 +29,7 @@ SETTINGS = (NUMA_SETTING, SWAPPINESS_SETTING, HUGEPAGES_SETTING, GOVERNOR_SETTIN
 MODELS = "/srv/models"
 GUARD_TIMER = "/etc/systemd/system/stackctl-guard.timer"
 PROGRAM_FOLDER = "/usr/local/lib/stackctl"
-#: In the search path of sudo and of services.
+#: The folder is in the search path of sudo and of services.
 LINK = "/usr/local/bin/stackctl"
 LINKS = (LINK, "/usr/bin/stackctl")
 

@@ -1,4 +1,4 @@
-"""Podman with Quadlet: containers run under it, and systemd starts them by its units."""
+"""Podman with Quadlet: Podman runs the containers, and systemd starts Quadlet's units."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _INSTALL = {
 _OLD_RELEASES = (("debian", "11"), ("debian", "12"), ("ubuntu", "20.04"), ("ubuntu", "22.04"))
 _UPGRADE_SYSTEM = "upgrade to Debian 13, Ubuntu 24.04 or newer"
 _UPGRADE = f"{_UPGRADE_SYSTEM}, or install podman {OLDEST_TEXT} or newer"
-#: The packages that a podman which somebody built needs of the distribution all the same.
+#: Packages of the distribution that a podman built by hand needs too.
 _HELPERS = ("uidmap", "dbus-user-session")
 
 
 def packages(families: tuple[str, ...], release: str | None) -> tuple[str, ...]:
     """Return the Debian or Ubuntu packages that Podman needs; none for other distributions.
 
-    podman's own recommendations name more; these are the ones that containers of stackctl cannot
-    do without: a runtime, a network stack, subordinate ids, and a bus for user services.
+    Podman recommends more packages. stackctl's containers need only these: a runtime, a network
+    stack, subordinate ids, and a bus for user services.
     """
     if not {"debian", "ubuntu"} & set(families):
         return ()
@@ -42,14 +42,14 @@ def packages(families: tuple[str, ...], release: str | None) -> tuple[str, ...]:
 
 
 class PodmanVersion(ProvisionItem):
-    """A podman that has Quadlet is installed and answers."""
+    """A version of podman that has Quadlet is installed and runs."""
 
     name = "podman"
     codes = ("podman-missing", "podman-no-answer", "podman-too-old")
     why = "containers run under Podman, and systemd starts them by its Quadlet"
 
     def problems(self, facts: LaunchFacts) -> Iterator[Problem]:
-        """Yield an absent, silent or old podman."""
+        """Yield a problem if podman is absent, fails or is too old."""
         seen = facts.seen
         version = seen.tools.podman
         if version is None and facts.live and seen.podman_absent:
@@ -84,7 +84,7 @@ class PodmanVersion(ProvisionItem):
         return provision_fix(self.name, by_hand) if command.startswith("apt-get") else by_hand
 
     def check(self, host: Host, needs: StackNeeds) -> Iterator[Result]:  # noqa: ARG002
-        """Yield the version against the oldest that has Quadlet."""
+        """Yield a finding with the version and the oldest one that has Quadlet."""
         expected = f"podman {OLDEST_TEXT} or newer"
         version = host.tools.podman
         problem = self.problem_on(host)
@@ -100,7 +100,10 @@ class PodmanVersion(ProvisionItem):
             )  # fmt: skip
 
     def changes(self, facts: MachineFacts, needs: StackNeeds) -> ItemPlan:  # noqa: ARG002
-        """Return the packages that are missing, where the distribution has a podman of use."""
+        """Return the plan that installs missing packages.
+
+        Without a usable package of the distribution, return a refusal.
+        """
         version = facts.host.tools.podman
         without = f"no Quadlet, which came with {OLDEST_TEXT}"
         if version is not None and version_numbers(version) < OLDEST:
@@ -118,7 +121,7 @@ class PodmanVersion(ProvisionItem):
                 "then again",
             )
         if version is not None and "podman" not in facts.packages:
-            # Somebody built it: the distribution's own beside it would come in its way.
+            # A podman built by hand would conflict with the distribution's package.
             wanted = _HELPERS
         missing = tuple(name for name in wanted if name not in facts.packages)
         if not missing:
@@ -130,13 +133,13 @@ class PodmanVersion(ProvisionItem):
 
 
 class QuadletGenerator(Requirement):
-    """systemd finds podman's generator, which makes services of .container files."""
+    """systemd finds podman's generator, which turns .container files into services."""
 
     name = "quadlet"
     codes = ("quadlet-missing",)
 
     def problems(self, facts: LaunchFacts) -> Iterator[Problem]:
-        """Yield the absence of the generator beside a podman that has one."""
+        """Yield a problem if systemd lacks the generator of a podman that has Quadlet."""
         version = facts.seen.tools.podman
         if version is None or version_numbers(version) < OLDEST:
             return
@@ -151,7 +154,7 @@ class QuadletGenerator(Requirement):
             )
 
     def check(self, host: Host, needs: StackNeeds) -> Iterator[Result]:  # noqa: ARG002
-        """Yield the path of the generator."""
+        """Yield a finding with the path of the generator."""
         expected = "podman's Quadlet generator where systemd finds it"
         problem = self.problem_on(host)
         if problem is not None:

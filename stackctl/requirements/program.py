@@ -1,4 +1,4 @@
-"""stackctl itself: installed where only root can change it, with a timer that checks stacks."""
+"""stackctl itself: a copy that only root can change, and a timer that checks stacks."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from stackctl.values.provision import GuardChange, ItemPlan, ProgramChange
 
 
 class InstalledProgram(ProvisionItem):
-    """stackctl is in everybody's search path, and only root can change it."""
+    """stackctl is in the search path of all users, and only root can change it."""
 
     name = "stackctl"
     why = "sudo, timers and other users find it, and only root can change it"
 
     def changes(self, facts: MachineFacts, needs: StackNeeds) -> ItemPlan:  # noqa: ARG002
-        """Return the change that installs this stackctl."""
+        """Return the plan that installs this version of stackctl, or a refusal."""
         if facts.program is not None and not facts.program_ours:
             if facts.program_weakness is None:
                 return self.already_set(facts.program)
@@ -42,7 +42,7 @@ class GuardTimer(ProvisionItem):
     why = "every minute stacks are checked, and an engine that is dead is restarted"
 
     def changes(self, facts: MachineFacts, needs: StackNeeds) -> ItemPlan:  # noqa: ARG002
-        """Return the change that starts the timer."""
+        """Return the plan that installs the timer."""
         user = facts.user
         if user.guarded if user is not None else facts.guarded:
             return self.already_set("on")

@@ -1,4 +1,4 @@
-"""A recorded machine holds the answers of the commands that the probe runs."""
+"""The recording of a machine: it holds the output of the commands that the probe runs."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from stackctl.values.host import Problem
 
 
 class RecordedCommands(Requirement):
-    """No command's answer is missing; on a live machine none can be."""
+    """The recording has the output of every command; a live machine always fulfils this."""
 
     name = "recording"
     codes = ("recording-incomplete",)
 
     def problems(self, facts: LaunchFacts) -> Iterator[Problem]:
-        """Yield the commands whose answers the recording lacks."""
+        """Yield a problem with the commands whose output the recording lacks."""
         if facts.seen.unrecorded:
             yield Problem(
                 code="recording-incomplete",

@@ -12,7 +12,7 @@ from stackctl.values.host import Host, Problem, ProblemCode
 from stackctl.values.provision import Change, FileChange, ItemPlan
 from stackctl.values.result import Result, Status
 
-#: How the texts of problems began before documents held codes: fixed, to read those documents.
+#: The beginnings of problems in documents from before problems had codes. They never change.
 _TEXTS_WITHOUT_CODE: tuple[tuple[str, ProblemCode], ...] = (
     ("podman is not installed", "podman-missing"),
     ("podman does not answer", "podman-no-answer"),
@@ -31,25 +31,25 @@ _TEXTS_WITHOUT_CODE: tuple[tuple[str, ProblemCode], ...] = (
 
 
 def code_of(problem: Problem) -> ProblemCode | None:
-    """Return the code of a problem, also for a document written before there were codes."""
+    """Return the code of a problem; derive it from the text if the document has no codes."""
     if problem.code is not None:
         return problem.code
     return next((code for text, code in _TEXTS_WITHOUT_CODE if problem.what.startswith(text)), None)
 
 
 class Requirement:
-    """One property that a host must have: how it is probed, and how ``doctor`` judges it.
+    """One property that a host must have, with its problems and its findings in ``doctor``.
 
-    A subclass overrides those of ``problems`` and ``check`` that apply to it.
+    A subclass overrides ``problems``, ``check`` or both.
     """
 
-    #: The name of its findings, and of its provisioning item where it has one.
+    #: The name of its findings, and of its provisioning item if it has one.
     name: ClassVar[str]
     #: Codes of the problems that ``problems`` yields; ``check`` judges them.
     codes: ClassVar[tuple[ProblemCode, ...]] = ()
 
     def problems(self, facts: LaunchFacts) -> Iterator[Problem]:  # noqa: ARG002
-        """Yield the problem that a launch would meet, with its fix."""
+        """Yield the problems that a launch would meet, with their fixes."""
         yield from ()
 
     def check(self, host: Host, needs: StackNeeds) -> Iterator[Result]:  # noqa: ARG002
@@ -57,7 +57,7 @@ class Requirement:
         yield from ()
 
     def problem_on(self, host: Host) -> Problem | None:
-        """Return the problem of this requirement that the probe found."""
+        """Return the problem of this requirement that the probe found; None if there is none."""
         return next((found for found in host.problems if code_of(found) in self.codes), None)
 
     def result(
@@ -89,19 +89,19 @@ class Requirement:
 class ProvisionItem(Requirement):
     """A requirement that ``stackctl provision`` can fulfil."""
 
-    #: Why a machine needs it, in words for the list of items.
+    #: The reason why a machine needs it, for the list of items.
     why: ClassVar[str]
 
     def unneeded(self, facts: MachineFacts, needs: StackNeeds) -> str | None:  # noqa: ARG002
-        """Return why this machine does not need it; None when it does."""
+        """Return the reason why this machine does not need it; None if it does."""
         return None
 
     def changes(self, facts: MachineFacts, needs: StackNeeds) -> ItemPlan:
-        """Return the changes that are left on a machine that needs it, or why there are none."""
+        """Return the plan for a machine that needs the item: changes, or why there are none."""
         raise NotImplementedError
 
     def plan(self, facts: MachineFacts, needs: StackNeeds) -> ItemPlan:
-        """Return the changes that are left here, or the reason why there are none."""
+        """Return the plan for this machine: changes, or the reason why there are none."""
         reason = self.unneeded(facts, needs)
         return self.changes(facts, needs) if reason is None else self.skipped(reason)
 
@@ -110,7 +110,7 @@ class ProvisionItem(Requirement):
         return ItemPlan(item=self.name, status="skip", why=self.why, now=reason)
 
     def already_set(self, now: str, by: ForeignSetting | None = None) -> ItemPlan:
-        """Return the plan of a fulfilled item; ``by`` is the line of others that fulfils it."""
+        """Return the plan of a fulfilled item; ``by`` is a foreign line that fulfils it."""
         where = f" ({by.where})" if by is not None else ""
         return ItemPlan(item=self.name, status="ok", why=self.why, now=now + where)
 
@@ -121,7 +121,7 @@ class ProvisionItem(Requirement):
         )
 
     def planned(self, now: str | None, undo: str, *changes: Change | None) -> ItemPlan:
-        """Return the plan with the changes that are left; without any it is fulfilled."""
+        """Return the plan with these changes, without Nones; with no changes it is fulfilled."""
         left = tuple(change for change in changes if change is not None)
         if not left:
             return ItemPlan(item=self.name, status="ok", why=self.why, now=now)
@@ -130,7 +130,7 @@ class ProvisionItem(Requirement):
         )
 
     def refuse_foreign_file(self, facts: MachineFacts, change: FileChange) -> ItemPlan | None:
-        """Return the refusal when somebody else's file is in the place of a shipped one."""
+        """Return a refusal if another file than stackctl's is at the path; else None."""
         there = facts.files.get(change.path)
         if there is None or there == facts.written.get(change.path):
             return None
@@ -142,7 +142,7 @@ class ProvisionItem(Requirement):
         )
 
     def refuse_conflict(self, setting: ForeignSetting) -> ItemPlan:
-        """Return the refusal when a line of somebody else's sets another value."""
+        """Return the refusal of an item for which a foreign line sets another value."""
         name = "the governor" if setting.key == paths.GOVERNOR_SETTINGS else setting.key
         return self.refused(
             f"{setting.where} sets {name} to {setting.value}, and it is not stackctl's",
@@ -151,7 +151,7 @@ class ProvisionItem(Requirement):
 
 
 def shipped_file(facts: MachineFacts, name: str) -> FileChange | None:
-    """Return the change that installs a shipped file; None where it is installed."""
+    """Return the change that installs a shipped file; None if it is installed."""
     path = paths.FILES[name]
     text = facts.shipped[name]
     return None if facts.files.get(path) == text else FileChange(path=path, text=text)
@@ -160,11 +160,11 @@ def shipped_file(facts: MachineFacts, name: str) -> FileChange | None:
 def effective_setting(
     facts: MachineFacts, key: str, name: str, accepted: tuple[str, ...]
 ) -> tuple[ForeignSetting | None, bool]:
-    """Return the line of others that counts for a key, and True when stackctl leaves it.
+    """Return the foreign line that takes effect for a key, and True if its value is accepted.
 
-    It is left when its value is among the accepted ones. (line, False) means a conflict: the line
-    is a person's, or comes after the shipped file ``name``, so stackctl must not overrule it.
-    (None, False) means that the shipped file decides.
+    (line, False) means a conflict: a person or program of this machine wrote the line, or its file
+    is read after the shipped file ``name``, so stackctl must not overrule it. (None, False) means
+    that the shipped file decides.
     """
     own = paths.FILES[name].rpartition("/")[2]
     lines = (line for line in facts.foreign if line.key == key)
@@ -183,7 +183,7 @@ def diff(before: str, after: str) -> str:
 
 
 def provision_fix(item: str, by_hand: str | None = None) -> str:
-    """Return the command by which stackctl fulfils an item; the same by hand as a comment."""
+    """Return the command by which stackctl fulfils an item, and the manual one as a comment."""
     fix = f"stackctl provision --only {item}"
     return fix if by_hand is None else f"{fix}\n# by hand: {by_hand}"
 

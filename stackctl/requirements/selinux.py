@@ -1,4 +1,4 @@
-"""SELinux: containers may use a GPU only where a boolean of the policy allows it."""
+"""SELinux: containers may use a GPU only if a boolean of the policy allows it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _ACTUAL = {True: "they may", False: "they may not", None: "SELinux is enforcing"
 
 
 class SelinuxDevices(ProvisionItem):
-    """The policy lets containers use devices; a person must decide that: the policy is theirs."""
+    """The policy lets containers use devices; only the administrator may change the policy."""
 
     name = "selinux"
     why = "under SELinux containers may use a GPU only where a boolean says so"
 
     def check(self, host: Host, needs: StackNeeds) -> Iterator[Result]:
-        """Yield the boolean where SELinux is enforcing."""
+        """Yield a finding with the boolean, if SELinux is enforcing."""
         if not needs.gpu or host.tools.selinux != "enforcing":
             return
         may = host.tools.selinux_devices
@@ -35,13 +35,13 @@ class SelinuxDevices(ProvisionItem):
         )
 
     def unneeded(self, facts: MachineFacts, needs: StackNeeds) -> str | None:
-        """Return that the boolean has no effect here."""
+        """Return the reason if the boolean has no effect; else None."""
         if not needs.gpu or not facts.host.gpus or facts.host.tools.selinux != "enforcing":
             return "not enforcing, or no GPU is used"
         return None
 
     def changes(self, facts: MachineFacts, needs: StackNeeds) -> ItemPlan:
-        """Return the command for the administrator, unless the boolean is on."""
+        """Return a refusal with the command for the administrator, unless the boolean is on."""
         (state,) = self.check(facts.host, needs)
         if state.status == "ok":
             return self.already_set(state.actual or "")

@@ -10,7 +10,7 @@ from stackctl.requirements.kernel_setting import KernelSetting
 from stackctl.values.host import Host
 from stackctl.values.result import Result
 
-#: The highest value that is left as it is.
+#: The highest value that is accepted.
 _HIGHEST = 30
 
 
@@ -26,7 +26,7 @@ class Swappiness(KernelSetting):
     accepted = tuple(str(number) for number in range(_HIGHEST + 1))
 
     def check(self, host: Host, needs: StackNeeds) -> Iterator[Result]:
-        """Yield the value; locked memory is never swapped out."""
+        """Yield a finding with the value. Locked memory is never swapped, so any value is good."""
         swappiness = host.tools.swappiness
         if swappiness is None:
             return
@@ -39,5 +39,5 @@ class Swappiness(KernelSetting):
         )
 
     def unneeded(self, facts: MachineFacts, needs: StackNeeds) -> str | None:
-        """Return that a machine without swap does not swap."""
+        """Return the reason if the machine has no swap; else None."""
         return "no swap" if not facts.swap and self.name not in needs.named else None

@@ -1,4 +1,4 @@
-"""systemd: it runs the machine, and a manager of each user runs that user's services."""
+"""systemd: process 1 runs the machine, and a manager for each user runs its services."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class SystemdRunning(Requirement):
     codes = ("systemd-not-running", "user-manager-not-running")
 
     def problems(self, facts: LaunchFacts) -> Iterator[Problem]:
-        """Yield that systemd, or the user's manager, does not run."""
+        """Yield a problem if systemd or the user's manager does not run."""
         seen = facts.seen
         if seen.tools.systemd_running is not False:
             return
@@ -44,7 +44,7 @@ class SystemdRunning(Requirement):
         )
 
     def check(self, host: Host, needs: StackNeeds) -> Iterator[Result]:  # noqa: ARG002
-        """Yield the version of systemd when it runs, else a failure."""
+        """Yield a finding with the version of systemd, or a failure if it does not run."""
         expected = "systemd runs the machine" + (
             " and this user's services" if host.scope == "user" else ""
         )
