@@ -171,7 +171,7 @@ def _of_requests(log: LogSamples, capacity: int | None) -> Load:
     """Summarise timings of single requests; ``capacity`` is that of the KV cache, in tokens."""
     seen = log.requests
     done = [one for one in seen if one.finished]
-    # A client that gave up before the first token had no answer, not an empty one.
+    # A client that gave up before the first token had no answer, so it must not lower the mean.
     answers = [one.generated_tokens for one in done if one.generated_tokens]
     longest = max((one.length for one in done if one.length is not None), default=None)
     return dataclasses.replace(

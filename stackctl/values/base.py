@@ -12,7 +12,7 @@ from stackctl.values.cpulist import CpuList
 
 
 class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A frozen value: scalars, tuples and other values only, so it can be hashed and compared."""
+    """A frozen value of scalars, tuples, CPU lists and other values; it can be hashed."""
 
 
 V = TypeVar("V", bound=Value)

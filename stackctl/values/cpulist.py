@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Set
 from stackctl.errors import ExitCode, StackctlError
 
 _ITEM = re.compile(r"(\d{1,7})(?:-(\d{1,7})(?::(\d{1,7})/(\d{1,7}))?)?")
-#: Linux supports at most 8192 CPUs (NR_CPUS on x86-64); a larger number is a damaged file.
+#: Numbers from here on come from a damaged file: Linux supports at most 8192 CPUs (NR_CPUS on
+#: x86-64).
 _MOST = 65536
 #: A list may name each CPU a few times, not more: a hostile list must not cost time.
 _MOST_NAMED = 4 * _MOST

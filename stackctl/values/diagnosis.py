@@ -30,7 +30,7 @@ class CpuTime(Value, frozen=True, kw_only=True):
     allowed: int | None = None
 
 
-#: Reasons for which a GPU holds its clock down, as NVML reports them (nvml.h: clocks event
+#: Reasons for which a GPU reduces its clock, as NVML reports them (nvml.h: clocks event
 #: reasons).
 ClockLimit = Literal["power-limit", "hardware", "heat-software", "heat-hardware", "power-brake"]
 

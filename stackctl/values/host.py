@@ -41,7 +41,7 @@ ProblemCode = Literal[
     "gpu-memory-unknown",
     "file-damaged",
 ]
-#: Why podman cannot use a CDI file.
+#: The reasons why Podman cannot use a CDI file.
 CdiProblemCode = Literal[
     "unreadable",
     "unparsable",
@@ -76,8 +76,10 @@ class NumaNode(Value, frozen=True, kw_only=True):
 
 
 class CoreKind(Value, frozen=True, kw_only=True):
-    """Cores of one kind on a hybrid processor, fastest kind first; ``capacity`` is relative
-    (1024: the fastest)."""
+    """The cores of one kind on a hybrid processor.
+
+    ``capacity`` is the relative speed (1024: the fastest kind).
+    """
 
     name: str
     cpus: CpuList

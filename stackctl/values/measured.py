@@ -17,10 +17,10 @@ class EngineOption(Value, frozen=True, kw_only=True):
 class EngineFacts(Value, frozen=True, kw_only=True):
     """The engine in an image: its version and the options that it accepts.
 
-    ``reference`` is the image name that was inspected last, ``pinned`` the digest or ID that units
-    use, ``seen`` the time of the inspection (UTC, ISO 8601). ``program`` is the command that starts
-    the engine; it is empty if the image's entry point does. ``entrypoint`` replaces an entry point
-    that has more words than the program.
+    ``reference`` is the name under which the image was inspected last, ``pinned`` the digest or ID
+    that units use, ``seen`` the time of the inspection (UTC, ISO 8601). ``program`` is the command
+    that starts the engine; it is empty if the image's entry point does. ``entrypoint`` replaces an
+    entry point that has more words than the program.
     """
 
     schema: Literal["stackctl.engine/1"] = "stackctl.engine/1"

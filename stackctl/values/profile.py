@@ -57,9 +57,9 @@ class PlacementWish(Value, frozen=True, kw_only=True):
 
 
 class Slo(Value, frozen=True, kw_only=True):
-    """Service-level objectives: 95th percentiles of latency, speed and prefix-cache hits.
+    """Service-level objectives for TTFT, ITL, speed and prefix-cache hits.
 
-    An objective that is left out is not checked.
+    An objective that is None is not checked.
     """
 
     prompt_tokens: Annotated[

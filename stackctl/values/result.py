@@ -1,4 +1,4 @@
-"""Results of checks: the document ``stackctl.check/1`` and its relatives."""
+"""Results of checks: the document ``stackctl.check/1`` and similar documents."""
 
 from __future__ import annotations
 
