@@ -68,7 +68,7 @@ def is_known(name: str) -> bool:
 
 
 def suggestion(name: str) -> str:
-    """Return a hint for a name that is not known: the nearest name, else all of them."""
+    """Return a hint for an unknown name: the most similar name, else all names."""
     close = difflib.get_close_matches(name, names(), n=1, cutoff=0.6)
     return f"did you mean {close[0]}?" if close else "engines: " + ", ".join(names())
 
@@ -89,8 +89,8 @@ def image_recipes() -> tuple[ImageRecipe, ...]:
 
 
 def uses_gpu(profile: Profile) -> bool:
-    """Return True if a profile's engine runs on GPUs: because the profile names some, or because
-    the engine is made for them and the profile does not refuse them."""
+    """Return True if a profile's engine runs on GPUs: the profile names some, or the engine uses
+    them by default and the profile does not refuse them."""
     if profile.placement.gpus is None:
         return engine(profile.engine).gpu_by_default
     return not profile.on_cpu

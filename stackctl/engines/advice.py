@@ -10,11 +10,11 @@ from stackctl.values.diagnosis import Step
 
 @dataclass(frozen=True)
 class Advice:
-    """The part of an engine's advice to users that is not about a number of its own.
+    """The parts of the advice to users that differ between engines.
 
     ``use_gpu`` is the step from a CPU to a GPU. ``large_batches`` are options for the prompt tokens
     of one step, each with a value above which prompts are hardly faster. ``small_batches`` are
-    arguments with which the first token comes sooner; None if the engine has no such.
+    arguments with which the first token comes sooner; None if the engine has none.
     ``cached_tokens_option`` makes each answer report the tokens that the prefix cache had; None if
     answers always do. ``log_mark`` stands in lines of its log that report a speed.
     """

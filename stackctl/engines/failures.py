@@ -1,4 +1,4 @@
-"""Tables of known failures, which engines keep of their logs."""
+"""Tables of the failures that engines' logs show."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: Folder in which the Python of a Debian finds packages that are not Debian's.
+#: Folder in which Debian's Python finds packages that are not Debian's.
 PACKAGES = "usr/local/lib/python{python}/dist-packages"
 
 
@@ -29,8 +29,8 @@ class Wheels:
     def hooks(self) -> tuple[str, ...]:
         """Return commands to run in the finished root ($1): compile for its Python, then start it.
 
-        The root of a container is read-only: all that is not compiled here is compiled at each
-        start.
+        The root of a container is read-only, so code that is not compiled here would be compiled
+        at each start.
         """
         folder = "/" + PACKAGES.format(python=self.python)
         return (

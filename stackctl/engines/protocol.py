@@ -65,11 +65,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes by purpose; ``compute_bytes`` holds buffers, the engine itself and its host cache
-    (``cache_bytes`` of them).
+    """Bytes by purpose.
+
+    ``compute_bytes`` holds buffers, the engine itself and its host cache of ``cache_bytes``.
 
     For a plan on a GPU these are bytes of the GPU, and ``host`` is the part in main memory.
-    ``measured``: the engine itself reported them in an earlier start.
+    ``measured`` is True if the engine itself reported them in an earlier start.
     """
 
     weights_bytes: int
@@ -84,8 +85,8 @@ class Footprint:
 class Failure:
     """A failure recognised in an engine's log: cause in one line, its evidence, a remedy.
 
-    ``sets`` is the remedy as KEY=VALUE, where the engine named the value. ``kernel``: other kernels
-    of the same image are known to do better.
+    ``sets`` is the remedy as KEY=VALUE if the engine named the value. ``kernel`` is True if other
+    kernels of the same image avoid the failure.
     """
 
     cause: str
@@ -97,8 +98,8 @@ class Failure:
 
 @dataclass(frozen=True)
 class TokenReads:
-    """Bytes that are read to generate one token: weights by where they lie, and the KV cache of one
-    token of context."""
+    """Bytes that are read to generate one token: the weights on CPU and GPU, and the KV cache for
+    each token of context."""
 
     cpu_weights_bytes: float
     gpu_weights_bytes: float
@@ -116,11 +117,11 @@ class Speeds:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A program in the engine's image that measures speeds on the CPU, beside no server.
+    """A program in the engine's image that measures speeds on the CPU, without a server.
 
     ``arguments`` makes its command line from the model's path and a number of threads. ``speeds``
-    reads its output: None for output that is none of the program's, and a StackctlError for output
-    without speeds.
+    reads its output. It returns None for text that the program did not print, and raises a
+    StackctlError for output without speeds.
     """
 
     program: str
@@ -132,8 +133,8 @@ class Benchmark:
 class RunningCounters:
     """Counters of the running server that speeds are computed from.
 
-    ``speeds`` reads the answer to a GET of ``path``, and raises a StackctlError where the server
-    has done too little so far.
+    ``speeds`` reads the answer to a GET of ``path``. It raises a StackctlError if the server has
+    processed too few tokens so far.
     """
 
     path: str
@@ -155,9 +156,8 @@ class LogReader(Protocol):
 class Engine(Protocol):
     """One engine; pure: from values to values.
 
-    Members stand in groups: its name and images, its container, placement, options, memory, start
-    and log, requests and metrics. Everything is required: an engine that lacks a member is refused
-    by the type checker.
+    The members stand in groups: name and images, container, placement, options, memory, start and
+    log, requests and metrics. All are required: the type checker reports a missing member.
     """
 
     # Name and images.
@@ -168,7 +168,7 @@ class Engine(Protocol):
     #: Image used when the profile names none, and the name under which a local build is kept.
     default_image: str
     local_image: str
-    #: The local image for machines without a GPU, where it is another one.
+    #: The local image for machines without a GPU; None if it is the same.
     cpu_image: str | None
     #: Its images that can be built on a machine without a registry.
     image_recipes: tuple[ImageRecipe, ...]
@@ -176,7 +176,7 @@ class Engine(Protocol):
     model_format: Literal["gguf", "safetensors"]
     #: Shipped profiles that show how a model would run here, before it is downloaded.
     trial_profiles: tuple[str, ...]
-    #: Size of the container's /dev/shm, through which its processes talk; None: podman's own 64 MB.
+    #: Size of the container's /dev/shm, which its processes share; None: Podman's default of 64 MB.
     shm_bytes: int | None
     #: The condition on which systemd starts it again (Restart= of systemd.service(5)).
     restart: Literal["on-failure", "always"]
@@ -207,7 +207,7 @@ class Engine(Protocol):
 
     # Options.
 
-    #: The program that is the engine, for an image without an entry point.
+    #: The engine's program, for an image without an entry point.
     program: str
     #: The entry point of its published images.
     published_entrypoint: tuple[str, ...]
@@ -221,14 +221,14 @@ class Engine(Protocol):
     #: Options for the tokens that a request may use, and for the requests served at once.
     context_option: str
     requests_option: str
-    #: True if the first of them counts the tokens of all requests together.
+    #: True if ``context_option`` counts the tokens of all requests together.
     shares_context: bool
     #: Options for the number of threads that generate, and that compute prompts; None if it has no
     #: such options.
     threads_options: tuple[str, str] | None
 
     def parse_help(self, text: str) -> tuple[EngineOption, ...]:
-        """Return the options of the engine's help text; none for any other text."""
+        """Return the options of the engine's help text; empty for any other text."""
         ...
 
     def parse_version(self, text: str) -> str | None:
@@ -279,8 +279,10 @@ class Engine(Protocol):
         ...
 
     def kv_token_bytes(self, model: Model, options: Mapping[str, Option], gpus: int) -> float:
-        """Return bytes of the KV cache for one token of a full context, on all GPUs together;
-        ``gpus`` is 0 or 1 where it is not split."""
+        """Return bytes of the KV cache for one token of a full context, on all GPUs together.
+
+        ``gpus`` is 0 or 1 if it is not split.
+        """
         ...
 
     def token_reads(
@@ -309,13 +311,15 @@ class Engine(Protocol):
         ...
 
     def fallback_kernels(self, model: Model, gpus: Sequence[Gpu]) -> tuple[tuple[str, str], ...]:
-        """Return options (name, value) for other kernels, which help where Failure.kernel is set;
-        empty where none are known for the model on these GPUs."""
+        """Return options (name, value) for other kernels, which help if Failure.kernel is set.
+
+        Empty if none are known for the model on these GPUs.
+        """
         ...
 
     # Requests and metrics.
 
-    #: The way to measure its speed on a machine.
+    #: The way to measure the speed on a machine.
     calibration: Benchmark | RunningCounters
     health_path: str
     #: Paths of its API besides those that the front door passes on for every engine.
@@ -333,8 +337,8 @@ class Engine(Protocol):
         ...
 
     def measure(self, answers: Mapping[str, str], argv: Sequence[str]) -> EngineMetrics:
-        """Return its metrics, from the answers of its ``metrics_paths`` (those that answered) and
-        the arguments that it was started with."""
+        """Return the engine's metrics, from the answers by path of its ``metrics_paths`` (without
+        those that failed) and the arguments that it was started with."""
         ...
 
     def log_reader(self) -> LogReader:

@@ -9,7 +9,7 @@ from stackctl.engines.protocol import Benchmark, Speeds
 from stackctl.errors import StackctlError
 
 PROGRAM: Final = "llama-bench"
-#: Tokens of prompt and of generation in one run: long enough to settle, short enough to wait for.
+#: Tokens of prompt and of generation in one run: enough for a steady speed in a short time.
 PROMPT_TOKENS: Final = 512
 GENERATED_TOKENS: Final = 64
 

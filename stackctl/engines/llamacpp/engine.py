@@ -38,7 +38,7 @@ from stackctl.values.model import Model
 _NAMES = re.compile(r"-{1,2}[A-Za-z0-9][\w-]*(?:,\s+-{1,2}[A-Za-z0-9][\w-]*)*")
 
 
-#: The options planned here as the newest builds spell them.
+#: The planned options, as the newest builds spell them.
 _NEWEST = (
     option("model", "FNAME"), option("alias", "STRING"), option("host", "HOST"),
     option("port", "PORT"), option("ctx-size", "N"), option("parallel", "N"),
@@ -144,7 +144,7 @@ class LlamaCpp:
         return choose(request)
 
     def environment(self, request: Request) -> tuple[str, ...]:
-        """See Engine. For a GPU that an image has no kernels for, the driver compiles them."""
+        """See Engine. If the image lacks kernels for a GPU, the driver compiles and caches them."""
         return (f"CUDA_CACHE_PATH={CACHE}/cuda",) if request.gpus else ()
 
     def recall(
@@ -177,7 +177,7 @@ class LlamaCpp:
             return None
         flag = f"--{option.name}"
         if option.name == "flash-attn" and known.value is None:
-            # Builds before 2025-08 had a bare switch, off by default.
+            # Builds before 2025-08 had a switch without a value, off by default.
             return (flag,) if option.value == "on" else ()
         if not option.values:
             return (flag,)
@@ -220,7 +220,10 @@ def _text(value: object) -> str:
 
 
 def _old_load_mode(mode: str, dialect: Dialect) -> tuple[str, ...] | None:
-    """Before --load-mode (2026): mmap by default, --mlock and --no-mmap to change it."""
+    """Return the arguments for builds before --load-mode (2026), whose default is mmap.
+
+    None if the build lacks one of them.
+    """
     flags = {"auto": (), "mmap": (), "mmap+mlock": ("mlock",), "mlock": ("no-mmap", "mlock"),
              "none": ("no-mmap",), "dio": ("direct-io",)}.get(mode)  # fmt: skip
     if flags is None or any(dialect.find(flag) is None for flag in flags):

@@ -71,7 +71,7 @@ _PHASES: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"loading model|load_tensors|load_model"), "loading model"),
 )
 
-#: Of the log of a start: why the model is not locked, and the threads that compute.
+#: Facts in the log of a start: a failed mlock, and the number of threads.
 _SAID = (
     ("mlock", re.compile(r"(failed to mlock .*)")),
     ("threads", re.compile(r"threadpool init, n_threads = (\d+)")),

@@ -76,7 +76,7 @@ def kv_token_bytes(model: Model, options: Mapping[str, Option], gpus: int = 1) -
 
 
 def token_reads(model: Model, options: Mapping[str, Option], *, on_gpu: bool) -> TokenReads:
-    """See Engine. Experts that stay on the CPU are read there, the used ones of them."""
+    """See Engine. The active experts that stay on the CPU are read there."""
     active = float(model.active_bytes)
     on_cpu = active
     if on_gpu:
@@ -86,7 +86,7 @@ def token_reads(model: Model, options: Mapping[str, Option], *, on_gpu: bool) ->
 
 
 def cpu_expert_bytes(model: Model, options: Mapping[str, Option]) -> int:
-    """Return bytes of the experts that --n-cpu-moe keeps on the CPU: all layers count alike."""
+    """Return bytes of the experts that --n-cpu-moe keeps on the CPU; all layers count the same."""
     layers = number(options, "n-cpu-moe", 0)
     return round((model.expert_bytes or 0) * min(layers, model.layers) / max(1, model.layers))
 

@@ -100,7 +100,7 @@ def _whole(value: object) -> int:
 
 @dataclass
 class _Open:
-    """A request whose end was not read yet."""
+    """A request whose last line was not read yet."""
 
     at_s: float | None = None
     prompt: tuple[int, float] | None = None
@@ -122,7 +122,7 @@ class RequestReader:
 
     def feed(self, line: str) -> None:
         """See LogReader."""
-        # Most lines of most logs are none of these: a word is looked for faster than a pattern.
+        # Most lines match none of the patterns; a search for words is faster.
         if not any(word in line for word in _WORDS):
             return
         clock = _CLOCK.search(line)
@@ -152,7 +152,7 @@ class RequestReader:
         )
 
     def _at(self, clock: re.Match[str]) -> float:
-        """The engine's clock; a new start goes on where the last one ended."""
+        """Return the engine's clock in seconds; a new start goes on where the last one ended."""
         minutes, seconds, milli, micro = (int(part) for part in clock.groups())
         at_s = self._starts_s + minutes * 60 + seconds + milli / 1e3 + micro / 1e6
         if self._last_s is not None and at_s < self._last_s - 1:
@@ -207,7 +207,11 @@ class RequestReader:
 def _summary(
     seen: _Open, length: int | None, *, finished: bool, at_s: float | None = None
 ) -> Request:
-    """``length`` lacks the last token of the answer, which nobody computed on."""
+    """Return a request as a value.
+
+    ``length`` counts the tokens in the cache. It lacks the last token of the answer, because no
+    further token was computed from it.
+    """
     prompt, answer = seen.prompt, seen.answer
     cached = None
     if length is not None and prompt is not None and answer is not None:

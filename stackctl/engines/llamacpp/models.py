@@ -6,7 +6,7 @@ from typing import Final
 
 from stackctl.values.model import Model
 
-#: Architectures that llama.cpp loads, and whose models generate no text in llama-server.
+#: Architectures that llama.cpp loads but whose models generate no text in llama-server.
 _ENCODERS: Final = frozenset(
     {"bert", "eurobert", "gemma-embedding", "jina-bert-v2", "jina-bert-v3", "llama-embed"}
     | {"modern-bert", "neo-bert", "nomic-bert", "nomic-bert-moe", "t5encoder"}

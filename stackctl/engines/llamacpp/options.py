@@ -144,7 +144,10 @@ def _kv_types(request: Request) -> tuple[Option, ...]:
 
 
 def _offload(request: Request) -> tuple[Option, ...]:
-    """Layers on the GPU; for an MoE that does not fit, the experts of the first layers stay."""
+    """Return the options that put layers on the GPU.
+
+    If an MoE does not fit, the experts of its first layers stay in main memory.
+    """
     if not request.gpus:
         return ()
     options = [Option("n-gpu-layers", (999,), "all layers on the GPU")]
@@ -235,8 +238,8 @@ def _caches(request: Request) -> tuple[Option, ...]:
         )
         room = limit - (0 if request.gpus else taken.weights_bytes) - taken.kv_bytes
         room -= taken.compute_bytes
-        # A cache of more prompts than anyone sends again would only take memory. Its share is one
-        # of the machine: a stack that comes later must not change this one's plan.
+        # A cache of more prompts than clients repeat would only take memory. Its share is computed
+        # with the other stacks' claims: a later stack must not change this one's plan.
         share = (limit + request.memory_claimed_bytes) // 20
         most = min(share, _MOST_PROMPTS * max(taken.kv_bytes, _MIB), max(0, room))
         mib = min(MOST_CACHE_MIB, most // _MIB)
@@ -248,7 +251,7 @@ def _caches(request: Request) -> tuple[Option, ...]:
 
 
 def _cache_reuse(model: Model) -> Option:
-    """Shifting a cache needs every layer to keep the whole context (llama.cpp: can_shift)."""
+    """Return --cache-reuse, if every layer keeps the whole context (llama.cpp: can_shift)."""
     if model.kv is not None and (model.kv.sliding_layers or 0 in model.kv.kv_heads):
         reason = "left out: layers with a sliding window or recurrent state cannot shift"
         return Option("cache-reuse", None, reason)

@@ -15,7 +15,7 @@ ADVICE = Advice(
     cached_tokens_option="enable-prompt-tokens-details",
     log_mark="Avg generation throughput",
 )
-#: Its name for a method begins with the method, but for these.
+#: Methods whose names in vLLM's log do not begin with the method.
 _ALSO_CALLED = {"compressed-tensors": "compressed"}
 
 

@@ -70,24 +70,24 @@ class Vllm:
     image_recipes: tuple[ImageRecipe, ...] = image.RECIPES
     model_format: Literal["gguf", "safetensors"] = "safetensors"
     trial_profiles: tuple[str, ...] = ("gpu-nvfp4", "cpu-vllm")
-    # A ceiling: only pages that are written count. One worker had two segments of 160 and 240 MiB
-    # (0.32); each further GPU adds its own. The host's /dev/shm (--ipc=host) would show more.
+    # An upper limit: only written pages take memory. One worker had two segments of 160 and 240 MiB
+    # (0.32); each further GPU adds its own. The host's /dev/shm (--ipc=host) would expose more.
     shm_bytes: int | None = 8 * _GIB
     # The API server ends with status 0 if the engine core has died.
     restart: Literal["on-failure", "always"] = "always"
     start_s: float = 600
     compiles: Literal["everywhere", "on GPUs"] = "everywhere"
-    # "Legacy setting" (0.32, platforms/cpu.py): it wins over --kv-cache-memory-bytes. Set and empty
-    # it does not, but envs.py, which reads all variables, then fails.
+    # "Legacy setting" (0.32, platforms/cpu.py): it overrides --kv-cache-memory-bytes. An empty
+    # value does not, but then envs.py, which reads all variables, fails.
     overriding: tuple[str, ...] = ("VLLM_CPU_KVCACHE_SPACE",)
     gpu_by_default = True
     splits_experts = False
-    # It binds a worker's memory to the node of its first CPU, and refuses a KV cache that is larger
-    # (0.32, cpu_worker.py).
+    # A worker binds its memory to the node of its first CPU, and refuses a KV cache that is larger
+    # than the node (0.32, cpu_worker.py).
     one_node_on_cpu = True
     program = "vllm"
     published_entrypoint: tuple[str, ...] = ("vllm", "serve")
-    # Without "all" it names groups of options only.
+    # Without "all" the help lists only groups of options.
     help_arguments: tuple[str, ...] = ("serve", "--help=all")
     reserved: Mapping[str, str] = {
         "host": "stackctl serves on 127.0.0.1 only",
@@ -111,7 +111,7 @@ class Vllm:
     shares_context = False
     threads_options: tuple[str, str] | None = None
     kv_types: tuple[str, ...] = ("fp8",)
-    # It takes any number of requests and lets them wait for room in the cache.
+    # vLLM accepts any number of requests, which wait until the cache has room.
     requests_share_cache = True
     client_paths: tuple[str, ...] = ()
     advice = ADVICE
@@ -162,7 +162,7 @@ class Vllm:
         return match[0] if match else None
 
     def environment(self, request: Request) -> tuple[str, ...]:
-        """See Engine. Nothing is fetched or reported; all that is compiled lies in one place."""
+        """See Engine. vLLM downloads and reports nothing, and compiles into one folder."""
         texts = (
             f"HOME={CACHE}",
             f"XDG_CACHE_HOME={CACHE}",
@@ -177,7 +177,7 @@ class Vllm:
         )
         if request.gpus or request.placement.cpus is None:
             return texts
-        # Left to itself it keeps a CPU of its own free, of those that the plan chose.
+        # By default vLLM leaves one of the planned CPUs idle.
         return (*texts, f"VLLM_CPU_OMP_THREADS_BIND={request.placement.cpus}")
 
     recall = staticmethod(measured_memory.recall)

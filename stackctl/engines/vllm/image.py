@@ -30,7 +30,7 @@ RECIPES: Final = (
                 # Do not import beside the CPU build of torch (made for CUDA), or do nothing on a
                 # CPU and take 1 GB (triton).
                 "torchvision*", "torchaudio*", "torchcodec*", "triton*",
-                # For pictures and films, which need torchvision too.
+                # For images and video, which need torchvision too.
                 "cv2", "opencv_python_headless*",
                 # Tests, and programs that start another Python than the image's.
                 "torch/test", "torch/bin/*[tT]est*", "torch/bin/protoc*", "bin", "share",

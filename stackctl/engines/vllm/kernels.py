@@ -8,7 +8,7 @@ from stackctl.values.host import Gpu
 from stackctl.values.model import Model
 
 #: The GPUs on which some nvfp4 kernels compute wrongly, or not at all: RTX PRO 6000 and RTX 50
-#: (Blackwell, but not the data centre's).
+#: (Blackwell, except the GPUs for data centres).
 _SM_120 = "12.0"
 #: Kernels that compute in 16 bits.
 _MARLIN = "marlin"

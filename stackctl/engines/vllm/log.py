@@ -178,7 +178,7 @@ _FAILURES = failure_table(
 #: Rows whose remedy is another kernel: the fault is the image's, and marlin avoids it.
 _KERNELS = re.compile(r"No NvFp4 MoE backend supports|illegal.?instruction", re.IGNORECASE)
 _SETS = re.compile(r"--set (\w[\w.-]*=\d+)(?:$|[;,] )")
-#: The parent's list of children that ended, with their statuses. A signal is negative.
+#: The parent's list of ended children with their statuses; a negative status is a signal.
 _KILLED = re.compile(r"Failed core proc\(s\): \{[^}]*: -(?P<signal>\d+)")
 #: The same list if the statuses are lost.
 _VANISHED = re.compile(r"Failed core proc\(s\): \{\}")
@@ -231,7 +231,7 @@ _WRAPPER = re.compile(
     r"stack trace above"
 )
 _CHAINED = re.compile(r"direct cause of the following|During handling of the above")
-#: Processes from the one that does the work to the one that clients talk to.
+#: Processes, from the worker that computes to the server that clients connect to.
 _DEPTH = ("Worker", "VllmWorker", "EngineCore")
 _LONGEST = 200
 
@@ -302,13 +302,16 @@ def said(lines: Sequence[str]) -> tuple[Fact, ...]:
         if name.endswith("_bytes"):
             value = str(round(float(value) * _GIB))
             if value == "0":
-                continue  # less than the log's two digits of a GiB
+                continue  # below the log's resolution of 0.01 GiB
         found.append(Fact(name=name, value=value.replace(",", "")))
     return tuple(found)
 
 
 def _raised(lines: Sequence[str]) -> Failure | None:
-    """The last exception of the first traceback of the process that is deepest; no wrapper."""
+    """Return the last exception in the first chain of tracebacks of the deepest process.
+
+    Exceptions that only wrap another one do not count. None if there is none.
+    """
     split = [(match["process"] or "", line[match.end() :]) for line, match in _prefixes(lines)]
     processes = {process for process, _ in split}
     for process in (*(name for name in _DEPTH if name in processes), None):
@@ -334,7 +337,7 @@ def _prefixes(lines: Sequence[str]) -> list[tuple[str, re.Match[str]]]:
 
 
 def _last_of_first(own: Sequence[tuple[int, str]]) -> int | None:
-    """Where the last exception of a process's first chain of tracebacks is."""
+    """Return the place of the last exception of a process's first chain of tracebacks."""
     found, chained = None, False
     for place, text in own:
         if _CHAINED.search(text):

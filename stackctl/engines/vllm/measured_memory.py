@@ -13,7 +13,7 @@ from stackctl.values.measured import Seen
 
 #: Arguments that memory does not depend on; the model is compared as a whole.
 _APART = {"", "--host", "--port", "--served-model-name", "--generation-config"}
-#: Those that change the KV cache and the engine's own buffers, and not the weights.
+#: Arguments that change the KV cache and the engine's own buffers, but not the weights.
 _SCALING = {
     "--max-model-len", "--max-num-seqs", "--gpu-memory-utilization", "--kv-cache-memory-bytes"
 }  # fmt: skip

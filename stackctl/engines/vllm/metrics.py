@@ -24,12 +24,12 @@ _CAPACITY = re.compile(r"(GPU|CPU) KV cache size: ([\d,]{1,20}) tokens")
 _CONTEXT = re.compile(r"\bmax_seq_len=(\d{1,9})\b")
 _PREEMPTED = re.compile(r"is preempted|Preempted request")
 _OWN = re.compile(r"\b(?:INFO|WARNING|ERROR|DEBUG) \d\d-\d\d \d\d:\d\d:\d\d \[[\w.]+:\d+\]")
-#: Days before each month, in a leap year: distances within a year are all that counts.
+#: Days before each month of a leap year; only distances within a year matter.
 _BEFORE = (0, 31, 60, 91, 121, 152, 182, 213, 244, 274, 305, 335)
 _YEAR_S = 366 * 86400
-#: VLLM_LOG_STATS_INTERVAL, as it is by default.
+#: Default of VLLM_LOG_STATS_INTERVAL, in seconds.
 _WINDOW_S = 10.0
-#: A day of windows.
+#: Windows that are kept: one day.
 _MOST = 8640
 
 
@@ -80,7 +80,7 @@ class WindowReader:
 
     def feed(self, line: str) -> None:
         """See LogReader."""
-        # Most lines of most logs are neither: a word is looked for faster than a pattern.
+        # Most lines match neither pattern; a search for a word is faster.
         if "throughput: " in line and (match := _WINDOW.search(line)):
             self._lines += 1
             self._window(line, match)
@@ -129,7 +129,7 @@ class WindowReader:
         )
 
     def _clock(self, line: str) -> float | None:
-        """Seconds since the first of January of the log's first year."""
+        """Return the seconds since the first of January of the log's first year."""
         match = _CLOCK.search(line)
         if match is None:
             return None

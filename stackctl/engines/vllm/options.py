@@ -83,7 +83,7 @@ def choose(request: Request) -> tuple[Option, ...]:
 
 
 def _cpu_cache(request: Request, context: int, seqs: int, kv_type: str) -> Option:
-    """All requests at their whole context at once, at least 1 GiB."""
+    """Return the size of the KV cache: all requests at full context, at least 1 GiB."""
     wanted = round(kv_token_bytes(request.model, kv_type) * context * seqs)
     size = max(_GIB, -(-wanted // _GIB) * _GIB)
     many = f"{seqs} requests" if seqs > 1 else "one request"
@@ -100,7 +100,7 @@ def _names(request: Request) -> Option:
 
 
 def _remote_code(request: Request) -> Option:
-    """Raises StackctlError (exit 2) for code that nothing holds to one version."""
+    """Return --trust-remote-code. Raises StackctlError (exit 2) without a commit of the model."""
     commit = model_mounts.commit(request.model)
     if commit is None:
         raise StackctlError(
@@ -144,7 +144,10 @@ def _sequences(request: Request) -> tuple[int, str]:
 
 
 def _utilization(request: Request, context: int, batched: int, kv_type: str) -> Option:
-    """As high as the reserve and other stacks allow: spare memory is prefix cache."""
+    """Return the highest utilization that the reserve and other stacks allow.
+
+    Spare memory is used as prefix cache.
+    """
     total, limit = request.gpu_bytes, request.gpu_limit_bytes
     if not total or limit is None:
         return Option("gpu-memory-utilization", (_USUAL_UTILIZATION,), "GPU memory unknown")
@@ -153,7 +156,7 @@ def _utilization(request: Request, context: int, batched: int, kv_type: str) -> 
     fixed = request.model.weights_bytes / gpus + engine_bytes(request.model, batched)
     needed = fixed + per_token * context
     share = min(limit / total, max(_USUAL_UTILIZATION, math.ceil(needed / total * 10000) / 10000))
-    # Two digits, unless the context needs the part that they cut off.
+    # Two decimals, unless the context needs the rest.
     coarse = math.floor(share * 100) / 100
     share = coarse if coarse * total >= needed else math.floor(share * 10000) / 10000
     share = max(0.01, share)

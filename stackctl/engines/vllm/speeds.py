@@ -8,7 +8,7 @@ from stackctl.engines.prometheus_text import Scrape
 from stackctl.engines.protocol import RunningCounters, Speeds
 from stackctl.errors import StackctlError
 
-#: Fewer tokens than this are too few for a speed.
+#: The fewest tokens from which a speed is computed.
 _LEAST_TOKENS: Final = 64
 _COUNTED: Final = ("count", "sum")
 
