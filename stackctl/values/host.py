@@ -90,8 +90,8 @@ class Cpu(Value, frozen=True, kw_only=True):
     """Topology of the online processors; ``allowed`` lists the CPUs that this process may use.
 
     ``siblings`` lists the CPUs of each physical core, so that one CPU of each core can be chosen.
-    ``kinds`` is empty unless cores differ. ``quota_cpus`` is the CPU quota of a cgroup, as a number
-    of CPUs (None: no limit).
+    ``kinds`` lists the fastest kind first; it is empty unless cores differ. ``quota_cpus`` is the
+    CPU quota of a cgroup, as a number of CPUs (None: no limit).
     """
 
     model: str | None = None
