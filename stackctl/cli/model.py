@@ -257,12 +257,16 @@ def remove(session: Session, source: str) -> None:
     record = adopt.find(source, manifest)
     stored.require_unused(context, record)
     what = f"remove {record.source}, {format_bytes(record.bytes)}"
-    if record.repo is None:
+    stays = record.imported or record.repo is None
+    if stays:
         what = f"forget {record.source} (its files stay)"
     if not session.confirm(what):
         raise StackctlError("nothing was removed")
     freed = adopt.remove(record, manifest)
-    session.out.line(f"{record.source} is removed, {format_bytes(freed)} are free again")
+    if stays:
+        session.out.line(f"{record.source} is forgotten, its files stay")
+    else:
+        session.out.line(f"{record.source} is removed, {format_bytes(freed)} are free again")
 
 
 @verb("import")

@@ -48,6 +48,7 @@ def adopt(source: str, manifest: Manifest, tell: Tell = silent) -> StoredModel:
         folder=model.folder,
         files=tuple(files),
         verified=now(),
+        imported=True,
     )
     manifest.put(record)
     return record
@@ -88,9 +89,9 @@ def find(source: str, manifest: Manifest) -> StoredModel:
 
 
 def remove(record: StoredModel, manifest: Manifest) -> int:
-    """Remove a model's record and, if it is in the hub's cache, its files.
+    """Remove a model's record and, if stackctl has fetched it, its files in the hub's cache.
 
-    Files that another model uses stay, and so do the files of ``file:`` and ``dir:`` models.
+    Files that another model uses stay, and so do the files of a model that was imported in place.
 
     Returns:
         The bytes that were freed.
@@ -99,7 +100,7 @@ def remove(record: StoredModel, manifest: Manifest) -> int:
         StackctlError: the model is in another cache, or a file cannot be removed.
     """
     freed = 0
-    if record.repo is not None and record.commit is not None:
+    if record.repo is not None and record.commit is not None and not record.imported:
         place = Repository(record.repo)
         folder = str(place.snapshot(record.commit))
         if record.folder not in (None, folder) and os.path.isdir(record.folder):  # noqa: PTH112

@@ -256,6 +256,11 @@ def _keep(order: Order, got: Sequence[Got], manifest: Manifest) -> StoredModel:
             # An older stackctl was killed before it renamed the file.
             one.wanted.target.replace(target)
         paths, hashes = dict.fromkeys(paths, target.name), {target.name: sha256}
+    blobs = {str(place.blob(blob)) for blob in paths.values()}
+    imported = any(
+        record.imported and blobs & {file.path for file in record.files}
+        for record in manifest.all()
+    )
     folder = place.link(commit, paths)
     if order.revision is not None:
         place.name(order.revision, commit)
@@ -269,6 +274,7 @@ def _keep(order: Order, got: Sequence[Got], manifest: Manifest) -> StoredModel:
             for path, blob in paths.items()
         ),
         verified=now(),
+        imported=imported,
     )
     manifest.put(record)
     return record

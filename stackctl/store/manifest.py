@@ -130,13 +130,16 @@ class Manifest:
         return record
 
 
-def _stat(file: StoredFile) -> os.stat_result:
+def _stat(
+    file: StoredFile, hint: str = "stackctl model verify shows all damaged files"
+) -> os.stat_result:
+    """Return a file's status; ``hint`` is the remedy if it cannot be read. Raises StackctlError."""
     try:
         found = Path(file.path).stat()
     except OSError as error:
         raise StackctlError(
             f"{file.path} ({file.name}) cannot be read: {error.strerror}",
-            hint="stackctl model verify shows all damaged files",
+            hint=hint,
         ) from None
     if found.st_size != file.bytes:
         raise StackctlError(
@@ -164,14 +167,21 @@ def verify(record: StoredModel, tell: Tell = silent) -> tuple[Result, ...]:
         def told(progress: Progress, before: int = before) -> None:
             tell(pace.at(before + progress.done, before + progress.done))
 
-        results.append(_verify(file, told))
+        results.append(_verify(file, _restoring(record), told))
         before += file.bytes
     return tuple(sorted(results, key=lambda result: result.status != "fail"))
 
 
-def _verify(file: StoredFile, tell: Tell) -> Result:
+def _restoring(record: StoredModel) -> str:
+    """Return the remedy for a missing file: models of the hub can be fetched again."""
+    if record.repo is not None:
+        return f"stackctl model fetch {record.source}"
+    return f"restore the file, or forget the model: stackctl model remove {record.source}"
+
+
+def _verify(file: StoredFile, restoring: str, tell: Tell) -> Result:
     try:
-        _stat(file)
+        _stat(file, restoring)
         found = digest(Path(file.path), file.bytes, tell, past_cache=True)
     except StackctlError as error:
         return Result(name=file.name, status="fail", actual=error.message, remedy=error.hint)

@@ -65,6 +65,7 @@ class StoredModel(Value, frozen=True, kw_only=True):
 
     ``source`` is the text that names the model. A model from the hub has ``repo``, ``commit`` and
     the ``folder`` of its snapshot. ``verified`` is the time of the last complete hashing, in UTC.
+    ``imported`` is true if the files were imported in place: stackctl never removes them.
     """
 
     schema: Literal["stackctl.stored/1"] = "stackctl.stored/1"
@@ -74,6 +75,7 @@ class StoredModel(Value, frozen=True, kw_only=True):
     folder: str | None = None
     files: tuple[StoredFile, ...]
     verified: str
+    imported: bool = False
 
     @property
     def bytes(self) -> int:

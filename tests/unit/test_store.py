@@ -691,6 +691,37 @@ def test_a_model_is_taken_as_it_lies(manifest: Manifest, tmp_path: Path) -> None
     assert manifest.all() == ()
 
 
+def test_an_imported_model_of_the_hub_keeps_its_files_when_it_is_removed(
+    site: Hub, manifest: Manifest, tmp_path: Path
+) -> None:
+    site.add("Org/Repo", dict(files_below(checkpoint(tmp_path / "m"))))
+    fetched = get("hf:Org/Repo", manifest)
+    manifest.forget(fetched.source)  # as if another tool had fetched it
+    record = adopt.adopt("hf:Org/Repo", manifest)
+    assert record.commit == fetched.commit
+    before = files_below(repo_folder("Org/Repo"))
+    # A fetch that finds the imported files in place does not make them stackctl's own.
+    record = get("hf:Org/Repo", manifest)
+    assert adopt.remove(record, manifest) == 0
+    assert files_below(repo_folder("Org/Repo")) == before
+    assert manifest.all() == ()
+
+
+def test_verify_advises_to_restore_a_missing_file(
+    kept: StoredModel, manifest: Manifest, tmp_path: Path
+) -> None:
+    Path(kept.files[0].path).unlink()
+    (result,) = manifests.verify(kept)
+    assert (result.status, result.remedy) == ("fail", "stackctl model fetch hf:Org/Repo")
+    own = tmp_path / "own.gguf"
+    own.write_bytes(model_bytes(tmp_path))
+    record = adopt.adopt(f"file:{own}", manifest)
+    own.unlink()
+    (result,) = manifests.verify(record)
+    assert result.remedy is not None
+    assert result.remedy.startswith("restore the file")
+
+
 def test_what_a_killed_process_has_left_is_in_nobody_s_way(
     kept: StoredModel, manifest: Manifest, tmp_path: Path
 ) -> None:
