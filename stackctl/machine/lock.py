@@ -27,7 +27,7 @@ def exclusive(path: Path, purpose: str) -> Iterator[None]:
 
     Raises:
         StackctlError: another process holds the lock (exit 7); the message has its process id, its
-            purpose and its start in local time. Or the file cannot be created (exit 6).
+            purpose and its start in local time. Or the file cannot be created or locked (exit 6).
     """
     descriptor = _open(path)
     while True:
@@ -40,6 +40,11 @@ def exclusive(path: Path, purpose: str) -> Iterator[None]:
                 f"another stackctl is at work here: {holder or 'just starting'}",
                 hint="wait until it is done, then try again",
                 exit_code=ExitCode.LOCKED,
+            ) from None
+        except OSError as error:  # some network file systems have no locks
+            os.close(descriptor)
+            raise StackctlError(
+                f"cannot lock {path}: {error.strerror}", exit_code=ExitCode.HOST
             ) from None
         if _is_current(descriptor, path):
             break

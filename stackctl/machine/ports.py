@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import socket
 import sys
@@ -46,19 +47,21 @@ def outgoing(machine: Machine) -> range:
 def listener(machine: Machine, port: int) -> Listener | None:
     """Return the process that listens on 127.0.0.1:port, or None if the port can be bound.
 
-    Raises StackctlError for a port that only root may bind.
+    Raises StackctlError for a port that only root may bind, or that cannot be bound for another
+    reason than a listener.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
-        except PermissionError:
-            raise StackctlError(
-                f"port {port} needs root",
-                hint="use a port from 1024 on: --set port=8080",
-            ) from None
-        except OSError:
-            pass
+        except OSError as error:
+            if error.errno == errno.EACCES:
+                raise StackctlError(
+                    f"port {port} needs root",
+                    hint="use a port from 1024 on: --set port=8080",
+                ) from None
+            if error.errno != errno.EADDRINUSE:
+                raise StackctlError(f"cannot bind port {port}: {error.strerror}") from None
         else:
             return None
     inodes = frozenset(

@@ -197,9 +197,14 @@ def stream(argv: Sequence[str]) -> int:
 
     Its output appears at once. Ctrl-C ends the program and raises KeyboardInterrupt.
     """
+    if observer is not None:
+        observer(shlex.join(argv))
     try:
         process = subprocess.Popen(
-            list(argv), stdin=subprocess.DEVNULL, env=controlled_environment()
+            list(argv),
+            stdin=subprocess.DEVNULL,
+            env=controlled_environment(),
+            cwd=working_folder(),
         )
     except OSError as error:
         raise StackctlError(

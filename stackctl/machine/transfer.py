@@ -289,7 +289,7 @@ def _breaks(url: str) -> Iterator[None]:
         raise Lost(f"{where} is not known here: no network, or no such name") from None
     except ConnectionRefusedError:
         raise Lost(f"{where} refuses connections") from None
-    except http.client.IncompleteRead:
+    except (http.client.IncompleteRead, http.client.RemoteDisconnected):
         raise Lost(f"{where} broke the connection off") from None
     except (http.client.HTTPException, ValueError) as error:
         raise Lost(f"{where} does not speak HTTP: {type(error).__name__}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from refusing import run_without
 
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine.lock import exclusive, waiting
@@ -126,6 +128,23 @@ def test_where_no_file_can_be_made() -> None:
     ):
         pytest.fail("no lock there")
     assert caught.value.exit_code == ExitCode.HOST
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks(tmp_path: Path, error: int) -> None:
+    code = f"""
+from pathlib import Path
+from stackctl.errors import StackctlError
+from stackctl.machine.lock import exclusive
+try:
+    with exclusive(Path({str(tmp_path / "run" / "lock")!r}), "up cpu"):
+        print("held")
+except StackctlError as error:
+    print(int(error.exit_code), error.message)
+"""
+    done = run_without("flock", error, code)
+    where = tmp_path / "run" / "lock"
+    assert done.stdout == f"6 cannot lock {where}: {os.strerror(error)}\n", done.stderr
 
 
 def test_who_waits_for_an_answer_says_so(tmp_path: Path) -> None:

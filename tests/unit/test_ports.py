@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from refusing import run_without
 
 from stackctl.deploy.preflight import require_port
 from stackctl.errors import StackctlError
@@ -90,6 +92,19 @@ def test_a_port_for_root_alone() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "StackctlError: port 80 needs root" in done.stderr
+
+
+@pytest.mark.parametrize("error", [errno.EPERM, errno.ENOBUFS])
+def test_a_port_that_cannot_be_bound_for_another_reason(error: int) -> None:
+    code = (
+        "from stackctl.machine.files import LiveMachine\n"
+        "from stackctl.machine.ports import listener\n"
+        f"listener(LiveMachine(), {free_port()})\n"
+    )
+    done = run_without("bind", error, code)
+    last = done.stderr.splitlines()[-1]
+    assert "StackctlError: cannot bind port" in last
+    assert os.strerror(error) in last
 
 
 def test_an_outgoing_connection_is_no_listener() -> None:

@@ -116,7 +116,8 @@ def test_the_observer_hears_of_every_command(monkeypatch: pytest.MonkeyPatch) ->
     runner.run(["echo", "a b"])
     with pytest.raises(StackctlError):
         runner.run(["no-such-program"])
-    assert heard == ["echo 'a b'", "no-such-program"]
+    assert runner.stream(["true", "c d"]) == 0
+    assert heard == ["echo 'a b'", "no-such-program", "true 'c d'"]
 
 
 def test_stream_passes_output_and_status(capfd: pytest.CaptureFixture[str]) -> None:
