@@ -19,6 +19,7 @@ from samples import EPYC, GEMMA, HOSTS, LATENCY, plan
 import stackctl.values
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.values.base import Value, convert, from_json, to_json
+from stackctl.values.cpulist import CpuList
 from stackctl.values.generation import Generation, Outcome
 from stackctl.values.host import UNLIMITED, Host
 from stackctl.values.model import Model
@@ -76,6 +77,8 @@ def _any(kind: inspect.Type) -> st.SearchStrategy[Any]:
             return st.one_of(*map(_any, union))
         case inspect.StructType(cls=cls):
             return instances(cls)
+        case inspect.CustomType(cls=cls) if cls is CpuList:
+            return st.frozensets(st.integers(0, 300)).map(CpuList)
     raise AssertionError(f"a value may not hold {kind}")
 
 
