@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import functools
 import hashlib
@@ -85,10 +86,24 @@ def vllm_key() -> str:
     return fingerprint(*_recipes("deploy/imagewheels", "engines/vllm/image"))
 
 
-def _recipes(*names: str) -> list[Path]:
-    """The modules that make an image: these, and those that make all images."""
+def _recipes(*names: str) -> list[str]:
+    """Return the code of the modules that make an image: these, and those that make all images."""
     common = ("deploy/imagebuild", "engines/image_recipe")
-    return [CHECKOUT / f"stackctl/{name}.py" for name in (*common, *names)]
+    paths = [CHECKOUT / f"stackctl/{name}.py" for name in (*common, *names)]
+    if not paths[0].exists():
+        raise LabError(f"no project in {CHECKOUT} to build images: set LAB_IMAGE")
+    return [_code(path.read_text("utf-8")) for path in paths]
+
+
+def _code(source: str) -> str:
+    """Return the code of a module without comments and docstrings, which change no image."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            match node.body:
+                case [ast.Expr(value=ast.Constant(value=str())), *rest]:
+                    node.body = rest
+    return ast.dump(tree)
 
 
 def build_vllm_archive(target: Path) -> None:
@@ -104,8 +119,6 @@ def build_checkpoint() -> Path:
 
 def _build_archive(kind: str, image: str) -> Path:
     recipes = _recipes(*(("engines/llamacpp/image",) if kind == "engine" else ()))
-    if not recipes[0].exists():
-        raise LabError(f"no project in {CHECKOUT} to build images: set LAB_IMAGE")
     return cached(
         kind, fingerprint(*recipes), lambda path: _build_image(path, image), name=f"{image}.tar"
     )
