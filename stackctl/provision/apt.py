@@ -63,7 +63,16 @@ def would_come(names: Sequence[str]) -> tuple[str, ...]:
             # A failed update explains more than the packages that are missing because of it.
             raise _failure(again, before=fetched)
         done = again
-    return _named(done, "Inst")
+    return added(done.stdout)
+
+
+def added(simulation: str) -> tuple[str, ...]:
+    """Return the packages that are new in the output of ``apt-get --simulate install``.
+
+    apt prints ``Inst NAME (NEW ...)`` for these, and ``Inst NAME [OLD] (NEW ...)`` for upgrades of
+    installed packages, which an undo must not remove.
+    """
+    return tuple(sorted(set(re.findall(r"^Inst (\S+) \(", simulation, re.MULTILINE))))
 
 
 def install(names: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from stackctl.probe import probe
 from stackctl.probe.limits import may_raise, probe_limits
 from stackctl.probe.reading import Reader
 from stackctl.probe.tools import manager_socket, user_service
-from stackctl.provision import program, rivals
+from stackctl.provision import apt, program, rivals
 from stackctl.provision.box import Box
 from stackctl.provision.record import Store
 from stackctl.requirements import paths, podman
@@ -185,8 +185,7 @@ def _simulated(box: Box, names: tuple[str, ...]) -> tuple[str, ...]:
     done = box.ask(
         "apt-get", *_WRITE_NOTHING, "--simulate", "--no-install-recommends", "install", *names
     )
-    text = done.stdout if done is not None and done.status == 0 else ""
-    return tuple(sorted(set(re.findall(r"^Inst (\S+)", text, re.MULTILINE))))
+    return apt.added(done.stdout if done is not None and done.status == 0 else "")
 
 
 def _candidate(box: Box, package: str) -> str | None:

@@ -28,34 +28,37 @@ def read(box: Box, *, user_id: int | None) -> tuple[ForeignSetting, ...]:
     ``user_id`` is the service user, whose own service manager may have drop-ins; None without one.
     """
     units = ["user@.service.d", *([f"user@{user_id}.service.d"] if user_id is not None else [])]
+    kinds = (
+        ("sysctl.d", _sysctl),
+        ("tmpfiles.d", _tmpfiles),
+        *((f"systemd/system/{unit}", _drop_in) for unit in units),
+    )
     found: list[ForeignSetting] = []
-    for folder in _FOLDERS:
-        found += _lines(box, f"{folder}/sysctl.d/*.conf", _sysctl)
-        found += _lines(box, f"{folder}/tmpfiles.d/*.conf", _tmpfiles)
-        for unit in units:
-            found += _lines(box, f"{folder}/systemd/system/{unit}/*.conf", _drop_in)
+    for below, parse in kinds:
+        # Of files of one name only the first counts, in the order of _FOLDERS, even if it is empty:
+        # that is how an administrator masks a file (sysctl.d(5), tmpfiles.d(5), systemd.unit(5)).
+        first: dict[str, str] = {}
+        for folder in _FOLDERS:
+            for path in box.machine.glob(f"{folder}/{below}/*.conf"):
+                first.setdefault(path.rpartition("/")[2], path)
+        for path in first.values():
+            found += _lines(box, path, parse)
     found += _lines(box, "/etc/sysctl.conf", _sysctl)
     for path in _GOVERNORS:
         if box.there(path):
             found.append(ForeignSetting(path, 0, paths.GOVERNOR_SETTINGS, "a program of its own"))
-    # Of files of one name only the first counts, in the order of _FOLDERS (systemd, tmpfiles.d(5)).
-    seen: dict[str, str] = {}
-    for line in found:
-        seen.setdefault(line.name, line.path)
-    return tuple(line for line in found if seen[line.name] == line.path)
+    return tuple(found)
 
 
 def _lines(
-    box: Box, pattern: str, parse: Callable[[str], tuple[str, str] | None]
+    box: Box, path: str, parse: Callable[[str], tuple[str, str] | None]
 ) -> Iterator[ForeignSetting]:
-    ours = set(paths.FILES.values())
-    for path in box.machine.glob(pattern):
-        if path in ours:
-            continue
-        for number, line in enumerate((box.read(path) or "").splitlines(), 1):
-            found = None if line.lstrip().startswith(("#", ";")) else parse(line)
-            if found is not None:
-                yield ForeignSetting(path, number, *found)
+    if path in paths.FILES.values():
+        return
+    for number, line in enumerate((box.read(path) or "").splitlines(), 1):
+        found = None if line.lstrip().startswith(("#", ";")) else parse(line)
+        if found is not None:
+            yield ForeignSetting(path, number, *found)
 
 
 def _sysctl(line: str) -> tuple[str, str] | None:

@@ -204,6 +204,22 @@ def test_what_others_set_is_not_overruled(place: Place, path: str, line: str, st
         assert [type(change).__name__ for change in found.changes] == ["SettingChange"]
 
 
+def test_a_masked_file_sets_nothing(place: Place) -> None:
+    place.write("usr/lib/sysctl.d/99-late.conf", "kernel.numa_balancing = 1\n")
+    assert place.plan("numa-balancing")["numa-balancing"].status == "refused"
+    place.write("etc/sysctl.d/99-late.conf", "# masked by the administrator\n")
+    assert place.plan("numa-balancing")["numa-balancing"].status == "change"
+
+
+def test_an_upgraded_package_is_not_one_that_provisioning_added() -> None:
+    simulation = (
+        "Inst libsubid4 [1:4.13-1] (1:4.13-2 Debian:12.5/stable [amd64]) []\n"
+        "Inst uidmap (1:4.13-2 Debian:12.5/stable [amd64])\n"
+        "Conf uidmap (1:4.13-2 Debian:12.5/stable [amd64])\n"
+    )
+    assert apt.added(simulation) == ("uidmap",)
+
+
 def test_a_file_in_our_place_is_shown_and_left(place: Place) -> None:
     place.write(NUMA_FILE, "# mine\nvm.max_map_count = 1\n")
     found = place.plan("numa-balancing")["numa-balancing"]
