@@ -37,7 +37,8 @@ class Fault:
     """What goes wrong with requests whose path matches ``path``, for the next ``times`` of them.
 
     ``status`` answers with that instead, ``headers`` besides. ``cut`` closes the connection after
-    so many bytes of a body; ``length`` adds to what Content-Length says; ``flip`` changes the byte
+    so many bytes of a body; ``shift`` sends a range that begins so many bytes later, and as many
+    bytes as were asked for; ``length`` adds to what Content-Length says; ``flip`` changes the byte
     of the file at that offset; ``whole`` ignores Range; ``chunked`` does not say how much comes;
     ``together`` answers once so many have asked.
     """
@@ -47,6 +48,7 @@ class Fault:
     status: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     cut: int | None = None
+    shift: int = 0
     length: int = 0
     flip: int | None = None
     whole: bool = False
@@ -330,6 +332,8 @@ class _Handler(BaseHTTPRequestHandler):
             if first >= size:
                 return self._say(416, b"", {"Content-Range": f"bytes */{size}"})
             status = 206
+            if fault:
+                first, last = first + fault.shift, last + fault.shift
         length = last - first + 1
         self.send_response(status)
         for name, value in headers.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -38,7 +39,11 @@ def show_remote(session: Session, source: str, parsed: HubSource) -> None:
     from stackctl.store.select import checkpoint, choose, lacking, quantisations
 
     session.out.progress("model", f"asking for {source}")
-    info = hub.look(parsed.repo, parsed.revision or "main")
+    info = hub.look(
+        parsed.repo,
+        parsed.revision or "main",
+        report_wait=partial(session.out.progress, "model"),
+    )
     whole = checkpoint(info)
     known = [*([whole] if whole is not None else []), *quantisations(info)]
     choices = [choice for choice in known if lacking(choice) is None]

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -77,7 +78,12 @@ def get(context: Context, wanted: Wanted) -> StoredModel:
     service.forget()
     fetch.require_remote(wanted.source)
     context.report.progress("model", f"asking for {wanted.source}")
-    order = fetch.order(wanted.source, stored.manifest(context), wanted.lock)
+    order = fetch.order(
+        wanted.source,
+        stored.manifest(context),
+        wanted.lock,
+        partial(context.report.progress, "model"),
+    )
     large = order.missing_bytes > LARGE_BYTES
     if large and not context.confirm(_question(order)):
         raise StackctlError("nothing was fetched")
@@ -128,7 +134,9 @@ def facts_of(context: Context, source: str) -> Model | None:
     if parsed.url is not None:
         return None
     context.report.progress("model", f"asking for {source}")
-    return read_remote(source, parsed, context.paths.cache)
+    return read_remote(
+        source, parsed, context.paths.cache, partial(context.report.progress, "model")
+    )
 
 
 def _told(context: Context, record: StoredModel, came: int) -> None:
@@ -306,7 +314,12 @@ def work(path: Path) -> None:
 
     with _failing_into(state, job.source):
         manifest = Manifest(Path(job.state))
-        order = fetch.order(job.source, manifest, job.lock)
+        order = fetch.order(
+            job.source,
+            manifest,
+            job.lock,
+            lambda note: _write(state, FetchState(source=job.source, note=note)),
+        )
         speed = Speed(job.limit, job.connections, _PATIENCE)
         record = fetch.bring(order, manifest, speed=speed, tell=tell)
         done = FetchState(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import stat
 import sys
 from pathlib import Path
 
 import stackctl
 from stackctl.deploy.context import Context
 from stackctl.errors import ExitCode, StackctlError
+from stackctl.machine import trust
 from stackctl.machine.files import write_atomically
 from stackctl.resources import data_folder
 from stackctl.units import quoting
@@ -65,15 +65,10 @@ def _folder(context: Context) -> Path:
 
 def _require_roots_own(path: Path) -> None:
     """Raise StackctlError (exit 5) if a user other than root could change a path."""
-    real = path.resolve()
-    for place in (real, *real.parents):
-        seen = place.stat()
-        shared = seen.st_mode & (stat.S_IWGRP if seen.st_gid else 0) or seen.st_mode & stat.S_IWOTH
-        sticky = stat.S_ISDIR(seen.st_mode) and seen.st_mode & stat.S_ISVTX
-        if seen.st_uid != 0 or (shared and not sticky):
-            raise StackctlError(
-                f"refusing timer: {place} is writable by other users",
-                hint="install stackctl where only root can write, e.g. in a virtual environment in "
-                "/opt",
-                exit_code=ExitCode.REFUSED,
-            )
+    if (why := trust.weakness(path)) is not None:
+        raise StackctlError(
+            f"refusing timer: {why}",
+            hint="install stackctl where only root can write, e.g. in a virtual environment in "
+            "/opt",
+            exit_code=ExitCode.REFUSED,
+        )

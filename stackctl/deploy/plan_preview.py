@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 
@@ -100,7 +101,7 @@ def _read_model(basis: PlanBasis, profile: Profile, report: Report) -> Model:
             raise
         report.progress("model", f"asking for {source}")
         with contextlib.suppress(Lost):
-            return read_remote(source, parsed, basis.paths.cache)
+            return read_remote(source, parsed, basis.paths.cache, partial(report.progress, "model"))
         raise
 
 

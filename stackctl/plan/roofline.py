@@ -128,6 +128,19 @@ def predict(
     )
 
 
+def unknown(host: Host, placement: Placement, work: Work) -> str:
+    """Return the fact whose absence keeps ``predict`` from a speed of generation."""
+    if work.gpu_bytes:
+        gpu = _gpu(host, placement)
+        if gpu is None:
+            return "GPU unknown"
+        if gpu.bandwidth_bytes_s is None:
+            return f"memory bandwidth of {gpu.name or 'the GPU'} unknown"
+    if not work.gpu_bytes and not work.cpu_bytes:
+        return "size of the weights unknown"
+    return "memory bandwidth unknown"
+
+
 def closest(
     known: Sequence[Calibration], engine: str, work: Work, gpus: Sequence[Gpu]
 ) -> Calibration | None:

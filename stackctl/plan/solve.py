@@ -180,7 +180,15 @@ def _plan(
         memory=main_budget,
         host_memory=host_budget,
         prediction=prediction,
-        verdict=verdict.judge(profile, model, work, budgets, prediction, notes),
+        verdict=verdict.judge(
+            profile,
+            model,
+            work,
+            budgets,
+            prediction,
+            notes,
+            unknown=roofline.unknown(host, placed.placement, work),
+        ),
         decisions=(
             *_image(profile, known),
             *_door(profile, known),

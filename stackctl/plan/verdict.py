@@ -32,11 +32,13 @@ def judge(
     budgets: Sequence[tuple[MemoryBudget, str]],
     prediction: Prediction,
     notes: Sequence[Reason] = (),
+    *,
+    unknown: str,
 ) -> Verdict:
     """Return the verdict: memory first, then the speed against the profile's objectives.
 
     ``notes`` on resources that are shared with other stacks are added to the reasons, without an
-    effect on the verdict.
+    effect on the verdict. ``unknown`` is the reason why no speed is predicted, if none is.
 
     A plan is not viable if even the fast end of a prediction misses its objective. If only the slow
     end misses it, the plan is viable, with a reason that warns.
@@ -45,8 +47,7 @@ def judge(
     speed, missed, viable = _speed(profile, model, work, prediction)
     reasons += missed
     if not speed and not missed:
-        unknown = "speed not predicted: " + _why_unknown(prediction)
-        reasons.append(Reason("speed-unknown", unknown))
+        reasons.append(Reason("speed-unknown", f"speed not predicted: {unknown}"))
     reasons += notes
     if fits is False:
         viable = False
@@ -138,10 +139,6 @@ def _why_slow(model: Model, work: Work) -> str:
     if model.experts:
         return f"every token reads {size} of active experts and computes {active:.3g}B parameters"
     return f"dense {active:.3g}B: every token reads all {size} and computes all its parameters"
-
-
-def _why_unknown(prediction: Prediction) -> str:
-    return "memory bandwidth unknown" if prediction.decode_tok_s is None else "no objective"
 
 
 def objectives(slo: Slo, prediction: Prediction) -> list[tuple[str, str]]:

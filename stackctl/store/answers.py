@@ -52,14 +52,17 @@ def check_hop(wanted: Wanted, answer: Response) -> None:
         )
 
 
-def check_range(wanted: Wanted, response: Response, first: int, last: int) -> None:
-    """Check that a partial answer holds the requested bytes. Raises Lost if it does not."""
+def check_range(size: int, response: Response, first: int, last: int) -> None:
+    """Check that a partial answer holds the requested bytes of a file of ``size`` bytes.
+
+    Raises Lost if it does not.
+    """
     where = host_of(response.url)
     told = response.header("Content-Range") or ""
     match = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", told)
-    if match is None or (int(match[1]), int(match[3])) != (first, wanted.size):
+    if match is None or (int(match[1]), int(match[3])) != (first, size):
         told = ascii(told[:60])[1:-1] or "no range"
-        raise Lost(f"{where} sent {told}, not bytes {first}-{last}/{wanted.size}")
+        raise Lost(f"{where} sent {told}, not bytes {first}-{last}/{size}")
     if response.length is not None and response.length != last - first + 1:
         raise Lost(f"{where} would send {response.length} bytes, not {last - first + 1}")
 

@@ -25,7 +25,7 @@ from stackctl.store.layout import Repository
 from stackctl.store.lockfile import lock_of, require_sound
 from stackctl.store.manifest import Manifest, Tell, digest, now, silent, store_file
 from stackctl.store.pace import Pace
-from stackctl.store.part import unwritable
+from stackctl.store.part import require_single_link, unwritable
 from stackctl.values.base import from_json, to_json
 from stackctl.values.stored import Export, ExportedImage, ModelLock, StoredModel
 
@@ -165,7 +165,11 @@ def _copy(
 
 
 def _draft(path: Path) -> int:
-    """Open and lock an empty draft; a killed process may have left one. Raises exit 7 if locked."""
+    """Open and lock an empty draft; a killed process may have left one.
+
+    Raises:
+        StackctlError: another process writes it (exit 7), or it has a second hard link.
+    """
     descriptor = lock.try_file(path)
     try:
         if descriptor is None or not os.path.samestat(os.fstat(descriptor), path.lstat()):
@@ -176,6 +180,11 @@ def _draft(path: Path) -> int:
         raise StackctlError(
             f"another stackctl writes {path}", hint="try again", exit_code=ExitCode.LOCKED
         ) from None
+    try:
+        require_single_link(descriptor, path)
+    except StackctlError:
+        os.close(descriptor)
+        raise
     os.ftruncate(descriptor, 0)
     return descriptor
 

@@ -26,7 +26,7 @@ from stackctl.sources.hubcache import HubSource
 from stackctl.sources.huggingface import read_checkpoint
 from stackctl.sources.safetensors import MAX_HEADER_BYTES
 from stackctl.store import hub
-from stackctl.store.answers import refusal
+from stackctl.store.answers import check_range, refusal
 from stackctl.store.hub import Remote, RepoInfo
 from stackctl.store.part import unwritable
 from stackctl.store.select import Choice, choose
@@ -41,9 +41,14 @@ _TEMPLATES: Final = ("tokenizer_config.json", "chat_template.jinja", "chat_templ
 _MOST_BESIDE_BYTES: Final = 8 << 20
 
 
-def read_remote(source: str, parsed: HubSource, cache: Path) -> Model:
-    """Return the facts of the model that a source names on its hub; like read_facts."""
-    info = hub.look(parsed.repo, parsed.revision or "main")
+def read_remote(
+    source: str, parsed: HubSource, cache: Path, report_wait: Callable[[str], None]
+) -> Model:
+    """Return the facts of the model that a source names on its hub; like read_facts.
+
+    ``report_wait`` is that of hub.look.
+    """
+    info = hub.look(parsed.repo, parsed.revision or "main", report_wait=report_wait)
     return read_facts(source, info, choose(info, parsed.quant), cache)
 
 
@@ -139,6 +144,8 @@ class _Source:
                     f"{host_of(response.url)} sends no parts of files: {self.file.path} can only "
                     "be fetched whole"
                 )
+            if response.status == 206:
+                check_range(self.file.bytes, response, first, last)
             text = response.read(last - first + 1)
         if len(text) != last - first + 1:
             raise StackctlError(f"{self.file.path}: the connection broke off")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -81,13 +81,19 @@ def require_remote(source: str) -> HubSource:
     return found
 
 
-def order(source: str, manifest: Manifest, lock: ModelLock | None = None) -> Order:
+def order(
+    source: str,
+    manifest: Manifest,
+    lock: ModelLock | None = None,
+    report_wait: Callable[[str], None] = lambda _: None,
+) -> Order:
     """Resolve a source with the hub, and find out which of its files are in the store.
 
     Args:
         source: ``hf:...`` or ``https://...``.
         manifest: has the records of verified files.
         lock: the commit and hashes that the model must have.
+        report_wait: that of hub.look.
 
     Raises:
         StackctlError: the hub does not answer, has no such model, or differs from the lock.
@@ -95,7 +101,7 @@ def order(source: str, manifest: Manifest, lock: ModelLock | None = None) -> Ord
     parsed = require_remote(source)
     if parsed.url is not None:
         return _web_order(source, parsed, parsed.url, manifest)
-    info = hub.look(parsed.repo, parsed.revision or "main")
+    info = hub.look(parsed.repo, parsed.revision or "main", report_wait=report_wait)
     choice = choose(info, parsed.quant)
     if lock is not None:
         lockfile.require_same(lock, info, choice.files)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -144,8 +145,16 @@ def _checked(text: str, where: str) -> str:
     return text
 
 
-def look(repo: str, revision: str, *, patience: Patience = _PATIENCE) -> RepoInfo:
+def look(
+    repo: str,
+    revision: str,
+    *,
+    patience: Patience = _PATIENCE,
+    report_wait: Callable[[str], None] = lambda _: None,
+) -> RepoInfo:
     """Ask the hub for the commit and the files of a repository at a revision.
+
+    ``report_wait`` is called with the reason before each wait, which may last 300 s.
 
     Raises:
         StackctlError: the hub does not answer, has no such revision, requires a token, or its
@@ -156,7 +165,7 @@ def look(repo: str, revision: str, *, patience: Patience = _PATIENCE) -> RepoInf
     url = f"{base}/api/models/{repo}/revision/{quote(revision, safe='')}?blobs=true"
     what = f"{repo}@{revision}" if revision != "main" else repo
     with Transfer() as transfer:
-        response = _asked(transfer, url, what, token(base), patience)
+        response = _asked(transfer, url, what, token(base), patience, report_wait)
         raw = response.read(_MOST_BYTES)
     try:
         info = msgspec.json.decode(raw, type=_Info)
@@ -169,7 +178,12 @@ def look(repo: str, revision: str, *, patience: Patience = _PATIENCE) -> RepoInf
 
 
 def _asked(
-    transfer: Transfer, url: str, what: str, secret: str | None, patience: Patience
+    transfer: Transfer,
+    url: str,
+    what: str,
+    secret: str | None,
+    patience: Patience,
+    report_wait: Callable[[str], None],
 ) -> Response:
     for attempt in range(patience.attempts + 1):
         last = attempt == patience.attempts
@@ -182,13 +196,17 @@ def _asked(
                     "without a network: stackctl model import, or --model file:/path/to/model.gguf"
                 )
                 raise
+            why = error.message
         else:
             if response.status == 200:
                 return response
             if last or (response.status != 429 and response.status < 500):
                 raise refusal(what, response)
             wait = retry_after(response.header("Retry-After"))
-        time.sleep(max(wait, min(patience.most_s, patience.first_s * 2.0**attempt)))
+            why = f"{host_of(response.url)} is busy ({response.status})"
+        wait = max(wait, min(patience.most_s, patience.first_s * 2.0**attempt))
+        report_wait(f"{why}: once more in {wait:.0f} s")
+        time.sleep(wait)
     raise AssertionError("unreachable")
 
 

@@ -252,11 +252,21 @@ def unwritable(path: Path, error: OSError) -> StackctlError:
 
 def _open(path: Path) -> int:
     descriptor = os.open(path, _FLAGS, 0o600)
-    found = os.fstat(descriptor)
-    # With a second hard link it could be another user's file, to be overwritten.
-    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+    try:
+        require_single_link(descriptor, path)
+    except StackctlError:
         os.close(descriptor)
+        raise
+    return descriptor
+
+
+def require_single_link(descriptor: int, path: Path) -> None:
+    """Raise StackctlError if an open file is not regular or has a second hard link.
+
+    With a second link it could be another user's file, which must not be overwritten.
+    """
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
         raise StackctlError(
             f"{path} is not a file of its own", hint=f"look at it, then remove it: rm {path}"
         )
-    return descriptor

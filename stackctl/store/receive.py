@@ -136,7 +136,7 @@ class Receiver:
         if etag:
             part.name(etag)
         if response.status == 206:
-            check_range(wanted, response, first, last)
+            check_range(wanted.size, response, first, last)
             self._copy(response, job, piece, last + 1 - first)
         elif changed and "If-Range" in headers:
             # The SHA-256 will prove that it is the same file on another server: keep the bytes.

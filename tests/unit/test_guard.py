@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import os
 import shutil
 import socket
 import subprocess
@@ -240,7 +241,17 @@ def test_root_trusts_only_what_root_alone_can_change(tmp_path: Path) -> None:
     with pytest.raises(StackctlError) as caught:
         guardtimer._require_roots_own(program)
     assert caught.value.exit_code == ExitCode.REFUSED
-    assert str(program) in caught.value.message
+    assert caught.value.message == f"refusing timer: {program} can be written by everybody"
+
+
+def test_root_does_not_trust_a_program_of_another_owner(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to give a file away")
+    program = tmp_path / "stackctl"
+    program.touch(mode=0o755)
+    os.chown(program, 65533, 0)
+    with pytest.raises(StackctlError, match=r"refusing timer: .*stackctl belongs to user 65533$"):
+        guardtimer._require_roots_own(program)
 
 
 # Who holds the lock

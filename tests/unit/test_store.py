@@ -743,6 +743,19 @@ def test_what_a_killed_process_has_left_is_in_nobody_s_way(
     assert not repo_folder("Org/Repo").exists()
 
 
+def test_an_export_does_not_overwrite_a_file_through_a_hard_link(
+    kept: StoredModel, tmp_path: Path
+) -> None:
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"another user's")
+    files = tmp_path / "disk" / "files"
+    files.mkdir(parents=True)
+    (files / f".{kept.files[0].sha256}.part").hardlink_to(precious)
+    with pytest.raises(StackctlError, match="is not a file of its own"):
+        carry.export([kept], [], tmp_path / "disk")
+    assert precious.read_bytes() == b"another user's"
+
+
 def test_what_lies_in_another_cache_is_not_said_to_be_removed(
     kept: StoredModel, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -845,3 +858,22 @@ def test_only_the_beginning_of_a_large_file_is_fetched(site: Hub, tmp_path: Path
     facts.read_facts("hf:Org/Repo", found, select.choose(found, None), tmp_path / "c")
     assert site.sent("/cdn/.*") == 2 << 20
     assert path.stat().st_size > 30 << 20
+
+
+def test_another_range_than_the_requested_one_is_refused(site: Hub, tmp_path: Path) -> None:
+    tensors = (*ggufs.TENSORS, ggufs.Tensor("blk.0.ffn_down.weight", (1024, 8192), "F32"))
+    site.add("Org/Repo", {"a.gguf": ggufs.write(tmp_path / "a.gguf", tensors=tensors)})
+    found = hubs.look("Org/Repo", "main")
+    site.fault("/cdn/", shift=7)
+    with pytest.raises(StackctlError, match="sent bytes 7-2097158/"):
+        facts.read_facts("hf:Org/Repo", found, select.choose(found, None), tmp_path / "c")
+
+
+def test_waiting_for_a_busy_hub_is_reported(site: Hub, tmp_path: Path) -> None:
+    site.add("Org/Repo", {"a.gguf": model_bytes(tmp_path)})
+    site.fault("/api/models/", status=429, times=1, headers={"Retry-After": "1"})
+    heard: list[str] = []
+    patience = Patience(attempts=1, first_s=0)
+    assert hubs.look("Org/Repo", "main", patience=patience, report_wait=heard.append).files
+    host = site.url.removeprefix("http://")
+    assert heard == [f"{host} is busy (429): once more in 1 s"]

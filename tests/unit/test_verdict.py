@@ -297,6 +297,14 @@ def test_two_small_changes_where_one_is_not_enough() -> None:
     )
 
 
+def test_the_unknown_fact_is_named_where_no_speed_is_predicted() -> None:
+    wish = shipped("gpu-nvfp4")
+    card = msgspec.structs.replace(EPYC_GPU.gpus[0], name="Some GPU", bandwidth_bytes_s=None)
+    host = msgspec.structs.replace(EPYC_GPU, gpus=(card,))
+    made = plan(host, shipped_model(wish), wish)
+    assert "speed not predicted: memory bandwidth of Some GPU unknown" in made.verdict.reasons
+
+
 def test_more_gpus_are_offered() -> None:
     small = msgspec.structs.replace(CARD, memory_bytes=56 * GIB)
     host = msgspec.structs.replace(EPYC_GPU, gpus=(small, msgspec.structs.replace(small, index=1)))
