@@ -262,12 +262,15 @@ def _keep(order: Order, got: Sequence[Got], manifest: Manifest) -> StoredModel:
             # An older stackctl was killed before it renamed the file.
             one.wanted.target.replace(target)
         paths, hashes = dict.fromkeys(paths, target.name), {target.name: sha256}
+    folder = place.link(commit, paths)
     blobs = {str(place.blob(blob)) for blob in paths.values()}
+    # Files of other snapshots are kept by the links there.
     imported = any(
-        record.imported and blobs & {file.path for file in record.files}
+        record.imported
+        and record.folder in (None, str(folder))
+        and blobs & {file.path for file in record.files}
         for record in manifest.all()
     )
-    folder = place.link(commit, paths)
     if order.revision is not None:
         place.name(order.revision, commit)
     record = StoredModel(

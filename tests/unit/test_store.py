@@ -707,6 +707,20 @@ def test_an_imported_model_of_the_hub_keeps_its_files_when_it_is_removed(
     assert manifest.all() == ()
 
 
+def test_a_later_commit_of_an_imported_model_can_be_removed(
+    site: Hub, manifest: Manifest, tmp_path: Path
+) -> None:
+    files = dict(files_below(checkpoint(tmp_path / "m")))
+    site.add("Org/Repo", files)
+    fetched = get("hf:Org/Repo", manifest)
+    manifest.forget(fetched.source)  # as if another tool had fetched it
+    imported = adopt.adopt(f"hf:Org/Repo@{fetched.commit}", manifest)
+    template = b"a new template"
+    site.add("Org/Repo", {**files, "chat_template.jinja": template})
+    assert adopt.remove(get("hf:Org/Repo", manifest), manifest) == len(template)
+    assert manifest.check_record(imported) == imported
+
+
 def test_verify_advises_to_restore_a_missing_file(
     kept: StoredModel, manifest: Manifest, tmp_path: Path
 ) -> None:
