@@ -12,7 +12,7 @@ def main() -> None:
 
         code = run(sys.argv[1:])
     except KeyboardInterrupt:
-        # Before the command line could take it, or when it was all but done.
+        # Ctrl-C during the imports, or after the command has ended.
         sys.stderr.write("error: interrupted\n")
         code = 130
     sys.exit(code)

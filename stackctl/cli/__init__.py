@@ -1,1 +1,1 @@
-"""The command line: one short module a verb. The only place that prints."""
+"""The command line, one module for each verb. No other package prints."""

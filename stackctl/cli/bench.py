@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class _Default(click.Group):
-    """``bench`` alone measures. Only the first word can be a subcommand."""
+    """Group that runs ``bench run`` unless the first word is a subcommand."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not args or args[0] not in (*self.commands, "--help", "-h"):
@@ -45,10 +45,9 @@ class _Default(click.Group):
 def command() -> None:
     """Measure a running stack as its clients see it.
 
-    The first word may be one of the commands below; a stack of such a name is measured with
-    "stackctl bench run NAME". Exits 1 when requests fail or the profile's slo is missed, 3 when the
-    stack does not run. Ctrl-C keeps what was measured and exits 130; when the engine
-    ends meanwhile, that is kept too (exit 1).
+    If the stack is named like a command below, use "stackctl bench run NAME". Exits 1 when
+    requests fail or the profile's slo is missed, 3 when the stack does not run. Ctrl-C stores the
+    results so far and exits 130. They are also stored when the engine ends meanwhile (exit 1).
     """
 
 
@@ -86,17 +85,20 @@ def _lengths(name: str) -> Callable[[object, object, str | None], tuple[int, ...
     help="Requests at the same time; default 1, 2, 4 ... up to the plan's.",
 )  # fmt: skip
 @click.option(
-    "--requests", metavar="N", type=click.IntRange(1, 10_000), help="Of each cell; default 5."
+    "--requests",
+    metavar="N",
+    type=click.IntRange(1, 10_000),
+    help="Requests in each cell; default 5.",
 )
 @click.option(
     "--prefix", type=click.Choice(["both", "uncached", "cached"]), default="both",
-    help="Prompts that no cache holds, that share a prefix, or both (the default).",
+    help="Prompts that no cache holds, prompts that share a prefix, or both; default: both.",
 )  # fmt: skip
 @click.option(
     "--with", "tool", type=click.Choice(["aiperf"]),
     help="Send the requests with aiperf, for heavy load (a separate program).",
 )  # fmt: skip
-@click.option("--aiperf", metavar="PATH", help="That program; default: the one on PATH.")
+@click.option("--aiperf", metavar="PATH", help="Path of aiperf; default: the one on PATH.")
 @click.option(
     "--from-here", is_flag=True,
     help="With --host: measure from this machine, ssh included, and store the results here.",
@@ -116,9 +118,9 @@ def run(
     from_here: bool,
     timeout: float | None,
 ) -> None:
-    """Measure STACK: first token, tokens a second, whole answers.
+    """Measure STACK: time to first token, tokens per second, time of whole answers.
 
-    Every combination of the lengths is a cell of the result. The API key is read from the state.
+    Each combination of lengths and concurrency is a cell of the result.
     """
     from stackctl.observe.bench.matrix import Wish
 
@@ -154,7 +156,7 @@ def run(
 
 @contextlib.contextmanager
 def _here(session: Session, stack: str | None) -> Iterator[tuple[Generation, Slo | None, Site]]:
-    """A stack of this machine, that runs."""
+    """Yield a running stack of this machine, its SLO and its site."""
     from stackctl.observe.bench import site
 
     context, generation = _running(session, stack)
@@ -197,7 +199,7 @@ def _measure(
     paths = session.paths()
     benches = Benches(paths.state)
     benches.prepare()
-    # Two at once would measure each other.
+    # Two benches at once would slow each other down.
     with lock.exclusive(paths.runtime / "bench.lock", f"bench {generation.stack}"):
         bench = Bench(
             session.out, generation, wish,
@@ -205,7 +207,7 @@ def _measure(
         )  # fmt: skip
         interrupted = bench.measure()
     failed = None
-    with ignore_signals():  # what was measured is kept
+    with ignore_signals():  # Ctrl-C must not lose the results
         done = bench.result(interrupted=interrupted)
         report = done.report
         try:
@@ -233,7 +235,7 @@ def _measure(
 @verb("target")
 @stack_argument
 def target(session: Session, stack: str | None) -> None:
-    """Print as JSON what --from-here has to know of STACK; it must run."""
+    """Print the data about a running STACK that --from-here needs, as JSON."""
     from stackctl.observe.status import url
     from stackctl.values.bench import BenchTarget
 
@@ -245,7 +247,7 @@ def target(session: Session, stack: str | None) -> None:
     )
 
 
-# For another stackctl, not for people.
+# Only the stackctl of another machine runs it.
 target.hidden = True
 
 
@@ -260,7 +262,7 @@ def list_runs(session: Session, stack: str | None) -> None:
     context = session.context(recover="no")
     runs = Benches(context.paths.state).runs(stack)
     if stack is not None and not runs:
-        pick_stack(context, stack)  # which tells of one that does not exist
+        pick_stack(context, stack)  # raises if the stack does not exist
     if session.out.json:
         session.out.data(BenchList(runs=runs))
     elif runs:
@@ -287,9 +289,9 @@ def show(session: Session, number: int) -> None:
 @click.argument("before", metavar="A", type=click.IntRange(1))
 @click.argument("after", metavar="B", type=click.IntRange(1))
 def compare(session: Session, before: int, after: int) -> None:
-    """Say what run B does better or worse than run A, cell by cell.
+    """Compare run B with run A, cell by cell.
 
-    A difference is one that the 95 % interval is sure of, and of 2 % or more.
+    A difference counts if it is at least 2 % and its 95 % interval does not include 0.
     """
     from stackctl.cli import benchtable
     from stackctl.observe.bench.compare import compare as compare_runs

@@ -1,4 +1,4 @@
-"""``bench --from-here``: the stack of another machine, measured over the connection to it."""
+"""``bench --from-here``: measurement of another machine's stack over ssh."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from stackctl.values.profile import Slo
 def target(
     session: Session, host: str, stack: str | None
 ) -> Iterator[tuple[Generation, Slo | None, Site]]:
-    """A stack of a box that runs, through ports of this machine for as long as the context lasts.
+    """Yield a running stack of a box, its SLO, and its site behind forwarded local ports.
 
     Raises:
-        StackctlError: as the box's own ``bench``; exit 1 when the connection is gone.
+        StackctlError: as the box's own ``bench``; exit 1 when the connection breaks.
     """
 
     def ask(*words: str) -> bytes:
@@ -42,7 +42,7 @@ def target(
         except StackctlError as error:
             if error.exit_code == ExitCode.NOT_RUNNING:
                 return None
-            # The connection broke: what was measured until then is kept.
+            # The connection broke. The bench ends, and its results so far are stored.
             session.out.warn(f"cannot check that it is still the same stack: {error.message}")
             return generation.number
 
@@ -57,7 +57,7 @@ def target(
         there.forwarded(address.hostname or "127.0.0.1", address.port or 80) as clients,
         there.forwarded("127.0.0.1", generation.plan.listens) as engine,
     ):
-        # The box has just said that it is ready.
+        # The box has just reported that the engine is ready, so a failure here is the tunnel's.
         if endpoint.liveness(engine, find_engine(generation.plan.engine).health_path) != "ready":
             raise StackctlError(
                 f"no port of {host} can be reached through ssh",

@@ -1,4 +1,4 @@
-"""How measurements are shown."""
+"""Tables of bench runs and of their comparison."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from stackctl.values.bench import (
     Shape,
 )
 
-#: Letters of a model's name in a list.
+#: Most characters of a model's name in a list.
 _NAME = 24
 _FIGURES = {"ttft_s": "first s", "generation_tok_s": "tok/s", "e2e_s": "whole s"}
 
 
 def show(out: Output, report: BenchReport) -> None:
-    """A run: what, the cells, what to know of them, and how it stands to the SLO."""
+    """Print a run: its stack and model, its cells, notes on them, and the results for the SLO."""
     number = f"bench {report.id}" if report.id is not None else "bench"
     where = f"{report.stack} of {report.box}, from here," if report.box else report.stack
     out.line(
@@ -47,7 +47,7 @@ def show(out: Output, report: BenchReport) -> None:
 
 
 def runs(out: Output, entries: Sequence[BenchEntry]) -> None:
-    """The list of stored runs."""
+    """Print the list of stored runs."""
     rows = [
         (str(entry.id), entry.when[:16].replace("T", " "),
          f"{entry.stack} {entry.generation}" + (f" of {entry.box}" if entry.box else ""),
@@ -61,7 +61,7 @@ def runs(out: Output, entries: Sequence[BenchEntry]) -> None:
 
 
 def comparison(out: Output, found: BenchComparison) -> None:
-    """Two runs, one line for each figure of each cell, then what cannot be compared."""
+    """Print two runs: a line for each figure of each cell, then the cells of only one run."""
     out.line(f"bench {found.before} -> {found.after}")
     for text in found.differs:
         out.line(f"  {text}")

@@ -1,7 +1,7 @@
-"""Provisioning of a box that has no stackctl, or an older one: this one is brought along.
+"""Provisioning of a box that has no stackctl or an older one, by a copy of this stackctl.
 
-It is sent for one run and leaves nothing: what stays is what ``provision`` installs, its item
-``stackctl`` among it.
+The copy is sent for one run and removed after it. Only the items of ``provision`` stay, among them
+the item ``stackctl``.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from stackctl.machine import ssh
 from stackctl.provision import carry
 from stackctl.quantity import format_bytes
 
-#: Words with which nothing is changed, for which an ordinary user will do.
+#: Options with which ``provision`` changes nothing, so that it needs no root.
 _LOOKS = frozenset({"--dry-run", "--help", "-h", "--version"})
 
 
 @contextlib.contextmanager
 def program(there: ssh.Box, words: Sequence[str], out: Output) -> Iterator[tuple[str, ...]]:
-    """The words that run stackctl on a box: its own, or this one for as long as the context lasts.
+    """Yield the command that runs stackctl on the box: the installed one, or a temporary copy.
 
     Raises:
-        StackctlError: exit 6 when there is no stackctl and none can be brought; 2 when root is
-            needed there, and cannot be had.
+        StackctlError: exit 6 if there is no stackctl and no copy can run there; exit 2 if root is
+            needed there and sudo does not permit it.
     """
     name = there.destination
     out.quiet = bool({"-q", "--quiet"} & set(words))
@@ -78,7 +78,10 @@ def _bring(
 
 
 def _sudo(there: ssh.Box, seen: carry.Seen) -> tuple[str, ...]:
-    """The words before those that only root may run."""
+    """Return the words that run a command as root on the box.
+
+    Raises StackctlError (exit 2) if sudo is missing there or does not permit it.
+    """
     name = there.destination
     if not seen.sudo:
         raise StackctlError(
@@ -102,6 +105,6 @@ def _sudo(there: ssh.Box, seen: carry.Seen) -> tuple[str, ...]:
 
 
 def _require_connection(there: ssh.Box, status: int) -> None:
-    """Raise StackctlError where it was the connection that failed, and no program of the box."""
+    """Raise StackctlError if the connection failed, not a program on the box."""
     if status == ssh.FAILED:
         remote.require(there, status)

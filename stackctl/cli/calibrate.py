@@ -13,6 +13,8 @@ from stackctl.cli.session import (
     verb,
 )
 
+_COLUMN = 14
+
 
 @verb("calibrate")
 @profile_argument
@@ -33,9 +35,9 @@ def command(
 ) -> None:
     """Measure what this machine achieves with PROFILE's model.
 
-    An engine whose image has a benchmark is measured by that: stop other load first. Any other
-    engine is measured by the counters of the one that runs on the profile's port. Plans of similar
-    models then say "measured", not "estimated".
+    If the engine's image has a benchmark, it is run: stop other load first. Otherwise the
+    measurement reads the counters of the engine that runs on the profile's port. Plans of similar
+    models are then based on it: "measured", not "estimated".
     """
     from stackctl.observe.calibrate import calibrate
     from stackctl.quantity import format_number
@@ -51,4 +53,6 @@ def command(
         ("generation", entry.decode_tok_s, f"{format_number(entry.decode_bytes_s / 1e9)} GB/s"),
         ("prompt", entry.prefill_tok_s, f"{format_number(entry.prefill_flops / 1e12)} TFLOP/s"),
     ):
-        session.out.line(f"  {name:<10}  {format_number(speed)} tok/s, {work}")
+        session.out.labelled(
+            name, f"{format_number(speed)} tok/s, {work}", indent=2, column=_COLUMN
+        )

@@ -26,9 +26,9 @@ def command(
 ) -> None:
     """Check STACK: its unit, its endpoint, the model it lists, and one real completion.
 
-    What was seen goes into the stack's history. Exits 1 when anything is wrong, 3 when it is
-    stopped. With --slo also how the last bench of what runs, and what the engine tells itself
-    (latencies, prefix-cache hits), stand to the profile's slo.
+    The result is stored in the stack's history. Exits 1 when anything is wrong, 3 when the stack
+    is stopped. --slo also compares the last bench of the running generation, and the engine's own
+    metrics (latencies, prefix-cache hits), with the profile's slo.
     """
     from stackctl.deploy import install
     from stackctl.deploy.stack_state import installed_generation

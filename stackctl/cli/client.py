@@ -19,27 +19,28 @@ if TYPE_CHECKING:
     from stackctl.values.client import ClientReport, Tool
 
 _COLORS = {"+": "green", "-": "red", "@": "cyan"}
-#: Keys that a file of settings may hold: "openai-api-key: VALUE", "- NAME=VALUE" in a list, or a
-#: list on one line; in quotes and in comments, too.
+#: Lines of a settings file that may hold a key: "openai-api-key: VALUE", "- NAME=VALUE" in a list,
+#: or a list on one line; also in quotes and in comments.
 _KEY = re.compile(
     r"(?i)^(.[ \t#]*(?:(?:-[ \t]*)?['\"]?(?:[\w-]*key|set-env|authorization)['\"]?[ \t]*:"
     r"|-[ \t]*['\"]?[\w-]+=)[ \t]*)\S.*"
 )
-#: No file of settings is longer.
+#: Largest size of a settings file.
 _MOST_BYTES = 2**20
 
 
 @click.group("client")
 def command() -> None:
-    """Settings with which a client uses a stack: its address, model, limits and speed."""
+    """Print or write settings for clients: address, model, limits and speed."""
 
 
 @verb("openai")
 @stack_argument
 def openai(session: Session, stack: str | None) -> None:
-    """Print what programs with an OpenAI client read.
+    """Print environment variables for programs with an OpenAI client.
 
-    For: eval "$(stackctl client openai)". It prints the command for the key, not the key.
+    Use them with: eval "$(stackctl client openai)". The output has the command that prints the
+    key, not the key.
     """
     report = _report(session, stack, "openai")
     if session.out.json:
@@ -65,8 +66,8 @@ def openai(session: Session, stack: str | None) -> None:
 def aider(session: Session, stack: str | None, write: bool, folder: Path) -> None:
     """Print settings for aider, or put them into its files with --write.
 
-    Diff edits, temperature 0, a small map of the repository, and the server's own limits. What else
-    is in those files stays.
+    They select diff edits, temperature 0, a small map of the repository, and the server's limits.
+    Other settings in those files stay.
     """
     from stackctl.observe.clients import AIDER_CONFIG, hides_key, merged
 
@@ -128,7 +129,7 @@ def _report(session: Session, stack: str | None, tool: Tool) -> ClientReport:
 
 
 def _report_of(session: Session, host: str, stack: str | None, tool: Tool) -> ClientReport:
-    """The report of a stack on another machine, as it is true here."""
+    """Return the report of a stack on another machine, with the key's command for use here."""
     import msgspec
 
     from stackctl.cli import remote
@@ -147,8 +148,10 @@ def _report_of(session: Session, host: str, stack: str | None, tool: Tool) -> Cl
 
 
 def tunnel_to(endpoint: str, host: str) -> str | None:
-    """The command that makes an address of a box true here; None for one that is so already: its
-    front door listens for other machines at it."""
+    """Return the ssh command that makes a box's endpoint reachable here under the same address.
+
+    Return None if other machines can reach the endpoint: its address is not a loopback address.
+    """
     netloc = urlsplit(endpoint).netloc
     name, _, port = netloc.rpartition(":")
     if not ipaddress.ip_address(name.strip("[]")).is_loopback:
@@ -175,7 +178,7 @@ def _limits(report: ClientReport) -> str:
 
 
 def _print(session: Session, report: ClientReport) -> None:
-    """Each file below its name; why, on stderr."""
+    """Print each file below its name, and the reasons on stderr."""
     for number, file in enumerate(report.files):
         session.out.line(("\n" if number else "") + f"# {file.name}")
         session.out.line(file.text.rstrip("\n"))
@@ -188,10 +191,10 @@ def _print(session: Session, report: ClientReport) -> None:
 
 
 def _resolved(path: Path) -> Path:
-    """Where a file really lies: one that is a link stays one."""
+    """Return the real path of a file, so that writing keeps a link a link."""
     try:
         return path.resolve()
-    except (OSError, RuntimeError):  # links in a circle: who reads it says so
+    except (OSError, RuntimeError):  # links in a circle: opening the path reports them
         return path.absolute()
 
 
@@ -230,7 +233,7 @@ def _show(session: Session, path: Path, present: str | None, text: str) -> None:
 
 
 def without_keys(line: str) -> str:
-    """A line of a difference as it may be shown: what keys are is left out."""
+    """Return a line of a diff with the values of keys replaced by dots."""
     return _KEY.sub(r"\1...", line)
 
 
@@ -239,7 +242,7 @@ def _write(changed: list[tuple[Path, str | None, str]]) -> None:
 
     for path, present, text in changed:
         mode = path.stat().st_mode & 0o777 if present is not None else 0o644
-        # It may hold keys and be for its owner only; the project that it lies in is not.
+        # The file keeps its mode because it may hold keys; its folder keeps its own.
         write_atomically(path, text, mode=mode, keep_folder=True)
 
 

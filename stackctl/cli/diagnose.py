@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from typing import TYPE_CHECKING
 
 import click
 
+from stackctl.cli.output import NO_BREAK, WIDTH
 from stackctl.cli.session import (
     Session,
     current_slo,
@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from stackctl.values.diagnosis import DiagnoseReport, Finding
 
 _SINCE_S = 600.0
-_WIDTH = 80
-_INDENT = "   "
-#: What was cleared, in words.
+_COLUMN = 3
+#: Words for causes that were ruled out.
 _CLEARED = {
     "decode-bound": "generation",
     "prefill-bound": "prompts",
@@ -51,11 +50,11 @@ _CLEARED = {
     help="Period to read; default: 10m of a stack, all of a log.",
 )
 def command(session: Session, stack: str | None, log: str | None, since: float | None) -> None:
-    """Say why STACK is slow, what is not the reason, and what to do, in order.
+    """Find why STACK is slow, rule out other causes, and list remedies in order.
 
-    Reads its log, its numbers twice while it works, its plan, and what the kernel says of its
-    processes. With --log a log alone is enough, from any machine. What cannot be proven is not
-    guessed. Exits 0 whatever it finds, 3 when the stack does not run.
+    Reads the engine's log, its metrics twice while it works, the plan, and the kernel's data about
+    its processes. With --log it reads only that log, on any machine. Causes that cannot be proven
+    are not reported. Exits 0 whatever it finds, 3 when the stack does not run.
     """
     if log is not None and stack is not None:
         raise StackctlError("a stack or --log, not both", exit_code=ExitCode.USAGE)
@@ -111,54 +110,48 @@ def _show(session: Session, report: DiagnoseReport) -> None:
         _finding(session, number, found, cleared if number == 1 else ())
     for found in report.results:
         if found.status == "info":
-            _wrapped(session, "note  ", found.actual or "", color="cyan")
+            _wrapped(session, found.actual or "", label="note", column=6, color="cyan")
 
 
 def _finding(session: Session, number: int, found: Finding, cleared: Sequence[Finding]) -> None:
     color = "red" if found.status == "fail" else "yellow"
-    _wrapped(session, f"{number}  ", found.actual or "", color=color)
+    _wrapped(session, found.actual or "", label=f"{number}", color=color)
     if found.evidence:
         sure = f" (confidence {found.confidence})" if found.confidence != "high" else ""
-        _wrapped(session, _INDENT, f"seen: {found.evidence}{sure}")
+        _wrapped(session, f"seen: {found.evidence}{sure}")
     _cleared(session, cleared)
     if found.steps:
         many = len(found.steps) > 1
-        session.out.line(f"{_INDENT}do{', in this order' if many else ''}")
+        _wrapped(session, f"do{', in this order' if many else ''}")
         width = max((len(step.do) for step in found.steps if step.command), default=0)
         for step in found.steps:
             _step(session, step.do, step.command, min(width, 44))
     if found.effect:
-        _wrapped(session, _INDENT, f"effect: {found.effect}")
+        _wrapped(session, f"effect: {found.effect}")
 
 
 def _step(session: Session, do: str, command: str | None, width: int) -> None:
-    """What to do and the command beside it, or below it where both do not fit a line."""
-    indent = _INDENT + "  "
+    """Print a step with its command beside it, or below it if both do not fit on a line."""
+    column = _COLUMN + 2
     if command is None:
-        _wrapped(session, indent, do)
-    elif len(do) <= width and len(indent) + width + 2 + len(command) <= _WIDTH:
-        session.out.line(f"{indent}{do:<{width}}  {command}")
+        _wrapped(session, do, column=column)
+    elif len(do) <= width and column + width + 2 + len(command) <= WIDTH:
+        session.out.line(f"{'':<{column}}{do:<{width}}  {command}")
     else:
-        _wrapped(session, indent, do)
-        # A command is never wrapped: it is there to be pasted.
-        session.out.line(f"{indent}  {command}")
+        _wrapped(session, do, column=column)
+        # A command is never wrapped, so that it can be pasted.
+        session.out.line(f"{'':<{column}}  {command}")
 
 
 def _cleared(session: Session, cleared: Sequence[Finding]) -> None:
     if cleared:
         texts = (f"{_CLEARED.get(found.name, found.name)} ({found.actual})" for found in cleared)
-        _wrapped(session, _INDENT, "cleared: " + ", ".join(texts))
+        _wrapped(session, "cleared: " + ", ".join(texts))
 
 
-def _wrapped(session: Session, first: str, text: str, color: str | None = None) -> None:
-    """Text after a word in the first columns, which is coloured; further lines below the text."""
-    # A number and its unit stay together.
-    glued = re.sub(r"(?<=\d) (?=%|tok/s|s\b|MHz|GiB|waiting|request)", "\xa0", text)
-    wrapped = textwrap.wrap(
-        glued, _WIDTH - len(first), break_long_words=False, break_on_hyphens=False
-    )
-    lines = [line.replace("\xa0", " ") for line in wrapped]
-    head = session.out.style(first, color) if color else first
-    session.out.line(head + (lines[0] if lines else ""))
-    for line in lines[1:]:
-        session.out.line(" " * len(first) + line)
+def _wrapped(
+    session: Session, text: str, *, label: str = "", column: int = _COLUMN, color: str | None = None
+) -> None:
+    """Print a label and, from ``column`` on, a text whose numbers stay with their units."""
+    glued = re.sub(r"(?<=\d) (?=%|tok/s|s\b|MHz|GiB|waiting|request)", NO_BREAK, text)
+    session.out.labelled(label, glued, column=column, color=color)

@@ -18,10 +18,10 @@ _COLORS = {"+": "green", "-": "red", "@": "cyan"}
 @verb("diff")
 @click.argument("words", metavar="[STACK] [A] [B]", nargs=-1)
 def command(session: Session, words: tuple[str, ...]) -> None:
-    """Show what differs between generations A and B of STACK.
+    """Show the differences between generations A and B of STACK.
 
-    Left out, B is the generation that is installed and A the one that served before it. Decisions
-    come with the reason of B; units as a unified diff, without their generation's number.
+    B defaults to the installed generation, and A to the one that served before it. Decisions come
+    with the reason of B, units as a unified diff without the numbers of the generations.
     """
     from stackctl.observe.difference import report
 

@@ -34,10 +34,10 @@ def command(
     name: str | None,
     facts: Path | None,
 ) -> None:
-    """Find what stands in the way on this host, of PROFILE or of any.
+    """Find the obstacles on this host to PROFILE; without PROFILE, to stacks in general.
 
-    Each finding with the command that fixes it. Exits 6 when something must be fixed first, else
-    0: warnings do not count.
+    Each finding comes with the command that fixes it. Exits 6 when something must be fixed first,
+    else 0: warnings do not count.
     """
     from stackctl.probe.doctor import findings
     from stackctl.values.result import DoctorReport
@@ -90,7 +90,7 @@ def _profile_findings(
     results: list[Result] = []
     on_gpu = uses_gpu(wanted)
     cpuset = binds_cpus(wanted)
-    # Of an image that the profile names nothing is known before it is here.
+    # The CUDA version of a profile's own image is unknown until the image is here.
     cuda = DEFAULT_CUDA if wanted.image is None else None
     weights: int | None = None
     nvfp4: bool | None = None
@@ -118,7 +118,7 @@ def _profile_findings(
 
 
 def _proof(plan: Plan, host: Host) -> Result:
-    """Whether Podman really makes a container with the GPUs, where the image is here to try it."""
+    """Check that Podman can make a container with the GPUs; skip the check without the image."""
     from stackctl.deploy import gpu
     from stackctl.machine import podman
 
@@ -152,7 +152,7 @@ def _plan_result(verdict: Verdict, plan: str) -> Result:
 
 
 def _again(profile: str) -> str:
-    """The command that shows the plan, with the options of this one."""
+    """Return the command that shows the plan, with the options of the present command."""
     given = click.get_current_context()
     words = ["stackctl", "plan", profile]
     for option in given.command.params:

@@ -13,14 +13,14 @@ from stackctl.cli.session import Session, pick_stack, stack_argument, verb
 def command(session: Session, stack: str | None, dry_run: bool) -> None:
     """Stop STACK and remove its units. The model and the image stay.
 
-    With --json prints the status of the stacks that are still up, or would be.
+    --json prints the status of the stacks that are still up, or would be.
     """
     from stackctl.deploy.install import installed_stacks
     from stackctl.deploy.stack_state import installed_generation
     from stackctl.deploy.transaction import down
     from stackctl.observe.status import report
 
-    # A change of this stack that cannot be ended must not keep it from being taken down.
+    # An interrupted change that cannot be recovered must not prevent the removal of its stack.
     context = session.context(recover="no")
     name = pick_stack(context, stack)
     if dry_run:

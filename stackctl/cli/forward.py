@@ -12,23 +12,24 @@ from stackctl.cli.output import Output
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import ssh
 
-#: Verbs that work on this side, and ask the box for what they need; of others, with which option.
+#: Verbs that run on this side and ask the box for data: always (None), or with this option.
 _HERE = {"client": None, "bench": "--from-here"}
-#: The verb that makes a box ready, by this stackctl where it has none.
+#: The verb that works on a box without stackctl, by a copy of this one.
 _BRINGS = "provision"
-#: No option of ssh, and nothing that a command in its settings could take for more than a name.
+#: Names that are not options of ssh and have no characters of a shell, because commands in ssh's
+#: settings may contain the name.
 _DESTINATION = re.compile(r"(?!-)[\w.@:/\[\]%+~-]+")
 
 
 def run(arguments: Sequence[str], verbs: Sequence[str], out: Output) -> int | None:
-    """Run a command line that has ``--host`` on that machine; None: it is one to be run here.
+    """Run a command line that has ``--host`` on that machine.
 
     Returns:
-        The exit code of the box's stackctl.
+        The exit code of the box's stackctl; None if the command must run on this side.
 
     Raises:
-        StackctlError: exit 1 when the connection cannot be made or broke, 6 when there is no ssh
-            here or no stackctl there, 2 for what is no destination.
+        StackctlError: exit 1 if the connection cannot be made or breaks, 6 if there is no ssh here
+            or no stackctl there, 2 if the destination is not valid.
     """
     destination, rest = split(arguments)
     verb = next((word for word in rest if word in verbs), None)
@@ -51,7 +52,7 @@ def run(arguments: Sequence[str], verbs: Sequence[str], out: Output) -> int | No
 
 
 def _run(there: ssh.Box, argv: Sequence[str], out: Output) -> int:
-    """Run a program of the box with our terminal, or what we have for one."""
+    """Run a program of the box, on our terminal if there is one, and return its exit code."""
     try:
         if remote.on_terminal():
             return there.call_on_terminal(remote.caller(there.destination), argv)
@@ -65,9 +66,9 @@ def _run(there: ssh.Box, argv: Sequence[str], out: Output) -> int:
 
 
 def split(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """The destination in a command line, and the command line without it.
+    """Return the destination in a command line, and the command line without it.
 
-    Raises StackctlError (exit 2) for several, and for what is no destination.
+    Raises StackctlError (exit 2) if there are several destinations or the name is not valid.
     """
     found, rest, words = [], [], iter(arguments)
     for word in words:
@@ -89,7 +90,7 @@ def split(arguments: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def _explain_paths(out: Output, destination: str, words: Sequence[str]) -> None:
-    """After a usage error: a file that is here and not there may be the reason."""
+    """Note, after a usage error, the first path that exists here: the box may not have it."""
     for word in words:
         path = word.rpartition("=")[2].rpartition(":")[2]
         if "/" in path and Path(path).exists():

@@ -14,11 +14,11 @@ from stackctl.values.status import Guarded
 @click.option("--install", is_flag=True, help="Install a timer that does this every minute.")
 @click.option("--remove", is_flag=True, help="Remove the timer.")
 def command(session: Session, timeout: float | None, install: bool, remove: bool) -> None:
-    """Look after all stacks once: check each, record how it is, restart what is dead.
+    """Check all stacks once, record the results, and restart dead engines.
 
-    Says nothing when all is well, exits 1 when a stack is not. An engine is restarted when at two
-    looks in a row it neither answered nor used a processor; one that is busy answers late, and is
-    left alone, as is what starts or is being changed.
+    Prints nothing when all is well, exits 1 when a stack is not. An engine is dead if in two checks
+    in a row it neither answers nor works. Engines that answer late because they are busy, and
+    stacks that are starting or being changed, are left alone.
     """
     from stackctl.deploy import guardtimer
     from stackctl.machine import runner

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 @stack_argument
 @click.option("--log", is_flag=True, help="Show who changed what and how it went, oldest first.")
 def command(session: Session, stack: str | None, log: bool) -> None:
-    """List the generations of STACK, newest first; * is the one that is installed.
+    """List the generations of STACK, newest first; * marks the installed one.
 
-    HEALTH is what was seen last. A generation that failed has its log: stackctl logs --generation N
+    HEALTH is the result of the last check. The log of generation N: stackctl logs --generation N
     """
     from stackctl.observe import history
 
@@ -44,7 +44,7 @@ def command(session: Session, stack: str | None, log: bool) -> None:
 
 
 def model_name(source: str) -> str:
-    """The short name of where a model comes from: file:/srv/models/m.gguf is m."""
+    """Return the short name of a model's source: m for file:/srv/models/m.gguf."""
     return source.rpartition(":")[2].rpartition("/")[2].removesuffix(".gguf")
 
 
@@ -56,7 +56,7 @@ def _row(entry: Entry) -> tuple[str, ...]:
         what = entry.message or ""
     else:
         profile, objective = entry.profile or "", entry.objective or ""
-        # cpu-latency for latency need not be said twice.
+        # The name of a profile such as cpu-latency has the objective already.
         parts = (profile, "" if profile.endswith(objective) else objective)
         what = " · ".join(part for part in (*parts, model_name(entry.model or "")) if part)
     status = entry.health.status if entry.health else None
@@ -78,7 +78,7 @@ def _logged(entry: AuditEntry) -> tuple[str, ...]:
 
 
 def _minute(when: str | None) -> str:
-    """2026-11-21T12:00:05Z as 11-21 12:00; of another year the date alone."""
+    """Return 2026-11-21T12:00:05Z as 11-21 12:00, or the date alone if it is another year's."""
     from stackctl.state.generations import now
 
     if when is None:

@@ -16,7 +16,7 @@ def command() -> None:
 
 
 _RECIPES = imagebuild.recipes()
-#: Names of all images that can be built; the first is the default.
+#: Names of the images with a recipe; the first is the default of ``load``.
 IMAGES = tuple(_RECIPES)
 _ABOUT = "; ".join(f"{recipe.name} is {recipe.about}" for recipe in _RECIPES.values())
 
@@ -41,7 +41,7 @@ build.help = f"{build.help}\n\nImages: {_ABOUT}."
 def _image_and_archive(
     context: click.Context, parameter: click.Parameter, words: tuple[str, ...]
 ) -> tuple[str, Path]:
-    """An optional image before the archive, which click's own arguments cannot say."""
+    """Return the image and the archive of ``[IMAGE] ARCHIVE``, which click cannot parse itself."""
     if len(words) > 2:
         raise click.UsageError(f"Got unexpected extra argument ({words[2]})", context)
     image = click.Choice(IMAGES).convert(words[0], parameter, context) if words[1:] else IMAGES[0]
@@ -58,9 +58,9 @@ def _image_and_archive(
     callback=_image_and_archive,
 )
 def load(session: Session, what: tuple[str, Path]) -> None:
-    """Load ARCHIVE as a local image; without a name, as the first one above.
+    """Load ARCHIVE as a local image; default: the first name in the usage line.
 
-    ARCHIVE is what "stackctl image build -o" or "podman save" wrote.
+    ARCHIVE is a file that "stackctl image build -o" or "podman save" has written.
     """
     image, archive = what
     session.out.line(imagebuild.load(session.out, _RECIPES[image], archive))

@@ -10,9 +10,9 @@ from stackctl.cli.output import Output
 if TYPE_CHECKING:
     from stackctl.values.provision import ItemReport, ProvisionReport
 
-#: Columns: of the item's name, of the text beside it, and of the text beside a label.
+#: The columns of the item's name, of the text beside it, and of the text beside a label.
 _MARK, _TEXT, _DETAIL = 9, 32, 14
-#: The column of advice on the firmware.
+#: The column of the texts of firmware advice.
 _ADVICE = 20
 _COLORS = {
     "ok": "green", "changed": "green", "undone": "green", "change": "yellow", "undo": "yellow",
@@ -21,7 +21,7 @@ _COLORS = {
 
 
 class Wide:
-    """Prints steps in the columns of items, whose names are longer than those of other steps."""
+    """Report that prints steps in the columns of items, whose names are longer."""
 
     def __init__(self, out: Output) -> None:
         self._out = out
@@ -73,7 +73,7 @@ def _verbatim(out: Output, lines: Sequence[str]) -> None:
 
 
 def show_end(out: Output, report: ProvisionReport) -> None:
-    """Print what is left to do after provisioning, and how many items changed."""
+    """Print the pending effects and the firmware advice, and how many items changed."""
     for text in report.pending:
         out.labelled("pending", text, column=_MARK)
     if report.advice:
@@ -85,17 +85,17 @@ def show_end(out: Output, report: ProvisionReport) -> None:
 
 
 def show_kept(out: Output, item: str, reason: str) -> None:
-    """Print an item that could not be taken back."""
+    """Print an item that could not be undone, with the reason."""
     out.labelled("kept", f"{item}: {reason}", column=_MARK)
 
 
 def count(number: int) -> str:
-    """A number of items in words."""
+    """Return a number of items as text, such as "2 items"."""
     return "1 item" if number == 1 else f"{number} items"
 
 
 def summary(reports: Sequence[ItemReport], verb: str) -> str:
-    """How many did, and how many did not."""
+    """Return the number of changed items with ``verb``, then those that did not change."""
     counted = {status: sum(one.status == status for one in reports) for status in _COLORS}
     changed = sum(counted[status] for status in ("change", "changed", "undo", "undone"))
     parts = [f"{count(changed)} {verb}"]

@@ -16,13 +16,16 @@ if TYPE_CHECKING:
 
 @click.group("key")
 def command() -> None:
-    """The API key of a stack, for profiles with api_key: true. Only "show" prints it."""
+    """Create, show, change and remove the API key of a stack.
+
+    It is for profiles with api_key: true. Only "show" prints the key.
+    """
 
 
 @verb("create")
 @stack_argument
 def create(session: Session, stack: str | None) -> None:
-    """Make the first key of STACK and say where it is stored."""
+    """Create the first key of STACK and print where it is stored."""
     from stackctl.deploy.transaction import writer
     from stackctl.state import keys
 
@@ -55,7 +58,7 @@ def show(session: Session, stack: str | None) -> None:
 @stack_argument
 @click.option("--keep", is_flag=True, help="Keep the previous key valid until the next rotate.")
 def rotate(session: Session, stack: str | None, keep: bool) -> None:
-    """Make a new key of STACK; the running front door takes it at once."""
+    """Create a new key of STACK; a running front door uses it at once."""
     from stackctl.deploy.transaction import writer
     from stackctl.state import keys
 
@@ -96,7 +99,7 @@ def remove(session: Session, stack: str | None) -> None:
         if not context.confirm(f"the keys of {name} would be removed"):
             raise StackctlError("nothing was changed")
         if not keys.remove(context.paths.state, name):
-            keys.require(context.paths.state, name)  # says that there is none
+            keys.require(context.paths.state, name)  # raises because there is no key
         _changed(context, "remove", name)
     if session.out.json:
         _tell(session, context, name)
@@ -109,7 +112,7 @@ for _command in (create, show, rotate, path, remove):
 
 
 def _stack(context: Context, name: str | None) -> str:
-    """The stack that is meant; a key may be made before its first ``up``."""
+    """Return the stack's name. A key may be created before the first ``up`` of its stack."""
     from stackctl.values.profile import NAME_PATTERN
 
     try:
@@ -121,7 +124,7 @@ def _stack(context: Context, name: str | None) -> str:
 
 
 def _changed(context: Context, what: str, stack: str) -> None:
-    """Have a running front door take the keys as they are now, and put it on record."""
+    """Make a running front door read the keys again, and record the change."""
     from stackctl.deploy import door, record
     from stackctl.units.door import door_service
 
@@ -139,7 +142,7 @@ def _changed(context: Context, what: str, stack: str) -> None:
 
 
 def _tell(session: Session, context: Context, stack: str) -> None:
-    """Where the keys are; never what they are."""
+    """Print where the keys are stored and how many are valid, not the keys."""
     from stackctl.state import keys
     from stackctl.values.history import KeyReport
 

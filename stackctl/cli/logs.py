@@ -12,7 +12,7 @@ from stackctl.cli.session import Session, pick_stack, stack_argument, verb
 @verb("logs")
 @stack_argument
 @click.option("-f", "--follow", is_flag=True, help="Go on with new lines until Ctrl-C.")
-@click.option("--generation", type=int, metavar="N", help="Of that generation, not the latest.")
+@click.option("--generation", type=int, metavar="N", help="Show generation N, not the latest.")
 @click.option(
     "-n",
     "--lines",
@@ -28,10 +28,10 @@ def command(
     generation: int | None,
     lines: int,
 ) -> None:
-    """Show the log of STACK: what its engine and its front door say, and systemd of them.
+    """Show the log of STACK: its engine, its front door, and systemd's messages about them.
 
-    Works for stacks that are down or never came up as well: their latest generation. With
-    --generation the engine's output alone.
+    If the stack is down or never came up, the log is of its latest generation. --generation shows
+    the engine's output alone.
     """
     from stackctl.deploy.stack_state import installed_number
     from stackctl.machine import runner
@@ -46,7 +46,7 @@ def command(
         identifiers = (door_log(name), "systemd")
         generation = installed_number(context, name) or max(known, default=0)
     elif generation not in known:
-        context.generations.read(name, generation)  # says which there are
+        context.generations.read(name, generation)  # raises and lists the generations
     status = runner.stream(
         context.systemd.journal_command(
             (*(service_name(unit) for unit in engine_names(name)), door_service(name)),
@@ -61,7 +61,7 @@ def command(
 
 
 def _reader_is_gone() -> bool:
-    """Whether stdout is a pipe that nobody reads any more: no fault (| head)."""
+    """Return True if stdout is a pipe whose reader has ended (| head), which is not an error."""
     poll = select.poll()
     poll.register(1, 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))

@@ -1,4 +1,4 @@
-"""The command group: verbs are imported when they are used, errors become exit codes."""
+"""The command group, which imports verbs on use and turns errors into exit codes."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ from stackctl.errors import ExitCode, StackctlError
 #: Verbs by purpose, with their line in --help; each is ``command`` in cli/VERB.py.
 HEADINGS = {
     "Set up": {
-        "probe": "Look at this machine: CPUs, memory, tools, and problems.",
+        "probe": "Show this machine: CPUs, memory, GPUs, tools, and problems.",
         "doctor": "Find the obstacles to a profile, and commands that fix them.",
-        "provision": "Make this machine ready for stacks, or take that back.",
+        "provision": "Make this machine ready for stacks, or undo that.",
         "image": "Build or load engine images without a registry.",
         "completion": "Print the completion script of a shell.",
     },
     "Run": {
         "profiles": "List, show and describe profiles.",
-        "plan": "Show what a profile would run here, and why.",
+        "plan": "Show the plan for a profile on this machine, and why.",
         "render": "Write the units of a profile without installing them.",
         "up": "Plan, install, start and check a stack.",
-        "switch": "Serve a stack by another objective or profile.",
+        "switch": "Switch a stack to another objective or profile.",
         "restart": "Restart a stack and wait until it answers.",
         "rollback": "Go back to an earlier generation of a stack.",
-        "recover": "End an interrupted change; every command does so first.",
+        "recover": "Complete or revert an interrupted change.",
         "down": "Stop a stack and remove its units.",
-        "key": "Make, show, change and remove the API key of a stack.",
+        "key": "Create, show, change and remove the API key of a stack.",
         "client": "Print or write settings for clients, such as aider.",
     },
     "Watch": {
-        "status": "Show what runs.",
-        "check": "Ask a running stack for its health and one real answer.",
+        "status": "Show the running stacks.",
+        "check": "Check the health of a stack, with one real answer.",
         "verify": "Prove by kernel and engine that a stack runs as planned.",
-        "diagnose": "Say why a stack is slow, and what to do about it.",
-        "top": "Watch what stacks do, live.",
+        "diagnose": "Find why a stack is slow, and list remedies.",
+        "top": "Watch speed, requests and load of stacks, live.",
         "logs": "Show the log of a stack.",
-        "guard": "Look after all stacks once; with --install, every minute.",
+        "guard": "Check all stacks and restart dead engines, once or by a timer.",
         "metrics": "Print metrics that engines lack, for Prometheus.",
     },
     "Measure": {
@@ -61,7 +61,7 @@ HEADINGS = {
         "model": "Show, fetch, check and remove models.",
     },
     "Housekeeping": {
-        "history": "List the generations of a stack, or who changed what.",
+        "history": "List the generations of a stack, or all changes with users.",
         "diff": "Show the differences between two generations of a stack.",
         "prune": "Remove old generations of a stack.",
     },
@@ -71,7 +71,7 @@ _VERB_WIDTH = max(map(len, VERBS))
 
 
 class _Group(click.Group):
-    """Imports a verb when it is asked for: starting up costs what the command needs."""
+    """Group that imports a verb only when it is used, so that each command starts fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(VERBS)
@@ -127,7 +127,7 @@ def run(arguments: Sequence[str]) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of our output has gone (| head): no fault of ours, nothing left to say.
+        # The reader of our output has ended (| head), which is not an error.
         sys.stdout = None
         return int(ExitCode.OK)
     except OSError as error:
@@ -141,7 +141,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    # Called by the stackctl of another machine: its version, and what it calls this one.
+    # Set by the stackctl of another machine: its version, and its name for this machine.
     caller, _, name = os.environ.get("STACKCTL_CALLER", "").partition(" ")
     _end_gracefully(hang_up=not caller)
     _print_anything()
@@ -184,7 +184,7 @@ def _run(arguments: Sequence[str]) -> int:
         out.error(error)
         return int(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        # A second Ctrl-C must not cut this short.
+        # A second Ctrl-C must not interrupt the output of the error.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         out.error(StackctlError("interrupted", exit_code=ExitCode.INTERRUPTED))
@@ -197,7 +197,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _bug(error: Exception) -> StackctlError:
-    """What nobody expected: the place and the reason instead of a traceback."""
+    """Return the error for an unexpected exception, with its place instead of a traceback."""
     places = traceback.extract_tb(error.__traceback__)[-3:]
     return StackctlError(
         f"stackctl has a bug: {type(error).__name__}: {error}",
@@ -207,7 +207,7 @@ def _bug(error: Exception) -> StackctlError:
 
 
 def _plain_output(arguments: Sequence[str]) -> Output:
-    """For errors before the options are known."""
+    """Return the Output for errors that occur before the options are parsed."""
     return Output(
         json="--json" in arguments,
         quiet=False,
@@ -218,14 +218,14 @@ def _plain_output(arguments: Sequence[str]) -> Output:
 
 
 def _print_anything() -> None:
-    """What the terminal cannot show is escaped, not a reason to fail."""
+    """Escape characters that the encoding of stdout or stderr lacks, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def _open_descriptors() -> None:
-    """Whoever started us may have closed some of 0, 1 and 2, which files would then be given."""
+    """Open the closed ones of descriptors 0, 1 and 2, because a file would get their numbers."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -237,9 +237,9 @@ def _open_descriptors() -> None:
 
 
 def _end_gracefully(*, hang_up: bool) -> None:
-    """A closed terminal or a ``kill`` ends a transaction like Ctrl-C does: in order.
+    """Make SIGTERM and SIGHUP end a transaction in order, as Ctrl-C does.
 
-    Without ``hang_up`` a closed terminal is nothing: that of a connection, which may break.
+    Without ``hang_up`` ignore SIGHUP: an ssh connection may break during a change.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001

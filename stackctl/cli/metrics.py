@@ -10,13 +10,13 @@ from stackctl.errors import ExitCode, StackctlError
 
 @verb("metrics")
 @stack_argument
-@click.option("--all", "every", is_flag=True, help="Of every stack, also when there is none.")
+@click.option("--all", "every", is_flag=True, help="Print every stack; succeed if none is up.")
 def command(session: Session, stack: str | None, every: bool) -> None:
-    """Print what the engine of STACK does not tell, in Prometheus' text format.
+    """Print metrics that the engine of STACK lacks, in Prometheus' text format.
 
-    Its state, generation, restarts and last check; and estimates of KV use and latencies for
-    engines that report none. What engines tell themselves is at their own /metrics. To have them
-    collected, in the folder of node_exporter's textfile collector:
+    They are the state, generation, restarts and last check, and estimates of KV use and latencies
+    for engines that report none. The engines' own metrics are at their /metrics. To let
+    node_exporter collect them, run in the folder of its textfile collector:
 
     \b
       stackctl metrics --all >stackctl.tmp && mv stackctl.tmp stackctl.prom

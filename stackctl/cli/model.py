@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 @click.group("model")
 def command() -> None:
-    """Look at models, fetch them, and see to them on disk.
+    """Show, fetch, check and remove models.
 
     \b
     SOURCE is one of
-      hf:ORG/REPO[@REV][:QUANT]  of a hub; QUANT may be a file's path too
+      hf:ORG/REPO[@REV][:QUANT]  a model of a hub; QUANT may also be a file's path
       https://.../NAME.gguf      one file of any server
-      file:PATH                  a GGUF file; of several parts, any
+      file:PATH                  a GGUF file; of several parts, any one
       dir:PATH                   a folder with config.json and safetensors files
     """
 
@@ -43,19 +43,22 @@ def _rate(_: Any, __: Any, value: str | None) -> int | None:
 
 @verb("show")
 @click.argument("source")
-@click.option("--hub", "ask", is_flag=True, help="Ask the hub, whatever is here.")
+@click.option(
+    "--hub", "ask", is_flag=True, help="Ask the hub, even if the model is on this machine."
+)
 def show(session: Session, source: str, ask: bool) -> None:
-    """Show what is known of a model, downloaded or not.
+    """Show the facts of a model, downloaded or not.
 
-    Of a repository with several models: what of it fits this machine, and how fast it would be.
+    For a repository with several models, show which of them fit this machine, and their predicted
+    speed.
 
     \b
     SOURCE is one of
-      file:PATH                  a GGUF file; of several parts, any
+      file:PATH                  a GGUF file; of several parts, any one
       dir:PATH                   a folder with config.json and safetensors files
       hf:ORG/REPO[@REV][:QUANT]  the local hub cache, else catalogue or hub
       catalogue:ID               a model that `stackctl model catalogue` lists
-      facts:FILE                 what `stackctl model show --json` printed
+      facts:FILE                 output of `stackctl model show --json`
     """
     from stackctl.machine.transfer import Lost
     from stackctl.sources.describe import describe
@@ -93,7 +96,7 @@ def show(session: Session, source: str, ask: bool) -> None:
 
 @verb("catalogue")
 def catalogue(session: Session) -> None:
-    """List models whose facts are shipped."""
+    """List the models whose facts ship with stackctl."""
     import json
 
     from stackctl.quantity import format_bytes
@@ -131,11 +134,11 @@ def catalogue(session: Session) -> None:
     type=click.IntRange(1, 32),
     default=4,
     show_default=True,
-    help="How many pieces are fetched at the same time.",
+    help="Number of pieces to fetch at the same time.",
 )
 @click.option("--here", is_flag=True, help="Download in this process, not in a service.")
 @click.option(
-    "--job", type=click.Path(path_type=Path), hidden=True, help="What the service is told by."
+    "--job", type=click.Path(path_type=Path), hidden=True, help="File with the job of the service."
 )
 @yes_option
 def fetch(
@@ -147,12 +150,12 @@ def fetch(
     here: bool,
     job: Path | None,
 ) -> None:
-    """Download a model into the hub cache, verified.
+    """Download a model into the hub cache and verify it.
 
-    It goes on where the last run ended.
+    An interrupted download is resumed.
 
-    More than 1 GB is asked for, and then fetched by a service of its own, which goes on when this
-    command or its connection ends. Called again, it shows how far that is.
+    For more than 1 GB the command asks first, and a service downloads the model. The service
+    continues when this command or its connection ends. Run the command again to see the progress.
     """
     from stackctl.deploy.fetching import Wanted, get, work
     from stackctl.store.fetch import Speed
@@ -185,7 +188,7 @@ def _result(session: Session, record: StoredModel) -> None:
 
 @verb("list")
 def list_models(session: Session) -> None:
-    """List what was fetched or imported."""
+    """List the models that were fetched or imported."""
     from stackctl.deploy import stored
     from stackctl.quantity import format_bytes
     from stackctl.sources.hubcache import cache_folder
@@ -210,7 +213,7 @@ def list_models(session: Session) -> None:
 def verify(session: Session, source: str | None) -> None:
     """Hash all files of a model again, or of all models.
 
-    What the disk has is read, not what memory remembers of it.
+    The files are read from the disk, not from the page cache.
     """
     from stackctl.deploy import stored
     from stackctl.store import adopt
@@ -246,7 +249,7 @@ def verify(session: Session, source: str | None) -> None:
 def remove(session: Session, source: str) -> None:
     """Remove a model from the hub cache.
 
-    One that was imported is forgotten and stays. Refused for a model that a stack uses.
+    The files of a model outside the hub cache stay. A model that a stack uses is not removed.
     """
     from stackctl.deploy import stored
     from stackctl.quantity import format_bytes
@@ -273,12 +276,12 @@ def remove(session: Session, source: str) -> None:
 @click.argument("source")
 @yes_option
 def import_model(session: Session, source: str) -> None:
-    """Take a model as it lies, or what was exported.
+    """Register a model where it lies, or import an exported folder.
 
-    Its files are hashed, so that a change is noticed. No copy is made.
+    The files are hashed, so that a later change is noticed. They are not copied.
 
-    SOURCE may also be a folder that `stackctl model export` has written: its models are put into
-    the hub cache, its images into Podman's.
+    If SOURCE is a folder that `stackctl model export` has written, its models are copied into the
+    hub cache, and its images are loaded into Podman.
     """
     from stackctl.deploy import stored
     from stackctl.store import adopt, carry
@@ -316,7 +319,7 @@ def import_model(session: Session, source: str) -> None:
 def lock(session: Session, source: str, output: Path | None) -> None:
     """Print the lock file of a fetched model.
 
-    It has the commit, and path, size and SHA-256 of each file.
+    It has the commit, and the path, size and SHA-256 of each file.
     """
     from stackctl.deploy import stored
     from stackctl.machine.files import write_atomically
@@ -336,14 +339,16 @@ def lock(session: Session, source: str, output: Path | None) -> None:
 @verb("export")
 @click.argument("sources", nargs=-1, metavar="SOURCE... FOLDER", required=True)
 @click.option(
-    "--image", "images", multiple=True, metavar="NAME", help="Also an image that is here, by name."
+    "--image",
+    "images",
+    multiple=True,
+    metavar="NAME",
+    help="Export this image too; it must be on this machine.",
 )
 def export(session: Session, sources: tuple[str, ...], images: tuple[str, ...]) -> None:
-    """Write models and images to a folder.
+    """Write fetched models, and images, to a folder for a machine without a network.
 
-    For a machine without a network, and models that were fetched.
-
-    There: stackctl model import FOLDER
+    On that machine: stackctl model import FOLDER
     """
     from stackctl.deploy import stored
     from stackctl.store import adopt, carry

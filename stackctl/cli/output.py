@@ -1,4 +1,4 @@
-"""Everything that is printed: data on stdout, all else on stderr, colour never alone."""
+"""The output of commands: data on stdout, all else on stderr. Colour is never the only sign."""
 
 from __future__ import annotations
 
@@ -22,18 +22,20 @@ Color = Literal["auto", "always", "never"]
 Row = tuple[str, str]
 _STATUS_COLOR = {"ok": "green", "warn": "yellow", "fail": "red", "skip": "cyan", "info": "cyan"}
 _NAME_WIDTH = 10
-#: Columns of the status of a check.
+#: The width of the column with a check's status.
 _MARK_WIDTH = 6
-#: The width of all that is not a command or a table on a wide terminal.
+#: The width of all output except commands, and tables on a wide terminal.
 WIDTH = 80
-#: Where there is no live line: seconds after which what goes on is told, and told again.
+#: A space at which ``labelled_lines`` does not wrap.
+NO_BREAK = "\xa0"
+#: Without a live line: seconds before the first plain line of a long step, and between later ones.
 _SOON_S, _AGAIN_S = 5, 30
-#: What a terminal would obey, colours and line ends apart.
+#: Control characters that a terminal obeys, except colours, tabs and line ends.
 _COMMANDS = re.compile(r"(?!\x1b\[[\d;]*m)[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Output:
-    """Prints for one command. Also the Report of deployments."""
+    """Printer of one command's output. It implements the ``Report`` of deployments."""
 
     def __init__(
         self, *, json: bool, quiet: bool, verbose: bool, color: Color, progress: bool
@@ -48,27 +50,27 @@ class Output:
         self._told = ("", 0.0)
 
     def data(self, value: Value) -> None:
-        """A document, as JSON on stdout."""
+        """Print a document as JSON on stdout."""
         self._clear()
         sys.stdout.write(to_json(value))
 
     def line(self, text: str = "") -> None:
-        """A line of data on stdout."""
+        """Print a line of data on stdout."""
         self._clear()
         sys.stdout.write(shown(text) + "\n")
 
     def text(self, text: str) -> None:
-        """A document that is text, as it is."""
+        """Print a text document on stdout, unchanged."""
         self._clear()
         sys.stdout.write(text)
 
     def note(self, text: str) -> None:
-        """A remark on stderr; silent with --quiet."""
+        """Print a note on stderr, unless --quiet is given."""
         if not self.quiet:
             self._say(text)
 
     def step(self, name: str, text: str) -> None:
-        """See Report: a done step, one line on stderr."""
+        """See Report: print a finished step, one line on stderr."""
         self.note(f"{name:<{_NAME_WIDTH}}{text}")
 
     def changes(
@@ -83,9 +85,9 @@ class Output:
             self.note(text)
 
     def progress(self, name: str, text: str, *, elapsed_s: float | None = None) -> None:
-        """See Report: a line that is rewritten on a terminal.
+        """See Report: rewrite one line on a terminal.
 
-        Elsewhere the steps tell, and of what takes long a plain line now and then.
+        Elsewhere print only progress with ``elapsed_s``, a plain line now and then.
         """
         if elapsed_s is not None:
             if not self._live:
@@ -100,7 +102,7 @@ class Output:
         self._shown = True
 
     def _plainly(self, name: str, text: str, elapsed_s: float) -> None:
-        """A line for each new phase, its percentage apart, and one every half minute."""
+        """Print a line for each new phase, ignoring its numbers, and one every half minute."""
         phase = re.sub(r"\d[\d,.]*", "", text)
         last, told_s = self._told
         again = elapsed_s - told_s >= _AGAIN_S if elapsed_s >= told_s else True
@@ -109,13 +111,13 @@ class Output:
             self.step(name, f"{text}  ·  {format_duration(elapsed_s)}")
 
     def warn(self, text: str, fix: str | None = None) -> None:
-        """See Report: a warning, shown even with --quiet."""
+        """See Report: print a warning, even with --quiet."""
         self._say(self.style("warning:", "yellow", sys.stderr) + f" {text}")
         for line in _fix_lines(fix, 2):
             self._say(line)
 
     def error(self, error: StackctlError) -> None:
-        """An error: what, evidence, hint. With --json a stackctl.error/1 on stdout."""
+        """Print an error, its details and its hint; with --json a stackctl.error/1 on stdout."""
         if self.json:
             self.data(
                 ErrorReport(
@@ -127,7 +129,7 @@ class Output:
             )
             return
         self._say(self.style("error:", "red", sys.stderr) + f" {error.message}")
-        # A refusal is prose; elsewhere a line may be evidence or a command, to be copied whole.
+        # A refusal has sentences. Other details may be commands, which must stay on one line.
         prose = error.exit_code == ExitCode.REFUSED
         for detail in error.details:
             self._indented(detail, wrap=prose)
@@ -138,11 +140,11 @@ class Output:
                 self._indented(line, wrap=prose)
 
     def results(self, results: Sequence[Result]) -> None:
-        """Results of checks, one a line; what is wrong with its evidence and remedy."""
+        """Print results of checks, one a line; failures and warnings with evidence and remedy."""
         width = max((len(result.name) for result in results), default=0) + 2
         for result in results:
             column = _MARK_WIDTH + width
-            # A check that was skipped has its reason in the evidence.
+            # A skipped check has its reason in the evidence.
             seen = result.actual or (result.status == "skip" and result.evidence) or ""
             self.marked(
                 _mark(result.status), result.name, seen, column=column,
@@ -185,7 +187,7 @@ class Output:
             self.line(line)
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], *, fold: int) -> None:
-        """A table; column number ``fold`` wraps, the others keep their width."""
+        """Print a table; column number ``fold`` takes the rest of the width and wraps."""
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
@@ -214,11 +216,11 @@ class Output:
             sys.stdout.write(shown(text).rstrip() + "\n")
 
     def style(self, text: str, color: str, stream: IO[str] | None = None) -> str:
-        """Text in a colour, where the stream shows it."""
+        """Return the text in a colour if the stream (default: stdout) is coloured."""
         return click.style(text, fg=color) if self.colored(stream or sys.stdout) else text
 
     def colored(self, stream: IO[str]) -> bool:
-        """Whether to colour: --color, then NO_COLOR and TERM, then whether it is a terminal."""
+        """Return True if a stream is coloured: by --color, else NO_COLOR and TERM, else isatty."""
         if self._color != "auto":
             return self._color == "always"
         # click ignores NO_COLOR; https://no-color.org asks for it to be heeded when not empty.
@@ -239,7 +241,7 @@ class Output:
 
     def _say(self, text: str) -> None:
         self._clear()
-        # In a pipe stdout is held back: without this the two would change places.
+        # stdout is buffered in a pipe: without the flush the lines would change their order.
         if sys.stdout is not None:
             sys.stdout.flush()
         _tell(shown(text) + "\n")
@@ -251,7 +253,7 @@ class Output:
 
 
 def _tell(text: str) -> None:
-    """Write on stderr. That nobody reads it any more must not stop a deployment half-way."""
+    """Write to stderr. A stderr that is closed must not stop a deployment half-way."""
     try:
         sys.stderr.write(text)
         sys.stderr.flush()
@@ -260,14 +262,15 @@ def _tell(text: str) -> None:
 
 
 def shown(text: str) -> str:
-    """Text from anywhere, such as an engine's log or a file's name, as a terminal may have it."""
+    """Escape the control characters in a text, such as an engine's log or a file's name."""
     return _COMMANDS.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def labelled_lines(label: str, text: str, *, column: int, indent: int = 0) -> list[str]:
     """Return a label and, from ``column`` on, a text, in lines of at most 80 columns.
 
-    A word such as a path is never cut. A label that is too long moves its line's text.
+    A word such as a path is never cut. ``NO_BREAK`` keeps two words on one line and is printed as
+    a space. A label that is too long moves the text of its line.
     """
     lines = textwrap.wrap(
         text, max(40, WIDTH - column), break_long_words=False, break_on_hyphens=False
@@ -275,7 +278,8 @@ def labelled_lines(label: str, text: str, *, column: int, indent: int = 0) -> li
     first, *more = lines or [""]
     head = f"{'':<{indent}}{label}"
     head = head.ljust(column) if len(head) < column or not label else f"{head} "
-    return [f"{head}{first}".rstrip(), *(" " * column + line for line in more)]
+    found = [f"{head}{first}".rstrip(), *(" " * column + line for line in more)]
+    return [line.replace(NO_BREAK, " ") for line in found]
 
 
 def _fix_lines(text: str | None, indent: int) -> list[str]:
@@ -286,5 +290,5 @@ def _fix_lines(text: str | None, indent: int) -> list[str]:
 
 
 def _mark(status: str) -> str:
-    """Statuses differ in their letters, so that colour is never needed."""
+    """Return the word for a status. FAIL is in capitals, so that it stands out without colour."""
     return "FAIL" if status == "fail" else status

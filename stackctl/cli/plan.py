@@ -32,7 +32,7 @@ _COLUMN = 10
 @click.option(
     "--diff",
     type=click.Choice(["latency", "throughput"]),
-    help="Show what differs from the plan for that objective.",
+    help="Show the differences from the plan for that objective.",
 )
 def command(
     session: Session,
@@ -45,9 +45,9 @@ def command(
     explain: bool,
     diff: str | None,
 ) -> None:
-    """Show what PROFILE would run here, whether it fits and is worth it, and why. Touches nothing.
+    """Show the plan for PROFILE: memory, predicted speed, verdict and reasons.
 
-    Exits 5 when it does not fit or is not viable; the plan is printed all the same.
+    Changes nothing. Exits 5 when the plan does not fit or is not viable, but prints it.
     """
     from stackctl.deploy.plan_preview import preview
     from stackctl.plan.verdict import besides, headline
@@ -109,7 +109,7 @@ def show(session: Session, plan: Plan, slo: Slo) -> None:
 
 
 def show_decisions(session: Session, plan: Plan) -> None:
-    """Every value with its reason."""
+    """Print every planned value with its reason."""
     from stackctl.plan.difference import why
 
     session.out.line()
@@ -118,7 +118,7 @@ def show_decisions(session: Session, plan: Plan) -> None:
 
 
 def show_difference(session: Session, before: Plan, after: Plan) -> None:
-    """What differs between two plans, with the reasons of the second."""
+    """Print the differing decisions of two plans, with the reasons of the second."""
     from stackctl.plan.difference import decisions
 
     rows = [
@@ -135,7 +135,7 @@ def show_difference(session: Session, before: Plan, after: Plan) -> None:
 
 
 def expectation(plan: Plan) -> list[str]:
-    """The prediction in lines; empty when nothing is known."""
+    """Return the prediction as lines of text; an empty list if there is none."""
     from stackctl.plan.verdict import numbers, seconds
 
     prediction, parts = plan.prediction, []
@@ -154,7 +154,7 @@ def expectation(plan: Plan) -> list[str]:
 
 
 def _budget(budget: MemoryBudget) -> str:
-    """What a budget is made of, in the unit of its total."""
+    """Return the parts of a budget, in the unit of its total, and its limit as text."""
     total, unit = format_bytes(budget.total_bytes).split()
     size = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}[unit]
     named = (
@@ -175,7 +175,7 @@ def _budget(budget: MemoryBudget) -> str:
 
 
 def value_text(value: object) -> str:
-    """A planned value as text."""
+    """Return a planned value as text."""
     if value is None:
         return "(unset)"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -17,7 +17,7 @@ from stackctl.values.cpulist import CpuList
 from stackctl.values.host import UNLIMITED, Cpu, Gpu, Host, Memory, NumaNode, Storage, Tools
 
 _COLUMN = 10
-#: Groups that are listed one by one; of more, some.
+#: Most groups, CPU ranges or NUMA nodes that are listed in full.
 _MANY = 8
 
 
@@ -34,9 +34,10 @@ _MANY = 8
     help="The folder of the models: its file system, free space and speed.",
 )
 def command(session: Session, sysroot: Path | None, measure: bool, models: Path | None) -> None:
-    """Look at this machine: processors, memory, GPUs, tools, and what stands in the way.
+    """Show this machine: processors, memory, GPUs, tools, and problems.
 
-    Its JSON is what --facts takes: with --measure, plans start from the measured bandwidth.
+    Other commands read its --json output with --facts. With --measure it has the measured
+    bandwidth, which those plans then use.
     """
     from stackctl.machine.files import LiveMachine, RecordedMachine
     from stackctl.probe import probe
@@ -188,7 +189,7 @@ def _gpu(gpu: Gpu) -> Iterator[Row]:
 
 
 def _nodes(host: Host) -> Iterator[Row]:
-    """Yield a row for each NUMA node; of many nodes, one for those in a row that are alike."""
+    """Yield a row for each NUMA node. If there are many, neighbours that are alike share a row."""
     runs: list[tuple[tuple[str, str, str], list[NumaNode]]] = []
     for node in host.cpu.numa:
         size = format_bytes(node.memory_bytes) if node.memory_bytes is not None else "size unknown"
@@ -209,7 +210,7 @@ def _nodes(host: Host) -> Iterator[Row]:
 
 
 def _siblings(cpu: Cpu) -> str:
-    """``n and n+64``, or the CPUs of some cores."""
+    """Return ``n and n+64``, or the CPUs of some cores if the cores do not follow such a rule."""
     steps = {tuple(number - core.first for number in core) for core in cpu.siblings if core}
     if len(steps) == 1 and cpu.threads_per_core == 2:
         return f"n and n+{steps.pop()[1]}"
@@ -217,13 +218,13 @@ def _siblings(cpu: Cpu) -> str:
 
 
 def _some(groups: list[str]) -> str:
-    """All of a few groups, the first and the last of many."""
+    """Join a few groups; of more than ``_MANY``, the first three and the last."""
     few = groups if len(groups) <= _MANY else [*groups[:3], "...", groups[-1]]
     return " | ".join(few)
 
 
 def _short(cpus: CpuList | None) -> str:
-    """A CPU list that may be long: "0-60 by 4" for evenly spaced numbers."""
+    """Return a short form of a CPU list: "0-60 by 4" for even steps, or a few of its ranges."""
     numbers = tuple(cpus or ())
     steps = {after - before for before, after in itertools.pairwise(numbers)}
     if len(numbers) > 3 and len(steps) == 1 and steps != {1}:
@@ -242,13 +243,13 @@ def _count(number: int | None, noun: str) -> str:
 
 
 def _cores(cpu: Cpu, cpus: CpuList) -> CpuList:
-    """CPU numbers, one for each physical core."""
+    """Return one CPU for each physical core; all of ``cpus`` if the cores are unknown."""
     groups = (cpus & core for core in cpu.siblings)
     return CpuList(group.first for group in groups if group) or cpus
 
 
 def _caches(cpu: Cpu) -> list[str]:
-    """``2 x 32 MiB, 8 cores each: 0-7 | 8-15``; domains that differ get a line each."""
+    """Return ``2 x 32 MiB, 8 cores each: 0-7 | 8-15``, a line for each kind of L3 domain."""
     kinds: dict[tuple[int | None, int], list[str]] = {}
     for cache in cpu.l3:
         members = _cores(cpu, cache.cpus)

@@ -15,7 +15,7 @@ from stackctl.values.profile import EngineArgument, Profile
 
 
 class _Default(click.Group):
-    """``profiles`` alone lists."""
+    """Group that runs ``profiles list`` if there is no subcommand."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not any(name in args for name in (*self.commands, "--help", "-h")):
@@ -25,13 +25,13 @@ class _Default(click.Group):
 
 @click.group("profiles", cls=_Default)
 def command() -> None:
-    """List, show and describe profiles. Without a subcommand: list."""
+    """List, show and describe profiles. The default command is list."""
 
 
 @verb("list")
 @plan_options
 def list_profiles(session: Session, **_: object) -> None:
-    """List the profiles and what they are for."""
+    """List the profiles with their descriptions."""
     from stackctl.errors import StackctlError
     from stackctl.values.profile import Overrides
 
@@ -63,9 +63,9 @@ def show(
     objective: str | None,
     name: str | None,
 ) -> None:
-    """Show profile NAME as it applies.
+    """Show profile NAME with all values that apply.
 
-    With all that it extends, its objective and the overrides.
+    It includes the profiles that NAME extends, its objective and the overrides.
     """
     wanted = overrides(sets, model, objective, name)
     profile = session.profiles().resolve(profile_name, wanted)
@@ -76,9 +76,9 @@ def show(
     session.out.table(("KEY", "VALUE"), list(_rows(profile)), fold=1)
 
 
-#: Fields of the type without a row of their own: the title and ``served_name`` hold them.
+#: Fields without a row of their own: the title and ``served_name`` contain them.
 _JOINED = frozenset({"schema", "name", "description", "other_names"})
-#: What applies for a key that is not set, where that is not a value of the plan.
+#: Texts for keys that are not set and that the plan does not derive.
 _UNSET = {
     "model": "(none: --model)",
     "image": "(chosen by stackctl)",
@@ -87,7 +87,7 @@ _UNSET = {
 
 
 def _rows(profile: Profile) -> Iterator[tuple[str, str]]:
-    """Return the key and value of every field of a profile, named as in profile files."""
+    """Yield the key and value of every field of a profile, named as in profile files."""
     for key in profile.__struct_fields__:
         value = getattr(profile, key)
         if key in _JOINED:

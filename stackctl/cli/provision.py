@@ -33,7 +33,7 @@ def _item_names(_: click.Context, __: click.Parameter, incomplete: str) -> list[
 @verb("provision")
 @click.option(
     "--profile", "profiles", multiple=True, shell_complete=_profile_names,
-    help="What this profile needs (several: repeat it); default: all that this machine can run.",
+    help="Prepare for this profile; may be repeated. Default: all that this machine can run.",
 )  # fmt: skip
 @click.option(
     "--only", multiple=True, metavar="ITEM", shell_complete=_item_names,
@@ -66,11 +66,11 @@ def command(
 ) -> None:
     """Make this machine ready for stacks, and show each change with its reason first.
 
-    Run it again at any time: what is as it should be is left alone. What somebody else has set is
-    never overruled. Firmware settings are only spoken of. Exits 6 when something was refused.
+    It can be run again at any time: it leaves settings that are right, and never overrules
+    settings of others. For the firmware it only prints advice. Exits 6 when an item was refused.
     """
     _require_items(only)
-    # What was there before is on record for root alone.
+    # Only root can read the record of the previous state.
     if os.geteuid() != 0 and (undo or not dry_run):
         _become_root()
     if undo:
@@ -95,7 +95,10 @@ def _require_items(only: Sequence[str]) -> None:
 
 
 def _become_root() -> None:
-    """Go on as root by sudo, which asks for a password where it needs one."""
+    """Run this command again as root by sudo, which may ask for a password.
+
+    Raises StackctlError (exit 2) if there is no terminal and sudo needs a password.
+    """
     from stackctl.machine import runner
     from stackctl.machine.runner import running_program
 
@@ -118,7 +121,7 @@ def _become_root() -> None:
 
 
 def _caller() -> str | None:
-    """Who will run stacks: this user, or the one behind sudo; None: root."""
+    """Return the user who will run stacks: this one, or the caller of sudo; None for root."""
     if os.geteuid() != 0:
         return pwd.getpwuid(os.geteuid()).pw_name
     name = os.environ.get("SUDO_USER")
@@ -189,7 +192,7 @@ def _apply(
     seen: MachineFacts,
     planned: Callable[[MachineFacts], Sequence[ItemPlan]],
 ) -> MachineFacts:
-    """Make the changes that are left, after asking. Return the facts of the machine then."""
+    """Ask, then make the planned changes. Return the facts of the machine after them."""
     from stackctl.provision import facts, preflight
     from stackctl.provision.apply import apply
     from stackctl.state import audit
@@ -265,7 +268,7 @@ def _machine() -> tuple[Box, Store]:
 
 
 def _lock(dry_run: bool) -> contextlib.AbstractContextManager[None]:
-    """One writer at a time, whatever the scope: the machine is the system's."""
+    """Return the lock of the system's scope, which all scopes share here; none for a dry run."""
     if dry_run:
         return contextlib.nullcontext()
     from stackctl.machine import lock
@@ -277,7 +280,7 @@ def _lock(dry_run: bool) -> contextlib.AbstractContextManager[None]:
 def _require_name(user: str | None) -> None:
     import re
 
-    # What useradd takes everywhere, so that no option hides in a name.
+    # Every useradd accepts these names, and none of them looks like an option.
     if user is not None and (not re.fullmatch(r"[a-z_][a-z0-9_.-]{0,30}", user) or user == "root"):
         raise StackctlError(
             f"{user!r} cannot be the service user",
@@ -287,7 +290,7 @@ def _require_name(user: str | None) -> None:
 
 
 def _require_podman(plans: Sequence[ItemPlan]) -> None:
-    """Without Podman nothing else here has a reason."""
+    """Raise StackctlError if Podman is refused, because the other items serve no purpose then."""
     for plan in plans:
         if plan.item == "podman" and plan.status == "refused":
             raise StackctlError(
@@ -296,7 +299,7 @@ def _require_podman(plans: Sequence[ItemPlan]) -> None:
 
 
 def _require_held(plans: Sequence[ItemPlan], changed: Sequence[ItemPlan]) -> None:
-    """Look again: what was changed must now be as it should be."""
+    """Raise StackctlError if a changed item still has something to change."""
     names = {plan.item for plan in changed}
     left = [plan for plan in plans if plan.item in names and plan.status != "ok"]
     if left:
@@ -310,7 +313,10 @@ def _require_held(plans: Sequence[ItemPlan], changed: Sequence[ItemPlan]) -> Non
 def _restart(
     session: Session, seen: MachineFacts, waiting: tuple[str, ...], restart_user: bool
 ) -> tuple[str, ...]:
-    """Start the user's manager anew where that is wanted; what is still to come."""
+    """Restart the user's service manager if the user wants it.
+
+    Return the settings that still wait for a new service manager.
+    """
     from stackctl.provision import facts, items
     from stackctl.provision.changes.services import restart_manager
 

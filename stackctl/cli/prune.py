@@ -14,16 +14,16 @@ from stackctl.cli.session import Session, pick_stack, stack_argument, verb, yes_
     type=click.IntRange(min=1),
     default=10,
     metavar="N",
-    help="How many of the newest stay (10).",
+    help="Number of newest generations to keep (10).",
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be removed, change nothing.")
 @yes_option
 def command(session: Session, stack: str | None, keep: int, dry_run: bool) -> None:
     """Remove old generations of STACK: their plans and units, not images, models or logs.
 
-    The installed one always stays, and the one that a rollback goes back to. What engines compiled
-    for images that no generation of any stack uses any more goes as well. None of it comes back, so
-    it asks first.
+    The installed generation and the target of a rollback always stay. Compile caches of images
+    that no generation of any stack uses are removed too. The command asks first, because nothing
+    of it can be restored.
     """
     from stackctl.deploy.prune import compiled, prune
 

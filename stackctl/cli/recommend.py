@@ -1,4 +1,4 @@
-"""What of a repository fits this machine, and how fast it would be: before it is downloaded."""
+"""The models of a repository that fit this machine, with predicted speed, before a download."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Row:
 
 
 def show_remote(session: Session, source: str, parsed: HubSource) -> None:
-    """Print what the hub tells of a model, and what of its repository suits this machine."""
+    """Print the facts of a model on a hub, and how the models of its repository fit here."""
     from stackctl.sources.describe import describe
     from stackctl.store import hub
     from stackctl.store.facts import read_facts
@@ -48,7 +48,7 @@ def show_remote(session: Session, source: str, parsed: HubSource) -> None:
     known = [*([whole] if whole is not None else []), *quantisations(info)]
     choices = [choice for choice in known if lacking(choice) is None]
     several = parsed.quant is None and len(choices) > 1
-    # The middle one stands for all: they differ in the types of their tensors.
+    # The one of middle size stands for all: they differ only in the types of their tensors.
     chosen = (
         choices[len(choices) // 2]
         if parsed.quant is None and choices
@@ -80,8 +80,7 @@ def show_remote(session: Session, source: str, parsed: HubSource) -> None:
 
 
 def _scaled(model: Model, chosen: Choice, choice: Choice, source: str) -> Model:
-    """The facts of another quantisation: everything but the sizes is the same, and these grow as
-    the files do."""
+    """Return the facts of another quantisation: the same, with sizes scaled as the files are."""
     if choice == chosen:
         return msgspec.structs.replace(model, source=source)
     ratio = choice.bytes / chosen.bytes
@@ -127,7 +126,7 @@ def _speed(plan: Plan) -> float:
 
 
 def _told(plan: Plan) -> str:
-    """How fast it would be, by what can be predicted on this machine."""
+    """Return the predicted speed as text: tokens per second, or the time to first token."""
     if speed := plan.prediction.decode_tok_s:
         return f"{speed[0]:.0f}-{speed[1]:.0f} tok/s"
     first = plan.prediction.ttft_s
@@ -137,7 +136,7 @@ def _told(plan: Plan) -> str:
 
 
 def _recommended(rows: list[_Row]) -> _Row | None:
-    """The largest that fits and is worth running: more bits answer better."""
+    """Return the largest model that fits and is fast enough: more bits answer better."""
     from stackctl.plan.verdict import good_enough
 
     good = [row for row in rows if row.plan is not None and good_enough(row.plan)]

@@ -7,10 +7,10 @@ from stackctl.cli.session import Session, verb
 
 @verb("recover")
 def command(session: Session) -> None:
-    """End a change that a crash, a kill or a power loss cut off.
+    """Complete or revert a change that a crash, a kill or a power loss interrupted.
 
-    Every command that works with stacks does this first; afterwards either the old or the new
-    generation serves. With --json prints the status of the stacks that are up.
+    Afterwards either the old or the new generation serves. Most commands that work with stacks do
+    this first. --json prints the status of the stacks that are up.
     """
     from stackctl.deploy.install import installed_stacks
     from stackctl.deploy.recover import recover

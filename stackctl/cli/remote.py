@@ -1,4 +1,4 @@
-"""Another machine over ssh: its name, and documents of its stackctl."""
+"""The stackctl of another machine over ssh: its command, its documents and its failures."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ PROGRAM = "stackctl"
 
 
 def on_terminal() -> bool:
-    """Whether somebody can be asked, and all that is said is seen."""
+    """Return True if stdin, stdout and stderr are terminals."""
     return all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
 
 
 def box(destination: str) -> ssh.Box:
-    """The box of that name, with its sockets in this user's runtime folder."""
+    """Return the box of that name, with its sockets in this user's runtime folder."""
     return ssh.Box(destination, here().runtime / "ssh")
 
 
 def here() -> Paths:
-    """This user's folders on this side."""
+    """Return this user's folders on this side."""
     return paths("system" if os.geteuid() == 0 else "user", controlled_environment())
 
 
 def command(destination: str) -> str:
-    """How a command for that box begins."""
+    """Return the beginning of a command for that box."""
     return f"stackctl --host {shlex.quote(destination)}"
 
 
 def caller(destination: str) -> str:
-    """What the box is told of who calls it: our version, and what we call the box."""
+    """Return the value of STACKCTL_CALLER for the box: our version, and our name for the box."""
     return f"{__version__} {destination}"
 
 
 def fetch(destination: str, arguments: Sequence[str]) -> bytes:
-    """What the box's stackctl prints with ``--json``.
+    """Run the box's stackctl with arguments that include ``--json``, and return its document.
 
     Raises:
-        StackctlError: its own error, with its exit code; exit 1 when the connection cannot be made
-            or broke, 6 when there is no ssh here or no stackctl there.
+        StackctlError: its own error, with its exit code; exit 1 if the connection cannot be made
+            or breaks, 6 if there is no ssh here or no stackctl there.
     """
     from stackctl.values.base import from_json
     from stackctl.values.result import ErrorReport
@@ -68,7 +68,7 @@ def fetch(destination: str, arguments: Sequence[str]) -> bytes:
 
 
 def require(there: ssh.Box, status: int) -> None:
-    """Raise StackctlError for an exit status that is none of stackctl's."""
+    """Raise StackctlError if an exit status comes from ssh or the shell, not from stackctl."""
     if status in ssh.ABSENT:
         raise StackctlError(
             f"there is no stackctl on {there.destination}",
@@ -90,6 +90,6 @@ def require(there: ssh.Box, status: int) -> None:
 
 def pass_on(part: bytes) -> None:
     """Write a message of the box's stackctl to stderr."""
-    # A reader that has gone does not stop the box.
+    # A closed stderr must not stop the command on the box.
     with contextlib.suppress(OSError):
         os.write(2, part)

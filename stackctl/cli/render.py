@@ -60,7 +60,7 @@ def command(
 
 
 def _door_files(basis: PlanBasis, profile: Profile, planned: Planned) -> tuple[UnitFile, ...]:
-    """Return the unit and the files of the front door; none for a stack without one."""
+    """Return the unit and the files of the front door; empty for a stack without a door."""
     from stackctl.units.door import door_of, render_door
 
     if planned.door is None:

@@ -18,7 +18,7 @@ from stackctl.cli.session import (
 def command(session: Session, stack: str | None, drain: float | None) -> None:
     """Restart STACK as it is installed, and wait until it answers.
 
-    With a front door running requests end first, and new ones wait.
+    With a front door, running requests end first, and new requests wait.
     """
     from stackctl.deploy.transaction import restart
     from stackctl.observe.status import one

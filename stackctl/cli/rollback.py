@@ -31,9 +31,9 @@ def command(
     drain: float | None,
     soak: float | None,
 ) -> None:
-    """Go back to generation N of STACK, or to the last one before the present that was ready.
+    """Go back to generation N of STACK; default: the last earlier one that was ready.
 
-    Its stored unit is reinstalled as it was, as a new generation; nothing is planned again.
+    Its stored unit is installed again, as a new generation. Nothing is planned again.
     """
     from stackctl.cli.up import show
     from stackctl.deploy.new_generation import Wish

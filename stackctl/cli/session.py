@@ -1,4 +1,4 @@
-"""What every command has: its global options, and the way to the machine."""
+"""The parts that all commands share: global options, the session, and arguments of stacks."""
 
 from __future__ import annotations
 
@@ -27,8 +27,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Session:
-    """One run of a command. ``host`` is the box that it is about, None for this machine, and
-    ``host_scope`` the option that says whose stacks of it are meant, where one was given."""
+    """One run of a command.
+
+    ``host`` is the box of the stack, None for this machine. ``host_scope`` is the option for the
+    scope there, --user or --system; empty if neither was given.
+    """
 
     out: Output
     scope: Literal["user", "system"]
@@ -38,23 +41,23 @@ class Session:
     host_scope: tuple[str, ...] = ()
 
     def paths(self) -> Paths:
-        """Folders of the scope."""
+        """Return the folders of the scope."""
         from stackctl.machine.runner import controlled_environment
         from stackctl.state.paths import paths
 
         return paths(self.scope, controlled_environment(), profile_folder=self.profile_folder)
 
     def profiles(self) -> Profiles:
-        """The profiles that this session sees."""
+        """Return the profiles that this session can use."""
         from stackctl.sources.profiles import Profiles
         from stackctl.state.paths import paths
 
-        # The caller's own, also under sudo -E: they are refused there, not passed over.
+        # The caller's own folder, also under sudo -E: it is refused there, not ignored.
         found = paths(self.scope, os.environ, profile_folder=self.profile_folder)
         return Profiles(found.profiles, chosen=self.profile_folder)
 
     def plan_basis(self, facts: Path | None = None) -> PlanBasis:
-        """The machine that is planned for: this one, or the one in a file of facts."""
+        """Return the machine to plan for: this one, or the one in a file of facts."""
         from stackctl.deploy.plan_inputs import read_basis, read_basis_file
         from stackctl.machine.files import LiveMachine
 
@@ -63,9 +66,14 @@ class Session:
         return read_basis(self.paths(), LiveMachine())
 
     def context(self, *, recover: Literal["must", "try", "no"] = "must") -> Context:
-        """What deployments work with; a change that a crash cut off is ended first.
+        """Return the context of deployments, and first recover an interrupted change.
 
-        "try" is for commands that only look: they say so when that fails, and go on.
+        Args:
+            recover: "must" raises if the recovery fails, "try" only warns, for commands that show
+                the state, and "no" does not recover.
+
+        Raises:
+            StackctlError: exit 2 for --system without root; folders that others can write.
         """
         from stackctl.deploy.context import Context
         from stackctl.machine import trust
@@ -97,7 +105,10 @@ class Session:
         return context
 
     def confirm(self, question: str) -> bool:
-        """Ask; without a terminal to ask on, refuse and name --yes."""
+        """Return True if --yes is given or the user agrees.
+
+        Raises StackctlError (exit 2) if there is no terminal to ask on.
+        """
         if self.yes:
             return True
         if not sys.stdin.isatty():
@@ -106,7 +117,7 @@ class Session:
             )
         from stackctl.machine import lock
 
-        # Who finds it locked meanwhile waits for a person.
+        # Another stackctl that finds the lock taken waits for the user's answer.
         with lock.waiting(self.paths().lock):
             return click.confirm(f"{question}: go on?", err=True)
 
@@ -140,7 +151,10 @@ def global_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def verb(name: str) -> Callable[[Callable[..., None]], click.Command]:
-    """A command that takes the global options and gets a Session as its first argument."""
+    """Return a decorator that makes a command of a function.
+
+    The command has the global options, and its function gets a Session as the first argument.
+    """
 
     def decorate(function: Callable[..., None]) -> click.Command:
         def call(**parameters: Any) -> None:
@@ -171,7 +185,7 @@ def verb(name: str) -> Callable[[Callable[..., None]], click.Command]:
 def make_session(
     given: dict[str, Any], *, yes: bool = False, profile_folder: Path | None = None
 ) -> Session:
-    """A session from the values of the global options."""
+    """Return a session from the values of the global options."""
     out = Output(
         json=bool(given["json"]),
         quiet=bool(given["quiet"]),
@@ -229,7 +243,7 @@ _PLAN = (
 
 
 def plan_options(command: Any) -> Any:
-    """Options of all commands that plan."""
+    """Add the options of all commands that plan."""
     for option in reversed(_PLAN):
         command = option(command)
     return command
@@ -238,22 +252,21 @@ def plan_options(command: Any) -> Any:
 def overrides(
     sets: tuple[str, ...], model: str | None, objective: str | None, name: str | None
 ) -> Any:
-    """The overrides that the options of a planning command give."""
+    """Return the overrides of a profile from the options of a planning command."""
     from stackctl.values.profile import Overrides
 
     return Overrides(sets=sets, model=model, objective=objective, name=name)
 
 
 def duration(_: Any, __: Any, value: str | None) -> float | None:
-    """Seconds of an option such as 90s or 10m."""
+    """Parse the value of an option, such as 90s or 10m, into seconds; None if it is not given."""
     from stackctl.quantity import parse_duration
 
     return None if value is None else parse_duration(value)
 
 
 def timeout_option(help_text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """--timeout with a duration such as 90s or 10m."""
-
+    """Return the option --timeout, with a duration such as 90s or 10m."""
     return click.option("--timeout", metavar="DURATION", callback=duration, help=help_text)
 
 
@@ -277,7 +290,7 @@ soak_option = click.option(
 
 
 def patience(drain: float | None, soak: float | None) -> Patience:
-    """What those options say, or the defaults."""
+    """Return the patience from --drain and --soak, in seconds; None stands for the default."""
     from stackctl.deploy.change import Patience
 
     usual = Patience()
@@ -287,20 +300,21 @@ def patience(drain: float | None, soak: float | None) -> Patience:
     )
 
 
-#: Generations in a command line; longer ones there are none.
+#: The number of a generation in a command line.
 _NUMBER = re.compile("[0-9]{1,9}")
 
 yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 
 
 def pick_stack(context: Context, name: str | None, *, past: bool = False) -> str:
-    """The stack that is meant: by its name, by its profile's, or the only one there is.
+    """Return the stack with that name or with a profile of that name; None: the only stack.
 
-    A named one may be down, if it was ever up. ``past``: so may the only one, when none is up.
+    A stack with that name may be down if it was ever up. With ``past`` the only stack may be down
+    too, if no other stack is up.
 
     Raises:
-        StackctlError: exit 3 when none is up, 4 when there is none of that name, 2 when a name is
-            needed.
+        StackctlError: exit 3 if no stack is up, 4 if none has that name, 2 if there are several
+            and ``name`` is None.
     """
     from stackctl.deploy import install
     from stackctl.units.render import profile_of
@@ -332,8 +346,10 @@ def pick_stack(context: Context, name: str | None, *, past: bool = False) -> str
 
 
 def current_slo(session: Session, generation: Generation) -> Slo | None:
-    """The SLO of a generation's profile as it is written now: it can be changed while a stack runs.
-    Where the profile is gone or no longer valid, the one that the generation was made with."""
+    """Return the SLO in the present file of a generation's profile, which may have changed.
+
+    If the profile is missing or not valid, return the SLO that was stored with the generation.
+    """
     try:
         return session.profiles().resolve(generation.plan.profile, generation.asked).slo
     except StackctlError:
@@ -341,9 +357,9 @@ def current_slo(session: Session, generation: Generation) -> Slo | None:
 
 
 def stack_and_numbers(words: Sequence[str], most: int) -> tuple[str | None, tuple[int, ...]]:
-    """The stack and the generations in the words of a command: ``[STACK] [N]...``.
+    """Return the stack and the generations of ``[STACK] [N]...``; None if no stack is named.
 
-    Raises StackctlError (exit 2) for more of either than there can be.
+    Raises StackctlError (exit 2) if there are two stacks or more than ``most`` generations.
     """
     names = [word for word in words if not _NUMBER.fullmatch(word)]
     numbers = tuple(int(word) for word in words if _NUMBER.fullmatch(word))

@@ -17,10 +17,10 @@ _COLUMN = 14
 @verb("status")
 @stack_argument
 def command(session: Session, stack: str | None) -> None:
-    """Show what runs: every stack, or STACK.
+    """Show STACK, or every stack that is up.
 
-    Says as well what was changed by hand since it was deployed. Exits 1 when a stack is not well, 3
-    when the named one is not up.
+    Changes by hand since the deployment are listed too. Exits 1 when a stack is not ready, 3 when
+    STACK is not up.
     """
     from stackctl.deploy import install
     from stackctl.deploy.stack_state import not_running

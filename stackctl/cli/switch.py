@@ -22,7 +22,7 @@ from stackctl.cli.session import (
 @click.option("--stack", metavar="STACK", help="The stack; needed when there are several.")
 @yes_option
 @click.option("--dry-run", is_flag=True, help="Check everything, change nothing.")
-@click.option("--force", is_flag=True, help="Start even what does not fit.")
+@click.option("--force", is_flag=True, help="Start even if the plan does not fit.")
 @fit_option
 @drain_option
 @soak_option
@@ -38,10 +38,10 @@ def command(
     soak: float | None,
     timeout: float | None,
 ) -> None:
-    """Serve a running stack by another OBJECTIVE (latency, throughput) or PROFILE of that stack.
+    """Switch a running stack to another OBJECTIVE (latency, throughput) or PROFILE.
 
-    Model and settings that "up" was given stay. When anything fails, the generation that served is
-    put back.
+    PROFILE must be a profile of that stack. The model and settings given to "up" stay. If anything
+    fails, the previous generation is restored.
     """
     from stackctl.cli.up import show
     from stackctl.deploy.new_generation import Wish

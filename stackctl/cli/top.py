@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _INTERVAL_S = 2.0
 _ONCE_S = 1.0
 _LEAST_S = 0.2
-#: Head, its unit below it, width.
+#: Heading, its unit below it, width.
 _COLUMNS = (
     ("IN", "tok/s", 6), ("OUT", "tok/s", 6), ("RUN", "", 3), ("WAIT", "", 4), ("KV", "", 5),
     ("HITS", "", 4), ("TTFT", "p95", 6), ("ITL", "p95", 6), ("CPU", "cores", 5), ("GPU", "", 4),
@@ -35,10 +35,10 @@ _STACK_WIDTH = 79 - sum(width + 1 for *_, width in _COLUMNS)
 )
 @click.option("--once", is_flag=True, help="Print one sample of one second and exit.")
 def command(session: Session, stack: str | None, interval: float | None, once: bool) -> None:
-    """Watch what all stacks do, or STACK: speed, requests, KV cache, latencies, CPU and GPU.
+    """Watch all stacks, or STACK: speed, requests, KV cache, latencies, CPU and GPU.
 
-    Ctrl-C ends it (exit 130). Without a terminal it prints lines. What begins with ~ is an
-    estimate, for engines that report no KV use and no latencies. What is not known is -.
+    Ctrl-C ends it (exit 130). Without a terminal it prints lines. The mark ~ is for
+    estimates, for engines that report no KV use or latencies; - is for unknown values.
     """
     from stackctl.deploy import install
     from stackctl.deploy.stack_state import not_running
@@ -56,7 +56,7 @@ def command(session: Session, stack: str | None, interval: float | None, once: b
     if stack is not None and stack not in install.installed_stacks(context):
         raise not_running(stack)
     if stack is None and not install.installed_stacks(context):
-        pick_stack(context, None)  # says that nothing is up
+        pick_stack(context, None)  # raises because no stack is up
     watcher, every_s = Watcher(context), interval or (_ONCE_S if once else _INTERVAL_S)
     try:
         if once or not sys.stdout.isatty():
@@ -68,7 +68,7 @@ def command(session: Session, stack: str | None, interval: float | None, once: b
 
 
 def _names(context: Context, stack: str | None) -> tuple[str, ...]:
-    """Which stacks there are now: they come and go."""
+    """Return the stacks to show, which may change while top runs."""
     from stackctl.deploy import install
 
     return (stack,) if stack is not None else install.installed_stacks(context)
@@ -115,7 +115,7 @@ def _live(
         title = f"stackctl top · {session.scope} · {now} · every {every_s:g} s · Ctrl-C ends"
         lines = [title, "", *_head(), *(_text(row) for row in rows)]
         if any(row.estimated for row in rows):
-            lines += ["", "~ estimate: the engine does not tell it"]
+            lines += ["", "~ estimate: the engine does not report it"]
         room = console.height
         if len(lines) > room:
             hidden = len(lines) - room + 1
@@ -140,7 +140,7 @@ def _head() -> tuple[str, str]:
 
 
 def _text(row: Row) -> str:
-    """One stack in 79 columns."""
+    """Return the line of one stack, at most 79 columns."""
     from stackctl.cli.output import shown
 
     name = row.stack if len(row.stack) <= _STACK_WIDTH else row.stack[: _STACK_WIDTH - 1] + "…"

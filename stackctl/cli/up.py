@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @plan_options
 @yes_option
 @click.option("--dry-run", is_flag=True, help="Check everything, change nothing.")
-@click.option("--force", is_flag=True, help="Start even what does not fit.")
+@click.option("--force", is_flag=True, help="Start even if the plan does not fit.")
 @fit_option
 @drain_option
 @soak_option
@@ -52,9 +52,9 @@ def command(
 ) -> None:
     """Plan PROFILE, install its unit, start it, and check that it answers.
 
-    A model of the hub that is not here is fetched first.
-    A stack that runs already is replaced: what changes is shown and asked for, and with a front
-    door requests wait meanwhile. When anything fails, the machine is put back as it was.
+    A hub model that is not on this machine is downloaded first. A running stack is replaced: the
+    command shows the changes and asks, and with a front door, requests wait meanwhile. If anything
+    fails, the previous state is restored.
     """
     import msgspec
 
@@ -85,7 +85,7 @@ def command(
 
 
 def show(session: Session, context: Context, done: UpResult) -> None:
-    """Tell what ``up``, ``switch`` or ``rollback`` did, and how to go on."""
+    """Print the result of ``up``, ``switch`` or ``rollback``, and the next commands."""
     from stackctl.deploy import guardtimer
     from stackctl.observe.status import one, url
 
@@ -111,6 +111,6 @@ def show(session: Session, context: Context, done: UpResult) -> None:
     out.note(f"  check  stackctl check     log  stackctl logs -f     stop  stackctl down {stack}")
     if session.scope == "user" and done.generation.host.tools.linger is False:
         out.warn("it ends when you log out", "loginctl enable-linger $USER")
-    # Said once, at the first start: whoever does without it has read it.
+    # Only at the first start: a user without the guard has read the hint then.
     if done.change == "started" and number == 1 and not guardtimer.installed(context):
         out.note("  guard  stackctl guard --install   has all stacks checked every minute")

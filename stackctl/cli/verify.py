@@ -11,11 +11,11 @@ from stackctl.errors import ExitCode
 @verb("verify")
 @stack_argument
 def command(session: Session, stack: str | None) -> None:
-    """Prove that STACK runs as planned: kernel and engine are asked, not the unit.
+    """Prove that STACK runs as planned, by data of kernel and engine, not of the unit.
 
-    Mismatches come first, each with its cause and remedy. What cannot be seen is skipped, never
-    called ok. The engine answers a few short requests meanwhile. Exits 1 when anything is not as
-    planned, 3 when the stack does not run.
+    Mismatches come first, each with its cause and remedy. A property that cannot be read is
+    skipped, never reported as ok. The engine answers a few short requests meanwhile. Exits 1 when
+    anything is not as planned, 3 when the stack does not run.
     """
     from stackctl.deploy.stack_state import installed_generation
     from stackctl.observe.verify import verify
