@@ -207,7 +207,7 @@ def _measure(
         )  # fmt: skip
         interrupted = bench.measure()
     failed = None
-    with ignore_signals():  # Ctrl-C must not lose the results
+    with ignore_signals():  # another Ctrl-C must not lose the results
         done = bench.result(interrupted=interrupted)
         report = done.report
         try:

@@ -249,7 +249,7 @@ def verify(session: Session, source: str | None) -> None:
 def remove(session: Session, source: str) -> None:
     """Remove a model from the hub cache.
 
-    The files of a model outside the hub cache stay. A model that a stack uses is not removed.
+    The files of an imported model stay. A model that a stack uses is not removed.
     """
     from stackctl.deploy import stored
     from stackctl.quantity import format_bytes
