@@ -8,14 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stackctl.cli.session import (
-    Session,
-    current_slo,
-    pick_stack,
-    stack_argument,
-    timeout_option,
-    verb,
-)
+from stackctl.cli.options import timeout_option
+from stackctl.cli.session import Session, verb
+from stackctl.cli.stack_argument import current_slo, pick_stack, stack_argument
 from stackctl.errors import ExitCode, StackctlError
 
 if TYPE_CHECKING:

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import click
 
-from stackctl.cli.session import (
-    Session,
-    overrides,
-    plan_options,
-    profile_argument,
-    timeout_option,
-    verb,
-)
+from stackctl.cli.options import overrides, plan_options, profile_argument, timeout_option
+from stackctl.cli.session import Session, verb
 
 _COLUMN = 14
 

@@ -12,7 +12,9 @@ from urllib.parse import urlsplit
 
 import click
 
-from stackctl.cli.session import Session, pick_stack, stack_argument, verb, yes_option
+from stackctl.cli.options import yes_option
+from stackctl.cli.session import Session, verb
+from stackctl.cli.stack_argument import pick_stack, stack_argument
 from stackctl.errors import ExitCode, StackctlError
 
 if TYPE_CHECKING:
@@ -238,7 +240,7 @@ def without_keys(line: str) -> str:
 
 
 def _write(changed: list[tuple[Path, str | None, str]]) -> None:
-    from stackctl.machine.files import write_atomically
+    from stackctl.machine.atomic_files import write_atomically
 
     for path, present, text in changed:
         mode = path.stat().st_mode & 0o777 if present is not None else 0o644

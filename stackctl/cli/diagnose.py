@@ -7,15 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from stackctl.cli.options import duration
 from stackctl.cli.output import NO_BREAK, WIDTH
-from stackctl.cli.session import (
-    Session,
-    current_slo,
-    duration,
-    pick_stack,
-    stack_argument,
-    verb,
-)
+from stackctl.cli.session import Session, verb
+from stackctl.cli.stack_argument import current_slo, pick_stack, stack_argument
 from stackctl.errors import ExitCode, StackctlError
 
 if TYPE_CHECKING:

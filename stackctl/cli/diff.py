@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from stackctl.cli.plan import value_text
-from stackctl.cli.session import Session, pick_stack, stack_and_numbers, verb
+from stackctl.cli.session import Session, verb
+from stackctl.cli.stack_argument import pick_stack, stack_and_numbers
 
 if TYPE_CHECKING:
     from stackctl.values.history import DiffReport

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from stackctl.cli.options import _profile_names, overrides, plan_options
 from stackctl.cli.plan import facts_option
-from stackctl.cli.session import Session, _profile_names, overrides, plan_options, verb
+from stackctl.cli.session import Session, verb
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.values.host import Host
 from stackctl.values.plan import Plan, Verdict

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from stackctl.cli.session import Session, timeout_option, verb
+from stackctl.cli.options import timeout_option
+from stackctl.cli.session import Session, verb
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.values.status import Guarded
 

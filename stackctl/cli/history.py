@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stackctl.cli.session import Session, pick_stack, stack_argument, verb
+from stackctl.cli.session import Session, verb
+from stackctl.cli.stack_argument import pick_stack, stack_argument
 
 if TYPE_CHECKING:
     from stackctl.values.history import AuditEntry, Entry

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stackctl.cli.session import Session, pick_stack, stack_argument, verb, yes_option
+from stackctl.cli.options import yes_option
+from stackctl.cli.session import Session, verb
+from stackctl.cli.stack_argument import pick_stack, stack_argument
 from stackctl.errors import StackctlError
 
 if TYPE_CHECKING:

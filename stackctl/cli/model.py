@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stackctl.cli.session import Session, verb, yes_option
+from stackctl.cli.options import yes_option
+from stackctl.cli.session import Session, verb
 from stackctl.errors import ExitCode, StackctlError
 
 if TYPE_CHECKING:
@@ -322,7 +323,7 @@ def lock(session: Session, source: str, output: Path | None) -> None:
     It has the commit, and the path, size and SHA-256 of each file.
     """
     from stackctl.deploy import stored
-    from stackctl.machine.files import write_atomically
+    from stackctl.machine.atomic_files import write_atomically
     from stackctl.store import adopt
     from stackctl.store.lockfile import lock_of
     from stackctl.values.base import to_json

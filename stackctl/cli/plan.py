@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from stackctl.cli.options import overrides, plan_options, profile_argument
 from stackctl.cli.output import WIDTH
-from stackctl.cli.session import Session, overrides, plan_options, profile_argument, verb
+from stackctl.cli.session import Session, verb
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.quantity import format_bytes
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import click
 
-from stackctl.cli.session import Session, overrides, plan_options, verb
+from stackctl.cli.options import overrides, plan_options
+from stackctl.cli.session import Session, verb
 from stackctl.quantity import format_bytes
 from stackctl.values.base import Value
 from stackctl.values.plan import Scalar

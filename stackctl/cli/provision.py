@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import click
 
 from stackctl.cli import itemlines
-from stackctl.cli.session import Session, _profile_names, verb, yes_option
+from stackctl.cli.options import _profile_names, yes_option
+from stackctl.cli.session import Session, verb
 from stackctl.errors import ExitCode, StackctlError
 
 if TYPE_CHECKING:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import click
 
-from stackctl.cli.session import Session, pick_stack, stack_argument, verb, yes_option
+from stackctl.cli.options import yes_option
+from stackctl.cli.session import Session, verb
+from stackctl.cli.stack_argument import pick_stack, stack_argument
 
 
 @verb("prune")

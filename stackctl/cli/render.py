@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from stackctl.cli.options import overrides, plan_options, profile_argument
 from stackctl.cli.plan import facts_option
-from stackctl.cli.session import Session, overrides, plan_options, profile_argument, verb
+from stackctl.cli.session import Session, verb
 from stackctl.errors import ExitCode, StackctlError
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def _door_files(basis: PlanBasis, profile: Profile, planned: Planned) -> tuple[U
 
 def _write(session: Session, files: tuple[UnitFile, ...], output: Path | None) -> None:
     """Print the files, or write them to a folder and print their names; with --json print none."""
-    from stackctl.machine.files import write_atomically
+    from stackctl.machine.atomic_files import write_atomically
 
     for file in files:
         text = file.text.rstrip("\n")

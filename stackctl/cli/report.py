@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from stackctl.cli.session import Session, pick_stack, stack_argument, verb
+from stackctl.cli.session import Session, verb
+from stackctl.cli.stack_argument import pick_stack, stack_argument
 
 
 @verb("report")

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from stackctl.cli.session import (
-    Session,
-    drain_option,
-    patience,
-    pick_stack,
-    stack_argument,
-    verb,
-)
+from stackctl.cli.options import drain_option, patience
+from stackctl.cli.session import Session, verb
+from stackctl.cli.stack_argument import pick_stack, stack_argument
 
 
 @verb("restart")

@@ -4,16 +4,9 @@ from __future__ import annotations
 
 import click
 
-from stackctl.cli.session import (
-    Session,
-    drain_option,
-    patience,
-    pick_stack,
-    soak_option,
-    stack_and_numbers,
-    verb,
-    yes_option,
-)
+from stackctl.cli.options import drain_option, patience, soak_option, yes_option
+from stackctl.cli.session import Session, verb
+from stackctl.cli.stack_argument import pick_stack, stack_and_numbers
 
 
 @verb("rollback")

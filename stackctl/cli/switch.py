@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import click
 
-from stackctl.cli.session import (
-    Session,
+from stackctl.cli.options import (
     drain_option,
     fit_option,
     patience,
-    pick_stack,
     soak_option,
     timeout_option,
-    verb,
     yes_option,
 )
+from stackctl.cli.session import Session, verb
+from stackctl.cli.stack_argument import pick_stack
 
 
 @verb("switch")

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stackctl.cli.session import Session, duration, pick_stack, stack_argument, verb
+from stackctl.cli.options import duration
+from stackctl.cli.session import Session, verb
+from stackctl.cli.stack_argument import pick_stack, stack_argument
 from stackctl.errors import ExitCode, StackctlError
 
 if TYPE_CHECKING:

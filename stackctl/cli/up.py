@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stackctl.cli.session import (
-    Session,
+from stackctl.cli.options import (
     drain_option,
     fit_option,
     overrides,
@@ -16,9 +15,9 @@ from stackctl.cli.session import (
     profile_argument,
     soak_option,
     timeout_option,
-    verb,
     yes_option,
 )
+from stackctl.cli.session import Session, verb
 
 if TYPE_CHECKING:
     from stackctl.deploy.context import Context

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from stackctl.cli.session import Session, pick_stack, stack_argument, verb
+from stackctl.cli.session import Session, verb
+from stackctl.cli.stack_argument import pick_stack, stack_argument
 from stackctl.errors import ExitCode
 
 

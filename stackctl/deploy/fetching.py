@@ -19,7 +19,7 @@ from stackctl.deploy.new_generation import Wish, require_viable
 from stackctl.deploy.plan_inputs import inputs_before_image, read_basis
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import runner
-from stackctl.machine.files import remove_file, write_atomically
+from stackctl.machine.atomic_files import remove_file, write_atomically
 from stackctl.machine.private import read_own
 from stackctl.plan.outvoted import solve_past
 from stackctl.quantity import format_bytes

@@ -17,9 +17,10 @@ from stackctl.state import calibrations, claims, learned, seen
 from stackctl.state.generations import Generations
 from stackctl.state.paths import Paths
 from stackctl.values.base import from_json
+from stackctl.values.calibration import Calibration
 from stackctl.values.claim import Claim
 from stackctl.values.host import Host
-from stackctl.values.measured import Calibration, Learned, Seen
+from stackctl.values.measured import Learned, Seen
 from stackctl.values.model import Model
 from stackctl.values.profile import Profile
 

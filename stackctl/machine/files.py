@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 import glob as globbing
 import json
 import os
 import shlex
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -249,70 +247,3 @@ def _opener(path: str, flags: int) -> int:
 
 def _text(data: bytes | None) -> str | None:
     return None if data is None else data.decode("utf-8", "replace")
-
-
-def write_atomically(
-    path: Path, text: str, *, mode: int = 0o644, keep_folder: bool = False
-) -> None:
-    """Write a file so that readers see the old text or the new one, also after a power loss.
-
-    The temporary file is a dotfile without a unit suffix, so neither systemd nor Quadlet loads it.
-    If ``mode`` gives no rights to group and others, the folder becomes private, too (0700). Set
-    ``keep_folder`` to leave the mode of the folder as it is.
-
-    Raises:
-        StackctlError: the file cannot be written (disk full, no permission); nothing is left
-            behind. Exit 2 if the path goes through a link of another user.
-    """
-    trust.require_not_planted(path.parent)
-    temporary = None
-    try:
-        if mode & 0o077 or keep_folder:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        else:
-            trust.private_folder(path.parent)
-        descriptor, temporary = tempfile.mkstemp(
-            prefix=".stackctl-", suffix=".tmp", dir=path.parent
-        )
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fchmod(stream.fileno(), mode)
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)  # noqa: PTH105
-        temporary = None
-        sync_folder(path.parent)
-    except OSError as error:
-        raise StackctlError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)  # noqa: PTH108
-
-
-def remove_file(path: Path) -> bool:
-    """Remove a file so that it stays removed after a power loss.
-
-    Returns:
-        True if the file existed.
-
-    Raises:
-        StackctlError: the file cannot be removed.
-    """
-    try:
-        path.unlink()
-        sync_folder(path.parent)
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise StackctlError(f"cannot remove {path}: {error.strerror or error}") from None
-    return True
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames and removals in a folder survive a power loss."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,7 +13,7 @@ import stat
 from pathlib import Path
 
 from stackctl.errors import StackctlError
-from stackctl.machine.files import sync_folder, write_atomically
+from stackctl.machine.atomic_files import sync_folder, write_atomically
 from stackctl.machine.trust import private_folder
 
 _OPEN = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC

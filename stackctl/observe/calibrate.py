@@ -21,7 +21,7 @@ from stackctl.sources.models import read_model
 from stackctl.state import calibrations
 from stackctl.state.generations import now
 from stackctl.units import quoting
-from stackctl.values.measured import Calibration
+from stackctl.values.calibration import Calibration
 from stackctl.values.model import Model
 from stackctl.values.profile import Profile
 

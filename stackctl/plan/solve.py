@@ -15,9 +15,10 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.plan import arguments, ledger, memory, naming, placement, roofline, verdict
 from stackctl.plan.nearest import largest, nearest
 from stackctl.quantity import format_bytes
+from stackctl.values.calibration import Calibration
 from stackctl.values.claim import Claim
 from stackctl.values.host import Host
-from stackctl.values.measured import Calibration, EngineFacts, Learned, Seen
+from stackctl.values.measured import EngineFacts, Learned, Seen
 from stackctl.values.model import Model
 from stackctl.values.plan import Decision, MemoryBudget, Placement, Plan, Source, Timing
 from stackctl.values.profile import Profile

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from stackctl.errors import StackctlError
-from stackctl.machine.files import write_atomically
+from stackctl.machine.atomic_files import write_atomically
 from stackctl.values.base import from_json, to_json
-from stackctl.values.measured import Calibration, Calibrations
+from stackctl.values.calibration import Calibration, Calibrations
 
 
 def read(state: Path) -> tuple[Calibration, ...]:

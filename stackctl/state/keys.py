@@ -7,7 +7,7 @@ import secrets
 from pathlib import Path
 
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.machine.files import remove_file, write_atomically
+from stackctl.machine.atomic_files import remove_file, write_atomically
 from stackctl.machine.private import read_own
 
 _PREFIX = "sk-stackctl-"

@@ -19,7 +19,7 @@ from typing import Final
 
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import lock, podman
-from stackctl.machine.files import sync_folder, write_atomically
+from stackctl.machine.atomic_files import sync_folder, write_atomically
 from stackctl.sources.locate import opened, read_bytes
 from stackctl.store.layout import Repository
 from stackctl.store.lockfile import lock_of, require_sound

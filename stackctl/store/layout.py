@@ -22,7 +22,7 @@ from pathlib import Path
 
 from stackctl.errors import StackctlError
 from stackctl.machine import trust
-from stackctl.machine.files import sync_folder, write_atomically
+from stackctl.machine.atomic_files import sync_folder, write_atomically
 from stackctl.sources.hubcache import cache_folder, repo_folder
 
 

@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 
 from stackctl.errors import StackctlError
-from stackctl.machine.files import remove_file, write_atomically
+from stackctl.machine.atomic_files import remove_file, write_atomically
 from stackctl.machine.trust import private_folder
 from stackctl.sources.hubcache import parse_remote, snapshot
 from stackctl.sources.locate import opened

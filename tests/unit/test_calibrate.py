@@ -20,7 +20,7 @@ from stackctl.plan.roofline import prefill_operations
 from stackctl.plan.solve import Known, solve
 from stackctl.sources.catalogue import read_entry
 from stackctl.state import calibrations
-from stackctl.values.measured import Calibration
+from stackctl.values.calibration import Calibration
 from stackctl.values.model import Model, ModelFile
 from stackctl.values.plan import Plan
 

@@ -14,7 +14,8 @@ import pytest
 
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import subids
-from stackctl.machine.files import LiveMachine, RecordedMachine, sync_folder, write_atomically
+from stackctl.machine.atomic_files import sync_folder, write_atomically
+from stackctl.machine.files import LiveMachine, RecordedMachine
 
 
 @contextmanager

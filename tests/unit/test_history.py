@@ -17,7 +17,7 @@ from samples import EPYC, LATENCY, THROUGHPUT, plan
 from stackctl.cli.history import model_name
 from stackctl.cli.main import run
 from stackctl.cli.output import Output
-from stackctl.cli.session import stack_and_numbers
+from stackctl.cli.stack_argument import stack_and_numbers
 from stackctl.deploy.context import Context
 from stackctl.deploy.recover import record_end
 from stackctl.errors import StackctlError
@@ -645,7 +645,7 @@ def test_history_imports_only_what_it_needs(at: Place) -> None:
 def test_completion_knows_stacks_that_are_down(at: Place) -> None:
     import click
 
-    from stackctl.cli.session import _stack_names
+    from stackctl.cli.stack_argument import _stack_names
 
     at.fill("stopped")
     at.install(1, "other")

@@ -21,9 +21,9 @@ from samples import (
 
 from stackctl.plan.roofline import Range, Work, predict, prefill_operations
 from stackctl.sources.catalogue import read_entry
+from stackctl.values.calibration import Calibration
 from stackctl.values.cpulist import CpuList
 from stackctl.values.host import Bandwidth, Host
-from stackctl.values.measured import Calibration
 from stackctl.values.model import Model
 from stackctl.values.plan import Placement, Plan
 from stackctl.values.profile import Slo

@@ -7,7 +7,7 @@ from pathlib import Path
 from stackctl import __version__
 from stackctl.deploy.context import Context
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.machine.files import write_atomically
+from stackctl.machine.atomic_files import write_atomically
 from stackctl.observe.report.view import Measured, View, moment, view
 from stackctl.resources import data_folder
 from stackctl.state.benches import Benches

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from stackctl.errors import StackctlError
-from stackctl.machine.files import remove_file, write_atomically
+from stackctl.machine.atomic_files import remove_file, write_atomically
 from stackctl.provision.box import Box
 from stackctl.provision.changes.kind import ChangeKind, CommandKind
 from stackctl.requirements.facts import MachineFacts

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from stackctl.errors import StackctlError
 from stackctl.machine import runner
-from stackctl.machine.files import remove_file
+from stackctl.machine.atomic_files import remove_file
 from stackctl.probe.tools import manager_socket
 from stackctl.provision import program
 from stackctl.provision.box import Box
