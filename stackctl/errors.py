@@ -49,7 +49,7 @@ class NotInstalled(StackctlError):
     """A required program or Python package is absent."""
 
 
-class DidNotStart(StackctlError):
+class StartFailed(StackctlError):
     """A service is installed but does not come up; systemd restarts it as the unit defines.
 
     ``cause`` is the reason in the engine's log, without the name of the stack. ``sets`` holds the

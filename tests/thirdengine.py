@@ -34,10 +34,10 @@ from stackctl.engines.protocol import (
     origin,
 )
 from stackctl.values.diagnosis import Step
-from stackctl.values.generation import Fact
+from stackctl.values.engine_facts import EngineOption, MeasuredMemory
+from stackctl.values.generation import EngineFact
 from stackctl.values.host import Gpu
-from stackctl.values.measured import EngineOption, Seen
-from stackctl.values.metrics import EngineMetrics, LogSamples, Window
+from stackctl.values.metrics import EngineMetrics, LogSamples, LogWindow
 from stackctl.values.model import Model
 
 _MIB = 2**20
@@ -186,8 +186,8 @@ class StubEngine:
         return (f"--{option.name}", *(str(value) for value in option.values))
 
     def recall(
-        self, seen: Sequence[Seen], argv: Sequence[str], options: Mapping[str, Option]
-    ) -> tuple[Seen | None, dict[str, Option]]:
+        self, seen: Sequence[MeasuredMemory], argv: Sequence[str], options: Mapping[str, Option]
+    ) -> tuple[MeasuredMemory | None, dict[str, Option]]:
         """See Engine."""
         return None, dict(options)
 
@@ -196,7 +196,7 @@ class StubEngine:
         model: Model,
         options: Mapping[str, Option],
         gpu_bytes: int,
-        seen: Seen | None = None,
+        seen: MeasuredMemory | None = None,
     ) -> Footprint:
         """See Engine: every lane has a cache of its own."""
         tokens = number(options, "window", _CONTEXT) * number(options, "lanes", 1)
@@ -238,19 +238,21 @@ class StubEngine:
         """See Engine."""
         return False
 
-    def said(self, lines: Sequence[str]) -> tuple[Fact, ...]:
+    def said(self, lines: Sequence[str]) -> tuple[EngineFact, ...]:
         """See Engine."""
         found = ((name, pattern.search(line)) for line in lines for name, pattern in _FACTS)
-        return tuple({n: Fact(name=n, value=match[1]) for n, match in found if match}.values())
+        return tuple(
+            {n: EngineFact(name=n, value=match[1]) for n, match in found if match}.values()
+        )
 
     def tokenizing(self, text: str, served_name: str) -> tuple[str, Mapping[str, object]]:
         """See Engine."""
         return "/stub/tokens", {"text": text}
 
-    def promised(self, argv: Sequence[str]) -> tuple[Fact, ...]:
+    def promised(self, argv: Sequence[str]) -> tuple[EngineFact, ...]:
         """See Engine."""
         told = (("context", argument(argv, "window")), ("lanes", argument(argv, "lanes")))
-        return tuple(Fact(name=name, value=value) for name, value in told if value)
+        return tuple(EngineFact(name=name, value=value) for name, value in told if value)
 
     def measure(self, answers: Mapping[str, str], argv: Sequence[str]) -> EngineMetrics:
         """See Engine."""
@@ -290,7 +292,7 @@ class _SpeedReader:
 
     def __init__(self, engine: str, place: Literal["GPU", "CPU"]) -> None:
         self._engine, self._place = engine, place
-        self._windows: list[Window] = []
+        self._windows: list[LogWindow] = []
         self._lines = 0
 
     def feed(self, line: str) -> None:
@@ -301,7 +303,7 @@ class _SpeedReader:
         if match := _SPEED.match(line):
             at_s, prompt, text, running, waiting, cache = match.groups()
             self._windows.append(
-                Window(
+                LogWindow(
                     at_s=float(at_s),
                     seconds=10.0,
                     prompt_tok_s=float(prompt),

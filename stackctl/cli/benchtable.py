@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from stackctl.cli.output import Output
 from stackctl.quantity import format_duration, format_number, format_share
 from stackctl.values.bench import (
+    BenchCell,
     BenchComparison,
     BenchEntry,
     BenchReport,
-    Cell,
-    Difference,
+    CellDifference,
     Quantiles,
-    Shape,
+    Workload,
 )
 
 #: Most characters of a model's name in a list.
@@ -70,16 +70,16 @@ def comparison(out: Output, found: BenchComparison) -> None:
     _columns(out, ("CELL", "FIGURE", "BEFORE", "AFTER", "CHANGE", "95 % INTERVAL", ""), rows)
     for shapes, number in ((found.only_before, found.before), (found.only_after, found.after)):
         if shapes:
-            cells = ", ".join(_cell(shape) for shape in shapes)
+            cells = ", ".join(_cell(workload) for workload in shapes)
             out.line(f"only in bench {number}: {cells}")
 
 
-def _row(cell: Cell) -> tuple[str, ...]:
-    shape = cell.shape
+def _row(cell: BenchCell) -> tuple[str, ...]:
+    workload = cell.shape
     return (
-        _tokens(cell.prompt_tokens, shape.prompt_tokens) + ("c" if shape.cached else ""),
-        _tokens(cell.output_tokens, shape.output_tokens),
-        str(shape.concurrency),
+        _tokens(cell.prompt_tokens, workload.prompt_tokens) + ("c" if workload.cached else ""),
+        _tokens(cell.output_tokens, workload.output_tokens),
+        str(workload.concurrency),
         _three(cell.ttft_s),
         _three(cell.itl_ms),
         _number(cell.generation_tok_s.p50 if cell.generation_tok_s else None),
@@ -117,7 +117,7 @@ def _details(out: Output, report: BenchReport) -> None:
         out.line(text)
 
 
-def _difference(one: Difference) -> tuple[str, ...]:
+def _difference(one: CellDifference) -> tuple[str, ...]:
     change = interval = "-"
     if one.ratio is not None:
         middle, low, high = (100 * (value - 1) for value in one.ratio)
@@ -130,9 +130,9 @@ def _difference(one: Difference) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _cell(shape: Shape) -> str:
-    mark = "c" if shape.cached else ""
-    return f"{shape.prompt_tokens}{mark}/{shape.output_tokens}x{shape.concurrency}"
+def _cell(workload: Workload) -> str:
+    mark = "c" if workload.cached else ""
+    return f"{workload.prompt_tokens}{mark}/{workload.output_tokens}x{workload.concurrency}"
 
 
 def _columns(out: Output, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

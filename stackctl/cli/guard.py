@@ -7,7 +7,7 @@ import click
 from stackctl.cli.options import timeout_option
 from stackctl.cli.session import Session, verb
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.values.status import Guarded
+from stackctl.values.status import GuardResult
 
 
 @verb("guard")
@@ -48,7 +48,7 @@ def command(session: Session, timeout: float | None, install: bool, remove: bool
         raise click.exceptions.Exit(int(ExitCode.FAILED))
 
 
-def _text(seen: Guarded) -> str:
+def _text(seen: GuardResult) -> str:
     health = seen.health
     assert health is not None
     words = f"{seen.stack}   FAIL  {health.name}: {health.message or 'nothing to see'}"

@@ -10,7 +10,7 @@ from stackctl.cli.session import Session, verb
 from stackctl.cli.stack_argument import pick_stack, stack_argument
 
 if TYPE_CHECKING:
-    from stackctl.values.history import AuditEntry, Entry
+    from stackctl.values.history import AuditEntry, HistoryEntry
 
 
 @verb("history")
@@ -49,7 +49,7 @@ def model_name(source: str) -> str:
     return source.rpartition(":")[2].rpartition("/")[2].removesuffix(".gguf")
 
 
-def _row(entry: Entry) -> tuple[str, ...]:
+def _row(entry: HistoryEntry) -> tuple[str, ...]:
     from stackctl.quantity import format_duration
 
     how = f"back to {entry.of}" if entry.of is not None else entry.operation

@@ -12,7 +12,7 @@ from stackctl.cli.session import Session, verb
 from stackctl.errors import ExitCode, StackctlError
 
 if TYPE_CHECKING:
-    from stackctl.values.stored import StoredModel
+    from stackctl.values.model_store import StoredModel
 
 
 @click.group("model")
@@ -193,7 +193,7 @@ def list_models(session: Session) -> None:
     from stackctl.deploy import stored
     from stackctl.quantity import format_bytes
     from stackctl.sources.hubcache import cache_folder
-    from stackctl.values.stored import StoredModels
+    from stackctl.values.model_store import StoredModels
 
     records = stored.manifest(session.context(recover="no")).all()
     if session.out.json:
@@ -219,7 +219,7 @@ def verify(session: Session, source: str | None) -> None:
     from stackctl.deploy import stored
     from stackctl.store import adopt
     from stackctl.store import manifest as manifests
-    from stackctl.values.stored import ModelCheck, ModelChecks
+    from stackctl.values.model_store import ModelCheck, ModelChecks
 
     context = session.context(recover="no")
     manifest = stored.manifest(context)
@@ -286,7 +286,7 @@ def import_model(session: Session, source: str) -> None:
     """
     from stackctl.deploy import stored
     from stackctl.store import adopt, carry
-    from stackctl.values.stored import StoredModels
+    from stackctl.values.model_store import StoredModels
 
     context = session.context(recover="no")
     manifest = stored.manifest(context)

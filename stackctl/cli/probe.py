@@ -13,7 +13,7 @@ from stackctl.cli.output import WIDTH, Row, labelled_lines
 from stackctl.cli.session import Session, verb
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.quantity import format_bytes
-from stackctl.values.cpulist import CpuList
+from stackctl.values.cpu_list import CpuList
 from stackctl.values.host import UNLIMITED, Cpu, Gpu, Host, Memory, NumaNode, Storage, Tools
 
 _COLUMN = 10

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from stackctl.provision.box import Box
     from stackctl.provision.record import Store
     from stackctl.requirements.facts import MachineFacts
-    from stackctl.values.provision import ItemPlan, ItemReport, Recorded, ShownChange
+    from stackctl.values.provision import ItemPlan, ItemReport, RecordedChange, ShownChange
 
 
 def _item_names(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
@@ -350,7 +350,7 @@ def _report(plan: ItemPlan, seen: MachineFacts, *, done: bool = False) -> ItemRe
     )  # fmt: skip
 
 
-def _undoes(one: Recorded) -> ShownChange:
+def _undoes(one: RecordedChange) -> ShownChange:
     from stackctl.provision.changes import kind_of
 
     return kind_of(one.change).describe_revert(one.change, one.before)

@@ -10,7 +10,7 @@ import msgspec
 
 from stackctl.cli.session import Session
 from stackctl.errors import StackctlError
-from stackctl.values.stored import Choices, ModelChoice
+from stackctl.values.model_store import Choices, ModelChoice
 
 if TYPE_CHECKING:
     from stackctl.deploy.plan_inputs import PlanBasis

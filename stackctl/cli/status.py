@@ -9,7 +9,7 @@ import click
 from stackctl.cli.session import Session, verb
 from stackctl.cli.stack_argument import pick_stack, stack_argument
 from stackctl.errors import ExitCode
-from stackctl.values.history import Health
+from stackctl.values.history import HealthEntry
 from stackctl.values.status import StackStatus
 
 _COLUMN = 14
@@ -80,7 +80,7 @@ def _container(status: StackStatus) -> str | None:
     return f"{status.container} ({', '.join(state for state in states if state)})"
 
 
-def _checked(health: Health) -> str:
+def _checked(health: HealthEntry) -> str:
     word = "FAIL" if health.status == "fail" else health.status
     parts = (health.name, health.message)
     what = ": ".join(part for part in parts if part)

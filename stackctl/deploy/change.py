@@ -15,7 +15,7 @@ from stackctl.deploy import door, install, proof, record, start
 from stackctl.deploy.context import Context
 from stackctl.deploy.stack_state import Before
 from stackctl.engines import engine as find_engine
-from stackctl.errors import DidNotStart, StackctlError
+from stackctl.errors import StackctlError, StartFailed
 from stackctl.health import endpoint
 from stackctl.machine import podman
 from stackctl.machine.signals import ignore_signals
@@ -23,7 +23,7 @@ from stackctl.quantity import format_duration
 from stackctl.state.generations import now
 from stackctl.state.journal import Journal
 from stackctl.units import render
-from stackctl.values.generation import Fact, Generation, State
+from stackctl.values.generation import EngineFact, Generation, GenerationState
 from stackctl.values.transaction import Transaction
 
 #: An engine without an answer for so many seconds does not serve. With less, an engine that is only
@@ -88,7 +88,7 @@ class _Steps:
 
 def _exchange(
     context: Context, steps: _Steps, new: Generation, before: Before, patience: Patience
-) -> tuple[float, tuple[Fact, ...]]:
+) -> tuple[float, tuple[EngineFact, ...]]:
     """Make the new generation serve, up to the commit of the change.
 
     Returns:
@@ -165,7 +165,7 @@ def _leave_old(
 
 
 def _finish(
-    context: Context, new: Generation, before: Before, ready: tuple[float, tuple[Fact, ...]]
+    context: Context, new: Generation, before: Before, ready: tuple[float, tuple[EngineFact, ...]]
 ) -> Generation:
     """Complete a committed change; failures are warnings, and ``recover`` completes it later."""
     try:
@@ -184,7 +184,9 @@ def _finish(
     return done
 
 
-def _ready(context: Context, new: Generation, ready: tuple[float, tuple[Fact, ...]]) -> Generation:
+def _ready(
+    context: Context, new: Generation, ready: tuple[float, tuple[EngineFact, ...]]
+) -> Generation:
     seconds, report = ready
     return context.generations.finish(new, "ready", ready_s=round(seconds, 2), report=report)
 
@@ -221,7 +223,7 @@ def _settle_undone(context: Context, new: Generation, error: BaseException) -> N
     )
 
 
-def settle(context: Context, generation: Generation, state: State, message: str) -> None:
+def settle(context: Context, generation: Generation, state: GenerationState, message: str) -> None:
     """Store the outcome of a generation that never served."""
     try:
         if generation.number in context.generations.numbers(generation.stack):
@@ -232,7 +234,7 @@ def settle(context: Context, generation: Generation, state: State, message: str)
 
 def converge(
     context: Context, stack: str, winner: Generation | None, *, running: bool
-) -> DidNotStart | None:
+) -> StartFailed | None:
     """Make the stack run exactly this generation (None: no generation), whatever its state is.
 
     Returns:
@@ -267,12 +269,12 @@ def converge(
                 "restored",
                 f"generation {winner.number}, answering after {format_duration(seconds)}",
             )
-        except DidNotStart as error:
+        except StartFailed as error:
             problem = error
     # Even if the engine is not up: a held door would keep clients from it once it is.
     try:
         door.apply(context, stack, winner.door)
-    except DidNotStart as error:
+    except StartFailed as error:
         problem = problem or error
     return problem
 
@@ -280,7 +282,7 @@ def converge(
 def serves(context: Context, generation: Generation) -> bool:
     """Return True if a generation is active and its engine answers in ``_ANSWER_S`` seconds."""
     state = context.systemd.show(generation.units.service, "ActiveState")["ActiveState"]
-    path, port = find_engine(generation.plan.engine).health_path, generation.plan.listens
+    path, port = find_engine(generation.plan.engine).health_path, generation.plan.engine_listen_port
     return state == "active" and endpoint.liveness(port, path, timeout_s=_ANSWER_S) == "ready"
 
 

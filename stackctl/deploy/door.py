@@ -16,7 +16,7 @@ from pathlib import Path
 from stackctl.deploy import install
 from stackctl.deploy.context import Context
 from stackctl.engines import engine as find_engine
-from stackctl.errors import DidNotStart, StackctlError
+from stackctl.errors import StackctlError, StartFailed
 from stackctl.health import endpoint
 from stackctl.machine import podman
 from stackctl.machine.atomic_files import remove_file, write_atomically
@@ -26,8 +26,8 @@ from stackctl.quantity import format_duration
 from stackctl.state import keys
 from stackctl.units import door as units
 from stackctl.units import render
-from stackctl.values.door import Door, key_digest
 from stackctl.values.generation import Generation
+from stackctl.values.proxy import Proxy, key_digest
 from stackctl.values.unit import UnitFile
 
 _POLL_S = 0.05
@@ -37,25 +37,25 @@ _START_S = 30.0
 _ENGINE = re.compile(r"^ +server engine 127\.0\.0\.1:\d+", re.MULTILINE)
 
 
-def apply(context: Context, stack: str, door: Door | None) -> None:
+def apply(context: Context, stack: str, proxy: Proxy | None) -> None:
     """Install this front door for the stack (None: no door) and open it for requests.
 
     If only the engine's port differs, the running door changes it while it serves. Any other change
     restarts the door, which ends the requests that wait in it.
     """
-    if door is None:
+    if proxy is None:
         remove(context, stack)
     else:
-        _apply(context, stack, door, _render(context, stack, door))
+        _apply(context, stack, proxy, _render(context, stack, proxy))
 
 
-def _apply(context: Context, stack: str, door: Door, files: units.DoorFiles) -> None:
+def _apply(context: Context, stack: str, proxy: Proxy, files: units.DoorFiles) -> None:
     service = units.door_service(stack)
     if not _same(files, context, stack):
         # Stop it before its files change: if stackctl ends in between, the stopped unit shows that
         # the door must be started.
         context.systemd.stop(service)
-    install.have_read(context, service, changed=_write(context, stack, door, files))
+    install.have_read(context, service, changed=_write(context, stack, proxy, files))
     state = context.systemd.show(service, "ActiveState")["ActiveState"]
     if state != "active":
         context.report.progress("door", "starting")
@@ -63,55 +63,55 @@ def _apply(context: Context, stack: str, door: Door, files: units.DoorFiles) -> 
             _start(context, stack)
         _wait(context, stack)
     try:
-        _lead(context, stack, door)
+        _lead(context, stack, proxy)
     except StackctlError:
         # It runs but does not obey: it hangs, or its socket is gone.
         context.systemd.abort(service)
         _start(context, stack)
         _wait(context, stack)
-        _lead(context, stack, door)
+        _lead(context, stack, proxy)
 
 
-def _lead(context: Context, stack: str, door: Door) -> None:
+def _lead(context: Context, stack: str, proxy: Proxy) -> None:
     """Make the running door pass requests to its engine."""
     admin = _admin(context, stack)
     state = admin.state()
-    if state == "up" and admin.port() == door.engine_port:
+    if state == "up" and admin.port() == proxy.engine_port:
         # Do not hold it without need: if stackctl ended in between without a journal, the door
         # would stay held.
         return
     if state != "held":
         admin.hold()
-    admin.point_to(door.engine_port)
-    alive = endpoint.liveness(door.engine_port, door.health_path) == "ready"
+    admin.point_to(proxy.engine_port)
+    alive = endpoint.liveness(proxy.engine_port, proxy.health_path) == "ready"
     admin.release(healthy=alive)
 
 
-def open_to(context: Context, stack: str, door: Door) -> None:
+def open_to(context: Context, stack: str, proxy: Proxy) -> None:
     """Pass requests to the engine of a door, until the change is committed or reverted.
 
     If only the engine's port differs, the files stay as they are until ``apply``, so that after a
     power loss the door leads to the old engine. Any other door is installed without its [Install]
     section, so that it does not start at boot before its final text is installed.
     """
-    files = _render(context, stack, door)
+    files = _render(context, stack, proxy)
     if is_open(context, stack) and _same(files, context, stack):
-        _lead(context, stack, door)
+        _lead(context, stack, proxy)
     else:
-        _apply(context, stack, door, _pending(files))
+        _apply(context, stack, proxy, _pending(files))
 
 
-def unit_file(context: Context, stack: str, door: Door) -> UnitFile:
+def unit_file(context: Context, stack: str, proxy: Proxy) -> UnitFile:
     """Return the unit of a door as ``apply`` installs it."""
-    return _render(context, stack, door).unit
+    return _render(context, stack, proxy).unit
 
 
-def prepare(context: Context, stack: str, door: Door) -> None:
+def prepare(context: Context, stack: str, proxy: Proxy) -> None:
     """Write the files of a first front door; systemd reads its unit together with the engine's.
 
     Like the engine's, the unit does not start at boot yet.
     """
-    _write(context, stack, door, _pending(_render(context, stack, door)))
+    _write(context, stack, proxy, _pending(_render(context, stack, proxy)))
 
 
 def begin(context: Context, stack: str) -> None:
@@ -181,7 +181,7 @@ def drain(context: Context, generation: Generation, limit_s: float) -> None:
 def wait_idle(context: Context, generation: Generation, limit_s: float) -> None:
     """Wait until an engine that gets no new requests has ended its own; warn after ``limit_s``."""
     plan, started = generation.plan, time.monotonic()
-    while endpoint.busy(plan.listens, find_engine(plan.engine), plan.argv):
+    while endpoint.busy(plan.engine_listen_port, find_engine(plan.engine), plan.argv):
         elapsed = time.monotonic() - started
         if elapsed > limit_s:
             context.report.warn(f"generation {generation.number} is still busy: cut off")
@@ -200,10 +200,10 @@ def tell_waited(context: Context, stack: str) -> None:
 
 def require_answer(context: Context, generation: Generation) -> None:
     """Raise StackctlError if the door does not lead to the engine."""
-    door, plan = generation.door, generation.plan
-    if door is None:
+    proxy, plan = generation.door, generation.plan
+    if proxy is None:
         return
-    url = endpoint.base_url(door.port, door.address)
+    url = endpoint.base_url(proxy.port, proxy.address)
     result = endpoint.model(url, plan.served_name, key=key(context, generation))
     if result.status != "ok":
         raise StackctlError(
@@ -235,10 +235,10 @@ def installed(context: Context, stack: str) -> bool:
     return _unit_path(context, stack).exists()
 
 
-def _render(context: Context, stack: str, door: Door) -> units.DoorFiles:
+def _render(context: Context, stack: str, proxy: Proxy) -> units.DoorFiles:
     return units.render_door(
         stack,
-        door,
+        proxy,
         scope=context.paths.scope,
         podman=podman.version(),
         folder=str(_folder(context, stack)),
@@ -250,14 +250,14 @@ def _pending(files: units.DoorFiles) -> units.DoorFiles:
     return units.DoorFiles(unit=unit, files=files.files)
 
 
-def _write(context: Context, stack: str, door: Door, files: units.DoorFiles) -> bool:
+def _write(context: Context, stack: str, proxy: Proxy, files: units.DoorFiles) -> bool:
     """Write a door's files; return True if systemd must read its unit again."""
     folder = _folder(context, stack)
     private_folder(folder / units.ADMIN)
     for file in files.files:
         if _read(folder / file.name) != file.text:
             write_atomically(folder / file.name, file.text, mode=0o600)
-    if door.key:
+    if proxy.key:
         state = context.paths.state
         valid = keys.read(state, stack)
         if not valid:
@@ -293,7 +293,7 @@ def _wait(context: Context, stack: str) -> None:
             break
         time.sleep(_POLL_S)
     lines = context.systemd.journal(service, units.door_log(stack), since=started - _START_S)
-    raise DidNotStart(
+    raise StartFailed(
         f"the front door of {stack} did not start",
         details=lines[-5:],
         hint=f"log: stackctl logs {stack}; without a door: --set front_door=off",

@@ -33,9 +33,9 @@ from stackctl.store.pace import Progress
 from stackctl.store.wanted import Patience
 from stackctl.values.base import from_json, to_json
 from stackctl.values.model import Model
+from stackctl.values.model_store import FetchJob, FetchState, ModelLock, StoredModel
 from stackctl.values.profile import Profile
 from stackctl.values.result import ErrorReport
-from stackctl.values.stored import FetchJob, FetchState, ModelLock, StoredModel
 
 #: A larger download needs the user's consent, and is run by a service.
 LARGE_BYTES: Final = 10**9

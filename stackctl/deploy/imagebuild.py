@@ -14,12 +14,12 @@ from stackctl.engines.image_recipe import ImageRecipe
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import podman, runner
 from stackctl.quantity import format_bytes
-from stackctl.values import door
+from stackctl.values import proxy
 
 #: The front door's image, which needs HAProxy only.
 DOOR = ImageRecipe(
     name="haproxy",
-    image=door.LOCAL_IMAGE,
+    image=proxy.LOCAL_IMAGE,
     about="the front door",
     # Debian stable: its HAProxy 3.0 is a long-term branch with security updates.
     suite="trixie",

@@ -17,9 +17,9 @@ from stackctl.machine import podman, podman_api
 from stackctl.quantity import format_bytes
 from stackctl.state.enginefacts import EngineFactsCache
 from stackctl.state.generations import now
-from stackctl.values.door import DEFAULT_IMAGE, LOCAL_IMAGE
-from stackctl.values.measured import EngineFacts, EngineOption
+from stackctl.values.engine_facts import EngineFacts, EngineOption
 from stackctl.values.profile import Profile
+from stackctl.values.proxy import DEFAULT_IMAGE, LOCAL_IMAGE
 
 #: The front door's images: the one built here, and the published one.
 _DOOR_IMAGES = (LOCAL_IMAGE, DEFAULT_IMAGE)
@@ -328,7 +328,7 @@ def _recipe(engine: Engine, reference: str) -> ImageRecipe | None:
 def _candidates(profile: Profile, engine: Engine) -> tuple[tuple[str, str], ...]:
     if profile.image is not None:
         return ((profile.image, "this image was asked for"),)
-    if profile.on_cpu and engine.cpu_image is not None:
+    if profile.forces_cpu and engine.cpu_image is not None:
         return ((engine.cpu_image, "built on this machine"),)
     return (
         (engine.local_image, "built on this machine"),

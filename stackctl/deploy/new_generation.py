@@ -26,8 +26,8 @@ from stackctl.sources.profiles import Profiles
 from stackctl.state.generations import now
 from stackctl.units import render
 from stackctl.units.door import door_of
+from stackctl.values.engine_facts import EngineWorkaround
 from stackctl.values.generation import Generation, Operation, Outcome
-from stackctl.values.measured import Learned
 from stackctl.values.model import Model
 from stackctl.values.plan import Plan
 from stackctl.values.profile import Overrides, Profile
@@ -90,7 +90,11 @@ class Draft:
 
 
 def draft(
-    context: Context, basis: PlanBasis, profile: Profile, wish: Wish, lesson: Learned | None
+    context: Context,
+    basis: PlanBasis,
+    profile: Profile,
+    wish: Wish,
+    lesson: EngineWorkaround | None,
 ) -> Draft:
     """Check the model, pull the images if necessary, and return the inputs of the plan.
 

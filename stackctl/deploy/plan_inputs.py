@@ -19,8 +19,8 @@ from stackctl.state.paths import Paths
 from stackctl.values.base import from_json
 from stackctl.values.calibration import Calibration
 from stackctl.values.claim import Claim
+from stackctl.values.engine_facts import EngineWorkaround, MeasuredMemory
 from stackctl.values.host import Host
-from stackctl.values.measured import Learned, Seen
 from stackctl.values.model import Model
 from stackctl.values.profile import Profile
 
@@ -101,7 +101,7 @@ def with_image(
     model: Model,
     image: PlannedImage,
     *,
-    lesson: Learned | None = None,
+    lesson: EngineWorkaround | None = None,
 ) -> Known:
     """Return the inputs with an image, and with the records of earlier starts of that image.
 
@@ -116,7 +116,7 @@ def with_image(
     Raises:
         StackctlError: exit 2 or 6 for a placement that the machine cannot have.
     """
-    measured: tuple[Seen, ...] = ()
+    measured: tuple[MeasuredMemory, ...] = ()
     if image.facts is not None and basis.live:
         image_id = image.facts.image_id
         measured = seen.read(basis.generations, profile.stack, model, image_id)
@@ -132,7 +132,9 @@ def with_image(
     )
 
 
-def _learned(basis: PlanBasis, inputs: Known, profile: Profile, image_id: str) -> Learned | None:
+def _learned(
+    basis: PlanBasis, inputs: Known, profile: Profile, image_id: str
+) -> EngineWorkaround | None:
     """Return the stored options that the image needed on the GPU that the stack will get."""
     gpus = place(basis.host, profile, ledger.others(inputs.claims, profile.stack)).gpus
     return learned.read(basis.paths.state, image_id, *(gpu.name for gpu in gpus[:1]))

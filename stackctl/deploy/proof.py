@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from stackctl.deploy import start
 from stackctl.deploy.context import Context
 from stackctl.engines import engine as find_engine
-from stackctl.errors import DidNotStart
+from stackctl.errors import StartFailed
 from stackctl.health import answer, endpoint
 from stackctl.quantity import format_duration
 from stackctl.values.generation import Generation
@@ -21,12 +21,12 @@ def require_answer(context: Context, generation: Generation) -> None:
     """Check the engine's health, its model list and one completion, without its front door.
 
     Raises:
-        DidNotStart: a check failed; ``kernel`` is set if the answer was not text.
+        StartFailed: a check failed; ``kernel`` is set if the answer was not text.
     """
     plan = generation.plan
     context.report.progress("answer", "asking for a completion")
     results = endpoint.check(
-        endpoint.base_url(plan.listens),
+        endpoint.base_url(plan.engine_listen_port),
         find_engine(plan.engine).health_path,
         plan.served_name,
         answer_timeout_s=plan.timing.deadline_s,
@@ -45,12 +45,12 @@ def require_more(context: Context, generation: Generation) -> None:
     """Check the ends of answers and a stream, when clients are served already.
 
     Raises:
-        DidNotStart: a check failed.
+        StartFailed: a check failed.
     """
     plan = generation.plan
     context.report.progress("answer", "asking for a stream, and for answers that end early")
     asked = answer.Asked(
-        endpoint.base_url(plan.listens),
+        endpoint.base_url(plan.engine_listen_port),
         plan.served_name,
         plan.timing.deadline_s,
         parameters=plan.model.parameters,
@@ -64,7 +64,7 @@ def soak(context: Context, generation: Generation, seconds: float) -> None:
     """Watch the new engine for a while, because its first real requests may crash it.
 
     Raises:
-        DidNotStart: the engine has ended or was restarted.
+        StartFailed: the engine has ended or was restarted.
     """
     started, since = time.monotonic(), time.time()
     engine = find_engine(generation.plan.engine)
@@ -76,9 +76,9 @@ def soak(context: Context, generation: Generation, seconds: float) -> None:
         time.sleep(_SOAK_POLL_S)
 
 
-def _wrong(generation: Generation, failed: Result) -> DidNotStart:
+def _wrong(generation: Generation, failed: Result) -> StartFailed:
     stack = generation.stack
-    return DidNotStart(
+    return StartFailed(
         f"{stack} started, but {failed.name} is wrong: {failed.actual}",
         details=_evidence(failed),
         hint=f"log: stackctl logs {stack} --generation {generation.number}",

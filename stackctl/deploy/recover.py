@@ -5,7 +5,7 @@ from __future__ import annotations
 from stackctl.deploy import record
 from stackctl.deploy.change import converge, settle
 from stackctl.deploy.context import Context
-from stackctl.errors import DidNotStart, ExitCode, StackctlError
+from stackctl.errors import ExitCode, StackctlError, StartFailed
 from stackctl.machine import lock
 from stackctl.values.transaction import Transaction
 
@@ -17,7 +17,7 @@ def recover(context: Context) -> Transaction | None:
         That change; None if there was none.
 
     Raises:
-        DidNotStart: the change has ended, but its generation does not come up.
+        StartFailed: the change has ended, but its generation does not come up.
         StackctlError: exit 7 while another stackctl is at work: the change is then still running.
     """
     # A killed process leaves its lock file behind: taking the lock removes it.
@@ -38,7 +38,7 @@ def recover_quietly(context: Context, *, must: bool) -> None:
     except StackctlError as error:
         if error.exit_code == ExitCode.LOCKED:
             return
-        if must and not isinstance(error, DidNotStart):
+        if must and not isinstance(error, StartFailed):
             raise
         context.report.warn(error.message, error.hint)
 
@@ -47,7 +47,7 @@ def recover_first(context: Context) -> None:
     """Recover before a change, with the lock held; an engine that does not start is a warning."""
     try:
         recover_locked(context)
-    except DidNotStart as error:
+    except StartFailed as error:
         context.report.warn(error.message, error.hint)
 
 
@@ -101,7 +101,7 @@ def record_end(context: Context, change: Transaction) -> None:
         store.finish(ended, "replaced" if change.after is not None else "stopped")
 
 
-def _settle_machine(context: Context, change: Transaction) -> DidNotStart | None:
+def _settle_machine(context: Context, change: Transaction) -> StartFailed | None:
     number, stack = change.winner, change.stack
     winner = context.generations.read(stack, number) if number is not None else None
     return converge(context, stack, winner, running=change.committed or change.running)

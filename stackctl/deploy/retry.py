@@ -9,17 +9,17 @@ from typing import TypeVar
 from stackctl.deploy import gpu
 from stackctl.deploy.context import Context
 from stackctl.engines import engine as find_engine
-from stackctl.errors import DidNotStart
+from stackctl.errors import StartFailed
 from stackctl.state import learned
 from stackctl.state.generations import now
+from stackctl.values.engine_facts import EngineWorkaround
 from stackctl.values.generation import Generation
-from stackctl.values.measured import Learned
 
 T = TypeVar("T")
 
 
 def with_other_kernels(
-    context: Context, stack: str, attempt: Callable[[Context, Learned | None], T]
+    context: Context, stack: str, attempt: Callable[[Context, EngineWorkaround | None], T]
 ) -> T:
     """Attempt a start, and once more with other kernels if the engine's usual ones are at fault.
 
@@ -30,7 +30,7 @@ def with_other_kernels(
     """
     try:
         return attempt(context, None)
-    except DidNotStart as error:
+    except StartFailed as error:
         lesson = _lesson(context, stack, error) if error.kernel else None
         if lesson is None:
             raise
@@ -46,7 +46,7 @@ def agreed(context: Context) -> Context:
     return dataclasses.replace(context, confirm=lambda _: True)
 
 
-def _lesson(context: Context, stack: str, error: DidNotStart) -> Learned | None:
+def _lesson(context: Context, stack: str, error: StartFailed) -> EngineWorkaround | None:
     """Return the options for the next attempt; None if no options are known to help."""
     failed = _newest(context, stack)
     if failed is None:
@@ -63,7 +63,7 @@ def _lesson(context: Context, stack: str, error: DidNotStart) -> Learned | None:
     ]
     if not options:
         return None
-    return Learned(
+    return EngineWorkaround(
         image_id=failed.image_id,
         gpu=cards[0].name if cards else None,
         options=tuple(options),

@@ -10,12 +10,12 @@ from stackctl.deploy import gpu
 from stackctl.deploy.context import Context
 from stackctl.engines import engine as find_engine
 from stackctl.engines.protocol import Engine, Failure
-from stackctl.errors import DidNotStart
+from stackctl.errors import StartFailed
 from stackctl.health import endpoint
 from stackctl.machine.unitstate import UnitState
 from stackctl.quantity import format_duration
 from stackctl.units.render import log_identifier
-from stackctl.values.generation import Fact, Generation
+from stackctl.values.generation import EngineFact, Generation
 
 _LEAST_POLL_S, _MOST_POLL_S = 0.05, 0.5
 #: Seconds between two readings of the log for the engine's phase.
@@ -97,10 +97,10 @@ def wait(
         The seconds since the start.
 
     Raises:
-        DidNotStart: with the cause in one line, the end of the engine's log and the remedy.
+        StartFailed: with the cause in one line, the end of the engine's log and the remedy.
     """
     plan, service = generation.plan, generation.units.service
-    engine, port = find_engine(plan.engine), plan.listens
+    engine, port = find_engine(plan.engine), plan.engine_listen_port
     watch = _Watch(deadline_s, 0 if _asked_for(generation) else _STEP_S)
     asked = start.began
     while True:
@@ -173,7 +173,7 @@ def _look(
     elapsed: float,
 ) -> str:
     """Return the phase of the engine as text, and record the phases in its log."""
-    alive = endpoint.liveness(generation.plan.listens, engine.health_path, timeout_s=1)
+    alive = endpoint.liveness(generation.plan.engine_listen_port, engine.health_path, timeout_s=1)
     if alive == "ready":
         return "answering, waiting for systemd"
     lines = _log(context, generation, since, lines=400)
@@ -194,11 +194,11 @@ def _log(
     return context.systemd.journal(generation.units.service, identifier, since=since, lines=lines)
 
 
-def said(context: Context, generation: Generation, since: float) -> tuple[Fact, ...]:
+def said(context: Context, generation: Generation, since: float) -> tuple[EngineFact, ...]:
     """Return the facts that an engine reports over HTTP and in the log since its start."""
     engine = find_engine(generation.plan.engine)
     facts = engine.said(_log(context, generation, since))
-    return (*endpoint.report(generation.plan.listens, engine.reports), *facts)
+    return (*endpoint.report(generation.plan.engine_listen_port, engine.reports), *facts)
 
 
 def explain(
@@ -209,7 +209,7 @@ def explain(
     since: float,
     *,
     answered: bool = False,
-) -> DidNotStart:
+) -> StartFailed:
     """Return the error of a failed service, with the cause from its log or systemd's result.
 
     ``since`` is the time of its start on the wall clock. With ``answered`` the service failed after
@@ -245,7 +245,7 @@ def cause_of(known: Failure | None, state: UnitState) -> str:
 
 def _too_late(
     context: Context, generation: Generation, engine: Engine, deadline_s: float, since: float
-) -> DidNotStart:
+) -> StartFailed:
     lines = _log(context, generation, since)
     known = engine.failure(lines)
     doing = next((phase for line in reversed(lines) if (phase := engine.phase(line))), None)
@@ -261,8 +261,8 @@ def _did_not_start(
     lines: Sequence[str],
     known: Failure | None,
     usual: str | None = None,
-) -> DidNotStart:
-    error = DidNotStart(
+) -> StartFailed:
+    error = StartFailed(
         message,
         details=_tail(lines, known.evidence if known else None),
         hint=_hint(generation, (known.remedy if known else None) or usual),

@@ -14,7 +14,7 @@ from stackctl.sources.models import read_model
 from stackctl.store.manifest import Manifest, Tell
 from stackctl.store.pace import Progress
 from stackctl.values.model import Model
-from stackctl.values.stored import StoredModel
+from stackctl.values.model_store import StoredModel
 
 
 def manifest(context: Context) -> Manifest:

@@ -53,9 +53,9 @@ def choose(context: Context, new: Generation, before: Before, host: Host) -> Dec
     if old.door is None or new.door is None:
         why = "no front door: requests fail meanwhile"
         return _decision("stop first", why)
-    if old.plan.listens == new.plan.listens:
+    if old.plan.engine_listen_port == new.plan.engine_listen_port:
         # A rollback keeps its port, so it may get the port of the generation that is installed.
-        return _decision("stop first", f"both want port {new.plan.listens}")
+        return _decision("stop first", f"both want port {new.plan.engine_listen_port}")
     declared = (*ledger.others(claims.declared(context.machine, context.paths), new.stack),
                 claim_of(old.plan))  # fmt: skip
     for need, limit in _needs(new.plan, host, declared):

@@ -31,16 +31,16 @@ from stackctl.deploy.retry import agreed, with_other_kernels
 from stackctl.deploy.stack_state import Before, installed_generation, not_running
 from stackctl.deploy.start import start_and_wait
 from stackctl.deploy.stored import require_unchanged
-from stackctl.errors import DidNotStart, ExitCode, StackctlError
+from stackctl.errors import ExitCode, StackctlError, StartFailed
 from stackctl.machine import lock
 from stackctl.machine.signals import ignore_signals
 from stackctl.quantity import format_duration
 from stackctl.state.generations import now
 from stackctl.units import render
 from stackctl.units.door import door_service
+from stackctl.values.engine_facts import EngineWorkaround
 from stackctl.values.generation import Generation
 from stackctl.values.host import Host
-from stackctl.values.measured import Learned
 from stackctl.values.plan import Plan
 from stackctl.values.profile import Profile
 from stackctl.values.transaction import Transaction
@@ -76,7 +76,7 @@ def up(context: Context, profile: Profile, wish: Wish) -> UpResult:
 
         try:
             return attempt(context, profile, wish)
-        except DidNotStart as error:
+        except StartFailed as error:
             if wish.fit is None or not error.sets:
                 raise
             words = " ".join(f"--set {text}" for text in error.sets)
@@ -85,7 +85,9 @@ def up(context: Context, profile: Profile, wish: Wish) -> UpResult:
         return attempt(agreed(context), fitting, dataclasses.replace(wish, asked=asked))
 
 
-def _up(context: Context, profile: Profile, wish: Wish, lesson: Learned | None) -> UpResult:
+def _up(
+    context: Context, profile: Profile, wish: Wish, lesson: EngineWorkaround | None
+) -> UpResult:
     """Make one attempt, with the options learned from the previous one; the lock is held."""
     context.systemd.require()
     basis = plan_inputs.read_basis(context.paths, context.machine)
@@ -264,7 +266,7 @@ def _reopen(context: Context, generation: Generation) -> StackctlError | None:
             try:
                 if generation.door is not None:
                     door.apply(context, generation.stack, generation.door)
-            except DidNotStart as error:
+            except StartFailed as error:
                 problem = error
             context.journal.clear()
         except StackctlError as error:

@@ -10,8 +10,8 @@ from stackctl.engines.protocol import Engine
 from stackctl.plan.ledger import claim_of
 from stackctl.state.paths import Paths
 from stackctl.units.render import Target
+from stackctl.values.engine_facts import EngineFacts
 from stackctl.values.host import Host
-from stackctl.values.measured import EngineFacts
 from stackctl.values.plan import Plan
 
 

@@ -17,8 +17,8 @@ from stackctl.diagnose.findings import (
 )
 from stackctl.quantity import format_bytes
 from stackctl.values.generation import Generation
+from stackctl.values.inspection import Inspection, ListeningSocket, ObservedModelFile
 from stackctl.values.result import Result
-from stackctl.values.seen import Listening, ModelFileSeen, Seen
 
 #: The start of a process has a resolution of 0.01 s, the change of a file that of a clock tick.
 _CLOCK_S = 0.05
@@ -26,60 +26,60 @@ _CLOCK_S = 0.05
 _EVERY = frozenset(("0.0.0.0", "::"))
 
 
-def compare(generation: Generation, seen: Seen) -> tuple[Result, ...]:
+def compare(generation: Generation, inspection: Inspection) -> tuple[Result, ...]:
     """Compare an inspected stack with its generation; mismatches come first."""
     return worst_first(
         (
-            *_unit(generation, seen),
-            _argv(generation, seen),
-            _environment(generation, seen),
-            *compare_threads.compare(generation, seen),
-            *compare_memory.compare(generation, seen),
-            _ports(generation, seen),
-            *compare_engine.compare(generation, seen),
-            _files(generation, seen),
-            _image(generation, seen),
-            _restarts(generation, seen),
-            *_door(generation, seen),
+            *_unit(generation, inspection),
+            _argv(generation, inspection),
+            _environment(generation, inspection),
+            *compare_threads.compare(generation, inspection),
+            *compare_memory.compare(generation, inspection),
+            _ports(generation, inspection),
+            *compare_engine.compare(generation, inspection),
+            _files(generation, inspection),
+            _image(generation, inspection),
+            _restarts(generation, inspection),
+            *_door(generation, inspection),
         )
     )
 
 
-def _unit(generation: Generation, seen: Seen) -> Iterator[Result]:
+def _unit(generation: Generation, inspection: Inspection) -> Iterator[Result]:
     """Check for changed unit files and settings, and for an engine that systemd did not start."""
     service = generation.units.service
-    if seen.by_unit is False:
+    if inspection.by_unit is False:
         yield fail(
             "unit",
             f"started by {service}",
-            f"process {seen.pid} was started by hand",
+            f"process {inspection.pid} was started by hand",
             f"its parent is not the main process of {service}",
             f"stackctl restart {generation.stack}",
         )
-    elif seen.drift:
+    elif inspection.drift:
         # Other versions of stackctl or Podman write the front door's unit differently.
-        only_door = all(one.code == "door" for one in seen.drift)
+        only_door = all(one.code == "door" for one in inspection.drift)
         yield (warn if only_door else fail)(
             "unit",
             f"as generation {generation.number} was stored",
             "changed by hand" if not only_door else "the front door's differs",
-            "; ".join(one.text for one in seen.drift),
+            "; ".join(one.text for one in inspection.drift),
             up_again(generation),
         )
     else:
         yield ok("unit", None, f"as stored (generation {generation.number})")
 
 
-def _argv(generation: Generation, seen: Seen) -> Result:
+def _argv(generation: Generation, inspection: Inspection) -> Result:
     planned = generation.plan.argv
     expected = f"{len(planned) - 1} arguments as planned"
-    if seen.argv is None:
-        return not_told(seen, "argv", expected)
-    difference = argv_difference(seen.argv, planned)
+    if inspection.argv is None:
+        return not_told(inspection, "argv", expected)
+    difference = argv_difference(inspection.argv, planned)
     if difference is None:
         return ok("argv", expected, f"as planned ({len(planned) - 1} arguments)")
-    cause = seen.first_drift or "the unit is as stored: it was started otherwise"
-    remedy = up_again(generation) if seen.drift else f"stackctl restart {generation.stack}"
+    cause = inspection.first_drift or "the unit is as stored: it was started otherwise"
+    remedy = up_again(generation) if inspection.drift else f"stackctl restart {generation.stack}"
     return fail("argv", expected, difference, cause, remedy)
 
 
@@ -109,49 +109,57 @@ def argv_difference(running: tuple[str, ...], planned: tuple[str, ...]) -> str |
     return f"{have[len(wanted)]} is not planned"
 
 
-def _environment(generation: Generation, seen: Seen) -> Result:
+def _environment(generation: Generation, inspection: Inspection) -> Result:
     planned = generation.plan.environment
     expected = f"{len(planned)} variables as planned" if planned else "no variable but the image's"
-    if seen.environment is None:
-        return not_told(seen, "environment", expected)
-    lacking = [text for text in planned if text not in seen.environment]
-    if not lacking and not seen.unplanned:
+    if inspection.environment is None:
+        return not_told(inspection, "environment", expected)
+    lacking = [text for text in planned if text not in inspection.environment]
+    if not lacking and not inspection.unplanned:
         few = f"as planned ({len(planned)} variables)" if planned else "nothing but the image's"
         return ok("environment", expected, few)
-    have = dict(text.partition("=")[::2] for text in seen.environment)
+    have = dict(text.partition("=")[::2] for text in inspection.environment)
     told = []
     for text in lacking:
         name, _, value = text.partition("=")
         told.append(
             f"{name}={have[name]} instead of {value}" if name in have else f"{name} is missing"
         )
-    told += [f"{name} is not planned, and engines read it" for name in seen.unplanned]
-    cause = seen.first_drift
+    told += [f"{name} is not planned, and engines read it" for name in inspection.unplanned]
+    cause = inspection.first_drift
     more = "; ".join(told[1:])
     return fail(
         "environment",
         expected,
         told[0],
         "; ".join(filter(None, (more, cause))) or None,
-        up_again(generation) if seen.drift else f"stackctl restart {generation.stack}",
+        up_again(generation) if inspection.drift else f"stackctl restart {generation.stack}",
     )
 
 
-def _ports(generation: Generation, seen: Seen) -> Result:
+def _ports(generation: Generation, inspection: Inspection) -> Result:
     """Compare the listening sockets with the planned ones."""
-    plan, door = generation.plan, generation.door
-    meant = {("engine", _plain("127.0.0.1"), plan.listens): f"127.0.0.1:{plan.listens}"}
-    if door is not None:
-        meant["door", _plain(door.address), door.port] = f"{_host(door.address)}:{door.port}"
+    plan, proxy = generation.plan, generation.door
+    meant = {
+        (
+            "engine",
+            _plain("127.0.0.1"),
+            plan.engine_listen_port,
+        ): f"127.0.0.1:{plan.engine_listen_port}"
+    }
+    if proxy is not None:
+        meant["door", _plain(proxy.address), proxy.port] = f"{_host(proxy.address)}:{proxy.port}"
     expected = " and ".join(meant.values())
-    if seen.listening is None:
-        return not_told(seen, "ports", expected)
-    foreign = [one for one in seen.listening if one.owner == "other" and _in_the_way(one, meant)]
+    if inspection.listening is None:
+        return not_told(inspection, "ports", expected)
+    foreign = [
+        one for one in inspection.listening if one.owner == "other" and _in_the_way(one, meant)
+    ]
     if foreign:
-        return _foreign_port(generation, expected, foreign[0], seen.listening)
+        return _foreign_port(generation, expected, foreign[0], inspection.listening)
     further = [
         one
-        for one in seen.listening
+        for one in inspection.listening
         if one.owner != "other" and (one.protocol != "tcp" or _key(one) not in meant)
     ]
     reachable = [one for one in further if not ipaddress.ip_address(one.address).is_loopback]
@@ -164,7 +172,7 @@ def _ports(generation: Generation, seen: Seen) -> Result:
             f"{one.process} listens there",
             f"{up_again(generation)} puts the unit back; a firewall closes the port",
         )
-    closed = _closed(meant, seen.listening)
+    closed = _closed(meant, inspection.listening)
     if closed is not None:
         return fail(
             "ports",
@@ -179,7 +187,10 @@ def _ports(generation: Generation, seen: Seen) -> Result:
 
 
 def _foreign_port(
-    generation: Generation, expected: str, one: Listening, listening: Iterable[Listening]
+    generation: Generation,
+    expected: str,
+    one: ListeningSocket,
+    listening: Iterable[ListeningSocket],
 ) -> Result:
     """Report another process on a port of the plan."""
     ours = any(mine.owner != "other" and mine.port == one.port for mine in listening)
@@ -193,18 +204,18 @@ def _foreign_port(
 
 
 def _closed(
-    meant: Mapping[tuple[str, str, int], str], listening: Iterable[Listening]
+    meant: Mapping[tuple[str, str, int], str], listening: Iterable[ListeningSocket]
 ) -> str | None:
     """Return the first planned address without a listening socket; None: all are open."""
     have = {_key(one) for one in listening if one.protocol == "tcp"}
     return next((text for key, text in meant.items() if key not in have), None)
 
 
-def _key(one: Listening) -> tuple[str, str, int]:
+def _key(one: ListeningSocket) -> tuple[str, str, int]:
     return one.owner, _plain(one.address), one.port
 
 
-def _in_the_way(one: Listening, meant: Iterable[tuple[str, str, int]]) -> bool:
+def _in_the_way(one: ListeningSocket, meant: Iterable[tuple[str, str, int]]) -> bool:
     """Return True if a foreign socket may receive requests for this stack.
 
     It does if both have one port and one address, or if one of them listens on all addresses.
@@ -215,7 +226,7 @@ def _in_the_way(one: Listening, meant: Iterable[tuple[str, str, int]]) -> bool:
     )
 
 
-def _named(one: Listening) -> str:
+def _named(one: ListeningSocket) -> str:
     return f"{one.protocol} {_host(one.address)}:{one.port}"
 
 
@@ -230,25 +241,25 @@ def _host(address: str) -> str:
     return f"[{address}]" if ":" in address else address
 
 
-def _files(generation: Generation, seen: Seen) -> Result:
+def _files(generation: Generation, inspection: Inspection) -> Result:
     """Check that the model's files are those that the engine loaded."""
-    count = len(seen.files)
+    count = len(inspection.files)
     noun = "file" if count == 1 else "files"
     expected = f"{count} {noun}, unchanged since the start"
-    if not seen.files:
-        return not_told(seen, "files", None)
+    if not inspection.files:
+        return not_told(inspection, "files", None)
     restart = f"stackctl restart {generation.stack} serves what is there now"
     touched = None
-    for file in seen.files:
-        problem = _changed(file, seen.started)
+    for file in inspection.files:
+        problem = _changed(file, inspection.started)
         if problem is not None:
             return fail("files", expected, *problem, restart)
         if file.engine is None:
-            return not_told(seen, "files", expected)
-        if file.now is not None and _after(file.now.changed, seen.started):
+            return not_told(inspection, "files", expected)
+        if file.now is not None and _after(file.now.changed, inspection.started):
             touched = touched or file.path
-    if seen.started is None:
-        return not_told(seen, "files", expected)
+    if inspection.started is None:
+        return not_told(inspection, "files", expected)
     if touched is not None:
         return warn(
             "files",
@@ -258,11 +269,11 @@ def _files(generation: Generation, seen: Seen) -> Result:
             "back",
             f"compare its checksum with the source; {restart}",
         )
-    total = sum(file.now.bytes for file in seen.files if file.now is not None)
+    total = sum(file.now.bytes for file in inspection.files if file.now is not None)
     return ok("files", expected, f"{count} {noun}, {format_bytes(total)}, unchanged")
 
 
-def _changed(file: ModelFileSeen, started: float | None) -> tuple[str, str] | None:
+def _changed(file: ObservedModelFile, started: float | None) -> tuple[str, str] | None:
     """Return the change of a file and its consequence; None if it is unchanged."""
     now, name = file.now, _name(file.path)
     if now is None:
@@ -286,27 +297,27 @@ def _name(path: str) -> str:
     return path.rpartition("/")[2]
 
 
-def _image(generation: Generation, seen: Seen) -> Result:
+def _image(generation: Generation, inspection: Inspection) -> Result:
     planned = generation.image_id.removeprefix("sha256:")
-    if seen.image_id is None:
-        return not_told(seen, "image", planned[:12])
-    if seen.image_id == planned:
+    if inspection.image_id is None:
+        return not_told(inspection, "image", planned[:12])
+    if inspection.image_id == planned:
         return ok("image", planned[:12], f"{planned[:12]}, as deployed")
     return fail(
         "image",
         planned[:12],
-        seen.image_id[:12],
-        seen.first_drift or "the container runs another image than was deployed",
+        inspection.image_id[:12],
+        inspection.first_drift or "the container runs another image than was deployed",
         up_again(generation),
     )
 
 
-def _restarts(generation: Generation, seen: Seen) -> Result:
-    if seen.restarts is None:
-        return not_told(seen, "restarts", "none")
-    if seen.restarts == 0:
+def _restarts(generation: Generation, inspection: Inspection) -> Result:
+    if inspection.restarts is None:
+        return not_told(inspection, "restarts", "none")
+    if inspection.restarts == 0:
         return ok("restarts", "none", "none since it was started")
-    times = "once" if seen.restarts == 1 else f"{seen.restarts} times"
+    times = "once" if inspection.restarts == 1 else f"{inspection.restarts} times"
     return warn(
         "restarts",
         "none",
@@ -316,14 +327,14 @@ def _restarts(generation: Generation, seen: Seen) -> Result:
     )
 
 
-def _door(generation: Generation, seen: Seen) -> Iterator[Result]:
+def _door(generation: Generation, inspection: Inspection) -> Iterator[Result]:
     if generation.door is None:
         return
-    port = generation.plan.listens
+    port = generation.plan.engine_listen_port
     expected = f"open, to port {port}"
-    state = seen.door
+    state = inspection.door
     if state is None:
-        yield not_told(seen, "door", expected)
+        yield not_told(inspection, "door", expected)
     elif state.state != "up":
         word = {"held": "it holds requests back", "down": "it finds its engine not well"}
         yield fail(

@@ -11,8 +11,8 @@ from stackctl.engines import engine as find_engine
 from stackctl.engines import promised_context
 from stackctl.quantity import format_bytes
 from stackctl.values.generation import Generation
+from stackctl.values.inspection import Inspection
 from stackctl.values.result import Result
-from stackctl.values.seen import Seen
 
 #: A KV cache of at least this share of the planned size is as planned: it has whole blocks.
 _ENOUGH = 0.95
@@ -22,32 +22,32 @@ _WEIGHTS = 0.8
 _BACKEND = "_backend"
 
 
-def compare(generation: Generation, seen: Seen) -> Iterator[Result]:
+def compare(generation: Generation, inspection: Inspection) -> Iterator[Result]:
     """Compare model, context and slots, facts of the log, and GPU memory with the plan."""
-    yield _model(generation, seen)
-    yield from _promised(generation, seen)
-    yield from _kv_cache(generation, seen)
-    yield from _quantization(generation, seen)
-    yield from _backends(seen)
-    yield from _gpu(generation, seen)
+    yield _model(generation, inspection)
+    yield from _promised(generation, inspection)
+    yield from _kv_cache(generation, inspection)
+    yield from _quantization(generation, inspection)
+    yield from _backends(inspection)
+    yield from _gpu(generation, inspection)
 
 
-def _model(generation: Generation, seen: Seen) -> Result:
+def _model(generation: Generation, inspection: Inspection) -> Result:
     served = generation.plan.served_name
-    if seen.model is None:
-        return not_told(seen, "model", served)
-    if seen.model.status == "ok":
-        return ok("model", served, seen.model.actual or served)
+    if inspection.model is None:
+        return not_told(inspection, "model", served)
+    if inspection.model.status == "ok":
+        return ok("model", served, inspection.model.actual or served)
     return msgspec.structs.replace(
-        seen.model,
-        evidence=f"asked on the engine's own port, {generation.plan.listens}",
+        inspection.model,
+        evidence=f"asked on the engine's own port, {generation.plan.engine_listen_port}",
         remedy=f"stackctl check {generation.stack}; stackctl restart {generation.stack}",
     )
 
 
-def _promised(generation: Generation, seen: Seen) -> Iterator[Result]:
+def _promised(generation: Generation, inspection: Inspection) -> Iterator[Result]:
     """Compare the facts that the arguments imply with those that the engine reports over HTTP."""
-    said = {fact.name: fact.value for fact in seen.report}
+    said = {fact.name: fact.value for fact in inspection.report}
     for fact in find_engine(generation.plan.engine).promised(generation.plan.argv):
         name = fact.name.replace("_", "-")
         actual = said.get(fact.name)
@@ -56,22 +56,22 @@ def _promised(generation: Generation, seen: Seen) -> Iterator[Result]:
         elif actual == fact.value:
             yield ok(name, fact.value, actual)
         else:
-            cause = seen.first_drift or "its arguments, its environment or the model"
+            cause = inspection.first_drift or "its arguments, its environment or the model"
             yield fail(name, fact.value, actual, cause, up_again(generation))
 
 
-def _facts(seen: Seen) -> dict[str, str]:
-    return {fact.name: fact.value for fact in seen.log}
+def _facts(inspection: Inspection) -> dict[str, str]:
+    return {fact.name: fact.value for fact in inspection.log}
 
 
-def _kv_cache(generation: Generation, seen: Seen) -> Iterator[Result]:
-    plan, facts = generation.plan, _facts(seen)
+def _kv_cache(generation: Generation, inspection: Inspection) -> Iterator[Result]:
+    plan, facts = generation.plan, _facts(inspection)
     size, tokens = facts.get("kv_cache_bytes"), facts.get("kv_cache_tokens")
     if not find_engine(plan.engine).logs_kv_cache:
         return
     expected = format_bytes(plan.memory.kv_bytes)
     if size is None and tokens is None:
-        yield not_told(seen, "kv-cache", expected, "log")
+        yield not_told(inspection, "kv-cache", expected, "log")
         return
     parts = [format_bytes(int(size))] if size is not None else []
     parts += [f"{int(tokens):,} tokens"] if tokens is not None else []
@@ -89,8 +89,8 @@ def _kv_cache(generation: Generation, seen: Seen) -> Iterator[Result]:
         yield ok("kv-cache", expected, actual)
 
 
-def _quantization(generation: Generation, seen: Seen) -> Iterator[Result]:
-    said = _facts(seen).get("quantization")
+def _quantization(generation: Generation, inspection: Inspection) -> Iterator[Result]:
+    said = _facts(inspection).get("quantization")
     if said is None:
         return
     planned = generation.plan.model.quantization_method
@@ -111,21 +111,21 @@ def _quantization(generation: Generation, seen: Seen) -> Iterator[Result]:
         yield info("quantization", planned, said)
 
 
-def _backends(seen: Seen) -> Iterator[Result]:
+def _backends(inspection: Inspection) -> Iterator[Result]:
     found = [
         f"{fact.name.removesuffix(_BACKEND)} {fact.value}"
-        for fact in seen.log
+        for fact in inspection.log
         if fact.name.endswith(_BACKEND)
     ]
     if found:
         yield info("backends", None, ", ".join(found))
 
 
-def _gpu(generation: Generation, seen: Seen) -> Iterator[Result]:
+def _gpu(generation: Generation, inspection: Inspection) -> Iterator[Result]:
     """Check the device of the engine, because engines fall back to the CPU without an error."""
     plan = generation.plan
     planned = [int(index) for index in plan.placement.gpus]
-    device = _facts(seen).get("device")
+    device = _facts(inspection).get("device")
     if not planned:
         if device is not None and device != "cpu":
             remedy = up_again(generation)
@@ -140,15 +140,15 @@ def _gpu(generation: Generation, seen: Seen) -> Iterator[Result]:
     if device == "cpu":
         yield fail("gpu", expected, "none: its log says cpu", fallen, doctor)
         return
-    if seen.gpus is None:
-        yield not_told(seen, "gpu", expected)
+    if inspection.gpus is None:
+        yield not_told(inspection, "gpu", expected)
         return
-    empty = [index for index in planned if all(use.gpu != index for use in seen.gpus)]
+    empty = [index for index in planned if all(use.gpu != index for use in inspection.gpus)]
     if empty:
         actual = f"no process of it holds memory of GPU {', '.join(map(str, empty))}"
         yield fail("gpu", expected, actual, fallen, doctor)
         return
-    sizes = [use.memory_bytes for use in seen.gpus if use.gpu in planned]
+    sizes = [use.memory_bytes for use in inspection.gpus if use.gpu in planned]
     if any(size is None for size in sizes):
         yield info("gpu", expected, "it holds GPU memory; how much the driver does not tell")
         return

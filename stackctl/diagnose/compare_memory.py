@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from stackctl.diagnose.findings import fail, info, not_told, ok, up_again
 from stackctl.engines import engine as find_engine
 from stackctl.quantity import format_bytes
-from stackctl.values.cpulist import CpuList
+from stackctl.values.cpu_list import CpuList
 from stackctl.values.generation import Generation
 from stackctl.values.host import UNLIMITED
+from stackctl.values.inspection import Inspection, PageKind
 from stackctl.values.result import Result
-from stackctl.values.seen import Kind, Seen
 
 _MIB = 2**20
 #: At least this share of bound memory lies on its nodes; the kernel keeps a little elsewhere.
@@ -29,19 +29,19 @@ _LOCKED = 0.95
 _OVER, _OVER_BYTES = 1.05, 32 * _MIB
 
 
-def compare(generation: Generation, seen: Seen) -> Iterator[Result]:
+def compare(generation: Generation, inspection: Inspection) -> Iterator[Result]:
     """Compare policy, placement, locked memory, size and huge pages with the plan."""
-    yield _policy(generation, seen)
-    yield _memory(generation, seen)
-    yield from _locked(generation, seen)
-    yield _resident(generation, seen)
-    yield _hugepages(seen)
+    yield _policy(generation, inspection)
+    yield _memory(generation, inspection)
+    yield from _locked(generation, inspection)
+    yield _resident(generation, inspection)
+    yield _hugepages(inspection)
 
 
-def _sums(seen: Seen, *kinds: Kind) -> dict[int, int]:
+def _sums(inspection: Inspection, *kinds: PageKind) -> dict[int, int]:
     """Return the bytes of some kinds of pages on each node."""
     found: dict[int, int] = defaultdict(int)
-    for process in seen.processes:
+    for process in inspection.processes:
         for pages in process.pages:
             if pages.kind in kinds:
                 for held in pages.nodes:
@@ -49,23 +49,23 @@ def _sums(seen: Seen, *kinds: Kind) -> dict[int, int]:
     return dict(found)
 
 
-def policy(seen: Seen) -> str | None:
+def policy(inspection: Inspection) -> str | None:
     """Return the policy of most of the engine's own memory; None if unknown."""
     found: dict[str, int] = defaultdict(int)
-    for process in seen.processes:
+    for process in inspection.processes:
         for pages in process.pages:
             if pages.kind in ("anonymous", "shared"):
                 found[pages.policy] += sum(held.bytes for held in pages.nodes)
     return max(found, key=lambda text: found[text]) if found else None
 
 
-def _policy(generation: Generation, seen: Seen) -> Result:
+def _policy(generation: Generation, inspection: Inspection) -> Result:
     placement = generation.plan.placement
     nodes = placement.mems or CpuList()
     planned = placement.policy if placement.policy == "default" else f"{placement.policy}:{nodes}"
-    actual = policy(seen)
+    actual = policy(inspection)
     if actual is None:
-        return not_told(seen, "policy", planned, "numa")
+        return not_told(inspection, "policy", planned, "numa")
     # In "interleave=static:0-1" the flag sets the effect of a changed cpuset on the nodes.
     name, _, have = actual.partition(":")
     name = name.partition("=")[0]
@@ -75,26 +75,26 @@ def _policy(generation: Generation, seen: Seen) -> Result:
     # The kernel writes "prefer" for preferred.
     if name == placement.policy.removesuffix("red") and have and CpuList.parse(have) == nodes:
         return ok("policy", planned, actual)
-    if placement.policy == "bind" and seen.mems and seen.mems == nodes:
-        return ok("policy", planned, f"{actual}, within nodes {seen.mems} by the cpuset")
+    if placement.policy == "bind" and inspection.mems and inspection.mems == nodes:
+        return ok("policy", planned, f"{actual}, within nodes {inspection.mems} by the cpuset")
     return fail(
         "policy",
         planned,
         actual,
-        seen.first_drift
+        inspection.first_drift
         or "the engine did not inherit the unit's NUMAPolicy=, or set another one itself",
         up_again(generation),
     )
 
 
-def _memory(generation: Generation, seen: Seen) -> Result:
+def _memory(generation: Generation, inspection: Inspection) -> Result:
     """Compare the nodes of the pages with the plan: the model's, and the engine's own."""
     placement = generation.plan.placement
-    model, own = _sums(seen, "model"), _sums(seen, "anonymous", "shared")
+    model, own = _sums(inspection, "model"), _sums(inspection, "anonymous", "shared")
     total = {node: model.get(node, 0) + own.get(node, 0) for node in {*model, *own}}
     nodes = placement.mems or CpuList()
     if not sum(total.values()):
-        return not_told(seen, "memory", None, "numa")
+        return not_told(inspection, "memory", None, "numa")
     actual = _where(total)
     evidence = f"model: {_where(model)}; its own: {_where(own)}" if len(total) > 1 else None
     if not nodes:
@@ -162,9 +162,9 @@ def _even(held: Mapping[int, int], count: int) -> bool:
     return max(held.values()) / total <= _UNEVEN / count + _LITTLE
 
 
-def _locked(generation: Generation, seen: Seen) -> Iterator[Result]:
+def _locked(generation: Generation, inspection: Inspection) -> Iterator[Result]:
     plan, stack = generation.plan, generation.stack
-    known = [p.locked_bytes for p in seen.processes if p.locked_bytes is not None]
+    known = [p.locked_bytes for p in inspection.processes if p.locked_bytes is not None]
     locked = sum(known)
     if not find_engine(plan.engine).locks_model(plan.argv):
         if not known:
@@ -175,14 +175,14 @@ def _locked(generation: Generation, seen: Seen) -> Iterator[Result]:
     need = plan.model.weights_bytes
     expected = f"{format_bytes(need)}, the whole model"
     if not known:
-        yield not_told(seen, "locked", expected)
+        yield not_told(inspection, "locked", expected)
         return
     actual = f"{format_bytes(locked)} of {format_bytes(need)}"
     if locked >= _LOCKED * need:
         yield ok("locked", expected, actual)
         return
-    said = next((fact.value for fact in seen.log if fact.name == "mlock"), None)
-    limit = seen.memlock_bytes
+    said = next((fact.value for fact in inspection.log if fact.name == "mlock"), None)
+    limit = inspection.memlock_bytes
     cause = f"{plan.engine}: {said}" if said else None
     remedy = f"stackctl logs {stack} tells why"
     if limit is not None and limit != UNLIMITED and limit < need:
@@ -192,20 +192,20 @@ def _locked(generation: Generation, seen: Seen) -> Iterator[Result]:
     yield fail("locked", expected, actual, cause, remedy)
 
 
-def _resident(generation: Generation, seen: Seen) -> Result:
+def _resident(generation: Generation, inspection: Inspection) -> Result:
     plan = generation.plan
     budget = plan.host_memory if plan.placement.gpus and plan.host_memory else plan.memory
     expected = f"{format_bytes(budget.total_bytes)} at most"
-    known = [(p, p.own_bytes, p.file_bytes) for p in seen.processes]
+    known = [(p, p.own_bytes, p.file_bytes) for p in inspection.processes]
     sizes = [(p, own, files) for p, own, files in known if own is not None and files is not None]
     if not sizes or len(sizes) < len(known):
-        return not_told(seen, "resident", expected, "memory")
+        return not_told(inspection, "resident", expected, "memory")
     # Processes of one engine map the same files, so the largest mapping counts once. It counts in
     # full even if processes of other stacks share its pages.
     mapped = max(files for _, _, files in sizes)
     if plan.placement.gpus:
         # Weights that were copied to the GPU are only page cache; the others stay in main memory.
-        model = min(mapped, sum(_sums(seen, "model").values()))
+        model = min(mapped, sum(_sums(inspection, "model").values()))
         mapped += min(model, budget.weights_bytes) - model
     total = sum(own for _, own, _ in sizes) + mapped
     actual = f"{format_bytes(total)} of {format_bytes(budget.total_bytes)} planned"
@@ -224,9 +224,9 @@ def _resident(generation: Generation, seen: Seen) -> Result:
     )
 
 
-def _hugepages(seen: Seen) -> Result:
-    known = [p.huge_bytes for p in seen.processes if p.huge_bytes is not None]
+def _hugepages(inspection: Inspection) -> Result:
+    known = [p.huge_bytes for p in inspection.processes if p.huge_bytes is not None]
     if not known:
-        return not_told(seen, "hugepages", None)
-    choice = f"; transparent huge pages: {seen.hugepages}" if seen.hugepages else ""
+        return not_told(inspection, "hugepages", None)
+    choice = f"; transparent huge pages: {inspection.hugepages}" if inspection.hugepages else ""
     return info("hugepages", None, f"{format_bytes(sum(known))}{choice}")

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from stackctl.diagnose.findings import fail, info, not_told, ok, unseen, up_again, warn
 from stackctl.engines import engine as find_engine
 from stackctl.engines.options import whole_argument
-from stackctl.values.cpulist import CpuList
+from stackctl.values.cpu_list import CpuList
 from stackctl.values.generation import Generation
+from stackctl.values.inspection import EngineThread, Inspection
 from stackctl.values.result import Result
-from stackctl.values.seen import Seen, Thread
 
 #: A thread computes if it ran for at least this share of the busiest thread's time. Measured with a
 #: model of 1.4 MB, which computes little: workers 0.45 to 1.0, other threads below 0.05.
@@ -21,27 +21,27 @@ _LEAST_NS = 1_000_000
 _WAITS = 0.1
 
 
-def compare(generation: Generation, seen: Seen) -> Iterator[Result]:
+def compare(generation: Generation, inspection: Inspection) -> Iterator[Result]:
     """Compare CPUs, cpuset, threads and neighbours with the plan."""
-    yield _cpus(generation, seen)
-    yield from _cpuset(generation, seen)
-    yield from _threads(generation, seen)
-    yield from _neighbours(generation, seen)
+    yield _cpus(generation, inspection)
+    yield from _cpuset(generation, inspection)
+    yield from _threads(generation, inspection)
+    yield from _neighbours(generation, inspection)
 
 
-def _cpus(generation: Generation, seen: Seen) -> Result:
+def _cpus(generation: Generation, inspection: Inspection) -> Result:
     """Compare the CPUs that the threads may use with the planned CPUs."""
     placement = generation.plan.placement
-    lists = [thread.cpus for thread in seen.threads if thread.cpus is not None]
+    lists = [thread.cpus for thread in inspection.threads if thread.cpus is not None]
     if placement.cpus is None:
         return unseen("cpus", None, "the plan names no CPUs")
     if not lists:
-        return not_told(seen, "cpus", str(placement.cpus), "threads")
+        return not_told(inspection, "cpus", str(placement.cpus), "threads")
     planned, expected = placement.cpus, str(placement.cpus)
     may = CpuList(cpu for cpus in lists for cpu in cpus)
     actual = str(may)
     count = f"{len(lists)} threads"
-    if seen.online is not None and (gone := planned - seen.online):
+    if inspection.online is not None and (gone := planned - inspection.online):
         return fail(
             "cpus",
             expected,
@@ -74,21 +74,21 @@ def _cpus(generation: Generation, seen: Seen) -> Result:
     return ok("cpus", expected, f"{actual}, {every}")
 
 
-def _cpuset(generation: Generation, seen: Seen) -> Iterator[Result]:
+def _cpuset(generation: Generation, inspection: Inspection) -> Iterator[Result]:
     """Compare the cpuset of the cgroup with the planned one."""
     placement = generation.plan.placement
     if not placement.cpuset:
-        if seen.cpuset_controller is False:
+        if inspection.cpuset_controller is False:
             yield info("cpuset", None, "none planned, and services here have no such controller")
-        elif seen.cpuset_cpus is not None:
-            yield info("cpuset", None, f"none planned; {seen.cpuset_cpus} from above")
+        elif inspection.cpuset_cpus is not None:
+            yield info("cpuset", None, f"none planned; {inspection.cpuset_cpus} from above")
         return
     bound = placement.policy == "bind"
     expected = f"CPUs {placement.cpus}" + (f", memory nodes {placement.mems}" if bound else "")
-    if seen.cpuset_cpus is None and seen.cpuset_controller is None:
-        yield not_told(seen, "cpuset", expected)
+    if inspection.cpuset_cpus is None and inspection.cpuset_controller is None:
+        yield not_told(inspection, "cpuset", expected)
         return
-    if seen.cpuset_cpus is None:
+    if inspection.cpuset_cpus is None:
         yield fail(
             "cpuset",
             expected,
@@ -97,17 +97,19 @@ def _cpuset(generation: Generation, seen: Seen) -> Iterator[Result]:
             f"stackctl doctor {generation.plan.profile} names the fix; then {up_again(generation)}",
         )
         return
-    right = seen.cpuset_cpus == placement.cpus
-    right &= not bound or (seen.cpuset_mems or CpuList()) == placement.mems
-    actual = f"CPUs {seen.cpuset_cpus}" + (f", memory nodes {seen.cpuset_mems}" if bound else "")
+    right = inspection.cpuset_cpus == placement.cpus
+    right &= not bound or (inspection.cpuset_mems or CpuList()) == placement.mems
+    actual = f"CPUs {inspection.cpuset_cpus}" + (
+        f", memory nodes {inspection.cpuset_mems}" if bound else ""
+    )
     if right:
         yield ok("cpuset", expected, actual)
     else:
-        cause = seen.first_drift or "a slice above allows less, or it was changed"
+        cause = inspection.first_drift or "a slice above allows less, or it was changed"
         yield fail("cpuset", expected, actual, cause, up_again(generation))
 
 
-def computing(threads: tuple[Thread, ...]) -> tuple[Thread, ...]:
+def computing(threads: tuple[EngineThread, ...]) -> tuple[EngineThread, ...]:
     """Return the threads that computed during the sampling; empty if none did."""
     most = max((thread.computed_ns or 0 for thread in threads), default=0)
     if most < _LEAST_NS:
@@ -115,7 +117,7 @@ def computing(threads: tuple[Thread, ...]) -> tuple[Thread, ...]:
     return tuple(t for t in threads if (t.computed_ns or 0) >= _COMPUTES * most)
 
 
-def _threads(generation: Generation, seen: Seen) -> Iterator[Result]:
+def _threads(generation: Generation, inspection: Inspection) -> Iterator[Result]:
     """Compare the number of computing threads with the plan; skip engines on a GPU."""
     plan = generation.plan
     options = find_engine(plan.engine).threads_options
@@ -124,21 +126,21 @@ def _threads(generation: Generation, seen: Seen) -> Iterator[Result]:
         return
     expected = f"{planned} that compute"
     most = max(planned, whole_argument(plan.argv, options[1]) or 0)
-    if all(thread.computed_ns is None for thread in seen.threads):
-        yield not_told(seen, "threads", expected)
+    if all(thread.computed_ns is None for thread in inspection.threads):
+        yield not_told(inspection, "threads", expected)
         return
-    busy = computing(seen.threads)
-    watched = f"watched for {seen.watched_s} s, {seen.watched}"
+    busy = computing(inspection.threads)
+    watched = f"watched for {inspection.watched_s} s, {inspection.watched}"
     if not busy:
         yield unseen("threads", expected, f"none computed: {watched}")
         return
-    count, of = len(busy), len(seen.threads)
-    actual = f"{count} of {of} compute ({seen.watched})"
+    count, of = len(busy), len(inspection.threads)
+    actual = f"{count} of {of} compute ({inspection.watched})"
     if planned <= count <= most:
         yield ok("threads", expected, actual, watched)
         return
-    said = next((fact.value for fact in seen.log if fact.name == "threads"), None)
-    given = whole_argument(seen.argv or (), options[0])
+    said = next((fact.value for fact in inspection.log if fact.name == "threads"), None)
+    given = whole_argument(inspection.argv or (), options[0])
     if said == str(planned) == str(given):
         # The engine and its arguments agree with the plan, so other work kept a thread from its
         # CPU.
@@ -155,20 +157,20 @@ def _threads(generation: Generation, seen: Seen) -> Iterator[Result]:
     yield fail("threads", expected, actual, cause, up_again(generation))
 
 
-def _neighbours(generation: Generation, seen: Seen) -> Iterator[Result]:
+def _neighbours(generation: Generation, inspection: Inspection) -> Iterator[Result]:
     """Check that no other process takes the planned CPUs from the engine's threads."""
     placement = generation.plan.placement
-    if placement.cpus is None or all(thread.waited_ns is None for thread in seen.threads):
-        yield not_told(seen, "cores", None, "threads")
+    if placement.cpus is None or all(thread.waited_ns is None for thread in inspection.threads):
+        yield not_told(inspection, "cores", None, "threads")
         return
     expected = f"CPUs {placement.cpus} for the engine alone"
-    share = _waiting_share(computing(seen.threads) or seen.threads)
+    share = _waiting_share(computing(inspection.threads) or inspection.threads)
     waited = f"its threads waited {100 * share:.0f} % of their time for a CPU"
     others = "; ".join(
         f"{one.command} (process {one.pid}) wants {100 * one.wanted:.0f} % of a CPU on {one.cpus}"
-        for one in seen.neighbours
+        for one in inspection.neighbours
     )
-    pinned = next((one for one in seen.neighbours if one.pinned), None)
+    pinned = next((one for one in inspection.neighbours if one.pinned), None)
     if pinned is not None:
         yield fail(
             "cores",
@@ -179,25 +181,25 @@ def _neighbours(generation: Generation, seen: Seen) -> Iterator[Result]:
             f"end it, or give it other CPUs: taskset -apc CPUS {pinned.pid}",
         )
     elif share >= _WAITS:
-        cause = _cause_of_waiting(generation, seen, others)
+        cause = _cause_of_waiting(generation, inspection, others)
         yield warn("cores", expected, waited, cause, "fewer threads, or quieter neighbours")
     else:
         yield ok("cores", expected, waited, others or None)
 
 
-def _waiting_share(threads: tuple[Thread, ...]) -> float:
+def _waiting_share(threads: tuple[EngineThread, ...]) -> float:
     """Return the share of the threads' runnable time in which they had no CPU."""
     ran = sum(thread.computed_ns or 0 for thread in threads)
     waited = sum(thread.waited_ns or 0 for thread in threads)
     return waited / (ran + waited) if ran + waited else 0.0
 
 
-def _cause_of_waiting(generation: Generation, seen: Seen, others: str) -> str:
+def _cause_of_waiting(generation: Generation, inspection: Inspection, others: str) -> str:
     plan = generation.plan
     options = find_engine(plan.engine).threads_options
-    busy = len(computing(seen.threads) or seen.threads)
+    busy = len(computing(inspection.threads) or inspection.threads)
     cpus = len(plan.placement.cpus or ())
-    if options and busy > cpus and whole_argument(seen.argv or (), options[0]) is not None:
+    if options and busy > cpus and whole_argument(inspection.argv or (), options[0]) is not None:
         return f"{busy} of its own threads share {cpus} CPUs"
     if others:
         return others

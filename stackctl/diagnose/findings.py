@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Iterable
 
 from stackctl.values.generation import Generation
+from stackctl.values.inspection import Inspection
 from stackctl.values.profile import Overrides
 from stackctl.values.result import Result, Status
-from stackctl.values.seen import Seen
 
 _ORDER = {"fail": 0, "warn": 1}
 
@@ -28,9 +28,11 @@ def unseen(name: str, expected: str | None, why: str) -> Result:
     return Result(name=name, status="skip", expected=expected, evidence=why)
 
 
-def not_told(seen: Seen, name: str, expected: str | None, what: str | None = None) -> Result:
+def not_told(
+    inspection: Inspection, name: str, expected: str | None, what: str | None = None
+) -> Result:
     """Return a skipped result; the reason is that of a missing fact (``what``, else ``name``)."""
-    return unseen(name, expected, seen.why_missing(what or name))
+    return unseen(name, expected, inspection.reason_missing(what or name))
 
 
 def fail(

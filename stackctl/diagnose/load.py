@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stackctl.values.diagnosis import Evidence
-from stackctl.values.metrics import EngineMetrics, Histogram, LogSamples, Request, Window
+from stackctl.values.metrics import EngineMetrics, Histogram, LoggedRequest, LogSamples, LogWindow
 
 #: A speed needs at least so many tokens.
 _FEW_GENERATED, _FEW_PROMPT = 8, 32
@@ -140,7 +140,7 @@ def _of_windows(log: LogSamples) -> Load:
     )
 
 
-def _speeds_of_windows(active: Sequence[Window]) -> Load:
+def _speeds_of_windows(active: Sequence[LogWindow]) -> Load:
     """Summarise the speeds of windows in which something was computed."""
     running = [w for w in active if w.running > 0]
     rates = [(w, w.generation_tok_s / w.running) for w in running if w.generation_tok_s > 0]
@@ -157,7 +157,7 @@ def _speeds_of_windows(active: Sequence[Window]) -> Load:
     )
 
 
-def _share_of_prompts(active: Sequence[Window], prompts: Sequence[float]) -> float | None:
+def _share_of_prompts(active: Sequence[LogWindow], prompts: Sequence[float]) -> float | None:
     """Return an upper bound of the share of prompts in the busy time; None without windows.
 
     Take the best window's average as the speed of all prompts: the true speed is higher.
@@ -185,7 +185,7 @@ def _of_requests(log: LogSamples, capacity: int | None) -> Load:
     )
 
 
-def _speeds_of_requests(seen: Sequence[Request]) -> Load:
+def _speeds_of_requests(seen: Sequence[LoggedRequest]) -> Load:
     rates = _known(
         one.generation_tok_s for one in seen if (one.generated_tokens or 0) >= _FEW_GENERATED
     )
@@ -203,7 +203,7 @@ def _speeds_of_requests(seen: Sequence[Request]) -> Load:
     )
 
 
-def _cache_of_requests(done: Sequence[Request]) -> Load:
+def _cache_of_requests(done: Sequence[LoggedRequest]) -> Load:
     """Summarise the prompts of requests whose cached part is known."""
     with_cache = [one for one in done if one.cached_tokens is not None]
     computed = sum(one.prompt_tokens or 0 for one in with_cache)
@@ -218,7 +218,7 @@ def _cache_of_requests(done: Sequence[Request]) -> Load:
     )
 
 
-def _hit_rate(one: Request) -> float:
+def _hit_rate(one: LoggedRequest) -> float:
     cached, computed = one.cached_tokens or 0, one.prompt_tokens or 0
     return cached / (cached + computed) if cached + computed else 0.0
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import msgspec
 
 from stackctl.engines import engines
-from stackctl.values.metrics import LogSamples, Request, Window
+from stackctl.values.metrics import LoggedRequest, LogSamples, LogWindow
 
 
 def read_log(lines: Iterable[str]) -> LogSamples | None:
@@ -30,7 +30,7 @@ def recent(samples: LogSamples, since_s: float) -> LogSamples:
 
     Samples without a time are kept, because nothing shows that they are old.
     """
-    every: tuple[Window | Request, ...] = (*samples.windows, *samples.requests)
+    every: tuple[LogWindow | LoggedRequest, ...] = (*samples.windows, *samples.requests)
     times = [one.at_s for one in every if one.at_s is not None]
     if not times:
         return samples

@@ -93,7 +93,7 @@ def uses_gpu(profile: Profile) -> bool:
     them by default and the profile does not refuse them."""
     if profile.placement.gpus is None:
         return engine(profile.engine).gpu_by_default
-    return not profile.on_cpu
+    return not profile.forces_cpu
 
 
 def with_unsupported(model: Model) -> Model:

@@ -16,7 +16,7 @@ MODELS = "/models"
 def mounts(model: Model) -> tuple[tuple[str, str], ...]:
     """Return the read-only mounts: path on the host and path in the container."""
     if model.folder is None:
-        return tuple((file.path, f"{MODELS}/{file.called}") for file in model.files)
+        return tuple((file.path, f"{MODELS}/{file.file_name}") for file in model.files)
     match = _SNAPSHOT.fullmatch(model.folder)
     return ((match["repo"] if match else model.folder, MODELS),)
 
@@ -29,7 +29,7 @@ def model_path(model: Model) -> str:
     if model.format == "safetensors":
         name = model.source.partition(":")[2]
         return name if model.source.startswith(("hf:", "catalogue:")) else MODELS
-    name = model.files[0].called if model.files else f"{model.architecture}.gguf"
+    name = model.files[0].file_name if model.files else f"{model.architecture}.gguf"
     return f"{MODELS}/{name}"
 
 

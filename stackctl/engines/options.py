@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from stackctl.values.measured import EngineOption, Learned
-from stackctl.values.plan import Scalar, Source
+from stackctl.values.engine_facts import EngineOption, EngineWorkaround
+from stackctl.values.plan import DecisionSource, Scalar
 
 #: Engines count in 32 bits.
 _WHOLE = re.compile(r"[0-9]{1,10}")
@@ -25,7 +25,7 @@ class Option:
     name: str
     values: tuple[Scalar, ...] | None
     reason: str
-    source: Source = "derived"
+    source: DecisionSource = "derived"
 
     @property
     def value(self) -> Scalar:
@@ -82,10 +82,10 @@ def whole_argument(argv: Sequence[str], name: str) -> int | None:
     return int(text) if text is not None and _WHOLE.fullmatch(text) else None
 
 
-def learned_options(learned: Learned | None) -> tuple[Option, ...]:
+def learned_options(workaround: EngineWorkaround | None) -> tuple[Option, ...]:
     """Return the options that an earlier start has proved to be necessary."""
-    if learned is None:
+    if workaround is None:
         return ()
-    reason = f"this image needs it on this GPU: {learned.why} ({learned.seen[:10]})"
-    pairs = (text.partition("=") for text in learned.options)
+    reason = f"this image needs it on this GPU: {workaround.why} ({workaround.seen[:10]})"
+    pairs = (text.partition("=") for text in workaround.options)
     return tuple(Option(name, (value,), reason, "measured") for name, _, value in pairs)

@@ -9,12 +9,12 @@ from typing import Literal, Protocol
 from stackctl.engines.advice import Advice
 from stackctl.engines.image_recipe import ImageRecipe
 from stackctl.engines.options import Dialect, Option
-from stackctl.values.generation import Fact
+from stackctl.values.engine_facts import EngineOption, MeasuredMemory
+from stackctl.values.generation import EngineFact
 from stackctl.values.host import Gpu, Host
-from stackctl.values.measured import EngineOption, Seen
 from stackctl.values.metrics import EngineMetrics, LogSamples
 from stackctl.values.model import Model
-from stackctl.values.plan import Placement, Source
+from stackctl.values.plan import DecisionSource, Placement
 from stackctl.values.profile import Profile
 
 #: Where an engine that compiles finds its cache.
@@ -256,8 +256,8 @@ class Engine(Protocol):
     requests_share_cache: bool
 
     def recall(
-        self, seen: Sequence[Seen], argv: Sequence[str], options: Mapping[str, Option]
-    ) -> tuple[Seen | None, dict[str, Option]]:
+        self, seen: Sequence[MeasuredMemory], argv: Sequence[str], options: Mapping[str, Option]
+    ) -> tuple[MeasuredMemory | None, dict[str, Option]]:
         """Return the measured memory that holds for a start with these arguments, and the options
         with it in their reasons.
 
@@ -270,7 +270,7 @@ class Engine(Protocol):
         model: Model,
         options: Mapping[str, Option],
         gpu_bytes: int,
-        seen: Seen | None = None,
+        seen: MeasuredMemory | None = None,
     ) -> Footprint:
         """Return the memory that the engine takes with these options.
 
@@ -306,7 +306,7 @@ class Engine(Protocol):
         lives on."""
         ...
 
-    def said(self, lines: Sequence[str]) -> tuple[Fact, ...]:
+    def said(self, lines: Sequence[str]) -> tuple[EngineFact, ...]:
         """Return facts from the log of a start: sizes in bytes and tokens, backends."""
         ...
 
@@ -332,7 +332,7 @@ class Engine(Protocol):
         """Return path and body of a request whose answer lists the tokens of a text ("tokens")."""
         ...
 
-    def promised(self, argv: Sequence[str]) -> tuple[Fact, ...]:
+    def promised(self, argv: Sequence[str]) -> tuple[EngineFact, ...]:
         """Return the facts that ``reports`` must yield for an engine with these arguments."""
         ...
 
@@ -367,7 +367,7 @@ class Engine(Protocol):
         ...
 
 
-def origin(request: Request, key: str) -> Source:
+def origin(request: Request, key: str) -> DecisionSource:
     """Return the source of the value of a profile key."""
     if key in request.profile.overrides:
         return "override"

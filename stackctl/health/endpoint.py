@@ -8,7 +8,7 @@ from typing import Any, Literal
 from stackctl.engines.protocol import Engine, Reports
 from stackctl.health.answer import Asked, first, further, no_answer_code
 from stackctl.machine import http
-from stackctl.values.generation import Fact
+from stackctl.values.generation import EngineFact
 from stackctl.values.metrics import EngineMetrics
 from stackctl.values.result import Result
 
@@ -95,7 +95,7 @@ def busy(port: int, engine: Engine, argv: Sequence[str]) -> bool:
     return late if metrics is None else bool(metrics.running or metrics.waiting)
 
 
-def report(port: int, reports: Reports) -> tuple[Fact, ...]:
+def report(port: int, reports: Reports) -> tuple[EngineFact, ...]:
     """Return the facts that an engine reports over HTTP: one for each of ``reports`` it answers."""
     facts, answers = [], dict[str, Any]()
     for name, path, keys in reports:
@@ -109,7 +109,7 @@ def report(port: int, reports: Reports) -> tuple[Fact, ...]:
         except (TypeError, KeyError, IndexError):
             continue
         if isinstance(value, str | int | float):
-            facts.append(Fact(name=name, value=str(value)))
+            facts.append(EngineFact(name=name, value=str(value)))
     return tuple(facts)
 
 

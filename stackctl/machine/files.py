@@ -13,7 +13,7 @@ from typing import Protocol
 
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import runner, trust
-from stackctl.values.seen import FileState
+from stackctl.values.inspection import FileState
 
 #: No fact is longer; a larger file under /proc or /sys is not the expected one.
 _MOST_BYTES = 16 * 2**20

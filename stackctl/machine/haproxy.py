@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from stackctl.errors import StackctlError
-from stackctl.values.door import key_digest
+from stackctl.values.proxy import key_digest
 
 #: Names in templates/haproxy.cfg.j2.
 _BACKEND = "engine"

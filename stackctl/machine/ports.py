@@ -12,7 +12,7 @@ from typing import Literal
 
 from stackctl.errors import StackctlError
 from stackctl.machine.files import Machine
-from stackctl.values.cpulist import CpuList
+from stackctl.values.cpu_list import CpuList
 
 #: States of include/net/tcp_states.h, in hexadecimal.
 _LISTEN, _UNCONNECTED = "0A", "07"

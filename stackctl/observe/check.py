@@ -15,7 +15,7 @@ from stackctl.state import health
 from stackctl.state.generations import now
 from stackctl.units.door import door_service
 from stackctl.values.generation import Generation
-from stackctl.values.history import Health
+from stackctl.values.history import HealthEntry
 from stackctl.values.result import CheckReport, Result
 
 _ORDER = {"fail": 0, "warn": 1}
@@ -48,12 +48,12 @@ def check(context: Context, generation: Generation, *, answer_timeout_s: float) 
     return CheckReport(stack=stack, results=tuple(results))
 
 
-def summary(generation: Generation, report: CheckReport) -> Health:
+def summary(generation: Generation, report: CheckReport) -> HealthEntry:
     """Return the worst result of a check, as an entry of the health log."""
     worst = report.results[0]
     if worst.status not in _ORDER:
-        return Health(when=now(), generation=generation.number, status="ok")
-    return Health(
+        return HealthEntry(when=now(), generation=generation.number, status="ok")
+    return HealthEntry(
         when=now(),
         generation=generation.number,
         status=worst.status,
@@ -62,7 +62,7 @@ def summary(generation: Generation, report: CheckReport) -> Health:
     )
 
 
-def remember(context: Context, stack: str, seen: Health) -> None:
+def remember(context: Context, stack: str, seen: HealthEntry) -> None:
     """Add an entry to the health log if the caller owns it. A failure to write is no error."""
     folder = context.paths.state / "stacks" / stack
     try:

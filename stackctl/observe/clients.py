@@ -45,7 +45,7 @@ def predicted(generation: Generation) -> Speeds:
 
 def measured(run: BenchReport) -> Speeds:
     """Return the lowest median speeds of a run, from cells with one uncached request at a time."""
-    alone = [cell for cell in run.cells if cell.shape.alone]
+    alone = [cell for cell in run.cells if cell.shape.is_single_uncached]
     decode = [cell.generation_tok_s.p50 for cell in alone if cell.generation_tok_s]
     prefill = [cell.prompt_tok_s.p50 for cell in alone if cell.prompt_tok_s]
     return Speeds(

@@ -11,7 +11,7 @@ from stackctl.diagnose.stillness import HANG_S, stands_still
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.observe import looks, procfs
 from stackctl.probe.gpunow import gpus_now
-from stackctl.values.cpulist import CpuList
+from stackctl.values.cpu_list import CpuList
 from stackctl.values.diagnosis import DiagnoseReport, Evidence
 from stackctl.values.generation import Generation
 from stackctl.values.profile import Slo

@@ -13,11 +13,11 @@ from stackctl.engines import engine as find_engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.plan.difference import decisions
 from stackctl.units.render import without_labels
-from stackctl.values.cpulist import CpuList
-from stackctl.values.door import Door
+from stackctl.values.cpu_list import CpuList
 from stackctl.values.generation import Generation
-from stackctl.values.history import Change, DiffReport, UnitChange
+from stackctl.values.history import DiffReport, FieldChange, UnitChange
 from stackctl.values.plan import Scalar
+from stackctl.values.proxy import Proxy
 from stackctl.values.unit import UnitFile
 
 
@@ -60,7 +60,7 @@ def compare(old: Generation, new: Generation) -> DiffReport:
         before=old.number,
         after=new.number,
         facts=tuple(
-            Change(field=field, before=was[field], after=now[field])
+            FieldChange(field=field, before=was[field], after=now[field])
             for field in now
             if was[field] != now[field]
         ),
@@ -97,10 +97,10 @@ def _text(cpus: CpuList | None) -> str | None:
     return None if cpus is None else str(cpus)
 
 
-def _front_door(door: Door | None) -> str | None:
-    if door is None:
+def _front_door(proxy: Proxy | None) -> str | None:
+    if proxy is None:
         return None
-    return f"{door.address}:{door.port}" + (", with a key" if door.key else "")
+    return f"{proxy.address}:{proxy.port}" + (", with a key" if proxy.key else "")
 
 
 def _units(old: Generation, new: Generation) -> Iterator[UnitChange]:

@@ -12,7 +12,7 @@ from stackctl.errors import StackctlError
 from stackctl.machine.files import Machine
 from stackctl.machine.unitstate import UnitState
 from stackctl.values.generation import Generation
-from stackctl.values.seen import Drift, DriftCode
+from stackctl.values.inspection import Drift, DriftCode
 
 
 def drift(

@@ -19,9 +19,9 @@ from stackctl.observe.check import check, remember, summary
 from stackctl.state import health
 from stackctl.state.generations import now
 from stackctl.values.generation import Generation
-from stackctl.values.history import Health
+from stackctl.values.history import HealthEntry
 from stackctl.values.result import Result
-from stackctl.values.status import Guarded, GuardReport
+from stackctl.values.status import GuardReport, GuardResult
 
 #: Seconds for which CPU time and counters are measured (values/activity.py has the limit).
 WATCH_S = 5.0
@@ -50,36 +50,36 @@ def guard(context: Context, *, answer_timeout_s: float, watch_s: float = WATCH_S
     )
 
 
-def _guarded(context: Context, stack: str, answer_timeout_s: float, watch_s: float) -> Guarded:
+def _guarded(context: Context, stack: str, answer_timeout_s: float, watch_s: float) -> GuardResult:
     began = time.time()
     if lock.holder(context.paths.lock) is not None:
-        return Guarded(stack=stack, action="skipped")
+        return GuardResult(stack=stack, action="skipped")
     try:
         generation = installed_generation(context, stack)
     except StackctlError as error:
-        seen = Health(when=now(), status="fail", name="record", message=error.message)
+        seen = HealthEntry(when=now(), status="fail", name="record", message=error.message)
         remember(context, stack, seen)
-        return Guarded(stack=stack, health=seen)
+        return GuardResult(stack=stack, health=seen)
     unit = looks.unit(context, generation)
     if unit.active in ("activating", "deactivating", "reloading"):
-        return Guarded(stack=stack, action="skipped")
+        return GuardResult(stack=stack, action="skipped")
     report = check(context, generation, answer_timeout_s=answer_timeout_s)
     seen, worst = summary(generation, report), report.results[0]
     if lock.holder(context.paths.lock) is not None:
         # A change began during the check and may have caused the result.
-        return Guarded(stack=stack, action="skipped")
+        return GuardResult(stack=stack, action="skipped")
     if worst.status == "fail" and worst.code == "no-answer":
         seen = _watch(context, generation, worst, watch_s)
         if seen.name == _DEAD and _was_dead(context, generation, began):
             if not _restart(context, generation, unit.invocation):
-                return Guarded(stack=stack, action="skipped")
+                return GuardResult(stack=stack, action="skipped")
             remember(context, stack, seen)
-            return Guarded(stack=stack, action="restarted", health=seen)
+            return GuardResult(stack=stack, action="restarted", health=seen)
     remember(context, stack, seen)
-    return Guarded(stack=stack, health=seen)
+    return GuardResult(stack=stack, health=seen)
 
 
-def _watch(context: Context, generation: Generation, worst: Result, watch_s: float) -> Health:
+def _watch(context: Context, generation: Generation, worst: Result, watch_s: float) -> HealthEntry:
     """Measure for ``watch_s`` seconds if an engine that did not answer is working."""
     # An engine that does not answer at all does not report its counters either.
     numbers_too = worst.name != "endpoint"
@@ -96,7 +96,7 @@ def _watch(context: Context, generation: Generation, worst: Result, watch_s: flo
     if done.is_working:
         used = f"{done.cpu_s or 0:.1f} s of processor time"
         work = "it counts tokens" if done.counted else used
-        return Health(
+        return HealthEntry(
             when=now(),
             generation=generation.number,
             status="ok",
@@ -105,7 +105,7 @@ def _watch(context: Context, generation: Generation, worst: Result, watch_s: flo
         )
     # Without CPU accounting nothing proves that the engine stands still.
     unknown = done.is_working is None
-    return Health(
+    return HealthEntry(
         when=now(),
         generation=generation.number,
         status="fail",

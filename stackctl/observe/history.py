@@ -8,7 +8,7 @@ from stackctl.deploy.context import Context
 from stackctl.deploy.stack_state import installed_number
 from stackctl.errors import StackctlError
 from stackctl.state import audit, health
-from stackctl.values.history import AuditReport, Entry, Health, HistoryReport
+from stackctl.values.history import AuditReport, HealthEntry, HistoryEntry, HistoryReport
 
 
 def report(context: Context, stack: str) -> HistoryReport:
@@ -33,7 +33,7 @@ def log(context: Context, stack: str | None) -> AuditReport:
     )
 
 
-def _last_seen(context: Context, stack: str) -> Mapping[int | None, Health]:
+def _last_seen(context: Context, stack: str) -> Mapping[int | None, HealthEntry]:
     try:
         return {seen.generation: seen for seen in health.read(context.paths.state, stack)}
     except StackctlError as error:
@@ -46,12 +46,12 @@ def _entry(
     stack: str,
     number: int,
     current: int | None,
-    seen: Mapping[int | None, Health],
-) -> Entry:
+    seen: Mapping[int | None, HealthEntry],
+) -> HistoryEntry:
     try:
         generation = context.generations.read(stack, number)
     except StackctlError as error:
-        return Entry(
+        return HistoryEntry(
             number=number,
             current=number == current,
             state="unreadable",
@@ -59,7 +59,7 @@ def _entry(
             health=seen.get(number),
         )
     plan, outcome = generation.plan, generation.outcome
-    return Entry(
+    return HistoryEntry(
         number=number,
         current=number == current,
         created=generation.created,

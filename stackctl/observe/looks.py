@@ -138,7 +138,9 @@ def cpu_time(
 def scrape(generation: Generation, *, timeout_s: float) -> tuple[EngineMetrics | None, bool]:
     """Read the metrics of a generation's engine; see endpoint.scrape."""
     plan = generation.plan
-    return endpoint.scrape(plan.listens, engine(plan.engine), plan.argv, timeout_s=timeout_s)
+    return endpoint.scrape(
+        plan.engine_listen_port, engine(plan.engine), plan.argv, timeout_s=timeout_s
+    )
 
 
 def log_lines(context: Context, generation: Generation, since: float, most: int) -> list[str]:

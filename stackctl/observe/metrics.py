@@ -17,7 +17,7 @@ from stackctl.errors import StackctlError
 from stackctl.observe import looks
 from stackctl.observe.status import report as status_of
 from stackctl.values.generation import Generation
-from stackctl.values.metrics import Histogram, MetricsReport, Request, StackMetrics
+from stackctl.values.metrics import Histogram, LoggedRequest, MetricsReport, StackMetrics
 from stackctl.values.status import StackState, StackStatus
 
 #: The bounds of engines with their own histograms, so that one dashboard fits all engines.
@@ -94,7 +94,7 @@ def _latencies(
     return histograms(samples.requests if samples else ())
 
 
-def histograms(requests: Iterable[Request]) -> tuple[Histogram, Histogram]:
+def histograms(requests: Iterable[LoggedRequest]) -> tuple[Histogram, Histogram]:
     """Return histograms of the seconds to the first token and between tokens, of ended requests.
 
     Requests without a token are left out: the client gave up before the first one.

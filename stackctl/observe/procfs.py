@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from stackctl.machine.files import Machine
-from stackctl.values.cpulist import CpuList
-from stackctl.values.seen import Kind, NodeBytes, Pages, Process
+from stackctl.values.cpu_list import CpuList
+from stackctl.values.inspection import EngineProcess, NodeBytes, PageKind, Pages
 
 #: Ticks per second in /proc (USER_HZ), the same on all architectures with engines.
 TICKS = 100
@@ -128,7 +128,7 @@ def affinities(machine: Machine, pid: int) -> dict[int, CpuList]:
     return found
 
 
-def memory(machine: Machine, stat: Stat, is_model: Callable[[str], bool]) -> Process:
+def memory(machine: Machine, stat: Stat, is_model: Callable[[str], bool]) -> EngineProcess:
     """Return the memory of a process, and its nodes.
 
     ``is_model`` returns True for the path of a file of the model.
@@ -138,7 +138,7 @@ def memory(machine: Machine, stat: Stat, is_model: Callable[[str], bool]) -> Pro
     rollup = pairs(machine.read(f"{folder}/smaps_rollup"))
     # Older kernels do not split Pss by kind; there shared memory counts in full.
     own = _both(rollup, "Pss_Anon", "Pss_Shmem") or _both(status, "RssAnon", "RssShmem")
-    return Process(
+    return EngineProcess(
         id=stat.pid,
         command=stat.command,
         own_bytes=own,
@@ -154,7 +154,7 @@ def pages(numa_maps: str, is_model: Callable[[str], bool]) -> tuple[Pages, ...]:
 
     The file lists only pages that the process has touched.
     """
-    sums: dict[tuple[Kind, str], dict[int, int]] = defaultdict(lambda: defaultdict(int))
+    sums: dict[tuple[PageKind, str], dict[int, int]] = defaultdict(lambda: defaultdict(int))
     for line in numa_maps.splitlines():
         match, size = _AREA.match(line), _PAGE.search(line)
         if match is None or size is None:
@@ -214,7 +214,7 @@ def unescape(text: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), text)
 
 
-def _kind(path: str | None, is_model: Callable[[str], bool]) -> Kind:
+def _kind(path: str | None, is_model: Callable[[str], bool]) -> PageKind:
     if path is None:
         return "anonymous"
     if is_model(path):

@@ -22,17 +22,17 @@ from stackctl.observe.watch import watch
 from stackctl.probe.nvml import Nvml
 from stackctl.probe.reading import Reader
 from stackctl.units.door import door_container
-from stackctl.values.cpulist import CpuList
-from stackctl.values.generation import Fact, Generation
+from stackctl.values.cpu_list import CpuList
+from stackctl.values.generation import EngineFact, Generation
 from stackctl.values.host import UNLIMITED
-from stackctl.values.seen import (
-    DoorSeen,
+from stackctl.values.inspection import (
     GpuUse,
-    Listening,
-    Missing,
-    ModelFileSeen,
-    Owner,
-    Seen,
+    Inspection,
+    ListeningSocket,
+    MissingFact,
+    ObservedModelFile,
+    ObservedProxy,
+    SocketOwner,
 )
 
 _LOG_LINES = 3000
@@ -47,17 +47,17 @@ _MOST_SOCKETS = 10_000
 class Notes:
     """A collector of facts that could not be read."""
 
-    missing: list[Missing] = field(default_factory=list)
+    missing: list[MissingFact] = field(default_factory=list)
 
     def lacks(self, what: str, why: str) -> None:
         """Add a missing fact and the reason; keep the first reason of each fact."""
         if all(one.what != what for one in self.missing):
-            self.missing.append(Missing(what=what, why=why))
+            self.missing.append(MissingFact(what=what, why=why))
 
 
 def gather(
     context: Context, generation: Generation, unit: UnitState, container: podman.Container
-) -> Seen:
+) -> Inspection:
     """Inspect a generation whose container runs; this takes about a second.
 
     ``unit`` is the state of its service. The inspection sends a few short completions to the
@@ -82,8 +82,8 @@ def gather(
         ("threads", "task"): bool(seen.threads),
     }
     _note_unread(machine, pid, read, notes)
-    url = endpoint.base_url(plan.listens)
-    return Seen(
+    url = endpoint.base_url(plan.engine_listen_port)
+    return Inspection(
         pid=pid,
         started=started,
         argv=argv,
@@ -109,7 +109,7 @@ def gather(
         image_id=container.image_id or None,
         restarts=unit.restarts,
         model=endpoint.model(url, plan.served_name),
-        report=endpoint.report(plan.listens, find_engine(plan.engine).reports),
+        report=endpoint.report(plan.engine_listen_port, find_engine(plan.engine).reports),
         log=_log(context, generation, started, notes),
         door=_door(context, generation, notes),
         missing=tuple(notes.missing),
@@ -247,7 +247,7 @@ def listening(
     engine_pids: tuple[int, ...],
     door_pids: tuple[int, ...],
     notes: Notes,
-) -> tuple[Listening, ...] | None:
+) -> tuple[ListeningSocket, ...] | None:
     """Return the sockets of the engine and the front door, and foreign sockets on their ports.
 
     Return None if the sockets cannot be read.
@@ -256,8 +256,8 @@ def listening(
     if sockets is None:
         notes.lacks("ports", _why(machine, pid, "net/tcp"))
         return None
-    holders: dict[str, tuple[Owner, str]] = {}
-    owners: tuple[tuple[Owner, tuple[int, ...]], ...] = (
+    holders: dict[str, tuple[SocketOwner, str]] = {}
+    owners: tuple[tuple[SocketOwner, tuple[int, ...]], ...] = (
         ("engine", engine_pids), ("door", door_pids),
     )  # fmt: skip
     for owner, pids in owners:
@@ -274,7 +274,7 @@ def listening(
             for link in links[:_MOST_SOCKETS]:
                 if link is not None and link.startswith("socket:["):
                     holders.setdefault(link[8:-1], (owner, f"{command} (process {one})"))
-    meant = {generation.plan.port, generation.plan.listens}
+    meant = {generation.plan.port, generation.plan.engine_listen_port}
     found = []
     for socket in sockets:
         if socket.inode not in holders:
@@ -286,7 +286,7 @@ def listening(
             )
         owner, process = holders[socket.inode]
         found.append(
-            Listening(
+            ListeningSocket(
                 protocol=socket.protocol,
                 address=socket.address,
                 port=socket.port,
@@ -299,7 +299,7 @@ def listening(
 
 def model_files(
     machine: Machine, generation: Generation, pid: int, notes: Notes
-) -> tuple[ModelFileSeen, ...]:
+) -> tuple[ObservedModelFile, ...]:
     """Return the files of the model, as seen on the host and in the engine's container."""
     model = generation.plan.model
     places = model_mounts.mounts(model)
@@ -312,7 +312,7 @@ def model_files(
     for file in model.files:
         inside = _inside(file.path, places)
         found.append(
-            ModelFileSeen(
+            ObservedModelFile(
                 path=file.path,
                 planned_bytes=file.bytes,
                 now=machine.state(file.path),
@@ -357,7 +357,7 @@ def _gpus(
 
 def _log(
     context: Context, generation: Generation, started: float | None, notes: Notes
-) -> tuple[Fact, ...]:
+) -> tuple[EngineFact, ...]:
     """Return the facts in the log of the engine's start, else the stored ones."""
     since = (started or time.time()) - _EARLIER_S
     try:
@@ -371,7 +371,7 @@ def _log(
     return facts or generation.outcome.report
 
 
-def _door(context: Context, generation: Generation, notes: Notes) -> DoorSeen | None:
+def _door(context: Context, generation: Generation, notes: Notes) -> ObservedProxy | None:
     if generation.door is None:
         return None
     try:
@@ -379,4 +379,4 @@ def _door(context: Context, generation: Generation, notes: Notes) -> DoorSeen | 
     except StackctlError as error:
         notes.lacks("door", error.message)
         return None
-    return DoorSeen(state=state, port=port)
+    return ObservedProxy(state=state, port=port)

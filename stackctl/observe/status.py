@@ -21,7 +21,7 @@ from stackctl.state import health
 from stackctl.units import render
 from stackctl.units.door import door_service
 from stackctl.values.generation import Generation
-from stackctl.values.history import Health
+from stackctl.values.history import HealthEntry
 from stackctl.values.status import StackState, StackStatus, StatusReport
 
 _LOG_LINES = 200
@@ -65,8 +65,8 @@ def one(context: Context, stack: str) -> StatusReport:
 
 def url(generation: Generation) -> str:
     """Return the address of a stack for clients."""
-    door = generation.door
-    return endpoint.base_url(generation.plan.port, door.address if door else "127.0.0.1")
+    proxy = generation.door
+    return endpoint.base_url(generation.plan.port, proxy.address if proxy else "127.0.0.1")
 
 
 def _generation(context: Context, stack: str) -> Generation | None:
@@ -109,11 +109,11 @@ def _status(
     containers: Mapping[str, podman.Container],
 ) -> StackStatus:
     plan, unit = generation.plan, units[generation.units.service]
-    door = generation.door
-    door_state = units[door_service(generation.stack)].active if door else None
+    proxy = generation.door
+    door_state = units[door_service(generation.stack)].active if proxy else None
     container = containers.get(generation.units.container)
     state, cause, remedy = _state(context, generation, unit)
-    if state == "ready" and door is not None and door_state != "active":
+    if state == "ready" and proxy is not None and door_state != "active":
         state, cause = "not answering", "the front door is not open"
     if state not in ("ready", "starting"):
         again = f"stackctl restart {generation.stack}"
@@ -132,7 +132,7 @@ def _status(
         container=generation.units.container,
         container_state=container.state if container else None,
         container_health=container.health if container else None,
-        door=door_service(generation.stack) if door else None,
+        door=door_service(generation.stack) if proxy else None,
         door_state=door_state,
         since=unit.since,
         restarts=unit.restarts,
@@ -204,7 +204,7 @@ def _answering(
     context: Context, generation: Generation, state: UnitState
 ) -> tuple[StackState, str | None]:
     path = engine(generation.plan.engine).health_path
-    alive = endpoint.liveness(generation.plan.listens, path, timeout_s=_ANSWER_S)
+    alive = endpoint.liveness(generation.plan.engine_listen_port, path, timeout_s=_ANSWER_S)
     if alive == "ready":
         return "ready", None
     if alive in _SAYS:
@@ -218,7 +218,7 @@ def _answering(
     return "not answering", "and it does not compute"
 
 
-def _last_health(context: Context, generation: Generation) -> Health | None:
+def _last_health(context: Context, generation: Generation) -> HealthEntry | None:
     """Return the last check of this generation; None without one, or if it cannot be read."""
     try:
         seen = health.last(context.paths.state, generation.stack)

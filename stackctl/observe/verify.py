@@ -28,7 +28,7 @@ def verify(context: Context, generation: Generation) -> VerifyReport:
             hint=f"stackctl status {stack}; stackctl restart {stack}",
             exit_code=ExitCode.NOT_RUNNING,
         )
-    seen = gather(context, generation, unit, container)
+    inspection = gather(context, generation, unit, container)
     now = procfs.one(context.machine, container.pid)
     again = podman.inspect((name,)).get(name)
     if now is None or again is None or again.pid != container.pid:
@@ -39,5 +39,5 @@ def verify(context: Context, generation: Generation) -> VerifyReport:
             exit_code=ExitCode.NOT_RUNNING,
         )
     return VerifyReport(
-        stack=stack, generation=generation.number, results=compare(generation, seen)
+        stack=stack, generation=generation.number, results=compare(generation, inspection)
     )

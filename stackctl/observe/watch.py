@@ -12,9 +12,9 @@ from stackctl.health.answer import PROMPT
 from stackctl.machine import http
 from stackctl.machine.files import Machine
 from stackctl.observe import procfs
-from stackctl.values.cpulist import CpuList
+from stackctl.values.cpu_list import CpuList
+from stackctl.values.inspection import EngineThread, Neighbour
 from stackctl.values.plan import Plan
-from stackctl.values.seen import Neighbour, Thread
 
 #: The shortest time of sampling, and the longest time of an answer, in seconds.
 _WATCH_S, _ANSWER_S = 0.5, 20.0
@@ -31,7 +31,7 @@ _BUSY = 0.2
 class Watch:
     """The result of a sampling: ``did`` describes the engine's work, ``seconds`` its duration."""
 
-    threads: tuple[Thread, ...]
+    threads: tuple[EngineThread, ...]
     neighbours: tuple[Neighbour, ...]
     did: str
     seconds: float
@@ -71,7 +71,7 @@ def _keep_busy(plan: Plan, began: float) -> str:
 
     The requests are plain completions, because a chat template gives work to other threads.
     """
-    url, tokens = endpoint.base_url(plan.listens) + "/v1/completions", 0
+    url, tokens = endpoint.base_url(plan.engine_listen_port) + "/v1/completions", 0
     each = _TOKENS if plan.model.parameters >= _TOY_PARAMETERS else _TOY_TOKENS
     body = {"model": plan.served_name, "prompt": PROMPT, "max_tokens": each}
     for _ in range(_MOST_REQUESTS):
@@ -91,13 +91,13 @@ def threads(
     now: Mapping[int, procfs.Times],
     pid: int,
     cpus: Mapping[int, CpuList | None],
-) -> Iterator[Thread]:
+) -> Iterator[EngineThread]:
     """Yield the threads of a process, with their times between two samples."""
     none = procfs.Times(0, 0)
     for tid, allowed in cpus.items():
         # The times of a new thread begin at zero.
         first, last = was.get(tid, none), now.get(tid)
-        yield Thread(
+        yield EngineThread(
             process=pid,
             id=tid,
             cpus=allowed,

@@ -7,16 +7,16 @@ from collections.abc import Sequence, Set
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.plan import ledger
 from stackctl.values.claim import Claim
-from stackctl.values.cpulist import CpuList
+from stackctl.values.cpu_list import CpuList
 from stackctl.values.host import Host
-from stackctl.values.profile import PlacementWish
+from stackctl.values.profile import PlacementRequest
 
 #: The CPUs of each core.
 Cores = tuple[tuple[int, ...], ...]
 
 
 def usable_cores(
-    host: Host, wish: PlacementWish, nodes: tuple[int, ...], claims: Sequence[Claim]
+    host: Host, wish: PlacementRequest, nodes: tuple[int, ...], claims: Sequence[Claim]
 ) -> tuple[Cores, bool]:
     """Return the CPUs of each usable physical core, and True if claims took some away.
 
@@ -61,7 +61,7 @@ def usable_cores(
 
 
 def cores_of_one_node(
-    host: Host, wish: PlacementWish, nodes: tuple[int, ...], cores: Cores, engine: str
+    host: Host, wish: PlacementRequest, nodes: tuple[int, ...], cores: Cores, engine: str
 ) -> tuple[tuple[int, ...], Cores]:
     """Return the node that has most of the cores, and its cores, for an engine that uses one node.
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from stackctl.values.history import Change
+from stackctl.values.history import FieldChange
 from stackctl.values.plan import Decision, Plan
 
 
-def decisions(before: Plan, after: Plan) -> tuple[Change, ...]:
+def decisions(before: Plan, after: Plan) -> tuple[FieldChange, ...]:
     """Return the decisions whose values differ, in the plans' order, with the later reason."""
     old = {decision.field: decision for decision in before.decisions}
     new = {decision.field: decision for decision in after.decisions}
@@ -15,7 +15,7 @@ def decisions(before: Plan, after: Plan) -> tuple[Change, ...]:
         was, now = old.get(field), new.get(field)
         if was is None or now is None or was.value != now.value:
             found.append(
-                Change(
+                FieldChange(
                     field=field,
                     before=was.value if was else None,
                     after=now.value if now else None,

@@ -12,5 +12,5 @@ def served_name(model: Model) -> str:
     if not model.files or model.format == "safetensors":
         name = re.split(r"[/:@]", model.source.removeprefix("hf:").partition("@")[0])[-1]
         return name.lower()
-    stem = model.files[0].called.removesuffix(".gguf")
+    stem = model.files[0].file_name.removesuffix(".gguf")
     return re.sub(r"-\d{5}-of-\d{5}$", "", stem)

@@ -12,10 +12,10 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.plan import ledger
 from stackctl.plan.cores import Cores, claimants, cores_of_one_node, usable_cores
 from stackctl.values.claim import Claim
-from stackctl.values.cpulist import CpuList
+from stackctl.values.cpu_list import CpuList
 from stackctl.values.host import Gpu, Host
-from stackctl.values.plan import Decision, Placement, Policy, Source
-from stackctl.values.profile import PlacementWish, Profile
+from stackctl.values.plan import Decision, DecisionSource, Placement, Policy
+from stackctl.values.profile import PlacementRequest, Profile
 
 _DELEGATE = (
     "for user services: stackctl provision --only cpuset, then log in again (by hand: write "
@@ -89,7 +89,7 @@ def place(host: Host, profile: Profile, claims: Sequence[Claim] = ()) -> Placed:
     return Placed(placement, threads, batch, gpus, decisions)
 
 
-def _names_cpus(wish: PlacementWish) -> bool:
+def _names_cpus(wish: PlacementRequest) -> bool:
     return wish.cpus is not None or wish.nodes is not None
 
 
@@ -129,7 +129,7 @@ def _decisions(
     """Return the decisions on GPUs (if any), CPUs and memory policy, with their sources."""
     wish = profile.placement
     overridden = any(key.startswith("placement.") for key in profile.overrides)
-    asked: Source = "override" if overridden else "profile"
+    asked: DecisionSource = "override" if overridden else "profile"
     cpus = Decision(
         field="cpus",
         value=str(placement.cpus) if placement.cpus is not None else None,
@@ -193,7 +193,7 @@ def _named(gpus: Sequence[Gpu]) -> str:
     return ", ".join(gpu.name or "unknown GPU" for gpu in gpus)
 
 
-def _nodes(host: Host, wish: PlacementWish) -> tuple[int, ...]:
+def _nodes(host: Host, wish: PlacementRequest) -> tuple[int, ...]:
     """Return the memory nodes to use; none if the machine does not report them."""
     have = tuple(node.id for node in host.cpu.numa if node.memory_bytes != 0)
     if wish.nodes is None:
@@ -254,7 +254,7 @@ def _beside_gpus(
     return (node,), "preferred", f"what enters {names} passes through node {node}, its own"
 
 
-def _policy(host: Host, wish: PlacementWish, nodes: tuple[int, ...]) -> tuple[Policy, str]:
+def _policy(host: Host, wish: PlacementRequest, nodes: tuple[int, ...]) -> tuple[Policy, str]:
     if wish.policy == "bind":
         return "bind", f"memory bound to node {CpuList(nodes)}, as asked"
     if wish.nodes is not None and wish.policy == "auto":
@@ -273,7 +273,7 @@ def _policy(host: Host, wish: PlacementWish, nodes: tuple[int, ...]) -> tuple[Po
 
 
 def _feeding(
-    host: Host, wish: PlacementWish, engine: Engine, cores: Cores, gpus: tuple[Gpu, ...]
+    host: Host, wish: PlacementRequest, engine: Engine, cores: Cores, gpus: tuple[Gpu, ...]
 ) -> tuple[Cores, str, Threads]:
     """Return the cores and threads of a worker that feeds GPUs, and why."""
     chosen, why = _near_gpu(host, cores, gpus)

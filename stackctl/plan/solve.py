@@ -17,10 +17,10 @@ from stackctl.plan.nearest import largest, nearest
 from stackctl.quantity import format_bytes
 from stackctl.values.calibration import Calibration
 from stackctl.values.claim import Claim
+from stackctl.values.engine_facts import EngineFacts, EngineWorkaround, MeasuredMemory
 from stackctl.values.host import Host
-from stackctl.values.measured import EngineFacts, Learned, Seen
 from stackctl.values.model import Model
-from stackctl.values.plan import Decision, MemoryBudget, Placement, Plan, Source, Timing
+from stackctl.values.plan import Decision, DecisionSource, MemoryBudget, Placement, Plan, Timing
 from stackctl.values.profile import Profile
 
 #: Bytes per second of the slowest storage that a start waits for: a hard disk.
@@ -46,9 +46,9 @@ class Known:
     calibrations: tuple[Calibration, ...] = ()
     deadline_s: float | None = None
     #: Options that this image needed on these GPUs.
-    learned: Learned | None = None
+    learned: EngineWorkaround | None = None
     #: Memory measured in this model's earlier starts with this image, newest first.
-    seen: tuple[Seen, ...] = ()
+    seen: tuple[MeasuredMemory, ...] = ()
     #: A private port for the engine behind a front door; None: the engine has the profile's port.
     engine_port: int | None = None
     #: Reason for the front door or for its absence; None if the front door is not planned.
@@ -247,7 +247,7 @@ def _request(
 
 def _options(
     engine: Engine, request: Request, known: Known
-) -> tuple[tuple[str, ...], dict[str, Option], Seen | None]:
+) -> tuple[tuple[str, ...], dict[str, Option], MeasuredMemory | None]:
     """Return the engine's arguments, its options by their planned names, and the memory that was
     measured in an earlier start (None: no measurement applies)."""
     facts = known.facts
@@ -370,7 +370,7 @@ def _auto(engine: Engine, option: Option, asked: Profile, planned: Profile) -> s
     return f"auto: the most that fits; {option.reason}"
 
 
-def _source(profile: Profile, key: str) -> Source:
+def _source(profile: Profile, key: str) -> DecisionSource:
     return "override" if key in profile.overrides else "profile"
 
 

@@ -12,7 +12,7 @@ from stackctl.probe.kinds import probe_kinds
 from stackctl.probe.numa import probe_numa
 from stackctl.probe.reading import Reader, cpu_set
 from stackctl.probe.topology import CPU, cores_of_entries, probe_cores, probe_groups, probe_l3
-from stackctl.values.cpulist import CpuList
+from stackctl.values.cpu_list import CpuList
 from stackctl.values.host import Cpu, Problem
 
 #: AMD families whose "siblings" are cores that share a floating-point unit (Bulldozer, Jaguar).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stackctl.probe.reading import Reader
 from stackctl.probe.topology import CPU
-from stackctl.values.cpulist import CpuList
+from stackctl.values.cpu_list import CpuList
 from stackctl.values.host import CoreKind
 
 #: Kinds, fastest first, with the device whose folder lists their CPUs on hybrid processors.

@@ -10,7 +10,7 @@ from stackctl.probe import dmi
 from stackctl.probe.cgroup import folders
 from stackctl.probe.numa import gpu_free, gpu_nodes
 from stackctl.probe.reading import Reader
-from stackctl.values.cpulist import CpuList
+from stackctl.values.cpu_list import CpuList
 from stackctl.values.host import Bandwidth, Cpu, HugePages, Memory, NumaNode, Problem
 
 _DMI = "/sys/firmware/dmi/tables/DMI"

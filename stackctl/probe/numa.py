@@ -6,7 +6,7 @@ import re
 
 from stackctl.errors import StackctlError
 from stackctl.probe.reading import Reader, cpu_set, tidy
-from stackctl.values.cpulist import CpuList
+from stackctl.values.cpu_list import CpuList
 from stackctl.values.host import NumaNode, Problem
 
 _NODE = "/sys/devices/system/node"

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from stackctl.errors import StackctlError
 from stackctl.machine.files import Machine
-from stackctl.values.cpulist import CpuList
+from stackctl.values.cpu_list import CpuList
 from stackctl.values.host import Problem
 
 #: Linux supports at most 8192 CPUs; a list that names far more in all is a damaged file.

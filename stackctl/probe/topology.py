@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from stackctl.probe.reading import Reader, tidy
-from stackctl.values.cpulist import CpuList
+from stackctl.values.cpu_list import CpuList
 from stackctl.values.host import L3
 
 CPU = "/sys/devices/system/cpu"

@@ -20,7 +20,7 @@ from stackctl.values.provision import (
     LingerChange,
     PackagesChange,
     ProgramChange,
-    Recorded,
+    RecordedChange,
     ReloadChange,
 )
 
@@ -62,7 +62,9 @@ def apply(box: Box, store: Store, plans: Sequence[ItemPlan], user: str, report: 
                 if not isinstance(change, ReloadChange):
                     old = kind.before(box, change)
                     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-                    new = Recorded(item=plan.item, change=change, before=old, when=when, user=user)
+                    new = RecordedChange(
+                        item=plan.item, change=change, before=old, when=when, user=user
+                    )
                     store.add(new)
                     if old.names:
                         report.step(plan.item, f"installing {len(old.names)} packages")
@@ -106,13 +108,13 @@ def undo(
     return tuple(stay)
 
 
-def taken_back(store: Store, items: Callable[[str], bool]) -> tuple[Recorded, ...]:
+def taken_back(store: Store, items: Callable[[str], bool]) -> tuple[RecordedChange, ...]:
     """Return the changes that an undo reverts: the newest first, stackctl itself at the end."""
     chosen = [one for one in reversed(store.read().changes) if items(one.item)]
     return tuple(sorted(chosen, key=lambda one: isinstance(one.change, ProgramChange)))
 
 
-def require_no_stacks(box: Box, done: Sequence[Recorded]) -> None:
+def require_no_stacks(box: Box, done: Sequence[RecordedChange]) -> None:
     """Raise StackctlError (exit 5) if a stack is up that needs one of these changes."""
     if not any(one.item in _CARRYING for one in done):
         return

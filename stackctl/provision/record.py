@@ -17,8 +17,8 @@ from stackctl.values.provision import (
     GuardChange,
     PackagesChange,
     ProgramChange,
-    Record,
-    Recorded,
+    RecordedChange,
+    UndoRecord,
 )
 
 #: One path for all users, because the recorded changes are those of the machine.
@@ -31,7 +31,7 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def read(self) -> Record:
+    def read(self) -> UndoRecord:
         """Return the recorded changes; an empty record if there is no file.
 
         Raises:
@@ -40,11 +40,11 @@ class Store:
         try:
             text = self.path.read_bytes()
         except FileNotFoundError:
-            return Record()
+            return UndoRecord()
         except OSError as error:
             raise StackctlError(f"cannot read {self.path}: {error.strerror}") from None
         try:
-            return from_json(text, Record, where=str(self.path))
+            return from_json(text, UndoRecord, where=str(self.path))
         except StackctlError as error:
             raise StackctlError(
                 "the record of provisioning cannot be read",
@@ -52,7 +52,7 @@ class Store:
                 hint=f"--undo needs it; to begin a new one: mv {self.path} {self.path}.old",
             ) from None
 
-    def add(self, new: Recorded) -> None:
+    def add(self, new: RecordedChange) -> None:
         """Record a change that begins. If it repeats one on record, that one's ``before`` stays."""
         found = list(self.read().changes)
         for place, known in enumerate(found):
@@ -63,7 +63,7 @@ class Store:
             found.append(new)
         self._write(found)
 
-    def drop(self, gone: Recorded) -> None:
+    def drop(self, gone: RecordedChange) -> None:
         """Remove a reverted change from the record; remove the file with the last change."""
         left = [one for one in self.read().changes if identity(one.change) != identity(gone.change)]
         if left:
@@ -74,8 +74,8 @@ class Store:
             with contextlib.suppress(OSError):
                 self.path.parent.rmdir()
 
-    def _write(self, changes: Iterable[Recorded]) -> None:
-        write_atomically(self.path, to_json(Record(changes=tuple(changes))), mode=0o600)
+    def _write(self, changes: Iterable[RecordedChange]) -> None:
+        write_atomically(self.path, to_json(UndoRecord(changes=tuple(changes))), mode=0o600)
 
 
 def identity(change: Change) -> Hashable:

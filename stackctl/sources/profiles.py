@@ -23,7 +23,7 @@ from stackctl.values.profile import (
     EngineArgument,
     Objective,
     Overrides,
-    PlacementWish,
+    PlacementRequest,
     Profile,
     ProfileFile,
     Settings,
@@ -199,7 +199,7 @@ def _explain(document: strictyaml.Document, text: str) -> StackctlError:
     if unknown := _UNKNOWN.search(text):
         known = ProfileFile.__struct_fields__
         if "placement" in path:
-            known = PlacementWish.__struct_fields__
+            known = PlacementRequest.__struct_fields__
         elif "slo" in path:
             known = Slo.__struct_fields__
         elif path and path[0] == "objectives":
@@ -268,7 +268,7 @@ def _apply(name: str, chain: list[tuple[Path, dict[str, Any]]], overrides: Overr
         front_door=settings.front_door or "auto",
         served_name=names[0] if names else None,
         other_names=tuple(names[1:]),
-        placement=settings.placement or PlacementWish(),
+        placement=settings.placement or PlacementRequest(),
         trust_remote_code=settings.trust_remote_code or False,
         engine_args=tuple(
             EngineArgument(name=key, values=_values(value))

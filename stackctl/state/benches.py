@@ -16,7 +16,7 @@ import msgspec
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine.trust import private_folder
 from stackctl.values.base import from_json, to_json
-from stackctl.values.bench import BenchEntry, BenchReport, Sample
+from stackctl.values.bench import BenchEntry, BenchReport, RequestSample
 from stackctl.values.host import Host
 from stackctl.values.plan import Plan
 
@@ -59,7 +59,9 @@ class Benches:
             database.execute("BEGIN IMMEDIATE")
             database.execute("ROLLBACK")
 
-    def add(self, report: BenchReport, samples: Sequence[Sample], plan: Plan, host: Host) -> int:
+    def add(
+        self, report: BenchReport, samples: Sequence[RequestSample], plan: Plan, host: Host
+    ) -> int:
         """Store a run in one transaction and return its number. Raise as ``prepare`` does."""
         with self._open(create=True) as database:
             database.execute("BEGIN IMMEDIATE")
@@ -100,7 +102,7 @@ class Benches:
         """Return the machine of a run. Raise as ``read`` does."""
         return from_json(self._one(number, "host"), Host, where=f"bench {number}")
 
-    def samples(self, number: int) -> tuple[Sample, ...]:
+    def samples(self, number: int) -> tuple[RequestSample, ...]:
         """Return every request of a run, in the order in which they ended."""
         names = ", ".join(_COLUMNS)
         rows = self._rows(f"SELECT {names} FROM sample WHERE run = ? ORDER BY rowid", (number,))
@@ -116,7 +118,7 @@ class Benches:
             (stack, generation),
         )
         reports = (self._report(*row) for row in rows)
-        return next((report for report in reports if report.answered and not report.box), None)
+        return next((report for report in reports if report.has_answers and not report.box), None)
 
     def _one(self, number: int, column: str) -> str:
         rows = self._rows(f"SELECT {column} FROM run WHERE id = ?", (number,))
@@ -221,25 +223,25 @@ def _version(database: sqlite3.Connection) -> int:
     return int(version)
 
 
-def _row(sample: Sample) -> tuple[Any, ...]:
+def _row(sample: RequestSample) -> tuple[Any, ...]:
     values = [getattr(sample, name) for name in _COLUMNS]
     # Four bytes for each gap: seven digits are more than a clock resolves.
     values[_COLUMNS.index("gaps_ms")] = array("f", sample.gaps_ms).tobytes()
     return tuple(values)
 
 
-def _sample(row: Sequence[Any]) -> Sample:
+def _sample(row: Sequence[Any]) -> RequestSample:
     values = dict(zip(_COLUMNS, row, strict=True))
     gaps = array("f")
     gaps.frombytes(values["gaps_ms"])
-    return msgspec.convert({**values, "gaps_ms": tuple(gaps)}, Sample)
+    return msgspec.convert({**values, "gaps_ms": tuple(gaps)}, RequestSample)
 
 
 def _entry(report: BenchReport) -> BenchEntry:
     speeds = [
         cell.generation_tok_s.p50
         for cell in report.cells
-        if cell.generation_tok_s and cell.shape.alone
+        if cell.generation_tok_s and cell.shape.is_single_uncached
     ]
     return BenchEntry(
         id=report.id or 0,

@@ -7,7 +7,7 @@ from pathlib import Path
 from stackctl.errors import StackctlError
 from stackctl.machine.atomic_files import write_atomically
 from stackctl.values.base import from_json, to_json
-from stackctl.values.measured import EngineFacts
+from stackctl.values.engine_facts import EngineFacts
 
 
 class EngineFactsCache:

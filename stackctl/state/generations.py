@@ -12,7 +12,7 @@ import msgspec
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine.atomic_files import remove_file, write_atomically
 from stackctl.values.base import from_json, to_json
-from stackctl.values.generation import Generation, Outcome, State
+from stackctl.values.generation import Generation, GenerationState, Outcome
 
 
 class Generations:
@@ -85,7 +85,9 @@ class Generations:
         path = self._path(generation.stack, generation.number)
         write_atomically(path, to_json(generation), mode=0o600)
 
-    def finish(self, generation: Generation, state: State, **outcome: object) -> Generation:
+    def finish(
+        self, generation: Generation, state: GenerationState, **outcome: object
+    ) -> Generation:
         """Store a generation with a new outcome and return it; its other fields never change.
 
         A generation that ends after it served keeps its start time and its engine's facts.

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from stackctl.state import lines
-from stackctl.values.history import Health
+from stackctl.values.history import HealthEntry
 
 _MOST_BYTES = 256 * 2**10
 _KEEP = 1000
@@ -16,7 +16,7 @@ _KEEP = 1000
 _SAME_S = 60
 
 
-def record(state: Path, stack: str, health: Health) -> bool:
+def record(state: Path, stack: str, health: HealthEntry) -> bool:
     """Add a health state: a change at once, an unchanged state at most once a minute.
 
     Return True when it was written. Raise StackctlError when it cannot be stored.
@@ -29,19 +29,19 @@ def record(state: Path, stack: str, health: Health) -> bool:
     return True
 
 
-def read(state: Path, stack: str) -> tuple[Health, ...]:
+def read(state: Path, stack: str) -> tuple[HealthEntry, ...]:
     """Return all states, oldest first. Raise StackctlError when the log is not ours to read."""
-    found = lines.newest_first(_path(state, stack), Health, most_bytes=_MOST_BYTES)
+    found = lines.newest_first(_path(state, stack), HealthEntry, most_bytes=_MOST_BYTES)
     return tuple(reversed(tuple(found)))
 
 
-def last(state: Path, stack: str) -> Health | None:
+def last(state: Path, stack: str) -> HealthEntry | None:
     """Return the last state; it may be a minute older than the last check."""
-    found = lines.newest_first(_path(state, stack), Health, most_bytes=_MOST_BYTES)
+    found = lines.newest_first(_path(state, stack), HealthEntry, most_bytes=_MOST_BYTES)
     return next(found, None)
 
 
-def _same(before: Health, after: Health) -> bool:
+def _same(before: HealthEntry, after: HealthEntry) -> bool:
     if msgspec.structs.replace(before, when=after.when) != after:
         return False
     try:

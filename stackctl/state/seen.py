@@ -6,8 +6,8 @@ import contextlib
 
 from stackctl.errors import StackctlError
 from stackctl.state.generations import Generations
+from stackctl.values.engine_facts import MeasuredMemory
 from stackctl.values.generation import Generation
-from stackctl.values.measured import Seen
 from stackctl.values.model import Model
 
 #: The number of newest generations to read: each is a file of some tens of KB.
@@ -16,7 +16,7 @@ _LOOKED_AT = 20
 
 def read(
     store: Generations, stack: str, model: Model, image_id: str | None = None
-) -> tuple[Seen, ...]:
+) -> tuple[MeasuredMemory, ...]:
     """Return the memory measured for this model in this image (None: in any) by generations that
     were ready, newest first."""
     found = []
@@ -31,7 +31,7 @@ def read(
     return tuple(found)
 
 
-def _seen(generation: Generation) -> Seen:
+def _seen(generation: Generation) -> MeasuredMemory:
     facts = {fact.name: fact.value for fact in generation.outcome.report}
 
     def number(name: str) -> int | None:
@@ -39,7 +39,7 @@ def _seen(generation: Generation) -> Seen:
         return int(text) if text.isascii() and text.isdigit() else None
 
     gpus = generation.plan.placement.gpus
-    return Seen(
+    return MeasuredMemory(
         generation=generation.number,
         argv=generation.plan.argv,
         gpus=tuple(

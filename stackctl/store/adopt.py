@@ -12,7 +12,7 @@ from stackctl.store.layout import Repository
 from stackctl.store.manifest import Manifest, Tell, digest, now, silent, store_file
 from stackctl.store.pace import Pace, Progress
 from stackctl.values.model import Model
-from stackctl.values.stored import StoredModel
+from stackctl.values.model_store import StoredModel
 
 
 def adopt(source: str, manifest: Manifest, tell: Tell = silent) -> StoredModel:
@@ -57,7 +57,7 @@ def adopt(source: str, manifest: Manifest, tell: Tell = silent) -> StoredModel:
 def files_of(model: Model) -> dict[str, Path]:
     """Return names and real paths of the files that an engine reads: weights and those beside."""
     if model.folder is None:
-        return {file.called: Path(file.path) for file in model.files}
+        return {file.file_name: Path(file.path) for file in model.files}
     folder = Path(model.folder)
     beside = {path.name: path.resolve() for path in sorted(folder.iterdir()) if path.is_file()}
     weights = {Path(file.path).name: Path(file.path) for file in model.files}

@@ -27,7 +27,7 @@ from stackctl.store.manifest import Manifest, Tell, digest, now, silent, store_f
 from stackctl.store.pace import Pace
 from stackctl.store.part import require_single_link, unwritable
 from stackctl.values.base import from_json, to_json
-from stackctl.values.stored import Export, ExportedImage, ModelLock, StoredModel
+from stackctl.values.model_store import Export, ExportedImage, ModelLock, StoredModel
 
 NAME: Final = "stackctl-export.json"
 _BLOCK: Final = 1 << 20

@@ -24,7 +24,7 @@ from stackctl.store.layout import Repository
 from stackctl.store.manifest import Manifest, Tell, digest, now, silent, store_file
 from stackctl.store.select import choose
 from stackctl.store.wanted import Got, Patience, Wanted
-from stackctl.values.stored import ModelLock, StoredModel
+from stackctl.values.model_store import ModelLock, StoredModel
 
 #: Bytes that stay free on the disk.
 _SPARE_BYTES: Final = 256 << 20

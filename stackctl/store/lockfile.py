@@ -12,7 +12,7 @@ from stackctl.sources.hubcache import parse_remote
 from stackctl.sources.locate import read_bytes
 from stackctl.store.hub import Remote, RepoInfo, require_plain
 from stackctl.values.base import from_json
-from stackctl.values.stored import LockedFile, ModelLock, StoredModel
+from stackctl.values.model_store import LockedFile, ModelLock, StoredModel
 
 _MOST_BYTES: Final = 16 << 20
 _MOST_SIZE: Final = 1 << 50

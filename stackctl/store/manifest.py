@@ -26,8 +26,8 @@ from stackctl.sources.locate import opened
 from stackctl.store.pace import Pace, Progress
 from stackctl.values.base import from_json, to_json
 from stackctl.values.model import Model
+from stackctl.values.model_store import StoredFile, StoredModel
 from stackctl.values.result import Result
-from stackctl.values.stored import StoredFile, StoredModel
 
 _BLOCK: Final = 8 << 20
 _MOST_BYTES: Final = 16 << 20

@@ -14,14 +14,14 @@ from stackctl.resources import data_folder
 from stackctl.units import quoting
 from stackctl.units.quadlet import Keys, parse_version
 from stackctl.units.render import RESTARTS, environment
-from stackctl.values.door import Door
 from stackctl.values.plan import Plan
 from stackctl.values.profile import Profile
+from stackctl.values.proxy import Proxy
 from stackctl.values.unit import UnitFile
 
 #: Subfolder of the door's folder that holds the admin socket. The container can write nowhere else.
 ADMIN = "admin"
-#: The file of key digests in the door's folder, one a line (values.door.key_digest).
+#: The file of key digests in the door's folder, one a line (values.proxy.key_digest).
 KEYS = "keys"
 
 #: Seconds. HAProxy starts in well under one, but at boot it competes with engines that load for
@@ -61,12 +61,12 @@ def door_container(stack: str) -> str:
     return f"stackctl-{stack}_door"
 
 
-def door_of(profile: Profile, plan: Plan, image: str) -> Door:
+def door_of(profile: Profile, plan: Plan, image: str) -> Proxy:
     """Return the front door of a plan that has given its engine a private port."""
-    return Door(
+    return Proxy(
         port=plan.port,
         address=profile.address,
-        engine_port=plan.listens,
+        engine_port=plan.engine_listen_port,
         health_path=find_engine(plan.engine).health_path,
         image=image,
         key=profile.api_key,
@@ -74,7 +74,7 @@ def door_of(profile: Profile, plan: Plan, image: str) -> Door:
 
 
 def render_door(
-    stack: str, door: Door, *, scope: Literal["user", "system"], podman: str | None, folder: str
+    stack: str, proxy: Proxy, *, scope: Literal["user", "system"], podman: str | None, folder: str
 ) -> DoorFiles:
     """Render the unit and the files of a door.
 
@@ -90,15 +90,15 @@ def render_door(
         StackctlError: exit 2 for an invalid address, health path or folder, and for a door that
             others could reach without a key; 6 for a Podman without Quadlet.
     """
-    address = _address(door)
-    health = door.health_path
+    address = _address(proxy)
+    health = proxy.health_path
     if not re.fullmatch(r"/[A-Za-z0-9._/-]{0,100}", health):
         raise StackctlError(f"{health!r} is not the path of a URL", exit_code=ExitCode.USAGE)
     keys = Keys(parse_version(podman))
     templates = environment()
     unit = templates.get_template("door.container.j2").render(
         stack=stack,
-        door=door,
+        door=proxy,
         scope=scope,
         container=door_container(stack),
         identifier=door_log(stack),
@@ -119,9 +119,9 @@ def render_door(
     host = f"[{address}]" if address.version == 6 else str(address)
     config = templates.get_template("haproxy.cfg.j2").render(
         stack=stack,
-        door=door,
-        bind=f"{host}:{door.port}",
-        open=address.is_loopback and not door.key,
+        door=proxy,
+        bind=f"{host}:{proxy.port}",
+        open=address.is_loopback and not proxy.key,
         health_paths=sorted({"/health", health}),
         client_paths=_client_paths(),
         keys=KEYS,
@@ -142,18 +142,18 @@ def _client_paths() -> tuple[str, ...]:
     return tuple(dict.fromkeys((*CLIENT_PATHS, *own)))
 
 
-def _address(door: Door) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+def _address(proxy: Proxy) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     try:
-        address = ipaddress.ip_address(door.address)
-        if "%" in door.address:
+        address = ipaddress.ip_address(proxy.address)
+        if "%" in proxy.address:
             raise ValueError  # the scope of an IPv6 address may be any text
     except ValueError:
         raise StackctlError(
-            f"{door.address!r} is not an IP address",
+            f"{proxy.address!r} is not an IP address",
             hint="127.0.0.1 for this machine only, 0.0.0.0 for all its networks",
             exit_code=ExitCode.USAGE,
         ) from None
-    if not address.is_loopback and not door.key:
+    if not address.is_loopback and not proxy.key:
         raise StackctlError(
             f"{address} can be reached from other machines: that needs an API key",
             hint="stackctl key, or listen on 127.0.0.1",

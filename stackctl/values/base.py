@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.values.cpulist import CpuList
+from stackctl.values.cpu_list import CpuList
 
 
 class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -9,7 +9,7 @@ from stackctl.values.generation import Generation
 from stackctl.values.profile import Slo
 from stackctl.values.result import Result
 
-Word = Literal["better", "worse", "no difference", "too few"]
+ComparisonVerdict = Literal["better", "worse", "no difference", "too few"]
 
 
 class Quantiles(Value, frozen=True, kw_only=True):
@@ -23,7 +23,7 @@ class Quantiles(Value, frozen=True, kw_only=True):
     p99: float
 
 
-class Shape(Value, frozen=True, kw_only=True):
+class Workload(Value, frozen=True, kw_only=True):
     """The workload of one cell: tokens of a prompt and of an answer, and requests at the same time.
 
     ``cached``: the prompts share a prefix that was sent before.
@@ -35,7 +35,7 @@ class Shape(Value, frozen=True, kw_only=True):
     cached: bool = False
 
     @property
-    def alone(self) -> bool:
+    def is_single_uncached(self) -> bool:
         """Return True for one request at a time without a cached prefix.
 
         The speed of a single request is reported from such cells.
@@ -43,7 +43,7 @@ class Shape(Value, frozen=True, kw_only=True):
         return self.concurrency == 1 and not self.cached
 
 
-class Cell(Value, frozen=True, kw_only=True):
+class BenchCell(Value, frozen=True, kw_only=True):
     """The results of one cell, measured by the client.
 
     ``ttft_s`` ends at the first piece with content, reasoning or a tool call. ``itl_ms`` are the
@@ -55,7 +55,7 @@ class Cell(Value, frozen=True, kw_only=True):
     generation tok/s divided by billions of parameters. ``notes`` are caveats on the figures.
     """
 
-    shape: Shape
+    shape: Workload
     requests: int
     failed: int = 0
     seconds: float
@@ -73,7 +73,7 @@ class Cell(Value, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
 
-class Client(Value, frozen=True, kw_only=True):
+class BenchClient(Value, frozen=True, kw_only=True):
     """The load of the measuring client: its share of one CPU, and its delay in reading data.
 
     ``limited``: the client, not the engine, may have set the pace.
@@ -84,7 +84,7 @@ class Client(Value, frozen=True, kw_only=True):
     limited: bool = False
 
 
-class Sample(Value, frozen=True, kw_only=True):
+class RequestSample(Value, frozen=True, kw_only=True):
     """One request. ``cell`` is the index of its cell in the run.
 
     ``began_s`` counts from the start of the run, ``gaps_ms`` are the times between pieces. Tokens
@@ -129,11 +129,11 @@ class BenchReport(Value, frozen=True, kw_only=True):
     parameters: int | None = None
     lengths: Literal["tokenizer", "estimated"] = "tokenizer"
     slo: Slo | None = None
-    client: Client | None = None
-    cells: tuple[Cell, ...] = ()
+    client: BenchClient | None = None
+    cells: tuple[BenchCell, ...] = ()
 
     @property
-    def answered(self) -> bool:
+    def has_answers(self) -> bool:
         """Return True if at least one request was answered."""
         return any(cell.requests > cell.failed for cell in self.cells)
 
@@ -171,20 +171,20 @@ class BenchList(Value, frozen=True, kw_only=True):
     runs: tuple[BenchEntry, ...]
 
 
-class Difference(Value, frozen=True, kw_only=True):
+class CellDifference(Value, frozen=True, kw_only=True):
     """One figure of a cell in two runs: the medians, and the number of values of each run.
 
     ``ratio`` is after divided by before, with its 95 % interval: (estimate, low, high). ``word`` is
     the verdict.
     """
 
-    shape: Shape
+    shape: Workload
     figure: Literal["ttft_s", "generation_tok_s", "e2e_s"]
     before: float
     after: float
     n: tuple[int, int]
     ratio: tuple[float, float, float] | None = None
-    word: Word
+    word: ComparisonVerdict
 
 
 class BenchComparison(Value, frozen=True, kw_only=True):
@@ -197,6 +197,6 @@ class BenchComparison(Value, frozen=True, kw_only=True):
     before: int
     after: int
     differs: tuple[str, ...] = ()
-    only_before: tuple[Shape, ...] = ()
-    only_after: tuple[Shape, ...] = ()
-    differences: tuple[Difference, ...] = ()
+    only_before: tuple[Workload, ...] = ()
+    only_after: tuple[Workload, ...] = ()
+    differences: tuple[CellDifference, ...] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stackctl.values.base import Value
-from stackctl.values.cpulist import CpuList
+from stackctl.values.cpu_list import CpuList
 
 
 class GpuShare(Value, frozen=True, kw_only=True):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 from stackctl.values.base import Value
+from stackctl.values.inspection import NodeBytes
 from stackctl.values.metrics import EngineMetrics, LogSamples
 from stackctl.values.plan import Plan
 from stackctl.values.profile import Overrides, Slo
 from stackctl.values.result import Result
-from stackctl.values.seen import NodeBytes
 
 Confidence = Literal["high", "medium", "low"]
 

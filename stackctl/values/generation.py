@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Literal
 
 from stackctl.values.base import Value
-from stackctl.values.door import Door
 from stackctl.values.host import Host
 from stackctl.values.plan import Decision, Plan
 from stackctl.values.profile import Overrides, Profile
+from stackctl.values.proxy import Proxy
 from stackctl.values.unit import UnitSet
 
-State = Literal["starting", "ready", "failed", "interrupted", "stopped", "replaced"]
+GenerationState = Literal["starting", "ready", "failed", "interrupted", "stopped", "replaced"]
 Operation = Literal["up", "switch", "rollback"]
 
 
-class Fact(Value, frozen=True, kw_only=True):
+class EngineFact(Value, frozen=True, kw_only=True):
     """One property that a running engine reported, such as its context length."""
 
     name: str
@@ -28,11 +28,11 @@ class Outcome(Value, frozen=True, kw_only=True):
     ``report`` holds the facts that the engine reported when it was ready.
     """
 
-    state: State
+    state: GenerationState
     changed: str
     message: str | None = None
     ready_s: float | None = None
-    report: tuple[Fact, ...] = ()
+    report: tuple[EngineFact, ...] = ()
 
 
 #: The value of ``strategy`` if both engines run during the change (otherwise "stop first").
@@ -55,7 +55,7 @@ class Generation(Value, frozen=True, kw_only=True):
     image: str
     image_id: str
     units: UnitSet
-    door: Door | None = None
+    door: Proxy | None = None
     plan: Plan
     profile: Profile | None = None
     asked: Overrides = Overrides()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from stackctl.values.base import Value
-from stackctl.values.generation import Operation, State
+from stackctl.values.generation import GenerationState, Operation
 from stackctl.values.plan import Scalar
 from stackctl.values.result import Status
 
@@ -24,7 +24,7 @@ class AuditEntry(Value, frozen=True, kw_only=True):
     message: str | None = None
 
 
-class Health(Value, frozen=True, kw_only=True):
+class HealthEntry(Value, frozen=True, kw_only=True):
     """The worst result of one check of a stack: time (UTC, ISO 8601), status, and its name."""
 
     when: str
@@ -34,7 +34,7 @@ class Health(Value, frozen=True, kw_only=True):
     message: str | None = None
 
 
-class Entry(Value, frozen=True, kw_only=True):
+class HistoryEntry(Value, frozen=True, kw_only=True):
     """A summary of one generation; for an unreadable record only the number and the reason.
 
     ``current``: this generation is installed. ``model`` is the model's source, ``health`` the
@@ -50,11 +50,11 @@ class Entry(Value, frozen=True, kw_only=True):
     objective: str | None = None
     model: str | None = None
     image: str | None = None
-    state: State | Literal["unreadable"]
+    state: GenerationState | Literal["unreadable"]
     changed: str | None = None
     message: str | None = None
     ready_s: float | None = None
-    health: Health | None = None
+    health: HealthEntry | None = None
 
 
 class HistoryReport(Value, frozen=True, kw_only=True):
@@ -63,7 +63,7 @@ class HistoryReport(Value, frozen=True, kw_only=True):
     schema: Literal["stackctl.history/1"] = "stackctl.history/1"
     scope: Literal["user", "system"]
     stack: str
-    generations: tuple[Entry, ...]
+    generations: tuple[HistoryEntry, ...]
 
 
 class AuditReport(Value, frozen=True, kw_only=True):
@@ -75,7 +75,7 @@ class AuditReport(Value, frozen=True, kw_only=True):
     entries: tuple[AuditEntry, ...]
 
 
-class Change(Value, frozen=True, kw_only=True):
+class FieldChange(Value, frozen=True, kw_only=True):
     """One value that differs; None if it is not set. ``reason`` is that of the later value."""
 
     field: str
@@ -98,8 +98,8 @@ class DiffReport(Value, frozen=True, kw_only=True):
     stack: str
     before: int
     after: int
-    facts: tuple[Change, ...]
-    decisions: tuple[Change, ...]
+    facts: tuple[FieldChange, ...]
+    decisions: tuple[FieldChange, ...]
     units: tuple[UnitChange, ...]
 
 

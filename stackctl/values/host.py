@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 from stackctl.values.base import Value
-from stackctl.values.cpulist import CpuList
+from stackctl.values.cpu_list import CpuList
 
 #: The value of a limit that is "unlimited". It is RLIM_INFINITY, so comparisons need no special
 #: case.

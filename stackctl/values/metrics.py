@@ -92,7 +92,7 @@ class EngineMetrics(Value, frozen=True, kw_only=True):
         return self.prompt_tokens, self.generation_tokens, self.steps, self.finished
 
 
-class Window(Value, frozen=True, kw_only=True):
+class LogWindow(Value, frozen=True, kw_only=True):
     """A log line with averages over the ``seconds`` before it.
 
     Speeds are tokens per second of all requests together; cached prompt tokens do not count.
@@ -110,7 +110,7 @@ class Window(Value, frozen=True, kw_only=True):
     hit_rate: float | None = None
 
 
-class Request(Value, frozen=True, kw_only=True):
+class LoggedRequest(Value, frozen=True, kw_only=True):
     """One request in a log; its progress so far if it is not ``finished``.
 
     ``prompt_tokens`` were computed in ``prompt_s`` seconds, ``cached_tokens`` were in the cache.
@@ -153,8 +153,8 @@ class LogSamples(Value, frozen=True, kw_only=True):
 
     engine: str
     known_lines: int = 0
-    windows: tuple[Window, ...] = ()
-    requests: tuple[Request, ...] = ()
+    windows: tuple[LogWindow, ...] = ()
+    requests: tuple[LoggedRequest, ...] = ()
     place: Literal["GPU", "CPU"] | None = None
     fallback: str | None = None
     architecture: str | None = None

@@ -19,7 +19,7 @@ class ModelFile(Value, frozen=True, kw_only=True, omit_defaults=True):
     name: str | None = None
 
     @property
-    def called(self) -> str:
+    def file_name(self) -> str:
         """Return the file's name, from which engines derive the number of the shard."""
         return self.name or self.path.rpartition("/")[2]
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 from stackctl.values.base import Value
-from stackctl.values.cpulist import CpuList
+from stackctl.values.cpu_list import CpuList
 from stackctl.values.model import Model
 
-Source = Literal["override", "profile", "measured", "derived", "catalogue", "engine-default"]
+DecisionSource = Literal[
+    "override", "profile", "measured", "derived", "catalogue", "engine-default"
+]
 Policy = Literal["default", "bind", "interleave", "preferred"]
 Scalar = bool | int | float | str | None
 #: The subjects of a verdict's reasons: memory, time to the first token, generation speed, size of
@@ -36,7 +38,7 @@ class Decision(Value, frozen=True, kw_only=True):
     field: str
     value: Scalar = None
     reason: str
-    source: Source
+    source: DecisionSource
 
 
 class Placement(Value, frozen=True, kw_only=True):
@@ -145,6 +147,6 @@ class Plan(Value, frozen=True, kw_only=True):
     timing: Timing
 
     @property
-    def listens(self) -> int:
+    def engine_listen_port(self) -> int:
         """Return the port on which the engine itself listens."""
         return self.engine_port or self.port

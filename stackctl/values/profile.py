@@ -22,7 +22,7 @@ Port = Annotated[int, Meta(ge=1, le=65535)]
 Tokens = Annotated[int, Meta(ge=16, le=2**27)]
 
 
-class PlacementWish(Value, frozen=True, kw_only=True):
+class PlacementRequest(Value, frozen=True, kw_only=True):
     """The CPUs, nodes and GPUs of the engine. The plan derives missing keys from the topology."""
 
     policy: Annotated[
@@ -83,7 +83,7 @@ class Slo(Value, frozen=True, kw_only=True):
     ] = None
 
     @property
-    def asks(self) -> bool:
+    def has_objectives(self) -> bool:
         """Return True if at least one objective is set."""
         wishes = (self.ttft_s, self.itl_ms, self.min_tok_s, self.min_prefix_hits)
         return any(wish is not None for wish in wishes)
@@ -163,7 +163,7 @@ class Settings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_de
         ),
     ] = None
     placement: Annotated[
-        PlacementWish | None, Meta(description="CPUs, NUMA nodes and GPUs that the engine uses")
+        PlacementRequest | None, Meta(description="CPUs, NUMA nodes and GPUs that the engine uses")
     ] = None
     trust_remote_code: Annotated[
         bool | None,
@@ -263,13 +263,13 @@ class Profile(Value, frozen=True, kw_only=True):
     served_name: str | None = None
     #: Further names of the model that clients may use.
     other_names: tuple[str, ...] = ()
-    placement: PlacementWish = PlacementWish()
+    placement: PlacementRequest = PlacementRequest()
     trust_remote_code: bool = False
     engine_args: tuple[EngineArgument, ...] = ()
     overrides: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
 
     @property
-    def on_cpu(self) -> bool:
+    def forces_cpu(self) -> bool:
         """Return True if the profile excludes GPUs (``gpus: none``)."""
         return self.placement.gpus == "none"

@@ -105,7 +105,7 @@ Change = (
 )
 
 
-class Before(Value, frozen=True, kw_only=True):
+class PreviousState(Value, frozen=True, kw_only=True):
     """The state before a change. All fields are empty if nothing was there.
 
     ``data`` is a file's content in base64, ``values`` are the values of a setting's paths in their
@@ -122,21 +122,21 @@ class Before(Value, frozen=True, kw_only=True):
     folders: tuple[str, ...] = ()
 
 
-class Recorded(Value, frozen=True, kw_only=True):
+class RecordedChange(Value, frozen=True, kw_only=True):
     """A change that was made or begun; it is recorded before it is made."""
 
     item: str
     change: Change
-    before: Before = Before()
+    before: PreviousState = PreviousState()
     when: str
     user: str
 
 
-class Record(Value, frozen=True, kw_only=True):
+class UndoRecord(Value, frozen=True, kw_only=True):
     """All changes that ``stackctl provision --undo`` can revert, oldest first."""
 
     schema: Literal["stackctl.provisioned/1"] = "stackctl.provisioned/1"
-    changes: tuple[Recorded, ...] = ()
+    changes: tuple[RecordedChange, ...] = ()
 
 
 ItemStatus = Literal["ok", "change", "skip", "refused"]

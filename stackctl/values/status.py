@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from stackctl.values.base import Value
-from stackctl.values.history import Health
+from stackctl.values.history import HealthEntry
 
 StackState = Literal[
     "ready", "starting", "failed", "crash loop", "stopped", "not answering", "unknown"
@@ -42,7 +42,7 @@ class StackStatus(Value, frozen=True, kw_only=True):
     endpoint: str | None = None
     model: str | None = None
     image: str | None = None
-    health: Health | None = None
+    health: HealthEntry | None = None
     drift: tuple[str, ...] = ()
 
 
@@ -55,12 +55,12 @@ class StatusReport(Value, frozen=True, kw_only=True):
     stacks: tuple[StackStatus, ...]
 
 
-class Guarded(Value, frozen=True, kw_only=True):
+class GuardResult(Value, frozen=True, kw_only=True):
     """The result of one pass of the guard for one stack; ``health`` is None if it was skipped."""
 
     stack: str
     action: Literal["none", "skipped", "restarted"] = "none"
-    health: Health | None = None
+    health: HealthEntry | None = None
 
 
 class GuardReport(Value, frozen=True, kw_only=True):
@@ -68,4 +68,4 @@ class GuardReport(Value, frozen=True, kw_only=True):
 
     schema: Literal["stackctl.guard/1"] = "stackctl.guard/1"
     scope: Literal["user", "system"]
-    stacks: tuple[Guarded, ...]
+    stacks: tuple[GuardResult, ...]

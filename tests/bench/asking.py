@@ -27,7 +27,7 @@ from stackctl.observe.bench.aiperf import Aiperf
 from stackctl.observe.bench.figures import generation_tok_s
 from stackctl.observe.bench.load import Measured
 from stackctl.observe.bench.prompts import Prompts
-from stackctl.values.bench import Shape
+from stackctl.values.bench import Workload
 from stackctl.values.metrics import EngineMetrics
 
 TIMEOUT_S = 300
@@ -36,7 +36,7 @@ TIMEOUT_S = 300
 def main() -> None:
     """Measure and print."""
     spec = json.load(sys.stdin)
-    shape = Shape(
+    shape = Workload(
         prompt_tokens=spec["prompt"],
         output_tokens=spec["output"],
         concurrency=spec["concurrency"],
@@ -54,7 +54,7 @@ def main() -> None:
     print(json.dumps(found))
 
 
-def ask(spec: Any, url: str, served: str, shape: Shape, *, aiperf: bool) -> Measured:
+def ask(spec: Any, url: str, served: str, shape: Workload, *, aiperf: bool) -> Measured:
     """One round of one server."""
 
     def count(text: str) -> int | None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from stackctl.machine.haproxy import Haproxy
 from stackctl.units.door import ADMIN, KEYS, DoorFiles, door_service, render_door
-from stackctl.values.door import Door, key_digest
+from stackctl.values.proxy import Proxy, key_digest
 
 from . import look
 from .conftest import Seat
@@ -65,7 +65,7 @@ class Front:
         seat, image = self.seat, ("podman", "image", "inspect", "--format={{.Id}}", DOOR_IMAGE)
         values: dict[str, Any] = {"port": PORT, "engine_port": ENGINE_PORT, "hold_s": 20}
         values |= {"health_path": "/health", "key": bool(keys)}
-        door = Door(**values | given, image=seat.run(*image).stdout.strip())
+        door = Proxy(**values | given, image=seat.run(*image).stdout.strip())
         files = render_door(
             STACK,
             door,

@@ -13,7 +13,8 @@ from stackctl.plan.solve import Known, solve
 from stackctl.resources import data_folder
 from stackctl.sources.catalogue import find_repo, read_entry
 from stackctl.sources.profiles import Profiles
-from stackctl.values.cpulist import CpuList
+from stackctl.values.cpu_list import CpuList
+from stackctl.values.engine_facts import EngineFacts, EngineOption
 from stackctl.values.generation import Generation, Outcome
 from stackctl.values.host import (
     L3,
@@ -28,10 +29,9 @@ from stackctl.values.host import (
     NumaNode,
     Tools,
 )
-from stackctl.values.measured import EngineFacts, EngineOption
 from stackctl.values.model import KvLayout, Model, ModelFile
 from stackctl.values.plan import Plan
-from stackctl.values.profile import EngineArgument, Overrides, PlacementWish, Profile
+from stackctl.values.profile import EngineArgument, Overrides, PlacementRequest, Profile
 from stackctl.values.unit import UnitFile, UnitSet
 
 MIB, GIB = 2**20, 2**30
@@ -279,7 +279,7 @@ def profile(base: Profile = LATENCY, **changes: Any) -> Profile:
             for name, values in changes["engine_args"].items()
         )
     if isinstance(changes.get("placement"), dict):
-        changes["placement"] = PlacementWish(**changes["placement"])
+        changes["placement"] = PlacementRequest(**changes["placement"])
     return msgspec.structs.replace(base, **changes)
 
 

@@ -18,15 +18,15 @@ from stackctl.observe.bench.judge import judge
 from stackctl.observe.bench.matrix import Limits, Wish
 from stackctl.observe.bench.prompts import OWN_TOKENS, Prompts
 from stackctl.observe.bench.standing import by_engine
-from stackctl.values.bench import Cell, Client, Quantiles, Shape
-from stackctl.values.generation import Fact
+from stackctl.values.bench import BenchCell, BenchClient, Quantiles, Workload
+from stackctl.values.generation import EngineFact
 from stackctl.values.metrics import EngineMetrics
 from stackctl.values.profile import Slo
 
 WIDE = Limits(context=32768, slots=4)
 
 
-def lengths(shapes: tuple[Shape, ...], *, cached: bool = False) -> set[tuple[int, int, int]]:
+def lengths(shapes: tuple[Workload, ...], *, cached: bool = False) -> set[tuple[int, int, int]]:
     return {
         (shape.prompt_tokens, shape.output_tokens, shape.concurrency)
         for shape in shapes
@@ -81,7 +81,7 @@ def test_prefixes_and_levels() -> None:
 
 
 def test_how_many_requests() -> None:
-    shape = Shape(prompt_tokens=512, output_tokens=64, concurrency=4)
+    shape = Workload(prompt_tokens=512, output_tokens=64, concurrency=4)
     assert matrix.requests(Wish(), shape, seconds=1, cells=9) == 8
     assert matrix.requests(Wish(requests=2), shape, seconds=1, cells=9) == 4
     assert matrix.requests(Wish(requests=50), shape, seconds=1, cells=9) == 50
@@ -139,12 +139,12 @@ def summary(p50: float, p95: float | None = None, p5: float | None = None) -> Qu
     return Quantiles(n=5, mean=p50, p5=p5 or p50, p50=p50, p95=p95 or p50, p99=p95 or p50)
 
 
-def cell(prompt: int = 4640, concurrency: int = 1, **changes: Any) -> Cell:
-    shape = Shape(
+def cell(prompt: int = 4640, concurrency: int = 1, **changes: Any) -> BenchCell:
+    shape = Workload(
         prompt_tokens=prompt, output_tokens=200, concurrency=concurrency,
         cached=changes.pop("cached", False),
     )  # fmt: skip
-    base = Cell(
+    base = BenchCell(
         shape=shape, requests=5, seconds=40.0, prompt_tokens=prompt, ttft_s=summary(3.0, 4.0),
         itl_ms=summary(38, 45), generation_tok_s=summary(26, p5=25),
     )  # fmt: skip
@@ -154,7 +154,9 @@ def cell(prompt: int = 4640, concurrency: int = 1, **changes: Any) -> Cell:
 GPU = Slo(prompt_tokens=4640, ttft_s=5.0, itl_ms=50.0, min_tok_s=20.0)
 
 
-def verdicts(cells: list[Cell], slo: Slo | None, slots: int = 1, **more: Any) -> dict[str, str]:
+def verdicts(
+    cells: list[BenchCell], slo: Slo | None, slots: int = 1, **more: Any
+) -> dict[str, str]:
     found = judge(cells, slo, slots=slots, source="this run", **more)
     return {result.name: result.status for result in found}
 
@@ -214,13 +216,13 @@ def test_without_an_slo_only_failures_count() -> None:
     assert verdicts([cell()], Slo()) == {"requests": "ok"}
     broken = cell(failed=2, notes=("2 of 5 requests failed: HTTP 503: busy",))
     assert verdicts([broken], None) == {"requests": "fail"}
-    busy = Client(cpu_share=0.97, lag_ms_p99=80.0, limited=True)
+    busy = BenchClient(cpu_share=0.97, lag_ms_p99=80.0, limited=True)
     assert verdicts([cell()], None, client=busy) == {"client": "warn", "requests": "ok"}
 
 
 def test_tokens_that_a_late_client_read_together_are_no_proof_of_speed() -> None:
     def found(lag: float, limited: bool, **changes: Any) -> str:
-        client = Client(cpu_share=0.3, lag_ms_p99=lag, limited=limited)
+        client = BenchClient(cpu_share=0.3, lag_ms_p99=lag, limited=limited)
         return verdicts([cell(**changes)], GPU, client=client)["slo-itl"]
 
     together = {"itl_ms": summary(0.001)}
@@ -288,7 +290,7 @@ def test_limits_that_the_engine_chose() -> None:
     from stackctl.observe.bench.limits import limits_of
 
     wish = profile(LATENCY, engine_args={"parallel": (-1,), "ctx-size": (0,)})
-    said = (Fact(name="slots", value="4"), Fact(name="context", value="4096"))
+    said = (EngineFact(name="slots", value="4"), EngineFact(name="context", value="4096"))
     found = limits_of(plan(EPYC, IQUEST, wish), said)
     assert (found.context, found.slots) == (4096, 4)
 

@@ -16,10 +16,10 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.observe.bench.aiperf import Aiperf, find, read
 from stackctl.observe.bench.figures import gaps_ms, generation_tok_s
 from stackctl.observe.bench.load import Measured
-from stackctl.values.bench import Shape
+from stackctl.values.bench import Workload
 
 RECORDS = Path(__file__).with_name("aiperf-0.13.jsonl").read_text("utf-8")
-SHAPE = Shape(prompt_tokens=104, output_tokens=64, concurrency=2)
+SHAPE = Workload(prompt_tokens=104, output_tokens=64, concurrency=2)
 
 
 def test_records() -> None:

@@ -13,12 +13,12 @@ from stackctl.errors import StackctlError
 from stackctl.machine.stream import Streams
 from stackctl.observe.bench import figures, load
 from stackctl.observe.bench.load import Measured
-from stackctl.values.bench import Shape
+from stackctl.values.bench import Workload
 from stackctl.values.profile import Slo
 
 
 def measure(
-    url: str, shape: Shape, requests: int, *, key: str | None = None, timeout_s: float = 20
+    url: str, shape: Workload, requests: int, *, key: str | None = None, timeout_s: float = 20
 ) -> Measured:
     cell = Measured(shape, requests)
     words = " ".join(["word"] * (shape.prompt_tokens - 4))
@@ -33,7 +33,7 @@ def test_a_cell_with_known_delays() -> None:
     def answer(body: dict[str, Any]) -> list[Step]:
         return completion(body, first_s=0.05, gap_s=0.005, cached=7)
 
-    shape = Shape(prompt_tokens=20, output_tokens=64, concurrency=4)
+    shape = Workload(prompt_tokens=20, output_tokens=64, concurrency=4)
     with serve(answer) as server:
         cell = measure(server.url, shape, 8)
     found = figures.cell(cell, slo=None, parameters=2_000_000_000)
@@ -76,7 +76,7 @@ def test_moments_are_those_of_arrival_not_of_reading() -> None:
 
 def test_what_is_asked_for() -> None:
     with serve(completion) as server:
-        measure(server.url, Shape(prompt_tokens=10, output_tokens=3), 1, key="sk-1")
+        measure(server.url, Workload(prompt_tokens=10, output_tokens=3), 1, key="sk-1")
     ((path, fields, body),) = server.requests
     assert path == "/v1/chat/completions"
     assert fields["authorization"] == "Bearer sk-1"
@@ -94,7 +94,7 @@ def test_some_requests_fail() -> None:
         return completion(body)
 
     with serve(answer) as server:
-        cell = measure(server.url, Shape(prompt_tokens=10, output_tokens=64), 6)
+        cell = measure(server.url, Workload(prompt_tokens=10, output_tokens=64), 6)
     found = figures.cell(cell, slo=Slo(ttft_s=60, prompt_tokens=10), parameters=None)
     assert (found.requests, found.failed) == (6, 2)
     # Those that failed are in no figure but the goodput.
@@ -112,7 +112,7 @@ def test_a_server_that_does_not_tell_what_was_cached() -> None:
             (0, event(b"[DONE]") + b"0\r\n\r\n"),
         ]  # fmt: skip
 
-    shape = Shape(prompt_tokens=10, output_tokens=3, cached=True)
+    shape = Workload(prompt_tokens=10, output_tokens=3, cached=True)
     with serve(answer) as server:
         found = figures.cell(measure(server.url, shape, 1), slo=None, parameters=None)
     assert found.cached_tokens is None
@@ -122,17 +122,17 @@ def test_a_server_that_does_not_tell_what_was_cached() -> None:
 def test_where_nothing_answers_it_stops_early() -> None:
     refused = json.dumps({"error": {"message": "no"}}).encode()
     with serve(lambda _: [(0, b"HTTP/1.1 403 No\r\n\r\n" + refused), (0, None)]) as server:
-        cell = measure(server.url, Shape(prompt_tokens=10, output_tokens=3, concurrency=2), 50)
+        cell = measure(server.url, Workload(prompt_tokens=10, output_tokens=3, concurrency=2), 50)
         url = server.url
     assert len(cell.replies) <= 4
     assert {reply.error for reply in cell.replies} == {"HTTP 403: no"}
-    cell = measure(url, Shape(prompt_tokens=10, output_tokens=3, concurrency=2), 50)
+    cell = measure(url, Workload(prompt_tokens=10, output_tokens=3, concurrency=2), 50)
     assert [reply.error for reply in cell.replies] == ["connection refused"] * 2
 
 
 def test_a_server_that_says_nothing_more() -> None:
     with serve(lambda _: [(0, HEAD), (0, piece("a")), (30, None)]) as server:
-        cell = measure(server.url, Shape(prompt_tokens=10, output_tokens=3), 1, timeout_s=0.3)
+        cell = measure(server.url, Workload(prompt_tokens=10, output_tokens=3), 1, timeout_s=0.3)
     assert [reply.error for reply in cell.replies] == ["no end within 0 s"]
 
 
@@ -143,7 +143,7 @@ def test_an_end_without_closing() -> None:
         return [*completion(body), (30, None)]
 
     with serve(answer) as server:
-        cell = measure(server.url, Shape(prompt_tokens=10, output_tokens=3), 2)
+        cell = measure(server.url, Workload(prompt_tokens=10, output_tokens=3), 2)
     assert [reply.error for reply in cell.replies] == [None, None]
 
 
@@ -152,7 +152,7 @@ def test_an_interrupt_leaves_whole_answers() -> None:
         if len(cell.replies) >= 2:
             raise KeyboardInterrupt
 
-    cell = Measured(Shape(prompt_tokens=10, output_tokens=3), 100)
+    cell = Measured(Workload(prompt_tokens=10, output_tokens=3), 100)
     with (
         serve(lambda body: completion(body, first_s=0.15)) as server,
         Streams(server.url) as streams,

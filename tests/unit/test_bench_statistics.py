@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stackctl.observe.bench.statistics import quantile, quantiles, ratio
-from stackctl.values.bench import Word
+from stackctl.values.bench import ComparisonVerdict
 
 
 def test_quantiles_are_linear_between_values() -> None:
@@ -99,7 +99,7 @@ def test_equal_samples_are_rarely_called_different() -> None:
     ],
 )
 def test_verdicts(
-    factor: tuple[float, float, float] | None, more_is_better: bool, expected: Word
+    factor: tuple[float, float, float] | None, more_is_better: bool, expected: ComparisonVerdict
 ) -> None:
     from stackctl.observe.bench.compare import word
 

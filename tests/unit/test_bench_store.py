@@ -15,9 +15,9 @@ from samples import EPYC, EPYC_GPU, IQUEST, LATENCY, plan
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.observe.bench.compare import compare
 from stackctl.state.benches import SCHEMA, Benches
-from stackctl.values.bench import BenchReport, Cell, Quantiles, Sample, Shape
+from stackctl.values.bench import BenchCell, BenchReport, Quantiles, RequestSample, Workload
 
-SHAPE = Shape(prompt_tokens=1024, output_tokens=200)
+SHAPE = Workload(prompt_tokens=1024, output_tokens=200)
 PLAN = plan(EPYC, IQUEST, LATENCY)
 
 
@@ -26,7 +26,7 @@ def summary(value: float) -> Quantiles:
 
 
 def report(**changes: Any) -> BenchReport:
-    cell = Cell(shape=SHAPE, requests=5, seconds=9.5, generation_tok_s=summary(25.5))
+    cell = BenchCell(shape=SHAPE, requests=5, seconds=9.5, generation_tok_s=summary(25.5))
     base = BenchReport(
         stack="cpu", generation=3, when="2026-11-28T12:00:00Z", seconds=61.5, profile="cpu-latency",
         objective="latency", engine="llama.cpp", image_id="abc", model="IQuest", cells=(cell,),
@@ -34,9 +34,9 @@ def report(**changes: Any) -> BenchReport:
     return msgspec.structs.replace(base, **changes)
 
 
-def samples(speed: float = 25.0, count: int = 5) -> list[Sample]:
+def samples(speed: float = 25.0, count: int = 5) -> list[RequestSample]:
     return [
-        Sample(cell=0, began_s=n, e2e_s=8.0 + n / 100, ttft_s=0.5 + n / 1000,
+        RequestSample(cell=0, began_s=n, e2e_s=8.0 + n / 100, ttft_s=0.5 + n / 1000,
                gaps_ms=(40.0, 41.5), prompt_tokens=1024, output_tokens=200,
                generation_tok_s=speed + n / 100)
         for n in range(count)
@@ -47,7 +47,7 @@ def test_what_is_stored_comes_back(tmp_path: Path) -> None:
     benches = Benches(tmp_path / "state")
     assert (benches.runs(), benches.latest("cpu", 3)) == ((), None)
     assert not benches.path.exists()
-    broken = Sample(cell=0, began_s=1.0, e2e_s=0.1, error="HTTP 503: busy")
+    broken = RequestSample(cell=0, began_s=1.0, e2e_s=0.1, error="HTTP 503: busy")
     assert benches.add(report(), [*samples(), broken], PLAN, EPYC) == 1
     assert benches.add(report(generation=4, complete=False), [], PLAN, EPYC) == 2
     assert benches.add(report(stack="other"), [], PLAN, EPYC_GPU) == 3
@@ -68,7 +68,7 @@ def test_a_run_that_measured_nothing_is_not_the_latest(tmp_path: Path) -> None:
     benches = Benches(tmp_path)
     benches.add(report(), [], PLAN, EPYC)
     benches.add(report(cells=()), [], PLAN, EPYC)
-    failed = Cell(shape=SHAPE, requests=1, failed=1, seconds=5.0)
+    failed = BenchCell(shape=SHAPE, requests=1, failed=1, seconds=5.0)
     benches.add(report(cells=(failed,), complete=False), [], PLAN, EPYC)
     latest = benches.latest("cpu", 3)
     assert latest is not None and latest.id == 1
@@ -214,7 +214,7 @@ def test_a_faster_run_is_better(tmp_path: Path) -> None:
 def test_cells_of_one_run_only_and_what_else_differs(tmp_path: Path) -> None:
     benches = Benches(tmp_path)
     other = msgspec.structs.replace(SHAPE, concurrency=4)
-    cells = (Cell(shape=other, requests=5, seconds=1.0),)
+    cells = (BenchCell(shape=other, requests=5, seconds=1.0),)
     benches.add(report(), samples(), PLAN, EPYC)
     changed = plan(EPYC_GPU, IQUEST, LATENCY)
     benches.add(report(cells=cells, model="Other"), samples(), changed, EPYC_GPU)

@@ -24,18 +24,18 @@ from stackctl.observe.clients import (
     predicted,
     settings,
 )
-from stackctl.values.bench import BenchReport, Cell, Quantiles, Shape
+from stackctl.values.bench import BenchCell, BenchReport, Quantiles, Workload
 from stackctl.values.client import ClientFile, ClientReport, Speeds
-from stackctl.values.door import Door
-from stackctl.values.generation import Fact, Generation, Outcome
+from stackctl.values.generation import EngineFact, Generation, Outcome
+from stackctl.values.proxy import Proxy
 
 URL = "http://127.0.0.1:8080"
 FAST = Speeds(decode_tok_s=27.0, prefill_tok_s=1500.0, source="measured")
-DOOR = Door(port=8080, engine_port=29000, health_path="/health", image="x@sha256:00", key=True)
+DOOR = Proxy(port=8080, engine_port=29000, health_path="/health", image="x@sha256:00", key=True)
 
 
-def generation(context: int | None = 32768, door: Door | None = None) -> Generation:
-    facts = () if context is None else (Fact(name="context", value=str(context)),)
+def generation(context: int | None = 32768, door: Proxy | None = None) -> Generation:
+    facts = () if context is None else (EngineFact(name="context", value=str(context)),)
     outcome = Outcome(state="ready", changed="2026-11-28T12:00:00Z", report=facts)
     return served(plan(wish=LATENCY), door=door, outcome=outcome)
 
@@ -228,9 +228,9 @@ def test_the_last_measurement_comes_before_the_plan() -> None:
     def quantiles(value: float) -> Quantiles:
         return Quantiles(n=8, mean=value, p5=value, p50=value, p95=value, p99=value)
 
-    def cell(prompt: int, speed: float, *, at_once: int = 1, cached: bool = False) -> Cell:
-        return Cell(
-            shape=Shape(
+    def cell(prompt: int, speed: float, *, at_once: int = 1, cached: bool = False) -> BenchCell:
+        return BenchCell(
+            shape=Workload(
                 prompt_tokens=prompt, output_tokens=200, concurrency=at_once, cached=cached
             ),
             requests=8,

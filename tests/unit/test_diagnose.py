@@ -24,7 +24,7 @@ from stackctl.diagnose.load import load_of
 from stackctl.diagnose.rules import RULES
 from stackctl.observe.top import Row
 from stackctl.values.base import from_json, to_json
-from stackctl.values.cpulist import CpuList
+from stackctl.values.cpu_list import CpuList
 from stackctl.values.diagnosis import (
     CpuTime,
     DiagnoseReport,
@@ -32,10 +32,10 @@ from stackctl.values.diagnosis import (
     Finding,
     GpuNow,
 )
-from stackctl.values.metrics import EngineMetrics, Histogram, LogSamples, Request, Window
+from stackctl.values.inspection import NodeBytes
+from stackctl.values.metrics import EngineMetrics, Histogram, LoggedRequest, LogSamples, LogWindow
 from stackctl.values.plan import Plan
 from stackctl.values.profile import Overrides, Slo
-from stackctl.values.seen import NodeBytes
 
 #: The owner's log of set-up C, as it is.
 SETUP_C = """\
@@ -134,7 +134,7 @@ def test_set_up_b_told_by_figures_alone() -> None:
 
 def test_set_up_a() -> None:
     """40B dense in Q5_K_M on the CPU: prompts of 4,640 tokens take tens of seconds."""
-    slow = Request(
+    slow = LoggedRequest(
         at_s=60.0, prompt_tokens=4640, cached_tokens=0, prompt_s=62.0, generated_tokens=200,
         generation_s=17.0, length=4839, finished=True,
     )  # fmt: skip
@@ -351,7 +351,7 @@ def requests(count: int = 30, **changes: Any) -> LogSamples:
         "generated_tokens": 100, "generation_s": 4.0, "length": 1100, "finished": True,
     }  # fmt: skip
     return LogSamples(
-        engine="llama.cpp", known_lines=1, requests=(Request(**(usual | changes)),) * count
+        engine="llama.cpp", known_lines=1, requests=(LoggedRequest(**(usual | changes)),) * count
     )
 
 
@@ -549,7 +549,7 @@ def test_findings_of_any_numbers_can_be_told() -> None:
 
     for _ in range(500):
         windows = tuple(
-            Window(
+            LogWindow(
                 seconds=10.0, prompt_tok_s=rng.choice(numbers),
                 generation_tok_s=rng.choice(numbers),
                 running=rng.randrange(3), waiting=rng.randrange(3), kv_usage=any_of(),
@@ -557,7 +557,7 @@ def test_findings_of_any_numbers_can_be_told() -> None:
             )
             for _ in range(rng.randrange(4))
         )  # fmt: skip
-        one = Request(
+        one = LoggedRequest(
             prompt_tokens=rng.randrange(99), prompt_s=any_of(), generated_tokens=rng.randrange(99),
             generation_s=any_of(), cached_tokens=rng.choice((None, 0, 9)),
             length=rng.choice((None, 0, 99)), finished=rng.random() < 0.5,

@@ -14,18 +14,18 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.units import render
 from stackctl.units.door import DoorFiles, door_container, door_service, render_door
 from stackctl.values.base import from_json, to_json
-from stackctl.values.door import Door, key_digest
+from stackctl.values.proxy import Proxy, key_digest
 
 FOLDER = "/var/lib/stackctl/doors/cpu"
 
 
-def door(**given: Any) -> Door:
+def door(**given: Any) -> Proxy:
     basic: dict[str, Any] = {"port": 8080, "engine_port": 18080, "health_path": "/health"}
-    return Door(**basic | {"image": "ab" * 32} | given)
+    return Proxy(**basic | {"image": "ab" * 32} | given)
 
 
 def made(
-    given: Door | None = None,
+    given: Proxy | None = None,
     podman: str | None = "5.4.2",
     scope: Literal["user", "system"] = "system",
     folder: str = FOLDER,
@@ -33,7 +33,7 @@ def made(
     return render_door("cpu", given or door(), scope=scope, podman=podman, folder=folder)
 
 
-def config(given: Door | None = None) -> str:
+def config(given: Proxy | None = None) -> str:
     return next(file.text for file in made(given).files if file.name == "haproxy.cfg")
 
 
@@ -52,7 +52,7 @@ def podman_args(unit: dict[str, list[tuple[str, str]]]) -> list[str]:
 def test_golden_doors(
     podman: str,
     scope: Literal["user", "system"],
-    given: Door,
+    given: Proxy,
     golden: Callable[[str, str], None],
 ) -> None:
     files = made(given, podman, scope)
@@ -132,7 +132,7 @@ def test_odd_folders(folder: str, podman: str) -> None:
 
 
 def test_the_door_listens_where_it_is_told() -> None:
-    def binds(given: Door) -> list[str]:
+    def binds(given: Proxy) -> list[str]:
         return re.findall(r"^    bind (\S+)", config(given), re.MULTILINE)
 
     assert binds(door()) == ["127.0.0.1:8080", "unix@/admin/again.sock"]
@@ -186,6 +186,6 @@ def test_what_cannot_be_written_or_should_not(given: dict[str, Any], words: str)
 
 @pytest.mark.parametrize("wrong", [{"port": 0}, {"engine_port": 65536}, {"hold_s": 0}])
 def test_a_door_as_json(wrong: dict[str, int]) -> None:
-    assert from_json(to_json(door(hold_s=5)), Door, where="x") == door(hold_s=5)
+    assert from_json(to_json(door(hold_s=5)), Proxy, where="x") == door(hold_s=5)
     with pytest.raises(StackctlError, match="Expected `int`"):
-        from_json(to_json(door(**wrong)), Door, where="x")
+        from_json(to_json(door(**wrong)), Proxy, where="x")

@@ -13,7 +13,7 @@ import pytest
 
 from stackctl.errors import StackctlError
 from stackctl.machine.haproxy import Haproxy, Traffic, Waited
-from stackctl.values.door import key_digest
+from stackctl.values.proxy import key_digest
 
 STAT = """\
 # pxname,svname,qcur,qmax,scur,smax,slim,stot,bin,bout,dreq,dresp,ereq,econ,eresp,w,x,status,addr,

@@ -31,17 +31,17 @@ from stackctl.state.generations import Generations, now
 from stackctl.state.journal import Journal
 from stackctl.state.paths import paths
 from stackctl.values.base import from_json
-from stackctl.values.door import Door
-from stackctl.values.generation import Fact, Generation, Outcome
+from stackctl.values.generation import EngineFact, Generation, Outcome
 from stackctl.values.history import (
     AuditEntry,
     AuditReport,
     DiffReport,
-    Health,
+    HealthEntry,
     HistoryReport,
     KeyReport,
     PruneReport,
 )
+from stackctl.values.proxy import Proxy
 from stackctl.values.result import ErrorReport
 from stackctl.values.transaction import Transaction
 from stackctl.values.unit import UnitFile, UnitSet
@@ -125,7 +125,10 @@ def at(
 def test_what_served_keeps_how_it_served(tmp_path: Path) -> None:
     store = Generations(tmp_path)
     ready = store.finish(
-        generation(1, "starting"), "ready", ready_s=1.5, report=(Fact(name="n_ctx", value="8192"),)
+        generation(1, "starting"),
+        "ready",
+        ready_s=1.5,
+        report=(EngineFact(name="n_ctx", value="8192"),),
     )
     for state in ("replaced", "stopped"):
         ended = store.finish(ready, state)
@@ -169,8 +172,8 @@ def test_history_is_a_table_newest_first(at: Place) -> None:
     back = msgspec.structs.replace(back, created="2019-02-03T04:05:06Z")
     at.store.write(msgspec.structs.replace(back, outcome=Outcome(state="interrupted", changed="")))
     at.install(3)
-    health.record(at.state, "cpu", Health(when=now(), status="fail", generation=1))
-    health.record(at.state, "cpu", Health(when=now(), status="ok", generation=3))
+    health.record(at.state, "cpu", HealthEntry(when=now(), status="fail", generation=1))
+    health.record(at.state, "cpu", HealthEntry(when=now(), status="ok", generation=3))
     assert at("history") == 0
     head, *rows = at.out.splitlines()
     assert re.split(r" {2,}", head) == [
@@ -199,7 +202,7 @@ def test_history_is_a_table_newest_first(at: Place) -> None:
 def test_history_as_a_document(at: Place) -> None:
     at.fill("replaced", "ready")
     at.install(2)
-    seen = Health(when=now(), status="warn", generation=2, name="answer", message="slow")
+    seen = HealthEntry(when=now(), status="warn", generation=2, name="answer", message="slow")
     health.record(at.state, "cpu", seen)
     assert at("history", "cpu", "--json") == 0
     found = from_json(at.out, HistoryReport, where="stdout")
@@ -337,7 +340,7 @@ def test_units_differ_by_what_they_say_not_by_their_number() -> None:
 
 
 def test_facts_that_differ() -> None:
-    door = Door(port=8080, engine_port=18080, health_path="/health", image="haproxy", key=True)
+    door = Proxy(port=8080, engine_port=18080, health_path="/health", image="haproxy", key=True)
     changed = generation(2, plan=TWO, image="other@sha256:11", image_id="1" * 64, door=door)
     found = {
         fact.field: (fact.before, fact.after) for fact in compare(generation(1), changed).facts

@@ -38,7 +38,7 @@ from stackctl.state.paths import paths
 from stackctl.units.render import Target, render
 from stackctl.values.base import from_json, to_json, to_plain
 from stackctl.values.claim import Claim, GpuShare
-from stackctl.values.cpulist import CpuList
+from stackctl.values.cpu_list import CpuList
 from stackctl.values.host import Host
 from stackctl.values.plan import Plan
 

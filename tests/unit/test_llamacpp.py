@@ -24,7 +24,7 @@ from samples import (
 
 from stackctl.engines.llamacpp.memory import KV_TYPE_BYTES, kv_bytes
 from stackctl.engines.options import Dialect, Option
-from stackctl.values.measured import EngineOption
+from stackctl.values.engine_facts import EngineOption
 from stackctl.values.model import KvLayout
 
 HELP = SHARED / "captures" / "llama-server-b11669-help.txt"

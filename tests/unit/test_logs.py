@@ -22,7 +22,7 @@ from stackctl.machine.private import append_line, read_own
 from stackctl.machine.trust import private_folder
 from stackctl.state import audit, health
 from stackctl.values.base import to_json
-from stackctl.values.history import AuditEntry, Health
+from stackctl.values.history import AuditEntry, HealthEntry
 
 MIB = 2**20
 LINE = b'{"when":"2026-11-21T12:00:00Z","user":"x","operation":"up","stack":"s","result":"done"}\n'
@@ -37,8 +37,8 @@ def entry(number: int = 0, **changes: object) -> AuditEntry:
     return AuditEntry(**found)  # type: ignore[arg-type]
 
 
-def seen(when: str, status: str = "ok", **changes: object) -> Health:
-    return Health(when=f"2026-11-21T{when}Z", status=status, **changes)  # type: ignore[arg-type]
+def seen(when: str, status: str = "ok", **changes: object) -> HealthEntry:
+    return HealthEntry(when=f"2026-11-21T{when}Z", status=status, **changes)  # type: ignore[arg-type]
 
 
 def mode(path: Path) -> int:
@@ -377,8 +377,8 @@ def test_a_change_is_written_at_once_the_same_once_a_minute(tmp_path: Path) -> N
 
 
 def test_a_moment_that_is_none_is_no_reason_to_fail(tmp_path: Path) -> None:
-    odd = Health(when="soon", status="ok")
-    naive = Health(when="2026-11-21T12:00:00", status="ok")
+    odd = HealthEntry(when="soon", status="ok")
+    naive = HealthEntry(when="2026-11-21T12:00:00", status="ok")
     for one in (odd, odd, naive, seen("12:00:01"), naive):
         assert health.record(tmp_path, "cpu", one)
 

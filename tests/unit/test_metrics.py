@@ -22,9 +22,9 @@ from stackctl.values.base import from_json, to_json
 from stackctl.values.metrics import (
     EngineMetrics,
     Histogram,
+    LoggedRequest,
     LogSamples,
     MetricsReport,
-    Request,
     StackMetrics,
 )
 
@@ -348,12 +348,12 @@ def test_what_came_between_two_looks() -> None:
 def test_latencies_of_requests() -> None:
     ttft, token_time = histograms(
         (
-            Request(prompt_tokens=9, prompt_s=0.3, generated_tokens=11, generation_s=1.0,
+            LoggedRequest(prompt_tokens=9, prompt_s=0.3, generated_tokens=11, generation_s=1.0,
                     finished=True),
-            Request(prompt_tokens=9, prompt_s=7.0, generated_tokens=1, generation_s=0.0,
+            LoggedRequest(prompt_tokens=9, prompt_s=7.0, generated_tokens=1, generation_s=0.0,
                     finished=True),
-            Request(prompt_tokens=9, prompt_s=99.0),
-            Request(prompt_tokens=9, prompt_s=2.0, finished=True),
+            LoggedRequest(prompt_tokens=9, prompt_s=99.0),
+            LoggedRequest(prompt_tokens=9, prompt_s=2.0, finished=True),
         )
     )  # fmt: skip
     assert (ttft.count, ttft.sum) == (2, 7.3)

@@ -21,7 +21,7 @@ from stackctl.machine import runner
 from stackctl.store import part as parts
 from stackctl.store.manifest import Manifest
 from stackctl.values.base import to_json
-from stackctl.values.stored import FetchJob
+from stackctl.values.model_store import FetchJob
 
 STACKCTL = str(Path(sys.executable).with_name("stackctl"))
 

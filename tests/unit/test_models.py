@@ -406,7 +406,7 @@ def test_links_lead_to_the_real_file(tmp_path: Path) -> None:
     model = read_model(f"file:{link}")
     assert (model.source, model.files[0].path) == (f"file:{link}", str(real))
     # A blob's name says nothing; a file that is called after its model is known by that.
-    assert (model.files[0].called, served_name(model)) == ("m.gguf", "m")
+    assert (model.files[0].file_name, served_name(model)) == ("m.gguf", "m")
     other = write(tmp_path / "real-name.gguf")
     (tmp_path / "current.gguf").symlink_to(other)
     assert served_name(read_model(f"file:{tmp_path}/current.gguf")) == "real-name"
@@ -517,7 +517,7 @@ def test_shards_behind_links_keep_their_names(tmp_path: Path) -> None:
     links[1].symlink_to(blob)
     model = read_model(str(links[0]))
     assert [f.path for f in model.files] == [str(paths[0]), str(blob), str(paths[2])]
-    assert [f.called for f in model.files] == [link.name for link in links]
+    assert [f.file_name for f in model.files] == [link.name for link in links]
     assert served_name(model) == links[0].name.removesuffix("-00001-of-00003.gguf")
 
 

@@ -14,7 +14,7 @@ from stackctl.engines import engine
 from stackctl.machine.files import LiveMachine
 from stackctl.state import learned
 from stackctl.state.paths import paths
-from stackctl.values.measured import Learned
+from stackctl.values.engine_facts import EngineWorkaround
 
 PROFILE = shipped("gpu-nvfp4")
 MODEL = shipped_model(PROFILE)
@@ -28,7 +28,7 @@ def basis(folder: Path) -> PlanBasis:
 
 def test_options_that_an_image_needed_on_the_gpu_are_planned(tmp_path: Path) -> None:
     known = basis(tmp_path)
-    entry = Learned(
+    entry = EngineWorkaround(
         image_id=FACTS.image_id,
         gpu=CARD.name,
         options=("linear-backend=marlin",),

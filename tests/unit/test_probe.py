@@ -23,7 +23,7 @@ from stackctl.probe.names import Names
 from stackctl.probe.reading import Reader
 from stackctl.requirements.facts import Scope
 from stackctl.values.base import from_json, to_json
-from stackctl.values.cpulist import CpuList
+from stackctl.values.cpu_list import CpuList
 from stackctl.values.host import UNLIMITED, Cpu, Host, Problem
 
 UID = os.getuid()

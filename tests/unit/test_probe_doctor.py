@@ -11,7 +11,7 @@ import pytest
 
 from stackctl.probe.doctor import findings
 from stackctl.requirements import ITEMS
-from stackctl.values.cpulist import CpuList
+from stackctl.values.cpu_list import CpuList
 from stackctl.values.host import (
     UNLIMITED,
     CdiSpec,

@@ -25,7 +25,7 @@ from stackctl.probe.cdi import judge, parse, probe_cdi
 from stackctl.probe.doctor import findings
 from stackctl.probe.nvml import ask
 from stackctl.probe.reading import Reader
-from stackctl.values.cpulist import CpuList
+from stackctl.values.cpu_list import CpuList
 from stackctl.values.host import CdiSpec, Cpu, Gpu, Host, HugePages
 
 FACTS = Path(__file__).resolve().parents[1] / "machines"

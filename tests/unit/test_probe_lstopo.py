@@ -16,7 +16,7 @@ from test_probe_machines import SHARED, SMT, Written, write
 
 from stackctl.machine.files import RecordedMachine
 from stackctl.probe import probe
-from stackctl.values.cpulist import CpuList
+from stackctl.values.cpu_list import CpuList
 from stackctl.values.host import Host
 
 LSTOPO = shutil.which("lstopo-no-graphics") or shutil.which("lstopo")

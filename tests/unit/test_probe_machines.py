@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from stackctl.machine.files import RecordedMachine
 from stackctl.probe import probe
 from stackctl.values.base import from_json, to_json
-from stackctl.values.cpulist import CpuList
+from stackctl.values.cpu_list import CpuList
 from stackctl.values.host import L3, Host, NumaNode
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "machines"

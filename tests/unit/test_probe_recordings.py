@@ -16,7 +16,7 @@ from stackctl.cli.probe import picture
 from stackctl.errors import StackctlError
 from stackctl.machine.files import RecordedMachine
 from stackctl.probe import probe
-from stackctl.values.cpulist import CpuList
+from stackctl.values.cpu_list import CpuList
 from stackctl.values.host import Host
 
 GIB = 2**30

@@ -18,7 +18,7 @@ from stackctl.machine.ports import sockets
 from stackctl.observe import procfs
 from stackctl.observe.seen import Notes, cpuset, listening, memlock, model_files
 from stackctl.observe.watch import threads
-from stackctl.values.cpulist import CpuList
+from stackctl.values.cpu_list import CpuList
 from stackctl.values.host import UNLIMITED
 
 NAME = "odd) (name"

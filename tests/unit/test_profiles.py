@@ -17,7 +17,7 @@ from stackctl.resources import data_folder
 from stackctl.sources import strictyaml
 from stackctl.sources.profiles import Profiles, read_settings_schema
 from stackctl.values.base import from_json, to_json
-from stackctl.values.profile import EngineArgument, Overrides, PlacementWish, Profile
+from stackctl.values.profile import EngineArgument, Overrides, PlacementRequest, Profile
 
 SHIPPED = data_folder("profiles")
 BASE = "engine: llama.cpp\n"
@@ -200,7 +200,7 @@ def test_a_profile_overrides_what_it_extends(folder: Path) -> None:
     )
     profile = resolve(folder, "p", text)
     assert profile.port == 9001
-    assert profile.placement == PlacementWish(policy="bind", nodes="1")
+    assert profile.placement == PlacementRequest(policy="bind", nodes="1")
     assert profile.engine_args == (EngineArgument(name="threads", values=(8,)),)
     assert (profile.context, profile.concurrency) == (512, 2)
     assert profile.files == (str(folder / "p.yaml"), str(folder / "base.yaml"))

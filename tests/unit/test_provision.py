@@ -30,19 +30,19 @@ from stackctl.requirements.drop_ins import UserManagerSetting
 from stackctl.requirements.facts import MachineFacts, StackNeeds, User
 from stackctl.requirements.kernel_setting import KernelSetting
 from stackctl.sources.profiles import Profiles
-from stackctl.values.cpulist import CpuList
+from stackctl.values.cpu_list import CpuList
 from stackctl.values.host import L3, UNLIMITED, CdiSpec, NumaNode
 from stackctl.values.profile import Overrides
 from stackctl.values.provision import (
-    Before,
     Change,
     EnableChange,
     FileChange,
     ItemPlan,
     PackagesChange,
-    Record,
-    Recorded,
+    PreviousState,
+    RecordedChange,
     SubidsChange,
+    UndoRecord,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -260,7 +260,7 @@ def test_what_was_changed_since_stays(place: Place) -> None:
     assert [one.item for one in place.store.read().changes] == ["numa-balancing"]
     (place.root / NUMA_FILE[1:]).unlink()
     assert place.undo() == ()
-    assert place.store.read() == Record()
+    assert place.store.read() == UndoRecord()
 
 
 def test_a_processor_that_vanishes(place: Place) -> None:
@@ -299,7 +299,7 @@ def test_what_was_there_first_is_what_comes_back(place: Place) -> None:
     """A crash between the record and the change, and a second run that finds half of it."""
     plan = place.plan("numa-balancing")["numa-balancing"]
     place.store.path.parent.mkdir(parents=True)
-    first = Recorded(item="numa-balancing", change=plan.changes[1], when="t", user="ann")
+    first = RecordedChange(item="numa-balancing", change=plan.changes[1], when="t", user="ann")
     first = msgspec.structs.replace(
         first, before=msgspec.structs.replace(first.before, values=("1",))
     )
@@ -327,7 +327,7 @@ def test_stackctl_itself_goes_last(place: Place) -> None:
         ("guard", FileChange(path="/etc/x", text="x")),
         ("models", FileChange(path="/etc/y", text="y")),
     ):
-        place.store.add(Recorded(item=item, change=change, when="t", user="ann"))
+        place.store.add(RecordedChange(item=item, change=change, when="t", user="ann"))
     done = taken_back(place.store, lambda _: True)
     assert [one.item for one in done] == ["models", "guard", "stackctl"]
     # And not before the rest: who else would take it back?
@@ -338,7 +338,7 @@ def test_stackctl_itself_goes_last(place: Place) -> None:
     assert place.undo("stackctl") == ()
     (place.root / "etc/y").unlink()
     assert place.undo() == ()
-    assert place.store.read() == Record()
+    assert place.store.read() == UndoRecord()
 
 
 # Users
@@ -687,7 +687,7 @@ def test_every_change_can_be_shown() -> None:
         for change in plan.changes:
             told = kind_of(change).describe(change, facts_now)
             assert told.what
-            back = kind_of(change).describe_revert(change, Before())
+            back = kind_of(change).describe_revert(change, PreviousState())
             assert back.what
         assert plan.status != "change" or plan.undo
 

@@ -16,8 +16,8 @@ from stackctl.errors import StackctlError
 from stackctl.observe.report import charts
 from stackctl.observe.report.build import render, write
 from stackctl.observe.report.view import Measured, view
-from stackctl.values.bench import BenchReport, Cell, Quantiles, Sample, Shape
-from stackctl.values.generation import Fact, Generation, Outcome
+from stackctl.values.bench import BenchCell, BenchReport, Quantiles, RequestSample, Workload
+from stackctl.values.generation import EngineFact, Generation, Outcome
 from stackctl.values.plan import Prediction, PromptTime
 from stackctl.values.result import Result
 
@@ -35,7 +35,7 @@ def generation(number: int = 3) -> Generation:
     outcome = Outcome(
         state="ready",
         changed="2026-11-28T12:00:05Z",
-        report=(Fact(name="kv_cache_tokens", value="203,120"),),
+        report=(EngineFact(name="kv_cache_tokens", value="203,120"),),
     )
     return served(planned, number, outcome=outcome)
 
@@ -51,11 +51,11 @@ def quantiles(middle: float, spread: float = 0.1) -> Quantiles:
     )
 
 
-def cell(prompt: int, output: int, concurrency: int, *, speed: float = 27.0) -> Cell:
+def cell(prompt: int, output: int, concurrency: int, *, speed: float = 27.0) -> BenchCell:
     each = speed / (1 + 0.1 * (concurrency - 1))
     first = prompt / 1200 * (1 + 0.2 * (concurrency - 1))
-    return Cell(
-        shape=Shape(prompt_tokens=prompt, output_tokens=output, concurrency=concurrency),
+    return BenchCell(
+        shape=Workload(prompt_tokens=prompt, output_tokens=output, concurrency=concurrency),
         requests=8 * concurrency,
         seconds=output / each,
         prompt_tokens=float(prompt),
@@ -98,10 +98,10 @@ def run(
     )
 
 
-def samples() -> tuple[Sample, ...]:
+def samples() -> tuple[RequestSample, ...]:
     chance = random.Random(7)
     return tuple(
-        Sample(
+        RequestSample(
             cell=number % 9,
             began_s=float(number),
             e2e_s=8.0,

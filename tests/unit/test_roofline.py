@@ -22,7 +22,7 @@ from samples import (
 from stackctl.plan.roofline import Range, Work, predict, prefill_operations
 from stackctl.sources.catalogue import read_entry
 from stackctl.values.calibration import Calibration
-from stackctl.values.cpulist import CpuList
+from stackctl.values.cpu_list import CpuList
 from stackctl.values.host import Bandwidth, Host
 from stackctl.values.model import Model
 from stackctl.values.plan import Placement, Plan

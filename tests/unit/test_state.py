@@ -16,7 +16,7 @@ from stackctl.state import seen
 from stackctl.state.enginefacts import EngineFactsCache
 from stackctl.state.generations import Generations, now
 from stackctl.state.paths import paths
-from stackctl.values.generation import Fact, Generation, Outcome
+from stackctl.values.generation import EngineFact, Generation, Outcome
 from stackctl.values.unit import UnitFile, UnitSet
 
 
@@ -80,9 +80,9 @@ def test_the_outcome_is_all_that_changes(tmp_path: Path) -> None:
 def test_what_engines_said_of_their_memory(tmp_path: Path) -> None:
     store = Generations(tmp_path)
     report = (
-        Fact(name="weights_bytes", value="100"),
-        Fact(name="kv_cache_tokens", value="2097152"),
-        Fact(name="kv_cache_bytes", value="odd"),
+        EngineFact(name="weights_bytes", value="100"),
+        EngineFact(name="kv_cache_tokens", value="2097152"),
+        EngineFact(name="kv_cache_bytes", value="odd"),
     )
     for number, state in enumerate(("ready", "failed", "replaced", "ready"), 1):
         made = generation(number)

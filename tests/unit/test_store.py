@@ -27,7 +27,7 @@ from stackctl.store.layout import Repository
 from stackctl.store.manifest import Manifest
 from stackctl.store.wanted import Patience
 from stackctl.values.base import to_json
-from stackctl.values.stored import StoredModel
+from stackctl.values.model_store import StoredModel
 
 NONE = Patience(attempts=0, first_s=0)
 
@@ -73,7 +73,7 @@ def test_a_fetched_gguf_is_read_from_the_cache(
     record = get("hf:Org/Repo:Q4_K_M", manifest)
     model = read_model("hf:Org/Repo:q4_k_m")
     assert model.name == "Tiny"
-    assert [file.called for file in model.files] == ["tiny-Q4_K_M.gguf"]
+    assert [file.file_name for file in model.files] == ["tiny-Q4_K_M.gguf"]
     digest = hashlib.sha256(content).hexdigest()
     assert record.commit == repo.commit
     assert [(f.name, f.bytes, f.sha256) for f in record.files] == [

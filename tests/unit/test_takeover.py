@@ -26,8 +26,8 @@ from stackctl.state.journal import Journal
 from stackctl.state.paths import paths
 from stackctl.units.door import door_log, door_service
 from stackctl.values.claim import Claim
-from stackctl.values.door import Door
 from stackctl.values.generation import Generation, Outcome
+from stackctl.values.proxy import Proxy
 from stackctl.values.unit import UnitFile, UnitSet
 
 
@@ -44,7 +44,7 @@ def generation(number: int, engine_port: int, *, stack: str = "cpu") -> Generati
             container=f"stackctl-{stack}",
             files=(UnitFile(name=f"{stack}.container", text="[Container]\n"),),
         ),
-        door=Door(port=8080, engine_port=engine_port, health_path="/health", image="x"),
+        door=Proxy(port=8080, engine_port=engine_port, health_path="/health", image="x"),
         plan=msgspec.structs.replace(plan(), engine_port=engine_port),
         host=EPYC,
         outcome=Outcome(state="ready", changed="2026-11-21T12:00:00Z"),

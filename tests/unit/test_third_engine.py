@@ -27,7 +27,7 @@ from stackctl.provision import needs
 from stackctl.sources.profiles import Profiles, read_settings_schema
 from stackctl.values.base import from_json, to_json
 from stackctl.values.diagnosis import DiagnoseReport, Evidence, Finding
-from stackctl.values.generation import Fact
+from stackctl.values.generation import EngineFact
 from stackctl.values.host import Host
 from stackctl.values.plan import Plan
 from stackctl.values.profile import Overrides, Profile
@@ -240,7 +240,7 @@ def test_what_runs_is_compared_with_its_plan(
     assert found["lanes"].actual == "1"
     words = list(given.plan.argv)
     words[words.index("--window") + 1] = "1024"
-    report = (Fact(name="context", value="1024"), Fact(name="lanes", value="1"))
+    report = (EngineFact(name="context", value="1024"), EngineFact(name="lanes", value="1"))
     found = results(given, argv=tuple(words), report=report)
     assert found["argv"].actual == "--window 1024 instead of 2048"
     assert (found["context"].status, found["context"].actual) == ("fail", "1024")

@@ -534,7 +534,7 @@ def on_gpu(
     if wish.engine == "llama.cpp":
         model = IQUEST
     made = plan(EPYC_GPU, model, wish, engine_port=41000)
-    local = wish.on_cpu
+    local = wish.forces_cpu
     run = engine(wish.engine)
     program, entrypoint = starting(run, () if local else run.published_entrypoint)
     folder = "/home/ai/.cache" if scope == "user" else "/var/cache"

@@ -19,7 +19,7 @@ from samples import EPYC, GEMMA, HOSTS, LATENCY, plan
 import stackctl.values
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.values.base import Value, convert, from_json, to_json
-from stackctl.values.cpulist import CpuList
+from stackctl.values.cpu_list import CpuList
 from stackctl.values.generation import Generation, Outcome
 from stackctl.values.host import UNLIMITED, Host
 from stackctl.values.model import Model

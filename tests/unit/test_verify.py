@@ -15,28 +15,28 @@ from stackctl.diagnose.compare import compare
 from stackctl.engines import engine
 from stackctl.engines.options import whole_argument
 from stackctl.observe.procfs import below, pages
-from stackctl.values.cpulist import CpuList
-from stackctl.values.door import Door
-from stackctl.values.generation import Fact, Generation, Outcome
+from stackctl.values.cpu_list import CpuList
+from stackctl.values.generation import EngineFact, Generation, Outcome
+from stackctl.values.inspection import (
+    Drift,
+    EngineProcess,
+    EngineThread,
+    FileState,
+    GpuUse,
+    Inspection,
+    ListeningSocket,
+    MissingFact,
+    Neighbour,
+    NodeBytes,
+    ObservedModelFile,
+    ObservedProxy,
+    Pages,
+)
 from stackctl.values.model import Model, ModelFile
 from stackctl.values.plan import Plan
 from stackctl.values.profile import Overrides
+from stackctl.values.proxy import Proxy
 from stackctl.values.result import Result
-from stackctl.values.seen import (
-    DoorSeen,
-    Drift,
-    FileState,
-    GpuUse,
-    Listening,
-    Missing,
-    ModelFileSeen,
-    Neighbour,
-    NodeBytes,
-    Pages,
-    Process,
-    Seen,
-    Thread,
-)
 from stackctl.values.unit import UnitSet
 
 STARTED = 1_800_000_000.0
@@ -68,7 +68,7 @@ def spread(kind: Any, policy: str, *held: int) -> Pages:
     return Pages(kind=kind, policy=policy, nodes=nodes)
 
 
-def honest(given: Generation, **changes: Any) -> Seen:
+def honest(given: Generation, **changes: Any) -> Inspection:
     """What is seen of a generation that runs exactly as it was planned."""
     planned = given.plan
     placement = planned.placement
@@ -81,18 +81,21 @@ def honest(given: Generation, **changes: Any) -> Seen:
     weights, own = planned.model.weights_bytes, 100 * MIB
     share = len(nodes)
     threads = [
-        Thread(process=PID, id=PID + n, cpus=placement.cpus, computed_ns=ran, waited_ns=ran // 50)
+        EngineThread(
+            process=PID, id=PID + n, cpus=placement.cpus, computed_ns=ran, waited_ns=ran // 50
+        )
         for n, ran in enumerate([300_000_000] * count + [4_000_000] * 9)
     ]
     listening = [
-        Listening(protocol="tcp", address="127.0.0.1", port=planned.listens, owner="engine",
+        ListeningSocket(protocol="tcp", address="127.0.0.1", port=planned.engine_listen_port,
+            owner="engine",
                   process="llama-server (process 315)")
     ]  # fmt: skip
     door = None
     if given.door is not None:
-        door = DoorSeen(state="up", port=planned.listens)
+        door = ObservedProxy(state="up", port=planned.engine_listen_port)
         listening.append(
-            Listening(protocol="tcp", address=given.door.address, port=given.door.port,
+            ListeningSocket(protocol="tcp", address=given.door.address, port=given.door.port,
                       owner="door", process="haproxy (process 324)")
         )  # fmt: skip
     values: dict[str, Any] = {
@@ -102,7 +105,7 @@ def honest(given: Generation, **changes: Any) -> Seen:
         "environment": planned.environment,
         "by_unit": True,
         "processes": (
-            Process(
+            EngineProcess(
                 id=PID, command="llama-server", own_bytes=own, file_bytes=weights, huge_bytes=0,
                 locked_bytes=weights if planned.memlock_bytes else 0,
                 pages=(
@@ -122,7 +125,7 @@ def honest(given: Generation, **changes: Any) -> Seen:
         "hugepages": "madvise",
         "listening": tuple(listening),
         "files": (
-            ModelFileSeen(path=GEMMA.files[0].path, planned_bytes=FILE.bytes, now=FILE,
+            ObservedModelFile(path=GEMMA.files[0].path, planned_bytes=FILE.bytes, now=FILE,
                           engine=FILE),
         ),
         "image_id": given.image_id,
@@ -132,7 +135,7 @@ def honest(given: Generation, **changes: Any) -> Seen:
         "door": door,
         **changes,
     }  # fmt: skip
-    return Seen(**values)
+    return Inspection(**values)
 
 
 def results(given: Generation, **changes: Any) -> dict[str, Result]:
@@ -164,7 +167,7 @@ SPREAD = generation(plan(TWO, GEMMA))
 BOUND = generation(plan(TWO, GEMMA, profile(placement={"nodes": "0", "policy": "bind"})))
 DOOR = generation(
     plan(HOSTS["lab"], GEMMA, engine_port=29080, door_reason="test"),
-    door=Door(port=8080, engine_port=29080, health_path="/health", image="x"),
+    door=Proxy(port=8080, engine_port=29080, health_path="/health", image="x"),
 )
 
 
@@ -187,11 +190,11 @@ def test_what_is_said_of_it() -> None:
     assert results(BOUND)["cpuset"].actual == "CPUs 0-7, memory nodes 0"
 
 
-def seen(change: Callable[[Seen], dict[str, Any]], given: Generation) -> dict[str, Result]:
+def seen(change: Callable[[Inspection], dict[str, Any]], given: Generation) -> dict[str, Result]:
     return results(given, **change(honest(given)))
 
 
-def processes(one: Seen, **changes: Any) -> dict[str, Any]:
+def processes(one: Inspection, **changes: Any) -> dict[str, Any]:
     return {"processes": (msgspec.structs.replace(one.processes[0], **changes),)}
 
 
@@ -203,14 +206,16 @@ def touched(**changes: Any) -> FileState:
     return msgspec.structs.replace(FILE, **changes)
 
 
-def listens(address: str, port: int, owner: Any = "engine", protocol: Any = "tcp") -> Listening:
-    return Listening(
+def listens(
+    address: str, port: int, owner: Any = "engine", protocol: Any = "tcp"
+) -> ListeningSocket:
+    return ListeningSocket(
         protocol=protocol, address=address, port=port, owner=owner, process="python3 (process 9)"
     )
 
 
 #: What is changed, the name that must fail, and words of its actual value, evidence and remedy.
-MISMATCHES: dict[str, tuple[Generation, Callable[[Seen], dict[str, Any]], str, str]] = {
+MISMATCHES: dict[str, tuple[Generation, Callable[[Inspection], dict[str, Any]], str, str]] = {
     "started by hand": (
         LAB, lambda _: {"by_unit": False}, "unit",
         "started by hand .* not the main process of cpu.service .* stackctl restart cpu",
@@ -290,7 +295,7 @@ MISMATCHES: dict[str, tuple[Generation, Callable[[Seen], dict[str, Any]], str, s
     "a limit on locked memory": (
         LOCKED,
         lambda one: processes(one, locked_bytes=0)
-        | {"log": (Fact(name="mlock", value="failed to mlock 9-byte buffer"),)},
+        | {"log": (EngineFact(name="mlock", value="failed to mlock 9-byte buffer"),)},
         "locked", "0 B of 235 MiB .* failed to mlock 9-byte buffer; the limit .* is 8 MiB .* "
         "provision --only memlock",
     ),
@@ -348,15 +353,15 @@ MISMATCHES: dict[str, tuple[Generation, Callable[[Seen], dict[str, Any]], str, s
         LAB, lambda _: files(now=touched(content_changed=STARTED + 1)), "files", "was written to",
     ),
     "a door to another engine": (
-        DOOR, lambda _: {"door": DoorSeen(state="up", port=1)}, "door", "leads to port 1 ",
+        DOOR, lambda _: {"door": ObservedProxy(state="up", port=1)}, "door", "leads to port 1 ",
     ),
     "a door that holds": (
-        DOOR, lambda _: {"door": DoorSeen(state="held", port=29080)}, "door", "holds requests",
+        DOOR, lambda _: {"door": ObservedProxy(state="held", port=29080)}, "door", "holds requests",
     ),
 }  # fmt: skip
 
 
-def _threads(one: Seen, count: str) -> list[str]:
+def _threads(one: Inspection, count: str) -> list[str]:
     words = list(one.argv or ())
     words[words.index("--threads") + 1] = count
     return words
@@ -432,7 +437,7 @@ def test_threads_that_wait_name_who_is_in_their_way() -> None:
 def test_a_thread_that_was_kept_from_its_cpu_is_no_mismatch() -> None:
     one = honest(LAB)
     stuck = (one.threads[0], msgspec.structs.replace(one.threads[1], computed_ns=1))
-    log = (Fact(name="threads", value="2"),)
+    log = (EngineFact(name="threads", value="2"),)
     found = results(LAB, threads=(*stuck, *one.threads[2:]), log=log)["threads"]
     assert (found.status, found.actual) == ("warn", "1 of 11 compute (over 64 tokens)")
 
@@ -460,12 +465,12 @@ UNSEEN: dict[str, dict[str, Any]] = {
     "argv": {"argv": None},
     "environment": {"environment": None},
     "cpus": {"threads": ()},
-    "threads": {"threads": (Thread(process=PID, id=PID, cpus=CpuList.parse("0-1")),)},
+    "threads": {"threads": (EngineThread(process=PID, id=PID, cpus=CpuList.parse("0-1")),)},
     "cores": {"threads": ()},
-    "policy": {"processes": (Process(id=PID, command="x"),)},
+    "policy": {"processes": (EngineProcess(id=PID, command="x"),)},
     "memory": {"processes": ()},
-    "resident": {"processes": (Process(id=PID, command="x"),)},
-    "hugepages": {"processes": (Process(id=PID, command="x"),)},
+    "resident": {"processes": (EngineProcess(id=PID, command="x"),)},
+    "hugepages": {"processes": (EngineProcess(id=PID, command="x"),)},
     "ports": {"listening": None},
     "model": {"model": None},
     "context": {"report": ()},
@@ -478,7 +483,7 @@ UNSEEN: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", UNSEEN)
 def test_what_cannot_be_seen_is_not_ok(name: str) -> None:
-    why = (Missing(what=name, why="the kernel does not show it"),)
+    why = (MissingFact(what=name, why="the kernel does not show it"),)
     found = results(LAB, **UNSEEN[name], missing=why)
     assert found[name].status == "skip"
     assert found[name].actual is None
@@ -488,7 +493,7 @@ def test_what_cannot_be_seen_is_not_ok(name: str) -> None:
 def test_nothing_is_seen_at_all() -> None:
     """A process that ended during the inspection leaves nothing to compare, and no error."""
     for given in (LAB, LOCKED, SPREAD, BOUND, DOOR):
-        found = compare(given, Seen(pid=PID))
+        found = compare(given, Inspection(pid=PID))
         assert {result.status for result in found} <= {"skip", "ok"}
         assert [result.name for result in found if result.status == "ok"] == ["unit"]
 
@@ -505,7 +510,7 @@ def test_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     given, change, _, _ = MISMATCHES["a limit on locked memory"]
     evidence = honest(given, **change(honest(given)), argv=None)
     why = "the kernel does not show /proc/315/cmdline to this user"
-    missing = (Missing(what="argv", why=why),)
+    missing = (MissingFact(what="argv", why=why),)
     out.results(compare(given, msgspec.structs.replace(evidence, missing=missing)))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "FAIL  locked       0 B of 235 MiB"
@@ -601,12 +606,12 @@ def gpu(weights: int = 20 * GIB) -> Generation:
 
 GPU = gpu()
 LOG = (
-    Fact(name="kv_cache_bytes", value=str(GPU.plan.memory.kv_bytes)),
-    Fact(name="kv_cache_tokens", value="203120"),
-    Fact(name="max_concurrency", value="6.2"),
-    Fact(name="quantization", value="modelopt_fp4"),
-    Fact(name="device", value="cuda"),
-    Fact(name="linear_backend", value="FlashInferCutlassNvFp4LinearKernel"),
+    EngineFact(name="kv_cache_bytes", value=str(GPU.plan.memory.kv_bytes)),
+    EngineFact(name="kv_cache_tokens", value="203120"),
+    EngineFact(name="max_concurrency", value="6.2"),
+    EngineFact(name="quantization", value="modelopt_fp4"),
+    EngineFact(name="device", value="cuda"),
+    EngineFact(name="linear_backend", value="FlashInferCutlassNvFp4LinearKernel"),
 )
 
 
@@ -628,9 +633,9 @@ def test_vllm_on_a_gpu() -> None:
     [
         ({"gpus": ()}, "gpu", "no process of it holds memory of GPU 0"),
         (held(GIB), "gpu", "1 GiB of"),
-        ({"log": (*LOG, Fact(name="device", value="cpu"))}, "gpu", "its log says cpu"),
-        ({"log": (*LOG, Fact(name="quantization", value="None"))}, "quantization", "none"),
-        ({"log": (*LOG, Fact(name="kv_cache_tokens", value="9"))}, "kv-cache", "9 tokens"),
+        ({"log": (*LOG, EngineFact(name="device", value="cpu"))}, "gpu", "its log says cpu"),
+        ({"log": (*LOG, EngineFact(name="quantization", value="None"))}, "quantization", "none"),
+        ({"log": (*LOG, EngineFact(name="kv_cache_tokens", value="9"))}, "kv-cache", "9 tokens"),
     ],
 )
 def test_a_silent_way_out(changes: dict[str, Any], name: str, words: str) -> None:
@@ -641,5 +646,5 @@ def test_a_silent_way_out(changes: dict[str, Any], name: str, words: str) -> Non
 
 def test_gpu_memory_that_the_driver_does_not_tell() -> None:
     assert results(GPU, **held(None))["gpu"].status == "info"
-    found = results(GPU, log=LOG, missing=(Missing(what="gpu", why="no NVIDIA driver"),))
+    found = results(GPU, log=LOG, missing=(MissingFact(what="gpu", why="no NVIDIA driver"),))
     assert (found["gpu"].status, found["gpu"].evidence) == ("skip", "no NVIDIA driver")

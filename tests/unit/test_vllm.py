@@ -28,9 +28,9 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.plan.ledger import claim_of
 from stackctl.sources.catalogue import read_entry
 from stackctl.values.claim import Claim, GpuShare
-from stackctl.values.cpulist import CpuList
+from stackctl.values.cpu_list import CpuList
+from stackctl.values.engine_facts import MeasuredMemory
 from stackctl.values.host import Gpu, Host
-from stackctl.values.measured import Seen
 from stackctl.values.plan import Decision, Plan
 
 VLLM = engine("vllm")
@@ -546,7 +546,7 @@ def test_it_answers_to_several_names(recorded: Dialect) -> None:
 # What it said before
 
 #: As set-up B's machine would tell: 22.4 GiB of weights, and what 0.92 of the card leaves for KV.
-SEEN = Seen(
+SEEN = MeasuredMemory(
     generation=4,
     argv=made_for().argv,
     gpus=((CARD.name, CARD.memory_bytes),),
@@ -556,7 +556,7 @@ SEEN = Seen(
 )
 
 
-def again(*seen: Seen, **changes: Any) -> Plan:
+def again(*seen: MeasuredMemory, **changes: Any) -> Plan:
     wish = profile(NVFP4, **changes)
     return plan(EPYC_GPU, MODEL, wish, seen=tuple(seen))
 

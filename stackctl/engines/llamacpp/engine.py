@@ -30,9 +30,9 @@ from stackctl.engines.protocol import (
     Request,
     RunningCounters,
 )
-from stackctl.values.generation import Fact
+from stackctl.values.engine_facts import EngineOption, MeasuredMemory
+from stackctl.values.generation import EngineFact
 from stackctl.values.host import Gpu
-from stackctl.values.measured import EngineOption, Seen
 from stackctl.values.model import Model
 
 _NAMES = re.compile(r"-{1,2}[A-Za-z0-9][\w-]*(?:,\s+-{1,2}[A-Za-z0-9][\w-]*)*")
@@ -149,10 +149,10 @@ class LlamaCpp:
 
     def recall(
         self,
-        seen: Sequence[Seen],  # noqa: ARG002
+        seen: Sequence[MeasuredMemory],  # noqa: ARG002
         argv: Sequence[str],  # noqa: ARG002
         options: Mapping[str, Option],
-    ) -> tuple[Seen | None, dict[str, Option]]:
+    ) -> tuple[MeasuredMemory | None, dict[str, Option]]:
         """See Engine: its log holds no sizes."""
         return None, dict(options)
 
@@ -161,7 +161,7 @@ class LlamaCpp:
         model: Model,
         options: Mapping[str, Option],
         gpu_bytes: int,
-        seen: Seen | None = None,  # noqa: ARG002
+        seen: MeasuredMemory | None = None,  # noqa: ARG002
     ) -> Footprint:
         """See Engine."""
         return memory.footprint(model, options, on_gpu=gpu_bytes > 0)
@@ -199,14 +199,14 @@ class LlamaCpp:
         """See Engine: it is one process."""
         return False
 
-    def promised(self, argv: Sequence[str]) -> tuple[Fact, ...]:
+    def promised(self, argv: Sequence[str]) -> tuple[EngineFact, ...]:
         """See Engine. Without a shared KV cache each slot has its part of the context. Values that
         the engine chooses itself (--parallel -1, --ctx-size 0) are left out."""
         slots, context = (whole_argument(argv, name) for name in ("parallel", "ctx-size"))
         if slots and context and "--kv-unified" not in argv:
             context //= slots
         told = (("context", context), ("slots", slots), ("model_path", argument(argv, "model")))
-        return tuple(Fact(name=name, value=str(value)) for name, value in told if value)
+        return tuple(EngineFact(name=name, value=str(value)) for name, value in told if value)
 
     measure = staticmethod(measure)
 

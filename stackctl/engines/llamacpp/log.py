@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from stackctl.engines.failures import failure_table, first_match
 from stackctl.engines.protocol import Failure
-from stackctl.values.generation import Fact
+from stackctl.values.generation import EngineFact
 
 #: Causes of a failed start, most specific first. Checked against the last lines of the log.
 _FAILURES = failure_table(
@@ -88,10 +88,10 @@ def failure(lines: Sequence[str]) -> Failure | None:
     return first_match(lines, _FAILURES)
 
 
-def said(lines: Sequence[str]) -> tuple[Fact, ...]:
+def said(lines: Sequence[str]) -> tuple[EngineFact, ...]:
     """Return facts of a start, each from the last line that holds it.
 
     The rest is read over HTTP, because the log names no sizes by default.
     """
     found = ((name, pattern.search(line)) for line in lines for name, pattern in _SAID)
-    return tuple({n: Fact(name=n, value=match[1]) for n, match in found if match}.values())
+    return tuple({n: EngineFact(name=n, value=match[1]) for n, match in found if match}.values())

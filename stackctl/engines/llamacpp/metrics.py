@@ -15,7 +15,7 @@ from typing import Any
 
 from stackctl.engines.options import whole_argument
 from stackctl.engines.prometheus_text import Scrape, summed
-from stackctl.values.metrics import EngineMetrics, LogSamples, Request
+from stackctl.values.metrics import EngineMetrics, LoggedRequest, LogSamples
 
 _NUMBER = r"(\d{1,9}(?:\.\d{1,6})?)"
 #: Minutes, seconds, milliseconds, microseconds since the start.
@@ -111,7 +111,7 @@ class RequestReader:
     """See LogReader."""
 
     def __init__(self) -> None:
-        self._done: deque[Request] = deque(maxlen=_MOST)
+        self._done: deque[LoggedRequest] = deque(maxlen=_MOST)
         self._open: dict[tuple[str, str], _Open] = {}
         self._task: tuple[str, str] | None = None
         self._lines = 0
@@ -206,7 +206,7 @@ class RequestReader:
 
 def _summary(
     seen: _Open, length: int | None, *, finished: bool, at_s: float | None = None
-) -> Request:
+) -> LoggedRequest:
     """Return a request as a value.
 
     ``length`` counts the tokens in the cache. It lacks the last token of the answer, because no
@@ -216,7 +216,7 @@ def _summary(
     cached = None
     if length is not None and prompt is not None and answer is not None:
         cached = max(0, length - prompt[0] - answer[0] + 1)
-    return Request(
+    return LoggedRequest(
         at_s=seen.at_s if at_s is None else at_s,
         prompt_tokens=prompt[0] if prompt else None,
         cached_tokens=cached,

@@ -36,8 +36,8 @@ from stackctl.engines.vllm.advice import (
 from stackctl.engines.vllm.options import choose
 from stackctl.errors import StackctlError
 from stackctl.quantity import parse_tokens
-from stackctl.values.generation import Fact
-from stackctl.values.measured import EngineOption
+from stackctl.values.engine_facts import EngineOption
+from stackctl.values.generation import EngineFact
 from stackctl.values.model import Model
 
 _GIB = 2**30
@@ -205,11 +205,11 @@ class Vllm:
         """See Engine."""
         return metrics.WindowReader()
 
-    def promised(self, argv: Sequence[str]) -> tuple[Fact, ...]:
+    def promised(self, argv: Sequence[str]) -> tuple[EngineFact, ...]:
         """See Engine. A context that the engine chooses itself (auto, -1) is left out; 32K is 32768
         tokens."""
         try:
             context = parse_tokens(argument(argv, "max-model-len") or "")
         except StackctlError:
             return ()
-        return (Fact(name="context", value=str(context)),) if context else ()
+        return (EngineFact(name="context", value=str(context)),) if context else ()

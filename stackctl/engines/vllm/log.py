@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from stackctl.engines.failures import failure_table, first_match
 from stackctl.engines.protocol import Failure
-from stackctl.values.generation import Fact
+from stackctl.values.generation import EngineFact
 
 _GIB = 2**30
 _MARLIN = "--set engine_args.linear-backend=marlin, and for an MoE engine_args.moe-backend=marlin"
@@ -288,7 +288,7 @@ def failure(lines: Sequence[str]) -> Failure | None:
     return _raised(lines)
 
 
-def said(lines: Sequence[str]) -> tuple[Fact, ...]:
+def said(lines: Sequence[str]) -> tuple[EngineFact, ...]:
     """Return facts of the running engine, each from the last line that holds it.
 
     Sizes are whole numbers of bytes.
@@ -303,7 +303,7 @@ def said(lines: Sequence[str]) -> tuple[Fact, ...]:
             value = str(round(float(value) * _GIB))
             if value == "0":
                 continue  # below the log's resolution of 0.01 GiB
-        found.append(Fact(name=name, value=value.replace(",", "")))
+        found.append(EngineFact(name=name, value=value.replace(",", "")))
     return tuple(found)
 
 

@@ -9,7 +9,7 @@ import msgspec
 
 from stackctl.engines.options import Option
 from stackctl.quantity import format_bytes
-from stackctl.values.measured import Seen
+from stackctl.values.engine_facts import MeasuredMemory
 
 #: Arguments that memory does not depend on; the model is compared as a whole.
 _APART = {"", "--host", "--port", "--served-model-name", "--generation-config"}
@@ -22,8 +22,8 @@ _TELLING = ("gpu-memory-utilization", "kv-cache-memory-bytes")
 
 
 def recall(
-    seen: Sequence[Seen], argv: Sequence[str], options: Mapping[str, Option]
-) -> tuple[Seen | None, dict[str, Option]]:
+    seen: Sequence[MeasuredMemory], argv: Sequence[str], options: Mapping[str, Option]
+) -> tuple[MeasuredMemory | None, dict[str, Option]]:
     """Return the newest start with the same arguments, else one with the same weights, and the
     options with the measured memory in their reasons."""
     mine = _settings(argv)
@@ -40,7 +40,7 @@ def recall(
     return known, told
 
 
-def _told(option: Option, seen: Seen) -> Option:
+def _told(option: Option, seen: MeasuredMemory) -> Option:
     where = f"in generation {seen.generation}"
     if seen.kv_tokens is not None:
         reason = f"{option.reason}; vLLM measured {seen.kv_tokens:,} tokens of KV cache {where}"
@@ -52,7 +52,7 @@ def _told(option: Option, seen: Seen) -> Option:
     return replace(option, reason=f"{option.reason}; vLLM measured weights of {weights} {where}")
 
 
-def _weights(seen: Seen) -> Seen:
+def _weights(seen: MeasuredMemory) -> MeasuredMemory:
     return msgspec.structs.replace(seen, kv_bytes=None, kv_tokens=None)
 
 

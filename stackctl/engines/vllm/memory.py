@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from stackctl.engines.options import Option, number
 from stackctl.engines.protocol import Footprint, TokenReads
-from stackctl.values.measured import Seen
+from stackctl.values.engine_facts import MeasuredMemory
 from stackctl.values.model import Model
 
 _GIB = 2**30
@@ -27,7 +27,7 @@ def footprint(
     model: Model,
     options: Mapping[str, Option],
     gpu_bytes: int,
-    seen: Seen | None = None,
+    seen: MeasuredMemory | None = None,
 ) -> Footprint:
     """Return the memory by purpose.
 

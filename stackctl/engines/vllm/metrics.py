@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from stackctl.engines.prometheus_text import Scrape, whole
-from stackctl.values.metrics import EngineMetrics, LogSamples, Window
+from stackctl.values.metrics import EngineMetrics, LogSamples, LogWindow
 
 _NUMBER = r"(\d{1,9}(?:\.\d{1,6})?)"
 _WINDOW = re.compile(
@@ -69,7 +69,7 @@ class WindowReader:
     """See LogReader."""
 
     def __init__(self) -> None:
-        self._windows: deque[Window] = deque(maxlen=_MOST)
+        self._windows: deque[LogWindow] = deque(maxlen=_MOST)
         self._lines = self._preemptions = 0
         self._place: Literal["GPU", "CPU"] | None = None
         self._architecture: str | None = None
@@ -116,7 +116,7 @@ class WindowReader:
         if kv and kv[1]:
             self._place = "GPU" if kv[1] == "GPU" else "CPU"
         self._windows.append(
-            Window(
+            LogWindow(
                 at_s=self._clock(line[: match.start()]),
                 seconds=_WINDOW_S,
                 prompt_tok_s=float(match[1]),

@@ -94,14 +94,14 @@ class Aiperf:
     def _write(
         self, folder: Path, measured: Measured, texts: Sequence[str], name: str, timeout_s: float
     ) -> None:
-        shape, tokenizer = measured.shape, folder / "tokenizer"
+        workload, tokenizer = measured.shape, folder / "tokenizer"
         tokenizer.mkdir()
         kind = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "[UNK]"}
         (tokenizer / "tokenizer.json").write_text(json.dumps(_TOKENIZER))
         (tokenizer / "tokenizer_config.json").write_text(json.dumps(kind))
         with (folder / "prompts.jsonl").open("w", encoding="utf-8") as file:
             for text in texts:
-                row = {"text": text, "output_length": shape.output_tokens}
+                row = {"text": text, "output_length": workload.output_tokens}
                 file.write(json.dumps(row) + "\n")
         endpoint = {
             "url": self._url, "type": "chat", "streaming": True, "timeout": timeout_s,
@@ -118,7 +118,7 @@ class Aiperf:
                 "tokenizer": {"name": str(tokenizer)},
                 "dataset": {"type": "file", "path": str(folder / "prompts.jsonl"),
                             "format": "single_turn", "sampling": "sequential"},
-                "phases": {"type": "concurrency", "concurrency": shape.concurrency,
+                "phases": {"type": "concurrency", "concurrency": workload.concurrency,
                            "requests": len(texts)},
                 "artifacts": {"dir": str(folder / "out"), "summary": ["json"],
                               "records": ["jsonl"]},

@@ -11,17 +11,17 @@ from stackctl.state.benches import Benches
 from stackctl.values.bench import (
     BenchComparison,
     BenchReport,
-    Difference,
-    Sample,
-    Shape,
-    Word,
+    CellDifference,
+    ComparisonVerdict,
+    RequestSample,
+    Workload,
 )
 
 #: A smaller relative change is no difference: machines drift by as much between two runs.
 NEGLIGIBLE = 0.02
 
 Figure = Literal["ttft_s", "generation_tok_s", "e2e_s"]
-_FIGURES: tuple[tuple[Figure, Callable[[Sample], float | None], bool], ...] = (
+_FIGURES: tuple[tuple[Figure, Callable[[RequestSample], float | None], bool], ...] = (
     ("ttft_s", lambda sample: sample.ttft_s, False),
     ("generation_tok_s", lambda sample: sample.generation_tok_s, True),
     ("e2e_s", lambda sample: sample.e2e_s, False),
@@ -38,24 +38,24 @@ def compare(benches: Benches, first: int, second: int) -> BenchComparison:
     """
     before, after = benches.read(first), benches.read(second)
     samples = _by_shape(before, benches.samples(first)), _by_shape(after, benches.samples(second))
-    both = [shape for shape in samples[0] if shape in samples[1]]
+    both = [workload for workload in samples[0] if workload in samples[1]]
     return BenchComparison(
         before=first,
         after=second,
         differs=tuple(_differs(benches, before, after)),
-        only_before=tuple(shape for shape in samples[0] if shape not in samples[1]),
-        only_after=tuple(shape for shape in samples[1] if shape not in samples[0]),
+        only_before=tuple(workload for workload in samples[0] if workload not in samples[1]),
+        only_after=tuple(workload for workload in samples[1] if workload not in samples[0]),
         differences=tuple(
             difference
-            for shape in both
-            for difference in differences(shape, samples[0][shape], samples[1][shape])
+            for workload in both
+            for difference in differences(workload, samples[0][workload], samples[1][workload])
         ),
     )
 
 
 def differences(
-    shape: Shape, before: Sequence[Sample], after: Sequence[Sample]
-) -> tuple[Difference, ...]:
+    workload: Workload, before: Sequence[RequestSample], after: Sequence[RequestSample]
+) -> tuple[CellDifference, ...]:
     """Compare the figures of one cell that both runs have."""
     found = []
     for figure, read, more_is_better in _FIGURES:
@@ -67,8 +67,8 @@ def differences(
             continue
         factor = ratio(old, new)
         found.append(
-            Difference(
-                shape=shape,
+            CellDifference(
+                shape=workload,
                 figure=figure,
                 before=quantile(old, 0.5),
                 after=quantile(new, 0.5),
@@ -80,7 +80,7 @@ def differences(
     return tuple(found)
 
 
-def word(factor: tuple[float, float, float] | None, *, more_is_better: bool) -> Word:
+def word(factor: tuple[float, float, float] | None, *, more_is_better: bool) -> ComparisonVerdict:
     """Return the verdict on a factor (estimate, low, high); None: too few values.
 
     A difference counts if the interval excludes 1 and the estimate is not negligible.
@@ -93,8 +93,10 @@ def word(factor: tuple[float, float, float] | None, *, more_is_better: bool) -> 
     return "better" if (middle > 1) == more_is_better else "worse"
 
 
-def _by_shape(report: BenchReport, samples: Sequence[Sample]) -> dict[Shape, list[Sample]]:
-    found: dict[Shape, list[Sample]] = {cell.shape: [] for cell in report.cells}
+def _by_shape(
+    report: BenchReport, samples: Sequence[RequestSample]
+) -> dict[Workload, list[RequestSample]]:
+    found: dict[Workload, list[RequestSample]] = {cell.shape: [] for cell in report.cells}
     for sample in samples:
         if sample.cell < len(report.cells):
             found[report.cells[sample.cell].shape].append(sample)

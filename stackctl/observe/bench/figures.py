@@ -10,7 +10,7 @@ from stackctl.engines import engines
 from stackctl.observe.bench.load import Measured
 from stackctl.observe.bench.reply import Reply
 from stackctl.observe.bench.statistics import quantiles
-from stackctl.values.bench import Cell, Sample, Shape
+from stackctl.values.bench import BenchCell, RequestSample, Workload
 from stackctl.values.profile import Slo
 
 #: A speed needs at least so many tokens.
@@ -21,7 +21,7 @@ _OFF = 0.02
 _SPLIT = 0.9
 
 
-def cell(measured: Measured, *, slo: Slo | None, parameters: int | None) -> Cell:
+def cell(measured: Measured, *, slo: Slo | None, parameters: int | None) -> BenchCell:
     """Return the figures of a cell; ``parameters`` is the size of the model (None: unknown)."""
     good = [reply for reply in measured.replies if reply.error is None]
     seconds = measured.ended - measured.began
@@ -30,7 +30,7 @@ def cell(measured: Measured, *, slo: Slo | None, parameters: int | None) -> Cell
     factor = None
     if speeds is not None and parameters:
         factor = speeds.p50 / (parameters / 1e9)
-    return Cell(
+    return BenchCell(
         shape=measured.shape,
         requests=len(measured.replies),
         failed=len(measured.failed),
@@ -50,12 +50,12 @@ def cell(measured: Measured, *, slo: Slo | None, parameters: int | None) -> Cell
     )
 
 
-def sample(reply: Reply, number: int, origin: float) -> Sample:
+def sample(reply: Reply, number: int, origin: float) -> RequestSample:
     """Return a request as it is stored.
 
     ``number`` is the index of its cell, ``origin`` the start of the run on the clock of the reply.
     """
-    return Sample(
+    return RequestSample(
         cell=number,
         began_s=reply.began - origin,
         e2e_s=reply.ended_s,
@@ -129,10 +129,10 @@ def _notes(measured: Measured, good: Sequence[Reply]) -> Iterable[str]:
     yield from _notes_on_cache(measured.shape, good)
 
 
-def _notes_on_lengths(shape: Shape, good: Sequence[Reply]) -> Iterable[str]:
+def _notes_on_lengths(workload: Workload, good: Sequence[Reply]) -> Iterable[str]:
     for name, asked, got in (
-        ("prompts", shape.prompt_tokens, _mean(reply.prompt_tokens for reply in good)),
-        ("answers", shape.output_tokens, _mean(reply.output_tokens for reply in good)),
+        ("prompts", workload.prompt_tokens, _mean(reply.prompt_tokens for reply in good)),
+        ("answers", workload.output_tokens, _mean(reply.output_tokens for reply in good)),
     ):
         if got is not None and abs(got - asked) > _OFF * asked:
             yield f"{name} had {got:,.0f} tokens, asked for were {asked:,}"
@@ -141,11 +141,11 @@ def _notes_on_lengths(shape: Shape, good: Sequence[Reply]) -> Iterable[str]:
         yield f"{tokens / max(1, pieces):.1f} tokens a piece: gaps are between pieces"
 
 
-def _notes_on_cache(shape: Shape, good: Sequence[Reply]) -> Iterable[str]:
+def _notes_on_cache(workload: Workload, good: Sequence[Reply]) -> Iterable[str]:
     cached = _mean(reply.cached_tokens for reply in good)
-    if shape.cached and good and cached is None:
+    if workload.cached and good and cached is None:
         yield f"the server does not tell cached tokens ({_cached_tokens_options()})"
-    if not shape.cached and cached is not None and cached > 0.1 * shape.prompt_tokens:
+    if not workload.cached and cached is not None and cached > 0.1 * workload.prompt_tokens:
         yield f"{cached:,.0f} tokens of each prompt were cached, though no two are alike"
 
 

@@ -8,7 +8,7 @@ import msgspec
 
 from stackctl.diagnose.findings import worst_first
 from stackctl.quantity import format_number, format_share
-from stackctl.values.bench import Cell, Client, Shape
+from stackctl.values.bench import BenchCell, BenchClient, Workload
 from stackctl.values.profile import Slo
 from stackctl.values.result import Result, Status
 
@@ -27,8 +27,8 @@ _UNHURRIED = "fewer at once, or --with aiperf from a machine with free processor
 
 
 def judge(
-    cells: Sequence[Cell], slo: Slo | None, *, slots: int, source: str,
-    client: Client | None = None, context: int | None = None,
+    cells: Sequence[BenchCell], slo: Slo | None, *, slots: int, source: str,
+    client: BenchClient | None = None, context: int | None = None,
 ) -> tuple[Result, ...]:  # fmt: skip
     """Return the results of a measurement, most important first.
 
@@ -91,13 +91,16 @@ def latency(
     return judged(name, allowed, seen, told, source=source, most=True, mark="p95 ", at=at)
 
 
-def describe(shape: Shape) -> str:
+def describe(workload: Workload) -> str:
     """Return a cell's workload as text."""
-    text = f"{shape.prompt_tokens:,} in, {shape.output_tokens:,} out, {shape.concurrency} at once"
-    return text + (", prefix cached" if shape.cached else "")
+    text = (
+        f"{workload.prompt_tokens:,} in, {workload.output_tokens:,} out, {workload.concurrency} "
+        f"at once"
+    )
+    return text + (", prefix cached" if workload.cached else "")
 
 
-def _ttft(cells: Sequence[Cell], slo: Slo, source: str) -> Result | None:
+def _ttft(cells: Sequence[BenchCell], slo: Slo, source: str) -> Result | None:
     if slo.ttft_s is None:
         return None
     most = slo.prompt_tokens * _LONGER
@@ -127,14 +130,14 @@ def _possible(result: Result, slo: Slo, context: int | None) -> Result:
     return msgspec.structs.replace(result, evidence=told, remedy=remedy)
 
 
-def _itl(cells: Sequence[Cell], slo: Slo, source: str) -> Result | None:
+def _itl(cells: Sequence[BenchCell], slo: Slo, source: str) -> Result | None:
     if slo.itl_ms is None:
         return None
     seen, at = _worst(((c.itl_ms.p95, c) for c in cells if c.itl_ms), max)
     return latency("slo-itl", slo.itl_ms, seen, "ms", source=source, at=at)
 
 
-def _doubted(result: Result, slo: Slo, client: Client | None) -> Result:
+def _doubted(result: Result, slo: Slo, client: BenchClient | None) -> Result:
     """Return the result, as a warning if the client read so late that it proves nothing.
 
     Tokens that are read together seem to have arrived together.
@@ -146,7 +149,7 @@ def _doubted(result: Result, slo: Slo, client: Client | None) -> Result:
     return msgspec.structs.replace(result, status="warn", evidence=told, remedy=_UNHURRIED)
 
 
-def _speed(cells: Sequence[Cell], slo: Slo, source: str) -> Result | None:
+def _speed(cells: Sequence[BenchCell], slo: Slo, source: str) -> Result | None:
     if slo.min_tok_s is None:
         return None
     rows = ((c.generation_tok_s.p5, c) for c in cells if c.generation_tok_s)
@@ -160,7 +163,7 @@ def _speed(cells: Sequence[Cell], slo: Slo, source: str) -> Result | None:
     )
 
 
-def _prefix(cells: Sequence[Cell], slo: Slo, source: str) -> Result | None:
+def _prefix(cells: Sequence[BenchCell], slo: Slo, source: str) -> Result | None:
     if slo.min_prefix_hits is None:
         return None
     rows = (
@@ -178,7 +181,7 @@ _RULES = (_ttft, _itl, _speed, _prefix)
 
 
 def _worst(
-    rows: Iterable[tuple[float, Cell]], pick: Callable[..., tuple[float, Cell]]
+    rows: Iterable[tuple[float, BenchCell]], pick: Callable[..., tuple[float, BenchCell]]
 ) -> tuple[float | None, str]:
     found = list(rows)
     if not found:
@@ -187,7 +190,7 @@ def _worst(
     return value, f" ({describe(cell.shape)})"
 
 
-def _failures(cells: Sequence[Cell]) -> Iterable[Result]:
+def _failures(cells: Sequence[BenchCell]) -> Iterable[Result]:
     failed, asked = sum(cell.failed for cell in cells), sum(cell.requests for cell in cells)
     status: Status = "fail" if failed else "ok"
     notes = [note for cell in cells if cell.failed for note in cell.notes]
@@ -201,7 +204,7 @@ def _failures(cells: Sequence[Cell]) -> Iterable[Result]:
     )
 
 
-def _limited(client: Client) -> Result:
+def _limited(client: BenchClient) -> Result:
     lag = "" if client.lag_ms_p99 is None else f", reads {client.lag_ms_p99:.1f} ms late (p99)"
     return Result(
         name="client",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from stackctl.engines import engine as find_engine
 from stackctl.observe.bench.matrix import Limits
-from stackctl.values.generation import Fact, Generation
+from stackctl.values.generation import EngineFact, Generation
 from stackctl.values.plan import Plan
 
 #: The defaults if neither plan nor engine has a value.
@@ -18,7 +18,7 @@ def limits(generation: Generation) -> Limits:
     return limits_of(generation.plan, generation.outcome.report)
 
 
-def limits_of(plan: Plan, report: Sequence[Fact]) -> Limits:
+def limits_of(plan: Plan, report: Sequence[EngineFact]) -> Limits:
     """Return the capacity by the plan's decisions, else by the facts that the engine reported."""
     engine = find_engine(plan.engine)
     said = {fact.name: _number(fact.value) for fact in report}

@@ -10,7 +10,7 @@ import msgspec
 
 from stackctl.machine.stream import Exchange, Streams
 from stackctl.observe.bench.reply import Reply, read
-from stackctl.values.bench import Shape
+from stackctl.values.bench import Workload
 
 _PATH = "/v1/chat/completions"
 _TICK_S = 0.2
@@ -20,7 +20,7 @@ _TICK_S = 0.2
 class Measured:
     """One cell during its measurement, with the replies so far."""
 
-    shape: Shape
+    shape: Workload
     planned: int
     replies: list[Reply] = field(default_factory=list)
     began: float = 0.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.observe.bench.prompts import OWN_TOKENS
-from stackctl.values.bench import Shape
+from stackctl.values.bench import Workload
 from stackctl.values.profile import Slo
 
 PROMPTS, OUTPUTS = (1024, 4096, 8192), (200, 400, 800)
@@ -42,7 +42,7 @@ class Limits:
     slots: int
 
 
-def shapes(wish: Wish, limits: Limits, slo: Slo | None) -> tuple[Shape, ...]:
+def shapes(wish: Wish, limits: Limits, slo: Slo | None) -> tuple[Workload, ...]:
     """Return the cells of a run, cheap ones first.
 
     Default lengths are cut to the context. If the SLO has a TTFT, its prompt length is added.
@@ -58,31 +58,32 @@ def shapes(wish: Wish, limits: Limits, slo: Slo | None) -> tuple[Shape, ...]:
         for level in levels:
             # A quick run measures concurrency at one length only.
             some = prompts[:1] if wish.quick and level > 1 and not wish.prompts else prompts
-            found += [Shape(prompt_tokens=p, output_tokens=o, concurrency=level)
+            found += [Workload(prompt_tokens=p, output_tokens=o, concurrency=level)
                       for p in some for o in outputs]  # fmt: skip
     if wish.prefix != "uncached":
         some = prompts[:1] if wish.quick and not wish.prompts else prompts
         alone = levels if wish.prefix == "cached" else levels[:1]
-        found += [Shape(prompt_tokens=p, output_tokens=outputs[0], concurrency=level, cached=True)
+        found += [Workload(prompt_tokens=p, output_tokens=outputs[0], concurrency=level,
+                cached=True)
                   for level in alone for p in some]  # fmt: skip
     return tuple(found)
 
 
-def requests(wish: Wish, shape: Shape, *, seconds: float, cells: int) -> int:
+def requests(wish: Wish, workload: Workload, *, seconds: float, cells: int) -> int:
     """Return the number of requests of a cell.
 
     ``seconds`` is the expected time of one request, ``cells`` the number of cells in the run.
     """
     if wish.requests is not None:
-        return max(wish.requests, shape.concurrency)
+        return max(wish.requests, workload.concurrency)
     rounds = ROUNDS
     if wish.quick:
-        affordable = QUICK_S / cells * shape.concurrency / max(seconds, 1e-3)
+        affordable = QUICK_S / cells * workload.concurrency / max(seconds, 1e-3)
         count, rounds = round(min(affordable, QUICK_MOST)), 1
     else:
         count = REQUESTS
     # Round up to whole rounds, so that all streams are busy until shortly before the end.
-    return max(rounds, -(-count // shape.concurrency)) * shape.concurrency
+    return max(rounds, -(-count // workload.concurrency)) * workload.concurrency
 
 
 def _prompts(

@@ -22,12 +22,15 @@ from stackctl.observe.bench.site import Site
 from stackctl.observe.bench.statistics import quantile
 from stackctl.quantity import format_duration
 from stackctl.state.generations import now
-from stackctl.values.bench import BenchReport, Client, Sample, Shape
+from stackctl.values.bench import BenchClient, BenchReport, RequestSample, Workload
 from stackctl.values.generation import Generation
 from stackctl.values.profile import Slo
 
 #: The warm-up: a first request, whose time is ignored, and a second one, which gives the pace.
-_COLD, _PACE = Shape(prompt_tokens=64, output_tokens=8), Shape(prompt_tokens=256, output_tokens=64)
+_COLD, _PACE = (
+    Workload(prompt_tokens=64, output_tokens=8),
+    Workload(prompt_tokens=256, output_tokens=64),
+)
 #: The client is the limit if it uses a larger share of a CPU than _BUSY, or if its delay in reading
 #: is more than _LATE times the gap between tokens.
 _BUSY, _LATE = 0.7, 1.0
@@ -39,7 +42,7 @@ class Run:
     """A report, and the requests behind it."""
 
     report: BenchReport
-    samples: tuple[Sample, ...]
+    samples: tuple[RequestSample, ...]
 
 
 @dataclass
@@ -50,11 +53,11 @@ class _Pace:
     decode_tok_s: float
     correction: float = 1.0
 
-    def seconds(self, shape: Shape) -> float:
+    def seconds(self, workload: Workload) -> float:
         """Return the seconds of one request while the others of its cell run."""
-        computed = OWN_TOKENS if shape.cached else shape.prompt_tokens
-        prompt = computed * shape.concurrency / self.prefill_tok_s
-        return (prompt + shape.output_tokens / self.decode_tok_s) * self.correction
+        computed = OWN_TOKENS if workload.cached else workload.prompt_tokens
+        prompt = computed * workload.concurrency / self.prefill_tok_s
+        return (prompt + workload.output_tokens / self.decode_tok_s) * self.correction
 
 
 class Bench:
@@ -87,7 +90,10 @@ class Bench:
         """
         self._report, self._generation, self._wish, self._site = report, generation, wish, site
         self._timeout_s = timeout_s
-        self._plan, self._slo = generation.plan, slo if slo is not None and slo.asks else None
+        self._plan, self._slo = (
+            generation.plan,
+            slo if slo is not None and slo.has_objectives else None,
+        )
         self._aiperf = Aiperf(aiperf, site.url, site.key) if aiperf else None
         self._limits = limits(generation)
         self._shapes = matrix.shapes(wish, self._limits, self._slo)
@@ -117,21 +123,21 @@ class Bench:
 
     def _measure(self, streams: Streams) -> None:
         pace = self._warm_up(streams)
-        asked = {shape: self._requests(shape, pace) for shape in self._shapes}
-        expected = sum(self._seconds(shape, n, pace) for shape, n in asked.items())
+        asked = {workload: self._requests(workload, pace) for workload in self._shapes}
+        expected = sum(self._seconds(workload, n, pace) for workload, n in asked.items())
         self._report.step(
             "bench", f"{len(self._shapes)} cells, {sum(asked.values())} requests, about "
             f"{format_duration(expected)}",
         )  # fmt: skip
         level = 1
-        for number, shape in enumerate(self._shapes):
-            cell = Measured(shape, asked[shape])
+        for number, workload in enumerate(self._shapes):
+            cell = Measured(workload, asked[workload])
             rest = sum(self._seconds(s, asked[s], pace) for s in self._shapes[number + 1 :])
             try:
-                if shape.concurrency > level:
-                    level = shape.concurrency
-                    self._warm(streams, shape.concurrency)
-                texts = self._texts(streams, shape, asked[shape])
+                if workload.concurrency > level:
+                    level = workload.concurrency
+                    self._warm(streams, workload.concurrency)
+                texts = self._texts(streams, workload, asked[workload])
                 self._cells.append(cell)
                 self._measure_cell(streams, cell, texts, pace, rest)
             except StackctlError as error:
@@ -144,7 +150,7 @@ class Bench:
             if cell.replies and len(cell.failed) == len(cell.replies):
                 self._report.warn(f"stopped: {cell.failed[0].error}")
                 return
-            took, thought = cell.ended - cell.began, self._seconds(shape, asked[shape], pace)
+            took, thought = cell.ended - cell.began, self._seconds(workload, asked[workload], pace)
             if took > 0 and thought > 0:
                 pace.correction *= (took / thought) ** 0.5
 
@@ -171,12 +177,12 @@ class Bench:
         bodies = [load.body(name, text, cell.shape.output_tokens) for text in texts]
         load.measure(streams, cell, bodies, timeout_s=self._timeout_s, tick=tick)
 
-    def _seconds(self, shape: Shape, count: int, pace: _Pace) -> float:
-        return pace.seconds(shape) * count / shape.concurrency
+    def _seconds(self, workload: Workload, count: int, pace: _Pace) -> float:
+        return pace.seconds(workload) * count / workload.concurrency
 
-    def _requests(self, shape: Shape, pace: _Pace) -> int:
-        seconds = pace.seconds(shape)
-        return matrix.requests(self._wish, shape, seconds=seconds, cells=len(self._shapes))
+    def _requests(self, workload: Workload, pace: _Pace) -> int:
+        seconds = pace.seconds(workload)
+        return matrix.requests(self._wish, workload, seconds=seconds, cells=len(self._shapes))
 
     def _warm_up(self, streams: Streams) -> _Pace:
         """Send two requests: the first shows the chat template's tokens, the second the speed."""
@@ -213,8 +219,8 @@ class Bench:
         """Send ``concurrency`` requests at once, because some engines prepare for that once."""
         content = self._prompts.unique(_COLD.prompt_tokens)
         bodies = [load.body(self._plan.served_name, content, _COLD.output_tokens)] * concurrency
-        shape = Shape(prompt_tokens=1, output_tokens=1, concurrency=concurrency)
-        warm = Measured(shape, concurrency)
+        workload = Workload(prompt_tokens=1, output_tokens=1, concurrency=concurrency)
+        warm = Measured(workload, concurrency)
         load.measure(streams, warm, bodies, timeout_s=self._timeout_s, tick=lambda: None)
 
     def _ask(self, streams: Streams, text: str, output_tokens: int) -> Reply:
@@ -229,20 +235,20 @@ class Bench:
             )
         return reply
 
-    def _texts(self, streams: Streams, shape: Shape, count: int) -> list[str]:
+    def _texts(self, streams: Streams, workload: Workload, count: int) -> list[str]:
         self._report.progress("bench", f"making {count} prompts")
         make: Callable[[], str]
-        if shape.cached:
-            prefix = self._prompts.prefix(shape.prompt_tokens)
+        if workload.cached:
+            prefix = self._prompts.prefix(workload.prompt_tokens)
 
             def make() -> str:
-                return self._prompts.after(prefix, shape.prompt_tokens)
+                return self._prompts.after(prefix, workload.prompt_tokens)
 
             self._ask(streams, make(), 1)  # puts the prefix into the cache
         else:
 
             def make() -> str:
-                return self._prompts.unique(shape.prompt_tokens)
+                return self._prompts.unique(workload.prompt_tokens)
 
         return [make() for _ in range(count)]
 
@@ -317,7 +323,7 @@ class Bench:
         return Run(report, samples)
 
 
-def _client(streams: Streams, gap_ms: float | None) -> Client:
+def _client(streams: Streams, gap_ms: float | None) -> BenchClient:
     """Return the load of the client: its CPU time, and its delay in reading data.
 
     Arrival times are the kernel's timestamps, so a delay does no harm until pieces wait for each
@@ -326,4 +332,4 @@ def _client(streams: Streams, gap_ms: float | None) -> Client:
     lag = quantile(streams.lags, 0.99) * 1000 if streams.lags else None
     late = lag is not None and gap_ms is not None and lag > _LATE * gap_ms
     share = streams.cpu_share
-    return Client(cpu_share=share, lag_ms_p99=lag, limited=late or share > _BUSY)
+    return BenchClient(cpu_share=share, lag_ms_p99=lag, limited=late or share > _BUSY)

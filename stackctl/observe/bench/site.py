@@ -38,7 +38,7 @@ def of(context: Context, generation: Generation) -> Site:
     """Return the target for a stack of this machine."""
     return Site(
         url=url(generation),
-        engine_url=endpoint.base_url(generation.plan.listens),
+        engine_url=endpoint.base_url(generation.plan.engine_listen_port),
         key=door.key(context, generation),
         current=lambda: installed_number(context, generation.stack),
     )
@@ -51,7 +51,7 @@ def require_running(context: Context, generation: Generation) -> None:
         StackctlError: exit 3 if the stack does not run or is not ready; 1 if its health check
         fails.
     """
-    stack, port = generation.stack, generation.plan.listens
+    stack, port = generation.stack, generation.plan.engine_listen_port
     engine = find_engine(generation.plan.engine)
     state = looks.unit(context, generation).active
     if state != "active":

@@ -28,7 +28,7 @@ def standing(context: Context, generation: Generation, slo: Slo | None) -> tuple
     Raises:
         StackctlError: the stored measurements cannot be read.
     """
-    if slo is None or not slo.asks:
+    if slo is None or not slo.has_objectives:
         return (Result(name="slo", status="info", actual="the profile has none"),)
     latest = Benches(context.paths.state).latest(generation.stack, generation.number)
     found: list[Result] = []

@@ -31,7 +31,7 @@ def page(context: Context, generation: Generation) -> str:
         StackctlError: the stored measurements cannot be read.
     """
     benches = Benches(context.paths.state)
-    stored = [run for run in benches.reports(generation.stack) if run.answered and not run.box]
+    stored = [run for run in benches.reports(generation.stack) if run.has_answers and not run.box]
     shown = next((run for run in stored if run.generation == generation.number), None)
     shown = shown or next(iter(stored), None)
     latest = None

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from stackctl.observe.report import charts
-from stackctl.values.bench import BenchReport, Cell, Sample
+from stackctl.values.bench import BenchCell, BenchReport, RequestSample
 
 
-def measurements(run: BenchReport, samples: Sequence[Sample]) -> list[str]:
+def measurements(run: BenchReport, samples: Sequence[RequestSample]) -> list[str]:
     """Return the charts of one run; an empty text for each chart without data."""
     cells = run.cells
     fresh = [cell for cell in cells if not cell.shape.cached]
@@ -43,12 +43,12 @@ def measurements(run: BenchReport, samples: Sequence[Sample]) -> list[str]:
     return found
 
 
-def _throughput(cells: Sequence[Cell]) -> list[str]:
+def _throughput(cells: Sequence[BenchCell]) -> list[str]:
     """Return two charts of tokens per second over concurrency.
 
     They have one line for each pair of lengths that was measured at more than one concurrency.
     """
-    groups: dict[tuple[int, int], list[Cell]] = {}
+    groups: dict[tuple[int, int], list[BenchCell]] = {}
     for cell in cells:
         if cell.output_tok_s is not None:
             key = (cell.shape.prompt_tokens, cell.shape.output_tokens)
@@ -70,15 +70,17 @@ def _throughput(cells: Sequence[Cell]) -> list[str]:
     ]
 
 
-def _grouped(cells: Sequence[Cell], key: str, *, concurrency: int) -> Mapping[int, list[Cell]]:
-    groups: dict[int, list[Cell]] = {}
+def _grouped(
+    cells: Sequence[BenchCell], key: str, *, concurrency: int
+) -> Mapping[int, list[BenchCell]]:
+    groups: dict[int, list[BenchCell]] = {}
     for cell in cells:
         if cell.shape.concurrency == concurrency:
             groups.setdefault(getattr(cell.shape, key), []).append(cell)
     return dict(sorted(groups.items()))
 
 
-def _series(name: str, cells: Sequence[Cell], figure: str) -> charts.Series:
+def _series(name: str, cells: Sequence[BenchCell], figure: str) -> charts.Series:
     known = sorted(
         (cell.output_tokens or cell.shape.output_tokens, value)
         for cell in cells
@@ -92,14 +94,14 @@ def _series(name: str, cells: Sequence[Cell], figure: str) -> charts.Series:
 
 
 def _points(
-    cells: Sequence[Cell],
+    cells: Sequence[BenchCell],
 ) -> tuple[tuple[tuple[float, float], ...], tuple[tuple[float, float], ...]]:
     """Return points and bands of TTFT by prompt length.
 
     Of each prompt length only the cell with the shortest answers counts, because TTFT does not
     depend on the answer.
     """
-    shortest: dict[int, Cell] = {}
+    shortest: dict[int, BenchCell] = {}
     for cell in cells:
         known = shortest.get(cell.shape.prompt_tokens)
         if cell.ttft_s is not None and (
@@ -130,7 +132,7 @@ def comparison(runs: Sequence[BenchReport]) -> list[str]:
                 best[concurrency] = max(best.get(concurrency, 0.0), cell.output_tok_s)
         points = tuple((float(key), value) for key, value in sorted(best.items()))
         series.append(charts.Series(name, points))
-        alone = [c for c in run.cells if c.shape.alone]
+        alone = [c for c in run.cells if c.shape.is_single_uncached]
         singles.append(charts.Series(name, _points(alone)[0]))
     return [
         charts.lines("Throughput, run by run", series,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from stackctl.observe.report import drawn
 from stackctl.quantity import format_bytes, format_duration, format_number, format_share
-from stackctl.values.bench import BenchReport, Cell, Quantiles, Sample
+from stackctl.values.bench import BenchCell, BenchReport, Quantiles, RequestSample
 from stackctl.values.generation import Generation
 from stackctl.values.host import Host
 from stackctl.values.plan import MemoryBudget, Plan
@@ -23,7 +23,7 @@ class Measured:
     """A stored run with all its requests."""
 
     run: BenchReport
-    samples: tuple[Sample, ...]
+    samples: tuple[RequestSample, ...]
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,9 @@ def moment(text: str) -> str:
     return text[:16].replace("T", " ") + " UTC"
 
 
-def _tiles(cells: Sequence[Cell]) -> Rows:
+def _tiles(cells: Sequence[BenchCell]) -> Rows:
     """Return the key figures: those of one request at a time, and the highest throughput."""
-    alone = [cell for cell in cells if cell.shape.alone]
+    alone = [cell for cell in cells if cell.shape.is_single_uncached]
     rows = []
     speed = _best(alone, "generation_tok_s")
     if speed is not None and speed.generation_tok_s is not None:
@@ -140,7 +140,7 @@ def _tiles(cells: Sequence[Cell]) -> Rows:
     return tuple(rows)
 
 
-def _best(cells: Sequence[Cell], name: str) -> Cell | None:
+def _best(cells: Sequence[BenchCell], name: str) -> BenchCell | None:
     found = [(getattr(cell, name), cell) for cell in cells]
     known = [(value.p50, number) for number, (value, _) in enumerate(found) if value is not None]
     return found[max(known)[1]][1] if known else None
@@ -188,13 +188,13 @@ def _budget(budget: MemoryBudget) -> tuple[str, ...]:
     )
 
 
-def expected(plan: Plan, cells: Sequence[Cell]) -> Rows:
+def expected(plan: Plan, cells: Sequence[BenchCell]) -> Rows:
     """Compare predictions with measurements of one request at a time.
 
     Each row is (name, predicted, measured, verdict).
     """
     prediction = plan.prediction
-    alone = [cell for cell in cells if cell.shape.alone]
+    alone = [cell for cell in cells if cell.shape.is_single_uncached]
     rows = []
     speed = _best(alone, "generation_tok_s")
     if prediction.decode_tok_s:
@@ -215,7 +215,7 @@ def expected(plan: Plan, cells: Sequence[Cell]) -> Rows:
     return tuple(rows)
 
 
-def _nearest(cells: Sequence[Cell], tokens: int) -> Cell | None:
+def _nearest(cells: Sequence[BenchCell], tokens: int) -> BenchCell | None:
     """Return the cell with prompts of about that length; None without one."""
     known = [cell for cell in cells if cell.ttft_s is not None and cell.prompt_tokens]
     if not known:
@@ -242,14 +242,14 @@ def _compared(
     return (name, predicted, f"{format_number(seen)} {unit}".strip(), word)
 
 
-def _cell(cell: Cell) -> tuple[str, ...]:
+def _cell(cell: BenchCell) -> tuple[str, ...]:
     """Return a cell as a row of the table of cells."""
-    shape = cell.shape
+    workload = cell.shape
     failed = f" ({cell.failed} failed)" if cell.failed else ""
     return (
-        f"{shape.prompt_tokens:,}" + (" cached" if shape.cached else ""),
-        f"{shape.output_tokens:,}",
-        str(shape.concurrency),
+        f"{workload.prompt_tokens:,}" + (" cached" if workload.cached else ""),
+        f"{workload.output_tokens:,}",
+        str(workload.concurrency),
         f"{cell.requests}{failed}",
         _three(cell.ttft_s),
         _three(cell.itl_ms),
@@ -279,7 +279,7 @@ def _notes(run: BenchReport | None) -> tuple[str, ...]:
 
 def _run(run: BenchReport) -> tuple[str, ...]:
     """Return a run as a row of the table of runs."""
-    alone = [cell for cell in run.cells if cell.shape.alone]
+    alone = [cell for cell in run.cells if cell.shape.is_single_uncached]
     speed = _best(alone, "generation_tok_s")
     first = next((cell.ttft_s for cell in alone if cell.ttft_s is not None), None)
     most = max((cell.output_tok_s or 0.0 for cell in run.cells), default=0.0)

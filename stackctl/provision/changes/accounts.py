@@ -12,8 +12,8 @@ from stackctl.provision.box import Box
 from stackctl.provision.changes.kind import CommandKind
 from stackctl.values.provision import (
     AccountChange,
-    Before,
     LingerChange,
+    PreviousState,
     ShownChange,
     SubidsChange,
 )
@@ -22,7 +22,7 @@ from stackctl.values.provision import (
 class AccountKind(CommandKind[AccountChange]):
     """An account for stacks, without a password and a login."""
 
-    def revert(self, box: Box, change: AccountChange, old: Before) -> str | None:  # noqa: ARG002
+    def revert(self, box: Box, change: AccountChange, old: PreviousState) -> str | None:  # noqa: ARG002
         """See ChangeKind."""
         user, home = change.user, change.home
         found = account(user)
@@ -57,7 +57,7 @@ class AccountKind(CommandKind[AccountChange]):
         """See CommandKind."""
         return f"create the account {change.user}, home {change.home}, no login"
 
-    def describe_revert(self, change: AccountChange, old: Before) -> ShownChange:  # noqa: ARG002
+    def describe_revert(self, change: AccountChange, old: PreviousState) -> ShownChange:  # noqa: ARG002
         """See ChangeKind."""
         return ShownChange(
             what=f"remove the account {change.user}, and {change.home} if it is empty"
@@ -72,7 +72,7 @@ class SubidsKind(CommandKind[SubidsChange]):
         for path, line in _lines(change):
             subids.add(box.at(path), line)
 
-    def revert(self, box: Box, change: SubidsChange, old: Before) -> str | None:  # noqa: ARG002
+    def revert(self, box: Box, change: SubidsChange, old: PreviousState) -> str | None:  # noqa: ARG002
         """See ChangeKind."""
         for path, line in _lines(change):
             subids.remove(box.at(path), line)
@@ -91,7 +91,7 @@ class SubidsKind(CommandKind[SubidsChange]):
         first = change.uid if change.uid is not None else change.gid
         return f"give {change.user} {change.count} ids from {first}"
 
-    def describe_revert(self, change: SubidsChange, old: Before) -> ShownChange:  # noqa: ARG002
+    def describe_revert(self, change: SubidsChange, old: PreviousState) -> ShownChange:  # noqa: ARG002
         """See ChangeKind."""
         return ShownChange(what=f"take {change.count} ids from {change.user}")
 
@@ -99,7 +99,7 @@ class SubidsKind(CommandKind[SubidsChange]):
 class LingerKind(CommandKind[LingerChange]):
     """Linger: the services of a user start at boot and outlive logins."""
 
-    def revert(self, box: Box, change: LingerChange, old: Before) -> str | None:  # noqa: ARG002
+    def revert(self, box: Box, change: LingerChange, old: PreviousState) -> str | None:  # noqa: ARG002
         """See ChangeKind."""
         if account(change.user) is not None:
             runner.run(("loginctl", "disable-linger", change.user))
@@ -113,7 +113,7 @@ class LingerKind(CommandKind[LingerChange]):
         """See CommandKind."""
         return f"start the services of {change.user} at boot"
 
-    def describe_revert(self, change: LingerChange, old: Before) -> ShownChange:  # noqa: ARG002
+    def describe_revert(self, change: LingerChange, old: PreviousState) -> ShownChange:  # noqa: ARG002
         """See ChangeKind."""
         return ShownChange(what=f"services of {change.user} end with the last logout")
 

@@ -13,26 +13,26 @@ from stackctl.provision.box import Box
 from stackctl.provision.changes.kind import ChangeKind, CommandKind
 from stackctl.requirements.facts import MachineFacts
 from stackctl.requirements.requirement import diff
-from stackctl.values.provision import Before, FileChange, FolderChange, ShownChange
+from stackctl.values.provision import FileChange, FolderChange, PreviousState, ShownChange
 
 
 class FileKind(ChangeKind[FileChange]):
     """A file of root. Before: its bytes, mode and owner, and the folders that do not exist."""
 
-    def before(self, box: Box, change: FileChange) -> Before:
+    def before(self, box: Box, change: FileChange) -> PreviousState:
         """See ChangeKind."""
         path = change.path
         folders = missing_folders(box, box.at(path).parent)
         found = box.stat(path)
         if found is None:
-            return Before(folders=folders)
+            return PreviousState(folders=folders)
         if not box.is_plain(path):
             raise StackctlError(f"{path} is not a file", hint=f"look at it: ls -l {path}")
         try:
             data = box.at(path).read_bytes()
         except OSError as error:
             raise StackctlError(f"cannot read {path}: {error.strerror}") from None
-        return Before(
+        return PreviousState(
             data=base64.b64encode(data).decode(),
             mode=found.st_mode & 0o7777,
             uid=found.st_uid,
@@ -44,7 +44,7 @@ class FileKind(ChangeKind[FileChange]):
         """See ChangeKind."""
         write_atomically(box.at(change.path), change.text, mode=change.mode, keep_folder=True)
 
-    def revert(self, box: Box, change: FileChange, old: Before) -> str | None:
+    def revert(self, box: Box, change: FileChange, old: PreviousState) -> str | None:
         """See ChangeKind."""
         path = change.path
         there = box.read(path)
@@ -70,7 +70,7 @@ class FileKind(ChangeKind[FileChange]):
             diff=diff(before or "", change.text),
         )
 
-    def describe_revert(self, change: FileChange, old: Before) -> ShownChange:
+    def describe_revert(self, change: FileChange, old: PreviousState) -> ShownChange:
         """See ChangeKind."""
         verb = "remove" if old.data is None else "put back the earlier"
         return ShownChange(what=f"{verb} {change.path}")
@@ -79,11 +79,11 @@ class FileKind(ChangeKind[FileChange]):
 class FolderKind(CommandKind[FolderChange]):
     """A folder. Before: the folder and its parents, as far as they do not exist."""
 
-    def before(self, box: Box, change: FolderChange) -> Before:
+    def before(self, box: Box, change: FolderChange) -> PreviousState:
         """See ChangeKind."""
-        return Before(folders=missing_folders(box, box.at(change.path)))
+        return PreviousState(folders=missing_folders(box, box.at(change.path)))
 
-    def revert(self, box: Box, change: FolderChange, old: Before) -> str | None:
+    def revert(self, box: Box, change: FolderChange, old: PreviousState) -> str | None:
         """See ChangeKind."""
         return remove_folders(box, old.folders, wanted=change.path)
 
@@ -97,7 +97,7 @@ class FolderKind(CommandKind[FolderChange]):
         """See CommandKind."""
         return f"create the folder {change.path} (0755, {change.owner or 'root'}'s)"
 
-    def describe_revert(self, change: FolderChange, old: Before) -> ShownChange:  # noqa: ARG002
+    def describe_revert(self, change: FolderChange, old: PreviousState) -> ShownChange:  # noqa: ARG002
         """See ChangeKind."""
         return ShownChange(what=f"remove the folder {change.path}, if it is empty")
 

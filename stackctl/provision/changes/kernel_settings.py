@@ -8,13 +8,13 @@ from stackctl.errors import StackctlError
 from stackctl.provision.box import Box
 from stackctl.provision.changes.kind import ChangeKind
 from stackctl.requirements.facts import MachineFacts
-from stackctl.values.provision import Before, SettingChange, ShownChange
+from stackctl.values.provision import PreviousState, SettingChange, ShownChange
 
 
 class SettingKind(ChangeKind[SettingChange]):
     """A value in one or more files of the kernel. Before: the values of these files."""
 
-    def before(self, box: Box, change: SettingChange) -> Before:
+    def before(self, box: Box, change: SettingChange) -> PreviousState:
         """See ChangeKind."""
         values = []
         for path in change.paths:
@@ -22,14 +22,14 @@ class SettingKind(ChangeKind[SettingChange]):
             if value is None:
                 raise _gone(path)
             values.append(value)
-        return Before(values=tuple(values))
+        return PreviousState(values=tuple(values))
 
     def perform(self, box: Box, change: SettingChange) -> None:
         """See ChangeKind."""
         for path in change.paths:
             _write(box, path, change.value)
 
-    def revert(self, box: Box, change: SettingChange, old: Before) -> str | None:
+    def revert(self, box: Box, change: SettingChange, old: PreviousState) -> str | None:
         """See ChangeKind."""
         kept = []
         for path, was in zip(change.paths, old.values, strict=True):
@@ -50,7 +50,7 @@ class SettingKind(ChangeKind[SettingChange]):
             command=None if more else f"echo {change.value} | sudo tee {first}",
         )
 
-    def describe_revert(self, change: SettingChange, old: Before) -> ShownChange:
+    def describe_revert(self, change: SettingChange, old: PreviousState) -> ShownChange:
         """See ChangeKind."""
         first, *more = change.paths
         where = f"{first} and {len(more)} more" if more else first

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 from stackctl.machine import runner
 from stackctl.provision.box import Box
 from stackctl.requirements.facts import MachineFacts
-from stackctl.values.provision import Before, ShownChange
+from stackctl.values.provision import PreviousState, ShownChange
 
 C = TypeVar("C")
 
@@ -17,20 +17,20 @@ C = TypeVar("C")
 class ChangeKind(ABC, Generic[C]):
     """Makes the changes of one type, reverts them and describes them."""
 
-    def before(self, box: Box, change: C) -> Before:  # noqa: ARG002
+    def before(self, box: Box, change: C) -> PreviousState:  # noqa: ARG002
         """Return the state that a change replaces, complete enough to restore it.
 
         Raises:
             StackctlError: the state cannot be read, or packages cannot be found.
         """
-        return Before()
+        return PreviousState()
 
     @abstractmethod
     def perform(self, box: Box, change: C) -> None:
         """Make a change. Raises StackctlError if it fails; part of it may be made then."""
 
     @abstractmethod
-    def revert(self, box: Box, change: C, old: Before) -> str | None:
+    def revert(self, box: Box, change: C, old: PreviousState) -> str | None:
         """Restore ``old``. Return the reason if the change has to stay, None if it is reverted.
 
         A change stays, for example, if somebody has edited its file since.
@@ -44,7 +44,7 @@ class ChangeKind(ABC, Generic[C]):
         """Describe a change on the machine of these facts."""
 
     @abstractmethod
-    def describe_revert(self, change: C, old: Before) -> ShownChange:
+    def describe_revert(self, change: C, old: PreviousState) -> ShownChange:
         """Describe the effect of a revert."""
 
 

@@ -7,7 +7,7 @@ from stackctl.provision.box import Box
 from stackctl.provision.changes.files import remove_folders
 from stackctl.provision.changes.kind import ChangeKind
 from stackctl.requirements.facts import MachineFacts
-from stackctl.values.provision import Before, HoldChange, PackagesChange, ShownChange
+from stackctl.values.provision import HoldChange, PackagesChange, PreviousState, ShownChange
 
 #: Folders that Podman's package makes at each boot (its tmpfiles.d), and leaves when it is removed.
 _AT_BOOT = ("/var/lib/cni/networks", "/var/lib/cni")
@@ -16,16 +16,16 @@ _AT_BOOT = ("/var/lib/cni/networks", "/var/lib/cni")
 class PackagesKind(ChangeKind[PackagesChange]):
     """Packages to install. Before: the packages to be added, and folders that they will make."""
 
-    def before(self, box: Box, change: PackagesChange) -> Before:
+    def before(self, box: Box, change: PackagesChange) -> PreviousState:
         """See ChangeKind."""
         absent = tuple(path for path in _AT_BOOT if not box.there(path))
-        return Before(names=apt.would_come(change.names), folders=absent)
+        return PreviousState(names=apt.would_come(change.names), folders=absent)
 
     def perform(self, box: Box, change: PackagesChange) -> None:  # noqa: ARG002
         """See ChangeKind."""
         apt.install(change.names)
 
-    def revert(self, box: Box, change: PackagesChange, old: Before) -> str | None:  # noqa: ARG002
+    def revert(self, box: Box, change: PackagesChange, old: PreviousState) -> str | None:  # noqa: ARG002
         """See ChangeKind."""
         text = box.read("/var/lib/dpkg/status") or ""
         here = {line.removeprefix("Package: ") for line in text.splitlines() if "Package: " in line}
@@ -46,7 +46,7 @@ class PackagesKind(ChangeKind[PackagesChange]):
             command=f"apt-get install --no-install-recommends {' '.join(change.names)}",
         )
 
-    def describe_revert(self, change: PackagesChange, old: Before) -> ShownChange:  # noqa: ARG002
+    def describe_revert(self, change: PackagesChange, old: PreviousState) -> ShownChange:  # noqa: ARG002
         """See ChangeKind."""
         return ShownChange(what=f"remove the packages {' '.join(old.names)}")
 
@@ -58,7 +58,7 @@ class HoldKind(ChangeKind[HoldChange]):
         """See ChangeKind."""
         apt.hold(change.names)
 
-    def revert(self, box: Box, change: HoldChange, old: Before) -> str | None:  # noqa: ARG002
+    def revert(self, box: Box, change: HoldChange, old: PreviousState) -> str | None:  # noqa: ARG002
         """See ChangeKind."""
         apt.release(change.names)
         return None
@@ -67,6 +67,6 @@ class HoldKind(ChangeKind[HoldChange]):
         """See ChangeKind."""
         return ShownChange(what="hold", command=f"apt-mark hold {' '.join(change.names)}")
 
-    def describe_revert(self, change: HoldChange, old: Before) -> ShownChange:  # noqa: ARG002
+    def describe_revert(self, change: HoldChange, old: PreviousState) -> ShownChange:  # noqa: ARG002
         """See ChangeKind."""
         return ShownChange(what="release", command=f"apt-mark unhold {' '.join(change.names)}")

@@ -16,9 +16,9 @@ from stackctl.provision.changes.accounts import account
 from stackctl.provision.changes.kind import ChangeKind, CommandKind
 from stackctl.requirements.facts import MachineFacts
 from stackctl.values.provision import (
-    Before,
     EnableChange,
     GuardChange,
+    PreviousState,
     ProgramChange,
     ReloadChange,
     ShownChange,
@@ -31,7 +31,7 @@ _MANAGER_S = 30.0
 class ReloadKind(CommandKind[ReloadChange]):
     """A reload of systemd's files. It is not recorded, because it needs no undo."""
 
-    def revert(self, box: Box, change: ReloadChange, old: Before) -> str | None:  # noqa: ARG002
+    def revert(self, box: Box, change: ReloadChange, old: PreviousState) -> str | None:  # noqa: ARG002
         """See ChangeKind."""
         return None
 
@@ -43,7 +43,7 @@ class ReloadKind(CommandKind[ReloadChange]):
         """See CommandKind."""
         return "have systemd read its files again"
 
-    def describe_revert(self, change: ReloadChange, old: Before) -> ShownChange:  # noqa: ARG002
+    def describe_revert(self, change: ReloadChange, old: PreviousState) -> ShownChange:  # noqa: ARG002
         """See ChangeKind."""
         return ShownChange(what=self.words(change))
 
@@ -51,7 +51,7 @@ class ReloadKind(CommandKind[ReloadChange]):
 class EnableKind(CommandKind[EnableChange]):
     """A system unit that is started now and at every boot."""
 
-    def revert(self, box: Box, change: EnableChange, old: Before) -> str | None:  # noqa: ARG002
+    def revert(self, box: Box, change: EnableChange, old: PreviousState) -> str | None:  # noqa: ARG002
         """See ChangeKind."""
         runner.run(("systemctl", "disable", "--now", "--quiet", change.unit), check=False)
         return None
@@ -64,7 +64,7 @@ class EnableKind(CommandKind[EnableChange]):
         """See CommandKind."""
         return f"start {change.unit}, now and at boot"
 
-    def describe_revert(self, change: EnableChange, old: Before) -> ShownChange:  # noqa: ARG002
+    def describe_revert(self, change: EnableChange, old: PreviousState) -> ShownChange:  # noqa: ARG002
         """See ChangeKind."""
         unit = change.unit
         return ShownChange(what=f"stop {unit}", command=f"systemctl disable --now {unit}")
@@ -77,7 +77,7 @@ class GuardKind(CommandKind[GuardChange]):
         """See ChangeKind."""
         _run_guard(box, change.user, (change.program,), "--install")
 
-    def revert(self, box: Box, change: GuardChange, old: Before) -> str | None:  # noqa: ARG002
+    def revert(self, box: Box, change: GuardChange, old: PreviousState) -> str | None:  # noqa: ARG002
         """See ChangeKind."""
         if change.user is None or account(change.user) is not None:
             # stackctl itself may have been removed first.
@@ -97,7 +97,7 @@ class GuardKind(CommandKind[GuardChange]):
         """See CommandKind."""
         return f"start the guard of {change.user or 'the system'}"
 
-    def describe_revert(self, change: GuardChange, old: Before) -> ShownChange:  # noqa: ARG002
+    def describe_revert(self, change: GuardChange, old: PreviousState) -> ShownChange:  # noqa: ARG002
         """See ChangeKind."""
         return ShownChange(what=f"stop the guard of {change.user or 'the system'}")
 
@@ -110,7 +110,7 @@ class ProgramKind(ChangeKind[ProgramChange]):
         program.install(box.at(change.folder))
         _link(box.at(change.link), f"{change.folder}/bin/stackctl")
 
-    def revert(self, box: Box, change: ProgramChange, old: Before) -> str | None:  # noqa: ARG002
+    def revert(self, box: Box, change: ProgramChange, old: PreviousState) -> str | None:  # noqa: ARG002
         """See ChangeKind."""
         link = box.at(change.link)
         if link.is_symlink() and os.readlink(link).startswith(change.folder):  # noqa: PTH115
@@ -122,7 +122,7 @@ class ProgramKind(ChangeKind[ProgramChange]):
         """See ChangeKind."""
         return ShownChange(what=f"copy this stackctl to {change.folder}, link {change.link}")
 
-    def describe_revert(self, change: ProgramChange, old: Before) -> ShownChange:  # noqa: ARG002
+    def describe_revert(self, change: ProgramChange, old: PreviousState) -> ShownChange:  # noqa: ARG002
         """See ChangeKind."""
         return ShownChange(what=f"remove {change.folder} and {change.link}")
 

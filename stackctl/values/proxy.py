@@ -16,7 +16,7 @@ LOCAL_IMAGE = "localhost/stackctl/haproxy:latest"
 DEFAULT_IMAGE = "docker.io/library/haproxy:lts"
 
 
-class Door(Value, frozen=True, kw_only=True):
+class Proxy(Value, frozen=True, kw_only=True):
     """HAProxy in front of one engine.
 
     It listens on ``address`` (an IP address) and ``port``, and passes requests on to 127.0.0.1 and

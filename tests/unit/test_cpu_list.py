@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.values.base import from_json, to_json, to_plain
-from stackctl.values.cpulist import CpuList
+from stackctl.values.cpu_list import CpuList
 from stackctl.values.plan import Placement
 
 

@@ -1,7 +1,7 @@
 """The inspected state of a running stack: from the kernel, systemd, Podman and the engine itself.
 
-Unknown is None or an empty tuple, and ``Missing`` gives the reason. No value holds a secret: only
-planned environment variables are kept with their values.
+Unknown is None or an empty tuple, and ``MissingFact`` gives the reason. No value holds a secret:
+only planned environment variables are kept with their values.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import Literal
 
 from stackctl.values.base import Value
-from stackctl.values.cpulist import CpuList
-from stackctl.values.generation import Fact
+from stackctl.values.cpu_list import CpuList
+from stackctl.values.generation import EngineFact
 from stackctl.values.result import Result
 
-Kind = Literal["model", "anonymous", "shared", "file"]
-Owner = Literal["engine", "door", "other"]
+PageKind = Literal["model", "anonymous", "shared", "file"]
+SocketOwner = Literal["engine", "door", "other"]
 
 
 #: The part that differs from the deployed state: the unit files, the front door's unit, systemd's
@@ -29,7 +29,7 @@ class Drift(Value, frozen=True, kw_only=True):
     text: str
 
 
-class Missing(Value, frozen=True, kw_only=True):
+class MissingFact(Value, frozen=True, kw_only=True):
     """A fact that could not be read, and the reason."""
 
     what: str
@@ -46,12 +46,12 @@ class NodeBytes(Value, frozen=True, kw_only=True):
 class Pages(Value, frozen=True, kw_only=True):
     """Pages of one kind under one memory policy, as the kernel writes it ("interleave:0-1")."""
 
-    kind: Kind
+    kind: PageKind
     policy: str
     nodes: tuple[NodeBytes, ...]
 
 
-class Thread(Value, frozen=True, kw_only=True):
+class EngineThread(Value, frozen=True, kw_only=True):
     """One thread, sampled over some time.
 
     ``computed_ns`` is the time that it ran, ``waited_ns`` the time that it was ready without a CPU.
@@ -64,7 +64,7 @@ class Thread(Value, frozen=True, kw_only=True):
     waited_ns: int | None = None
 
 
-class Process(Value, frozen=True, kw_only=True):
+class EngineProcess(Value, frozen=True, kw_only=True):
     """One process of the engine.
 
     ``own_bytes`` is memory without a file, shared memory counted proportionally (Pss);
@@ -80,13 +80,13 @@ class Process(Value, frozen=True, kw_only=True):
     pages: tuple[Pages, ...] = ()
 
 
-class Listening(Value, frozen=True, kw_only=True):
+class ListeningSocket(Value, frozen=True, kw_only=True):
     """A listening TCP socket, or a bound UDP socket; ``process`` is a text for display."""
 
     protocol: Literal["tcp", "udp"]
     address: str
     port: int
-    owner: Owner
+    owner: SocketOwner
     process: str
 
 
@@ -104,7 +104,7 @@ class FileState(Value, frozen=True, kw_only=True):
     changed: float
 
 
-class ModelFileSeen(Value, frozen=True, kw_only=True):
+class ObservedModelFile(Value, frozen=True, kw_only=True):
     """A file of the model.
 
     ``now`` is the file behind the path on the host, ``engine`` the file behind it in the engine's
@@ -141,14 +141,14 @@ class GpuUse(Value, frozen=True, kw_only=True):
     memory_bytes: int | None = None
 
 
-class DoorSeen(Value, frozen=True, kw_only=True):
+class ObservedProxy(Value, frozen=True, kw_only=True):
     """The state of the front door's backend, and the port that it sends requests to."""
 
     state: str
     port: int | None = None
 
 
-class Seen(Value, frozen=True, kw_only=True):
+class Inspection(Value, frozen=True, kw_only=True):
     """The inspected state of one running generation.
 
     ``environment`` holds NAME=VALUE of planned variables; ``unplanned`` the names of variables that
@@ -166,8 +166,8 @@ class Seen(Value, frozen=True, kw_only=True):
     unplanned: tuple[str, ...] = ()
     by_unit: bool | None = None
     drift: tuple[Drift, ...] = ()
-    processes: tuple[Process, ...] = ()
-    threads: tuple[Thread, ...] = ()
+    processes: tuple[EngineProcess, ...] = ()
+    threads: tuple[EngineThread, ...] = ()
     watched: str | None = None
     watched_s: float | None = None
     online: CpuList | None = None
@@ -177,23 +177,23 @@ class Seen(Value, frozen=True, kw_only=True):
     cpuset_controller: bool | None = None
     memlock_bytes: int | None = None
     hugepages: str | None = None
-    listening: tuple[Listening, ...] | None = None
-    files: tuple[ModelFileSeen, ...] = ()
+    listening: tuple[ListeningSocket, ...] | None = None
+    files: tuple[ObservedModelFile, ...] = ()
     neighbours: tuple[Neighbour, ...] = ()
     gpus: tuple[GpuUse, ...] | None = None
     image_id: str | None = None
     restarts: int | None = None
     model: Result | None = None
-    report: tuple[Fact, ...] = ()
-    log: tuple[Fact, ...] = ()
-    door: DoorSeen | None = None
-    missing: tuple[Missing, ...] = ()
+    report: tuple[EngineFact, ...] = ()
+    log: tuple[EngineFact, ...] = ()
+    door: ObservedProxy | None = None
+    missing: tuple[MissingFact, ...] = ()
 
     @property
     def first_drift(self) -> str | None:
         """Return the first difference from the deployed state; None if nothing differs."""
         return self.drift[0].text if self.drift else None
 
-    def why_missing(self, what: str) -> str:
+    def reason_missing(self, what: str) -> str:
         """Return the reason why a fact is unknown."""
         return next((one.why for one in self.missing if one.what == what), "it does not tell")

@@ -35,7 +35,7 @@ class EngineFacts(Value, frozen=True, kw_only=True):
     options: tuple[EngineOption, ...] = ()
 
 
-class Seen(Value, frozen=True, kw_only=True):
+class MeasuredMemory(Value, frozen=True, kw_only=True):
     """Memory sizes that an engine reported when a generation was ready; None: not reported.
 
     ``argv`` are its arguments, ``gpus`` the name and the memory in bytes of each GPU it ran on.
@@ -51,7 +51,7 @@ class Seen(Value, frozen=True, kw_only=True):
     kv_tokens: int | None = None
 
 
-class Learned(Value, frozen=True, kw_only=True):
+class EngineWorkaround(Value, frozen=True, kw_only=True):
     """Engine options (NAME=VALUE) that an image needs for correct answers on one kind of GPU.
 
     ``gpu`` is the name of the GPU. ``why`` is the fault without the options, ``seen`` its time
@@ -65,8 +65,8 @@ class Learned(Value, frozen=True, kw_only=True):
     seen: str
 
 
-class LearnedOptions(Value, frozen=True, kw_only=True):
+class EngineWorkarounds(Value, frozen=True, kw_only=True):
     """All learned options of one machine."""
 
     schema: Literal["stackctl.learned/1"] = "stackctl.learned/1"
-    entries: tuple[Learned, ...] = ()
+    entries: tuple[EngineWorkaround, ...] = ()
