@@ -18,20 +18,27 @@ from stackctl import engines
 from stackctl.engines.advice import Advice
 from stackctl.engines.failures import failure_table, first_match
 from stackctl.engines.image_recipe import ImageRecipe
-from stackctl.engines.options import Dialect, Option, argument, number, option, whole_argument
+from stackctl.engines.options import (
+    Dialect,
+    Option,
+    int_option,
+    int_option_in_argv,
+    option,
+    option_in_argv,
+)
 from stackctl.engines.prometheus_text import Scrape
 from stackctl.engines.protocol import (
     CACHE,
     Benchmark,
+    EngineRequest,
     Failure,
     Footprint,
     LogReader,
+    MeasuredSpeeds,
     Reports,
-    Request,
     RunningCounters,
-    Speeds,
     TokenReads,
-    origin,
+    value_source,
 )
 from stackctl.values.diagnosis import Step
 from stackctl.values.engine_facts import EngineOption, MeasuredMemory
@@ -69,10 +76,10 @@ _FACTS = (
 )
 
 
-def _speeds(text: str) -> Speeds:
+def _speeds(text: str) -> MeasuredSpeeds:
     seen = Scrape(text)
     prompt, text_s = (seen.total(f"stub_{name}_seconds") or 1.0 for name in ("prompt", "text"))
-    return Speeds(
+    return MeasuredSpeeds(
         decode_tok_s=(seen.total("stub_text_tokens") or 0.0) / text_s,
         prefill_tok_s=(seen.total("stub_prompt_tokens") or 0.0) / prompt,
         prompt_tokens=512,
@@ -90,13 +97,16 @@ class StubEngine:
     restart: Literal["on-failure", "always"] = "on-failure"
     start_s: float = 45
     compiles: Literal["everywhere", "on GPUs"] = "on GPUs"
-    overriding: tuple[str, ...] = ("STUB_WINDOW",)
+    conflicting_env: tuple[str, ...] = ("STUB_WINDOW",)
     splits_experts = False
     one_node_on_cpu = False
     program = "stub-server"
     published_entrypoint: tuple[str, ...] = ("stub-server",)
     help_arguments: tuple[str, ...] = ("--options",)
-    reserved: Mapping[str, str] = {"listen": "use the key port", "weights": "use the key model"}
+    reserved_options: Mapping[str, str] = {
+        "listen": "use the key port",
+        "weights": "use the key model",
+    }
     newest = Dialect(_NEWEST, inspected=False)
     port_option = "listen"
     context_option = "window"
@@ -148,7 +158,7 @@ class StubEngine:
         match = re.search(r"^stub (\S+)", text, re.MULTILINE)
         return match[1] if match else None
 
-    def choose(self, request: Request) -> tuple[Option, ...]:
+    def plan_options(self, request: EngineRequest) -> tuple[Option, ...]:
         """See Engine."""
         profile = request.profile
         wanted = profile.context if isinstance(profile.context, int) else _CONTEXT
@@ -159,8 +169,8 @@ class StubEngine:
             Option("public-name", (request.served_name,), "the name clients ask for"),
             Option("bind", ("127.0.0.1",), "loopback only"),
             request.listen("listen"),
-            Option("window", (window,), "tokens a request", origin(request, "context")),
-            Option("lanes", (lanes,), "requests at once", origin(request, "concurrency")),
+            Option("window", (window,), "tokens a request", value_source(request, "context")),
+            Option("lanes", (lanes,), "requests at once", value_source(request, "concurrency")),
             Option("device", ("gpu" if request.gpus else "cpu",), "by placement"),
         ]
         if request.gpus and request.gpu_limit_bytes is not None:
@@ -173,11 +183,11 @@ class StubEngine:
             options.append(Option("cache-format", (profile.kv_type,), "profile", "profile"))
         return tuple(options)
 
-    def environment(self, request: Request) -> tuple[str, ...]:
+    def environment(self, request: EngineRequest) -> tuple[str, ...]:
         """See Engine."""
         return (f"STUB_CACHE={CACHE}",) if request.gpus else ()
 
-    def spell(self, option: Option, dialect: Dialect) -> tuple[str, ...] | None:
+    def render_option(self, option: Option, dialect: Dialect) -> tuple[str, ...] | None:
         """See Engine."""
         if option.values is None:
             return ()
@@ -185,7 +195,7 @@ class StubEngine:
             return None
         return (f"--{option.name}", *(str(value) for value in option.values))
 
-    def recall(
+    def apply_measured_memory(
         self, seen: Sequence[MeasuredMemory], argv: Sequence[str], options: Mapping[str, Option]
     ) -> tuple[MeasuredMemory | None, dict[str, Option]]:
         """See Engine."""
@@ -199,7 +209,7 @@ class StubEngine:
         seen: MeasuredMemory | None = None,
     ) -> Footprint:
         """See Engine: every lane has a cache of its own."""
-        tokens = number(options, "window", _CONTEXT) * number(options, "lanes", 1)
+        tokens = int_option(options, "window", _CONTEXT) * int_option(options, "lanes", 1)
         kv = round(self.kv_token_bytes(model, options, 1) * tokens)
         if not gpu_bytes:
             return Footprint(model.weights_bytes, kv, 128 * _MIB)
@@ -234,35 +244,38 @@ class StubEngine:
         """See Engine."""
         return ()
 
-    def dead(self, lines: Sequence[str]) -> bool:
+    def has_crashed(self, lines: Sequence[str]) -> bool:
         """See Engine."""
         return False
 
-    def said(self, lines: Sequence[str]) -> tuple[EngineFact, ...]:
+    def facts_from_log(self, lines: Sequence[str]) -> tuple[EngineFact, ...]:
         """See Engine."""
         found = ((name, pattern.search(line)) for line in lines for name, pattern in _FACTS)
         return tuple(
             {n: EngineFact(name=n, value=match[1]) for n, match in found if match}.values()
         )
 
-    def tokenizing(self, text: str, served_name: str) -> tuple[str, Mapping[str, object]]:
+    def tokenize_request(self, text: str, served_name: str) -> tuple[str, Mapping[str, object]]:
         """See Engine."""
         return "/stub/tokens", {"text": text}
 
-    def promised(self, argv: Sequence[str]) -> tuple[EngineFact, ...]:
+    def expected_facts(self, argv: Sequence[str]) -> tuple[EngineFact, ...]:
         """See Engine."""
-        told = (("context", argument(argv, "window")), ("lanes", argument(argv, "lanes")))
+        told = (
+            ("context", option_in_argv(argv, "window")),
+            ("lanes", option_in_argv(argv, "lanes")),
+        )
         return tuple(EngineFact(name=name, value=value) for name, value in told if value)
 
-    def measure(self, answers: Mapping[str, str], argv: Sequence[str]) -> EngineMetrics:
+    def parse_metrics(self, answers: Mapping[str, str], argv: Sequence[str]) -> EngineMetrics:
         """See Engine."""
         seen = Scrape(answers.get("/metrics", ""))
-        window = whole_argument(argv, "window") or 0
-        lanes = whole_argument(argv, "lanes") or 1
+        window = int_option_in_argv(argv, "window") or 0
+        lanes = int_option_in_argv(argv, "lanes") or 1
         return EngineMetrics(
             running=seen.count("stub_running"),
             waiting=seen.count("stub_waiting"),
-            kv_usage=seen.most("stub_cache_share"),
+            kv_usage=seen.max_value("stub_cache_share"),
             kv_capacity_tokens=window * lanes or None,
             prompt_tokens=seen.total("stub_prompt_tokens"),
             generation_tokens=seen.total("stub_text_tokens"),
@@ -276,7 +289,7 @@ class StubEngine:
 
     def reduces_kv_cache(self, argv: Sequence[str]) -> bool:
         """See Engine."""
-        return argument(argv, "cache-format") == "half"
+        return option_in_argv(argv, "cache-format") == "half"
 
     def is_quantization(self, method: str, reported: str) -> bool:
         """See Engine."""

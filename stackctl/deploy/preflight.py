@@ -75,7 +75,7 @@ def require_files(model: Model) -> None:
     Raises:
         StackctlError: exit 1 if only facts are known, or if a file lies outside the model's folder.
     """
-    if lost := model_mounts.outside(model, _all_files(model)):
+    if lost := model_mounts.file_outside_mounts(model, _all_files(model)):
         raise StackctlError(
             f"{lost} is a file of the model, and lies outside of its folder {model.folder}",
             hint="the engine sees the folder only: put the file itself there, not a link to it",

@@ -180,7 +180,7 @@ def _look(
     told = [phase for line in lines if (phase := engine.phase(line))]
     for phase in told:
         watch.saw(phase, elapsed)
-    if watch.dead_s is None and (alive == "unwell" or engine.dead(lines)):
+    if watch.dead_s is None and (alive == "unwell" or engine.has_crashed(lines)):
         watch.dead_s = elapsed
     if watch.dead_s is not None:
         return "its engine has ended, waiting for the reason"
@@ -197,7 +197,7 @@ def _log(
 def said(context: Context, generation: Generation, since: float) -> tuple[EngineFact, ...]:
     """Return the facts that an engine reports over HTTP and in the log since its start."""
     engine = find_engine(generation.plan.engine)
-    facts = engine.said(_log(context, generation, since))
+    facts = engine.facts_from_log(_log(context, generation, since))
     return (*endpoint.report(generation.plan.engine_listen_port, engine.reports), *facts)
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import msgspec
 
 from stackctl.diagnose.findings import fail, info, not_told, ok, unseen, up_again, warn
+from stackctl.engines import context_per_request
 from stackctl.engines import engine as find_engine
-from stackctl.engines import promised_context
 from stackctl.quantity import format_bytes
 from stackctl.values.generation import Generation
 from stackctl.values.inspection import Inspection
@@ -48,7 +48,7 @@ def _model(generation: Generation, inspection: Inspection) -> Result:
 def _promised(generation: Generation, inspection: Inspection) -> Iterator[Result]:
     """Compare the facts that the arguments imply with those that the engine reports over HTTP."""
     said = {fact.name: fact.value for fact in inspection.report}
-    for fact in find_engine(generation.plan.engine).promised(generation.plan.argv):
+    for fact in find_engine(generation.plan.engine).expected_facts(generation.plan.argv):
         name = fact.name.replace("_", "-")
         actual = said.get(fact.name)
         if actual is None:
@@ -78,7 +78,7 @@ def _kv_cache(generation: Generation, inspection: Inspection) -> Iterator[Result
     if (many := facts.get("max_concurrency")) is not None:
         parts.append(f"{float(many):,.0f} requests at once")
     actual = ", ".join(parts)
-    context = promised_context(plan)
+    context = context_per_request(plan)
     if tokens is not None and context is not None and int(tokens) < context:
         yield fail("kv-cache", f"{context} tokens", actual, "one whole context does not fit", None)
     elif size is not None and int(size) < _ENOUGH * plan.memory.kv_bytes:

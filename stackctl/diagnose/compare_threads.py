@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from stackctl.diagnose.findings import fail, info, not_told, ok, unseen, up_again, warn
 from stackctl.engines import engine as find_engine
-from stackctl.engines.options import whole_argument
+from stackctl.engines.options import int_option_in_argv
 from stackctl.values.cpu_list import CpuList
 from stackctl.values.generation import Generation
 from stackctl.values.inspection import EngineThread, Inspection
@@ -121,11 +121,11 @@ def _threads(generation: Generation, inspection: Inspection) -> Iterator[Result]
     """Compare the number of computing threads with the plan; skip engines on a GPU."""
     plan = generation.plan
     options = find_engine(plan.engine).threads_options
-    planned = whole_argument(plan.argv, options[0]) if options else None
+    planned = int_option_in_argv(plan.argv, options[0]) if options else None
     if options is None or planned is None or plan.placement.gpus:
         return
     expected = f"{planned} that compute"
-    most = max(planned, whole_argument(plan.argv, options[1]) or 0)
+    most = max(planned, int_option_in_argv(plan.argv, options[1]) or 0)
     if all(thread.computed_ns is None for thread in inspection.threads):
         yield not_told(inspection, "threads", expected)
         return
@@ -140,7 +140,7 @@ def _threads(generation: Generation, inspection: Inspection) -> Iterator[Result]
         yield ok("threads", expected, actual, watched)
         return
     said = next((fact.value for fact in inspection.log if fact.name == "threads"), None)
-    given = whole_argument(inspection.argv or (), options[0])
+    given = int_option_in_argv(inspection.argv or (), options[0])
     if said == str(planned) == str(given):
         # The engine and its arguments agree with the plan, so other work kept a thread from its
         # CPU.
@@ -199,7 +199,11 @@ def _cause_of_waiting(generation: Generation, inspection: Inspection, others: st
     options = find_engine(plan.engine).threads_options
     busy = len(computing(inspection.threads) or inspection.threads)
     cpus = len(plan.placement.cpus or ())
-    if options and busy > cpus and whole_argument(inspection.argv or (), options[0]) is not None:
+    if (
+        options
+        and busy > cpus
+        and int_option_in_argv(inspection.argv or (), options[0]) is not None
+    ):
         return f"{busy} of its own threads share {cpus} CPUs"
     if others:
         return others

@@ -14,7 +14,7 @@ from stackctl.diagnose.telling import (
     rounded_context,
     up,
 )
-from stackctl.engines.options import whole_argument
+from stackctl.engines.options import int_option_in_argv
 from stackctl.values.diagnosis import Evidence, Step
 
 #: Measured by the owner of the reference box: a 40B model in nvfp4, both variants on that box.
@@ -145,7 +145,9 @@ def _larger_steps(evidence: Evidence) -> tuple[Step, ...]:
     """Return a step to larger batches; empty if they are as large as is useful."""
     engine, argv = engine_of(evidence), argv_of(evidence)
     large = engine.advice.large_batches if engine is not None else {}
-    small = [name for name, tokens in large.items() if (whole_argument(argv, name) or 0) < tokens]
+    small = [
+        name for name, tokens in large.items() if (int_option_in_argv(argv, name) or 0) < tokens
+    ]
     if not small:
         return ()
     command = up(evidence, *(f"engine_args.{name}={large[name]}" for name in small))

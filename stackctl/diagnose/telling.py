@@ -8,9 +8,9 @@ import msgspec
 
 from stackctl.diagnose.findings import up_command
 from stackctl.diagnose.load import Span
+from stackctl.engines import context_per_request
 from stackctl.engines import engine as find_engine
-from stackctl.engines import promised_context
-from stackctl.engines.options import whole_argument
+from stackctl.engines.options import int_option_in_argv
 from stackctl.engines.protocol import Engine
 from stackctl.values.diagnosis import Confidence, Evidence, Finding, Step
 from stackctl.values.result import Status
@@ -106,7 +106,7 @@ def argv_of(evidence: Evidence) -> tuple[str, ...]:
 def context_tokens(evidence: Evidence) -> int | None:
     """Return the tokens that one request may use, by the plan, else by the log; None: unknown."""
     if evidence.plan is not None:
-        return promised_context(evidence.plan)
+        return context_per_request(evidence.plan)
     return evidence.log.context if evidence.log is not None else None
 
 
@@ -114,7 +114,7 @@ def at_once(evidence: Evidence) -> int | None:
     """Return the planned number of requests at the same time; None without a plan or an option."""
     if evidence.plan is None:
         return None
-    return whole_argument(evidence.plan.argv, find_engine(evidence.plan.engine).requests_option)
+    return int_option_in_argv(evidence.plan.argv, find_engine(evidence.plan.engine).requests_option)
 
 
 def threads_planned(evidence: Evidence) -> int | None:
@@ -122,7 +122,7 @@ def threads_planned(evidence: Evidence) -> int | None:
     if evidence.plan is None:
         return evidence.log.threads if evidence.log is not None else None
     option = threads_option(evidence)
-    return whole_argument(evidence.plan.argv, option) if option else None
+    return int_option_in_argv(evidence.plan.argv, option) if option else None
 
 
 def threads_option(evidence: Evidence) -> str | None:

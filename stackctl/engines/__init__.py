@@ -111,8 +111,8 @@ def planned_threads(plan: Plan) -> int | None:
     return next((value for value in values if isinstance(value, int)), None)
 
 
-def promised_context(plan: Plan) -> int | None:
+def context_per_request(plan: Plan) -> int | None:
     """Return the tokens that one request may use; None if the plan's arguments leave it open."""
-    facts = engine(plan.engine).promised(plan.argv)
+    facts = engine(plan.engine).expected_facts(plan.argv)
     values = (fact.value for fact in facts if fact.name == "context")
     return next((int(value) for value in values if value.isdecimal()), None)

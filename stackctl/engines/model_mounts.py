@@ -13,7 +13,7 @@ _SNAPSHOT = re.compile(r"(?P<repo>.+/models--[^/]+)/(?P<inside>snapshots/(?P<com
 MODELS = "/models"
 
 
-def mounts(model: Model) -> tuple[tuple[str, str], ...]:
+def model_mounts(model: Model) -> tuple[tuple[str, str], ...]:
     """Return the read-only mounts: path on the host and path in the container."""
     if model.folder is None:
         return tuple((file.path, f"{MODELS}/{file.file_name}") for file in model.files)
@@ -33,14 +33,14 @@ def model_path(model: Model) -> str:
     return f"{MODELS}/{name}"
 
 
-def outside(model: Model, paths: Iterable[str]) -> str | None:
+def file_outside_mounts(model: Model, paths: Iterable[str]) -> str | None:
     """Return the first of a checkpoint's files (real paths) that no mount holds; None if all are
     mounted."""
-    roots = tuple(f"{source}/" for source, _ in mounts(model))
+    roots = tuple(f"{source}/" for source, _ in model_mounts(model))
     return next((path for path in paths if not path.startswith(roots)), None)
 
 
-def commit(model: Model) -> str | None:
+def snapshot_commit(model: Model) -> str | None:
     """Return the hub's commit of a checkpoint's files; None outside the hub's cache."""
     match = _SNAPSHOT.fullmatch(model.folder or "")
     return match["commit"] if match else None

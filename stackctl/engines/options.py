@@ -54,7 +54,7 @@ class Dialect:
         """Return the option with exactly that long name (without dashes); None if there is none."""
         return self._by_name.get(f"--{name}")
 
-    def names(self) -> tuple[str, ...]:
+    def option_names(self) -> tuple[str, ...]:
         """Return all long names without dashes."""
         return tuple(name[2:] for name in self._by_name if name.startswith("--"))
 
@@ -64,25 +64,25 @@ def option(names: str, value: str | None = None) -> EngineOption:
     return EngineOption(names=tuple(f"--{name}" for name in names.split()), value=value)
 
 
-def number(options: Mapping[str, Option], name: str, default: int) -> int:
+def int_option(options: Mapping[str, Option], name: str, default: int) -> int:
     """Return the whole number that an option has; the default if it has none."""
     value = options[name].value if name in options else None
     return value if isinstance(value, int) and not isinstance(value, bool) else default
 
 
-def argument(argv: Sequence[str], name: str) -> str | None:
+def option_in_argv(argv: Sequence[str], name: str) -> str | None:
     """Return the value of a planned option in a command line; the last one counts."""
     values = [after for word, after in itertools.pairwise(argv) if word == f"--{name}"]
     return values[-1] if values else None
 
 
-def whole_argument(argv: Sequence[str], name: str) -> int | None:
+def int_option_in_argv(argv: Sequence[str], name: str) -> int | None:
     """Return the whole number of a planned option in a command line; None for any other text."""
-    text = argument(argv, name)
+    text = option_in_argv(argv, name)
     return int(text) if text is not None and _WHOLE.fullmatch(text) else None
 
 
-def learned_options(workaround: EngineWorkaround | None) -> tuple[Option, ...]:
+def workaround_options(workaround: EngineWorkaround | None) -> tuple[Option, ...]:
     """Return the options that an earlier start has proved to be necessary."""
     if workaround is None:
         return ()

@@ -24,7 +24,7 @@ _PAIR = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)[ \t]*=[ \t]*"((?:[^"\\]|\\.)*)"')
 _ESCAPED = re.compile(r"\\(.)")
 
 
-class Sample(NamedTuple):
+class MetricSample(NamedTuple):
     """One line: a name, its labels, a value (which may be infinite or not a number)."""
 
     name: str
@@ -32,12 +32,12 @@ class Sample(NamedTuple):
     value: float
 
 
-def samples(text: str) -> Iterator[Sample]:
+def parse_samples(text: str) -> Iterator[MetricSample]:
     """Yield the samples of a text in its order."""
     for line in text.split("\n"):
         if match := _LINE.fullmatch(line.rstrip("\r")):
             labels = {name: _plain(value) for name, value in _PAIR.findall(match["labels"] or "")}
-            yield Sample(match["name"], labels, float(match["value"]))
+            yield MetricSample(match["name"], labels, float(match["value"]))
 
 
 def _plain(text: str) -> str:
@@ -49,8 +49,8 @@ class Scrape:
 
     def __init__(self, text: str) -> None:
         """Read the text of /metrics."""
-        self._by_name: dict[str, list[Sample]] = {}
-        for sample in samples(text):
+        self._by_name: dict[str, list[MetricSample]] = {}
+        for sample in parse_samples(text):
             self._by_name.setdefault(sample.name, []).append(sample)
 
     def _values(self, name: str, labels: Mapping[str, str]) -> list[float]:
@@ -71,7 +71,7 @@ class Scrape:
         total = self.total(name)
         return None if total is None else max(0, round(total))
 
-    def most(self, name: str) -> float | None:
+    def max_value(self, name: str) -> float | None:
         """Return the largest value of a gauge; None if there are no samples."""
         return max(self._values(name, {}), default=None)
 
@@ -105,12 +105,12 @@ def _number(text: str) -> float | None:
     return None if math.isnan(value) else value
 
 
-def whole(text: str | None) -> int | None:
+def parse_int(text: str | None) -> int | None:
     """Return a label's whole number; None for any other text."""
     return int(text) if text is not None and re.fullmatch(r"\d{1,15}", text) else None
 
 
-def summed(values: Iterable[float | None]) -> float | None:
+def sum_known(values: Iterable[float | None]) -> float | None:
     """Return the sum of some values; None if there are none or one of them is None."""
     kept = list(values)
     known = [value for value in kept if value is not None]

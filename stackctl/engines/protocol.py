@@ -26,7 +26,7 @@ Reports = tuple[tuple[str, str, tuple[str | int, ...]], ...]
 
 
 @dataclass(frozen=True)
-class Request:
+class EngineRequest:
     """The input from which an engine chooses its options.
 
     ``threads`` is None if the machine's cores are unknown or a GPU does the work.
@@ -107,7 +107,7 @@ class TokenReads:
 
 
 @dataclass(frozen=True)
-class Speeds:
+class MeasuredSpeeds:
     """Measured speeds in tokens a second, with the mean length of the prompts."""
 
     decode_tok_s: float
@@ -126,7 +126,7 @@ class Benchmark:
 
     program: str
     arguments: Callable[[str, int], tuple[str, ...]]
-    speeds: Callable[[str], Speeds | None]
+    speeds: Callable[[str], MeasuredSpeeds | None]
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class RunningCounters:
     """
 
     path: str
-    speeds: Callable[[str], Speeds]
+    speeds: Callable[[str], MeasuredSpeeds]
 
 
 class LogReader(Protocol):
@@ -185,7 +185,7 @@ class Engine(Protocol):
     #: The places where it compiles code, for which it needs a folder that is kept (CACHE).
     compiles: Literal["everywhere", "on GPUs"]
     #: Variables of an image that would override the engine's options.
-    overriding: tuple[str, ...]
+    conflicting_env: tuple[str, ...]
 
     # Placement.
 
@@ -214,7 +214,7 @@ class Engine(Protocol):
     #: Arguments that make it print all its options.
     help_arguments: tuple[str, ...]
     #: Options that stackctl sets itself, each with the profile key to use instead.
-    reserved: Mapping[str, str]
+    reserved_options: Mapping[str, str]
     newest: Dialect
     #: Option for the port that it listens on.
     port_option: str
@@ -235,15 +235,15 @@ class Engine(Protocol):
         """Return the version from the engine's output for --version; None if there is none."""
         ...
 
-    def choose(self, request: Request) -> tuple[Option, ...]:
+    def plan_options(self, request: EngineRequest) -> tuple[Option, ...]:
         """Return the options for this machine, model and objective, each with its reason."""
         ...
 
-    def environment(self, request: Request) -> tuple[str, ...]:
+    def environment(self, request: EngineRequest) -> tuple[str, ...]:
         """Return NAME=VALUE texts for the engine's environment."""
         ...
 
-    def spell(self, option: Option, dialect: Dialect) -> tuple[str, ...] | None:
+    def render_option(self, option: Option, dialect: Dialect) -> tuple[str, ...] | None:
         """Return the arguments of an option in a dialect; None if the dialect lacks it."""
         ...
 
@@ -255,7 +255,7 @@ class Engine(Protocol):
     #: if each request at once has its own part of it.
     requests_share_cache: bool
 
-    def recall(
+    def apply_measured_memory(
         self, seen: Sequence[MeasuredMemory], argv: Sequence[str], options: Mapping[str, Option]
     ) -> tuple[MeasuredMemory | None, dict[str, Option]]:
         """Return the measured memory that holds for a start with these arguments, and the options
@@ -301,12 +301,12 @@ class Engine(Protocol):
         """Return the cause of a failed start, read from the engine's log; None if it is unknown."""
         ...
 
-    def dead(self, lines: Sequence[str]) -> bool:
+    def has_crashed(self, lines: Sequence[str]) -> bool:
         """Return True if the log reports that the computing process has ended, even if its parent
         lives on."""
         ...
 
-    def said(self, lines: Sequence[str]) -> tuple[EngineFact, ...]:
+    def facts_from_log(self, lines: Sequence[str]) -> tuple[EngineFact, ...]:
         """Return facts from the log of a start: sizes in bytes and tokens, backends."""
         ...
 
@@ -324,19 +324,19 @@ class Engine(Protocol):
     health_path: str
     #: Paths of its API besides those that the front door passes on for every engine.
     client_paths: tuple[str, ...]
-    #: Paths whose answers ``measure`` reads; the first has the counters.
+    #: Paths whose answers ``parse_metrics`` reads; the first has the counters.
     metrics_paths: tuple[str, ...]
     reports: Reports
 
-    def tokenizing(self, text: str, served_name: str) -> tuple[str, Mapping[str, object]]:
+    def tokenize_request(self, text: str, served_name: str) -> tuple[str, Mapping[str, object]]:
         """Return path and body of a request whose answer lists the tokens of a text ("tokens")."""
         ...
 
-    def promised(self, argv: Sequence[str]) -> tuple[EngineFact, ...]:
+    def expected_facts(self, argv: Sequence[str]) -> tuple[EngineFact, ...]:
         """Return the facts that ``reports`` must yield for an engine with these arguments."""
         ...
 
-    def measure(self, answers: Mapping[str, str], argv: Sequence[str]) -> EngineMetrics:
+    def parse_metrics(self, answers: Mapping[str, str], argv: Sequence[str]) -> EngineMetrics:
         """Return the engine's metrics, from the answers by path of its ``metrics_paths`` (without
         those that failed) and the arguments that it was started with."""
         ...
@@ -367,7 +367,7 @@ class Engine(Protocol):
         ...
 
 
-def origin(request: Request, key: str) -> DecisionSource:
+def value_source(request: EngineRequest, key: str) -> DecisionSource:
     """Return the source of the value of a profile key."""
     if key in request.profile.overrides:
         return "override"

@@ -82,7 +82,9 @@ def scrape(
         if answer.status == 200:
             answers[path] = answer.text
     # The first path has the counters; without them the other paths are useless.
-    return engine.measure(answers, argv) if engine.metrics_paths[0] in answers else None, False
+    return engine.parse_metrics(answers, argv) if engine.metrics_paths[
+        0
+    ] in answers else None, False
 
 
 def busy(port: int, engine: Engine, argv: Sequence[str]) -> bool:

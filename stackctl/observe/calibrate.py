@@ -9,7 +9,7 @@ from stackctl.deploy.context import Context
 from stackctl.deploy.plan_inputs import inputs_before_image, read_basis, with_image
 from stackctl.engines import engine as find_engine
 from stackctl.engines import model_mounts, planned_threads, uses_gpu
-from stackctl.engines.protocol import Benchmark, Engine, RunningCounters, Speeds
+from stackctl.engines.protocol import Benchmark, Engine, MeasuredSpeeds, RunningCounters
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.health import endpoint
 from stackctl.machine import http, podman
@@ -82,7 +82,7 @@ def _by_benchmark(
 
 def _run(
     engine: Engine, benchmark: Benchmark, image: str, model: Model, threads: int, timeout_s: float
-) -> Speeds:
+) -> MeasuredSpeeds:
     """Run the benchmark in a container of the image.
 
     Raises:
@@ -93,7 +93,7 @@ def _run(
         image,
         benchmark.arguments(model_mounts.model_path(model), threads),
         entrypoint=benchmark.program,
-        volumes=[quoting.volume(path, at, "ro") for path, at in model_mounts.mounts(model)],
+        volumes=[quoting.volume(path, at, "ro") for path, at in model_mounts.model_mounts(model)],
         timeout_s=timeout_s,
     )
     if done.status == 127 or "not found" in done.stderr:
@@ -133,7 +133,7 @@ def _by_counters(
 
 
 def calibration_of(
-    speeds: Speeds,
+    speeds: MeasuredSpeeds,
     model: Model,
     engine: str,
     *,

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import yaml
 
-from stackctl.engines import promised_context
+from stackctl.engines import context_per_request
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.values.bench import BenchReport
 from stackctl.values.client import ClientFile, ClientReport, Speeds, Tool
@@ -89,7 +89,7 @@ def context_tokens(generation: Generation) -> int | None:
     Return None if both are unknown.
     """
     said = (fact.value for fact in generation.outcome.report if fact.name == "context")
-    return next((int(value) for value in said if value.isdecimal()), None) or promised_context(
+    return next((int(value) for value in said if value.isdecimal()), None) or context_per_request(
         generation.plan
     )
 

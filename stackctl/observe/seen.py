@@ -68,7 +68,7 @@ def gather(
     engine_pids = procfs.tree(stats, pid)
     door_pids = _door_pids(generation, stats)
     seen = watch(machine, plan, engine_pids, frozenset((*engine_pids, *door_pids)))
-    is_model = procfs.below([inside for _, inside in model_mounts.mounts(plan.model)])
+    is_model = procfs.below([inside for _, inside in model_mounts.model_mounts(plan.model)])
     environment, unplanned = _environment(machine, generation, container, notes)
     cpuset_cpus, cpuset_mems, controller = cpuset(machine, pid)
     started = _started(machine, stats.get(pid))
@@ -302,7 +302,7 @@ def model_files(
 ) -> tuple[ObservedModelFile, ...]:
     """Return the files of the model, as seen on the host and in the engine's container."""
     model = generation.plan.model
-    places = model_mounts.mounts(model)
+    places = model_mounts.model_mounts(model)
     maps = machine.read(f"/proc/{pid}/maps") or ""
     gone = procfs.deleted(maps, procfs.below([inside for _, inside in places]))
     root = f"/proc/{pid}/root"
@@ -365,7 +365,7 @@ def _log(
     except StackctlError as error:
         lines = []
         notes.lacks("log", error.message)
-    facts = find_engine(generation.plan.engine).said(lines)
+    facts = find_engine(generation.plan.engine).facts_from_log(lines)
     if not lines:
         notes.lacks("log", "the journal shows nothing of this start (or not to this user)")
     return facts or generation.outcome.report

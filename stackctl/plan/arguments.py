@@ -27,14 +27,14 @@ def apply_explicit(
         known = dialect.find(name)
         aliases = [other[2:] for other in known.names] if known else []
         for one in (name, *aliases):
-            if one in engine.reserved:
+            if one in engine.reserved_options:
                 raise StackctlError(
                     f"{where}: set by stackctl itself",
-                    hint=engine.reserved[one],
+                    hint=engine.reserved_options[one],
                     exit_code=ExitCode.USAGE,
                 )
         if known is None and dialect.inspected and argument.values is not None:
-            near = difflib.get_close_matches(name, dialect.names(), n=1)
+            near = difflib.get_close_matches(name, dialect.option_names(), n=1)
             raise StackctlError(
                 f"{where}: this image's {engine.program} has no option --{name}",
                 hint=f"did you mean {near[0]}?" if near else f"see {engine.program} --help",
@@ -61,7 +61,7 @@ def spell(
     argv = [engine.program]
     kept: dict[str, Option] = {}
     for name, option in options.items():
-        tokens = engine.spell(option, dialect)
+        tokens = engine.render_option(option, dialect)
         if tokens is None and (dialect.inspected or dialect.find(name)):
             reason = f"left out: this image has no --{name} ({option.reason})"
             kept[name] = Option(name, None, reason, option.source)

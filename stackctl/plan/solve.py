@@ -9,8 +9,8 @@ import msgspec
 
 from stackctl.engines import engine as find_engine
 from stackctl.engines import model_mounts
-from stackctl.engines.options import Dialect, Option, learned_options, number
-from stackctl.engines.protocol import Engine, Footprint, Request
+from stackctl.engines.options import Dialect, Option, int_option, workaround_options
+from stackctl.engines.protocol import Engine, EngineRequest, Footprint
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.plan import arguments, ledger, memory, naming, placement, roofline, verdict
 from stackctl.plan.nearest import largest, nearest
@@ -135,7 +135,7 @@ def _largest(
 def _full_contexts(engine: Engine, plan: Plan, options: Mapping[str, Option]) -> int:
     """Return how many requests of the whole context a shared cache holds at the same time."""
     gpus = max(1, len(plan.placement.gpus))
-    context = number(options, engine.context_option, 0)
+    context = int_option(options, engine.context_option, 0)
     token = engine.kv_token_bytes(plan.model, options, gpus)
     if not context or not token:
         return _AUTO_REQUESTS
@@ -224,9 +224,9 @@ def _request(
     placed: placement.Placed,
     main: memory.Limit,
     on_gpu: memory.Limit | None,
-) -> Request:
+) -> EngineRequest:
     """Return the inputs from which an engine chooses its options."""
-    return Request(
+    return EngineRequest(
         host=host,
         model=model,
         profile=profile,
@@ -246,18 +246,18 @@ def _request(
 
 
 def _options(
-    engine: Engine, request: Request, known: Known
+    engine: Engine, request: EngineRequest, known: Known
 ) -> tuple[tuple[str, ...], dict[str, Option], MeasuredMemory | None]:
     """Return the engine's arguments, its options by their planned names, and the memory that was
     measured in an earlier start (None: no measurement applies)."""
     facts = known.facts
     dialect = engine.newest if facts is None else Dialect(facts.options, inspected=True)
-    planned = (*engine.choose(request), *learned_options(known.learned))
+    planned = (*engine.plan_options(request), *workaround_options(known.learned))
     options = arguments.apply_explicit(engine, dialect, planned, request.profile)
     argv, options = arguments.spell(engine, dialect, options)
     cards = tuple((gpu.name, gpu.memory_bytes) for gpu in request.gpus)
     earlier = tuple(one for one in known.seen if one.gpus == cards)
-    seen, options = engine.recall(earlier, argv, options)
+    seen, options = engine.apply_measured_memory(earlier, argv, options)
     return argv, options, seen
 
 
@@ -354,8 +354,8 @@ def _work(
         gpu_bytes=reads.gpu_weights_bytes,
         kv_token_bytes=reads.kv_token_bytes,
         prompt_tokens=profile.slo.prompt_tokens,
-        threads=(number(options, threads[1], batch) if threads else batch) or host.cpu.cores,
-        decode_threads=(number(options, threads[0], generate) if threads else generate) or None,
+        threads=(int_option(options, threads[1], batch) if threads else batch) or host.cpu.cores,
+        decode_threads=(int_option(options, threads[0], generate) if threads else generate) or None,
     )
 
 

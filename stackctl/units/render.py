@@ -87,7 +87,7 @@ def render(plan: Plan, target: Target, generation: int, unit: str | None = None)
     memlock = plan.memlock_bytes
     engine = find_engine(plan.engine)
     health_path = engine.health_path
-    shared = [(source, inside, "ro") for source, inside in model_mounts.mounts(plan.model)]
+    shared = [(source, inside, "ro") for source, inside in model_mounts.model_mounts(plan.model)]
     waits_s = devicewait.WAIT_S if target.devices else 0
     compiles = engine.compiles == "everywhere" or plan.placement.gpus
     cache = target.cache if compiles else None
@@ -106,7 +106,7 @@ def render(plan: Plan, target: Target, generation: int, unit: str | None = None)
         shm=None if engine.shm_bytes is None else str(engine.shm_bytes),
         startup=healthcheck.startup_command(plan.engine_listen_port, health_path),
         health=healthcheck.command(plan.engine_listen_port, health_path),
-        unset=engine.overriding,
+        unset=engine.conflicting_env,
         claim=json.dumps(to_plain(target.claim), ensure_ascii=True),
         memlock=None if memlock is None else "-1" if memlock == UNLIMITED else str(memlock),
         restart=engine.restart,

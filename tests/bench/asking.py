@@ -58,7 +58,7 @@ def ask(spec: Any, url: str, served: str, shape: Workload, *, aiperf: bool) -> M
     """One round of one server."""
 
     def count(text: str) -> int | None:
-        path, body = engine("llama.cpp").tokenizing(text, served)
+        path, body = engine("llama.cpp").tokenize_request(text, served)
         answer = http.post(url + path, body, timeout_s=TIMEOUT_S)
         told = answer.json if isinstance(answer, http.Answer) else None
         return len(told["tokens"]) if isinstance(told, dict) else None
@@ -92,7 +92,7 @@ def counters(url: str) -> EngineMetrics:
     """What the engine has counted by now."""
     answer = http.get(f"{url}/metrics", timeout_s=TIMEOUT_S)
     text = answer.text if isinstance(answer, http.Answer) and answer.status == 200 else ""
-    return engine("llama.cpp").measure({"/metrics": text}, ())
+    return engine("llama.cpp").parse_metrics({"/metrics": text}, ())
 
 
 def compare(found: dict[str, Any], cell: Measured, old: EngineMetrics, new: EngineMetrics) -> None:

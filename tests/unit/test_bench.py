@@ -236,7 +236,7 @@ def test_tokens_that_a_late_client_read_together_are_no_proof_of_speed() -> None
 
 
 def told(name: str, text: str) -> EngineMetrics:
-    return engine(name).measure({"/metrics": text}, ())
+    return engine(name).parse_metrics({"/metrics": text}, ())
 
 
 def histogram(*buckets: tuple[str, int]) -> str:

@@ -60,7 +60,7 @@ def measured(**changes: Any) -> Calibration:
 
 
 def of_runs(runs: list[Any], model: Model, threads: int) -> Calibration:
-    speeds = benchmark.speeds(json.dumps(runs))
+    speeds = benchmark.parse_speeds(json.dumps(runs))
     assert speeds is not None
     return calibration_of(speeds, model, "llama.cpp", image_id="image", threads=threads)
 
@@ -90,12 +90,12 @@ def test_runs_of_llama_bench() -> None:
 )
 def test_a_benchmark_without_speeds(runs: list[Any]) -> None:
     with pytest.raises(StackctlError, match="no speeds"):
-        benchmark.speeds(json.dumps(runs))
+        benchmark.parse_speeds(json.dumps(runs))
 
 
 @pytest.mark.parametrize("text", ["", "error: no model", '{"n_prompt": 512}'])
 def test_other_output_of_a_benchmark(text: str) -> None:
-    assert benchmark.speeds(text) is None
+    assert benchmark.parse_speeds(text) is None
 
 
 # Where measurements are kept
@@ -273,7 +273,7 @@ NVFP4 = read_entry("iquest-coder-40b-nvfp4")
 
 def test_counters_of_vllm_become_speeds_and_a_measured_plan() -> None:
     card = EPYC_GPU.gpus[0].name
-    speeds = counters.speeds(METRICS)
+    speeds = counters.parse_speeds(METRICS)
     found = calibration_of(speeds, NVFP4, "vllm", image_id="running", gpu=card)
     assert (found.decode_tok_s, found.prefill_tok_s) == (26.0, 1600.0)
     assert found.gpu == card
@@ -294,5 +294,5 @@ def test_counters_of_vllm_become_speeds_and_a_measured_plan() -> None:
 @pytest.mark.parametrize("text", ["", "no metrics", METRICS.replace("2600.0", "26.0")])
 def test_too_little_traffic_is_no_measurement(text: str) -> None:
     with pytest.raises(StackctlError, match="too little to measure") as caught:
-        counters.speeds(text)
+        counters.parse_speeds(text)
     assert "calibrate" in (caught.value.hint or "")

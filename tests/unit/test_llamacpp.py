@@ -68,7 +68,7 @@ def test_the_recorded_help(new: Dialect) -> None:
     assert load is not None
     assert load.value == "MODE"
     assert new.find("mlock") is None
-    assert {"metrics", "jinja", "alias", "cache-ram", "cache-reuse"} <= set(new.names())
+    assert {"metrics", "jinja", "alias", "cache-ram", "cache-reuse"} <= set(new.option_names())
     # Every option that stands in the first column of the text is known.
     text = HELP.read_text("utf-8")
     for name in re.findall(r"^--([a-z][a-z0-9-]+)", text, re.MULTILINE):
@@ -107,7 +107,7 @@ def test_version(text: str, version: str | None) -> None:
 
 
 def spell(name: str, *values: Any, dialect: Dialect = OLD) -> tuple[str, ...] | None:
-    return LLAMA_CPP.spell(Option(name, values, "test"), dialect)
+    return LLAMA_CPP.render_option(Option(name, values, "test"), dialect)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_options_with_several_and_odd_values() -> None:
     dialect = Dialect((EngineOption(names=("--lora",), value="FILE"),), inspected=True)
     assert spell("lora", "a b", "c", dialect=dialect) == ("--lora", "a b", "--lora", "c")
     assert spell("lora", True, 0.5, dialect=dialect) == ("--lora", "true", "--lora", "0.5")
-    assert LLAMA_CPP.spell(Option("lora", None, "left out"), dialect) == ()
+    assert LLAMA_CPP.render_option(Option("lora", None, "left out"), dialect) == ()
 
 
 def test_a_whole_plan_in_the_old_dialect() -> None:
@@ -340,7 +340,7 @@ def test_phases(line: str, phase: str | None) -> None:
 
 def test_what_the_engine_chooses_is_not_promised() -> None:
     def promised(*argv: str) -> dict[str, str]:
-        return {fact.name: fact.value for fact in LLAMA_CPP.promised(("llama-server", *argv))}
+        return {fact.name: fact.value for fact in LLAMA_CPP.expected_facts(("llama-server", *argv))}
 
     assert promised("--ctx-size", "8192", "--parallel", "4") == {"context": "2048", "slots": "4"}
     assert promised("--ctx-size", "8192", "--parallel", "-1") == {"context": "8192"}

@@ -14,7 +14,7 @@ from test_fuzz import damaged
 
 from stackctl.diagnose.reading import read_log, recent
 from stackctl.engines import engine, engines
-from stackctl.engines.prometheus_text import Scrape, samples
+from stackctl.engines.prometheus_text import Scrape, parse_samples
 from stackctl.observe.looks import cpu_time
 from stackctl.observe.metrics import histograms, text
 from stackctl.observe.procfs import Times
@@ -122,7 +122,9 @@ def read(log: str) -> LogSamples:
 
 def test_the_parser_agrees_with_prometheus_own() -> None:
     for given_text in (VLLM, LLAMA, _own_metrics()):
-        ours = sorted((s.name, sorted(s.labels.items()), s.value) for s in samples(given_text))
+        ours = sorted(
+            (s.name, sorted(s.labels.items()), s.value) for s in parse_samples(given_text)
+        )
         theirs = sorted(
             (s.name, sorted(s.labels.items()), s.value)
             for family in oracle(given_text)
@@ -144,7 +146,7 @@ def test_labels_of_any_text_come_back(labels: Mapping[str, str], value: float) -
         for name, v in plain.items()
     )
     number = {float("inf"): "+Inf", float("-inf"): "-Inf"}.get(value, repr(value))
-    (seen,) = samples(f"m{{{inside}}} {number}\n")
+    (seen,) = parse_samples(f"m{{{inside}}} {number}\n")
     assert (seen.name, seen.labels, seen.value) == ("m", plain, value)
 
 
@@ -153,18 +155,18 @@ def test_labels_of_any_text_come_back(labels: Mapping[str, str], value: float) -
     ["", "# TYPE x gauge", "x", "x y", "x 1 2 3", "1x 1", 'x{a="b} 1', "x{a=b} 1", "x1", "x 1_0"],
 )
 def test_what_is_no_sample_is_passed_over(line: str) -> None:
-    assert [s.name for s in samples(f"{line}\nm 1")] == ["m"]
+    assert [s.name for s in parse_samples(f"{line}\nm 1")] == ["m"]
 
 
 def test_a_text_that_invites_backtracking_is_read_at_once() -> None:
     evil = "x{" + 'a="' * 3000 + "\n" + "x{" + 'a="b",' * 3000 + "\n" + "x" + " " * 9000 + "y\n"
-    assert list(samples(evil)) == []
+    assert list(parse_samples(evil)) == []
 
 
 @given(st.text())
 def test_any_text_is_read(anything: str) -> None:
     for kind in engines():
-        kind.measure({"/metrics": anything, "/slots": anything}, ("--ctx-size", "4096"))
+        kind.parse_metrics({"/metrics": anything, "/slots": anything}, ("--ctx-size", "4096"))
     read_log(anything.splitlines())
 
 
@@ -177,7 +179,7 @@ def test_damaged_texts_and_logs_are_read() -> None:
                 "/metrics": damaged((VLLM + LLAMA).encode(), rng).decode("utf-8", "replace"),
                 "/slots": damaged(SLOTS.encode(), rng).decode("utf-8", "replace"),
             }
-            seen = kind.measure(answers, ("--ctx-size", "8192"))
+            seen = kind.parse_metrics(answers, ("--ctx-size", "8192"))
             to_json(seen)
         found = read_log(damaged(logs.encode(), rng).decode("utf-8", "replace").splitlines())
         if found is not None:
@@ -188,7 +190,7 @@ def test_damaged_texts_and_logs_are_read() -> None:
 
 
 def test_vllm_tells_it_all() -> None:
-    seen = engine("vllm").measure({"/metrics": VLLM}, ())
+    seen = engine("vllm").parse_metrics({"/metrics": VLLM}, ())
     assert (seen.running, seen.waiting, seen.kv_usage) == (3, 4, 0.5)
     # Computed ones: cached tokens apart.
     assert (seen.prompt_tokens, seen.cached_tokens, seen.generation_tokens) == (750, 250, 40)
@@ -201,7 +203,7 @@ def test_vllm_tells_it_all() -> None:
 
 def test_llama_cpp_counts_what_slots_are_at() -> None:
     argv = ("llama-server", "--ctx-size", "8192", "--parallel", "2")
-    seen = engine("llama.cpp").measure({"/metrics": LLAMA, "/slots": SLOTS}, argv)
+    seen = engine("llama.cpp").parse_metrics({"/metrics": LLAMA, "/slots": SLOTS}, argv)
     assert (seen.running, seen.waiting) == (1, 2)
     assert seen.generation_tokens == 33 + 6
     assert seen.kv_usage == 36 / 8192
@@ -212,8 +214,8 @@ def test_llama_cpp_counts_what_slots_are_at() -> None:
 
 def test_what_is_not_told_is_unknown() -> None:
     for kind in engines():
-        assert kind.measure({}, ()) == EngineMetrics()
-    without = engine("llama.cpp").measure({"/metrics": LLAMA}, ("--ctx-size", "8192"))
+        assert kind.parse_metrics({}, ()) == EngineMetrics()
+    without = engine("llama.cpp").parse_metrics({"/metrics": LLAMA}, ("--ctx-size", "8192"))
     assert without.kv_usage is None
     assert without.estimates == ()
     assert without.generation_tokens == 33

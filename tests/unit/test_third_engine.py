@@ -280,7 +280,7 @@ def test_its_counters_are_read(stub: StubEngine, host: Host, profile: Profile) -
         "stub_text_tokens {}\nstub_prompt_seconds 2\nstub_text_seconds {}\n"
     )
     before, now = (
-        stub.measure({"/metrics": text.format(tokens, seconds)}, made.argv)
+        stub.parse_metrics({"/metrics": text.format(tokens, seconds)}, made.argv)
         for tokens, seconds in ((100, 100), (110, 110))
     )
     assert (now.running, now.kv_capacity_tokens) == (1, 2048)

@@ -13,7 +13,7 @@ from samples import CARD, EPYC_GPU, GEMMA, GIB, HOSTS, MIB, machine, plan, profi
 from stackctl.cli.output import Output
 from stackctl.diagnose.compare import compare
 from stackctl.engines import engine
-from stackctl.engines.options import whole_argument
+from stackctl.engines.options import int_option_in_argv
 from stackctl.observe.procfs import below, pages
 from stackctl.values.cpu_list import CpuList
 from stackctl.values.generation import EngineFact, Generation, Outcome
@@ -77,7 +77,7 @@ def honest(given: Generation, **changes: Any) -> Inspection:
         f"{placement.policy}:{placement.mems}"
     )  # fmt: skip
     options = engine(planned.engine).threads_options
-    count = (whole_argument(planned.argv, options[0]) if options else None) or 2
+    count = (int_option_in_argv(planned.argv, options[0]) if options else None) or 2
     weights, own = planned.model.weights_bytes, 100 * MIB
     share = len(nodes)
     threads = [
@@ -131,7 +131,7 @@ def honest(given: Generation, **changes: Any) -> Inspection:
         "image_id": given.image_id,
         "restarts": 0,
         "model": Result(name="model", status="ok", actual=planned.served_name),
-        "report": engine(planned.engine).promised(planned.argv),
+        "report": engine(planned.engine).expected_facts(planned.argv),
         "door": door,
         **changes,
     }  # fmt: skip

@@ -120,7 +120,7 @@ def test_a_help_of_argparse() -> None:
         "  --tensor-parallel-size N, -tp N\n"
     )
     dialect = Dialect(VLLM.parse_help(text), inspected=True)
-    assert set(dialect.names()) == {
+    assert set(dialect.option_names()) == {
         "help", "port", "dtype", "trust-remote-code", "no-trust-remote-code", "tensor-parallel-size"
     }  # fmt: skip
     values = {"port": "PORT", "dtype": "{auto,half}", "tensor-parallel-size": "N", "help": None}
@@ -139,7 +139,7 @@ def test_version(text: str, version: str | None) -> None:
 
 
 def spell(name: str, *values: Any) -> tuple[str, ...] | None:
-    return VLLM.spell(Option(name, values, "test"), VLLM.newest)
+    return VLLM.render_option(Option(name, values, "test"), VLLM.newest)
 
 
 def test_how_options_are_written() -> None:
@@ -148,7 +148,7 @@ def test_how_options_are_written() -> None:
     assert spell("trust-remote-code") == ("--trust-remote-code",)
     assert spell("gpu-memory-utilization", 0.92) == ("--gpu-memory-utilization", "0.92")
     assert spell("no-such-option", 1) is None
-    assert VLLM.spell(Option("quantization", None, "left out"), VLLM.newest) == ()
+    assert VLLM.render_option(Option("quantization", None, "left out"), VLLM.newest) == ()
 
 
 @pytest.mark.parametrize("name", ["host", "port", "model", "served-model-name", "api-key"])
@@ -645,7 +645,7 @@ def test_several_gpus_each_hold_their_part() -> None:
                             ("auto", None), ("-1", None)],
 )  # fmt: skip
 def test_a_context_is_promised_in_tokens(asked: str, promised: str | None) -> None:
-    told = VLLM.promised(("vllm", "serve", "--max-model-len", asked))
+    told = VLLM.expected_facts(("vllm", "serve", "--max-model-len", asked))
     assert [fact.value for fact in told] == ([] if promised is None else [promised])
 
 

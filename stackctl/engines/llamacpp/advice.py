@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stackctl.engines.advice import Advice
-from stackctl.engines.options import argument
+from stackctl.engines.options import option_in_argv
 from stackctl.values.diagnosis import Step
 
 ADVICE = Advice(
@@ -24,12 +24,12 @@ _FEW_BITS = ("q", "iq")
 
 def locks_model(argv: Sequence[str]) -> bool:
     """See Engine: --load-mode, or --mlock of older builds."""
-    return "--mlock" in argv or "mlock" in (argument(argv, "load-mode") or "")
+    return "--mlock" in argv or "mlock" in (option_in_argv(argv, "load-mode") or "")
 
 
 def reduces_kv_cache(argv: Sequence[str]) -> bool:
     """See Engine."""
-    return (argument(argv, "cache-type-k") or "").startswith(_FEW_BITS)
+    return (option_in_argv(argv, "cache-type-k") or "").startswith(_FEW_BITS)
 
 
 def is_quantization(method: str, reported: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Final
 
-from stackctl.engines.protocol import Benchmark, Speeds
+from stackctl.engines.protocol import Benchmark, MeasuredSpeeds
 from stackctl.errors import StackctlError
 
 PROGRAM: Final = "llama-bench"
@@ -14,7 +14,7 @@ PROMPT_TOKENS: Final = 512
 GENERATED_TOKENS: Final = 64
 
 
-def arguments(model_path: str, threads: int) -> tuple[str, ...]:
+def bench_arguments(model_path: str, threads: int) -> tuple[str, ...]:
     """Return the arguments of a run whose output is JSON."""
     return (
         "--model", model_path,
@@ -24,7 +24,7 @@ def arguments(model_path: str, threads: int) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def speeds(text: str) -> Speeds | None:
+def parse_speeds(text: str) -> MeasuredSpeeds | None:
     """Return the speeds in the output; None for output that is not a list of runs.
 
     Raises:
@@ -43,11 +43,11 @@ def speeds(text: str) -> Speeds | None:
     }
     if set(found) != {"prompt", "generation"} or min(found.values()) <= 0:
         raise StackctlError(f"{PROGRAM} printed no speeds for prompt and generation")
-    return Speeds(
+    return MeasuredSpeeds(
         decode_tok_s=found["generation"],
         prefill_tok_s=found["prompt"],
         prompt_tokens=PROMPT_TOKENS,
     )
 
 
-BENCHMARK: Final = Benchmark(PROGRAM, arguments, speeds)
+BENCHMARK: Final = Benchmark(PROGRAM, bench_arguments, parse_speeds)

@@ -17,17 +17,17 @@ from stackctl.engines.llamacpp.advice import (
     locks_model,
     reduces_kv_cache,
 )
-from stackctl.engines.llamacpp.metrics import RequestReader, measure
-from stackctl.engines.llamacpp.options import choose
-from stackctl.engines.options import Dialect, Option, argument, option, whole_argument
+from stackctl.engines.llamacpp.metrics import RequestReader, parse_metrics
+from stackctl.engines.llamacpp.options import plan_options
+from stackctl.engines.options import Dialect, Option, int_option_in_argv, option, option_in_argv
 from stackctl.engines.protocol import (
     CACHE,
     LIBRARY_VARIABLES,
     Benchmark,
+    EngineRequest,
     Footprint,
     LogReader,
     Reports,
-    Request,
     RunningCounters,
 )
 from stackctl.values.engine_facts import EngineOption, MeasuredMemory
@@ -66,14 +66,14 @@ class LlamaCpp:
     restart: Literal["on-failure", "always"] = "on-failure"
     start_s: float = 120
     compiles: Literal["everywhere", "on GPUs"] = "on GPUs"
-    overriding: tuple[str, ...] = ()
+    conflicting_env: tuple[str, ...] = ()
     gpu_by_default = False
     splits_experts = True
     one_node_on_cpu = False
     program = "llama-server"
     published_entrypoint: tuple[str, ...] = ("/app/llama-server",)
     help_arguments: tuple[str, ...] = ("--help",)
-    reserved: Mapping[str, str] = {
+    reserved_options: Mapping[str, str] = {
         "host": "stackctl serves on 127.0.0.1 only",
         "port": "use the key port",
         "model": "use the key model",
@@ -115,7 +115,7 @@ class LlamaCpp:
     kv_token_bytes = staticmethod(memory.kv_token_bytes)
     token_reads = staticmethod(memory.token_reads)
 
-    def tokenizing(self, text: str, served_name: str) -> tuple[str, Mapping[str, object]]:  # noqa: ARG002
+    def tokenize_request(self, text: str, served_name: str) -> tuple[str, Mapping[str, object]]:  # noqa: ARG002
         """See Engine."""
         return "/tokenize", {"content": text, "add_special": False}
 
@@ -139,15 +139,15 @@ class LlamaCpp:
         match = re.search(r"^version: (.+)", text, re.MULTILINE)
         return match[1] if match else None
 
-    def choose(self, request: Request) -> tuple[Option, ...]:
+    def plan_options(self, request: EngineRequest) -> tuple[Option, ...]:
         """See Engine."""
-        return choose(request)
+        return plan_options(request)
 
-    def environment(self, request: Request) -> tuple[str, ...]:
+    def environment(self, request: EngineRequest) -> tuple[str, ...]:
         """See Engine. If the image lacks kernels for a GPU, the driver compiles and caches them."""
         return (f"CUDA_CACHE_PATH={CACHE}/cuda",) if request.gpus else ()
 
-    def recall(
+    def apply_measured_memory(
         self,
         seen: Sequence[MeasuredMemory],  # noqa: ARG002
         argv: Sequence[str],  # noqa: ARG002
@@ -166,7 +166,7 @@ class LlamaCpp:
         """See Engine."""
         return memory.footprint(model, options, on_gpu=gpu_bytes > 0)
 
-    def spell(self, option: Option, dialect: Dialect) -> tuple[str, ...] | None:
+    def render_option(self, option: Option, dialect: Dialect) -> tuple[str, ...] | None:
         """See Engine."""
         if option.values is None:
             return ()
@@ -185,7 +185,7 @@ class LlamaCpp:
 
     phase = staticmethod(log.phase)
     failure = staticmethod(log.failure)
-    said = staticmethod(log.said)
+    facts_from_log = staticmethod(log.facts_from_log)
 
     def fallback_kernels(
         self,
@@ -195,20 +195,24 @@ class LlamaCpp:
         """See Engine: it chooses its kernels itself."""
         return ()
 
-    def dead(self, lines: Sequence[str]) -> bool:  # noqa: ARG002
+    def has_crashed(self, lines: Sequence[str]) -> bool:  # noqa: ARG002
         """See Engine: it is one process."""
         return False
 
-    def promised(self, argv: Sequence[str]) -> tuple[EngineFact, ...]:
+    def expected_facts(self, argv: Sequence[str]) -> tuple[EngineFact, ...]:
         """See Engine. Without a shared KV cache each slot has its part of the context. Values that
         the engine chooses itself (--parallel -1, --ctx-size 0) are left out."""
-        slots, context = (whole_argument(argv, name) for name in ("parallel", "ctx-size"))
+        slots, context = (int_option_in_argv(argv, name) for name in ("parallel", "ctx-size"))
         if slots and context and "--kv-unified" not in argv:
             context //= slots
-        told = (("context", context), ("slots", slots), ("model_path", argument(argv, "model")))
+        told = (
+            ("context", context),
+            ("slots", slots),
+            ("model_path", option_in_argv(argv, "model")),
+        )
         return tuple(EngineFact(name=name, value=str(value)) for name, value in told if value)
 
-    measure = staticmethod(measure)
+    parse_metrics = staticmethod(parse_metrics)
 
     def log_reader(self) -> LogReader:
         """See Engine."""

@@ -88,7 +88,7 @@ def failure(lines: Sequence[str]) -> Failure | None:
     return first_match(lines, _FAILURES)
 
 
-def said(lines: Sequence[str]) -> tuple[EngineFact, ...]:
+def facts_from_log(lines: Sequence[str]) -> tuple[EngineFact, ...]:
     """Return facts of a start, each from the last line that holds it.
 
     The rest is read over HTTP, because the log names no sizes by default.

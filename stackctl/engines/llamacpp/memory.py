@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from stackctl.engines.options import Option, number
+from stackctl.engines.options import Option, int_option
 from stackctl.engines.protocol import Footprint, TokenReads
 from stackctl.values.model import Model
 
@@ -28,13 +28,13 @@ MOST_CACHE_MIB = 8192
 
 def footprint(model: Model, options: Mapping[str, Option], *, on_gpu: bool) -> Footprint:
     """Return the memory by purpose; on a GPU ``host`` is the part that stays in main memory."""
-    context = number(options, "ctx-size", 0) or model.context or DEFAULT_CONTEXT
-    batch = number(options, "batch-size", 2048)
-    ubatch = min(batch, number(options, "ubatch-size", 512))
+    context = int_option(options, "ctx-size", 0) or model.context or DEFAULT_CONTEXT
+    batch = int_option(options, "batch-size", 2048)
+    ubatch = min(batch, int_option(options, "ubatch-size", 512))
     kv = kv_bytes(
         model,
         context=context,
-        parallel=max(1, number(options, "parallel", 4)),
+        parallel=max(1, int_option(options, "parallel", 4)),
         ubatch=ubatch,
         key_bytes=_kv_type(options, "cache-type-k"),
         value_bytes=_kv_type(options, "cache-type-v"),
@@ -43,9 +43,9 @@ def footprint(model: Model, options: Mapping[str, Option], *, on_gpu: bool) -> F
     # one token of each slot. Measured with Gemma 3 270M: within 6 % of the resident size.
     vocabulary = model.vocabulary or 0
     graph = ubatch * (4 * (model.embedding or 0) + 3 * (model.feed_forward or 0)) * 4
-    graph += max(1, number(options, "parallel", 4)) * vocabulary * 4
+    graph += max(1, int_option(options, "parallel", 4)) * vocabulary * 4
     header = max(0, sum(file.bytes for file in model.files) - model.weights_bytes)
-    cache = max(0, number(options, "cache-ram", MOST_CACHE_MIB)) * _MIB
+    cache = max(0, int_option(options, "cache-ram", MOST_CACHE_MIB)) * _MIB
     server = _ENGINE_BYTES + vocabulary * _VOCABULARY_BYTES + header + cache
     if not on_gpu:
         return Footprint(model.weights_bytes, kv, graph + server, cache)
@@ -87,7 +87,7 @@ def token_reads(model: Model, options: Mapping[str, Option], *, on_gpu: bool) ->
 
 def cpu_expert_bytes(model: Model, options: Mapping[str, Option]) -> int:
     """Return bytes of the experts that --n-cpu-moe keeps on the CPU; all layers count the same."""
-    layers = number(options, "n-cpu-moe", 0)
+    layers = int_option(options, "n-cpu-moe", 0)
     return round((model.expert_bytes or 0) * min(layers, model.layers) / max(1, model.layers))
 
 

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stackctl.engines.options import whole_argument
-from stackctl.engines.prometheus_text import Scrape, summed
+from stackctl.engines.options import int_option_in_argv
+from stackctl.engines.prometheus_text import Scrape, sum_known
 from stackctl.values.metrics import EngineMetrics, LoggedRequest, LogSamples
 
 _NUMBER = r"(\d{1,9}(?:\.\d{1,6})?)"
@@ -46,7 +46,7 @@ _MOST = 20000
 _MOST_OPEN = 1024
 
 
-def measure(answers: Mapping[str, str], argv: Sequence[str]) -> EngineMetrics:
+def parse_metrics(answers: Mapping[str, str], argv: Sequence[str]) -> EngineMetrics:
     """See Engine.
 
     Its counters of tokens move when a request ends: the tokens of running slots are added. A slot's
@@ -58,7 +58,7 @@ def measure(answers: Mapping[str, str], argv: Sequence[str]) -> EngineMetrics:
     computed = seen.total("llamacpp:prompt_tokens_total")
     cached = seen.total("llamacpp:prompt_tokens_cached_total")
     generated = seen.total("llamacpp:tokens_predicted_total")
-    capacity = whole_argument(argv, "ctx-size") or None
+    capacity = int_option_in_argv(argv, "ctx-size") or None
     used = sum(_whole(slot.get("n_prompt_tokens")) for slot in slots) if told else None
     return EngineMetrics(
         running=seen.count("llamacpp:requests_processing"),
@@ -70,7 +70,7 @@ def measure(answers: Mapping[str, str], argv: Sequence[str]) -> EngineMetrics:
         if generated is None
         else generated + sum(_decoded(slot) for slot in slots),
         cached_tokens=cached,
-        prefix_queries=summed((computed, cached)),
+        prefix_queries=sum_known((computed, cached)),
         prefix_hits=cached,
         steps=seen.total("llamacpp:n_decode_total"),
         prompt_s=seen.total("llamacpp:prompt_seconds_total"),

@@ -14,7 +14,7 @@ from stackctl.engines.llamacpp.memory import (
     padded_context,
 )
 from stackctl.engines.options import Option
-from stackctl.engines.protocol import Request, origin
+from stackctl.engines.protocol import EngineRequest, value_source
 from stackctl.quantity import format_bytes
 from stackctl.values.model import Model
 
@@ -22,7 +22,7 @@ _MIB = 2**20
 _MOST_PROMPTS = 16
 
 
-def choose(request: Request) -> tuple[Option, ...]:
+def plan_options(request: EngineRequest) -> tuple[Option, ...]:
     """Return the options for this machine, model and objective."""
     return (
         Option("model", (request.model_path,), "the model, mounted read-only"),
@@ -55,11 +55,11 @@ def choose(request: Request) -> tuple[Option, ...]:
     )
 
 
-def _latency(request: Request) -> bool:
+def _latency(request: EngineRequest) -> bool:
     return request.profile.objective == "latency"
 
 
-def _slots(request: Request) -> tuple[int, str]:
+def _slots(request: EngineRequest) -> tuple[int, str]:
     wanted = request.profile.concurrency
     one = "one request at a time; given up: others wait"
     many = "decoding together reads the weights once; given up: the speed of one alone"
@@ -68,7 +68,7 @@ def _slots(request: Request) -> tuple[int, str]:
     return (1, f"latency: {one}") if _latency(request) else (4, f"throughput: {many}")
 
 
-def _context(request: Request) -> tuple[Option, ...]:
+def _context(request: EngineRequest) -> tuple[Option, ...]:
     slots, why = _slots(request)
     each, trained = request.profile.context, request.model.context
     if not isinstance(each, int):
@@ -85,8 +85,8 @@ def _context(request: Request) -> tuple[Option, ...]:
     if total != each * slots:
         reason += f", padded to {CONTEXT_STEP}"
     options = [
-        Option("ctx-size", (total,), reason, origin(request, "context")),
-        Option("parallel", (slots,), why, origin(request, "concurrency")),
+        Option("ctx-size", (total,), reason, value_source(request, "context")),
+        Option("parallel", (slots,), why, value_source(request, "concurrency")),
     ]
     if slots > 1:
         options.append(
@@ -99,7 +99,7 @@ def _context(request: Request) -> tuple[Option, ...]:
     return tuple(options)
 
 
-def _threads(request: Request) -> tuple[Option, ...]:
+def _threads(request: EngineRequest) -> tuple[Option, ...]:
     if request.threads is None or request.threads_batch is None:
         reason = "cores unknown: the engine counts them itself"
         return (Option("threads", None, reason), Option("threads-batch", None, reason))
@@ -107,7 +107,7 @@ def _threads(request: Request) -> tuple[Option, ...]:
     return (Option("threads", (count,), why), Option("threads-batch", (batch,), why_batch))
 
 
-def _batches(request: Request) -> tuple[Option, ...]:
+def _batches(request: EngineRequest) -> tuple[Option, ...]:
     if request.gpus:
         size = 2048 if _latency(request) or not request.model.experts else 4096
         reason = "a GPU takes long prompts in few steps"
@@ -132,18 +132,18 @@ def _batches(request: Request) -> tuple[Option, ...]:
     )
 
 
-def _kv_types(request: Request) -> tuple[Option, ...]:
+def _kv_types(request: EngineRequest) -> tuple[Option, ...]:
     kind = request.profile.kv_type
     if kind is None or kind == "f16":
         return ()
-    source = origin(request, "kv_type")
+    source = value_source(request, "kv_type")
     return tuple(
         Option(name, (kind,), "a smaller KV cache; given up: some exactness", source)
         for name in ("cache-type-k", "cache-type-v")
     )
 
 
-def _offload(request: Request) -> tuple[Option, ...]:
+def _offload(request: EngineRequest) -> tuple[Option, ...]:
     """Return the options that put layers on the GPU.
 
     If an MoE does not fit, the experts of its first layers stay in main memory.
@@ -175,7 +175,7 @@ def _offload(request: Request) -> tuple[Option, ...]:
     return tuple(options)
 
 
-def _load_mode(request: Request) -> tuple[Option, ...]:
+def _load_mode(request: EngineRequest) -> tuple[Option, ...]:
     if request.gpus:
         # mlock would lock the whole file, also the part that lies on the GPU.
         reason = "not locked: weights go to the GPU"
@@ -200,7 +200,7 @@ def _load_mode(request: Request) -> tuple[Option, ...]:
     return (Option("load-mode", ("mmap",), reason),)
 
 
-def _numa(request: Request) -> tuple[Option, ...]:
+def _numa(request: EngineRequest) -> tuple[Option, ...]:
     nodes = [node for node in request.host.cpu.numa if node.memory_bytes]
     if len(nodes) <= 1:
         return (Option("numa", None, "one NUMA node: nothing to spread or bind"),)
@@ -219,7 +219,7 @@ def _numa(request: Request) -> tuple[Option, ...]:
     return (Option("numa", None, why),)
 
 
-def _caches(request: Request) -> tuple[Option, ...]:
+def _caches(request: EngineRequest) -> tuple[Option, ...]:
     limit = request.memory_limit_bytes
     options = []
     if limit is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stackctl.engines.advice import Advice
-from stackctl.engines.options import argument
+from stackctl.engines.options import option_in_argv
 from stackctl.values.diagnosis import Step
 
 ADVICE = Advice(
@@ -26,7 +26,7 @@ def locks_model(argv: Sequence[str]) -> bool:  # noqa: ARG001
 
 def reduces_kv_cache(argv: Sequence[str]) -> bool:
     """See Engine: fp8, fp8_e4m3, fp8_e5m2."""
-    return (argument(argv, "kv-cache-dtype") or "").startswith("fp8")
+    return (option_in_argv(argv, "kv-cache-dtype") or "").startswith("fp8")
 
 
 def is_quantization(method: str, reported: str) -> bool:

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from stackctl.engines.image_recipe import ImageRecipe
-from stackctl.engines.options import Dialect, Option, argument, option
+from stackctl.engines.options import Dialect, Option, option, option_in_argv
 from stackctl.engines.protocol import (
     CACHE,
     LIBRARY_VARIABLES,
     Benchmark,
+    EngineRequest,
     LogReader,
     Reports,
-    Request,
     RunningCounters,
 )
 from stackctl.engines.vllm import (
@@ -33,7 +33,7 @@ from stackctl.engines.vllm.advice import (
     locks_model,
     reduces_kv_cache,
 )
-from stackctl.engines.vllm.options import choose
+from stackctl.engines.vllm.options import plan_options
 from stackctl.errors import StackctlError
 from stackctl.quantity import parse_tokens
 from stackctl.values.engine_facts import EngineOption
@@ -79,7 +79,7 @@ class Vllm:
     compiles: Literal["everywhere", "on GPUs"] = "everywhere"
     # "Legacy setting" (0.32, platforms/cpu.py): it overrides --kv-cache-memory-bytes. An empty
     # value does not, but then envs.py, which reads all variables, fails.
-    overriding: tuple[str, ...] = ("VLLM_CPU_KVCACHE_SPACE",)
+    conflicting_env: tuple[str, ...] = ("VLLM_CPU_KVCACHE_SPACE",)
     gpu_by_default = True
     splits_experts = False
     # A worker binds its memory to the node of its first CPU, and refuses a KV cache that is larger
@@ -89,7 +89,7 @@ class Vllm:
     published_entrypoint: tuple[str, ...] = ("vllm", "serve")
     # Without "all" the help lists only groups of options.
     help_arguments: tuple[str, ...] = ("serve", "--help=all")
-    reserved: Mapping[str, str] = {
+    reserved_options: Mapping[str, str] = {
         "host": "stackctl serves on 127.0.0.1 only",
         "port": "use the key port",
         "model": "use the key model",
@@ -137,7 +137,7 @@ class Vllm:
         """See Engine."""
         return memory.kv_token_bytes(model, memory.kv_type(options), max(1, gpus))
 
-    def tokenizing(self, text: str, served_name: str) -> tuple[str, Mapping[str, object]]:
+    def tokenize_request(self, text: str, served_name: str) -> tuple[str, Mapping[str, object]]:
         """See Engine."""
         return "/tokenize", {"model": served_name, "prompt": text, "add_special_tokens": False}
 
@@ -161,7 +161,7 @@ class Vllm:
         match = re.search(r"\d+\.\d+\.\d+\S*", text)
         return match[0] if match else None
 
-    def environment(self, request: Request) -> tuple[str, ...]:
+    def environment(self, request: EngineRequest) -> tuple[str, ...]:
         """See Engine. vLLM downloads and reports nothing, and compiles into one folder."""
         texts = (
             f"HOME={CACHE}",
@@ -180,9 +180,9 @@ class Vllm:
         # By default vLLM leaves one of the planned CPUs idle.
         return (*texts, f"VLLM_CPU_OMP_THREADS_BIND={request.placement.cpus}")
 
-    recall = staticmethod(measured_memory.recall)
+    apply_measured_memory = staticmethod(measured_memory.apply_measured_memory)
 
-    def spell(self, option: Option, dialect: Dialect) -> tuple[str, ...] | None:
+    def render_option(self, option: Option, dialect: Dialect) -> tuple[str, ...] | None:
         """See Engine."""
         if option.values is None:
             return ()
@@ -193,23 +193,23 @@ class Vllm:
         flag = f"--{option.name}"
         return (flag, *(str(value) for value in option.values))
 
-    choose = staticmethod(choose)
+    plan_options = staticmethod(plan_options)
     footprint = staticmethod(memory.footprint)
     phase = staticmethod(log.phase)
     failure = staticmethod(log.failure)
-    dead = staticmethod(log.dead)
-    said = staticmethod(log.said)
-    measure = staticmethod(metrics.measure)
+    has_crashed = staticmethod(log.has_crashed)
+    facts_from_log = staticmethod(log.facts_from_log)
+    parse_metrics = staticmethod(metrics.parse_metrics)
 
     def log_reader(self) -> LogReader:
         """See Engine."""
         return metrics.WindowReader()
 
-    def promised(self, argv: Sequence[str]) -> tuple[EngineFact, ...]:
+    def expected_facts(self, argv: Sequence[str]) -> tuple[EngineFact, ...]:
         """See Engine. A context that the engine chooses itself (auto, -1) is left out; 32K is 32768
         tokens."""
         try:
-            context = parse_tokens(argument(argv, "max-model-len") or "")
+            context = parse_tokens(option_in_argv(argv, "max-model-len") or "")
         except StackctlError:
             return ()
         return (EngineFact(name="context", value=str(context)),) if context else ()

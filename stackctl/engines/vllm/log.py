@@ -260,7 +260,7 @@ def phase(line: str) -> str | None:
     return None
 
 
-def dead(lines: Sequence[str]) -> bool:
+def has_crashed(lines: Sequence[str]) -> bool:
     """Return True if the engine core has ended, even if its parent lives on."""
     return any(_DEAD.search(line) for line in lines)
 
@@ -288,7 +288,7 @@ def failure(lines: Sequence[str]) -> Failure | None:
     return _raised(lines)
 
 
-def said(lines: Sequence[str]) -> tuple[EngineFact, ...]:
+def facts_from_log(lines: Sequence[str]) -> tuple[EngineFact, ...]:
     """Return facts of the running engine, each from the last line that holds it.
 
     Sizes are whole numbers of bytes.

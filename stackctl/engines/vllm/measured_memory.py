@@ -21,7 +21,7 @@ _SCALING = {
 _TELLING = ("gpu-memory-utilization", "kv-cache-memory-bytes")
 
 
-def recall(
+def apply_measured_memory(
     seen: Sequence[MeasuredMemory], argv: Sequence[str], options: Mapping[str, Option]
 ) -> tuple[MeasuredMemory | None, dict[str, Option]]:
     """Return the newest start with the same arguments, else one with the same weights, and the

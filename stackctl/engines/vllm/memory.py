@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from stackctl.engines.options import Option, number
+from stackctl.engines.options import Option, int_option
 from stackctl.engines.protocol import Footprint, TokenReads
 from stackctl.values.engine_facts import MeasuredMemory
 from stackctl.values.model import Model
@@ -34,15 +34,15 @@ def footprint(
     The KV cache takes all that the utilisation leaves on every GPU. If an earlier start reported
     weights and KV cache, the rest of the utilisation is the engine's own.
     """
-    context = number(options, "max-model-len", model.context or DEFAULT_CONTEXT)
-    batched = number(options, "max-num-batched-tokens", 8192)
-    gpus = number(options, "tensor-parallel-size", 1)
+    context = int_option(options, "max-model-len", model.context or DEFAULT_CONTEXT)
+    batched = int_option(options, "max-num-batched-tokens", 8192)
+    gpus = int_option(options, "tensor-parallel-size", 1)
     told = seen.weights_bytes if seen else None
     weights = model.weights_bytes if told is None else told * gpus
     if not gpu_bytes:
         return Footprint(
             weights_bytes=weights,
-            kv_bytes=number(options, "kv-cache-memory-bytes", 0),
+            kv_bytes=int_option(options, "kv-cache-memory-bytes", 0),
             compute_bytes=engine_bytes(model, batched, _CPU_ENGINE_BYTES),
         )
     engine = engine_bytes(model, batched)

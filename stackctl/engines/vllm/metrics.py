@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from stackctl.engines.prometheus_text import Scrape, whole
+from stackctl.engines.prometheus_text import Scrape, parse_int
 from stackctl.values.metrics import EngineMetrics, LogSamples, LogWindow
 
 _NUMBER = r"(\d{1,9}(?:\.\d{1,6})?)"
@@ -33,7 +33,7 @@ _WINDOW_S = 10.0
 _MOST = 8640
 
 
-def measure(answers: Mapping[str, str], argv: Sequence[str]) -> EngineMetrics:  # noqa: ARG001
+def parse_metrics(answers: Mapping[str, str], argv: Sequence[str]) -> EngineMetrics:  # noqa: ARG001
     """See Engine."""
     seen = Scrape(answers.get("/metrics", ""))
     cached = seen.total("vllm:prompt_tokens_cached_total")
@@ -45,8 +45,8 @@ def measure(answers: Mapping[str, str], argv: Sequence[str]) -> EngineMetrics:  
     return EngineMetrics(
         running=seen.count("vllm:num_requests_running"),
         waiting=seen.count("vllm:num_requests_waiting"),
-        kv_usage=seen.most("vllm:kv_cache_usage_perc"),
-        kv_capacity_tokens=whole(seen.label("vllm:cache_config_info", "kv_cache_size_tokens")),
+        kv_usage=seen.max_value("vllm:kv_cache_usage_perc"),
+        kv_capacity_tokens=parse_int(seen.label("vllm:cache_config_info", "kv_cache_size_tokens")),
         prompt_tokens=computed,
         generation_tokens=seen.total("vllm:generation_tokens_total"),
         cached_tokens=cached,

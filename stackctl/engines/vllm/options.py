@@ -6,7 +6,7 @@ import math
 
 from stackctl.engines import model_mounts
 from stackctl.engines.options import Option
-from stackctl.engines.protocol import Request, origin
+from stackctl.engines.protocol import EngineRequest, value_source
 from stackctl.engines.vllm.memory import DEFAULT_CONTEXT, engine_bytes, kv_token_bytes
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.quantity import format_bytes
@@ -16,7 +16,7 @@ _GIB = 2**30
 _USUAL_UTILIZATION = 0.92
 
 
-def choose(request: Request) -> tuple[Option, ...]:
+def plan_options(request: EngineRequest) -> tuple[Option, ...]:
     """Return the options for this machine, model and objective, each with its reason."""
     profile, latency = request.profile, request.profile.objective == "latency"
     context, why_context = _context(request)
@@ -29,8 +29,8 @@ def choose(request: Request) -> tuple[Option, ...]:
         _names(request),
         Option("host", ("127.0.0.1",), "loopback only"),
         request.listen("port"),
-        Option("max-model-len", (context,), why_context, origin(request, "context")),
-        Option("max-num-seqs", (seqs,), why_seqs, origin(request, "concurrency")),
+        Option("max-model-len", (context,), why_context, value_source(request, "context")),
+        Option("max-num-seqs", (seqs,), why_seqs, value_source(request, "concurrency")),
         Option(
             "max-num-batched-tokens",
             (batched,),
@@ -47,7 +47,9 @@ def choose(request: Request) -> tuple[Option, ...]:
         ),
     ]
     if kv_type != "auto":
-        options.append(Option("kv-cache-dtype", (kv_type,), "kv_type", origin(request, "kv_type")))
+        options.append(
+            Option("kv-cache-dtype", (kv_type,), "kv_type", value_source(request, "kv_type"))
+        )
     options.append(
         _cpu_cache(request, context, seqs, kv_type)
         if on_cpu
@@ -82,7 +84,7 @@ def choose(request: Request) -> tuple[Option, ...]:
     return tuple(options)
 
 
-def _cpu_cache(request: Request, context: int, seqs: int, kv_type: str) -> Option:
+def _cpu_cache(request: EngineRequest, context: int, seqs: int, kv_type: str) -> Option:
     """Return the size of the KV cache: all requests at full context, at least 1 GiB."""
     wanted = round(kv_token_bytes(request.model, kv_type) * context * seqs)
     size = max(_GIB, -(-wanted // _GIB) * _GIB)
@@ -91,7 +93,7 @@ def _cpu_cache(request: Request, context: int, seqs: int, kv_type: str) -> Optio
     return Option("kv-cache-memory-bytes", (size,), reason)
 
 
-def _names(request: Request) -> Option:
+def _names(request: EngineRequest) -> Option:
     others = request.profile.other_names
     reason = "the name clients ask for"
     if others:
@@ -99,9 +101,9 @@ def _names(request: Request) -> Option:
     return Option("served-model-name", (request.served_name, *others), reason)
 
 
-def _remote_code(request: Request) -> Option:
+def _remote_code(request: EngineRequest) -> Option:
     """Return --trust-remote-code. Raises StackctlError (exit 2) without a commit of the model."""
-    commit = model_mounts.commit(request.model)
+    commit = model_mounts.snapshot_commit(request.model)
     if commit is None:
         raise StackctlError(
             f"trust_remote_code: nothing tells the commit of {request.model.source}",
@@ -112,27 +114,27 @@ def _remote_code(request: Request) -> Option:
         "trust-remote-code",
         (),
         f"the code of commit {commit[:12]} is trusted",
-        origin(request, "trust_remote_code"),
+        value_source(request, "trust_remote_code"),
     )
 
 
-def _context(request: Request) -> tuple[int, str]:
+def _context(request: EngineRequest) -> tuple[int, str]:
     wanted, trained = request.profile.context, request.model.context
     if not isinstance(wanted, int):
         most = min(DEFAULT_CONTEXT, trained or DEFAULT_CONTEXT)
-        return most, kv_text(request)
+        return most, kv_cost_text(request)
     if trained is not None and wanted > trained:
         return trained, f"all the model was trained for, {wanted} tokens were asked for"
-    return wanted, kv_text(request)
+    return wanted, kv_cost_text(request)
 
 
-def kv_text(request: Request) -> str:
+def kv_cost_text(request: EngineRequest) -> str:
     """Return the memory of one token of context, as text."""
     kind = request.profile.kv_type or "auto"
     return f"{format_bytes(round(kv_token_bytes(request.model, kind)))} a token"
 
 
-def _sequences(request: Request) -> tuple[int, str]:
+def _sequences(request: EngineRequest) -> tuple[int, str]:
     wanted = request.profile.concurrency
     one = "one request at a time; given up: others wait"
     many = "decoding together reads the weights once; given up: the speed of one alone"
@@ -143,7 +145,7 @@ def _sequences(request: Request) -> tuple[int, str]:
     return 64, f"throughput: {many}"
 
 
-def _utilization(request: Request, context: int, batched: int, kv_type: str) -> Option:
+def _utilization(request: EngineRequest, context: int, batched: int, kv_type: str) -> Option:
     """Return the highest utilization that the reserve and other stacks allow.
 
     Spare memory is used as prefix cache.

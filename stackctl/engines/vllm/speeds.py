@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from stackctl.engines.prometheus_text import Scrape
-from stackctl.engines.protocol import RunningCounters, Speeds
+from stackctl.engines.protocol import MeasuredSpeeds, RunningCounters
 from stackctl.errors import StackctlError
 
 #: The fewest tokens from which a speed is computed.
@@ -13,7 +13,7 @@ _LEAST_TOKENS: Final = 64
 _COUNTED: Final = ("count", "sum")
 
 
-def speeds(text: str) -> Speeds:
+def parse_speeds(text: str) -> MeasuredSpeeds:
     """Return the speeds of one request at a time, over all requests since the start.
 
     Raises:
@@ -32,11 +32,11 @@ def speeds(text: str) -> Speeds:
             f"too little to measure: {tokens:.0f} generated, {computed:.0f} prompt tokens so far",
             hint=f"send requests until there are {_LEAST_TOKENS} of each, then calibrate",
         )
-    return Speeds(
+    return MeasuredSpeeds(
         decode_tok_s=tokens / seconds,
         prefill_tok_s=computed / prefill_s,
         prompt_tokens=round(computed / max(1.0, prompts)),
     )
 
 
-COUNTERS: Final = RunningCounters("/metrics", speeds)
+COUNTERS: Final = RunningCounters("/metrics", parse_speeds)

@@ -256,7 +256,7 @@ class Bench:
         """Return the tokens of a text by the engine's tokenizer; None if it has no endpoint."""
         if not self._tokenizer:
             return None
-        path, body = self._engine.tokenizing(text, self._plan.served_name)
+        path, body = self._engine.tokenize_request(text, self._plan.served_name)
         answer = http.post(self._site.engine_url + path, body, timeout_s=_TOKENIZER_S)
         if isinstance(answer, http.Answer) and answer.status == 200:
             tokens = answer.json.get("tokens") if isinstance(answer.json, dict) else None

@@ -38,9 +38,9 @@ def hub(root: Path, made: Path) -> Path:
 def test_a_folder(tmp_path: Path) -> None:
     folder = sharded(tmp_path / "m")
     model = read_model(f"dir:{folder}")
-    assert model_mounts.mounts(model) == ((str(folder), "/models"),)
+    assert model_mounts.model_mounts(model) == ((str(folder), "/models"),)
     assert model_mounts.model_path(model) == "/models"
-    assert model_mounts.commit(model) is None
+    assert model_mounts.snapshot_commit(model) is None
     require_files(model)
 
 
@@ -49,7 +49,7 @@ def test_a_folder_behind_a_link(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "disk/m")
     (tmp_path / "models").symlink_to(tmp_path / "disk")
     model = read_model(f"dir:{tmp_path}/models/m")
-    assert model_mounts.mounts(model) == ((str(folder), "/models"),)
+    assert model_mounts.model_mounts(model) == ((str(folder), "/models"),)
     require_files(model)
 
 
@@ -59,9 +59,9 @@ def test_a_snapshot_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     snapshot = hub(tmp_path, sharded(tmp_path / "made"))
     model = read_model(way if way.startswith("hf:") else f"dir:{snapshot}")
     # Its files lead to the blobs beside it, so all of the repository is seen.
-    assert model_mounts.mounts(model) == ((str(tmp_path / "models--Org--Repo"), "/models"),)
+    assert model_mounts.model_mounts(model) == ((str(tmp_path / "models--Org--Repo"), "/models"),)
     assert model_mounts.model_path(model) == f"/models/snapshots/{COMMIT}"
-    assert model_mounts.commit(model) == COMMIT
+    assert model_mounts.snapshot_commit(model) == COMMIT
     require_files(model)
     inside = Path(model_mounts.model_path(model)).relative_to("/models")
     assert (tmp_path / "models--Org--Repo" / inside / "config.json").is_file()
@@ -98,16 +98,18 @@ def test_a_folder_that_went_away(tmp_path: Path) -> None:
 def test_a_gguf_file() -> None:
     (file,) = GEMMA.files
     name = file.path.rpartition("/")[2]
-    assert model_mounts.mounts(GEMMA) == ((file.path, f"/models/{name}"),)
+    assert model_mounts.model_mounts(GEMMA) == ((file.path, f"/models/{name}"),)
     assert model_mounts.model_path(GEMMA) == f"/models/{name}"
-    assert model_mounts.commit(GEMMA) is None
+    assert model_mounts.snapshot_commit(GEMMA) is None
 
 
 def test_the_parts_of_a_gguf_model() -> None:
     names = [f"x-{number:05}-of-00003.gguf" for number in (1, 2, 3)]
     parts = tuple(ModelFile(path=f"/m/{name}", bytes=1) for name in names)
     model = msgspec.structs.replace(IQUEST, files=parts)
-    assert model_mounts.mounts(model) == tuple((f"/m/{name}", f"/models/{name}") for name in names)
+    assert model_mounts.model_mounts(model) == tuple(
+        (f"/m/{name}", f"/models/{name}") for name in names
+    )
     assert model_mounts.model_path(model) == f"/models/{names[0]}"
 
 
@@ -119,12 +121,12 @@ def test_a_gguf_in_the_hub_s_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ggufs.write(tmp_path / "made/small-Q4_K_M.gguf")
     blobs = hub(tmp_path, tmp_path / "made").parents[1] / "blobs"
     big, small = read_model("hf:Org/Repo:Q8_0"), read_model("hf:Org/Repo:Q4_K_M")
-    assert model_mounts.mounts(big) == tuple(
+    assert model_mounts.model_mounts(big) == tuple(
         (f"{blobs}/{part:064x}", f"/models/big-Q8_0-{part + 1:05}-of-00003.gguf")
         for part in range(3)
     )
     assert model_mounts.model_path(big) == "/models/big-Q8_0-00001-of-00003.gguf"
-    assert model_mounts.mounts(small) == ((f"{blobs}/{3:064x}", "/models/small-Q4_K_M.gguf"),)
+    assert model_mounts.model_mounts(small) == ((f"{blobs}/{3:064x}", "/models/small-Q4_K_M.gguf"),)
     assert (served_name(big), served_name(small)) == ("big-Q8_0", "small-Q4_K_M")
     for model in (big, small):
         require_files(model)
@@ -133,7 +135,7 @@ def test_a_gguf_in_the_hub_s_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_model_of_which_only_facts_are_known() -> None:
     model = shipped_model(shipped("gpu-nvfp4"))
-    assert model_mounts.mounts(model) == ()
+    assert model_mounts.model_mounts(model) == ()
     assert model_mounts.model_path(model) == "IQuestLab/IQuest-Coder-V1-40B-Instruct-nvfp4"
     with pytest.raises(StackctlError, match="only facts about it") as caught:
         require_files(model)
