@@ -44,7 +44,7 @@ def _anchors(path: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-#: ``stackctl/plan/solve.py`` or ``stackctl/plan/solve.py::make_plan``, as documents write it.
+#: ``stackctl/plan/planner.py`` or ``stackctl/plan/planner.py::make_plan``, as documents write it.
 PLACE = re.compile(r"`((?:stackctl|tests|docs|templates|profiles|systemd)/[^`\s:]*)(?:::(\w+))?`")
 
 

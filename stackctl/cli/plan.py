@@ -51,7 +51,7 @@ def command(
     Changes nothing. Exits 5 when the plan does not fit or is not viable, but prints it.
     """
     from stackctl.deploy.plan_preview import preview
-    from stackctl.plan.verdict import besides, headline
+    from stackctl.plan.verdict import headline, secondary_reasons
 
     profiles = session.profiles()
     wanted = profiles.resolve(profile, overrides(sets, model, objective, name))
@@ -73,7 +73,7 @@ def command(
             raise click.exceptions.Exit(int(ExitCode.REFUSED))
         raise StackctlError(
             headline(plan),
-            details=besides(plan),
+            details=secondary_reasons(plan),
             hint="\n".join(("what helps, best first", *plan.verdict.alternatives)),
             exit_code=ExitCode.REFUSED,
         )
@@ -82,7 +82,7 @@ def command(
 def show(session: Session, plan: Plan, slo: Slo) -> None:
     """Print a plan in a few lines: memory, speed, objectives and the place where it runs."""
     from stackctl.engines import planned_threads
-    from stackctl.plan.verdict import objectives, told
+    from stackctl.plan.verdict import failing_reasons, objective_status
 
     out = session.out
     out.line(f"{plan.profile} · {plan.objective} · {plan.engine} · {plan.served_name}"[:WIDTH])
@@ -96,12 +96,12 @@ def show(session: Session, plan: Plan, slo: Slo) -> None:
         out.labelled("" if number else label, text, column=_COLUMN, color=color)
     for number, text in enumerate(expectation(plan)):
         out.labelled("" if number else "expect", text, column=_COLUMN)
-    if judged := objectives(slo, plan.prediction):
+    if judged := objective_status(slo, plan.prediction):
         color = {"ok": "green", "missed": "red"}.get(judged[0][1], "yellow")
         text = "; ".join(f"{what}: {how}" for what, how in judged)
         out.labelled("SLO", text, column=_COLUMN, color=color)
     if plan.verdict.fits is not False and plan.verdict.viable is not False:
-        for text in told(plan):
+        for text in failing_reasons(plan):
             out.labelled("note", text, column=_COLUMN, color="yellow")
     threads = planned_threads(plan)
     where = f"GPU {','.join(plan.placement.gpus)}" if plan.placement.gpus else "CPU"
@@ -111,20 +111,20 @@ def show(session: Session, plan: Plan, slo: Slo) -> None:
 
 def show_decisions(session: Session, plan: Plan) -> None:
     """Print every planned value with its reason."""
-    from stackctl.plan.difference import why
+    from stackctl.plan.plan_diff import reason_with_source
 
     session.out.line()
-    rows = [(d.field, value_text(d.value), why(d)) for d in plan.decisions]
+    rows = [(d.field, value_text(d.value), reason_with_source(d)) for d in plan.decisions]
     session.out.table(("FIELD", "VALUE", "WHY"), rows, fold=2)
 
 
 def show_difference(session: Session, before: Plan, after: Plan) -> None:
     """Print the differing decisions of two plans, with the reasons of the second."""
-    from stackctl.plan.difference import decisions
+    from stackctl.plan.plan_diff import changed_decisions
 
     rows = [
         (change.field, value_text(change.before), value_text(change.after), change.reason or "")
-        for change in decisions(before, after)
+        for change in changed_decisions(before, after)
     ]
     session.out.line()
     if not rows:
@@ -137,14 +137,16 @@ def show_difference(session: Session, before: Plan, after: Plan) -> None:
 
 def expectation(plan: Plan) -> list[str]:
     """Return the prediction as lines of text; an empty list if there is none."""
-    from stackctl.plan.verdict import numbers, seconds
+    from stackctl.plan.verdict import format_range, format_seconds_range
 
     prediction, parts = plan.prediction, []
     if prediction.decode_tok_s:
-        parts.append(f"{numbers(prediction.decode_tok_s)} tok/s")
+        parts.append(f"{format_range(prediction.decode_tok_s)} tok/s")
     ttft = prediction.ttft_s
     if ttft is not None and ttft.range is not None:
-        parts.append(f"first token {seconds(ttft.range)} s at {ttft.prompt_tokens:,} tokens")
+        parts.append(
+            f"first token {format_seconds_range(ttft.range)} s at {ttft.prompt_tokens:,} tokens"
+        )
     if not parts:
         return []
     lines = [f"{', '.join(parts)}   ({prediction.basis})"]

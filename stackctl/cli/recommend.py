@@ -102,7 +102,7 @@ def _best(basis: PlanBasis, profiles: Profiles, model: Model) -> Plan | None:
     """Return the best plan of the engines that serve the model; None if none can be made."""
     from stackctl.deploy.plan_preview import plan_profile
     from stackctl.engines import engines
-    from stackctl.plan.verdict import good_enough
+    from stackctl.plan.verdict import is_viable
     from stackctl.values.profile import Overrides
 
     plans = []
@@ -116,7 +116,7 @@ def _best(basis: PlanBasis, profiles: Profiles, model: Model) -> Plan | None:
             plans.append(plan_profile(basis, wanted, model).plan)
         except StackctlError:
             continue
-    return max(plans, key=lambda plan: (plan.verdict.fits is True, good_enough(plan), _speed(plan)),
+    return max(plans, key=lambda plan: (plan.verdict.fits is True, is_viable(plan), _speed(plan)),
                default=None)  # fmt: skip
 
 
@@ -137,9 +137,9 @@ def _told(plan: Plan) -> str:
 
 def _recommended(rows: list[_Row]) -> _Row | None:
     """Return the largest model that fits and is fast enough: more bits answer better."""
-    from stackctl.plan.verdict import good_enough
+    from stackctl.plan.verdict import is_viable
 
-    good = [row for row in rows if row.plan is not None and good_enough(row.plan)]
+    good = [row for row in rows if row.plan is not None and is_viable(row.plan)]
     return max(good, key=lambda row: row.choice.bytes, default=None)
 
 

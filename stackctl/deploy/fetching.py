@@ -21,7 +21,7 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import runner
 from stackctl.machine.atomic_files import remove_file, write_atomically
 from stackctl.machine.private import read_own
-from stackctl.plan.outvoted import solve_past
+from stackctl.plan.user_claims import make_plan_ignoring_user_claims
 from stackctl.quantity import format_bytes
 from stackctl.sources.hubcache import cache_folder
 from stackctl.sources.models import read_model
@@ -120,8 +120,8 @@ def _require_use(context: Context, profile: Profile, model: Model, wish: Wish) -
     """Raise StackctlError (exit 5) for a model that does not fit or is not viable."""
     basis = read_basis(context.paths, context.machine)
     inputs = inputs_before_image(basis, profile, model)
-    plan, _ = solve_past(
-        host=basis.host, model=model, profile=profile, known=inputs, binding=basis.binding
+    plan, _ = make_plan_ignoring_user_claims(
+        host=basis.host, model=model, profile=profile, inputs=inputs, binding=basis.binding
     )
     require_viable(basis, profile, plan, wish)
 

@@ -16,10 +16,10 @@ from stackctl.deploy.stored import require_verified
 from stackctl.deploy.unit_target import unit_target
 from stackctl.engines import engine as find_engine
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.plan.outvoted import is_refused, solve_past, told
-from stackctl.plan.placement import sharing
-from stackctl.plan.solve import Known, solve
-from stackctl.plan.verdict import besides, headline, summary
+from stackctl.plan.placement import sharing_note
+from stackctl.plan.planner import PlanInputs, make_plan
+from stackctl.plan.user_claims import claims_note, is_refused, make_plan_ignoring_user_claims
+from stackctl.plan.verdict import headline, plan_summary, secondary_reasons
 from stackctl.requirements.gpu import DEFAULT_CUDA
 from stackctl.sources.models import read_model
 from stackctl.sources.profiles import Profiles
@@ -63,14 +63,14 @@ class Draft:
     wish: Wish
     basis: PlanBasis
     model: Model
-    inputs: Known
+    inputs: PlanInputs
     image: ReadyImage
     door_image: str | None
 
     def generation(self, unit: str, port: int | None, number: int) -> Generation:
         """Return the generation, planned for a slot and a private port (None: no front door)."""
         host, inputs = self.basis.host, dataclasses.replace(self.inputs, engine_port=port)
-        plan = solve(host=host, model=self.model, profile=self.profile, known=inputs)
+        plan = make_plan(host=host, model=self.model, profile=self.profile, inputs=inputs)
         target = unit_target(self.basis.paths, host, plan, self.image.facts)
         return Generation(
             number=number,
@@ -106,10 +106,10 @@ def draft(
     """
     model = read_model(preflight.require_model(profile))
     inputs = plan_inputs.inputs_before_image(basis, profile, model, deadline_s=wish.deadline_s)
-    early, used = solve_past(
-        host=basis.host, model=model, profile=profile, known=inputs, binding=basis.binding
+    early, used = make_plan_ignoring_user_claims(
+        host=basis.host, model=model, profile=profile, inputs=inputs, binding=basis.binding
     )
-    if passed := told(profile.stack, inputs, used):
+    if passed := claims_note(profile.stack, inputs, used):
         context.report.warn(passed)
     if not wish.force:
         gpu.require_gpus(basis.host, early, cuda=_assumed_cuda(profile))
@@ -136,16 +136,16 @@ def accept(context: Context, draft: Draft, plan: Plan) -> None:
         cuda = draft.image.image.cuda or _assumed_cuda(draft.profile)
         for finding in gpu.require_gpus(draft.basis.host, plan, cuda=cuda):
             context.report.warn(f"{finding.name}: {finding.actual}", finding.remedy)
-    context.report.step("plan", summary(plan))
+    context.report.step("plan", plan_summary(plan))
     if plan.placement.shared_with:
-        context.report.warn(f"cores {sharing(plan.placement.shared_with)}")
+        context.report.warn(f"cores {sharing_note(plan.placement.shared_with)}")
 
 
 def refused(plan: Plan) -> StackctlError:
     """Return the error for a plan that does not fit or is not viable, with its alternatives."""
     return StackctlError(
         headline(plan),
-        details=besides(plan),
+        details=secondary_reasons(plan),
         hint="\n".join(
             ("what helps, best first", *plan.verdict.alternatives, "--force: start it anyway")
         ),

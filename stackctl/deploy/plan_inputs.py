@@ -9,9 +9,9 @@ from pathlib import Path
 from stackctl.deploy.images import PlannedImage
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine.files import Machine
-from stackctl.plan import ledger
-from stackctl.plan.placement import place
-from stackctl.plan.solve import Known
+from stackctl.plan import claimed_resources
+from stackctl.plan.placement import choose_placement
+from stackctl.plan.planner import PlanInputs
 from stackctl.probe import probe
 from stackctl.state import calibrations, claims, learned, seen
 from stackctl.state.generations import Generations
@@ -77,32 +77,32 @@ def read_basis_file(paths: Paths, machine: Machine, facts: Path) -> PlanBasis:
 
 def inputs_before_image(
     basis: PlanBasis, profile: Profile, model: Model, *, deadline_s: float | None = None
-) -> Known:
+) -> PlanInputs:
     """Return the inputs of a plan whose image is not known yet.
 
     The plan then uses the options of the newest known dialect, and the memory that earlier starts
     of the model have shown with any image.
     """
     measured = seen.read(basis.generations, profile.stack, model) if basis.live else ()
-    return Known(
+    return PlanInputs(
         image="",
         image_reason="",
         claims=basis.claims,
         calibrations=basis.calibrations,
-        seen=measured,
+        measured_memory=measured,
         deadline_s=deadline_s,
     )
 
 
 def with_image(
     basis: PlanBasis,
-    inputs: Known,
+    inputs: PlanInputs,
     profile: Profile,
     model: Model,
     image: PlannedImage,
     *,
     lesson: EngineWorkaround | None = None,
-) -> Known:
+) -> PlanInputs:
     """Return the inputs with an image, and with the records of earlier starts of that image.
 
     Args:
@@ -127,14 +127,16 @@ def with_image(
         image=image.reference,
         image_reason=image.reason,
         facts=image.facts,
-        seen=measured,
-        learned=lesson,
+        measured_memory=measured,
+        workaround=lesson,
     )
 
 
 def _learned(
-    basis: PlanBasis, inputs: Known, profile: Profile, image_id: str
+    basis: PlanBasis, inputs: PlanInputs, profile: Profile, image_id: str
 ) -> EngineWorkaround | None:
     """Return the stored options that the image needed on the GPU that the stack will get."""
-    gpus = place(basis.host, profile, ledger.others(inputs.claims, profile.stack)).gpus
+    gpus = choose_placement(
+        basis.host, profile, claimed_resources.other_claims(inputs.claims, profile.stack)
+    ).gpus
     return learned.read(basis.paths.state, image_id, *(gpu.name for gpu in gpus[:1]))

@@ -17,8 +17,8 @@ from stackctl.deploy.preflight import require_model
 from stackctl.engines import engine, uses_gpu
 from stackctl.errors import StackctlError
 from stackctl.machine.transfer import Lost
-from stackctl.plan.outvoted import is_refused, solve_past, told
-from stackctl.plan.verdict import advise, good_enough
+from stackctl.plan.user_claims import claims_note, is_refused, make_plan_ignoring_user_claims
+from stackctl.plan.verdict import is_viable, with_alternatives
 from stackctl.sources.hubcache import NotHere, parse_remote
 from stackctl.sources.models import read_model
 from stackctl.sources.profiles import Profiles
@@ -62,7 +62,7 @@ def advised(basis: PlanBasis, profiles: Profiles, profile: Profile, plan: Plan) 
     if not is_refused(plan):
         return plan
     candidates, moved = _candidates(basis, profiles, plan)
-    verdict = advise(plan, profile, candidates, moved)
+    verdict = with_alternatives(plan, profile, candidates, moved)
     return msgspec.structs.replace(plan, verdict=verdict)
 
 
@@ -70,7 +70,7 @@ def plan_profile(basis: PlanBasis, profile: Profile, model: Model) -> Planned:
     """Plan a profile for a model, with the local image or the image that would be pulled.
 
     Raises:
-        StackctlError: as ``plan.solve.solve``.
+        StackctlError: as ``plan.planner.solve``.
     """
     door, why_door, port = None, None, None
     if basis.live:
@@ -84,10 +84,10 @@ def plan_profile(basis: PlanBasis, profile: Profile, model: Model) -> Planned:
     inputs = plan_inputs.inputs_before_image(basis, profile, model)
     inputs = plan_inputs.with_image(basis, inputs, profile, model, image)
     inputs = dataclasses.replace(inputs, door_reason=why_door, engine_port=port)
-    plan, used = solve_past(
-        host=basis.host, model=model, profile=profile, known=inputs, binding=basis.binding
+    plan, used = make_plan_ignoring_user_claims(
+        host=basis.host, model=model, profile=profile, inputs=inputs, binding=basis.binding
     )
-    return Planned(plan, image, door, told(profile.stack, inputs, used))
+    return Planned(plan, image, door, claims_note(profile.stack, inputs, used))
 
 
 def _read_model(basis: PlanBasis, profile: Profile, report: Report) -> Model:
@@ -132,7 +132,7 @@ def _candidates(
             same = _with_model(own, refused)
             if same is not None:
                 plan = plan_profile(basis, same, refused.model).plan
-                if good_enough(plan):
+                if is_viable(plan):
                     plans.append(plan)
                     moved.append(name)
                     continue

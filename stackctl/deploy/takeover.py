@@ -9,9 +9,9 @@ from stackctl.deploy.context import Context
 from stackctl.deploy.stack_state import Before
 from stackctl.engines import engine as find_engine
 from stackctl.errors import StackctlError
-from stackctl.plan import ledger, memory
-from stackctl.plan.difference import decisions
-from stackctl.plan.ledger import claim_of
+from stackctl.plan import claimed_resources, memory
+from stackctl.plan.claimed_resources import claim_of
+from stackctl.plan.plan_diff import changed_decisions
 from stackctl.quantity import format_bytes, format_duration
 from stackctl.state import claims
 from stackctl.units import render
@@ -56,7 +56,8 @@ def choose(context: Context, new: Generation, before: Before, host: Host) -> Dec
     if old.plan.engine_listen_port == new.plan.engine_listen_port:
         # A rollback keeps its port, so it may get the port of the generation that is installed.
         return _decision("stop first", f"both want port {new.plan.engine_listen_port}")
-    declared = (*ledger.others(claims.declared(context.machine, context.paths), new.stack),
+    declared = (*claimed_resources.other_claims(claims.declared(context.machine, context.paths),
+            new.stack),
                 claim_of(old.plan))  # fmt: skip
     for need, limit in _needs(new.plan, host, declared):
         if limit is None or need > limit:
@@ -99,8 +100,12 @@ def require_room(
     held = {old.plan.port, old.plan.engine_port} if old else set()
     if before.stopped and door.installed(context, new.stack):
         held.add(before.generation.plan.port if before.generation else None)
-    others = ledger.others(claims.declared(context.machine, context.paths), new.stack)
-    binding = ledger.others(claims.binding(context.machine, context.paths), new.stack)
+    others = claimed_resources.other_claims(
+        claims.declared(context.machine, context.paths), new.stack
+    )
+    binding = claimed_resources.other_claims(
+        claims.binding(context.machine, context.paths), new.stack
+    )
     kept = None
     if new.operation == "rollback":
         kept = f"a rollback keeps its ports: stop that, or stackctl up {new.plan.profile}"
@@ -108,12 +113,12 @@ def require_room(
         if port is None or port in held:
             continue
         preflight.require_port(context.machine, port, kept)
-        if owner := ledger.port_owner(binding, port):
+        if owner := claimed_resources.port_owner(binding, port):
             raise StackctlError(
                 f"port {port} belongs to {owner}",
                 hint=kept or f"another port: --set port={port + 1}, or stackctl down {owner}",
             )
-        if owner := ledger.port_owner(others, port):
+        if owner := claimed_resources.port_owner(others, port):
             context.report.warn(f"port {port} is claimed by {owner[:40]}, a stack of a user")
     if not force:
         gone = None if old is None or new.side_by_side else old.plan
@@ -126,7 +131,7 @@ def tell(context: Context, old: Generation, new: Generation) -> None:
     hidden = {"start-deadline"}
     if old.plan.port == new.plan.port:
         hidden |= {find_engine(one.plan.engine).port_option for one in (old, new)}
-    changes = decisions(old.plan, new.plan)
+    changes = changed_decisions(old.plan, new.plan)
     rows = [(c.field, _shown(c.before), _shown(c.after)) for c in changes if c.field not in hidden]
     rows = [row for row in rows if row[1] != row[2]]
     notes = []

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from stackctl.deploy import gpu
 from stackctl.engines import engine as find_engine
 from stackctl.engines.protocol import Engine
-from stackctl.plan.ledger import claim_of
+from stackctl.plan.claimed_resources import claim_of
 from stackctl.state.paths import Paths
 from stackctl.units.render import Target
 from stackctl.values.engine_facts import EngineFacts

@@ -13,9 +13,9 @@ from stackctl.engines.protocol import Benchmark, Engine, MeasuredSpeeds, Running
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.health import endpoint
 from stackctl.machine import http, podman
-from stackctl.plan.placement import place
+from stackctl.plan.placement import choose_placement
+from stackctl.plan.planner import make_plan
 from stackctl.plan.roofline import prefill_operations
-from stackctl.plan.solve import solve
 from stackctl.probe import probe
 from stackctl.sources.models import read_model
 from stackctl.state import calibrations
@@ -73,7 +73,7 @@ def _by_benchmark(
     alone = dataclasses.replace(basis, claims=())
     inputs = inputs_before_image(alone, profile, model)
     inputs = with_image(alone, inputs, profile, model, image.planned)
-    plan = solve(host=basis.host, model=model, profile=profile, known=inputs)
+    plan = make_plan(host=basis.host, model=model, profile=profile, inputs=inputs)
     count = threads or planned_threads(plan) or 1
     context.report.progress("measure", f"{benchmark.program} with {count} threads")
     speeds = _run(engine, benchmark, image.image.id, model, count, timeout_s)
@@ -115,7 +115,7 @@ def _by_counters(
     context: Context, profile: Profile, engine: Engine, counters: RunningCounters
 ) -> Calibration:
     """Read the counters of the server on the profile's port; they count from its start."""
-    gpus = place(probe(context.machine, scope=context.paths.scope), profile).gpus
+    gpus = choose_placement(probe(context.machine, scope=context.paths.scope), profile).gpus
     model = read_model(preflight.require_model(profile))
     url = endpoint.base_url(profile.port or 8080) + counters.path
     answer = http.get(url)

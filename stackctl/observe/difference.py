@@ -11,7 +11,7 @@ from stackctl.deploy.context import Context
 from stackctl.deploy.stack_state import installed_number
 from stackctl.engines import engine as find_engine
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.plan.difference import decisions
+from stackctl.plan.plan_diff import changed_decisions
 from stackctl.units.render import without_labels
 from stackctl.values.cpu_list import CpuList
 from stackctl.values.generation import Generation
@@ -66,7 +66,7 @@ def compare(old: Generation, new: Generation) -> DiffReport:
         ),
         decisions=tuple(
             change
-            for change in decisions(old.plan, new.plan)
+            for change in changed_decisions(old.plan, new.plan)
             # Behind a front door each engine has a private port, which does not concern clients.
             if change.field not in ports or old.plan.port != new.plan.port
         ),

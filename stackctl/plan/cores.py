@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.plan import ledger
+from stackctl.plan import claimed_resources
 from stackctl.values.claim import Claim
 from stackctl.values.cpu_list import CpuList
 from stackctl.values.host import Host
@@ -53,7 +53,7 @@ def usable_cores(
         allowed = (allowed & set(cpu.kinds[0].cpus)) or allowed
     cores = _grouped(host, allowed)
     # One claimed CPU makes its whole core claimed, even a CPU that this process may not use.
-    taken = _with_siblings(host, ledger.claimed_cpus(claims))
+    taken = _with_siblings(host, claimed_resources.claimed_cpus(claims))
     free = tuple(core for core in cores if not taken & set(core))
     if not free:
         return cores, False

@@ -9,7 +9,7 @@ from stackctl.engines import engine as find_engine
 from stackctl.engines import uses_gpu
 from stackctl.engines.protocol import Engine
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.plan import ledger
+from stackctl.plan import claimed_resources
 from stackctl.plan.cores import Cores, claimants, cores_of_one_node, usable_cores
 from stackctl.values.claim import Claim
 from stackctl.values.cpu_list import CpuList
@@ -33,7 +33,7 @@ Threads = tuple[tuple[int, str] | None, tuple[int, str] | None]
 
 
 @dataclass(frozen=True)
-class Placed:
+class PlacementResult:
     """The placement of a stack, and its threads with the reasons (None: left to the engine)."""
 
     placement: Placement
@@ -43,7 +43,7 @@ class Placed:
     decisions: tuple[Decision, ...]
 
 
-def place(host: Host, profile: Profile, claims: Sequence[Claim] = ()) -> Placed:
+def choose_placement(host: Host, profile: Profile, claims: Sequence[Claim] = ()) -> PlacementResult:
     """Choose GPUs, CPUs, memory policy and the number of threads.
 
     Raises:
@@ -73,7 +73,7 @@ def place(host: Host, profile: Profile, claims: Sequence[Claim] = ()) -> Placed:
         nodes, policy, why_policy = _beside_gpus(nodes, gpus)
     shared = claimants(host, chosen, claims)
     if shared:
-        why_cpus += ", " + sharing(shared)
+        why_cpus += ", " + sharing_note(shared)
     partly = smt or len(chosen) < len(cores)
     use_cpuset, enforced = _cpuset(host, chosen, bound=bound, partly=partly)
     why_cpus += enforced
@@ -86,7 +86,7 @@ def place(host: Host, profile: Profile, claims: Sequence[Claim] = ()) -> Placed:
         shared_with=shared,
     )
     decisions = _decisions(profile, placement, why_gpus, why_cpus, why_policy)
-    return Placed(placement, threads, batch, gpus, decisions)
+    return PlacementResult(placement, threads, batch, gpus, decisions)
 
 
 def _names_cpus(wish: PlacementRequest) -> bool:
@@ -171,7 +171,9 @@ def _gpus(host: Host, profile: Profile, claims: Sequence[Claim]) -> tuple[tuple[
     if wish is None:
         roomy = max(
             host.gpus,
-            key=lambda gpu: (gpu.memory_bytes or 0) - ledger.claimed_gpu_bytes(claims, gpu.index),
+            key=lambda gpu: (
+                (gpu.memory_bytes or 0) - claimed_resources.claimed_gpu_bytes(claims, gpu.index)
+            ),
         )
         return (roomy,), _named((roomy,)) + (": most room of all" if len(host.gpus) > 1 else "")
     if str(wish) == "all":
@@ -209,7 +211,7 @@ def _nodes(host: Host, wish: PlacementRequest) -> tuple[int, ...]:
     return tuple(wanted)
 
 
-def sharing(stacks: Sequence[str]) -> str:
+def sharing_note(stacks: Sequence[str]) -> str:
     """Return the effect of sharing cores with these stacks, as text; empty if there are none."""
     if not stacks:
         return ""

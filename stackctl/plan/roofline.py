@@ -85,7 +85,7 @@ _SAME_SIZE = 8
 
 
 @dataclass(frozen=True)
-class Work:
+class RooflineInput:
     """The work of a plan for each token and each prompt.
 
     ``gpu_bytes`` and ``cpu_bytes`` are the bytes of weights that a token reads on GPUs and in main
@@ -103,7 +103,7 @@ class Work:
 
 
 def predict(
-    host: Host, placement: Placement, work: Work, calibration: Calibration | None = None
+    host: Host, placement: Placement, work: RooflineInput, calibration: Calibration | None = None
 ) -> Prediction:
     """Predict decode and prefill in tokens per second, and the time to the first token in seconds.
 
@@ -128,7 +128,7 @@ def predict(
     )
 
 
-def unknown(host: Host, placement: Placement, work: Work) -> str:
+def unknown(host: Host, placement: Placement, work: RooflineInput) -> str:
     """Return the fact whose absence keeps ``predict`` from a speed of generation."""
     if work.gpu_bytes:
         gpu = _gpu(host, placement)
@@ -141,8 +141,8 @@ def unknown(host: Host, placement: Placement, work: Work) -> str:
     return "memory bandwidth unknown"
 
 
-def closest(
-    known: Sequence[Calibration], engine: str, work: Work, gpus: Sequence[Gpu]
+def nearest_calibration(
+    known: Sequence[Calibration], engine: str, work: RooflineInput, gpus: Sequence[Gpu]
 ) -> Calibration | None:
     """Return the measurement that is closest to this plan; None if none is near.
 
@@ -177,7 +177,7 @@ def _about(measured: float, planned: float | None, times: float) -> bool:
 
 
 def _decode(
-    host: Host, placement: Placement, work: Work, calibration: Calibration | None
+    host: Host, placement: Placement, work: RooflineInput, calibration: Calibration | None
 ) -> Range | None:
     passes = work.model.passes
     slow = fast = 0.0
@@ -207,7 +207,7 @@ def _decode(
 
 
 def _cpu_bandwidth(
-    host: Host, placement: Placement, work: Work, calibration: Calibration | None
+    host: Host, placement: Placement, work: RooflineInput, calibration: Calibration | None
 ) -> Range | None:
     """Return the bytes per second that decode achieves, slow and fast; None if unknown."""
     if calibration is not None:
@@ -234,7 +234,7 @@ def _cpu_bandwidth(
 
 
 def _prefill(
-    host: Host, placement: Placement, work: Work, calibration: Calibration | None
+    host: Host, placement: Placement, work: RooflineInput, calibration: Calibration | None
 ) -> Range | None:
     """Return prompt tokens per second, slow and fast; GPU and CPU parts have their own rates."""
     operations = prefill_operations(work.model, work.prompt_tokens)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import msgspec
 
 from stackctl.engines import engine as find_engine
-from stackctl.plan.roofline import Work
+from stackctl.plan.roofline import RooflineInput
 from stackctl.quantity import format_bytes
 from stackctl.values.model import Model
 from stackctl.values.plan import MemoryBudget, Plan, Prediction, PromptTime, ReasonCode, Verdict
@@ -25,10 +25,10 @@ class Reason(NamedTuple):
     text: str
 
 
-def judge(
+def make_verdict(
     profile: Profile,
     model: Model,
-    work: Work,
+    work: RooflineInput,
     budgets: Sequence[tuple[MemoryBudget, str]],
     prediction: Prediction,
     notes: Sequence[Reason] = (),
@@ -93,7 +93,7 @@ def _need(budget: MemoryBudget, why: str) -> str:
 
 
 def _speed(
-    profile: Profile, model: Model, work: Work, prediction: Prediction
+    profile: Profile, model: Model, work: RooflineInput, prediction: Prediction
 ) -> tuple[bool, list[Reason], bool | None]:
     """Return True if a speed is predicted, the reasons against the plan, and its viability."""
     decode, ttft = prediction.decode_tok_s, prediction.ttft_s
@@ -104,7 +104,7 @@ def _speed(
     if not viable:
         reasons.append(Reason("model-size", _why_slow(model, work)))
         if decode is not None and generation is None:
-            speed = f"generation would be {numbers(decode)} tok/s"
+            speed = f"generation would be {format_range(decode)} tok/s"
             reasons.append(Reason("generation-speed", speed))
     judged = decode is not None or (ttft is not None and ttft.range is not None)
     return judged, reasons, viable if judged else None
@@ -114,7 +114,9 @@ def _first_token(slo: Slo, ttft: PromptTime | None) -> Reason | None:
     """Return the reason if the time to the first token misses its objective or may miss it."""
     if slo.ttft_s is None or ttft is None or ttft.range is None or ttft.range[1] <= slo.ttft_s:
         return None
-    waits = f"first token after {seconds(ttft.range)} s at {ttft.prompt_tokens:,} tokens"
+    waits = (
+        f"first token after {format_seconds_range(ttft.range)} s at {ttft.prompt_tokens:,} tokens"
+    )
     if ttft.range[0] > slo.ttft_s:
         return Reason("first-token-missed", f"{waits}, allowed {slo.ttft_s:g} s")
     return Reason("first-token-at-risk", f"{waits}: may miss the {slo.ttft_s:g} s allowed")
@@ -125,13 +127,13 @@ def _generation(slo: Slo, decode: tuple[float, float] | None) -> Reason | None:
     least = max(slo.min_tok_s or 0, 1000 / slo.itl_ms if slo.itl_ms else 0)
     if decode is None or decode[0] >= least:
         return None
-    speed = f"generates {numbers(decode)} tok/s"
+    speed = f"generates {format_range(decode)} tok/s"
     if decode[1] < least:
         return Reason("generation-missed", f"{speed}, wanted {least:g}")
     return Reason("generation-at-risk", f"{speed}: may miss the {least:g} wanted")
 
 
-def _why_slow(model: Model, work: Work) -> str:
+def _why_slow(model: Model, work: RooflineInput) -> str:
     size = f"{(work.cpu_bytes + work.gpu_bytes) * model.passes / 1e9:.3g} GB"
     active = (model.active_parameters or model.parameters) / 1e9
     if model.passes > 1:
@@ -141,7 +143,7 @@ def _why_slow(model: Model, work: Work) -> str:
     return f"dense {active:.3g}B: every token reads all {size} and computes all its parameters"
 
 
-def objectives(slo: Slo, prediction: Prediction) -> list[tuple[str, str]]:
+def objective_status(slo: Slo, prediction: Prediction) -> list[tuple[str, str]]:
     """Return each objective as text, with its rating: ok, at risk, missed or unknown.
 
     An objective is at risk if only a part of the predicted range meets it.
@@ -166,7 +168,7 @@ def _stands(seconds: tuple[float, float] | None, allowed: float) -> str:
     return "ok" if seconds[1] <= allowed else "at risk" if seconds[0] <= allowed else "missed"
 
 
-def advise(
+def with_alternatives(
     plan: Plan, profile: Profile, candidates: Sequence[Plan], moved: Sequence[str] = ()
 ) -> Verdict:
     """Return the verdict with alternatives, best first: other profiles on a GPU, shorter prompts,
@@ -180,7 +182,7 @@ def advise(
     if verdict.fits is not False and verdict.viable is not False:
         return verdict
     fast, interactive, rest = _by_use(
-        [c for c in candidates if good_enough(c) and c.stack != plan.stack]
+        [c for c in candidates if is_viable(c) and c.stack != plan.stack]
     )
     shorter = _shorter(plan, profile)
     found = [
@@ -202,7 +204,7 @@ def _by_use(plans: Sequence[Plan]) -> tuple[list[Plan], list[Plan], list[Plan]]:
     return fast, interactive, [*(plan for plan in on_gpu if plan not in fast), *batch]
 
 
-def good_enough(plan: Plan) -> bool:
+def is_viable(plan: Plan) -> bool:
     """Return True if a plan is known to fit and to be worth running."""
     return plan.verdict.fits is True and plan.verdict.viable is True
 
@@ -210,17 +212,17 @@ def good_enough(plan: Plan) -> bool:
 def headline(plan: Plan) -> str:
     """Return the first reason against a plan that was refused, in one line."""
     if plan.verdict.fits is not False:
-        return f"not viable: {told(plan)[0]}"
+        return f"not viable: {failing_reasons(plan)[0]}"
     short = -min(_headrooms(plan))
     return f"{plan.profile} does not fit: {format_bytes(short)} too much"
 
 
-def told(plan: Plan) -> list[str]:
+def failing_reasons(plan: Plan) -> list[str]:
     """Return the reasons of a verdict without the budgets that fit."""
     return [reason.text for reason in _failing(plan)]
 
 
-def besides(plan: Plan) -> list[str]:
+def secondary_reasons(plan: Plan) -> list[str]:
     """Return the reasons against a refused plan that are not in its headline."""
     reasons = _failing(plan)
     if plan.verdict.fits is not False:
@@ -253,10 +255,10 @@ def _wait(plan: Plan) -> tuple[int, float]:
 def _offer(plan: Plan, *, with_model: bool) -> str:
     parts: list[str] = []
     if decode := plan.prediction.decode_tok_s:
-        parts.append(f"{numbers(decode)} tok/s")
+        parts.append(f"{format_range(decode)} tok/s")
     ttft = plan.prediction.ttft_s
     if ttft and ttft.range and plan.objective == "latency":
-        parts.append(f"first token {seconds(ttft.range)} s")
+        parts.append(f"first token {format_seconds_range(ttft.range)} s")
     parts.append(plan.served_name)
     model = f" --model {plan.model.source}" if with_model else ""
     return f"stackctl up {plan.profile}{model}: " + ", ".join(parts)
@@ -278,12 +280,12 @@ def _shorter(plan: Plan, profile: Profile) -> str | None:
     )
 
 
-def numbers(pair: tuple[float, float]) -> str:
+def format_range(pair: tuple[float, float]) -> str:
     """Return a range for people: ``25-38``."""
     return f"{_short(pair[0])}-{_short(pair[1])}"
 
 
-def seconds(pair: tuple[float, float]) -> str:
+def format_seconds_range(pair: tuple[float, float]) -> str:
     """Return a range of seconds for people."""
     return f"{_short(pair[0])}-{_short(pair[1])}"
 
@@ -292,7 +294,7 @@ def _short(value: float) -> str:
     return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
 
 
-def summary(plan: Plan) -> str:
+def plan_summary(plan: Plan) -> str:
     """Return a plan in one line."""
     memory = plan.memory
     fits = {True: "fits", False: "does not fit", None: "memory unknown"}[plan.verdict.fits]

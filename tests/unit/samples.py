@@ -9,7 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from stackctl.engines import engine
-from stackctl.plan.solve import Known, solve
+from stackctl.plan.planner import PlanInputs, make_plan
 from stackctl.resources import data_folder
 from stackctl.sources.catalogue import find_repo, read_entry
 from stackctl.sources.profiles import Profiles
@@ -307,8 +307,8 @@ def plan(
 ) -> Plan:
     """A plan of the profile's image, else of the engine's default one."""
     image = wish.image or engine(wish.engine).default_image
-    known = Known(image=image, image_reason="test", facts=facts, **more)
-    return solve(host=host, model=model, profile=wish, known=known)
+    known = PlanInputs(image=image, image_reason="test", facts=facts, **more)
+    return make_plan(host=host, model=model, profile=wish, inputs=known)
 
 
 def facts_of(options: tuple[EngineOption, ...], version: str | None = "11669") -> EngineFacts:

@@ -16,8 +16,8 @@ from stackctl.engines.llamacpp.benchmark import GENERATED_TOKENS, PROMPT_TOKENS
 from stackctl.engines.vllm import speeds as counters
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.observe.calibrate import calibration_of
+from stackctl.plan.planner import PlanInputs, make_plan
 from stackctl.plan.roofline import prefill_operations
-from stackctl.plan.solve import Known, solve
 from stackctl.sources.catalogue import read_entry
 from stackctl.state import calibrations
 from stackctl.values.calibration import Calibration
@@ -228,11 +228,11 @@ def test_predicted_memory_is_what_was_resident(
     objective: str, kind: str, context: int, resident: int
 ) -> None:
     base = LATENCY if objective == "latency" else THROUGHPUT
-    made = solve(
+    made = make_plan(
         host=EPYC,
         model=gemma_file(),
         profile=profile(base, context=context, kv_type=kind),
-        known=Known(image="i", image_reason="test"),
+        inputs=PlanInputs(image="i", image_reason="test"),
     )
     cache = next(d.value for d in made.decisions if d.field == "cache-ram")
     assert isinstance(cache, int)
@@ -277,8 +277,8 @@ def test_counters_of_vllm_become_speeds_and_a_measured_plan() -> None:
     found = calibration_of(speeds, NVFP4, "vllm", image_id="running", gpu=card)
     assert (found.decode_tok_s, found.prefill_tok_s) == (26.0, 1600.0)
     assert found.gpu == card
-    known = Known(image="i", image_reason="r", calibrations=(found,))
-    made = solve(host=EPYC_GPU, model=NVFP4, profile=shipped("gpu-nvfp4"), known=known)
+    known = PlanInputs(image="i", image_reason="r", calibrations=(found,))
+    made = make_plan(host=EPYC_GPU, model=NVFP4, profile=shipped("gpu-nvfp4"), inputs=known)
     assert made.prediction.basis == "measured"
     assert made.prediction.decode_tok_s is not None
     assert made.prediction.decode_tok_s[0] < 26.0 < made.prediction.decode_tok_s[1]
@@ -286,8 +286,8 @@ def test_counters_of_vllm_become_speeds_and_a_measured_plan() -> None:
     assert made.prediction.prefill_tok_s[0] < 1600.0 < made.prediction.prefill_tok_s[1]
     # Another card was not measured.
     other = msgspec.structs.replace(found, gpu="Another GPU")
-    known = Known(image="i", image_reason="r", calibrations=(other,))
-    made = solve(host=EPYC_GPU, model=NVFP4, profile=shipped("gpu-nvfp4"), known=known)
+    known = PlanInputs(image="i", image_reason="r", calibrations=(other,))
+    made = make_plan(host=EPYC_GPU, model=NVFP4, profile=shipped("gpu-nvfp4"), inputs=known)
     assert made.prediction.basis == "estimated"
 
 

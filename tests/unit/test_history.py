@@ -25,7 +25,7 @@ from stackctl.machine.files import LiveMachine
 from stackctl.machine.lock import exclusive
 from stackctl.machine.systemd import Systemd
 from stackctl.observe.difference import compare
-from stackctl.plan.difference import decisions
+from stackctl.plan.plan_diff import changed_decisions
 from stackctl.state import audit, health, keys
 from stackctl.state.generations import Generations, now
 from stackctl.state.journal import Journal
@@ -301,8 +301,8 @@ def test_short_names_of_models() -> None:
 
 
 def test_decisions_that_differ_with_the_later_reason() -> None:
-    assert decisions(ONE, ONE) == ()
-    found = {change.field: change for change in decisions(ONE, TWO)}
+    assert changed_decisions(ONE, ONE) == ()
+    found = {change.field: change for change in changed_decisions(ONE, TWO)}
     old = {decision.field: decision.value for decision in ONE.decisions}
     new = {decision.field: decision for decision in TWO.decisions}
     assert found
@@ -315,7 +315,7 @@ def test_decisions_that_differ_with_the_later_reason() -> None:
         if field in new:
             assert change.after == new[field].value
             assert (change.reason or "").startswith(new[field].reason)
-    assert [change.field for change in decisions(TWO, ONE)]
+    assert [change.field for change in changed_decisions(TWO, ONE)]
 
 
 def test_units_differ_by_what_they_say_not_by_their_number() -> None:
@@ -377,7 +377,7 @@ def test_diff_is_shown_side_by_side(at: Place) -> None:
     found = from_json(at.out, DiffReport, where="stdout")
     assert json.loads(at.out)["schema"] == "stackctl.diff/1"
     assert (found.before, found.after) == (1, 3)
-    assert found.decisions == decisions(ONE, TWO)
+    assert found.decisions == changed_decisions(ONE, TWO)
     assert found.units[0].diff.endswith("+Exec=more\n")
 
 

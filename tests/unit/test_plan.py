@@ -38,7 +38,7 @@ from samples import (
 from stackctl.engines.vllm.memory import kv_token_bytes
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine.files import RecordedMachine
-from stackctl.plan.ledger import claim_of
+from stackctl.plan.claimed_resources import claim_of
 from stackctl.probe import probe
 from stackctl.quantity import format_bytes
 from stackctl.resources import data_folder

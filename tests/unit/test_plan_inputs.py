@@ -37,14 +37,14 @@ def test_options_that_an_image_needed_on_the_gpu_are_planned(tmp_path: Path) -> 
     )
     learned.add(known.paths.state, entry)
     inputs = inputs_before_image(known, PROFILE, MODEL, deadline_s=9)
-    assert (inputs.image, inputs.learned, inputs.deadline_s) == ("", None, 9)
+    assert (inputs.image, inputs.workaround, inputs.deadline_s) == ("", None, 9)
     image = PlannedImage("i@sha256:1", "test", FACTS)
     made = with_image(known, inputs, PROFILE, MODEL, image)
-    assert (made.image, made.facts, made.learned) == ("i@sha256:1", FACTS, entry)
+    assert (made.image, made.facts, made.workaround) == ("i@sha256:1", FACTS, entry)
     # The options of a start that has just failed come first.
     other = msgspec.structs.replace(entry, options=("linear-backend=other",))
-    assert with_image(known, inputs, PROFILE, MODEL, image, lesson=other).learned == other
+    assert with_image(known, inputs, PROFILE, MODEL, image, lesson=other).workaround == other
     # Nothing is known of an image that was not inspected, nor of another machine.
-    assert with_image(known, inputs, PROFILE, MODEL, PlannedImage("i", "test")).learned is None
+    assert with_image(known, inputs, PROFILE, MODEL, PlannedImage("i", "test")).workaround is None
     elsewhere = dataclasses.replace(known, live=False)
-    assert with_image(elsewhere, inputs, PROFILE, MODEL, image).learned is None
+    assert with_image(elsewhere, inputs, PROFILE, MODEL, image).workaround is None

@@ -19,7 +19,7 @@ from samples import (
     shipped_model,
 )
 
-from stackctl.plan.roofline import Range, Work, predict, prefill_operations
+from stackctl.plan.roofline import Range, RooflineInput, predict, prefill_operations
 from stackctl.sources.catalogue import read_entry
 from stackctl.values.calibration import Calibration
 from stackctl.values.cpu_list import CpuList
@@ -213,12 +213,12 @@ def test_golden_commands(golden: Callable[[str, str], None]) -> None:
 # The arithmetic
 
 
-def work(model: Model, **changes: Any) -> Work:
+def work(model: Model, **changes: Any) -> RooflineInput:
     base = {
         "model": model, "cpu_bytes": float(model.active_bytes), "gpu_bytes": 0.0,
         "kv_token_bytes": 0.0, "prompt_tokens": 4640, "threads": 14,
     }  # fmt: skip
-    return Work(**{**base, **changes})
+    return RooflineInput(**{**base, **changes})
 
 
 CPU = Placement(cpus=CpuList.parse("0-13"), mems=CpuList.parse("0"))

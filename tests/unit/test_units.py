@@ -29,7 +29,7 @@ from stackctl.deploy import gpu
 from stackctl.deploy.unit_target import starting
 from stackctl.engines import engine
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.plan.ledger import claim_of
+from stackctl.plan.claimed_resources import claim_of
 from stackctl.units import devicewait, healthcheck, quoting
 from stackctl.units.quadlet import NEWEST, Keys, parse_version
 from stackctl.units.render import (

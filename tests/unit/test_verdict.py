@@ -26,8 +26,15 @@ from samples import (
 )
 
 from stackctl.errors import StackctlError
-from stackctl.plan.ledger import claim_of
-from stackctl.plan.verdict import advise, besides, headline, numbers, objectives, seconds
+from stackctl.plan.claimed_resources import claim_of
+from stackctl.plan.verdict import (
+    format_range,
+    format_seconds_range,
+    headline,
+    objective_status,
+    secondary_reasons,
+    with_alternatives,
+)
 from stackctl.resources import data_folder
 from stackctl.sources.catalogue import entries, read_entry
 from stackctl.sources.profiles import Profiles
@@ -57,7 +64,7 @@ def test_advice_for_a_dense_40b_on_the_cpu_in_the_owner_s_order() -> None:
     """The GPU first, also with llama.cpp; shorter prompts; a small model; batch work."""
     model = read_entry("iquest-coder-40b-q5_k_m")
     made = plan(EPYC_GPU, model, LATENCY)
-    verdict = advise(made, LATENCY, candidates(EPYC_GPU))
+    verdict = with_alternatives(made, LATENCY, candidates(EPYC_GPU))
     assert (verdict.fits, verdict.viable) == (True, False)
     kinds = [
         re.match(r"stackctl up ([\w-]+)|(shorter prompts)", text) for text in verdict.alternatives
@@ -72,14 +79,14 @@ def test_advice_for_a_dense_40b_on_the_cpu_in_the_owner_s_order() -> None:
 
 def test_advice_on_a_machine_without_gpu_names_no_gpu_profile() -> None:
     made = plan(EPYC, read_entry("iquest-coder-40b-q5_k_m"), LATENCY)
-    verdict = advise(made, LATENCY, candidates(EPYC))
+    verdict = with_alternatives(made, LATENCY, candidates(EPYC))
     assert not any("gpu-" in text or "hybrid" in text for text in verdict.alternatives)
     assert verdict.alternatives[0].startswith("shorter prompts: under 30 s up to about ")
 
 
 def test_shorter_prompts_are_short_enough() -> None:
     made = plan(EPYC, read_entry("iquest-coder-40b-q5_k_m"), LATENCY)
-    verdict = advise(made, LATENCY, ())
+    verdict = with_alternatives(made, LATENCY, ())
     found = re.search(r"up to about ([\d,]+) tokens", " ".join(verdict.alternatives))
     assert found is not None
     tokens = int(found[1].replace(",", ""))
@@ -94,7 +101,7 @@ def test_a_refusal_says_the_most_important_thing_first() -> None:
     assert re.fullmatch(
         r"not viable: first token after \d+-\d+ s at 4,640 tokens, allowed 30 s", said
     )
-    rest = besides(made)
+    rest = secondary_reasons(made)
     assert rest[0].startswith("dense 39.4B: every token reads all 28.1 GB")
     assert re.fullmatch(r"generation would be \d+-\d+ tok/s", rest[1])
     assert len(rest) == 2
@@ -117,7 +124,7 @@ def test_reasons_are_chosen_by_their_codes_and_never_by_their_text() -> None:
         ),
     )
     assert headline(both) == "cpu-latency does not fit: 3 GiB too much"
-    assert besides(both) == ["a", "b", "c"]
+    assert secondary_reasons(both) == ["a", "b", "c"]
     slow = Verdict(
         fits=True,
         viable=False,
@@ -125,17 +132,17 @@ def test_reasons_are_chosen_by_their_codes_and_never_by_their_text() -> None:
         codes=("memory-fits", "first-token-missed", "model-size"),
     )
     late = msgspec.structs.replace(made, verdict=slow)
-    assert (headline(late), besides(late)) == ("not viable: b", ["c"])
+    assert (headline(late), secondary_reasons(late)) == ("not viable: b", ["c"])
 
 
 def test_the_same_model_on_a_gpu_is_offered_with_its_name() -> None:
     mine = msgspec.structs.replace(read_entry("iquest-coder-40b-q5_k_m"), source="file:/m/x.gguf")
     made = plan(EPYC_GPU, mine, LATENCY)
     offers = [plan(EPYC_GPU, mine, shipped("gpu-gguf")), *candidates(EPYC)]
-    first = advise(made, LATENCY, offers, moved=["gpu-gguf"]).alternatives[0]
+    first = with_alternatives(made, LATENCY, offers, moved=["gpu-gguf"]).alternatives[0]
     assert first.startswith("stackctl up gpu-gguf --model file:/m/x.gguf: ")
     # What runs under the same name is no other way out.
-    assert not any("up cpu:" in t for t in advise(made, LATENCY, offers).alternatives)
+    assert not any("up cpu:" in t for t in with_alternatives(made, LATENCY, offers).alternatives)
 
 
 def test_how_a_plan_stands_to_its_objectives() -> None:
@@ -144,30 +151,32 @@ def test_how_a_plan_stands_to_its_objectives() -> None:
     assert made.ttft_s.range is not None
     low, high = made.ttft_s.range
     for allowed, stands in ((low / 2, "missed"), ((low + high) / 2, "at risk"), (high, "ok")):
-        assert objectives(Slo(ttft_s=allowed), made) == [(f"p95 first token {allowed:g} s", stands)]
+        assert objective_status(Slo(ttft_s=allowed), made) == [
+            (f"p95 first token {allowed:g} s", stands)
+        ]
     slo = Slo(itl_ms=1.0, min_tok_s=1.0)
-    assert objectives(slo, made) == [
+    assert objective_status(slo, made) == [
         ("p95 between tokens 1 ms", "missed"),
         ("at least 1 tok/s", "ok"),
     ]
     unknown = plan(Host(), IQUEST).prediction
-    assert [how for _, how in objectives(Slo(ttft_s=1.0, min_tok_s=1.0), unknown)] == [
+    assert [how for _, how in objective_status(Slo(ttft_s=1.0, min_tok_s=1.0), unknown)] == [
         "unknown", "unknown",
     ]  # fmt: skip
-    assert objectives(Slo(), made) == []
+    assert objective_status(Slo(), made) == []
 
 
 def test_a_good_plan_needs_no_advice() -> None:
     wish = shipped("gpu-nvfp4")
     made = plan(EPYC_GPU, shipped_model(wish), wish)
-    assert advise(made, wish, candidates(EPYC_GPU)) == made.verdict
+    assert with_alternatives(made, wish, candidates(EPYC_GPU)) == made.verdict
 
 
 def test_advice_never_names_the_same_plan_or_one_that_is_no_good() -> None:
     offered = candidates(HOSTS["desktop"])
     for made in offered:
         wish = shipped(made.profile)
-        verdict = advise(made, wish, offered)
+        verdict = with_alternatives(made, wish, offered)
         for text in verdict.alternatives:
             if name := re.match(r"stackctl up ([\w-]+)", text):
                 assert name[1] != made.profile
@@ -358,5 +367,5 @@ def test_every_catalogue_entry_gets_a_verdict_from_an_engine() -> None:
 
 
 def test_ranges_for_people() -> None:
-    assert numbers((25.2, 38.4)) == "25-38"
-    assert seconds((2.04, 4.21)) == "2.0-4.2"
+    assert format_range((25.2, 38.4)) == "25-38"
+    assert format_seconds_range((2.04, 4.21)) == "2.0-4.2"

@@ -25,7 +25,7 @@ from stackctl.engines import engine
 from stackctl.engines.options import Dialect, Option
 from stackctl.engines.vllm.memory import kv_token_bytes
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.plan.ledger import claim_of
+from stackctl.plan.claimed_resources import claim_of
 from stackctl.sources.catalogue import read_entry
 from stackctl.values.claim import Claim, GpuShare
 from stackctl.values.cpu_list import CpuList
@@ -558,7 +558,7 @@ SEEN = MeasuredMemory(
 
 def again(*seen: MeasuredMemory, **changes: Any) -> Plan:
     wish = profile(NVFP4, **changes)
-    return plan(EPYC_GPU, MODEL, wish, seen=tuple(seen))
+    return plan(EPYC_GPU, MODEL, wish, measured_memory=tuple(seen))
 
 
 def decision(made: Plan, field: str) -> Decision:
@@ -603,7 +603,7 @@ def test_what_is_about_something_else_is_not_taken() -> None:
     smaller = again(SEEN, kv_type="fp8").memory
     assert smaller.weights_bytes == estimated.weights_bytes
     marlin = profile(NVFP4, engine_args={"linear-backend": ("marlin",)})
-    assert plan(EPYC_GPU, MODEL, marlin, seen=(SEEN,)).memory == estimated
+    assert plan(EPYC_GPU, MODEL, marlin, measured_memory=(SEEN,)).memory == estimated
 
 
 def test_the_newest_start_of_the_same_kind_counts() -> None:
@@ -622,7 +622,7 @@ def test_the_newest_start_of_the_same_kind_counts() -> None:
 def test_an_option_of_the_user_s_stays_the_user_s() -> None:
     wish = profile(NVFP4, engine_args={"gpu-memory-utilization": (0.8,)})
     argv = plan(EPYC_GPU, MODEL, wish).argv
-    made = plan(EPYC_GPU, MODEL, wish, seen=(msgspec.structs.replace(SEEN, argv=argv),))
+    made = plan(EPYC_GPU, MODEL, wish, measured_memory=(msgspec.structs.replace(SEEN, argv=argv),))
     told = decision(made, "gpu-memory-utilization")
     assert told.source == "profile"
     assert "203,120 tokens" in told.reason
@@ -635,7 +635,7 @@ def test_several_gpus_each_hold_their_part() -> None:
     seen = msgspec.structs.replace(
         SEEN, argv=argv, gpus=SEEN.gpus * 2, weights_bytes=11 * GIB, kv_bytes=70 * GIB
     )
-    memory = plan(host, MODEL, wish, seen=(seen,)).memory
+    memory = plan(host, MODEL, wish, measured_memory=(seen,)).memory
     assert (memory.weights_bytes, memory.kv_bytes) == (11 * GIB, 70 * GIB)
     assert memory.total_bytes == round(0.92 * (CARD.memory_bytes or 0))
 

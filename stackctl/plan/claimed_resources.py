@@ -28,7 +28,7 @@ def claim_of(plan: Plan) -> Claim:
     )
 
 
-def others(claims: Sequence[Claim], stack: str) -> tuple[Claim, ...]:
+def other_claims(claims: Sequence[Claim], stack: str) -> tuple[Claim, ...]:
     """Return the claims of all stacks but this one: a stack does not compete with itself."""
     return tuple(claim for claim in claims if claim.stack != stack)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from stackctl.plan import ledger
-from stackctl.plan.solve import Known, solve
+from stackctl.plan import claimed_resources
+from stackctl.plan.planner import PlanInputs, make_plan
 from stackctl.values.claim import Claim
 from stackctl.values.host import Host
 from stackctl.values.model import Model
@@ -16,23 +16,24 @@ from stackctl.values.profile import Profile
 _SHOWN = 3
 
 
-def solve_past(
-    *, host: Host, model: Model, profile: Profile, known: Known, binding: Sequence[Claim]
-) -> tuple[Plan, Known]:
-    """Make a plan as ``solve``; if it is refused only for claims that do not bind, ignore these.
+def make_plan_ignoring_user_claims(
+    *, host: Host, model: Model, profile: Profile, inputs: PlanInputs, binding: Sequence[Claim]
+) -> tuple[Plan, PlanInputs]:
+    """Make a plan as ``make_plan``; if it is refused only for claims that do not bind, ignore
+    these.
 
     Returns:
         The plan and its inputs. Without the ignored claims, the inputs hold the ``binding`` ones.
 
     Raises:
-        StackctlError: as ``solve``.
+        StackctlError: as ``make_plan``.
     """
-    plan = solve(host=host, model=model, profile=profile, known=known)
-    rest = dataclasses.replace(known, claims=tuple(binding))
-    if not is_refused(plan) or len(rest.claims) == len(known.claims):
-        return plan, known
-    without = solve(host=host, model=model, profile=profile, known=rest)
-    return (plan, known) if is_refused(without) else (without, rest)
+    plan = make_plan(host=host, model=model, profile=profile, inputs=inputs)
+    rest = dataclasses.replace(inputs, claims=tuple(binding))
+    if not is_refused(plan) or len(rest.claims) == len(inputs.claims):
+        return plan, inputs
+    without = make_plan(host=host, model=model, profile=profile, inputs=rest)
+    return (plan, inputs) if is_refused(without) else (without, rest)
 
 
 def is_refused(plan: Plan) -> bool:
@@ -40,14 +41,14 @@ def is_refused(plan: Plan) -> bool:
     return plan.verdict.fits is False or plan.verdict.viable is False
 
 
-def told(stack: str, known: Known, used: Known) -> str | None:
+def claims_note(stack: str, inputs: PlanInputs, used: PlanInputs) -> str | None:
     """Return a note on the claims that a plan from ``used`` ignored; None if there are none."""
-    passed = len(known.claims) - len(used.claims)
+    passed = len(inputs.claims) - len(used.claims)
     if passed == 0:
         return None
     left = list(used.claims)
     names = []
-    for claim in ledger.others(known.claims, stack):
+    for claim in claimed_resources.other_claims(inputs.claims, stack):
         if claim in left:
             left.remove(claim)
         else:

@@ -12,8 +12,16 @@ from stackctl.engines import model_mounts
 from stackctl.engines.options import Dialect, Option, int_option, workaround_options
 from stackctl.engines.protocol import Engine, EngineRequest, Footprint
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.plan import arguments, ledger, memory, naming, placement, roofline, verdict
-from stackctl.plan.nearest import largest, nearest
+from stackctl.plan import (
+    claimed_resources,
+    engine_arguments,
+    memory,
+    placement,
+    roofline,
+    served_name,
+    verdict,
+)
+from stackctl.plan.suggestions import largest_fitting, suggest_changes
 from stackctl.quantity import format_bytes
 from stackctl.values.calibration import Calibration
 from stackctl.values.claim import Claim
@@ -31,7 +39,7 @@ _AUTO_REQUESTS = 256
 
 
 @dataclass(frozen=True)
-class Known:
+class PlanInputs:
     """Inputs of a plan besides host, model and profile; all but the image may be missing.
 
     ``facts`` describes the image's engine (None: plan for the newest known dialect), ``claims`` are
@@ -46,16 +54,16 @@ class Known:
     calibrations: tuple[Calibration, ...] = ()
     deadline_s: float | None = None
     #: Options that this image needed on these GPUs.
-    learned: EngineWorkaround | None = None
+    workaround: EngineWorkaround | None = None
     #: Memory measured in this model's earlier starts with this image, newest first.
-    seen: tuple[MeasuredMemory, ...] = ()
+    measured_memory: tuple[MeasuredMemory, ...] = ()
     #: A private port for the engine behind a front door; None: the engine has the profile's port.
     engine_port: int | None = None
     #: Reason for the front door or for its absence; None if the front door is not planned.
     door_reason: str | None = None
 
 
-def solve(*, host: Host, model: Model, profile: Profile, known: Known) -> Plan:
+def make_plan(*, host: Host, model: Model, profile: Profile, inputs: PlanInputs) -> Plan:
     """Plan one stack.
 
     ``auto`` for context or concurrency becomes the largest value that fits. A plan that does not
@@ -72,7 +80,7 @@ def solve(*, host: Host, model: Model, profile: Profile, known: Known) -> Plan:
             hint="another model: --model SOURCE, or a profile of another engine",
             exit_code=ExitCode.REFUSED,
         )
-    claims = ledger.others(known.claims, profile.stack)
+    claims = claimed_resources.other_claims(inputs.claims, profile.stack)
     wanted, together = profile, profile.concurrency == "auto"
     for field, most, step in (
         ("concurrency", _AUTO_REQUESTS, 1),
@@ -80,16 +88,16 @@ def solve(*, host: Host, model: Model, profile: Profile, known: Known) -> Plan:
     ):
         if getattr(profile, field) == "auto":
             wanted = _largest(
-                host, model, wanted, known, claims, field, most, step, together=together
+                host, model, wanted, inputs, claims, field, most, step, together=together
             )
-    plan, _ = _plan(host, model, wanted, known, claims, asked=profile)
+    plan, _ = _plan(host, model, wanted, inputs, claims, asked=profile)
     if plan.verdict.fits is not False:
         return plan
 
     def attempt(changed: Profile, beside: Sequence[Claim]) -> Plan:
-        return _plan(host, model, changed, known, tuple(beside), asked=changed)[0]
+        return _plan(host, model, changed, inputs, tuple(beside), asked=changed)[0]
 
-    changes = nearest(host, model, wanted, plan, claims, attempt)
+    changes = suggest_changes(host, model, wanted, plan, claims, attempt)
     verdict = msgspec.structs.replace(plan.verdict, alternatives=changes)
     return msgspec.structs.replace(plan, verdict=verdict)
 
@@ -98,7 +106,7 @@ def _largest(
     host: Host,
     model: Model,
     profile: Profile,
-    known: Known,
+    inputs: PlanInputs,
     claims: tuple[Claim, ...],
     field: str,
     most: int,
@@ -118,7 +126,7 @@ def _largest(
         trial = msgspec.structs.replace(profile, **{field: count * step})
         if field == "concurrency" and trial.context == "auto":
             trial = msgspec.structs.replace(trial, context=min(8192, model.context or 8192))
-        plan, options = _plan(host, model, trial, known, claims, asked=trial)
+        plan, options = _plan(host, model, trial, inputs, claims, asked=trial)
         asked = trial.concurrency if together and engine.requests_share_cache else None
         if isinstance(asked, int) and _full_contexts(engine, plan, options) < asked:
             # The engine would make the others wait, but auto gives every request its context.
@@ -126,9 +134,9 @@ def _largest(
         return plan.verdict.fits is not False
 
     usual = msgspec.structs.replace(profile, **{field: None})
-    if _plan(host, model, usual, known, claims, asked=usual)[0].verdict.fits is None:
+    if _plan(host, model, usual, inputs, claims, asked=usual)[0].verdict.fits is None:
         return usual
-    found = largest(1, max(1, most // step), fits)
+    found = largest_fitting(1, max(1, most // step), fits)
     return msgspec.structs.replace(profile, **{field: found * step})
 
 
@@ -146,61 +154,63 @@ def _plan(
     host: Host,
     model: Model,
     profile: Profile,
-    known: Known,
+    inputs: PlanInputs,
     claims: tuple[Claim, ...],
     *,
     asked: Profile,
 ) -> tuple[Plan, Mapping[str, Option]]:
     """Return a plan without "auto" values, and the engine's options by their planned names."""
     engine = find_engine(profile.engine)
-    placed = placement.place(host, profile, claims)
-    main = memory.memory_limit(host, placed.placement, claims)
+    result = placement.choose_placement(host, profile, claims)
+    main = memory.memory_limit(host, result.placement, claims)
     on_gpu = (
-        memory.gpu_limit(placed.gpus, profile.gpu_reserve_bytes, claims) if placed.gpus else None
+        memory.gpu_limit(result.gpus, profile.gpu_reserve_bytes, claims) if result.gpus else None
     )
-    request = _request(host, model, profile, known, placed, main, on_gpu)
-    argv, options, seen = _options(engine, request, known)
-    gpu_bytes = request.gpu_bytes or (1 if placed.gpus else 0)
+    request = _request(host, model, profile, inputs, result, main, on_gpu)
+    argv, options, seen = _options(engine, request, inputs)
+    gpu_bytes = request.gpu_bytes or (1 if result.gpus else 0)
     parts = engine.footprint(model, options, gpu_bytes, seen)
-    main_budget, host_budget, budgets = _budgets(parts, main, on_gpu, len(placed.gpus))
-    work = _work(engine, model, profile, options, placed, host)
-    calibration = roofline.closest(known.calibrations, profile.engine, work, placed.gpus)
-    prediction = roofline.predict(host, placed.placement, work, calibration)
+    main_budget, host_budget, budgets = _budgets(parts, main, on_gpu, len(result.gpus))
+    work = _work(engine, model, profile, options, result, host)
+    calibration = roofline.nearest_calibration(
+        inputs.calibrations, profile.engine, work, result.gpus
+    )
+    prediction = roofline.predict(host, result.placement, work, calibration)
     port = profile.port or 8080
-    notes = _shared(placed.placement, claims, port)
-    timing = _timing(engine, model, known.deadline_s)
+    notes = _shared(result.placement, claims, port)
+    timing = _timing(engine, model, inputs.deadline_s)
     plan = Plan(
         profile=profile.name,
         stack=profile.stack,
         objective=profile.objective,
         engine=engine.name,
-        image=known.image,
+        image=inputs.image,
         argv=argv,
         environment=engine.environment(request),
-        placement=placed.placement,
+        placement=result.placement,
         memory=main_budget,
         host_memory=host_budget,
         prediction=prediction,
-        verdict=verdict.judge(
+        verdict=verdict.make_verdict(
             profile,
             model,
             work,
             budgets,
             prediction,
             notes,
-            unknown=roofline.unknown(host, placed.placement, work),
+            unknown=roofline.unknown(host, result.placement, work),
         ),
         decisions=(
-            *_image(profile, known),
-            *_door(profile, known),
-            *placed.decisions,
+            *_image(profile, inputs),
+            *_door(profile, inputs),
+            *result.decisions,
             *_chosen(engine, options, asked, profile),
-            _deadline(engine, model, known, timing),
+            _deadline(engine, model, inputs, timing),
         ),
         model=model,
         served_name=request.served_name,
         port=port,
-        engine_port=known.engine_port,
+        engine_port=inputs.engine_port,
         memlock_bytes=host.limits.memlock_bytes if engine.locks_model(argv) else None,
         timing=timing,
     )
@@ -220,25 +230,25 @@ def _request(
     host: Host,
     model: Model,
     profile: Profile,
-    known: Known,
-    placed: placement.Placed,
-    main: memory.Limit,
-    on_gpu: memory.Limit | None,
+    inputs: PlanInputs,
+    result: placement.PlacementResult,
+    main: memory.MemoryLimit,
+    on_gpu: memory.MemoryLimit | None,
 ) -> EngineRequest:
     """Return the inputs from which an engine chooses its options."""
     return EngineRequest(
         host=host,
         model=model,
         profile=profile,
-        placement=placed.placement,
-        threads=placed.threads,
-        threads_batch=placed.threads_batch,
+        placement=result.placement,
+        threads=result.threads,
+        threads_batch=result.threads_batch,
         memory_limit_bytes=main.bytes,
         model_path=model_mounts.model_path(model),
-        served_name=profile.served_name or naming.served_name(model),
-        port=known.engine_port or profile.port or 8080,
-        behind_door=known.engine_port is not None,
-        gpus=placed.gpus,
+        served_name=profile.served_name or served_name.served_name(model),
+        port=inputs.engine_port or profile.port or 8080,
+        behind_door=inputs.engine_port is not None,
+        gpus=result.gpus,
         gpu_limit_bytes=on_gpu.bytes if on_gpu else None,
         memory_claimed_bytes=main.claimed,
         gpu_claimed_bytes=on_gpu.claimed if on_gpu else 0,
@@ -246,17 +256,17 @@ def _request(
 
 
 def _options(
-    engine: Engine, request: EngineRequest, known: Known
+    engine: Engine, request: EngineRequest, inputs: PlanInputs
 ) -> tuple[tuple[str, ...], dict[str, Option], MeasuredMemory | None]:
     """Return the engine's arguments, its options by their planned names, and the memory that was
     measured in an earlier start (None: no measurement applies)."""
-    facts = known.facts
+    facts = inputs.facts
     dialect = engine.newest if facts is None else Dialect(facts.options, inspected=True)
-    planned = (*engine.plan_options(request), *workaround_options(known.learned))
-    options = arguments.apply_explicit(engine, dialect, planned, request.profile)
-    argv, options = arguments.spell(engine, dialect, options)
+    planned = (*engine.plan_options(request), *workaround_options(inputs.workaround))
+    options = engine_arguments.apply_engine_args(engine, dialect, planned, request.profile)
+    argv, options = engine_arguments.render_arguments(engine, dialect, options)
     cards = tuple((gpu.name, gpu.memory_bytes) for gpu in request.gpus)
-    earlier = tuple(one for one in known.seen if one.gpus == cards)
+    earlier = tuple(one for one in inputs.measured_memory if one.gpus == cards)
     seen, options = engine.apply_measured_memory(earlier, argv, options)
     return argv, options, seen
 
@@ -265,21 +275,21 @@ def _shared(placed: Placement, claims: Sequence[Claim], port: int) -> list[verdi
     """Return notes on the cores and the port that other stacks claim as well."""
     notes = []
     if placed.shared_with:
-        sharing = f"cores {placement.sharing(placed.shared_with)}"
+        sharing = f"cores {placement.sharing_note(placed.shared_with)}"
         notes.append(verdict.Reason("cores-shared", sharing))
-    if owner := ledger.port_owner(claims, port):
+    if owner := claimed_resources.port_owner(claims, port):
         taken = f"port {port} belongs to {owner}: another one by --set port=N"
         notes.append(verdict.Reason("port-claimed", taken))
     return notes
 
 
-def _image(profile: Profile, known: Known) -> tuple[Decision, Decision]:
+def _image(profile: Profile, inputs: PlanInputs) -> tuple[Decision, Decision]:
     """Return the decisions on the image and the dialect of the engine in it."""
-    facts = known.facts
+    facts = inputs.facts
     image = Decision(
         field="image",
-        value=known.image,
-        reason=known.image_reason,
+        value=inputs.image,
+        reason=inputs.image_reason,
         source=_source(profile, "image") if profile.image else "derived",
     )
     dialect = Decision(
@@ -291,48 +301,48 @@ def _image(profile: Profile, known: Known) -> tuple[Decision, Decision]:
     return image, dialect
 
 
-def _deadline(engine: Engine, model: Model, known: Known, timing: Timing) -> Decision:
+def _deadline(engine: Engine, model: Model, inputs: PlanInputs, timing: Timing) -> Decision:
     """Return the decision on the time that a start may take."""
     derived = f"{engine.start_s:.0f} s and {format_bytes(model.weights_bytes)} at 100 MB/s"
     return Decision(
         field="start-deadline",
         value=timing.deadline_s,
-        reason=derived if known.deadline_s is None else "--timeout",
-        source="derived" if known.deadline_s is None else "override",
+        reason=derived if inputs.deadline_s is None else "--timeout",
+        source="derived" if inputs.deadline_s is None else "override",
     )
 
 
-def _door(profile: Profile, known: Known) -> tuple[Decision, ...]:
-    if known.door_reason is None:
+def _door(profile: Profile, inputs: PlanInputs) -> tuple[Decision, ...]:
+    if inputs.door_reason is None:
         return ()
     return (
         Decision(
             field="front-door",
-            value=profile.port or 8080 if known.engine_port else "none",
-            reason=known.door_reason,
+            value=profile.port or 8080 if inputs.engine_port else "none",
+            reason=inputs.door_reason,
             source=_source(profile, "front_door") if profile.front_door != "auto" else "derived",
         ),
     )
 
 
 def _budgets(
-    parts: Footprint, main: memory.Limit, on_gpu: memory.Limit | None, gpus: int
+    parts: Footprint, main: memory.MemoryLimit, on_gpu: memory.MemoryLimit | None, gpus: int
 ) -> tuple[MemoryBudget, MemoryBudget | None, list[tuple[MemoryBudget, str]]]:
     """Return the budget of the main pool, that of main memory beside GPUs, and all with reasons.
 
     The main pool is the memory of each GPU, or main memory without GPUs; the second is then None.
     """
     if on_gpu is None:
-        budget = memory.budget(parts, main)
+        budget = memory.memory_budget(parts, main)
         return budget, None, [(budget, main.why)]
     # Several GPUs share weights and KV cache evenly; each has its own buffers.
     count = max(1, gpus)
     each = replace(
         parts, weights_bytes=parts.weights_bytes // count, kv_bytes=parts.kv_bytes // count
     )
-    gpu_budget = memory.budget(each, on_gpu)
+    gpu_budget = memory.memory_budget(each, on_gpu)
     beside = parts.host or Footprint(0, 0, 0)
-    host_budget = memory.budget(beside, main)
+    host_budget = memory.memory_budget(beside, main)
     return gpu_budget, host_budget, [(gpu_budget, on_gpu.why), (host_budget, main.why)]
 
 
@@ -341,14 +351,14 @@ def _work(
     model: Model,
     profile: Profile,
     options: Mapping[str, Option],
-    placed: placement.Placed,
+    result: placement.PlacementResult,
     host: Host,
-) -> roofline.Work:
+) -> roofline.RooflineInput:
     """Return the bytes that a token reads on GPU and CPU, and the numbers of threads."""
-    batch, generate = ((x or (0, ""))[0] for x in (placed.threads_batch, placed.threads))
-    reads = engine.token_reads(model, options, on_gpu=bool(placed.gpus))
+    batch, generate = ((x or (0, ""))[0] for x in (result.threads_batch, result.threads))
+    reads = engine.token_reads(model, options, on_gpu=bool(result.gpus))
     threads = engine.threads_options
-    return roofline.Work(
+    return roofline.RooflineInput(
         model=model,
         cpu_bytes=reads.cpu_weights_bytes,
         gpu_bytes=reads.gpu_weights_bytes,

@@ -6,7 +6,7 @@ from stackctl.values.history import FieldChange
 from stackctl.values.plan import Decision, Plan
 
 
-def decisions(before: Plan, after: Plan) -> tuple[FieldChange, ...]:
+def changed_decisions(before: Plan, after: Plan) -> tuple[FieldChange, ...]:
     """Return the decisions whose values differ, in the plans' order, with the later reason."""
     old = {decision.field: decision for decision in before.decisions}
     new = {decision.field: decision for decision in after.decisions}
@@ -19,13 +19,15 @@ def decisions(before: Plan, after: Plan) -> tuple[FieldChange, ...]:
                     field=field,
                     before=was.value if was else None,
                     after=now.value if now else None,
-                    reason=why(now) if now else f"not set; was: {was.reason if was else ''}",
+                    reason=reason_with_source(now)
+                    if now
+                    else f"not set; was: {was.reason if was else ''}",
                 )
             )
     return tuple(found)
 
 
-def why(decision: Decision) -> str:
+def reason_with_source(decision: Decision) -> str:
     """Return the reason of a decision, with its source if the user chose the value."""
     if decision.source in ("derived", "measured"):
         return decision.reason

@@ -11,7 +11,7 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.values.profile import Profile
 
 
-def apply_explicit(
+def apply_engine_args(
     engine: Engine, dialect: Dialect, planned: tuple[Option, ...], profile: Profile
 ) -> dict[str, Option]:
     """Return the planned options, replaced by the user's; reasons name the planned values.
@@ -54,7 +54,7 @@ def apply_explicit(
     return options
 
 
-def spell(
+def render_arguments(
     engine: Engine, dialect: Dialect, options: Mapping[str, Option]
 ) -> tuple[tuple[str, ...], dict[str, Option]]:
     """Return the engine's arguments, and all options; those that the image lacks have no value."""

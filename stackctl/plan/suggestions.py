@@ -22,7 +22,7 @@ _LEAST_CONTEXT = 512
 Attempt = Callable[[Profile, Sequence[Claim]], Plan]
 
 
-def largest(low: int, high: int, fits: Callable[[int], bool]) -> int:
+def largest_fitting(low: int, high: int, fits: Callable[[int], bool]) -> int:
     """Return the largest number in a range that fits, by bisection; the lowest if none does."""
     if fits(high):
         return high
@@ -32,7 +32,7 @@ def largest(low: int, high: int, fits: Callable[[int], bool]) -> int:
     return low
 
 
-def nearest(
+def suggest_changes(
     host: Host,
     model: Model,
     profile: Profile,
@@ -81,7 +81,7 @@ def _contexts(model: Model, profile: Profile, fits: Callable[[Profile], bool]) -
     least = _LEAST_CONTEXT // _STEP
     if most <= least or not fits(at(least)):
         return []
-    steps = largest(least, most, lambda steps: fits(at(steps)))
+    steps = largest_fitting(least, most, lambda steps: fits(at(steps)))
     return [f"a smaller context: --set context={steps * _STEP}"]
 
 
@@ -96,7 +96,7 @@ def _fewer(profile: Profile, fits: Callable[[Profile], bool]) -> list[str]:
 
     if not fits(at(1)):
         return []
-    fewer = largest(1, count - 1, lambda requests: fits(at(requests)))
+    fewer = largest_fitting(1, count - 1, lambda requests: fits(at(requests)))
     return [f"fewer requests at once: --set concurrency={fewer}"]
 
 

@@ -29,10 +29,10 @@ from samples import (
 
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine.files import LiveMachine, RecordedMachine
-from stackctl.plan import ledger
-from stackctl.plan.ledger import claim_of
-from stackctl.plan.outvoted import solve_past, told
-from stackctl.plan.solve import Known
+from stackctl.plan import claimed_resources
+from stackctl.plan.claimed_resources import claim_of
+from stackctl.plan.planner import PlanInputs
+from stackctl.plan.user_claims import claims_note, make_plan_ignoring_user_claims
 from stackctl.state.claims import binding, declared
 from stackctl.state.paths import paths
 from stackctl.units.render import Target, render
@@ -88,13 +88,13 @@ def test_sums() -> None:
         ),
         Claim(stack="c"),
     )
-    assert ledger.claimed_cpus(claims) == {0, 1, 2, 3, 8}
-    assert ledger.claimed_memory(claims) == 11
-    assert ledger.claimed_gpu_bytes(claims, 0) == 7
-    assert ledger.claimed_gpu_bytes(claims, 2) == 0
-    assert ledger.port_owner(claims, 2) == "b"
-    assert ledger.port_owner(claims, 3) is None
-    assert ledger.others(claims, "b") == (claims[0], claims[2])
+    assert claimed_resources.claimed_cpus(claims) == {0, 1, 2, 3, 8}
+    assert claimed_resources.claimed_memory(claims) == 11
+    assert claimed_resources.claimed_gpu_bytes(claims, 0) == 7
+    assert claimed_resources.claimed_gpu_bytes(claims, 2) == 0
+    assert claimed_resources.port_owner(claims, 2) == "b"
+    assert claimed_resources.port_owner(claims, 3) is None
+    assert claimed_resources.other_claims(claims, "b") == (claims[0], claims[2])
 
 
 def test_a_stack_does_not_stand_in_its_own_way() -> None:
@@ -217,9 +217,11 @@ def test_memory_of_others_is_not_there() -> None:
 
 def test_claims_that_do_not_bind_are_passed_over_where_they_alone_stand_in_the_way() -> None:
     def past(*theirs: Claim, own: tuple[Claim, ...] = ()) -> tuple[Plan, str | None]:
-        known = Known(image="i", image_reason="x", claims=(*own, *theirs))
-        made, used = solve_past(host=EPYC, model=GEMMA, profile=LATENCY, known=known, binding=own)
-        return made, told("cpu", known, used)
+        known = PlanInputs(image="i", image_reason="x", claims=(*own, *theirs))
+        made, used = make_plan_ignoring_user_claims(
+            host=EPYC, model=GEMMA, profile=LATENCY, inputs=known, binding=own
+        )
+        return made, claims_note("cpu", known, used)
 
     free, said = past()
     assert (free.verdict.fits, said) == (True, None)
@@ -279,9 +281,9 @@ def test_plans_never_take_what_others_claim(
     if made.verdict.fits:
         total = host.memory.total_bytes or 0
         main = made.host_memory or made.memory
-        assert main.total_bytes + ledger.claimed_memory(claims) <= total
+        assert main.total_bytes + claimed_resources.claimed_memory(claims) <= total
         if made.placement.gpus:
-            taken = made.memory.total_bytes + ledger.claimed_gpu_bytes(claims, 0)
+            taken = made.memory.total_bytes + claimed_resources.claimed_gpu_bytes(claims, 0)
             assert taken <= (CARD.memory_bytes or 0) - shipped(wish).gpu_reserve_bytes
 
 
