@@ -63,7 +63,7 @@ def command(session: Session, stack: str | None, log: str | None, since: float |
 
 
 def _of_log(log: str, since_s: float | None) -> DiagnoseReport:
-    from stackctl.diagnose.reading import read_log, recent
+    from stackctl.diagnose.log_samples import last_seconds, read_log
     from stackctl.engines import engines
     from stackctl.machine.text import lines_of
     from stackctl.observe.diagnose import report_of
@@ -78,7 +78,7 @@ def _of_log(log: str, since_s: float | None) -> DiagnoseReport:
             exit_code=ExitCode.USAGE,
         )
     if since_s is not None:
-        samples = recent(samples, since_s)
+        samples = last_seconds(samples, since_s)
     return report_of(Evidence(log=samples), source=log)
 
 

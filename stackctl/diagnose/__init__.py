@@ -6,9 +6,9 @@ plan.
 
 from __future__ import annotations
 
-from stackctl.diagnose.load import load_of
+from stackctl.diagnose.finding_text import with_steps
+from stackctl.diagnose.load_summary import summarize_load
 from stackctl.diagnose.rules import RULES
-from stackctl.diagnose.telling import with_steps
 from stackctl.values.diagnosis import Evidence, Finding
 
 _ORDER = {"fail": 0, "warn": 1, "ok": 2, "info": 3, "skip": 3}
@@ -20,7 +20,7 @@ def diagnose(evidence: Evidence) -> tuple[Finding, ...]:
     Failures come before warnings, causes before their effects, and among equals the finding that
     concerns more of the requests' time.
     """
-    load = load_of(evidence)
+    load = summarize_load(evidence)
     found = []
     for kind, rules in enumerate(RULES):
         for rule in rules:

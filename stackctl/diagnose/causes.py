@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from stackctl.diagnose import remedies
-from stackctl.diagnose.load import Load
-from stackctl.diagnose.telling import finding, seconds, threads_option, threads_planned, up
+from stackctl.diagnose.finding_text import (
+    deploy_with_settings,
+    format_seconds,
+    make_finding,
+    planned_threads,
+    threads_option,
+)
+from stackctl.diagnose.load_summary import LoadSummary
 from stackctl.quantity import format_bytes, format_share
 from stackctl.values.diagnosis import ClockLimit, CpuTime, Evidence, Finding, GpuNow, Step
 
@@ -30,7 +36,7 @@ _CLOCK_LIMITS: Mapping[ClockLimit, str] = {
 }
 
 
-def cpu_fallback(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
+def cpu_fallback(evidence: Evidence, load: LoadSummary) -> Finding | None:  # noqa: ARG001
     """Find an engine that should use a GPU and computes on the CPU."""
     planned = bool(evidence.plan and evidence.plan.placement.gpus)
     log = evidence.log
@@ -43,7 +49,7 @@ def cpu_fallback(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG
         proof = "none of its processes holds memory of a GPU"
     if proof is None:
         return None
-    return finding(
+    return make_finding(
         "cpu-fallback",
         "fail",
         "the CPU does the work of the GPU",
@@ -81,9 +87,9 @@ def _ours(evidence: Evidence) -> bool | None:
     return None if used >= weights / 2 and not any(gpu.pids for gpu in seen) else False
 
 
-def threads(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
+def cpu_contention(evidence: Evidence, load: LoadSummary) -> Finding | None:  # noqa: ARG001
     """Find threads that wait for a CPU: other processes use it, or the threads are too many."""
-    cpu, planned = evidence.cpu, threads_planned(evidence)
+    cpu, planned = evidence.cpu, planned_threads(evidence)
     allowed = cpu.allowed if cpu and cpu.allowed else _planned_cpus(evidence)
     # Set to (threads, CPUs) if there are more threads than CPUs.
     crowd = None
@@ -93,7 +99,9 @@ def threads(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
         return _too_many(evidence, *crowd, None) if crowd else None
     waited = cpu.waited_s / (cpu.ran_s + cpu.waited_s)
     if waited < _WAITED:
-        return finding("oversubscribed-threads", "ok", f"waited {format_share(waited)} of the time")
+        return make_finding(
+            "oversubscribed-threads", "ok", f"waited {format_share(waited)} of the time"
+        )
     if crowd:
         return _too_many(evidence, *crowd, waited)
     # The engine's share of the time of its CPUs; other processes had the rest.
@@ -106,12 +114,12 @@ def threads(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
 def _others_compute(evidence: Evidence, cpu: CpuTime, waited: float, had: float) -> Finding:
     """Report that other processes use the CPUs that the engine's threads wait for."""
     gain = min(1 / had, 1 / (1 - waited)) if had > 0 and waited < 1 else None
-    return finding(
+    return make_finding(
         "oversubscribed-threads",
         "fail" if waited >= _WAITED_MUCH else "warn",
         f"its threads waited for a core {format_share(waited)} of the time: others have them",
         expected=f"under {format_share(_WAITED)}",
-        evidence=f"in {seconds(cpu.interval_s)}: {cpu.ran_s:.1f} s on a core, "
+        evidence=f"in {format_seconds(cpu.interval_s)}: {cpu.ran_s:.1f} s on a core, "
         f"{cpu.waited_s:.1f} s waiting; {cpu.busy} busy threads"
         + (f" on {cpu.allowed} CPUs" if cpu.allowed else ""),
         confidence="high",
@@ -119,7 +127,7 @@ def _others_compute(evidence: Evidence, cpu: CpuTime, waited: float, had: float)
             Step(do="see who has them", command="ps -eo pid,psr,pcpu,comm --sort=-pcpu | head"),
             Step(
                 do="end it, or give the stack cores of its own",
-                command=up(evidence, "placement.cpus=LIST"),
+                command=deploy_with_settings(evidence, "placement.cpus=LIST"),
             ),
         ),
         effect=f"up to {gain:.1f} times as fast" if gain else None,
@@ -131,19 +139,19 @@ def _own_crowd(evidence: Evidence, cpu: CpuTime, waited: float) -> Finding:
     """Report an engine that has its CPUs to itself and more busy threads than CPUs."""
     option = threads_option(evidence)
     setting = f"engine_args.{option}={cpu.allowed}" if option else "placement.cpus=LIST"
-    return finding(
+    return make_finding(
         "oversubscribed-threads",
         "warn",
         f"{cpu.busy} busy threads on {cpu.allowed} CPUs: they waited for each other "
         f"{format_share(waited)} of the time",
         expected=f"under {format_share(_WAITED)}",
-        evidence=f"in {seconds(cpu.interval_s)}: {cpu.ran_s:.1f} s on a core, "
+        evidence=f"in {format_seconds(cpu.interval_s)}: {cpu.ran_s:.1f} s on a core, "
         f"{cpu.waited_s:.1f} s waiting",
         confidence="medium",
         steps=(
             Step(
                 do="as many threads as cores" if option else "more CPUs",
-                command=up(evidence, setting),
+                command=deploy_with_settings(evidence, setting),
             ),
         ),
         effect=_MEASURED_CROWD,
@@ -152,7 +160,7 @@ def _own_crowd(evidence: Evidence, cpu: CpuTime, waited: float) -> Finding:
 
 
 def _too_many(evidence: Evidence, planned: int, allowed: int, waited: float | None) -> Finding:
-    return finding(
+    return make_finding(
         "oversubscribed-threads",
         "fail",
         f"{planned} threads on {allowed} CPUs",
@@ -162,7 +170,9 @@ def _too_many(evidence: Evidence, planned: int, allowed: int, waited: float | No
         steps=(
             Step(
                 do="as many threads as cores",
-                command=up(evidence, f"engine_args.{threads_option(evidence)}={allowed}"),
+                command=deploy_with_settings(
+                    evidence, f"engine_args.{threads_option(evidence)}={allowed}"
+                ),
             ),
         ),
         effect=_MEASURED_CROWD,
@@ -175,7 +185,7 @@ def _planned_cpus(evidence: Evidence) -> int | None:
     return len(cpus) if cpus else None
 
 
-def pages(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
+def memory_placement(evidence: Evidence, load: LoadSummary) -> Finding | None:  # noqa: ARG001
     """Compare the nodes of the engine's memory with the planned nodes."""
     placement = evidence.plan.placement if evidence.plan else None
     total = sum(page.bytes for page in evidence.pages)
@@ -197,8 +207,8 @@ def pages(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
     elif uneven:
         text = "its memory is not spread over its nodes"
     else:
-        return finding("page-cache-misplacement", "ok", where)
-    return finding(
+        return make_finding("page-cache-misplacement", "ok", where)
+    return make_finding(
         "page-cache-misplacement",
         "fail" if away >= 0.5 else "warn",
         text,
@@ -220,11 +230,11 @@ def _read_again(evidence: Evidence) -> tuple[Step, ...]:
             do="drop the model from the page cache",
             command="echo 1 | sudo tee /proc/sys/vm/drop_caches",
         ),
-        Step(do="then read it again", command=up(evidence)),
+        Step(do="then read it again", command=deploy_with_settings(evidence)),
     )
 
 
-def throttled(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
+def gpu_throttling(evidence: Evidence, load: LoadSummary) -> Finding | None:  # noqa: ARG001
     """Find a planned GPU that reduces its clock because of heat or power."""
     wanted = set(evidence.plan.placement.gpus) if evidence.plan else set()
     seen = [gpu for gpu in evidence.gpus if str(gpu.index) in wanted]
@@ -232,7 +242,7 @@ def throttled(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
     if slowed is not None:
         return _throttled(slowed)
     known = any(gpu.clock_mhz is not None for gpu in seen)
-    return finding("thermal-limit", "ok", "clock not held down") if known else None
+    return make_finding("thermal-limit", "ok", "clock not held down") if known else None
 
 
 def _clock_share(gpu: GpuNow) -> float | None:
@@ -265,7 +275,7 @@ def _throttled(gpu: GpuNow) -> Finding:
         else "",
         f"{gpu.temperature_c} °C" if gpu.temperature_c else "",
     ]
-    return finding(
+    return make_finding(
         "thermal-limit" if hot else "power-limit",
         "warn",
         f"GPU {gpu.index} holds its clock down: "
@@ -279,12 +289,12 @@ def _throttled(gpu: GpuNow) -> Finding:
     )
 
 
-def loop_model(evidence: Evidence, load: Load) -> Finding | None:
+def looped_model(evidence: Evidence, load: LoadSummary) -> Finding | None:
     """Find a model that runs its layers more than once for every token."""
-    if not remedies.runs_loop(evidence):
+    if not remedies.is_looped_model(evidence):
         return None
     passes = evidence.plan.model.passes if evidence.plan and evidence.plan.model.passes > 1 else 2
-    return finding(
+    return make_finding(
         "loop-model",
         "warn",
         f"the model runs its layers {passes} times for every token",

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import msgspec
 
-from stackctl.diagnose.load import Load
-from stackctl.diagnose.telling import (
+from stackctl.diagnose.finding_text import (
     argv_of,
-    at_once,
+    concurrency,
     context_tokens,
+    deploy_with_settings,
     engine_of,
-    on_gpu,
     rounded_context,
-    up,
+    runs_on_gpu,
 )
+from stackctl.diagnose.load_summary import LoadSummary
 from stackctl.engines.options import int_option_in_argv
 from stackctl.values.diagnosis import Evidence, Step
 
@@ -40,7 +40,7 @@ _SMALL_MAP = Step(
 )
 
 
-def slow_generation(evidence: Evidence, load: Load) -> tuple[Step, ...]:
+def speed_up_generation(evidence: Evidence, load: LoadSummary) -> tuple[Step, ...]:
     """Return the steps against slow generation, when prompts and memory are no problem.
 
     Fewer tokens come first, because they need no change of the stack; then less memory to read for
@@ -53,7 +53,7 @@ def slow_generation(evidence: Evidence, load: Load) -> tuple[Step, ...]:
         smaller_context(evidence, load),
         smaller_model(evidence),
     )
-    return least if on_gpu(evidence) is not False else (*_use_gpu(evidence), *least)
+    return least if runs_on_gpu(evidence) is not False else (*_use_gpu(evidence), *least)
 
 
 def _use_gpu(evidence: Evidence) -> tuple[Step, ...]:
@@ -69,7 +69,7 @@ def _diffs(evidence: Evidence) -> Step:
     )
 
 
-def smaller_context(evidence: Evidence, load: Load) -> Step:
+def smaller_context(evidence: Evidence, load: LoadSummary) -> Step:
     """Return the step to a smaller context, sized by the longest sequence if that is known."""
     engine = engine_of(evidence)
     name = engine.context_option if engine is not None else "context"
@@ -81,12 +81,15 @@ def smaller_context(evidence: Evidence, load: Load) -> Step:
         wanted = str(fits)
     if evidence.stack is None:
         return Step(do=f"{name} no larger than needed", command=f"--{name} {wanted}")
-    return Step(do=f"{name} no larger than needed", command=up(evidence, f"context={wanted}"))
+    return Step(
+        do=f"{name} no larger than needed",
+        command=deploy_with_settings(evidence, f"context={wanted}"),
+    )
 
 
 def smaller_model(evidence: Evidence) -> Step:
     """Return the step to a smaller model, the last resort; for a Loop variant, name the model."""
-    if runs_loop(evidence):
+    if is_looped_model(evidence):
         return Step(
             do=f"then a smaller or quantised model: {_INSTRUCT}",
             command="stackctl up gpu-nvfp4",
@@ -99,10 +102,10 @@ def smaller_model(evidence: Evidence) -> Step:
 
 def _with_another_model(evidence: Evidence) -> str:
     asked = msgspec.structs.replace(evidence.asked, model="SOURCE")
-    return up(msgspec.structs.replace(evidence, asked=asked))
+    return deploy_with_settings(msgspec.structs.replace(evidence, asked=asked))
 
 
-def runs_loop(evidence: Evidence) -> bool:
+def is_looped_model(evidence: Evidence) -> bool:
     """Return True if the model runs its layers more than once for a token."""
     if evidence.plan is not None and evidence.plan.model.passes > 1:
         return True
@@ -113,10 +116,10 @@ def runs_loop(evidence: Evidence) -> bool:
     return any("loopcoder" in name.lower() for name in names)
 
 
-def slow_prompts(evidence: Evidence, load: Load) -> tuple[Step, ...]:  # noqa: ARG001
+def speed_up_prompts(evidence: Evidence, load: LoadSummary) -> tuple[Step, ...]:  # noqa: ARG001
     """Return the steps against slow prompts: a GPU first; on a GPU, fewer tokens to compute."""
     known = Step(do="keep what prompts begin with the same, for the prefix cache")
-    if on_gpu(evidence):
+    if runs_on_gpu(evidence):
         return (known, _SMALL_MAP, *_larger_steps(evidence))
     engine, steps = engine_of(evidence), [*_use_gpu(evidence)]
     if evidence.plan is not None and evidence.plan.objective != "latency":
@@ -150,7 +153,9 @@ def _larger_steps(evidence: Evidence) -> tuple[Step, ...]:
     ]
     if not small:
         return ()
-    command = up(evidence, *(f"engine_args.{name}={large[name]}" for name in small))
+    command = deploy_with_settings(
+        evidence, *(f"engine_args.{name}={large[name]}" for name in small)
+    )
     return (Step(do="more prompt tokens a step", command=command),)
 
 
@@ -159,11 +164,11 @@ def _of(evidence: Evidence) -> str:
     return f" --stack {evidence.stack}" if evidence.stack else ""
 
 
-def long_queue(evidence: Evidence, load: Load) -> tuple[Step, ...]:
+def shorten_queue(evidence: Evidence, load: LoadSummary) -> tuple[Step, ...]:
     """Return the steps to more requests at once; with a full KV cache, the steps against that."""
     if is_full(load):
         # More requests at once would only wait for memory.
-        return full_cache(evidence, load)
+        return relieve_kv_cache(evidence, load)
     engine, command = engine_of(evidence), None
     if evidence.stack is None or evidence.plan is None:
         if engine is not None:
@@ -171,32 +176,32 @@ def long_queue(evidence: Evidence, load: Load) -> tuple[Step, ...]:
     elif evidence.plan.objective != "throughput":
         command = f"stackctl switch throughput{_of(evidence)}"
     else:
-        command = up(evidence, f"concurrency={2 * (at_once(evidence) or 1)}")
+        command = deploy_with_settings(evidence, f"concurrency={2 * (concurrency(evidence) or 1)}")
     return (
         Step(do="serve more requests at once; each then has less of the speed", command=command),
         Step(do="or fewer clients at once"),
     )
 
 
-def full_cache(evidence: Evidence, load: Load) -> tuple[Step, ...]:
+def relieve_kv_cache(evidence: Evidence, load: LoadSummary) -> tuple[Step, ...]:
     """Return the steps to a smaller KV cache: smaller elements, shorter and fewer sequences."""
     engine, smaller = engine_of(evidence), tuple[Step, ...]()
     if engine is not None and engine.kv_types and not engine.reduces_kv_cache(argv_of(evidence)):
-        command = up(evidence, f"kv_type={engine.kv_types[0]}")
+        command = deploy_with_settings(evidence, f"kv_type={engine.kv_types[0]}")
         smaller = (Step(do="a KV cache of 8-bit elements holds twice as much", command=command),)
     return (
         *smaller,
         smaller_context(evidence, load),
-        Step(do="fewer requests at once", command=up(evidence, "concurrency=N")),
+        Step(do="fewer requests at once", command=deploy_with_settings(evidence, "concurrency=N")),
     )
 
 
-def is_full(load: Load) -> bool:
+def is_full(load: LoadSummary) -> bool:
     """Return True if the KV cache was full or close to it."""
     return load.kv_most is not None and load.kv_most >= FULL
 
 
-def same_beginning(evidence: Evidence, load: Load) -> tuple[Step, ...]:  # noqa: ARG001
+def stabilize_prefix(evidence: Evidence, load: LoadSummary) -> tuple[Step, ...]:  # noqa: ARG001
     """Return the steps for clients to share a prefix; no setting of the server helps."""
     return (
         Step(do="keep system prompt and tool list fixed, and first in every prompt"),
@@ -204,12 +209,12 @@ def same_beginning(evidence: Evidence, load: Load) -> tuple[Step, ...]:  # noqa:
     )
 
 
-def oversized_context(evidence: Evidence, load: Load) -> tuple[Step, ...]:
+def oversized_context(evidence: Evidence, load: LoadSummary) -> tuple[Step, ...]:
     """Return the step to a context of the size that requests need."""
     return (smaller_context(evidence, load),)
 
 
-def long_answers(evidence: Evidence, load: Load) -> tuple[Step, ...]:  # noqa: ARG001
+def shorten_answers(evidence: Evidence, load: LoadSummary) -> tuple[Step, ...]:  # noqa: ARG001
     """Return the steps to shorter answers, or to a bound for them."""
     return (
         _diffs(evidence),

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from stackctl.diagnose import causes, limits, remedies, stillness
-from stackctl.diagnose.load import Load
+from stackctl.diagnose import bottlenecks, causes, remedies, stalls
+from stackctl.diagnose.load_summary import LoadSummary
 from stackctl.values.diagnosis import Evidence, Finding, Step
 
 
@@ -22,35 +22,35 @@ class Rule:
     """
 
     names: tuple[str, ...]
-    check: Callable[[Evidence, Load], Finding | None]
-    advice: Callable[[Evidence, Load], tuple[Step, ...]] | None = None
+    check: Callable[[Evidence, LoadSummary], Finding | None]
+    advice: Callable[[Evidence, LoadSummary], tuple[Step, ...]] | None = None
 
 
 #: A hang hides all other findings.
-HANG = (Rule(("hang", "standing-still"), stillness.hang),)
+HANG = (Rule(("hang", "standing-still"), stalls.hang),)
 #: Faults of the machine or of the launch explain slow numbers, so they come before them.
 CAUSES = (
     Rule(("cpu-fallback",), causes.cpu_fallback),
-    Rule(("oversubscribed-threads",), causes.threads),
-    Rule(("page-cache-misplacement",), causes.pages),
-    Rule(("thermal-limit", "power-limit"), causes.throttled),
+    Rule(("oversubscribed-threads",), causes.cpu_contention),
+    Rule(("page-cache-misplacement",), causes.memory_placement),
+    Rule(("thermal-limit", "power-limit"), causes.gpu_throttling),
 )
 #: Limits of the speed of requests.
 LIMITS = (
-    Rule(("decode-bound",), limits.decode, remedies.slow_generation),
-    Rule(("prefill-bound",), limits.prefill, remedies.slow_prompts),
-    Rule(("queueing",), limits.queueing, remedies.long_queue),
-    Rule(("kv-pressure",), limits.kv, remedies.full_cache),
-    Rule(("prefix-cache-misses",), limits.prefix, remedies.same_beginning),
-    Rule(("whole-file-edits",), limits.answers, remedies.long_answers),
-    Rule(("loop-model",), causes.loop_model),
-    Rule(("context-oversized",), limits.context, remedies.oversized_context),
+    Rule(("decode-bound",), bottlenecks.decode, remedies.speed_up_generation),
+    Rule(("prefill-bound",), bottlenecks.prefill, remedies.speed_up_prompts),
+    Rule(("queueing",), bottlenecks.queueing, remedies.shorten_queue),
+    Rule(("kv-pressure",), bottlenecks.kv_cache_pressure, remedies.relieve_kv_cache),
+    Rule(("prefix-cache-misses",), bottlenecks.prefix_cache_misses, remedies.stabilize_prefix),
+    Rule(("whole-file-edits",), bottlenecks.long_answers, remedies.shorten_answers),
+    Rule(("loop-model",), causes.looped_model),
+    Rule(("context-oversized",), bottlenecks.oversized_context, remedies.oversized_context),
 )
 #: Notes on numbers that look like faults but are not faults.
 NOTES = (
-    Rule(("idle",), stillness.idle),
-    Rule(("empty-windows",), stillness.empty_windows),
-    Rule(("no-numbers",), stillness.silent),
+    Rule(("idle",), stalls.idle_windows),
+    Rule(("empty-windows",), stalls.empty_windows),
+    Rule(("no-numbers",), stalls.no_metrics),
 )
 #: Findings of one status are shown in this order.
 RULES: tuple[tuple[Rule, ...], ...] = (HANG, CAUSES, LIMITS, NOTES)

@@ -6,8 +6,8 @@ import time
 
 from stackctl.deploy.context import Context
 from stackctl.diagnose import diagnose
-from stackctl.diagnose.reading import read_log
-from stackctl.diagnose.stillness import HANG_S, stands_still
+from stackctl.diagnose.log_samples import read_log
+from stackctl.diagnose.stalls import HANG_S, counters_unchanged
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.observe import looks, procfs
 from stackctl.probe.gpunow import gpus_now
@@ -111,5 +111,5 @@ def _watch(context: Context, generation: Generation, first: looks.Look) -> looks
         now = looks.look(context, generation, timeout_s=_PATIENCE_S)
         if first.metrics is None or now.metrics is None:
             return now
-        if now.at_s - first.at_s >= HANG_S or not stands_still(first.metrics, now.metrics):
+        if now.at_s - first.at_s >= HANG_S or not counters_unchanged(first.metrics, now.metrics):
             return now

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stackctl.deploy import door
 from stackctl.deploy.context import Context
-from stackctl.diagnose.compare import argv_difference
+from stackctl.diagnose.verify_process import argv_difference
 from stackctl.errors import StackctlError
 from stackctl.machine.files import Machine
 from stackctl.machine.unitstate import UnitState

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from stackctl.deploy.context import Context
 from stackctl.deploy.stack_state import installed_generation
-from stackctl.diagnose.reading import read_log
+from stackctl.diagnose.log_samples import read_log
 from stackctl.errors import StackctlError
 from stackctl.observe import looks
 from stackctl.observe.status import report as status_of

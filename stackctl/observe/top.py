@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from stackctl.deploy.context import Context
 from stackctl.deploy.stack_state import installed_generation
-from stackctl.diagnose.reading import read_log
+from stackctl.diagnose.log_samples import read_log
 from stackctl.errors import StackctlError
 from stackctl.observe import looks
 from stackctl.observe.metrics import histograms

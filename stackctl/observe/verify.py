@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stackctl.deploy.context import Context
-from stackctl.diagnose.compare import compare
+from stackctl.diagnose.verify_process import verify_inspection
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import podman
 from stackctl.observe import looks, procfs
@@ -39,5 +39,5 @@ def verify(context: Context, generation: Generation) -> VerifyReport:
             exit_code=ExitCode.NOT_RUNNING,
         )
     return VerifyReport(
-        stack=stack, generation=generation.number, results=compare(generation, inspection)
+        stack=stack, generation=generation.number, results=verify_inspection(generation, inspection)
     )

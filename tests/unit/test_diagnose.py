@@ -20,7 +20,7 @@ from test_metrics import LLAMA_LOG, read, window
 from stackctl.cli.main import run
 from stackctl.cli.top import _head, _text
 from stackctl.diagnose import diagnose
-from stackctl.diagnose.load import load_of
+from stackctl.diagnose.load_summary import summarize_load
 from stackctl.diagnose.rules import RULES
 from stackctl.observe.top import Row
 from stackctl.values.base import from_json, to_json
@@ -335,7 +335,7 @@ def test_histograms_come_before_what_the_log_averages() -> None:
         queue=histogram(4.0), e2e=histogram(10.0), prompt_lengths=histogram(1000.0),
         output_lengths=histogram(200.0), prefix_queries=300_000.0, prefix_hits=200_000.0,
     )  # fmt: skip
-    load = load_of(Evidence(log=read(SETUP_C), now=now))
+    load = summarize_load(Evidence(log=read(SETUP_C), now=now))
     assert load.prompt is not None
     assert round(load.prompt.typical) == 1667
     assert load.prompt_share == pytest.approx(60 / 760)

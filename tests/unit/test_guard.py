@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from stackctl.deploy import guardtimer
-from stackctl.diagnose.compare import argv_difference
+from stackctl.diagnose.verify_process import argv_difference
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.health import endpoint
 from stackctl.machine import lock, runner

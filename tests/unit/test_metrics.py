@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families as oracle
 from test_fuzz import damaged
 
-from stackctl.diagnose.reading import read_log, recent
+from stackctl.diagnose.log_samples import last_seconds, read_log
 from stackctl.engines import engine, engines
 from stackctl.engines.prometheus_text import Scrape, parse_samples
 from stackctl.observe.looks import cpu_time
@@ -245,7 +245,7 @@ def test_windows_have_the_logs_own_clock() -> None:
     assert second is not None
     assert second - first == 10
     assert third is None
-    assert len(recent(log, 5).windows) == 2  # what has no time is not known to be old
+    assert len(last_seconds(log, 5).windows) == 2  # what has no time is not known to be old
 
 
 def test_optional_fields_and_other_hands_do_not_matter() -> None:
@@ -286,7 +286,7 @@ def test_the_clock_goes_on_after_a_restart() -> None:
     log = read(LLAMA_LOG + LLAMA_LOG)
     times = [one.at_s or 0 for one in log.requests]
     assert times == sorted(times)
-    assert len(recent(log, 20).requests) == 1
+    assert len(last_seconds(log, 20).requests) == 1
 
 
 def test_a_text_of_no_engine_is_none() -> None:

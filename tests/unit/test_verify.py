@@ -11,7 +11,7 @@ import pytest
 from samples import CARD, EPYC_GPU, GEMMA, GIB, HOSTS, MIB, machine, plan, profile, shipped
 
 from stackctl.cli.output import Output
-from stackctl.diagnose.compare import compare
+from stackctl.diagnose.verify_process import verify_inspection
 from stackctl.engines import engine
 from stackctl.engines.options import int_option_in_argv
 from stackctl.observe.procfs import below, pages
@@ -140,7 +140,7 @@ def honest(given: Generation, **changes: Any) -> Inspection:
 
 def results(given: Generation, **changes: Any) -> dict[str, Result]:
     """The results by name; mismatches come first, and say what to do."""
-    found = compare(given, honest(given, **changes))
+    found = verify_inspection(given, honest(given, **changes))
     ranks = [{"fail": 0, "warn": 1}.get(result.status, 2) for result in found]
     assert ranks == sorted(ranks)
     for result in found:
@@ -493,7 +493,7 @@ def test_what_cannot_be_seen_is_not_ok(name: str) -> None:
 def test_nothing_is_seen_at_all() -> None:
     """A process that ended during the inspection leaves nothing to compare, and no error."""
     for given in (LAB, LOCKED, SPREAD, BOUND, DOOR):
-        found = compare(given, Inspection(pid=PID))
+        found = verify_inspection(given, Inspection(pid=PID))
         assert {result.status for result in found} <= {"skip", "ok"}
         assert [result.name for result in found if result.status == "ok"] == ["unit"]
 
@@ -511,7 +511,7 @@ def test_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     evidence = honest(given, **change(honest(given)), argv=None)
     why = "the kernel does not show /proc/315/cmdline to this user"
     missing = (MissingFact(what="argv", why=why),)
-    out.results(compare(given, msgspec.structs.replace(evidence, missing=missing)))
+    out.results(verify_inspection(given, msgspec.structs.replace(evidence, missing=missing)))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "FAIL  locked       0 B of 235 MiB"
     assert f"skip  argv         {why}" in lines

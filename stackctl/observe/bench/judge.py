@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from stackctl.diagnose.findings import worst_first
+from stackctl.diagnose.verify_results import sort_by_severity
 from stackctl.quantity import format_number, format_share
 from stackctl.values.bench import BenchCell, BenchClient, Workload
 from stackctl.values.profile import Slo
@@ -42,7 +42,7 @@ def judge(
         served = [cell for cell in cells if cell.shape.concurrency <= slots]
         kept = filter(None, (rule(served, slo, source) for rule in _RULES))
         found += [_doubted(_possible(result, slo, context), slo, client) for result in kept]
-    return worst_first(found)
+    return sort_by_severity(found)
 
 
 def judged(

@@ -5,15 +5,15 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Iterator, Mapping
 
-from stackctl.diagnose import compare_engine, compare_memory, compare_threads
-from stackctl.diagnose.findings import (
+from stackctl.diagnose import verify_engine, verify_memory, verify_threads
+from stackctl.diagnose.verify_results import (
     fail,
     info,
-    not_told,
     ok,
-    up_again,
+    redeploy_command,
+    skip_missing,
+    sort_by_severity,
     warn,
-    worst_first,
 )
 from stackctl.quantity import format_bytes
 from stackctl.values.generation import Generation
@@ -26,17 +26,17 @@ _CLOCK_S = 0.05
 _EVERY = frozenset(("0.0.0.0", "::"))
 
 
-def compare(generation: Generation, inspection: Inspection) -> tuple[Result, ...]:
+def verify_inspection(generation: Generation, inspection: Inspection) -> tuple[Result, ...]:
     """Compare an inspected stack with its generation; mismatches come first."""
-    return worst_first(
+    return sort_by_severity(
         (
             *_unit(generation, inspection),
             _argv(generation, inspection),
             _environment(generation, inspection),
-            *compare_threads.compare(generation, inspection),
-            *compare_memory.compare(generation, inspection),
+            *verify_threads.verify_threads(generation, inspection),
+            *verify_memory.verify_memory(generation, inspection),
             _ports(generation, inspection),
-            *compare_engine.compare(generation, inspection),
+            *verify_engine.verify_engine(generation, inspection),
             _files(generation, inspection),
             _image(generation, inspection),
             _restarts(generation, inspection),
@@ -64,7 +64,7 @@ def _unit(generation: Generation, inspection: Inspection) -> Iterator[Result]:
             f"as generation {generation.number} was stored",
             "changed by hand" if not only_door else "the front door's differs",
             "; ".join(one.text for one in inspection.drift),
-            up_again(generation),
+            redeploy_command(generation),
         )
     else:
         yield ok("unit", None, f"as stored (generation {generation.number})")
@@ -74,12 +74,14 @@ def _argv(generation: Generation, inspection: Inspection) -> Result:
     planned = generation.plan.argv
     expected = f"{len(planned) - 1} arguments as planned"
     if inspection.argv is None:
-        return not_told(inspection, "argv", expected)
+        return skip_missing(inspection, "argv", expected)
     difference = argv_difference(inspection.argv, planned)
     if difference is None:
         return ok("argv", expected, f"as planned ({len(planned) - 1} arguments)")
     cause = inspection.first_drift or "the unit is as stored: it was started otherwise"
-    remedy = up_again(generation) if inspection.drift else f"stackctl restart {generation.stack}"
+    remedy = (
+        redeploy_command(generation) if inspection.drift else f"stackctl restart {generation.stack}"
+    )
     return fail("argv", expected, difference, cause, remedy)
 
 
@@ -113,7 +115,7 @@ def _environment(generation: Generation, inspection: Inspection) -> Result:
     planned = generation.plan.environment
     expected = f"{len(planned)} variables as planned" if planned else "no variable but the image's"
     if inspection.environment is None:
-        return not_told(inspection, "environment", expected)
+        return skip_missing(inspection, "environment", expected)
     lacking = [text for text in planned if text not in inspection.environment]
     if not lacking and not inspection.unplanned:
         few = f"as planned ({len(planned)} variables)" if planned else "nothing but the image's"
@@ -133,7 +135,9 @@ def _environment(generation: Generation, inspection: Inspection) -> Result:
         expected,
         told[0],
         "; ".join(filter(None, (more, cause))) or None,
-        up_again(generation) if inspection.drift else f"stackctl restart {generation.stack}",
+        redeploy_command(generation)
+        if inspection.drift
+        else f"stackctl restart {generation.stack}",
     )
 
 
@@ -151,7 +155,7 @@ def _ports(generation: Generation, inspection: Inspection) -> Result:
         meant["door", _plain(proxy.address), proxy.port] = f"{_host(proxy.address)}:{proxy.port}"
     expected = " and ".join(meant.values())
     if inspection.listening is None:
-        return not_told(inspection, "ports", expected)
+        return skip_missing(inspection, "ports", expected)
     foreign = [
         one for one in inspection.listening if one.owner == "other" and _in_the_way(one, meant)
     ]
@@ -170,7 +174,7 @@ def _ports(generation: Generation, inspection: Inspection) -> Result:
             expected,
             f"also {_named(one)}, which other machines may reach",
             f"{one.process} listens there",
-            f"{up_again(generation)} puts the unit back; a firewall closes the port",
+            f"{redeploy_command(generation)} puts the unit back; a firewall closes the port",
         )
     closed = _closed(meant, inspection.listening)
     if closed is not None:
@@ -247,7 +251,7 @@ def _files(generation: Generation, inspection: Inspection) -> Result:
     noun = "file" if count == 1 else "files"
     expected = f"{count} {noun}, unchanged since the start"
     if not inspection.files:
-        return not_told(inspection, "files", None)
+        return skip_missing(inspection, "files", None)
     restart = f"stackctl restart {generation.stack} serves what is there now"
     touched = None
     for file in inspection.files:
@@ -255,11 +259,11 @@ def _files(generation: Generation, inspection: Inspection) -> Result:
         if problem is not None:
             return fail("files", expected, *problem, restart)
         if file.engine is None:
-            return not_told(inspection, "files", expected)
+            return skip_missing(inspection, "files", expected)
         if file.now is not None and _after(file.now.changed, inspection.started):
             touched = touched or file.path
     if inspection.started is None:
-        return not_told(inspection, "files", expected)
+        return skip_missing(inspection, "files", expected)
     if touched is not None:
         return warn(
             "files",
@@ -300,7 +304,7 @@ def _name(path: str) -> str:
 def _image(generation: Generation, inspection: Inspection) -> Result:
     planned = generation.image_id.removeprefix("sha256:")
     if inspection.image_id is None:
-        return not_told(inspection, "image", planned[:12])
+        return skip_missing(inspection, "image", planned[:12])
     if inspection.image_id == planned:
         return ok("image", planned[:12], f"{planned[:12]}, as deployed")
     return fail(
@@ -308,13 +312,13 @@ def _image(generation: Generation, inspection: Inspection) -> Result:
         planned[:12],
         inspection.image_id[:12],
         inspection.first_drift or "the container runs another image than was deployed",
-        up_again(generation),
+        redeploy_command(generation),
     )
 
 
 def _restarts(generation: Generation, inspection: Inspection) -> Result:
     if inspection.restarts is None:
-        return not_told(inspection, "restarts", "none")
+        return skip_missing(inspection, "restarts", "none")
     if inspection.restarts == 0:
         return ok("restarts", "none", "none since it was started")
     times = "once" if inspection.restarts == 1 else f"{inspection.restarts} times"
@@ -334,7 +338,7 @@ def _door(generation: Generation, inspection: Inspection) -> Iterator[Result]:
     expected = f"open, to port {port}"
     state = inspection.door
     if state is None:
-        yield not_told(inspection, "door", expected)
+        yield skip_missing(inspection, "door", expected)
     elif state.state != "up":
         word = {"held": "it holds requests back", "down": "it finds its engine not well"}
         yield fail(

@@ -24,7 +24,7 @@ _RARE = 0.01
 
 
 @dataclass(frozen=True)
-class Span:
+class ValueRange:
     """The lowest, the highest and the typical of some numbers."""
 
     low: float
@@ -32,18 +32,18 @@ class Span:
     typical: float
 
     @staticmethod
-    def of(values: Sequence[float], typical: Sequence[float] = ()) -> Span | None:
+    def of(values: Sequence[float], typical: Sequence[float] = ()) -> ValueRange | None:
         """Return the span of values; None without values.
 
         The typical value is the median of ``typical``, or of all values if that is empty.
         """
         if not values:
             return None
-        return Span(min(values), max(values), statistics.median(typical or values))
+        return ValueRange(min(values), max(values), statistics.median(typical or values))
 
 
 @dataclass(frozen=True)
-class Load:
+class LoadSummary:
     """The load and the speed of an engine; None: unknown.
 
     Speeds are in tokens per second: ``generation`` for one request, ``prompt`` for the engine.
@@ -58,10 +58,10 @@ class Load:
     """
 
     busy: bool | None = None
-    generation: Span | None = None
+    generation: ValueRange | None = None
     generation_samples: int = 0
     apart: bool | None = None
-    prompt: Span | None = None
+    prompt: ValueRange | None = None
     prompt_share: float | None = None
     at_most: bool | None = None
     concurrency: float | None = None
@@ -70,7 +70,7 @@ class Load:
     queue_share: float | None = None
     kv_most: float | None = None
     preemptions: float | None = None
-    hits: Span | None = None
+    hits: ValueRange | None = None
     prompt_tokens: float | None = None
     all_prompt_tokens: float | None = None
     answer_tokens: float | None = None
@@ -91,23 +91,23 @@ _TOGETHER = (
 _LARGEST = ("kv_most", "waiting_most", "longest", "preemptions")
 
 
-def load_of(evidence: Evidence) -> Load:
+def summarize_load(evidence: Evidence) -> LoadSummary:
     """Return the load, combined from all sources of the evidence."""
     log = evidence.log
-    windows = _of_windows(log) if log and log.windows else Load()
-    requests = Load()
+    windows = _of_windows(log) if log and log.windows else LoadSummary()
+    requests = LoadSummary()
     if log and log.requests:
         capacity = evidence.now.kv_capacity_tokens if evidence.now else None
         requests = _of_requests(log, capacity)
-    life = _of_life(evidence.now) if evidence.now else Load()
+    life = _of_life(evidence.now) if evidence.now else LoadSummary()
     if life.prompt_share is not None:
         windows = dataclasses.replace(windows, prompt=None, prompt_share=None)
     return _together((requests, windows, _of_looks(evidence), life))
 
 
-def _together(sources: Sequence[Load]) -> Load:
+def _together(sources: Sequence[LoadSummary]) -> LoadSummary:
     values: dict[str, object] = {}
-    for field in dataclasses.fields(Load):
+    for field in dataclasses.fields(LoadSummary):
         told = [v for v in (getattr(one, field.name) for one in sources) if v is not None]
         if field.name == "busy":
             values["busy"] = any(told) if told else None
@@ -116,12 +116,12 @@ def _together(sources: Sequence[Load]) -> Load:
         elif told:
             values[field.name] = told[0]
     for first, *rest in _TOGETHER:
-        source = next((one for one in sources if getattr(one, first) is not None), Load())
+        source = next((one for one in sources if getattr(one, first) is not None), LoadSummary())
         values.update({name: getattr(source, name) for name in rest})
-    return Load(**values)  # type: ignore[arg-type]
+    return LoadSummary(**values)  # type: ignore[arg-type]
 
 
-def _of_windows(log: LogSamples) -> Load:
+def _of_windows(log: LogSamples) -> LoadSummary:
     """Summarise averages over windows. A window's running requests are those at its end."""
     windows = log.windows
     active = [w for w in windows if w.generation_tok_s > 0 or w.prompt_tok_s > 0]
@@ -135,22 +135,22 @@ def _of_windows(log: LogSamples) -> Load:
         kv_most=max((w.kv_usage for w in windows if w.kv_usage is not None), default=None),
         preemptions=float(log.preemptions) if log.preemptions else None,
         # The rate is a running mean: its last value covers the most requests.
-        hits=Span.of(hits, hits[-1:]),
+        hits=ValueRange.of(hits, hits[-1:]),
         all_prompt_tokens=sum(w.prompt_tok_s * w.seconds for w in active),
     )
 
 
-def _speeds_of_windows(active: Sequence[LogWindow]) -> Load:
+def _speeds_of_windows(active: Sequence[LogWindow]) -> LoadSummary:
     """Summarise the speeds of windows in which something was computed."""
     running = [w for w in active if w.running > 0]
     rates = [(w, w.generation_tok_s / w.running) for w in running if w.generation_tok_s > 0]
     alone = [rate for w, rate in rates if w.prompt_tok_s == 0]
     prompts = [w.prompt_tok_s for w in active if w.prompt_tok_s > 0]
-    return Load(
-        generation=Span.of([rate for _, rate in rates], alone),
+    return LoadSummary(
+        generation=ValueRange.of([rate for _, rate in rates], alone),
         generation_samples=len(alone) or len(rates),
         apart=bool(alone),
-        prompt=Span.of(prompts),
+        prompt=ValueRange.of(prompts),
         prompt_share=_share_of_prompts(active, prompts),
         at_most=True,
         concurrency=statistics.median([w.running for w in running]) if running else None,
@@ -167,7 +167,7 @@ def _share_of_prompts(active: Sequence[LogWindow], prompts: Sequence[float]) -> 
     return sum(prompts) / max(prompts) / len(active) if prompts else 0.0
 
 
-def _of_requests(log: LogSamples, capacity: int | None) -> Load:
+def _of_requests(log: LogSamples, capacity: int | None) -> LoadSummary:
     """Summarise timings of single requests; ``capacity`` is that of the KV cache, in tokens."""
     seen = log.requests
     done = [one for one in seen if one.finished]
@@ -185,34 +185,34 @@ def _of_requests(log: LogSamples, capacity: int | None) -> Load:
     )
 
 
-def _speeds_of_requests(seen: Sequence[LoggedRequest]) -> Load:
+def _speeds_of_requests(seen: Sequence[LoggedRequest]) -> LoadSummary:
     rates = _known(
         one.generation_tok_s for one in seen if (one.generated_tokens or 0) >= _FEW_GENERATED
     )
     speeds = _known(one.prompt_tok_s for one in seen if (one.prompt_tokens or 0) >= _FEW_PROMPT)
     prompt_s = sum(one.prompt_s or 0.0 for one in seen)
     generation_s = sum(one.generation_s or 0.0 for one in seen)
-    return Load(
+    return LoadSummary(
         busy=bool(seen),
-        generation=Span.of(rates),
+        generation=ValueRange.of(rates),
         generation_samples=len(rates),
         apart=True,
-        prompt=Span.of(speeds),
+        prompt=ValueRange.of(speeds),
         prompt_share=_ratio(prompt_s, prompt_s + generation_s),
         at_most=False,
     )
 
 
-def _cache_of_requests(done: Sequence[LoggedRequest]) -> Load:
+def _cache_of_requests(done: Sequence[LoggedRequest]) -> LoadSummary:
     """Summarise the prompts of requests whose cached part is known."""
     with_cache = [one for one in done if one.cached_tokens is not None]
     computed = sum(one.prompt_tokens or 0 for one in with_cache)
     cached = sum(one.cached_tokens or 0 for one in with_cache)
     whole = computed + cached
     if not whole:
-        return Load(all_prompt_tokens=computed if with_cache else None)
-    return Load(
-        hits=Span.of([_hit_rate(one) for one in with_cache], [cached / whole]),
+        return LoadSummary(all_prompt_tokens=computed if with_cache else None)
+    return LoadSummary(
+        hits=ValueRange.of([_hit_rate(one) for one in with_cache], [cached / whole]),
         prompt_tokens=whole / len(with_cache),
         all_prompt_tokens=computed,
     )
@@ -223,16 +223,16 @@ def _hit_rate(one: LoggedRequest) -> float:
     return cached / (cached + computed) if cached + computed else 0.0
 
 
-def _of_looks(evidence: Evidence) -> Load:
+def _of_looks(evidence: Evidence) -> LoadSummary:
     """Summarise the two readings of the metrics, and their changes while requests ran."""
     before, now, passed_s = evidence.before, evidence.now, evidence.interval_s
     if now is None:
-        return Load()
+        return LoadSummary()
     looks = [look for look in (before, now) if look is not None]
     running = [look.running for look in looks if look.running is not None]
     waiting = [look.waiting for look in looks if look.waiting is not None]
     kv = [look.kv_usage for look in looks if look.kv_usage is not None]
-    load = Load(
+    load = LoadSummary(
         busy=any(running) or any(waiting) or None,
         kv_most=max(kv, default=None),
         waiting_most=max(waiting, default=None),
@@ -263,7 +263,7 @@ def _generation_between(
         rates, alone = [pace], True
     rates = rates if (recent.generation_tokens or 0) >= _FEW_GENERATED else []
     return {
-        "generation": Span.of(rates),
+        "generation": ValueRange.of(rates),
         "generation_samples": round(recent.generation_tokens or 0) if rates else 0,
         "apart": alone,
     }
@@ -276,7 +276,7 @@ def _pace(itl: Histogram | None) -> float | None:
     return 1 / itl.mean
 
 
-def _of_life(now: EngineMetrics) -> Load:
+def _of_life(now: EngineMetrics) -> LoadSummary:
     """Summarise the numbers since the engine was started."""
     return dataclasses.replace(
         _speeds_of_life(now),
@@ -295,25 +295,25 @@ def _of_life(now: EngineMetrics) -> Load:
     )
 
 
-def _speeds_of_life(now: EngineMetrics) -> Load:
+def _speeds_of_life(now: EngineMetrics) -> LoadSummary:
     rate = _pace(now.itl)
     if now.itl is None:
         rate = _ratio(now.generation_tokens, now.generation_s)
     speed = _ratio(now.prompt_tokens, now.prompt_s)
     spent = (now.prompt_s or 0.0) + (now.generation_s or 0.0)
-    return Load(
-        generation=Span.of([rate] if rate else []),
+    return LoadSummary(
+        generation=ValueRange.of([rate] if rate else []),
         generation_samples=round(now.generation_tokens or 0) if rate else 0,
         apart=True,
-        prompt=Span.of([speed] if speed else []),
+        prompt=ValueRange.of([speed] if speed else []),
         prompt_share=_ratio(now.prompt_s, spent),
         at_most=False,
     )
 
 
-def _hits_of_life(now: EngineMetrics) -> Span | None:
+def _hits_of_life(now: EngineMetrics) -> ValueRange | None:
     share = _ratio(now.prefix_hits, now.prefix_queries)
-    return None if share is None else Span.of([share])
+    return None if share is None else ValueRange.of([share])
 
 
 def _difference(now: EngineMetrics, before: EngineMetrics) -> EngineMetrics:

@@ -6,7 +6,15 @@ from collections.abc import Iterator
 
 import msgspec
 
-from stackctl.diagnose.findings import fail, info, not_told, ok, unseen, up_again, warn
+from stackctl.diagnose.verify_results import (
+    fail,
+    info,
+    ok,
+    redeploy_command,
+    skip,
+    skip_missing,
+    warn,
+)
 from stackctl.engines import context_per_request
 from stackctl.engines import engine as find_engine
 from stackctl.quantity import format_bytes
@@ -22,7 +30,7 @@ _WEIGHTS = 0.8
 _BACKEND = "_backend"
 
 
-def compare(generation: Generation, inspection: Inspection) -> Iterator[Result]:
+def verify_engine(generation: Generation, inspection: Inspection) -> Iterator[Result]:
     """Compare model, context and slots, facts of the log, and GPU memory with the plan."""
     yield _model(generation, inspection)
     yield from _promised(generation, inspection)
@@ -35,7 +43,7 @@ def compare(generation: Generation, inspection: Inspection) -> Iterator[Result]:
 def _model(generation: Generation, inspection: Inspection) -> Result:
     served = generation.plan.served_name
     if inspection.model is None:
-        return not_told(inspection, "model", served)
+        return skip_missing(inspection, "model", served)
     if inspection.model.status == "ok":
         return ok("model", served, inspection.model.actual or served)
     return msgspec.structs.replace(
@@ -52,12 +60,12 @@ def _promised(generation: Generation, inspection: Inspection) -> Iterator[Result
         name = fact.name.replace("_", "-")
         actual = said.get(fact.name)
         if actual is None:
-            yield unseen(name, fact.value, "the engine does not tell it over HTTP")
+            yield skip(name, fact.value, "the engine does not tell it over HTTP")
         elif actual == fact.value:
             yield ok(name, fact.value, actual)
         else:
             cause = inspection.first_drift or "its arguments, its environment or the model"
-            yield fail(name, fact.value, actual, cause, up_again(generation))
+            yield fail(name, fact.value, actual, cause, redeploy_command(generation))
 
 
 def _facts(inspection: Inspection) -> dict[str, str]:
@@ -71,7 +79,7 @@ def _kv_cache(generation: Generation, inspection: Inspection) -> Iterator[Result
         return
     expected = format_bytes(plan.memory.kv_bytes)
     if size is None and tokens is None:
-        yield not_told(inspection, "kv-cache", expected, "log")
+        yield skip_missing(inspection, "kv-cache", expected, "log")
         return
     parts = [format_bytes(int(size))] if size is not None else []
     parts += [f"{int(tokens):,} tokens"] if tokens is not None else []
@@ -128,7 +136,7 @@ def _gpu(generation: Generation, inspection: Inspection) -> Iterator[Result]:
     device = _facts(inspection).get("device")
     if not planned:
         if device is not None and device != "cpu":
-            remedy = up_again(generation)
+            remedy = redeploy_command(generation)
             yield fail("device", "cpu", device, "the container has a GPU it should not", remedy)
         elif device is not None:
             yield ok("device", "cpu", device)
@@ -141,7 +149,7 @@ def _gpu(generation: Generation, inspection: Inspection) -> Iterator[Result]:
         yield fail("gpu", expected, "none: its log says cpu", fallen, doctor)
         return
     if inspection.gpus is None:
-        yield not_told(inspection, "gpu", expected)
+        yield skip_missing(inspection, "gpu", expected)
         return
     empty = [index for index in planned if all(use.gpu != index for use in inspection.gpus)]
     if empty:

@@ -6,7 +6,7 @@ import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
-from stackctl.diagnose.findings import fail, info, not_told, ok, up_again
+from stackctl.diagnose.verify_results import fail, info, ok, redeploy_command, skip_missing
 from stackctl.engines import engine as find_engine
 from stackctl.quantity import format_bytes
 from stackctl.values.cpu_list import CpuList
@@ -29,7 +29,7 @@ _LOCKED = 0.95
 _OVER, _OVER_BYTES = 1.05, 32 * _MIB
 
 
-def compare(generation: Generation, inspection: Inspection) -> Iterator[Result]:
+def verify_memory(generation: Generation, inspection: Inspection) -> Iterator[Result]:
     """Compare policy, placement, locked memory, size and huge pages with the plan."""
     yield _policy(generation, inspection)
     yield _memory(generation, inspection)
@@ -49,7 +49,7 @@ def _sums(inspection: Inspection, *kinds: PageKind) -> dict[int, int]:
     return dict(found)
 
 
-def policy(inspection: Inspection) -> str | None:
+def dominant_policy(inspection: Inspection) -> str | None:
     """Return the policy of most of the engine's own memory; None if unknown."""
     found: dict[str, int] = defaultdict(int)
     for process in inspection.processes:
@@ -63,9 +63,9 @@ def _policy(generation: Generation, inspection: Inspection) -> Result:
     placement = generation.plan.placement
     nodes = placement.mems or CpuList()
     planned = placement.policy if placement.policy == "default" else f"{placement.policy}:{nodes}"
-    actual = policy(inspection)
+    actual = dominant_policy(inspection)
     if actual is None:
-        return not_told(inspection, "policy", planned, "numa")
+        return skip_missing(inspection, "policy", planned, "numa")
     # In "interleave=static:0-1" the flag sets the effect of a changed cpuset on the nodes.
     name, _, have = actual.partition(":")
     name = name.partition("=")[0]
@@ -83,7 +83,7 @@ def _policy(generation: Generation, inspection: Inspection) -> Result:
         actual,
         inspection.first_drift
         or "the engine did not inherit the unit's NUMAPolicy=, or set another one itself",
-        up_again(generation),
+        redeploy_command(generation),
     )
 
 
@@ -94,7 +94,7 @@ def _memory(generation: Generation, inspection: Inspection) -> Result:
     total = {node: model.get(node, 0) + own.get(node, 0) for node in {*model, *own}}
     nodes = placement.mems or CpuList()
     if not sum(total.values()):
-        return not_told(inspection, "memory", None, "numa")
+        return skip_missing(inspection, "memory", None, "numa")
     actual = _where(total)
     evidence = f"model: {_where(model)}; its own: {_where(own)}" if len(total) > 1 else None
     if not nodes:
@@ -114,7 +114,7 @@ def _memory(generation: Generation, inspection: Inspection) -> Result:
     if own in wrong:
         cause = "the memory policy that was planned is not in effect"
         told = f"{cause}; {evidence or actual}"
-        return fail("memory", expected, actual, told, up_again(generation))
+        return fail("memory", expected, actual, told, redeploy_command(generation))
     files = [file.path for file in generation.plan.model.files]
     drop = (
         f"dd {shlex.quote(f'if={files[0]}')} iflag=nocache count=0"
@@ -127,7 +127,7 @@ def _memory(generation: Generation, inspection: Inspection) -> Result:
         actual,
         f"{evidence}. The model's pages were in the page cache already, placed by an earlier run "
         "or a copy, and stay where they are",
-        f"stackctl down {generation.stack}; {drop}; {up_again(generation)}",
+        f"stackctl down {generation.stack}; {drop}; {redeploy_command(generation)}",
     )
 
 
@@ -175,7 +175,7 @@ def _locked(generation: Generation, inspection: Inspection) -> Iterator[Result]:
     need = plan.model.weights_bytes
     expected = f"{format_bytes(need)}, the whole model"
     if not known:
-        yield not_told(inspection, "locked", expected)
+        yield skip_missing(inspection, "locked", expected)
         return
     actual = f"{format_bytes(locked)} of {format_bytes(need)}"
     if locked >= _LOCKED * need:
@@ -199,7 +199,7 @@ def _resident(generation: Generation, inspection: Inspection) -> Result:
     known = [(p, p.own_bytes, p.file_bytes) for p in inspection.processes]
     sizes = [(p, own, files) for p, own, files in known if own is not None and files is not None]
     if not sizes or len(sizes) < len(known):
-        return not_told(inspection, "resident", expected, "memory")
+        return skip_missing(inspection, "resident", expected, "memory")
     # Processes of one engine map the same files, so the largest mapping counts once. It counts in
     # full even if processes of other stacks share its pages.
     mapped = max(files for _, _, files in sizes)
@@ -227,6 +227,6 @@ def _resident(generation: Generation, inspection: Inspection) -> Result:
 def _hugepages(inspection: Inspection) -> Result:
     known = [p.huge_bytes for p in inspection.processes if p.huge_bytes is not None]
     if not known:
-        return not_told(inspection, "hugepages", None)
+        return skip_missing(inspection, "hugepages", None)
     choice = f"; transparent huge pages: {inspection.hugepages}" if inspection.hugepages else ""
     return info("hugepages", None, f"{format_bytes(sum(known))}{choice}")

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stackctl.diagnose.findings import fail, info, not_told, ok, unseen, up_again, warn
+from stackctl.diagnose.verify_results import (
+    fail,
+    info,
+    ok,
+    redeploy_command,
+    skip,
+    skip_missing,
+    warn,
+)
 from stackctl.engines import engine as find_engine
 from stackctl.engines.options import int_option_in_argv
 from stackctl.values.cpu_list import CpuList
@@ -21,7 +29,7 @@ _LEAST_NS = 1_000_000
 _WAITS = 0.1
 
 
-def compare(generation: Generation, inspection: Inspection) -> Iterator[Result]:
+def verify_threads(generation: Generation, inspection: Inspection) -> Iterator[Result]:
     """Compare CPUs, cpuset, threads and neighbours with the plan."""
     yield _cpus(generation, inspection)
     yield from _cpuset(generation, inspection)
@@ -34,9 +42,9 @@ def _cpus(generation: Generation, inspection: Inspection) -> Result:
     placement = generation.plan.placement
     lists = [thread.cpus for thread in inspection.threads if thread.cpus is not None]
     if placement.cpus is None:
-        return unseen("cpus", None, "the plan names no CPUs")
+        return skip("cpus", None, "the plan names no CPUs")
     if not lists:
-        return not_told(inspection, "cpus", str(placement.cpus), "threads")
+        return skip_missing(inspection, "cpus", str(placement.cpus), "threads")
     planned, expected = placement.cpus, str(placement.cpus)
     may = CpuList(cpu for cpus in lists for cpu in cpus)
     actual = str(may)
@@ -66,7 +74,7 @@ def _cpus(generation: Generation, inspection: Inspection) -> Result:
             expected,
             f"{actual}: {astray} of {count} may leave them",
             "the cpuset that was planned does not hold them",
-            up_again(generation),
+            redeploy_command(generation),
         )
     if astray:
         return info("cpus", expected, f"{actual}; {expected} are meant, the scheduler decides")
@@ -86,7 +94,7 @@ def _cpuset(generation: Generation, inspection: Inspection) -> Iterator[Result]:
     bound = placement.policy == "bind"
     expected = f"CPUs {placement.cpus}" + (f", memory nodes {placement.mems}" if bound else "")
     if inspection.cpuset_cpus is None and inspection.cpuset_controller is None:
-        yield not_told(inspection, "cpuset", expected)
+        yield skip_missing(inspection, "cpuset", expected)
         return
     if inspection.cpuset_cpus is None:
         yield fail(
@@ -94,7 +102,8 @@ def _cpuset(generation: Generation, inspection: Inspection) -> Iterator[Result]:
             expected,
             "none",
             "the cpuset controller is not delegated to these services, so nothing holds the engine",
-            f"stackctl doctor {generation.plan.profile} names the fix; then {up_again(generation)}",
+            f"stackctl doctor {generation.plan.profile} names the fix; then "
+            f"{redeploy_command(generation)}",
         )
         return
     right = inspection.cpuset_cpus == placement.cpus
@@ -106,10 +115,10 @@ def _cpuset(generation: Generation, inspection: Inspection) -> Iterator[Result]:
         yield ok("cpuset", expected, actual)
     else:
         cause = inspection.first_drift or "a slice above allows less, or it was changed"
-        yield fail("cpuset", expected, actual, cause, up_again(generation))
+        yield fail("cpuset", expected, actual, cause, redeploy_command(generation))
 
 
-def computing(threads: tuple[EngineThread, ...]) -> tuple[EngineThread, ...]:
+def active_threads(threads: tuple[EngineThread, ...]) -> tuple[EngineThread, ...]:
     """Return the threads that computed during the sampling; empty if none did."""
     most = max((thread.computed_ns or 0 for thread in threads), default=0)
     if most < _LEAST_NS:
@@ -127,12 +136,12 @@ def _threads(generation: Generation, inspection: Inspection) -> Iterator[Result]
     expected = f"{planned} that compute"
     most = max(planned, int_option_in_argv(plan.argv, options[1]) or 0)
     if all(thread.computed_ns is None for thread in inspection.threads):
-        yield not_told(inspection, "threads", expected)
+        yield skip_missing(inspection, "threads", expected)
         return
-    busy = computing(inspection.threads)
+    busy = active_threads(inspection.threads)
     watched = f"watched for {inspection.watched_s} s, {inspection.watched}"
     if not busy:
-        yield unseen("threads", expected, f"none computed: {watched}")
+        yield skip("threads", expected, f"none computed: {watched}")
         return
     count, of = len(busy), len(inspection.threads)
     actual = f"{count} of {of} compute ({inspection.watched})"
@@ -154,17 +163,17 @@ def _threads(generation: Generation, inspection: Inspection) -> Iterator[Result]
     cpus = len(plan.placement.cpus or ())
     if cpus and count > cpus:
         cause += f"; more threads than its {cpus} CPUs wait for each other at every step"
-    yield fail("threads", expected, actual, cause, up_again(generation))
+    yield fail("threads", expected, actual, cause, redeploy_command(generation))
 
 
 def _neighbours(generation: Generation, inspection: Inspection) -> Iterator[Result]:
     """Check that no other process takes the planned CPUs from the engine's threads."""
     placement = generation.plan.placement
     if placement.cpus is None or all(thread.waited_ns is None for thread in inspection.threads):
-        yield not_told(inspection, "cores", None, "threads")
+        yield skip_missing(inspection, "cores", None, "threads")
         return
     expected = f"CPUs {placement.cpus} for the engine alone"
-    share = _waiting_share(computing(inspection.threads) or inspection.threads)
+    share = _waiting_share(active_threads(inspection.threads) or inspection.threads)
     waited = f"its threads waited {100 * share:.0f} % of their time for a CPU"
     others = "; ".join(
         f"{one.command} (process {one.pid}) wants {100 * one.wanted:.0f} % of a CPU on {one.cpus}"
@@ -197,7 +206,7 @@ def _waiting_share(threads: tuple[EngineThread, ...]) -> float:
 def _cause_of_waiting(generation: Generation, inspection: Inspection, others: str) -> str:
     plan = generation.plan
     options = find_engine(plan.engine).threads_options
-    busy = len(computing(inspection.threads) or inspection.threads)
+    busy = len(active_threads(inspection.threads) or inspection.threads)
     cpus = len(plan.placement.cpus or ())
     if (
         options

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from stackctl.diagnose import remedies
-from stackctl.diagnose.load import Load
-from stackctl.diagnose.telling import (
+from stackctl.diagnose.finding_text import (
     context_tokens,
-    count,
-    finding,
-    rate,
+    format_count,
+    format_rate,
+    format_seconds,
+    format_value_range,
+    make_finding,
     rounded_context,
-    seconds,
-    span,
 )
+from stackctl.diagnose.load_summary import LoadSummary
 from stackctl.quantity import format_number, format_share
 from stackctl.values.diagnosis import Evidence, Finding
 
@@ -35,7 +35,7 @@ _MUCH_CONTEXT = 4
 _WIDE = 4
 
 
-def decode(evidence: Evidence, load: Load) -> Finding | None:
+def decode(evidence: Evidence, load: LoadSummary) -> Finding | None:
     """Find generation that is slower than wanted or than planned."""
     seen = load.generation
     if seen is None:
@@ -44,36 +44,36 @@ def decode(evidence: Evidence, load: Load) -> Finding | None:
     planned = _planned_speed(evidence, load)
     slow = wanted is not None and seen.typical < wanted
     below = planned is not None and seen.typical < _BELOW_PLAN * planned[0]
-    text = f"{span(seen)} tok/s"
+    text = f"{format_value_range(seen)} tok/s"
     if not slow and not below:
         wide = seen.high > _WIDE * seen.low
-        usual = f"typically {rate(seen.typical)} tok/s" if wide else text
-        return finding("decode-bound", "ok", f"{usual} a request", expected=why)
+        usual = f"typically {format_rate(seen.typical)} tok/s" if wide else text
+        return make_finding("decode-bound", "ok", f"{usual} a request", expected=why)
     share_of_prompts = load.prompt_share or 0.0
     if not load.apart and share_of_prompts >= _MUCH_PROMPT:
         return None  # prompts between the tokens explain the speed as well
-    requests = count(max(1.0, load.concurrency or 1.0), "request")
-    facts = [f"typically {rate(seen.typical)} tok/s"]
+    requests = format_count(max(1.0, load.concurrency or 1.0), "request")
+    facts = [f"typically {format_rate(seen.typical)} tok/s"]
     if load.prompt_share is not None:
         most = "at most " if load.at_most else ""
         facts.append(f"prompts took {most}{format_share(load.prompt_share)} of the time")
     if planned is not None:
-        says = f"{rate(planned[0])}-{rate(planned[1])} tok/s"
+        says = f"{format_rate(planned[0])}-{format_rate(planned[1])} tok/s"
         facts.append(
             f"planned were {says}"
             if below
             else f"the plan expects {says}: that is the model and this machine, not a setting"
         )
     few, many = (tokens / seen.typical for tokens in (200, 800))
-    return finding(
+    return make_finding(
         "decode-bound",
         "fail" if slow else "warn",
         f"generation is the limit: {text} for {requests}",
         expected=why if slow else "the planned speed",
         evidence="; ".join(facts),
         confidence="high" if load.apart and load.generation_samples >= 2 else "medium",
-        effect=f"at this speed an edit of 200 tokens takes {seconds(few)}, "
-        f"a file of 800 {seconds(many)}",
+        effect=f"at this speed an edit of 200 tokens takes {format_seconds(few)}, "
+        f"a file of 800 {format_seconds(many)}",
         at_stake=1 - share_of_prompts,
     )
 
@@ -99,14 +99,14 @@ def _wanted_speed(evidence: Evidence) -> tuple[float | None, str | None]:
     return WANTED_TOK_S, f"at least {WANTED_TOK_S:g} tok/s"
 
 
-def _planned_speed(evidence: Evidence, load: Load) -> tuple[float, float] | None:
+def _planned_speed(evidence: Evidence, load: LoadSummary) -> tuple[float, float] | None:
     """Return the planned range; None if several requests ran, because it is for a single one."""
     if evidence.plan is None or (load.concurrency or 1) > 1:
         return None
     return evidence.plan.prediction.decode_tok_s
 
 
-def prefill(evidence: Evidence, load: Load) -> Finding | None:
+def prefill(evidence: Evidence, load: LoadSummary) -> Finding | None:
     """Find prompts that take most of the time, or longer than the SLO allows."""
     if load.prompt_share is None:
         return None
@@ -119,15 +119,15 @@ def prefill(evidence: Evidence, load: Load) -> Finding | None:
         if load.prompt is None or few or (late and not much):
             return None
         # Averages include time without prompts, so the highest is the nearest to the true speed.
-        return finding("prefill-bound", "ok", f"{rate(load.prompt.high)} tok/s")
-    speed = f"{span(load.prompt)} tok/s" if load.prompt else "unknown speed"
-    return finding(
+        return make_finding("prefill-bound", "ok", f"{format_rate(load.prompt.high)} tok/s")
+    speed = f"{format_value_range(load.prompt)} tok/s" if load.prompt else "unknown speed"
+    return make_finding(
         "prefill-bound",
         "fail" if missed else "warn",
         f"prompts are the limit: {speed}"
         if much
         else f"the first token comes late: prompts at {speed}",
-        expected=f"first token within {seconds(wanted)}",
+        expected=f"first token within {format_seconds(wanted)}",
         evidence="; ".join(_facts_of_prompts(evidence, load, load.prompt_share)),
         confidence="medium" if load.at_most else "high",
         effect="half the prompt, or half of it cached, is half the wait",
@@ -140,7 +140,7 @@ def _wanted_ttft_s(evidence: Evidence) -> float:
     return slo.ttft_s if slo is not None and slo.ttft_s is not None else WANTED_TTFT_S
 
 
-def _is_promised(evidence: Evidence, load: Load) -> bool:
+def _is_promised(evidence: Evidence, load: LoadSummary) -> bool:
     """Return True if the SLO covers the first token of such prompts and a queue explains no delay.
 
     Waiting for other requests has a rule of its own.
@@ -151,7 +151,7 @@ def _is_promised(evidence: Evidence, load: Load) -> bool:
     return (load.queue_share or 0.0) < _MUCH_QUEUE
 
 
-def _crawls(load: Load) -> bool:
+def _crawls(load: LoadSummary) -> bool:
     """Return True if answers are slow while prompts are computed.
 
     This applies only to evidence without the times of prompts.
@@ -161,26 +161,26 @@ def _crawls(load: Load) -> bool:
     return load.generation.typical < WANTED_TOK_S
 
 
-def _facts_of_prompts(evidence: Evidence, load: Load, share: float) -> list[str]:
+def _facts_of_prompts(evidence: Evidence, load: LoadSummary, share: float) -> list[str]:
     facts = [f"they took {'at most ' if load.at_most else ''}{format_share(share)} of the time"]
     if load.ttft_s is not None:
         alone = " without waiting" if load.ttft_computed else ""
-        facts.append(f"95 % had the first token within {seconds(load.ttft_s)}{alone}")
+        facts.append(f"95 % had the first token within {format_seconds(load.ttft_s)}{alone}")
     if load.prompt_tokens:
         facts.append(f"{load.prompt_tokens:,.0f} tokens each")
     if evidence.plan is not None and (planned := evidence.plan.prediction.prefill_tok_s):
-        facts.append(f"planned were {rate(planned[0])}-{rate(planned[1])} tok/s")
+        facts.append(f"planned were {format_rate(planned[0])}-{format_rate(planned[1])} tok/s")
     return facts
 
 
-def queueing(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
+def queueing(evidence: Evidence, load: LoadSummary) -> Finding | None:  # noqa: ARG001
     """Find requests that wait for other requests."""
     if load.waiting_most is None and load.queue_share is None:
         return None
     most, share = load.waiting_most or 0, load.queue_share or 0.0
     often = (load.waiting_share or 0.0) >= _MUCH_WAITING and most > 0
     if not often and share < _MUCH_QUEUE:
-        return finding("queueing", "ok", f"{most} waiting at most" if most else "0 waiting")
+        return make_finding("queueing", "ok", f"{most} waiting at most" if most else "0 waiting")
     facts = []
     if often:
         facts.append(f"somebody waited at {format_share(load.waiting_share or 0.0)} of the looks")
@@ -188,7 +188,7 @@ def queueing(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
         facts.append(f"waiting was {format_share(share)} of the time of requests")
     if load.kv_most is not None:
         facts.append(f"the KV cache was {format_share(load.kv_most)} full at most")
-    return finding(
+    return make_finding(
         "queueing",
         "warn",
         f"requests wait for others: {most} waiting at most"
@@ -202,7 +202,7 @@ def queueing(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
     )
 
 
-def kv(evidence: Evidence, load: Load) -> Finding | None:
+def kv_cache_pressure(evidence: Evidence, load: LoadSummary) -> Finding | None:
     """Find a KV cache that is full, or preempted requests, which were computed again."""
     if load.kv_most is None and not load.preemptions:
         return None
@@ -211,9 +211,9 @@ def kv(evidence: Evidence, load: Load) -> Finding | None:
     if evidence.now is not None and "kv_usage" in evidence.now.estimates:
         at_most += ", an estimate"
     if not full and not load.preemptions:
-        return finding("kv-pressure", "ok", at_most)
-    again = count(load.preemptions or 0, "request") + " thrown out and computed again"
-    return finding(
+        return make_finding("kv-pressure", "ok", at_most)
+    again = format_count(load.preemptions or 0, "request") + " thrown out and computed again"
+    return make_finding(
         "kv-pressure",
         "fail" if load.preemptions else "warn",
         f"the KV cache is too small: {again if load.preemptions else at_most}",
@@ -225,25 +225,25 @@ def kv(evidence: Evidence, load: Load) -> Finding | None:
     )
 
 
-def prefix(evidence: Evidence, load: Load) -> Finding | None:
+def prefix_cache_misses(evidence: Evidence, load: LoadSummary) -> Finding | None:
     """Find a low hit rate of the prefix cache."""
     if load.hits is None or not load.busy:
         return None
     slo = evidence.slo
     wanted = WANTED_HITS if slo is None or slo.min_prefix_hits is None else slo.min_prefix_hits
     wide = load.hits.high > _WIDE * load.hits.low
-    seen = format_share(load.hits.typical) if wide else f"{span(load.hits, 100)} %"
+    seen = format_share(load.hits.typical) if wide else f"{format_value_range(load.hits, 100)} %"
     if load.hits.typical >= wanted:
-        return finding("prefix-cache-misses", "ok", seen)
+        return make_finding("prefix-cache-misses", "ok", seen)
     if load.hits.high == 0 and (load.all_prompt_tokens or 0.0) < _SHORT_PROMPT:
         return None  # a few short first requests
     if load.prompt_tokens is not None and load.prompt_tokens < _SHORT_PROMPT:
-        return finding(
+        return make_finding(
             "prefix-cache-misses", "ok", f"prompts of {load.prompt_tokens:.0f} tokens need none"
         )
     missed = (wanted - load.hits.typical) / (1 - load.hits.typical)
     why = ": every prompt starts differently" if load.hits.high < 0.2 else ""
-    return finding(
+    return make_finding(
         "prefix-cache-misses",
         "warn",
         f"prefix cache hits {seen}, wanted {format_share(wanted)}{why}",
@@ -256,42 +256,42 @@ def prefix(evidence: Evidence, load: Load) -> Finding | None:
     )
 
 
-def answers(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
+def long_answers(evidence: Evidence, load: LoadSummary) -> Finding | None:  # noqa: ARG001
     """Find long answers, such as edits of whole files."""
     if load.answer_tokens is None or (load.requests or 0) < _FEW_ANSWERS:
         return None
     text = f"{load.answer_tokens:,.0f} tokens on average"
     if load.answer_tokens < _LONG_ANSWER:
-        return finding("whole-file-edits", "ok", text)
+        return make_finding("whole-file-edits", "ok", text)
     took = ""
     if load.generation is not None:
-        took = f", {seconds(load.answer_tokens / load.generation.typical)} each"
-    return finding(
+        took = f", {format_seconds(load.answer_tokens / load.generation.typical)} each"
+    return make_finding(
         "whole-file-edits",
         "warn",
         f"answers are long: {text}{took}",
         expected=f"under {_LONG_ANSWER} tokens",
-        evidence=f"{count(load.requests or 0, 'answer')}; whole files, or long reasoning",
+        evidence=f"{format_count(load.requests or 0, 'answer')}; whole files, or long reasoning",
         confidence="medium",
         effect="time goes down with the tokens: a diff is a fraction of its file",
         at_stake=(1 - (load.prompt_share or 0.0)) * (1 - _LONG_ANSWER / 2 / load.answer_tokens),
     )
 
 
-def context(evidence: Evidence, load: Load) -> Finding | None:
+def oversized_context(evidence: Evidence, load: LoadSummary) -> Finding | None:
     """Find a context that is far larger than the longest sequence."""
     room, longest = context_tokens(evidence), load.longest
     if room is None or longest is None or (load.requests or 0) < remedies.ENOUGH_REQUESTS:
         return None
     fits = rounded_context(longest)
     if fits * _MUCH_CONTEXT > room:
-        return finding("context-oversized", "ok", f"{longest:,} of {room:,} tokens used")
-    return finding(
+        return make_finding("context-oversized", "ok", f"{longest:,} of {room:,} tokens used")
+    return make_finding(
         "context-oversized",
         "warn",
         f"context for {room:,} tokens, the longest request had {longest:,}",
         expected=f"about {fits:,}",
-        evidence=f"{count(load.requests or 0, 'request')}",
+        evidence=f"{format_count(load.requests or 0, 'request')}",
         confidence="medium",
         effect="memory for more requests at once; one alone is not faster",
         at_stake=0.02,

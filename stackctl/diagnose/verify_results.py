@@ -23,16 +23,16 @@ def info(name: str, expected: str | None, actual: str, evidence: str | None = No
     return Result(name=name, status="info", expected=expected, actual=actual, evidence=evidence)
 
 
-def unseen(name: str, expected: str | None, why: str) -> Result:
+def skip(name: str, expected: str | None, why: str) -> Result:
     """Return a skipped result for an unknown fact; ``why`` is the reason."""
     return Result(name=name, status="skip", expected=expected, evidence=why)
 
 
-def not_told(
+def skip_missing(
     inspection: Inspection, name: str, expected: str | None, what: str | None = None
 ) -> Result:
     """Return a skipped result; the reason is that of a missing fact (``what``, else ``name``)."""
-    return unseen(name, expected, inspection.reason_missing(what or name))
+    return skip(name, expected, inspection.reason_missing(what or name))
 
 
 def fail(
@@ -67,17 +67,17 @@ def _told(
     )
 
 
-def worst_first(results: Iterable[Result]) -> tuple[Result, ...]:
+def sort_by_severity(results: Iterable[Result]) -> tuple[Result, ...]:
     """Sort results: failures, then warnings, then the others in their order."""
     return tuple(sorted(results, key=lambda result: _ORDER.get(result.status, 2)))
 
 
-def up_again(generation: Generation) -> str:
+def redeploy_command(generation: Generation) -> str:
     """Return the command that deployed a generation; it restores the planned state."""
-    return up_command(generation.plan.profile, generation.asked)
+    return deploy_command(generation.plan.profile, generation.asked)
 
 
-def up_command(profile: str, asked: Overrides, *settings: str) -> str:
+def deploy_command(profile: str, asked: Overrides, *settings: str) -> str:
     """Return the command that deploys a profile with the earlier command line and new settings.
 
     ``asked`` is the earlier command line. ``settings`` are KEY=VALUE texts; they replace earlier

@@ -25,7 +25,7 @@ def read_log(lines: Iterable[str]) -> LogSamples | None:
     return best if best.known_lines else None
 
 
-def recent(samples: LogSamples, since_s: float) -> LogSamples:
+def last_seconds(samples: LogSamples, since_s: float) -> LogSamples:
     """Return the samples of the last ``since_s`` seconds before the newest one, by the log's clock.
 
     Samples without a time are kept, because nothing shows that they are old.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from stackctl.diagnose.load import Load
-from stackctl.diagnose.telling import count, finding, seconds
+from stackctl.diagnose.finding_text import format_count, format_seconds, make_finding
+from stackctl.diagnose.load_summary import LoadSummary
 from stackctl.values.activity import is_working
 from stackctl.values.diagnosis import Evidence, Finding, Step
 from stackctl.values.metrics import EngineMetrics
@@ -13,7 +13,7 @@ from stackctl.values.metrics import EngineMetrics
 HANG_S = 30.0
 
 
-def stands_still(before: EngineMetrics, now: EngineMetrics) -> bool | None:
+def counters_unchanged(before: EngineMetrics, now: EngineMetrics) -> bool | None:
     """Return True if requests run and no counter moved between two readings.
 
     Return None if the engine reports no counters or no number of running requests.
@@ -25,21 +25,21 @@ def stands_still(before: EngineMetrics, now: EngineMetrics) -> bool | None:
     return before.running > 0 and now.running > 0 and all(one == two for one, two in known)
 
 
-def hang(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
+def hang(evidence: Evidence, load: LoadSummary) -> Finding | None:  # noqa: ARG001
     """Find an engine that hangs: requests run, no counter moves, and it uses no CPU time."""
     if evidence.late:
         return _mute(evidence)
     if evidence.before is None or evidence.now is None or not evidence.interval_s:
         return None
-    if not stands_still(evidence.before, evidence.now):
+    if not counters_unchanged(evidence.before, evidence.now):
         return None
-    requests = count(evidence.now.running or 0, "request")
-    for_s = seconds(evidence.interval_s)
+    requests = format_count(evidence.now.running or 0, "request")
+    for_s = format_seconds(evidence.interval_s)
     cpu = evidence.cpu
     works = cpu is not None and is_working(cpu.ran_s, cpu.interval_s)
     if works or cpu is None or evidence.interval_s < HANG_S - 1:
         used = f", but it used {cpu.ran_s:.1f} s of processor time" if cpu and works else ""
-        return finding(
+        return make_finding(
             "standing-still",
             "info",
             f"{requests} running and no counter moved in {for_s}{used}: "
@@ -56,18 +56,18 @@ def _mute(evidence: Evidence) -> Finding | None:
     cpu = evidence.cpu
     if cpu is None or not cpu.threads or is_working(cpu.ran_s, cpu.interval_s):
         return None
-    return _hangs(evidence, f"it did not tell its numbers in {seconds(cpu.interval_s)}")
+    return _hangs(evidence, f"it did not tell its numbers in {format_seconds(cpu.interval_s)}")
 
 
 def _hangs(evidence: Evidence, what: str) -> Finding:
     cpu = evidence.cpu
     assert cpu is not None
-    return finding(
+    return make_finding(
         "hang",
         "fail",
         f"it hangs: {what}",
         expected="counters that move",
-        evidence=f"{cpu.ran_s:.2f} s of processor time in {seconds(cpu.interval_s)}",
+        evidence=f"{cpu.ran_s:.2f} s of processor time in {format_seconds(cpu.interval_s)}",
         confidence="medium",
         steps=(
             Step(do="keep its log", command=f"stackctl logs {evidence.stack} -n 1000 >log"),
@@ -78,15 +78,15 @@ def _hangs(evidence: Evidence, what: str) -> Finding:
     )
 
 
-def idle(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
+def idle_windows(evidence: Evidence, load: LoadSummary) -> Finding | None:  # noqa: ARG001
     """Note windows at 0 tok/s without a request."""
     windows = evidence.log.windows if evidence.log else ()
     if not any(w.running == 0 and w.waiting == 0 for w in windows):
         return None
-    return finding("idle", "info", "windows with 0 running requests are idle time, not stalls")
+    return make_finding("idle", "info", "windows with 0 running requests are idle time, not stalls")
 
 
-def empty_windows(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
+def empty_windows(evidence: Evidence, load: LoadSummary) -> Finding | None:  # noqa: ARG001
     """Note windows at 0 tok/s while requests ran, with the number of such windows in a row."""
     windows = evidence.log.windows if evidence.log else ()
     longest = run = 0
@@ -97,23 +97,25 @@ def empty_windows(evidence: Evidence, load: Load) -> Finding | None:  # noqa: AR
     if not longest:
         return None
     how = "stackctl diagnose STACK reads its counters, and tells a hang from a long prompt"
-    text = f"0 tok/s with a request running, for {count(longest, 'window')} in a row at most: "
-    return finding(
+    text = (
+        f"0 tok/s with a request running, for {format_count(longest, 'window')} in a row at most: "
+    )
+    return make_finding(
         "empty-windows",
         "info",
         text + ("the window's timing, not a hang" if longest < 3 else how),
     )
 
 
-def silent(evidence: Evidence, load: Load) -> Finding | None:  # noqa: ARG001
+def no_metrics(evidence: Evidence, load: LoadSummary) -> Finding | None:  # noqa: ARG001
     """Note that the engine reported no metrics, or not in time."""
     if evidence.stack is not None and evidence.now is None and not evidence.late:
-        return finding(
+        return make_finding(
             "no-numbers", "info", "it tells no numbers at /metrics: its log alone was read"
         )
     if not evidence.late or _mute(evidence) is not None:
         return None
-    return finding(
+    return make_finding(
         "no-numbers",
         "info",
         "it did not tell its numbers in time: a batch of a long prompt takes that long; "

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from stackctl.diagnose.findings import up_command
-from stackctl.diagnose.load import Span
+from stackctl.diagnose.load_summary import ValueRange
+from stackctl.diagnose.verify_results import deploy_command
 from stackctl.engines import context_per_request
 from stackctl.engines import engine as find_engine
 from stackctl.engines.options import int_option_in_argv
@@ -16,31 +16,31 @@ from stackctl.values.diagnosis import Confidence, Evidence, Finding, Step
 from stackctl.values.result import Status
 
 
-def rate(value: float) -> str:
+def format_rate(value: float) -> str:
     """Return a number of tokens per second as text; below ten with one decimal."""
     return f"{value:.1f}" if round(value, 1) < 10 else f"{value:,.0f}"
 
 
-def span(seen: Span, scale: float = 1.0) -> str:
+def format_value_range(seen: ValueRange, scale: float = 1.0) -> str:
     """Return a range as text, such as ``4.0-8.0``; one number if both ends read the same."""
     low, high = seen.low * scale, seen.high * scale
     # Both ends have the same number of decimals, up to 100.
     digits = 1 if round(low, 1) < 10 and high < 100 else 0
-    texts = [f"{value:,.{digits}f}" if digits else rate(value) for value in (low, high)]
+    texts = [f"{value:,.{digits}f}" if digits else format_rate(value) for value in (low, high)]
     return texts[0] if texts[0] == texts[1] else "-".join(texts)
 
 
-def seconds(value: float) -> str:
+def format_seconds(value: float) -> str:
     """Return a time as text: ``0.21 s``, ``7.5 s``, ``30 s``."""
     return f"{value:.2f} s" if value < 1 else f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
 
 
-def count(number: float, what: str) -> str:
+def format_count(number: float, what: str) -> str:
     """Return a number with its noun: ``1 request``, ``2 requests``."""
     return f"{number:,.0f} {what}" + ("" if round(number) == 1 else "s")
 
 
-def finding(
+def make_finding(
     name: str,
     status: Status,
     actual: str,
@@ -73,16 +73,16 @@ def with_steps(finding: Finding, steps: Sequence[Step]) -> Finding:
     return msgspec.structs.replace(finding, steps=tuple(steps), remedy=remedy)
 
 
-def up(evidence: Evidence, *settings: str) -> str:
+def deploy_with_settings(evidence: Evidence, *settings: str) -> str:
     """Return the command that deploys this stack again with new settings (KEY=VALUE).
 
     Other settings stay as in the earlier command. For a log without a stack the command contains
     the placeholder PROFILE.
     """
-    return up_command(evidence.profile or "PROFILE", evidence.asked, *settings)
+    return deploy_command(evidence.profile or "PROFILE", evidence.asked, *settings)
 
 
-def on_gpu(evidence: Evidence) -> bool | None:
+def runs_on_gpu(evidence: Evidence) -> bool | None:
     """Return True if the engine runs on a GPU; None if neither log nor plan shows it."""
     if evidence.log is not None and evidence.log.place is not None:
         return evidence.log.place == "GPU"
@@ -110,14 +110,14 @@ def context_tokens(evidence: Evidence) -> int | None:
     return evidence.log.context if evidence.log is not None else None
 
 
-def at_once(evidence: Evidence) -> int | None:
+def concurrency(evidence: Evidence) -> int | None:
     """Return the planned number of requests at the same time; None without a plan or an option."""
     if evidence.plan is None:
         return None
     return int_option_in_argv(evidence.plan.argv, find_engine(evidence.plan.engine).requests_option)
 
 
-def threads_planned(evidence: Evidence) -> int | None:
+def planned_threads(evidence: Evidence) -> int | None:
     """Return the number of generating threads by the plan, else by the log."""
     if evidence.plan is None:
         return evidence.log.threads if evidence.log is not None else None
