@@ -128,7 +128,7 @@ def _stack(context: Context, name: str | None) -> str:
 def _changed(context: Context, what: str, stack: str) -> None:
     """Make a running front door read the keys again, and record the change."""
     from stackctl.deploy import door, record
-    from stackctl.units.door import door_service
+    from stackctl.units.proxy_unit import proxy_service
 
     try:
         door.reload_keys(context, stack)
@@ -138,7 +138,7 @@ def _changed(context: Context, what: str, stack: str) -> None:
         raise StackctlError(
             f"the change is stored, but the running door of {stack} still lets in the earlier keys",
             details=(error.message,),
-            hint=f"systemctl{scope} restart {door_service(stack)}",
+            hint=f"systemctl{scope} restart {proxy_service(stack)}",
         ) from None
     record.done(context, f"key {what}", stack)
 

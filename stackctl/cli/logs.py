@@ -36,21 +36,21 @@ def command(
     """
     from stackctl.deploy.stack_state import installed_number
     from stackctl.machine import runner
-    from stackctl.units.door import door_log, door_service
-    from stackctl.units.render import engine_names, log_identifier, service_name
+    from stackctl.units.proxy_unit import proxy_log_identifier, proxy_service
+    from stackctl.units.render import engine_unit_names, log_identifier, service_name
 
     context = session.context(recover="try")
     name = pick_stack(context, stack, past=True)
     known = context.generations.numbers(name)
     identifiers: tuple[str, ...] = ()
     if generation is None:
-        identifiers = (door_log(name), "systemd")
+        identifiers = (proxy_log_identifier(name), "systemd")
         generation = installed_number(context, name) or max(known, default=0)
     elif generation not in known:
         context.generations.read(name, generation)  # raises and lists the generations
     status = runner.stream(
         context.systemd.journal_command(
-            (*(service_name(unit) for unit in engine_names(name)), door_service(name)),
+            (*(service_name(unit) for unit in engine_unit_names(name)), proxy_service(name)),
             (log_identifier(name, generation), *identifiers),
             lines=lines,
             follow=follow,

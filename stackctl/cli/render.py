@@ -39,7 +39,7 @@ def command(
     """Write the units of PROFILE without installing or starting anything."""
     from stackctl.deploy.plan_preview import preview
     from stackctl.deploy.unit_target import unit_target
-    from stackctl.units.render import render
+    from stackctl.units.render import render_units
     from stackctl.values.result import UnitsReport
 
     profiles = session.profiles()
@@ -52,7 +52,7 @@ def command(
             f"image {image.reference} was not looked at: not pinned, and its options not checked"
         )
     target = unit_target(basis.paths, basis.host, planned.plan, image.facts)
-    units = render(planned.plan, target, 0)
+    units = render_units(planned.plan, target, 0)
     files = (*units.files, *_door_files(basis, resolved, planned))
     if session.out.json:
         report = UnitsReport(stack=units.stack, service=units.service, files=files)
@@ -62,14 +62,14 @@ def command(
 
 def _door_files(basis: PlanBasis, profile: Profile, planned: Planned) -> tuple[UnitFile, ...]:
     """Return the unit and the files of the front door; empty for a stack without a door."""
-    from stackctl.units.door import door_of, render_door
+    from stackctl.units.proxy_unit import make_proxy, render_proxy
 
     if planned.door is None:
         return ()
     stack = planned.plan.stack
-    made = render_door(
+    made = render_proxy(
         stack,
-        door_of(profile, planned.plan, planned.door),
+        make_proxy(profile, planned.plan, planned.door),
         scope=basis.paths.scope,
         podman=basis.host.tools.podman,
         folder=str(basis.paths.door_folder(stack)),

@@ -99,7 +99,7 @@ def _exchange(
     early = new.door if before.stopped and not door.installed(context, stack) else None
     if early is not None:
         door.prepare(context, stack, early)
-    install.add(context, stack, render.pending(*new.units.files))
+    install.add(context, stack, render.without_install(*new.units.files))
     install.assert_loaded(context, new.units)
     folder = context.paths.unit_folder(stack)
     context.report.step("unit", str(folder / new.units.files[0].name))
@@ -244,13 +244,13 @@ def converge(
     Raises:
         StackctlError: a step failed; another call continues from there.
     """
-    for unit in render.engine_names(stack):
+    for unit in render.engine_unit_names(stack):
         if winner is None or render.service_name(unit) != winner.units.service:
             _stop_unit(context, unit)
     if winner is None:
         door.remove(context, stack)
         install.remove(context, stack)
-        for unit in render.engine_names(stack):
+        for unit in render.engine_unit_names(stack):
             context.systemd.reset_failed(render.service_name(unit))
         return None
     install.keep_only(context, winner.units)

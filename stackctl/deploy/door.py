@@ -24,7 +24,7 @@ from stackctl.machine.haproxy import Haproxy
 from stackctl.machine.trust import private_folder
 from stackctl.quantity import format_duration
 from stackctl.state import keys
-from stackctl.units import door as units
+from stackctl.units import proxy_unit as units
 from stackctl.units import render
 from stackctl.values.generation import Generation
 from stackctl.values.proxy import Proxy, key_digest
@@ -49,8 +49,8 @@ def apply(context: Context, stack: str, proxy: Proxy | None) -> None:
         _apply(context, stack, proxy, _render(context, stack, proxy))
 
 
-def _apply(context: Context, stack: str, proxy: Proxy, files: units.DoorFiles) -> None:
-    service = units.door_service(stack)
+def _apply(context: Context, stack: str, proxy: Proxy, files: units.ProxyFiles) -> None:
+    service = units.proxy_service(stack)
     if not _same(files, context, stack):
         # Stop it before its files change: if stackctl ends in between, the stopped unit shows that
         # the door must be started.
@@ -124,9 +124,9 @@ def remove(context: Context, stack: str) -> None:
     path, folder = _unit_path(context, stack), _folder(context, stack)
     if not path.exists() and not folder.exists():
         return
-    service = units.door_service(stack)
+    service = units.proxy_service(stack)
     context.systemd.stop(service)
-    podman.remove_container(units.door_container(stack))
+    podman.remove_container(units.proxy_container(stack))
     remove_file(path)
     # Even if the file was gone: an earlier removal may have been interrupted before the reload.
     context.systemd.daemon_reload()
@@ -138,7 +138,9 @@ def remove(context: Context, stack: str) -> None:
 
 def is_open(context: Context, stack: str) -> bool:
     """Return True if the door runs; otherwise no request can pass."""
-    return context.systemd.show(units.door_service(stack), "ActiveState")["ActiveState"] == "active"
+    return (
+        context.systemd.show(units.proxy_service(stack), "ActiveState")["ActiveState"] == "active"
+    )
 
 
 def leads_to(context: Context, stack: str) -> tuple[str, int | None]:
@@ -235,8 +237,8 @@ def installed(context: Context, stack: str) -> bool:
     return _unit_path(context, stack).exists()
 
 
-def _render(context: Context, stack: str, proxy: Proxy) -> units.DoorFiles:
-    return units.render_door(
+def _render(context: Context, stack: str, proxy: Proxy) -> units.ProxyFiles:
+    return units.render_proxy(
         stack,
         proxy,
         scope=context.paths.scope,
@@ -245,12 +247,12 @@ def _render(context: Context, stack: str, proxy: Proxy) -> units.DoorFiles:
     )
 
 
-def _pending(files: units.DoorFiles) -> units.DoorFiles:
-    (unit,) = render.pending(files.unit)
-    return units.DoorFiles(unit=unit, files=files.files)
+def _pending(files: units.ProxyFiles) -> units.ProxyFiles:
+    (unit,) = render.without_install(files.unit)
+    return units.ProxyFiles(unit=unit, files=files.files)
 
 
-def _write(context: Context, stack: str, proxy: Proxy, files: units.DoorFiles) -> bool:
+def _write(context: Context, stack: str, proxy: Proxy, files: units.ProxyFiles) -> bool:
     """Write a door's files; return True if systemd must read its unit again."""
     folder = _folder(context, stack)
     private_folder(folder / units.ADMIN)
@@ -275,13 +277,13 @@ def _write_keys(context: Context, stack: str, valid: tuple[str, ...]) -> None:
 
 
 def _start(context: Context, stack: str) -> None:
-    service = units.door_service(stack)
+    service = units.proxy_service(stack)
     context.systemd.reset_failed(service)
     context.systemd.start(service)
 
 
 def _wait(context: Context, stack: str) -> None:
-    service, started = units.door_service(stack), time.time()
+    service, started = units.proxy_service(stack), time.time()
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline:
         seen = context.systemd.show(service, "ActiveState", "Job")
@@ -292,7 +294,9 @@ def _wait(context: Context, stack: str) -> None:
         if idle or seen["ActiveState"] == "failed":
             break
         time.sleep(_POLL_S)
-    lines = context.systemd.journal(service, units.door_log(stack), since=started - _START_S)
+    lines = context.systemd.journal(
+        service, units.proxy_log_identifier(stack), since=started - _START_S
+    )
     raise StartFailed(
         f"the front door of {stack} did not start",
         details=lines[-5:],
@@ -300,7 +304,7 @@ def _wait(context: Context, stack: str) -> None:
     )
 
 
-def _same(files: units.DoorFiles, context: Context, stack: str) -> bool:
+def _same(files: units.ProxyFiles, context: Context, stack: str) -> bool:
     """Return True if this door is installed already; the engine's port may differ."""
     if _read(_unit_path(context, stack)) != files.unit.text:
         return False
@@ -312,8 +316,8 @@ def _same(files: units.DoorFiles, context: Context, stack: str) -> bool:
 
 
 def _unit_path(context: Context, stack: str) -> Path:
-    service = units.door_service(stack).removesuffix(".service")
-    return context.paths.unit_folder(stack) / render.file_name(service)
+    service = units.proxy_service(stack).removesuffix(".service")
+    return context.paths.unit_folder(stack) / render.unit_file_name(service)
 
 
 def _read(path: Path) -> str | None:

@@ -13,7 +13,7 @@ from stackctl.machine import podman
 from stackctl.requirements import gpu_findings
 from stackctl.requirements.cdi import GENERATE
 from stackctl.requirements.gpu import DEFAULT_CUDA
-from stackctl.units import devicewait
+from stackctl.units import wait_for_cdi
 from stackctl.values.host import Gpu, Host
 from stackctl.values.plan import Plan
 from stackctl.values.result import Result
@@ -103,7 +103,7 @@ def failure(lines: Sequence[str], *, waits: bool = False) -> Failure | None:
 
     With ``waits`` a unit that still waits for its GPUs counts too.
     """
-    kind = devicewait.missing(lines, waits=waits)
+    kind = wait_for_cdi.missing_device(lines, waits=waits)
     if kind is not None:
         cause = f"no file in /etc/cdi or /run/cdi describes {kind}"
         return Failure(cause, cause, _LOOK)

@@ -33,7 +33,7 @@ def install(context: Context, program: tuple[str, ...]) -> tuple[Path, ...]:
     folder = _folder(context)
     for name in (SERVICE, TIMER):
         text = (shipped / name).read_text("utf-8")
-        write_atomically(folder / name, text.replace(_PLACE, quoting.words(program)))
+        write_atomically(folder / name, text.replace(_PLACE, quoting.quote_words(program)))
     context.systemd.daemon_reload()
     context.systemd.enable(TIMER)
     return tuple(folder / name for name in (SERVICE, TIMER))

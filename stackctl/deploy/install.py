@@ -129,7 +129,7 @@ def installed_stacks(context: Context) -> tuple[str, ...]:
 def engine_file(stack: str, files: tuple[UnitFile, ...]) -> UnitFile | None:
     """Return the unit file of the stack's engine, the first slot's first; None without one."""
     by_name = {file.name: file for file in files}
-    names = (render.file_name(unit) for unit in render.engine_names(stack))
+    names = (render.unit_file_name(unit) for unit in render.engine_unit_names(stack))
     return next((by_name[name] for name in names if name in by_name), None)
 
 
@@ -153,8 +153,8 @@ def keep_only(context: Context, units: UnitSet) -> None:
     changed = write(context, units.stack, units.files)
     wanted = {file.name for file in units.files}
     folder = context.paths.unit_folder(units.stack)
-    for unit in render.engine_names(units.stack):
-        name = render.file_name(unit)
+    for unit in render.engine_unit_names(units.stack):
+        name = render.unit_file_name(unit)
         if name not in wanted and remove_file(folder / name):
             changed = True
     have_read(context, units.service, changed=changed)

@@ -25,7 +25,7 @@ from stackctl.sources.models import read_model
 from stackctl.sources.profiles import Profiles
 from stackctl.state.generations import now
 from stackctl.units import render
-from stackctl.units.door import door_of
+from stackctl.units.proxy_unit import make_proxy
 from stackctl.values.engine_facts import EngineWorkaround
 from stackctl.values.generation import Generation, Operation, Outcome
 from stackctl.values.model import Model
@@ -79,8 +79,8 @@ class Draft:
             operation=self.wish.operation,
             image=self.image.asked,
             image_id=self.image.image.id,
-            units=render.render(plan, target, number, unit),
-            door=door_of(self.profile, plan, self.door_image) if self.door_image else None,
+            units=render.render_units(plan, target, number, unit),
+            door=make_proxy(self.profile, plan, self.door_image) if self.door_image else None,
             plan=plan,
             profile=self.profile,
             asked=self.wish.asked,

@@ -69,7 +69,7 @@ def look(context: Context, stack: str) -> Before:
 def _without_file(context: Context, stack: str) -> Before:
     """Return the state without a unit file; an engine may still run after the file was removed."""
     ours = f"{context.paths.unit_folder(stack)}/"
-    for unit in render.engine_names(stack):
+    for unit in render.engine_unit_names(stack):
         service = render.service_name(unit)
         seen = context.systemd.show(service, "ActiveState", "LoadState", "SourcePath")
         known = seen.get("LoadState") == "not-found" or seen.get("SourcePath", "").startswith(ours)

@@ -23,7 +23,7 @@ from stackctl.values.plan import Decision, Plan, Scalar
 
 def other_slot(stack: str, unit: str | None) -> str:
     """Return the name of the free slot of a stack."""
-    return next(name for name in render.engine_names(stack) if name != unit)
+    return next(name for name in render.engine_unit_names(stack) if name != unit)
 
 
 def same(new: Generation, before: Before) -> bool:
@@ -36,7 +36,8 @@ def same(new: Generation, before: Before) -> bool:
         return False
     (file,) = new.units.files
     texts = [
-        render.without_sizes(render.without_labels(text)) for text in (file.text, before.file.text)
+        render.without_claimed_bytes(render.comparison_text(text))
+        for text in (file.text, before.file.text)
     ]
     return texts[0] == texts[1] and new.door == old.door
 

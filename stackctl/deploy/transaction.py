@@ -37,7 +37,7 @@ from stackctl.machine.signals import ignore_signals
 from stackctl.quantity import format_duration
 from stackctl.state.generations import now
 from stackctl.units import render
-from stackctl.units.door import door_service
+from stackctl.units.proxy_unit import proxy_service
 from stackctl.values.engine_facts import EngineWorkaround
 from stackctl.values.generation import Generation
 from stackctl.values.host import Host
@@ -141,7 +141,7 @@ def replace(
     """
     install.refuse_foreign(context, new.stack, new.units.service)
     if new.door is not None:
-        install.refuse_foreign(context, new.stack, door_service(new.stack))
+        install.refuse_foreign(context, new.stack, proxy_service(new.stack))
     strategy = takeover.choose(context, new, before, host)
     new = msgspec.structs.replace(new, strategy=strategy)
     takeover.require_room(context, host, new, before, force=wish.force)

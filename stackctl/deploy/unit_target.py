@@ -9,13 +9,13 @@ from stackctl.engines import engine as find_engine
 from stackctl.engines.protocol import Engine
 from stackctl.plan.claimed_resources import claim_of
 from stackctl.state.paths import Paths
-from stackctl.units.render import Target
+from stackctl.units.render import UnitTarget
 from stackctl.values.engine_facts import EngineFacts
 from stackctl.values.host import Host
 from stackctl.values.plan import Plan
 
 
-def unit_target(paths: Paths, host: Host, plan: Plan, facts: EngineFacts | None) -> Target:
+def unit_target(paths: Paths, host: Host, plan: Plan, facts: EngineFacts | None) -> UnitTarget:
     """Return the target for the units of a plan.
 
     Args:
@@ -30,7 +30,7 @@ def unit_target(paths: Paths, host: Host, plan: Plan, facts: EngineFacts | None)
     else:
         program, entrypoint = _assumed_start(find_engine(plan.engine), plan.image)
         image_id = "IMAGE"
-    return Target(
+    return UnitTarget(
         scope=paths.scope,
         podman=host.tools.podman,
         image=plan.image,

@@ -93,7 +93,9 @@ def _run(
         image,
         benchmark.arguments(model_mounts.model_path(model), threads),
         entrypoint=benchmark.program,
-        volumes=[quoting.volume(path, at, "ro") for path, at in model_mounts.model_mounts(model)],
+        volumes=[
+            quoting.join_volume(path, at, "ro") for path, at in model_mounts.model_mounts(model)
+        ],
         timeout_s=timeout_s,
     )
     if done.status == 127 or "not found" in done.stderr:

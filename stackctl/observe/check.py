@@ -13,7 +13,7 @@ from stackctl.machine.unitstate import UnitState
 from stackctl.observe.status import url
 from stackctl.state import health
 from stackctl.state.generations import now
-from stackctl.units.door import door_service
+from stackctl.units.proxy_unit import proxy_service
 from stackctl.values.generation import Generation
 from stackctl.values.history import HealthEntry
 from stackctl.values.result import CheckReport, Result
@@ -29,7 +29,7 @@ def check(context: Context, generation: Generation, *, answer_timeout_s: float) 
     stack = generation.stack
     services = {"unit": generation.units.service}
     if generation.door is not None:
-        services["door"] = door_service(stack)
+        services["door"] = proxy_service(stack)
     states = context.systemd.states(tuple(services.values()))
     results = [_unit(stack, name, states[service]) for name, service in services.items()]
     if all(result.status == "ok" for result in results):

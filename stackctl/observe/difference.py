@@ -12,7 +12,7 @@ from stackctl.deploy.stack_state import installed_number
 from stackctl.engines import engine as find_engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.plan.plan_diff import changed_decisions
-from stackctl.units.render import without_labels
+from stackctl.units.render import comparison_text
 from stackctl.values.cpu_list import CpuList
 from stackctl.values.generation import Generation
 from stackctl.values.history import DiffReport, FieldChange, UnitChange
@@ -125,7 +125,7 @@ def _units(old: Generation, new: Generation) -> Iterator[UnitChange]:
 def _lines(file: UnitFile | None, private_port: int | None) -> list[str]:
     if file is None:
         return []
-    text = without_labels(file.text)
+    text = comparison_text(file.text)
     if private_port is not None:
         text = re.sub(rf"\b{private_port}\b", "PORT", text)
     # splitlines would also split at characters that do not end a line of a unit.

@@ -21,7 +21,7 @@ from stackctl.observe.drift import drift
 from stackctl.observe.watch import watch
 from stackctl.probe.nvml import Nvml
 from stackctl.probe.reading import Reader
-from stackctl.units.door import door_container
+from stackctl.units.proxy_unit import proxy_container
 from stackctl.values.cpu_list import CpuList
 from stackctl.values.generation import EngineFact, Generation
 from stackctl.values.host import UNLIMITED
@@ -120,7 +120,7 @@ def _door_pids(generation: Generation, stats: Mapping[int, procfs.Stat]) -> tupl
     """Return the process IDs of the front door's container; empty without a front door."""
     if generation.door is None:
         return ()
-    found = podman.inspect((door_container(generation.stack),)).values()
+    found = podman.inspect((proxy_container(generation.stack),)).values()
     return tuple(pid for one in found if one.pid for pid in procfs.tree(stats, one.pid))
 
 

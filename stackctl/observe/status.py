@@ -19,7 +19,7 @@ from stackctl.observe import looks
 from stackctl.observe.drift import drift
 from stackctl.state import health
 from stackctl.units import render
-from stackctl.units.door import door_service
+from stackctl.units.proxy_unit import proxy_service
 from stackctl.values.generation import Generation
 from stackctl.values.history import HealthEntry
 from stackctl.values.status import StackState, StackStatus, StatusReport
@@ -42,7 +42,7 @@ def report(context: Context, stacks: Sequence[str]) -> StatusReport:
         return StatusReport(scope=context.paths.scope, stacks=())
     generations = {stack: _generation(context, stack) for stack in stacks}
     known = [generation for generation in generations.values() if generation is not None]
-    doors = [door_service(generation.stack) for generation in known if generation.door is not None]
+    doors = [proxy_service(generation.stack) for generation in known if generation.door is not None]
     services = [_service(stack, generation) for stack, generation in generations.items()]
     units = context.systemd.states((*services, *doors, TIMER))
     containers = _containers(context, [generation.units.container for generation in known])
@@ -110,7 +110,7 @@ def _status(
 ) -> StackStatus:
     plan, unit = generation.plan, units[generation.units.service]
     proxy = generation.door
-    door_state = units[door_service(generation.stack)].active if proxy else None
+    door_state = units[proxy_service(generation.stack)].active if proxy else None
     container = containers.get(generation.units.container)
     state, cause, remedy = _state(context, generation, unit)
     if state == "ready" and proxy is not None and door_state != "active":
@@ -132,7 +132,7 @@ def _status(
         container=generation.units.container,
         container_state=container.state if container else None,
         container_health=container.health if container else None,
-        door=door_service(generation.stack) if proxy else None,
+        door=proxy_service(generation.stack) if proxy else None,
         door_state=door_state,
         since=unit.since,
         restarts=unit.restarts,

@@ -31,7 +31,7 @@ def startup_command(port: int, health_path: str) -> str:
     )
 
 
-def command(port: int, health_path: str) -> str:
+def health_command(port: int, health_path: str) -> str:
     """Return a shell command that succeeds if the engine is healthy, or late because it works.
 
     An engine that computes a long prompt answers late and must not be killed; a process that hangs

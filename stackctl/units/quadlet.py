@@ -82,7 +82,7 @@ class Keys:
         """Return a line ``Name=value`` and its newline; empty when it became a podman argument."""
         first, argument = _KEYS[name]
         if self.version >= first:
-            text = quoting.words(values) if name in _SPLIT else quoting.raw(values[0])
+            text = quoting.quote_words(values) if name in _SPLIT else quoting.quote_raw(values[0])
             return f"{name}={text}\n"
         if argument is None:
             raise StackctlError(f"this Podman has no Quadlet key {name}", exit_code=ExitCode.HOST)
@@ -96,4 +96,4 @@ class Keys:
 
     def podman_args(self) -> str:
         """Return the collected arguments, one a line. Quadlet puts them last, before the image."""
-        return "".join(f"PodmanArgs={quoting.words([text])}\n" for text in self._arguments)
+        return "".join(f"PodmanArgs={quoting.quote_words([text])}\n" for text in self._arguments)

@@ -21,7 +21,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./$-]+")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 
 
-def raw(value: str) -> str:
+def quote_raw(value: str) -> str:
     """Quote a value of a key that Quadlet copies verbatim (Image, Volume, HealthCmd).
 
     Raise StackctlError (exit 2) for text that such a key cannot hold.
@@ -32,13 +32,13 @@ def raw(value: str) -> str:
     return _double(value)
 
 
-def text(value: str) -> str:
+def quote_text(value: str) -> str:
     """Quote text of a systemd key that expands specifiers but no variables (Description)."""
     _refuse_odd(value)
     return value.replace("%", "%%")
 
 
-def words(values: Iterable[str]) -> str:
+def quote_words(values: Iterable[str]) -> str:
     """Quote the arguments of a key that Quadlet splits into words (Exec, PodmanArgs, Environment).
 
     Quadlet ends a list of words at an empty one, and takes the quotes off a lone ``;``, with which
@@ -47,14 +47,14 @@ def words(values: Iterable[str]) -> str:
     return " ".join(_word(value) for value in values)
 
 
-def variable(value: str) -> str:
+def join_variable(value: str) -> str:
     """Check and return a variable ``NAME=value``, unquoted. Podman misreads other names."""
     if not _VARIABLE.match(value):
         raise _error(value, "it is not NAME=value")
     return value
 
 
-def volume(source: str, target: str, options: str) -> str:
+def join_volume(source: str, target: str, options: str) -> str:
     """Return a volume as Podman takes it, unquoted. Raise for a path with a colon."""
     for path in (source, target):
         if ":" in path:
@@ -82,7 +82,7 @@ def mount_point(path: str) -> str:
     return '"' + whole.replace("%", "%%") + '"'
 
 
-def unit(text: str) -> str:
+def checked_unit_text(text: str) -> str:
     """Return the text of a unit. Raise when systemd could not read the service made from it."""
     if len(text.encode()) > LONGEST_UNIT:
         raise StackctlError(

@@ -16,7 +16,7 @@ from stackctl.engines import model_mounts
 from stackctl.engines.protocol import CACHE
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.resources import data_folder
-from stackctl.units import devicewait, healthcheck, quoting
+from stackctl.units import healthcheck, quoting, wait_for_cdi
 from stackctl.units.quadlet import Keys, parse_version
 from stackctl.values.base import to_plain
 from stackctl.values.claim import Claim
@@ -36,7 +36,7 @@ _INSTALL = re.compile(r"^\[Install\]\nWantedBy=.*\n\n?", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class Target:
+class UnitTarget:
     """The inputs of a unit's text besides the plan.
 
     ``image`` is the pinned reference (digest or image ID), ``program`` the command to start in it
@@ -61,7 +61,7 @@ class Target:
 SLOTS = ("", "_b")
 
 
-def engine_names(stack: str) -> tuple[str, ...]:
+def engine_unit_names(stack: str) -> tuple[str, ...]:
     """Return the names of the units that may hold a stack's engine."""
     return tuple(f"{stack}{slot}" for slot in SLOTS)
 
@@ -71,7 +71,9 @@ def service_name(unit: str) -> str:
     return f"{unit}.service"
 
 
-def render(plan: Plan, target: Target, generation: int, unit: str | None = None) -> UnitSet:
+def render_units(
+    plan: Plan, target: UnitTarget, generation: int, unit: str | None = None
+) -> UnitSet:
     """Render one generation's unit files; ``unit`` is the name of its slot (None: the first).
 
     Raises:
@@ -83,12 +85,12 @@ def render(plan: Plan, target: Target, generation: int, unit: str | None = None)
         if not re.fullmatch(NAME_PATTERN, name):
             raise StackctlError(f"{name[:40]!r} is not a name", exit_code=ExitCode.USAGE)
     keys = Keys(parse_version(target.podman))
-    template = environment().get_template("engine.container.j2")
+    template = template_environment().get_template("engine.container.j2")
     memlock = plan.memlock_bytes
     engine = find_engine(plan.engine)
     health_path = engine.health_path
     shared = [(source, inside, "ro") for source, inside in model_mounts.model_mounts(plan.model)]
-    waits_s = devicewait.WAIT_S if target.devices else 0
+    waits_s = wait_for_cdi.WAIT_S if target.devices else 0
     compiles = engine.compiles == "everywhere" or plan.placement.gpus
     cache = target.cache if compiles else None
     if cache is not None:
@@ -99,13 +101,17 @@ def render(plan: Plan, target: Target, generation: int, unit: str | None = None)
         generation=generation,
         container=container_name(unit),
         arguments=(*target.program, *plan.argv[1:]),
-        mounts=[(source, quoting.volume(source, inside, mode)) for source, inside, mode in shared],
+        mounts=[
+            (source, quoting.join_volume(source, inside, mode)) for source, inside, mode in shared
+        ],
         devices=target.devices,
-        wait=quoting.words(devicewait.command(target.devices)) if target.devices else None,
-        cache=None if cache is None else quoting.words(_levels(cache)),
+        wait=quoting.quote_words(wait_for_cdi.wait_command(target.devices))
+        if target.devices
+        else None,
+        cache=None if cache is None else quoting.quote_words(_levels(cache)),
         shm=None if engine.shm_bytes is None else str(engine.shm_bytes),
         startup=healthcheck.startup_command(plan.engine_listen_port, health_path),
-        health=healthcheck.command(plan.engine_listen_port, health_path),
+        health=healthcheck.health_command(plan.engine_listen_port, health_path),
         unset=engine.conflicting_env,
         claim=json.dumps(to_plain(target.claim), ensure_ascii=True),
         memlock=None if memlock is None else "-1" if memlock == UNLIMITED else str(memlock),
@@ -123,7 +129,7 @@ def render(plan: Plan, target: Target, generation: int, unit: str | None = None)
         stack=plan.stack,
         service=service_name(unit),
         container=container_name(unit),
-        files=(UnitFile(name=file_name(unit), text=quoting.unit(text)),),
+        files=(UnitFile(name=unit_file_name(unit), text=quoting.checked_unit_text(text)),),
     )
 
 
@@ -145,17 +151,17 @@ def relabel(units: UnitSet, generation: int, unit: str) -> UnitSet:
         stack=units.stack,
         service=service_name(unit),
         container=container_name(unit),
-        files=(UnitFile(name=file_name(unit), text=text),),
+        files=(UnitFile(name=unit_file_name(unit), text=text),),
     )
 
 
-def pending(*files: UnitFile) -> tuple[UnitFile, ...]:
+def without_install(*files: UnitFile) -> tuple[UnitFile, ...]:
     """Return unit files without their [Install] section, for a generation that is not proven yet:
     at boot the one that it replaces starts instead."""
     return tuple(UnitFile(name=file.name, text=_INSTALL.sub("", file.text)) for file in files)
 
 
-def file_name(unit: str) -> str:
+def unit_file_name(unit: str) -> str:
     """Return the file name of a unit."""
     return f"{unit}.container"
 
@@ -170,7 +176,7 @@ def log_identifier(stack: str, generation: int) -> str:
     return f"{stack}-g{generation}"
 
 
-def without_labels(text: str) -> str:
+def comparison_text(text: str) -> str:
     """Return a unit's text without its number, slot and time limits, to compare two units.
 
     A different limit for a start is no reason for another start.
@@ -180,7 +186,7 @@ def without_labels(text: str) -> str:
     return _CONTAINER.sub("ContainerName=", _IDENTIFIER.sub("SyslogIdentifier=", text))
 
 
-def without_sizes(text: str) -> str:
+def without_claimed_bytes(text: str) -> str:
     """Return a unit's text without the memory it claims: a newly measured size is no reason for
     another start."""
     return _CLAIMED.sub(lambda claim: re.sub(r'bytes": \d+', 'bytes": ', claim[0]), text)
@@ -199,7 +205,7 @@ def profile_of(text: str) -> str | None:
 
 
 @functools.cache
-def environment() -> jinja2.Environment:
+def template_environment() -> jinja2.Environment:
     """Return the Jinja environment of the templates, with their filters and tests."""
     found = jinja2.Environment(
         loader=jinja2.FileSystemLoader(data_folder("templates")),
@@ -209,8 +215,8 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    found.filters["text"] = quoting.text
-    found.filters["variable"] = quoting.variable
+    found.filters["text"] = quoting.quote_text
+    found.filters["variable"] = quoting.join_variable
     found.filters["mount_point"] = quoting.mount_point
     found.tests["plain_path"] = quoting.is_plain_path
     found.globals["log_identifier"] = log_identifier

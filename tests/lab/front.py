@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from stackctl.machine.haproxy import Haproxy
-from stackctl.units.door import ADMIN, KEYS, DoorFiles, door_service, render_door
+from stackctl.units.proxy_unit import ADMIN, KEYS, ProxyFiles, proxy_service, render_proxy
 from stackctl.values.proxy import Proxy, key_digest
 
 from . import look
@@ -53,20 +53,20 @@ class Front:
         """Prepare; ``start`` makes the door."""
         self.seat = seat
         self.lab = seat.lab
-        self.service = door_service(STACK)
+        self.service = proxy_service(STACK)
         self.folder = f"{seat.state}/doors/{STACK}"
         self.admin = Haproxy(look.lab_path(self.lab, f"{self.folder}/{ADMIN}"))
         self._engines: list[subprocess.Popen[str]] = []
         self._clients = ThreadPoolExecutor(100)
         look.put(self.lab, ENGINE, (Path(__file__).parent / "fakeengine.py").read_bytes())
 
-    def start(self, *, keys: Sequence[str] = (), **given: Any) -> DoorFiles:
+    def start(self, *, keys: Sequence[str] = (), **given: Any) -> ProxyFiles:
         """Install the door as a deployment would, and start it."""
         seat, image = self.seat, ("podman", "image", "inspect", "--format={{.Id}}", DOOR_IMAGE)
         values: dict[str, Any] = {"port": PORT, "engine_port": ENGINE_PORT, "hold_s": 20}
         values |= {"health_path": "/health", "key": bool(keys)}
         door = Proxy(**values | given, image=seat.run(*image).stdout.strip())
-        files = render_door(
+        files = render_proxy(
             STACK,
             door,
             scope="system" if seat.user == "root" else "user",

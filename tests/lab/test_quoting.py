@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.units.render import Target, render, service_name
+from stackctl.units.render import UnitTarget, render_units, service_name
 from stackctl.values.claim import Claim
 from stackctl.values.model import Model, ModelFile
 from stackctl.values.plan import MemoryBudget, Placement, Plan, Prediction, Timing, Verdict
@@ -165,14 +165,14 @@ class Desk:
 
     def text(self, made: Plan) -> str:
         """The text of the unit of a plan."""
-        target = Target(
+        target = UnitTarget(
             scope="system" if self.seat.user == "root" else "user",
             podman=self.podman,
             image=IMAGE,
             program=PROGRAM,
             claim=Claim(stack=made.stack),
         )
-        (file,) = render(made, target, 1).files
+        (file,) = render_units(made, target, 1).files
         return file.text
 
     def accepted(

@@ -35,7 +35,7 @@ from stackctl.plan.planner import PlanInputs
 from stackctl.plan.user_claims import claims_note, make_plan_ignoring_user_claims
 from stackctl.state.claims import binding, declared
 from stackctl.state.paths import paths
-from stackctl.units.render import Target, render
+from stackctl.units.render import UnitTarget, render_units
 from stackctl.values.base import from_json, to_json, to_plain
 from stackctl.values.claim import Claim, GpuShare
 from stackctl.values.cpu_list import CpuList
@@ -291,9 +291,13 @@ def test_plans_never_take_what_others_claim(
 
 
 def unit(made: Plan, claim: Claim) -> str:
-    target = Target(scope="system", podman="5.4.2", image="i", program=(), claim=claim)
+    target = UnitTarget(scope="system", podman="5.4.2", image="i", program=(), claim=claim)
     # The CPU plan's unit, with the claim of either: units for GPUs are not rendered yet.
-    return render(stack("cpu-moe-batch") if made.placement.gpus else made, target, 3).files[0].text
+    return (
+        render_units(stack("cpu-moe-batch") if made.placement.gpus else made, target, 3)
+        .files[0]
+        .text
+    )
 
 
 def put(root: Path, folder: str, name: str, text: str) -> None:

@@ -12,7 +12,7 @@ from test_units import VERSIONS, expanded, sections, unit_words
 
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.units import render
-from stackctl.units.door import DoorFiles, door_container, door_service, render_door
+from stackctl.units.proxy_unit import ProxyFiles, proxy_container, proxy_service, render_proxy
 from stackctl.values.base import from_json, to_json
 from stackctl.values.proxy import Proxy, key_digest
 
@@ -29,8 +29,8 @@ def made(
     podman: str | None = "5.4.2",
     scope: Literal["user", "system"] = "system",
     folder: str = FOLDER,
-) -> DoorFiles:
-    return render_door("cpu", given or door(), scope=scope, podman=podman, folder=folder)
+) -> ProxyFiles:
+    return render_proxy("cpu", given or door(), scope=scope, podman=podman, folder=folder)
 
 
 def config(given: Proxy | None = None) -> str:
@@ -66,8 +66,8 @@ def test_what_every_door_says(podman: str | None) -> None:
     unit = sections(files.unit.text)
     container = dict(unit["Container"])
     assert files.unit.name == "cpu_door.container"
-    assert door_service("cpu") == "cpu_door.service"
-    assert container["ContainerName"] == door_container("cpu") == "stackctl-cpu_door"
+    assert proxy_service("cpu") == "cpu_door.service"
+    assert container["ContainerName"] == proxy_container("cpu") == "stackctl-cpu_door"
     assert container["Image"] == "ab" * 32
     assert container["Network"] == "host"
     assert container["ReadOnly"] == container["NoNewPrivileges"] == container["Notify"] == "true"
@@ -110,7 +110,7 @@ def test_only_a_door_on_an_address_of_the_network_waits_for_it() -> None:
 def test_a_door_that_is_not_final_is_not_started_at_boot(podman: str) -> None:
     for scope in ("user", "system"):
         unit = made(podman=podman, scope=scope).unit
-        (pending,) = render.pending(unit)
+        (pending,) = render.without_install(unit)
         assert "[Install]" in unit.text
         assert {**sections(pending.text), "Install": sections(unit.text)["Install"]} == (
             sections(unit.text)

@@ -67,13 +67,13 @@ def run(shell: list[str], text: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("shell", SHELLS, ids=lambda words: " ".join(words))
 def test_an_answer_decides_at_once(shell: list[str]) -> None:
     with server(200) as port:
-        assert run(shell, healthcheck.command(port, "/health")).returncode == 0
+        assert run(shell, healthcheck.health_command(port, "/health")).returncode == 0
         assert run(shell, healthcheck.startup_command(port, "/health")).returncode == 0
     with server(503) as port:
-        assert run(shell, healthcheck.command(port, "/health")).returncode != 0
+        assert run(shell, healthcheck.health_command(port, "/health")).returncode != 0
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        command = healthcheck.command(closed.getsockname()[1], "/health")
+        command = healthcheck.health_command(closed.getsockname()[1], "/health")
         assert run(shell, command).returncode != 0
 
 
@@ -95,8 +95,8 @@ def test_a_check_ends_within_its_time() -> None:
     # HealthTimeout of the template is 20 s.
     assert healthcheck.ANSWER_S + healthcheck.WATCH_S <= 12
     # What a unit file holds is what the shell gets.
-    command = healthcheck.command(8080, "/health")
-    assert quoting.raw(command).replace("$$", "$") == command
+    command = healthcheck.health_command(8080, "/health")
+    assert quoting.quote_raw(command).replace("$$", "$") == command
     assert not set(command) & set("\"'\\%`\n")
 
 

@@ -24,7 +24,7 @@ from stackctl.machine.systemd import Systemd
 from stackctl.state.generations import Generations
 from stackctl.state.journal import Journal
 from stackctl.state.paths import paths
-from stackctl.units.door import door_log, door_service
+from stackctl.units.proxy_unit import proxy_log_identifier, proxy_service
 from stackctl.values.claim import Claim
 from stackctl.values.generation import Generation, Outcome
 from stackctl.values.proxy import Proxy
@@ -143,8 +143,8 @@ def test_a_rollback_keeps_its_ports_and_says_so(tmp_path: Path) -> None:
 
 
 def test_the_log_of_a_stack_is_that_of_both_slots_and_the_door() -> None:
-    units = ("cpu.service", "cpu_b.service", door_service("cpu"))
-    words = Systemd("user").journal_command(units, ("cpu-g2", door_log("cpu")), lines=3)
+    units = ("cpu.service", "cpu_b.service", proxy_service("cpu"))
+    words = Systemd("user").journal_command(units, ("cpu-g2", proxy_log_identifier("cpu")), lines=3)
     assert [word for word in words if "unit" in word] == [
         "--user-unit=cpu.service", "--user-unit=cpu_b.service", "--user-unit=cpu_door.service",
     ]  # fmt: skip

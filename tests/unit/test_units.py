@@ -30,18 +30,18 @@ from stackctl.deploy.unit_target import starting
 from stackctl.engines import engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.plan.claimed_resources import claim_of
-from stackctl.units import devicewait, healthcheck, quoting
+from stackctl.units import healthcheck, quoting, wait_for_cdi
 from stackctl.units.quadlet import NEWEST, Keys, parse_version
 from stackctl.units.render import (
     RESTARTS,
-    Target,
+    UnitTarget,
+    comparison_text,
     generation_of,
     log_identifier,
     profile_of,
-    render,
+    render_units,
     service_name,
-    without_labels,
-    without_sizes,
+    without_claimed_bytes,
 )
 from stackctl.values.model import Model, ModelFile
 from stackctl.values.plan import Plan
@@ -121,10 +121,10 @@ class Read:
         image: str = PINNED,
         **more: Any,
     ) -> None:
-        target = Target(
+        target = UnitTarget(
             scope=scope, podman=podman, image=image, program=program, claim=claim_of(made), **more
         )
-        self.units = render(made, target, generation)
+        self.units = render_units(made, target, generation)
         (file,) = self.units.files
         self.name, self.text = file.name, file.text
         self.sections = sections(file.text)
@@ -160,7 +160,7 @@ WORD = (LINE | TRICKY).filter(lambda value: value not in ("", ";"))
 
 @given(st.lists(WORD, max_size=5))
 def test_words_come_out_as_they_went_in(values: list[str]) -> None:
-    text = quoting.words(values)
+    text = quoting.quote_words(values)
     assert "\n" not in text
     assert not text.endswith("\\")
     assert [expanded(word) for word in unit_words(text)] == values
@@ -169,7 +169,7 @@ def test_words_come_out_as_they_went_in(values: list[str]) -> None:
 @given(LINE | TRICKY)
 def test_raw_values_come_out_as_they_went_in(value: str) -> None:
     try:
-        text = quoting.raw(value)
+        text = quoting.quote_raw(value)
     except StackctlError as error:
         assert error.exit_code == ExitCode.USAGE
         assert not value or value != value.strip() or value.endswith("\\")
@@ -179,10 +179,12 @@ def test_raw_values_come_out_as_they_went_in(value: str) -> None:
 
 @given(LINE | TRICKY)
 def test_text_of_systemd_s_own_keys(value: str) -> None:
-    assert expanded(quoting.text(value), "%") == value
+    assert expanded(quoting.quote_text(value), "%") == value
 
 
-@pytest.mark.parametrize("write", [quoting.raw, quoting.text, lambda text: quoting.words([text])])
+@pytest.mark.parametrize(
+    "write", [quoting.quote_raw, quoting.quote_text, lambda text: quoting.quote_words([text])]
+)
 @pytest.mark.parametrize("char", ["\n", "\r", "\t", "\0", "\x1b", "\x7f", "\x80", "\x9f"])
 def test_control_characters_are_refused(write: Callable[[str], str], char: str) -> None:
     with pytest.raises(StackctlError, match="control character") as caught:
@@ -192,7 +194,9 @@ def test_control_characters_are_refused(write: Callable[[str], str], char: str) 
     assert char not in caught.value.message
 
 
-@pytest.mark.parametrize("write", [quoting.raw, quoting.text, lambda text: quoting.words([text])])
+@pytest.mark.parametrize(
+    "write", [quoting.quote_raw, quoting.quote_text, lambda text: quoting.quote_words([text])]
+)
 @pytest.mark.parametrize("char", ["\udc80", "\ud800", "\ufffe", "\ufdd0", "\U0010ffff"])
 def test_what_is_no_character_is_refused(write: Callable[[str], str], char: str) -> None:
     with pytest.raises(
@@ -210,7 +214,7 @@ def test_what_is_no_character_is_refused(write: Callable[[str], str], char: str)
 )
 def test_words_that_would_not_come_out(value: str, why: str) -> None:
     with pytest.raises(StackctlError, match=why) as caught:
-        quoting.words(["a", value, "b"])
+        quoting.quote_words(["a", value, "b"])
     assert caught.value.exit_code == ExitCode.USAGE
     assert len(caught.value.message) < 200
 
@@ -218,8 +222,8 @@ def test_words_that_would_not_come_out(value: str, why: str) -> None:
 @pytest.mark.parametrize("value", ["", "A", "=1", "A B=1", "A*", "1A=x", "A-B=1", "-e=1", "A\n=1"])
 def test_variables_have_plain_names(value: str) -> None:
     with pytest.raises(StackctlError, match="not NAME=value"):
-        quoting.variable(value)
-    assert quoting.variable("A_1=") == "A_1="
+        quoting.join_variable(value)
+    assert quoting.join_variable("A_1=") == "A_1="
 
 
 def test_a_unit_has_a_longest_line() -> None:
@@ -250,15 +254,15 @@ def test_names_that_are_none_are_not_written(field: str, name: str) -> None:
     ],
 )
 def test_words_as_they_are_written(value: str, text: str) -> None:
-    assert quoting.words([value]) == text
+    assert quoting.quote_words([value]) == text
 
 
 @pytest.mark.parametrize(("source", "target"), [("/a:b", "/c"), ("/a", "/c:d")])
 def test_a_path_with_a_colon_cannot_be_mounted(source: str, target: str) -> None:
     with pytest.raises(StackctlError, match="colon") as caught:
-        quoting.volume(source, target, "ro")
+        quoting.join_volume(source, target, "ro")
     assert caught.value.hint
-    assert quoting.volume("/a,b", "/c", "ro") == "/a,b:/c:ro"
+    assert quoting.join_volume("/a,b", "/c", "ro") == "/a,b:/c:ro"
 
 
 # Versions
@@ -410,7 +414,7 @@ def test_the_start_limit_spans_all_attempts(deadline_s: int) -> None:
     assert ceiling == made.timing.ceiling_s > deadline_s
     assert int(read.one("Unit", "StartLimitIntervalSec")) > burst * (ceiling + pause)
     read = on_gpu("gpu-gguf")
-    attempt = int(read.one("Service", "TimeoutStartSec")) + pause + devicewait.WAIT_S
+    attempt = int(read.one("Service", "TimeoutStartSec")) + pause + wait_for_cdi.WAIT_S
     assert int(read.one("Unit", "StartLimitIntervalSec")) > burst * attempt
 
 
@@ -491,7 +495,10 @@ def test_nothing_that_a_person_writes_is_in_the_health_command() -> None:
                  if key in ("HealthCmd", "HealthStartupCmd")]  # fmt: skip
         found += [a.partition("=")[2] for a in read.podman_args if "-cmd=" in a]
         assert sorted(text.replace("$$", "$") for text in found) == sorted(
-            [healthcheck.command(8080, "/health"), healthcheck.startup_command(8080, "/health")]
+            [
+                healthcheck.health_command(8080, "/health"),
+                healthcheck.startup_command(8080, "/health"),
+            ]
         )
 
 
@@ -501,14 +508,16 @@ def test_nothing_that_a_person_writes_is_in_the_health_command() -> None:
 def test_the_number_is_not_part_of_what_a_unit_says() -> None:
     first, second = Read(plan(), generation=1).text, Read(plan(), generation=12).text
     assert first != second
-    assert without_labels(first) == without_labels(second)
-    assert without_labels(first) != without_labels(Read(plan(wish=THROUGHPUT)).text)
+    assert comparison_text(first) == comparison_text(second)
+    assert comparison_text(first) != comparison_text(Read(plan(wish=THROUGHPUT)).text)
     # How much memory it claims is, but the engine may tell that better than the first plan.
     claimed = re.sub(r'"memory_bytes": (\d+)', r'"memory_bytes": 1\1', first)
     assert claimed != first
-    assert without_labels(claimed) != without_labels(first)
-    assert without_sizes(claimed) == without_sizes(first)
-    assert without_sizes(re.sub('"port": 8', '"port": 9', first)) != without_sizes(first)
+    assert comparison_text(claimed) != comparison_text(first)
+    assert without_claimed_bytes(claimed) == without_claimed_bytes(first)
+    assert without_claimed_bytes(re.sub('"port": 8', '"port": 9', first)) != without_claimed_bytes(
+        first
+    )
     assert (generation_of(first), generation_of(second), generation_of("")) == (1, 12, None)
     assert (profile_of(first), profile_of("")) == (LATENCY.name, None)
     assert service_name("cpu") == "cpu.service"

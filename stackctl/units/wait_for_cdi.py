@@ -21,7 +21,7 @@ _SAYS = "no file in /etc/cdi or /run/cdi describes"
 _SAID = re.compile(rf"^(?P<waits>waits: )?{_SAYS} (?P<kind>\S+)$")
 
 
-def command(devices: Iterable[str]) -> tuple[str, ...]:
+def wait_command(devices: Iterable[str]) -> tuple[str, ...]:
     """Return a command that waits until files describe devices of these kinds.
 
     It exits 1 when none came in WAIT_S. Podman checks the content of the file afterwards.
@@ -37,7 +37,7 @@ def command(devices: Iterable[str]) -> tuple[str, ...]:
     return ("/bin/sh", "-c", f"n=0; {waits}")
 
 
-def missing(lines: Sequence[str], *, waits: bool) -> str | None:
+def missing_device(lines: Sequence[str], *, waits: bool) -> str | None:
     """Return the kind of device that a unit's log reports as missing; None without one.
 
     With ``waits`` a device counts too for which the unit still waits."""

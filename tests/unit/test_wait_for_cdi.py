@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from stackctl.deploy import gpu
-from stackctl.units import devicewait
+from stackctl.units import wait_for_cdi
 
 SHELLS = [
     words
@@ -24,12 +24,12 @@ TEXT = '{"cdiVersion": "0.5.0", "kind": "nvidia.com/gpu", "devices": [{"name": "
 
 def wait(shell: list[str], place: Path, *, most_s: int) -> subprocess.CompletedProcess[str]:
     """Run the command for files below a folder, with other times."""
-    _, _, text = devicewait.command((f"{KIND}=0", f"{KIND}=1"))
+    _, _, text = wait_for_cdi.wait_command((f"{KIND}=0", f"{KIND}=1"))
     for name in ("etc", "run"):
         (place / name / "cdi").mkdir(parents=True, exist_ok=True)
         text = re.sub(rf" /{name}/cdi/(?=\*)", f" {place}/{name}/cdi/", text)
-    text = text.replace(f"-lt {devicewait.WAIT_S}", f"-lt {10 * most_s}")
-    text = text.replace(f"n+{devicewait.PAUSE_S}", "n+1").replace("sleep 2", "sleep 0.1")
+    text = text.replace(f"-lt {wait_for_cdi.WAIT_S}", f"-lt {10 * most_s}")
+    text = text.replace(f"n+{wait_for_cdi.PAUSE_S}", "n+1").replace("sleep 2", "sleep 0.1")
     return subprocess.run(
         [*shell, "-c", text], capture_output=True, text=True, timeout=30, check=False
     )
@@ -92,4 +92,4 @@ def test_a_driver_is_looked_for_as_often_as_a_start_waits() -> None:
     assert "\nStartLimitIntervalSec=0\n" in text
     longest = re.search(r"^RestartMaxDelaySec=(\d+)min$", text, re.MULTILINE)
     assert longest is not None
-    assert int(longest[1]) * 60 <= devicewait.WAIT_S
+    assert int(longest[1]) * 60 <= wait_for_cdi.WAIT_S

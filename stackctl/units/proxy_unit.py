@@ -13,7 +13,7 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.resources import data_folder
 from stackctl.units import quoting
 from stackctl.units.quadlet import Keys, parse_version
-from stackctl.units.render import RESTARTS, environment
+from stackctl.units.render import RESTARTS, template_environment
 from stackctl.values.plan import Plan
 from stackctl.values.profile import Profile
 from stackctl.values.proxy import Proxy
@@ -38,30 +38,30 @@ CLIENT_PATHS = (
 )  # fmt: skip
 
 
-def door_log(stack: str) -> str:
+def proxy_log_identifier(stack: str) -> str:
     """Return the identifier of the door's lines in the journal."""
     return f"{stack}-door"
 
 
 @dataclass(frozen=True)
-class DoorFiles:
+class ProxyFiles:
     """The door's unit, and the files of its folder."""
 
     unit: UnitFile
     files: tuple[UnitFile, ...]
 
 
-def door_service(stack: str) -> str:
+def proxy_service(stack: str) -> str:
     """Return the service of a stack's door. Names of stacks have no underscore: no clash."""
     return f"{stack}_door.service"
 
 
-def door_container(stack: str) -> str:
+def proxy_container(stack: str) -> str:
     """Return the name of the door's container."""
     return f"stackctl-{stack}_door"
 
 
-def door_of(profile: Profile, plan: Plan, image: str) -> Proxy:
+def make_proxy(profile: Profile, plan: Plan, image: str) -> Proxy:
     """Return the front door of a plan that has given its engine a private port."""
     return Proxy(
         port=plan.port,
@@ -73,9 +73,9 @@ def door_of(profile: Profile, plan: Plan, image: str) -> Proxy:
     )
 
 
-def render_door(
+def render_proxy(
     stack: str, proxy: Proxy, *, scope: Literal["user", "system"], podman: str | None, folder: str
-) -> DoorFiles:
+) -> ProxyFiles:
     """Render the unit and the files of a door.
 
     Args:
@@ -95,17 +95,17 @@ def render_door(
     if not re.fullmatch(r"/[A-Za-z0-9._/-]{0,100}", health):
         raise StackctlError(f"{health!r} is not the path of a URL", exit_code=ExitCode.USAGE)
     keys = Keys(parse_version(podman))
-    templates = environment()
+    templates = template_environment()
     unit = templates.get_template("door.container.j2").render(
         stack=stack,
         door=proxy,
         scope=scope,
-        container=door_container(stack),
-        identifier=door_log(stack),
+        container=proxy_container(stack),
+        identifier=proxy_log_identifier(stack),
         always_there=address.is_loopback or address.is_unspecified,
         mounts=[
-            (folder, quoting.volume(folder, "/door", "ro")),
-            (f"{folder}/{ADMIN}", quoting.volume(f"{folder}/{ADMIN}", "/admin", "rw")),
+            (folder, quoting.join_volume(folder, "/door", "ro")),
+            (f"{folder}/{ADMIN}", quoting.join_volume(f"{folder}/{ADMIN}", "/admin", "rw")),
         ],
         restarts=RESTARTS,
         restart_pause=_RESTART_PAUSE_S,
@@ -127,7 +127,7 @@ def render_door(
         keys=KEYS,
     )
     hold = (data_folder("templates") / "hold.lua").read_text(encoding="utf-8")
-    return DoorFiles(
+    return ProxyFiles(
         unit=UnitFile(name=f"{stack}_door.container", text=unit),
         files=(
             UnitFile(name="haproxy.cfg", text=config),
