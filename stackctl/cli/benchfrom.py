@@ -54,8 +54,8 @@ def target(
         key = from_json(text, KeyReport, where=host).key
     there = remote.box(host)
     with (
-        there.forwarded(address.hostname or "127.0.0.1", address.port or 80) as clients,
-        there.forwarded("127.0.0.1", generation.plan.engine_listen_port) as engine,
+        there.forward_port(address.hostname or "127.0.0.1", address.port or 80) as clients,
+        there.forward_port("127.0.0.1", generation.plan.engine_listen_port) as engine,
     ):
         # The box has just reported that the engine is ready, so a failure here is the tunnel's.
         if endpoint.liveness(engine, find_engine(generation.plan.engine).health_path) != "ready":

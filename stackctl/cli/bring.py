@@ -24,7 +24,7 @@ _LOOKS = frozenset({"--dry-run", "--help", "-h", "--version"})
 
 
 @contextlib.contextmanager
-def program(there: ssh.Box, words: Sequence[str], out: Output) -> Iterator[tuple[str, ...]]:
+def program(there: ssh.RemoteHost, words: Sequence[str], out: Output) -> Iterator[tuple[str, ...]]:
     """Yield the command that runs stackctl on the box: the installed one, or a temporary copy.
 
     Raises:
@@ -33,7 +33,7 @@ def program(there: ssh.Box, words: Sequence[str], out: Output) -> Iterator[tuple
     """
     name = there.destination
     out.quiet = bool({"-q", "--quiet"} & set(words))
-    status, text, said = there.ask(carry.look())
+    status, text, said = there.query(carry.look())
     if status:
         _require_connection(there, status)
         raise StackctlError(f"{name} runs no commands of sh: {said.strip() or status}")
@@ -53,7 +53,11 @@ def program(there: ssh.Box, words: Sequence[str], out: Output) -> Iterator[tuple
 
 
 def _bring(
-    there: ssh.Box, seen: carry.Seen, words: Sequence[str], out: Output, stack: contextlib.ExitStack
+    there: ssh.RemoteHost,
+    seen: carry.Seen,
+    words: Sequence[str],
+    out: Output,
+    stack: contextlib.ExitStack,
 ) -> tuple[str, ...]:
     name = there.destination
     target = seen.target(name)
@@ -67,7 +71,7 @@ def _bring(
         out.progress("stackctl", text, elapsed_s=time.monotonic() - began)
 
     keep = carry.arrive(target, "keep", str(len(data)), str(carry.unpacked_bytes(data)))
-    path = stack.enter_context(there.lend(keep, data, progress))
+    path = stack.enter_context(there.hold_upload(keep, data, progress))
     instead = f", which has {seen.version}," if seen.version else ""
     out.step(
         "stackctl",
@@ -77,7 +81,7 @@ def _bring(
     return (*sudo, *carry.arrive(target, "start", path, digest, remote.caller(name)))
 
 
-def _sudo(there: ssh.Box, seen: carry.Seen) -> tuple[str, ...]:
+def _sudo(there: ssh.RemoteHost, seen: carry.Seen) -> tuple[str, ...]:
     """Return the words that run a command as root on the box.
 
     Raises StackctlError (exit 2) if sudo is missing there or does not permit it.
@@ -91,7 +95,7 @@ def _sudo(there: ssh.Box, seen: carry.Seen) -> tuple[str, ...]:
         )
     if remote.on_terminal():
         return ("sudo",)
-    status, _, _ = there.ask("sudo -n true")
+    status, _, _ = there.query("sudo -n true")
     if status:
         _require_connection(there, status)
         raise StackctlError(
@@ -104,7 +108,7 @@ def _sudo(there: ssh.Box, seen: carry.Seen) -> tuple[str, ...]:
     return ("sudo", "-n")
 
 
-def _require_connection(there: ssh.Box, status: int) -> None:
+def _require_connection(there: ssh.RemoteHost, status: int) -> None:
     """Raise StackctlError if the connection failed, not a program on the box."""
     if status == ssh.FAILED:
         remote.require(there, status)

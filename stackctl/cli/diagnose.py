@@ -65,11 +65,11 @@ def command(session: Session, stack: str | None, log: str | None, since: float |
 def _of_log(log: str, since_s: float | None) -> DiagnoseReport:
     from stackctl.diagnose.log_samples import last_seconds, read_log
     from stackctl.engines import engines
-    from stackctl.machine.text import lines_of
+    from stackctl.machine.log_lines import read_lines
     from stackctl.observe.diagnose import report_of
     from stackctl.values.diagnosis import Evidence
 
-    samples = read_log(lines_of(log))
+    samples = read_log(read_lines(log))
     if samples is None:
         raise StackctlError(
             f"no engine's log: {'stdin' if log == '-' else log}",

@@ -124,7 +124,7 @@ def _proof(plan: Plan, host: Host) -> Result:
     from stackctl.machine import podman
 
     expected = "podman makes a container with the GPU"
-    if not podman.exists(plan.image):
+    if not podman.image_exists(plan.image):
         return Result(
             name="gpu-proof", status="skip", expected=expected,
             actual="not tried: the image is not here",

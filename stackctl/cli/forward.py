@@ -36,7 +36,7 @@ def run(arguments: Sequence[str], verbs: Sequence[str], out: Output) -> int | No
     if verb in _HERE and (_HERE[verb] is None or _HERE[verb] in rest):
         return None
     there = remote.box(destination)
-    for line in there.open():
+    for line in there.connect():
         out.note(line)
     if verb == _BRINGS:
         from stackctl.cli import bring
@@ -51,13 +51,13 @@ def run(arguments: Sequence[str], verbs: Sequence[str], out: Output) -> int | No
     return status
 
 
-def _run(there: ssh.Box, argv: Sequence[str], out: Output) -> int:
+def _run(there: ssh.RemoteHost, argv: Sequence[str], out: Output) -> int:
     """Run a program of the box, on our terminal if there is one, and return its exit code."""
     try:
         if remote.on_terminal():
-            return there.call_on_terminal(remote.caller(there.destination), argv)
+            return there.run_tty(remote.caller(there.destination), argv)
         sys.stdout.flush()
-        return there.call(remote.caller(there.destination), argv, remote.pass_on)
+        return there.run(remote.caller(there.destination), argv, remote.pass_on)
     except KeyboardInterrupt:
         out.warn(
             f"{there.destination} goes on by itself", f"{remote.command(there.destination)} status"

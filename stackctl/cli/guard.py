@@ -29,7 +29,7 @@ def command(session: Session, timeout: float | None, install: bool, remove: bool
     if install and remove:
         raise StackctlError("--install or --remove, not both", exit_code=ExitCode.USAGE)
     if install:
-        for path in guardtimer.install(context, runner.running_program()):
+        for path in guardtimer.install(context, runner.own_command()):
             session.out.note(f"unit      {path}")
         session.out.line("guarding all stacks, every minute")
         return

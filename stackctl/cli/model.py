@@ -61,7 +61,7 @@ def show(session: Session, source: str, ask: bool) -> None:
       catalogue:ID               a model that `stackctl model catalogue` lists
       facts:FILE                 output of `stackctl model show --json`
     """
-    from stackctl.machine.transfer import Lost
+    from stackctl.machine.http_download import ConnectionLost
     from stackctl.sources.describe import describe
     from stackctl.sources.hubcache import NotHere, parse_remote
     from stackctl.sources.models import read_model
@@ -88,7 +88,7 @@ def show(session: Session, source: str, ask: bool) -> None:
 
     try:
         show_remote(session, source, parsed)
-    except Lost as error:
+    except ConnectionLost as error:
         if problem is None:
             raise
         problem.details = (f"and the hub was asked: {error.message}",)

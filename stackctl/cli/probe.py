@@ -39,7 +39,7 @@ def command(session: Session, sysroot: Path | None, measure: bool, models: Path 
     Other commands read its --json output with --facts. With --measure it has the measured
     bandwidth, which those plans then use.
     """
-    from stackctl.machine.files import LiveMachine, RecordedMachine
+    from stackctl.machine.machine import LiveMachine, RecordedMachine
     from stackctl.probe import probe
     from stackctl.probe.storage import measure_storage, probe_storage
 

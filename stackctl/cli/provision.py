@@ -101,9 +101,9 @@ def _become_root() -> None:
     Raises StackctlError (exit 2) if there is no terminal and sudo needs a password.
     """
     from stackctl.machine import runner
-    from stackctl.machine.runner import running_program
+    from stackctl.machine.runner import own_command
 
-    words = (*running_program(), *sys.argv[1:])
+    words = (*own_command(), *sys.argv[1:])
     hint = f"as root: {shlex.join(words)}"
     ask = () if sys.stdin.isatty() else ("-n",)
     if ask:
@@ -118,7 +118,7 @@ def _become_root() -> None:
                 hint=f"{hint}; --dry-run shows what it would do",
                 exit_code=ExitCode.USAGE,
             )
-    runner.replace(("sudo", *ask, *words), hint=hint)
+    runner.exec_program(("sudo", *ask, *words), hint=hint)
 
 
 def _caller() -> str | None:
@@ -261,7 +261,7 @@ def _undo(session: Session, only: Sequence[str], dry_run: bool) -> None:
 
 
 def _machine() -> tuple[Box, Store]:
-    from stackctl.machine.files import LiveMachine
+    from stackctl.machine.machine import LiveMachine
     from stackctl.provision.box import Box
     from stackctl.provision.record import PATH, Store
 

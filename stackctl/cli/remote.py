@@ -22,9 +22,9 @@ def on_terminal() -> bool:
     return all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
 
 
-def box(destination: str) -> ssh.Box:
+def box(destination: str) -> ssh.RemoteHost:
     """Return the box of that name, with its sockets in this user's runtime folder."""
-    return ssh.Box(destination, here().runtime / "ssh")
+    return ssh.RemoteHost(destination, here().runtime / "ssh")
 
 
 def here() -> Paths:
@@ -53,7 +53,7 @@ def fetch(destination: str, arguments: Sequence[str]) -> bytes:
     from stackctl.values.result import ErrorReport
 
     there = box(destination)
-    there.open()
+    there.connect()
     status, text = there.fetch(caller(destination), (PROGRAM, *arguments), pass_on)
     require(there, status)
     if status:
@@ -67,7 +67,7 @@ def fetch(destination: str, arguments: Sequence[str]) -> bytes:
     return text
 
 
-def require(there: ssh.Box, status: int) -> None:
+def require(there: ssh.RemoteHost, status: int) -> None:
     """Raise StackctlError if an exit status comes from ssh or the shell, not from stackctl."""
     if status in ssh.ABSENT:
         raise StackctlError(
@@ -79,7 +79,7 @@ def require(there: ssh.Box, status: int) -> None:
     if status != ssh.FAILED:
         return
     again = f"{command(there.destination)} status tells what became of it"
-    if there.connected():
+    if there.is_connected():
         raise StackctlError(f"stackctl was killed on {there.destination}", hint=again)
     raise StackctlError(
         f"the connection to {there.destination} broke",

@@ -55,7 +55,7 @@ class Session:
     def plan_basis(self, facts: Path | None = None) -> PlanBasis:
         """Return the machine to plan for: this one, or the one in a file of facts."""
         from stackctl.deploy.plan_inputs import read_basis, read_basis_file
-        from stackctl.machine.files import LiveMachine
+        from stackctl.machine.machine import LiveMachine
 
         if facts is not None:
             return read_basis_file(self.paths(), LiveMachine(), facts)
@@ -72,8 +72,8 @@ class Session:
             StackctlError: exit 2 for --system without root; folders that others can write.
         """
         from stackctl.deploy.context import Context
-        from stackctl.machine import trust
-        from stackctl.machine.files import LiveMachine
+        from stackctl.machine import path_security
+        from stackctl.machine.machine import LiveMachine
         from stackctl.machine.systemd import Systemd
 
         paths = self.paths()
@@ -84,9 +84,9 @@ class Session:
                 exit_code=ExitCode.USAGE,
             )
         for folder in (paths.units, paths.state, paths.cache, paths.runtime):
-            trust.require_root_only(folder, "folder")
+            path_security.require_root_only(folder, "folder")
         for folder in (paths.state, paths.cache, paths.compiles, paths.runtime):
-            trust.close(folder)
+            path_security.restrict_permissions(folder)
         context = Context(
             paths=paths,
             machine=LiveMachine(),
@@ -114,7 +114,7 @@ class Session:
         from stackctl.machine import lock
 
         # Another stackctl that finds the lock taken waits for the user's answer.
-        with lock.waiting(self.paths().lock):
+        with lock.mark_waiting(self.paths().lock):
             return click.confirm(f"{question}: go on?", err=True)
 
 

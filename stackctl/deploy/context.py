@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from stackctl.machine.files import Machine
+from stackctl.machine.machine import Machine
 from stackctl.machine.systemd import Systemd
 from stackctl.state.enginefacts import EngineFactsCache
 from stackctl.state.generations import Generations

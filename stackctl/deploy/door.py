@@ -21,7 +21,7 @@ from stackctl.health import endpoint
 from stackctl.machine import podman
 from stackctl.machine.atomic_files import remove_file, write_atomically
 from stackctl.machine.haproxy import Haproxy
-from stackctl.machine.trust import private_folder
+from stackctl.machine.path_security import make_private_folder
 from stackctl.quantity import format_duration
 from stackctl.state import keys
 from stackctl.units import proxy_unit as units
@@ -82,7 +82,7 @@ def _lead(context: Context, stack: str, proxy: Proxy) -> None:
         return
     if state != "held":
         admin.hold()
-    admin.point_to(proxy.engine_port)
+    admin.set_backend_port(proxy.engine_port)
     alive = endpoint.liveness(proxy.engine_port, proxy.health_path) == "ready"
     admin.release(healthy=alive)
 
@@ -194,7 +194,7 @@ def wait_idle(context: Context, generation: Generation, limit_s: float) -> None:
 
 def tell_waited(context: Context, stack: str) -> None:
     """Report the number of requests that waited since the last hold, and the longest wait."""
-    seen = _admin(context, stack).waited()
+    seen = _admin(context, stack).queue_stats()
     if seen.requests:
         text = f"{_requests(seen.requests)} waited, the longest {seen.longest_s:.1f} s"
         context.report.step("door", text)
@@ -242,7 +242,7 @@ def _render(context: Context, stack: str, proxy: Proxy) -> units.ProxyFiles:
         stack,
         proxy,
         scope=context.paths.scope,
-        podman=podman.version(),
+        podman=podman.podman_version(),
         folder=str(_folder(context, stack)),
     )
 
@@ -255,7 +255,7 @@ def _pending(files: units.ProxyFiles) -> units.ProxyFiles:
 def _write(context: Context, stack: str, proxy: Proxy, files: units.ProxyFiles) -> bool:
     """Write a door's files; return True if systemd must read its unit again."""
     folder = _folder(context, stack)
-    private_folder(folder / units.ADMIN)
+    make_private_folder(folder / units.ADMIN)
     for file in files.files:
         if _read(folder / file.name) != file.text:
             write_atomically(folder / file.name, file.text, mode=0o600)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from stackctl.errors import StackctlError
 from stackctl.machine import ports
-from stackctl.machine.files import Machine
+from stackctl.machine.machine import Machine
 from stackctl.state.generations import Generations
 from stackctl.values.claim import Claim
 from stackctl.values.profile import Profile
@@ -33,7 +33,7 @@ def private_port(
             # Nobody can roll back to a damaged generation, so its port is not kept.
             with contextlib.suppress(StackctlError):
                 taken.add(store.read(stack, number).plan.engine_port)
-    taken |= ports.reserved(machine)
+    taken |= ports.reserved_ports(machine)
     span = _LAST_PORT - _FIRST_PORT
     # Different users begin at different ports, in case they choose at the same moment.
     start = ((profile.port or 8080) + 1009 * os.getuid()) % span
@@ -41,7 +41,7 @@ def private_port(
     found = [port for port in found if port not in taken]
     # Ports of the range for outgoing connections come last: a connection may take such a port while
     # the engine is down.
-    risky = ports.outgoing(machine)
+    risky = ports.ephemeral_ports(machine)
     for port in sorted(found, key=lambda port: port in risky):
         if ports.listener(machine, port) is None:
             return port

@@ -20,7 +20,7 @@ from stackctl.deploy.plan_inputs import inputs_before_image, read_basis
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import runner
 from stackctl.machine.atomic_files import remove_file, write_atomically
-from stackctl.machine.private import read_own
+from stackctl.machine.private_files import read_private
 from stackctl.plan.user_claims import make_plan_ignoring_user_claims
 from stackctl.quantity import format_bytes
 from stackctl.sources.hubcache import cache_folder
@@ -209,7 +209,7 @@ class _Service:
         )
         write_atomically(self._job, to_json(job), mode=0o600)
         _write(self._state, FetchState(source=wanted.source))
-        words = (*runner.running_program(), f"--{self._context.paths.scope}")
+        words = (*runner.own_command(), f"--{self._context.paths.scope}")
         try:
             self._context.systemd.run_transient(
                 self.unit,
@@ -288,7 +288,7 @@ def work(path: Path) -> None:
     Raises:
         StackctlError: the download failed; the state file holds the error as well.
     """
-    raw = read_own(path, _MOST_BYTES, secret=True)
+    raw = read_private(path, _MOST_BYTES, secret=True)
     if raw is None:
         raise StackctlError(f"there is no {path}", exit_code=ExitCode.USAGE)
     job = from_json(raw, FetchJob, where=str(path))

@@ -90,7 +90,7 @@ def prove(image: str, gpus: tuple[Gpu, ...]) -> None:
     devices = names(gpus)
     if not devices:
         return
-    done = podman.init_with(image, devices)
+    done = podman.create_with_devices(image, devices)
     if done.status == 0:
         return
     said = done.stderr.strip()

@@ -8,7 +8,7 @@ from pathlib import Path
 import stackctl
 from stackctl.deploy.context import Context
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.machine import trust
+from stackctl.machine import path_security
 from stackctl.machine.atomic_files import write_atomically
 from stackctl.resources import data_folder
 from stackctl.units import quoting
@@ -65,7 +65,7 @@ def _folder(context: Context) -> Path:
 
 def _require_roots_own(path: Path) -> None:
     """Raise StackctlError (exit 5) if a user other than root could change a path."""
-    if (why := trust.weakness(path)) is not None:
+    if (why := path_security.find_weakness(path)) is not None:
         raise StackctlError(
             f"refusing timer: {why}",
             hint="install stackctl where only root can write, e.g. in a virtual environment in "

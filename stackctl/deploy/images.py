@@ -60,7 +60,7 @@ def known_image(profile: Profile, engine: Engine, cache: EngineFactsCache) -> Pl
         if facts := cache.latest(reference):
             return PlannedImage(facts.pinned, reason, facts)
     for reference, reason in candidates[:-1]:
-        if podman.exists(reference):
+        if podman.image_exists(reference):
             return PlannedImage(reference, reason)
     return PlannedImage(*candidates[-1])
 
@@ -134,7 +134,7 @@ def known_door(profile: Profile) -> tuple[str | None, str]:
     """Return the front door's image (None: no door) and the reason, without a pull."""
     if _without_door(profile):
         return None, _NO_DOOR
-    here = next((name for name in _DOOR_IMAGES if podman.exists(name)), None)
+    here = next((name for name in _DOOR_IMAGES if podman.image_exists(name)), None)
     if here is not None or _needs_door(profile):
         image = here or _DOOR_IMAGES[-1]
         return image, _door_reason(image)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from stackctl.deploy.context import Context
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.machine import runner, trust
+from stackctl.machine import path_security, runner
 from stackctl.machine.atomic_files import remove_file, sync_folder, write_atomically
 from stackctl.units import render
 from stackctl.values.unit import UnitFile, UnitSet
@@ -73,7 +73,7 @@ def _stage(runtime: Path, files: Sequence[UnitFile]) -> Iterator[Path]:
     temporary = None
     try:
         # A private folder, unlike /tmp or TMPDIR: no other user can read it.
-        trust.private_folder(runtime)
+        path_security.make_private_folder(runtime)
         temporary = Path(tempfile.mkdtemp(prefix=f"stage-{os.getpid()}-", dir=runtime))
         folder = temporary / "units"
         folder.mkdir()

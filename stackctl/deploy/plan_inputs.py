@@ -8,7 +8,7 @@ from pathlib import Path
 
 from stackctl.deploy.images import PlannedImage
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.machine.files import Machine
+from stackctl.machine.machine import Machine
 from stackctl.plan import claimed_resources
 from stackctl.plan.placement import choose_placement
 from stackctl.plan.planner import PlanInputs

@@ -16,7 +16,7 @@ from stackctl.deploy.plan_inputs import PlanBasis
 from stackctl.deploy.preflight import require_model
 from stackctl.engines import engine, uses_gpu
 from stackctl.errors import StackctlError
-from stackctl.machine.transfer import Lost
+from stackctl.machine.http_download import ConnectionLost
 from stackctl.plan.user_claims import claims_note, is_refused, make_plan_ignoring_user_claims
 from stackctl.plan.verdict import is_viable, with_alternatives
 from stackctl.sources.hubcache import NotHere, parse_remote
@@ -100,7 +100,7 @@ def _read_model(basis: PlanBasis, profile: Profile, report: Report) -> Model:
         if parsed is None or parsed.url is not None or hub.offline():
             raise
         report.progress("model", f"asking for {source}")
-        with contextlib.suppress(Lost):
+        with contextlib.suppress(ConnectionLost):
             return read_remote(source, parsed, basis.paths.cache, partial(report.progress, "model"))
         raise
 

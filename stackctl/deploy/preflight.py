@@ -9,7 +9,7 @@ from stackctl.engines import engine as find_engine
 from stackctl.engines import model_mounts
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import ports
-from stackctl.machine.files import Machine
+from stackctl.machine.machine import Machine
 from stackctl.quantity import format_bytes
 from stackctl.requirements.cgroup_version import KERNEL_ARGUMENT
 from stackctl.requirements.gpu import gpu_memory_users

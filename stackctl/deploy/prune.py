@@ -8,7 +8,7 @@ from stackctl.deploy.record import done
 from stackctl.deploy.stack_state import installed_number
 from stackctl.deploy.transaction import writer
 from stackctl.errors import StackctlError
-from stackctl.machine import sweep
+from stackctl.machine import disk_usage
 from stackctl.quantity import format_bytes
 from stackctl.values.history import PruneReport
 
@@ -32,7 +32,7 @@ def prune(context: Context, stack: str, *, keep: int, dry_run: bool) -> PruneRep
         for number in chosen.removed:
             context.generations.remove(stack, number)
         for name in unused:
-            sweep.remove(context.paths.compiles, name)
+            disk_usage.remove_subfolder(context.paths.compiles, name)
         done(context, "prune", stack, message="removed " + _listed(chosen))
         return chosen
 
@@ -60,7 +60,7 @@ def _choose(
 
 def _unused(context: Context, stack: str, removed: tuple[int, ...]) -> dict[str, int]:
     """Return the caches of images that no remaining generation uses, with their bytes."""
-    found = sweep.sizes(context.paths.compiles)
+    found = disk_usage.folder_sizes(context.paths.compiles)
     store = context.generations
     for other in store.stacks() if found else ():
         for number in store.numbers(other):

@@ -12,7 +12,7 @@ from stackctl.engines import engine as find_engine
 from stackctl.engines.protocol import Engine, Failure
 from stackctl.errors import StartFailed
 from stackctl.health import endpoint
-from stackctl.machine.unitstate import UnitState
+from stackctl.machine.unit_state import UnitState
 from stackctl.quantity import format_duration
 from stackctl.units.render import log_identifier
 from stackctl.values.generation import EngineFact, Generation

@@ -164,7 +164,7 @@ def _require_there(target: Generation) -> None:
             )
     doors = (target.door.image,) if target.door is not None else ()
     for image in (target.plan.image, *doors):
-        if not podman.exists(image):
+        if not podman.image_exists(image):
             raise StackctlError(
                 f"generation {target.number} cannot run again: image {image[:72]} is gone",
                 hint=f"podman pull it, or stackctl history {target.stack} lists others",

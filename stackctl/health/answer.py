@@ -54,7 +54,7 @@ class Asked:
     key: str | None = None
     parameters: int | None = None
 
-    def post(self, **more: object) -> http.Answer | http.NoAnswer:
+    def post(self, **more: object) -> http.HttpAnswer | http.NoAnswer:
         """Send a request for a completion of the fixed prompt, and return the answer."""
         body: dict[str, object] = {
             "model": self.served_name,
@@ -220,7 +220,7 @@ def _stream(asked: Asked, whole: Reply, body: Mapping[str, object]) -> Result:
         # than the first, and rounding decides between two tokens of nearly equal probability. Two
         # requests that both use the cache agree, so another pair is compared.
         again = asked.post(**body) if attempt == 0 else None
-        if isinstance(again, http.Answer):
+        if isinstance(again, http.HttpAnswer):
             whole = read(again.json) or whole
     if asked.toy:
         return Result(name="stream", status="info", expected=expected, actual=seen)
@@ -257,7 +257,7 @@ def _judged(name: str, well: bool, expected: str, seen: str) -> Result:
     return Result(name=name, status=status, expected=expected, actual=seen, remedy=remedy)
 
 
-def _unanswered(name: str, answer: http.Answer | http.NoAnswer) -> Result:
+def _unanswered(name: str, answer: http.HttpAnswer | http.NoAnswer) -> Result:
     if isinstance(answer, http.NoAnswer):
         if answer.late:
             return Result(name=name, status="skip", actual=f"busy: {answer.reason}")
@@ -265,7 +265,7 @@ def _unanswered(name: str, answer: http.Answer | http.NoAnswer) -> Result:
     return _failed(name, "an answer", f"HTTP {answer.status}", answer.text[:200])
 
 
-def no_answer_code(answer: http.Answer | http.NoAnswer) -> ResultCode | None:
+def no_answer_code(answer: http.HttpAnswer | http.NoAnswer) -> ResultCode | None:
     """Return the code of a request without an HTTP answer; None if there was one."""
     return "no-answer" if isinstance(answer, http.NoAnswer) else None
 

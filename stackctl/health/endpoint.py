@@ -37,7 +37,7 @@ def liveness(port: int, health_path: str, *, timeout_s: float = 2) -> Liveness:
     return "failing"
 
 
-def _loads(answer: http.Answer) -> bool:
+def _loads(answer: http.HttpAnswer) -> bool:
     return answer.status == 503 and "loading" in answer.text.lower()
 
 
@@ -103,7 +103,7 @@ def report(port: int, reports: Reports) -> tuple[EngineFact, ...]:
     for name, path, keys in reports:
         if path not in answers:
             answer = http.get(base_url(port) + path)
-            answers[path] = answer.json if isinstance(answer, http.Answer) else None
+            answers[path] = answer.json if isinstance(answer, http.HttpAnswer) else None
         value = answers[path]
         try:
             for step in keys:
@@ -117,10 +117,10 @@ def report(port: int, reports: Reports) -> tuple[EngineFact, ...]:
 
 def _health(url: str) -> Result:
     answer = http.get(url)
-    if isinstance(answer, http.Answer) and answer.status == 200:
+    if isinstance(answer, http.HttpAnswer) and answer.status == 200:
         return Result(name="endpoint", status="ok", actual=url)
     seen = answer.reason if isinstance(answer, http.NoAnswer) else f"HTTP {answer.status}"
-    if isinstance(answer, http.Answer) and answer.status == 503:
+    if isinstance(answer, http.HttpAnswer) and answer.status == 503:
         seen += ", still loading" if _loads(answer) else ": the engine has ended"
     return Result(
         name="endpoint",
@@ -136,7 +136,7 @@ def model(url: str, served_name: str, *, key: str | None = None) -> Result:
     """Return the result for the model list of the server at a URL: it must hold the model."""
     answer = http.get(url + "/v1/models", key=key)
     listed: list[str] = []
-    if isinstance(answer, http.Answer) and isinstance(answer.json, dict):
+    if isinstance(answer, http.HttpAnswer) and isinstance(answer.json, dict):
         data = answer.json.get("data")
         entries = data if isinstance(data, list) else []
         listed = [str(entry.get("id")) for entry in entries if isinstance(entry, dict)]
@@ -150,7 +150,7 @@ def model(url: str, served_name: str, *, key: str | None = None) -> Result:
     )
 
 
-def _seen(answer: http.Answer | http.NoAnswer) -> str:
+def _seen(answer: http.HttpAnswer | http.NoAnswer) -> str:
     if isinstance(answer, http.NoAnswer):
         return answer.reason
     return "none listed" if answer.status == 200 else f"HTTP {answer.status}"

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from stackctl.errors import StackctlError
-from stackctl.machine import trust
+from stackctl.machine import path_security
 
 
 def write_atomically(
@@ -24,13 +24,13 @@ def write_atomically(
         StackctlError: the file cannot be written (disk full, no permission); nothing is left
             behind. Exit 2 if the path goes through a link of another user.
     """
-    trust.require_not_planted(path.parent)
+    path_security.reject_foreign_symlink(path.parent)
     temporary = None
     try:
         if mode & 0o077 or keep_folder:
             path.parent.mkdir(parents=True, exist_ok=True)
         else:
-            trust.private_folder(path.parent)
+            path_security.make_private_folder(path.parent)
         descriptor, temporary = tempfile.mkstemp(
             prefix=".stackctl-", suffix=".tmp", dir=path.parent
         )

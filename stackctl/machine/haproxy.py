@@ -24,7 +24,7 @@ _MOST_BYTES = 2**20
 #: HAProxy refuses commands longer than its buffer (16 KiB); a digest takes about 90 bytes.
 _KEYS_AT_ONCE = 100
 
-State = Literal["up", "down", "held"]
+ProxyState = Literal["up", "down", "held"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Traffic:
 
 
 @dataclass(frozen=True)
-class Waited:
+class QueueStats:
     """The number of requests that had to wait since ``hold``, and the longest wait in seconds.
 
     Requests that still wait count, too.
@@ -57,7 +57,7 @@ class Haproxy:
         self._admin = admin
         self._timeout_s = timeout_s
 
-    def state(self) -> State:
+    def state(self) -> ProxyState:
         """Return the state of the door: new requests pass only in the state "up".
 
         They wait if it is "down" (the engine is not healthy) or "held" (after hold()).
@@ -76,7 +76,7 @@ class Haproxy:
         return int(port) if port.isdecimal() else None
 
     def hold(self) -> None:
-        """Hold new requests back; those in the engine go on. Resets ``waited``."""
+        """Hold new requests back; those in the engine go on. Resets ``queue_stats``."""
         self._order(f"waited reset; set server {_SERVER} state maint")
 
     def release(self, *, healthy: bool = True) -> None:
@@ -87,7 +87,7 @@ class Haproxy:
         order = f"set server {_SERVER} state ready"
         self._order(order if healthy else f"{order}; set server {_SERVER} health down")
 
-    def point_to(self, port: int) -> None:
+    def set_backend_port(self, port: int) -> None:
         """Send requests and health checks to another port of 127.0.0.1.
 
         Call it while requests are held. It lasts until the door restarts and reads haproxy.cfg.
@@ -108,13 +108,13 @@ class Haproxy:
         all_of_them = self._sessions(stats, f"{_BACKEND}/BACKEND")
         return Traffic(running, max(0, all_of_them - running - twice))
 
-    def waited(self) -> Waited:
+    def queue_stats(self) -> QueueStats:
         """Return the number and the longest wait of requests held back since the last hold()."""
         said = self._ask("waited")
         match = re.fullmatch(r"(\d+) ([\d.]+)", said)
         if match is None:
             raise self._failed(said)
-        return Waited(int(match[1]), float(match[2]))
+        return QueueStats(int(match[1]), float(match[2]))
 
     def replace_keys(self, keys: Iterable[str]) -> None:
         """Replace all accepted API keys by these, in one step; the caller writes the key file.

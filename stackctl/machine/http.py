@@ -9,7 +9,7 @@ import requests
 
 
 @dataclass(frozen=True)
-class Answer:
+class HttpAnswer:
     """An HTTP answer. ``json`` is None if it is not JSON; ``text`` has at most 2**20 characters."""
 
     status: int
@@ -29,19 +29,19 @@ class NoAnswer:
     refused: bool = False
 
 
-def get(url: str, *, timeout_s: float = 5, key: str | None = None) -> Answer | NoAnswer:
+def get(url: str, *, timeout_s: float = 5, key: str | None = None) -> HttpAnswer | NoAnswer:
     """Send a GET request, with the API key if one is given, and return the answer."""
     return _request("GET", url, None, timeout_s, key)
 
 
-def post(url: str, body: Any, *, timeout_s: float, key: str | None = None) -> Answer | NoAnswer:
+def post(url: str, body: Any, *, timeout_s: float, key: str | None = None) -> HttpAnswer | NoAnswer:
     """Send a POST request with a JSON body; otherwise like ``get``."""
     return _request("POST", url, body, timeout_s, key)
 
 
 def _request(
     method: str, url: str, body: Any, timeout_s: float, key: str | None
-) -> Answer | NoAnswer:
+) -> HttpAnswer | NoAnswer:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     with requests.Session() as session:
         session.trust_env = False
@@ -71,4 +71,4 @@ def _request(
         if "charset" not in response.headers.get("Content-Type", ""):
             # requests takes text for Latin-1; events and metrics are UTF-8.
             response.encoding = "utf-8"
-        return Answer(response.status_code, data, response.text[: 2**20])
+        return HttpAnswer(response.status_code, data, response.text[: 2**20])

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.machine import trust
+from stackctl.machine import path_security
 
 #: The most bytes that are read of a lock's file: one line with its holder, purpose and start.
 _MOST_BYTES = 200
@@ -59,7 +59,7 @@ def exclusive(path: Path, purpose: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def waiting(path: Path) -> Iterator[None]:
+def mark_waiting(path: Path) -> Iterator[None]:
     """Note in the lock's file that its holder waits for the user's answer, while the block runs.
 
     Nothing is noted if this process does not hold the lock.
@@ -81,7 +81,7 @@ def waiting(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def try_file(path: Path) -> int | None:
+def try_lock(path: Path) -> int | None:
     """Lock a file that is never removed, as the hub's own tools do.
 
     Returns:
@@ -111,7 +111,7 @@ def release(descriptor: int) -> None:
     os.close(descriptor)
 
 
-def holder(path: Path) -> str | None:
+def lock_holder(path: Path) -> str | None:
     """Return the lock's text (holder, purpose, start), or None if no process holds the lock.
 
     The kernel could be asked only by taking the lock for a moment, which would turn away a writer
@@ -164,7 +164,7 @@ def _leads_to(link: Path, path: Path) -> bool:
 def _open(path: Path) -> int:
     try:
         # Other users could take the lock if they could open the file.
-        trust.private_folder(path.parent)
+        path_security.make_private_folder(path.parent)
     except StackctlError as error:
         error.exit_code = ExitCode.HOST
         raise

@@ -55,7 +55,7 @@ def run_once(
     )  # fmt: skip
 
 
-def cuda_of(environment: Sequence[str]) -> str | None:
+def cuda_version(environment: Sequence[str]) -> str | None:
     """Return the CUDA version that NVIDIA's base images put into the environment, or None."""
     named = dict(pair.partition("=")[::2] for pair in environment)
     match = re.match(r"[0-9]+(\.[0-9]+)*", named.get("CUDA_VERSION", "")) or re.search(
@@ -69,12 +69,12 @@ def image_cuda(image: str) -> str | None:
     words = ("podman", "image", "inspect", "--format={{json .Config.Env}}", image)
     try:
         done = runner.run(words, check=False)
-        return cuda_of(json.loads(done.stdout) or ()) if done.status == 0 else None
+        return cuda_version(json.loads(done.stdout) or ()) if done.status == 0 else None
     except (StackctlError, ValueError):
         return None
 
 
-def init_with(image: str, devices: Sequence[str]) -> runner.Completed:
+def create_with_devices(image: str, devices: Sequence[str]) -> runner.Completed:
     """Create and initialise a container with CDI devices, and remove it without starting it.
 
     That tests the machine's device setup; no program of the image runs. The entrypoint is the
@@ -142,7 +142,7 @@ def save_archive(image: str, archive: Path) -> None:
 
 
 @functools.cache
-def version() -> str | None:
+def podman_version() -> str | None:
     """Return Podman's version, or None if it prints none. Cached.
 
     Raises StackctlError (exit 6) if Podman is absent.
@@ -153,7 +153,7 @@ def version() -> str | None:
 
 
 @functools.cache
-def exists(image: str) -> bool:
+def image_exists(image: str) -> bool:
     """Return True if an image with that name is here, False without Podman. Cached."""
     try:
         return runner.run(("podman", "image", "exists", image), check=False).status == 0
@@ -161,7 +161,7 @@ def exists(image: str) -> bool:
         return False
 
 
-def containers(name: str) -> list[str]:
+def container_names(name: str) -> list[str]:
     """Return the names of containers, running or not, with exactly that name."""
     done = runner.run(
         ("podman", "ps", "--all", f"--filter=name=^{name}$", "--format={{.Names}}"), timeout_s=30
@@ -191,7 +191,7 @@ def image_environment(image_id: str) -> tuple[str, ...]:
         return ()
 
 
-def inspect(names: Sequence[str]) -> dict[str, Container]:
+def inspect_containers(names: Sequence[str]) -> dict[str, Container]:
     """Return the containers that exist, by name, with one call of Podman.
 
     Raises StackctlError (exit 6) if Podman is absent.

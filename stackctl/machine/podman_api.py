@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.machine import podman, runner, trust
+from stackctl.machine import path_security, podman, runner
 from stackctl.units.quadlet import INSTALL_PODMAN
 
 #: Seconds without a request after which the API service ends by itself, in case stackctl is killed.
@@ -81,7 +81,7 @@ class Podman:
             reference=image_id if local or pinned is None else pinned,
             entrypoint=tuple([entrypoint] if isinstance(entrypoint, str) else entrypoint),
             bytes=int(attributes.get("Size") or 0),
-            cuda=podman.cuda_of(config.get("Env") or ()),
+            cuda=podman.cuda_version(config.get("Env") or ()),
         )
 
     def pull(
@@ -161,7 +161,7 @@ def connect(runtime: Path) -> Iterator[Podman]:
     """
     from podman import PodmanClient
 
-    trust.private_folder(runtime)
+    path_security.make_private_folder(runtime)
     for stale in runtime.glob("podman-*.sock"):
         if not Path(f"/proc/{stale.stem.removeprefix('podman-')}").exists():
             stale.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stackctl.errors import StackctlError
-from stackctl.machine.files import Machine
+from stackctl.machine.machine import Machine
 from stackctl.values.cpu_list import CpuList
 
 #: States of include/net/tcp_states.h, in hexadecimal.
@@ -32,13 +32,13 @@ class Listener:
         return f"{self.command or 'process'} (process {self.pid})"
 
 
-def reserved(machine: Machine) -> frozenset[int]:
+def reserved_ports(machine: Machine) -> frozenset[int]:
     """Return the ports that the kernel does not assign by itself (ip_local_reserved_ports)."""
     # The kernel prints ports in the format of a CPU list.
     return frozenset(CpuList.parse(machine.read(f"{_SETTINGS}/ip_local_reserved_ports") or ""))
 
 
-def outgoing(machine: Machine) -> range:
+def ephemeral_ports(machine: Machine) -> range:
     """Return the ports for outgoing connections (ip_local_port_range); empty if unknown."""
     words = (machine.read(f"{_SETTINGS}/ip_local_port_range") or "").split()
     return range(int(words[0]), int(words[1]) + 1) if len(words) == 2 else range(0)
@@ -72,13 +72,13 @@ def listener(machine: Machine, port: int) -> Listener | None:
         and fields[3] == _LISTEN
         and int(fields[1].rpartition(":")[2], 16) == port
     )
-    return holder(machine, inodes)
+    return socket_owner(machine, inodes)
 
 
-def holder(machine: Machine, inodes: frozenset[str]) -> Listener:
+def socket_owner(machine: Machine, inodes: frozenset[str]) -> Listener:
     """Return the first process that has one of these sockets open; unknown if none is visible."""
     for path in machine.glob("/proc/[0-9]*/fd/*"):
-        target = machine.link(path) or ""
+        target = machine.read_link(path) or ""
         if target.startswith("socket:[") and target[8:-1] in inodes:
             pid = int(path.split("/")[2])
             return Listener(pid, (machine.read(f"/proc/{pid}/comm") or "").strip() or None)
@@ -95,7 +95,7 @@ class Socket:
     inode: str
 
 
-def sockets(machine: Machine, pid: int) -> tuple[Socket, ...] | None:
+def listening_sockets(machine: Machine, pid: int) -> tuple[Socket, ...] | None:
     """Return the sockets that accept requests in a process's network namespace.
 
     A connected UDP socket does not count, because only its peer can send to it. None if the

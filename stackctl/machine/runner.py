@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from stackctl.errors import ExitCode, NotInstalled, StackctlError
-from stackctl.machine import trust
+from stackctl.machine import path_security
 
 #: Variables of the caller that started programs get; all others are removed.
 _PASSED = (
@@ -74,10 +74,10 @@ def controlled_environment() -> dict[str, str]:
     env["PATH"] = _search_path(env.get("PATH", ""))
     if os.geteuid() == 0:
         for name in _PLACES:
-            if name in env and trust.weakness(env[name]) is not None:
+            if name in env and path_security.find_weakness(env[name]) is not None:
                 del env[name]
         where = env.get("DBUS_SESSION_BUS_ADDRESS", "").removeprefix("unix:path=").partition(",")[0]
-        if where.startswith("/") and trust.weakness(where) is not None:
+        if where.startswith("/") and path_security.find_weakness(where) is not None:
             del env["DBUS_SESSION_BUS_ADDRESS"]
         env.setdefault("HOME", pwd.getpwuid(0).pw_dir)
     runtime = Path(f"/run/user/{os.getuid()}")
@@ -92,7 +92,7 @@ def _search_path(given: str) -> str:
     """Return PATH with its absolute folders; for root, those that no other user can change."""
     folders = [folder for folder in given.split(":") if folder.startswith("/")]
     if os.geteuid() == 0:
-        folders = [folder for folder in folders if trust.weakness(folder) is None]
+        folders = [folder for folder in folders if path_security.find_weakness(folder) is None]
     return ":".join(folders) or _SEARCH_PATH
 
 
@@ -147,11 +147,13 @@ def run(
         raise StackctlError(f"no answer within {timeout_s:.0f} s: {command}") from None
     result = Completed(tuple(argv), done.returncode, done.stdout, done.stderr)
     if check and result.status != 0:
-        raise failure(result)
+        raise process_error(result)
     return result
 
 
-def run_family(argv: Sequence[str], *, timeout_s: float, extra_env: dict[str, str]) -> Completed:
+def run_process_group(
+    argv: Sequence[str], *, timeout_s: float, extra_env: dict[str, str]
+) -> Completed:
     """Run a program that starts others, and kill all of them at its end.
 
     They are killed, too, if it takes longer than ``timeout_s``, and on Ctrl-C. ``stdout`` of the
@@ -218,7 +220,7 @@ def stream(argv: Sequence[str]) -> int:
         raise
 
 
-def replace(argv: Sequence[str], *, hint: str) -> NoReturn:
+def exec_program(argv: Sequence[str], *, hint: str) -> NoReturn:
     """Replace this process by another program, which keeps its terminal, input and output.
 
     Raises:
@@ -234,7 +236,7 @@ def replace(argv: Sequence[str], *, hint: str) -> NoReturn:
         ) from None
 
 
-def failure(result: Completed, message: str | None = None) -> StackctlError:
+def process_error(result: Completed, message: str | None = None) -> StackctlError:
     """Return the error for a failed process, with its command and its last 15 lines of output."""
     lines = (result.stderr.strip() or result.stdout.strip()).splitlines()
     return StackctlError(
@@ -243,7 +245,7 @@ def failure(result: Completed, message: str | None = None) -> StackctlError:
     )
 
 
-def running_program() -> tuple[str, ...]:
+def own_command() -> tuple[str, ...]:
     """Return the command that starts this stackctl again, from any folder."""
     script = Path(sys.argv[0]).absolute()
     if script.suffix != ".py" and script.is_file() and os.access(script, os.X_OK):

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import IO
 
 from stackctl.errors import ExitCode, StackctlError
+from stackctl.machine.path_security import make_private_folder
 from stackctl.machine.runner import controlled_environment
-from stackctl.machine.trust import private_folder
 
 #: Exit status of ssh itself if it fails (ssh(1)); stackctl never exits with it.
 FAILED = 255
@@ -58,7 +58,7 @@ _PORTS = 3
 
 
 @dataclass(frozen=True)
-class Box:
+class RemoteHost:
     """A machine that is reached with ssh.
 
     ``destination`` is the argument of ssh: ``USER@HOST``, a host of ssh's configuration, or
@@ -68,7 +68,7 @@ class Box:
     destination: str
     folder: Path
 
-    def open(self) -> tuple[str, ...]:
+    def connect(self) -> tuple[str, ...]:
         """Connect, unless a connection exists. ssh itself asks its questions on the terminal.
 
         Returns:
@@ -77,9 +77,9 @@ class Box:
         Raises:
             StackctlError: exit 1 with ssh's message; exit 6 if ssh is not installed.
         """
-        if self.connected():
+        if self.is_connected():
             return ()
-        private_folder(self.folder)
+        make_private_folder(self.folder)
         # A file, because the connection that is kept holds it open: a pipe would not end.
         with tempfile.TemporaryFile(dir=self.folder) as said:
             keep = ("-o", "ControlMaster=auto", "-o", f"ControlPersist={_KEPT_S}", *_ALIVE)
@@ -101,11 +101,11 @@ class Box:
             hint=_remedy(self.destination, why),
         )
 
-    def connected(self) -> bool:
+    def is_connected(self) -> bool:
         """Return True if a connection exists."""
         return self._ask("-O", "check") == 0
 
-    def ask(self, command: str) -> tuple[int, str, str]:
+    def query(self, command: str) -> tuple[int, str, str]:
         """Run a shell command that asks nothing; return exit status, stdout and stderr."""
         words = [*self._ssh(), "-o", "LogLevel=ERROR", "-o", "BatchMode=yes", "-T"]
         with (
@@ -116,7 +116,7 @@ class Box:
             return status, _whole(out), _whole(err)
 
     @contextlib.contextmanager
-    def lend(
+    def hold_upload(
         self, argv: Sequence[str], data: bytes, progress: Callable[[int], None]
     ) -> Iterator[str]:
         """Send data to a program on the box, and yield the path at which the program keeps it.
@@ -161,7 +161,7 @@ class Box:
                 process.wait()
 
     @contextlib.contextmanager
-    def forwarded(self, address: str, port: int) -> Iterator[int]:
+    def forward_port(self, address: str, port: int) -> Iterator[int]:
         """Forward a port of 127.0.0.1 here to ADDRESS:PORT of the box; yield its number.
 
         Raises:
@@ -204,7 +204,7 @@ class Box:
             exit_code=ExitCode.HOST,
         )
 
-    def call(self, caller: str, argv: Sequence[str], tell: Callable[[bytes], None]) -> int:
+    def run(self, caller: str, argv: Sequence[str], tell: Callable[[bytes], None]) -> int:
         """Run the box's stackctl with this process's stdout; pass its stderr to ``tell``.
 
         ``argv`` begins with the program on the box. An interrupt here is passed on to the box's
@@ -219,14 +219,14 @@ class Box:
     def fetch(
         self, caller: str, argv: Sequence[str], tell: Callable[[bytes], None]
     ) -> tuple[int, bytes]:
-        """Run the box's stackctl like ``call``; return its exit code and its stdout."""
+        """Run the box's stackctl like ``run``; return its exit code and its stdout."""
         with tempfile.TemporaryFile(dir=self.folder) as out:
             status = self._call(caller, argv, tell, stdout=out.fileno())
             out.seek(0)
             return status, out.read()
 
-    def call_on_terminal(self, caller: str, argv: Sequence[str]) -> int:
-        """Run the box's stackctl on this terminal; return the same as ``call``.
+    def run_tty(self, caller: str, argv: Sequence[str]) -> int:
+        """Run the box's stackctl on this terminal; return the same as ``run``.
 
         It asks, draws and is interrupted as if it ran here.
         """

@@ -21,14 +21,14 @@ _LOCK = ".pwd.lock"
 _PATIENCE_S = 15.0
 
 
-def add(file: Path, line: str) -> None:
+def add_line(file: Path, line: str) -> None:
     """Add a line, unless the file has it. Raises StackctlError if the file stays locked."""
     with _lines(file) as (lines, write):
         if line not in lines:
             write([*lines, line])
 
 
-def remove(file: Path, line: str) -> None:
+def remove_line(file: Path, line: str) -> None:
     """Remove a line, if the file has it. Raises StackctlError if the file stays locked."""
     with _lines(file) as (lines, write):
         if line in lines:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.machine import runner, unitstate
-from stackctl.machine.unitstate import UnitState
+from stackctl.machine import runner, unit_state
+from stackctl.machine.unit_state import UnitState
 
 Scope = Literal["user", "system"]
 _NO_BUS = re.compile(
@@ -37,7 +37,7 @@ class Systemd:
         if done.status != 0 and _NO_BUS.search(done.stderr):
             raise self._unreachable(done.stderr)
         if check and done.status != 0:
-            raise runner.failure(done)
+            raise runner.process_error(done)
         return done
 
     def _unreachable(self, reason: str) -> StackctlError:
@@ -81,9 +81,12 @@ class Systemd:
 
     def states(self, units: Sequence[str]) -> dict[str, UnitState]:
         """Return the states of several units by name, with one call of systemctl."""
-        found = self.show_all(units, *unitstate.PROPERTIES)
+        found = self.show_all(units, *unit_state.PROPERTIES)
         at_s = time.monotonic()
-        return {name: unitstate.parse(properties, at_s) for name, properties in found.items()}
+        return {
+            name: unit_state.parse_unit_state(properties, at_s)
+            for name, properties in found.items()
+        }
 
     def daemon_reload(self) -> None:
         """Read unit files again. systemd runs its generators for it, among them Quadlet."""
@@ -114,7 +117,7 @@ class Systemd:
         """Stop a unit and wait for its end; a unit that does not exist counts as stopped."""
         done = self._systemctl("stop", unit, check=False, timeout_s=timeout_s)
         if done.status not in (0, 5):
-            raise runner.failure(done)
+            raise runner.process_error(done)
 
     def enable(self, unit: str) -> None:
         """Start a unit now and at every boot."""

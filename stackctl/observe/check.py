@@ -9,7 +9,7 @@ from stackctl.deploy.context import Context
 from stackctl.engines import engine
 from stackctl.errors import StackctlError
 from stackctl.health import endpoint
-from stackctl.machine.unitstate import UnitState
+from stackctl.machine.unit_state import UnitState
 from stackctl.observe.status import url
 from stackctl.state import health
 from stackctl.state.generations import now

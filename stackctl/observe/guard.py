@@ -52,7 +52,7 @@ def guard(context: Context, *, answer_timeout_s: float, watch_s: float = WATCH_S
 
 def _guarded(context: Context, stack: str, answer_timeout_s: float, watch_s: float) -> GuardResult:
     began = time.time()
-    if lock.holder(context.paths.lock) is not None:
+    if lock.lock_holder(context.paths.lock) is not None:
         return GuardResult(stack=stack, action="skipped")
     try:
         generation = installed_generation(context, stack)
@@ -65,7 +65,7 @@ def _guarded(context: Context, stack: str, answer_timeout_s: float, watch_s: flo
         return GuardResult(stack=stack, action="skipped")
     report = check(context, generation, answer_timeout_s=answer_timeout_s)
     seen, worst = summary(generation, report), report.results[0]
-    if lock.holder(context.paths.lock) is not None:
+    if lock.lock_holder(context.paths.lock) is not None:
         # A change began during the check and may have caused the result.
         return GuardResult(stack=stack, action="skipped")
     if worst.status == "fail" and worst.code == "no-answer":

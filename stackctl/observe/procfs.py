@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from stackctl.machine.files import Machine
+from stackctl.machine.machine import Machine
 from stackctl.values.cpu_list import CpuList
 from stackctl.values.inspection import EngineProcess, NodeBytes, PageKind, Pages
 

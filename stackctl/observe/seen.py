@@ -14,8 +14,8 @@ from stackctl.engines import model_mounts
 from stackctl.errors import StackctlError
 from stackctl.health import endpoint
 from stackctl.machine import podman, ports
-from stackctl.machine.files import Machine
-from stackctl.machine.unitstate import UnitState
+from stackctl.machine.machine import Machine
+from stackctl.machine.unit_state import UnitState
 from stackctl.observe import looks, procfs
 from stackctl.observe.drift import drift
 from stackctl.observe.watch import watch
@@ -120,7 +120,7 @@ def _door_pids(generation: Generation, stats: Mapping[int, procfs.Stat]) -> tupl
     """Return the process IDs of the front door's container; empty without a front door."""
     if generation.door is None:
         return ()
-    found = podman.inspect((proxy_container(generation.stack),)).values()
+    found = podman.inspect_containers((proxy_container(generation.stack),)).values()
     return tuple(pid for one in found if one.pid for pid in procfs.tree(stats, one.pid))
 
 
@@ -252,7 +252,7 @@ def listening(
 
     Return None if the sockets cannot be read.
     """
-    sockets = ports.sockets(machine, pid)
+    sockets = ports.listening_sockets(machine, pid)
     if sockets is None:
         notes.lacks("ports", _why(machine, pid, "net/tcp"))
         return None
@@ -263,7 +263,7 @@ def listening(
     for owner, pids in owners:
         for one in pids:
             folder = f"/proc/{one}/fd"
-            links = [machine.link(path) for path in machine.glob(f"{folder}/*")]
+            links = [machine.read_link(path) for path in machine.glob(f"{folder}/*")]
             if not links:
                 words = ("find", folder, "-type", "l", "-printf", "%l\\n")
                 links = [*(_as_owner(machine, one, *words) or "").splitlines()]
@@ -282,7 +282,7 @@ def listening(
                 continue
             holders[socket.inode] = (
                 "other",
-                str(ports.holder(machine, frozenset((socket.inode,)))),
+                str(ports.socket_owner(machine, frozenset((socket.inode,)))),
             )
         owner, process = holders[socket.inode]
         found.append(
@@ -306,7 +306,7 @@ def model_files(
     maps = machine.read(f"/proc/{pid}/maps") or ""
     gone = procfs.deleted(maps, procfs.below([inside for _, inside in places]))
     root = f"/proc/{pid}/root"
-    if machine.state(root) is None:
+    if machine.file_state(root) is None:
         notes.lacks("files", _why(machine, pid, "root"))
     found = []
     for file in model.files:
@@ -315,8 +315,8 @@ def model_files(
             ObservedModelFile(
                 path=file.path,
                 planned_bytes=file.bytes,
-                now=machine.state(file.path),
-                engine=machine.state(root + inside) if inside is not None else None,
+                now=machine.file_state(file.path),
+                engine=machine.file_state(root + inside) if inside is not None else None,
                 deleted=inside in gone,
             )
         )

@@ -14,7 +14,7 @@ from stackctl.engines import engine
 from stackctl.errors import StackctlError
 from stackctl.health import endpoint
 from stackctl.machine import podman
-from stackctl.machine.unitstate import UnitState
+from stackctl.machine.unit_state import UnitState
 from stackctl.observe import looks
 from stackctl.observe.drift import drift
 from stackctl.state import health
@@ -91,7 +91,7 @@ def _service(stack: str, generation: Generation | None) -> str:
 
 def _containers(context: Context, names: Sequence[str]) -> Mapping[str, podman.Container]:
     try:
-        return podman.inspect(names)
+        return podman.inspect_containers(names)
     except StackctlError as error:
         context.report.warn(error.message, error.hint)
         return {}

@@ -21,7 +21,7 @@ def verify(context: Context, generation: Generation) -> VerifyReport:
     stack, name = generation.stack, generation.units.container
     unit = looks.unit(context, generation)
     state = unit.active or "unknown"
-    container = podman.inspect((name,)).get(name)
+    container = podman.inspect_containers((name,)).get(name)
     if state != "active" or container is None or not container.pid:
         raise StackctlError(
             f"{stack} is not running ({state if state != 'active' else 'no container'})",
@@ -30,7 +30,7 @@ def verify(context: Context, generation: Generation) -> VerifyReport:
         )
     inspection = gather(context, generation, unit, container)
     now = procfs.one(context.machine, container.pid)
-    again = podman.inspect((name,)).get(name)
+    again = podman.inspect_containers((name,)).get(name)
     if now is None or again is None or again.pid != container.pid:
         # The inspection may have mixed two runs of the engine.
         raise StackctlError(

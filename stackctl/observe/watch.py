@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from stackctl.health import endpoint
 from stackctl.health.answer import PROMPT
 from stackctl.machine import http
-from stackctl.machine.files import Machine
+from stackctl.machine.machine import Machine
 from stackctl.observe import procfs
 from stackctl.values.cpu_list import CpuList
 from stackctl.values.inspection import EngineThread, Neighbour

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from stackctl.machine.files import Machine
+from stackctl.machine.machine import Machine
 from stackctl.probe.cpu import probe_cpu
 from stackctl.probe.cpuinfo import read_cpuinfo
 from stackctl.probe.gpu import probe_gpus

@@ -6,7 +6,7 @@ import contextlib
 import importlib
 from typing import Any
 
-from stackctl.machine.files import Machine
+from stackctl.machine.machine import Machine
 from stackctl.values.diagnosis import ClockLimit, GpuNow
 
 #: Bits of nvmlDeviceGetCurrentClocksEventReasons (nvml.h) for reasons that slow a busy GPU. Bits

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from stackctl.errors import NotInstalled, StackctlError
-from stackctl.machine.files import LiveMachine
+from stackctl.machine.machine import LiveMachine
 from stackctl.probe.reading import Reader, tidy
 from stackctl.values.base import Value, from_json
 

@@ -7,7 +7,7 @@ import re
 from functools import lru_cache
 
 from stackctl.errors import StackctlError
-from stackctl.machine.files import Machine
+from stackctl.machine.machine import Machine
 from stackctl.values.cpu_list import CpuList
 from stackctl.values.host import Problem
 

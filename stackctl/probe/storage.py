@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from stackctl.machine.files import Machine
+from stackctl.machine.machine import Machine
 from stackctl.probe.reading import Reader, tidy
 from stackctl.values.host import Storage
 

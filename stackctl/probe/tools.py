@@ -8,8 +8,8 @@ import threading
 from typing import Literal
 
 from stackctl.errors import NotInstalled, StackctlError
-from stackctl.machine.files import Machine
-from stackctl.machine.runner import Completed, failure
+from stackctl.machine.machine import Machine
+from stackctl.machine.runner import Completed, process_error
 from stackctl.probe import kernel
 from stackctl.probe.cdi import probe_cdi
 from stackctl.probe.reading import Reader, tidy
@@ -43,7 +43,7 @@ class Answer:
         try:
             done = self._machine.run(self._argv)
             if done.status != 0:
-                raise failure(done)
+                raise process_error(done)
             self._done = done
         except StackctlError as error:
             self._error = error

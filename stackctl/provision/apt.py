@@ -149,7 +149,7 @@ def _failure(done: runner.Completed, before: runner.Completed | None = None) -> 
                 hint=hint,
                 exit_code=ExitCode.HOST,
             )
-    error = runner.failure(done, f"{done.argv[0]} failed (exit {done.status})")
+    error = runner.process_error(done, f"{done.argv[0]} failed (exit {done.status})")
     error.hint = "correct the fault named above, then run the command again"
     error.exit_code = ExitCode.HOST
     return error

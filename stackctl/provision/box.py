@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stackctl.errors import StackctlError
-from stackctl.machine.files import Machine
+from stackctl.machine.machine import Machine
 from stackctl.machine.runner import Completed
 
 _MOST_VALUE = 4096

@@ -19,7 +19,7 @@ from pathlib import Path
 from stackctl.deploy import imagewheels
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import runner
-from stackctl.machine.trust import private_folder
+from stackctl.machine.path_security import make_private_folder
 from stackctl.provision import arrival, program
 
 #: As in pyproject.toml.
@@ -209,11 +209,11 @@ def _fetched(target: Target, wanted: list[str], cache: Path, tell: Callable[[str
     folder = cache / key.hexdigest()[:16]
     if folder.is_dir():
         return folder
-    private_folder(cache)
+    make_private_folder(cache)
     tell(f"fetching {len(wanted)} packages for {target} with pip")
     made = cache / f".{folder.name}.{os.getpid()}"
     try:
-        done = runner.run_family(
+        done = runner.run_process_group(
             (
                 *imagewheels.pip(sys.executable, "python3"), "install", "--quiet",
                 "--no-deps", "--no-compile", "--only-binary=:all:",

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from stackctl.errors import StackctlError
-from stackctl.machine import trust
+from stackctl.machine import path_security
 from stackctl.probe import probe
 from stackctl.probe.limits import may_raise, probe_limits
 from stackctl.probe.reading import Reader
@@ -80,7 +80,7 @@ def _has_unit(box: Box, unit: str) -> bool:
 
 
 def _weakness(path: Path) -> str | None:
-    weakness = trust.weakness(path)
+    weakness = path_security.find_weakness(path)
     return None if weakness is None else str(weakness)
 
 

@@ -14,7 +14,7 @@ import msgspec
 
 from stackctl import engines
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.machine import trust
+from stackctl.machine import path_security
 from stackctl.quantity import parse_bytes
 from stackctl.resources import data_folder
 from stackctl.sources import strictyaml
@@ -109,13 +109,13 @@ class Profiles:
         chain: list[tuple[Path, dict[str, Any]]] = []
         while True:
             if path.parent not in self._trusted and path.parent not in named:
-                trust.require_root_only(
+                path_security.require_root_only(
                     path,
                     "profile",
                     f"move it to /etc/stackctl/profiles (chown root), or --profiles {path.parent}",
                 )
             if chain or not named:
-                trust.require_not_planted(path)
+                path_security.reject_foreign_symlink(path)
             document = _read(path)
             chain.append((path, document.data))
             parent = document.data.get("extends")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.machine.trust import private_folder
+from stackctl.machine.path_security import make_private_folder
 from stackctl.values.base import from_json, to_json
 from stackctl.values.bench import BenchEntry, BenchReport, RequestSample
 from stackctl.values.host import Host
@@ -159,7 +159,7 @@ class Benches:
 
         try:
             if create:
-                private_folder(self.path.parent)
+                make_private_folder(self.path.parent)
                 flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
                 os.close(os.open(self.path, flags, 0o600))
             seen = self.path.lstat()

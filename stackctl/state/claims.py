@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 
 from stackctl.errors import StackctlError
-from stackctl.machine.files import Machine
+from stackctl.machine.machine import Machine
 from stackctl.state.paths import Paths
 from stackctl.values.base import from_json
 from stackctl.values.claim import Claim
@@ -37,7 +37,9 @@ def _read(machine: Machine, paths: Paths, *, homes: Sequence[str]) -> tuple[Clai
     places = [(str(paths.units), ""), (f"/etc/{_UNITS}", "")]
     places += [(home, f".config/{_UNITS}") for home in ("/root", *homes)]
     files = dict(
-        found for home, below in places for found in machine.owned_texts(home, below, ".container")
+        found
+        for home, below in places
+        for found in machine.read_user_files(home, below, ".container")
     )
     claims = []
     for path, text in files.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine.atomic_files import remove_file, write_atomically
-from stackctl.machine.private import read_own
+from stackctl.machine.private_files import read_private
 
 _PREFIX = "sk-stackctl-"
 _MOST_BYTES = 64 * 2**10
@@ -29,7 +29,7 @@ def read(state: Path, stack: str) -> tuple[str, ...]:
             line that is not a key (the message does not show it).
     """
     file = path(state, stack)
-    raw = read_own(file, _MOST_BYTES, secret=True)
+    raw = read_private(file, _MOST_BYTES, secret=True)
     if raw is None:
         return ()
     found = tuple(line for line in raw.decode("utf-8", "replace").split("\n") if line)

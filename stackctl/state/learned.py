@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stackctl.errors import StackctlError
 from stackctl.machine.atomic_files import write_atomically
-from stackctl.machine.trust import private_folder
+from stackctl.machine.path_security import make_private_folder
 from stackctl.values.base import from_json, to_json
 from stackctl.values.engine_facts import EngineWorkaround, EngineWorkarounds
 
@@ -21,7 +21,7 @@ def read(state: Path, image_id: str, gpu: str | None = None) -> EngineWorkaround
 def add(state: Path, entry: EngineWorkaround) -> None:
     """Store an entry; it replaces the one of the same image and GPU."""
     others = (x for x in _all(state) if (x.image_id, x.gpu) != (entry.image_id, entry.gpu))
-    private_folder(state)
+    make_private_folder(state)
     text = to_json(EngineWorkarounds(entries=(*others, entry)))
     write_atomically(state / _NAME, text, mode=0o600)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stackctl.errors import StackctlError
-from stackctl.machine.private import append_line, read_own
+from stackctl.machine.private_files import append_line, read_private
 from stackctl.values.base import V, Value, from_json, to_json
 
 #: No line written here is longer, so a longer one is damage.
@@ -26,7 +26,7 @@ def newest_first(path: Path, kind: type[V], *, most_bytes: int) -> Iterator[V]:
         StackctlError: it is not a file of this user's own, or cannot be read.
     """
     # The newest line may end beyond the size at which the log is cut.
-    raw = read_own(path, most_bytes + _LONGEST) or b""
+    raw = read_private(path, most_bytes + _LONGEST) or b""
     for line in reversed(raw.split(b"\n")):
         if not line or len(line) > _LONGEST:
             continue

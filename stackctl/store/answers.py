@@ -8,7 +8,7 @@ import time
 from typing import Final
 
 from stackctl.errors import StackctlError
-from stackctl.machine.transfer import Lost, Response, host_of
+from stackctl.machine.http_download import ConnectionLost, Response, host_of
 from stackctl.store.wanted import Wanted
 
 #: The longest wait that a server may ask for; a longer one is cut to this.
@@ -55,16 +55,16 @@ def check_hop(wanted: Wanted, answer: Response) -> None:
 def check_range(size: int, response: Response, first: int, last: int) -> None:
     """Check that a partial answer holds the requested bytes of a file of ``size`` bytes.
 
-    Raises Lost if it does not.
+    Raises ConnectionLost if it does not.
     """
     where = host_of(response.url)
     told = response.header("Content-Range") or ""
     match = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", told)
     if match is None or (int(match[1]), int(match[3])) != (first, size):
         told = ascii(told[:60])[1:-1] or "no range"
-        raise Lost(f"{where} sent {told}, not bytes {first}-{last}/{size}")
+        raise ConnectionLost(f"{where} sent {told}, not bytes {first}-{last}/{size}")
     if response.length is not None and response.length != last - first + 1:
-        raise Lost(f"{where} would send {response.length} bytes, not {last - first + 1}")
+        raise ConnectionLost(f"{where} would send {response.length} bytes, not {last - first + 1}")
 
 
 def retry_after(text: str | None) -> float:

@@ -122,7 +122,7 @@ class Board:
 
     def _open(self, wanted: Wanted) -> bool:
         """Begin a file. Return False if another process downloads it."""
-        descriptor = lock.try_file(wanted.lock)
+        descriptor = lock.try_lock(wanted.lock)
         if descriptor is None:
             self._busy.append(wanted)
             self.note = f"another download has {wanted.name}"

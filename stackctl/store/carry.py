@@ -170,7 +170,7 @@ def _draft(path: Path) -> int:
     Raises:
         StackctlError: another process writes it (exit 7), or it has a second hard link.
     """
-    descriptor = lock.try_file(path)
+    descriptor = lock.try_lock(path)
     try:
         if descriptor is None or not os.path.samestat(os.fstat(descriptor), path.lstat()):
             raise FileNotFoundError

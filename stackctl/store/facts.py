@@ -18,8 +18,8 @@ from urllib.parse import quote
 import msgspec
 
 from stackctl.errors import StackctlError
-from stackctl.machine.transfer import Transfer, host_of
-from stackctl.machine.trust import private_folder
+from stackctl.machine.http_download import Transfer, host_of
+from stackctl.machine.path_security import make_private_folder
 from stackctl.sources.gguf import read_header
 from stackctl.sources.ggufmodel import read_gguf
 from stackctl.sources.hubcache import HubSource
@@ -64,7 +64,7 @@ def read_facts(source: str, info: RepoInfo, choice: Choice, cache: Path) -> Mode
     Raises:
         StackctlError: the headers cannot be fetched, or are damaged.
     """
-    private_folder(cache)
+    make_private_folder(cache)
     folder = Path(tempfile.mkdtemp(prefix="facts-", dir=cache))
     try:
         model = _read(info, choice, folder)

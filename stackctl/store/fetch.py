@@ -12,7 +12,7 @@ from typing import Final
 from urllib.parse import quote, urlsplit
 
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.machine.transfer import Transfer, host_of
+from stackctl.machine.http_download import Transfer, host_of
 from stackctl.quantity import format_bytes
 from stackctl.sources.hubcache import HubSource, cache_folder, parse_remote
 from stackctl.sources.locate import opened

@@ -18,7 +18,7 @@ from urllib.parse import quote, urlsplit
 import msgspec
 
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.machine.transfer import Lost, Response, Transfer, host_of
+from stackctl.machine.http_download import ConnectionLost, Response, Transfer, host_of
 from stackctl.sources.hubcache import hub_home
 from stackctl.sources.locate import read_bytes
 from stackctl.store.answers import refusal, retry_after
@@ -190,7 +190,7 @@ def _asked(
         wait = 0.0
         try:
             response = transfer.get(url, {"Accept": "application/json"}, secret=secret)
-        except Lost as error:
+        except ConnectionLost as error:
             if last:
                 error.hint = error.hint or (
                     "without a network: stackctl model import, or --model file:/path/to/model.gguf"

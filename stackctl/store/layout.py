@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from stackctl.errors import StackctlError
-from stackctl.machine import trust
+from stackctl.machine import path_security
 from stackctl.machine.atomic_files import sync_folder, write_atomically
 from stackctl.sources.hubcache import cache_folder, repo_folder
 
@@ -42,8 +42,8 @@ class Repository:
             StackctlError: they cannot be made, or one of them is a link. Exit 2 if the path goes
                 through another user's link, or, for root, if other users could change it.
         """
-        trust.require_not_planted(self.folder)
-        trust.require_root_only(self.folder, "models below")
+        path_security.reject_foreign_symlink(self.folder)
+        path_security.require_root_only(self.folder, "models below")
         for folder in (self.blobs, self.folder / "snapshots", self.folder / "refs", self.locks):
             _make(folder)
             _require_folder(folder)

@@ -20,7 +20,7 @@ import msgspec
 
 from stackctl.errors import StackctlError
 from stackctl.machine.atomic_files import remove_file, write_atomically
-from stackctl.machine.trust import private_folder
+from stackctl.machine.path_security import make_private_folder
 from stackctl.sources.hubcache import parse_remote, snapshot
 from stackctl.sources.locate import opened
 from stackctl.store.pace import Pace, Progress
@@ -57,7 +57,7 @@ class Manifest:
 
     def put(self, model: StoredModel) -> None:
         """Store a record; it replaces those of the same source or the same files."""
-        private_folder(self.state)
+        make_private_folder(self.state)
         write_atomically(self._path(model.source), to_json(model), mode=0o600)
         files = {(file.name, file.path) for file in model.files}
         for other in self.all():

@@ -8,7 +8,7 @@ import time
 from typing import Final, NoReturn
 
 from stackctl.errors import StackctlError
-from stackctl.machine.transfer import Lost, Response, Transfer, host_of
+from stackctl.machine.http_download import ConnectionLost, Response, Transfer, host_of
 from stackctl.store.answers import check_hop, check_range, refusal, retry_after
 from stackctl.store.board import Board, Job
 from stackctl.store.pace import Limiter
@@ -59,11 +59,11 @@ class Receiver:
 
     def _try(self, job: Job, piece: int) -> None:
         board, before, begun = self._board, job.part.done[piece], time.monotonic()
-        lost: Lost | None = None
+        lost: ConnectionLost | None = None
         wait: float | None = None
         try:
             wait = self._receive(job, piece)
-        except Lost as error:
+        except ConnectionLost as error:
             lost = error
         with board.changed:
             job.flying -= 1
@@ -96,7 +96,7 @@ class Receiver:
         pause = min(self._patience.most_s, self._patience.first_s * 2.0 ** (failures - 1))
         return max(wanted or 0.0, pause * random.uniform(0.5, 1.0))
 
-    def _give_up(self, job: Job, lost: Lost | None) -> NoReturn:
+    def _give_up(self, job: Job, lost: ConnectionLost | None) -> NoReturn:
         why = lost.message if lost else f"{host_of(job.wanted.url)} stays busy"
         raise StackctlError(
             f"{job.wanted.name}: {why}, {self._patience.attempts + 1} times in a row",
@@ -150,11 +150,11 @@ class Receiver:
         part, board = job.part, self._board
         where = host_of(response.url)
         if response.length not in (None, part.size):
-            raise Lost(f"{where} would send {response.length} of {part.size} bytes")
+            raise ConnectionLost(f"{where} would send {response.length} of {part.size} bytes")
         with board.changed:
             job.whole = True
             if job.flying > 1:
-                raise Lost(f"{where} sends whole files only")
+                raise ConnectionLost(f"{where} sends whole files only")
             for number in range(part.count):
                 board.here -= part.done[number]
                 part.forget(number)
@@ -170,7 +170,7 @@ class Receiver:
             begin = time.perf_counter()
             count = response.readinto(self._view[: min(left, self._step)])
             if count == 0:
-                raise Lost(f"{host_of(response.url)} broke the connection off")
+                raise ConnectionLost(f"{host_of(response.url)} broke the connection off")
             took = time.perf_counter() - begin
             if took > _LATE_S:
                 self._step = max(self._step // 2, _LEAST_BYTES)

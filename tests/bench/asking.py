@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from stackctl.engines import engine
 from stackctl.machine import http
-from stackctl.machine.stream import Streams
+from stackctl.machine.streaming_client import StreamingClient
 from stackctl.observe.bench import load
 from stackctl.observe.bench.aiperf import Aiperf
 from stackctl.observe.bench.figures import generation_tok_s
@@ -60,7 +60,7 @@ def ask(spec: Any, url: str, served: str, shape: Workload, *, aiperf: bool) -> M
     def count(text: str) -> int | None:
         path, body = engine("llama.cpp").tokenize_request(text, served)
         answer = http.post(url + path, body, timeout_s=TIMEOUT_S)
-        told = answer.json if isinstance(answer, http.Answer) else None
+        told = answer.json if isinstance(answer, http.HttpAnswer) else None
         return len(told["tokens"]) if isinstance(told, dict) else None
 
     prompts = Prompts(count)
@@ -71,7 +71,7 @@ def ask(spec: Any, url: str, served: str, shape: Workload, *, aiperf: bool) -> M
         Aiperf(spec["aiperf"], url, None).measure(cell, texts, served, timeout_s=TIMEOUT_S)
     else:
         bodies = [load.body(served, text, shape.output_tokens) for text in texts]
-        with Streams(url) as streams:
+        with StreamingClient(url) as streams:
             load.measure(streams, cell, bodies, timeout_s=TIMEOUT_S, tick=lambda: None)
     if cell.failed:
         sys.exit(f"{url}: {cell.failed[0].error}")
@@ -91,7 +91,7 @@ def take(found: dict[str, Any], cell: Measured) -> None:
 def counters(url: str) -> EngineMetrics:
     """What the engine has counted by now."""
     answer = http.get(f"{url}/metrics", timeout_s=TIMEOUT_S)
-    text = answer.text if isinstance(answer, http.Answer) and answer.status == 200 else ""
+    text = answer.text if isinstance(answer, http.HttpAnswer) and answer.status == 200 else ""
     return engine("llama.cpp").parse_metrics({"/metrics": text}, ())
 
 

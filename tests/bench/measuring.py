@@ -17,7 +17,7 @@ from typing import Any
 
 from lab.lab import IMAGE, MODEL_PATH, Lab
 
-from stackctl.machine.stream import Streams
+from stackctl.machine.streaming_client import StreamingClient
 from stackctl.observe.bench.statistics import quantile, ratio
 
 HERE = Path(__file__).parent
@@ -32,13 +32,13 @@ _SENT = re.compile(rb'"content": "([0-9.]+)"')
 def client() -> None:
     """The client's error with 64 streams: its moment of a piece, less that of its sending."""
     errors: list[float] = []
-    with known_delays() as url, Streams(url) as streams:
+    with known_delays() as url, StreamingClient(url) as streams:
         time.sleep(0.2)
         for number in range(STREAMS):
             assert streams.post("/v1/chat/completions", b"{}", number) is None
         done = []
         while len(streams):
-            done += list(streams.ended(1))
+            done += list(streams.poll(1))
         lags, share = streams.lags, streams.cpu_share
     for exchange in done:
         for moment, data in exchange.pieces:

@@ -315,7 +315,7 @@ def refuse_taken_port(place: Here | InLab, folder: Path, port: int) -> None:
 def holder(port: int) -> str:
     """The program that listens on that port."""
     code = (
-        "from stackctl.machine.files import LiveMachine\n"
+        "from stackctl.machine.machine import LiveMachine\n"
         "from stackctl.machine.ports import listener\n"
         f"print(listener(LiveMachine(), {port}))\n"
     )

@@ -69,7 +69,7 @@ def test_a_request_waits_for_an_engine_that_is_not_there_yet(both: Front) -> Non
     assert reply.result(10).status == 200
     print(f"answered {time.monotonic() - began:.3f} s after the engine was seen to answer")
     assert reply.result().seconds > 3
-    waited = both.admin.waited()
+    waited = both.admin.queue_stats()
     assert waited.requests == 1
     assert waited.longest_s == pytest.approx(reply.result().seconds, abs=0.5)
     assert both.ask("GET", "/health").status == 200
@@ -107,7 +107,7 @@ def test_fifty_wait_and_all_are_answered(front: Front) -> None:
     look.wait_for("all wait", lambda: front.admin.traffic().waiting == 50)
     front.admin.release()
     assert [reply.result(10).status for reply in replies] == [200] * 50
-    assert front.admin.waited().requests == 50
+    assert front.admin.queue_stats().requests == 50
 
 
 # Switching
@@ -127,7 +127,7 @@ def test_hold_drain_move_release(both: Front) -> None:
     # What runs is not cut off.
     assert slow.result(10).json["name"] == "old"
     assert both.admin.traffic() == Traffic(running=0, waiting=1)
-    both.admin.point_to(ENGINE_PORT + 1)
+    both.admin.set_backend_port(ENGINE_PORT + 1)
     assert both.admin.port() == ENGINE_PORT + 1
     time.sleep(0.3)
     assert not held.done()
@@ -151,7 +151,7 @@ def test_a_release_does_not_let_requests_run_into_a_dead_engine(front: Front) ->
     assert reply.result(10).status == 200
     # Said to be healthy, but it is not.
     front.admin.hold()
-    front.admin.point_to(ENGINE_PORT + 1)
+    front.admin.set_backend_port(ENGINE_PORT + 1)
     front.admin.release()
     reply = front.later()
     time.sleep(1.5)
@@ -194,7 +194,7 @@ def test_a_client_keeps_its_connection_over_a_switch(front: Front) -> None:
         names = [ask(client).json["name"], ask(client).json["name"]]
         address = client.sock.getsockname()
         front.admin.hold()
-        front.admin.point_to(ENGINE_PORT + 1)
+        front.admin.set_backend_port(ENGINE_PORT + 1)
         front.admin.release()
         names.append(ask(client).json["name"])
         assert names == ["old", "old", "new"]

@@ -284,7 +284,7 @@ import pathlib, tempfile, time
 from stackctl.machine import ssh
 ssh._KEPT_S = 1
 with tempfile.TemporaryDirectory() as name:
-    box = ssh.Box("lab@box", pathlib.Path(name) / "ssh")
+    box = ssh.RemoteHost("lab@box", pathlib.Path(name) / "ssh")
     box.open()
     with box.forwarded("127.0.0.1", {PORT}) as port:
         time.sleep(3)

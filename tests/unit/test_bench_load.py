@@ -10,7 +10,7 @@ import pytest
 from streaming import HEAD, Step, completion, event, piece, serve
 
 from stackctl.errors import StackctlError
-from stackctl.machine.stream import Streams
+from stackctl.machine.streaming_client import StreamingClient
 from stackctl.observe.bench import figures, load
 from stackctl.observe.bench.load import Measured
 from stackctl.values.bench import Workload
@@ -23,7 +23,7 @@ def measure(
     cell = Measured(shape, requests)
     words = " ".join(["word"] * (shape.prompt_tokens - 4))
     bodies = [load.body("m", words, shape.output_tokens)] * requests
-    with Streams(url, key=key) as streams:
+    with StreamingClient(url, key=key) as streams:
         load.measure(streams, cell, bodies, timeout_s=timeout_s, tick=lambda: None)
         assert len(streams) == 0
     return cell
@@ -57,7 +57,7 @@ def test_moments_are_those_of_arrival_not_of_reading() -> None:
     """The client sleeps while pieces arrive; what it reads late keeps its moment."""
     with (
         serve(lambda _: [(0, HEAD), (0, piece("a")), (5, None)]) as server,
-        Streams(server.url) as streams,
+        StreamingClient(server.url) as streams,
     ):
         time.sleep(0.1)  # the kernel turns its stamps on a moment later
         assert streams.post("/v1/chat/completions", b"{}") is None
@@ -65,9 +65,9 @@ def test_moments_are_those_of_arrival_not_of_reading() -> None:
             time.sleep(0.001)
         time.sleep(0.2)
         asleep_until = time.perf_counter()
-        for _ in streams.ended(1):
+        for _ in streams.poll(1):
             pass
-        (exchange,) = streams.cut()
+        (exchange,) = streams.cancel()
         moment = exchange.pieces[-1][0]
     assert moment < asleep_until - 0.1
     assert server.sent[0][0] - 0.002 <= moment
@@ -155,7 +155,7 @@ def test_an_interrupt_leaves_whole_answers() -> None:
     cell = Measured(Workload(prompt_tokens=10, output_tokens=3), 100)
     with (
         serve(lambda body: completion(body, first_s=0.15)) as server,
-        Streams(server.url) as streams,
+        StreamingClient(server.url) as streams,
         pytest.raises(KeyboardInterrupt),
     ):
         bodies = [load.body("m", "word", 3)] * 100
@@ -166,4 +166,4 @@ def test_an_interrupt_leaves_whole_answers() -> None:
 
 def test_only_http() -> None:
     with pytest.raises(StackctlError, match="not an http address"):
-        Streams("https://example.invalid")
+        StreamingClient("https://example.invalid")

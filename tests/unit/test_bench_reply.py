@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from stackctl.machine.stream import Exchange
+from stackctl.machine.streaming_client import StreamedRequest
 from stackctl.observe.bench.figures import gaps_ms, generation_tok_s
 from stackctl.observe.bench.reply import Reply, read
 
@@ -38,10 +38,10 @@ def chunk(raw: bytes) -> bytes:
     return b"%x\r\n%s\r\n" % (len(raw), raw)
 
 
-def exchange(*pieces: tuple[float, bytes], error: str | None = None) -> Exchange:
+def exchange(*pieces: tuple[float, bytes], error: str | None = None) -> StreamedRequest:
     moved = [(100.0 + moment, raw) for moment, raw in pieces]
     end = moved[-1][0] if moved else 100.0
-    return Exchange(0, 100.0, pieces=moved, ended=end, error=error)
+    return StreamedRequest(0, 100.0, pieces=moved, ended=end, error=error)
 
 
 def whole() -> list[tuple[float, bytes]]:

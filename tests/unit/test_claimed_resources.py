@@ -28,7 +28,7 @@ from samples import (
 )
 
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.machine.files import LiveMachine, RecordedMachine
+from stackctl.machine.machine import LiveMachine, RecordedMachine
 from stackctl.plan import claimed_resources
 from stackctl.plan.claimed_resources import claim_of
 from stackctl.plan.planner import PlanInputs

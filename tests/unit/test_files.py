@@ -15,7 +15,7 @@ import pytest
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import subids
 from stackctl.machine.atomic_files import sync_folder, write_atomically
-from stackctl.machine.files import LiveMachine, RecordedMachine
+from stackctl.machine.machine import LiveMachine, RecordedMachine
 
 
 @contextmanager
@@ -194,6 +194,6 @@ def test_subordinate_ids_leave_the_rights_of_their_folder(tmp_path: Path) -> Non
     file = tmp_path / "subuid"
     file.write_text("ann:100000:65536\n")
     file.chmod(0o600)
-    subids.add(file, "ben:165536:65536")
+    subids.add_line(file, "ben:165536:65536")
     assert file.read_text().splitlines() == ["ann:100000:65536", "ben:165536:65536"]
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755

@@ -26,7 +26,7 @@ from samples import EPYC, EPYC_GPU, GEMMA, HOSTS, LATENCY, shipped, shipped_mode
 from samples import plan as plan_of
 
 from stackctl.errors import StackctlError
-from stackctl.machine.files import RecordedMachine
+from stackctl.machine.machine import RecordedMachine
 from stackctl.probe import probe
 from stackctl.resources import data_folder
 from stackctl.sources.describe import describe

@@ -11,8 +11,8 @@ from samples import CARD, EPYC_GPU, GEMMA, LATENCY, plan, shipped, shipped_model
 
 from stackctl.deploy import gpu
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.machine.files import RecordedMachine
-from stackctl.machine.podman import cuda_of
+from stackctl.machine.machine import RecordedMachine
+from stackctl.machine.podman import cuda_version
 from stackctl.probe.cdi import judge
 from stackctl.probe.kernel import selinux_devices
 from stackctl.probe.reading import Reader
@@ -159,7 +159,7 @@ def test_nvfp4_is_asked_of_a_gpu_by_such_models_only(
     ],
 )
 def test_the_cuda_of_an_image(environment: list[str], cuda: str | None) -> None:
-    assert cuda_of(environment) == cuda
+    assert cuda_version(environment) == cuda
 
 
 @pytest.mark.parametrize(

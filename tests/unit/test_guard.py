@@ -20,7 +20,7 @@ from stackctl.diagnose.verify_process import argv_difference
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.health import endpoint
 from stackctl.machine import lock, runner
-from stackctl.machine.unitstate import UnitState, parse
+from stackctl.machine.unit_state import UnitState, parse_unit_state
 from stackctl.observe.looks import Look, work
 from stackctl.resources import data_folder
 from stackctl.units import healthcheck, quoting
@@ -158,11 +158,11 @@ def test_counters_of_tokens_that_move_are_work() -> None:
     ],
 )
 def test_when_systemd_gave_up(seen: dict[str, str], expected: int | None) -> None:
-    assert parse(seen, at_s=1.0).gave_up_after == expected
+    assert parse_unit_state(seen, at_s=1.0).gave_up_after == expected
 
 
 def test_properties_of_systemd_become_a_typed_state() -> None:
-    state = parse(
+    state = parse_unit_state(
         {
             "ActiveState": "active", "SubState": "running", "Result": "success",
             "ExecMainStatus": "0", "NRestarts": "2", "MainPID": "315", "Job": "0",
@@ -178,13 +178,13 @@ def test_properties_of_systemd_become_a_typed_state() -> None:
     assert state.drop_ins == ("/etc/a.conf", "/etc/b.conf")
     # A restart is a failure of the start that was asked for.
     assert state.has_failed
-    stopped = parse(
+    stopped = parse_unit_state(
         {"ActiveState": "inactive", "CPUUsageNSec": "[not set]", "MainPID": "0", "Job": "7"}, 1.0
     )
     assert (stopped.cpu_s, stopped.main_pid, stopped.running_s) == (None, None, None)
     # What systemd still has to do with it may start it.
     assert not stopped.has_failed
-    assert parse({"ActiveState": "inactive"}, 1.0).has_failed
+    assert parse_unit_state({"ActiveState": "inactive"}, 1.0).has_failed
 
 
 # Drift
@@ -228,9 +228,9 @@ def test_the_program_that_runs_is_found(tmp_path: Path, monkeypatch: pytest.Monk
     script.chmod(0o755)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["stackctl", "guard"])
-    assert runner.running_program() == (str(script),)
+    assert runner.own_command() == (str(script),)
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "__main__.py")])
-    assert runner.running_program() == (sys.executable, "-P", "-m", "stackctl")
+    assert runner.own_command() == (sys.executable, "-P", "-m", "stackctl")
 
 
 def test_root_trusts_only_what_root_alone_can_change(tmp_path: Path) -> None:
@@ -259,12 +259,12 @@ def test_root_does_not_trust_a_program_of_another_owner(tmp_path: Path) -> None:
 
 def test_looking_at_the_lock_does_not_take_it(tmp_path: Path) -> None:
     path = tmp_path / "lock"
-    assert lock.holder(path) is None
+    assert lock.lock_holder(path) is None
     with lock.exclusive(path, "up cpu"):
-        assert "up cpu" in str(lock.holder(path))
-    assert lock.holder(path) is None
+        assert "up cpu" in str(lock.lock_holder(path))
+    assert lock.lock_holder(path) is None
     # A file that a killed writer left, of a process that is there and has nothing to do with it.
     path.write_text("process 1, up cpu\n")
-    assert lock.holder(path) is None
+    assert lock.lock_holder(path) is None
     path.write_text("nonsense")
-    assert lock.holder(path) is None
+    assert lock.lock_holder(path) is None

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from stackctl.errors import StackctlError
-from stackctl.machine.haproxy import Haproxy, Traffic, Waited
+from stackctl.machine.haproxy import Haproxy, QueueStats, Traffic
 from stackctl.values.proxy import key_digest
 
 STAT = """\
@@ -89,7 +89,7 @@ def test_state_and_traffic(tmp_path: Path, status: str, state: str) -> None:
 
 def test_waited(tmp_path: Path) -> None:
     with admin(tmp_path, lambda _: b"7 51.250\n\n"):
-        assert Haproxy(tmp_path).waited() == Waited(requests=7, longest_s=51.25)
+        assert Haproxy(tmp_path).queue_stats() == QueueStats(requests=7, longest_s=51.25)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_waited(tmp_path: Path) -> None:
 )
 def test_pointing_to_another_port(tmp_path: Path, said: str) -> None:
     with admin(tmp_path, lambda _: said.encode() + b"\n\n") as asked:
-        Haproxy(tmp_path).point_to(18082)
+        Haproxy(tmp_path).set_backend_port(18082)
     assert asked[0] == "set server engine/engine addr 127.0.0.1 port 18082"
 
 
@@ -121,8 +121,8 @@ def test_keys_are_replaced_as_a_whole_and_never_sent(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "order",
     [
-        Haproxy.hold, Haproxy.release, Haproxy.state, Haproxy.traffic, Haproxy.waited,
-        lambda door: door.point_to(1), lambda door: door.replace_keys(["x"]),
+        Haproxy.hold, Haproxy.release, Haproxy.state, Haproxy.traffic, Haproxy.queue_stats,
+        lambda door: door.set_backend_port(1), lambda door: door.replace_keys(["x"]),
     ],
 )  # fmt: skip
 def test_what_haproxy_refuses(tmp_path: Path, order: Callable[[Haproxy], object]) -> None:
@@ -156,7 +156,7 @@ def test_a_door_that_says_nothing_or_too_much(tmp_path: Path) -> None:
         admin(tmp_path, lambda _: b"x" * 2**21),
         pytest.raises(StackctlError, match="refused") as caught,
     ):
-        Haproxy(tmp_path).waited()
+        Haproxy(tmp_path).queue_stats()
     assert caught.value.details == ("more than 1 MiB of answer",)
 
 
@@ -164,4 +164,4 @@ def test_a_state_folder_deeper_than_a_socket_s_path(tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 100) / ("e" * 100)
     deep.mkdir(parents=True)
     with admin(deep, lambda _: b"0 0.000\n\n"):
-        assert Haproxy(deep).waited() == Waited(requests=0, longest_s=0)
+        assert Haproxy(deep).queue_stats() == QueueStats(requests=0, longest_s=0)

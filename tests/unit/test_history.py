@@ -21,8 +21,8 @@ from stackctl.cli.stack_argument import stack_and_numbers
 from stackctl.deploy.context import Context
 from stackctl.deploy.recover import record_end
 from stackctl.errors import StackctlError
-from stackctl.machine.files import LiveMachine
 from stackctl.machine.lock import exclusive
+from stackctl.machine.machine import LiveMachine
 from stackctl.machine.systemd import Systemd
 from stackctl.observe.difference import compare
 from stackctl.plan.plan_diff import changed_decisions

@@ -7,7 +7,7 @@ import time
 import pytest
 from servers import Reply, engine
 
-from stackctl.machine.http import Answer, NoAnswer, get, post
+from stackctl.machine.http import HttpAnswer, NoAnswer, get, post
 
 
 def free_port() -> int:
@@ -18,10 +18,10 @@ def free_port() -> int:
 def test_answers() -> None:
     with engine({"/a": Reply({"x": [1]}), "/b": Reply("plain", status=503)}) as server:
         url = f"http://127.0.0.1:{server.port}"
-        assert get(url + "/a") == Answer(200, {"x": [1]}, '{"x": [1]}')
-        assert get(url + "/b") == Answer(503, None, "plain")
+        assert get(url + "/a") == HttpAnswer(200, {"x": [1]}, '{"x": [1]}')
+        assert get(url + "/b") == HttpAnswer(503, None, "plain")
         missing = get(url + "/c")
-        assert isinstance(missing, Answer)
+        assert isinstance(missing, HttpAnswer)
         assert missing.status == 404
         post(url + "/a", {"ä": 1}, timeout_s=5)
         assert server.requests[-1] == ("POST", "/a", {"ä": 1})
@@ -31,7 +31,7 @@ def test_a_redirection_is_not_followed() -> None:
     replies = {"/a": Reply("", status=302, headers={"Location": "/b"}), "/b": Reply({})}
     with engine(replies) as server:
         answer = get(f"http://127.0.0.1:{server.port}/a")
-        assert isinstance(answer, Answer)
+        assert isinstance(answer, HttpAnswer)
         assert answer.status == 302
         assert [path for _, path, _ in server.requests] == ["/a"]
 
@@ -59,7 +59,7 @@ def test_an_answer_that_is_cut_off() -> None:
 def test_a_long_text_is_shortened() -> None:
     with engine({"/long": Reply("x" * (2**20 + 5))}) as server:
         answer = get(f"http://127.0.0.1:{server.port}/long")
-    assert isinstance(answer, Answer)
+    assert isinstance(answer, HttpAnswer)
     assert len(answer.text) == 2**20
 
 
@@ -69,7 +69,7 @@ def test_no_proxy_gets_in_between(name: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.delenv("no_proxy", raising=False)
     with engine({"/a": Reply({})}) as server:
-        assert isinstance(get(f"http://127.0.0.1:{server.port}/a"), Answer)
+        assert isinstance(get(f"http://127.0.0.1:{server.port}/a"), HttpAnswer)
 
 
 def test_what_answers_is_no_http_server() -> None:

@@ -18,7 +18,7 @@ import pytest
 from refusing import run_without
 
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.machine.lock import exclusive, waiting
+from stackctl.machine.lock import exclusive, mark_waiting
 
 HOLD = """
     import sys
@@ -149,11 +149,11 @@ except StackctlError as error:
 
 def test_who_waits_for_an_answer_says_so(tmp_path: Path) -> None:
     path = tmp_path / "lock"
-    with waiting(path):
+    with mark_waiting(path):
         assert not path.exists()
     with exclusive(path, "up cpu"):
         before = path.read_text()
-        with waiting(path):
+        with mark_waiting(path):
             with pytest.raises(StackctlError) as caught, exclusive(path, "up"):
                 pytest.fail("two have the lock")
             assert caught.value.message.endswith(f"{before.strip()}, waiting for an answer")
@@ -161,7 +161,7 @@ def test_who_waits_for_an_answer_says_so(tmp_path: Path) -> None:
     # Another's lock is not touched.
     with holder(path):
         before = path.read_text()
-        with waiting(path):
+        with mark_waiting(path):
             assert path.read_text() == before
 
 

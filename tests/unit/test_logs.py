@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from stackctl.errors import StackctlError
-from stackctl.machine.private import append_line, read_own
-from stackctl.machine.trust import private_folder
+from stackctl.machine.path_security import make_private_folder
+from stackctl.machine.private_files import append_line, read_private
 from stackctl.state import audit, health
 from stackctl.values.base import to_json
 from stackctl.values.history import AuditEntry, HealthEntry
@@ -68,12 +68,12 @@ def no_file_longer_than(count: int) -> Iterator[None]:
 def test_folders_are_for_this_user_alone(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        private_folder(tmp_path / "a" / "b")
+        make_private_folder(tmp_path / "a" / "b")
     finally:
         os.umask(before)
     assert mode(tmp_path / "a") == mode(tmp_path / "a" / "b") == 0o700
     (tmp_path / "a").chmod(0o755)
-    private_folder(tmp_path / "a")
+    make_private_folder(tmp_path / "a")
     assert mode(tmp_path / "a") == 0o700
 
 
@@ -82,11 +82,11 @@ def test_what_is_no_folder_of_ours_is_refused(tmp_path: Path) -> None:
     (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
     for name in ("file", "nowhere", "file/below"):
         with pytest.raises(StackctlError, match=name.partition("/")[0]):
-            private_folder(tmp_path / name)
+            make_private_folder(tmp_path / name)
     # A link of one's own is how one puts the state on another disk.
     (tmp_path / "disk").mkdir()
     (tmp_path / "state").symlink_to(tmp_path / "disk")
-    private_folder(tmp_path / "state")
+    make_private_folder(tmp_path / "state")
 
 
 @root
@@ -98,7 +98,7 @@ def test_another_users_folder_is_refused_and_so_is_his_link(tmp_path: Path) -> N
     os.lchown(tmp_path / "link", 65534, 65534)
     for name in ("his", "link"):
         with pytest.raises(StackctlError, match="not a folder of this user's own"):
-            private_folder(tmp_path / name)
+            make_private_folder(tmp_path / name)
     assert mode(tmp_path / "his") == 0o755
 
 
@@ -182,7 +182,7 @@ def test_several_writers_lose_nothing_also_while_it_is_cut(tmp_path: Path) -> No
     code = """
         import sys
         from pathlib import Path
-        from stackctl.machine.private import append_line
+        from stackctl.machine.private_files import append_line
         for number in range(200):
             line = f"{sys.argv[2]} {number}".encode()
             append_line(Path(sys.argv[1]), line, most_bytes=400, keep=30)
@@ -246,12 +246,12 @@ def test_secrets_must_not_be_readable_by_others(tmp_path: Path) -> None:
     for bits in (0o640, 0o604, 0o620):
         path.chmod(bits)
         with pytest.raises(StackctlError, match="read by other users") as caught:
-            read_own(path, 10, secret=True)
+            read_private(path, 10, secret=True)
         assert caught.value.hint == f"chmod 600 {path}"
-        assert read_own(path, 10) == b"x"
+        assert read_private(path, 10) == b"x"
     path.chmod(0o600)
-    assert read_own(path, 10, secret=True) == b"x"
-    assert read_own(tmp_path / "none", 10, secret=True) is None
+    assert read_private(path, 10, secret=True) == b"x"
+    assert read_private(tmp_path / "none", 10, secret=True) is None
 
 
 # Damaged logs
@@ -385,7 +385,7 @@ def test_a_moment_that_is_none_is_no_reason_to_fail(tmp_path: Path) -> None:
 
 def test_the_history_of_health_is_bounded(tmp_path: Path) -> None:
     path = tmp_path / "stacks" / "cpu" / "health.jsonl"
-    private_folder(path.parent)
+    make_private_folder(path.parent)
     text = to_json(seen("12:00:00"), indent=-1).encode()
     path.write_bytes(text * (256 * 1024 // len(text) + 1))
     assert health.record(tmp_path, "cpu", seen("12:00:01", "fail", message="y" * 9000))

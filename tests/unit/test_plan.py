@@ -37,7 +37,7 @@ from samples import (
 
 from stackctl.engines.vllm.memory import kv_token_bytes
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.machine.files import RecordedMachine
+from stackctl.machine.machine import RecordedMachine
 from stackctl.plan.claimed_resources import claim_of
 from stackctl.probe import probe
 from stackctl.quantity import format_bytes

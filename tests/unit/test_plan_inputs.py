@@ -11,7 +11,7 @@ from samples import CARD, EPYC_GPU, facts_of, shipped, shipped_model
 from stackctl.deploy.images import PlannedImage
 from stackctl.deploy.plan_inputs import PlanBasis, inputs_before_image, with_image
 from stackctl.engines import engine
-from stackctl.machine.files import LiveMachine
+from stackctl.machine.machine import LiveMachine
 from stackctl.state import learned
 from stackctl.state.paths import paths
 from stackctl.values.engine_facts import EngineWorkaround

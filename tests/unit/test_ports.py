@@ -14,7 +14,7 @@ from refusing import run_without
 
 from stackctl.deploy.preflight import require_port
 from stackctl.errors import StackctlError
-from stackctl.machine.files import LiveMachine
+from stackctl.machine.machine import LiveMachine
 from stackctl.machine.ports import Listener, listener
 
 LISTEN = """
@@ -86,7 +86,7 @@ def test_a_port_for_root_alone() -> None:
         pytest.skip("needs root, to become somebody else")
     code = (
         "import os; from stackctl.deploy.preflight import require_port\n"
-        "from stackctl.machine.files import LiveMachine\n"
+        "from stackctl.machine.machine import LiveMachine\n"
         "os.setuid(65534)\n"
         "require_port(LiveMachine(), 80)\n"
     )
@@ -97,7 +97,7 @@ def test_a_port_for_root_alone() -> None:
 @pytest.mark.parametrize("error", [errno.EPERM, errno.ENOBUFS])
 def test_a_port_that_cannot_be_bound_for_another_reason(error: int) -> None:
     code = (
-        "from stackctl.machine.files import LiveMachine\n"
+        "from stackctl.machine.machine import LiveMachine\n"
         "from stackctl.machine.ports import listener\n"
         f"listener(LiveMachine(), {free_port()})\n"
     )

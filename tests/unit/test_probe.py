@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from stackctl.errors import ExitCode, NotInstalled, StackctlError
-from stackctl.machine.files import LiveMachine, RecordedMachine
+from stackctl.machine.machine import LiveMachine, RecordedMachine
 from stackctl.machine.runner import Completed
 from stackctl.probe import probe
 from stackctl.probe.cpuinfo import read_cpuinfo

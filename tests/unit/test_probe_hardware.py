@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from test_probe_machines import Written, write
 
 from stackctl.errors import StackctlError
-from stackctl.machine.files import LiveMachine, RecordedMachine
+from stackctl.machine.machine import LiveMachine, RecordedMachine
 from stackctl.probe import bandwidth, dmi, probe, storage
 from stackctl.probe.cdi import judge, parse, probe_cdi
 from stackctl.probe.doctor import findings

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from test_probe_machines import SHARED, SMT, Written, write
 
-from stackctl.machine.files import RecordedMachine
+from stackctl.machine.machine import RecordedMachine
 from stackctl.probe import probe
 from stackctl.values.cpu_list import CpuList
 from stackctl.values.host import Host

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stackctl.machine.files import RecordedMachine
+from stackctl.machine.machine import RecordedMachine
 from stackctl.probe import probe
 from stackctl.values.base import from_json, to_json
 from stackctl.values.cpu_list import CpuList

@@ -14,7 +14,7 @@ from test_probe_machines import Written, probed, whats, write
 
 from stackctl.cli.probe import picture
 from stackctl.errors import StackctlError
-from stackctl.machine.files import RecordedMachine
+from stackctl.machine.machine import RecordedMachine
 from stackctl.probe import probe
 from stackctl.values.cpu_list import CpuList
 from stackctl.values.host import Host

@@ -13,8 +13,8 @@ import pytest
 from samples import GEMMA, HOSTS, plan
 from test_verify import generation
 
-from stackctl.machine.files import LiveMachine, RecordedMachine
-from stackctl.machine.ports import sockets
+from stackctl.machine.machine import LiveMachine, RecordedMachine
+from stackctl.machine.ports import listening_sockets
 from stackctl.observe import procfs
 from stackctl.observe.seen import Notes, cpuset, listening, memlock, model_files
 from stackctl.observe.watch import threads
@@ -229,7 +229,7 @@ def test_a_process_that_ends_while_it_is_read() -> None:
     assert not procfs.times(machine, gone)
     assert not procfs.affinities(machine, gone)
     assert procfs.one(machine, gone) is None
-    assert sockets(machine, gone) is None
+    assert listening_sockets(machine, gone) is None
     given, notes = generation(plan(HOSTS["lab"], GEMMA)), Notes()
     assert listening(machine, given, gone, (gone,), (), notes) is None
     assert notes.missing[0].why == f"process {gone} has ended"
@@ -243,7 +243,7 @@ def test_sockets_of_this_machine(address: str) -> None:
         socket.socket(family, socket.SOCK_DGRAM) as datagrams,
     ):
         datagrams.bind((address, 0))
-        found = sockets(LiveMachine(), os.getpid())
+        found = listening_sockets(LiveMachine(), os.getpid())
         assert found is not None
         have = {(one.protocol, one.address, one.port): one.inode for one in found}
         inode = str(os.fstat(server.fileno()).st_ino)
@@ -257,13 +257,13 @@ def test_links_and_states_of_files(tmp_path: Path) -> None:
     (tmp_path / "proc/b").symlink_to("/proc/a")
     live, recorded = LiveMachine(), RecordedMachine(tmp_path)
     for machine, path in ((live, f"{tmp_path}/proc"), (recorded, "/proc")):
-        assert machine.link(f"{path}/b") == "/proc/a"
-        assert machine.link(f"{path}/a") is None
-        state = machine.state(f"{path}/a")
+        assert machine.read_link(f"{path}/b") == "/proc/a"
+        assert machine.read_link(f"{path}/a") is None
+        state = machine.file_state(f"{path}/a")
         assert state is not None
         assert (state.bytes, state.inode) == (4, (tmp_path / "proc/a").stat().st_ino)
-        assert machine.state(f"{path}/missing") is None
-        assert machine.state(f"{path}/\0") is None
+        assert machine.file_state(f"{path}/missing") is None
+        assert machine.file_state(f"{path}/\0") is None
     # A link of a recording leads where it led on that machine.
-    assert recorded.state("/proc/b") == recorded.state("/proc/a")
+    assert recorded.file_state("/proc/b") == recorded.file_state("/proc/a")
     assert sys.platform == "linux"

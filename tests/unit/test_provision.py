@@ -17,8 +17,8 @@ import pytest
 from test_probe_doctor import READY, changed
 
 from stackctl.errors import StackctlError
-from stackctl.machine.files import LiveMachine, RecordedMachine
 from stackctl.machine.lock import record_lock_holder
+from stackctl.machine.machine import LiveMachine, RecordedMachine
 from stackctl.machine.runner import Completed
 from stackctl.provision import advice, apt, facts, items, needs, program
 from stackctl.provision.apply import apply, taken_back, undo

@@ -174,9 +174,9 @@ def test_a_family_ends_together(tmp_path: Path, how: str) -> None:
     words = ["sh", "-c", child + ("exit 3" if how == "done" else "wait")]
     if how == "late":
         with pytest.raises(StackctlError, match="not done within 2 s"):
-            runner.run_family(words, timeout_s=2, extra_env={})
+            runner.run_process_group(words, timeout_s=2, extra_env={})
     else:
-        done = runner.run_family([*words[:2], f"({words[2]}) >{tmp_path}/out 2>&1"],
+        done = runner.run_process_group([*words[:2], f"({words[2]}) >{tmp_path}/out 2>&1"],
                                  timeout_s=20, extra_env={"A": "b"})  # fmt: skip
         assert done.status == 3
     pid = int(note.read_text())

@@ -19,7 +19,7 @@ from stackctl.deploy.stack_state import Before
 from stackctl.deploy.transaction import writer
 from stackctl.errors import StackctlError
 from stackctl.machine.atomic_files import remove_file
-from stackctl.machine.files import LiveMachine, RecordedMachine
+from stackctl.machine.machine import LiveMachine, RecordedMachine
 from stackctl.machine.systemd import Systemd
 from stackctl.state.generations import Generations
 from stackctl.state.journal import Journal

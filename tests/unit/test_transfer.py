@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from stackctl.machine.transfer import Lost, Transfer
+from stackctl.machine.http_download import ConnectionLost, Transfer
 
 
 def test_a_server_that_closes_without_an_answer_broke_the_connection_off() -> None:
@@ -21,6 +21,9 @@ def test_a_server_that_closes_without_an_answer_broke_the_connection_off() -> No
         thread = threading.Thread(target=hang_up)
         thread.start()
         url = f"http://127.0.0.1:{server.getsockname()[1]}/file"
-        with Transfer(timeout_s=10) as transfer, pytest.raises(Lost, match="broke the connection"):
+        with (
+            Transfer(timeout_s=10) as transfer,
+            pytest.raises(ConnectionLost, match="broke the connection"),
+        ):
             transfer.get(url, {})
         thread.join()

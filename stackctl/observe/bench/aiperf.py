@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.machine import runner, trust
+from stackctl.machine import path_security, runner
 from stackctl.observe.bench.load import Measured
 from stackctl.observe.bench.reply import Reply
 
@@ -49,7 +49,7 @@ def find(given: str | None) -> str:
         what = f"{given} cannot be run" if given else "aiperf is not installed"
         raise StackctlError(what, hint=_INSTALL, exit_code=ExitCode.HOST)
     program = Path(found).absolute()
-    trust.require_root_only(program, "program")
+    path_security.require_root_only(program, "program")
     return str(program)
 
 
@@ -76,7 +76,7 @@ class Aiperf:
                      "--ui-type", "none")  # fmt: skip
             env = {"TMPDIR": name, **({_KEY: self._key} if self._key else {})}
             measured.began = time.perf_counter()
-            done = runner.run_family(words, timeout_s=timeout_s + _OVERHEAD_S, extra_env=env)
+            done = runner.run_process_group(words, timeout_s=timeout_s + _OVERHEAD_S, extra_env=env)
             try:
                 text = (folder / "out" / _RECORDS).read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from stackctl.machine.stream import Exchange, Streams
+from stackctl.machine.streaming_client import StreamedRequest, StreamingClient
 from stackctl.observe.bench.reply import Reply, read
 from stackctl.values.bench import Workload
 
@@ -52,7 +52,7 @@ def body(served_name: str, prompt: str, output_tokens: int) -> bytes:
 
 
 def measure(
-    streams: Streams,
+    client: StreamingClient,
     measured: Measured,
     bodies: Sequence[bytes],
     *,
@@ -74,24 +74,24 @@ def measure(
     waiting = list(reversed(list(enumerate(bodies))))
     measured.began = measured.ended = time.perf_counter()
 
-    def take(exchange: Exchange) -> None:
-        measured.replies.append(read(exchange))
-        measured.ended = max(measured.ended, exchange.ended)
+    def take(request: StreamedRequest) -> None:
+        measured.replies.append(read(request))
+        measured.ended = max(measured.ended, request.ended)
 
     told = 0.0
-    while waiting or len(streams):
-        while waiting and len(streams) < measured.shape.concurrency:
+    while waiting or len(client):
+        while waiting and len(client) < measured.shape.concurrency:
             number, content = waiting.pop()
-            failed = streams.post(_PATH, content, number)
+            failed = client.post(_PATH, content, number)
             if failed is not None:
                 take(failed)
             if _hopeless(measured):
                 waiting.clear()
-        for exchange in streams.ended(_TICK_S):
-            take(exchange)
-        for exchange in streams.cut(timeout_s):
-            exchange.error = f"no end within {timeout_s:.0f} s"
-            take(exchange)
+        for request in client.poll(_TICK_S):
+            take(request)
+        for request in client.cancel(timeout_s):
+            request.error = f"no end within {timeout_s:.0f} s"
+            take(request)
         if _hopeless(measured):
             waiting.clear()
         if (now := time.perf_counter()) - told >= _TICK_S:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from stackctl.machine.stream import Exchange
+from stackctl.machine.streaming_client import StreamedRequest
 
 #: The fields of a message that count as output; engines differ in their names.
 _TEXTS = ("content", "reasoning_content", "reasoning")
@@ -39,12 +39,12 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
         return self.moments[0] if self.moments else None
 
 
-def read(exchange: Exchange) -> Reply:
+def read(request: StreamedRequest) -> Reply:
     """Parse the completion in an exchange. A failed or incomplete one gets an ``error``."""
     seen: dict[str, Any] = {"moments": [], "timings": {}}
-    error, done = exchange.error, False
+    error, done = request.error, False
     try:
-        status, lines = _http(exchange.pieces)
+        status, lines = _http(request.pieces)
         if status != 200:
             rest = b" ".join(line for _, line in lines)
             error = f"HTTP {status}: {_said(rest)}" if status else error or "no answer"
@@ -55,15 +55,15 @@ def read(exchange: Exchange) -> Reply:
             data = line[5:].strip()
             done = done or data == b"[DONE]"
             if not done:
-                problem = _event(msgspec.json.decode(data), moment - exchange.began, seen)
+                problem = _event(msgspec.json.decode(data), moment - request.began, seen)
                 error = error or problem
     except (ValueError, TypeError, AttributeError) as failure:
         error = error or f"not understood: {failure}"
     if not done and error is None:
         error = "the stream broke off"
     return Reply(
-        began=exchange.began,
-        ended_s=exchange.ended - exchange.began,
+        began=request.began,
+        ended_s=request.ended - request.began,
         moments=tuple(seen.pop("moments")),
         error=error,
         **seen,

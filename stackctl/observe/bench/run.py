@@ -10,7 +10,7 @@ from stackctl.deploy.context import Report
 from stackctl.engines import engine as find_engine
 from stackctl.errors import StackctlError
 from stackctl.machine import http
-from stackctl.machine.stream import Streams
+from stackctl.machine.streaming_client import StreamingClient
 from stackctl.observe.bench import figures, load, matrix
 from stackctl.observe.bench.aiperf import Aiperf
 from stackctl.observe.bench.judge import describe, judge
@@ -102,7 +102,7 @@ class Bench:
         self._began = time.perf_counter()
         self._prompts = Prompts(self._count)
         self._tokenizer = True
-        self._streams = Streams(site.url, key=site.key)
+        self._streams = StreamingClient(site.url, key=site.key)
 
     def measure(self) -> bool:
         """Measure the cells, until an interrupt; return True if there was one.
@@ -111,9 +111,9 @@ class Bench:
             StackctlError: the stack does not answer.
             KeyboardInterrupt: the interrupt came before a request was answered.
         """
-        with self._streams as streams:
+        with self._streams as client:
             try:
-                self._measure(streams)
+                self._measure(client)
             except KeyboardInterrupt:
                 self._cells = [cell for cell in self._cells if cell.replies]
                 if not any(len(cell.replies) > len(cell.failed) for cell in self._cells):
@@ -121,8 +121,8 @@ class Bench:
                 return True
         return False
 
-    def _measure(self, streams: Streams) -> None:
-        pace = self._warm_up(streams)
+    def _measure(self, client: StreamingClient) -> None:
+        pace = self._warm_up(client)
         asked = {workload: self._requests(workload, pace) for workload in self._shapes}
         expected = sum(self._seconds(workload, n, pace) for workload, n in asked.items())
         self._report.step(
@@ -136,10 +136,10 @@ class Bench:
             try:
                 if workload.concurrency > level:
                     level = workload.concurrency
-                    self._warm(streams, workload.concurrency)
-                texts = self._texts(streams, workload, asked[workload])
+                    self._warm(client, workload.concurrency)
+                texts = self._texts(client, workload, asked[workload])
                 self._cells.append(cell)
-                self._measure_cell(streams, cell, texts, pace, rest)
+                self._measure_cell(client, cell, texts, pace, rest)
             except StackctlError as error:
                 # If the engine ends in the middle, the measured cells are kept.
                 self._cells = [cell for cell in self._cells if cell.replies]
@@ -155,7 +155,12 @@ class Bench:
                 pace.correction *= (took / thought) ** 0.5
 
     def _measure_cell(
-        self, streams: Streams, cell: Measured, texts: Sequence[str], pace: _Pace, rest: float
+        self,
+        client: StreamingClient,
+        cell: Measured,
+        texts: Sequence[str],
+        pace: _Pace,
+        rest: float,
     ) -> None:
         head = f"{len(self._cells)} of {len(self._shapes)}: {describe(cell.shape)}"
         whole = self._seconds(cell.shape, cell.planned, pace)
@@ -175,7 +180,7 @@ class Bench:
             self._aiperf.measure(cell, texts, name, timeout_s=most)
             return
         bodies = [load.body(name, text, cell.shape.output_tokens) for text in texts]
-        load.measure(streams, cell, bodies, timeout_s=self._timeout_s, tick=tick)
+        load.measure(client, cell, bodies, timeout_s=self._timeout_s, tick=tick)
 
     def _seconds(self, workload: Workload, count: int, pace: _Pace) -> float:
         return pace.seconds(workload) * count / workload.concurrency
@@ -184,19 +189,19 @@ class Bench:
         seconds = pace.seconds(workload)
         return matrix.requests(self._wish, workload, seconds=seconds, cells=len(self._shapes))
 
-    def _warm_up(self, streams: Streams) -> _Pace:
+    def _warm_up(self, client: StreamingClient) -> _Pace:
         """Send two requests: the first shows the chat template's tokens, the second the speed."""
         self._report.progress("bench", "warm-up")
         text = self._prompts.unique(_COLD.prompt_tokens)
         counted = self._count(text)
-        first = self._ask(streams, text, _COLD.output_tokens)
+        first = self._ask(client, text, _COLD.output_tokens)
         if first.prompt_tokens is not None:
             if counted is None:
                 self._prompts.tokens_a_word = first.prompt_tokens / len(text.split())
             else:
                 self._prompts.overhead = max(0, first.prompt_tokens - counted)
         reply = self._ask(
-            streams, self._prompts.unique(_PACE.prompt_tokens), _PACE.output_tokens
+            client, self._prompts.unique(_PACE.prompt_tokens), _PACE.output_tokens
         )  # fmt: skip
         if counted is None and reply.prompt_tokens and first.prompt_tokens:
             # Two lengths separate the tokens per word from those of the chat template.
@@ -215,18 +220,18 @@ class Bench:
             self._prompts.tokens_a_word = (long - short) / more
             self._prompts.overhead = max(0, round(short - words * self._prompts.tokens_a_word))
 
-    def _warm(self, streams: Streams, concurrency: int) -> None:
+    def _warm(self, client: StreamingClient, concurrency: int) -> None:
         """Send ``concurrency`` requests at once, because some engines prepare for that once."""
         content = self._prompts.unique(_COLD.prompt_tokens)
         bodies = [load.body(self._plan.served_name, content, _COLD.output_tokens)] * concurrency
         workload = Workload(prompt_tokens=1, output_tokens=1, concurrency=concurrency)
         warm = Measured(workload, concurrency)
-        load.measure(streams, warm, bodies, timeout_s=self._timeout_s, tick=lambda: None)
+        load.measure(client, warm, bodies, timeout_s=self._timeout_s, tick=lambda: None)
 
-    def _ask(self, streams: Streams, text: str, output_tokens: int) -> Reply:
+    def _ask(self, client: StreamingClient, text: str, output_tokens: int) -> Reply:
         cell = Measured(_COLD, 1)
         body = load.body(self._plan.served_name, text, output_tokens)
-        load.measure(streams, cell, [body], timeout_s=self._timeout_s, tick=lambda: None)
+        load.measure(client, cell, [body], timeout_s=self._timeout_s, tick=lambda: None)
         (reply,) = cell.replies
         if reply.error is not None:
             raise StackctlError(
@@ -235,7 +240,7 @@ class Bench:
             )
         return reply
 
-    def _texts(self, streams: Streams, workload: Workload, count: int) -> list[str]:
+    def _texts(self, client: StreamingClient, workload: Workload, count: int) -> list[str]:
         self._report.progress("bench", f"making {count} prompts")
         make: Callable[[], str]
         if workload.cached:
@@ -244,7 +249,7 @@ class Bench:
             def make() -> str:
                 return self._prompts.after(prefix, workload.prompt_tokens)
 
-            self._ask(streams, make(), 1)  # puts the prefix into the cache
+            self._ask(client, make(), 1)  # puts the prefix into the cache
         else:
 
             def make() -> str:
@@ -258,7 +263,7 @@ class Bench:
             return None
         path, body = self._engine.tokenize_request(text, self._plan.served_name)
         answer = http.post(self._site.engine_url + path, body, timeout_s=_TOKENIZER_S)
-        if isinstance(answer, http.Answer) and answer.status == 200:
+        if isinstance(answer, http.HttpAnswer) and answer.status == 200:
             tokens = answer.json.get("tokens") if isinstance(answer.json, dict) else None
             if isinstance(tokens, list):
                 return len(tokens)
@@ -323,13 +328,13 @@ class Bench:
         return Run(report, samples)
 
 
-def _client(streams: Streams, gap_ms: float | None) -> BenchClient:
+def _client(client: StreamingClient, gap_ms: float | None) -> BenchClient:
     """Return the load of the client: its CPU time, and its delay in reading data.
 
     Arrival times are the kernel's timestamps, so a delay does no harm until pieces wait for each
     other.
     """
-    lag = quantile(streams.lags, 0.99) * 1000 if streams.lags else None
+    lag = quantile(client.lags, 0.99) * 1000 if client.lags else None
     late = lag is not None and gap_ms is not None and lag > _LATE * gap_ms
-    share = streams.cpu_share
+    share = client.cpu_share
     return BenchClient(cpu_share=share, lag_ms_p99=lag, limited=late or share > _BUSY)

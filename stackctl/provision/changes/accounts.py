@@ -70,12 +70,12 @@ class SubidsKind(CommandKind[SubidsChange]):
     def perform(self, box: Box, change: SubidsChange) -> None:
         """See ChangeKind."""
         for path, line in _lines(change):
-            subids.add(box.at(path), line)
+            subids.add_line(box.at(path), line)
 
     def revert(self, box: Box, change: SubidsChange, old: PreviousState) -> str | None:  # noqa: ARG002
         """See ChangeKind."""
         for path, line in _lines(change):
-            subids.remove(box.at(path), line)
+            subids.remove_line(box.at(path), line)
         return None
 
     def command(self, change: SubidsChange) -> tuple[str, ...]:

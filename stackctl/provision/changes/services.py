@@ -82,7 +82,7 @@ class GuardKind(CommandKind[GuardChange]):
         if change.user is None or account(change.user) is not None:
             # stackctl itself may have been removed first.
             there = box.there(change.program)
-            words = (change.program,) if there else runner.running_program()
+            words = (change.program,) if there else runner.own_command()
             _run_guard(box, change.user, words, "--remove")
         return None
 

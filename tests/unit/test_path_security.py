@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.machine import runner, trust
+from stackctl.machine import path_security, runner
 from stackctl.machine.atomic_files import write_atomically
 from stackctl.sources.profiles import Profiles
 from stackctl.values.profile import Overrides
@@ -34,13 +34,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_what_only_we_and_root_can_change(folder: Path) -> None:
-    assert trust.weakness("/") is None
-    assert trust.weakness("/usr/bin") is None
+    assert path_security.find_weakness("/") is None
+    assert path_security.find_weakness("/usr/bin") is None
     (folder / "file").write_text("x")
     (folder / "file").chmod(0o644)
-    assert trust.weakness(folder / "file") is None
+    assert path_security.find_weakness(folder / "file") is None
     # Of what is not there, the folder it would be in counts.
-    assert trust.weakness(folder / "a" / "b" / "c") is None
+    assert path_security.find_weakness(folder / "a" / "b" / "c") is None
 
 
 @pytest.mark.parametrize("level", ["", "a", "a/b"])
@@ -48,11 +48,12 @@ def test_what_everybody_can_write_counts_at_every_level(folder: Path, level: str
     (folder / "a" / "b").mkdir(parents=True)
     (folder / level).chmod(0o777)
     assert (
-        str(trust.weakness(folder / "a" / "b")) == f"{folder / level} can be written by everybody"
+        str(path_security.find_weakness(folder / "a" / "b"))
+        == f"{folder / level} can be written by everybody"
     )
     # Nobody can rename what is not theirs in a sticky folder, but put something else there.
     (folder / level).chmod(0o1777)
-    assert (trust.weakness(folder / "a" / "b") is None) == (level != "a/b")
+    assert (path_security.find_weakness(folder / "a" / "b") is None) == (level != "a/b")
 
 
 @needs_root
@@ -60,14 +61,17 @@ def test_what_everybody_can_write_counts_at_every_level(folder: Path, level: str
 def test_owners_and_groups_count_at_every_level(folder: Path, level: str) -> None:
     (folder / "a" / "b").mkdir(parents=True)
     os.chown(folder / level, OTHER, 0)
-    assert str(trust.weakness(folder / "a" / "b")) == f"{folder / level} belongs to user {OTHER}"
+    assert (
+        str(path_security.find_weakness(folder / "a" / "b"))
+        == f"{folder / level} belongs to user {OTHER}"
+    )
     os.chown(folder / level, 0, OTHER)
     (folder / level).chmod(0o775)
-    assert str(trust.weakness(folder / "a" / "b")) == (
+    assert str(path_security.find_weakness(folder / "a" / "b")) == (
         f"{folder / level} can be written by group {OTHER}"
     )
     os.chown(folder / level, 0, 0)
-    assert trust.weakness(folder / "a" / "b") is None
+    assert path_security.find_weakness(folder / "a" / "b") is None
 
 
 @needs_root
@@ -76,14 +80,17 @@ def test_links_count_and_what_they_lead_to(folder: Path) -> None:
     theirs.mkdir()
     os.chown(theirs, OTHER, OTHER)
     (folder / "link").symlink_to("theirs")
-    assert str(trust.weakness(folder / "link")) == f"{theirs} belongs to user {OTHER}"
+    assert str(path_security.find_weakness(folder / "link")) == f"{theirs} belongs to user {OTHER}"
     (folder / "up").symlink_to(f"{theirs}/../own")
-    assert str(trust.weakness(folder / "up")) == f"{theirs} belongs to user {OTHER}"
+    assert str(path_security.find_weakness(folder / "up")) == f"{theirs} belongs to user {OTHER}"
     (folder / "planted").symlink_to("/etc")
     os.chown(folder / "planted", OTHER, OTHER, follow_symlinks=False)
-    assert str(trust.weakness(folder / "planted")) == f"{folder}/planted belongs to user {OTHER}"
+    assert (
+        str(path_security.find_weakness(folder / "planted"))
+        == f"{folder}/planted belongs to user {OTHER}"
+    )
     (folder / "loop").symlink_to("loop")
-    assert trust.weakness(folder / "loop") is None
+    assert path_security.find_weakness(folder / "loop") is None
 
 
 # Folders and files that are written
@@ -92,26 +99,26 @@ def test_links_count_and_what_they_lead_to(folder: Path) -> None:
 def test_private_folders(folder: Path) -> None:
     before = os.umask(0o002)
     try:
-        trust.private_folder(folder / "a" / "b")
+        path_security.make_private_folder(folder / "a" / "b")
     finally:
         os.umask(before)
     for path in (folder / "a", folder / "a" / "b"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o700
     # A folder that was there may be shared with others.
     assert stat.S_IMODE(folder.stat().st_mode) == 0o755
-    trust.close(folder)
+    path_security.restrict_permissions(folder)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    trust.close(folder / "absent")
+    path_security.restrict_permissions(folder / "absent")
 
 
 @needs_root
 def test_only_folders_of_our_own_are_closed(folder: Path) -> None:
     os.chown(folder, OTHER, OTHER)
-    trust.close(folder)
+    path_security.restrict_permissions(folder)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o755
     os.chown(folder, 0, 0)
     (folder / "link").symlink_to(folder)
-    trust.close(folder / "link")
+    path_security.restrict_permissions(folder / "link")
     assert stat.S_IMODE(folder.stat().st_mode) == 0o755
 
 
@@ -189,7 +196,7 @@ def test_what_a_profile_extends_is_looked_at_as_well(folder: Path) -> None:
 
 
 def claims(home: Path) -> dict[str, str]:
-    return dict(trust.owned_texts(str(home), "c/s", ".container"))
+    return dict(path_security.read_user_files(str(home), "c/s", ".container"))
 
 
 @pytest.fixture
@@ -202,7 +209,7 @@ def home(tmp_path: Path) -> Path:
 
 def test_units_are_read(home: Path) -> None:
     assert claims(home) == {f"{home}/c/s/a/a.container": "Claim=1"}
-    assert dict(trust.owned_texts(f"{home}/c/s", "", ".container")) == claims(home)
+    assert dict(path_security.read_user_files(f"{home}/c/s", "", ".container")) == claims(home)
     assert claims(home / "absent") == {}
 
 

@@ -30,7 +30,7 @@ _STRANGE_S = 60.0
 
 
 @dataclass
-class Exchange:
+class StreamedRequest:
     """One request and its answer so far.
 
     ``pieces`` are pairs of arrival time and bytes. All times are seconds of time.perf_counter.
@@ -44,7 +44,7 @@ class Exchange:
     error: str | None = None
 
 
-class Streams:
+class StreamingClient:
     """Exchanges with one server. A context manager, whose end cuts off the open exchanges."""
 
     def __init__(self, url: str, *, key: str | None = None) -> None:
@@ -60,16 +60,16 @@ class Streams:
         # with the last such socket. This socket keeps them on between requests.
         self._stamping = socket.socket()
         _stamp(self._stamping)
-        self._open: dict[int, tuple[socket.socket, Exchange]] = {}
+        self._open: dict[int, tuple[socket.socket, StreamedRequest]] = {}
         #: Seconds between the arrival of each piece and its reading here.
         self.lags: list[float] = []
         self._began, self._cpu = time.perf_counter(), time.process_time()
 
-    def __enter__(self) -> Streams:
+    def __enter__(self) -> StreamingClient:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.cut()
+        self.cancel()
         self._epoll.close()
         self._stamping.close()
 
@@ -82,12 +82,12 @@ class Streams:
     def __len__(self) -> int:
         return len(self._open)
 
-    def post(self, path: str, body: bytes, number: int = 0) -> Exchange | None:
+    def post(self, path: str, body: bytes, number: int = 0) -> StreamedRequest | None:
         """Send a request with the caller's ``number``. Return None, or the exchange if it failed.
 
         Its time begins before connecting, because a client waits for the connection, too.
         """
-        exchange = Exchange(number, time.perf_counter())
+        request = StreamedRequest(number, time.perf_counter())
         head = (
             f"POST {path} HTTP/1.1\r\nHost: {self._host}\r\n{self._key}"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
@@ -103,52 +103,52 @@ class Streams:
         except OSError as error:
             if connection is not None:
                 connection.close()
-            exchange.ended = time.perf_counter()
+            request.ended = time.perf_counter()
             refused = isinstance(error, ConnectionRefusedError)
-            exchange.error = "connection refused" if refused else _reason(error)
-            return exchange
-        self._open[connection.fileno()] = (connection, exchange)
+            request.error = "connection refused" if refused else _reason(error)
+            return request
+        self._open[connection.fileno()] = (connection, request)
         self._epoll.register(connection.fileno(), select.EPOLLIN)
         return None
 
-    def ended(self, wait_s: float) -> Iterator[Exchange]:
+    def poll(self, wait_s: float) -> Iterator[StreamedRequest]:
         """Wait for data for up to ``wait_s`` seconds, read it, and yield ended exchanges."""
         events = self._epoll.poll(wait_s)
         offset = time.time() - time.perf_counter()
         for descriptor, _ in events:
-            connection, exchange = self._open[descriptor]
+            connection, request = self._open[descriptor]
             try:
                 data, told, _, _ = connection.recvmsg(_MOST_BYTES, 64)
             except BlockingIOError:
                 continue
             except OSError as error:
-                exchange.error = _reason(error)
+                request.error = _reason(error)
                 data, told = b"", []
             now = time.perf_counter()
             if data:
                 moment = _moment(told, offset, now)
                 self.lags.append(now - moment)
-                exchange.pieces.append((moment, data))
+                request.pieces.append((moment, data))
                 if not data.endswith(_LAST_CHUNK) and data != _LAST_CHUNK[2:]:
                     continue
-            exchange.ended = exchange.pieces[-1][0] if data else now
+            request.ended = request.pieces[-1][0] if data else now
             self._close(descriptor)
-            yield exchange
+            yield request
 
-    def cut(self, older_than_s: float | None = None) -> tuple[Exchange, ...]:
+    def cancel(self, older_than_s: float | None = None) -> tuple[StreamedRequest, ...]:
         """Cut off open exchanges, all or those older than ``older_than_s``, and return them."""
         now = time.perf_counter()
         late = [
             descriptor
-            for descriptor, (_, exchange) in self._open.items()
-            if older_than_s is None or now - exchange.began > older_than_s
+            for descriptor, (_, request) in self._open.items()
+            if older_than_s is None or now - request.began > older_than_s
         ]
         found = []
         for descriptor in late:
-            exchange = self._open[descriptor][1]
-            exchange.ended, exchange.error = now, "cut off"
+            request = self._open[descriptor][1]
+            request.ended, request.error = now, "cut off"
             self._close(descriptor)
-            found.append(exchange)
+            found.append(request)
         return tuple(found)
 
     def _close(self, descriptor: int) -> None:

@@ -18,7 +18,7 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _BLOCK_BYTES = 512
 
 
-def sizes(above: Path) -> dict[str, int]:
+def folder_sizes(above: Path) -> dict[str, int]:
     """Return the bytes on the disk of each folder in a folder, by name.
 
     Empty if ``above`` does not exist.
@@ -32,7 +32,7 @@ def sizes(above: Path) -> dict[str, int]:
     return found
 
 
-def remove(above: Path, name: str) -> None:
+def remove_subfolder(above: Path, name: str) -> None:
     """Remove a folder in a folder, with its content. Raises StackctlError if that fails."""
     try:
         with _opened(above) as descriptor:

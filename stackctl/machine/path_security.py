@@ -43,7 +43,7 @@ class Weakness:
         return f"{self.path} can be written by {by}"
 
 
-def weakness(path: Path | str) -> Weakness | None:
+def find_weakness(path: Path | str) -> Weakness | None:
     """Return the first right by which another user could change a path, or None if there is none.
 
     Every level of the path and every link on the way counts, because a user who may rename a folder
@@ -67,7 +67,7 @@ def weakness(path: Path | str) -> Weakness | None:
 
 def require_root_only(path: Path, what: str, hint: str | None = None) -> None:
     """Raise StackctlError (exit 2) if this is root and another user could change the path."""
-    if os.geteuid() != 0 or (why := weakness(path)) is None:
+    if os.geteuid() != 0 or (why := find_weakness(path)) is None:
         return
     raise StackctlError(
         f"root does not use {what} {path}: {why}",
@@ -76,7 +76,7 @@ def require_root_only(path: Path, what: str, hint: str | None = None) -> None:
     )
 
 
-def require_not_planted(path: Path) -> None:
+def reject_foreign_symlink(path: Path) -> None:
     """Raise StackctlError (exit 2) for a path that goes through a link of another user.
 
     Refuse another user's file in a folder that everybody may write to, too: that user may have put
@@ -98,7 +98,7 @@ def require_not_planted(path: Path) -> None:
         above = found
 
 
-def private_folder(path: Path) -> None:
+def make_private_folder(path: Path) -> None:
     """Make a folder that only this user may enter (0700), and the missing folders above it.
 
     Raises:
@@ -106,7 +106,7 @@ def private_folder(path: Path) -> None:
     """
     try:
         if not path.parent.exists():
-            private_folder(path.parent)
+            make_private_folder(path.parent)
         with contextlib.suppress(FileExistsError):
             path.mkdir(mode=0o700)
         # A link is followed only if this user made it: another user's could be a trap.
@@ -122,7 +122,7 @@ def private_folder(path: Path) -> None:
         raise StackctlError(f"cannot make {path}: {error.strerror}") from None
 
 
-def close(folder: Path) -> None:
+def restrict_permissions(folder: Path) -> None:
     """Remove the rights of group and others from a folder of this user, if it exists."""
     try:
         descriptor = os.open(folder, _NO_WAIT | os.O_DIRECTORY)
@@ -136,7 +136,7 @@ def close(folder: Path) -> None:
         os.close(descriptor)
 
 
-def owned_texts(home: str, below: str, suffix: str) -> Iterator[tuple[str, str]]:
+def read_user_files(home: str, below: str, suffix: str) -> Iterator[tuple[str, str]]:
     """Yield path and text of the files ``HOME/BELOW/*/*SUFFIX``, which are untrusted data.
 
     Below the home no link is followed, and only regular files of the home's owner are read: no

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from stackctl.errors import StackctlError
 from stackctl.machine.atomic_files import sync_folder, write_atomically
-from stackctl.machine.trust import private_folder
+from stackctl.machine.path_security import make_private_folder
 
 _OPEN = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
@@ -29,7 +29,7 @@ def append_line(path: Path, line: bytes, *, most_bytes: int, keep: int) -> None:
         StackctlError: the disk is full, or the file is not this user's. Then no part of the line
             stays in the file.
     """
-    private_folder(path.parent)
+    make_private_folder(path.parent)
     try:
         descriptor = _open_locked(path)
         try:
@@ -56,7 +56,7 @@ def append_line(path: Path, line: bytes, *, most_bytes: int, keep: int) -> None:
         raise _failed("write", path, error) from None
 
 
-def read_own(path: Path, most_bytes: int, *, secret: bool = False) -> bytes | None:
+def read_private(path: Path, most_bytes: int, *, secret: bool = False) -> bytes | None:
     """Return the last ``most_bytes`` bytes of a file of this user, or None if it does not exist.
 
     Raises:

@@ -31,12 +31,12 @@ _AGENT = "stackctl"
 _PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
 
 
-class Lost(StackctlError):
+class ConnectionLost(StackctlError):
     """The connection failed or broke off; another attempt may succeed."""
 
 
 @dataclass(frozen=True)
-class Place:
+class Origin:
     """The server of a URL: scheme, host and port, which identify it."""
 
     scheme: str
@@ -66,7 +66,8 @@ class Response:
         return int(text) if re.fullmatch(r"\d{1,18}", text) else None
 
     def readinto(self, view: memoryview) -> int:
-        """Read the next bytes of the body into a buffer; return 0 at its end. Raises Lost."""
+        """Read the next bytes of the body into a buffer; return 0 at its end. Raises
+        ConnectionLost."""
         with _breaks(self.url):
             return self._raw.readinto(view)
 
@@ -74,7 +75,7 @@ class Response:
         """Return the body.
 
         Raises:
-            Lost: the connection broke off.
+            ConnectionLost: the connection broke off.
             StackctlError: the body has more than ``most`` bytes.
         """
         with _breaks(self.url):
@@ -91,7 +92,7 @@ class Transfer:
         self, *, timeout_s: float = 30, environment: Mapping[str, str] | None = None
     ) -> None:
         self._timeout_s = timeout_s
-        self._open: dict[Place, http.client.HTTPConnection] = {}
+        self._open: dict[Origin, http.client.HTTPConnection] = {}
         env = os.environ if environment is None else environment
         self._proxies = {
             scheme: value
@@ -111,7 +112,7 @@ class Transfer:
         """Send a GET request and follow redirects; ``seen`` is called with each redirect's answer.
 
         Raises:
-            Lost: the connection failed or broke off.
+            ConnectionLost: the connection failed or broke off.
             StackctlError: a redirect leads in circles, away from https or to something other than
                 HTTP, or the body is compressed.
         """
@@ -138,7 +139,7 @@ class Transfer:
             url = self._next(place, url, target)
         raise StackctlError(f"{host_of(url)} redirects in circles")
 
-    def _next(self, place: Place, url: str, target: str) -> str:
+    def _next(self, place: Origin, url: str, target: str) -> str:
         """Return the URL of a redirect. Errors hide most of it: a signed URL is a secret."""
         try:
             # http.client decodes bytes beyond ASCII as Latin-1; most servers quote them.
@@ -154,7 +155,7 @@ class Transfer:
             raise StackctlError(f"{place.host} redirects from https to {parts.hostname} by http")
         return there
 
-    def _place(self, url: str) -> Place:
+    def _place(self, url: str) -> Origin:
         try:
             parts = urlsplit(url)
             port = parts.port
@@ -162,9 +163,11 @@ class Transfer:
             raise StackctlError(f"{url[:200]!r} is not a URL") from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise StackctlError(f"{url[:200]!r} is not a URL of http or https")
-        return Place(parts.scheme, parts.hostname, port or (443 if parts.scheme == "https" else 80))
+        return Origin(
+            parts.scheme, parts.hostname, port or (443 if parts.scheme == "https" else 80)
+        )
 
-    def _once(self, place: Place, url: str, headers: Mapping[str, str]) -> Response:
+    def _once(self, place: Origin, url: str, headers: Mapping[str, str]) -> Response:
         self._drain()
         parts = urlsplit(url)
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
@@ -182,14 +185,14 @@ class Transfer:
                     connection.request("GET", target, headers={**headers, **extra})
                     self._last = Response(connection.getresponse(), url)
                     return self._last
-            except Lost:
+            except ConnectionLost:
                 self._drop(place)
                 # The server may have closed a kept connection meanwhile: then a new one is tried.
                 if not again:
                     raise
         raise AssertionError("unreachable")
 
-    def _proxy(self, place: Place) -> SplitResult | None:
+    def _proxy(self, place: Origin) -> SplitResult | None:
         proxy = self._proxies.get(place.scheme)
         bypassed = urllib.request.proxy_bypass_environment(place.host)  # type: ignore[attr-defined]
         if not proxy or bypassed or place.host in ("127.0.0.1", "::1", "localhost"):
@@ -201,7 +204,7 @@ class Transfer:
             raise StackctlError(f"{place.scheme}_proxy is not the address of a proxy") from None
         return parts
 
-    def _connect(self, place: Place) -> http.client.HTTPConnection:
+    def _connect(self, place: Origin) -> http.client.HTTPConnection:
         proxy = self._proxy(place)
         made: http.client.HTTPConnection
         host, port = (place.host, place.port)
@@ -229,13 +232,13 @@ class Transfer:
         if not last._raw.isclosed():
             self._drop(self._place(last.url))
 
-    def _drop(self, place: Place) -> None:
+    def _drop(self, place: Origin) -> None:
         connection = self._open.pop(place, None)
         if connection is not None:
             connection.close()
 
     def abort(self) -> None:
-        """Shut all connections down, so that a read of another thread raises Lost."""
+        """Shut all connections down, so that a read of another thread raises ConnectionLost."""
         for connection in list(self._open.values()):
             sock = connection.sock
             if sock is not None:
@@ -271,7 +274,7 @@ def _credentials(proxy: SplitResult) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _breaks(url: str) -> Iterator[None]:
-    """Turn errors of the connection into Lost, with the server's name.
+    """Turn errors of the connection into ConnectionLost, with the server's name.
 
     An invalid certificate becomes a StackctlError: another attempt would not help.
     """
@@ -284,14 +287,16 @@ def _breaks(url: str) -> Iterator[None]:
             hint="a company's own certificates: SSL_CERT_FILE=/path/to/ca.pem",
         ) from None
     except TimeoutError:
-        raise Lost(f"{where} does not answer") from None
+        raise ConnectionLost(f"{where} does not answer") from None
     except socket.gaierror:
-        raise Lost(f"{where} is not known here: no network, or no such name") from None
+        raise ConnectionLost(f"{where} is not known here: no network, or no such name") from None
     except ConnectionRefusedError:
-        raise Lost(f"{where} refuses connections") from None
+        raise ConnectionLost(f"{where} refuses connections") from None
     except (http.client.IncompleteRead, http.client.RemoteDisconnected):
-        raise Lost(f"{where} broke the connection off") from None
+        raise ConnectionLost(f"{where} broke the connection off") from None
     except (http.client.HTTPException, ValueError) as error:
-        raise Lost(f"{where} does not speak HTTP: {type(error).__name__}") from None
+        raise ConnectionLost(f"{where} does not speak HTTP: {type(error).__name__}") from None
     except OSError as error:
-        raise Lost(f"the connection to {where} broke off: {error.strerror or error}") from None
+        raise ConnectionLost(
+            f"the connection to {where} broke off: {error.strerror or error}"
+        ) from None

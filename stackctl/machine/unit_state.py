@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-#: The properties that ``parse`` reads (org.freedesktop.systemd1(5)).
+#: The properties that ``parse_unit_state`` reads (org.freedesktop.systemd1(5)).
 PROPERTIES = (
     "ActiveState", "SubState", "Result", "ExecMainStatus", "NRestarts", "StartLimitBurst", "Job",
     "InvocationID", "MainPID", "CPUUsageNSec", "ActiveEnterTimestamp", "StateChangeTimestamp",
@@ -79,7 +79,7 @@ class UnitState:
         return (self.result or "success") != "success"
 
 
-def parse(properties: Mapping[str, str], at_s: float) -> UnitState:
+def parse_unit_state(properties: Mapping[str, str], at_s: float) -> UnitState:
     """Return the state from properties of ``systemctl show``, called at the time ``at_s``."""
 
     def whole(name: str) -> int | None:

@@ -14,7 +14,7 @@ _MOST_LINE_BYTES = 64 * 2**10
 _COLOR = re.compile(r"\x1b\[[\d;]*[A-Za-z]")
 
 
-def lines_of(path: str) -> Iterator[str]:
+def read_lines(path: str) -> Iterator[str]:
     """Yield the lines of a file, or of stdin for ``-``, without colour codes.
 
     Bytes that are not UTF-8 are replaced. Raises StackctlError (exit 2) if the file cannot be read.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.machine import runner, trust
+from stackctl.machine import path_security, runner
 from stackctl.values.inspection import FileState
 
 #: No fact is longer; a larger file under /proc or /sys is not the expected one.
@@ -41,16 +41,17 @@ class Machine(Protocol):
         """Return the paths that match a shell pattern, sorted."""
         ...
 
-    def link(self, path: str) -> str | None:
+    def read_link(self, path: str) -> str | None:
         """Return the target of a symbolic link; None if it is not a link or unreadable."""
         ...
 
-    def state(self, path: str) -> FileState | None:
+    def file_state(self, path: str) -> FileState | None:
         """Return identity, size and times of the file at a path; None if it cannot be read."""
         ...
 
-    def owned_texts(self, home: str, below: str, suffix: str) -> tuple[tuple[str, str], ...]:
-        """Return path and text of the files ``HOME/BELOW/*/*SUFFIX``, as in trust.owned_texts."""
+    def read_user_files(self, home: str, below: str, suffix: str) -> tuple[tuple[str, str], ...]:
+        """Return path and text of the files ``HOME/BELOW/*/*SUFFIX``, as in
+        path_security.read_user_files."""
         ...
 
     def run(self, argv: Sequence[str], *, timeout_s: float = 10) -> runner.Completed:
@@ -75,17 +76,17 @@ class LiveMachine:
         """See Machine."""
         return tuple(sorted(globbing.glob(pattern)))
 
-    def link(self, path: str) -> str | None:
+    def read_link(self, path: str) -> str | None:
         """See Machine."""
         return _link(path)
 
-    def state(self, path: str) -> FileState | None:
+    def file_state(self, path: str) -> FileState | None:
         """See Machine."""
         return _state(path)
 
-    def owned_texts(self, home: str, below: str, suffix: str) -> tuple[tuple[str, str], ...]:
+    def read_user_files(self, home: str, below: str, suffix: str) -> tuple[tuple[str, str], ...]:
         """See Machine."""
-        return tuple(trust.owned_texts(home, below, suffix))
+        return tuple(path_security.read_user_files(home, below, suffix))
 
     def run(self, argv: Sequence[str], *, timeout_s: float = 10) -> runner.Completed:
         """See Machine."""
@@ -174,13 +175,13 @@ class RecordedMachine:
             found = [f"{path}/{name}" for path in found for name in self._names(path, part)]
         return tuple(sorted(found))
 
-    def link(self, path: str) -> str | None:
+    def read_link(self, path: str) -> str | None:
         """See Machine."""
         folder, _, name = path.rpartition("/")
         above = self._place(folder)
         return None if above is None else _link(f"{above}/{name}")
 
-    def state(self, path: str) -> FileState | None:
+    def file_state(self, path: str) -> FileState | None:
         """See Machine."""
         place = self._place(path)
         return None if place is None else _state(place)
@@ -197,10 +198,10 @@ class RecordedMachine:
             return []
         return [n for n in fnmatch.filter(names, part) if part[0] == "." or n[0] != "."]
 
-    def owned_texts(self, home: str, below: str, suffix: str) -> tuple[tuple[str, str], ...]:
+    def read_user_files(self, home: str, below: str, suffix: str) -> tuple[tuple[str, str], ...]:
         """See Machine."""
         root = str(self._root)
-        found = trust.owned_texts(f"{root}/{home.lstrip('/')}", below, suffix)
+        found = path_security.read_user_files(f"{root}/{home.lstrip('/')}", below, suffix)
         return tuple((path[len(root) :], text) for path, text in found)
 
     def run(self, argv: Sequence[str], *, timeout_s: float = 10) -> runner.Completed:  # noqa: ARG002
