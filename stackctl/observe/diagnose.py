@@ -10,7 +10,7 @@ from stackctl.diagnose.log_samples import read_log
 from stackctl.diagnose.stalls import HANG_S, counters_unchanged
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.observe import looks, procfs
-from stackctl.probe.gpunow import gpus_now
+from stackctl.probe.gpu_status import gpus_now
 from stackctl.values.cpu_list import CpuList
 from stackctl.values.diagnosis import DiagnoseReport, Evidence
 from stackctl.values.generation import Generation

@@ -19,8 +19,8 @@ from stackctl.machine.unit_state import UnitState
 from stackctl.observe import looks, procfs
 from stackctl.observe.drift import drift
 from stackctl.observe.watch import watch
+from stackctl.probe.fact_reader import FactReader
 from stackctl.probe.nvml import Nvml
-from stackctl.probe.reading import Reader
 from stackctl.units.proxy_unit import proxy_container
 from stackctl.values.cpu_list import CpuList
 from stackctl.values.generation import EngineFact, Generation
@@ -339,7 +339,7 @@ def _gpus(
     """Return the GPU memory of the engine's processes; None if unknown or no GPU is planned."""
     if not generation.plan.placement.gpus:
         return None
-    library = Nvml(Reader(machine))
+    library = Nvml(FactReader(machine))
     readings = library.readings()
     if readings is None:
         notes.lacks("gpu", library.error or "the driver does not tell")

@@ -12,7 +12,7 @@ from stackctl.diagnose.log_samples import read_log
 from stackctl.errors import StackctlError
 from stackctl.observe import looks
 from stackctl.observe.metrics import histograms
-from stackctl.probe.gpunow import gpus_now
+from stackctl.probe.gpu_status import gpus_now
 from stackctl.values.diagnosis import GpuNow
 from stackctl.values.generation import Generation
 from stackctl.values.metrics import EngineMetrics, Histogram

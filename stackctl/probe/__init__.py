@@ -7,14 +7,14 @@ import msgspec
 from stackctl.machine.machine import Machine
 from stackctl.probe.cpu import probe_cpu
 from stackctl.probe.cpuinfo import read_cpuinfo
+from stackctl.probe.cpuinfo_fallback import CpuInfoFallback
+from stackctl.probe.fact_reader import FactReader
 from stackctl.probe.gpu import probe_gpus
-from stackctl.probe.limits import may_raise, probe_limits
-from stackctl.probe.memory import probe_memory, reconcile, with_bandwidth, with_nodes
-from stackctl.probe.names import Names
+from stackctl.probe.limits import can_raise_limits, probe_limits
+from stackctl.probe.memory import plausible_nodes, probe_memory, with_bandwidth, with_nodes
 from stackctl.probe.numa import gpu_nodes
 from stackctl.probe.nvml import Nvml
-from stackctl.probe.reading import Reader
-from stackctl.probe.tools import Commands, probe_tools
+from stackctl.probe.tools import ProbeCommands, probe_tools
 from stackctl.requirements import REQUIREMENTS, paths
 from stackctl.requirements.facts import LaunchFacts, Scope
 from stackctl.values.host import Host, Problem
@@ -33,18 +33,18 @@ def probe(machine: Machine, *, scope: Scope, names: bool = False) -> Host:
         names: also ask py-cpuinfo, on the live machine, if the kernel does not name the
             processor or its instruction sets; it takes about a second.
     """
-    reader = Reader(machine)
-    commands = Commands(machine)
+    reader = FactReader(machine)
+    commands = ProbeCommands(machine)
     nvml = Nvml(reader)
     info = read_cpuinfo(reader)
     unnamed = info.model is None or info.flags is None
-    asked = Names() if names and machine.live and unnamed else None
+    asked = CpuInfoFallback() if names and machine.live and unnamed else None
     missing: list[Problem] = []
     memory = probe_memory(reader)
     cpu = probe_cpu(reader, info, missing, total_bytes=memory.total_bytes)
     if not gpu_nodes(reader):
         # With nodes of GPU memory the sums differ, because the total includes that memory.
-        nodes = reconcile(cpu.numa, memory.total_bytes, missing, online=cpu.online)
+        nodes = plausible_nodes(cpu.numa, memory.total_bytes, missing, online=cpu.online)
         cpu = msgspec.structs.replace(cpu, numa=nodes)
     memory = with_nodes(reader, memory, cpu.numa, missing)
     memory = with_bandwidth(reader, memory, cpu, virtual=info.virtual)
@@ -56,7 +56,7 @@ def probe(machine: Machine, *, scope: Scope, names: bool = False) -> Host:
         scope=scope,
         seen=seen,
         limits=limits,
-        may_raise=may_raise(reader),
+        may_raise=can_raise_limits(reader),
         nodes=len(cpu.numa),
         memlock_reachable=probe_limits(reader, "system", seen.who).memlock_bytes,
         drop_ins=frozenset(path for path in paths.FILES.values() if reader.exists(path)),
@@ -64,7 +64,7 @@ def probe(machine: Machine, *, scope: Scope, names: bool = False) -> Host:
     launch = (problem for requirement in REQUIREMENTS for problem in requirement.problems(facts))
     return Host(
         scope=scope,
-        cpu=asked.fill(cpu) if asked else cpu,
+        cpu=asked.complete(cpu) if asked else cpu,
         memory=memory,
         gpus=gpus,
         tools=seen.tools,

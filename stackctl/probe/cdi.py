@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
-from stackctl.probe.reading import Reader, tidy
+from stackctl.probe.fact_reader import FactReader, sanitize
 from stackctl.quantity import version_numbers
 from stackctl.requirements.cdi import GENERATE
 from stackctl.values.host import CdiProblemCode, CdiSpec
@@ -28,7 +28,7 @@ _NEW_FIELDS = {"additionalGids": "0.7.0", "intelRdt": "0.7.0"}
 _OLD_PODMAN, _OLD_NEWEST = (5, 0), (0, 6)
 
 
-def probe_cdi(reader: Reader, podman: str | None) -> tuple[CdiSpec, ...]:
+def probe_cdi(reader: FactReader, podman: str | None) -> tuple[CdiSpec, ...]:
     """Return every CDI file, with its devices and the first problem that podman has with it.
 
     ``podman`` is its version; if it is None, the versions are not compared.
@@ -45,20 +45,20 @@ def probe_cdi(reader: Reader, podman: str | None) -> tuple[CdiSpec, ...]:
             elif (name, text) not in texts:
                 # /var/run is a link to /run nearly everywhere.
                 texts.add((name, text))
-                spec = judge(reader, path, text, podman)
+                spec = check_cdi_file(reader, path, text, podman)
                 found.append(_unique(spec, owners))
     return tuple(found)
 
 
-def judge(reader: Reader, path: str, text: str, podman: str | None) -> CdiSpec:
+def check_cdi_file(reader: FactReader, path: str, text: str, podman: str | None) -> CdiSpec:
     """Return the devices of one file, and the first problem that keeps podman from using them."""
     try:
-        document = parse(text, yaml=not path.endswith(".json"))
+        document = parse_cdi(text, yaml=not path.endswith(".json"))
     except ValueError as error:
         return CdiSpec(
             path=path,
             code="unparsable",
-            problem=f"it cannot be parsed: {tidy(str(error), most=120)}",
+            problem=f"it cannot be parsed: {sanitize(str(error), most=120)}",
         )
     version, kind = document.get("cdiVersion"), document.get("kind")
     if not isinstance(kind, str) or not re.fullmatch(r"[\w.-]{1,60}/[\w.-]{1,60}", kind):
@@ -85,7 +85,7 @@ def judge(reader: Reader, path: str, text: str, podman: str | None) -> CdiSpec:
     )
 
 
-def parse(text: str, *, yaml: bool) -> dict[str, Any]:
+def parse_cdi(text: str, *, yaml: bool) -> dict[str, Any]:
     """Parse a mapping in JSON or YAML, in bounded time and memory.
 
     Raises:
@@ -121,7 +121,7 @@ def _yaml(text: str) -> Any:
         raise ValueError(str(error).partition("\n")[0] or type(error).__name__) from None
 
 
-def _files(reader: Reader, folder: str) -> tuple[str, ...]:
+def _files(reader: FactReader, folder: str) -> tuple[str, ...]:
     """Return the files that podman reads in a folder; it ignores other endings, such as .yml."""
     found = reader.machine.glob(f"{folder}/*")
     return tuple(path for path in found if path.endswith((".json", ".yaml")))[:_MOST_FILES]
@@ -156,13 +156,13 @@ def _too_new(version: Any, edits: list[dict[str, Any]], podman: str | None) -> _
     if isinstance(version, str) and version_numbers(version) > _OLD_NEWEST:
         return (
             "newer-cdi",
-            f"it is CDI {tidy(version, most=20)}, podman {podman} parses "
+            f"it is CDI {sanitize(version, most=20)}, podman {podman} parses "
             f"{'.'.join(map(str, _OLD_NEWEST))} at most; upgrade podman to 5",
         )
     return None
 
 
-def _other_driver(reader: Reader, edits: list[dict[str, Any]]) -> _Problem | None:
+def _other_driver(reader: FactReader, edits: list[dict[str, Any]]) -> _Problem | None:
     """Return a problem if the file mounts the library of a driver that is not the loaded one."""
     loaded = reader.line("/sys/module/nvidia/version")
     mounts = (mount for edit in edits for mount in _items(edit.get("mounts")))
@@ -178,7 +178,7 @@ def _other_driver(reader: Reader, edits: list[dict[str, Any]]) -> _Problem | Non
     return None
 
 
-def _missing(reader: Reader, edits: list[dict[str, Any]]) -> _Problem | None:
+def _missing(reader: FactReader, edits: list[dict[str, Any]]) -> _Problem | None:
     """Return a problem for the first file that the CDI file gives to containers and is absent."""
     for key in ("deviceNodes", "mounts"):
         if not reader.machine.live:
@@ -194,7 +194,7 @@ def _missing(reader: Reader, edits: list[dict[str, Any]]) -> _Problem | None:
             if not reader.exists(place):
                 return (
                     "missing-file",
-                    f"{tidy(place, most=100)} does not exist: generate it again ({GENERATE})",
+                    f"{sanitize(place, most=100)} does not exist: generate it again ({GENERATE})",
                 )
     return None
 
@@ -208,4 +208,4 @@ def _dict(value: Any) -> dict[str, Any]:
 
 
 def _word(value: Any) -> str | None:
-    return tidy(value, most=100) if isinstance(value, str) else None
+    return sanitize(value, most=100) if isinstance(value, str) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from stackctl.probe.reading import Reader
+from stackctl.probe.fact_reader import FactReader
 
 ROOT = "/sys/fs/cgroup"
 #: systemd nests units only a few levels deep.
@@ -13,7 +13,7 @@ _MOST_LEVELS = 64
 _NUMBER = re.compile(r"-?[0-9]{1,18}")
 
 
-def folders(reader: Reader, controller: str) -> tuple[tuple[int, str], ...]:
+def cgroup_folders(reader: FactReader, controller: str) -> tuple[tuple[int, str], ...]:
     """Return version and folder of each cgroup that may hold files of a controller.
 
     The order is from this process's own cgroup up to the root; folders need not exist.
@@ -42,9 +42,9 @@ def folders(reader: Reader, controller: str) -> tuple[tuple[int, str], ...]:
     return tuple(dict.fromkeys(found))
 
 
-def cpuset(reader: Reader) -> frozenset[int] | None:
+def cpuset(reader: FactReader) -> frozenset[int] | None:
     """Return the CPUs that the cpuset of this process allows; None if no cpuset is visible."""
-    for version, folder in folders(reader, "cpuset"):
+    for version, folder in cgroup_folders(reader, "cpuset"):
         # In version 2 a cpuset may list CPUs that its parent lacks; the effective ones count.
         names = ("cpuset.cpus.effective",) if version == 2 else ()
         for name in (*names, "cpuset.cpus", "cpus"):
@@ -55,10 +55,10 @@ def cpuset(reader: Reader) -> frozenset[int] | None:
     return None
 
 
-def quota(reader: Reader) -> float | None:
+def cpu_quota(reader: FactReader) -> float | None:
     """Return the CPU time that the tightest cgroup grants, in CPUs; None without a limit."""
     found: list[float] = []
-    for version, folder in folders(reader, "cpu"):
+    for version, folder in cgroup_folders(reader, "cpu"):
         if version == 2:
             words = (reader.text(f"{folder}/cpu.max") or "").split()
         else:
@@ -81,7 +81,7 @@ def _up(root: str, path: str) -> list[str]:
     return ["/".join([root.rstrip("/"), *parts[:depth]]) for depth in range(len(parts), -1, -1)]
 
 
-def _mounts(reader: Reader) -> dict[str, list[str]]:
+def _mounts(reader: FactReader) -> dict[str, list[str]]:
     """Return the mount points of the hierarchies by controller; the key of version 2 is "2"."""
     found: dict[str, list[str]] = {}
     for line in (reader.text("/proc/mounts") or "")[: 1 << 20].splitlines():

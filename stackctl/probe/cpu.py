@@ -6,11 +6,11 @@ import os
 import re
 
 from stackctl.errors import StackctlError
-from stackctl.probe.cgroup import cpuset, quota
+from stackctl.probe.cgroup import cpu_quota, cpuset
+from stackctl.probe.core_types import probe_core_types
 from stackctl.probe.cpuinfo import CpuInfo, isa
-from stackctl.probe.kinds import probe_kinds
+from stackctl.probe.fact_reader import FactReader, cpu_set
 from stackctl.probe.numa import probe_numa
-from stackctl.probe.reading import Reader, cpu_set
 from stackctl.probe.topology import CPU, cores_of_entries, probe_cores, probe_groups, probe_l3
 from stackctl.values.cpu_list import CpuList
 from stackctl.values.host import Cpu, Problem
@@ -22,7 +22,7 @@ _ALLOWED = re.compile(r"^Cpus_allowed_list:[ \t]*(.*)$", re.MULTILINE)
 
 
 def probe_cpu(
-    reader: Reader, info: CpuInfo, problems: list[Problem], *, total_bytes: int | None = None
+    reader: FactReader, info: CpuInfo, problems: list[Problem], *, total_bytes: int | None = None
 ) -> Cpu:
     """Read the topology of the online processors.
 
@@ -57,14 +57,14 @@ def probe_cpu(
         governor=_common(reader, sysfs, "scaling_governor"),
         dies=probe_groups(reader, sysfs, "die"),
         offline=CpuList(offline) or None,
-        kinds=probe_kinds(reader, online or frozenset()),
-        quota_cpus=quota(reader),
+        kinds=probe_core_types(reader, online or frozenset()),
+        quota_cpus=cpu_quota(reader),
         governor_driver=_driver(reader, sysfs),
     )
 
 
 def _cores_and_packages(
-    reader: Reader,
+    reader: FactReader,
     info: CpuInfo,
     sysfs: list[int],
     online: frozenset[int],
@@ -88,7 +88,7 @@ def _cores_and_packages(
     return tuple(cores or ()), packages
 
 
-def _smt(reader: Reader, per_core: int | None) -> bool | None:
+def _smt(reader: FactReader, per_core: int | None) -> bool | None:
     if per_core:
         return per_core > 1
     # Virtual machines may report this wrongly, so it is read only if no siblings are shown.
@@ -96,7 +96,7 @@ def _smt(reader: Reader, per_core: int | None) -> bool | None:
     return None if active is None else bool(active)
 
 
-def _numbered(reader: Reader, pattern: str, prefix: str) -> frozenset[int]:
+def _numbered(reader: FactReader, pattern: str, prefix: str) -> frozenset[int]:
     """Return the numbers of folders such as cpu12."""
     names = (path.removesuffix("/topology").rpartition("/")[2]
              for path in reader.machine.glob(pattern))  # fmt: skip
@@ -105,7 +105,7 @@ def _numbered(reader: Reader, pattern: str, prefix: str) -> frozenset[int]:
 
 
 def _online(
-    reader: Reader, info: CpuInfo, folders: frozenset[int], problems: list[Problem]
+    reader: FactReader, info: CpuInfo, folders: frozenset[int], problems: list[Problem]
 ) -> frozenset[int] | None:
     # Offline CPUs have folders too, but no topology, so the list decides, not the folders.
     online = reader.cpus(f"{CPU}/online")
@@ -126,16 +126,16 @@ def _online(
             return None
     if folders and not online <= folders:
         lost = CpuList(online - folders)
-        reader.damaged(f"{CPU}/online", f"CPUs {lost} are online but have no folder")
+        reader.note_damaged(f"{CPU}/online", f"CPUs {lost} are online but have no folder")
         online &= folders
     if described and not online <= described:
         lost = CpuList(online - described)
-        reader.damaged(f"{CPU}/online", f"CPUs {lost} are online but have no topology")
+        reader.note_damaged(f"{CPU}/online", f"CPUs {lost} are online but have no topology")
         online &= described
     return online or None
 
 
-def _common(reader: Reader, online: list[int], name: str) -> str | None:
+def _common(reader: FactReader, online: list[int], name: str) -> str | None:
     """Return the frequency setting that all CPUs share, or "mixed"; None if unknown."""
     found: str | None = None
     for cpu in online:
@@ -146,7 +146,7 @@ def _common(reader: Reader, online: list[int], name: str) -> str | None:
     return found
 
 
-def _driver(reader: Reader, online: list[int]) -> str | None:
+def _driver(reader: FactReader, online: list[int]) -> str | None:
     """Return the driver that sets frequencies, with its mode in brackets if it has one."""
     driver = _common(reader, online[:1], "scaling_driver")
     for name in ("amd_pstate", "intel_pstate"):
@@ -157,7 +157,7 @@ def _driver(reader: Reader, online: list[int]) -> str | None:
 
 
 def _allowed(
-    reader: Reader, online: frozenset[int] | None, problems: list[Problem]
+    reader: FactReader, online: frozenset[int] | None, problems: list[Problem]
 ) -> CpuList | None:
     path = "/proc/self/status"
     allowed = online
@@ -167,7 +167,7 @@ def _allowed(
             listed = cpu_set(line[1])
             allowed = listed if allowed is None else allowed & listed
         except StackctlError:
-            reader.damaged(path, "its Cpus_allowed_list is not a CPU list")
+            reader.note_damaged(path, "its Cpus_allowed_list is not a CPU list")
     if reader.machine.live:
         affinity = frozenset(os.sched_getaffinity(0))
         allowed = affinity if allowed is None else allowed & affinity

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from stackctl.probe.reading import Reader, tidy
+from stackctl.probe.fact_reader import FactReader, sanitize
 
 #: The instruction sets by which engines choose their code, weakest first, as Linux names them.
 _ISA = (
@@ -55,7 +55,7 @@ class CpuInfo:
         return _processors(self.text)
 
 
-def read_cpuinfo(reader: Reader) -> CpuInfo:
+def read_cpuinfo(reader: FactReader) -> CpuInfo:
     """Read /proc/cpuinfo of any architecture; facts that are missing in it are None."""
     text = reader.text("/proc/cpuinfo") or ""
     first: dict[str, str] = {}
@@ -71,10 +71,10 @@ def read_cpuinfo(reader: Reader) -> CpuInfo:
     flags = first.get("flags") or first.get("Features")
     maker = first.get("vendor_id") or first.get("vendor")
     vendor = maker or _IMPLEMENTERS.get(first.get("CPU implementer", ""))
-    models = (tidy(first.get(key, "")) for key in _MODEL_KEYS)
+    models = (sanitize(first.get(key, "")) for key in _MODEL_KEYS)
     return CpuInfo(
         model=next(filter(None, models), None) or _parts(text),
-        vendor=tidy(vendor or ""),
+        vendor=sanitize(vendor or ""),
         flags=frozenset(flags.split()) if flags else None,
         architecture=architecture,
         family=first.get("cpu family"),

@@ -31,7 +31,7 @@ _CHANNELS = (
 
 
 @dataclass(frozen=True)
-class Module:
+class MemoryModule:
     """One memory module that is plugged in."""
 
     #: Bank and slot, in the maker's words.
@@ -42,7 +42,7 @@ class Module:
 
 
 @dataclass(frozen=True)
-class Family:
+class ProcessorFamily:
     """Memory channels of one socket; ``speed`` in million transfers per second."""
 
     name: str
@@ -53,24 +53,24 @@ class Family:
 #: EPYC families by first and last character of the number, with the fastest memory that AMD
 #: specifies. Slower or fewer modules have less bandwidth.
 _EPYC = {
-    "71": Family("EPYC Naples", 8, 2666),
-    "72": Family("EPYC Rome", 8, 3200),
-    "73": Family("EPYC Milan", 8, 3200),
-    "84": Family("EPYC Siena", 6, 4800),
-    "94": Family("EPYC Genoa", 12, 4800),
-    "95": Family("EPYC Turin", 12, 6000),
+    "71": ProcessorFamily("EPYC Naples", 8, 2666),
+    "72": ProcessorFamily("EPYC Rome", 8, 3200),
+    "73": ProcessorFamily("EPYC Milan", 8, 3200),
+    "84": ProcessorFamily("EPYC Siena", 6, 4800),
+    "94": ProcessorFamily("EPYC Genoa", 12, 4800),
+    "95": ProcessorFamily("EPYC Turin", 12, 6000),
 }
 #: Numbers that differ from their family. None: less bandwidth than the channels have.
-_EPYC_EXCEPTIONS: dict[str, Family | None] = {
-    "7251": Family("EPYC Naples", 8, 2400),
+_EPYC_EXCEPTIONS: dict[str, ProcessorFamily | None] = {
+    "7251": ProcessorFamily("EPYC Naples", 8, 2400),
     "7252": None, "7272": None, "7282": None,
     # The reference machine: 12 channels of DDR5-6400.
-    "9175": Family("EPYC Turin", 12, 6400),
+    "9175": ProcessorFamily("EPYC Turin", 12, 6400),
 }  # fmt: skip
 _MODEL = re.compile(r"\bEPYC ([789][0-9A-Z]{2}[0-9])[A-Z]{0,2}\b")
 
 
-def family(model: str | None) -> Family | None:
+def processor_family(model: str | None) -> ProcessorFamily | None:
     """Return the family of a processor by its name; None if it is not in the table."""
     match = _MODEL.search(model or "")
     if match is None:
@@ -81,10 +81,10 @@ def family(model: str | None) -> Family | None:
     return _EPYC.get(number[0] + number[-1])
 
 
-def modules(table: bytes) -> tuple[Module, ...]:
+def memory_modules(table: bytes) -> tuple[MemoryModule, ...]:
     """Return the memory modules of a table. A damaged structure ends the list without error."""
     table = table[:MOST_BYTES]
-    found: list[Module] = []
+    found: list[MemoryModule] = []
     at = 0
     while at + 4 <= len(table) and len(found) < _MOST_MODULES:
         kind, length = table[at], table[at + 1]
@@ -102,7 +102,9 @@ def modules(table: bytes) -> tuple[Module, ...]:
     return tuple(found)
 
 
-def channels_in_use(found: tuple[Module, ...], known: Family | None, sockets: int) -> int | None:
+def channels_in_use(
+    found: tuple[MemoryModule, ...], known: ProcessorFamily | None, sockets: int
+) -> int | None:
     """Return the number of memory channels in use, by the rule of this file; None if unknown."""
     if not found or any(module.soldered for module in found):
         return None
@@ -115,13 +117,13 @@ def channels_in_use(found: tuple[Module, ...], known: Family | None, sockets: in
     return len(names)
 
 
-def slowest(found: tuple[Module, ...]) -> int | None:
+def common_speed(found: tuple[MemoryModule, ...]) -> int | None:
     """Return the lowest speed, at which all modules run; None if the speed of one is unknown."""
     speeds = [module.speed for module in found if module.speed]
     return min(speeds) if speeds and len(speeds) == len(found) else None
 
 
-def _module(body: bytes, texts: bytes) -> Module | None:
+def _module(body: bytes, texts: bytes) -> MemoryModule | None:
     if _word(body, 0x0C) in (None, 0):
         return None
     if len(body) > 0x28 and body[0x28] in _NO_DRAM:
@@ -130,7 +132,7 @@ def _module(body: bytes, texts: bytes) -> Module | None:
     place = ", ".join(_string(body, at, strings) for at in (0x11, 0x10))
     speed = _speed(body, 0x20, 0x58) or _speed(body, 0x15, 0x54)
     soldered = len(body) > 0x12 and body[0x12] in _SOLDERED
-    return Module(place.strip(", "), speed, soldered)
+    return MemoryModule(place.strip(", "), speed, soldered)
 
 
 def _speed(body: bytes, at: int, extended: int) -> int | None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from stackctl.probe.nvml import Device, Nvml, Readings
-from stackctl.probe.reading import Reader, tidy
+from stackctl.probe.fact_reader import FactReader, sanitize
+from stackctl.probe.nvml import Nvml, NvmlDevice, NvmlReadings
 from stackctl.values.host import CdiSpec, Gpu, GpuProcess, Problem
 
 _PCI = "/sys/bus/pci/devices"
@@ -23,7 +23,7 @@ _MIB = 2**20
 
 
 @dataclass(frozen=True)
-class Card:
+class KnownCard:
     """Facts of a card that its PCI id gives; bandwidth in bytes per second.
 
     ``memory_mib`` is the size that the driver reports, not that of the data sheet.
@@ -36,24 +36,26 @@ class Card:
 
 
 _CARDS = {
-    "0x2bb1": Card("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", 97887, "12.0", 1.792e12),
-    "0x2bb4": Card(
+    "0x2bb1": KnownCard(
+        "NVIDIA RTX PRO 6000 Blackwell Workstation Edition", 97887, "12.0", 1.792e12
+    ),
+    "0x2bb4": KnownCard(
         "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", 97887, "12.0", 1.792e12
     ),
-    "0x2bb5": Card("NVIDIA RTX PRO 6000 Blackwell Server Edition", 97887, "12.0", None),
-    "0x2b85": Card("NVIDIA GeForce RTX 5090", 32607, "12.0", 1.792e12),
-    "0x2330": Card("NVIDIA H100 80GB HBM3", 81559, "9.0", 3.35e12),
-    "0x2331": Card("NVIDIA H100 PCIe", 81559, "9.0", 2.04e12),
-    "0x2335": Card("NVIDIA H200", 143771, "9.0", 4.8e12),
-    "0x26b9": Card("NVIDIA L40S", 46068, "8.9", 0.864e12),
-    "0x2684": Card("NVIDIA GeForce RTX 4090", 24564, "8.9", 1.008e12),
-    "0x20b2": Card("NVIDIA A100-SXM4-80GB", 81920, "8.0", 2.04e12),
-    "0x20b5": Card("NVIDIA A100 80GB PCIe", 81920, "8.0", 1.94e12),
+    "0x2bb5": KnownCard("NVIDIA RTX PRO 6000 Blackwell Server Edition", 97887, "12.0", None),
+    "0x2b85": KnownCard("NVIDIA GeForce RTX 5090", 32607, "12.0", 1.792e12),
+    "0x2330": KnownCard("NVIDIA H100 80GB HBM3", 81559, "9.0", 3.35e12),
+    "0x2331": KnownCard("NVIDIA H100 PCIe", 81559, "9.0", 2.04e12),
+    "0x2335": KnownCard("NVIDIA H200", 143771, "9.0", 4.8e12),
+    "0x26b9": KnownCard("NVIDIA L40S", 46068, "8.9", 0.864e12),
+    "0x2684": KnownCard("NVIDIA GeForce RTX 4090", 24564, "8.9", 1.008e12),
+    "0x20b2": KnownCard("NVIDIA A100-SXM4-80GB", 81920, "8.0", 2.04e12),
+    "0x20b5": KnownCard("NVIDIA A100 80GB PCIe", 81920, "8.0", 1.94e12),
 }
 
 
 def probe_gpus(
-    reader: Reader, nvml: Nvml, cdi: tuple[CdiSpec, ...], problems: list[Problem]
+    reader: FactReader, nvml: Nvml, cdi: tuple[CdiSpec, ...], problems: list[Problem]
 ) -> tuple[Gpu, ...]:
     """Return NVIDIA's GPUs in the driver's order, which is that of their addresses; then others.
 
@@ -94,7 +96,7 @@ def _with_cdi(gpu: Gpu, cdi: tuple[CdiSpec, ...], *, alone: bool) -> Gpu:
     return msgspec.structs.replace(gpu, cdi=fitting) if fitting else gpu
 
 
-def _display_devices(reader: Reader) -> Iterator[tuple[str, str]]:
+def _display_devices(reader: FactReader) -> Iterator[tuple[str, str]]:
     for path in reader.machine.glob(f"{_PCI}/*/vendor"):
         folder = path.removesuffix("/vendor")
         address = folder.rpartition("/")[2]
@@ -105,7 +107,7 @@ def _display_devices(reader: Reader) -> Iterator[tuple[str, str]]:
             yield address, vendor
 
 
-def _read(reader: Reader, index: int, device: Device, readings: Readings) -> Gpu:
+def _read(reader: FactReader, index: int, device: NvmlDevice, readings: NvmlReadings) -> Gpu:
     address = _address(device.pci)
     folder = f"{_PCI}/{address}"
     card = _CARDS.get(reader.line(f"{folder}/device") or "") if address else None
@@ -116,8 +118,8 @@ def _read(reader: Reader, index: int, device: Device, readings: Readings) -> Gpu
         bandwidth = card.bandwidth if card else None
     return Gpu(
         index=index,
-        name=tidy(device.name or ""),
-        uuid=tidy(device.uuid or ""),
+        name=sanitize(device.name or ""),
+        uuid=sanitize(device.uuid or ""),
         memory_bytes=device.memory_bytes,
         compute_capability=device.compute_capability,
         driver=readings.driver,
@@ -139,7 +141,7 @@ def _read(reader: Reader, index: int, device: Device, readings: Readings) -> Gpu
     )
 
 
-def _seen(reader: Reader, index: int, address: str) -> Gpu:
+def _seen(reader: FactReader, index: int, address: str) -> Gpu:
     """Return a GPU without its library: from the bus, the driver's files and the table of cards."""
     folder = f"{_PCI}/{address}"
     card = _CARDS.get(reader.line(f"{folder}/device") or "")
@@ -158,7 +160,7 @@ def _seen(reader: Reader, index: int, address: str) -> Gpu:
     )
 
 
-def _other(reader: Reader, index: int, address: str) -> Gpu:
+def _other(reader: FactReader, index: int, address: str) -> Gpu:
     """Return a GPU of another maker; its memory is known if the driver is amdgpu."""
     folder = f"{_PCI}/{address}"
     total = reader.number(f"{folder}/mem_info_vram_total")
@@ -173,10 +175,10 @@ def _other(reader: Reader, index: int, address: str) -> Gpu:
     )
 
 
-def _information(reader: Reader, address: str) -> dict[str, str]:
+def _information(reader: FactReader, address: str) -> dict[str, str]:
     text = reader.text(f"{_DRIVER}/{address}/information") or ""
     pairs = (line.partition(":") for line in text[:8192].splitlines())
-    named = ((key.strip(), tidy(value)) for key, _, value in pairs)
+    named = ((key.strip(), sanitize(value)) for key, _, value in pairs)
     # Without permission, the driver writes question marks into the UUID.
     return {key: value for key, value in named if value and "?" not in value}
 
@@ -191,7 +193,7 @@ def _address(pci: str | None) -> str | None:
     return address if _ADDRESS.fullmatch(address) else None
 
 
-def _pcie(reader: Reader, folder: str) -> str | None:
+def _pcie(reader: FactReader, folder: str) -> str | None:
     speed = (reader.line(f"{folder}/max_link_speed") or "").partition(" ")[0]
     width = reader.line(f"{folder}/current_link_width") or ""
     lanes = int(width) if re.fullmatch("[0-9]{1,2}", width) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from stackctl.probe.reading import Reader
+from stackctl.probe.fact_reader import FactReader
 from stackctl.probe.tools import manager_socket, user_service
 from stackctl.requirements.facts import ProbeUser, Scope
 from stackctl.values.host import UNLIMITED, Limits
@@ -12,11 +12,11 @@ from stackctl.values.host import UNLIMITED, Limits
 _CAP_SYS_RESOURCE = 24
 
 
-def probe_limits(reader: Reader, scope: Scope, who: ProbeUser) -> Limits:
+def probe_limits(reader: FactReader, scope: Scope, who: ProbeUser) -> Limits:
     """Read the hard limits of the manager that starts the services."""
     if scope == "system":
         memlock, nofile = _hard_limits(reader, 1)
-        if may_raise(reader):
+        if can_raise_limits(reader):
             # Whatever the limit, the kernel lets no process open more files than nr_open.
             return Limits(memlock_bytes=UNLIMITED, nofile=reader.number("/proc/sys/fs/nr_open"))
         return Limits(memlock_bytes=memlock, nofile=nofile)
@@ -27,7 +27,7 @@ def probe_limits(reader: Reader, scope: Scope, who: ProbeUser) -> Limits:
     return Limits(memlock_bytes=memlock, nofile=nofile)
 
 
-def may_raise(reader: Reader) -> bool | None:
+def can_raise_limits(reader: FactReader) -> bool | None:
     """Return True if the system manager can give any limit to its services; None if unknown."""
     status = reader.text("/proc/1/status") or ""
     line = re.search(r"^CapBnd:\s+([0-9a-f]{1,16})\s*$", status, re.MULTILINE)
@@ -40,7 +40,7 @@ def may_raise(reader: Reader) -> bool | None:
     return bool(int(line[1], 16) >> _CAP_SYS_RESOURCE & 1)
 
 
-def _hard_limits(reader: Reader, pid: int) -> tuple[int | None, int | None]:
+def _hard_limits(reader: FactReader, pid: int) -> tuple[int | None, int | None]:
     text = reader.text(f"/proc/{pid}/limits") or ""
     return _hard(text, "Max locked memory"), _hard(text, "Max open files")
 
@@ -52,7 +52,7 @@ def _hard(text: str, name: str) -> int | None:
     return UNLIMITED if line[1] == "unlimited" else int(line[1])
 
 
-def _user_manager(reader: Reader, uid: int) -> int | None:
+def _user_manager(reader: FactReader, uid: int) -> int | None:
     """Return the PID of a user's service manager; None if it is not found."""
     if reader.machine.live and not reader.exists(manager_socket(uid)):
         return None
@@ -68,7 +68,7 @@ def _user_manager(reader: Reader, uid: int) -> int | None:
     return None
 
 
-def _is_manager(reader: Reader, pid: str, uid: int) -> bool:
+def _is_manager(reader: FactReader, pid: str, uid: int) -> bool:
     if not re.fullmatch("[0-9]{1,10}", pid):
         return False
     argv = (reader.text(f"/proc/{pid}/cmdline") or "").split("\0")

@@ -7,9 +7,9 @@ import re
 import msgspec
 
 from stackctl.probe import dmi
-from stackctl.probe.cgroup import folders
+from stackctl.probe.cgroup import cgroup_folders
+from stackctl.probe.fact_reader import FactReader
 from stackctl.probe.numa import gpu_free, gpu_nodes
-from stackctl.probe.reading import Reader
 from stackctl.values.cpu_list import CpuList
 from stackctl.values.host import Bandwidth, Cpu, HugePages, Memory, NumaNode, Problem
 
@@ -18,7 +18,7 @@ _DMI = "/sys/firmware/dmi/tables/DMI"
 _NO_LIMIT = 2**62
 
 
-def probe_memory(reader: Reader) -> Memory:
+def probe_memory(reader: FactReader) -> Memory:
     """Read sizes and limits; with_nodes corrects the sizes, with_bandwidth adds the speed."""
     text = reader.text("/proc/meminfo") or ""
     pages = reader.text("/sys/kernel/mm/transparent_hugepage/enabled") or ""
@@ -33,7 +33,7 @@ def probe_memory(reader: Reader) -> Memory:
 
 
 def with_nodes(
-    reader: Reader, memory: Memory, nodes: tuple[NumaNode, ...], problems: list[Problem]
+    reader: FactReader, memory: Memory, nodes: tuple[NumaNode, ...], problems: list[Problem]
 ) -> Memory:
     """Return the sizes without the memory of GPUs, which the kernel adds to them.
 
@@ -59,7 +59,7 @@ def with_nodes(
     return msgspec.structs.replace(memory, total_bytes=total, available_bytes=available)
 
 
-def with_bandwidth(reader: Reader, memory: Memory, cpu: Cpu, *, virtual: bool) -> Memory:
+def with_bandwidth(reader: FactReader, memory: Memory, cpu: Cpu, *, virtual: bool) -> Memory:
     """Add channels, speed and peak bandwidth: from the firmware, else from the table of families.
 
     In a virtual machine they stay unknown: it shares the memory of a machine that it cannot see,
@@ -68,13 +68,13 @@ def with_bandwidth(reader: Reader, memory: Memory, cpu: Cpu, *, virtual: bool) -
     """
     if virtual:
         return memory
-    known = dmi.family(cpu.model)
+    known = dmi.processor_family(cpu.model)
     sockets = cpu.sockets or 0
     table = reader.raw(_DMI, dmi.MOST_BYTES)
-    found = dmi.modules(table) if table else ()
+    found = dmi.memory_modules(table) if table else ()
     source = "dmi"
     channels = dmi.channels_in_use(found, known, sockets or 1)
-    speed = dmi.slowest(found)
+    speed = dmi.common_speed(found)
     if (not channels or not speed) and known is not None and sockets:
         source = f"table: {known.name}"
         channels = channels or known.channels * sockets
@@ -89,7 +89,7 @@ def with_bandwidth(reader: Reader, memory: Memory, cpu: Cpu, *, virtual: bool) -
     )
 
 
-def _hugepages(reader: Reader) -> tuple[HugePages, ...]:
+def _hugepages(reader: FactReader) -> tuple[HugePages, ...]:
     """Return the explicit huge pages of each size that is reserved."""
     found = []
     for path in reader.machine.glob("/sys/kernel/mm/hugepages/hugepages-*kB"):
@@ -101,7 +101,7 @@ def _hugepages(reader: Reader) -> tuple[HugePages, ...]:
     return tuple(sorted(found, key=lambda pages: pages.bytes))
 
 
-def reconcile(
+def plausible_nodes(
     nodes: tuple[NumaNode, ...],
     total: int | None,
     problems: list[Problem],
@@ -136,10 +136,10 @@ def _kib(text: str, name: str) -> int | None:
     return int(match[1]) * 1024 or None if match else None
 
 
-def _limit(reader: Reader) -> int | None:
+def _limit(reader: FactReader) -> int | None:
     """Return the smallest limit in bytes from this process's cgroup to the root; None: no limit."""
     found: list[int] = []
-    for version, folder in folders(reader, "memory"):
+    for version, folder in cgroup_folders(reader, "memory"):
         name = "memory.max" if version == 2 else "memory.limit_in_bytes"
         text = (reader.text(f"{folder}/{name}") or "").strip()
         if re.fullmatch("[0-9]{1,19}", text) and 0 < int(text) < _NO_LIMIT:

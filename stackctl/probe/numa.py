@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from stackctl.errors import StackctlError
-from stackctl.probe.reading import Reader, cpu_set, tidy
+from stackctl.probe.fact_reader import FactReader, cpu_set, sanitize
 from stackctl.values.cpu_list import CpuList
 from stackctl.values.host import NumaNode, Problem
 
@@ -14,7 +14,7 @@ _GPU_NODE = re.compile(r"^Node:\s*([0-9]{1,5})\s*$", re.MULTILINE)
 
 
 def probe_numa(
-    reader: Reader,
+    reader: FactReader,
     online: frozenset[int] | None,
     total_bytes: int | None,
     problems: list[Problem],
@@ -45,7 +45,7 @@ def probe_numa(
 
 
 def _cpu_sets(
-    reader: Reader, numbers: list[int], problems: list[Problem]
+    reader: FactReader, numbers: list[int], problems: list[Problem]
 ) -> dict[int, frozenset[int]]:
     """Return the CPUs of each node, without nodes that repeat CPUs; empty if a list is missing."""
     sets: dict[int, frozenset[int]] = {}
@@ -81,8 +81,8 @@ def _cpu_sets(
     return sets
 
 
-def _cpus(reader: Reader, folder: str) -> frozenset[int] | None:
-    cpus = reader.cpus_either(f"{folder}/cpulist", f"{folder}/cpumap")
+def _cpus(reader: FactReader, folder: str) -> frozenset[int] | None:
+    cpus = reader.cpus_from_mask_or_list(f"{folder}/cpulist", f"{folder}/cpumap")
     if cpus is not None:
         return cpus
     # The folder also holds links to its CPUs.
@@ -91,14 +91,14 @@ def _cpus(reader: Reader, folder: str) -> frozenset[int] | None:
     return frozenset(int(match[1]) for match in found if match) or None
 
 
-def _memory(reader: Reader, number: int, kind: str = "Total") -> int | None:
+def _memory(reader: FactReader, number: int, kind: str = "Total") -> int | None:
     text = reader.text(f"{_NODE}/node{number}/meminfo") or ""
     line = rf"^Node\s+[0-9]+\s+Mem{kind}:\s+([0-9]{{1,14}})\s+kB\s*$"
     found = re.search(line, text, re.MULTILINE)
     return int(found[1]) * 1024 if found else None
 
 
-def _columns(reader: Reader, numbers: list[int]) -> list[int]:
+def _columns(reader: FactReader, numbers: list[int]) -> list[int]:
     """Return the nodes in the order of a row of distances: all online ones, also without folder."""
     text = reader.text(f"{_NODE}/online")
     try:
@@ -108,7 +108,7 @@ def _columns(reader: Reader, numbers: list[int]) -> list[int]:
     return listed if set(numbers) < set(listed) else numbers
 
 
-def gpu_nodes(reader: Reader) -> frozenset[int]:
+def gpu_nodes(reader: FactReader) -> frozenset[int]:
     """Return the nodes that are the memory of a GPU (POWER9 and Grace), by NVIDIA's driver."""
     found = set()
     for path in reader.machine.glob("/proc/driver/nvidia/gpus/*/numa_status"):
@@ -118,19 +118,21 @@ def gpu_nodes(reader: Reader) -> frozenset[int]:
     return frozenset(found)
 
 
-def gpu_free(reader: Reader) -> int:
+def gpu_free(reader: FactReader) -> int:
     """Return the free bytes of GPU memory that the kernel counts as available to programs."""
     return sum(_memory(reader, number, "Free") or 0 for number in gpu_nodes(reader))
 
 
-def _distances(reader: Reader, path: str, columns: list[int], kept: list[int]) -> tuple[int, ...]:
+def _distances(
+    reader: FactReader, path: str, columns: list[int], kept: list[int]
+) -> tuple[int, ...]:
     text = reader.text(path)
     if text is None:
         return ()
     words = text.strip("\0 \t\r\n").split()
     if len(words) != len(columns) or not all(re.fullmatch("[0-9]{1,3}", word) for word in words):
-        shown = tidy(text, most=40) or ""
-        reader.damaged(path, f"{shown!r} is not a distance to {len(columns)} nodes")
+        shown = sanitize(text, most=40) or ""
+        reader.note_damaged(path, f"{shown!r} is not a distance to {len(columns)} nodes")
         return ()
     row = dict(zip(columns, map(int, words), strict=True))
     return tuple(row[number] for number in kept)

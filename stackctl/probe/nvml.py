@@ -10,7 +10,7 @@ from typing import Any
 
 from stackctl.errors import NotInstalled, StackctlError
 from stackctl.machine.machine import LiveMachine
-from stackctl.probe.reading import Reader, tidy
+from stackctl.probe.fact_reader import FactReader, sanitize
 from stackctl.values.base import Value, from_json
 
 #: Without its persistence daemon, the driver takes seconds to load for an unused GPU.
@@ -20,7 +20,7 @@ _NO_VALUE = 2**64 - 1
 _MOST_PROCESSES = 64
 
 
-class Process(Value, frozen=True, kw_only=True):
+class NvmlProcess(Value, frozen=True, kw_only=True):
     """A process that uses a GPU."""
 
     pid: int
@@ -28,7 +28,7 @@ class Process(Value, frozen=True, kw_only=True):
     memory_bytes: int | None = None
 
 
-class Device(Value, frozen=True, kw_only=True):
+class NvmlDevice(Value, frozen=True, kw_only=True):
     """One GPU as the library reports it; the domain of its PCI address has eight digits.
 
     ``processes`` is None if the driver does not list them.
@@ -45,26 +45,26 @@ class Device(Value, frozen=True, kw_only=True):
     pcie_width: int | None = None
     memory_bus_bits: int | None = None
     memory_clock_mhz: int | None = None
-    processes: tuple[Process, ...] | None = None
+    processes: tuple[NvmlProcess, ...] | None = None
 
 
-class Readings(Value, frozen=True, kw_only=True):
+class NvmlReadings(Value, frozen=True, kw_only=True):
     """All GPUs in the library's order, and the versions of driver and CUDA."""
 
     driver: str | None = None
     cuda: str | None = None
-    devices: tuple[Device, ...] = ()
+    devices: tuple[NvmlDevice, ...] = ()
 
 
 class Nvml:
     """A query of the library beside the rest of the probe, because it may take seconds."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: FactReader) -> None:
         #: The reason why there are no readings; None if there are.
         self.error: str | None = None
         #: True if the Python package nvidia-ml-py is not installed.
         self.package_missing = False
-        self._readings: Readings | None = None
+        self._readings: NvmlReadings | None = None
         self._thread: threading.Thread | None = None
         if isinstance(reader.machine, LiveMachine):
             # Without the driver's device the library has no answers, so it is not loaded.
@@ -80,18 +80,18 @@ class Nvml:
             self.error = "the recording holds no nvml.json"
             return
         try:
-            self._readings = from_json(text, Readings, where="nvml.json")
+            self._readings = from_json(text, NvmlReadings, where="nvml.json")
         except StackctlError as error:
             self.error = error.message
 
     def _ask(self) -> None:
         try:
-            self._readings = ask()
+            self._readings = read_nvml()
         except StackctlError as error:
             self.error = error.message
             self.package_missing = isinstance(error, NotInstalled)
 
-    def readings(self) -> Readings | None:
+    def readings(self) -> NvmlReadings | None:
         """Wait for the readings and return them; None if there are none, with ``error`` set."""
         if self._thread is not None:
             self._thread.join(max(0.0, self._give_up - time.monotonic()))
@@ -101,7 +101,7 @@ class Nvml:
         return self._readings
 
 
-def ask() -> Readings:
+def read_nvml() -> NvmlReadings:
     """Ask the library of this machine.
 
     Raises:
@@ -125,9 +125,9 @@ def ask() -> Readings:
         _one(library, library.nvmlShutdown)
 
 
-def _all(library: Any) -> Readings:
+def _all(library: Any) -> NvmlReadings:
     cuda = _one(library, library.nvmlSystemGetCudaDriverVersion_v2)
-    return Readings(
+    return NvmlReadings(
         driver=_text(_one(library, library.nvmlSystemGetDriverVersion)),
         cuda=f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else None,
         devices=tuple(
@@ -137,7 +137,7 @@ def _all(library: Any) -> Readings:
     )
 
 
-def _device(library: Any, handle: Any) -> Device:
+def _device(library: Any, handle: Any) -> NvmlDevice:
     def one(name: str, *arguments: Any) -> Any:
         # An older package lacks newer functions.
         call = getattr(library, name, None)
@@ -147,7 +147,7 @@ def _device(library: Any, handle: Any) -> Device:
     capability = one("nvmlDeviceGetCudaComputeCapability")
     milliwatts = one("nvmlDeviceGetEnforcedPowerLimit") or one("nvmlDeviceGetPowerManagementLimit")
     address = getattr(one("nvmlDeviceGetPciInfo"), "busId", None)
-    return Device(
+    return NvmlDevice(
         name=_text(one("nvmlDeviceGetName")),
         uuid=_text(one("nvmlDeviceGetUUID")),
         pci=_text(address),
@@ -167,14 +167,14 @@ def _device(library: Any, handle: Any) -> Device:
     )
 
 
-def _processes(*lists: Any) -> tuple[Process, ...] | None:
+def _processes(*lists: Any) -> tuple[NvmlProcess, ...] | None:
     if all(items is None for items in lists):
         return None
-    found: dict[int, Process] = {}
+    found: dict[int, NvmlProcess] = {}
     for process in [item for items in lists for item in items or ()][:_MOST_PROCESSES]:
         used = getattr(process, "usedGpuMemory", None)
         known = None if used is None or used == _NO_VALUE else int(used)
-        found[int(process.pid)] = Process(pid=int(process.pid), memory_bytes=known)
+        found[int(process.pid)] = NvmlProcess(pid=int(process.pid), memory_bytes=known)
     return tuple(found[pid] for pid in sorted(found))
 
 
@@ -191,4 +191,4 @@ def _one(library: Any, call: Callable[..., Any], *arguments: Any) -> Any:
 def _text(raw: Any) -> str | None:
     if isinstance(raw, bytes):
         raw = raw.decode("utf-8", "replace")
-    return tidy(raw) if isinstance(raw, str) else None
+    return sanitize(raw) if isinstance(raw, str) else None

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from stackctl.machine.machine import Machine
-from stackctl.probe.reading import Reader, tidy
+from stackctl.probe.fact_reader import FactReader, sanitize
 from stackctl.values.host import Storage
 
 _BLOCK = 8 * 2**20
@@ -25,7 +25,7 @@ def probe_storage(machine: Machine, path: str) -> Storage:
 
     If the folder does not exist yet, its nearest parent counts.
     """
-    reader = Reader(machine)
+    reader = FactReader(machine)
     path = posixpath.normpath(path)
     free = None
     if machine.live:
@@ -107,7 +107,7 @@ def _free(path: str) -> int | None:
     return None
 
 
-def _filesystem(reader: Reader, path: str) -> str | None:
+def _filesystem(reader: FactReader, path: str) -> str | None:
     """Return the type of the file system that holds a path; of several mounts there, the last."""
     best: tuple[int, str] | None = None
     for line in (reader.text("/proc/self/mountinfo") or "").splitlines():
@@ -120,7 +120,7 @@ def _filesystem(reader: Reader, path: str) -> str | None:
         inside = path == mount or path.startswith(mount.rstrip("/") + "/")
         if inside and (best is None or len(mount) >= best[0]):
             best = (len(mount), kind)
-    return tidy(best[1]) if best else None
+    return sanitize(best[1]) if best else None
 
 
 def _plain(text: str) -> str:

@@ -12,7 +12,7 @@ from stackctl.machine.machine import Machine
 from stackctl.machine.runner import Completed, process_error
 from stackctl.probe import kernel
 from stackctl.probe.cdi import probe_cdi
-from stackctl.probe.reading import Reader, tidy
+from stackctl.probe.fact_reader import FactReader, sanitize
 from stackctl.requirements.facts import ProbeUser, Scope, ToolsProbe
 from stackctl.values.host import Tools
 
@@ -28,7 +28,7 @@ _QUADLET = ("/usr/libexec/podman/quadlet", "/usr/lib/podman/quadlet",
 _PATIENCE_S = 15.0
 
 
-class Answer:
+class BackgroundCommand:
     """A command that runs beside the rest of the probe."""
 
     def __init__(self, machine: Machine, *argv: str) -> None:
@@ -60,15 +60,15 @@ class Answer:
         raise self._error or StackctlError(f"{self._argv[0]} does not answer")
 
 
-class Commands:
+class ProbeCommands:
     """The commands that a probe needs; all of them start at once."""
 
     def __init__(self, machine: Machine) -> None:
-        self.podman = Answer(machine, "podman", "--version")
-        self.systemd = Answer(machine, "systemctl", "--version")
+        self.podman = BackgroundCommand(machine, "podman", "--version")
+        self.systemd = BackgroundCommand(machine, "systemctl", "--version")
 
 
-def probe_tools(reader: Reader, commands: Commands, scope: Scope) -> ToolsProbe:
+def probe_tools(reader: FactReader, commands: ProbeCommands, scope: Scope) -> ToolsProbe:
     """Read installed programs, kernel settings and the state of the service manager.
 
     On a recording, an absent file means unknown, not absent.
@@ -124,18 +124,18 @@ def manager_socket(uid: int) -> str:
     return f"/run/user/{uid}/systemd/private"
 
 
-def _absent_is_known(reader: Reader, there: bool) -> bool | None:
+def _absent_is_known(reader: FactReader, there: bool) -> bool | None:
     return True if there else (False if reader.machine.live else None)
 
 
-def _version(answer: Answer, pattern: str) -> tuple[str | None, StackctlError | None]:
+def _version(answer: BackgroundCommand, pattern: str) -> tuple[str | None, StackctlError | None]:
     try:
         text = answer.stdout()[:4096]
     except StackctlError as error:
         return None, error
     match = re.search(pattern, text, re.MULTILINE)
     if match is None:
-        return None, StackctlError(f"it gives no version: {tidy(text, most=60) or 'nothing'}")
+        return None, StackctlError(f"it gives no version: {sanitize(text, most=60) or 'nothing'}")
     return match[1], None
 
 
@@ -143,18 +143,18 @@ def _in_one_line(error: StackctlError) -> str:
     return "; ".join((error.message, *error.details[-1:]))
 
 
-def _os_release(reader: Reader) -> dict[str, str]:
+def _os_release(reader: FactReader) -> dict[str, str]:
     text = reader.text("/etc/os-release") or reader.text("/usr/lib/os-release") or ""
     found = {}
     for line in text[:65536].splitlines():
         key, equals, value = line.partition("=")
-        plain = tidy(value.strip().strip("\"'"))
+        plain = sanitize(value.strip().strip("\"'"))
         if equals and plain:
             found[key.strip()] = plain
     return found
 
 
-def _kernel(reader: Reader) -> str | None:
+def _kernel(reader: FactReader) -> str | None:
     release = reader.line("/proc/sys/kernel/osrelease")
     if release is not None:
         return release
@@ -162,7 +162,7 @@ def _kernel(reader: Reader) -> str | None:
     return words[2] if words[:2] == ["Linux", "version"] and len(words) > 2 else None
 
 
-def _who(reader: Reader) -> ProbeUser:
+def _who(reader: FactReader) -> ProbeUser:
     if reader.machine.live:
         uid: int | None = os.getuid()
     else:
@@ -173,7 +173,7 @@ def _who(reader: Reader) -> ProbeUser:
     return ProbeUser(uid, None if uid is None else _user_name(reader, uid))
 
 
-def _user_name(reader: Reader, uid: int) -> str | None:
+def _user_name(reader: FactReader, uid: int) -> str | None:
     if reader.machine.live:
         # Not every user is in /etc/passwd (LDAP, systemd-homed).
         import pwd
@@ -189,12 +189,12 @@ def _user_name(reader: Reader, uid: int) -> str | None:
     return None
 
 
-def _generator(reader: Reader, name: str, others: tuple[str, ...]) -> str | None:
+def _generator(reader: FactReader, name: str, others: tuple[str, ...]) -> str | None:
     paths = (*(f"{folder}/{name}" for folder in _GENERATORS), *others)
     return next((path for path in paths if reader.exists(path)), None)
 
 
-def _systemd_running(reader: Reader, scope: Scope, who: ProbeUser) -> bool | None:
+def _systemd_running(reader: FactReader, scope: Scope, who: ProbeUser) -> bool | None:
     running = reader.exists(_BOOTED)
     if scope == "user" and running:
         if who.uid is None:
@@ -204,7 +204,7 @@ def _systemd_running(reader: Reader, scope: Scope, who: ProbeUser) -> bool | Non
     return _absent_is_known(reader, running)
 
 
-def _cgroup_version(reader: Reader) -> Literal[1, 2] | None:
+def _cgroup_version(reader: FactReader) -> Literal[1, 2] | None:
     if reader.text(f"{_CGROUP}/cgroup.controllers") is not None:
         return 2
     # Hybrid counts as version 1: its controllers are not in the unified hierarchy.
@@ -212,7 +212,7 @@ def _cgroup_version(reader: Reader) -> Literal[1, 2] | None:
     return 1 if any(reader.exists(f"{_CGROUP}/{mark}") for mark in marks) else None
 
 
-def _controllers(reader: Reader, scope: Scope, who: ProbeUser) -> tuple[str, ...] | None:
+def _controllers(reader: FactReader, scope: Scope, who: ProbeUser) -> tuple[str, ...] | None:
     if scope == "user" and who.uid is None:
         return None
     folder = _CGROUP if scope == "system" or who.uid is None else user_service(who.uid)
@@ -222,7 +222,7 @@ def _controllers(reader: Reader, scope: Scope, who: ProbeUser) -> tuple[str, ...
     return tuple(name for name in text[:1024].split() if re.fullmatch(r"[a-z_]{1,20}", name))
 
 
-def _linger(reader: Reader, who: ProbeUser) -> bool | None:
+def _linger(reader: FactReader, who: ProbeUser) -> bool | None:
     if who.name is None:
         return None
     folder = "/var/lib/systemd/linger"

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Literal
 
-from stackctl.probe.reading import Reader, tidy
+from stackctl.probe.fact_reader import FactReader, sanitize
 from stackctl.values.cpu_list import CpuList
 from stackctl.values.host import L3
 
@@ -22,7 +22,7 @@ _GROUP_IDS = {"package": "physical_package_id", "die": "die_id"}
 Cores = tuple[frozenset[int], ...]
 
 
-def probe_cores(reader: Reader, online: list[int], *, by_number: bool = False) -> Cores | None:
+def probe_cores(reader: FactReader, online: list[int], *, by_number: bool = False) -> Cores | None:
     """Return the CPUs of each physical core, from the kernel's sets of siblings; None if unknown.
 
     Core numbers alone are not enough, because they repeat over dies and sockets. With
@@ -40,7 +40,7 @@ def probe_cores(reader: Reader, online: list[int], *, by_number: bool = False) -
             return None
         core = shared & everything
         if cpu not in core or core & covered or len(core) > _MOST_SIBLINGS:
-            reader.damaged(path, f"CPU {cpu} cannot share a core with '{CpuList(shared)}'")
+            reader.note_damaged(path, f"CPU {cpu} cannot share a core with '{CpuList(shared)}'")
             return None
         covered |= core
         numbers = (
@@ -55,7 +55,9 @@ def probe_cores(reader: Reader, online: list[int], *, by_number: bool = False) -
     return tuple(sorted(cores, key=min)) or None
 
 
-def probe_groups(reader: Reader, online: list[int], kind: Literal["package", "die"]) -> int | None:
+def probe_groups(
+    reader: FactReader, online: list[int], kind: Literal["package", "die"]
+) -> int | None:
     """Return the number of packages or dies; None if it is unknown.
 
     Their sets of CPUs are counted, because some machines give packages no number, or all the same.
@@ -80,7 +82,7 @@ def probe_groups(reader: Reader, online: list[int], kind: Literal["package", "di
 
 
 def _numbered_groups(
-    reader: Reader, online: list[int], kind: Literal["package", "die"]
+    reader: FactReader, online: list[int], kind: Literal["package", "die"]
 ) -> int | None:
     numbers = set()
     for cpu in online:
@@ -93,14 +95,16 @@ def _numbered_groups(
     return len(numbers) or None
 
 
-def _shared(reader: Reader, cpu: int, names: tuple[str, ...]) -> tuple[str, frozenset[int] | None]:
+def _shared(
+    reader: FactReader, cpu: int, names: tuple[str, ...]
+) -> tuple[str, frozenset[int] | None]:
     """Return the first of these files that can be read, and its CPUs; None if none can."""
     folder = f"{CPU}/cpu{cpu}/topology"
     path = f"{folder}/{names[0]}"
     for name in names:
         path = f"{folder}/{name}"
         # The list of package_cpus is package_cpus_list, and so on.
-        shared = reader.cpus_either(f"{path}_list", path)
+        shared = reader.cpus_from_mask_or_list(f"{path}_list", path)
         if shared is not None:
             return f"{path}_list", shared
     return path, None
@@ -134,7 +138,7 @@ def cores_of_entries(
     return tuple(ordered), len(packages)
 
 
-def probe_l3(reader: Reader, online: list[int], cores: Cores) -> tuple[L3, ...]:
+def probe_l3(reader: FactReader, online: list[int], cores: Cores) -> tuple[L3, ...]:
     """Return the L3 caches, each with the CPUs that share it."""
     found: list[tuple[int | None, int | None, frozenset[int]]] = []
     everything = frozenset(online)
@@ -145,13 +149,13 @@ def probe_l3(reader: Reader, online: list[int], cores: Cores) -> tuple[L3, ...]:
         if folder is None:
             continue
         path = f"{folder}/shared_cpu_list"
-        shared = reader.cpus_either(path, f"{folder}/shared_cpu_map")
+        shared = reader.cpus_from_mask_or_list(path, f"{folder}/shared_cpu_map")
         if shared is None:
             continue
         # On Itanium the list is empty if a core shares its cache with no other.
         cpus = (shared or next((core for core in cores if cpu in core), shared)) & everything
         if cpu not in cpus or cpus & covered:
-            reader.damaged(path, f"CPU {cpu} cannot share an L3 with '{CpuList(shared)}'")
+            reader.note_damaged(path, f"CPU {cpu} cannot share an L3 with '{CpuList(shared)}'")
             continue
         covered |= cpus
         found.append((reader.number(f"{folder}/id"), _size(reader, f"{folder}/size"), cpus))
@@ -165,7 +169,7 @@ def probe_l3(reader: Reader, online: list[int], cores: Cores) -> tuple[L3, ...]:
     )  # fmt: skip
 
 
-def _level3(reader: Reader, cpu: int) -> str | None:
+def _level3(reader: FactReader, cpu: int) -> str | None:
     folder = f"{CPU}/cpu{cpu}/cache"
     # It is almost always index3, except with a single L1 cache or more than three levels.
     if _digit(reader, f"{folder}/index3/level") == "3":
@@ -176,16 +180,16 @@ def _level3(reader: Reader, cpu: int) -> str | None:
     return None
 
 
-def _digit(reader: Reader, path: str) -> str:
+def _digit(reader: FactReader, path: str) -> str:
     return (reader.text(path) or "").strip("\0 \t\r\n")
 
 
-def _size(reader: Reader, path: str) -> int | None:
+def _size(reader: FactReader, path: str) -> int | None:
     text = reader.text(path)
     if text is None:
         return None
     match = _SIZE.fullmatch(text.strip("\0 \t\r\n"))
     if match is None:
-        reader.damaged(path, f"{tidy(text, most=40) or ''!r} is not a size")
+        reader.note_damaged(path, f"{sanitize(text, most=40) or ''!r} is not a size")
         return None
     return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]] or None

@@ -9,8 +9,8 @@ from pathlib import Path
 from stackctl.errors import StackctlError
 from stackctl.machine import path_security
 from stackctl.probe import probe
-from stackctl.probe.limits import may_raise, probe_limits
-from stackctl.probe.reading import Reader
+from stackctl.probe.fact_reader import FactReader
+from stackctl.probe.limits import can_raise_limits, probe_limits
 from stackctl.probe.tools import manager_socket, user_service
 from stackctl.provision import apt, program, rivals
 from stackctl.provision.box import Box
@@ -27,7 +27,7 @@ _WRITE_NOTHING = ("--option=Dir::Cache::pkgcache=", "--option=Dir::Cache::srcpkg
 
 def read(box: Box, store: Store, user: str | None) -> MachineFacts:
     """Read the facts of a machine; ``user`` is the service user, None for root's stacks only."""
-    reader = Reader(box.machine)
+    reader = FactReader(box.machine)
     host = probe(box.machine, scope="system")
     release = _os_release(box)
     families = tuple(f"{release.get('ID', '')} {release.get('ID_LIKE', '')}".split())
@@ -40,7 +40,7 @@ def read(box: Box, store: Store, user: str | None) -> MachineFacts:
         families=families,
         release=release.get("VERSION_ID"),
         user=None if user is None else _user(box, reader, user),
-        may_raise=may_raise(reader),
+        may_raise=can_raise_limits(reader),
         memlock_reachable=probe_limits(reader, "system", ProbeUser(0, "root")).memlock_bytes,
         root_controllers=tuple((box.read("/sys/fs/cgroup/cgroup.controllers") or "").split()),
         files={path: box.read(path) for path in paths.FILES.values()},
@@ -98,7 +98,7 @@ def _uid(box: Box, user: str | None) -> int | None:
     return None
 
 
-def _user(box: Box, reader: Reader, name: str) -> User:
+def _user(box: Box, reader: FactReader, name: str) -> User:
     uid = _uid(box, name)
     home = next(
         (

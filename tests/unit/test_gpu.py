@@ -13,9 +13,9 @@ from stackctl.deploy import gpu
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine.machine import RecordedMachine
 from stackctl.machine.podman import cuda_version
-from stackctl.probe.cdi import judge
+from stackctl.probe.cdi import check_cdi_file
+from stackctl.probe.fact_reader import FactReader
 from stackctl.probe.kernel import selinux_devices
-from stackctl.probe.reading import Reader
 from stackctl.requirements import gpu_findings
 from stackctl.values.host import CdiSpec, GpuProcess, Host
 
@@ -34,13 +34,13 @@ def host(*, cdi: tuple[CdiSpec, ...] = (SPEC,), tools: Any = None, **card: Any) 
     return msgspec.structs.replace(EPYC_GPU, gpus=(made,), tools=changed)
 
 
-def recorded(folder: Path, files: dict[str, str]) -> Reader:
+def recorded(folder: Path, files: dict[str, str]) -> FactReader:
     """A machine of which only those files are known."""
     (folder / "proc").mkdir()
     for path, text in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(text)
-    return Reader(RecordedMachine(folder))
+    return FactReader(RecordedMachine(folder))
 
 
 def test_nothing_is_asked_of_a_plan_without_gpus() -> None:
@@ -89,24 +89,26 @@ def test_cdi_0_7_is_refused_on_podman_4_9_3(tmp_path: Path) -> None:
     text = RECORDED.read_text().replace("cdiVersion: 0.5.0", "cdiVersion: 0.7.0")
     text = text.replace("  hooks:", "  additionalGids:\n  - 44\n  hooks:")
     reader = recorded(tmp_path, {})
-    spec = judge(reader, "/etc/cdi/nvidia.yaml", text, "4.9.3")
+    spec = check_cdi_file(reader, "/etc/cdi/nvidia.yaml", text, "4.9.3")
     with pytest.raises(StackctlError) as caught:
         gpu.require_gpus(host(cdi=(spec,), tools={"podman": "4.9.3"}), ON_GPU)
     assert caught.value.exit_code == ExitCode.HOST
     assert "additionalGids (CDI 0.7.0), which podman 4.9.3 cannot parse" in caught.value.message
     assert "sudo sed -i" in (caught.value.hint or "")
-    assert judge(reader, "/etc/cdi/nvidia.yaml", text, "5.4.2").problem is None
+    assert check_cdi_file(reader, "/etc/cdi/nvidia.yaml", text, "5.4.2").problem is None
 
 
 def test_a_cdi_file_of_another_driver_is_stale(tmp_path: Path) -> None:
     version = "sys/module/nvidia/version"
     reader = recorded(tmp_path, {version: "590.44.01\n"})
-    spec = judge(reader, "/etc/cdi/nvidia.yaml", RECORDED.read_text(), "5.4.2")
+    spec = check_cdi_file(reader, "/etc/cdi/nvidia.yaml", RECORDED.read_text(), "5.4.2")
     assert spec.problem is not None
     assert "for driver 580.95.05, loaded is 590.44.01" in spec.problem
     (tmp_path / version).write_text("580.95.05\n")
-    again = Reader(RecordedMachine(tmp_path))
-    assert judge(again, "/etc/cdi/nvidia.yaml", RECORDED.read_text(), "5.4.2").problem is None
+    again = FactReader(RecordedMachine(tmp_path))
+    assert (
+        check_cdi_file(again, "/etc/cdi/nvidia.yaml", RECORDED.read_text(), "5.4.2").problem is None
+    )
 
 
 @pytest.mark.parametrize(("said", "may"), [("1 1\n", True), ("0 0\n", False), (None, None)])

@@ -19,8 +19,8 @@ from stackctl.machine.machine import LiveMachine, RecordedMachine
 from stackctl.machine.runner import Completed
 from stackctl.probe import probe
 from stackctl.probe.cpuinfo import read_cpuinfo
-from stackctl.probe.names import Names
-from stackctl.probe.reading import Reader
+from stackctl.probe.cpuinfo_fallback import CpuInfoFallback
+from stackctl.probe.fact_reader import FactReader
 from stackctl.requirements.facts import Scope
 from stackctl.values.base import from_json, to_json
 from stackctl.values.cpu_list import CpuList
@@ -503,10 +503,10 @@ def test_names_fill_gaps_only(monkeypatch: pytest.MonkeyPatch) -> None:
         "get_cpu_info",
         lambda: {"brand_raw": " Some  CPU ", "flags": ["sve", "x", "asimd"]},
     )
-    filled = Names().fill(Cpu(threads=3))
+    filled = CpuInfoFallback().complete(Cpu(threads=3))
     assert (filled.model, filled.isa, filled.threads) == ("Some CPU", ("asimd", "sve"), 3)
     kept = Cpu(model="Kernel's", isa=("avx2",))
-    assert Names().fill(kept) == kept
+    assert CpuInfoFallback().complete(kept) == kept
 
 
 @pytest.mark.parametrize("error", [Exception("not supported"), SystemExit(1), OSError()])
@@ -517,7 +517,7 @@ def test_names_that_fail(monkeypatch: pytest.MonkeyPatch, error: BaseException) 
         raise error
 
     monkeypatch.setattr(cpuinfo, "get_cpu_info", fails)
-    assert Names().fill(Cpu()) == Cpu()
+    assert CpuInfoFallback().complete(Cpu()) == Cpu()
 
 
 @pytest.mark.parametrize("answer", [{}, {"brand_raw": 3, "flags": "avx2"}, {"flags": [None]}])
@@ -525,20 +525,20 @@ def test_names_of_another_shape(monkeypatch: pytest.MonkeyPatch, answer: dict[st
     import cpuinfo
 
     monkeypatch.setattr(cpuinfo, "get_cpu_info", lambda: answer)
-    assert Names().fill(Cpu()) == Cpu()
+    assert CpuInfoFallback().complete(Cpu()) == Cpu()
 
 
 def test_names_that_never_come(monkeypatch: pytest.MonkeyPatch) -> None:
     import cpuinfo
 
-    import stackctl.probe.names as module
+    import stackctl.probe.cpuinfo_fallback as module
 
     let_go = threading.Event()
     monkeypatch.setattr(module, "_PATIENCE_S", 0.05)
     monkeypatch.setattr(cpuinfo, "get_cpu_info", let_go.wait)
     started = time.monotonic()
     try:
-        assert Names().fill(Cpu()) == Cpu()
+        assert CpuInfoFallback().complete(Cpu()) == Cpu()
         assert time.monotonic() - started < 2
     finally:
         let_go.set()
@@ -558,9 +558,9 @@ def test_names_are_asked_only_for_what_the_kernel_does_not_say(
 
 
 @pytest.mark.skipif(
-    read_cpuinfo(Reader(LiveMachine())).architecture != "x86_64", reason="py-cpuinfo and x86"
+    read_cpuinfo(FactReader(LiveMachine())).architecture != "x86_64", reason="py-cpuinfo and x86"
 )
 def test_the_real_library_answers() -> None:
-    filled = Names().fill(Cpu())
+    filled = CpuInfoFallback().complete(Cpu())
     assert filled.model
     assert "sse4_2" in filled.isa

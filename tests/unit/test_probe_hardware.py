@@ -21,10 +21,10 @@ from test_probe_machines import Written, write
 from stackctl.errors import StackctlError
 from stackctl.machine.machine import LiveMachine, RecordedMachine
 from stackctl.probe import bandwidth, dmi, probe, storage
-from stackctl.probe.cdi import judge, parse, probe_cdi
+from stackctl.probe.cdi import check_cdi_file, parse_cdi, probe_cdi
 from stackctl.probe.doctor import findings
-from stackctl.probe.nvml import ask
-from stackctl.probe.reading import Reader
+from stackctl.probe.fact_reader import FactReader
+from stackctl.probe.nvml import read_nvml
 from stackctl.values.cpu_list import CpuList
 from stackctl.values.host import CdiSpec, Cpu, Gpu, Host, HugePages
 
@@ -184,9 +184,9 @@ def test_a_virtual_machine_sees_none_of_it(tmp_path: Path) -> None:
 @example(b"\x11\xff" * 700_000)
 def test_no_table_stops_the_reader(table: bytes) -> None:
     started = time.process_time()
-    found = dmi.modules(table)
+    found = dmi.memory_modules(table)
     dmi.channels_in_use(found, None, 1)
-    dmi.slowest(found)
+    dmi.common_speed(found)
     assert len(found) <= 1024
     assert time.process_time() - started < 1
     assert all(module.place.isprintable() for module in found)
@@ -318,7 +318,7 @@ def _library(**changes: Any) -> types.ModuleType:
 
 def test_the_library_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", _library())
-    readings = ask()
+    readings = read_nvml()
     (device,) = readings.devices
     assert (readings.driver, readings.cuda) == ("590.44.01", "13.1")
     assert (device.name, device.uuid, device.pci) == ("NVIDIA X", None, "00000000:C1:00.0")
@@ -334,10 +334,10 @@ def test_the_library_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(sys.modules, "pynvml", _library(nvmlInit=fails))
     with pytest.raises(StackctlError, match="Driver Not Loaded"):
-        ask()
+        read_nvml()
     monkeypatch.setitem(sys.modules, "pynvml", None)
     with pytest.raises(StackctlError, match="nvidia-ml-py"):
-        ask()
+        read_nvml()
 
 
 def test_the_probe_does_not_import_the_library() -> None:
@@ -359,7 +359,7 @@ def cdi(
     root: Path, files: dict[str, str], podman: str | None = "5.4.2", *, live: bool = False
 ) -> tuple[CdiSpec, ...]:
     write(root, {"proc/x": "", **files})
-    return probe_cdi(Reader(Standing(root) if live else RecordedMachine(root)), podman)
+    return probe_cdi(FactReader(Standing(root) if live else RecordedMachine(root)), podman)
 
 
 def test_a_cdi_file(tmp_path: Path) -> None:
@@ -434,8 +434,8 @@ def test_the_fix_for_old_podman_leaves_a_good_file(tmp_path: Path) -> None:
     assert found.status == "fail"
     command = (found.remedy or "").removeprefix("sudo ").replace("/etc/cdi/nvidia.yaml", str(file))
     subprocess.run(["sh", "-c", command], check=True)
-    mended = parse(file.read_text(encoding="utf-8"), yaml=True)
-    expected = parse(CDI, yaml=True) | {"cdiVersion": "0.7.0"}
+    mended = parse_cdi(file.read_text(encoding="utf-8"), yaml=True)
+    expected = parse_cdi(CDI, yaml=True) | {"cdiVersion": "0.7.0"}
     assert mended == expected
 
 
@@ -458,9 +458,9 @@ _YAMLISH = st.text(alphabet="a:-?&*!|>[]{},#'\"%@ \n\t0.<~é\0", max_size=300)
 @example("kind: a/b\ndevices: [{name: [x]}, {name: 3}, 7]\ncontainerEdits: [1]\n", "yaml")
 @example("a: 2001-99-99\n", "yaml")
 def test_no_cdi_file_stops_the_probe(text: str, suffix: str) -> None:
-    reader = Reader(LiveMachine())
+    reader = FactReader(LiveMachine())
     started = time.process_time()
-    spec = judge(reader, f"/etc/cdi/x.{suffix}", text, "4.9.3")
+    spec = check_cdi_file(reader, f"/etc/cdi/x.{suffix}", text, "4.9.3")
     assert time.process_time() - started < 1
     assert spec.problem is None or spec.problem.isprintable()
     assert len(spec.devices) <= 2048

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stackctl.probe.reading import Reader
+from stackctl.probe.fact_reader import FactReader
 from stackctl.probe.topology import CPU
 from stackctl.values.cpu_list import CpuList
 from stackctl.values.host import CoreKind
@@ -17,7 +17,7 @@ _KINDS = (("performance", "cpu_core"), ("efficient", "cpu_atom"), ("low-power", 
 _CLOCK_RATIO = 1.2
 
 
-def probe_kinds(reader: Reader, online: frozenset[int]) -> tuple[CoreKind, ...]:
+def probe_core_types(reader: FactReader, online: frozenset[int]) -> tuple[CoreKind, ...]:
     """Return the kinds of cores, fastest first; empty if all are alike, or nothing shows the kinds.
 
     The sources are the lists of the drivers, then the relative capacities, then the clocks. Only
@@ -57,7 +57,7 @@ def probe_kinds(reader: Reader, online: frozenset[int]) -> tuple[CoreKind, ...]:
     )
 
 
-def _by_clock(reader: Reader, online: frozenset[int]) -> list[set[int]]:
+def _by_clock(reader: FactReader, online: frozenset[int]) -> list[set[int]]:
     """Return groups of CPUs by highest clock and base clock, fastest first; may be empty."""
     highest = _values(reader, online, "cpufreq/cpuinfo_max_freq")
     if len(set(highest.values())) < 2:
@@ -83,7 +83,7 @@ def _far(one: int, other: int) -> bool:
     return max(one, other) > _CLOCK_RATIO * min(one, other)
 
 
-def _values(reader: Reader, online: frozenset[int], name: str) -> dict[int, int]:
+def _values(reader: FactReader, online: frozenset[int], name: str) -> dict[int, int]:
     """Return a number of every CPU; empty unless all of them have it."""
     found: dict[int, int] = {}
     for cpu in sorted(online):

@@ -57,13 +57,13 @@ def mask_set(text: str) -> frozenset[int]:
     return frozenset(cpu for cpu in range(mask.bit_length()) if mask >> cpu & 1)
 
 
-def tidy(text: str, *, most: int = 200) -> str | None:
+def sanitize(text: str, *, most: int = 200) -> str | None:
     """Return a text as one printable line of at most ``most`` characters; None if it is empty."""
     words = "".join(char if char.isprintable() else " " for char in text[: 4 * most]).split()
     return " ".join(words)[:most].strip() or None
 
 
-class Reader:
+class FactReader:
     """A reader of one machine's facts, which remembers the damaged files."""
 
     def __init__(self, machine: Machine) -> None:
@@ -93,7 +93,7 @@ class Reader:
     def line(self, path: str) -> str | None:
         """Return the text of a file as one short line; None if it is absent or empty."""
         text = self.text(path)
-        return None if text is None else tidy(text)
+        return None if text is None else sanitize(text)
 
     def number(self, path: str) -> int | None:
         """Return the number in a file, at least 0; None if it is absent or damaged.
@@ -107,7 +107,7 @@ class Reader:
         if text == "-1":
             return None
         if not _NUMBER.fullmatch(text):
-            self.damaged(path, f"{tidy(text, most=40) or ''!r} is not a number")
+            self.note_damaged(path, f"{sanitize(text, most=40) or ''!r} is not a number")
             return None
         return int(text)
 
@@ -122,10 +122,10 @@ class Reader:
         try:
             return cpu_set(text)
         except StackctlError:
-            self.damaged(path, f"{tidy(text, most=40) or ''!r} is not a CPU list")
+            self.note_damaged(path, f"{sanitize(text, most=40) or ''!r} is not a CPU list")
             return None
 
-    def cpus_either(self, path: str, mask: str) -> frozenset[int] | None:
+    def cpus_from_mask_or_list(self, path: str, mask: str) -> frozenset[int] | None:
         """Return the CPUs of the file with a mask, else of the file ``path`` with a list.
 
         The kernel writes both and they agree. Old recordings lack the lists, and recordings that
@@ -137,10 +137,10 @@ class Reader:
         try:
             return mask_set(text)
         except StackctlError:
-            self.damaged(mask, f"{tidy(text, most=40) or ''!r} is not a CPU mask")
+            self.note_damaged(mask, f"{sanitize(text, most=40) or ''!r} is not a CPU mask")
             return self.cpus(path)
 
-    def damaged(self, path: str, why: str) -> None:
+    def note_damaged(self, path: str, why: str) -> None:
         """Record that the content of a file is not possible."""
         self._damaged.setdefault(path.rpartition("/")[2], []).append((path, why))
 

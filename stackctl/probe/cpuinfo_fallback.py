@@ -11,13 +11,13 @@ import msgspec
 
 from stackctl.machine.runner import controlled_environment
 from stackctl.probe.cpuinfo import isa
-from stackctl.probe.reading import tidy
+from stackctl.probe.fact_reader import sanitize
 from stackctl.values.host import Cpu
 
 _PATIENCE_S = 5.0
 
 
-class Names:
+class CpuInfoFallback:
     """A query of py-cpuinfo in the background: it starts processes and takes about a second."""
 
     def __init__(self) -> None:
@@ -38,12 +38,12 @@ class Names:
             # py-cpuinfo raises plain Exception on unknown architectures.
             self._answer = {}
 
-    def fill(self, cpu: Cpu) -> Cpu:
+    def complete(self, cpu: Cpu) -> Cpu:
         """Return ``cpu`` with name and instruction sets filled in if the kernel gave none."""
         self._thread.join(max(0.0, self._give_up - time.monotonic()))
         brand, flags = self._answer.get("brand_raw"), self._answer.get("flags")
         if cpu.model is None and isinstance(brand, str):
-            cpu = msgspec.structs.replace(cpu, model=tidy(brand))
+            cpu = msgspec.structs.replace(cpu, model=sanitize(brand))
         if not cpu.isa and isinstance(flags, list):
             cpu = msgspec.structs.replace(cpu, isa=isa(str(flag) for flag in flags))
         return cpu
