@@ -124,7 +124,7 @@ ONLY_IN = {
     "fcntl": "stackctl/machine/",
     "requests": "stackctl/machine/http.py",
     "podman": "stackctl/machine/podman_api.py",
-    "yaml": "stackctl/sources/strictyaml.py",
+    "yaml": "stackctl/sources/strict_yaml.py",
     "jinja2": "stackctl/units/render.py",
     "click": "stackctl/cli/",
     "rich": "stackctl/cli/",

@@ -62,8 +62,8 @@ def show(session: Session, source: str, ask: bool) -> None:
       facts:FILE                 output of `stackctl model show --json`
     """
     from stackctl.machine.http_download import ConnectionLost
-    from stackctl.sources.describe import describe
-    from stackctl.sources.hubcache import NotHere, parse_remote
+    from stackctl.sources.hub_cache import ModelNotCached, parse_remote
+    from stackctl.sources.model_text import model_rows
     from stackctl.sources.models import read_model
     from stackctl.store import hub
 
@@ -71,13 +71,13 @@ def show(session: Session, source: str, ask: bool) -> None:
     if not ask:
         try:
             model = read_model(source)
-        except NotHere as error:
+        except ModelNotCached as error:
             problem = error
         else:
             if session.out.json:
                 session.out.data(model)
             else:
-                session.out.properties(describe(model))
+                session.out.properties(model_rows(model))
             return
     parsed = parse_remote(source)
     if parsed is None or parsed.url is not None or (problem is not None and hub.offline()):
@@ -101,10 +101,10 @@ def catalogue(session: Session) -> None:
     import json
 
     from stackctl.quantity import format_bytes
-    from stackctl.sources.catalogue import entries, read_entry
-    from stackctl.sources.describe import count
+    from stackctl.sources.catalogue import catalogue_entries, read_entry
+    from stackctl.sources.model_text import format_parameters
 
-    models = [(name, read_entry(name)) for name in sorted(entries())]
+    models = [(name, read_entry(name)) for name in sorted(catalogue_entries())]
     if session.out.json:
         document = {"schema": "stackctl.catalogue/1", "models": [name for name, _ in models]}
         session.out.line(json.dumps(document, indent=2))
@@ -112,7 +112,7 @@ def catalogue(session: Session) -> None:
     rows = [
         (
             name,
-            count(model.parameters),
+            format_parameters(model.parameters),
             model.quantization or "",
             format_bytes(model.weights_bytes),
         )
@@ -192,7 +192,7 @@ def list_models(session: Session) -> None:
     """List the models that were fetched or imported."""
     from stackctl.deploy import stored
     from stackctl.quantity import format_bytes
-    from stackctl.sources.hubcache import cache_folder
+    from stackctl.sources.hub_cache import cache_folder
     from stackctl.values.model_store import StoredModels
 
     records = stored.manifest(session.context(recover="no")).all()
@@ -293,7 +293,7 @@ def import_model(session: Session, source: str) -> None:
     tell = stored.telling(context, "hashing ")
     folder = Path(source.removeprefix("dir:")).expanduser()
     if carry.is_export(folder):
-        from stackctl.sources.hubcache import cache_folder
+        from stackctl.sources.hub_cache import cache_folder
 
         records, images = carry.bring(folder, manifest, stored.telling(context, "copying "))
         if session.out.json:

@@ -14,7 +14,7 @@ from stackctl.values.model_store import Choices, ModelChoice
 
 if TYPE_CHECKING:
     from stackctl.deploy.plan_inputs import PlanBasis
-    from stackctl.sources.hubcache import HubSource
+    from stackctl.sources.hub_cache import HubSource
     from stackctl.sources.profiles import Profiles
     from stackctl.store.hub import RepoInfo
     from stackctl.store.select import Choice
@@ -33,7 +33,7 @@ class _Row:
 
 def show_remote(session: Session, source: str, parsed: HubSource) -> None:
     """Print the facts of a model on a hub, and how the models of its repository fit here."""
-    from stackctl.sources.describe import describe
+    from stackctl.sources.model_text import model_rows
     from stackctl.store import hub
     from stackctl.store.facts import read_facts
     from stackctl.store.select import checkpoint, choose, lacking, quantisations
@@ -74,7 +74,7 @@ def show_remote(session: Session, source: str, parsed: HubSource) -> None:
     if session.out.json:
         session.out.data(_document(info, found))
         return
-    session.out.properties(describe(model))
+    session.out.properties(model_rows(model))
     session.out.line()
     _table(session, found)
 

@@ -23,7 +23,7 @@ from stackctl.machine.atomic_files import remove_file, write_atomically
 from stackctl.machine.private_files import read_private
 from stackctl.plan.user_claims import make_plan_ignoring_user_claims
 from stackctl.quantity import format_bytes
-from stackctl.sources.hubcache import cache_folder
+from stackctl.sources.hub_cache import cache_folder
 from stackctl.sources.models import read_model
 from stackctl.store import fetch
 from stackctl.store.facts import read_remote

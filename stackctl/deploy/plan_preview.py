@@ -19,7 +19,7 @@ from stackctl.errors import StackctlError
 from stackctl.machine.http_download import ConnectionLost
 from stackctl.plan.user_claims import claims_note, is_refused, make_plan_ignoring_user_claims
 from stackctl.plan.verdict import is_viable, with_alternatives
-from stackctl.sources.hubcache import NotHere, parse_remote
+from stackctl.sources.hub_cache import ModelNotCached, parse_remote
 from stackctl.sources.models import read_model
 from stackctl.sources.profiles import Profiles
 from stackctl.state.enginefacts import EngineFactsCache
@@ -95,7 +95,7 @@ def _read_model(basis: PlanBasis, profile: Profile, report: Report) -> Model:
     source = require_model(profile)
     try:
         return read_model(source)
-    except NotHere:
+    except ModelNotCached:
         parsed = parse_remote(source)
         if parsed is None or parsed.url is not None or hub.offline():
             raise

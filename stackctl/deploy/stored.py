@@ -9,7 +9,7 @@ from stackctl.deploy import install, preflight, stack_state
 from stackctl.deploy.context import Context
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.quantity import format_bytes
-from stackctl.sources.hubcache import parse_remote
+from stackctl.sources.hub_cache import parse_remote
 from stackctl.sources.models import read_model
 from stackctl.store.manifest import Manifest, Tell
 from stackctl.store.pace import Progress

@@ -12,14 +12,14 @@ from typing import Final, Literal
 
 from stackctl.engines import with_unsupported
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.sources import strictyaml
+from stackctl.sources import strict_yaml
 from stackctl.values.base import Value, convert
 from stackctl.values.model import KvLayout, Model
 
 _FILE: Final = Path(__file__).with_name("catalogue.yaml")
 
 
-class Source(Value, frozen=True, kw_only=True):
+class FigureSource(Value, frozen=True, kw_only=True):
     """The source of some numbers of an entry: ``of`` lists their fields."""
 
     of: tuple[str, ...]
@@ -27,7 +27,7 @@ class Source(Value, frozen=True, kw_only=True):
     derived: bool = False
 
 
-class Kv(Value, frozen=True, kw_only=True):
+class KvSpec(Value, frozen=True, kw_only=True):
     """The KV cache of a layer, the same in all layers; dimensions in elements.
 
     With ``full_every`` n, every n-th layer has full attention and the other layers keep only
@@ -42,7 +42,7 @@ class Kv(Value, frozen=True, kw_only=True):
     full_every: int | None = None
 
 
-class Entry(Value, frozen=True, kw_only=True):
+class CatalogueEntry(Value, frozen=True, kw_only=True):
     """One model of the file; most fields have the meaning that they have in Model."""
 
     name: str
@@ -66,18 +66,18 @@ class Entry(Value, frozen=True, kw_only=True):
     experts: int | None = None
     experts_used: int | None = None
     chat_template: bool = True
-    kv: Kv
-    sources: tuple[Source, ...]
+    kv: KvSpec
+    sources: tuple[FigureSource, ...]
 
 
 class _File(Value, frozen=True, kw_only=True):
     """The whole file: entries by their id."""
 
-    models: dict[str, Entry]
+    models: dict[str, CatalogueEntry]
 
 
 @functools.cache
-def entries() -> dict[str, Entry]:
+def catalogue_entries() -> dict[str, CatalogueEntry]:
     """Return all entries by their id, in the order of the file.
 
     Raises:
@@ -89,7 +89,9 @@ def entries() -> dict[str, Entry]:
         raise StackctlError(
             f"this installation has no catalogue: {error}", hint="reinstall stackctl-inference"
         ) from None
-    return convert(strictyaml.load(text, where=_FILE.name).data, _File, where=_FILE.name).models
+    return convert(
+        strict_yaml.parse_document(text, where=_FILE.name).data, _File, where=_FILE.name
+    ).models
 
 
 def read_entry(name: str) -> Model:
@@ -98,7 +100,7 @@ def read_entry(name: str) -> Model:
     Raises:
         StackctlError: exit 4 if there is no such entry, with similar ids in the hint.
     """
-    known = entries()
+    known = catalogue_entries()
     if name in known:
         return _model(name, known[name])
     part = [entry for entry in known if name and name.lower() in entry]
@@ -119,14 +121,14 @@ def find_repo(repo: str, quantization: str | None) -> Model | None:
     """
     found = [
         name
-        for name, entry in entries().items()
+        for name, entry in catalogue_entries().items()
         if (entry.repo or "").lower() == repo.lower()
         and (quantization is None or entry.quantization.lower() == quantization.lower())
     ]
-    return _model(found[0], entries()[found[0]]) if len(found) == 1 else None
+    return _model(found[0], catalogue_entries()[found[0]]) if len(found) == 1 else None
 
 
-def _model(name: str, entry: Entry) -> Model:
+def _model(name: str, entry: CatalogueEntry) -> Model:
     notes = "; ".join(f"{'derived: ' if s.derived else ''}{s.text}" for s in entry.sources)
     kv = entry.kv
     slides = [bool(kv.full_every and (i + 1) % kv.full_every) for i in range(entry.layers)]

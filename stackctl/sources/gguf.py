@@ -18,10 +18,10 @@ from types import MappingProxyType
 from typing import Final
 
 from stackctl.errors import StackctlError
-from stackctl.sources.ggml import REMOVED_TYPES, TENSOR_TYPES
-from stackctl.sources.locate import opened
+from stackctl.sources.ggml_types import REMOVED_TYPES, TENSOR_TYPES
+from stackctl.sources.source_files import open_regular_file
 
-Scalar = int | float | bool | str
+GgufScalar = int | float | bool | str
 
 # Real models stay far below these limits: they have about 100 keys, 800,000 strings, 2,000 tensors
 # and 30 MB of header. The limits bound a hostile file to a second and some tens of MB.
@@ -112,7 +112,7 @@ class GgufHeader:
     path: str
     size: int
     version: int
-    metadata: Mapping[str, Scalar]
+    metadata: Mapping[str, GgufScalar]
     arrays: Mapping[str, GgufArray]
     long_texts: Mapping[str, int]
     tensors: TensorSummary
@@ -222,7 +222,7 @@ def read_header(path: str | Path) -> GgufHeader:
     Raises:
         StackctlError: the file cannot be read, is not a GGUF file, is damaged or truncated.
     """
-    with opened(path) as (fd, size):
+    with open_regular_file(path) as (fd, size):
         if size == 0:
             raise StackctlError(f"{path} is empty", hint=_AGAIN)
         return _read(_Reader(str(path), fd, size), os.pread(fd, 32, 0))
@@ -287,9 +287,9 @@ def _version(reader: _Reader, first: bytes) -> int:
 
 def _metadata(
     reader: _Reader, keys: int
-) -> tuple[dict[str, Scalar], dict[str, GgufArray], dict[str, int]]:
+) -> tuple[dict[str, GgufScalar], dict[str, GgufArray], dict[str, int]]:
     """Return the scalars, the arrays, and the length of each string that is too long to keep."""
-    metadata: dict[str, Scalar] = {}
+    metadata: dict[str, GgufScalar] = {}
     arrays: dict[str, GgufArray] = {}
     long_texts: dict[str, int] = {}
     for _ in range(keys):

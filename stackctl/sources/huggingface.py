@@ -15,10 +15,10 @@ import msgspec
 
 from stackctl.engines import with_unsupported
 from stackctl.errors import StackctlError
-from stackctl.sources import hfconfig, hfquant
-from stackctl.sources.hfconfig import HfConfig
-from stackctl.sources.locate import absolute, read_bytes, real
+from stackctl.sources import hf_config, hf_quantization
+from stackctl.sources.hf_config import HfConfig
 from stackctl.sources.safetensors import SafetensorsHeader, Tensor, read_safetensors
+from stackctl.sources.source_files import read_bytes, real_path, resolve_path
 from stackctl.values.model import Model, ModelFile
 
 INDEX: Final = "model.safetensors.index.json"
@@ -54,8 +54,8 @@ def read_folder(text: str) -> Model:
     Raises:
         StackctlError: the folder is missing, or its model is incomplete or damaged.
     """
-    folder = absolute(text)
-    if not real(folder, "model folder", folder=True).is_dir():
+    folder = resolve_path(text)
+    if not real_path(folder, "model folder", folder=True).is_dir():
         hint = f"give file:{folder}" if folder.suffix == ".gguf" else "give the folder it lies in"
         raise StackctlError(f"{folder} is a file, not a folder", hint=hint)
     return read_checkpoint(f"dir:{folder}", folder)
@@ -70,8 +70,8 @@ def read_checkpoint(source: str, folder: Path) -> Model:
     path = folder / "config.json"
     if not path.exists():
         _refuse_folder(folder)
-    config = hfconfig.read_config(path)
-    quantization = hfquant.read_quantization(config.quantization, config.dtype, folder)
+    config = hf_config.read_config(path)
+    quantization = hf_quantization.read_quantization(config.quantization, config.dtype, folder)
     count = _Count(quantization.bits, config.layers)
     files = []
     placed = _index(folder)
@@ -116,7 +116,7 @@ class _Count:
             raise StackctlError(f"the model has more than {MAX_INDEX_TENSORS} tensors")
 
     def _add(self, name: str, tensor: Tensor) -> None:
-        held = hfquant.parameters(name, tensor, self.bits)
+        held = hf_quantization.parameters_of_tensor(name, tensor, self.bits)
         self.parameters += held
         self.bytes += tensor.bytes
         self.stored[tensor.dtype] += held
@@ -146,7 +146,7 @@ def _model(
     source: str,
     folder: Path,
     config: HfConfig,
-    quantization: hfquant.Quantization,
+    quantization: hf_quantization.Quantization,
     count: _Count,
     files: tuple[ModelFile, ...],
 ) -> Model:
@@ -164,7 +164,7 @@ def _model(
         architecture=config.architecture,
         parameters=count.parameters,
         active_parameters=active,
-        quantization=quantization.label or hfquant.stored_label(count.stored),
+        quantization=quantization.label or hf_quantization.stored_label(count.stored),
         quantization_method=quantization.method,
         weights_bytes=count.bytes,
         expert_bytes=count.expert_bytes or None,

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Final
 
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.sources.catalogue import entries, read_entry
-from stackctl.sources.ggufmodel import read_gguf
-from stackctl.sources.hubcache import read_address, read_hub
+from stackctl.sources.catalogue import catalogue_entries, read_entry
+from stackctl.sources.gguf_model import read_gguf
+from stackctl.sources.hub_cache import read_address, read_hub
 from stackctl.sources.huggingface import read_folder
-from stackctl.sources.locate import absolute, read_bytes, real
+from stackctl.sources.source_files import read_bytes, real_path, resolve_path
 from stackctl.values.base import from_json
 from stackctl.values.model import KvLayout, Model
 
@@ -62,7 +62,7 @@ def read_model(source: str) -> Model:
 
 def _meant(source: str) -> str | None:
     """Return a hint for a source without a kind: the source that was probably meant."""
-    if source in entries():
+    if source in catalogue_entries():
         return f"did you mean catalogue:{source}?"
     try:
         path = Path(source).expanduser()
@@ -75,8 +75,8 @@ def _meant(source: str) -> str | None:
 
 
 def _read_facts(text: str) -> Model:
-    path = absolute(text)
-    real(path, "facts file")
+    path = resolve_path(text)
+    real_path(path, "facts file")
     model = from_json(read_bytes(path, _MAX_FACTS_BYTES), Model, where=str(path))
     wrong = _wrong(model)
     if wrong:

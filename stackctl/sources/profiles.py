@@ -17,7 +17,7 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import path_security
 from stackctl.quantity import parse_bytes
 from stackctl.resources import data_folder
-from stackctl.sources import strictyaml
+from stackctl.sources import strict_yaml
 from stackctl.values.profile import (
     NAME_PATTERN,
     EngineArgument,
@@ -143,7 +143,7 @@ def read_settings_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
-def _read(path: Path) -> strictyaml.Document:
+def _read(path: Path) -> strict_yaml.YamlDocument:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -152,14 +152,14 @@ def _read(path: Path) -> strictyaml.Document:
         ) from None
     except UnicodeDecodeError:
         raise StackctlError(f"{path} is not UTF-8 text", exit_code=ExitCode.USAGE) from None
-    document = strictyaml.load(text, where=str(path))
+    document = strict_yaml.parse_document(text, where=str(path))
     if not isinstance(document.data, dict):
         raise document.error((), "a profile is a mapping of keys to values")
     _check(document)
     return document
 
 
-def _check(document: strictyaml.Document) -> None:
+def _check(document: strict_yaml.YamlDocument) -> None:
     try:
         msgspec.convert(document.data, ProfileFile, strict=True)
     except msgspec.ValidationError as error:
@@ -189,9 +189,9 @@ def check_argument_name(name: str, error: StackctlError) -> None:
         raise error
 
 
-def _explain(document: strictyaml.Document, text: str) -> StackctlError:
+def _explain(document: strict_yaml.YamlDocument, text: str) -> StackctlError:
     """Return an error with file, line, key and suggestion for a message of msgspec."""
-    path: strictyaml.Path = ()
+    path: strict_yaml.Path = ()
     if at := _AT.search(text):
         steps = re.findall(r"\.([^.\[\]]+)|\[(\d+)\]", at["path"])
         path = tuple(int(number) if number else key for key, number in steps)
@@ -303,7 +303,7 @@ def _settings(data: dict[str, Any]) -> ProfileFile:
         return msgspec.convert(data, ProfileFile, strict=True)
     except msgspec.ValidationError as error:
         # Every file was checked on its own, so this error comes from the command line.
-        raise _explain(strictyaml.Document(data, {}, "--set"), str(error)) from None
+        raise _explain(strict_yaml.YamlDocument(data, {}, "--set"), str(error)) from None
 
 
 def _engine(name: str | None, file: Path) -> str:
@@ -378,7 +378,7 @@ def _overrides(overrides: Overrides) -> tuple[dict[str, Any], tuple[str, ...]]:
                 head, _SETTABLE, f"engine options go under engine_args: --set engine_args.{text}"
             )
             raise StackctlError(f"--set {key}: no such key", hint=hint, exit_code=ExitCode.USAGE)
-        parsed = strictyaml.scalar(value, where=f"--set {key}", key=head)
+        parsed = strict_yaml.parse_scalar(value, where=f"--set {key}", key=head)
         if head == "engine_args":
             check_argument_name(
                 rest[0],

@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Final
 
 from stackctl.errors import StackctlError
-from stackctl.sources.locate import opened
+from stackctl.sources.source_files import open_regular_file
 
 # The format allows 100 MB. 50,000 tensors need 8 MB, and the shards of the largest models have
 # fewer. The limits bound the time for a hostile file to a second.
@@ -86,7 +86,7 @@ def read_safetensors(path: str | Path) -> SafetensorsHeader:
         StackctlError: the file cannot be read, is not a safetensors file, is damaged or truncated.
     """
     name = str(path)
-    with opened(path) as (fd, size):
+    with open_regular_file(path) as (fd, size):
         raw, start = _header_text(name, fd, size)
     tensors, end = _tensors(name, raw)
     if start + end != size:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.sources.hubcache import cache_folder, parse_remote
+from stackctl.sources.hub_cache import cache_folder, parse_remote
 from stackctl.sources.models import read_model
 from stackctl.store.layout import Repository
 from stackctl.store.manifest import Manifest, Tell, digest, now, silent, store_file

@@ -20,7 +20,7 @@ from typing import Final
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import lock, podman
 from stackctl.machine.atomic_files import sync_folder, write_atomically
-from stackctl.sources.locate import opened, read_bytes
+from stackctl.sources.source_files import open_regular_file, read_bytes
 from stackctl.store.layout import Repository
 from stackctl.store.lockfile import lock_of, require_sound
 from stackctl.store.manifest import Manifest, Tell, digest, now, silent, store_file
@@ -134,7 +134,7 @@ def _copy(
     sha, blob, done = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size), 0
     view = memoryview(bytearray(_BLOCK))
     try:
-        with opened(source) as (fd, _):
+        with open_regular_file(source) as (fd, _):
             out = _draft(draft)
             try:
                 while count := os.preadv(fd, [view], done):

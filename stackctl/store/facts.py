@@ -21,8 +21,8 @@ from stackctl.errors import StackctlError
 from stackctl.machine.http_download import Transfer, host_of
 from stackctl.machine.path_security import make_private_folder
 from stackctl.sources.gguf import read_header
-from stackctl.sources.ggufmodel import read_gguf
-from stackctl.sources.hubcache import HubSource
+from stackctl.sources.gguf_model import read_gguf
+from stackctl.sources.hub_cache import HubSource
 from stackctl.sources.huggingface import read_checkpoint
 from stackctl.sources.safetensors import MAX_HEADER_BYTES
 from stackctl.store import hub

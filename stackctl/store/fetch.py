@@ -14,8 +14,8 @@ from urllib.parse import quote, urlsplit
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine.http_download import Transfer, host_of
 from stackctl.quantity import format_bytes
-from stackctl.sources.hubcache import HubSource, cache_folder, parse_remote
-from stackctl.sources.locate import opened
+from stackctl.sources.hub_cache import HubSource, cache_folder, parse_remote
+from stackctl.sources.source_files import open_regular_file
 from stackctl.store import hub, lockfile
 from stackctl.store import part as parts
 from stackctl.store.answers import refusal
@@ -219,7 +219,7 @@ def _bring(order: Order, manifest: Manifest, speed: Speed, tell: Tell) -> Stored
 
 
 def _recheck(file: Wanted, tell: Tell) -> Got | None:
-    with opened(file.target) as (fd, size):
+    with open_regular_file(file.target) as (fd, size):
         mtime_ns = os.fstat(fd).st_mtime_ns
     sha256 = digest(file.target, file.size, tell)
     if file.sha256 is not None:

@@ -19,8 +19,8 @@ import msgspec
 
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine.http_download import ConnectionLost, Response, Transfer, host_of
-from stackctl.sources.hubcache import hub_home
-from stackctl.sources.locate import read_bytes
+from stackctl.sources.hub_cache import hub_home
+from stackctl.sources.source_files import read_bytes
 from stackctl.store.answers import refusal, retry_after
 from stackctl.store.wanted import Patience
 

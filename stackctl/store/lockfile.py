@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.sources.hubcache import parse_remote
-from stackctl.sources.locate import read_bytes
+from stackctl.sources.hub_cache import parse_remote
+from stackctl.sources.source_files import read_bytes
 from stackctl.store.hub import Remote, RepoInfo, require_plain
 from stackctl.values.base import from_json
 from stackctl.values.model_store import LockedFile, ModelLock, StoredModel

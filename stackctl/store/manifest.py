@@ -21,8 +21,8 @@ import msgspec
 from stackctl.errors import StackctlError
 from stackctl.machine.atomic_files import remove_file, write_atomically
 from stackctl.machine.path_security import make_private_folder
-from stackctl.sources.hubcache import parse_remote, snapshot
-from stackctl.sources.locate import opened
+from stackctl.sources.hub_cache import parse_remote, snapshot_folder
+from stackctl.sources.source_files import open_regular_file
 from stackctl.store.pace import Pace, Progress
 from stackctl.values.base import from_json, to_json
 from stackctl.values.model import Model
@@ -100,7 +100,7 @@ class Manifest:
     def meant(self, source: str) -> StoredModel | None:
         """Return the record of a hub source for the commit that the store has now, or None."""
         parsed = parse_remote(source)
-        folder = snapshot(parsed) if parsed is not None else None
+        folder = snapshot_folder(parsed) if parsed is not None else None
         if parsed is None or folder is None:
             return None
         here = [record for record in self.all() if record.folder == str(folder)]
@@ -208,7 +208,7 @@ def digest(path: Path, size: int, tell: Tell = silent, *, past_cache: bool = Fal
     """
     sha, pace, done = hashlib.sha256(), Pace(size), 0
     buffer = mmap.mmap(-1, _BLOCK)  # direct reads need aligned memory
-    with opened(path) as (fd, _), contextlib.closing(buffer), memoryview(buffer) as view:
+    with open_regular_file(path) as (fd, _), contextlib.closing(buffer), memoryview(buffer) as view:
         if past_cache:
             # Dirty pages cannot be dropped, but a stored file has been synced.
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.quantity import format_bytes
-from stackctl.sources.hubcache import quant_pattern
+from stackctl.sources.hub_cache import quant_pattern
 from stackctl.store.hub import Remote, RepoInfo
 
 _SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?P<end>\w+)")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stackctl.sources.ggml import TENSOR_TYPES
+from stackctl.sources.ggml_types import TENSOR_TYPES
 
 CODES = {
     "u8": (0, "B"),

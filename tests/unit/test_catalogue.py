@@ -10,13 +10,13 @@ from checkpoints import checkpoint
 from ggufs import write, write_shards
 
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.sources.catalogue import Entry, entries
-from stackctl.sources.describe import describe
+from stackctl.sources.catalogue import CatalogueEntry, catalogue_entries
+from stackctl.sources.model_text import model_rows
 from stackctl.sources.models import read_model
 from stackctl.values.base import to_json
 from stackctl.values.model import KvLayout, Model
 
-ALL = sorted(entries())
+ALL = sorted(catalogue_entries())
 NUMBERS = (
     *("parameters", "active_parameters", "weights_bytes", "embedding_bytes", "layers", "context"),
     *("embedding", "feed_forward", "heads", "vocabulary", "kv"),
@@ -35,7 +35,7 @@ def test_the_reference_models_are_there() -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_number_has_one_source(name: str) -> None:
-    entry = entries()[name]
+    entry = catalogue_entries()[name]
     named = [field for source in entry.sources for field in source.of]
     wanted = [*NUMBERS, *(["passes"] if entry.passes > 1 else [])]
     if entry.experts:
@@ -64,7 +64,7 @@ def test_sizes_agree_with_the_name(name: str, tmp_path: Path) -> None:
     assert read_model(f"facts:{path}") == model
 
 
-def counted(entry: Entry) -> int:
+def counted(entry: CatalogueEntry) -> int:
     """The weights that a dense model of these shapes has, without norms and biases."""
     kv = entry.kv
     attention = 2 * entry.embedding * entry.heads * kv.key_dim
@@ -74,9 +74,9 @@ def counted(entry: Entry) -> int:
     return entry.layers * layer + tables * entry.vocabulary * entry.embedding
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if not entries()[name].experts])
+@pytest.mark.parametrize("name", [name for name in ALL if not catalogue_entries()[name].experts])
 def test_dense_models_have_the_parameters_of_their_shapes(name: str) -> None:
-    entry = entries()[name]
+    entry = catalogue_entries()[name]
     assert entry.parameters == pytest.approx(counted(entry), rel=0.0003)
     table = entry.vocabulary * entry.embedding if entry.embedding_bytes else 0
     assert entry.active_parameters == entry.parameters - table
@@ -111,7 +111,7 @@ def test_unknown_entries_name_what_is_near() -> None:
 
 
 def rows(model: Model) -> dict[str, str]:
-    return dict(describe(model))
+    return dict(model_rows(model))
 
 
 def test_a_description_for_people(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_description_for_people(tmp_path: Path) -> None:
     assert found["quantisation"] == "nvfp4 (modelopt), 4.73 bits a weight"
     assert found["files"].startswith("none")
     assert rows(read_model("catalogue:kimi-k2.5-1t-a32b-q4_k_s"))["KV cache"].startswith("MLA, one")
-    lines = describe(read_model("catalogue:gemma-3-270m-q4_k_m"))
+    lines = model_rows(read_model("catalogue:gemma-3-270m-q4_k_m"))
     assert ("", "15 layers keep only 512 tokens") in lines
     assert ("parameters", "268M, all active for a token") in lines
     found = rows(read_model(f"dir:{checkpoint(tmp_path / 'm')}"))
@@ -138,7 +138,7 @@ def test_a_description_for_people(tmp_path: Path) -> None:
 
 def test_descriptions_fit_80_columns() -> None:
     for name in ALL:
-        for label, text in describe(read_model(f"catalogue:{name}")):
+        for label, text in model_rows(read_model(f"catalogue:{name}")):
             if label not in ("facts", "cannot run"):
                 assert len(text) <= 64, text
 
@@ -148,6 +148,6 @@ def test_a_description_of_little(tmp_path: Path) -> None:
     assert rows(model)["KV cache"] == "unknown"
     state = KvLayout(kind="hybrid", kv_heads=(0,), key_dim=0, value_dim=0, state_bytes=2048)
     model = Model(source="x", architecture="y", parameters=900, weights_bytes=1, layers=1, kv=state)
-    assert ("KV cache", "none") in describe(model)
-    assert ("", "2 KiB of recurrent state a sequence") in describe(model)
+    assert ("KV cache", "none") in model_rows(model)
+    assert ("", "2 KiB of recurrent state a sequence") in model_rows(model)
     assert rows(read_model(str(write(tmp_path / "a.gguf"))))["chat template"] == "yes"

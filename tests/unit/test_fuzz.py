@@ -29,7 +29,7 @@ from stackctl.errors import StackctlError
 from stackctl.machine.machine import RecordedMachine
 from stackctl.probe import probe
 from stackctl.resources import data_folder
-from stackctl.sources.describe import describe
+from stackctl.sources.model_text import model_rows
 from stackctl.sources.models import read_model
 from stackctl.sources.profiles import Profiles
 from stackctl.values.base import from_json, to_json
@@ -129,7 +129,7 @@ def reworded(text: str, rng: random.Random) -> bytes:
 def planned(model: Model, host: Host = EPYC) -> None:
     """A model that was read can be described, written, read again and planned."""
     assert from_json(to_json(model), Model, where="again") == model
-    describe(model)
+    model_rows(model)
     with contextlib.suppress(StackctlError):
         to_json(plan_of(host, model, LATENCY))
 

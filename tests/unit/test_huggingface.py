@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.sources.hubcache import parse_hub_source
+from stackctl.sources.hub_cache import parse_hub_source
 from stackctl.sources.models import read_model
 from stackctl.values.base import to_json
 from stackctl.values.model import KvLayout, Model, ModelFile

@@ -12,7 +12,7 @@ from ggufs import write
 from samples import GEMMA
 
 from stackctl.cli.main import run
-from stackctl.sources.catalogue import entries, read_entry
+from stackctl.sources.catalogue import catalogue_entries, read_entry
 from stackctl.sources.models import read_model
 from stackctl.values.base import from_json, to_json
 from stackctl.values.model import Model
@@ -79,7 +79,7 @@ def test_a_document_can_be_planned_with_elsewhere(cli: Cli, tmp_path: Path) -> N
     assert cli.out == before
 
 
-@pytest.mark.parametrize("name", list(entries()))
+@pytest.mark.parametrize("name", list(catalogue_entries()))
 def test_the_catalogue(cli: Cli, name: str) -> None:
     assert cli("model", "show", f"catalogue:{name}") == 0
     told = rows(cli.out)
@@ -108,12 +108,12 @@ def test_latent_attention_is_named(cli: Cli) -> None:
 
 def test_the_list(cli: Cli) -> None:
     assert cli("model", "catalogue") == 0
-    for name in entries():
+    for name in catalogue_entries():
         assert re.search(rf"^{re.escape(name)} ", cli.out, re.MULTILINE)
     assert "e+" not in cli.out
     assert cli("model", "catalogue", "--json") == 0
     assert json.loads(cli.out) == {
-        "schema": "stackctl.catalogue/1", "models": sorted(entries())
+        "schema": "stackctl.catalogue/1", "models": sorted(catalogue_entries())
     }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.resources import data_folder
-from stackctl.sources import strictyaml
+from stackctl.sources import strict_yaml
 from stackctl.sources.profiles import Profiles, read_settings_schema
 from stackctl.values.base import from_json, to_json
 from stackctl.values.profile import EngineArgument, Overrides, PlacementRequest, Profile
@@ -397,7 +397,7 @@ def test_the_schema_is_valid_and_documents_the_keys() -> None:
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_schema_accepts_what_is_shipped(path: Path) -> None:
     # As editors read it (YAML 1.2): there ``front_door: off`` is a word.
-    data = strictyaml.load(path.read_text("utf-8"), where=path.name).data
+    data = strict_yaml.parse_document(path.read_text("utf-8"), where=path.name).data
     jsonschema.validate(data, SCHEMA)
 
 

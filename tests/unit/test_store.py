@@ -17,7 +17,7 @@ from checkpoints import PLAIN, checkpoint, sharded
 from hub import Hub, hub
 
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.sources.hubcache import NotHere, parse_address, repo_folder
+from stackctl.sources.hub_cache import ModelNotCached, parse_address, repo_folder
 from stackctl.sources.models import read_model
 from stackctl.store import adopt, carry, facts, fetch, lockfile, select
 from stackctl.store import hub as hubs
@@ -793,7 +793,7 @@ def test_removing_leaves_what_others_use(site: Hub, manifest: Manifest, tmp_path
     assert adopt.remove(records[1], manifest) == len(two)
     assert adopt.remove(records[2], manifest) == len(one)
     assert not repo_folder("Org/Repo").exists()
-    with pytest.raises(NotHere):
+    with pytest.raises(ModelNotCached):
         read_model("hf:Org/Repo:Q4_0")
 
 
@@ -826,7 +826,7 @@ def test_a_damaged_folder_leaves_no_model(
     monkeypatch.setenv("HF_HOME", str(tmp_path / "there"))
     with pytest.raises(StackctlError, match="is damaged"):
         carry.bring(folder, Manifest(tmp_path / "state-there"))
-    with pytest.raises(NotHere):
+    with pytest.raises(ModelNotCached):
         read_model("hf:Org/Repo")
     file.write_bytes(Path(kept.files[0].path).read_bytes())
     document = json.loads((folder / carry.NAME).read_text())

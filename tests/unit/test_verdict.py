@@ -36,7 +36,7 @@ from stackctl.plan.verdict import (
     with_alternatives,
 )
 from stackctl.resources import data_folder
-from stackctl.sources.catalogue import entries, read_entry
+from stackctl.sources.catalogue import catalogue_entries, read_entry
 from stackctl.sources.profiles import Profiles
 from stackctl.values.claim import Claim, GpuShare
 from stackctl.values.host import Host
@@ -358,7 +358,7 @@ def test_models_that_an_engine_cannot_run_are_refused_with_the_reason() -> None:
 
 
 def test_every_catalogue_entry_gets_a_verdict_from_an_engine() -> None:
-    for name in entries():
+    for name in catalogue_entries():
         model = read_entry(name)
         wish = shipped("gpu-nvfp4" if model.format == "safetensors" else "cpu-throughput")
         made = plan(EPYC_GPU, model, wish)

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.sources.strictyaml import load, scalar
+from stackctl.sources.strict_yaml import parse_document, parse_scalar
 
 
 def fails(text: str) -> StackctlError:
     with pytest.raises(StackctlError) as caught:
-        load(text, where="p.yaml")
+        parse_document(text, where="p.yaml")
     assert caught.value.exit_code == ExitCode.USAGE
     return caught.value
 
@@ -40,7 +40,7 @@ def fails(text: str) -> StackctlError:
     ],
 )  # fmt: skip
 def test_what_is_read(text: str, data: Any) -> None:
-    assert load(text, where="p.yaml").data == data
+    assert parse_document(text, where="p.yaml").data == data
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_surprises_are_errors(text: str, message: str, hint: str | None) -> None
 
 
 def test_every_key_has_its_line() -> None:
-    document = load("a: 1\n\nb:\n  c:\n    - 1\n    - d: 2\n", where="p.yaml")
+    document = parse_document("a: 1\n\nb:\n  c:\n    - 1\n    - d: 2\n", where="p.yaml")
     assert document.line(("a",)) == 1
     assert document.line(("b", "c", 1, "d")) == 6
     # What has no line of its own has that of what is above it.
@@ -102,12 +102,12 @@ def test_every_key_has_its_line() -> None:
      ("[1, 2]", [1, 2])],
 )  # fmt: skip
 def test_values_of_the_command_line(text: str, value: Any) -> None:
-    assert scalar(text, where="--set x") == value
+    assert parse_scalar(text, where="--set x") == value
 
 
 def test_values_of_the_command_line_follow_the_same_rules() -> None:
     with pytest.raises(StackctlError, match="--set x") as caught:
-        scalar("on", where="--set x")
+        parse_scalar("on", where="--set x")
     assert "did you mean true?" in (caught.value.hint or "")
 
 
@@ -125,7 +125,7 @@ def test_plain_data_is_read_as_written(data: dict[str, Any]) -> None:
     text = yaml.safe_dump(data, allow_unicode=True)
     if "&id" not in text:
         try:
-            assert load(text, where="p.yaml").data == data
+            assert parse_document(text, where="p.yaml").data == data
         except StackctlError as error:
             # Keys that YAML does not take for words are written in another form.
             assert "a key must be a plain word" in error.message or "tags" in error.message
@@ -134,7 +134,7 @@ def test_plain_data_is_read_as_written(data: dict[str, Any]) -> None:
 @given(st.text(alphabet="ab:-[]{},'\"\n #&*!|>%@`01.?~", max_size=30))
 def test_any_text_is_data_or_an_error(text: str) -> None:
     try:
-        load(text, where="p.yaml")
+        parse_document(text, where="p.yaml")
     except StackctlError as error:
         assert error.message.startswith("p.yaml:")
         assert "\n" not in error.message

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from stackctl.errors import StackctlError
-from stackctl.sources.locate import read_bytes
+from stackctl.sources.source_files import read_bytes
 from stackctl.values.model import KvLayout
 
 MAX_CONFIG_BYTES: Final = 4 << 20

@@ -15,7 +15,7 @@ import msgspec
 
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.sources.catalogue import find_repo
-from stackctl.sources.ggufmodel import read_gguf
+from stackctl.sources.gguf_model import read_gguf
 from stackctl.sources.huggingface import read_checkpoint
 from stackctl.values.model import Model
 
@@ -35,7 +35,7 @@ _LATER_SHARD: Final = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf")
 _MOST_FILES: Final = 5_000
 
 
-class NotHere(StackctlError):
+class ModelNotCached(StackctlError):
     """A model of a hub that is not in the local cache."""
 
 
@@ -168,7 +168,7 @@ def read_address(scheme: str, text: str) -> Model:
 
 def _read(source: str, parsed: HubSource) -> Model:
     try:
-        folder = snapshot(parsed)
+        folder = snapshot_folder(parsed)
     except (OSError, RuntimeError) as error:
         where, why = getattr(error, "filename", None), getattr(error, "strerror", None)
         raise StackctlError(f"cannot read {where or cache_folder()}: {why or error}") from None
@@ -188,7 +188,7 @@ def _read(source: str, parsed: HubSource) -> Model:
     return msgspec.structs.replace(model, source=source)
 
 
-def snapshot(source: HubSource) -> Path | None:
+def snapshot_folder(source: HubSource) -> Path | None:
     """Return the folder with the files of the wanted revision; None if it is not in the cache.
 
     Raises:
@@ -226,7 +226,7 @@ def _gguf(folder: Path, source: HubSource) -> Path:
     """Return the GGUF file of a snapshot that has the wanted quantisation.
 
     Raises:
-        NotHere: no file has the quantisation.
+        ModelNotCached: no file has the quantisation.
         StackctlError: no quantisation is given and there are no files, or several files fit.
     """
     found = []
@@ -245,7 +245,7 @@ def _gguf(folder: Path, source: HubSource) -> Path:
     there = sorted(str(path.relative_to(folder)) for path in found)
     shown = f"it has {', '.join(there[:6])}{', ...' if len(there) > 6 else ''}"
     if source.quant and not names:
-        raise NotHere(
+        raise ModelNotCached(
             f"the cached {source.repo} has no GGUF file of {source.quant}",
             hint=shown if there else f"{folder} holds no GGUF files",
         )
@@ -267,9 +267,11 @@ def _from_catalogue(text: str, source: HubSource) -> Model:
     where = f"is not in the local hub cache ({cache_folder()})"
     there = _revisions(source)
     if there and source.url is None:
-        raise NotHere(
+        raise ModelNotCached(
             f"revision {source.revision or 'main'} of {source.repo} {where}",
             hint=f"it has {', '.join(there[:6])}{', ...' if len(there) > 6 else ''}: "
             f"hf:{source.repo}@{there[0]}; or: stackctl model fetch {text}",
         )
-    raise NotHere(f"{source.url or source.repo} {where}", hint=f"stackctl model fetch {text}")
+    raise ModelNotCached(
+        f"{source.url or source.repo} {where}", hint=f"stackctl model fetch {text}"
+    )

@@ -10,9 +10,9 @@ from typing import Final, Literal
 
 from stackctl.engines import gguf_architectures, with_unsupported
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.sources.ggml import FILE_TYPES
+from stackctl.sources.ggml_types import FILE_TYPES
 from stackctl.sources.gguf import GgufHeader, read_header
-from stackctl.sources.locate import absolute, real
+from stackctl.sources.source_files import real_path, resolve_path
 from stackctl.values.model import KvLayout, Model, ModelFile
 
 _NO_MODELS: Final = {
@@ -36,12 +36,12 @@ def read_gguf(text: str) -> Model:
     Raises:
         StackctlError: exit 5 for a file that does not hold a model, 1 for a missing or damaged one.
     """
-    path = absolute(text)
+    path = resolve_path(text)
     match = _SHARD.fullmatch(path.name)
     if match and match["number"] != "00001" and int(match["number"]) <= int(match["count"]):
-        real(path, "model file")
+        real_path(path, "model file")
         path = path.with_name(f"{match['stem']}-00001-of-{match['count']}.gguf")
-    file = real(path, "model file")
+    file = real_path(path, "model file")
     if file.is_dir():
         inside = sorted(entry.name for entry in file.glob("*.gguf"))
         hint = f"it has {', '.join(inside[:5])}" if inside else "it has no .gguf files"
@@ -81,7 +81,7 @@ def _shards(
             hint="all parts must lie in one folder",
             details=missing[:20],
         )
-    files = [(real(shard, "model file"), read_header(shard)) for shard in paths]
+    files = [(real_path(shard, "model file"), read_header(shard)) for shard in paths]
     for number, (shard, (_, header)) in enumerate(zip(paths, files, strict=True)):
         if _whole(header, "split.no") != number or _whole(header, "split.count") != count:
             raise StackctlError(

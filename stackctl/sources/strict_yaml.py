@@ -32,7 +32,7 @@ Path = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
-class Document:
+class YamlDocument:
     """Plain data, and the line (from 1) of each key path; no lines for data of a command line."""
 
     data: Any
@@ -69,7 +69,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def load(text: str, *, where: str) -> Document:
+def parse_document(text: str, *, where: str) -> YamlDocument:
     """Read one YAML document. Raises StackctlError (exit 2) with file and line."""
     try:
         node = yaml.compose(text, Loader=_Loader)
@@ -82,12 +82,12 @@ def load(text: str, *, where: str) -> Document:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise StackctlError(f"{where}:1: {reason}", exit_code=ExitCode.USAGE) from None
-    document = Document(None, {(): 1}, where)
+    document = YamlDocument(None, {(): 1}, where)
     data = _construct(node, (), document, set()) if node is not None else {}
-    return Document(data, document.lines, where)
+    return YamlDocument(data, document.lines, where)
 
 
-def scalar(text: str, *, where: str, key: str | None = None) -> Any:
+def parse_scalar(text: str, *, where: str, key: str | None = None) -> Any:
     """Parse the value of a key from the command line, by the same rules.
 
     Raises:
@@ -95,10 +95,10 @@ def scalar(text: str, *, where: str, key: str | None = None) -> Any:
     """
     if key in _SWITCHES and text in ("on", "off"):
         return text
-    return load(text, where=where).data if text.strip() else ""
+    return parse_document(text, where=where).data if text.strip() else ""
 
 
-def _construct(node: yaml.Node, path: Path, document: Document, seen: set[int]) -> Any:
+def _construct(node: yaml.Node, path: Path, document: YamlDocument, seen: set[int]) -> Any:
     document.lines.setdefault(path, node.start_mark.line + 1)
     if len(path) > _MOST_DEPTH:
         raise document.error(path, "nested too deeply")
@@ -120,7 +120,7 @@ def _construct(node: yaml.Node, path: Path, document: Document, seen: set[int]) 
 
 
 def _mapping(
-    node: yaml.MappingNode, path: Path, document: Document, seen: set[int]
+    node: yaml.MappingNode, path: Path, document: YamlDocument, seen: set[int]
 ) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key_node, value_node in node.value:
@@ -140,7 +140,7 @@ def _mapping(
     return result
 
 
-def _require_text(text: str, path: Path, document: Document) -> None:
+def _require_text(text: str, path: Path, document: YamlDocument) -> None:
     """Raise StackctlError for text with half of a surrogate pair, which an escape can write."""
     try:
         text.encode()
@@ -148,7 +148,7 @@ def _require_text(text: str, path: Path, document: Document) -> None:
         raise document.error(path, f"{text[:24]!a} is not text") from None
 
 
-def _scalar(node: yaml.ScalarNode, path: Path, document: Document) -> Any:
+def _scalar(node: yaml.ScalarNode, path: Path, document: YamlDocument) -> Any:
     text = node.value
     document.lines[path] = node.start_mark.line + 1
     kind = node.tag.removeprefix(_TAG)

@@ -8,7 +8,7 @@ from stackctl.quantity import format_bytes
 from stackctl.values.model import KvLayout, Model
 
 
-def describe(model: Model) -> list[tuple[str, str]]:
+def model_rows(model: Model) -> list[tuple[str, str]]:
     """Return rows of name and value, each value for a column of about 64 characters.
 
     An empty name continues the row above. Characters that are not printable become ``?``, because
@@ -55,7 +55,7 @@ def _rows(model: Model) -> list[tuple[str, str]]:
     return rows
 
 
-def count(number: int) -> str:
+def format_parameters(number: int) -> str:
     """Format a number of parameters in three digits: ``39.8B``."""
     for size, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M")):
         if number >= size:
@@ -64,13 +64,13 @@ def count(number: int) -> str:
 
 
 def _parameters(model: Model) -> str:
-    text = count(model.parameters)
+    text = format_parameters(model.parameters)
     if model.active_parameters is None:
         return text
     what = "active for a token" if model.experts else "without the embedding"
     if model.active_parameters == model.parameters:
         return f"{text}, all active for a token"
-    return f"{text}, {count(model.active_parameters)} {what}"
+    return f"{text}, {format_parameters(model.active_parameters)} {what}"
 
 
 def _kv(kv: KvLayout | None) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from stackctl.errors import StackctlError
 
 
-def absolute(text: str) -> Path:
+def resolve_path(text: str) -> Path:
     """Return the absolute path of a text; ``~`` is the user's home.
 
     Raises:
@@ -28,7 +28,7 @@ def absolute(text: str) -> Path:
         raise StackctlError(f"cannot find {text}: {error}") from None
 
 
-def real(path: Path, what: str, *, folder: bool = False) -> Path:
+def real_path(path: Path, what: str, *, folder: bool = False) -> Path:
     """Return the file or folder behind all links, which a container can mount.
 
     Args:
@@ -49,7 +49,7 @@ def real(path: Path, what: str, *, folder: bool = False) -> Path:
 
 
 @contextlib.contextmanager
-def opened(path: str | Path) -> Iterator[tuple[int, int]]:
+def open_regular_file(path: str | Path) -> Iterator[tuple[int, int]]:
     """Open a regular file for reading; yield its descriptor and its size in bytes.
 
     Raises:
@@ -77,9 +77,9 @@ def read_bytes(path: Path, limit: int) -> bytes:
     """Return the content of a regular file.
 
     Raises:
-        StackctlError: as in opened, or the file has more than ``limit`` bytes.
+        StackctlError: as in open_regular_file, or the file has more than ``limit`` bytes.
     """
-    with opened(path) as (fd, _), open(fd, "rb", closefd=False) as file:
+    with open_regular_file(path) as (fd, _), open(fd, "rb", closefd=False) as file:
         raw = file.read(limit + 1)
     if len(raw) > limit:
         raise StackctlError(f"{path} has more than {limit} bytes")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from stackctl.sources.hfconfig import read_json
+from stackctl.sources.hf_config import read_json
 from stackctl.sources.safetensors import Tensor
 
 _FORMATS: Final = {
@@ -107,7 +107,7 @@ def stored_label(elements: Mapping[str, int]) -> str | None:
     return _STORED.get(most, most.lower() or None)
 
 
-def parameters(name: str, tensor: Tensor, bits: int) -> int:
+def parameters_of_tensor(name: str, tensor: Tensor, bits: int) -> int:
     """Return the number of weights in a tensor; packed elements hold several.
 
     Packed elements are bytes with two 4-bit weights (nvfp4, mxfp4, nf4), and 32-bit words of AWQ,
