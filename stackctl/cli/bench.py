@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from stackctl.deploy.context import Context
     from stackctl.observe.bench.matrix import Wish
     from stackctl.observe.bench.site import Site
-    from stackctl.state.benches import Benches
+    from stackctl.state.bench_db import BenchDatabase
     from stackctl.values.generation import Generation
     from stackctl.values.profile import Slo
 
@@ -189,10 +189,10 @@ def _measure(
     from stackctl.machine import lock
     from stackctl.machine.signals import ignore_signals
     from stackctl.observe.bench.run import Bench
-    from stackctl.state.benches import Benches
+    from stackctl.state.bench_db import BenchDatabase
 
     paths = session.paths()
-    benches = Benches(paths.state)
+    benches = BenchDatabase(paths.state)
     benches.prepare()
     # Two benches at once would slow each other down.
     with lock.exclusive(paths.runtime / "bench.lock", f"bench {generation.stack}"):
@@ -251,11 +251,11 @@ target.hidden = True
 def list_runs(session: Session, stack: str | None) -> None:
     """List the stored runs, of STACK or of all, newest first."""
     from stackctl.cli import benchtable
-    from stackctl.state.benches import Benches
+    from stackctl.state.bench_db import BenchDatabase
     from stackctl.values.bench import BenchList
 
     context = session.context(recover="no")
-    runs = Benches(context.paths.state).runs(stack)
+    runs = BenchDatabase(context.paths.state).runs(stack)
     if stack is not None and not runs:
         pick_stack(context, stack)  # raises if the stack does not exist
     if session.out.json:
@@ -298,10 +298,10 @@ def compare(session: Session, before: int, after: int) -> None:
         benchtable.comparison(session.out, found)
 
 
-def _benches(session: Session) -> Benches:
-    from stackctl.state.benches import Benches
+def _benches(session: Session) -> BenchDatabase:
+    from stackctl.state.bench_db import BenchDatabase
 
-    return Benches(session.context(recover="no").paths.state)
+    return BenchDatabase(session.context(recover="no").paths.state)
 
 
 for _command in (run, target, list_runs, show, compare):

@@ -116,14 +116,14 @@ def _report(session: Session, stack: str | None, tool: Tool) -> ClientReport:
     from stackctl.deploy.stack_state import installed_generation
     from stackctl.observe.clients import measured, predicted, settings
     from stackctl.observe.status import url
-    from stackctl.state.benches import Benches
+    from stackctl.state.bench_db import BenchDatabase
     from stackctl.values.client import Speeds
 
     if session.host is not None:
         return _report_of(session, session.host, stack, tool)
     context = session.context(recover="try")
     generation = installed_generation(context, pick_stack(context, stack))
-    run = Benches(context.paths.state).latest(generation.stack, generation.number)
+    run = BenchDatabase(context.paths.state).latest(generation.stack, generation.number)
     speeds = measured(run) if run is not None else Speeds()
     if speeds.source is None:
         speeds = predicted(generation)

@@ -80,8 +80,8 @@ def _logged(entry: AuditEntry) -> tuple[str, ...]:
 
 def _minute(when: str | None) -> str:
     """Return 2026-11-21T12:00:05Z as 11-21 12:00, or the date alone if it is another year's."""
-    from stackctl.state.generations import now
+    from stackctl.state.generations import utc_now
 
     if when is None:
         return "-"
-    return when[5:16].replace("T", " ") if when[:4] == now()[:4] else when[:10]
+    return when[5:16].replace("T", " ") if when[:4] == utc_now()[:4] else when[:10]

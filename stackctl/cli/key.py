@@ -100,7 +100,7 @@ def remove(session: Session, stack: str | None) -> None:
     with writer(context, f"key remove {name}"):
         if not context.confirm(f"the keys of {name} would be removed"):
             raise StackctlError("nothing was changed")
-        if not keys.remove(context.paths.state, name):
+        if not keys.remove_keys(context.paths.state, name):
             keys.require(context.paths.state, name)  # raises because there is no key
         _changed(context, "remove", name)
     if session.out.json:

@@ -204,7 +204,7 @@ def _apply(
     preflight.require(box, plans)
     if not session.confirm(f"{itemlines.count(len(changing))} would change"):
         raise click.Abort
-    apply(box, store, plans, audit.user(), itemlines.Wide(session.out))
+    apply(box, store, plans, audit.current_user(), itemlines.Wide(session.out))
     after = facts.read(box, store, seen.user.name if seen.user is not None else None)
     _require_held(planned(after), changing)
     return after
@@ -273,9 +273,9 @@ def _lock(dry_run: bool) -> contextlib.AbstractContextManager[None]:
     if dry_run:
         return contextlib.nullcontext()
     from stackctl.machine import lock
-    from stackctl.state.paths import paths
+    from stackctl.state.paths import scope_paths
 
-    return lock.exclusive(paths("system", {}).lock, "provision")
+    return lock.exclusive(scope_paths("system", {}).lock, "provision")
 
 
 def _require_name(user: str | None) -> None:

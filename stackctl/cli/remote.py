@@ -12,7 +12,7 @@ from stackctl import __version__
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import ssh
 from stackctl.machine.runner import controlled_environment
-from stackctl.state.paths import Paths, paths
+from stackctl.state.paths import Paths, scope_paths
 
 PROGRAM = "stackctl"
 
@@ -29,7 +29,7 @@ def box(destination: str) -> ssh.RemoteHost:
 
 def here() -> Paths:
     """Return this user's folders on this side."""
-    return paths("system" if os.geteuid() == 0 else "user", controlled_environment())
+    return scope_paths("system" if os.geteuid() == 0 else "user", controlled_environment())
 
 
 def command(destination: str) -> str:

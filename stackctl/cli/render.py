@@ -72,7 +72,7 @@ def _door_files(basis: PlanBasis, profile: Profile, planned: Planned) -> tuple[U
         make_proxy(profile, planned.plan, planned.door),
         scope=basis.paths.scope,
         podman=basis.host.tools.podman,
-        folder=str(basis.paths.door_folder(stack)),
+        folder=str(basis.paths.proxy_folder(stack)),
     )
     return (made.unit, *made.files)
 

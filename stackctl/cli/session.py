@@ -39,17 +39,17 @@ class Session:
     def paths(self) -> Paths:
         """Return the folders of the scope."""
         from stackctl.machine.runner import controlled_environment
-        from stackctl.state.paths import paths
+        from stackctl.state.paths import scope_paths
 
-        return paths(self.scope, controlled_environment(), profile_folder=self.profile_folder)
+        return scope_paths(self.scope, controlled_environment(), profile_folder=self.profile_folder)
 
     def profiles(self) -> Profiles:
         """Return the profiles that this session can use."""
         from stackctl.sources.profiles import Profiles
-        from stackctl.state.paths import paths
+        from stackctl.state.paths import scope_paths
 
         # The caller's own folder, also under sudo -E: it is refused there, not ignored.
-        found = paths(self.scope, os.environ, profile_folder=self.profile_folder)
+        found = scope_paths(self.scope, os.environ, profile_folder=self.profile_folder)
         return Profiles(found.profiles, chosen=self.profile_folder)
 
     def plan_basis(self, facts: Path | None = None) -> PlanBasis:
@@ -85,7 +85,7 @@ class Session:
             )
         for folder in (paths.units, paths.state, paths.cache, paths.runtime):
             path_security.require_root_only(folder, "folder")
-        for folder in (paths.state, paths.cache, paths.compiles, paths.runtime):
+        for folder in (paths.state, paths.cache, paths.compile_caches, paths.runtime):
             path_security.restrict_permissions(folder)
         context = Context(
             paths=paths,
@@ -94,7 +94,7 @@ class Session:
             report=self.out,
             confirm=self.confirm,
         )
-        if recover != "no" and context.journal.open:
+        if recover != "no" and context.journal.is_open:
             from stackctl.deploy.recover import recover_quietly
 
             recover_quietly(context, must=recover == "must")

@@ -20,7 +20,7 @@ from stackctl.health import endpoint
 from stackctl.machine import podman
 from stackctl.machine.signals import ignore_signals
 from stackctl.quantity import format_duration
-from stackctl.state.generations import now
+from stackctl.state.generations import utc_now
 from stackctl.state.journal import Journal
 from stackctl.units import render
 from stackctl.values.generation import EngineFact, Generation, GenerationState
@@ -59,7 +59,7 @@ def carry_out(context: Context, new: Generation, before: Before, patience: Patie
         running=before.meant_to_run,
         after=new.number,
         step="store",
-        started=now(),
+        started=utc_now(),
     )
     context.journal.write(change)
     try:
@@ -173,7 +173,7 @@ def _finish(
             context.report.warn(f"it served, but {problem.message}", f"stackctl status {new.stack}")
         done = _ready(context, new, ready)
         if before.generation is not None:
-            context.generations.finish(before.generation, "replaced")
+            context.generations.set_outcome(before.generation, "replaced")
         context.journal.clear()
     except StackctlError as problem:
         context.report.warn(f"it serves, but {problem.message}", "stackctl recover")
@@ -188,7 +188,7 @@ def _ready(
     context: Context, new: Generation, ready: tuple[float, tuple[EngineFact, ...]]
 ) -> Generation:
     seconds, report = ready
-    return context.generations.finish(new, "ready", ready_s=round(seconds, 2), report=report)
+    return context.generations.set_outcome(new, "ready", ready_s=round(seconds, 2), report=report)
 
 
 def _undo(context: Context, new: Generation, before: Before, error: BaseException) -> None:
@@ -227,7 +227,7 @@ def settle(context: Context, generation: Generation, state: GenerationState, mes
     """Store the outcome of a generation that never served."""
     try:
         if generation.number in context.generations.numbers(generation.stack):
-            context.generations.finish(generation, state, message=message)
+            context.generations.set_outcome(generation, state, message=message)
     except StackctlError as problem:
         context.report.warn(f"the outcome was not stored: {problem.message}")
 

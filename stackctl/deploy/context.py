@@ -8,7 +8,7 @@ from typing import Protocol
 
 from stackctl.machine.machine import Machine
 from stackctl.machine.systemd import Systemd
-from stackctl.state.enginefacts import EngineFactsCache
+from stackctl.state.engine_facts_cache import EngineFactsCache
 from stackctl.state.generations import Generations
 from stackctl.state.journal import Journal
 from stackctl.state.paths import Paths

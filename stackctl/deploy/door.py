@@ -332,7 +332,7 @@ def _admin(context: Context, stack: str) -> Haproxy:
 
 
 def _folder(context: Context, stack: str) -> Path:
-    return context.paths.door_folder(stack)
+    return context.paths.proxy_folder(stack)
 
 
 def _requests(count: int) -> str:

@@ -15,8 +15,8 @@ from stackctl.engines.protocol import Engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import podman, podman_api
 from stackctl.quantity import format_bytes
-from stackctl.state.enginefacts import EngineFactsCache
-from stackctl.state.generations import now
+from stackctl.state.engine_facts_cache import EngineFactsCache
+from stackctl.state.generations import utc_now
 from stackctl.values.engine_facts import EngineFacts, EngineOption
 from stackctl.values.profile import Profile
 from stackctl.values.proxy import DEFAULT_IMAGE, LOCAL_IMAGE
@@ -244,7 +244,7 @@ def inspect_engine(
     if known is not None:
         if known.reference != reference or known.pinned != image.reference:
             known = msgspec.structs.replace(
-                known, reference=reference, pinned=image.reference, seen=now()
+                known, reference=reference, pinned=image.reference, seen=utc_now()
             )
             cache.put(known)
         return known
@@ -260,7 +260,7 @@ def inspect_engine(
         image_id=image.id,
         reference=reference,
         pinned=image.reference,
-        seen=now(),
+        seen=utc_now(),
         version=engine.parse_version(version.stdout + version.stderr),
         program=program,
         entrypoint=replaced,

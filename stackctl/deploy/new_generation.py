@@ -23,7 +23,7 @@ from stackctl.plan.verdict import headline, plan_summary, secondary_reasons
 from stackctl.requirements.gpu import DEFAULT_CUDA
 from stackctl.sources.models import read_model
 from stackctl.sources.profiles import Profiles
-from stackctl.state.generations import now
+from stackctl.state.generations import utc_now
 from stackctl.units import render
 from stackctl.units.proxy_unit import make_proxy
 from stackctl.values.engine_facts import EngineWorkaround
@@ -75,7 +75,7 @@ class Draft:
         return Generation(
             number=number,
             stack=plan.stack,
-            created=now(),
+            created=utc_now(),
             operation=self.wish.operation,
             image=self.image.asked,
             image_id=self.image.image.id,
@@ -85,7 +85,7 @@ class Draft:
             profile=self.profile,
             asked=self.wish.asked,
             host=host,
-            outcome=Outcome(state="starting", changed=now()),
+            outcome=Outcome(state="starting", changed=utc_now()),
         )
 
 

@@ -13,7 +13,7 @@ from stackctl.plan import claimed_resources
 from stackctl.plan.placement import choose_placement
 from stackctl.plan.planner import PlanInputs
 from stackctl.probe import probe
-from stackctl.state import calibrations, claims, learned, seen
+from stackctl.state import calibrations, claims, engine_workarounds, measured_memory
 from stackctl.state.generations import Generations
 from stackctl.state.paths import Paths
 from stackctl.values.base import from_json
@@ -54,8 +54,8 @@ def read_basis(paths: Paths, machine: Machine) -> PlanBasis:
         paths=paths,
         machine=machine,
         host=probe(machine, scope=paths.scope),
-        claims=claims.declared(machine, paths),
-        binding=claims.binding(machine, paths),
+        claims=claims.installed_claims(machine, paths),
+        binding=claims.enforceable_claims(machine, paths),
         calibrations=calibrations.read(paths.state),
     )
 
@@ -83,7 +83,7 @@ def inputs_before_image(
     The plan then uses the options of the newest known dialect, and the memory that earlier starts
     of the model have shown with any image.
     """
-    measured = seen.read(basis.generations, profile.stack, model) if basis.live else ()
+    measured = measured_memory.read(basis.generations, profile.stack, model) if basis.live else ()
     return PlanInputs(
         image="",
         image_reason="",
@@ -119,7 +119,7 @@ def with_image(
     measured: tuple[MeasuredMemory, ...] = ()
     if image.facts is not None and basis.live:
         image_id = image.facts.image_id
-        measured = seen.read(basis.generations, profile.stack, model, image_id)
+        measured = measured_memory.read(basis.generations, profile.stack, model, image_id)
         if lesson is None:
             lesson = _learned(basis, inputs, profile, image_id)
     return dataclasses.replace(
@@ -139,4 +139,4 @@ def _learned(
     gpus = choose_placement(
         basis.host, profile, claimed_resources.other_claims(inputs.claims, profile.stack)
     ).gpus
-    return learned.read(basis.paths.state, image_id, *(gpu.name for gpu in gpus[:1]))
+    return engine_workarounds.read(basis.paths.state, image_id, *(gpu.name for gpu in gpus[:1]))

@@ -22,7 +22,7 @@ from stackctl.plan.verdict import is_viable, with_alternatives
 from stackctl.sources.hub_cache import ModelNotCached, parse_remote
 from stackctl.sources.models import read_model
 from stackctl.sources.profiles import Profiles
-from stackctl.state.enginefacts import EngineFactsCache
+from stackctl.state.engine_facts_cache import EngineFactsCache
 from stackctl.store import hub
 from stackctl.store.facts import read_remote
 from stackctl.values.model import Model

@@ -32,7 +32,7 @@ def prune(context: Context, stack: str, *, keep: int, dry_run: bool) -> PruneRep
         for number in chosen.removed:
             context.generations.remove(stack, number)
         for name in unused:
-            disk_usage.remove_subfolder(context.paths.compiles, name)
+            disk_usage.remove_subfolder(context.paths.compile_caches, name)
         done(context, "prune", stack, message="removed " + _listed(chosen))
         return chosen
 
@@ -43,7 +43,7 @@ def _choose(
     """Return the report of a prune, and the names of the caches to remove."""
     numbers = context.generations.numbers(stack)
     current = installed_number(context, stack)
-    target = context.generations.to_go_back_to(stack, current)
+    target = context.generations.rollback_target(stack, current)
     kept = {*numbers[-max(1, keep) :], current, target.number if target else None}
     removed = tuple(number for number in numbers if number not in kept)
     unused = _unused(context, stack, removed)
@@ -60,7 +60,7 @@ def _choose(
 
 def _unused(context: Context, stack: str, removed: tuple[int, ...]) -> dict[str, int]:
     """Return the caches of images that no remaining generation uses, with their bytes."""
-    found = disk_usage.folder_sizes(context.paths.compiles)
+    found = disk_usage.folder_sizes(context.paths.compile_caches)
     store = context.generations
     for other in store.stacks() if found else ():
         for number in store.numbers(other):
@@ -72,7 +72,7 @@ def _unused(context: Context, stack: str, removed: tuple[int, ...]) -> dict[str,
                 # An unreadable generation may use any cache.
                 context.report.warn(f"compiled code stays: {problem.message}")
                 return {}
-            found.pop(context.paths.compiled(image).name, None)
+            found.pop(context.paths.compile_cache(image).name, None)
     # The record of an installed generation may be lost.
     stacks = install.installed_stacks(context)
     units = [file.text for other in stacks for file in install.installed(context, other)]

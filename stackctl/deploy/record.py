@@ -5,7 +5,7 @@ from __future__ import annotations
 from stackctl.deploy.context import Context
 from stackctl.errors import StackctlError
 from stackctl.state import audit
-from stackctl.state.generations import now
+from stackctl.state.generations import utc_now
 from stackctl.values.history import AuditEntry, AuditResult
 
 
@@ -20,8 +20,8 @@ def done(
 ) -> None:
     """Add an entry to the audit log. A failure is only a warning: the operation is done."""
     entry = AuditEntry(
-        when=now(),
-        user=audit.user(),
+        when=utc_now(),
+        user=audit.current_user(),
         operation=operation,
         stack=stack,
         generation=generation,

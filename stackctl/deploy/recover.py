@@ -21,7 +21,7 @@ def recover(context: Context) -> Transaction | None:
         StackctlError: exit 7 while another stackctl is at work: the change is then still running.
     """
     # A killed process leaves its lock file behind: taking the lock removes it.
-    if not context.journal.open and not context.paths.lock.exists():
+    if not context.journal.is_open and not context.paths.lock.exists():
         return None
     with lock.exclusive(context.paths.lock, "recover"):
         return recover_locked(context)
@@ -95,10 +95,10 @@ def record_end(context: Context, change: Transaction) -> None:
     if change.after in known:
         winner = store.read(stack, change.after)
         if winner.outcome.state == "starting":
-            store.finish(winner, "ready")
+            store.set_outcome(winner, "ready")
     if change.before != change.after and change.before in known:
         ended = store.read(stack, change.before)
-        store.finish(ended, "replaced" if change.after is not None else "stopped")
+        store.set_outcome(ended, "replaced" if change.after is not None else "stopped")
 
 
 def _settle_machine(context: Context, change: Transaction) -> StartFailed | None:

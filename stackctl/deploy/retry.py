@@ -10,8 +10,8 @@ from stackctl.deploy import gpu
 from stackctl.deploy.context import Context
 from stackctl.engines import engine as find_engine
 from stackctl.errors import StartFailed
-from stackctl.state import learned
-from stackctl.state.generations import now
+from stackctl.state import engine_workarounds
+from stackctl.state.generations import utc_now
 from stackctl.values.engine_facts import EngineWorkaround
 from stackctl.values.generation import Generation
 
@@ -37,7 +37,7 @@ def with_other_kernels(
         options = " ".join(f"--{text.replace('=', ' ')}" for text in lesson.options)
         context.report.warn(f"{error.message}: once more with {options}")
     done = attempt(agreed(context), lesson)
-    learned.add(context.paths.state, lesson)
+    engine_workarounds.add(context.paths.state, lesson)
     return done
 
 
@@ -68,7 +68,7 @@ def _lesson(context: Context, stack: str, error: StartFailed) -> EngineWorkaroun
         gpu=cards[0].name if cards else None,
         options=tuple(options),
         why=error.cause or error.message,
-        seen=now(),
+        seen=utc_now(),
     )
 
 

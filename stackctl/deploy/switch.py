@@ -24,7 +24,7 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import podman
 from stackctl.probe import probe
 from stackctl.sources.profiles import Profiles
-from stackctl.state.generations import now
+from stackctl.state.generations import utc_now
 from stackctl.units import render
 from stackctl.values.generation import Generation, Outcome
 from stackctl.values.profile import Objective, Overrides, Profile
@@ -141,7 +141,7 @@ def _target(context: Context, stack: str, number: int | None, before: Before) ->
     if number is not None:
         return store.read(stack, number)
     current = before.generation
-    found = store.to_go_back_to(stack, None if current is None else current.number)
+    found = store.rollback_target(stack, None if current is None else current.number)
     if found is None:
         raise StackctlError(
             f"{stack} has no earlier generation that was ready",
@@ -178,10 +178,10 @@ def _again(context: Context, target: Generation, before: Before) -> Generation:
     return msgspec.structs.replace(
         target,
         number=number,
-        created=now(),
+        created=utc_now(),
         operation="rollback",
         of=target.number if target.of is None else target.of,
         units=render.relabel(target.units, number, unit),
         strategy=None,
-        outcome=Outcome(state="starting", changed=now()),
+        outcome=Outcome(state="starting", changed=utc_now()),
     )

@@ -57,8 +57,8 @@ def choose(context: Context, new: Generation, before: Before, host: Host) -> Dec
     if old.plan.engine_listen_port == new.plan.engine_listen_port:
         # A rollback keeps its port, so it may get the port of the generation that is installed.
         return _decision("stop first", f"both want port {new.plan.engine_listen_port}")
-    declared = (*claimed_resources.other_claims(claims.declared(context.machine, context.paths),
-            new.stack),
+    declared = (*claimed_resources.other_claims(claims.installed_claims(context.machine,
+                context.paths), new.stack),
                 claim_of(old.plan))  # fmt: skip
     for need, limit in _needs(new.plan, host, declared):
         if limit is None or need > limit:
@@ -102,10 +102,10 @@ def require_room(
     if before.stopped and door.installed(context, new.stack):
         held.add(before.generation.plan.port if before.generation else None)
     others = claimed_resources.other_claims(
-        claims.declared(context.machine, context.paths), new.stack
+        claims.installed_claims(context.machine, context.paths), new.stack
     )
     binding = claimed_resources.other_claims(
-        claims.binding(context.machine, context.paths), new.stack
+        claims.enforceable_claims(context.machine, context.paths), new.stack
     )
     kept = None
     if new.operation == "rollback":

@@ -35,7 +35,7 @@ from stackctl.errors import ExitCode, StackctlError, StartFailed
 from stackctl.machine import lock
 from stackctl.machine.signals import ignore_signals
 from stackctl.quantity import format_duration
-from stackctl.state.generations import now
+from stackctl.state.generations import utc_now
 from stackctl.units import render
 from stackctl.units.proxy_unit import proxy_service
 from stackctl.values.engine_facts import EngineWorkaround
@@ -183,7 +183,7 @@ def down(context: Context, stack: str) -> None:
                 before=number,
                 committed=True,
                 step="stop",
-                started=now(),
+                started=utc_now(),
             )
             try:
                 context.journal.write(step)
@@ -196,7 +196,7 @@ def down(context: Context, stack: str) -> None:
                     record_end(context, cut_off)
                 if number is not None:
                     generation = context.generations.read(stack, number)
-                    context.generations.finish(generation, "stopped")
+                    context.generations.set_outcome(generation, "stopped")
             except StackctlError as problem:
                 # The stack is down, so the command has succeeded.
                 context.report.warn(f"not recorded: {problem.message}")
@@ -227,7 +227,7 @@ def restart(context: Context, stack: str, patience: Patience) -> Generation:
             running=True,
             committed=True,
             step="restart",
-            started=now(),
+            started=utc_now(),
         )
         context.journal.write(step)
         try:
@@ -246,7 +246,7 @@ def restart(context: Context, stack: str, patience: Patience) -> Generation:
         if problem := _reopen(context, generation):
             raise problem
         record.done(context, "restart", stack, generation=generation.number)
-        return context.generations.finish(
+        return context.generations.set_outcome(
             generation,
             "ready",
             ready_s=round(seconds, 2),

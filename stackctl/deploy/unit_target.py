@@ -38,7 +38,7 @@ def unit_target(paths: Paths, host: Host, plan: Plan, facts: EngineFacts | None)
         entrypoint=entrypoint,
         claim=claim_of(plan),
         devices=gpu.names(gpu.planned(host, plan)),
-        cache=str(paths.compiled(image_id)),
+        cache=str(paths.compile_cache(image_id)),
     )
 
 

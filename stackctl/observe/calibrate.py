@@ -19,7 +19,7 @@ from stackctl.plan.roofline import prefill_operations
 from stackctl.probe import probe
 from stackctl.sources.models import read_model
 from stackctl.state import calibrations
-from stackctl.state.generations import now
+from stackctl.state.generations import utc_now
 from stackctl.units import quoting
 from stackctl.values.calibration import Calibration
 from stackctl.values.model import Model
@@ -156,5 +156,5 @@ def calibration_of(
         prefill_tok_s=speeds.prefill_tok_s,
         model=model.name or model.source,
         image_id=image_id,
-        measured=now(),
+        measured=utc_now(),
     )

@@ -11,8 +11,8 @@ from stackctl.errors import StackctlError
 from stackctl.health import endpoint
 from stackctl.machine.unit_state import UnitState
 from stackctl.observe.status import url
-from stackctl.state import health
-from stackctl.state.generations import now
+from stackctl.state import health_log
+from stackctl.state.generations import utc_now
 from stackctl.units.proxy_unit import proxy_service
 from stackctl.values.generation import Generation
 from stackctl.values.history import HealthEntry
@@ -52,9 +52,9 @@ def summary(generation: Generation, report: CheckReport) -> HealthEntry:
     """Return the worst result of a check, as an entry of the health log."""
     worst = report.results[0]
     if worst.status not in _ORDER:
-        return HealthEntry(when=now(), generation=generation.number, status="ok")
+        return HealthEntry(when=utc_now(), generation=generation.number, status="ok")
     return HealthEntry(
-        when=now(),
+        when=utc_now(),
         generation=generation.number,
         status=worst.status,
         name=worst.name,
@@ -68,7 +68,7 @@ def remember(context: Context, stack: str, seen: HealthEntry) -> None:
     try:
         if folder.stat().st_uid != os.geteuid() or not os.access(folder, os.W_OK):
             return
-        health.record(context.paths.state, stack, seen)
+        health_log.record(context.paths.state, stack, seen)
     except OSError:
         return
     except StackctlError as error:

@@ -38,7 +38,7 @@ def report(context: Context, stack: str, before: int | None, after: int | None) 
         after = installed_number(context, stack) or max(known, default=0)
     new = context.generations.read(stack, after)
     if before is None:
-        old = context.generations.good_before(stack, after)
+        old = context.generations.last_ready_before(stack, after)
         if old is None:
             raise StackctlError(
                 f"no generation of {stack} served before {after}",

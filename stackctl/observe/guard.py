@@ -16,8 +16,8 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import lock
 from stackctl.observe import looks
 from stackctl.observe.check import check, remember, summary
-from stackctl.state import health
-from stackctl.state.generations import now
+from stackctl.state import health_log
+from stackctl.state.generations import utc_now
 from stackctl.values.generation import Generation
 from stackctl.values.history import HealthEntry
 from stackctl.values.result import Result
@@ -57,7 +57,7 @@ def _guarded(context: Context, stack: str, answer_timeout_s: float, watch_s: flo
     try:
         generation = installed_generation(context, stack)
     except StackctlError as error:
-        seen = HealthEntry(when=now(), status="fail", name="record", message=error.message)
+        seen = HealthEntry(when=utc_now(), status="fail", name="record", message=error.message)
         remember(context, stack, seen)
         return GuardResult(stack=stack, health=seen)
     unit = looks.unit(context, generation)
@@ -97,7 +97,7 @@ def _watch(context: Context, generation: Generation, worst: Result, watch_s: flo
         used = f"{done.cpu_s or 0:.1f} s of processor time"
         work = "it counts tokens" if done.counted else used
         return HealthEntry(
-            when=now(),
+            when=utc_now(),
             generation=generation.number,
             status="ok",
             name="busy",
@@ -106,7 +106,7 @@ def _watch(context: Context, generation: Generation, worst: Result, watch_s: flo
     # Without CPU accounting nothing proves that the engine stands still.
     unknown = done.is_working is None
     return HealthEntry(
-        when=now(),
+        when=utc_now(),
         generation=generation.number,
         status="fail",
         name=worst.name if unknown else _DEAD,
@@ -120,7 +120,7 @@ def _was_dead(context: Context, generation: Generation, began: float) -> bool:
     ``began`` is the start of the present pass, in seconds since 1970.
     """
     try:
-        before = health.last(context.paths.state, generation.stack)
+        before = health_log.last(context.paths.state, generation.stack)
     except StackctlError:
         return False
     if before is None or (before.name, before.generation) != (_DEAD, generation.number):

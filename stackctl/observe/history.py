@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from stackctl.deploy.context import Context
 from stackctl.deploy.stack_state import installed_number
 from stackctl.errors import StackctlError
-from stackctl.state import audit, health
+from stackctl.state import audit, health_log
 from stackctl.values.history import AuditReport, HealthEntry, HistoryEntry, HistoryReport
 
 
@@ -35,7 +35,7 @@ def log(context: Context, stack: str | None) -> AuditReport:
 
 def _last_seen(context: Context, stack: str) -> Mapping[int | None, HealthEntry]:
     try:
-        return {seen.generation: seen for seen in health.read(context.paths.state, stack)}
+        return {seen.generation: seen for seen in health_log.read(context.paths.state, stack)}
     except StackctlError as error:
         context.report.warn(error.message, error.hint)
         return {}

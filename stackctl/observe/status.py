@@ -17,7 +17,7 @@ from stackctl.machine import podman
 from stackctl.machine.unit_state import UnitState
 from stackctl.observe import looks
 from stackctl.observe.drift import drift
-from stackctl.state import health
+from stackctl.state import health_log
 from stackctl.units import render
 from stackctl.units.proxy_unit import proxy_service
 from stackctl.values.generation import Generation
@@ -221,7 +221,7 @@ def _answering(
 def _last_health(context: Context, generation: Generation) -> HealthEntry | None:
     """Return the last check of this generation; None without one, or if it cannot be read."""
     try:
-        seen = health.last(context.paths.state, generation.stack)
+        seen = health_log.last(context.paths.state, generation.stack)
     except StackctlError as error:
         context.report.warn(error.message, error.hint)
         return None

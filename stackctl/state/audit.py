@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from stackctl.state import keys, lines
+from stackctl.state import jsonl, keys
 from stackctl.values.history import AuditEntry
 
 _MOST_BYTES = 2**20
@@ -18,21 +18,21 @@ _KEEP = 2000
 
 def record(state: Path, entry: AuditEntry) -> None:
     """Add an entry. Raise StackctlError when it cannot be stored (the disk is full)."""
-    message = lines.shortened(entry.message)
+    message = jsonl.truncate(entry.message)
     if message is not None:
         # Messages quote other programs. A key must not reach the log, whatever they print.
-        message = keys.hidden(message)
+        message = keys.redact_keys(message)
     entry = msgspec.structs.replace(entry, message=message)
-    lines.append(state / "audit.jsonl", entry, most_bytes=_MOST_BYTES, keep=_KEEP)
+    jsonl.append_value(state / "audit.jsonl", entry, most_bytes=_MOST_BYTES, keep=_KEEP)
 
 
 def read(state: Path) -> tuple[AuditEntry, ...]:
     """Return all entries, oldest first. Raise StackctlError when the log is not ours to read."""
-    found = lines.newest_first(state / "audit.jsonl", AuditEntry, most_bytes=_MOST_BYTES)
+    found = jsonl.newest_first(state / "audit.jsonl", AuditEntry, most_bytes=_MOST_BYTES)
     return tuple(reversed(tuple(found)))
 
 
-def user() -> str:
+def current_user() -> str:
     """Return the login name of the real user and, in parentheses, of the user who became it by
     sudo or pkexec, as in ``root (alice)``."""
     name = _login(os.getuid())

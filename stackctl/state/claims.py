@@ -20,12 +20,12 @@ _CLAIM = re.compile(r"^Claim=(.*)$", re.MULTILINE)
 _UNITS = "containers/systemd/stackctl"
 
 
-def binding(machine: Machine, paths: Paths) -> tuple[Claim, ...]:
+def enforceable_claims(machine: Machine, paths: Paths) -> tuple[Claim, ...]:
     """Return the claims that bind this user. Claims in ordinary users' homes do not bind root."""
     return _read(machine, paths, homes=() if os.geteuid() == 0 else machine.glob("/home/*"))
 
 
-def declared(machine: Machine, paths: Paths) -> tuple[Claim, ...]:
+def installed_claims(machine: Machine, paths: Paths) -> tuple[Claim, ...]:
     """Return claims of all stacks whose units this process may read, its own scope first.
 
     Files of other users are untrusted data: the number of bytes read of each is limited.

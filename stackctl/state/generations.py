@@ -31,7 +31,7 @@ class Generations:
         found = (path.parent.name for path in self._folder.glob("*/*.json"))
         return tuple(name for name in sorted(set(found)) if self.numbers(name))
 
-    def good_before(self, stack: str, number: int | None) -> Generation | None:
+    def last_ready_before(self, stack: str, number: int | None) -> Generation | None:
         """Return the newest generation before that one (None: of all) that was ready once."""
         for older in reversed(self.numbers(stack)):
             if number is None or older < number:
@@ -42,7 +42,7 @@ class Generations:
                         return generation
         return None
 
-    def to_go_back_to(self, stack: str, number: int | None) -> Generation | None:
+    def rollback_target(self, stack: str, number: int | None) -> Generation | None:
         """Return the target of a rollback from that generation (None: the stack is down).
 
         Two rollbacks in a row go back two generations: the one that the first rollback left is
@@ -51,7 +51,7 @@ class Generations:
         if number is not None:
             with contextlib.suppress(StackctlError):
                 number = self.read(stack, number).of or number
-        return self.good_before(stack, number)
+        return self.last_ready_before(stack, number)
 
     def read(self, stack: str, number: int) -> Generation:
         """Return one generation.
@@ -85,14 +85,14 @@ class Generations:
         path = self._path(generation.stack, generation.number)
         write_atomically(path, to_json(generation), mode=0o600)
 
-    def finish(
+    def set_outcome(
         self, generation: Generation, state: GenerationState, **outcome: object
     ) -> Generation:
         """Store a generation with a new outcome and return it; its other fields never change.
 
         A generation that ends after it served keeps its start time and its engine's facts.
         """
-        ended = Outcome(state=state, changed=now())
+        ended = Outcome(state=state, changed=utc_now())
         if state in ("replaced", "stopped"):
             before = generation.outcome
             ended = msgspec.structs.replace(ended, ready_s=before.ready_s, report=before.report)
@@ -110,6 +110,6 @@ class Generations:
         return self._folder / stack / f"{number}.json"
 
 
-def now() -> str:
+def utc_now() -> str:
     """Return the current time in UTC, ISO 8601 to the second."""
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

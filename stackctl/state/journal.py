@@ -19,7 +19,7 @@ class Journal:
         self._path = state / "transaction.json"
 
     @property
-    def open(self) -> bool:
+    def is_open(self) -> bool:
         """Return True when a change has begun and not ended; one stat call."""
         return self._path.exists()
 

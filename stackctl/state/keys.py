@@ -82,12 +82,12 @@ def require(state: Path, stack: str) -> tuple[str, ...]:
     return found
 
 
-def remove(state: Path, stack: str) -> bool:
+def remove_keys(state: Path, stack: str) -> bool:
     """Delete the key file of a stack without reading it; return True when there was one."""
     return remove_file(path(state, stack))
 
 
-def hidden(text: str) -> str:
+def redact_keys(text: str) -> str:
     """Return a text with the keys that stackctl creates redacted."""
     return re.sub(rf"{_PREFIX}[\w-]+", f"{_PREFIX}...", text)
 

@@ -29,25 +29,25 @@ class Paths:
         """Return the path of the lock that every writer of this scope holds."""
         return self.runtime / "lock"
 
-    def door_folder(self, stack: str) -> Path:
+    def proxy_folder(self, stack: str) -> Path:
         """Return the folder of the files that a stack's front door reads."""
         return self.state / "doors" / stack
 
     @property
-    def compiles(self) -> Path:
+    def compile_caches(self) -> Path:
         """Return the folder of compiled kernels, with one subfolder for each image."""
         return self.cache / "compiled"
 
-    def compiled(self, image_id: str) -> Path:
+    def compile_cache(self, image_id: str) -> Path:
         """Return the folder of the kernels that an image's engine has compiled."""
-        return self.compiles / image_id.removeprefix("sha256:")[:12]
+        return self.compile_caches / image_id.removeprefix("sha256:")[:12]
 
     def unit_folder(self, stack: str) -> Path:
         """Return the folder of a stack's unit files."""
         return self.units / stack
 
 
-def paths(
+def scope_paths(
     scope: Scope, environment: Mapping[str, str], *, profile_folder: Path | None = None
 ) -> Paths:
     """Return the folders: XDG base directories (user) or the usual system folders (system)."""

@@ -14,7 +14,7 @@ from samples import EPYC, EPYC_GPU, IQUEST, LATENCY, plan
 
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.observe.bench.compare import compare
-from stackctl.state.benches import SCHEMA, Benches
+from stackctl.state.bench_db import SCHEMA, BenchDatabase
 from stackctl.values.bench import BenchCell, BenchReport, Quantiles, RequestSample, Workload
 
 SHAPE = Workload(prompt_tokens=1024, output_tokens=200)
@@ -44,7 +44,7 @@ def samples(speed: float = 25.0, count: int = 5) -> list[RequestSample]:
 
 
 def test_what_is_stored_comes_back(tmp_path: Path) -> None:
-    benches = Benches(tmp_path / "state")
+    benches = BenchDatabase(tmp_path / "state")
     assert (benches.runs(), benches.latest("cpu", 3)) == ((), None)
     assert not benches.path.exists()
     broken = RequestSample(cell=0, began_s=1.0, e2e_s=0.1, error="HTTP 503: busy")
@@ -65,7 +65,7 @@ def test_what_is_stored_comes_back(tmp_path: Path) -> None:
 
 
 def test_a_run_that_measured_nothing_is_not_the_latest(tmp_path: Path) -> None:
-    benches = Benches(tmp_path)
+    benches = BenchDatabase(tmp_path)
     benches.add(report(), [], PLAN, EPYC)
     benches.add(report(cells=()), [], PLAN, EPYC)
     failed = BenchCell(shape=SHAPE, requests=1, failed=1, seconds=5.0)
@@ -76,7 +76,7 @@ def test_a_run_that_measured_nothing_is_not_the_latest(tmp_path: Path) -> None:
 
 def test_no_such_run(tmp_path: Path) -> None:
     for stored in (False, True):
-        benches = Benches(tmp_path)
+        benches = BenchDatabase(tmp_path)
         if stored:
             benches.add(report(), [], PLAN, EPYC)
         with pytest.raises(StackctlError, match="there is no bench 7") as caught:
@@ -88,7 +88,7 @@ def test_no_such_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", ["gaps_ms = x'0102'", "gaps_ms = 'text'", "ttft_s = 'soon'"])
 def test_a_damaged_request(tmp_path: Path, change: str) -> None:
-    benches = Benches(tmp_path)
+    benches = BenchDatabase(tmp_path)
     benches.add(report(), samples(), PLAN, EPYC)
     with sqlite3.connect(benches.path) as database:
         database.execute(f"UPDATE sample SET {change} WHERE rowid = 2")
@@ -99,7 +99,7 @@ def test_a_damaged_request(tmp_path: Path, change: str) -> None:
 
 @pytest.mark.parametrize("damage", [b"", b"not a database at all" * 100, None])
 def test_a_damaged_file(tmp_path: Path, damage: bytes | None) -> None:
-    benches = Benches(tmp_path)
+    benches = BenchDatabase(tmp_path)
     benches.add(report(), samples(), PLAN, EPYC)
     raw = benches.path.read_bytes()
     # None: torn in the middle, its head is whole.
@@ -121,7 +121,7 @@ def test_a_damaged_file(tmp_path: Path, damage: bytes | None) -> None:
 
 def test_a_file_without_tables_is_empty(tmp_path: Path) -> None:
     """Whoever made it was stopped at that moment."""
-    benches = Benches(tmp_path / "state")
+    benches = BenchDatabase(tmp_path / "state")
     benches.path.parent.mkdir(mode=0o700)
     benches.path.touch(mode=0o600)
     assert (benches.runs(), benches.latest("cpu", 3)) == ((), None)
@@ -130,7 +130,7 @@ def test_a_file_without_tables_is_empty(tmp_path: Path) -> None:
 
 
 def test_a_newer_schema_is_refused_and_left_alone(tmp_path: Path) -> None:
-    benches = Benches(tmp_path)
+    benches = BenchDatabase(tmp_path)
     benches.add(report(), [], PLAN, EPYC)
     with sqlite3.connect(benches.path) as database:
         database.execute(f"PRAGMA user_version = {SCHEMA + 1}")
@@ -145,7 +145,7 @@ def test_a_newer_schema_is_refused_and_left_alone(tmp_path: Path) -> None:
 def test_a_link_or_a_pipe_is_not_followed(tmp_path: Path) -> None:
     import os
 
-    benches = Benches(tmp_path)
+    benches = BenchDatabase(tmp_path)
     target = tmp_path / "target"
     target.write_bytes(b"precious")
     benches.path.symlink_to(target)
@@ -161,7 +161,7 @@ def test_a_link_or_a_pipe_is_not_followed(tmp_path: Path) -> None:
 
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
     """A limit on the size of files stands in for the disk: a write beyond it fails the same way."""
-    benches = Benches(tmp_path)
+    benches = BenchDatabase(tmp_path)
     benches.add(report(), samples(), PLAN, EPYC)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -179,7 +179,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
 
 
 def test_another_process_writes(tmp_path: Path) -> None:
-    benches = Benches(tmp_path)
+    benches = BenchDatabase(tmp_path)
     benches.add(report(), [], PLAN, EPYC)
     other = sqlite3.connect(benches.path, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
@@ -195,7 +195,7 @@ def test_another_process_writes(tmp_path: Path) -> None:
 
 
 def test_a_faster_run_is_better(tmp_path: Path) -> None:
-    benches = Benches(tmp_path)
+    benches = BenchDatabase(tmp_path)
     benches.add(report(), samples(25), PLAN, EPYC)
     benches.add(report(image_id="new"), samples(30), PLAN, EPYC)
     found = compare(benches, 1, 2)
@@ -212,7 +212,7 @@ def test_a_faster_run_is_better(tmp_path: Path) -> None:
 
 
 def test_cells_of_one_run_only_and_what_else_differs(tmp_path: Path) -> None:
-    benches = Benches(tmp_path)
+    benches = BenchDatabase(tmp_path)
     other = msgspec.structs.replace(SHAPE, concurrency=4)
     cells = (BenchCell(shape=other, requests=5, seconds=1.0),)
     benches.add(report(), samples(), PLAN, EPYC)
@@ -226,7 +226,7 @@ def test_cells_of_one_run_only_and_what_else_differs(tmp_path: Path) -> None:
 
 
 def test_failed_requests_are_not_compared(tmp_path: Path) -> None:
-    benches = Benches(tmp_path)
+    benches = BenchDatabase(tmp_path)
     broken = [msgspec.structs.replace(one, error="lost") for one in samples(90)]
     benches.add(report(), samples(25), PLAN, EPYC)
     benches.add(report(), [*samples(25), *broken], PLAN, EPYC)

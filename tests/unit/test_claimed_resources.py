@@ -33,8 +33,8 @@ from stackctl.plan import claimed_resources
 from stackctl.plan.claimed_resources import claim_of
 from stackctl.plan.planner import PlanInputs
 from stackctl.plan.user_claims import claims_note, make_plan_ignoring_user_claims
-from stackctl.state.claims import binding, declared
-from stackctl.state.paths import paths
+from stackctl.state.claims import enforceable_claims, installed_claims
+from stackctl.state.paths import scope_paths
 from stackctl.units.render import UnitTarget, render_units
 from stackctl.values.base import from_json, to_json, to_plain
 from stackctl.values.claim import Claim, GpuShare
@@ -315,10 +315,10 @@ def test_claims_are_read_from_the_units_of_every_scope(tmp_path: Path) -> None:
     first, second = stack("cpu-moe-batch"), stack("gpu-nvfp4")
     put(tmp_path, SYSTEM, first.stack, unit(first, claim_of(first)))
     put(tmp_path, USER, second.stack, unit(second, claim_of(second)))
-    found = declared(RecordedMachine(tmp_path), paths("system", {}))
+    found = installed_claims(RecordedMachine(tmp_path), scope_paths("system", {}))
     assert found == (claim_of(first), claim_of(second))
     # What an ordinary user claims keeps root from nothing.
-    kept = binding(RecordedMachine(tmp_path), paths("system", {}))
+    kept = enforceable_claims(RecordedMachine(tmp_path), scope_paths("system", {}))
     assert kept == (found[:1] if os.geteuid() == 0 else found)
     # And a plan of the one leaves the other its share.
     again = plan(EPYC_GPU, first.model, shipped("cpu-moe-batch"), claims=found)
@@ -349,7 +349,7 @@ def test_a_damaged_claim_counts_nothing(line: str, tmp_path: Path) -> None:
     put(tmp_path, SYSTEM, "odd", f"[X-Stackctl]\n{line}\n[Service]\n")
     good = claim_of(stack("cpu-small"))
     put(tmp_path, SYSTEM, "good", f"[X-Stackctl]\nClaim={json.dumps(to_plain(good))}\n")
-    assert declared(RecordedMachine(tmp_path), paths("system", {})) == (good,)
+    assert installed_claims(RecordedMachine(tmp_path), scope_paths("system", {})) == (good,)
 
 
 def test_a_pipe_in_the_place_of_a_unit_is_not_waited_for(tmp_path: Path) -> None:
@@ -358,7 +358,7 @@ def test_a_pipe_in_the_place_of_a_unit_is_not_waited_for(tmp_path: Path) -> None
     folder.mkdir(parents=True)
     (tmp_path / "sys").mkdir()
     os.mkfifo(folder / "x.container")
-    assert declared(RecordedMachine(tmp_path), paths("system", {})) == ()
+    assert installed_claims(RecordedMachine(tmp_path), scope_paths("system", {})) == ()
     assert LiveMachine().read(str(folder / "x.container")) == ""
 
 

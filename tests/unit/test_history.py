@@ -26,10 +26,10 @@ from stackctl.machine.machine import LiveMachine
 from stackctl.machine.systemd import Systemd
 from stackctl.observe.difference import compare
 from stackctl.plan.plan_diff import changed_decisions
-from stackctl.state import audit, health, keys
-from stackctl.state.generations import Generations, now
+from stackctl.state import audit, health_log, keys
+from stackctl.state.generations import Generations, utc_now
 from stackctl.state.journal import Journal
-from stackctl.state.paths import paths
+from stackctl.state.paths import scope_paths
 from stackctl.values.base import from_json
 from stackctl.values.generation import EngineFact, Generation, Outcome
 from stackctl.values.history import (
@@ -62,10 +62,10 @@ def units(number: int, stack: str = "cpu", name: str | None = None, more: str = 
 
 def generation(number: int, state: str = "ready", **changes: Any) -> Generation:
     changed: dict[str, Any] = {
-        "number": number, "stack": "cpu", "created": f"{now()[:4]}-11-21T12:{number:02}:00Z",
+        "number": number, "stack": "cpu", "created": f"{utc_now()[:4]}-11-21T12:{number:02}:00Z",
         "image": "ghcr.io/x@sha256:00", "image_id": "0" * 64, "units": units(number), "plan": ONE,
         "host": EPYC,
-        "outcome": Outcome(state=state, changed=now(), ready_s=2.4),  # type: ignore[arg-type]
+        "outcome": Outcome(state=state, changed=utc_now(), ready_s=2.4),  # type: ignore[arg-type]
         **changes,
     }  # fmt: skip
     return Generation(**changed)
@@ -124,18 +124,18 @@ def at(
 
 def test_what_served_keeps_how_it_served(tmp_path: Path) -> None:
     store = Generations(tmp_path)
-    ready = store.finish(
+    ready = store.set_outcome(
         generation(1, "starting"),
         "ready",
         ready_s=1.5,
         report=(EngineFact(name="n_ctx", value="8192"),),
     )
     for state in ("replaced", "stopped"):
-        ended = store.finish(ready, state)
+        ended = store.set_outcome(ready, state)
         assert (ended.outcome.state, ended.outcome.ready_s) == (state, 1.5)
         assert ended.outcome.report == ready.outcome.report
         assert store.read("cpu", 1) == ended
-    assert store.finish(ready, "failed", message="died").outcome.ready_s is None
+    assert store.set_outcome(ready, "failed", message="died").outcome.ready_s is None
 
 
 def test_what_a_rollback_goes_back_to(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_what_a_rollback_goes_back_to(tmp_path: Path) -> None:
         store.write(generation(number, state))
 
     def good(number: int | None) -> int | None:
-        found = store.good_before("cpu", number)
+        found = store.last_ready_before("cpu", number)
         return found.number if found else None
 
     assert [good(number) for number in (8, None, 7, 6, 5, 4, 3, 2, 1)] == [
@@ -172,8 +172,8 @@ def test_history_is_a_table_newest_first(at: Place) -> None:
     back = msgspec.structs.replace(back, created="2019-02-03T04:05:06Z")
     at.store.write(msgspec.structs.replace(back, outcome=Outcome(state="interrupted", changed="")))
     at.install(3)
-    health.record(at.state, "cpu", HealthEntry(when=now(), status="fail", generation=1))
-    health.record(at.state, "cpu", HealthEntry(when=now(), status="ok", generation=3))
+    health_log.record(at.state, "cpu", HealthEntry(when=utc_now(), status="fail", generation=1))
+    health_log.record(at.state, "cpu", HealthEntry(when=utc_now(), status="ok", generation=3))
     assert at("history") == 0
     head, *rows = at.out.splitlines()
     assert re.split(r" {2,}", head) == [
@@ -202,8 +202,8 @@ def test_history_is_a_table_newest_first(at: Place) -> None:
 def test_history_as_a_document(at: Place) -> None:
     at.fill("replaced", "ready")
     at.install(2)
-    seen = HealthEntry(when=now(), status="warn", generation=2, name="answer", message="slow")
-    health.record(at.state, "cpu", seen)
+    seen = HealthEntry(when=utc_now(), status="warn", generation=2, name="answer", message="slow")
+    health_log.record(at.state, "cpu", seen)
     assert at("history", "cpu", "--json") == 0
     found = from_json(at.out, HistoryReport, where="stdout")
     assert json.loads(at.out)["schema"] == "stackctl.history/1"
@@ -268,7 +268,8 @@ def test_the_audit_log_is_printed(at: Place) -> None:
         audit.record(
             at.state,
             AuditEntry(
-                when=f"{now()[:4]}-11-21T12:00:0{number}Z", user="root (alice)", operation="switch",
+                when=f"{utc_now()[:4]}-11-21T12:00:0{number}Z", user="root (alice)",
+                operation="switch",
                 stack="cpu" if number == 1 else "other", generation=number,
                 result="done" if number == 1 else "failed",
                 message=None if number == 1 else "the port is taken by something " + "x" * 90,
@@ -433,7 +434,7 @@ def test_what_a_second_rollback_goes_back_to_stays(at: Place) -> None:
     at.fill("replaced", "replaced", "replaced")
     at.store.write(generation(4, of=2, operation="rollback"))
     at.install(4)
-    found = at.store.to_go_back_to("cpu", 4)
+    found = at.store.rollback_target("cpu", 4)
     assert found is not None
     assert found.number == 1
     assert at("prune", "--keep", "1", "-y") == 0
@@ -672,7 +673,7 @@ def cut_off(at: Place, before: int) -> Path:
     """The journal of a switch away from a generation."""
     change = Transaction(
         operation="switch", stack="cpu", before=before, running=True, after=before + 1,
-        step="start", started=now(),
+        step="start", started=utc_now(),
     )  # fmt: skip
     Journal(at.state).write(change)
     return at.state / "transaction.json"
@@ -698,7 +699,7 @@ def test_what_cannot_be_recovered_locks_nobody_out(at: Place) -> None:
 
 def test_how_the_generations_of_a_change_ended(tmp_path: Path) -> None:
     context = Context(
-        paths=paths("user", {"HOME": str(tmp_path)}),
+        paths=scope_paths("user", {"HOME": str(tmp_path)}),
         machine=LiveMachine(),
         systemd=Systemd("user"),
         report=Output(json=False, quiet=True, verbose=False, color="never", progress=False),
@@ -711,7 +712,7 @@ def test_how_the_generations_of_a_change_ended(tmp_path: Path) -> None:
         store.write(generation(2, "starting"))
         change = Transaction(
             operation="up", stack="cpu", before=1, after=after, committed=committed, step="x",
-            started=now(),
+            started=utc_now(),
         )  # fmt: skip
         assert change.winner == (after if committed else 1)
         record_end(context, change)

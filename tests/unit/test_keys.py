@@ -62,19 +62,19 @@ def test_rotation(tmp_path: Path) -> None:
 
 
 def test_removal(tmp_path: Path) -> None:
-    assert keys.remove(tmp_path, "cpu") is False
+    assert keys.remove_keys(tmp_path, "cpu") is False
     keys.create(tmp_path, "cpu")
-    assert keys.remove(tmp_path, "cpu") is True
+    assert keys.remove_keys(tmp_path, "cpu") is True
     assert keys.read(tmp_path, "cpu") == ()
     # Whatever lies there, and without touching what it points to.
     target = tmp_path / "target"
     target.write_text("x")
     keys.path(tmp_path, "cpu").symlink_to(target)
-    assert keys.remove(tmp_path, "cpu") is True
+    assert keys.remove_keys(tmp_path, "cpu") is True
     assert target.read_text() == "x"
     keys.path(tmp_path, "cpu").mkdir()
     with pytest.raises(StackctlError, match="cannot remove"):
-        keys.remove(tmp_path, "cpu")
+        keys.remove_keys(tmp_path, "cpu")
 
 
 def test_keys_written_by_hand(tmp_path: Path) -> None:

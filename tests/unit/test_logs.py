@@ -20,7 +20,7 @@ import pytest
 from stackctl.errors import StackctlError
 from stackctl.machine.path_security import make_private_folder
 from stackctl.machine.private_files import append_line, read_private
-from stackctl.state import audit, health
+from stackctl.state import audit, health_log
 from stackctl.values.base import to_json
 from stackctl.values.history import AuditEntry, HealthEntry
 
@@ -288,15 +288,15 @@ def test_of_a_damaged_log_all_good_lines_are_read(tmp_path: Path, seed: int) -> 
         path.write_bytes(b"\n".join(parts) + rng.choice((b"", b"\n", b"\n\n", b"\xff")))
     # A torn end may take the last line with it.
     expected = list(range(1, good + 1))
-    for found in (audit.read(tmp_path), health.read(tmp_path, "s")):
+    for found in (audit.read(tmp_path), health_log.read(tmp_path, "s")):
         assert [one.generation for one in found] in (expected, expected[:-1])
-    newest = health.last(tmp_path, "s")
+    newest = health_log.last(tmp_path, "s")
     assert (newest.generation if newest else 0) in (good, good - 1)
     # And it goes on.
     audit.record(tmp_path, entry(1000))
-    assert health.record(tmp_path, "s", seen("13:00:00", generation=1000))
+    assert health_log.record(tmp_path, "s", seen("13:00:00", generation=1000))
     assert audit.read(tmp_path)[-1].generation == 1000
-    newest = health.last(tmp_path, "s")
+    newest = health_log.last(tmp_path, "s")
     assert newest is not None
     assert newest.generation == 1000
 
@@ -320,25 +320,25 @@ def test_the_user_is_the_login_name(monkeypatch: pytest.MonkeyPatch) -> None:
     name = pwd.getpwuid(os.getuid()).pw_name
     for variable in ("SUDO_USER", "PKEXEC_UID"):
         monkeypatch.delenv(variable, raising=False)
-    assert audit.user() == name
+    assert audit.current_user() == name
     monkeypatch.setenv("USER", "mallory")
     monkeypatch.setenv("LOGNAME", "mallory")
-    assert audit.user() == name
+    assert audit.current_user() == name
     monkeypatch.setenv("SUDO_USER", "alice")
-    assert audit.user() == f"{name} (alice)"
+    assert audit.current_user() == f"{name} (alice)"
     monkeypatch.setenv("SUDO_USER", "DOMAIN\\alice.b-c$")
-    assert audit.user() == f"{name} (DOMAIN\\alice.b-c$)"
+    assert audit.current_user() == f"{name} (DOMAIN\\alice.b-c$)"
     for nonsense in ("", "a b", "x\n", "y" * 70, "root) (bob", name, "\x1b[31m"):
         monkeypatch.setenv("SUDO_USER", nonsense)
-        assert audit.user() == name
+        assert audit.current_user() == name
     monkeypatch.delenv("SUDO_USER")
     monkeypatch.setenv("PKEXEC_UID", "65534")
-    assert audit.user() == f"{name} ({pwd.getpwuid(65534).pw_name})"
+    assert audit.current_user() == f"{name} ({pwd.getpwuid(65534).pw_name})"
     monkeypatch.setenv("PKEXEC_UID", "4000000")
-    assert audit.user() == name + " (4000000)"
+    assert audit.current_user() == name + " (4000000)"
     for nonsense in ("-1", "9" * 30, "x", "٣"):
         monkeypatch.setenv("PKEXEC_UID", nonsense)
-        assert audit.user() == name
+        assert audit.current_user() == name
 
 
 def test_a_key_does_not_get_into_the_log(tmp_path: Path) -> None:
@@ -366,21 +366,21 @@ def test_a_change_is_written_at_once_the_same_once_a_minute(tmp_path: Path) -> N
         (seen("11:00:00", generation=2), True),
     ]
     for one, written in steps:
-        assert health.record(tmp_path, "cpu", one) is written, one
+        assert health_log.record(tmp_path, "cpu", one) is written, one
     kept = tuple(one for one, written in steps if written)
-    assert health.read(tmp_path, "cpu") == kept
-    assert health.last(tmp_path, "cpu") == kept[-1]
+    assert health_log.read(tmp_path, "cpu") == kept
+    assert health_log.last(tmp_path, "cpu") == kept[-1]
     path = tmp_path / "stacks" / "cpu" / "health.jsonl"
     assert mode(path) == 0o600
-    assert health.last(tmp_path, "other") is None
-    assert health.read(tmp_path, "other") == ()
+    assert health_log.last(tmp_path, "other") is None
+    assert health_log.read(tmp_path, "other") == ()
 
 
 def test_a_moment_that_is_none_is_no_reason_to_fail(tmp_path: Path) -> None:
     odd = HealthEntry(when="soon", status="ok")
     naive = HealthEntry(when="2026-11-21T12:00:00", status="ok")
     for one in (odd, odd, naive, seen("12:00:01"), naive):
-        assert health.record(tmp_path, "cpu", one)
+        assert health_log.record(tmp_path, "cpu", one)
 
 
 def test_the_history_of_health_is_bounded(tmp_path: Path) -> None:
@@ -388,8 +388,8 @@ def test_the_history_of_health_is_bounded(tmp_path: Path) -> None:
     make_private_folder(path.parent)
     text = to_json(seen("12:00:00"), indent=-1).encode()
     path.write_bytes(text * (256 * 1024 // len(text) + 1))
-    assert health.record(tmp_path, "cpu", seen("12:00:01", "fail", message="y" * 9000))
-    found = health.read(tmp_path, "cpu")
+    assert health_log.record(tmp_path, "cpu", seen("12:00:01", "fail", message="y" * 9000))
+    found = health_log.read(tmp_path, "cpu")
     assert len(found) == 1000
     assert found[-1].status == "fail"
     assert len(found[-1].message or "") == 1000

@@ -12,8 +12,8 @@ from stackctl.deploy.images import PlannedImage
 from stackctl.deploy.plan_inputs import PlanBasis, inputs_before_image, with_image
 from stackctl.engines import engine
 from stackctl.machine.machine import LiveMachine
-from stackctl.state import learned
-from stackctl.state.paths import paths
+from stackctl.state import engine_workarounds
+from stackctl.state.paths import scope_paths
 from stackctl.values.engine_facts import EngineWorkaround
 
 PROFILE = shipped("gpu-nvfp4")
@@ -22,7 +22,7 @@ FACTS = msgspec.structs.replace(facts_of(engine("vllm").newest.options), engine=
 
 
 def basis(folder: Path) -> PlanBasis:
-    found = paths("user", {"HOME": str(folder)})
+    found = scope_paths("user", {"HOME": str(folder)})
     return PlanBasis(paths=found, machine=LiveMachine(), host=EPYC_GPU)
 
 
@@ -35,7 +35,7 @@ def test_options_that_an_image_needed_on_the_gpu_are_planned(tmp_path: Path) -> 
         why="no kernel",
         seen="2026-11-21T12:00:00Z",
     )
-    learned.add(known.paths.state, entry)
+    engine_workarounds.add(known.paths.state, entry)
     inputs = inputs_before_image(known, PROFILE, MODEL, deadline_s=9)
     assert (inputs.image, inputs.workaround, inputs.deadline_s) == ("", None, 9)
     image = PlannedImage("i@sha256:1", "test", FACTS)

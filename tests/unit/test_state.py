@@ -12,10 +12,10 @@ from samples import EPYC, LLAMA_CPP, facts_of, plan
 
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.resources import data_folder
-from stackctl.state import seen
-from stackctl.state.enginefacts import EngineFactsCache
-from stackctl.state.generations import Generations, now
-from stackctl.state.paths import paths
+from stackctl.state import measured_memory
+from stackctl.state.engine_facts_cache import EngineFactsCache
+from stackctl.state.generations import Generations, utc_now
+from stackctl.state.paths import scope_paths
 from stackctl.values.generation import EngineFact, Generation, Outcome
 from stackctl.values.unit import UnitFile, UnitSet
 
@@ -68,12 +68,12 @@ def test_the_outcome_is_all_that_changes(tmp_path: Path) -> None:
     store = Generations(tmp_path)
     first = generation(1)
     store.write(first)
-    done = store.finish(first, "ready", ready_s=12.5)
+    done = store.set_outcome(first, "ready", ready_s=12.5)
     assert store.read("cpu", 1) == done
     assert (done.outcome.state, done.outcome.ready_s) == ("ready", 12.5)
     assert done.outcome.changed >= "2026"
     assert msgspec.structs.replace(done, outcome=first.outcome) == first
-    failed = store.finish(done, "failed", message="port taken")
+    failed = store.set_outcome(done, "failed", message="port taken")
     assert (failed.outcome.message, failed.outcome.ready_s) == ("port taken", None)
 
 
@@ -91,13 +91,13 @@ def test_what_engines_said_of_their_memory(tmp_path: Path) -> None:
         store.write(msgspec.structs.replace(made, outcome=outcome, image_id=image))
     (tmp_path / "stacks" / "cpu" / "5.json").write_text("damaged")
     model = plan().model
-    newest, oldest = seen.read(store, "cpu", model, "0" * 64)
+    newest, oldest = measured_memory.read(store, "cpu", model, "0" * 64)
     assert (newest.generation, oldest.generation) == (3, 1)
     assert newest.argv == plan().argv
     assert (newest.weights_bytes, newest.kv_bytes, newest.kv_tokens) == (100, None, 2097152)
-    assert [one.generation for one in seen.read(store, "cpu", model)] == [4, 3, 1]
+    assert [one.generation for one in measured_memory.read(store, "cpu", model)] == [4, 3, 1]
     other = msgspec.structs.replace(model, weights_bytes=1)
-    assert seen.read(store, "cpu", other) == ()
+    assert measured_memory.read(store, "cpu", other) == ()
 
 
 def test_a_generation_that_is_not_there(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_damaged_record_says_which_and_what_still_works(tmp_path: Path, raw: b
 
 
 def test_moments_are_utc_to_the_second() -> None:
-    text = now()
+    text = utc_now()
     assert len(text) == len("2026-11-21T12:00:00Z")
     assert text.endswith("Z")
 
@@ -169,7 +169,7 @@ def test_damaged_facts_are_read_from_the_image_again(tmp_path: Path, raw: bytes)
 
 
 def test_folders_of_the_system() -> None:
-    found = paths("system", {"HOME": "/root"})
+    found = scope_paths("system", {"HOME": "/root"})
     assert found.units == Path("/etc/containers/systemd/stackctl")
     assert found.unit_folder("cpu") == found.units / "cpu"
     assert found.state == Path("/var/lib/stackctl")
@@ -180,7 +180,7 @@ def test_folders_of_the_system() -> None:
 def test_folders_of_a_user(tmp_path: Path) -> None:
     runtime = tmp_path / "run"
     runtime.mkdir()
-    found = paths("user", {"HOME": "/home/me", "XDG_RUNTIME_DIR": str(runtime)})
+    found = scope_paths("user", {"HOME": "/home/me", "XDG_RUNTIME_DIR": str(runtime)})
     assert found.units == Path("/home/me/.config/containers/systemd/stackctl")
     assert found.state == Path("/home/me/.local/state/stackctl")
     assert found.cache == Path("/home/me/.cache/stackctl")
@@ -189,7 +189,7 @@ def test_folders_of_a_user(tmp_path: Path) -> None:
         "HOME": "/home/me", "XDG_RUNTIME_DIR": str(runtime), "XDG_CONFIG_HOME": "/c",
         "XDG_STATE_HOME": "/s", "XDG_CACHE_HOME": "not/absolute",
     }  # fmt: skip
-    found = paths("user", environment)
+    found = scope_paths("user", environment)
     assert found.units == Path("/c/containers/systemd/stackctl")
     assert found.state == Path("/s/stackctl")
     # The specification says that a relative path is to be ignored.
@@ -197,19 +197,19 @@ def test_folders_of_a_user(tmp_path: Path) -> None:
 
 
 def test_without_a_login_session_the_lock_is_with_the_state() -> None:
-    found = paths("user", {"HOME": "/home/me", "XDG_RUNTIME_DIR": "/nowhere"})
+    found = scope_paths("user", {"HOME": "/home/me", "XDG_RUNTIME_DIR": "/nowhere"})
     assert found.lock == Path("/home/me/.local/state/stackctl/stackctl/lock")
 
 
 def test_profiles_are_looked_for_from_the_given_folder_to_the_shipped(tmp_path: Path) -> None:
-    found = paths("user", {"HOME": "/home/me"}, profile_folder=tmp_path)
+    found = scope_paths("user", {"HOME": "/home/me"}, profile_folder=tmp_path)
     assert found.profiles == (
         tmp_path,
         Path("/home/me/.config/stackctl/profiles"),
         Path("/etc/stackctl/profiles"),
         data_folder("profiles"),
     )
-    assert len(paths("system", {"HOME": "/root"}).profiles) == 3
+    assert len(scope_paths("system", {"HOME": "/root"}).profiles) == 3
 
 
 def test_data_folders() -> None:

@@ -23,7 +23,7 @@ from stackctl.machine.machine import LiveMachine, RecordedMachine
 from stackctl.machine.systemd import Systemd
 from stackctl.state.generations import Generations
 from stackctl.state.journal import Journal
-from stackctl.state.paths import paths
+from stackctl.state.paths import scope_paths
 from stackctl.units.proxy_unit import proxy_log_identifier, proxy_service
 from stackctl.values.claim import Claim
 from stackctl.values.generation import Generation, Outcome
@@ -53,7 +53,7 @@ def generation(number: int, engine_port: int, *, stack: str = "cpu") -> Generati
 
 def context(folder: Path) -> Context:
     return Context(
-        paths=paths("user", {"HOME": str(folder), "XDG_RUNTIME_DIR": str(folder)}),
+        paths=scope_paths("user", {"HOME": str(folder), "XDG_RUNTIME_DIR": str(folder)}),
         machine=LiveMachine(),
         systemd=Systemd("user"),
         report=Output(json=False, quiet=True, verbose=False, color="never", progress=False),

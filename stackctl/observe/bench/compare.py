@@ -7,7 +7,7 @@ from typing import Literal
 
 from stackctl.engines import engine as find_engine
 from stackctl.observe.bench.statistics import quantile, ratio
-from stackctl.state.benches import Benches
+from stackctl.state.bench_db import BenchDatabase
 from stackctl.values.bench import (
     BenchComparison,
     BenchReport,
@@ -28,7 +28,7 @@ _FIGURES: tuple[tuple[Figure, Callable[[RequestSample], float | None], bool], ..
 )
 
 
-def compare(benches: Benches, first: int, second: int) -> BenchComparison:
+def compare(benches: BenchDatabase, first: int, second: int) -> BenchComparison:
     """Compare the second run with the first.
 
     Cells that only one of the runs has are listed without figures.
@@ -103,7 +103,7 @@ def _by_shape(
     return found
 
 
-def _differs(benches: Benches, before: BenchReport, after: BenchReport) -> list[str]:
+def _differs(benches: BenchDatabase, before: BenchReport, after: BenchReport) -> list[str]:
     """Return the other differences between two runs, as possible causes of their figures."""
     assert before.id is not None
     assert after.id is not None

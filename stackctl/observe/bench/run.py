@@ -21,7 +21,7 @@ from stackctl.observe.bench.reply import Reply
 from stackctl.observe.bench.site import Site
 from stackctl.observe.bench.statistics import quantile
 from stackctl.quantity import format_duration
-from stackctl.state.generations import now
+from stackctl.state.generations import utc_now
 from stackctl.values.bench import BenchClient, BenchReport, RequestSample, Workload
 from stackctl.values.generation import Generation
 from stackctl.values.profile import Slo
@@ -310,7 +310,7 @@ class Bench:
             stack=generation.stack,
             box=self._site.box,
             generation=generation.number,
-            when=now(),
+            when=utc_now(),
             seconds=time.perf_counter() - self._began,
             complete=whole and not interrupted,
             tool="aiperf" if self._aiperf else "stackctl",

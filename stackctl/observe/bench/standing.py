@@ -7,7 +7,7 @@ from stackctl.observe import looks
 from stackctl.observe.bench.judge import judge, judged, latency
 from stackctl.observe.bench.limits import limits
 from stackctl.quantity import format_share
-from stackctl.state.benches import Benches
+from stackctl.state.bench_db import BenchDatabase
 from stackctl.values.generation import Generation
 from stackctl.values.metrics import EngineMetrics
 from stackctl.values.profile import Slo
@@ -30,7 +30,7 @@ def standing(context: Context, generation: Generation, slo: Slo | None) -> tuple
     """
     if slo is None or not slo.has_objectives:
         return (Result(name="slo", status="info", actual="the profile has none"),)
-    latest = Benches(context.paths.state).latest(generation.stack, generation.number)
+    latest = BenchDatabase(context.paths.state).latest(generation.stack, generation.number)
     found: list[Result] = []
     if latest is None:
         found.append(

@@ -10,8 +10,8 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine.atomic_files import write_atomically
 from stackctl.observe.report.view import Measured, View, moment, view
 from stackctl.resources import data_folder
-from stackctl.state.benches import Benches
-from stackctl.state.generations import now
+from stackctl.state.bench_db import BenchDatabase
+from stackctl.state.generations import utc_now
 from stackctl.values.bench import BenchReport
 from stackctl.values.generation import Generation
 
@@ -30,7 +30,7 @@ def page(context: Context, generation: Generation) -> str:
     Raises:
         StackctlError: the stored measurements cannot be read.
     """
-    benches = Benches(context.paths.state)
+    benches = BenchDatabase(context.paths.state)
     stored = [run for run in benches.reports(generation.stack) if run.has_answers and not run.box]
     shown = next((run for run in stored if run.generation == generation.number), None)
     shown = shown or next(iter(stored), None)
@@ -57,7 +57,7 @@ def render(generation: Generation, parts: View) -> str:
         stack=generation.stack,
         basis={"measured": "from measurements of this machine"}.get(basis or "", "estimates"),
         version=__version__,
-        made=moment(now()),
+        made=moment(utc_now()),
     )
 
 

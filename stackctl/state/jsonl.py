@@ -13,7 +13,7 @@ from stackctl.values.base import V, Value, from_json, to_json
 _LONGEST = 16 * 2**10
 
 
-def append(path: Path, value: Value, *, most_bytes: int, keep: int) -> None:
+def append_value(path: Path, value: Value, *, most_bytes: int, keep: int) -> None:
     """Add a value. Raise StackctlError when it cannot be stored."""
     line = to_json(value, indent=-1).rstrip("\n").encode()
     append_line(path, line, most_bytes=most_bytes, keep=keep)
@@ -36,6 +36,6 @@ def newest_first(path: Path, kind: type[V], *, most_bytes: int) -> Iterator[V]:
             continue
 
 
-def shortened(text: str | None, most: int = 1000) -> str | None:
+def truncate(text: str | None, most: int = 1000) -> str | None:
     """Return a message cut to the length that a log keeps."""
     return text if text is None or len(text) <= most else text[: most - 1] + "…"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from stackctl.state import lines
+from stackctl.state import jsonl
 from stackctl.values.history import HealthEntry
 
 _MOST_BYTES = 256 * 2**10
@@ -21,23 +21,23 @@ def record(state: Path, stack: str, health: HealthEntry) -> bool:
 
     Return True when it was written. Raise StackctlError when it cannot be stored.
     """
-    health = msgspec.structs.replace(health, message=lines.shortened(health.message))
+    health = msgspec.structs.replace(health, message=jsonl.truncate(health.message))
     before = last(state, stack)
     if before is not None and _same(before, health):
         return False
-    lines.append(_path(state, stack), health, most_bytes=_MOST_BYTES, keep=_KEEP)
+    jsonl.append_value(_path(state, stack), health, most_bytes=_MOST_BYTES, keep=_KEEP)
     return True
 
 
 def read(state: Path, stack: str) -> tuple[HealthEntry, ...]:
     """Return all states, oldest first. Raise StackctlError when the log is not ours to read."""
-    found = lines.newest_first(_path(state, stack), HealthEntry, most_bytes=_MOST_BYTES)
+    found = jsonl.newest_first(_path(state, stack), HealthEntry, most_bytes=_MOST_BYTES)
     return tuple(reversed(tuple(found)))
 
 
 def last(state: Path, stack: str) -> HealthEntry | None:
     """Return the last state; it may be a minute older than the last check."""
-    found = lines.newest_first(_path(state, stack), HealthEntry, most_bytes=_MOST_BYTES)
+    found = jsonl.newest_first(_path(state, stack), HealthEntry, most_bytes=_MOST_BYTES)
     return next(found, None)
 
 

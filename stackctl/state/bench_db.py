@@ -43,7 +43,7 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-class Benches:
+class BenchDatabase:
     """The measurements of one scope. The file is created when the first one is stored."""
 
     def __init__(self, state: Path) -> None:
