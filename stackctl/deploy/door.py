@@ -183,7 +183,7 @@ def drain(context: Context, generation: Generation, limit_s: float) -> None:
 def wait_idle(context: Context, generation: Generation, limit_s: float) -> None:
     """Wait until an engine that gets no new requests has ended its own; warn after ``limit_s``."""
     plan, started = generation.plan, time.monotonic()
-    while endpoint.busy(plan.engine_listen_port, find_engine(plan.engine), plan.argv):
+    while endpoint.is_busy(plan.engine_listen_port, find_engine(plan.engine), plan.argv):
         elapsed = time.monotonic() - started
         if elapsed > limit_s:
             context.report.warn(f"generation {generation.number} is still busy: cut off")
@@ -206,7 +206,7 @@ def require_answer(context: Context, generation: Generation) -> None:
     if proxy is None:
         return
     url = endpoint.base_url(proxy.port, proxy.address)
-    result = endpoint.model(url, plan.served_name, key=key(context, generation))
+    result = endpoint.check_model_listed(url, plan.served_name, key=key(context, generation))
     if result.status != "ok":
         raise StackctlError(
             f"the front door of {generation.stack} does not lead to the engine: {result.actual}",

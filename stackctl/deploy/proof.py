@@ -9,7 +9,7 @@ from stackctl.deploy import start
 from stackctl.deploy.context import Context
 from stackctl.engines import engine as find_engine
 from stackctl.errors import StartFailed
-from stackctl.health import answer, endpoint
+from stackctl.health import completion_check, endpoint
 from stackctl.quantity import format_duration
 from stackctl.values.generation import Generation
 from stackctl.values.result import Result
@@ -25,7 +25,7 @@ def require_answer(context: Context, generation: Generation) -> None:
     """
     plan = generation.plan
     context.report.progress("answer", "asking for a completion")
-    results = endpoint.check(
+    results = endpoint.check_endpoint(
         endpoint.base_url(plan.engine_listen_port),
         find_engine(plan.engine).health_path,
         plan.served_name,
@@ -49,13 +49,13 @@ def require_more(context: Context, generation: Generation) -> None:
     """
     plan = generation.plan
     context.report.progress("answer", "asking for a stream, and for answers that end early")
-    asked = answer.Asked(
+    probe = completion_check.CompletionProbe(
         endpoint.base_url(plan.engine_listen_port),
         plan.served_name,
         plan.timing.deadline_s,
         parameters=plan.model.parameters,
     )
-    for result in answer.further(asked):
+    for result in completion_check.extended_checks(probe):
         if result.status == "fail":
             raise _wrong(generation, result)
 

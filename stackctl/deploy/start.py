@@ -198,7 +198,7 @@ def said(context: Context, generation: Generation, since: float) -> tuple[Engine
     """Return the facts that an engine reports over HTTP and in the log since its start."""
     engine = find_engine(generation.plan.engine)
     facts = engine.facts_from_log(_log(context, generation, since))
-    return (*endpoint.report(generation.plan.engine_listen_port, engine.reports), *facts)
+    return (*endpoint.read_reports(generation.plan.engine_listen_port, engine.reports), *facts)
 
 
 def explain(

@@ -6,7 +6,12 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from stackctl.engines.protocol import Engine, Reports
-from stackctl.health.answer import Asked, first, further, no_answer_code
+from stackctl.health.completion_check import (
+    CompletionProbe,
+    check_completion,
+    extended_checks,
+    no_answer_code,
+)
 from stackctl.machine import http
 from stackctl.values.generation import EngineFact
 from stackctl.values.metrics import EngineMetrics
@@ -41,7 +46,7 @@ def _loads(answer: http.HttpAnswer) -> bool:
     return answer.status == 503 and "loading" in answer.text.lower()
 
 
-def check(
+def check_endpoint(
     url: str,
     health_path: str,
     served_name: str,
@@ -53,16 +58,17 @@ def check(
 ) -> list[Result]:
     """Return the results for health, model list and one completion, up to the first failure.
 
-    ``parameters`` is the size of the model, see Asked; ``thorough`` adds more completions.
+    ``parameters`` is the size of the model, see CompletionProbe; ``thorough`` adds more
+    completions.
     """
-    asked = Asked(url, served_name, answer_timeout_s, key, parameters)
+    probe = CompletionProbe(url, served_name, answer_timeout_s, key, parameters)
     results = [_health(url + health_path)]
     if results[-1].status == "ok":
-        results.append(model(url, served_name, key=key))
+        results.append(check_model_listed(url, served_name, key=key))
     if results[-1].status == "ok":
-        results.append(first(asked))
+        results.append(check_completion(probe))
     if results[-1].status == "ok" and thorough:
-        results += further(asked)
+        results += extended_checks(probe)
     return results
 
 
@@ -87,7 +93,7 @@ def scrape(
     ] in answers else None, False
 
 
-def busy(port: int, engine: Engine, argv: Sequence[str]) -> bool:
+def is_busy(port: int, engine: Engine, argv: Sequence[str]) -> bool:
     """Return True if an engine has requests, by its metrics.
 
     An engine that does not answer in time is busy too: some answer only between two batches of a
@@ -97,7 +103,7 @@ def busy(port: int, engine: Engine, argv: Sequence[str]) -> bool:
     return late if metrics is None else bool(metrics.running or metrics.waiting)
 
 
-def report(port: int, reports: Reports) -> tuple[EngineFact, ...]:
+def read_reports(port: int, reports: Reports) -> tuple[EngineFact, ...]:
     """Return the facts that an engine reports over HTTP: one for each of ``reports`` it answers."""
     facts, answers = [], dict[str, Any]()
     for name, path, keys in reports:
@@ -132,7 +138,7 @@ def _health(url: str) -> Result:
     )
 
 
-def model(url: str, served_name: str, *, key: str | None = None) -> Result:
+def check_model_listed(url: str, served_name: str, *, key: str | None = None) -> Result:
     """Return the result for the model list of the server at a URL: it must hold the model."""
     answer = http.get(url + "/v1/models", key=key)
     listed: list[str] = []

@@ -90,7 +90,7 @@ def _unit(stack: str, name: str, state: UnitState) -> Result:
 def _ask(context: Context, generation: Generation, answer_timeout_s: float) -> list[Result]:
     """Check the endpoint of the clients."""
     plan = generation.plan
-    return endpoint.check(
+    return endpoint.check_endpoint(
         url(generation),
         engine(plan.engine).health_path,
         plan.served_name,

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from stackctl.health import endpoint
-from stackctl.health.answer import PROMPT
+from stackctl.health.completion_check import PROMPT
 from stackctl.machine import http
 from stackctl.machine.machine import Machine
 from stackctl.observe import procfs

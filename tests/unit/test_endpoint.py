@@ -9,8 +9,8 @@ import pytest
 from servers import READY, Reply, chat, engine, models
 
 from stackctl.engines import engine as find_engine
-from stackctl.health.answer import ANSWER_TOKENS
-from stackctl.health.endpoint import base_url, busy, check, liveness
+from stackctl.health.completion_check import ANSWER_TOKENS
+from stackctl.health.endpoint import base_url, check_endpoint, is_busy, liveness
 from stackctl.values.result import Result
 
 
@@ -22,7 +22,7 @@ def ask(
     parameters: int | None = None,
 ) -> dict[str, Result]:
     with engine(replies) as server:
-        results = check(
+        results = check_endpoint(
             base_url(server.port),
             "/health",
             name,
@@ -36,7 +36,7 @@ def ask(
 def test_a_ready_engine() -> None:
     with engine(READY) as server:
         assert liveness(server.port, "/health") == "ready"
-        results = check(base_url(server.port), "/health", "m", answer_timeout_s=5)
+        results = check_endpoint(base_url(server.port), "/health", "m", answer_timeout_s=5)
         asked = server.requests
     assert [(result.name, result.status) for result in results] == [
         ("endpoint", "ok"), ("model", "ok"), ("answer", "ok")
@@ -55,7 +55,7 @@ def test_a_loading_engine() -> None:
     body = {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}
     with engine({"/health": Reply(body, status=503)}) as server:
         assert liveness(server.port, "/health") == "loading"
-        (result,) = check(base_url(server.port), "/health", "m", answer_timeout_s=5)
+        (result,) = check_endpoint(base_url(server.port), "/health", "m", answer_timeout_s=5)
     assert (result.name, result.status) == ("endpoint", "fail")
     assert result.actual == "HTTP 503, still loading"
     assert result.remedy
@@ -65,7 +65,7 @@ def test_a_stopped_engine() -> None:
     with engine({}) as server:
         port = server.port
     assert liveness(port, "/health") == "closed"
-    (result,) = check(base_url(port), "/health", "m", answer_timeout_s=5)
+    (result,) = check_endpoint(base_url(port), "/health", "m", answer_timeout_s=5)
     assert (result.status, result.actual) == ("fail", "connection refused")
     assert result.expected == f"200 from {base_url(port)}/health"
 
@@ -74,7 +74,7 @@ def test_a_stopped_engine() -> None:
 def test_something_else_on_the_port(status: int) -> None:
     with engine({"/health": Reply("", status=status)}) as server:
         assert liveness(server.port, "/health") == "failing"
-        (result,) = check(base_url(server.port), "/health", "m", answer_timeout_s=5)
+        (result,) = check_endpoint(base_url(server.port), "/health", "m", answer_timeout_s=5)
     assert result.actual == f"HTTP {status}"
 
 
@@ -167,13 +167,13 @@ def test_a_long_answer_with_lines_stays_one_short_line() -> None:
 )
 def test_whether_an_engine_works(reply: Reply, works: bool) -> None:
     with engine({"/metrics": reply}) as server:
-        assert busy(server.port, find_engine("llama.cpp"), ()) is works
+        assert is_busy(server.port, find_engine("llama.cpp"), ()) is works
 
 
 def test_an_engine_that_is_gone_does_not_work() -> None:
     with engine({}) as server:
         port = server.port
-    assert not busy(port, find_engine("llama.cpp"), ())
+    assert not is_busy(port, find_engine("llama.cpp"), ())
 
 
 @pytest.mark.parametrize("text", ["!" * 16, "! " * 8, "\n!!!!!!!!!"])

@@ -106,7 +106,7 @@ def test_a_check_ends_within_its_time() -> None:
 def test_only_a_missing_answer_has_the_code_of_one() -> None:
     def worst(port: int) -> tuple[str, str, str | None]:
         url = f"http://127.0.0.1:{port}"
-        last = endpoint.check(url, "/health", "model", answer_timeout_s=2)[-1]
+        last = endpoint.check_endpoint(url, "/health", "model", answer_timeout_s=2)[-1]
         return last.name, last.status, last.code
 
     with socket.socket() as closed:

@@ -63,7 +63,7 @@ def require_running(context: Context, generation: Generation) -> None:
             hint=f"stackctl status {stack}",
             exit_code=ExitCode.FAILED if alive == "failing" else ExitCode.NOT_RUNNING,
         )
-    if endpoint.busy(port, engine, generation.plan.argv):
+    if endpoint.is_busy(port, engine, generation.plan.argv):
         context.report.warn(
             f"{stack} is serving other requests: the results are those of a shared engine"
         )

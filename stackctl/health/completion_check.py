@@ -26,7 +26,7 @@ _FEWEST_SIGNS = 8
 
 
 @dataclass(frozen=True)
-class Reply:
+class Completion:
     """A completion: its text (reasoning first), its tokens as the server counts them, and its
     finish_reason.
 
@@ -41,7 +41,7 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Asked:
+class CompletionProbe:
     """A server and model to ask, the time limit in seconds, and the API key.
 
     ``parameters`` is the size of the model; an answer without words fails only if the model is
@@ -67,27 +67,27 @@ class Asked:
         return http.post(url, body, timeout_s=self.timeout_s, key=self.key)
 
     @property
-    def toy(self) -> bool:
+    def is_toy_model(self) -> bool:
         """Return True if the model is too small to produce text."""
         return self.parameters is not None and self.parameters < _TOY_PARAMETERS
 
 
-def first(asked: Asked) -> Result:
+def check_completion(probe: CompletionProbe) -> Result:
     """Return the result of one short completion: it must be an answer, and text."""
     started = time.monotonic()
-    answer = asked.post(max_tokens=ANSWER_TOKENS)
+    answer = probe.post(max_tokens=ANSWER_TOKENS)
     elapsed = time.monotonic() - started
     expected = f"a completion of at most {ANSWER_TOKENS} tokens"
     if isinstance(answer, http.NoAnswer):
         return _failed("answer", expected, answer.reason, code=no_answer_code(answer))
-    reply = read(answer.json)
-    if reply is None:
+    completion = parse_completion(answer.json)
+    if completion is None:
         return _failed("answer", expected, f"HTTP {answer.status}", answer.text[:200])
-    if answer.status != 200 or reply.tokens < 1:
-        seen = f"HTTP {answer.status}, {reply.tokens} tokens"
-        return _failed("answer", expected, seen, reply.text[:200])
-    if not reply.hidden and (why := garbage(reply.text, toy=asked.toy)):
-        shown = " ".join(reply.text.split())[:16]
+    if answer.status != 200 or completion.tokens < 1:
+        seen = f"HTTP {answer.status}, {completion.tokens} tokens"
+        return _failed("answer", expected, seen, completion.text[:200])
+    if not completion.hidden and (why := text_defect(completion.text, toy=probe.is_toy_model)):
+        shown = " ".join(completion.text.split())[:16]
         return _failed(
             "answer",
             "text",
@@ -99,18 +99,18 @@ def first(asked: Asked) -> Result:
         name="answer",
         status="ok",
         expected=expected,
-        actual=told(reply.tokens, elapsed),
-        evidence=" ".join(reply.text.split())[:60],
+        actual=completion_speed(completion.tokens, elapsed),
+        evidence=" ".join(completion.text.split())[:60],
     )
 
 
-def told(tokens: int, seconds: float) -> str:
+def completion_speed(tokens: int, seconds: float) -> str:
     """Return tokens and time as text, with the speed if there are enough tokens for it."""
     text = f"{tokens} tokens in {seconds:.1f} s"
     return f"{text}, {tokens / seconds:.1f} tok/s" if tokens >= SPEED_TOKENS and seconds else text
 
 
-def garbage(text: str, *, toy: bool = False) -> str | None:
+def text_defect(text: str, *, toy: bool = False) -> str | None:
     """Return the reason why a text cannot be an answer; None if it can.
 
     Logits that are NaN always choose token 0: "!" in byte-level vocabularies, in others an
@@ -134,7 +134,7 @@ def garbage(text: str, *, toy: bool = False) -> str | None:
     return None
 
 
-def further(asked: Asked) -> list[Result]:
+def extended_checks(probe: CompletionProbe) -> list[Result]:
     """Check that ``max_tokens`` and ``stop`` end an answer, and that a stream gives the same one.
 
     This takes a few completions of a few tokens. If the engine is too busy for them, the result is
@@ -142,25 +142,25 @@ def further(asked: Asked) -> list[Result]:
     """
     # ignore_eos, which both engines accept, keeps a finished model from ending the count.
     body = {"max_tokens": SHORT_TOKENS, "ignore_eos": True}
-    answer = asked.post(**body)
-    whole = None if isinstance(answer, http.NoAnswer) else read(answer.json)
+    answer = probe.post(**body)
+    whole = None if isinstance(answer, http.NoAnswer) else parse_completion(answer.json)
     if isinstance(answer, http.NoAnswer) or whole is None:
         return [_unanswered("length", answer)]
-    return [_length(whole), _stream(asked, whole, body), _stop(asked, whole, body)]
+    return [_length(whole), _stream(probe, whole, body), _stop(probe, whole, body)]
 
 
-def read(data: Any) -> Reply | None:
+def parse_completion(data: Any) -> Completion | None:
     """Return a completion from JSON; None if the JSON is not a completion."""
     try:
         choice, tokens = data["choices"][0], int(data["usage"]["completion_tokens"])
         message = choice["message"]
         hidden = message.get("content") is None
-        return Reply(_text(message), tokens, choice.get("finish_reason"), hidden)
+        return Completion(_text(message), tokens, choice.get("finish_reason"), hidden)
     except (TypeError, KeyError, IndexError, ValueError, AttributeError):
         return None
 
 
-def read_stream(text: str) -> Reply | None:
+def parse_stream(text: str) -> Completion | None:
     """Return a completion from server-sent events; None if they break off or hold an error.
 
     ``tokens`` is the number of pieces; each holds one or more tokens.
@@ -183,7 +183,9 @@ def read_stream(text: str) -> Reply | None:
                 finish = choice.get("finish_reason") or finish
         except (ValueError, AttributeError, TypeError):
             return None
-    return Reply("".join(parts), len([part for part in parts if part]), finish) if done else None
+    return (
+        Completion("".join(parts), len([part for part in parts if part]), finish) if done else None
+    )
 
 
 def _text(message: Mapping[str, Any]) -> str:
@@ -192,7 +194,7 @@ def _text(message: Mapping[str, Any]) -> str:
     return str(thoughts or "") + str(message.get("content") or "")
 
 
-def _length(whole: Reply) -> Result:
+def _length(whole: Completion) -> Result:
     expected = f"{SHORT_TOKENS} tokens, finish_reason length"
     seen = f"{whole.tokens} tokens, finish_reason {whole.finish}"
     early = whole.finish == "stop" and whole.tokens < SHORT_TOKENS
@@ -200,13 +202,13 @@ def _length(whole: Reply) -> Result:
     return _judged("length", early or exact, expected, seen)
 
 
-def _stream(asked: Asked, whole: Reply, body: Mapping[str, object]) -> Result:
+def _stream(probe: CompletionProbe, whole: Completion, body: Mapping[str, object]) -> Result:
     expected, seen = "the same answer as in one piece", ""
     for attempt in range(2):
-        answer = asked.post(**{**body, "stream": True})
+        answer = probe.post(**{**body, "stream": True})
         if isinstance(answer, http.NoAnswer) or answer.status != 200:
             return _unanswered("stream", answer)
-        streamed = read_stream(answer.text)
+        streamed = parse_stream(answer.text)
         if streamed is None:
             end = answer.text.strip()[-200:]
             return _failed("stream", expected, "it breaks off, or is not a stream", end)
@@ -219,10 +221,10 @@ def _stream(asked: Asked, whole: Reply, body: Mapping[str, object]) -> Result:
         # The second of two equal requests uses the prefix cache, so it is computed in other batches
         # than the first, and rounding decides between two tokens of nearly equal probability. Two
         # requests that both use the cache agree, so another pair is compared.
-        again = asked.post(**body) if attempt == 0 else None
+        again = probe.post(**body) if attempt == 0 else None
         if isinstance(again, http.HttpAnswer):
-            whole = read(again.json) or whole
-    if asked.toy:
+            whole = parse_completion(again.json) or whole
+    if probe.is_toy_model:
         return Result(name="stream", status="info", expected=expected, actual=seen)
     return _failed("stream", expected, seen)
 
@@ -234,21 +236,27 @@ def _same_start(one: str, two: str) -> bool:
     return one[:half] == two[:half]
 
 
-def _stop(asked: Asked, whole: Reply, body: Mapping[str, object]) -> Result:
+def _stop(probe: CompletionProbe, whole: Completion, body: Mapping[str, object]) -> Result:
     found = re.search(r"\S{2,3}", whole.text[1:])
     if found is None:
         return Result(name="stop", status="skip", actual="the answer has no text to stop at")
     word = found[0]
     expected = f'an end before "{word}", finish_reason stop'
-    answer = asked.post(**{**body, "stop": [word]})
-    reply = None if isinstance(answer, http.NoAnswer) else read(answer.json)
-    if isinstance(answer, http.NoAnswer) or reply is None:
+    answer = probe.post(**{**body, "stop": [word]})
+    completion = None if isinstance(answer, http.NoAnswer) else parse_completion(answer.json)
+    if isinstance(answer, http.NoAnswer) or completion is None:
         return _unanswered("stop", answer)
-    seen = f'finish_reason {reply.finish}, "{reply.text[:24]}"'
-    if word not in reply.text and reply.finish == "length" and reply.tokens == SHORT_TOKENS:
+    seen = f'finish_reason {completion.finish}, "{completion.text[:24]}"'
+    if (
+        word not in completion.text
+        and completion.finish == "length"
+        and completion.tokens == SHORT_TOKENS
+    ):
         # A different answer than before, because of rounding; see _stream.
         return Result(name="stop", status="info", expected=expected, actual=seen)
-    return _judged("stop", word not in reply.text and reply.finish == "stop", expected, seen)
+    return _judged(
+        "stop", word not in completion.text and completion.finish == "stop", expected, seen
+    )
 
 
 def _judged(name: str, well: bool, expected: str, seen: str) -> Result:
