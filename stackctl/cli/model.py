@@ -80,7 +80,7 @@ def show(session: Session, source: str, ask: bool) -> None:
                 session.out.properties(model_rows(model))
             return
     parsed = parse_remote(source)
-    if parsed is None or parsed.url is not None or (problem is not None and hub.offline()):
+    if parsed is None or parsed.url is not None or (problem is not None and hub.offline_variable()):
         raise problem or StackctlError(
             f"{source} is not a repository of a hub", hint="hf:ORG/REPO", exit_code=ExitCode.USAGE
         )
@@ -159,7 +159,7 @@ def fetch(
     continues when this command or its connection ends. Run the command again to see the progress.
     """
     from stackctl.deploy.fetching import Wanted, get, work
-    from stackctl.store.fetch import Speed
+    from stackctl.store.fetch import DownloadSettings
     from stackctl.store.lockfile import read_lock
 
     if job is not None:
@@ -176,7 +176,7 @@ def fetch(
         raise StackctlError(
             "missing SOURCE", hint="SOURCE, or --lock FILE", exit_code=ExitCode.USAGE
         )
-    record = get(context, Wanted(source, lock, Speed(limit, connections), here))
+    record = get(context, Wanted(source, lock, DownloadSettings(limit, connections), here))
     _result(session, record)
 
 
@@ -217,13 +217,13 @@ def verify(session: Session, source: str | None) -> None:
     The files are read from the disk, not from the page cache.
     """
     from stackctl.deploy import stored
-    from stackctl.store import adopt
     from stackctl.store import manifest as manifests
+    from stackctl.store import model_import
     from stackctl.values.model_store import ModelCheck, ModelChecks
 
     context = session.context(recover="no")
     manifest = stored.manifest(context)
-    records = manifest.all() if source is None else (adopt.find(source, manifest),)
+    records = manifest.all() if source is None else (model_import.find_record(source, manifest),)
     if not records:
         raise StackctlError(
             "no model was fetched or imported", hint="stackctl model fetch SOURCE",
@@ -231,7 +231,7 @@ def verify(session: Session, source: str | None) -> None:
         )  # fmt: skip
     checks = []
     for record in records:
-        results = manifests.verify(record, stored.telling(context, "hashing "))
+        results = manifests.verify_files(record, stored.telling(context, "hashing "))
         checks.append(ModelCheck(source=record.source, results=results))
         if all(result.status == "ok" for result in results):
             manifest.refresh(record)
@@ -254,11 +254,11 @@ def remove(session: Session, source: str) -> None:
     """
     from stackctl.deploy import stored
     from stackctl.quantity import format_bytes
-    from stackctl.store import adopt
+    from stackctl.store import model_import
 
     context = session.context(recover="try")
     manifest = stored.manifest(context)
-    record = adopt.find(source, manifest)
+    record = model_import.find_record(source, manifest)
     stored.require_unused(context, record)
     what = f"remove {record.source}, {format_bytes(record.bytes)}"
     stays = record.imported or record.repo is None
@@ -266,7 +266,7 @@ def remove(session: Session, source: str) -> None:
         what = f"forget {record.source} (its files stay)"
     if not session.confirm(what):
         raise StackctlError("nothing was removed")
-    freed = adopt.remove(record, manifest)
+    freed = model_import.remove_model(record, manifest)
     if stays:
         session.out.line(f"{record.source} is forgotten, its files stay")
     else:
@@ -285,17 +285,19 @@ def import_model(session: Session, source: str) -> None:
     hub cache, and its images are loaded into Podman.
     """
     from stackctl.deploy import stored
-    from stackctl.store import adopt, carry
+    from stackctl.store import model_export, model_import
     from stackctl.values.model_store import StoredModels
 
     context = session.context(recover="no")
     manifest = stored.manifest(context)
     tell = stored.telling(context, "hashing ")
     folder = Path(source.removeprefix("dir:")).expanduser()
-    if carry.is_export(folder):
+    if model_export.is_export(folder):
         from stackctl.sources.hub_cache import cache_folder
 
-        records, images = carry.bring(folder, manifest, stored.telling(context, "copying "))
+        records, images = model_export.import_export(
+            folder, manifest, stored.telling(context, "copying ")
+        )
         if session.out.json:
             session.out.data(StoredModels(folder=str(cache_folder()), models=tuple(records)))
             return
@@ -304,7 +306,7 @@ def import_model(session: Session, source: str) -> None:
         return
     if ":" not in source and folder.exists():
         source = f"{'dir' if folder.is_dir() else 'file'}:{source}"
-    record = adopt.adopt(source, manifest, tell)
+    record = model_import.import_in_place(source, manifest, tell)
     session.out.step("model", f"{record.source}, {len(record.files)} files, hashed")
     _result(session, record)
 
@@ -324,12 +326,12 @@ def lock(session: Session, source: str, output: Path | None) -> None:
     """
     from stackctl.deploy import stored
     from stackctl.machine.atomic_files import write_atomically
-    from stackctl.store import adopt
+    from stackctl.store import model_import
     from stackctl.store.lockfile import lock_of
     from stackctl.values.base import to_json
 
     manifest = stored.manifest(session.context(recover="no"))
-    found = lock_of(adopt.find(source, manifest))
+    found = lock_of(model_import.find_record(source, manifest))
     if output is None:
         session.out.data(found)
         return
@@ -352,7 +354,7 @@ def export(session: Session, sources: tuple[str, ...], images: tuple[str, ...]) 
     On that machine: stackctl model import FOLDER
     """
     from stackctl.deploy import stored
-    from stackctl.store import adopt, carry
+    from stackctl.store import model_export, model_import
 
     if len(sources) < 2 and not images:
         raise StackctlError(
@@ -360,9 +362,9 @@ def export(session: Session, sources: tuple[str, ...], images: tuple[str, ...]) 
         )
     context = session.context(recover="no")
     manifest = stored.manifest(context)
-    records = [adopt.find(source, manifest) for source in sources[:-1]]
+    records = [model_import.find_record(source, manifest) for source in sources[:-1]]
     folder = Path(sources[-1]).expanduser().absolute()
-    done = carry.export(records, images, folder, stored.telling(context, "copying "))
+    done = model_export.export_models(records, images, folder, stored.telling(context, "copying "))
     if session.out.json:
         session.out.data(done)
         return

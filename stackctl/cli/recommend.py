@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from stackctl.deploy.plan_inputs import PlanBasis
     from stackctl.sources.hub_cache import HubSource
     from stackctl.sources.profiles import Profiles
+    from stackctl.store.file_selection import RepoModel
     from stackctl.store.hub import RepoInfo
-    from stackctl.store.select import Choice
     from stackctl.values.model import Model
     from stackctl.values.plan import Plan
 
@@ -26,7 +26,7 @@ _MOST = 24
 
 @dataclass(frozen=True)
 class _Row:
-    choice: Choice
+    choice: RepoModel
     source: str
     plan: Plan | None
 
@@ -35,33 +35,38 @@ def show_remote(session: Session, source: str, parsed: HubSource) -> None:
     """Print the facts of a model on a hub, and how the models of its repository fit here."""
     from stackctl.sources.model_text import model_rows
     from stackctl.store import hub
-    from stackctl.store.facts import read_facts
-    from stackctl.store.select import checkpoint, choose, lacking, quantisations
+    from stackctl.store.file_selection import (
+        choose_model,
+        gguf_models,
+        missing_shards,
+        safetensors_model,
+    )
+    from stackctl.store.remote_header import read_remote_facts
 
     session.out.progress("model", f"asking for {source}")
-    info = hub.look(
+    info = hub.query_repo(
         parsed.repo,
         parsed.revision or "main",
         report_wait=partial(session.out.progress, "model"),
     )
-    whole = checkpoint(info)
-    known = [*([whole] if whole is not None else []), *quantisations(info)]
-    choices = [choice for choice in known if lacking(choice) is None]
+    whole = safetensors_model(info)
+    known = [*([whole] if whole is not None else []), *gguf_models(info)]
+    choices = [choice for choice in known if missing_shards(choice) is None]
     several = parsed.quant is None and len(choices) > 1
     # The one of middle size stands for all: they differ only in the types of their tensors.
     chosen = (
         choices[len(choices) // 2]
         if parsed.quant is None and choices
-        else choose(info, parsed.quant)
+        else choose_model(info, parsed.quant)
     )
     session.out.progress("model", "reading the beginning of its files")
-    model = read_facts(source, info, chosen, session.paths().cache)
+    model = read_remote_facts(source, info, chosen, session.paths().cache)
     if session.out.json and not several:
         session.out.data(model)
         return
     basis = session.plan_basis()
 
-    def row(choice: Choice) -> _Row:
+    def row(choice: RepoModel) -> _Row:
         label = choice.label or choice.files[0].path
         at = f"@{parsed.revision}" if parsed.revision else ""
         named = f"hf:{info.repo}{at}" + ("" if choice.format == "safetensors" else f":{label}")
@@ -79,7 +84,7 @@ def show_remote(session: Session, source: str, parsed: HubSource) -> None:
     _table(session, found)
 
 
-def _scaled(model: Model, chosen: Choice, choice: Choice, source: str) -> Model:
+def _scaled(model: Model, chosen: RepoModel, choice: RepoModel, source: str) -> Model:
     """Return the facts of another quantisation: the same, with sizes scaled as the files are."""
     if choice == chosen:
         return msgspec.structs.replace(model, source=source)

@@ -26,11 +26,11 @@ from stackctl.quantity import format_bytes
 from stackctl.sources.hub_cache import cache_folder
 from stackctl.sources.models import read_model
 from stackctl.store import fetch
-from stackctl.store.facts import read_remote
-from stackctl.store.fetch import Order, Speed
+from stackctl.store.download_rate import DownloadProgress
+from stackctl.store.download_types import RetryPolicy
+from stackctl.store.fetch import DownloadPlan, DownloadSettings
 from stackctl.store.manifest import Manifest
-from stackctl.store.pace import Progress
-from stackctl.store.wanted import Patience
+from stackctl.store.remote_header import read_remote
 from stackctl.values.base import from_json, to_json
 from stackctl.values.model import Model
 from stackctl.values.model_store import FetchJob, FetchState, ModelLock, StoredModel
@@ -41,7 +41,7 @@ from stackctl.values.result import ErrorReport
 LARGE_BYTES: Final = 10**9
 _TELL_S: Final = 0.5
 #: A service waits about an hour for a lost network to return.
-_PATIENCE: Final = Patience(attempts=60)
+_PATIENCE: Final = RetryPolicy(attempts=60)
 _MOST_BYTES: Final = 16 << 20
 #: Variables of the environment that a download needs; some hold secrets.
 _ENVIRONMENT: Final = (
@@ -60,7 +60,7 @@ class Wanted:
 
     source: str
     lock: ModelLock | None = None
-    speed: Speed = Speed()  # noqa: RUF009 - frozen
+    speed: DownloadSettings = DownloadSettings()  # noqa: RUF009 - frozen
     here: bool = False
 
 
@@ -78,22 +78,22 @@ def get(context: Context, wanted: Wanted) -> StoredModel:
     service.forget()
     fetch.require_remote(wanted.source)
     context.report.progress("model", f"asking for {wanted.source}")
-    order = fetch.order(
+    plan = fetch.plan_download(
         wanted.source,
         stored.manifest(context),
         wanted.lock,
         partial(context.report.progress, "model"),
     )
-    large = order.missing_bytes > LARGE_BYTES
-    if large and not context.confirm(_question(order)):
+    large = plan.missing_bytes > LARGE_BYTES
+    if large and not context.confirm(_question(plan)):
         raise StackctlError("nothing was fetched")
     if large and not wanted.here and service.possible():
         service.start(wanted)
         return service.follow()
-    record = fetch.bring(
-        order, stored.manifest(context), speed=wanted.speed, tell=stored.telling(context)
+    record = fetch.download_model(
+        plan, stored.manifest(context), speed=wanted.speed, progress=stored.telling(context)
     )
-    _told(context, record, order.missing_bytes)
+    _told(context, record, plan.missing_bytes)
     return record
 
 
@@ -147,10 +147,10 @@ def _told(context: Context, record: StoredModel, came: int) -> None:
     context.report.step("model", f"{record.source}, {words}")
 
 
-def _question(order: Order) -> str:
-    words = f"{order.source}: {format_bytes(order.missing_bytes)} are to be downloaded"
-    if order.missing_bytes < order.bytes:
-        words += f" ({format_bytes(order.bytes - order.missing_bytes)} are here)"
+def _question(plan: DownloadPlan) -> str:
+    words = f"{plan.source}: {format_bytes(plan.missing_bytes)} are to be downloaded"
+    if plan.missing_bytes < plan.bytes:
+        words += f" ({format_bytes(plan.bytes - plan.missing_bytes)} are here)"
     return f"{words} to {cache_folder()}"
 
 
@@ -249,7 +249,11 @@ class _Service:
                 if state is not None and state.state != "running":
                     break
                 if state is not None and state.total_bytes:
-                    tell(Progress(state.done_bytes, state.total_bytes, state.speed, state.note))
+                    tell(
+                        DownloadProgress(
+                            state.done_bytes, state.total_bytes, state.speed, state.note
+                        )
+                    )
                 if not self.running():
                     state = self._read()
                     break
@@ -267,7 +271,7 @@ class _Service:
                 details=state.error.details,
                 exit_code=ExitCode(state.error.exit_code),
             )
-        record = stored.manifest(self._context).meant(self._source)
+        record = stored.manifest(self._context).record_of_source(self._source)
         if state is None or state.state != "done" or record is None:
             raise StackctlError(
                 f"the download of {self._source} was ended",
@@ -297,7 +301,7 @@ def work(path: Path) -> None:
     state = path.with_suffix(".json")
     last = 0.0
 
-    def tell(progress: Progress) -> None:
+    def tell(progress: DownloadProgress) -> None:
         nonlocal last
         if time.monotonic() - last >= _TELL_S:
             last = time.monotonic()
@@ -314,14 +318,14 @@ def work(path: Path) -> None:
 
     with _failing_into(state, job.source):
         manifest = Manifest(Path(job.state))
-        order = fetch.order(
+        plan = fetch.plan_download(
             job.source,
             manifest,
             job.lock,
             lambda note: _write(state, FetchState(source=job.source, note=note)),
         )
-        speed = Speed(job.limit, job.connections, _PATIENCE)
-        record = fetch.bring(order, manifest, speed=speed, tell=tell)
+        speed = DownloadSettings(job.limit, job.connections, _PATIENCE)
+        record = fetch.download_model(plan, manifest, speed=speed, progress=tell)
         done = FetchState(
             source=job.source,
             state="done",

@@ -24,7 +24,7 @@ from stackctl.sources.models import read_model
 from stackctl.sources.profiles import Profiles
 from stackctl.state.engine_facts_cache import EngineFactsCache
 from stackctl.store import hub
-from stackctl.store.facts import read_remote
+from stackctl.store.remote_header import read_remote
 from stackctl.values.model import Model
 from stackctl.values.plan import Plan
 from stackctl.values.profile import Overrides, Profile
@@ -97,7 +97,7 @@ def _read_model(basis: PlanBasis, profile: Profile, report: Report) -> Model:
         return read_model(source)
     except ModelNotCached:
         parsed = parse_remote(source)
-        if parsed is None or parsed.url is not None or hub.offline():
+        if parsed is None or parsed.url is not None or hub.offline_variable():
             raise
         report.progress("model", f"asking for {source}")
         with contextlib.suppress(ConnectionLost):

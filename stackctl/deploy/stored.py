@@ -11,8 +11,8 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.quantity import format_bytes
 from stackctl.sources.hub_cache import parse_remote
 from stackctl.sources.models import read_model
-from stackctl.store.manifest import Manifest, Tell
-from stackctl.store.pace import Progress
+from stackctl.store.download_rate import DownloadProgress
+from stackctl.store.manifest import Manifest, ProgressCallback
 from stackctl.values.model import Model
 from stackctl.values.model_store import StoredModel
 
@@ -22,11 +22,11 @@ def manifest(context: Context) -> Manifest:
     return Manifest(context.paths.state)
 
 
-def telling(context: Context, what: str = "") -> Tell:
+def telling(context: Context, what: str = "") -> ProgressCallback:
     """Return a function that reports the progress of a download or of hashing, after ``what``."""
     start: list[float] = []
 
-    def tell(progress: Progress) -> None:
+    def tell(progress: DownloadProgress) -> None:
         start.append(time.monotonic()) if not start else None
         context.report.progress(
             "model", what + progress.text(), elapsed_s=time.monotonic() - start[0]
@@ -50,7 +50,7 @@ def require_verified(context: Context, model: Model) -> None:
 
 def require_unchanged(context: Context, model: Model) -> bool:
     """Check that a model's files are unchanged; return False if there is no record of them."""
-    return manifest(context).check(model, telling(context, "hashing ")) is not None
+    return manifest(context).check_model(model, telling(context, "hashing ")) is not None
 
 
 def is_here(context: Context, source: str) -> bool:
@@ -61,7 +61,7 @@ def is_here(context: Context, source: str) -> bool:
     """
     if parse_remote(source) is None:
         return True
-    record = manifest(context).meant(source)
+    record = manifest(context).record_of_source(source)
     if record is not None:
         if not all(Path(file.path).exists() for file in record.files):
             return False

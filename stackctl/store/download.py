@@ -1,8 +1,8 @@
 """Download files over several connections at once, and resume earlier downloads.
 
-Each connection (receive.py) fetches one piece after another, in order, of the first file that lacks
-pieces. One thread (follow.py) hashes the bytes soon after their arrival, so that a file is verified
-a moment after its last byte. part.py stores the state between runs.
+Each connection (download_worker.py) fetches one piece after another, in order, of the first file
+that lacks pieces. One thread (hash_worker.py) hashes the bytes soon after their arrival, so that a
+file is verified a moment after its last byte. partial_file.py stores the state between runs.
 """
 
 from __future__ import annotations
@@ -11,26 +11,26 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from stackctl.store.board import POLL_S, Board
-from stackctl.store.follow import follow
-from stackctl.store.pace import Limiter, Pace, Progress
-from stackctl.store.receive import Receiver
-from stackctl.store.wanted import Got, Patience, Wanted
+from stackctl.store.download_queue import POLL_S, DownloadQueue
+from stackctl.store.download_rate import DownloadProgress, RateLimiter, SpeedMeter
+from stackctl.store.download_types import DownloadedFile, DownloadRequest, RetryPolicy
+from stackctl.store.download_worker import DownloadWorker
+from stackctl.store.hash_worker import hash_files
 
 CONNECTIONS: Final = 4
-_PATIENCE: Final = Patience()
+_PATIENCE: Final = RetryPolicy()
 
 
-def download(
-    files: Sequence[Wanted],
+def download_files(
+    files: Sequence[DownloadRequest],
     *,
     secret: str | None = None,
     limit: float | None = None,
     connections: int = CONNECTIONS,
-    patience: Patience = _PATIENCE,
+    retries: RetryPolicy = _PATIENCE,
     timeout_s: float = 30,
-    tell: Callable[[Progress], None] = lambda _: None,
-) -> list[Got]:
+    tell: Callable[[DownloadProgress], None] = lambda _: None,
+) -> list[DownloadedFile]:
     """Download files. Only complete, verified files get their name; parts stay for the next run.
 
     Args:
@@ -45,31 +45,31 @@ def download(
     Raises:
         StackctlError: a file cannot be fetched or verified; the message names it.
     """
-    board = Board(files)
-    limiter, pace = Limiter(limit), Pace(sum(file.size for file in files))
+    queue = DownloadQueue(files)
+    limiter, pace = RateLimiter(limit), SpeedMeter(sum(file.size for file in files))
     receivers = [
-        Receiver(board, secret=secret, limiter=limiter, patience=patience, timeout_s=timeout_s)
+        DownloadWorker(queue, secret=secret, limiter=limiter, retries=retries, timeout_s=timeout_s)
         for _ in range(max(1, connections))
     ]
     work: list[Callable[[], None]] = [receiver.run for receiver in receivers]
-    work.append(lambda: follow(board))
-    threads = [threading.Thread(target=board.guard, args=(one,)) for one in work]
+    work.append(lambda: hash_files(queue))
+    threads = [threading.Thread(target=queue.run_guarded, args=(one,)) for one in work]
     try:
         for thread in threads:
             thread.start()
-        while board.left and board.error is None:
-            with board.changed:
-                board.changed.wait(POLL_S)
-            board.look_again()
-            tell(pace.at(board.seen(), board.came, note=board.note))
+        while queue.left and queue.error is None:
+            with queue.changed:
+                queue.changed.wait(POLL_S)
+            queue.retry_locked()
+            tell(pace.progress_at(queue.bytes_present(), queue.came, note=queue.note))
     finally:
-        board.end()
+        queue.stop_all()
         for receiver in receivers:
             receiver.transfer.abort()
         for thread in threads:
             if thread.ident is not None:
                 thread.join()
-        board.close()
-    if board.error is not None:
-        raise board.error
-    return board.got
+        queue.close()
+    if queue.error is not None:
+        raise queue.error
+    return queue.got

@@ -16,14 +16,20 @@ from stackctl.machine.http_download import Transfer, host_of
 from stackctl.quantity import format_bytes
 from stackctl.sources.hub_cache import HubSource, cache_folder, parse_remote
 from stackctl.sources.source_files import open_regular_file
-from stackctl.store import hub, lockfile
-from stackctl.store import part as parts
-from stackctl.store.answers import refusal
-from stackctl.store.download import CONNECTIONS, download
-from stackctl.store.layout import Repository
-from stackctl.store.manifest import Manifest, Tell, digest, now, silent, store_file
-from stackctl.store.select import choose
-from stackctl.store.wanted import Got, Patience, Wanted
+from stackctl.store import hub, lockfile, partial_file
+from stackctl.store.download import CONNECTIONS, download_files
+from stackctl.store.download_types import DownloadedFile, DownloadRequest, RetryPolicy
+from stackctl.store.file_selection import choose_model
+from stackctl.store.http_status import status_error
+from stackctl.store.hub_repository import Repository
+from stackctl.store.manifest import (
+    Manifest,
+    ProgressCallback,
+    digest,
+    file_record,
+    no_progress,
+    record_time,
+)
 from stackctl.values.model_store import ModelLock, StoredModel
 
 #: Bytes that stay free on the disk.
@@ -32,16 +38,16 @@ _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 @dataclass(frozen=True)
-class Speed:
+class DownloadSettings:
     """Settings of a download: the limit in bytes per second (None: none), connections, retries."""
 
     limit: float | None = None
     connections: int = CONNECTIONS
-    patience: Patience = field(default_factory=Patience)
+    retries: RetryPolicy = field(default_factory=RetryPolicy)
 
 
 @dataclass(frozen=True)
-class Order:
+class DownloadPlan:
     """The model of a source, and the files that the store lacks.
 
     ``present`` are verified blobs in the store, ``unsure`` blobs that another tool has stored or
@@ -54,11 +60,11 @@ class Order:
     repo: str
     commit: str | None
     revision: str | None
-    wanted: tuple[Wanted, ...]
+    wanted: tuple[DownloadRequest, ...]
     paths: tuple[tuple[str, str], ...]
-    present: tuple[Got, ...]
-    unsure: tuple[Wanted, ...]
-    todo: tuple[Wanted, ...]
+    present: tuple[DownloadedFile, ...]
+    unsure: tuple[DownloadRequest, ...]
+    todo: tuple[DownloadRequest, ...]
     missing_bytes: int
     hub: str | None
 
@@ -81,19 +87,19 @@ def require_remote(source: str) -> HubSource:
     return found
 
 
-def order(
+def plan_download(
     source: str,
     manifest: Manifest,
     lock: ModelLock | None = None,
     report_wait: Callable[[str], None] = lambda _: None,
-) -> Order:
+) -> DownloadPlan:
     """Resolve a source with the hub, and find out which of its files are in the store.
 
     Args:
         source: ``hf:...`` or ``https://...``.
         manifest: has the records of verified files.
         lock: the commit and hashes that the model must have.
-        report_wait: that of hub.look.
+        report_wait: that of hub.query_repo.
 
     Raises:
         StackctlError: the hub does not answer, has no such model, or differs from the lock.
@@ -101,23 +107,23 @@ def order(
     parsed = require_remote(source)
     if parsed.url is not None:
         return _web_order(source, parsed, parsed.url, manifest)
-    info = hub.look(parsed.repo, parsed.revision or "main", report_wait=report_wait)
-    choice = choose(info, parsed.quant)
+    info = hub.query_repo(parsed.repo, parsed.revision or "main", report_wait=report_wait)
+    choice = choose_model(info, parsed.quant)
     if lock is not None:
         lockfile.require_same(lock, info, choice.files)
     locked = {file.path: file.sha256 for file in lock.files} if lock else {}
     place = Repository(parsed.repo)
     place.prepare()
-    base = hub.endpoint()
+    base = hub.hub_endpoint()
     wanted = []
     for file in choice.files:
         wanted.append(
-            Wanted(
+            DownloadRequest(
                 name=file.path,
                 url=f"{base}/{parsed.repo}/resolve/{info.commit}/{quote(file.path)}",
                 size=file.bytes,
-                target=place.blob(file.name),
-                lock=place.lock(file.name),
+                target=place.blob_path(file.name),
+                lock=place.lock_path(file.name),
                 sha256=locked.get(file.path, file.sha256),
                 git_sha1=file.blob if file.sha256 is None else None,
             )
@@ -134,46 +140,50 @@ def _order(
     place: Repository,
     commit: str | None,
     revision: str | None,
-    wanted: Sequence[Wanted],
+    request: Sequence[DownloadRequest],
     paths: tuple[tuple[str, str], ...],
     manifest: Manifest,
     base: str | None,
-) -> Order:
+) -> DownloadPlan:
     known = {
         (file.path, file.bytes, file.mtime_ns): file.sha256
         for record in manifest.all()
         for file in record.files
     }
     present, unsure, todo = [], [], []
-    unique = {file.target: file for file in wanted}  # equal files are one blob
+    unique = {file.target: file for file in request}  # equal files are one blob
     for file in unique.values():
-        found = place.there(file.target.name, file.size)
+        found = place.find_blob(file.target.name, file.size)
         if found is None:
             todo.append(file)
             continue
         key = (str(file.target.resolve()), found.st_size, found.st_mtime_ns)
         sha256 = known.get(key)
         if sha256 is not None and file.sha256 in (None, sha256):
-            present.append(Got(file, sha256, found.st_mtime_ns))
+            present.append(DownloadedFile(file, sha256, found.st_mtime_ns))
         else:
             unsure.append(file)
-    return Order(
+    return DownloadPlan(
         source=source,
         repo=place.repo,
         commit=commit,
         revision=revision,
-        wanted=tuple(wanted),
+        wanted=tuple(request),
         paths=paths,
         present=tuple(present),
         unsure=tuple(unsure),
         todo=tuple(todo),
-        missing_bytes=sum(f.size - parts.bytes_there(f.target, f.size) for f in todo),
+        missing_bytes=sum(f.size - partial_file.bytes_on_disk(f.target, f.size) for f in todo),
         hub=base,
     )
 
 
-def bring(
-    order: Order, manifest: Manifest, *, speed: Speed = Speed(), tell: Tell = silent
+def download_model(
+    plan: DownloadPlan,
+    manifest: Manifest,
+    *,
+    speed: DownloadSettings = DownloadSettings(),
+    progress: ProgressCallback = no_progress,
 ) -> StoredModel:
     """Download the missing files, verify them, and add the complete model to the store.
 
@@ -181,47 +191,49 @@ def bring(
         StackctlError: a file cannot be fetched or verified; parts stay for the next run.
     """
     try:
-        return _bring(order, manifest, speed, tell)
+        return _bring(plan, manifest, speed, progress)
     except OSError as error:
-        raise parts.unwritable(Path(error.filename or cache_folder()), error) from None
+        raise partial_file.write_error(Path(error.filename or cache_folder()), error) from None
 
 
-def _bring(order: Order, manifest: Manifest, speed: Speed, tell: Tell) -> StoredModel:
-    got = list(order.present)
-    todo = list(order.todo)
-    for file in order.unsure:
+def _bring(
+    plan: DownloadPlan, manifest: Manifest, speed: DownloadSettings, progress: ProgressCallback
+) -> StoredModel:
+    got = list(plan.present)
+    todo = list(plan.todo)
+    for file in plan.unsure:
         # Stored by another tool, or changed since. If its hash is wrong it is fetched again.
-        found = _recheck(file, tell)
+        found = _recheck(file, progress)
         if found is None:
             file.target.unlink(missing_ok=True)
             todo.append(file)
         else:
             got.append(found)
-    _require_space(order, todo)
-    for one in download(
+    _require_space(plan, todo)
+    for one in download_files(
         todo,
-        secret=hub.token(order.hub) if todo and order.hub is not None else None,
+        secret=hub.hub_token(plan.hub) if todo and plan.hub is not None else None,
         limit=speed.limit,
         connections=speed.connections,
-        patience=speed.patience,
-        tell=tell,
+        retries=speed.retries,
+        tell=progress,
     ):
         # The other process that stored it may be another tool, which does not verify hashes.
-        found = _recheck(one.wanted, tell) if one.sha256 is None else one
+        found = _recheck(one.request, progress) if one.sha256 is None else one
         if found is None:
-            one.wanted.target.unlink(missing_ok=True)
+            one.request.target.unlink(missing_ok=True)
             raise StackctlError(
-                f"{one.wanted.name}, which another process has fetched, is damaged; it is removed",
+                f"{one.request.name}, which another process has fetched, is damaged; it is removed",
                 hint="the same command fetches it again",
             )
         got.append(found)
-    return _keep(order, got, manifest)
+    return _keep(plan, got, manifest)
 
 
-def _recheck(file: Wanted, tell: Tell) -> Got | None:
+def _recheck(file: DownloadRequest, progress: ProgressCallback) -> DownloadedFile | None:
     with open_regular_file(file.target) as (fd, size):
         mtime_ns = os.fstat(fd).st_mtime_ns
-    sha256 = digest(file.target, file.size, tell)
+    sha256 = digest(file.target, file.size, progress)
     if file.sha256 is not None:
         right = sha256 == file.sha256
     else:
@@ -230,40 +242,40 @@ def _recheck(file: Wanted, tell: Tell) -> Got | None:
             while raw := stream.read(1 << 20):
                 blob.update(raw)
         right = file.git_sha1 in (None, blob.hexdigest())
-    return Got(file, sha256, mtime_ns) if right else None
+    return DownloadedFile(file, sha256, mtime_ns) if right else None
 
 
-def _require_space(order: Order, todo: Sequence[Wanted]) -> None:
+def _require_space(plan: DownloadPlan, todo: Sequence[DownloadRequest]) -> None:
     folder = cache_folder()
     found = os.statvfs(folder)
     free = found.f_bavail * found.f_frsize
-    need = sum(file.size - parts.allocated(file.target) for file in todo)
+    need = sum(file.size - partial_file.allocated_bytes(file.target) for file in todo)
     if todo and need + _SPARE_BYTES > free:
         raise StackctlError(
-            f"{order.source} needs {format_bytes(need)} more, {format_bytes(max(0, free))} are "
+            f"{plan.source} needs {format_bytes(need)} more, {format_bytes(max(0, free))} are "
             f"free in {folder}",
             hint="stackctl model list shows what is there, HF_HUB_CACHE names another folder",
             exit_code=ExitCode.REFUSED,
         )
 
 
-def _keep(order: Order, got: Sequence[Got], manifest: Manifest) -> StoredModel:
-    place = Repository(order.repo)
-    hashes = {one.wanted.target.name: one.sha256 for one in got if one.sha256 is not None}
-    times = {hashes[one.wanted.target.name]: one.mtime_ns for one in got}
-    commit, paths = order.commit, dict(order.paths)
+def _keep(plan: DownloadPlan, got: Sequence[DownloadedFile], manifest: Manifest) -> StoredModel:
+    place = Repository(plan.repo)
+    hashes = {one.request.target.name: one.sha256 for one in got if one.sha256 is not None}
+    times = {hashes[one.request.target.name]: one.mtime_ns for one in got}
+    commit, paths = plan.commit, dict(plan.paths)
     if commit is None:
         # A web server's file has no commit: its hash takes the place of commit and blob name.
         (one,) = got
         (sha256,) = hashes.values()
         commit = sha256[:40]
-        target = place.blob(sha256)
-        if one.wanted.target != target:
+        target = place.blob_path(sha256)
+        if one.request.target != target:
             # An older stackctl was killed before it renamed the file.
-            one.wanted.target.replace(target)
+            one.request.target.replace(target)
         paths, hashes = dict.fromkeys(paths, target.name), {target.name: sha256}
-    folder = place.link(commit, paths)
-    blobs = {str(place.blob(blob)) for blob in paths.values()}
+    folder = place.write_snapshot(commit, paths)
+    blobs = {str(place.blob_path(blob)) for blob in paths.values()}
     # Files of other snapshots are kept by the links there.
     imported = any(
         record.imported
@@ -271,25 +283,25 @@ def _keep(order: Order, got: Sequence[Got], manifest: Manifest) -> StoredModel:
         and blobs & {file.path for file in record.files}
         for record in manifest.all()
     )
-    if order.revision is not None:
-        place.name(order.revision, commit)
+    if plan.revision is not None:
+        place.set_ref(plan.revision, commit)
     record = StoredModel(
-        source=order.source,
-        repo=order.repo,
+        source=plan.source,
+        repo=plan.repo,
         commit=commit,
         folder=str(folder),
         files=tuple(
-            store_file(path, place.blob(blob), hashes[blob], times[hashes[blob]])
+            file_record(path, place.blob_path(blob), hashes[blob], times[hashes[blob]])
             for path, blob in paths.items()
         ),
-        verified=now(),
+        verified=record_time(),
         imported=imported,
     )
     manifest.put(record)
     return record
 
 
-def _web_order(source: str, parsed: HubSource, url: str, manifest: Manifest) -> Order:
+def _web_order(source: str, parsed: HubSource, url: str, manifest: Manifest) -> DownloadPlan:
     """Resolve a file of any web server; a request for its first byte shows its size."""
     hub.require_online()
     parts_of = urlsplit(source)
@@ -312,7 +324,7 @@ def _web_order(source: str, parsed: HubSource, url: str, manifest: Manifest) -> 
         total = re.fullmatch(r"bytes 0-0/(\d{1,18})", response.header("Content-Range") or "")
         size = int(total[1]) if total else response.length
         if response.status not in (200, 206):
-            raise refusal(name, response)
+            raise status_error(name, response)
     if size is None:
         raise StackctlError(f"{name}: {host_of(url)} reports no size")
     place = Repository(parsed.repo)
@@ -323,7 +335,13 @@ def _web_order(source: str, parsed: HubSource, url: str, manifest: Manifest) -> 
         sha256 = record.files[0].sha256  # fetched before: the server may have another file now
     # Until its hash is known, the blob is named by the hash of its URL.
     blob = sha256 or f"web-{hashlib.sha256(url.encode()).hexdigest()[:32]}"
-    wanted = Wanted(
-        name, url, size, place.blob(blob), place.lock(blob), sha256, named_by_hash=sha256 is None
+    request = DownloadRequest(
+        name,
+        url,
+        size,
+        place.blob_path(blob),
+        place.lock_path(blob),
+        sha256,
+        named_by_hash=sha256 is None,
     )
-    return _order(source, place, None, "main", [wanted], ((name, blob),), manifest, None)
+    return _order(source, place, None, "main", [request], ((name, blob),), manifest, None)

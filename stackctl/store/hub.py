@@ -21,8 +21,8 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine.http_download import ConnectionLost, Response, Transfer, host_of
 from stackctl.sources.hub_cache import hub_home
 from stackctl.sources.source_files import read_bytes
-from stackctl.store.answers import refusal, retry_after
-from stackctl.store.wanted import Patience
+from stackctl.store.download_types import RetryPolicy
+from stackctl.store.http_status import retry_after, status_error
 
 DEFAULT_ENDPOINT: Final = "https://huggingface.co"
 #: The largest repositories have some thousand files, a few hundred bytes each.
@@ -32,12 +32,12 @@ _MOST_SIZE: Final = 1 << 50
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _TOKEN: Final = re.compile(r"[\x21-\x7e]{1,500}")
 _TRUE: Final = frozenset({"1", "ON", "YES", "TRUE"})
-_PATIENCE: Final = Patience(attempts=2)
+_PATIENCE: Final = RetryPolicy(attempts=2)
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 @dataclass(frozen=True)
-class Remote:
+class RemoteFile:
     """A file of a repository. Large files have ``sha256``; ``blob`` is the SHA-1 as a git blob."""
 
     path: str
@@ -57,7 +57,7 @@ class RepoInfo:
 
     repo: str
     commit: str
-    files: tuple[Remote, ...]
+    files: tuple[RemoteFile, ...]
 
 
 class _Lfs(msgspec.Struct):
@@ -77,7 +77,7 @@ class _Info(msgspec.Struct):
     siblings: list[_Sibling]
 
 
-def endpoint() -> str:
+def hub_endpoint() -> str:
     """Return the hub's URL: HF_ENDPOINT, or Hugging Face's.
 
     Raises:
@@ -98,7 +98,7 @@ def endpoint() -> str:
     return text
 
 
-def offline() -> str | None:
+def offline_variable() -> str | None:
     """Return the name of the variable that forbids requests to a hub, or None."""
     names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
     return next((name for name in names if os.environ.get(name, "").upper() in _TRUE), None)
@@ -106,14 +106,14 @@ def offline() -> str | None:
 
 def require_online() -> None:
     """Raise StackctlError if the environment forbids requests to a hub (HF_HUB_OFFLINE)."""
-    if name := offline():
+    if name := offline_variable():
         raise StackctlError(
             f"nothing is fetched: {name} is set",
             hint=f"unset {name}, or take the model from another machine: stackctl model import",
         )
 
 
-def token(url: str) -> str | None:
+def hub_token(url: str) -> str | None:
     """Return the user's token for a hub, from the places of the hub's own tools, or None.
 
     None, too, for another machine without https, because the token would be sent in the clear.
@@ -145,11 +145,11 @@ def _checked(text: str, where: str) -> str:
     return text
 
 
-def look(
+def query_repo(
     repo: str,
     revision: str,
     *,
-    patience: Patience = _PATIENCE,
+    retries: RetryPolicy = _PATIENCE,
     report_wait: Callable[[str], None] = lambda _: None,
 ) -> RepoInfo:
     """Ask the hub for the commit and the files of a repository at a revision.
@@ -161,11 +161,11 @@ def look(
             answer is invalid.
     """
     require_online()
-    base = endpoint()
+    base = hub_endpoint()
     url = f"{base}/api/models/{repo}/revision/{quote(revision, safe='')}?blobs=true"
     what = f"{repo}@{revision}" if revision != "main" else repo
     with Transfer() as transfer:
-        response = _asked(transfer, url, what, token(base), patience, report_wait)
+        response = _asked(transfer, url, what, hub_token(base), retries, report_wait)
         raw = response.read(_MOST_BYTES)
     try:
         info = msgspec.json.decode(raw, type=_Info)
@@ -182,11 +182,11 @@ def _asked(
     url: str,
     what: str,
     secret: str | None,
-    patience: Patience,
+    retries: RetryPolicy,
     report_wait: Callable[[str], None],
 ) -> Response:
-    for attempt in range(patience.attempts + 1):
-        last = attempt == patience.attempts
+    for attempt in range(retries.attempts + 1):
+        last = attempt == retries.attempts
         wait = 0.0
         try:
             response = transfer.get(url, {"Accept": "application/json"}, secret=secret)
@@ -201,23 +201,23 @@ def _asked(
             if response.status == 200:
                 return response
             if last or (response.status != 429 and response.status < 500):
-                raise refusal(what, response)
+                raise status_error(what, response)
             wait = retry_after(response.header("Retry-After"))
             why = f"{host_of(response.url)} is busy ({response.status})"
-        wait = max(wait, min(patience.most_s, patience.first_s * 2.0**attempt))
+        wait = max(wait, min(retries.most_s, retries.first_s * 2.0**attempt))
         report_wait(f"{why}: once more in {wait:.0f} s")
         time.sleep(wait)
     raise AssertionError("unreachable")
 
 
-def _checked_info(repo: str, info: _Info) -> tuple[str, tuple[Remote, ...]]:
+def _checked_info(repo: str, info: _Info) -> tuple[str, tuple[RemoteFile, ...]]:
     if not _COMMIT.fullmatch(info.sha):
         raise _hostile(repo, f"its commit is {info.sha[:60]!r}")
     if len(info.siblings) > _MOST_FILES:
         raise _hostile(repo, f"it has {len(info.siblings)} files")
     files = []
     for sibling in info.siblings:
-        require_plain(sibling.rfilename, repo)
+        require_plain_path(sibling.rfilename, repo)
         size = sibling.lfs.size if sibling.lfs else sibling.size
         sha256 = sibling.lfs.sha256 if sibling.lfs else None
         if size is None or not 0 <= size < _MOST_SIZE:
@@ -228,13 +228,13 @@ def _checked_info(repo: str, info: _Info) -> tuple[str, tuple[Remote, ...]]:
             raise _hostile(repo, f"the blob of {sibling.rfilename} is {sibling.blobId[:60]!r}")
         if sha256 is None and sibling.blobId is None:
             raise _hostile(repo, f"{sibling.rfilename} has no hash")
-        files.append(Remote(sibling.rfilename, size, sha256, sibling.blobId))
+        files.append(RemoteFile(sibling.rfilename, size, sha256, sibling.blobId))
     if len({file.path for file in files}) != len(files):
         raise _hostile(repo, "it names a file twice")
     return info.sha, tuple(files)
 
 
-def require_plain(path: str, where: str) -> None:
+def require_plain_path(path: str, where: str) -> None:
     """Raise StackctlError for a path that could lead out of its folder, or is not a file name."""
     parts = path.split("/")
     plain = (

@@ -10,7 +10,7 @@ from typing import Final
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.sources.hub_cache import parse_remote
 from stackctl.sources.source_files import read_bytes
-from stackctl.store.hub import Remote, RepoInfo, require_plain
+from stackctl.store.hub import RemoteFile, RepoInfo, require_plain_path
 from stackctl.values.base import from_json
 from stackctl.values.model_store import LockedFile, ModelLock, StoredModel
 
@@ -70,7 +70,7 @@ def require_sound(lock: ModelLock, where: str) -> None:
     if len(names) != len(lock.files):
         raise StackctlError(f"{where}: it names a file twice", exit_code=ExitCode.USAGE)
     for file in lock.files:
-        require_plain(file.path, where)
+        require_plain_path(file.path, where)
         if not (
             re.fullmatch("[0-9a-f]{64}", file.sha256)
             # Otherwise the blob could name the content of another file.
@@ -82,7 +82,7 @@ def require_sound(lock: ModelLock, where: str) -> None:
             )
 
 
-def require_same(lock: ModelLock, info: RepoInfo, files: Sequence[Remote]) -> None:
+def require_same(lock: ModelLock, info: RepoInfo, files: Sequence[RemoteFile]) -> None:
     """Raise StackctlError with the difference if the hub's commit or files differ from the lock."""
     locked = {file.path: file for file in lock.files}
     why = None

@@ -23,7 +23,7 @@ from stackctl.machine.atomic_files import remove_file, write_atomically
 from stackctl.machine.path_security import make_private_folder
 from stackctl.sources.hub_cache import parse_remote, snapshot_folder
 from stackctl.sources.source_files import open_regular_file
-from stackctl.store.pace import Pace, Progress
+from stackctl.store.download_rate import DownloadProgress, SpeedMeter
 from stackctl.values.base import from_json, to_json
 from stackctl.values.model import Model
 from stackctl.values.model_store import StoredFile, StoredModel
@@ -32,10 +32,10 @@ from stackctl.values.result import Result
 _BLOCK: Final = 8 << 20
 _MOST_BYTES: Final = 16 << 20
 
-Tell = Callable[[Progress], None]
+ProgressCallback = Callable[[DownloadProgress], None]
 
 
-def silent(_: Progress) -> None:
+def no_progress(_: DownloadProgress) -> None:
     """Ignore the progress."""
 
 
@@ -63,16 +63,16 @@ class Manifest:
         for other in self.all():
             same = {(file.name, file.path) for file in other.files} == files
             if same and other.source != model.source:
-                self.forget(other.source)
+                self.remove(other.source)
 
     def refresh(self, model: StoredModel) -> None:
         """Store the current times of a model whose files were all hashed just now and are right."""
         files = [
             msgspec.structs.replace(file, mtime_ns=_stat(file).st_mtime_ns) for file in model.files
         ]
-        self.put(msgspec.structs.replace(model, files=tuple(files), verified=now()))
+        self.put(msgspec.structs.replace(model, files=tuple(files), verified=record_time()))
 
-    def forget(self, source: str) -> None:
+    def remove(self, source: str) -> None:
         """Remove a record, if there is one."""
         remove_file(self._path(source))
 
@@ -80,7 +80,7 @@ class Manifest:
         digest = hashlib.sha256(source.encode("utf-8", "replace")).hexdigest()[:20]
         return self.state / "models" / f"{digest}.json"
 
-    def of(self, model: Model) -> StoredModel | None:
+    def record_for(self, model: Model) -> StoredModel | None:
         """Return the record that contains all files of a model, or None."""
         paths = {file.path for file in model.files}
         for record in self.all():
@@ -88,16 +88,18 @@ class Manifest:
                 return record
         return None
 
-    def check(self, model: Model, tell: Tell = silent) -> StoredModel | None:
+    def check_model(
+        self, model: Model, progress: ProgressCallback = no_progress
+    ) -> StoredModel | None:
         """Check that a model's files are unchanged; return its record, None without one.
 
         Raises:
             StackctlError: a file has changed or cannot be read; the message names it.
         """
-        record = self.of(model)
-        return None if record is None else self.check_record(record, tell)
+        record = self.record_for(model)
+        return None if record is None else self.check_record(record, progress)
 
-    def meant(self, source: str) -> StoredModel | None:
+    def record_of_source(self, source: str) -> StoredModel | None:
         """Return the record of a hub source for the commit that the store has now, or None."""
         parsed = parse_remote(source)
         folder = snapshot_folder(parsed) if parsed is not None else None
@@ -110,8 +112,10 @@ class Manifest:
                 return record
         return None
 
-    def check_record(self, record: StoredModel, tell: Tell = silent) -> StoredModel:
-        """Check that the files of a record are unchanged; like ``check``.
+    def check_record(
+        self, record: StoredModel, progress: ProgressCallback = no_progress
+    ) -> StoredModel:
+        """Check that the files of a record are unchanged; like ``check_model``.
 
         If only times have changed, the new times are stored.
         """
@@ -119,7 +123,7 @@ class Manifest:
         for file in record.files:
             found = _stat(file)
             if found.st_mtime_ns != file.mtime_ns:
-                if digest(Path(file.path), file.bytes, tell) != file.sha256:
+                if digest(Path(file.path), file.bytes, progress) != file.sha256:
                     raise _changed(file, record, "its content differs from the fetched file")
                 file = msgspec.structs.replace(file, mtime_ns=found.st_mtime_ns)
                 changed = True
@@ -158,14 +162,14 @@ def _changed(file: StoredFile, record: StoredModel, why: str) -> StackctlError:
     )
 
 
-def verify(record: StoredModel, tell: Tell = silent) -> tuple[Result, ...]:
+def verify_files(record: StoredModel, tell: ProgressCallback = no_progress) -> tuple[Result, ...]:
     """Hash all files of a model as they are on the disk; return the results, failures first."""
     results = []
-    pace, before = Pace(record.bytes), 0
+    pace, before = SpeedMeter(record.bytes), 0
     for file in record.files:
 
-        def told(progress: Progress, before: int = before) -> None:
-            tell(pace.at(before + progress.done, before + progress.done))
+        def told(progress: DownloadProgress, before: int = before) -> None:
+            tell(pace.progress_at(before + progress.done, before + progress.done))
 
         results.append(_verify(file, _restoring(record), told))
         before += file.bytes
@@ -179,10 +183,10 @@ def _restoring(record: StoredModel) -> str:
     return f"restore the file, or forget the model: stackctl model remove {record.source}"
 
 
-def _verify(file: StoredFile, restoring: str, tell: Tell) -> Result:
+def _verify(file: StoredFile, restoring: str, progress: ProgressCallback) -> Result:
     try:
         _stat(file, restoring)
-        found = digest(Path(file.path), file.bytes, tell, past_cache=True)
+        found = digest(Path(file.path), file.bytes, progress, past_cache=True)
     except StackctlError as error:
         return Result(name=file.name, status="fail", actual=error.message, remedy=error.hint)
     right = found == file.sha256
@@ -195,18 +199,20 @@ def _verify(file: StoredFile, restoring: str, tell: Tell) -> Result:
     )
 
 
-def now() -> str:
+def record_time() -> str:
     """Return the time in UTC in the format of records."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def digest(path: Path, size: int, tell: Tell = silent, *, past_cache: bool = False) -> str:
+def digest(
+    path: Path, size: int, progress: ProgressCallback = no_progress, *, past_cache: bool = False
+) -> str:
     """Return the SHA-256 of a file in hex; ``past_cache`` reads the disk, not the page cache.
 
     Raises:
         StackctlError: the file cannot be read.
     """
-    sha, pace, done = hashlib.sha256(), Pace(size), 0
+    sha, pace, done = hashlib.sha256(), SpeedMeter(size), 0
     buffer = mmap.mmap(-1, _BLOCK)  # direct reads need aligned memory
     with open_regular_file(path) as (fd, _), contextlib.closing(buffer), memoryview(buffer) as view:
         if past_cache:
@@ -227,7 +233,7 @@ def digest(path: Path, size: int, tell: Tell = silent, *, past_cache: bool = Fal
                     break
                 sha.update(view[:count])
                 done += count
-                tell(pace.at(done, done))
+                progress(pace.progress_at(done, done))
         finally:
             if direct is not None:
                 os.close(direct)
@@ -241,7 +247,7 @@ def _direct(path: Path) -> int | None:
         return None
 
 
-def store_file(name: str, path: Path, sha256: str, mtime_ns: int) -> StoredFile:
+def file_record(name: str, path: Path, sha256: str, mtime_ns: int) -> StoredFile:
     """Return the record of a hashed file; ``mtime_ns`` is its time of change before hashing.
 
     Raises:

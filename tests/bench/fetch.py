@@ -9,8 +9,8 @@ import time
 import urllib.request
 from pathlib import Path
 
-from stackctl.store.download import download
-from stackctl.store.wanted import Wanted
+from stackctl.store.download import download_files
+from stackctl.store.download_types import DownloadRequest
 
 
 def main(site: str, place: str) -> None:
@@ -18,7 +18,7 @@ def main(site: str, place: str) -> None:
     with urllib.request.urlopen(f"{site}/api/models/a/b/revision/main") as answer:
         (file,) = json.load(answer)["siblings"]
     target = Path(place)
-    wanted = Wanted(
+    wanted = DownloadRequest(
         name=file["rfilename"],
         url=f"{site}/a/b/resolve/main/{file['rfilename']}",
         size=file["size"],
@@ -27,7 +27,7 @@ def main(site: str, place: str) -> None:
         sha256=file["lfs"]["sha256"],
     )
     begin = time.perf_counter()
-    download([wanted])
+    download_files([wanted])
     took = time.perf_counter() - begin
     print(took, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 

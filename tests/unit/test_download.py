@@ -18,13 +18,13 @@ import pytest
 from hub import Hub, hub
 
 from stackctl.errors import StackctlError
-from stackctl.store import part as parts
-from stackctl.store.board import Board
-from stackctl.store.download import download
-from stackctl.store.pace import Progress
-from stackctl.store.wanted import Got, Patience, Wanted
+from stackctl.store import partial_file
+from stackctl.store.download import download_files
+from stackctl.store.download_queue import DownloadQueue
+from stackctl.store.download_rate import DownloadProgress
+from stackctl.store.download_types import DownloadedFile, DownloadRequest, RetryPolicy
 
-QUICK = Patience(attempts=4, first_s=0.01, most_s=0.05)
+QUICK = RetryPolicy(attempts=4, first_s=0.01, most_s=0.05)
 CHECKOUT = Path(__file__).parents[2]
 MIB = 1 << 20
 
@@ -39,7 +39,7 @@ def site(tmp_path: Path) -> Iterator[Hub]:
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of some MiB has many pieces."""
-    for module in ("part", "follow", "receive"):
+    for module in ("partial_file", "hash_worker", "download_worker"):
         monkeypatch.setattr(f"stackctl.store.{module}.PIECE_BYTES", MIB)
 
 
@@ -48,7 +48,9 @@ def noise(size: int, seed: int = 1) -> bytes:
     return b"".join(chance.randbytes(min(MIB, size - at)) for at in range(0, size, MIB))
 
 
-def wanted(site: Hub, folder: Path, content: bytes, name: str = "m.gguf", **what: Any) -> Wanted:
+def wanted(
+    site: Hub, folder: Path, content: bytes, name: str = "m.gguf", **what: Any
+) -> DownloadRequest:
     """A file of a repository, as the hub tells of it."""
     if "a/b" not in site.repos or site.repos["a/b"].files.get(name) is None:
         old = site.repos["a/b"].files if "a/b" in site.repos else {}
@@ -57,11 +59,13 @@ def wanted(site: Hub, folder: Path, content: bytes, name: str = "m.gguf", **what
     url = f"{site.url}/a/b/resolve/main/{name}"
     told: dict[str, Any] = {"sha256": sha, "size": len(content), **what}
     folder.mkdir(exist_ok=True)
-    return Wanted(name=name, url=url, target=folder / sha, lock=folder / f"{sha}.lock", **told)
+    return DownloadRequest(
+        name=name, url=url, target=folder / sha, lock=folder / f"{sha}.lock", **told
+    )
 
 
-def fetch(*files: Wanted, **options: Any) -> list[Got]:
-    return download(files, patience=QUICK, timeout_s=options.pop("timeout_s", 5), **options)
+def fetch(*files: DownloadRequest, **options: Any) -> list[DownloadedFile]:
+    return download_files(files, retries=QUICK, timeout_s=options.pop("timeout_s", 5), **options)
 
 
 def left(folder: Path) -> list[str]:
@@ -95,7 +99,7 @@ def test_many_files_at_once(site: Hub, tmp_path: Path) -> None:
     contents = [noise(1000 * n, n) for n in range(1, 30)]
     files = [wanted(site, tmp_path / "to", c, f"f{n}") for n, c in enumerate(contents)]
     got = fetch(*files)
-    assert {g.wanted.name for g in got} == {f.name for f in files}
+    assert {g.request.name for g in got} == {f.name for f in files}
     assert all(f.target.read_bytes() == c for f, c in zip(files, contents, strict=True))
 
 
@@ -130,7 +134,7 @@ def test_what_goes_wrong_for_a_while_is_got_over(
 def test_what_a_busy_server_asks_for_is_waited(site: Hub, tmp_path: Path) -> None:
     file = wanted(site, tmp_path / "to", noise(5000))
     site.fault("/a/b/", status=429, times=1, headers={"Retry-After": "1"})
-    notes: list[Progress] = []
+    notes: list[DownloadProgress] = []
     begin = time.monotonic()
     fetch(file, tell=notes.append)
     # What is asserted is waited at least: a busy machine only takes longer.
@@ -200,7 +204,7 @@ def test_a_byte_that_is_wrong_every_time_is_found(site: Hub, tmp_path: Path) -> 
         fetch(file)
     assert not file.target.exists()
     # None of it counts as there the next time.
-    assert parts.bytes_there(file.target, file.size) == 0
+    assert partial_file.bytes_on_disk(file.target, file.size) == 0
 
 
 def test_a_small_file_is_known_by_its_name_as_a_git_blob(site: Hub, tmp_path: Path) -> None:
@@ -258,10 +262,10 @@ def test_no_redirect_leads_out_of_http(site: Hub, tmp_path: Path) -> None:
 # Between runs
 
 
-def interrupted(site: Hub, file: Wanted, bytes_at_most: int) -> None:
+def interrupted(site: Hub, file: DownloadRequest, bytes_at_most: int) -> None:
     """A run that ends after some bytes, as by Ctrl-C; more do not come."""
 
-    def tell(progress: Progress) -> None:
+    def tell(progress: DownloadProgress) -> None:
         if progress.done >= bytes_at_most:
             raise KeyboardInterrupt
 
@@ -277,7 +281,7 @@ def test_another_run_goes_on_where_one_ended(site: Hub, tmp_path: Path) -> None:
     content = noise(6 * MIB)
     file = wanted(site, tmp_path / "to", content)
     interrupted(site, file, 3 * MIB)
-    there = parts.bytes_there(file.target, file.size)
+    there = partial_file.bytes_on_disk(file.target, file.size)
     assert there >= 3 * MIB
     site.requests.clear()
     fetch(file)
@@ -368,10 +372,10 @@ def test_what_breaks_all_connections_at_once_is_one_failure(
 
 def test_no_more_files_are_open_than_a_process_may_have(site: Hub, tmp_path: Path) -> None:
     files = [wanted(site, tmp_path / "to", b"%d" % n, f"f{n}") for n in range(70)]
-    board = Board(files)
-    assert all(board.next() for _ in range(64))
-    threading.Timer(0.3, board.end).start()
-    assert board.next() is None
+    board = DownloadQueue(files)
+    assert all(board.next_piece() for _ in range(64))
+    threading.Timer(0.3, board.stop_all).start()
+    assert board.next_piece() is None
     board.close()
 
 
@@ -404,7 +408,7 @@ def test_a_file_without_a_known_hash_is_begun_anew_when_it_has_changed(
     site.add("a/b", {"m.gguf": old})
     url = f"{site.cdn}/cdn/a/b/{sha}/m.gguf"
     folder.mkdir()
-    file = Wanted("m", url, len(old), folder / "m", folder / "m.lock")
+    file = DownloadRequest("m", url, len(old), folder / "m", folder / "m.lock")
     interrupted(site, file, 2 * MIB)
     # The same address, another content: the server says so by its ETag.
     place = site.repos["a/b"].files["m.gguf"]
@@ -428,7 +432,9 @@ def test_where_neither_hash_nor_etag_tells_nothing_is_gone_on_with(
     sha = hashlib.sha256(old).hexdigest()
     site.add("a/b", {"m.gguf": old})
     folder.mkdir()
-    file = Wanted("m", f"{site.cdn}/cdn/a/b/{sha}/m", len(old), folder / "m", folder / "m.lock")
+    file = DownloadRequest(
+        "m", f"{site.cdn}/cdn/a/b/{sha}/m", len(old), folder / "m", folder / "m.lock"
+    )
     site.etag = etag
     interrupted(site, file, 2 * MIB)
     place = site.repos["a/b"].files["m.gguf"]
@@ -445,7 +451,7 @@ def test_another_etag_of_a_file_with_a_known_hash_costs_nothing(site: Hub, tmp_p
     content = noise(4 * MIB)
     file = wanted(site, tmp_path / "to", content)
     interrupted(site, file, 2 * MIB)
-    there = parts.bytes_there(file.target, file.size)
+    there = partial_file.bytes_on_disk(file.target, file.size)
     site.etag = '"2"'
     site.requests.clear()
     fetch(file)
@@ -469,8 +475,8 @@ def test_two_downloads_share_the_work(site: Hub, tmp_path: Path) -> None:
     contents = [noise(2 * MIB, n) for n in range(4)]
     files = [wanted(site, tmp_path / "to", c, f"f{n}") for n, c in enumerate(contents)]
     site.speed = 2 * MIB
-    found: list[list[Got]] = []
-    notes: list[Progress] = []
+    found: list[list[DownloadedFile]] = []
+    notes: list[DownloadProgress] = []
     threads = [
         threading.Thread(target=lambda: found.append(fetch(*files, tell=notes.append)))
         for _ in range(2)
@@ -499,11 +505,11 @@ FETCH = """
 import sys
 from pathlib import Path
 sys.path[:0] = [{checkout!r}]
-from stackctl.store.download import download
-from stackctl.store.wanted import Wanted
+from stackctl.store.download import download_files
+from stackctl.store.download_types import DownloadRequest
 target = Path({target!r})
-file = Wanted("m", {url!r}, {size}, target, target.with_suffix(".lock"), {sha!r})
-download([file], connections={connections})
+file = DownloadRequest("m", {url!r}, {size}, target, target.with_suffix(".lock"), {sha!r})
+download_files([file], connections={connections})
 """
 
 
@@ -528,12 +534,12 @@ def test_killed_at_random_it_ends_right_and_little_comes_twice(site: Hub, tmp_pa
             stop = size * (number + chance.random()) / (kills + 2)
             end = time.monotonic() + 10
             while time.monotonic() < end and process.poll() is None:
-                if parts.bytes_there(file.target, size) > stop:
+                if partial_file.bytes_on_disk(file.target, size) > stop:
                     break
                 time.sleep(0.005)
             process.send_signal(signal.SIGKILL)
     assert not file.target.exists()
-    there = parts.bytes_there(file.target, size)
+    there = partial_file.bytes_on_disk(file.target, size)
     assert size / 10 < there < size
     site.speed = None
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -18,7 +18,7 @@ from servers import wait_until
 
 from stackctl.cli.main import run
 from stackctl.machine import runner
-from stackctl.store import part as parts
+from stackctl.store import partial_file
 from stackctl.store.manifest import Manifest
 from stackctl.values.base import to_json
 from stackctl.values.model_store import FetchJob
@@ -210,13 +210,13 @@ def test_ctrl_c_leaves_what_is_there_and_the_next_run_goes_on(
     target = tmp_path / "cache/huggingface/hub/models--Org--Repo/blobs" / sha
     words = [STACKCTL, "--user", "model", "fetch", "hf:Org/Repo"]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
-        wait_until(lambda: parts.bytes_there(target, len(content)) > 1 << 20, 20)
+        wait_until(lambda: partial_file.bytes_on_disk(target, len(content)) > 1 << 20, 20)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=20)
     assert process.returncode == 130, said
     assert said.endswith("error: interrupted\n")
     assert not target.exists()
-    there = parts.bytes_there(target, len(content))
+    there = partial_file.bytes_on_disk(target, len(content))
     site.speed = site.hold = None
     before = site.sent("/cdn/.*")
     assert cli("model", "fetch", "hf:Org/Repo") == 0

@@ -19,17 +19,24 @@ from hub import Hub, hub
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.sources.hub_cache import ModelNotCached, parse_address, repo_folder
 from stackctl.sources.models import read_model
-from stackctl.store import adopt, carry, facts, fetch, lockfile, select
+from stackctl.store import (
+    fetch,
+    file_selection,
+    lockfile,
+    model_export,
+    model_import,
+    remote_header,
+)
 from stackctl.store import hub as hubs
 from stackctl.store import manifest as manifests
-from stackctl.store.hub import Remote, RepoInfo
-from stackctl.store.layout import Repository
+from stackctl.store.download_types import RetryPolicy
+from stackctl.store.hub import RemoteFile, RepoInfo
+from stackctl.store.hub_repository import Repository
 from stackctl.store.manifest import Manifest
-from stackctl.store.wanted import Patience
 from stackctl.values.base import to_json
 from stackctl.values.model_store import StoredModel
 
-NONE = Patience(attempts=0, first_s=0)
+NONE = RetryPolicy(attempts=0, first_s=0)
 
 
 @pytest.fixture
@@ -55,7 +62,7 @@ def model_bytes(tmp_path: Path, **changes: Any) -> bytes:
 
 
 def get(source: str, manifest: Manifest, lock: Any = None) -> StoredModel:
-    return fetch.bring(fetch.order(source, manifest, lock), manifest)
+    return fetch.download_model(fetch.plan_download(source, manifest, lock), manifest)
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
@@ -83,7 +90,7 @@ def test_a_fetched_gguf_is_read_from_the_cache(
     link = repo_folder("Org/Repo") / "snapshots" / repo.commit / "tiny-Q4_K_M.gguf"
     assert str(link.readlink()) == f"../../blobs/{digest}"
     assert (repo_folder("Org/Repo") / "refs/main").read_text() == repo.commit
-    assert manifest.check(model) == record
+    assert manifest.check_model(model) == record
 
 
 def test_a_fetched_checkpoint_has_all_that_an_engine_reads(
@@ -120,13 +127,13 @@ def test_what_is_here_is_not_fetched_again(site: Hub, manifest: Manifest, tmp_pa
     assert [r.path for r in site.requests] == ["/api/models/Org/Repo/revision/main"]
     # Fetched by another tool, it is hashed and not fetched either; wrong, it is.
     for record in manifest.all():
-        manifest.forget(record.source)
+        manifest.remove(record.source)
     site.requests.clear()
     record = get("hf:Org/Repo", manifest)
     assert site.sent("/cdn/.*") == 0
     blob = Path(record.files[0].path)
     for _ in range(2):
-        manifest.forget(record.source)
+        manifest.remove(record.source)
         raw = bytearray(blob.read_bytes())
         raw[100] ^= 1
         blob.write_bytes(raw)
@@ -185,7 +192,7 @@ def link_in_step(barrier: Any, names: Mapping[str, str], failures: Any) -> None:
     for number in range(60):
         barrier.wait(60)
         try:
-            Repository("Org/Repo").link(f"{number:040}", names)
+            Repository("Org/Repo").write_snapshot(f"{number:040}", names)
         except StackctlError as error:
             failures.put(error.message)
 
@@ -199,7 +206,9 @@ def test_processes_that_finish_the_same_model_at_the_same_time(site: Hub) -> Non
     snapshots = sorted(path.name for path in (place.folder / "snapshots").iterdir())
     assert snapshots == [f"{number:040}" for number in range(60)]
     for name in snapshots:
-        found = {path.name: path.readlink().name for path in place.snapshot(name).glob("folder/*")}
+        found = {
+            path.name: path.readlink().name for path in place.snapshot_path(name).glob("folder/*")
+        }
         assert found == {str(number): f"blob{number}" for number in range(20)}
 
 
@@ -233,22 +242,22 @@ def test_what_another_tool_puts_there_meanwhile_is_hashed(
 ) -> None:
     content = model_bytes(tmp_path)
     site.add("Org/Repo", {"a.gguf": content})
-    order = fetch.order("hf:Org/Repo", manifest)
+    order = fetch.plan_download("hf:Org/Repo", manifest)
     (target,) = (file.target for file in order.todo)
     target.write_bytes(b"x" + content[1:])
     with pytest.raises(StackctlError, match="which another process has fetched, is damaged"):
-        fetch.bring(order, manifest)
+        fetch.download_model(order, manifest)
     assert not target.exists()
     target.write_bytes(content)
-    assert fetch.bring(order, manifest).files[0].sha256 == target.name
+    assert fetch.download_model(order, manifest).files[0].sha256 == target.name
     assert not any(request.cdn for request in site.requests)
 
 
 def test_parts_that_are_not_there_yet_are_only_missed_where_they_are_meant() -> None:
     found = info("a-Q4_0.gguf", "a-Q8_0-00001-of-00002.gguf")
-    assert select.choose(found, "Q4_0").label == "Q4_0"
+    assert file_selection.choose_model(found, "Q4_0").label == "Q4_0"
     with pytest.raises(StackctlError, match="it has 1 of the 2 parts"):
-        select.choose(found, "Q8_0")
+        file_selection.choose_model(found, "Q8_0")
 
 
 def test_offline_nothing_is_asked(
@@ -359,7 +368,7 @@ def test_addresses_that_are_not_fetched_from(
 
 
 def info(*names: str, size: int = 1000) -> RepoInfo:
-    return RepoInfo("O/R", "a" * 40, tuple(Remote(n, size + i, "b" * 64, None)
+    return RepoInfo("O/R", "a" * 40, tuple(RemoteFile(n, size + i, "b" * 64, None)
                                             for i, n in enumerate(names)))  # fmt: skip
 
 
@@ -384,7 +393,7 @@ def info(*names: str, size: int = 1000) -> RepoInfo:
     ],
 )
 def test_the_files_that_are_meant(names: list[str], wish: str | None, chosen: list[str]) -> None:
-    assert [file.path for file in select.choose(info(*names), wish).files] == chosen
+    assert [file.path for file in file_selection.choose_model(info(*names), wish).files] == chosen
 
 
 @pytest.mark.parametrize(
@@ -404,7 +413,7 @@ def test_what_cannot_be_meant(
     names: list[str], wish: str | None, says: str, code: ExitCode
 ) -> None:
     with pytest.raises(StackctlError, match=says) as error:
-        select.choose(info(*names), wish)
+        file_selection.choose_model(info(*names), wish)
     assert error.value.exit_code == code
 
 
@@ -430,7 +439,7 @@ def test_a_name_that_leads_elsewhere_refuses_the_repository(
     }
     site.answers["/api/models/Org/Repo/revision/main"] = json.dumps(answer).encode()
     with pytest.raises(StackctlError, match="Org/Repo is refused"):
-        fetch.order("hf:Org/Repo", manifest)
+        fetch.plan_download("hf:Org/Repo", manifest)
     assert not repo_folder("Org/Repo").exists()
 
 
@@ -455,7 +464,7 @@ def test_a_name_that_leads_elsewhere_refuses_the_repository(
 def test_answers_that_no_hub_gives(site: Hub, manifest: Manifest, answer: bytes, says: str) -> None:
     site.answers["/api/models/Org/Repo/revision/main"] = answer
     with pytest.raises(StackctlError, match=says):
-        fetch.order("hf:Org/Repo", manifest)
+        fetch.plan_download("hf:Org/Repo", manifest)
 
 
 @pytest.mark.parametrize("where", ["repo", "blobs", "snapshots", "snapshot", "sub", "blob"])
@@ -513,18 +522,18 @@ def test_a_token_is_taken_from_where_the_hub_s_tools_keep_it(
 ) -> None:
     site.add("Org/Repo", {"a.gguf": model_bytes(tmp_path)}, private=True)
     with pytest.raises(StackctlError, match="private, or there is no such repository") as error:
-        hubs.look("Org/Repo", "main", patience=NONE)
+        hubs.query_repo("Org/Repo", "main", retries=NONE)
     assert "HF_TOKEN" in (error.value.hint or "")
     file = tmp_path / "hf/token"
     file.parent.mkdir(exist_ok=True)
     file.write_text(f"{site.token}\n")
-    assert hubs.look("Org/Repo", "main").files
+    assert hubs.query_repo("Org/Repo", "main").files
     file.write_text("hf_another")
     with pytest.raises(StackctlError):
-        hubs.look("Org/Repo", "main", patience=NONE)
+        hubs.query_repo("Org/Repo", "main", retries=NONE)
     monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "other"))
     (tmp_path / "other").write_text(site.token)
-    assert hubs.look("Org/Repo", "main").files
+    assert hubs.query_repo("Org/Repo", "main").files
     (tmp_path / "other").unlink()
     monkeypatch.setenv("HF_TOKEN", site.token)
     get("hf:Org/Repo", manifest)
@@ -543,18 +552,18 @@ def test_a_token_is_neither_shown_nor_sent_in_the_clear(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "two words secret")
     with pytest.raises(StackctlError) as error:
-        hubs.token("https://huggingface.co")
+        hubs.hub_token("https://huggingface.co")
     assert "secret" not in error.value.message + (error.value.hint or "")
     monkeypatch.setenv("HF_TOKEN", "hf_x")
-    assert hubs.token("https://huggingface.co") == "hf_x"
-    assert hubs.token("http://mirror.example") is None
+    assert hubs.hub_token("https://huggingface.co") == "hf_x"
+    assert hubs.hub_token("http://mirror.example") is None
 
 
 @pytest.mark.parametrize("value", ["ftp://x", "nothing", "file:///x", "https://", "http://["])
 def test_an_endpoint_that_is_none(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("HF_ENDPOINT", value)
     with pytest.raises(StackctlError, match="HF_ENDPOINT is not") as error:
-        hubs.endpoint()
+        hubs.hub_endpoint()
     assert error.value.exit_code == ExitCode.USAGE
 
 
@@ -586,7 +595,7 @@ def test_a_hub_that_differs_from_the_lock_is_refused(
     site.add("Org/Repo", {"a.gguf": model_bytes(tmp_path, **{"general.name": "Evil"})})
     site.repos["Org/Repo"].commit = commit
     with pytest.raises(StackctlError, match=r"a\.gguf is another file"):
-        fetch.order(lock.source, manifest, lock)
+        fetch.plan_download(lock.source, manifest, lock)
 
 
 @pytest.mark.parametrize(
@@ -640,15 +649,15 @@ def test_a_changed_file_is_named(kept: StoredModel, manifest: Manifest) -> None:
     raw = path.read_bytes()
     path.write_bytes(raw[:-1] + b"x")
     with pytest.raises(StackctlError, match=r"a\.gguf\) has changed: its content") as error:
-        manifest.check(model)
+        manifest.check_model(model)
     assert str(path) in error.value.message
     assert error.value.hint == "stackctl model fetch hf:Org/Repo"
     path.write_bytes(raw[:-1])
     with pytest.raises(StackctlError, match="bytes, not"):
-        manifest.check(model)
+        manifest.check_model(model)
     path.unlink()
     with pytest.raises(StackctlError, match="cannot be read"):
-        manifest.check(model)
+        manifest.check_model(model)
 
 
 def test_a_file_that_was_only_touched_is_hashed_once(kept: StoredModel, manifest: Manifest) -> None:
@@ -656,37 +665,37 @@ def test_a_file_that_was_only_touched_is_hashed_once(kept: StoredModel, manifest
     path = Path(kept.files[0].path)
     os.utime(path, ns=(1, 1))
     told: list[object] = []
-    assert manifest.check(model, told.append) is not None
+    assert manifest.check_model(model, told.append) is not None
     assert told
     told.clear()
-    assert manifest.check(model, told.append) is not None
+    assert manifest.check_model(model, told.append) is not None
     assert told == []
 
 
 def test_a_flipped_byte_is_found_though_size_and_time_are_right(
     kept: StoredModel, manifest: Manifest
 ) -> None:
-    assert [r.status for r in manifests.verify(kept)] == ["ok"]
+    assert [r.status for r in manifests.verify_files(kept)] == ["ok"]
     path = Path(kept.files[0].path)
     before = path.stat()
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1
     path.write_bytes(raw)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert manifest.check(read_model("hf:Org/Repo")) is not None
-    (result,) = manifests.verify(kept)
+    assert manifest.check_model(read_model("hf:Org/Repo")) is not None
+    (result,) = manifests.verify_files(kept)
     assert (result.status, result.evidence) == ("fail", str(path))
 
 
 def test_a_model_is_taken_as_it_lies(manifest: Manifest, tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "m")
-    record = adopt.adopt(f"dir:{folder}", manifest)
+    record = model_import.import_in_place(f"dir:{folder}", manifest)
     assert {Path(f.path).parent for f in record.files} == {folder}
-    assert manifest.check(read_model(f"dir:{folder}")) is not None
+    assert manifest.check_model(read_model(f"dir:{folder}")) is not None
     (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
     with pytest.raises(StackctlError, match=r"config\.json has changed|config\.json\) has"):
-        manifest.check(read_model(f"dir:{folder}"))
-    assert adopt.remove(record, manifest) == 0
+        manifest.check_model(read_model(f"dir:{folder}"))
+    assert model_import.remove_model(record, manifest) == 0
     assert folder.is_dir()
     assert manifest.all() == ()
 
@@ -696,13 +705,13 @@ def test_an_imported_model_of_the_hub_keeps_its_files_when_it_is_removed(
 ) -> None:
     site.add("Org/Repo", dict(files_below(checkpoint(tmp_path / "m"))))
     fetched = get("hf:Org/Repo", manifest)
-    manifest.forget(fetched.source)  # as if another tool had fetched it
-    record = adopt.adopt("hf:Org/Repo", manifest)
+    manifest.remove(fetched.source)  # as if another tool had fetched it
+    record = model_import.import_in_place("hf:Org/Repo", manifest)
     assert record.commit == fetched.commit
     before = files_below(repo_folder("Org/Repo"))
     # A fetch that finds the imported files in place does not make them stackctl's own.
     record = get("hf:Org/Repo", manifest)
-    assert adopt.remove(record, manifest) == 0
+    assert model_import.remove_model(record, manifest) == 0
     assert files_below(repo_folder("Org/Repo")) == before
     assert manifest.all() == ()
 
@@ -713,11 +722,11 @@ def test_a_later_commit_of_an_imported_model_can_be_removed(
     files = dict(files_below(checkpoint(tmp_path / "m")))
     site.add("Org/Repo", files)
     fetched = get("hf:Org/Repo", manifest)
-    manifest.forget(fetched.source)  # as if another tool had fetched it
-    imported = adopt.adopt(f"hf:Org/Repo@{fetched.commit}", manifest)
+    manifest.remove(fetched.source)  # as if another tool had fetched it
+    imported = model_import.import_in_place(f"hf:Org/Repo@{fetched.commit}", manifest)
     template = b"a new template"
     site.add("Org/Repo", {**files, "chat_template.jinja": template})
-    assert adopt.remove(get("hf:Org/Repo", manifest), manifest) == len(template)
+    assert model_import.remove_model(get("hf:Org/Repo", manifest), manifest) == len(template)
     assert manifest.check_record(imported) == imported
 
 
@@ -725,13 +734,13 @@ def test_verify_advises_to_restore_a_missing_file(
     kept: StoredModel, manifest: Manifest, tmp_path: Path
 ) -> None:
     Path(kept.files[0].path).unlink()
-    (result,) = manifests.verify(kept)
+    (result,) = manifests.verify_files(kept)
     assert (result.status, result.remedy) == ("fail", "stackctl model fetch hf:Org/Repo")
     own = tmp_path / "own.gguf"
     own.write_bytes(model_bytes(tmp_path))
-    record = adopt.adopt(f"file:{own}", manifest)
+    record = model_import.import_in_place(f"file:{own}", manifest)
     own.unlink()
-    (result,) = manifests.verify(record)
+    (result,) = manifests.verify_files(record)
     assert result.remedy is not None
     assert result.remedy.startswith("restore the file")
 
@@ -750,10 +759,10 @@ def test_what_a_killed_process_has_left_is_in_nobody_s_way(
     disk = tmp_path / "disk"
     (disk / "files").mkdir(parents=True)
     (disk / "files" / f".{kept.files[0].sha256}.part").write_bytes(b"half of it")
-    carry.export([kept], [], disk)
+    model_export.export_models([kept], [], disk)
     assert set(files_below(disk / "files")) == {kept.files[0].sha256}
     get("hf:Org/Repo", manifest)
-    assert adopt.remove(kept, manifest) == kept.bytes
+    assert model_import.remove_model(kept, manifest) == kept.bytes
     assert not repo_folder("Org/Repo").exists()
 
 
@@ -766,7 +775,7 @@ def test_an_export_does_not_overwrite_a_file_through_a_hard_link(
     files.mkdir(parents=True)
     (files / f".{kept.files[0].sha256}.part").hardlink_to(precious)
     with pytest.raises(StackctlError, match="is not a file of its own"):
-        carry.export([kept], [], tmp_path / "disk")
+        model_export.export_models([kept], [], tmp_path / "disk")
     assert precious.read_bytes() == b"another user's"
 
 
@@ -775,12 +784,12 @@ def test_what_lies_in_another_cache_is_not_said_to_be_removed(
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "other"))
     with pytest.raises(StackctlError, match="is not below"):
-        adopt.remove(kept, manifest)
+        model_import.remove_model(kept, manifest)
     assert manifest.all() == (kept,)
     repo_folder("Org/Repo").parent.mkdir()
     monkeypatch.delenv("HF_HUB_CACHE")
     repo_folder("Org/Repo").rename(tmp_path / "gone")
-    assert adopt.remove(kept, manifest) == 0
+    assert model_import.remove_model(kept, manifest) == 0
     assert manifest.all() == ()
 
 
@@ -788,10 +797,10 @@ def test_removing_leaves_what_others_use(site: Hub, manifest: Manifest, tmp_path
     one, two = model_bytes(tmp_path), model_bytes(tmp_path, **{"general.name": "Two"})
     site.add("Org/Repo", {"a-Q4_0.gguf": one, "b-Q8_0.gguf": two, "c-Q5_0.gguf": one})
     records = [get(f"hf:Org/Repo:{quant}", manifest) for quant in ("Q4_0", "Q8_0", "Q5_0")]
-    assert adopt.remove(records[0], manifest) == 0
+    assert model_import.remove_model(records[0], manifest) == 0
     assert read_model("hf:Org/Repo:Q5_0").name == "Tiny"
-    assert adopt.remove(records[1], manifest) == len(two)
-    assert adopt.remove(records[2], manifest) == len(one)
+    assert model_import.remove_model(records[1], manifest) == len(two)
+    assert model_import.remove_model(records[2], manifest) == len(one)
     assert not repo_folder("Org/Repo").exists()
     with pytest.raises(ModelNotCached):
         read_model("hf:Org/Repo:Q4_0")
@@ -804,40 +813,40 @@ def test_a_folder_brings_models_to_a_machine_without_network(
     kept: StoredModel, site: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "disk"
-    carry.export([kept], [], folder)
+    model_export.export_models([kept], [], folder)
     assert not [path for path in folder.rglob("*") if path.is_symlink()]
     site.close()
     monkeypatch.setenv("HF_HOME", str(tmp_path / "there"))
     manifest = Manifest(tmp_path / "state-there")
-    records, images = carry.bring(folder, manifest)
+    records, images = model_export.import_export(folder, manifest)
     assert [record.commit for record in records] == [kept.commit]
     assert images == []
     model = read_model("hf:Org/Repo")
-    assert manifest.check(model) is not None
+    assert manifest.check_model(model) is not None
 
 
 def test_a_damaged_folder_leaves_no_model(
     kept: StoredModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "disk"
-    carry.export([kept], [], folder)
+    model_export.export_models([kept], [], folder)
     file = folder / "files" / kept.files[0].sha256
     file.write_bytes(b"x" + file.read_bytes()[1:])
     monkeypatch.setenv("HF_HOME", str(tmp_path / "there"))
     with pytest.raises(StackctlError, match="is damaged"):
-        carry.bring(folder, Manifest(tmp_path / "state-there"))
+        model_export.import_export(folder, Manifest(tmp_path / "state-there"))
     with pytest.raises(ModelNotCached):
         read_model("hf:Org/Repo")
     file.write_bytes(Path(kept.files[0].path).read_bytes())
-    document = json.loads((folder / carry.NAME).read_text())
+    document = json.loads((folder / model_export.NAME).read_text())
     document["models"][0]["files"][0]["blob"] = "0" * 40
-    (folder / carry.NAME).write_text(json.dumps(document))
+    (folder / model_export.NAME).write_text(json.dumps(document))
     with pytest.raises(StackctlError, match="is damaged"):
-        carry.bring(folder, Manifest(tmp_path / "state-there"))
+        model_export.import_export(folder, Manifest(tmp_path / "state-there"))
     document["models"][0]["files"][0]["path"] = "../../x"
-    (folder / carry.NAME).write_text(json.dumps(document))
+    (folder / model_export.NAME).write_text(json.dumps(document))
     with pytest.raises(StackctlError, match="is not a valid file name"):
-        carry.bring(folder, Manifest(tmp_path / "state-there"))
+        model_export.import_export(folder, Manifest(tmp_path / "state-there"))
 
 
 # Before the download
@@ -854,8 +863,10 @@ def test_the_facts_of_a_model_are_known_before_its_download(site: Hub, tmp_path:
         ("Org/St", f"dir:{weights}"),
         ("Org/Parts", f"file:{tmp_path}/p-00001-of-00002.gguf"),
     ):
-        found = hubs.look(repo, "main")
-        model = facts.read_facts(f"hf:{repo}", found, select.choose(found, None), tmp_path / "c")
+        found = hubs.query_repo(repo, "main")
+        model = remote_header.read_remote_facts(
+            f"hf:{repo}", found, file_selection.choose_model(found, None), tmp_path / "c"
+        )
         here = read_model(local)
         for name in ("parameters", "weights_bytes", "layers", "kv", "architecture", "quantization"):
             assert getattr(model, name) == getattr(here, name), (repo, name)
@@ -868,8 +879,10 @@ def test_only_the_beginning_of_a_large_file_is_fetched(site: Hub, tmp_path: Path
     tensors = (*ggufs.TENSORS, ggufs.Tensor("blk.0.ffn_down.weight", (1024, 8192), "F32"))
     path = ggufs.write(tmp_path / "a.gguf", tensors=tensors)
     site.add("Org/Repo", {"a.gguf": path})
-    found = hubs.look("Org/Repo", "main")
-    facts.read_facts("hf:Org/Repo", found, select.choose(found, None), tmp_path / "c")
+    found = hubs.query_repo("Org/Repo", "main")
+    remote_header.read_remote_facts(
+        "hf:Org/Repo", found, file_selection.choose_model(found, None), tmp_path / "c"
+    )
     assert site.sent("/cdn/.*") == 2 << 20
     assert path.stat().st_size > 30 << 20
 
@@ -877,17 +890,19 @@ def test_only_the_beginning_of_a_large_file_is_fetched(site: Hub, tmp_path: Path
 def test_another_range_than_the_requested_one_is_refused(site: Hub, tmp_path: Path) -> None:
     tensors = (*ggufs.TENSORS, ggufs.Tensor("blk.0.ffn_down.weight", (1024, 8192), "F32"))
     site.add("Org/Repo", {"a.gguf": ggufs.write(tmp_path / "a.gguf", tensors=tensors)})
-    found = hubs.look("Org/Repo", "main")
+    found = hubs.query_repo("Org/Repo", "main")
     site.fault("/cdn/", shift=7)
     with pytest.raises(StackctlError, match="sent bytes 7-2097158/"):
-        facts.read_facts("hf:Org/Repo", found, select.choose(found, None), tmp_path / "c")
+        remote_header.read_remote_facts(
+            "hf:Org/Repo", found, file_selection.choose_model(found, None), tmp_path / "c"
+        )
 
 
 def test_waiting_for_a_busy_hub_is_reported(site: Hub, tmp_path: Path) -> None:
     site.add("Org/Repo", {"a.gguf": model_bytes(tmp_path)})
     site.fault("/api/models/", status=429, times=1, headers={"Retry-After": "1"})
     heard: list[str] = []
-    patience = Patience(attempts=1, first_s=0)
-    assert hubs.look("Org/Repo", "main", patience=patience, report_wait=heard.append).files
+    patience = RetryPolicy(attempts=1, first_s=0)
+    assert hubs.query_repo("Org/Repo", "main", retries=patience, report_wait=heard.append).files
     host = site.url.removeprefix("http://")
     assert heard == [f"{host} is busy (429): once more in 1 s"]

@@ -26,10 +26,10 @@ from stackctl.sources.hub_cache import HubSource
 from stackctl.sources.huggingface import read_checkpoint
 from stackctl.sources.safetensors import MAX_HEADER_BYTES
 from stackctl.store import hub
-from stackctl.store.answers import check_range, refusal
-from stackctl.store.hub import Remote, RepoInfo
-from stackctl.store.part import unwritable
-from stackctl.store.select import Choice, choose
+from stackctl.store.file_selection import RepoModel, choose_model
+from stackctl.store.http_status import check_range, status_error
+from stackctl.store.hub import RemoteFile, RepoInfo
+from stackctl.store.partial_file import write_error
 from stackctl.values.model import Model
 
 _GGUF_STEPS: Final = (2 << 20, 12 << 20, 64 << 20)
@@ -44,15 +44,15 @@ _MOST_BESIDE_BYTES: Final = 8 << 20
 def read_remote(
     source: str, parsed: HubSource, cache: Path, report_wait: Callable[[str], None]
 ) -> Model:
-    """Return the facts of the model that a source names on its hub; like read_facts.
+    """Return the facts of the model that a source names on its hub; like read_remote_facts.
 
-    ``report_wait`` is that of hub.look.
+    ``report_wait`` is that of hub.query_repo.
     """
-    info = hub.look(parsed.repo, parsed.revision or "main", report_wait=report_wait)
-    return read_facts(source, info, choose(info, parsed.quant), cache)
+    info = hub.query_repo(parsed.repo, parsed.revision or "main", report_wait=report_wait)
+    return read_remote_facts(source, info, choose_model(info, parsed.quant), cache)
 
 
-def read_facts(source: str, info: RepoInfo, choice: Choice, cache: Path) -> Model:
+def read_remote_facts(source: str, info: RepoInfo, choice: RepoModel, cache: Path) -> Model:
     """Return the facts of a model that is not on the disk: no files, and ``facts`` names the hub.
 
     Args:
@@ -73,7 +73,7 @@ def read_facts(source: str, info: RepoInfo, choice: Choice, cache: Path) -> Mode
         error.message = error.message.replace(f"{folder}/", "")
         raise
     except OSError as error:
-        raise unwritable(cache, error) from None
+        raise write_error(cache, error) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return msgspec.structs.replace(
@@ -86,7 +86,7 @@ def read_facts(source: str, info: RepoInfo, choice: Choice, cache: Path) -> Mode
     )
 
 
-def _read(info: RepoInfo, choice: Choice, folder: Path) -> Model:
+def _read(info: RepoInfo, choice: RepoModel, folder: Path) -> Model:
     weights = [f for f in choice.files if f.path.endswith((".gguf", ".safetensors"))]
     if len(weights) > _MOST_FILES:
         raise StackctlError(f"{info.repo} has {len(weights)} files of weights: too many to look at")
@@ -109,7 +109,7 @@ def _read(info: RepoInfo, choice: Choice, folder: Path) -> Model:
 Head = Callable[["_Source", Path], None]
 
 
-def _job(head: Head, info: RepoInfo, file: Remote, target: Path) -> Callable[[], None]:
+def _job(head: Head, info: RepoInfo, file: RemoteFile, target: Path) -> Callable[[], None]:
     return lambda: head(_Source(info, file), target)
 
 
@@ -122,11 +122,11 @@ def _all(jobs: Sequence[Callable[[], None]]) -> None:
 class _Source:
     """Reads ranges of one file of the hub."""
 
-    def __init__(self, info: RepoInfo, file: Remote) -> None:
+    def __init__(self, info: RepoInfo, file: RemoteFile) -> None:
         self.file = file
-        base = hub.endpoint()
+        base = hub.hub_endpoint()
         self._url = f"{base}/{info.repo}/resolve/{info.commit}/{quote(file.path)}"
-        self._secret = hub.token(base)
+        self._secret = hub.hub_token(base)
 
     def read(self, first: int, count: int) -> bytes:
         """Return ``count`` bytes from the offset ``first``; fewer at the file's end."""
@@ -137,7 +137,7 @@ class _Source:
             headers = {"Range": f"bytes={first}-{last}"}
             response = transfer.get(self._url, headers, secret=self._secret)
             if response.status not in (200, 206):
-                raise refusal(self.file.path, response)
+                raise status_error(self.file.path, response)
             whole = response.status == 200 and (first or last + 1 < self.file.bytes)
             if whole:
                 raise StackctlError(

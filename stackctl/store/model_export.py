@@ -21,11 +21,18 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import lock, podman
 from stackctl.machine.atomic_files import sync_folder, write_atomically
 from stackctl.sources.source_files import open_regular_file, read_bytes
-from stackctl.store.layout import Repository
+from stackctl.store.download_rate import SpeedMeter
+from stackctl.store.hub_repository import Repository
 from stackctl.store.lockfile import lock_of, require_sound
-from stackctl.store.manifest import Manifest, Tell, digest, now, silent, store_file
-from stackctl.store.pace import Pace
-from stackctl.store.part import require_single_link, unwritable
+from stackctl.store.manifest import (
+    Manifest,
+    ProgressCallback,
+    digest,
+    file_record,
+    no_progress,
+    record_time,
+)
+from stackctl.store.partial_file import require_single_link, write_error
 from stackctl.values.base import from_json, to_json
 from stackctl.values.model_store import Export, ExportedImage, ModelLock, StoredModel
 
@@ -34,8 +41,11 @@ _BLOCK: Final = 1 << 20
 _MOST_BYTES: Final = 64 << 20
 
 
-def export(
-    records: Sequence[StoredModel], images: Sequence[str], folder: Path, tell: Tell = silent
+def export_models(
+    records: Sequence[StoredModel],
+    images: Sequence[str],
+    folder: Path,
+    progress: ProgressCallback = no_progress,
 ) -> Export:
     """Write models and images to a folder. Its earlier content stays and is not written again.
 
@@ -45,16 +55,16 @@ def export(
     before = _read(folder) if (folder / NAME).exists() else Export()
     locks = {one.source: one for one in (*before.models, *map(lock_of, records))}
     saved = {image.name: image for image in before.images}
-    pace, done = Pace(sum(record.bytes for record in records)), 0
+    pace, done = SpeedMeter(sum(record.bytes for record in records)), 0
     try:
         for name in ("files", "images"):
             (folder / name).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise unwritable(folder, error) from None
+        raise write_error(folder, error) from None
     for record in records:
         for file in record.files:
             target = folder / "files" / file.sha256
-            _copy(Path(file.path), target, file.sha256, file.bytes, pace, done, tell)
+            _copy(Path(file.path), target, file.sha256, file.bytes, pace, done, progress)
             done += file.bytes
     for name in images:
         saved[name] = _save(name, folder / "images")
@@ -64,12 +74,12 @@ def export(
 
 
 def is_export(folder: Path) -> bool:
-    """Return True if ``export`` has written the folder."""
+    """Return True if ``export_models`` has written the folder."""
     return (folder / NAME).is_file()
 
 
-def bring(
-    folder: Path, manifest: Manifest, tell: Tell = silent
+def import_export(
+    folder: Path, manifest: Manifest, progress: ProgressCallback = no_progress
 ) -> tuple[list[StoredModel], list[str]]:
     """Import the models of an export into the store, and its images into Podman.
 
@@ -80,46 +90,55 @@ def bring(
         StackctlError: a file is missing or damaged. Its model gets no snapshot and no record.
     """
     document = _read(folder)
-    records = [_model(one, folder, manifest, tell) for one in document.models]
+    records = [_model(one, folder, manifest, progress) for one in document.models]
     for image in document.images:
         archive = folder / "images" / image.file
-        if digest(archive, image.bytes, tell) != image.sha256:
+        if digest(archive, image.bytes, progress) != image.sha256:
             raise StackctlError(f"{archive} is damaged", hint="export it again")
         podman.load_archive(archive, image.name)
     return records, [image.name for image in document.images]
 
 
-def _model(model: ModelLock, folder: Path, manifest: Manifest, tell: Tell) -> StoredModel:
+def _model(
+    model: ModelLock, folder: Path, manifest: Manifest, progress: ProgressCallback
+) -> StoredModel:
     place = Repository(model.repo)
     place.prepare()
-    pace, done = Pace(sum(file.bytes for file in model.files)), 0
+    pace, done = SpeedMeter(sum(file.bytes for file in model.files)), 0
     times = {}
     for file in model.files:
-        source, target = folder / "files" / file.sha256, place.blob(file.blob)
-        place.there(file.blob, file.bytes)
-        times[file.blob] = _copy(source, target, file.sha256, file.bytes, pace, done, tell)
+        source, target = folder / "files" / file.sha256, place.blob_path(file.blob)
+        place.find_blob(file.blob, file.bytes)
+        times[file.blob] = _copy(source, target, file.sha256, file.bytes, pace, done, progress)
         done += file.bytes
     names = {file.path: file.blob for file in model.files}
-    where = place.link(model.commit, names)
+    where = place.write_snapshot(model.commit, names)
     # "main" stands for this commit, too, unless it stands for another one.
     if "main" not in place.revisions():
-        place.name("main", model.commit)
+        place.set_ref("main", model.commit)
     record = StoredModel(
         source=model.source,
         repo=model.repo,
         commit=model.commit,
         folder=str(where),
         files=tuple(
-            store_file(f.path, place.blob(f.blob), f.sha256, times[f.blob]) for f in model.files
+            file_record(f.path, place.blob_path(f.blob), f.sha256, times[f.blob])
+            for f in model.files
         ),
-        verified=now(),
+        verified=record_time(),
     )
     manifest.put(record)
     return record
 
 
 def _copy(
-    source: Path, target: Path, sha256: str, size: int, pace: Pace, before: int, tell: Tell
+    source: Path,
+    target: Path,
+    sha256: str,
+    size: int,
+    pace: SpeedMeter,
+    before: int,
+    progress: ProgressCallback,
 ) -> int:
     """Copy a file and check its hash; a correct file at the target is not written again.
 
@@ -145,7 +164,7 @@ def _copy(
                     while left:
                         left = left[os.write(out, left) :]
                     done += count
-                    tell(pace.at(before + done, before + done))
+                    progress(pace.progress_at(before + done, before + done))
                 os.fsync(out)
                 if sha.hexdigest() != sha256 or target.name not in (sha256, blob.hexdigest()):
                     raise StackctlError(
@@ -160,7 +179,7 @@ def _copy(
                 os.close(out)
         sync_folder(target.parent)
     except OSError as error:
-        raise unwritable(target, error) from None
+        raise write_error(target, error) from None
     return mtime_ns
 
 
@@ -197,7 +216,7 @@ def _save(name: str, folder: Path) -> ExportedImage:
         target = folder / f"{found}.tar"
         draft.replace(target)
     except OSError as error:
-        raise unwritable(folder, error) from None
+        raise write_error(folder, error) from None
     finally:
         draft.unlink(missing_ok=True)
     return ExportedImage(name=name, file=target.name, bytes=target.stat().st_size, sha256=found)

@@ -9,13 +9,13 @@ from typing import Final
 
 from stackctl.errors import StackctlError
 from stackctl.machine.http_download import ConnectionLost, Response, host_of
-from stackctl.store.wanted import Wanted
+from stackctl.store.download_types import DownloadRequest
 
 #: The longest wait that a server may ask for; a longer one is cut to this.
 _MOST_WAIT_S: Final = 300.0
 
 
-def refusal(name: str, response: Response) -> StackctlError:
+def status_error(name: str, response: Response) -> StackctlError:
     """Return the error for an HTTP status that another attempt does not change."""
     where, status = host_of(response.url), response.status
     code = response.header("X-Error-Code") or ""
@@ -37,17 +37,17 @@ def refusal(name: str, response: Response) -> StackctlError:
     return StackctlError(f"{name}: {where} answers with status {status}")
 
 
-def check_hop(wanted: Wanted, answer: Response) -> None:
+def check_redirect(request: DownloadRequest, answer: Response) -> None:
     """Check that size and hash in a hub's redirect are those of its file list.
 
     Raises:
         StackctlError: they differ, so the file has changed on the hub.
     """
     size, etag = answer.header("X-Linked-Size"), (answer.header("X-Linked-ETag") or "").strip('"')
-    hashed = wanted.sha256 is not None and re.fullmatch(r"[0-9a-f]{64}", etag)
-    if (size and size != str(wanted.size)) or (hashed and etag != wanted.sha256):
+    hashed = request.sha256 is not None and re.fullmatch(r"[0-9a-f]{64}", etag)
+    if (size and size != str(request.size)) or (hashed and etag != request.sha256):
         raise StackctlError(
-            f"{wanted.name} has changed on {host_of(answer.url)} since the download was planned",
+            f"{request.name} has changed on {host_of(answer.url)} since the download was planned",
             hint="look again (stackctl model show), or name a commit: hf:ORG/REPO@COMMIT",
         )
 

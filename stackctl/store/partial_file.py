@@ -40,7 +40,7 @@ class _Header(Value, frozen=True, kw_only=True):
     etag: str | None = None
 
 
-class Part:
+class PartialFile:
     """One open ``.part`` file of a known size in bytes. Threads may write different pieces.
 
     Attributes:
@@ -68,7 +68,7 @@ class Part:
                 self.reset()
         except OSError as error:
             self.close()
-            raise unwritable(self.path, error) from None
+            raise write_error(self.path, error) from None
         except BaseException:
             self.close()
             raise
@@ -105,9 +105,9 @@ class Part:
                 self._write_header()
                 os.ftruncate(self._state, _HEADER_BYTES + _ENTRY.size * self.count)
             except OSError as error:
-                raise unwritable(self.path, error) from None
+                raise write_error(self.path, error) from None
 
-    def name(self, etag: str) -> None:
+    def set_etag(self, etag: str) -> None:
         """Store the server's ETag or date of the file."""
         with self._lock:
             if self.etag != etag:
@@ -127,7 +127,7 @@ class Part:
         return self.done[piece] == self.length(piece)
 
     @property
-    def here(self) -> int:
+    def bytes_present(self) -> int:
         """Return the number of bytes on the disk."""
         return sum(self.done)
 
@@ -142,9 +142,9 @@ class Part:
                 left, at = left[written:], at + written
             self._enter(piece, self.done[piece] + len(view), crc)
         except OSError as error:
-            raise unwritable(self.path, error) from None
+            raise write_error(self.path, error) from None
 
-    def settle(self, piece: int) -> None:
+    def start_writeback(self, piece: int) -> None:
         """Start to write a piece to the disk, without waiting.
 
         Otherwise the kernel may write a large file only at its end, which then takes minutes.
@@ -159,15 +159,15 @@ class Part:
             os.pwrite(self._state, _ENTRY.pack(done, crc), _HEADER_BYTES + _ENTRY.size * piece)
             self.done[piece], self.crc[piece] = done, crc
 
-    def forget(self, piece: int) -> None:
+    def discard_piece(self, piece: int) -> None:
         """Discard all bytes of a piece, because they are wrong."""
         self.old.discard(piece)
         try:
             self._enter(piece, 0, 0)
         except OSError as error:
-            raise unwritable(self.path, error) from None
+            raise write_error(self.path, error) from None
 
-    def intact(self, piece: int, view: memoryview) -> bool:
+    def verify_piece(self, piece: int, view: memoryview) -> bool:
         """Return True if a piece matches its CRC; it then no longer counts as old."""
         at, end, crc = piece * PIECE_BYTES, piece * PIECE_BYTES + self.done[piece], 0
         while at < end:
@@ -204,7 +204,7 @@ class Part:
             with contextlib.suppress(FileNotFoundError):
                 self.state_path.unlink()
         except OSError as error:
-            raise unwritable(target, error) from None
+            raise write_error(target, error) from None
         return found
 
     def close(self) -> None:
@@ -215,7 +215,7 @@ class Part:
         self._fd = self._state = -1
 
 
-def bytes_there(target: Path, size: int) -> int:
+def bytes_on_disk(target: Path, size: int) -> int:
     """Return the bytes of a file that this or another process has downloaded so far."""
     count = max(1, -(-size // PIECE_BYTES))
     try:
@@ -232,7 +232,7 @@ def bytes_there(target: Path, size: int) -> int:
     return min(size, there)
 
 
-def allocated(target: Path) -> int:
+def allocated_bytes(target: Path) -> int:
     """Return the bytes that a part takes on the disk."""
     try:
         return target.with_name(target.name + ".part").lstat().st_blocks * 512
@@ -240,7 +240,7 @@ def allocated(target: Path) -> int:
         return 0
 
 
-def unwritable(path: Path, error: OSError) -> StackctlError:
+def write_error(path: Path, error: OSError) -> StackctlError:
     """Return the error for a file that cannot be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StackctlError(

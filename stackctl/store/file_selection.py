@@ -11,7 +11,7 @@ from typing import Final, Literal
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.quantity import format_bytes
 from stackctl.sources.hub_cache import quant_pattern
-from stackctl.store.hub import Remote, RepoInfo
+from stackctl.store.hub import RemoteFile, RepoInfo
 
 _SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?P<end>\w+)")
 _QUANT: Final = re.compile(
@@ -24,12 +24,12 @@ _SHOWN: Final = 12
 
 
 @dataclass(frozen=True)
-class Choice:
+class RepoModel:
     """A model in a repository. ``label`` is its quantisation, None if that is not unique."""
 
     label: str | None
     format: Literal["gguf", "safetensors"]
-    files: tuple[Remote, ...]
+    files: tuple[RemoteFile, ...]
 
     @property
     def bytes(self) -> int:
@@ -37,7 +37,7 @@ class Choice:
         return sum(file.bytes for file in self.files)
 
 
-def choose(info: RepoInfo, wish: str | None) -> Choice:
+def choose_model(info: RepoInfo, wish: str | None) -> RepoModel:
     """Return the model with the quantisation or file name ``wish``.
 
     Without ``wish``, return the safetensors model or else the only GGUF model.
@@ -45,8 +45,8 @@ def choose(info: RepoInfo, wish: str | None) -> Choice:
     Raises:
         StackctlError: no model matches (exit 4), several match (exit 2), or shards are missing.
     """
-    ggufs = quantisations(info)
-    whole = checkpoint(info)
+    ggufs = gguf_models(info)
+    whole = safetensors_model(info)
     if wish is None:
         if whole is not None:
             return _complete(info, whole)
@@ -75,7 +75,7 @@ def choose(info: RepoInfo, wish: str | None) -> Choice:
 
 
 def _which(
-    info: RepoInfo, choices: Sequence[Choice], what: str, exit_code: ExitCode
+    info: RepoInfo, choices: Sequence[RepoModel], what: str, exit_code: ExitCode
 ) -> StackctlError:
     if not choices:
         return StackctlError(what, hint="it has no GGUF files", exit_code=exit_code)
@@ -93,9 +93,9 @@ def _which(
     )
 
 
-def quantisations(info: RepoInfo) -> tuple[Choice, ...]:
+def gguf_models(info: RepoInfo) -> tuple[RepoModel, ...]:
     """Return the GGUF models of a repository, smallest first; shards may be missing."""
-    groups: dict[str, list[Remote]] = {}
+    groups: dict[str, list[RemoteFile]] = {}
     for file in info.files:
         name = file.path.rpartition("/")[2].lower()
         if not name.endswith(".gguf") or "mmproj" in name or "imatrix" in name:
@@ -112,7 +112,7 @@ def quantisations(info: RepoInfo) -> tuple[Choice, ...]:
         if known[label] > 1:
             label = None  # several models with this quantisation: only the file identifies one
         files.sort(key=lambda file: file.path)
-        choices.append(Choice(label, "gguf", tuple(files)))
+        choices.append(RepoModel(label, "gguf", tuple(files)))
     return tuple(sorted(choices, key=lambda choice: choice.bytes))
 
 
@@ -121,7 +121,7 @@ def _label(key: str) -> str | None:
     return found[-1] if found else None
 
 
-def checkpoint(info: RepoInfo) -> Choice | None:
+def safetensors_model(info: RepoInfo) -> RepoModel | None:
     """Return the safetensors model of a repository with the files beside it, or None."""
     here = [file for file in info.files if "/" not in file.path]
     weights = [file for file in here if file.path.endswith(".safetensors")]
@@ -132,10 +132,10 @@ def checkpoint(info: RepoInfo) -> Choice | None:
     beside = [
         file for file in here if _BESIDE.fullmatch(file.path) and file.bytes <= _MOST_BESIDE_BYTES
     ]
-    return Choice(None, "safetensors", (*weights, *beside))
+    return RepoModel(None, "safetensors", (*weights, *beside))
 
 
-def lacking(choice: Choice) -> str | None:
+def missing_shards(choice: RepoModel) -> str | None:
     """Return a text about the missing shards of a model, or None if it is complete."""
     matches = [match for file in choice.files if (match := _SHARD.fullmatch(file.path))]
     for match in matches[:1]:
@@ -146,9 +146,9 @@ def lacking(choice: Choice) -> str | None:
     return None
 
 
-def _complete(info: RepoInfo, choice: Choice) -> Choice:
+def _complete(info: RepoInfo, choice: RepoModel) -> RepoModel:
     """Return the model. Raises StackctlError if shards are missing."""
-    if (what := lacking(choice)) is not None:
+    if (what := missing_shards(choice)) is not None:
         raise StackctlError(
             f"{info.repo} is incomplete: {what}",
             hint="its owner may be uploading it: try again later",

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from stackctl.machine import lock
-from stackctl.store import part as parts
-from stackctl.store.part import Part
-from stackctl.store.wanted import Got, Wanted
+from stackctl.store import partial_file
+from stackctl.store.download_types import DownloadedFile, DownloadRequest
+from stackctl.store.partial_file import PartialFile
 
 POLL_S: Final = 0.2
 #: Files that are open at the same time, with three descriptors each; a process has some hundred.
@@ -22,7 +22,7 @@ _MOST_OPEN: Final = 64
 
 
 @dataclass(eq=False)
-class Job:
+class FileDownload:
     """One file that is downloaded. The board's condition guards all but the bytes of ``part``.
 
     ``pending`` are the missing pieces that no connection fetches, ``flying`` is the number of
@@ -33,8 +33,8 @@ class Job:
     in the same turn count once.
     """
 
-    wanted: Wanted
-    part: Part
+    request: DownloadRequest
+    part: PartialFile
     descriptor: int
     pending: deque[int] = field(default_factory=deque)
     flying: int = 0
@@ -48,13 +48,13 @@ class Job:
     again: bool = False
     restarts: int = 0
 
-    def rest(self) -> None:
+    def requeue_missing(self) -> None:
         """Set ``pending`` to all incomplete pieces. Call it when no connection fetches the file."""
         part = self.part
         self.pending = deque(n for n in range(part.count) if not part.complete(n))
 
 
-class Board:
+class DownloadQueue:
     """The work of a download, guarded by ``changed``, which is notified of every change.
 
     Attributes:
@@ -65,36 +65,36 @@ class Board:
         note: the reason for waiting, for the user (None: no wait).
     """
 
-    def __init__(self, files: Sequence[Wanted]) -> None:
+    def __init__(self, files: Sequence[DownloadRequest]) -> None:
         self.changed = threading.Condition()
         self.stop = threading.Event()
         self.left = len(files)
-        self.got: list[Got] = []
+        self.got: list[DownloadedFile] = []
         self.here = 0
         self.came = 0
         self.note: str | None = None
         self.error: BaseException | None = None
-        self.hashing: deque[Job] = deque()
+        self.hashing: deque[FileDownload] = deque()
         self._waiting = deque(files)
-        self._busy: deque[Wanted] = deque()
-        self._active: list[Job] = []
+        self._busy: deque[DownloadRequest] = deque()
+        self._active: list[FileDownload] = []
 
-    def guard(self, work: Callable[[], None]) -> None:
+    def run_guarded(self, work: Callable[[], None]) -> None:
         """Run a thread's work; store its exception and end the download."""
         try:
             work()
         except BaseException as error:  # download() raises it
             with self.changed:
                 self.error = self.error or error
-                self.end()
+                self.stop_all()
 
-    def end(self) -> None:
+    def stop_all(self) -> None:
         """Signal all threads to end."""
         self.stop.set()
         with self.changed:
             self.changed.notify_all()
 
-    def next(self) -> tuple[Job, int] | None:
+    def next_piece(self) -> tuple[FileDownload, int] | None:
         """Wait for a piece to fetch; return its job and number, or None if nothing is left."""
         with self.changed:
             while not self.stop.is_set() and self.left:
@@ -112,44 +112,44 @@ class Board:
                     self.changed.wait(POLL_S)
         return None
 
-    def _begin_anew(self, job: Job) -> None:
+    def _begin_anew(self, job: FileDownload) -> None:
         job.fresh = False
-        self.here -= job.part.here
+        self.here -= job.part.bytes_present
         job.part.reset()
-        job.rest()
+        job.requeue_missing()
         job.again = True
         self.changed.notify_all()
 
-    def _open(self, wanted: Wanted) -> bool:
+    def _open(self, request: DownloadRequest) -> bool:
         """Begin a file. Return False if another process downloads it."""
-        descriptor = lock.try_lock(wanted.lock)
+        descriptor = lock.try_lock(request.lock)
         if descriptor is None:
-            self._busy.append(wanted)
-            self.note = f"another download has {wanted.name}"
+            self._busy.append(request)
+            self.note = f"another download has {request.name}"
             return False
         self.note = None
         try:
-            if (got := existing(wanted)) is not None:
+            if (got := existing(request)) is not None:
                 # Another process has completed it meanwhile.
                 lock.release(descriptor)
-                self.here += wanted.size
+                self.here += request.size
                 self._done(got)
                 return True
-            part = Part(wanted.target, wanted.size)
-            if part.here and part.etag is None and not wanted.known:
+            part = PartialFile(request.target, request.size)
+            if part.bytes_present and part.etag is None and not request.known:
                 part.reset()  # a change on the server could not be detected
         except BaseException:
             lock.release(descriptor)
             raise
-        job = Job(wanted, part, descriptor)
-        job.rest()
-        self.here += part.here
+        job = FileDownload(request, part, descriptor)
+        job.requeue_missing()
+        self.here += part.bytes_present
         self._active.append(job)
         self.hashing.append(job)
         self.changed.notify_all()
         return True
 
-    def look_again(self) -> None:
+    def retry_locked(self) -> None:
         """Try the files again that another process had locked: it may have completed them."""
         with self.changed:
             if self._busy:
@@ -157,13 +157,15 @@ class Board:
                 self._busy.clear()
                 self.changed.notify_all()
 
-    def seen(self) -> int:
+    def bytes_present(self) -> int:
         """Return the bytes on the disk, including files that other processes download."""
         with self.changed:
             others = [*self._busy, *self._waiting] if self.note else []
-            return self.here + sum(parts.bytes_there(file.target, file.size) for file in others)
+            return self.here + sum(
+                partial_file.bytes_on_disk(file.target, file.size) for file in others
+            )
 
-    def finish(self, job: Job, got: Got) -> None:
+    def finish(self, job: FileDownload, got: DownloadedFile) -> None:
         """Record that a file is complete and in its place, and close its job."""
         with self.changed:
             self.hashing.remove(job)
@@ -171,7 +173,7 @@ class Board:
             _release(job)
             self._done(got)
 
-    def _done(self, got: Got) -> None:
+    def _done(self, got: DownloadedFile) -> None:
         self.got.append(got)
         self.left -= 1
         self.changed.notify_all()
@@ -183,18 +185,18 @@ class Board:
         self._active.clear()
 
 
-def _release(job: Job) -> None:
+def _release(job: FileDownload) -> None:
     job.part.close()
     with contextlib.suppress(OSError):
         lock.release(job.descriptor)
 
 
-def existing(wanted: Wanted) -> Got | None:
+def existing(request: DownloadRequest) -> DownloadedFile | None:
     """Return a file of the right size that is in its place, not verified; None if there is none."""
     try:
-        found = wanted.target.lstat()
+        found = request.target.lstat()
     except OSError:
         return None
-    if not stat.S_ISREG(found.st_mode) or found.st_size != wanted.size:
+    if not stat.S_ISREG(found.st_mode) or found.st_size != request.size:
         return None
-    return Got(wanted, None, found.st_mtime_ns)
+    return DownloadedFile(request, None, found.st_mtime_ns)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Wanted:
+class DownloadRequest:
     """A file to download: its name for the user, its URL, and its place on the disk.
 
     ``size`` is in bytes. The content is verified by ``sha256``, or as a git blob by ``git_sha1``;
@@ -31,19 +31,19 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Got:
+class DownloadedFile:
     """A complete file. ``mtime_ns`` and ``sha256`` detect later changes.
 
     ``sha256`` is None if another process has stored the file: then it is not verified.
     """
 
-    wanted: Wanted
+    request: DownloadRequest
     sha256: str | None
     mtime_ns: int
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """The number of retries without progress, and the first and longest pause in seconds.
 
     Each pause is twice as long as the one before.

@@ -9,11 +9,11 @@ from typing import Final, NoReturn
 
 from stackctl.errors import StackctlError
 from stackctl.machine.http_download import ConnectionLost, Response, Transfer, host_of
-from stackctl.store.answers import check_hop, check_range, refusal, retry_after
-from stackctl.store.board import Board, Job
-from stackctl.store.pace import Limiter
-from stackctl.store.part import PIECE_BYTES
-from stackctl.store.wanted import Patience
+from stackctl.store.download_queue import DownloadQueue, FileDownload
+from stackctl.store.download_rate import RateLimiter
+from stackctl.store.download_types import RetryPolicy
+from stackctl.store.http_status import check_range, check_redirect, retry_after, status_error
+from stackctl.store.partial_file import PIECE_BYTES
 
 #: Bytes of one read. A killed process loses up to one read for each connection, so reads are small
 #: on a slow line, and larger if they take no time.
@@ -31,47 +31,47 @@ _ETAG: Final = re.compile(r'(?:W/)?"[\x21\x23-\x7e]{0,200}"')
 _DATE: Final = re.compile(r"[A-Za-z0-9 ,:+-]{1,60}")
 
 
-class Receiver:
+class DownloadWorker:
     """Fetches the pieces of a board. ``secret`` goes only to the server of a file's URL."""
 
     def __init__(
         self,
-        board: Board,
+        queue: DownloadQueue,
         *,
         secret: str | None,
-        limiter: Limiter,
-        patience: Patience,
+        limiter: RateLimiter,
+        retries: RetryPolicy,
         timeout_s: float,
     ) -> None:
         self.transfer = Transfer(timeout_s=timeout_s)
-        self._board = board
+        self._board = queue
         self._secret = secret
         self._limiter = limiter
-        self._patience = patience
+        self._patience = retries
         self._view = memoryview(bytearray(_MOST_BYTES))
         self._step = _LEAST_BYTES
 
     def run(self) -> None:
         """Fetch pieces until none is left."""
         with self.transfer:
-            while (task := self._board.next()) is not None:
+            while (task := self._board.next_piece()) is not None:
                 self._try(*task)
 
-    def _try(self, job: Job, piece: int) -> None:
-        board, before, begun = self._board, job.part.done[piece], time.monotonic()
+    def _try(self, job: FileDownload, piece: int) -> None:
+        queue, before, begun = self._board, job.part.done[piece], time.monotonic()
         lost: ConnectionLost | None = None
         wait: float | None = None
         try:
             wait = self._receive(job, piece)
         except ConnectionLost as error:
             lost = error
-        with board.changed:
+        with queue.changed:
             job.flying -= 1
             if job.whole and not job.flying:
-                job.rest()
+                job.requeue_missing()
             elif not job.part.complete(piece) and not job.whole:
                 job.pending.appendleft(piece)
-            if board.stop.is_set():
+            if queue.stop.is_set():
                 return
             if lost is not None or wait is not None:
                 if job.part.done[piece] > before:
@@ -85,31 +85,31 @@ class Receiver:
                 elif wait:
                     job.not_before = max(job.not_before, time.monotonic() + wait)
                 if lost is not None:
-                    board.note = f"{lost.message}: once more"
+                    queue.note = f"{lost.message}: once more"
             elif job.part.complete(piece):
                 job.failures = job.addresses = 0
-                board.note = None
-            board.changed.notify_all()
+                queue.note = None
+            queue.changed.notify_all()
 
     def _pause(self, failures: int, wanted: float | None) -> float:
         """Return the seconds until the next attempt, at least the ``wanted`` ones of the server."""
         pause = min(self._patience.most_s, self._patience.first_s * 2.0 ** (failures - 1))
         return max(wanted or 0.0, pause * random.uniform(0.5, 1.0))
 
-    def _give_up(self, job: Job, lost: ConnectionLost | None) -> NoReturn:
-        why = lost.message if lost else f"{host_of(job.wanted.url)} stays busy"
+    def _give_up(self, job: FileDownload, lost: ConnectionLost | None) -> NoReturn:
+        why = lost.message if lost else f"{host_of(job.request.url)} stays busy"
         raise StackctlError(
-            f"{job.wanted.name}: {why}, {self._patience.attempts + 1} times in a row",
+            f"{job.request.name}: {why}, {self._patience.attempts + 1} times in a row",
             hint="the part is kept: the same command continues it",
         )
 
-    def _receive(self, job: Job, piece: int) -> float | None:
+    def _receive(self, job: FileDownload, piece: int) -> float | None:
         """Request the missing bytes of a piece and write them.
 
         Returns:
             None, or, if no bytes were sent, the seconds to wait before the next attempt.
         """
-        part, wanted = job.part, job.wanted
+        part, request = job.part, job.request
         first = piece * PIECE_BYTES + part.done[piece]
         last = piece * PIECE_BYTES + part.length(piece) - 1
         address, turn = job.address, job.turn
@@ -119,24 +119,24 @@ class Receiver:
         if known is not None and not known.startswith("W/"):
             headers["If-Range"] = known
         response = self.transfer.get(
-            address or wanted.url,
+            address or request.url,
             headers,
             secret=None if address else self._secret,
-            seen=lambda answer: check_hop(wanted, answer),
+            seen=lambda answer: check_redirect(request, answer),
         )
         if response.status not in (200, 206):
             return self._other(job, response, turn)
-        if address is None and response.url != wanted.url:
+        if address is None and response.url != request.url:
             job.address = response.url
         etag = _named(response)
         # Without a hash a missing ETag counts as a change, because the file cannot be verified.
-        changed = known is not None and etag != known and (etag is not None or not wanted.known)
-        if changed and wanted.sha256 is None:
+        changed = known is not None and etag != known and (etag is not None or not request.known)
+        if changed and request.sha256 is None:
             return self._anew(job)
         if etag:
-            part.name(etag)
+            part.set_etag(etag)
         if response.status == 206:
-            check_range(wanted.size, response, first, last)
+            check_range(request.size, response, first, last)
             self._copy(response, job, piece, last + 1 - first)
         elif changed and "If-Range" in headers:
             # The SHA-256 will prove that it is the same file on another server: keep the bytes.
@@ -145,27 +145,27 @@ class Receiver:
             self._all(response, job)
         return None
 
-    def _all(self, response: Response, job: Job) -> None:
+    def _all(self, response: Response, job: FileDownload) -> None:
         """Write the whole file, because the server ignored the requested range."""
-        part, board = job.part, self._board
+        part, queue = job.part, self._board
         where = host_of(response.url)
         if response.length not in (None, part.size):
             raise ConnectionLost(f"{where} would send {response.length} of {part.size} bytes")
-        with board.changed:
+        with queue.changed:
             job.whole = True
             if job.flying > 1:
                 raise ConnectionLost(f"{where} sends whole files only")
             for number in range(part.count):
-                board.here -= part.done[number]
-                part.forget(number)
+                queue.here -= part.done[number]
+                part.discard_piece(number)
             job.pending.clear()
         for number in range(part.count):
             self._copy(response, job, number, part.length(number))
 
-    def _copy(self, response: Response, job: Job, piece: int, left: int) -> None:
-        board = self._board
+    def _copy(self, response: Response, job: FileDownload, piece: int, left: int) -> None:
+        queue = self._board
         while left:
-            if board.stop.is_set() or job.fresh:
+            if queue.stop.is_set() or job.fresh:
                 return
             begin = time.perf_counter()
             count = response.readinto(self._view[: min(left, self._step)])
@@ -179,21 +179,21 @@ class Receiver:
             job.part.write(piece, self._view[:count])
             left -= count
             if left == 0:
-                job.part.settle(piece)
-            with board.changed:
-                board.here += count
-                board.came += count
+                job.part.start_writeback(piece)
+            with queue.changed:
+                queue.here += count
+                queue.came += count
                 if left == 0:
-                    board.changed.notify_all()
-            self._limiter.take(count, board.stop)
+                    queue.changed.notify_all()
+            self._limiter.take(count, queue.stop)
 
-    def _other(self, job: Job, response: Response, turn: int) -> float:
+    def _other(self, job: FileDownload, response: Response, turn: int) -> float:
         """Return the seconds until the next attempt after another status, or raise its error."""
         status = response.status
         if status in (408, 425, 429) or status >= 500:
             self._board.note = f"{host_of(response.url)} is busy ({status})"
             return retry_after(response.header("Retry-After"))
-        away = response.url != job.wanted.url
+        away = response.url != job.request.url
         if away and status in (400, 401, 403, 404, 410) and job.addresses < _MOST_ADDRESSES:
             # Signed URLs expire after about an hour, for all connections.
             with self._board.changed:
@@ -202,9 +202,9 @@ class Receiver:
             return 0.0
         if status == 416:
             return self._anew(job)
-        raise refusal(job.wanted.name, response)
+        raise status_error(job.request.name, response)
 
-    def _anew(self, job: Job) -> float:
+    def _anew(self, job: FileDownload) -> float:
         """Restart the file, because the server has another one; return the seconds to wait (0)."""
         with self._board.changed:
             if not job.fresh:
@@ -212,7 +212,7 @@ class Receiver:
                 job.restarts += 1
             if job.restarts > _MOST_RESTARTS:
                 raise StackctlError(
-                    f"{job.wanted.name} changes while it is fetched", hint="try again later"
+                    f"{job.request.name} changes while it is fetched", hint="try again later"
                 )
         return 0.0
 

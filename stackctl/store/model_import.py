@@ -8,14 +8,23 @@ from pathlib import Path
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.sources.hub_cache import cache_folder, parse_remote
 from stackctl.sources.models import read_model
-from stackctl.store.layout import Repository
-from stackctl.store.manifest import Manifest, Tell, digest, now, silent, store_file
-from stackctl.store.pace import Pace, Progress
+from stackctl.store.download_rate import DownloadProgress, SpeedMeter
+from stackctl.store.hub_repository import Repository
+from stackctl.store.manifest import (
+    Manifest,
+    ProgressCallback,
+    digest,
+    file_record,
+    no_progress,
+    record_time,
+)
 from stackctl.values.model import Model
 from stackctl.values.model_store import StoredModel
 
 
-def adopt(source: str, manifest: Manifest, tell: Tell = silent) -> StoredModel:
+def import_in_place(
+    source: str, manifest: Manifest, tell: ProgressCallback = no_progress
+) -> StoredModel:
     """Hash a model's files where they are, so that a later change is detected. Nothing is copied.
 
     Args:
@@ -29,16 +38,16 @@ def adopt(source: str, manifest: Manifest, tell: Tell = silent) -> StoredModel:
     model = read_model(source)
     if not model.files:
         raise StackctlError(f"{source} is not on this machine", exit_code=ExitCode.NOT_FOUND)
-    paths = files_of(model)
-    pace, before = Pace(sum(path.stat().st_size for path in paths.values())), 0
+    paths = model_files(model)
+    pace, before = SpeedMeter(sum(path.stat().st_size for path in paths.values())), 0
     files = []
     for name, path in paths.items():
         found = path.stat()
 
-        def told(progress: Progress, before: int = before) -> None:
-            tell(pace.at(before + progress.done, before + progress.done))
+        def told(progress: DownloadProgress, before: int = before) -> None:
+            tell(pace.progress_at(before + progress.done, before + progress.done))
 
-        files.append(store_file(name, path, digest(path, found.st_size, told), found.st_mtime_ns))
+        files.append(file_record(name, path, digest(path, found.st_size, told), found.st_mtime_ns))
         before += found.st_size
     parsed = parse_remote(source)
     record = StoredModel(
@@ -47,14 +56,14 @@ def adopt(source: str, manifest: Manifest, tell: Tell = silent) -> StoredModel:
         commit=Path(model.folder).name if parsed and model.folder else None,
         folder=model.folder,
         files=tuple(files),
-        verified=now(),
+        verified=record_time(),
         imported=True,
     )
     manifest.put(record)
     return record
 
 
-def files_of(model: Model) -> dict[str, Path]:
+def model_files(model: Model) -> dict[str, Path]:
     """Return names and real paths of the files that an engine reads: weights and those beside."""
     if model.folder is None:
         return {file.file_name: Path(file.path) for file in model.files}
@@ -65,7 +74,7 @@ def files_of(model: Model) -> dict[str, Path]:
     return beside | {name: path for name, path in weights.items() if path not in known}
 
 
-def find(source: str, manifest: Manifest) -> StoredModel:
+def find_record(source: str, manifest: Manifest) -> StoredModel:
     """Return the record with this source, or the only one whose source contains it.
 
     Raises:
@@ -88,7 +97,7 @@ def find(source: str, manifest: Manifest) -> StoredModel:
     )
 
 
-def remove(record: StoredModel, manifest: Manifest) -> int:
+def remove_model(record: StoredModel, manifest: Manifest) -> int:
     """Remove a model's record and, if stackctl has fetched it, its files in the hub's cache.
 
     Files that another model uses stay, and so do the files of a model that was imported in place.
@@ -102,7 +111,7 @@ def remove(record: StoredModel, manifest: Manifest) -> int:
     freed = 0
     if record.repo is not None and record.commit is not None and not record.imported:
         place = Repository(record.repo)
-        folder = str(place.snapshot(record.commit))
+        folder = str(place.snapshot_path(record.commit))
         if record.folder not in (None, folder) and os.path.isdir(record.folder):  # noqa: PTH112
             raise StackctlError(
                 f"{record.source} lies in {record.folder}, which is not below {cache_folder()}",
@@ -117,5 +126,5 @@ def remove(record: StoredModel, manifest: Manifest) -> int:
         }
         mine = {file.name: Path(file.path).name for file in record.files if file.name not in others}
         freed = place.remove(record.commit, mine)
-    manifest.forget(record.source)
+    manifest.remove(record.source)
     return freed

@@ -13,7 +13,7 @@ _WINDOW_S = 10.0
 
 
 @dataclass(frozen=True)
-class Progress:
+class DownloadProgress:
     """Done and total bytes, and the recent speed in bytes per second (None: unknown).
 
     ``note`` is the reason for waiting (None: no wait).
@@ -35,14 +35,14 @@ class Progress:
         return ", ".join(words)
 
 
-class Pace:
+class SpeedMeter:
     """Measures the speed over the last 10 s."""
 
     def __init__(self, total: int) -> None:
         self._total = total
         self._seen: deque[tuple[float, int]] = deque()
 
-    def at(self, done: int, came: int, *, note: str | None = None) -> Progress:
+    def progress_at(self, done: int, came: int, *, note: str | None = None) -> DownloadProgress:
         """Return the progress at ``done`` bytes; ``came`` is the number received in this run."""
         now = time.monotonic()
         self._seen.append((now, came))
@@ -50,10 +50,10 @@ class Pace:
             self._seen.popleft()
         begin, first = self._seen[0]
         speed = (came - first) / (now - begin) if now - begin > 0.5 else None
-        return Progress(done, self._total, speed if speed and speed > 0 else None, note)
+        return DownloadProgress(done, self._total, speed if speed and speed > 0 else None, note)
 
 
-class Limiter:
+class RateLimiter:
     """Limits the bytes per second of several threads together; None is no limit."""
 
     def __init__(self, limit: float | None) -> None:

@@ -48,25 +48,25 @@ class Repository:
             _make(folder)
             _require_folder(folder)
 
-    def blob(self, name: str) -> Path:
+    def blob_path(self, name: str) -> Path:
         """Return the path of a blob."""
         return self.blobs / name
 
-    def lock(self, name: str) -> Path:
+    def lock_path(self, name: str) -> Path:
         """Return the lock file of a blob, which is locked while a process fetches the blob."""
         return self.locks / f"{name}.lock"
 
-    def snapshot(self, commit: str) -> Path:
+    def snapshot_path(self, commit: str) -> Path:
         """Return the folder with the files of a commit."""
         return self.folder / "snapshots" / commit
 
-    def there(self, name: str, size: int) -> os.stat_result | None:
+    def find_blob(self, name: str, size: int) -> os.stat_result | None:
         """Return the status of a blob, or None if it is absent or has another size.
 
         Raises:
             StackctlError: the path is not a regular file, or cannot be read.
         """
-        path = self.blob(name)
+        path = self.blob_path(name)
         try:
             found = path.lstat()
         except FileNotFoundError:
@@ -81,7 +81,7 @@ class Repository:
             )
         return found if found.st_size == size else None
 
-    def link(self, commit: str, names: Mapping[str, str]) -> Path:
+    def write_snapshot(self, commit: str, names: Mapping[str, str]) -> Path:
         """Make a snapshot, or add files to it. ``names`` maps each path to the name of its blob.
 
         A new snapshot appears with all its files at once.
@@ -92,7 +92,7 @@ class Repository:
         Raises:
             StackctlError: a file is in the way, or a folder on the way is a link.
         """
-        folder = self.snapshot(commit)
+        folder = self.snapshot_path(commit)
         try:
             if os.path.lexists(folder) or not self._link_anew(folder, names):
                 for path, blob in names.items():
@@ -143,7 +143,7 @@ class Repository:
         draft.symlink_to(target)
         draft.replace(place)
 
-    def name(self, revision: str, commit: str) -> None:
+    def set_ref(self, revision: str, commit: str) -> None:
         """Store the commit that a name such as ``main`` stands for."""
         place = self.folder / "refs" / revision
         for folder in reversed(place.relative_to(self.folder).parents[:-1]):
@@ -165,7 +165,7 @@ class Repository:
         Returns:
             The bytes that were freed.
         """
-        folder, freed = self.snapshot(commit), 0
+        folder, freed = self.snapshot_path(commit), 0
         if not self.folder.exists():
             return 0
         try:
@@ -179,8 +179,8 @@ class Repository:
             used = self._used()
             for name in set(paths.values()) - used:
                 with contextlib.suppress(FileNotFoundError):
-                    freed += self.blob(name).lstat().st_size
-                    self.blob(name).unlink()
+                    freed += self.blob_path(name).lstat().st_size
+                    self.blob_path(name).unlink()
             _prune(folder)
             if not folder.exists():
                 for revision, named in self.revisions().items():
