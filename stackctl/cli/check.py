@@ -25,14 +25,14 @@ def command(
     is stopped. --slo also compares the last bench of the running generation, and the engine's own
     metrics (latencies, prefix-cache hits), with the profile's slo.
     """
-    from stackctl.deploy import install
+    from stackctl.deploy import unit_files
     from stackctl.deploy.stack_state import installed_generation
     from stackctl.observe.check import check, remember, summary
 
     if every and stack is not None:
         raise StackctlError("--all and STACK exclude each other", exit_code=ExitCode.USAGE)
     context = session.context(recover="try")
-    names = install.installed_stacks(context) if every else ()
+    names = unit_files.installed_stacks(context) if every else ()
     reports = []
     for name in names or (pick_stack(context, stack),):
         generation = installed_generation(context, name)

@@ -120,7 +120,7 @@ def _profile_findings(
 
 def _proof(plan: Plan, host: Host) -> Result:
     """Check that Podman can make a container with the GPUs; skip the check without the image."""
-    from stackctl.deploy import gpu
+    from stackctl.deploy import gpu_access
     from stackctl.machine import podman
 
     expected = "podman makes a container with the GPU"
@@ -131,7 +131,7 @@ def _proof(plan: Plan, host: Host) -> Result:
             remedy=f"podman pull {plan.image}",
         )  # fmt: skip
     try:
-        gpu.prove(plan.image, gpu.planned(host, plan))
+        gpu_access.test_gpu_container(plan.image, gpu_access.planned_gpus(host, plan))
     except StackctlError as error:
         return Result(
             name="gpu-proof", status="fail", expected=expected, actual=error.message,

@@ -16,9 +16,9 @@ def command(session: Session, stack: str | None, dry_run: bool) -> None:
 
     --json prints the status of the stacks that are still up, or would be.
     """
-    from stackctl.deploy.install import installed_stacks
+    from stackctl.deploy.lifecycle import down
     from stackctl.deploy.stack_state import installed_generation
-    from stackctl.deploy.transaction import down
+    from stackctl.deploy.unit_files import installed_stacks
     from stackctl.observe.status import report
 
     # An interrupted change that cannot be recovered must not prevent the removal of its stack.

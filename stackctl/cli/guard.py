@@ -21,7 +21,7 @@ def command(session: Session, timeout: float | None, install: bool, remove: bool
     in a row it neither answers nor works. Engines that answer late because they are busy, and
     stacks that are starting or being changed, are left alone.
     """
-    from stackctl.deploy import guardtimer
+    from stackctl.deploy import guard_timer
     from stackctl.machine import runner
     from stackctl.observe.guard import guard
 
@@ -29,12 +29,12 @@ def command(session: Session, timeout: float | None, install: bool, remove: bool
     if install and remove:
         raise StackctlError("--install or --remove, not both", exit_code=ExitCode.USAGE)
     if install:
-        for path in guardtimer.install(context, runner.own_command()):
+        for path in guard_timer.install_timer(context, runner.own_command()):
             session.out.note(f"unit      {path}")
         session.out.line("guarding all stacks, every minute")
         return
     if remove:
-        gone = guardtimer.remove(context)
+        gone = guard_timer.remove_timer(context)
         session.out.line("guarding no more" if gone else "there was no guard")
         return
     report = guard(context, answer_timeout_s=timeout or 30)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from stackctl.cli.session import Session, verb
-from stackctl.deploy import imagebuild
+from stackctl.deploy import image_build
 
 
 @click.group("image")
@@ -15,7 +15,7 @@ def command() -> None:
     """Build or load images on machines without a registry."""
 
 
-_RECIPES = imagebuild.recipes()
+_RECIPES = image_build.recipes()
 #: Names of the images with a recipe; the first is the default of ``load``.
 IMAGES = tuple(_RECIPES)
 _ABOUT = "; ".join(f"{recipe.name} is {recipe.about}" for recipe in _RECIPES.values())
@@ -32,7 +32,7 @@ _ABOUT = "; ".join(f"{recipe.name} is {recipe.about}" for recipe in _RECIPES.val
 @click.option("--mirror", metavar="URL", help="Debian mirror; default: as mmdebstrap chooses.")
 def build(session: Session, image: str, output: Path | None, mirror: str | None) -> None:
     """Build IMAGE from Debian's packages (needs mmdebstrap)."""
-    session.out.line(imagebuild.build(session.out, _RECIPES[image], output, mirror))
+    session.out.line(image_build.build_image(session.out, _RECIPES[image], output, mirror))
 
 
 build.help = f"{build.help}\n\nImages: {_ABOUT}."
@@ -63,7 +63,7 @@ def load(session: Session, what: tuple[str, Path]) -> None:
     ARCHIVE is a file that "stackctl image build -o" or "podman save" has written.
     """
     image, archive = what
-    session.out.line(imagebuild.load(session.out, _RECIPES[image], archive))
+    session.out.line(image_build.load_image(session.out, _RECIPES[image], archive))
 
 
 command.add_command(build)

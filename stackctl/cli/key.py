@@ -28,12 +28,12 @@ def command() -> None:
 @stack_argument
 def create(session: Session, stack: str | None) -> None:
     """Create the first key of STACK and print where it is stored."""
-    from stackctl.deploy.transaction import writer
+    from stackctl.deploy.lifecycle import exclusive_change
     from stackctl.state import keys
 
     context = session.context()
     name = _stack(context, stack)
-    with writer(context, f"key create {name}"):
+    with exclusive_change(context, f"key create {name}"):
         keys.create(context.paths.state, name)
         _changed(context, "create", name)
     _tell(session, context, name)
@@ -61,12 +61,12 @@ def show(session: Session, stack: str | None) -> None:
 @click.option("--keep", is_flag=True, help="Keep the previous key valid until the next rotate.")
 def rotate(session: Session, stack: str | None, keep: bool) -> None:
     """Create a new key of STACK; a running front door uses it at once."""
-    from stackctl.deploy.transaction import writer
+    from stackctl.deploy.lifecycle import exclusive_change
     from stackctl.state import keys
 
     context = session.context()
     name = _stack(context, stack)
-    with writer(context, f"key rotate {name}"):
+    with exclusive_change(context, f"key rotate {name}"):
         keys.rotate(context.paths.state, name, keep=keep)
         _changed(context, "rotate", name)
     _tell(session, context, name)
@@ -92,12 +92,12 @@ def path(session: Session, stack: str | None) -> None:
 @yes_option
 def remove(session: Session, stack: str | None) -> None:
     """Remove the keys of STACK: clients that use them are refused from then on."""
-    from stackctl.deploy.transaction import writer
+    from stackctl.deploy.lifecycle import exclusive_change
     from stackctl.state import keys
 
     context = session.context()
     name = _stack(context, stack)
-    with writer(context, f"key remove {name}"):
+    with exclusive_change(context, f"key remove {name}"):
         if not context.confirm(f"the keys of {name} would be removed"):
             raise StackctlError("nothing was changed")
         if not keys.remove_keys(context.paths.state, name):
@@ -127,20 +127,22 @@ def _stack(context: Context, name: str | None) -> str:
 
 def _changed(context: Context, what: str, stack: str) -> None:
     """Make a running front door read the keys again, and record the change."""
-    from stackctl.deploy import door, record
+    from stackctl.deploy import deployment_records, proxy
     from stackctl.units.proxy_unit import proxy_service
 
     try:
-        door.reload_keys(context, stack)
+        proxy.reload_keys(context, stack)
     except StackctlError as error:
-        record.done(context, f"key {what}", stack, result="failed", message=error.message)
+        deployment_records.write_audit_entry(
+            context, f"key {what}", stack, result="failed", message=error.message
+        )
         scope = " --user" if context.paths.scope == "user" else ""
         raise StackctlError(
             f"the change is stored, but the running door of {stack} still lets in the earlier keys",
             details=(error.message,),
             hint=f"systemctl{scope} restart {proxy_service(stack)}",
         ) from None
-    record.done(context, f"key {what}", stack)
+    deployment_records.write_audit_entry(context, f"key {what}", stack)
 
 
 def _tell(session: Session, context: Context, stack: str) -> None:

@@ -22,14 +22,14 @@ def command(session: Session, stack: str | None, every: bool) -> None:
     \b
       stackctl metrics --all >stackctl.tmp && mv stackctl.tmp stackctl.prom
     """
-    from stackctl.deploy import install
+    from stackctl.deploy import unit_files
     from stackctl.deploy.stack_state import not_running
     from stackctl.observe.metrics import gather, text
 
     if every and stack is not None:
         raise StackctlError("--all and STACK exclude each other", exit_code=ExitCode.USAGE)
     context = session.context(recover="try")
-    names = install.installed_stacks(context)
+    names = unit_files.installed_stacks(context)
     if not every:
         name = pick_stack(context, stack)
         if name not in names:

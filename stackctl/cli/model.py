@@ -158,12 +158,12 @@ def fetch(
     For more than 1 GB the command asks first, and a service downloads the model. The service
     continues when this command or its connection ends. Run the command again to see the progress.
     """
-    from stackctl.deploy.fetching import Wanted, get, work
+    from stackctl.deploy.model_download import ModelDownload, fetch_model, run_download_job
     from stackctl.store.fetch import DownloadSettings
     from stackctl.store.lockfile import read_lock
 
     if job is not None:
-        work(job)
+        run_download_job(job)
         return
     context = session.context(recover="no")
     lock = read_lock(lock_file) if lock_file is not None else None
@@ -176,7 +176,9 @@ def fetch(
         raise StackctlError(
             "missing SOURCE", hint="SOURCE, or --lock FILE", exit_code=ExitCode.USAGE
         )
-    record = get(context, Wanted(source, lock, DownloadSettings(limit, connections), here))
+    record = fetch_model(
+        context, ModelDownload(source, lock, DownloadSettings(limit, connections), here)
+    )
     _result(session, record)
 
 
@@ -190,12 +192,12 @@ def _result(session: Session, record: StoredModel) -> None:
 @verb("list")
 def list_models(session: Session) -> None:
     """List the models that were fetched or imported."""
-    from stackctl.deploy import stored
+    from stackctl.deploy import model_integrity
     from stackctl.quantity import format_bytes
     from stackctl.sources.hub_cache import cache_folder
     from stackctl.values.model_store import StoredModels
 
-    records = stored.manifest(session.context(recover="no")).all()
+    records = model_integrity.model_manifest(session.context(recover="no")).all()
     if session.out.json:
         session.out.data(StoredModels(folder=str(cache_folder()), models=records))
         return
@@ -216,13 +218,13 @@ def verify(session: Session, source: str | None) -> None:
 
     The files are read from the disk, not from the page cache.
     """
-    from stackctl.deploy import stored
+    from stackctl.deploy import model_integrity
     from stackctl.store import manifest as manifests
     from stackctl.store import model_import
     from stackctl.values.model_store import ModelCheck, ModelChecks
 
     context = session.context(recover="no")
-    manifest = stored.manifest(context)
+    manifest = model_integrity.model_manifest(context)
     records = manifest.all() if source is None else (model_import.find_record(source, manifest),)
     if not records:
         raise StackctlError(
@@ -231,7 +233,9 @@ def verify(session: Session, source: str | None) -> None:
         )  # fmt: skip
     checks = []
     for record in records:
-        results = manifests.verify_files(record, stored.telling(context, "hashing "))
+        results = manifests.verify_files(
+            record, model_integrity.progress_reporter(context, "hashing ")
+        )
         checks.append(ModelCheck(source=record.source, results=results))
         if all(result.status == "ok" for result in results):
             manifest.refresh(record)
@@ -252,14 +256,14 @@ def remove(session: Session, source: str) -> None:
 
     The files of an imported model stay. A model that a stack uses is not removed.
     """
-    from stackctl.deploy import stored
+    from stackctl.deploy import model_integrity
     from stackctl.quantity import format_bytes
     from stackctl.store import model_import
 
     context = session.context(recover="try")
-    manifest = stored.manifest(context)
+    manifest = model_integrity.model_manifest(context)
     record = model_import.find_record(source, manifest)
-    stored.require_unused(context, record)
+    model_integrity.require_unused(context, record)
     what = f"remove {record.source}, {format_bytes(record.bytes)}"
     stays = record.imported or record.repo is None
     if stays:
@@ -284,19 +288,19 @@ def import_model(session: Session, source: str) -> None:
     If SOURCE is a folder that `stackctl model export` has written, its models are copied into the
     hub cache, and its images are loaded into Podman.
     """
-    from stackctl.deploy import stored
+    from stackctl.deploy import model_integrity
     from stackctl.store import model_export, model_import
     from stackctl.values.model_store import StoredModels
 
     context = session.context(recover="no")
-    manifest = stored.manifest(context)
-    tell = stored.telling(context, "hashing ")
+    manifest = model_integrity.model_manifest(context)
+    tell = model_integrity.progress_reporter(context, "hashing ")
     folder = Path(source.removeprefix("dir:")).expanduser()
     if model_export.is_export(folder):
         from stackctl.sources.hub_cache import cache_folder
 
         records, images = model_export.import_export(
-            folder, manifest, stored.telling(context, "copying ")
+            folder, manifest, model_integrity.progress_reporter(context, "copying ")
         )
         if session.out.json:
             session.out.data(StoredModels(folder=str(cache_folder()), models=tuple(records)))
@@ -324,13 +328,13 @@ def lock(session: Session, source: str, output: Path | None) -> None:
 
     It has the commit, and the path, size and SHA-256 of each file.
     """
-    from stackctl.deploy import stored
+    from stackctl.deploy import model_integrity
     from stackctl.machine.atomic_files import write_atomically
     from stackctl.store import model_import
     from stackctl.store.lockfile import lock_of
     from stackctl.values.base import to_json
 
-    manifest = stored.manifest(session.context(recover="no"))
+    manifest = model_integrity.model_manifest(session.context(recover="no"))
     found = lock_of(model_import.find_record(source, manifest))
     if output is None:
         session.out.data(found)
@@ -353,7 +357,7 @@ def export(session: Session, sources: tuple[str, ...], images: tuple[str, ...]) 
 
     On that machine: stackctl model import FOLDER
     """
-    from stackctl.deploy import stored
+    from stackctl.deploy import model_integrity
     from stackctl.store import model_export, model_import
 
     if len(sources) < 2 and not images:
@@ -361,10 +365,12 @@ def export(session: Session, sources: tuple[str, ...], images: tuple[str, ...]) 
             "missing SOURCE or FOLDER", hint="SOURCE... FOLDER", exit_code=ExitCode.USAGE
         )
     context = session.context(recover="no")
-    manifest = stored.manifest(context)
+    manifest = model_integrity.model_manifest(context)
     records = [model_import.find_record(source, manifest) for source in sources[:-1]]
     folder = Path(sources[-1]).expanduser().absolute()
-    done = model_export.export_models(records, images, folder, stored.telling(context, "copying "))
+    done = model_export.export_models(
+        records, images, folder, model_integrity.progress_reporter(context, "copying ")
+    )
     if session.out.json:
         session.out.data(done)
         return

@@ -11,7 +11,7 @@ import click
 from stackctl.cli.session import _GLOBAL_NAMES, make_session
 
 if TYPE_CHECKING:
-    from stackctl.deploy.change import Patience
+    from stackctl.deploy.transaction import RolloutTimeouts
 
 
 def _profile_names(context: click.Context, _: Any, incomplete: str) -> list[str]:
@@ -94,12 +94,12 @@ soak_option = click.option(
 )
 
 
-def patience(drain: float | None, soak: float | None) -> Patience:
+def patience(drain: float | None, soak: float | None) -> RolloutTimeouts:
     """Return the patience from --drain and --soak, in seconds; None stands for the default."""
-    from stackctl.deploy.change import Patience
+    from stackctl.deploy.transaction import RolloutTimeouts
 
-    usual = Patience()
-    return Patience(
+    usual = RolloutTimeouts()
+    return RolloutTimeouts(
         drain_s=usual.drain_s if drain is None else drain,
         soak_s=usual.soak_s if soak is None else soak,
     )

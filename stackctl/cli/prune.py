@@ -27,7 +27,7 @@ def command(session: Session, stack: str | None, keep: int, dry_run: bool) -> No
     that no generation of any stack uses are removed too. The command asks first, because nothing
     of it can be restored.
     """
-    from stackctl.deploy.prune import compiled, prune
+    from stackctl.deploy.prune import compile_caches_text, prune
 
     context = session.context()
     found = prune(context, pick_stack(context, stack, past=True), keep=keep, dry_run=dry_run)
@@ -42,4 +42,4 @@ def command(session: Session, stack: str | None, keep: int, dry_run: bool) -> No
         removed = ", ".join(map(str, found.removed))
         session.out.line(f"{found.stack}: {done} {removed}; {'keep' if dry_run else 'kept'} {kept}")
     if found.caches:
-        session.out.line(f"{done} {compiled(found)}")
+        session.out.line(f"{done} {compile_caches_text(found)}")

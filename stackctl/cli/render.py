@@ -14,7 +14,7 @@ from stackctl.errors import ExitCode, StackctlError
 
 if TYPE_CHECKING:
     from stackctl.deploy.plan_inputs import PlanBasis
-    from stackctl.deploy.plan_preview import Planned
+    from stackctl.deploy.plan_preview import PlanPreview
     from stackctl.values.profile import Profile
     from stackctl.values.unit import UnitFile
 
@@ -60,7 +60,7 @@ def command(
     _write(session, files, output)
 
 
-def _door_files(basis: PlanBasis, profile: Profile, planned: Planned) -> tuple[UnitFile, ...]:
+def _door_files(basis: PlanBasis, profile: Profile, planned: PlanPreview) -> tuple[UnitFile, ...]:
     """Return the unit and the files of the front door; empty for a stack without a door."""
     from stackctl.units.proxy_unit import make_proxy, render_proxy
 

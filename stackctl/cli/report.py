@@ -23,13 +23,13 @@ def command(session: Session, stack: str | None, output: str | None) -> None:
 
     The page is a single HTML file that needs no network. Measure first: stackctl bench STACK.
     """
-    from stackctl.deploy.stack_state import newest
+    from stackctl.deploy.stack_state import latest_generation
     from stackctl.observe.report.build import page, write
     from stackctl.values.result import ReportFile
 
     context = session.context(recover="try")
     name = pick_stack(context, stack, past=True)
-    text = page(context, newest(context, name))
+    text = page(context, latest_generation(context, name))
     if output == "-" and not session.out.json:
         session.out.line(text.rstrip("\n"))
         return

@@ -15,7 +15,7 @@ def command(session: Session, stack: str | None, drain: float | None) -> None:
 
     With a front door, running requests end first, and new requests wait.
     """
-    from stackctl.deploy.transaction import restart
+    from stackctl.deploy.lifecycle import restart
     from stackctl.observe.status import one
 
     context = session.context()

@@ -29,11 +29,11 @@ def command(
     Its stored unit is installed again, as a new generation. Nothing is planned again.
     """
     from stackctl.cli.up import show
-    from stackctl.deploy.new_generation import Wish
+    from stackctl.deploy.new_generation import UpOptions
     from stackctl.deploy.switch import rollback
 
     context = session.context(recover="no" if dry_run else "must")
     stack, numbers = stack_and_numbers(words, 1)
-    wish = Wish(force=force, dry_run=dry_run, patience=patience(drain, soak))
+    options = UpOptions(force=force, dry_run=dry_run, timeouts=patience(drain, soak))
     number = numbers[0] if numbers else None
-    show(session, context, rollback(context, pick_stack(context, stack), number, wish))
+    show(session, context, rollback(context, pick_stack(context, stack), number, options))

@@ -91,7 +91,7 @@ class Session:
             paths=paths,
             machine=LiveMachine(),
             systemd=Systemd(self.scope),
-            report=self.out,
+            progress=self.out,
             confirm=self.confirm,
         )
         if recover != "no" and context.journal.is_open:

@@ -45,10 +45,10 @@ def pick_stack(context: Context, name: str | None, *, past: bool = False) -> str
         StackctlError: exit 3 if no stack is up, 4 if none has that name, 2 if there are several
             and ``name`` is None.
     """
-    from stackctl.deploy import install
+    from stackctl.deploy import unit_files
     from stackctl.units.render import profile_of
 
-    up = install.installed_stacks(context)
+    up = unit_files.installed_stacks(context)
     known = tuple(dict.fromkeys((*up, *context.generations.stacks())))
     if name is None:
         found = up or (known if past else ())
@@ -64,7 +64,7 @@ def pick_stack(context: Context, name: str | None, *, past: bool = False) -> str
     if name in known:
         return name
     for stack in up:
-        file = install.engine_file(stack, install.installed(context, stack))
+        file = unit_files.engine_file(stack, unit_files.installed(context, stack))
         if file is not None and profile_of(file.text) == name:
             return stack
     raise StackctlError(

@@ -23,16 +23,16 @@ def command(session: Session, stack: str | None) -> None:
     Changes by hand since the deployment are listed too. Exits 1 when a stack is not ready, 3 when
     STACK is not up.
     """
-    from stackctl.deploy import install
+    from stackctl.deploy import unit_files
     from stackctl.deploy.stack_state import not_running
     from stackctl.observe.status import report
 
     context = session.context(recover="try")
     if stack is not None:
         stack = pick_stack(context, stack)
-        if stack not in install.installed_stacks(context):
+        if stack not in unit_files.installed_stacks(context):
             raise not_running(stack)
-    found = report(context, (stack,) if stack else install.installed_stacks(context))
+    found = report(context, (stack,) if stack else unit_files.installed_stacks(context))
     if session.out.json:
         session.out.data(found)
     elif not found.stacks:

@@ -43,17 +43,17 @@ def command(
     fails, the previous generation is restored.
     """
     from stackctl.cli.up import show
-    from stackctl.deploy.new_generation import Wish
+    from stackctl.deploy.new_generation import UpOptions
     from stackctl.deploy.switch import stack_of, switch
 
     context = session.context(recover="no" if dry_run else "must")
     profiles = session.profiles()
     name = pick_stack(context, stack or stack_of(context, to, profiles))
-    wish = Wish(
+    options = UpOptions(
         deadline_s=timeout,
         force=force,
         dry_run=dry_run,
-        patience=patience(drain, soak),
+        timeouts=patience(drain, soak),
         profiles=profiles,
     )
-    show(session, context, switch(context, name, to, profiles, wish, auto_fit=auto_fit))
+    show(session, context, switch(context, name, to, profiles, options, auto_fit=auto_fit))

@@ -42,7 +42,7 @@ def command(session: Session, stack: str | None, interval: float | None, once: b
     Ctrl-C ends it (exit 130). Without a terminal it prints lines. The mark ~ is for
     estimates, for engines that report no KV use or latencies; - is for unknown values.
     """
-    from stackctl.deploy import install
+    from stackctl.deploy import unit_files
     from stackctl.deploy.stack_state import not_running
     from stackctl.observe.top import Watcher
 
@@ -55,9 +55,9 @@ def command(session: Session, stack: str | None, interval: float | None, once: b
     context = session.context(recover="try")
     if stack is not None:
         stack = pick_stack(context, stack)
-    if stack is not None and stack not in install.installed_stacks(context):
+    if stack is not None and stack not in unit_files.installed_stacks(context):
         raise not_running(stack)
-    if stack is None and not install.installed_stacks(context):
+    if stack is None and not unit_files.installed_stacks(context):
         pick_stack(context, None)  # raises because no stack is up
     watcher, every_s = Watcher(context), interval or (_ONCE_S if once else _INTERVAL_S)
     try:
@@ -71,9 +71,9 @@ def command(session: Session, stack: str | None, interval: float | None, once: b
 
 def _names(context: Context, stack: str | None) -> tuple[str, ...]:
     """Return the stacks to show, which may change while top runs."""
-    from stackctl.deploy import install
+    from stackctl.deploy import unit_files
 
-    return (stack,) if stack is not None else install.installed_stacks(context)
+    return (stack,) if stack is not None else unit_files.installed_stacks(context)
 
 
 def _lines(

@@ -21,7 +21,7 @@ from stackctl.cli.session import Session, verb
 
 if TYPE_CHECKING:
     from stackctl.deploy.context import Context
-    from stackctl.deploy.transaction import UpResult
+    from stackctl.deploy.lifecycle import UpResult
     from stackctl.values.profile import Overrides, Profile
 
 
@@ -57,9 +57,9 @@ def command(
     """
     import msgspec
 
-    from stackctl.deploy.fetching import ensure
-    from stackctl.deploy.new_generation import Wish
-    from stackctl.deploy.transaction import up
+    from stackctl.deploy.lifecycle import up
+    from stackctl.deploy.model_download import ensure_model
+    from stackctl.deploy.new_generation import UpOptions
 
     context = session.context(recover="no" if dry_run else "must")
     asked = overrides(sets, model, objective, name)
@@ -69,23 +69,23 @@ def command(
         wanted = msgspec.structs.replace(asked, sets=(*asked.sets, *sets))
         return profiles.resolve(profile, wanted), wanted
 
-    wish = Wish(
+    options = UpOptions(
         deadline_s=timeout,
         force=force,
         dry_run=dry_run,
-        patience=patience(drain, soak),
+        timeouts=patience(drain, soak),
         asked=asked,
         fit=fit if auto_fit else None,
         profiles=profiles,
     )
     resolved = profiles.resolve(profile, asked)
-    ensure(context, resolved, wish)
-    show(session, context, up(context, resolved, wish))
+    ensure_model(context, resolved, options)
+    show(session, context, up(context, resolved, options))
 
 
 def show(session: Session, context: Context, done: UpResult) -> None:
     """Print the result of ``up``, ``switch`` or ``rollback``, and the next commands."""
-    from stackctl.deploy import guardtimer
+    from stackctl.deploy import guard_timer
     from stackctl.observe.status import one, url
 
     out = session.out
@@ -111,5 +111,5 @@ def show(session: Session, context: Context, done: UpResult) -> None:
     if session.scope == "user" and done.generation.host.tools.linger is False:
         out.warn("it ends when you log out", "loginctl enable-linger $USER")
     # Only at the first start: a user without the guard has read the hint then.
-    if done.change == "started" and number == 1 and not guardtimer.installed(context):
+    if done.change == "started" and number == 1 and not guard_timer.timer_installed(context):
         out.note("  guard  stackctl guard --install   has all stacks checked every minute")

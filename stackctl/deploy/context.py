@@ -14,7 +14,7 @@ from stackctl.state.journal import Journal
 from stackctl.state.paths import Paths
 
 
-class Report(Protocol):
+class Progress(Protocol):
     """Receiver of progress and warnings. The command line implements it; nothing here prints."""
 
     def step(self, name: str, text: str) -> None:
@@ -43,7 +43,7 @@ class Context:
     paths: Paths
     machine: Machine
     systemd: Systemd
-    report: Report
+    progress: Progress
     confirm: Callable[[str], bool]
 
     @property

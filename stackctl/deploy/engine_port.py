@@ -17,7 +17,7 @@ from stackctl.values.profile import Profile
 _FIRST_PORT, _LAST_PORT = 20000, 32000
 
 
-def private_port(
+def allocate_engine_port(
     machine: Machine, store: Generations, profile: Profile, declared: Sequence[Claim]
 ) -> int:
     """Return a port that nothing uses or claims, for an engine behind a front door.

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from stackctl.deploy import imagebuild
+from stackctl.deploy import image_build
 from stackctl.deploy.context import Context
-from stackctl.deploy.unit_target import starting
+from stackctl.deploy.unit_target import start_command
 from stackctl.engines.image_recipe import ImageRecipe
 from stackctl.engines.protocol import Engine
 from stackctl.errors import ExitCode, StackctlError
@@ -53,7 +53,7 @@ class ReadyImage:
         return PlannedImage(self.image.reference, self.reason, self.facts)
 
 
-def known_image(profile: Profile, engine: Engine, cache: EngineFactsCache) -> PlannedImage:
+def image_for_planning(profile: Profile, engine: Engine, cache: EngineFactsCache) -> PlannedImage:
     """Return the image for a plan without a deployment: one inspected before, else a local one."""
     candidates = _candidates(profile, engine)
     for reference, reason in candidates:
@@ -96,7 +96,7 @@ def ready_images(
     """
     with podman_api.connect(context.paths.runtime) as api:
         image, asked, reason = ensure_image(context, api, profile, engine, may_pull=may_pull)
-        door, why_door = ensure_door(context, api, profile, may_pull=may_pull)
+        door, why_door = ensure_proxy_image(context, api, profile, may_pull=may_pull)
     facts = inspect_engine(context, engine, image, asked)
     return ReadyImage(image, asked, reason, facts), door, why_door
 
@@ -117,7 +117,7 @@ def ensure_image(
     candidates = _candidates(profile, engine)
     for reference, reason in candidates:
         if found := api.image(reference):
-            context.report.step("image", f"{reference}, present")
+            context.progress.step("image", f"{reference}, present")
             return found, reference, reason
     reference, reason = candidates[-1]
     if reference.startswith("localhost/"):
@@ -130,7 +130,7 @@ def ensure_image(
     return _pull(context, api, reference, may_pull, recipe=recipe), reference, reason
 
 
-def known_door(profile: Profile) -> tuple[str | None, str]:
+def proxy_image_for_planning(profile: Profile) -> tuple[str | None, str]:
     """Return the front door's image (None: no door) and the reason, without a pull."""
     if _without_door(profile):
         return None, _NO_DOOR
@@ -141,7 +141,7 @@ def known_door(profile: Profile) -> tuple[str | None, str]:
     return None, _NO_DOOR_IMAGE
 
 
-def ensure_door(
+def ensure_proxy_image(
     context: Context, api: podman_api.Podman, profile: Profile, *, may_pull: bool = True
 ) -> tuple[str | None, str]:
     """Return the front door's image (None: no door) and the reason.
@@ -158,10 +158,10 @@ def ensure_door(
         if found := api.image(reference):
             return found.reference, _door_reason(reference)
     if not _needs_door(profile):
-        context.report.step("door", _NO_DOOR_IMAGE)
+        context.progress.step("door", _NO_DOOR_IMAGE)
         return None, _NO_DOOR_IMAGE
     reference = _DOOR_IMAGES[-1]
-    found = _pull(context, api, reference, may_pull, recipe=imagebuild.DOOR)
+    found = _pull(context, api, reference, may_pull, recipe=image_build.DOOR)
     return found.reference, _door_reason(reference)
 
 
@@ -220,14 +220,14 @@ def _pull(
             text += f" {format_bytes(progress.done_bytes or 0)} of " + format_bytes(
                 progress.total_bytes
             )
-        context.report.progress("image", f"{reference}: {text}")
+        context.progress.progress("image", f"{reference}: {text}")
 
-    context.report.progress("image", f"pulling {reference}")
+    context.progress.progress("image", f"pulling {reference}")
     api.pull(reference, report, built=recipe.name if recipe else None)
     image = api.image(reference)
     if image is None:
         raise StackctlError(f"image {reference} is not here after its pull")
-    context.report.step("image", f"{image.reference}, pulled, {format_bytes(image.bytes)}")
+    context.progress.step("image", f"{image.reference}, pulled, {format_bytes(image.bytes)}")
     return image
 
 
@@ -248,9 +248,9 @@ def inspect_engine(
             )
             cache.put(known)
         return known
-    context.report.progress("image", f"reading the options of {engine.program}")
+    context.progress.progress("image", f"reading the options of {engine.program}")
     _require_program(engine, image, reference)
-    program, replaced = starting(engine, image.entrypoint)
+    program, replaced = start_command(engine, image.entrypoint)
     entrypoint = replaced or next(iter(program), None)
     options = _read_options(engine, image, reference, entrypoint)
     _require_curl(image, reference)

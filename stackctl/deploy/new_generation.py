@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from stackctl.deploy import gpu, images, plan_inputs, preflight
-from stackctl.deploy.change import Patience
+from stackctl.deploy import gpu_access, images, plan_inputs, preflight
 from stackctl.deploy.context import Context
 from stackctl.deploy.images import ReadyImage
+from stackctl.deploy.model_integrity import require_verified
 from stackctl.deploy.plan_inputs import PlanBasis
-from stackctl.deploy.plan_preview import advised
-from stackctl.deploy.stored import require_verified
+from stackctl.deploy.plan_preview import plan_with_alternatives
+from stackctl.deploy.transaction import RolloutTimeouts
 from stackctl.deploy.unit_target import unit_target
 from stackctl.engines import engine as find_engine
 from stackctl.errors import ExitCode, StackctlError
@@ -34,7 +34,7 @@ from stackctl.values.profile import Overrides, Profile
 
 
 @dataclass(frozen=True)
-class Wish:
+class UpOptions:
     """Options of ``up``, ``switch`` or ``rollback`` besides the profile.
 
     ``asked`` holds the overrides of the command line, and ``operation`` the command that makes the
@@ -45,7 +45,7 @@ class Wish:
     deadline_s: float | None = None
     force: bool = False
     dry_run: bool = False
-    patience: Patience = field(default_factory=Patience)
+    timeouts: RolloutTimeouts = field(default_factory=RolloutTimeouts)
     asked: Overrides = field(default_factory=Overrides)
     operation: Operation = "up"
     fit: Callable[[tuple[str, ...]], tuple[Profile, Overrides]] | None = None
@@ -53,14 +53,14 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Draft:
+class GenerationDraft:
     """A new generation without its slot, its port and its number.
 
     ``door_image`` is the image of its front door, None for a stack without one.
     """
 
     profile: Profile
-    wish: Wish
+    options: UpOptions
     basis: PlanBasis
     model: Model
     inputs: PlanInputs
@@ -76,26 +76,26 @@ class Draft:
             number=number,
             stack=plan.stack,
             created=utc_now(),
-            operation=self.wish.operation,
+            operation=self.options.operation,
             image=self.image.asked,
             image_id=self.image.image.id,
             units=render.render_units(plan, target, number, unit),
             door=make_proxy(self.profile, plan, self.door_image) if self.door_image else None,
             plan=plan,
             profile=self.profile,
-            asked=self.wish.asked,
+            asked=self.options.asked,
             host=host,
             outcome=Outcome(state="starting", changed=utc_now()),
         )
 
 
-def draft(
+def draft_generation(
     context: Context,
     basis: PlanBasis,
     profile: Profile,
-    wish: Wish,
+    options: UpOptions,
     lesson: EngineWorkaround | None,
-) -> Draft:
+) -> GenerationDraft:
     """Check the model, pull the images if necessary, and return the inputs of the plan.
 
     A first plan without an image comes before the pull, so that a refusal costs no download.
@@ -105,22 +105,22 @@ def draft(
             cannot be used.
     """
     model = read_model(preflight.require_model(profile))
-    inputs = plan_inputs.inputs_before_image(basis, profile, model, deadline_s=wish.deadline_s)
+    inputs = plan_inputs.inputs_before_image(basis, profile, model, deadline_s=options.deadline_s)
     early, used = make_plan_ignoring_user_claims(
         host=basis.host, model=model, profile=profile, inputs=inputs, binding=basis.binding
     )
     if passed := claims_note(profile.stack, inputs, used):
-        context.report.warn(passed)
-    if not wish.force:
-        gpu.require_gpus(basis.host, early, cuda=_assumed_cuda(profile))
-    require_viable(basis, profile, early, wish)
+        context.progress.warn(passed)
+    if not options.force:
+        gpu_access.require_gpus(basis.host, early, cuda=_assumed_cuda(profile))
+    require_viable(basis, profile, early, options)
     require_verified(context, model)
     image, door_image, why_door = images.ready_images(
-        context, profile, find_engine(profile.engine), may_pull=not wish.dry_run
+        context, profile, find_engine(profile.engine), may_pull=not options.dry_run
     )
     inputs = plan_inputs.with_image(basis, used, profile, model, image.planned, lesson=lesson)
     inputs = dataclasses.replace(inputs, door_reason=why_door)
-    return Draft(profile, wish, basis, model, inputs, image, door_image)
+    return GenerationDraft(profile, options, basis, model, inputs, image, door_image)
 
 
 def _assumed_cuda(profile: Profile) -> str | None:
@@ -129,19 +129,19 @@ def _assumed_cuda(profile: Profile) -> str | None:
     return DEFAULT_CUDA if profile.image is None else None
 
 
-def accept(context: Context, draft: Draft, plan: Plan) -> None:
+def accept(context: Context, draft: GenerationDraft, plan: Plan) -> None:
     """Report the plan with its warnings. Raise StackctlError (exit 5 or 6) if it is refused."""
-    require_viable(draft.basis, draft.profile, plan, draft.wish)
-    if not draft.wish.force:
+    require_viable(draft.basis, draft.profile, plan, draft.options)
+    if not draft.options.force:
         cuda = draft.image.image.cuda or _assumed_cuda(draft.profile)
-        for finding in gpu.require_gpus(draft.basis.host, plan, cuda=cuda):
-            context.report.warn(f"{finding.name}: {finding.actual}", finding.remedy)
-    context.report.step("plan", plan_summary(plan))
+        for finding in gpu_access.require_gpus(draft.basis.host, plan, cuda=cuda):
+            context.progress.warn(f"{finding.name}: {finding.actual}", finding.remedy)
+    context.progress.step("plan", plan_summary(plan))
     if plan.placement.shared_with:
-        context.report.warn(f"cores {sharing_note(plan.placement.shared_with)}")
+        context.progress.warn(f"cores {sharing_note(plan.placement.shared_with)}")
 
 
-def refused(plan: Plan) -> StackctlError:
+def refusal_error(plan: Plan) -> StackctlError:
     """Return the error for a plan that does not fit or is not viable, with its alternatives."""
     return StackctlError(
         headline(plan),
@@ -153,9 +153,9 @@ def refused(plan: Plan) -> StackctlError:
     )
 
 
-def require_viable(basis: PlanBasis, profile: Profile, plan: Plan, wish: Wish) -> None:
+def require_viable(basis: PlanBasis, profile: Profile, plan: Plan, options: UpOptions) -> None:
     """Raise StackctlError (exit 5) for a plan that does not fit or is not viable."""
-    if is_refused(plan) and not wish.force:
-        if wish.profiles is not None:
-            plan = advised(basis, wish.profiles, profile, plan)
-        raise refused(plan)
+    if is_refused(plan) and not options.force:
+        if options.profiles is not None:
+            plan = plan_with_alternatives(basis, options.profiles, profile, plan)
+        raise refusal_error(plan)

@@ -10,7 +10,7 @@ from functools import partial
 import msgspec
 
 from stackctl.deploy import engine_port, images, plan_inputs
-from stackctl.deploy.context import Report
+from stackctl.deploy.context import Progress
 from stackctl.deploy.images import PlannedImage
 from stackctl.deploy.plan_inputs import PlanBasis
 from stackctl.deploy.preflight import require_model
@@ -31,7 +31,7 @@ from stackctl.values.profile import Overrides, Profile
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlanPreview:
     """A plan, its image, and the image of its front door (None: no front door).
 
     ``passed`` names the claims of other users that the plan does not count.
@@ -43,7 +43,9 @@ class Planned:
     passed: str | None = None
 
 
-def preview(basis: PlanBasis, profiles: Profiles, profile: Profile, report: Report) -> Planned:
+def preview(
+    basis: PlanBasis, profiles: Profiles, profile: Profile, progress: Progress
+) -> PlanPreview:
     """Plan a profile; a refused plan gets alternatives.
 
     A model that is not on this machine is planned by the metadata of its hub.
@@ -51,13 +53,17 @@ def preview(basis: PlanBasis, profiles: Profiles, profile: Profile, report: Repo
     Raises:
         StackctlError: the profile cannot be planned on this machine, or its model cannot be read.
     """
-    planned = plan_profile(basis, profile, _read_model(basis, profile, report))
+    planned = plan_profile(basis, profile, _read_model(basis, profile, progress))
     if planned.passed:
-        report.warn(planned.passed)
-    return dataclasses.replace(planned, plan=advised(basis, profiles, profile, planned.plan))
+        progress.warn(planned.passed)
+    return dataclasses.replace(
+        planned, plan=plan_with_alternatives(basis, profiles, profile, planned.plan)
+    )
 
 
-def advised(basis: PlanBasis, profiles: Profiles, profile: Profile, plan: Plan) -> Plan:
+def plan_with_alternatives(
+    basis: PlanBasis, profiles: Profiles, profile: Profile, plan: Plan
+) -> Plan:
     """Return a refused plan with alternatives from all profiles; any other plan unchanged."""
     if not is_refused(plan):
         return plan
@@ -66,7 +72,7 @@ def advised(basis: PlanBasis, profiles: Profiles, profile: Profile, plan: Plan) 
     return msgspec.structs.replace(plan, verdict=verdict)
 
 
-def plan_profile(basis: PlanBasis, profile: Profile, model: Model) -> Planned:
+def plan_profile(basis: PlanBasis, profile: Profile, model: Model) -> PlanPreview:
     """Plan a profile for a model, with the local image or the image that would be pulled.
 
     Raises:
@@ -74,10 +80,10 @@ def plan_profile(basis: PlanBasis, profile: Profile, model: Model) -> Planned:
     """
     door, why_door, port = None, None, None
     if basis.live:
-        image = images.known_image(
+        image = images.image_for_planning(
             profile, engine(profile.engine), EngineFactsCache(basis.paths.cache)
         )
-        door, why_door = images.known_door(profile)
+        door, why_door = images.proxy_image_for_planning(profile)
         port = None if door is None else _engine_port(basis, profile)
     else:
         image = images.image_of_another_machine(profile, engine(profile.engine))
@@ -87,10 +93,10 @@ def plan_profile(basis: PlanBasis, profile: Profile, model: Model) -> Planned:
     plan, used = make_plan_ignoring_user_claims(
         host=basis.host, model=model, profile=profile, inputs=inputs, binding=basis.binding
     )
-    return Planned(plan, image, door, claims_note(profile.stack, inputs, used))
+    return PlanPreview(plan, image, door, claims_note(profile.stack, inputs, used))
 
 
-def _read_model(basis: PlanBasis, profile: Profile, report: Report) -> Model:
+def _read_model(basis: PlanBasis, profile: Profile, progress: Progress) -> Model:
     """Return the facts of a profile's model, from its files or from its hub."""
     source = require_model(profile)
     try:
@@ -99,16 +105,18 @@ def _read_model(basis: PlanBasis, profile: Profile, report: Report) -> Model:
         parsed = parse_remote(source)
         if parsed is None or parsed.url is not None or hub.offline_variable():
             raise
-        report.progress("model", f"asking for {source}")
+        progress.progress("model", f"asking for {source}")
         with contextlib.suppress(ConnectionLost):
-            return read_remote(source, parsed, basis.paths.cache, partial(report.progress, "model"))
+            return read_remote(
+                source, parsed, basis.paths.cache, partial(progress.progress, "model")
+            )
         raise
 
 
 def _engine_port(basis: PlanBasis, profile: Profile) -> int:
     """Return the engine's port behind the front door: that of the stack's claim, or a free port."""
     own = (claim.engine_port for claim in basis.claims if claim.stack == profile.stack)
-    return next(filter(None, own), None) or engine_port.private_port(
+    return next(filter(None, own), None) or engine_port.allocate_engine_port(
         basis.machine, basis.generations, profile, basis.claims
     )
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from stackctl.deploy import install
+from stackctl.deploy import unit_files
 from stackctl.deploy.context import Context
-from stackctl.deploy.record import done
+from stackctl.deploy.deployment_records import write_audit_entry
+from stackctl.deploy.lifecycle import exclusive_change
 from stackctl.deploy.stack_state import installed_number
-from stackctl.deploy.transaction import writer
 from stackctl.errors import StackctlError
 from stackctl.machine import disk_usage
 from stackctl.quantity import format_bytes
@@ -23,7 +23,7 @@ def prune(context: Context, stack: str, *, keep: int, dry_run: bool) -> PruneRep
     Raises:
         StackctlError: exit 7 while another stackctl is at work, 1 if the user declined.
     """
-    with writer(context, f"prune {stack}", dry_run):
+    with exclusive_change(context, f"prune {stack}", dry_run):
         chosen, unused = _choose(context, stack, keep, dry_run)
         if dry_run or not (chosen.removed or unused):
             return chosen
@@ -33,7 +33,7 @@ def prune(context: Context, stack: str, *, keep: int, dry_run: bool) -> PruneRep
             context.generations.remove(stack, number)
         for name in unused:
             disk_usage.remove_subfolder(context.paths.compile_caches, name)
-        done(context, "prune", stack, message="removed " + _listed(chosen))
+        write_audit_entry(context, "prune", stack, message="removed " + _listed(chosen))
         return chosen
 
 
@@ -70,23 +70,23 @@ def _unused(context: Context, stack: str, removed: tuple[int, ...]) -> dict[str,
                 image = store.read(other, number).image_id
             except StackctlError as problem:
                 # An unreadable generation may use any cache.
-                context.report.warn(f"compiled code stays: {problem.message}")
+                context.progress.warn(f"compiled code stays: {problem.message}")
                 return {}
             found.pop(context.paths.compile_cache(image).name, None)
     # The record of an installed generation may be lost.
-    stacks = install.installed_stacks(context)
-    units = [file.text for other in stacks for file in install.installed(context, other)]
+    stacks = unit_files.installed_stacks(context)
+    units = [file.text for other in stacks for file in unit_files.installed(context, other)]
     return {name: size for name, size in found.items() if not any(name in text for text in units)}
 
 
 def _question(chosen: PruneReport) -> str:
     count = len(chosen.removed)
     parts = [f"{count} of {count + len(chosen.kept)} generations of {chosen.stack}"] * bool(count)
-    parts += [compiled(chosen)] * bool(chosen.caches)
+    parts += [compile_caches_text(chosen)] * bool(chosen.caches)
     return " and ".join(parts) + " would be removed for good"
 
 
-def compiled(report: PruneReport) -> str:
+def compile_caches_text(report: PruneReport) -> str:
     """Return the removed caches of a report, as text."""
     images = "1 image" if report.caches == 1 else f"{report.caches} images"
     return f"the compiled code of {images} ({format_bytes(report.freed_bytes)})"
@@ -94,4 +94,4 @@ def compiled(report: PruneReport) -> str:
 
 def _listed(chosen: PruneReport) -> str:
     parts = [", ".join(map(str, chosen.removed))] * bool(chosen.removed)
-    return " and ".join([*parts, *[compiled(chosen)] * bool(chosen.caches)])
+    return " and ".join([*parts, *[compile_caches_text(chosen)] * bool(chosen.caches)])

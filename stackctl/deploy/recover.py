@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from stackctl.deploy import record
-from stackctl.deploy.change import converge, settle
+from stackctl.deploy import deployment_records
 from stackctl.deploy.context import Context
+from stackctl.deploy.transaction import reconcile, store_failure
 from stackctl.errors import ExitCode, StackctlError, StartFailed
 from stackctl.machine import lock
 from stackctl.values.transaction import Transaction
@@ -40,7 +40,7 @@ def recover_quietly(context: Context, *, must: bool) -> None:
             return
         if must and not isinstance(error, StartFailed):
             raise
-        context.report.warn(error.message, error.hint)
+        context.progress.warn(error.message, error.hint)
 
 
 def recover_first(context: Context) -> None:
@@ -48,7 +48,7 @@ def recover_first(context: Context) -> None:
     try:
         recover_locked(context)
     except StartFailed as error:
-        context.report.warn(error.message, error.hint)
+        context.progress.warn(error.message, error.hint)
 
 
 def recover_locked(context: Context) -> Transaction | None:
@@ -56,7 +56,7 @@ def recover_locked(context: Context) -> Transaction | None:
     change = context.journal.read()
     if change is None:
         return None
-    context.report.warn(
+    context.progress.warn(
         f"{change.operation} of {change.stack} was cut off at the step '{change.step}': "
         + (f"ending it ({_goal(change)})" if change.committed else f"undoing it ({_goal(change)})")
     )
@@ -70,7 +70,7 @@ def recover_locked(context: Context) -> Transaction | None:
         again = f"stackctl recover tries again; stackctl down {change.stack} gives it up"
         error.hint = f"{error.hint}\n{again}" if error.hint else again
         raise
-    record.done(
+    deployment_records.write_audit_entry(
         context,
         change.operation,
         change.stack,
@@ -90,7 +90,7 @@ def record_end(context: Context, change: Transaction) -> None:
     known = store.numbers(stack)
     if not change.committed:
         if change.after in known:
-            settle(context, store.read(stack, change.after), "interrupted", _cut_off(change))
+            store_failure(context, store.read(stack, change.after), "interrupted", _cut_off(change))
         return
     if change.after in known:
         winner = store.read(stack, change.after)
@@ -104,7 +104,7 @@ def record_end(context: Context, change: Transaction) -> None:
 def _settle_machine(context: Context, change: Transaction) -> StartFailed | None:
     number, stack = change.winner, change.stack
     winner = context.generations.read(stack, number) if number is not None else None
-    return converge(context, stack, winner, running=change.committed or change.running)
+    return reconcile(context, stack, winner, running=change.committed or change.running)
 
 
 def _goal(change: Transaction) -> str:

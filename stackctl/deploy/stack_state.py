@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stackctl.deploy import install
+from stackctl.deploy import unit_files
 from stackctl.deploy.context import Context
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.units import render
@@ -13,7 +13,7 @@ from stackctl.values.unit import UnitFile
 
 
 @dataclass(frozen=True)
-class Before:
+class InstalledStack:
     """A stack before a change: the file and unit of its engine, its generation, and its state.
 
     Without a unit file, ``unit`` names an engine that still runs; None if there is none.
@@ -25,7 +25,7 @@ class Before:
     state: str
 
     @property
-    def active(self) -> bool:
+    def is_active(self) -> bool:
         """Return True if systemd reports the unit as active: the engine has answered once."""
         return self.state == "active"
 
@@ -35,18 +35,18 @@ class Before:
         return self.state in ("active", "activating", "reloading")
 
     @property
-    def stopped(self) -> bool:
+    def is_stopped(self) -> bool:
         """Return True if no process of the engine can collide with a start."""
         return self.state in ("inactive", "failed")
 
 
-def look(context: Context, stack: str) -> Before:
+def inspect_stack(context: Context, stack: str) -> InstalledStack:
     """Return the present state of a stack.
 
     Raises:
         StackctlError: the stack is installed, but its generation has no readable record.
     """
-    file = install.engine_file(stack, install.installed(context, stack))
+    file = unit_files.engine_file(stack, unit_files.installed(context, stack))
     if file is None:
         return _without_file(context, stack)
     unit = file.name.removesuffix(".container")
@@ -63,10 +63,10 @@ def look(context: Context, stack: str) -> Before:
             hint=f"stackctl down {stack}, then up again",
         )
     generation = context.generations.read(stack, number)
-    return Before(file, unit, generation, state)
+    return InstalledStack(file, unit, generation, state)
 
 
-def _without_file(context: Context, stack: str) -> Before:
+def _without_file(context: Context, stack: str) -> InstalledStack:
     """Return the state without a unit file; an engine may still run after the file was removed."""
     ours = f"{context.paths.unit_folder(stack)}/"
     for unit in render.engine_unit_names(stack):
@@ -74,27 +74,27 @@ def _without_file(context: Context, stack: str) -> Before:
         seen = context.systemd.show(service, "ActiveState", "LoadState", "SourcePath")
         known = seen.get("LoadState") == "not-found" or seen.get("SourcePath", "").startswith(ours)
         if known and seen["ActiveState"] not in ("inactive", "failed"):
-            return Before(None, unit, None, seen["ActiveState"])
-    return Before(None, None, None, "inactive")
+            return InstalledStack(None, unit, None, seen["ActiveState"])
+    return InstalledStack(None, None, None, "inactive")
 
 
 def installed_number(context: Context, stack: str) -> int | None:
     """Return the number of the installed generation; None if there is none."""
-    numbers = (render.generation_of(file.text) for file in install.installed(context, stack))
+    numbers = (render.generation_of(file.text) for file in unit_files.installed(context, stack))
     return next((number for number in numbers if number is not None), None)
 
 
 def installed_generation(context: Context, stack: str) -> Generation:
     """Return the installed generation. Raise StackctlError (exit 3) if there is none."""
-    if install.engine_file(stack, install.installed(context, stack)) is None:
+    if unit_files.engine_file(stack, unit_files.installed(context, stack)) is None:
         raise not_running(stack)
-    found = look(context, stack).generation
+    found = inspect_stack(context, stack).generation
     if found is None:
         raise not_running(stack)
     return found
 
 
-def newest(context: Context, stack: str) -> Generation:
+def latest_generation(context: Context, stack: str) -> Generation:
     """Return the installed generation, else the last that served, else the last of all.
 
     Raises:

@@ -8,18 +8,18 @@ from typing import get_args
 
 import msgspec
 
-from stackctl.deploy import fetching, install, preflight, stack_state, takeover
+from stackctl.deploy import model_download, preflight, rollout_strategy, stack_state, unit_files
 from stackctl.deploy.context import Context
-from stackctl.deploy.new_generation import Wish
-from stackctl.deploy.stack_state import Before, installed_generation
-from stackctl.deploy.stored import require_unchanged
-from stackctl.deploy.transaction import (
+from stackctl.deploy.lifecycle import (
     UpResult,
-    replace,
-    unchanged,
+    exclusive_change,
+    roll_out,
+    serving_if_unchanged,
     up,
-    writer,
 )
+from stackctl.deploy.model_integrity import require_unchanged
+from stackctl.deploy.new_generation import UpOptions
+from stackctl.deploy.stack_state import InstalledStack, installed_generation
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import podman
 from stackctl.probe import probe
@@ -35,7 +35,7 @@ def stack_of(context: Context, word: str, profiles: Profiles) -> str | None:
     if word in get_args(Objective):
         return None
     stack = profiles.resolve(word, Overrides()).stack
-    return stack if stack in install.installed_stacks(context) else None
+    return stack if stack in unit_files.installed_stacks(context) else None
 
 
 def resolve(current: Generation, word: str, profiles: Profiles) -> tuple[Profile, Overrides]:
@@ -89,7 +89,7 @@ def switch(
     stack: str,
     word: str,
     profiles: Profiles,
-    wish: Wish,
+    options: UpOptions,
     *,
     auto_fit: bool = False,
 ) -> UpResult:
@@ -100,7 +100,7 @@ def switch(
     """
     current = installed_generation(context, stack)
     profile, asked = resolve(current, word, profiles)
-    fetching.ensure(context, profile, wish)
+    model_download.ensure_model(context, profile, options)
 
     def fit(sets: tuple[str, ...]) -> tuple[Profile, Overrides]:
         wanted = msgspec.structs.replace(asked, sets=(*asked.sets, *sets))
@@ -109,11 +109,13 @@ def switch(
     return up(
         context,
         profile,
-        dataclasses.replace(wish, asked=asked, operation="switch", fit=fit if auto_fit else None),
+        dataclasses.replace(
+            options, asked=asked, operation="switch", fit=fit if auto_fit else None
+        ),
     )
 
 
-def rollback(context: Context, stack: str, number: int | None, wish: Wish) -> UpResult:
+def rollback(context: Context, stack: str, number: int | None, options: UpOptions) -> UpResult:
     """Deploy the stored text of a generation as a new generation; nothing is planned again.
 
     Without a number take the last generation before the present one that was ready.
@@ -121,22 +123,22 @@ def rollback(context: Context, stack: str, number: int | None, wish: Wish) -> Up
     Raises:
         StackctlError: exit 4 if there is none, exit 6 if its image or model is gone.
     """
-    with writer(context, f"rollback {stack}", wish.dry_run):
+    with exclusive_change(context, f"rollback {stack}", options.dry_run):
         context.systemd.require()
         host = probe(context.machine, scope=context.paths.scope)
         generator = preflight.require_tools(host)
-        before = stack_state.look(context, stack)
+        before = stack_state.inspect_stack(context, stack)
         target = _target(context, stack, number, before)
         _require_there(target)
         require_unchanged(context, target.plan.model)
         new = _again(context, target, before)
-        if current := unchanged(context, new, before, wish):
+        if current := serving_if_unchanged(context, new, before, options):
             return UpResult("unchanged", current.plan, current.units, current)
-        done = replace(context, new, before, host, wish, generator)
+        done = roll_out(context, new, before, host, options, generator)
         return UpResult("started" if done else "none", new.plan, new.units, done)
 
 
-def _target(context: Context, stack: str, number: int | None, before: Before) -> Generation:
+def _target(context: Context, stack: str, number: int | None, before: InstalledStack) -> Generation:
     store = context.generations
     if number is not None:
         return store.read(stack, number)
@@ -172,9 +174,9 @@ def _require_there(target: Generation) -> None:
             )
 
 
-def _again(context: Context, target: Generation, before: Before) -> Generation:
+def _again(context: Context, target: Generation, before: InstalledStack) -> Generation:
     number = max((0, *context.generations.numbers(target.stack))) + 1
-    unit = takeover.other_slot(target.stack, before.unit) if before.unit else target.stack
+    unit = rollout_strategy.free_slot(target.stack, before.unit) if before.unit else target.stack
     return msgspec.structs.replace(
         target,
         number=number,

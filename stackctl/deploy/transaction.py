@@ -1,287 +1,335 @@
-"""The transactions ``up``, ``restart`` and ``down``."""
+"""A change of a stack: it happens completely, or the machine is restored.
+
+Every step is in the journal before it begins, and ``reconcile`` makes the machine run one given
+generation, whatever its state is. So reverting a change, finishing it and recovering from a crash
+are the same: decide which generation wins, and converge to it.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-import msgspec
-
-from stackctl.deploy import (
-    change,
-    door,
-    engine_port,
-    gpu,
-    install,
-    plan_inputs,
-    preflight,
-    proof,
-    record,
-    stack_state,
-    takeover,
-)
-from stackctl.deploy.change import Patience
+from stackctl.deploy import deployment_records, proxy, readiness_checks, startup, unit_files
 from stackctl.deploy.context import Context
-from stackctl.deploy.new_generation import Wish, accept, draft
-from stackctl.deploy.recover import record_end, recover_first
-from stackctl.deploy.retry import agreed, with_other_kernels
-from stackctl.deploy.stack_state import Before, installed_generation, not_running
-from stackctl.deploy.start import start_and_wait
-from stackctl.deploy.stored import require_unchanged
-from stackctl.errors import ExitCode, StackctlError, StartFailed
-from stackctl.machine import lock
+from stackctl.deploy.stack_state import InstalledStack
+from stackctl.engines import engine as find_engine
+from stackctl.errors import StackctlError, StartFailed
+from stackctl.health import endpoint
+from stackctl.machine import podman
 from stackctl.machine.signals import ignore_signals
 from stackctl.quantity import format_duration
 from stackctl.state.generations import utc_now
+from stackctl.state.journal import Journal
 from stackctl.units import render
-from stackctl.units.proxy_unit import proxy_service
-from stackctl.values.engine_facts import EngineWorkaround
-from stackctl.values.generation import Generation
-from stackctl.values.host import Host
-from stackctl.values.plan import Plan
-from stackctl.values.profile import Profile
+from stackctl.values.generation import EngineFact, Generation, GenerationState
 from stackctl.values.transaction import Transaction
-from stackctl.values.unit import UnitSet
+
+#: An engine without an answer for so many seconds does not serve. With less, an engine that is only
+#: busy would be restarted or replaced.
+_ANSWER_S = 20
 
 
 @dataclass(frozen=True)
-class UpResult:
-    """The result of ``up``; ``generation`` is None if nothing was deployed (dry run)."""
+class RolloutTimeouts:
+    """Time limits of a change, in seconds.
 
-    change: Literal["started", "unchanged", "none"]
-    plan: Plan
-    units: UnitSet
-    generation: Generation | None
-
-
-def up(context: Context, profile: Profile, wish: Wish) -> UpResult:
-    """Plan, validate, install, start and check one stack, which replaces its present generation.
-
-    A start that fails for a reason with a known remedy is attempted once more, with that remedy.
-
-    Raises:
-        StackctlError: with its exit code; the machine is then as it was before.
+    ``drain_s`` is the longest wait for running requests to end, ``soak_s`` the time that the new
+    engine is watched once it serves.
     """
-    with writer(context, f"up {profile.stack}", wish.dry_run):
 
-        def attempt(context: Context, profile: Profile, wish: Wish) -> UpResult:
-            return with_other_kernels(
-                context,
-                profile.stack,
-                lambda context, lesson: _up(context, profile, wish, lesson),
-            )
-
-        try:
-            return attempt(context, profile, wish)
-        except StartFailed as error:
-            if wish.fit is None or not error.sets:
-                raise
-            words = " ".join(f"--set {text}" for text in error.sets)
-            context.report.warn(f"{error.message}: once more with {words} (--auto-fit)")
-            fitting, asked = wish.fit(error.sets)
-        return attempt(agreed(context), fitting, dataclasses.replace(wish, asked=asked))
+    drain_s: float = 60.0
+    soak_s: float = 5.0
 
 
-def _up(
-    context: Context, profile: Profile, wish: Wish, lesson: EngineWorkaround | None
-) -> UpResult:
-    """Make one attempt, with the options learned from the previous one; the lock is held."""
-    context.systemd.require()
-    basis = plan_inputs.read_basis(context.paths, context.machine)
-    generator, store = preflight.require_tools(basis.host), context.generations
-    new_draft = draft(context, basis, profile, wish, lesson)
-    before = _without_orphan(context, profile.stack, wish)
-    # First with the slot and port of the running generation, to detect that nothing changes.
-    number = max((0, *store.numbers(profile.stack))) + 1
-    old, free = before.generation, None
-    if new_draft.door_image is not None:
-        free = engine_port.private_port(context.machine, store, profile, basis.claims)
-    port = old.plan.engine_port if old is not None and free is not None else None
-    new = new_draft.generation(before.unit or profile.stack, port or free, number)
-    accept(context, new_draft, new.plan)
-    if current := unchanged(context, new, before, wish):
-        return UpResult("unchanged", new.plan, current.units, current)
-    if old is not None:
-        unit = takeover.other_slot(profile.stack, before.unit)
-        new = new_draft.generation(unit, free, number)
-    done = replace(context, new, before, basis.host, wish, generator)
-    return UpResult("started" if done else "none", new.plan, new.units, done)
-
-
-def _without_orphan(context: Context, stack: str, wish: Wish) -> Before:
-    """Return the state of the stack, after stopping an engine that runs without its unit file."""
-    before = stack_state.look(context, stack)
-    if before.file is None and before.unit is not None and not wish.dry_run:
-        context.report.warn(f"{before.unit} runs without its unit file: it is stopped")
-        change.converge(context, stack, None, running=False)
-        before = stack_state.look(context, stack)
-    return before
-
-
-def unchanged(context: Context, new: Generation, before: Before, wish: Wish) -> Generation | None:
-    """Return the generation that serves if the new one equals it, else None; apply its door."""
-    current = before.generation
-    if current is None or not takeover.same(new, before) or not change.serves(context, current):
-        return None
-    if not wish.dry_run:
-        door.apply(context, current.stack, current.door)
-    return current
-
-
-def replace(
-    context: Context, new: Generation, before: Before, host: Host, wish: Wish, generator: str
-) -> Generation | None:
-    """Run all checks, report the changes, ask the user, and deploy the new generation.
+def apply_generation(
+    context: Context, new: Generation, before: InstalledStack, timeouts: RolloutTimeouts
+) -> Generation:
+    """Replace the present generation with a new one; if that fails, restore the present one.
 
     Returns:
-        The generation, ready; None for a dry run.
-    """
-    install.refuse_foreign(context, new.stack, new.units.service)
-    if new.door is not None:
-        install.refuse_foreign(context, new.stack, proxy_service(new.stack))
-    strategy = takeover.choose(context, new, before, host)
-    new = msgspec.structs.replace(new, strategy=strategy)
-    takeover.require_room(context, host, new, before, force=wish.force)
-    doors = (door.unit_file(context, new.stack, new.door),) if new.door else ()
-    install.validate(context, new.stack, (*new.units.files, *doors), generator)
-    gpu.prove(new.image_id, gpu.planned(host, new.plan))
-    if wish.dry_run:
-        return None
-    if before.active and before.generation is not None:
-        takeover.tell(context, before.generation, new)
-        if not context.confirm(
-            f"{new.stack} is running (generation {before.generation.number}) and would be replaced"
-        ):
-            raise StackctlError("nothing was changed", exit_code=ExitCode.FAILED)
-    return change.carry_out(context, new, before, wish.patience)
-
-
-def down(context: Context, stack: str) -> None:
-    """Stop a stack and remove its units. Raise StackctlError (exit 3) if it is not up."""
-    with lock.exclusive(context.paths.lock, f"down {stack}"):
-        files = install.installed(context, stack)
-        cut_off = context.journal.read()
-        # An interrupted change of this stack is not recovered first, because that may be
-        # impossible, and its result is removed anyway.
-        if cut_off is None or cut_off.stack != stack or not files:
-            recover_first(context)
-            cut_off = None
-            files = install.installed(context, stack)
-        if not files and stack_state.look(context, stack).stopped:
-            raise not_running(stack)
-        file = install.engine_file(stack, files)
-        number = render.generation_of(file.text) if file else None
-        if cut_off is not None:
-            number = cut_off.winner
-        with ignore_signals():
-            step = Transaction(
-                operation="down",
-                stack=stack,
-                before=number,
-                committed=True,
-                step="stop",
-                started=utc_now(),
-            )
-            try:
-                context.journal.write(step)
-            except StackctlError as problem:
-                # A full disk must not prevent the stop.
-                context.report.warn(f"if interrupted, repeat the command: {problem.message}")
-            change.converge(context, stack, None, running=False)
-            try:
-                if cut_off is not None:
-                    record_end(context, cut_off)
-                if number is not None:
-                    generation = context.generations.read(stack, number)
-                    context.generations.set_outcome(generation, "stopped")
-            except StackctlError as problem:
-                # The stack is down, so the command has succeeded.
-                context.report.warn(f"not recorded: {problem.message}")
-            context.journal.clear()
-            record.done(context, "down", stack, generation=number)
-
-
-def restart(context: Context, stack: str, patience: Patience) -> Generation:
-    """Restart the installed generation of a stack, and wait until it answers.
-
-    With a front door, running requests end first and new ones wait.
+        The generation as stored, ready.
 
     Raises:
-        StackctlError: exit 3 if the stack is not up; exit 6, before anything is stopped, if it
-            would not get its GPU again; 1 if it does not come up again.
+        StackctlError: the cause of the failure; the stack is then as it was before.
     """
-    with writer(context, f"restart {stack}"):
-        generation = installed_generation(context, stack)
-        gpu.prove(generation.image_id, gpu.planned(generation.host, generation.plan))
-        require_unchanged(context, generation.plan.model)
-        active = stack_state.look(context, stack).active
-        held = generation.door is not None and active and door.is_open(context, stack)
-        step = Transaction(
-            operation="restart",
-            stack=stack,
-            before=generation.number,
-            after=generation.number,
-            running=True,
-            committed=True,
-            step="restart",
-            started=utc_now(),
-        )
-        context.journal.write(step)
-        try:
-            if held:
-                door.hold(context, stack)
-                door.drain(context, generation, patience.drain_s)
-            seconds = start_and_wait(
-                context, generation, deadline_s=generation.plan.timing.deadline_s, restart=True
-            )
-            context.report.step("ready", format_duration(seconds))
-            proof.require_answer(context, generation)
-        except BaseException:
-            if problem := _reopen(context, generation):
-                context.report.warn(problem.message, problem.hint)
-            raise
-        if problem := _reopen(context, generation):
-            raise problem
-        record.done(context, "restart", stack, generation=generation.number)
-        return context.generations.set_outcome(
-            generation,
-            "ready",
-            ready_s=round(seconds, 2),
-            report=generation.outcome.report,
-        )
-
-
-def _reopen(context: Context, generation: Generation) -> StackctlError | None:
-    """Open the front door after a restart, even if that failed; return the error if it stays shut.
-
-    If the door does not start, systemd goes on with its restarts. After any other error the change
-    stays in the journal.
-    """
-    problem: StackctlError | None = None
+    change = Transaction(
+        operation=new.operation,
+        stack=new.stack,
+        before=before.generation.number if before.generation else None,
+        running=before.meant_to_run,
+        after=new.number,
+        step="store",
+        started=utc_now(),
+    )
+    context.journal.write(change)
+    try:
+        context.generations.write(new)
+        ready = _exchange(context, _Steps(context.journal, change), new, before, timeouts)
+    except BaseException as error:
+        with ignore_signals():
+            _undo(context, new, before, error)
+        raise
     with ignore_signals():
+        done = _finish(context, new, before, ready)
+        deployment_records.write_audit_entry(
+            context, new.operation, new.stack, generation=new.number
+        )
+        return done
+
+
+class _Steps:
+    """The steps of one change; each is on disk before it begins."""
+
+    def __init__(self, journal: Journal, change: Transaction) -> None:
+        self._journal, self._change = journal, change
+
+    def begin(self, name: str, *, committed: bool = False) -> None:
+        """Write the name of the next step; with ``committed`` the change is no longer reverted."""
+        self._change = self._journal.step(self._change, name, committed=committed)
+
+
+def _exchange(
+    context: Context,
+    steps: _Steps,
+    new: Generation,
+    before: InstalledStack,
+    timeouts: RolloutTimeouts,
+) -> tuple[float, tuple[EngineFact, ...]]:
+    """Make the new generation serve, up to the commit of the change.
+
+    Returns:
+        The seconds until it was ready, and the facts that its engine reports.
+    """
+    stack = new.stack
+    steps.begin("install")
+    early = new.door if before.is_stopped and not proxy.is_installed(context, stack) else None
+    if early is not None:
+        proxy.write_first_files(context, stack, early)
+    unit_files.add(context, stack, render.without_install(*new.units.files))
+    unit_files.assert_loaded(context, new.units)
+    folder = context.paths.unit_folder(stack)
+    context.progress.step("unit", str(folder / new.units.files[0].name))
+    _make_way(context, steps, new, before, timeouts.drain_s)
+    steps.begin("start")
+    if early is not None:
+        proxy.start_beside_engine(context, stack)
+    started, deadline_s = startup.start(context, new), new.plan.timing.deadline_s
+    # Behind a door clients need only the engine's answer; systemd may report it active later.
+    seconds = startup.wait_until_ready(
+        context, new, started, deadline_s=deadline_s, active=new.door is None
+    )
+    context.progress.step("ready", format_duration(seconds))
+    steps.begin("answer")
+    readiness_checks.require_engine_answer(context, new)
+    if new.door is not None:
+        steps.begin("open")
+        proxy.route_to(context, stack, new.door)
+        proxy.require_proxy_answer(context, new)
+        proxy.report_queued(context, stack)
+        # Progress may have extended the deadline, so the time starts anew at the first answer.
+        again_s = seconds + deadline_s
+        startup.wait_until_ready(
+            context, new, started, deadline_s=again_s, active=True, answered=True
+        )
+    readiness_checks.check_stop_and_streaming(context, new)
+    _leave_old(context, steps, new, before, timeouts)
+    report = startup.engine_facts_after_start(context, new, started.since)
+    # From here on both units would start at boot; the journal records which of them stays.
+    steps.begin("enable")
+    doors = (proxy.unit_file(context, stack, new.door),) if new.door else ()
+    unit_files.add(context, stack, (*new.units.files, *doors))
+    steps.begin("commit", committed=True)
+    return seconds, report
+
+
+def _make_way(
+    context: Context, steps: _Steps, new: Generation, before: InstalledStack, drain_s: float
+) -> None:
+    """Stop the old engine unless both run side by side; its requests end first, new ones wait."""
+    stack, old = new.stack, before.generation
+    if not new.side_by_side and not before.is_stopped and before.unit is not None:
+        if old is not None and old.door is not None and proxy.is_running(context, stack):
+            steps.begin("hold")
+            proxy.hold(context, stack)
+            steps.begin("drain")
+            proxy.drain(context, old, drain_s)
+        steps.begin("stop")
+        context.progress.progress("stop", before.unit)
+        context.systemd.stop(render.service_name(before.unit))
+    if old is not None and old.door is not None and new.door is None:
+        # The new engine listens on the port that the door has.
+        steps.begin("close")
+        proxy.remove_proxy(context, stack)
+
+
+def _leave_old(
+    context: Context,
+    steps: _Steps,
+    new: Generation,
+    before: InstalledStack,
+    timeouts: RolloutTimeouts,
+) -> None:
+    """Wait until the old engine's requests have ended, and watch the new one for a while."""
+    if new.side_by_side and before.generation is not None:
+        steps.begin("drain")
+        proxy.wait_idle(context, before.generation, timeouts.drain_s)
+    if not before.is_stopped:
+        steps.begin("soak")
+        readiness_checks.soak(context, new, timeouts.soak_s)
+
+
+def _finish(
+    context: Context,
+    new: Generation,
+    before: InstalledStack,
+    ready: tuple[float, tuple[EngineFact, ...]],
+) -> Generation:
+    """Complete a committed change; failures are warnings, and ``recover`` completes it later."""
+    try:
+        if problem := reconcile(context, new.stack, new, running=True):
+            context.progress.warn(
+                f"it served, but {problem.message}", f"stackctl status {new.stack}"
+            )
+        done = _ready(context, new, ready)
+        if before.generation is not None:
+            context.generations.set_outcome(before.generation, "replaced")
+        context.journal.clear()
+    except StackctlError as problem:
+        context.progress.warn(f"it serves, but {problem.message}", "stackctl recover")
+        # Only this process has the start time and the facts that the engine reported.
+        with contextlib.suppress(StackctlError):
+            return _ready(context, new, ready)
+        return new
+    return done
+
+
+def _ready(
+    context: Context, new: Generation, ready: tuple[float, tuple[EngineFact, ...]]
+) -> Generation:
+    seconds, report = ready
+    return context.generations.set_outcome(new, "ready", ready_s=round(seconds, 2), report=report)
+
+
+def _undo(context: Context, new: Generation, before: InstalledStack, error: BaseException) -> None:
+    """Restore the previous state; further failures are warnings and do not hide the error."""
+    stack, old = new.stack, before.generation
+    context.progress.progress("restore", "stopping")
+    if old is not None and before.file is not None and before.file not in old.units.files:
+        context.progress.warn(f"{before.file.name} was changed by hand: it is put back as stored")
+    try:
+        stayed = old if old is not None and before.is_active and is_serving(context, old) else None
+        idle = reconcile(context, stack, old, running=before.meant_to_run)
+        _settle_undone(context, new, error)
+        context.journal.clear()
+        if idle is not None:
+            text = f"put back as it was, but {idle.message}"
+            context.progress.warn(text, f"stackctl status {stack}")
+        elif stayed is not None:
+            context.progress.step("restored", f"generation {stayed.number}, which never stopped")
+    except StackctlError as problem:
+        context.progress.warn(
+            f"could not put everything back: {problem.message}", "stackctl recover"
+        )
+        _settle_undone(context, new, error)
+
+
+def _settle_undone(context: Context, new: Generation, error: BaseException) -> None:
+    message = error.message if isinstance(error, StackctlError) else type(error).__name__
+    state: Literal["failed", "interrupted"] = "failed"
+    if not isinstance(error, Exception):
+        state = "interrupted"
+    store_failure(context, new, state, message)
+    deployment_records.write_audit_entry(
+        context, new.operation, new.stack, generation=new.number, result=state, message=message
+    )
+
+
+def store_failure(
+    context: Context, generation: Generation, state: GenerationState, message: str
+) -> None:
+    """Store the outcome of a generation that never served."""
+    try:
+        if generation.number in context.generations.numbers(generation.stack):
+            context.generations.set_outcome(generation, state, message=message)
+    except StackctlError as problem:
+        context.progress.warn(f"the outcome was not stored: {problem.message}")
+
+
+def reconcile(
+    context: Context, stack: str, winner: Generation | None, *, running: bool
+) -> StartFailed | None:
+    """Make the stack run exactly this generation (None: no generation), whatever its state is.
+
+    Returns:
+        The error of an engine or a door that is installed but does not come up, else None. Another
+        call would not help; systemd goes on with its restarts.
+
+    Raises:
+        StackctlError: a step failed; another call continues from there.
+    """
+    for unit in render.engine_unit_names(stack):
+        if winner is None or render.service_name(unit) != winner.units.service:
+            _stop_unit(context, unit)
+    if winner is None:
+        proxy.remove_proxy(context, stack)
+        unit_files.remove_units(context, stack)
+        for unit in render.engine_unit_names(stack):
+            context.systemd.reset_failed(render.service_name(unit))
+        return None
+    unit_files.install_exactly(context, winner.units)
+    unit_files.assert_loaded(context, winner.units)
+    problem = None
+    if running and not is_serving(context, winner):
+        # A start that is under way goes on: a large model takes long, and a recovery may itself be
+        # interrupted. A unit in any other state may be half stopped, so it is stopped first.
+        if not _starts(context, winner):
+            _stop_unit(context, winner.units.service.removesuffix(".service"))
+        if winner.door is None:
+            proxy.remove_proxy(context, stack)
         try:
-            try:
-                if generation.door is not None:
-                    door.apply(context, generation.stack, generation.door)
-            except StartFailed as error:
-                problem = error
-            context.journal.clear()
-        except StackctlError as error:
-            error.hint = error.hint or "then: stackctl recover"
+            seconds = startup.start_and_wait(
+                context, winner, deadline_s=winner.plan.timing.ceiling_s
+            )
+            context.progress.step(
+                "restored",
+                f"generation {winner.number}, answering after {format_duration(seconds)}",
+            )
+        except StartFailed as error:
             problem = error
+    # Even if the engine is not up: a held door would keep clients from it once it is.
+    try:
+        proxy.reconcile_proxy(context, stack, winner.door)
+    except StartFailed as error:
+        problem = problem or error
     return problem
 
 
-@contextlib.contextmanager
-def writer(context: Context, purpose: str, dry_run: bool = False) -> Iterator[None]:
-    """Hold the lock of the scope after recovering earlier changes; a dry run needs neither."""
-    if dry_run:
-        yield
-        return
-    with lock.exclusive(context.paths.lock, purpose):
-        recover_first(context)
-        install.sweep(context.paths.runtime)
-        yield
+def is_serving(context: Context, generation: Generation) -> bool:
+    """Return True if a generation is active and its engine answers in ``_ANSWER_S`` seconds."""
+    state = context.systemd.show(generation.units.service, "ActiveState")["ActiveState"]
+    path, port = find_engine(generation.plan.engine).health_path, generation.plan.engine_listen_port
+    return state == "active" and endpoint.liveness(port, path, timeout_s=_ANSWER_S) == "ready"
+
+
+def _starts(context: Context, generation: Generation) -> bool:
+    """Return True if systemd is starting the unit, and does not wait before the next attempt."""
+    seen = context.systemd.show(generation.units.service, "ActiveState", "SubState")
+    return seen.get("ActiveState") == "activating" and seen.get("SubState", "").startswith("start")
+
+
+def _stop_unit(context: Context, unit: str) -> None:
+    """Stop a unit if there is one, and remove its container."""
+    service = render.service_name(unit)
+    seen = context.systemd.show(service, "LoadState", "ActiveState")
+    if seen.get("LoadState") == "not-found" and seen.get("ActiveState") == "inactive":
+        # The unit is gone, but its container may still run: it is removed below.
+        pass
+    elif seen.get("ActiveState") == "activating":
+        context.systemd.abort(service)
+    else:
+        context.systemd.stop(service)
+    # The stop of the unit removes the container, but an interrupted stop may leave it.
+    podman.remove_container(render.container_name(unit))
+    context.systemd.reset_failed(service)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stackctl.deploy import gpu
+from stackctl.deploy import gpu_access
 from stackctl.engines import engine as find_engine
 from stackctl.engines.protocol import Engine
 from stackctl.plan.claimed_resources import claim_of
@@ -37,12 +37,12 @@ def unit_target(paths: Paths, host: Host, plan: Plan, facts: EngineFacts | None)
         program=program,
         entrypoint=entrypoint,
         claim=claim_of(plan),
-        devices=gpu.names(gpu.planned(host, plan)),
+        devices=gpu_access.cdi_names(gpu_access.planned_gpus(host, plan)),
         cache=str(paths.compile_cache(image_id)),
     )
 
 
-def starting(engine: Engine, entrypoint: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
+def start_command(engine: Engine, entrypoint: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
     """Return the words before the engine's arguments, and the entry point to set (None: none).
 
     An entry point of several words, such as "PROGRAM serve", holds a part of the arguments, so its
@@ -54,6 +54,6 @@ def starting(engine: Engine, entrypoint: Sequence[str]) -> tuple[tuple[str, ...]
 
 
 def _assumed_start(engine: Engine, image: str) -> tuple[tuple[str, ...], str | None]:
-    """Return ``starting`` of an image without facts: one built here has no entry point."""
+    """Return ``start_command`` of an image without facts: one built here has no entry point."""
     local = image in (engine.local_image, engine.cpu_image)
-    return starting(engine, () if local else engine.published_entrypoint)
+    return start_command(engine, () if local else engine.published_entrypoint)

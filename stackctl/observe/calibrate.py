@@ -75,7 +75,7 @@ def _by_benchmark(
     inputs = with_image(alone, inputs, profile, model, image.planned)
     plan = make_plan(host=basis.host, model=model, profile=profile, inputs=inputs)
     count = threads or planned_threads(plan) or 1
-    context.report.progress("measure", f"{benchmark.program} with {count} threads")
+    context.progress.progress("measure", f"{benchmark.program} with {count} threads")
     speeds = _run(engine, benchmark, image.image.id, model, count, timeout_s)
     return calibration_of(speeds, model, engine.name, image_id=image.image.id, threads=count)
 

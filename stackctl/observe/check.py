@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from stackctl.deploy import door
+from stackctl.deploy import proxy
 from stackctl.deploy.context import Context
 from stackctl.engines import engine
 from stackctl.errors import StackctlError
@@ -72,7 +72,7 @@ def remember(context: Context, stack: str, seen: HealthEntry) -> None:
     except OSError:
         return
     except StackctlError as error:
-        context.report.warn(f"not in the history: {error.message}")
+        context.progress.warn(f"not in the history: {error.message}")
 
 
 def _unit(stack: str, name: str, state: UnitState) -> Result:
@@ -95,6 +95,6 @@ def _ask(context: Context, generation: Generation, answer_timeout_s: float) -> l
         engine(plan.engine).health_path,
         plan.served_name,
         answer_timeout_s=answer_timeout_s,
-        key=door.key(context, generation),
+        key=proxy.client_key(context, generation),
         parameters=plan.model.parameters,
     )

@@ -106,7 +106,7 @@ def gather(
 def _watch(context: Context, generation: Generation, first: looks.Look) -> looks.Look:
     """Take snapshots until a counter has moved, or until the engine counts as hanging."""
     while True:
-        context.report.progress("watch", "its counters", elapsed_s=time.monotonic() - first.at_s)
+        context.progress.progress("watch", "its counters", elapsed_s=time.monotonic() - first.at_s)
         time.sleep(_WATCH_S)
         now = looks.look(context, generation, timeout_s=_PATIENCE_S)
         if first.metrics is None or now.metrics is None:

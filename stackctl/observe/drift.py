@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from stackctl.deploy import door
+from stackctl.deploy import proxy
 from stackctl.deploy.context import Context
 from stackctl.diagnose.verify_process import argv_difference
 from stackctl.errors import StackctlError
@@ -62,7 +62,7 @@ def _door(context: Context, generation: Generation) -> Iterator[str]:
     if generation.door is None:
         return
     try:
-        unit = door.unit_file(context, generation.stack, generation.door)
+        unit = proxy.unit_file(context, generation.stack, generation.door)
     except StackctlError:
         # Without Podman the unit cannot be rendered.
         return

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import time
 
-from stackctl.deploy import install, record
+from stackctl.deploy import deployment_records, unit_files
 from stackctl.deploy.context import Context
 from stackctl.deploy.stack_state import installed_generation
 from stackctl.errors import ExitCode, StackctlError
@@ -45,7 +45,7 @@ def guard(context: Context, *, answer_timeout_s: float, watch_s: float = WATCH_S
         scope=context.paths.scope,
         stacks=tuple(
             _guarded(context, stack, answer_timeout_s, watch_s)
-            for stack in install.installed_stacks(context)
+            for stack in unit_files.installed_stacks(context)
         ),
     )
 
@@ -145,7 +145,7 @@ def _restart(context: Context, generation: Generation, invocation: str | None) -
         if error.exit_code == ExitCode.LOCKED:
             return False
         raise
-    record.done(
+    deployment_records.write_audit_entry(
         context,
         "restart",
         stack,

@@ -37,7 +37,7 @@ def _last_seen(context: Context, stack: str) -> Mapping[int | None, HealthEntry]
     try:
         return {seen.generation: seen for seen in health_log.read(context.paths.state, stack)}
     except StackctlError as error:
-        context.report.warn(error.message, error.hint)
+        context.progress.warn(error.message, error.hint)
         return {}
 
 

@@ -59,7 +59,7 @@ def _stack(context: Context, status: StackStatus) -> StackMetrics:
                 ttft, token_time = _latencies(context, generation, since_s)
         except StackctlError as error:
             # The fault of one stack must not hide the other stacks.
-            context.report.warn(error.message, error.hint)
+            context.progress.warn(error.message, error.hint)
     return StackMetrics(
         stack=status.stack,
         profile=status.profile,

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from stackctl.deploy import door
+from stackctl.deploy import proxy
 from stackctl.deploy.context import Context
 from stackctl.engines import engine as find_engine
 from stackctl.engines import model_mounts
@@ -375,7 +375,7 @@ def _door(context: Context, generation: Generation, notes: Notes) -> ObservedPro
     if generation.door is None:
         return None
     try:
-        state, port = door.leads_to(context, generation.stack)
+        state, port = proxy.backend_state(context, generation.stack)
     except StackctlError as error:
         notes.lacks("door", error.message)
         return None

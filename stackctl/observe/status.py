@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from stackctl.deploy import gpu, install
+from stackctl.deploy import gpu_access, unit_files
 from stackctl.deploy.context import Context
-from stackctl.deploy.guardtimer import TIMER
+from stackctl.deploy.guard_timer import TIMER
 from stackctl.deploy.stack_state import installed_generation
-from stackctl.deploy.start import cause_of
+from stackctl.deploy.startup import failure_cause
 from stackctl.engines import engine
 from stackctl.errors import StackctlError
 from stackctl.health import endpoint
@@ -71,8 +71,8 @@ def url(generation: Generation) -> str:
 
 def _generation(context: Context, stack: str) -> Generation | None:
     try:
-        files = install.installed(context, stack)
-        if install.engine_file(stack, files) is None:
+        files = unit_files.installed(context, stack)
+        if unit_files.engine_file(stack, files) is None:
             # The unit file was removed by hand, so the last generation that was ready is reported.
             for number in reversed(context.generations.numbers(stack)):
                 generation = context.generations.read(stack, number)
@@ -81,7 +81,7 @@ def _generation(context: Context, stack: str) -> Generation | None:
         return installed_generation(context, stack)
     except StackctlError as error:
         # One damaged record must not hide the other stacks.
-        context.report.warn(error.message, error.hint)
+        context.progress.warn(error.message, error.hint)
         return None
 
 
@@ -93,7 +93,7 @@ def _containers(context: Context, names: Sequence[str]) -> Mapping[str, podman.C
     try:
         return podman.inspect_containers(names)
     except StackctlError as error:
-        context.report.warn(error.message, error.hint)
+        context.progress.warn(error.message, error.hint)
         return {}
 
 
@@ -174,7 +174,7 @@ def _waiting(
     context: Context, generation: Generation, state: UnitState
 ) -> tuple[StackState, str | None, str | None]:
     """Return the state of a unit before the start of its engine, with the cause of a wait."""
-    known = gpu.failure(_log(context, generation, state), waits=True)
+    known = gpu_access.device_failure(_log(context, generation, state), waits=True)
     if known is None:
         return "starting", *_NOTHING
     return "starting", f"waits for its GPU: {known.cause}", known.remedy
@@ -185,9 +185,9 @@ def _why_failed(
 ) -> tuple[str, str | None]:
     """Return the cause of a failed start, and the remedy if the machine is at fault."""
     lines = _log(context, generation, state)
-    if known := gpu.failure(lines):
+    if known := gpu_access.device_failure(lines):
         return known.cause, known.remedy
-    return cause_of(engine(generation.plan.engine).failure(lines), state), None
+    return failure_cause(engine(generation.plan.engine).failure(lines), state), None
 
 
 def _log(context: Context, generation: Generation, state: UnitState) -> list[str]:
@@ -223,6 +223,6 @@ def _last_health(context: Context, generation: Generation) -> HealthEntry | None
     try:
         seen = health_log.last(context.paths.state, generation.stack)
     except StackctlError as error:
-        context.report.warn(error.message, error.hint)
+        context.progress.warn(error.message, error.hint)
         return None
     return seen if seen is not None and seen.generation == generation.number else None

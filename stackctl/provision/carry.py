@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from stackctl.deploy import imagewheels
+from stackctl.deploy import image_wheels
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import runner
 from stackctl.machine.path_security import make_private_folder
@@ -215,7 +215,7 @@ def _fetched(target: Target, wanted: list[str], cache: Path, tell: Callable[[str
     try:
         done = runner.run_process_group(
             (
-                *imagewheels.pip(sys.executable, "python3"), "install", "--quiet",
+                *image_wheels.pip_command(sys.executable, "python3"), "install", "--quiet",
                 "--no-deps", "--no-compile", "--only-binary=:all:",
                 "--disable-pip-version-check", "--no-input",
                 "--implementation=cp", f"--python-version={target.version[0]}.{target.version[1]}",
@@ -223,7 +223,7 @@ def _fetched(target: Target, wanted: list[str], cache: Path, tell: Callable[[str
                 f"--target={made}", *wanted,
             ),
             timeout_s=_PIP_S,
-            extra_env=imagewheels.pip_environment(),
+            extra_env=image_wheels.pip_environment(),
         )  # fmt: skip
         if done.status != 0:
             raise _failure(target, done.stdout)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import sys
 
 from stackctl.cli.main import run
-from stackctl.deploy import start
+from stackctl.deploy import startup
 from stackctl.engines.llamacpp.engine import LlamaCpp
 
 if __name__ == "__main__":
     deadline, step, *words = sys.argv[1:]
     LlamaCpp.start_s = int(deadline)
-    start._STEP_S = int(step)
+    startup._STEP_S = int(step)
     sys.exit(run(words))

@@ -20,7 +20,7 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-from test_imagewheels import look_only_in, wheel
+from test_image_wheels import look_only_in, wheel
 
 from stackctl import __version__
 from stackctl.errors import ExitCode, StackctlError

@@ -24,7 +24,7 @@ from servers import wait_until
 from stackctl import __version__
 from stackctl.cli.image import IMAGES
 from stackctl.cli.main import HEADINGS, VERBS, run
-from stackctl.deploy.imagebuild import recipes
+from stackctl.deploy.image_build import recipes
 from stackctl.machine import runner
 from stackctl.values.base import from_json, to_json
 from stackctl.values.plan import Plan

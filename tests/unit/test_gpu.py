@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from samples import CARD, EPYC_GPU, GEMMA, LATENCY, plan, shipped, shipped_model
 
-from stackctl.deploy import gpu
+from stackctl.deploy import gpu_access
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine.machine import RecordedMachine
 from stackctl.machine.podman import cuda_version
@@ -45,11 +45,11 @@ def recorded(folder: Path, files: dict[str, str]) -> FactReader:
 
 def test_nothing_is_asked_of_a_plan_without_gpus() -> None:
     on_cpu = plan(EPYC_GPU, GEMMA, LATENCY)
-    assert gpu.require_gpus(host(cdi=(), driver=None), on_cpu) == ()
+    assert gpu_access.require_gpus(host(cdi=(), driver=None), on_cpu) == ()
 
 
 def test_a_usable_gpu_passes() -> None:
-    assert gpu.require_gpus(host(tools={"selinux": "disabled"}), ON_GPU) == ()
+    assert gpu_access.require_gpus(host(tools={"selinux": "disabled"}), ON_GPU) == ()
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_usable_gpu_passes() -> None:
 )  # fmt: skip
 def test_what_is_missing_is_refused(made: Host, code: int, words: str, remedy: str) -> None:
     with pytest.raises(StackctlError) as caught:
-        gpu.require_gpus(made, ON_GPU)
+        gpu_access.require_gpus(made, ON_GPU)
     assert caught.value.exit_code == code
     assert words in caught.value.message
     assert remedy in (caught.value.hint or "")
@@ -91,7 +91,7 @@ def test_cdi_0_7_is_refused_on_podman_4_9_3(tmp_path: Path) -> None:
     reader = recorded(tmp_path, {})
     spec = check_cdi_file(reader, "/etc/cdi/nvidia.yaml", text, "4.9.3")
     with pytest.raises(StackctlError) as caught:
-        gpu.require_gpus(host(cdi=(spec,), tools={"podman": "4.9.3"}), ON_GPU)
+        gpu_access.require_gpus(host(cdi=(spec,), tools={"podman": "4.9.3"}), ON_GPU)
     assert caught.value.exit_code == ExitCode.HOST
     assert "additionalGids (CDI 0.7.0), which podman 4.9.3 cannot parse" in caught.value.message
     assert "sudo sed -i" in (caught.value.hint or "")
@@ -181,7 +181,7 @@ def test_the_cuda_of_an_image(environment: list[str], cuda: str | None) -> None:
     ],
 )  # fmt: skip
 def test_what_podman_says_is_explained(said: str, cause: str, remedy: str) -> None:
-    found = gpu.explain(said)
+    found = gpu_access.explain_device_error(said)
     assert cause in found[0]
     assert remedy in found[1]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from stackctl.deploy import guardtimer
+from stackctl.deploy import guard_timer
 from stackctl.diagnose.verify_process import argv_difference
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.health import endpoint
@@ -216,10 +216,10 @@ def test_arguments_that_differ(running: tuple[str, ...], difference: str | None)
 @pytest.mark.parametrize("scope", ["user", "system"])
 def test_the_shipped_units(scope: str) -> None:
     folder = data_folder("systemd") / scope
-    service = (folder / guardtimer.SERVICE).read_text("utf-8")
+    service = (folder / guard_timer.SERVICE).read_text("utf-8")
     assert service.count("@STACKCTL@") == 1
     assert f"\nExecStart=@STACKCTL@ --{scope} " in service
-    assert "WantedBy=timers.target" in (folder / guardtimer.TIMER).read_text("utf-8")
+    assert "WantedBy=timers.target" in (folder / guard_timer.TIMER).read_text("utf-8")
 
 
 def test_the_program_that_runs_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,12 +234,12 @@ def test_the_program_that_runs_is_found(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_root_trusts_only_what_root_alone_can_change(tmp_path: Path) -> None:
-    guardtimer._require_roots_own(Path("/bin/sh"))
+    guard_timer._require_roots_own(Path("/bin/sh"))
     program = tmp_path / "stackctl"
     program.touch()
     program.chmod(0o757)
     with pytest.raises(StackctlError) as caught:
-        guardtimer._require_roots_own(program)
+        guard_timer._require_roots_own(program)
     assert caught.value.exit_code == ExitCode.REFUSED
     assert caught.value.message == f"refusing timer: {program} can be written by everybody"
 
@@ -251,7 +251,7 @@ def test_root_does_not_trust_a_program_of_another_owner(tmp_path: Path) -> None:
     program.touch(mode=0o755)
     os.chown(program, 65533, 0)
     with pytest.raises(StackctlError, match=r"refusing timer: .*stackctl belongs to user 65533$"):
-        guardtimer._require_roots_own(program)
+        guard_timer._require_roots_own(program)
 
 
 # Who holds the lock

@@ -702,7 +702,7 @@ def test_how_the_generations_of_a_change_ended(tmp_path: Path) -> None:
         paths=scope_paths("user", {"HOME": str(tmp_path)}),
         machine=LiveMachine(),
         systemd=Systemd("user"),
-        report=Output(json=False, quiet=True, verbose=False, color="never", progress=False),
+        progress=Output(json=False, quiet=True, verbose=False, color="never", progress=False),
         confirm=lambda _: False,
     )
     store = context.generations

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from test_takeover import generation
+from test_rollout_strategy import generation
 
 from stackctl.deploy.switch import resolve
 from stackctl.errors import ExitCode, StackctlError

@@ -25,8 +25,8 @@ from samples import (
     shipped_model,
 )
 
-from stackctl.deploy import gpu
-from stackctl.deploy.unit_target import starting
+from stackctl.deploy import gpu_access
+from stackctl.deploy.unit_target import start_command
 from stackctl.engines import engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.plan.claimed_resources import claim_of
@@ -545,7 +545,7 @@ def on_gpu(
     made = plan(EPYC_GPU, model, wish, engine_port=41000)
     local = wish.forces_cpu
     run = engine(wish.engine)
-    program, entrypoint = starting(run, () if local else run.published_entrypoint)
+    program, entrypoint = start_command(run, () if local else run.published_entrypoint)
     folder = "/home/ai/.cache" if scope == "user" else "/var/cache"
     return Read(
         made,
@@ -554,7 +554,7 @@ def on_gpu(
         program,
         image="cd" * 32 if local else f"{made.image.partition(':')[0]}@sha256:{'ab' * 32}",
         entrypoint=entrypoint,
-        devices=gpu.names(gpu.planned(EPYC_GPU, made)),
+        devices=gpu_access.cdi_names(gpu_access.planned_gpus(EPYC_GPU, made)),
         cache=f"{folder}/stackctl/compiled/{'cd' * 6}",
     )
 
@@ -626,7 +626,7 @@ def test_llama_cpp_keeps_what_the_driver_compiles_and_its_entry_point() -> None:
 def test_what_starts_an_engine(
     entrypoint: tuple[str, ...], program: tuple[str, ...], replaced: str | None
 ) -> None:
-    assert starting(engine("vllm"), entrypoint) == (program, replaced)
+    assert start_command(engine("vllm"), entrypoint) == (program, replaced)
 
 
 # Golden units

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stackctl.deploy import gpu
+from stackctl.deploy import gpu_access
 from stackctl.units import wait_for_cdi
 
 SHELLS = [
@@ -60,8 +60,8 @@ def test_a_gpu_that_is_described_late(shell: list[str], tmp_path: Path) -> None:
     said = done.stdout.splitlines()
     assert said == [f"waits: no file in /etc/cdi or /run/cdi describes {KIND}"]
     # What a unit waits for is no failure of it.
-    assert gpu.failure(said) is None
-    known = gpu.failure(said, waits=True)
+    assert gpu_access.device_failure(said) is None
+    known = gpu_access.device_failure(said, waits=True)
     assert known is not None
     assert known.cause == f"no file in /etc/cdi or /run/cdi describes {KIND}"
 
@@ -70,7 +70,7 @@ def test_a_gpu_that_is_described_late(shell: list[str], tmp_path: Path) -> None:
 def test_a_gpu_that_is_never_described(shell: list[str], tmp_path: Path) -> None:
     done = wait(shell, tmp_path, most_s=1)
     assert (done.returncode, done.stderr) == (1, "")
-    known = gpu.failure(done.stdout.splitlines())
+    known = gpu_access.device_failure(done.stdout.splitlines())
     assert known is not None
     assert known.cause == f"no file in /etc/cdi or /run/cdi describes {KIND}"
     assert "stackctl provision --only cdi" in (known.remedy or "")
@@ -78,10 +78,10 @@ def test_a_gpu_that_is_never_described(shell: list[str], tmp_path: Path) -> None
 
 def test_a_device_that_is_not_among_those_described() -> None:
     said = ["Error: setting up CDI devices: unresolvable CDI devices nvidia.com/gpu=7"]
-    known = gpu.failure(["llama-server loads", *said])
+    known = gpu_access.device_failure(["llama-server loads", *said])
     assert known is not None
     assert "no device nvidia.com/gpu=7" in known.cause
-    assert gpu.failure(["/dev/nvidia0: No such file or directory"]) is None
+    assert gpu_access.device_failure(["/dev/nvidia0: No such file or directory"]) is None
 
 
 def test_a_driver_is_looked_for_as_often_as_a_start_waits() -> None:

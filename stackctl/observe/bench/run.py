@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from stackctl.deploy.context import Report
+from stackctl.deploy.context import Progress
 from stackctl.engines import engine as find_engine
 from stackctl.errors import StackctlError
 from stackctl.machine import http
@@ -65,7 +65,7 @@ class Bench:
 
     def __init__(
         self,
-        report: Report,
+        progress: Progress,
         generation: Generation,
         wish: matrix.Wish,
         *,
@@ -88,7 +88,7 @@ class Bench:
         Raises:
             StackctlError: exit 2 if a length does not fit the context.
         """
-        self._report, self._generation, self._wish, self._site = report, generation, wish, site
+        self._report, self._generation, self._wish, self._site = progress, generation, wish, site
         self._timeout_s = timeout_s
         self._plan, self._slo = (
             generation.plan,

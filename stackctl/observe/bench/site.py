@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from stackctl.deploy import door
+from stackctl.deploy import proxy
 from stackctl.deploy.context import Context
 from stackctl.deploy.stack_state import installed_number, not_running
 from stackctl.engines import engine as find_engine
@@ -39,7 +39,7 @@ def of(context: Context, generation: Generation) -> Site:
     return Site(
         url=url(generation),
         engine_url=endpoint.base_url(generation.plan.engine_listen_port),
-        key=door.key(context, generation),
+        key=proxy.client_key(context, generation),
         current=lambda: installed_number(context, generation.stack),
     )
 
@@ -64,6 +64,6 @@ def require_running(context: Context, generation: Generation) -> None:
             exit_code=ExitCode.FAILED if alive == "failing" else ExitCode.NOT_RUNNING,
         )
     if endpoint.is_busy(port, engine, generation.plan.argv):
-        context.report.warn(
+        context.progress.warn(
             f"{stack} is serving other requests: the results are those of a shared engine"
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from stackctl.cli.output import Output
-from stackctl.deploy import imagewheels
+from stackctl.deploy import image_wheels
 from stackctl.engines.image_recipe import Wheels
 from stackctl.errors import StackctlError
 
@@ -69,7 +69,7 @@ def look_only_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_tree_holds_what_the_image_needs(packages: Path, tmp_path: Path) -> None:
     assert packages.is_dir()
     root = tmp_path / "root"
-    assert imagewheels.install(REPORT, WHEELS, root) == root / "usr"
+    assert image_wheels.install_wheels(REPORT, WHEELS, root) == root / "usr"
     found = root / PACKAGES
     assert {path.name for path in found.iterdir()} == {
         "engine", "engine-1.0.dist-info", "known-1.0+cpu.dist-info",
@@ -89,7 +89,7 @@ def test_what_pip_does_not_find_is_said_with_where_it_comes_from(
     assert packages.is_dir()
     absent = dataclasses.replace(WHEELS, requirement="engine==2.0")
     with pytest.raises(StackctlError) as error:
-        imagewheels.install(REPORT, absent, tmp_path / "root")
+        image_wheels.install_wheels(REPORT, absent, tmp_path / "root")
     assert error.value.hint == "where it comes from"
     assert any("engine==2.0" in line for line in error.value.details)
 
@@ -100,5 +100,5 @@ def test_pip_gets_no_other_setting_of_the_caller(
     assert packages.is_dir()
     log = tmp_path / "log"
     monkeypatch.setenv("PIP_LOG", str(log))
-    imagewheels.install(REPORT, WHEELS, tmp_path / "root")
+    image_wheels.install_wheels(REPORT, WHEELS, tmp_path / "root")
     assert not log.exists()

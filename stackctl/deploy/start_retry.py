@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import TypeVar
 
-from stackctl.deploy import gpu
+from stackctl.deploy import gpu_access
 from stackctl.deploy.context import Context
 from stackctl.engines import engine as find_engine
 from stackctl.errors import StartFailed
@@ -18,7 +18,7 @@ from stackctl.values.generation import Generation
 T = TypeVar("T")
 
 
-def with_other_kernels(
+def retry_with_fallback_kernels(
     context: Context, stack: str, attempt: Callable[[Context, EngineWorkaround | None], T]
 ) -> T:
     """Attempt a start, and once more with other kernels if the engine's usual ones are at fault.
@@ -35,13 +35,13 @@ def with_other_kernels(
         if lesson is None:
             raise
         options = " ".join(f"--{text.replace('=', ' ')}" for text in lesson.options)
-        context.report.warn(f"{error.message}: once more with {options}")
-    done = attempt(agreed(context), lesson)
+        context.progress.warn(f"{error.message}: once more with {options}")
+    done = attempt(without_confirmation(context), lesson)
     engine_workarounds.add(context.paths.state, lesson)
     return done
 
 
-def agreed(context: Context) -> Context:
+def without_confirmation(context: Context) -> Context:
     """Return the context for another attempt at a change, which the user has already confirmed."""
     return dataclasses.replace(context, confirm=lambda _: True)
 
@@ -51,7 +51,7 @@ def _lesson(context: Context, stack: str, error: StartFailed) -> EngineWorkaroun
     failed = _newest(context, stack)
     if failed is None:
         return None
-    cards = gpu.planned(failed.host, failed.plan)
+    cards = gpu_access.planned_gpus(failed.host, failed.plan)
     fallback = find_engine(failed.plan.engine).fallback_kernels(failed.plan.model, cards)
     decided = {decision.field for decision in failed.plan.decisions}
     facts = context.engine_facts.get(failed.image_id)

@@ -7,8 +7,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from stackctl.deploy import imagewheels
-from stackctl.deploy.context import Report
+from stackctl.deploy import image_wheels
+from stackctl.deploy.context import Progress
 from stackctl.engines import image_recipes
 from stackctl.engines.image_recipe import ImageRecipe
 from stackctl.errors import ExitCode, StackctlError
@@ -32,7 +32,9 @@ def recipes() -> dict[str, ImageRecipe]:
     return {recipe.name: recipe for recipe in (*image_recipes(), DOOR)}
 
 
-def build(report: Report, recipe: ImageRecipe, output: Path | None, mirror: str | None) -> str:
+def build_image(
+    progress: Progress, recipe: ImageRecipe, output: Path | None, mirror: str | None
+) -> str:
     """Build the root file system; without ``output`` load it as the local image.
 
     Returns:
@@ -42,23 +44,23 @@ def build(report: Report, recipe: ImageRecipe, output: Path | None, mirror: str 
         StackctlError: exit 6 if mmdebstrap is absent; else with its messages.
     """
     if output is not None:
-        _bootstrap(report, recipe, output, mirror)
+        _bootstrap(progress, recipe, output, mirror)
         return str(output)
     with tempfile.TemporaryDirectory(prefix="stackctl-image-", dir="/var/tmp") as folder:
         archive = Path(folder) / "root.tar"
-        _bootstrap(report, recipe, archive, mirror)
-        return load(report, recipe, archive)
+        _bootstrap(progress, recipe, archive, mirror)
+        return load_image(progress, recipe, archive)
 
 
-def load(report: Report, recipe: ImageRecipe, archive: Path) -> str:
+def load_image(progress: Progress, recipe: ImageRecipe, archive: Path) -> str:
     """Load an archive as the local image of a recipe, which ``up`` prefers; return its name."""
-    report.progress("image", f"loading {archive.name}")
+    progress.progress("image", f"loading {archive.name}")
     podman.load_archive(archive, recipe.image)
-    report.step("image", f"{recipe.image}, {format_bytes(archive.stat().st_size)}")
+    progress.step("image", f"{recipe.image}, {format_bytes(archive.stat().st_size)}")
     return recipe.image
 
 
-def _bootstrap(report: Report, recipe: ImageRecipe, target: Path, mirror: str | None) -> None:
+def _bootstrap(progress: Progress, recipe: ImageRecipe, target: Path, mirror: str | None) -> None:
     try:
         # A private folder: nobody else can put a link there while the archive is written.
         folder = Path(
@@ -70,9 +72,9 @@ def _bootstrap(report: Report, recipe: ImageRecipe, target: Path, mirror: str | 
     try:
         hooks: tuple[str, ...] = ()
         if recipe.wheels:
-            tree = imagewheels.install(report, recipe.wheels, folder / "root")
+            tree = image_wheels.install_wheels(progress, recipe.wheels, folder / "root")
             hooks = (f"copy-in {shlex.quote(str(tree))} /", *recipe.wheels.hooks)
-        report.progress(
+        progress.progress(
             "image", f"installing {recipe.packages[0]} from Debian {recipe.suite}, about a minute"
         )
         command = (
@@ -87,7 +89,7 @@ def _bootstrap(report: Report, recipe: ImageRecipe, target: Path, mirror: str | 
             recipe.suite, str(partial), *((mirror,) if mirror else ()),
         )  # fmt: skip
         try:
-            runner.run(command, timeout_s=1800, extra_env=imagewheels.roomy())
+            runner.run(command, timeout_s=1800, extra_env=image_wheels.large_tmp_env())
         except StackctlError as error:
             if error.exit_code == ExitCode.HOST:
                 error.hint = "apt-get install mmdebstrap (Debian and Ubuntu; needs root)"
@@ -97,4 +99,4 @@ def _bootstrap(report: Report, recipe: ImageRecipe, target: Path, mirror: str | 
         raise StackctlError(f"cannot write {target}: {error.strerror}") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    report.step("image", f"{target}, {format_bytes(target.stat().st_size)}")
+    progress.step("image", f"{target}, {format_bytes(target.stat().st_size)}")

@@ -10,7 +10,7 @@ import os
 import shutil
 from pathlib import Path
 
-from stackctl.deploy.context import Report
+from stackctl.deploy.context import Progress
 from stackctl.engines.image_recipe import PACKAGES, Wheels
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import runner
@@ -30,7 +30,7 @@ _PIP_SETTINGS = (
 _OURS = {"PIP_REQUIRE_VIRTUALENV": "0", "PIP_USER": "0", "PYTHONSAFEPATH": "1"}
 
 
-def install(report: Report, wheels: Wheels, root: Path) -> Path:
+def install_wheels(progress: Progress, wheels: Wheels, root: Path) -> Path:
     """Install the packages below ``root``; return the folder to copy into the image's root.
 
     Raises:
@@ -38,17 +38,17 @@ def install(report: Report, wheels: Wheels, root: Path) -> Path:
     """
     folder = root / PACKAGES.format(python=wheels.python)
     folder.mkdir(parents=True)
-    report.progress("image", f"installing {wheels.requirement} with pip, some minutes")
+    progress.progress("image", f"installing {wheels.requirement} with pip, some minutes")
     python = f"python{wheels.python}"  # its own pip evaluates its markers
     try:
         runner.run(
             (
-                *pip(python, "python3"), "install", "--quiet", "--no-compile",
+                *pip_command(python, "python3"), "install", "--quiet", "--no-compile",
                 "--disable-pip-version-check", "--no-input", f"--python-version={wheels.python}",
                 "--only-binary=:all:", f"--target={folder}", wheels.requirement,
             ),
             timeout_s=_PIP_S,
-            extra_env=pip_environment() | roomy(),
+            extra_env=pip_environment() | large_tmp_env(),
         )  # fmt: skip
     except StackctlError as error:
         error.hint = error.hint or wheels.hint
@@ -72,7 +72,7 @@ def install(report: Report, wheels: Wheels, root: Path) -> Path:
     return root / "usr"
 
 
-def roomy() -> dict[str, str]:
+def large_tmp_env() -> dict[str, str]:
     """Return variables for programs that write some GB to TMPDIR: /tmp may be in memory."""
     return {} if "TMPDIR" in runner.controlled_environment() else {"TMPDIR": "/var/tmp"}
 
@@ -82,7 +82,7 @@ def pip_environment() -> dict[str, str]:
     return {name: os.environ[name] for name in _PIP_SETTINGS if name in os.environ} | _OURS
 
 
-def pip(*pythons: str) -> tuple[str, ...]:
+def pip_command(*pythons: str) -> tuple[str, ...]:
     """Return the command of the first of these Pythons that has pip.
 
     Raises:

@@ -36,12 +36,12 @@ _PROOFS = (
 )  # fmt: skip
 
 
-def planned(host: Host, plan: Plan) -> tuple[Gpu, ...]:
+def planned_gpus(host: Host, plan: Plan) -> tuple[Gpu, ...]:
     """Return the GPUs that a plan places its stack on."""
     return tuple(gpu for gpu in host.gpus if str(gpu.index) in plan.placement.gpus)
 
 
-def names(gpus: Sequence[Gpu]) -> tuple[str, ...]:
+def cdi_names(gpus: Sequence[Gpu]) -> tuple[str, ...]:
     """Return the CDI names of GPUs."""
     return tuple(gpu.cdi or f"nvidia.com/gpu={gpu.index}" for gpu in gpus)
 
@@ -59,7 +59,7 @@ def require_gpus(host: Host, plan: Plan, *, cuda: str | None = DEFAULT_CUDA) -> 
     """
     if not plan.placement.gpus:
         return ()
-    only = msgspec.structs.replace(host, gpus=planned(host, plan))
+    only = msgspec.structs.replace(host, gpus=planned_gpus(host, plan))
     found = [
         result
         for result in gpu_findings(only, nvfp4=plan.model.is_nvfp4, cuda=cuda)
@@ -81,24 +81,24 @@ def require_gpus(host: Host, plan: Plan, *, cuda: str | None = DEFAULT_CUDA) -> 
     )
 
 
-def prove(image: str, gpus: tuple[Gpu, ...]) -> None:
+def test_gpu_container(image: str, gpus: tuple[Gpu, ...]) -> None:
     """Let Podman prepare a container with the GPUs, and remove it unstarted.
 
     Raises:
         StackctlError: exit 6 with the cause, Podman's messages and the remedy.
     """
-    devices = names(gpus)
+    devices = cdi_names(gpus)
     if not devices:
         return
     done = podman.create_with_devices(image, devices)
     if done.status == 0:
         return
     said = done.stderr.strip()
-    cause, remedy = explain(said)
+    cause, remedy = explain_device_error(said)
     raise StackctlError(cause, details=said.splitlines()[-2:], hint=remedy, exit_code=ExitCode.HOST)
 
 
-def failure(lines: Sequence[str], *, waits: bool = False) -> Failure | None:
+def device_failure(lines: Sequence[str], *, waits: bool = False) -> Failure | None:
     """Return the reason in a unit's log why its container got no GPU; None without one.
 
     With ``waits`` a unit that still waits for its GPUs counts too.
@@ -113,7 +113,7 @@ def failure(lines: Sequence[str], *, waits: bool = False) -> Failure | None:
     return None
 
 
-def explain(said: str) -> tuple[str, str]:
+def explain_device_error(said: str) -> tuple[str, str]:
     """Return cause and remedy for Podman's messages about devices that a container did not get."""
     for pattern, cause, remedy in _PROOFS:
         if match := re.search(pattern, said, re.IGNORECASE):

@@ -87,7 +87,7 @@ def _stage(runtime: Path, files: Sequence[UnitFile]) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def sweep(runtime: Path) -> None:
+def remove_stale_staging(runtime: Path) -> None:
     """Remove the folders of checks whose process was killed."""
     for folder in runtime.glob("stage-*"):
         match = _STAGE.match(folder.name)
@@ -148,7 +148,7 @@ def write(context: Context, stack: str, files: tuple[UnitFile, ...]) -> bool:
     return bool(changed)
 
 
-def keep_only(context: Context, units: UnitSet) -> None:
+def install_exactly(context: Context, units: UnitSet) -> None:
     """Write these engine files, remove the other slot's, and reload systemd if necessary."""
     changed = write(context, units.stack, units.files)
     wanted = {file.name for file in units.files}
@@ -157,10 +157,10 @@ def keep_only(context: Context, units: UnitSet) -> None:
         name = render.unit_file_name(unit)
         if name not in wanted and remove_file(folder / name):
             changed = True
-    have_read(context, units.service, changed=changed)
+    ensure_loaded(context, units.service, changed=changed)
 
 
-def have_read(context: Context, service: str, *, changed: bool) -> None:
+def ensure_loaded(context: Context, service: str, *, changed: bool) -> None:
     """Reload systemd if the files of a service have ``changed``, or are not loaded yet.
 
     An earlier stackctl may have been interrupted between writing and reloading.
@@ -179,7 +179,7 @@ def _text(path: Path) -> str | None:
         return None
 
 
-def remove(context: Context, stack: str) -> None:
+def remove_units(context: Context, stack: str) -> None:
     """Remove the stack's files and empty folders, and reload systemd.
 
     Systemd is reloaded even if the files are gone: an earlier removal may have been interrupted.
@@ -218,7 +218,7 @@ def assert_loaded(context: Context, units: UnitSet) -> None:
         )
 
 
-def refuse_foreign(context: Context, stack: str, service: str) -> None:
+def require_own_service(context: Context, stack: str, service: str) -> None:
     """Raise StackctlError (exit 5) if another unit of this machine has the service's name."""
     seen = context.systemd.show(service, "LoadState", "SourcePath", "FragmentPath")
     ours = f"{context.paths.unit_folder(stack)}/"

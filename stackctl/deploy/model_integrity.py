@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from stackctl.deploy import install, preflight, stack_state
+from stackctl.deploy import preflight, stack_state, unit_files
 from stackctl.deploy.context import Context
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.quantity import format_bytes
@@ -17,18 +17,18 @@ from stackctl.values.model import Model
 from stackctl.values.model_store import StoredModel
 
 
-def manifest(context: Context) -> Manifest:
+def model_manifest(context: Context) -> Manifest:
     """Return the records of models in this scope."""
     return Manifest(context.paths.state)
 
 
-def telling(context: Context, what: str = "") -> ProgressCallback:
+def progress_reporter(context: Context, what: str = "") -> ProgressCallback:
     """Return a function that reports the progress of a download or of hashing, after ``what``."""
     start: list[float] = []
 
     def tell(progress: DownloadProgress) -> None:
         start.append(time.monotonic()) if not start else None
-        context.report.progress(
+        context.progress.progress(
             "model", what + progress.text(), elapsed_s=time.monotonic() - start[0]
         )
 
@@ -45,12 +45,15 @@ def require_verified(context: Context, model: Model) -> None:
     preflight.require_files(model)
     known = require_unchanged(context, model)
     words = "verified" if known else "not verified (stackctl model import)"
-    context.report.step("model", f"{format_bytes(model.weights_bytes)}, {words}, {model.source}")
+    context.progress.step("model", f"{format_bytes(model.weights_bytes)}, {words}, {model.source}")
 
 
 def require_unchanged(context: Context, model: Model) -> bool:
     """Check that a model's files are unchanged; return False if there is no record of them."""
-    return manifest(context).check_model(model, telling(context, "hashing ")) is not None
+    return (
+        model_manifest(context).check_model(model, progress_reporter(context, "hashing "))
+        is not None
+    )
 
 
 def is_here(context: Context, source: str) -> bool:
@@ -61,11 +64,11 @@ def is_here(context: Context, source: str) -> bool:
     """
     if parse_remote(source) is None:
         return True
-    record = manifest(context).record_of_source(source)
+    record = model_manifest(context).record_of_source(source)
     if record is not None:
         if not all(Path(file.path).exists() for file in record.files):
             return False
-        manifest(context).check_record(record, telling(context, "hashing "))
+        model_manifest(context).check_record(record, progress_reporter(context, "hashing "))
     try:
         return bool(read_model(source).files)
     except StackctlError:
@@ -75,8 +78,8 @@ def is_here(context: Context, source: str) -> bool:
 def require_unused(context: Context, record: StoredModel) -> None:
     """Raise StackctlError (exit 5) for a model that an installed stack runs."""
     mine = {file.path for file in record.files}
-    for stack in install.installed_stacks(context):
-        current = stack_state.look(context, stack).generation
+    for stack in unit_files.installed_stacks(context):
+        current = stack_state.inspect_stack(context, stack).generation
         if current is not None and mine & {file.path for file in current.plan.model.files}:
             raise StackctlError(
                 f"{record.source} is used by {stack}",

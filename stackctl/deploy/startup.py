@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from stackctl.deploy import gpu
+from stackctl.deploy import gpu_access
 from stackctl.deploy.context import Context
 from stackctl.engines import engine as find_engine
 from stackctl.engines.protocol import Engine, Failure
@@ -49,7 +49,7 @@ _STATUS = {125: "Podman could not start the container", 126: "the engine cannot 
 
 
 @dataclass(frozen=True)
-class Start:
+class StartJob:
     """A start that systemd was asked for.
 
     ``since`` is its time in seconds on the wall clock, ``began`` on the monotonic clock. ``before``
@@ -61,7 +61,7 @@ class Start:
     before: str | None
 
 
-def begin(context: Context, generation: Generation, *, restart: bool = False) -> Start:
+def start(context: Context, generation: Generation, *, restart: bool = False) -> StartJob:
     """Ask systemd to start the generation's service, and return without waiting.
 
     With ``restart`` systemd stops a running service first, in the same job.
@@ -72,16 +72,16 @@ def begin(context: Context, generation: Generation, *, restart: bool = False) ->
     context.systemd.reset_failed(service)
     if not restart:
         context.systemd.start(service)
-        return Start(since, began, None)
+        return StartJob(since, began, None)
     before = context.systemd.state(service).invocation
     context.systemd.restart(service)
-    return Start(since, began, before)
+    return StartJob(since, began, before)
 
 
-def wait(
+def wait_until_ready(
     context: Context,
     generation: Generation,
-    start: Start,
+    start: StartJob,
     *,
     deadline_s: float,
     active: bool,
@@ -109,7 +109,7 @@ def wait(
         # The state may still be that of the previous run.
         begun = start.before is None or state.invocation != start.before
         if begun and state.has_failed:
-            raise explain(context, generation, engine, state, start.since, answered=answered)
+            raise start_failure(context, generation, engine, state, start.since, answered=answered)
         runs = ("active",) if active else ("active", "activating")
         if (
             begun
@@ -121,11 +121,11 @@ def wait(
             raise _too_late(context, generation, engine, watch.deadline_s, start.since)
         if watch.dead_s is not None and elapsed > watch.dead_s + _DYING_S:
             # Its parent process may run on for hours, so systemd sees no failure.
-            raise explain(context, generation, engine, state, start.since, answered=answered)
+            raise start_failure(context, generation, engine, state, start.since, answered=answered)
         if time.monotonic() - asked >= _PHASE_S:
             asked = time.monotonic()
             phase = _look(context, generation, engine, start.since, watch, elapsed)
-            context.report.progress("start", phase, elapsed_s=elapsed)
+            context.progress.progress("start", phase, elapsed_s=elapsed)
         # The longer a start takes, the less a late notice of its end matters.
         time.sleep(min(_MOST_POLL_S, max(_LEAST_POLL_S, elapsed / 50)))
 
@@ -134,8 +134,8 @@ def start_and_wait(
     context: Context, generation: Generation, *, deadline_s: float, restart: bool = False
 ) -> float:
     """Start the service, wait until its engine answers and is active, and return the seconds."""
-    start = begin(context, generation, restart=restart)
-    return wait(context, generation, start, deadline_s=deadline_s, active=True)
+    job = start(context, generation, restart=restart)
+    return wait_until_ready(context, generation, job, deadline_s=deadline_s, active=True)
 
 
 @dataclass
@@ -194,14 +194,16 @@ def _log(
     return context.systemd.journal(generation.units.service, identifier, since=since, lines=lines)
 
 
-def said(context: Context, generation: Generation, since: float) -> tuple[EngineFact, ...]:
+def engine_facts_after_start(
+    context: Context, generation: Generation, since: float
+) -> tuple[EngineFact, ...]:
     """Return the facts that an engine reports over HTTP and in the log since its start."""
     engine = find_engine(generation.plan.engine)
     facts = engine.facts_from_log(_log(context, generation, since))
     return (*endpoint.read_reports(generation.plan.engine_listen_port, engine.reports), *facts)
 
 
-def explain(
+def start_failure(
     context: Context,
     generation: Generation,
     engine: Engine,
@@ -218,20 +220,21 @@ def explain(
     asked = time.monotonic()
     lines = _log(context, generation, since)
     # The lines reach the journal a little after the state has changed.
-    while (known := gpu.failure(lines) or engine.failure(lines)) is None:
+    while (known := gpu_access.device_failure(lines) or engine.failure(lines)) is None:
         if time.monotonic() - asked > (_JOURNAL_S if lines else _SILENT_JOURNAL_S):
             break
         time.sleep(_MOST_POLL_S)
         lines = _log(context, generation, since)
     return _did_not_start(
-        f"{generation.stack} did not {'last' if answered else 'start'}: {cause_of(known, state)}",
+        f"{generation.stack} did not {'last' if answered else 'start'}: "
+        f"{failure_cause(known, state)}",
         generation,
         lines,
         known,
     )
 
 
-def cause_of(known: Failure | None, state: UnitState) -> str:
+def failure_cause(known: Failure | None, state: UnitState) -> str:
     """Return the reason why a service ended: its engine's log, else its exit status or result."""
     status = state.exit_status
     return (

@@ -13,10 +13,10 @@ import pytest
 from samples import EPYC, LATENCY, plan
 
 from stackctl.cli.output import Output
-from stackctl.deploy import engine_port, install, takeover
+from stackctl.deploy import engine_port, rollout_strategy, unit_files
 from stackctl.deploy.context import Context
-from stackctl.deploy.stack_state import Before
-from stackctl.deploy.transaction import writer
+from stackctl.deploy.lifecycle import exclusive_change
+from stackctl.deploy.stack_state import InstalledStack
 from stackctl.errors import StackctlError
 from stackctl.machine.atomic_files import remove_file
 from stackctl.machine.machine import LiveMachine, RecordedMachine
@@ -56,7 +56,7 @@ def context(folder: Path) -> Context:
         paths=scope_paths("user", {"HOME": str(folder), "XDG_RUNTIME_DIR": str(folder)}),
         machine=LiveMachine(),
         systemd=Systemd("user"),
-        report=Output(json=False, quiet=True, verbose=False, color="never", progress=False),
+        progress=Output(json=False, quiet=True, verbose=False, color="never", progress=False),
         confirm=lambda _: False,
     )
 
@@ -65,7 +65,7 @@ def test_a_private_port_is_one_that_no_stored_generation_needs(tmp_path: Path) -
     store = Generations(tmp_path)
 
     def port(*claims: Claim) -> int:
-        return engine_port.private_port(LiveMachine(), store, LATENCY, claims)
+        return engine_port.allocate_engine_port(LiveMachine(), store, LATENCY, claims)
 
     first = port()
     assert 20000 <= first < 32000
@@ -89,7 +89,7 @@ def test_a_private_port_is_one_that_linux_gives_to_nobody_else(tmp_path: Path) -
     store = Generations(tmp_path)
 
     def port() -> int:
-        return engine_port.private_port(RecordedMachine(tmp_path), store, LATENCY, ())
+        return engine_port.allocate_engine_port(RecordedMachine(tmp_path), store, LATENCY, ())
 
     first = port()
     (settings / "ip_local_reserved_ports").write_text(f"80,{first}-{first + 4}\n")
@@ -115,17 +115,17 @@ def test_what_cannot_run_beside_the_old_one(
 ) -> None:
     old = generation(1, 20000)
     new = msgspec.structs.replace(generation(2, engine_port), **changed)
-    before = Before(old.units.files[0], "cpu", old, "active")
-    chosen = takeover.choose(context(tmp_path), new, before, EPYC)
+    before = InstalledStack(old.units.files[0], "cpu", old, "active")
+    chosen = rollout_strategy.choose_strategy(context(tmp_path), new, before, EPYC)
     assert chosen is not None
     assert (chosen.field, chosen.value) == ("takeover", "stop first")
     assert words in chosen.reason
-    stopped = Before(old.units.files[0], "cpu", old, "failed")
-    assert takeover.choose(context(tmp_path), new, stopped, EPYC) is None
+    stopped = InstalledStack(old.units.files[0], "cpu", old, "failed")
+    assert rollout_strategy.choose_strategy(context(tmp_path), new, stopped, EPYC) is None
 
 
 def test_a_rollback_keeps_its_ports_and_says_so(tmp_path: Path) -> None:
-    nothing = Before(None, None, None, "inactive")
+    nothing = InstalledStack(None, None, None, "inactive")
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         hints = []
@@ -136,7 +136,7 @@ def test_a_rollback_keeps_its_ports_and_says_so(tmp_path: Path) -> None:
                 plan=msgspec.structs.replace(plan(), port=port, engine_port=port),
             )
             with pytest.raises(StackctlError, match=rf"taken by .*process {os.getpid()}") as caught:
-                takeover.require_room(context(tmp_path), EPYC, new, nothing, force=True)
+                rollout_strategy.require_room(context(tmp_path), EPYC, new, nothing, force=True)
             hints.append(caught.value.hint or "")
     assert "--set port=" in hints[0]
     assert hints[1] == "a rollback keeps its ports: stop that, or stackctl up cpu-latency"
@@ -161,12 +161,12 @@ def test_what_a_killed_check_left_is_swept_away(tmp_path: Path) -> None:
     assert here.paths.runtime == tmp_path / "stackctl"
     for name in (f"stage-{gone.pid}-a", f"stage-{os.getpid()}-b", "stage-c", "other"):
         (here.paths.runtime / name / "units").mkdir(parents=True)
-    with writer(here, "up cpu"):
+    with exclusive_change(here, "up cpu"):
         pass
     left = {path.name for path in here.paths.runtime.iterdir()}
     assert left == {f"stage-{os.getpid()}-b", "stage-c", "other"}
     # They are named so.
-    with install._stage(here.paths.runtime, ()) as folder:
+    with unit_files._stage(here.paths.runtime, ()) as folder:
         assert folder.parent.name.startswith(f"stage-{os.getpid()}-")
 
 

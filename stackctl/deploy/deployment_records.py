@@ -9,7 +9,7 @@ from stackctl.state.generations import utc_now
 from stackctl.values.history import AuditEntry, AuditResult
 
 
-def done(
+def write_audit_entry(
     context: Context,
     operation: str,
     stack: str,
@@ -31,4 +31,4 @@ def done(
     try:
         audit.record(context.paths.state, entry)
     except StackctlError as problem:
-        context.report.warn(f"not in the audit log: {problem.message}")
+        context.progress.warn(f"not in the audit log: {problem.message}")

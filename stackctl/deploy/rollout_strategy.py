@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stackctl.deploy import door, preflight
+from stackctl.deploy import preflight, proxy
 from stackctl.deploy.context import Context
-from stackctl.deploy.stack_state import Before
+from stackctl.deploy.stack_state import InstalledStack
 from stackctl.engines import engine as find_engine
 from stackctl.errors import StackctlError
 from stackctl.plan import claimed_resources, memory
@@ -21,12 +21,12 @@ from stackctl.values.host import Host
 from stackctl.values.plan import Decision, Plan, Scalar
 
 
-def other_slot(stack: str, unit: str | None) -> str:
+def free_slot(stack: str, unit: str | None) -> str:
     """Return the name of the free slot of a stack."""
     return next(name for name in render.engine_unit_names(stack) if name != unit)
 
 
-def same(new: Generation, before: Before) -> bool:
+def is_unchanged(new: Generation, before: InstalledStack) -> bool:
     """Return True if a generation has the same unit and front door as the installed one.
 
     Number, slot, time limits and claimed memory may differ.
@@ -42,14 +42,16 @@ def same(new: Generation, before: Before) -> bool:
     return texts[0] == texts[1] and new.door == old.door
 
 
-def choose(context: Context, new: Generation, before: Before, host: Host) -> Decision | None:
+def choose_strategy(
+    context: Context, new: Generation, before: InstalledStack, host: Host
+) -> Decision | None:
     """Return the decision to run both side by side or to stop the old one first.
 
     Side by side needs front doors on both, and memory for both engines at once. None if no old
     engine runs.
     """
     old = before.generation
-    if old is None or before.stopped:
+    if old is None or before.is_stopped:
         return None
     if old.door is None or new.door is None:
         why = "no front door: requests fail meanwhile"
@@ -90,16 +92,16 @@ def _needs(plan: Plan, host: Host, declared: Sequence[Claim]) -> list[tuple[int,
 
 
 def require_room(
-    context: Context, host: Host, new: Generation, before: Before, *, force: bool
+    context: Context, host: Host, new: Generation, before: InstalledStack, *, force: bool
 ) -> None:
     """Check that ports and memory are free; those that the old engine gives up count as free.
 
     Raises:
         StackctlError: exit 1 for a taken port, exit 5 for memory.
     """
-    old = before.generation if not before.stopped else None
+    old = before.generation if not before.is_stopped else None
     held = {old.plan.port, old.plan.engine_port} if old else set()
-    if before.stopped and door.installed(context, new.stack):
+    if before.is_stopped and proxy.is_installed(context, new.stack):
         held.add(before.generation.plan.port if before.generation else None)
     others = claimed_resources.other_claims(
         claims.installed_claims(context.machine, context.paths), new.stack
@@ -120,13 +122,13 @@ def require_room(
                 hint=kept or f"another port: --set port={port + 1}, or stackctl down {owner}",
             )
         if owner := claimed_resources.port_owner(others, port):
-            context.report.warn(f"port {port} is claimed by {owner[:40]}, a stack of a user")
+            context.progress.warn(f"port {port} is claimed by {owner[:40]}, a stack of a user")
     if not force:
         gone = None if old is None or new.side_by_side else old.plan
         preflight.require_free_memory(host, new.plan, gone)
 
 
-def tell(context: Context, old: Generation, new: Generation) -> None:
+def show_changes(context: Context, old: Generation, new: Generation) -> None:
     """Report the changes of the plan, and their effect on requests."""
     # Clients use the profile's port; the engine's private port is of no interest.
     hidden = {"start-deadline"}
@@ -149,7 +151,7 @@ def tell(context: Context, old: Generation, new: Generation) -> None:
                 f"(at most {format_duration(new.door.hold_s)})"
             )
     title = f"{new.stack}: {_title(old)} -> {_title(new)}"
-    context.report.changes(title, rows, notes)
+    context.progress.changes(title, rows, notes)
 
 
 def _shown(value: Scalar) -> str:

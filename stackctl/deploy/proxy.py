@@ -13,7 +13,7 @@ import shutil
 import time
 from pathlib import Path
 
-from stackctl.deploy import install
+from stackctl.deploy import unit_files
 from stackctl.deploy.context import Context
 from stackctl.engines import engine as find_engine
 from stackctl.errors import StackctlError, StartFailed
@@ -24,8 +24,7 @@ from stackctl.machine.haproxy import Haproxy
 from stackctl.machine.path_security import make_private_folder
 from stackctl.quantity import format_duration
 from stackctl.state import keys
-from stackctl.units import proxy_unit as units
-from stackctl.units import render
+from stackctl.units import proxy_unit, render
 from stackctl.values.generation import Generation
 from stackctl.values.proxy import Proxy, key_digest
 from stackctl.values.unit import UnitFile
@@ -37,28 +36,28 @@ _START_S = 30.0
 _ENGINE = re.compile(r"^ +server engine 127\.0\.0\.1:\d+", re.MULTILINE)
 
 
-def apply(context: Context, stack: str, proxy: Proxy | None) -> None:
+def reconcile_proxy(context: Context, stack: str, proxy: Proxy | None) -> None:
     """Install this front door for the stack (None: no door) and open it for requests.
 
     If only the engine's port differs, the running door changes it while it serves. Any other change
     restarts the door, which ends the requests that wait in it.
     """
     if proxy is None:
-        remove(context, stack)
+        remove_proxy(context, stack)
     else:
         _apply(context, stack, proxy, _render(context, stack, proxy))
 
 
-def _apply(context: Context, stack: str, proxy: Proxy, files: units.ProxyFiles) -> None:
-    service = units.proxy_service(stack)
+def _apply(context: Context, stack: str, proxy: Proxy, files: proxy_unit.ProxyFiles) -> None:
+    service = proxy_unit.proxy_service(stack)
     if not _same(files, context, stack):
         # Stop it before its files change: if stackctl ends in between, the stopped unit shows that
         # the door must be started.
         context.systemd.stop(service)
-    install.have_read(context, service, changed=_write(context, stack, proxy, files))
+    unit_files.ensure_loaded(context, service, changed=_write(context, stack, proxy, files))
     state = context.systemd.show(service, "ActiveState")["ActiveState"]
     if state != "active":
-        context.report.progress("door", "starting")
+        context.progress.progress("door", "starting")
         if state != "activating":
             _start(context, stack)
         _wait(context, stack)
@@ -87,26 +86,26 @@ def _lead(context: Context, stack: str, proxy: Proxy) -> None:
     admin.release(healthy=alive)
 
 
-def open_to(context: Context, stack: str, proxy: Proxy) -> None:
+def route_to(context: Context, stack: str, proxy: Proxy) -> None:
     """Pass requests to the engine of a door, until the change is committed or reverted.
 
-    If only the engine's port differs, the files stay as they are until ``apply``, so that after a
-    power loss the door leads to the old engine. Any other door is installed without its [Install]
-    section, so that it does not start at boot before its final text is installed.
+    If only the engine's port differs, the files stay as they are until ``reconcile_proxy``, so that
+    after a power loss the door leads to the old engine. Any other door is installed without its
+    [Install] section, so that it does not start at boot before its final text is installed.
     """
     files = _render(context, stack, proxy)
-    if is_open(context, stack) and _same(files, context, stack):
+    if is_running(context, stack) and _same(files, context, stack):
         _lead(context, stack, proxy)
     else:
         _apply(context, stack, proxy, _pending(files))
 
 
 def unit_file(context: Context, stack: str, proxy: Proxy) -> UnitFile:
-    """Return the unit of a door as ``apply`` installs it."""
+    """Return the unit of a door as ``reconcile_proxy`` installs it."""
     return _render(context, stack, proxy).unit
 
 
-def prepare(context: Context, stack: str, proxy: Proxy) -> None:
+def write_first_files(context: Context, stack: str, proxy: Proxy) -> None:
     """Write the files of a first front door; systemd reads its unit together with the engine's.
 
     Like the engine's, the unit does not start at boot yet.
@@ -114,19 +113,19 @@ def prepare(context: Context, stack: str, proxy: Proxy) -> None:
     _write(context, stack, proxy, _pending(_render(context, stack, proxy)))
 
 
-def begin(context: Context, stack: str) -> None:
-    """Start a prepared door beside its engine, so that ``apply`` finds it open."""
+def start_beside_engine(context: Context, stack: str) -> None:
+    """Start a prepared door beside its engine, so that ``reconcile_proxy`` finds it open."""
     _start(context, stack)
 
 
-def remove(context: Context, stack: str) -> None:
+def remove_proxy(context: Context, stack: str) -> None:
     """Remove the front door, if there is one."""
     path, folder = _unit_path(context, stack), _folder(context, stack)
     if not path.exists() and not folder.exists():
         return
-    service = units.proxy_service(stack)
+    service = proxy_unit.proxy_service(stack)
     context.systemd.stop(service)
-    podman.remove_container(units.proxy_container(stack))
+    podman.remove_container(proxy_unit.proxy_container(stack))
     remove_file(path)
     # Even if the file was gone: an earlier removal may have been interrupted before the reload.
     context.systemd.daemon_reload()
@@ -136,14 +135,15 @@ def remove(context: Context, stack: str) -> None:
         folder.parent.rmdir()
 
 
-def is_open(context: Context, stack: str) -> bool:
+def is_running(context: Context, stack: str) -> bool:
     """Return True if the door runs; otherwise no request can pass."""
     return (
-        context.systemd.show(units.proxy_service(stack), "ActiveState")["ActiveState"] == "active"
+        context.systemd.show(proxy_unit.proxy_service(stack), "ActiveState")["ActiveState"]
+        == "active"
     )
 
 
-def leads_to(context: Context, stack: str) -> tuple[str, int | None]:
+def backend_state(context: Context, stack: str) -> tuple[str, int | None]:
     """Return the state of the running door ("up", "down" or "held") and its engine's port."""
     admin = _admin(context, stack)
     return admin.state(), admin.port()
@@ -165,7 +165,7 @@ def drain(context: Context, generation: Generation, limit_s: float) -> None:
         most = max(most, running)
         elapsed = time.monotonic() - started
         if limit_s == 0:
-            context.report.warn(f"{_requests(running)} cut off")
+            context.progress.warn(f"{_requests(running)} cut off")
             return
         if elapsed > limit_s:
             raise StackctlError(
@@ -173,11 +173,11 @@ def drain(context: Context, generation: Generation, limit_s: float) -> None:
                 f"{format_duration(limit_s)}",
                 hint="try later, wait longer with --drain 10m, or cut them off with --drain 0s",
             )
-        context.report.progress("drain", f"{_requests(running)} running")
+        context.progress.progress("drain", f"{_requests(running)} running")
         time.sleep(_POLL_S)
     elapsed = time.monotonic() - started
     if most:
-        context.report.step("drained", f"{format_duration(elapsed)}   {_requests(most)} finished")
+        context.progress.step("drained", f"{format_duration(elapsed)}   {_requests(most)} finished")
 
 
 def wait_idle(context: Context, generation: Generation, limit_s: float) -> None:
@@ -186,27 +186,27 @@ def wait_idle(context: Context, generation: Generation, limit_s: float) -> None:
     while endpoint.is_busy(plan.engine_listen_port, find_engine(plan.engine), plan.argv):
         elapsed = time.monotonic() - started
         if elapsed > limit_s:
-            context.report.warn(f"generation {generation.number} is still busy: cut off")
+            context.progress.warn(f"generation {generation.number} is still busy: cut off")
             return
-        context.report.progress("drain", f"generation {generation.number} ends its requests")
+        context.progress.progress("drain", f"generation {generation.number} ends its requests")
         time.sleep(_POLL_S)
 
 
-def tell_waited(context: Context, stack: str) -> None:
+def report_queued(context: Context, stack: str) -> None:
     """Report the number of requests that waited since the last hold, and the longest wait."""
     seen = _admin(context, stack).queue_stats()
     if seen.requests:
         text = f"{_requests(seen.requests)} waited, the longest {seen.longest_s:.1f} s"
-        context.report.step("door", text)
+        context.progress.step("door", text)
 
 
-def require_answer(context: Context, generation: Generation) -> None:
+def require_proxy_answer(context: Context, generation: Generation) -> None:
     """Raise StackctlError if the door does not lead to the engine."""
     proxy, plan = generation.door, generation.plan
     if proxy is None:
         return
     url = endpoint.base_url(proxy.port, proxy.address)
-    result = endpoint.check_model_listed(url, plan.served_name, key=key(context, generation))
+    result = endpoint.check_model_listed(url, plan.served_name, key=client_key(context, generation))
     if result.status != "ok":
         raise StackctlError(
             f"the front door of {generation.stack} does not lead to the engine: {result.actual}",
@@ -214,7 +214,7 @@ def require_answer(context: Context, generation: Generation) -> None:
         )
 
 
-def key(context: Context, generation: Generation) -> str | None:
+def client_key(context: Context, generation: Generation) -> str | None:
     """Return a key that the stack's door accepts; None if it asks for none or none is stored."""
     if generation.door is None or not generation.door.key:
         return None
@@ -228,17 +228,17 @@ def reload_keys(context: Context, stack: str) -> None:
     valid = keys.read(context.paths.state, stack)
     _write_keys(context, stack, valid)
     config = _read(_folder(context, stack) / "haproxy.cfg") or ""
-    if is_open(context, stack) and f"/{units.KEYS}" in config:
+    if is_running(context, stack) and f"/{proxy_unit.KEYS}" in config:
         _admin(context, stack).replace_keys(valid)
 
 
-def installed(context: Context, stack: str) -> bool:
+def is_installed(context: Context, stack: str) -> bool:
     """Return True if the stack's front door has a unit file."""
     return _unit_path(context, stack).exists()
 
 
-def _render(context: Context, stack: str, proxy: Proxy) -> units.ProxyFiles:
-    return units.render_proxy(
+def _render(context: Context, stack: str, proxy: Proxy) -> proxy_unit.ProxyFiles:
+    return proxy_unit.render_proxy(
         stack,
         proxy,
         scope=context.paths.scope,
@@ -247,15 +247,15 @@ def _render(context: Context, stack: str, proxy: Proxy) -> units.ProxyFiles:
     )
 
 
-def _pending(files: units.ProxyFiles) -> units.ProxyFiles:
+def _pending(files: proxy_unit.ProxyFiles) -> proxy_unit.ProxyFiles:
     (unit,) = render.without_install(files.unit)
-    return units.ProxyFiles(unit=unit, files=files.files)
+    return proxy_unit.ProxyFiles(unit=unit, files=files.files)
 
 
-def _write(context: Context, stack: str, proxy: Proxy, files: units.ProxyFiles) -> bool:
+def _write(context: Context, stack: str, proxy: Proxy, files: proxy_unit.ProxyFiles) -> bool:
     """Write a door's files; return True if systemd must read its unit again."""
     folder = _folder(context, stack)
-    make_private_folder(folder / units.ADMIN)
+    make_private_folder(folder / proxy_unit.ADMIN)
     for file in files.files:
         if _read(folder / file.name) != file.text:
             write_atomically(folder / file.name, file.text, mode=0o600)
@@ -264,26 +264,29 @@ def _write(context: Context, stack: str, proxy: Proxy, files: units.ProxyFiles) 
         valid = keys.read(state, stack)
         if not valid:
             valid = keys.create(state, stack)
-            context.report.step("key", f"made; stackctl key show {stack} prints it")
+            context.progress.step("key", f"made; stackctl key show {stack} prints it")
         _write_keys(context, stack, valid)
-    return install.write(context, stack, (files.unit,))
+    return unit_files.write(context, stack, (files.unit,))
 
 
 def _write_keys(context: Context, stack: str, valid: tuple[str, ...]) -> None:
     """Write the digests of the keys beside the door's configuration."""
-    path, text = _folder(context, stack) / units.KEYS, "".join(f"{key_digest(k)}\n" for k in valid)
+    path, text = (
+        _folder(context, stack) / proxy_unit.KEYS,
+        "".join(f"{key_digest(k)}\n" for k in valid),
+    )
     if _read(path) != text:
         write_atomically(path, text, mode=0o600)
 
 
 def _start(context: Context, stack: str) -> None:
-    service = units.proxy_service(stack)
+    service = proxy_unit.proxy_service(stack)
     context.systemd.reset_failed(service)
     context.systemd.start(service)
 
 
 def _wait(context: Context, stack: str) -> None:
-    service, started = units.proxy_service(stack), time.time()
+    service, started = proxy_unit.proxy_service(stack), time.time()
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline:
         seen = context.systemd.show(service, "ActiveState", "Job")
@@ -295,7 +298,7 @@ def _wait(context: Context, stack: str) -> None:
             break
         time.sleep(_POLL_S)
     lines = context.systemd.journal(
-        service, units.proxy_log_identifier(stack), since=started - _START_S
+        service, proxy_unit.proxy_log_identifier(stack), since=started - _START_S
     )
     raise StartFailed(
         f"the front door of {stack} did not start",
@@ -304,7 +307,7 @@ def _wait(context: Context, stack: str) -> None:
     )
 
 
-def _same(files: units.ProxyFiles, context: Context, stack: str) -> bool:
+def _same(files: proxy_unit.ProxyFiles, context: Context, stack: str) -> bool:
     """Return True if this door is installed already; the engine's port may differ."""
     if _read(_unit_path(context, stack)) != files.unit.text:
         return False
@@ -316,7 +319,7 @@ def _same(files: units.ProxyFiles, context: Context, stack: str) -> bool:
 
 
 def _unit_path(context: Context, stack: str) -> Path:
-    service = units.proxy_service(stack).removesuffix(".service")
+    service = proxy_unit.proxy_service(stack).removesuffix(".service")
     return context.paths.unit_folder(stack) / render.unit_file_name(service)
 
 
@@ -328,7 +331,7 @@ def _read(path: Path) -> str | None:
 
 
 def _admin(context: Context, stack: str) -> Haproxy:
-    return Haproxy(_folder(context, stack) / units.ADMIN)
+    return Haproxy(_folder(context, stack) / proxy_unit.ADMIN)
 
 
 def _folder(context: Context, stack: str) -> Path:

@@ -19,7 +19,7 @@ SERVICE = "stackctl-guard.service"
 _PLACE = "@STACKCTL@"
 
 
-def install(context: Context, program: tuple[str, ...]) -> tuple[Path, ...]:
+def install_timer(context: Context, program: tuple[str, ...]) -> tuple[Path, ...]:
     """Write the units that run ``program``, start the timer, and return the paths of the units.
 
     Raises:
@@ -39,7 +39,7 @@ def install(context: Context, program: tuple[str, ...]) -> tuple[Path, ...]:
     return tuple(folder / name for name in (SERVICE, TIMER))
 
 
-def remove(context: Context) -> bool:
+def remove_timer(context: Context) -> bool:
     """Stop the timer and remove its units; return False if there were none."""
     paths = [_folder(context) / name for name in (SERVICE, TIMER)]
     if not any(path.exists() for path in paths):
@@ -53,7 +53,7 @@ def remove(context: Context) -> bool:
     return True
 
 
-def installed(context: Context) -> bool:
+def timer_installed(context: Context) -> bool:
     """Return True if the timer's unit file exists."""
     return (_folder(context) / TIMER).exists()
 

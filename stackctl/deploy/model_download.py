@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from stackctl.deploy import stored
+from stackctl.deploy import model_integrity
 from stackctl.deploy.context import Context
-from stackctl.deploy.new_generation import Wish, require_viable
+from stackctl.deploy.new_generation import UpOptions, require_viable
 from stackctl.deploy.plan_inputs import inputs_before_image, read_basis
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import runner
@@ -55,7 +55,7 @@ _PATHS: Final = frozenset({"HF_HOME", "HF_TOKEN_PATH", "SSL_CERT_FILE", "SSL_CER
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ModelDownload:
     """A model to fetch, and how. With ``here`` this process fetches it, however large it is."""
 
     source: str
@@ -64,7 +64,7 @@ class Wanted:
     here: bool = False
 
 
-def get(context: Context, wanted: Wanted) -> StoredModel:
+def fetch_model(context: Context, wanted: ModelDownload) -> StoredModel:
     """Download a model into the store and verify it. Ask first if more than 1 GB is missing.
 
     Raises:
@@ -73,16 +73,16 @@ def get(context: Context, wanted: Wanted) -> StoredModel:
     """
     service = _Service(context, wanted.source)
     if service.running():
-        context.report.step("model", f"{wanted.source} is being fetched ({service.unit})")
+        context.progress.step("model", f"{wanted.source} is being fetched ({service.unit})")
         return service.follow()
     service.forget()
     fetch.require_remote(wanted.source)
-    context.report.progress("model", f"asking for {wanted.source}")
+    context.progress.progress("model", f"asking for {wanted.source}")
     plan = fetch.plan_download(
         wanted.source,
-        stored.manifest(context),
+        model_integrity.model_manifest(context),
         wanted.lock,
-        partial(context.report.progress, "model"),
+        partial(context.progress.progress, "model"),
     )
     large = plan.missing_bytes > LARGE_BYTES
     if large and not context.confirm(_question(plan)):
@@ -91,13 +91,16 @@ def get(context: Context, wanted: Wanted) -> StoredModel:
         service.start(wanted)
         return service.follow()
     record = fetch.download_model(
-        plan, stored.manifest(context), speed=wanted.speed, progress=stored.telling(context)
+        plan,
+        model_integrity.model_manifest(context),
+        speed=wanted.speed,
+        progress=model_integrity.progress_reporter(context),
     )
     _told(context, record, plan.missing_bytes)
     return record
 
 
-def ensure(context: Context, profile: Profile, wish: Wish) -> None:
+def ensure_model(context: Context, profile: Profile, options: UpOptions) -> None:
     """Fetch the model of a profile, if it is on a hub and not in the store.
 
     Called before the lock is taken, because a download takes long. A plan from the hub's metadata
@@ -108,34 +111,34 @@ def ensure(context: Context, profile: Profile, wish: Wish) -> None:
             does not fit or is not viable.
     """
     source = profile.model
-    if source is None or wish.dry_run or stored.is_here(context, source):
+    if source is None or options.dry_run or model_integrity.is_here(context, source):
         return
-    model = facts_of(context, source)
+    model = remote_model_facts(context, source)
     if model is not None:
-        _require_use(context, profile, model, wish)
-    get(context, Wanted(source))
+        _require_use(context, profile, model, options)
+    fetch_model(context, ModelDownload(source))
 
 
-def _require_use(context: Context, profile: Profile, model: Model, wish: Wish) -> None:
+def _require_use(context: Context, profile: Profile, model: Model, options: UpOptions) -> None:
     """Raise StackctlError (exit 5) for a model that does not fit or is not viable."""
     basis = read_basis(context.paths, context.machine)
     inputs = inputs_before_image(basis, profile, model)
     plan, _ = make_plan_ignoring_user_claims(
         host=basis.host, model=model, profile=profile, inputs=inputs, binding=basis.binding
     )
-    require_viable(basis, profile, plan, wish)
+    require_viable(basis, profile, plan, options)
 
 
-def facts_of(context: Context, source: str) -> Model | None:
+def remote_model_facts(context: Context, source: str) -> Model | None:
     """Return the facts of a model, from its files or its hub; None for a URL not downloaded yet."""
     with contextlib.suppress(StackctlError):
         return read_model(source)
     parsed = fetch.require_remote(source)
     if parsed.url is not None:
         return None
-    context.report.progress("model", f"asking for {source}")
+    context.progress.progress("model", f"asking for {source}")
     return read_remote(
-        source, parsed, context.paths.cache, partial(context.report.progress, "model")
+        source, parsed, context.paths.cache, partial(context.progress.progress, "model")
     )
 
 
@@ -144,7 +147,7 @@ def _told(context: Context, record: StoredModel, came: int) -> None:
     words = f"{format_bytes(record.bytes)} in {count} file{'s' if count > 1 else ''}, verified"
     if came == 0:
         words += ", here already"
-    context.report.step("model", f"{record.source}, {words}")
+    context.progress.step("model", f"{record.source}, {words}")
 
 
 def _question(plan: DownloadPlan) -> str:
@@ -190,11 +193,11 @@ class _Service:
         try:
             self._context.systemd.require()
         except StackctlError:
-            self._context.report.warn("without systemd the download ends with this command")
+            self._context.progress.warn("without systemd the download ends with this command")
             return False
         return True
 
-    def start(self, wanted: Wanted) -> None:
+    def start(self, wanted: ModelDownload) -> None:
         """Start the download."""
         job = FetchJob(
             source=wanted.source,
@@ -223,11 +226,11 @@ class _Service:
         user = self._context.paths.scope == "user"
         linger = f"/var/lib/systemd/linger/{getpass.getuser()}"
         if user and self._context.machine.read(linger) is None:
-            self._context.report.warn(
+            self._context.progress.warn(
                 "the download ends when you log out", "loginctl enable-linger $USER"
             )
         flag = "--user " if user else ""
-        self._context.report.step(
+        self._context.progress.step(
             "model", f"fetching as {self.unit}; to end it: systemctl {flag}stop {self.unit}"
         )
 
@@ -242,7 +245,7 @@ class _Service:
         Raises:
             StackctlError: the error of the download, or that it ended without a result.
         """
-        tell = stored.telling(self._context)
+        tell = model_integrity.progress_reporter(self._context)
         try:
             while True:
                 state = self._read()
@@ -259,7 +262,7 @@ class _Service:
                     break
                 time.sleep(_TELL_S)
         except KeyboardInterrupt:
-            self._context.report.step(
+            self._context.progress.step(
                 "model", f"it goes on by itself; stackctl model fetch {self._source} shows it"
             )
             raise
@@ -271,7 +274,7 @@ class _Service:
                 details=state.error.details,
                 exit_code=ExitCode(state.error.exit_code),
             )
-        record = stored.manifest(self._context).record_of_source(self._source)
+        record = model_integrity.model_manifest(self._context).record_of_source(self._source)
         if state is None or state.state != "done" or record is None:
             raise StackctlError(
                 f"the download of {self._source} was ended",
@@ -286,7 +289,7 @@ class _Service:
         return None
 
 
-def work(path: Path) -> None:
+def run_download_job(path: Path) -> None:
     """Run a download as the service: read and remove the job file, then fetch.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from stackctl.deploy import start
+from stackctl.deploy import startup
 from stackctl.deploy.context import Context
 from stackctl.engines import engine as find_engine
 from stackctl.errors import StartFailed
@@ -17,14 +17,14 @@ from stackctl.values.result import Result
 _SOAK_POLL_S = 0.25
 
 
-def require_answer(context: Context, generation: Generation) -> None:
+def require_engine_answer(context: Context, generation: Generation) -> None:
     """Check the engine's health, its model list and one completion, without its front door.
 
     Raises:
         StartFailed: a check failed; ``kernel`` is set if the answer was not text.
     """
     plan = generation.plan
-    context.report.progress("answer", "asking for a completion")
+    context.progress.progress("answer", "asking for a completion")
     results = endpoint.check_endpoint(
         endpoint.base_url(plan.engine_listen_port),
         find_engine(plan.engine).health_path,
@@ -38,17 +38,17 @@ def require_answer(context: Context, generation: Generation) -> None:
         # Wrong arithmetic shows as garbage; other kernels of the image may compute correctly.
         error.kernel = failed.code == "not-text"
         raise error
-    context.report.step("answer", f"ok     {results[-1].actual}")
+    context.progress.step("answer", f"ok     {results[-1].actual}")
 
 
-def require_more(context: Context, generation: Generation) -> None:
+def check_stop_and_streaming(context: Context, generation: Generation) -> None:
     """Check the ends of answers and a stream, when clients are served already.
 
     Raises:
         StartFailed: a check failed.
     """
     plan = generation.plan
-    context.report.progress("answer", "asking for a stream, and for answers that end early")
+    context.progress.progress("answer", "asking for a stream, and for answers that end early")
     probe = completion_check.CompletionProbe(
         endpoint.base_url(plan.engine_listen_port),
         plan.served_name,
@@ -69,10 +69,14 @@ def soak(context: Context, generation: Generation, seconds: float) -> None:
     started, since = time.monotonic(), time.time()
     engine = find_engine(generation.plan.engine)
     while (elapsed := time.monotonic() - started) < seconds:
-        context.report.progress("soak", f"{format_duration(elapsed)} of {format_duration(seconds)}")
+        context.progress.progress(
+            "soak", f"{format_duration(elapsed)} of {format_duration(seconds)}"
+        )
         state = context.systemd.state(generation.units.service)
         if not state.is_active or state.restarts:
-            raise start.explain(context, generation, engine, state, since - seconds, answered=True)
+            raise startup.start_failure(
+                context, generation, engine, state, since - seconds, answered=True
+            )
         time.sleep(_SOAK_POLL_S)
 
 
