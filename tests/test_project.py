@@ -133,7 +133,7 @@ ONLY_IN = {
 ALSO_IN = {
     ("stackctl/probe/bandwidth.py", "subprocess"),  # starts workers of its own, one on each core
     ("stackctl/probe/cdi.py", "yaml"),  # other programs' files: read safely, not strictly
-    ("stackctl/observe/clients.py", "yaml"),  # likewise, files of clients
+    ("stackctl/observe/client_settings.py", "yaml"),  # likewise, files of clients
     ("stackctl/observe/report/build.py", "jinja2"),  # a page, not a unit
 }
 

@@ -15,8 +15,8 @@ from stackctl.errors import ExitCode, StackctlError
 
 if TYPE_CHECKING:
     from stackctl.deploy.context import Context
-    from stackctl.observe.bench.matrix import Wish
-    from stackctl.observe.bench.site import Site
+    from stackctl.observe.bench.bench_endpoint import BenchEndpoint
+    from stackctl.observe.bench.matrix import BenchOptions
     from stackctl.state.bench_db import BenchDatabase
     from stackctl.values.generation import Generation
     from stackctl.values.profile import Slo
@@ -117,9 +117,9 @@ def run(
 
     Each combination of lengths and concurrency is a cell of the result.
     """
-    from stackctl.observe.bench.matrix import Wish
+    from stackctl.observe.bench.matrix import BenchOptions
 
-    wish = Wish(
+    options = BenchOptions(
         quick=quick, prompts=prompts, outputs=outputs, concurrency=concurrency,
         requests=requests, prefix=prefix,
     )  # fmt: skip
@@ -130,12 +130,12 @@ def run(
             exit_code=ExitCode.USAGE,
         )
     if tool is not None:
-        from stackctl.observe.bench.aiperf import find
+        from stackctl.observe.bench.aiperf import find_aiperf
 
-        aiperf = find(aiperf)
+        aiperf = find_aiperf(aiperf)
     if not from_here:
         with _here(session, stack) as target:
-            _measure(session, *target, wish, timeout or 600, aiperf)
+            _measure(session, *target, options, timeout or 600, aiperf)
         return
     if session.host is None:
         raise StackctlError(
@@ -146,21 +146,27 @@ def run(
     from stackctl.cli import benchfrom
 
     with benchfrom.target(session, session.host, stack) as target:
-        _measure(session, *target, wish, timeout or 600, aiperf)
+        _measure(session, *target, options, timeout or 600, aiperf)
 
 
 @contextlib.contextmanager
-def _here(session: Session, stack: str | None) -> Iterator[tuple[Generation, Slo | None, Site]]:
+def _here(
+    session: Session, stack: str | None
+) -> Iterator[tuple[Generation, Slo | None, BenchEndpoint]]:
     """Yield a running stack of this machine, its SLO and its site."""
-    from stackctl.observe.bench import site
+    from stackctl.observe.bench import bench_endpoint
 
     context, generation = _running(session, stack)
-    yield generation, current_slo(session, generation), site.of(context, generation)
+    yield (
+        generation,
+        current_slo(session, generation),
+        bench_endpoint.local_endpoint(context, generation),
+    )
 
 
 def _running(session: Session, stack: str | None) -> tuple[Context, Generation]:
     from stackctl.deploy.stack_state import installed_generation
-    from stackctl.observe.bench import site
+    from stackctl.observe.bench import bench_endpoint
 
     context = session.context(recover="try")
     try:
@@ -170,7 +176,7 @@ def _running(session: Session, stack: str | None) -> tuple[Context, Generation]:
             error.hint = f"a command comes first: stackctl bench {stack}"
         raise
     generation = installed_generation(context, name)
-    site.require_running(context, generation)
+    bench_endpoint.require_running(context, generation)
     return context, generation
 
 
@@ -178,8 +184,8 @@ def _measure(
     session: Session,
     generation: Generation,
     slo: Slo | None,
-    site: Site,
-    wish: Wish,
+    endpoint: BenchEndpoint,
+    options: BenchOptions,
     timeout_s: float,
     aiperf: str | None,
 ) -> None:
@@ -197,8 +203,8 @@ def _measure(
     # Two benches at once would slow each other down.
     with lock.exclusive(paths.runtime / "bench.lock", f"bench {generation.stack}"):
         bench = Bench(
-            session.out, generation, wish,
-            site=site, slo=slo, timeout_s=timeout_s, aiperf=aiperf,
+            session.out, generation, options,
+            endpoint=endpoint, slo=slo, timeout_s=timeout_s, aiperf=aiperf,
         )  # fmt: skip
         interrupted = bench.measure()
     failed = None
@@ -231,13 +237,13 @@ def _measure(
 @stack_argument
 def target(session: Session, stack: str | None) -> None:
     """Print the data about a running STACK that --from-here needs, as JSON."""
-    from stackctl.observe.status import url
+    from stackctl.observe.status import stack_url
     from stackctl.values.bench import BenchTarget
 
     _, generation = _running(session, stack)
     session.out.data(
         BenchTarget(
-            generation=generation, url=url(generation), slo=current_slo(session, generation)
+            generation=generation, url=stack_url(generation), slo=current_slo(session, generation)
         )
     )
 
@@ -289,7 +295,7 @@ def compare(session: Session, before: int, after: int) -> None:
     A difference counts if it is at least 2 % and its 95 % interval does not include 0.
     """
     from stackctl.cli import benchtable
-    from stackctl.observe.bench.compare import compare as compare_runs
+    from stackctl.observe.bench.compare import compare_runs
 
     found = compare_runs(_benches(session), before, after)
     if session.out.json:

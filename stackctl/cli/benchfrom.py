@@ -11,7 +11,7 @@ from stackctl.cli.session import Session
 from stackctl.engines import engine as find_engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.health import endpoint
-from stackctl.observe.bench.site import Site
+from stackctl.observe.bench.bench_endpoint import BenchEndpoint
 from stackctl.values.base import from_json
 from stackctl.values.bench import BenchTarget
 from stackctl.values.generation import Generation
@@ -22,7 +22,7 @@ from stackctl.values.profile import Slo
 @contextlib.contextmanager
 def target(
     session: Session, host: str, stack: str | None
-) -> Iterator[tuple[Generation, Slo | None, Site]]:
+) -> Iterator[tuple[Generation, Slo | None, BenchEndpoint]]:
     """Yield a running stack of a box, its SLO, and its site behind forwarded local ports.
 
     Raises:
@@ -65,7 +65,7 @@ def target(
                 f"{remote.command(host)} bench",
             )
         session.out.step("bench", f"{generation.stack} of {host}, from here over ssh")
-        site = Site(
+        site = BenchEndpoint(
             url=endpoint.base_url(clients),
             engine_url=endpoint.base_url(engine),
             key=key,

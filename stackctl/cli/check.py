@@ -27,7 +27,7 @@ def command(
     """
     from stackctl.deploy import unit_files
     from stackctl.deploy.stack_state import installed_generation
-    from stackctl.observe.check import check, remember, summary
+    from stackctl.observe.check import check_stack, health_entry, record_health
 
     if every and stack is not None:
         raise StackctlError("--all and STACK exclude each other", exit_code=ExitCode.USAGE)
@@ -36,12 +36,12 @@ def command(
     reports = []
     for name in names or (pick_stack(context, stack),):
         generation = installed_generation(context, name)
-        report = check(context, generation, answer_timeout_s=timeout or 120)
-        remember(context, name, summary(generation, report))
+        report = check_stack(context, generation, answer_timeout_s=timeout or 120)
+        record_health(context, name, health_entry(generation, report))
         if slo and _exit_code(report) == ExitCode.OK:
-            from stackctl.observe.bench.standing import standing
+            from stackctl.observe.bench.slo_status import slo_status
 
-            found = standing(context, generation, current_slo(session, generation))
+            found = slo_status(context, generation, current_slo(session, generation))
             report = CheckReport(stack=name, results=(*report.results, *found))
         reports.append(report)
         if not session.out.json:

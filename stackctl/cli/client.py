@@ -71,7 +71,7 @@ def aider(session: Session, stack: str | None, write: bool, folder: Path) -> Non
     They select diff edits, temperature 0, a small map of the repository, and the server's limits.
     Other settings in those files stay.
     """
-    from stackctl.observe.clients import AIDER_CONFIG, hides_key, merged
+    from stackctl.observe.client_settings import AIDER_CONFIG, merge_settings, shadows_api_key
 
     report = _report(session, stack, "aider")
     if not write:
@@ -84,8 +84,8 @@ def aider(session: Session, stack: str | None, write: bool, folder: Path) -> Non
     for file in report.files:
         path = _resolved(folder / file.name)
         present = _present(path)
-        text = merged(file, present)
-        if file.name == AIDER_CONFIG and hides_key(report, text):
+        text = merge_settings(file, present)
+        if file.name == AIDER_CONFIG and shadows_api_key(report, text):
             session.out.warn(
                 f"{path} has an openai-api-key, which aider takes before the environment's",
                 "remove that line: this stack wants a key of its own",
@@ -114,8 +114,8 @@ for _command in (aider, openai):
 
 def _report(session: Session, stack: str | None, tool: Tool) -> ClientReport:
     from stackctl.deploy.stack_state import installed_generation
-    from stackctl.observe.clients import measured, predicted, settings
-    from stackctl.observe.status import url
+    from stackctl.observe.client_settings import client_report, measured_speed, planned_speed
+    from stackctl.observe.status import stack_url
     from stackctl.state.bench_db import BenchDatabase
     from stackctl.values.client import Speeds
 
@@ -124,10 +124,10 @@ def _report(session: Session, stack: str | None, tool: Tool) -> ClientReport:
     context = session.context(recover="try")
     generation = installed_generation(context, pick_stack(context, stack))
     run = BenchDatabase(context.paths.state).latest(generation.stack, generation.number)
-    speeds = measured(run) if run is not None else Speeds()
+    speeds = measured_speed(run) if run is not None else Speeds()
     if speeds.source is None:
-        speeds = predicted(generation)
-    return settings(generation, url(generation), speeds, tool)
+        speeds = planned_speed(generation)
+    return client_report(generation, stack_url(generation), speeds, tool)
 
 
 def _report_of(session: Session, host: str, stack: str | None, tool: Tool) -> ClientReport:

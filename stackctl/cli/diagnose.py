@@ -66,7 +66,7 @@ def _of_log(log: str, since_s: float | None) -> DiagnoseReport:
     from stackctl.diagnose.log_samples import last_seconds, read_log
     from stackctl.engines import engines
     from stackctl.machine.log_lines import read_lines
-    from stackctl.observe.diagnose import report_of
+    from stackctl.observe.diagnose import report_of_evidence
     from stackctl.values.diagnosis import Evidence
 
     samples = read_log(read_lines(log))
@@ -79,17 +79,19 @@ def _of_log(log: str, since_s: float | None) -> DiagnoseReport:
         )
     if since_s is not None:
         samples = last_seconds(samples, since_s)
-    return report_of(Evidence(log=samples), source=log)
+    return report_of_evidence(Evidence(log=samples), source=log)
 
 
 def _of_stack(session: Session, stack: str | None, since_s: float | None) -> DiagnoseReport:
     from stackctl.deploy.stack_state import installed_generation
-    from stackctl.observe.diagnose import report
+    from stackctl.observe.diagnose import diagnose_report
 
     context = session.context(recover="try")
     generation = installed_generation(context, pick_stack(context, stack))
     slo = current_slo(session, generation)
-    return report(context, generation, slo=slo, since_s=_SINCE_S if since_s is None else since_s)
+    return diagnose_report(
+        context, generation, slo=slo, since_s=_SINCE_S if since_s is None else since_s
+    )
 
 
 def _show(session: Session, report: DiagnoseReport) -> None:

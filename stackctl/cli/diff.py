@@ -24,12 +24,12 @@ def command(session: Session, words: tuple[str, ...]) -> None:
     B defaults to the installed generation, and A to the one that served before it. Decisions come
     with the reason of B, units as a unified diff without the numbers of the generations.
     """
-    from stackctl.observe.difference import report
+    from stackctl.observe.generation_diff import diff_report
 
     context = session.context(recover="try")
     stack, numbers = stack_and_numbers(words, 2)
     before, after, *_ = (*numbers, None, None)
-    found = report(context, pick_stack(context, stack, past=True), before, after)
+    found = diff_report(context, pick_stack(context, stack, past=True), before, after)
     if session.out.json:
         session.out.data(found)
     else:

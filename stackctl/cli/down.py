@@ -19,7 +19,7 @@ def command(session: Session, stack: str | None, dry_run: bool) -> None:
     from stackctl.deploy.lifecycle import down
     from stackctl.deploy.stack_state import installed_generation
     from stackctl.deploy.unit_files import installed_stacks
-    from stackctl.observe.status import report
+    from stackctl.observe.status import status_report
 
     # An interrupted change that cannot be recovered must not prevent the removal of its stack.
     context = session.context(recover="no")
@@ -30,13 +30,13 @@ def command(session: Session, stack: str | None, dry_run: bool) -> None:
         if session.out.json:
             session.out.note(text)
             others = (stack for stack in installed_stacks(context) if stack != name)
-            session.out.data(report(context, tuple(others)))
+            session.out.data(status_report(context, tuple(others)))
         else:
             session.out.line(text)
         return
     session.out.progress("stop", name)
     down(context, name)
     if session.out.json:
-        session.out.data(report(context, installed_stacks(context)))
+        session.out.data(status_report(context, installed_stacks(context)))
     else:
         session.out.line(f"{name} is down")

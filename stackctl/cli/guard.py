@@ -23,7 +23,7 @@ def command(session: Session, timeout: float | None, install: bool, remove: bool
     """
     from stackctl.deploy import guard_timer
     from stackctl.machine import runner
-    from stackctl.observe.guard import guard
+    from stackctl.observe.guard import guard_stacks
 
     context = session.context(recover="try")
     if install and remove:
@@ -37,7 +37,7 @@ def command(session: Session, timeout: float | None, install: bool, remove: bool
         gone = guard_timer.remove_timer(context)
         session.out.line("guarding no more" if gone else "there was no guard")
         return
-    report = guard(context, answer_timeout_s=timeout or 30)
+    report = guard_stacks(context, answer_timeout_s=timeout or 30)
     wrong = [seen for seen in report.stacks if seen.health and seen.health.status == "fail"]
     if session.out.json:
         session.out.data(report)

@@ -25,7 +25,7 @@ def command(session: Session, stack: str | None, log: bool) -> None:
 
     context = session.context(recover="try")
     if log:
-        audit = history.log(context, stack)
+        audit = history.audit_report(context, stack)
         if session.out.json:
             session.out.data(audit)
         elif not audit.entries:
@@ -34,7 +34,7 @@ def command(session: Session, stack: str | None, log: bool) -> None:
             rows = [_logged(entry) for entry in audit.entries]
             session.out.table(("WHEN (UTC)", "WHO", "WHAT", "RESULT"), rows, fold=3)
         return
-    found = history.report(context, pick_stack(context, stack, past=True))
+    found = history.history_report(context, pick_stack(context, stack, past=True))
     if session.out.json:
         session.out.data(found)
     elif not found.generations:

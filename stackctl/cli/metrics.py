@@ -24,7 +24,7 @@ def command(session: Session, stack: str | None, every: bool) -> None:
     """
     from stackctl.deploy import unit_files
     from stackctl.deploy.stack_state import not_running
-    from stackctl.observe.metrics import gather, text
+    from stackctl.observe.metrics import collect_metrics, metrics_text
 
     if every and stack is not None:
         raise StackctlError("--all and STACK exclude each other", exit_code=ExitCode.USAGE)
@@ -35,8 +35,8 @@ def command(session: Session, stack: str | None, every: bool) -> None:
         if name not in names:
             raise not_running(name)
         names = (name,)
-    report = gather(context, names)
+    report = collect_metrics(context, names)
     if session.out.json:
         session.out.data(report)
     else:
-        session.out.text(text(report))
+        session.out.text(metrics_text(report))

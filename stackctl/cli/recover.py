@@ -14,12 +14,12 @@ def command(session: Session) -> None:
     """
     from stackctl.deploy.recover import recover
     from stackctl.deploy.unit_files import installed_stacks
-    from stackctl.observe.status import report
+    from stackctl.observe.status import status_report
 
     context = session.context(recover="no")
     done = recover(context)
     if session.out.json:
-        session.out.data(report(context, installed_stacks(context)))
+        session.out.data(status_report(context, installed_stacks(context)))
         return
     if done is None:
         session.out.line("nothing to recover")

@@ -24,17 +24,17 @@ def command(session: Session, stack: str | None, output: str | None) -> None:
     The page is a single HTML file that needs no network. Measure first: stackctl bench STACK.
     """
     from stackctl.deploy.stack_state import latest_generation
-    from stackctl.observe.report.build import page, write
+    from stackctl.observe.report.build import report_html, write_page
     from stackctl.values.result import ReportFile
 
     context = session.context(recover="try")
     name = pick_stack(context, stack, past=True)
-    text = page(context, latest_generation(context, name))
+    text = report_html(context, latest_generation(context, name))
     if output == "-" and not session.out.json:
         session.out.line(text.rstrip("\n"))
         return
     path = Path(output if output not in (None, "-") else f"stackctl-{name}.html").absolute()
-    write(path, text)
+    write_page(path, text)
     if session.out.json:
         session.out.data(ReportFile(stack=name, path=str(path)))
     else:

@@ -16,11 +16,11 @@ def command(session: Session, stack: str | None, drain: float | None) -> None:
     With a front door, running requests end first, and new requests wait.
     """
     from stackctl.deploy.lifecycle import restart
-    from stackctl.observe.status import one
+    from stackctl.observe.status import stack_report
 
     context = session.context()
     generation = restart(context, pick_stack(context, stack), patience(drain, None))
     if session.out.json:
-        session.out.data(one(context, generation.stack))
+        session.out.data(stack_report(context, generation.stack))
         return
     session.out.line(f"{generation.stack} is up (generation {generation.number}, restarted)")

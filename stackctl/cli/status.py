@@ -25,14 +25,14 @@ def command(session: Session, stack: str | None) -> None:
     """
     from stackctl.deploy import unit_files
     from stackctl.deploy.stack_state import not_running
-    from stackctl.observe.status import report
+    from stackctl.observe.status import status_report
 
     context = session.context(recover="try")
     if stack is not None:
         stack = pick_stack(context, stack)
         if stack not in unit_files.installed_stacks(context):
             raise not_running(stack)
-    found = report(context, (stack,) if stack else unit_files.installed_stacks(context))
+    found = status_report(context, (stack,) if stack else unit_files.installed_stacks(context))
     if session.out.json:
         session.out.data(found)
     elif not found.stacks:

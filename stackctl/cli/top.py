@@ -17,7 +17,7 @@ from stackctl.errors import ExitCode, StackctlError
 
 if TYPE_CHECKING:
     from stackctl.deploy.context import Context
-    from stackctl.observe.top import Row, Watcher
+    from stackctl.observe.top import TopRow, TopSampler
 
 _INTERVAL_S = 2.0
 _ONCE_S = 1.0
@@ -44,7 +44,7 @@ def command(session: Session, stack: str | None, interval: float | None, once: b
     """
     from stackctl.deploy import unit_files
     from stackctl.deploy.stack_state import not_running
-    from stackctl.observe.top import Watcher
+    from stackctl.observe.top import TopSampler
 
     if interval is not None and interval < _LEAST_S:
         raise StackctlError(f"--interval: at least {_LEAST_S:g}s", exit_code=ExitCode.USAGE)
@@ -59,7 +59,7 @@ def command(session: Session, stack: str | None, interval: float | None, once: b
         raise not_running(stack)
     if stack is None and not unit_files.installed_stacks(context):
         pick_stack(context, None)  # raises because no stack is up
-    watcher, every_s = Watcher(context), interval or (_ONCE_S if once else _INTERVAL_S)
+    watcher, every_s = TopSampler(context), interval or (_ONCE_S if once else _INTERVAL_S)
     try:
         if once or not sys.stdout.isatty():
             _lines(session, context, watcher, stack, every_s, once=once)
@@ -79,7 +79,7 @@ def _names(context: Context, stack: str | None) -> tuple[str, ...]:
 def _lines(
     session: Session,
     context: Context,
-    watcher: Watcher,
+    watcher: TopSampler,
     stack: str | None,
     every_s: float,
     *,
@@ -88,10 +88,10 @@ def _lines(
     for line in _head():
         session.out.line(line)
     sys.stdout.flush()
-    watcher.look(_names(context, stack))
+    watcher.sample(_names(context, stack))
     while True:
         time.sleep(every_s)
-        for row in watcher.look(_names(context, stack)):
+        for row in watcher.sample(_names(context, stack)):
             session.out.line(_text(row))
         sys.stdout.flush()
         if once:
@@ -99,7 +99,7 @@ def _lines(
 
 
 def _live(
-    session: Session, context: Context, watcher: Watcher, stack: str | None, every_s: float
+    session: Session, context: Context, watcher: TopSampler, stack: str | None, every_s: float
 ) -> None:
     from rich.console import Console
     from rich.live import Live
@@ -112,7 +112,7 @@ def _live(
         markup=False,
     )
 
-    def screen(rows: Sequence[Row]) -> Text:
+    def screen(rows: Sequence[TopRow]) -> Text:
         now = datetime.datetime.now().strftime("%H:%M:%S")
         title = f"stackctl top · {session.scope} · {now} · every {every_s:g} s · Ctrl-C ends"
         lines = [title, "", *_head(), *(_text(row) for row in rows)]
@@ -125,14 +125,14 @@ def _live(
         return Text("\n".join(lines), no_wrap=True, overflow="crop")
 
     with Live(
-        screen(watcher.look(_names(context, stack))),
+        screen(watcher.sample(_names(context, stack))),
         console=console,
         screen=True,
         auto_refresh=False,
     ) as live:
         while True:
             time.sleep(every_s)
-            live.update(screen(watcher.look(_names(context, stack))), refresh=True)
+            live.update(screen(watcher.sample(_names(context, stack))), refresh=True)
 
 
 def _head() -> tuple[str, str]:
@@ -141,7 +141,7 @@ def _head() -> tuple[str, str]:
     return f"{'STACK':<{_STACK_WIDTH}} {names}".rstrip(), f"{'':<{_STACK_WIDTH}} {units}".rstrip()
 
 
-def _text(row: Row) -> str:
+def _text(row: TopRow) -> str:
     """Return the line of one stack, at most 79 columns."""
     from stackctl.cli.output import shown
 

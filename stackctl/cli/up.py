@@ -86,7 +86,7 @@ def command(
 def show(session: Session, context: Context, done: UpResult) -> None:
     """Print the result of ``up``, ``switch`` or ``rollback``, and the next commands."""
     from stackctl.deploy import guard_timer
-    from stackctl.observe.status import one, url
+    from stackctl.observe.status import stack_report, stack_url
 
     out = session.out
     if done.generation is None:
@@ -99,14 +99,14 @@ def show(session: Session, context: Context, done: UpResult) -> None:
         return
     stack = done.generation.stack
     if out.json:
-        out.data(one(context, stack))
+        out.data(stack_report(context, stack))
         return
     number = done.generation.number
     if done.change == "unchanged":
         out.line(f"{stack} is up already, nothing to change (generation {number})")
     else:
         out.line(f"{stack} is up (generation {number})")
-    out.line(f"  {url(done.generation)}/v1   model {done.plan.served_name}")
+    out.line(f"  {stack_url(done.generation)}/v1   model {done.plan.served_name}")
     out.note(f"  check  stackctl check     log  stackctl logs -f     stop  stackctl down {stack}")
     if session.scope == "user" and done.generation.host.tools.linger is False:
         out.warn("it ends when you log out", "loginctl enable-linger $USER")

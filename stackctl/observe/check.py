@@ -10,7 +10,7 @@ from stackctl.engines import engine
 from stackctl.errors import StackctlError
 from stackctl.health import endpoint
 from stackctl.machine.unit_state import UnitState
-from stackctl.observe.status import url
+from stackctl.observe.status import stack_url
 from stackctl.state import health_log
 from stackctl.state.generations import utc_now
 from stackctl.units.proxy_unit import proxy_service
@@ -21,7 +21,9 @@ from stackctl.values.result import CheckReport, Result
 _ORDER = {"fail": 0, "warn": 1}
 
 
-def check(context: Context, generation: Generation, *, answer_timeout_s: float) -> CheckReport:
+def check_stack(
+    context: Context, generation: Generation, *, answer_timeout_s: float
+) -> CheckReport:
     """Check unit, endpoint, model and one completion; failures come first.
 
     The endpoint is checked only if all units are active.
@@ -48,7 +50,7 @@ def check(context: Context, generation: Generation, *, answer_timeout_s: float) 
     return CheckReport(stack=stack, results=tuple(results))
 
 
-def summary(generation: Generation, report: CheckReport) -> HealthEntry:
+def health_entry(generation: Generation, report: CheckReport) -> HealthEntry:
     """Return the worst result of a check, as an entry of the health log."""
     worst = report.results[0]
     if worst.status not in _ORDER:
@@ -62,7 +64,7 @@ def summary(generation: Generation, report: CheckReport) -> HealthEntry:
     )
 
 
-def remember(context: Context, stack: str, seen: HealthEntry) -> None:
+def record_health(context: Context, stack: str, seen: HealthEntry) -> None:
     """Add an entry to the health log if the caller owns it. A failure to write is no error."""
     folder = context.paths.state / "stacks" / stack
     try:
@@ -91,7 +93,7 @@ def _ask(context: Context, generation: Generation, answer_timeout_s: float) -> l
     """Check the endpoint of the clients."""
     plan = generation.plan
     return endpoint.check_endpoint(
-        url(generation),
+        stack_url(generation),
         engine(plan.engine).health_path,
         plan.served_name,
         answer_timeout_s=answer_timeout_s,

@@ -9,7 +9,7 @@ from stackctl.diagnose import diagnose
 from stackctl.diagnose.log_samples import read_log
 from stackctl.diagnose.stalls import HANG_S, counters_unchanged
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.observe import looks, procfs
+from stackctl.observe import engine_snapshot, procfs
 from stackctl.probe.gpu_status import gpus_now
 from stackctl.values.cpu_list import CpuList
 from stackctl.values.diagnosis import DiagnoseReport, Evidence
@@ -25,7 +25,7 @@ _MOST_LINES = 50000
 _PATIENCE_S = 5.0
 
 
-def report(
+def diagnose_report(
     context: Context, generation: Generation, *, slo: Slo | None, since_s: float
 ) -> DiagnoseReport:
     """Diagnose a running stack by an SLO and the log of the last ``since_s`` seconds.
@@ -33,11 +33,11 @@ def report(
     Raises:
         StackctlError: exit 3 if the stack does not run or ended during the inspection.
     """
-    evidence = gather(context, generation, slo=slo, since_s=since_s)
-    return report_of(evidence, source=None)
+    evidence = collect_evidence(context, generation, slo=slo, since_s=since_s)
+    return report_of_evidence(evidence, source=None)
 
 
-def report_of(evidence: Evidence, *, source: str | None) -> DiagnoseReport:
+def report_of_evidence(evidence: Evidence, *, source: str | None) -> DiagnoseReport:
     """Return the findings of some evidence, as a document."""
     log, plan = evidence.log, evidence.plan
     return DiagnoseReport(
@@ -50,7 +50,7 @@ def report_of(evidence: Evidence, *, source: str | None) -> DiagnoseReport:
     )
 
 
-def gather(
+def collect_evidence(
     context: Context, generation: Generation, *, slo: Slo | None, since_s: float
 ) -> Evidence:
     """Collect the evidence about a running engine.
@@ -62,7 +62,7 @@ def gather(
         StackctlError: exit 3 if the stack does not run or ended during the inspection.
     """
     plan, machine = generation.plan, context.machine
-    unit = looks.unit(context, generation)
+    unit = engine_snapshot.read_unit_state(context, generation)
     if not unit.is_active:
         raise StackctlError(
             f"{generation.stack} does not run (its unit is {unit.active})",
@@ -70,7 +70,7 @@ def gather(
             f"stackctl logs {generation.stack} -n 10000 | stackctl diagnose --log -",
             exit_code=ExitCode.NOT_RUNNING,
         )
-    first = looks.look(context, generation, timeout_s=_PATIENCE_S)
+    first = engine_snapshot.take_snapshot(context, generation, timeout_s=_PATIENCE_S)
     last = first
     if first.late or (first.metrics is not None and (first.metrics.running or 0) > 0):
         last = _watch(context, generation, first)
@@ -80,15 +80,17 @@ def gather(
                 hint=f"stackctl status {generation.stack}",
                 exit_code=ExitCode.NOT_RUNNING,
             )
-    pids = looks.pids(context, unit)
+    pids = engine_snapshot.engine_pids(context, unit)
     passed_s = last.at_s - first.at_s
-    status = procfs.pairs(machine.read(f"/proc/{pids[0]}/status") if pids else None)
+    status = procfs.parse_status(machine.read(f"/proc/{pids[0]}/status") if pids else None)
     allowed = len(CpuList.parse(status.get("Cpus_allowed_list", ""))) or None
     several_nodes = len(generation.host.cpu.numa) > 1
     return Evidence(
         stack=generation.stack,
         profile=plan.profile,
-        log=read_log(looks.log_lines(context, generation, time.time() - since_s, _MOST_LINES)),
+        log=read_log(
+            engine_snapshot.log_lines(context, generation, time.time() - since_s, _MOST_LINES)
+        ),
         before=first.metrics if passed_s else None,
         now=last.metrics,
         interval_s=passed_s or None,
@@ -96,19 +98,23 @@ def gather(
         plan=plan,
         slo=slo,
         asked=generation.asked,
-        cpu=looks.cpu_time(first.threads, last.threads, passed_s, allowed) if passed_s else None,
-        pages=procfs.by_node(machine, pids) if several_nodes else (),
+        cpu=engine_snapshot.cpu_time(first.threads, last.threads, passed_s, allowed)
+        if passed_s
+        else None,
+        pages=procfs.numa_bytes(machine, pids) if several_nodes else (),
         pids=pids,
         gpus=gpus_now(machine) if plan.placement.gpus else (),
     )
 
 
-def _watch(context: Context, generation: Generation, first: looks.Look) -> looks.Look:
+def _watch(
+    context: Context, generation: Generation, first: engine_snapshot.EngineSnapshot
+) -> engine_snapshot.EngineSnapshot:
     """Take snapshots until a counter has moved, or until the engine counts as hanging."""
     while True:
         context.progress.progress("watch", "its counters", elapsed_s=time.monotonic() - first.at_s)
         time.sleep(_WATCH_S)
-        now = looks.look(context, generation, timeout_s=_PATIENCE_S)
+        now = engine_snapshot.take_snapshot(context, generation, timeout_s=_PATIENCE_S)
         if first.metrics is None or now.metrics is None:
             return now
         if now.at_s - first.at_s >= HANG_S or not counters_unchanged(first.metrics, now.metrics):

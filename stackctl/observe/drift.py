@@ -15,7 +15,7 @@ from stackctl.values.generation import Generation
 from stackctl.values.inspection import Drift, DriftCode
 
 
-def drift(
+def find_drift(
     context: Context, generation: Generation, state: UnitState, pid: int
 ) -> tuple[Drift, ...]:
     """Return the differences between a generation as it was stored and the machine now.

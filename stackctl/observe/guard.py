@@ -14,8 +14,8 @@ from stackctl.deploy.context import Context
 from stackctl.deploy.stack_state import installed_generation
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import lock
-from stackctl.observe import looks
-from stackctl.observe.check import check, remember, summary
+from stackctl.observe import engine_snapshot
+from stackctl.observe.check import check_stack, health_entry, record_health
 from stackctl.state import health_log
 from stackctl.state.generations import utc_now
 from stackctl.values.generation import Generation
@@ -33,7 +33,9 @@ _IN_A_ROW_S = 900
 _ANSWER_S = 2
 
 
-def guard(context: Context, *, answer_timeout_s: float, watch_s: float = WATCH_S) -> GuardReport:
+def guard_stacks(
+    context: Context, *, answer_timeout_s: float, watch_s: float = WATCH_S
+) -> GuardReport:
     """Check all stacks of the scope once. Skip stacks that are starting or being changed.
 
     Args:
@@ -58,13 +60,13 @@ def _guarded(context: Context, stack: str, answer_timeout_s: float, watch_s: flo
         generation = installed_generation(context, stack)
     except StackctlError as error:
         seen = HealthEntry(when=utc_now(), status="fail", name="record", message=error.message)
-        remember(context, stack, seen)
+        record_health(context, stack, seen)
         return GuardResult(stack=stack, health=seen)
-    unit = looks.unit(context, generation)
+    unit = engine_snapshot.read_unit_state(context, generation)
     if unit.active in ("activating", "deactivating", "reloading"):
         return GuardResult(stack=stack, action="skipped")
-    report = check(context, generation, answer_timeout_s=answer_timeout_s)
-    seen, worst = summary(generation, report), report.results[0]
+    report = check_stack(context, generation, answer_timeout_s=answer_timeout_s)
+    seen, worst = health_entry(generation, report), report.results[0]
     if lock.lock_holder(context.paths.lock) is not None:
         # A change began during the check and may have caused the result.
         return GuardResult(stack=stack, action="skipped")
@@ -73,9 +75,9 @@ def _guarded(context: Context, stack: str, answer_timeout_s: float, watch_s: flo
         if seen.name == _DEAD and _was_dead(context, generation, began):
             if not _restart(context, generation, unit.invocation):
                 return GuardResult(stack=stack, action="skipped")
-            remember(context, stack, seen)
+            record_health(context, stack, seen)
             return GuardResult(stack=stack, action="restarted", health=seen)
-    remember(context, stack, seen)
+    record_health(context, stack, seen)
     return GuardResult(stack=stack, health=seen)
 
 
@@ -84,14 +86,14 @@ def _watch(context: Context, generation: Generation, worst: Result, watch_s: flo
     # An engine that does not answer at all does not report its counters either.
     numbers_too = worst.name != "endpoint"
 
-    def look() -> looks.Look:
-        return looks.look(
+    def look() -> engine_snapshot.EngineSnapshot:
+        return engine_snapshot.take_snapshot(
             context, generation, timeout_s=_ANSWER_S, threads_too=False, numbers_too=numbers_too
         )
 
     before = look()
     time.sleep(watch_s)
-    done = looks.work(before, look())
+    done = engine_snapshot.work(before, look())
     silent = f"{worst.name}: {worst.actual}"
     if done.is_working:
         used = f"{done.cpu_s or 0:.1f} s of processor time"
@@ -125,7 +127,7 @@ def _was_dead(context: Context, generation: Generation, began: float) -> bool:
         return False
     if before is None or (before.name, before.generation) != (_DEAD, generation.number):
         return False
-    running_s = looks.unit(context, generation).running_s or 0.0
+    running_s = engine_snapshot.read_unit_state(context, generation).running_s or 0.0
     seen_at = datetime.datetime.fromisoformat(before.when).timestamp()
     # A pass of another watchdog at the same time is not a previous pass.
     return seen_at < began and time.time() - seen_at < min(_IN_A_ROW_S, running_s)

@@ -11,7 +11,7 @@ from stackctl.state import audit, health_log
 from stackctl.values.history import AuditReport, HealthEntry, HistoryEntry, HistoryReport
 
 
-def report(context: Context, stack: str) -> HistoryReport:
+def history_report(context: Context, stack: str) -> HistoryReport:
     """Return all generations of a stack, newest first; report a damaged record as unreadable."""
     current = installed_number(context, stack)
     seen = _last_seen(context, stack)
@@ -23,7 +23,7 @@ def report(context: Context, stack: str) -> HistoryReport:
     )
 
 
-def log(context: Context, stack: str | None) -> AuditReport:
+def audit_report(context: Context, stack: str | None) -> AuditReport:
     """Return the audit log; of all stacks if ``stack`` is None."""
     entries = audit.read(context.paths.state)
     return AuditReport(

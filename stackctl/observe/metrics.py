@@ -14,8 +14,8 @@ from stackctl.deploy.context import Context
 from stackctl.deploy.stack_state import installed_generation
 from stackctl.diagnose.log_samples import read_log
 from stackctl.errors import StackctlError
-from stackctl.observe import looks
-from stackctl.observe.status import report as status_of
+from stackctl.observe import engine_snapshot
+from stackctl.observe.status import status_report
 from stackctl.values.generation import Generation
 from stackctl.values.metrics import Histogram, LoggedRequest, MetricsReport, StackMetrics
 from stackctl.values.status import StackState, StackStatus
@@ -38,9 +38,9 @@ _MOST_LINES = 200_000
 _HOUR_S = 3600
 
 
-def gather(context: Context, stacks: Sequence[str]) -> MetricsReport:
+def collect_metrics(context: Context, stacks: Sequence[str]) -> MetricsReport:
     """Return the metrics of several stacks."""
-    found = status_of(context, stacks)
+    found = status_report(context, stacks)
     return MetricsReport(
         scope=context.paths.scope,
         guard=found.guard,
@@ -53,8 +53,8 @@ def _stack(context: Context, status: StackStatus) -> StackMetrics:
     if status.state == "ready":
         try:
             generation = installed_generation(context, status.stack)
-            numbers, _ = looks.scrape(generation, timeout_s=_PATIENCE_S)
-            since_s = looks.unit(context, generation).running_s
+            numbers, _ = engine_snapshot.scrape_metrics(generation, timeout_s=_PATIENCE_S)
+            since_s = engine_snapshot.read_unit_state(context, generation).running_s
             if numbers is not None and numbers.ttft is None and since_s is not None:
                 ttft, token_time = _latencies(context, generation, since_s)
         except StackctlError as error:
@@ -89,7 +89,7 @@ def _latencies(
     """
     now = time.time()
     first = max(now - since_s, now - now % _HOUR_S)
-    lines = looks.log_lines(context, generation, first, _MOST_LINES)
+    lines = engine_snapshot.log_lines(context, generation, first, _MOST_LINES)
     samples = read_log(lines)
     return histograms(samples.requests if samples else ())
 
@@ -132,7 +132,7 @@ class _Family:
     samples: list[tuple[str, dict[str, str], float]]
 
 
-def text(report: MetricsReport) -> str:
+def metrics_text(report: MetricsReport) -> str:
     """Return the metrics in Prometheus' text format (0.0.4); empty families are left out."""
     lines = []
     for family in _families(report):

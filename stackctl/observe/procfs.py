@@ -28,7 +28,7 @@ _SHARED = ("/dev/shm/", "/memfd:", "/SYSV", "/dev/zero")
 
 
 @dataclass(frozen=True)
-class Stat:
+class ProcessStat:
     """Fields of /proc/PID/stat; the start is in ticks since the machine's boot."""
 
     pid: int
@@ -38,14 +38,14 @@ class Stat:
 
 
 @dataclass(frozen=True)
-class Times:
+class ThreadTimes:
     """The time that a thread ran and that it waited for a CPU, in nanoseconds since its start."""
 
     computed_ns: int
     waited_ns: int
 
 
-def processes(machine: Machine) -> dict[int, Stat]:
+def processes(machine: Machine) -> dict[int, ProcessStat]:
     """Return all processes that this user may see, by their IDs. Skip those that end meanwhile."""
     found = {}
     for path in machine.glob("/proc/[0-9]*/stat"):
@@ -55,18 +55,18 @@ def processes(machine: Machine) -> dict[int, Stat]:
     return found
 
 
-def one(machine: Machine, pid: int) -> Stat | None:
+def read_stat(machine: Machine, pid: int) -> ProcessStat | None:
     """Return one process; None if it has ended."""
     return _stat(machine.read(f"/proc/{pid}/stat"))
 
 
-def _stat(text: str | None) -> Stat | None:
+def _stat(text: str | None) -> ProcessStat | None:
     # The name may hold any character, also a bracket.
     before, _, after = (text or "").rpartition(")")
     pid, _, command = before.partition(" (")
     fields = after.split()
     try:
-        return Stat(
+        return ProcessStat(
             pid=int(pid),
             parent=int(fields[1]),
             command=command,
@@ -76,7 +76,7 @@ def _stat(text: str | None) -> Stat | None:
         return None
 
 
-def tree(stats: Mapping[int, Stat], root: int) -> tuple[int, ...]:
+def descendants(stats: Mapping[int, ProcessStat], root: int) -> tuple[int, ...]:
     """Return the IDs of a process and all its descendants; empty if it has ended.
 
     The descendants of a container's first process are all of its processes.
@@ -92,50 +92,54 @@ def tree(stats: Mapping[int, Stat], root: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-def pairs(text: str | None) -> dict[str, str]:
+def parse_status(text: str | None) -> dict[str, str]:
     """Parse lines of the form ``Name: value``, as in /proc/PID/status."""
     split = (line.partition(":") for line in (text or "").splitlines())
     return {name.strip(): value.strip() for name, colon, value in split if colon}
 
 
-def words(text: str | None) -> tuple[str, ...] | None:
+def parse_nul_list(text: str | None) -> tuple[str, ...] | None:
     """Split texts that end with a zero byte, as in /proc/PID/cmdline; None without a text."""
     return tuple(text.split("\0")[:-1]) if text else None
 
 
-def times(machine: Machine, pid: int) -> dict[int, Times]:
+def thread_times(machine: Machine, pid: int) -> dict[int, ThreadTimes]:
     """Return the scheduler's times of each thread; empty if the kernel does not keep them."""
     found = {}
     for path in machine.glob(f"/proc/{pid}/task/[0-9]*/schedstat"):
         fields = (machine.read(path) or "").split()
         if len(fields) >= 2 and fields[0].isdecimal() and fields[1].isdecimal():
-            found[int(path.split("/")[4])] = Times(int(fields[0]), int(fields[1]))
+            found[int(path.split("/")[4])] = ThreadTimes(int(fields[0]), int(fields[1]))
     return found
 
 
-def all_times(machine: Machine, pids: Iterable[int]) -> dict[tuple[int, int], Times]:
+def thread_times_by_process(
+    machine: Machine, pids: Iterable[int]
+) -> dict[tuple[int, int], ThreadTimes]:
     """Return the scheduler's times of several processes; the keys are (process ID, thread ID)."""
-    return {(pid, tid): seen for pid in pids for tid, seen in times(machine, pid).items()}
+    return {(pid, tid): seen for pid in pids for tid, seen in thread_times(machine, pid).items()}
 
 
 def affinities(machine: Machine, pid: int) -> dict[int, CpuList]:
     """Return the CPUs that each thread may use, by its number."""
     found = {}
     for path in machine.glob(f"/proc/{pid}/task/[0-9]*/status"):
-        cpus = pairs(machine.read(path)).get("Cpus_allowed_list")
+        cpus = parse_status(machine.read(path)).get("Cpus_allowed_list")
         if cpus is not None:
             found[int(path.split("/")[4])] = CpuList.parse(cpus)
     return found
 
 
-def memory(machine: Machine, stat: Stat, is_model: Callable[[str], bool]) -> EngineProcess:
+def process_memory(
+    machine: Machine, stat: ProcessStat, is_model: Callable[[str], bool]
+) -> EngineProcess:
     """Return the memory of a process, and its nodes.
 
     ``is_model`` returns True for the path of a file of the model.
     """
     folder = f"/proc/{stat.pid}"
-    status = pairs(machine.read(f"{folder}/status"))
-    rollup = pairs(machine.read(f"{folder}/smaps_rollup"))
+    status = parse_status(machine.read(f"{folder}/status"))
+    rollup = parse_status(machine.read(f"{folder}/smaps_rollup"))
     # Older kernels do not split Pss by kind; there shared memory counts in full.
     own = _both(rollup, "Pss_Anon", "Pss_Shmem") or _both(status, "RssAnon", "RssShmem")
     return EngineProcess(
@@ -145,11 +149,11 @@ def memory(machine: Machine, stat: Stat, is_model: Callable[[str], bool]) -> Eng
         file_bytes=_bytes(status.get("RssFile")),
         huge_bytes=_bytes(rollup.get("AnonHugePages")),
         locked_bytes=_bytes(status.get("VmLck")),
-        pages=pages(machine.read(f"{folder}/numa_maps") or "", is_model),
+        pages=numa_pages(machine.read(f"{folder}/numa_maps") or "", is_model),
     )
 
 
-def pages(numa_maps: str, is_model: Callable[[str], bool]) -> tuple[Pages, ...]:
+def numa_pages(numa_maps: str, is_model: Callable[[str], bool]) -> tuple[Pages, ...]:
     """Return bytes by kind, policy and node: the sums of /proc/PID/numa_maps (see numa(7)).
 
     The file lists only pages that the process has touched.
@@ -173,17 +177,17 @@ def pages(numa_maps: str, is_model: Callable[[str], bool]) -> tuple[Pages, ...]:
     )
 
 
-def by_node(machine: Machine, pids: Iterable[int]) -> tuple[NodeBytes, ...]:
+def numa_bytes(machine: Machine, pids: Iterable[int]) -> tuple[NodeBytes, ...]:
     """Return the bytes of processes on each node; empty if their maps may not be read."""
     sums: dict[int, int] = defaultdict(int)
     for pid in pids:
-        for part in pages(machine.read(f"/proc/{pid}/numa_maps") or "", below(())):
+        for part in numa_pages(machine.read(f"/proc/{pid}/numa_maps") or "", is_below(())):
             for held in part.nodes:
                 sums[held.node] += held.bytes
     return tuple(NodeBytes(node=node, bytes=sums[node]) for node in sorted(sums))
 
 
-def deleted(maps: str, is_model: Callable[[str], bool]) -> frozenset[str]:
+def deleted_model_files(maps: str, is_model: Callable[[str], bool]) -> frozenset[str]:
     """Return the deleted files of the model that a process maps, from /proc/PID/maps.
 
     The paths are those in the process's mount namespace.
@@ -196,7 +200,7 @@ def deleted(maps: str, is_model: Callable[[str], bool]) -> frozenset[str]:
     return frozenset(found)
 
 
-def below(inside: Sequence[str]) -> Callable[[str], bool]:
+def is_below(inside: Sequence[str]) -> Callable[[str], bool]:
     """Return a test for paths: True for these paths and all below them.
 
     The test ignores the mark of a deleted file.

@@ -15,8 +15,8 @@ from stackctl.errors import StackctlError
 from stackctl.health import endpoint
 from stackctl.machine import podman
 from stackctl.machine.unit_state import UnitState
-from stackctl.observe import looks
-from stackctl.observe.drift import drift
+from stackctl.observe import engine_snapshot
+from stackctl.observe.drift import find_drift
 from stackctl.state import health_log
 from stackctl.units import render
 from stackctl.units.proxy_unit import proxy_service
@@ -36,7 +36,7 @@ _SAYS = {
 }
 
 
-def report(context: Context, stacks: Sequence[str]) -> StatusReport:
+def status_report(context: Context, stacks: Sequence[str]) -> StatusReport:
     """Return the status of several stacks, with one query to systemd and one to Podman."""
     if not stacks:
         return StatusReport(scope=context.paths.scope, stacks=())
@@ -58,12 +58,12 @@ def report(context: Context, stacks: Sequence[str]) -> StatusReport:
     )
 
 
-def one(context: Context, stack: str) -> StatusReport:
+def stack_report(context: Context, stack: str) -> StatusReport:
     """Return the status of one stack, as a report."""
-    return report(context, (stack,))
+    return status_report(context, (stack,))
 
 
-def url(generation: Generation) -> str:
+def stack_url(generation: Generation) -> str:
     """Return the address of a stack for clients."""
     proxy = generation.door
     return endpoint.base_url(generation.plan.port, proxy.address if proxy else "127.0.0.1")
@@ -136,13 +136,14 @@ def _status(
         door_state=door_state,
         since=unit.since,
         restarts=unit.restarts,
-        endpoint=url(generation),
+        endpoint=stack_url(generation),
         model=plan.served_name,
         image=plan.image,
         health=_last_health(context, generation),
         # During a start the files are still being written.
         drift=tuple(
-            one.text for one in drift(context, generation, unit, container.pid if container else 0)
+            one.text
+            for one in find_drift(context, generation, unit, container.pid if container else 0)
         )
         if generation.outcome.state != "starting"
         else (),
@@ -197,7 +198,7 @@ def _log(context: Context, generation: Generation, state: UnitState) -> list[str
     start, after the lines about the failure.
     """
     since = time.time() - time.monotonic() + state.main_started_s
-    return looks.log_lines(context, generation, since, _LOG_LINES)
+    return engine_snapshot.log_lines(context, generation, since, _LOG_LINES)
 
 
 def _answering(
@@ -209,7 +210,10 @@ def _answering(
         return "ready", None
     if alive in _SAYS:
         return "not answering", _SAYS[alive]
-    done = looks.work(looks.Look(unit=state), looks.Look(unit=looks.unit(context, generation)))
+    done = engine_snapshot.work(
+        engine_snapshot.EngineSnapshot(unit=state),
+        engine_snapshot.EngineSnapshot(unit=engine_snapshot.read_unit_state(context, generation)),
+    )
     if done.is_working is None:
         return "not answering", None
     if done.is_working:

@@ -10,7 +10,7 @@ from stackctl.deploy.context import Context
 from stackctl.deploy.stack_state import installed_generation
 from stackctl.diagnose.log_samples import read_log
 from stackctl.errors import StackctlError
-from stackctl.observe import looks
+from stackctl.observe import engine_snapshot
 from stackctl.observe.metrics import histograms
 from stackctl.probe.gpu_status import gpus_now
 from stackctl.values.diagnosis import GpuNow
@@ -26,7 +26,7 @@ _PATIENCE_S = 1.0
 
 
 @dataclass(frozen=True)
-class Row:
+class TopRow:
     """One sample of one stack; None: unknown.
 
     ``in_tok_s`` and ``out_tok_s`` are averages since the previous sample. ``cpu`` is in CPUs,
@@ -51,13 +51,13 @@ class Row:
 
 
 @dataclass
-class Watcher:
+class TopSampler:
     """A sampler of stacks, which keeps the previous sample of each."""
 
     context: Context
-    _before: dict[str, tuple[int, looks.Look]] = field(default_factory=dict)
+    _before: dict[str, tuple[int, engine_snapshot.EngineSnapshot]] = field(default_factory=dict)
 
-    def look(self, stacks: Sequence[str]) -> tuple[Row, ...]:
+    def sample(self, stacks: Sequence[str]) -> tuple[TopRow, ...]:
         """Take a sample; return one row for each stack."""
         gpus: tuple[GpuNow, ...] | None = None
         rows = []
@@ -68,34 +68,36 @@ class Watcher:
                     gpus = gpus_now(self.context.machine)
                 rows.append(self._row(generation, gpus or ()))
             except StackctlError as error:
-                rows.append(Row(stack=stack, note=error.message))
+                rows.append(TopRow(stack=stack, note=error.message))
         return tuple(rows)
 
-    def _row(self, generation: Generation, gpus: Sequence[GpuNow]) -> Row:
+    def _row(self, generation: Generation, gpus: Sequence[GpuNow]) -> TopRow:
         stack = generation.stack
         number, before = self._before.get(stack, (0, None))
-        now = looks.look(self.context, generation, timeout_s=_PATIENCE_S, threads_too=False)
+        now = engine_snapshot.take_snapshot(
+            self.context, generation, timeout_s=_PATIENCE_S, threads_too=False
+        )
         if number != generation.number:
             before = None
         self._before[stack] = (generation.number, now)
         wanted = set(generation.plan.placement.gpus)
         uses = [g.utilization for g in gpus if str(g.index) in wanted and g.utilization is not None]
-        row = Row(stack=stack, cpu=_cpu(before, now), gpu=max(uses, default=None))
+        row = TopRow(stack=stack, cpu=_cpu(before, now), gpu=max(uses, default=None))
         if not now.unit.is_active:
-            return Row(stack=stack, note=now.unit.active or "not running")
+            return TopRow(stack=stack, note=now.unit.active or "not running")
         if now.metrics is None:
             note = "it does not tell its numbers" if now.late else "does not answer"
-            return Row(stack=stack, cpu=row.cpu, gpu=row.gpu, note=note)
+            return TopRow(stack=stack, cpu=row.cpu, gpu=row.gpu, note=note)
         return self._numbers(row, generation, before, now, now.metrics)
 
     def _numbers(
         self,
-        row: Row,
+        row: TopRow,
         generation: Generation,
-        before: looks.Look | None,
-        now: looks.Look,
+        before: engine_snapshot.EngineSnapshot | None,
+        now: engine_snapshot.EngineSnapshot,
         seen: EngineMetrics,
-    ) -> Row:
+    ) -> TopRow:
         earlier = (before.metrics if before else None) or EngineMetrics()
         passed_s = now.at_s - before.at_s if before else 0.0
         ttft, itl, estimated = seen.ttft, seen.itl, list(seen.estimates)
@@ -108,7 +110,7 @@ class Watcher:
                 _recent(seen.itl, earlier.itl),
             )
         queries, hits = seen.prefix_queries, seen.prefix_hits
-        return Row(
+        return TopRow(
             stack=row.stack,
             cpu=row.cpu,
             gpu=row.gpu,
@@ -124,7 +126,9 @@ class Watcher:
         )
 
     def _from_log(self, generation: Generation) -> tuple[Histogram, Histogram]:
-        lines = looks.log_lines(self.context, generation, time.time() - _LOG_S, _MOST_LINES)
+        lines = engine_snapshot.log_lines(
+            self.context, generation, time.time() - _LOG_S, _MOST_LINES
+        )
         samples = read_log(lines)
         return histograms(samples.requests if samples else ())
 
@@ -144,9 +148,11 @@ def _rate(now: float | None, before: float | None, passed_s: float) -> float | N
     return max(0.0, now - before) / passed_s
 
 
-def _cpu(before: looks.Look | None, now: looks.Look) -> float | None:
+def _cpu(
+    before: engine_snapshot.EngineSnapshot | None, now: engine_snapshot.EngineSnapshot
+) -> float | None:
     """Return the average number of CPUs that the engine used since the previous sample."""
-    done = None if before is None else looks.work(before, now)
+    done = None if before is None else engine_snapshot.work(before, now)
     if done is None or done.cpu_s is None or done.interval_s <= 0:
         return None
     return done.cpu_s / done.interval_s

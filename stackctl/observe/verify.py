@@ -6,20 +6,20 @@ from stackctl.deploy.context import Context
 from stackctl.diagnose.verify_process import verify_inspection
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import podman
-from stackctl.observe import looks, procfs
-from stackctl.observe.seen import gather
+from stackctl.observe import engine_snapshot, procfs
+from stackctl.observe.inspection import collect_inspection
 from stackctl.values.generation import Generation
 from stackctl.values.result import VerifyReport
 
 
-def verify(context: Context, generation: Generation) -> VerifyReport:
+def verify_stack(context: Context, generation: Generation) -> VerifyReport:
     """Compare a running stack with its generation.
 
     Raises:
         StackctlError: exit 3 if the stack does not run or ended during the inspection.
     """
     stack, name = generation.stack, generation.units.container
-    unit = looks.unit(context, generation)
+    unit = engine_snapshot.read_unit_state(context, generation)
     state = unit.active or "unknown"
     container = podman.inspect_containers((name,)).get(name)
     if state != "active" or container is None or not container.pid:
@@ -28,8 +28,8 @@ def verify(context: Context, generation: Generation) -> VerifyReport:
             hint=f"stackctl status {stack}; stackctl restart {stack}",
             exit_code=ExitCode.NOT_RUNNING,
         )
-    inspection = gather(context, generation, unit, container)
-    now = procfs.one(context.machine, container.pid)
+    inspection = collect_inspection(context, generation, unit, container)
+    now = procfs.read_stat(context.machine, container.pid)
     again = podman.inspect_containers((name,)).get(name)
     if now is None or again is None or again.pid != container.pid:
         # The inspection may have mixed two runs of the engine.

@@ -22,10 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from stackctl.engines import engine
 from stackctl.machine import http
 from stackctl.machine.streaming_client import StreamingClient
-from stackctl.observe.bench import load
+from stackctl.observe.bench import load_generator
 from stackctl.observe.bench.aiperf import Aiperf
-from stackctl.observe.bench.figures import generation_tok_s
-from stackctl.observe.bench.load import Measured
+from stackctl.observe.bench.cell_stats import generation_tok_s
+from stackctl.observe.bench.load_generator import CellRun
 from stackctl.observe.bench.prompts import Prompts
 from stackctl.values.bench import Workload
 from stackctl.values.metrics import EngineMetrics
@@ -54,7 +54,7 @@ def main() -> None:
     print(json.dumps(found))
 
 
-def ask(spec: Any, url: str, served: str, shape: Workload, *, aiperf: bool) -> Measured:
+def ask(spec: Any, url: str, served: str, shape: Workload, *, aiperf: bool) -> CellRun:
     """One round of one server."""
 
     def count(text: str) -> int | None:
@@ -66,19 +66,19 @@ def ask(spec: Any, url: str, served: str, shape: Workload, *, aiperf: bool) -> M
     prompts = Prompts(count)
     times = spec.get("requests", shape.concurrency)
     texts = [prompts.unique(shape.prompt_tokens) for _ in range(times)]
-    cell = Measured(shape, times)
+    cell = CellRun(shape, times)
     if aiperf:
         Aiperf(spec["aiperf"], url, None).measure(cell, texts, served, timeout_s=TIMEOUT_S)
     else:
-        bodies = [load.body(served, text, shape.output_tokens) for text in texts]
+        bodies = [load_generator.request_body(served, text, shape.output_tokens) for text in texts]
         with StreamingClient(url) as streams:
-            load.measure(streams, cell, bodies, timeout_s=TIMEOUT_S, tick=lambda: None)
+            load_generator.run_cell(streams, cell, bodies, timeout_s=TIMEOUT_S, tick=lambda: None)
     if cell.failed:
         sys.exit(f"{url}: {cell.failed[0].error}")
     return cell
 
 
-def take(found: dict[str, Any], cell: Measured) -> None:
+def take(found: dict[str, Any], cell: CellRun) -> None:
     """Add the figures of a round."""
     tokens = sum(reply.output_tokens or 0 for reply in cell.replies)
     found.setdefault("all", []).append(tokens / (cell.ended - cell.began))
@@ -95,7 +95,7 @@ def counters(url: str) -> EngineMetrics:
     return engine("llama.cpp").parse_metrics({"/metrics": text}, ())
 
 
-def compare(found: dict[str, Any], cell: Measured, old: EngineMetrics, new: EngineMetrics) -> None:
+def compare(found: dict[str, Any], cell: CellRun, old: EngineMetrics, new: EngineMetrics) -> None:
     """Add a round's figures as shares of what the engine counted in it."""
     prompt_s, generation_s, tokens = (
         getattr(new, name) - getattr(old, name) if getattr(old, name) is not None else 0.0

@@ -14,16 +14,16 @@ from stackctl.cli.main import run
 from stackctl.engines import engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.observe.bench import matrix
-from stackctl.observe.bench.judge import judge
-from stackctl.observe.bench.matrix import Limits, Wish
+from stackctl.observe.bench.matrix import BenchOptions, Capacity
 from stackctl.observe.bench.prompts import OWN_TOKENS, Prompts
-from stackctl.observe.bench.standing import by_engine
+from stackctl.observe.bench.slo import slo_results
+from stackctl.observe.bench.slo_status import slo_from_metrics
 from stackctl.values.bench import BenchCell, BenchClient, Quantiles, Workload
 from stackctl.values.generation import EngineFact
 from stackctl.values.metrics import EngineMetrics
 from stackctl.values.profile import Slo
 
-WIDE = Limits(context=32768, slots=4)
+WIDE = Capacity(context=32768, slots=4)
 
 
 def lengths(shapes: tuple[Workload, ...], *, cached: bool = False) -> set[tuple[int, int, int]]:
@@ -38,7 +38,7 @@ def lengths(shapes: tuple[Workload, ...], *, cached: bool = False) -> set[tuple[
 
 
 def test_a_full_run_is_a_matrix() -> None:
-    found = matrix.shapes(Wish(), WIDE, None)
+    found = matrix.plan_cells(BenchOptions(), WIDE, None)
     prompts, outputs, levels = (1024, 4096, 8192), (200, 400, 800), (1, 2, 4)
     assert lengths(found) == {(p, o, n) for p in prompts for o in outputs for n in levels}
     assert lengths(found, cached=True) == {(p, 200, 1) for p in prompts}
@@ -46,49 +46,52 @@ def test_a_full_run_is_a_matrix() -> None:
 
 
 def test_lengths_are_cut_to_the_context() -> None:
-    found = matrix.shapes(Wish(), Limits(context=8192, slots=1), None)
+    found = matrix.plan_cells(BenchOptions(), Capacity(context=8192, slots=1), None)
     assert {p for p, _, _ in lengths(found)} == {1024, 4096, 8192 - 800 - 16}
-    small = matrix.shapes(Wish(), Limits(context=1000, slots=1), None)
+    small = matrix.plan_cells(BenchOptions(), Capacity(context=1000, slots=1), None)
     assert {p for p, _, _ in lengths(small)} == {1000 - 800 - 16}
     with pytest.raises(StackctlError, match="do not fit the context of 512") as caught:
-        matrix.shapes(Wish(), Limits(context=512, slots=1), None)
+        matrix.plan_cells(BenchOptions(), Capacity(context=512, slots=1), None)
     assert caught.value.exit_code == ExitCode.USAGE
     with pytest.raises(StackctlError, match="a prompt of 9,000"):
-        matrix.shapes(Wish(prompts=(1000, 9000)), Limits(context=8192, slots=1), None)
+        matrix.plan_cells(BenchOptions(prompts=(1000, 9000)), Capacity(context=8192, slots=1), None)
 
 
 def test_the_length_of_the_slo_is_measured_too() -> None:
     slo = Slo(prompt_tokens=4640, ttft_s=5.0)
-    for wish in (Wish(), Wish(quick=True)):
-        assert 4640 in {p for p, _, _ in lengths(matrix.shapes(wish, WIDE, slo))}
-        no_wish = matrix.shapes(wish, WIDE, Slo(prompt_tokens=4640, itl_ms=40))
+    for wish in (BenchOptions(), BenchOptions(quick=True)):
+        assert 4640 in {p for p, _, _ in lengths(matrix.plan_cells(wish, WIDE, slo))}
+        no_wish = matrix.plan_cells(wish, WIDE, Slo(prompt_tokens=4640, itl_ms=40))
         assert 4640 not in {p for p, _, _ in lengths(no_wish)}
-    asked = matrix.shapes(Wish(prompts=(100,)), WIDE, slo)
+    asked = matrix.plan_cells(BenchOptions(prompts=(100,)), WIDE, slo)
     assert {p for p, _, _ in lengths(asked)} == {100}
 
 
 def test_prefixes_and_levels() -> None:
-    cached = matrix.shapes(Wish(prefix="cached", concurrency=(2, 3)), WIDE, None)
+    cached = matrix.plan_cells(BenchOptions(prefix="cached", concurrency=(2, 3)), WIDE, None)
     assert all(shape.cached for shape in cached)
     assert {n for _, _, n in lengths(cached, cached=True)} == {2, 3}
-    plain = matrix.shapes(Wish(prefix="uncached"), WIDE, None)
+    plain = matrix.plan_cells(BenchOptions(prefix="uncached"), WIDE, None)
     assert not any(shape.cached for shape in plain)
-    six = matrix.shapes(Wish(), Limits(context=32768, slots=6), None)
+    six = matrix.plan_cells(BenchOptions(), Capacity(context=32768, slots=6), None)
     assert {n for _, _, n in lengths(six)} == {1, 2, 4, 6}
-    quick = matrix.shapes(Wish(quick=True), Limits(context=32768, slots=6), None)
+    quick = matrix.plan_cells(BenchOptions(quick=True), Capacity(context=32768, slots=6), None)
     assert len(quick) == 3
     assert {n for _, _, n in lengths(quick)} == {1, 6}
 
 
 def test_how_many_requests() -> None:
     shape = Workload(prompt_tokens=512, output_tokens=64, concurrency=4)
-    assert matrix.requests(Wish(), shape, seconds=1, cells=9) == 8
-    assert matrix.requests(Wish(requests=2), shape, seconds=1, cells=9) == 4
-    assert matrix.requests(Wish(requests=50), shape, seconds=1, cells=9) == 50
+    assert matrix.request_count(BenchOptions(), shape, seconds=1, cells=9) == 8
+    assert matrix.request_count(BenchOptions(requests=2), shape, seconds=1, cells=9) == 4
+    assert matrix.request_count(BenchOptions(requests=50), shape, seconds=1, cells=9) == 50
     one = msgspec.structs.replace(shape, concurrency=1)
-    assert matrix.requests(Wish(), one, seconds=1, cells=9) == 5
+    assert matrix.request_count(BenchOptions(), one, seconds=1, cells=9) == 5
     # A quick run asks an engine that is slow once, a fast one twenty times.
-    quick = [matrix.requests(Wish(quick=True), one, seconds=s, cells=5) for s in (100, 2, 0.01)]
+    quick = [
+        matrix.request_count(BenchOptions(quick=True), one, seconds=s, cells=5)
+        for s in (100, 2, 0.01)
+    ]
     assert quick == [1, 5, 20]
 
 
@@ -117,7 +120,7 @@ def test_prompts_have_the_length_that_was_asked_for(count: Callable[[str], int])
 def test_a_shared_prefix_is_shared_and_the_rest_is_not() -> None:
     prompts = Prompts(by_word, overhead=9)
     prefix = prompts.prefix(1000)
-    texts = [prompts.after(prefix, 1000) for _ in range(10)]
+    texts = [prompts.continue_prefix(prefix, 1000) for _ in range(10)]
     assert {by_word(text) + 9 for text in texts} == {1000}
     assert all(text.startswith(prefix) for text in texts)
     assert len(set(texts)) == 10
@@ -129,7 +132,7 @@ def test_without_a_tokenizer_lengths_are_about_right() -> None:
     prompts.tokens_a_word = 1.25
     assert len(prompts.unique(1000).split()) == 800
     prefix = prompts.prefix(1000)
-    assert len(prompts.after(prefix, 1000).split()) == pytest.approx(800, abs=1)
+    assert len(prompts.continue_prefix(prefix, 1000).split()) == pytest.approx(800, abs=1)
 
 
 # Judgement
@@ -157,7 +160,7 @@ GPU = Slo(prompt_tokens=4640, ttft_s=5.0, itl_ms=50.0, min_tok_s=20.0)
 def verdicts(
     cells: list[BenchCell], slo: Slo | None, slots: int = 1, **more: Any
 ) -> dict[str, str]:
-    found = judge(cells, slo, slots=slots, source="this run", **more)
+    found = slo_results(cells, slo, slots=slots, source="this run", **more)
     return {result.name: result.status for result in found}
 
 
@@ -168,7 +171,8 @@ def test_what_is_kept_and_what_is_missed() -> None:
     assert verdicts([cell(itl_ms=summary(38, 51))], GPU) == {**kept, "slo-itl": "fail"}
     slow = cell(generation_tok_s=summary(26, p5=19.9))
     assert verdicts([slow], GPU) == {**kept, "slo-speed": "fail"}
-    (missed,) = (one for one in judge([cell(ttft_s=summary(3, 5.0004))], GPU, slots=1, source="")
+    (missed,) = (one for one in slo_results([cell(ttft_s=summary(3, 5.0004))], GPU, slots=1,
+            source="")
                  if one.status == "fail")  # fmt: skip
     assert missed.actual == "p95 just over 5 s (4,640 in, 200 out, 1 at once)"
     # What is missed comes first.
@@ -197,7 +201,7 @@ def test_a_shorter_prompt_is_no_proof() -> None:
     ("context", "remedy"), [(4096, "a larger context"), (8192, "stackctl bench --prompt 4640")]
 )
 def test_what_does_not_fit_is_not_asked_for(context: int, remedy: str) -> None:
-    found = judge([cell(prompt=512)], GPU, slots=1, source="this run", context=context)
+    found = slo_results([cell(prompt=512)], GPU, slots=1, source="this run", context=context)
     (first,) = (result for result in found if result.name == "slo-ttft")
     assert (first.remedy or "").startswith(remedy)
 
@@ -250,7 +254,7 @@ def test_histograms_judge_where_the_engine_has_them() -> None:
     text += 'vllm:prefix_cache_queries_total{engine="0"} 1000.0\n'
     text += 'vllm:prefix_cache_hits_total{engine="0"} 450.0\n'
     slo = Slo(ttft_s=3.5, itl_ms=50, min_prefix_hits=0.6)
-    found = {result.name: result for result in by_engine(told("vllm", text), slo)}
+    found = {result.name: result for result in slo_from_metrics(told("vllm", text), slo)}
     assert set(found) == {"slo-ttft-engine", "slo-prefix-engine"}
     first = found["slo-ttft-engine"]
     assert (first.status, first.actual, first.expected) == (
@@ -261,15 +265,15 @@ def test_histograms_judge_where_the_engine_has_them() -> None:
     assert found["slo-prefix-engine"].actual == "45 %"
     assert "100 values since it started" in (first.evidence or "")
     # Five are no 95th percentile.
-    assert by_engine(told("vllm", histogram(("1.0", 5), ("+Inf", 5))), Slo(ttft_s=0.5)) == []
+    assert slo_from_metrics(told("vllm", histogram(("1.0", 5), ("+Inf", 5))), Slo(ttft_s=0.5)) == []
 
 
 def test_llamacpp_counts_cached_tokens_only() -> None:
     text = "llamacpp:prompt_tokens_total 400\nllamacpp:prompt_tokens_cached_total 600\n"
     slo = Slo(ttft_s=1, min_prefix_hits=0.6)
-    (found,) = by_engine(told("llama.cpp", text), slo)
+    (found,) = slo_from_metrics(told("llama.cpp", text), slo)
     assert (found.name, found.status, found.actual) == ("slo-prefix-engine", "ok", "60 %")
-    assert by_engine(told("llama.cpp", ""), slo) == []
+    assert slo_from_metrics(told("llama.cpp", ""), slo) == []
 
 
 # What a stack serves
@@ -279,19 +283,19 @@ def test_llamacpp_counts_cached_tokens_only() -> None:
     ("wish", "slots"), [(LATENCY, 1), (THROUGHPUT, 4), (profile(THROUGHPUT, concurrency=3), 3)]
 )
 def test_limits_of_a_plan(wish: Any, slots: int) -> None:
-    from stackctl.observe.bench.limits import limits_of
+    from stackctl.observe.bench.capacity import capacity_of_plan
 
-    found = limits_of(plan(EPYC, IQUEST, wish), ())
+    found = capacity_of_plan(plan(EPYC, IQUEST, wish), ())
     assert found.slots == slots
     assert found.context == pytest.approx(8192, abs=256)
 
 
 def test_limits_that_the_engine_chose() -> None:
-    from stackctl.observe.bench.limits import limits_of
+    from stackctl.observe.bench.capacity import capacity_of_plan
 
     wish = profile(LATENCY, engine_args={"parallel": (-1,), "ctx-size": (0,)})
     said = (EngineFact(name="slots", value="4"), EngineFact(name="context", value="4096"))
-    found = limits_of(plan(EPYC, IQUEST, wish), said)
+    found = capacity_of_plan(plan(EPYC, IQUEST, wish), said)
     assert (found.context, found.slots) == (4096, 4)
 
 

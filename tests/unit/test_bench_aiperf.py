@@ -13,9 +13,9 @@ import pytest
 
 from stackctl.cli.main import run
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.observe.bench.aiperf import Aiperf, find, read
-from stackctl.observe.bench.figures import gaps_ms, generation_tok_s
-from stackctl.observe.bench.load import Measured
+from stackctl.observe.bench.aiperf import Aiperf, find_aiperf, parse_records
+from stackctl.observe.bench.cell_stats import gaps_ms, generation_tok_s
+from stackctl.observe.bench.load_generator import CellRun
 from stackctl.values.bench import Workload
 
 RECORDS = Path(__file__).with_name("aiperf-0.13.jsonl").read_text("utf-8")
@@ -23,7 +23,7 @@ SHAPE = Workload(prompt_tokens=104, output_tokens=64, concurrency=2)
 
 
 def test_records() -> None:
-    first, second = read(RECORDS)
+    first, second = parse_records(RECORDS)
     assert (first.error, first.prompt_tokens, first.output_tokens) == (None, 104, 64)
     assert first.cached_tokens == 0
     assert len(first.moments) == 64
@@ -39,18 +39,18 @@ def test_records() -> None:
 def test_a_request_that_failed() -> None:
     record = json.loads(RECORDS.splitlines()[0])
     record |= {"metrics": {}, "error": {"type": "X", "message": "HTTP 503"}}
-    (reply,) = read(json.dumps(record))
+    (reply,) = parse_records(json.dumps(record))
     assert (reply.error, reply.moments) == ("HTTP 503", ())
     # What Unicode calls the end of a line ends no line here.
     record["error"]["message"] = "no\u2028luck"
-    (reply,) = read(json.dumps(record, ensure_ascii=False) + "\n")
+    (reply,) = parse_records(json.dumps(record, ensure_ascii=False) + "\n")
     assert reply.error == "no\u2028luck"
 
 
 @pytest.mark.parametrize("line", ["{", "[]", "{}", '{"metadata": {}, "metrics": {}}'])
 def test_another_form_is_refused(line: str) -> None:
     with pytest.raises(StackctlError, match="line 3 of aiperf's profile_export") as caught:
-        read(RECORDS + line)
+        parse_records(RECORDS + line)
     assert "0.13" in (caught.value.hint or "")
 
 
@@ -73,7 +73,7 @@ def test_what_it_is_given(tmp_path: Path) -> None:
         f'cp {Path(__file__).with_name("aiperf-0.13.jsonl")} '
         '"$(dirname "$3")/out/profile_export.jsonl"',
     )  # fmt: skip
-    cell = Measured(SHAPE, 2)
+    cell = CellRun(SHAPE, 2)
     Aiperf(program, "http://127.0.0.1:8080", "sk-1").measure(cell, ["one", "two"], "m", timeout_s=5)
     assert [reply.error for reply in cell.replies] == [None, None]
     assert 1 < cell.ended - cell.began < 3
@@ -89,7 +89,7 @@ def test_what_it_is_given(tmp_path: Path) -> None:
 
 
 def test_what_it_cannot_do_is_told(tmp_path: Path) -> None:
-    cell = Measured(SHAPE, 2)
+    cell = CellRun(SHAPE, 2)
     program = script(tmp_path, "echo '12:00 ERROR no such model'; exit 3")
     with pytest.raises(StackctlError, match=r"measured nothing \(exit 3\)") as caught:
         Aiperf(program, "http://127.0.0.1:1", None).measure(cell, ["a"], "m", timeout_s=5)
@@ -102,13 +102,13 @@ def test_where_it_is_not_installed(
 ) -> None:
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     with pytest.raises(StackctlError, match="aiperf is not installed") as caught:
-        find(None)
+        find_aiperf(None)
     assert caught.value.exit_code == ExitCode.HOST
     assert "-m venv" in (caught.value.hint or "") and "pip install" in (caught.value.hint or "")
     with pytest.raises(StackctlError, match="cannot be run"):
-        find(str(tmp_path / "none"))
+        find_aiperf(str(tmp_path / "none"))
     if os.geteuid() != 0:
-        assert find(script(tmp_path, "true")) == str(tmp_path / "aiperf")
+        assert find_aiperf(script(tmp_path, "true")) == str(tmp_path / "aiperf")
     assert run(["--user", "bench", "--aiperf", "/bin/true"]) == ExitCode.USAGE
     assert "--with aiperf" in capsys.readouterr().err
     assert run(["--user", "bench", "--with", "aiperf"]) == ExitCode.HOST

@@ -11,20 +11,20 @@ from streaming import HEAD, Step, completion, event, piece, serve
 
 from stackctl.errors import StackctlError
 from stackctl.machine.streaming_client import StreamingClient
-from stackctl.observe.bench import figures, load
-from stackctl.observe.bench.load import Measured
+from stackctl.observe.bench import cell_stats, load_generator
+from stackctl.observe.bench.load_generator import CellRun
 from stackctl.values.bench import Workload
 from stackctl.values.profile import Slo
 
 
 def measure(
     url: str, shape: Workload, requests: int, *, key: str | None = None, timeout_s: float = 20
-) -> Measured:
-    cell = Measured(shape, requests)
+) -> CellRun:
+    cell = CellRun(shape, requests)
     words = " ".join(["word"] * (shape.prompt_tokens - 4))
-    bodies = [load.body("m", words, shape.output_tokens)] * requests
+    bodies = [load_generator.request_body("m", words, shape.output_tokens)] * requests
     with StreamingClient(url, key=key) as streams:
-        load.measure(streams, cell, bodies, timeout_s=timeout_s, tick=lambda: None)
+        load_generator.run_cell(streams, cell, bodies, timeout_s=timeout_s, tick=lambda: None)
         assert len(streams) == 0
     return cell
 
@@ -36,7 +36,7 @@ def test_a_cell_with_known_delays() -> None:
     shape = Workload(prompt_tokens=20, output_tokens=64, concurrency=4)
     with serve(answer) as server:
         cell = measure(server.url, shape, 8)
-    found = figures.cell(cell, slo=None, parameters=2_000_000_000)
+    found = cell_stats.summarize_cell(cell, slo=None, parameters=2_000_000_000)
     assert (found.requests, found.failed, server.most) == (8, 0, 4)
     assert (found.prompt_tokens, found.output_tokens, found.cached_tokens) == (20, 64, 7)
     assert found.ttft_s and found.itl_ms and found.generation_tok_s and found.e2e_s
@@ -95,7 +95,7 @@ def test_some_requests_fail() -> None:
 
     with serve(answer) as server:
         cell = measure(server.url, Workload(prompt_tokens=10, output_tokens=64), 6)
-    found = figures.cell(cell, slo=Slo(ttft_s=60, prompt_tokens=10), parameters=None)
+    found = cell_stats.summarize_cell(cell, slo=Slo(ttft_s=60, prompt_tokens=10), parameters=None)
     assert (found.requests, found.failed) == (6, 2)
     # Those that failed are in no figure but the goodput.
     assert found.ttft_s and found.ttft_s.n == 4
@@ -114,7 +114,7 @@ def test_a_server_that_does_not_tell_what_was_cached() -> None:
 
     shape = Workload(prompt_tokens=10, output_tokens=3, cached=True)
     with serve(answer) as server:
-        found = figures.cell(measure(server.url, shape, 1), slo=None, parameters=None)
+        found = cell_stats.summarize_cell(measure(server.url, shape, 1), slo=None, parameters=None)
     assert found.cached_tokens is None
     assert any("does not tell cached tokens" in note for note in found.notes)
 
@@ -152,14 +152,14 @@ def test_an_interrupt_leaves_whole_answers() -> None:
         if len(cell.replies) >= 2:
             raise KeyboardInterrupt
 
-    cell = Measured(Workload(prompt_tokens=10, output_tokens=3), 100)
+    cell = CellRun(Workload(prompt_tokens=10, output_tokens=3), 100)
     with (
         serve(lambda body: completion(body, first_s=0.15)) as server,
         StreamingClient(server.url) as streams,
         pytest.raises(KeyboardInterrupt),
     ):
-        bodies = [load.body("m", "word", 3)] * 100
-        load.measure(streams, cell, bodies, timeout_s=20, tick=stop)
+        bodies = [load_generator.request_body("m", "word", 3)] * 100
+        load_generator.run_cell(streams, cell, bodies, timeout_s=20, tick=stop)
     assert 2 <= len(cell.replies) < 100
     assert not cell.failed
 

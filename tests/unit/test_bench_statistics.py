@@ -101,6 +101,6 @@ def test_equal_samples_are_rarely_called_different() -> None:
 def test_verdicts(
     factor: tuple[float, float, float] | None, more_is_better: bool, expected: ComparisonVerdict
 ) -> None:
-    from stackctl.observe.bench.compare import word
+    from stackctl.observe.bench.compare import verdict_on_factor
 
-    assert word(factor, more_is_better=more_is_better) == expected
+    assert verdict_on_factor(factor, more_is_better=more_is_better) == expected

@@ -13,7 +13,7 @@ import pytest
 from samples import EPYC, EPYC_GPU, IQUEST, LATENCY, plan
 
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.observe.bench.compare import compare
+from stackctl.observe.bench.compare import compare_runs
 from stackctl.state.bench_db import SCHEMA, BenchDatabase
 from stackctl.values.bench import BenchCell, BenchReport, Quantiles, RequestSample, Workload
 
@@ -94,7 +94,7 @@ def test_a_damaged_request(tmp_path: Path, change: str) -> None:
         database.execute(f"UPDATE sample SET {change} WHERE rowid = 2")
     database.close()
     with pytest.raises(StackctlError, match="is damaged"):
-        compare(benches, 1, 1)
+        compare_runs(benches, 1, 1)
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a database at all" * 100, None])
@@ -198,7 +198,7 @@ def test_a_faster_run_is_better(tmp_path: Path) -> None:
     benches = BenchDatabase(tmp_path)
     benches.add(report(), samples(25), PLAN, EPYC)
     benches.add(report(image_id="new"), samples(30), PLAN, EPYC)
-    found = compare(benches, 1, 2)
+    found = compare_runs(benches, 1, 2)
     words = {one.figure: one.word for one in found.differences}
     assert words == {
         "ttft_s": "no difference", "generation_tok_s": "better", "e2e_s": "no difference"
@@ -207,7 +207,7 @@ def test_a_faster_run_is_better(tmp_path: Path) -> None:
     assert (speed.before, speed.after, speed.n) == (25.02, 30.02, (5, 5))
     assert speed.ratio is not None and speed.ratio[0] == pytest.approx(1.2, abs=0.001)
     assert found.differs == ("another image of the engine",)
-    back = {one.figure: one.word for one in compare(benches, 2, 1).differences}
+    back = {one.figure: one.word for one in compare_runs(benches, 2, 1).differences}
     assert back["generation_tok_s"] == "worse"
 
 
@@ -218,7 +218,7 @@ def test_cells_of_one_run_only_and_what_else_differs(tmp_path: Path) -> None:
     benches.add(report(), samples(), PLAN, EPYC)
     changed = plan(EPYC_GPU, IQUEST, LATENCY)
     benches.add(report(cells=cells, model="Other"), samples(), changed, EPYC_GPU)
-    found = compare(benches, 1, 2)
+    found = compare_runs(benches, 1, 2)
     assert (found.only_before, found.only_after) == ((SHAPE,), (other,))
     assert found.differences == ()
     assert "model: IQuest -> Other" in found.differs
@@ -230,6 +230,6 @@ def test_failed_requests_are_not_compared(tmp_path: Path) -> None:
     broken = [msgspec.structs.replace(one, error="lost") for one in samples(90)]
     benches.add(report(), samples(25), PLAN, EPYC)
     benches.add(report(), [*samples(25), *broken], PLAN, EPYC)
-    words = [one.word for one in compare(benches, 1, 2).differences]
+    words = [one.word for one in compare_runs(benches, 1, 2).differences]
     assert words == ["no difference"] * 3
-    assert [one.n for one in compare(benches, 1, 2).differences] == [(5, 5)] * 3
+    assert [one.n for one in compare_runs(benches, 1, 2).differences] == [(5, 5)] * 3

@@ -14,15 +14,15 @@ from samples import LATENCY, plan, served
 
 from stackctl.cli.client import _present, _resolved, _write, tunnel_to, without_keys
 from stackctl.errors import StackctlError
-from stackctl.observe.clients import (
+from stackctl.observe.client_settings import (
     AIDER_CONFIG,
     AIDER_METADATA,
     AIDER_SETTINGS,
-    hides_key,
-    measured,
-    merged,
-    predicted,
-    settings,
+    client_report,
+    measured_speed,
+    merge_settings,
+    planned_speed,
+    shadows_api_key,
 )
 from stackctl.values.bench import BenchCell, BenchReport, Quantiles, Workload
 from stackctl.values.client import ClientFile, ClientReport, Speeds
@@ -41,7 +41,7 @@ def generation(context: int | None = 32768, door: Proxy | None = None) -> Genera
 
 
 def aider(speeds: Speeds = FAST, **changes: Any) -> ClientReport:
-    return settings(generation(**changes), URL, speeds, "aider")
+    return client_report(generation(**changes), URL, speeds, "aider")
 
 
 def files(report: ClientReport) -> tuple[Any, Any, Any]:
@@ -116,7 +116,7 @@ def test_the_context_is_the_engines_word_else_the_plans() -> None:
 
 
 def test_programs_are_told_by_environment() -> None:
-    report = settings(generation(), URL, FAST, "openai")
+    report = client_report(generation(), URL, FAST, "openai")
     assert report.environment == (
         "OPENAI_BASE_URL=http://127.0.0.1:8080/v1",
         "OPENAI_API_KEY=unused",
@@ -127,11 +127,11 @@ def test_programs_are_told_by_environment() -> None:
 def test_what_was_not_measured_is_taken_from_the_plan() -> None:
     expected = generation().plan.prediction
     assert expected.decode_tok_s is not None
-    found = predicted(generation())
+    found = planned_speed(generation())
     assert (found.decode_tok_s, found.source) == (expected.decode_tok_s[0], "predicted")
     plan_without = msgspec.structs.replace(generation().plan, prediction=type(expected)())
     unknown = msgspec.structs.replace(generation(), plan=plan_without)
-    assert predicted(unknown) == Speeds()
+    assert planned_speed(unknown) == Speeds()
 
 
 def file(name: str) -> ClientFile:
@@ -139,27 +139,27 @@ def file(name: str) -> ClientFile:
 
 
 def test_what_no_file_can_hold_is_kept_as_json_names_it() -> None:
-    text = merged(file(AIDER_METADATA), '{"other": {"note": "\\ud800 é"}}')
+    text = merge_settings(file(AIDER_METADATA), '{"other": {"note": "\\ud800 é"}}')
     text.encode()
     assert json.loads(text)["other"] == {"note": "\ud800 é"}
-    assert merged(file(AIDER_METADATA), text) == text
+    assert merge_settings(file(AIDER_METADATA), text) == text
 
 
 @pytest.mark.parametrize("name", [AIDER_CONFIG, AIDER_SETTINGS, AIDER_METADATA])
 @pytest.mark.parametrize("present", [None, "", "\n"])
 def test_a_new_file_is_ours_alone(name: str, present: str | None) -> None:
-    text = merged(file(name), present)
+    text = merge_settings(file(name), present)
     assert text == file(name).text
-    assert merged(file(name), text) == text
+    assert merge_settings(file(name), text) == text
 
 
 def test_what_else_is_in_the_config_stays_with_its_comments() -> None:
     present = "# mine\nauto-commits: false\nmodel: gpt-x  # before\ntimeout: 5"
-    text = merged(file(AIDER_CONFIG), present)
+    text = merge_settings(file(AIDER_CONFIG), present)
     assert text.startswith("# mine\nauto-commits: false\nmodel: openai/")
     ours = yaml.safe_load(file(AIDER_CONFIG).text)
     assert yaml.safe_load(text) == {"auto-commits": False, **ours}
-    assert merged(file(AIDER_CONFIG), text) == text
+    assert merge_settings(file(AIDER_CONFIG), text) == text
 
 
 @pytest.mark.parametrize("shape", [str, lambda text: json.dumps(yaml.safe_load(text))])
@@ -167,40 +167,43 @@ def test_a_stand_in_for_a_key_goes_when_there_is_one(shape: Any) -> None:
     """aider takes a key of its file before the environment's."""
     (guarded, *_) = aider(door=DOOR).files
     present = shape("auto-commits: false\n" + file(AIDER_CONFIG).text)
-    text = merged(guarded, present)
+    text = merge_settings(guarded, present)
     assert yaml.safe_load(text) == {"auto-commits": False, **yaml.safe_load(guarded.text)}
-    assert merged(guarded, text) == text
+    assert merge_settings(guarded, text) == text
 
 
 def test_a_key_of_the_users_own_is_theirs() -> None:
     present = "openai-api-key: sk-mine\n"
     for report in (aider(door=DOOR), aider()):
-        text = merged(report.files[0], present)
+        text = merge_settings(report.files[0], present)
         assert yaml.safe_load(text)["openai-api-key"] == "sk-mine"
-        assert merged(report.files[0], text) == text
+        assert merge_settings(report.files[0], text) == text
         # It would be sent where another one is wanted.
-        assert hides_key(report, text) == (report.key_command is not None)
-    assert not hides_key(aider(door=DOOR), merged(aider(door=DOOR).files[0], None))
+        assert shadows_api_key(report, text) == (report.key_command is not None)
+    assert not shadows_api_key(aider(door=DOOR), merge_settings(aider(door=DOOR).files[0], None))
 
 
 def test_a_config_of_another_shape_keeps_its_values() -> None:
     present = "{model: gpt-x, auto-commits: false}\n"
-    assert yaml.safe_load(merged(file(AIDER_CONFIG), present))["auto-commits"] is False
+    assert yaml.safe_load(merge_settings(file(AIDER_CONFIG), present))["auto-commits"] is False
 
 
 def test_other_models_keep_their_settings() -> None:
     present = "# others\n- name: other\n  edit_format: whole\n"
-    text = merged(file(AIDER_SETTINGS), present)
+    text = merge_settings(file(AIDER_SETTINGS), present)
     assert text.startswith(present)
-    assert merged(file(AIDER_SETTINGS), text) == text
+    assert merge_settings(file(AIDER_SETTINGS), text) == text
     (ours,) = yaml.safe_load(file(AIDER_SETTINGS).text)
     outdated = yaml.safe_dump([{"name": "other"}, {**ours, "edit_format": "whole"}])
-    assert yaml.safe_load(merged(file(AIDER_SETTINGS), outdated)) == [{"name": "other"}, ours]
+    assert yaml.safe_load(merge_settings(file(AIDER_SETTINGS), outdated)) == [
+        {"name": "other"},
+        ours,
+    ]
 
 
 def test_other_models_keep_their_limits() -> None:
     present = '{"other": {"max_tokens": 5}}'
-    found = json.loads(merged(file(AIDER_METADATA), present))
+    found = json.loads(merge_settings(file(AIDER_METADATA), present))
     assert found["other"] == {"max_tokens": 5}
     assert len(found) == 2
 
@@ -220,7 +223,7 @@ def test_other_models_keep_their_limits() -> None:
 )
 def test_what_cannot_be_read_is_not_overwritten(name: str, present: str, says: str) -> None:
     with pytest.raises(StackctlError, match=says) as caught:
-        merged(file(name), present)
+        merge_settings(file(name), present)
     assert caught.value.exit_code == 2
 
 
@@ -245,8 +248,8 @@ def test_the_last_measurement_comes_before_the_plan() -> None:
         cells=(cell(1000, 27.0), cell(8000, 25.0), cell(1000, 9.0, at_once=4),
                cell(1000, 90.0, cached=True)),
     )  # fmt: skip
-    assert measured(run) == Speeds(decode_tok_s=25.0, prefill_tok_s=250.0, source="measured")
-    assert measured(msgspec.structs.replace(run, cells=())) == Speeds()
+    assert measured_speed(run) == Speeds(decode_tok_s=25.0, prefill_tok_s=250.0, source="measured")
+    assert measured_speed(msgspec.structs.replace(run, cells=())) == Speeds()
 
 
 @pytest.mark.parametrize(

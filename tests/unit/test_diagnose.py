@@ -22,7 +22,7 @@ from stackctl.cli.top import _head, _text
 from stackctl.diagnose import diagnose
 from stackctl.diagnose.load_summary import summarize_load
 from stackctl.diagnose.rules import RULES
-from stackctl.observe.top import Row
+from stackctl.observe.top import TopRow
 from stackctl.values.base import from_json, to_json
 from stackctl.values.cpu_list import CpuList
 from stackctl.values.diagnosis import (
@@ -705,13 +705,13 @@ def test_a_damaged_log_is_read_or_refused(command: Command, tmp_path: Path) -> N
 
 
 def test_rows_of_top_fit_80_columns() -> None:
-    full = Row(
+    full = TopRow(
         stack="a-stack-with-a-name-that-is-far-too-long", in_tok_s=123456.7, out_tok_s=99999.9,
         running=128, waiting=9999, kv=1.0, hits=1.0, ttft_s=2560.0, itl_s=0.9994, cpu=128.0,
         gpu=1.0, estimated=("kv_usage", "ttft_s", "itl_s"),
     )  # fmt: skip
     assert max(len(line) for line in (*_head(), _text(full))) <= 79
-    empty = _text(Row(stack="x"))
+    empty = _text(TopRow(stack="x"))
     assert empty.split() == ["x"] + ["-"] * 10
-    mute = _text(Row(stack="x", note="does not answer", cpu=1.5))
+    mute = _text(TopRow(stack="x", note="does not answer", cpu=1.5))
     assert mute.endswith(" does not answer, 1.5 cores")

@@ -21,7 +21,7 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.health import endpoint
 from stackctl.machine import lock, runner
 from stackctl.machine.unit_state import UnitState, parse_unit_state
-from stackctl.observe.looks import Look, work
+from stackctl.observe.engine_snapshot import EngineSnapshot, work
 from stackctl.resources import data_folder
 from stackctl.units import healthcheck, quoting
 from stackctl.values.metrics import EngineMetrics
@@ -119,9 +119,9 @@ def test_only_a_missing_answer_has_the_code_of_one() -> None:
         assert worst(port) == ("model", "fail", None)
 
 
-def look(cpu_s: float | None, at_s: float, **metrics: float) -> Look:
+def look(cpu_s: float | None, at_s: float, **metrics: float) -> EngineSnapshot:
     numbers = EngineMetrics(**metrics) if metrics else None  # type: ignore[arg-type]
-    return Look(unit=UnitState(at_s=at_s, active="active", cpu_s=cpu_s), metrics=numbers)
+    return EngineSnapshot(unit=UnitState(at_s=at_s, active="active", cpu_s=cpu_s), metrics=numbers)
 
 
 def test_work_between_two_looks() -> None:

@@ -24,7 +24,7 @@ from stackctl.errors import StackctlError
 from stackctl.machine.lock import exclusive
 from stackctl.machine.machine import LiveMachine
 from stackctl.machine.systemd import Systemd
-from stackctl.observe.difference import compare
+from stackctl.observe.generation_diff import compare_generations
 from stackctl.plan.plan_diff import changed_decisions
 from stackctl.state import audit, health_log, keys
 from stackctl.state.generations import Generations, utc_now
@@ -321,22 +321,22 @@ def test_decisions_that_differ_with_the_later_reason() -> None:
 
 def test_units_differ_by_what_they_say_not_by_their_number() -> None:
     first, second = generation(1), generation(2)
-    assert compare(first, second).units == ()
+    assert compare_generations(first, second).units == ()
     more = msgspec.structs.replace(second, units=units(2, more="Exec=a\u2028b\n"))
-    (unit,) = compare(first, more).units
+    (unit,) = compare_generations(first, more).units
     assert unit.name == "cpu.container"
     assert unit.diff.splitlines()[:2] == ["--- 1/cpu.container", "+++ 2/cpu.container"]
     assert "\n+Exec=a\u2028b\n" in unit.diff
     assert "Generation=2" not in unit.diff
     # An engine that takes turns between two names is still the same unit.
     other = msgspec.structs.replace(more, units=units(2, name="cpu-b.container", more="Exec=a\n"))
-    (unit,) = compare(first, other).units
+    (unit,) = compare_generations(first, other).units
     assert (unit.name, unit.diff.count("\n+"), unit.diff.count("\n-")) == ("cpu-b.container", 2, 0)
     two = UnitSet(
         stack="cpu", service="cpu.service", container="stackctl-cpu",
         files=(*units(2).files, UnitFile(name="door.container", text="[Container]\nImage=x\n")),
     )  # fmt: skip
-    (unit,) = compare(first, msgspec.structs.replace(second, units=two)).units
+    (unit,) = compare_generations(first, msgspec.structs.replace(second, units=two)).units
     assert unit.diff.startswith("--- /dev/null\n+++ 2/door.container\n")
 
 
@@ -344,14 +344,15 @@ def test_facts_that_differ() -> None:
     door = Proxy(port=8080, engine_port=18080, health_path="/health", image="haproxy", key=True)
     changed = generation(2, plan=TWO, image="other@sha256:11", image_id="1" * 64, door=door)
     found = {
-        fact.field: (fact.before, fact.after) for fact in compare(generation(1), changed).facts
+        fact.field: (fact.before, fact.after)
+        for fact in compare_generations(generation(1), changed).facts
     }
     assert found["profile"] == ("cpu-latency", "cpu-throughput")
     assert found["objective"] == ("latency", "throughput")
     assert found["image"] == ("ghcr.io/x@sha256:00", "other@sha256:11")
     assert found["front door"] == (None, "127.0.0.1:8080, with a key")
     assert "model" not in found
-    assert compare(generation(1), generation(2)).facts == ()
+    assert compare_generations(generation(1), generation(2)).facts == ()
 
 
 def test_diff_is_shown_side_by_side(at: Place) -> None:

@@ -15,9 +15,9 @@ from test_fuzz import damaged
 from stackctl.diagnose.log_samples import last_seconds, read_log
 from stackctl.engines import engine, engines
 from stackctl.engines.prometheus_text import Scrape, parse_samples
-from stackctl.observe.looks import cpu_time
-from stackctl.observe.metrics import histograms, text
-from stackctl.observe.procfs import Times
+from stackctl.observe.engine_snapshot import cpu_time
+from stackctl.observe.metrics import histograms, metrics_text
+from stackctl.observe.procfs import ThreadTimes
 from stackctl.values.base import from_json, to_json
 from stackctl.values.metrics import (
     EngineMetrics,
@@ -378,7 +378,7 @@ def _own_metrics() -> str:
         token_time=token_time,
     )  # fmt: skip
     gone = StackMetrics(stack="gone", state="unknown")
-    return text(MetricsReport(scope="user", guard=True, stacks=(cpu, gone)))
+    return metrics_text(MetricsReport(scope="user", guard=True, stacks=(cpu, gone)))
 
 
 def test_our_metrics_are_in_prometheus_format() -> None:
@@ -403,7 +403,7 @@ def test_our_metrics_are_in_prometheus_format() -> None:
 
 
 def test_no_stacks_no_metrics() -> None:
-    assert text(MetricsReport(scope="user", stacks=())) == ""
+    assert metrics_text(MetricsReport(scope="user", stacks=())) == ""
 
 
 def test_metrics_as_json_come_back() -> None:
@@ -416,11 +416,11 @@ def test_metrics_as_json_come_back() -> None:
 
 
 def test_time_of_threads() -> None:
-    before = {(1, 1): Times(10**9, 0), (1, 2): Times(0, 0), (1, 3): Times(5, 5)}
+    before = {(1, 1): ThreadTimes(10**9, 0), (1, 2): ThreadTimes(0, 0), (1, 3): ThreadTimes(5, 5)}
     after = {
-        (1, 1): Times(3 * 10**9, 2 * 10**9),
-        (1, 2): Times(10**8, 0),
-        (2, 2): Times(10**9, 10**9),
+        (1, 1): ThreadTimes(3 * 10**9, 2 * 10**9),
+        (1, 2): ThreadTimes(10**8, 0),
+        (2, 2): ThreadTimes(10**9, 10**9),
     }
     seen = cpu_time(before, after, 4.0, 2)
     assert seen.ran_s == pytest.approx(3.1)

@@ -16,8 +16,14 @@ from test_verify import generation
 from stackctl.machine.machine import LiveMachine, RecordedMachine
 from stackctl.machine.ports import listening_sockets
 from stackctl.observe import procfs
-from stackctl.observe.seen import Notes, cpuset, listening, memlock, model_files
-from stackctl.observe.watch import threads
+from stackctl.observe.inspection import (
+    MissingFacts,
+    observed_model_files,
+    parse_memlock,
+    read_cpuset,
+    service_sockets,
+)
+from stackctl.observe.thread_sampling import thread_activity
 from stackctl.values.cpu_list import CpuList
 from stackctl.values.host import UNLIMITED
 
@@ -74,15 +80,20 @@ def proc(tmp_path: Path) -> RecordedMachine:
 
 def test_the_processes_of_a_container(proc: RecordedMachine) -> None:
     stats = procfs.processes(proc)
-    assert procfs.tree(stats, 315) == (315, 320)
-    assert procfs.tree(stats, 9) == ()
-    assert stats[315] == procfs.Stat(pid=315, parent=310, command=NAME, start_ticks=4711)
+    assert procfs.descendants(stats, 315) == (315, 320)
+    assert procfs.descendants(stats, 9) == ()
+    assert stats[315] == procfs.ProcessStat(pid=315, parent=310, command=NAME, start_ticks=4711)
 
 
 def test_threads_and_memory(proc: RecordedMachine) -> None:
-    assert procfs.times(proc, 315) == {315: procfs.Times(900, 80), 316: procfs.Times(500, 20)}
+    assert procfs.thread_times(proc, 315) == {
+        315: procfs.ThreadTimes(900, 80),
+        316: procfs.ThreadTimes(500, 20),
+    }
     assert procfs.affinities(proc, 315) == {315: CpuList.parse("0-1"), 316: CpuList.parse("1")}
-    one = procfs.memory(proc, procfs.processes(proc)[315], procfs.below(["/models/m.gguf"]))
+    one = procfs.process_memory(
+        proc, procfs.processes(proc)[315], procfs.is_below(["/models/m.gguf"])
+    )
     assert one.own_bytes == (7000 + 24) * 1024
     assert (one.file_bytes, one.locked_bytes, one.huge_bytes) == (19052 * 1024, 1428 * 1024, 2**21)
     assert [(p.kind, p.policy, p.nodes[0].bytes) for p in one.pages] == [
@@ -95,23 +106,23 @@ def test_all_processes_of_an_engine_count(proc: RecordedMachine, tmp_path: Path)
     (second / "task/321").mkdir(parents=True)
     (second / "task/321/schedstat").write_text("7 5 1\n")
     (second / "numa_maps").write_text(NUMA + "7f20 bind:1 anon=2 N1=2 kernelpagesize_kB=2048\n")
-    pids = procfs.tree(procfs.processes(proc), 310)[1:]
-    assert procfs.all_times(proc, pids) == {
-        (315, 315): procfs.Times(900, 80),
-        (315, 316): procfs.Times(500, 20),
-        (320, 321): procfs.Times(7, 5),
+    pids = procfs.descendants(procfs.processes(proc), 310)[1:]
+    assert procfs.thread_times_by_process(proc, pids) == {
+        (315, 315): procfs.ThreadTimes(900, 80),
+        (315, 316): procfs.ThreadTimes(500, 20),
+        (320, 321): procfs.ThreadTimes(7, 5),
     }
-    both = procfs.by_node(proc, (*pids, 999))
+    both = procfs.numa_bytes(proc, (*pids, 999))
     assert [(one.node, one.bytes) for one in both] == [(0, 2 * 357 * 4096), (1, 2 * 2**21)]
-    assert procfs.by_node(proc, ()) == ()
+    assert procfs.numa_bytes(proc, ()) == ()
 
 
 def test_time_between_two_looks() -> None:
-    was = {1: procfs.Times(100, 10), 2: procfs.Times(5, 5)}
-    now = {1: procfs.Times(150, 30), 3: procfs.Times(7, 1)}
+    was = {1: procfs.ThreadTimes(100, 10), 2: procfs.ThreadTimes(5, 5)}
+    now = {1: procfs.ThreadTimes(150, 30), 3: procfs.ThreadTimes(7, 1)}
     found = {
         t.id: (t.computed_ns, t.waited_ns)
-        for t in threads(
+        for t in thread_activity(
             was, now, 1, {1: CpuList.parse("0"), 2: CpuList.parse("0"), 3: CpuList.parse("0")}
         )
     }
@@ -121,8 +132,8 @@ def test_time_between_two_looks() -> None:
 
 def test_who_listens(proc: RecordedMachine) -> None:
     given = generation(plan(HOSTS["lab"], GEMMA))
-    notes = Notes()
-    found = listening(proc, given, 315, (315, 320), (324,), notes)
+    notes = MissingFacts()
+    found = service_sockets(proc, given, 315, (315, 320), (324,), notes)
     assert found is not None
     assert [(one.owner, one.address, one.port) for one in found] == [
         ("engine", "127.0.0.1", 8080), ("engine", "0.0.0.0", 8081),
@@ -133,13 +144,13 @@ def test_who_listens(proc: RecordedMachine) -> None:
 
 
 def test_files_that_may_not_be_seen(proc: RecordedMachine, tmp_path: Path) -> None:
-    given, notes = generation(plan(HOSTS["lab"], GEMMA)), Notes()
+    given, notes = generation(plan(HOSTS["lab"], GEMMA)), MissingFacts()
     (tmp_path / "proc/315/fd/0").unlink()
     for number in (1, 2):
         (tmp_path / f"proc/315/fd/{number}").unlink()
-    assert listening(proc, given, 315, (315,), (), notes) is None
+    assert service_sockets(proc, given, 315, (315,), (), notes) is None
     assert notes.missing[0].why == "the kernel does not show /proc/315/fd to this user"
-    assert listening(proc, given, 4, (4,), (), notes := Notes()) is None
+    assert service_sockets(proc, given, 4, (4,), (), notes := MissingFacts()) is None
     assert notes.missing[0].why == "process 4 has ended"
 
 
@@ -151,7 +162,7 @@ def test_the_engine_s_files_and_ours(proc: RecordedMachine, tmp_path: Path) -> N
         place = tmp_path / name.lstrip("/")
         place.parent.mkdir(parents=True)
         place.write_text(text)
-    (seen,) = model_files(proc, given, 315, notes := Notes())
+    (seen,) = observed_model_files(proc, given, 315, notes := MissingFacts())
     assert seen.deleted
     assert seen.now is not None
     assert seen.engine is not None
@@ -162,16 +173,16 @@ def test_the_engine_s_files_and_ours(proc: RecordedMachine, tmp_path: Path) -> N
 
 def test_the_cpuset(proc: RecordedMachine, tmp_path: Path) -> None:
     # Its own group cannot be seen: nothing is known of it.
-    assert cpuset(proc, 315) == (None, None, None)
+    assert read_cpuset(proc, 315) == (None, None, None)
     group = tmp_path / "sys/fs/cgroup/user.slice/x.scope"
     group.mkdir(parents=True)
     (group / "cgroup.controllers").write_text("cpu memory\n")
-    assert cpuset(proc, 315) == (None, None, False)
+    assert read_cpuset(proc, 315) == (None, None, False)
     (group / "cgroup.controllers").write_text("cpuset cpu memory\n")
     (group / "cpuset.cpus.effective").write_text("2-3\n")
     (group / "cpuset.mems.effective").write_text("1\n")
-    assert cpuset(proc, 315) == ("2-3", "1", True)
-    assert cpuset(proc, 9) == (None, None, None)
+    assert read_cpuset(proc, 315) == ("2-3", "1", True)
+    assert read_cpuset(proc, 9) == (None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -184,8 +195,8 @@ def test_the_cpuset(proc: RecordedMachine, tmp_path: Path) -> None:
     ],
 )
 def test_the_limit_on_locked_memory(line: str, limit: int | None) -> None:
-    assert memlock(f"Limit                     Soft Limit\n{line}\n") == limit
-    assert memlock(None) is None
+    assert parse_memlock(f"Limit                     Soft Limit\n{line}\n") == limit
+    assert parse_memlock(None) is None
 
 
 @pytest.mark.parametrize(
@@ -195,7 +206,7 @@ def test_a_damaged_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "proc/315").mkdir(parents=True)
     (tmp_path / "proc/315/stat").write_text(text)
     assert procfs.processes(RecordedMachine(tmp_path)) == {}
-    assert procfs.one(RecordedMachine(tmp_path), 315) is None
+    assert procfs.read_stat(RecordedMachine(tmp_path), 315) is None
 
 
 # Live
@@ -205,7 +216,7 @@ def test_this_process() -> None:
     machine, pid = LiveMachine(), os.getpid()
     stats = procfs.processes(machine)
     assert stats[pid].parent == os.getppid()
-    one = procfs.memory(machine, stats[pid], procfs.below(["/models"]))
+    one = procfs.process_memory(machine, stats[pid], procfs.is_below(["/models"]))
     assert one.own_bytes is not None
     assert one.own_bytes > 2**20
     assert one.file_bytes
@@ -221,17 +232,17 @@ def test_a_process_that_ends_while_it_is_read() -> None:
     machine = LiveMachine()
     with subprocess.Popen(["sleep", "60"]) as process:
         stats = procfs.processes(machine)
-        assert process.pid in procfs.tree(stats, os.getpid())
+        assert process.pid in procfs.descendants(stats, os.getpid())
         process.kill()
     gone = process.pid
-    one = procfs.memory(machine, stats[gone], procfs.below(["/models"]))
+    one = procfs.process_memory(machine, stats[gone], procfs.is_below(["/models"]))
     assert (one.own_bytes, one.file_bytes, one.locked_bytes, one.pages) == (None, None, None, ())
-    assert not procfs.times(machine, gone)
+    assert not procfs.thread_times(machine, gone)
     assert not procfs.affinities(machine, gone)
-    assert procfs.one(machine, gone) is None
+    assert procfs.read_stat(machine, gone) is None
     assert listening_sockets(machine, gone) is None
-    given, notes = generation(plan(HOSTS["lab"], GEMMA)), Notes()
-    assert listening(machine, given, gone, (gone,), (), notes) is None
+    given, notes = generation(plan(HOSTS["lab"], GEMMA)), MissingFacts()
+    assert service_sockets(machine, given, gone, (gone,), (), notes) is None
     assert notes.missing[0].why == f"process {gone} has ended"
 
 

@@ -14,8 +14,8 @@ from samples import LATENCY, THROUGHPUT, plan, served
 
 from stackctl.errors import StackctlError
 from stackctl.observe.report import charts
-from stackctl.observe.report.build import render, write
-from stackctl.observe.report.view import Measured, view
+from stackctl.observe.report.build import render_view, write_page
+from stackctl.observe.report.view import StoredRun, build_view
 from stackctl.values.bench import BenchCell, BenchReport, Quantiles, RequestSample, Workload
 from stackctl.values.generation import EngineFact, Generation, Outcome
 from stackctl.values.plan import Prediction, PromptTime
@@ -118,8 +118,8 @@ def page(runs: int = 3) -> str:
             objective="throughput" if number == 2 else "latency")
         for number in range(1, runs + 1)
     ]  # fmt: skip
-    latest = Measured(stored[-1], samples()) if stored else None
-    return render(generation(), view(generation(), latest, stored))
+    latest = StoredRun(stored[-1], samples()) if stored else None
+    return render_view(generation(), build_view(generation(), latest, stored))
 
 
 class Tags(HTMLParser):
@@ -167,18 +167,20 @@ def test_a_chart_is_xml_and_stays_within_its_frame(svg: str) -> None:
 
 
 def test_predicted_is_held_against_measured() -> None:
-    found = {row[0]: row[1:] for row in view(generation(), Measured(run(1), ()), ()).expected}
+    found = {
+        row[0]: row[1:] for row in build_view(generation(), StoredRun(run(1), ()), ()).expected
+    }
     assert found["generation"] == ("20-30 tok/s", "27 tok/s", "as predicted")
     assert found["prompt"] == ("900-1,500 tok/s", "1,200 tok/s", "as predicted")
     assert found["first token at 4,000 tokens"] == ("1-2 s", "3.33 s", "worse")
-    fast = Measured(run(1, speed=50.0), ())
-    assert view(generation(), fast, ()).expected[0][-1] == "better"
-    assert view(generation(), None, ()).expected[0][2:] == ("not measured", "")
+    fast = StoredRun(run(1, speed=50.0), ())
+    assert build_view(generation(), fast, ()).expected[0][-1] == "better"
+    assert build_view(generation(), None, ()).expected[0][2:] == ("not measured", "")
 
 
 def test_a_first_token_of_another_length_is_not_compared() -> None:
     short = msgspec.structs.replace(run(1), cells=(cell(1000, 200, 1),))
-    rows = view(generation(), Measured(short, ()), ()).expected
+    rows = build_view(generation(), StoredRun(short, ()), ()).expected
     assert rows[-1][2] == "not measured"
 
 
@@ -201,7 +203,7 @@ def test_what_comes_from_elsewhere_is_text() -> None:
     )
     shown = msgspec.structs.replace(run(1, objective=hostile), model=hostile)
     other = msgspec.structs.replace(run(2, generation=2, objective=hostile), model=hostile)
-    text = render(named, view(named, Measured(shown, samples()), [shown, other]))
+    text = render_view(named, build_view(named, StoredRun(shown, samples()), [shown, other]))
     assert "<script" not in text
     assert "&lt;script&gt;alert(1)" in text
     for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
@@ -220,37 +222,37 @@ def test_what_comes_from_elsewhere_is_text() -> None:
 def test_ticks_are_round_and_hold_the_values(
     low: float, high: float, expected: list[float]
 ) -> None:
-    assert charts.ticks(low, high) == pytest.approx(expected)
+    assert charts.axis_ticks(low, high) == pytest.approx(expected)
 
 
 def test_a_chart_without_points_is_none() -> None:
-    assert charts.lines("x", [charts.Series("a", ())], x_label="x", y_label="y") == ""
-    assert charts.histogram("x", [1.0] * 7, x_label="s") == ""
+    assert charts.line_chart("x", [charts.Series("a", ())], x_label="x", y_label="y") == ""
+    assert charts.histogram_chart("x", [1.0] * 7, x_label="s") == ""
 
 
 @pytest.mark.parametrize("values", [[0.0] * 20, [5.0] * 20, [1e-6 * n for n in range(50)]])
 def test_a_histogram_of_anything_holds_everything(values: list[float]) -> None:
-    svg = charts.histogram("x", values, x_label="s")
+    svg = charts.histogram_chart("x", values, x_label="s")
     shares = re.findall(r": ([\d.]+) %<", svg)
     assert sum(map(float, shares)) == pytest.approx(100, abs=2.5)
 
 
 def test_a_page_is_written_over_a_page_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "stackctl-cpu.html"
-    write(path, page())
-    write(path, page(runs=1))
+    write_page(path, page())
+    write_page(path, page(runs=1))
     assert path.read_text() == page(runs=1)
     other = tmp_path / "index.html"
     other.write_text("<!doctype html>mine")
     with pytest.raises(StackctlError, match="not a report") as caught:
-        write(other, page())
+        write_page(other, page())
     assert caught.value.exit_code == 5
     assert other.read_text() == "<!doctype html>mine"
     with pytest.raises(StackctlError, match="cannot write"):
-        write(tmp_path, page())
+        write_page(tmp_path, page())
 
 
 def test_objectives_are_compared_by_the_newest_run_of_each_generation() -> None:
-    rows = view(generation(), Measured(run(9), ()), [run(8, generation=2), run(9)]).runs
+    rows = build_view(generation(), StoredRun(run(9), ()), [run(8, generation=2), run(9)]).runs
     assert [(row[0], row[1]) for row in rows] == [("8", "2"), ("9", "3")]
     assert plan(wish=THROUGHPUT).objective == "throughput"

@@ -14,7 +14,7 @@ from stackctl.cli.output import Output
 from stackctl.diagnose.verify_process import verify_inspection
 from stackctl.engines import engine
 from stackctl.engines.options import int_option_in_argv
-from stackctl.observe.procfs import below, pages
+from stackctl.observe.procfs import is_below, numa_pages
 from stackctl.values.cpu_list import CpuList
 from stackctl.values.generation import EngineFact, Generation, Outcome
 from stackctl.values.inspection import (
@@ -541,7 +541,7 @@ broken line
 def test_pages_of_a_machine_with_two_nodes() -> None:
     found = {
         (one.kind, one.policy): {held.node: held.bytes // 4096 for held in one.nodes}
-        for one in pages(NUMA_MAPS, below(["/models/a b.gguf"]))
+        for one in numa_pages(NUMA_MAPS, is_below(["/models/a b.gguf"]))
     }
     assert found == {
         ("file", "interleave:0-1"): {0: 2},
@@ -553,11 +553,11 @@ def test_pages_of_a_machine_with_two_nodes() -> None:
         ("shared", "bind:1"): {1: 3 * 512},
         ("model", "default"): {1: 1},
     }
-    assert pages("", below(["/models"])) == ()
+    assert numa_pages("", is_below(["/models"])) == ()
 
 
 def test_pages_on_the_wrong_node_are_found_in_what_the_kernel_wrote() -> None:
-    two = pages(NUMA_MAPS, below(["/models/a b.gguf"]))
+    two = numa_pages(NUMA_MAPS, is_below(["/models/a b.gguf"]))
     found = results(SPREAD, **processes(honest(SPREAD), pages=two))
     assert wrong(found) == {"memory"}
     assert found["policy"].status == "ok"

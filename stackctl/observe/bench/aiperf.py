@@ -18,8 +18,8 @@ from typing import Any
 
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import path_security, runner
-from stackctl.observe.bench.load import Measured
-from stackctl.observe.bench.reply import Reply
+from stackctl.observe.bench.load_generator import CellRun
+from stackctl.observe.bench.sse import StreamedCompletion
 
 _KEY = "STACKCTL_BENCH_KEY"
 _RECORDS = "profile_export.jsonl"
@@ -36,7 +36,7 @@ _INSTALL = (
 )
 
 
-def find(given: str | None) -> str:
+def find_aiperf(given: str | None) -> str:
     """Return the path of the program: the given one, else the one on PATH.
 
     Raises:
@@ -61,9 +61,9 @@ class Aiperf:
         self._program, self._url, self._key = program, url, key
 
     def measure(
-        self, measured: Measured, texts: Sequence[str], served_name: str, *, timeout_s: float
+        self, run: CellRun, texts: Sequence[str], served_name: str, *, timeout_s: float
     ) -> None:
-        """Send the prompts of a cell through aiperf, and add the answers to ``measured``.
+        """Send the prompts of a cell through aiperf, and add the answers to ``run``.
 
         Raises:
             StackctlError: aiperf measured nothing, or needed longer than ``timeout_s`` and its own
@@ -71,30 +71,30 @@ class Aiperf:
         """
         with tempfile.TemporaryDirectory(prefix="stackctl-aiperf-") as name:
             folder = Path(name)
-            self._write(folder, measured, texts, served_name, timeout_s)
+            self._write(folder, run, texts, served_name, timeout_s)
             words = (self._program, "profile", "--config", str(folder / "run.yaml"),
                      "--ui-type", "none")  # fmt: skip
             env = {"TMPDIR": name, **({_KEY: self._key} if self._key else {})}
-            measured.began = time.perf_counter()
+            run.began = time.perf_counter()
             done = runner.run_process_group(words, timeout_s=timeout_s + _OVERHEAD_S, extra_env=env)
             try:
                 text = (folder / "out" / _RECORDS).read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError):
                 text = ""
-        replies = read(text)
+        replies = parse_records(text)
         if not replies:
             raise StackctlError(
                 f"aiperf measured nothing (exit {done.status})",
                 details=[line for line in done.stdout.splitlines() if "ERROR" in line][-5:],
             )
-        measured.replies.extend(replies)
-        measured.began = min(reply.began for reply in replies)
-        measured.ended = max(reply.began + reply.ended_s for reply in replies)
+        run.replies.extend(replies)
+        run.began = min(completion.began for completion in replies)
+        run.ended = max(completion.began + completion.ended_s for completion in replies)
 
     def _write(
-        self, folder: Path, measured: Measured, texts: Sequence[str], name: str, timeout_s: float
+        self, folder: Path, run: CellRun, texts: Sequence[str], name: str, timeout_s: float
     ) -> None:
-        workload, tokenizer = measured.shape, folder / "tokenizer"
+        workload, tokenizer = run.shape, folder / "tokenizer"
         tokenizer.mkdir()
         kind = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "[UNK]"}
         (tokenizer / "tokenizer.json").write_text(json.dumps(_TOKENIZER))
@@ -132,7 +132,7 @@ class Aiperf:
             json.dump(config, file)
 
 
-def read(text: str) -> list[Reply]:
+def parse_records(text: str) -> list[StreamedCompletion]:
     """Return the requests in aiperf's records, which are one JSON document per line.
 
     Raises:
@@ -155,16 +155,16 @@ def read(text: str) -> list[Reply]:
     return found
 
 
-def _reply(record: Any, offset: float) -> Reply:
+def _reply(record: Any, offset: float) -> StreamedCompletion:
     told, metrics = record["metadata"], record["metrics"]
     began, ended = (told[f"request_{name}_ns"] / 1e9 for name in ("start", "end"))
     error = record.get("error")
     if error is not None or told.get("was_cancelled"):
         text = str((error or {}).get("message") or "cancelled")[:200]
-        return Reply(began=began - offset, ended_s=ended - began, error=text)
+        return StreamedCompletion(began=began - offset, ended_s=ended - began, error=text)
     first = metrics["time_to_first_token"]["value"] / 1000
     gaps = (gap / 1000 for gap in metrics.get("inter_chunk_latency", {}).get("value", []))
-    return Reply(
+    return StreamedCompletion(
         began=began - offset,
         ended_s=metrics["request_latency"]["value"] / 1000,
         moments=tuple(itertools.accumulate(gaps, initial=first)),

@@ -28,7 +28,7 @@ _FIGURES: tuple[tuple[Figure, Callable[[RequestSample], float | None], bool], ..
 )
 
 
-def compare(benches: BenchDatabase, first: int, second: int) -> BenchComparison:
+def compare_runs(benches: BenchDatabase, first: int, second: int) -> BenchComparison:
     """Compare the second run with the first.
 
     Cells that only one of the runs has are listed without figures.
@@ -48,12 +48,12 @@ def compare(benches: BenchDatabase, first: int, second: int) -> BenchComparison:
         differences=tuple(
             difference
             for workload in both
-            for difference in differences(workload, samples[0][workload], samples[1][workload])
+            for difference in cell_differences(workload, samples[0][workload], samples[1][workload])
         ),
     )
 
 
-def differences(
+def cell_differences(
     workload: Workload, before: Sequence[RequestSample], after: Sequence[RequestSample]
 ) -> tuple[CellDifference, ...]:
     """Compare the figures of one cell that both runs have."""
@@ -74,13 +74,15 @@ def differences(
                 after=quantile(new, 0.5),
                 n=(len(old), len(new)),
                 ratio=factor,
-                word=word(factor, more_is_better=more_is_better),
+                word=verdict_on_factor(factor, more_is_better=more_is_better),
             )
         )
     return tuple(found)
 
 
-def word(factor: tuple[float, float, float] | None, *, more_is_better: bool) -> ComparisonVerdict:
+def verdict_on_factor(
+    factor: tuple[float, float, float] | None, *, more_is_better: bool
+) -> ComparisonVerdict:
     """Return the verdict on a factor (estimate, low, high); None: too few values.
 
     A difference counts if the interval excludes 1 and the estimate is not negligible.

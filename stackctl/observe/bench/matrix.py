@@ -23,7 +23,7 @@ _LEAST_PROMPT = 2 * OWN_TOKENS
 
 
 @dataclass(frozen=True)
-class Wish:
+class BenchOptions:
     """The options of the user. Options that are None are derived."""
 
     quick: bool = False
@@ -35,14 +35,14 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Limits:
+class Capacity:
     """The capacity of a stack: tokens of a request, and requests at the same time."""
 
     context: int
     slots: int
 
 
-def shapes(wish: Wish, limits: Limits, slo: Slo | None) -> tuple[Workload, ...]:
+def plan_cells(options: BenchOptions, limits: Capacity, slo: Slo | None) -> tuple[Workload, ...]:
     """Return the cells of a run, cheap ones first.
 
     Default lengths are cut to the context. If the SLO has a TTFT, its prompt length is added.
@@ -50,34 +50,34 @@ def shapes(wish: Wish, limits: Limits, slo: Slo | None) -> tuple[Workload, ...]:
     Raises:
         StackctlError: exit 2 if a length of the user does not fit the context.
     """
-    outputs = wish.outputs or ((QUICK_OUTPUT,) if wish.quick else OUTPUTS)
-    prompts = _prompts(wish, limits, outputs, slo)
-    levels = wish.concurrency or _levels(limits.slots, quick=wish.quick)
+    outputs = options.outputs or ((QUICK_OUTPUT,) if options.quick else OUTPUTS)
+    prompts = _prompts(options, limits, outputs, slo)
+    levels = options.concurrency or _levels(limits.slots, quick=options.quick)
     found = []
-    if wish.prefix != "cached":
+    if options.prefix != "cached":
         for level in levels:
             # A quick run measures concurrency at one length only.
-            some = prompts[:1] if wish.quick and level > 1 and not wish.prompts else prompts
+            some = prompts[:1] if options.quick and level > 1 and not options.prompts else prompts
             found += [Workload(prompt_tokens=p, output_tokens=o, concurrency=level)
                       for p in some for o in outputs]  # fmt: skip
-    if wish.prefix != "uncached":
-        some = prompts[:1] if wish.quick and not wish.prompts else prompts
-        alone = levels if wish.prefix == "cached" else levels[:1]
+    if options.prefix != "uncached":
+        some = prompts[:1] if options.quick and not options.prompts else prompts
+        alone = levels if options.prefix == "cached" else levels[:1]
         found += [Workload(prompt_tokens=p, output_tokens=outputs[0], concurrency=level,
                 cached=True)
                   for level in alone for p in some]  # fmt: skip
     return tuple(found)
 
 
-def requests(wish: Wish, workload: Workload, *, seconds: float, cells: int) -> int:
+def request_count(options: BenchOptions, workload: Workload, *, seconds: float, cells: int) -> int:
     """Return the number of requests of a cell.
 
     ``seconds`` is the expected time of one request, ``cells`` the number of cells in the run.
     """
-    if wish.requests is not None:
-        return max(wish.requests, workload.concurrency)
+    if options.requests is not None:
+        return max(options.requests, workload.concurrency)
     rounds = ROUNDS
-    if wish.quick:
+    if options.quick:
         affordable = QUICK_S / cells * workload.concurrency / max(seconds, 1e-3)
         count, rounds = round(min(affordable, QUICK_MOST)), 1
     else:
@@ -87,10 +87,10 @@ def requests(wish: Wish, workload: Workload, *, seconds: float, cells: int) -> i
 
 
 def _prompts(
-    wish: Wish, limits: Limits, outputs: Sequence[int], slo: Slo | None
+    options: BenchOptions, limits: Capacity, outputs: Sequence[int], slo: Slo | None
 ) -> tuple[int, ...]:
     most = limits.context - max(outputs) - _SPARE
-    asked = wish.prompts or ()
+    asked = options.prompts or ()
     if most < _LEAST_PROMPT or (asked and max(asked) > most):
         raise StackctlError(
             f"a prompt of {max(asked or (_LEAST_PROMPT,)):,} and an answer of {max(outputs):,} "
@@ -100,7 +100,7 @@ def _prompts(
         )
     if asked:
         return asked
-    usual = [QUICK_PROMPT] if wish.quick else [*PROMPTS]
+    usual = [QUICK_PROMPT] if options.quick else [*PROMPTS]
     if slo is not None and slo.ttft_s is not None:
         usual.append(slo.prompt_tokens)
     return tuple(sorted({min(length, most) for length in usual}))

@@ -23,7 +23,7 @@ _ATTEMPTS = 16
 #: Tokens per word, for engines without a tokenizer endpoint: an upper bound for usual tokenizers.
 _TOKENS_A_WORD = 1.05
 
-Count = Callable[[str], int | None]
+TokenCounter = Callable[[str], int | None]
 
 
 class Prompts:
@@ -33,7 +33,7 @@ class Prompts:
     ``overhead`` is the number of tokens that the chat template adds to a text.
     """
 
-    def __init__(self, count: Count, *, overhead: int = 0, seed: int | None = None) -> None:
+    def __init__(self, count: TokenCounter, *, overhead: int = 0, seed: int | None = None) -> None:
         """Start the generator. The same seed gives the same prompts; without a seed all differ."""
         self._count = count
         self._random = random.Random(seed)
@@ -49,7 +49,7 @@ class Prompts:
         """Return a shared start for prompts of so many tokens."""
         return self._text("", max(1, tokens - self.overhead - OWN_TOKENS))
 
-    def after(self, prefix: str, tokens: int) -> str:
+    def continue_prefix(self, prefix: str, tokens: int) -> str:
         """Return a prompt of so many tokens with a prefix and a unique end."""
         return self._text(prefix, max(1, tokens - self.overhead))
 

@@ -11,14 +11,14 @@ from stackctl.engines import engine as find_engine
 from stackctl.errors import StackctlError
 from stackctl.machine import http
 from stackctl.machine.streaming_client import StreamingClient
-from stackctl.observe.bench import figures, load, matrix
+from stackctl.observe.bench import cell_stats, load_generator, matrix
 from stackctl.observe.bench.aiperf import Aiperf
-from stackctl.observe.bench.judge import describe, judge
-from stackctl.observe.bench.limits import limits
-from stackctl.observe.bench.load import Measured
+from stackctl.observe.bench.bench_endpoint import BenchEndpoint
+from stackctl.observe.bench.capacity import serving_capacity
+from stackctl.observe.bench.load_generator import CellRun
 from stackctl.observe.bench.prompts import OWN_TOKENS, Prompts
-from stackctl.observe.bench.reply import Reply
-from stackctl.observe.bench.site import Site
+from stackctl.observe.bench.slo import slo_results, workload_text
+from stackctl.observe.bench.sse import StreamedCompletion
 from stackctl.observe.bench.statistics import quantile
 from stackctl.quantity import format_duration
 from stackctl.state.generations import utc_now
@@ -38,7 +38,7 @@ _TOKENIZER_S = 30
 
 
 @dataclass(frozen=True)
-class Run:
+class BenchRun:
     """A report, and the requests behind it."""
 
     report: BenchReport
@@ -67,9 +67,9 @@ class Bench:
         self,
         progress: Progress,
         generation: Generation,
-        wish: matrix.Wish,
+        options: matrix.BenchOptions,
         *,
-        site: Site,
+        endpoint: BenchEndpoint,
         slo: Slo | None,
         timeout_s: float,
         aiperf: str | None = None,
@@ -88,21 +88,26 @@ class Bench:
         Raises:
             StackctlError: exit 2 if a length does not fit the context.
         """
-        self._report, self._generation, self._wish, self._site = progress, generation, wish, site
+        self._report, self._generation, self._wish, self._site = (
+            progress,
+            generation,
+            options,
+            endpoint,
+        )
         self._timeout_s = timeout_s
         self._plan, self._slo = (
             generation.plan,
             slo if slo is not None and slo.has_objectives else None,
         )
-        self._aiperf = Aiperf(aiperf, site.url, site.key) if aiperf else None
-        self._limits = limits(generation)
-        self._shapes = matrix.shapes(wish, self._limits, self._slo)
+        self._aiperf = Aiperf(aiperf, endpoint.url, endpoint.key) if aiperf else None
+        self._limits = serving_capacity(generation)
+        self._shapes = matrix.plan_cells(options, self._limits, self._slo)
         self._engine = find_engine(self._plan.engine)
-        self._cells: list[Measured] = []
+        self._cells: list[CellRun] = []
         self._began = time.perf_counter()
         self._prompts = Prompts(self._count)
         self._tokenizer = True
-        self._streams = StreamingClient(site.url, key=site.key)
+        self._streams = StreamingClient(endpoint.url, key=endpoint.key)
 
     def measure(self) -> bool:
         """Measure the cells, until an interrupt; return True if there was one.
@@ -131,7 +136,7 @@ class Bench:
         )  # fmt: skip
         level = 1
         for number, workload in enumerate(self._shapes):
-            cell = Measured(workload, asked[workload])
+            cell = CellRun(workload, asked[workload])
             rest = sum(self._seconds(s, asked[s], pace) for s in self._shapes[number + 1 :])
             try:
                 if workload.concurrency > level:
@@ -155,14 +160,9 @@ class Bench:
                 pace.correction *= (took / thought) ** 0.5
 
     def _measure_cell(
-        self,
-        client: StreamingClient,
-        cell: Measured,
-        texts: Sequence[str],
-        pace: _Pace,
-        rest: float,
+        self, client: StreamingClient, cell: CellRun, texts: Sequence[str], pace: _Pace, rest: float
     ) -> None:
-        head = f"{len(self._cells)} of {len(self._shapes)}: {describe(cell.shape)}"
+        head = f"{len(self._cells)} of {len(self._shapes)}: {workload_text(cell.shape)}"
         whole = self._seconds(cell.shape, cell.planned, pace)
 
         def tick() -> None:
@@ -179,15 +179,17 @@ class Bench:
             most = self._timeout_s * (cell.planned / cell.shape.concurrency + 1)
             self._aiperf.measure(cell, texts, name, timeout_s=most)
             return
-        bodies = [load.body(name, text, cell.shape.output_tokens) for text in texts]
-        load.measure(client, cell, bodies, timeout_s=self._timeout_s, tick=tick)
+        bodies = [
+            load_generator.request_body(name, text, cell.shape.output_tokens) for text in texts
+        ]
+        load_generator.run_cell(client, cell, bodies, timeout_s=self._timeout_s, tick=tick)
 
     def _seconds(self, workload: Workload, count: int, pace: _Pace) -> float:
         return pace.seconds(workload) * count / workload.concurrency
 
     def _requests(self, workload: Workload, pace: _Pace) -> int:
         seconds = pace.seconds(workload)
-        return matrix.requests(self._wish, workload, seconds=seconds, cells=len(self._shapes))
+        return matrix.request_count(self._wish, workload, seconds=seconds, cells=len(self._shapes))
 
     def _warm_up(self, client: StreamingClient) -> _Pace:
         """Send two requests: the first shows the chat template's tokens, the second the speed."""
@@ -200,17 +202,17 @@ class Bench:
                 self._prompts.tokens_a_word = first.prompt_tokens / len(text.split())
             else:
                 self._prompts.overhead = max(0, first.prompt_tokens - counted)
-        reply = self._ask(
+        completion = self._ask(
             client, self._prompts.unique(_PACE.prompt_tokens), _PACE.output_tokens
         )  # fmt: skip
-        if counted is None and reply.prompt_tokens and first.prompt_tokens:
+        if counted is None and completion.prompt_tokens and first.prompt_tokens:
             # Two lengths separate the tokens per word from those of the chat template.
-            self._learn(first.prompt_tokens, reply.prompt_tokens, text)
-        ttft = reply.ttft_s or reply.ended_s
-        speed = figures.generation_tok_s(reply)
+            self._learn(first.prompt_tokens, completion.prompt_tokens, text)
+        ttft = completion.ttft_s or completion.ended_s
+        speed = cell_stats.generation_tok_s(completion)
         return _Pace(
-            prefill_tok_s=(reply.prompt_tokens or _PACE.prompt_tokens) / max(ttft, 1e-3),
-            decode_tok_s=speed or _PACE.output_tokens / max(reply.ended_s, 1e-3),
+            prefill_tok_s=(completion.prompt_tokens or _PACE.prompt_tokens) / max(ttft, 1e-3),
+            decode_tok_s=speed or _PACE.output_tokens / max(completion.ended_s, 1e-3),
         )
 
     def _learn(self, short: int, long: int, text: str) -> None:
@@ -223,22 +225,24 @@ class Bench:
     def _warm(self, client: StreamingClient, concurrency: int) -> None:
         """Send ``concurrency`` requests at once, because some engines prepare for that once."""
         content = self._prompts.unique(_COLD.prompt_tokens)
-        bodies = [load.body(self._plan.served_name, content, _COLD.output_tokens)] * concurrency
+        bodies = [
+            load_generator.request_body(self._plan.served_name, content, _COLD.output_tokens)
+        ] * concurrency
         workload = Workload(prompt_tokens=1, output_tokens=1, concurrency=concurrency)
-        warm = Measured(workload, concurrency)
-        load.measure(client, warm, bodies, timeout_s=self._timeout_s, tick=lambda: None)
+        warm = CellRun(workload, concurrency)
+        load_generator.run_cell(client, warm, bodies, timeout_s=self._timeout_s, tick=lambda: None)
 
-    def _ask(self, client: StreamingClient, text: str, output_tokens: int) -> Reply:
-        cell = Measured(_COLD, 1)
-        body = load.body(self._plan.served_name, text, output_tokens)
-        load.measure(client, cell, [body], timeout_s=self._timeout_s, tick=lambda: None)
-        (reply,) = cell.replies
-        if reply.error is not None:
+    def _ask(self, client: StreamingClient, text: str, output_tokens: int) -> StreamedCompletion:
+        cell = CellRun(_COLD, 1)
+        body = load_generator.request_body(self._plan.served_name, text, output_tokens)
+        load_generator.run_cell(client, cell, [body], timeout_s=self._timeout_s, tick=lambda: None)
+        (completion,) = cell.replies
+        if completion.error is not None:
             raise StackctlError(
-                f"{self._generation.stack} does not answer: {reply.error}",
+                f"{self._generation.stack} does not answer: {completion.error}",
                 hint=f"{self._site.command} check {self._generation.stack}",
             )
-        return reply
+        return completion
 
     def _texts(self, client: StreamingClient, workload: Workload, count: int) -> list[str]:
         self._report.progress("bench", f"making {count} prompts")
@@ -247,7 +251,7 @@ class Bench:
             prefix = self._prompts.prefix(workload.prompt_tokens)
 
             def make() -> str:
-                return self._prompts.after(prefix, workload.prompt_tokens)
+                return self._prompts.continue_prefix(prefix, workload.prompt_tokens)
 
             self._ask(client, make(), 1)  # puts the prefix into the cache
         else:
@@ -270,7 +274,7 @@ class Bench:
         self._tokenizer = False
         return None
 
-    def result(self, *, interrupted: bool) -> Run:
+    def result(self, *, interrupted: bool) -> BenchRun:
         """Return the run.
 
         Raises:
@@ -287,19 +291,20 @@ class Bench:
             )
         parameters = plan.model.parameters
         cells = tuple(
-            figures.cell(cell, slo=self._slo, parameters=parameters) for cell in self._cells
+            cell_stats.summarize_cell(cell, slo=self._slo, parameters=parameters)
+            for cell in self._cells
         )
         samples = tuple(
-            figures.sample(reply, number, self._began)
+            cell_stats.to_sample(completion, number, self._began)
             for number, cell in enumerate(self._cells)
-            for reply in cell.replies
+            for completion in cell.replies
         )
         gaps = [cell.itl_ms.p50 for cell in cells if cell.itl_ms]
         client = None if self._aiperf else _client(self._streams, min(gaps, default=None))
         done = len(self._cells) == len(self._shapes)
         whole = done and all(len(cell.replies) == cell.planned for cell in self._cells)
         report = BenchReport(
-            results=judge(
+            results=slo_results(
                 cells,
                 self._slo,
                 slots=self._limits.slots,
@@ -325,7 +330,7 @@ class Bench:
             client=client,
             cells=cells,
         )
-        return Run(report, samples)
+        return BenchRun(report, samples)
 
 
 def _client(client: StreamingClient, gap_ms: float | None) -> BenchClient:

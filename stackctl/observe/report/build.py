@@ -8,7 +8,7 @@ from stackctl import __version__
 from stackctl.deploy.context import Context
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine.atomic_files import write_atomically
-from stackctl.observe.report.view import Measured, View, moment, view
+from stackctl.observe.report.view import StoredRun, View, build_view, format_time
 from stackctl.resources import data_folder
 from stackctl.state.bench_db import BenchDatabase
 from stackctl.state.generations import utc_now
@@ -21,7 +21,7 @@ MARK = "<!-- stackctl report -->"
 _MOST_RUNS = 6
 
 
-def page(context: Context, generation: Generation) -> str:
+def report_html(context: Context, generation: Generation) -> str:
     """Return the page of a stack as HTML.
 
     It shows one run in full: the newest of this generation, else the newest of the stack. Beside it
@@ -36,11 +36,11 @@ def page(context: Context, generation: Generation) -> str:
     shown = shown or next(iter(stored), None)
     latest = None
     if shown is not None and shown.id is not None:
-        latest = Measured(shown, benches.samples(shown.id))
-    return render(generation, view(generation, latest, _beside(stored, shown)))
+        latest = StoredRun(shown, benches.samples(shown.id))
+    return render_view(generation, build_view(generation, latest, _beside(stored, shown)))
 
 
-def render(generation: Generation, parts: View) -> str:
+def render_view(generation: Generation, parts: View) -> str:
     """Return a view as HTML."""
     import jinja2
 
@@ -57,7 +57,7 @@ def render(generation: Generation, parts: View) -> str:
         stack=generation.stack,
         basis={"measured": "from measurements of this machine"}.get(basis or "", "estimates"),
         version=__version__,
-        made=moment(utc_now()),
+        made=format_time(utc_now()),
     )
 
 
@@ -70,7 +70,7 @@ def _beside(stored: list[BenchReport], shown: BenchReport | None) -> tuple[Bench
     return tuple(ordered[-_MOST_RUNS:])
 
 
-def write(path: Path, text: str) -> None:
+def write_page(path: Path, text: str) -> None:
     """Write a page to a new file or over an earlier page.
 
     Raises:

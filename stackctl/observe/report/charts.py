@@ -47,7 +47,7 @@ class _Scale:
         return self.start + (value - self.low) / span * (self.end - self.start)
 
 
-def lines(title: str, series: Sequence[Series], *, x_label: str, y_label: str) -> str:
+def line_chart(title: str, series: Sequence[Series], *, x_label: str, y_label: str) -> str:
     """Return a line chart whose y axis begins at 0; empty if no series has a point."""
     drawn = [one for one in series if one.points][:MOST_SERIES]
     if not drawn:
@@ -57,12 +57,14 @@ def lines(title: str, series: Sequence[Series], *, x_label: str, y_label: str) -
     x_low, x_high = xs[0], xs[-1]
     if x_low == x_high:
         x_low, x_high = x_low * 0.5, x_high * 1.5 or 1.0
-    y_ticks = ticks(0.0, max(ys))
+    y_ticks = axis_ticks(0.0, max(ys))
     height = _HEIGHT + _LEGEND_ROW * math.ceil(len(drawn) / 2)
     across = _Scale(x_low, x_high, _LEFT, _WIDTH - _RIGHT)
     up = _Scale(0.0, y_ticks[-1], _HEIGHT - _BOTTOM, _TOP)
     parts = [
-        _axes(across, up, xs if len(xs) <= 8 else ticks(x_low, x_high), y_ticks, x_label, y_label)
+        _axes(
+            across, up, xs if len(xs) <= 8 else axis_ticks(x_low, x_high), y_ticks, x_label, y_label
+        )
     ]
     for number, one in enumerate(drawn):
         parts.append(_band(one, number, across, up))
@@ -75,7 +77,7 @@ def _ends(one: Series) -> list[tuple[float, float, float]]:
     return [(0.0, low, high) for low, high in one.band]
 
 
-def histogram(title: str, values: Sequence[float], *, x_label: str) -> str:
+def histogram_chart(title: str, values: Sequence[float], *, x_label: str) -> str:
     """Return a histogram of values with marks at p50 and p95; empty for fewer than 8 values."""
     if len(values) < 8:
         return ""
@@ -83,7 +85,7 @@ def histogram(title: str, values: Sequence[float], *, x_label: str) -> str:
     # A few outliers must not press all other values into one bar, so the highest 0.5 % may be cut.
     high = ordered[min(len(ordered) - 1, int(len(ordered) * 0.995))] * 1.02 or 1.0
     low = min(ordered[0], high)
-    marks = ticks(low if low > high / 3 else 0.0, high)
+    marks = axis_ticks(low if low > high / 3 else 0.0, high)
     bins = min(40, max(8, round(2 * len(ordered) ** (1 / 3))))
     width = (marks[-1] - marks[0]) / bins
     counts = [0] * bins
@@ -91,7 +93,7 @@ def histogram(title: str, values: Sequence[float], *, x_label: str) -> str:
         if value <= marks[-1]:
             counts[min(bins - 1, int((value - marks[0]) / width))] += 1
     shares = [100 * count / len(ordered) for count in counts]
-    y_ticks = ticks(0.0, max(shares))
+    y_ticks = axis_ticks(0.0, max(shares))
     across = _Scale(marks[0], marks[-1], _LEFT, _WIDTH - _RIGHT)
     up = _Scale(0.0, y_ticks[-1], _HEIGHT - _BOTTOM, _TOP)
     parts = [_axes(across, up, marks, y_ticks, x_label, "% of them")]
@@ -124,7 +126,7 @@ def _mark_line(x: float, text: str, line: int) -> str:
     )
 
 
-def ticks(low: float, high: float, most: int = 6) -> list[float]:
+def axis_ticks(low: float, high: float, most: int = 6) -> list[float]:
     """Return at most ``most`` + 2 round numbers, from ``low`` or below to ``high`` or above."""
     span = (high - low) or abs(high) or 1.0
     raw = span / most

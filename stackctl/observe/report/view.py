@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stackctl.observe.report import drawn
+from stackctl.observe.report import chart_data
 from stackctl.quantity import format_bytes, format_duration, format_number, format_share
 from stackctl.values.bench import BenchCell, BenchReport, Quantiles, RequestSample
 from stackctl.values.generation import Generation
@@ -19,7 +19,7 @@ _SAME_LENGTH = 0.15
 
 
 @dataclass(frozen=True)
-class Measured:
+class StoredRun:
     """A stored run with all its requests."""
 
     run: BenchReport
@@ -46,7 +46,9 @@ class View:
     comparison: tuple[str, ...]
 
 
-def view(generation: Generation, latest: Measured | None, runs: Sequence[BenchReport]) -> View:
+def build_view(
+    generation: Generation, latest: StoredRun | None, runs: Sequence[BenchReport]
+) -> View:
     """Return all parts of a page.
 
     ``latest`` is the run that is shown in full. ``runs`` are the runs in the comparison, oldest
@@ -63,11 +65,11 @@ def view(generation: Generation, latest: Measured | None, runs: Sequence[BenchRe
             (result.status, result.name, result.expected or "", result.actual or "")
             for result in (run.results if run else ())
         ),
-        machine=machine(generation.host),
+        machine=machine_rows(generation.host),
         memory=tuple(
             _budget(budget) for budget in (plan.memory, plan.host_memory) if budget is not None
         ),
-        expected=expected(plan, cells),
+        expected=predicted_vs_measured(plan, cells),
         engine=tuple(
             (fact.name.replace("_", " "), fact.value) for fact in generation.outcome.report
         ),
@@ -80,13 +82,13 @@ def view(generation: Generation, latest: Measured | None, runs: Sequence[BenchRe
             )
             for decision in plan.decisions
         ),
-        charts=tuple(filter(None, drawn.measurements(latest.run, latest.samples)))
+        charts=tuple(filter(None, chart_data.run_charts(latest.run, latest.samples)))
         if latest
         else (),
         cells=tuple(_cell(cell) for cell in cells),
         notes=_notes(run),
         runs=tuple(_run(one) for one in runs) if len(runs) > 1 else (),
-        comparison=tuple(filter(None, drawn.comparison(runs))) if len(runs) > 1 else (),
+        comparison=tuple(filter(None, chart_data.comparison_charts(runs))) if len(runs) > 1 else (),
     )
 
 
@@ -96,11 +98,14 @@ def _about(generation: Generation, run: BenchReport | None) -> Rows:
         ("profile", f"{plan.profile}, {plan.objective}"),
         ("engine", plan.engine),
         ("model", _model(plan)),
-        ("generation", f"{generation.number}, {generation.operation} {moment(generation.created)}"),
+        (
+            "generation",
+            f"{generation.number}, {generation.operation} {format_time(generation.created)}",
+        ),
         ("image", generation.image),
     ]
     if run is not None:
-        what = f"bench {run.id}, {moment(run.when)}, {format_duration(run.seconds)}"
+        what = f"bench {run.id}, {format_time(run.when)}, {format_duration(run.seconds)}"
         if run.generation != generation.number:
             what += f", of generation {run.generation}"
         rows.append(("measured", what + ("" if run.complete else ", cut short")))
@@ -112,7 +117,7 @@ def _model(plan: Plan) -> str:
     return plan.served_name if kind in plan.served_name else f"{plan.served_name}, {kind}"
 
 
-def moment(text: str) -> str:
+def format_time(text: str) -> str:
     """Return a stored time (ISO 8601, UTC) for display, without its seconds."""
     return text[:16].replace("T", " ") + " UTC"
 
@@ -146,7 +151,7 @@ def _best(cells: Sequence[BenchCell], name: str) -> BenchCell | None:
     return found[max(known)[1]][1] if known else None
 
 
-def machine(host: Host) -> Rows:
+def machine_rows(host: Host) -> Rows:
     """Return the facts of a machine as rows; unknown facts are left out."""
     cpu, memory, rows = host.cpu, host.memory, []
     if cpu.model:
@@ -188,7 +193,7 @@ def _budget(budget: MemoryBudget) -> tuple[str, ...]:
     )
 
 
-def expected(plan: Plan, cells: Sequence[BenchCell]) -> Rows:
+def predicted_vs_measured(plan: Plan, cells: Sequence[BenchCell]) -> Rows:
     """Compare predictions with measurements of one request at a time.
 
     Each row is (name, predicted, measured, verdict).
@@ -288,7 +293,7 @@ def _run(run: BenchReport) -> tuple[str, ...]:
         f"{run.generation}",
         run.objective,
         run.model,
-        moment(run.when),
+        format_time(run.when),
         format_number(speed.generation_tok_s.p50) if speed and speed.generation_tok_s else "",
         format_number(first.p95) if first else "",
         format_number(most) if most else "",

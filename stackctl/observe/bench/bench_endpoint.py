@@ -11,13 +11,13 @@ from stackctl.deploy.stack_state import installed_number, not_running
 from stackctl.engines import engine as find_engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.health import endpoint
-from stackctl.observe import looks
-from stackctl.observe.status import url
+from stackctl.observe import engine_snapshot
+from stackctl.observe.status import stack_url
 from stackctl.values.generation import Generation
 
 
 @dataclass(frozen=True)
-class Site:
+class BenchEndpoint:
     """The addresses of a measured stack.
 
     ``url`` is the address for clients, ``engine_url`` that of the engine, ``key`` the API key for
@@ -34,10 +34,10 @@ class Site:
     command: str = "stackctl"
 
 
-def of(context: Context, generation: Generation) -> Site:
+def local_endpoint(context: Context, generation: Generation) -> BenchEndpoint:
     """Return the target for a stack of this machine."""
-    return Site(
-        url=url(generation),
+    return BenchEndpoint(
+        url=stack_url(generation),
         engine_url=endpoint.base_url(generation.plan.engine_listen_port),
         key=proxy.client_key(context, generation),
         current=lambda: installed_number(context, generation.stack),
@@ -53,7 +53,7 @@ def require_running(context: Context, generation: Generation) -> None:
     """
     stack, port = generation.stack, generation.plan.engine_listen_port
     engine = find_engine(generation.plan.engine)
-    state = looks.unit(context, generation).active
+    state = engine_snapshot.read_unit_state(context, generation).active
     if state != "active":
         raise not_running(stack)
     alive = endpoint.liveness(port, engine.health_path)

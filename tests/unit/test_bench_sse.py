@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from stackctl.machine.streaming_client import StreamedRequest
-from stackctl.observe.bench.figures import gaps_ms, generation_tok_s
-from stackctl.observe.bench.reply import Reply, read
+from stackctl.observe.bench.cell_stats import gaps_ms, generation_tok_s
+from stackctl.observe.bench.sse import StreamedCompletion, read_completion
 
 HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n"
@@ -55,7 +55,7 @@ def whole() -> list[tuple[float, bytes]]:
 
 
 def test_a_stream() -> None:
-    reply = read(exchange(*whole()))
+    reply = read_completion(exchange(*whole()))
     assert reply.error is None
     # The first event has a role only: it is no token.
     assert reply.ttft_s == pytest.approx(0.5)
@@ -71,12 +71,12 @@ def test_pieces_may_be_cut_anywhere() -> None:
     """Also inside of a sign, a chunk's size or a line: nothing is lost, and nothing comes early."""
     raw = b"".join(piece for _, piece in whole())
     for cut in range(1, len(raw)):
-        reply = read(exchange((0.2, raw[:cut]), (0.9, raw[cut:])))
+        reply = read_completion(exchange((0.2, raw[:cut]), (0.9, raw[cut:])))
         assert reply.error is None, cut
         assert (len(reply.moments), reply.output_tokens) == (3, 3)
         assert {round(moment, 6) for moment in reply.moments} <= {0.2, 0.9}
     one = [(0.01 * n, raw[n : n + 1]) for n in range(len(raw))]
-    reply = read(exchange(*one))
+    reply = read_completion(exchange(*one))
     end_of_first_token = raw.index(b"Red") + raw[raw.index(b"Red") :].index(b"\n")
     assert reply.ttft_s == pytest.approx(0.01 * end_of_first_token)
 
@@ -84,7 +84,7 @@ def test_pieces_may_be_cut_anywhere() -> None:
 def test_a_stream_that_is_not_chunked() -> None:
     head = HEAD.replace(b"Transfer-Encoding: chunked\r\n", b"")
     body = event({"content": "a"}) + data(USAGE)
-    reply = read(exchange((0.1, head), (0.4, body), (0.5, DONE)))
+    reply = read_completion(exchange((0.1, head), (0.4, body), (0.5, DONE)))
     assert reply.error is None
     assert reply.ttft_s == pytest.approx(0.4)
 
@@ -105,7 +105,7 @@ def test_what_counts_as_output(delta: dict[str, Any]) -> None:
         "reasoning_content": None,
         "tool_calls": [],
     }
-    reply = read(
+    reply = read_completion(
         exchange(
             (0.1, HEAD + chunk(event(first))),
             (0.4, chunk(b": a comment\n\n" + event(delta))),
@@ -139,29 +139,29 @@ def test_what_counts_as_output(delta: dict[str, Any]) -> None:
     ],
 )
 def test_what_fails(pieces: list[tuple[float, bytes]], error: str) -> None:
-    assert (read(exchange(*pieces)).error or "").startswith(error)
+    assert (read_completion(exchange(*pieces)).error or "").startswith(error)
 
 
 def test_an_error_of_the_connection_comes_first() -> None:
-    reply = read(exchange(*whole()[:3], error="the connection broke off"))
+    reply = read_completion(exchange(*whole()[:3], error="the connection broke off"))
     assert reply.error == "the connection broke off"
     assert reply.ttft_s == pytest.approx(0.5)
 
 
 def test_without_usage_there_is_no_speed() -> None:
     pieces = [*whole()[:4], (1.1, chunk(DONE))]
-    reply = read(exchange(*pieces))
+    reply = read_completion(exchange(*pieces))
     assert (reply.error, reply.output_tokens) == (None, None)
     assert generation_tok_s(reply) is None
     odd = {"choices": [], "usage": {"prompt_tokens": "many", "completion_tokens": -1}}
-    reply = read(exchange(*pieces[:4], (1.1, chunk(data(odd) + DONE))))
+    reply = read_completion(exchange(*pieces[:4], (1.1, chunk(data(odd) + DONE))))
     assert (reply.error, reply.prompt_tokens, reply.output_tokens) == (None, None, None)
 
 
-def reply(tokens: int, pieces: int, gap_s: float = 0.01, **more: Any) -> Reply:
+def reply(tokens: int, pieces: int, gap_s: float = 0.01, **more: Any) -> StreamedCompletion:
     moments = tuple(0.5 + gap_s * n for n in range(pieces))
     end = moments[-1] if moments else 1.0
-    return Reply(began=0.0, ended_s=end, moments=moments, output_tokens=tokens, **more)
+    return StreamedCompletion(began=0.0, ended_s=end, moments=moments, output_tokens=tokens, **more)
 
 
 def test_speed_from_64_tokens_up() -> None:

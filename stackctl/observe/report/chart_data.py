@@ -8,12 +8,12 @@ from stackctl.observe.report import charts
 from stackctl.values.bench import BenchCell, BenchReport, RequestSample
 
 
-def measurements(run: BenchReport, samples: Sequence[RequestSample]) -> list[str]:
+def run_charts(run: BenchReport, samples: Sequence[RequestSample]) -> list[str]:
     """Return the charts of one run; an empty text for each chart without data."""
     cells = run.cells
     fresh = [cell for cell in cells if not cell.shape.cached]
     found = [
-        charts.lines(
+        charts.line_chart(
             "Whole answer, by its length",
             [
                 _series(f"{_tokens(prompt)} in, p50", group, "e2e_s")
@@ -22,7 +22,7 @@ def measurements(run: BenchReport, samples: Sequence[RequestSample]) -> list[str
             x_label="tokens of the answer",
             y_label="seconds",
         ),
-        charts.lines(
+        charts.line_chart(
             "First token, by length of the prompt",
             [
                 charts.Series(
@@ -38,8 +38,10 @@ def measurements(run: BenchReport, samples: Sequence[RequestSample]) -> list[str
     answered = [sample for sample in samples if sample.error is None]
     firsts = [sample.ttft_s for sample in answered if sample.ttft_s is not None]
     gaps = [gap for sample in answered for gap in sample.gaps_ms]
-    found.append(charts.histogram("First token, all requests", firsts, x_label="seconds"))
-    found.append(charts.histogram("Between tokens, all requests", gaps, x_label="milliseconds"))
+    found.append(charts.histogram_chart("First token, all requests", firsts, x_label="seconds"))
+    found.append(
+        charts.histogram_chart("Between tokens, all requests", gaps, x_label="milliseconds")
+    )
     return found
 
 
@@ -65,8 +67,8 @@ def _throughput(cells: Sequence[BenchCell]) -> list[str]:
         each.append(charts.Series(name, known))
     label = "requests at the same time"
     return [
-        charts.lines("Throughput of all requests", everyone, x_label=label, y_label="tok/s"),
-        charts.lines("Speed of each request (p50)", each, x_label=label, y_label="tok/s"),
+        charts.line_chart("Throughput of all requests", everyone, x_label=label, y_label="tok/s"),
+        charts.line_chart("Speed of each request (p50)", each, x_label=label, y_label="tok/s"),
     ]
 
 
@@ -120,7 +122,7 @@ def _tokens(count: int) -> str:
     return f"{count / 1000:g}k" if count >= 1000 else str(count)
 
 
-def comparison(runs: Sequence[BenchReport]) -> list[str]:
+def comparison_charts(runs: Sequence[BenchReport]) -> list[str]:
     """Return charts of throughput over concurrency and of TTFT over prompt length, by run."""
     series, singles = [], []
     for run in runs[-charts.MOST_SERIES :]:
@@ -135,8 +137,8 @@ def comparison(runs: Sequence[BenchReport]) -> list[str]:
         alone = [c for c in run.cells if c.shape.is_single_uncached]
         singles.append(charts.Series(name, _points(alone)[0]))
     return [
-        charts.lines("Throughput, run by run", series,
+        charts.line_chart("Throughput, run by run", series,
                      x_label="requests at the same time", y_label="tok/s"),
-        charts.lines("First token (p50), run by run", singles,
+        charts.line_chart("First token (p50), run by run", singles,
                      x_label="tokens of the prompt", y_label="seconds"),
     ]  # fmt: skip

@@ -22,7 +22,7 @@ _BUSY = 0.25
 
 
 @dataclass(frozen=True)
-class Look:
+class EngineSnapshot:
     """A snapshot of a running engine.
 
     ``unit`` is the state of its unit. ``metrics`` is None if they were not requested or not
@@ -33,7 +33,7 @@ class Look:
     unit: UnitState
     metrics: EngineMetrics | None = None
     late: bool = False
-    threads: Mapping[tuple[int, int], procfs.Times] = field(default_factory=dict)
+    threads: Mapping[tuple[int, int], procfs.ThreadTimes] = field(default_factory=dict)
 
     @property
     def at_s(self) -> float:
@@ -42,7 +42,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Work:
+class EngineWork:
     """The work of an engine between two snapshots.
 
     ``cpu_s`` is its CPU time (None: the machine does not count it); ``counted``: a counter of work
@@ -61,41 +61,45 @@ class Work:
         return None if self.cpu_s is None else is_working(self.cpu_s, self.interval_s)
 
 
-def unit(context: Context, generation: Generation) -> UnitState:
+def read_unit_state(context: Context, generation: Generation) -> UnitState:
     """Return the state of an engine's unit."""
     return context.systemd.state(generation.units.service)
 
 
-def pids(context: Context, state: UnitState) -> tuple[int, ...]:
+def engine_pids(context: Context, state: UnitState) -> tuple[int, ...]:
     """Return the process IDs of an engine's container; empty if the unit has no process.
 
     The unit's main process is conmon, their parent; it is left out.
     """
     if state.main_pid is None:
         return ()
-    return procfs.tree(procfs.processes(context.machine), state.main_pid)[1:]
+    return procfs.descendants(procfs.processes(context.machine), state.main_pid)[1:]
 
 
-def look(
+def take_snapshot(
     context: Context,
     generation: Generation,
     *,
     timeout_s: float,
     threads_too: bool = True,
     numbers_too: bool = True,
-) -> Look:
+) -> EngineSnapshot:
     """Take a snapshot; the engine has ``timeout_s`` seconds for each of its metrics pages."""
-    metrics, late = scrape(generation, timeout_s=timeout_s) if numbers_too else (None, False)
-    state = unit(context, generation)
-    return Look(
+    metrics, late = (
+        scrape_metrics(generation, timeout_s=timeout_s) if numbers_too else (None, False)
+    )
+    state = read_unit_state(context, generation)
+    return EngineSnapshot(
         unit=state,
         metrics=metrics,
         late=late,
-        threads=procfs.all_times(context.machine, pids(context, state) if threads_too else ()),
+        threads=procfs.thread_times_by_process(
+            context.machine, engine_pids(context, state) if threads_too else ()
+        ),
     )
 
 
-def work(before: Look, after: Look) -> Work:
+def work(before: EngineSnapshot, after: EngineSnapshot) -> EngineWork:
     """Return the work of an engine between two snapshots."""
     cpu_s = None
     if before.unit.cpu_s is not None and after.unit.cpu_s is not None:
@@ -105,12 +109,12 @@ def work(before: Look, after: Look) -> Work:
     if before.metrics is not None and after.metrics is not None:
         pairs = zip(before.metrics.counters, after.metrics.counters, strict=True)
         counted = any(None not in pair and pair[0] != pair[1] for pair in pairs)
-    return Work(interval_s=after.at_s - before.at_s, cpu_s=cpu_s, counted=counted)
+    return EngineWork(interval_s=after.at_s - before.at_s, cpu_s=cpu_s, counted=counted)
 
 
 def cpu_time(
-    before: Mapping[tuple[int, int], procfs.Times],
-    after: Mapping[tuple[int, int], procfs.Times],
+    before: Mapping[tuple[int, int], procfs.ThreadTimes],
+    after: Mapping[tuple[int, int], procfs.ThreadTimes],
     interval_s: float,
     allowed: int | None,
 ) -> CpuTime:
@@ -119,7 +123,7 @@ def cpu_time(
     A new thread counts from its start; a thread that ended does not count. ``allowed`` is the
     number of CPUs that the threads may use (None: unknown).
     """
-    none, spans = procfs.Times(0, 0), []
+    none, spans = procfs.ThreadTimes(0, 0), []
     for thread, now in after.items():
         was = before.get(thread, none)
         ran, waited = now.computed_ns - was.computed_ns, now.waited_ns - was.waited_ns
@@ -135,7 +139,9 @@ def cpu_time(
     )
 
 
-def scrape(generation: Generation, *, timeout_s: float) -> tuple[EngineMetrics | None, bool]:
+def scrape_metrics(
+    generation: Generation, *, timeout_s: float
+) -> tuple[EngineMetrics | None, bool]:
     """Read the metrics of a generation's engine; see endpoint.scrape."""
     plan = generation.plan
     return endpoint.scrape(

@@ -14,7 +14,7 @@ _TEXTS = ("content", "reasoning_content", "reasoning")
 _MOST_SAID = 200
 
 
-class Reply(msgspec.Struct, frozen=True, kw_only=True):
+class StreamedCompletion(msgspec.Struct, frozen=True, kw_only=True):
     """A completion. Times are in seconds since the start of the request.
 
     ``moments`` are the times of the pieces with content, reasoning or a tool call, ``finished_s``
@@ -39,7 +39,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
         return self.moments[0] if self.moments else None
 
 
-def read(request: StreamedRequest) -> Reply:
+def read_completion(request: StreamedRequest) -> StreamedCompletion:
     """Parse the completion in an exchange. A failed or incomplete one gets an ``error``."""
     seen: dict[str, Any] = {"moments": [], "timings": {}}
     error, done = request.error, False
@@ -61,7 +61,7 @@ def read(request: StreamedRequest) -> Reply:
         error = error or f"not understood: {failure}"
     if not done and error is None:
         error = "the stream broke off"
-    return Reply(
+    return StreamedCompletion(
         began=request.began,
         ended_s=request.ended - request.began,
         moments=tuple(seen.pop("moments")),

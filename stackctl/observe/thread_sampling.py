@@ -28,7 +28,7 @@ _BUSY = 0.2
 
 
 @dataclass(frozen=True)
-class Watch:
+class ThreadSample:
     """The result of a sampling: ``did`` describes the engine's work, ``seconds`` its duration."""
 
     threads: tuple[EngineThread, ...]
@@ -37,7 +37,9 @@ class Watch:
     seconds: float
 
 
-def watch(machine: Machine, plan: Plan, engine_pids: tuple[int, ...], own: frozenset[int]) -> Watch:
+def sample_threads(
+    machine: Machine, plan: Plan, engine_pids: tuple[int, ...], own: frozenset[int]
+) -> ThreadSample:
     """Sample threads and neighbours for half a second or more.
 
     ``own`` are the processes of the stack, which are not neighbours. The requests go to the
@@ -45,15 +47,17 @@ def watch(machine: Machine, plan: Plan, engine_pids: tuple[int, ...], own: froze
     """
     was, began = _all_times(machine), time.monotonic()
     did = _keep_busy(plan, began)
-    now = {pid: procfs.times(machine, pid) for pid in engine_pids}
+    now = {pid: procfs.thread_times(machine, pid) for pid in engine_pids}
     # A process that computes only now and then is no neighbour. A short sample would count it.
     time.sleep(max(0.0, _WATCH_S - (time.monotonic() - began)))
     after, seconds = _all_times(machine), time.monotonic() - began
-    return Watch(
+    return ThreadSample(
         threads=tuple(
             thread
             for pid in engine_pids
-            for thread in threads(was.get(pid, {}), now[pid], pid, procfs.affinities(machine, pid))
+            for thread in thread_activity(
+                was.get(pid, {}), now[pid], pid, procfs.affinities(machine, pid)
+            )
         ),
         neighbours=tuple(_neighbours(machine, plan, was, after, own | {os.getpid()}, seconds)),
         did=did,
@@ -61,9 +65,9 @@ def watch(machine: Machine, plan: Plan, engine_pids: tuple[int, ...], own: froze
     )
 
 
-def _all_times(machine: Machine) -> dict[int, dict[int, procfs.Times]]:
+def _all_times(machine: Machine) -> dict[int, dict[int, procfs.ThreadTimes]]:
     pids = (int(path.rpartition("/")[2]) for path in machine.glob("/proc/[0-9]*"))
-    return {pid: procfs.times(machine, pid) for pid in pids}
+    return {pid: procfs.thread_times(machine, pid) for pid in pids}
 
 
 def _keep_busy(plan: Plan, began: float) -> str:
@@ -86,14 +90,14 @@ def _keep_busy(plan: Plan, began: float) -> str:
     return f"over {tokens} tokens"
 
 
-def threads(
-    was: Mapping[int, procfs.Times],
-    now: Mapping[int, procfs.Times],
+def thread_activity(
+    was: Mapping[int, procfs.ThreadTimes],
+    now: Mapping[int, procfs.ThreadTimes],
     pid: int,
     cpus: Mapping[int, CpuList | None],
 ) -> Iterator[EngineThread]:
     """Yield the threads of a process, with their times between two samples."""
-    none = procfs.Times(0, 0)
+    none = procfs.ThreadTimes(0, 0)
     for tid, allowed in cpus.items():
         # The times of a new thread begin at zero.
         first, last = was.get(tid, none), now.get(tid)
@@ -109,8 +113,8 @@ def threads(
 def _neighbours(
     machine: Machine,
     plan: Plan,
-    before: Mapping[int, Mapping[int, procfs.Times]],
-    after: Mapping[int, Mapping[int, procfs.Times]],
+    before: Mapping[int, Mapping[int, procfs.ThreadTimes]],
+    after: Mapping[int, Mapping[int, procfs.ThreadTimes]],
     own: frozenset[int],
     seconds: float,
 ) -> Iterator[Neighbour]:
@@ -120,7 +124,7 @@ def _neighbours(
     shares = []
     for pid in after.keys() - own:
         all_threads = tuple(
-            threads(before.get(pid, {}), after[pid], pid, dict.fromkeys(after[pid]))
+            thread_activity(before.get(pid, {}), after[pid], pid, dict.fromkeys(after[pid]))
         )
         ran = sum(thread.computed_ns or 0 for thread in all_threads) / 1e9 / seconds
         wanted = ran + sum(thread.waited_ns or 0 for thread in all_threads) / 1e9 / seconds
@@ -129,7 +133,7 @@ def _neighbours(
     for wanted, ran, pid in sorted(shares, reverse=True):
         lists = procfs.affinities(machine, pid).values()
         cpus = {cpu for one in lists for cpu in one}
-        stat = procfs.one(machine, pid)
+        stat = procfs.read_stat(machine, pid)
         if stat is None or not cpus & planned:
             continue
         yield Neighbour(

@@ -32,7 +32,7 @@ AIDER_SETTINGS = ".aider.model.settings.yml"
 AIDER_METADATA = ".aider.model.metadata.json"
 
 
-def predicted(generation: Generation) -> Speeds:
+def planned_speed(generation: Generation) -> Speeds:
     """Return the low ends of the planned ranges, for a stack without a measurement."""
     expected = generation.plan.prediction
     decode, prefill = expected.decode_tok_s, expected.prefill_tok_s
@@ -43,7 +43,7 @@ def predicted(generation: Generation) -> Speeds:
     )
 
 
-def measured(run: BenchReport) -> Speeds:
+def measured_speed(run: BenchReport) -> Speeds:
     """Return the lowest median speeds of a run, from cells with one uncached request at a time."""
     alone = [cell for cell in run.cells if cell.shape.is_single_uncached]
     decode = [cell.generation_tok_s.p50 for cell in alone if cell.generation_tok_s]
@@ -55,7 +55,7 @@ def measured(run: BenchReport) -> Speeds:
     )
 
 
-def settings(generation: Generation, url: str, speeds: Speeds, tool: Tool) -> ClientReport:
+def client_report(generation: Generation, url: str, speeds: Speeds, tool: Tool) -> ClientReport:
     """Return the settings of a client; ``url`` is the stack's address without /v1."""
     plan = generation.plan
     context = context_tokens(generation)
@@ -186,7 +186,7 @@ def _timeout(report: ClientReport) -> tuple[int, str]:
     return timeout_s, f"timeout {timeout_s} s: {why}"
 
 
-def merged(file: ClientFile, present: str | None) -> str:
+def merge_settings(file: ClientFile, present: str | None) -> str:
     """Return the text of a client's file with our settings; other settings stay.
 
     Args:
@@ -238,7 +238,7 @@ def _merged_config(file: ClientFile, present: str) -> str:
     return text if fits else yaml.safe_dump(wanted, sort_keys=False)
 
 
-def hides_key(report: ClientReport, text: str) -> bool:
+def shadows_api_key(report: ClientReport, text: str) -> bool:
     """Return True if aider would use the key in its file instead of the stack's key.
 
     ``text`` is the content of aider's file.

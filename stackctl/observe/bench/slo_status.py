@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from stackctl.deploy.context import Context
-from stackctl.observe import looks
-from stackctl.observe.bench.judge import judge, judged, latency
-from stackctl.observe.bench.limits import limits
+from stackctl.observe import engine_snapshot
+from stackctl.observe.bench.capacity import serving_capacity
+from stackctl.observe.bench.slo import compare_latency, compare_with_slo, slo_results
 from stackctl.quantity import format_share
 from stackctl.state.bench_db import BenchDatabase
 from stackctl.values.generation import Generation
@@ -19,7 +19,7 @@ _ANSWER_S = 5
 _FEWEST = 20
 
 
-def standing(context: Context, generation: Generation, slo: Slo | None) -> tuple[Result, ...]:
+def slo_status(context: Context, generation: Generation, slo: Slo | None) -> tuple[Result, ...]:
     """Return results for each objective of an SLO.
 
     ``slo-NAME`` uses the latest measurement of this generation, ``slo-NAME-engine`` the engine's
@@ -45,18 +45,18 @@ def standing(context: Context, generation: Generation, slo: Slo | None) -> tuple
     else:
         source = f"bench {latest.id} of {latest.when}"
         cells = [cell for cell in latest.cells if cell.requests > cell.failed]
-        most = limits(generation)
-        rows = judge(
+        most = serving_capacity(generation)
+        rows = slo_results(
             cells, slo, slots=most.slots, source=source, client=latest.client, context=most.context
         )
         found += [row for row in rows if row.name.startswith("slo-")]
-    metrics, _ = looks.scrape(generation, timeout_s=_ANSWER_S)
+    metrics, _ = engine_snapshot.scrape_metrics(generation, timeout_s=_ANSWER_S)
     if metrics is not None:
-        found += by_engine(metrics, slo)
+        found += slo_from_metrics(metrics, slo)
     return tuple(found)
 
 
-def by_engine(metrics: EngineMetrics, slo: Slo) -> list[Result]:
+def slo_from_metrics(metrics: EngineMetrics, slo: Slo) -> list[Result]:
     """Return results for the objectives that an engine's own metrics cover.
 
     The metrics include all requests since its start, also those with prompts of other lengths than
@@ -72,12 +72,12 @@ def by_engine(metrics: EngineMetrics, slo: Slo) -> list[Result]:
         if (value := histogram.quantile(0.95)) is None:
             continue
         source = f"the engine's histogram, {histogram.count:,.0f} values since it started"
-        found.append(latency(name, allowed, value * scale, unit, source=source))
+        found.append(compare_latency(name, allowed, value * scale, unit, source=source))
     hits, lookups = metrics.prefix_hits, metrics.prefix_queries
     if slo.min_prefix_hits is not None and hits is not None and lookups:
         source = f"{lookups:,.0f} prompt tokens since the engine started, those of benches too"
         found.append(
-            judged(
+            compare_with_slo(
                 "slo-prefix-engine", slo.min_prefix_hits, hits / lookups, format_share,
                 source=source, most=False,
             )

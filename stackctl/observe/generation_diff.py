@@ -21,7 +21,7 @@ from stackctl.values.proxy import Proxy
 from stackctl.values.unit import UnitFile
 
 
-def report(context: Context, stack: str, before: int | None, after: int | None) -> DiffReport:
+def diff_report(context: Context, stack: str, before: int | None, after: int | None) -> DiffReport:
     """Compare two generations.
 
     Args:
@@ -48,10 +48,10 @@ def report(context: Context, stack: str, before: int | None, after: int | None) 
             )
     else:
         old = context.generations.read(stack, before)
-    return compare(old, new)
+    return compare_generations(old, new)
 
 
-def compare(old: Generation, new: Generation) -> DiffReport:
+def compare_generations(old: Generation, new: Generation) -> DiffReport:
     """Return the differences between two generations. Pure."""
     was, now = _facts(old), _facts(new)
     ports = {find_engine(one.plan.engine).port_option for one in (old, new)}

@@ -16,9 +16,9 @@ from stackctl.health import endpoint
 from stackctl.machine import podman, ports
 from stackctl.machine.machine import Machine
 from stackctl.machine.unit_state import UnitState
-from stackctl.observe import looks, procfs
-from stackctl.observe.drift import drift
-from stackctl.observe.watch import watch
+from stackctl.observe import engine_snapshot, procfs
+from stackctl.observe.drift import find_drift
+from stackctl.observe.thread_sampling import sample_threads
 from stackctl.probe.fact_reader import FactReader
 from stackctl.probe.nvml import Nvml
 from stackctl.units.proxy_unit import proxy_container
@@ -44,18 +44,18 @@ _MOST_SOCKETS = 10_000
 
 
 @dataclass
-class Notes:
+class MissingFacts:
     """A collector of facts that could not be read."""
 
     missing: list[MissingFact] = field(default_factory=list)
 
-    def lacks(self, what: str, why: str) -> None:
+    def add(self, what: str, why: str) -> None:
         """Add a missing fact and the reason; keep the first reason of each fact."""
         if all(one.what != what for one in self.missing):
             self.missing.append(MissingFact(what=what, why=why))
 
 
-def gather(
+def collect_inspection(
     context: Context, generation: Generation, unit: UnitState, container: podman.Container
 ) -> Inspection:
     """Inspect a generation whose container runs; this takes about a second.
@@ -63,18 +63,18 @@ def gather(
     ``unit`` is the state of its service. The inspection sends a few short completions to the
     engine's own port.
     """
-    machine, notes, pid, plan = context.machine, Notes(), container.pid, generation.plan
+    machine, notes, pid, plan = context.machine, MissingFacts(), container.pid, generation.plan
     stats = procfs.processes(machine)
-    engine_pids = procfs.tree(stats, pid)
+    engine_pids = procfs.descendants(stats, pid)
     door_pids = _door_pids(generation, stats)
-    seen = watch(machine, plan, engine_pids, frozenset((*engine_pids, *door_pids)))
-    is_model = procfs.below([inside for _, inside in model_mounts.model_mounts(plan.model)])
+    seen = sample_threads(machine, plan, engine_pids, frozenset((*engine_pids, *door_pids)))
+    is_model = procfs.is_below([inside for _, inside in model_mounts.model_mounts(plan.model)])
     environment, unplanned = _environment(machine, generation, container, notes)
-    cpuset_cpus, cpuset_mems, controller = cpuset(machine, pid)
+    cpuset_cpus, cpuset_mems, controller = read_cpuset(machine, pid)
     started = _started(machine, stats.get(pid))
-    status = procfs.pairs(machine.read(f"/proc/{pid}/status"))
-    argv = procfs.words(machine.read(f"/proc/{pid}/cmdline"))
-    processes = tuple(procfs.memory(machine, stats[one], is_model) for one in engine_pids)
+    status = procfs.parse_status(machine.read(f"/proc/{pid}/status"))
+    argv = procfs.parse_nul_list(machine.read(f"/proc/{pid}/cmdline"))
+    processes = tuple(procfs.process_memory(machine, stats[one], is_model) for one in engine_pids)
     read = {
         ("argv", "cmdline"): argv is not None,
         ("numa", "numa_maps"): any(one.pages for one in processes),
@@ -90,7 +90,7 @@ def gather(
         environment=environment,
         unplanned=unplanned,
         by_unit=_by_unit(machine, generation, stats.get(pid), unit.main_pid),
-        drift=drift(context, generation, unit, 0),
+        drift=find_drift(context, generation, unit, 0),
         processes=processes,
         threads=seen.threads,
         watched=seen.did,
@@ -100,10 +100,10 @@ def gather(
         cpuset_cpus=_cpu_list(cpuset_cpus),
         cpuset_mems=_cpu_list(cpuset_mems),
         cpuset_controller=controller,
-        memlock_bytes=memlock(machine.read(f"/proc/{pid}/limits")),
+        memlock_bytes=parse_memlock(machine.read(f"/proc/{pid}/limits")),
         hugepages=_chosen(machine.read("/sys/kernel/mm/transparent_hugepage/enabled")),
-        listening=listening(machine, generation, pid, engine_pids, door_pids, notes),
-        files=model_files(machine, generation, pid, notes),
+        listening=service_sockets(machine, generation, pid, engine_pids, door_pids, notes),
+        files=observed_model_files(machine, generation, pid, notes),
         neighbours=seen.neighbours,
         gpus=_gpus(machine, generation, engine_pids, notes),
         image_id=container.image_id or None,
@@ -116,21 +116,21 @@ def gather(
     )
 
 
-def _door_pids(generation: Generation, stats: Mapping[int, procfs.Stat]) -> tuple[int, ...]:
+def _door_pids(generation: Generation, stats: Mapping[int, procfs.ProcessStat]) -> tuple[int, ...]:
     """Return the process IDs of the front door's container; empty without a front door."""
     if generation.door is None:
         return ()
     found = podman.inspect_containers((proxy_container(generation.stack),)).values()
-    return tuple(pid for one in found if one.pid for pid in procfs.tree(stats, one.pid))
+    return tuple(pid for one in found if one.pid for pid in procfs.descendants(stats, one.pid))
 
 
 def _note_unread(
-    machine: Machine, pid: int, read: Mapping[tuple[str, str], bool], notes: Notes
+    machine: Machine, pid: int, read: Mapping[tuple[str, str], bool], notes: MissingFacts
 ) -> None:
     """Note each unread fact. The keys are pairs of its name and its file in /proc/PID."""
     for (what, name), found in read.items():
         if not found:
-            notes.lacks(what, _why(machine, pid, name))
+            notes.add(what, _why(machine, pid, name))
 
 
 def _why(machine: Machine, pid: int, name: str) -> str:
@@ -141,7 +141,7 @@ def _why(machine: Machine, pid: int, name: str) -> str:
 
 
 def _by_unit(
-    machine: Machine, generation: Generation, stat: procfs.Stat | None, main: int | None
+    machine: Machine, generation: Generation, stat: procfs.ProcessStat | None, main: int | None
 ) -> bool | None:
     """Return True if a process belongs to the unit; None if unknown.
 
@@ -171,7 +171,7 @@ def _as_owner(machine: Machine, pid: int, *words: str) -> str | None:
     return done.stdout if done.status == 0 else None
 
 
-def _started(machine: Machine, stat: procfs.Stat | None) -> float | None:
+def _started(machine: Machine, stat: procfs.ProcessStat | None) -> float | None:
     """Return the start of a process in seconds since 1970, rounded to 0.01 s, one tick."""
     uptime = (machine.read("/proc/uptime") or "").split()
     if stat is None or not uptime:
@@ -180,16 +180,18 @@ def _started(machine: Machine, stat: procfs.Stat | None) -> float | None:
 
 
 def _environment(
-    machine: Machine, generation: Generation, container: podman.Container, notes: Notes
+    machine: Machine, generation: Generation, container: podman.Container, notes: MissingFacts
 ) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
     """Return planned variables with their values, and the names of unplanned ones.
 
     The first is None if the environment cannot be read.
     """
     path = f"/proc/{container.pid}/environ"
-    texts = procfs.words(machine.read(path) or _as_owner(machine, container.pid, "cat", path))
+    texts = procfs.parse_nul_list(
+        machine.read(path) or _as_owner(machine, container.pid, "cat", path)
+    )
     if texts is None:
-        notes.lacks("environment", _why(machine, container.pid, "environ"))
+        notes.add("environment", _why(machine, container.pid, "environ"))
         return None, ()
     planned = {text.partition("=")[0] for text in generation.plan.environment}
     names = [text.partition("=")[0] for text in texts]
@@ -201,7 +203,7 @@ def _environment(
     return ours, tuple(sorted(name for name in read if name not in known))
 
 
-def cpuset(machine: Machine, pid: int) -> tuple[str | None, str | None, bool | None]:
+def read_cpuset(machine: Machine, pid: int) -> tuple[str | None, str | None, bool | None]:
     """Return the CPUs and the nodes of a process's cpuset, and True if it has the controller.
 
     Each is None if it is unknown.
@@ -220,7 +222,7 @@ def cpuset(machine: Machine, pid: int) -> tuple[str | None, str | None, bool | N
     return cpus, mems, None if controllers is None else "cpuset" in controllers.split()
 
 
-def memlock(limits: str | None) -> int | None:
+def parse_memlock(limits: str | None) -> int | None:
     """Return the soft limit of locked memory in bytes, from the text of /proc/PID/limits.
 
     Return UNLIMITED if there is no limit, None if the text has none.
@@ -240,13 +242,13 @@ def _chosen(text: str | None) -> str | None:
     return (text or "").partition("[")[2].partition("]")[0] or None
 
 
-def listening(
+def service_sockets(
     machine: Machine,
     generation: Generation,
     pid: int,
     engine_pids: tuple[int, ...],
     door_pids: tuple[int, ...],
-    notes: Notes,
+    notes: MissingFacts,
 ) -> tuple[ListeningSocket, ...] | None:
     """Return the sockets of the engine and the front door, and foreign sockets on their ports.
 
@@ -254,7 +256,7 @@ def listening(
     """
     sockets = ports.listening_sockets(machine, pid)
     if sockets is None:
-        notes.lacks("ports", _why(machine, pid, "net/tcp"))
+        notes.add("ports", _why(machine, pid, "net/tcp"))
         return None
     holders: dict[str, tuple[SocketOwner, str]] = {}
     owners: tuple[tuple[SocketOwner, tuple[int, ...]], ...] = (
@@ -268,7 +270,7 @@ def listening(
                 words = ("find", folder, "-type", "l", "-printf", "%l\\n")
                 links = [*(_as_owner(machine, one, *words) or "").splitlines()]
             if not links:
-                notes.lacks("ports", _why(machine, one, "fd"))
+                notes.add("ports", _why(machine, one, "fd"))
                 return None
             command = (machine.read(f"/proc/{one}/comm") or "").strip() or owner
             for link in links[:_MOST_SOCKETS]:
@@ -297,17 +299,17 @@ def listening(
     return tuple(dict.fromkeys(found))
 
 
-def model_files(
-    machine: Machine, generation: Generation, pid: int, notes: Notes
+def observed_model_files(
+    machine: Machine, generation: Generation, pid: int, notes: MissingFacts
 ) -> tuple[ObservedModelFile, ...]:
     """Return the files of the model, as seen on the host and in the engine's container."""
     model = generation.plan.model
     places = model_mounts.model_mounts(model)
     maps = machine.read(f"/proc/{pid}/maps") or ""
-    gone = procfs.deleted(maps, procfs.below([inside for _, inside in places]))
+    gone = procfs.deleted_model_files(maps, procfs.is_below([inside for _, inside in places]))
     root = f"/proc/{pid}/root"
     if machine.file_state(root) is None:
-        notes.lacks("files", _why(machine, pid, "root"))
+        notes.add("files", _why(machine, pid, "root"))
     found = []
     for file in model.files:
         inside = _inside(file.path, places)
@@ -334,7 +336,7 @@ def _inside(path: str, places: tuple[tuple[str, str], ...]) -> str | None:
 
 
 def _gpus(
-    machine: Machine, generation: Generation, engine_pids: tuple[int, ...], notes: Notes
+    machine: Machine, generation: Generation, engine_pids: tuple[int, ...], notes: MissingFacts
 ) -> tuple[GpuUse, ...] | None:
     """Return the GPU memory of the engine's processes; None if unknown or no GPU is planned."""
     if not generation.plan.placement.gpus:
@@ -342,10 +344,10 @@ def _gpus(
     library = Nvml(FactReader(machine))
     readings = library.readings()
     if readings is None:
-        notes.lacks("gpu", library.error or "the driver does not tell")
+        notes.add("gpu", library.error or "the driver does not tell")
         return None
     if all(device.processes is None for device in readings.devices):
-        notes.lacks("gpu", "the driver does not tell which processes use the GPU")
+        notes.add("gpu", "the driver does not tell which processes use the GPU")
         return None
     return tuple(
         GpuUse(gpu=index, pid=process.pid, memory_bytes=process.memory_bytes)
@@ -356,27 +358,27 @@ def _gpus(
 
 
 def _log(
-    context: Context, generation: Generation, started: float | None, notes: Notes
+    context: Context, generation: Generation, started: float | None, notes: MissingFacts
 ) -> tuple[EngineFact, ...]:
     """Return the facts in the log of the engine's start, else the stored ones."""
     since = (started or time.time()) - _EARLIER_S
     try:
-        lines = looks.log_lines(context, generation, since, _LOG_LINES)
+        lines = engine_snapshot.log_lines(context, generation, since, _LOG_LINES)
     except StackctlError as error:
         lines = []
-        notes.lacks("log", error.message)
+        notes.add("log", error.message)
     facts = find_engine(generation.plan.engine).facts_from_log(lines)
     if not lines:
-        notes.lacks("log", "the journal shows nothing of this start (or not to this user)")
+        notes.add("log", "the journal shows nothing of this start (or not to this user)")
     return facts or generation.outcome.report
 
 
-def _door(context: Context, generation: Generation, notes: Notes) -> ObservedProxy | None:
+def _door(context: Context, generation: Generation, notes: MissingFacts) -> ObservedProxy | None:
     if generation.door is None:
         return None
     try:
         state, port = proxy.backend_state(context, generation.stack)
     except StackctlError as error:
-        notes.lacks("door", error.message)
+        notes.add("door", error.message)
         return None
     return ObservedProxy(state=state, port=port)

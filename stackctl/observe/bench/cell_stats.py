@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from stackctl.engines import engines
-from stackctl.observe.bench.load import Measured
-from stackctl.observe.bench.reply import Reply
+from stackctl.observe.bench.load_generator import CellRun
+from stackctl.observe.bench.sse import StreamedCompletion
 from stackctl.observe.bench.statistics import quantiles
 from stackctl.values.bench import BenchCell, RequestSample, Workload
 from stackctl.values.profile import Slo
@@ -21,118 +21,118 @@ _OFF = 0.02
 _SPLIT = 0.9
 
 
-def cell(measured: Measured, *, slo: Slo | None, parameters: int | None) -> BenchCell:
+def summarize_cell(run: CellRun, *, slo: Slo | None, parameters: int | None) -> BenchCell:
     """Return the figures of a cell; ``parameters`` is the size of the model (None: unknown)."""
-    good = [reply for reply in measured.replies if reply.error is None]
-    seconds = measured.ended - measured.began
+    good = [completion for completion in run.replies if completion.error is None]
+    seconds = run.ended - run.began
     speeds = quantiles(filter(None, map(generation_tok_s, good)))
-    tokens = sum(reply.output_tokens or 0 for reply in good)
+    tokens = sum(completion.output_tokens or 0 for completion in good)
     factor = None
     if speeds is not None and parameters:
         factor = speeds.p50 / (parameters / 1e9)
     return BenchCell(
-        shape=measured.shape,
-        requests=len(measured.replies),
-        failed=len(measured.failed),
+        shape=run.shape,
+        requests=len(run.replies),
+        failed=len(run.failed),
         seconds=seconds,
-        prompt_tokens=_mean(reply.prompt_tokens for reply in good),
-        output_tokens=_mean(reply.output_tokens for reply in good),
-        cached_tokens=_mean(reply.cached_tokens for reply in good),
-        ttft_s=quantiles(reply.ttft_s for reply in good if reply.ttft_s is not None),
+        prompt_tokens=_mean(completion.prompt_tokens for completion in good),
+        output_tokens=_mean(completion.output_tokens for completion in good),
+        cached_tokens=_mean(completion.cached_tokens for completion in good),
+        ttft_s=quantiles(completion.ttft_s for completion in good if completion.ttft_s is not None),
         itl_ms=quantiles(itertools.chain.from_iterable(map(gaps_ms, good))),
         generation_tok_s=speeds,
         prompt_tok_s=quantiles(filter(None, map(_prompt_tok_s, good))),
-        e2e_s=quantiles(reply.ended_s for reply in good),
+        e2e_s=quantiles(completion.ended_s for completion in good),
         output_tok_s=tokens / seconds if tokens >= SPEED_TOKENS and seconds > 0 else None,
-        goodput=_goodput(measured.replies, slo),
+        goodput=_goodput(run.replies, slo),
         performance_factor=factor,
-        notes=tuple(_notes(measured, good)),
+        notes=tuple(_notes(run, good)),
     )
 
 
-def sample(reply: Reply, number: int, origin: float) -> RequestSample:
+def to_sample(completion: StreamedCompletion, number: int, origin: float) -> RequestSample:
     """Return a request as it is stored.
 
     ``number`` is the index of its cell, ``origin`` the start of the run on the clock of the reply.
     """
     return RequestSample(
         cell=number,
-        began_s=reply.began - origin,
-        e2e_s=reply.ended_s,
-        ttft_s=reply.ttft_s,
-        gaps_ms=gaps_ms(reply),
-        prompt_tokens=reply.prompt_tokens,
-        cached_tokens=reply.cached_tokens,
-        output_tokens=reply.output_tokens,
-        generation_tok_s=generation_tok_s(reply),
-        error=reply.error,
+        began_s=completion.began - origin,
+        e2e_s=completion.ended_s,
+        ttft_s=completion.ttft_s,
+        gaps_ms=gaps_ms(completion),
+        prompt_tokens=completion.prompt_tokens,
+        cached_tokens=completion.cached_tokens,
+        output_tokens=completion.output_tokens,
+        generation_tok_s=generation_tok_s(completion),
+        error=completion.error,
     )
 
 
-def gaps_ms(reply: Reply) -> tuple[float, ...]:
+def gaps_ms(completion: StreamedCompletion) -> tuple[float, ...]:
     """Return the milliseconds between the pieces of an answer."""
-    pairs = itertools.pairwise(reply.moments)
+    pairs = itertools.pairwise(completion.moments)
     return tuple((after - before) * 1000 for before, after in pairs)
 
 
-def generation_tok_s(reply: Reply) -> float | None:
+def generation_tok_s(completion: StreamedCompletion) -> float | None:
     """Return tokens per second after the first piece; None for fewer than 64 tokens or one piece.
 
     All pieces are taken to hold the same number of tokens, which is one for most engines.
     """
-    tokens, pieces = reply.output_tokens or 0, len(reply.moments)
+    tokens, pieces = completion.output_tokens or 0, len(completion.moments)
     if tokens < SPEED_TOKENS or pieces < 2:
         return None
     # A last token without text shows only in the time of the end.
-    last = max(reply.moments[-1], reply.finished_s or 0.0)
-    passed = last - reply.moments[0]
+    last = max(completion.moments[-1], completion.finished_s or 0.0)
+    passed = last - completion.moments[0]
     return tokens * (1 - 1 / max(pieces, 2)) / passed if passed > 0 else None
 
 
-def _prompt_tok_s(reply: Reply) -> float | None:
-    computed = (reply.prompt_tokens or 0) - (reply.cached_tokens or 0)
-    if computed < SPEED_TOKENS or not reply.ttft_s:
+def _prompt_tok_s(completion: StreamedCompletion) -> float | None:
+    computed = (completion.prompt_tokens or 0) - (completion.cached_tokens or 0)
+    if computed < SPEED_TOKENS or not completion.ttft_s:
         return None
-    return computed / reply.ttft_s
+    return computed / completion.ttft_s
 
 
-def within(reply: Reply, slo: Slo) -> bool:
+def meets_slo(completion: StreamedCompletion, slo: Slo) -> bool:
     """Return True if a request met the SLO with its first token, its mean gap and its speed.
 
     The first token is ignored if the prompt is longer than the SLO's. A failed request never meets
     the SLO.
     """
-    if reply.error is not None or reply.ttft_s is None:
+    if completion.error is not None or completion.ttft_s is None:
         return False
-    promised = (reply.prompt_tokens or 0) <= slo.prompt_tokens * (1 + _OFF)
-    if slo.ttft_s is not None and promised and reply.ttft_s > slo.ttft_s:
+    promised = (completion.prompt_tokens or 0) <= slo.prompt_tokens * (1 + _OFF)
+    if slo.ttft_s is not None and promised and completion.ttft_s > slo.ttft_s:
         return False
-    gaps = gaps_ms(reply)
+    gaps = gaps_ms(completion)
     if slo.itl_ms is not None and gaps and statistics.fmean(gaps) > slo.itl_ms:
         return False
-    speed = generation_tok_s(reply)
+    speed = generation_tok_s(completion)
     return slo.min_tok_s is None or speed is None or speed >= slo.min_tok_s
 
 
-def _goodput(replies: Sequence[Reply], slo: Slo | None) -> float | None:
+def _goodput(replies: Sequence[StreamedCompletion], slo: Slo | None) -> float | None:
     if slo is None or not replies or (slo.ttft_s, slo.itl_ms, slo.min_tok_s) == (None,) * 3:
         return None
-    return sum(within(reply, slo) for reply in replies) / len(replies)
+    return sum(meets_slo(completion, slo) for completion in replies) / len(replies)
 
 
-def _notes(measured: Measured, good: Sequence[Reply]) -> Iterable[str]:
-    if failed := measured.failed:
-        yield f"{len(failed)} of {len(measured.replies)} requests failed: {failed[0].error}"
-    if good and any(reply.output_tokens is None for reply in good):
+def _notes(run: CellRun, good: Sequence[StreamedCompletion]) -> Iterable[str]:
+    if failed := run.failed:
+        yield f"{len(failed)} of {len(run.replies)} requests failed: {failed[0].error}"
+    if good and any(completion.output_tokens is None for completion in good):
         yield "the server does not count tokens (no usage): no speeds"
-    yield from _notes_on_lengths(measured.shape, good)
-    yield from _notes_on_cache(measured.shape, good)
+    yield from _notes_on_lengths(run.shape, good)
+    yield from _notes_on_cache(run.shape, good)
 
 
-def _notes_on_lengths(workload: Workload, good: Sequence[Reply]) -> Iterable[str]:
+def _notes_on_lengths(workload: Workload, good: Sequence[StreamedCompletion]) -> Iterable[str]:
     for name, asked, got in (
-        ("prompts", workload.prompt_tokens, _mean(reply.prompt_tokens for reply in good)),
-        ("answers", workload.output_tokens, _mean(reply.output_tokens for reply in good)),
+        ("prompts", workload.prompt_tokens, _mean(completion.prompt_tokens for completion in good)),
+        ("answers", workload.output_tokens, _mean(completion.output_tokens for completion in good)),
     ):
         if got is not None and abs(got - asked) > _OFF * asked:
             yield f"{name} had {got:,.0f} tokens, asked for were {asked:,}"
@@ -141,8 +141,8 @@ def _notes_on_lengths(workload: Workload, good: Sequence[Reply]) -> Iterable[str
         yield f"{tokens / max(1, pieces):.1f} tokens a piece: gaps are between pieces"
 
 
-def _notes_on_cache(workload: Workload, good: Sequence[Reply]) -> Iterable[str]:
-    cached = _mean(reply.cached_tokens for reply in good)
+def _notes_on_cache(workload: Workload, good: Sequence[StreamedCompletion]) -> Iterable[str]:
+    cached = _mean(completion.cached_tokens for completion in good)
     if workload.cached and good and cached is None:
         yield f"the server does not tell cached tokens ({_cached_tokens_options()})"
     if not workload.cached and cached is not None and cached > 0.1 * workload.prompt_tokens:

@@ -26,7 +26,7 @@ _REMEDIES = {
 _UNHURRIED = "fewer at once, or --with aiperf from a machine with free processors"
 
 
-def judge(
+def slo_results(
     cells: Sequence[BenchCell], slo: Slo | None, *, slots: int, source: str,
     client: BenchClient | None = None, context: int | None = None,
 ) -> tuple[Result, ...]:  # fmt: skip
@@ -45,7 +45,7 @@ def judge(
     return sort_by_severity(found)
 
 
-def judged(
+def compare_with_slo(
     name: str, allowed: float, seen: float | None, told: Callable[[float], str], *, source: str,
     most: bool, mark: str = "", at: str = "",
 ) -> Result:  # fmt: skip
@@ -80,7 +80,7 @@ def judged(
     )
 
 
-def latency(
+def compare_latency(
     name: str, allowed: float, seen: float | None, unit: str, *, source: str, at: str = ""
 ) -> Result:
     """Compare the 95th percentile of a latency with its limit, both in ``unit``."""
@@ -88,10 +88,10 @@ def latency(
     def told(value: float) -> str:
         return f"{format_number(value)} {unit}"
 
-    return judged(name, allowed, seen, told, source=source, most=True, mark="p95 ", at=at)
+    return compare_with_slo(name, allowed, seen, told, source=source, most=True, mark="p95 ", at=at)
 
 
-def describe(workload: Workload) -> str:
+def workload_text(workload: Workload) -> str:
     """Return a cell's workload as text."""
     text = (
         f"{workload.prompt_tokens:,} in, {workload.output_tokens:,} out, {workload.concurrency} "
@@ -107,8 +107,8 @@ def _ttft(cells: Sequence[BenchCell], slo: Slo, source: str) -> Result | None:
     fair = [c for c in cells if c.ttft_s and not c.shape.cached and c.shape.prompt_tokens <= most]
     worst = max(fair, key=lambda cell: cell.ttft_s.p95 if cell.ttft_s else 0, default=None)
     seen = worst.ttft_s.p95 if worst and worst.ttft_s else None
-    at = f" ({describe(worst.shape)})" if worst else ""
-    result = latency("slo-ttft", slo.ttft_s, seen, "s", source=source, at=at)
+    at = f" ({workload_text(worst.shape)})" if worst else ""
+    result = compare_latency("slo-ttft", slo.ttft_s, seen, "s", source=source, at=at)
     longest = max((cell.shape.prompt_tokens for cell in fair), default=0)
     if result.status == "ok" and longest < slo.prompt_tokens * _SHORTER:
         told = f"not measured at the {slo.prompt_tokens:,} tokens that it promises"
@@ -134,7 +134,7 @@ def _itl(cells: Sequence[BenchCell], slo: Slo, source: str) -> Result | None:
     if slo.itl_ms is None:
         return None
     seen, at = _worst(((c.itl_ms.p95, c) for c in cells if c.itl_ms), max)
-    return latency("slo-itl", slo.itl_ms, seen, "ms", source=source, at=at)
+    return compare_latency("slo-itl", slo.itl_ms, seen, "ms", source=source, at=at)
 
 
 def _doubted(result: Result, slo: Slo, client: BenchClient | None) -> Result:
@@ -158,7 +158,7 @@ def _speed(cells: Sequence[BenchCell], slo: Slo, source: str) -> Result | None:
     def told(value: float) -> str:
         return f"{format_number(value)} tok/s"
 
-    return judged(
+    return compare_with_slo(
         "slo-speed", slo.min_tok_s, seen, told, source=source, most=False, mark="p5 ", at=at
     )
 
@@ -172,7 +172,7 @@ def _prefix(cells: Sequence[BenchCell], slo: Slo, source: str) -> Result | None:
         if c.shape.cached and c.prompt_tokens and c.cached_tokens is not None
     )
     seen, at = _worst(rows, min)
-    return judged(
+    return compare_with_slo(
         "slo-prefix", slo.min_prefix_hits, seen, format_share, source=source, most=False, at=at
     )
 
@@ -187,7 +187,7 @@ def _worst(
     if not found:
         return None, ""
     value, cell = pick(found, key=lambda row: row[0])
-    return value, f" ({describe(cell.shape)})"
+    return value, f" ({workload_text(cell.shape)})"
 
 
 def _failures(cells: Sequence[BenchCell]) -> Iterable[Result]:

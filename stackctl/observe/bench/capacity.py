@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stackctl.engines import engine as find_engine
-from stackctl.observe.bench.matrix import Limits
+from stackctl.observe.bench.matrix import Capacity
 from stackctl.values.generation import EngineFact, Generation
 from stackctl.values.plan import Plan
 
@@ -13,12 +13,12 @@ from stackctl.values.plan import Plan
 _CONTEXT, _SLOTS = 4096, 1
 
 
-def limits(generation: Generation) -> Limits:
+def serving_capacity(generation: Generation) -> Capacity:
     """Return the capacity of a generation."""
-    return limits_of(generation.plan, generation.outcome.report)
+    return capacity_of_plan(generation.plan, generation.outcome.report)
 
 
-def limits_of(plan: Plan, report: Sequence[EngineFact]) -> Limits:
+def capacity_of_plan(plan: Plan, report: Sequence[EngineFact]) -> Capacity:
     """Return the capacity by the plan's decisions, else by the facts that the engine reported."""
     engine = find_engine(plan.engine)
     said = {fact.name: _number(fact.value) for fact in report}
@@ -28,7 +28,7 @@ def limits_of(plan: Plan, report: Sequence[EngineFact]) -> Limits:
     if context and engine.shares_context:
         # This applies to a shared cache too, because all slots may be in use at once.
         context //= slots
-    return Limits(context=context or said.get("context") or _CONTEXT, slots=slots)
+    return Capacity(context=context or said.get("context") or _CONTEXT, slots=slots)
 
 
 def _number(value: object) -> int | None:
