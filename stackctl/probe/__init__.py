@@ -15,7 +15,7 @@ from stackctl.probe.memory import plausible_nodes, probe_memory, with_bandwidth,
 from stackctl.probe.numa import gpu_nodes
 from stackctl.probe.nvml import Nvml
 from stackctl.probe.tools import ProbeCommands, probe_tools
-from stackctl.requirements import REQUIREMENTS, paths
+from stackctl.requirements import REQUIREMENTS, host_paths
 from stackctl.requirements.facts import LaunchFacts, Scope
 from stackctl.values.host import Host, Problem
 
@@ -59,7 +59,7 @@ def probe(machine: Machine, *, scope: Scope, names: bool = False) -> Host:
         may_raise=can_raise_limits(reader),
         nodes=len(cpu.numa),
         memlock_reachable=probe_limits(reader, "system", seen.who).memlock_bytes,
-        drop_ins=frozenset(path for path in paths.FILES.values() if reader.exists(path)),
+        drop_ins=frozenset(path for path in host_paths.FILES.values() if reader.exists(path)),
     )
     launch = (problem for requirement in REQUIREMENTS for problem in requirement.problems(facts))
     return Host(

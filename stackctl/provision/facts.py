@@ -15,8 +15,8 @@ from stackctl.probe.tools import manager_socket, user_service
 from stackctl.provision import apt, program, rivals
 from stackctl.provision.box import Box
 from stackctl.provision.record import Store
-from stackctl.requirements import paths, podman
-from stackctl.requirements.facts import MachineFacts, ProbeUser, Setting, User
+from stackctl.requirements import host_paths, podman
+from stackctl.requirements.facts import MachineFacts, ProbeUser, ServiceUser, SettingValue
 from stackctl.resources import data_folder
 from stackctl.values.host import UNLIMITED
 from stackctl.values.provision import FileChange
@@ -43,40 +43,42 @@ def read(box: Box, store: Store, user: str | None) -> MachineFacts:
         may_raise=can_raise_limits(reader),
         memlock_reachable=probe_limits(reader, "system", ProbeUser(0, "root")).memlock_bytes,
         root_controllers=tuple((box.read("/sys/fs/cgroup/cgroup.controllers") or "").split()),
-        files={path: box.read(path) for path in paths.FILES.values()},
+        files={path: box.read(path) for path in host_paths.FILES.values()},
         written=_written(store),
-        shipped={name: (data_folder("systemd") / name).read_text("utf-8") for name in paths.FILES},
+        shipped={
+            name: (data_folder("systemd") / name).read_text("utf-8") for name in host_paths.FILES
+        },
         foreign=rivals.read(box, user_id=_uid(box, user)),
         settings=_settings(box),
         packages=packages,
         held=held,
         simulated=_simulated(box, missing) if missing else (),
-        toolkit=_candidate(box, paths.TOOLKIT) if host.gpus else None,
+        toolkit=_candidate(box, host_paths.TOOLKIT) if host.gpus else None,
         subuid=box.read("/etc/subuid") or "",
         subgid=box.read("/etc/subgid") or "",
         swap=len((box.read("/proc/swaps") or "").splitlines()) > 1,
-        folders=frozenset(filter(box.there, (paths.MODELS,))),
-        units=frozenset(unit for unit in paths.CDI_UNITS if _has_unit(box, unit)),
-        enabled=frozenset(unit for unit in paths.CDI_UNITS if _enabled(box, unit)),
-        guarded=box.there(paths.GUARD_TIMER),
+        folders=frozenset(filter(box.there, (host_paths.MODELS,))),
+        units=frozenset(unit for unit in host_paths.CDI_UNITS if _has_unit(box, unit)),
+        enabled=frozenset(unit for unit in host_paths.CDI_UNITS if _enabled(box, unit)),
+        guarded=box.there(host_paths.GUARD_TIMER),
         program=found,
         program_weakness=None if found is None else _weakness(box.at(found)),
         program_ours=found is not None and _is_installed_copy(box, found),
-        program_current=program.current(box.at(paths.PROGRAM_FOLDER)),
+        program_current=program.current(box.at(host_paths.PROGRAM_FOLDER)),
         python_weakness=_weakness(program.python()),
     )
 
 
 def _program(box: Box) -> str | None:
-    return next((path for path in paths.LINKS if box.there(path)), None)
+    return next((path for path in host_paths.LINKS if box.there(path)), None)
 
 
 def _is_installed_copy(box: Box, path: str) -> bool:
-    return box.at(path).resolve().is_relative_to(box.at(paths.PROGRAM_FOLDER))
+    return box.at(path).resolve().is_relative_to(box.at(host_paths.PROGRAM_FOLDER))
 
 
 def _has_unit(box: Box, unit: str) -> bool:
-    return any(box.there(f"{folder}/{unit}") for folder in paths.UNIT_FOLDERS)
+    return any(box.there(f"{folder}/{unit}") for folder in host_paths.UNIT_FOLDERS)
 
 
 def _weakness(path: Path) -> str | None:
@@ -98,7 +100,7 @@ def _uid(box: Box, user: str | None) -> int | None:
     return None
 
 
-def _user(box: Box, reader: FactReader, name: str) -> User:
+def _user(box: Box, reader: FactReader, name: str) -> ServiceUser:
     uid = _uid(box, name)
     home = next(
         (
@@ -117,10 +119,10 @@ def _user(box: Box, reader: FactReader, name: str) -> User:
         except KeyError:
             uid = None
     if uid is None:
-        return User(name)
+        return ServiceUser(name)
     unit = _properties(box, f"user@{uid}.service")
     limit = unit.get("LimitMEMLOCK", "")
-    return User(
+    return ServiceUser(
         name,
         uid=uid,
         home=home,
@@ -153,13 +155,13 @@ def _written(store: Store) -> dict[str, str]:
     return {change.path: change.text for change in changes if isinstance(change, FileChange)}
 
 
-def _settings(box: Box) -> dict[str, Setting]:
+def _settings(box: Box) -> dict[str, SettingValue]:
     found = {}
-    for pattern in paths.SETTINGS:
+    for pattern in host_paths.SETTINGS:
         for path in box.machine.glob(pattern):
             value = box.value(path)
             if value is not None:
-                found[path] = Setting(value, box.may_write(path))
+                found[path] = SettingValue(value, box.may_write(path))
     return found
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from stackctl.provision.box import Box
-from stackctl.requirements import paths
+from stackctl.requirements import host_paths
 from stackctl.requirements.facts import ForeignSetting
 
 _SYSCTL = re.compile(r"\s*-?\s*([\w./-]+)\s*=\s*(\S+)\s*$")
@@ -46,14 +46,16 @@ def read(box: Box, *, user_id: int | None) -> tuple[ForeignSetting, ...]:
     found += _lines(box, "/etc/sysctl.conf", _sysctl)
     for path in _GOVERNORS:
         if box.there(path):
-            found.append(ForeignSetting(path, 0, paths.GOVERNOR_SETTINGS, "a program of its own"))
+            found.append(
+                ForeignSetting(path, 0, host_paths.GOVERNOR_SETTINGS, "a program of its own")
+            )
     return tuple(found)
 
 
 def _lines(
     box: Box, path: str, parse: Callable[[str], tuple[str, str] | None]
 ) -> Iterator[ForeignSetting]:
-    if path in paths.FILES.values():
+    if path in host_paths.FILES.values():
         return
     for number, line in enumerate((box.read(path) or "").splitlines(), 1):
         found = None if line.lstrip().startswith(("#", ";")) else parse(line)
@@ -76,5 +78,5 @@ def _tmpfiles(line: str) -> tuple[str, str] | None:
     if match is None:
         return None
     # Any pattern of CPUs counts as all CPUs.
-    path = paths.GOVERNOR_SETTINGS if match[1].endswith("/scaling_governor") else match[1]
+    path = host_paths.GOVERNOR_SETTINGS if match[1].endswith("/scaling_governor") else match[1]
     return path, match[2]

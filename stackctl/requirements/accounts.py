@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from stackctl.requirements.facts import MachineFacts, StackNeeds, User
+from stackctl.requirements.facts import MachineFacts, ServiceUser, StackNeeds
 from stackctl.requirements.requirement import ProvisionItem
 from stackctl.values.provision import AccountChange, ItemPlan, SubidsChange
 
@@ -22,7 +22,7 @@ class UserItem(ProvisionItem):
         """Return the plan for the user."""
         return self.skipped(NO_USER) if facts.user is None else self.changes_for(facts.user, facts)
 
-    def changes_for(self, user: User, facts: MachineFacts) -> ItemPlan:
+    def changes_for(self, user: ServiceUser, facts: MachineFacts) -> ItemPlan:
         """Return the plan with the changes that this user still needs."""
         raise NotImplementedError
 
@@ -33,7 +33,7 @@ class ServiceAccount(UserItem):
     name = "service-user"
     why = "rootless stacks run as an account with no other rights"
 
-    def changes_for(self, user: User, facts: MachineFacts) -> ItemPlan:  # noqa: ARG002
+    def changes_for(self, user: ServiceUser, facts: MachineFacts) -> ItemPlan:  # noqa: ARG002
         """Return the plan that creates the account."""
         if user.uid is not None:
             return self.already_set(f"{user.name} ({user.uid})")
@@ -49,7 +49,7 @@ class SubordinateIds(UserItem):
     name = "subids"
     why = "a rootless container's users are mapped to ids of their own"
 
-    def changes_for(self, user: User, facts: MachineFacts) -> ItemPlan:
+    def changes_for(self, user: ServiceUser, facts: MachineFacts) -> ItemPlan:
         """Return the plan that adds missing ids."""
         has = _owned(facts.subuid, user), _owned(facts.subgid, user)
         uid = None if has[0] >= _COUNT else _free(facts.subuid)
@@ -67,7 +67,7 @@ def _ranges(text: str) -> list[tuple[str, int, int]]:
     return [(owner, int(first), int(count)) for owner, first, count in found]
 
 
-def _owned(text: str, user: User) -> int:
+def _owned(text: str, user: ServiceUser) -> int:
     names = {user.name, str(user.uid)}
     return sum(count for owner, _, count in _ranges(text) if owner in names)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from stackctl.quantity import version_numbers
-from stackctl.requirements import paths
+from stackctl.requirements import host_paths
 from stackctl.requirements.facts import MachineFacts, StackNeeds
 from stackctl.requirements.gpu import DEFAULT_CUDA, GpuDriver, GpuPresent, nvidia_gpus
 from stackctl.requirements.requirement import ProvisionItem, provision_fix, shipped_file
@@ -95,21 +95,21 @@ class CdiFiles(ProvisionItem):
         present state.
         """
         changes: list[Change] = []
-        version = (facts.packages or {}).get(paths.TOOLKIT)
+        version = (facts.packages or {}).get(host_paths.TOOLKIT)
         if version is None:
             if facts.packages is None or facts.toolkit is None:
                 return self.refused(
-                    f"no package source here has {paths.TOOLKIT}",
+                    f"no package source here has {host_paths.TOOLKIT}",
                     "add NVIDIA's package source (see its guide: Installing the NVIDIA Container "
                     "Toolkit), then again",
                 )
             version = facts.toolkit
-            changes.append(PackagesChange(names=(paths.TOOLKIT,)))
+            changes.append(PackagesChange(names=(host_paths.TOOLKIT,)))
         has_service = version_numbers(version) >= _TOOLKIT_WITH_SERVICE
         if has_service or "nvidia-cdi-refresh.service" in facts.units:
             units: tuple[str, ...] = ("nvidia-cdi-refresh.path", "nvidia-cdi-refresh.service")
         else:
-            file = shipped_file(facts, paths.CDI_SERVICE)
+            file = shipped_file(facts, host_paths.CDI_SERVICE)
             if file is not None:
                 if refused := self.refuse_foreign_file(facts, file):
                     return refused

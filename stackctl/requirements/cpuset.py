@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stackctl.requirements import paths
+from stackctl.requirements import host_paths
 from stackctl.requirements.accounts import NO_USER
 from stackctl.requirements.drop_ins import UserManagerSetting
 from stackctl.requirements.facts import LaunchFacts, MachineFacts, StackNeeds
@@ -19,7 +19,7 @@ class CpusetController(UserManagerSetting):
     name = "cpuset"
     codes = ("cpuset-not-delegated", "cpuset-missing")
     why = "rootless stacks can be bound to CPUs and NUMA nodes only with the cpuset controller"
-    file = paths.DELEGATE
+    file = host_paths.DELEGATE
     directive = "Delegate"
     value = "cpu cpuset io memory pids"
     accepted = ("cpuset", "yes", "true")

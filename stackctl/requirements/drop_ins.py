@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import msgspec
 
-from stackctl.requirements import paths
+from stackctl.requirements import host_paths
 from stackctl.requirements.facts import LaunchFacts, MachineFacts
 from stackctl.requirements.requirement import (
     ProvisionItem,
@@ -29,7 +29,7 @@ class UserManagerSetting(ProvisionItem):
 
     def drop_in_fix(self, *, sudo: str = "sudo ") -> str:
         """Return the fix that installs the drop-in."""
-        path = paths.FILES[self.file]
+        path = host_paths.FILES[self.file]
         steps = (
             f"{sudo}mkdir -p {path.rpartition('/')[0]}",
             f"printf '[Service]\\n{self.directive}={self.value}\\n' | {sudo}tee {path}",
@@ -42,7 +42,7 @@ class UserManagerSetting(ProvisionItem):
 
         The fix installs the drop-in, or restarts the manager if the drop-in is installed.
         """
-        path = paths.FILES[self.file]
+        path = host_paths.FILES[self.file]
         if path in facts.drop_ins:
             return (
                 f"; {path} changes that when the user's service manager starts anew",
@@ -71,6 +71,6 @@ class UserManagerSetting(ProvisionItem):
             return refused
         stale = facts.user is not None and facts.user.stale
         reload = ReloadChange() if file is not None or stale else None
-        plan = self.planned(now or paths.FILES[self.file], "removes the file", file, reload)
+        plan = self.planned(now or host_paths.FILES[self.file], "removes the file", file, reload)
         # A running manager keeps its limit and controllers until the next login.
         return plan if plan.status != "change" else msgspec.structs.replace(plan, effect="login")

@@ -76,7 +76,7 @@ class StackNeeds:
 
 
 @dataclass(frozen=True)
-class User:
+class ServiceUser:
     """The user who runs rootless stacks; ``uid`` is None if the account does not exist yet."""
 
     name: str
@@ -95,7 +95,7 @@ class User:
 
 
 @dataclass(frozen=True)
-class Setting:
+class SettingValue:
     """The value of a file of the kernel; ``writable`` is True if root can write it."""
 
     value: str
@@ -141,7 +141,7 @@ class MachineFacts:
     host: Host
     families: tuple[str, ...] = ()
     release: str | None = None
-    user: User | None = None
+    user: ServiceUser | None = None
     may_raise: bool | None = None
     #: The highest limit of a user's manager: process 1's own if that process cannot raise limits.
     memlock_reachable: int | None = None
@@ -151,7 +151,7 @@ class MachineFacts:
     written: Mapping[str, str] = field(default_factory=dict)
     shipped: Mapping[str, str] = field(default_factory=dict)
     foreign: tuple[ForeignSetting, ...] = ()
-    settings: Mapping[str, Setting] = field(default_factory=dict)
+    settings: Mapping[str, SettingValue] = field(default_factory=dict)
     #: Versions of installed packages by name; None if the machine has no dpkg.
     packages: Mapping[str, str] | None = None
     held: frozenset[str] = frozenset()

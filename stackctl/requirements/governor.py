@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stackctl.requirements import paths
-from stackctl.requirements.facts import MachineFacts, Setting, StackNeeds
+from stackctl.requirements import host_paths
+from stackctl.requirements.facts import MachineFacts, SettingValue, StackNeeds
 from stackctl.requirements.kernel_setting import SHARED
 from stackctl.requirements.requirement import (
     ProvisionItem,
@@ -33,7 +33,7 @@ class FrequencyGovernor(ProvisionItem):
             return
         good = governor == _GOOD
         driver = f" ({host.cpu.governor_driver})" if host.cpu.governor_driver else ""
-        files = paths.GOVERNOR_SETTINGS.replace("[0-9]", "")
+        files = host_paths.GOVERNOR_SETTINGS.replace("[0-9]", "")
         yield self.result(
             "ok" if good else "warn",
             governor + driver,
@@ -54,19 +54,21 @@ class FrequencyGovernor(ProvisionItem):
         slow = tuple(path for path, setting in governors.items() if setting.value != _GOOD)
         if any(not governors[path].writable for path in slow):
             return self.skipped(f"{now}: {SHARED}")
-        line, stands = effective_setting(facts, paths.GOVERNOR_SETTINGS, paths.GOVERNOR, (_GOOD,))
+        line, stands = effective_setting(
+            facts, host_paths.GOVERNOR_SETTINGS, host_paths.GOVERNOR, (_GOOD,)
+        )
         if not slow and (stands or line is None):
             return self.already_set(_GOOD, line)
         if line is not None and not stands:
             return self.refuse_conflict(line)
-        file = None if stands else shipped_file(facts, paths.GOVERNOR)
+        file = None if stands else shipped_file(facts, host_paths.GOVERNOR)
         if file is not None and (refused := self.refuse_foreign_file(facts, file)):
             return refused
         setting = SettingChange(paths=slow, value=_GOOD) if slow else None
         return self.planned(now, "removes the file and puts the governors back", file, setting)
 
 
-def _governors(facts: MachineFacts) -> dict[str, Setting]:
+def _governors(facts: MachineFacts) -> dict[str, SettingValue]:
     return {
         path: setting
         for path, setting in facts.settings.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stackctl.requirements import paths
+from stackctl.requirements import host_paths
 from stackctl.requirements.facts import StackNeeds
 from stackctl.requirements.kernel_setting import KernelSetting
 from stackctl.requirements.requirement import provision_fix
@@ -17,9 +17,9 @@ class TransparentHugepages(KernelSetting):
 
     name = "transparent-hugepages"
     why = "engines ask for huge pages; programs that do not would take more memory than they need"
-    path = paths.HUGEPAGES_SETTING
-    key = paths.HUGEPAGES_SETTING
-    file = paths.HUGEPAGES
+    path = host_paths.HUGEPAGES_SETTING
+    key = host_paths.HUGEPAGES_SETTING
+    file = host_paths.HUGEPAGES
     value = "madvise"
     accepted = ("madvise", "never")
 

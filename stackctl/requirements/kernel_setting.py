@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from stackctl.requirements import paths
+from stackctl.requirements import host_paths
 from stackctl.requirements.facts import MachineFacts, StackNeeds
 from stackctl.requirements.requirement import (
     ProvisionItem,
@@ -32,7 +32,7 @@ class KernelSetting(ProvisionItem):
 
     def sysctl_fix(self) -> str:
         """Return the fix for a setting that has a name in sysctl."""
-        file = paths.FILES[self.file]
+        file = host_paths.FILES[self.file]
         by_hand = f"echo '{self.key} = {self.value}' | sudo tee {file} && sudo sysctl --system"
         return provision_fix(self.name, by_hand)
 

@@ -6,7 +6,13 @@ import shlex
 from collections.abc import Iterator
 
 from stackctl.requirements.accounts import UserItem
-from stackctl.requirements.facts import LaunchFacts, MachineFacts, ProbeUser, StackNeeds, User
+from stackctl.requirements.facts import (
+    LaunchFacts,
+    MachineFacts,
+    ProbeUser,
+    ServiceUser,
+    StackNeeds,
+)
 from stackctl.requirements.requirement import as_root, provision_fix
 from stackctl.values.host import Host, Problem
 from stackctl.values.provision import ItemPlan, LingerChange
@@ -53,7 +59,7 @@ class Lingering(UserItem):
             remedy=None if on else fix,
         )
 
-    def changes_for(self, user: User, facts: MachineFacts) -> ItemPlan:  # noqa: ARG002
+    def changes_for(self, user: ServiceUser, facts: MachineFacts) -> ItemPlan:  # noqa: ARG002
         """Return the plan that turns lingering on."""
         if user.lingers:
             return self.already_set(f"on for {user.name}")

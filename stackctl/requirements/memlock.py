@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from stackctl.quantity import format_bytes
-from stackctl.requirements import paths
+from stackctl.requirements import host_paths
 from stackctl.requirements.accounts import NO_USER
 from stackctl.requirements.drop_ins import UserManagerSetting
 from stackctl.requirements.facts import LaunchFacts, MachineFacts, StackNeeds
@@ -22,7 +22,7 @@ class MemlockLimit(UserManagerSetting):
     name = "memlock"
     codes = ("memlock-limited", "memlock-unknown")
     why = "a model that is locked in memory is never paged out"
-    file = paths.MEMLOCK
+    file = host_paths.MEMLOCK
     directive = "LimitMEMLOCK"
     value = "infinity"
     accepted = ("infinity",)

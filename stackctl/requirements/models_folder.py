@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stackctl.requirements import paths
+from stackctl.requirements import host_paths
 from stackctl.requirements.facts import MachineFacts, StackNeeds
 from stackctl.requirements.requirement import ProvisionItem
 from stackctl.values.provision import FolderChange, ItemPlan
@@ -16,8 +16,8 @@ class ModelsFolder(ProvisionItem):
 
     def changes(self, facts: MachineFacts, needs: StackNeeds) -> ItemPlan:  # noqa: ARG002
         """Return the plan that creates the folder."""
-        if paths.MODELS in facts.folders:
-            return self.already_set(paths.MODELS)
+        if host_paths.MODELS in facts.folders:
+            return self.already_set(host_paths.MODELS)
         owner = facts.user.name if facts.user is not None else None
-        change = FolderChange(path=paths.MODELS, owner=owner)
+        change = FolderChange(path=host_paths.MODELS, owner=owner)
         return self.planned(None, "removes the folder when it is empty", change)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stackctl.requirements import paths
+from stackctl.requirements import host_paths
 from stackctl.requirements.facts import MachineFacts, StackNeeds
 from stackctl.requirements.kernel_setting import KernelSetting
 from stackctl.values.host import Host
@@ -16,9 +16,9 @@ class NumaBalancing(KernelSetting):
 
     name = "numa-balancing"
     why = "the kernel would move pages of a model while it is read"
-    path = paths.NUMA_SETTING
+    path = host_paths.NUMA_SETTING
     key = "kernel.numa_balancing"
-    file = paths.NUMA
+    file = host_paths.NUMA
     value = "0"
     accepted = ("0",)
 

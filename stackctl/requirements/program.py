@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stackctl.requirements import paths
+from stackctl.requirements import host_paths
 from stackctl.requirements.facts import MachineFacts, StackNeeds
 from stackctl.requirements.requirement import ProvisionItem
 from stackctl.values.provision import GuardChange, ItemPlan, ProgramChange
@@ -31,8 +31,8 @@ class InstalledProgram(ProvisionItem):
                 "make the virtual environment of stackctl with the system's python3, then again",
             )
         now = f"{facts.program}, another version" if facts.program else "not in root's search path"
-        change = ProgramChange(folder=paths.PROGRAM_FOLDER, link=paths.LINK)
-        return self.planned(now, f"removes {paths.PROGRAM_FOLDER} and the link", change)
+        change = ProgramChange(folder=host_paths.PROGRAM_FOLDER, link=host_paths.LINK)
+        return self.planned(now, f"removes {host_paths.PROGRAM_FOLDER} and the link", change)
 
 
 class GuardTimer(ProvisionItem):
@@ -47,7 +47,7 @@ class GuardTimer(ProvisionItem):
         if user.guarded if user is not None else facts.guarded:
             return self.already_set("on")
         change = GuardChange(
-            user=user.name if user is not None else None, program=facts.program or paths.LINK
+            user=user.name if user is not None else None, program=facts.program or host_paths.LINK
         )
         whose = f"stacks of {user.name}" if user is not None else "stacks of the system"
         return self.planned(f"off for {whose}", "stops and removes the timer", change)

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterator
 from typing import ClassVar
 
-from stackctl.requirements import paths
+from stackctl.requirements import host_paths
 from stackctl.requirements.facts import ForeignSetting, LaunchFacts, MachineFacts, StackNeeds
 from stackctl.values.host import Host, Problem, ProblemCode
 from stackctl.values.provision import Change, FileChange, ItemPlan
@@ -143,7 +143,7 @@ class ProvisionItem(Requirement):
 
     def refuse_conflict(self, setting: ForeignSetting) -> ItemPlan:
         """Return the refusal of an item for which a foreign line sets another value."""
-        name = "the governor" if setting.key == paths.GOVERNOR_SETTINGS else setting.key
+        name = "the governor" if setting.key == host_paths.GOVERNOR_SETTINGS else setting.key
         return self.refused(
             f"{setting.where} sets {name} to {setting.value}, and it is not stackctl's",
             f"change or remove it ({setting.path}), then again",
@@ -152,7 +152,7 @@ class ProvisionItem(Requirement):
 
 def shipped_file(facts: MachineFacts, name: str) -> FileChange | None:
     """Return the change that installs a shipped file; None if it is installed."""
-    path = paths.FILES[name]
+    path = host_paths.FILES[name]
     text = facts.shipped[name]
     return None if facts.files.get(path) == text else FileChange(path=path, text=text)
 
@@ -166,7 +166,7 @@ def effective_setting(
     is read after the shipped file ``name``, so stackctl must not overrule it. (None, False) means
     that the shipped file decides.
     """
-    own = paths.FILES[name].rpartition("/")[2]
+    own = host_paths.FILES[name].rpartition("/")[2]
     lines = (line for line in facts.foreign if line.key == key)
     last = max(lines, key=lambda line: line.name, default=None)
     if last is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stackctl.requirements import paths
+from stackctl.requirements import host_paths
 from stackctl.requirements.facts import MachineFacts, StackNeeds
 from stackctl.requirements.kernel_setting import KernelSetting
 from stackctl.values.host import Host
@@ -19,9 +19,9 @@ class Swappiness(KernelSetting):
 
     name = "swappiness"
     why = "an engine whose pages were swapped out answers late"
-    path = paths.SWAPPINESS_SETTING
+    path = host_paths.SWAPPINESS_SETTING
     key = "vm.swappiness"
-    file = paths.SWAPPINESS
+    file = host_paths.SWAPPINESS
     value = "10"
     accepted = tuple(str(number) for number in range(_HIGHEST + 1))
 

@@ -25,9 +25,9 @@ from stackctl.provision.apply import apply, taken_back, undo
 from stackctl.provision.box import Box
 from stackctl.provision.changes import KINDS, kind_of
 from stackctl.provision.record import PATH, Store
-from stackctl.requirements import ITEMS, paths, podman
+from stackctl.requirements import ITEMS, host_paths, podman
 from stackctl.requirements.drop_ins import UserManagerSetting
-from stackctl.requirements.facts import MachineFacts, StackNeeds, User
+from stackctl.requirements.facts import MachineFacts, ServiceUser, StackNeeds
 from stackctl.requirements.kernel_setting import KernelSetting
 from stackctl.sources.profiles import Profiles
 from stackctl.values.cpu_list import CpuList
@@ -46,7 +46,7 @@ from stackctl.values.provision import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-NUMA_FILE = paths.FILES[paths.NUMA]
+NUMA_FILE = host_paths.FILES[host_paths.NUMA]
 GOVERNOR = "/sys/devices/system/cpu/cpu{}/cpufreq/scaling_governor"
 NODE = "sys/devices/system/node/node"
 DEBIAN = 'ID=debian\nVERSION_ID="13"\nPRETTY_NAME="Debian GNU/Linux 13 (trixie)"\n'
@@ -289,7 +289,7 @@ def test_a_read_only_kernel_file_belongs_to_another_machine(place: Place) -> Non
 
 def test_the_kernel_s_own_files_are_read() -> None:
     """Which refuse more than a few MiB of room, as a file never does."""
-    assert (Box(LiveMachine()).value(paths.SWAPPINESS_SETTING) or "").isdecimal()
+    assert (Box(LiveMachine()).value(host_paths.SWAPPINESS_SETTING) or "").isdecimal()
 
 
 # The record
@@ -372,19 +372,19 @@ def test_subordinate_ids_that_nobody_has(place: Place, subuid: str, first: int |
     assert place.read("etc/subgid") == "ann:500000:65536\n"
 
 
-def ann(**changes: Any) -> User:
-    return User(
+def ann(**changes: Any) -> ServiceUser:
+    return ServiceUser(
         "ann", uid=1000, running=True, memlock_bytes=8 << 20, memlock_next=8 << 20,
         controllers=("cpu",), controllers_next=("cpu",), **changes,
     )  # fmt: skip
 
 
 def seen(**changes: Any) -> MachineFacts:
-    shipped = {name: (ROOT / "systemd" / name).read_text() for name in paths.FILES}
+    shipped = {name: (ROOT / "systemd" / name).read_text() for name in host_paths.FILES}
     known: dict[str, Any] = {
         "host": READY, "families": ("debian",), "release": "13", "packages": {}, "may_raise": True,
         "memlock_reachable": UNLIMITED, "root_controllers": ("cpuset", "cpu"), "user": ann(),
-        "shipped": shipped, "files": dict.fromkeys(paths.FILES.values()),
+        "shipped": shipped, "files": dict.fromkeys(host_paths.FILES.values()),
     }  # fmt: skip
     return MachineFacts(**(known | changes))
 
@@ -569,9 +569,10 @@ NO_CDI = {"tools": {"cdi": ()}}
         ({"toolkit": "1.18.1-1"}, "change",
          ("nvidia-cdi-refresh.path", "nvidia-cdi-refresh.service")),
         ({"toolkit": "1.17.8-1"}, "change", ("stackctl-cdi-refresh.service",)),
-        ({"packages": {paths.TOOLKIT: "1.17.8-1"}}, "change", ("stackctl-cdi-refresh.service",)),
+        ({"packages": {host_paths.TOOLKIT: "1.17.8-1"}}, "change", ("stackctl-cdi-refresh.service",
+                )),
         (
-            {"packages": {paths.TOOLKIT: "1.18.0-1"},
+            {"packages": {host_paths.TOOLKIT: "1.18.0-1"},
              "enabled": frozenset(["nvidia-cdi-refresh.path", "nvidia-cdi-refresh.service"])},
             "refused", (),
         ),
@@ -663,7 +664,7 @@ def test_every_item_that_a_fix_names_is_one() -> None:
 
 
 def test_every_shipped_file_says_who_installs_it() -> None:
-    for name, path in paths.FILES.items():
+    for name, path in host_paths.FILES.items():
         text = (ROOT / "systemd" / name).read_text()
         assert re.search(r"stackctl provision --only [a-z-]+", text), name
         assert path.startswith("/etc/")
