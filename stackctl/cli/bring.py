@@ -16,7 +16,7 @@ from stackctl.cli import remote
 from stackctl.cli.output import Output
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import ssh
-from stackctl.provision import carry
+from stackctl.provision import remote_bundle
 from stackctl.quantity import format_bytes
 
 #: Options with which ``provision`` changes nothing, so that it needs no root.
@@ -33,12 +33,12 @@ def program(there: ssh.RemoteHost, words: Sequence[str], out: Output) -> Iterato
     """
     name = there.destination
     out.quiet = bool({"-q", "--quiet"} & set(words))
-    status, text, said = there.query(carry.look())
+    status, text, said = there.query(remote_bundle.probe_command())
     if status:
         _require_connection(there, status)
         raise StackctlError(f"{name} runs no commands of sh: {said.strip() or status}")
-    seen = carry.seen(text)
-    if seen.version is not None and not carry.older(seen.version, __version__):
+    seen = remote_bundle.parse_probe(text)
+    if seen.version is not None and not remote_bundle.is_older(seen.version, __version__):
         yield ("stackctl",)
         return
     with contextlib.ExitStack() as stack:
@@ -54,15 +54,17 @@ def program(there: ssh.RemoteHost, words: Sequence[str], out: Output) -> Iterato
 
 def _bring(
     there: ssh.RemoteHost,
-    seen: carry.Seen,
+    seen: remote_bundle.RemoteFacts,
     words: Sequence[str],
     out: Output,
     stack: contextlib.ExitStack,
 ) -> tuple[str, ...]:
     name = there.destination
-    target = seen.target(name)
+    target = seen.choose_python(name)
     sudo = _sudo(there, seen) if seen.uid != 0 and not _LOOKS & set(words) else ()
-    data = carry.pack(target, remote.here().cache, lambda text: out.step("stackctl", text))
+    data = remote_bundle.build_bundle(
+        target, remote.here().cache, lambda text: out.step("stackctl", text)
+    )
 
     began = time.monotonic()
 
@@ -70,7 +72,9 @@ def _bring(
         text = f"{format_bytes(done)} of {format_bytes(len(data))} sent"
         out.progress("stackctl", text, elapsed_s=time.monotonic() - began)
 
-    keep = carry.arrive(target, "keep", str(len(data)), str(carry.unpacked_bytes(data)))
+    keep = remote_bundle.bootstrap_command(
+        target, "keep", str(len(data)), str(remote_bundle.unpacked_bytes(data))
+    )
     path = stack.enter_context(there.hold_upload(keep, data, progress))
     instead = f", which has {seen.version}," if seen.version else ""
     out.step(
@@ -78,10 +82,13 @@ def _bring(
         f"{__version__} is brought to {name}{instead} for this run ({format_bytes(len(data))})",
     )
     digest = hashlib.sha256(data).hexdigest()
-    return (*sudo, *carry.arrive(target, "start", path, digest, remote.caller(name)))
+    return (
+        *sudo,
+        *remote_bundle.bootstrap_command(target, "start", path, digest, remote.caller(name)),
+    )
 
 
-def _sudo(there: ssh.RemoteHost, seen: carry.Seen) -> tuple[str, ...]:
+def _sudo(there: ssh.RemoteHost, seen: remote_bundle.RemoteFacts) -> tuple[str, ...]:
     """Return the words that run a command as root on the box.
 
     Raises StackctlError (exit 2) if sudo is missing there or does not permit it.

@@ -19,8 +19,8 @@ from stackctl.cli.session import Session, verb
 from stackctl.errors import ExitCode, StackctlError
 
 if TYPE_CHECKING:
-    from stackctl.provision.box import Box
-    from stackctl.provision.record import Store
+    from stackctl.provision.target_root import TargetRoot
+    from stackctl.provision.undo_record import UndoStore
     from stackctl.requirements.facts import MachineFacts
     from stackctl.values.provision import ItemPlan, ItemReport, RecordedChange, ShownChange
 
@@ -140,19 +140,19 @@ def _provision(
     user: str | None,
     restart_user: bool,
 ) -> None:
-    from stackctl.provision import advice, facts, items, needs
+    from stackctl.provision import facts, firmware_advice, items, profile_needs
     from stackctl.values.profile import Overrides
     from stackctl.values.provision import ProvisionReport
 
     _require_name(user)
     wanted = [session.profiles().resolve(name, Overrides()) for name in profiles]
-    box, store = _machine()
+    target, store = _machine()
     with _lock(dry_run):
-        seen = facts.read(box, store, user)
-        needed = needs.of(wanted, seen.host, only)
+        seen = facts.read_facts(target, store, user)
+        needed = profile_needs.needs_of_profiles(wanted, seen.host, only)
 
         def planned(facts: MachineFacts) -> tuple[ItemPlan, ...]:
-            return items.plan(facts, needed, only)
+            return items.plan_items(facts, needed, only)
 
         plans = planned(seen)
         if not session.out.json:
@@ -160,7 +160,7 @@ def _provision(
                 itemlines.show(session.out, _report(plan, seen), full=dry_run or not session.yes)
         if not dry_run and not only:
             _require_podman(plans)
-        seen_after = seen if dry_run else _apply(session, box, store, plans, seen, planned)
+        seen_after = seen if dry_run else _apply(session, target, store, plans, seen, planned)
         waiting = items.pending_until_login(seen_after)
         if waiting and not dry_run:
             waiting = _restart(session, seen_after, waiting, restart_user)
@@ -175,7 +175,7 @@ def _provision(
         items=tuple(_report(plan, seen, done=not dry_run) for plan in plans),
         changed=sum(plan.status == "change" for plan in plans),
         pending=told,
-        advice=() if only else advice.firmware(seen.host),
+        advice=() if only else firmware_advice.firmware_advice(seen.host),
     )
     if session.out.json:
         session.out.data(report)
@@ -187,41 +187,41 @@ def _provision(
 
 def _apply(
     session: Session,
-    box: Box,
-    store: Store,
+    target: TargetRoot,
+    store: UndoStore,
     plans: Sequence[ItemPlan],
     seen: MachineFacts,
     planned: Callable[[MachineFacts], Sequence[ItemPlan]],
 ) -> MachineFacts:
     """Ask, then make the planned changes. Return the facts of the machine after them."""
     from stackctl.provision import facts, preflight
-    from stackctl.provision.apply import apply
+    from stackctl.provision.apply import apply_plans
     from stackctl.state import audit
 
     changing = [plan for plan in plans if plan.status == "change"]
     if not changing:
         return seen
-    preflight.require(box, plans)
+    preflight.require_ready(target, plans)
     if not session.confirm(f"{itemlines.count(len(changing))} would change"):
         raise click.Abort
-    apply(box, store, plans, audit.current_user(), itemlines.Wide(session.out))
-    after = facts.read(box, store, seen.user.name if seen.user is not None else None)
+    apply_plans(target, store, plans, audit.current_user(), itemlines.Wide(session.out))
+    after = facts.read_facts(target, store, seen.user.name if seen.user is not None else None)
     _require_held(planned(after), changing)
     return after
 
 
 def _undo(session: Session, only: Sequence[str], dry_run: bool) -> None:
-    from stackctl.provision.apply import require_no_stacks, taken_back, undo
+    from stackctl.provision.apply import require_no_stacks, undo_changes, undo_order
     from stackctl.values.provision import ItemReport, ProvisionReport
 
-    box, store = _machine()
+    target, store = _machine()
 
     def chosen(item: str) -> bool:
         return not only or item in only
 
     with _lock(dry_run):
-        done = taken_back(store, chosen)
-        require_no_stacks(box, done)
+        done = undo_order(store, chosen)
+        require_no_stacks(target, done)
         names = tuple(dict.fromkeys(one.item for one in done))
         texts = {name: tuple(_undoes(o) for o in done if o.item == name) for name in names}
         if not session.out.json:
@@ -234,7 +234,7 @@ def _undo(session: Session, only: Sequence[str], dry_run: bool) -> None:
                 f"{itemlines.count(len(names))} would go back to what was before"
             ):
                 raise click.Abort
-            stay = undo(box, store, chosen, itemlines.Wide(session.out))
+            stay = undo_changes(target, store, chosen, itemlines.Wide(session.out))
     kept = dict(stay)
     reports = tuple(
         ItemReport(
@@ -260,12 +260,12 @@ def _undo(session: Session, only: Sequence[str], dry_run: bool) -> None:
     session.out.line(itemlines.summary(reports, "would go back" if dry_run else "as before"))
 
 
-def _machine() -> tuple[Box, Store]:
+def _machine() -> tuple[TargetRoot, UndoStore]:
     from stackctl.machine.machine import LiveMachine
-    from stackctl.provision.box import Box
-    from stackctl.provision.record import PATH, Store
+    from stackctl.provision.target_root import TargetRoot
+    from stackctl.provision.undo_record import PATH, UndoStore
 
-    return Box(LiveMachine()), Store(Path(PATH))
+    return TargetRoot(LiveMachine()), UndoStore(Path(PATH))
 
 
 def _lock(dry_run: bool) -> contextlib.AbstractContextManager[None]:
@@ -334,7 +334,7 @@ def _restart(
             return waiting
     restart_manager(uid)
     session.out.step("restart", f"user@{uid}.service")
-    return items.pending_until_login(facts.read(*_machine(), name))
+    return items.pending_until_login(facts.read_facts(*_machine(), name))
 
 
 def _report(plan: ItemPlan, seen: MachineFacts, *, done: bool = False) -> ItemReport:

@@ -10,10 +10,10 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import runner
 from stackctl.machine.signals import defer_signals
 from stackctl.provision import apt
-from stackctl.provision.box import Box
 from stackctl.provision.changes import kind_of
 from stackctl.provision.changes.accounts import account
-from stackctl.provision.record import Store
+from stackctl.provision.target_root import TargetRoot
+from stackctl.provision.undo_record import UndoStore
 from stackctl.values.provision import (
     FileChange,
     ItemPlan,
@@ -30,7 +30,7 @@ _STAYS = "it stays to take back the rest later; all the same: --undo --only stac
 _CARRYING = frozenset({"podman", "service-user", "subids", "linger", "cdi"})
 
 
-class Report(Protocol):
+class ProvisionProgress(Protocol):
     """Receives the progress; the command line implements it."""
 
     def step(self, name: str, text: str) -> None:
@@ -42,7 +42,13 @@ class Report(Protocol):
         ...
 
 
-def apply(box: Box, store: Store, plans: Sequence[ItemPlan], user: str, report: Report) -> None:
+def apply_plans(
+    target: TargetRoot,
+    store: UndoStore,
+    plans: Sequence[ItemPlan],
+    user: str,
+    progress: ProvisionProgress,
+) -> None:
     """Make the changes of all items, in order, and record them as made by ``user``.
 
     Raises:
@@ -51,32 +57,32 @@ def apply(box: Box, store: Store, plans: Sequence[ItemPlan], user: str, report: 
     """
     if any(isinstance(one.change, PackagesChange) for one in store.read().changes):
         # An earlier run may have crashed during an installation.
-        apt.finish()
+        apt.finish_interrupted()
     for plan in plans:
         if plan.status != "change":
             continue
-        report.progress(plan.item, plan.why)
+        progress.progress(plan.item, plan.why)
         try:
             for change in plan.changes:
                 kind = kind_of(change)
                 if not isinstance(change, ReloadChange):
-                    old = kind.before(box, change)
+                    old = kind.before(target, change)
                     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
                     new = RecordedChange(
                         item=plan.item, change=change, before=old, when=when, user=user
                     )
                     store.add(new)
                     if old.names:
-                        report.step(plan.item, f"installing {len(old.names)} packages")
+                        progress.step(plan.item, f"installing {len(old.names)} packages")
                 with defer_signals():
-                    kind.perform(box, change)
+                    kind.perform(target, change)
         except StackctlError as error:
             raise _at(plan.item, error) from None
-        report.step(plan.item, "done" if plan.effect is None else "done, from the next login on")
+        progress.step(plan.item, "done" if plan.effect is None else "done, from the next login on")
 
 
-def undo(
-    box: Box, store: Store, items: Callable[[str], bool], report: Report
+def undo_changes(
+    target: TargetRoot, store: UndoStore, items: Callable[[str], bool], progress: ProvisionProgress
 ) -> tuple[tuple[str, str], ...]:
     """Revert the recorded changes of some items, the newest first.
 
@@ -86,15 +92,15 @@ def undo(
         StackctlError: a change cannot be reverted; it and those still to come stay on record.
     """
     stay: list[tuple[str, str]] = []
-    done = taken_back(store, items)
+    done = undo_order(store, items)
     for number, one in enumerate(done):
         if isinstance(one.change, ProgramChange) and stay:
             stay.append((one.item, _STAYS))
             continue
-        report.progress(one.item, "goes back to its previous state")
+        progress.progress(one.item, "goes back to its previous state")
         try:
             with defer_signals():
-                kept = kind_of(one.change).revert(box, one.change, one.before)
+                kept = kind_of(one.change).revert(target, one.change, one.before)
                 if kept is None:
                     store.drop(one)
         except StackctlError as error:
@@ -102,19 +108,19 @@ def undo(
         if kept is not None:
             stay.append((one.item, kept))
         elif all(later.item != one.item for later in done[number + 1 :]):
-            report.step(one.item, "as it was")
+            progress.step(one.item, "as it was")
     if any(isinstance(o.change, FileChange) and "/systemd/" in o.change.path for o in done):
         runner.run(("systemctl", "daemon-reload"), timeout_s=120)
     return tuple(stay)
 
 
-def taken_back(store: Store, items: Callable[[str], bool]) -> tuple[RecordedChange, ...]:
+def undo_order(store: UndoStore, items: Callable[[str], bool]) -> tuple[RecordedChange, ...]:
     """Return the changes that an undo reverts: the newest first, stackctl itself at the end."""
     chosen = [one for one in reversed(store.read().changes) if items(one.item)]
     return tuple(sorted(chosen, key=lambda one: isinstance(one.change, ProgramChange)))
 
 
-def require_no_stacks(box: Box, done: Sequence[RecordedChange]) -> None:
+def require_no_stacks(target: TargetRoot, done: Sequence[RecordedChange]) -> None:
     """Raise StackctlError (exit 5) if a stack is up that needs one of these changes."""
     if not any(one.item in _CARRYING for one in done):
         return
@@ -124,7 +130,7 @@ def require_no_stacks(box: Box, done: Sequence[RecordedChange]) -> None:
             found = account(one.change.user)
             homes += [f"{found.pw_dir}/.config"] if found is not None else []
     for home in homes:
-        for path in box.machine.glob(f"{home}/containers/systemd/stackctl/*/*"):
+        for path in target.machine.glob(f"{home}/containers/systemd/stackctl/*/*"):
             stack = path.split("/")[-2]
             raise StackctlError(
                 f"{stack} is up ({path})",

@@ -47,7 +47,7 @@ _FAILURES = (
 )
 
 
-def would_come(names: Sequence[str]) -> tuple[str, ...]:
+def packages_to_install(names: Sequence[str]) -> tuple[str, ...]:
     """Return the packages that an installation would add, with the dependencies.
 
     If apt cannot find the packages, its lists are updated first.
@@ -75,7 +75,7 @@ def added(simulation: str) -> tuple[str, ...]:
     return tuple(sorted(set(re.findall(r"^Inst (\S+) \(", simulation, re.MULTILINE))))
 
 
-def install(names: Sequence[str]) -> None:
+def install_packages(names: Sequence[str]) -> None:
     """Install packages. Raises StackctlError (exit 6) with the reason and its remedy."""
     done = _apt_get(*_OPTIONS, "--yes", "--no-install-recommends", "install", *names)
     if done.status != 0 and re.search("404|Failed to fetch", done.stderr):
@@ -86,14 +86,14 @@ def install(names: Sequence[str]) -> None:
         raise _failure(done)
 
 
-def finish() -> None:
+def finish_interrupted() -> None:
     """Complete an installation that a crash interrupted. Raises StackctlError if that fails."""
     done = _run("dpkg", "--force-confold", "--configure", "--pending")
     if done.status != 0:
         raise _failure(done)
 
 
-def removable(names: Sequence[str]) -> tuple[str, ...]:
+def reverse_dependencies(names: Sequence[str]) -> tuple[str, ...]:
     """Return the other packages that would be removed with these, because they need them.
 
     Raises:
@@ -105,19 +105,19 @@ def removable(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(set(_named(done, "(?:Remv|Purg)")) - set(names)))
 
 
-def remove(names: Sequence[str]) -> None:
+def remove_packages(names: Sequence[str]) -> None:
     """Remove packages with their settings. Raises StackctlError (exit 6)."""
     done = _apt_get(*_OPTIONS, "--yes", "purge", *names)
     if done.status != 0:
         raise _failure(done)
 
 
-def hold(names: Sequence[str]) -> None:
+def hold_packages(names: Sequence[str]) -> None:
     """Keep packages at their version."""
     runner.run(("apt-mark", "hold", *names))
 
 
-def release(names: Sequence[str]) -> None:
+def unhold_packages(names: Sequence[str]) -> None:
     """Let packages be updated again."""
     runner.run(("apt-mark", "unhold", *names))
 

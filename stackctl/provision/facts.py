@@ -12,9 +12,9 @@ from stackctl.probe import probe
 from stackctl.probe.fact_reader import FactReader
 from stackctl.probe.limits import can_raise_limits, probe_limits
 from stackctl.probe.tools import manager_socket, user_service
-from stackctl.provision import apt, program, rivals
-from stackctl.provision.box import Box
-from stackctl.provision.record import Store
+from stackctl.provision import apt, foreign_settings, self_install
+from stackctl.provision.target_root import TargetRoot
+from stackctl.provision.undo_record import UndoStore
 from stackctl.requirements import host_paths, podman
 from stackctl.requirements.facts import MachineFacts, ProbeUser, ServiceUser, SettingValue
 from stackctl.resources import data_folder
@@ -25,60 +25,60 @@ from stackctl.values.provision import FileChange
 _WRITE_NOTHING = ("--option=Dir::Cache::pkgcache=", "--option=Dir::Cache::srcpkgcache=")
 
 
-def read(box: Box, store: Store, user: str | None) -> MachineFacts:
+def read_facts(target: TargetRoot, store: UndoStore, user: str | None) -> MachineFacts:
     """Read the facts of a machine; ``user`` is the service user, None for root's stacks only."""
-    reader = FactReader(box.machine)
-    host = probe(box.machine, scope="system")
-    release = _os_release(box)
+    reader = FactReader(target.machine)
+    host = probe(target.machine, scope="system")
+    release = _os_release(target)
     families = tuple(f"{release.get('ID', '')} {release.get('ID_LIKE', '')}".split())
-    packages, held = _packages(box)
+    packages, held = _packages(target)
     needed = podman.packages(families, release.get("VERSION_ID"))
     missing = tuple(name for name in needed if packages is not None and name not in packages)
-    found = _program(box)
+    found = _program(target)
     return MachineFacts(
         host=host,
         families=families,
         release=release.get("VERSION_ID"),
-        user=None if user is None else _user(box, reader, user),
+        user=None if user is None else _user(target, reader, user),
         may_raise=can_raise_limits(reader),
         memlock_reachable=probe_limits(reader, "system", ProbeUser(0, "root")).memlock_bytes,
-        root_controllers=tuple((box.read("/sys/fs/cgroup/cgroup.controllers") or "").split()),
-        files={path: box.read(path) for path in host_paths.FILES.values()},
+        root_controllers=tuple((target.read("/sys/fs/cgroup/cgroup.controllers") or "").split()),
+        files={path: target.read(path) for path in host_paths.FILES.values()},
         written=_written(store),
         shipped={
             name: (data_folder("systemd") / name).read_text("utf-8") for name in host_paths.FILES
         },
-        foreign=rivals.read(box, user_id=_uid(box, user)),
-        settings=_settings(box),
+        foreign=foreign_settings.find_foreign_settings(target, user_id=_uid(target, user)),
+        settings=_settings(target),
         packages=packages,
         held=held,
-        simulated=_simulated(box, missing) if missing else (),
-        toolkit=_candidate(box, host_paths.TOOLKIT) if host.gpus else None,
-        subuid=box.read("/etc/subuid") or "",
-        subgid=box.read("/etc/subgid") or "",
-        swap=len((box.read("/proc/swaps") or "").splitlines()) > 1,
-        folders=frozenset(filter(box.there, (host_paths.MODELS,))),
-        units=frozenset(unit for unit in host_paths.CDI_UNITS if _has_unit(box, unit)),
-        enabled=frozenset(unit for unit in host_paths.CDI_UNITS if _enabled(box, unit)),
-        guarded=box.there(host_paths.GUARD_TIMER),
+        simulated=_simulated(target, missing) if missing else (),
+        toolkit=_candidate(target, host_paths.TOOLKIT) if host.gpus else None,
+        subuid=target.read("/etc/subuid") or "",
+        subgid=target.read("/etc/subgid") or "",
+        swap=len((target.read("/proc/swaps") or "").splitlines()) > 1,
+        folders=frozenset(filter(target.exists, (host_paths.MODELS,))),
+        units=frozenset(unit for unit in host_paths.CDI_UNITS if _has_unit(target, unit)),
+        enabled=frozenset(unit for unit in host_paths.CDI_UNITS if _enabled(target, unit)),
+        guarded=target.exists(host_paths.GUARD_TIMER),
         program=found,
-        program_weakness=None if found is None else _weakness(box.at(found)),
-        program_ours=found is not None and _is_installed_copy(box, found),
-        program_current=program.current(box.at(host_paths.PROGRAM_FOLDER)),
-        python_weakness=_weakness(program.python()),
+        program_weakness=None if found is None else _weakness(target.path_of(found)),
+        program_ours=found is not None and _is_installed_copy(target, found),
+        program_current=self_install.is_current(target.path_of(host_paths.PROGRAM_FOLDER)),
+        python_weakness=_weakness(self_install.base_python()),
     )
 
 
-def _program(box: Box) -> str | None:
-    return next((path for path in host_paths.LINKS if box.there(path)), None)
+def _program(target: TargetRoot) -> str | None:
+    return next((path for path in host_paths.LINKS if target.exists(path)), None)
 
 
-def _is_installed_copy(box: Box, path: str) -> bool:
-    return box.at(path).resolve().is_relative_to(box.at(host_paths.PROGRAM_FOLDER))
+def _is_installed_copy(target: TargetRoot, path: str) -> bool:
+    return target.path_of(path).resolve().is_relative_to(target.path_of(host_paths.PROGRAM_FOLDER))
 
 
-def _has_unit(box: Box, unit: str) -> bool:
-    return any(box.there(f"{folder}/{unit}") for folder in host_paths.UNIT_FOLDERS)
+def _has_unit(target: TargetRoot, unit: str) -> bool:
+    return any(target.exists(f"{folder}/{unit}") for folder in host_paths.UNIT_FOLDERS)
 
 
 def _weakness(path: Path) -> str | None:
@@ -86,31 +86,31 @@ def _weakness(path: Path) -> str | None:
     return None if weakness is None else str(weakness)
 
 
-def _os_release(box: Box) -> dict[str, str]:
-    text = box.read("/etc/os-release") or box.read("/usr/lib/os-release") or ""
+def _os_release(target: TargetRoot) -> dict[str, str]:
+    text = target.read("/etc/os-release") or target.read("/usr/lib/os-release") or ""
     pairs = (line.partition("=") for line in text.splitlines())
     return {name: value.strip("\"'") for name, equals, value in pairs if equals}
 
 
-def _uid(box: Box, user: str | None) -> int | None:
-    for line in (box.read("/etc/passwd") or "").splitlines():
+def _uid(target: TargetRoot, user: str | None) -> int | None:
+    for line in (target.read("/etc/passwd") or "").splitlines():
         fields = line.split(":")
         if len(fields) > 2 and fields[0] == user and fields[2].isdecimal():
             return int(fields[2])
     return None
 
 
-def _user(box: Box, reader: FactReader, name: str) -> ServiceUser:
-    uid = _uid(box, name)
+def _user(target: TargetRoot, reader: FactReader, name: str) -> ServiceUser:
+    uid = _uid(target, name)
     home = next(
         (
             line.split(":")[5]
-            for line in (box.read("/etc/passwd") or "").splitlines()
+            for line in (target.read("/etc/passwd") or "").splitlines()
             if line.startswith(f"{name}:") and line.count(":") == 6
         ),
         None,
     )
-    if uid is None and box.machine.live:
+    if uid is None and target.machine.live:
         # Not every user is in /etc/passwd (LDAP, systemd-homed).
         import pwd
 
@@ -120,31 +120,32 @@ def _user(box: Box, reader: FactReader, name: str) -> ServiceUser:
             uid = None
     if uid is None:
         return ServiceUser(name)
-    unit = _properties(box, f"user@{uid}.service")
+    unit = _properties(target, f"user@{uid}.service")
     limit = unit.get("LimitMEMLOCK", "")
     return ServiceUser(
         name,
         uid=uid,
         home=home,
-        lingers=box.there(f"/var/lib/systemd/linger/{name}"),
-        running=box.there(manager_socket(uid)),
+        lingers=target.exists(f"/var/lib/systemd/linger/{name}"),
+        running=target.exists(manager_socket(uid)),
         memlock_bytes=probe_limits(reader, "user", ProbeUser(uid, name)).memlock_bytes,
         memlock_next=UNLIMITED if limit == "infinity" else int(limit) if limit.isdigit() else None,
-        controllers=tuple((box.read(f"{user_service(uid)}/cgroup.controllers") or "").split()),
+        controllers=tuple((target.read(f"{user_service(uid)}/cgroup.controllers") or "").split()),
         controllers_next=tuple(unit.get("DelegateControllers", "").split()),
         stale=unit.get("NeedDaemonReload") == "yes",
-        guarded=home is not None and box.there(f"{home}/.config/systemd/user/stackctl-guard.timer"),
+        guarded=home is not None
+        and target.exists(f"{home}/.config/systemd/user/stackctl-guard.timer"),
     )
 
 
-def _properties(box: Box, unit: str) -> dict[str, str]:
+def _properties(target: TargetRoot, unit: str) -> dict[str, str]:
     names = "--property=LimitMEMLOCK,DelegateControllers,NeedDaemonReload"
-    done = box.ask("systemctl", "show", unit, names)
+    done = target.query("systemctl", "show", unit, names)
     pairs = (line.partition("=") for line in (done.stdout if done else "").splitlines())
     return {name: value for name, equals, value in pairs if equals}
 
 
-def _written(store: Store) -> dict[str, str]:
+def _written(store: UndoStore) -> dict[str, str]:
     try:
         changes = [one.change for one in store.read().changes]
     except StackctlError:
@@ -155,19 +156,19 @@ def _written(store: Store) -> dict[str, str]:
     return {change.path: change.text for change in changes if isinstance(change, FileChange)}
 
 
-def _settings(box: Box) -> dict[str, SettingValue]:
+def _settings(target: TargetRoot) -> dict[str, SettingValue]:
     found = {}
     for pattern in host_paths.SETTINGS:
-        for path in box.machine.glob(pattern):
-            value = box.value(path)
+        for path in target.machine.glob(pattern):
+            value = target.kernel_value(path)
             if value is not None:
-                found[path] = SettingValue(value, box.may_write(path))
+                found[path] = SettingValue(value, target.may_write(path))
     return found
 
 
-def _packages(box: Box) -> tuple[dict[str, str] | None, frozenset[str]]:
+def _packages(target: TargetRoot) -> tuple[dict[str, str] | None, frozenset[str]]:
     """Return the versions of dpkg's installed packages (None without dpkg), and the held ones."""
-    text = box.read("/var/lib/dpkg/status")
+    text = target.read("/var/lib/dpkg/status")
     if text is None:
         return None, frozenset()
     found: dict[str, str] = {}
@@ -183,19 +184,19 @@ def _packages(box: Box) -> tuple[dict[str, str] | None, frozenset[str]]:
     return found, frozenset(held)
 
 
-def _simulated(box: Box, names: tuple[str, ...]) -> tuple[str, ...]:
-    done = box.ask(
+def _simulated(target: TargetRoot, names: tuple[str, ...]) -> tuple[str, ...]:
+    done = target.query(
         "apt-get", *_WRITE_NOTHING, "--simulate", "--no-install-recommends", "install", *names
     )
     return apt.added(done.stdout if done is not None and done.status == 0 else "")
 
 
-def _candidate(box: Box, package: str) -> str | None:
-    done = box.ask("apt-cache", *_WRITE_NOTHING, "policy", package)
+def _candidate(target: TargetRoot, package: str) -> str | None:
+    done = target.query("apt-cache", *_WRITE_NOTHING, "policy", package)
     found = re.search(r"^\s+Candidate: (\d\S*)$", done.stdout if done else "", re.MULTILINE)
     return found[1] if found else None
 
 
-def _enabled(box: Box, unit: str) -> bool:
-    done = box.ask("systemctl", "is-enabled", unit)
+def _enabled(target: TargetRoot, unit: str) -> bool:
+    done = target.query("systemctl", "is-enabled", unit)
     return done is not None and done.stdout.strip() == "enabled"

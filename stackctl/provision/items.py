@@ -10,7 +10,7 @@ from stackctl.requirements.facts import MachineFacts, StackNeeds
 from stackctl.values.provision import ItemPlan
 
 
-def plan(
+def plan_items(
     facts: MachineFacts, needs: StackNeeds, only: Collection[str] = ()
 ) -> tuple[ItemPlan, ...]:
     """Return the plan of each item, or only of the items named in ``only``."""

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine.lock import record_lock_holder
-from stackctl.provision.box import Box
-from stackctl.provision.record import PATH
+from stackctl.provision.target_root import TargetRoot
+from stackctl.provision.undo_record import PATH
 from stackctl.quantity import format_bytes
 from stackctl.values.provision import HoldChange, ItemPlan, PackagesChange, ProgramChange
 
@@ -19,7 +19,7 @@ _DPKG_LOCK = "/var/lib/dpkg/lock-frontend"
 _PACKAGES, _PROGRAM, _FILES = 500 * _MIB, 64 * _MIB, _MIB
 
 
-def require(box: Box, plans: Sequence[ItemPlan]) -> None:
+def require_ready(target: TargetRoot, plans: Sequence[ItemPlan]) -> None:
     """Check free space, read-only file systems and the package manager's lock.
 
     Raises:
@@ -32,16 +32,16 @@ def require(box: Box, plans: Sequence[ItemPlan]) -> None:
     if any(isinstance(change, ProgramChange) for change in changes):
         wanted["/usr/local"] = _PROGRAM
     for folder, least in wanted.items():
-        _require_room(box, folder, least)
+        _require_room(target, folder, least)
     if any(isinstance(change, PackagesChange | HoldChange) for change in changes):
-        _require_no_other(box)
+        _require_no_other(target)
 
 
-def _require_no_other(box: Box) -> None:
+def _require_no_other(target: TargetRoot) -> None:
     """Refuse to start while another program installs packages: the user decides to wait."""
-    pid = record_lock_holder(box.at(_DPKG_LOCK))
+    pid = record_lock_holder(target.path_of(_DPKG_LOCK))
     if pid is not None:
-        name = (box.read(f"/proc/{pid}/comm") or "").strip()
+        name = (target.read(f"/proc/{pid}/comm") or "").strip()
         raise StackctlError(
             "the package manager is at work: "
             + (f"process {pid} ({name})" if pid > 0 else "a process outside this container"),
@@ -50,8 +50,8 @@ def _require_no_other(box: Box) -> None:
         )
 
 
-def _require_room(box: Box, folder: str, least: int) -> None:
-    place = box.at(folder)
+def _require_room(target: TargetRoot, folder: str, least: int) -> None:
+    place = target.path_of(folder)
     while not place.exists():
         place = place.parent
     seen = os.statvfs(place)

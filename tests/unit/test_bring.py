@@ -24,12 +24,12 @@ from test_image_wheels import look_only_in, wheel
 
 from stackctl import __version__
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.provision import carry, program
-from stackctl.provision.arrival import PREFIX
-from stackctl.provision.carry import Seen, Target
+from stackctl.provision import remote_bundle, self_install
+from stackctl.provision.remote_bootstrap_main import PREFIX
+from stackctl.provision.remote_bundle import RemoteFacts, RemotePython
 
 CHECKOUT = Path(__file__).parents[2]
-ELSEWHERE = Target("/usr/bin/python3", (3, 99), "aarch64", 28)
+ELSEWHERE = RemotePython("/usr/bin/python3", (3, 99), "aarch64", 28)
 
 # What a box says
 
@@ -46,23 +46,29 @@ python /usr/bin/python3 3.10 x86_64 CPython glibc-2.35
 python /usr/bin/python3.12 3.12 x86_64 CPython glibc-2.35
 python /usr/bin/python3.13 3.13 x86_64 CPython glibc-2.35.9000
 """
-    seen = carry.seen(text)
+    seen = remote_bundle.parse_probe(text)
     assert (seen.uid, seen.sudo, seen.version) == (1000, True, "0.0.9")
-    assert seen.target("box") == Target("/usr/bin/python3.12", (3, 12), "x86_64", 35, True)
+    assert seen.choose_python("box") == RemotePython(
+        "/usr/bin/python3.12", (3, 12), "x86_64", 35, True
+    )
     assert [found.glibc for found in seen.pythons] == [35, 35, 35]
-    assert carry.seen("uid 0\n") == Seen(0, False, None, ())
+    assert remote_bundle.parse_probe("uid 0\n") == RemoteFacts(0, False, None, ())
 
 
 def test_this_machine_is_asked_as_a_box_would_be() -> None:
     done = subprocess.run(
-        ["sh", "-c", carry.look()], capture_output=True, text=True, timeout=30, check=True
+        ["sh", "-c", remote_bundle.probe_command()],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
     )
-    seen = carry.seen(done.stdout)
+    seen = remote_bundle.parse_probe(done.stdout)
     assert seen.uid == os.geteuid()
     assert seen.sudo is (shutil.which("sudo") is not None)
     assert seen.pythons, done.stderr
     # Any login shell must let it through.
-    assert "\n" not in carry.look()
+    assert "\n" not in remote_bundle.probe_command()
 
 
 @pytest.mark.parametrize(
@@ -76,7 +82,7 @@ def test_this_machine_is_asked_as_a_box_would_be() -> None:
 )
 def test_a_box_without_a_python_for_it(python: str, message: str) -> None:
     with pytest.raises(StackctlError, match=message) as caught:
-        carry.seen(f"uid 0\n{python}").target("root@box")
+        remote_bundle.parse_probe(f"uid 0\n{python}").choose_python("root@box")
     assert caught.value.exit_code == ExitCode.HOST
     assert "CPython 3.11 or later" in (caught.value.hint or "")
 
@@ -86,7 +92,7 @@ def test_a_box_without_a_python_for_it(python: str, message: str) -> None:
     [("0.1.0", "0.1.0", False), ("0.9.0", "0.10.0", True), ("0.10", "0.9.1", False)],
 )
 def test_versions_are_compared_by_their_numbers(one: str, other: str, older: bool) -> None:
-    assert carry.older(one, other) is older
+    assert remote_bundle.is_older(one, other) is older
 
 
 # What is packed
@@ -103,7 +109,7 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def every_package(folder: Path, tag: str) -> None:
     """A wheel of each package that stackctl uses, in its version of here."""
-    for one in program.packages():
+    for one in self_install.required_distributions():
         name = one.name.replace("-", "_")
         wheel(folder, name, tag, {f"{name}.py": ""}, version=one.version)
 
@@ -112,7 +118,7 @@ def test_packages_are_those_of_the_other_python(wheels: Path, tmp_path: Path) ->
     every_package(wheels, "cp399-cp399-manylinux_2_17_aarch64.manylinux2014_aarch64")
     told: list[str] = []
     for _ in range(2):
-        data = carry.pack(ELSEWHERE, tmp_path / "cache", told.append)
+        data = remote_bundle.build_bundle(ELSEWHERE, tmp_path / "cache", told.append)
     # Once fetched they are there; of a process that was killed nothing is taken for them.
     assert len(told) == 1
     assert "Python 3.99 on aarch64" in told[0]
@@ -132,15 +138,17 @@ def test_pip_is_our_own_and_set_up_for_something_else(
     # A folder of somebody's who would like root to run something.
     (tmp_path / "pip.py").write_text("raise SystemExit('not this one')")
     monkeypatch.chdir(tmp_path)
-    assert carry.pack(ELSEWHERE, tmp_path / "cache", print)
+    assert remote_bundle.build_bundle(ELSEWHERE, tmp_path / "cache", print)
 
 
 def test_a_box_with_a_card_gets_what_asks_it(wheels: Path, tmp_path: Path) -> None:
     every_package(wheels, "py3-none-any")
-    if not any(one.name == "nvidia-ml-py" for one in program.packages()):
+    if not any(one.name == "nvidia-ml-py" for one in self_install.required_distributions()):
         wheel(wheels, "nvidia_ml_py", "py3-none-any", {}, version="13.0")
-    card = Target("python3", (3, 99), "aarch64", 28, nvidia=True)
-    names = zipfile.ZipFile(BytesIO(carry.pack(card, tmp_path / "cache", print))).namelist()
+    card = RemotePython("python3", (3, 99), "aarch64", 28, nvidia=True)
+    names = zipfile.ZipFile(
+        BytesIO(remote_bundle.build_bundle(card, tmp_path / "cache", print))
+    ).namelist()
     assert any(name.startswith("nvidia_ml_py-") for name in names)
 
 
@@ -150,7 +158,7 @@ def test_no_wheel_for_that_platform(wheels: Path, tmp_path: Path) -> None:
     with pytest.raises(
         StackctlError, match=r"no wheel of \S+==\S+ for Python 3.99 on aarch64"
     ) as e:
-        carry.pack(ELSEWHERE, tmp_path / "cache", print)
+        remote_bundle.build_bundle(ELSEWHERE, tmp_path / "cache", print)
     assert e.value.exit_code == ExitCode.HOST
     assert not list((tmp_path / "cache/brought").iterdir())
 
@@ -162,7 +170,7 @@ def test_an_index_that_does_not_answer(
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_RETRIES", "1")
     with pytest.raises(StackctlError, match="cannot be fetched") as caught:
-        carry.pack(ELSEWHERE, tmp_path / "cache", print)
+        remote_bundle.build_bundle(ELSEWHERE, tmp_path / "cache", print)
     assert caught.value.exit_code == ExitCode.HOST
     assert any("refused" in line for line in caught.value.details)
 
@@ -173,13 +181,13 @@ def test_what_is_needed_is_known_in_a_checkout_that_nobody_installed(tmp_path: P
         (tmp_path / name).symlink_to(found)
     code = (
         f"import sys; sys.path[:0] = [{str(CHECKOUT)!r}, {str(tmp_path)!r}];"
-        "from stackctl.provision import program as p;"
-        "print(*p.requirements(), sep='\\n'); print(p.own_metadata()[0])"
+        "from stackctl.provision import self_install as p;"
+        "print(*p.requirements(), sep='\\n'); print(p.package_metadata()[0])"
     )
     text = subprocess.check_output([sys.executable, "-I", "-S", "-c", code], text=True, timeout=60)
     *lines, path = text.splitlines()
     assert {line.partition(";")[0].strip() for line in lines} == {
-        line.partition(";")[0].strip() for line in program.requirements()
+        line.partition(";")[0].strip() for line in self_install.requirements()
     }
     assert path == f"stackctl_inference-{__version__}.dist-info/METADATA"
 
@@ -188,19 +196,21 @@ def test_what_is_needed_is_known_in_a_checkout_that_nobody_installed(tmp_path: P
 
 
 @pytest.fixture
-def here() -> Target:
+def here() -> RemotePython:
     """This machine and its own Python: packages of here will do."""
     text = subprocess.check_output(
-        [sys.executable, "-I", "-c", carry._PYTHON], text=True, timeout=30
+        [sys.executable, "-I", "-c", remote_bundle._PYTHON], text=True, timeout=30
     )
-    return carry.seen(text).target("here")
+    return remote_bundle.parse_probe(text).choose_python("here")
 
 
 @pytest.fixture
-def kept(here: Target, tmp_path: Path) -> Iterator[tuple[str, str]]:
+def kept(here: RemotePython, tmp_path: Path) -> Iterator[tuple[str, str]]:
     """What was sent, at its place: path and hash. Gone with who sent it."""
-    data = carry.pack(here, tmp_path / "cache", print)
-    words = carry.arrive(here, "keep", str(len(data)), str(carry.unpacked_bytes(data)))
+    data = remote_bundle.build_bundle(here, tmp_path / "cache", print)
+    words = remote_bundle.bootstrap_command(
+        here, "keep", str(len(data)), str(remote_bundle.unpacked_bytes(data))
+    )
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write(data)
@@ -225,12 +235,13 @@ def left(path: str) -> list[Path]:
     return [folder for folder in found if folder != Path(path).parent]
 
 
-def test_it_runs_and_is_gone(kept: tuple[str, str], here: Target) -> None:
+def test_it_runs_and_is_gone(kept: tuple[str, str], here: RemotePython) -> None:
     path, digest = kept
     assert Path(path).parent.stat().st_mode & 0o777 == 0o700
     for words, code in ((["--version"], 0), (["plan", "no such"], 4)):
         done = subprocess.run(
-            carry.arrive(here, "start", path, digest, f"{__version__} box", *words),
+            remote_bundle.bootstrap_command(here, "start", path, digest, f"{__version__} box",
+                *words),
             cwd="/", env={}, capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
         assert done.returncode == code, done.stderr
@@ -248,8 +259,8 @@ def test_packages_of_the_box_are_none_of_ours(tmp_path: Path) -> None:
     text = "Metadata-Version: 2.1\nName: tomli\nVersion: 2.0\n"
     (packages / "tomli-2.0.dist-info/METADATA").write_text(text)
     code = "from importlib import metadata as m; print([d.name for d in m.distributions()])"
-    target = Target(str(python), (3, 11), "x86_64", 36)
-    own, *flags, _, _, _ = carry.arrive(target)
+    target = RemotePython(str(python), (3, 11), "x86_64", 36)
+    own, *flags, _, _, _ = remote_bundle.bootstrap_command(target)
     said = [
         subprocess.check_output([own, *chosen, "-c", code], text=True, timeout=60)
         for chosen in (["-I"], flags)
@@ -257,9 +268,11 @@ def test_packages_of_the_box_are_none_of_ours(tmp_path: Path) -> None:
     assert said == ["['tomli']\n", "[]\n"]
 
 
-def test_killed_it_is_gone_as_well(kept: tuple[str, str], here: Target) -> None:
+def test_killed_it_is_gone_as_well(kept: tuple[str, str], here: RemotePython) -> None:
     path, digest = kept
-    words = carry.arrive(here, "start", path, digest, f"{__version__} box", "top", "--no-such")
+    words = remote_bundle.bootstrap_command(
+        here, "start", path, digest, f"{__version__} box", "top", "--no-such"
+    )
     with subprocess.Popen(words, stderr=subprocess.DEVNULL) as process:
         wait_until(lambda: bool(left(path)) or process.poll() is not None)
         process.send_signal(signal.SIGKILL)
@@ -267,9 +280,13 @@ def test_killed_it_is_gone_as_well(kept: tuple[str, str], here: Target) -> None:
     wait_until(lambda: not left(path))
 
 
-def test_interrupted_before_it_runs_it_ends_as_stackctl_does(here: Target, tmp_path: Path) -> None:
+def test_interrupted_before_it_runs_it_ends_as_stackctl_does(
+    here: RemotePython, tmp_path: Path
+) -> None:
     os.mkfifo(tmp_path / "pipe")
-    words = carry.arrive(here, "start", str(tmp_path / "pipe"), "0", "x y", "--version")
+    words = remote_bundle.bootstrap_command(
+        here, "start", str(tmp_path / "pipe"), "0", "x y", "--version"
+    )
     with subprocess.Popen(words, stderr=subprocess.PIPE) as process:
         opened: list[int] = []
 
@@ -285,25 +302,25 @@ def test_interrupted_before_it_runs_it_ends_as_stackctl_does(here: Target, tmp_p
     assert (process.returncode, said) == (130, b"")
 
 
-def test_only_what_was_sent_is_run(kept: tuple[str, str], here: Target) -> None:
+def test_only_what_was_sent_is_run(kept: tuple[str, str], here: RemotePython) -> None:
     path, digest = kept
     with Path(path).open("ab") as stream:
         stream.write(b"more")
-    words = carry.arrive(here, "start", path, digest, "x y", "--version")
+    words = remote_bundle.bootstrap_command(here, "start", path, digest, "x y", "--version")
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (6, "")
     assert "is not the bundle that was sent" in done.stderr
 
 
-def test_half_of_it_is_not_kept(here: Target) -> None:
-    words = carry.arrive(here, "keep", "1000", "0")
+def test_half_of_it_is_not_kept(here: RemotePython) -> None:
+    words = remote_bundle.bootstrap_command(here, "keep", "1000", "0")
     done = subprocess.run(words, input=b"x" * 500, capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (6, b"")
     assert b"500 of 1000 bytes arrived" in done.stderr
 
 
-def test_a_box_without_room(here: Target) -> None:
-    words = carry.arrive(here, "keep", "1", str(2**60))
+def test_a_box_without_room(here: RemotePython) -> None:
+    words = remote_bundle.bootstrap_command(here, "keep", "1", str(2**60))
     done = subprocess.run(words, input=b"x", capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (6, b"")
     assert b"neither /var/tmp nor /" in done.stderr

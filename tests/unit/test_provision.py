@@ -20,11 +20,11 @@ from stackctl.errors import StackctlError
 from stackctl.machine.lock import record_lock_holder
 from stackctl.machine.machine import LiveMachine, RecordedMachine
 from stackctl.machine.runner import Completed
-from stackctl.provision import advice, apt, facts, items, needs, program
-from stackctl.provision.apply import apply, taken_back, undo
-from stackctl.provision.box import Box
+from stackctl.provision import apt, facts, firmware_advice, items, profile_needs, self_install
+from stackctl.provision.apply import apply_plans, undo_changes, undo_order
 from stackctl.provision.changes import KINDS, kind_of
-from stackctl.provision.record import PATH, Store
+from stackctl.provision.target_root import TargetRoot
+from stackctl.provision.undo_record import PATH, UndoStore
 from stackctl.requirements import ITEMS, host_paths, podman
 from stackctl.requirements.drop_ins import UserManagerSetting
 from stackctl.requirements.facts import MachineFacts, ServiceUser, StackNeeds
@@ -87,11 +87,11 @@ class Place:
         self.root = root
         for path, text in files.items():
             self.write(path, text)
-        self.store = Store(root / PATH[1:])
+        self.store = UndoStore(root / PATH[1:])
 
     @property
-    def box(self) -> Box:
-        return Box(RecordedMachine(self.root), self.root)
+    def box(self) -> TargetRoot:
+        return TargetRoot(RecordedMachine(self.root), self.root)
 
     def write(self, path: str, text: str) -> None:
         place = self.root / path.lstrip("/")
@@ -110,16 +110,16 @@ class Place:
         return found
 
     def plan(self, *only: str, user: str | None = None) -> dict[str, ItemPlan]:
-        seen = facts.read(self.box, self.store, user)
-        return {one.item: one for one in items.plan(seen, StackNeeds(), only)}
+        seen = facts.read_facts(self.box, self.store, user)
+        return {one.item: one for one in items.plan_items(seen, StackNeeds(), only)}
 
     def apply(self, *only: str) -> list[str]:
         heard = Heard()
-        apply(self.box, self.store, tuple(self.plan(*only).values()), "ann", heard)
+        apply_plans(self.box, self.store, tuple(self.plan(*only).values()), "ann", heard)
         return heard.steps
 
     def undo(self, *only: str) -> tuple[tuple[str, str], ...]:
-        return undo(self.box, self.store, lambda item: not only or item in only, Heard())
+        return undo_changes(self.box, self.store, lambda item: not only or item in only, Heard())
 
 
 @pytest.fixture
@@ -267,7 +267,7 @@ def test_a_processor_that_vanishes(place: Place) -> None:
     plans = tuple(place.plan("governor", "swappiness").values())
     shutil.rmtree((place.root / GOVERNOR.format(2)[1:]).parent)
     with pytest.raises(StackctlError) as raised:
-        apply(place.box, place.store, plans, "ann", Heard())
+        apply_plans(place.box, place.store, plans, "ann", Heard())
     assert f"{GOVERNOR.format(2)} is gone since it was looked at" in raised.value.message
     assert "goes on from here" in (raised.value.hint or "")
     # What came before it is done; the rest is done next time, with what there is now.
@@ -278,10 +278,11 @@ def test_a_processor_that_vanishes(place: Place) -> None:
 
 
 def test_a_read_only_kernel_file_belongs_to_another_machine(place: Place) -> None:
-    seen = facts.read(place.box, place.store, None)
+    seen = facts.read_facts(place.box, place.store, None)
     fixed = {path: replace(one, writable=False) for path, one in seen.settings.items()}
     found = {
-        one.item: one for one in items.plan(replace(seen, settings=fixed), StackNeeds(), KERNEL)
+        one.item: one
+        for one in items.plan_items(replace(seen, settings=fixed), StackNeeds(), KERNEL)
     }
     assert {one.status for one in found.values()} == {"skip"}
     assert "the machine it runs on" in (found["numa-balancing"].now or "")
@@ -289,7 +290,7 @@ def test_a_read_only_kernel_file_belongs_to_another_machine(place: Place) -> Non
 
 def test_the_kernel_s_own_files_are_read() -> None:
     """Which refuse more than a few MiB of room, as a file never does."""
-    assert (Box(LiveMachine()).value(host_paths.SWAPPINESS_SETTING) or "").isdecimal()
+    assert (TargetRoot(LiveMachine()).kernel_value(host_paths.SWAPPINESS_SETTING) or "").isdecimal()
 
 
 # The record
@@ -328,7 +329,7 @@ def test_stackctl_itself_goes_last(place: Place) -> None:
         ("models", FileChange(path="/etc/y", text="y")),
     ):
         place.store.add(RecordedChange(item=item, change=change, when="t", user="ann"))
-    done = taken_back(place.store, lambda _: True)
+    done = undo_order(place.store, lambda _: True)
     assert [one.item for one in done] == ["models", "guard", "stackctl"]
     # And not before the rest: who else would take it back?
     place.write("/etc/y", "changed since")
@@ -364,7 +365,7 @@ def test_subordinate_ids_that_nobody_has(place: Place, subuid: str, first: int |
         assert found.status == "ok"
         return
     assert found.changes == (SubidsChange(user="ann", uid=first),)
-    apply(place.box, place.store, (found,), "ann", Heard())
+    apply_plans(place.box, place.store, (found,), "ann", Heard())
     assert f"ann:{first}:65536" in place.read("etc/subuid").splitlines()
     assert place.plan("subids", user="ann")["subids"].status == "ok"
     place.undo()
@@ -390,7 +391,7 @@ def seen(**changes: Any) -> MachineFacts:
 
 
 def item(name: str, needs: StackNeeds | None = None, **changes: Any) -> ItemPlan:
-    (found,) = items.plan(seen(**changes), needs or StackNeeds(), (name,))
+    (found,) = items.plan_items(seen(**changes), needs or StackNeeds(), (name,))
     return found
 
 
@@ -511,18 +512,18 @@ def test_the_driver_is_held() -> None:
 def test_stackctl_is_copied_and_runs_alone(tmp_path: Path) -> None:
     folder = tmp_path / "lib" / "stackctl"
     folder.parent.mkdir()
-    program.install(folder)
+    self_install.install_program(folder)
     done = subprocess.run(
         ["env", "-i", "PATH=/usr/bin:/bin", str(folder / "bin/stackctl"), "profiles"],
         cwd="/", capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "cpu-latency" in done.stdout
-    assert program.current(folder)
+    assert self_install.is_current(folder)
     # Run from there, it is what is there.
     code = "import sys; sys.path.insert(0, sys.argv[1] + '/lib');" + (
-        "from pathlib import Path; from stackctl.provision import program as p;"
-        "print(p.current(Path(sys.argv[1])))"
+        "from pathlib import Path; from stackctl.provision import self_install as p;"
+        "print(p.is_current(Path(sys.argv[1])))"
     )
     words = [sys.executable, "-I", "-S", "-c", code, str(folder)]
     assert subprocess.check_output(words, text=True, timeout=60) == "True\n"
@@ -531,11 +532,11 @@ def test_stackctl_is_copied_and_runs_alone(tmp_path: Path) -> None:
     assert not {"pytest", "mypy", "ruff"} & names
     # Installed again it is one, not two in one.
     (folder / "lib" / "stray").write_text("x")
-    program.install(folder)
+    self_install.install_program(folder)
     assert not (folder / "lib" / "stray").exists()
     assert [path.name for path in folder.parent.iterdir()] == ["stackctl"]
     (folder / "fingerprint").write_text("another\n")
-    assert not program.current(folder)
+    assert not self_install.is_current(folder)
 
 
 def test_a_lock_of_another_program_is_seen(tmp_path: Path) -> None:
@@ -629,7 +630,9 @@ def test_what_profiles_need() -> None:
     profiles = Profiles((ROOT / "profiles",))
 
     def of(*names: str) -> StackNeeds:
-        return needs.of([profiles.resolve(name, Overrides()) for name in names], READY, ())
+        return profile_needs.needs_of_profiles(
+            [profiles.resolve(name, Overrides()) for name in names], READY, ()
+        )
 
     assert of() == StackNeeds(cpuset=False)
     assert of("cpu-latency") == StackNeeds(gpu=False, cpuset=False)
@@ -644,14 +647,16 @@ def test_firmware_is_spoken_of_and_never_touched() -> None:
     one = changed(
         cpu={"model": "AMD EPYC 9175F", "l3": l3, "numa": nodes[:1], "sockets": 1, "smt": False}
     )
-    told = {result.name: result.actual for result in advice.firmware(one)}
+    told = {result.name: result.actual for result in firmware_advice.firmware_advice(one)}
     assert told == {
         "bios-l3-as-numa": "off", "bios-nps": "NPS1", "bios-smt": "off",
         "bios-determinism": "not visible from here",
     }  # fmt: skip
     many = changed(cpu={"model": "AMD EPYC 9175F", "l3": l3, "numa": nodes, "sockets": 1})
-    assert {r.name: r.actual for r in advice.firmware(many)}["bios-l3-as-numa"] == "on"
-    assert advice.firmware(changed(cpu={"model": "Intel Xeon", "l3": l3})) == ()
+    assert {r.name: r.actual for r in firmware_advice.firmware_advice(many)}[
+        "bios-l3-as-numa"
+    ] == "on"
+    assert firmware_advice.firmware_advice(changed(cpu={"model": "Intel Xeon", "l3": l3})) == ()
 
 
 def test_every_item_that_a_fix_names_is_one() -> None:
@@ -684,7 +689,7 @@ def test_shipped_files_hold_the_values_that_requirements_name() -> None:
 
 def test_every_change_can_be_shown() -> None:
     facts_now = seen(host=changed(tools={"podman": None}), toolkit="1.17")
-    for plan in items.plan(facts_now, StackNeeds()):
+    for plan in items.plan_items(facts_now, StackNeeds()):
         for change in plan.changes:
             told = kind_of(change).describe(change, facts_now)
             assert told.what
@@ -717,7 +722,7 @@ def test_changes_recorded_by_earlier_versions_are_understood(tmp_path: Path) -> 
     )
     path = tmp_path / "provision.json"
     path.write_text(f'{{"schema":"stackctl.provisioned/1","changes":[{",".join(ones)}]}}')
-    found = Store(path).read().changes
+    found = UndoStore(path).read().changes
     assert {type(one.change) for one in found} == set(get_args(Change)) == set(KINDS)
     said = [kind_of(one.change).describe_revert(one.change, one.before).what for one in found]
     assert said == [text for _, text in RECORDED]

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stackctl.machine import runner, subids
-from stackctl.provision.box import Box
 from stackctl.provision.changes.kind import CommandKind
+from stackctl.provision.target_root import TargetRoot
 from stackctl.values.provision import (
     AccountChange,
     LingerChange,
@@ -22,7 +22,7 @@ from stackctl.values.provision import (
 class AccountKind(CommandKind[AccountChange]):
     """An account for stacks, without a password and a login."""
 
-    def revert(self, box: Box, change: AccountChange, old: PreviousState) -> str | None:  # noqa: ARG002
+    def revert(self, target: TargetRoot, change: AccountChange, old: PreviousState) -> str | None:  # noqa: ARG002
         """See ChangeKind."""
         user, home = change.user, change.home
         found = account(user)
@@ -31,8 +31,8 @@ class AccountKind(CommandKind[AccountChange]):
             runner.run(("loginctl", "disable-linger", user), check=False)
             runner.run(("loginctl", "terminate-user", user), check=False)
             runner.run(("systemctl", "stop", f"user@{found.pw_uid}.service"), check=False)
-        _remove_empty(box.at(home))
-        if box.there(home):
+        _remove_empty(target.path_of(home))
+        if target.exists(home):
             # Files of a removed account would belong to the next account with its number.
             return (
                 f"{user} stays, as {home} is not empty; once nothing in it is wanted: "
@@ -67,15 +67,15 @@ class AccountKind(CommandKind[AccountChange]):
 class SubidsKind(CommandKind[SubidsChange]):
     """Subordinate user and group ids of an account."""
 
-    def perform(self, box: Box, change: SubidsChange) -> None:
+    def perform(self, target: TargetRoot, change: SubidsChange) -> None:
         """See ChangeKind."""
         for path, line in _lines(change):
-            subids.add_line(box.at(path), line)
+            subids.add_line(target.path_of(path), line)
 
-    def revert(self, box: Box, change: SubidsChange, old: PreviousState) -> str | None:  # noqa: ARG002
+    def revert(self, target: TargetRoot, change: SubidsChange, old: PreviousState) -> str | None:  # noqa: ARG002
         """See ChangeKind."""
         for path, line in _lines(change):
-            subids.remove_line(box.at(path), line)
+            subids.remove_line(target.path_of(path), line)
         return None
 
     def command(self, change: SubidsChange) -> tuple[str, ...]:
@@ -99,7 +99,7 @@ class SubidsKind(CommandKind[SubidsChange]):
 class LingerKind(CommandKind[LingerChange]):
     """Linger: the services of a user start at boot and outlive logins."""
 
-    def revert(self, box: Box, change: LingerChange, old: PreviousState) -> str | None:  # noqa: ARG002
+    def revert(self, target: TargetRoot, change: LingerChange, old: PreviousState) -> str | None:  # noqa: ARG002
         """See ChangeKind."""
         if account(change.user) is not None:
             runner.run(("loginctl", "disable-linger", change.user))

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from stackctl.errors import StackctlError
 from stackctl.machine.atomic_files import remove_file, write_atomically
-from stackctl.provision.box import Box
 from stackctl.provision.changes.kind import ChangeKind, CommandKind
+from stackctl.provision.target_root import TargetRoot
 from stackctl.requirements.facts import MachineFacts
 from stackctl.requirements.requirement import diff
 from stackctl.values.provision import FileChange, FolderChange, PreviousState, ShownChange
@@ -19,17 +19,17 @@ from stackctl.values.provision import FileChange, FolderChange, PreviousState, S
 class FileKind(ChangeKind[FileChange]):
     """A file of root. Before: its bytes, mode and owner, and the folders that do not exist."""
 
-    def before(self, box: Box, change: FileChange) -> PreviousState:
+    def before(self, target: TargetRoot, change: FileChange) -> PreviousState:
         """See ChangeKind."""
         path = change.path
-        folders = missing_folders(box, box.at(path).parent)
-        found = box.stat(path)
+        folders = missing_folders(target, target.path_of(path).parent)
+        found = target.stat(path)
         if found is None:
             return PreviousState(folders=folders)
-        if not box.is_plain(path):
+        if not target.is_plain(path):
             raise StackctlError(f"{path} is not a file", hint=f"look at it: ls -l {path}")
         try:
-            data = box.at(path).read_bytes()
+            data = target.path_of(path).read_bytes()
         except OSError as error:
             raise StackctlError(f"cannot read {path}: {error.strerror}") from None
         return PreviousState(
@@ -40,25 +40,27 @@ class FileKind(ChangeKind[FileChange]):
             folders=folders,
         )
 
-    def perform(self, box: Box, change: FileChange) -> None:
+    def perform(self, target: TargetRoot, change: FileChange) -> None:
         """See ChangeKind."""
-        write_atomically(box.at(change.path), change.text, mode=change.mode, keep_folder=True)
+        write_atomically(
+            target.path_of(change.path), change.text, mode=change.mode, keep_folder=True
+        )
 
-    def revert(self, box: Box, change: FileChange, old: PreviousState) -> str | None:
+    def revert(self, target: TargetRoot, change: FileChange, old: PreviousState) -> str | None:
         """See ChangeKind."""
         path = change.path
-        there = box.read(path)
+        there = target.read(path)
         original = None if old.data is None else base64.b64decode(old.data)
         if there is not None and there != change.text and there.encode() != original:
             return f"{path} was changed since: it stays"
         if original is None:
             if there is not None:
-                remove_file(box.at(path))
-            return remove_folders(box, old.folders)
+                remove_file(target.path_of(path))
+            return remove_folders(target, old.folders)
         # The original is a text of stackctl: a plan refuses to replace a foreign file.
         was = original.decode("utf-8", "surrogateescape")
-        write_atomically(box.at(path), was, mode=old.mode or 0, keep_folder=True)
-        os.chown(box.at(path), old.uid or 0, old.gid or 0)
+        write_atomically(target.path_of(path), was, mode=old.mode or 0, keep_folder=True)
+        os.chown(target.path_of(path), old.uid or 0, old.gid or 0)
         return None
 
     def describe(self, change: FileChange, facts: MachineFacts) -> ShownChange:
@@ -79,13 +81,13 @@ class FileKind(ChangeKind[FileChange]):
 class FolderKind(CommandKind[FolderChange]):
     """A folder. Before: the folder and its parents, as far as they do not exist."""
 
-    def before(self, box: Box, change: FolderChange) -> PreviousState:
+    def before(self, target: TargetRoot, change: FolderChange) -> PreviousState:
         """See ChangeKind."""
-        return PreviousState(folders=missing_folders(box, box.at(change.path)))
+        return PreviousState(folders=missing_folders(target, target.path_of(change.path)))
 
-    def revert(self, box: Box, change: FolderChange, old: PreviousState) -> str | None:
+    def revert(self, target: TargetRoot, change: FolderChange, old: PreviousState) -> str | None:
         """See ChangeKind."""
-        return remove_folders(box, old.folders, wanted=change.path)
+        return remove_folders(target, old.folders, wanted=change.path)
 
     def command(self, change: FolderChange) -> tuple[str, ...]:
         """See CommandKind."""
@@ -102,20 +104,22 @@ class FolderKind(CommandKind[FolderChange]):
         return ShownChange(what=f"remove the folder {change.path}, if it is empty")
 
 
-def missing_folders(box: Box, folder: Path) -> tuple[str, ...]:
+def missing_folders(target: TargetRoot, folder: Path) -> tuple[str, ...]:
     """Return the folder and its parents that do not exist, the innermost first."""
     found = []
     while not folder.exists():
-        found.append("/" + str(folder.relative_to(box.root)))
+        found.append("/" + str(folder.relative_to(target.root)))
         folder = folder.parent
     return tuple(found)
 
 
-def remove_folders(box: Box, folders: Iterable[str], *, wanted: str | None = None) -> str | None:
+def remove_folders(
+    target: TargetRoot, folders: Iterable[str], *, wanted: str | None = None
+) -> str | None:
     """Remove empty folders, up to the first that is not. Return a reason if ``wanted`` stays."""
     for folder in folders:
         try:
-            box.at(folder).rmdir()
+            target.path_of(folder).rmdir()
         except FileNotFoundError:
             continue
         except OSError:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 from stackctl.errors import StackctlError
-from stackctl.provision.box import Box
 from stackctl.provision.changes.kind import ChangeKind
+from stackctl.provision.target_root import TargetRoot
 from stackctl.requirements.facts import MachineFacts
 from stackctl.values.provision import PreviousState, SettingChange, ShownChange
 
@@ -14,28 +14,28 @@ from stackctl.values.provision import PreviousState, SettingChange, ShownChange
 class SettingKind(ChangeKind[SettingChange]):
     """A value in one or more files of the kernel. Before: the values of these files."""
 
-    def before(self, box: Box, change: SettingChange) -> PreviousState:
+    def before(self, target: TargetRoot, change: SettingChange) -> PreviousState:
         """See ChangeKind."""
         values = []
         for path in change.paths:
-            value = box.value(path)
+            value = target.kernel_value(path)
             if value is None:
                 raise _gone(path)
             values.append(value)
         return PreviousState(values=tuple(values))
 
-    def perform(self, box: Box, change: SettingChange) -> None:
+    def perform(self, target: TargetRoot, change: SettingChange) -> None:
         """See ChangeKind."""
         for path in change.paths:
-            _write(box, path, change.value)
+            _write(target, path, change.value)
 
-    def revert(self, box: Box, change: SettingChange, old: PreviousState) -> str | None:
+    def revert(self, target: TargetRoot, change: SettingChange, old: PreviousState) -> str | None:
         """See ChangeKind."""
         kept = []
         for path, was in zip(change.paths, old.values, strict=True):
-            now = box.value(path)
+            now = target.kernel_value(path)
             if now == change.value:
-                _write(box, path, was)
+                _write(target, path, was)
             elif now not in (None, was):
                 kept.append(path)
         return f"{' '.join(kept)}: changed since, it stays" if kept else None
@@ -58,10 +58,10 @@ class SettingKind(ChangeKind[SettingChange]):
         return ShownChange(what=f"set {where}: {change.value} -> {was}")
 
 
-def _write(box: Box, path: str, value: str) -> None:
+def _write(target: TargetRoot, path: str, value: str) -> None:
     try:
         # Not atomically: a file of the kernel cannot be replaced by another file.
-        descriptor = os.open(box.at(path), os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+        descriptor = os.open(target.path_of(path), os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
             stream.write(value + "\n")
     except FileNotFoundError:

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from typing import Generic, TypeVar
 
 from stackctl.machine import runner
-from stackctl.provision.box import Box
+from stackctl.provision.target_root import TargetRoot
 from stackctl.requirements.facts import MachineFacts
 from stackctl.values.provision import PreviousState, ShownChange
 
@@ -17,7 +17,7 @@ C = TypeVar("C")
 class ChangeKind(ABC, Generic[C]):
     """Makes the changes of one type, reverts them and describes them."""
 
-    def before(self, box: Box, change: C) -> PreviousState:  # noqa: ARG002
+    def before(self, target: TargetRoot, change: C) -> PreviousState:  # noqa: ARG002
         """Return the state that a change replaces, complete enough to restore it.
 
         Raises:
@@ -26,11 +26,11 @@ class ChangeKind(ABC, Generic[C]):
         return PreviousState()
 
     @abstractmethod
-    def perform(self, box: Box, change: C) -> None:
+    def perform(self, target: TargetRoot, change: C) -> None:
         """Make a change. Raises StackctlError if it fails; part of it may be made then."""
 
     @abstractmethod
-    def revert(self, box: Box, change: C, old: PreviousState) -> str | None:
+    def revert(self, target: TargetRoot, change: C, old: PreviousState) -> str | None:
         """Restore ``old``. Return the reason if the change has to stay, None if it is reverted.
 
         A change stays, for example, if somebody has edited its file since.
@@ -59,7 +59,7 @@ class CommandKind(ChangeKind[C]):
     def words(self, change: C) -> str:
         """Describe a change in words."""
 
-    def perform(self, box: Box, change: C) -> None:  # noqa: ARG002
+    def perform(self, target: TargetRoot, change: C) -> None:  # noqa: ARG002
         """See ChangeKind."""
         runner.run(self.command(change), timeout_s=120)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from stackctl.provision import apt
-from stackctl.provision.box import Box
 from stackctl.provision.changes.files import remove_folders
 from stackctl.provision.changes.kind import ChangeKind
+from stackctl.provision.target_root import TargetRoot
 from stackctl.requirements.facts import MachineFacts
 from stackctl.values.provision import HoldChange, PackagesChange, PreviousState, ShownChange
 
@@ -16,26 +16,26 @@ _AT_BOOT = ("/var/lib/cni/networks", "/var/lib/cni")
 class PackagesKind(ChangeKind[PackagesChange]):
     """Packages to install. Before: the packages to be added, and folders that they will make."""
 
-    def before(self, box: Box, change: PackagesChange) -> PreviousState:
+    def before(self, target: TargetRoot, change: PackagesChange) -> PreviousState:
         """See ChangeKind."""
-        absent = tuple(path for path in _AT_BOOT if not box.there(path))
-        return PreviousState(names=apt.would_come(change.names), folders=absent)
+        absent = tuple(path for path in _AT_BOOT if not target.exists(path))
+        return PreviousState(names=apt.packages_to_install(change.names), folders=absent)
 
-    def perform(self, box: Box, change: PackagesChange) -> None:  # noqa: ARG002
+    def perform(self, target: TargetRoot, change: PackagesChange) -> None:  # noqa: ARG002
         """See ChangeKind."""
-        apt.install(change.names)
+        apt.install_packages(change.names)
 
-    def revert(self, box: Box, change: PackagesChange, old: PreviousState) -> str | None:  # noqa: ARG002
+    def revert(self, target: TargetRoot, change: PackagesChange, old: PreviousState) -> str | None:  # noqa: ARG002
         """See ChangeKind."""
-        text = box.read("/var/lib/dpkg/status") or ""
+        text = target.read("/var/lib/dpkg/status") or ""
         here = {line.removeprefix("Package: ") for line in text.splitlines() if "Package: " in line}
         left = [name for name in old.names if name in here]
         if left:
-            others = apt.removable(left)
+            others = apt.reverse_dependencies(left)
             if others:
                 return f"{' '.join(others)}, installed since, need them: they stay"
-            apt.remove(left)
-        return remove_folders(box, old.folders)
+            apt.remove_packages(left)
+        return remove_folders(target, old.folders)
 
     def describe(self, change: PackagesChange, facts: MachineFacts) -> ShownChange:  # noqa: ARG002
         """See ChangeKind."""
@@ -54,13 +54,13 @@ class PackagesKind(ChangeKind[PackagesChange]):
 class HoldKind(ChangeKind[HoldChange]):
     """Packages that apt keeps at their version."""
 
-    def perform(self, box: Box, change: HoldChange) -> None:  # noqa: ARG002
+    def perform(self, target: TargetRoot, change: HoldChange) -> None:  # noqa: ARG002
         """See ChangeKind."""
-        apt.hold(change.names)
+        apt.hold_packages(change.names)
 
-    def revert(self, box: Box, change: HoldChange, old: PreviousState) -> str | None:  # noqa: ARG002
+    def revert(self, target: TargetRoot, change: HoldChange, old: PreviousState) -> str | None:  # noqa: ARG002
         """See ChangeKind."""
-        apt.release(change.names)
+        apt.unhold_packages(change.names)
         return None
 
     def describe(self, change: HoldChange, facts: MachineFacts) -> ShownChange:  # noqa: ARG002

@@ -10,10 +10,10 @@ from stackctl.errors import StackctlError
 from stackctl.machine import runner
 from stackctl.machine.atomic_files import remove_file
 from stackctl.probe.tools import manager_socket
-from stackctl.provision import program
-from stackctl.provision.box import Box
+from stackctl.provision import self_install
 from stackctl.provision.changes.accounts import account
 from stackctl.provision.changes.kind import ChangeKind, CommandKind
+from stackctl.provision.target_root import TargetRoot
 from stackctl.requirements.facts import MachineFacts
 from stackctl.values.provision import (
     EnableChange,
@@ -31,7 +31,7 @@ _MANAGER_S = 30.0
 class ReloadKind(CommandKind[ReloadChange]):
     """A reload of systemd's files. It is not recorded, because it needs no undo."""
 
-    def revert(self, box: Box, change: ReloadChange, old: PreviousState) -> str | None:  # noqa: ARG002
+    def revert(self, target: TargetRoot, change: ReloadChange, old: PreviousState) -> str | None:  # noqa: ARG002
         """See ChangeKind."""
         return None
 
@@ -51,7 +51,7 @@ class ReloadKind(CommandKind[ReloadChange]):
 class EnableKind(CommandKind[EnableChange]):
     """A system unit that is started now and at every boot."""
 
-    def revert(self, box: Box, change: EnableChange, old: PreviousState) -> str | None:  # noqa: ARG002
+    def revert(self, target: TargetRoot, change: EnableChange, old: PreviousState) -> str | None:  # noqa: ARG002
         """See ChangeKind."""
         runner.run(("systemctl", "disable", "--now", "--quiet", change.unit), check=False)
         return None
@@ -73,17 +73,17 @@ class EnableKind(CommandKind[EnableChange]):
 class GuardKind(CommandKind[GuardChange]):
     """The timer that runs ``stackctl guard`` for a user or for the system."""
 
-    def perform(self, box: Box, change: GuardChange) -> None:
+    def perform(self, target: TargetRoot, change: GuardChange) -> None:
         """See ChangeKind."""
-        _run_guard(box, change.user, (change.program,), "--install")
+        _run_guard(target, change.user, (change.program,), "--install")
 
-    def revert(self, box: Box, change: GuardChange, old: PreviousState) -> str | None:  # noqa: ARG002
+    def revert(self, target: TargetRoot, change: GuardChange, old: PreviousState) -> str | None:  # noqa: ARG002
         """See ChangeKind."""
         if change.user is None or account(change.user) is not None:
             # stackctl itself may have been removed first.
-            there = box.there(change.program)
+            there = target.exists(change.program)
             words = (change.program,) if there else runner.own_command()
-            _run_guard(box, change.user, words, "--remove")
+            _run_guard(target, change.user, words, "--remove")
         return None
 
     def command(self, change: GuardChange) -> tuple[str, ...]:
@@ -105,17 +105,17 @@ class GuardKind(CommandKind[GuardChange]):
 class ProgramKind(ChangeKind[ProgramChange]):
     """A copy of this stackctl in a folder of root, and a link to it in the search path."""
 
-    def perform(self, box: Box, change: ProgramChange) -> None:
+    def perform(self, target: TargetRoot, change: ProgramChange) -> None:
         """See ChangeKind."""
-        program.install(box.at(change.folder))
-        _link(box.at(change.link), f"{change.folder}/bin/stackctl")
+        self_install.install_program(target.path_of(change.folder))
+        _link(target.path_of(change.link), f"{change.folder}/bin/stackctl")
 
-    def revert(self, box: Box, change: ProgramChange, old: PreviousState) -> str | None:  # noqa: ARG002
+    def revert(self, target: TargetRoot, change: ProgramChange, old: PreviousState) -> str | None:  # noqa: ARG002
         """See ChangeKind."""
-        link = box.at(change.link)
+        link = target.path_of(change.link)
         if link.is_symlink() and os.readlink(link).startswith(change.folder):  # noqa: PTH115
             remove_file(link)
-        program.remove(box.at(change.folder))
+        self_install.remove_program(target.path_of(change.folder))
         return None
 
     def describe(self, change: ProgramChange, facts: MachineFacts) -> ShownChange:  # noqa: ARG002
@@ -139,7 +139,7 @@ def _link(link: Path, target: str) -> None:
         raise StackctlError(f"cannot make the link {link}: {error.strerror}") from None
 
 
-def _run_guard(box: Box, user: str | None, words: tuple[str, ...], option: str) -> None:
+def _run_guard(target: TargetRoot, user: str | None, words: tuple[str, ...], option: str) -> None:
     if user is None:
         runner.run((*words, "--system", "--quiet", "guard", option), timeout_s=120)
         return
@@ -147,7 +147,7 @@ def _run_guard(box: Box, user: str | None, words: tuple[str, ...], option: str) 
     if found is None:
         raise StackctlError(f"there is no account {user}", hint="stackctl provision makes it")
     deadline = time.monotonic() + _MANAGER_S
-    while not box.there(manager_socket(found.pw_uid)) and time.monotonic() < deadline:
+    while not target.exists(manager_socket(found.pw_uid)) and time.monotonic() < deadline:
         time.sleep(0.1)
     runtime = f"/run/user/{found.pw_uid}"
     runner.run(

@@ -33,7 +33,7 @@ sys.exit(main())
 """
 
 
-def python() -> Path:
+def base_python() -> Path:
     """Return the path of the interpreter itself, outside any virtual environment."""
     return Path(sys.executable).resolve()
 
@@ -46,7 +46,7 @@ def fingerprint() -> str:
     return digest.hexdigest()
 
 
-def install(folder: Path) -> None:
+def install_program(folder: Path) -> None:
     """Copy stackctl and the packages it uses into a folder.
 
     The copy is made beside the folder and then takes its place.
@@ -59,16 +59,16 @@ def install(folder: Path) -> None:
     try:
         for left in (made, old):
             shutil.rmtree(left, ignore_errors=True)
-        for distribution in packages():
-            for target, source in files_of(distribution):
+        for distribution in required_distributions():
+            for target, source in distribution_files(distribution):
                 _copy(source, made / "lib" / target)
         for target, source in own_files():
             _copy(source, made / "lib" / target)
-        target, text = own_metadata()
+        target, text = package_metadata()
         write_atomically(made / "lib" / target, text)
         compileall.compile_dir(made / "lib", quiet=2)
         lib = str(folder / "lib")
-        text = _LAUNCHER.format(python=python(), lib=lib)
+        text = _LAUNCHER.format(python=base_python(), lib=lib)
         write_atomically(made / "bin" / "stackctl", text, mode=0o755)
         write_atomically(made / "fingerprint", fingerprint() + "\n")
         for path in (made, *made.rglob("*")):
@@ -97,12 +97,12 @@ def _copy(source: Path, place: Path) -> None:
             shutil.copy2(compiled, place.parent / "__pycache__" / compiled.name)
 
 
-def remove(folder: Path) -> None:
+def remove_program(folder: Path) -> None:
     """Remove the folder of a copy, even while this program runs from it."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def current(folder: Path) -> bool:
+def is_current(folder: Path) -> bool:
     """Return True if a folder holds a copy of exactly this stackctl."""
     try:
         return (folder / "fingerprint").read_text("utf-8").strip() == fingerprint()
@@ -123,7 +123,7 @@ def own_files() -> Iterator[tuple[str, Path]]:
                 yield "/".join(("stackctl/_data", name, *path.relative_to(folder).parts)), path
 
 
-def own_metadata() -> tuple[str, str]:
+def package_metadata() -> tuple[str, str]:
     """Return path (below ``lib``) and text of the METADATA file: version and requirements.
 
     It is not copied, because a checkout may have changed after it was installed.
@@ -153,7 +153,7 @@ def requirements() -> tuple[str, ...]:
     return (*project["dependencies"], *more)
 
 
-def packages() -> tuple[metadata.Distribution, ...]:
+def required_distributions() -> tuple[metadata.Distribution, ...]:
     """Return the installed packages that stackctl requires, and those that these require.
 
     The packages of stackctl's extras are included if they are installed.
@@ -175,7 +175,7 @@ def packages() -> tuple[metadata.Distribution, ...]:
     return tuple(found.values())
 
 
-def files_of(distribution: metadata.Distribution) -> Iterator[tuple[str, Path]]:
+def distribution_files(distribution: metadata.Distribution) -> Iterator[tuple[str, Path]]:
     """Yield the files of a package, each with its path below ``lib``.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
-from stackctl.provision.box import Box
+from stackctl.provision.target_root import TargetRoot
 from stackctl.requirements import host_paths
 from stackctl.requirements.facts import ForeignSetting
 
@@ -22,7 +22,7 @@ _GOVERNORS = (
 )
 
 
-def read(box: Box, *, user_id: int | None) -> tuple[ForeignSetting, ...]:
+def find_foreign_settings(target: TargetRoot, *, user_id: int | None) -> tuple[ForeignSetting, ...]:
     """Return the foreign settings, in no order.
 
     ``user_id`` is the service user, whose own service manager may have drop-ins; None without one.
@@ -39,13 +39,13 @@ def read(box: Box, *, user_id: int | None) -> tuple[ForeignSetting, ...]:
         # that is how an administrator masks a file (sysctl.d(5), tmpfiles.d(5), systemd.unit(5)).
         first: dict[str, str] = {}
         for folder in _FOLDERS:
-            for path in box.machine.glob(f"{folder}/{below}/*.conf"):
+            for path in target.machine.glob(f"{folder}/{below}/*.conf"):
                 first.setdefault(path.rpartition("/")[2], path)
         for path in first.values():
-            found += _lines(box, path, parse)
-    found += _lines(box, "/etc/sysctl.conf", _sysctl)
+            found += _lines(target, path, parse)
+    found += _lines(target, "/etc/sysctl.conf", _sysctl)
     for path in _GOVERNORS:
-        if box.there(path):
+        if target.exists(path):
             found.append(
                 ForeignSetting(path, 0, host_paths.GOVERNOR_SETTINGS, "a program of its own")
             )
@@ -53,11 +53,11 @@ def read(box: Box, *, user_id: int | None) -> tuple[ForeignSetting, ...]:
 
 
 def _lines(
-    box: Box, path: str, parse: Callable[[str], tuple[str, str] | None]
+    target: TargetRoot, path: str, parse: Callable[[str], tuple[str, str] | None]
 ) -> Iterator[ForeignSetting]:
     if path in host_paths.FILES.values():
         return
-    for number, line in enumerate((box.read(path) or "").splitlines(), 1):
+    for number, line in enumerate((target.read(path) or "").splitlines(), 1):
         found = None if line.lstrip().startswith(("#", ";")) else parse(line)
         if found is not None:
             yield ForeignSetting(path, number, *found)

@@ -16,13 +16,13 @@ _MOST_VALUE = 4096
 
 
 @dataclass(frozen=True)
-class Box:
+class TargetRoot:
     """A machine: ``machine`` reads facts, and files are written below ``root`` ("/" if live)."""
 
     machine: Machine
     root: Path = Path("/")
 
-    def at(self, path: str) -> Path:
+    def path_of(self, path: str) -> Path:
         """Return the place of one of the machine's paths, below ``root``."""
         return self.root / path.lstrip("/")
 
@@ -30,7 +30,7 @@ class Box:
         """Return the text of a file; None if it is absent or unreadable."""
         return self.machine.read(path)
 
-    def value(self, path: str) -> str | None:
+    def kernel_value(self, path: str) -> str | None:
         """Return the value in a file of the kernel; the one in brackets if it lists all choices.
 
         None if the file is absent or unreadable.
@@ -42,14 +42,14 @@ class Box:
         _, bracket, rest = text.partition("[")
         return rest.partition("]")[0] if bracket else text.strip()
 
-    def there(self, path: str) -> bool:
+    def exists(self, path: str) -> bool:
         """Return True if a path exists, even as a dangling link."""
-        return os.path.lexists(self.at(path))
+        return os.path.lexists(self.path_of(path))
 
     def stat(self, path: str) -> os.stat_result | None:
         """Return the status of a path (lstat); None if it does not exist or cannot be reached."""
         try:
-            return self.at(path).lstat()
+            return self.path_of(path).lstat()
         except OSError:
             return None
 
@@ -61,10 +61,10 @@ class Box:
     def may_write(self, path: str) -> bool:
         """Return True if root can write a file of the kernel: its mount is not read-only."""
         with contextlib.suppress(OSError):
-            return not os.statvfs(self.at(path)).f_flag & os.ST_RDONLY
+            return not os.statvfs(self.path_of(path)).f_flag & os.ST_RDONLY
         return False
 
-    def ask(self, *argv: str, timeout_s: float = 60) -> Completed | None:
+    def query(self, *argv: str, timeout_s: float = 60) -> Completed | None:
         """Run a command that only reads; None if it does not start or takes longer than that."""
         try:
             return self.machine.run(argv, timeout_s=timeout_s)

@@ -15,7 +15,9 @@ def binds_cpus(profile: Profile) -> bool:
     return profile.placement.cpus is not None or profile.placement.nodes is not None
 
 
-def of(profiles: Sequence[Profile], host: Host, named: Collection[str]) -> StackNeeds:
+def needs_of_profiles(
+    profiles: Sequence[Profile], host: Host, named: Collection[str]
+) -> StackNeeds:
     """Return the needs of some profiles; without profiles those of any stack that may come.
 
     ``named`` are the items that the user asked for by name.

@@ -20,7 +20,7 @@ from stackctl.deploy import image_wheels
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import runner
 from stackctl.machine.path_security import make_private_folder
-from stackctl.provision import arrival, program
+from stackctl.provision import remote_bootstrap_main, self_install
 
 #: As in pyproject.toml.
 OLDEST = (3, 11)
@@ -49,7 +49,7 @@ _UNPACK = "import base64, sys; exec(base64.b64decode(sys.argv.pop(1)))"
 
 
 @dataclass(frozen=True)
-class Target:
+class RemotePython:
     """A Python of another machine: its path, version and hardware name (``uname -m``).
 
     ``glibc`` is N of its glibc 2.N, None for another C library or another Python than CPython.
@@ -67,16 +67,16 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Seen:
+class RemoteFacts:
     """Facts of the box: number of the user (-1: unknown), ``sudo`` (True if it is installed),
     version of its stackctl (None: not installed), and its Pythons, the preferred first."""
 
     uid: int
     sudo: bool
     version: str | None
-    pythons: tuple[Target, ...]
+    pythons: tuple[RemotePython, ...]
 
-    def target(self, destination: str) -> Target:
+    def choose_python(self, destination: str) -> RemotePython:
         """Return the Python to run stackctl with. Raises StackctlError (exit 6) if none fits."""
         for found in self.pythons:
             if found.version >= OLDEST and found.glibc is not None:
@@ -93,13 +93,13 @@ class Seen:
         )
 
 
-def look() -> str:
+def probe_command() -> str:
     """Return the command for the box that prints its facts."""
     return shlex.join(["exec", "sh", "-c", _LOOK, "sh", _PYTHON])
 
 
-def seen(text: str) -> Seen:
-    """Return the facts in the output of the command that ``look`` returns."""
+def parse_probe(text: str) -> RemoteFacts:
+    """Return the facts in the output of the command that ``probe_command`` returns."""
     uid, sudo, version, pythons = -1, False, None, []
     for line in text.splitlines():
         match line.split():
@@ -114,8 +114,8 @@ def seen(text: str) -> Seen:
             ):
                 python = int(numbers[1]), int(numbers[2])
                 glibc = _glibc(libc) if implementation == "CPython" else None
-                pythons.append(Target(path, python, machine, glibc, "\nnvidia\n" in text))
-    return Seen(uid, sudo, version, tuple(pythons))
+                pythons.append(RemotePython(path, python, machine, glibc, "\nnvidia\n" in text))
+    return RemoteFacts(uid, sudo, version, tuple(pythons))
 
 
 def _glibc(libc: str) -> int | None:
@@ -124,13 +124,13 @@ def _glibc(libc: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def older(version: str, other: str) -> bool:
+def is_older(version: str, other: str) -> bool:
     """Return True if a version is older than another one, by their numbers."""
     one, two = (tuple(int(n) for n in re.findall(r"\d{1,9}", text)) for text in (version, other))
     return one < two
 
 
-def pack(target: Target, cache: Path, tell: Callable[[str], None]) -> bytes:
+def build_bundle(target: RemotePython, cache: Path, tell: Callable[[str], None]) -> bytes:
     """Return the bundle: a zip archive of stackctl and the packages that it needs on the target.
 
     Args:
@@ -143,9 +143,9 @@ def pack(target: Target, cache: Path, tell: Callable[[str], None]) -> bytes:
     """
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
-        for name, path in (*_packages(target, cache, tell), *program.own_files()):
+        for name, path in (*_packages(target, cache, tell), *self_install.own_files()):
             archive.write(path, name)
-        archive.writestr(*program.own_metadata())
+        archive.writestr(*self_install.package_metadata())
     return out.getvalue()
 
 
@@ -155,34 +155,34 @@ def unpacked_bytes(data: bytes) -> int:
         return sum(entry.file_size for entry in archive.infolist())
 
 
-def arrive(target: Target, *words: str) -> tuple[str, ...]:
-    """Return the command that runs a function of ``arrival`` on the target.
+def bootstrap_command(target: RemotePython, *words: str) -> tuple[str, ...]:
+    """Return the command that runs a function of ``remote_bootstrap_main`` on the target.
 
     It leaves out that machine's own packages (-S), because the item ``stackctl`` could take them
     for packages of the bundle.
     """
-    text = base64.b64encode(Path(arrival.__file__).read_bytes()).decode()
+    text = base64.b64encode(Path(remote_bootstrap_main.__file__).read_bytes()).decode()
     return (target.python, "-I", "-S", "-c", _UNPACK, text, *words)
 
 
 def _packages(
-    target: Target, cache: Path, tell: Callable[[str], None]
+    target: RemotePython, cache: Path, tell: Callable[[str], None]
 ) -> Iterator[tuple[str, Path]]:
     """Yield the packages' files with their names in the bundle.
 
     They are copied from this machine if they run on the target too, else downloaded.
     """
-    here = program.packages()
+    here = self_install.required_distributions()
     asks_gpu = any(one.name.lower() == _NVIDIA for one in here)
     # Python packages that a Linux distribution installs may have no list of their files.
     known = all(one.files is not None for one in here)
     if known and _alike(target) and (asks_gpu or not target.nvidia):
         for one in here:
-            yield from program.files_of(one)
+            yield from self_install.distribution_files(one)
         return
     wanted = [f"{one.name}=={one.version}" for one in here]
     if target.nvidia and not asks_gpu:
-        lines = (line.partition(";")[0].strip() for line in program.requirements())
+        lines = (line.partition(";")[0].strip() for line in self_install.requirements())
         wanted += [line for line in lines if line.startswith(_NVIDIA)]
     folder = _fetched(target, sorted(wanted), cache / "brought", tell)
     for path in folder.rglob("*"):
@@ -191,7 +191,7 @@ def _packages(
             yield "/".join(parts), path
 
 
-def _alike(target: Target) -> bool:
+def _alike(target: RemotePython) -> bool:
     """Return True if packages compiled for this Python run on the target's."""
     glibc = _glibc("-".join(platform.libc_ver()))
     return (
@@ -203,7 +203,9 @@ def _alike(target: Target) -> bool:
     )
 
 
-def _fetched(target: Target, wanted: list[str], cache: Path, tell: Callable[[str], None]) -> Path:
+def _fetched(
+    target: RemotePython, wanted: list[str], cache: Path, tell: Callable[[str], None]
+) -> Path:
     """Return a folder with these packages for the target, downloaded with pip if not cached."""
     key = hashlib.sha256(f"{target.version}{target.machine}{target.glibc}{wanted}".encode())
     folder = cache / key.hexdigest()[:16]
@@ -237,7 +239,7 @@ def _fetched(target: Target, wanted: list[str], cache: Path, tell: Callable[[str
     return folder
 
 
-def platforms(target: Target) -> tuple[str, ...]:
+def platforms(target: RemotePython) -> tuple[str, ...]:
     """Return the platform tags of wheels that run on the target (PEP 600), the newest first."""
     assert target.glibc is not None
     levels = range(target.glibc, _OLDEST_GLIBC - 1, -1)
@@ -247,7 +249,7 @@ def platforms(target: Target) -> tuple[str, ...]:
     )
 
 
-def _failure(target: Target, said: str) -> StackctlError:
+def _failure(target: RemotePython, said: str) -> StackctlError:
     lines = [line for line in said.splitlines() if line.strip()]
     missing = re.search(r"No matching distribution found for (\S+)", said)
     if missing and not _UNREACHABLE.search(said):

@@ -2,8 +2,8 @@
 
 It imports nothing of stackctl, which is not unpacked yet, and leaves no file behind.
 
-- ``keep`` stores the bundle while the connection lasts.
-- ``start`` checks its hash, unpacks it into a folder of its own user and runs it, even if the
+- ``hold_bundle`` stores the bundle while the connection lasts.
+- ``run_bundle`` checks its hash, unpacks it into a folder of its own user and runs it, even if the
   connection ends. Under sudo that user is root, so the caller's user cannot change the code.
 """
 
@@ -25,7 +25,7 @@ from typing import NoReturn
 PREFIX = ".stackctl-brought-"
 
 
-def keep(size: int, room: int) -> None:
+def hold_bundle(size: int, room: int) -> None:
     """Store ``size`` bytes of stdin in a file, print its path, and keep it until stdin ends.
 
     Exit with 6 if there is no room for it and for its ``room`` unpacked bytes.
@@ -47,7 +47,7 @@ def keep(size: int, room: int) -> None:
     sys.stdin.buffer.read()
 
 
-def start(path: str, digest: str, caller: str, *words: str) -> None:
+def run_bundle(path: str, digest: str, caller: str, *words: str) -> None:
     """Unpack the stackctl in the file ``path``, run it with ``words``, and remove it at its end.
 
     Exit with 6 if the file does not have the SHA-256 ``digest``.
@@ -124,9 +124,9 @@ def _fail(why: str) -> NoReturn:
 if __name__ == "__main__":
     try:
         if sys.argv[1] == "keep":
-            keep(int(sys.argv[2]), int(sys.argv[3]))
+            hold_bundle(int(sys.argv[2]), int(sys.argv[3]))
         else:
-            start(*sys.argv[2:])
+            run_bundle(*sys.argv[2:])
     except KeyboardInterrupt:
         # Interrupted before stackctl ran, which handles an interrupt itself.
         sys.exit(130)

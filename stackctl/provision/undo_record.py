@@ -25,7 +25,7 @@ from stackctl.values.provision import (
 PATH = "/var/lib/stackctl/provision.json"
 
 
-class Store:
+class UndoStore:
     """The record on disk. A change is added to it before it is made."""
 
     def __init__(self, path: Path) -> None:

@@ -11,7 +11,7 @@ from stackctl.values.host import Host
 from stackctl.values.result import Result
 
 
-def firmware(host: Host) -> tuple[Result, ...]:
+def firmware_advice(host: Host) -> tuple[Result, ...]:
     """Return advice for EPYC servers; empty for other machines."""
     if "EPYC" not in (host.cpu.model or "") or not host.cpu.sockets or len(host.cpu.l3) < 2:
         # An EPYC with a single L3 is a virtual machine, whose firmware is not the server's.
