@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from stackctl.cli.options import timeout_option
-from stackctl.cli.session import Session, verb
+from stackctl.cli.session import Session, stackctl_command
 from stackctl.cli.stack_argument import current_slo, pick_stack, stack_argument
 from stackctl.errors import ExitCode, StackctlError
 
@@ -64,7 +64,7 @@ def _lengths(name: str) -> Callable[[object, object, str | None], tuple[int, ...
     return parse
 
 
-@verb("run")
+@stackctl_command("run")
 @stack_argument
 @click.option("--quick", is_flag=True, help="About a minute: short lengths, few requests.")
 @click.option(
@@ -143,9 +143,9 @@ def run(
             hint="stackctl --host USER@BOX bench --from-here",
             exit_code=ExitCode.USAGE,
         )
-    from stackctl.cli import benchfrom
+    from stackctl.cli import bench_remote
 
-    with benchfrom.target(session, session.host, stack) as target:
+    with bench_remote.remote_endpoint(session, session.host, stack) as target:
         _measure(session, *target, options, timeout or 600, aiperf)
 
 
@@ -191,7 +191,7 @@ def _measure(
 ) -> None:
     import msgspec
 
-    from stackctl.cli import benchtable
+    from stackctl.cli import bench_view
     from stackctl.machine import lock
     from stackctl.machine.signals import ignore_signals
     from stackctl.observe.bench.run import Bench
@@ -219,7 +219,7 @@ def _measure(
         if session.out.json:
             session.out.data(report)
         else:
-            benchtable.show(session.out, report)
+            bench_view.show_run(session.out, report)
     if failed is not None:
         if session.out.json:
             session.out.warn(f"not stored: {failed.message}", failed.hint)
@@ -233,7 +233,7 @@ def _measure(
         raise click.exceptions.Exit(int(ExitCode.FAILED))
 
 
-@verb("target")
+@stackctl_command("target")
 @stack_argument
 def target(session: Session, stack: str | None) -> None:
     """Print the data about a running STACK that --from-here needs, as JSON."""
@@ -252,11 +252,11 @@ def target(session: Session, stack: str | None) -> None:
 target.hidden = True
 
 
-@verb("list")
+@stackctl_command("list")
 @stack_argument
 def list_runs(session: Session, stack: str | None) -> None:
     """List the stored runs, of STACK or of all, newest first."""
-    from stackctl.cli import benchtable
+    from stackctl.cli import bench_view
     from stackctl.state.bench_db import BenchDatabase
     from stackctl.values.bench import BenchList
 
@@ -267,26 +267,26 @@ def list_runs(session: Session, stack: str | None) -> None:
     if session.out.json:
         session.out.data(BenchList(runs=runs))
     elif runs:
-        benchtable.runs(session.out, runs)
+        bench_view.show_runs(session.out, runs)
     else:
         words = "stackctl bench --quick" if stack is None else f"stackctl bench {stack} --quick"
         session.out.note(f"nothing was measured yet: {words}")
 
 
-@verb("show")
+@stackctl_command("show")
 @click.argument("number", metavar="ID", type=click.IntRange(1))
 def show(session: Session, number: int) -> None:
     """Show the stored run ID."""
-    from stackctl.cli import benchtable
+    from stackctl.cli import bench_view
 
     report = _benches(session).read(number)
     if session.out.json:
         session.out.data(report)
     else:
-        benchtable.show(session.out, report)
+        bench_view.show_run(session.out, report)
 
 
-@verb("compare")
+@stackctl_command("compare")
 @click.argument("before", metavar="A", type=click.IntRange(1))
 @click.argument("after", metavar="B", type=click.IntRange(1))
 def compare(session: Session, before: int, after: int) -> None:
@@ -294,14 +294,14 @@ def compare(session: Session, before: int, after: int) -> None:
 
     A difference counts if it is at least 2 % and its 95 % interval does not include 0.
     """
-    from stackctl.cli import benchtable
+    from stackctl.cli import bench_view
     from stackctl.observe.bench.compare import compare_runs
 
     found = compare_runs(_benches(session), before, after)
     if session.out.json:
         session.out.data(found)
     else:
-        benchtable.comparison(session.out, found)
+        bench_view.show_comparison(session.out, found)
 
 
 def _benches(session: Session) -> BenchDatabase:

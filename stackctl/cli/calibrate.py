@@ -5,12 +5,12 @@ from __future__ import annotations
 import click
 
 from stackctl.cli.options import overrides, plan_options, profile_argument, timeout_option
-from stackctl.cli.session import Session, verb
+from stackctl.cli.session import Session, stackctl_command
 
 _COLUMN = 14
 
 
-@verb("calibrate")
+@stackctl_command("calibrate")
 @profile_argument
 @plan_options
 @click.option(

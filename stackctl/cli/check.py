@@ -5,13 +5,13 @@ from __future__ import annotations
 import click
 
 from stackctl.cli.options import timeout_option
-from stackctl.cli.session import Session, verb
+from stackctl.cli.session import Session, stackctl_command
 from stackctl.cli.stack_argument import current_slo, pick_stack, stack_argument
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.values.result import CheckReport, ChecksReport
 
 
-@verb("check")
+@stackctl_command("check")
 @stack_argument
 @click.option("--all", "every", is_flag=True, help="Check every stack.")
 @click.option("--slo", is_flag=True, help="Judge by the profile's slo too: see stackctl bench.")

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import click
 
 from stackctl.cli.options import yes_option
-from stackctl.cli.session import Session, verb
+from stackctl.cli.session import Session, stackctl_command
 from stackctl.cli.stack_argument import pick_stack, stack_argument
 from stackctl.errors import ExitCode, StackctlError
 
@@ -36,7 +36,7 @@ def command() -> None:
     """Print or write settings for clients: address, model, limits and speed."""
 
 
-@verb("openai")
+@stackctl_command("openai")
 @stack_argument
 def openai(session: Session, stack: str | None) -> None:
     """Print environment variables for programs with an OpenAI client.
@@ -53,7 +53,7 @@ def openai(session: Session, stack: str | None) -> None:
     session.out.note(f"model {report.model}{_limits(report)}")
 
 
-@verb("aider")
+@stackctl_command("aider")
 @stack_argument
 @click.option(
     "--write", is_flag=True, help="Write them into the folder, after showing the changes."
@@ -139,13 +139,13 @@ def _report_of(session: Session, host: str, stack: str | None, tool: Tool) -> Cl
     from stackctl.values.client import ClientReport
 
     words = ["client", tool, *((stack,) if stack else ()), *session.host_scope, "--json"]
-    report = from_json(remote.fetch(host, words), ClientReport, where=host)
+    report = from_json(remote.fetch_json(host, words), ClientReport, where=host)
     tunnel = tunnel_to(report.endpoint, host)
     if tunnel is not None:
         session.out.note(f"the address is {host}'s own; true here while this runs: {tunnel}")
     if report.key_command is None:
         return report
-    key = report.key_command.replace("stackctl", remote.command(host), 1)
+    key = report.key_command.replace("stackctl", remote.remote_command(host), 1)
     return msgspec.structs.replace(report, key_command=key)
 
 

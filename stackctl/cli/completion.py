@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from stackctl.cli.session import Session, verb
+from stackctl.cli.session import Session, stackctl_command
 
 
-@verb("completion")
+@stackctl_command("completion")
 @click.argument("shell", metavar="SHELL", type=click.Choice(["bash", "zsh", "fish"]))
 def command(session: Session, shell: str) -> None:
     """Print the completion script of SHELL (bash, zsh, fish).

@@ -9,7 +9,7 @@ import click
 
 from stackctl.cli.options import duration
 from stackctl.cli.output import NO_BREAK, WIDTH
-from stackctl.cli.session import Session, verb
+from stackctl.cli.session import Session, stackctl_command
 from stackctl.cli.stack_argument import current_slo, pick_stack, stack_argument
 from stackctl.errors import ExitCode, StackctlError
 
@@ -35,7 +35,7 @@ _CLEARED = {
 }
 
 
-@verb("diagnose")
+@stackctl_command("diagnose")
 @stack_argument
 @click.option("--log", metavar="FILE", help="Read an engine's log instead of a stack; - is stdin.")
 @click.option(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from stackctl.cli.plan import value_text
-from stackctl.cli.session import Session, verb
+from stackctl.cli.session import Session, stackctl_command
 from stackctl.cli.stack_argument import pick_stack, stack_and_numbers
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _COLORS = {"+": "green", "-": "red", "@": "cyan"}
 
 
-@verb("diff")
+@stackctl_command("diff")
 @click.argument("words", metavar="[STACK] [A] [B]", nargs=-1)
 def command(session: Session, words: tuple[str, ...]) -> None:
     """Show the differences between generations A and B of STACK.

@@ -10,7 +10,7 @@ import click
 
 from stackctl.cli.options import _profile_names, overrides, plan_options
 from stackctl.cli.plan import facts_option
-from stackctl.cli.session import Session, verb
+from stackctl.cli.session import Session, stackctl_command
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.values.host import Host
 from stackctl.values.plan import Plan, Verdict
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from stackctl.sources.profiles import Profiles
 
 
-@verb("doctor")
+@stackctl_command("doctor")
 @click.argument("profile", required=False, shell_complete=_profile_names)
 @plan_options
 @facts_option

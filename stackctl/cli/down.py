@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
-from stackctl.cli.session import Session, verb
+from stackctl.cli.session import Session, stackctl_command
 from stackctl.cli.stack_argument import pick_stack, stack_argument
 
 
-@verb("down")
+@stackctl_command("down")
 @stack_argument
 @click.option("--dry-run", is_flag=True, help="Show what would be stopped, change nothing.")
 def command(session: Session, stack: str | None, dry_run: bool) -> None:

@@ -31,21 +31,21 @@ def run(arguments: Sequence[str], verbs: Sequence[str], out: Output) -> int | No
         StackctlError: exit 1 if the connection cannot be made or breaks, 6 if there is no ssh here
             or no stackctl there, 2 if the destination is not valid.
     """
-    destination, rest = split(arguments)
+    destination, rest = split_destination(arguments)
     verb = next((word for word in rest if word in verbs), None)
     if verb in _HERE and (_HERE[verb] is None or _HERE[verb] in rest):
         return None
-    there = remote.box(destination)
+    there = remote.remote_host(destination)
     for line in there.connect():
         out.note(line)
     if verb == _BRINGS:
-        from stackctl.cli import bring
+        from stackctl.cli import remote_bootstrap
 
-        with bring.program(there, rest, out) as words:
+        with remote_bootstrap.remote_program(there, rest, out) as words:
             status = _run(there, (*words, *rest), out)
     else:
         status = _run(there, (remote.PROGRAM, *rest), out)
-    remote.require(there, status)
+    remote.check_exit_status(there, status)
     if status == ExitCode.USAGE:
         _explain_paths(out, destination, rest)
     return status
@@ -55,17 +55,18 @@ def _run(there: ssh.RemoteHost, argv: Sequence[str], out: Output) -> int:
     """Run a program of the box, on our terminal if there is one, and return its exit code."""
     try:
         if remote.on_terminal():
-            return there.run_tty(remote.caller(there.destination), argv)
+            return there.run_tty(remote.caller_env(there.destination), argv)
         sys.stdout.flush()
-        return there.run(remote.caller(there.destination), argv, remote.pass_on)
+        return there.run(remote.caller_env(there.destination), argv, remote.pass_on)
     except KeyboardInterrupt:
         out.warn(
-            f"{there.destination} goes on by itself", f"{remote.command(there.destination)} status"
+            f"{there.destination} goes on by itself",
+            f"{remote.remote_command(there.destination)} status",
         )
         raise
 
 
-def split(arguments: Sequence[str]) -> tuple[str, list[str]]:
+def split_destination(arguments: Sequence[str]) -> tuple[str, list[str]]:
     """Return the destination in a command line, and the command line without it.
 
     Raises StackctlError (exit 2) if there are several destinations or the name is not valid.

@@ -5,12 +5,12 @@ from __future__ import annotations
 import click
 
 from stackctl.cli.options import timeout_option
-from stackctl.cli.session import Session, verb
+from stackctl.cli.session import Session, stackctl_command
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.values.status import GuardResult
 
 
-@verb("guard")
+@stackctl_command("guard")
 @timeout_option("How long each answer may take; default 30s.")
 @click.option("--install", is_flag=True, help="Install a timer that does this every minute.")
 @click.option("--remove", is_flag=True, help="Remove the timer.")

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stackctl.cli.session import Session, verb
+from stackctl.cli.session import Session, stackctl_command
 from stackctl.cli.stack_argument import pick_stack, stack_argument
 
 if TYPE_CHECKING:
     from stackctl.values.history import AuditEntry, HistoryEntry
 
 
-@verb("history")
+@stackctl_command("history")
 @stack_argument
 @click.option("--log", is_flag=True, help="Show who changed what and how it went, oldest first.")
 def command(session: Session, stack: str | None, log: bool) -> None:

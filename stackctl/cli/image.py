@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from stackctl.cli.session import Session, verb
+from stackctl.cli.session import Session, stackctl_command
 from stackctl.deploy import image_build
 
 
@@ -21,7 +21,7 @@ IMAGES = tuple(_RECIPES)
 _ABOUT = "; ".join(f"{recipe.name} is {recipe.about}" for recipe in _RECIPES.values())
 
 
-@verb("build")
+@stackctl_command("build")
 @click.argument("image", type=click.Choice(IMAGES))
 @click.option(
     "-o",
@@ -49,7 +49,7 @@ def _image_and_archive(
     return image, Path(path.convert(words[-1], parameter, context))
 
 
-@verb("load")
+@stackctl_command("load")
 @click.argument(
     "what",
     nargs=-1,

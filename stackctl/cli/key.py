@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from stackctl.cli.options import yes_option
-from stackctl.cli.session import Session, verb
+from stackctl.cli.session import Session, stackctl_command
 from stackctl.cli.stack_argument import pick_stack, stack_argument
 from stackctl.errors import StackctlError
 
@@ -24,7 +24,7 @@ def command() -> None:
     """
 
 
-@verb("create")
+@stackctl_command("create")
 @stack_argument
 def create(session: Session, stack: str | None) -> None:
     """Create the first key of STACK and print where it is stored."""
@@ -39,7 +39,7 @@ def create(session: Session, stack: str | None) -> None:
     _tell(session, context, name)
 
 
-@verb("show")
+@stackctl_command("show")
 @stack_argument
 def show(session: Session, stack: str | None) -> None:
     """Print the newest key of STACK, and nothing else."""
@@ -56,7 +56,7 @@ def show(session: Session, stack: str | None) -> None:
         session.out.line(found[0])
 
 
-@verb("rotate")
+@stackctl_command("rotate")
 @stack_argument
 @click.option("--keep", is_flag=True, help="Keep the previous key valid until the next rotate.")
 def rotate(session: Session, stack: str | None, keep: bool) -> None:
@@ -72,7 +72,7 @@ def rotate(session: Session, stack: str | None, keep: bool) -> None:
     _tell(session, context, name)
 
 
-@verb("path")
+@stackctl_command("path")
 @stack_argument
 def path(session: Session, stack: str | None) -> None:
     """Print where the key of STACK is stored."""
@@ -87,7 +87,7 @@ def path(session: Session, stack: str | None) -> None:
         session.out.line(str(keys.path(context.paths.state, name)))
 
 
-@verb("remove")
+@stackctl_command("remove")
 @stack_argument
 @yes_option
 def remove(session: Session, stack: str | None) -> None:

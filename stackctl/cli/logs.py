@@ -6,11 +6,11 @@ import select
 
 import click
 
-from stackctl.cli.session import Session, verb
+from stackctl.cli.session import Session, stackctl_command
 from stackctl.cli.stack_argument import pick_stack, stack_argument
 
 
-@verb("logs")
+@stackctl_command("logs")
 @stack_argument
 @click.option("-f", "--follow", is_flag=True, help="Go on with new lines until Ctrl-C.")
 @click.option("--generation", type=int, metavar="N", help="Show generation N, not the latest.")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from stackctl.cli.session import Session, verb
+from stackctl.cli.session import Session, stackctl_command
 from stackctl.cli.stack_argument import pick_stack, stack_argument
 from stackctl.errors import ExitCode, StackctlError
 
 
-@verb("metrics")
+@stackctl_command("metrics")
 @stack_argument
 @click.option("--all", "every", is_flag=True, help="Print every stack; succeed if none is up.")
 def command(session: Session, stack: str | None, every: bool) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stackctl.cli.options import yes_option
-from stackctl.cli.session import Session, verb
+from stackctl.cli.session import Session, stackctl_command
 from stackctl.errors import ExitCode, StackctlError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def _rate(_: Any, __: Any, value: str | None) -> int | None:
     return rate
 
 
-@verb("show")
+@stackctl_command("show")
 @click.argument("source")
 @click.option(
     "--hub", "ask", is_flag=True, help="Ask the hub, even if the model is on this machine."
@@ -84,7 +84,7 @@ def show(session: Session, source: str, ask: bool) -> None:
         raise problem or StackctlError(
             f"{source} is not a repository of a hub", hint="hf:ORG/REPO", exit_code=ExitCode.USAGE
         )
-    from stackctl.cli.recommend import show_remote
+    from stackctl.cli.model_quants import show_remote
 
     try:
         show_remote(session, source, parsed)
@@ -95,7 +95,7 @@ def show(session: Session, source: str, ask: bool) -> None:
         raise problem from None
 
 
-@verb("catalogue")
+@stackctl_command("catalogue")
 def catalogue(session: Session) -> None:
     """List the models whose facts ship with stackctl."""
     import json
@@ -121,7 +121,7 @@ def catalogue(session: Session) -> None:
     session.out.table(("CATALOGUE", "SIZE", "QUANTISATION", "WEIGHTS"), rows, fold=0)
 
 
-@verb("fetch")
+@stackctl_command("fetch")
 @click.argument("source", required=False)
 @click.option(
     "--lock",
@@ -189,7 +189,7 @@ def _result(session: Session, record: StoredModel) -> None:
     session.out.line(record.folder or record.files[0].path)
 
 
-@verb("list")
+@stackctl_command("list")
 def list_models(session: Session) -> None:
     """List the models that were fetched or imported."""
     from stackctl.deploy import model_integrity
@@ -211,7 +211,7 @@ def list_models(session: Session) -> None:
     session.out.table(("MODEL", "SIZE", "FILES", "VERIFIED"), rows, fold=0)
 
 
-@verb("verify")
+@stackctl_command("verify")
 @click.argument("source", required=False)
 def verify(session: Session, source: str | None) -> None:
     """Hash all files of a model again, or of all models.
@@ -248,7 +248,7 @@ def verify(session: Session, source: str | None) -> None:
         raise click.exceptions.Exit(int(ExitCode.FAILED))
 
 
-@verb("remove")
+@stackctl_command("remove")
 @click.argument("source")
 @yes_option
 def remove(session: Session, source: str) -> None:
@@ -277,7 +277,7 @@ def remove(session: Session, source: str) -> None:
         session.out.line(f"{record.source} is removed, {format_bytes(freed)} are free again")
 
 
-@verb("import")
+@stackctl_command("import")
 @click.argument("source")
 @yes_option
 def import_model(session: Session, source: str) -> None:
@@ -315,7 +315,7 @@ def import_model(session: Session, source: str) -> None:
     _result(session, record)
 
 
-@verb("lock")
+@stackctl_command("lock")
 @click.argument("source")
 @click.option(
     "-o",
@@ -343,7 +343,7 @@ def lock(session: Session, source: str, output: Path | None) -> None:
     session.out.line(str(output))
 
 
-@verb("export")
+@stackctl_command("export")
 @click.argument("sources", nargs=-1, metavar="SOURCE... FOLDER", required=True)
 @click.option(
     "--image",

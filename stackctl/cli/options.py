@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stackctl.cli.session import _GLOBAL_NAMES, make_session
+from stackctl.cli.session import GLOBAL_NAMES, make_session
 
 if TYPE_CHECKING:
     from stackctl.deploy.transaction import RolloutTimeouts
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def _profile_names(context: click.Context, _: Any, incomplete: str) -> list[str]:
     folder = context.params.get("profile_folder")
-    session = make_session(dict.fromkeys(_GLOBAL_NAMES), profile_folder=folder)
+    session = make_session(dict.fromkeys(GLOBAL_NAMES), profile_folder=folder)
     return [name for name in session.profiles().names() if name.startswith(incomplete)]
 
 
@@ -94,7 +94,7 @@ soak_option = click.option(
 )
 
 
-def patience(drain: float | None, soak: float | None) -> RolloutTimeouts:
+def rollout_timeouts(drain: float | None, soak: float | None) -> RolloutTimeouts:
     """Return the patience from --drain and --soak, in seconds; None stands for the default."""
     from stackctl.deploy.transaction import RolloutTimeouts
 

@@ -57,7 +57,7 @@ class Output:
     def line(self, text: str = "") -> None:
         """Print a line of data on stdout."""
         self._clear()
-        sys.stdout.write(shown(text) + "\n")
+        sys.stdout.write(sanitize_terminal(text) + "\n")
 
     def text(self, text: str) -> None:
         """Print a text document on stdout, unchanged."""
@@ -98,7 +98,7 @@ class Output:
             return
         self._last = (name, text)
         width = shutil.get_terminal_size().columns
-        _tell("\r\033[K" + shown(f"{name:<{_NAME_WIDTH}}{text}")[: width - 1])
+        _tell("\r\033[K" + sanitize_terminal(f"{name:<{_NAME_WIDTH}}{text}")[: width - 1])
         self._shown = True
 
     def _plainly(self, name: str, text: str, elapsed_s: float) -> None:
@@ -213,7 +213,7 @@ class Output:
         with console.capture() as capture:
             console.print(table)
         for text in capture.get().splitlines():
-            sys.stdout.write(shown(text).rstrip() + "\n")
+            sys.stdout.write(sanitize_terminal(text).rstrip() + "\n")
 
     def style(self, text: str, color: str, stream: IO[str] | None = None) -> str:
         """Return the text in a colour if the stream (default: stdout) is coloured."""
@@ -244,7 +244,7 @@ class Output:
         # stdout is buffered in a pipe: without the flush the lines would change their order.
         if sys.stdout is not None:
             sys.stdout.flush()
-        _tell(shown(text) + "\n")
+        _tell(sanitize_terminal(text) + "\n")
 
     def _clear(self) -> None:
         if self._shown:
@@ -261,7 +261,7 @@ def _tell(text: str) -> None:
         sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
 
 
-def shown(text: str) -> str:
+def sanitize_terminal(text: str) -> str:
     """Escape the control characters in a text, such as an engine's log or a file's name."""
     return _COMMANDS.sub(lambda found: repr(found[0])[1:-1], text)
 

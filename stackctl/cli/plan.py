@@ -9,7 +9,7 @@ import click
 
 from stackctl.cli.options import overrides, plan_options, profile_argument
 from stackctl.cli.output import WIDTH
-from stackctl.cli.session import Session, verb
+from stackctl.cli.session import Session, stackctl_command
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.quantity import format_bytes
 
@@ -25,7 +25,7 @@ facts_option = click.option(
 _COLUMN = 10
 
 
-@verb("plan")
+@stackctl_command("plan")
 @profile_argument
 @plan_options
 @facts_option
@@ -94,7 +94,7 @@ def show(session: Session, plan: Plan, slo: Slo) -> None:
         pool = f"{budget.pool}: " if plan.placement.gpus else ""
         text = pool + _budget(budget)
         out.labelled("" if number else label, text, column=_COLUMN, color=color)
-    for number, text in enumerate(expectation(plan)):
+    for number, text in enumerate(prediction_lines(plan)):
         out.labelled("" if number else "expect", text, column=_COLUMN)
     if judged := objective_status(slo, plan.prediction):
         color = {"ok": "green", "missed": "red"}.get(judged[0][1], "yellow")
@@ -135,7 +135,7 @@ def show_difference(session: Session, before: Plan, after: Plan) -> None:
     )
 
 
-def expectation(plan: Plan) -> list[str]:
+def prediction_lines(plan: Plan) -> list[str]:
     """Return the prediction as lines of text; an empty list if there is none."""
     from stackctl.plan.verdict import format_range, format_seconds_range
 

@@ -10,7 +10,7 @@ import click
 from msgspec import structs
 
 from stackctl.cli.output import WIDTH, Row, labelled_lines
-from stackctl.cli.session import Session, verb
+from stackctl.cli.session import Session, stackctl_command
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.quantity import format_bytes
 from stackctl.values.cpu_list import CpuList
@@ -21,7 +21,7 @@ _COLUMN = 10
 _MANY = 8
 
 
-@verb("probe")
+@stackctl_command("probe")
 @click.option(
     "--sysroot",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -58,7 +58,7 @@ def command(session: Session, sysroot: Path | None, measure: bool, models: Path 
     if session.out.json:
         session.out.data(host)
         return
-    for line in picture(host):
+    for line in machine_overview(host):
         session.out.line(line)
     for problem in host.problems:
         text = f"{problem.what}: {problem.why}"
@@ -74,7 +74,7 @@ def _measured(host: Host) -> Host:
     return structs.replace(host, memory=structs.replace(host.memory, bandwidth_bytes_s=bandwidth))
 
 
-def picture(host: Host) -> list[str]:
+def machine_overview(host: Host) -> list[str]:
     """Return the machine in a few lines, of at most 80 columns where the names allow it."""
     rows = [*_cpu(host.cpu), *_nodes(host), *_memory(host.memory)]
     if host.cpu.isa:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import click
 
 from stackctl.cli.options import overrides, plan_options
-from stackctl.cli.session import Session, verb
+from stackctl.cli.session import Session, stackctl_command
 from stackctl.quantity import format_bytes
 from stackctl.values.base import Value
 from stackctl.values.plan import Scalar
@@ -29,7 +29,7 @@ def command() -> None:
     """List, show and describe profiles. The default command is list."""
 
 
-@verb("list")
+@stackctl_command("list")
 @plan_options
 def list_profiles(session: Session, **_: object) -> None:
     """List the profiles with their descriptions."""
@@ -53,7 +53,7 @@ def list_profiles(session: Session, **_: object) -> None:
     session.out.table(("PROFILE", "STACK", "OBJECTIVE", "WHAT"), rows, fold=3)
 
 
-@verb("show")
+@stackctl_command("show")
 @click.argument("profile_name", metavar="NAME")
 @plan_options
 def show(
@@ -125,7 +125,7 @@ def _text(value: Scalar, unset: str) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-@verb("schema")
+@stackctl_command("schema")
 def schema(session: Session) -> None:
     """Print the JSON Schema of profile files, for editors."""
     from stackctl.sources.profiles import read_settings_schema

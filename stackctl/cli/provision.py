@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stackctl.cli import itemlines
+from stackctl.cli import provision_view
 from stackctl.cli.options import _profile_names, yes_option
-from stackctl.cli.session import Session, verb
+from stackctl.cli.session import Session, stackctl_command
 from stackctl.errors import ExitCode, StackctlError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def _item_names(_: click.Context, __: click.Parameter, incomplete: str) -> list[
     return [name for name in ITEMS if name.startswith(incomplete)]
 
 
-@verb("provision")
+@stackctl_command("provision")
 @click.option(
     "--profile", "profiles", multiple=True, shell_complete=_profile_names,
     help="Prepare for this profile; may be repeated. Default: all that this machine can run.",
@@ -157,7 +157,9 @@ def _provision(
         plans = planned(seen)
         if not session.out.json:
             for plan in plans:
-                itemlines.show(session.out, _report(plan, seen), full=dry_run or not session.yes)
+                provision_view.show_item(
+                    session.out, _report(plan, seen), full=dry_run or not session.yes
+                )
         if not dry_run and not only:
             _require_podman(plans)
         seen_after = seen if dry_run else _apply(session, target, store, plans, seen, planned)
@@ -180,7 +182,7 @@ def _provision(
     if session.out.json:
         session.out.data(report)
     else:
-        itemlines.show_end(session.out, report)
+        provision_view.show_end(session.out, report)
     if any(plan.status == "refused" for plan in plans):
         raise click.exceptions.Exit(int(ExitCode.HOST))
 
@@ -202,9 +204,11 @@ def _apply(
     if not changing:
         return seen
     preflight.require_ready(target, plans)
-    if not session.confirm(f"{itemlines.count(len(changing))} would change"):
+    if not session.confirm(f"{provision_view.count_text(len(changing))} would change"):
         raise click.Abort
-    apply_plans(target, store, plans, audit.current_user(), itemlines.Wide(session.out))
+    apply_plans(
+        target, store, plans, audit.current_user(), provision_view.IndentedProgress(session.out)
+    )
     after = facts.read_facts(target, store, seen.user.name if seen.user is not None else None)
     _require_held(planned(after), changing)
     return after
@@ -227,14 +231,14 @@ def _undo(session: Session, only: Sequence[str], dry_run: bool) -> None:
         if not session.out.json:
             for name in names:
                 one = ItemReport(item=name, status="undo", changes=texts[name])
-                itemlines.show(session.out, one, full=True)
+                provision_view.show_item(session.out, one, full=True)
         stay: tuple[tuple[str, str], ...] = ()
         if done and not dry_run:
             if not session.confirm(
-                f"{itemlines.count(len(names))} would go back to what was before"
+                f"{provision_view.count_text(len(names))} would go back to what was before"
             ):
                 raise click.Abort
-            stay = undo_changes(target, store, chosen, itemlines.Wide(session.out))
+            stay = undo_changes(target, store, chosen, provision_view.IndentedProgress(session.out))
     kept = dict(stay)
     reports = tuple(
         ItemReport(
@@ -253,11 +257,13 @@ def _undo(session: Session, only: Sequence[str], dry_run: bool) -> None:
         )
         return
     for name, why in stay:
-        itemlines.show_kept(session.out, name, why)
+        provision_view.show_kept(session.out, name, why)
     if not names:
         session.out.line("nothing to take back")
         return
-    session.out.line(itemlines.summary(reports, "would go back" if dry_run else "as before"))
+    session.out.line(
+        provision_view.summary_text(reports, "would go back" if dry_run else "as before")
+    )
 
 
 def _machine() -> tuple[TargetRoot, UndoStore]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import click
 
 from stackctl.cli.options import yes_option
-from stackctl.cli.session import Session, verb
+from stackctl.cli.session import Session, stackctl_command
 from stackctl.cli.stack_argument import pick_stack, stack_argument
 
 
-@verb("prune")
+@stackctl_command("prune")
 @stack_argument
 @click.option(
     "--keep",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from stackctl.cli.session import Session, verb
+from stackctl.cli.session import Session, stackctl_command
 
 
-@verb("recover")
+@stackctl_command("recover")
 def command(session: Session) -> None:
     """Complete or revert a change that a crash, a kill or a power loss interrupted.
 

@@ -22,27 +22,27 @@ def on_terminal() -> bool:
     return all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
 
 
-def box(destination: str) -> ssh.RemoteHost:
+def remote_host(destination: str) -> ssh.RemoteHost:
     """Return the box of that name, with its sockets in this user's runtime folder."""
-    return ssh.RemoteHost(destination, here().runtime / "ssh")
+    return ssh.RemoteHost(destination, local_paths().runtime / "ssh")
 
 
-def here() -> Paths:
+def local_paths() -> Paths:
     """Return this user's folders on this side."""
     return scope_paths("system" if os.geteuid() == 0 else "user", controlled_environment())
 
 
-def command(destination: str) -> str:
+def remote_command(destination: str) -> str:
     """Return the beginning of a command for that box."""
     return f"stackctl --host {shlex.quote(destination)}"
 
 
-def caller(destination: str) -> str:
+def caller_env(destination: str) -> str:
     """Return the value of STACKCTL_CALLER for the box: our version, and our name for the box."""
     return f"{__version__} {destination}"
 
 
-def fetch(destination: str, arguments: Sequence[str]) -> bytes:
+def fetch_json(destination: str, arguments: Sequence[str]) -> bytes:
     """Run the box's stackctl with arguments that include ``--json``, and return its document.
 
     Raises:
@@ -52,10 +52,10 @@ def fetch(destination: str, arguments: Sequence[str]) -> bytes:
     from stackctl.values.base import from_json
     from stackctl.values.result import ErrorReport
 
-    there = box(destination)
+    there = remote_host(destination)
     there.connect()
-    status, text = there.fetch(caller(destination), (PROGRAM, *arguments), pass_on)
-    require(there, status)
+    status, text = there.fetch(caller_env(destination), (PROGRAM, *arguments), pass_on)
+    check_exit_status(there, status)
     if status:
         error = from_json(text, ErrorReport, where=destination)
         raise StackctlError(
@@ -67,18 +67,18 @@ def fetch(destination: str, arguments: Sequence[str]) -> bytes:
     return text
 
 
-def require(there: ssh.RemoteHost, status: int) -> None:
+def check_exit_status(there: ssh.RemoteHost, status: int) -> None:
     """Raise StackctlError if an exit status comes from ssh or the shell, not from stackctl."""
     if status in ssh.ABSENT:
         raise StackctlError(
             f"there is no stackctl on {there.destination}",
-            hint=f"{command(there.destination)} provision --dry-run\n"
+            hint=f"{remote_command(there.destination)} provision --dry-run\n"
             "shows what it would change; without --dry-run it installs stackctl, too",
             exit_code=ExitCode.HOST,
         )
     if status != ssh.FAILED:
         return
-    again = f"{command(there.destination)} status tells what became of it"
+    again = f"{remote_command(there.destination)} status tells what became of it"
     if there.is_connected():
         raise StackctlError(f"stackctl was killed on {there.destination}", hint=again)
     raise StackctlError(

@@ -9,7 +9,7 @@ import click
 
 from stackctl.cli.options import overrides, plan_options, profile_argument
 from stackctl.cli.plan import facts_option
-from stackctl.cli.session import Session, verb
+from stackctl.cli.session import Session, stackctl_command
 from stackctl.errors import ExitCode, StackctlError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from stackctl.values.unit import UnitFile
 
 
-@verb("render")
+@stackctl_command("render")
 @profile_argument
 @plan_options
 @facts_option

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from stackctl.cli.session import Session, verb
+from stackctl.cli.session import Session, stackctl_command
 from stackctl.cli.stack_argument import pick_stack, stack_argument
 
 
-@verb("report")
+@stackctl_command("report")
 @stack_argument
 @click.option(
     "-o",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from stackctl.cli.options import drain_option, patience
-from stackctl.cli.session import Session, verb
+from stackctl.cli.options import drain_option, rollout_timeouts
+from stackctl.cli.session import Session, stackctl_command
 from stackctl.cli.stack_argument import pick_stack, stack_argument
 
 
-@verb("restart")
+@stackctl_command("restart")
 @stack_argument
 @drain_option
 def command(session: Session, stack: str | None, drain: float | None) -> None:
@@ -19,7 +19,7 @@ def command(session: Session, stack: str | None, drain: float | None) -> None:
     from stackctl.observe.status import stack_report
 
     context = session.context()
-    generation = restart(context, pick_stack(context, stack), patience(drain, None))
+    generation = restart(context, pick_stack(context, stack), rollout_timeouts(drain, None))
     if session.out.json:
         session.out.data(stack_report(context, generation.stack))
         return

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from stackctl.cli.options import drain_option, patience, soak_option, yes_option
-from stackctl.cli.session import Session, verb
+from stackctl.cli.options import drain_option, rollout_timeouts, soak_option, yes_option
+from stackctl.cli.session import Session, stackctl_command
 from stackctl.cli.stack_argument import pick_stack, stack_and_numbers
 
 
-@verb("rollback")
+@stackctl_command("rollback")
 @click.argument("words", metavar="[STACK] [N]", nargs=-1)
 @yes_option
 @click.option("--dry-run", is_flag=True, help="Check everything, change nothing.")
@@ -34,6 +34,6 @@ def command(
 
     context = session.context(recover="no" if dry_run else "must")
     stack, numbers = stack_and_numbers(words, 1)
-    options = UpOptions(force=force, dry_run=dry_run, timeouts=patience(drain, soak))
+    options = UpOptions(force=force, dry_run=dry_run, timeouts=rollout_timeouts(drain, soak))
     number = numbers[0] if numbers else None
     show(session, context, rollback(context, pick_stack(context, stack), number, options))

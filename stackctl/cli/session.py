@@ -136,7 +136,7 @@ _GLOBAL: tuple[Callable[[Any], Any], ...] = (
     ),
     click.option("--no-progress", is_flag=True, help="No live progress line."),
 )
-_GLOBAL_NAMES = ("scope", "host", "json", "quiet", "verbose", "color", "no_progress")
+GLOBAL_NAMES = ("scope", "host", "json", "quiet", "verbose", "color", "no_progress")
 
 
 def global_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -146,7 +146,7 @@ def global_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def verb(name: str) -> Callable[[Callable[..., None]], click.Command]:
+def stackctl_command(name: str) -> Callable[[Callable[..., None]], click.Command]:
     """Return a decorator that makes a command of a function.
 
     The command has the global options, and its function gets a Session as the first argument.
@@ -155,9 +155,9 @@ def verb(name: str) -> Callable[[Callable[..., None]], click.Command]:
     def decorate(function: Callable[..., None]) -> click.Command:
         def call(**parameters: Any) -> None:
             context = click.get_current_context()
-            given = {key: parameters.pop(key) for key in _GLOBAL_NAMES}
+            given = {key: parameters.pop(key) for key in GLOBAL_NAMES}
             before = context.find_root().params
-            for key in _GLOBAL_NAMES:
+            for key in GLOBAL_NAMES:
                 given[key] = given[key] or before.get(key)
             session = make_session(
                 given,

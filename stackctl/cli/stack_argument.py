@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stackctl.cli.session import _GLOBAL_NAMES, Session, make_session
+from stackctl.cli.session import GLOBAL_NAMES, Session, make_session
 from stackctl.errors import ExitCode, StackctlError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def _stack_names(context: click.Context, _: Any, incomplete: str) -> list[str]:
     scope = context.params.get("scope")
-    session = make_session({**dict.fromkeys(_GLOBAL_NAMES), "scope": scope})
+    session = make_session({**dict.fromkeys(GLOBAL_NAMES), "scope": scope})
     from stackctl.state.generations import Generations
 
     paths = session.paths()

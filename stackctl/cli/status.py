@@ -6,7 +6,7 @@ import datetime
 
 import click
 
-from stackctl.cli.session import Session, verb
+from stackctl.cli.session import Session, stackctl_command
 from stackctl.cli.stack_argument import pick_stack, stack_argument
 from stackctl.errors import ExitCode
 from stackctl.values.history import HealthEntry
@@ -15,7 +15,7 @@ from stackctl.values.status import StackStatus
 _COLUMN = 14
 
 
-@verb("status")
+@stackctl_command("status")
 @stack_argument
 def command(session: Session, stack: str | None) -> None:
     """Show STACK, or every stack that is up.

@@ -7,16 +7,16 @@ import click
 from stackctl.cli.options import (
     drain_option,
     fit_option,
-    patience,
+    rollout_timeouts,
     soak_option,
     timeout_option,
     yes_option,
 )
-from stackctl.cli.session import Session, verb
+from stackctl.cli.session import Session, stackctl_command
 from stackctl.cli.stack_argument import pick_stack
 
 
-@verb("switch")
+@stackctl_command("switch")
 @click.argument("to", metavar="OBJECTIVE|PROFILE")
 @click.option("--stack", metavar="STACK", help="The stack; needed when there are several.")
 @yes_option
@@ -53,7 +53,7 @@ def command(
         deadline_s=timeout,
         force=force,
         dry_run=dry_run,
-        timeouts=patience(drain, soak),
+        timeouts=rollout_timeouts(drain, soak),
         profiles=profiles,
     )
     show(session, context, switch(context, name, to, profiles, options, auto_fit=auto_fit))

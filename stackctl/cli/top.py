@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from stackctl.cli.options import duration
-from stackctl.cli.session import Session, verb
+from stackctl.cli.session import Session, stackctl_command
 from stackctl.cli.stack_argument import pick_stack, stack_argument
 from stackctl.errors import ExitCode, StackctlError
 
@@ -30,7 +30,7 @@ _COLUMNS = (
 _STACK_WIDTH = 79 - sum(width + 1 for *_, width in _COLUMNS)
 
 
-@verb("top")
+@stackctl_command("top")
 @stack_argument
 @click.option(
     "--interval", metavar="DURATION", callback=duration, help="Time between samples; default 2s."
@@ -143,12 +143,12 @@ def _head() -> tuple[str, str]:
 
 def _text(row: TopRow) -> str:
     """Return the line of one stack, at most 79 columns."""
-    from stackctl.cli.output import shown
+    from stackctl.cli.output import sanitize_terminal
 
     name = row.stack if len(row.stack) <= _STACK_WIDTH else row.stack[: _STACK_WIDTH - 1] + "…"
     if row.note is not None:
         used = f", {row.cpu:.1f} cores" if row.cpu is not None else ""
-        return shown(f"{name:<{_STACK_WIDTH}}  {row.note}{used}")[:79]
+        return sanitize_terminal(f"{name:<{_STACK_WIDTH}}  {row.note}{used}")[:79]
 
     def about(field: str, text: str) -> str:
         return f"~{text}" if field in row.estimated and text != "-" else text

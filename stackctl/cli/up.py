@@ -10,14 +10,14 @@ from stackctl.cli.options import (
     drain_option,
     fit_option,
     overrides,
-    patience,
     plan_options,
     profile_argument,
+    rollout_timeouts,
     soak_option,
     timeout_option,
     yes_option,
 )
-from stackctl.cli.session import Session, verb
+from stackctl.cli.session import Session, stackctl_command
 
 if TYPE_CHECKING:
     from stackctl.deploy.context import Context
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from stackctl.values.profile import Overrides, Profile
 
 
-@verb("up")
+@stackctl_command("up")
 @profile_argument
 @plan_options
 @yes_option
@@ -73,7 +73,7 @@ def command(
         deadline_s=timeout,
         force=force,
         dry_run=dry_run,
-        timeouts=patience(drain, soak),
+        timeouts=rollout_timeouts(drain, soak),
         asked=asked,
         fit=fit if auto_fit else None,
         profiles=profiles,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from stackctl.cli.session import Session, verb
+from stackctl.cli.session import Session, stackctl_command
 from stackctl.cli.stack_argument import pick_stack, stack_argument
 from stackctl.errors import ExitCode
 
 
-@verb("verify")
+@stackctl_command("verify")
 @stack_argument
 def command(session: Session, stack: str | None) -> None:
     """Prove that STACK runs as planned, by data of kernel and engine, not of the unit.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stackctl.cli.output import Output, shown
+from stackctl.cli.output import Output, sanitize_terminal
 from stackctl.errors import StackctlError
 from stackctl.values.result import Result
 
@@ -13,8 +13,8 @@ SAFE = "a\\x1b]0;title\\x07b\\x1b[2Jc\\x9b1Ad\\re\\x00f\\x7f"
 
 
 def test_commands_for_the_terminal_are_shown_and_not_sent() -> None:
-    assert shown(ATTACK) == SAFE
-    assert shown("größe\t模型\n\x1b[31mred\x1b[0m") == "größe\t模型\n\x1b[31mred\x1b[0m"
+    assert sanitize_terminal(ATTACK) == SAFE
+    assert sanitize_terminal("größe\t模型\n\x1b[31mred\x1b[0m") == "größe\t模型\n\x1b[31mred\x1b[0m"
 
 
 def test_every_way_to_print(capsys: pytest.CaptureFixture[str]) -> None:

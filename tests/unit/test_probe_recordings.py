@@ -12,7 +12,7 @@ import pytest
 from test_probe_lstopo import MACHINES, MOUNTS, SINGLES, WHOLE
 from test_probe_machines import Written, probed, whats, write
 
-from stackctl.cli.probe import picture
+from stackctl.cli.probe import machine_overview
 from stackctl.errors import StackctlError
 from stackctl.machine.machine import RecordedMachine
 from stackctl.probe import probe
@@ -217,7 +217,7 @@ def test_the_picture_of_a_large_machine(tmp_path: Path) -> None:
         ],
         more={"proc/self/status": "Cpus_allowed_list:\t0-255\n"},
     )
-    lines = picture(probed(tmp_path, machine))
+    lines = machine_overview(probed(tmp_path, machine))
     assert "  allowed this process may use CPU 0-255 of 0-511" in lines
     assert "  threads 2 a core: n and n+256" in lines
     assert "  L3      32 x 32 MiB, 8 cores each: 0-7 | 8-15 | 16-23 | ... | 248-255" in lines
@@ -233,10 +233,10 @@ def test_the_picture_of_interleaved_and_hybrid_machines(tmp_path: Path) -> None:
         l3=[(even, "30720K", 0), (odd, "30720K", 1)],
         nodes=[(0, even, WHOLE // 2), (100, odd, WHOLE // 2)],
     )
-    lines = picture(probed(tmp_path / "a", interleaved))
+    lines = machine_overview(probed(tmp_path / "a", interleaved))
     assert "  L3      2 x 30 MiB, 10 cores each: 0-18 by 2 | 1-19 by 2" in lines
     assert "  node 100 cores 1-19 by 2, 16 GiB" in lines
-    lines = picture(_host(tmp_path / "b", MACHINES["hybrid"]))
+    lines = machine_overview(_host(tmp_path / "b", MACHINES["hybrid"]))
     assert "  kinds   cores: performance 0,2, efficient 4-7, low-power 8" in lines
-    lines = picture(_host(tmp_path / "c", MACHINES["offline CPUs"]))
+    lines = machine_overview(_host(tmp_path / "c", MACHINES["offline CPUs"]))
     assert "  offline CPU 1,7" in lines

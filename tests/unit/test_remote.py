@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stackctl.cli.forward import split
+from stackctl.cli.forward import split_destination
 from stackctl.cli.main import run
 from stackctl.errors import ExitCode, StackctlError
 
@@ -16,19 +16,19 @@ from stackctl.errors import ExitCode, StackctlError
     "words", ["--host root@box up x -y", "up --host root@box x -y", "up x -y --host=root@box"]
 )
 def test_it_may_stand_anywhere(words: str) -> None:
-    assert split(words.split()) == ("root@box", ["up", "x", "-y"])
+    assert split_destination(words.split()) == ("root@box", ["up", "x", "-y"])
 
 
 def test_what_comes_after_two_dashes_is_no_option() -> None:
     words = ["--host", "box", "logs", "--", "--host=x"]
-    assert split(words) == ("box", ["logs", "--", "--host=x"])
+    assert split_destination(words) == ("box", ["logs", "--", "--host=x"])
 
 
 @pytest.mark.parametrize(
     "name", ["box", "me@box.example", "ssh://me@box:2222", "me@[::1]", "fe80::1%eth0", "kühl"]
 )
 def test_machines_as_ssh_takes_them(name: str) -> None:
-    assert split(["--host", name]) == (name, [])
+    assert split_destination(["--host", name]) == (name, [])
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_machines_as_ssh_takes_them(name: str) -> None:
 def test_a_destination_is_never_an_option(name: str) -> None:
     for words in (["--host", name], [f"--host={name}"]):
         with pytest.raises(StackctlError, match="invalid host") as caught:
-            split([*words, "status"])
+            split_destination([*words, "status"])
         assert caught.value.exit_code == ExitCode.USAGE
 
 

@@ -21,7 +21,7 @@ _NAME = 24
 _FIGURES = {"ttft_s": "first s", "generation_tok_s": "tok/s", "e2e_s": "whole s"}
 
 
-def show(out: Output, report: BenchReport) -> None:
+def show_run(out: Output, report: BenchReport) -> None:
     """Print a run: its stack and model, its cells, notes on them, and the results for the SLO."""
     number = f"bench {report.id}" if report.id is not None else "bench"
     where = f"{report.stack} of {report.box}, from here," if report.box else report.stack
@@ -46,7 +46,7 @@ def show(out: Output, report: BenchReport) -> None:
         out.results(report.results)
 
 
-def runs(out: Output, entries: Sequence[BenchEntry]) -> None:
+def show_runs(out: Output, entries: Sequence[BenchEntry]) -> None:
     """Print the list of stored runs."""
     rows = [
         (str(entry.id), entry.when[:16].replace("T", " "),
@@ -60,7 +60,7 @@ def runs(out: Output, entries: Sequence[BenchEntry]) -> None:
     _columns(out, ("ID", "WHEN (UTC)", "STACK", "MODEL", "TOK/S", "CELLS"), rows)
 
 
-def comparison(out: Output, found: BenchComparison) -> None:
+def show_comparison(out: Output, found: BenchComparison) -> None:
     """Print two runs: a line for each figure of each cell, then the cells of only one run."""
     out.line(f"bench {found.before} -> {found.after}")
     for text in found.differs:

@@ -24,7 +24,9 @@ _LOOKS = frozenset({"--dry-run", "--help", "-h", "--version"})
 
 
 @contextlib.contextmanager
-def program(there: ssh.RemoteHost, words: Sequence[str], out: Output) -> Iterator[tuple[str, ...]]:
+def remote_program(
+    there: ssh.RemoteHost, words: Sequence[str], out: Output
+) -> Iterator[tuple[str, ...]]:
     """Yield the command that runs stackctl on the box: the installed one, or a temporary copy.
 
     Raises:
@@ -63,7 +65,7 @@ def _bring(
     target = seen.choose_python(name)
     sudo = _sudo(there, seen) if seen.uid != 0 and not _LOOKS & set(words) else ()
     data = remote_bundle.build_bundle(
-        target, remote.here().cache, lambda text: out.step("stackctl", text)
+        target, remote.local_paths().cache, lambda text: out.step("stackctl", text)
     )
 
     began = time.monotonic()
@@ -84,7 +86,7 @@ def _bring(
     digest = hashlib.sha256(data).hexdigest()
     return (
         *sudo,
-        *remote_bundle.bootstrap_command(target, "start", path, digest, remote.caller(name)),
+        *remote_bundle.bootstrap_command(target, "start", path, digest, remote.caller_env(name)),
     )
 
 
@@ -118,4 +120,4 @@ def _sudo(there: ssh.RemoteHost, seen: remote_bundle.RemoteFacts) -> tuple[str, 
 def _require_connection(there: ssh.RemoteHost, status: int) -> None:
     """Raise StackctlError if the connection failed, not a program on the box."""
     if status == ssh.FAILED:
-        remote.require(there, status)
+        remote.check_exit_status(there, status)

@@ -20,7 +20,7 @@ _COLORS = {
 }  # fmt: skip
 
 
-class Wide:
+class IndentedProgress:
     """Report that prints steps in the columns of items, whose names are longer."""
 
     def __init__(self, out: Output) -> None:
@@ -35,7 +35,7 @@ class Wide:
         self._out.progress(name, text, elapsed_s=elapsed_s)
 
 
-def show(out: Output, one: ItemReport, *, full: bool) -> None:
+def show_item(out: Output, one: ItemReport, *, full: bool) -> None:
     """Print an item: its status, and for a change or a refusal the reason, the change and its undo.
 
     ``full`` adds diffs and commands.
@@ -81,7 +81,7 @@ def show_end(out: Output, report: ProvisionReport) -> None:
         for tip in report.advice:
             out.labelled(tip.name, tip.actual or "", indent=2, column=_ADVICE)
             out.labelled("", tip.evidence or "", column=_ADVICE)
-    out.line(summary(report.items, "would change" if report.dry_run else "changed"))
+    out.line(summary_text(report.items, "would change" if report.dry_run else "changed"))
 
 
 def show_kept(out: Output, item: str, reason: str) -> None:
@@ -89,16 +89,16 @@ def show_kept(out: Output, item: str, reason: str) -> None:
     out.labelled("kept", f"{item}: {reason}", column=_MARK)
 
 
-def count(number: int) -> str:
+def count_text(number: int) -> str:
     """Return a number of items as text, such as "2 items"."""
     return "1 item" if number == 1 else f"{number} items"
 
 
-def summary(reports: Sequence[ItemReport], verb: str) -> str:
+def summary_text(reports: Sequence[ItemReport], verb: str) -> str:
     """Return the number of changed items with ``verb``, then those that did not change."""
     counted = {status: sum(one.status == status for one in reports) for status in _COLORS}
     changed = sum(counted[status] for status in ("change", "changed", "undo", "undone"))
-    parts = [f"{count(changed)} {verb}"]
+    parts = [f"{count_text(changed)} {verb}"]
     if counted["ok"]:
         parts.append(f"{counted['ok']} as it should be")
     if counted["skip"]:

@@ -20,7 +20,7 @@ from stackctl.values.profile import Slo
 
 
 @contextlib.contextmanager
-def target(
+def remote_endpoint(
     session: Session, host: str, stack: str | None
 ) -> Iterator[tuple[Generation, Slo | None, BenchEndpoint]]:
     """Yield a running stack of a box, its SLO, and its site behind forwarded local ports.
@@ -30,7 +30,7 @@ def target(
     """
 
     def ask(*words: str) -> bytes:
-        return remote.fetch(host, (*words, *session.host_scope, "--json"))
+        return remote.fetch_json(host, (*words, *session.host_scope, "--json"))
 
     def look(stack: str | None) -> BenchTarget:
         words = ("bench", "target", *((stack,) if stack else ()))
@@ -52,7 +52,7 @@ def target(
     if generation.door is not None and generation.door.key:
         text = ask("key", "show", generation.stack)
         key = from_json(text, KeyReport, where=host).key
-    there = remote.box(host)
+    there = remote.remote_host(host)
     with (
         there.forward_port(address.hostname or "127.0.0.1", address.port or 80) as clients,
         there.forward_port("127.0.0.1", generation.plan.engine_listen_port) as engine,
@@ -62,7 +62,7 @@ def target(
             raise StackctlError(
                 f"no port of {host} can be reached through ssh",
                 hint="its sshd must allow it (AllowTcpForwarding), or measure there: "
-                f"{remote.command(host)} bench",
+                f"{remote.remote_command(host)} bench",
             )
         session.out.step("bench", f"{generation.stack} of {host}, from here over ssh")
         site = BenchEndpoint(
@@ -71,6 +71,6 @@ def target(
             key=key,
             current=current,
             box=host,
-            command=remote.command(host),
+            command=remote.remote_command(host),
         )
         yield generation, found.slo, site
