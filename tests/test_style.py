@@ -7,6 +7,30 @@ from pathlib import Path
 import prose
 import pytest
 
+STACKCTL = Path(__file__).resolve().parent.parent / "stackctl"
+MODULES = prose.modules(STACKCTL)
+
+
+def test_prose_is_plain() -> None:
+    found = [text for path in MODULES for text in prose.texts(path)]
+    counted = prose.rates(found)
+    assert counted.words > 20_000
+    offenders = "\n".join(prose.measured_lines(found))
+    assert counted.what_rate <= prose.MOST_WHAT, offenders
+    assert counted.tell_rate <= prose.MOST_TELL, offenders
+
+
+def test_no_two_public_classes_have_one_name() -> None:
+    repeated = prose.repeated_classes(MODULES)
+    assert not repeated, "\n".join(f"{name}: {places}" for name, places in repeated.items())
+
+
+def test_public_functions_have_a_docstring_that_begins_with_a_verb() -> None:
+    assert sum(1 for path in MODULES for _ in prose.public_functions(path)) > 900
+    offenders = [line for path in MODULES for line in prose.docstring_offenders(path)]
+    assert not offenders, "\n".join(offenders)
+
+
 SAMPLE = '''
 """Read what the engine has said."""
 
