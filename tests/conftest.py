@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from stackctl.machine import runner
+
 # Slow machines are no failures, and a build server tries the same examples every time.
 settings.register_profile("stackctl", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("stackctl")
@@ -73,6 +75,12 @@ def pytest_configure(config: pytest.Config) -> None:
     terminal = config.pluginmanager.get_plugin("terminalreporter")
     if terminal is not None and not hasattr(config, "workerinput"):
         config.pluginmanager.register(FailuresAtOnce(terminal))
+
+
+@pytest.fixture(autouse=True)
+def no_observer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reset after each test what --verbose sets in the test's own process."""
+    monkeypatch.setattr(runner, "observer", None)
 
 
 @pytest.fixture

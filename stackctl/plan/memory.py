@@ -16,7 +16,7 @@ _GIB = 2**30
 
 
 @dataclass(frozen=True)
-class MemoryLimit:
+class UsableMemory:
     """Bytes that a stack may use (None: unknown), their derivation as text, and the pool's name.
 
     ``claimed`` are the bytes that other stacks claim of the pool.
@@ -28,7 +28,7 @@ class MemoryLimit:
     claimed: int = 0
 
 
-def memory_limit(host: Host, placement: Placement, claims: Sequence[Claim] = ()) -> MemoryLimit:
+def memory_limit(host: Host, placement: Placement, claims: Sequence[Claim] = ()) -> UsableMemory:
     """Return the main memory that a service may use.
 
     This is the memory of the machine (or of the bound nodes, or of this process's cgroup), less 5 %
@@ -48,32 +48,34 @@ def memory_limit(host: Host, placement: Placement, claims: Sequence[Claim] = ())
         # The cgroup's limit holds for all stacks of this user, on whichever node.
         claimed = claimed_resources.claimed_memory(claims)
     if total is None:
-        return MemoryLimit(None, "memory size unknown")
+        return UsableMemory(None, "memory size unknown")
     kept = min(8 * _GIB, max(_GIB // 2, total // 20))
     why = f"{format_bytes(total)} {of}, {format_bytes(kept)} kept free"
     if claimed:
         why += f", {format_bytes(claimed)} for other stacks"
-    return MemoryLimit(max(0, total - kept - claimed), why, claimed=claimed)
+    return UsableMemory(max(0, total - kept - claimed), why, claimed=claimed)
 
 
-def gpu_limit(gpus: Sequence[Gpu], reserve_bytes: int, claims: Sequence[Claim] = ()) -> MemoryLimit:
+def gpu_limit(
+    gpus: Sequence[Gpu], reserve_bytes: int, claims: Sequence[Claim] = ()
+) -> UsableMemory:
     """Return the memory that a stack may use on each of these GPUs: the least of all."""
     names = "each GPU of " if len(gpus) > 1 else "GPU "
     names += ",".join(str(gpu.index) for gpu in gpus)
-    limits: list[MemoryLimit] = []
+    limits: list[UsableMemory] = []
     for gpu in gpus:
         if gpu.memory_bytes is None:
-            return MemoryLimit(None, f"memory of GPU {gpu.index} unknown", names)
+            return UsableMemory(None, f"memory of GPU {gpu.index} unknown", names)
         claimed = claimed_resources.claimed_gpu_bytes(claims, gpu.index)
         why = f"{format_bytes(gpu.memory_bytes)}, {format_bytes(reserve_bytes)} kept free"
         if claimed:
             why += f", {format_bytes(claimed)} for other stacks"
         left = max(0, gpu.memory_bytes - reserve_bytes - claimed)
-        limits.append(MemoryLimit(left, why, names, claimed))
+        limits.append(UsableMemory(left, why, names, claimed))
     return min(limits, key=lambda limit: limit.bytes or 0)
 
 
-def memory_budget(footprint: Footprint, limit: MemoryLimit) -> MemoryBudget:
+def memory_budget(footprint: Footprint, limit: UsableMemory) -> MemoryBudget:
     """Compare a footprint with a limit."""
     total = footprint.weights_bytes + footprint.kv_bytes + footprint.compute_bytes
     return MemoryBudget(

@@ -232,8 +232,8 @@ def _request(
     profile: Profile,
     inputs: PlanInputs,
     result: placement.PlacementResult,
-    main: memory.MemoryLimit,
-    on_gpu: memory.MemoryLimit | None,
+    main: memory.UsableMemory,
+    on_gpu: memory.UsableMemory | None,
 ) -> EngineRequest:
     """Return the inputs from which an engine chooses its options."""
     return EngineRequest(
@@ -326,7 +326,7 @@ def _door(profile: Profile, inputs: PlanInputs) -> tuple[Decision, ...]:
 
 
 def _budgets(
-    parts: Footprint, main: memory.MemoryLimit, on_gpu: memory.MemoryLimit | None, gpus: int
+    parts: Footprint, main: memory.UsableMemory, on_gpu: memory.UsableMemory | None, gpus: int
 ) -> tuple[MemoryBudget, MemoryBudget | None, list[tuple[MemoryBudget, str]]]:
     """Return the budget of the main pool, that of main memory beside GPUs, and all with reasons.
 

@@ -25,7 +25,6 @@ from stackctl import __version__
 from stackctl.cli.image import IMAGES
 from stackctl.cli.main import HEADINGS, VERBS, run
 from stackctl.deploy.image_build import recipes
-from stackctl.machine import runner
 from stackctl.values.base import from_json, to_json
 from stackctl.values.plan import Plan
 from stackctl.values.profile import Profile
@@ -57,7 +56,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in ("NO_COLOR", "COLUMNS", "LINES", "_STACKCTL_COMPLETE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setattr(runner, "observer", None)
     monkeypatch.chdir(tmp_path)
     for name, host in HOSTS.items():
         (tmp_path / f"{name}.json").write_text(to_json(host), encoding="utf-8")

@@ -17,7 +17,6 @@ from hub import Hub, hub
 from servers import wait_until
 
 from stackctl.cli.main import run
-from stackctl.machine import runner
 from stackctl.store import partial_file
 from stackctl.store.manifest import Manifest
 from stackctl.values.base import to_json
@@ -46,7 +45,6 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
     for name in ("CONFIG", "STATE", "CACHE"):
         monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / name.lower()))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    monkeypatch.setattr(runner, "observer", None)
     monkeypatch.chdir(tmp_path)
     return Cli(capsys)
 
