@@ -126,7 +126,7 @@ def test_ctrl_c_keeps_what_was_measured(seat: Seat) -> None:
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     number = runs[0]["id"] + 1 if runs else 1
-    assert f"interrupted: what was measured is bench {number}" in err
+    assert f"interrupted: the results so far are bench {number}" in err
     assert re.search(rf"^bench {number} · cpu generation 1", out, re.M)
     kept = json.loads(seat.stackctl("bench", "show", str(number), "--json").stdout)
     assert kept["complete"] is False

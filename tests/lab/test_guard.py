@@ -284,4 +284,4 @@ def test_a_check_is_remembered_and_needs_no_history(one: Seat, tiny: str) -> Non
     finally:
         one.run("chmod", "700", f"{one.state}/stacks/{look.STACK}")
     two = one.stackctl("check", "cpu", "--all", code=2)
-    look.assert_error(two, "name none")
+    look.assert_error(two, "exclude each other")

@@ -203,7 +203,7 @@ def test_two_stacks_side_by_side(seat: Seat, tiny: str) -> None:
     shared = look.record(seat, 1, "second")["plan"]["placement"]["shared_with"]
     assert ("warning: cores shared with cpu:" in done.stderr) == (shared == ["cpu"])
     done = seat.stackctl("check", code=2)
-    look.assert_error(done, "which stack", "cpu, second")
+    look.assert_error(done, "missing STACK: several stacks are up", "cpu, second")
     found = json.loads(seat.stackctl("status", "--json").stdout)
     assert [stack["stack"] for stack in found["stacks"]] == ["cpu", "second"]
     seat.stackctl("down", "cpu")
