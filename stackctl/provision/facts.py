@@ -34,7 +34,8 @@ def read_facts(target: TargetRoot, store: UndoStore, user: str | None) -> Machin
     packages, held = _packages(target)
     needed = podman.packages(families, release.get("VERSION_ID"))
     missing = tuple(name for name in needed if packages is not None and name not in packages)
-    found = _program(target)
+    program = _program(target)
+    weakness = None if program is None else _program_weakness(target, program)
     return MachineFacts(
         host=host,
         families=families,
@@ -61,9 +62,10 @@ def read_facts(target: TargetRoot, store: UndoStore, user: str | None) -> Machin
         units=frozenset(unit for unit in host_paths.CDI_UNITS if _has_unit(target, unit)),
         enabled=frozenset(unit for unit in host_paths.CDI_UNITS if _enabled(target, unit)),
         guarded=target.exists(host_paths.GUARD_TIMER),
-        program=found,
-        program_weakness=None if found is None else _weakness(target.path_of(found)),
-        program_ours=found is not None and _is_installed_copy(target, found),
+        program=program,
+        program_weakness=None if weakness is None else str(weakness),
+        program_ours=program is not None and _is_own_copy(target, target.path_of(program)),
+        program_replaceable=weakness is not None and _is_own_copy(target, Path(weakness.path)),
         program_current=self_install.is_current(target.path_of(host_paths.PROGRAM_FOLDER)),
         python_weakness=_weakness(self_install.base_python()),
     )
@@ -73,8 +75,21 @@ def _program(target: TargetRoot) -> str | None:
     return next((path for path in host_paths.LINKS if target.exists(path)), None)
 
 
-def _is_installed_copy(target: TargetRoot, path: str) -> bool:
-    return target.path_of(path).resolve().is_relative_to(target.path_of(host_paths.PROGRAM_FOLDER))
+def _is_own_copy(target: TargetRoot, path: Path) -> bool:
+    """Return True if a path leads into the folder of the copy that provisioning installs."""
+    return path.resolve().is_relative_to(target.path_of(host_paths.PROGRAM_FOLDER).resolve())
+
+
+def _program_weakness(target: TargetRoot, program: str) -> path_security.Weakness | None:
+    """Return the first right by which other users can change a program.
+
+    Every file of the copy that provisioning installs counts, because the program imports them.
+    """
+    paths = [target.path_of(program)]
+    if _is_own_copy(target, paths[0]):
+        paths += sorted(target.path_of(host_paths.PROGRAM_FOLDER).rglob("*"))
+    found = (path_security.find_weakness(path) for path in paths)
+    return next((weakness for weakness in found if weakness is not None), None)
 
 
 def _has_unit(target: TargetRoot, unit: str) -> bool:

@@ -169,6 +169,8 @@ class MachineFacts:
     #: The stackctl in root's search path, and the way by which other users can change it; None: no.
     program: str | None = None
     program_weakness: str | None = None
+    #: True if the weakness is in the copy itself, so that a new copy is without it.
+    program_replaceable: bool = False
     #: True if it is the copy that provisioning installs; and if that copy has this version.
     program_ours: bool = False
     program_current: bool = True

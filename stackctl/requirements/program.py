@@ -16,21 +16,32 @@ class InstalledProgram(ProvisionItem):
 
     def changes(self, facts: MachineFacts, needs: StackNeeds) -> ItemPlan:  # noqa: ARG002
         """Return the plan that installs this version of stackctl, or a refusal."""
+        weakness = facts.program_weakness
         if facts.program is not None and not facts.program_ours:
-            if facts.program_weakness is None:
+            if weakness is None:
                 return self.already_set(facts.program)
             return self.refused(
-                f"{facts.program} is not stackctl's: {facts.program_weakness}",
+                f"{facts.program} is not stackctl's: {weakness}",
                 f"sudo rm {facts.program}, then again",
             )
-        if facts.program is not None and facts.program_current:
+        if weakness is not None and not facts.program_replaceable:
+            return self.refused(
+                f"other users can change {facts.program}: {weakness}",
+                "make root its owner and only writer (chown root:root, chmod go-w), then again",
+            )
+        if facts.program is not None and facts.program_current and weakness is None:
             return self.already_set(facts.program)
         if facts.python_weakness is not None:
             return self.refused(
                 f"the Python that runs this could be changed: {facts.python_weakness}",
                 "make the virtual environment of stackctl with the system's python3, then again",
             )
-        now = f"{facts.program}, another version" if facts.program else "not in root's search path"
+        if facts.program is None:
+            now = "not in root's search path"
+        elif weakness is not None:
+            now = f"{facts.program}, which other users can change: {weakness}"
+        else:
+            now = f"{facts.program}, another version"
         change = ProgramChange(folder=host_paths.PROGRAM_FOLDER, link=host_paths.LINK)
         return self.planned(now, f"removes {host_paths.PROGRAM_FOLDER} and the link", change)
 

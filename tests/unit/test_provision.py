@@ -539,6 +539,30 @@ def test_stackctl_is_copied_and_runs_alone(tmp_path: Path) -> None:
     assert not self_install.is_current(folder)
 
 
+def test_a_copy_that_others_can_write_is_replaced(place: Place) -> None:
+    """The link, its folders and each file count: the program imports all of the copy's files."""
+    folder = place.root / host_paths.PROGRAM_FOLDER[1:]
+    folder.parent.mkdir(parents=True)
+    self_install.install_program(folder)
+    link = place.root / host_paths.LINK[1:]
+    link.parent.mkdir(parents=True)
+    link.symlink_to(folder / "bin/stackctl")
+    assert place.plan("stackctl")["stackctl"].status == "ok"
+    module = folder / "lib/stackctl/errors.py"
+    for weak in (module, module.parent, folder, folder / "bin/stackctl"):
+        mode = weak.stat().st_mode
+        weak.chmod(mode | stat.S_IWOTH)
+        found = place.plan("stackctl")["stackctl"]
+        weak.chmod(mode)
+        assert found.status == "change"
+        assert f"{weak} can be written by everybody" in (found.now or "")
+    # A new copy would not change the folder around it.
+    folder.parent.chmod(0o777)
+    found = place.plan("stackctl")["stackctl"]
+    assert found.status == "refused"
+    assert f"{folder.parent} can be written by everybody" in (found.problem or "")
+
+
 def test_a_lock_of_another_program_is_seen(tmp_path: Path) -> None:
     path = tmp_path / "lock-frontend"
     path.touch()
