@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import subprocess
 import sys
 import time
@@ -60,7 +61,8 @@ def measure_bandwidth(
         seconds: the time of reading, after the buffers are filled.
 
     Returns:
-        None if there is too little memory, or a process cannot be started or fails.
+        None if there is too little memory, or a process cannot be started, fails, or does not end
+        in time.
     """
     cores = _one_of_each_core(cpu)
     largest = max((domain.bytes or 0 for domain in cpu.l3), default=0)
@@ -99,7 +101,7 @@ def _together(command: Sequence[str], cores: Sequence[int], seconds: float) -> f
                 )
             )  # fmt: skip
         os.sched_setaffinity(0, mine)
-        if not all(_line(worker) == "ready" for worker in workers):
+        if not all(_reports_ready(worker, until) for worker in workers):
             return None
         for worker in workers:
             assert worker.stdin is not None
@@ -123,6 +125,11 @@ def _together(command: Sequence[str], cores: Sequence[int], seconds: float) -> f
                 worker.communicate()
 
 
-def _line(worker: subprocess.Popen[str]) -> str:
+def _reports_ready(worker: subprocess.Popen[str], until: float) -> bool:
+    """Return True if a process has filled its buffer before ``until`` (monotonic seconds)."""
     assert worker.stdout is not None
-    return worker.stdout.readline().strip()
+    left_s = max(0.0, until - time.monotonic())
+    # A process writes its line at once, so that readline does not wait for the rest of it.
+    poll = select.poll()
+    poll.register(worker.stdout, select.POLLIN)
+    return bool(poll.poll(left_s * 1000)) and worker.stdout.readline().strip() == "ready"

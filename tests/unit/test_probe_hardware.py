@@ -564,6 +564,17 @@ def test_bandwidth_needs_room() -> None:
     )
 
 
+def test_bandwidth_of_a_process_that_hangs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "hangs"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr(bandwidth, "_GRACE_S", 0.2)
+    began = time.monotonic()
+    assert bandwidth.measure_bandwidth(_cpu(), seconds=0.1) is None
+    assert time.monotonic() - began < 10
+
+
 def test_bandwidth_without_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     before = os.sched_getaffinity(0)
     monkeypatch.setattr(sys, "executable", "/nonexistent")
