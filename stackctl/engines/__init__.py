@@ -20,6 +20,7 @@ from stackctl.values.plan import Plan
 from stackctl.values.profile import Profile
 
 __all__ = [
+    "context_per_request",
     "engine",
     "engines",
     "gguf_architectures",
@@ -27,7 +28,6 @@ __all__ = [
     "is_known",
     "names",
     "planned_threads",
-    "promised_context",
     "register",
     "suggestion",
     "unregister",

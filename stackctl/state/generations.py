@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from stackctl.engines import engine as find_engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine.atomic_files import remove_file, write_atomically
 from stackctl.values.base import from_json, to_json
@@ -57,7 +58,8 @@ class Generations:
         """Return one generation.
 
         Raises:
-            StackctlError: exit 4 when no generation has that number; else the file is damaged.
+            StackctlError: exit 4 when no generation has that number; else the file is damaged, or
+                this stackctl lacks the engine.
         """
         path = self._path(stack, number)
         try:
@@ -72,13 +74,16 @@ class Generations:
         except OSError as error:
             raise StackctlError(f"cannot read {path}: {error.strerror}") from None
         try:
-            return from_json(text, Generation, where=str(path))
+            generation = from_json(text, Generation, where=str(path))
+            # Nothing can be read from a stack without its engine. It must not hide other stacks.
+            find_engine(generation.plan.engine)
         except StackctlError as error:
             raise StackctlError(
                 f"the record of generation {number} of {stack} cannot be read",
                 details=(error.message,),
                 hint=f"stackctl down {stack} still works; then stackctl up writes a new one",
             ) from None
+        return generation
 
     def write(self, generation: Generation) -> None:
         """Store a generation, readable by this user only because plans name paths."""

@@ -113,6 +113,17 @@ def test_a_generation_that_is_not_there(tmp_path: Path) -> None:
     assert caught.value.hint == "generations: 1, 2"
 
 
+def test_a_record_of_an_engine_that_this_stackctl_lacks_is_unreadable(tmp_path: Path) -> None:
+    """The commands over all stacks then show the other stacks."""
+    store, made = Generations(tmp_path), generation(3)
+    store.write(msgspec.structs.replace(made, plan=msgspec.structs.replace(made.plan, engine="x")))
+    store.write(generation(2))
+    with pytest.raises(StackctlError, match="generation 3 of cpu cannot be read") as caught:
+        store.read("cpu", 3)
+    assert caught.value.exit_code == ExitCode.FAILED
+    assert caught.value.details == ("unknown engine 'x'",)
+
+
 @pytest.mark.parametrize(
     "raw",
     [b"", b"{", b"\xff\xfe", b'{"schema": "stackctl.generation/9"}', b"{}", b'{"number": "one"}'],
