@@ -65,14 +65,19 @@ def health_entry(generation: Generation, report: CheckReport) -> HealthEntry:
 
 
 def record_health(context: Context, stack: str, seen: HealthEntry) -> None:
-    """Add an entry to the health log if the caller owns it. A failure to write is no error."""
-    folder = context.paths.state / "stacks" / stack
+    """Add an entry to the health log if the caller owns it; warn if it cannot be written."""
     try:
-        if folder.stat().st_uid != os.geteuid() or not os.access(folder, os.W_OK):
-            return
-        health_log.record(context.paths.state, stack, seen)
-    except OSError:
+        owner = (context.paths.state / "stacks" / stack).stat().st_uid
+    except FileNotFoundError:
+        # The record of a running stack was lost.
         return
+    except OSError as error:
+        context.progress.warn(f"not in the history: {error}")
+        return
+    if owner != os.geteuid():
+        return
+    try:
+        health_log.record(context.paths.state, stack, seen)
     except StackctlError as error:
         context.progress.warn(f"not in the history: {error.message}")
 

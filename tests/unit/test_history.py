@@ -24,6 +24,7 @@ from stackctl.errors import StackctlError
 from stackctl.machine.lock import exclusive
 from stackctl.machine.machine import LiveMachine
 from stackctl.machine.systemd import Systemd
+from stackctl.observe.check import record_health
 from stackctl.observe.generation_diff import compare_generations
 from stackctl.plan.plan_diff import changed_decisions
 from stackctl.state import audit, health_log, keys
@@ -696,6 +697,33 @@ def test_what_cannot_be_recovered_locks_nobody_out(at: Place) -> None:
     assert at.left() == (1, 2)
     assert at("recover") == 4
     assert journal.exists()
+
+
+def test_a_check_that_cannot_be_recorded_warns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    context = Context(
+        paths=scope_paths("user", {"HOME": str(tmp_path)}),
+        machine=LiveMachine(),
+        systemd=Systemd("user"),
+        progress=Output(json=False, quiet=True, verbose=False, color="never", progress=False),
+        confirm=lambda _: False,
+    )
+    seen = HealthEntry(when=utc_now(), generation=1, status="ok")
+    # A stack without a folder has no history.
+    record_health(context, "cpu", seen)
+    assert capsys.readouterr().err == ""
+    folder = context.paths.state / "stacks/cpu"
+    folder.mkdir(parents=True)
+    record_health(context, "cpu", seen)
+    assert capsys.readouterr().err == ""
+    assert health_log.last(context.paths.state, "cpu") == seen
+    for path in sorted(folder.iterdir()):
+        path.unlink()
+    folder.rmdir()
+    folder.symlink_to(folder)
+    record_health(context, "cpu", seen)
+    assert "warning: not in the history: " in capsys.readouterr().err
 
 
 def test_how_the_generations_of_a_change_ended(tmp_path: Path) -> None:
