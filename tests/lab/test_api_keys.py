@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from . import look
 from .conftest import Seat
 from .test_switch import needs_a_door
@@ -85,6 +87,7 @@ def test_a_key_is_asked_for_and_known_to_nobody_else(seat: Seat, tiny: str) -> N
     seat.run("rm", "-r", folder)
 
 
+@pytest.mark.deep
 def test_a_new_key_counts_at_once(seat: Seat, tiny: str) -> None:
     seat.stackctl(*UP, tiny, "--set", "api_key=true")
     keys = [seat.stackctl("key", "show").stdout.strip()]

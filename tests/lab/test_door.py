@@ -359,6 +359,7 @@ def test_a_configuration_that_cannot_be_read_fails_the_start(front: Front) -> No
 # A real engine
 
 
+@pytest.mark.deep
 def test_llama_server_behind_the_door(both: Front) -> None:
     words = ("--set", f"port={ENGINE_PORT}", "--set", "front_door=off")
     both.seat.stackctl("up", "cpu-latency", "--model", look.GEMMA, *words)

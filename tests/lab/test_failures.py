@@ -255,11 +255,11 @@ def test_the_engine_does_not_know_an_option(one: Seat, tiny: str) -> None:
 
 def test_the_engine_never_becomes_healthy(seat: Seat, tiny: str) -> None:
     image = look.never_healthy(seat)
-    words = ("--set", f"image={image}", "--timeout", "8s")
+    words = ("--set", f"image={image}", "--timeout", "4s")
     done = seat.stackctl(*UP, tiny, *words, code=1)
     look.assert_error(
         done,
-        "cpu was not healthy within 0:08",
+        "cpu was not healthy within 0:04",
         r"more time: --timeout .*\n  log: stackctl logs cpu --generation 1",
     )
     assert "pretending to load" in done.stderr

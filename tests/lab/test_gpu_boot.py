@@ -54,6 +54,7 @@ def test_provision_has_the_card_described_at_each_boot(card: Lab) -> None:
         card.run(["rm", "-rf", "/run/cdi", "/etc/cdi", "/etc/apt/sources.list.d/toolkit.list"])
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("user", ["lab"])
 def test_a_unit_waits_for_its_card_to_be_described(gpu: Seat, tiny: str) -> None:
     """As at a boot at which the driver is late. The whole of it, reboot included, is in test_vm."""

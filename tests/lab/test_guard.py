@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from . import look
-from .conftest import Seat, both_users
+from .conftest import Seat
 from .lab import Lab
 
 UP = ("up", "cpu-latency", "--model")
@@ -231,7 +231,6 @@ def unguarded(seat: Seat) -> Iterator[Seat]:
     seat.stackctl("guard", "--remove", code=None)
 
 
-@both_users
 def test_the_timer(unguarded: Seat, tiny: str) -> None:
     seat = unguarded
     told = "guard  stackctl guard --install"
