@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from stackctl.quantity import format_bytes
-from stackctl.sources.profiles import read_settings_schema
+from stackctl.sources.profiles import profile_schema
 from stackctl.values.profile import Profile
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "profile-keys.md"
@@ -34,7 +34,7 @@ top level: `model` to `engine_args` in this table.
 
 def reference() -> str:
     """Return the text of docs/profile-keys.md."""
-    schema = read_settings_schema()
+    schema = profile_schema()
     definitions = schema["$defs"]
     defaults = msgspec.to_builtins(Profile(name="", engine="", stack="", objective="latency"))
     del defaults["objective"]  # Required there: a profile file may leave it out.

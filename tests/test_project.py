@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import re
 import subprocess
@@ -175,6 +176,18 @@ def test_no_modules_import_each_other() -> None:
         for name in free:
             del imports[name]
     assert not imports, f"in or above import circles: {sorted(imports)}"
+
+
+def test_all_names_that_a_module_exports_exist() -> None:
+    """A rename in a module must reach its ``__all__``, or ``import *`` fails."""
+    exporting = [path for path in modules() if "__all__" in path.read_text("utf-8")]
+    assert exporting
+    wrong = []
+    for path in exporting:
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        module = importlib.import_module(name)
+        wrong += [f"{name}.{one}" for one in module.__all__ if not hasattr(module, one)]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_no_text_names_a_package_registry_or_the_place_it_was_built_at() -> None:

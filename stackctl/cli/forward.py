@@ -57,7 +57,7 @@ def _run(there: ssh.RemoteHost, argv: Sequence[str], out: Output) -> int:
         if remote.on_terminal():
             return there.run_tty(remote.caller_env(there.destination), argv)
         sys.stdout.flush()
-        return there.run(remote.caller_env(there.destination), argv, remote.pass_on)
+        return there.run(remote.caller_env(there.destination), argv, remote.write_box_stderr)
     except KeyboardInterrupt:
         out.warn(
             f"{there.destination} goes on by itself",

@@ -128,9 +128,9 @@ def _text(value: Scalar, unset: str) -> str:
 @stackctl_command("schema")
 def schema(session: Session) -> None:
     """Print the JSON Schema of profile files, for editors."""
-    from stackctl.sources.profiles import read_settings_schema
+    from stackctl.sources.profiles import profile_schema
 
-    session.out.line(json.dumps(read_settings_schema(), indent=2))
+    session.out.line(json.dumps(profile_schema(), indent=2))
 
 
 for _command in (list_profiles, show, schema):

@@ -54,7 +54,7 @@ def fetch_json(destination: str, arguments: Sequence[str]) -> bytes:
 
     there = remote_host(destination)
     there.connect()
-    status, text = there.fetch(caller_env(destination), (PROGRAM, *arguments), pass_on)
+    status, text = there.fetch(caller_env(destination), (PROGRAM, *arguments), write_box_stderr)
     check_exit_status(there, status)
     if status:
         error = from_json(text, ErrorReport, where=destination)
@@ -88,7 +88,7 @@ def check_exit_status(there: ssh.RemoteHost, status: int) -> None:
     )
 
 
-def pass_on(part: bytes) -> None:
+def write_box_stderr(part: bytes) -> None:
     """Write a message of the box's stackctl to stderr."""
     # A closed stderr must not stop the command on the box.
     with contextlib.suppress(OSError):

@@ -123,7 +123,7 @@ def ensure_image(
     if reference.startswith("localhost/"):
         raise StackctlError(
             f"there is no local image {reference}",
-            hint=f"{how_to_get(engine, reference)}, or another one: --set image=NAME",
+            hint=f"{get_image_command(engine, reference)}, or another one: --set image=NAME",
             exit_code=ExitCode.HOST,
         )
     recipe = _recipe(engine, reference)
@@ -296,7 +296,7 @@ def _read_options(
         if missing
         else f"{engine.program} of image {reference} does not run here",
         details=lines[-3:],
-        hint=f"{how_to_get(engine, reference)}, or another image: --set image=NAME",
+        hint=f"{get_image_command(engine, reference)}, or another image: --set image=NAME",
         exit_code=ExitCode.HOST,
     )
 
@@ -311,7 +311,7 @@ def _require_curl(image: podman_api.Image, reference: str) -> None:
         )
 
 
-def how_to_get(engine: Engine, reference: str) -> str:
+def get_image_command(engine: Engine, reference: str) -> str:
     """Return the command that builds or pulls an image of an engine."""
     recipe = _recipe(engine, reference)
     if recipe is not None:

@@ -25,7 +25,7 @@ from stackctl.deploy import (
 )
 from stackctl.deploy.context import Context
 from stackctl.deploy.model_integrity import require_unchanged
-from stackctl.deploy.new_generation import UpOptions, accept, draft_generation
+from stackctl.deploy.new_generation import UpOptions, check_plan, draft_generation
 from stackctl.deploy.recover import record_end, recover_first
 from stackctl.deploy.stack_state import InstalledStack, installed_generation, not_running
 from stackctl.deploy.start_retry import retry_with_fallback_kernels, without_confirmation
@@ -103,7 +103,7 @@ def _up(
         free = engine_port.allocate_engine_port(context.machine, store, profile, basis.claims)
     port = old.plan.engine_port if old is not None and free is not None else None
     new = new_draft.generation(before.unit or profile.stack, port or free, number)
-    accept(context, new_draft, new.plan)
+    check_plan(context, new_draft, new.plan)
     if current := serving_if_unchanged(context, new, before, options):
         return UpResult("unchanged", new.plan, current.units, current)
     if old is not None:

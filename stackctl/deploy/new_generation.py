@@ -129,7 +129,7 @@ def _assumed_cuda(profile: Profile) -> str | None:
     return DEFAULT_CUDA if profile.image is None else None
 
 
-def accept(context: Context, draft: GenerationDraft, plan: Plan) -> None:
+def check_plan(context: Context, draft: GenerationDraft, plan: Plan) -> None:
     """Report the plan with its warnings. Raise StackctlError (exit 5 or 6) if it is refused."""
     require_viable(draft.basis, draft.profile, plan, draft.options)
     if not draft.options.force:

@@ -38,7 +38,7 @@ def stack_of(context: Context, word: str, profiles: Profiles) -> str | None:
     return stack if stack in unit_files.installed_stacks(context) else None
 
 
-def resolve(current: Generation, word: str, profiles: Profiles) -> tuple[Profile, Overrides]:
+def resolve_target(current: Generation, word: str, profiles: Profiles) -> tuple[Profile, Overrides]:
     """Return the profile, with its overrides, that an objective or a name means for a stack.
 
     The overrides of ``up`` stay; --model only if the new profile names no other model. The name of
@@ -99,7 +99,7 @@ def switch(
         StackctlError: exit 3 if the stack is not up; else as ``up``.
     """
     current = installed_generation(context, stack)
-    profile, asked = resolve(current, word, profiles)
+    profile, asked = resolve_target(current, word, profiles)
     model_download.ensure_model(context, profile, options)
 
     def fit(sets: tuple[str, ...]) -> tuple[Profile, Overrides]:

@@ -35,7 +35,7 @@ _MUCH_CONTEXT = 4
 _WIDE = 4
 
 
-def decode(evidence: Evidence, load: LoadSummary) -> Finding | None:
+def slow_decode(evidence: Evidence, load: LoadSummary) -> Finding | None:
     """Find generation that is slower than wanted or than planned."""
     seen = load.generation
     if seen is None:
@@ -106,7 +106,7 @@ def _planned_speed(evidence: Evidence, load: LoadSummary) -> tuple[float, float]
     return evidence.plan.prediction.decode_tok_s
 
 
-def prefill(evidence: Evidence, load: LoadSummary) -> Finding | None:
+def slow_prefill(evidence: Evidence, load: LoadSummary) -> Finding | None:
     """Find prompts that take most of the time, or longer than the SLO allows."""
     if load.prompt_share is None:
         return None
@@ -173,7 +173,7 @@ def _facts_of_prompts(evidence: Evidence, load: LoadSummary, share: float) -> li
     return facts
 
 
-def queueing(evidence: Evidence, load: LoadSummary) -> Finding | None:  # noqa: ARG001
+def long_queue(evidence: Evidence, load: LoadSummary) -> Finding | None:  # noqa: ARG001
     """Find requests that wait for other requests."""
     if load.waiting_most is None and load.queue_share is None:
         return None

@@ -14,7 +14,7 @@ from stackctl.diagnose.finding_text import (
 )
 from stackctl.diagnose.load_summary import LoadSummary
 from stackctl.quantity import format_bytes, format_share
-from stackctl.values.diagnosis import ClockLimit, CpuTime, Evidence, Finding, GpuNow, Step
+from stackctl.values.diagnosis import ClockLimit, CpuTime, Evidence, Finding, GpuStatus, Step
 
 #: The rule on waiting for CPUs needs threads that ran or waited for this share of the interval.
 _WORKS = 0.1
@@ -245,17 +245,17 @@ def gpu_throttling(evidence: Evidence, load: LoadSummary) -> Finding | None:  # 
     return make_finding("thermal-limit", "ok", "clock not held down") if known else None
 
 
-def _clock_share(gpu: GpuNow) -> float | None:
+def _clock_share(gpu: GpuStatus) -> float | None:
     """Return the clock as a share of the highest clock; None if either is not reported."""
     return gpu.clock_mhz / gpu.clock_most_mhz if gpu.clock_mhz and gpu.clock_most_mhz else None
 
 
-def _is_hot(gpu: GpuNow) -> bool:
+def _is_hot(gpu: GpuStatus) -> bool:
     """Return True if any reason except the power limit reduces the clock."""
     return any(reason != "power-limit" for reason in gpu.throttled)
 
 
-def _is_slowed(gpu: GpuNow) -> bool:
+def _is_slowed(gpu: GpuStatus) -> bool:
     """Return True if heat or the power limit costs speed.
 
     A GPU at its power limit with nearly its full clock works as intended.
@@ -266,7 +266,7 @@ def _is_slowed(gpu: GpuNow) -> bool:
     return bool(gpu.throttled) and clock is not None and clock < _SLOWED
 
 
-def _throttled(gpu: GpuNow) -> Finding:
+def _throttled(gpu: GpuStatus) -> Finding:
     hot, clock = _is_hot(gpu), _clock_share(gpu)
     facts = [
         f"{gpu.clock_mhz} of {gpu.clock_most_mhz} MHz" if clock else "",

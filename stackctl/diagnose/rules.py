@@ -37,9 +37,9 @@ CAUSES = (
 )
 #: Limits of the speed of requests.
 LIMITS = (
-    Rule(("decode-bound",), bottlenecks.decode, remedies.speed_up_generation),
-    Rule(("prefill-bound",), bottlenecks.prefill, remedies.speed_up_prompts),
-    Rule(("queueing",), bottlenecks.queueing, remedies.shorten_queue),
+    Rule(("decode-bound",), bottlenecks.slow_decode, remedies.speed_up_generation),
+    Rule(("prefill-bound",), bottlenecks.slow_prefill, remedies.speed_up_prompts),
+    Rule(("queueing",), bottlenecks.long_queue, remedies.shorten_queue),
     Rule(("kv-pressure",), bottlenecks.kv_cache_pressure, remedies.relieve_kv_cache),
     Rule(("prefix-cache-misses",), bottlenecks.prefix_cache_misses, remedies.stabilize_prefix),
     Rule(("whole-file-edits",), bottlenecks.long_answers, remedies.shorten_answers),

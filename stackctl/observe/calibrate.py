@@ -101,7 +101,7 @@ def _run(
     if done.status == 127 or "not found" in done.stderr:
         raise StackctlError(
             f"the image holds no {benchmark.program}",
-            hint=f"{images.how_to_get(engine, engine.local_image)} makes one that does",
+            hint=f"{images.get_image_command(engine, engine.local_image)} makes one that does",
             exit_code=ExitCode.HOST,
         )
     speeds = benchmark.speeds(done.stdout) if done.status == 0 else None

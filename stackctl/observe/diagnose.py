@@ -10,7 +10,7 @@ from stackctl.diagnose.log_samples import read_log
 from stackctl.diagnose.stalls import HANG_S, counters_unchanged
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.observe import engine_snapshot, procfs
-from stackctl.probe.gpu_status import gpus_now
+from stackctl.probe.gpu_status import gpu_status
 from stackctl.values.cpu_list import CpuList
 from stackctl.values.diagnosis import DiagnoseReport, Evidence
 from stackctl.values.generation import Generation
@@ -103,7 +103,7 @@ def collect_evidence(
         else None,
         pages=procfs.numa_bytes(machine, pids) if several_nodes else (),
         pids=pids,
-        gpus=gpus_now(machine) if plan.placement.gpus else (),
+        gpus=gpu_status(machine) if plan.placement.gpus else (),
     )
 
 

@@ -99,7 +99,7 @@ def take_snapshot(
     )
 
 
-def work(before: EngineSnapshot, after: EngineSnapshot) -> EngineWork:
+def work_between(before: EngineSnapshot, after: EngineSnapshot) -> EngineWork:
     """Return the work of an engine between two snapshots."""
     cpu_s = None
     if before.unit.cpu_s is not None and after.unit.cpu_s is not None:

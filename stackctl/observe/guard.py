@@ -93,7 +93,7 @@ def _watch(context: Context, generation: Generation, worst: Result, watch_s: flo
 
     before = look()
     time.sleep(watch_s)
-    done = engine_snapshot.work(before, look())
+    done = engine_snapshot.work_between(before, look())
     silent = f"{worst.name}: {worst.actual}"
     if done.is_working:
         used = f"{done.cpu_s or 0:.1f} s of processor time"

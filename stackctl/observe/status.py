@@ -210,7 +210,7 @@ def _answering(
         return "ready", None
     if alive in _SAYS:
         return "not answering", _SAYS[alive]
-    done = engine_snapshot.work(
+    done = engine_snapshot.work_between(
         engine_snapshot.EngineSnapshot(unit=state),
         engine_snapshot.EngineSnapshot(unit=engine_snapshot.read_unit_state(context, generation)),
     )

@@ -12,8 +12,8 @@ from stackctl.diagnose.log_samples import read_log
 from stackctl.errors import StackctlError
 from stackctl.observe import engine_snapshot
 from stackctl.observe.metrics import histograms
-from stackctl.probe.gpu_status import gpus_now
-from stackctl.values.diagnosis import GpuNow
+from stackctl.probe.gpu_status import gpu_status
+from stackctl.values.diagnosis import GpuStatus
 from stackctl.values.generation import Generation
 from stackctl.values.metrics import EngineMetrics, Histogram
 
@@ -59,19 +59,19 @@ class TopSampler:
 
     def sample(self, stacks: Sequence[str]) -> tuple[TopRow, ...]:
         """Take a sample; return one row for each stack."""
-        gpus: tuple[GpuNow, ...] | None = None
+        gpus: tuple[GpuStatus, ...] | None = None
         rows = []
         for stack in stacks:
             try:
                 generation = installed_generation(self.context, stack)
                 if gpus is None and generation.plan.placement.gpus:
-                    gpus = gpus_now(self.context.machine)
+                    gpus = gpu_status(self.context.machine)
                 rows.append(self._row(generation, gpus or ()))
             except StackctlError as error:
                 rows.append(TopRow(stack=stack, note=error.message))
         return tuple(rows)
 
-    def _row(self, generation: Generation, gpus: Sequence[GpuNow]) -> TopRow:
+    def _row(self, generation: Generation, gpus: Sequence[GpuStatus]) -> TopRow:
         stack = generation.stack
         number, before = self._before.get(stack, (0, None))
         now = engine_snapshot.take_snapshot(
@@ -152,7 +152,7 @@ def _cpu(
     before: engine_snapshot.EngineSnapshot | None, now: engine_snapshot.EngineSnapshot
 ) -> float | None:
     """Return the average number of CPUs that the engine used since the previous sample."""
-    done = None if before is None else engine_snapshot.work(before, now)
+    done = None if before is None else engine_snapshot.work_between(before, now)
     if done is None or done.cpu_s is None or done.interval_s <= 0:
         return None
     return done.cpu_s / done.interval_s

@@ -73,7 +73,7 @@ def make_plan(*, host: Host, model: Model, profile: Profile, inputs: PlanInputs)
         StackctlError: exit 2 for an invalid option or placement, exit 6 if the host lacks a GPU
             or a controller, exit 5 for a model that this engine cannot run.
     """
-    if (why := model.why_not(profile.engine)) is not None:
+    if (why := model.reason_unsupported(profile.engine)) is not None:
         raise StackctlError(
             f"{profile.engine} cannot run {model.name or model.source}",
             details=(why,),
@@ -198,7 +198,7 @@ def _plan(
             budgets,
             prediction,
             notes,
-            unknown=roofline.unknown(host, result.placement, work),
+            unknown=roofline.missing_speed_fact(host, result.placement, work),
         ),
         decisions=(
             *_image(profile, inputs),

@@ -128,7 +128,7 @@ def predict(
     )
 
 
-def unknown(host: Host, placement: Placement, work: RooflineInput) -> str:
+def missing_speed_fact(host: Host, placement: Placement, work: RooflineInput) -> str:
     """Return the fact whose absence keeps ``predict`` from a speed of generation."""
     if work.gpu_bytes:
         gpu = _gpu(host, placement)

@@ -50,15 +50,15 @@ def probe(machine: Machine, *, scope: Scope, names: bool = False) -> Host:
     memory = with_bandwidth(reader, memory, cpu, virtual=info.virtual)
     seen = probe_tools(reader, commands, scope)
     gpus = probe_gpus(reader, nvml, seen.tools.cdi, missing)
-    limits = probe_limits(reader, scope, seen.who)
+    limits = probe_limits(reader, scope, seen.user)
     facts = LaunchFacts(
         live=machine.live,
         scope=scope,
-        seen=seen,
+        probed=seen,
         limits=limits,
         may_raise=can_raise_limits(reader),
         nodes=len(cpu.numa),
-        memlock_reachable=probe_limits(reader, "system", seen.who).memlock_bytes,
+        memlock_reachable=probe_limits(reader, "system", seen.user).memlock_bytes,
         drop_ins=frozenset(path for path in host_paths.FILES.values() if reader.exists(path)),
     )
     launch = (problem for requirement in REQUIREMENTS for problem in requirement.problems(facts))

@@ -7,7 +7,7 @@ import importlib
 from typing import Any
 
 from stackctl.machine.machine import Machine
-from stackctl.values.diagnosis import ClockLimit, GpuNow
+from stackctl.values.diagnosis import ClockLimit, GpuStatus
 
 #: Bits of nvmlDeviceGetCurrentClocksEventReasons (nvml.h) for reasons that slow a busy GPU. Bits
 #: for idleness, for a clock set by an administrator and for display settings are left out.
@@ -20,7 +20,7 @@ _REASONS: tuple[tuple[int, ClockLimit], ...] = (
 )
 
 
-def gpus_now(machine: Machine) -> tuple[GpuNow, ...]:
+def gpu_status(machine: Machine) -> tuple[GpuStatus, ...]:
     """Return all GPUs in the library's order; empty without a working driver and library."""
     # Without the driver's device the library has no answers, so it is not loaded.
     if not machine.live or not machine.glob("/dev/nvidiactl"):
@@ -46,7 +46,7 @@ def gpus_now(machine: Machine) -> tuple[GpuNow, ...]:
             library.nvmlShutdown()
 
 
-def _gpu(library: Any, errors: tuple[type[Exception], ...], index: int) -> GpuNow:
+def _gpu(library: Any, errors: tuple[type[Exception], ...], index: int) -> GpuStatus:
     handle = library.nvmlDeviceGetHandleByIndex(index)
 
     def one(name: str, *arguments: Any) -> Any:
@@ -63,7 +63,7 @@ def _gpu(library: Any, errors: tuple[type[Exception], ...], index: int) -> GpuNo
     if reasons is None:
         reasons = one("nvmlDeviceGetCurrentClocksThrottleReasons")
     name, running = one("nvmlDeviceGetName"), one("nvmlDeviceGetComputeRunningProcesses")
-    return GpuNow(
+    return GpuStatus(
         index=index,
         name=name.decode("utf-8", "replace") if isinstance(name, bytes) else name,
         utilization=use.gpu / 100 if use is not None else None,

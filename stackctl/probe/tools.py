@@ -100,7 +100,7 @@ def probe_tools(reader: FactReader, commands: ProbeCommands, scope: Scope) -> To
     linked = f"{scope}-generators/podman-{scope}-generator"
     return ToolsProbe(
         tools=tools,
-        who=who,
+        user=who,
         podman_error=None if podman_failure is None else _in_one_line(podman_failure),
         podman_absent=isinstance(podman_failure, NotInstalled),
         generator_runs=_absent_is_known(reader, _generator(reader, linked, ()) is not None),

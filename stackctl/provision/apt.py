@@ -63,10 +63,10 @@ def packages_to_install(names: Sequence[str]) -> tuple[str, ...]:
             # A failed update explains more than the packages that are missing because of it.
             raise _failure(again, before=fetched)
         done = again
-    return added(done.stdout)
+    return new_packages(done.stdout)
 
 
-def added(simulation: str) -> tuple[str, ...]:
+def new_packages(simulation: str) -> tuple[str, ...]:
     """Return the packages that are new in the output of ``apt-get --simulate install``.
 
     apt prints ``Inst NAME (NEW ...)`` for these, and ``Inst NAME [OLD] (NEW ...)`` for upgrades of

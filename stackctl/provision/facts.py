@@ -203,7 +203,7 @@ def _simulated(target: TargetRoot, names: tuple[str, ...]) -> tuple[str, ...]:
     done = target.query(
         "apt-get", *_WRITE_NOTHING, "--simulate", "--no-install-recommends", "install", *names
     )
-    return apt.added(done.stdout if done is not None and done.status == 0 else "")
+    return apt.new_packages(done.stdout if done is not None and done.status == 0 else "")
 
 
 def _candidate(target: TargetRoot, package: str) -> str | None:

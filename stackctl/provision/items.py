@@ -1,4 +1,4 @@
-"""The plans of all provisioning items, computed from facts."""
+"""The plan of every provisioning item, and the changes that need a new user manager."""
 
 from __future__ import annotations
 

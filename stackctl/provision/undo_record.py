@@ -56,7 +56,7 @@ class UndoStore:
         """Record a change that begins. If it repeats one on record, that one's ``before`` stays."""
         found = list(self.read().changes)
         for place, known in enumerate(found):
-            if identity(known.change) == identity(new.change):
+            if change_key(known.change) == change_key(new.change):
                 found[place] = msgspec.structs.replace(known, change=new.change)
                 break
         else:
@@ -65,7 +65,9 @@ class UndoStore:
 
     def drop(self, gone: RecordedChange) -> None:
         """Remove a reverted change from the record; remove the file with the last change."""
-        left = [one for one in self.read().changes if identity(one.change) != identity(gone.change)]
+        left = [
+            one for one in self.read().changes if change_key(one.change) != change_key(gone.change)
+        ]
         if left:
             self._write(left)
         else:
@@ -78,7 +80,7 @@ class UndoStore:
         write_atomically(self.path, to_json(UndoRecord(changes=tuple(changes))), mode=0o600)
 
 
-def identity(change: Change) -> Hashable:
+def change_key(change: Change) -> Hashable:
     """Return a key that is equal for two changes of the same thing.
 
     A file, for example, is the same if its path is, whatever its text.

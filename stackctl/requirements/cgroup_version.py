@@ -22,7 +22,7 @@ class CgroupVersion(Requirement):
 
     def problems(self, facts: LaunchFacts) -> Iterator[Problem]:
         """Yield a problem if the machine has version 1 or the hybrid layout."""
-        if facts.seen.tools.cgroup_version == 1:
+        if facts.probed.tools.cgroup_version == 1:
             yield Problem(
                 code="cgroup-v1",
                 what="cgroup version 1",
@@ -46,9 +46,9 @@ class CgroupVersion(Requirement):
 
 def _boot_with_version_2(facts: LaunchFacts) -> str:
     steps: tuple[str, ...] = ()
-    if facts.seen.booted is not False and {"debian", "ubuntu"} & set(facts.seen.families):
+    if facts.probed.booted is not False and {"debian", "ubuntu"} & set(facts.probed.families):
         edit = f"""sed -i 's/^GRUB_CMDLINE_LINUX="/&{KERNEL_ARGUMENT} /' /etc/default/grub"""
         steps = (edit, "update-grub", "reboot")
-    elif facts.seen.booted is not False and {"fedora", "rhel"} & set(facts.seen.families):
+    elif facts.probed.booted is not False and {"fedora", "rhel"} & set(facts.probed.families):
         steps = (f"grubby --update-kernel=ALL --args={KERNEL_ARGUMENT}", "reboot")
     return " && ".join(as_root(facts, step) for step in steps) or _FIX

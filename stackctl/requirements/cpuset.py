@@ -26,8 +26,8 @@ class CpusetController(UserManagerSetting):
 
     def problems(self, facts: LaunchFacts) -> Iterator[Problem]:
         """Yield a problem if services of a machine with several NUMA nodes lack the controller."""
-        given = facts.seen.tools.cgroup_controllers
-        if facts.nodes < 2 or not facts.seen.controllers_known or "cpuset" in given:
+        given = facts.probed.tools.cgroup_controllers
+        if facts.nodes < 2 or not facts.probed.controllers_known or "cpuset" in given:
             return
         if facts.scope == "system":
             yield Problem(

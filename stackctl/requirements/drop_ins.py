@@ -49,7 +49,7 @@ class UserManagerSetting(ProvisionItem):
                 f"stackctl provision --only {self.name} --restart-user\n"
                 "# or log out everywhere and in again",
             )
-        sudo = "" if facts.seen.who.uid == 0 else "sudo "
+        sudo = "" if facts.probed.user.uid == 0 else "sudo "
         return "", self.drop_in_fix(sudo=sudo)
 
     def pending(self, facts: MachineFacts) -> str | None:

@@ -24,7 +24,7 @@ class ToolsProbe:
     """The tools of a machine, with details that only requirements need."""
 
     tools: Tools
-    who: ProbeUser
+    user: ProbeUser
     #: The reason why podman gave no version; None if it gave one.
     podman_error: str | None
     podman_absent: bool
@@ -47,7 +47,7 @@ class LaunchFacts:
 
     live: bool
     scope: Scope
-    seen: ToolsProbe
+    probed: ToolsProbe
     limits: Limits
     #: True if the system manager can give any limit to its services; None if unknown.
     may_raise: bool | None

@@ -19,9 +19,9 @@ from stackctl.values.provision import ItemPlan, LingerChange
 from stackctl.values.result import Result
 
 
-def enable_linger(who: ProbeUser) -> str:
+def enable_linger(user: ProbeUser) -> str:
     """Return the command that turns lingering on for a user."""
-    return f"loginctl enable-linger {shlex.quote(who.name or '')}".rstrip()
+    return f"loginctl enable-linger {shlex.quote(user.name or '')}".rstrip()
 
 
 class Lingering(UserItem):
@@ -33,13 +33,13 @@ class Lingering(UserItem):
 
     def problems(self, facts: LaunchFacts) -> Iterator[Problem]:
         """Yield a problem if the user's services end at logout."""
-        tools, who = facts.seen.tools, facts.seen.who
+        tools, user = facts.probed.tools, facts.probed.user
         if tools.linger is False and tools.systemd_running is not False:
             yield Problem(
                 code="linger-off",
                 what="user services end at logout",
-                why=f"lingering is off for {who.name}",
-                fix=provision_fix(self.name, as_root(facts, enable_linger(who))),
+                why=f"lingering is off for {user.name}",
+                fix=provision_fix(self.name, as_root(facts, enable_linger(user))),
             )
 
     def check(self, host: Host, needs: StackNeeds) -> Iterator[Result]:  # noqa: ARG002

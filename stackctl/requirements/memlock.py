@@ -35,7 +35,7 @@ class MemlockLimit(UserManagerSetting):
         limit = facts.limits.memlock_bytes
         if limit is None:
             # Without a manager there is no limit to read; SystemdRunning reports the manager.
-            if facts.live and facts.seen.tools.systemd_running:
+            if facts.live and facts.probed.tools.systemd_running:
                 yield Problem(
                     code="memlock-unknown",
                     what="locked memory limit is unknown",

@@ -50,7 +50,7 @@ class PodmanVersion(ProvisionItem):
 
     def problems(self, facts: LaunchFacts) -> Iterator[Problem]:
         """Yield a problem if podman is absent, fails or is too old."""
-        seen = facts.seen
+        seen = facts.probed
         version = seen.tools.podman
         if version is None and facts.live and seen.podman_absent:
             yield Problem(
@@ -74,8 +74,8 @@ class PodmanVersion(ProvisionItem):
             )
 
     def _install(self, facts: LaunchFacts) -> str | None:
-        families = facts.seen.families
-        if (*families[:1], facts.seen.release) in _OLD_RELEASES:
+        families = facts.probed.families
+        if (*families[:1], facts.probed.release) in _OLD_RELEASES:
             return _UPGRADE
         command = next((_INSTALL[name] for name in families if name in _INSTALL), None)
         if command is None:
@@ -140,10 +140,10 @@ class QuadletGenerator(Requirement):
 
     def problems(self, facts: LaunchFacts) -> Iterator[Problem]:
         """Yield a problem if systemd lacks the generator of a podman that has Quadlet."""
-        version = facts.seen.tools.podman
+        version = facts.probed.tools.podman
         if version is None or version_numbers(version) < OLDEST:
             return
-        if facts.seen.generator_runs is False:
+        if facts.probed.generator_runs is False:
             yield Problem(
                 code="quadlet-missing",
                 what="no Quadlet generator",

@@ -17,9 +17,9 @@ class RecordedCommands(Requirement):
 
     def problems(self, facts: LaunchFacts) -> Iterator[Problem]:
         """Yield a problem with the commands whose output the recording lacks."""
-        if facts.seen.unrecorded:
+        if facts.probed.unrecorded:
             yield Problem(
                 code="recording-incomplete",
                 what="tools: not recorded",
-                why=f"the recording holds no answer of {', '.join(facts.seen.unrecorded)}",
+                why=f"the recording holds no answer of {', '.join(facts.probed.unrecorded)}",
             )

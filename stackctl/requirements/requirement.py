@@ -190,4 +190,4 @@ def provision_fix(item: str, by_hand: str | None = None) -> str:
 
 def as_root(facts: LaunchFacts, command: str) -> str:
     """Return a command with sudo, unless the probe runs as root."""
-    return command if facts.seen.who.uid == 0 else f"sudo {command}"
+    return command if facts.probed.user.uid == 0 else f"sudo {command}"

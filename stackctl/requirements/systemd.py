@@ -21,10 +21,10 @@ class SystemdRunning(Requirement):
 
     def problems(self, facts: LaunchFacts) -> Iterator[Problem]:
         """Yield a problem if systemd or the user's manager does not run."""
-        seen = facts.seen
-        if seen.tools.systemd_running is not False:
+        probed = facts.probed
+        if probed.tools.systemd_running is not False:
             return
-        if facts.scope == "system" or seen.booted is False:
+        if facts.scope == "system" or probed.booted is False:
             yield Problem(
                 code="systemd-not-running",
                 what="systemd is not running",
@@ -32,10 +32,10 @@ class SystemdRunning(Requirement):
                 fix=_BOOT,
             )
             return
-        unit = f"user@{seen.who.uid}.service"
+        unit = f"user@{probed.user.uid}.service"
         start = f"systemctl start {unit}"
-        if seen.tools.linger is False:
-            start = enable_linger(seen.who)
+        if probed.tools.linger is False:
+            start = enable_linger(probed.user)
         yield Problem(
             code="user-manager-not-running",
             what="no service manager for this user",

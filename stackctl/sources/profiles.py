@@ -134,7 +134,7 @@ class Profiles:
                 )
 
 
-def read_settings_schema() -> dict[str, Any]:
+def profile_schema() -> dict[str, Any]:
     """Return the JSON Schema of a profile file, made from the types that check it."""
     schema = msgspec.json.schema(ProfileFile)
     # The registry has the names of the engines, the types have not.
@@ -218,7 +218,7 @@ def _did_you_mean(word: str, known: Sequence[str], otherwise: str) -> str:
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge mappings key by key and replace other values. Nulls stay; _said removes them."""
+    """Merge mappings key by key and replace other values. Nulls stay, see ``_without_nulls``."""
     result = copy.deepcopy(dict(base))
     for key, value in over.items():
         if isinstance(value, Mapping):
@@ -229,10 +229,10 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _said(data: Mapping[str, Any]) -> dict[str, Any]:
+def _without_nulls(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return merged data without nulls. A null revokes the value of a less specific file."""
     return {
-        key: _said(value) if isinstance(value, Mapping) else value
+        key: _without_nulls(value) if isinstance(value, Mapping) else value
         for key, value in data.items()
         if value is not None
     }
@@ -246,7 +246,7 @@ def _apply(name: str, chain: list[tuple[Path, dict[str, Any]]], overrides: Overr
     data.pop("extends", None)
     objective, data = _for_objective(data, overrides.objective)
     changed, keys = _overrides(overrides)
-    settings = _settings(_said(_merge(data, changed)))
+    settings = _settings(_without_nulls(_merge(data, changed)))
     served = settings.served_name
     names = served if isinstance(served, list) else [served] if served is not None else []
     return Profile(

@@ -35,7 +35,7 @@ class CpuTime(Value, frozen=True, kw_only=True):
 ClockLimit = Literal["power-limit", "hardware", "heat-software", "heat-hardware", "power-brake"]
 
 
-class GpuNow(Value, frozen=True, kw_only=True):
+class GpuStatus(Value, frozen=True, kw_only=True):
     """The state of a GPU at this moment, as NVML reports it.
 
     ``throttled`` lists the reasons for a reduced clock. ``pids`` are the processes that hold its
@@ -77,7 +77,7 @@ class Evidence(Value, frozen=True, kw_only=True):
     cpu: CpuTime | None = None
     pages: tuple[NodeBytes, ...] = ()
     pids: tuple[int, ...] = ()
-    gpus: tuple[GpuNow, ...] = ()
+    gpus: tuple[GpuStatus, ...] = ()
 
 
 class Step(Value, frozen=True, kw_only=True):

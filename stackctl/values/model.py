@@ -98,7 +98,7 @@ class Model(Value, frozen=True, kw_only=True):
         label = (self.quantization or "").lower().replace("_", "")
         return "fp4" in (self.quantization_method or "") or "nvfp4" in label
 
-    def why_not(self, engine: str) -> str | None:
+    def reason_unsupported(self, engine: str) -> str | None:
         """Return the reason why an engine cannot run the model; None if no reason is known."""
         reasons = (entry.partition(": ") for entry in self.unsupported)
         return next((reason for name, _, reason in reasons if name == engine), None)

@@ -30,7 +30,7 @@ from stackctl.values.diagnosis import (
     DiagnoseReport,
     Evidence,
     Finding,
-    GpuNow,
+    GpuStatus,
 )
 from stackctl.values.inspection import NodeBytes
 from stackctl.values.metrics import EngineMetrics, Histogram, LoggedRequest, LogSamples, LogWindow
@@ -499,7 +499,7 @@ def test_a_gpu_that_is_not_used() -> None:
     line = "warning: no usable GPU found, --gpu-layers option will be ignored"
     found = diagnose(Evidence(log=read(f"{line}\n{LLAMA_LOG}")))
     assert wrong(found)[0] == "cpu-fallback"
-    gpu = GpuNow(index=0, pids=(7,), used_bytes=2**30)
+    gpu = GpuStatus(index=0, pids=(7,), used_bytes=2**30)
     assert wrong(diagnose(Evidence(plan=GPU_PLAN, gpus=(gpu,), pids=(1, 2)))) == ["cpu-fallback"]
     assert wrong(diagnose(Evidence(plan=GPU_PLAN, gpus=(gpu,), pids=(1, 7)))) == []
     for unknown in (replace(gpu, pids=None), replace(gpu, pids=(), used_bytes=60 * 2**30)):
@@ -511,7 +511,7 @@ def test_a_gpu_that_is_not_used() -> None:
 
 
 def test_heat_and_power() -> None:
-    gpu = GpuNow(index=0, clock_mhz=1200, clock_most_mhz=2400, temperature_c=92)
+    gpu = GpuStatus(index=0, clock_mhz=1200, clock_most_mhz=2400, temperature_c=92)
 
     def seen(**changes: Any) -> tuple[Finding, ...]:
         return diagnose(Evidence(plan=GPU_PLAN, gpus=(replace(gpu, **changes),)))

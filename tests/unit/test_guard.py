@@ -21,7 +21,7 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.health import endpoint
 from stackctl.machine import lock, runner
 from stackctl.machine.unit_state import UnitState, parse_unit_state
-from stackctl.observe.engine_snapshot import EngineSnapshot, work
+from stackctl.observe.engine_snapshot import EngineSnapshot, work_between
 from stackctl.resources import data_folder
 from stackctl.units import healthcheck, quoting
 from stackctl.values.metrics import EngineMetrics
@@ -125,26 +125,28 @@ def look(cpu_s: float | None, at_s: float, **metrics: float) -> EngineSnapshot:
 
 
 def test_work_between_two_looks() -> None:
-    done = work(look(1.0, 100.0), look(3.5, 105.0))
+    done = work_between(look(1.0, 100.0), look(3.5, 105.0))
     assert (done.cpu_s, done.interval_s, done.is_working) == (2.5, 5.0, True)
     # A unit that was started again counts from zero; one without accounting shows nothing.
-    assert work(look(3.5, 100.0), look(1.0, 105.0)).cpu_s == 0
-    assert work(look(None, 100.0), look(1.0, 105.0)).is_working is None
+    assert work_between(look(3.5, 100.0), look(1.0, 105.0)).cpu_s == 0
+    assert work_between(look(None, 100.0), look(1.0, 105.0)).is_working is None
 
 
 def test_one_limit_for_the_guard_and_for_the_container() -> None:
     least_s = healthcheck.BUSY_TICKS / 100
-    assert work(look(0.0, 0.0), look(least_s, healthcheck.WATCH_S)).is_working is True
-    assert work(look(0.0, 0.0), look(least_s - 0.01, healthcheck.WATCH_S)).is_working is False
+    assert work_between(look(0.0, 0.0), look(least_s, healthcheck.WATCH_S)).is_working is True
+    assert (
+        work_between(look(0.0, 0.0), look(least_s - 0.01, healthcheck.WATCH_S)).is_working is False
+    )
 
 
 def test_counters_of_tokens_that_move_are_work() -> None:
     idle = {"prompt_tokens": 5.0, "running": 1}
-    assert work(look(0.0, 0.0, **idle), look(0.0, 5.0, **idle)).is_working is False
+    assert work_between(look(0.0, 0.0, **idle), look(0.0, 5.0, **idle)).is_working is False
     more = {"prompt_tokens": 6.0, "running": 1}
-    assert work(look(0.0, 0.0, **idle), look(0.0, 5.0, **more)).is_working is True
+    assert work_between(look(0.0, 0.0, **idle), look(0.0, 5.0, **more)).is_working is True
     # Numbers of one look alone show nothing.
-    assert work(look(0.0, 0.0), look(0.0, 5.0, **more)).is_working is False
+    assert work_between(look(0.0, 0.0), look(0.0, 5.0, **more)).is_working is False
 
 
 @pytest.mark.parametrize(

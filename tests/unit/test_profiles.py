@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.resources import data_folder
 from stackctl.sources import strict_yaml
-from stackctl.sources.profiles import Profiles, read_settings_schema
+from stackctl.sources.profiles import Profiles, profile_schema
 from stackctl.values.base import from_json, to_json
 from stackctl.values.profile import EngineArgument, Overrides, PlacementRequest, Profile
 
@@ -384,7 +384,7 @@ def test_an_unknown_objective(folder: Path) -> None:
 # The schema
 
 
-SCHEMA = read_settings_schema()
+SCHEMA = profile_schema()
 
 
 def test_the_schema_is_valid_and_documents_the_keys() -> None:

@@ -217,7 +217,7 @@ def test_an_upgraded_package_is_not_one_that_provisioning_added() -> None:
         "Inst uidmap (1:4.13-2 Debian:12.5/stable [amd64])\n"
         "Conf uidmap (1:4.13-2 Debian:12.5/stable [amd64])\n"
     )
-    assert apt.added(simulation) == ("uidmap",)
+    assert apt.new_packages(simulation) == ("uidmap",)
 
 
 def test_a_file_in_our_place_is_shown_and_left(place: Place) -> None:

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from test_rollout_strategy import generation
 
-from stackctl.deploy.switch import resolve
+from stackctl.deploy.switch import resolve_target
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.resources import data_folder
 from stackctl.sources.profiles import Profiles
@@ -23,12 +23,12 @@ def test_a_stack_keeps_its_name_whatever_its_profile_says_since(tmp_path: Path, 
     old = generation(1, 20000)
     assert old.plan.profile == "cpu-latency"
     old = msgspec.structs.replace(old, asked=Overrides(sets=("port=9000",)))
-    profile, asked = resolve(old, word, profiles)
+    profile, asked = resolve_target(old, word, profiles)
     assert (profile.stack, profile.objective, profile.port) == ("cpu", "throughput", 9000)
     assert profiles.resolve(word if "-" in word else "cpu-latency", asked) == profile
 
 
 def test_another_stack_s_profile_is_not_taken(tmp_path: Path) -> None:
     with pytest.raises(StackctlError, match="demo runs as a stack of its own") as caught:
-        resolve(generation(1, 20000), "demo", Profiles([data_folder("profiles")]))
+        resolve_target(generation(1, 20000), "demo", Profiles([data_folder("profiles")]))
     assert caught.value.exit_code == ExitCode.USAGE

@@ -24,7 +24,7 @@ from stackctl.diagnose import diagnose
 from stackctl.engines import engine, uses_gpu
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.provision import profile_needs
-from stackctl.sources.profiles import Profiles, read_settings_schema
+from stackctl.sources.profiles import Profiles, profile_schema
 from stackctl.values.base import from_json, to_json
 from stackctl.values.diagnosis import DiagnoseReport, Evidence, Finding
 from stackctl.values.generation import EngineFact
@@ -104,7 +104,7 @@ def test_a_name_is_known_while_the_engine_is_registered(tmp_path: Path) -> None:
     with registered(gpu=True) as stub:
         assert engine("stub-gpu") is stub
         assert resolve(tmp_path, stub).engine == "stub-gpu"
-        schema = read_settings_schema()["$defs"]["ProfileFile"]["properties"]["engine"]
+        schema = profile_schema()["$defs"]["ProfileFile"]["properties"]["engine"]
         assert "stub-gpu" in json.dumps(schema)
     with pytest.raises(StackctlError) as caught:
         resolve(tmp_path, stub)
@@ -168,7 +168,7 @@ def test_a_model_that_it_cannot_run_is_refused(
 ) -> None:
     mixture = msgspec.structs.replace(GEMMA, experts=128, experts_used=8)
     judged = engines.with_unsupported(mixture)
-    assert judged.why_not(stub.name) == "too many experts"
+    assert judged.reason_unsupported(stub.name) == "too many experts"
     with pytest.raises(StackctlError) as caught:
         plan(host, judged, profile)
     assert caught.value.exit_code == ExitCode.REFUSED

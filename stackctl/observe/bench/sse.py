@@ -11,7 +11,7 @@ from stackctl.machine.streaming_client import StreamedRequest
 
 #: The fields of a message that count as output; engines differ in their names.
 _TEXTS = ("content", "reasoning_content", "reasoning")
-_MOST_SAID = 200
+_MOST_MESSAGE = 200
 
 
 class StreamedCompletion(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,7 +47,7 @@ def read_completion(request: StreamedRequest) -> StreamedCompletion:
         status, lines = _http(request.pieces)
         if status != 200:
             rest = b" ".join(line for _, line in lines)
-            error = f"HTTP {status}: {_said(rest)}" if status else error or "no answer"
+            error = f"HTTP {status}: {_error_message(rest)}" if status else error or "no answer"
             lines = iter(())
         for moment, line in lines:
             if not line.startswith(b"data:"):
@@ -75,7 +75,7 @@ def _event(event: Any, moment: float, seen: dict[str, Any]) -> str | None:
     if event.get("error") is not None:
         told = event["error"]
         text = told.get("message") if isinstance(told, dict) else told
-        return f"error in the stream: {str(text)[:_MOST_SAID]}"
+        return f"error in the stream: {str(text)[:_MOST_MESSAGE]}"
     for choice in event.get("choices") or ():
         delta = choice.get("delta") or {}
         if any(delta.get(name) for name in (*_TEXTS, "tool_calls")):
@@ -100,7 +100,7 @@ def _count(value: Any) -> int | None:
     return value if isinstance(value, int) and value >= 0 else None
 
 
-def _said(raw: bytes) -> str:
+def _error_message(raw: bytes) -> str:
     """Return the message in the body of an error, on one line."""
     text = raw.decode("utf-8", "replace").strip()
     try:
@@ -108,7 +108,7 @@ def _said(raw: bytes) -> str:
         text = str(told["message"] if isinstance(told, dict) else told)
     except (ValueError, TypeError, KeyError):
         pass
-    return " ".join(text.split())[:_MOST_SAID] or "no word about it"
+    return " ".join(text.split())[:_MOST_MESSAGE] or "no word about it"
 
 
 def _http(
