@@ -44,7 +44,10 @@ def test_a_quadlet_unit_serves_a_real_model(seat: Seat) -> None:
         f"{seat.units}/probe/probe.container", UNIT.replace("PORT", port), user=seat.user
     )
     seat.systemctl("daemon-reload")
+    # Quadlet has the units of a user wait for the network, which is not online here by itself.
+    seat.lab.run(["systemctl", "start", "network-online.target"], check=True)
     seat.systemctl("start", "probe.service")
+    seat.lab.run(["systemctl", "stop", "network-online.target"], check=True)
     ask = {"prompt": "The capital of France is", "n_predict": 8, "temperature": 0}
     answer = look.post(seat, f"http://127.0.0.1:{port}/completion", ask)
     assert "France" in answer["content"]

@@ -83,12 +83,12 @@ def build_door_archive() -> Path:
 
 def vllm_key() -> str:
     """What changes when the image of vLLM does."""
-    return fingerprint(*_recipes("deploy/imagewheels", "engines/vllm/image"))
+    return fingerprint(*_recipes("deploy/image_wheels", "engines/vllm/image"))
 
 
 def _recipes(*names: str) -> list[str]:
     """Return the code of the modules that make an image: these, and those that make all images."""
-    common = ("deploy/imagebuild", "engines/image_recipe")
+    common = ("deploy/image_build", "engines/image_recipe")
     paths = [CHECKOUT / f"stackctl/{name}.py" for name in (*common, *names)]
     if not paths[0].exists():
         raise LabError(f"no project in {CHECKOUT} to build images: set LAB_IMAGE")
