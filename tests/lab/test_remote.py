@@ -285,12 +285,12 @@ from stackctl.machine import ssh
 ssh._KEPT_S = 1
 with tempfile.TemporaryDirectory() as name:
     box = ssh.RemoteHost("lab@box", pathlib.Path(name) / "ssh")
-    box.open()
-    with box.forwarded("127.0.0.1", {PORT}) as port:
+    box.connect()
+    with box.forward_port("127.0.0.1", {PORT}) as port:
         time.sleep(3)
-        assert box.connected()
+        assert box.is_connected()
     time.sleep(3)
-    assert not box.connected()
+    assert not box.is_connected()
 """
 
 
