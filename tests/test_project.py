@@ -221,7 +221,7 @@ def test_typed_means_py_typed() -> None:
 
 
 def test_the_readme_mentions_every_verb_and_exit_code() -> None:
-    from stackctl.cli.main import VERBS
+    from stackctl.cli.main import VERBS, cli
     from stackctl.errors import ExitCode
 
     text = (ROOT / "README.md").read_text("utf-8")
@@ -229,6 +229,10 @@ def test_the_readme_mentions_every_verb_and_exit_code() -> None:
     assert not missing, f"README.md does not mention: {missing}"
     codes = [int(code) for code in ExitCode if not re.search(rf"\b{int(code)}\b", text)]
     assert not codes, f"README.md does not mention exit codes {codes}"
+    codes_text = " ".join(
+        re.findall(r"^(Exit codes: .*?\.)$", text, re.MULTILINE | re.DOTALL)[0].split()
+    )
+    assert codes_text.replace(" · ", ", ") == cli.epilog
 
 
 # Packaging

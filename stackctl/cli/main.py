@@ -67,6 +67,12 @@ HEADINGS = {
     },
 }
 VERBS = tuple(verb for verbs in HEADINGS.values() for verb in verbs)
+#: Hints for missing arguments, by the name of the argument; --help for all others.
+_HINTS = {
+    "profile": "a profile: stackctl profiles",
+    "profile_name": "a profile: stackctl profiles",
+    "to": "latency, throughput, or a profile: stackctl profiles",
+}
 _VERB_WIDTH = max(map(len, VERBS))
 
 
@@ -109,14 +115,19 @@ class _Group(click.Group):
 @click.group(
     cls=_Group,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 done, 1 failed or unhealthy, 2 usage, 3 not running, 4 no such profile "
-    "or stack, 5 refused (does not fit), 6 the host lacks something, 7 locked, 130 interrupted.",
+    # The README has the same text; a test compares them.
+    epilog="Exit codes: 0 done, 1 failed or unhealthy, 2 usage or invalid profile, 3 not running, "
+    "4 no such profile or stack, 5 refused: does not fit or is not viable, "
+    "6 the host lacks something, 7 another stackctl is at work, 130 interrupted.",
 )
 @global_options
 @click.version_option(__version__, prog_name="stackctl", message="%(prog)s %(version)s")
 def cli(**_: Any) -> None:
     """Serve language models on this machine: plan, launch, check and switch inference engines
-    under Podman and systemd."""
+    under Podman and systemd.
+
+    First: stackctl probe, then stackctl up PROFILE (stackctl profiles lists them).
+    """
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -171,14 +182,7 @@ def _run(arguments: Sequence[str]) -> int:
         if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
             click.echo(error.format_message(), err=True)
             return int(ExitCode.USAGE)
-        where = error.ctx.command_path if error.ctx is not None else "stackctl"
-        out.error(
-            StackctlError(
-                " ".join(error.format_message().split()).rstrip("."),
-                hint=f"{where} --help",
-                exit_code=ExitCode.USAGE,
-            )
-        )
+        out.error(_usage_error(error))
         return int(ExitCode.USAGE)
     except StackctlError as error:
         out.error(error)
@@ -194,6 +198,18 @@ def _run(arguments: Sequence[str]) -> int:
     except Exception as error:
         out.error(_bug(error))
         return int(ExitCode.FAILED)
+
+
+def _usage_error(error: click.UsageError) -> StackctlError:
+    """Return the error for a command line that click refuses."""
+    where = error.ctx.command_path if error.ctx is not None else "stackctl"
+    message = " ".join(error.format_message().split()).rstrip(".")
+    hint = f"{where} --help"
+    if isinstance(error, click.MissingParameter) and isinstance(error.param, click.Argument):
+        name = error.param.name or ""
+        message = f"missing {error.param.metavar or name.upper()}"
+        hint = _HINTS.get(name, hint)
+    return StackctlError(message, hint=hint, exit_code=ExitCode.USAGE)
 
 
 def _bug(error: Exception) -> StackctlError:

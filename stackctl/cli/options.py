@@ -25,7 +25,11 @@ profile_argument = click.argument("profile", shell_complete=_profile_names)
 
 _PLAN = (
     click.option(
-        "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Set a key of the profile."
+        "--set",
+        "sets",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Set a key of the profile, e.g. context=4096; may be repeated.",
     ),
     click.option("--model", metavar="SOURCE", help="The model, e.g. file:/srv/models/m.gguf."),
     click.option(

@@ -129,13 +129,18 @@ class Output:
             )
             return
         self._say(self.style("error:", "red", sys.stderr) + f" {error.message}")
-        # A refusal has sentences. Other details may be commands, which must stay on one line.
-        prose = error.exit_code == ExitCode.REFUSED
+        # A refusal has sentences, and the hint for an unknown name a list. Other details and hints
+        # may be commands, which must stay on one line.
+        prose = error.exit_code in (ExitCode.REFUSED, ExitCode.NOT_FOUND)
         for detail in error.details:
             self._indented(detail, wrap=prose)
         if error.hint:
             first, *more = error.hint.splitlines()
-            self._say(self.style("hint:", "cyan", sys.stderr) + f" {first}")
+            label = "hint: "
+            first, *rest = _wrapped(label + first) if prose else [label + first]
+            self._say(self.style(label.rstrip(), "cyan", sys.stderr) + first[len(label) - 1 :])
+            for line in rest:
+                self._say(line)
             for line in more:
                 self._indented(line, wrap=prose)
 
@@ -229,14 +234,7 @@ class Output:
         return stream.isatty()
 
     def _indented(self, text: str, *, wrap: bool) -> None:
-        lines = [text]
-        if wrap:
-            import textwrap
-
-            lines = textwrap.wrap(
-                text, 78, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-            )
-        for line in lines:
+        for line in _wrapped(text) if wrap else [text]:
             self._say(f"  {line}")
 
     def _say(self, text: str) -> None:
@@ -280,6 +278,12 @@ def labelled_lines(label: str, text: str, *, column: int, indent: int = 0) -> li
     head = head.ljust(column) if len(head) < column or not label else f"{head} "
     found = [f"{head}{first}".rstrip(), *(" " * column + line for line in more)]
     return [line.replace(NO_BREAK, " ") for line in found]
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(
+        text, WIDTH - 2, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _fix_lines(text: str | None, indent: int) -> list[str]:

@@ -66,41 +66,58 @@ def show(
 ) -> None:
     """Show profile NAME with all values that apply.
 
-    It includes the profiles that NAME extends, its objective and the overrides.
+    It includes the profiles that NAME extends, its objective and the overrides. Values of the
+    objective and of the command line are marked.
     """
     wanted = overrides(sets, model, objective, name)
-    profile = session.profiles().resolve(profile_name, wanted)
+    profiles = session.profiles()
+    profile = profiles.resolve(profile_name, wanted)
     if session.out.json:
         session.out.data(profile)
         return
+    origins = dict.fromkeys(
+        profiles.keys_by_objective(profile_name, wanted), f"objective {profile.objective}"
+    )
+    origins |= dict.fromkeys(profile.overrides, "command line")
+    if profile.model is not None and profile.model.startswith(_PLAN_ONLY):
+        origins["model"] = "for plans only: up needs --model"
     session.out.line(f"{profile.name}: {profile.description or ''}".rstrip(": "))
-    session.out.table(("KEY", "VALUE"), list(_rows(profile)), fold=1)
+    rows = [
+        (key, f"{value}  ({origins[key]})" if key in origins else value)
+        for key, value in _rows(profile)
+    ]
+    session.out.table(("KEY", "VALUE"), rows, fold=1)
 
 
+#: Sources of models that have facts but no files.
+_PLAN_ONLY = ("catalogue:", "facts:")
 #: Fields without a row of their own: the title and ``served_name`` contain them.
 _JOINED = frozenset({"schema", "name", "description", "other_names"})
-#: Texts for keys that are not set and that the plan does not derive.
+#: The text of every other key without a value.
+_DERIVED = "(derived)"
+#: Texts for keys without a value that the plan does not derive.
 _UNSET = {
     "model": "(none: --model)",
     "image": "(chosen by stackctl)",
     "served_name": "(the model's file name)",
+    "slo": "(none)",
 }
 
 
 def _rows(profile: Profile) -> Iterator[tuple[str, str]]:
     """Yield the key and value of every field of a profile, named as in profile files."""
     for key in profile.__struct_fields__:
-        value = getattr(profile, key)
+        value, unset = getattr(profile, key), _UNSET.get(key, _DERIVED)
         if key in _JOINED:
             continue
         if isinstance(value, Value):
             for inner in value.__struct_fields__:
-                unset = "(not asked for)" if key == "slo" else "(derived)"
-                yield f"{key}.{inner}", _text(getattr(value, inner), unset)
+                if (key, inner) != ("slo", "prompt_tokens") or profile.slo.ttft_s is not None:
+                    yield f"{key}.{inner}", _text(getattr(value, inner), unset)
         elif key == "served_name":
-            yield key, ", ".join((value or _UNSET[key], *profile.other_names))
-        elif key == "gpu_reserve_bytes":
-            yield "gpu_reserve", format_bytes(value)
+            yield key, ", ".join((value or unset, *profile.other_names))
+        elif key.endswith("_bytes"):
+            yield key.removesuffix("_bytes"), format_bytes(value)
         elif key == "engine_args":
             for argument in value:
                 yield f"{key}.{argument.name}", _argument(argument)
@@ -109,7 +126,7 @@ def _rows(profile: Profile) -> Iterator[tuple[str, str]]:
         elif isinstance(value, tuple):
             yield key, ", ".join(value) or "(none)"
         else:
-            yield key, _text(value, _UNSET.get(key, "(derived)"))
+            yield key, _text(value, unset)
 
 
 def _argument(argument: EngineArgument) -> str:

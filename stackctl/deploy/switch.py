@@ -34,7 +34,7 @@ def stack_of(context: Context, word: str, profiles: Profiles) -> str | None:
     """Return the stack of a profile if it is installed; None if not, or for an objective."""
     if word in get_args(Objective):
         return None
-    stack = profiles.resolve(word, Overrides()).stack
+    stack = _resolve_word(word, profiles).stack
     return stack if stack in unit_files.installed_stacks(context) else None
 
 
@@ -51,7 +51,7 @@ def resolve_target(current: Generation, word: str, profiles: Profiles) -> tuple[
     if word in get_args(Objective):
         wanted = msgspec.structs.replace(asked, objective=word)
         return _of_stack(stack, named, wanted, profiles)
-    own, present = profiles.resolve(word, Overrides()), profiles.resolve(named, Overrides())
+    own, present = _resolve_word(word, profiles), profiles.resolve(named, Overrides())
     # A profile with another model is meant for that model; otherwise the model of --model stays.
     model = asked.model if own.model in (None, present.model) else None
     wanted = Overrides(sets=asked.sets, model=model, name=asked.name)
@@ -63,6 +63,16 @@ def resolve_target(current: Generation, word: str, profiles: Profiles) -> tuple[
             exit_code=ExitCode.USAGE,
         )
     return _of_stack(stack, word, wanted, profiles)
+
+
+def _resolve_word(word: str, profiles: Profiles) -> Profile:
+    """Return a profile. The hint for an unknown name has the objectives too, which also fit."""
+    try:
+        return profiles.resolve(word, Overrides())
+    except StackctlError as error:
+        if error.exit_code == ExitCode.NOT_FOUND and error.hint is not None:
+            error.hint += "\nobjectives: " + ", ".join(get_args(Objective))
+        raise
 
 
 def _of_stack(

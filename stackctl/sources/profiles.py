@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import ipaddress
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -18,6 +17,13 @@ from stackctl.machine import path_security
 from stackctl.quantity import parse_bytes
 from stackctl.resources import data_folder
 from stackctl.sources import strict_yaml
+from stackctl.sources.profile_keys import (
+    SWITCHES,
+    check_argument_name,
+    did_you_mean,
+    known_keys,
+    parse_overrides,
+)
 from stackctl.values.profile import (
     NAME_PATTERN,
     EngineArgument,
@@ -26,14 +32,11 @@ from stackctl.values.profile import (
     PlacementRequest,
     Profile,
     ProfileFile,
-    Settings,
     Slo,
 )
 
 _UNKNOWN = re.compile(r"unknown field `(?P<key>[^`]*)`")
 _AT = re.compile(r" - at `(?P<path>\$[^`]*)`$")
-#: Keys of a profile that --set may change: settings, and the few that are not per objective.
-_SETTABLE = (*Settings.__struct_fields__, "engine")
 
 
 class Profiles:
@@ -67,6 +70,23 @@ class Profiles:
             StackctlError: exit 4 if there is no such profile, exit 2 if it is not valid or is
                 refused because another user can change it.
         """
+        own, chain = self._read_chain(name)
+        return _apply(own, chain, overrides)
+
+    def keys_by_objective(self, name: str, overrides: Overrides) -> frozenset[str]:
+        """Return the keys whose values a profile has from its objective, nested ones with a dot.
+
+        Raises as ``resolve``.
+        """
+        _, chain = self._read_chain(name)
+        data = _merge_chain(chain)
+        objective, _ = _for_objective(dict(data), overrides.objective)
+        own = _without_nulls((data.get("objectives") or {}).get(objective) or {})
+        _, given = parse_overrides(overrides)
+        return frozenset(_paths(own)) - set(given)
+
+    def _read_chain(self, name: str) -> tuple[str, list[tuple[Path, dict[str, Any]]]]:
+        """Return the name of a profile, and path and data of it and all that it extends."""
         if "/" in name or name.endswith((".yaml", ".yml")):
             path = Path(name)
             if not path.is_file():
@@ -85,7 +105,7 @@ class Profiles:
                 hint="lower-case letters, digits and dashes, 40 at most",
                 exit_code=ExitCode.USAGE,
             )
-        return _apply(own, chain, overrides)
+        return own, chain
 
     def _find(self, name: str, folders: Sequence[Path], start: int = 0) -> tuple[Path, int]:
         for number in range(start, len(folders)):
@@ -94,7 +114,7 @@ class Profiles:
                 return path, number + 1
         raise StackctlError(
             f"no profile named {name}",
-            hint=_did_you_mean(name, self.names(), "profiles: " + ", ".join(self.names())),
+            hint=did_you_mean(name, self.names(), "profiles: " + ", ".join(self.names())),
             exit_code=ExitCode.NOT_FOUND,
         )
 
@@ -152,7 +172,7 @@ def _read(path: Path) -> strict_yaml.YamlDocument:
         ) from None
     except UnicodeDecodeError:
         raise StackctlError(f"{path} is not UTF-8 text", exit_code=ExitCode.USAGE) from None
-    document = strict_yaml.parse_document(text, where=str(path))
+    document = strict_yaml.parse_document(text, where=str(path), switches=SWITCHES)
     if not isinstance(document.data, dict):
         raise document.error((), "a profile is a mapping of keys to values")
     _check(document)
@@ -178,17 +198,6 @@ def _check(document: strict_yaml.YamlDocument) -> None:
             check_argument_name(key, document.error((*path, key), f"engine option {key!r}"))
 
 
-def check_argument_name(name: str, error: StackctlError) -> None:
-    """Check that a name is a long option without dashes, such as ``threads``.
-
-    Otherwise extend the message of ``error`` and raise it.
-    """
-    if not re.fullmatch(r"[a-z][a-z0-9-]+", name):
-        error.message += " is not a long option name without dashes"
-        error.hint = "write threads: 14 for --threads 14; short options have a long name too"
-        raise error
-
-
 def _explain(document: strict_yaml.YamlDocument, text: str) -> StackctlError:
     """Return an error with file, line, key and suggestion for a message of msgspec."""
     path: strict_yaml.Path = ()
@@ -197,24 +206,13 @@ def _explain(document: strict_yaml.YamlDocument, text: str) -> StackctlError:
         path = tuple(int(number) if number else key for key, number in steps)
         text = text[: at.start()]
     if unknown := _UNKNOWN.search(text):
-        known = ProfileFile.__struct_fields__
-        if "placement" in path:
-            known = PlacementRequest.__struct_fields__
-        elif "slo" in path:
-            known = Slo.__struct_fields__
-        elif path and path[0] == "objectives":
-            known = Settings.__struct_fields__ if len(path) > 1 else ("latency", "throughput")
+        known = known_keys(path)
         key = unknown["key"]
-        hint = _did_you_mean(key, known, "keys: " + ", ".join(known))
+        hint = did_you_mean(key, known, "keys: " + ", ".join(known))
         return document.error((*path, key), f"unknown key {key!r}", hint)
     label = ".".join(str(step) for step in path if step != "...")
     readable = text.replace("`", "").replace("Expected", "expected").replace("Invalid", "invalid")
     return document.error(path, f"{label}: {readable}" if label else readable)
-
-
-def _did_you_mean(word: str, known: Sequence[str], otherwise: str) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"did you mean {close[0]}?" if close else otherwise
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -238,14 +236,28 @@ def _without_nulls(data: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _apply(name: str, chain: list[tuple[Path, dict[str, Any]]], overrides: Overrides) -> Profile:
-    """Return the profile that a chain of files (most specific first) and overrides make."""
+def _merge_chain(chain: Sequence[tuple[Path, dict[str, Any]]]) -> dict[str, Any]:
     data: dict[str, Any] = {}
     for _, part in reversed(chain):
         data = _merge(data, part)
+    return data
+
+
+def _paths(data: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the keys of data, those of a mapping below with a dot."""
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            yield from (f"{key}.{below}" for below in _paths(value))
+        else:
+            yield key
+
+
+def _apply(name: str, chain: list[tuple[Path, dict[str, Any]]], overrides: Overrides) -> Profile:
+    """Return the profile that a chain of files (most specific first) and overrides make."""
+    data = _merge_chain(chain)
     data.pop("extends", None)
     objective, data = _for_objective(data, overrides.objective)
-    changed, keys = _overrides(overrides)
+    changed, keys = parse_overrides(overrides)
     settings = _settings(_without_nulls(_merge(data, changed)))
     served = settings.served_name
     names = served if isinstance(served, list) else [served] if served is not None else []
@@ -358,36 +370,3 @@ def _values(value: Any) -> tuple[bool | int | float | str, ...] | None:
     if value is True:
         return ()
     return tuple(value) if isinstance(value, list) else (value,)
-
-
-def _overrides(overrides: Overrides) -> tuple[dict[str, Any], tuple[str, ...]]:
-    data: dict[str, Any] = {}
-    keys: list[str] = []
-    for text in overrides.sets:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise StackctlError(
-                f"--set {text}: no value",
-                hint="write it like --set context=4096",
-                exit_code=ExitCode.USAGE,
-            )
-        head, *rest = key.split(".")
-        nested = {"engine_args", "placement", "slo"}
-        if head not in _SETTABLE or bool(rest) != (head in nested) or len(rest) > 1:
-            hint = _did_you_mean(
-                head, _SETTABLE, f"engine options go under engine_args: --set engine_args.{text}"
-            )
-            raise StackctlError(f"--set {key}: no such key", hint=hint, exit_code=ExitCode.USAGE)
-        parsed = strict_yaml.parse_scalar(value, where=f"--set {key}", key=head)
-        if head == "engine_args":
-            check_argument_name(
-                rest[0],
-                StackctlError(f"--set {key}: {rest[0]!r}", exit_code=ExitCode.USAGE),
-            )
-        target = data.setdefault(head, {}) if rest else data
-        target[rest[0] if rest else head] = parsed
-        keys.append(key)
-    if overrides.model is not None:
-        data["model"] = overrides.model
-        keys.append("model")
-    return data, tuple(keys)

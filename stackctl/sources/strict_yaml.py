@@ -6,7 +6,9 @@ each of these is an error with the right spelling in its hint.
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +19,6 @@ from stackctl.errors import ExitCode, StackctlError
 _DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?(0|[1-9][0-9]*)\.[0-9]+([eE][-+]?[0-9]+)?")
 _TAG = "tag:yaml.org,2002:"
-#: Keys for which ``on`` and ``off`` are words, not booleans.
-_SWITCHES = ("front_door",)
 #: More levels than a profile can have; bounds the recursion.
 _MOST_DEPTH = 20
 
@@ -33,11 +33,15 @@ Path = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class YamlDocument:
-    """Plain data, and the line (from 1) of each key path; no lines for data of a command line."""
+    """Plain data, and the line (from 1) of each key path; no lines for data of a command line.
+
+    ``on`` and ``off`` are words, not booleans, for the keys in ``switches``.
+    """
 
     data: Any
     lines: dict[Path, int]
     where: str
+    switches: Collection[str] = ()
 
     def line(self, path: Path) -> int:
         """Return the line of a key path, or of its closest parent that has a line."""
@@ -69,8 +73,11 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def parse_document(text: str, *, where: str) -> YamlDocument:
-    """Read one YAML document. Raises StackctlError (exit 2) with file and line."""
+def parse_document(text: str, *, where: str, switches: Collection[str] = ()) -> YamlDocument:
+    """Read one YAML document. Raises StackctlError (exit 2) with file and line.
+
+    For the keys in ``switches``, ``on`` and ``off`` are words.
+    """
     try:
         node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
@@ -82,18 +89,20 @@ def parse_document(text: str, *, where: str) -> YamlDocument:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise StackctlError(f"{where}:1: {reason}", exit_code=ExitCode.USAGE) from None
-    document = YamlDocument(None, {(): 1}, where)
+    document = YamlDocument(None, {(): 1}, where, switches)
     data = _construct(node, (), document, set()) if node is not None else {}
-    return YamlDocument(data, document.lines, where)
+    return dataclasses.replace(document, data=data)
 
 
-def parse_scalar(text: str, *, where: str, key: str | None = None) -> Any:
+def parse_scalar(text: str, *, where: str, switch: bool = False) -> Any:
     """Parse the value of a key from the command line, by the same rules.
+
+    For a ``switch``, ``on`` and ``off`` are words.
 
     Raises:
         StackctlError: exit 2 if the value is not valid.
     """
-    if key in _SWITCHES and text in ("on", "off"):
+    if switch and text in ("on", "off"):
         return text
     return parse_document(text, where=where).data if text.strip() else ""
 
@@ -162,7 +171,7 @@ def _scalar(node: yaml.ScalarNode, path: Path, document: YamlDocument) -> Any:
     if kind == "bool":
         if text in ("true", "false"):
             return text == "true"
-        if path and path[-1] in _SWITCHES and text in ("on", "off"):
+        if path and path[-1] in document.switches and text in ("on", "off"):
             return text
         meant = "true" if text.lower() in ("yes", "on", "y", "true") else "false"
         raise document.error(

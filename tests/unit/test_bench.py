@@ -337,7 +337,7 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         (["bench", "--prefix", "none"], 2, "Invalid value for '--prefix'", "bench run --help"),
         (["bench", "show", "7"], 4, "there is no bench 7", "stackctl bench"),
         (["bench", "show", "x"], 2, "'x' is not a valid integer", "show --help"),
-        (["bench", "compare", "1"], 2, "Missing argument 'B'", "compare --help"),
+        (["bench", "compare", "1"], 2, "missing B", "compare --help"),
         (["check", "--slo"], 3, "no stack is up", "stackctl up PROFILE"),
     ],
 )

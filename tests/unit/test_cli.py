@@ -111,7 +111,10 @@ TOO_BIG = ("plan", "cpu", "--facts", "lab.json", "--model", "facts:iquest.json")
         (2, ["plna"], "there is no command 'plna'", "did you mean plan?"),
         (2, ["zzz"], "there is no command 'zzz'", "stackctl --help lists them"),
         (2, ["--jsno"], "No such option", "stackctl --help"),
-        (2, ["plan"], "Missing argument 'PROFILE'", "stackctl plan --help"),
+        (2, ["plan"], "missing PROFILE", "stackctl profiles"),
+        (2, ["profiles", "show"], "missing NAME", "stackctl profiles"),
+        (2, ["switch"], "missing OBJECTIVE|PROFILE",
+         "latency, throughput, or a profile: stackctl profiles"),
         (2, ["plan", "cpu", "--facts", "none.json"], "does not exist", "stackctl plan --help"),
         (2, ["plan", "cpu", "--facts", "."], "is a directory", "stackctl plan --help"),
         (2, ["plan", "cpu", "--facts", "/proc/self/mem", "--model", "facts:gemma.json"],
@@ -135,6 +138,7 @@ TOO_BIG = ("plan", "cpu", "--facts", "lab.json", "--model", "facts:iquest.json")
         (3, ["--user", "restart"], "no stack is up", "stackctl up PROFILE"),
         (4, ["plan", "cpu-latncy"], "no profile named cpu-latncy", "did you mean cpu-latency?"),
         (4, ["profiles", "show", "zzz"], "no profile named zzz", "profiles: cpu"),
+        (4, ["--user", "switch", "zzz"], "no profile named zzz", "objectives: latency, throughput"),
         (4, ["plan", "./none.yaml"], "no such file: ./none.yaml", None),
         (4, ["--user", "status", "zzz"], "no stack named zzz", "none is up"),
         (4, ["--user", "down", "zzz"], "no stack named zzz", "none is up"),
@@ -194,7 +198,7 @@ def test_without_a_command_the_help_is_shown(cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "Missing argument '[llama-cpp|vllm-cpu|haproxy] ARCHIVE'"),
+        ((), "missing [llama-cpp|vllm-cpu|haproxy] ARCHIVE"),
         (("haproxi", "x.tar"), "'haproxi' is not one of 'llama-cpp', 'vllm-cpu', 'haproxy'"),
         (("absent.tar",), "File 'absent.tar' does not exist"),
         (("haproxy", "absent.tar"), "File 'absent.tar' does not exist"),
@@ -241,7 +245,7 @@ def test_the_help_lists_every_verb_and_exit_code(cli: Cli) -> None:
         assert all(text.endswith(".") for text in verbs.values())
     told = " ".join(cli.out.split())
     for code in ("0 done", "1 failed", "2 usage", "3 not running", "4 no such profile",
-                 "5 refused", "6 the host lacks", "7 locked", "130 interrupted"):  # fmt: skip
+                 "5 refused", "6 the host lacks", "7 another", "130 interrupted"):  # fmt: skip
         assert code in told
 
 
@@ -369,6 +373,8 @@ def test_every_key_of_a_profile_is_shown(cli: Cli, place: Path) -> None:
     assert cli("profiles", "show", "all.yaml", "--set", "concurrency=8") == 0
     title, _, *lines = cli.out.splitlines()
     assert title == "all: All of it"
+    (place_of,) = (number for number, line in enumerate(lines) if line.startswith("concurrency "))
+    lines[place_of] = lines[place_of].removesuffix("  (command line)")
     shown = {key: value.strip() for key, _, value in (line.partition(" ") for line in lines)}
     for key in ("schema", "name", "description"):
         del profile[key]
@@ -390,6 +396,23 @@ def test_every_key_of_a_profile_is_shown(cli: Cli, place: Path) -> None:
     shown_rows = [line.split() for line in cli.out.splitlines()]
     assert ["placement.gpus", "all"] in shown_rows
     assert ["placement.cpu_experts", "auto"] in shown_rows
+
+
+def test_shown_values_have_their_origin(cli: Cli) -> None:
+    assert cli("profiles", "show", "gpu-gguf", "--set", "slo.ttft_s=7") == 0
+    rows = {line.split()[0]: " ".join(line.split()[1:]) for line in cli.out.splitlines()}
+    assert rows["concurrency"] == "1 (objective latency)"
+    assert rows["slo.prompt_tokens"] == "4640 (objective latency)"
+    assert rows["slo.ttft_s"] == "7.0 (command line)"
+    assert rows["slo.itl_ms"] == "(none)"
+    assert rows["port"] == "8083"
+    assert "(for plans only: up needs --model)" in " ".join(cli.out.split())
+    assert cli("profiles", "show", "gpu-gguf", "--objective", "throughput") == 0
+    assert "4  (objective throughput)" in cli.out
+    assert cli("profiles", "show", "demo", "--model", "file:/m.gguf") == 0
+    assert "file:/m.gguf  (command line)" in cli.out
+    # Without ttft_s its length of the prompt has no use.
+    assert "slo.prompt_tokens" not in cli.out
 
 
 def _written(value: Any) -> str:

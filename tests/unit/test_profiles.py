@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.resources import data_folder
 from stackctl.sources import strict_yaml
+from stackctl.sources.profile_keys import SWITCHES
 from stackctl.sources.profiles import Profiles, profile_schema
 from stackctl.values.base import from_json, to_json
 from stackctl.values.profile import EngineArgument, Overrides, PlacementRequest, Profile
@@ -397,7 +398,8 @@ def test_the_schema_is_valid_and_documents_the_keys() -> None:
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_schema_accepts_what_is_shipped(path: Path) -> None:
     # As editors read it (YAML 1.2): there ``front_door: off`` is a word.
-    data = strict_yaml.parse_document(path.read_text("utf-8"), where=path.name).data
+    text = path.read_text("utf-8")
+    data = strict_yaml.parse_document(text, where=path.name, switches=SWITCHES).data
     jsonschema.validate(data, SCHEMA)
 
 
