@@ -161,14 +161,6 @@ def image_exists(image: str) -> bool:
         return False
 
 
-def container_names(name: str) -> list[str]:
-    """Return the names of containers, running or not, with exactly that name."""
-    done = runner.run(
-        ("podman", "ps", "--all", f"--filter=name=^{name}$", "--format={{.Names}}"), timeout_s=30
-    )
-    return done.stdout.split()
-
-
 def remove_container(container: str) -> None:
     """Remove a container that outlived its unit, in any state; ignore a missing one.
 

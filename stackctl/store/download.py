@@ -38,7 +38,7 @@ def download_files(
         secret: a token for the servers of their URLs; no other server gets it.
         limit: bytes per second, of all connections together.
         connections: their number.
-        patience: retries while no bytes arrive.
+        retries: their number and pauses while no bytes arrive.
         timeout_s: seconds for which a connection may be silent.
         tell: called with the progress a few times a second, in the caller's thread.
 

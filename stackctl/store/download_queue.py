@@ -83,7 +83,7 @@ class DownloadQueue:
         """Run a thread's work; store its exception and end the download."""
         try:
             work()
-        except BaseException as error:  # download() raises it
+        except BaseException as error:  # download_files() raises it
             with self.changed:
                 self.error = self.error or error
                 self.stop_all()

@@ -80,7 +80,7 @@ def render_proxy(
 
     Args:
         stack: name of the stack.
-        door: addresses, ports, limits and key policy.
+        proxy: addresses, ports, limits and key policy.
         scope: units of the system or of a user.
         podman: version of Podman whose keys are used (None: the newest).
         folder: absolute path of the door's folder (0700). Before the start it must hold ``files``,

@@ -65,8 +65,8 @@ def run_cell(
     fails. After an interrupt ``run`` holds complete replies only.
 
     Args:
-        streams: the connections to the server.
-        measured: the cell.
+        client: the connections to the server.
+        run: the cell.
         bodies: the bodies of the requests.
         timeout_s: the seconds that one request may take.
         tick: called about five times a second, to show progress.

@@ -77,10 +77,10 @@ class Bench:
         """Prepare the cells.
 
         Args:
-            report: where progress and warnings go.
+            progress: receives progress and warnings.
             generation: the generation to measure.
-            wish: the options of the user.
-            site: the addresses of the stack.
+            options: the options of the user.
+            endpoint: the addresses of the stack.
             slo: the objectives of the results; None: no objectives.
             timeout_s: the seconds that one request may take.
             aiperf: the path of aiperf, which then sends the requests; None: stackctl sends them.
