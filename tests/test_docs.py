@@ -8,6 +8,8 @@ from pathlib import Path
 import profile_keys
 import pytest
 
+from stackctl.requirements import ITEMS
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -46,19 +48,77 @@ def _anchors(path: Path) -> set[str]:
 
 #: ``stackctl/plan/planner.py`` or ``stackctl/plan/planner.py::make_plan``, as documents write it.
 PLACE = re.compile(r"`((?:stackctl|tests|docs|templates|profiles|systemd)/[^`\s:]*)(?:::(\w+))?`")
+#: ``state/paths.py``: a module by its path in stackctl/.
+MODULE = re.compile(r"`(\w+/[\w/]+\.py)`")
+#: ``ProvisionItem``, ``_READ_BYTES_S``, ``cause_and_fix``. Other words may be anything else.
+NAME = re.compile(r"`(?![A-Z]+_[a-z])(_\w+|\w+_\w+|[A-Z]\w*[a-z]\w*)(?:\([^`]*\))?`")
+#: ``plan.planner``, ``transaction.reconcile``: a module in its folder, or a name in a module.
+DOTTED = re.compile(r"`([a-z_]+)\.([a-z_]+)`")
+GUIDES = ["architecture.md", "contributing.md"]
 
 
-@pytest.mark.parametrize("document", ["architecture.md", "contributing.md"])
+def sources(folder: str = "stackctl") -> dict[Path, str]:
+    return {path: path.read_text("utf-8") for path in sorted((ROOT / folder).rglob("*.py"))}
+
+
+def is_defined(name: str, source: str) -> bool:
+    """Whether a class, function, constant, field or argument of that name is there."""
+    return (
+        re.search(rf"^\s*(?:(?:def|class|async def) )?{name}\b\s*[\[(:=]", source, re.M) is not None
+    )
+
+
+@pytest.mark.parametrize("document", GUIDES)
 def test_places_that_guides_name_exist(document: str) -> None:
     text = (ROOT / "docs" / document).read_text("utf-8")
     # A word in capitals stands for a name that the reader chooses.
     found = [place for place in PLACE.findall(text) if not re.search(r"/[A-Z]+(\.py|/)", place[0])]
+    found += [
+        (f"stackctl/{path}", "") for path in MODULE.findall(text) if not PLACE.match(f"`{path}`")
+    ]
     assert len(found) > 20
     wrong = [path for path, _ in found if not (ROOT / path).exists()]
     for path, name in found:
-        if name and path not in wrong:
-            source = (ROOT / path).read_text("utf-8")
-            defined = rf"^\s*(?:def |class |async def )?{name}\b\s*[\[(:=]"
-            if not re.search(defined, source, re.MULTILINE):
-                wrong.append(f"{path}::{name}")
+        if name and path not in wrong and not is_defined(name, (ROOT / path).read_text("utf-8")):
+            wrong.append(f"{path}::{name}")
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("document", GUIDES)
+def test_names_that_guides_use_are_defined(document: str) -> None:
+    text = (ROOT / "docs" / document).read_text("utf-8")
+    # The keys of JSON documents look like names.
+    text = re.sub(r"^## JSON documents\n.*?^## ", "", text, flags=re.M | re.S)
+    known = sources()
+    wrong = {
+        name
+        for name in NAME.findall(text)
+        if not any(is_defined(name, source) for source in known.values())
+        and not any(re.search(rf"^from \w+ import .*\b{name}\b", s, re.M) for s in known.values())
+    }
+    for folder, name in DOTTED.findall(text):
+        module = ROOT / "stackctl" / folder / f"{name}.py"
+        holders = [source for path, source in known.items() if path.stem == folder]
+        if not module.is_file() and not any(is_defined(name, source) for source in holders):
+            wrong.add(f"{folder}.{name}")
+    assert not wrong, sorted(wrong)
+
+
+def test_the_list_of_json_documents_is_complete() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    (section,) = re.findall(r"^## JSON documents\n(.*?)^## ", text, re.M | re.S)
+    (table,) = re.findall(r"^\| documents .*?\n\n", section, re.M | re.S)
+    in_code = {
+        kind
+        for source in sources().values()
+        for kind in re.findall(r'"stackctl\.([a-z-]+/\d+)"', source)
+    }
+    assert len(in_code) > 40
+    assert set(re.findall(r"[a-z-]+/\d+", table)) == in_code
+
+
+def test_the_table_of_items_is_complete() -> None:
+    text = (ROOT / "docs" / "fresh-epyc-box.md").read_text("utf-8")
+    (table,) = re.findall(r"^\| item .*?\n\n", text, re.M | re.S)
+    rows = re.findall(r"^\| ([\w-]+) \|", table, re.M)
+    assert set(rows) - {"item"} == set(ITEMS)
