@@ -130,7 +130,7 @@ def _speed(plan: Plan) -> float:
     return sum(speed) / 2 if speed else 0.0
 
 
-def _told(plan: Plan) -> str:
+def _predicted_speed(plan: Plan) -> str:
     """Return the predicted speed as text: tokens per second, or the time to first token."""
     if speed := plan.prediction.decode_tok_s:
         return f"{speed[0]:.0f}-{speed[1]:.0f} tok/s"
@@ -156,7 +156,7 @@ def _table(session: Session, rows: list[_Row]) -> None:
     for row in rows:
         fits, speed, how = "?", "", ""
         if row.plan is not None:
-            speed = _told(row.plan)
+            speed = _predicted_speed(row.plan)
             how = row.plan.profile
             if row.plan.verdict.fits is False:
                 need = format_bytes(row.plan.memory.total_bytes)

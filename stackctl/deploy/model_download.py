@@ -96,7 +96,7 @@ def fetch_model(context: Context, wanted: ModelDownload) -> StoredModel:
         speed=wanted.speed,
         progress=model_integrity.progress_reporter(context),
     )
-    _told(context, record, plan.missing_bytes)
+    _report_model(context, record, plan.missing_bytes)
     return record
 
 
@@ -142,7 +142,7 @@ def remote_model_facts(context: Context, source: str) -> Model | None:
     )
 
 
-def _told(context: Context, record: StoredModel, came: int) -> None:
+def _report_model(context: Context, record: StoredModel, came: int) -> None:
     count = len(record.files)
     words = f"{format_bytes(record.bytes)} in {count} file{'s' if count > 1 else ''}, verified"
     if came == 0:
@@ -280,7 +280,7 @@ class _Service:
                 f"the download of {self._source} was ended",
                 hint="the part is kept: the same command continues it",
             )
-        _told(self._context, record, state.total_bytes)
+        _report_model(self._context, record, state.total_bytes)
         return record
 
     def _read(self) -> FetchState | None:

@@ -124,7 +124,7 @@ def wait_until_ready(
             raise start_failure(context, generation, engine, state, start.since, answered=answered)
         if time.monotonic() - asked >= _PHASE_S:
             asked = time.monotonic()
-            phase = _look(context, generation, engine, start.since, watch, elapsed)
+            phase = _current_phase(context, generation, engine, start.since, watch, elapsed)
             context.progress.progress("start", phase, elapsed_s=elapsed)
         # The longer a start takes, the less a late notice of its end matters.
         time.sleep(min(_MOST_POLL_S, max(_LEAST_POLL_S, elapsed / 50)))
@@ -164,7 +164,7 @@ def _asked_for(generation: Generation) -> bool:
     return any(d.field == "start-deadline" and d.source == "override" for d in decisions)
 
 
-def _look(
+def _current_phase(
     context: Context,
     generation: Generation,
     engine: Engine,

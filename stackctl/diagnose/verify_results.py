@@ -39,17 +39,17 @@ def fail(
     name: str, expected: str | None, actual: str, evidence: str | None, remedy: str | None
 ) -> Result:
     """Return a failure, with the cause as its evidence and the remedy."""
-    return _told("fail", name, expected, actual, evidence, remedy)
+    return _result("fail", name, expected, actual, evidence, remedy)
 
 
 def warn(
     name: str, expected: str | None, actual: str, evidence: str | None, remedy: str | None = None
 ) -> Result:
     """Return a warning for a bad state that is not a mismatch with the plan."""
-    return _told("warn", name, expected, actual, evidence, remedy)
+    return _result("warn", name, expected, actual, evidence, remedy)
 
 
-def _told(
+def _result(
     status: Status,
     name: str,
     expected: str | None,

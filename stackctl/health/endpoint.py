@@ -150,13 +150,13 @@ def check_model_listed(url: str, served_name: str, *, key: str | None = None) ->
         name="model",
         status="ok" if served_name in listed else "fail",
         expected=served_name,
-        actual=", ".join(listed) or _seen(answer),
+        actual=", ".join(listed) or _no_models_reason(answer),
         remedy=None if served_name in listed else "another process answers on this port?",
         code=no_answer_code(answer),
     )
 
 
-def _seen(answer: http.HttpAnswer | http.NoAnswer) -> str:
+def _no_models_reason(answer: http.HttpAnswer | http.NoAnswer) -> str:
     if isinstance(answer, http.NoAnswer):
         return answer.reason
     return "none listed" if answer.status == 200 else f"HTTP {answer.status}"

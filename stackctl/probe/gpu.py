@@ -69,7 +69,9 @@ def probe_gpus(
             _read(reader, index, device, readings) for index, device in enumerate(readings.devices)
         ]
     else:
-        found = [_seen(reader, index, address) for index, address in enumerate(nvidia)]
+        found = [
+            _gpu_without_library(reader, index, address) for index, address in enumerate(nvidia)
+        ]
         if nvidia and reader.machine.live:
             problems.append(
                 Problem(
@@ -141,15 +143,15 @@ def _read(reader: FactReader, index: int, device: NvmlDevice, readings: NvmlRead
     )
 
 
-def _seen(reader: FactReader, index: int, address: str) -> Gpu:
+def _gpu_without_library(reader: FactReader, index: int, address: str) -> Gpu:
     """Return a GPU without its library: from the bus, the driver's files and the table of cards."""
     folder = f"{_PCI}/{address}"
     card = _CARDS.get(reader.line(f"{folder}/device") or "")
-    said = _information(reader, address)
+    information = _information(reader, address)
     return Gpu(
         index=index,
-        name=said.get("Model") or (card.name if card else None),
-        uuid=said.get("GPU UUID"),
+        name=information.get("Model") or (card.name if card else None),
+        uuid=information.get("GPU UUID"),
         memory_bytes=card.memory_mib * _MIB if card else None,
         compute_capability=card.compute_capability if card else None,
         driver=reader.line("/sys/module/nvidia/version"),

@@ -12,7 +12,7 @@ from stackctl.values.host import UNLIMITED, Limits
 _CAP_SYS_RESOURCE = 24
 
 
-def probe_limits(reader: FactReader, scope: Scope, who: ProbeUser) -> Limits:
+def probe_limits(reader: FactReader, scope: Scope, user: ProbeUser) -> Limits:
     """Read the hard limits of the manager that starts the services."""
     if scope == "system":
         memlock, nofile = _hard_limits(reader, 1)
@@ -20,7 +20,7 @@ def probe_limits(reader: FactReader, scope: Scope, who: ProbeUser) -> Limits:
             # Whatever the limit, the kernel lets no process open more files than nr_open.
             return Limits(memlock_bytes=UNLIMITED, nofile=reader.number("/proc/sys/fs/nr_open"))
         return Limits(memlock_bytes=memlock, nofile=nofile)
-    manager = None if who.uid is None else _user_manager(reader, who.uid)
+    manager = None if user.uid is None else _user_manager(reader, user.uid)
     if manager is None:
         return Limits()
     memlock, nofile = _hard_limits(reader, manager)

@@ -74,22 +74,22 @@ def probe_tools(reader: FactReader, commands: ProbeCommands, scope: Scope) -> To
     On a recording, an absent file means unknown, not absent.
     """
     release = _os_release(reader)
-    who = _who(reader)
+    user = _probe_user(reader)
     version = _cgroup_version(reader)
     podman, podman_failure = _version(commands.podman, r"\b([0-9]{1,4}(?:\.[0-9]{1,5})+)")
     systemd, systemd_failure = _version(commands.systemd, r"^systemd ([0-9]{1,5})\b")
     errors = {"podman": podman_failure, "systemctl": systemd_failure}
-    controllers = _controllers(reader, scope, who) if version == 2 else None
+    controllers = _controllers(reader, scope, user) if version == 2 else None
     tools = Tools(
         os=release.get("PRETTY_NAME"),
         kernel=_kernel(reader),
         podman=podman,
         quadlet_generator=_generator(reader, "system-generators/podman-system-generator", _QUADLET),
         systemd=systemd,
-        systemd_running=_systemd_running(reader, scope, who),
+        systemd_running=_systemd_running(reader, scope, user),
         cgroup_version=version,
         cgroup_controllers=controllers or (),
-        linger=_linger(reader, who) if scope == "user" else None,
+        linger=_linger(reader, user) if scope == "user" else None,
         numa_balancing=kernel.numa_balancing(reader),
         swappiness=kernel.swappiness(reader),
         selinux=kernel.selinux(reader),
@@ -100,7 +100,7 @@ def probe_tools(reader: FactReader, commands: ProbeCommands, scope: Scope) -> To
     linked = f"{scope}-generators/podman-{scope}-generator"
     return ToolsProbe(
         tools=tools,
-        user=who,
+        user=user,
         podman_error=None if podman_failure is None else _in_one_line(podman_failure),
         podman_absent=isinstance(podman_failure, NotInstalled),
         generator_runs=_absent_is_known(reader, _generator(reader, linked, ()) is not None),
@@ -162,7 +162,7 @@ def _kernel(reader: FactReader) -> str | None:
     return words[2] if words[:2] == ["Linux", "version"] and len(words) > 2 else None
 
 
-def _who(reader: FactReader) -> ProbeUser:
+def _probe_user(reader: FactReader) -> ProbeUser:
     if reader.machine.live:
         uid: int | None = os.getuid()
     else:
@@ -194,13 +194,13 @@ def _generator(reader: FactReader, name: str, others: tuple[str, ...]) -> str | 
     return next((path for path in paths if reader.exists(path)), None)
 
 
-def _systemd_running(reader: FactReader, scope: Scope, who: ProbeUser) -> bool | None:
+def _systemd_running(reader: FactReader, scope: Scope, user: ProbeUser) -> bool | None:
     running = reader.exists(_BOOTED)
     if scope == "user" and running:
-        if who.uid is None:
+        if user.uid is None:
             return None
         # systemctl --user connects to this socket. Its folder is removed when the manager ends.
-        running = reader.exists(manager_socket(who.uid))
+        running = reader.exists(manager_socket(user.uid))
     return _absent_is_known(reader, running)
 
 
@@ -212,20 +212,20 @@ def _cgroup_version(reader: FactReader) -> Literal[1, 2] | None:
     return 1 if any(reader.exists(f"{_CGROUP}/{mark}") for mark in marks) else None
 
 
-def _controllers(reader: FactReader, scope: Scope, who: ProbeUser) -> tuple[str, ...] | None:
-    if scope == "user" and who.uid is None:
+def _controllers(reader: FactReader, scope: Scope, user: ProbeUser) -> tuple[str, ...] | None:
+    if scope == "user" and user.uid is None:
         return None
-    folder = _CGROUP if scope == "system" or who.uid is None else user_service(who.uid)
+    folder = _CGROUP if scope == "system" or user.uid is None else user_service(user.uid)
     text = reader.text(f"{folder}/cgroup.controllers")
     if text is None:
         return None
     return tuple(name for name in text[:1024].split() if re.fullmatch(r"[a-z_]{1,20}", name))
 
 
-def _linger(reader: FactReader, who: ProbeUser) -> bool | None:
-    if who.name is None:
+def _linger(reader: FactReader, user: ProbeUser) -> bool | None:
+    if user.name is None:
         return None
     folder = "/var/lib/systemd/linger"
-    if reader.exists(f"{folder}/{who.name}"):
+    if reader.exists(f"{folder}/{user.name}"):
         return True
     return False if reader.machine.live or reader.exists(folder) else None

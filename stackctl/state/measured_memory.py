@@ -27,11 +27,11 @@ def read(
             ready = generation.outcome.state in ("ready", "replaced", "stopped")
             same = image_id in (None, generation.image_id) and generation.plan.model == model
             if ready and same:
-                found.append(_seen(generation))
+                found.append(_measured(generation))
     return tuple(found)
 
 
-def _seen(generation: Generation) -> MeasuredMemory:
+def _measured(generation: Generation) -> MeasuredMemory:
     facts = {fact.name: fact.value for fact in generation.outcome.report}
 
     def number(name: str) -> int | None:

@@ -18,7 +18,7 @@ _SCALING = {
     "--max-model-len", "--max-num-seqs", "--gpu-memory-utilization", "--kv-cache-memory-bytes"
 }  # fmt: skip
 #: Options whose reasons quote the measured memory: they size the KV cache on a GPU and on a CPU.
-_TELLING = ("gpu-memory-utilization", "kv-cache-memory-bytes")
+_QUOTING = ("gpu-memory-utilization", "kv-cache-memory-bytes")
 
 
 def apply_measured_memory(
@@ -33,27 +33,27 @@ def apply_measured_memory(
     known = same or next((_weights(one) for one, _ in alike if one.weights_bytes), None)
     if known is None:
         return None, dict(options)
-    told = dict(options)
-    for name in _TELLING:
-        if name in told and told[name].values is not None:
-            told[name] = _told(told[name], known)
-    return known, told
+    result = dict(options)
+    for name in _QUOTING:
+        if name in result and result[name].values is not None:
+            result[name] = _with_measurement(result[name], known)
+    return known, result
 
 
-def _told(option: Option, seen: MeasuredMemory) -> Option:
-    where = f"in generation {seen.generation}"
-    if seen.kv_tokens is not None:
-        reason = f"{option.reason}; vLLM measured {seen.kv_tokens:,} tokens of KV cache {where}"
+def _with_measurement(option: Option, memory: MeasuredMemory) -> Option:
+    where = f"in generation {memory.generation}"
+    if memory.kv_tokens is not None:
+        reason = f"{option.reason}; vLLM measured {memory.kv_tokens:,} tokens of KV cache {where}"
         source = "measured" if option.source == "derived" else option.source
         return replace(option, reason=reason, source=source)
-    if seen.weights_bytes is None:
+    if memory.weights_bytes is None:
         return option
-    weights = format_bytes(seen.weights_bytes)
+    weights = format_bytes(memory.weights_bytes)
     return replace(option, reason=f"{option.reason}; vLLM measured weights of {weights} {where}")
 
 
-def _weights(seen: MeasuredMemory) -> MeasuredMemory:
-    return msgspec.structs.replace(seen, kv_bytes=None, kv_tokens=None)
+def _weights(memory: MeasuredMemory) -> MeasuredMemory:
+    return msgspec.structs.replace(memory, kv_bytes=None, kv_tokens=None)
 
 
 def _settings(argv: Sequence[str]) -> dict[str, tuple[str, ...]]:
