@@ -52,9 +52,9 @@ class NotInstalled(StackctlError):
 class StartFailed(StackctlError):
     """A service is installed but does not come up; systemd restarts it as the unit defines.
 
-    ``cause`` is the reason in the engine's log, without the name of the stack. ``sets`` holds the
-    KEY=VALUE of ``--set`` that the engine's log names as a remedy. ``kernel`` is set if other
-    kernels of the same image may help.
+    ``cause`` is the reason in the engine's log or its wrong answer, without the name of the stack.
+    ``sets`` holds the KEY=VALUE of ``--set`` that the engine's log names as a remedy. ``kernel`` is
+    set if other kernels of the same image may help.
     """
 
     cause: str | None = None

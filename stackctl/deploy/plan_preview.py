@@ -76,7 +76,7 @@ def plan_profile(basis: PlanBasis, profile: Profile, model: Model) -> PlanPrevie
     """Plan a profile for a model, with the local image or the image that would be pulled.
 
     Raises:
-        StackctlError: as ``plan.planner.solve``.
+        StackctlError: as ``plan.planner.make_plan``.
     """
     door, why_door, port = None, None, None
     if basis.live:

@@ -82,11 +82,13 @@ def soak(context: Context, generation: Generation, seconds: float) -> None:
 
 def _wrong(generation: Generation, failed: Result) -> StartFailed:
     stack = generation.stack
-    return StartFailed(
+    error = StartFailed(
         f"{stack} started, but {failed.name} is wrong: {failed.actual}",
         details=_evidence(failed),
         hint=f"log: stackctl logs {stack} --generation {generation.number}",
     )
+    error.cause = failed.actual
+    return error
 
 
 def _evidence(result: Result) -> Sequence[str]:
