@@ -9,7 +9,7 @@ from stackctl.requirements import host_paths
 from stackctl.requirements.facts import MachineFacts, StackNeeds
 from stackctl.requirements.gpu import DEFAULT_CUDA, GpuDriver, GpuPresent, nvidia_gpus
 from stackctl.requirements.requirement import ProvisionItem, provision_fix, shipped_file
-from stackctl.values.host import CdiSpec, Host
+from stackctl.values.host import CdiProblemCode, CdiSpec, Host
 from stackctl.values.provision import Change, EnableChange, ItemPlan, PackagesChange
 from stackctl.values.result import Result, Status
 
@@ -20,6 +20,13 @@ _SUDO_GENERATE = f"sudo {GENERATE}"
 _TOOLKIT_WITH_SERVICE = (1, 18)
 _REFRESH = "sudo systemctl restart nvidia-cdi-refresh.service"
 _EXPECTED = "a CDI file that this podman can use names the GPUs"
+#: Parts of problems in documents from before they had codes, in this order. They never change.
+_TEXTS_WITHOUT_CODE: tuple[tuple[str, CdiProblemCode], ...] = (
+    ("cannot be read", "unreadable"),
+    ("additionalGids", "additional-gids"),
+    ("takes neither", "duplicate-device"),
+    ("upgrade podman", "newer-cdi"),
+)
 
 
 class CdiFiles(ProvisionItem):
@@ -126,8 +133,8 @@ class CdiFiles(ProvisionItem):
 
 
 def _remedy(spec: CdiSpec) -> str:
-    path = spec.path
-    match spec.code:
+    path, text = spec.path, spec.problem or ""
+    match spec.code or next((code for part, code in _TEXTS_WITHOUT_CODE if part in text), None):
         case "unreadable":
             return f"sudo chmod a+r {path}"
         case "additional-gids" if path.endswith(".json"):

@@ -179,6 +179,23 @@ def test_cdi_files_with_problems() -> None:
     assert "nvidia-ctk cdi generate" in (both[0].remedy or "")
 
 
+@pytest.mark.parametrize(
+    ("problem", "remedy"),
+    [
+        ("it cannot be read", "sudo chmod a+r "),
+        ("it has additionalGids (CDI 0.7.0), which podman 4.9.3 cannot parse; delete those lines, "
+         "or upgrade podman to 5", "sudo sed -i "),
+        ("it is CDI 0.8.0, podman 4.9.3 parses 0.6 at most; upgrade podman to 5",
+         "upgrade podman to 5, or write the file with an older"),
+        ("a=b is also in /run/cdi/b.yaml: podman takes neither; remove one file", "sudo rm "),
+        ("/dev/nvidia0 does not exist: generate it again", "sudo systemctl restart nvidia-cdi"),
+    ],
+)  # fmt: skip
+def test_cdi_files_of_documents_without_codes(problem: str, remedy: str) -> None:
+    bad = CdiSpec(path="/run/cdi/n.yaml", devices=(NAME,), problem=problem)
+    assert (one(changed(tools={"cdi": (bad,)}), "cdi").remedy or "").startswith(remedy)
+
+
 def test_the_most_important_comes_first() -> None:
     host = changed(
         tools={"podman": "4.3.1", "linger": False, "swappiness": 60, "cgroup_version": None},
