@@ -38,7 +38,9 @@ def reference() -> str:
     definitions = schema["$defs"]
     defaults = msgspec.to_builtins(Profile(name="", engine="", stack="", objective="latency"))
     del defaults["objective"]  # Required there: a profile file may leave it out.
-    defaults["gpu_reserve"] = format_bytes(defaults["gpu_reserve_bytes"])
+    # Profile files write sizes as text, without the unit in the name.
+    sizes = {key: value for key, value in defaults.items() if key.endswith("_bytes")}
+    defaults |= {key.removesuffix("_bytes"): format_bytes(size) for key, size in sizes.items()}
     rows = _rows(definitions["ProfileFile"], definitions, defaults, "")
     return HEAD + "".join(f"| {' | '.join(row)} |\n" for row in rows) + FOOT
 
