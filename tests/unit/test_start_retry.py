@@ -23,16 +23,20 @@ from stackctl.state.paths import scope_paths
 from stackctl.values.engine_facts import EngineWorkaround
 
 
-def test_an_answer_that_is_not_text_is_answered_with_other_kernels(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    context = Context(
-        paths=scope_paths("user", {"HOME": str(tmp_path)}),
+def a_context(home: Path) -> Context:
+    return Context(
+        paths=scope_paths("user", {"HOME": str(home)}),
         machine=LiveMachine(),
         systemd=Systemd("user"),
         progress=Output(json=False, quiet=True, verbose=False, color="never", progress=False),
         confirm=lambda _: False,
     )
+
+
+def test_an_answer_that_is_not_text_is_answered_with_other_kernels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    context = a_context(tmp_path)
     profile = shipped("gpu-nvfp4")
     made = plan(EPYC_GPU, shipped_model(profile), profile)
     facts = msgspec.structs.replace(facts_of(find_engine("vllm").newest.options), engine="vllm")
@@ -67,13 +71,6 @@ def test_an_answer_that_is_not_text_is_answered_with_other_kernels(
 
 
 def test_other_failures_are_not_tried_again(tmp_path: Path) -> None:
-    context = Context(
-        paths=scope_paths("user", {"HOME": str(tmp_path)}),
-        machine=LiveMachine(),
-        systemd=Systemd("user"),
-        progress=Output(json=False, quiet=True, verbose=False, color="never", progress=False),
-        confirm=lambda _: False,
-    )
     tried: list[EngineWorkaround | None] = []
 
     def attempt(_: Context, lesson: EngineWorkaround | None) -> str:
@@ -81,5 +78,5 @@ def test_other_failures_are_not_tried_again(tmp_path: Path) -> None:
         raise StartFailed("cpu did not start: no memory")
 
     with pytest.raises(StartFailed, match="no memory"):
-        retry_with_fallback_kernels(context, "cpu", attempt)
+        retry_with_fallback_kernels(a_context(tmp_path), "cpu", attempt)
     assert tried == [None]
