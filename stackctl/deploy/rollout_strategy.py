@@ -29,7 +29,7 @@ def free_slot(stack: str, unit: str | None) -> str:
 def is_unchanged(new: Generation, before: InstalledStack) -> bool:
     """Return True if a generation has the same unit and front door as the installed one.
 
-    Number, slot, time limits and claimed memory may differ.
+    Comments, number, slot, time limits and claimed memory may differ.
     """
     old = before.generation
     if old is None or before.file is None:
