@@ -15,6 +15,8 @@ from .conftest import Seat
 from .lab import IMAGE, MODEL_PATH, Lab
 
 GEMMA = f"file:{MODEL_PATH}"
+#: Two threads wait for each other: a real model then takes minutes on a machine with other work.
+ONE_THREAD = ("--set", "engine_args.threads=1", "--set", "engine_args.threads-batch=1")
 PORT = 8080  # of the cpu profiles
 STACK = "cpu"
 CONTAINER = "stackctl-cpu"

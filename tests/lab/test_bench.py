@@ -17,9 +17,10 @@ from .test_switch import needs_a_door
 
 __all__ = ["needs_a_door"]
 
-#: One thread: two wait for each other, which takes minutes on a machine with other work.
-ONE_THREAD = ("--set", "engine_args.threads=1", "--set", "engine_args.threads-batch=1")
-UP = ("up", "cpu-latency", "--yes", "--soak", "0s", "--set", "api_key=true", *ONE_THREAD, "--model")
+UP = (
+    *("up", "cpu-latency", "--yes", "--soak", "0s"), *look.ONE_THREAD,
+    *("--set", "api_key=true", "--model"),
+)  # fmt: skip
 #: Small enough for seconds, long enough for a speed.
 SHORT = ("--prompt", "256", "--output", "32", "--requests", "2")
 #: Some 15 s of requests, and the tokens after which some are answered: the warm-up is 72.
@@ -175,7 +176,7 @@ def test_the_slo_decides(seat: Seat, tiny: str) -> None:
         seat.lab.write(f"{folder}/cpu-mine.yaml", f"{text}    slo: {{{slo}}}\n", user=seat.user)
 
     wanted("prompt_tokens: 256, ttft_s: 6000.0, min_prefix_hits: 0.5")
-    words = ("--yes", "--soak", "0s", *ONE_THREAD, "--set", "engine_args.temp=0.5")
+    words = ("--yes", "--soak", "0s", *look.ONE_THREAD, "--set", "engine_args.temp=0.5")
     seat.stackctl("up", "cpu-mine", *words)
     done = seat.stackctl("check", "--slo")
     assert "generation 2 was not measured yet" in done.stdout

@@ -12,13 +12,11 @@ from .lab import Lab
 
 MODEL = "file:/srv/models/gemma-3-270m-q4_k_m.gguf"
 #: For a CPU with AMX llama.cpp makes a second copy of the weights, which plans do not count yet.
-#: Two threads wait for each other, which takes minutes on a machine with other work.
-ARGUMENTS = ("--set", "engine_args.no-repack=true", "--set", "engine_args.threads=1")
+ARGUMENTS = ("--set", "engine_args.no-repack=true", *look.ONE_THREAD)
 
 
 def test_calibration_makes_plans_say_measured(seat: Seat) -> None:
-    # One thread: two wait for each other, which takes minutes on a machine with other work.
-    wish = ("cpu", "--model", MODEL, "--set", "engine_args.threads=1", "--json")
+    wish = ("cpu", "--model", MODEL, *look.ONE_THREAD, "--json")
     before = json.loads(seat.stackctl("plan", *wish).stdout)
     assert before["prediction"]["basis"] == "estimated"
     done = seat.stackctl("calibrate", *wish, timeout=400)

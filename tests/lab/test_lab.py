@@ -25,7 +25,7 @@ NoNewPrivileges=true
 DropCapability=all
 LogDriver=passthrough
 Volume=/srv/models:/srv/models:ro
-Exec=llama-server --model {MODEL_PATH} --host 127.0.0.1 --port PORT --ctx-size 512 --threads 2
+Exec=llama-server --model {MODEL_PATH} --host 127.0.0.1 --port PORT --ctx-size 512 --threads 1
 # What every podman understands; Notify=healthy means something else before 5.0.
 PodmanArgs=--sdnotify=healthy
 HealthCmd=curl --fail --silent http://127.0.0.1:PORT/health

@@ -14,7 +14,6 @@ from .conftest import Seat
 from .host import need
 from .lab import Lab
 
-MODEL = "file:/srv/models/gemma-3-270m-q4_k_m.gguf"
 PORT = 5000
 ADDRESS = f"127.0.0.1:{PORT}"
 IMAGE = f"{ADDRESS}/engines/llama-cpp:1"
@@ -52,12 +51,12 @@ def registry(lab: Lab) -> Iterator[str]:
 
 
 def test_is_pulled_pinned_and_starts_without_the_registry(
-    lab: Lab, registry: str, seat: Seat
+    lab: Lab, registry: str, seat: Seat, tiny: str
 ) -> None:
     if seat.user != "root":
         # An empty store: everything has to come from the registry.
         seat.run("podman", "rmi", "--all", "--force", check=False)
-    wish = ["cpu-latency", "--model", MODEL, "--set", f"image={registry}"]
+    wish = ["cpu-latency", "--model", tiny, "--set", f"image={registry}"]
     try:
         done = seat.stackctl("up", *wish)
         assert re.search(r"image +127\.0\.0\.1:5000/engines/llama-cpp@sha256:[0-9a-f]{64}, pulled",
@@ -80,9 +79,11 @@ def test_is_pulled_pinned_and_starts_without_the_registry(
     lab.load_door(seat.user)
 
 
-def test_a_tag_that_the_registry_lacks_is_refused_with_its_words(registry: str, seat: Seat) -> None:
+def test_a_tag_that_the_registry_lacks_is_refused_with_its_words(
+    registry: str, seat: Seat, tiny: str
+) -> None:
     missing = registry.replace(":1", ":2")
-    done = seat.stackctl("up", "cpu", "--model", MODEL, "--set", f"image={missing}", code=6)
+    done = seat.stackctl("up", "cpu", "--model", tiny, "--set", f"image={missing}", code=6)
     assert f"error: cannot pull image {missing}" in done.stderr
     assert "manifest unknown" in done.stderr
     seat.assert_nothing_left()

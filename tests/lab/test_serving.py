@@ -14,6 +14,7 @@ from .conftest import EITHER_USER, Seat
 from .lab import IMAGE, Lab
 
 MIB = 2**20
+MODEL = ("--model", look.GEMMA, *look.ONE_THREAD)
 
 
 @pytest.fixture(scope="module", params=EITHER_USER)
@@ -21,7 +22,7 @@ def served(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Seat]:
     """A user whose stack is up with the real model. Nothing here may change it."""
     seat = Seat(lab, str(request.param))
     try:
-        seat.stackctl("up", "cpu-latency", "--model", look.GEMMA)
+        seat.stackctl("up", "cpu-latency", *MODEL)
         yield seat
     finally:
         seat.reset()
@@ -85,7 +86,7 @@ def _seconds(span: str) -> float:
 
 
 def test_the_unit_is_what_render_shows(served: Seat) -> None:
-    shown = served.stackctl("render", "cpu-latency", "--model", look.GEMMA).stdout
+    shown = served.stackctl("render", "cpu-latency", *MODEL).stdout
     installed = look.unit_text(served)
     # Then come the files of the front door, if there is one.
     engine = _plain(installed)
@@ -108,13 +109,13 @@ def _plain(text: str) -> list[str]:
 def test_up_again_says_that_nothing_changed(served: Seat) -> None:
     before = look.container_id(served)
     started = time.monotonic()
-    done = served.stackctl("up", "cpu-latency", "--model", look.GEMMA)
+    done = served.stackctl("up", "cpu-latency", *MODEL)
     assert time.monotonic() - started < 5
     assert "cpu is up already, nothing to change (generation 1)" in done.stdout
     assert "http://127.0.0.1:8080/v1" in done.stdout
     assert look.container_id(served) == before != ""
     # How patient one is with a start changes nothing either.
-    done = served.stackctl("up", "cpu-latency", "--model", look.GEMMA, "--timeout", "9m")
+    done = served.stackctl("up", "cpu-latency", *MODEL, "--timeout", "9m")
     assert "nothing to change" in done.stdout
     assert not look.exists(served.lab, f"{served.state}/stacks/cpu/2.json")
     runtime = served.run("find", served.runtime, "-mindepth", "1").stdout
@@ -148,7 +149,7 @@ def test_status_json(served: Seat) -> None:
 
 
 def test_up_json_is_the_status(served: Seat) -> None:
-    done = served.stackctl("--json", "up", "cpu-latency", "--model", look.GEMMA)
+    done = served.stackctl("--json", "up", "cpu-latency", *MODEL)
     found = json.loads(done.stdout)
     assert next(iter(found)) == "schema"
     assert found["schema"] == "stackctl.status/1"
@@ -167,7 +168,7 @@ def test_check_json(served: Seat) -> None:
 
 
 def test_plan_json(served: Seat) -> None:
-    words = ("plan", "cpu-latency", "--model", look.GEMMA, "--json")
+    words = ("plan", "cpu-latency", *MODEL, "--json")
     found = json.loads(served.stackctl(*words).stdout)
     assert next(iter(found)) == "schema"
     assert found["schema"] == "stackctl.plan/1"
@@ -180,7 +181,7 @@ def test_plan_json(served: Seat) -> None:
 
 def test_another_objective_is_not_taken_without_a_word(served: Seat) -> None:
     before = look.container_id(served)
-    done = served.stackctl("up", "cpu-throughput", "--model", look.GEMMA, code=2)
+    done = served.stackctl("up", "cpu-throughput", *MODEL, code=2)
     look.assert_error(done, r"cpu is running \(generation 1\) and would be replaced", "--yes")
     assert look.container_id(served) == before
     assert not look.exists(served.lab, f"{served.state}/stacks/cpu/2.json")
@@ -189,7 +190,7 @@ def test_another_objective_is_not_taken_without_a_word(served: Seat) -> None:
 
 def test_a_dry_run_shows_the_new_unit_and_changes_nothing(served: Seat) -> None:
     before = look.unit_text(served)
-    done = served.stackctl("up", "cpu-throughput", "--model", look.GEMMA, "--dry-run")
+    done = served.stackctl("up", "cpu-throughput", *MODEL, "--dry-run")
     assert "Objective=throughput\n" in done.stdout
     assert "nothing was changed" in done.stderr
     assert look.unit_text(served) == before
