@@ -22,8 +22,9 @@ GOLDEN = HERE / "golden"
 #: The modules of the lab that take longest, longest first; the others follow, unit tests last. The
 #: first and the third go to one worker, which boots the lab with vLLM for both.
 SLOWEST = (
-    "test_vllm", "test_crashes", "test_vllm_flags", "test_switch", "test_security", "test_remote",
-    "test_bench", "test_provision", "test_up", "test_gpu", "test_guard", "test_calibrate",
+    "test_vllm", "test_crashes", "test_vllm_flags", "test_vllm_failures", "test_switch",
+    "test_remote", "test_provision", "test_security", "test_up", "test_guard", "test_demo",
+    "test_bench", "test_gpu", "test_failures", "test_door",
 )  # fmt: skip
 
 Golden = Callable[[str, str], None]

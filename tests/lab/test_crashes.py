@@ -59,16 +59,21 @@ def places(seat: Seat, kind: str, *words: str) -> list[str]:
 
 
 #: What fails and how far apart the places are: every day, and in depth.
-EVERY_DAY = {"up": 6, "switch": 5, "rollback": 9, "down": 3}
+OPERATIONS = ("up", "switch", "rollback", "down")
+EVERY_DAY = (
+    ("kill", "up", 6),
+    ("kill", "switch", 7),
+    ("kill", "rollback", 13),
+    ("ENOSPC", "switch", 20),
+)
 ALL = os.environ.get("LAB_FAULTS") == "all"
 IN_DEPTH = {"kill": 1, "ENOSPC": 1 if ALL else 4, "EIO": 1 if ALL else 6}
 CASES = [
-    *(pytest.param("kill", name, step, id=f"kill-{name}") for name, step in EVERY_DAY.items()),
-    pytest.param("ENOSPC", "switch", 15, id="ENOSPC-switch"),
+    *(pytest.param(kind, name, step, id=f"{kind}-{name}") for kind, name, step in EVERY_DAY),
     *(
         pytest.param(kind, name, step, id=f"{kind}-{name}-deep", marks=pytest.mark.deep)
         for kind, step in IN_DEPTH.items()
-        for name in EVERY_DAY
+        for name in OPERATIONS
     ),
 ]
 
