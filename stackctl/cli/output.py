@@ -35,7 +35,7 @@ _COMMANDS = re.compile(r"(?!\x1b\[[\d;]*m)[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Output:
-    """Printer of one command's output. It implements the ``Report`` of deployments."""
+    """Printer of one command's output. It implements the ``Progress`` of deployments."""
 
     def __init__(
         self, *, json: bool, quiet: bool, verbose: bool, color: Color, progress: bool
@@ -70,13 +70,13 @@ class Output:
             self._say(text)
 
     def step(self, name: str, text: str) -> None:
-        """See Report: print a finished step, one line on stderr."""
+        """See Progress: print a finished step, one line on stderr."""
         self.note(f"{name:<{_NAME_WIDTH}}{text}")
 
     def changes(
         self, title: str, rows: Sequence[tuple[str, str, str]], notes: Sequence[str]
     ) -> None:
-        """See Report."""
+        """See Progress."""
         self.note(title)
         widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
         for field, now, then in rows:
@@ -85,7 +85,7 @@ class Output:
             self.note(text)
 
     def progress(self, name: str, text: str, *, elapsed_s: float | None = None) -> None:
-        """See Report: rewrite one line on a terminal.
+        """See Progress: rewrite one line on a terminal.
 
         Elsewhere print only progress with ``elapsed_s``, a plain line now and then.
         """
@@ -111,7 +111,7 @@ class Output:
             self.step(name, f"{text}  ·  {format_duration(elapsed_s)}")
 
     def warn(self, text: str, fix: str | None = None) -> None:
-        """See Report: print a warning, even with --quiet."""
+        """See Progress: print a warning, even with --quiet."""
         self._say(self.style("warning:", "yellow", sys.stderr) + f" {text}")
         for line in _fix_lines(fix, 2):
             self._say(line)

@@ -107,7 +107,7 @@ def try_lock(path: Path) -> int | None:
 
 
 def release(descriptor: int) -> None:
-    """Release a lock of try_file."""
+    """Release a lock of try_lock."""
     os.close(descriptor)
 
 
