@@ -308,14 +308,19 @@ def _wait(context: Context, stack: str) -> None:
 
 
 def _same(files: proxy_unit.ProxyFiles, context: Context, stack: str) -> bool:
-    """Return True if this door is installed already; the engine's port may differ."""
-    if _read(_unit_path(context, stack)) != files.unit.text:
-        return False
+    """Return True if this door is installed already.
+
+    The engine's port and comments, which another version of stackctl words differently, may differ.
+    """
     folder = _folder(context, stack)
-    texts = ((file.text, _read(folder / file.name)) for file in files.files)
-    return all(
-        old is not None and _ENGINE.sub("", old) == _ENGINE.sub("", new) for new, old in texts
-    )
+    paths = (_unit_path(context, stack), *(folder / file.name for file in files.files))
+    new = (files.unit.text, *(file.text for file in files.files))
+    texts = zip(map(_read, paths), new, strict=True)
+    return all(old is not None and _comparable(old) == _comparable(text) for old, text in texts)
+
+
+def _comparable(text: str) -> str:
+    return _ENGINE.sub("", render.without_comments(text))
 
 
 def _unit_path(context: Context, stack: str) -> Path:

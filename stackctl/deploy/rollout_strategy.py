@@ -29,7 +29,8 @@ def free_slot(stack: str, unit: str | None) -> str:
 def is_unchanged(new: Generation, before: InstalledStack) -> bool:
     """Return True if a generation has the same unit and front door as the installed one.
 
-    Comments, number, slot, time limits and claimed memory may differ.
+    Number, slot, time limits and claimed memory may differ, and comments, which another version of
+    stackctl words differently. In a file that was changed by hand comments count.
     """
     old = before.generation
     if old is None or before.file is None:
@@ -39,6 +40,8 @@ def is_unchanged(new: Generation, before: InstalledStack) -> bool:
         render.without_claimed_bytes(render.comparison_text(text))
         for text in (file.text, before.file.text)
     ]
+    if before.file.text in (stored.text for stored in old.units.files):
+        texts = [render.without_comments(text) for text in texts]
     return texts[0] == texts[1] and new.door == old.door
 
 

@@ -176,13 +176,16 @@ def log_identifier(stack: str, generation: int) -> str:
     return f"{stack}-g{generation}"
 
 
-def comparison_text(text: str) -> str:
-    """Return a unit's text without comments, number, slot and time limits, to compare two units.
+def without_comments(text: str) -> str:
+    """Return the text of a unit or of HAProxy's configuration without lines that are comments."""
+    return re.sub(r"^[ \t]*#.*\n", "", text, flags=re.MULTILINE)
 
-    A different limit for a start is no reason for another start, and neither is a comment that
-    another version of stackctl words differently.
+
+def comparison_text(text: str) -> str:
+    """Return a unit's text without its number, slot and time limits, to compare two units.
+
+    A different limit for a start is no reason for another start.
     """
-    text = re.sub(r"^#.*\n", "", text, flags=re.MULTILINE)
     text = _GENERATION.sub("Generation=", text)
     text = re.sub(r"^(TimeoutStartSec|StartLimitIntervalSec)=.*$", r"\1=", text, flags=re.MULTILINE)
     return _CONTAINER.sub("ContainerName=", _IDENTIFIER.sub("SyslogIdentifier=", text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from samples import EPYC, LATENCY, plan
 
 from stackctl.cli.output import Output
-from stackctl.deploy import engine_port, rollout_strategy, unit_files
+from stackctl.deploy import engine_port, proxy, rollout_strategy, unit_files
 from stackctl.deploy.context import Context
 from stackctl.deploy.lifecycle import exclusive_change
 from stackctl.deploy.stack_state import InstalledStack
@@ -24,7 +25,7 @@ from stackctl.machine.systemd import Systemd
 from stackctl.state.generations import Generations
 from stackctl.state.journal import Journal
 from stackctl.state.paths import scope_paths
-from stackctl.units.proxy_unit import proxy_log_identifier, proxy_service
+from stackctl.units.proxy_unit import proxy_log_identifier, proxy_service, render_proxy
 from stackctl.values.claim import Claim
 from stackctl.values.generation import Generation, Outcome
 from stackctl.values.proxy import Proxy
@@ -59,6 +60,38 @@ def context(folder: Path) -> Context:
         progress=Output(json=False, quiet=True, verbose=False, color="never", progress=False),
         confirm=lambda _: False,
     )
+
+
+def unit_set(text: str) -> UnitSet:
+    file = UnitFile(name="cpu.container", text=text)
+    return UnitSet(stack="cpu", service="cpu.service", container="stackctl-cpu", files=(file,))
+
+
+def test_a_comment_of_another_version_restarts_nothing(tmp_path: Path) -> None:
+    old = msgspec.structs.replace(generation(1, 20001), units=unit_set("# old\n[Container]\nA=1\n"))
+    (file,) = old.units.files
+
+    def unchanged(text: str, installed: UnitFile = file) -> bool:
+        before = InstalledStack(installed, "cpu", old, "active")
+        new = msgspec.structs.replace(old, number=2, units=unit_set(text))
+        return rollout_strategy.is_unchanged(new, before)
+
+    assert unchanged("# new words\n[Container]\nA=1\n")
+    assert not unchanged("# old\n[Container]\nA=2\n")
+    # A file that was changed by hand is replaced.
+    assert not unchanged(file.text, UnitFile(name=file.name, text=file.text + "# by hand\n"))
+    # The same for the front door.
+    here = context(tmp_path)
+    assert old.door is not None
+    files = render_proxy("cpu", old.door, scope="user", podman="5.4.0", folder=str(tmp_path))
+    unit_files.write(here, "cpu", (files.unit,))
+    folder = here.paths.proxy_folder("cpu")
+    folder.mkdir(parents=True)
+    for one in files.files:
+        (folder / one.name).write_text(re.sub(r"(?m)^( *)# .*$", r"\1# old words", one.text))
+    assert proxy._same(files, here, "cpu")
+    (folder / "haproxy.cfg").write_text(files.files[0].text.replace("timeout", "timeouts"))
+    assert not proxy._same(files, here, "cpu")
 
 
 def test_a_private_port_is_one_that_no_stored_generation_needs(tmp_path: Path) -> None:
