@@ -8,8 +8,8 @@ from stackctl.diagnose import remedies
 from stackctl.diagnose.finding_text import (
     deploy_with_settings,
     format_seconds,
+    generating_threads,
     make_finding,
-    planned_threads,
     threads_option,
 )
 from stackctl.diagnose.load_summary import LoadSummary
@@ -89,7 +89,7 @@ def _ours(evidence: Evidence) -> bool | None:
 
 def cpu_contention(evidence: Evidence, load: LoadSummary) -> Finding | None:  # noqa: ARG001
     """Find threads that wait for a CPU: other processes use it, or the threads are too many."""
-    cpu, planned = evidence.cpu, planned_threads(evidence)
+    cpu, planned = evidence.cpu, generating_threads(evidence)
     allowed = cpu.allowed if cpu and cpu.allowed else _planned_cpus(evidence)
     # Set to (threads, CPUs) if there are more threads than CPUs.
     crowd = None

@@ -8,7 +8,7 @@ import msgspec
 
 from stackctl.diagnose.load_summary import ValueRange
 from stackctl.diagnose.verify_results import deploy_command
-from stackctl.engines import context_per_request
+from stackctl.engines import context_per_request, planned_threads
 from stackctl.engines import engine as find_engine
 from stackctl.engines.options import int_option_in_argv
 from stackctl.engines.protocol import Engine
@@ -117,12 +117,11 @@ def concurrency(evidence: Evidence) -> int | None:
     return int_option_in_argv(evidence.plan.argv, find_engine(evidence.plan.engine).requests_option)
 
 
-def planned_threads(evidence: Evidence) -> int | None:
-    """Return the number of generating threads by the plan, else by the log."""
+def generating_threads(evidence: Evidence) -> int | None:
+    """Return the number of generating threads by the plan, else by the log; None: unknown."""
     if evidence.plan is None:
         return evidence.log.threads if evidence.log is not None else None
-    option = threads_option(evidence)
-    return int_option_in_argv(evidence.plan.argv, option) if option else None
+    return planned_threads(evidence.plan)
 
 
 def threads_option(evidence: Evidence) -> str | None:

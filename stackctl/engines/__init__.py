@@ -12,6 +12,7 @@ import msgspec
 from stackctl.engines.image_recipe import ImageRecipe
 from stackctl.engines.llamacpp import architectures as gguf_architectures
 from stackctl.engines.llamacpp.engine import LlamaCpp
+from stackctl.engines.options import int_option_in_argv
 from stackctl.engines.protocol import Engine
 from stackctl.engines.vllm.engine import Vllm
 from stackctl.errors import ExitCode, StackctlError
@@ -105,10 +106,9 @@ def with_unsupported(model: Model) -> Model:
 
 
 def planned_threads(plan: Plan) -> int | None:
-    """Return the number of threads that a plan sets for generation; None if it sets none."""
+    """Return the generating threads by the plan's arguments; None if they leave it open."""
     names = engine(plan.engine).threads_options
-    values = (d.value for d in plan.decisions if names is not None and d.field == names[0])
-    return next((value for value in values if isinstance(value, int)), None)
+    return int_option_in_argv(plan.argv, names[0]) if names is not None else None
 
 
 def context_per_request(plan: Plan) -> int | None:
