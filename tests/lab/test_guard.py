@@ -190,6 +190,7 @@ def test_a_crash_loop_ends_in_a_clear_state(one: Seat, tiny: str) -> None:
 # Changed by hand
 
 
+@pytest.mark.deep
 def test_status_names_what_was_changed_by_hand(seat: Seat, tiny: str) -> None:
     seat.stackctl(*UP, tiny)
     assert status(seat)["drift"] == []
@@ -265,7 +266,7 @@ def test_root_runs_no_program_that_others_can_change(lab: Lab) -> None:
         done = root.stackctl("guard", "--install", code=5)
     finally:
         lab.run(["chown", "root", program], check=True)
-    look.assert_error(done, "is writable by other users", "only root can write")
+    look.assert_error(done, f"refusing timer: {program} belongs to lab", "only root can write")
     assert not look.exists(lab, "/etc/systemd/system/stackctl-guard.service")
 
 
