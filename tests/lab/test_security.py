@@ -215,6 +215,7 @@ def test_units_are_read_by_all_and_changed_by_their_owner_only(served: Seat) -> 
 
 
 @pytest.mark.deep
+@pytest.mark.usefixtures("root")
 def test_state_folders_of_older_versions_are_closed(one: Seat, tiny: str) -> None:
     one.stackctl("up", "cpu-latency", "--model", tiny)
     for folder in (one.state, one.runtime):
