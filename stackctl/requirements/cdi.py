@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from stackctl.quantity import version_numbers
 from stackctl.requirements import host_paths
 from stackctl.requirements.facts import MachineFacts, StackNeeds
 from stackctl.requirements.gpu import DEFAULT_CUDA, GpuDriver, GpuPresent, nvidia_gpus
 from stackctl.requirements.requirement import ProvisionItem, provision_fix, shipped_file
-from stackctl.values.host import CdiProblemCode, CdiSpec, Host
+from stackctl.values.host import CdiProblemCode, CdiSpec, Gpu, Host
 from stackctl.values.provision import Change, EnableChange, ItemPlan, PackagesChange
 from stackctl.values.result import Result, Status
 
@@ -50,15 +50,19 @@ class CdiFiles(ProvisionItem):
         unnamed = [gpu for gpu in nvidia_gpus(host) or host.gpus if gpu.cdi is None]
         status: Status = "warn" if usable and not unnamed else "fail"
         yield from (self._bad_file(host, spec, status) for spec in specs if spec.problem)
-        if usable and unnamed:
-            missing = ", ".join(gpu.uuid or gpu.name or str(gpu.index) for gpu in unnamed)
-            yield self.result(
-                "fail", f"no device for {missing}", expected=_EXPECTED,
-                evidence=" ".join(spec.path for spec in usable), remedy=_SUDO_GENERATE,
-            )  # fmt: skip
-        elif usable:
+        if usable:
+            yield self._devices(host, usable, unnamed)
+
+    def _devices(self, host: Host, usable: Sequence[CdiSpec], unnamed: Sequence[Gpu]) -> Result:
+        """Return the finding about the devices that usable files name."""
+        if not unnamed:
             names = " ".join(gpu.cdi for gpu in host.gpus if gpu.cdi)
-            yield self.result("ok", names, expected=_EXPECTED)
+            return self.result("ok", names, expected=_EXPECTED)
+        missing = ", ".join(gpu.uuid or gpu.name or str(gpu.index) for gpu in unnamed)
+        return self.result(
+            "fail", f"no device for {missing}", expected=_EXPECTED,
+            evidence=" ".join(spec.path for spec in usable), remedy=_SUDO_GENERATE,
+        )  # fmt: skip
 
     def _bad_file(self, host: Host, spec: CdiSpec, status: Status) -> Result:
         return self.result(
