@@ -38,10 +38,10 @@ $(READY): requirements/dev.txt pyproject.toml | python
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
-test: venv ## Linters, unit tests and lab tests, about 12 minutes (lab: Linux, root)
+test: venv ## Linters, unit tests and lab tests, some 10 minutes (lab: Linux, root)
 	$(RUN) -m pytest tests $(SHARED)
 
-test-deep: venv ## The rest of what CI runs: all fault points, both users, long fuzz: half an hour
+test-deep: venv ## The rest of what CI runs: more faults, both users, long fuzz
 	$(RUN) -m pytest tests -m deep $(SHARED)
 
 test-unit: venv ## The tests that need neither root nor the lab
