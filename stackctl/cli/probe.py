@@ -39,7 +39,7 @@ def command(session: Session, sysroot: Path | None, measure: bool, models: Path 
     Other commands read its --json output with --facts. With --measure it has the measured
     bandwidth, which those plans then use.
     """
-    from stackctl.machine.machine import LiveMachine, RecordedMachine
+    from stackctl.machine.machine import Machine, RecordedMachine
     from stackctl.probe import probe
     from stackctl.probe.storage import measure_storage, probe_storage
 
@@ -47,7 +47,7 @@ def command(session: Session, sysroot: Path | None, measure: bool, models: Path 
         raise StackctlError(
             "--measure needs the machine itself, not a recording", exit_code=ExitCode.USAGE
         )
-    machine = LiveMachine() if sysroot is None else RecordedMachine(sysroot)
+    machine = Machine() if sysroot is None else RecordedMachine(sysroot)
     host = probe(machine, scope=session.scope, names=True)
     if models is not None:
         storage = probe_storage(machine, str(models.resolve()))

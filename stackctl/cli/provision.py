@@ -267,11 +267,11 @@ def _undo(session: Session, only: Sequence[str], dry_run: bool) -> None:
 
 
 def _machine() -> tuple[TargetRoot, UndoStore]:
-    from stackctl.machine.machine import LiveMachine
+    from stackctl.machine.machine import Machine
     from stackctl.provision.target_root import TargetRoot
     from stackctl.provision.undo_record import PATH, UndoStore
 
-    return TargetRoot(LiveMachine()), UndoStore(Path(PATH))
+    return TargetRoot(Machine()), UndoStore(Path(PATH))
 
 
 def _lock(dry_run: bool) -> contextlib.AbstractContextManager[None]:

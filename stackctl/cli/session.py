@@ -55,11 +55,11 @@ class Session:
     def plan_basis(self, facts: Path | None = None) -> PlanBasis:
         """Return the machine to plan for: this one, or the one in a file of facts."""
         from stackctl.deploy.plan_inputs import read_basis, read_basis_file
-        from stackctl.machine.machine import LiveMachine
+        from stackctl.machine.machine import Machine
 
         if facts is not None:
-            return read_basis_file(self.paths(), LiveMachine(), facts)
-        return read_basis(self.paths(), LiveMachine())
+            return read_basis_file(self.paths(), Machine(), facts)
+        return read_basis(self.paths(), Machine())
 
     def context(self, *, recover: Literal["must", "try", "no"] = "must") -> Context:
         """Return the context of deployments, and first recover an interrupted change.
@@ -73,7 +73,7 @@ class Session:
         """
         from stackctl.deploy.context import Context
         from stackctl.machine import path_security
-        from stackctl.machine.machine import LiveMachine
+        from stackctl.machine.machine import Machine
         from stackctl.machine.systemd import Systemd
 
         paths = self.paths()
@@ -89,7 +89,7 @@ class Session:
             path_security.restrict_permissions(folder)
         context = Context(
             paths=paths,
-            machine=LiveMachine(),
+            machine=Machine(),
             systemd=Systemd(self.scope),
             progress=self.out,
             confirm=self.confirm,

@@ -9,7 +9,6 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import path_security, runner
@@ -21,79 +20,74 @@ _MOST_BYTES = 16 * 2**20
 _MOST_LINKS = 8
 
 
-class Machine(Protocol):
-    """The source of facts about a machine. Paths are absolute, as on that machine."""
+class Machine:
+    """The machine that stackctl runs on. Paths are absolute."""
 
-    @property
-    def live(self) -> bool:
-        """Return True if stackctl runs on this machine, False for a recording."""
-        ...
+    #: False for a recording.
+    live = True
 
     def read(self, path: str, *, most: int = _MOST_BYTES) -> str | None:
         """Return the text of a file, at most ``most`` bytes; None if it is absent or unreadable."""
-        ...
+        data = self._read(path, most)
+        return None if data is None else data.decode("utf-8", "replace")
 
     def read_bytes(self, path: str) -> bytes | None:
         """Return the bytes of a file, at most 16 MiB; None if it is absent or unreadable."""
-        ...
+        return self._read(path, _MOST_BYTES)
 
     def glob(self, pattern: str) -> tuple[str, ...]:
         """Return the paths that match a shell pattern, sorted."""
-        ...
+        return tuple(sorted(globbing.glob(pattern)))
 
     def read_link(self, path: str) -> str | None:
         """Return the target of a symbolic link; None if it is not a link or unreadable."""
-        ...
+        try:
+            return os.readlink(path)  # noqa: PTH115 - called for thousands of links
+        except (OSError, ValueError):
+            return None
 
     def file_state(self, path: str) -> FileState | None:
         """Return identity, size and times of the file at a path; None if it cannot be read."""
-        ...
+        place = self._place(path)
+        if place is None:
+            return None
+        try:
+            found = os.stat(place)  # noqa: PTH116 - the path is a str, as everywhere here
+        except (OSError, ValueError):
+            return None
+        return FileState(
+            device=found.st_dev,
+            inode=found.st_ino,
+            bytes=found.st_size,
+            content_changed=found.st_mtime,
+            changed=found.st_ctime,
+        )
 
     def read_user_files(self, home: str, below: str, suffix: str) -> tuple[tuple[str, str], ...]:
         """Return path and text of the files ``HOME/BELOW/*/*SUFFIX``, as in
         path_security.read_user_files."""
-        ...
-
-    def run(self, argv: Sequence[str], *, timeout_s: float = 10) -> runner.Completed:
-        """Run a command that only reads. Raises StackctlError if it cannot be run."""
-        ...
-
-
-class LiveMachine:
-    """The machine that stackctl runs on."""
-
-    live = True
-
-    def read(self, path: str, *, most: int = _MOST_BYTES) -> str | None:
-        """See Machine."""
-        return _text(_read(path, most))
-
-    def read_bytes(self, path: str) -> bytes | None:
-        """See Machine."""
-        return _read(path)
-
-    def glob(self, pattern: str) -> tuple[str, ...]:
-        """See Machine."""
-        return tuple(sorted(globbing.glob(pattern)))
-
-    def read_link(self, path: str) -> str | None:
-        """See Machine."""
-        return _link(path)
-
-    def file_state(self, path: str) -> FileState | None:
-        """See Machine."""
-        return _state(path)
-
-    def read_user_files(self, home: str, below: str, suffix: str) -> tuple[tuple[str, str], ...]:
-        """See Machine."""
         return tuple(path_security.read_user_files(home, below, suffix))
 
     def run(self, argv: Sequence[str], *, timeout_s: float = 10) -> runner.Completed:
-        """See Machine."""
+        """Run a command that only reads. Raises StackctlError if it cannot be run."""
         return runner.run(argv, check=False, timeout_s=timeout_s)
 
+    def _place(self, path: str) -> str | None:
+        """Return the place of a path on this machine; None if its links form a circle."""
+        return path
 
-class RecordedMachine:
+    def _read(self, path: str, most: int) -> bytes | None:
+        place = self._place(path)
+        if place is None:
+            return None
+        try:
+            with open(place, "rb", opener=_open_without_waiting) as stream:
+                return stream.read(most)
+        except (OSError, ValueError):
+            return None
+
+
+class RecordedMachine(Machine):
     """A machine recorded below a folder: its /proc and /sys, and outputs of commands.
 
     ``commands.json`` in that folder maps each command, as typed, to its stdout. A command that was
@@ -127,20 +121,8 @@ class RecordedMachine:
             )
         self._commands: dict[str, str] = commands
 
-    def read(self, path: str, *, most: int = _MOST_BYTES) -> str | None:
-        """See Machine. Links lead where they led there, and never out of the recording."""
-        return _text(self._recorded(path, most))
-
-    def read_bytes(self, path: str) -> bytes | None:
-        """See Machine."""
-        return self._recorded(path, _MOST_BYTES)
-
-    def _recorded(self, path: str, most: int) -> bytes | None:
-        place = self._place(path)
-        return None if place is None else _read(place, most)
-
     def _place(self, path: str) -> str | None:
-        """Return a path's place in the recording; None if its links form a circle."""
+        """Follow the links of the recorded machine, which never lead out of the recording."""
         folder, _, name = path.rpartition("/")
         if folder not in self._folders:
             self._folders[folder] = self._walk(folder, self._root)
@@ -179,12 +161,7 @@ class RecordedMachine:
         """See Machine."""
         folder, _, name = path.rpartition("/")
         above = self._place(folder)
-        return None if above is None else _link(f"{above}/{name}")
-
-    def file_state(self, path: str) -> FileState | None:
-        """See Machine."""
-        place = self._place(path)
-        return None if place is None else _state(place)
+        return None if above is None else super().read_link(f"{above}/{name}")
 
     def _names(self, folder: str, part: str) -> list[str]:
         """Return the names in a folder that match one part of a pattern."""
@@ -212,39 +189,6 @@ class RecordedMachine:
         return runner.Completed(tuple(argv), 0, self._commands[command], "")
 
 
-def _read(path: str, most: int = _MOST_BYTES) -> bytes | None:
-    try:
-        with open(path, "rb", opener=_opener) as stream:
-            return stream.read(most)
-    except (OSError, ValueError):
-        return None
-
-
-def _link(path: str) -> str | None:
-    try:
-        return os.readlink(path)  # noqa: PTH115 - called for thousands of links
-    except (OSError, ValueError):
-        return None
-
-
-def _state(path: str) -> FileState | None:
-    try:
-        found = os.stat(path)  # noqa: PTH116 - the path is a str, as everywhere here
-    except (OSError, ValueError):
-        return None
-    return FileState(
-        device=found.st_dev,
-        inode=found.st_ino,
-        bytes=found.st_size,
-        content_changed=found.st_mtime,
-        changed=found.st_ctime,
-    )
-
-
-def _opener(path: str, flags: int) -> int:
-    """Open a file without waiting, so that a pipe in its place is read as empty."""
+def _open_without_waiting(path: str, flags: int) -> int:
+    """Open a file at once, so that a pipe in its place is read as empty."""
     return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
-
-
-def _text(data: bytes | None) -> str | None:
-    return None if data is None else data.decode("utf-8", "replace")

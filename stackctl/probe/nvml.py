@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from stackctl.errors import NotInstalled, StackctlError
-from stackctl.machine.machine import LiveMachine
+from stackctl.machine.machine import RecordedMachine
 from stackctl.probe.fact_reader import FactReader, sanitize
 from stackctl.values.base import Value, from_json
 
@@ -66,7 +66,7 @@ class Nvml:
         self.package_missing = False
         self._readings: NvmlReadings | None = None
         self._thread: threading.Thread | None = None
-        if isinstance(reader.machine, LiveMachine):
+        if not isinstance(reader.machine, RecordedMachine):
             # Without the driver's device the library has no answers, so it is not loaded.
             if reader.exists("/dev/nvidiactl") or reader.exists("/dev/dxg"):
                 self._give_up = time.monotonic() + _PATIENCE_S

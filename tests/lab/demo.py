@@ -315,9 +315,9 @@ def refuse_taken_port(place: Here | InLab, folder: Path, port: int) -> None:
 def holder(port: int) -> str:
     """The program that listens on that port."""
     code = (
-        "from stackctl.machine.machine import LiveMachine\n"
+        "from stackctl.machine.machine import Machine\n"
         "from stackctl.machine.ports import listener\n"
-        f"print(listener(LiveMachine(), {port}))\n"
+        f"print(listener(Machine(), {port}))\n"
     )
     path = f"PYTHONPATH={CHECKOUT}"
     return quiet(["env", path, trees.project_python(), "-c", code]).stdout.strip() or "a program"

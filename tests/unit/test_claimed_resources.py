@@ -28,7 +28,7 @@ from samples import (
 )
 
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.machine.machine import LiveMachine, RecordedMachine
+from stackctl.machine.machine import Machine, RecordedMachine
 from stackctl.plan import claimed_resources
 from stackctl.plan.claimed_resources import claim_of
 from stackctl.plan.planner import PlanInputs
@@ -359,7 +359,7 @@ def test_a_pipe_in_the_place_of_a_unit_is_not_waited_for(tmp_path: Path) -> None
     (tmp_path / "sys").mkdir()
     os.mkfifo(folder / "x.container")
     assert installed_claims(RecordedMachine(tmp_path), scope_paths("system", {})) == ()
-    assert LiveMachine().read(str(folder / "x.container")) == ""
+    assert Machine().read(str(folder / "x.container")) == ""
 
 
 def test_a_unit_survives_a_name_that_needs_escaping() -> None:

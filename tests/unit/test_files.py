@@ -15,7 +15,7 @@ import pytest
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import subids
 from stackctl.machine.atomic_files import sync_folder, write_atomically
-from stackctl.machine.machine import LiveMachine, RecordedMachine
+from stackctl.machine.machine import Machine, RecordedMachine
 
 
 @contextmanager
@@ -143,7 +143,7 @@ def test_sync_folder(tmp_path: Path) -> None:
 
 
 def test_the_live_machine(tmp_path: Path) -> None:
-    machine = LiveMachine()
+    machine = Machine()
     (tmp_path / "a[1].txt").write_text("one\n")
     (tmp_path / "b.txt").write_bytes(b"\xff\n")
     assert machine.live

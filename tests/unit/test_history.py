@@ -22,7 +22,7 @@ from stackctl.deploy.context import Context
 from stackctl.deploy.recover import record_end
 from stackctl.errors import StackctlError
 from stackctl.machine.lock import exclusive
-from stackctl.machine.machine import LiveMachine
+from stackctl.machine.machine import Machine
 from stackctl.machine.systemd import Systemd
 from stackctl.observe.check import record_health
 from stackctl.observe.generation_diff import compare_generations
@@ -704,7 +704,7 @@ def test_a_check_that_cannot_be_recorded_warns(
 ) -> None:
     context = Context(
         paths=scope_paths("user", {"HOME": str(tmp_path)}),
-        machine=LiveMachine(),
+        machine=Machine(),
         systemd=Systemd("user"),
         progress=Output(json=False, quiet=True, verbose=False, color="never", progress=False),
         confirm=lambda _: False,
@@ -729,7 +729,7 @@ def test_a_check_that_cannot_be_recorded_warns(
 def test_how_the_generations_of_a_change_ended(tmp_path: Path) -> None:
     context = Context(
         paths=scope_paths("user", {"HOME": str(tmp_path)}),
-        machine=LiveMachine(),
+        machine=Machine(),
         systemd=Systemd("user"),
         progress=Output(json=False, quiet=True, verbose=False, color="never", progress=False),
         confirm=lambda _: False,

@@ -11,7 +11,7 @@ from samples import CARD, EPYC_GPU, facts_of, shipped, shipped_model
 from stackctl.deploy.images import PlannedImage
 from stackctl.deploy.plan_inputs import PlanBasis, inputs_before_image, with_image
 from stackctl.engines import engine
-from stackctl.machine.machine import LiveMachine
+from stackctl.machine.machine import Machine
 from stackctl.state import engine_workarounds
 from stackctl.state.paths import scope_paths
 from stackctl.values.engine_facts import EngineWorkaround
@@ -23,7 +23,7 @@ FACTS = msgspec.structs.replace(facts_of(engine("vllm").newest.options), engine=
 
 def basis(folder: Path) -> PlanBasis:
     found = scope_paths("user", {"HOME": str(folder)})
-    return PlanBasis(paths=found, machine=LiveMachine(), host=EPYC_GPU)
+    return PlanBasis(paths=found, machine=Machine(), host=EPYC_GPU)
 
 
 def test_options_that_an_image_needed_on_the_gpu_are_planned(tmp_path: Path) -> None:

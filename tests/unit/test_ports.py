@@ -14,7 +14,7 @@ from refusing import run_without
 
 from stackctl.deploy.preflight import require_port
 from stackctl.errors import StackctlError
-from stackctl.machine.machine import LiveMachine
+from stackctl.machine.machine import Machine
 from stackctl.machine.ports import Listener, listener
 
 LISTEN = """
@@ -33,8 +33,8 @@ def free_port() -> int:
 
 def test_a_free_port() -> None:
     port = free_port()
-    assert listener(LiveMachine(), port) is None
-    require_port(LiveMachine(), port)
+    assert listener(Machine(), port) is None
+    require_port(Machine(), port)
     # To ask does not take it.
     with socket.create_server(("127.0.0.1", port)):
         pass
@@ -43,12 +43,12 @@ def test_a_free_port() -> None:
 def test_a_port_of_this_process() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        found = listener(LiveMachine(), port)
+        found = listener(Machine(), port)
         assert found is not None
         assert found.pid == os.getpid()
         assert found.command == Path("/proc/self/comm").read_text().strip()
         with pytest.raises(StackctlError) as caught:
-            require_port(LiveMachine(), port)
+            require_port(Machine(), port)
     assert f"port {port} is taken by" in caught.value.message
     assert f"process {os.getpid()}" in caught.value.message
     assert f"--set port={port + 1}" in (caught.value.hint or "")
@@ -64,7 +64,7 @@ def test_a_port_of_another_process(address: str) -> None:
         line = process.stdout.readline()
         if not line:
             pytest.skip("no IPv6 here")
-        found = listener(LiveMachine(), int(line))
+        found = listener(Machine(), int(line))
         process.communicate("")
     assert found is not None
     assert found.pid == process.pid
@@ -78,7 +78,7 @@ def test_a_port_that_was_closed_a_moment_ago_is_free() -> None:
         with socket.create_connection(("127.0.0.1", port)):
             accepted, _ = server.accept()
             accepted.close()
-    assert listener(LiveMachine(), port) is None
+    assert listener(Machine(), port) is None
 
 
 def test_a_port_for_root_alone() -> None:
@@ -86,9 +86,9 @@ def test_a_port_for_root_alone() -> None:
         pytest.skip("needs root, to become somebody else")
     code = (
         "import os; from stackctl.deploy.preflight import require_port\n"
-        "from stackctl.machine.machine import LiveMachine\n"
+        "from stackctl.machine.machine import Machine\n"
         "os.setuid(65534)\n"
-        "require_port(LiveMachine(), 80)\n"
+        "require_port(Machine(), 80)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "StackctlError: port 80 needs root" in done.stderr
@@ -97,9 +97,9 @@ def test_a_port_for_root_alone() -> None:
 @pytest.mark.parametrize("error", [errno.EPERM, errno.ENOBUFS])
 def test_a_port_that_cannot_be_bound_for_another_reason(error: int) -> None:
     code = (
-        "from stackctl.machine.machine import LiveMachine\n"
+        "from stackctl.machine.machine import Machine\n"
         "from stackctl.machine.ports import listener\n"
-        f"listener(LiveMachine(), {free_port()})\n"
+        f"listener(Machine(), {free_port()})\n"
     )
     done = run_without("bind", error, code)
     last = done.stderr.splitlines()[-1]
@@ -113,7 +113,7 @@ def test_an_outgoing_connection_is_no_listener() -> None:
         socket.create_connection(server.getsockname()) as client,
     ):
         port = client.getsockname()[1]
-        found = listener(LiveMachine(), port)
+        found = listener(Machine(), port)
         # The port cannot be bound, but nobody listens: no process is accused.
         assert found is None or found.pid is None
 

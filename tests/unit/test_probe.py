@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from stackctl.errors import ExitCode, NotInstalled, StackctlError
-from stackctl.machine.machine import LiveMachine, RecordedMachine
+from stackctl.machine.machine import Machine, RecordedMachine
 from stackctl.machine.runner import Completed
 from stackctl.probe import probe
 from stackctl.probe.cpuinfo import read_cpuinfo
@@ -472,7 +472,7 @@ def test_a_recorded_machine_starts_no_process(tmp_path: Path, scope: Scope) -> N
 
 @pytest.mark.parametrize("scope", ["user", "system"])
 def test_this_machine(scope: Scope) -> None:
-    host = probe(LiveMachine(), scope=scope)
+    host = probe(Machine(), scope=scope)
     assert from_json(to_json(host), Host, where="test") == host
     assert host.cpu.threads == len(_cpus(host.cpu.online))
     assert _cpus(host.cpu.allowed) <= os.sched_getaffinity(0)
@@ -488,7 +488,7 @@ def _cpus(cpus: CpuList | None) -> set[int]:
 
 def test_probing_leaves_no_thread_behind() -> None:
     before = threading.active_count()
-    probe(LiveMachine(), scope="user")
+    probe(Machine(), scope="user")
     assert threading.active_count() == before
 
 
@@ -558,7 +558,7 @@ def test_names_are_asked_only_for_what_the_kernel_does_not_say(
 
 
 @pytest.mark.skipif(
-    read_cpuinfo(FactReader(LiveMachine())).architecture != "x86_64", reason="py-cpuinfo and x86"
+    read_cpuinfo(FactReader(Machine())).architecture != "x86_64", reason="py-cpuinfo and x86"
 )
 def test_the_real_library_answers() -> None:
     filled = CpuInfoFallback().complete(Cpu())

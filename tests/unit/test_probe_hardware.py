@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from test_probe_machines import Written, write
 
 from stackctl.errors import StackctlError
-from stackctl.machine.machine import LiveMachine, RecordedMachine
+from stackctl.machine.machine import Machine, RecordedMachine
 from stackctl.probe import bandwidth, dmi, probe, storage
 from stackctl.probe.cdi import check_cdi_file, parse_cdi, probe_cdi
 from stackctl.probe.doctor import findings
@@ -458,7 +458,7 @@ _YAMLISH = st.text(alphabet="a:-?&*!|>[]{},#'\"%@ \n\t0.<~é\0", max_size=300)
 @example("kind: a/b\ndevices: [{name: [x]}, {name: 3}, 7]\ncontainerEdits: [1]\n", "yaml")
 @example("a: 2001-99-99\n", "yaml")
 def test_no_cdi_file_stops_the_probe(text: str, suffix: str) -> None:
-    reader = FactReader(LiveMachine())
+    reader = FactReader(Machine())
     started = time.process_time()
     spec = check_cdi_file(reader, f"/etc/cdi/x.{suffix}", text, "4.9.3")
     assert time.process_time() - started < 1
@@ -506,7 +506,7 @@ def test_the_file_system_of_a_folder(tmp_path: Path) -> None:
 
 
 def test_storage_of_this_machine(tmp_path: Path) -> None:
-    found = storage.probe_storage(LiveMachine(), str(tmp_path / "not" / "yet"))
+    found = storage.probe_storage(Machine(), str(tmp_path / "not" / "yet"))
     assert found.filesystem
     assert found.free_bytes
     assert found.path.endswith("not/yet")
@@ -526,9 +526,7 @@ def big(tmp_path: Path) -> Iterator[Path]:
 def test_read_speed(big: Path) -> None:
     (big.parent / "small").write_bytes(b"x")
     started = time.monotonic()
-    found = storage.measure_storage(
-        storage.probe_storage(LiveMachine(), str(big.parent)), seconds=0.2
-    )
+    found = storage.measure_storage(storage.probe_storage(Machine(), str(big.parent)), seconds=0.2)
     assert time.monotonic() - started < 5
     assert found.read_bytes_s is not None
     assert found.read_bytes_s > MIB

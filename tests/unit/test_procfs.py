@@ -13,7 +13,7 @@ import pytest
 from samples import GEMMA, HOSTS, plan
 from test_verify import generation
 
-from stackctl.machine.machine import LiveMachine, RecordedMachine
+from stackctl.machine.machine import Machine, RecordedMachine
 from stackctl.machine.ports import listening_sockets
 from stackctl.observe import procfs
 from stackctl.observe.inspection import (
@@ -213,7 +213,7 @@ def test_a_damaged_line(tmp_path: Path, text: str) -> None:
 
 
 def test_this_process() -> None:
-    machine, pid = LiveMachine(), os.getpid()
+    machine, pid = Machine(), os.getpid()
     stats = procfs.processes(machine)
     assert stats[pid].parent == os.getppid()
     one = procfs.process_memory(machine, stats[pid], procfs.is_below(["/models"]))
@@ -229,7 +229,7 @@ def test_this_process() -> None:
 
 
 def test_a_process_that_ends_while_it_is_read() -> None:
-    machine = LiveMachine()
+    machine = Machine()
     with subprocess.Popen(["sleep", "60"]) as process:
         stats = procfs.processes(machine)
         assert process.pid in procfs.descendants(stats, os.getpid())
@@ -254,7 +254,7 @@ def test_sockets_of_this_machine(address: str) -> None:
         socket.socket(family, socket.SOCK_DGRAM) as datagrams,
     ):
         datagrams.bind((address, 0))
-        found = listening_sockets(LiveMachine(), os.getpid())
+        found = listening_sockets(Machine(), os.getpid())
         assert found is not None
         have = {(one.protocol, one.address, one.port): one.inode for one in found}
         inode = str(os.fstat(server.fileno()).st_ino)
@@ -266,7 +266,7 @@ def test_links_and_states_of_files(tmp_path: Path) -> None:
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/a").write_text("four")
     (tmp_path / "proc/b").symlink_to("/proc/a")
-    live, recorded = LiveMachine(), RecordedMachine(tmp_path)
+    live, recorded = Machine(), RecordedMachine(tmp_path)
     for machine, path in ((live, f"{tmp_path}/proc"), (recorded, "/proc")):
         assert machine.read_link(f"{path}/b") == "/proc/a"
         assert machine.read_link(f"{path}/a") is None

@@ -18,7 +18,7 @@ from test_probe_doctor import READY, changed
 
 from stackctl.errors import StackctlError
 from stackctl.machine.lock import record_lock_holder
-from stackctl.machine.machine import LiveMachine, RecordedMachine
+from stackctl.machine.machine import Machine, RecordedMachine
 from stackctl.machine.runner import Completed
 from stackctl.provision import apt, facts, firmware_advice, items, profile_needs, self_install
 from stackctl.provision.apply import apply_plans, undo_changes, undo_order
@@ -290,7 +290,7 @@ def test_a_read_only_kernel_file_belongs_to_another_machine(place: Place) -> Non
 
 def test_the_kernel_s_own_files_are_read() -> None:
     """Which refuse more than a few MiB of room, as a file never does."""
-    assert (TargetRoot(LiveMachine()).kernel_value(host_paths.SWAPPINESS_SETTING) or "").isdecimal()
+    assert (TargetRoot(Machine()).kernel_value(host_paths.SWAPPINESS_SETTING) or "").isdecimal()
 
 
 # The record

@@ -20,7 +20,7 @@ from stackctl.deploy.lifecycle import exclusive_change
 from stackctl.deploy.stack_state import InstalledStack
 from stackctl.errors import StackctlError
 from stackctl.machine.atomic_files import remove_file
-from stackctl.machine.machine import LiveMachine, RecordedMachine
+from stackctl.machine.machine import Machine, RecordedMachine
 from stackctl.machine.systemd import Systemd
 from stackctl.state.generations import Generations
 from stackctl.state.journal import Journal
@@ -55,7 +55,7 @@ def generation(number: int, engine_port: int, *, stack: str = "cpu") -> Generati
 def context(folder: Path) -> Context:
     return Context(
         paths=scope_paths("user", {"HOME": str(folder), "XDG_RUNTIME_DIR": str(folder)}),
-        machine=LiveMachine(),
+        machine=Machine(),
         systemd=Systemd("user"),
         progress=Output(json=False, quiet=True, verbose=False, color="never", progress=False),
         confirm=lambda _: False,
@@ -98,7 +98,7 @@ def test_a_private_port_is_one_that_no_stored_generation_needs(tmp_path: Path) -
     store = Generations(tmp_path)
 
     def port(*claims: Claim) -> int:
-        return engine_port.allocate_engine_port(LiveMachine(), store, LATENCY, claims)
+        return engine_port.allocate_engine_port(Machine(), store, LATENCY, claims)
 
     first = port()
     assert 20000 <= first < 32000

@@ -16,7 +16,7 @@ from stackctl.deploy.readiness_checks import require_engine_answer
 from stackctl.deploy.start_retry import retry_with_fallback_kernels
 from stackctl.engines import engine as find_engine
 from stackctl.errors import StartFailed
-from stackctl.machine.machine import LiveMachine
+from stackctl.machine.machine import Machine
 from stackctl.machine.systemd import Systemd
 from stackctl.state import engine_workarounds
 from stackctl.state.paths import scope_paths
@@ -26,7 +26,7 @@ from stackctl.values.engine_facts import EngineWorkaround
 def a_context(home: Path) -> Context:
     return Context(
         paths=scope_paths("user", {"HOME": str(home)}),
-        machine=LiveMachine(),
+        machine=Machine(),
         systemd=Systemd("user"),
         progress=Output(json=False, quiet=True, verbose=False, color="never", progress=False),
         confirm=lambda _: False,
