@@ -6,15 +6,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from stackctl.diagnose.verify_results import (
-    fail,
-    info,
-    ok,
-    redeploy_command,
-    skip,
-    skip_missing,
-    warn,
-)
+from stackctl.diagnose.verify_results import Comparison, redeploy_command
 from stackctl.engines import context_per_request
 from stackctl.engines import engine as find_engine
 from stackctl.quantity import format_bytes
@@ -42,10 +34,11 @@ def verify_engine(generation: Generation, inspection: Inspection) -> Iterator[Re
 
 def _model(generation: Generation, inspection: Inspection) -> Result:
     served = generation.plan.served_name
+    model = Comparison("model", served)
     if inspection.model is None:
-        return skip_missing(inspection, "model", served)
+        return model.skip_missing(inspection)
     if inspection.model.status == "ok":
-        return ok("model", served, inspection.model.actual or served)
+        return model.ok(inspection.model.actual or served)
     return msgspec.structs.replace(
         inspection.model,
         evidence=f"asked on the engine's own port, {generation.plan.engine_listen_port}",
@@ -57,15 +50,15 @@ def _promised(generation: Generation, inspection: Inspection) -> Iterator[Result
     """Compare the facts that the arguments imply with those that the engine reports over HTTP."""
     said = {fact.name: fact.value for fact in inspection.report}
     for fact in find_engine(generation.plan.engine).expected_facts(generation.plan.argv):
-        name = fact.name.replace("_", "-")
+        promised = Comparison(fact.name.replace("_", "-"), fact.value)
         actual = said.get(fact.name)
         if actual is None:
-            yield skip(name, fact.value, "the engine does not tell it over HTTP")
+            yield promised.skip("the engine does not tell it over HTTP")
         elif actual == fact.value:
-            yield ok(name, fact.value, actual)
+            yield promised.ok(actual)
         else:
             cause = inspection.first_drift or "its arguments, its environment or the model"
-            yield fail(name, fact.value, actual, cause, redeploy_command(generation))
+            yield promised.fail(actual, cause, redeploy_command(generation))
 
 
 def _facts(inspection: Inspection) -> dict[str, str]:
@@ -77,9 +70,9 @@ def _kv_cache(generation: Generation, inspection: Inspection) -> Iterator[Result
     size, tokens = facts.get("kv_cache_bytes"), facts.get("kv_cache_tokens")
     if not find_engine(plan.engine).logs_kv_cache:
         return
-    expected = format_bytes(plan.memory.kv_bytes)
+    cache = Comparison("kv-cache", format_bytes(plan.memory.kv_bytes))
     if size is None and tokens is None:
-        yield skip_missing(inspection, "kv-cache", expected, "log")
+        yield cache.skip_missing(inspection, "log")
         return
     parts = [format_bytes(int(size))] if size is not None else []
     parts += [f"{int(tokens):,} tokens"] if tokens is not None else []
@@ -88,13 +81,12 @@ def _kv_cache(generation: Generation, inspection: Inspection) -> Iterator[Result
     actual = ", ".join(parts)
     context = context_per_request(plan)
     if tokens is not None and context is not None and int(tokens) < context:
-        yield fail("kv-cache", f"{context} tokens", actual, "one whole context does not fit", None)
+        room = Comparison("kv-cache", f"{context} tokens")
+        yield room.fail(actual, "one whole context does not fit", None)
     elif size is not None and int(size) < _ENOUGH * plan.memory.kv_bytes:
-        yield warn(
-            "kv-cache", expected, actual, "less room for known prompts: fewer prefix-cache hits"
-        )
+        yield cache.warn(actual, "less room for known prompts: fewer prefix-cache hits")
     else:
-        yield ok("kv-cache", expected, actual)
+        yield cache.ok(actual)
 
 
 def _quantization(generation: Generation, inspection: Inspection) -> Iterator[Result]:
@@ -103,20 +95,19 @@ def _quantization(generation: Generation, inspection: Inspection) -> Iterator[Re
         return
     planned = generation.plan.model.quantization_method
     plain = said.lower() in ("none", "null")
+    method = Comparison("quantization", planned or ("none" if plain else None))
     if planned is None:
-        yield ok("quantization", "none", "none") if plain else info("quantization", None, said)
+        yield method.ok("none") if plain else method.info(said)
     elif plain:
-        yield fail(
-            "quantization",
-            planned,
+        yield method.fail(
             "none",
             "the engine did not recognise it: the weights are read as if they were not quantised",
             "a newer image, or engine_args.quantization",
         )
     elif find_engine(generation.plan.engine).is_quantization(planned, said):
-        yield ok("quantization", planned, said)
+        yield method.ok(said)
     else:
-        yield info("quantization", planned, said)
+        yield method.info(said)
 
 
 def _backends(inspection: Inspection) -> Iterator[Result]:
@@ -126,7 +117,7 @@ def _backends(inspection: Inspection) -> Iterator[Result]:
         if fact.name.endswith(_BACKEND)
     ]
     if found:
-        yield info("backends", None, ", ".join(found))
+        yield Comparison("backends").info(", ".join(found))
 
 
 def _gpu(generation: Generation, inspection: Inspection) -> Iterator[Result]:
@@ -135,36 +126,38 @@ def _gpu(generation: Generation, inspection: Inspection) -> Iterator[Result]:
     planned = [int(index) for index in plan.placement.gpus]
     device = _facts(inspection).get("device")
     if not planned:
-        if device is not None and device != "cpu":
-            remedy = redeploy_command(generation)
-            yield fail("device", "cpu", device, "the container has a GPU it should not", remedy)
+        cpu = Comparison("device", "cpu")
+        if device == "cpu":
+            yield cpu.ok(device)
         elif device is not None:
-            yield ok("device", "cpu", device)
+            remedy = redeploy_command(generation)
+            yield cpu.fail(device, "the container has a GPU it should not", remedy)
         return
-    expected = f"{format_bytes(plan.memory.total_bytes)} of GPU {', '.join(plan.placement.gpus)}"
+    total_bytes = plan.memory.total_bytes
+    gpus = Comparison("gpu", f"{format_bytes(total_bytes)} of GPU {', '.join(plan.placement.gpus)}")
     fallen = "the engine computes on the CPU: its image has no code for GPUs, or the container has "
     fallen += "no device"
     doctor = f"stackctl doctor {plan.profile}; stackctl logs {generation.stack}"
     if device == "cpu":
-        yield fail("gpu", expected, "none: its log says cpu", fallen, doctor)
+        yield gpus.fail("none: its log says cpu", fallen, doctor)
         return
     if inspection.gpus is None:
-        yield skip_missing(inspection, "gpu", expected)
+        yield gpus.skip_missing(inspection)
         return
     empty = [index for index in planned if all(use.gpu != index for use in inspection.gpus)]
     if empty:
         actual = f"no process of it holds memory of GPU {', '.join(map(str, empty))}"
-        yield fail("gpu", expected, actual, fallen, doctor)
+        yield gpus.fail(actual, fallen, doctor)
         return
     sizes = [use.memory_bytes for use in inspection.gpus if use.gpu in planned]
     if any(size is None for size in sizes):
-        yield info("gpu", expected, "it holds GPU memory; how much the driver does not tell")
+        yield gpus.info("it holds GPU memory; how much the driver does not tell")
         return
     total = sum(size or 0 for size in sizes)
-    actual = f"{format_bytes(total)} of {format_bytes(plan.memory.total_bytes)} planned"
+    actual = f"{format_bytes(total)} of {format_bytes(total_bytes)} planned"
     if total < _WEIGHTS * plan.memory.weights_bytes:
-        yield fail("gpu", expected, actual, "less than its weights: layers are elsewhere", doctor)
-    elif total > plan.memory.total_bytes * 1.05:
-        yield warn("gpu", expected, actual, "other stacks on this GPU have less room than planned")
+        yield gpus.fail(actual, "less than its weights: layers are elsewhere", doctor)
+    elif total > total_bytes * 1.05:
+        yield gpus.warn(actual, "other stacks on this GPU have less room than planned")
     else:
-        yield ok("gpu", expected, actual)
+        yield gpus.ok(actual)

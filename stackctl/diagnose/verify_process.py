@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
-from stackctl.diagnose import verify_engine, verify_memory, verify_threads
-from stackctl.diagnose.verify_results import (
-    fail,
-    info,
-    ok,
-    redeploy_command,
-    skip_missing,
-    sort_by_severity,
-    warn,
-)
+from stackctl.diagnose.verify_engine import verify_engine
+from stackctl.diagnose.verify_placement import verify_placement
+from stackctl.diagnose.verify_results import Comparison, redeploy_command, sort_by_severity
 from stackctl.quantity import format_bytes
 from stackctl.values.generation import Generation
 from stackctl.values.inspection import Inspection, ListeningSocket, ObservedModelFile
@@ -30,13 +23,12 @@ def verify_inspection(generation: Generation, inspection: Inspection) -> tuple[R
     """Compare an inspected stack with its generation; mismatches come first."""
     return sort_by_severity(
         (
-            *_unit(generation, inspection),
+            _unit(generation, inspection),
             _argv(generation, inspection),
             _environment(generation, inspection),
-            *verify_threads.verify_threads(generation, inspection),
-            *verify_memory.verify_memory(generation, inspection),
+            *verify_placement(generation, inspection),
             _ports(generation, inspection),
-            *verify_engine.verify_engine(generation, inspection),
+            *verify_engine(generation, inspection),
             _files(generation, inspection),
             _image(generation, inspection),
             _restarts(generation, inspection),
@@ -45,44 +37,43 @@ def verify_inspection(generation: Generation, inspection: Inspection) -> tuple[R
     )
 
 
-def _unit(generation: Generation, inspection: Inspection) -> Iterator[Result]:
+def _unit(generation: Generation, inspection: Inspection) -> Result:
     """Check for changed unit files and settings, and for an engine that systemd did not start."""
     service = generation.units.service
     if inspection.by_unit is False:
-        yield fail(
-            "unit",
-            f"started by {service}",
+        return Comparison("unit", f"started by {service}").fail(
             f"process {inspection.pid} was started by hand",
             f"its parent is not the main process of {service}",
             f"stackctl restart {generation.stack}",
         )
-    elif inspection.drift:
+    if not inspection.drift:
+        return Comparison("unit").ok(f"as stored (generation {generation.number})")
+    unit = Comparison("unit", f"as generation {generation.number} was stored")
+    cause, remedy = "; ".join(one.text for one in inspection.drift), redeploy_command(generation)
+    if all(one.code == "door" for one in inspection.drift):
         # Other versions of stackctl or Podman write the front door's unit differently.
-        only_door = all(one.code == "door" for one in inspection.drift)
-        yield (warn if only_door else fail)(
-            "unit",
-            f"as generation {generation.number} was stored",
-            "changed by hand" if not only_door else "the front door's differs",
-            "; ".join(one.text for one in inspection.drift),
-            redeploy_command(generation),
-        )
-    else:
-        yield ok("unit", None, f"as stored (generation {generation.number})")
+        return unit.warn("the front door's differs", cause, remedy)
+    return unit.fail("changed by hand", cause, remedy)
+
+
+def _start_again(generation: Generation, inspection: Inspection) -> str:
+    """Return the remedy for a process that differs from the plan: its unit may differ too."""
+    if inspection.drift:
+        return redeploy_command(generation)
+    return f"stackctl restart {generation.stack}"
 
 
 def _argv(generation: Generation, inspection: Inspection) -> Result:
     planned = generation.plan.argv
-    expected = f"{len(planned) - 1} arguments as planned"
+    count = f"{len(planned) - 1} arguments"
+    argv = Comparison("argv", f"{count} as planned")
     if inspection.argv is None:
-        return skip_missing(inspection, "argv", expected)
+        return argv.skip_missing(inspection)
     difference = argv_difference(inspection.argv, planned)
     if difference is None:
-        return ok("argv", expected, f"as planned ({len(planned) - 1} arguments)")
+        return argv.ok(f"as planned ({count})")
     cause = inspection.first_drift or "the unit is as stored: it was started otherwise"
-    remedy = (
-        redeploy_command(generation) if inspection.drift else f"stackctl restart {generation.stack}"
-    )
-    return fail("argv", expected, difference, cause, remedy)
+    return argv.fail(difference, cause, _start_again(generation, inspection))
 
 
 def argv_difference(running: tuple[str, ...], planned: tuple[str, ...]) -> str | None:
@@ -103,23 +94,20 @@ def argv_difference(running: tuple[str, ...], planned: tuple[str, ...]) -> str |
         if have[place] != word:
             option = wanted[place - 1] if place else ""
             same = option.startswith("--") and have[place - 1] == option
-            return (
-                f"{option} {have[place]} instead of {word}"
-                if same
-                else (f"{have[place]} instead of {word}")
-            )
+            return f"{option + ' ' if same else ''}{have[place]} instead of {word}"
     return f"{have[len(wanted)]} is not planned"
 
 
 def _environment(generation: Generation, inspection: Inspection) -> Result:
     planned = generation.plan.environment
-    expected = f"{len(planned)} variables as planned" if planned else "no variable but the image's"
+    count = f"{len(planned)} variables"
+    expected = f"{count} as planned" if planned else "no variable but the image's"
+    environment = Comparison("environment", expected)
     if inspection.environment is None:
-        return skip_missing(inspection, "environment", expected)
+        return environment.skip_missing(inspection)
     lacking = [text for text in planned if text not in inspection.environment]
     if not lacking and not inspection.unplanned:
-        few = f"as planned ({len(planned)} variables)" if planned else "nothing but the image's"
-        return ok("environment", expected, few)
+        return environment.ok(f"as planned ({count})" if planned else "nothing but the image's")
     have = dict(text.partition("=")[::2] for text in inspection.environment)
     told = []
     for text in lacking:
@@ -128,91 +116,45 @@ def _environment(generation: Generation, inspection: Inspection) -> Result:
             f"{name}={have[name]} instead of {value}" if name in have else f"{name} is missing"
         )
     told += [f"{name} is not planned, and engines read it" for name in inspection.unplanned]
-    cause = inspection.first_drift
-    more = "; ".join(told[1:])
-    return fail(
-        "environment",
-        expected,
-        told[0],
-        "; ".join(filter(None, (more, cause))) or None,
-        redeploy_command(generation)
-        if inspection.drift
-        else f"stackctl restart {generation.stack}",
-    )
+    cause = "; ".join(filter(None, (*told[1:], inspection.first_drift))) or None
+    return environment.fail(told[0], cause, _start_again(generation, inspection))
 
 
 def _ports(generation: Generation, inspection: Inspection) -> Result:
     """Compare the listening sockets with the planned ones."""
-    plan, proxy = generation.plan, generation.door
-    meant = {
-        (
-            "engine",
-            _plain("127.0.0.1"),
-            plan.engine_listen_port,
-        ): f"127.0.0.1:{plan.engine_listen_port}"
-    }
+    own_port, proxy = generation.plan.engine_listen_port, generation.door
+    meant = {("engine", _plain("127.0.0.1"), own_port): f"127.0.0.1:{own_port}"}
     if proxy is not None:
         meant["door", _plain(proxy.address), proxy.port] = f"{_host(proxy.address)}:{proxy.port}"
     expected = " and ".join(meant.values())
+    ports = Comparison("ports", expected)
     if inspection.listening is None:
-        return skip_missing(inspection, "ports", expected)
-    foreign = [
-        one for one in inspection.listening if one.owner == "other" and _in_the_way(one, meant)
-    ]
-    if foreign:
-        return _foreign_port(generation, expected, foreign[0], inspection.listening)
-    further = [
-        one
-        for one in inspection.listening
-        if one.owner != "other" and (one.protocol != "tcp" or _key(one) not in meant)
-    ]
-    reachable = [one for one in further if not ipaddress.ip_address(one.address).is_loopback]
-    if reachable:
-        one = reachable[0]
-        return fail(
-            "ports",
-            expected,
-            f"also {_named(one)}, which other machines may reach",
-            f"{one.process} listens there",
-            f"{redeploy_command(generation)} puts the unit back; a firewall closes the port",
-        )
-    closed = _closed(meant, inspection.listening)
-    if closed is not None:
-        return fail(
-            "ports",
-            expected,
-            f"nobody listens on {closed}",
-            None,
-            f"stackctl logs {generation.stack}; stackctl restart {generation.stack}",
-        )
+        return ports.skip_missing(inspection)
+    ours = [one for one in inspection.listening if one.owner != "other"]
+    restart = f"stackctl restart {generation.stack}"
+    for one in inspection.listening:
+        if one.owner == "other" and _in_the_way(one, meant):
+            also = "also " if any(mine.port == one.port for mine in ours) else ""
+            return ports.fail(
+                f"{_host(one.address)}:{one.port} is {also}{one.process}'s",
+                "requests for this stack reach another process",
+                f"end that process; then {restart}",
+            )
+    further = [one for one in ours if one.protocol != "tcp" or _key(one) not in meant]
+    for one in further:
+        if not ipaddress.ip_address(one.address).is_loopback:
+            return ports.fail(
+                f"also {_named(one)}, which other machines may reach",
+                f"{one.process} listens there",
+                f"{redeploy_command(generation)} puts the unit back; a firewall closes the port",
+            )
+    open_keys = {_key(one) for one in ours if one.protocol == "tcp"}
+    for key, address in meant.items():
+        if key not in open_keys:
+            logs = f"stackctl logs {generation.stack}"
+            return ports.fail(f"nobody listens on {address}", None, f"{logs}; {restart}")
     more = f"; {len(further)} more on loopback, among its own processes" if further else ""
-    evidence = ", ".join(_named(one) for one in further) or None
-    return ok("ports", expected, f"{expected}{more}", evidence)
-
-
-def _foreign_port(
-    generation: Generation,
-    expected: str,
-    one: ListeningSocket,
-    listening: Iterable[ListeningSocket],
-) -> Result:
-    """Report another process on a port of the plan."""
-    ours = any(mine.owner != "other" and mine.port == one.port for mine in listening)
-    return fail(
-        "ports",
-        expected,
-        f"{_host(one.address)}:{one.port} is {'also ' if ours else ''}{one.process}'s",
-        "requests for this stack reach another process",
-        f"end that process; then stackctl restart {generation.stack}",
-    )
-
-
-def _closed(
-    meant: Mapping[tuple[str, str, int], str], listening: Iterable[ListeningSocket]
-) -> str | None:
-    """Return the first planned address without a listening socket; None: all are open."""
-    have = {_key(one) for one in listening if one.protocol == "tcp"}
-    return next((text for key, text in meant.items() if key not in have), None)
+    return ports.ok(f"{expected}{more}", ", ".join(map(_named, further)) or None)
 
 
 def _key(one: ListeningSocket) -> tuple[str, str, int]:
@@ -247,34 +189,31 @@ def _host(address: str) -> str:
 
 def _files(generation: Generation, inspection: Inspection) -> Result:
     """Check that the model's files are those that the engine loaded."""
-    count = len(inspection.files)
-    noun = "file" if count == 1 else "files"
-    expected = f"{count} {noun}, unchanged since the start"
     if not inspection.files:
-        return skip_missing(inspection, "files", None)
+        return Comparison("files").skip_missing(inspection)
+    count = f"{len(inspection.files)} file{'' if len(inspection.files) == 1 else 's'}"
+    files = Comparison("files", f"{count}, unchanged since the start")
     restart = f"stackctl restart {generation.stack} serves what is there now"
     touched = None
     for file in inspection.files:
         problem = _changed(file, inspection.started)
         if problem is not None:
-            return fail("files", expected, *problem, restart)
+            return files.fail(*problem, restart)
         if file.engine is None:
-            return skip_missing(inspection, "files", expected)
+            return files.skip_missing(inspection)
         if file.now is not None and _after(file.now.changed, inspection.started):
             touched = touched or file.path
     if inspection.started is None:
-        return skip_missing(inspection, "files", expected)
+        return files.skip_missing(inspection)
     if touched is not None:
-        return warn(
-            "files",
-            expected,
+        return files.warn(
             f"{_name(touched)} was touched since the start",
             "same file and size, but renamed, with other rights, or rewritten with its time set "
             "back",
             f"compare its checksum with the source; {restart}",
         )
     total = sum(file.now.bytes for file in inspection.files if file.now is not None)
-    return ok("files", expected, f"{count} {noun}, {format_bytes(total)}, unchanged")
+    return files.ok(f"{count}, {format_bytes(total)}, unchanged")
 
 
 def _changed(file: ObservedModelFile, started: float | None) -> tuple[str, str] | None:
@@ -302,61 +241,44 @@ def _name(path: str) -> str:
 
 
 def _image(generation: Generation, inspection: Inspection) -> Result:
-    planned = generation.image_id.removeprefix("sha256:")
-    if inspection.image_id is None:
-        return skip_missing(inspection, "image", planned[:12])
-    if inspection.image_id == planned:
-        return ok("image", planned[:12], f"{planned[:12]}, as deployed")
-    return fail(
-        "image",
-        planned[:12],
-        inspection.image_id[:12],
-        inspection.first_drift or "the container runs another image than was deployed",
-        redeploy_command(generation),
-    )
+    planned, running = generation.image_id.removeprefix("sha256:"), inspection.image_id
+    image = Comparison("image", planned[:12])
+    if running is None:
+        return image.skip_missing(inspection)
+    if running == planned:
+        return image.ok(f"{planned[:12]}, as deployed")
+    cause = inspection.first_drift or "the container runs another image than was deployed"
+    return image.fail(running[:12], cause, redeploy_command(generation))
 
 
 def _restarts(generation: Generation, inspection: Inspection) -> Result:
+    restarts = Comparison("restarts", "none")
     if inspection.restarts is None:
-        return skip_missing(inspection, "restarts", "none")
+        return restarts.skip_missing(inspection)
     if inspection.restarts == 0:
-        return ok("restarts", "none", "none since it was started")
+        return restarts.ok("none since it was started")
     times = "once" if inspection.restarts == 1 else f"{inspection.restarts} times"
-    return warn(
-        "restarts",
-        "none",
-        f"{times} since it was started",
-        "systemd started it again after it failed",
-        f"stackctl logs {generation.stack} tells why",
-    )
+    cause = "systemd started it again after it failed"
+    remedy = f"stackctl logs {generation.stack} tells why"
+    return restarts.warn(f"{times} since it was started", cause, remedy)
 
 
 def _door(generation: Generation, inspection: Inspection) -> Iterator[Result]:
     if generation.door is None:
         return
-    port = generation.plan.engine_listen_port
-    expected = f"open, to port {port}"
-    state = inspection.door
+    port, state = generation.plan.engine_listen_port, inspection.door
+    door = Comparison("door", f"open, to port {port}")
+    restart = f"stackctl restart {generation.stack}"
     if state is None:
-        yield skip_missing(inspection, "door", expected)
+        yield door.skip_missing(inspection)
     elif state.state != "up":
         word = {"held": "it holds requests back", "down": "it finds its engine not well"}
-        yield fail(
-            "door",
-            expected,
-            word.get(state.state, state.state),
-            None,
-            f"stackctl check {generation.stack}; stackctl restart {generation.stack}",
-        )
+        remedy = f"stackctl check {generation.stack}; {restart}"
+        yield door.fail(word.get(state.state, state.state), None, remedy)
     elif state.port is None:
-        yield info("door", expected, "open; it does not tell where it leads")
+        yield door.info("open; it does not tell where it leads")
     elif state.port != port:
-        yield fail(
-            "door",
-            expected,
-            f"it leads to port {state.port}",
-            "requests reach another engine than this generation's",
-            f"stackctl restart {generation.stack}",
-        )
+        cause = "requests reach another engine than this generation's"
+        yield door.fail(f"it leads to port {state.port}", cause, restart)
     else:
-        yield ok("door", expected, f"open, leads to generation {generation.number} (port {port})")
+        yield door.ok(f"open, leads to generation {generation.number} (port {port})")

@@ -1,9 +1,10 @@
-"""Makers of results, their order, and the commands in their remedies."""
+"""Results of ``verify``, their order, and the commands in their remedies."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from stackctl.values.generation import Generation
 from stackctl.values.inspection import Inspection
@@ -13,58 +14,48 @@ from stackctl.values.result import Result, Status
 _ORDER = {"fail": 0, "warn": 1}
 
 
-def ok(name: str, expected: str | None, actual: str, evidence: str | None = None) -> Result:
-    """Return a result for a state that is as expected."""
-    return Result(name=name, status="ok", expected=expected, actual=actual, evidence=evidence)
+@dataclass(frozen=True)
+class Comparison:
+    """One comparison of ``verify``: its name and the planned state, to which results are added."""
 
+    name: str
+    expected: str | None = None
 
-def info(name: str, expected: str | None, actual: str, evidence: str | None = None) -> Result:
-    """Return a result for a fact that is neither right nor wrong."""
-    return Result(name=name, status="info", expected=expected, actual=actual, evidence=evidence)
+    def ok(self, actual: str, evidence: str | None = None) -> Result:
+        """Return a result for a state that is as expected."""
+        return self._result("ok", actual, evidence)
 
+    def info(self, actual: str, evidence: str | None = None) -> Result:
+        """Return a result for a fact that is neither right nor wrong."""
+        return self._result("info", actual, evidence)
 
-def skip(name: str, expected: str | None, why: str) -> Result:
-    """Return a skipped result for an unknown fact; ``why`` is the reason."""
-    return Result(name=name, status="skip", expected=expected, evidence=why)
+    def skip(self, why: str) -> Result:
+        """Return a skipped result for an unknown fact, with the reason."""
+        return self._result("skip", None, why)
 
+    def skip_missing(self, inspection: Inspection, what: str | None = None) -> Result:
+        """Return a skipped result with the reason of a missing fact (``what``, else the name)."""
+        return self.skip(inspection.reason_missing(what or self.name))
 
-def skip_missing(
-    inspection: Inspection, name: str, expected: str | None, what: str | None = None
-) -> Result:
-    """Return a skipped result; the reason is that of a missing fact (``what``, else ``name``)."""
-    return skip(name, expected, inspection.reason_missing(what or name))
+    def fail(self, actual: str, cause: str | None, remedy: str | None) -> Result:
+        """Return a failure; the cause is its evidence."""
+        return self._result("fail", actual, cause, remedy)
 
+    def warn(self, actual: str, cause: str | None, remedy: str | None = None) -> Result:
+        """Return a warning for a bad state that is not a mismatch with the plan."""
+        return self._result("warn", actual, cause, remedy)
 
-def fail(
-    name: str, expected: str | None, actual: str, evidence: str | None, remedy: str | None
-) -> Result:
-    """Return a failure, with the cause as its evidence and the remedy."""
-    return _result("fail", name, expected, actual, evidence, remedy)
-
-
-def warn(
-    name: str, expected: str | None, actual: str, evidence: str | None, remedy: str | None = None
-) -> Result:
-    """Return a warning for a bad state that is not a mismatch with the plan."""
-    return _result("warn", name, expected, actual, evidence, remedy)
-
-
-def _result(
-    status: Status,
-    name: str,
-    expected: str | None,
-    actual: str,
-    evidence: str | None,
-    remedy: str | None,
-) -> Result:
-    return Result(
-        name=name,
-        status=status,
-        expected=expected,
-        actual=actual,
-        evidence=evidence,
-        remedy=remedy,
-    )
+    def _result(
+        self, status: Status, actual: str | None, evidence: str | None, remedy: str | None = None
+    ) -> Result:
+        return Result(
+            name=self.name,
+            status=status,
+            expected=self.expected,
+            actual=actual,
+            evidence=evidence,
+            remedy=remedy,
+        )
 
 
 def sort_by_severity(results: Iterable[Result]) -> tuple[Result, ...]:
