@@ -325,7 +325,7 @@ def _restart(
     Return the settings that still wait for a new service manager.
     """
     from stackctl.provision import facts, items
-    from stackctl.provision.changes.services import restart_manager
+    from stackctl.provision.changes import restart_manager
 
     assert seen.user is not None and seen.user.uid is not None
     name, uid = seen.user.name, seen.user.uid
@@ -344,19 +344,19 @@ def _restart(
 
 
 def _report(plan: ItemPlan, seen: MachineFacts, *, done: bool = False) -> ItemReport:
-    from stackctl.provision.changes import kind_of
+    from stackctl.provision.change_text import describe
     from stackctl.values.provision import ItemReport
 
     return ItemReport(
         item=plan.item,
         status="changed" if done and plan.status == "change" else plan.status,
         why=plan.why, now=plan.now,
-        changes=tuple(kind_of(change).describe(change, seen) for change in plan.changes),
+        changes=tuple(describe(change, seen) for change in plan.changes),
         undo=plan.undo, effect=plan.effect, problem=plan.problem, remedy=plan.remedy,
     )  # fmt: skip
 
 
 def _undoes(one: RecordedChange) -> ShownChange:
-    from stackctl.provision.changes import kind_of
+    from stackctl.provision.change_text import describe_revert
 
-    return kind_of(one.change).describe_revert(one.change, one.before)
+    return describe_revert(one.change, one.before)

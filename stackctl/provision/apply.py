@@ -9,9 +9,8 @@ from typing import Protocol
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import runner
 from stackctl.machine.signals import defer_signals
-from stackctl.provision import apt
-from stackctl.provision.changes import kind_of
-from stackctl.provision.changes.accounts import account
+from stackctl.provision import apt, changes
+from stackctl.provision.changes import account
 from stackctl.provision.target_root import TargetRoot
 from stackctl.provision.undo_record import UndoStore
 from stackctl.values.provision import (
@@ -64,9 +63,8 @@ def apply_plans(
         progress.progress(plan.item, plan.why)
         try:
             for change in plan.changes:
-                kind = kind_of(change)
                 if not isinstance(change, ReloadChange):
-                    old = kind.before(target, change)
+                    old = changes.previous_state(target, change)
                     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
                     new = RecordedChange(
                         item=plan.item, change=change, before=old, when=when, user=user
@@ -75,7 +73,7 @@ def apply_plans(
                     if old.names:
                         progress.step(plan.item, f"installing {len(old.names)} packages")
                 with defer_signals():
-                    kind.perform(target, change)
+                    changes.perform(target, change)
         except StackctlError as error:
             raise _at(plan.item, error) from None
         progress.step(plan.item, "done" if plan.effect is None else "done, from the next login on")
@@ -100,7 +98,7 @@ def undo_changes(
         progress.progress(one.item, "goes back to its previous state")
         try:
             with defer_signals():
-                kept = kind_of(one.change).revert(target, one.change, one.before)
+                kept = changes.revert(target, one.change, one.before)
                 if kept is None:
                     store.drop(one)
         except StackctlError as error:

@@ -1,4 +1,4 @@
-"""Install, remove and hold packages of Debian and Ubuntu; each failure has a remedy."""
+"""Install and remove packages of Debian and Ubuntu; each failure has a remedy."""
 
 from __future__ import annotations
 
@@ -77,20 +77,18 @@ def new_packages(simulation: str) -> tuple[str, ...]:
 
 def install_packages(names: Sequence[str]) -> None:
     """Install packages. Raises StackctlError (exit 6) with the reason and its remedy."""
-    done = _apt_get(*_OPTIONS, "--yes", "--no-install-recommends", "install", *names)
+    words = (*_OPTIONS, "--yes", "--no-install-recommends", "install", *names)
+    done = _apt_get(*words)
     if done.status != 0 and re.search("404|Failed to fetch", done.stderr):
         # Old lists name versions that the mirror no longer has.
         _apt_get("update")
-        done = _apt_get(*_OPTIONS, "--yes", "--no-install-recommends", "install", *names)
-    if done.status != 0:
-        raise _failure(done)
+        done = _apt_get(*words)
+    _require_success(done)
 
 
 def finish_interrupted() -> None:
     """Complete an installation that a crash interrupted. Raises StackctlError if that fails."""
-    done = _run("dpkg", "--force-confold", "--configure", "--pending")
-    if done.status != 0:
-        raise _failure(done)
+    _require_success(_run("dpkg", "--force-confold", "--configure", "--pending"))
 
 
 def reverse_dependencies(names: Sequence[str]) -> tuple[str, ...]:
@@ -99,35 +97,18 @@ def reverse_dependencies(names: Sequence[str]) -> tuple[str, ...]:
     Raises:
         StackctlError: exit 6, if apt fails.
     """
-    done = _simulate("purge", names)
-    if done.status != 0:
-        raise _failure(done)
-    return tuple(sorted(set(_named(done, "(?:Remv|Purg)")) - set(names)))
+    done = _require_success(_simulate("purge", names))
+    removed = re.findall(r"^(?:Remv|Purg) (\S+)", done.stdout, re.MULTILINE)
+    return tuple(sorted(set(removed) - set(names)))
 
 
 def remove_packages(names: Sequence[str]) -> None:
     """Remove packages with their settings. Raises StackctlError (exit 6)."""
-    done = _apt_get(*_OPTIONS, "--yes", "purge", *names)
-    if done.status != 0:
-        raise _failure(done)
-
-
-def hold_packages(names: Sequence[str]) -> None:
-    """Keep packages at their version."""
-    runner.run(("apt-mark", "hold", *names))
-
-
-def unhold_packages(names: Sequence[str]) -> None:
-    """Let packages be updated again."""
-    runner.run(("apt-mark", "unhold", *names))
+    _require_success(_apt_get(*_OPTIONS, "--yes", "purge", *names))
 
 
 def _simulate(verb: str, names: Sequence[str]) -> runner.Completed:
     return _apt_get("--simulate", "--no-install-recommends", verb, *names)
-
-
-def _named(done: runner.Completed, verb: str) -> tuple[str, ...]:
-    return tuple(sorted(set(re.findall(rf"^{verb} (\S+)", done.stdout, re.MULTILINE))))
 
 
 def _apt_get(*arguments: str) -> runner.Completed:
@@ -136,6 +117,12 @@ def _apt_get(*arguments: str) -> runner.Completed:
 
 def _run(*argv: str) -> runner.Completed:
     return runner.run(argv, check=False, timeout_s=_PATIENCE_S, extra_env=_ENVIRONMENT)
+
+
+def _require_success(done: runner.Completed) -> runner.Completed:
+    if done.status != 0:
+        raise _failure(done)
+    return done
 
 
 def _failure(done: runner.Completed, before: runner.Completed | None = None) -> StackctlError:

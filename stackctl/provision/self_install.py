@@ -97,11 +97,6 @@ def _copy(source: Path, place: Path) -> None:
             shutil.copy2(compiled, place.parent / "__pycache__" / compiled.name)
 
 
-def remove_program(folder: Path) -> None:
-    """Remove the folder of a copy, even while this program runs from it."""
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 def is_current(folder: Path) -> bool:
     """Return True if a folder holds a copy of exactly this stackctl."""
     try:
