@@ -9,6 +9,7 @@ import profile_keys
 import pytest
 
 from stackctl.requirements import ITEMS
+from stackctl.units.quadlet import OLDEST, OLDEST_TEXT
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -44,6 +45,17 @@ def test_links_between_documents_lead_somewhere() -> None:
 def _anchors(path: Path) -> set[str]:
     headings = re.findall(r"^#+ (.*)$", path.read_text("utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_oldest_podman_is_the_same_everywhere() -> None:
+    for path, words in (
+        ("README.md", r"Podman ([0-9.]+) or\snewer"),
+        ("docs/fresh-epyc-box.md", r"podman before ([0-9.]+) \|.*install podman \1 or newer"),
+    ):
+        assert re.findall(words, (ROOT / path).read_text("utf-8")) == [OLDEST_TEXT], path
+    # The demo's script cannot import stackctl before it has made its environment.
+    demo = (ROOT / "tests/lab/demo.py").read_text("utf-8")
+    assert f"\nOLDEST_PODMAN = {OLDEST}\n" in demo
 
 
 #: ``stackctl/plan/planner.py`` or ``stackctl/plan/planner.py::make_plan``, as documents write it.

@@ -90,8 +90,8 @@ def wait_until_ready(
     """Wait until the engine answers, and with ``active`` also until its unit is active.
 
     Podman checks the engine's health once a second before it notifies systemd, so the engine often
-    answers before its unit is active. Before Podman 4.6 the unit is active long before the engine
-    answers. With ``answered`` a failure is not reported as one of the start.
+    answers before its unit is active. With ``answered`` a failure is not reported as one of the
+    start.
 
     Returns:
         The seconds since the start.

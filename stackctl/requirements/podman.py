@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from stackctl.quantity import version_numbers
 from stackctl.requirements.facts import LaunchFacts, MachineFacts, StackNeeds
 from stackctl.requirements.requirement import ProvisionItem, Requirement, as_root, provision_fix
-from stackctl.units.quadlet import OLDEST, OLDEST_TEXT
+from stackctl.units.quadlet import OLDEST, OLDEST_TEXT, WHY_OLDEST
 from stackctl.values.host import Host, Problem
 from stackctl.values.provision import ItemPlan, PackagesChange
 from stackctl.values.result import Result
@@ -20,10 +20,9 @@ _INSTALL = {
     "suse": "zypper install podman",
     "arch": "pacman -S podman",
 }
-#: Releases whose own podman is too old for Quadlet.
+#: Releases whose own podman is too old.
 _OLD_RELEASES = (("debian", "11"), ("debian", "12"), ("ubuntu", "20.04"), ("ubuntu", "22.04"))
-_UPGRADE_SYSTEM = "upgrade to Debian 13, Ubuntu 24.04 or newer"
-_UPGRADE = f"{_UPGRADE_SYSTEM}, or install podman {OLDEST_TEXT} or newer"
+_UPGRADE = f"upgrade to Debian 13, Ubuntu 24.04 or newer, or install podman {OLDEST_TEXT} or newer"
 #: Packages of the distribution that a podman built by hand needs too.
 _HELPERS = ("uidmap", "dbus-user-session")
 
@@ -42,7 +41,7 @@ def packages(families: tuple[str, ...], release: str | None) -> tuple[str, ...]:
 
 
 class PodmanVersion(ProvisionItem):
-    """A version of podman that has Quadlet is installed and runs."""
+    """A version of podman that can run stackctl's units is installed and runs."""
 
     name = "podman"
     codes = ("podman-missing", "podman-no-answer", "podman-too-old")
@@ -69,7 +68,7 @@ class PodmanVersion(ProvisionItem):
             yield Problem(
                 code="podman-too-old",
                 what=f"podman {version} is too old",
-                why=f"services need Quadlet, which came with podman {OLDEST_TEXT}",
+                why=WHY_OLDEST,
                 fix=_UPGRADE,
             )
 
@@ -84,7 +83,7 @@ class PodmanVersion(ProvisionItem):
         return provision_fix(self.name, by_hand) if command.startswith("apt-get") else by_hand
 
     def check(self, host: Host, needs: StackNeeds) -> Iterator[Result]:  # noqa: ARG002
-        """Yield a finding with the version and the oldest one that has Quadlet."""
+        """Yield a finding with the version and the oldest usable one."""
         expected = f"podman {OLDEST_TEXT} or newer"
         version = host.tools.podman
         problem = self.problem_on(host)
@@ -96,7 +95,7 @@ class PodmanVersion(ProvisionItem):
             old = version_numbers(version) < OLDEST
             yield self.result(
                 "fail" if old else "ok", version, expected=expected,
-                remedy=_UPGRADE_SYSTEM if old else None,
+                evidence=WHY_OLDEST if old else None, remedy=_UPGRADE if old else None,
             )  # fmt: skip
 
     def changes(self, facts: MachineFacts, needs: StackNeeds) -> ItemPlan:  # noqa: ARG002
@@ -105,11 +104,12 @@ class PodmanVersion(ProvisionItem):
         Without a usable package of the distribution, return a refusal.
         """
         version = facts.host.tools.podman
-        without = f"no Quadlet, which came with {OLDEST_TEXT}"
         if version is not None and version_numbers(version) < OLDEST:
-            return self.refused(f"podman {version} has {without}", _UPGRADE)
+            return self.refused(f"podman {version} is too old: {WHY_OLDEST}", _UPGRADE)
         if (*facts.families[:1], facts.release) in _OLD_RELEASES and version is None:
-            return self.refused(f"{facts.host.tools.os}: its podman has {without}", _UPGRADE)
+            return self.refused(
+                f"{facts.host.tools.os}: its podman is too old: {WHY_OLDEST}", _UPGRADE
+            )
         wanted = packages(facts.families, facts.release)
         if facts.packages is None or not wanted:
             if version is not None:

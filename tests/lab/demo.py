@@ -37,7 +37,7 @@ PROFILE = "demo"
 PORT = 8089
 USER = "lab"
 FOLDER = CHECKOUT / ".demo"
-OLDEST_PODMAN = (4, 4)
+OLDEST_PODMAN = (4, 7)
 # The model is a base model: it goes on with a text, it does not converse.
 PROMPT = "A recipe for apple pie:"
 SAMPLING = {"max_tokens": 128, "temperature": 0.6, "repeat_penalty": 1.15, "seed": 1}
@@ -272,7 +272,8 @@ def why_not_here() -> str:
         return "this machine has no podman"
     version = podman_version(quiet(["podman", "--version"]).stdout)
     if version < OLDEST_PODMAN:
-        return f"this machine's podman {'.'.join(map(str, version))} is older than 4.4"
+        oldest = ".".join(map(str, OLDEST_PODMAN))
+        return f"this machine's podman {'.'.join(map(str, version))} is older than {oldest}"
     if quiet(["podman", "info"]).returncode:
         return "this machine's podman does not work"
     scope = "--system" if os.geteuid() == 0 else "--user"

@@ -108,7 +108,7 @@ def test_podman_is_absent(seat: Seat, tiny: str) -> None:
         done = seat.stackctl(*UP, tiny, code=6)
     finally:
         seat.lab.run(["mv", f"{program}.away", program], check=True)
-    look.assert_error(done, "podman is not installed", "install Podman 4.4 or newer")
+    look.assert_error(done, "podman is not installed", "install Podman 4.7 or newer")
     look.assert_clean(seat)
 
 
@@ -118,7 +118,7 @@ def test_podman_is_too_old(one: Seat, tiny: str) -> None:
     look.put(one.lab, f"{FAKE_BIN}/podman", script.encode(), mode=0o755)
     path = f"{FAKE_BIN}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
     done = one.stackctl(*UP, tiny, code=6, env={"PATH": path})
-    look.assert_error(done, "Podman 4.3.1 has no Quadlet", "install Podman 4.4 or newer")
+    look.assert_error(done, "Podman 4.3.1 is too old", "install Podman 4.7 or newer")
     look.assert_clean(one)
 
 

@@ -31,7 +31,7 @@ exec stackctl "$@"
 """
 
 
-def test_provision_refuses_a_podman_without_quadlet(lab: Lab) -> None:
+def test_provision_refuses_an_old_podman(lab: Lab) -> None:
     root = Seat(lab, "root")
     look.put(lab, "/srv/old/os-release", RELEASE.encode())
     look.put(lab, "/srv/old/podman", PODMAN.encode(), mode=0o755)
@@ -40,15 +40,15 @@ def test_provision_refuses_a_podman_without_quadlet(lab: Lab) -> None:
         done = root.run("unshare", "-m", "sh", "-c", AS_BOOKWORM, "sh", *words, check=False)
         assert done.returncode == 6, f"{done.stdout}{done.stderr}"
         look.assert_error(
-            done, "podman 4.3.1 has no Quadlet, which came with 4.4: nothing was changed",
-            "upgrade to Debian 13, Ubuntu 24.04 or newer, or install podman 4.4 or newer",
+            done, "podman 4.3.1 is too old: Quadlet reads subfolders .* from 4.7 on: nothing was",
+            "upgrade to Debian 13, Ubuntu 24.04 or newer, or install podman 4.7 or newer",
         )  # fmt: skip
     # A dry run says the same, and what else it would do.
     done = root.run(
         "unshare", "-m", "sh", "-c", AS_BOOKWORM, "sh", "provision", "--dry-run", check=False
     )
     assert done.returncode == 6
-    assert "REFUSED  podman                 podman 4.3.1 has no Quadlet" in done.stdout
+    assert "REFUSED  podman                 podman 4.3.1 is too old" in done.stdout
     assert root.files("/etc", "/var/lib/stackctl", "/usr/local") == before
     assert not Path(f"/proc/{lab.pid}/root/srv/old/asked").exists()
 
@@ -60,5 +60,5 @@ def test_a_stack_is_refused_there_too(lab: Lab, tiny: str) -> None:
     words = ("up", "cpu-latency", "--model", tiny)
     done = root.run("unshare", "-m", "sh", "-c", AS_BOOKWORM, "sh", *words, check=False)
     assert done.returncode == 6, f"{done.stdout}{done.stderr}"
-    look.assert_error(done, "4.3.1", "4.4 or newer")
+    look.assert_error(done, "4.3.1", "4.7 or newer")
     root.assert_nothing_left()

@@ -12,6 +12,7 @@ import pytest
 from samples import EPYC_GPU, GEMMA, HOSTS, IQUEST, MIB
 
 from stackctl.cli.main import run
+from stackctl.units.quadlet import OLDEST_TEXT, WHY_OLDEST
 from stackctl.values.base import from_json, to_json
 from stackctl.values.host import Host
 from stackctl.values.plan import Plan
@@ -122,6 +123,20 @@ def test_each_finding_has_the_command_that_fixes_it(cli: Cli, place: Path) -> No
     failed = {r.name: r for r in cli.report().results if r.status == "fail"}
     assert {"podman", "cdi"} <= set(failed)
     assert "nvidia-ctk cdi generate" in (failed["cdi"].remedy or "")
+
+
+@pytest.mark.parametrize("version", ["4.4.4", "4.6.2"])
+def test_podman_that_is_too_old_is_refused(cli: Cli, place: Path, version: str) -> None:
+    tools = msgspec.structs.replace(EPYC_GPU.tools, podman=version)
+    facts = stored(place, msgspec.structs.replace(EPYC_GPU, tools=tools))
+    assert cli("doctor", "--facts", facts, "--json") == 6
+    (found,) = [r for r in cli.report().results if r.name == "podman"]
+    assert (found.status, found.actual) == ("fail", version)
+    assert (found.expected, found.evidence) == (f"podman {OLDEST_TEXT} or newer", WHY_OLDEST)
+    assert f"install podman {OLDEST_TEXT} or newer" in (found.remedy or "")
+    assert cli("render", "gpu-nvfp4", "--facts", facts) == 6
+    assert f"error: Podman {version} is too old: {WHY_OLDEST}" in cli.err
+    assert f"hint: install Podman {OLDEST_TEXT} or newer" in cli.err
 
 
 def test_a_limit_on_locked_memory_is_a_warning(cli: Cli, place: Path) -> None:

@@ -185,14 +185,17 @@ def test_debian_12_has_no_podman_worth_installing(look: Any) -> None:
     assert fix.startswith("upgrade to Debian 13")
 
 
-@pytest.mark.parametrize("version", ["4.3.1", "3.4.4"])
-def test_podman_before_quadlet(look: Any, version: str) -> None:
+@pytest.mark.parametrize("version", ["4.6.2", "4.4.4", "4.3.1", "3.4.4"])
+def test_podman_that_is_too_old(look: Any, version: str) -> None:
     host = look(versions=VERSIONS | {"podman --version": f"podman version {version}"})
     assert _only(host).what == f"podman {version} is too old"
+    assert "subfolders" in _only(host).why
+    assert "install podman 4.7 or newer" in (_only(host).fix or "")
 
 
 @pytest.mark.parametrize(
-    "text", ["podman version 4.9.3", "podman version 5.6.0-rc1", "podman 10.0"]
+    "text",
+    ["podman version 4.7.0", "podman version 4.9.3", "podman version 5.6.0-rc1", "podman 10.0"],
 )
 def test_podman_with_quadlet(look: Any, text: str) -> None:
     assert look(versions=VERSIONS | {"podman --version": text}).problems == ()

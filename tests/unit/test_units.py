@@ -31,7 +31,7 @@ from stackctl.engines import engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.plan.claimed_resources import claim_of
 from stackctl.units import healthcheck, quoting, wait_for_cdi
-from stackctl.units.quadlet import NEWEST, Keys, parse_version
+from stackctl.units.quadlet import NEWEST, OLDEST_TEXT, Keys, parse_version
 from stackctl.units.render import (
     RESTARTS,
     UnitTarget,
@@ -47,7 +47,7 @@ from stackctl.values.model import Model, ModelFile
 from stackctl.values.plan import Plan
 
 PINNED = "ghcr.io/ggml-org/llama.cpp@sha256:" + "ab" * 32
-VERSIONS = ("4.4.0", "4.6.2", "4.9.3", "5.2.5", "5.4.2", "5.8.2")
+VERSIONS = ("4.7.2", "4.8.0", "4.9.3", "5.2.5", "5.4.2", "5.8.2")
 
 
 # A reader, written from systemd.syntax(7), systemd.service(5) and podman-systemd.unit(5)
@@ -282,52 +282,30 @@ def test_podman_versions(text: str | None, version: tuple[int, int]) -> None:
     assert parse_version(text) == version
 
 
-@pytest.mark.parametrize("text", ["4.3.1", "3.4.4"])
-def test_podman_without_quadlet(text: str) -> None:
-    with pytest.raises(StackctlError, match=f"Podman {text} has no Quadlet") as caught:
+@pytest.mark.parametrize("text", ["4.6.2", "4.4.4", "4.3.1", "3.4.4"])
+def test_podman_that_is_too_old(text: str) -> None:
+    with pytest.raises(StackctlError, match=f"Podman {text} is too old: .*subfolders") as caught:
         Read(plan(), text)
     assert caught.value.exit_code == ExitCode.HOST
+    assert f"install Podman {OLDEST_TEXT} or newer" in (caught.value.hint or "")
 
 
-def test_a_key_that_nothing_can_replace() -> None:
-    with pytest.raises(StackctlError, match="Image"):
-        Keys((4, 3)).key("Image", "x")
-
-
-#: Keys of [Container] and the first version that knows them; older ones drop the whole unit.
-FIRST = {
-    "HealthCmd": (4, 5), "HealthInterval": (4, 5), "HealthTimeout": (4, 5),
-    "HealthRetries": (4, 5), "HealthOnFailure": (4, 5), "HealthStartupCmd": (4, 5),
-    "HealthStartupInterval": (4, 5), "HealthStartupTimeout": (4, 5), "LogDriver": (4, 5),
-    "SecurityLabelDisable": (4, 5), "Pull": (4, 6), "Ulimit": (4, 7), "Notify": (5, 0),
-}  # fmt: skip
-ARGUMENT = {
-    "Pull": "--pull=never", "Ulimit": "--ulimit=memlock=-1:-1", "Notify": "--sdnotify=healthy",
-    "HealthInterval": "--health-interval=30s", "HealthOnFailure": "--health-on-failure=kill",
-    "LogDriver": "--log-driver=passthrough", "SecurityLabelDisable": "--security-opt=label=disable",
-}  # fmt: skip
+def test_a_key_that_no_version_has() -> None:
+    with pytest.raises(KeyError, match="Imgae"):
+        Keys((5, 0)).key("Imgae", "x")
 
 
 @pytest.mark.parametrize("podman", VERSIONS)
 def test_keys_that_the_version_lacks_become_arguments(podman: str) -> None:
     read = Read(plan(), podman)
     version = parse_version(podman)
-    written = {key for key, _ in read.sections["Container"]}
-    for key, first in FIRST.items():
-        # sdnotify=healthy is as old as Podman 4.6, the key Notify=healthy is from 5.0.
-        if key == "Notify" and version < (4, 6):
-            assert not any("sdnotify" in argument for argument in read.podman_args)
-            continue
-        assert (key in written) == (version >= first), key
-        if key in ARGUMENT:
-            assert (ARGUMENT[key] in read.podman_args) == (version < first), key
-    health = [argument for argument in read.podman_args if argument.startswith("--health-cmd=")]
-    assert len(health) == (version < (4, 5))
+    # The key Notify takes "healthy" from 5.0 on.
+    assert ("Notify" in dict(read.sections["Container"])) == (version >= (5, 0))
+    assert ("--sdnotify=healthy" in read.podman_args) == (version < (5, 0))
+    # Before 4.8, Quadlet adds --read-only-tmpfs=false to each unit; the last argument counts.
+    assert ("--read-only-tmpfs=true" in read.podman_args) == (version < (4, 8))
+    assert "ReadOnlyTmpfs" not in read.text
     assert ("Quadlet" in read.sections) == (version >= (5, 3))
-    # Every version is told the same things.
-    everything = read.text
-    for word in ("memlock", "30s", "kill", "passthrough", "never", "/health", "host"):
-        assert word in everything
 
 
 @pytest.mark.parametrize("podman", VERSIONS)
@@ -582,10 +560,7 @@ def test_what_a_unit_with_a_gpu_says(podman: str) -> None:
     assert "nvidia.com/gpu /etc/cdi/*.json" in waits
     top, caches = "/var/cache/stackctl", "/var/cache/stackctl/compiled"
     assert made == f"/bin/mkdir -p -m 0700 -- {top} {caches} {caches}/{'cd' * 6}"
-    size = read.all("Container", "ShmSize")
-    size += [a.partition("=")[2] for a in read.podman_args if a.startswith("--shm-size=")]
-    assert size == [str(8 * 2**30)]
-    assert ("ShmSize" in read.text) == (parse_version(podman) >= (4, 7))
+    assert read.all("Container", "ShmSize") == [str(8 * 2**30)]
     # The published image starts "vllm serve": the second word is here.
     assert "--entrypoint=vllm" in read.podman_args
     assert read.command[:2] == ["serve", f"/models/snapshots/{COMMIT}"]
@@ -633,7 +608,8 @@ def test_what_starts_an_engine(
 
 
 @pytest.mark.parametrize(
-    ("podman", "scope"), [("4.9.3", "user"), ("5.4.2", "system"), ("5.8.2", "system")]
+    ("podman", "scope"),
+    [("4.7.2", "user"), ("4.9.3", "user"), ("5.4.2", "system"), ("5.8.2", "system")],
 )
 @pytest.mark.parametrize("name", ["gpu-nvfp4", "cpu-vllm", "gpu-gguf"])
 def test_golden_units_of_the_machine_with_a_gpu(
@@ -648,6 +624,7 @@ def test_golden_units_of_the_machine_with_a_gpu(
 @pytest.mark.parametrize(
     ("podman", "host", "model", "scope"),
     [
+        ("4.7.2", "epyc-nps1", IQUEST, "system"),
         ("4.9.3", "desktop", GEMMA, "user"),
         ("5.8.2", "epyc-nps1", IQUEST, "system"),
         ("5.4.2", "epyc-l3numa", IQUEST, "system"),
