@@ -17,7 +17,7 @@ from stackctl.probe.nvml import Nvml
 from stackctl.probe.tools import ProbeCommands, probe_tools
 from stackctl.requirements import REQUIREMENTS, host_paths
 from stackctl.requirements.facts import LaunchFacts, Scope
-from stackctl.values.host import Host, Problem
+from stackctl.values.host import Host
 
 __all__ = ["probe"]
 
@@ -39,17 +39,16 @@ def probe(machine: Machine, *, scope: Scope, names: bool = False) -> Host:
     info = read_cpuinfo(reader)
     unnamed = info.model is None or info.flags is None
     asked = CpuInfoFallback() if names and machine.live and unnamed else None
-    missing: list[Problem] = []
     memory = probe_memory(reader)
-    cpu = probe_cpu(reader, info, missing, total_bytes=memory.total_bytes)
+    cpu = probe_cpu(reader, info, total_bytes=memory.total_bytes)
     if not gpu_nodes(reader):
         # With nodes of GPU memory the sums differ, because the total includes that memory.
-        nodes = plausible_nodes(cpu.numa, memory.total_bytes, missing, online=cpu.online)
+        nodes = plausible_nodes(reader, cpu.numa, memory.total_bytes, cpu.online)
         cpu = msgspec.structs.replace(cpu, numa=nodes)
-    memory = with_nodes(reader, memory, cpu.numa, missing)
+    memory = with_nodes(reader, memory, cpu.numa)
     memory = with_bandwidth(reader, memory, cpu, virtual=info.virtual)
     seen = probe_tools(reader, commands, scope)
-    gpus = probe_gpus(reader, nvml, seen.tools.cdi, missing)
+    gpus = probe_gpus(reader, nvml, seen.tools.cdi)
     limits = probe_limits(reader, scope, seen.user)
     facts = LaunchFacts(
         live=machine.live,
@@ -69,5 +68,5 @@ def probe(machine: Machine, *, scope: Scope, names: bool = False) -> Host:
         gpus=gpus,
         tools=seen.tools,
         limits=limits,
-        problems=(*launch, *missing, *reader.problems()),
+        problems=(*launch, *reader.problems()),
     )

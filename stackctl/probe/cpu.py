@@ -13,7 +13,7 @@ from stackctl.probe.fact_reader import FactReader, cpu_set
 from stackctl.probe.numa import probe_numa
 from stackctl.probe.topology import CPU, cores_of_entries, probe_cores, probe_groups, probe_l3
 from stackctl.values.cpu_list import CpuList
-from stackctl.values.host import Cpu, Problem
+from stackctl.values.host import Cpu
 
 #: AMD families whose "siblings" are cores that share a floating-point unit (Bulldozer, Jaguar).
 _SHARING_FAMILIES = ("21", "22")
@@ -21,22 +21,19 @@ _SHARING_FAMILIES = ("21", "22")
 _ALLOWED = re.compile(r"^Cpus_allowed_list:[ \t]*(.*)$", re.MULTILINE)
 
 
-def probe_cpu(
-    reader: FactReader, info: CpuInfo, problems: list[Problem], *, total_bytes: int | None = None
-) -> Cpu:
+def probe_cpu(reader: FactReader, info: CpuInfo, *, total_bytes: int | None = None) -> Cpu:
     """Read the topology of the online processors.
 
     Args:
         reader: the source of the facts.
         info: the content of /proc/cpuinfo.
-        problems: the list to which missing facts are added.
         total_bytes: the machine's memory; if the kernel shows no nodes, its only node has it.
     """
-    folders = _numbered(reader, f"{CPU}/cpu[0-9]*", "cpu")
-    online = _online(reader, info, folders, problems)
+    folders = reader.numbers(f"{CPU}/cpu")
+    online = _online(reader, info, folders)
     known = sorted(online or ())
     sysfs = known if folders else []
-    cores, packages = _cores_and_packages(reader, info, sysfs, online or frozenset(), problems)
+    cores, packages = _cores_and_packages(reader, info, sysfs, online or frozenset())
     per_core = max(map(len, cores), default=None)
     offline = folders - online if online else frozenset[int]()
     return Cpu(
@@ -48,12 +45,12 @@ def probe_cpu(
         threads=len(known) or None,
         threads_per_core=per_core,
         online=CpuList(known) or None,
-        allowed=_allowed(reader, online, problems),
+        allowed=_allowed(reader, online),
         siblings=tuple(CpuList(core) for core in cores),
         isa=isa(info.flags or ()),
         smt=_smt(reader, per_core),
         l3=probe_l3(reader, sysfs, cores),
-        numa=probe_numa(reader, online, total_bytes, problems),
+        numa=probe_numa(reader, online, total_bytes),
         governor=_common(reader, sysfs, "scaling_governor"),
         dies=probe_groups(reader, sysfs, "die"),
         offline=CpuList(offline) or None,
@@ -68,7 +65,6 @@ def _cores_and_packages(
     info: CpuInfo,
     sysfs: list[int],
     online: frozenset[int],
-    problems: list[Problem],
 ) -> tuple[tuple[frozenset[int], ...], int | None]:
     """Return the CPUs of each core and the number of packages, from /sys, else /proc/cpuinfo."""
     sharing = info.vendor == "AuthenticAMD" and info.family in _SHARING_FAMILIES
@@ -78,12 +74,10 @@ def _cores_and_packages(
         cores, counted = cores_of_entries(info.processors(), online)
         packages = packages or counted
     if cores is None:
-        problems.append(
-            Problem(
-                code="cores-unknown",
-                what="cores are unknown",
-                why=f"neither {CPU}/cpu*/topology nor /proc/cpuinfo says which CPUs share a core",
-            )
+        reader.note_unknown(
+            "cores-unknown",
+            "cores are unknown",
+            f"neither {CPU}/cpu*/topology nor /proc/cpuinfo says which CPUs share a core",
         )
     return tuple(cores or ()), packages
 
@@ -96,32 +90,20 @@ def _smt(reader: FactReader, per_core: int | None) -> bool | None:
     return None if active is None else bool(active)
 
 
-def _numbered(reader: FactReader, pattern: str, prefix: str) -> frozenset[int]:
-    """Return the numbers of folders such as cpu12."""
-    names = (path.removesuffix("/topology").rpartition("/")[2]
-             for path in reader.machine.glob(pattern))  # fmt: skip
-    matches = (re.fullmatch(prefix + "([0-9]{1,5})", name) for name in names)
-    return frozenset(int(match[1]) for match in matches if match)
-
-
-def _online(
-    reader: FactReader, info: CpuInfo, folders: frozenset[int], problems: list[Problem]
-) -> frozenset[int] | None:
+def _online(reader: FactReader, info: CpuInfo, folders: frozenset[int]) -> frozenset[int] | None:
     # Offline CPUs have folders too, but no topology, so the list decides, not the folders.
     online = reader.cpus(f"{CPU}/online")
-    described = _numbered(reader, f"{CPU}/cpu[0-9]*/topology", "cpu")
+    described = reader.numbers(f"{CPU}/cpu", "/topology")
     if not online and described:
         # Kernels before 2.6.37 have no list. Each CPU has a file instead, if it can go offline.
         online = frozenset(cpu for cpu in described if reader.number(f"{CPU}/cpu{cpu}/online") != 0)
     if not online:
         online = frozenset(info.processors())
         if not online:
-            problems.append(
-                Problem(
-                    code="cpus-unknown",
-                    what="processors are unknown",
-                    why=f"neither {CPU}/online nor /proc/cpuinfo can be read",
-                )
+            reader.note_unknown(
+                "cpus-unknown",
+                "processors are unknown",
+                f"neither {CPU}/online nor /proc/cpuinfo can be read",
             )
             return None
     if folders and not online <= folders:
@@ -156,9 +138,7 @@ def _driver(reader: FactReader, online: list[int]) -> str | None:
     return driver
 
 
-def _allowed(
-    reader: FactReader, online: frozenset[int] | None, problems: list[Problem]
-) -> CpuList | None:
+def _allowed(reader: FactReader, online: frozenset[int] | None) -> CpuList | None:
     path = "/proc/self/status"
     allowed = online
     line = _ALLOWED.search(reader.text(path) or "")
@@ -176,11 +156,9 @@ def _allowed(
     if left is not None and (allowed is None or left & allowed):
         allowed = left if allowed is None else allowed & left
     if allowed is not None and not allowed:
-        problems.append(
-            Problem(
-                code="usable-cpus-unknown",
-                what="usable processors are unknown",
-                why=f"{path} allows none of the CPUs that are online",
-            )
+        reader.note_unknown(
+            "usable-cpus-unknown",
+            "usable processors are unknown",
+            f"{path} allows none of the CPUs that are online",
         )
     return CpuList(allowed or ()) or None

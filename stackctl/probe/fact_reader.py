@@ -9,7 +9,7 @@ from functools import lru_cache
 from stackctl.errors import StackctlError
 from stackctl.machine.machine import Machine
 from stackctl.values.cpu_list import CpuList
-from stackctl.values.host import Problem
+from stackctl.values.host import Problem, ProblemCode
 
 #: Linux supports at most 8192 CPUs; a list that names far more in all is a damaged file.
 _MOST_CPUS = 16384
@@ -64,10 +64,11 @@ def sanitize(text: str, *, most: int = 200) -> str | None:
 
 
 class FactReader:
-    """A reader of one machine's facts, which remembers the damaged files."""
+    """A reader of one machine's facts, which remembers the unknown facts and damaged files."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
+        self._unknown: list[Problem] = []
         self._damaged: dict[str, list[tuple[str, str]]] = {}
 
     def text(self, path: str, most: int = _MOST_ATTRIBUTE) -> str | None:
@@ -140,13 +141,26 @@ class FactReader:
             self.note_damaged(mask, f"{sanitize(text, most=40) or ''!r} is not a CPU mask")
             return self.cpus(path)
 
+    def numbers(self, path: str, below: str = "") -> frozenset[int]:
+        """Return the numbers of the existing files ``PATH<number>BELOW``, such as 12 of cpu12."""
+        pattern = re.compile(f"{re.escape(path)}([0-9]{{1,5}}){re.escape(below)}")
+        found = map(pattern.fullmatch, self.machine.glob(f"{path}[0-9]*{below}"))
+        return frozenset(int(match[1]) for match in found if match)
+
+    def note_unknown(
+        self, code: ProblemCode, what: str, why: str, *, fix: str | None = None
+    ) -> None:
+        """Record a fact that matters and that nothing shows."""
+        self._unknown.append(Problem(code=code, what=what, why=why, fix=fix))
+
     def note_damaged(self, path: str, why: str) -> None:
         """Record that the content of a file is not possible."""
         self._damaged.setdefault(path.rpartition("/")[2], []).append((path, why))
 
     def problems(self) -> tuple[Problem, ...]:
-        """Return one problem for each name of damaged files, however many CPUs have that file."""
-        found = []
+        """Return the unknown facts, then one problem for each name of damaged files, however many
+        CPUs have that file."""
+        found = list(self._unknown)
         for kind, files in sorted(self._damaged.items()):
             path, why = files[0]
             more = f"; {len(files) - 1} more like it" if len(files) > 1 else ""

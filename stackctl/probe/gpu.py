@@ -10,7 +10,7 @@ import msgspec
 
 from stackctl.probe.fact_reader import FactReader, sanitize
 from stackctl.probe.nvml import Nvml, NvmlDevice, NvmlReadings
-from stackctl.values.host import CdiSpec, Gpu, GpuProcess, Problem
+from stackctl.values.host import CdiSpec, Gpu, GpuProcess
 
 _PCI = "/sys/bus/pci/devices"
 _DRIVER = "/proc/driver/nvidia/gpus"
@@ -54,12 +54,10 @@ _CARDS = {
 }
 
 
-def probe_gpus(
-    reader: FactReader, nvml: Nvml, cdi: tuple[CdiSpec, ...], problems: list[Problem]
-) -> tuple[Gpu, ...]:
+def probe_gpus(reader: FactReader, nvml: Nvml, cdi: tuple[CdiSpec, ...]) -> tuple[Gpu, ...]:
     """Return NVIDIA's GPUs in the driver's order, which is that of their addresses; then others.
 
-    If the library gives no readings on a live machine, a problem is added to ``problems``.
+    If the library gives no readings on a live machine, it is a problem.
     """
     devices = list(_display_devices(reader))
     nvidia = [address for address, vendor in devices if vendor == _NVIDIA]
@@ -73,14 +71,11 @@ def probe_gpus(
             _gpu_without_library(reader, index, address) for index, address in enumerate(nvidia)
         ]
         if nvidia and reader.machine.live:
-            problems.append(
-                Problem(
-                    code="gpu-memory-unknown",
-                    what="GPU memory in use is unknown",
-                    why=f"{nvml.error or 'NVML finds no GPU'}; "
-                    "the values shown follow from the PCI id",
-                    fix="pip install nvidia-ml-py" if nvml.package_missing else None,
-                )
+            reader.note_unknown(
+                "gpu-memory-unknown",
+                "GPU memory in use is unknown",
+                f"{nvml.error or 'NVML finds no GPU'}; the values shown follow from the PCI id",
+                fix="pip install nvidia-ml-py" if nvml.package_missing else None,
             )
     found = [_with_cdi(gpu, cdi, alone=len(found) == 1) for gpu in found]
     for address, vendor in devices:

@@ -11,7 +11,7 @@ from stackctl.probe.cgroup import cgroup_folders
 from stackctl.probe.fact_reader import FactReader
 from stackctl.probe.numa import gpu_free, gpu_nodes
 from stackctl.values.cpu_list import CpuList
-from stackctl.values.host import Bandwidth, Cpu, HugePages, Memory, NumaNode, Problem
+from stackctl.values.host import Bandwidth, Cpu, HugePages, Memory, NumaNode
 
 _DMI = "/sys/firmware/dmi/tables/DMI"
 #: cgroup version 1 shows "no limit" as the largest multiple of a page below 2**63.
@@ -32,12 +32,10 @@ def probe_memory(reader: FactReader) -> Memory:
     )
 
 
-def with_nodes(
-    reader: FactReader, memory: Memory, nodes: tuple[NumaNode, ...], problems: list[Problem]
-) -> Memory:
+def with_nodes(reader: FactReader, memory: Memory, nodes: tuple[NumaNode, ...]) -> Memory:
     """Return the sizes without the memory of GPUs, which the kernel adds to them.
 
-    An unknown total is taken from the nodes; if they have none, a problem is added.
+    An unknown total is taken from the nodes; if they have none, it is a problem.
     """
     sizes = [node.memory_bytes for node in nodes if node.memory_bytes is not None]
     total, available = memory.total_bytes, memory.available_bytes
@@ -49,12 +47,8 @@ def with_nodes(
             if available is not None:
                 available = min(total, max(0, available - gpu_free(reader)))
     if total is None:
-        problems.append(
-            Problem(
-                code="memory-size-unknown",
-                what="memory size is unknown",
-                why="/proc/meminfo has no usable MemTotal",
-            )
+        reader.note_unknown(
+            "memory-size-unknown", "memory size is unknown", "/proc/meminfo has no usable MemTotal"
         )
     return msgspec.structs.replace(memory, total_bytes=total, available_bytes=available)
 
@@ -102,11 +96,7 @@ def _hugepages(reader: FactReader) -> tuple[HugePages, ...]:
 
 
 def plausible_nodes(
-    nodes: tuple[NumaNode, ...],
-    total: int | None,
-    problems: list[Problem],
-    *,
-    online: CpuList | None = None,
+    reader: FactReader, nodes: tuple[NumaNode, ...], total: int | None, online: CpuList | None
 ) -> tuple[NumaNode, ...]:
     """Return NUMA nodes whose memory adds up to the machine's, or is None.
 
@@ -121,12 +111,10 @@ def plausible_nodes(
             # Other nodes are offline or hidden, with the rest of the memory.
             return nodes
         return (msgspec.structs.replace(nodes[0], memory_bytes=total),)
-    problems.append(
-        Problem(
-            code="numa-memory-unknown",
-            what="memory of the NUMA nodes is unknown",
-            why=f"they hold {sum(sizes)} bytes together, the machine has {total}",
-        )
+    reader.note_unknown(
+        "numa-memory-unknown",
+        "memory of the NUMA nodes is unknown",
+        f"they hold {sum(sizes)} bytes together, the machine has {total}",
     )
     return tuple(msgspec.structs.replace(node, memory_bytes=None) for node in nodes)
 

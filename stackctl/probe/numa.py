@@ -7,32 +7,27 @@ import re
 from stackctl.errors import StackctlError
 from stackctl.probe.fact_reader import FactReader, cpu_set, sanitize
 from stackctl.values.cpu_list import CpuList
-from stackctl.values.host import NumaNode, Problem
+from stackctl.values.host import NumaNode
 
 _NODE = "/sys/devices/system/node"
 _GPU_NODE = re.compile(r"^Node:\s*([0-9]{1,5})\s*$", re.MULTILINE)
 
 
 def probe_numa(
-    reader: FactReader,
-    online: frozenset[int] | None,
-    total_bytes: int | None,
-    problems: list[Problem],
+    reader: FactReader, online: frozenset[int] | None, total_bytes: int | None
 ) -> tuple[NumaNode, ...]:
     """Return the NUMA nodes, without nodes that are the memory of a GPU.
 
     If the kernel shows no nodes, one node has all CPUs and memory. Empty if the layout is unknown.
     """
-    names = (path.rpartition("/")[2] for path in reader.machine.glob(f"{_NODE}/node[0-9]*"))
-    found = (re.fullmatch("node([0-9]{1,5})", name) for name in names)
-    numbers = sorted(int(match[1]) for match in found if match)
+    numbers = sorted(reader.numbers(f"{_NODE}/node"))
     if not numbers:
         if not online:
             return ()
         return (NumaNode(id=0, cpus=CpuList(online), memory_bytes=total_bytes),)
     columns = _columns(reader, numbers)
     left_out = gpu_nodes(reader)
-    sets = _cpu_sets(reader, [number for number in numbers if number not in left_out], problems)
+    sets = _cpu_sets(reader, [number for number in numbers if number not in left_out])
     return tuple(
         NumaNode(
             id=number,
@@ -44,9 +39,7 @@ def probe_numa(
     )
 
 
-def _cpu_sets(
-    reader: FactReader, numbers: list[int], problems: list[Problem]
-) -> dict[int, frozenset[int]]:
+def _cpu_sets(reader: FactReader, numbers: list[int]) -> dict[int, frozenset[int]]:
     """Return the CPUs of each node, without nodes that repeat CPUs; empty if a list is missing."""
     sets: dict[int, frozenset[int]] = {}
     covered: set[int] = set()
@@ -56,12 +49,8 @@ def _cpu_sets(
         cpus = _cpus(reader, folder)
         if cpus is None:
             # A node with unknown CPUs must not count as a node without CPUs.
-            problems.append(
-                Problem(
-                    code="numa-unknown",
-                    what="NUMA layout is unknown",
-                    why=f"{folder}/cpulist cannot be read",
-                )
+            reader.note_unknown(
+                "numa-unknown", "NUMA layout is unknown", f"{folder}/cpulist cannot be read"
             )
             return {}
         if cpus & covered:
@@ -70,13 +59,11 @@ def _cpu_sets(
         covered |= cpus
         sets[number] = cpus
     if overlapping:
-        problems.append(
-            Problem(
-                code="numa-overlap",
-                what="NUMA nodes overlap",
-                why=f"nodes {CpuList(overlapping)} repeat CPUs of others (numa=fake, or "
-                "damaged firmware tables) and are left out",
-            )
+        reader.note_unknown(
+            "numa-overlap",
+            "NUMA nodes overlap",
+            f"nodes {CpuList(overlapping)} repeat CPUs of others (numa=fake, or damaged firmware "
+            "tables) and are left out",
         )
     return sets
 
@@ -86,9 +73,7 @@ def _cpus(reader: FactReader, folder: str) -> frozenset[int] | None:
     if cpus is not None:
         return cpus
     # The folder also holds links to its CPUs.
-    names = (path.rpartition("/")[2] for path in reader.machine.glob(f"{folder}/cpu[0-9]*"))
-    found = (re.fullmatch("cpu([0-9]{1,5})", name) for name in names)
-    return frozenset(int(match[1]) for match in found if match) or None
+    return reader.numbers(f"{folder}/cpu") or None
 
 
 def _memory(reader: FactReader, number: int, kind: str = "Total") -> int | None:
