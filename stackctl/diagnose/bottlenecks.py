@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from stackctl.diagnose import remedies
 from stackctl.diagnose.finding_text import (
+    cleared,
     context_tokens,
     format_count,
     format_rate,
     format_seconds,
     format_value_range,
-    make_finding,
     rounded_context,
 )
 from stackctl.diagnose.load_summary import LoadSummary
@@ -48,7 +48,7 @@ def slow_decode(evidence: Evidence, load: LoadSummary) -> Finding | None:
     if not slow and not below:
         wide = seen.high > _WIDE * seen.low
         usual = f"typically {format_rate(seen.typical)} tok/s" if wide else text
-        return make_finding("decode-bound", "ok", f"{usual} a request", expected=why)
+        return cleared("decode-bound", f"{usual} a request", expected=why)
     share_of_prompts = load.prompt_share or 0.0
     if not load.apart and share_of_prompts >= _MUCH_PROMPT:
         return None  # prompts between the tokens explain the speed as well
@@ -65,10 +65,10 @@ def slow_decode(evidence: Evidence, load: LoadSummary) -> Finding | None:
             else f"the plan expects {says}: that is the model and this machine, not a setting"
         )
     few, many = (tokens / seen.typical for tokens in (200, 800))
-    return make_finding(
-        "decode-bound",
-        "fail" if slow else "warn",
-        f"generation is the limit: {text} for {requests}",
+    return Finding(
+        name="decode-bound",
+        status="fail" if slow else "warn",
+        actual=f"generation is the limit: {text} for {requests}",
         expected=why if slow else "the planned speed",
         evidence="; ".join(facts),
         confidence="high" if load.apart and load.generation_samples >= 2 else "medium",
@@ -119,12 +119,12 @@ def slow_prefill(evidence: Evidence, load: LoadSummary) -> Finding | None:
         if load.prompt is None or few or (late and not much):
             return None
         # Averages include time without prompts, so the highest is the nearest to the true speed.
-        return make_finding("prefill-bound", "ok", f"{format_rate(load.prompt.high)} tok/s")
+        return cleared("prefill-bound", f"{format_rate(load.prompt.high)} tok/s")
     speed = f"{format_value_range(load.prompt)} tok/s" if load.prompt else "unknown speed"
-    return make_finding(
-        "prefill-bound",
-        "fail" if missed else "warn",
-        f"prompts are the limit: {speed}"
+    return Finding(
+        name="prefill-bound",
+        status="fail" if missed else "warn",
+        actual=f"prompts are the limit: {speed}"
         if much
         else f"the first token comes late: prompts at {speed}",
         expected=f"first token within {format_seconds(wanted)}",
@@ -180,7 +180,7 @@ def long_queue(evidence: Evidence, load: LoadSummary) -> Finding | None:  # noqa
     most, share = load.waiting_most or 0, load.queue_share or 0.0
     often = (load.waiting_share or 0.0) >= _MUCH_WAITING and most > 0
     if not often and share < _MUCH_QUEUE:
-        return make_finding("queueing", "ok", f"{most} waiting at most" if most else "0 waiting")
+        return cleared("queueing", f"{most} waiting at most" if most else "0 waiting")
     facts = []
     if often:
         facts.append(f"somebody waited at {format_share(load.waiting_share or 0.0)} of the looks")
@@ -188,10 +188,10 @@ def long_queue(evidence: Evidence, load: LoadSummary) -> Finding | None:  # noqa
         facts.append(f"waiting was {format_share(share)} of the time of requests")
     if load.kv_most is not None:
         facts.append(f"the KV cache was {format_share(load.kv_most)} full at most")
-    return make_finding(
-        "queueing",
-        "warn",
-        f"requests wait for others: {most} waiting at most"
+    return Finding(
+        name="queueing",
+        status="warn",
+        actual=f"requests wait for others: {most} waiting at most"
         if most
         else f"requests waited for others {format_share(share)} of their time",
         expected="0 waiting",
@@ -211,12 +211,12 @@ def kv_cache_pressure(evidence: Evidence, load: LoadSummary) -> Finding | None:
     if evidence.now is not None and "kv_usage" in evidence.now.estimates:
         at_most += ", an estimate"
     if not full and not load.preemptions:
-        return make_finding("kv-pressure", "ok", at_most)
+        return cleared("kv-pressure", at_most)
     again = format_count(load.preemptions or 0, "request") + " thrown out and computed again"
-    return make_finding(
-        "kv-pressure",
-        "fail" if load.preemptions else "warn",
-        f"the KV cache is too small: {again if load.preemptions else at_most}",
+    return Finding(
+        name="kv-pressure",
+        status="fail" if load.preemptions else "warn",
+        actual=f"the KV cache is too small: {again if load.preemptions else at_most}",
         expected=f"under {format_share(remedies.FULL)}, none thrown out",
         evidence=f"KV cache {at_most}; {again}",
         confidence="high",
@@ -234,19 +234,19 @@ def prefix_cache_misses(evidence: Evidence, load: LoadSummary) -> Finding | None
     wide = load.hits.high > _WIDE * load.hits.low
     seen = format_share(load.hits.typical) if wide else f"{format_value_range(load.hits, 100)} %"
     if load.hits.typical >= wanted:
-        return make_finding("prefix-cache-misses", "ok", seen)
+        return cleared("prefix-cache-misses", seen)
     if load.hits.high == 0 and (load.all_prompt_tokens or 0.0) < _SHORT_PROMPT:
         return None  # a few short first requests
     if load.prompt_tokens is not None and load.prompt_tokens < _SHORT_PROMPT:
-        return make_finding(
-            "prefix-cache-misses", "ok", f"prompts of {load.prompt_tokens:.0f} tokens need none"
+        return cleared(
+            "prefix-cache-misses", f"prompts of {load.prompt_tokens:.0f} tokens need none"
         )
     missed = (wanted - load.hits.typical) / (1 - load.hits.typical)
     why = ": every prompt starts differently" if load.hits.high < 0.2 else ""
-    return make_finding(
-        "prefix-cache-misses",
-        "warn",
-        f"prefix cache hits {seen}, wanted {format_share(wanted)}{why}",
+    return Finding(
+        name="prefix-cache-misses",
+        status="warn",
+        actual=f"prefix cache hits {seen}, wanted {format_share(wanted)}{why}",
         expected=f"at least {format_share(wanted)}",
         evidence=f"{format_share(load.hits.typical)} of the prompts' tokens in the end",
         confidence="high",
@@ -262,14 +262,14 @@ def long_answers(evidence: Evidence, load: LoadSummary) -> Finding | None:  # no
         return None
     text = f"{load.answer_tokens:,.0f} tokens on average"
     if load.answer_tokens < _LONG_ANSWER:
-        return make_finding("whole-file-edits", "ok", text)
+        return cleared("whole-file-edits", text)
     took = ""
     if load.generation is not None:
         took = f", {format_seconds(load.answer_tokens / load.generation.typical)} each"
-    return make_finding(
-        "whole-file-edits",
-        "warn",
-        f"answers are long: {text}{took}",
+    return Finding(
+        name="whole-file-edits",
+        status="warn",
+        actual=f"answers are long: {text}{took}",
         expected=f"under {_LONG_ANSWER} tokens",
         evidence=f"{format_count(load.requests or 0, 'answer')}; whole files, or long reasoning",
         confidence="medium",
@@ -285,11 +285,11 @@ def oversized_context(evidence: Evidence, load: LoadSummary) -> Finding | None:
         return None
     fits = rounded_context(longest)
     if fits * _MUCH_CONTEXT > room:
-        return make_finding("context-oversized", "ok", f"{longest:,} of {room:,} tokens used")
-    return make_finding(
-        "context-oversized",
-        "warn",
-        f"context for {room:,} tokens, the longest request had {longest:,}",
+        return cleared("context-oversized", f"{longest:,} of {room:,} tokens used")
+    return Finding(
+        name="context-oversized",
+        status="warn",
+        actual=f"context for {room:,} tokens, the longest request had {longest:,}",
         expected=f"about {fits:,}",
         evidence=f"{format_count(load.requests or 0, 'request')}",
         confidence="medium",

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 from stackctl.diagnose import remedies
 from stackctl.diagnose.finding_text import (
+    cleared,
     deploy_with_settings,
     format_seconds,
     generating_threads,
-    make_finding,
     threads_option,
 )
 from stackctl.diagnose.load_summary import LoadSummary
@@ -38,7 +38,7 @@ _CLOCK_LIMITS: Mapping[ClockLimit, str] = {
 
 def cpu_fallback(evidence: Evidence, load: LoadSummary) -> Finding | None:  # noqa: ARG001
     """Find an engine that should use a GPU and computes on the CPU."""
-    planned = bool(evidence.plan and evidence.plan.placement.gpus)
+    planned = evidence.plan.placement.gpus if evidence.plan else ()
     log = evidence.log
     proof = None
     if log is not None and log.fallback is not None:
@@ -49,25 +49,21 @@ def cpu_fallback(evidence: Evidence, load: LoadSummary) -> Finding | None:  # no
         proof = "none of its processes holds memory of a GPU"
     if proof is None:
         return None
-    return make_finding(
-        "cpu-fallback",
-        "fail",
-        "the CPU does the work of the GPU",
-        expected="on the GPU"
-        + (f" {','.join(evidence.plan.placement.gpus)}" if planned and evidence.plan else ""),
+    profile = evidence.profile or "PROFILE"
+    return Finding(
+        name="cpu-fallback",
+        status="fail",
+        actual="the CPU does the work of the GPU",
+        expected=f"on the GPU {','.join(planned)}".rstrip(),
         evidence=proof,
         confidence="high",
         steps=(
-            Step(do="find what stands in the way", command=_doctor(evidence)),
+            Step(do="find what stands in the way", command=f"stackctl doctor {profile}"),
             Step(do="then start it again", command=f"stackctl restart {evidence.stack or 'STACK'}"),
         ),
         effect="a GPU reads memory several times as fast",
         at_stake=0.9,
     )
-
-
-def _doctor(evidence: Evidence) -> str:
-    return f"stackctl doctor {evidence.profile or 'PROFILE'}"
 
 
 def _ours(evidence: Evidence) -> bool | None:
@@ -90,7 +86,8 @@ def _ours(evidence: Evidence) -> bool | None:
 def cpu_contention(evidence: Evidence, load: LoadSummary) -> Finding | None:  # noqa: ARG001
     """Find threads that wait for a CPU: other processes use it, or the threads are too many."""
     cpu, planned = evidence.cpu, generating_threads(evidence)
-    allowed = cpu.allowed if cpu and cpu.allowed else _planned_cpus(evidence)
+    planned_cpus = evidence.plan.placement.cpus if evidence.plan else None
+    allowed = (cpu.allowed if cpu else None) or len(planned_cpus or ()) or None
     # Set to (threads, CPUs) if there are more threads than CPUs.
     crowd = None
     if planned is not None and allowed is not None and planned > allowed:
@@ -99,9 +96,7 @@ def cpu_contention(evidence: Evidence, load: LoadSummary) -> Finding | None:  # 
         return _too_many(evidence, *crowd, None) if crowd else None
     waited = cpu.waited_s / (cpu.ran_s + cpu.waited_s)
     if waited < _WAITED:
-        return make_finding(
-            "oversubscribed-threads", "ok", f"waited {format_share(waited)} of the time"
-        )
+        return cleared("oversubscribed-threads", f"waited {format_share(waited)} of the time")
     if crowd:
         return _too_many(evidence, *crowd, waited)
     # The engine's share of the time of its CPUs; other processes had the rest.
@@ -114,10 +109,11 @@ def cpu_contention(evidence: Evidence, load: LoadSummary) -> Finding | None:  # 
 def _others_compute(evidence: Evidence, cpu: CpuTime, waited: float, had: float) -> Finding:
     """Report that other processes use the CPUs that the engine's threads wait for."""
     gain = min(1 / had, 1 / (1 - waited)) if had > 0 and waited < 1 else None
-    return make_finding(
-        "oversubscribed-threads",
-        "fail" if waited >= _WAITED_MUCH else "warn",
-        f"its threads waited for a core {format_share(waited)} of the time: others have them",
+    return Finding(
+        name="oversubscribed-threads",
+        status="fail" if waited >= _WAITED_MUCH else "warn",
+        actual=f"its threads waited for a core {format_share(waited)} of the time: "
+        "others have them",
         expected=f"under {format_share(_WAITED)}",
         evidence=f"in {format_seconds(cpu.interval_s)}: {cpu.ran_s:.1f} s on a core, "
         f"{cpu.waited_s:.1f} s waiting; {cpu.busy} busy threads"
@@ -137,52 +133,42 @@ def _others_compute(evidence: Evidence, cpu: CpuTime, waited: float, had: float)
 
 def _own_crowd(evidence: Evidence, cpu: CpuTime, waited: float) -> Finding:
     """Report an engine that has its CPUs to itself and more busy threads than CPUs."""
-    option = threads_option(evidence)
-    setting = f"engine_args.{option}={cpu.allowed}" if option else "placement.cpus=LIST"
-    return make_finding(
-        "oversubscribed-threads",
-        "warn",
-        f"{cpu.busy} busy threads on {cpu.allowed} CPUs: they waited for each other "
+    return Finding(
+        name="oversubscribed-threads",
+        status="warn",
+        actual=f"{cpu.busy} busy threads on {cpu.allowed} CPUs: they waited for each other "
         f"{format_share(waited)} of the time",
         expected=f"under {format_share(_WAITED)}",
         evidence=f"in {format_seconds(cpu.interval_s)}: {cpu.ran_s:.1f} s on a core, "
         f"{cpu.waited_s:.1f} s waiting",
         confidence="medium",
-        steps=(
-            Step(
-                do="as many threads as cores" if option else "more CPUs",
-                command=deploy_with_settings(evidence, setting),
-            ),
-        ),
+        steps=(_fewer_threads(evidence, cpu.allowed),),
         effect=_MEASURED_CROWD,
         at_stake=waited,
     )
 
 
 def _too_many(evidence: Evidence, planned: int, allowed: int, waited: float | None) -> Finding:
-    return make_finding(
-        "oversubscribed-threads",
-        "fail",
-        f"{planned} threads on {allowed} CPUs",
+    return Finding(
+        name="oversubscribed-threads",
+        status="fail",
+        actual=f"{planned} threads on {allowed} CPUs",
         expected=f"at most {allowed}",
         evidence=None if waited is None else f"they waited {format_share(waited)} of the time",
         confidence="high",
-        steps=(
-            Step(
-                do="as many threads as cores",
-                command=deploy_with_settings(
-                    evidence, f"engine_args.{threads_option(evidence)}={allowed}"
-                ),
-            ),
-        ),
+        steps=(_fewer_threads(evidence, allowed),),
         effect=_MEASURED_CROWD,
         at_stake=waited if waited is not None else 0.5,
     )
 
 
-def _planned_cpus(evidence: Evidence) -> int | None:
-    cpus = evidence.plan.placement.cpus if evidence.plan else None
-    return len(cpus) if cpus else None
+def _fewer_threads(evidence: Evidence, cpus: int | None) -> Step:
+    option = threads_option(evidence)
+    if option is None:
+        command = deploy_with_settings(evidence, "placement.cpus=LIST")
+        return Step(do="more CPUs", command=command)
+    command = deploy_with_settings(evidence, f"engine_args.{option}={cpus}")
+    return Step(do="as many threads as cores", command=command)
 
 
 def memory_placement(evidence: Evidence, load: LoadSummary) -> Finding | None:  # noqa: ARG001
@@ -207,30 +193,25 @@ def memory_placement(evidence: Evidence, load: LoadSummary) -> Finding | None:  
     elif uneven:
         text = "its memory is not spread over its nodes"
     else:
-        return make_finding("page-cache-misplacement", "ok", where)
-    return make_finding(
-        "page-cache-misplacement",
-        "fail" if away >= 0.5 else "warn",
-        text,
+        return cleared("page-cache-misplacement", where)
+    return Finding(
+        name="page-cache-misplacement",
+        status="fail" if away >= 0.5 else "warn",
+        actual=text,
         expected=f"on node {placement.mems}" + (", evenly" if uneven else ""),
         evidence=f"{where}: pages stay where they were first read",
         confidence="high",
-        steps=_read_again(evidence),
+        # The kernel does not drop pages that a process has mapped or locked.
+        steps=(
+            Step(do="stop it", command=f"stackctl down {evidence.stack or 'STACK'}"),
+            Step(
+                do="drop the model from the page cache",
+                command="echo 1 | sudo tee /proc/sys/vm/drop_caches",
+            ),
+            Step(do="then read it again", command=deploy_with_settings(evidence)),
+        ),
         effect="placement alone made 4.3 of 2.4 tok/s on two EPYC 9175F (70B)",
         at_stake=0.45 * max(away, most if uneven else 0.0),
-    )
-
-
-def _read_again(evidence: Evidence) -> tuple[Step, ...]:
-    """Return the steps after which the kernel places the model's pages anew."""
-    return (
-        # The kernel does not drop pages that a process has mapped or locked.
-        Step(do="stop it", command=f"stackctl down {evidence.stack or 'STACK'}"),
-        Step(
-            do="drop the model from the page cache",
-            command="echo 1 | sudo tee /proc/sys/vm/drop_caches",
-        ),
-        Step(do="then read it again", command=deploy_with_settings(evidence)),
     )
 
 
@@ -238,36 +219,18 @@ def gpu_throttling(evidence: Evidence, load: LoadSummary) -> Finding | None:  # 
     """Find a planned GPU that reduces its clock because of heat or power."""
     wanted = set(evidence.plan.placement.gpus) if evidence.plan else set()
     seen = [gpu for gpu in evidence.gpus if str(gpu.index) in wanted]
-    slowed = next((gpu for gpu in seen if _is_slowed(gpu)), None)
-    if slowed is not None:
-        return _throttled(slowed)
+    for gpu in seen:
+        # The clock as a share of the highest clock; None if either is not reported.
+        clock = gpu.clock_mhz / gpu.clock_most_mhz if gpu.clock_mhz and gpu.clock_most_mhz else None
+        hot = any(reason != "power-limit" for reason in gpu.throttled)
+        # A GPU at its power limit with nearly its full clock works as intended.
+        if hot or (gpu.throttled and clock is not None and clock < _SLOWED):
+            return _throttled(gpu, clock, hot=hot)
     known = any(gpu.clock_mhz is not None for gpu in seen)
-    return make_finding("thermal-limit", "ok", "clock not held down") if known else None
+    return cleared("thermal-limit", "clock not held down") if known else None
 
 
-def _clock_share(gpu: GpuStatus) -> float | None:
-    """Return the clock as a share of the highest clock; None if either is not reported."""
-    return gpu.clock_mhz / gpu.clock_most_mhz if gpu.clock_mhz and gpu.clock_most_mhz else None
-
-
-def _is_hot(gpu: GpuStatus) -> bool:
-    """Return True if any reason except the power limit reduces the clock."""
-    return any(reason != "power-limit" for reason in gpu.throttled)
-
-
-def _is_slowed(gpu: GpuStatus) -> bool:
-    """Return True if heat or the power limit costs speed.
-
-    A GPU at its power limit with nearly its full clock works as intended.
-    """
-    if _is_hot(gpu):
-        return True
-    clock = _clock_share(gpu)
-    return bool(gpu.throttled) and clock is not None and clock < _SLOWED
-
-
-def _throttled(gpu: GpuStatus) -> Finding:
-    hot, clock = _is_hot(gpu), _clock_share(gpu)
+def _throttled(gpu: GpuStatus, clock: float | None, *, hot: bool) -> Finding:
     facts = [
         f"{gpu.clock_mhz} of {gpu.clock_most_mhz} MHz" if clock else "",
         f"{gpu.power_w:.0f} of {gpu.power_limit_w:.0f} W"
@@ -275,10 +238,10 @@ def _throttled(gpu: GpuStatus) -> Finding:
         else "",
         f"{gpu.temperature_c} °C" if gpu.temperature_c else "",
     ]
-    return make_finding(
-        "thermal-limit" if hot else "power-limit",
-        "warn",
-        f"GPU {gpu.index} holds its clock down: "
+    return Finding(
+        name="thermal-limit" if hot else "power-limit",
+        status="warn",
+        actual=f"GPU {gpu.index} holds its clock down: "
         + ", ".join(_CLOCK_LIMITS[reason] for reason in gpu.throttled),
         expected="its full clock",
         evidence=", ".join(filter(None, facts)) or None,
@@ -294,10 +257,10 @@ def looped_model(evidence: Evidence, load: LoadSummary) -> Finding | None:
     if not remedies.is_looped_model(evidence):
         return None
     passes = evidence.plan.model.passes if evidence.plan and evidence.plan.model.passes > 1 else 2
-    return make_finding(
-        "loop-model",
-        "warn",
-        f"the model runs its layers {passes} times for every token",
+    return Finding(
+        name="loop-model",
+        status="warn",
+        actual=f"the model runs its layers {passes} times for every token",
         expected="once",
         evidence=f"architecture {_architecture(evidence)}",
         confidence="high",

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import msgspec
-
 from stackctl.diagnose.load_summary import ValueRange
 from stackctl.diagnose.verify_results import deploy_command
 from stackctl.engines import context_per_request, planned_threads
 from stackctl.engines import engine as find_engine
 from stackctl.engines.options import int_option_in_argv
 from stackctl.engines.protocol import Engine
-from stackctl.values.diagnosis import Confidence, Evidence, Finding, Step
-from stackctl.values.result import Status
+from stackctl.values.diagnosis import Evidence, Finding
 
 
 def format_rate(value: float) -> str:
@@ -40,37 +35,9 @@ def format_count(number: float, what: str) -> str:
     return f"{number:,.0f} {what}" + ("" if round(number) == 1 else "s")
 
 
-def make_finding(
-    name: str,
-    status: Status,
-    actual: str,
-    *,
-    expected: str | None = None,
-    evidence: str | None = None,
-    confidence: Confidence | None = None,
-    steps: Sequence[Step] = (),
-    effect: str | None = None,
-    at_stake: float | None = None,
-) -> Finding:
-    """Make a finding; its remedy is the steps as one text."""
-    made = Finding(
-        name=name,
-        status=status,
-        expected=expected,
-        actual=actual,
-        evidence=evidence,
-        confidence=confidence,
-        effect=effect,
-        at_stake=None if at_stake is None else round(min(1.0, max(0.0, at_stake)), 3),
-    )
-    return with_steps(made, steps)
-
-
-def with_steps(finding: Finding, steps: Sequence[Step]) -> Finding:
-    """Return a finding with steps to take; its remedy is the steps as one text."""
-    texts = (f"{step.do} ({step.command})" if step.command else step.do for step in steps)
-    remedy = "; ".join(texts) or None
-    return msgspec.structs.replace(finding, steps=tuple(steps), remedy=remedy)
+def cleared(name: str, actual: str, expected: str | None = None) -> Finding:
+    """Return the result of a rule that rules its cause out."""
+    return Finding(name=name, status="ok", actual=actual, expected=expected)
 
 
 def deploy_with_settings(evidence: Evidence, *settings: str) -> str:

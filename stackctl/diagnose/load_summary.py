@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stackctl.values.diagnosis import Evidence
-from stackctl.values.metrics import EngineMetrics, Histogram, LoggedRequest, LogSamples, LogWindow
+from stackctl.values.metrics import EngineMetrics, Histogram, LoggedRequest, LogSamples
 
 #: A speed needs at least so many tokens.
 _FEW_GENERATED, _FEW_PROMPT = 8, 32
@@ -127,9 +127,20 @@ def _of_windows(log: LogSamples) -> LoadSummary:
     active = [w for w in windows if w.generation_tok_s > 0 or w.prompt_tok_s > 0]
     waits = [w for w in windows if w.running > 0 or w.waiting > 0]
     hits = [w.hit_rate for w in active if w.hit_rate is not None]
-    return dataclasses.replace(
-        _speeds_of_windows(active),
+    running = [w for w in active if w.running > 0]
+    rates = [(w, w.generation_tok_s / w.running) for w in running if w.generation_tok_s > 0]
+    alone = [rate for w, rate in rates if w.prompt_tok_s == 0]
+    prompts = [w.prompt_tok_s for w in active if w.prompt_tok_s > 0]
+    return LoadSummary(
         busy=bool(active) or bool(waits),
+        generation=ValueRange.of([rate for _, rate in rates], alone),
+        generation_samples=len(alone) or len(rates),
+        apart=bool(alone),
+        prompt=ValueRange.of(prompts),
+        # The best window's average stands for the speed of all prompts. The true speed is higher.
+        prompt_share=_ratio(sum(prompts) / max(prompts, default=1.0), len(active)),
+        at_most=True,
+        concurrency=statistics.median([w.running for w in running]) if running else None,
         waiting_most=max((w.waiting for w in windows), default=None),
         waiting_share=_ratio(sum(w.waiting > 0 for w in waits), len(waits)),
         kv_most=max((w.kv_usage for w in windows if w.kv_usage is not None), default=None),
@@ -140,58 +151,23 @@ def _of_windows(log: LogSamples) -> LoadSummary:
     )
 
 
-def _speeds_of_windows(active: Sequence[LogWindow]) -> LoadSummary:
-    """Summarise the speeds of windows in which something was computed."""
-    running = [w for w in active if w.running > 0]
-    rates = [(w, w.generation_tok_s / w.running) for w in running if w.generation_tok_s > 0]
-    alone = [rate for w, rate in rates if w.prompt_tok_s == 0]
-    prompts = [w.prompt_tok_s for w in active if w.prompt_tok_s > 0]
-    return LoadSummary(
-        generation=ValueRange.of([rate for _, rate in rates], alone),
-        generation_samples=len(alone) or len(rates),
-        apart=bool(alone),
-        prompt=ValueRange.of(prompts),
-        prompt_share=_share_of_prompts(active, prompts),
-        at_most=True,
-        concurrency=statistics.median([w.running for w in running]) if running else None,
-    )
-
-
-def _share_of_prompts(active: Sequence[LogWindow], prompts: Sequence[float]) -> float | None:
-    """Return an upper bound of the share of prompts in the busy time; None without windows.
-
-    Take the best window's average as the speed of all prompts: the true speed is higher.
-    """
-    if not active:
-        return None
-    return sum(prompts) / max(prompts) / len(active) if prompts else 0.0
-
-
 def _of_requests(log: LogSamples, capacity: int | None) -> LoadSummary:
     """Summarise timings of single requests; ``capacity`` is that of the KV cache, in tokens."""
     seen = log.requests
-    done = [one for one in seen if one.finished]
-    # A client that gave up before the first token had no answer, so it must not lower the mean.
-    answers = [one.generated_tokens for one in done if one.generated_tokens]
-    longest = max((one.length for one in done if one.length is not None), default=None)
-    return dataclasses.replace(
-        _together((_speeds_of_requests(seen), _cache_of_requests(done))),
-        answer_tokens=statistics.mean(answers) if answers else None,
-        requests=len(answers) if answers else None,
-        longest=longest,
-        kv_most=min(1.0, longest / capacity) if longest and capacity else None,
-        ttft_s=_percentile([one.prompt_s for one in done if one.prompt_s is not None], 0.95),
-        ttft_computed=True,
-    )
-
-
-def _speeds_of_requests(seen: Sequence[LoggedRequest]) -> LoadSummary:
     rates = _known(
         one.generation_tok_s for one in seen if (one.generated_tokens or 0) >= _FEW_GENERATED
     )
     speeds = _known(one.prompt_tok_s for one in seen if (one.prompt_tokens or 0) >= _FEW_PROMPT)
     prompt_s = sum(one.prompt_s or 0.0 for one in seen)
     generation_s = sum(one.generation_s or 0.0 for one in seen)
+    done = [one for one in seen if one.finished]
+    # A client that gave up before the first token had no answer, so it must not lower the mean.
+    answers = [one.generated_tokens for one in done if one.generated_tokens]
+    longest = max((one.length for one in done if one.length is not None), default=None)
+    with_cache = [one for one in done if one.cached_tokens is not None]
+    computed = sum(one.prompt_tokens or 0 for one in with_cache)
+    cached = sum(one.cached_tokens or 0 for one in with_cache)
+    whole = computed + cached
     return LoadSummary(
         busy=bool(seen),
         generation=ValueRange.of(rates),
@@ -200,21 +176,17 @@ def _speeds_of_requests(seen: Sequence[LoggedRequest]) -> LoadSummary:
         prompt=ValueRange.of(speeds),
         prompt_share=_ratio(prompt_s, prompt_s + generation_s),
         at_most=False,
-    )
-
-
-def _cache_of_requests(done: Sequence[LoggedRequest]) -> LoadSummary:
-    """Summarise the prompts of requests whose cached part is known."""
-    with_cache = [one for one in done if one.cached_tokens is not None]
-    computed = sum(one.prompt_tokens or 0 for one in with_cache)
-    cached = sum(one.cached_tokens or 0 for one in with_cache)
-    whole = computed + cached
-    if not whole:
-        return LoadSummary(all_prompt_tokens=computed if with_cache else None)
-    return LoadSummary(
-        hits=ValueRange.of([_hit_rate(one) for one in with_cache], [cached / whole]),
-        prompt_tokens=whole / len(with_cache),
+        kv_most=min(1.0, longest / capacity) if longest and capacity else None,
+        hits=ValueRange.of([_hit_rate(one) for one in with_cache], [cached / whole])
+        if whole
+        else None,
+        prompt_tokens=whole / len(with_cache) if whole else None,
         all_prompt_tokens=computed,
+        answer_tokens=statistics.mean(answers) if answers else None,
+        requests=len(answers) if answers else None,
+        longest=longest,
+        ttft_s=_percentile([one.prompt_s for one in done if one.prompt_s is not None], 0.95),
+        ttft_computed=True,
     )
 
 
@@ -278,13 +250,21 @@ def _pace(itl: Histogram | None) -> float | None:
 
 def _of_life(now: EngineMetrics) -> LoadSummary:
     """Summarise the numbers since the engine was started."""
-    return dataclasses.replace(
-        _speeds_of_life(now),
+    rate = _pace(now.itl) if now.itl else _ratio(now.generation_tokens, now.generation_s)
+    speed = _ratio(now.prompt_tokens, now.prompt_s)
+    hits = _ratio(now.prefix_hits, now.prefix_queries)
+    return LoadSummary(
         busy=bool(now.generation_tokens),
+        generation=ValueRange.of([rate] if rate else []),
+        generation_samples=round(now.generation_tokens or 0) if rate else 0,
+        apart=True,
+        prompt=ValueRange.of([speed] if speed else []),
+        prompt_share=_ratio(now.prompt_s, (now.prompt_s or 0.0) + (now.generation_s or 0.0)),
+        at_most=False,
         queue_share=_queue_share(now.queue, now.e2e),
         kv_most=now.kv_usage,
         preemptions=_many_preemptions(now),
-        hits=_hits_of_life(now),
+        hits=None if hits is None else ValueRange.of([hits]),
         prompt_tokens=now.prompt_lengths.mean if now.prompt_lengths else None,
         all_prompt_tokens=now.prompt_tokens,
         answer_tokens=now.output_lengths.mean if now.output_lengths else None,
@@ -293,27 +273,6 @@ def _of_life(now: EngineMetrics) -> LoadSummary:
         ttft_s=now.ttft.quantile(0.95) if now.ttft else None,
         ttft_computed=False,
     )
-
-
-def _speeds_of_life(now: EngineMetrics) -> LoadSummary:
-    rate = _pace(now.itl)
-    if now.itl is None:
-        rate = _ratio(now.generation_tokens, now.generation_s)
-    speed = _ratio(now.prompt_tokens, now.prompt_s)
-    spent = (now.prompt_s or 0.0) + (now.generation_s or 0.0)
-    return LoadSummary(
-        generation=ValueRange.of([rate] if rate else []),
-        generation_samples=round(now.generation_tokens or 0) if rate else 0,
-        apart=True,
-        prompt=ValueRange.of([speed] if speed else []),
-        prompt_share=_ratio(now.prompt_s, spent),
-        at_most=False,
-    )
-
-
-def _hits_of_life(now: EngineMetrics) -> ValueRange | None:
-    share = _ratio(now.prefix_hits, now.prefix_queries)
-    return None if share is None else ValueRange.of([share])
 
 
 def _difference(now: EngineMetrics, before: EngineMetrics) -> EngineMetrics:

@@ -79,12 +79,10 @@ def smaller_context(evidence: Evidence, load: LoadSummary) -> Step:
         if fits >= now:
             return Step(do=f"{name} no larger than needed: {now:,} is, by what was seen")
         wanted = str(fits)
-    if evidence.stack is None:
-        return Step(do=f"{name} no larger than needed", command=f"--{name} {wanted}")
-    return Step(
-        do=f"{name} no larger than needed",
-        command=deploy_with_settings(evidence, f"context={wanted}"),
-    )
+    command = f"--{name} {wanted}"
+    if evidence.stack is not None:
+        command = deploy_with_settings(evidence, f"context={wanted}")
+    return Step(do=f"{name} no larger than needed", command=command)
 
 
 def smaller_model(evidence: Evidence) -> Step:
@@ -94,15 +92,12 @@ def smaller_model(evidence: Evidence) -> Step:
             do=f"then a smaller or quantised model: {_INSTRUCT}",
             command="stackctl up gpu-nvfp4",
         )
+    asked = msgspec.structs.replace(evidence.asked, model="SOURCE")
+    command = deploy_with_settings(msgspec.structs.replace(evidence, asked=asked))
     return Step(
         do="then a smaller or quantised model (20B-32B)",
-        command=_with_another_model(evidence) if evidence.stack else None,
+        command=command if evidence.stack else None,
     )
-
-
-def _with_another_model(evidence: Evidence) -> str:
-    asked = msgspec.structs.replace(evidence.asked, model="SOURCE")
-    return deploy_with_settings(msgspec.structs.replace(evidence, asked=asked))
 
 
 def is_looped_model(evidence: Evidence) -> bool:
@@ -121,23 +116,15 @@ def speed_up_prompts(evidence: Evidence, load: LoadSummary) -> tuple[Step, ...]:
     known = Step(do="keep what prompts begin with the same, for the prefix cache")
     if runs_on_gpu(evidence):
         return (known, _SMALL_MAP, *_larger_steps(evidence))
-    engine, steps = engine_of(evidence), [*_use_gpu(evidence)]
-    if evidence.plan is not None and evidence.plan.objective != "latency":
-        steps.append(
-            Step(
-                do="smaller batches: the first token sooner",
-                command=f"stackctl switch latency{_of(evidence)}",
-            )
-        )
-    elif evidence.plan is None and engine is not None and engine.advice.small_batches:
-        steps.append(
-            Step(
-                do="smaller batches: the first token sooner",
-                command=engine.advice.small_batches,
-            )
-        )
+    engine, command = engine_of(evidence), None
+    if evidence.plan is None:
+        command = engine.advice.small_batches if engine is not None else None
+    elif evidence.plan.objective != "latency":
+        command = f"stackctl switch latency{_of(evidence)}"
+    smaller = Step(do="smaller batches: the first token sooner", command=command)
     return (
-        *steps,
+        *_use_gpu(evidence),
+        *((smaller,) if command else ()),
         Step(do="shorter prompts: " + _SMALL_MAP.do, command=_SMALL_MAP.command),
         known,
         Step(do="then a smaller model (7B-14B)", command="stackctl up cpu-small"),

@@ -1,4 +1,4 @@
-"""The table of all findings of ``stackctl diagnose``. Add a new finding here.
+"""The table of all findings of ``stackctl diagnose``, and their order. Add a new finding here.
 
 A rule is a function of the evidence and the load. It returns a finding, clears its subject (status
 ok), or returns None if the evidence proves neither.
@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
 from stackctl.diagnose import bottlenecks, causes, remedies, stalls
-from stackctl.diagnose.load_summary import LoadSummary
+from stackctl.diagnose.load_summary import LoadSummary, summarize_load
 from stackctl.values.diagnosis import Evidence, Finding, Step
 
 
@@ -54,3 +56,40 @@ NOTES = (
 )
 #: Findings of one status are shown in this order.
 RULES: tuple[tuple[Rule, ...], ...] = (HANG, CAUSES, LIMITS, NOTES)
+_ORDER = {"fail": 0, "warn": 1, "ok": 2, "info": 3, "skip": 3}
+
+
+def diagnose(evidence: Evidence) -> tuple[Finding, ...]:
+    """Return the findings, most important first, then cleared subjects, then notes.
+
+    Failures come before warnings, causes before their effects, and among equals the finding that
+    concerns more of the requests' time.
+    """
+    load = summarize_load(evidence)
+    found = []
+    for kind, rules in enumerate(RULES):
+        for rule in rules:
+            finding = rule.check(evidence, load)
+            if finding is None:
+                continue
+            stake = 0.0
+            # Cleared subjects and notes stay in the order of the rules.
+            if finding.status in ("fail", "warn"):
+                steps = finding.steps if rule.advice is None else rule.advice(evidence, load)
+                finding = _with_steps(finding, steps)
+                stake = finding.at_stake or 0.0
+            found.append(((_ORDER[finding.status], kind, -stake), finding))
+    found.sort(key=lambda pair: pair[0])
+    return tuple(finding for _, finding in found)
+
+
+def _with_steps(finding: Finding, steps: tuple[Step, ...]) -> Finding:
+    """Return a finding with its steps, the same steps as one text, and a rounded share."""
+    texts = (f"{step.do} ({step.command})" if step.command else step.do for step in steps)
+    stake = finding.at_stake
+    return msgspec.structs.replace(
+        finding,
+        steps=steps,
+        remedy="; ".join(texts) or None,
+        at_stake=None if stake is None else round(min(1.0, max(0.0, stake)), 3),
+    )

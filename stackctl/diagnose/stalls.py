@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stackctl.diagnose.finding_text import format_count, format_seconds, make_finding
+from stackctl.diagnose.finding_text import format_count, format_seconds
 from stackctl.diagnose.load_summary import LoadSummary
 from stackctl.values.activity import is_working
 from stackctl.values.diagnosis import Evidence, Finding, Step
@@ -39,12 +39,9 @@ def hang(evidence: Evidence, load: LoadSummary) -> Finding | None:  # noqa: ARG0
     works = cpu is not None and is_working(cpu.ran_s, cpu.interval_s)
     if works or cpu is None or evidence.interval_s < HANG_S - 1:
         used = f", but it used {cpu.ran_s:.1f} s of processor time" if cpu and works else ""
-        return make_finding(
-            "standing-still",
-            "info",
-            f"{requests} running and no counter moved in {for_s}{used}: "
-            "a long prompt is counted when it is done",
-        )
+        text = f"{requests} running and no counter moved in {for_s}{used}: "
+        text += "a long prompt is counted when it is done"
+        return Finding(name="standing-still", status="info", actual=text)
     return _hangs(evidence, f"{requests} running, and no counter moved in {for_s}")
 
 
@@ -62,10 +59,10 @@ def _mute(evidence: Evidence) -> Finding | None:
 def _hangs(evidence: Evidence, what: str) -> Finding:
     cpu = evidence.cpu
     assert cpu is not None
-    return make_finding(
-        "hang",
-        "fail",
-        f"it hangs: {what}",
+    return Finding(
+        name="hang",
+        status="fail",
+        actual=f"it hangs: {what}",
         expected="counters that move",
         evidence=f"{cpu.ran_s:.2f} s of processor time in {format_seconds(cpu.interval_s)}",
         confidence="medium",
@@ -83,7 +80,11 @@ def idle_windows(evidence: Evidence, load: LoadSummary) -> Finding | None:  # no
     windows = evidence.log.windows if evidence.log else ()
     if not any(w.running == 0 and w.waiting == 0 for w in windows):
         return None
-    return make_finding("idle", "info", "windows with 0 running requests are idle time, not stalls")
+    return Finding(
+        name="idle",
+        status="info",
+        actual="windows with 0 running requests are idle time, not stalls",
+    )
 
 
 def empty_windows(evidence: Evidence, load: LoadSummary) -> Finding | None:  # noqa: ARG001
@@ -96,28 +97,23 @@ def empty_windows(evidence: Evidence, load: LoadSummary) -> Finding | None:  # n
         longest = max(longest, run)
     if not longest:
         return None
-    how = "stackctl diagnose STACK reads its counters, and tells a hang from a long prompt"
-    text = (
-        f"0 tok/s with a request running, for {format_count(longest, 'window')} in a row at most: "
-    )
-    return make_finding(
-        "empty-windows",
-        "info",
-        text + ("the window's timing, not a hang" if longest < 3 else how),
-    )
+    why = "the window's timing, not a hang"
+    if longest >= 3:
+        why = "stackctl diagnose STACK reads its counters, and tells a hang from a long prompt"
+    count = format_count(longest, "window")
+    text = f"0 tok/s with a request running, for {count} in a row at most: {why}"
+    return Finding(name="empty-windows", status="info", actual=text)
 
 
 def no_metrics(evidence: Evidence, load: LoadSummary) -> Finding | None:  # noqa: ARG001
     """Note that the engine reported no metrics, or not in time."""
-    if evidence.stack is not None and evidence.now is None and not evidence.late:
-        return make_finding(
-            "no-numbers", "info", "it tells no numbers at /metrics: its log alone was read"
-        )
-    if not evidence.late or _mute(evidence) is not None:
+    if evidence.late:
+        if _mute(evidence) is not None:
+            return None
+        text = "it did not tell its numbers in time: a batch of a long prompt takes that long; "
+        text += "stackctl check asks once more"
+    elif evidence.stack is not None and evidence.now is None:
+        text = "it tells no numbers at /metrics: its log alone was read"
+    else:
         return None
-    return make_finding(
-        "no-numbers",
-        "info",
-        "it did not tell its numbers in time: a batch of a long prompt takes that long; "
-        "stackctl check asks once more",
-    )
+    return Finding(name="no-numbers", status="info", actual=text)

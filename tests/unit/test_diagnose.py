@@ -19,9 +19,8 @@ from test_metrics import LLAMA_LOG, read, window
 
 from stackctl.cli.main import run
 from stackctl.cli.top import _head, _text
-from stackctl.diagnose import diagnose
 from stackctl.diagnose.load_summary import summarize_load
-from stackctl.diagnose.rules import RULES
+from stackctl.diagnose.rules import RULES, diagnose
 from stackctl.observe.top import TopRow
 from stackctl.values.base import from_json, to_json
 from stackctl.values.cpu_list import CpuList

@@ -20,7 +20,7 @@ from thirdengine import StubEngine, profile_text, registered
 
 from stackctl import engines
 from stackctl.cli.main import run
-from stackctl.diagnose import diagnose
+from stackctl.diagnose.rules import diagnose
 from stackctl.engines import engine, uses_gpu
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.provision import profile_needs
