@@ -11,8 +11,8 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import ports
 from stackctl.machine.machine import Machine
 from stackctl.quantity import format_bytes
-from stackctl.requirements.cgroup_version import KERNEL_ARGUMENT
 from stackctl.requirements.gpu import gpu_memory_users
+from stackctl.requirements.systemd import KERNEL_ARGUMENT
 from stackctl.units.quadlet import INSTALL_PODMAN, parse_version
 from stackctl.values.host import Host
 from stackctl.values.model import Model

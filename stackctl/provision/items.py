@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from stackctl.requirements import ITEMS
-from stackctl.requirements.drop_ins import UserManagerSetting
 from stackctl.requirements.facts import MachineFacts, StackNeeds
+from stackctl.requirements.user_managers import UserManagerSetting
 from stackctl.values.provision import ItemPlan
 
 

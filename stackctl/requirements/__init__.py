@@ -8,27 +8,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stackctl.requirements.accounts import ServiceAccount, SubordinateIds
+from stackctl.requirements.accounts import Lingering, ServiceAccount, SubordinateIds
 from stackctl.requirements.cdi import CdiFiles
-from stackctl.requirements.cgroup_version import CgroupVersion
-from stackctl.requirements.container_limits import AllowedCpus, CpuQuota, MemoryLimit
-from stackctl.requirements.cpuset import CpusetController
-from stackctl.requirements.driver_hold import DriverHold
 from stackctl.requirements.facts import StackNeeds
-from stackctl.requirements.governor import FrequencyGovernor
-from stackctl.requirements.gpu import DEFAULT_CUDA, GpuDriver, GpuMemory, GpuNvfp4, GpuPresent
-from stackctl.requirements.hugepages import TransparentHugepages
-from stackctl.requirements.linger import Lingering
-from stackctl.requirements.memlock import MemlockLimit
-from stackctl.requirements.models_folder import ModelsFolder
-from stackctl.requirements.numa_balancing import NumaBalancing
+from stackctl.requirements.gpu import (
+    DEFAULT_CUDA,
+    DriverHold,
+    GpuDriver,
+    GpuMemory,
+    GpuNvfp4,
+    GpuPresent,
+    SelinuxDevices,
+)
+from stackctl.requirements.kernel_settings import (
+    FrequencyGovernor,
+    NumaBalancing,
+    Swappiness,
+    TransparentHugepages,
+)
 from stackctl.requirements.podman import PodmanVersion, QuadletGenerator
-from stackctl.requirements.program import GuardTimer, InstalledProgram
+from stackctl.requirements.program import GuardTimer, InstalledProgram, ModelsFolder
 from stackctl.requirements.recording import RecordedCommands
 from stackctl.requirements.requirement import ProvisionItem, Requirement
-from stackctl.requirements.selinux import SelinuxDevices
-from stackctl.requirements.swappiness import Swappiness
-from stackctl.requirements.systemd import SystemdRunning
+from stackctl.requirements.systemd import (
+    AllowedCpus,
+    CgroupVersion,
+    CpuQuota,
+    MemoryLimit,
+    SystemdRunning,
+)
+from stackctl.requirements.user_managers import CpusetController, MemlockLimit
 from stackctl.values.host import Host
 from stackctl.values.result import Result
 

@@ -1,12 +1,23 @@
-"""The account that runs rootless stacks, and its subordinate ids."""
+"""The account that runs rootless stacks: its subordinate ids, and lingering, by which its services
+start at boot and outlive logins."""
 
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Iterator
 
-from stackctl.requirements.facts import MachineFacts, ServiceUser, StackNeeds
-from stackctl.requirements.requirement import ProvisionItem
-from stackctl.values.provision import AccountChange, ItemPlan, SubidsChange
+from stackctl.requirements.facts import (
+    LaunchFacts,
+    MachineFacts,
+    ProbeUser,
+    ServiceUser,
+    StackNeeds,
+)
+from stackctl.requirements.requirement import ProvisionItem, as_root, provision_fix
+from stackctl.values.host import Host, Problem
+from stackctl.values.provision import AccountChange, ItemPlan, LingerChange, SubidsChange
+from stackctl.values.result import Result
 
 #: The reason to skip an item of rootless stacks.
 NO_USER = "root runs stacks of the system; rootless ones: --service-user NAME"
@@ -59,6 +70,51 @@ class SubordinateIds(UserItem):
         change = SubidsChange(user=user.name, uid=uid, gid=gid, count=_COUNT)
         now = f"{user.name} has {has[0]} for users, {has[1]} for groups"
         return self.planned(now, "takes these ids away again", change)
+
+
+class Lingering(UserItem):
+    """Lingering is on for the user."""
+
+    name = "linger"
+    codes = ("linger-off",)
+    why = "without it rootless stacks start at login and end at logout"
+
+    def problems(self, facts: LaunchFacts) -> Iterator[Problem]:
+        """Yield a problem if the user's services end at logout."""
+        tools, user = facts.probed.tools, facts.probed.user
+        if tools.linger is False and tools.systemd_running is not False:
+            yield Problem(
+                code="linger-off",
+                what="user services end at logout",
+                why=f"lingering is off for {user.name}",
+                fix=provision_fix(self.name, as_root(facts, enable_linger(user))),
+            )
+
+    def check(self, host: Host, needs: StackNeeds) -> Iterator[Result]:  # noqa: ARG002
+        """Yield a finding about the user's lingering."""
+        on = host.tools.linger
+        if host.scope != "user" or on is None or host.tools.systemd_running is False:
+            return
+        problem = self.problem_on(host)
+        by_hand = 'sudo loginctl enable-linger "$USER"'
+        yield self.judge(
+            on, "on" if on else "off: they end at logout",
+            expected="user services outlive the login session", otherwise="warn",
+            evidence=problem.why if problem else None,
+            remedy=(problem.fix if problem else None) or provision_fix(self.name, by_hand),
+        )  # fmt: skip
+
+    def changes_for(self, user: ServiceUser, facts: MachineFacts) -> ItemPlan:  # noqa: ARG002
+        """Return the plan that turns lingering on."""
+        if user.lingers:
+            return self.already_set(f"on for {user.name}")
+        undo = "ends the services of this user when nobody is logged in"
+        return self.planned("off", undo, LingerChange(user=user.name))
+
+
+def enable_linger(user: ProbeUser) -> str:
+    """Return the command that turns lingering on for a user."""
+    return f"loginctl enable-linger {shlex.quote(user.name or '')}".rstrip()
 
 
 def _ranges(text: str) -> list[tuple[str, int, int]]:

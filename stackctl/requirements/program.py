@@ -1,11 +1,12 @@
-"""stackctl itself: a copy that only root can change, and a timer that checks stacks."""
+"""stackctl itself: a copy that only root can change, a timer that checks stacks, and the folder for
+models."""
 
 from __future__ import annotations
 
 from stackctl.requirements import host_paths
 from stackctl.requirements.facts import MachineFacts, StackNeeds
 from stackctl.requirements.requirement import ProvisionItem
-from stackctl.values.provision import GuardChange, ItemPlan, ProgramChange
+from stackctl.values.provision import FolderChange, GuardChange, ItemPlan, ProgramChange
 
 
 class InstalledProgram(ProvisionItem):
@@ -62,3 +63,18 @@ class GuardTimer(ProvisionItem):
         )
         whose = f"stacks of {user.name}" if user is not None else "stacks of the system"
         return self.planned(f"off for {whose}", "stops and removes the timer", change)
+
+
+class ModelsFolder(ProvisionItem):
+    """The folder for models exists; a new one belongs to the user who runs stacks."""
+
+    name = "models"
+    why = "a place for models that services of every user can read"
+
+    def changes(self, facts: MachineFacts, needs: StackNeeds) -> ItemPlan:  # noqa: ARG002
+        """Return the plan that creates the folder."""
+        if host_paths.MODELS in facts.folders:
+            return self.already_set(host_paths.MODELS)
+        owner = facts.user.name if facts.user is not None else None
+        change = FolderChange(path=host_paths.MODELS, owner=owner)
+        return self.planned(None, "removes the folder when it is empty", change)

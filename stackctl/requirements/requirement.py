@@ -75,6 +75,21 @@ class Requirement:
             remedy=remedy,
         )  # fmt: skip
 
+    def judge(
+        self,
+        good: bool,
+        actual: str | None,
+        *,
+        expected: str,
+        otherwise: Status = "fail",
+        evidence: str | None = None,
+        remedy: str | None,
+    ) -> Result:
+        """Return a finding without a remedy if all is good, otherwise one with this status."""
+        if good:
+            return self.result("ok", actual, expected=expected)
+        return self.result(otherwise, actual, expected=expected, evidence=evidence, remedy=remedy)
+
     def unknown(self, expected: str) -> Result:
         """Return the finding for a fact that could not be read."""
         return self.result("skip", "unknown", expected=expected)
@@ -141,14 +156,6 @@ class ProvisionItem(Requirement):
             f"keep what you need of it, then: sudo rm {change.path}",
         )
 
-    def refuse_conflict(self, setting: ForeignSetting) -> ItemPlan:
-        """Return the refusal of an item for which a foreign line sets another value."""
-        name = "the governor" if setting.key == host_paths.GOVERNOR_SETTINGS else setting.key
-        return self.refused(
-            f"{setting.where} sets {name} to {setting.value}, and it is not stackctl's",
-            f"change or remove it ({setting.path}), then again",
-        )
-
 
 def shipped_file(facts: MachineFacts, name: str) -> FileChange | None:
     """Return the change that installs a shipped file; None if it is installed."""
@@ -157,23 +164,43 @@ def shipped_file(facts: MachineFacts, name: str) -> FileChange | None:
     return None if facts.files.get(path) == text else FileChange(path=path, text=text)
 
 
-def effective_setting(
-    facts: MachineFacts, key: str, name: str, accepted: tuple[str, ...]
-) -> tuple[ForeignSetting | None, bool]:
-    """Return the foreign line that takes effect for a key, and True if its value is accepted.
+class ShippedSetting(ProvisionItem):
+    """A value that a shipped file in /etc sets."""
 
-    (line, False) means a conflict: a person or program of this machine wrote the line, or its file
-    is read after the shipped file ``name``, so stackctl must not overrule it. (None, False) means
-    that the shipped file decides.
-    """
-    own = host_paths.FILES[name].rpartition("/")[2]
-    lines = (line for line in facts.foreign if line.key == key)
-    last = max(lines, key=lambda line: line.name, default=None)
-    if last is None:
-        return None, False
-    if set(last.value.split()) & set(accepted):
-        return last, True
-    return (last, False) if last.local or last.name > own else (None, False)
+    #: The shipped file, by its name below systemd/, and the key and value in it.
+    file: ClassVar[str]
+    key: ClassVar[str]
+    value: ClassVar[str]
+    #: Values in other files that fulfil the requirement too.
+    accepted: ClassVar[tuple[str, ...]]
+
+    def effective_line(self, facts: MachineFacts) -> tuple[ForeignSetting | None, bool]:
+        """Return the foreign line that takes effect, and True if its value is accepted.
+
+        (line, False) means a conflict: a person or program of this machine wrote the line, or its
+        file is read after the shipped file, so stackctl must not overrule it. (None, False) means
+        that the shipped file decides.
+        """
+        own = host_paths.FILES[self.file].rpartition("/")[2]
+        lines = (line for line in facts.foreign if line.key == self.key)
+        last = max(lines, key=lambda line: line.name, default=None)
+        if last is None:
+            return None, False
+        if set(last.value.split()) & set(self.accepted):
+            return last, True
+        return (last, False) if last.local or last.name > own else (None, False)
+
+    def file_change(self, facts: MachineFacts) -> FileChange | ItemPlan | None:
+        """Return the change that installs the file, a refusal, or None if it is not needed."""
+        line, stands = self.effective_line(facts)
+        if line is not None and not stands:
+            name = "the governor" if line.key == host_paths.GOVERNOR_SETTINGS else line.key
+            return self.refused(
+                f"{line.where} sets {name} to {line.value}, and it is not stackctl's",
+                f"change or remove it ({line.path}), then again",
+            )
+        file = None if stands else shipped_file(facts, self.file)
+        return file and (self.refuse_foreign_file(facts, file) or file)
 
 
 def diff(before: str, after: str) -> str:

@@ -26,9 +26,9 @@ from stackctl.provision.change_text import describe, describe_revert
 from stackctl.provision.target_root import TargetRoot
 from stackctl.provision.undo_record import PATH, UndoStore
 from stackctl.requirements import ITEMS, host_paths, podman
-from stackctl.requirements.drop_ins import UserManagerSetting
 from stackctl.requirements.facts import MachineFacts, ServiceUser, StackNeeds
-from stackctl.requirements.kernel_setting import KernelSetting
+from stackctl.requirements.kernel_settings import KernelSetting
+from stackctl.requirements.user_managers import UserManagerSetting
 from stackctl.sources.profiles import Profiles
 from stackctl.values.cpu_list import CpuList
 from stackctl.values.host import L3, UNLIMITED, CdiSpec, NumaNode
@@ -703,7 +703,7 @@ def test_every_shipped_file_says_who_installs_it() -> None:
 def test_shipped_files_hold_the_values_that_requirements_name() -> None:
     for wanted in ITEMS.values():
         if isinstance(wanted, UserManagerSetting):
-            line = f"{wanted.directive}={wanted.value}"
+            line = f"{wanted.key}={wanted.value}"
         elif isinstance(wanted, KernelSetting):
             sysctl = wanted.file.startswith("sysctl.d/")
             line = f"{wanted.key}{' = ' if sysctl else ' - - - - '}{wanted.value}"
