@@ -127,22 +127,20 @@ def _stack(context: Context, name: str | None) -> str:
 
 def _changed(context: Context, what: str, stack: str) -> None:
     """Make a running front door read the keys again, and record the change."""
-    from stackctl.deploy import deployment_records, proxy
+    from stackctl.deploy import proxy
     from stackctl.units.proxy_unit import proxy_service
 
     try:
         proxy.reload_keys(context, stack)
     except StackctlError as error:
-        deployment_records.write_audit_entry(
-            context, f"key {what}", stack, result="failed", message=error.message
-        )
+        context.write_audit_entry(f"key {what}", stack, result="failed", message=error.message)
         scope = " --user" if context.paths.scope == "user" else ""
         raise StackctlError(
             f"the change is stored, but the running door of {stack} still lets in the earlier keys",
             details=(error.message,),
             hint=f"systemctl{scope} restart {proxy_service(stack)}",
         ) from None
-    deployment_records.write_audit_entry(context, f"key {what}", stack)
+    context.write_audit_entry(f"key {what}", stack)
 
 
 def _tell(session: Session, context: Context, stack: str) -> None:

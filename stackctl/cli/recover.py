@@ -12,7 +12,7 @@ def command(session: Session) -> None:
     Afterwards either the old or the new generation serves. Most commands that work with stacks do
     this first. --json prints the status of the stacks that are up.
     """
-    from stackctl.deploy.recover import recover
+    from stackctl.deploy.transaction import recover
     from stackctl.deploy.unit_files import installed_stacks
     from stackctl.observe.status import status_report
 

@@ -95,7 +95,7 @@ class Session:
             confirm=self.confirm,
         )
         if recover != "no" and context.journal.is_open:
-            from stackctl.deploy.recover import recover_quietly
+            from stackctl.deploy.transaction import recover_quietly
 
             recover_quietly(context, must=recover == "must")
         return context

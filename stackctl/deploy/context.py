@@ -6,12 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from stackctl.errors import StackctlError
 from stackctl.machine.machine import Machine
 from stackctl.machine.systemd import Systemd
+from stackctl.state import audit
 from stackctl.state.engine_facts_cache import EngineFactsCache
-from stackctl.state.generations import Generations
+from stackctl.state.generations import Generations, utc_now
 from stackctl.state.journal import Journal
 from stackctl.state.paths import Paths
+from stackctl.values.history import AuditEntry, AuditResult
 
 
 class Progress(Protocol):
@@ -60,3 +63,27 @@ class Context:
     def journal(self) -> Journal:
         """Return the journal of this scope."""
         return Journal(self.paths.state)
+
+    def write_audit_entry(
+        self,
+        operation: str,
+        stack: str,
+        *,
+        result: AuditResult = "done",
+        generation: int | None = None,
+        message: str | None = None,
+    ) -> None:
+        """Add an entry to the audit log. A failure is only a warning: the operation is done."""
+        entry = AuditEntry(
+            when=utc_now(),
+            user=audit.current_user(),
+            operation=operation,
+            stack=stack,
+            generation=generation,
+            result=result,
+            message=message,
+        )
+        try:
+            audit.record(self.paths.state, entry)
+        except StackctlError as problem:
+            self.progress.warn(f"not in the audit log: {problem.message}")

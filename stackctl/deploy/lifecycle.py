@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
 from stackctl.deploy import (
-    deployment_records,
     engine_port,
     gpu_access,
     plan_inputs,
     preflight,
     proxy,
-    readiness_checks,
     rollout_strategy,
     stack_state,
     transaction,
@@ -26,15 +24,15 @@ from stackctl.deploy import (
 from stackctl.deploy.context import Context
 from stackctl.deploy.model_integrity import require_unchanged
 from stackctl.deploy.new_generation import UpOptions, check_plan, draft_generation
-from stackctl.deploy.recover import record_end, recover_first
 from stackctl.deploy.stack_state import InstalledStack, installed_generation, not_running
-from stackctl.deploy.start_retry import retry_with_fallback_kernels, without_confirmation
-from stackctl.deploy.startup import start_and_wait
-from stackctl.deploy.transaction import RolloutTimeouts
+from stackctl.deploy.startup import require_engine_answer, start_and_wait
+from stackctl.deploy.transaction import RolloutTimeouts, record_end, recover_first
+from stackctl.engines import engine as find_engine
 from stackctl.errors import ExitCode, StackctlError, StartFailed
 from stackctl.machine import lock
 from stackctl.machine.signals import ignore_signals
 from stackctl.quantity import format_duration
+from stackctl.state import engine_workarounds
 from stackctl.state.generations import utc_now
 from stackctl.units import render
 from stackctl.units.proxy_unit import proxy_service
@@ -45,6 +43,8 @@ from stackctl.values.plan import Plan
 from stackctl.values.profile import Profile
 from stackctl.values.transaction import Transaction
 from stackctl.values.unit import UnitSet
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,63 @@ def up(context: Context, profile: Profile, options: UpOptions) -> UpResult:
             context.progress.warn(f"{error.message}: once more with {words} (--auto-fit)")
             fitting, asked = options.fit(error.sets)
         return attempt(
-            without_confirmation(context), fitting, dataclasses.replace(options, asked=asked)
+            _without_confirmation(context), fitting, dataclasses.replace(options, asked=asked)
         )
+
+
+def retry_with_fallback_kernels(
+    context: Context, stack: str, attempt: Callable[[Context, EngineWorkaround | None], T]
+) -> T:
+    """Attempt a start, and once more with other kernels if the engine's usual ones are at fault.
+
+    If that helps, the options are stored for this image and GPU.
+
+    Raises:
+        StackctlError: the error of the last attempt; the machine is as it was before.
+    """
+    try:
+        return attempt(context, None)
+    except StartFailed as error:
+        lesson = _lesson(context, stack, error) if error.kernel else None
+        if lesson is None:
+            raise
+        options = " ".join(f"--{text.replace('=', ' ')}" for text in lesson.options)
+        context.progress.warn(f"{error.message}: once more with {options}")
+    done = attempt(_without_confirmation(context), lesson)
+    engine_workarounds.add(context.paths.state, lesson)
+    return done
+
+
+def _without_confirmation(context: Context) -> Context:
+    """Return the context for another attempt at a change, which the user has already confirmed."""
+    return dataclasses.replace(context, confirm=lambda _: True)
+
+
+def _lesson(context: Context, stack: str, error: StartFailed) -> EngineWorkaround | None:
+    """Return the options for the next attempt; None if no options are known to help."""
+    numbers = context.generations.numbers(stack)
+    if not numbers:
+        return None
+    failed = context.generations.read(stack, max(numbers))
+    cards = gpu_access.planned_gpus(failed.host, failed.plan)
+    fallback = find_engine(failed.plan.engine).fallback_kernels(failed.plan.model, cards)
+    decided = {decision.field for decision in failed.plan.decisions}
+    facts = context.engine_facts.get(failed.image_id)
+    known = {name for option in facts.options for name in option.names} if facts else set()
+    options = [
+        f"{name}={value}"
+        for name, value in fallback
+        if name not in decided and f"--{name}" in known
+    ]
+    if not options:
+        return None
+    return EngineWorkaround(
+        image_id=failed.image_id,
+        gpu=cards[0].name if cards else None,
+        options=tuple(options),
+        why=error.cause or error.message,
+        seen=utc_now(),
+    )
 
 
 def _up(
@@ -214,7 +269,7 @@ def down(context: Context, stack: str) -> None:
                 # The stack is down, so the command has succeeded.
                 context.progress.warn(f"not recorded: {problem.message}")
             context.journal.clear()
-            deployment_records.write_audit_entry(context, "down", stack, generation=number)
+            context.write_audit_entry("down", stack, generation=number)
 
 
 def restart(context: Context, stack: str, timeouts: RolloutTimeouts) -> Generation:
@@ -253,16 +308,14 @@ def restart(context: Context, stack: str, timeouts: RolloutTimeouts) -> Generati
                 context, generation, deadline_s=generation.plan.timing.deadline_s, restart=True
             )
             context.progress.step("ready", format_duration(seconds))
-            readiness_checks.require_engine_answer(context, generation)
+            require_engine_answer(context, generation)
         except BaseException:
             if problem := _reopen(context, generation):
                 context.progress.warn(problem.message, problem.hint)
             raise
         if problem := _reopen(context, generation):
             raise problem
-        deployment_records.write_audit_entry(
-            context, "restart", stack, generation=generation.number
-        )
+        context.write_audit_entry("restart", stack, generation=generation.number)
         return context.generations.set_outcome(
             generation,
             "ready",

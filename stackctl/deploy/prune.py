@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from stackctl.deploy import unit_files
 from stackctl.deploy.context import Context
-from stackctl.deploy.deployment_records import write_audit_entry
 from stackctl.deploy.lifecycle import exclusive_change
 from stackctl.deploy.stack_state import installed_number
 from stackctl.errors import StackctlError
@@ -33,7 +32,7 @@ def prune(context: Context, stack: str, *, keep: int, dry_run: bool) -> PruneRep
             context.generations.remove(stack, number)
         for name in unused:
             disk_usage.remove_subfolder(context.paths.compile_caches, name)
-        write_audit_entry(context, "prune", stack, message="removed " + _listed(chosen))
+        context.write_audit_entry("prune", stack, message="removed " + _listed(chosen))
         return chosen
 
 

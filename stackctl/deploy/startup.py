@@ -1,25 +1,26 @@
-"""Starts a unit and follows it until it is ready, has failed, or exceeds its deadline."""
+"""Starts a unit, follows it until it is ready or has failed, and tests its engine's answers."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from stackctl.deploy import gpu_access
 from stackctl.deploy.context import Context
 from stackctl.engines import engine as find_engine
-from stackctl.engines.protocol import Engine, Failure
+from stackctl.engines.protocol import Failure
 from stackctl.errors import StartFailed
-from stackctl.health import endpoint
+from stackctl.health import completion_check, endpoint
 from stackctl.machine.unit_state import UnitState
 from stackctl.quantity import format_duration
 from stackctl.units.render import log_identifier
 from stackctl.values.generation import EngineFact, Generation
+from stackctl.values.result import Result
 
 _LEAST_POLL_S, _MOST_POLL_S = 0.05, 0.5
 #: Seconds between two readings of the log for the engine's phase.
 _PHASE_S = 0.5
+_SOAK_POLL_S = 0.25
 _SHOWN_LINES = 8
 #: Seconds to search the log for the cause of a failure, if it has lines of the engine and if it has
 #: none: on a busy machine they come late.
@@ -99,33 +100,32 @@ def wait_until_ready(
     Raises:
         StartFailed: with the cause in one line, the end of the engine's log and the remedy.
     """
-    plan, service = generation.plan, generation.units.service
-    engine, port = find_engine(plan.engine), plan.engine_listen_port
-    watch = _Watch(deadline_s, 0 if _asked_for(generation) else _STEP_S)
+    plan = generation.plan
+    health_path = find_engine(plan.engine).health_path
+    watch = _Watch(context, generation, start.since, deadline_s)
     asked = start.began
     while True:
-        state = context.systemd.state(service)
+        state = context.systemd.state(generation.units.service)
         elapsed = time.monotonic() - start.began
         # The state may still be that of the previous run.
         begun = start.before is None or state.invocation != start.before
         if begun and state.has_failed:
-            raise start_failure(context, generation, engine, state, start.since, answered=answered)
+            raise start_failure(context, generation, state, start.since, answered=answered)
         runs = ("active",) if active else ("active", "activating")
         if (
             begun
             and state.active in runs
-            and endpoint.liveness(port, engine.health_path) == "ready"
+            and endpoint.liveness(plan.engine_listen_port, health_path) == "ready"
         ):
             return elapsed
         if elapsed > watch.deadline_s:
-            raise _too_late(context, generation, engine, watch.deadline_s, start.since)
+            raise watch.too_late()
         if watch.dead_s is not None and elapsed > watch.dead_s + _DYING_S:
             # Its parent process may run on for hours, so systemd sees no failure.
-            raise start_failure(context, generation, engine, state, start.since, answered=answered)
+            raise start_failure(context, generation, state, start.since, answered=answered)
         if time.monotonic() - asked >= _PHASE_S:
             asked = time.monotonic()
-            phase = _current_phase(context, generation, engine, start.since, watch, elapsed)
-            context.progress.progress("start", phase, elapsed_s=elapsed)
+            context.progress.progress("start", watch.phase(elapsed), elapsed_s=elapsed)
         # The longer a start takes, the less a late notice of its end matters.
         time.sleep(min(_MOST_POLL_S, max(_LEAST_POLL_S, elapsed / 50)))
 
@@ -142,49 +142,51 @@ def start_and_wait(
 class _Watch:
     """Progress of a start: its phases, its deadline, and the time when its engine was found dead.
 
-    All times are seconds since the start. Only a new phase, or a new percentage of a phase, counts
-    as progress: an engine that hangs may go on computing and logging.
+    ``since`` is on the wall clock; other times are seconds since the start. Only a new phase, or a
+    new percentage of a phase, counts as progress: an engine that hangs may go on computing and
+    logging.
     """
 
+    context: Context
+    generation: Generation
+    since: float
     deadline_s: float
-    step_s: float
     phases: set[str] = field(default_factory=set)
     dead_s: float | None = None
 
-    def saw(self, phase: str, elapsed: float) -> None:
-        """Record a phase; a new one extends the deadline."""
-        if phase not in self.phases:
-            self.phases.add(phase)
-            self.deadline_s = max(self.deadline_s, elapsed + self.step_s)
+    def phase(self, elapsed: float) -> str:
+        """Return the phase of the engine as text; a new phase in its log extends the deadline."""
+        plan = self.generation.plan
+        engine = find_engine(plan.engine)
+        alive = endpoint.liveness(plan.engine_listen_port, engine.health_path, timeout_s=1)
+        if alive == "ready":
+            return "answering, waiting for systemd"
+        lines = _log(self.context, self.generation, self.since, lines=400)
+        told = [phase for line in lines if (phase := engine.phase(line))]
+        # Progress does not extend a deadline that the user set.
+        asked = any(d.field == "start-deadline" and d.source == "override" for d in plan.decisions)
+        if not self.phases.issuperset(told):
+            self.phases.update(told)
+            self.deadline_s = max(self.deadline_s, elapsed + (0 if asked else _STEP_S))
+        if self.dead_s is None and (alive == "unwell" or engine.has_crashed(lines)):
+            self.dead_s = elapsed
+        if self.dead_s is not None:
+            return "its engine has ended, waiting for the reason"
+        return told[-1] if told else "loading model" if alive == "loading" else "starting"
 
-
-def _asked_for(generation: Generation) -> bool:
-    """Return True if the user set the deadline, which progress then does not extend."""
-    decisions = generation.plan.decisions
-    return any(d.field == "start-deadline" and d.source == "override" for d in decisions)
-
-
-def _current_phase(
-    context: Context,
-    generation: Generation,
-    engine: Engine,
-    since: float,
-    watch: _Watch,
-    elapsed: float,
-) -> str:
-    """Return the phase of the engine as text, and record the phases in its log."""
-    alive = endpoint.liveness(generation.plan.engine_listen_port, engine.health_path, timeout_s=1)
-    if alive == "ready":
-        return "answering, waiting for systemd"
-    lines = _log(context, generation, since, lines=400)
-    told = [phase for line in lines if (phase := engine.phase(line))]
-    for phase in told:
-        watch.saw(phase, elapsed)
-    if watch.dead_s is None and (alive == "unwell" or engine.has_crashed(lines)):
-        watch.dead_s = elapsed
-    if watch.dead_s is not None:
-        return "its engine has ended, waiting for the reason"
-    return told[-1] if told else "loading model" if alive == "loading" else "starting"
+    def too_late(self) -> StartFailed:
+        """Return the error of a start that has exceeded its deadline."""
+        lines = _log(self.context, self.generation, self.since)
+        engine = find_engine(self.generation.plan.engine)
+        known = engine.failure(lines)
+        doing = next((phase for line in reversed(lines) if (phase := engine.phase(line))), None)
+        limit = format_duration(self.deadline_s)
+        message = f"{self.generation.stack} was not healthy within {limit}"
+        if known is None and doing is not None:
+            message += f"; last seen: {doing}"
+        remedy = known.remedy if known else None
+        remedy = remedy or "more time: --timeout 30m"
+        return _did_not_start(message, self.generation, lines, known, remedy)
 
 
 def _log(
@@ -206,7 +208,6 @@ def engine_facts_after_start(
 def start_failure(
     context: Context,
     generation: Generation,
-    engine: Engine,
     state: UnitState,
     since: float,
     *,
@@ -217,7 +218,7 @@ def start_failure(
     ``since`` is the time of its start on the wall clock. With ``answered`` the service failed after
     its first answer.
     """
-    asked = time.monotonic()
+    asked, engine = time.monotonic(), find_engine(generation.plan.engine)
     lines = _log(context, generation, since)
     # The lines reach the journal a little after the state has changed.
     while (known := gpu_access.device_failure(lines) or engine.failure(lines)) is None:
@@ -225,13 +226,9 @@ def start_failure(
             break
         time.sleep(_MOST_POLL_S)
         lines = _log(context, generation, since)
-    return _did_not_start(
-        f"{generation.stack} did not {'last' if answered else 'start'}: "
-        f"{failure_cause(known, state)}",
-        generation,
-        lines,
-        known,
-    )
+    verb = "last" if answered else "start"
+    message = f"{generation.stack} did not {verb}: {failure_cause(known, state)}"
+    return _did_not_start(message, generation, lines, known, known.remedy if known else None)
 
 
 def failure_cause(known: Failure | None, state: UnitState) -> str:
@@ -246,47 +243,96 @@ def failure_cause(known: Failure | None, state: UnitState) -> str:
     )
 
 
-def _too_late(
-    context: Context, generation: Generation, engine: Engine, deadline_s: float, since: float
-) -> StartFailed:
-    lines = _log(context, generation, since)
-    known = engine.failure(lines)
-    doing = next((phase for line in reversed(lines) if (phase := engine.phase(line))), None)
-    message = f"{generation.stack} was not healthy within {format_duration(deadline_s)}"
-    if known is None and doing is not None:
-        message += f"; last seen: {doing}"
-    return _did_not_start(message, generation, lines, known, usual="more time: --timeout 30m")
-
-
 def _did_not_start(
     message: str,
     generation: Generation,
-    lines: Sequence[str],
+    lines: list[str],
     known: Failure | None,
-    usual: str | None = None,
+    remedy: str | None,
 ) -> StartFailed:
-    error = StartFailed(
-        message,
-        details=_tail(lines, known.evidence if known else None),
-        hint=_hint(generation, (known.remedy if known else None) or usual),
-    )
+    # A known cause needs its evidence only; the log has the rest.
+    shown = [line.strip() for line in lines[-(3 if known else _SHOWN_LINES) :]]
+    if known is not None and known.evidence not in shown:
+        shown.insert(0, known.evidence)
+    if not shown:
+        shown = [
+            "no log: the engine wrote nothing, or this user may not read the journal "
+            "(usermod -aG systemd-journal USER)"
+        ]
+    log = f"log: stackctl logs {generation.stack} --generation {generation.number}"
+    error = StartFailed(message, details=shown, hint=f"{remedy}\n{log}" if remedy else log)
     if known is not None:
         error.cause, error.sets, error.kernel = known.cause, known.sets, known.kernel
     return error
 
 
-def _tail(lines: Sequence[str], evidence: str | None) -> list[str]:
-    # A known cause needs its evidence only; the log has the rest.
-    count = _SHOWN_LINES if evidence is None else 3
-    shown = [line.strip() for line in lines[-count:]]
-    if evidence is not None and evidence not in shown:
-        shown.insert(0, evidence)
-    return shown or [
-        "no log: the engine wrote nothing, or this user may not read the journal "
-        "(usermod -aG systemd-journal USER)"
-    ]
+def require_engine_answer(context: Context, generation: Generation) -> None:
+    """Check the engine's health, its model list and one completion, without its front door.
+
+    Raises:
+        StartFailed: a check failed; ``kernel`` is set if the answer was not text.
+    """
+    plan = generation.plan
+    context.progress.progress("answer", "asking for a completion")
+    results = endpoint.check_endpoint(
+        endpoint.base_url(plan.engine_listen_port),
+        find_engine(plan.engine).health_path,
+        plan.served_name,
+        answer_timeout_s=plan.timing.deadline_s,
+        parameters=plan.model.parameters,
+    )
+    failed = next((result for result in results if result.status == "fail"), None)
+    if failed is not None:
+        error = _wrong(generation, failed)
+        # Wrong arithmetic shows as garbage; other kernels of the image may compute correctly.
+        error.kernel = failed.code == "not-text"
+        raise error
+    context.progress.step("answer", f"ok     {results[-1].actual}")
 
 
-def _hint(generation: Generation, remedy: str | None) -> str:
-    log = f"log: stackctl logs {generation.stack} --generation {generation.number}"
-    return f"{remedy}\n{log}" if remedy else log
+def check_stop_and_streaming(context: Context, generation: Generation) -> None:
+    """Check the ends of answers and a stream, when clients are served already.
+
+    Raises:
+        StartFailed: a check failed.
+    """
+    plan = generation.plan
+    context.progress.progress("answer", "asking for a stream, and for answers that end early")
+    probe = completion_check.CompletionProbe(
+        endpoint.base_url(plan.engine_listen_port),
+        plan.served_name,
+        plan.timing.deadline_s,
+        parameters=plan.model.parameters,
+    )
+    for result in completion_check.extended_checks(probe):
+        if result.status == "fail":
+            raise _wrong(generation, result)
+
+
+def soak(context: Context, generation: Generation, seconds: float) -> None:
+    """Watch the new engine for a while, because its first real requests may crash it.
+
+    Raises:
+        StartFailed: the engine has ended or was restarted.
+    """
+    started, since = time.monotonic(), time.time()
+    while (elapsed := time.monotonic() - started) < seconds:
+        context.progress.progress(
+            "soak", f"{format_duration(elapsed)} of {format_duration(seconds)}"
+        )
+        state = context.systemd.state(generation.units.service)
+        if not state.is_active or state.restarts:
+            raise start_failure(context, generation, state, since - seconds, answered=True)
+        time.sleep(_SOAK_POLL_S)
+
+
+def _wrong(generation: Generation, failed: Result) -> StartFailed:
+    stack = generation.stack
+    expected = f"expected {failed.expected}" if failed.expected else None
+    error = StartFailed(
+        f"{stack} started, but {failed.name} is wrong: {failed.actual}",
+        details=[line for line in (expected, failed.evidence) if line],
+        hint=f"log: stackctl logs {stack} --generation {generation.number}",
+    )
+    error.cause = failed.actual
+    return error

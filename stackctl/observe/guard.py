@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import time
 
-from stackctl.deploy import deployment_records, unit_files
+from stackctl.deploy import unit_files
 from stackctl.deploy.context import Context
 from stackctl.deploy.stack_state import installed_generation
 from stackctl.errors import ExitCode, StackctlError
@@ -147,8 +147,7 @@ def _restart(context: Context, generation: Generation, invocation: str | None) -
         if error.exit_code == ExitCode.LOCKED:
             return False
         raise
-    deployment_records.write_audit_entry(
-        context,
+    context.write_audit_entry(
         "restart",
         stack,
         generation=generation.number,

@@ -19,7 +19,7 @@ from stackctl.cli.main import run
 from stackctl.cli.output import Output
 from stackctl.cli.stack_argument import stack_and_numbers
 from stackctl.deploy.context import Context
-from stackctl.deploy.recover import record_end
+from stackctl.deploy.transaction import record_end
 from stackctl.errors import StackctlError
 from stackctl.machine.lock import exclusive
 from stackctl.machine.machine import Machine

@@ -12,8 +12,8 @@ from test_state import generation
 
 from stackctl.cli.output import Output
 from stackctl.deploy.context import Context
-from stackctl.deploy.readiness_checks import require_engine_answer
-from stackctl.deploy.start_retry import retry_with_fallback_kernels
+from stackctl.deploy.lifecycle import retry_with_fallback_kernels
+from stackctl.deploy.startup import require_engine_answer
 from stackctl.engines import engine as find_engine
 from stackctl.errors import StartFailed
 from stackctl.machine.machine import Machine
