@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stackctl.cli.options import timeout_option
+from stackctl.cli.options import current_slo, duration_option, pick_stack, stack_argument
 from stackctl.cli.session import Session, stackctl_command
-from stackctl.cli.stack_argument import current_slo, pick_stack, stack_argument
 from stackctl.errors import ExitCode, StackctlError
 
 if TYPE_CHECKING:
@@ -98,7 +97,7 @@ def _lengths(name: str) -> Callable[[object, object, str | None], tuple[int, ...
     "--from-here", is_flag=True,
     help="With --host: measure from this machine, ssh included, and store the results here.",
 )  # fmt: skip
-@timeout_option("How long one request may take; default 10m.")
+@duration_option("--timeout", "How long one request may take; default 10m.")
 def run(
     session: Session,
     stack: str | None,

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from stackctl.cli.options import overrides, plan_options, profile_argument, timeout_option
+from stackctl.cli.options import duration_option, plan_options, profile_argument
 from stackctl.cli.session import Session, stackctl_command
+
+if TYPE_CHECKING:
+    from stackctl.values.profile import Overrides
 
 _COLUMN = 14
 
@@ -16,14 +21,11 @@ _COLUMN = 14
 @click.option(
     "--threads", type=click.IntRange(1, 4096), help="Number of threads; default: the plan's."
 )
-@timeout_option("How long the benchmark may take; default 5m.")
+@duration_option("--timeout", "How long the benchmark may take; default 5m.")
 def command(
     session: Session,
     profile: str,
-    sets: tuple[str, ...],
-    model: str | None,
-    objective: str | None,
-    name: str | None,
+    asked: Overrides,
     threads: int | None,
     timeout: float | None,
 ) -> None:
@@ -36,7 +38,7 @@ def command(
     from stackctl.observe.calibrate import calibrate
     from stackctl.quantity import format_number
 
-    resolved = session.profiles().resolve(profile, overrides(sets, model, objective, name))
+    resolved = session.profiles().resolve(profile, asked)
     entry = calibrate(session.context(), resolved, timeout_s=timeout or 300, threads=threads)
     if session.out.json:
         session.out.data(entry)

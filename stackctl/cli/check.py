@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import click
 
-from stackctl.cli.options import timeout_option
+from stackctl.cli.options import current_slo, duration_option, pick_stack, stack_argument
 from stackctl.cli.session import Session, stackctl_command
-from stackctl.cli.stack_argument import current_slo, pick_stack, stack_argument
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.values.result import CheckReport, ChecksReport
 
@@ -15,7 +14,7 @@ from stackctl.values.result import CheckReport, ChecksReport
 @stack_argument
 @click.option("--all", "every", is_flag=True, help="Check every stack.")
 @click.option("--slo", is_flag=True, help="Judge by the profile's slo too: see stackctl bench.")
-@timeout_option("How long the answer may take; default 2m.")
+@duration_option("--timeout", "How long the answer may take; default 2m.")
 def command(
     session: Session, stack: str | None, every: bool, slo: bool, timeout: float | None
 ) -> None:

@@ -12,9 +12,8 @@ from urllib.parse import urlsplit
 
 import click
 
-from stackctl.cli.options import yes_option
+from stackctl.cli.options import FOLDER, pick_stack, stack_argument, yes_option
 from stackctl.cli.session import Session, stackctl_command
-from stackctl.cli.stack_argument import pick_stack, stack_argument
 from stackctl.errors import ExitCode, StackctlError
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def openai(session: Session, stack: str | None) -> None:
 )
 @click.option(
     "--folder",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=FOLDER,
     default=".",
     help="Where aider is started; default: here.",
 )

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stackctl.cli.options import duration
+from stackctl.cli.options import current_slo, duration_option, pick_stack, stack_argument
 from stackctl.cli.output import NO_BREAK, WIDTH
 from stackctl.cli.session import Session, stackctl_command
-from stackctl.cli.stack_argument import current_slo, pick_stack, stack_argument
 from stackctl.errors import ExitCode, StackctlError
 
 if TYPE_CHECKING:
@@ -38,12 +37,7 @@ _CLEARED = {
 @stackctl_command("diagnose")
 @stack_argument
 @click.option("--log", metavar="FILE", help="Read an engine's log instead of a stack; - is stdin.")
-@click.option(
-    "--since",
-    metavar="DURATION",
-    callback=duration,
-    help="Period to read; default: 10m of a stack, all of a log.",
-)
+@duration_option("--since", "Period to read; default: 10m of a stack, all of a log.")
 def command(session: Session, stack: str | None, log: str | None, since: float | None) -> None:
     """Find why STACK is slow, rule out other causes, and list remedies in order.
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from stackctl.cli.options import pick_stack, stack_and_numbers
 from stackctl.cli.plan import value_text
 from stackctl.cli.session import Session, stackctl_command
-from stackctl.cli.stack_argument import pick_stack, stack_and_numbers
 
 if TYPE_CHECKING:
     from stackctl.values.history import DiffReport

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stackctl.cli.options import _profile_names, overrides, plan_options
-from stackctl.cli.plan import facts_option
+from stackctl.cli.options import facts_option, plan_options, profile_names
 from stackctl.cli.session import Session, stackctl_command
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.values.host import Host
 from stackctl.values.plan import Plan, Verdict
-from stackctl.values.profile import Profile
+from stackctl.values.profile import Overrides, Profile
 from stackctl.values.result import Result
 
 if TYPE_CHECKING:
@@ -23,16 +22,13 @@ if TYPE_CHECKING:
 
 
 @stackctl_command("doctor")
-@click.argument("profile", required=False, shell_complete=_profile_names)
+@click.argument("profile", required=False, shell_complete=profile_names)
 @plan_options
 @facts_option
 def command(
     session: Session,
     profile: str | None,
-    sets: tuple[str, ...],
-    model: str | None,
-    objective: str | None,
-    name: str | None,
+    asked: Overrides,
     facts: Path | None,
 ) -> None:
     """Find the obstacles on this host to PROFILE; without PROFILE, to stacks in general.
@@ -48,7 +44,7 @@ def command(
         results = list(findings(basis.host))
     else:
         profiles = session.profiles()
-        wanted = profiles.resolve(profile, overrides(sets, model, objective, name))
+        wanted = profiles.resolve(profile, asked)
         results = _profile_findings(
             session, basis, profiles, wanted, live=facts is None, again=_again(profile)
         )

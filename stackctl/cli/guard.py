@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import click
 
-from stackctl.cli.options import timeout_option
+from stackctl.cli.options import duration_option
 from stackctl.cli.session import Session, stackctl_command
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.values.status import GuardResult
 
 
 @stackctl_command("guard")
-@timeout_option("How long each answer may take; default 30s.")
+@duration_option("--timeout", "How long each answer may take; default 30s.")
 @click.option("--install", is_flag=True, help="Install a timer that does this every minute.")
 @click.option("--remove", is_flag=True, help="Remove the timer.")
 def command(session: Session, timeout: float | None, install: bool, remove: bool) -> None:

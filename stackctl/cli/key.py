@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stackctl.cli.options import yes_option
+from stackctl.cli.options import pick_stack, stack_argument, yes_option
 from stackctl.cli.session import Session, stackctl_command
-from stackctl.cli.stack_argument import pick_stack, stack_argument
 from stackctl.errors import StackctlError
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import select
 
 import click
 
+from stackctl.cli.options import pick_stack, stack_argument
 from stackctl.cli.session import Session, stackctl_command
-from stackctl.cli.stack_argument import pick_stack, stack_argument
 
 
 @stackctl_command("logs")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
+from stackctl.cli.options import pick_stack, stack_argument
 from stackctl.cli.session import Session, stackctl_command
-from stackctl.cli.stack_argument import pick_stack, stack_argument
 from stackctl.errors import ExitCode, StackctlError
 
 

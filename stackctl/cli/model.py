@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stackctl.cli.options import yes_option
+from stackctl.cli.options import FILE, yes_option
 from stackctl.cli.session import Session, stackctl_command
 from stackctl.errors import ExitCode, StackctlError
 
@@ -126,7 +126,7 @@ def catalogue(session: Session) -> None:
 @click.option(
     "--lock",
     "lock_file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=FILE,
     help="Fetch exactly the files of this lock file (stackctl model lock).",
 )
 @click.option("--limit", metavar="SIZE", callback=_rate, help="Bytes a second, such as 50MB.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stackctl.cli.options import overrides, plan_options, profile_argument
+from stackctl.cli.options import facts_option, plan_options, profile_argument
 from stackctl.cli.output import WIDTH
 from stackctl.cli.session import Session, stackctl_command
 from stackctl.errors import ExitCode, StackctlError
@@ -15,13 +15,8 @@ from stackctl.quantity import format_bytes
 
 if TYPE_CHECKING:
     from stackctl.values.plan import MemoryBudget, Plan
-    from stackctl.values.profile import Slo
+    from stackctl.values.profile import Overrides, Slo
 
-facts_option = click.option(
-    "--facts",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Plan for the machine in this file (stackctl probe --json), not for this one.",
-)
 _COLUMN = 10
 
 
@@ -38,10 +33,7 @@ _COLUMN = 10
 def command(
     session: Session,
     profile: str,
-    sets: tuple[str, ...],
-    model: str | None,
-    objective: str | None,
-    name: str | None,
+    asked: Overrides,
     facts: Path | None,
     explain: bool,
     diff: str | None,
@@ -50,11 +42,13 @@ def command(
 
     Changes nothing. Exits 5 when the plan does not fit or is not viable, but prints it.
     """
+    import msgspec
+
     from stackctl.deploy.plan_preview import preview
     from stackctl.plan.verdict import headline, secondary_reasons
 
     profiles = session.profiles()
-    wanted = profiles.resolve(profile, overrides(sets, model, objective, name))
+    wanted = profiles.resolve(profile, asked)
     basis = session.plan_basis(facts)
     plan = preview(basis, profiles, wanted, session.out).plan
     if session.out.json:
@@ -62,7 +56,7 @@ def command(
     else:
         show(session, plan, wanted.slo)
         if diff is not None:
-            other = profiles.resolve(profile, overrides(sets, model, diff, name))
+            other = profiles.resolve(profile, msgspec.structs.replace(asked, objective=diff))
             show_difference(session, preview(basis, profiles, other, session.out).plan, plan)
         elif explain:
             show_decisions(session, plan)

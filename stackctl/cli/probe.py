@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 from msgspec import structs
 
+from stackctl.cli.options import FOLDER
 from stackctl.cli.output import WIDTH, Row, labelled_lines
 from stackctl.cli.session import Session, stackctl_command
 from stackctl.errors import ExitCode, StackctlError
@@ -24,13 +25,13 @@ _MANY = 8
 @stackctl_command("probe")
 @click.option(
     "--sysroot",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=FOLDER,
     help="Read a recorded machine: a folder with its proc/ and sys/.",
 )
 @click.option("--measure", is_flag=True, help="Measure memory bandwidth and read speed (4 s).")
 @click.option(
     "--models",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=FOLDER,
     help="The folder of the models: its file system, free space and speed.",
 )
 def command(session: Session, sysroot: Path | None, measure: bool, models: Path | None) -> None:

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import click
 
-from stackctl.cli.options import overrides, plan_options
+from stackctl.cli.options import plan_options
 from stackctl.cli.session import Session, stackctl_command
 from stackctl.quantity import format_bytes
 from stackctl.values.base import Value
 from stackctl.values.plan import Scalar
-from stackctl.values.profile import EngineArgument, Profile
+from stackctl.values.profile import EngineArgument, Overrides, Profile
 
 
 class _Default(click.Group):
@@ -34,7 +34,6 @@ def command() -> None:
 def list_profiles(session: Session, **_: object) -> None:
     """List the profiles with their descriptions."""
     from stackctl.errors import StackctlError
-    from stackctl.values.profile import Overrides
 
     profiles = session.profiles()
     rows: list[tuple[str, str, str, str]] = []
@@ -59,24 +58,20 @@ def list_profiles(session: Session, **_: object) -> None:
 def show(
     session: Session,
     profile_name: str,
-    sets: tuple[str, ...],
-    model: str | None,
-    objective: str | None,
-    name: str | None,
+    asked: Overrides,
 ) -> None:
     """Show profile NAME with all values that apply.
 
     It includes the profiles that NAME extends, its objective and the overrides. Values of the
     objective and of the command line are marked.
     """
-    wanted = overrides(sets, model, objective, name)
     profiles = session.profiles()
-    profile = profiles.resolve(profile_name, wanted)
+    profile = profiles.resolve(profile_name, asked)
     if session.out.json:
         session.out.data(profile)
         return
     origins = dict.fromkeys(
-        profiles.keys_by_objective(profile_name, wanted), f"objective {profile.objective}"
+        profiles.keys_by_objective(profile_name, asked), f"objective {profile.objective}"
     )
     origins |= dict.fromkeys(profile.overrides, "command line")
     if profile.model is not None and profile.model.startswith(_PLAN_ONLY):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from stackctl.cli import provision_view
-from stackctl.cli.options import _profile_names, yes_option
+from stackctl.cli.options import folder_option, profile_names, yes_option
 from stackctl.cli.session import Session, stackctl_command
 from stackctl.errors import ExitCode, StackctlError
 
@@ -33,7 +33,7 @@ def _item_names(_: click.Context, __: click.Parameter, incomplete: str) -> list[
 
 @stackctl_command("provision")
 @click.option(
-    "--profile", "profiles", multiple=True, shell_complete=_profile_names,
+    "--profile", "profiles", multiple=True, shell_complete=profile_names,
     help="Prepare for this profile; may be repeated. Default: all that this machine can run.",
 )  # fmt: skip
 @click.option(
@@ -50,11 +50,7 @@ def _item_names(_: click.Context, __: click.Parameter, incomplete: str) -> list[
     "--restart-user", is_flag=True,
     help="Apply new limits now: restarts the user's service manager, which ends all its sessions.",
 )  # fmt: skip
-@click.option(
-    "--profiles", "profile_folder",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Search this folder of profiles first.",
-)  # fmt: skip
+@folder_option
 @yes_option
 def command(
     session: Session,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import click
 
-from stackctl.cli.options import yes_option
+from stackctl.cli.options import pick_stack, stack_argument, yes_option
 from stackctl.cli.session import Session, stackctl_command
-from stackctl.cli.stack_argument import pick_stack, stack_argument
 
 
 @stackctl_command("prune")

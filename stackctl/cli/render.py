@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stackctl.cli.options import overrides, plan_options, profile_argument
-from stackctl.cli.plan import facts_option
+from stackctl.cli.options import facts_option, plan_options, profile_argument
 from stackctl.cli.session import Session, stackctl_command
 from stackctl.errors import ExitCode, StackctlError
 
 if TYPE_CHECKING:
     from stackctl.deploy.plan_inputs import PlanBasis
     from stackctl.deploy.plan_preview import PlanPreview
-    from stackctl.values.profile import Profile
+    from stackctl.values.profile import Overrides, Profile
     from stackctl.values.unit import UnitFile
 
 
@@ -29,10 +28,7 @@ if TYPE_CHECKING:
 def command(
     session: Session,
     profile: str,
-    sets: tuple[str, ...],
-    model: str | None,
-    objective: str | None,
-    name: str | None,
+    asked: Overrides,
     facts: Path | None,
     output: Path | None,
 ) -> None:
@@ -43,7 +39,7 @@ def command(
     from stackctl.values.result import UnitsReport
 
     profiles = session.profiles()
-    resolved = profiles.resolve(profile, overrides(sets, model, objective, name))
+    resolved = profiles.resolve(profile, asked)
     basis = session.plan_basis(facts)
     planned = preview(basis, profiles, resolved, session.out)
     image = planned.image

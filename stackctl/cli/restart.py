@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from stackctl.cli.options import drain_option, rollout_timeouts
+from stackctl.cli.options import drain_option, pick_stack, rollout_timeouts, stack_argument
 from stackctl.cli.session import Session, stackctl_command
-from stackctl.cli.stack_argument import pick_stack, stack_argument
 
 
 @stackctl_command("restart")
@@ -19,7 +18,7 @@ def command(session: Session, stack: str | None, drain: float | None) -> None:
     from stackctl.observe.status import stack_report
 
     context = session.context()
-    generation = restart(context, pick_stack(context, stack), rollout_timeouts(drain, None))
+    generation = restart(context, pick_stack(context, stack), rollout_timeouts(drain))
     if session.out.json:
         session.out.data(stack_report(context, generation.stack))
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -139,11 +139,18 @@ _GLOBAL: tuple[Callable[[Any], Any], ...] = (
 GLOBAL_NAMES = ("scope", "host", "json", "quiet", "verbose", "color", "no_progress")
 
 
+def add_options(
+    function: Callable[..., Any], options: Sequence[Callable[[Any], Any]]
+) -> Callable[..., Any]:
+    """Add options of click to a function, in the order of its help."""
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 def global_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the global options; they may stand before the verb and after it."""
-    for option in reversed(_GLOBAL):
-        command = option(command)
-    return command
+    return add_options(command, _GLOBAL)
 
 
 def stackctl_command(name: str) -> Callable[[Callable[..., None]], click.Command]:

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stackctl.cli.options import duration
+from stackctl.cli.options import duration_option, pick_stack, stack_argument
 from stackctl.cli.session import Session, stackctl_command
-from stackctl.cli.stack_argument import pick_stack, stack_argument
 from stackctl.errors import ExitCode, StackctlError
 
 if TYPE_CHECKING:
@@ -32,9 +31,7 @@ _STACK_WIDTH = 79 - sum(width + 1 for *_, width in _COLUMNS)
 
 @stackctl_command("top")
 @stack_argument
-@click.option(
-    "--interval", metavar="DURATION", callback=duration, help="Time between samples; default 2s."
-)
+@duration_option("--interval", "Time between samples; default 2s.")
 @click.option("--once", is_flag=True, help="Print one sample of one second and exit.")
 def command(session: Session, stack: str | None, interval: float | None, once: bool) -> None:
     """Watch all stacks, or STACK: speed, requests, KV cache, latencies, CPU and GPU.

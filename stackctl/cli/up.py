@@ -2,52 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
-import click
-
-from stackctl.cli.options import (
-    drain_option,
-    fit_option,
-    overrides,
-    plan_options,
-    profile_argument,
-    rollout_timeouts,
-    soak_option,
-    timeout_option,
-    yes_option,
-)
+from stackctl.cli.options import plan_options, profile_argument, start_options
 from stackctl.cli.session import Session, stackctl_command
 
 if TYPE_CHECKING:
     from stackctl.deploy.context import Context
     from stackctl.deploy.lifecycle import UpResult
+    from stackctl.deploy.new_generation import UpOptions
     from stackctl.values.profile import Overrides, Profile
 
 
 @stackctl_command("up")
 @profile_argument
 @plan_options
-@yes_option
-@click.option("--dry-run", is_flag=True, help="Check everything, change nothing.")
-@click.option("--force", is_flag=True, help="Start even if the plan does not fit.")
-@fit_option
-@drain_option
-@soak_option
-@timeout_option("How long the start may take; default: from the model's size.")
+@start_options(plans=True)
 def command(
     session: Session,
     profile: str,
-    sets: tuple[str, ...],
-    model: str | None,
-    objective: str | None,
-    name: str | None,
-    dry_run: bool,
-    force: bool,
+    asked: Overrides,
+    options: UpOptions,
     auto_fit: bool,
-    drain: float | None,
-    soak: float | None,
-    timeout: float | None,
 ) -> None:
     """Plan PROFILE, install its unit, start it, and check that it answers.
 
@@ -59,24 +36,16 @@ def command(
 
     from stackctl.deploy.lifecycle import up
     from stackctl.deploy.model_download import ensure_model
-    from stackctl.deploy.new_generation import UpOptions
 
-    context = session.context(recover="no" if dry_run else "must")
-    asked = overrides(sets, model, objective, name)
+    context = session.context(recover="no" if options.dry_run else "must")
     profiles = session.profiles()
 
     def fit(sets: tuple[str, ...]) -> tuple[Profile, Overrides]:
         wanted = msgspec.structs.replace(asked, sets=(*asked.sets, *sets))
         return profiles.resolve(profile, wanted), wanted
 
-    options = UpOptions(
-        deadline_s=timeout,
-        force=force,
-        dry_run=dry_run,
-        timeouts=rollout_timeouts(drain, soak),
-        asked=asked,
-        fit=fit if auto_fit else None,
-        profiles=profiles,
+    options = dataclasses.replace(
+        options, asked=asked, fit=fit if auto_fit else None, profiles=profiles
     )
     resolved = profiles.resolve(profile, asked)
     ensure_model(context, resolved, options)

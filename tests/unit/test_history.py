@@ -17,7 +17,7 @@ from samples import EPYC, LATENCY, THROUGHPUT, plan
 from stackctl.cli.history import model_name
 from stackctl.cli.main import run
 from stackctl.cli.output import Output
-from stackctl.cli.stack_argument import stack_and_numbers
+from stackctl.cli.options import stack_and_numbers
 from stackctl.deploy.context import Context
 from stackctl.deploy.transaction import record_end
 from stackctl.errors import StackctlError
@@ -651,7 +651,7 @@ def test_history_imports_only_what_it_needs(at: Place) -> None:
 def test_completion_knows_stacks_that_are_down(at: Place) -> None:
     import click
 
-    from stackctl.cli.stack_argument import _stack_names
+    from stackctl.cli.options import _stack_names
 
     at.fill("stopped")
     at.install(1, "other")
