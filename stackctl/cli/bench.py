@@ -215,9 +215,7 @@ def _measure(
             report = msgspec.structs.replace(report, id=number)
         except StackctlError as error:
             failed = error
-        if session.out.json:
-            session.out.data(report)
-        else:
+        if not session.out.wrote_json(report):
             bench_view.show_run(session.out, report)
     if failed is not None:
         if session.out.json:
@@ -279,9 +277,7 @@ def show(session: Session, number: int) -> None:
     from stackctl.cli import bench_view
 
     report = _benches(session).read(number)
-    if session.out.json:
-        session.out.data(report)
-    else:
+    if not session.out.wrote_json(report):
         bench_view.show_run(session.out, report)
 
 
@@ -297,9 +293,7 @@ def compare(session: Session, before: int, after: int) -> None:
     from stackctl.observe.bench.compare import compare_runs
 
     found = compare_runs(_benches(session), before, after)
-    if session.out.json:
-        session.out.data(found)
-    else:
+    if not session.out.wrote_json(found):
         bench_view.show_comparison(session.out, found)
 
 

@@ -40,8 +40,7 @@ def command(
 
     resolved = session.profiles().resolve(profile, asked)
     entry = calibrate(session.context(), resolved, timeout_s=timeout or 300, threads=threads)
-    if session.out.json:
-        session.out.data(entry)
+    if session.out.wrote_json(entry):
         return
     where = entry.gpu or f"{entry.threads} threads"
     session.out.line(f"{entry.model} · {entry.quantization} · {where}")

@@ -44,8 +44,7 @@ def openai(session: Session, stack: str | None) -> None:
     key, not the key.
     """
     report = _report(session, stack, "openai")
-    if session.out.json:
-        session.out.data(report)
+    if session.out.wrote_json(report):
         return
     for line in _exports(report):
         session.out.line(line)
@@ -74,9 +73,7 @@ def aider(session: Session, stack: str | None, write: bool, folder: Path) -> Non
 
     report = _report(session, stack, "aider")
     if not write:
-        if session.out.json:
-            session.out.data(report)
-        else:
+        if not session.out.wrote_json(report):
             _print(session, report)
         return
     changed = []

@@ -50,9 +50,7 @@ def command(session: Session, stack: str | None, log: str | None, since: float |
     if since is not None and since <= 0:
         raise StackctlError("--since must be above 0", exit_code=ExitCode.USAGE)
     report = _of_log(log, since) if log is not None else _of_stack(session, stack, since)
-    if session.out.json:
-        session.out.data(report)
-    else:
+    if not session.out.wrote_json(report):
         _show(session, report)
 
 

@@ -30,9 +30,7 @@ def command(session: Session, words: tuple[str, ...]) -> None:
     stack, numbers = stack_and_numbers(words, 2)
     before, after, *_ = (*numbers, None, None)
     found = diff_report(context, pick_stack(context, stack, past=True), before, after)
-    if session.out.json:
-        session.out.data(found)
-    else:
+    if not session.out.wrote_json(found):
         _show(session, found)
 
 

@@ -50,9 +50,7 @@ def command(
         )
     order = {"fail": 0, "warn": 1, "ok": 2, "info": 3, "skip": 4}
     results.sort(key=lambda result: order[result.status])
-    if session.out.json:
-        session.out.data(DoctorReport(profile=profile, results=tuple(results)))
-    else:
+    if not session.out.wrote_json(DoctorReport(profile=profile, results=tuple(results))):
         session.out.results(results)
     if any(result.status == "fail" for result in results):
         raise click.exceptions.Exit(int(ExitCode.HOST))

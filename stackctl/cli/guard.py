@@ -39,9 +39,7 @@ def command(session: Session, timeout: float | None, install: bool, remove: bool
         return
     report = guard_stacks(context, answer_timeout_s=timeout or 30)
     wrong = [seen for seen in report.stacks if seen.health and seen.health.status == "fail"]
-    if session.out.json:
-        session.out.data(report)
-    else:
+    if not session.out.wrote_json(report):
         for seen in wrong:
             session.out.line(_text(seen))
     if wrong:

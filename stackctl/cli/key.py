@@ -149,8 +149,7 @@ def _tell(session: Session, context: Context, stack: str) -> None:
 
     file = keys.path(context.paths.state, stack)
     valid = len(keys.read(context.paths.state, stack))
-    if session.out.json:
-        session.out.data(KeyReport(stack=stack, path=str(file), valid=valid))
+    if session.out.wrote_json(KeyReport(stack=stack, path=str(file), valid=valid)):
         return
     session.out.line(f"{stack}: {valid} {'key is' if valid == 1 else 'keys are'} valid, in {file}")
     session.out.note(f"stackctl key show {stack} prints it")

@@ -36,7 +36,5 @@ def command(session: Session, stack: str | None, every: bool) -> None:
             raise not_running(name)
         names = (name,)
     report = collect_metrics(context, names)
-    if session.out.json:
-        session.out.data(report)
-    else:
+    if not session.out.wrote_json(report):
         session.out.text(metrics_text(report))

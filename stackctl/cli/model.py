@@ -74,9 +74,7 @@ def show(session: Session, source: str, ask: bool) -> None:
         except ModelNotCached as error:
             problem = error
         else:
-            if session.out.json:
-                session.out.data(model)
-            else:
+            if not session.out.wrote_json(model):
                 session.out.properties(model_rows(model))
             return
     parsed = parse_remote(source)
@@ -183,8 +181,7 @@ def fetch(
 
 
 def _result(session: Session, record: StoredModel) -> None:
-    if session.out.json:
-        session.out.data(record)
+    if session.out.wrote_json(record):
         return
     session.out.line(record.folder or record.files[0].path)
 
@@ -198,8 +195,7 @@ def list_models(session: Session) -> None:
     from stackctl.values.model_store import StoredModels
 
     records = model_integrity.model_manifest(session.context(recover="no")).all()
-    if session.out.json:
-        session.out.data(StoredModels(folder=str(cache_folder()), models=records))
+    if session.out.wrote_json(StoredModels(folder=str(cache_folder()), models=records)):
         return
     if not records:
         session.out.note("no model was fetched or imported: stackctl model fetch SOURCE")
@@ -302,8 +298,7 @@ def import_model(session: Session, source: str) -> None:
         records, images = model_export.import_export(
             folder, manifest, model_integrity.progress_reporter(context, "copying ")
         )
-        if session.out.json:
-            session.out.data(StoredModels(folder=str(cache_folder()), models=tuple(records)))
+        if session.out.wrote_json(StoredModels(folder=str(cache_folder()), models=tuple(records))):
             return
         for text in (*(record.source for record in records), *images):
             session.out.line(text)
@@ -371,8 +366,7 @@ def export(session: Session, sources: tuple[str, ...], images: tuple[str, ...]) 
     done = model_export.export_models(
         records, images, folder, model_integrity.progress_reporter(context, "copying ")
     )
-    if session.out.json:
-        session.out.data(done)
+    if session.out.wrote_json(done):
         return
     session.out.line(f"{folder}: {len(done.models)} models, {len(done.images)} images")
     session.out.note(f"there: stackctl model import {folder}")

@@ -76,8 +76,7 @@ def show_remote(session: Session, source: str, parsed: HubSource) -> None:
         return _Row(choice, named, _best(basis, session.profiles(), scaled))
 
     found = [row(choice) for choice in choices[:_MOST]]
-    if session.out.json:
-        session.out.data(_document(info, found))
+    if session.out.wrote_json(_document(info, found)):
         return
     session.out.properties(model_rows(model))
     session.out.line()

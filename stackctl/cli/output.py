@@ -54,6 +54,12 @@ class Output:
         self._clear()
         sys.stdout.write(to_json(value))
 
+    def wrote_json(self, value: Value) -> bool:
+        """Print a document and return True if --json is given."""
+        if self.json:
+            self.data(value)
+        return self.json
+
     def line(self, text: str = "") -> None:
         """Print a line of data on stdout."""
         self._clear()

@@ -51,9 +51,7 @@ def command(
     wanted = profiles.resolve(profile, asked)
     basis = session.plan_basis(facts)
     plan = preview(basis, profiles, wanted, session.out).plan
-    if session.out.json:
-        session.out.data(plan)
-    else:
+    if not session.out.wrote_json(plan):
         show(session, plan, wanted.slo)
         if diff is not None:
             other = profiles.resolve(profile, msgspec.structs.replace(asked, objective=diff))

@@ -56,8 +56,7 @@ def command(session: Session, sysroot: Path | None, measure: bool, models: Path 
     if measure:
         session.out.progress("measure", "memory bandwidth")
         host = _measured(host)
-    if session.out.json:
-        session.out.data(host)
+    if session.out.wrote_json(host):
         return
     for line in machine_overview(host):
         session.out.line(line)

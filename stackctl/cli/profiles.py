@@ -67,8 +67,7 @@ def show(
     """
     profiles = session.profiles()
     profile = profiles.resolve(profile_name, asked)
-    if session.out.json:
-        session.out.data(profile)
+    if session.out.wrote_json(profile):
         return
     origins = dict.fromkeys(
         profiles.keys_by_objective(profile_name, asked), f"objective {profile.objective}"

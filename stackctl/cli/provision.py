@@ -175,9 +175,7 @@ def _provision(
         pending=told,
         advice=() if only else firmware_advice.firmware_advice(seen.host),
     )
-    if session.out.json:
-        session.out.data(report)
-    else:
+    if not session.out.wrote_json(report):
         provision_view.show_end(session.out, report)
     if any(plan.status == "refused" for plan in plans):
         raise click.exceptions.Exit(int(ExitCode.HOST))

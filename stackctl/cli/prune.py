@@ -30,8 +30,7 @@ def command(session: Session, stack: str | None, keep: int, dry_run: bool) -> No
 
     context = session.context()
     found = prune(context, pick_stack(context, stack, past=True), keep=keep, dry_run=dry_run)
-    if session.out.json:
-        session.out.data(found)
+    if session.out.wrote_json(found):
         return
     kept = ", ".join(map(str, found.kept)) or "none"
     done = "would remove" if dry_run else "removed"

@@ -35,7 +35,5 @@ def command(session: Session, stack: str | None, output: str | None) -> None:
         return
     path = Path(output if output not in (None, "-") else f"stackctl-{name}.html").absolute()
     write_page(path, text)
-    if session.out.json:
-        session.out.data(ReportFile(stack=name, path=str(path)))
-    else:
+    if not session.out.wrote_json(ReportFile(stack=name, path=str(path))):
         session.out.line(str(path))

@@ -24,9 +24,7 @@ def command(session: Session, stack: str | None) -> None:
     context = session.context(recover="try")
     generation = installed_generation(context, pick_stack(context, stack))
     report = verify_stack(context, generation)
-    if session.out.json:
-        session.out.data(report)
-    else:
+    if not session.out.wrote_json(report):
         session.out.results(report.results)
     if any(result.status == "fail" for result in report.results):
         raise click.exceptions.Exit(int(ExitCode.FAILED))

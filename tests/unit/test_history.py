@@ -16,8 +16,8 @@ from samples import EPYC, LATENCY, THROUGHPUT, plan
 
 from stackctl.cli.history import model_name
 from stackctl.cli.main import run
-from stackctl.cli.output import Output
 from stackctl.cli.options import stack_and_numbers
+from stackctl.cli.output import Output
 from stackctl.deploy.context import Context
 from stackctl.deploy.transaction import record_end
 from stackctl.errors import StackctlError
