@@ -10,7 +10,7 @@ from stackctl.diagnose.rules import diagnose
 from stackctl.diagnose.stalls import HANG_S, counters_unchanged
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.observe import engine_snapshot, procfs
-from stackctl.probe.gpu_status import gpu_status
+from stackctl.probe.nvml import gpu_status
 from stackctl.values.cpu_list import CpuList
 from stackctl.values.diagnosis import DiagnoseReport, Evidence
 from stackctl.values.generation import Generation

@@ -12,7 +12,7 @@ from stackctl.diagnose.log_samples import read_log
 from stackctl.errors import StackctlError
 from stackctl.observe import engine_snapshot
 from stackctl.observe.metrics import histograms
-from stackctl.probe.gpu_status import gpu_status
+from stackctl.probe.nvml import gpu_status
 from stackctl.values.diagnosis import GpuStatus
 from stackctl.values.generation import Generation
 from stackctl.values.metrics import EngineMetrics, Histogram

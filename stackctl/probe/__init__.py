@@ -6,15 +6,13 @@ import msgspec
 
 from stackctl.machine.machine import Machine
 from stackctl.probe.cpu import probe_cpu
-from stackctl.probe.cpuinfo import read_cpuinfo
-from stackctl.probe.cpuinfo_fallback import CpuInfoFallback
+from stackctl.probe.cpuinfo import CpuInfoFallback, read_cpuinfo
 from stackctl.probe.fact_reader import FactReader
 from stackctl.probe.gpu import probe_gpus
-from stackctl.probe.limits import can_raise_limits, probe_limits
 from stackctl.probe.memory import plausible_nodes, probe_memory, with_bandwidth, with_nodes
 from stackctl.probe.numa import gpu_nodes
 from stackctl.probe.nvml import Nvml
-from stackctl.probe.tools import ProbeCommands, probe_tools
+from stackctl.probe.tools import can_raise_limits, probe_limits, probe_tools, start_commands
 from stackctl.requirements import REQUIREMENTS, host_paths
 from stackctl.requirements.facts import LaunchFacts, Scope
 from stackctl.values.host import Host
@@ -34,7 +32,7 @@ def probe(machine: Machine, *, scope: Scope, names: bool = False) -> Host:
             processor or its instruction sets; it takes about a second.
     """
     reader = FactReader(machine)
-    commands = ProbeCommands(machine)
+    commands = start_commands(machine)
     nvml = Nvml(reader)
     info = read_cpuinfo(reader)
     unnamed = info.model is None or info.flags is None

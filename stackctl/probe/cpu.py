@@ -7,11 +7,17 @@ import re
 
 from stackctl.errors import StackctlError
 from stackctl.probe.cgroup import cpu_quota, cpuset
-from stackctl.probe.core_types import probe_core_types
 from stackctl.probe.cpuinfo import CpuInfo, isa
 from stackctl.probe.fact_reader import FactReader, cpu_set
 from stackctl.probe.numa import probe_numa
-from stackctl.probe.topology import CPU, cores_of_entries, probe_cores, probe_groups, probe_l3
+from stackctl.probe.topology import (
+    CPU,
+    cores_of_entries,
+    probe_core_types,
+    probe_cores,
+    probe_groups,
+    probe_l3,
+)
 from stackctl.values.cpu_list import CpuList
 from stackctl.values.host import Cpu
 

@@ -1,4 +1,4 @@
-"""Facts of the processors from /proc/cpuinfo, on any architecture."""
+"""Facts of the processors from /proc/cpuinfo, on any architecture, else from py-cpuinfo."""
 
 from __future__ import annotations
 
@@ -6,8 +6,17 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import msgspec
+
+from stackctl.machine.runner import controlled_environment
+from stackctl.probe.background import Background
 from stackctl.probe.fact_reader import FactReader, sanitize
+from stackctl.values.host import Cpu
+
+#: Seconds in which py-cpuinfo must answer.
+_PATIENCE_S = 5.0
 
 #: The instruction sets by which engines choose their code, weakest first, as Linux names them.
 _ISA = (
@@ -129,3 +138,32 @@ def isa(flags: Iterable[str]) -> tuple[str, ...]:
     """Return the flags that matter to inference, in a fixed order."""
     flags = frozenset(flags)
     return tuple(name for name in _ISA if name in flags)
+
+
+class CpuInfoFallback:
+    """A query of py-cpuinfo in the background: it starts processes and takes about a second."""
+
+    def __init__(self) -> None:
+        # py-cpuinfo searches the programs that it starts in PATH.
+        os.environ["PATH"] = controlled_environment()["PATH"]
+        self._answer = Background(_ask_library, _PATIENCE_S)
+
+    def complete(self, cpu: Cpu) -> Cpu:
+        """Return ``cpu`` with name and instruction sets filled in if the kernel gave none."""
+        answer = self._answer.result() or {}
+        brand, flags = answer.get("brand_raw"), answer.get("flags")
+        if cpu.model is None and isinstance(brand, str):
+            cpu = msgspec.structs.replace(cpu, model=sanitize(brand))
+        if not cpu.isa and isinstance(flags, list):
+            cpu = msgspec.structs.replace(cpu, isa=isa(str(flag) for flag in flags))
+        return cpu
+
+
+def _ask_library() -> dict[str, Any]:
+    try:
+        import cpuinfo
+
+        return dict(cpuinfo.get_cpu_info())
+    except (Exception, SystemExit):
+        # py-cpuinfo raises plain Exception on unknown architectures.
+        return {}

@@ -1,20 +1,21 @@
-"""Programs and kernel interfaces that a launch needs, for one scope."""
+"""Programs, kernel interfaces and resource limits that a launch needs, for one scope."""
 
 from __future__ import annotations
 
+import functools
 import os
 import re
-import threading
+from collections.abc import Mapping
 from typing import Literal
 
 from stackctl.errors import NotInstalled, StackctlError
 from stackctl.machine.machine import Machine
-from stackctl.machine.runner import Completed, process_error
-from stackctl.probe import kernel
+from stackctl.machine.runner import process_error
+from stackctl.probe.background import Background
 from stackctl.probe.cdi import probe_cdi
 from stackctl.probe.fact_reader import FactReader, sanitize
 from stackctl.requirements.facts import ProbeUser, Scope, ToolsProbe
-from stackctl.values.host import Tools
+from stackctl.values.host import UNLIMITED, Limits, Tools
 
 _CGROUP = "/sys/fs/cgroup"
 _BOOTED = "/run/systemd/system"
@@ -26,60 +27,40 @@ _QUADLET = ("/usr/libexec/podman/quadlet", "/usr/lib/podman/quadlet",
             "/usr/local/libexec/podman/quadlet")  # fmt: skip
 #: Longer than the limit after which the runner kills the command.
 _PATIENCE_S = 15.0
+_CAP_SYS_RESOURCE = 24
 
 
-class BackgroundCommand:
-    """A command that runs beside the rest of the probe."""
+def start_commands(machine: Machine) -> dict[str, Background[str]]:
+    """Start the commands that a probe needs, all at once; the result of each is its output."""
 
-    def __init__(self, machine: Machine, *argv: str) -> None:
-        self._machine = machine
-        self._argv = argv
-        self._done: Completed | None = None
-        self._error: StackctlError | None = None
-        self._thread = threading.Thread(target=self._ask, daemon=True)
-        self._thread.start()
+    def version(program: str) -> str:
+        done = machine.run((program, "--version"))
+        if done.status != 0:
+            raise process_error(done)
+        return done.stdout
 
-    def _ask(self) -> None:
-        try:
-            done = self._machine.run(self._argv)
-            if done.status != 0:
-                raise process_error(done)
-            self._done = done
-        except StackctlError as error:
-            self._error = error
-
-    def stdout(self) -> str:
-        """Wait for the command and return its output.
-
-        Raises:
-            StackctlError: it could not be started, failed, or did not end in time.
-        """
-        self._thread.join(_PATIENCE_S)
-        if self._done is not None:
-            return self._done.stdout
-        raise self._error or StackctlError(f"{self._argv[0]} does not answer")
+    return {
+        program: Background(functools.partial(version, program), _PATIENCE_S)
+        for program in ("podman", "systemctl")
+    }
 
 
-class ProbeCommands:
-    """The commands that a probe needs; all of them start at once."""
-
-    def __init__(self, machine: Machine) -> None:
-        self.podman = BackgroundCommand(machine, "podman", "--version")
-        self.systemd = BackgroundCommand(machine, "systemctl", "--version")
-
-
-def probe_tools(reader: FactReader, commands: ProbeCommands, scope: Scope) -> ToolsProbe:
+def probe_tools(
+    reader: FactReader, commands: Mapping[str, Background[str]], scope: Scope
+) -> ToolsProbe:
     """Read installed programs, kernel settings and the state of the service manager.
 
-    On a recording, an absent file means unknown, not absent.
+    ``commands`` are those of start_commands. On a recording, an absent file means unknown, not
+    absent.
     """
     release = _os_release(reader)
     user = _probe_user(reader)
     version = _cgroup_version(reader)
-    podman, podman_failure = _version(commands.podman, r"\b([0-9]{1,4}(?:\.[0-9]{1,5})+)")
-    systemd, systemd_failure = _version(commands.systemd, r"^systemd ([0-9]{1,5})\b")
+    podman, podman_failure = _version(commands, "podman", r"\b([0-9]{1,4}(?:\.[0-9]{1,5})+)")
+    systemd, systemd_failure = _version(commands, "systemctl", r"^systemd ([0-9]{1,5})\b")
     errors = {"podman": podman_failure, "systemctl": systemd_failure}
     controllers = _controllers(reader, scope, user) if version == 2 else None
+    balancing = reader.number("/proc/sys/kernel/numa_balancing")
     tools = Tools(
         os=release.get("PRETTY_NAME"),
         kernel=_kernel(reader),
@@ -90,11 +71,11 @@ def probe_tools(reader: FactReader, commands: ProbeCommands, scope: Scope) -> To
         cgroup_version=version,
         cgroup_controllers=controllers or (),
         linger=_linger(reader, user) if scope == "user" else None,
-        numa_balancing=kernel.numa_balancing(reader),
-        swappiness=kernel.swappiness(reader),
-        selinux=kernel.selinux(reader),
-        selinux_devices=kernel.selinux_devices(reader),
-        apparmor=kernel.apparmor(reader),
+        numa_balancing=None if balancing is None else balancing != 0,
+        swappiness=reader.number("/proc/sys/vm/swappiness"),
+        selinux=_selinux(reader),
+        selinux_devices=selinux_devices(reader),
+        apparmor=_apparmor(reader),
         cdi=probe_cdi(reader, podman),
     )
     linked = f"{scope}-generators/podman-{scope}-generator"
@@ -128,11 +109,16 @@ def _absent_is_known(reader: FactReader, there: bool) -> bool | None:
     return True if there else (False if reader.machine.live else None)
 
 
-def _version(answer: BackgroundCommand, pattern: str) -> tuple[str | None, StackctlError | None]:
+def _version(
+    commands: Mapping[str, Background[str]], program: str, pattern: str
+) -> tuple[str | None, StackctlError | None]:
     try:
-        text = answer.stdout()[:4096]
+        text = commands[program].result()
     except StackctlError as error:
         return None, error
+    if text is None:
+        return None, StackctlError(f"{program} does not answer")
+    text = text[:4096]
     match = re.search(pattern, text, re.MULTILINE)
     if match is None:
         return None, StackctlError(f"it gives no version: {sanitize(text, most=60) or 'nothing'}")
@@ -229,3 +215,92 @@ def _linger(reader: FactReader, user: ProbeUser) -> bool | None:
     if reader.exists(f"{folder}/{user.name}"):
         return True
     return False if reader.machine.live or reader.exists(folder) else None
+
+
+def _selinux(reader: FactReader) -> Literal["enforcing", "permissive", "disabled"] | None:
+    """Return the mode of SELinux; None on a recording without it."""
+    enforcing = reader.number("/sys/fs/selinux/enforce")
+    if enforcing is not None:
+        return "enforcing" if enforcing else "permissive"
+    return "disabled" if reader.machine.live else None
+
+
+def selinux_devices(reader: FactReader) -> bool | None:
+    """Return True if SELinux lets containers use devices; None if its boolean is absent."""
+    # The file holds two numbers: the current value, and the value after a commit.
+    said = reader.line("/sys/fs/selinux/booleans/container_use_devices") or ""
+    return {"1": True, "0": False}.get(said[:1])
+
+
+def _apparmor(reader: FactReader) -> bool | None:
+    """Return True if AppArmor is on; None on a recording without its state."""
+    enabled = reader.line("/sys/module/apparmor/parameters/enabled")
+    if enabled in ("Y", "N"):
+        return enabled == "Y"
+    return False if reader.machine.live else None
+
+
+def probe_limits(reader: FactReader, scope: Scope, user: ProbeUser) -> Limits:
+    """Read the hard limits of the manager that starts the services."""
+    if scope == "system":
+        memlock, nofile = _hard_limits(reader, 1)
+        if can_raise_limits(reader):
+            # Whatever the limit, the kernel lets no process open more files than nr_open.
+            return Limits(memlock_bytes=UNLIMITED, nofile=reader.number("/proc/sys/fs/nr_open"))
+        return Limits(memlock_bytes=memlock, nofile=nofile)
+    manager = None if user.uid is None else _user_manager(reader, user.uid)
+    if manager is None:
+        return Limits()
+    memlock, nofile = _hard_limits(reader, manager)
+    return Limits(memlock_bytes=memlock, nofile=nofile)
+
+
+def can_raise_limits(reader: FactReader) -> bool | None:
+    """Return True if the system manager can give any limit to its services; None if unknown."""
+    status = reader.text("/proc/1/status") or ""
+    line = re.search(r"^CapBnd:\s+([0-9a-f]{1,16})\s*$", status, re.MULTILINE)
+    if line is None:
+        return None
+    mapped = (reader.text("/proc/1/uid_map") or "").split()
+    if mapped and mapped != ["0", "0", "4294967295"]:
+        # In a user namespace the capability does not reach limits of the machine.
+        return False
+    return bool(int(line[1], 16) >> _CAP_SYS_RESOURCE & 1)
+
+
+def _hard_limits(reader: FactReader, pid: int) -> tuple[int | None, int | None]:
+    text = reader.text(f"/proc/{pid}/limits") or ""
+    return _hard(text, "Max locked memory"), _hard(text, "Max open files")
+
+
+def _hard(text: str, name: str) -> int | None:
+    line = re.search(rf"^{name}\s+\S+\s+([0-9]{{1,19}}|unlimited)\s", text, re.MULTILINE)
+    if line is None:
+        return None
+    return UNLIMITED if line[1] == "unlimited" else int(line[1])
+
+
+def _user_manager(reader: FactReader, uid: int) -> int | None:
+    """Return the PID of a user's service manager; None if it is not found."""
+    if reader.machine.live and not reader.exists(manager_socket(uid)):
+        return None
+    # Its cgroup lists its PID. With cgroup version 1, all processes are searched.
+    listed = (reader.text(f"{user_service(uid)}/init.scope/cgroup.procs") or "").split()[:64]
+    for pid in listed:
+        if _is_manager(reader, pid, uid):
+            return int(pid)
+    for path in reader.machine.glob("/proc/[0-9]*/comm"):
+        pid = path.split("/")[2]
+        if reader.line(path) == "systemd" and _is_manager(reader, pid, uid):
+            return int(pid)
+    return None
+
+
+def _is_manager(reader: FactReader, pid: str, uid: int) -> bool:
+    if not re.fullmatch("[0-9]{1,10}", pid):
+        return False
+    argv = (reader.text(f"/proc/{pid}/cmdline") or "").split("\0")
+    if not argv[0].endswith("systemd") or "--user" not in argv[1:]:
+        return False
+    status = reader.text(f"/proc/{pid}/status") or ""
+    return bool(re.search(rf"^Uid:\s+{uid}\s", status, re.MULTILINE))

@@ -10,8 +10,7 @@ from stackctl.errors import StackctlError
 from stackctl.machine import path_security
 from stackctl.probe import probe
 from stackctl.probe.fact_reader import FactReader
-from stackctl.probe.limits import can_raise_limits, probe_limits
-from stackctl.probe.tools import manager_socket, user_service
+from stackctl.probe.tools import can_raise_limits, manager_socket, probe_limits, user_service
 from stackctl.provision import apt, foreign_settings, self_install
 from stackctl.provision.target_root import TargetRoot
 from stackctl.provision.undo_record import UndoStore

@@ -15,7 +15,7 @@ from stackctl.machine.machine import RecordedMachine
 from stackctl.machine.podman import cuda_version
 from stackctl.probe.cdi import check_cdi_file
 from stackctl.probe.fact_reader import FactReader
-from stackctl.probe.kernel import selinux_devices
+from stackctl.probe.tools import selinux_devices
 from stackctl.requirements import gpu_findings
 from stackctl.values.host import CdiSpec, GpuProcess, Host
 

@@ -18,8 +18,7 @@ from stackctl.errors import ExitCode, NotInstalled, StackctlError
 from stackctl.machine.machine import Machine, RecordedMachine
 from stackctl.machine.runner import Completed
 from stackctl.probe import probe
-from stackctl.probe.cpuinfo import read_cpuinfo
-from stackctl.probe.cpuinfo_fallback import CpuInfoFallback
+from stackctl.probe.cpuinfo import CpuInfoFallback, read_cpuinfo
 from stackctl.probe.fact_reader import FactReader
 from stackctl.requirements.facts import Scope
 from stackctl.values.base import from_json, to_json
@@ -534,7 +533,7 @@ def test_names_of_another_shape(monkeypatch: pytest.MonkeyPatch, answer: dict[st
 def test_names_that_never_come(monkeypatch: pytest.MonkeyPatch) -> None:
     import cpuinfo
 
-    import stackctl.probe.cpuinfo_fallback as module
+    import stackctl.probe.cpuinfo as module
 
     let_go = threading.Event()
     monkeypatch.setattr(module, "_PATIENCE_S", 0.05)
