@@ -19,7 +19,7 @@ export PORT
 unexport PYTHONHOME PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-deep test-unit test-lab test-vm lint format profile-keys lab lab-vm bench demo demo-down \
+.PHONY: help venv test test-deep test-unit test-lab test-vm lint format reference site lab lab-vm bench demo demo-down \
 	python requirements clean
 
 help: ## List the targets
@@ -63,8 +63,11 @@ format: venv ## Put the code into the project's style
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-profile-keys: venv ## Write docs/profile-keys.md, the reference of all keys of a profile
-	PYTHONPATH=tests $(RUN) -m profile_keys
+reference: venv ## Write the generated documents anew
+	PYTHONPATH=tests $(RUN) -m reference
+
+site: venv ## Build the documents as a website in build/site
+	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet --site-dir build/site
 
 lab: venv ## A shell in a throw-away machine with systemd and podman (Linux, root)
 	@$(RUN) -m tests.lab shell
@@ -89,7 +92,7 @@ requirements: ## Pin the newest packages that pyproject.toml and requirements/de
 	$(PYTHON) -m venv $(VENV)/pins
 	$(VENV)/pins/bin/python -m pip -qq install pip-tools
 	PIP_FIND_LINKS= $(VENV)/pins/bin/$(PINS) --upgrade -o requirements/runtime.txt pyproject.toml
-	PIP_FIND_LINKS= $(VENV)/pins/bin/$(PINS) --upgrade -o requirements/dev.txt \
+	PIP_FIND_LINKS= $(VENV)/pins/bin/$(PINS) --upgrade --extra docs -o requirements/dev.txt \
 		-c requirements/runtime.txt pyproject.toml requirements/dev.in
 	sed -i '1i $(NOTE)' requirements/runtime.txt requirements/dev.txt
 

@@ -1,4 +1,4 @@
-"""Write docs/profile-keys.md from the schema of profiles: ``make profile-keys``."""
+"""Write docs/profile-keys.md from the schema of profiles: ``make reference``."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ TARGET = Path(__file__).resolve().parent.parent / "docs" / "profile-keys.md"
 HEAD = """\
 # Keys of a profile
 
-This file is generated from `stackctl/values/profile.py` by `make profile-keys`. Do not edit it.
+This file is generated from `stackctl/values/profile.py` by `make reference`. Do not edit it.
 
-A profile is a YAML file (see the [README](../README.md#profiles)). `--set KEY=VALUE` sets a key for
+A profile is a YAML file (see the [guide](profiles.md)). `--set KEY=VALUE` sets a key for
 one run, a nested key by its path: `--set placement.nodes=0-1`. `stackctl profiles show NAME` prints
 the values that apply, and `stackctl profiles schema` prints the JSON Schema. If a key has no fixed
 default, the plan derives the value: `stackctl plan PROFILE --explain` shows it with its reason.
@@ -84,7 +84,3 @@ def _values(option: dict[str, Any]) -> str:
 
 def _yaml(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-if __name__ == "__main__":
-    TARGET.write_text(reference(), "utf-8")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import profile_keys
 import pytest
+import reference
 
 from stackctl.requirements import ITEMS
 from stackctl.units.quadlet import OLDEST, OLDEST_TEXT
@@ -18,12 +19,22 @@ def documents() -> list[Path]:
     return [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def test_the_reference_of_profile_keys_is_current() -> None:
+@pytest.mark.parametrize("path", reference.documents(), ids=lambda path: path.name)
+def test_generated_documents_are_current(path: Path) -> None:
+    assert path.is_file() and path.read_text("utf-8") == reference.documents()[path], (
+        "run: make reference"
+    )
+
+
+def test_the_reference_of_profile_keys_is_complete() -> None:
     current = profile_keys.TARGET.read_text("utf-8")
-    assert current == profile_keys.reference(), "run: make profile-keys"
     for path in ("slo.ttft_s", "placement.cpu_experts", "objectives.throughput", "engine_args"):
         assert f"| `{path}` |" in current
     assert not re.search(r"\| *\|$", current, re.MULTILINE), "a key without a description"
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 200
 
 
 def test_links_between_documents_lead_somewhere() -> None:

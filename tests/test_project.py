@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = Path(sys.executable).parent
 TOP = {
     "pyproject.toml", "stackctl", "templates", "profiles", "systemd", "tests", "README.md",
-    "CHANGELOG.md", "LICENSE", "Makefile", "docs", ".ci", ".gitignore", "requirements",
+    "CHANGELOG.md", "LICENSE", "Makefile", "docs", "mkdocs.yml", ".ci", ".gitignore",
+    "requirements",
 }  # fmt: skip
 MOST_LINES = 400
 # Written in two parts, so that this file does not hold them.
