@@ -236,7 +236,7 @@ def without_keys(line: str) -> str:
 
 
 def _write(changed: list[tuple[Path, str | None, str]]) -> None:
-    from stackctl.machine.atomic_files import write_atomically
+    from stackctl.machine.files import write_atomically
 
     for path, present, text in changed:
         mode = path.stat().st_mode & 0o777 if present is not None else 0o644

@@ -324,7 +324,7 @@ def lock(session: Session, source: str, output: Path | None) -> None:
     It has the commit, and the path, size and SHA-256 of each file.
     """
     from stackctl.deploy import model_integrity
-    from stackctl.machine.atomic_files import write_atomically
+    from stackctl.machine.files import write_atomically
     from stackctl.store import model_import
     from stackctl.store.lockfile import lock_of
     from stackctl.values.base import to_json

@@ -75,7 +75,7 @@ def _door_files(basis: PlanBasis, profile: Profile, planned: PlanPreview) -> tup
 
 def _write(session: Session, files: tuple[UnitFile, ...], output: Path | None) -> None:
     """Print the files, or write them to a folder and print their names; with --json print none."""
-    from stackctl.machine.atomic_files import write_atomically
+    from stackctl.machine.files import write_atomically
 
     for file in files:
         text = file.text.rstrip("\n")

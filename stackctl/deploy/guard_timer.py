@@ -9,7 +9,7 @@ import stackctl
 from stackctl.deploy.context import Context
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import path_security
-from stackctl.machine.atomic_files import write_atomically
+from stackctl.machine.files import write_atomically
 from stackctl.resources import data_folder
 from stackctl.units import quoting
 

@@ -19,8 +19,7 @@ from stackctl.deploy.new_generation import UpOptions, require_viable
 from stackctl.deploy.plan_inputs import inputs_before_image, read_basis
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import runner
-from stackctl.machine.atomic_files import remove_file, write_atomically
-from stackctl.machine.private_files import read_private
+from stackctl.machine.files import read_private, remove_file, write_atomically
 from stackctl.plan.user_claims import make_plan_ignoring_user_claims
 from stackctl.quantity import format_bytes
 from stackctl.sources.hub_cache import cache_folder

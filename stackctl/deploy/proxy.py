@@ -19,7 +19,7 @@ from stackctl.engines import engine as find_engine
 from stackctl.errors import StackctlError, StartFailed
 from stackctl.health import endpoint
 from stackctl.machine import podman
-from stackctl.machine.atomic_files import remove_file, write_atomically
+from stackctl.machine.files import remove_file, write_atomically
 from stackctl.machine.haproxy import Haproxy
 from stackctl.machine.path_security import make_private_folder
 from stackctl.quantity import format_duration

@@ -7,7 +7,7 @@ from stackctl.deploy.context import Context
 from stackctl.deploy.lifecycle import exclusive_change
 from stackctl.deploy.stack_state import installed_number
 from stackctl.errors import StackctlError
-from stackctl.machine import disk_usage
+from stackctl.machine import files
 from stackctl.quantity import format_bytes
 from stackctl.values.history import PruneReport
 
@@ -31,7 +31,7 @@ def prune(context: Context, stack: str, *, keep: int, dry_run: bool) -> PruneRep
         for number in chosen.removed:
             context.generations.remove(stack, number)
         for name in unused:
-            disk_usage.remove_subfolder(context.paths.compile_caches, name)
+            files.remove_subfolder(context.paths.compile_caches, name)
         context.write_audit_entry("prune", stack, message="removed " + _listed(chosen))
         return chosen
 
@@ -59,7 +59,7 @@ def _choose(
 
 def _unused(context: Context, stack: str, removed: tuple[int, ...]) -> dict[str, int]:
     """Return the caches of images that no remaining generation uses, with their bytes."""
-    found = disk_usage.folder_sizes(context.paths.compile_caches)
+    found = files.folder_sizes(context.paths.compile_caches)
     store = context.generations
     for other in store.stacks() if found else ():
         for number in store.numbers(other):

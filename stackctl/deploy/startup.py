@@ -11,7 +11,7 @@ from stackctl.engines import engine as find_engine
 from stackctl.engines.protocol import Failure
 from stackctl.errors import StartFailed
 from stackctl.health import completion_check, endpoint
-from stackctl.machine.unit_state import UnitState
+from stackctl.machine.systemd import UnitState
 from stackctl.quantity import format_duration
 from stackctl.units.render import log_identifier
 from stackctl.values.generation import EngineFact, Generation

@@ -13,7 +13,7 @@ from pathlib import Path
 from stackctl.deploy.context import Context
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import path_security, runner
-from stackctl.machine.atomic_files import remove_file, sync_folder, write_atomically
+from stackctl.machine.files import remove_file, sync_folder, write_atomically
 from stackctl.units import render
 from stackctl.values.unit import UnitFile, UnitSet
 

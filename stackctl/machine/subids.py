@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stackctl.errors import StackctlError
-from stackctl.machine.atomic_files import write_atomically
+from stackctl.machine.files import write_atomically
 
 #: The file that lckpwdf(3) locks; useradd, usermod and userdel call it first.
 _LOCK = ".pwd.lock"

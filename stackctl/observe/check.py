@@ -9,7 +9,7 @@ from stackctl.deploy.context import Context
 from stackctl.engines import engine
 from stackctl.errors import StackctlError
 from stackctl.health import endpoint
-from stackctl.machine.unit_state import UnitState
+from stackctl.machine.systemd import UnitState
 from stackctl.observe.status import stack_url
 from stackctl.state import health_log
 from stackctl.state.generations import utc_now

@@ -10,7 +10,7 @@ from stackctl.deploy.context import Context
 from stackctl.diagnose.verify_process import argv_difference
 from stackctl.errors import StackctlError
 from stackctl.machine.machine import Machine
-from stackctl.machine.unit_state import UnitState
+from stackctl.machine.systemd import UnitState
 from stackctl.values.generation import Generation
 from stackctl.values.inspection import Drift, DriftCode
 

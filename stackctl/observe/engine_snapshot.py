@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from stackctl.deploy.context import Context
 from stackctl.engines import engine
 from stackctl.health import endpoint
-from stackctl.machine.unit_state import UnitState
+from stackctl.machine.systemd import UnitState
 from stackctl.observe import procfs
 from stackctl.units import render
 from stackctl.values.activity import is_working

@@ -15,7 +15,7 @@ from stackctl.errors import StackctlError
 from stackctl.health import endpoint
 from stackctl.machine import podman, ports
 from stackctl.machine.machine import Machine
-from stackctl.machine.unit_state import UnitState
+from stackctl.machine.systemd import UnitState
 from stackctl.observe import engine_snapshot, procfs
 from stackctl.observe.drift import find_drift
 from stackctl.observe.thread_sampling import sample_threads

@@ -14,7 +14,7 @@ from stackctl.engines import engine
 from stackctl.errors import StackctlError
 from stackctl.health import endpoint
 from stackctl.machine import podman
-from stackctl.machine.unit_state import UnitState
+from stackctl.machine.systemd import UnitState
 from stackctl.observe import engine_snapshot
 from stackctl.observe.drift import find_drift
 from stackctl.state import health_log

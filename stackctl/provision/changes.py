@@ -13,7 +13,7 @@ from pathlib import Path
 
 from stackctl.errors import StackctlError
 from stackctl.machine import runner, subids
-from stackctl.machine.atomic_files import remove_file, write_atomically
+from stackctl.machine.files import remove_file, write_atomically
 from stackctl.probe.tools import manager_socket
 from stackctl.provision import apt, self_install
 from stackctl.provision.change_text import made_by_command

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import stackctl
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.machine.atomic_files import write_atomically
+from stackctl.machine.files import write_atomically
 from stackctl.resources import data_folder
 
 _DISTRIBUTION = "stackctl-inference"

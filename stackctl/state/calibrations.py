@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from stackctl.errors import StackctlError
-from stackctl.machine.atomic_files import write_atomically
+from stackctl.machine.files import write_atomically
 from stackctl.values.base import from_json, to_json
 from stackctl.values.calibration import Calibration, Calibrations
 

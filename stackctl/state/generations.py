@@ -11,7 +11,7 @@ import msgspec
 
 from stackctl.engines import engine as find_engine
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.machine.atomic_files import remove_file, write_atomically
+from stackctl.machine.files import remove_file, write_atomically
 from stackctl.values.base import from_json, to_json
 from stackctl.values.generation import Generation, GenerationState, Outcome
 

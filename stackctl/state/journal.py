@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from stackctl.errors import StackctlError
-from stackctl.machine.atomic_files import remove_file, write_atomically
+from stackctl.machine.files import remove_file, write_atomically
 from stackctl.values.base import from_json, to_json
 from stackctl.values.transaction import Transaction
 

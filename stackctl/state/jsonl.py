@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stackctl.errors import StackctlError
-from stackctl.machine.private_files import append_line, read_private
+from stackctl.machine.files import append_line, read_private
 from stackctl.values.base import V, Value, from_json, to_json
 
 #: No line written here is longer, so a longer one is damage.

@@ -7,8 +7,7 @@ import secrets
 from pathlib import Path
 
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.machine.atomic_files import remove_file, write_atomically
-from stackctl.machine.private_files import read_private
+from stackctl.machine.files import read_private, remove_file, write_atomically
 
 _PREFIX = "sk-stackctl-"
 _MOST_BYTES = 64 * 2**10

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from stackctl.errors import StackctlError
 from stackctl.machine import path_security
-from stackctl.machine.atomic_files import sync_folder, write_atomically
+from stackctl.machine.files import sync_folder, write_atomically
 from stackctl.sources.hub_cache import cache_folder, repo_folder
 
 

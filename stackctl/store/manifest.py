@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 
 from stackctl.errors import StackctlError
-from stackctl.machine.atomic_files import remove_file, write_atomically
+from stackctl.machine.files import remove_file, write_atomically
 from stackctl.machine.path_security import make_private_folder
 from stackctl.sources.hub_cache import parse_remote, snapshot_folder
 from stackctl.sources.source_files import open_regular_file

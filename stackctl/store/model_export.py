@@ -19,7 +19,7 @@ from typing import Final
 
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import lock, podman
-from stackctl.machine.atomic_files import sync_folder, write_atomically
+from stackctl.machine.files import sync_folder, write_atomically
 from stackctl.sources.source_files import open_regular_file, read_bytes
 from stackctl.store.download_rate import SpeedMeter
 from stackctl.store.hub_repository import Repository

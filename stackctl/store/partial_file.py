@@ -21,7 +21,7 @@ from typing import Literal
 import msgspec
 
 from stackctl.errors import StackctlError
-from stackctl.machine.atomic_files import sync_folder
+from stackctl.machine.files import sync_folder
 from stackctl.values.base import Value
 
 #: Large, so that requests cost little; small, so that four pieces arrive at about the same time.

@@ -14,7 +14,7 @@ import pytest
 
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import subids
-from stackctl.machine.atomic_files import sync_folder, write_atomically
+from stackctl.machine.files import sync_folder, write_atomically
 from stackctl.machine.machine import Machine, RecordedMachine
 
 

@@ -20,7 +20,7 @@ from stackctl.diagnose.verify_process import argv_difference
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.health import endpoint
 from stackctl.machine import lock, runner
-from stackctl.machine.unit_state import UnitState, parse_unit_state
+from stackctl.machine.systemd import UnitState, parse_unit_state
 from stackctl.observe.engine_snapshot import EngineSnapshot, work_between
 from stackctl.resources import data_folder
 from stackctl.units import healthcheck, quoting

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from stackctl.errors import StackctlError
+from stackctl.machine.files import append_line, read_private
 from stackctl.machine.path_security import make_private_folder
-from stackctl.machine.private_files import append_line, read_private
 from stackctl.state import audit, health_log
 from stackctl.values.base import to_json
 from stackctl.values.history import AuditEntry, HealthEntry
@@ -182,7 +182,7 @@ def test_several_writers_lose_nothing_also_while_it_is_cut(tmp_path: Path) -> No
     code = """
         import sys
         from pathlib import Path
-        from stackctl.machine.private_files import append_line
+        from stackctl.machine.files import append_line
         for number in range(200):
             line = f"{sys.argv[2]} {number}".encode()
             append_line(Path(sys.argv[1]), line, most_bytes=400, keep=30)

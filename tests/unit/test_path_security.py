@@ -12,7 +12,7 @@ import pytest
 
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import path_security, runner
-from stackctl.machine.atomic_files import write_atomically
+from stackctl.machine.files import write_atomically
 from stackctl.sources.profiles import Profiles
 from stackctl.values.profile import Overrides
 

@@ -19,7 +19,7 @@ from stackctl.deploy.context import Context
 from stackctl.deploy.lifecycle import exclusive_change
 from stackctl.deploy.stack_state import InstalledStack
 from stackctl.errors import StackctlError
-from stackctl.machine.atomic_files import remove_file
+from stackctl.machine.files import remove_file
 from stackctl.machine.machine import Machine, RecordedMachine
 from stackctl.machine.systemd import Systemd
 from stackctl.state.generations import Generations

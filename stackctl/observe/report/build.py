@@ -7,7 +7,7 @@ from pathlib import Path
 from stackctl import __version__
 from stackctl.deploy.context import Context
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.machine.atomic_files import write_atomically
+from stackctl.machine.files import write_atomically
 from stackctl.observe.report.view import StoredRun, View, build_view, format_time
 from stackctl.resources import data_folder
 from stackctl.state.bench_db import BenchDatabase
