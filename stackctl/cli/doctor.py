@@ -17,7 +17,7 @@ from stackctl.values.profile import Overrides, Profile
 from stackctl.values.result import Result
 
 if TYPE_CHECKING:
-    from stackctl.deploy.plan_inputs import PlanBasis
+    from stackctl.deploy.planning import PlanBasis
     from stackctl.sources.profiles import Profiles
 
 
@@ -75,7 +75,7 @@ def _profile_findings(
         live: the host is this machine, so that images can be inspected and containers tried.
         again: the command that shows the plan.
     """
-    from stackctl.deploy.plan_preview import preview
+    from stackctl.deploy.planning import preview
     from stackctl.engines import uses_gpu
     from stackctl.machine.podman import image_cuda
     from stackctl.probe.doctor import findings

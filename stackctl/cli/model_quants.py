@@ -13,7 +13,7 @@ from stackctl.errors import StackctlError
 from stackctl.values.model_store import Choices, ModelChoice
 
 if TYPE_CHECKING:
-    from stackctl.deploy.plan_inputs import PlanBasis
+    from stackctl.deploy.planning import PlanBasis
     from stackctl.sources.hub_cache import HubSource
     from stackctl.sources.profiles import Profiles
     from stackctl.store.file_selection import RepoModel
@@ -104,7 +104,7 @@ def _scaled(model: Model, chosen: RepoModel, choice: RepoModel, source: str) -> 
 
 def _best(basis: PlanBasis, profiles: Profiles, model: Model) -> Plan | None:
     """Return the best plan of the engines that serve the model; None if none can be made."""
-    from stackctl.deploy.plan_preview import plan_profile
+    from stackctl.deploy.planning import plan_profile
     from stackctl.engines import engines
     from stackctl.plan.verdict import is_viable
     from stackctl.values.profile import Overrides

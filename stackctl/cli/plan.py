@@ -44,7 +44,7 @@ def command(
     """
     import msgspec
 
-    from stackctl.deploy.plan_preview import preview
+    from stackctl.deploy.planning import preview
     from stackctl.plan.verdict import headline, secondary_reasons
 
     profiles = session.profiles()

@@ -12,8 +12,7 @@ from stackctl.cli.session import Session, stackctl_command
 from stackctl.errors import ExitCode, StackctlError
 
 if TYPE_CHECKING:
-    from stackctl.deploy.plan_inputs import PlanBasis
-    from stackctl.deploy.plan_preview import PlanPreview
+    from stackctl.deploy.planning import PlanBasis, PlanPreview
     from stackctl.values.profile import Overrides, Profile
     from stackctl.values.unit import UnitFile
 
@@ -33,8 +32,7 @@ def command(
     output: Path | None,
 ) -> None:
     """Write the units of PROFILE without installing or starting anything."""
-    from stackctl.deploy.plan_preview import preview
-    from stackctl.deploy.unit_target import unit_target
+    from stackctl.deploy.planning import preview, unit_target
     from stackctl.units.render import render_units
     from stackctl.values.result import UnitsReport
 

@@ -16,7 +16,7 @@ from stackctl.errors import ExitCode, StackctlError
 
 if TYPE_CHECKING:
     from stackctl.deploy.context import Context
-    from stackctl.deploy.plan_inputs import PlanBasis
+    from stackctl.deploy.planning import PlanBasis
     from stackctl.sources.profiles import Profiles
     from stackctl.state.paths import Paths
 
@@ -54,7 +54,7 @@ class Session:
 
     def plan_basis(self, facts: Path | None = None) -> PlanBasis:
         """Return the machine to plan for: this one, or the one in a file of facts."""
-        from stackctl.deploy.plan_inputs import read_basis, read_basis_file
+        from stackctl.deploy.planning import read_basis, read_basis_file
         from stackctl.machine.machine import Machine
 
         if facts is not None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from stackctl.deploy import image_build
 from stackctl.deploy.context import Context
-from stackctl.deploy.unit_target import start_command
 from stackctl.engines.image_recipe import ImageRecipe
 from stackctl.engines.protocol import Engine
 from stackctl.errors import ExitCode, StackctlError
@@ -268,6 +268,17 @@ def inspect_engine(
     )
     cache.put(facts)
     return facts
+
+
+def start_command(engine: Engine, entrypoint: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
+    """Return the words before the engine's arguments, and the entry point to set (None: none).
+
+    An entry point of several words, such as "PROGRAM serve", holds a part of the arguments, so its
+    first word replaces it.
+    """
+    if not entrypoint:
+        return (engine.program,), None
+    return (), entrypoint[0] if len(entrypoint) > 1 else None
 
 
 def _require_program(engine: Engine, image: podman_api.Image, reference: str) -> None:

@@ -11,12 +11,10 @@ from typing import Literal, TypeVar
 import msgspec
 
 from stackctl.deploy import (
-    engine_port,
     gpu_access,
-    plan_inputs,
+    planning,
     preflight,
     proxy,
-    rollout_strategy,
     stack_state,
     transaction,
     unit_files,
@@ -147,7 +145,7 @@ def _up(
 ) -> UpResult:
     """Make one attempt, with the options learned from the previous one; the lock is held."""
     context.systemd.require()
-    basis = plan_inputs.read_basis(context.paths, context.machine)
+    basis = planning.read_basis(context.paths, context.machine)
     generator, store = preflight.require_tools(basis.host), context.generations
     new_draft = draft_generation(context, basis, profile, options, lesson)
     before = _without_orphan(context, profile.stack, options)
@@ -155,14 +153,14 @@ def _up(
     number = max((0, *store.numbers(profile.stack))) + 1
     old, free = before.generation, None
     if new_draft.door_image is not None:
-        free = engine_port.allocate_engine_port(context.machine, store, profile, basis.claims)
+        free = preflight.allocate_engine_port(context.machine, store, profile, basis.claims)
     port = old.plan.engine_port if old is not None and free is not None else None
     new = new_draft.generation(before.unit or profile.stack, port or free, number)
     check_plan(context, new_draft, new.plan)
     if current := serving_if_unchanged(context, new, before, options):
         return UpResult("unchanged", new.plan, current.units, current)
     if old is not None:
-        unit = rollout_strategy.free_slot(profile.stack, before.unit)
+        unit = preflight.free_slot(profile.stack, before.unit)
         new = new_draft.generation(unit, free, number)
     done = roll_out(context, new, before, basis.host, options, generator)
     return UpResult("started" if done else "none", new.plan, new.units, done)
@@ -185,7 +183,7 @@ def serving_if_unchanged(
     current = before.generation
     if (
         current is None
-        or not rollout_strategy.is_unchanged(new, before)
+        or not preflight.is_unchanged(new, before)
         or not transaction.is_serving(context, current)
     ):
         return None
@@ -210,16 +208,16 @@ def roll_out(
     unit_files.require_own_service(context, new.stack, new.units.service)
     if new.door is not None:
         unit_files.require_own_service(context, new.stack, proxy_service(new.stack))
-    strategy = rollout_strategy.choose_strategy(context, new, before, host)
+    strategy = preflight.choose_strategy(context, new, before, host)
     new = msgspec.structs.replace(new, strategy=strategy)
-    rollout_strategy.require_room(context, host, new, before, force=options.force)
+    preflight.require_room(context, host, new, before, force=options.force)
     doors = (proxy.unit_file(context, new.stack, new.door),) if new.door else ()
     unit_files.validate(context, new.stack, (*new.units.files, *doors), generator)
     gpu_access.test_gpu_container(new.image_id, gpu_access.planned_gpus(host, new.plan))
     if options.dry_run:
         return None
     if before.is_active and before.generation is not None:
-        rollout_strategy.show_changes(context, before.generation, new)
+        preflight.show_changes(context, before.generation, new)
         if not context.confirm(
             f"{new.stack} is running (generation {before.generation.number}) and would be replaced"
         ):

@@ -16,7 +16,7 @@ from typing import Final
 from stackctl.deploy import model_integrity
 from stackctl.deploy.context import Context
 from stackctl.deploy.new_generation import UpOptions, require_viable
-from stackctl.deploy.plan_inputs import inputs_before_image, read_basis
+from stackctl.deploy.planning import inputs_before_image, read_basis
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import runner
 from stackctl.machine.files import read_private, remove_file, write_atomically

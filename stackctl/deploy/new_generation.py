@@ -6,14 +6,12 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from stackctl.deploy import gpu_access, images, plan_inputs, preflight
+from stackctl.deploy import gpu_access, images, planning, preflight
 from stackctl.deploy.context import Context
 from stackctl.deploy.images import ReadyImage
 from stackctl.deploy.model_integrity import require_verified
-from stackctl.deploy.plan_inputs import PlanBasis
-from stackctl.deploy.plan_preview import plan_with_alternatives
+from stackctl.deploy.planning import PlanBasis, plan_with_alternatives, unit_target
 from stackctl.deploy.transaction import RolloutTimeouts
-from stackctl.deploy.unit_target import unit_target
 from stackctl.engines import engine as find_engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.plan.placement import sharing_note
@@ -105,7 +103,7 @@ def draft_generation(
             cannot be used.
     """
     model = read_model(preflight.require_model(profile))
-    inputs = plan_inputs.inputs_before_image(basis, profile, model, deadline_s=options.deadline_s)
+    inputs = planning.inputs_before_image(basis, profile, model, deadline_s=options.deadline_s)
     early, used = make_plan_ignoring_user_claims(
         host=basis.host, model=model, profile=profile, inputs=inputs, binding=basis.binding
     )
@@ -118,7 +116,7 @@ def draft_generation(
     image, door_image, why_door = images.ready_images(
         context, profile, find_engine(profile.engine), may_pull=not options.dry_run
     )
-    inputs = plan_inputs.with_image(basis, used, profile, model, image.planned, lesson=lesson)
+    inputs = planning.with_image(basis, used, profile, model, image.planned, lesson=lesson)
     inputs = dataclasses.replace(inputs, door_reason=why_door)
     return GenerationDraft(profile, options, basis, model, inputs, image, door_image)
 

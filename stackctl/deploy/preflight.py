@@ -1,23 +1,45 @@
-"""Checks before the machine is changed: tools, model files, ports, free memory."""
+"""Checks before a change, and the way from the old engine to the new one.
+
+Tools, model files, ports and memory are checked. The way is the free slot, the free port, and the
+order of stop and start.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from stackctl.deploy import proxy
+from stackctl.deploy.context import Context
+from stackctl.deploy.stack_state import InstalledStack
 from stackctl.engines import engine as find_engine
 from stackctl.engines import model_mounts
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import ports
 from stackctl.machine.machine import Machine
-from stackctl.quantity import format_bytes
+from stackctl.plan import memory
+from stackctl.plan.claimed_resources import claim_of, other_claims, port_owner
+from stackctl.plan.plan_diff import changed_decisions
+from stackctl.quantity import format_bytes, format_duration
 from stackctl.requirements.gpu import gpu_memory_users
 from stackctl.requirements.systemd import KERNEL_ARGUMENT
+from stackctl.state import claims
+from stackctl.state.generations import Generations
+from stackctl.units import render
 from stackctl.units.quadlet import INSTALL_PODMAN, parse_version
+from stackctl.values.claim import Claim
+from stackctl.values.generation import SIDE_BY_SIDE, Generation
 from stackctl.values.host import Host
 from stackctl.values.model import Model
-from stackctl.values.plan import Plan
+from stackctl.values.plan import Decision, Plan, Scalar
 from stackctl.values.profile import Profile
+
+#: Ports of engines behind front doors, below the range that Linux gives to outgoing connections by
+#: default.
+_FIRST_PORT, _LAST_PORT = 20000, 32000
 
 
 def require_tools(host: Host) -> str:
@@ -158,3 +180,180 @@ def _no_room(plan: Plan, pool: str, need: int, free: int, how: str) -> StackctlE
 
 def _lacks(message: str, hint: str) -> StackctlError:
     return StackctlError(message, hint=hint, exit_code=ExitCode.HOST)
+
+
+def allocate_engine_port(
+    machine: Machine, store: Generations, profile: Profile, declared: Sequence[Claim]
+) -> int:
+    """Return a port that nothing uses or claims, for an engine behind a front door.
+
+    Ports of stored generations are left out, so that a rollback finds its own port free.
+
+    Raises:
+        StackctlError: every port of the range is taken.
+    """
+    taken = {port for claim in declared for port in (claim.port, claim.engine_port)}
+    for stack in store.stacks():
+        for number in store.numbers(stack):
+            # Nobody can roll back to a damaged generation, so its port is not kept.
+            with contextlib.suppress(StackctlError):
+                taken.add(store.read(stack, number).plan.engine_port)
+    taken |= ports.reserved_ports(machine)
+    span = _LAST_PORT - _FIRST_PORT
+    # Different users begin at different ports, in case they choose at the same moment.
+    start = ((profile.port or 8080) + 1009 * os.getuid()) % span
+    found = [_FIRST_PORT + (start + step) % span for step in range(span)]
+    found = [port for port in found if port not in taken]
+    # Ports of the range for outgoing connections come last: a connection may take such a port while
+    # the engine is down.
+    risky = ports.ephemeral_ports(machine)
+    for port in sorted(found, key=lambda port: port in risky):
+        if ports.listener(machine, port) is None:
+            return port
+    raise StackctlError(
+        f"no free port between {_FIRST_PORT} and {_LAST_PORT} for the engine",
+        hint="stackctl prune STACK forgets old generations",
+    )
+
+
+def free_slot(stack: str, unit: str | None) -> str:
+    """Return the name of the free slot of a stack."""
+    return next(name for name in render.engine_unit_names(stack) if name != unit)
+
+
+def is_unchanged(new: Generation, before: InstalledStack) -> bool:
+    """Return True if a generation has the same unit and front door as the installed one.
+
+    Number, slot, time limits and claimed memory may differ, and comments, which another version of
+    stackctl words differently. In a file that was changed by hand comments count.
+    """
+    old = before.generation
+    if old is None or before.file is None:
+        return False
+    (file,) = new.units.files
+    texts = [
+        render.without_claimed_bytes(render.comparison_text(text))
+        for text in (file.text, before.file.text)
+    ]
+    if before.file.text in (stored.text for stored in old.units.files):
+        texts = [render.without_comments(text) for text in texts]
+    return texts[0] == texts[1] and new.door == old.door
+
+
+def choose_strategy(
+    context: Context, new: Generation, before: InstalledStack, host: Host
+) -> Decision | None:
+    """Return the decision to run both side by side or to stop the old one first.
+
+    Side by side needs front doors on both, and memory for both engines at once. None if no old
+    engine runs.
+    """
+    old = before.generation
+    if old is None or before.is_stopped:
+        return None
+    if old.door is None or new.door is None:
+        why = "no front door: requests fail meanwhile"
+        return _decision("stop first", why)
+    if old.plan.engine_listen_port == new.plan.engine_listen_port:
+        # A rollback keeps its port, so it may get the port of the generation that is installed.
+        return _decision("stop first", f"both want port {new.plan.engine_listen_port}")
+    installed = claims.installed_claims(context.machine, context.paths)
+    declared = (*other_claims(installed, new.stack), claim_of(old.plan))
+    for need, limit in _needs_and_limits(new.plan, host, declared):
+        if limit is None or need > limit:
+            left = "unknown" if limit is None else format_bytes(max(0, limit))
+            why = f"both do not fit: {format_bytes(need)} more, {left} left beside the old one"
+            return _decision("stop first", why)
+    available = host.memory.available_bytes
+    if available is not None and not new.plan.placement.gpus:
+        need = new.plan.memory.total_bytes
+        if need > available:
+            why = f"both do not fit: {format_bytes(need)} more, {format_bytes(available)} free now"
+            return _decision("stop first", why)
+    return _decision(SIDE_BY_SIDE, "both fit: the new one answers before the old one stops")
+
+
+def _decision(value: str, reason: str) -> Decision:
+    return Decision(field="takeover", value=value, reason=reason, source="derived")
+
+
+def _needs_and_limits(
+    plan: Plan, host: Host, declared: Sequence[Claim]
+) -> list[tuple[int, int | None]]:
+    """Return the bytes that a plan needs of each pool, and the limit that other claims leave."""
+    main = memory.memory_limit(host, plan.placement, declared).bytes
+    if not plan.placement.gpus:
+        return [(plan.memory.total_bytes, main)]
+    gpus = [gpu for gpu in host.gpus if str(gpu.index) in plan.placement.gpus]
+    on_gpu = memory.gpu_limit(gpus, 0, declared).bytes if gpus else None
+    beside = plan.host_memory.total_bytes if plan.host_memory else 0
+    return [(plan.memory.total_bytes, on_gpu), (beside, main)]
+
+
+def require_room(
+    context: Context, host: Host, new: Generation, before: InstalledStack, *, force: bool
+) -> None:
+    """Check that ports and memory are free; those that the old engine gives up count as free.
+
+    Raises:
+        StackctlError: exit 1 for a taken port, exit 5 for memory.
+    """
+    old = before.generation if not before.is_stopped else None
+    held = {old.plan.port, old.plan.engine_port} if old else set()
+    if before.is_stopped and proxy.is_installed(context, new.stack):
+        held.add(before.generation.plan.port if before.generation else None)
+    scope = context.machine, context.paths
+    others = other_claims(claims.installed_claims(*scope), new.stack)
+    binding = other_claims(claims.enforceable_claims(*scope), new.stack)
+    kept = None
+    if new.operation == "rollback":
+        kept = f"a rollback keeps its ports: stop that, or stackctl up {new.plan.profile}"
+    for port in (new.plan.port, new.plan.engine_port):
+        if port is None or port in held:
+            continue
+        require_port(context.machine, port, kept)
+        if owner := port_owner(binding, port):
+            raise StackctlError(
+                f"port {port} belongs to {owner}",
+                hint=kept or f"another port: --set port={port + 1}, or stackctl down {owner}",
+            )
+        if owner := port_owner(others, port):
+            context.progress.warn(f"port {port} is claimed by {owner[:40]}, a stack of a user")
+    if not force:
+        gone = None if old is None or new.side_by_side else old.plan
+        require_free_memory(host, new.plan, gone)
+
+
+def show_changes(context: Context, old: Generation, new: Generation) -> None:
+    """Report the changes of the plan, and their effect on requests."""
+    # Clients use the profile's port; the engine's private port is of no interest.
+    hidden = {"start-deadline"}
+    if old.plan.port == new.plan.port:
+        hidden |= {find_engine(one.plan.engine).port_option for one in (old, new)}
+    changes = changed_decisions(old.plan, new.plan)
+    rows = [(c.field, _shown(c.before), _shown(c.after)) for c in changes if c.field not in hidden]
+    rows = [row for row in rows if row[1] != row[2]]
+    notes = []
+    if not rows:
+        notes.append("the plan is the same: its unit was changed, or does not answer")
+    if new.strategy is not None:
+        text = f"{new.strategy.value}: {new.strategy.reason}"
+        if not new.side_by_side and old.outcome.ready_s is not None:
+            text += f"; about {format_duration(old.outcome.ready_s)}"
+        notes.append(text)
+        if not new.side_by_side and new.door is not None and old.door is not None:
+            notes.append(
+                "the front door holds new requests meanwhile "
+                f"(at most {format_duration(new.door.hold_s)})"
+            )
+    title = f"{new.stack}: {_title(old)} -> {_title(new)}"
+    context.progress.changes(title, rows, notes)
+
+
+def _shown(value: Scalar) -> str:
+    return "(unset)" if value is None else str(value)
+
+
+def _title(generation: Generation) -> str:
+    plan = generation.plan
+    return f"{plan.profile} ({plan.objective}, {plan.served_name})"

@@ -8,7 +8,7 @@ from typing import get_args
 
 import msgspec
 
-from stackctl.deploy import model_download, preflight, rollout_strategy, stack_state, unit_files
+from stackctl.deploy import model_download, preflight, stack_state, unit_files
 from stackctl.deploy.context import Context
 from stackctl.deploy.lifecycle import (
     UpResult,
@@ -186,7 +186,7 @@ def _require_there(target: Generation) -> None:
 
 def _again(context: Context, target: Generation, before: InstalledStack) -> Generation:
     number = max((0, *context.generations.numbers(target.stack))) + 1
-    unit = rollout_strategy.free_slot(target.stack, before.unit) if before.unit else target.stack
+    unit = preflight.free_slot(target.stack, before.unit) if before.unit else target.stack
     return msgspec.structs.replace(
         target,
         number=number,

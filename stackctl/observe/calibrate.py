@@ -6,7 +6,7 @@ import dataclasses
 
 from stackctl.deploy import images, preflight
 from stackctl.deploy.context import Context
-from stackctl.deploy.plan_inputs import inputs_before_image, read_basis, with_image
+from stackctl.deploy.planning import inputs_before_image, read_basis, with_image
 from stackctl.engines import engine as find_engine
 from stackctl.engines import model_mounts, planned_threads, uses_gpu
 from stackctl.engines.protocol import Benchmark, Engine, MeasuredSpeeds, RunningCounters

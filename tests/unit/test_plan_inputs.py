@@ -9,7 +9,7 @@ import msgspec
 from samples import CARD, EPYC_GPU, facts_of, shipped, shipped_model
 
 from stackctl.deploy.images import PlannedImage
-from stackctl.deploy.plan_inputs import PlanBasis, inputs_before_image, with_image
+from stackctl.deploy.planning import PlanBasis, inputs_before_image, with_image
 from stackctl.engines import engine
 from stackctl.machine.machine import Machine
 from stackctl.state import engine_workarounds

@@ -14,7 +14,7 @@ import pytest
 from samples import EPYC, LATENCY, plan
 
 from stackctl.cli.output import Output
-from stackctl.deploy import engine_port, proxy, rollout_strategy, unit_files
+from stackctl.deploy import preflight, proxy, unit_files
 from stackctl.deploy.context import Context
 from stackctl.deploy.lifecycle import exclusive_change
 from stackctl.deploy.stack_state import InstalledStack
@@ -74,7 +74,7 @@ def test_a_comment_of_another_version_restarts_nothing(tmp_path: Path) -> None:
     def unchanged(text: str, installed: UnitFile = file) -> bool:
         before = InstalledStack(installed, "cpu", old, "active")
         new = msgspec.structs.replace(old, number=2, units=unit_set(text))
-        return rollout_strategy.is_unchanged(new, before)
+        return preflight.is_unchanged(new, before)
 
     assert unchanged("# new words\n[Container]\nA=1\n")
     assert not unchanged("# old\n[Container]\nA=2\n")
@@ -98,7 +98,7 @@ def test_a_private_port_is_one_that_no_stored_generation_needs(tmp_path: Path) -
     store = Generations(tmp_path)
 
     def port(*claims: Claim) -> int:
-        return engine_port.allocate_engine_port(Machine(), store, LATENCY, claims)
+        return preflight.allocate_engine_port(Machine(), store, LATENCY, claims)
 
     first = port()
     assert 20000 <= first < 32000
@@ -122,7 +122,7 @@ def test_a_private_port_is_one_that_linux_gives_to_nobody_else(tmp_path: Path) -
     store = Generations(tmp_path)
 
     def port() -> int:
-        return engine_port.allocate_engine_port(RecordedMachine(tmp_path), store, LATENCY, ())
+        return preflight.allocate_engine_port(RecordedMachine(tmp_path), store, LATENCY, ())
 
     first = port()
     (settings / "ip_local_reserved_ports").write_text(f"80,{first}-{first + 4}\n")
@@ -149,12 +149,12 @@ def test_what_cannot_run_beside_the_old_one(
     old = generation(1, 20000)
     new = msgspec.structs.replace(generation(2, engine_port), **changed)
     before = InstalledStack(old.units.files[0], "cpu", old, "active")
-    chosen = rollout_strategy.choose_strategy(context(tmp_path), new, before, EPYC)
+    chosen = preflight.choose_strategy(context(tmp_path), new, before, EPYC)
     assert chosen is not None
     assert (chosen.field, chosen.value) == ("takeover", "stop first")
     assert words in chosen.reason
     stopped = InstalledStack(old.units.files[0], "cpu", old, "failed")
-    assert rollout_strategy.choose_strategy(context(tmp_path), new, stopped, EPYC) is None
+    assert preflight.choose_strategy(context(tmp_path), new, stopped, EPYC) is None
 
 
 def test_a_rollback_keeps_its_ports_and_says_so(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_a_rollback_keeps_its_ports_and_says_so(tmp_path: Path) -> None:
                 plan=msgspec.structs.replace(plan(), port=port, engine_port=port),
             )
             with pytest.raises(StackctlError, match=rf"taken by .*process {os.getpid()}") as caught:
-                rollout_strategy.require_room(context(tmp_path), EPYC, new, nothing, force=True)
+                preflight.require_room(context(tmp_path), EPYC, new, nothing, force=True)
             hints.append(caught.value.hint or "")
     assert "--set port=" in hints[0]
     assert hints[1] == "a rollback keeps its ports: stop that, or stackctl up cpu-latency"

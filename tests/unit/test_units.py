@@ -26,7 +26,7 @@ from samples import (
 )
 
 from stackctl.deploy import gpu_access
-from stackctl.deploy.unit_target import start_command
+from stackctl.deploy.images import start_command
 from stackctl.engines import engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.plan.claimed_resources import claim_of
