@@ -14,8 +14,8 @@ from stackctl.errors import ExitCode, StackctlError
 
 if TYPE_CHECKING:
     from stackctl.deploy.context import Context
-    from stackctl.observe.bench.bench_endpoint import BenchEndpoint
     from stackctl.observe.bench.matrix import BenchOptions
+    from stackctl.observe.bench.run import BenchEndpoint
     from stackctl.state.bench_db import BenchDatabase
     from stackctl.values.generation import Generation
     from stackctl.values.profile import Slo
@@ -153,19 +153,19 @@ def _here(
     session: Session, stack: str | None
 ) -> Iterator[tuple[Generation, Slo | None, BenchEndpoint]]:
     """Yield a running stack of this machine, its SLO and its site."""
-    from stackctl.observe.bench import bench_endpoint
+    from stackctl.observe.bench import run
 
     context, generation = _running(session, stack)
     yield (
         generation,
         current_slo(session, generation),
-        bench_endpoint.local_endpoint(context, generation),
+        run.local_endpoint(context, generation),
     )
 
 
 def _running(session: Session, stack: str | None) -> tuple[Context, Generation]:
     from stackctl.deploy.stack_state import installed_generation
-    from stackctl.observe.bench import bench_endpoint
+    from stackctl.observe.bench import run
 
     context = session.context(recover="try")
     try:
@@ -175,7 +175,7 @@ def _running(session: Session, stack: str | None) -> tuple[Context, Generation]:
             error.hint = f"a command comes first: stackctl bench {stack}"
         raise
     generation = installed_generation(context, name)
-    bench_endpoint.require_running(context, generation)
+    run.require_running(context, generation)
     return context, generation
 
 
@@ -183,7 +183,7 @@ def _measure(
     session: Session,
     generation: Generation,
     slo: Slo | None,
-    endpoint: BenchEndpoint,
+    site: BenchEndpoint,
     options: BenchOptions,
     timeout_s: float,
     aiperf: str | None,
@@ -203,15 +203,14 @@ def _measure(
     with lock.exclusive(paths.runtime / "bench.lock", f"bench {generation.stack}"):
         bench = Bench(
             session.out, generation, options,
-            endpoint=endpoint, slo=slo, timeout_s=timeout_s, aiperf=aiperf,
+            site=site, slo=slo, timeout_s=timeout_s, aiperf=aiperf,
         )  # fmt: skip
         interrupted = bench.measure()
     failed = None
     with ignore_signals():  # another Ctrl-C must not lose the results
-        done = bench.result(interrupted=interrupted)
-        report = done.report
+        report, samples = bench.result(interrupted=interrupted)
         try:
-            number = benches.add(report, done.samples, generation.plan, generation.host)
+            number = benches.add(report, samples, generation.plan, generation.host)
             report = msgspec.structs.replace(report, id=number)
         except StackctlError as error:
             failed = error

@@ -11,7 +11,7 @@ from stackctl.cli.session import Session
 from stackctl.engines import engine as find_engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.health import endpoint
-from stackctl.observe.bench.bench_endpoint import BenchEndpoint
+from stackctl.observe.bench.run import BenchEndpoint
 from stackctl.values.base import from_json
 from stackctl.values.bench import BenchTarget
 from stackctl.values.generation import Generation

@@ -38,7 +38,7 @@ def command(
         report = check_stack(context, generation, answer_timeout_s=timeout or 120)
         record_health(context, name, health_entry(generation, report))
         if slo and _exit_code(report) == ExitCode.OK:
-            from stackctl.observe.bench.slo_status import slo_status
+            from stackctl.observe.bench.slo import slo_status
 
             found = slo_status(context, generation, current_slo(session, generation))
             report = CheckReport(stack=name, results=(*report.results, *found))

@@ -16,8 +16,7 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.observe.bench import matrix
 from stackctl.observe.bench.matrix import BenchOptions, Capacity
 from stackctl.observe.bench.prompts import OWN_TOKENS, Prompts
-from stackctl.observe.bench.slo import slo_results
-from stackctl.observe.bench.slo_status import slo_from_metrics
+from stackctl.observe.bench.slo import slo_from_metrics, slo_results
 from stackctl.values.bench import BenchCell, BenchClient, Quantiles, Workload
 from stackctl.values.generation import EngineFact
 from stackctl.values.metrics import EngineMetrics
@@ -160,7 +159,7 @@ GPU = Slo(prompt_tokens=4640, ttft_s=5.0, itl_ms=50.0, min_tok_s=20.0)
 def verdicts(
     cells: list[BenchCell], slo: Slo | None, slots: int = 1, **more: Any
 ) -> dict[str, str]:
-    found = slo_results(cells, slo, slots=slots, source="this run", **more)
+    found = slo_results(cells, slo, Capacity(8192, slots), source="this run", **more)
     return {result.name: result.status for result in found}
 
 
@@ -171,9 +170,9 @@ def test_what_is_kept_and_what_is_missed() -> None:
     assert verdicts([cell(itl_ms=summary(38, 51))], GPU) == {**kept, "slo-itl": "fail"}
     slow = cell(generation_tok_s=summary(26, p5=19.9))
     assert verdicts([slow], GPU) == {**kept, "slo-speed": "fail"}
-    (missed,) = (one for one in slo_results([cell(ttft_s=summary(3, 5.0004))], GPU, slots=1,
-            source="")
-                 if one.status == "fail")  # fmt: skip
+    late = [cell(ttft_s=summary(3, 5.0004))]
+    found = slo_results(late, GPU, Capacity(8192, 1), source="")
+    (missed,) = (one for one in found if one.status == "fail")
     assert missed.actual == "p95 just over 5 s (4,640 in, 200 out, 1 at once)"
     # What is missed comes first.
     assert next(iter(verdicts([slow], GPU))) == "slo-speed"
@@ -201,7 +200,7 @@ def test_a_shorter_prompt_is_no_proof() -> None:
     ("context", "remedy"), [(4096, "a larger context"), (8192, "stackctl bench --prompt 4640")]
 )
 def test_what_does_not_fit_is_not_asked_for(context: int, remedy: str) -> None:
-    found = slo_results([cell(prompt=512)], GPU, slots=1, source="this run", context=context)
+    found = slo_results([cell(prompt=512)], GPU, Capacity(context, 1), source="this run")
     (first,) = (result for result in found if result.name == "slo-ttft")
     assert (first.remedy or "").startswith(remedy)
 
@@ -283,19 +282,19 @@ def test_llamacpp_counts_cached_tokens_only() -> None:
     ("wish", "slots"), [(LATENCY, 1), (THROUGHPUT, 4), (profile(THROUGHPUT, concurrency=3), 3)]
 )
 def test_limits_of_a_plan(wish: Any, slots: int) -> None:
-    from stackctl.observe.bench.capacity import capacity_of_plan
+    from stackctl.observe.bench.matrix import serving_capacity
 
-    found = capacity_of_plan(plan(EPYC, IQUEST, wish), ())
+    found = serving_capacity(plan(EPYC, IQUEST, wish), ())
     assert found.slots == slots
     assert found.context == pytest.approx(8192, abs=256)
 
 
 def test_limits_that_the_engine_chose() -> None:
-    from stackctl.observe.bench.capacity import capacity_of_plan
+    from stackctl.observe.bench.matrix import serving_capacity
 
     wish = profile(LATENCY, engine_args={"parallel": (-1,), "ctx-size": (0,)})
     said = (EngineFact(name="slots", value="4"), EngineFact(name="context", value="4096"))
-    found = capacity_of_plan(plan(EPYC, IQUEST, wish), said)
+    found = serving_capacity(plan(EPYC, IQUEST, wish), said)
     assert (found.context, found.slots) == (4096, 4)
 
 

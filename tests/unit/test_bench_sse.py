@@ -9,7 +9,7 @@ import pytest
 
 from stackctl.machine.streaming_client import StreamedRequest
 from stackctl.observe.bench.cell_stats import gaps_ms, generation_tok_s
-from stackctl.observe.bench.sse import StreamedCompletion, read_completion
+from stackctl.observe.bench.load_generator import StreamedCompletion, read_completion
 
 HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n"

@@ -18,8 +18,7 @@ from typing import Any
 
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import path_security, runner
-from stackctl.observe.bench.load_generator import CellRun
-from stackctl.observe.bench.sse import StreamedCompletion
+from stackctl.observe.bench.load_generator import CellRun, StreamedCompletion
 
 _KEY = "STACKCTL_BENCH_KEY"
 _RECORDS = "profile_export.jsonl"

@@ -7,8 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from stackctl.engines import engines
-from stackctl.observe.bench.load_generator import CellRun
-from stackctl.observe.bench.sse import StreamedCompletion
+from stackctl.observe.bench.load_generator import CellRun, StreamedCompletion
 from stackctl.observe.bench.statistics import quantiles
 from stackctl.values.bench import BenchCell, RequestSample, Workload
 from stackctl.values.profile import Slo

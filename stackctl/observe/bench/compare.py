@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from stackctl.engines import engine as find_engine
@@ -21,11 +21,8 @@ from stackctl.values.bench import (
 NEGLIGIBLE = 0.02
 
 Figure = Literal["ttft_s", "generation_tok_s", "e2e_s"]
-_FIGURES: tuple[tuple[Figure, Callable[[RequestSample], float | None], bool], ...] = (
-    ("ttft_s", lambda sample: sample.ttft_s, False),
-    ("generation_tok_s", lambda sample: sample.generation_tok_s, True),
-    ("e2e_s", lambda sample: sample.e2e_s, False),
-)
+#: The compared figures of a request, and True for those of which more is better.
+_FIGURES: dict[Figure, bool] = {"ttft_s": False, "generation_tok_s": True, "e2e_s": False}
 
 
 def compare_runs(benches: BenchDatabase, first: int, second: int) -> BenchComparison:
@@ -58,11 +55,12 @@ def cell_differences(
 ) -> tuple[CellDifference, ...]:
     """Compare the figures of one cell that both runs have."""
     found = []
-    for figure, read, more_is_better in _FIGURES:
-        old, new = (
-            [value for sample in side if not sample.error and (value := read(sample)) is not None]
+    for figure, more_is_better in _FIGURES.items():
+        values = [
+            [getattr(sample, figure) for sample in side if not sample.error]
             for side in (before, after)
-        )
+        ]
+        old, new = ([value for value in side if value is not None] for side in values)
         if not old or not new:
             continue
         factor = ratio(old, new)

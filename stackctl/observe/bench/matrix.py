@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from stackctl.engines import engine as find_engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.observe.bench.prompts import OWN_TOKENS
 from stackctl.values.bench import Workload
+from stackctl.values.generation import EngineFact
+from stackctl.values.plan import Plan
 from stackctl.values.profile import Slo
 
 PROMPTS, OUTPUTS = (1024, 4096, 8192), (200, 400, 800)
@@ -16,6 +19,8 @@ REQUESTS, ROUNDS = 5, 2
 #: A quick run: tokens of its prompts and answers, and its planned duration in seconds.
 QUICK_PROMPT, QUICK_OUTPUT, QUICK_S = 512, 64, 50.0
 QUICK_MOST = 20
+#: The context if neither plan nor engine has a value.
+_CONTEXT = 4096
 #: Tokens of the context that stay free, because chat templates differ by model.
 _SPARE = 16
 #: Shorter prompts do not measure the prompt speed.
@@ -40,6 +45,25 @@ class Capacity:
 
     context: int
     slots: int
+
+
+def serving_capacity(plan: Plan, report: Sequence[EngineFact]) -> Capacity:
+    """Return the capacity by the plan's decisions, else by the facts that the engine reported."""
+    engine = find_engine(plan.engine)
+    said = {fact.name: _count(fact.value) for fact in report}
+    chosen = {d.field: _count(d.value) for d in plan.decisions}
+    slots = chosen.get(engine.requests_option) or said.get("slots") or 1
+    context = chosen.get(engine.context_option)
+    if context and engine.shares_context:
+        # This applies to a shared cache too, because all slots may be in use at once.
+        context //= slots
+    return Capacity(context=context or said.get("context") or _CONTEXT, slots=slots)
+
+
+def _count(value: object) -> int | None:
+    """Return a whole number above zero; None for others, such as --parallel -1 (automatic)."""
+    text = str(value)
+    return int(text) or None if text.isdecimal() else None
 
 
 def plan_cells(options: BenchOptions, limits: Capacity, slo: Slo | None) -> tuple[Workload, ...]:

@@ -6,20 +6,22 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from stackctl.deploy.context import Progress
+from stackctl.deploy import proxy
+from stackctl.deploy.context import Context, Progress
+from stackctl.deploy.stack_state import installed_number, not_running
 from stackctl.engines import engine as find_engine
-from stackctl.errors import StackctlError
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.health import endpoint
 from stackctl.machine import http
 from stackctl.machine.streaming_client import StreamingClient
+from stackctl.observe import engine_snapshot
 from stackctl.observe.bench import cell_stats, load_generator, matrix
 from stackctl.observe.bench.aiperf import Aiperf
-from stackctl.observe.bench.bench_endpoint import BenchEndpoint
-from stackctl.observe.bench.capacity import serving_capacity
-from stackctl.observe.bench.load_generator import CellRun
+from stackctl.observe.bench.load_generator import CellRun, StreamedCompletion
 from stackctl.observe.bench.prompts import OWN_TOKENS, Prompts
 from stackctl.observe.bench.slo import slo_results, workload_text
-from stackctl.observe.bench.sse import StreamedCompletion
 from stackctl.observe.bench.statistics import quantile
+from stackctl.observe.status import stack_url
 from stackctl.quantity import format_duration
 from stackctl.state.generations import utc_now
 from stackctl.values.bench import BenchClient, BenchReport, RequestSample, Workload
@@ -38,11 +40,56 @@ _TOKENIZER_S = 30
 
 
 @dataclass(frozen=True)
-class BenchRun:
-    """A report, and the requests behind it."""
+class BenchEndpoint:
+    """The addresses of a measured stack.
 
-    report: BenchReport
-    samples: tuple[RequestSample, ...]
+    ``url`` is the address for clients, ``engine_url`` that of the engine, ``key`` the API key for
+    the front door (None: no key). ``current`` returns the number of the installed generation (None:
+    no generation). ``box`` is the machine of the stack if it is another one, and ``command`` the
+    beginning of a command for it.
+    """
+
+    url: str
+    engine_url: str
+    key: str | None
+    current: Callable[[], int | None]
+    box: str | None = None
+    command: str = "stackctl"
+
+
+def local_endpoint(context: Context, generation: Generation) -> BenchEndpoint:
+    """Return the target for a stack of this machine."""
+    return BenchEndpoint(
+        url=stack_url(generation),
+        engine_url=endpoint.base_url(generation.plan.engine_listen_port),
+        key=proxy.client_key(context, generation),
+        current=lambda: installed_number(context, generation.stack),
+    )
+
+
+def require_running(context: Context, generation: Generation) -> None:
+    """Check that a stack can be measured, and warn if its engine has other requests.
+
+    Raises:
+        StackctlError: exit 3 if the stack does not run or is not ready; 1 if its health check
+        fails.
+    """
+    stack, port = generation.stack, generation.plan.engine_listen_port
+    engine = find_engine(generation.plan.engine)
+    state = engine_snapshot.read_unit_state(context, generation).active
+    if state != "active":
+        raise not_running(stack)
+    alive = endpoint.liveness(port, engine.health_path)
+    if alive != "ready":
+        raise StackctlError(
+            f"{stack} is not ready: {alive}",
+            hint=f"stackctl status {stack}",
+            exit_code=ExitCode.FAILED if alive == "failing" else ExitCode.NOT_RUNNING,
+        )
+    if endpoint.is_busy(port, engine, generation.plan.argv):
+        context.progress.warn(
+            f"{stack} is serving other requests: the results are those of a shared engine"
+        )
 
 
 @dataclass
@@ -69,7 +116,7 @@ class Bench:
         generation: Generation,
         options: matrix.BenchOptions,
         *,
-        endpoint: BenchEndpoint,
+        site: BenchEndpoint,
         slo: Slo | None,
         timeout_s: float,
         aiperf: str | None = None,
@@ -80,7 +127,7 @@ class Bench:
             progress: receives progress and warnings.
             generation: the generation to measure.
             options: the options of the user.
-            endpoint: the addresses of the stack.
+            site: the addresses of the stack.
             slo: the objectives of the results; None: no objectives.
             timeout_s: the seconds that one request may take.
             aiperf: the path of aiperf, which then sends the requests; None: stackctl sends them.
@@ -88,26 +135,19 @@ class Bench:
         Raises:
             StackctlError: exit 2 if a length does not fit the context.
         """
-        self._report, self._generation, self._wish, self._site = (
-            progress,
-            generation,
-            options,
-            endpoint,
-        )
+        self._report, self._wish, self._site = progress, options, site
+        self._generation, self._plan = generation, generation.plan
+        self._slo = slo if slo is not None and slo.has_objectives else None
         self._timeout_s = timeout_s
-        self._plan, self._slo = (
-            generation.plan,
-            slo if slo is not None and slo.has_objectives else None,
-        )
-        self._aiperf = Aiperf(aiperf, endpoint.url, endpoint.key) if aiperf else None
-        self._limits = serving_capacity(generation)
+        self._aiperf = Aiperf(aiperf, site.url, site.key) if aiperf else None
+        self._limits = matrix.serving_capacity(generation.plan, generation.outcome.report)
         self._shapes = matrix.plan_cells(options, self._limits, self._slo)
         self._engine = find_engine(self._plan.engine)
         self._cells: list[CellRun] = []
         self._began = time.perf_counter()
         self._prompts = Prompts(self._count)
         self._tokenizer = True
-        self._streams = StreamingClient(endpoint.url, key=endpoint.key)
+        self._streams = StreamingClient(site.url, key=site.key)
 
     def measure(self) -> bool:
         """Measure the cells, until an interrupt; return True if there was one.
@@ -179,9 +219,8 @@ class Bench:
             most = self._timeout_s * (cell.planned / cell.shape.concurrency + 1)
             self._aiperf.measure(cell, texts, name, timeout_s=most)
             return
-        bodies = [
-            load_generator.request_body(name, text, cell.shape.output_tokens) for text in texts
-        ]
+        tokens = cell.shape.output_tokens
+        bodies = [load_generator.request_body(name, text, tokens) for text in texts]
         load_generator.run_cell(client, cell, bodies, timeout_s=self._timeout_s, tick=tick)
 
     def _seconds(self, workload: Workload, count: int, pace: _Pace) -> float:
@@ -202,9 +241,8 @@ class Bench:
                 self._prompts.tokens_a_word = first.prompt_tokens / len(text.split())
             else:
                 self._prompts.overhead = max(0, first.prompt_tokens - counted)
-        completion = self._ask(
-            client, self._prompts.unique(_PACE.prompt_tokens), _PACE.output_tokens
-        )  # fmt: skip
+        second = self._prompts.unique(_PACE.prompt_tokens)
+        completion = self._ask(client, second, _PACE.output_tokens)
         if counted is None and completion.prompt_tokens and first.prompt_tokens:
             # Two lengths separate the tokens per word from those of the chat template.
             self._learn(first.prompt_tokens, completion.prompt_tokens, text)
@@ -224,19 +262,23 @@ class Bench:
 
     def _warm(self, client: StreamingClient, concurrency: int) -> None:
         """Send ``concurrency`` requests at once, because some engines prepare for that once."""
-        content = self._prompts.unique(_COLD.prompt_tokens)
-        bodies = [
-            load_generator.request_body(self._plan.served_name, content, _COLD.output_tokens)
-        ] * concurrency
+        text = self._prompts.unique(_COLD.prompt_tokens)
+        self._send(client, text, _COLD.output_tokens, concurrency)
+
+    def _send(
+        self, client: StreamingClient, text: str, output_tokens: int, concurrency: int = 1
+    ) -> list[StreamedCompletion]:
+        """Send a prompt once, or several times at once, outside of the measured cells."""
         workload = Workload(prompt_tokens=1, output_tokens=1, concurrency=concurrency)
-        warm = CellRun(workload, concurrency)
-        load_generator.run_cell(client, warm, bodies, timeout_s=self._timeout_s, tick=lambda: None)
+        cell = CellRun(workload, concurrency)
+        body = load_generator.request_body(self._plan.served_name, text, output_tokens)
+        load_generator.run_cell(
+            client, cell, [body] * concurrency, timeout_s=self._timeout_s, tick=lambda: None
+        )
+        return cell.replies
 
     def _ask(self, client: StreamingClient, text: str, output_tokens: int) -> StreamedCompletion:
-        cell = CellRun(_COLD, 1)
-        body = load_generator.request_body(self._plan.served_name, text, output_tokens)
-        load_generator.run_cell(client, cell, [body], timeout_s=self._timeout_s, tick=lambda: None)
-        (completion,) = cell.replies
+        (completion,) = self._send(client, text, output_tokens)
         if completion.error is not None:
             raise StackctlError(
                 f"{self._generation.stack} does not answer: {completion.error}",
@@ -246,20 +288,13 @@ class Bench:
 
     def _texts(self, client: StreamingClient, workload: Workload, count: int) -> list[str]:
         self._report.progress("bench", f"making {count} prompts")
-        make: Callable[[], str]
-        if workload.cached:
-            prefix = self._prompts.prefix(workload.prompt_tokens)
-
-            def make() -> str:
-                return self._prompts.continue_prefix(prefix, workload.prompt_tokens)
-
-            self._ask(client, make(), 1)  # puts the prefix into the cache
-        else:
-
-            def make() -> str:
-                return self._prompts.unique(workload.prompt_tokens)
-
-        return [make() for _ in range(count)]
+        tokens = workload.prompt_tokens
+        if not workload.cached:
+            return [self._prompts.unique(tokens) for _ in range(count)]
+        prefix = self._prompts.prefix(tokens)
+        # The first request puts the prefix into the cache.
+        self._ask(client, self._prompts.continue_prefix(prefix, tokens), 1)
+        return [self._prompts.continue_prefix(prefix, tokens) for _ in range(count)]
 
     def _count(self, text: str) -> int | None:
         """Return the tokens of a text by the engine's tokenizer; None if it has no endpoint."""
@@ -274,8 +309,8 @@ class Bench:
         self._tokenizer = False
         return None
 
-    def result(self, *, interrupted: bool) -> BenchRun:
-        """Return the run.
+    def result(self, *, interrupted: bool) -> tuple[BenchReport, tuple[RequestSample, ...]]:
+        """Return the report, and the requests behind it.
 
         Raises:
             StackctlError: another generation replaced the measured one.
@@ -304,14 +339,7 @@ class Bench:
         done = len(self._cells) == len(self._shapes)
         whole = done and all(len(cell.replies) == cell.planned for cell in self._cells)
         report = BenchReport(
-            results=slo_results(
-                cells,
-                self._slo,
-                slots=self._limits.slots,
-                source="this run",
-                client=client,
-                context=self._limits.context,
-            ),
+            results=slo_results(cells, self._slo, self._limits, source="this run", client=client),
             stack=generation.stack,
             box=self._site.box,
             generation=generation.number,
@@ -330,7 +358,7 @@ class Bench:
             client=client,
             cells=cells,
         )
-        return BenchRun(report, samples)
+        return report, samples
 
 
 def _client(client: StreamingClient, gap_ms: float | None) -> BenchClient:

@@ -1,4 +1,4 @@
-"""Judgement of measurements by a profile's SLO."""
+"""Judgement of measurements and of an engine's metrics by a profile's SLO."""
 
 from __future__ import annotations
 
@@ -6,15 +6,25 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
+from stackctl.deploy.context import Context
 from stackctl.diagnose.verify_results import sort_by_severity
+from stackctl.observe import engine_snapshot
+from stackctl.observe.bench.matrix import Capacity, serving_capacity
 from stackctl.quantity import format_number, format_share
+from stackctl.state.bench_db import BenchDatabase
 from stackctl.values.bench import BenchCell, BenchClient, Workload
+from stackctl.values.generation import Generation
+from stackctl.values.metrics import EngineMetrics
 from stackctl.values.profile import Slo
-from stackctl.values.result import Result, Status
+from stackctl.values.result import Result
 
 #: Prompts up to _LONGER times the SLO's length count for its TTFT. If all of them are shorter than
 #: _SHORTER times that length, they do not prove that the SLO is met.
 _SHORTER, _LONGER = 0.9, 1.02
+#: Seconds that the engine has to report its metrics.
+_ANSWER_S = 5
+#: A 95th percentile needs at least so many observations.
+_FEWEST = 20
 #: Remedies for missed objectives.
 _REMEDIES = {
     "slo-ttft": "shorter prompts, a smaller model, or less at once; stackctl diagnose tells why",
@@ -27,27 +37,46 @@ _UNHURRIED = "fewer at once, or --with aiperf from a machine with free processor
 
 
 def slo_results(
-    cells: Sequence[BenchCell], slo: Slo | None, *, slots: int, source: str,
-    client: BenchClient | None = None, context: int | None = None,
+    cells: Sequence[BenchCell], slo: Slo | None, limits: Capacity, *, source: str,
+    client: BenchClient | None = None,
 ) -> tuple[Result, ...]:  # fmt: skip
     """Return the results of a measurement, most important first.
 
-    Cells with more requests at once than ``slots`` are not compared with the SLO. ``source`` is the
-    origin of the figures for display, ``context`` the number of tokens that a request may have.
+    Cells with more requests at once than the stack's capacity are not compared with the SLO.
+    ``source`` is the origin of the figures for display.
     """
-    found = list(_failures(cells))
+    found = [_failures(cells)]
     if client is not None and client.limited:
         found.append(_limited(client))
-    if slo is not None:
-        served = [cell for cell in cells if cell.shape.concurrency <= slots]
-        kept = filter(None, (rule(served, slo, source) for rule in _RULES))
-        found += [_doubted(_possible(result, slo, context), slo, client) for result in kept]
+    served = [cell for cell in cells if cell.shape.concurrency <= limits.slots]
+    if slo is not None and slo.ttft_s is not None:
+        found.append(_ttft(served, slo, slo.ttft_s, limits.context, source))
+    if slo is not None and slo.itl_ms is not None:
+        found.append(_itl(served, slo.itl_ms, client, source))
+    if slo is not None and slo.min_tok_s is not None:
+        rows = ((c.generation_tok_s.p5, c) for c in served if c.generation_tok_s)
+        seen, at = _worst(rows, min)
+        found.append(
+            compare_with_slo("slo-speed", slo.min_tok_s, seen, "tok/s", source=source, most=False,
+                             mark="p5 ", at=at)
+        )  # fmt: skip
+    if slo is not None and slo.min_prefix_hits is not None:
+        shares = (
+            (c.cached_tokens / c.prompt_tokens, c)
+            for c in served
+            if c.shape.cached and c.prompt_tokens and c.cached_tokens is not None
+        )
+        seen, at = _worst(shares, min)
+        found.append(
+            compare_with_slo("slo-prefix", slo.min_prefix_hits, seen, "%", source=source,
+                             most=False, mark="", at=at)
+        )  # fmt: skip
     return sort_by_severity(found)
 
 
 def compare_with_slo(
-    name: str, allowed: float, seen: float | None, told: Callable[[float], str], *, source: str,
-    most: bool, mark: str = "", at: str = "",
+    name: str, allowed: float, seen: float | None, unit: str, *, source: str, most: bool = True,
+    mark: str = "p95 ", at: str = "",
 ) -> Result:  # fmt: skip
     """Compare a measured value with an objective.
 
@@ -55,12 +84,16 @@ def compare_with_slo(
         name: the name of the result.
         allowed: the limit of the objective.
         seen: the measured value; None: not measured.
-        told: the function that formats a value.
+        unit: the unit of both; "%" for shares.
         source: the origin of the value, as evidence.
         most: the limit is an upper bound; otherwise a lower bound.
         mark: the quantile, put before the values.
         at: the cell, put after the measured value.
     """
+
+    def told(value: float) -> str:
+        return format_share(value) if unit == "%" else f"{format_number(value)} {unit}"
+
     expected = f"{mark}at {'most' if most else 'least'} {told(allowed)}"
     if seen is None:
         return Result(name=name, status="skip", expected=expected, actual="not measured",
@@ -80,17 +113,6 @@ def compare_with_slo(
     )
 
 
-def compare_latency(
-    name: str, allowed: float, seen: float | None, unit: str, *, source: str, at: str = ""
-) -> Result:
-    """Compare the 95th percentile of a latency with its limit, both in ``unit``."""
-
-    def told(value: float) -> str:
-        return f"{format_number(value)} {unit}"
-
-    return compare_with_slo(name, allowed, seen, told, source=source, most=True, mark="p95 ", at=at)
-
-
 def workload_text(workload: Workload) -> str:
     """Return a cell's workload as text."""
     text = (
@@ -100,84 +122,40 @@ def workload_text(workload: Workload) -> str:
     return text + (", prefix cached" if workload.cached else "")
 
 
-def _ttft(cells: Sequence[BenchCell], slo: Slo, source: str) -> Result | None:
-    if slo.ttft_s is None:
-        return None
+def _ttft(
+    cells: Sequence[BenchCell], slo: Slo, allowed_s: float, context: int, source: str
+) -> Result:
     most = slo.prompt_tokens * _LONGER
     fair = [c for c in cells if c.ttft_s and not c.shape.cached and c.shape.prompt_tokens <= most]
-    worst = max(fair, key=lambda cell: cell.ttft_s.p95 if cell.ttft_s else 0, default=None)
-    seen = worst.ttft_s.p95 if worst and worst.ttft_s else None
-    at = f" ({workload_text(worst.shape)})" if worst else ""
-    result = compare_latency("slo-ttft", slo.ttft_s, seen, "s", source=source, at=at)
+    seen, at = _worst(((c.ttft_s.p95, c) for c in fair if c.ttft_s), max)
+    result = compare_with_slo("slo-ttft", allowed_s, seen, "s", source=source, at=at)
     longest = max((cell.shape.prompt_tokens for cell in fair), default=0)
-    if result.status == "ok" and longest < slo.prompt_tokens * _SHORTER:
-        told = f"not measured at the {slo.prompt_tokens:,} tokens that it promises"
-        return Result(
-            name=result.name, status="warn", expected=result.expected, actual=result.actual,
-            evidence=told, remedy=f"stackctl bench --prompt {slo.prompt_tokens}",
-        )  # fmt: skip
-    return result
-
-
-def _possible(result: Result, slo: Slo, context: int | None) -> Result:
-    """Return the result, with another warning if the context cannot hold the SLO's prompt."""
-    if (result.name, result.status) != ("slo-ttft", "warn") or not context:
+    if result.status != "ok" or longest >= slo.prompt_tokens * _SHORTER:
         return result
     if context > slo.prompt_tokens:
-        return result
-    told = f"a context of {context:,} holds no prompt of the {slo.prompt_tokens:,} that it promises"
-    remedy = "a larger context, or a smaller slo.prompt_tokens"
-    return msgspec.structs.replace(result, evidence=told, remedy=remedy)
+        told = f"not measured at the {slo.prompt_tokens:,} tokens that it promises"
+        remedy = f"stackctl bench --prompt {slo.prompt_tokens}"
+    else:
+        told = f"a context of {context:,} holds no prompt of the {slo.prompt_tokens:,} "
+        told += "that it promises"
+        remedy = "a larger context, or a smaller slo.prompt_tokens"
+    return msgspec.structs.replace(result, status="warn", evidence=told, remedy=remedy)
 
 
-def _itl(cells: Sequence[BenchCell], slo: Slo, source: str) -> Result | None:
-    if slo.itl_ms is None:
-        return None
-    seen, at = _worst(((c.itl_ms.p95, c) for c in cells if c.itl_ms), max)
-    return compare_latency("slo-itl", slo.itl_ms, seen, "ms", source=source, at=at)
-
-
-def _doubted(result: Result, slo: Slo, client: BenchClient | None) -> Result:
-    """Return the result, as a warning if the client read so late that it proves nothing.
+def _itl(
+    cells: Sequence[BenchCell], allowed_ms: float, client: BenchClient | None, source: str
+) -> Result:
+    """Compare the gaps between tokens; warn if the client read so late that it proves nothing.
 
     Tokens that are read together seem to have arrived together.
     """
+    seen, at = _worst(((c.itl_ms.p95, c) for c in cells if c.itl_ms), max)
+    result = compare_with_slo("slo-itl", allowed_ms, seen, "ms", source=source, at=at)
     late = client.lag_ms_p99 if client is not None and client.limited else None
-    if (result.name, result.status) != ("slo-itl", "ok") or not late or late < (slo.itl_ms or 0):
+    if result.status != "ok" or not late or late < allowed_ms:
         return result
     told = f"the client read {late:.1f} ms late (p99), more than the limit"
     return msgspec.structs.replace(result, status="warn", evidence=told, remedy=_UNHURRIED)
-
-
-def _speed(cells: Sequence[BenchCell], slo: Slo, source: str) -> Result | None:
-    if slo.min_tok_s is None:
-        return None
-    rows = ((c.generation_tok_s.p5, c) for c in cells if c.generation_tok_s)
-    seen, at = _worst(rows, min)
-
-    def told(value: float) -> str:
-        return f"{format_number(value)} tok/s"
-
-    return compare_with_slo(
-        "slo-speed", slo.min_tok_s, seen, told, source=source, most=False, mark="p5 ", at=at
-    )
-
-
-def _prefix(cells: Sequence[BenchCell], slo: Slo, source: str) -> Result | None:
-    if slo.min_prefix_hits is None:
-        return None
-    rows = (
-        (c.cached_tokens / c.prompt_tokens, c)
-        for c in cells
-        if c.shape.cached and c.prompt_tokens and c.cached_tokens is not None
-    )
-    seen, at = _worst(rows, min)
-    return compare_with_slo(
-        "slo-prefix", slo.min_prefix_hits, seen, format_share, source=source, most=False, at=at
-    )
-
-
-_RULES = (_ttft, _itl, _speed, _prefix)
 
 
 def _worst(
@@ -190,13 +168,12 @@ def _worst(
     return value, f" ({workload_text(cell.shape)})"
 
 
-def _failures(cells: Sequence[BenchCell]) -> Iterable[Result]:
+def _failures(cells: Sequence[BenchCell]) -> Result:
     failed, asked = sum(cell.failed for cell in cells), sum(cell.requests for cell in cells)
-    status: Status = "fail" if failed else "ok"
     notes = [note for cell in cells if cell.failed for note in cell.notes]
-    yield Result(
+    return Result(
         name="requests",
-        status=status,
+        status="fail" if failed else "ok",
         expected="all answered",
         actual=f"{failed} of {asked} failed" if failed else f"{asked} answered",
         evidence=notes[0] if notes else None,
@@ -214,3 +191,65 @@ def _limited(client: BenchClient) -> Result:
         evidence="the figures may be the client's limit, not the engine's",
         remedy=_UNHURRIED,
     )
+
+
+def slo_status(context: Context, generation: Generation, slo: Slo | None) -> tuple[Result, ...]:
+    """Return results for each objective of an SLO.
+
+    ``slo-NAME`` uses the latest measurement of this generation, ``slo-NAME-engine`` the engine's
+    histograms and counters since its start, if it has them.
+
+    Raises:
+        StackctlError: the stored measurements cannot be read.
+    """
+    if slo is None or not slo.has_objectives:
+        return (Result(name="slo", status="info", actual="the profile has none"),)
+    latest = BenchDatabase(context.paths.state).latest(generation.stack, generation.number)
+    found: list[Result] = []
+    if latest is None:
+        found.append(
+            Result(
+                name="slo",
+                status="warn",
+                expected="a measurement",
+                actual=f"generation {generation.number} was not measured yet",
+                remedy=f"stackctl bench {generation.stack} --quick",
+            )
+        )
+    else:
+        source = f"bench {latest.id} of {latest.when}"
+        cells = [cell for cell in latest.cells if cell.requests > cell.failed]
+        limits = serving_capacity(generation.plan, generation.outcome.report)
+        rows = slo_results(cells, slo, limits, source=source, client=latest.client)
+        found += [row for row in rows if row.name.startswith("slo-")]
+    metrics, _ = engine_snapshot.scrape_metrics(generation, timeout_s=_ANSWER_S)
+    if metrics is not None:
+        found += slo_from_metrics(metrics, slo)
+    return tuple(found)
+
+
+def slo_from_metrics(metrics: EngineMetrics, slo: Slo) -> list[Result]:
+    """Return results for the objectives that an engine's own metrics cover.
+
+    The metrics include all requests since its start, also those with prompts of other lengths than
+    the SLO's.
+    """
+    found = []
+    for name, histogram, allowed, scale, unit in (
+        ("slo-ttft-engine", metrics.ttft, slo.ttft_s, 1.0, "s"),
+        ("slo-itl-engine", metrics.itl, slo.itl_ms, 1000.0, "ms"),
+    ):
+        if histogram is None or allowed is None or histogram.count < _FEWEST:
+            continue
+        if (value := histogram.quantile(0.95)) is None:
+            continue
+        source = f"the engine's histogram, {histogram.count:,.0f} values since it started"
+        found.append(compare_with_slo(name, allowed, value * scale, unit, source=source))
+    hits, lookups = metrics.prefix_hits, metrics.prefix_queries
+    if slo.min_prefix_hits is not None and hits is not None and lookups:
+        source = f"{lookups:,.0f} prompt tokens since the engine started, those of benches too"
+        found.append(
+            compare_with_slo("slo-prefix-engine", slo.min_prefix_hits, hits / lookups, "%",
+                             source=source, most=False, mark="")
+        )  # fmt: skip
+    return found
