@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from stackctl import engines
-from stackctl.engines.advice import Advice
 from stackctl.engines.failures import failure_table, first_match
 from stackctl.engines.image_recipe import ImageRecipe
 from stackctl.engines.options import (
@@ -29,6 +28,7 @@ from stackctl.engines.options import (
 from stackctl.engines.prometheus_text import Scrape
 from stackctl.engines.protocol import (
     CACHE,
+    Advice,
     Benchmark,
     EngineRequest,
     Failure,

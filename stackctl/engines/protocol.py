@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from stackctl.engines.advice import Advice
 from stackctl.engines.image_recipe import ImageRecipe
 from stackctl.engines.options import Dialect, Option
+from stackctl.values.diagnosis import Step
 from stackctl.values.engine_facts import EngineOption, MeasuredMemory
 from stackctl.values.generation import EngineFact
 from stackctl.values.host import Gpu, Host
@@ -141,6 +141,24 @@ class RunningCounters:
     speeds: Callable[[str], MeasuredSpeeds]
 
 
+@dataclass(frozen=True)
+class Advice:
+    """The parts of the advice to users that differ between engines.
+
+    ``use_gpu`` is the step from a CPU to a GPU. ``large_batches`` are options for the prompt tokens
+    of one step, each with a value above which prompts are hardly faster. ``small_batches`` are
+    arguments with which the first token comes sooner; None if the engine has none.
+    ``cached_tokens_option`` makes each answer report the tokens that the prefix cache had; None if
+    answers always do. ``log_mark`` stands in lines of its log that report a speed.
+    """
+
+    use_gpu: Step
+    large_batches: Mapping[str, int]
+    small_batches: str | None
+    cached_tokens_option: str | None
+    log_mark: str
+
+
 class LogReader(Protocol):
     """A reader of an engine's log, line by line and in constant memory; it skips other lines."""
 
@@ -156,8 +174,9 @@ class LogReader(Protocol):
 class Engine(Protocol):
     """One engine; pure: from values to values.
 
-    The members stand in groups: name and images, container, placement, options, memory, start and
-    log, requests and metrics. All are required: the type checker reports a missing member.
+    The members stand in groups: name and images, placement, options, memory, start and log,
+    requests and metrics, verification and advice. A class that derives from this one inherits the
+    members that have a value here; the type checker reports all others that are missing.
     """
 
     # Name and images.
@@ -169,7 +188,7 @@ class Engine(Protocol):
     default_image: str
     local_image: str
     #: The local image for machines without a GPU; None if it is the same.
-    cpu_image: str | None
+    cpu_image: str | None = None
     #: Its images that can be built on a machine without a registry.
     image_recipes: tuple[ImageRecipe, ...]
     #: Format of the models that it serves.
@@ -177,7 +196,7 @@ class Engine(Protocol):
     #: Shipped profiles that show how a model would run here, before it is downloaded.
     trial_profiles: tuple[str, ...]
     #: Size of the container's /dev/shm, which its processes share; None: Podman's default of 64 MB.
-    shm_bytes: int | None
+    shm_bytes: int | None = None
     #: The condition on which systemd starts it again (Restart= of systemd.service(5)).
     restart: Literal["on-failure", "always"]
     #: Seconds from its start to its first answer, besides reading the weights.
@@ -185,21 +204,21 @@ class Engine(Protocol):
     #: The places where it compiles code, for which it needs a folder that is kept (CACHE).
     compiles: Literal["everywhere", "on GPUs"]
     #: Variables of an image that would override the engine's options.
-    conflicting_env: tuple[str, ...]
+    conflicting_env: tuple[str, ...] = ()
 
     # Placement.
 
     #: True if it runs on GPUs unless the profile refuses them (engines.uses_gpu).
     gpu_by_default: bool
     #: True if it can keep experts of an MoE on the CPU while the rest is on GPUs.
-    splits_experts: bool
+    splits_experts: bool = False
     #: True if a process of it on the CPU keeps its memory on one NUMA node.
-    one_node_on_cpu: bool
+    one_node_on_cpu: bool = False
 
     def usable_gpus(self, count: int) -> tuple[int, str]:
         """Return the number of GPUs, of ``count``, that it can use together, and the reason for
         leaving some out (empty if it uses all)."""
-        ...
+        return count, ""
 
     def cannot_run(self, model: Model) -> str | None:
         """Return the reason why this engine cannot run a model; None if it can."""
@@ -217,15 +236,15 @@ class Engine(Protocol):
     reserved_options: Mapping[str, str]
     newest: Dialect
     #: Option for the port that it listens on.
-    port_option: str
+    port_option: str = "port"
     #: Options for the tokens that a request may use, and for the requests served at once.
     context_option: str
     requests_option: str
     #: True if ``context_option`` counts the tokens of all requests together.
-    shares_context: bool
+    shares_context: bool = False
     #: Options for the number of threads that generate, and that compute prompts; None if it has no
     #: such options.
-    threads_options: tuple[str, str] | None
+    threads_options: tuple[str, str] | None = None
 
     def parse_help(self, text: str) -> tuple[EngineOption, ...]:
         """Return the options of the engine's help text; empty for any other text."""
@@ -253,17 +272,21 @@ class Engine(Protocol):
     kv_types: tuple[str, ...]
     #: True if requests share one KV cache whatever their number, and wait while it is full. False
     #: if each request at once has its own part of it.
-    requests_share_cache: bool
+    requests_share_cache: bool = False
 
     def apply_measured_memory(
-        self, seen: Sequence[MeasuredMemory], argv: Sequence[str], options: Mapping[str, Option]
+        self,
+        seen: Sequence[MeasuredMemory],  # noqa: ARG002
+        argv: Sequence[str],  # noqa: ARG002
+        options: Mapping[str, Option],
     ) -> tuple[MeasuredMemory | None, dict[str, Option]]:
         """Return the measured memory that holds for a start with these arguments, and the options
         with it in their reasons.
 
-        ``seen`` are earlier starts of the same model, image and GPUs, newest first.
+        ``seen`` are earlier starts of the same model, image and GPUs, newest first. None holds for
+        an engine whose log has no sizes.
         """
-        ...
+        return None, dict(options)
 
     def footprint(
         self,
@@ -301,29 +324,29 @@ class Engine(Protocol):
         """Return the cause of a failed start, read from the engine's log; None if it is unknown."""
         ...
 
-    def has_crashed(self, lines: Sequence[str]) -> bool:
+    def has_crashed(self, lines: Sequence[str]) -> bool:  # noqa: ARG002
         """Return True if the log reports that the computing process has ended, even if its parent
         lives on."""
-        ...
+        return False
 
     def facts_from_log(self, lines: Sequence[str]) -> tuple[EngineFact, ...]:
         """Return facts from the log of a start: sizes in bytes and tokens, backends."""
         ...
 
-    def fallback_kernels(self, model: Model, gpus: Sequence[Gpu]) -> tuple[tuple[str, str], ...]:
+    def fallback_kernels(self, model: Model, gpus: Sequence[Gpu]) -> tuple[tuple[str, str], ...]:  # noqa: ARG002
         """Return options (name, value) for other kernels, which help if Failure.kernel is set.
 
         Empty if none are known for the model on these GPUs.
         """
-        ...
+        return ()
 
     # Requests and metrics.
 
     #: The way to measure the speed on a machine.
     calibration: Benchmark | RunningCounters
-    health_path: str
+    health_path: str = "/health"
     #: Paths of its API besides those that the front door passes on for every engine.
-    client_paths: tuple[str, ...]
+    client_paths: tuple[str, ...] = ()
     #: Paths whose answers ``parse_metrics`` reads; the first has the counters.
     metrics_paths: tuple[str, ...]
     reports: Reports
@@ -351,11 +374,11 @@ class Engine(Protocol):
     #: Beginnings of the names of environment variables that it and its libraries read.
     environment_prefixes: tuple[str, ...]
     #: True if the log of a start reports the size of the KV cache.
-    logs_kv_cache: bool
+    logs_kv_cache: bool = False
 
-    def locks_model(self, argv: Sequence[str]) -> bool:
+    def locks_model(self, argv: Sequence[str]) -> bool:  # noqa: ARG002
         """Return True if these arguments make the engine lock its model in memory."""
-        ...
+        return False
 
     def reduces_kv_cache(self, argv: Sequence[str]) -> bool:
         """Return True if these arguments give the elements of the KV cache 8 bits or fewer."""

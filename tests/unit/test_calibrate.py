@@ -13,7 +13,7 @@ from samples import EPYC, EPYC_GPU, IQUEST, LATENCY, MIB, THROUGHPUT, plan, prof
 from stackctl.cli.main import run
 from stackctl.engines.llamacpp import benchmark
 from stackctl.engines.llamacpp.benchmark import GENERATED_TOKENS, PROMPT_TOKENS
-from stackctl.engines.vllm import speeds as counters
+from stackctl.engines.vllm import metrics as counters
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.observe.calibrate import calibration_of
 from stackctl.plan.planner import PlanInputs, make_plan

