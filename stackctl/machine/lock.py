@@ -106,11 +106,6 @@ def try_lock(path: Path) -> int | None:
     return descriptor
 
 
-def release(descriptor: int) -> None:
-    """Release a lock of try_lock."""
-    os.close(descriptor)
-
-
 def lock_holder(path: Path) -> str | None:
     """Return the lock's text (holder, purpose, start), or None if no process holds the lock.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import re
@@ -21,6 +22,11 @@ from stackctl.machine import runner
 #: Seconds for a temporary container to start: many times the usual, for busy or slow machines.
 _START_S = 60
 _RUN_ONCE_S = 300
+#: Options of temporary containers: without network, capabilities or a writable root.
+_CONFINED = (
+    "--pull=never", "--network=none", "--read-only", "--cap-drop=all",
+    "--security-opt=no-new-privileges", "--security-opt=label=disable", "--log-driver=none",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,9 +50,7 @@ def run_once(
     """Run a command in a temporary container without network, capabilities or a writable root."""
     return runner.run(
         (
-            "podman", "run", "--rm", "--pull=never", "--network=none", "--read-only",
-            "--cap-drop=all", "--security-opt=no-new-privileges", "--log-driver=none",
-            "--security-opt=label=disable", *(f"--volume={volume}" for volume in volumes),
+            "podman", "run", "--rm", *_CONFINED, *(f"--volume={volume}" for volume in volumes),
             *((f"--entrypoint={entrypoint}",) if entrypoint else ()),
             image, *arguments,
         ),
@@ -66,12 +70,7 @@ def cuda_version(environment: Sequence[str]) -> str | None:
 
 def image_cuda(image: str) -> str | None:
     """Return the CUDA version of a local image; None if it is absent or names no version."""
-    words = ("podman", "image", "inspect", "--format={{json .Config.Env}}", image)
-    try:
-        done = runner.run(words, check=False)
-        return cuda_version(json.loads(done.stdout) or ()) if done.status == 0 else None
-    except (StackctlError, ValueError):
-        return None
+    return cuda_version(_environment(image))
 
 
 def create_with_devices(image: str, devices: Sequence[str]) -> runner.Completed:
@@ -85,10 +84,8 @@ def create_with_devices(image: str, devices: Sequence[str]) -> runner.Completed:
     """
     name = f"stackctl-proof-{os.getpid()}"
     create = (
-        "podman", "create", f"--name={name}", "--pull=never", "--network=none", "--read-only",
-        "--cap-drop=all", "--security-opt=no-new-privileges", "--security-opt=label=disable",
-        "--log-driver=none", *(f"--device={device}" for device in devices),
-        "--entrypoint=sh", image,
+        "podman", "create", f"--name={name}", *_CONFINED,
+        *(f"--device={device}" for device in devices), "--entrypoint=sh", image,
     )  # fmt: skip
     try:
         done = runner.run(create, check=False, timeout_s=_START_S)
@@ -96,11 +93,8 @@ def create_with_devices(image: str, devices: Sequence[str]) -> runner.Completed:
             done = runner.run(("podman", "init", name), check=False, timeout_s=_START_S)
         return done
     finally:
-        runner.run(
-            ("podman", "rm", "--force", "--ignore", "--time=0", name),
-            check=False,
-            timeout_s=_START_S,
-        )
+        remove = ("podman", "rm", "--force", "--ignore", "--time=0", name)
+        runner.run(remove, check=False, timeout_s=_START_S)
 
 
 def load_archive(archive: Path, tag: str) -> None:
@@ -112,9 +106,7 @@ def load_archive(archive: Path, tag: str) -> None:
 
     try:
         with tarfile.open(archive) as stream:
-            first = [
-                member.name.removeprefix("./") for _, member in zip(range(4), stream, strict=False)
-            ]
+            first = [member.name.removeprefix("./") for member in itertools.islice(stream, 4)]
     except tarfile.TarError:
         raise StackctlError(
             f"{archive} is not an image archive",
@@ -174,11 +166,15 @@ def remove_container(container: str) -> None:
 
 def image_environment(image_id: str) -> tuple[str, ...]:
     """Return the names of the variables that an image sets; empty if they cannot be read."""
-    words = ("podman", "image", "inspect", "--format={{json .Config.Env}}", image_id)
+    return tuple(pair.partition("=")[0] for pair in _environment(image_id))
+
+
+def _environment(image: str) -> tuple[str, ...]:
+    words = ("podman", "image", "inspect", "--format={{json .Config.Env}}", image)
     try:
         done = runner.run(words, check=False)
         pairs = json.loads(done.stdout) if done.status == 0 else None
-        return tuple(str(pair).partition("=")[0] for pair in pairs or ())
+        return tuple(str(pair) for pair in pairs or ())
     except (StackctlError, ValueError, TypeError):
         return ()
 
@@ -190,13 +186,8 @@ def inspect_containers(names: Sequence[str]) -> dict[str, Container]:
     """
     if not names:
         return {}
-    words = (
-        "podman",
-        "inspect",
-        "--type=container",
-        "--format={{.Name}} {{.Image}} {{json .State}}",
-    )
-    done = runner.run((*words, *names), check=False)
+    form = "--format={{.Name}} {{.Image}} {{json .State}}"
+    done = runner.run(("podman", "inspect", "--type=container", form, *names), check=False)
     found = {}
     for line in done.stdout.splitlines():
         name, image, text = (*line.split(" ", 2), "", "")[:3]

@@ -162,29 +162,11 @@ def run_process_group(
     Raises:
         StackctlError: the program is absent (exit 6), or took too long.
     """
-    command = shlex.join(argv)
-    if observer is not None:
-        observer(command)
-    try:
-        process = subprocess.Popen(
-            list(argv),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env=controlled_environment() | extra_env,
-            cwd=working_folder(),
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise StackctlError(
-            f"cannot run {argv[0]}: {error.strerror}", exit_code=ExitCode.HOST
-        ) from None
+    process = _start(argv, capture=True, extra_env=extra_env)
     try:
         output, _ = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
-        raise StackctlError(f"not done within {timeout_s:.0f} s: {command}") from None
+        raise StackctlError(f"not done within {timeout_s:.0f} s: {shlex.join(argv)}") from None
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -199,25 +181,37 @@ def stream(argv: Sequence[str]) -> int:
 
     Its output appears at once. Ctrl-C ends the program and raises KeyboardInterrupt.
     """
-    if observer is not None:
-        observer(shlex.join(argv))
-    try:
-        process = subprocess.Popen(
-            list(argv),
-            stdin=subprocess.DEVNULL,
-            env=controlled_environment(),
-            cwd=working_folder(),
-        )
-    except OSError as error:
-        raise StackctlError(
-            f"cannot run {argv[0]}: {error.strerror}", exit_code=ExitCode.HOST
-        ) from None
+    process = _start(argv)
     try:
         return process.wait()
     except BaseException:
         process.terminate()
         process.wait()
         raise
+
+
+def _start(
+    argv: Sequence[str], *, capture: bool = False, extra_env: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """Start a program. With ``capture`` its output is piped and it gets a session of its own."""
+    if observer is not None:
+        observer(shlex.join(argv))
+    try:
+        return subprocess.Popen(
+            list(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if capture else None,
+            stderr=subprocess.STDOUT if capture else None,
+            text=True,
+            errors="replace",
+            env=controlled_environment() | (extra_env or {}),
+            cwd=working_folder(),
+            start_new_session=capture,
+        )
+    except OSError as error:
+        raise StackctlError(
+            f"cannot run {argv[0]}: {error.strerror}", exit_code=ExitCode.HOST
+        ) from None
 
 
 def exec_program(argv: Sequence[str], *, hint: str) -> NoReturn:

@@ -1,23 +1,30 @@
-"""Ignore or defer the signals that end a command, so that none interrupts a change halfway."""
+"""Handle the signals that end a command, so that none interrupts a change halfway."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextlib.contextmanager
-def ignore_signals() -> Iterator[None]:
-    """Ignore SIGINT, SIGTERM and SIGHUP while the block runs; those that arrive are lost."""
-    saved = {number: signal.signal(number, signal.SIG_IGN) for number in _ENDING}
+def handle_signals(
+    handler: Callable[..., object] | signal.Handlers, numbers: Sequence[signal.Signals] = _ENDING
+) -> Iterator[None]:
+    """Handle signals while the block runs, by default SIGINT, SIGTERM and SIGHUP."""
+    saved = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        for number, handler in saved.items():
-            signal.signal(number, handler)
+        for number, before in saved.items():
+            signal.signal(number, before)
+
+
+def ignore_signals() -> contextlib.AbstractContextManager[None]:
+    """Ignore SIGINT, SIGTERM and SIGHUP while the block runs; those that arrive are lost."""
+    return handle_signals(signal.SIG_IGN)
 
 
 @contextlib.contextmanager
@@ -28,11 +35,7 @@ def defer_signals() -> Iterator[None]:
         KeyboardInterrupt: at the end, if one arrived.
     """
     heard: list[int] = []
-    saved = {number: signal.signal(number, lambda n, _: heard.append(n)) for number in _ENDING}
-    try:
+    with handle_signals(lambda number, _: heard.append(number)):
         yield
-    finally:
-        for number, handler in saved.items():
-            signal.signal(number, handler)
     if heard:
         raise KeyboardInterrupt

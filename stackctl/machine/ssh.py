@@ -24,6 +24,7 @@ from typing import IO
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine.path_security import make_private_folder
 from stackctl.machine.runner import controlled_environment
+from stackctl.machine.signals import handle_signals
 
 #: Exit status of ssh itself if it fails (ssh(1)); stackctl never exits with it.
 FAILED = 255
@@ -34,6 +35,8 @@ ABSENT = (127, 126)
 _KEPT_S = 60
 #: A box that sends nothing for 3 times 15 s is gone; without these options ssh would wait for ever.
 _ALIVE = ("-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=3")
+#: ssh asks nothing and prints only errors; the command gets no terminal.
+_QUIET = ("-o", "LogLevel=ERROR", "-o", "BatchMode=yes", "-T")
 _SIGNAL_S = 20
 #: Variables that ssh needs to ask for passwords and keys, beside those that all programs get.
 _PASSED = (
@@ -107,12 +110,12 @@ class RemoteHost:
 
     def query(self, command: str) -> tuple[int, str, str]:
         """Run a shell command that asks nothing; return exit status, stdout and stderr."""
-        words = [*self._ssh(), "-o", "LogLevel=ERROR", "-o", "BatchMode=yes", "-T"]
+        words = [*self._ssh(), *_QUIET, self.destination, command]
         with (
             tempfile.TemporaryFile(dir=self.folder) as out,
             tempfile.TemporaryFile(dir=self.folder) as err,
         ):
-            status = _status(_start([*words, self.destination, command], stdout=out, stderr=err))
+            status = _status(_start(words, stdout=out, stderr=err))
             return status, _whole(out), _whole(err)
 
     @contextlib.contextmanager
@@ -127,11 +130,10 @@ class RemoteHost:
         Raises:
             StackctlError: exit 6 with the program's message, exit 1 if the connection broke.
         """
-        words = [*self._ssh(), "-o", "LogLevel=ERROR", "-o", "BatchMode=yes", "-T"]
-        command = shlex.join(["exec", *argv])
+        words = [*self._ssh(), *_QUIET, self.destination, shlex.join(["exec", *argv])]
         with tempfile.TemporaryFile(dir=self.folder) as said:
             process = _start(
-                [*words, self.destination, command],
+                words,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said,
             )  # fmt: skip
             assert process.stdin is not None and process.stdout is not None
@@ -250,7 +252,7 @@ class RemoteHost:
         stdout: int | None,
     ) -> int:
         command = _command(_ANNOUNCE + _BEGIN, caller, argv)
-        words = [*self._ssh(), "-o", "LogLevel=ERROR", "-o", "BatchMode=yes", "-T"]
+        words = [*self._ssh(), *_QUIET, self.destination, command]
         number: int | None = None
         interrupts: list[subprocess.Popen[bytes] | None] = []
 
@@ -259,10 +261,9 @@ class RemoteHost:
                 raise KeyboardInterrupt
             interrupts.append(self._interrupt(number) if number else None)
 
-        with _handling(interrupt):
-            process = _start(
-                [*words, self.destination, command], stdout=stdout, stderr=subprocess.PIPE
-            )
+        # SIGHUP is left alone: a terminal that is closed here must not interrupt the box.
+        with handle_signals(interrupt, (signal.SIGINT, signal.SIGTERM)):
+            process = _start(words, stdout=stdout, stderr=subprocess.PIPE)
             assert process.stderr is not None
             try:
                 held = b""
@@ -350,18 +351,6 @@ def _status(process: subprocess.Popen[bytes]) -> int:
     """Wait for ssh and return its exit status; FAILED if a signal killed it."""
     status = process.wait()
     return status if status >= 0 else FAILED
-
-
-@contextlib.contextmanager
-def _handling(interrupt: Callable[..., None]) -> Iterator[None]:
-    # SIGHUP is left alone: a terminal that is closed here must not interrupt the box.
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, interrupt) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _remedy(destination: str, why: str) -> str:

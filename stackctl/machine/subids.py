@@ -23,32 +23,20 @@ _PATIENCE_S = 15.0
 
 def add_line(file: Path, line: str) -> None:
     """Add a line, unless the file has it. Raises StackctlError if the file stays locked."""
-    with _lines(file) as (lines, write):
+    with _locked_lines(file) as lines:
         if line not in lines:
-            write([*lines, line])
+            lines.append(line)
 
 
 def remove_line(file: Path, line: str) -> None:
     """Remove a line, if the file has it. Raises StackctlError if the file stays locked."""
-    with _lines(file) as (lines, write):
-        if line in lines:
-            write([other for other in lines if other != line])
-
-
-class _Write:
-    """Writes the lines back and keeps the mode of the file."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-
-    def __call__(self, lines: list[str]) -> None:
-        mode = self._file.stat().st_mode & 0o7777 if self._file.exists() else 0o644
-        text = "".join(line + "\n" for line in lines)
-        write_atomically(self._file, text, mode=mode, keep_folder=True)
+    with _locked_lines(file) as lines:
+        lines[:] = [other for other in lines if other != line]
 
 
 @contextlib.contextmanager
-def _lines(file: Path) -> Iterator[tuple[list[str], _Write]]:
+def _locked_lines(file: Path) -> Iterator[list[str]]:
+    """Yield the lines of a locked file; write them back if they were changed."""
     try:
         descriptor = os.open(file.parent / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -70,6 +58,11 @@ def _lines(file: Path) -> Iterator[tuple[list[str], _Write]]:
             text = file.read_text("utf-8")
         except FileNotFoundError:
             text = ""
-        yield text.splitlines(), _Write(file)
+        lines = text.splitlines()
+        yield lines
+        if lines != text.splitlines():
+            mode = file.stat().st_mode & 0o7777 if file.exists() else 0o644
+            text = "".join(line + "\n" for line in lines)
+            write_atomically(file, text, mode=mode, keep_folder=True)
     finally:
         os.close(descriptor)

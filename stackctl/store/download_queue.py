@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import stat
 import threading
 import time
@@ -131,7 +132,7 @@ class DownloadQueue:
         try:
             if (got := existing(request)) is not None:
                 # Another process has completed it meanwhile.
-                lock.release(descriptor)
+                os.close(descriptor)
                 self.here += request.size
                 self._done(got)
                 return True
@@ -139,7 +140,7 @@ class DownloadQueue:
             if part.bytes_present and part.etag is None and not request.known:
                 part.reset()  # a change on the server could not be detected
         except BaseException:
-            lock.release(descriptor)
+            os.close(descriptor)
             raise
         job = FileDownload(request, part, descriptor)
         job.requeue_missing()
@@ -188,7 +189,7 @@ class DownloadQueue:
 def _release(job: FileDownload) -> None:
     job.part.close()
     with contextlib.suppress(OSError):
-        lock.release(job.descriptor)
+        os.close(job.descriptor)
 
 
 def existing(request: DownloadRequest) -> DownloadedFile | None:
