@@ -192,7 +192,7 @@ def _apply(
     """Ask, then make the planned changes. Return the facts of the machine after them."""
     from stackctl.provision import facts, preflight
     from stackctl.provision.apply import apply_plans
-    from stackctl.state import audit
+    from stackctl.state import logs
 
     changing = [plan for plan in plans if plan.status == "change"]
     if not changing:
@@ -201,7 +201,7 @@ def _apply(
     if not session.confirm(f"{provision_view.count_text(len(changing))} would change"):
         raise click.Abort
     apply_plans(
-        target, store, plans, audit.current_user(), provision_view.IndentedProgress(session.out)
+        target, store, plans, logs.current_user(), provision_view.IndentedProgress(session.out)
     )
     after = facts.read_facts(target, store, seen.user.name if seen.user is not None else None)
     _require_held(planned(after), changing)

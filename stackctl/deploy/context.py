@@ -9,10 +9,10 @@ from typing import Protocol
 from stackctl.errors import StackctlError
 from stackctl.machine.machine import Machine
 from stackctl.machine.systemd import Systemd
-from stackctl.state import audit
-from stackctl.state.engine_facts_cache import EngineFactsCache
+from stackctl.state import logs
 from stackctl.state.generations import Generations, utc_now
 from stackctl.state.journal import Journal
+from stackctl.state.learned_facts import EngineFactsCache
 from stackctl.state.paths import Paths
 from stackctl.values.history import AuditEntry, AuditResult
 
@@ -76,7 +76,7 @@ class Context:
         """Add an entry to the audit log. A failure is only a warning: the operation is done."""
         entry = AuditEntry(
             when=utc_now(),
-            user=audit.current_user(),
+            user=logs.current_user(),
             operation=operation,
             stack=stack,
             generation=generation,
@@ -84,6 +84,6 @@ class Context:
             message=message,
         )
         try:
-            audit.record(self.paths.state, entry)
+            logs.record_change(self.paths.state, entry)
         except StackctlError as problem:
             self.progress.warn(f"not in the audit log: {problem.message}")

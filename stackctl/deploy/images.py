@@ -15,8 +15,8 @@ from stackctl.engines.protocol import Engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import podman, podman_api
 from stackctl.quantity import format_bytes
-from stackctl.state.engine_facts_cache import EngineFactsCache
 from stackctl.state.generations import utc_now
+from stackctl.state.learned_facts import EngineFactsCache
 from stackctl.values.engine_facts import EngineFacts, EngineOption
 from stackctl.values.profile import Profile
 from stackctl.values.proxy import DEFAULT_IMAGE, LOCAL_IMAGE

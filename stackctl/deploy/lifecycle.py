@@ -30,7 +30,7 @@ from stackctl.errors import ExitCode, StackctlError, StartFailed
 from stackctl.machine import lock
 from stackctl.machine.signals import ignore_signals
 from stackctl.quantity import format_duration
-from stackctl.state import engine_workarounds
+from stackctl.state import learned_facts
 from stackctl.state.generations import utc_now
 from stackctl.units import render
 from stackctl.units.proxy_unit import proxy_service
@@ -104,7 +104,7 @@ def retry_with_fallback_kernels(
         options = " ".join(f"--{text.replace('=', ' ')}" for text in lesson.options)
         context.progress.warn(f"{error.message}: once more with {options}")
     done = attempt(_without_confirmation(context), lesson)
-    engine_workarounds.add(context.paths.state, lesson)
+    learned_facts.add_workaround(context.paths.state, lesson)
     return done
 
 

@@ -27,9 +27,14 @@ from stackctl.probe import probe
 from stackctl.sources.hub_cache import ModelNotCached, parse_remote
 from stackctl.sources.models import read_model
 from stackctl.sources.profiles import Profiles
-from stackctl.state import calibrations, claims, engine_workarounds, measured_memory
-from stackctl.state.engine_facts_cache import EngineFactsCache
+from stackctl.state import claims
 from stackctl.state.generations import Generations
+from stackctl.state.learned_facts import (
+    EngineFactsCache,
+    calibrations,
+    measured_memory,
+    workaround,
+)
 from stackctl.state.paths import Paths
 from stackctl.store import hub
 from stackctl.store.remote_header import read_remote
@@ -75,7 +80,7 @@ def read_basis(paths: Paths, machine: Machine) -> PlanBasis:
         host=probe(machine, scope=paths.scope),
         claims=claims.installed_claims(machine, paths),
         binding=claims.enforceable_claims(machine, paths),
-        calibrations=calibrations.read(paths.state),
+        calibrations=calibrations(paths.state),
     )
 
 
@@ -102,7 +107,7 @@ def inputs_before_image(
     The plan then uses the options of the newest known dialect, and the memory that earlier starts
     of the model have shown with any image.
     """
-    measured = measured_memory.read(basis.generations, profile.stack, model) if basis.live else ()
+    measured = measured_memory(basis.generations, profile.stack, model) if basis.live else ()
     return PlanInputs(
         image="",
         image_reason="",
@@ -138,7 +143,7 @@ def with_image(
     measured: tuple[MeasuredMemory, ...] = ()
     if image.facts is not None and basis.live:
         image_id = image.facts.image_id
-        measured = measured_memory.read(basis.generations, profile.stack, model, image_id)
+        measured = measured_memory(basis.generations, profile.stack, model, image_id)
         if lesson is None:
             lesson = _learned(basis, inputs, profile, image_id)
     return dataclasses.replace(
@@ -158,7 +163,7 @@ def _learned(
     gpus = choose_placement(
         basis.host, profile, claimed_resources.other_claims(inputs.claims, profile.stack)
     ).gpus
-    return engine_workarounds.read(basis.paths.state, image_id, *(gpu.name for gpu in gpus[:1]))
+    return workaround(basis.paths.state, image_id, *(gpu.name for gpu in gpus[:1]))
 
 
 def unit_target(paths: Paths, host: Host, plan: Plan, facts: EngineFacts | None) -> UnitTarget:

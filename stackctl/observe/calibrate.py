@@ -18,7 +18,7 @@ from stackctl.plan.planner import make_plan
 from stackctl.plan.roofline import prefill_operations
 from stackctl.probe import probe
 from stackctl.sources.models import read_model
-from stackctl.state import calibrations
+from stackctl.state import learned_facts
 from stackctl.state.generations import utc_now
 from stackctl.units import quoting
 from stackctl.values.calibration import Calibration
@@ -46,7 +46,7 @@ def calibrate(
         entry = _by_benchmark(context, profile, engine, engine.calibration, timeout_s, threads)
     else:
         entry = _by_counters(context, profile, engine, engine.calibration)
-    calibrations.add(context.paths.state, entry)
+    learned_facts.add_calibration(context.paths.state, entry)
     return entry
 
 

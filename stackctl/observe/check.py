@@ -11,7 +11,7 @@ from stackctl.errors import StackctlError
 from stackctl.health import endpoint
 from stackctl.machine.systemd import UnitState
 from stackctl.observe.status import stack_url
-from stackctl.state import health_log
+from stackctl.state import logs
 from stackctl.state.generations import utc_now
 from stackctl.units.proxy_unit import proxy_service
 from stackctl.values.generation import Generation
@@ -77,7 +77,7 @@ def record_health(context: Context, stack: str, seen: HealthEntry) -> None:
     if owner != os.geteuid():
         return
     try:
-        health_log.record(context.paths.state, stack, seen)
+        logs.record_health(context.paths.state, stack, seen)
     except StackctlError as error:
         context.progress.warn(f"not in the history: {error.message}")
 

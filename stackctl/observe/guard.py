@@ -16,7 +16,7 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import lock
 from stackctl.observe import engine_snapshot
 from stackctl.observe.check import check_stack, health_entry, record_health
-from stackctl.state import health_log
+from stackctl.state import logs
 from stackctl.state.generations import utc_now
 from stackctl.values.generation import Generation
 from stackctl.values.history import HealthEntry
@@ -122,7 +122,7 @@ def _was_dead(context: Context, generation: Generation, began: float) -> bool:
     ``began`` is the start of the present pass, in seconds since 1970.
     """
     try:
-        before = health_log.last(context.paths.state, generation.stack)
+        before = logs.last_health(context.paths.state, generation.stack)
     except StackctlError:
         return False
     if before is None or (before.name, before.generation) != (_DEAD, generation.number):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from stackctl.deploy.context import Context
 from stackctl.deploy.stack_state import installed_number
 from stackctl.errors import StackctlError
-from stackctl.state import audit, health_log
+from stackctl.state import logs
 from stackctl.values.history import AuditReport, HealthEntry, HistoryEntry, HistoryReport
 
 
@@ -25,7 +25,7 @@ def history_report(context: Context, stack: str) -> HistoryReport:
 
 def audit_report(context: Context, stack: str | None) -> AuditReport:
     """Return the audit log; of all stacks if ``stack`` is None."""
-    entries = audit.read(context.paths.state)
+    entries = logs.read_changes(context.paths.state)
     return AuditReport(
         scope=context.paths.scope,
         stack=stack,
@@ -35,7 +35,7 @@ def audit_report(context: Context, stack: str | None) -> AuditReport:
 
 def _last_seen(context: Context, stack: str) -> Mapping[int | None, HealthEntry]:
     try:
-        return {seen.generation: seen for seen in health_log.read(context.paths.state, stack)}
+        return {seen.generation: seen for seen in logs.read_health(context.paths.state, stack)}
     except StackctlError as error:
         context.progress.warn(error.message, error.hint)
         return {}

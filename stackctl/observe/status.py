@@ -17,7 +17,7 @@ from stackctl.machine import podman
 from stackctl.machine.systemd import UnitState
 from stackctl.observe import engine_snapshot
 from stackctl.observe.drift import find_drift
-from stackctl.state import health_log
+from stackctl.state import logs
 from stackctl.units import render
 from stackctl.units.proxy_unit import proxy_service
 from stackctl.values.generation import Generation
@@ -225,7 +225,7 @@ def _answering(
 def _last_health(context: Context, generation: Generation) -> HealthEntry | None:
     """Return the last check of this generation; None without one, or if it cannot be read."""
     try:
-        seen = health_log.last(context.paths.state, generation.stack)
+        seen = logs.last_health(context.paths.state, generation.stack)
     except StackctlError as error:
         context.progress.warn(error.message, error.hint)
         return None

@@ -19,7 +19,7 @@ from stackctl.observe.calibrate import calibration_of
 from stackctl.plan.planner import PlanInputs, make_plan
 from stackctl.plan.roofline import prefill_operations
 from stackctl.sources.catalogue import read_entry
-from stackctl.state import calibrations
+from stackctl.state import learned_facts
 from stackctl.values.calibration import Calibration
 from stackctl.values.model import Model, ModelFile
 from stackctl.values.plan import Plan
@@ -102,20 +102,20 @@ def test_other_output_of_a_benchmark(text: str) -> None:
 
 
 def test_measurements_are_kept_and_replaced(tmp_path: Path) -> None:
-    assert calibrations.read(tmp_path) == ()
+    assert learned_facts.calibrations(tmp_path) == ()
     first, other = measured(), measured(quantization="Q8_0")
-    calibrations.add(tmp_path, first)
-    calibrations.add(tmp_path, other)
-    assert calibrations.read(tmp_path) == (first, other)
+    learned_facts.add_calibration(tmp_path, first)
+    learned_facts.add_calibration(tmp_path, other)
+    assert learned_facts.calibrations(tmp_path) == (first, other)
     again = measured(decode_bytes_s=1e9)
-    calibrations.add(tmp_path, again)
-    assert calibrations.read(tmp_path) == (other, again)
+    learned_facts.add_calibration(tmp_path, again)
+    assert learned_facts.calibrations(tmp_path) == (other, again)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": "stackctl.calibrations/9"}'])
 def test_a_damaged_file_of_measurements_is_measured_again(tmp_path: Path, text: str) -> None:
     (tmp_path / "calibrations.json").write_text(text)
-    assert calibrations.read(tmp_path) == ()
+    assert learned_facts.calibrations(tmp_path) == ()
 
 
 # Which one a plan uses

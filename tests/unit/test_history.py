@@ -27,7 +27,7 @@ from stackctl.machine.systemd import Systemd
 from stackctl.observe.check import record_health
 from stackctl.observe.generation_diff import compare_generations
 from stackctl.plan.plan_diff import changed_decisions
-from stackctl.state import audit, health_log, keys
+from stackctl.state import keys, logs
 from stackctl.state.generations import Generations, utc_now
 from stackctl.state.journal import Journal
 from stackctl.state.paths import scope_paths
@@ -173,8 +173,8 @@ def test_history_is_a_table_newest_first(at: Place) -> None:
     back = msgspec.structs.replace(back, created="2019-02-03T04:05:06Z")
     at.store.write(msgspec.structs.replace(back, outcome=Outcome(state="interrupted", changed="")))
     at.install(3)
-    health_log.record(at.state, "cpu", HealthEntry(when=utc_now(), status="fail", generation=1))
-    health_log.record(at.state, "cpu", HealthEntry(when=utc_now(), status="ok", generation=3))
+    logs.record_health(at.state, "cpu", HealthEntry(when=utc_now(), status="fail", generation=1))
+    logs.record_health(at.state, "cpu", HealthEntry(when=utc_now(), status="ok", generation=3))
     assert at("history") == 0
     head, *rows = at.out.splitlines()
     assert re.split(r" {2,}", head) == [
@@ -204,7 +204,7 @@ def test_history_as_a_document(at: Place) -> None:
     at.fill("replaced", "ready")
     at.install(2)
     seen = HealthEntry(when=utc_now(), status="warn", generation=2, name="answer", message="slow")
-    health_log.record(at.state, "cpu", seen)
+    logs.record_health(at.state, "cpu", seen)
     assert at("history", "cpu", "--json") == 0
     found = from_json(at.out, HistoryReport, where="stdout")
     assert json.loads(at.out)["schema"] == "stackctl.history/1"
@@ -266,7 +266,7 @@ def test_the_audit_log_is_printed(at: Place) -> None:
     assert at("history", "--log") == 0
     assert (at.out, at.err) == ("", "nothing was changed yet\n")
     for number in (1, 2):
-        audit.record(
+        logs.record_change(
             at.state,
             AuditEntry(
                 when=f"{utc_now()[:4]}-11-21T12:00:0{number}Z", user="root (alice)",
@@ -412,7 +412,7 @@ def test_old_generations_go_the_installed_and_the_last_good_stay(at: Place) -> N
     assert at("prune", "--dry-run", "--keep", "2") == 0
     assert at.out == "cpu: would remove 1, 3, 4, 5, 6, 8, 9, 10; keep 2, 7, 11, 12\n"
     assert at.left() == tuple(range(1, 13))
-    assert audit.read(at.state) == ()
+    assert logs.read_changes(at.state) == ()
     # Nobody is asked where nobody can answer.
     assert at("prune", "--keep", "2") == 2
     assert "8 of 12 generations of cpu would be removed" in at.err
@@ -420,7 +420,7 @@ def test_old_generations_go_the_installed_and_the_last_good_stay(at: Place) -> N
     assert at("prune", "--keep", "2", "-y") == 0
     assert at.out == "cpu: removed 1, 3, 4, 5, 6, 8, 9, 10; kept 2, 7, 11, 12\n"
     assert at.left() == (2, 7, 11, 12)
-    (entry,) = audit.read(at.state)
+    (entry,) = logs.read_changes(at.state)
     assert (entry.operation, entry.stack, entry.result) == ("prune", "cpu", "done")
     assert entry.message == "removed 1, 3, 4, 5, 6, 8, 9, 10"
     assert at("prune", "--keep", "2", "-y", "--json") == 0
@@ -428,7 +428,7 @@ def test_old_generations_go_the_installed_and_the_last_good_stay(at: Place) -> N
     assert (found.removed, found.kept) == ((), (2, 7, 11, 12))
     assert at("prune") == 0
     assert at.out == "cpu: nothing to remove, kept 2, 7, 11, 12\n"
-    assert len(audit.read(at.state)) == 1
+    assert len(logs.read_changes(at.state)) == 1
     assert not at.lock.exists()
 
 
@@ -483,7 +483,7 @@ def test_what_was_compiled_goes_with_the_last_generation_of_its_image(at: Place)
     assert (found.removed, found.caches) == ((1,), 1)
     assert 4 * 4096 <= found.freed_bytes <= 16 * 4096
     assert [number for number, folder in folders.items() if folder.exists()] == [1, 2, 3]
-    assert "removed 1 and the compiled code" in (audit.read(at.state)[-1].message or "")
+    assert "removed 1 and the compiled code" in (logs.read_changes(at.state)[-1].message or "")
     # Also where no generation goes.
     at.store.remove("other", 1)
     assert at("prune", "-y") == 0
@@ -594,7 +594,7 @@ def test_keys_are_made_changed_and_removed(at: Place) -> None:
     assert at("key", "remove", "cpu", "-y", "--json") == 0
     assert from_json(at.out, KeyReport, where="stdout").valid == 0
     assert keys.read(at.state, "cpu") == ()
-    log = audit.read(at.state)
+    log = logs.read_changes(at.state)
     assert [entry.operation for entry in log] == [
         "key create", "key rotate", "key rotate", "key remove", "key create", "key remove",
     ]  # fmt: skip
@@ -611,7 +611,7 @@ def test_a_door_that_does_not_take_new_keys_is_told(at: Place) -> None:
     assert keys.read(at.state, "cpu") != (before,)
     assert "stored, but the running door of cpu still lets in the earlier keys" in at.err
     assert "hint: systemctl --user restart cpu_door.service" in at.err
-    *_, last = audit.read(at.state)
+    *_, last = logs.read_changes(at.state)
     assert (last.operation, last.result) == ("key rotate", "failed")
 
 
@@ -717,7 +717,7 @@ def test_a_check_that_cannot_be_recorded_warns(
     folder.mkdir(parents=True)
     record_health(context, "cpu", seen)
     assert capsys.readouterr().err == ""
-    assert health_log.last(context.paths.state, "cpu") == seen
+    assert logs.last_health(context.paths.state, "cpu") == seen
     for path in sorted(folder.iterdir()):
         path.unlink()
     folder.rmdir()

@@ -20,7 +20,7 @@ import pytest
 from stackctl.errors import StackctlError
 from stackctl.machine.files import append_line, read_private
 from stackctl.machine.path_security import make_private_folder
-from stackctl.state import audit, health_log
+from stackctl.state import logs
 from stackctl.values.base import to_json
 from stackctl.values.history import AuditEntry, HealthEntry
 
@@ -107,28 +107,28 @@ def test_another_users_folder_is_refused_and_so_is_his_link(tmp_path: Path) -> N
 
 def test_what_was_added_is_read_in_order(tmp_path: Path) -> None:
     state = tmp_path / "state"
-    assert audit.read(state) == ()
+    assert logs.read_changes(state) == ()
     before = os.umask(0)
     try:
         for number in range(5):
-            audit.record(state, entry(number))
+            logs.record_change(state, entry(number))
     finally:
         os.umask(before)
-    assert [found.generation for found in audit.read(state)] == [0, 1, 2, 3, 4]
+    assert [found.generation for found in logs.read_changes(state)] == [0, 1, 2, 3, 4]
     assert mode(state) == 0o700
     assert mode(state / "audit.jsonl") == 0o600
     assert (state / "audit.jsonl").read_bytes().count(b"\n") == 5
     # Made readable by accident, it is so no longer than to the next entry.
     (state / "audit.jsonl").chmod(0o644)
-    audit.record(state, entry(5))
+    logs.record_change(state, entry(5))
     assert mode(state / "audit.jsonl") == 0o600
 
 
 @pytest.mark.parametrize("text", ['"\n{}\r\x00', "größe \u2028 \x85", "\ud800", "x" * 5000])
 def test_any_message_is_one_line(tmp_path: Path, text: str) -> None:
-    audit.record(tmp_path, entry(1, message=text))
-    audit.record(tmp_path, entry(2))
-    first, second = audit.read(tmp_path)
+    logs.record_change(tmp_path, entry(1, message=text))
+    logs.record_change(tmp_path, entry(2))
+    first, second = logs.read_changes(tmp_path)
     assert second.generation == 2
     assert first.message == (text if len(text) < 1000 and text != "\ud800" else first.message)
     assert len(first.message or "") <= 1000
@@ -136,15 +136,15 @@ def test_any_message_is_one_line(tmp_path: Path, text: str) -> None:
 
 
 def test_a_torn_line_costs_only_itself(tmp_path: Path) -> None:
-    audit.record(tmp_path, entry(1))
+    logs.record_change(tmp_path, entry(1))
     path = tmp_path / "audit.jsonl"
     path.write_bytes(path.read_bytes() + b'{"when": "2026-11-')
-    audit.record(tmp_path, entry(2))
-    assert [found.generation for found in audit.read(tmp_path)] == [1, 2]
+    logs.record_change(tmp_path, entry(2))
+    assert [found.generation for found in logs.read_changes(tmp_path)] == [1, 2]
 
 
 def test_a_full_disk_leaves_the_log_as_it_was(tmp_path: Path) -> None:
-    audit.record(tmp_path, entry(1))
+    logs.record_change(tmp_path, entry(1))
     path = tmp_path / "audit.jsonl"
     before = path.read_bytes()
     files = open_files()
@@ -152,18 +152,18 @@ def test_a_full_disk_leaves_the_log_as_it_was(tmp_path: Path) -> None:
         no_file_longer_than(len(before) + 10),
         pytest.raises(StackctlError, match="cannot write"),
     ):
-        audit.record(tmp_path, entry(2))
+        logs.record_change(tmp_path, entry(2))
     assert path.read_bytes() == before
     assert open_files() == files
-    audit.record(tmp_path, entry(3))
-    assert [found.generation for found in audit.read(tmp_path)] == [1, 3]
+    logs.record_change(tmp_path, entry(3))
+    assert [found.generation for found in logs.read_changes(tmp_path)] == [1, 3]
 
 
 def test_the_log_is_bounded(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     path.write_bytes(LINE * (MIB // len(LINE) + 1))
-    audit.record(tmp_path, entry(7))
-    found = audit.read(tmp_path)
+    logs.record_change(tmp_path, entry(7))
+    found = logs.read_changes(tmp_path)
     assert len(found) == 2000
     assert found[-1].generation == 7
     assert mode(path) == 0o600
@@ -171,9 +171,9 @@ def test_the_log_is_bounded(tmp_path: Path) -> None:
     # Long lines: fewer of them, and not a new file with each.
     path.unlink()
     for number in range(1500):
-        audit.record(tmp_path, entry(number, message="x" * 1000))
+        logs.record_change(tmp_path, entry(number, message="x" * 1000))
         assert path.stat().st_size <= MIB + 2000
-    found = audit.read(tmp_path)
+    found = logs.read_changes(tmp_path)
     assert found[-1].generation == 1499
     assert len(found) > 400
 
@@ -229,10 +229,10 @@ def test_nothing_planted_is_written_to_or_believed(tmp_path: Path, kind: str) ->
     plant(path, kind, tmp_path / "target")
     files = open_files()
     with pytest.raises(StackctlError) as caught:
-        audit.record(state, entry())
+        logs.record_change(state, entry())
     assert str(path) in caught.value.message
     with pytest.raises(StackctlError):
-        audit.read(state)
+        logs.read_changes(state)
     assert (tmp_path / "target").read_bytes() == LINE
     assert not (tmp_path / "new").exists()
     if kind == "theirs":
@@ -288,15 +288,15 @@ def test_of_a_damaged_log_all_good_lines_are_read(tmp_path: Path, seed: int) -> 
         path.write_bytes(b"\n".join(parts) + rng.choice((b"", b"\n", b"\n\n", b"\xff")))
     # A torn end may take the last line with it.
     expected = list(range(1, good + 1))
-    for found in (audit.read(tmp_path), health_log.read(tmp_path, "s")):
+    for found in (logs.read_changes(tmp_path), logs.read_health(tmp_path, "s")):
         assert [one.generation for one in found] in (expected, expected[:-1])
-    newest = health_log.last(tmp_path, "s")
+    newest = logs.last_health(tmp_path, "s")
     assert (newest.generation if newest else 0) in (good, good - 1)
     # And it goes on.
-    audit.record(tmp_path, entry(1000))
-    assert health_log.record(tmp_path, "s", seen("13:00:00", generation=1000))
-    assert audit.read(tmp_path)[-1].generation == 1000
-    newest = health_log.last(tmp_path, "s")
+    logs.record_change(tmp_path, entry(1000))
+    assert logs.record_health(tmp_path, "s", seen("13:00:00", generation=1000))
+    assert logs.read_changes(tmp_path)[-1].generation == 1000
+    newest = logs.last_health(tmp_path, "s")
     assert newest is not None
     assert newest.generation == 1000
 
@@ -308,7 +308,7 @@ def test_random_bytes_are_no_entries(tmp_path: Path, seed: int) -> None:
     for _ in range(rng.randrange(1, 200)):
         data[rng.randrange(len(data))] = rng.randrange(256)
     (tmp_path / "audit.jsonl").write_bytes(bytes(data))
-    for found in audit.read(tmp_path):
+    for found in logs.read_changes(tmp_path):
         assert isinstance(found, AuditEntry)
         assert isinstance(found.user, str)
 
@@ -320,32 +320,32 @@ def test_the_user_is_the_login_name(monkeypatch: pytest.MonkeyPatch) -> None:
     name = pwd.getpwuid(os.getuid()).pw_name
     for variable in ("SUDO_USER", "PKEXEC_UID"):
         monkeypatch.delenv(variable, raising=False)
-    assert audit.current_user() == name
+    assert logs.current_user() == name
     monkeypatch.setenv("USER", "mallory")
     monkeypatch.setenv("LOGNAME", "mallory")
-    assert audit.current_user() == name
+    assert logs.current_user() == name
     monkeypatch.setenv("SUDO_USER", "alice")
-    assert audit.current_user() == f"{name} (alice)"
+    assert logs.current_user() == f"{name} (alice)"
     monkeypatch.setenv("SUDO_USER", "DOMAIN\\alice.b-c$")
-    assert audit.current_user() == f"{name} (DOMAIN\\alice.b-c$)"
+    assert logs.current_user() == f"{name} (DOMAIN\\alice.b-c$)"
     for nonsense in ("", "a b", "x\n", "y" * 70, "root) (bob", name, "\x1b[31m"):
         monkeypatch.setenv("SUDO_USER", nonsense)
-        assert audit.current_user() == name
+        assert logs.current_user() == name
     monkeypatch.delenv("SUDO_USER")
     monkeypatch.setenv("PKEXEC_UID", "65534")
-    assert audit.current_user() == f"{name} ({pwd.getpwuid(65534).pw_name})"
+    assert logs.current_user() == f"{name} ({pwd.getpwuid(65534).pw_name})"
     monkeypatch.setenv("PKEXEC_UID", "4000000")
-    assert audit.current_user() == name + " (4000000)"
+    assert logs.current_user() == name + " (4000000)"
     for nonsense in ("-1", "9" * 30, "x", "٣"):
         monkeypatch.setenv("PKEXEC_UID", nonsense)
-        assert audit.current_user() == name
+        assert logs.current_user() == name
 
 
 def test_a_key_does_not_get_into_the_log(tmp_path: Path) -> None:
     key = "sk-stackctl-" + "aB3_-" * 8
-    audit.record(tmp_path, entry(message=f"HTTP 401 for Bearer {key}!"))
+    logs.record_change(tmp_path, entry(message=f"HTTP 401 for Bearer {key}!"))
     assert key not in (tmp_path / "audit.jsonl").read_text()
-    assert audit.read(tmp_path)[0].message == "HTTP 401 for Bearer sk-stackctl-...!"
+    assert logs.read_changes(tmp_path)[0].message == "HTTP 401 for Bearer sk-stackctl-...!"
 
 
 # Health
@@ -366,21 +366,21 @@ def test_a_change_is_written_at_once_the_same_once_a_minute(tmp_path: Path) -> N
         (seen("11:00:00", generation=2), True),
     ]
     for one, written in steps:
-        assert health_log.record(tmp_path, "cpu", one) is written, one
+        assert logs.record_health(tmp_path, "cpu", one) is written, one
     kept = tuple(one for one, written in steps if written)
-    assert health_log.read(tmp_path, "cpu") == kept
-    assert health_log.last(tmp_path, "cpu") == kept[-1]
+    assert logs.read_health(tmp_path, "cpu") == kept
+    assert logs.last_health(tmp_path, "cpu") == kept[-1]
     path = tmp_path / "stacks" / "cpu" / "health.jsonl"
     assert mode(path) == 0o600
-    assert health_log.last(tmp_path, "other") is None
-    assert health_log.read(tmp_path, "other") == ()
+    assert logs.last_health(tmp_path, "other") is None
+    assert logs.read_health(tmp_path, "other") == ()
 
 
 def test_a_moment_that_is_none_is_no_reason_to_fail(tmp_path: Path) -> None:
     odd = HealthEntry(when="soon", status="ok")
     naive = HealthEntry(when="2026-11-21T12:00:00", status="ok")
     for one in (odd, odd, naive, seen("12:00:01"), naive):
-        assert health_log.record(tmp_path, "cpu", one)
+        assert logs.record_health(tmp_path, "cpu", one)
 
 
 def test_the_history_of_health_is_bounded(tmp_path: Path) -> None:
@@ -388,8 +388,8 @@ def test_the_history_of_health_is_bounded(tmp_path: Path) -> None:
     make_private_folder(path.parent)
     text = to_json(seen("12:00:00"), indent=-1).encode()
     path.write_bytes(text * (256 * 1024 // len(text) + 1))
-    assert health_log.record(tmp_path, "cpu", seen("12:00:01", "fail", message="y" * 9000))
-    found = health_log.read(tmp_path, "cpu")
+    assert logs.record_health(tmp_path, "cpu", seen("12:00:01", "fail", message="y" * 9000))
+    found = logs.read_health(tmp_path, "cpu")
     assert len(found) == 1000
     assert found[-1].status == "fail"
     assert len(found[-1].message or "") == 1000
@@ -398,5 +398,5 @@ def test_the_history_of_health_is_bounded(tmp_path: Path) -> None:
 def test_a_line_of_a_log_is_short_enough_to_be_read(tmp_path: Path) -> None:
     path = tmp_path / "log"
     append_line(path, b"x" * 20_000, most_bytes=MIB, keep=10)
-    audit.record(tmp_path, entry(message="\x01" * 9000))
-    assert len(audit.read(tmp_path)) == 1
+    logs.record_change(tmp_path, entry(message="\x01" * 9000))
+    assert len(logs.read_changes(tmp_path)) == 1

@@ -12,7 +12,7 @@ from stackctl.deploy.images import PlannedImage
 from stackctl.deploy.planning import PlanBasis, inputs_before_image, with_image
 from stackctl.engines import engine
 from stackctl.machine.machine import Machine
-from stackctl.state import engine_workarounds
+from stackctl.state import learned_facts
 from stackctl.state.paths import scope_paths
 from stackctl.values.engine_facts import EngineWorkaround
 
@@ -35,7 +35,7 @@ def test_options_that_an_image_needed_on_the_gpu_are_planned(tmp_path: Path) -> 
         why="no kernel",
         seen="2026-11-21T12:00:00Z",
     )
-    engine_workarounds.add(known.paths.state, entry)
+    learned_facts.add_workaround(known.paths.state, entry)
     inputs = inputs_before_image(known, PROFILE, MODEL, deadline_s=9)
     assert (inputs.image, inputs.workaround, inputs.deadline_s) == ("", None, 9)
     image = PlannedImage("i@sha256:1", "test", FACTS)

@@ -18,7 +18,7 @@ from stackctl.engines import engine as find_engine
 from stackctl.errors import StartFailed
 from stackctl.machine.machine import Machine
 from stackctl.machine.systemd import Systemd
-from stackctl.state import engine_workarounds
+from stackctl.state import learned_facts
 from stackctl.state.paths import scope_paths
 from stackctl.values.engine_facts import EngineWorkaround
 
@@ -60,7 +60,7 @@ def test_an_answer_that_is_not_text_is_answered_with_other_kernels(
 
         assert retry_with_fallback_kernels(context, started.stack, attempt) == "up"
     assert [lesson is None for lesson in tried] == [True, False]
-    kept = engine_workarounds.read(context.paths.state, facts.image_id, EPYC_GPU.gpus[0].name)
+    kept = learned_facts.workaround(context.paths.state, facts.image_id, EPYC_GPU.gpus[0].name)
     assert kept == tried[1]
     assert kept is not None
     assert kept.options == ("linear-backend=marlin",)

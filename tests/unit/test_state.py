@@ -12,9 +12,8 @@ from samples import EPYC, LLAMA_CPP, facts_of, plan
 
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.resources import data_folder
-from stackctl.state import measured_memory
-from stackctl.state.engine_facts_cache import EngineFactsCache
 from stackctl.state.generations import Generations, utc_now
+from stackctl.state.learned_facts import EngineFactsCache, measured_memory
 from stackctl.state.paths import scope_paths
 from stackctl.values.generation import EngineFact, Generation, Outcome
 from stackctl.values.unit import UnitFile, UnitSet
@@ -91,13 +90,17 @@ def test_what_engines_said_of_their_memory(tmp_path: Path) -> None:
         store.write(msgspec.structs.replace(made, outcome=outcome, image_id=image))
     (tmp_path / "stacks" / "cpu" / "5.json").write_text("damaged")
     model = plan().model
-    newest, oldest = measured_memory.read(store, "cpu", model, "0" * 64)
+    newest, oldest = measured_memory(store, "cpu", model, "0" * 64)
     assert (newest.generation, oldest.generation) == (3, 1)
     assert newest.argv == plan().argv
     assert (newest.weights_bytes, newest.kv_bytes, newest.kv_tokens) == (100, None, 2097152)
-    assert [one.generation for one in measured_memory.read(store, "cpu", model)] == [4, 3, 1]
+    assert [one.generation for one in measured_memory(store, "cpu", model)] == [
+        4,
+        3,
+        1,
+    ]
     other = msgspec.structs.replace(model, weights_bytes=1)
-    assert measured_memory.read(store, "cpu", other) == ()
+    assert measured_memory(store, "cpu", other) == ()
 
 
 def test_a_generation_that_is_not_there(tmp_path: Path) -> None:
