@@ -169,26 +169,31 @@ class RemoteHost:
         Raises:
             StackctlError: the connection is gone, or the box forwards no ports.
         """
-        for _ in range(_PORTS):
-            with socket.create_server(("127.0.0.1", 0)) as free:
-                ours = int(free.getsockname()[1])
-            # Another program may take the port first; then the next one is tried.
-            way = ("-L", f"127.0.0.1:{ours}:[{address}]:{port}")
-            if self._ask("-O", "forward", *way) == 0:
-                break
-        else:
-            raise StackctlError(
-                f"ssh forwards no port to {self.destination}",
-                hint=f"ssh -N -L {port}:{address}:{port} {shlex.quote(self.destination)} must work",
-            )
-        # An unused port does not keep the connection open, but a running command does.
-        words = [*self._ssh(), "-o", "BatchMode=yes", "-T", self.destination, "exec cat"]
-        with _start(words, stdin=subprocess.PIPE) as held:
-            try:
-                yield ours
-            finally:
-                self._ask("-O", "cancel", *way)
-                held.kill()
+        with contextlib.ExitStack() as forwarded:
+            for _ in range(_PORTS):
+                with socket.create_server(("127.0.0.1", 0)) as free:
+                    ours = int(free.getsockname()[1])
+                # Another program may take the port first; then the next one is tried.
+                way = ("-L", f"127.0.0.1:{ours}:[{address}]:{port}")
+                # Before the request, because ssh may have opened the port when Ctrl-C ends it.
+                forwarded.callback(self._ask, "-O", "cancel", *way)
+                if self._ask("-O", "forward", *way) == 0:
+                    break
+                forwarded.pop_all()
+            else:
+                raise StackctlError(
+                    f"ssh forwards no port to {self.destination}",
+                    hint=f"ssh -N -L {port}:{address}:{port} {shlex.quote(self.destination)} "
+                    "must work",
+                )
+            # An unused port does not keep the connection open, but a running command does.
+            words = [*self._ssh(), "-o", "BatchMode=yes", "-T", self.destination, "exec cat"]
+            with _start(words, stdin=subprocess.PIPE) as held:
+                try:
+                    yield ours
+                finally:
+                    forwarded.close()
+                    held.kill()
 
     def _not_kept(self, status: int, said: IO[bytes]) -> StackctlError:
         lines = _whole(said).splitlines()
@@ -298,7 +303,11 @@ class RemoteHost:
 
     def _ask(self, *options: str) -> int:
         """Run a control command of the kept connection (ssh -O); return its exit status."""
-        return _start([*self._ssh(), *options, self.destination]).wait()
+        with _start([*self._ssh(), *options, self.destination]) as process:
+            try:
+                return process.wait()
+            finally:
+                process.kill()
 
     def _ssh(self) -> list[str]:
         # Short, because a socket's path has at most 108 bytes, and ssh adds 17 of its own.

@@ -18,15 +18,22 @@ from .tinymodel import tiny_model
 from .vmbox import box, ready, served, vm  # noqa: F401 - one machine for all modules
 
 HERE = Path(__file__).parent
+#: Enough for the image of vLLM on a slow network, with other work on the machine.
+BUILD_S = 3600
 # Names that a program gives to files which it is still writing.
 DRAFT = re.compile(r"(^\.)|(\.(tmp|new|part|partial|draft|swp)$)|(^tmp)|(~$)")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test of this folder, so that the others can be run alone."""
+    """Mark every test of this folder, so that the others can be run alone.
+
+    The first test with vLLM waits until its image of 2.4 GiB is built.
+    """
     for item in items:
         if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.lab)
+            if "vllm_lab" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.timeout(BUILD_S))
 
 
 class Seat:
