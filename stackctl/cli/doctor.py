@@ -125,7 +125,7 @@ def _proof(plan: Plan, host: Host) -> Result:
             remedy=f"podman pull {plan.image}",
         )  # fmt: skip
     try:
-        gpu_access.test_gpu_container(plan.image, gpu_access.planned_gpus(host, plan))
+        gpu_access.test_gpu_container(plan.image, gpu_access.planned_gpus(host, plan), host)
     except StackctlError as error:
         return Result(
             name="gpu-proof", status="fail", expected=expected, actual=error.message,

@@ -11,26 +11,25 @@ from stackctl.engines.protocol import Failure
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import podman
 from stackctl.requirements import gpu_findings
-from stackctl.requirements.cdi import GENERATE
+from stackctl.requirements.cdi import cdi_remedy
 from stackctl.requirements.gpu import DEFAULT_CUDA
 from stackctl.units import wait_for_cdi
 from stackctl.values.host import Gpu, Host
 from stackctl.values.plan import Plan
 from stackctl.values.result import Result
 
-_GENERATE = f"sudo {GENERATE}"
 _UNRESOLVABLE = r"unresolvable CDI devices? (?P<name>\S+)"
 _NO_DEVICE = "podman finds no device {name} in the CDI files that it can read"
 #: Remedy on a machine whose CDI file was not created at this boot.
 _LOOK = "stackctl provision --only cdi says what is missing"
-#: Messages of podman and crun, their cause and the remedy.
+#: Messages of podman and crun, their cause, and the remedy with that for CDI files.
 _PROOFS = (
-    (_UNRESOLVABLE, _NO_DEVICE, _GENERATE),
+    (_UNRESOLVABLE, _NO_DEVICE, "{cdi}"),
     (r"(?P<name>/\S+nvidia-c(di|tk)\S*)|error (executing|running) hook",
      "the hook that a CDI file names fails",
-     f"install nvidia-container-toolkit, then: {_GENERATE}"),
+     "install nvidia-container-toolkit, then: {cdi}"),
     (r"(?P<name>/[^\s`:\"']+)[`\"']?: No such file or directory",
-     "a CDI file names {name}, which is not there", _GENERATE),
+     "a CDI file names {name}, which is not there", "{cdi}"),
     (r"(?P<name>/[^\s`:\"']+)[`\"']?: (Permission denied|Operation not permitted)",
      "this user may not use {name}", "ls -l {name} shows who may"),
 )  # fmt: skip
@@ -81,8 +80,8 @@ def require_gpus(host: Host, plan: Plan, *, cuda: str | None = DEFAULT_CUDA) -> 
     )
 
 
-def test_gpu_container(image: str, gpus: tuple[Gpu, ...]) -> None:
-    """Let Podman prepare a container with the GPUs, and remove it unstarted.
+def test_gpu_container(image: str, gpus: tuple[Gpu, ...], host: Host) -> None:
+    """Let Podman prepare a container with GPUs of the host, and remove it unstarted.
 
     Raises:
         StackctlError: exit 6 with the cause, Podman's messages and the remedy.
@@ -94,7 +93,7 @@ def test_gpu_container(image: str, gpus: tuple[Gpu, ...]) -> None:
     if done.status == 0:
         return
     said = done.stderr.strip()
-    cause, remedy = explain_device_error(said)
+    cause, remedy = explain_device_error(said, cdi_remedy(host))
     raise StackctlError(cause, details=said.splitlines()[-2:], hint=remedy, exit_code=ExitCode.HOST)
 
 
@@ -113,10 +112,13 @@ def device_failure(lines: Sequence[str], *, waits: bool = False) -> Failure | No
     return None
 
 
-def explain_device_error(said: str) -> tuple[str, str]:
-    """Return cause and remedy for Podman's messages about devices that a container did not get."""
+def explain_device_error(said: str, cdi: str) -> tuple[str, str]:
+    """Return cause and remedy for Podman's messages about devices that a container did not get.
+
+    ``cdi`` is the remedy if a CDI file is the cause.
+    """
     for pattern, cause, remedy in _PROOFS:
         if match := re.search(pattern, said, re.IGNORECASE):
             name = (match["name"] or "").rstrip(",;:")
-            return cause.format(name=name), remedy.format(name=name)
+            return cause.format(name=name), remedy.format(name=name, cdi=cdi)
     return "podman cannot make a container with the GPU", "podman info shows what is wrong"

@@ -213,7 +213,7 @@ def roll_out(
     preflight.require_room(context, host, new, before, force=options.force)
     doors = (proxy.unit_file(context, new.stack, new.door),) if new.door else ()
     unit_files.validate(context, new.stack, (*new.units.files, *doors), generator)
-    gpu_access.test_gpu_container(new.image_id, gpu_access.planned_gpus(host, new.plan))
+    gpu_access.test_gpu_container(new.image_id, gpu_access.planned_gpus(host, new.plan), host)
     if options.dry_run:
         return None
     if before.is_active and before.generation is not None:
@@ -282,7 +282,9 @@ def restart(context: Context, stack: str, timeouts: RolloutTimeouts) -> Generati
     with exclusive_change(context, f"restart {stack}"):
         generation = installed_generation(context, stack)
         gpu_access.test_gpu_container(
-            generation.image_id, gpu_access.planned_gpus(generation.host, generation.plan)
+            generation.image_id,
+            gpu_access.planned_gpus(generation.host, generation.plan),
+            generation.host,
         )
         require_unchanged(context, generation.plan.model)
         active = stack_state.inspect_stack(context, stack).is_active

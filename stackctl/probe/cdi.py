@@ -10,7 +10,6 @@ from typing import Any
 
 from stackctl.probe.fact_reader import FactReader, sanitize
 from stackctl.quantity import version_numbers
-from stackctl.requirements.cdi import GENERATE
 from stackctl.values.host import CdiProblemCode, CdiSpec
 
 _Problem = tuple[CdiProblemCode, str]
@@ -23,9 +22,10 @@ _MOST_ITEMS = 2048
 _MOST_FILES = 64
 #: Nesting costs the parser memory and stack; these files are four levels deep.
 _MOST_BRACKETS, _WIDEST_LINE, _DEEPEST_INDENT = 4096, 4096, 200
-#: The first version with each field, and the newest version that podman before 5.0 parses.
+#: The first version with each field.
 _NEW_FIELDS = {"additionalGids": "0.7.0", "intelRdt": "0.7.0"}
-_OLD_PODMAN, _OLD_NEWEST = (5, 0), (0, 6)
+#: The newest version that podman parses before each of its versions (its go.mod at each tag).
+_NEWEST_CDI = (((5, 1), (0, 6)), ((5, 2), (0, 7)), ((5, 6), (0, 8)))
 
 
 def probe_cdi(reader: FactReader, podman: str | None) -> tuple[CdiSpec, ...]:
@@ -144,20 +144,24 @@ def _unique(spec: CdiSpec, owners: dict[str, str]) -> CdiSpec:
 
 
 def _too_new(version: Any, edits: list[dict[str, Any]], podman: str | None) -> _Problem | None:
-    if podman is None or version_numbers(podman) >= _OLD_PODMAN:
+    if podman is None:
         return None
-    later = next((name for name in _NEW_FIELDS if any(name in edit for edit in edits)), None)
+    limits = (limit for below, limit in _NEWEST_CDI if version_numbers(podman) < below)
+    newest = next(limits, None)
+    if newest is None:
+        return None
+    used = (name for name in _NEW_FIELDS if any(name in edit for edit in edits))
+    later = next((name for name in used if version_numbers(_NEW_FIELDS[name]) > newest), None)
     if later is not None:
         return (
             "additional-gids" if later == "additionalGids" else "newer-cdi",
-            f"it has {later} (CDI {_NEW_FIELDS[later]}), which podman {podman} cannot parse; "
-            "delete those lines, or upgrade podman to 5",
+            f"it has {later} (CDI {_NEW_FIELDS[later]}), which podman {podman} cannot parse",
         )
-    if isinstance(version, str) and version_numbers(version) > _OLD_NEWEST:
+    if isinstance(version, str) and version_numbers(version) > newest:
         return (
             "newer-cdi",
             f"it is CDI {sanitize(version, most=20)}, podman {podman} parses "
-            f"{'.'.join(map(str, _OLD_NEWEST))} at most; upgrade podman to 5",
+            f"{'.'.join(map(str, newest))} at most",
         )
     return None
 
@@ -194,7 +198,7 @@ def _missing(reader: FactReader, edits: list[dict[str, Any]]) -> _Problem | None
             if not reader.exists(place):
                 return (
                     "missing-file",
-                    f"{sanitize(place, most=100)} does not exist: generate it again ({GENERATE})",
+                    f"{sanitize(place, most=100)} does not exist: generate it again",
                 )
     return None
 

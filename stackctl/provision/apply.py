@@ -21,6 +21,7 @@ from stackctl.values.provision import (
     ProgramChange,
     RecordedChange,
     ReloadChange,
+    RestartChange,
 )
 
 _AGAIN = "finished changes are on record: stackctl provision continues, --undo reverts them"
@@ -63,7 +64,7 @@ def apply_plans(
         progress.progress(plan.item, plan.why)
         try:
             for change in plan.changes:
-                if not isinstance(change, ReloadChange):
+                if not isinstance(change, ReloadChange | RestartChange):
                     old = changes.previous_state(target, change)
                     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
                     new = RecordedChange(

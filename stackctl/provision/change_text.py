@@ -19,6 +19,7 @@ from stackctl.values.provision import (
     PreviousState,
     ProgramChange,
     ReloadChange,
+    RestartChange,
     SettingChange,
     ShownChange,
     SubidsChange,
@@ -71,7 +72,7 @@ def describe_revert(change: Change, old: PreviousState) -> ShownChange:
             words = f"take {change.count} ids from {change.user}"
         case LingerChange():
             words = f"services of {change.user} end with the last logout"
-        case ReloadChange():
+        case ReloadChange() | RestartChange():
             words, _ = made_by_command(change)
         case EnableChange():
             words, command = f"stop {change.unit}", f"systemctl disable --now {change.unit}"
@@ -90,6 +91,7 @@ def made_by_command(
     | SubidsChange
     | LingerChange
     | ReloadChange
+    | RestartChange
     | EnableChange
     | GuardChange,
 ) -> tuple[str, tuple[str, ...]]:
@@ -127,6 +129,8 @@ def made_by_command(
             return f"start the services of {user} at boot", ("loginctl", "enable-linger", user)
         case ReloadChange():
             return "have systemd read its files again", ("systemctl", "daemon-reload")
+        case RestartChange(unit=unit):
+            return f"start {unit} again", ("systemctl", "restart", unit)
         case EnableChange(unit=unit):
             return f"start {unit}, now and at boot", ("systemctl", "enable", "--now", unit)
         case GuardChange(user=user, program=program):

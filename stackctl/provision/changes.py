@@ -31,6 +31,7 @@ from stackctl.values.provision import (
     PreviousState,
     ProgramChange,
     ReloadChange,
+    RestartChange,
     SettingChange,
     SubidsChange,
 )
@@ -126,7 +127,7 @@ def revert(target: TargetRoot, change: Change, old: PreviousState) -> str | None
                 remove_file(link)
             # This works even while this program runs from the folder.
             shutil.rmtree(target.path_of(change.folder), ignore_errors=True)
-        case ReloadChange():
+        case ReloadChange() | RestartChange():
             pass
     return None
 

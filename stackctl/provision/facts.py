@@ -31,7 +31,8 @@ def read_facts(target: TargetRoot, store: UndoStore, user: str | None) -> Machin
     release = _os_release(target)
     families = tuple(f"{release.get('ID', '')} {release.get('ID_LIKE', '')}".split())
     packages, held = _packages(target)
-    needed = podman.packages(families, release.get("VERSION_ID"))
+    candidate = None if host.tools.podman else _candidate(target, "podman")
+    needed = podman.packages(families, release.get("VERSION_ID"), host.tools.podman or candidate)
     missing = tuple(name for name in needed if packages is not None and name not in packages)
     program = _program(target)
     weakness = None if program is None else _program_weakness(target, program)
@@ -53,6 +54,7 @@ def read_facts(target: TargetRoot, store: UndoStore, user: str | None) -> Machin
         packages=packages,
         held=held,
         simulated=_simulated(target, missing) if missing else (),
+        podman_candidate=candidate,
         toolkit=_candidate(target, host_paths.TOOLKIT) if host.gpus else None,
         subuid=target.read("/etc/subuid") or "",
         subgid=target.read("/etc/subgid") or "",

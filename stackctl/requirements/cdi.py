@@ -8,17 +8,31 @@ from stackctl.quantity import version_numbers
 from stackctl.requirements import host_paths
 from stackctl.requirements.facts import MachineFacts, StackNeeds
 from stackctl.requirements.gpu import DEFAULT_CUDA, GpuDriver, GpuPresent, nvidia_gpus
+from stackctl.requirements.podman import usable_version
 from stackctl.requirements.requirement import ProvisionItem, provision_fix, shipped_file
+from stackctl.units.quadlet import OLDEST_TEXT
 from stackctl.values.host import CdiProblemCode, CdiSpec, Gpu, Host
-from stackctl.values.provision import Change, EnableChange, ItemPlan, PackagesChange
+from stackctl.values.provision import (
+    Change,
+    EnableChange,
+    ItemPlan,
+    PackagesChange,
+    ReloadChange,
+    RestartChange,
+)
 from stackctl.values.result import Result, Status
 
-#: The command that writes the file, as root.
-GENERATE = "nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
-_SUDO_GENERATE = f"sudo {GENERATE}"
+#: Podman before this version cannot parse additionalGids, which toolkits from 1.19 on write unless
+#: they get the variable below. Older toolkits ignore it. (Sources of both programs at each tag.)
+_PODMAN_WITH_GIDS, _TOOLKIT_WITH_GIDS = (5, 1), (1, 19)
+_WITHOUT_GIDS = "NVIDIA_CTK_CDI_GENERATE_FEATURE_FLAGS=no-additional-gids-for-device-nodes"
+_REFRESH_SETTINGS = "/etc/nvidia-container-toolkit/nvidia-cdi-refresh.env"
 #: Toolkits from this version on have a service that writes the files in /run at each boot.
 _TOOLKIT_WITH_SERVICE = (1, 18)
+_TOOLKIT_UNITS = ("nvidia-cdi-refresh.path", "nvidia-cdi-refresh.service")
+_OUR_UNITS = ("stackctl-cdi-refresh.service",)
 _REFRESH = "sudo systemctl restart nvidia-cdi-refresh.service"
+_NEWER_PODMAN = f"upgrade podman to {'.'.join(map(str, _PODMAN_WITH_GIDS))}"
 _EXPECTED = "a CDI file that this podman can use names the GPUs"
 #: Parts of problems in documents from before they had codes, in this order. They never change.
 _TEXTS_WITHOUT_CODE: tuple[tuple[str, CdiProblemCode], ...] = (
@@ -27,6 +41,23 @@ _TEXTS_WITHOUT_CODE: tuple[tuple[str, CdiProblemCode], ...] = (
     ("takes neither", "duplicate-device"),
     ("upgrade podman", "newer-cdi"),
 )
+
+
+def generate_command(podman: str | None, path: str = "/etc/cdi/nvidia.yaml") -> str:
+    """Return the command that writes a CDI file which this podman can parse."""
+    variable = f"{_WITHOUT_GIDS} " if _lacks_gids(podman) else ""
+    return f"sudo {variable}nvidia-ctk cdi generate --output={path}"
+
+
+def cdi_remedy(host: Host) -> str:
+    """Return the remedy for a GPU that podman cannot find, the same as the finding's."""
+    found = CdiFiles().check(host, StackNeeds())
+    remedies = (result.remedy for result in found if result.status == "fail")
+    return next(filter(None, remedies), None) or generate_command(host.tools.podman)
+
+
+def _lacks_gids(podman: str | None) -> bool:
+    return podman is not None and version_numbers(podman) < _PODMAN_WITH_GIDS
 
 
 class CdiFiles(ProvisionItem):
@@ -43,7 +74,7 @@ class CdiFiles(ProvisionItem):
         if not specs:
             yield self.result(
                 "fail", "no file in /etc/cdi or /run/cdi", expected=_EXPECTED,
-                remedy=provision_fix(self.name, _SUDO_GENERATE),
+                remedy=provision_fix(self.name, generate_command(host.tools.podman)),
             )  # fmt: skip
             return
         usable = [spec for spec in specs if spec.problem is None]
@@ -61,7 +92,8 @@ class CdiFiles(ProvisionItem):
         missing = ", ".join(gpu.uuid or gpu.name or str(gpu.index) for gpu in unnamed)
         return self.result(
             "fail", f"no device for {missing}", expected=_EXPECTED,
-            evidence=" ".join(spec.path for spec in usable), remedy=_SUDO_GENERATE,
+            evidence=" ".join(spec.path for spec in usable),
+            remedy=generate_command(host.tools.podman),
         )  # fmt: skip
 
     def _bad_file(self, host: Host, spec: CdiSpec, status: Status) -> Result:
@@ -70,7 +102,7 @@ class CdiFiles(ProvisionItem):
             f"{spec.path}: {spec.problem}",
             expected=_EXPECTED,
             evidence=f"podman {host.tools.podman}" if host.tools.podman else None,
-            remedy=_remedy(spec),
+            remedy=self._remedy(spec, host.tools.podman),
         )
 
     def unneeded(self, facts: MachineFacts, needs: StackNeeds) -> str | None:
@@ -107,7 +139,8 @@ class CdiFiles(ProvisionItem):
         """
         changes: list[Change] = []
         version = (facts.packages or {}).get(host_paths.TOOLKIT)
-        if version is None:
+        own = "nvidia-cdi-refresh.service" in facts.units
+        if version is None and not own:
             if facts.packages is None or facts.toolkit is None:
                 return self.refused(
                     f"no package source here has {host_paths.TOOLKIT}",
@@ -116,38 +149,55 @@ class CdiFiles(ProvisionItem):
                 )
             version = facts.toolkit
             changes.append(PackagesChange(names=(host_paths.TOOLKIT,)))
-        has_service = version_numbers(version) >= _TOOLKIT_WITH_SERVICE
-        if has_service or "nvidia-cdi-refresh.service" in facts.units:
-            units: tuple[str, ...] = ("nvidia-cdi-refresh.path", "nvidia-cdi-refresh.service")
-        else:
-            file = shipped_file(facts, host_paths.CDI_SERVICE)
-            if file is not None:
-                if refused := self.refuse_foreign_file(facts, file):
-                    return refused
-                changes.append(file)
-            units = ("stackctl-cdi-refresh.service",)
+        own = own or version_numbers(version or "") >= _TOOLKIT_WITH_SERVICE
+        units = _TOOLKIT_UNITS if own else _OUR_UNITS
         left = [unit for unit in units if unit not in facts.enabled]
+        wanted = not own or self._needs_drop_in(facts, version, left)
+        name = host_paths.CDI_DROP_IN if own else host_paths.CDI_SERVICE
+        file = shipped_file(facts, name) if wanted else None
+        if file is not None:
+            if refused := self.refuse_foreign_file(facts, file):
+                return refused
+            # Before the package: its installation starts the service.
+            changes.insert(0, file)
         if not left and not changes:
             return self.refused(
                 f"{units[-1]} runs, and yet: {now}",
                 f"see why: journalctl -u {units[-1]}; then: sudo systemctl restart {units[-1]}",
             )
+        if file is not None and units[-1] not in left:
+            changes += [ReloadChange(), RestartChange(unit=units[-1])]
         changes += [EnableChange(unit=unit) for unit in left]
-        return self.planned(now, "stops the service; removes what was installed", *changes)
+        undo = "stops the service; removes what was installed" if left else "removes the file"
+        return self.planned(now, undo, *changes)
 
+    def _needs_drop_in(self, facts: MachineFacts, toolkit: str | None, left: Sequence[str]) -> bool:
+        """Return True if the toolkit's service must not write fields that podman cannot parse.
 
-def _remedy(spec: CdiSpec) -> str:
-    path, text = spec.path, spec.problem or ""
-    match spec.code or next((code for part, code in _TEXTS_WITHOUT_CODE if part in text), None):
-        case "unreadable":
-            return f"sudo chmod a+r {path}"
-        case "additional-gids" if path.endswith(".json"):
-            return "upgrade podman to 5, or delete additionalGids from the file"
-        case "additional-gids":
-            # The group ids are the only list items of these files that are plain numbers.
-            return f"sudo sed -i '/additionalGids:/d; /^ *- [0-9][0-9]*$/d' {path}"
-        case "duplicate-device":
-            return f"sudo rm {path}"
-        case "newer-cdi":
-            return "upgrade podman to 5, or write the file with an older nvidia-container-toolkit"
-    return _REFRESH if path.startswith(("/run/", "/var/run/")) else _SUDO_GENERATE
+        A service that provisioning enables gets the drop-in before the toolkit is updated to such a
+        version.
+        """
+        if not _lacks_gids(usable_version(facts)):
+            return False
+        return bool(left) or toolkit is None or version_numbers(toolkit) >= _TOOLKIT_WITH_GIDS
+
+    def _remedy(self, spec: CdiSpec, podman: str | None) -> str:
+        path, text = spec.path, spec.problem or ""
+        made_at_boot = path.startswith(("/run/", "/var/run/"))
+        match spec.code or next((c for part, c in _TEXTS_WITHOUT_CODE if part in text), None):
+            case "unreadable":
+                return f"sudo chmod a+r {path}"
+            case "additional-gids" if not all(n.startswith("nvidia.com/") for n in spec.devices):
+                return f"{_NEWER_PODMAN}, or have the file written without additionalGids"
+            case "additional-gids" if made_at_boot:
+                return provision_fix(
+                    self.name,
+                    f"echo {_WITHOUT_GIDS} | sudo tee -a {_REFRESH_SETTINGS} && {_REFRESH}",
+                )
+            case "additional-gids":
+                return generate_command(podman or OLDEST_TEXT, path)
+            case "duplicate-device":
+                return f"sudo rm {path}"
+            case "newer-cdi":
+                return "upgrade podman, or write the file with an older nvidia-container-toolkit"
+        return _REFRESH if made_at_boot else generate_command(podman)

@@ -156,8 +156,10 @@ class MachineFacts:
     packages: Mapping[str, str] | None = None
     held: frozenset[str] = frozenset()
     #: If packages are missing: all packages that their installation would bring. ``toolkit``: the
-    #: version of the NVIDIA Container Toolkit that the package sources have.
+    #: version of the NVIDIA Container Toolkit that the package sources have. ``podman_candidate``:
+    #: their version of podman, if podman is not installed.
     simulated: tuple[str, ...] = ()
+    podman_candidate: str | None = None
     toolkit: str | None = None
     subuid: str = ""
     subgid: str = ""

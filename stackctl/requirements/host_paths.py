@@ -11,6 +11,8 @@ FILES = {
         ("user@.service.d/10-stackctl-memlock.conf",
          "system/user@.service.d/10-stackctl-memlock.conf"),
         ("system/stackctl-cdi-refresh.service", "system/stackctl-cdi-refresh.service"),
+        ("system/nvidia-cdi-refresh.service.d/10-stackctl.conf",
+         "system/nvidia-cdi-refresh.service.d/10-stackctl.conf"),
         ("sysctl.d/90-stackctl-numa-balancing.conf", "sysctl.d/90-stackctl-numa-balancing.conf"),
         ("sysctl.d/90-stackctl-swappiness.conf", "sysctl.d/90-stackctl-swappiness.conf"),
         ("tmpfiles.d/stackctl-transparent-hugepages.conf",
@@ -18,7 +20,7 @@ FILES = {
         ("tmpfiles.d/stackctl-governor.conf", "tmpfiles.d/stackctl-governor.conf"),
     )
 }  # fmt: skip
-DELEGATE, MEMLOCK, CDI_SERVICE, NUMA, SWAPPINESS, HUGEPAGES, GOVERNOR = FILES
+DELEGATE, MEMLOCK, CDI_SERVICE, CDI_DROP_IN, NUMA, SWAPPINESS, HUGEPAGES, GOVERNOR = FILES
 
 NUMA_SETTING = "/proc/sys/kernel/numa_balancing"
 SWAPPINESS_SETTING = "/proc/sys/vm/swappiness"

@@ -23,21 +23,34 @@ _INSTALL = {
 #: Releases whose own podman is too old.
 _OLD_RELEASES = (("debian", "11"), ("debian", "12"), ("ubuntu", "20.04"), ("ubuntu", "22.04"))
 _UPGRADE = f"upgrade to Debian 13, Ubuntu 24.04 or newer, or install podman {OLDEST_TEXT} or newer"
+#: The first version whose rootless networks are made by passt, not slirp4netns (release notes).
+_WITH_PASST = (5, 0)
 #: Packages of the distribution that a podman built by hand needs too.
 _HELPERS = ("uidmap", "dbus-user-session")
 
 
-def packages(families: tuple[str, ...], release: str | None) -> tuple[str, ...]:
+def packages(
+    families: tuple[str, ...], release: str | None, version: str | None
+) -> tuple[str, ...]:
     """Return the Debian or Ubuntu packages that Podman needs; none for other distributions.
 
-    Podman recommends more packages. stackctl's containers need only these: a runtime, a network
-    stack, subordinate ids, and a bus for user services.
+    ``version`` is that of Podman, installed or to be; if it is None, the release decides. Podman
+    recommends more packages. stackctl's containers need only these: a runtime, a network stack,
+    subordinate ids, and a bus for user services.
     """
     if not {"debian", "ubuntu"} & set(families):
         return ()
-    # Podman 4 starts slirp4netns for rootless networks, 5 and later passt.
-    network = "slirp4netns" if (families[0], release) == ("ubuntu", "24.04") else "passt"
+    if version is None:
+        old = (families[0], release) == ("ubuntu", "24.04")
+    else:
+        old = version_numbers(version) < _WITH_PASST
+    network = "slirp4netns" if old else "passt"
     return ("podman", "crun", "netavark", network, *_HELPERS)
+
+
+def usable_version(facts: MachineFacts) -> str | None:
+    """Return the version of podman that is installed or would be; None if it is unknown."""
+    return facts.host.tools.podman or facts.podman_candidate
 
 
 class PodmanVersion(ProvisionItem):
@@ -110,15 +123,15 @@ class PodmanVersion(ProvisionItem):
             return self.refused(
                 f"{facts.host.tools.os}: its podman is too old: {WHY_OLDEST}", _UPGRADE
             )
-        wanted = packages(facts.families, facts.release)
+        wanted = packages(facts.families, facts.release, usable_version(facts))
         if facts.packages is None or not wanted:
             if version is not None:
                 return self.already_set(version)
             return self.refused(
                 "packages are installed on Debian and Ubuntu only; this is "
                 f"{facts.host.tools.os or 'another system'}",
-                f"install podman {OLDEST_TEXT} or newer, uidmap and passt with its own tools, "
-                "then again",
+                f"install podman {OLDEST_TEXT} or newer, uidmap and passt (before podman 5: "
+                "slirp4netns) with its own tools, then again",
             )
         if version is not None and "podman" not in facts.packages:
             # A podman built by hand would conflict with the distribution's package.

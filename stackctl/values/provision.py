@@ -69,6 +69,12 @@ class ReloadChange(Value, frozen=True, kw_only=True, tag="reload"):
     """A reload of systemd's configuration; it needs no undo."""
 
 
+class RestartChange(Value, frozen=True, kw_only=True, tag="restart"):
+    """A system unit that is started again to use its changed files; it needs no undo."""
+
+    unit: str
+
+
 class EnableChange(Value, frozen=True, kw_only=True, tag="enable"):
     """A system unit that is started now and at every boot."""
 
@@ -99,6 +105,7 @@ Change = (
     | SubidsChange
     | LingerChange
     | ReloadChange
+    | RestartChange
     | EnableChange
     | ProgramChange
     | GuardChange

@@ -94,7 +94,9 @@ def test_cdi_0_7_is_refused_on_podman_4_9_3(tmp_path: Path) -> None:
         gpu_access.require_gpus(host(cdi=(spec,), tools={"podman": "4.9.3"}), ON_GPU)
     assert caught.value.exit_code == ExitCode.HOST
     assert "additionalGids (CDI 0.7.0), which podman 4.9.3 cannot parse" in caught.value.message
-    assert "sudo sed -i" in (caught.value.hint or "")
+    variable = "NVIDIA_CTK_CDI_GENERATE_FEATURE_FLAGS=no-additional-gids-for-device-nodes"
+    command = f"sudo {variable} nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
+    assert caught.value.hint == command
     assert check_cdi_file(reader, "/etc/cdi/nvidia.yaml", text, "5.4.2").problem is None
 
 
@@ -181,7 +183,7 @@ def test_the_cuda_of_an_image(environment: list[str], cuda: str | None) -> None:
     ],
 )  # fmt: skip
 def test_what_podman_says_is_explained(said: str, cause: str, remedy: str) -> None:
-    found = gpu_access.explain_device_error(said)
+    found = gpu_access.explain_device_error(said, "sudo nvidia-ctk cdi generate")
     assert cause in found[0]
     assert remedy in found[1]
 

@@ -167,7 +167,10 @@ def test_cdi_files_with_problems() -> None:
     )
     result = one(changed(tools={"cdi": (bad,)}), "cdi")
     assert result.status == "fail"
-    assert (result.remedy or "").startswith("sudo sed -i ")
+    assert result.actual == "/run/cdi/n.yaml: it has additionalGids (CDI 0.7.0)"
+    assert (result.remedy or "").startswith(
+        "stackctl provision --only cdi\n# by hand: echo NVIDIA_"
+    )
     gone = CdiSpec(
         path="/etc/cdi/n.yaml",
         code="missing-file",
@@ -184,9 +187,9 @@ def test_cdi_files_with_problems() -> None:
     [
         ("it cannot be read", "sudo chmod a+r "),
         ("it has additionalGids (CDI 0.7.0), which podman 4.9.3 cannot parse; delete those lines, "
-         "or upgrade podman to 5", "sudo sed -i "),
+         "or upgrade podman to 5", "stackctl provision --only cdi"),
         ("it is CDI 0.8.0, podman 4.9.3 parses 0.6 at most; upgrade podman to 5",
-         "upgrade podman to 5, or write the file with an older"),
+         "upgrade podman, or write the file with an older"),
         ("a=b is also in /run/cdi/b.yaml: podman takes neither; remove one file", "sudo rm "),
         ("/dev/nvidia0 does not exist: generate it again", "sudo systemctl restart nvidia-cdi"),
     ],

@@ -21,10 +21,11 @@ from test_probe_machines import Written, write
 from stackctl.errors import StackctlError
 from stackctl.machine.machine import Machine, RecordedMachine
 from stackctl.probe import bandwidth, dmi, probe, storage
-from stackctl.probe.cdi import check_cdi_file, parse_cdi, probe_cdi
+from stackctl.probe.cdi import check_cdi_file, probe_cdi
 from stackctl.probe.doctor import findings
 from stackctl.probe.fact_reader import FactReader
 from stackctl.probe.nvml import read_nvml
+from stackctl.requirements.cdi import cdi_remedy
 from stackctl.values.cpu_list import CpuList
 from stackctl.values.host import CdiSpec, Cpu, Gpu, Host, HugePages
 
@@ -395,7 +396,12 @@ GIDS = CDI.replace("  env:\n", "  additionalGids:\n  - 44\n  - 104\n  env:\n", 1
     [
         (GIDS, "4.9.3", "additionalGids (CDI 0.7.0), which podman 4.9.3 cannot parse"),
         (CDI.replace("0.5.0", "0.8.0"), "4.9.3", "podman 4.9.3 parses 0.6 at most"),
+        (GIDS, "5.0.3", "additionalGids (CDI 0.7.0), which podman 5.0.3 cannot parse"),
+        (GIDS, "5.1.0", None),
         (GIDS, "5.4.2", None),
+        (CDI.replace("0.5.0", "0.8.0"), "5.1.2", "podman 5.1.2 parses 0.7 at most"),
+        (CDI.replace("0.5.0", "0.8.0"), "5.2.0", None),
+        (CDI.replace("0.5.0", "1.0.0"), "5.4.2", "podman 5.4.2 parses 0.8 at most"),
         (CDI.replace("kind:", "sort:"), "5.4.2", "no valid kind"),
         ("devices: [", "5.4.2", "cannot be parsed"),
         ("- 1\n", "5.4.2", "not a mapping"),
@@ -425,18 +431,37 @@ def test_files_that_a_cdi_file_names_exist(tmp_path: Path) -> None:
     assert cdi(tmp_path / "d", files)[0].problem is None
 
 
-def test_the_fix_for_old_podman_leaves_a_good_file(tmp_path: Path) -> None:
-    file = tmp_path / "nvidia.yaml"
-    file.write_text(GIDS, encoding="utf-8")
-    said = {"commands.json": '{"podman --version": "podman version 4.9.3"}'}
-    host = look(tmp_path / "m", {**CARD, **said, "etc/cdi/nvidia.yaml": GIDS})
+@pytest.mark.parametrize("podman", ["4.7.2", "4.9.3", "5.0.3"])
+@pytest.mark.parametrize("name", ["etc/cdi/n.yaml", "etc/cdi/n.json", "run/cdi/nvidia.yaml"])
+def test_the_fix_for_old_podman_lasts(tmp_path: Path, podman: str, name: str) -> None:
+    said = {"commands.json": json.dumps({"podman --version": f"podman version {podman}"})}
+    text = GIDS if name.endswith(".yaml") else json.dumps(yaml.safe_load(GIDS))
+    host = look(tmp_path, {**CARD, **said, name: text})
     (found,) = (one for one in findings(host, needs_gpu=True) if one.name == "cdi")
     assert found.status == "fail"
-    command = (found.remedy or "").removeprefix("sudo ").replace("/etc/cdi/nvidia.yaml", str(file))
-    subprocess.run(["sh", "-c", command], check=True)
-    mended = parse_cdi(file.read_text(encoding="utf-8"), yaml=True)
-    expected = parse_cdi(CDI, yaml=True) | {"cdiVersion": "0.7.0"}
-    assert mended == expected
+    # The finding states the fact, and its remedy is the only one.
+    assert found.actual == (
+        f"/{name}: it has additionalGids (CDI 0.7.0), which podman {podman} cannot parse"
+    )
+    remedy = found.remedy or ""
+    flags = "NVIDIA_CTK_CDI_GENERATE_FEATURE_FLAGS=no-additional-gids-for-device-nodes"
+    assert flags in remedy
+    if name.startswith("etc"):
+        assert remedy == f"sudo {flags} nvidia-ctk cdi generate --output=/{name}"
+    else:
+        # The file is made anew at each boot, so its service has to change.
+        assert remedy.startswith("stackctl provision --only cdi\n# by hand: ")
+        assert "/etc/nvidia-container-toolkit/nvidia-cdi-refresh.env" in remedy
+    # A container that podman refuses gets the same remedy.
+    assert cdi_remedy(host) == remedy
+
+
+def test_additional_gids_of_another_vendor(tmp_path: Path) -> None:
+    said = {"commands.json": '{"podman --version": "podman version 4.9.3"}'}
+    text = GIDS.replace("nvidia.com/gpu", "amd.com/gpu")
+    host = look(tmp_path, {**CARD, **said, "etc/cdi/amd.yaml": text})
+    (found,) = (one for one in findings(host, needs_gpu=True) if one.name == "cdi")
+    assert (found.remedy or "").startswith("upgrade podman to 5.1")
 
 
 _YAMLISH = st.text(alphabet="a:-?&*!|>[]{},#'\"%@ \n\t0.<~é\0", max_size=300)

@@ -41,6 +41,8 @@ from stackctl.values.provision import (
     PackagesChange,
     PreviousState,
     RecordedChange,
+    ReloadChange,
+    RestartChange,
     SubidsChange,
     UndoRecord,
 )
@@ -461,7 +463,7 @@ def test_podman_by_distribution(
     family, number = release
     packages: dict[str, str] | None = None if family == "fedora" else {}
     if version and packages is not None and not built:
-        packages = dict.fromkeys(podman.packages((family,), number), version)
+        packages = dict.fromkeys(podman.packages((family,), number, version), version)
     found = item("podman", host=host, families=(family,), release=number, packages=packages)
     assert found.status == status
     if status == "refused":
@@ -613,10 +615,100 @@ def test_the_cdi_file_is_made_anew_at_each_boot(
     assert found.status == status
     started = [one.unit for one in found.changes if isinstance(one, EnableChange)]
     assert started == list(units)
-    ours = any(isinstance(one, FileChange) for one in found.changes)
-    assert ours == ("stackctl-cdi-refresh.service" in units)
+    files = [one.path for one in found.changes if isinstance(one, FileChange)]
+    ours = "stackctl-cdi-refresh.service" in units
+    assert (host_paths.FILES[host_paths.CDI_SERVICE] in files) == ours
+    # The toolkit's own service is set up for this podman (4.9.3) before it first runs.
+    assert (DROP_IN in files) == ("nvidia-cdi-refresh.service" in units)
     brought = any(isinstance(one, PackagesChange) for one in found.changes)
     assert brought == (changes.get("toolkit") is not None)
+
+
+DROP_IN = host_paths.FILES[host_paths.CDI_DROP_IN]
+REFRESH = frozenset(["nvidia-cdi-refresh.path", "nvidia-cdi-refresh.service"])
+GIDS = CdiSpec(
+    path="/run/cdi/nvidia.yaml",
+    devices=("nvidia.com/gpu=0",),
+    code="additional-gids",
+    problem="it has additionalGids (CDI 0.7.0), which podman 4.9.3 cannot parse",
+)
+
+
+@pytest.mark.parametrize(
+    ("podman_version", "packages"),
+    [
+        ("4.9.3", {host_paths.TOOLKIT: "1.19.0-1"}),
+        ("4.7.2", {host_paths.TOOLKIT: "1.19.1-1"}),
+        # Without dpkg the service itself shows that the toolkit is there.
+        ("4.9.4", None),
+    ],
+)
+def test_the_toolkit_writes_what_old_podman_parses(
+    podman_version: str, packages: dict[str, str] | None
+) -> None:
+    host = changed(tools={"cdi": (GIDS,), "podman": podman_version})
+    host = msgspec.structs.replace(host, gpus=(msgspec.structs.replace(host.gpus[0], cdi=None),))
+    known: dict[str, Any] = {"host": host, "packages": packages}
+    known |= {"enabled": REFRESH, "units": REFRESH}
+    found = item("cdi", None, **known)
+    drop_in, reload, restart = found.changes
+    assert isinstance(drop_in, FileChange)
+    assert drop_in.path == "/etc/systemd/system/nvidia-cdi-refresh.service.d/10-stackctl.conf"
+    flags = "NVIDIA_CTK_CDI_GENERATE_FEATURE_FLAGS=no-additional-gids-for-device-nodes"
+    assert f"\n[Service]\nEnvironment={flags}\n" in drop_in.text
+    assert (reload, restart) == (ReloadChange(), RestartChange(unit="nvidia-cdi-refresh.service"))
+    assert describe(restart, seen()).command == "systemctl restart nvidia-cdi-refresh.service"
+    # A drop-in of somebody else is shown, and one that is there is no reason for another restart.
+    files = dict.fromkeys(host_paths.FILES.values())
+    other = item("cdi", None, **known, files=files | {DROP_IN: "[Service]\n"})
+    assert (other.status, DROP_IN in (other.problem or "")) == ("refused", True)
+    there = item("cdi", None, **known, files=files | {DROP_IN: drop_in.text})
+    assert (there.status, "journalctl -u nvidia" in (there.remedy or "")) == ("refused", True)
+
+
+def test_our_service_is_restarted_when_its_text_changes() -> None:
+    host = changed(tools={"cdi": (GIDS,)})
+    host = msgspec.structs.replace(host, gpus=(msgspec.structs.replace(host.gpus[0], cdi=None),))
+    path, unit = host_paths.FILES[host_paths.CDI_SERVICE], "stackctl-cdi-refresh.service"
+    found = item(
+        "cdi", host=host, packages={host_paths.TOOLKIT: "1.17.8-1"}, enabled=frozenset([unit]),
+        files=dict.fromkeys(host_paths.FILES.values()) | {path: "old"}, written={path: "old"},
+    )  # fmt: skip
+    file, *then = found.changes
+    assert isinstance(file, FileChange)
+    assert "no-additional-gids-for-device-nodes" in file.text
+    assert then == [ReloadChange(), RestartChange(unit=unit)]
+
+
+@pytest.mark.parametrize("version", ["5.1.0", "5.4.2"])
+def test_new_podman_gets_what_the_toolkit_writes(version: str) -> None:
+    host = changed(tools={"cdi": (), "podman": version})
+    host = msgspec.structs.replace(host, gpus=(msgspec.structs.replace(host.gpus[0], cdi=None),))
+    found = item("cdi", host=host, toolkit="1.19.1-1")
+    assert not any(isinstance(one, FileChange) for one in found.changes)
+    # A podman that is still to be installed counts too.
+    bare = msgspec.structs.replace(host, tools=msgspec.structs.replace(host.tools, podman=None))
+    for candidate, written in (("4.9.3+ds1-1ubuntu0.2", True), ("5.4.2+ds1-2", False)):
+        found = item("cdi", host=bare, toolkit="1.19.1-1", podman_candidate=candidate)
+        assert any(isinstance(one, FileChange) for one in found.changes) == written
+
+
+@pytest.mark.parametrize(
+    ("family", "release", "version", "network"),
+    [
+        ("debian", "13", "5.4.2+ds1-2", "passt"),
+        ("debian", "13", "4.9.3", "slirp4netns"),
+        ("linuxmint", "22", "4.9.3+ds1-1ubuntu0.2", "slirp4netns"),
+        ("ubuntu", "24.04", "5.0.3", "passt"),
+        ("ubuntu", "24.04", None, "slirp4netns"),
+        ("ubuntu", "25.10", None, "passt"),
+    ],
+)
+def test_the_network_of_a_rootless_podman(
+    family: str, release: str, version: str | None, network: str
+) -> None:
+    wanted = podman.packages((family, "ubuntu", "debian"), release, version)
+    assert [name for name in wanted if name in ("passt", "slirp4netns")] == [network]
 
 
 def test_a_cdi_file_of_somebody_else_is_left() -> None:
@@ -734,6 +826,7 @@ RECORDED = [
     ('{"type":"subids","user":"u","uid":1,"gid":null,"count":65536}', "take 65536 ids from u"),
     ('{"type":"linger","user":"u"}', "services of u end with the last logout"),
     ('{"type":"reload"}', "have systemd read its files again"),
+    ('{"type":"restart","unit":"a.service"}', "start a.service again"),
     ('{"type":"enable","unit":"a.service"}', "stop a.service"),
     ('{"type":"program","folder":"/opt/s","link":"/usr/s"}', "remove /opt/s and /usr/s"),
     ('{"type":"guard","user":null,"program":"/p"}', "stop the guard of the system"),
