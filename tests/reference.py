@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import command_pages
 import profile_keys
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -21,7 +22,9 @@ def documents() -> dict[Path, str]:
     """Return the text of every generated document."""
     return {
         profile_keys.TARGET: profile_keys.reference(),
+        command_pages.TARGET: command_pages.reference(),
         DECISIONS / "index.md": _decisions(),
+        **command_pages.man_pages(),
     }
 
 

@@ -70,7 +70,9 @@ def test_the_oldest_podman_is_the_same_everywhere() -> None:
 
 
 #: ``stackctl/plan/planner.py`` or ``stackctl/plan/planner.py::make_plan``, as documents write it.
-PLACE = re.compile(r"`((?:stackctl|tests|docs|templates|profiles|systemd)/[^`\s:]*)(?:::(\w+))?`")
+PLACE = re.compile(
+    r"`((?:stackctl|tests|docs|templates|profiles|systemd|man)/[^`\s:]*)(?:::(\w+))?`"
+)
 #: ``state/paths.py``: a module by its path in stackctl/.
 MODULE = re.compile(r"`(\w+/[\w/]+\.py)`")
 #: ``ProvisionItem``, ``_READ_BYTES_S``, ``cause_and_fix``. Other words may be anything else.

@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = Path(sys.executable).parent
 TOP = {
-    "pyproject.toml", "stackctl", "templates", "profiles", "systemd", "tests", "README.md",
+    "pyproject.toml", "man", "stackctl", "templates", "profiles", "systemd", "tests", "README.md",
     "CHANGELOG.md", "LICENSE", "Makefile", "docs", "mkdocs.yml", ".ci", ".gitignore",
     "requirements",
 }  # fmt: skip
@@ -250,6 +250,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         packed = {name: archive.read(name) for name in archive.namelist()}
+    data = "-".join(wheel.name.split("-")[:2]) + ".data"
     expected = {}
     for path in files():
         parts = path.relative_to(ROOT).parts
@@ -257,6 +258,8 @@ def test_the_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
             expected["/".join(parts)] = path
         elif parts[0] in ("templates", "profiles", "systemd"):
             expected["/".join(("stackctl", "_data", *parts))] = path
+        elif parts[0] == "man":
+            expected["/".join((data, "data/share/man/man1", *parts[1:]))] = path
     for name, path in expected.items():
         assert packed.get(name) == path.read_bytes(), name
     others = {name for name in packed if ".dist-info/" not in name} - set(expected)
@@ -295,5 +298,6 @@ def test_an_installed_wheel_renders_without_a_checkout(wheel: Path, tmp_path: Pa
     assert "[Container]" in out
     assert "--threads 4" in out
     assert str(ROOT) not in out
+    assert (target / "share/man/man1/stackctl-up.1").is_file()
     script = target / "bin" / "stackctl"
     assert "profiles" in run(sys.executable, str(script), "--help", env=env, cwd=tmp_path)

