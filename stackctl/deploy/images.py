@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -78,8 +78,8 @@ def ready_image(context: Context, profile: Profile, engine: Engine) -> ReadyImag
         StackctlError: exit 6 if it cannot be pulled, or does not hold the engine.
     """
     with podman_api.connect(context.paths.runtime) as api:
-        image, asked, reason = ensure_image(context, api, profile, engine)
-    return ReadyImage(image, asked, reason, inspect_engine(context, engine, image, asked))
+        image, asked, reason = _ensure_image(context, api, profile, engine, may_pull=True)
+    return ReadyImage(image, asked, reason, _inspect_engine(context, engine, image, asked))
 
 
 def ready_images(
@@ -95,19 +95,14 @@ def ready_images(
             that turns off a front door that it needs.
     """
     with podman_api.connect(context.paths.runtime) as api:
-        image, asked, reason = ensure_image(context, api, profile, engine, may_pull=may_pull)
-        door, why_door = ensure_proxy_image(context, api, profile, may_pull=may_pull)
-    facts = inspect_engine(context, engine, image, asked)
+        image, asked, reason = _ensure_image(context, api, profile, engine, may_pull)
+        door, why_door = _ensure_proxy_image(context, api, profile, may_pull)
+    facts = _inspect_engine(context, engine, image, asked)
     return ReadyImage(image, asked, reason, facts), door, why_door
 
 
-def ensure_image(
-    context: Context,
-    api: podman_api.Podman,
-    profile: Profile,
-    engine: Engine,
-    *,
-    may_pull: bool = True,
+def _ensure_image(
+    context: Context, api: podman_api.Podman, profile: Profile, engine: Engine, may_pull: bool
 ) -> tuple[podman_api.Image, str, str]:
     """Return the image to run, the name by which it was found, and the reason for it.
 
@@ -127,42 +122,42 @@ def ensure_image(
             exit_code=ExitCode.HOST,
         )
     recipe = _recipe(engine, reference)
-    return _pull(context, api, reference, may_pull, recipe=recipe), reference, reason
+    return _pull(context, api, reference, may_pull, recipe), reference, reason
 
 
 def proxy_image_for_planning(profile: Profile) -> tuple[str | None, str]:
     """Return the front door's image (None: no door) and the reason, without a pull."""
-    if _without_door(profile):
-        return None, _NO_DOOR
-    here = next((name for name in _DOOR_IMAGES if podman.image_exists(name)), None)
-    if here is not None or _needs_door(profile):
-        image = here or _DOOR_IMAGES[-1]
-        return image, _door_reason(image)
-    return None, _NO_DOOR_IMAGE
+    return _choose_proxy_image(profile, podman.image_exists)
 
 
-def ensure_proxy_image(
-    context: Context, api: podman_api.Podman, profile: Profile, *, may_pull: bool = True
+def _ensure_proxy_image(
+    context: Context, api: podman_api.Podman, profile: Profile, may_pull: bool
 ) -> tuple[str | None, str]:
-    """Return the front door's image (None: no door) and the reason.
+    """Return the front door's image (None: no door) and the reason; pull the image if necessary."""
+    reference, reason = _choose_proxy_image(profile, lambda name: api.image(name) is not None)
+    if reference is None:
+        if reason == _NO_DOOR_IMAGE:
+            context.progress.step("door", reason)
+        return None, reason
+    found = api.image(reference)
+    if found is None:
+        found = _pull(context, api, reference, may_pull, image_build.DOOR)
+    return found.reference, reason
 
-    The image is pulled only if the profile needs a door.
 
-    Raises:
-        StackctlError: exit 2 for a profile that turns off a door that it needs, exit 6 if the image
-            cannot be pulled.
+def _choose_proxy_image(profile: Profile, is_here: Callable[[str], bool]) -> tuple[str | None, str]:
+    """Return the front door's image and the reason; None without a door.
+
+    An image that is not here is chosen only if the profile needs a door.
     """
     if _without_door(profile):
         return None, _NO_DOOR
-    for reference in _DOOR_IMAGES:
-        if found := api.image(reference):
-            return found.reference, _door_reason(reference)
-    if not _needs_door(profile):
-        context.progress.step("door", _NO_DOOR_IMAGE)
+    here = next(filter(is_here, _DOOR_IMAGES), None)
+    needed = profile.front_door == "on" or profile.api_key or profile.address != "127.0.0.1"
+    if here is None and not needed:
         return None, _NO_DOOR_IMAGE
-    reference = _DOOR_IMAGES[-1]
-    found = _pull(context, api, reference, may_pull, recipe=image_build.DOOR)
-    return found.reference, _door_reason(reference)
+    image = here or _DOOR_IMAGES[-1]
+    return image, f"requests wait while engines are switched ({image})"
 
 
 def _without_door(profile: Profile) -> bool:
@@ -171,14 +166,12 @@ def _without_door(profile: Profile) -> bool:
     Raises:
         StackctlError: exit 2 if the profile's address or key needs a door, or its address a key.
     """
-    if profile.address != "127.0.0.1" and not profile.api_key:
-        loopback = ipaddress.ip_address(profile.address).is_loopback
-        if not loopback:
-            raise StackctlError(
-                f"address {profile.address} can be reached from other machines: it needs a key",
-                hint="api_key: true in the profile, or --set api_key=true; then stackctl key show",
-                exit_code=ExitCode.USAGE,
-            )
+    if not profile.api_key and not ipaddress.ip_address(profile.address).is_loopback:
+        raise StackctlError(
+            f"address {profile.address} can be reached from other machines: it needs a key",
+            hint="api_key: true in the profile, or --set api_key=true; then stackctl key show",
+            exit_code=ExitCode.USAGE,
+        )
     if profile.front_door != "off":
         return False
     if profile.api_key or profile.address != "127.0.0.1":
@@ -191,20 +184,11 @@ def _without_door(profile: Profile) -> bool:
     return True
 
 
-def _needs_door(profile: Profile) -> bool:
-    return profile.front_door == "on" or profile.api_key or profile.address != "127.0.0.1"
-
-
-def _door_reason(reference: str) -> str:
-    return f"requests wait while engines are switched ({reference})"
-
-
 def _pull(
     context: Context,
     api: podman_api.Podman,
     reference: str,
     may_pull: bool,
-    *,
     recipe: ImageRecipe | None,
 ) -> podman_api.Image:
     if not may_pull:
@@ -216,10 +200,8 @@ def _pull(
 
     def report(progress: podman_api.PullProgress) -> None:
         text = progress.text[:60]
-        if progress.total_bytes:
-            text += f" {format_bytes(progress.done_bytes or 0)} of " + format_bytes(
-                progress.total_bytes
-            )
+        if total := progress.total_bytes:
+            text += f" {format_bytes(progress.done_bytes or 0)} of {format_bytes(total)}"
         context.progress.progress("image", f"{reference}: {text}")
 
     context.progress.progress("image", f"pulling {reference}")
@@ -231,7 +213,7 @@ def _pull(
     return image
 
 
-def inspect_engine(
+def _inspect_engine(
     context: Context, engine: Engine, image: podman_api.Image, reference: str
 ) -> EngineFacts:
     """Return the facts of the image's engine, from the cache or else from the engine's --help.
@@ -325,9 +307,9 @@ def _require_curl(image: podman_api.Image, reference: str) -> None:
 def get_image_command(engine: Engine, reference: str) -> str:
     """Return the command that builds or pulls an image of an engine."""
     recipe = _recipe(engine, reference)
-    if recipe is not None:
-        return f"stackctl image build {recipe.name}"
-    return f"podman pull {engine.default_image}"
+    if recipe is None:
+        return f"podman pull {engine.default_image}"
+    return f"stackctl image build {recipe.name}"
 
 
 def _recipe(engine: Engine, reference: str) -> ImageRecipe | None:

@@ -7,7 +7,6 @@ import getpass
 import hashlib
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -114,18 +113,13 @@ def ensure_model(context: Context, profile: Profile, options: UpOptions) -> None
         return
     model = remote_model_facts(context, source)
     if model is not None:
-        _require_use(context, profile, model, options)
+        basis = read_basis(context.paths, context.machine)
+        inputs = inputs_before_image(basis, profile, model)
+        plan, _ = make_plan_ignoring_user_claims(
+            host=basis.host, model=model, profile=profile, inputs=inputs, binding=basis.binding
+        )
+        require_viable(basis, profile, plan, options)
     fetch_model(context, ModelDownload(source))
-
-
-def _require_use(context: Context, profile: Profile, model: Model, options: UpOptions) -> None:
-    """Raise StackctlError (exit 5) for a model that does not fit or is not viable."""
-    basis = read_basis(context.paths, context.machine)
-    inputs = inputs_before_image(basis, profile, model)
-    plan, _ = make_plan_ignoring_user_claims(
-        host=basis.host, model=model, profile=profile, inputs=inputs, binding=basis.binding
-    )
-    require_viable(basis, profile, plan, options)
 
 
 def remote_model_facts(context: Context, source: str) -> Model | None:
@@ -250,12 +244,8 @@ class _Service:
                 state = self._read()
                 if state is not None and state.state != "running":
                     break
-                if state is not None and state.total_bytes:
-                    tell(
-                        DownloadProgress(
-                            state.done_bytes, state.total_bytes, state.speed, state.note
-                        )
-                    )
+                if state is not None and (total := state.total_bytes):
+                    tell(DownloadProgress(state.done_bytes, total, state.speed, state.note))
                 if not self.running():
                     state = self._read()
                     break
@@ -300,47 +290,29 @@ def run_download_job(path: Path) -> None:
     job = from_json(raw, FetchJob, where=str(path))
     remove_file(path)
     os.environ.update({**dict(job.environment), "HF_HUB_CACHE": job.cache})
-    state = path.with_suffix(".json")
+    path = path.with_suffix(".json")
+    state = partial(FetchState, source=job.source)
     last = 0.0
 
     def tell(progress: DownloadProgress) -> None:
         nonlocal last
         if time.monotonic() - last >= _TELL_S:
             last = time.monotonic()
-            _write(
-                state,
-                FetchState(
-                    source=job.source,
-                    done_bytes=progress.done,
-                    total_bytes=progress.total,
-                    speed=progress.speed,
-                    note=progress.note,
-                ),
+            now = state(
+                done_bytes=progress.done,
+                total_bytes=progress.total,
+                speed=progress.speed,
+                note=progress.note,
             )
+            _write(path, now)
 
-    with _failing_into(state, job.source):
+    try:
         manifest = Manifest(Path(job.state))
         plan = fetch.plan_download(
-            job.source,
-            manifest,
-            job.lock,
-            lambda note: _write(state, FetchState(source=job.source, note=note)),
+            job.source, manifest, job.lock, lambda note: _write(path, state(note=note))
         )
         speed = DownloadSettings(job.limit, job.connections, _PATIENCE)
         record = fetch.download_model(plan, manifest, speed=speed, progress=tell)
-        done = FetchState(
-            source=job.source,
-            state="done",
-            done_bytes=record.bytes,
-            total_bytes=record.bytes,
-        )
-        _write(state, done)
-
-
-@contextlib.contextmanager
-def _failing_into(state: Path, source: str) -> Iterator[None]:
-    try:
-        yield
     except StackctlError as error:
         report = ErrorReport(
             message=error.message,
@@ -348,8 +320,9 @@ def _failing_into(state: Path, source: str) -> Iterator[None]:
             details=error.details,
             exit_code=int(error.exit_code),
         )
-        _write(state, FetchState(source=source, state="failed", error=report))
+        _write(path, state(state="failed", error=report))
         raise
+    _write(path, state(state="done", done_bytes=record.bytes, total_bytes=record.bytes))
 
 
 def _write(path: Path, state: FetchState) -> None:

@@ -59,14 +59,14 @@ def _apply(context: Context, stack: str, proxy: Proxy, files: proxy_unit.ProxyFi
     if state != "active":
         context.progress.progress("door", "starting")
         if state != "activating":
-            _start(context, stack)
+            start(context, stack)
         _wait(context, stack)
     try:
         _lead(context, stack, proxy)
     except StackctlError:
         # It runs but does not obey: it hangs, or its socket is gone.
         context.systemd.abort(service)
-        _start(context, stack)
+        start(context, stack)
         _wait(context, stack)
         _lead(context, stack, proxy)
 
@@ -113,14 +113,16 @@ def write_first_files(context: Context, stack: str, proxy: Proxy) -> None:
     _write(context, stack, proxy, _pending(_render(context, stack, proxy)))
 
 
-def start_beside_engine(context: Context, stack: str) -> None:
-    """Start a prepared door beside its engine, so that ``reconcile_proxy`` finds it open."""
-    _start(context, stack)
+def start(context: Context, stack: str) -> None:
+    """Ask systemd to start an installed door, and return without waiting."""
+    service = proxy_unit.proxy_service(stack)
+    context.systemd.reset_failed(service)
+    context.systemd.start(service)
 
 
 def remove_proxy(context: Context, stack: str) -> None:
     """Remove the front door, if there is one."""
-    path, folder = _unit_path(context, stack), _folder(context, stack)
+    path, folder = _unit_path(context, stack), context.paths.proxy_folder(stack)
     if not path.exists() and not folder.exists():
         return
     service = proxy_unit.proxy_service(stack)
@@ -137,10 +139,8 @@ def remove_proxy(context: Context, stack: str) -> None:
 
 def is_running(context: Context, stack: str) -> bool:
     """Return True if the door runs; otherwise no request can pass."""
-    return (
-        context.systemd.show(proxy_unit.proxy_service(stack), "ActiveState")["ActiveState"]
-        == "active"
-    )
+    service = proxy_unit.proxy_service(stack)
+    return context.systemd.show(service, "ActiveState")["ActiveState"] == "active"
 
 
 def backend_state(context: Context, stack: str) -> tuple[str, int | None]:
@@ -223,11 +223,11 @@ def client_key(context: Context, generation: Generation) -> str | None:
 
 def reload_keys(context: Context, stack: str) -> None:
     """Make a door accept exactly the keys that are stored now."""
-    if not _folder(context, stack).exists():
+    if not context.paths.proxy_folder(stack).exists():
         return
     valid = keys.read(context.paths.state, stack)
     _write_keys(context, stack, valid)
-    config = _read(_folder(context, stack) / "haproxy.cfg") or ""
+    config = unit_files.read_text(context.paths.proxy_folder(stack) / "haproxy.cfg") or ""
     if is_running(context, stack) and f"/{proxy_unit.KEYS}" in config:
         _admin(context, stack).replace_keys(valid)
 
@@ -243,7 +243,7 @@ def _render(context: Context, stack: str, proxy: Proxy) -> proxy_unit.ProxyFiles
         proxy,
         scope=context.paths.scope,
         podman=podman.podman_version(),
-        folder=str(_folder(context, stack)),
+        folder=str(context.paths.proxy_folder(stack)),
     )
 
 
@@ -254,10 +254,10 @@ def _pending(files: proxy_unit.ProxyFiles) -> proxy_unit.ProxyFiles:
 
 def _write(context: Context, stack: str, proxy: Proxy, files: proxy_unit.ProxyFiles) -> bool:
     """Write a door's files; return True if systemd must read its unit again."""
-    folder = _folder(context, stack)
+    folder = context.paths.proxy_folder(stack)
     make_private_folder(folder / proxy_unit.ADMIN)
     for file in files.files:
-        if _read(folder / file.name) != file.text:
+        if unit_files.read_text(folder / file.name) != file.text:
             write_atomically(folder / file.name, file.text, mode=0o600)
     if proxy.key:
         state = context.paths.state
@@ -271,18 +271,10 @@ def _write(context: Context, stack: str, proxy: Proxy, files: proxy_unit.ProxyFi
 
 def _write_keys(context: Context, stack: str, valid: tuple[str, ...]) -> None:
     """Write the digests of the keys beside the door's configuration."""
-    path, text = (
-        _folder(context, stack) / proxy_unit.KEYS,
-        "".join(f"{key_digest(k)}\n" for k in valid),
-    )
-    if _read(path) != text:
+    path = context.paths.proxy_folder(stack) / proxy_unit.KEYS
+    text = "".join(f"{key_digest(key)}\n" for key in valid)
+    if unit_files.read_text(path) != text:
         write_atomically(path, text, mode=0o600)
-
-
-def _start(context: Context, stack: str) -> None:
-    service = proxy_unit.proxy_service(stack)
-    context.systemd.reset_failed(service)
-    context.systemd.start(service)
 
 
 def _wait(context: Context, stack: str) -> None:
@@ -312,10 +304,10 @@ def _same(files: proxy_unit.ProxyFiles, context: Context, stack: str) -> bool:
 
     The engine's port and comments, which another version of stackctl words differently, may differ.
     """
-    folder = _folder(context, stack)
+    folder = context.paths.proxy_folder(stack)
     paths = (_unit_path(context, stack), *(folder / file.name for file in files.files))
     new = (files.unit.text, *(file.text for file in files.files))
-    texts = zip(map(_read, paths), new, strict=True)
+    texts = zip(map(unit_files.read_text, paths), new, strict=True)
     return all(old is not None and _comparable(old) == _comparable(text) for old, text in texts)
 
 
@@ -324,23 +316,11 @@ def _comparable(text: str) -> str:
 
 
 def _unit_path(context: Context, stack: str) -> Path:
-    service = proxy_unit.proxy_service(stack).removesuffix(".service")
-    return context.paths.unit_folder(stack) / render.unit_file_name(service)
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return None
+    return context.paths.unit_folder(stack) / proxy_unit.proxy_unit_file(stack)
 
 
 def _admin(context: Context, stack: str) -> Haproxy:
-    return Haproxy(_folder(context, stack) / proxy_unit.ADMIN)
-
-
-def _folder(context: Context, stack: str) -> Path:
-    return context.paths.proxy_folder(stack)
+    return Haproxy(context.paths.proxy_folder(stack) / proxy_unit.ADMIN)
 
 
 def _requests(count: int) -> str:

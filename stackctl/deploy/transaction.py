@@ -109,7 +109,7 @@ class _Exchange:
         self._make_way()
         self._begin("start")
         if early is not None:
-            proxy.start_beside_engine(context, stack)
+            proxy.start(context, stack)
         started, deadline_s = startup.start(context, new), new.plan.timing.deadline_s
         # Behind a door clients need only the engine's answer; systemd may report it active later.
         seconds = startup.wait_until_ready(

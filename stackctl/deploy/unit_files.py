@@ -142,7 +142,7 @@ def add(context: Context, stack: str, files: tuple[UnitFile, ...]) -> None:
 def write(context: Context, stack: str, files: tuple[UnitFile, ...]) -> bool:
     """Write files into the stack's folder, each atomically; return True if any has changed."""
     folder = context.paths.unit_folder(stack)
-    changed = [file for file in files if _text(folder / file.name) != file.text]
+    changed = [file for file in files if read_text(folder / file.name) != file.text]
     for file in changed:
         write_atomically(folder / file.name, file.text)
     return bool(changed)
@@ -172,7 +172,8 @@ def ensure_loaded(context: Context, service: str, *, changed: bool) -> None:
         context.systemd.daemon_reload()
 
 
-def _text(path: Path) -> str | None:
+def read_text(path: Path) -> str | None:
+    """Return the text of a file; None if it is absent, unreadable or not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):

@@ -56,6 +56,11 @@ def proxy_service(stack: str) -> str:
     return f"{stack}_door.service"
 
 
+def proxy_unit_file(stack: str) -> str:
+    """Return the file name of the door's unit."""
+    return f"{stack}_door.container"
+
+
 def proxy_container(stack: str) -> str:
     """Return the name of the door's container."""
     return f"stackctl-{stack}_door"
@@ -128,7 +133,7 @@ def render_proxy(
     )
     hold = (data_folder("templates") / "hold.lua").read_text(encoding="utf-8")
     return ProxyFiles(
-        unit=UnitFile(name=f"{stack}_door.container", text=unit),
+        unit=UnitFile(name=proxy_unit_file(stack), text=unit),
         files=(
             UnitFile(name="haproxy.cfg", text=config),
             UnitFile(name="hold.lua", text=hold),
