@@ -136,7 +136,7 @@ ALSO_IN = {
     ("stackctl/probe/bandwidth.py", "subprocess"),  # starts workers of its own, one on each core
     ("stackctl/probe/cdi.py", "yaml"),  # other programs' files: read safely, not strictly
     ("stackctl/observe/client_settings.py", "yaml"),  # likewise, files of clients
-    ("stackctl/observe/report/build.py", "jinja2"),  # a page, not a unit
+    ("stackctl/observe/report/page.py", "jinja2"),  # a page, not a unit
 }
 
 

@@ -24,7 +24,7 @@ def command(session: Session, stack: str | None, output: str | None) -> None:
     The page is a single HTML file that needs no network. Measure first: stackctl bench STACK.
     """
     from stackctl.deploy.stack_state import latest_generation
-    from stackctl.observe.report.build import report_html, write_page
+    from stackctl.observe.report.page import report_html, write_page
     from stackctl.values.result import ReportFile
 
     context = session.context(recover="try")

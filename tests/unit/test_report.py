@@ -14,8 +14,7 @@ from samples import LATENCY, THROUGHPUT, plan, served
 
 from stackctl.errors import StackctlError
 from stackctl.observe.report import charts
-from stackctl.observe.report.build import render_view, write_page
-from stackctl.observe.report.view import StoredRun, build_view
+from stackctl.observe.report.page import page_parts, render_page, write_page
 from stackctl.values.bench import BenchCell, BenchReport, Quantiles, RequestSample, Workload
 from stackctl.values.generation import EngineFact, Generation, Outcome
 from stackctl.values.plan import Prediction, PromptTime
@@ -118,8 +117,8 @@ def page(runs: int = 3) -> str:
             objective="throughput" if number == 2 else "latency")
         for number in range(1, runs + 1)
     ]  # fmt: skip
-    latest = StoredRun(stored[-1], samples()) if stored else None
-    return render_view(generation(), build_view(generation(), latest, stored))
+    latest = stored[-1] if stored else None
+    return render_page(generation(), page_parts(generation(), latest, samples(), stored))
 
 
 class Tags(HTMLParser):
@@ -167,20 +166,18 @@ def test_a_chart_is_xml_and_stays_within_its_frame(svg: str) -> None:
 
 
 def test_predicted_is_held_against_measured() -> None:
-    found = {
-        row[0]: row[1:] for row in build_view(generation(), StoredRun(run(1), ()), ()).expected
-    }
+    found = {row[0]: row[1:] for row in page_parts(generation(), run(1), (), ())["expected"]}
     assert found["generation"] == ("20-30 tok/s", "27 tok/s", "as predicted")
     assert found["prompt"] == ("900-1,500 tok/s", "1,200 tok/s", "as predicted")
     assert found["first token at 4,000 tokens"] == ("1-2 s", "3.33 s", "worse")
-    fast = StoredRun(run(1, speed=50.0), ())
-    assert build_view(generation(), fast, ()).expected[0][-1] == "better"
-    assert build_view(generation(), None, ()).expected[0][2:] == ("not measured", "")
+    fast = run(1, speed=50.0)
+    assert page_parts(generation(), fast, (), ())["expected"][0][-1] == "better"
+    assert page_parts(generation(), None, (), ())["expected"][0][2:] == ("not measured", "")
 
 
 def test_a_first_token_of_another_length_is_not_compared() -> None:
     short = msgspec.structs.replace(run(1), cells=(cell(1000, 200, 1),))
-    rows = build_view(generation(), StoredRun(short, ()), ()).expected
+    rows = page_parts(generation(), short, (), ())["expected"]
     assert rows[-1][2] == "not measured"
 
 
@@ -203,7 +200,7 @@ def test_what_comes_from_elsewhere_is_text() -> None:
     )
     shown = msgspec.structs.replace(run(1, objective=hostile), model=hostile)
     other = msgspec.structs.replace(run(2, generation=2, objective=hostile), model=hostile)
-    text = render_view(named, build_view(named, StoredRun(shown, samples()), [shown, other]))
+    text = render_page(named, page_parts(named, shown, samples(), [shown, other]))
     assert "<script" not in text
     assert "&lt;script&gt;alert(1)" in text
     for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
@@ -253,6 +250,6 @@ def test_a_page_is_written_over_a_page_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_objectives_are_compared_by_the_newest_run_of_each_generation() -> None:
-    rows = build_view(generation(), StoredRun(run(9), ()), [run(8, generation=2), run(9)]).runs
+    rows = page_parts(generation(), run(9), (), [run(8, generation=2), run(9)])["runs"]
     assert [(row[0], row[1]) for row in rows] == [("8", "2"), ("9", "3")]
     assert plan(wish=THROUGHPUT).objective == "throughput"

@@ -1,4 +1,4 @@
-"""Charts as SVG text. Pure.
+"""The charts of a page, from measurements to SVG text. Pure.
 
 Colours are CSS classes of the page, so that they follow its light or dark scheme. Series differ by
 marker and dash too, not only by colour.
@@ -13,13 +13,14 @@ from html import escape
 
 from stackctl.observe.bench.statistics import quantile
 from stackctl.quantity import format_number
+from stackctl.values.bench import BenchCell, BenchReport, Quantiles, RequestSample
 
 #: Sizes in units of the viewBox; the page scales the chart to its width.
 _WIDTH, _HEIGHT = 560, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 16, 14, 46
 _LEGEND_ROW = 20
 #: The most series in a chart; the page has as many colours.
-MOST_SERIES = 6
+_MOST_SERIES = 6
 _MARKS = ("circle", "square", "triangle", "diamond", "ring", "cross")
 _DASHES = ("", "7 3", "2 3", "9 3 2 3", "5 5", "1 4")
 
@@ -47,34 +48,137 @@ class _Scale:
         return self.start + (value - self.low) / span * (self.end - self.start)
 
 
+def run_charts(run: BenchReport, samples: Sequence[RequestSample]) -> list[str]:
+    """Return the charts of one run that have data."""
+    fresh = [cell for cell in run.cells if not cell.shape.cached]
+    groups: dict[int, list[BenchCell]] = {}
+    for cell in fresh:
+        if cell.shape.concurrency == 1:
+            groups.setdefault(cell.shape.prompt_tokens, []).append(cell)
+    wholes = [
+        _median_series(
+            f"{_tokens(prompt)} in, p50",
+            [(cell.output_tokens or cell.shape.output_tokens, cell.e2e_s) for cell in group],
+        )
+        for prompt, group in sorted(groups.items())
+    ]
+    singles = _median_series("p50 (band: p5 to p95)", _first_tokens(run))
+    answered = [sample for sample in samples if sample.error is None]
+    firsts = [sample.ttft_s for sample in answered if sample.ttft_s is not None]
+    gaps = [gap for sample in answered for gap in sample.gaps_ms]
+    found = (
+        line_chart(
+            "Whole answer, by its length", wholes,
+            x_label="tokens of the answer", y_label="seconds",
+        ),
+        line_chart(
+            "First token, by length of the prompt", [singles],
+            x_label="tokens of the prompt", y_label="seconds",
+        ),
+        *_throughput(fresh),
+        histogram_chart("First token, all requests", firsts, x_label="seconds"),
+        histogram_chart("Between tokens, all requests", gaps, x_label="milliseconds"),
+    )  # fmt: skip
+    return [chart for chart in found if chart]
+
+
+def _throughput(cells: Sequence[BenchCell]) -> list[str]:
+    """Return two charts of tokens per second over concurrency.
+
+    They have one line for each pair of lengths that was measured at more than one concurrency.
+    """
+    groups: dict[tuple[int, int], list[BenchCell]] = {}
+    for cell in cells:
+        if cell.output_tok_s is not None:
+            key = (cell.shape.prompt_tokens, cell.shape.output_tokens)
+            groups.setdefault(key, []).append(cell)
+    swept = {key: group for key, group in groups.items() if len(group) > 1}
+    everyone, each = [], []
+    for (prompt, output), group in swept.items():
+        ordered = sorted(group, key=lambda cell: cell.shape.concurrency)
+        name = f"{_tokens(prompt)} in, {output} out"
+        points = tuple((float(c.shape.concurrency), c.output_tok_s or 0.0) for c in ordered)
+        everyone.append(Series(name, points))
+        speeds = [(c.shape.concurrency, c.generation_tok_s) for c in ordered]
+        known = tuple((float(n), speed.p50) for n, speed in speeds if speed is not None)
+        each.append(Series(name, known))
+    label = "requests at the same time"
+    return [
+        line_chart("Throughput of all requests", everyone, x_label=label, y_label="tok/s"),
+        line_chart("Speed of each request (p50)", each, x_label=label, y_label="tok/s"),
+    ]
+
+
+def _median_series(name: str, values: Sequence[tuple[float, Quantiles | None]]) -> Series:
+    """Return the medians as points and the middle 90 % as a band."""
+    known = [(x, value) for x, value in sorted(values, key=lambda one: one[0]) if value is not None]
+    return Series(
+        name,
+        tuple((x, value.p50) for x, value in known),
+        tuple((value.p5, value.p95) for _, value in known),
+    )
+
+
+def _first_tokens(run: BenchReport) -> list[tuple[float, Quantiles | None]]:
+    """Return TTFT by prompt length, of one request at a time.
+
+    Of each prompt length only the cell with the shortest answers counts, because TTFT does not
+    depend on the answer.
+    """
+    shortest: dict[int, BenchCell] = {}
+    for cell in sorted(run.cells, key=lambda cell: cell.shape.output_tokens):
+        if cell.shape.is_single_uncached and cell.ttft_s is not None:
+            shortest.setdefault(cell.shape.prompt_tokens, cell)
+    return [(cell.prompt_tokens or tokens, cell.ttft_s) for tokens, cell in shortest.items()]
+
+
+def _tokens(count: int) -> str:
+    return f"{count / 1000:g}k" if count >= 1000 else str(count)
+
+
+def comparison_charts(runs: Sequence[BenchReport]) -> list[str]:
+    """Return charts of throughput over concurrency and of TTFT over prompt length, by run."""
+    series, singles = [], []
+    for run in runs[-_MOST_SERIES:]:
+        name = f"generation {run.generation}, {run.objective} (bench {run.id})"
+        best: dict[int, float] = {}
+        for cell in run.cells:
+            if cell.output_tok_s is not None and not cell.shape.cached:
+                concurrency = cell.shape.concurrency
+                best[concurrency] = max(best.get(concurrency, 0.0), cell.output_tok_s)
+        points = tuple((float(key), value) for key, value in sorted(best.items()))
+        series.append(Series(name, points))
+        singles.append(Series(name, _median_series(name, _first_tokens(run)).points))
+    found = (
+        line_chart("Throughput, run by run", series,
+                   x_label="requests at the same time", y_label="tok/s"),
+        line_chart("First token (p50), run by run", singles,
+                   x_label="tokens of the prompt", y_label="seconds"),
+    )  # fmt: skip
+    return [chart for chart in found if chart]
+
+
 def line_chart(title: str, series: Sequence[Series], *, x_label: str, y_label: str) -> str:
     """Return a line chart whose y axis begins at 0; empty if no series has a point."""
-    drawn = [one for one in series if one.points][:MOST_SERIES]
+    drawn = [one for one in series if one.points][:_MOST_SERIES]
     if not drawn:
         return ""
     xs = sorted({x for one in drawn for x, _ in one.points})
-    ys = [y for one in drawn for pair in (*one.points, *_ends(one)) for y in pair[1:]]
+    highest = max(y for one in drawn for _, y in (*one.points, *one.band))
     x_low, x_high = xs[0], xs[-1]
     if x_low == x_high:
         x_low, x_high = x_low * 0.5, x_high * 1.5 or 1.0
-    y_ticks = axis_ticks(0.0, max(ys))
+    y_ticks = axis_ticks(0.0, highest)
     height = _HEIGHT + _LEGEND_ROW * math.ceil(len(drawn) / 2)
     across = _Scale(x_low, x_high, _LEFT, _WIDTH - _RIGHT)
     up = _Scale(0.0, y_ticks[-1], _HEIGHT - _BOTTOM, _TOP)
-    parts = [
-        _axes(
-            across, up, xs if len(xs) <= 8 else axis_ticks(x_low, x_high), y_ticks, x_label, y_label
-        )
-    ]
+    x_ticks = xs if len(xs) <= 8 else axis_ticks(x_low, x_high)
+    parts = [_axes(across, up, x_ticks, y_ticks, x_label, y_label)]
     for number, one in enumerate(drawn):
         parts.append(_band(one, number, across, up))
         parts.append(_line(one, number, across, up))
         parts.append(_legend(one.name, number))
     return _svg(title, height, parts)
-
-
-def _ends(one: Series) -> list[tuple[float, float, float]]:
-    return [(0.0, low, high) for low, high in one.band]
 
 
 def histogram_chart(title: str, values: Sequence[float], *, x_label: str) -> str:
@@ -173,27 +277,25 @@ def _axes(
 def _band(one: Series, number: int, across: _Scale, up: _Scale) -> str:
     if not one.band:
         return ""
-    there = [
-        f"{across(x):.1f},{up(high):.1f}"
-        for (x, _), (_, high) in zip(one.points, one.band, strict=True)
-    ]
-    back = [
-        f"{across(x):.1f},{up(low):.1f}"
-        for (x, _), (low, _) in zip(one.points, one.band, strict=True)
-    ]
-    return f'<polygon class="s{number} band" points="{" ".join([*there, *reversed(back)])}"/>'
+    rows = list(zip(one.points, one.band, strict=True))
+    there = [f"{across(x):.1f},{up(high):.1f}" for (x, _), (_, high) in rows]
+    back = [f"{across(x):.1f},{up(low):.1f}" for (x, _), (low, _) in reversed(rows)]
+    return f'<polygon class="s{number} band" points="{" ".join([*there, *back])}"/>'
 
 
 def _line(one: Series, number: int, across: _Scale, up: _Scale) -> str:
     places = [(across(x), up(y)) for x, y in one.points]
     path = "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    dash = _DASHES[number % len(_DASHES)]
-    style = f' stroke-dasharray="{dash}"' if dash else ""
-    drawn = f'<path class="s{number} line" d="{path}"{style}/>'
+    drawn = f'<path class="s{number} line" d="{path}"{_dash(number)}/>'
     for (x, y), (left, value) in zip(places, one.points, strict=True):
         tip = f"{one.name}: {format_number(value)} at {format_number(left)}"
         drawn += f"<g>{_marker(number, x, y)}<title>{escape(tip)}</title></g>"
     return drawn
+
+
+def _dash(number: int) -> str:
+    dash = _DASHES[number % len(_DASHES)]
+    return f' stroke-dasharray="{dash}"' if dash else ""
 
 
 def _marker(number: int, x: float, y: float) -> str:
@@ -220,11 +322,9 @@ def _marker(number: int, x: float, y: float) -> str:
 def _legend(name: str, number: int) -> str:
     x = _LEFT + (number % 2) * (_WIDTH - _LEFT) / 2
     y = _HEIGHT + 8 + (number // 2) * _LEGEND_ROW
-    dash = _DASHES[number % len(_DASHES)]
-    style = f' stroke-dasharray="{dash}"' if dash else ""
     shown = name if len(name) <= 36 else name[:35] + "…"
     return (
-        f'<path class="s{number} line" d="M{x:.1f},{y:.1f}h26"{style}/>'
+        f'<path class="s{number} line" d="M{x:.1f},{y:.1f}h26"{_dash(number)}/>'
         + _marker(number, x + 13, y)
         + f'<text x="{x + 33:.1f}" y="{y + 4:.1f}">{escape(shown)}</text>'
     )

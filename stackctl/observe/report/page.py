@@ -1,95 +1,145 @@
-"""The parts of a page as texts and charts, made from values. Pure."""
+"""The page of a stack, made from its plan and the stored measurements."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from stackctl.observe.report import chart_data
+from stackctl import __version__
+from stackctl.deploy.context import Context
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.machine.files import write_atomically
+from stackctl.observe.report import charts
 from stackctl.quantity import format_bytes, format_duration, format_number, format_share
+from stackctl.resources import data_folder
+from stackctl.state.bench_db import BenchDatabase
+from stackctl.state.generations import utc_now
 from stackctl.values.bench import BenchCell, BenchReport, Quantiles, RequestSample
 from stackctl.values.generation import Generation
 from stackctl.values.host import Host
 from stackctl.values.plan import MemoryBudget, Plan
 
 Rows = tuple[tuple[str, ...], ...]
+#: Pages begin with this mark, so that no other file is overwritten.
+MARK = "<!-- stackctl report -->"
+#: The most runs in the comparison.
+_MOST_RUNS = 6
 #: A measured TTFT is compared with the predicted one if the prompt lengths differ by less than
 #: this.
 _SAME_LENGTH = 0.15
 
 
-@dataclass(frozen=True)
-class StoredRun:
-    """A stored run with all its requests."""
+def report_html(context: Context, generation: Generation) -> str:
+    """Return the page of a stack as HTML.
 
-    run: BenchReport
-    samples: tuple[RequestSample, ...]
+    It shows one run in full: the newest of this generation, else the newest of the stack. Beside it
+    stand the newest runs of the other generations.
 
-
-@dataclass(frozen=True)
-class View:
-    """The parts of a page: tables as rows, ``tiles`` as (name, value, remark), charts as SVG."""
-
-    title: str
-    about: Rows
-    tiles: Rows
-    slo: Rows
-    machine: Rows
-    memory: Rows
-    expected: Rows
-    engine: Rows
-    decisions: Rows
-    charts: tuple[str, ...]
-    cells: Rows
-    notes: tuple[str, ...]
-    runs: Rows
-    comparison: tuple[str, ...]
-
-
-def build_view(
-    generation: Generation, latest: StoredRun | None, runs: Sequence[BenchReport]
-) -> View:
-    """Return all parts of a page.
-
-    ``latest`` is the run that is shown in full. ``runs`` are the runs in the comparison, oldest
-    first, with ``latest`` among them.
+    Raises:
+        StackctlError: the stored measurements cannot be read.
     """
-    run = latest.run if latest else None
+    benches = BenchDatabase(context.paths.state)
+    stored = [run for run in benches.reports(generation.stack) if run.has_answers and not run.box]
+    shown = next((run for run in stored if run.generation == generation.number), None)
+    shown = shown or next(iter(stored), None)
+    samples = benches.samples(shown.id) if shown is not None and shown.id is not None else ()
+    return render_page(generation, page_parts(generation, shown, samples, _beside(stored, shown)))
+
+
+def render_page(generation: Generation, parts: dict[str, Any]) -> str:
+    """Return the parts of a page as HTML."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(data_folder("templates")),
+        undefined=jinja2.StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    basis = generation.plan.prediction.basis
+    return environment.get_template("report.html.j2").render(
+        view=parts,
+        stack=generation.stack,
+        basis={"measured": "from measurements of this machine"}.get(basis or "", "estimates"),
+        version=__version__,
+        made=_format_time(utc_now()),
+    )
+
+
+def _beside(stored: list[BenchReport], shown: BenchReport | None) -> tuple[BenchReport, ...]:
+    """Return the newest run of each generation, oldest first; ``stored`` is newest first."""
+    newest: dict[int, BenchReport] = {}
+    for run in ([shown] if shown else []) + stored:
+        newest.setdefault(run.generation, run)
+    ordered = sorted(newest.values(), key=lambda run: run.id or 0)
+    return tuple(ordered[-_MOST_RUNS:])
+
+
+def write_page(path: Path, text: str) -> None:
+    """Write a page to a new file or over an earlier page.
+
+    Raises:
+        StackctlError: exit 5 if another file is there; exit 1 if the page cannot be written.
+    """
+    try:
+        with path.open("rb") as stream:
+            ours = MARK.encode() in stream.read(200)
+    except FileNotFoundError:
+        ours = True
+    except OSError as error:
+        raise StackctlError(f"cannot write {path}: {error.strerror}") from None
+    if not ours:
+        raise StackctlError(
+            f"{path} exists and is not a report",
+            hint="-o FILE names another",
+            exit_code=ExitCode.REFUSED,
+        )
+    write_atomically(path, text)
+
+
+def page_parts(
+    generation: Generation,
+    run: BenchReport | None,
+    samples: Sequence[RequestSample],
+    runs: Sequence[BenchReport],
+) -> dict[str, Any]:
+    """Return the parts of a page for its template.
+
+    Tables are rows, ``tiles`` are (name, value, remark), charts are SVG.
+
+    Args:
+        generation: the stack, with its plan and its machine.
+        run: the run that is shown in full; None if nothing was measured.
+        samples: all requests of that run.
+        runs: the runs in the comparison, oldest first, with ``run`` among them.
+    """
     cells = run.cells if run else ()
     plan = generation.plan
-    return View(
-        title=f"{generation.stack}: {plan.served_name}",
-        about=_about(generation, run),
-        tiles=_tiles(cells),
-        slo=tuple(
+    compared = runs if len(runs) > 1 else ()
+    return {
+        "title": f"{generation.stack}: {plan.served_name}",
+        "about": _about(generation, run),
+        "tiles": _tiles(cells),
+        "slo": [
             (result.status, result.name, result.expected or "", result.actual or "")
             for result in (run.results if run else ())
-        ),
-        machine=machine_rows(generation.host),
-        memory=tuple(
-            _budget(budget) for budget in (plan.memory, plan.host_memory) if budget is not None
-        ),
-        expected=predicted_vs_measured(plan, cells),
-        engine=tuple(
-            (fact.name.replace("_", " "), fact.value) for fact in generation.outcome.report
-        ),
-        decisions=tuple(
-            (
-                decision.field,
-                "(unset)" if decision.value is None else str(decision.value),
-                decision.reason,
-                decision.source,
-            )
-            for decision in plan.decisions
-        ),
-        charts=tuple(filter(None, chart_data.run_charts(latest.run, latest.samples)))
-        if latest
-        else (),
-        cells=tuple(_cell(cell) for cell in cells),
-        notes=_notes(run),
-        runs=tuple(_run(one) for one in runs) if len(runs) > 1 else (),
-        comparison=tuple(filter(None, chart_data.comparison_charts(runs))) if len(runs) > 1 else (),
-    )
+        ],
+        "machine": _machine_rows(generation.host),
+        "memory": [_budget(budget) for budget in (plan.memory, plan.host_memory) if budget],
+        "expected": _predicted_vs_measured(plan, cells),
+        "engine": [(fact.name.replace("_", " "), fact.value) for fact in generation.outcome.report],
+        "decisions": [
+            (one.field, "(unset)" if one.value is None else str(one.value), one.reason, one.source)
+            for one in plan.decisions
+        ],
+        "charts": charts.run_charts(run, samples) if run else [],
+        "cells": [_cell(cell) for cell in cells],
+        "notes": _notes(run),
+        "runs": [_run(one) for one in compared],
+        "comparison": charts.comparison_charts(compared) if compared else [],
+    }
 
 
 def _about(generation: Generation, run: BenchReport | None) -> Rows:
@@ -100,12 +150,12 @@ def _about(generation: Generation, run: BenchReport | None) -> Rows:
         ("model", _model(plan)),
         (
             "generation",
-            f"{generation.number}, {generation.operation} {format_time(generation.created)}",
+            f"{generation.number}, {generation.operation} {_format_time(generation.created)}",
         ),
         ("image", generation.image),
     ]
     if run is not None:
-        what = f"bench {run.id}, {format_time(run.when)}, {format_duration(run.seconds)}"
+        what = f"bench {run.id}, {_format_time(run.when)}, {format_duration(run.seconds)}"
         if run.generation != generation.number:
             what += f", of generation {run.generation}"
         rows.append(("measured", what + ("" if run.complete else ", cut short")))
@@ -117,7 +167,7 @@ def _model(plan: Plan) -> str:
     return plan.served_name if kind in plan.served_name else f"{plan.served_name}, {kind}"
 
 
-def format_time(text: str) -> str:
+def _format_time(text: str) -> str:
     """Return a stored time (ISO 8601, UTC) for display, without its seconds."""
     return text[:16].replace("T", " ") + " UTC"
 
@@ -151,7 +201,7 @@ def _best(cells: Sequence[BenchCell], name: str) -> BenchCell | None:
     return found[max(known)[1]][1] if known else None
 
 
-def machine_rows(host: Host) -> Rows:
+def _machine_rows(host: Host) -> Rows:
     """Return the facts of a machine as rows; unknown facts are left out."""
     cpu, memory, rows = host.cpu, host.memory, []
     if cpu.model:
@@ -193,31 +243,32 @@ def _budget(budget: MemoryBudget) -> tuple[str, ...]:
     )
 
 
-def predicted_vs_measured(plan: Plan, cells: Sequence[BenchCell]) -> Rows:
+def _predicted_vs_measured(plan: Plan, cells: Sequence[BenchCell]) -> Rows:
     """Compare predictions with measurements of one request at a time.
 
     Each row is (name, predicted, measured, verdict).
     """
-    prediction = plan.prediction
+    prediction, ttft = plan.prediction, plan.prediction.ttft_s
     alone = [cell for cell in cells if cell.shape.is_single_uncached]
-    rows = []
     speed = _best(alone, "generation_tok_s")
-    if prediction.decode_tok_s:
-        rows.append(_against("generation", prediction.decode_tok_s, "tok/s",
-                             speed.generation_tok_s if speed else None, more=True))  # fmt: skip
-    if prediction.performance_factor:
-        factor = speed.performance_factor if speed else None
-        rows.append(_compared("PF", prediction.performance_factor, "", factor, more=True))
-    read = _best(alone, "prompt_tok_s")
-    if prediction.prefill_tok_s:
-        rows.append(_against("prompt", prediction.prefill_tok_s, "tok/s",
-                             read.prompt_tok_s if read else None, more=True))  # fmt: skip
-    ttft = prediction.ttft_s
-    if ttft is not None and ttft.range is not None:
-        near = _nearest(alone, ttft.prompt_tokens)
+    factor = speed.performance_factor if speed else None
+    read = _median(_best(alone, "prompt_tok_s"), "prompt_tok_s")
+    rows = [
+        _compared("generation", prediction.decode_tok_s, "tok/s",
+                  _median(speed, "generation_tok_s"), more=True),
+        _compared("PF", prediction.performance_factor, "", factor, more=True),
+        _compared("prompt", prediction.prefill_tok_s, "tok/s", read, more=True),
+    ]  # fmt: skip
+    if ttft is not None:
+        first = _median(_nearest(alone, ttft.prompt_tokens), "ttft_s")
         name = f"first token at {ttft.prompt_tokens:,} tokens"
-        rows.append(_against(name, ttft.range, "s", near.ttft_s if near else None, more=False))
-    return tuple(rows)
+        rows.append(_compared(name, ttft.range, "s", first, more=False))
+    return tuple(row for row in rows if row)
+
+
+def _median(cell: BenchCell | None, name: str) -> float | None:
+    value = getattr(cell, name) if cell else None
+    return value.p50 if value else None
 
 
 def _nearest(cells: Sequence[BenchCell], tokens: int) -> BenchCell | None:
@@ -229,15 +280,12 @@ def _nearest(cells: Sequence[BenchCell], tokens: int) -> BenchCell | None:
     return best if abs((best.prompt_tokens or 0) - tokens) <= _SAME_LENGTH * tokens else None
 
 
-def _against(
-    name: str, low_high: tuple[float, float], unit: str, seen: Quantiles | None, *, more: bool
-) -> tuple[str, ...]:
-    return _compared(name, low_high, unit, seen.p50 if seen else None, more=more)
-
-
 def _compared(
-    name: str, low_high: tuple[float, float], unit: str, seen: float | None, *, more: bool
+    name: str, low_high: tuple[float, float] | None, unit: str, seen: float | None, *, more: bool
 ) -> tuple[str, ...]:
+    """Return a row; empty if nothing was predicted."""
+    if not low_high:
+        return ()
     low, high = low_high
     predicted = f"{format_number(low)}-{format_number(high)} {unit}".strip()
     if seen is None:
@@ -293,7 +341,7 @@ def _run(run: BenchReport) -> tuple[str, ...]:
         f"{run.generation}",
         run.objective,
         run.model,
-        format_time(run.when),
+        _format_time(run.when),
         format_number(speed.generation_tok_s.p50) if speed and speed.generation_tok_s else "",
         format_number(first.p95) if first else "",
         format_number(most) if most else "",
