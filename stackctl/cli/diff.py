@@ -24,7 +24,7 @@ def command(session: Session, words: tuple[str, ...]) -> None:
     B defaults to the installed generation, and A to the one that served before it. Decisions come
     with the reason of B, units as a unified diff without the numbers of the generations.
     """
-    from stackctl.observe.generation_diff import diff_report
+    from stackctl.observe.history import diff_report
 
     context = session.context(recover="try")
     stack, numbers = stack_and_numbers(words, 2)

@@ -6,6 +6,7 @@ import os
 
 from stackctl.deploy import proxy
 from stackctl.deploy.context import Context
+from stackctl.diagnose.verify_results import sort_by_severity
 from stackctl.engines import engine
 from stackctl.errors import StackctlError
 from stackctl.health import endpoint
@@ -17,8 +18,6 @@ from stackctl.units.proxy_unit import proxy_service
 from stackctl.values.generation import Generation
 from stackctl.values.history import HealthEntry
 from stackctl.values.result import CheckReport, Result
-
-_ORDER = {"fail": 0, "warn": 1}
 
 
 def check_stack(
@@ -35,7 +34,15 @@ def check_stack(
     states = context.systemd.states(tuple(services.values()))
     results = [_unit(stack, name, states[service]) for name, service in services.items()]
     if all(result.status == "ok" for result in results):
-        results += _ask(context, generation, answer_timeout_s)
+        plan = generation.plan
+        results += endpoint.check_endpoint(
+            stack_url(generation),
+            engine(plan.engine).health_path,
+            plan.served_name,
+            answer_timeout_s=answer_timeout_s,
+            key=proxy.client_key(context, generation),
+            parameters=plan.model.parameters,
+        )
         if restarts := states[services["unit"]].restarts:
             results.append(
                 Result(
@@ -46,21 +53,16 @@ def check_stack(
                     remedy=f"stackctl logs {stack} tells why",
                 )
             )
-    results.sort(key=lambda result: _ORDER.get(result.status, 2))
-    return CheckReport(stack=stack, results=tuple(results))
+    return CheckReport(stack=stack, results=sort_by_severity(results))
 
 
 def health_entry(generation: Generation, report: CheckReport) -> HealthEntry:
     """Return the worst result of a check, as an entry of the health log."""
-    worst = report.results[0]
-    if worst.status not in _ORDER:
-        return HealthEntry(when=utc_now(), generation=generation.number, status="ok")
+    worst, when, number = report.results[0], utc_now(), generation.number
+    if worst.status not in ("fail", "warn"):
+        return HealthEntry(when=when, generation=number, status="ok")
     return HealthEntry(
-        when=utc_now(),
-        generation=generation.number,
-        status=worst.status,
-        name=worst.name,
-        message=worst.actual,
+        when=when, generation=number, status=worst.status, name=worst.name, message=worst.actual
     )
 
 
@@ -91,17 +93,4 @@ def _unit(stack: str, name: str, state: UnitState) -> Result:
         actual=state.active,
         evidence=None if active else f"result {state.result}",
         remedy=None if active else f"stackctl logs {stack}; stackctl restart {stack}",
-    )
-
-
-def _ask(context: Context, generation: Generation, answer_timeout_s: float) -> list[Result]:
-    """Check the endpoint of the clients."""
-    plan = generation.plan
-    return endpoint.check_endpoint(
-        stack_url(generation),
-        engine(plan.engine).health_path,
-        plan.served_name,
-        answer_timeout_s=answer_timeout_s,
-        key=proxy.client_key(context, generation),
-        parameters=plan.model.parameters,
     )

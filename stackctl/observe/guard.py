@@ -20,7 +20,7 @@ from stackctl.state import logs
 from stackctl.state.generations import utc_now
 from stackctl.values.generation import Generation
 from stackctl.values.history import HealthEntry
-from stackctl.values.result import Result
+from stackctl.values.result import Result, Status
 from stackctl.values.status import GuardReport, GuardResult
 
 #: Seconds for which CPU time and counters are measured (values/activity.py has the limit).
@@ -94,25 +94,18 @@ def _watch(context: Context, generation: Generation, worst: Result, watch_s: flo
     before = look()
     time.sleep(watch_s)
     done = engine_snapshot.work_between(before, look())
+    status: Status
     silent = f"{worst.name}: {worst.actual}"
     if done.is_working:
-        used = f"{done.cpu_s or 0:.1f} s of processor time"
-        work = "it counts tokens" if done.counted else used
-        return HealthEntry(
-            when=utc_now(),
-            generation=generation.number,
-            status="ok",
-            name="busy",
-            message=f"{silent}, but {work} in {watch_s:.0f} s",
-        )
-    # Without CPU accounting nothing proves that the engine stands still.
-    unknown = done.is_working is None
+        work = "it counts tokens" if done.counted else f"{done.cpu_s or 0:.1f} s of processor time"
+        status, name, message = "ok", "busy", f"{silent}, but {work} in {watch_s:.0f} s"
+    elif done.is_working is None:
+        # Without CPU accounting nothing proves that the engine stands still.
+        status, name, message = "fail", worst.name, silent
+    else:
+        status, name, message = "fail", _DEAD, f"{silent}, and it does not compute"
     return HealthEntry(
-        when=utc_now(),
-        generation=generation.number,
-        status="fail",
-        name=worst.name if unknown else _DEAD,
-        message=silent if unknown else f"{silent}, and it does not compute",
+        when=utc_now(), generation=generation.number, status=status, name=name, message=message
     )
 
 

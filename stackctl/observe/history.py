@@ -1,25 +1,50 @@
-"""The history of a stack's generations, and the audit log."""
+"""The history of a stack's generations, their differences, and the audit log."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+import re
+from collections.abc import Iterator
+from itertools import zip_longest
 
 from stackctl.deploy.context import Context
 from stackctl.deploy.stack_state import installed_number
-from stackctl.errors import StackctlError
+from stackctl.engines import engine as find_engine
+from stackctl.errors import ExitCode, StackctlError
+from stackctl.plan.plan_diff import changed_decisions
 from stackctl.state import logs
-from stackctl.values.history import AuditReport, HealthEntry, HistoryEntry, HistoryReport
+from stackctl.units.render import comparison_text
+from stackctl.values.generation import Generation
+from stackctl.values.history import (
+    AuditReport,
+    DiffReport,
+    FieldChange,
+    HealthEntry,
+    HistoryEntry,
+    HistoryReport,
+    UnitChange,
+)
+from stackctl.values.plan import Scalar
+from stackctl.values.proxy import Proxy
+from stackctl.values.unit import UnitFile
 
 
 def history_report(context: Context, stack: str) -> HistoryReport:
     """Return all generations of a stack, newest first; report a damaged record as unreadable."""
     current = installed_number(context, stack)
-    seen = _last_seen(context, stack)
+    try:
+        seen = {entry.generation: entry for entry in logs.read_health(context.paths.state, stack)}
+    except StackctlError as error:
+        context.progress.warn(error.message, error.hint)
+        seen = {}
     numbers = reversed(context.generations.numbers(stack))
     return HistoryReport(
         scope=context.paths.scope,
         stack=stack,
-        generations=tuple(_entry(context, stack, number, current, seen) for number in numbers),
+        generations=tuple(
+            _entry(context, stack, number, current=number == current, health=seen.get(number))
+            for number in numbers
+        ),
     )
 
 
@@ -33,35 +58,23 @@ def audit_report(context: Context, stack: str | None) -> AuditReport:
     )
 
 
-def _last_seen(context: Context, stack: str) -> Mapping[int | None, HealthEntry]:
-    try:
-        return {seen.generation: seen for seen in logs.read_health(context.paths.state, stack)}
-    except StackctlError as error:
-        context.progress.warn(error.message, error.hint)
-        return {}
-
-
 def _entry(
-    context: Context,
-    stack: str,
-    number: int,
-    current: int | None,
-    seen: Mapping[int | None, HealthEntry],
+    context: Context, stack: str, number: int, *, current: bool, health: HealthEntry | None
 ) -> HistoryEntry:
     try:
         generation = context.generations.read(stack, number)
     except StackctlError as error:
         return HistoryEntry(
             number=number,
-            current=number == current,
+            current=current,
             state="unreadable",
             message="; ".join(error.details) or error.message,
-            health=seen.get(number),
+            health=health,
         )
     plan, outcome = generation.plan, generation.outcome
     return HistoryEntry(
         number=number,
-        current=number == current,
+        current=current,
         created=generation.created,
         operation=generation.operation,
         of=generation.of,
@@ -73,5 +86,112 @@ def _entry(
         changed=outcome.changed,
         message=outcome.message,
         ready_s=outcome.ready_s,
-        health=seen.get(number),
+        health=health,
     )
+
+
+def diff_report(context: Context, stack: str, before: int | None, after: int | None) -> DiffReport:
+    """Compare two generations.
+
+    Args:
+        context: the scope.
+        stack: the name of the stack.
+        before: the older generation; None: the last one before ``after`` that was ready.
+        after: the newer generation; None: the installed one, or the newest if the stack is down.
+
+    Raises:
+        StackctlError: exit 4 if there is no such generation.
+    """
+    known = context.generations.numbers(stack)
+    if after is None:
+        after = installed_number(context, stack) or max(known, default=0)
+    new = context.generations.read(stack, after)
+    if before is None:
+        old = context.generations.last_ready_before(stack, after)
+        if old is None:
+            raise StackctlError(
+                f"no generation of {stack} served before {after}",
+                hint=f"generations: {', '.join(map(str, known))}; "
+                f"stackctl diff {stack} A B compares any two",
+                exit_code=ExitCode.NOT_FOUND,
+            )
+    else:
+        old = context.generations.read(stack, before)
+    return compare_generations(old, new)
+
+
+def compare_generations(old: Generation, new: Generation) -> DiffReport:
+    """Return the differences between two generations. Pure."""
+    was, now = _facts(old), _facts(new)
+    ports = {find_engine(one.plan.engine).port_option for one in (old, new)}
+    return DiffReport(
+        stack=new.stack,
+        before=old.number,
+        after=new.number,
+        facts=tuple(
+            FieldChange(field=field, before=was[field], after=now[field])
+            for field in now
+            if was[field] != now[field]
+        ),
+        decisions=tuple(
+            change
+            for change in changed_decisions(old.plan, new.plan)
+            # Behind a front door each engine has a private port, which does not concern clients.
+            if change.field not in ports or old.plan.port != new.plan.port
+        ),
+        units=tuple(_units(old, new)),
+    )
+
+
+def _facts(generation: Generation) -> dict[str, Scalar]:
+    plan, place = generation.plan, generation.plan.placement
+    return {
+        "profile": plan.profile,
+        "objective": plan.objective,
+        "engine": plan.engine,
+        "image": generation.image,
+        "image ID": generation.image_id,
+        "model": plan.model.source,
+        "served name": plan.served_name,
+        "port": plan.port,
+        "front door": _front_door(generation.door),
+        "CPUs": None if place.cpus is None else str(place.cpus),
+        "memory nodes": None if place.mems is None else str(place.mems),
+        "memory policy": place.policy,
+        "GPUs": ",".join(place.gpus) or None,
+    }
+
+
+def _front_door(proxy: Proxy | None) -> str | None:
+    if proxy is None:
+        return None
+    return f"{proxy.address}:{proxy.port}" + (", with a key" if proxy.key else "")
+
+
+def _units(old: Generation, new: Generation) -> Iterator[UnitChange]:
+    before, after = ({file.name: file for file in one.units.files} for one in (old, new))
+    pairs = [(before[name], after[name]) for name in after if name in before]
+    gone = [file for name, file in before.items() if name not in after]
+    come = [file for name, file in after.items() if name not in before]
+    # An engine's unit alternates between two names: pair the removed file with the added one.
+    for was, now in (*pairs, *zip_longest(gone, come)):
+        name, new_name = (
+            f"{one.number}/{file.name}" if file else "/dev/null"
+            for one, file in ((old, was), (new, now))
+        )
+        before_lines = _lines(was, old.plan.engine_port)
+        lines = difflib.unified_diff(
+            before_lines, _lines(now, new.plan.engine_port), name, new_name, lineterm=""
+        )
+        if diff := "".join(f"{line}\n" for line in lines):
+            yield UnitChange(name=(now or was).name, diff=diff)
+
+
+def _lines(file: UnitFile | None, private_port: int | None) -> list[str]:
+    if file is None:
+        return []
+    text = comparison_text(file.text)
+    if private_port is not None:
+        text = re.sub(rf"\b{private_port}\b", "PORT", text)
+    # splitlines would also split at characters that do not end a line of a unit.
+    return text.removesuffix("\n").split("\n")

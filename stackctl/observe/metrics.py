@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 
 from stackctl.deploy.context import Context
 from stackctl.deploy.stack_state import installed_generation
@@ -82,15 +81,21 @@ def _stack(context: Context, status: StackStatus) -> StackMetrics:
 def _latencies(
     context: Context, generation: Generation, since_s: float
 ) -> tuple[Histogram, Histogram]:
-    """Return the histograms of this hour's requests, from the log.
+    """Return the histograms of this hour's requests.
 
     The hour limits the part of the log that is read. Prometheus takes the beginning of an hour for
     a counter reset, which its functions expect.
     """
     now = time.time()
     first = max(now - since_s, now - now % _HOUR_S)
-    lines = engine_snapshot.log_lines(context, generation, first, _MOST_LINES)
-    samples = read_log(lines)
+    return latencies_in_log(context, generation, first, _MOST_LINES)
+
+
+def latencies_in_log(
+    context: Context, generation: Generation, since: float, most_lines: int
+) -> tuple[Histogram, Histogram]:
+    """Return the histograms of the requests in the log since a time (seconds since 1970)."""
+    samples = read_log(engine_snapshot.log_lines(context, generation, since, most_lines))
     return histograms(samples.requests if samples else ())
 
 
@@ -122,147 +127,92 @@ def _moment(when: str) -> float | None:
         return None
 
 
-@dataclass
-class _Family:
-    """One metric with its samples as (suffix, labels, value)."""
+#: A sample: the suffix of its name, its labels beside the stack, and its value (None: no sample).
+_Sample = tuple[str, dict[str, str], float | None]
 
-    name: str
-    kind: str
-    help: str
-    samples: list[tuple[str, dict[str, str], float]]
+
+def _value(value: float | None) -> Iterable[_Sample]:
+    return [("", {}, value)]
+
+
+def _states(one: StackMetrics) -> Iterable[_Sample]:
+    return [("", {"state": state}, one.state == state) for state in _STATES]
+
+
+def _info(one: StackMetrics) -> Iterable[_Sample]:
+    told = ((name, getattr(one, name)) for name in ("profile", "objective", "engine", "model"))
+    return [("", {name: value for name, value in told if value is not None}, 1)]
+
+
+def _estimated_usage(one: StackMetrics) -> Iterable[_Sample]:
+    numbers = one.numbers
+    return _value(numbers.kv_usage) if numbers and "kv_usage" in numbers.estimates else ()
+
+
+def _buckets(one: Histogram | None) -> Iterable[_Sample]:
+    if one is None:
+        return ()
+    counts = [(f"{bound:g}", count) for bound, count in one.buckets]
+    counts.append(("+Inf", one.count))
+    buckets = [("_bucket", {"le": bound}, count) for bound, count in counts]
+    return [*buckets, ("_sum", {}, one.sum), ("_count", {}, one.count)]
+
+
+#: The metrics of a stack: name, kind, help, and the function that returns the samples of a stack.
+_METRICS: tuple[tuple[str, str, str, Callable[[StackMetrics], Iterable[_Sample]]], ...] = (
+    ("up", "gauge", "Whether the stack's engine is active and answers its health check.",
+     lambda one: _value(one.state == "ready")),
+    ("stack_state", "gauge", "The state of the stack: 1 for the one it is in.", _states),
+    ("stack_info", "gauge", "What the stack is.", _info),
+    ("generation", "gauge", "The number of the generation that is installed.",
+     lambda one: _value(one.generation)),
+    ("restarts_total", "counter",
+     "How often systemd has started the engine again since it was last started by hand.",
+     lambda one: _value(one.restarts)),
+    ("running_seconds", "gauge", "How long the engine's unit has been active.",
+     lambda one: _value(one.since_s)),
+    ("check_ok", "gauge", "Whether the last check of the stack found nothing wrong.",
+     lambda one: _value(one.checked == "ok" if one.checked else None)),
+    ("check_timestamp_seconds", "gauge", "When the last check of the stack was.",
+     lambda one: _value(one.checked_at)),
+    ("changed_by_hand", "gauge", "How many things are not as they were deployed.",
+     lambda one: _value(one.drift)),
+    ("kv_cache_usage_ratio", "gauge",
+     "Estimate: tokens in slots that work, of all that the KV cache holds. For engines that do not "
+     "report it.", _estimated_usage),
+    ("time_to_first_token_seconds", "histogram",
+     "Estimate: seconds that prompts took, without waiting, from the log of this hour. For engines "
+     "without a histogram.", lambda one: _buckets(one.ttft)),
+    ("time_per_output_token_seconds", "histogram",
+     "Estimate: the mean seconds from token to token of each request, from the log of this hour. "
+     "For engines without a histogram.", lambda one: _buckets(one.token_time)),
+)  # fmt: skip
 
 
 def metrics_text(report: MetricsReport) -> str:
-    """Return the metrics in Prometheus' text format (0.0.4); empty families are left out."""
-    lines = []
-    for family in _families(report):
-        if not family.samples:
-            continue
-        lines += [f"# HELP {family.name} {family.help}", f"# TYPE {family.name} {family.kind}"]
-        for suffix, labels, value in family.samples:
-            inside = ",".join(f'{name}="{_escaped(text)}"' for name, text in labels.items())
-            braces = f"{{{inside}}}" if inside else ""
-            lines.append(f"{family.name}{suffix}{braces} {_number(value)}")
+    """Return the metrics in Prometheus' text format (0.0.4); leave out those without samples."""
+    guard = "Whether all stacks are checked every minute."
+    lines = _lines("guard", "gauge", guard, _value(report.guard))
+    for name, kind, text, samples_of in _METRICS:
+        samples = [
+            (suffix, {"stack": one.stack, **labels}, value)
+            for one in report.stacks
+            for suffix, labels, value in samples_of(one)
+        ]
+        lines += _lines(name, kind, text, samples)
     return "".join(f"{line}\n" for line in lines)
 
 
-def _families(report: MetricsReport) -> Iterable[_Family]:
-    guard = None if report.guard is None else float(report.guard)
-    yield _gauge("guard", "Whether all stacks are checked every minute.", ({}, guard))
-    yield from _states(report.stacks)
-    yield from _checks(report.stacks)
-    yield from _estimates(report.stacks)
-
-
-def _gauge(name: str, help_text: str, *samples: tuple[dict[str, str], float | None]) -> _Family:
-    known = [("", labels, value) for labels, value in samples if value is not None]
-    return _Family(f"stackctl_{name}", "gauge", help_text, known)
-
-
-def _of(stack: StackMetrics, **more: str) -> dict[str, str]:
-    """Return the labels of a stack's sample."""
-    return {"stack": stack.stack, **more}
-
-
-def _states(stacks: Sequence[StackMetrics]) -> Iterable[_Family]:
-    """Return the families about the state of stacks."""
-    yield _gauge(
-        "up",
-        "Whether the stack's engine is active and answers its health check.",
-        *((_of(one), float(one.state == "ready")) for one in stacks),
-    )
-    yield _gauge(
-        "stack_state",
-        "The state of the stack: 1 for the one it is in.",
-        *((_of(one, state=name), float(one.state == name)) for one in stacks for name in _STATES),
-    )
-    yield _gauge("stack_info", "What the stack is.", *((_info(one), 1.0) for one in stacks))
-    yield _gauge(
-        "generation",
-        "The number of the generation that is installed.",
-        *((_of(one), _float(one.generation)) for one in stacks),
-    )
-    yield _Family(
-        "stackctl_restarts_total",
-        "counter",
-        "How often systemd has started the engine again since it was last started by hand.",
-        [("", _of(one), float(one.restarts)) for one in stacks if one.restarts is not None],
-    )
-    yield _gauge(
-        "running_seconds",
-        "How long the engine's unit has been active.",
-        *((_of(one), one.since_s) for one in stacks),
-    )
-
-
-def _checks(stacks: Sequence[StackMetrics]) -> Iterable[_Family]:
-    """Return the families about checks and about differences from the deployed state."""
-    yield _gauge(
-        "check_ok",
-        "Whether the last check of the stack found nothing wrong.",
-        *((_of(one), float(one.checked == "ok") if one.checked else None) for one in stacks),
-    )
-    yield _gauge(
-        "check_timestamp_seconds",
-        "When the last check of the stack was.",
-        *((_of(one), one.checked_at) for one in stacks),
-    )
-    yield _gauge(
-        "changed_by_hand",
-        "How many things are not as they were deployed.",
-        *((_of(one), float(one.drift)) for one in stacks),
-    )
-
-
-def _estimates(stacks: Sequence[StackMetrics]) -> Iterable[_Family]:
-    """Return the families of estimates, for engines that do not report these metrics."""
-    estimated = [one for one in stacks if one.numbers and "kv_usage" in one.numbers.estimates]
-    yield _gauge(
-        "kv_cache_usage_ratio",
-        "Estimate: tokens in slots that work, of all that the KV cache holds. For engines "
-        "that do not report it.",
-        *((_of(one), one.numbers.kv_usage if one.numbers else None) for one in estimated),
-    )
-    yield _histograms(
-        "time_to_first_token_seconds",
-        "Estimate: seconds that prompts took, without waiting, from the log of this hour. For "
-        "engines without a histogram.",
-        [(_of(one), one.ttft) for one in stacks],
-    )
-    yield _histograms(
-        "time_per_output_token_seconds",
-        "Estimate: the mean seconds from token to token of each request, from the log of this "
-        "hour. For engines without a histogram.",
-        [(_of(one), one.token_time) for one in stacks],
-    )
-
-
-def _histograms(
-    name: str, help_text: str, seen: Sequence[tuple[dict[str, str], Histogram | None]]
-) -> _Family:
-    samples: list[tuple[str, dict[str, str], float]] = []
-    for labels, one in seen:
-        if one is None:
-            continue
-        samples += [("_bucket", {**labels, "le": f"{b:g}"}, n) for b, n in one.buckets]
-        samples.append(("_bucket", {**labels, "le": "+Inf"}, one.count))
-        samples += [("_sum", labels, one.sum), ("_count", labels, one.count)]
-    return _Family(f"stackctl_{name}", "histogram", help_text, samples)
-
-
-def _info(one: StackMetrics) -> dict[str, str]:
-    told = {
-        "stack": one.stack,
-        "profile": one.profile,
-        "objective": one.objective,
-        "engine": one.engine,
-        "model": one.model,
-    }
-    return {name: value for name, value in told.items() if value is not None}
-
-
-def _float(value: int | None) -> float | None:
-    return None if value is None else float(value)
+def _lines(name: str, kind: str, text: str, samples: Iterable[_Sample]) -> list[str]:
+    """Return the lines of one metric; none without a sample that has a value."""
+    lines = []
+    for suffix, labels, value in samples:
+        if value is not None:
+            inside = ",".join(f'{key}="{_escaped(one)}"' for key, one in labels.items())
+            braces = f"{{{inside}}}" if inside else ""
+            lines.append(f"stackctl_{name}{suffix}{braces} {_number(value)}")
+    head = [f"# HELP stackctl_{name} {text}", f"# TYPE stackctl_{name} {kind}"]
+    return [*head, *lines] if lines else []
 
 
 def _escaped(text: str) -> str:

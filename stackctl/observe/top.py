@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from stackctl.deploy.context import Context
 from stackctl.deploy.stack_state import installed_generation
-from stackctl.diagnose.log_samples import read_log
 from stackctl.errors import StackctlError
 from stackctl.observe import engine_snapshot
-from stackctl.observe.metrics import histograms
+from stackctl.observe.metrics import latencies_in_log
 from stackctl.probe.nvml import gpu_status
 from stackctl.values.diagnosis import GpuStatus
 from stackctl.values.generation import Generation
@@ -87,33 +87,29 @@ class TopSampler:
             return TopRow(stack=stack, note=now.unit.active or "not running")
         if now.metrics is None:
             note = "it does not tell its numbers" if now.late else "does not answer"
-            return TopRow(stack=stack, cpu=row.cpu, gpu=row.gpu, note=note)
-        return self._numbers(row, generation, before, now, now.metrics)
+            return dataclasses.replace(row, note=note)
+        earlier = (before.metrics if before else None) or EngineMetrics()
+        passed_s = now.at_s - before.at_s if before else 0.0
+        return self._numbers(row, generation, now.metrics, earlier, passed_s)
 
     def _numbers(
         self,
         row: TopRow,
         generation: Generation,
-        before: engine_snapshot.EngineSnapshot | None,
-        now: engine_snapshot.EngineSnapshot,
         seen: EngineMetrics,
+        earlier: EngineMetrics,
+        passed_s: float,
     ) -> TopRow:
-        earlier = (before.metrics if before else None) or EngineMetrics()
-        passed_s = now.at_s - before.at_s if before else 0.0
-        ttft, itl, estimated = seen.ttft, seen.itl, list(seen.estimates)
-        if ttft is None:
-            ttft, itl = self._from_log(generation)
+        """Return the row with the engine's numbers; ``earlier`` are those of the last sample."""
+        estimated = list(seen.estimates)
+        ttft, itl = _recent(seen.ttft, earlier.ttft), _recent(seen.itl, earlier.itl)
+        if seen.ttft is None:
+            since = time.time() - _LOG_S
+            ttft, itl = latencies_in_log(self.context, generation, since, _MOST_LINES)
             estimated += ["ttft_s", "itl_s"]
-        else:
-            ttft, itl = (
-                _recent(seen.ttft, earlier.ttft),
-                _recent(seen.itl, earlier.itl),
-            )
         queries, hits = seen.prefix_queries, seen.prefix_hits
-        return TopRow(
-            stack=row.stack,
-            cpu=row.cpu,
-            gpu=row.gpu,
+        return dataclasses.replace(
+            row,
             in_tok_s=_rate(seen.prompt_tokens, earlier.prompt_tokens, passed_s),
             out_tok_s=_rate(seen.generation_tokens, earlier.generation_tokens, passed_s),
             running=seen.running,
@@ -124,13 +120,6 @@ class TopSampler:
             itl_s=itl.quantile(0.95) if itl else None,
             estimated=tuple(estimated),
         )
-
-    def _from_log(self, generation: Generation) -> tuple[Histogram, Histogram]:
-        lines = engine_snapshot.log_lines(
-            self.context, generation, time.time() - _LOG_S, _MOST_LINES
-        )
-        samples = read_log(lines)
-        return histograms(samples.requests if samples else ())
 
 
 def _recent(now: Histogram | None, before: Histogram | None) -> Histogram | None:

@@ -25,7 +25,7 @@ from stackctl.machine.lock import exclusive
 from stackctl.machine.machine import Machine
 from stackctl.machine.systemd import Systemd
 from stackctl.observe.check import record_health
-from stackctl.observe.generation_diff import compare_generations
+from stackctl.observe.history import compare_generations
 from stackctl.plan.plan_diff import changed_decisions
 from stackctl.state import keys, logs
 from stackctl.state.generations import Generations, utc_now
