@@ -149,7 +149,7 @@ def fetch(
     here: bool,
     job: Path | None,
 ) -> None:
-    """Download a model into the hub cache and verify it.
+    """Download a model into the hub cache and verify it: hf:, https: or catalogue:ID.
 
     An interrupted download is resumed.
 

@@ -73,8 +73,8 @@ def show(
         profiles.keys_by_objective(profile_name, asked), f"objective {profile.objective}"
     )
     origins |= dict.fromkeys(profile.overrides, "command line")
-    if profile.model is not None and profile.model.startswith(_PLAN_ONLY):
-        origins["model"] = "for plans only: up needs --model"
+    if profile.model is not None and (note := _model_note(profile.model)):
+        origins["model"] = note
     session.out.line(f"{profile.name}: {profile.description or ''}".rstrip(": "))
     rows = [
         (key, f"{value}  ({origins[key]})" if key in origins else value)
@@ -83,8 +83,17 @@ def show(
     session.out.table(("KEY", "VALUE"), rows, fold=1)
 
 
-#: Sources of models that have facts but no files.
-_PLAN_ONLY = ("catalogue:", "facts:")
+def _model_note(source: str) -> str | None:
+    """Return a note on the origin of the files of a model that has none of its own."""
+    from stackctl.sources.catalogue import find_download
+
+    if (download := find_download(source)) is not None:
+        return f"up fetches {download.source}"
+    if source.startswith(("catalogue:", "facts:")):
+        return "for plans only: up needs --model"
+    return None
+
+
 #: Fields without a row of their own: the title and ``served_name`` contain them.
 _JOINED = frozenset({"schema", "name", "description", "other_names"})
 #: The text of every other key without a value.

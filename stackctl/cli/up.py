@@ -28,7 +28,8 @@ def command(
 ) -> None:
     """Plan PROFILE, install its unit, start it, and check that it answers.
 
-    A hub model that is not on this machine is downloaded first. A running stack is replaced: the
+    A hub model that is not on this machine is downloaded first, also that of a shipped profile
+    (stackctl profiles). A running stack is replaced: the
     command shows the changes and asks, and with a front door, requests wait meanwhile. If anything
     fails, the previous state is restored.
     """

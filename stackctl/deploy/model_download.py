@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import getpass
 import hashlib
 import os
@@ -15,18 +16,20 @@ from typing import Final
 from stackctl.deploy import model_integrity
 from stackctl.deploy.context import Context
 from stackctl.deploy.new_generation import UpOptions, require_viable
-from stackctl.deploy.planning import inputs_before_image, read_basis
+from stackctl.deploy.planning import PlanBasis, inputs_before_image, read_basis
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import runner
 from stackctl.machine.files import read_private, remove_file, write_atomically
 from stackctl.plan.user_claims import make_plan_ignoring_user_claims
 from stackctl.quantity import format_bytes
+from stackctl.sources.catalogue import HubDownload, find_download, replacement_advice
 from stackctl.sources.hub_cache import cache_folder
 from stackctl.sources.models import read_model
 from stackctl.store import fetch
 from stackctl.store.download_rate import DownloadProgress
 from stackctl.store.download_types import RetryPolicy
 from stackctl.store.fetch import DownloadPlan, DownloadSettings
+from stackctl.store.http_status import HubRefusal
 from stackctl.store.manifest import Manifest
 from stackctl.store.remote_header import read_remote
 from stackctl.values.base import from_json, to_json
@@ -65,16 +68,20 @@ class ModelDownload:
 def fetch_model(context: Context, wanted: ModelDownload) -> StoredModel:
     """Download a model into the store and verify it. Ask first if more than 1 GB is missing.
 
+    ``catalogue:ID`` is fetched from the place that the catalogue names.
+
     Raises:
         StackctlError: the download failed or was declined; downloaded parts are kept for the next
             attempt. Exit 2 if there is no terminal for the question.
     """
+    if (known := find_download(wanted.source)) is not None:
+        wanted = dataclasses.replace(wanted, source=known.source)
     service = _Service(context, wanted.source)
     if service.running():
         context.progress.step("model", f"{wanted.source} is being fetched ({service.unit})")
         return service.follow()
     service.forget()
-    fetch.require_remote(wanted.source)
+    _require_remote(wanted.source)
     context.progress.progress("model", f"asking for {wanted.source}")
     plan = fetch.plan_download(
         wanted.source,
@@ -98,28 +105,61 @@ def fetch_model(context: Context, wanted: ModelDownload) -> StoredModel:
     return record
 
 
+def _require_remote(source: str) -> None:
+    """Raise StackctlError (exit 2) for a source that cannot be fetched."""
+    try:
+        fetch.require_remote(source)
+    except StackctlError as error:
+        error.hint = replacement_advice(source) or error.hint
+        raise
+
+
 def ensure_model(context: Context, profile: Profile, options: UpOptions) -> None:
     """Fetch the model of a profile, if it is on a hub and not in the store.
 
-    Called before the lock is taken, because a download takes long. A plan from the hub's metadata
-    refuses unsuitable models before the download.
+    Called before the lock is taken, because a download takes long. A plan from the catalogue's
+    facts, and one from the hub's metadata, refuse unsuitable models before the download.
 
     Raises:
         StackctlError: the download failed, or a file of the model has changed; exit 5 if the model
             does not fit or is not viable.
     """
-    source = profile.model
-    if source is None or options.dry_run or model_integrity.is_here(context, source):
+    if profile.model is None or options.dry_run:
         return
-    model = remote_model_facts(context, source)
-    if model is not None:
-        basis = read_basis(context.paths, context.machine)
-        inputs = inputs_before_image(basis, profile, model)
-        plan, _ = make_plan_ignoring_user_claims(
-            host=basis.host, model=model, profile=profile, inputs=inputs, binding=basis.binding
-        )
-        require_viable(basis, profile, plan, options)
-    fetch_model(context, ModelDownload(source))
+    download = find_download(profile.model)
+    source = profile.model if download is None else download.source
+    if model_integrity.is_here(context, source):
+        return
+    basis = read_basis(context.paths, context.machine)
+    if download is not None:
+        # The facts of the catalogue refuse without asking the hub.
+        _require_use(basis, profile, read_model(profile.model), options)
+    try:
+        model = remote_model_facts(context, source)
+        if model is not None:
+            _require_use(basis, profile, model, options)
+        fetch_model(context, ModelDownload(source))
+    except StackctlError as error:
+        _add_advice(error, profile.model, download)
+        raise
+
+
+def _add_advice(error: StackctlError, source: str, download: HubDownload | None) -> None:
+    """Add the catalogue's advice to the error of a hub, if another model has to be used."""
+    advice = replacement_advice(source)
+    if advice is None and download is not None:
+        advice = f"another copy of this model: --model file:PATH or --model hf:ORG/REPO ({source})"
+    if advice is not None and isinstance(error, HubRefusal):
+        error.hint = f"{error.hint}\n{advice}" if error.hint else advice
+
+
+def _require_use(basis: PlanBasis, profile: Profile, model: Model, options: UpOptions) -> None:
+    """Raise StackctlError (exit 5) for a model that does not fit or is not viable."""
+    inputs = inputs_before_image(basis, profile, model)
+    plan, _ = make_plan_ignoring_user_claims(
+        host=basis.host, model=model, profile=profile, inputs=inputs, binding=basis.binding
+    )
+    require_viable(basis, profile, plan, options)
 
 
 def remote_model_facts(context: Context, source: str) -> Model | None:

@@ -7,6 +7,7 @@ import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -47,6 +48,9 @@ from stackctl.values.host import Host
 from stackctl.values.model import Model
 from stackctl.values.plan import Plan
 from stackctl.values.profile import Overrides, Profile
+
+#: Smaller models only show that a machine serves; they replace no larger model.
+_TRIAL_PARAMETERS: Final = 2 * 10**9
 
 
 @dataclass(frozen=True)
@@ -312,7 +316,9 @@ def _candidates(
                     moved.append(name)
                     continue
             if own.model is not None:
-                plans.append(plan_profile(basis, own, read_model(own.model)).plan)
+                model = read_model(own.model)
+                if model.parameters >= min(_TRIAL_PARAMETERS, refused.model.parameters):
+                    plans.append(plan_profile(basis, own, model).plan)
     return plans, moved
 
 

@@ -26,6 +26,7 @@ from stackctl.plan.plan_diff import changed_decisions
 from stackctl.quantity import format_bytes, format_duration
 from stackctl.requirements.gpu import gpu_memory_users
 from stackctl.requirements.systemd import KERNEL_ARGUMENT
+from stackctl.sources.catalogue import find_download, replacement_advice
 from stackctl.state import claims
 from stackctl.state.generations import Generations
 from stackctl.units import render
@@ -106,8 +107,20 @@ def require_files(model: Model) -> None:
         return
     raise StackctlError(
         f"{model.source}: the model is not on this machine, only facts about it",
-        hint=f"{_here(model.format)}, or --model hf:ORG/REPO, which is fetched; "
-        "stackctl plan works without the files",
+        hint=_way_to_files(model),
+    )
+
+
+def _way_to_files(model: Model) -> str:
+    """Return the hint for a model without files: its download, else a model in its place."""
+    download = find_download(model.source)
+    if download is not None:
+        return f"stackctl model fetch {download.source}"
+    if (advice := replacement_advice(model.source)) is not None:
+        return advice
+    return (
+        f"{_here(model.format)}, or --model hf:ORG/REPO, which is fetched; "
+        "stackctl plan works without the files"
     )
 
 

@@ -1,6 +1,7 @@
 """The shipped catalogue: facts of known models, so that a plan needs no download.
 
-Every number in catalogue.yaml names its source and is marked if it was derived rather than read.
+Every number in catalogue.yaml names its source and is marked if it was derived rather than read. An
+entry also names the repository of a hub from which its model is fetched, with the evidence for it.
 """
 
 from __future__ import annotations
@@ -42,15 +43,50 @@ class KvSpec(Value, frozen=True, kw_only=True):
     full_every: int | None = None
 
 
+class DownloadEvidence(Value, frozen=True, kw_only=True):
+    """An address that names a repository or a file of a hub, and the text that gives it."""
+
+    address: str
+    text: str
+
+
+class HubDownload(Value, frozen=True, kw_only=True):
+    """The place of a model on a hub.
+
+    ``file`` is the path of its first GGUF file; None: the repository holds one safetensors model.
+    ``revision`` is a commit, None if none is known. A ``gated`` repository needs the user's consent
+    and token. ``bytes`` is the size of all files, None if it is not known.
+    """
+
+    repo: str
+    file: str | None = None
+    revision: str | None = None
+    gated: bool
+    bytes: int | None = None
+    evidence: tuple[DownloadEvidence, ...]
+
+    @property
+    def source(self) -> str:
+        """Return the source of the model: ``hf:ORG/REPO[@REVISION][:FILE]``."""
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"hf:{self.repo}{revision}" + (f":{self.file}" if self.file else "")
+
+
 class CatalogueEntry(Value, frozen=True, kw_only=True):
-    """One model of the file; most fields have the meaning that they have in Model."""
+    """One model of the file; most fields have the meaning that they have in Model.
+
+    ``instead`` is advice for an entry without a download: the model to make or to use in its place.
+    ``repo`` is a repository that the facts describe, and that may not be on the hub.
+    """
 
     name: str
     repo: str | None = None
+    download: HubDownload | None = None
+    instead: str | None = None
     format: Literal["gguf", "safetensors"]
     architecture: str
     quantization: str
-    quantization_method: str
+    quantization_method: str | None = None
     parameters: int
     active_parameters: int
     weights_bytes: int
@@ -122,10 +158,42 @@ def find_repo(repo: str, quantization: str | None) -> Model | None:
     found = [
         name
         for name, entry in catalogue_entries().items()
-        if (entry.repo or "").lower() == repo.lower()
+        if repo.lower() in _repos(entry)
         and (quantization is None or entry.quantization.lower() == quantization.lower())
     ]
     return _model(found[0], catalogue_entries()[found[0]]) if len(found) == 1 else None
+
+
+def find_download(source: str) -> HubDownload | None:
+    """Return the place of ``catalogue:ID`` on a hub.
+
+    None for another kind of source, an unknown id, and an entry without a known place.
+    """
+    entry = _entry(source)
+    return None if entry is None else entry.download
+
+
+def replacement_advice(source: str) -> str | None:
+    """Return the advice of the entry that a source names, by its id or its repository.
+
+    None if there is no such entry, or if its model can be fetched.
+    """
+    repo = source.removeprefix("hf:").partition("@")[0].partition(":")[0].lower()
+    entry = _entry(source) or next(
+        (one for one in catalogue_entries().values() if repo in _repos(one)), None
+    )
+    return None if entry is None else entry.instead
+
+
+def _entry(source: str) -> CatalogueEntry | None:
+    kind, _, name = source.partition(":")
+    return catalogue_entries().get(name) if kind == "catalogue" else None
+
+
+def _repos(entry: CatalogueEntry) -> set[str]:
+    """Return the repositories of an entry, in lower case."""
+    repos = (entry.repo, entry.download.repo if entry.download else None)
+    return {repo.lower() for repo in repos if repo}
 
 
 def _model(name: str, entry: CatalogueEntry) -> Model:

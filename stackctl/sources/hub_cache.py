@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.sources.catalogue import find_repo
+from stackctl.sources.catalogue import find_download, find_repo, read_entry
 from stackctl.sources.gguf_model import read_gguf
 from stackctl.sources.huggingface import read_checkpoint
 from stackctl.values.model import Model
@@ -154,6 +154,25 @@ def read_hub(text: str) -> Model:
             cache nor in the catalogue, or is damaged.
     """
     return _read(f"hf:{text}", parse_hub_source(text))
+
+
+def read_catalogue(name: str) -> Model:
+    """Read the facts of a model of the catalogue: from its files if they are in the cache.
+
+    A model from the cache has the source from which it was fetched.
+
+    Raises:
+        StackctlError: exit 4 if there is no such entry; 1 if the model in the cache is damaged.
+    """
+    facts = read_entry(name)
+    download = find_download(facts.source)
+    if download is None:
+        return facts
+    try:
+        found = read_hub(download.source.removeprefix("hf:"))
+    except ModelNotCached:
+        return facts
+    return found if found.files else facts
 
 
 def read_address(scheme: str, text: str) -> Model:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Final
 
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.sources.catalogue import catalogue_entries, read_entry
+from stackctl.sources.catalogue import catalogue_entries
 from stackctl.sources.gguf_model import read_gguf
-from stackctl.sources.hub_cache import read_address, read_hub
+from stackctl.sources.hub_cache import read_address, read_catalogue, read_hub
 from stackctl.sources.huggingface import read_folder
 from stackctl.sources.source_files import read_bytes, real_path, resolve_path
 from stackctl.values.base import from_json
@@ -34,8 +34,8 @@ def read_model(source: str) -> Model:
 
     Sources are ``file:PATH`` (GGUF, sharded or not; also a bare ``*.gguf`` path), ``dir:PATH`` (a
     Hugging Face folder), ``hf:ORG/REPO[@REV][:QUANT or FILE]`` (the local hub cache, else the
-    catalogue), ``https://...`` (a download in the store), ``catalogue:ID`` and ``facts:FILE`` (a
-    ``stackctl.model/1`` document).
+    catalogue), ``https://...`` (a download in the store), ``catalogue:ID`` (the files that were
+    fetched for it, else facts) and ``facts:FILE`` (a ``stackctl.model/1`` document).
 
     Raises:
         StackctlError: exit 2 for a source that is not understood or facts that contradict each
@@ -117,6 +117,6 @@ _READERS: Final[dict[str, Callable[[str], Model]]] = {
     "hf": read_hub,
     "https": functools.partial(read_address, "https"),
     "http": functools.partial(read_address, "http"),
-    "catalogue": read_entry,
+    "catalogue": read_catalogue,
     "facts": _read_facts,
 }

@@ -15,25 +15,32 @@ from stackctl.store.download_types import DownloadRequest
 _MOST_WAIT_S: Final = 300.0
 
 
+class HubRefusal(StackctlError):
+    """A server's answer that a file or repository does not exist, or is not for this user."""
+
+
 def status_error(name: str, response: Response) -> StackctlError:
-    """Return the error for an HTTP status that another attempt does not change."""
+    """Return the error for an HTTP status that another attempt does not change.
+
+    It is a HubRefusal for the statuses 401, 403 and 404.
+    """
     where, status = host_of(response.url), response.status
     code = response.header("X-Error-Code") or ""
     if status in (401, 403):
         if code == "GatedRepo":
-            return StackctlError(
+            return HubRefusal(
                 f"{name}: its owner asks for consent ({status})",
                 hint=f"ask for access on {where}, then log in here: a token in HF_TOKEN, or in\n"
                 "the file that HF_TOKEN_PATH names (usually ~/.cache/huggingface/token)",
             )
-        return StackctlError(
+        return HubRefusal(
             f"{name}: {where} refuses it ({status}): private, or there is no such repository",
             hint="a token in HF_TOKEN or in ~/.cache/huggingface/token opens private ones;\n"
             "one that has expired opens nothing",
         )
     if status == 404:
         what = {"RevisionNotFound": "has no such revision", "EntryNotFound": "has no such file"}
-        return StackctlError(f"{name}: {where} {what.get(code, 'does not know it')} (404)")
+        return HubRefusal(f"{name}: {where} {what.get(code, 'does not know it')} (404)")
     return StackctlError(f"{name}: {where} answers with status {status}")
 
 

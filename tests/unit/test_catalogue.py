@@ -48,13 +48,14 @@ def test_every_number_has_one_source(name: str) -> None:
 def test_sizes_agree_with_the_name(name: str, tmp_path: Path) -> None:
     model = read_model(f"catalogue:{name}")
     assert model.active_parameters is not None
-    size = re.search(r"-(\d+)([mbt])(?:-a(\d+)b)?-", name)
+    size = re.search(r"-(\d+(?:\.\d+)?)([mbt])(?:-a(\d+)b)?-", name)
     assert size
-    stated = int(size[1]) * {"m": 10**6, "b": 10**9, "t": 10**12}[size[2]]
+    stated = float(size[1]) * {"m": 10**6, "b": 10**9, "t": 10**12}[size[2]]
     assert model.parameters == pytest.approx(stated, rel=0.09)
     if size[3]:
         assert model.active_parameters == pytest.approx(int(size[3]) * 10**9, rel=0.06)
-    bits = {"q4_k_s": 4.55, "q4_k_m": 4.85, "q5_k_m": 5.7, "nvfp4": 4.75}[name.split("-")[-1]]
+    usual = {"q4_k_s": 4.55, "q4_k_m": 4.85, "q5_k_m": 5.7, "nvfp4": 4.75, "bf16": 16}
+    bits = usual[name.split("-")[-1]]
     if model.parameters > 10**9:
         assert model.weights_bytes * 8 / model.parameters == pytest.approx(bits, rel=0.03)
     assert 0 < model.active_bytes <= model.weights_bytes

@@ -61,6 +61,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (tmp_path / f"{name}.json").write_text(to_json(host), encoding="utf-8")
     (tmp_path / "gemma.json").write_text(to_json(GEMMA), encoding="utf-8")
     (tmp_path / "iquest.json").write_text(to_json(IQUEST), encoding="utf-8")
+    (tmp_path / "none-cpp.yaml").write_text("engine: llama.cpp\n")
+    (tmp_path / "none-vllm.yaml").write_text("engine: vllm\nplacement: {gpus: none}\n")
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     yield tmp_path
     for number, handler in handlers.items():
@@ -122,8 +124,8 @@ TOO_BIG = ("plan", "cpu", "--facts", "lab.json", "--model", "facts:iquest.json")
         (2, ["plan", "cpu", "--facts", "gemma.json", "--model", "facts:gemma.json"],
          "gemma.json has schema 'stackctl.model/1'", None),
         (2, ["plan", "cpu", "--objective", "speed"], "'speed'", "stackctl plan --help"),
-        (2, ["plan", "demo", "--facts", "lab.json"], "demo names no model", "--model file:"),
-        (2, ["plan", "cpu-vllm", "--facts", "lab.json"], "names no model", "--model dir:"),
+        (2, ["plan", "./none-cpp.yaml", "--facts", "lab.json"], "names no model", "--model file:"),
+        (2, ["plan", "./none-vllm.yaml", "--facts", "lab.json"], "names no model", "--model dir:"),
         (2, [*FITS, "--set", "contxt=5"], "--set contxt: no such key", "did you mean context?"),
         (2, [*FITS, "--set", "engine_args.port=1"], "set by stackctl itself", "use the key port"),
         (2, [*FITS, "--set", "placement.cpus=0-99"], "may not use CPU 16-99", "CPUs: 0-15"),
@@ -406,7 +408,7 @@ def test_shown_values_have_their_origin(cli: Cli) -> None:
     assert rows["slo.ttft_s"] == "7.0 (command line)"
     assert rows["slo.itl_ms"] == "(none)"
     assert rows["port"] == "8083"
-    assert "(for plans only: up needs --model)" in " ".join(cli.out.split())
+    assert "(up fetches hf:mradermacher/IQuest-Coder" in " ".join(cli.out.split())
     assert cli("profiles", "show", "gpu-gguf", "--objective", "throughput") == 0
     assert "4  (objective throughput)" in cli.out
     assert cli("profiles", "show", "demo", "--model", "file:/m.gguf") == 0
