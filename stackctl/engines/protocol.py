@@ -56,6 +56,29 @@ class EngineRequest:
             return Option(name, (self.port,), "private: the front door has the profile's port")
         return Option(name, (self.port,), "clients ask here", "profile")
 
+    def context(self, default: int) -> tuple[int, str | None]:
+        """Return the tokens of one request, and the reason if the profile asked for more."""
+        wanted, trained = self.profile.context, self.model.context
+        if not isinstance(wanted, int):
+            return min(default, trained or default), None
+        if trained is not None and wanted > trained:
+            return trained, f"all the model was trained for, {wanted} tokens were asked for"
+        return wanted, None
+
+    def requests(self, throughput: int) -> tuple[int, str]:
+        """Return the number of requests at once, and the reason.
+
+        ``throughput`` is the number for that objective if the profile names none.
+        """
+        one = "one request at a time; given up: others wait"
+        many = "decoding together reads the weights once; given up: the speed of one alone"
+        wanted = self.profile.concurrency
+        if isinstance(wanted, int):
+            return wanted, one if wanted == 1 else many
+        if self.profile.objective == "latency":
+            return 1, f"latency: {one}"
+        return throughput, f"throughput: {many}"
+
     @property
     def gpu_bytes(self) -> int:
         """Return the memory of the smallest GPU in use; 0 if there is none or it is unknown."""

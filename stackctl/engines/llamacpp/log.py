@@ -11,54 +11,36 @@ from stackctl.values.generation import EngineFact
 
 #: Causes of a failed start, most specific first. Checked against the last lines of the log.
 _FAILURES = failure_table(
-    (
-        r"setrlimit `?RLIMIT_MEMLOCK`?: Operation not permitted",
-        "this machine does not let the container raise its locked-memory limit",
-        "--set engine_args.load-mode=mmap",
-    ),
-    (
-        r"unknown model architecture: '(?P<name>[^']*)'",
-        "this image does not know the model's architecture {name}",
-        "a newer image: --set image=...",
-    ),
-    (
-        r"error: (invalid|unknown) argument: (?P<name>\S+)",
-        "this image's llama-server has no option {name}",
-        "remove it from engine_args, or use another image",
-    ),
-    (
-        r"error while handling argument \"(?P<name>[^\"]+)\": (?P<why>.*)",
-        "llama-server refuses the value of {name}: {why}",
-        "correct it in engine_args",
-    ),
-    (
-        r"tensor '(?P<name>[^']*)' data is not within the file bounds|read error: unexpectedly "
-        r"reached end of file|failed to read (magic|tensor|key)",
-        "the model file is damaged or incomplete",
-        "compare its size and checksum with the source, and copy it again",
-    ),
-    (
-        r"(couldn't bind|failed to bind|bind HTTP server socket)",
-        "the port is taken by another process",
-        "stackctl down, or another port: --set port=N",
-    ),
-    (
-        r"(failed to open GGUF file|gguf_init_from_file).*(Permission denied)|"
-        r"open.*\.gguf.*Permission denied",
-        "the engine may not read the model file",
-        "chmod a+r on the file and a+x on the folders above it",
-    ),
-    (
-        r"^(?!.*mlock).*((unable|failed) to allocate|cannot allocate|std::bad_alloc)",
-        "not enough memory",
-        "a smaller context: --set context=N, or a smaller model",
-    ),
-    (
-        r"(executable file [`'\"]?(?P<name>\S+?)[`'\"]? not found|no such file or directory"
-        r".*llama-server)",
-        "the image holds no llama-server",
-        "stackctl image build llama-cpp, or another image: --set image=...",
-    ),
+    (r"setrlimit `?RLIMIT_MEMLOCK`?: Operation not permitted",
+     "this machine does not let the container raise its locked-memory limit",
+     "--set engine_args.load-mode=mmap"),
+    (r"unknown model architecture: '(?P<name>[^']*)'",
+     "this image does not know the model's architecture {name}",
+     "a newer image: --set image=..."),
+    (r"error: (invalid|unknown) argument: (?P<name>\S+)",
+     "this image's llama-server has no option {name}",
+     "remove it from engine_args, or use another image"),
+    (r"error while handling argument \"(?P<name>[^\"]+)\": (?P<why>.*)",
+     "llama-server refuses the value of {name}: {why}",
+     "correct it in engine_args"),
+    (r"tensor '(?P<name>[^']*)' data is not within the file bounds|read error: unexpectedly "
+     r"reached end of file|failed to read (magic|tensor|key)",
+     "the model file is damaged or incomplete",
+     "compare its size and checksum with the source, and copy it again"),
+    (r"(couldn't bind|failed to bind|bind HTTP server socket)",
+     "the port is taken by another process",
+     "stackctl down, or another port: --set port=N"),
+    (r"(failed to open GGUF file|gguf_init_from_file).*(Permission denied)|"
+     r"open.*\.gguf.*Permission denied",
+     "the engine may not read the model file",
+     "chmod a+r on the file and a+x on the folders above it"),
+    (r"^(?!.*mlock).*((unable|failed) to allocate|cannot allocate|std::bad_alloc)",
+     "not enough memory",
+     "a smaller context: --set context=N, or a smaller model"),
+    (r"(executable file [`'\"]?(?P<name>\S+?)[`'\"]? not found|no such file or directory"
+     r".*llama-server)",
+     "the image holds no llama-server",
+     "stackctl image build llama-cpp, or another image: --set image=..."),
     (r"error loading model: (?P<why>.*)", "llama-server cannot load the model: {why}", None),
     (r"illegal instruction", "the image was built for a newer CPU than this one",
      "stackctl image build llama-cpp makes one that picks its code at run time"),

@@ -14,7 +14,7 @@ from stackctl.engines.llamacpp.memory import (
     padded_context,
 )
 from stackctl.engines.options import Option
-from stackctl.engines.protocol import EngineRequest, value_source
+from stackctl.engines.protocol import EngineRequest, Footprint, value_source
 from stackctl.quantity import format_bytes
 from stackctl.values.model import Model
 
@@ -59,26 +59,12 @@ def _latency(request: EngineRequest) -> bool:
     return request.profile.objective == "latency"
 
 
-def _slots(request: EngineRequest) -> tuple[int, str]:
-    wanted = request.profile.concurrency
-    one = "one request at a time; given up: others wait"
-    many = "decoding together reads the weights once; given up: the speed of one alone"
-    if isinstance(wanted, int):
-        return wanted, one if wanted == 1 else many
-    return (1, f"latency: {one}") if _latency(request) else (4, f"throughput: {many}")
-
-
 def _context(request: EngineRequest) -> tuple[Option, ...]:
-    slots, why = _slots(request)
-    each, trained = request.profile.context, request.model.context
-    if not isinstance(each, int):
-        each = min(DEFAULT_CONTEXT, trained or DEFAULT_CONTEXT)
-        reason = f"default: {each} tokens a request"
-    elif trained is not None and each > trained:
-        reason = f"all the model was trained for, {each} tokens were asked for"
-        each = trained
-    else:
-        reason = f"{each} tokens a request"
+    slots, why = request.requests(throughput=4)
+    each, reason = request.context(DEFAULT_CONTEXT)
+    if reason is None:
+        default = "" if isinstance(request.profile.context, int) else "default: "
+        reason = f"{default}{each} tokens a request"
     if slots > 1:
         reason += f", {slots} requests"
     total = padded_context(each * slots)
@@ -159,20 +145,19 @@ def _offload(request: EngineRequest) -> tuple[Option, ...]:
         options.append(Option("n-cpu-moe", (wanted,), "placement.cpu_experts", "profile"))
         return tuple(options)
     for layers in range(model.layers + 1):
-        trial = {
-            option.name: option
-            for option in (
-                *_context(request), *_batches(request), *_kv_types(request),
-                Option("n-cpu-moe", (layers,), ""),
-            )
-        }  # fmt: skip
-        parts = footprint(model, trial, on_gpu=True)
+        parts = _memory(request, Option("n-cpu-moe", (layers,), ""), on_gpu=True)
         need = parts.weights_bytes + parts.kv_bytes + parts.compute_bytes
         if request.gpu_limit_bytes is None or need <= request.gpu_limit_bytes:
             break
     reason = f"experts of {layers} of {model.layers} layers stay in main memory: the rest fits"
     options.append(Option("n-cpu-moe", (layers,), reason))
     return tuple(options)
+
+
+def _memory(request: EngineRequest, more: Option, *, on_gpu: bool) -> Footprint:
+    """Return the memory that the engine takes with this option and those that are chosen."""
+    chosen = (*_context(request), *_batches(request), *_kv_types(request), more)
+    return footprint(request.model, {option.name: option for option in chosen}, on_gpu=on_gpu)
 
 
 def _load_mode(request: EngineRequest) -> tuple[Option, ...]:
@@ -223,19 +208,7 @@ def _caches(request: EngineRequest) -> tuple[Option, ...]:
     limit = request.memory_limit_bytes
     options = []
     if limit is not None:
-        taken = footprint(
-            request.model,
-            {
-                one.name: one
-                for one in (
-                    *_context(request),
-                    *_batches(request),
-                    *_kv_types(request),
-                    Option("cache-ram", (0,), ""),
-                )
-            },
-            on_gpu=False,
-        )
+        taken = _memory(request, Option("cache-ram", (0,), ""), on_gpu=False)
         room = limit - (0 if request.gpus else taken.weights_bytes) - taken.kv_bytes
         room -= taken.compute_bytes
         # A cache of more prompts than clients repeat would only take memory. Its share is computed

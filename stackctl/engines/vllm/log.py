@@ -18,163 +18,105 @@ _NEWER = "a newer image: --set image=..."
 
 #: Most specific first. A row is pattern, cause, remedy; all may use the pattern's named groups.
 _FAILURES = failure_table(
-    (
-        r"estimated maximum model length is (?P<most>[1-9]\d*)",
-        "the KV cache does not hold one request of the planned context",
-        "--set context={most}",
-    ),
-    (
-        r"\((?P<needed>[\d.]+ GiB) KV cache is needed.*"
-        r"available KV cache memory \((?P<left>[\d.]+ GiB)\)",
-        "the KV cache does not hold one request: it needs {needed}, {left} is left",
-        "a smaller context: --set context=N, or a smaller model",
-    ),
-    (
-        r"No available memory for the cache blocks",
-        "no memory is left for the KV cache",
-        "--set gpu_reserve=2GiB, or --set concurrency=N with a smaller N",
-    ),
-    (
-        r"Free memory on device.*\((?P<free>[\d.]+/[\d.]+ GiB)\).*less than desired GPU memory "
-        r"utilization",
-        "another process holds GPU memory: {free} is free",
-        "nvidia-smi shows which one",
-    ),
-    (
-        r"Free memory on device.*less than desired GPU memory utilization",
-        "another process holds GPU memory",
-        "nvidia-smi shows which one",
-    ),
-    (
-        r"Available memory on node (?P<node>\d+) \((?P<free>[\d./]+ GiB)\).*less than "
-        r"requested memory for kv",
-        "memory node {node} has too little free memory for the KV cache: {free}",
-        "end what uses it, or a smaller KV cache: --set context=N",
-    ),
-    (
-        r"max_model_len \((?P<asked>\d+)\) is greater than the derived max_model_len "
-        r"\(\w+=(?P<most>\d+)",
-        "the context of {asked} is longer than the model was made for",
-        "--set context={most}",
-    ),
-    (
-        r"max_num_batched_tokens \((?P<asked>\d+)\) is smaller than max_model_len "
-        r"\((?P<least>\d+)\)",
-        "without chunked prefill a step must take a whole prompt",
-        "--set engine_args.max-num-batched-tokens={least}",
-    ),
-    (
-        r"number of attention heads \((?P<heads>\d+)\) must be divisible by tensor parallel "
-        r"size \((?P<gpus>\d+)\)",
-        "the model's {heads} attention heads cannot be split over {gpus} GPUs",
-        "another number of GPUs: --set placement.gpus=...",
-    ),
-    (
-        r"CUDA out of memory|OutOfMemoryError",
-        "the GPU's memory ran out",
-        "--set concurrency=N, smaller; or --set gpu_reserve=8GiB",
-    ),
-    (
-        r"Model architectures (?P<names>\[[^\]]*\]) (are not supported|failed to be inspected)",
-        "this image does not know the model's architecture {names}",
-        _NEWER,
-    ),
-    (
-        r"model type [`'\"]?(?P<name>[\w-]+)[`'\"]? but Transformers does not recognize",
-        "this image does not know the model's type {name}",
-        _NEWER,
-    ),
-    (
-        r"No NvFp4 MoE backend supports",
-        "no nvfp4 kernel for this model's experts on this GPU",
-        "--set engine_args.moe-backend=marlin",
-    ),
-    (
-        r"CUDA error: an illegal instruction|illegal instruction was encountered|"
-        r"cudaErrorIllegalInstruction",
-        "a kernel of this image is wrong for this GPU (illegal instruction)",
-        _MARLIN,
-    ),
-    (
-        r"no kernel image is available for execution on the device",
-        "this image has no kernels for this GPU",
-        _NEWER,
-    ),
-    (
-        r"NVIDIA driver on your system is too old|driver version is insufficient for CUDA",
-        "the NVIDIA driver is too old for this image",
-        "stackctl doctor says which one it needs",
-    ),
-    (
-        r"No CUDA GPUs are available|Failed to infer device type|"
-        r"libcuda\.so\.1: cannot open|no NVIDIA driver on your system",
-        "the container sees no GPU",
-        "stackctl doctor checks driver and CDI",
-    ),
-    (
-        r"(option|set|pass) `?trust_remote_code=True|requires you to execute the \w+ file",
-        "the model brings code of its own, which is not run unasked",
-        "read it; then --set trust_remote_code=true",
-    ),
-    (
-        r"(outgoing traffic has been disabled|offline mode is enabled|"
-        r"couldn't connect to '?https://huggingface\.co|Repository Not Found)",
-        "a file of the model is missing, and nothing is downloaded while it starts",
-        "copy the whole model folder, configuration and tokenizer too",
-    ),
-    (
-        r"does not appear to have a file named (?P<name>[\w.-]+)",
-        "the model folder holds no {name}",
-        "copy the whole model folder again",
-    ),
-    (
-        r"config file at '(?P<path>[^']*)' is not a valid JSON|JSONDecodeError|"
-        r"Invalid JSON in",
-        "a JSON file of the model is damaged",
-        "copy the model's *.json files again",
-    ),
-    (
-        r"Cannot find any model weights|SafetensorError|HeaderTooLarge|"
-        r"incomplete metadata, file not fully covered",
-        "the model's weights are missing or damaged",
-        "compare sizes and checksums with the source, and copy them again",
-    ),
-    (
-        r"Can't load tokenizer|Couldn't instantiate the backend tokenizer",
-        "the model's tokenizer is missing or damaged",
-        "copy tokenizer.json and tokenizer_config.json again",
-    ),
-    (
-        r"Address already in use|error while attempting to bind on address",
-        "the port is taken by another process",
-        "stackctl down, or another port: --set port=N",
-    ),
-    (
-        r"error: unrecognized arguments?: (?P<name>\S+)",
-        "this image's vLLM has no option {name}",
-        "remove it from engine_args, or use another image",
-    ),
-    (
-        r"error: argument (?P<name>\S+): (?P<why>.*)",
-        "vLLM refuses the value of {name}: {why}",
-        "correct it in engine_args",
-    ),
-    (
-        r"Permission denied: '(?P<path>/models[^']*)'",
-        "the engine may not read the model",
-        "chmod a+r on its files and a+x on the folders above them",
-    ),
-    (
-        r"No space left on device",
-        "a disk or the shared memory is full",
-        "df -h shows which",
-    ),
-    (
-        r"executable file [`'\"]?\S+?[`'\"]? not found",
-        "the image holds no vllm",
-        "another image: --set image=...",
-    ),
-)
+    (r"estimated maximum model length is (?P<most>[1-9]\d*)",
+     "the KV cache does not hold one request of the planned context",
+     "--set context={most}"),
+    (r"\((?P<needed>[\d.]+ GiB) KV cache is needed.*"
+     r"available KV cache memory \((?P<left>[\d.]+ GiB)\)",
+     "the KV cache does not hold one request: it needs {needed}, {left} is left",
+     "a smaller context: --set context=N, or a smaller model"),
+    (r"No available memory for the cache blocks",
+     "no memory is left for the KV cache",
+     "--set gpu_reserve=2GiB, or --set concurrency=N with a smaller N"),
+    (r"Free memory on device.*\((?P<free>[\d.]+/[\d.]+ GiB)\).*less than desired GPU memory "
+     r"utilization",
+     "another process holds GPU memory: {free} is free",
+     "nvidia-smi shows which one"),
+    (r"Free memory on device.*less than desired GPU memory utilization",
+     "another process holds GPU memory",
+     "nvidia-smi shows which one"),
+    (r"Available memory on node (?P<node>\d+) \((?P<free>[\d./]+ GiB)\).*less than "
+     r"requested memory for kv",
+     "memory node {node} has too little free memory for the KV cache: {free}",
+     "end what uses it, or a smaller KV cache: --set context=N"),
+    (r"max_model_len \((?P<asked>\d+)\) is greater than the derived max_model_len "
+     r"\(\w+=(?P<most>\d+)",
+     "the context of {asked} is longer than the model was made for",
+     "--set context={most}"),
+    (r"max_num_batched_tokens \((?P<asked>\d+)\) is smaller than max_model_len "
+     r"\((?P<least>\d+)\)",
+     "without chunked prefill a step must take a whole prompt",
+     "--set engine_args.max-num-batched-tokens={least}"),
+    (r"number of attention heads \((?P<heads>\d+)\) must be divisible by tensor parallel "
+     r"size \((?P<gpus>\d+)\)",
+     "the model's {heads} attention heads cannot be split over {gpus} GPUs",
+     "another number of GPUs: --set placement.gpus=..."),
+    (r"CUDA out of memory|OutOfMemoryError",
+     "the GPU's memory ran out",
+     "--set concurrency=N, smaller; or --set gpu_reserve=8GiB"),
+    (r"Model architectures (?P<names>\[[^\]]*\]) (are not supported|failed to be inspected)",
+     "this image does not know the model's architecture {names}",
+     _NEWER),
+    (r"model type [`'\"]?(?P<name>[\w-]+)[`'\"]? but Transformers does not recognize",
+     "this image does not know the model's type {name}",
+     _NEWER),
+    (r"No NvFp4 MoE backend supports",
+     "no nvfp4 kernel for this model's experts on this GPU",
+     "--set engine_args.moe-backend=marlin"),
+    (r"CUDA error: an illegal instruction|illegal instruction was encountered|"
+     r"cudaErrorIllegalInstruction",
+     "a kernel of this image is wrong for this GPU (illegal instruction)",
+     _MARLIN),
+    (r"no kernel image is available for execution on the device",
+     "this image has no kernels for this GPU",
+     _NEWER),
+    (r"NVIDIA driver on your system is too old|driver version is insufficient for CUDA",
+     "the NVIDIA driver is too old for this image",
+     "stackctl doctor says which one it needs"),
+    (r"No CUDA GPUs are available|Failed to infer device type|"
+     r"libcuda\.so\.1: cannot open|no NVIDIA driver on your system",
+     "the container sees no GPU",
+     "stackctl doctor checks driver and CDI"),
+    (r"(option|set|pass) `?trust_remote_code=True|requires you to execute the \w+ file",
+     "the model brings code of its own, which is not run unasked",
+     "read it; then --set trust_remote_code=true"),
+    (r"(outgoing traffic has been disabled|offline mode is enabled|"
+     r"couldn't connect to '?https://huggingface\.co|Repository Not Found)",
+     "a file of the model is missing, and nothing is downloaded while it starts",
+     "copy the whole model folder, configuration and tokenizer too"),
+    (r"does not appear to have a file named (?P<name>[\w.-]+)",
+     "the model folder holds no {name}",
+     "copy the whole model folder again"),
+    (r"config file at '(?P<path>[^']*)' is not a valid JSON|JSONDecodeError|"
+     r"Invalid JSON in",
+     "a JSON file of the model is damaged",
+     "copy the model's *.json files again"),
+    (r"Cannot find any model weights|SafetensorError|HeaderTooLarge|"
+     r"incomplete metadata, file not fully covered",
+     "the model's weights are missing or damaged",
+     "compare sizes and checksums with the source, and copy them again"),
+    (r"Can't load tokenizer|Couldn't instantiate the backend tokenizer",
+     "the model's tokenizer is missing or damaged",
+     "copy tokenizer.json and tokenizer_config.json again"),
+    (r"Address already in use|error while attempting to bind on address",
+     "the port is taken by another process",
+     "stackctl down, or another port: --set port=N"),
+    (r"error: unrecognized arguments?: (?P<name>\S+)",
+     "this image's vLLM has no option {name}",
+     "remove it from engine_args, or use another image"),
+    (r"error: argument (?P<name>\S+): (?P<why>.*)",
+     "vLLM refuses the value of {name}: {why}",
+     "correct it in engine_args"),
+    (r"Permission denied: '(?P<path>/models[^']*)'",
+     "the engine may not read the model",
+     "chmod a+r on its files and a+x on the folders above them"),
+    (r"No space left on device",
+     "a disk or the shared memory is full",
+     "df -h shows which"),
+    (r"executable file [`'\"]?\S+?[`'\"]? not found",
+     "the image holds no vllm",
+     "another image: --set image=..."),
+)  # fmt: skip
 #: Rows whose remedy is another kernel: the fault is the image's, and marlin avoids it.
 _KERNELS = re.compile(r"No NvFp4 MoE backend supports|illegal.?instruction", re.IGNORECASE)
 _SETS = re.compile(r"--set (\w[\w.-]*=\d+)(?:$|[;,] )")

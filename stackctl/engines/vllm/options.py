@@ -19,11 +19,13 @@ _USUAL_UTILIZATION = 0.92
 def plan_options(request: EngineRequest) -> tuple[Option, ...]:
     """Return the options for this machine, model and objective, each with its reason."""
     profile, latency = request.profile, request.profile.objective == "latency"
-    context, why_context = _context(request)
-    seqs, why_seqs = _sequences(request)
+    context, why_context = request.context(DEFAULT_CONTEXT)
+    seqs, why_seqs = request.requests(throughput=64)
     on_cpu = not request.gpus
     batched = (2048 if latency else 4096) if on_cpu else (8192 if latency else 16384)
     kv_type = profile.kv_type or "auto"
+    token = format_bytes(round(kv_token_bytes(request.model, kv_type)))
+    why_context = why_context or f"{token} a token"
     options = [
         Option("model", (request.model_path,), "the model"),
         _names(request),
@@ -116,33 +118,6 @@ def _remote_code(request: EngineRequest) -> Option:
         f"the code of commit {commit[:12]} is trusted",
         value_source(request, "trust_remote_code"),
     )
-
-
-def _context(request: EngineRequest) -> tuple[int, str]:
-    wanted, trained = request.profile.context, request.model.context
-    if not isinstance(wanted, int):
-        most = min(DEFAULT_CONTEXT, trained or DEFAULT_CONTEXT)
-        return most, kv_cost_text(request)
-    if trained is not None and wanted > trained:
-        return trained, f"all the model was trained for, {wanted} tokens were asked for"
-    return wanted, kv_cost_text(request)
-
-
-def kv_cost_text(request: EngineRequest) -> str:
-    """Return the memory of one token of context, as text."""
-    kind = request.profile.kv_type or "auto"
-    return f"{format_bytes(round(kv_token_bytes(request.model, kind)))} a token"
-
-
-def _sequences(request: EngineRequest) -> tuple[int, str]:
-    wanted = request.profile.concurrency
-    one = "one request at a time; given up: others wait"
-    many = "decoding together reads the weights once; given up: the speed of one alone"
-    if isinstance(wanted, int):
-        return wanted, one if wanted == 1 else many
-    if request.profile.objective == "latency":
-        return 1, f"latency: {one}"
-    return 64, f"throughput: {many}"
 
 
 def _utilization(request: EngineRequest, context: int, batched: int, kv_type: str) -> Option:
