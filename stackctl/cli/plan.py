@@ -129,16 +129,14 @@ def show_difference(session: Session, before: Plan, after: Plan) -> None:
 
 def prediction_lines(plan: Plan) -> list[str]:
     """Return the prediction as lines of text; an empty list if there is none."""
-    from stackctl.plan.verdict import format_range, format_seconds_range
+    from stackctl.plan.verdict import format_range
 
     prediction, parts = plan.prediction, []
     if prediction.decode_tok_s:
         parts.append(f"{format_range(prediction.decode_tok_s)} tok/s")
     ttft = prediction.ttft_s
     if ttft is not None and ttft.range is not None:
-        parts.append(
-            f"first token {format_seconds_range(ttft.range)} s at {ttft.prompt_tokens:,} tokens"
-        )
+        parts.append(f"first token {format_range(ttft.range)} s at {ttft.prompt_tokens:,} tokens")
     if not parts:
         return []
     lines = [f"{', '.join(parts)}   ({prediction.basis})"]

@@ -20,7 +20,7 @@ from stackctl.deploy.planning import PlanBasis, inputs_before_image, read_basis
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import runner
 from stackctl.machine.files import read_private, remove_file, write_atomically
-from stackctl.plan.user_claims import make_plan_ignoring_user_claims
+from stackctl.plan.planner import make_plan_ignoring_user_claims
 from stackctl.quantity import format_bytes
 from stackctl.sources.catalogue import HubDownload, find_download, replacement_advice
 from stackctl.sources.hub_cache import cache_folder

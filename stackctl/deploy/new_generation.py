@@ -15,9 +15,13 @@ from stackctl.deploy.transaction import RolloutTimeouts
 from stackctl.engines import engine as find_engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.plan.placement import sharing_note
-from stackctl.plan.planner import PlanInputs, make_plan
-from stackctl.plan.user_claims import claims_note, is_refused, make_plan_ignoring_user_claims
-from stackctl.plan.verdict import headline, plan_summary, secondary_reasons
+from stackctl.plan.planner import (
+    PlanInputs,
+    claims_note,
+    make_plan,
+    make_plan_ignoring_user_claims,
+)
+from stackctl.plan.verdict import headline, is_refused, plan_summary, secondary_reasons
 from stackctl.requirements.gpu import DEFAULT_CUDA
 from stackctl.sources.models import read_model
 from stackctl.sources.profiles import Profiles

@@ -21,9 +21,8 @@ from stackctl.machine.http_download import ConnectionLost
 from stackctl.machine.machine import Machine
 from stackctl.plan import claimed_resources
 from stackctl.plan.placement import choose_placement
-from stackctl.plan.planner import PlanInputs
-from stackctl.plan.user_claims import claims_note, is_refused, make_plan_ignoring_user_claims
-from stackctl.plan.verdict import is_viable, with_alternatives
+from stackctl.plan.planner import PlanInputs, claims_note, make_plan_ignoring_user_claims
+from stackctl.plan.verdict import is_refused, is_viable, with_alternatives
 from stackctl.probe import probe
 from stackctl.sources.hub_cache import ModelNotCached, parse_remote
 from stackctl.sources.models import read_model

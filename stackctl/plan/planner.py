@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,7 +19,6 @@ from stackctl.plan import (
     memory,
     placement,
     roofline,
-    served_name,
     verdict,
 )
 from stackctl.plan.suggestions import largest_fitting, suggest_changes
@@ -28,7 +28,7 @@ from stackctl.values.claim import Claim
 from stackctl.values.engine_facts import EngineFacts, EngineWorkaround, MeasuredMemory
 from stackctl.values.host import Host
 from stackctl.values.model import Model
-from stackctl.values.plan import Decision, DecisionSource, MemoryBudget, Placement, Plan, Timing
+from stackctl.values.plan import Decision, DecisionSource, MemoryBudget, Plan, Timing
 from stackctl.values.profile import Profile
 
 #: Bytes per second of the slowest storage that a start waits for: a hard disk.
@@ -36,6 +36,8 @@ _READ_BYTES_S = 100e6
 #: Step in which "auto" searches a context, in tokens, and the most requests that it plans.
 _AUTO_STEP = 256
 _AUTO_REQUESTS = 256
+#: Claims that a note names.
+_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -81,63 +83,274 @@ def make_plan(*, host: Host, model: Model, profile: Profile, inputs: PlanInputs)
             exit_code=ExitCode.REFUSED,
         )
     claims = claimed_resources.other_claims(inputs.claims, profile.stack)
+    planner = _Planner(host, model, replace(inputs, claims=claims))
     wanted, together = profile, profile.concurrency == "auto"
     for field, most, step in (
         ("concurrency", _AUTO_REQUESTS, 1),
         ("context", model.context or 131072, _AUTO_STEP),
     ):
         if getattr(profile, field) == "auto":
-            wanted = _largest(
-                host, model, wanted, inputs, claims, field, most, step, together=together
-            )
-    plan, _ = _plan(host, model, wanted, inputs, claims, asked=profile)
+            wanted = planner.with_largest(wanted, field, most, step, together=together)
+    plan, _ = planner.plan(wanted, asked=profile)
     if plan.verdict.fits is not False:
         return plan
 
     def attempt(changed: Profile, beside: Sequence[Claim]) -> Plan:
-        return _plan(host, model, changed, inputs, tuple(beside), asked=changed)[0]
+        return replace(planner, inputs=replace(inputs, claims=tuple(beside))).plan(changed)[0]
 
     changes = suggest_changes(host, model, wanted, plan, claims, attempt)
-    verdict = msgspec.structs.replace(plan.verdict, alternatives=changes)
-    return msgspec.structs.replace(plan, verdict=verdict)
+    judged = msgspec.structs.replace(plan.verdict, alternatives=changes)
+    return msgspec.structs.replace(plan, verdict=judged)
 
 
-def _largest(
-    host: Host,
-    model: Model,
-    profile: Profile,
-    inputs: PlanInputs,
-    claims: tuple[Claim, ...],
-    field: str,
-    most: int,
-    step: int,
-    *,
-    together: bool,
-) -> Profile:
-    """Return the profile with the largest value of a field whose plan fits.
+def make_plan_ignoring_user_claims(
+    *, host: Host, model: Model, profile: Profile, inputs: PlanInputs, binding: Sequence[Claim]
+) -> tuple[Plan, PlanInputs]:
+    """Make a plan as ``make_plan``; if it is refused only for claims that do not bind, ignore
+    these. They are those of ordinary users, if root plans.
 
-    If no plan fits, the value is the smallest. If the size of the memory is unknown, there is no
-    value, and the engine gets a usual one.
+    Returns:
+        The plan and its inputs. Without the ignored claims, the inputs hold the ``binding`` ones.
+
+    Raises:
+        StackctlError: as ``make_plan``.
     """
+    plan = make_plan(host=host, model=model, profile=profile, inputs=inputs)
+    rest = replace(inputs, claims=tuple(binding))
+    if not verdict.is_refused(plan) or len(rest.claims) == len(inputs.claims):
+        return plan, inputs
+    without = make_plan(host=host, model=model, profile=profile, inputs=rest)
+    return (plan, inputs) if verdict.is_refused(without) else (without, rest)
 
-    engine = find_engine(profile.engine)
 
-    def fits(count: int) -> bool:
-        trial = msgspec.structs.replace(profile, **{field: count * step})
-        if field == "concurrency" and trial.context == "auto":
-            trial = msgspec.structs.replace(trial, context=min(8192, model.context or 8192))
-        plan, options = _plan(host, model, trial, inputs, claims, asked=trial)
-        asked = trial.concurrency if together and engine.requests_share_cache else None
-        if isinstance(asked, int) and _full_contexts(engine, plan, options) < asked:
-            # The engine would make the others wait, but auto gives every request its context.
-            return False
-        return plan.verdict.fits is not False
+def claims_note(stack: str, inputs: PlanInputs, used: PlanInputs) -> str | None:
+    """Return a note on the claims that a plan from ``used`` ignored; None if there are none."""
+    passed = len(inputs.claims) - len(used.claims)
+    if passed == 0:
+        return None
+    left = list(used.claims)
+    names = []
+    for claim in claimed_resources.other_claims(inputs.claims, stack):
+        if claim in left:
+            left.remove(claim)
+        else:
+            names.append(claim.stack[:40])
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    listed = ", ".join(names[:_SHOWN]) + more
+    return f"not counted, because the plan would be refused: claims of users for {listed}"
 
-    usual = msgspec.structs.replace(profile, **{field: None})
-    if _plan(host, model, usual, inputs, claims, asked=usual)[0].verdict.fits is None:
-        return usual
-    found = largest_fitting(1, max(1, most // step), fits)
-    return msgspec.structs.replace(profile, **{field: found * step})
+
+def served_name(model: Model) -> str:
+    """Return the model's name in the API: the file's name without ending and shard number; else
+    the last part of the source."""
+    if not model.files or model.format == "safetensors":
+        name = re.split(r"[/:@]", model.source.removeprefix("hf:").partition("@")[0])[-1]
+        return name.lower()
+    stem = model.files[0].file_name.removesuffix(".gguf")
+    return re.sub(r"-\d{5}-of-\d{5}$", "", stem)
+
+
+@dataclass(frozen=True)
+class _Planner:
+    """Plans of one stack from its profile with changes. ``inputs`` hold the claims of others."""
+
+    host: Host
+    model: Model
+    inputs: PlanInputs
+
+    def with_largest(
+        self, profile: Profile, field: str, most: int, step: int, *, together: bool
+    ) -> Profile:
+        """Return the profile with the largest value of a field whose plan fits.
+
+        If no plan fits, the value is the smallest. If the size of the memory is unknown, there is
+        no value, and the engine gets a usual one. If the requests at once are chosen ``together``
+        with the context, each of them has room for all of its context.
+        """
+        engine = find_engine(profile.engine)
+
+        def fits(count: int) -> bool:
+            trial = msgspec.structs.replace(profile, **{field: count * step})
+            if field == "concurrency" and trial.context == "auto":
+                trial = msgspec.structs.replace(
+                    trial, context=min(8192, self.model.context or 8192)
+                )
+            plan, options = self.plan(trial)
+            asked = trial.concurrency if together and engine.requests_share_cache else None
+            if isinstance(asked, int) and _full_contexts(engine, plan, options) < asked:
+                # The engine would make the others wait, but auto gives every request its context.
+                return False
+            return plan.verdict.fits is not False
+
+        usual = msgspec.structs.replace(profile, **{field: None})
+        if self.plan(usual)[0].verdict.fits is None:
+            return usual
+        found = largest_fitting(1, max(1, most // step), fits)
+        return msgspec.structs.replace(profile, **{field: found * step})
+
+    def plan(
+        self, profile: Profile, *, asked: Profile | None = None
+    ) -> tuple[Plan, Mapping[str, Option]]:
+        """Return a plan without "auto" values, and the engine's options by their planned names.
+
+        ``asked`` is the profile before its "auto" values were replaced, if it had any.
+        """
+        host, model, inputs, claims = self.host, self.model, self.inputs, self.inputs.claims
+        engine = find_engine(profile.engine)
+        placed = placement.choose_placement(host, profile, claims)
+        main = memory.memory_limit(host, placed.placement, claims)
+        on_gpu = None
+        if placed.gpus:
+            on_gpu = memory.gpu_limit(placed.gpus, profile.gpu_reserve_bytes, claims)
+        request = self._request(profile, placed, main, on_gpu)
+        argv, options, seen = self._options(engine, request)
+        parts = engine.footprint(
+            model, options, request.gpu_bytes or (1 if placed.gpus else 0), seen
+        )
+        budgets = _budgets(parts, main, on_gpu, len(placed.gpus))
+        work = self._work(engine, profile, options, placed)
+        calibration = roofline.nearest_calibration(
+            inputs.calibrations, profile.engine, work, placed.gpus
+        )
+        prediction = roofline.predict(host, placed.placement, work, calibration)
+        timing = _timing(engine, model, inputs.deadline_s)
+        plan = Plan(
+            profile=profile.name,
+            stack=profile.stack,
+            objective=profile.objective,
+            engine=engine.name,
+            image=inputs.image,
+            argv=argv,
+            environment=engine.environment(request),
+            placement=placed.placement,
+            memory=budgets[0][0],
+            host_memory=budgets[1][0] if placed.gpus else None,
+            prediction=prediction,
+            verdict=verdict.make_verdict(
+                profile, work, budgets, prediction, self._notes(profile, placed),
+                unknown=roofline.missing_speed_fact(host, placed.placement, work),
+            ),
+            decisions=(
+                *self._image_and_door(profile),
+                *placed.decisions,
+                *_chosen(engine, options, asked or profile, profile),
+                self._deadline(engine, timing),
+            ),
+            model=model,
+            served_name=request.served_name,
+            port=_port(profile),
+            engine_port=inputs.engine_port,
+            memlock_bytes=host.limits.memlock_bytes if engine.locks_model(argv) else None,
+            timing=timing,
+        )  # fmt: skip
+        return plan, options
+
+    def _request(
+        self,
+        profile: Profile,
+        placed: placement.PlacementResult,
+        main: memory.UsableMemory,
+        on_gpu: memory.UsableMemory | None,
+    ) -> EngineRequest:
+        """Return the inputs from which an engine chooses its options."""
+        return EngineRequest(
+            host=self.host,
+            model=self.model,
+            profile=profile,
+            placement=placed.placement,
+            threads=placed.threads,
+            threads_batch=placed.threads_batch,
+            memory_limit_bytes=main.bytes,
+            model_path=model_mounts.model_path(self.model),
+            served_name=profile.served_name or served_name(self.model),
+            port=self.inputs.engine_port or _port(profile),
+            behind_door=self.inputs.engine_port is not None,
+            gpus=placed.gpus,
+            gpu_limit_bytes=on_gpu.bytes if on_gpu else None,
+            memory_claimed_bytes=main.claimed,
+            gpu_claimed_bytes=on_gpu.claimed if on_gpu else 0,
+        )
+
+    def _options(
+        self, engine: Engine, request: EngineRequest
+    ) -> tuple[tuple[str, ...], dict[str, Option], MeasuredMemory | None]:
+        """Return the engine's arguments, its options by their planned names, and the memory that
+        was measured in an earlier start (None: no measurement applies)."""
+        facts = self.inputs.facts
+        dialect = engine.newest if facts is None else Dialect(facts.options, inspected=True)
+        planned = (*engine.plan_options(request), *workaround_options(self.inputs.workaround))
+        options = engine_arguments.apply_engine_args(engine, dialect, planned, request.profile)
+        argv, options = engine_arguments.render_arguments(engine, dialect, options)
+        cards = tuple((gpu.name, gpu.memory_bytes) for gpu in request.gpus)
+        earlier = tuple(one for one in self.inputs.measured_memory if one.gpus == cards)
+        seen, options = engine.apply_measured_memory(earlier, argv, options)
+        return argv, options, seen
+
+    def _work(
+        self,
+        engine: Engine,
+        profile: Profile,
+        options: Mapping[str, Option],
+        placed: placement.PlacementResult,
+    ) -> roofline.RooflineInput:
+        """Return the bytes that a token reads on GPU and CPU, and the numbers of threads."""
+        generate, batch = ((x or (0, ""))[0] for x in (placed.threads, placed.threads_batch))
+        if engine.threads_options is not None:
+            generate = int_option(options, engine.threads_options[0], generate)
+            batch = int_option(options, engine.threads_options[1], batch)
+        reads = engine.token_reads(self.model, options, on_gpu=bool(placed.gpus))
+        return roofline.RooflineInput(
+            model=self.model,
+            cpu_bytes=reads.cpu_weights_bytes,
+            gpu_bytes=reads.gpu_weights_bytes,
+            kv_token_bytes=reads.kv_token_bytes,
+            prompt_tokens=profile.slo.prompt_tokens,
+            threads=batch or self.host.cpu.cores,
+            decode_threads=generate or None,
+        )
+
+    def _notes(
+        self, profile: Profile, placed: placement.PlacementResult
+    ) -> Iterator[verdict.Reason]:
+        """Yield notes on the cores and the port that other stacks claim as well."""
+        if shared := placed.placement.shared_with:
+            yield verdict.Reason("cores-shared", f"cores {placement.sharing_note(shared)}")
+        port = _port(profile)
+        if owner := claimed_resources.port_owner(self.inputs.claims, port):
+            taken = f"port {port} belongs to {owner}: another one by --set port=N"
+            yield verdict.Reason("port-claimed", taken)
+
+    def _image_and_door(self, profile: Profile) -> Iterator[Decision]:
+        """Yield the decisions on the image, the dialect of the engine in it, and the front door."""
+        inputs, facts = self.inputs, self.inputs.facts
+        source = _source(profile, "image") if profile.image else "derived"
+        yield Decision(field="image", value=inputs.image, reason=inputs.image_reason, source=source)
+        yield Decision(
+            field="dialect",
+            value=(facts.version or "unknown version") if facts else "newest known",
+            reason="read from the image's own help" if facts else "image not inspected",
+            source="measured" if facts else "derived",
+        )
+        if inputs.door_reason is not None:
+            asked = profile.front_door != "auto"
+            yield Decision(
+                field="front-door",
+                value=_port(profile) if inputs.engine_port else "none",
+                reason=inputs.door_reason,
+                source=_source(profile, "front_door") if asked else "derived",
+            )
+
+    def _deadline(self, engine: Engine, timing: Timing) -> Decision:
+        """Return the decision on the time that a start may take."""
+        size = format_bytes(self.model.weights_bytes)
+        derived = f"{engine.start_s:.0f} s and {size} at 100 MB/s"
+        given = self.inputs.deadline_s is not None
+        return Decision(
+            field="start-deadline",
+            value=timing.deadline_s,
+            reason="--timeout" if given else derived,
+            source="override" if given else "derived",
+        )
 
 
 def _full_contexts(engine: Engine, plan: Plan, options: Mapping[str, Option]) -> int:
@@ -150,234 +363,36 @@ def _full_contexts(engine: Engine, plan: Plan, options: Mapping[str, Option]) ->
     return int(plan.memory.kv_bytes * gpus / (token * context))
 
 
-def _plan(
-    host: Host,
-    model: Model,
-    profile: Profile,
-    inputs: PlanInputs,
-    claims: tuple[Claim, ...],
-    *,
-    asked: Profile,
-) -> tuple[Plan, Mapping[str, Option]]:
-    """Return a plan without "auto" values, and the engine's options by their planned names."""
-    engine = find_engine(profile.engine)
-    result = placement.choose_placement(host, profile, claims)
-    main = memory.memory_limit(host, result.placement, claims)
-    on_gpu = (
-        memory.gpu_limit(result.gpus, profile.gpu_reserve_bytes, claims) if result.gpus else None
+def _budgets(
+    parts: Footprint, main: memory.UsableMemory, on_gpu: memory.UsableMemory | None, gpus: int
+) -> list[tuple[MemoryBudget, str]]:
+    """Return budgets with reasons: that of main memory, or those of each GPU and of main memory."""
+    if on_gpu is None:
+        return [(memory.memory_budget(parts, main), main.why)]
+    # Several GPUs share weights and KV cache evenly; each has its own buffers.
+    each = replace(
+        parts, weights_bytes=parts.weights_bytes // gpus, kv_bytes=parts.kv_bytes // gpus
     )
-    request = _request(host, model, profile, inputs, result, main, on_gpu)
-    argv, options, seen = _options(engine, request, inputs)
-    gpu_bytes = request.gpu_bytes or (1 if result.gpus else 0)
-    parts = engine.footprint(model, options, gpu_bytes, seen)
-    main_budget, host_budget, budgets = _budgets(parts, main, on_gpu, len(result.gpus))
-    work = _work(engine, model, profile, options, result, host)
-    calibration = roofline.nearest_calibration(
-        inputs.calibrations, profile.engine, work, result.gpus
-    )
-    prediction = roofline.predict(host, result.placement, work, calibration)
-    port = profile.port or 8080
-    notes = _shared(result.placement, claims, port)
-    timing = _timing(engine, model, inputs.deadline_s)
-    plan = Plan(
-        profile=profile.name,
-        stack=profile.stack,
-        objective=profile.objective,
-        engine=engine.name,
-        image=inputs.image,
-        argv=argv,
-        environment=engine.environment(request),
-        placement=result.placement,
-        memory=main_budget,
-        host_memory=host_budget,
-        prediction=prediction,
-        verdict=verdict.make_verdict(
-            profile,
-            model,
-            work,
-            budgets,
-            prediction,
-            notes,
-            unknown=roofline.missing_speed_fact(host, result.placement, work),
-        ),
-        decisions=(
-            *_image(profile, inputs),
-            *_door(profile, inputs),
-            *result.decisions,
-            *_chosen(engine, options, asked, profile),
-            _deadline(engine, model, inputs, timing),
-        ),
-        model=model,
-        served_name=request.served_name,
-        port=port,
-        engine_port=inputs.engine_port,
-        memlock_bytes=host.limits.memlock_bytes if engine.locks_model(argv) else None,
-        timing=timing,
-    )
-    return plan, options
+    beside = memory.memory_budget(parts.host or Footprint(0, 0, 0), main)
+    return [(memory.memory_budget(each, on_gpu), on_gpu.why), (beside, main.why)]
 
 
 def _chosen(
     engine: Engine, options: Mapping[str, Option], asked: Profile, planned: Profile
 ) -> Iterator[Decision]:
-    """Yield the decisions on the engine's options."""
+    """Yield the decisions on the engine's options, with notes on those that were "auto"."""
+    keys = {engine.context_option: "context", engine.requests_option: "concurrency"}
     for option in options.values():
-        reason = _auto(engine, option, asked, planned)
+        key, reason = keys.get(option.name), option.reason
+        if key is not None and getattr(asked, key) == "auto":
+            known = getattr(planned, key) is not None
+            note = "the most that fits" if known else "memory unknown, so a usual value"
+            reason = f"auto: {note}; {reason}"
         yield Decision(field=option.name, value=option.value, reason=reason, source=option.source)
 
 
-def _request(
-    host: Host,
-    model: Model,
-    profile: Profile,
-    inputs: PlanInputs,
-    result: placement.PlacementResult,
-    main: memory.UsableMemory,
-    on_gpu: memory.UsableMemory | None,
-) -> EngineRequest:
-    """Return the inputs from which an engine chooses its options."""
-    return EngineRequest(
-        host=host,
-        model=model,
-        profile=profile,
-        placement=result.placement,
-        threads=result.threads,
-        threads_batch=result.threads_batch,
-        memory_limit_bytes=main.bytes,
-        model_path=model_mounts.model_path(model),
-        served_name=profile.served_name or served_name.served_name(model),
-        port=inputs.engine_port or profile.port or 8080,
-        behind_door=inputs.engine_port is not None,
-        gpus=result.gpus,
-        gpu_limit_bytes=on_gpu.bytes if on_gpu else None,
-        memory_claimed_bytes=main.claimed,
-        gpu_claimed_bytes=on_gpu.claimed if on_gpu else 0,
-    )
-
-
-def _options(
-    engine: Engine, request: EngineRequest, inputs: PlanInputs
-) -> tuple[tuple[str, ...], dict[str, Option], MeasuredMemory | None]:
-    """Return the engine's arguments, its options by their planned names, and the memory that was
-    measured in an earlier start (None: no measurement applies)."""
-    facts = inputs.facts
-    dialect = engine.newest if facts is None else Dialect(facts.options, inspected=True)
-    planned = (*engine.plan_options(request), *workaround_options(inputs.workaround))
-    options = engine_arguments.apply_engine_args(engine, dialect, planned, request.profile)
-    argv, options = engine_arguments.render_arguments(engine, dialect, options)
-    cards = tuple((gpu.name, gpu.memory_bytes) for gpu in request.gpus)
-    earlier = tuple(one for one in inputs.measured_memory if one.gpus == cards)
-    seen, options = engine.apply_measured_memory(earlier, argv, options)
-    return argv, options, seen
-
-
-def _shared(placed: Placement, claims: Sequence[Claim], port: int) -> list[verdict.Reason]:
-    """Return notes on the cores and the port that other stacks claim as well."""
-    notes = []
-    if placed.shared_with:
-        sharing = f"cores {placement.sharing_note(placed.shared_with)}"
-        notes.append(verdict.Reason("cores-shared", sharing))
-    if owner := claimed_resources.port_owner(claims, port):
-        taken = f"port {port} belongs to {owner}: another one by --set port=N"
-        notes.append(verdict.Reason("port-claimed", taken))
-    return notes
-
-
-def _image(profile: Profile, inputs: PlanInputs) -> tuple[Decision, Decision]:
-    """Return the decisions on the image and the dialect of the engine in it."""
-    facts = inputs.facts
-    image = Decision(
-        field="image",
-        value=inputs.image,
-        reason=inputs.image_reason,
-        source=_source(profile, "image") if profile.image else "derived",
-    )
-    dialect = Decision(
-        field="dialect",
-        value=(facts.version or "unknown version") if facts else "newest known",
-        reason="read from the image's own help" if facts else "image not inspected",
-        source="measured" if facts else "derived",
-    )
-    return image, dialect
-
-
-def _deadline(engine: Engine, model: Model, inputs: PlanInputs, timing: Timing) -> Decision:
-    """Return the decision on the time that a start may take."""
-    derived = f"{engine.start_s:.0f} s and {format_bytes(model.weights_bytes)} at 100 MB/s"
-    return Decision(
-        field="start-deadline",
-        value=timing.deadline_s,
-        reason=derived if inputs.deadline_s is None else "--timeout",
-        source="derived" if inputs.deadline_s is None else "override",
-    )
-
-
-def _door(profile: Profile, inputs: PlanInputs) -> tuple[Decision, ...]:
-    if inputs.door_reason is None:
-        return ()
-    return (
-        Decision(
-            field="front-door",
-            value=profile.port or 8080 if inputs.engine_port else "none",
-            reason=inputs.door_reason,
-            source=_source(profile, "front_door") if profile.front_door != "auto" else "derived",
-        ),
-    )
-
-
-def _budgets(
-    parts: Footprint, main: memory.UsableMemory, on_gpu: memory.UsableMemory | None, gpus: int
-) -> tuple[MemoryBudget, MemoryBudget | None, list[tuple[MemoryBudget, str]]]:
-    """Return the budget of the main pool, that of main memory beside GPUs, and all with reasons.
-
-    The main pool is the memory of each GPU, or main memory without GPUs; the second is then None.
-    """
-    if on_gpu is None:
-        budget = memory.memory_budget(parts, main)
-        return budget, None, [(budget, main.why)]
-    # Several GPUs share weights and KV cache evenly; each has its own buffers.
-    count = max(1, gpus)
-    each = replace(
-        parts, weights_bytes=parts.weights_bytes // count, kv_bytes=parts.kv_bytes // count
-    )
-    gpu_budget = memory.memory_budget(each, on_gpu)
-    beside = parts.host or Footprint(0, 0, 0)
-    host_budget = memory.memory_budget(beside, main)
-    return gpu_budget, host_budget, [(gpu_budget, on_gpu.why), (host_budget, main.why)]
-
-
-def _work(
-    engine: Engine,
-    model: Model,
-    profile: Profile,
-    options: Mapping[str, Option],
-    result: placement.PlacementResult,
-    host: Host,
-) -> roofline.RooflineInput:
-    """Return the bytes that a token reads on GPU and CPU, and the numbers of threads."""
-    batch, generate = ((x or (0, ""))[0] for x in (result.threads_batch, result.threads))
-    reads = engine.token_reads(model, options, on_gpu=bool(result.gpus))
-    threads = engine.threads_options
-    return roofline.RooflineInput(
-        model=model,
-        cpu_bytes=reads.cpu_weights_bytes,
-        gpu_bytes=reads.gpu_weights_bytes,
-        kv_token_bytes=reads.kv_token_bytes,
-        prompt_tokens=profile.slo.prompt_tokens,
-        threads=(int_option(options, threads[1], batch) if threads else batch) or host.cpu.cores,
-        decode_threads=(int_option(options, threads[0], generate) if threads else generate) or None,
-    )
-
-
-def _auto(engine: Engine, option: Option, asked: Profile, planned: Profile) -> str:
-    """Return the reason of an option, with a note if the profile asked for "auto"."""
-    by_option = {engine.context_option: "context", engine.requests_option: "concurrency"}
-    field = by_option.get(option.name)
-    if field is None or getattr(asked, field) != "auto":
-        return option.reason
-    if getattr(planned, field) is None:
-        return f"auto: memory unknown, so a usual value; {option.reason}"
-    return f"auto: the most that fits; {option.reason}"
+def _port(profile: Profile) -> int:
+    return profile.port or 8080
 
 
 def _source(profile: Profile, key: str) -> DecisionSource:

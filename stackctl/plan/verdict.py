@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -10,7 +10,6 @@ import msgspec
 from stackctl.engines import engine as find_engine
 from stackctl.plan.roofline import RooflineInput
 from stackctl.quantity import format_bytes
-from stackctl.values.model import Model
 from stackctl.values.plan import MemoryBudget, Plan, Prediction, PromptTime, ReasonCode, Verdict
 from stackctl.values.profile import Profile, Slo
 
@@ -27,11 +26,10 @@ class Reason(NamedTuple):
 
 def make_verdict(
     profile: Profile,
-    model: Model,
     work: RooflineInput,
     budgets: Sequence[tuple[MemoryBudget, str]],
     prediction: Prediction,
-    notes: Sequence[Reason] = (),
+    notes: Iterable[Reason] = (),
     *,
     unknown: str,
 ) -> Verdict:
@@ -44,7 +42,7 @@ def make_verdict(
     end misses it, the plan is viable, with a reason that warns.
     """
     fits, reasons = _memory(budgets)
-    speed, missed, viable = _speed(profile, model, work, prediction)
+    speed, missed, viable = _speed(profile.slo, work, prediction)
     reasons += missed
     if not speed and not missed:
         reasons.append(Reason("speed-unknown", f"speed not predicted: {unknown}"))
@@ -93,16 +91,16 @@ def _need(budget: MemoryBudget, why: str) -> str:
 
 
 def _speed(
-    profile: Profile, model: Model, work: RooflineInput, prediction: Prediction
+    slo: Slo, work: RooflineInput, prediction: Prediction
 ) -> tuple[bool, list[Reason], bool | None]:
     """Return True if a speed is predicted, the reasons against the plan, and its viability."""
     decode, ttft = prediction.decode_tok_s, prediction.ttft_s
-    first_token = _first_token(profile.slo, ttft)
-    generation = _generation(profile.slo, decode)
+    first_token = _first_token(slo, ttft)
+    generation = _generation(slo, decode)
     reasons = [reason for reason in (first_token, generation) if reason is not None]
     viable = not any(r.code in ("first-token-missed", "generation-missed") for r in reasons)
     if not viable:
-        reasons.append(Reason("model-size", _why_slow(model, work)))
+        reasons.append(Reason("model-size", _why_slow(work)))
         if decode is not None and generation is None:
             speed = f"generation would be {format_range(decode)} tok/s"
             reasons.append(Reason("generation-speed", speed))
@@ -114,9 +112,7 @@ def _first_token(slo: Slo, ttft: PromptTime | None) -> Reason | None:
     """Return the reason if the time to the first token misses its objective or may miss it."""
     if slo.ttft_s is None or ttft is None or ttft.range is None or ttft.range[1] <= slo.ttft_s:
         return None
-    waits = (
-        f"first token after {format_seconds_range(ttft.range)} s at {ttft.prompt_tokens:,} tokens"
-    )
+    waits = f"first token after {format_range(ttft.range)} s at {ttft.prompt_tokens:,} tokens"
     if ttft.range[0] > slo.ttft_s:
         return Reason("first-token-missed", f"{waits}, allowed {slo.ttft_s:g} s")
     return Reason("first-token-at-risk", f"{waits}: may miss the {slo.ttft_s:g} s allowed")
@@ -133,7 +129,8 @@ def _generation(slo: Slo, decode: tuple[float, float] | None) -> Reason | None:
     return Reason("generation-at-risk", f"{speed}: may miss the {least:g} wanted")
 
 
-def _why_slow(model: Model, work: RooflineInput) -> str:
+def _why_slow(work: RooflineInput) -> str:
+    model = work.model
     size = f"{(work.cpu_bytes + work.gpu_bytes) * model.passes / 1e9:.3g} GB"
     active = (model.active_parameters or model.parameters) / 1e9
     if model.passes > 1:
@@ -179,7 +176,7 @@ def with_alternatives(
     instead of their own.
     """
     verdict = plan.verdict
-    if verdict.fits is not False and verdict.viable is not False:
+    if not is_refused(plan):
         return verdict
     fast, interactive, rest = _by_use(
         [c for c in candidates if is_viable(c) and c.stack != plan.stack]
@@ -207,6 +204,11 @@ def _by_use(plans: Sequence[Plan]) -> tuple[list[Plan], list[Plan], list[Plan]]:
 def is_viable(plan: Plan) -> bool:
     """Return True if a plan is known to fit and to be worth running."""
     return plan.verdict.fits is True and plan.verdict.viable is True
+
+
+def is_refused(plan: Plan) -> bool:
+    """Return True if a plan is known not to fit or not to be worth running."""
+    return plan.verdict.fits is False or plan.verdict.viable is False
 
 
 def headline(plan: Plan) -> str:
@@ -258,7 +260,7 @@ def _offer(plan: Plan, *, with_model: bool) -> str:
         parts.append(f"{format_range(decode)} tok/s")
     ttft = plan.prediction.ttft_s
     if ttft and ttft.range and plan.objective == "latency":
-        parts.append(f"first token {format_seconds_range(ttft.range)} s")
+        parts.append(f"first token {format_range(ttft.range)} s")
     parts.append(plan.served_name)
     model = f" --model {plan.model.source}" if with_model else ""
     return f"stackctl up {plan.profile}{model}: " + ", ".join(parts)
@@ -282,11 +284,6 @@ def _shorter(plan: Plan, profile: Profile) -> str | None:
 
 def format_range(pair: tuple[float, float]) -> str:
     """Return a range for people: ``25-38``."""
-    return f"{_short(pair[0])}-{_short(pair[1])}"
-
-
-def format_seconds_range(pair: tuple[float, float]) -> str:
-    """Return a range of seconds for people."""
     return f"{_short(pair[0])}-{_short(pair[1])}"
 
 

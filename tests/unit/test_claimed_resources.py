@@ -31,8 +31,7 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine.machine import Machine, RecordedMachine
 from stackctl.plan import claimed_resources
 from stackctl.plan.claimed_resources import claim_of
-from stackctl.plan.planner import PlanInputs
-from stackctl.plan.user_claims import claims_note, make_plan_ignoring_user_claims
+from stackctl.plan.planner import PlanInputs, claims_note, make_plan_ignoring_user_claims
 from stackctl.state.claims import enforceable_claims, installed_claims
 from stackctl.state.paths import scope_paths
 from stackctl.units.render import UnitTarget, render_units

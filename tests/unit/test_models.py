@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.plan.served_name import served_name
+from stackctl.plan.planner import served_name
 from stackctl.sources.models import read_model
 from stackctl.values.base import to_json
 from stackctl.values.model import KvLayout, Model, ModelFile

@@ -29,7 +29,6 @@ from stackctl.errors import StackctlError
 from stackctl.plan.claimed_resources import claim_of
 from stackctl.plan.verdict import (
     format_range,
-    format_seconds_range,
     headline,
     objective_status,
     secondary_reasons,
@@ -368,4 +367,4 @@ def test_every_catalogue_entry_gets_a_verdict_from_an_engine() -> None:
 
 def test_ranges_for_people() -> None:
     assert format_range((25.2, 38.4)) == "25-38"
-    assert format_seconds_range((2.04, 4.21)) == "2.0-4.2"
+    assert format_range((2.04, 4.21)) == "2.0-4.2"
