@@ -166,9 +166,9 @@ def _run(arguments: Sequence[str]) -> int:
         )
     try:
         if any(word.partition("=")[0] == "--host" for word in arguments):
-            from stackctl.cli import forward
+            from stackctl.cli import remote
 
-            if (code := forward.run(arguments, VERBS, out)) is not None:
+            if (code := remote.run(arguments, VERBS, out)) is not None:
                 return code
         with cli.make_context("stackctl", list(arguments)) as context:
             try:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from stackctl.cli.forward import split_destination
 from stackctl.cli.main import run
+from stackctl.cli.remote import split_destination
 from stackctl.errors import ExitCode, StackctlError
 
 
