@@ -79,7 +79,7 @@ def _profile_findings(
     from stackctl.engines import uses_gpu
     from stackctl.machine.podman import image_cuda
     from stackctl.probe.doctor import findings
-    from stackctl.provision.profile_needs import binds_cpus
+    from stackctl.provision.items import binds_cpus
     from stackctl.requirements.gpu import DEFAULT_CUDA
 
     results: list[Result] = []

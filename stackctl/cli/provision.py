@@ -136,7 +136,7 @@ def _provision(
     user: str | None,
     restart_user: bool,
 ) -> None:
-    from stackctl.provision import facts, firmware_advice, items, profile_needs
+    from stackctl.provision import facts, firmware_advice, items
     from stackctl.values.profile import Overrides
     from stackctl.values.provision import ProvisionReport
 
@@ -145,7 +145,7 @@ def _provision(
     target, store = _machine()
     with _lock(dry_run):
         seen = facts.read_facts(target, store, user)
-        needed = profile_needs.needs_of_profiles(wanted, seen.host, only)
+        needed = items.needs_of_profiles(wanted, seen.host, only)
 
         def planned(facts: MachineFacts) -> tuple[ItemPlan, ...]:
             return items.plan_items(facts, needed, only)
@@ -190,14 +190,14 @@ def _apply(
     planned: Callable[[MachineFacts], Sequence[ItemPlan]],
 ) -> MachineFacts:
     """Ask, then make the planned changes. Return the facts of the machine after them."""
-    from stackctl.provision import facts, preflight
-    from stackctl.provision.apply import apply_plans
+    from stackctl.provision import facts
+    from stackctl.provision.apply import apply_plans, require_ready
     from stackctl.state import logs
 
     changing = [plan for plan in plans if plan.status == "change"]
     if not changing:
         return seen
-    preflight.require_ready(target, plans)
+    require_ready(target, plans)
     if not session.confirm(f"{provision_view.count_text(len(changing))} would change"):
         raise click.Abort
     apply_plans(

@@ -53,7 +53,7 @@ def probe_tools(
     ``commands`` are those of start_commands. On a recording, an absent file means unknown, not
     absent.
     """
-    release = _os_release(reader)
+    release = os_release(reader)
     user = _probe_user(reader)
     version = _cgroup_version(reader)
     podman, podman_failure = _version(commands, "podman", r"\b([0-9]{1,4}(?:\.[0-9]{1,5})+)")
@@ -129,7 +129,8 @@ def _in_one_line(error: StackctlError) -> str:
     return "; ".join((error.message, *error.details[-1:]))
 
 
-def _os_release(reader: FactReader) -> dict[str, str]:
+def os_release(reader: FactReader) -> dict[str, str]:
+    """Return the fields of os-release; empty without one."""
     text = reader.text("/etc/os-release") or reader.text("/usr/lib/os-release") or ""
     found = {}
     for line in text[:65536].splitlines():

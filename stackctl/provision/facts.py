@@ -4,37 +4,63 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from stackctl.errors import StackctlError
 from stackctl.machine import path_security
 from stackctl.probe import probe
 from stackctl.probe.fact_reader import FactReader
-from stackctl.probe.tools import can_raise_limits, manager_socket, probe_limits, user_service
-from stackctl.provision import apt, foreign_settings, self_install
+from stackctl.probe.tools import (
+    can_raise_limits,
+    manager_socket,
+    os_release,
+    probe_limits,
+    user_service,
+)
+from stackctl.provision import apt, self_install
+from stackctl.provision.changes import account
 from stackctl.provision.target_root import TargetRoot
 from stackctl.provision.undo_record import UndoStore
 from stackctl.requirements import host_paths, podman
-from stackctl.requirements.facts import MachineFacts, ProbeUser, ServiceUser, SettingValue
+from stackctl.requirements.facts import (
+    ForeignSetting,
+    MachineFacts,
+    ProbeUser,
+    ServiceUser,
+    SettingValue,
+)
 from stackctl.resources import data_folder
 from stackctl.values.host import UNLIMITED
 from stackctl.values.provision import FileChange
 
 #: Without these options apt writes its cache of package lists when root runs it.
 _WRITE_NOTHING = ("--option=Dir::Cache::pkgcache=", "--option=Dir::Cache::srcpkgcache=")
+_SYSCTL = re.compile(r"\s*-?\s*([\w./-]+)\s*=\s*(\S+)\s*$")
+_DROP_IN = re.compile(r"\s*(LimitMEMLOCK|Delegate)\s*=\s*(.*?)\s*$")
+_TMPFILES = re.compile(r"\s*[wf][+^!=~-]*\s+(\S+)(?:\s+\S+){4}\s+(\S.*?)\s*$")
+_FOLDERS = ("/etc", "/run", "/usr/local/lib", "/usr/lib")
+#: Files that show that another program sets the governors.
+_GOVERNORS = (
+    "/etc/tuned/active_profile",
+    "/etc/default/cpufrequtils",
+    "/etc/default/cpupower",
+    "/etc/systemd/system/graphical.target.wants/power-profiles-daemon.service",
+)
 
 
 def read_facts(target: TargetRoot, store: UndoStore, user: str | None) -> MachineFacts:
     """Read the facts of a machine; ``user`` is the service user, None for root's stacks only."""
     reader = FactReader(target.machine)
     host = probe(target.machine, scope="system")
-    release = _os_release(target)
+    release = os_release(reader)
     families = tuple(f"{release.get('ID', '')} {release.get('ID_LIKE', '')}".split())
     packages, held = _packages(target)
     candidate = None if host.tools.podman else _candidate(target, "podman")
     needed = podman.packages(families, release.get("VERSION_ID"), host.tools.podman or candidate)
     missing = tuple(name for name in needed if packages is not None and name not in packages)
-    program = _program(target)
+    program = next(filter(target.exists, host_paths.LINKS), None)
+    uid, _ = _passwd_entry(target, user)
     weakness = None if program is None else _program_weakness(target, program)
     return MachineFacts(
         host=host,
@@ -49,7 +75,7 @@ def read_facts(target: TargetRoot, store: UndoStore, user: str | None) -> Machin
         shipped={
             name: (data_folder("systemd") / name).read_text("utf-8") for name in host_paths.FILES
         },
-        foreign=foreign_settings.find_foreign_settings(target, user_id=_uid(target, user)),
+        foreign=_foreign_settings(target, uid),
         settings=_settings(target),
         packages=packages,
         held=held,
@@ -70,10 +96,6 @@ def read_facts(target: TargetRoot, store: UndoStore, user: str | None) -> Machin
         program_current=self_install.is_current(target.path_of(host_paths.PROGRAM_FOLDER)),
         python_weakness=_weakness(self_install.base_python()),
     )
-
-
-def _program(target: TargetRoot) -> str | None:
-    return next((path for path in host_paths.LINKS if target.exists(path)), None)
 
 
 def _is_own_copy(target: TargetRoot, path: Path) -> bool:
@@ -102,38 +124,20 @@ def _weakness(path: Path) -> str | None:
     return None if weakness is None else str(weakness)
 
 
-def _os_release(target: TargetRoot) -> dict[str, str]:
-    text = target.read("/etc/os-release") or target.read("/usr/lib/os-release") or ""
-    pairs = (line.partition("=") for line in text.splitlines())
-    return {name: value.strip("\"'") for name, equals, value in pairs if equals}
-
-
-def _uid(target: TargetRoot, user: str | None) -> int | None:
+def _passwd_entry(target: TargetRoot, user: str | None) -> tuple[int | None, str | None]:
+    """Return the number and the home of an account in /etc/passwd; None if they are not there."""
     for line in (target.read("/etc/passwd") or "").splitlines():
         fields = line.split(":")
         if len(fields) > 2 and fields[0] == user and fields[2].isdecimal():
-            return int(fields[2])
-    return None
+            return int(fields[2]), fields[5] if len(fields) == 7 else None
+    return None, None
 
 
 def _user(target: TargetRoot, reader: FactReader, name: str) -> ServiceUser:
-    uid = _uid(target, name)
-    home = next(
-        (
-            line.split(":")[5]
-            for line in (target.read("/etc/passwd") or "").splitlines()
-            if line.startswith(f"{name}:") and line.count(":") == 6
-        ),
-        None,
-    )
-    if uid is None and target.machine.live:
-        # Not every user is in /etc/passwd (LDAP, systemd-homed).
-        import pwd
-
-        try:
-            uid, home = pwd.getpwnam(name).pw_uid, pwd.getpwnam(name).pw_dir
-        except KeyError:
-            uid = None
+    uid, home = _passwd_entry(target, name)
+    # Not every user is in /etc/passwd (LDAP, systemd-homed).
+    if uid is None and target.machine.live and (entry := account(name)) is not None:
+        uid, home = entry.pw_uid, entry.pw_dir
     if uid is None:
         return ServiceUser(name)
     unit = _properties(target, f"user@{uid}.service")
@@ -216,3 +220,63 @@ def _candidate(target: TargetRoot, package: str) -> str | None:
 def _enabled(target: TargetRoot, unit: str) -> bool:
     done = target.query("systemctl", "is-enabled", unit)
     return done is not None and done.stdout.strip() == "enabled"
+
+
+def _foreign_settings(target: TargetRoot, user_id: int | None) -> tuple[ForeignSetting, ...]:
+    """Return the settings of others where stackctl's files would go, so that none is overruled.
+
+    ``user_id`` is the service user, whose own service manager may have drop-ins; None without one.
+    """
+    units = ["user@.service.d", *([f"user@{user_id}.service.d"] if user_id is not None else [])]
+    kinds = (
+        ("sysctl.d", _sysctl),
+        ("tmpfiles.d", _tmpfiles),
+        *((f"systemd/system/{unit}", _drop_in) for unit in units),
+    )
+    found: list[ForeignSetting] = []
+    for below, parse in kinds:
+        # Of files of one name only the first counts, in the order of _FOLDERS, even if it is empty:
+        # that is how an administrator masks a file (sysctl.d(5), tmpfiles.d(5), systemd.unit(5)).
+        first: dict[str, str] = {}
+        for folder in _FOLDERS:
+            for path in target.machine.glob(f"{folder}/{below}/*.conf"):
+                first.setdefault(path.rpartition("/")[2], path)
+        for path in first.values():
+            found += _lines(target, path, parse)
+    found += _lines(target, "/etc/sysctl.conf", _sysctl)
+    for path in _GOVERNORS:
+        if target.exists(path):
+            found.append(
+                ForeignSetting(path, 0, host_paths.GOVERNOR_SETTINGS, "a program of its own")
+            )
+    return tuple(found)
+
+
+def _lines(
+    target: TargetRoot, path: str, parse: Callable[[str], tuple[str, str] | None]
+) -> Iterator[ForeignSetting]:
+    if path in host_paths.FILES.values():
+        return
+    for number, line in enumerate((target.read(path) or "").splitlines(), 1):
+        found = None if line.lstrip().startswith(("#", ";")) else parse(line)
+        if found is not None:
+            yield ForeignSetting(path, number, *found)
+
+
+def _sysctl(line: str) -> tuple[str, str] | None:
+    match = _SYSCTL.match(line)
+    return (match[1].replace("/", "."), match[2]) if match else None
+
+
+def _drop_in(line: str) -> tuple[str, str] | None:
+    match = _DROP_IN.match(line)
+    return (match[1], match[2]) if match else None
+
+
+def _tmpfiles(line: str) -> tuple[str, str] | None:
+    match = _TMPFILES.match(line)
+    if match is None:
+        return None
+    # Any pattern of CPUs counts as all CPUs.
+    path = host_paths.GOVERNOR_SETTINGS if match[1].endswith("/scaling_governor") else match[1]
+    return path, match[2]

@@ -20,7 +20,7 @@ from stackctl.errors import StackctlError
 from stackctl.machine.lock import record_lock_holder
 from stackctl.machine.machine import Machine, RecordedMachine
 from stackctl.machine.runner import Completed
-from stackctl.provision import apt, facts, firmware_advice, items, profile_needs, self_install
+from stackctl.provision import apt, facts, firmware_advice, items, self_install
 from stackctl.provision.apply import apply_plans, undo_changes, undo_order
 from stackctl.provision.change_text import describe, describe_revert
 from stackctl.provision.target_root import TargetRoot
@@ -747,7 +747,7 @@ def test_what_profiles_need() -> None:
     profiles = Profiles((ROOT / "profiles",))
 
     def of(*names: str) -> StackNeeds:
-        return profile_needs.needs_of_profiles(
+        return items.needs_of_profiles(
             [profiles.resolve(name, Overrides()) for name in names], READY, ()
         )
 

@@ -23,7 +23,7 @@ from stackctl.cli.main import run
 from stackctl.diagnose.rules import diagnose
 from stackctl.engines import engine, uses_gpu
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.provision import profile_needs
+from stackctl.provision import items
 from stackctl.sources.profiles import Profiles, profile_schema
 from stackctl.values.base import from_json, to_json
 from stackctl.values.diagnosis import DiagnoseReport, Evidence, Finding
@@ -223,7 +223,7 @@ def test_doctor_asks_for_what_it_needs(
 
 
 def test_a_machine_is_provisioned_for_it(stub: StubEngine, host: Host, profile: Profile) -> None:
-    found = profile_needs.needs_of_profiles([profile], host, ())
+    found = items.needs_of_profiles([profile], host, ())
     assert (found.gpu, found.memlock) == (stub.gpu_by_default, not stub.gpu_by_default)
 
 
