@@ -55,7 +55,7 @@ def command(session: Session, stack: str | None, log: str | None, since: float |
 
 
 def _of_log(log: str, since_s: float | None) -> DiagnoseReport:
-    from stackctl.diagnose.log_samples import last_seconds, read_log
+    from stackctl.diagnose.load_summary import last_seconds, read_log
     from stackctl.engines import engines
     from stackctl.machine.files import read_lines
     from stackctl.observe.diagnose import report_of_evidence

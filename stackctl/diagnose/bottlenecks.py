@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from stackctl.diagnose import remedies
-from stackctl.diagnose.finding_text import (
+from stackctl.diagnose.load_summary import LoadSummary
+from stackctl.diagnose.results import (
     cleared,
-    context_tokens,
     format_count,
     format_rate,
     format_seconds,
     format_value_range,
-    rounded_context,
 )
-from stackctl.diagnose.load_summary import LoadSummary
 from stackctl.quantity import format_number, format_share
 from stackctl.values.diagnosis import Evidence, Finding
 
@@ -280,10 +278,10 @@ def long_answers(evidence: Evidence, load: LoadSummary) -> Finding | None:  # no
 
 def oversized_context(evidence: Evidence, load: LoadSummary) -> Finding | None:
     """Find a context that is far larger than the longest sequence."""
-    room, longest = context_tokens(evidence), load.longest
+    room, longest = remedies.context_tokens(evidence), load.longest
     if room is None or longest is None or (load.requests or 0) < remedies.ENOUGH_REQUESTS:
         return None
-    fits = rounded_context(longest)
+    fits = remedies.rounded_context(longest)
     if fits * _MUCH_CONTEXT > room:
         return cleared("context-oversized", f"{longest:,} of {room:,} tokens used")
     return Finding(

@@ -5,14 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from stackctl.diagnose import remedies
-from stackctl.diagnose.finding_text import (
-    cleared,
-    deploy_with_settings,
-    format_seconds,
-    generating_threads,
-    threads_option,
-)
 from stackctl.diagnose.load_summary import LoadSummary
+from stackctl.diagnose.results import cleared, format_seconds
 from stackctl.quantity import format_bytes, format_share
 from stackctl.values.diagnosis import ClockLimit, CpuTime, Evidence, Finding, GpuStatus, Step
 
@@ -85,7 +79,7 @@ def _ours(evidence: Evidence) -> bool | None:
 
 def cpu_contention(evidence: Evidence, load: LoadSummary) -> Finding | None:  # noqa: ARG001
     """Find threads that wait for a CPU: other processes use it, or the threads are too many."""
-    cpu, planned = evidence.cpu, generating_threads(evidence)
+    cpu, planned = evidence.cpu, remedies.generating_threads(evidence)
     planned_cpus = evidence.plan.placement.cpus if evidence.plan else None
     allowed = (cpu.allowed if cpu else None) or len(planned_cpus or ()) or None
     # Set to (threads, CPUs) if there are more threads than CPUs.
@@ -123,7 +117,7 @@ def _others_compute(evidence: Evidence, cpu: CpuTime, waited: float, had: float)
             Step(do="see who has them", command="ps -eo pid,psr,pcpu,comm --sort=-pcpu | head"),
             Step(
                 do="end it, or give the stack cores of its own",
-                command=deploy_with_settings(evidence, "placement.cpus=LIST"),
+                command=remedies.deploy_with_settings(evidence, "placement.cpus=LIST"),
             ),
         ),
         effect=f"up to {gain:.1f} times as fast" if gain else None,
@@ -163,11 +157,11 @@ def _too_many(evidence: Evidence, planned: int, allowed: int, waited: float | No
 
 
 def _fewer_threads(evidence: Evidence, cpus: int | None) -> Step:
-    option = threads_option(evidence)
+    option = remedies.threads_option(evidence)
     if option is None:
-        command = deploy_with_settings(evidence, "placement.cpus=LIST")
+        command = remedies.deploy_with_settings(evidence, "placement.cpus=LIST")
         return Step(do="more CPUs", command=command)
-    command = deploy_with_settings(evidence, f"engine_args.{option}={cpus}")
+    command = remedies.deploy_with_settings(evidence, f"engine_args.{option}={cpus}")
     return Step(do="as many threads as cores", command=command)
 
 
@@ -208,7 +202,7 @@ def memory_placement(evidence: Evidence, load: LoadSummary) -> Finding | None:  
                 do="drop the model from the page cache",
                 command="echo 1 | sudo tee /proc/sys/vm/drop_caches",
             ),
-            Step(do="then read it again", command=deploy_with_settings(evidence)),
+            Step(do="then read it again", command=remedies.deploy_with_settings(evidence)),
         ),
         effect="placement alone made 4.3 of 2.4 tok/s on two EPYC 9175F (70B)",
         at_stake=0.45 * max(away, most if uneven else 0.0),

@@ -1,20 +1,18 @@
-"""Steps against each limit. Steps that help most for the least change come first."""
+"""Steps against each limit, and the facts of the evidence that they need.
+
+Steps that help most for the least change come first.
+"""
 
 from __future__ import annotations
 
 import msgspec
 
-from stackctl.diagnose.finding_text import (
-    argv_of,
-    concurrency,
-    context_tokens,
-    deploy_with_settings,
-    engine_of,
-    rounded_context,
-    runs_on_gpu,
-)
 from stackctl.diagnose.load_summary import LoadSummary
+from stackctl.diagnose.results import deploy_command
+from stackctl.engines import context_per_request, planned_threads
+from stackctl.engines import engine as find_engine
 from stackctl.engines.options import int_option_in_argv
+from stackctl.engines.protocol import Engine
 from stackctl.values.diagnosis import Evidence, Step
 
 #: Measured by the owner of the reference box: a 40B model in nvfp4, both variants on that box.
@@ -40,6 +38,61 @@ _SMALL_MAP = Step(
 )
 
 
+def deploy_with_settings(evidence: Evidence, *settings: str) -> str:
+    """Return the command that deploys this stack again with new settings (KEY=VALUE).
+
+    Other settings stay as in the earlier command. For a log without a stack the command contains
+    the placeholder PROFILE.
+    """
+    return deploy_command(evidence.profile or "PROFILE", evidence.asked, *settings)
+
+
+def _runs_on_gpu(evidence: Evidence) -> bool | None:
+    """Return True if the engine runs on a GPU; None if neither log nor plan shows it."""
+    if evidence.log is not None and evidence.log.place is not None:
+        return evidence.log.place == "GPU"
+    if evidence.plan is not None:
+        return bool(evidence.plan.placement.gpus)
+    return None
+
+
+def _engine(evidence: Evidence) -> Engine | None:
+    """Return the engine of the plan, else of the log; None without both."""
+    if evidence.plan is not None:
+        return find_engine(evidence.plan.engine)
+    return find_engine(evidence.log.engine) if evidence.log is not None else None
+
+
+def _argv(evidence: Evidence) -> tuple[str, ...]:
+    """Return the planned arguments; none without a plan."""
+    return evidence.plan.argv if evidence.plan is not None else ()
+
+
+def context_tokens(evidence: Evidence) -> int | None:
+    """Return the tokens that one request may use, by the plan, else by the log; None: unknown."""
+    if evidence.plan is not None:
+        return context_per_request(evidence.plan)
+    return evidence.log.context if evidence.log is not None else None
+
+
+def generating_threads(evidence: Evidence) -> int | None:
+    """Return the number of generating threads by the plan, else by the log; None: unknown."""
+    if evidence.plan is None:
+        return evidence.log.threads if evidence.log is not None else None
+    return planned_threads(evidence.plan)
+
+
+def threads_option(evidence: Evidence) -> str | None:
+    """Return the option for the number of generating threads; None if the engine has none."""
+    engine = _engine(evidence)
+    return engine.threads_options[0] if engine is not None and engine.threads_options else None
+
+
+def rounded_context(tokens: int) -> int:
+    """Return a context that is a quarter larger than a sequence, rounded up to 1,024 tokens."""
+    return max(1024, -(-tokens * 5 // 4 // 1024) * 1024)
+
+
 def speed_up_generation(evidence: Evidence, load: LoadSummary) -> tuple[Step, ...]:
     """Return the steps against slow generation, when prompts and memory are no problem.
 
@@ -53,11 +106,11 @@ def speed_up_generation(evidence: Evidence, load: LoadSummary) -> tuple[Step, ..
         smaller_context(evidence, load),
         smaller_model(evidence),
     )
-    return least if runs_on_gpu(evidence) is not False else (*_use_gpu(evidence), *least)
+    return least if _runs_on_gpu(evidence) is not False else (*_use_gpu(evidence), *least)
 
 
 def _use_gpu(evidence: Evidence) -> tuple[Step, ...]:
-    engine = engine_of(evidence)
+    engine = _engine(evidence)
     return (engine.advice.use_gpu,) if engine is not None else ()
 
 
@@ -71,7 +124,7 @@ def _diffs(evidence: Evidence) -> Step:
 
 def smaller_context(evidence: Evidence, load: LoadSummary) -> Step:
     """Return the step to a smaller context, sized by the longest sequence if that is known."""
-    engine = engine_of(evidence)
+    engine = _engine(evidence)
     name = engine.context_option if engine is not None else "context"
     now, wanted = context_tokens(evidence), "N"
     if load.longest is not None and now is not None and (load.requests or 0) >= ENOUGH_REQUESTS:
@@ -114,9 +167,9 @@ def is_looped_model(evidence: Evidence) -> bool:
 def speed_up_prompts(evidence: Evidence, load: LoadSummary) -> tuple[Step, ...]:  # noqa: ARG001
     """Return the steps against slow prompts: a GPU first; on a GPU, fewer tokens to compute."""
     known = Step(do="keep what prompts begin with the same, for the prefix cache")
-    if runs_on_gpu(evidence):
+    if _runs_on_gpu(evidence):
         return (known, _SMALL_MAP, *_larger_steps(evidence))
-    engine, command = engine_of(evidence), None
+    engine, command = _engine(evidence), None
     if evidence.plan is None:
         command = engine.advice.small_batches if engine is not None else None
     elif evidence.plan.objective != "latency":
@@ -133,7 +186,7 @@ def speed_up_prompts(evidence: Evidence, load: LoadSummary) -> tuple[Step, ...]:
 
 def _larger_steps(evidence: Evidence) -> tuple[Step, ...]:
     """Return a step to larger batches; empty if they are as large as is useful."""
-    engine, argv = engine_of(evidence), argv_of(evidence)
+    engine, argv = _engine(evidence), _argv(evidence)
     large = engine.advice.large_batches if engine is not None else {}
     small = [
         name for name, tokens in large.items() if (int_option_in_argv(argv, name) or 0) < tokens
@@ -156,14 +209,15 @@ def shorten_queue(evidence: Evidence, load: LoadSummary) -> tuple[Step, ...]:
     if is_full(load):
         # More requests at once would only wait for memory.
         return relieve_kv_cache(evidence, load)
-    engine, command = engine_of(evidence), None
+    engine, command = _engine(evidence), None
     if evidence.stack is None or evidence.plan is None:
         if engine is not None:
             command = f"a larger --{engine.requests_option}"
     elif evidence.plan.objective != "throughput":
         command = f"stackctl switch throughput{_of(evidence)}"
     else:
-        command = deploy_with_settings(evidence, f"concurrency={2 * (concurrency(evidence) or 1)}")
+        planned = engine and int_option_in_argv(evidence.plan.argv, engine.requests_option)
+        command = deploy_with_settings(evidence, f"concurrency={2 * (planned or 1)}")
     return (
         Step(do="serve more requests at once; each then has less of the speed", command=command),
         Step(do="or fewer clients at once"),
@@ -172,8 +226,8 @@ def shorten_queue(evidence: Evidence, load: LoadSummary) -> tuple[Step, ...]:
 
 def relieve_kv_cache(evidence: Evidence, load: LoadSummary) -> tuple[Step, ...]:
     """Return the steps to a smaller KV cache: smaller elements, shorter and fewer sequences."""
-    engine, smaller = engine_of(evidence), tuple[Step, ...]()
-    if engine is not None and engine.kv_types and not engine.reduces_kv_cache(argv_of(evidence)):
+    engine, smaller = _engine(evidence), tuple[Step, ...]()
+    if engine is not None and engine.kv_types and not engine.reduces_kv_cache(_argv(evidence)):
         command = deploy_with_settings(evidence, f"kv_type={engine.kv_types[0]}")
         smaller = (Step(do="a KV cache of 8-bit elements holds twice as much", command=command),)
     return (

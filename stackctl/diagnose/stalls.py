@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from stackctl.diagnose.finding_text import format_count, format_seconds
 from stackctl.diagnose.load_summary import LoadSummary
+from stackctl.diagnose.results import format_count, format_seconds
 from stackctl.values.activity import is_working
 from stackctl.values.diagnosis import Evidence, Finding, Step
 from stackctl.values.metrics import EngineMetrics

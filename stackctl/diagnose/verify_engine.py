@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from stackctl.diagnose.verify_results import Comparison, redeploy_command
+from stackctl.diagnose.results import Comparison, redeploy_command
 from stackctl.engines import context_per_request
 from stackctl.engines import engine as find_engine
 from stackctl.quantity import format_bytes

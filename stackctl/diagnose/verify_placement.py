@@ -6,7 +6,7 @@ import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
-from stackctl.diagnose.verify_results import Comparison, redeploy_command
+from stackctl.diagnose.results import Comparison, redeploy_command
 from stackctl.engines import engine as find_engine
 from stackctl.engines.options import int_option_in_argv
 from stackctl.quantity import format_bytes

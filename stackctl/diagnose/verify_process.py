@@ -5,9 +5,9 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Iterator
 
+from stackctl.diagnose.results import Comparison, redeploy_command, sort_by_severity
 from stackctl.diagnose.verify_engine import verify_engine
 from stackctl.diagnose.verify_placement import verify_placement
-from stackctl.diagnose.verify_results import Comparison, redeploy_command, sort_by_severity
 from stackctl.quantity import format_bytes
 from stackctl.values.generation import Generation
 from stackctl.values.inspection import Inspection, ListeningSocket, ObservedModelFile

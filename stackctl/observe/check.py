@@ -6,7 +6,7 @@ import os
 
 from stackctl.deploy import proxy
 from stackctl.deploy.context import Context
-from stackctl.diagnose.verify_results import sort_by_severity
+from stackctl.diagnose.results import sort_by_severity
 from stackctl.engines import engine
 from stackctl.errors import StackctlError
 from stackctl.health import endpoint

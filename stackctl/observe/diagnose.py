@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from stackctl.deploy.context import Context
-from stackctl.diagnose.log_samples import read_log
+from stackctl.diagnose.load_summary import read_log
 from stackctl.diagnose.rules import diagnose
 from stackctl.diagnose.stalls import HANG_S, counters_unchanged
 from stackctl.errors import ExitCode, StackctlError

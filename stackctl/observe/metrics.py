@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from stackctl.deploy.context import Context
 from stackctl.deploy.stack_state import installed_generation
-from stackctl.diagnose.log_samples import read_log
+from stackctl.diagnose.load_summary import read_log
 from stackctl.errors import StackctlError
 from stackctl.observe import engine_snapshot
 from stackctl.observe.status import status_report

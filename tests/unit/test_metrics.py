@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families as oracle
 from test_fuzz import damaged
 
-from stackctl.diagnose.log_samples import last_seconds, read_log
+from stackctl.diagnose.load_summary import last_seconds, read_log
 from stackctl.engines import engine, engines
 from stackctl.engines.prometheus_text import Scrape, parse_samples
 from stackctl.observe.engine_snapshot import cpu_time

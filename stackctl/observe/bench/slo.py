@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 from stackctl.deploy.context import Context
-from stackctl.diagnose.verify_results import sort_by_severity
+from stackctl.diagnose.results import sort_by_severity
 from stackctl.observe import engine_snapshot
 from stackctl.observe.bench.matrix import Capacity, serving_capacity
 from stackctl.quantity import format_number, format_share

@@ -1,4 +1,4 @@
-"""Results of ``verify``, their order, and the commands in their remedies."""
+"""Results and findings: their makers, their order, and numbers and commands in their texts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from stackctl.diagnose.load_summary import ValueRange
+from stackctl.values.diagnosis import Finding
 from stackctl.values.generation import Generation
 from stackctl.values.inspection import Inspection
 from stackctl.values.profile import Overrides
@@ -85,3 +87,32 @@ def deploy_command(profile: str, asked: Overrides, *settings: str) -> str:
     ):
         words += [option, value] if value is not None else []
     return shlex.join(words)
+
+
+def format_rate(value: float) -> str:
+    """Return a number of tokens per second as text; below ten with one decimal."""
+    return f"{value:.1f}" if round(value, 1) < 10 else f"{value:,.0f}"
+
+
+def format_value_range(seen: ValueRange, scale: float = 1.0) -> str:
+    """Return a range as text, such as ``4.0-8.0``; one number if both ends read the same."""
+    low, high = seen.low * scale, seen.high * scale
+    # Both ends have the same number of decimals, up to 100.
+    digits = 1 if round(low, 1) < 10 and high < 100 else 0
+    texts = [f"{value:,.{digits}f}" if digits else format_rate(value) for value in (low, high)]
+    return texts[0] if texts[0] == texts[1] else "-".join(texts)
+
+
+def format_seconds(value: float) -> str:
+    """Return a time as text: ``0.21 s``, ``7.5 s``, ``30 s``."""
+    return f"{value:.2f} s" if value < 1 else f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
+
+
+def format_count(number: float, what: str) -> str:
+    """Return a number with its noun: ``1 request``, ``2 requests``."""
+    return f"{number:,.0f} {what}" + ("" if round(number) == 1 else "s")
+
+
+def cleared(name: str, actual: str, expected: str | None = None) -> Finding:
+    """Return the finding of a rule that rules its cause out."""
+    return Finding(name=name, status="ok", actual=actual, expected=expected)
