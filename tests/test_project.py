@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from lab import trees
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = Path(sys.executable).parent
@@ -155,6 +156,11 @@ def test_only_the_machine_touches_the_machine() -> None:
                 if place is not None and not here.startswith(place):
                     wrong.append(f"{here}:{node.lineno} imports {name}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_the_lab_reads_the_code_that_makes_its_images() -> None:
+    # It reads modules by their paths, to build an image anew when its recipe has changed.
+    assert trees.vllm_key() != trees.engine_key() != trees.door_key()
 
 
 def test_no_modules_import_each_other() -> None:

@@ -75,16 +75,26 @@ def build_tree() -> Path:
 
 def build_engine_archive() -> Path:
     """A root file system with llama.cpp, as a tar archive to import."""
-    return _build_archive("engine", "llama-cpp")
+    return _build_archive("engine", engine_key(), "llama-cpp")
 
 
 def build_door_archive() -> Path:
     """A root file system with HAProxy, as a tar archive to import."""
-    return _build_archive("door", "haproxy")
+    return _build_archive("door", door_key(), "haproxy")
+
+
+def engine_key() -> str:
+    """Return a name that changes with the recipe of llama.cpp's image."""
+    return fingerprint(*_recipes("engines/llamacpp/image"))
+
+
+def door_key() -> str:
+    """Return a name that changes with the recipe of the front door's image."""
+    return fingerprint(*_recipes())
 
 
 def vllm_key() -> str:
-    """What changes when the image of vLLM does."""
+    """Return a name that changes with the recipe of vLLM's image."""
     return fingerprint(*_recipes("deploy/image_wheels", "engines/vllm/image"))
 
 
@@ -119,11 +129,8 @@ def build_checkpoint() -> Path:
     return cached("checkpoint", fingerprint(recipe), write_checkpoint, name="tiny")
 
 
-def _build_archive(kind: str, image: str) -> Path:
-    recipes = _recipes(*(("engines/llamacpp/image",) if kind == "engine" else ()))
-    return cached(
-        kind, fingerprint(*recipes), lambda path: _build_image(path, image), name=f"{image}.tar"
-    )
+def _build_archive(kind: str, key: str, image: str) -> Path:
+    return cached(kind, key, lambda path: _build_image(path, image), name=f"{image}.tar")
 
 
 def fetch_model() -> Path:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from stackctl.engines.image_recipe import ImageRecipe
-from stackctl.engines.llamacpp import benchmark, log, memory, metrics, models, options
+from stackctl.engines.llamacpp import benchmark, image, log, memory, metrics, models, options
 from stackctl.engines.options import Dialect, Option, int_option_in_argv, option, option_in_argv
 from stackctl.engines.protocol import (
     CACHE,
@@ -24,7 +23,6 @@ from stackctl.values.engine_facts import EngineOption, MeasuredMemory
 from stackctl.values.generation import EngineFact
 from stackctl.values.model import Model
 
-_LOCAL_IMAGE = "localhost/stackctl/llama-cpp:latest"
 #: Types of a KV cache of 8 bits or fewer begin with these: q8_0, q4_1, iq4_nl.
 _FEW_BITS = ("q", "iq")
 _NAMES = re.compile(r"-{1,2}[A-Za-z0-9][\w-]*(?:,\s+-{1,2}[A-Za-z0-9][\w-]*)*")
@@ -48,18 +46,8 @@ class LlamaCpp(Engine):
     name = "llama.cpp"
     title = "llama.cpp"
     default_image = "ghcr.io/ggml-org/llama.cpp:server"
-    local_image = _LOCAL_IMAGE
-    image_recipes = (
-        ImageRecipe(
-            name="llama-cpp",
-            image=_LOCAL_IMAGE,
-            about="the engine llama.cpp",
-            # It is in Debian unstable only; its CPU code is chosen at run time. The health check
-            # needs curl.
-            suite="sid",
-            packages=("llama.cpp-tools", "ca-certificates", "curl"),
-        ),
-    )
+    local_image = image.LOCAL_IMAGE
+    image_recipes = image.RECIPES
     model_format = "gguf"
     trial_profiles = ("gpu-gguf", "hybrid-moe", "cpu")
     restart = "on-failure"

