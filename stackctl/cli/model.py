@@ -157,7 +157,7 @@ def fetch(
     continues when this command or its connection ends. Run the command again to see the progress.
     """
     from stackctl.deploy.model_download import ModelDownload, fetch_model, run_download_job
-    from stackctl.store.fetch import DownloadSettings
+    from stackctl.store.download_queue import DownloadSettings
     from stackctl.store.lockfile import read_lock
 
     if job is not None:
@@ -216,12 +216,11 @@ def verify(session: Session, source: str | None) -> None:
     """
     from stackctl.deploy import model_integrity
     from stackctl.store import manifest as manifests
-    from stackctl.store import model_import
     from stackctl.values.model_store import ModelCheck, ModelChecks
 
     context = session.context(recover="no")
     manifest = model_integrity.model_manifest(context)
-    records = manifest.all() if source is None else (model_import.find_record(source, manifest),)
+    records = manifest.all() if source is None else (manifest.find(source),)
     if not records:
         raise StackctlError(
             "no model was fetched or imported", hint="stackctl model fetch SOURCE",
@@ -254,11 +253,11 @@ def remove(session: Session, source: str) -> None:
     """
     from stackctl.deploy import model_integrity
     from stackctl.quantity import format_bytes
-    from stackctl.store import model_import
+    from stackctl.store.manifest import remove_model
 
     context = session.context(recover="try")
     manifest = model_integrity.model_manifest(context)
-    record = model_import.find_record(source, manifest)
+    record = manifest.find(source)
     model_integrity.require_unused(context, record)
     what = f"remove {record.source}, {format_bytes(record.bytes)}"
     stays = record.imported or record.repo is None
@@ -266,7 +265,7 @@ def remove(session: Session, source: str) -> None:
         what = f"forget {record.source} (its files stay)"
     if not session.confirm(what):
         raise StackctlError("nothing was removed")
-    freed = model_import.remove_model(record, manifest)
+    freed = remove_model(record, manifest)
     if stays:
         session.out.line(f"{record.source} is forgotten, its files stay")
     else:
@@ -285,7 +284,8 @@ def import_model(session: Session, source: str) -> None:
     hub cache, and its images are loaded into Podman.
     """
     from stackctl.deploy import model_integrity
-    from stackctl.store import model_export, model_import
+    from stackctl.store import manifest as manifests
+    from stackctl.store import model_export
     from stackctl.values.model_store import StoredModels
 
     context = session.context(recover="no")
@@ -305,7 +305,7 @@ def import_model(session: Session, source: str) -> None:
         return
     if ":" not in source and folder.exists():
         source = f"{'dir' if folder.is_dir() else 'file'}:{source}"
-    record = model_import.import_in_place(source, manifest, tell)
+    record = manifests.import_in_place(source, manifest, tell)
     session.out.step("model", f"{record.source}, {len(record.files)} files, hashed")
     _result(session, record)
 
@@ -325,12 +325,11 @@ def lock(session: Session, source: str, output: Path | None) -> None:
     """
     from stackctl.deploy import model_integrity
     from stackctl.machine.files import write_atomically
-    from stackctl.store import model_import
     from stackctl.store.lockfile import lock_of
     from stackctl.values.base import to_json
 
     manifest = model_integrity.model_manifest(session.context(recover="no"))
-    found = lock_of(model_import.find_record(source, manifest))
+    found = lock_of(manifest.find(source))
     if output is None:
         session.out.data(found)
         return
@@ -353,7 +352,7 @@ def export(session: Session, sources: tuple[str, ...], images: tuple[str, ...]) 
     On that machine: stackctl model import FOLDER
     """
     from stackctl.deploy import model_integrity
-    from stackctl.store import model_export, model_import
+    from stackctl.store import model_export
 
     if len(sources) < 2 and not images:
         raise StackctlError(
@@ -361,7 +360,7 @@ def export(session: Session, sources: tuple[str, ...], images: tuple[str, ...]) 
         )
     context = session.context(recover="no")
     manifest = model_integrity.model_manifest(context)
-    records = [model_import.find_record(source, manifest) for source in sources[:-1]]
+    records = [manifest.find(source) for source in sources[:-1]]
     folder = Path(sources[-1]).expanduser().absolute()
     done = model_export.export_models(
         records, images, folder, model_integrity.progress_reporter(context, "copying ")

@@ -26,10 +26,10 @@ from stackctl.sources.catalogue import HubDownload, find_download, replacement_a
 from stackctl.sources.hub_cache import cache_folder
 from stackctl.sources.models import read_model
 from stackctl.store import fetch
+from stackctl.store.download_queue import DownloadSettings, RetryPolicy
 from stackctl.store.download_rate import DownloadProgress
-from stackctl.store.download_types import RetryPolicy
-from stackctl.store.fetch import DownloadPlan, DownloadSettings
-from stackctl.store.http_status import HubRefusal
+from stackctl.store.fetch import DownloadPlan
+from stackctl.store.hub import HubRefusal
 from stackctl.store.manifest import Manifest
 from stackctl.store.remote_header import read_remote
 from stackctl.values.base import from_json, to_json

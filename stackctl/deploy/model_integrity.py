@@ -11,8 +11,8 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.quantity import format_bytes
 from stackctl.sources.hub_cache import parse_remote
 from stackctl.sources.models import read_model
-from stackctl.store.download_rate import DownloadProgress
-from stackctl.store.manifest import Manifest, ProgressCallback
+from stackctl.store.download_rate import DownloadProgress, ProgressCallback
+from stackctl.store.manifest import Manifest
 from stackctl.values.model import Model
 from stackctl.values.model_store import StoredModel
 

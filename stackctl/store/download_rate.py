@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from stackctl.quantity import format_bytes, format_duration
@@ -35,22 +36,37 @@ class DownloadProgress:
         return ", ".join(words)
 
 
-class SpeedMeter:
-    """Measures the speed over the last 10 s."""
+ProgressCallback = Callable[[DownloadProgress], None]
 
-    def __init__(self, total: int) -> None:
+
+def no_progress(_: DownloadProgress) -> None:
+    """Ignore the progress."""
+
+
+class ProgressMeter:
+    """Measures the speed over the last 10 s, and reports the progress of ``total`` bytes."""
+
+    def __init__(self, total: int, report: ProgressCallback = no_progress) -> None:
+        self.done = 0
         self._total = total
+        self._report = report
         self._seen: deque[tuple[float, int]] = deque()
 
-    def progress_at(self, done: int, came: int, *, note: str | None = None) -> DownloadProgress:
-        """Return the progress at ``done`` bytes; ``came`` is the number received in this run."""
+    def add(self, count: int) -> None:
+        """Report ``count`` more bytes as done."""
+        self.done += count
+        self.report(self.done, self.done)
+
+    def report(self, done: int, came: int, *, note: str | None = None) -> None:
+        """Report the progress at ``done`` bytes; ``came`` is the number received in this run."""
         now = time.monotonic()
         self._seen.append((now, came))
         while now - self._seen[0][0] > _WINDOW_S and len(self._seen) > 2:
             self._seen.popleft()
         begin, first = self._seen[0]
         speed = (came - first) / (now - begin) if now - begin > 0.5 else None
-        return DownloadProgress(done, self._total, speed if speed and speed > 0 else None, note)
+        speed = speed if speed and speed > 0 else None
+        self._report(DownloadProgress(done, self._total, speed, note))
 
 
 class RateLimiter:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote, urlsplit
@@ -17,33 +17,21 @@ from stackctl.quantity import format_bytes
 from stackctl.sources.hub_cache import HubSource, cache_folder, parse_remote
 from stackctl.sources.source_files import open_regular_file
 from stackctl.store import hub, lockfile, partial_file
-from stackctl.store.download import CONNECTIONS, download_files
-from stackctl.store.download_types import DownloadedFile, DownloadRequest, RetryPolicy
-from stackctl.store.file_selection import choose_model
-from stackctl.store.http_status import status_error
-from stackctl.store.hub_repository import Repository
-from stackctl.store.manifest import (
-    Manifest,
-    ProgressCallback,
-    digest,
-    file_record,
-    no_progress,
-    record_time,
+from stackctl.store.download import download_files
+from stackctl.store.download_queue import (
+    DEFAULT_SETTINGS,
+    DownloadedFile,
+    DownloadRequest,
+    DownloadSettings,
 )
+from stackctl.store.download_rate import ProgressCallback, ProgressMeter, no_progress
+from stackctl.store.file_selection import choose_model
+from stackctl.store.hub_repository import Repository
+from stackctl.store.manifest import Manifest, digest, file_record, record_time
 from stackctl.values.model_store import ModelLock, StoredModel
 
 #: Bytes that stay free on the disk.
 _SPARE_BYTES: Final = 256 << 20
-_LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
-
-
-@dataclass(frozen=True)
-class DownloadSettings:
-    """Settings of a download: the limit in bytes per second (None: none), connections, retries."""
-
-    limit: float | None = None
-    connections: int = CONNECTIONS
-    retries: RetryPolicy = field(default_factory=RetryPolicy)
 
 
 @dataclass(frozen=True)
@@ -182,7 +170,7 @@ def download_model(
     plan: DownloadPlan,
     manifest: Manifest,
     *,
-    speed: DownloadSettings = DownloadSettings(),
+    speed: DownloadSettings = DEFAULT_SETTINGS,
     progress: ProgressCallback = no_progress,
 ) -> StoredModel:
     """Download the missing files, verify them, and add the complete model to the store.
@@ -212,10 +200,8 @@ def _bring(
     _require_space(plan, todo)
     for one in download_files(
         todo,
+        speed,
         secret=hub.hub_token(plan.hub) if todo and plan.hub is not None else None,
-        limit=speed.limit,
-        connections=speed.connections,
-        retries=speed.retries,
         tell=progress,
     ):
         # The other process that stored it may be another tool, which does not verify hashes.
@@ -233,7 +219,7 @@ def _bring(
 def _recheck(file: DownloadRequest, progress: ProgressCallback) -> DownloadedFile | None:
     with open_regular_file(file.target) as (fd, size):
         mtime_ns = os.fstat(fd).st_mtime_ns
-    sha256 = digest(file.target, file.size, progress)
+    sha256 = digest(file.target, ProgressMeter(file.size, progress).add)
     if file.sha256 is not None:
         right = sha256 == file.sha256
     else:
@@ -305,7 +291,7 @@ def _web_order(source: str, parsed: HubSource, url: str, manifest: Manifest) -> 
     """Resolve a file of any web server; a request for its first byte shows its size."""
     hub.require_online()
     parts_of = urlsplit(source)
-    if parts_of.scheme == "http" and parts_of.hostname not in _LOOPBACK:
+    if parts_of.scheme == "http" and parts_of.hostname not in hub.LOOPBACK:
         raise StackctlError(
             f"{host_of(url)} must be fetched by https",
             hint="a file that comes by http can be changed on the way",
@@ -324,7 +310,7 @@ def _web_order(source: str, parsed: HubSource, url: str, manifest: Manifest) -> 
         total = re.fullmatch(r"bytes 0-0/(\d{1,18})", response.header("Content-Range") or "")
         size = int(total[1]) if total else response.length
         if response.status not in (200, 206):
-            raise status_error(name, response)
+            raise hub.status_error(name, response)
     if size is None:
         raise StackctlError(f"{name}: {host_of(url)} reports no size")
     place = Repository(parsed.repo)

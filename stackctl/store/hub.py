@@ -1,4 +1,4 @@
-"""Read the metadata of a hub's repository: its commit and its files.
+"""Ask a hub for the metadata of a repository, its commit and its files; check a server's answers.
 
 The answer is untrusted data: its size is limited, and a file name that could lead out of the store
 makes stackctl refuse the whole repository.
@@ -6,6 +6,7 @@ makes stackctl refuse the whole repository.
 
 from __future__ import annotations
 
+import email.utils
 import os
 import re
 import time
@@ -21,8 +22,7 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine.http_download import ConnectionLost, Response, Transfer, host_of
 from stackctl.sources.hub_cache import hub_home
 from stackctl.sources.source_files import read_bytes
-from stackctl.store.download_types import RetryPolicy
-from stackctl.store.http_status import retry_after, status_error
+from stackctl.store.download_queue import RetryPolicy
 
 DEFAULT_ENDPOINT: Final = "https://huggingface.co"
 #: The largest repositories have some thousand files, a few hundred bytes each.
@@ -33,7 +33,9 @@ _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _TOKEN: Final = re.compile(r"[\x21-\x7e]{1,500}")
 _TRUE: Final = frozenset({"1", "ON", "YES", "TRUE"})
 _PATIENCE: Final = RetryPolicy(attempts=2)
-_LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+#: The longest wait that a server may ask for; a longer one is cut to this.
+_MOST_WAIT_S: Final = 300.0
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def hub_token(url: str) -> str | None:
         StackctlError: the variable or file contains no valid token. Its text is not shown.
     """
     parts = urlsplit(url)
-    if parts.scheme != "https" and parts.hostname not in _LOOPBACK:
+    if parts.scheme != "https" and parts.hostname not in LOOPBACK:
         return None
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         if text := os.environ.get(name, "").strip():
@@ -252,3 +254,63 @@ def _hostile(repo: str, what: str) -> StackctlError:
     return StackctlError(
         f"{repo} is refused: {what}", hint="nothing was fetched; report it to the hub"
     )
+
+
+class HubRefusal(StackctlError):
+    """A server's answer that a file or repository does not exist, or is not for this user."""
+
+
+def status_error(name: str, response: Response) -> StackctlError:
+    """Return the error for an HTTP status that another attempt does not change.
+
+    It is a HubRefusal for the statuses 401, 403 and 404.
+    """
+    where, status = host_of(response.url), response.status
+    code = response.header("X-Error-Code") or ""
+    if status in (401, 403):
+        if code == "GatedRepo":
+            return HubRefusal(
+                f"{name}: its owner asks for consent ({status})",
+                hint=f"ask for access on {where}, then log in here: a token in HF_TOKEN, or in\n"
+                "the file that HF_TOKEN_PATH names (usually ~/.cache/huggingface/token)",
+            )
+        return HubRefusal(
+            f"{name}: {where} refuses it ({status}): private, or there is no such repository",
+            hint="a token in HF_TOKEN or in ~/.cache/huggingface/token opens private ones;\n"
+            "one that has expired opens nothing",
+        )
+    if status == 404:
+        what = {"RevisionNotFound": "has no such revision", "EntryNotFound": "has no such file"}
+        return HubRefusal(f"{name}: {where} {what.get(code, 'does not know it')} (404)")
+    return StackctlError(f"{name}: {where} answers with status {status}")
+
+
+def check_range(size: int, response: Response, first: int, last: int) -> None:
+    """Check that a partial answer holds the requested bytes of a file of ``size`` bytes.
+
+    Raises ConnectionLost if it does not.
+    """
+    where = host_of(response.url)
+    told = response.header("Content-Range") or ""
+    match = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", told)
+    if match is None or (int(match[1]), int(match[3])) != (first, size):
+        told = ascii(told[:60])[1:-1] or "no range"
+        raise ConnectionLost(f"{where} sent {told}, not bytes {first}-{last}/{size}")
+    if response.length is not None and response.length != last - first + 1:
+        raise ConnectionLost(f"{where} would send {response.length} bytes, not {last - first + 1}")
+
+
+def retry_after(text: str | None) -> float:
+    """Return the seconds of a Retry-After, a number or a date (RFC 9110, 10.2.3), at most 300.
+
+    0 if the header is absent or invalid.
+    """
+    if text is None:
+        return 0.0
+    if re.fullmatch(r"[0-9]{1,6}", text.strip()):
+        return min(float(text), _MOST_WAIT_S)
+    try:
+        when = email.utils.parsedate_to_datetime(text).timestamp()
+    except (TypeError, ValueError, OverflowError):
+        return 0.0
+    return min(max(0.0, when - time.time()), _MOST_WAIT_S)

@@ -1,4 +1,4 @@
-"""Records of the files of models (``STATE/models/ID.json``), and checks for changes.
+"""Records of the files of models (``STATE/models/ID.json``): checks, imports and removals.
 
 A file with unchanged size and time of change counts as unchanged. If only the time differs, the
 file is hashed again.
@@ -18,12 +18,14 @@ from typing import Final
 
 import msgspec
 
-from stackctl.errors import StackctlError
+from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine.files import remove_file, write_atomically
 from stackctl.machine.path_security import make_private_folder
-from stackctl.sources.hub_cache import parse_remote, snapshot_folder
+from stackctl.sources.hub_cache import cache_folder, parse_remote, snapshot_folder
+from stackctl.sources.models import read_model
 from stackctl.sources.source_files import open_regular_file
-from stackctl.store.download_rate import DownloadProgress, SpeedMeter
+from stackctl.store.download_rate import ProgressCallback, ProgressMeter, no_progress
+from stackctl.store.hub_repository import Repository
 from stackctl.values.base import from_json, to_json
 from stackctl.values.model import Model
 from stackctl.values.model_store import StoredFile, StoredModel
@@ -31,12 +33,6 @@ from stackctl.values.result import Result
 
 _BLOCK: Final = 8 << 20
 _MOST_BYTES: Final = 16 << 20
-
-ProgressCallback = Callable[[DownloadProgress], None]
-
-
-def no_progress(_: DownloadProgress) -> None:
-    """Ignore the progress."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +108,28 @@ class Manifest:
                 return record
         return None
 
+    def find(self, source: str) -> StoredModel:
+        """Return the record with this source, or the only one whose source contains it.
+
+        Raises:
+            StackctlError: no record matches (exit 4), or several do (exit 2).
+        """
+        records = self.all()
+        exact = [record for record in records if record.source == source]
+        found = exact or [record for record in records if source.lower() in record.source.lower()]
+        if len(found) == 1:
+            return found[0]
+        names = "\n".join(record.source for record in (found or records)[:8])
+        if found:
+            raise StackctlError(
+                f"{source} matches {len(found)} models", hint=names, exit_code=ExitCode.USAGE
+            )
+        raise StackctlError(
+            f"{source} was neither fetched nor imported",
+            hint=names or f"stackctl model fetch {source}, or: stackctl model import {source}",
+            exit_code=ExitCode.NOT_FOUND,
+        )
+
     def check_record(
         self, record: StoredModel, progress: ProgressCallback = no_progress
     ) -> StoredModel:
@@ -123,7 +141,7 @@ class Manifest:
         for file in record.files:
             found = _stat(file)
             if found.st_mtime_ns != file.mtime_ns:
-                if digest(Path(file.path), file.bytes, progress) != file.sha256:
+                if digest(Path(file.path), ProgressMeter(file.bytes, progress).add) != file.sha256:
                     raise _changed(file, record, "its content differs from the fetched file")
                 file = msgspec.structs.replace(file, mtime_ns=found.st_mtime_ns)
                 changed = True
@@ -165,14 +183,11 @@ def _changed(file: StoredFile, record: StoredModel, why: str) -> StackctlError:
 def verify_files(record: StoredModel, tell: ProgressCallback = no_progress) -> tuple[Result, ...]:
     """Hash all files of a model as they are on the disk; return the results, failures first."""
     results = []
-    pace, before = SpeedMeter(record.bytes), 0
+    meter, before = ProgressMeter(record.bytes, tell), 0
     for file in record.files:
-
-        def told(progress: DownloadProgress, before: int = before) -> None:
-            tell(pace.progress_at(before + progress.done, before + progress.done))
-
-        results.append(_verify(file, _restoring(record), told))
+        results.append(_verify(file, _restoring(record), meter))
         before += file.bytes
+        meter.done = before  # also if the file could not be read
     return tuple(sorted(results, key=lambda result: result.status != "fail"))
 
 
@@ -183,10 +198,10 @@ def _restoring(record: StoredModel) -> str:
     return f"restore the file, or forget the model: stackctl model remove {record.source}"
 
 
-def _verify(file: StoredFile, restoring: str, progress: ProgressCallback) -> Result:
+def _verify(file: StoredFile, restoring: str, meter: ProgressMeter) -> Result:
     try:
         _stat(file, restoring)
-        found = digest(Path(file.path), file.bytes, progress, past_cache=True)
+        found = digest(Path(file.path), meter.add, past_cache=True)
     except StackctlError as error:
         return Result(name=file.name, status="fail", actual=error.message, remedy=error.hint)
     right = found == file.sha256
@@ -205,14 +220,16 @@ def record_time() -> str:
 
 
 def digest(
-    path: Path, size: int, progress: ProgressCallback = no_progress, *, past_cache: bool = False
+    path: Path, advance: Callable[[int], None] = lambda _: None, *, past_cache: bool = False
 ) -> str:
     """Return the SHA-256 of a file in hex; ``past_cache`` reads the disk, not the page cache.
+
+    ``advance`` is called with the number of bytes of each read.
 
     Raises:
         StackctlError: the file cannot be read.
     """
-    sha, pace, done = hashlib.sha256(), SpeedMeter(size), 0
+    sha, done = hashlib.sha256(), 0
     buffer = mmap.mmap(-1, _BLOCK)  # direct reads need aligned memory
     with open_regular_file(path) as (fd, _), contextlib.closing(buffer), memoryview(buffer) as view:
         if past_cache:
@@ -233,7 +250,7 @@ def digest(
                     break
                 sha.update(view[:count])
                 done += count
-                progress(pace.progress_at(done, done))
+                advance(count)
         finally:
             if direct is not None:
                 os.close(direct)
@@ -266,3 +283,83 @@ def file_record(name: str, path: Path, sha256: str, mtime_ns: int) -> StoredFile
         sha256=sha256,
         mtime_ns=found.st_mtime_ns,
     )
+
+
+def import_in_place(
+    source: str, manifest: Manifest, tell: ProgressCallback = no_progress
+) -> StoredModel:
+    """Hash a model's files where they are, so that a later change is detected. Nothing is copied.
+
+    Args:
+        source: ``file:PATH``, ``dir:PATH``, or ``hf:...`` if another tool has fetched it.
+        manifest: gets the record.
+        tell: called with the progress.
+
+    Raises:
+        StackctlError: the source is not a model, or not on this machine (exit 4).
+    """
+    model = read_model(source)
+    if not model.files:
+        raise StackctlError(f"{source} is not on this machine", exit_code=ExitCode.NOT_FOUND)
+    paths = _files_to_read(model)
+    meter = ProgressMeter(sum(path.stat().st_size for path in paths.values()), tell)
+    files = []
+    for name, path in paths.items():
+        mtime_ns = path.stat().st_mtime_ns
+        files.append(file_record(name, path, digest(path, meter.add), mtime_ns))
+    parsed = parse_remote(source)
+    record = StoredModel(
+        source=model.source,
+        repo=parsed.repo if parsed else None,
+        commit=Path(model.folder).name if parsed and model.folder else None,
+        folder=model.folder,
+        files=tuple(files),
+        verified=record_time(),
+        imported=True,
+    )
+    manifest.put(record)
+    return record
+
+
+def _files_to_read(model: Model) -> dict[str, Path]:
+    """Return names and real paths of the files that an engine reads: weights and those beside."""
+    if model.folder is None:
+        return {file.file_name: Path(file.path) for file in model.files}
+    folder = Path(model.folder)
+    beside = {path.name: path.resolve() for path in sorted(folder.iterdir()) if path.is_file()}
+    weights = {Path(file.path).name: Path(file.path) for file in model.files}
+    known = set(beside.values())
+    return beside | {name: path for name, path in weights.items() if path not in known}
+
+
+def remove_model(record: StoredModel, manifest: Manifest) -> int:
+    """Remove a model's record and, if stackctl has fetched it, its files in the hub's cache.
+
+    Files that another model uses stay, and so do the files of a model that was imported in place.
+
+    Returns:
+        The bytes that were freed.
+
+    Raises:
+        StackctlError: the model is in another cache, or a file cannot be removed.
+    """
+    freed = 0
+    if record.repo is not None and record.commit is not None and not record.imported:
+        place = Repository(record.repo)
+        folder = str(place.snapshot_path(record.commit))
+        if record.folder not in (None, folder) and os.path.isdir(record.folder):  # noqa: PTH112
+            raise StackctlError(
+                f"{record.source} lies in {record.folder}, which is not below {cache_folder()}",
+                hint="HF_HUB_CACHE names the cache that it was fetched to",
+            )
+        # A file that another model of the same commit uses is kept.
+        others = {
+            file.name
+            for other in manifest.all()
+            if other.source != record.source and other.folder == record.folder
+            for file in other.files
+        }
+        mine = {file.name: Path(file.path).name for file in record.files if file.name not in others}
+        freed = place.remove(record.commit, mine)
+    manifest.remove(record.source)
+    return freed

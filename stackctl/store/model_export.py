@@ -21,17 +21,10 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import lock, podman
 from stackctl.machine.files import sync_folder, write_atomically
 from stackctl.sources.source_files import open_regular_file, read_bytes
-from stackctl.store.download_rate import SpeedMeter
+from stackctl.store.download_rate import ProgressCallback, ProgressMeter, no_progress
 from stackctl.store.hub_repository import Repository
 from stackctl.store.lockfile import lock_of, require_sound
-from stackctl.store.manifest import (
-    Manifest,
-    ProgressCallback,
-    digest,
-    file_record,
-    no_progress,
-    record_time,
-)
+from stackctl.store.manifest import Manifest, digest, file_record, record_time
 from stackctl.store.partial_file import require_single_link, write_error
 from stackctl.values.base import from_json, to_json
 from stackctl.values.model_store import Export, ExportedImage, ModelLock, StoredModel
@@ -55,7 +48,7 @@ def export_models(
     before = _read(folder) if (folder / NAME).exists() else Export()
     locks = {one.source: one for one in (*before.models, *map(lock_of, records))}
     saved = {image.name: image for image in before.images}
-    pace, done = SpeedMeter(sum(record.bytes for record in records)), 0
+    meter = ProgressMeter(sum(record.bytes for record in records), progress)
     try:
         for name in ("files", "images"):
             (folder / name).mkdir(parents=True, exist_ok=True)
@@ -64,8 +57,7 @@ def export_models(
     for record in records:
         for file in record.files:
             target = folder / "files" / file.sha256
-            _copy(Path(file.path), target, file.sha256, file.bytes, pace, done, progress)
-            done += file.bytes
+            _copy(Path(file.path), target, file.sha256, file.bytes, meter)
     for name in images:
         saved[name] = _save(name, folder / "images")
     document = Export(models=tuple(locks.values()), images=tuple(saved.values()))
@@ -93,7 +85,7 @@ def import_export(
     records = [_model(one, folder, manifest, progress) for one in document.models]
     for image in document.images:
         archive = folder / "images" / image.file
-        if digest(archive, image.bytes, progress) != image.sha256:
+        if digest(archive, ProgressMeter(image.bytes, progress).add) != image.sha256:
             raise StackctlError(f"{archive} is damaged", hint="export it again")
         podman.load_archive(archive, image.name)
     return records, [image.name for image in document.images]
@@ -104,13 +96,12 @@ def _model(
 ) -> StoredModel:
     place = Repository(model.repo)
     place.prepare()
-    pace, done = SpeedMeter(sum(file.bytes for file in model.files)), 0
+    meter = ProgressMeter(sum(file.bytes for file in model.files), progress)
     times = {}
     for file in model.files:
         source, target = folder / "files" / file.sha256, place.blob_path(file.blob)
         place.find_blob(file.blob, file.bytes)
-        times[file.blob] = _copy(source, target, file.sha256, file.bytes, pace, done, progress)
-        done += file.bytes
+        times[file.blob] = _copy(source, target, file.sha256, file.bytes, meter)
     names = {file.path: file.blob for file in model.files}
     where = place.write_snapshot(model.commit, names)
     # "main" stands for this commit, too, unless it stands for another one.
@@ -131,15 +122,7 @@ def _model(
     return record
 
 
-def _copy(
-    source: Path,
-    target: Path,
-    sha256: str,
-    size: int,
-    pace: SpeedMeter,
-    before: int,
-    progress: ProgressCallback,
-) -> int:
+def _copy(source: Path, target: Path, sha256: str, size: int, meter: ProgressMeter) -> int:
     """Copy a file and check its hash; a correct file at the target is not written again.
 
     Returns:
@@ -147,7 +130,8 @@ def _copy(
     """
     there = target.is_file() and not target.is_symlink() and target.stat().st_size == size
     mtime_ns = target.stat().st_mtime_ns if there else 0
-    if there and digest(target, size) == sha256:
+    if there and digest(target) == sha256:
+        meter.add(size)
         return mtime_ns
     draft = target.with_name(f".{target.name}.part")
     sha, blob, done = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size), 0
@@ -164,7 +148,7 @@ def _copy(
                     while left:
                         left = left[os.write(out, left) :]
                     done += count
-                    progress(pace.progress_at(before + done, before + done))
+                    meter.add(count)
                 os.fsync(out)
                 if sha.hexdigest() != sha256 or target.name not in (sha256, blob.hexdigest()):
                     raise StackctlError(
@@ -212,7 +196,7 @@ def _save(name: str, folder: Path) -> ExportedImage:
     draft = folder / f".saving.{os.getpid()}.tar"
     try:
         podman.save_archive(name, draft)
-        found = digest(draft, draft.stat().st_size)
+        found = digest(draft)
         target = folder / f"{found}.tar"
         draft.replace(target)
     except OSError as error:

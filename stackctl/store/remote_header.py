@@ -27,8 +27,7 @@ from stackctl.sources.huggingface import read_checkpoint
 from stackctl.sources.safetensors import MAX_HEADER_BYTES
 from stackctl.store import hub
 from stackctl.store.file_selection import RepoModel, choose_model
-from stackctl.store.http_status import check_range, status_error
-from stackctl.store.hub import RemoteFile, RepoInfo
+from stackctl.store.hub import RemoteFile, RepoInfo, check_range, status_error
 from stackctl.store.partial_file import write_error
 from stackctl.values.model import Model
 

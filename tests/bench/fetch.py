@@ -10,7 +10,7 @@ import urllib.request
 from pathlib import Path
 
 from stackctl.store.download import download_files
-from stackctl.store.download_types import DownloadRequest
+from stackctl.store.download_queue import DownloadRequest
 
 
 def main(site: str, place: str) -> None:

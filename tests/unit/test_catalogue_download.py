@@ -29,7 +29,7 @@ from stackctl.sources.catalogue import catalogue_entries, find_download, replace
 from stackctl.sources.hub_cache import parse_remote
 from stackctl.sources.models import read_model
 from stackctl.sources.profiles import Profiles
-from stackctl.store.http_status import HubRefusal
+from stackctl.store.hub import HubRefusal
 from stackctl.values.profile import Overrides, Profile
 
 PROFILES = Profiles([data_folder("profiles")])

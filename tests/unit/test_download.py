@@ -20,11 +20,17 @@ from hub import Hub, hub
 from stackctl.errors import StackctlError
 from stackctl.store import partial_file
 from stackctl.store.download import download_files
-from stackctl.store.download_queue import DownloadQueue
+from stackctl.store.download_queue import (
+    DownloadedFile,
+    DownloadQueue,
+    DownloadRequest,
+    DownloadSettings,
+    RetryPolicy,
+)
 from stackctl.store.download_rate import DownloadProgress
-from stackctl.store.download_types import DownloadedFile, DownloadRequest, RetryPolicy
 
 QUICK = RetryPolicy(attempts=4, first_s=0.01, most_s=0.05)
+SHORT: dict[str, Any] = {"retries": QUICK, "timeout_s": 5}
 CHECKOUT = Path(__file__).parents[2]
 MIB = 1 << 20
 
@@ -39,7 +45,7 @@ def site(tmp_path: Path) -> Iterator[Hub]:
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of some MiB has many pieces."""
-    for module in ("partial_file", "hash_worker", "download_worker"):
+    for module in ("partial_file", "download"):
         monkeypatch.setattr(f"stackctl.store.{module}.PIECE_BYTES", MIB)
 
 
@@ -65,7 +71,8 @@ def wanted(
 
 
 def fetch(*files: DownloadRequest, **options: Any) -> list[DownloadedFile]:
-    return download_files(files, retries=QUICK, timeout_s=options.pop("timeout_s", 5), **options)
+    wiring = {name: options.pop(name) for name in ("secret", "tell") if name in options}
+    return download_files(files, DownloadSettings(**{**SHORT, **options}), **wiring)
 
 
 def left(folder: Path) -> list[str]:
@@ -506,10 +513,10 @@ import sys
 from pathlib import Path
 sys.path[:0] = [{checkout!r}]
 from stackctl.store.download import download_files
-from stackctl.store.download_types import DownloadRequest
+from stackctl.store.download_queue import DownloadRequest, DownloadSettings
 target = Path({target!r})
 file = DownloadRequest("m", {url!r}, {size}, target, target.with_suffix(".lock"), {sha!r})
-download_files([file], connections={connections})
+download_files([file], DownloadSettings(connections={connections}))
 """
 
 

@@ -24,12 +24,11 @@ from stackctl.store import (
     file_selection,
     lockfile,
     model_export,
-    model_import,
     remote_header,
 )
 from stackctl.store import hub as hubs
 from stackctl.store import manifest as manifests
-from stackctl.store.download_types import RetryPolicy
+from stackctl.store.download_queue import RetryPolicy
 from stackctl.store.hub import RemoteFile, RepoInfo
 from stackctl.store.hub_repository import Repository
 from stackctl.store.manifest import Manifest
@@ -689,13 +688,13 @@ def test_a_flipped_byte_is_found_though_size_and_time_are_right(
 
 def test_a_model_is_taken_as_it_lies(manifest: Manifest, tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "m")
-    record = model_import.import_in_place(f"dir:{folder}", manifest)
+    record = manifests.import_in_place(f"dir:{folder}", manifest)
     assert {Path(f.path).parent for f in record.files} == {folder}
     assert manifest.check_model(read_model(f"dir:{folder}")) is not None
     (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
     with pytest.raises(StackctlError, match=r"config\.json has changed|config\.json\) has"):
         manifest.check_model(read_model(f"dir:{folder}"))
-    assert model_import.remove_model(record, manifest) == 0
+    assert manifests.remove_model(record, manifest) == 0
     assert folder.is_dir()
     assert manifest.all() == ()
 
@@ -706,12 +705,12 @@ def test_an_imported_model_of_the_hub_keeps_its_files_when_it_is_removed(
     site.add("Org/Repo", dict(files_below(checkpoint(tmp_path / "m"))))
     fetched = get("hf:Org/Repo", manifest)
     manifest.remove(fetched.source)  # as if another tool had fetched it
-    record = model_import.import_in_place("hf:Org/Repo", manifest)
+    record = manifests.import_in_place("hf:Org/Repo", manifest)
     assert record.commit == fetched.commit
     before = files_below(repo_folder("Org/Repo"))
     # A fetch that finds the imported files in place does not make them stackctl's own.
     record = get("hf:Org/Repo", manifest)
-    assert model_import.remove_model(record, manifest) == 0
+    assert manifests.remove_model(record, manifest) == 0
     assert files_below(repo_folder("Org/Repo")) == before
     assert manifest.all() == ()
 
@@ -723,10 +722,10 @@ def test_a_later_commit_of_an_imported_model_can_be_removed(
     site.add("Org/Repo", files)
     fetched = get("hf:Org/Repo", manifest)
     manifest.remove(fetched.source)  # as if another tool had fetched it
-    imported = model_import.import_in_place(f"hf:Org/Repo@{fetched.commit}", manifest)
+    imported = manifests.import_in_place(f"hf:Org/Repo@{fetched.commit}", manifest)
     template = b"a new template"
     site.add("Org/Repo", {**files, "chat_template.jinja": template})
-    assert model_import.remove_model(get("hf:Org/Repo", manifest), manifest) == len(template)
+    assert manifests.remove_model(get("hf:Org/Repo", manifest), manifest) == len(template)
     assert manifest.check_record(imported) == imported
 
 
@@ -738,7 +737,7 @@ def test_verify_advises_to_restore_a_missing_file(
     assert (result.status, result.remedy) == ("fail", "stackctl model fetch hf:Org/Repo")
     own = tmp_path / "own.gguf"
     own.write_bytes(model_bytes(tmp_path))
-    record = model_import.import_in_place(f"file:{own}", manifest)
+    record = manifests.import_in_place(f"file:{own}", manifest)
     own.unlink()
     (result,) = manifests.verify_files(record)
     assert result.remedy is not None
@@ -762,7 +761,7 @@ def test_what_a_killed_process_has_left_is_in_nobody_s_way(
     model_export.export_models([kept], [], disk)
     assert set(files_below(disk / "files")) == {kept.files[0].sha256}
     get("hf:Org/Repo", manifest)
-    assert model_import.remove_model(kept, manifest) == kept.bytes
+    assert manifests.remove_model(kept, manifest) == kept.bytes
     assert not repo_folder("Org/Repo").exists()
 
 
@@ -784,12 +783,12 @@ def test_what_lies_in_another_cache_is_not_said_to_be_removed(
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "other"))
     with pytest.raises(StackctlError, match="is not below"):
-        model_import.remove_model(kept, manifest)
+        manifests.remove_model(kept, manifest)
     assert manifest.all() == (kept,)
     repo_folder("Org/Repo").parent.mkdir()
     monkeypatch.delenv("HF_HUB_CACHE")
     repo_folder("Org/Repo").rename(tmp_path / "gone")
-    assert model_import.remove_model(kept, manifest) == 0
+    assert manifests.remove_model(kept, manifest) == 0
     assert manifest.all() == ()
 
 
@@ -797,10 +796,10 @@ def test_removing_leaves_what_others_use(site: Hub, manifest: Manifest, tmp_path
     one, two = model_bytes(tmp_path), model_bytes(tmp_path, **{"general.name": "Two"})
     site.add("Org/Repo", {"a-Q4_0.gguf": one, "b-Q8_0.gguf": two, "c-Q5_0.gguf": one})
     records = [get(f"hf:Org/Repo:{quant}", manifest) for quant in ("Q4_0", "Q8_0", "Q5_0")]
-    assert model_import.remove_model(records[0], manifest) == 0
+    assert manifests.remove_model(records[0], manifest) == 0
     assert read_model("hf:Org/Repo:Q5_0").name == "Tiny"
-    assert model_import.remove_model(records[1], manifest) == len(two)
-    assert model_import.remove_model(records[2], manifest) == len(one)
+    assert manifests.remove_model(records[1], manifest) == len(two)
+    assert manifests.remove_model(records[2], manifest) == len(one)
     assert not repo_folder("Org/Repo").exists()
     with pytest.raises(ModelNotCached):
         read_model("hf:Org/Repo:Q4_0")
