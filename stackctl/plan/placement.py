@@ -1,8 +1,11 @@
-"""Threads, CPUs, memory nodes and GPUs from the topology and the claims of other stacks."""
+"""Threads, CPUs, memory nodes and GPUs from the topology and the claims of other stacks.
+
+A stack gets the physical cores that are allowed to it, of the right kind, and not claimed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from stackctl.engines import engine as find_engine
@@ -10,7 +13,6 @@ from stackctl.engines import uses_gpu
 from stackctl.engines.protocol import Engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.plan import claimed_resources
-from stackctl.plan.cores import Cores, claimants, cores_of_one_node, usable_cores
 from stackctl.values.claim import Claim
 from stackctl.values.cpu_list import CpuList
 from stackctl.values.host import Gpu, Host
@@ -28,6 +30,8 @@ _GPU_WORKER_CORES = 2
 _MANY_CORES = 60
 _MANY_SHARE = 0.63
 
+#: The CPUs of each physical core.
+Cores = tuple[tuple[int, ...], ...]
 #: Threads for generation and for prompts, each with its reason; None leaves them to the engine.
 Threads = tuple[tuple[int, str] | None, tuple[int, str] | None]
 
@@ -53,104 +57,70 @@ def choose_placement(host: Host, profile: Profile, claims: Sequence[Claim] = ())
     wish, engine = profile.placement, find_engine(profile.engine)
     gpus, why_gpus = _gpus(host, profile, claims)
     nodes = _nodes(host, wish)
-    cores, claimed = usable_cores(host, wish, nodes, claims)
+    cores, claimed = _usable_cores(host, wish, nodes, claims)
     one_node = engine.one_node_on_cpu and not gpus and len(nodes) > 1
     if one_node:
-        nodes, cores = cores_of_one_node(host, wish, nodes, cores, engine.title)
+        nodes, cores = _cores_of_one_node(host, wish, nodes, cores, engine.title)
     smt = any(len(core) > 1 for core in cores)
-    bound = _names_cpus(wish) or wish.policy == "bind"
-    _require_cpuset(host, bound)
+    names_cpus = wish.cpus is not None or wish.nodes is not None
+    bound = names_cpus or wish.policy == "bind"
     worker_only = bool(gpus) and not (engine.splits_experts and wish.cpu_experts is not None)
     if worker_only:
         chosen, why_cpus, (threads, batch) = _feeding(host, wish, engine, cores, gpus)
     else:
         chosen, why_cpus, (threads, batch) = _computing(cores, smt, bound, claimed)
+    use_cpuset, unenforced = _cpuset(host, bound, smt or len(chosen) < len(cores))
     policy, why_policy = _policy(host, wish, nodes)
     if one_node:
         policy = "bind"
         why_policy = f"{engine.title} keeps a worker's memory on one node: {nodes[0]}"
     elif worker_only and wish.policy == "auto" and wish.nodes is None and len(nodes) > 1:
         nodes, policy, why_policy = _beside_gpus(nodes, gpus)
-    shared = claimants(host, chosen, claims)
+    shared = _claimants(host, chosen, claims)
     if shared:
         why_cpus += ", " + sharing_note(shared)
-    partly = smt or len(chosen) < len(cores)
-    use_cpuset, enforced = _cpuset(host, chosen, bound=bound, partly=partly)
-    why_cpus += enforced
     placement = Placement(
         cpus=CpuList(core[0] for core in chosen) or None,
         mems=CpuList(nodes) or None,
         gpus=tuple(str(gpu.index) for gpu in gpus),
         policy=policy,
-        cpuset=use_cpuset,
+        cpuset=use_cpuset and (bound or bool(chosen)),
         shared_with=shared,
     )
-    decisions = _decisions(profile, placement, why_gpus, why_cpus, why_policy)
+    cpus = None if placement.cpus is None else str(placement.cpus)
+    rows = (
+        ("gpus", ",".join(placement.gpus), why_gpus, wish.gpus is not None),
+        ("cpus", cpus, why_cpus + (unenforced if chosen else ""), names_cpus),
+        ("memory-policy", policy, why_policy, wish.policy != "auto"),
+    )
+    overridden = any(key.startswith("placement.") for key in profile.overrides)
+    asked: DecisionSource = "override" if overridden else "profile"
+    decisions = tuple(
+        Decision(field=field, value=value, reason=why, source=asked if wished else "derived")
+        for field, value, why, wished in rows
+        if field != "gpus" or gpus
+    )
     return PlacementResult(placement, threads, batch, gpus, decisions)
 
 
-def _names_cpus(wish: PlacementRequest) -> bool:
-    return wish.cpus is not None or wish.nodes is not None
+def _cpuset(host: Host, bound: bool, partly: bool) -> tuple[bool, str]:
+    """Return True if the cpuset controller enforces the chosen CPUs, and a note if it does not.
 
-
-def _has_cpuset(host: Host) -> bool:
-    return "cpuset" in host.tools.cgroup_controllers
-
-
-def _lacks_cpuset(host: Host) -> bool:
-    return host.tools.cgroup_version is not None and not _has_cpuset(host)
-
-
-def _cpuset(host: Host, chosen: Cores, *, bound: bool, partly: bool) -> tuple[bool, str]:
-    """Return True if the cpuset controller enforces the chosen CPUs, and a note if it does not."""
-    if not chosen:
-        return bound, ""
-    if bound or (partly and _has_cpuset(host)):
-        return True, ""
-    return False, ", left to the scheduler" + (
-        ": no cpuset controller" if _lacks_cpuset(host) else ""
-    )
-
-
-def _require_cpuset(host: Host, bound: bool) -> None:
-    """Raise StackctlError (exit 6) for a binding that services of this machine cannot have."""
-    if bound and _lacks_cpuset(host):
+    Raises:
+        StackctlError: exit 6 for a binding that services of this machine cannot have.
+    """
+    controllers = host.tools.cgroup_controllers
+    lacking = host.tools.cgroup_version is not None and "cpuset" not in controllers
+    if bound and lacking:
         raise StackctlError(
             "the profile binds CPUs or memory nodes, and services here cannot use the cpuset "
             "controller",
             hint=_DELEGATE + "; or leave placement out",
             exit_code=ExitCode.HOST,
         )
-
-
-def _decisions(
-    profile: Profile, placement: Placement, why_gpus: str, why_cpus: str, why_policy: str
-) -> tuple[Decision, ...]:
-    """Return the decisions on GPUs (if any), CPUs and memory policy, with their sources."""
-    wish = profile.placement
-    overridden = any(key.startswith("placement.") for key in profile.overrides)
-    asked: DecisionSource = "override" if overridden else "profile"
-    cpus = Decision(
-        field="cpus",
-        value=str(placement.cpus) if placement.cpus is not None else None,
-        reason=why_cpus,
-        source=asked if _names_cpus(wish) else "derived",
-    )
-    policy = Decision(
-        field="memory-policy",
-        value=placement.policy,
-        reason=why_policy,
-        source=asked if wish.policy != "auto" else "derived",
-    )
-    if not placement.gpus:
-        return cpus, policy
-    gpus = Decision(
-        field="gpus",
-        value=",".join(placement.gpus),
-        reason=why_gpus,
-        source=asked if wish.gpus is not None else "derived",
-    )
-    return gpus, cpus, policy
+    if bound or (partly and "cpuset" in controllers):
+        return True, ""
+    return False, ", left to the scheduler" + (": no cpuset controller" if lacking else "")
 
 
 def _gpus(host: Host, profile: Profile, claims: Sequence[Claim]) -> tuple[tuple[Gpu, ...], str]:
@@ -334,3 +304,93 @@ def _threads(cores: Cores, chosen: Cores, smt: bool, claimed: bool) -> Threads:
         return (count, why), (count, "prompts use the same cores")
     fewer = max(_MANY_CORES, round(count * _MANY_SHARE))
     return (fewer, f"of {count} {noun}: memory is saturated before all of them"), (count, why)
+
+
+def _usable_cores(
+    host: Host, wish: PlacementRequest, nodes: tuple[int, ...], claims: Sequence[Claim]
+) -> tuple[Cores, bool]:
+    """Return the CPUs of each usable physical core, and True if claims took some away.
+
+    If other stacks claim every core, all are used: a lack of memory kills a stack, but shared cores
+    only slow it down.
+
+    Raises:
+        StackctlError: exit 2 for CPUs that may not be used, or NUMA nodes without CPUs.
+    """
+    cpu = host.cpu
+    allowed = set(cpu.allowed or cpu.online or ())
+    if not allowed and cpu.threads:
+        allowed = set(range(cpu.threads))
+    if wish.cpus is not None:
+        wanted = CpuList.parse(str(wish.cpus))
+        if not wanted or not wanted <= allowed:
+            raise StackctlError(
+                f"placement.cpus: may not use CPU {wanted - allowed}".rstrip(),
+                hint=f"CPUs: {CpuList(allowed)}",
+                exit_code=ExitCode.USAGE,
+            )
+        # CPUs that the user names are used even if other stacks claim them.
+        return _grouped(host, wanted), False
+    if wish.nodes is not None or wish.policy == "bind":
+        allowed &= {c for node in cpu.numa if node.id in nodes for c in node.cpus}
+        if not allowed:
+            raise StackctlError(
+                "placement: the chosen NUMA nodes have no CPU",
+                hint="set placement.cpus too",
+                exit_code=ExitCode.USAGE,
+            )
+    if cpu.kinds:
+        # Hybrid processors: the slowest thread sets the pace, so only the fastest kind is used.
+        allowed = (allowed & set(cpu.kinds[0].cpus)) or allowed
+    cores = _grouped(host, allowed)
+    # One claimed CPU makes its whole core claimed, even a CPU that this process may not use.
+    taken = _with_siblings(host, claimed_resources.claimed_cpus(claims))
+    free = tuple(core for core in cores if not taken & set(core))
+    if not free:
+        return cores, False
+    return free, len(free) < len(cores)
+
+
+def _cores_of_one_node(
+    host: Host, wish: PlacementRequest, nodes: tuple[int, ...], cores: Cores, engine: str
+) -> tuple[tuple[int, ...], Cores]:
+    """Return the node that has most of the cores, and its cores, for an engine that uses one node.
+
+    Raises:
+        StackctlError: exit 2 if the profile names several nodes.
+    """
+    if wish.nodes is not None:
+        raise StackctlError(
+            f"placement.nodes: {engine} on the CPU uses one NUMA node, not {CpuList(nodes)}",
+            hint=f'--set placement.nodes="{nodes[0]}"',
+            exit_code=ExitCode.USAGE,
+        )
+    best: int = nodes[0]
+    most: Cores = ()
+    for node in host.cpu.numa:
+        there = tuple(core for core in cores if node.cpus & set(core))
+        if node.id in nodes and len(there) > len(most):
+            best, most = node.id, there
+    return (best,), most or cores
+
+
+def _claimants(host: Host, chosen: Cores, claims: Sequence[Claim]) -> tuple[str, ...]:
+    """Return the stacks that claim CPUs of the chosen cores."""
+    mine = _with_siblings(host, {cpu for core in chosen for cpu in core})
+    return tuple(claim.stack for claim in claims if claim.cpus & mine)
+
+
+def _with_siblings(host: Host, cpus: Set[int]) -> set[int]:
+    """Return the CPUs, and all CPUs that share a core with them."""
+    return set(cpus).union(*(core for core in host.cpu.siblings if core & cpus))
+
+
+def _grouped(host: Host, allowed: Set[int]) -> Cores:
+    cpu = host.cpu
+    if cpu.siblings:
+        groups = (core & allowed for core in cpu.siblings)
+        return tuple(tuple(group) for group in groups if group)
+    if cpu.cores and cpu.threads and cpu.cores < cpu.threads and len(allowed) == cpu.threads:
+        # The siblings are unknown. Usually the first CPUs of all cores have the lowest numbers.
+        return tuple((first,) for first in sorted(allowed)[: cpu.cores])
+    return tuple((one,) for one in sorted(allowed))

@@ -179,40 +179,46 @@ def _about(measured: float, planned: float | None, times: float) -> bool:
 def _decode(
     host: Host, placement: Placement, work: RooflineInput, calibration: Calibration | None
 ) -> Range | None:
-    passes = work.model.passes
+    """Return tokens per second, slow and fast; the slow end reads the KV cache of a whole prompt,
+    on the GPU if there is one."""
+    passes, cache = work.model.passes, work.kv_token_bytes * work.prompt_tokens
     slow = fast = 0.0
-    if work.gpu_bytes:
-        gpu = _gpu(host, placement)
-        if gpu is None or gpu.bandwidth_bytes_s is None:
-            return None
-        count = max(1, len(placement.gpus))
-        fraction = _GPU_16_BIT if _bits(work.model) > 12 else _GPU_FEWER_BITS
-        overhead = work.model.layers * passes * _GPU_LAYER_S
-        kv = work.kv_token_bytes * work.prompt_tokens
-        bandwidth = gpu.bandwidth_bytes_s * count
-        if calibration is not None:
-            overhead, bandwidth, fraction = 0.0, calibration.decode_bytes_s, _MEASURED_SPREAD
-        slow += overhead + (work.gpu_bytes * passes + kv) / (bandwidth * fraction[0])
-        fast += overhead + work.gpu_bytes * passes / (bandwidth * fraction[1])
-    if work.cpu_bytes:
-        kv = 0.0 if work.gpu_bytes else work.kv_token_bytes * work.prompt_tokens
-        rate = _cpu_bandwidth(host, placement, work, calibration)
+    for read, kv, layer_s, bandwidth in (
+        (work.gpu_bytes, cache, _GPU_LAYER_S, _gpu_bandwidth),
+        (work.cpu_bytes, 0.0 if work.gpu_bytes else cache, _CPU_LAYER_S, _cpu_bandwidth),
+    ):
+        if not read:
+            continue
+        rate = bandwidth(host, placement, work, calibration)
         if rate is None:
             return None
         # A measured rate includes the cost of the layers.
-        overhead = 0.0 if calibration is not None else work.model.layers * passes * _CPU_LAYER_S
-        slow += overhead + (work.cpu_bytes * passes + kv) / rate[0]
-        fast += overhead + work.cpu_bytes * passes / rate[1]
+        overhead = 0.0 if calibration is not None else work.model.layers * passes * layer_s
+        slow += overhead + (read * passes + kv) / rate[0]
+        fast += overhead + read * passes / rate[1]
     return (1 / slow, 1 / fast) if fast > 0 else None
+
+
+def _gpu_bandwidth(
+    host: Host, placement: Placement, work: RooflineInput, calibration: Calibration | None
+) -> Range | None:
+    """Return the bytes per second that decode achieves on GPUs; None if unknown."""
+    gpu = _gpu(host, placement)
+    if gpu is None or gpu.bandwidth_bytes_s is None:
+        return None
+    if calibration is not None:
+        return _times(calibration.decode_bytes_s, _MEASURED_SPREAD)
+    bits = work.model.weights_bytes * 8 / max(1, work.model.parameters)
+    peak = gpu.bandwidth_bytes_s * max(1, len(placement.gpus))
+    return _times(peak, _GPU_16_BIT if bits > 12 else _GPU_FEWER_BITS)
 
 
 def _cpu_bandwidth(
     host: Host, placement: Placement, work: RooflineInput, calibration: Calibration | None
 ) -> Range | None:
-    """Return the bytes per second that decode achieves, slow and fast; None if unknown."""
+    """Return the bytes per second that decode achieves in main memory; None if unknown."""
     if calibration is not None:
-        achieved = calibration.decode_bytes_s
-        return achieved * _MEASURED_SPREAD[0], achieved * _MEASURED_SPREAD[1]
+        return _times(calibration.decode_bytes_s, _MEASURED_SPREAD)
     moe = bool(work.model.experts)
     peak = host.memory.bandwidth_bytes_s
     nodes = [node for node in host.cpu.numa if node.memory_bytes]
@@ -240,25 +246,19 @@ def _prefill(
     operations = prefill_operations(work.model, work.prompt_tokens)
     on_cpu = work.cpu_bytes / max(1.0, work.cpu_bytes + work.gpu_bytes)
     slow = fast = 0.0
-    if on_cpu < 1:
-        peak, share = _gpu_rate(_gpu(host, placement)), _GPU_PREFILL
+    for share, on_gpu in ((1 - on_cpu, True), (on_cpu, False)):
+        if share <= 0:
+            continue
         if calibration is not None:
-            peak, share = calibration.prefill_flops, _MEASURED_SPREAD
-        elif peak is not None:
-            peak *= max(1, len(placement.gpus))
-        if peak is None:
-            return None
-        slow += (1 - on_cpu) * operations / (peak * share[0])
-        fast += (1 - on_cpu) * operations / (peak * share[1])
-    if on_cpu > 0:
-        rate = _cpu_rate(host, work.threads, work.model)
-        if calibration is not None:
-            achieved = calibration.prefill_flops
-            rate = achieved * _MEASURED_SPREAD[0], achieved * _MEASURED_SPREAD[1]
+            rate: Range | None = _times(calibration.prefill_flops, _MEASURED_SPREAD)
+        elif on_gpu:
+            rate = _gpu_rate(host, placement)
+        else:
+            rate = _cpu_rate(host, work.threads, work.model)
         if rate is None:
             return None
-        slow += on_cpu * operations / rate[0]
-        fast += on_cpu * operations / rate[1]
+        slow += share * operations / rate[0]
+        fast += share * operations / rate[1]
     return 1 / slow, 1 / fast
 
 
@@ -294,14 +294,16 @@ def _gpu(host: Host, placement: Placement) -> Gpu | None:
     return next((gpu for gpu in host.gpus if str(gpu.index) in placement.gpus), None)
 
 
-def _gpu_rate(gpu: Gpu | None) -> float | None:
+def _gpu_rate(host: Host, placement: Placement) -> Range | None:
+    gpu = _gpu(host, placement)
     if gpu is None or gpu.name is None:
         return None
-    return next((rate for name, rate in _GPU_RATES if re.search(name, gpu.name)), None)
+    peak = next((rate for name, rate in _GPU_RATES if re.search(name, gpu.name)), None)
+    return None if peak is None else _times(peak * max(1, len(placement.gpus)), _GPU_PREFILL)
 
 
-def _bits(model: Model) -> float:
-    return model.weights_bytes * 8 / max(1, model.parameters)
+def _times(value: float, fraction: Range) -> Range:
+    return value * fraction[0], value * fraction[1]
 
 
 def _rounded(pair: Range | None) -> Range | None:

@@ -70,19 +70,24 @@ def suggest_changes(
     return tuple(dict.fromkeys(found))
 
 
+def _largest(
+    profile: Profile, key: str, low: int, high: int, step: int, fits: Callable[[Profile], bool]
+) -> int | None:
+    """Return the largest value of a key that fits, in steps; None if even the lowest does not."""
+
+    def fits_at(steps: int) -> bool:
+        return fits(msgspec.structs.replace(profile, **{key: steps * step}))
+
+    return largest_fitting(low, high, fits_at) * step if fits_at(low) else None
+
+
 def _contexts(model: Model, profile: Profile, fits: Callable[[Profile], bool]) -> list[str]:
     if not isinstance(profile.context, int):
         return []
-
-    def at(steps: int) -> Profile:
-        return msgspec.structs.replace(profile, context=steps * _STEP)
-
     most = min(profile.context, model.context or profile.context) // _STEP
     least = _LEAST_CONTEXT // _STEP
-    if most <= least or not fits(at(least)):
-        return []
-    steps = largest_fitting(least, most, lambda steps: fits(at(steps)))
-    return [f"a smaller context: --set context={steps * _STEP}"]
+    found = _largest(profile, "context", least, most, _STEP, fits) if most > least else None
+    return [f"a smaller context: --set context={found}"] if found else []
 
 
 def _fewer(profile: Profile, fits: Callable[[Profile], bool]) -> list[str]:
@@ -90,14 +95,8 @@ def _fewer(profile: Profile, fits: Callable[[Profile], bool]) -> list[str]:
     count = profile.concurrency
     if find_engine(profile.engine).requests_share_cache or not isinstance(count, int) or count == 1:
         return []
-
-    def at(requests: int) -> Profile:
-        return msgspec.structs.replace(profile, concurrency=requests)
-
-    if not fits(at(1)):
-        return []
-    fewer = largest_fitting(1, count - 1, lambda requests: fits(at(requests)))
-    return [f"fewer requests at once: --set concurrency={fewer}"]
+    found = _largest(profile, "concurrency", 1, count - 1, 1, fits)
+    return [f"fewer requests at once: --set concurrency={found}"] if found else []
 
 
 def _elsewhere(
