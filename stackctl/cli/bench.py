@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import click
 
+from stackctl.cli import bench_view
 from stackctl.cli.options import current_slo, duration_option, pick_stack, stack_argument
 from stackctl.cli.session import Session, stackctl_command
 from stackctl.errors import ExitCode, StackctlError
 
 if TYPE_CHECKING:
     from stackctl.deploy.context import Context
-    from stackctl.observe.bench.matrix import BenchOptions
-    from stackctl.observe.bench.run import BenchEndpoint
+    from stackctl.observe.bench.run import Bench, BenchEndpoint
     from stackctl.state.bench_db import BenchDatabase
     from stackctl.values.generation import Generation
     from stackctl.values.profile import Slo
+
+    Target = tuple[Generation, Slo | None, BenchEndpoint]
 
 
 class _Default(click.Group):
@@ -45,45 +48,39 @@ def command() -> None:
     """
 
 
-def _lengths(name: str) -> Callable[[object, object, str | None], tuple[int, ...] | None]:
-    def parse(_: object, __: object, value: str | None) -> tuple[int, ...] | None:
-        from stackctl.quantity import parse_tokens
+def _counts(_: object, option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    from stackctl.quantity import parse_tokens
 
-        if value is None:
-            return None
-        found = tuple(dict.fromkeys(parse_tokens(part) for part in value.split(",")))
-        if min(found) < 1:
-            raise StackctlError(
-                f"{name} {value}: must be at least 1",
-                exit_code=ExitCode.USAGE,
-                hint=f"{name} 1,2,4",
-            )
-        return found
-
-    return parse
+    if value is None:
+        return None
+    found = tuple(dict.fromkeys(parse_tokens(part) for part in value.split(",")))
+    if min(found) < 1:
+        name = option.opts[0]
+        raise StackctlError(
+            f"{name} {value}: must be at least 1", hint=f"{name} 1,2,4", exit_code=ExitCode.USAGE
+        )
+    return found
 
 
 @stackctl_command("run")
 @stack_argument
 @click.option("--quick", is_flag=True, help="About a minute: short lengths, few requests.")
 @click.option(
-    "--prompt", "prompts", metavar="TOKENS,...", callback=_lengths("--prompt"),
+    "--prompt", "prompts", metavar="TOKENS,...", callback=_counts,
     help="Lengths of prompts; default 1024,4096,8192 and the slo's, as the context allows.",
 )  # fmt: skip
 @click.option(
-    "--output", "outputs", metavar="TOKENS,...", callback=_lengths("--output"),
+    "--output", "outputs", metavar="TOKENS,...", callback=_counts,
     help="Lengths of answers; default 200,400,800.",
 )  # fmt: skip
 @click.option(
-    "--concurrency", metavar="N,...", callback=_lengths("--concurrency"),
+    "--concurrency", metavar="N,...", callback=_counts,
     help="Requests at the same time; default 1, 2, 4 ... up to the plan's.",
 )  # fmt: skip
 @click.option(
-    "--requests",
-    metavar="N",
-    type=click.IntRange(1, 10_000),
+    "--requests", metavar="N", type=click.IntRange(1, 10_000),
     help="Requests in each cell; default 5.",
-)
+)  # fmt: skip
 @click.option(
     "--prefix", type=click.Choice(["both", "uncached", "cached"]), default="both",
     help="Prompts that no cache holds, prompts that share a prefix, or both; default: both.",
@@ -101,27 +98,19 @@ def _lengths(name: str) -> Callable[[object, object, str | None], tuple[int, ...
 def run(
     session: Session,
     stack: str | None,
-    quick: bool,
-    prompts: tuple[int, ...] | None,
-    outputs: tuple[int, ...] | None,
-    concurrency: tuple[int, ...] | None,
-    requests: int | None,
-    prefix: str,
     tool: str | None,
     aiperf: str | None,
     from_here: bool,
     timeout: float | None,
+    **matrix: Any,
 ) -> None:
     """Measure STACK: time to first token, tokens per second, time of whole answers.
 
     Each combination of lengths and concurrency is a cell of the result.
     """
     from stackctl.observe.bench.matrix import BenchOptions
+    from stackctl.observe.bench.run import Bench
 
-    options = BenchOptions(
-        quick=quick, prompts=prompts, outputs=outputs, concurrency=concurrency,
-        requests=requests, prefix=prefix,
-    )  # fmt: skip
     if aiperf is not None and tool is None:
         raise StackctlError(
             "--aiperf needs --with aiperf",
@@ -132,35 +121,92 @@ def run(
         from stackctl.observe.bench.aiperf import find_aiperf
 
         aiperf = find_aiperf(aiperf)
-    if not from_here:
-        with _here(session, stack) as target:
-            _measure(session, *target, options, timeout or 600, aiperf)
-        return
-    if session.host is None:
+    find = _remote_target if from_here else _local_target
+    with find(session, stack) as (generation, slo, site):
+        bench = Bench(
+            session.out, generation, BenchOptions(**matrix),
+            site=site, slo=slo, timeout_s=timeout or 600, aiperf=aiperf,
+        )  # fmt: skip
+        _measure(session, generation, bench)
+
+
+@contextlib.contextmanager
+def _local_target(session: Session, stack: str | None) -> Iterator[Target]:
+    """Yield a running stack of this machine, its SLO and its site."""
+    from stackctl.observe.bench import run
+
+    context, generation = _running(session, stack)
+    yield generation, current_slo(session, generation), run.local_endpoint(context, generation)
+
+
+@contextlib.contextmanager
+def _remote_target(session: Session, stack: str | None) -> Iterator[Target]:
+    """Yield a running stack of a box, its SLO, and its site behind forwarded local ports.
+
+    Raises:
+        StackctlError: as the box's own ``bench``; exit 1 when the connection breaks.
+    """
+    from stackctl.cli import remote
+    from stackctl.engines import engine as find_engine
+    from stackctl.health import endpoint
+    from stackctl.observe.bench.run import BenchEndpoint
+    from stackctl.values.base import from_json
+    from stackctl.values.bench import BenchTarget
+    from stackctl.values.history import KeyReport
+
+    host = session.host
+    if host is None:
         raise StackctlError(
             "--from-here needs --host",
             hint="stackctl --host USER@BOX bench --from-here",
             exit_code=ExitCode.USAGE,
         )
-    from stackctl.cli import bench_remote
 
-    with bench_remote.remote_endpoint(session, session.host, stack) as target:
-        _measure(session, *target, options, timeout or 600, aiperf)
+    def ask(*words: str) -> bytes:
+        return remote.fetch_json(host, (*words, *session.host_scope, "--json"))
 
+    def look(stack: str | None) -> BenchTarget:
+        words = ("bench", "target", *((stack,) if stack else ()))
+        return from_json(ask(*words), BenchTarget, where=host)
 
-@contextlib.contextmanager
-def _here(
-    session: Session, stack: str | None
-) -> Iterator[tuple[Generation, Slo | None, BenchEndpoint]]:
-    """Yield a running stack of this machine, its SLO and its site."""
-    from stackctl.observe.bench import run
+    def current() -> int | None:
+        try:
+            return look(generation.stack).generation.number
+        except StackctlError as error:
+            if error.exit_code == ExitCode.NOT_RUNNING:
+                return None
+            # The connection broke. The bench ends, and its results so far are stored.
+            session.out.warn(f"cannot check that it is still the same stack: {error.message}")
+            return generation.number
 
-    context, generation = _running(session, stack)
-    yield (
-        generation,
-        current_slo(session, generation),
-        run.local_endpoint(context, generation),
-    )
+    found = look(stack)
+    generation, address = found.generation, urlsplit(found.url)
+    key = None
+    if generation.door is not None and generation.door.key:
+        text = ask("key", "show", generation.stack)
+        key = from_json(text, KeyReport, where=host).key
+    there = remote.remote_host(host)
+    with (
+        there.forward_port(address.hostname or "127.0.0.1", address.port or 80) as clients,
+        there.forward_port("127.0.0.1", generation.plan.engine_listen_port) as engine,
+    ):
+        # The box has just reported that the engine is ready, so a failure here is the tunnel's.
+        if endpoint.liveness(engine, find_engine(generation.plan.engine).health_path) != "ready":
+            raise StackctlError(
+                f"no port of {host} can be reached through ssh",
+                hint="its sshd must allow it (AllowTcpForwarding), or measure there: "
+                f"{remote.remote_command(host)} bench",
+            )
+        session.out.step("bench", f"{generation.stack} of {host}, from here over ssh")
+        site = BenchEndpoint(
+            url=endpoint.base_url(clients),
+            engine_url=endpoint.base_url(engine),
+            key=key,
+            current=current,
+            box=host,
+            command=remote.remote_command(host),
+        )
+        yield generation, found.slo, site
 
 
 def _running(session: Session, stack: str | None) -> tuple[Context, Generation]:
@@ -179,21 +225,11 @@ def _running(session: Session, stack: str | None) -> tuple[Context, Generation]:
     return context, generation
 
 
-def _measure(
-    session: Session,
-    generation: Generation,
-    slo: Slo | None,
-    site: BenchEndpoint,
-    options: BenchOptions,
-    timeout_s: float,
-    aiperf: str | None,
-) -> None:
+def _measure(session: Session, generation: Generation, bench: Bench) -> None:
     import msgspec
 
-    from stackctl.cli import bench_view
     from stackctl.machine import lock
     from stackctl.machine.signals import ignore_signals
-    from stackctl.observe.bench.run import Bench
     from stackctl.state.bench_db import BenchDatabase
 
     paths = session.paths()
@@ -201,10 +237,6 @@ def _measure(
     benches.prepare()
     # Two benches at once would slow each other down.
     with lock.exclusive(paths.runtime / "bench.lock", f"bench {generation.stack}"):
-        bench = Bench(
-            session.out, generation, options,
-            site=site, slo=slo, timeout_s=timeout_s, aiperf=aiperf,
-        )  # fmt: skip
         interrupted = bench.measure()
     failed = None
     with ignore_signals():  # another Ctrl-C must not lose the results
@@ -252,14 +284,11 @@ target.hidden = True
 @stack_argument
 def list_runs(session: Session, stack: str | None) -> None:
     """List the stored runs, of STACK or of all, newest first."""
-    from stackctl.cli import bench_view
-    from stackctl.state.bench_db import BenchDatabase
     from stackctl.values.bench import BenchList
 
-    context = session.context(recover="no")
-    runs = BenchDatabase(context.paths.state).runs(stack)
+    runs = _benches(session).runs(stack)
     if stack is not None and not runs:
-        pick_stack(context, stack)  # raises if the stack does not exist
+        pick_stack(session.context(recover="no"), stack)  # raises if the stack does not exist
     if session.out.json:
         session.out.data(BenchList(runs=runs))
     elif runs:
@@ -273,8 +302,6 @@ def list_runs(session: Session, stack: str | None) -> None:
 @click.argument("number", metavar="ID", type=click.IntRange(1))
 def show(session: Session, number: int) -> None:
     """Show the stored run ID."""
-    from stackctl.cli import bench_view
-
     report = _benches(session).read(number)
     if not session.out.wrote_json(report):
         bench_view.show_run(session.out, report)
@@ -288,7 +315,6 @@ def compare(session: Session, before: int, after: int) -> None:
 
     A difference counts if it is at least 2 % and its 95 % interval does not include 0.
     """
-    from stackctl.cli import bench_view
     from stackctl.observe.bench.compare import compare_runs
 
     found = compare_runs(_benches(session), before, after)
