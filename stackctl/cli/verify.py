@@ -19,7 +19,7 @@ def command(session: Session, stack: str | None) -> None:
     anything is not as planned, 3 when the stack does not run.
     """
     from stackctl.deploy.stack_state import installed_generation
-    from stackctl.observe.verify import verify_stack
+    from stackctl.observe.inspection import verify_stack
 
     context = session.context(recover="try")
     generation = installed_generation(context, pick_stack(context, stack))

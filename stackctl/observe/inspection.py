@@ -1,17 +1,20 @@
-"""Inspection of a running stack, through the kernel, systemd, Podman and the engine itself."""
+"""Inspection of a running stack, through the kernel, systemd, Podman and the engine itself.
+
+``verify_stack`` compares its result with the plan, by the rules in ``stackctl.diagnose``.
+"""
 
 from __future__ import annotations
 
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from stackctl.deploy import proxy
 from stackctl.deploy.context import Context
+from stackctl.diagnose.verify_process import verify_inspection
 from stackctl.engines import engine as find_engine
 from stackctl.engines import model_mounts
-from stackctl.errors import StackctlError
+from stackctl.errors import ExitCode, StackctlError
 from stackctl.health import endpoint
 from stackctl.machine import podman, ports
 from stackctl.machine.machine import Machine
@@ -29,11 +32,11 @@ from stackctl.values.inspection import (
     GpuUse,
     Inspection,
     ListeningSocket,
-    MissingFact,
     ObservedModelFile,
     ObservedProxy,
     SocketOwner,
 )
+from stackctl.values.result import VerifyReport
 
 _LOG_LINES = 3000
 #: The first log lines of a start are a little older than its process.
@@ -43,16 +46,39 @@ _CGROUPS = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
 _MOST_SOCKETS = 10_000
 
 
-@dataclass
-class MissingFacts:
-    """A collector of facts that could not be read."""
+#: The facts that could not be read, each with the first reason.
+Unread = dict[str, str]
 
-    missing: list[MissingFact] = field(default_factory=list)
 
-    def add(self, what: str, why: str) -> None:
-        """Add a missing fact and the reason; keep the first reason of each fact."""
-        if all(one.what != what for one in self.missing):
-            self.missing.append(MissingFact(what=what, why=why))
+def verify_stack(context: Context, generation: Generation) -> VerifyReport:
+    """Compare a running stack with its generation.
+
+    Raises:
+        StackctlError: exit 3 if the stack does not run or ended during the inspection.
+    """
+    stack, name = generation.stack, generation.units.container
+    unit = engine_snapshot.read_unit_state(context, generation)
+    state = unit.active or "unknown"
+    container = podman.inspect_containers((name,)).get(name)
+    if state != "active" or container is None or not container.pid:
+        raise StackctlError(
+            f"{stack} is not running ({state if state != 'active' else 'no container'})",
+            hint=f"stackctl status {stack}; stackctl restart {stack}",
+            exit_code=ExitCode.NOT_RUNNING,
+        )
+    inspection = collect_inspection(context, generation, unit, container)
+    now = procfs.read_stat(context.machine, container.pid)
+    again = podman.inspect_containers((name,)).get(name)
+    if now is None or again is None or again.pid != container.pid:
+        # The inspection may have mixed two runs of the engine.
+        raise StackctlError(
+            f"{stack} ended during the inspection",
+            hint=f"stackctl status {stack}",
+            exit_code=ExitCode.NOT_RUNNING,
+        )
+    return VerifyReport(
+        stack=stack, generation=generation.number, results=verify_inspection(generation, inspection)
+    )
 
 
 def collect_inspection(
@@ -63,7 +89,7 @@ def collect_inspection(
     ``unit`` is the state of its service. The inspection sends a few short completions to the
     engine's own port.
     """
-    machine, notes, pid, plan = context.machine, MissingFacts(), container.pid, generation.plan
+    machine, notes, pid, plan = context.machine, Unread(), container.pid, generation.plan
     stats = procfs.processes(machine)
     engine_pids = procfs.descendants(stats, pid)
     door_pids = _door_pids(generation, stats)
@@ -75,13 +101,14 @@ def collect_inspection(
     status = procfs.parse_status(machine.read(f"/proc/{pid}/status"))
     argv = procfs.parse_nul_list(machine.read(f"/proc/{pid}/cmdline"))
     processes = tuple(procfs.process_memory(machine, stats[one], is_model) for one in engine_pids)
-    read = {
-        ("argv", "cmdline"): argv is not None,
-        ("numa", "numa_maps"): any(one.pages for one in processes),
-        ("memory", "smaps_rollup"): any(one.own_bytes is not None for one in processes),
-        ("threads", "task"): bool(seen.threads),
-    }
-    _note_unread(machine, pid, read, notes)
+    for what, name, found in (
+        ("argv", "cmdline", argv is not None),
+        ("numa", "numa_maps", any(one.pages for one in processes)),
+        ("memory", "smaps_rollup", any(one.own_bytes is not None for one in processes)),
+        ("threads", "task", bool(seen.threads)),
+    ):
+        if not found:
+            notes[what] = _why(machine, pid, name)
     url = endpoint.base_url(plan.engine_listen_port)
     return Inspection(
         pid=pid,
@@ -112,7 +139,7 @@ def collect_inspection(
         report=endpoint.read_reports(plan.engine_listen_port, find_engine(plan.engine).reports),
         log=_log(context, generation, started, notes),
         door=_door(context, generation, notes),
-        missing=tuple(notes.missing),
+        missing=tuple(notes.items()),
     )
 
 
@@ -122,15 +149,6 @@ def _door_pids(generation: Generation, stats: Mapping[int, procfs.ProcessStat]) 
         return ()
     found = podman.inspect_containers((proxy_container(generation.stack),)).values()
     return tuple(pid for one in found if one.pid for pid in procfs.descendants(stats, one.pid))
-
-
-def _note_unread(
-    machine: Machine, pid: int, read: Mapping[tuple[str, str], bool], notes: MissingFacts
-) -> None:
-    """Note each unread fact. The keys are pairs of its name and its file in /proc/PID."""
-    for (what, name), found in read.items():
-        if not found:
-            notes.add(what, _why(machine, pid, name))
 
 
 def _why(machine: Machine, pid: int, name: str) -> str:
@@ -180,7 +198,7 @@ def _started(machine: Machine, stat: procfs.ProcessStat | None) -> float | None:
 
 
 def _environment(
-    machine: Machine, generation: Generation, container: podman.Container, notes: MissingFacts
+    machine: Machine, generation: Generation, container: podman.Container, notes: Unread
 ) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
     """Return planned variables with their values, and the names of unplanned ones.
 
@@ -191,7 +209,7 @@ def _environment(
         machine.read(path) or _as_owner(machine, container.pid, "cat", path)
     )
     if texts is None:
-        notes.add("environment", _why(machine, container.pid, "environ"))
+        notes.setdefault("environment", _why(machine, container.pid, "environ"))
         return None, ()
     planned = {text.partition("=")[0] for text in generation.plan.environment}
     names = [text.partition("=")[0] for text in texts]
@@ -248,7 +266,7 @@ def service_sockets(
     pid: int,
     engine_pids: tuple[int, ...],
     door_pids: tuple[int, ...],
-    notes: MissingFacts,
+    notes: Unread,
 ) -> tuple[ListeningSocket, ...] | None:
     """Return the sockets of the engine and the front door, and foreign sockets on their ports.
 
@@ -256,7 +274,7 @@ def service_sockets(
     """
     sockets = ports.listening_sockets(machine, pid)
     if sockets is None:
-        notes.add("ports", _why(machine, pid, "net/tcp"))
+        notes.setdefault("ports", _why(machine, pid, "net/tcp"))
         return None
     holders: dict[str, tuple[SocketOwner, str]] = {}
     owners: tuple[tuple[SocketOwner, tuple[int, ...]], ...] = (
@@ -270,7 +288,7 @@ def service_sockets(
                 words = ("find", folder, "-type", "l", "-printf", "%l\\n")
                 links = [*(_as_owner(machine, one, *words) or "").splitlines()]
             if not links:
-                notes.add("ports", _why(machine, one, "fd"))
+                notes.setdefault("ports", _why(machine, one, "fd"))
                 return None
             command = (machine.read(f"/proc/{one}/comm") or "").strip() or owner
             for link in links[:_MOST_SOCKETS]:
@@ -282,10 +300,8 @@ def service_sockets(
         if socket.inode not in holders:
             if socket.port not in meant or socket.protocol != "tcp":
                 continue
-            holders[socket.inode] = (
-                "other",
-                str(ports.socket_owner(machine, frozenset((socket.inode,)))),
-            )
+            other = ports.socket_owner(machine, frozenset((socket.inode,)))
+            holders[socket.inode] = ("other", str(other))
         owner, process = holders[socket.inode]
         found.append(
             ListeningSocket(
@@ -300,7 +316,7 @@ def service_sockets(
 
 
 def observed_model_files(
-    machine: Machine, generation: Generation, pid: int, notes: MissingFacts
+    machine: Machine, generation: Generation, pid: int, notes: Unread
 ) -> tuple[ObservedModelFile, ...]:
     """Return the files of the model, as seen on the host and in the engine's container."""
     model = generation.plan.model
@@ -309,7 +325,7 @@ def observed_model_files(
     gone = procfs.deleted_model_files(maps, procfs.is_below([inside for _, inside in places]))
     root = f"/proc/{pid}/root"
     if machine.file_state(root) is None:
-        notes.add("files", _why(machine, pid, "root"))
+        notes.setdefault("files", _why(machine, pid, "root"))
     found = []
     for file in model.files:
         inside = _inside(file.path, places)
@@ -336,7 +352,7 @@ def _inside(path: str, places: tuple[tuple[str, str], ...]) -> str | None:
 
 
 def _gpus(
-    machine: Machine, generation: Generation, engine_pids: tuple[int, ...], notes: MissingFacts
+    machine: Machine, generation: Generation, engine_pids: tuple[int, ...], notes: Unread
 ) -> tuple[GpuUse, ...] | None:
     """Return the GPU memory of the engine's processes; None if unknown or no GPU is planned."""
     if not generation.plan.placement.gpus:
@@ -344,10 +360,10 @@ def _gpus(
     library = Nvml(FactReader(machine))
     readings = library.readings()
     if readings is None:
-        notes.add("gpu", library.error or "the driver does not tell")
+        notes.setdefault("gpu", library.error or "the driver does not tell")
         return None
     if all(device.processes is None for device in readings.devices):
-        notes.add("gpu", "the driver does not tell which processes use the GPU")
+        notes.setdefault("gpu", "the driver does not tell which processes use the GPU")
         return None
     return tuple(
         GpuUse(gpu=index, pid=process.pid, memory_bytes=process.memory_bytes)
@@ -358,7 +374,7 @@ def _gpus(
 
 
 def _log(
-    context: Context, generation: Generation, started: float | None, notes: MissingFacts
+    context: Context, generation: Generation, started: float | None, notes: Unread
 ) -> tuple[EngineFact, ...]:
     """Return the facts in the log of the engine's start, else the stored ones."""
     since = (started or time.time()) - _EARLIER_S
@@ -366,19 +382,19 @@ def _log(
         lines = engine_snapshot.log_lines(context, generation, since, _LOG_LINES)
     except StackctlError as error:
         lines = []
-        notes.add("log", error.message)
+        notes.setdefault("log", error.message)
     facts = find_engine(generation.plan.engine).facts_from_log(lines)
     if not lines:
-        notes.add("log", "the journal shows nothing of this start (or not to this user)")
+        notes.setdefault("log", "the journal shows nothing of this start (or not to this user)")
     return facts or generation.outcome.report
 
 
-def _door(context: Context, generation: Generation, notes: MissingFacts) -> ObservedProxy | None:
+def _door(context: Context, generation: Generation, notes: Unread) -> ObservedProxy | None:
     if generation.door is None:
         return None
     try:
         state, port = proxy.backend_state(context, generation.stack)
     except StackctlError as error:
-        notes.add("door", error.message)
+        notes.setdefault("door", error.message)
         return None
     return ObservedProxy(state=state, port=port)

@@ -1,6 +1,6 @@
 """The inspected state of a running stack: from the kernel, systemd, Podman and the engine itself.
 
-Unknown is None or an empty tuple, and ``MissingFact`` gives the reason. No value holds a secret:
+Unknown is None or an empty tuple; ``Inspection.missing`` has the reasons. No value holds a secret:
 only planned environment variables are kept with their values.
 """
 
@@ -27,13 +27,6 @@ class Drift(Value, frozen=True, kw_only=True):
 
     code: DriftCode
     text: str
-
-
-class MissingFact(Value, frozen=True, kw_only=True):
-    """A fact that could not be read, and the reason."""
-
-    what: str
-    why: str
 
 
 class NodeBytes(Value, frozen=True, kw_only=True):
@@ -156,7 +149,7 @@ class Inspection(Value, frozen=True, kw_only=True):
     ``mems`` and ``cpuset_*`` are CPU or node lists. ``started`` is in seconds since 1970.
     ``watched`` describes the engine's work while threads and neighbours were sampled, for
     ``watched_s`` seconds. ``report`` holds facts that it reports over HTTP, ``log`` facts from the
-    log of its start.
+    log of its start. ``missing`` holds pairs of an unknown fact and the reason.
     """
 
     pid: int
@@ -187,7 +180,7 @@ class Inspection(Value, frozen=True, kw_only=True):
     report: tuple[EngineFact, ...] = ()
     log: tuple[EngineFact, ...] = ()
     door: ObservedProxy | None = None
-    missing: tuple[MissingFact, ...] = ()
+    missing: tuple[tuple[str, str], ...] = ()
 
     @property
     def first_drift(self) -> str | None:
@@ -196,4 +189,4 @@ class Inspection(Value, frozen=True, kw_only=True):
 
     def reason_missing(self, what: str) -> str:
         """Return the reason why a fact is unknown."""
-        return next((one.why for one in self.missing if one.what == what), "it does not tell")
+        return dict(self.missing).get(what, "it does not tell")

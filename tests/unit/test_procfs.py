@@ -17,7 +17,7 @@ from stackctl.machine.machine import Machine, RecordedMachine
 from stackctl.machine.ports import listening_sockets
 from stackctl.observe import procfs
 from stackctl.observe.inspection import (
-    MissingFacts,
+    Unread,
     observed_model_files,
     parse_memlock,
     read_cpuset,
@@ -132,7 +132,7 @@ def test_time_between_two_looks() -> None:
 
 def test_who_listens(proc: RecordedMachine) -> None:
     given = generation(plan(HOSTS["lab"], GEMMA))
-    notes = MissingFacts()
+    notes = Unread()
     found = service_sockets(proc, given, 315, (315, 320), (324,), notes)
     assert found is not None
     assert [(one.owner, one.address, one.port) for one in found] == [
@@ -144,14 +144,14 @@ def test_who_listens(proc: RecordedMachine) -> None:
 
 
 def test_files_that_may_not_be_seen(proc: RecordedMachine, tmp_path: Path) -> None:
-    given, notes = generation(plan(HOSTS["lab"], GEMMA)), MissingFacts()
+    given, notes = generation(plan(HOSTS["lab"], GEMMA)), Unread()
     (tmp_path / "proc/315/fd/0").unlink()
     for number in (1, 2):
         (tmp_path / f"proc/315/fd/{number}").unlink()
     assert service_sockets(proc, given, 315, (315,), (), notes) is None
-    assert notes.missing[0].why == "the kernel does not show /proc/315/fd to this user"
-    assert service_sockets(proc, given, 4, (4,), (), notes := MissingFacts()) is None
-    assert notes.missing[0].why == "process 4 has ended"
+    assert notes == {"ports": "the kernel does not show /proc/315/fd to this user"}
+    assert service_sockets(proc, given, 4, (4,), (), notes := Unread()) is None
+    assert notes == {"ports": "process 4 has ended"}
 
 
 def test_the_engine_s_files_and_ours(proc: RecordedMachine, tmp_path: Path) -> None:
@@ -162,13 +162,13 @@ def test_the_engine_s_files_and_ours(proc: RecordedMachine, tmp_path: Path) -> N
         place = tmp_path / name.lstrip("/")
         place.parent.mkdir(parents=True)
         place.write_text(text)
-    (seen,) = observed_model_files(proc, given, 315, notes := MissingFacts())
+    (seen,) = observed_model_files(proc, given, 315, notes := Unread())
     assert seen.deleted
     assert seen.now is not None
     assert seen.engine is not None
     assert (seen.now.bytes, seen.engine.bytes) == (3, 7)
     assert seen.now.inode != seen.engine.inode
-    assert not notes.missing
+    assert not notes
 
 
 def test_the_cpuset(proc: RecordedMachine, tmp_path: Path) -> None:
@@ -241,9 +241,9 @@ def test_a_process_that_ends_while_it_is_read() -> None:
     assert not procfs.affinities(machine, gone)
     assert procfs.read_stat(machine, gone) is None
     assert listening_sockets(machine, gone) is None
-    given, notes = generation(plan(HOSTS["lab"], GEMMA)), MissingFacts()
+    given, notes = generation(plan(HOSTS["lab"], GEMMA)), Unread()
     assert service_sockets(machine, given, gone, (gone,), (), notes) is None
-    assert notes.missing[0].why == f"process {gone} has ended"
+    assert notes == {"ports": f"process {gone} has ended"}
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])

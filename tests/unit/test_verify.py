@@ -25,7 +25,6 @@ from stackctl.values.inspection import (
     GpuUse,
     Inspection,
     ListeningSocket,
-    MissingFact,
     Neighbour,
     NodeBytes,
     ObservedModelFile,
@@ -483,7 +482,7 @@ UNSEEN: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", UNSEEN)
 def test_what_cannot_be_seen_is_not_ok(name: str) -> None:
-    why = (MissingFact(what=name, why="the kernel does not show it"),)
+    why = ((name, "the kernel does not show it"),)
     found = results(LAB, **UNSEEN[name], missing=why)
     assert found[name].status == "skip"
     assert found[name].actual is None
@@ -510,7 +509,7 @@ def test_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     given, change, _, _ = MISMATCHES["a limit on locked memory"]
     evidence = honest(given, **change(honest(given)), argv=None)
     why = "the kernel does not show /proc/315/cmdline to this user"
-    missing = (MissingFact(what="argv", why=why),)
+    missing = (("argv", why),)
     out.results(verify_inspection(given, msgspec.structs.replace(evidence, missing=missing)))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "FAIL  locked       0 B of 235 MiB"
@@ -646,5 +645,5 @@ def test_a_silent_way_out(changes: dict[str, Any], name: str, words: str) -> Non
 
 def test_gpu_memory_that_the_driver_does_not_tell() -> None:
     assert results(GPU, **held(None))["gpu"].status == "info"
-    found = results(GPU, log=LOG, missing=(MissingFact(what="gpu", why="no NVIDIA driver"),))
+    found = results(GPU, log=LOG, missing=(("gpu", "no NVIDIA driver"),))
     assert (found["gpu"].status, found["gpu"].evidence) == ("skip", "no NVIDIA driver")
