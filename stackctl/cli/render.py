@@ -67,6 +67,7 @@ def _door_files(basis: PlanBasis, profile: Profile, planned: PlanPreview) -> tup
         scope=basis.paths.scope,
         podman=basis.host.tools.podman,
         folder=str(basis.paths.proxy_folder(stack)),
+        apparmor=basis.host.tools.apparmor is True,
     )
     return (made.unit, *made.files)
 

@@ -197,6 +197,7 @@ def unit_target(paths: Paths, host: Host, plan: Plan, facts: EngineFacts | None)
         claim=claimed_resources.claim_of(plan),
         devices=gpu_access.cdi_names(gpu_access.planned_gpus(host, plan)),
         cache=str(paths.compile_cache(image_id)),
+        apparmor=host.tools.apparmor is True,
     )
 
 

@@ -22,6 +22,8 @@ from stackctl.machine import podman
 from stackctl.machine.files import remove_file, write_atomically
 from stackctl.machine.haproxy import Haproxy
 from stackctl.machine.path_security import make_private_folder
+from stackctl.probe.fact_reader import FactReader
+from stackctl.probe.tools import probe_apparmor
 from stackctl.quantity import format_duration
 from stackctl.state import keys
 from stackctl.units import proxy_unit, render
@@ -244,6 +246,7 @@ def _render(context: Context, stack: str, proxy: Proxy) -> proxy_unit.ProxyFiles
         scope=context.paths.scope,
         podman=podman.podman_version(),
         folder=str(context.paths.proxy_folder(stack)),
+        apparmor=probe_apparmor(FactReader(context.machine)) is True,
     )
 
 

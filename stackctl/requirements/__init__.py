@@ -26,7 +26,7 @@ from stackctl.requirements.kernel_settings import (
     Swappiness,
     TransparentHugepages,
 )
-from stackctl.requirements.podman import PodmanVersion, QuadletGenerator
+from stackctl.requirements.podman import ContainerProfile, PodmanVersion, QuadletGenerator
 from stackctl.requirements.program import GuardTimer, InstalledProgram, ModelsFolder
 from stackctl.requirements.recording import RecordedCommands
 from stackctl.requirements.requirement import ProvisionItem, Requirement
@@ -51,6 +51,7 @@ REQUIREMENTS: tuple[Requirement, ...] = (
     RecordedCommands(),
     PodmanVersion(),
     QuadletGenerator(),
+    ContainerProfile(),
     SystemdRunning(),
     CgroupVersion(),
     ServiceAccount(),

@@ -25,6 +25,8 @@ _OLD_RELEASES = (("debian", "11"), ("debian", "12"), ("ubuntu", "20.04"), ("ubun
 _UPGRADE = f"upgrade to Debian 13, Ubuntu 24.04 or newer, or install podman {OLDEST_TEXT} or newer"
 #: The first version whose rootless networks are made by passt, not slirp4netns (release notes).
 _WITH_PASST = (5, 0)
+#: The first version whose AppArmor profile has rules for crun, and the mark of Ubuntu's patch.
+_WITH_CRUN_RULES, _UBUNTU_PATCH = (5, 1), "-apparmor"
 #: Packages of the distribution that a podman built by hand needs too.
 _HELPERS = ("uidmap", "dbus-user-session")
 
@@ -176,3 +178,33 @@ class QuadletGenerator(Requirement):
             yield self.unknown(expected)
         else:
             yield self.result("ok", host.tools.quadlet_generator, expected=expected)
+
+
+class ContainerProfile(Requirement):
+    """Podman's AppArmor profile lets crun end root's containers.
+
+    AppArmor 4 gave crun a profile of its own, so its signals no longer come from an unconfined
+    process. Podman's profile allows them from 5.1 on (containers/common 0.59), Ubuntu's package
+    before that by a patch, which marks the profile's name.
+    """
+
+    name = "apparmor"
+
+    def check(self, host: Host, needs: StackNeeds) -> Iterator[Result]:  # noqa: ARG002
+        """Yield a warning if a stop of root's containers would fail."""
+        tools = host.tools
+        if host.scope != "system" or not tools.apparmor or "crun" not in tools.apparmor_profiles:
+            return
+        if tools.podman is None or version_numbers(tools.podman) >= _WITH_CRUN_RULES:
+            return
+        loaded = [name for name in tools.apparmor_profiles if name != "crun"]
+        # Podman loads its profile with its first container.
+        patched = any(_UBUNTU_PATCH in name for name in loaded)
+        if patched or (not loaded and (tools.os or "").startswith("Ubuntu")):
+            return
+        yield self.result(
+            "warn", f"{loaded[-1] if loaded else f'the profile of podman {tools.podman}'} lacks it",
+            expected="podman's AppArmor profile lets crun stop containers",
+            evidence="crun's TERM and KILL are refused, so each stop of root's stacks fails",
+            remedy="upgrade podman to 5.1 or newer, or install Ubuntu 24.04's own package",
+        )  # fmt: skip

@@ -13,7 +13,7 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.resources import data_folder
 from stackctl.units import quoting
 from stackctl.units.quadlet import Keys, parse_version
-from stackctl.units.render import RESTARTS, template_environment
+from stackctl.units.render import RESTARTS, sets_no_new_privileges, template_environment
 from stackctl.values.plan import Plan
 from stackctl.values.profile import Profile
 from stackctl.values.proxy import Proxy
@@ -79,7 +79,13 @@ def make_proxy(profile: Profile, plan: Plan, image: str) -> Proxy:
 
 
 def render_proxy(
-    stack: str, proxy: Proxy, *, scope: Literal["user", "system"], podman: str | None, folder: str
+    stack: str,
+    proxy: Proxy,
+    *,
+    scope: Literal["user", "system"],
+    podman: str | None,
+    folder: str,
+    apparmor: bool = False,
 ) -> ProxyFiles:
     """Render the unit and the files of a door.
 
@@ -90,6 +96,7 @@ def render_proxy(
         podman: version of Podman whose keys are used (None: the newest).
         folder: absolute path of the door's folder (0700). Before the start it must hold ``files``,
             an empty folder ADMIN and, when keys are required, the file KEYS (0600).
+        apparmor: Podman confines root's containers with AppArmor.
 
     Raises:
         StackctlError: exit 2 for an invalid address, health path or folder, and for a door that
@@ -112,6 +119,7 @@ def render_proxy(
             (folder, quoting.join_volume(folder, "/door", "ro")),
             (f"{folder}/{ADMIN}", quoting.join_volume(f"{folder}/{ADMIN}", "/admin", "rw")),
         ],
+        no_new_privileges=sets_no_new_privileges(scope, apparmor=apparmor),
         restarts=RESTARTS,
         restart_pause=_RESTART_PAUSE_S,
         restart_window=(RESTARTS + 1) * (_START_TIMEOUT_S + _RESTART_PAUSE_S),

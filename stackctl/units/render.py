@@ -44,6 +44,7 @@ class UnitTarget:
     keys are used (None: the newest), ``claim`` the stack's share of the machine: written into the
     unit for other plans to read. ``devices`` are the CDI names of its GPUs, ``cache`` the host
     folder for kernels that the engine compiles; stackctl owns the two folders above it too.
+    ``apparmor``: Podman confines root's containers with AppArmor.
     """
 
     scope: Literal["user", "system"]
@@ -54,6 +55,7 @@ class UnitTarget:
     entrypoint: str | None = None
     devices: tuple[str, ...] = ()
     cache: str | None = None
+    apparmor: bool = False
 
 
 #: A stack's engine lives in one of two slots, so that a new generation can be installed, and can
@@ -69,6 +71,15 @@ def engine_unit_names(stack: str) -> tuple[str, ...]:
 def service_name(unit: str) -> str:
     """Return the name of the systemd service that Quadlet generates from a unit."""
     return f"{unit}.service"
+
+
+def sets_no_new_privileges(scope: Literal["user", "system"], *, apparmor: bool) -> bool:
+    """Return True if the containers of a scope run with no-new-privileges.
+
+    With it, crun stacks Podman's AppArmor profile on its own, and no rule of Podman's profile
+    allows signals to such a label (decision 18). Rootless containers have no profile.
+    """
+    return scope == "user" or not apparmor
 
 
 def render_units(
@@ -109,6 +120,7 @@ def render_units(
         if target.devices
         else None,
         cache=None if cache is None else quoting.quote_words(_levels(cache)),
+        no_new_privileges=sets_no_new_privileges(target.scope, apparmor=target.apparmor),
         shm=None if engine.shm_bytes is None else str(engine.shm_bytes),
         startup=healthcheck.startup_command(plan.engine_listen_port, health_path),
         health=healthcheck.health_command(plan.engine_listen_port, health_path),

@@ -215,7 +215,10 @@ class Tools(Value, frozen=True, kw_only=True):
     selinux: Literal["enforcing", "permissive", "disabled"] | None = None
     #: SELinux's boolean container_use_devices.
     selinux_devices: bool | None = None
+    #: Podman confines root's containers with AppArmor. ``apparmor_profiles`` are the loaded
+    #: profiles of containers, and crun's.
     apparmor: bool | None = None
+    apparmor_profiles: tuple[str, ...] = ()
     cdi: tuple[CdiSpec, ...] = ()
 
 

@@ -10,7 +10,8 @@ from .lab import image_store
 from .tinymodel import tiny_model
 from .trees import need_mmdebstrap
 
-# As a Debian 13 server is installed, with what the tests look at it with (numactl, procps, curl).
+# As a Debian 13 server is installed (with AppArmor), with what the tests look at it with (numactl,
+# procps, curl).
 PACKAGES = [
     "linux-image-cloud-amd64",
     "systemd",
@@ -20,6 +21,7 @@ PACKAGES = [
     "libpam-systemd",
     "udev",
     "kmod",
+    "apparmor",
     "login",
     "passwd",
     "openssh-server",

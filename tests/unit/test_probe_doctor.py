@@ -199,6 +199,37 @@ def test_cdi_files_of_documents_without_codes(problem: str, remedy: str) -> None
     assert (one(changed(tools={"cdi": (bad,)}), "cdi").remedy or "").startswith(remedy)
 
 
+@pytest.mark.parametrize(
+    ("podman", "system", "profiles", "words"),
+    [
+        ("4.9.3", "Debian GNU/Linux 13", ("containers-default-0.57.4", "crun"),
+         "containers-default-0.57.4 lacks it"),
+        ("4.9.3", "Ubuntu 24.04", ("containers-default-0.57.4", "crun"),
+         "containers-default-0.57.4 lacks it"),
+        ("5.0.3", "Debian GNU/Linux 13", ("crun",), "the profile of podman 5.0.3 lacks it"),
+        ("4.9.3", "Ubuntu 24.04", ("containers-default-0.57.4-apparmor1", "crun"), None),
+        # No container has run yet.
+        ("4.9.3", "Ubuntu 24.04", ("crun",), None),
+        # AppArmor 3 does not confine crun.
+        ("4.9.3", "Debian GNU/Linux 12", ("containers-default-0.57.4",), None),
+        ("5.4.2", "Debian GNU/Linux 13", ("containers-default-0.62.3", "crun"), None),
+    ],
+)  # fmt: skip
+def test_podman_s_apparmor_profile_lets_crun_stop_containers(
+    podman: str, system: str, profiles: tuple[str, ...], words: str | None
+) -> None:
+    tools = {"podman": podman, "os": system, "apparmor": True, "apparmor_profiles": profiles}
+    host = msgspec.structs.replace(changed(tools=tools), scope="system")
+    found = [result for result in all_needs(host) if result.name == "apparmor"]
+    assert [(one.status, one.actual) for one in found] == ([("warn", words)] if words else [])
+    # Rootless containers have no profile.
+    for other in (
+        msgspec.structs.replace(host, scope="user"),
+        msgspec.structs.replace(changed(tools={**tools, "apparmor": False}), scope="system"),
+    ):
+        assert not [result for result in all_needs(other) if result.name == "apparmor"]
+
+
 def test_the_most_important_comes_first() -> None:
     host = changed(
         tools={"podman": "4.3.1", "linger": False, "swappiness": 60, "cgroup_version": None},

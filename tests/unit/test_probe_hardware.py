@@ -25,6 +25,7 @@ from stackctl.probe.cdi import check_cdi_file, probe_cdi
 from stackctl.probe.doctor import findings
 from stackctl.probe.fact_reader import FactReader
 from stackctl.probe.nvml import read_nvml
+from stackctl.probe.tools import probe_apparmor
 from stackctl.requirements.cdi import cdi_remedy
 from stackctl.values.cpu_list import CpuList
 from stackctl.values.host import CdiSpec, Cpu, Gpu, Host, HugePages
@@ -508,6 +509,39 @@ def test_kernel_settings(tmp_path: Path) -> None:
     assert (tools.selinux, tools.apparmor) == ("enforcing", False)
     nothing = look(tmp_path / "nothing", {}).tools
     assert (nothing.numa_balancing, nothing.selinux, nothing.apparmor) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("files", "apparmor", "profiles"),
+    [
+        ({}, None, ()),
+        ({"sys/module/apparmor/parameters/enabled": "Y\n"}, True, ()),
+        # A user cannot read the list.
+        ({"sys/module/apparmor/parameters/enabled": "Y\n", "etc/apparmor.d/crun": "profile crun"},
+         True, ("crun",)),
+        ({"sys/module/apparmor/parameters/enabled": "Y\n", "etc/apparmor.d/crun": "profile crun",
+          "sys/kernel/security/apparmor/profiles": "/usr/bin/man (enforce)\nrunc (unconfined)\n"
+          "containers-default-0.57.4-apparmor1 (enforce)\ncrun (unconfined)\n"},
+         True, ("containers-default-0.57.4-apparmor1", "crun")),
+        ({"sys/module/apparmor/parameters/enabled": "Y\n", "etc/apparmor.d/crun": "profile crun",
+          "sys/kernel/security/apparmor/profiles": "man_filter (enforce)\n"}, True, ()),
+    ],
+)  # fmt: skip
+def test_apparmor(
+    tmp_path: Path, files: dict[str, str], apparmor: bool | None, profiles: tuple[str, ...]
+) -> None:
+    tools = look(tmp_path, files).tools
+    assert (tools.apparmor, tools.apparmor_profiles) == (apparmor, profiles)
+
+
+@pytest.mark.parametrize("parser", ["sbin/apparmor_parser", "usr/sbin/apparmor_parser", None])
+def test_podman_uses_apparmor_only_if_it_can_load_profiles(
+    tmp_path: Path, parser: str | None
+) -> None:
+    files = {"sys/module/apparmor/parameters/enabled": "Y\n"} | ({parser: ""} if parser else {})
+    write(tmp_path, files)
+    reader = FactReader(Standing(tmp_path))
+    assert probe_apparmor(reader) is (parser is not None)
 
 
 # Storage

@@ -62,6 +62,14 @@ def test_golden_doors(
     golden(f"units/door--podman-{podman}.cfg", config(given))
 
 
+@pytest.mark.parametrize("podman", ["4.9.3", "5.4.2"])
+def test_golden_doors_under_apparmor(podman: str, golden: Callable[[str, str], None]) -> None:
+    files = render_proxy("cpu", door(), scope="system", podman=podman, folder=FOLDER, apparmor=True)
+    golden(f"units/door-apparmor--podman-{podman}.container", files.unit.text)
+    users = render_proxy("cpu", door(), scope="user", podman=podman, folder=FOLDER, apparmor=True)
+    assert ("NoNewPrivileges", "true") in sections(users.unit.text)["Container"]
+
+
 @pytest.mark.parametrize("podman", [*VERSIONS, None])
 def test_what_every_door_says(podman: str | None) -> None:
     files = made(podman=podman)

@@ -337,6 +337,20 @@ def test_what_every_unit_says(podman: str | None) -> None:
 
 
 @pytest.mark.parametrize(
+    ("scope", "apparmor", "sets"),
+    [("user", False, True), ("user", True, True), ("system", False, True), ("system", True, False)],
+)
+def test_no_new_privileges_but_for_root_under_apparmor(
+    scope: Literal["user", "system"], apparmor: bool, sets: bool
+) -> None:
+    read = Read(plan(), scope=scope, apparmor=apparmor)
+    assert read.all("Container", "NoNewPrivileges") == (["true"] if sets else [])
+    # The rest of the confinement stays, and so does podman's profile.
+    assert read.one("Container", "DropCapability") == "all"
+    assert "apparmor=" not in read.text
+
+
+@pytest.mark.parametrize(
     ("scope", "wanted"), [("user", "default.target"), ("system", "multi-user.target")]
 )
 def test_scopes(scope: Literal["user", "system"], wanted: str) -> None:
@@ -639,3 +653,9 @@ def test_golden_units(
 ) -> None:
     read = Read(plan(HOSTS[host], model), podman, scope)
     golden(f"units/{host}--podman-{podman}.container", read.text)
+
+
+@pytest.mark.parametrize("podman", ["4.9.3", "5.4.2"])
+def test_golden_units_under_apparmor(podman: str, golden: Callable[[str, str], None]) -> None:
+    read = Read(plan(HOSTS["epyc-nps1"], IQUEST), podman, "system", apparmor=True)
+    golden(f"units/epyc-nps1-apparmor--podman-{podman}.container", read.text)
