@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import command_pages
+import document_commands
 import profile_keys
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -24,6 +25,7 @@ def documents() -> dict[Path, str]:
         profile_keys.TARGET: profile_keys.reference(),
         command_pages.TARGET: command_pages.reference(),
         DECISIONS / "index.md": _decisions(),
+        document_commands.TARGET: document_commands.table(),
         **command_pages.man_pages(),
     }
 
