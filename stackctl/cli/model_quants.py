@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from stackctl.deploy.planning import PlanBasis
     from stackctl.sources.hub_cache import HubSource
     from stackctl.sources.profiles import Profiles
-    from stackctl.store.file_selection import RepoModel
     from stackctl.store.hub import RepoInfo
+    from stackctl.store.remote_models import RepoModel
     from stackctl.values.model import Model
     from stackctl.values.plan import Plan
 
@@ -35,13 +35,13 @@ def show_remote(session: Session, source: str, parsed: HubSource) -> None:
     """Print the facts of a model on a hub, and how the models of its repository fit here."""
     from stackctl.sources.model_text import model_rows
     from stackctl.store import hub
-    from stackctl.store.file_selection import (
+    from stackctl.store.remote_models import (
         choose_model,
         gguf_models,
         missing_shards,
+        read_remote_facts,
         safetensors_model,
     )
-    from stackctl.store.remote_header import read_remote_facts
 
     session.out.progress("model", f"asking for {source}")
     info = hub.query_repo(

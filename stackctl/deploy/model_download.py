@@ -31,7 +31,7 @@ from stackctl.store.download_rate import DownloadProgress
 from stackctl.store.fetch import DownloadPlan
 from stackctl.store.hub import HubRefusal
 from stackctl.store.manifest import Manifest
-from stackctl.store.remote_header import read_remote
+from stackctl.store.remote_models import read_remote
 from stackctl.values.base import from_json, to_json
 from stackctl.values.model import Model
 from stackctl.values.model_store import FetchJob, FetchState, ModelLock, StoredModel

@@ -37,7 +37,7 @@ from stackctl.state.learned_facts import (
 )
 from stackctl.state.paths import Paths
 from stackctl.store import hub
-from stackctl.store.remote_header import read_remote
+from stackctl.store.remote_models import read_remote
 from stackctl.units.render import UnitTarget
 from stackctl.values.base import from_json
 from stackctl.values.calibration import Calibration

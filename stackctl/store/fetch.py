@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine.http_download import Transfer, host_of
@@ -25,9 +25,9 @@ from stackctl.store.download_queue import (
     DownloadSettings,
 )
 from stackctl.store.download_rate import ProgressCallback, ProgressMeter, no_progress
-from stackctl.store.file_selection import choose_model
 from stackctl.store.hub_repository import Repository
 from stackctl.store.manifest import Manifest, digest, file_record, record_time
+from stackctl.store.remote_models import choose_model
 from stackctl.values.model_store import ModelLock, StoredModel
 
 #: Bytes that stay free on the disk.
@@ -108,7 +108,7 @@ def plan_download(
         wanted.append(
             DownloadRequest(
                 name=file.path,
-                url=f"{base}/{parsed.repo}/resolve/{info.commit}/{quote(file.path)}",
+                url=hub.file_url(base, info, file),
                 size=file.bytes,
                 target=place.blob_path(file.name),
                 lock=place.lock_path(file.name),

@@ -79,6 +79,11 @@ class _Info(msgspec.Struct):
     siblings: list[_Sibling]
 
 
+def file_url(base: str, info: RepoInfo, file: RemoteFile) -> str:
+    """Return the URL of a file at the commit of a repository; ``base`` is that of the hub."""
+    return f"{base}/{info.repo}/resolve/{info.commit}/{quote(file.path)}"
+
+
 def hub_endpoint() -> str:
     """Return the hub's URL: HF_ENDPOINT, or Hugging Face's.
 

@@ -21,10 +21,9 @@ from stackctl.sources.hub_cache import ModelNotCached, parse_address, repo_folde
 from stackctl.sources.models import read_model
 from stackctl.store import (
     fetch,
-    file_selection,
     lockfile,
     model_export,
-    remote_header,
+    remote_models,
 )
 from stackctl.store import hub as hubs
 from stackctl.store import manifest as manifests
@@ -254,9 +253,9 @@ def test_what_another_tool_puts_there_meanwhile_is_hashed(
 
 def test_parts_that_are_not_there_yet_are_only_missed_where_they_are_meant() -> None:
     found = info("a-Q4_0.gguf", "a-Q8_0-00001-of-00002.gguf")
-    assert file_selection.choose_model(found, "Q4_0").label == "Q4_0"
+    assert remote_models.choose_model(found, "Q4_0").label == "Q4_0"
     with pytest.raises(StackctlError, match="it has 1 of the 2 parts"):
-        file_selection.choose_model(found, "Q8_0")
+        remote_models.choose_model(found, "Q8_0")
 
 
 def test_offline_nothing_is_asked(
@@ -392,7 +391,7 @@ def info(*names: str, size: int = 1000) -> RepoInfo:
     ],
 )
 def test_the_files_that_are_meant(names: list[str], wish: str | None, chosen: list[str]) -> None:
-    assert [file.path for file in file_selection.choose_model(info(*names), wish).files] == chosen
+    assert [file.path for file in remote_models.choose_model(info(*names), wish).files] == chosen
 
 
 @pytest.mark.parametrize(
@@ -412,7 +411,7 @@ def test_what_cannot_be_meant(
     names: list[str], wish: str | None, says: str, code: ExitCode
 ) -> None:
     with pytest.raises(StackctlError, match=says) as error:
-        file_selection.choose_model(info(*names), wish)
+        remote_models.choose_model(info(*names), wish)
     assert error.value.exit_code == code
 
 
@@ -863,8 +862,8 @@ def test_the_facts_of_a_model_are_known_before_its_download(site: Hub, tmp_path:
         ("Org/Parts", f"file:{tmp_path}/p-00001-of-00002.gguf"),
     ):
         found = hubs.query_repo(repo, "main")
-        model = remote_header.read_remote_facts(
-            f"hf:{repo}", found, file_selection.choose_model(found, None), tmp_path / "c"
+        model = remote_models.read_remote_facts(
+            f"hf:{repo}", found, remote_models.choose_model(found, None), tmp_path / "c"
         )
         here = read_model(local)
         for name in ("parameters", "weights_bytes", "layers", "kv", "architecture", "quantization"):
@@ -879,8 +878,8 @@ def test_only_the_beginning_of_a_large_file_is_fetched(site: Hub, tmp_path: Path
     path = ggufs.write(tmp_path / "a.gguf", tensors=tensors)
     site.add("Org/Repo", {"a.gguf": path})
     found = hubs.query_repo("Org/Repo", "main")
-    remote_header.read_remote_facts(
-        "hf:Org/Repo", found, file_selection.choose_model(found, None), tmp_path / "c"
+    remote_models.read_remote_facts(
+        "hf:Org/Repo", found, remote_models.choose_model(found, None), tmp_path / "c"
     )
     assert site.sent("/cdn/.*") == 2 << 20
     assert path.stat().st_size > 30 << 20
@@ -892,8 +891,8 @@ def test_another_range_than_the_requested_one_is_refused(site: Hub, tmp_path: Pa
     found = hubs.query_repo("Org/Repo", "main")
     site.fault("/cdn/", shift=7)
     with pytest.raises(StackctlError, match="sent bytes 7-2097158/"):
-        remote_header.read_remote_facts(
-            "hf:Org/Repo", found, file_selection.choose_model(found, None), tmp_path / "c"
+        remote_models.read_remote_facts(
+            "hf:Org/Repo", found, remote_models.choose_model(found, None), tmp_path / "c"
         )
 
 
