@@ -8,69 +8,43 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stackctl.requirements.accounts import Lingering, ServiceAccount, SubordinateIds
-from stackctl.requirements.cdi import CdiFiles
+from stackctl.requirements import (
+    accounts,
+    cdi,
+    gpu,
+    kernel_settings,
+    podman,
+    program,
+    recording,
+    systemd,
+    user_managers,
+)
 from stackctl.requirements.facts import StackNeeds
-from stackctl.requirements.gpu import (
-    DEFAULT_CUDA,
-    DriverHold,
-    GpuDriver,
-    GpuMemory,
-    GpuNvfp4,
-    GpuPresent,
-    SelinuxDevices,
-)
-from stackctl.requirements.kernel_settings import (
-    FrequencyGovernor,
-    NumaBalancing,
-    Swappiness,
-    TransparentHugepages,
-)
-from stackctl.requirements.podman import ContainerProfile, PodmanVersion, QuadletGenerator
-from stackctl.requirements.program import GuardTimer, InstalledProgram, ModelsFolder
-from stackctl.requirements.recording import RecordedCommands
 from stackctl.requirements.requirement import ProvisionItem, Requirement
-from stackctl.requirements.systemd import (
-    AllowedCpus,
-    CgroupVersion,
-    CpuQuota,
-    MemoryLimit,
-    SystemdRunning,
-)
-from stackctl.requirements.user_managers import CpusetController, MemlockLimit
 from stackctl.values.host import Host
 from stackctl.values.result import Result
 
 _GPU: tuple[Requirement, ...] = (
-    GpuPresent(), GpuDriver(), GpuNvfp4(), DriverHold(), CdiFiles(), GpuMemory(), SelinuxDevices(),
+    gpu.GpuPresent(), gpu.GpuDriver(), gpu.GpuNvfp4(), gpu.DriverHold(), cdi.CdiFiles(),
+    gpu.GpuMemory(), gpu.SelinuxDevices(),
 )  # fmt: skip
 #: All requirements, in the order in which a launch meets them and provisioning fulfils them: each
 #: makes the following ones possible. Limits come before lingering, so that the manager that
 #: lingering starts has them from the beginning.
 REQUIREMENTS: tuple[Requirement, ...] = (
-    RecordedCommands(),
-    PodmanVersion(),
-    QuadletGenerator(),
-    ContainerProfile(),
-    SystemdRunning(),
-    CgroupVersion(),
-    ServiceAccount(),
-    SubordinateIds(),
-    CpusetController(),
-    MemlockLimit(),
-    Lingering(),
-    CpuQuota(),
-    AllowedCpus(),
-    MemoryLimit(),
-    NumaBalancing(),
-    TransparentHugepages(),
-    Swappiness(),
-    FrequencyGovernor(),
-    ModelsFolder(),
+    recording.RecordedCommands(),
+    podman.PodmanVersion(), podman.QuadletGenerator(), podman.ContainerProfile(),
+    systemd.SystemdRunning(), systemd.CgroupVersion(),
+    accounts.ServiceAccount(), accounts.SubordinateIds(),
+    user_managers.CpusetController(), user_managers.MemlockLimit(),
+    accounts.Lingering(),
+    systemd.CpuQuota(), systemd.AllowedCpus(), systemd.MemoryLimit(),
+    kernel_settings.NumaBalancing(), kernel_settings.TransparentHugepages(),
+    kernel_settings.Swappiness(), kernel_settings.FrequencyGovernor(),
+    program.ModelsFolder(),
     *_GPU,
-    InstalledProgram(),
-    GuardTimer(),
-)
+    program.InstalledProgram(), program.GuardTimer(),
+)  # fmt: skip
 #: The requirements that ``stackctl provision`` can fulfil, by name.
 ITEMS: dict[str, ProvisionItem] = {
     requirement.name: requirement
@@ -80,7 +54,7 @@ ITEMS: dict[str, ProvisionItem] = {
 
 
 def gpu_findings(
-    host: Host, *, nvfp4: bool | None = None, cuda: str | None = DEFAULT_CUDA
+    host: Host, *, nvfp4: bool | None = None, cuda: str | None = gpu.DEFAULT_CUDA
 ) -> Iterator[Result]:
     """Yield the findings for a stack that uses a GPU.
 

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
+DELEGATE = "user@.service.d/10-stackctl-delegate.conf"
+MEMLOCK = "user@.service.d/10-stackctl-memlock.conf"
+CDI_SERVICE = "system/stackctl-cdi-refresh.service"
+CDI_DROP_IN = "system/nvidia-cdi-refresh.service.d/10-stackctl.conf"
+NUMA = "sysctl.d/90-stackctl-numa-balancing.conf"
+SWAPPINESS = "sysctl.d/90-stackctl-swappiness.conf"
+HUGEPAGES = "tmpfiles.d/stackctl-transparent-hugepages.conf"
+GOVERNOR = "tmpfiles.d/stackctl-governor.conf"
 #: Shipped files (below systemd/) and the paths at which they are installed.
 FILES = {
-    name: f"/etc/{'systemd/' if name.startswith('system') or '@' in name else ''}{place}"
-    for name, place in (
-        ("user@.service.d/10-stackctl-delegate.conf",
-         "system/user@.service.d/10-stackctl-delegate.conf"),
-        ("user@.service.d/10-stackctl-memlock.conf",
-         "system/user@.service.d/10-stackctl-memlock.conf"),
-        ("system/stackctl-cdi-refresh.service", "system/stackctl-cdi-refresh.service"),
-        ("system/nvidia-cdi-refresh.service.d/10-stackctl.conf",
-         "system/nvidia-cdi-refresh.service.d/10-stackctl.conf"),
-        ("sysctl.d/90-stackctl-numa-balancing.conf", "sysctl.d/90-stackctl-numa-balancing.conf"),
-        ("sysctl.d/90-stackctl-swappiness.conf", "sysctl.d/90-stackctl-swappiness.conf"),
-        ("tmpfiles.d/stackctl-transparent-hugepages.conf",
-         "tmpfiles.d/stackctl-transparent-hugepages.conf"),
-        ("tmpfiles.d/stackctl-governor.conf", "tmpfiles.d/stackctl-governor.conf"),
-    )
-}  # fmt: skip
-DELEGATE, MEMLOCK, CDI_SERVICE, CDI_DROP_IN, NUMA, SWAPPINESS, HUGEPAGES, GOVERNOR = FILES
+    **{name: f"/etc/systemd/system/{name}" for name in (DELEGATE, MEMLOCK)},
+    **{name: f"/etc/systemd/{name}" for name in (CDI_SERVICE, CDI_DROP_IN)},
+    **{name: f"/etc/{name}" for name in (NUMA, SWAPPINESS, HUGEPAGES, GOVERNOR)},
+}
 
 NUMA_SETTING = "/proc/sys/kernel/numa_balancing"
 SWAPPINESS_SETTING = "/proc/sys/vm/swappiness"

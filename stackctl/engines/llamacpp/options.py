@@ -24,14 +24,15 @@ _MOST_PROMPTS = 16
 
 def plan_options(request: EngineRequest) -> tuple[Option, ...]:
     """Return the options for this machine, model and objective."""
+    name = "the name clients ask for"
+    if request.profile.other_names:
+        name += "; it answers to every other as well"
+    template = "the model's own chat template"
+    if not request.model.chat_template:
+        template = "the model has no chat template: a general one (ChatML) stands in"
     return (
         Option("model", (request.model_path,), "the model, mounted read-only"),
-        Option(
-            "alias",
-            (request.served_name,),
-            "the name clients ask for"
-            + ("; it answers to every other as well" if request.profile.other_names else ""),
-        ),
+        Option("alias", (request.served_name,), name),
         Option("host", ("127.0.0.1",), "loopback only"),
         request.listen("port"),
         *_context(request),
@@ -40,16 +41,10 @@ def plan_options(request: EngineRequest) -> tuple[Option, ...]:
         Option("flash-attn", ("on",), "less memory traffic for attention at no loss"),
         *_kv_types(request),
         *_offload(request),
-        *_load_mode(request),
-        *_numa(request),
+        _load_mode(request),
+        _numa(request),
         *_caches(request),
-        Option(
-            "jinja",
-            (),
-            "the model's own chat template"
-            if request.model.chat_template
-            else "the model has no chat template: a general one (ChatML) stands in",
-        ),
+        Option("jinja", (), template),
         Option("cors-origins", ("localhost",), "no foreign web page may use it in a browser"),
         Option("metrics", (), "counters for health and measurement"),
     )
@@ -70,19 +65,12 @@ def _context(request: EngineRequest) -> tuple[Option, ...]:
     total = padded_context(each * slots)
     if total != each * slots:
         reason += f", padded to {CONTEXT_STEP}"
-    options = [
+    options = (
         Option("ctx-size", (total,), reason, value_source(request, "context")),
         Option("parallel", (slots,), why, value_source(request, "concurrency")),
-    ]
-    if slots > 1:
-        options.append(
-            Option(
-                "kv-unified",
-                (),
-                "slots share one KV cache: a long prompt may use all; given up: a share for each",
-            )
-        )
-    return tuple(options)
+    )
+    shared = "slots share one KV cache: a long prompt may use all; given up: a share for each"
+    return (*options, Option("kv-unified", (), shared)) if slots > 1 else options
 
 
 def _threads(request: EngineRequest) -> tuple[Option, ...]:
@@ -99,21 +87,14 @@ def _batches(request: EngineRequest) -> tuple[Option, ...]:
         reason = "a GPU takes long prompts in few steps"
         return (Option("batch-size", (size,), reason), Option("ubatch-size", (size,), reason))
     if _latency(request):
+        sooner = "latency: on a CPU small micro-batches answer sooner; "
         return (
             Option("batch-size", (512,), "latency: prompts enter in small steps"),
-            Option(
-                "ubatch-size",
-                (128,),
-                "latency: on a CPU small micro-batches answer sooner; given up: prompt "
-                "speed of many at once",
-            ),
+            Option("ubatch-size", (128,), sooner + "given up: prompt speed of many at once"),
         )
+    few = "throughput: long prompts in few steps; given up: steady answers meanwhile"
     return (
-        Option(
-            "batch-size",
-            (2048,),
-            "throughput: long prompts in few steps; given up: steady answers meanwhile",
-        ),
+        Option("batch-size", (2048,), few),
         Option("ubatch-size", (2048,), "throughput: as large as the batch; given up: some memory"),
     )
 
@@ -136,22 +117,19 @@ def _offload(request: EngineRequest) -> tuple[Option, ...]:
     """
     if not request.gpus:
         return ()
-    options = [Option("n-gpu-layers", (999,), "all layers on the GPU")]
-    wanted = request.profile.placement.cpu_experts
-    model = request.model
+    all_layers = Option("n-gpu-layers", (999,), "all layers on the GPU")
+    wanted, model = request.profile.placement.cpu_experts, request.model
     if wanted is None or not model.experts:
-        return tuple(options)
+        return (all_layers,)
     if isinstance(wanted, int):
-        options.append(Option("n-cpu-moe", (wanted,), "placement.cpu_experts", "profile"))
-        return tuple(options)
+        return (all_layers, Option("n-cpu-moe", (wanted,), "placement.cpu_experts", "profile"))
     for layers in range(model.layers + 1):
         parts = _memory(request, Option("n-cpu-moe", (layers,), ""), on_gpu=True)
         need = parts.weights_bytes + parts.kv_bytes + parts.compute_bytes
         if request.gpu_limit_bytes is None or need <= request.gpu_limit_bytes:
             break
     reason = f"experts of {layers} of {model.layers} layers stay in main memory: the rest fits"
-    options.append(Option("n-cpu-moe", (layers,), reason))
-    return tuple(options)
+    return (all_layers, Option("n-cpu-moe", (layers,), reason))
 
 
 def _memory(request: EngineRequest, more: Option, *, on_gpu: bool) -> Footprint:
@@ -160,14 +138,13 @@ def _memory(request: EngineRequest, more: Option, *, on_gpu: bool) -> Footprint:
     return footprint(request.model, {option.name: option for option in chosen}, on_gpu=on_gpu)
 
 
-def _load_mode(request: EngineRequest) -> tuple[Option, ...]:
+def _load_mode(request: EngineRequest) -> Option:
+    limit = request.host.limits.memlock_bytes
+    need = sum(file.bytes for file in request.model.files) or request.model.weights_bytes
     if request.gpus:
         # mlock would lock the whole file, also the part that lies on the GPU.
         reason = "not locked: weights go to the GPU"
-        return (Option("load-mode", ("mmap",), reason),)
-    limit = request.host.limits.memlock_bytes
-    need = sum(file.bytes for file in request.model.files) or request.model.weights_bytes
-    if limit is None:
+    elif limit is None:
         reason = "not locked: the locked-memory limit of services is unknown"
     elif limit < need:
         reason = (
@@ -175,33 +152,24 @@ def _load_mode(request: EngineRequest) -> tuple[Option, ...]:
             f"the model is {format_bytes(need)}; stackctl provision --only memlock lifts it"
         )
     else:
-        return (
-            Option(
-                "load-mode",
-                ("mmap+mlock",),
-                "mapped and locked: never paged out; given up: this memory for anything else",
-            ),
-        )
-    return (Option("load-mode", ("mmap",), reason),)
+        reason = "mapped and locked: never paged out; given up: this memory for anything else"
+        return Option("load-mode", ("mmap+mlock",), reason)
+    return Option("load-mode", ("mmap",), reason)
 
 
-def _numa(request: EngineRequest) -> tuple[Option, ...]:
+def _numa(request: EngineRequest) -> Option:
     nodes = [node for node in request.host.cpu.numa if node.memory_bytes]
     if len(nodes) <= 1:
-        return (Option("numa", None, "one NUMA node: nothing to spread or bind"),)
+        return Option("numa", None, "one NUMA node: nothing to spread or bind")
     policy = request.placement.policy
     if policy in ("bind", "interleave"):
         reason = f"keeps the {policy} memory policy that the unit sets"
         if len(nodes) > 8:
             reason += f"; 'distribute' knows 8 nodes, this machine has {len(nodes)}"
-        return (Option("numa", ("numactl",), reason),)
-    asked = request.profile.placement.policy == "default"
-    why = (
-        "memory policy left to the kernel, as the profile asks"
-        if asked
-        else "the GPU does the work"
-    )
-    return (Option("numa", None, why),)
+        return Option("numa", ("numactl",), reason)
+    if request.profile.placement.policy == "default":
+        return Option("numa", None, "memory policy left to the kernel, as the profile asks")
+    return Option("numa", None, "the GPU does the work")
 
 
 def _caches(request: EngineRequest) -> tuple[Option, ...]:

@@ -21,11 +21,20 @@ def plan_options(request: EngineRequest) -> tuple[Option, ...]:
     profile, latency = request.profile, request.profile.objective == "latency"
     context, why_context = request.context(DEFAULT_CONTEXT)
     seqs, why_seqs = request.requests(throughput=64)
-    on_cpu = not request.gpus
-    batched = (2048 if latency else 4096) if on_cpu else (8192 if latency else 16384)
     kv_type = profile.kv_type or "auto"
-    token = format_bytes(round(kv_token_bytes(request.model, kv_type)))
-    why_context = why_context or f"{token} a token"
+    if why_context is None:
+        why_context = f"{format_bytes(round(kv_token_bytes(request.model, kv_type)))} a token"
+    method = request.model.quantization_method
+    if latency:
+        batched = 8192 if request.gpus else 2048
+        why_batched = (
+            "latency: short steps keep tokens coming; given up: prompt speed of many at once"
+        )
+        mode, why_mode = "interactivity", "latency objective: fast steps for few requests"
+    else:
+        batched = 16384 if request.gpus else 4096
+        why_batched = "throughput: more prompt tokens a step; given up: steady answers meanwhile"
+        mode, why_mode = "throughput", "throughput objective: large steps for many requests"
     options = [
         Option("model", (request.model_path,), "the model"),
         _names(request),
@@ -33,56 +42,28 @@ def plan_options(request: EngineRequest) -> tuple[Option, ...]:
         request.listen("port"),
         Option("max-model-len", (context,), why_context, value_source(request, "context")),
         Option("max-num-seqs", (seqs,), why_seqs, value_source(request, "concurrency")),
-        Option(
-            "max-num-batched-tokens",
-            (batched,),
-            "latency: short steps keep tokens coming; given up: prompt speed of many at once"
-            if latency
-            else "throughput: more prompt tokens a step; given up: steady answers meanwhile",
-        ),
-        Option(
-            "performance-mode",
-            ("interactivity" if latency else "throughput",),
-            "latency objective: fast steps for few requests"
-            if latency
-            else "throughput objective: large steps for many requests",
-        ),
+        Option("max-num-batched-tokens", (batched,), why_batched),
+        Option("performance-mode", (mode,), why_mode),
     ]
     if kv_type != "auto":
-        options.append(
-            Option("kv-cache-dtype", (kv_type,), "kv_type", value_source(request, "kv_type"))
-        )
-    options.append(
-        _cpu_cache(request, context, seqs, kv_type)
-        if on_cpu
-        else _utilization(request, context, batched, kv_type)
-    )
-    options.append(
-        Option("enable-prefix-caching", (), "a prompt's known beginning is not computed again")
-    )
-    options.append(
-        Option("enable-prompt-tokens-details", (), "answers tell what of it was in the cache")
-    )
-    quantized = request.model.quantization_method
-    options.append(
-        Option(
-            "quantization",
-            None,
-            f"in the checkpoint: {quantized}" if quantized else "read from the checkpoint",
-        )
+        source = value_source(request, "kv_type")
+        options.append(Option("kv-cache-dtype", (kv_type,), "kv_type", source))
+    checkpoint = f"in the checkpoint: {method}" if method else "read from the checkpoint"
+    options += (
+        _utilization(request, context, batched, kv_type)
+        if request.gpus
+        else _cpu_cache(request, context, seqs, kv_type),
+        Option("enable-prefix-caching", (), "a prompt's known beginning is not computed again"),
+        Option("enable-prompt-tokens-details", (), "answers tell what of it was in the cache"),
+        Option("quantization", None, checkpoint),
     )
     if len(request.gpus) > 1:
         reason = "each weight is split over the GPUs"
         options.append(Option("tensor-parallel-size", (len(request.gpus),), reason))
-    if request.profile.trust_remote_code:
+    if profile.trust_remote_code:
         options.append(_remote_code(request))
-    options.append(
-        Option(
-            "generation-config",
-            ("vllm",),
-            "clients choose the sampling; given up: the checkpoint's defaults",
-        )
-    )
+    sampling = "clients choose the sampling; given up: the checkpoint's defaults"
+    options.append(Option("generation-config", ("vllm",), sampling))
     return tuple(options)
 
 
