@@ -12,7 +12,6 @@ import dataclasses
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 
@@ -233,9 +232,7 @@ def _hit_rate(one: LoggedRequest) -> float:
 def _of_looks(evidence: Evidence) -> LoadSummary:
     """Summarise the two readings of the metrics, and their changes while requests ran."""
     before, now, passed_s = evidence.before, evidence.now, evidence.interval_s
-    if now is None:
-        return LoadSummary()
-    looks = [look for look in (before, now) if look is not None]
+    looks = [look for look in (before, now) if look is not None and now is not None]
     running = [look.running for look in looks if look.running is not None]
     waiting = [look.waiting for look in looks if look.waiting is not None]
     kv = [look.kv_usage for look in looks if look.kv_usage is not None]
@@ -244,36 +241,25 @@ def _of_looks(evidence: Evidence) -> LoadSummary:
         kv_most=max(kv, default=None),
         waiting_most=max(waiting, default=None),
     )
-    if before is None or not passed_s or not any(running):
+    if now is None or before is None or not passed_s or not any(running):
         return load
     recent = _difference(now, before)
+    generated, rate = recent.generation_tokens or 0.0, _pace(recent.itl)
+    # A prompt in between would make generation look slower than it is.
+    apart = rate is not None or not recent.prompt_tokens
+    if rate is None and apart and min(running) >= 1:
+        rate = generated / passed_s / statistics.mean(running)
+    rates = [rate] if rate is not None and generated >= _FEW_GENERATED else []
     return dataclasses.replace(
         load,
-        **_generation_between(recent, running, passed_s),
+        generation=ValueRange.of(rates),
+        generation_samples=round(generated) if rates else 0,
+        apart=apart,
         concurrency=statistics.mean(running),
         waiting_share=_ratio(sum(count > 0 for count in waiting), len(waiting)),
         preemptions=recent.preemptions or None,
         queue_share=_queue_share(recent.queue, recent.e2e),
     )
-
-
-def _generation_between(
-    recent: EngineMetrics, running: Sequence[int], passed_s: float
-) -> dict[str, Any]:
-    """Return the fields of a load that are about generation between two readings."""
-    rates = []
-    # A prompt in between would make generation look slower than it is.
-    alone = (recent.prompt_tokens or 0.0) == 0.0
-    if alone and recent.generation_tokens is not None and min(running) >= 1:
-        rates = [recent.generation_tokens / passed_s / statistics.mean(running)]
-    if (pace := _pace(recent.itl)) is not None:
-        rates, alone = [pace], True
-    rates = rates if (recent.generation_tokens or 0) >= _FEW_GENERATED else []
-    return {
-        "generation": ValueRange.of(rates),
-        "generation_samples": round(recent.generation_tokens or 0) if rates else 0,
-        "apart": alone,
-    }
 
 
 def _pace(itl: Histogram | None) -> float | None:

@@ -231,11 +231,7 @@ def _merged_config(file: ClientFile, present: str) -> str:
             text = re.sub(rf"(?m)^{re.escape(key)}[ \t]*:.*\n", _always(line), text, count=1)
     if stale:
         text = re.sub(rf"(?m)^{_API_KEY}[ \t]*:.*\n", "", text, count=1)
-    try:
-        fits = yaml.safe_load(text) == wanted
-    except yaml.YAMLError:
-        fits = False
-    return text if fits else yaml.safe_dump(wanted, sort_keys=False)
+    return _text_of(wanted, text)
 
 
 def shadows_api_key(report: ClientReport, text: str) -> bool:
@@ -258,21 +254,22 @@ def _always(text: str) -> Callable[[re.Match[str]], str]:
 def _merged_settings(file: ClientFile, present: str) -> str:
     kept: list[Any] = _read(file.name, present, yaml.safe_load, list)
     (ours,) = yaml.safe_load(file.text)
-    others = [entry for entry in kept if not _named(entry, ours["name"])]
+    others = [
+        one for one in kept if not (isinstance(one, dict) and one.get("name") == ours["name"])
+    ]
     if ours in kept and len(others) == len(kept) - 1:
         return present
-    if len(others) == len(kept):
-        text = (present if present.endswith("\n") else present + "\n") + file.text
-        try:
-            if yaml.safe_load(text) == [*kept, ours]:
-                return text
-        except yaml.YAMLError:
-            pass
-    return yaml.safe_dump([*others, ours], sort_keys=False)
+    text = (present if present.endswith("\n") else present + "\n") + file.text
+    return _text_of([*others, ours], text)
 
 
-def _named(entry: Any, name: str) -> bool:
-    return isinstance(entry, dict) and entry.get("name") == name
+def _text_of(wanted: Any, text: str) -> str:
+    """Return the text if it is YAML for this value, so that its comments stay; else a new one."""
+    try:
+        fits = yaml.safe_load(text) == wanted
+    except yaml.YAMLError:
+        fits = False
+    return text if fits else yaml.safe_dump(wanted, sort_keys=False)
 
 
 def _json(value: Any) -> str:
@@ -294,16 +291,9 @@ def _read(name: str, text: str, parse: Callable[[str], Any], kind: type) -> Any:
         reason = getattr(error, "problem", None) or (str(error) or "too deep").splitlines()[-1]
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark is not None else ""
-        raise StackctlError(
-            f"{name}{line} cannot be read: {reason}",
-            hint="mend it, or move it away",
-            exit_code=ExitCode.USAGE,
-        ) from None
-    if found is None:
-        return kind()
-    if not isinstance(found, kind):
-        shape = "a map" if kind is dict else "a list"
-        raise StackctlError(
-            f"{name} is not {shape}", hint="mend it, or move it away", exit_code=ExitCode.USAGE
-        )
-    return found
+        fault = f"{name}{line} cannot be read: {reason}"
+    else:
+        if found is None or isinstance(found, kind):
+            return kind() if found is None else found
+        fault = f"{name} is not {'a map' if kind is dict else 'a list'}"
+    raise StackctlError(fault, hint="mend it, or move it away", exit_code=ExitCode.USAGE)

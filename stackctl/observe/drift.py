@@ -39,7 +39,8 @@ def _files(context: Context, generation: Generation) -> Iterator[str]:
         yield from _file(path, str(path), file.text, "was changed by hand")
     # Quadlet reads drop-ins from a folder named after the file.
     for file in generation.units.files:
-        yield from (f"{path} was added by hand" for path in _inside(folder / f"{file.name}.d"))
+        added = sorted((folder / f"{file.name}.d").glob("*.conf"))
+        yield from (f"{path} was added by hand" for path in added)
 
 
 def _file(path: Path, name: str, text: str, otherwise: str) -> Iterator[str]:
@@ -90,10 +91,3 @@ def _arguments(machine: Machine, generation: Generation, pid: int) -> Iterator[s
     difference = argv_difference(tuple(raw.split("\0")[:-1]), generation.plan.argv)
     if difference is not None:
         yield f"the running engine's arguments are not the plan's: {difference}"
-
-
-def _inside(folder: Path) -> Iterator[Path]:
-    try:
-        yield from sorted(path for path in folder.iterdir() if path.suffix == ".conf")
-    except OSError:
-        return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from stackctl.deploy import gpu_access, unit_files
 from stackctl.deploy.context import Context
@@ -43,18 +43,31 @@ def status_report(context: Context, stacks: Sequence[str]) -> StatusReport:
     generations = {stack: _generation(context, stack) for stack in stacks}
     known = [generation for generation in generations.values() if generation is not None]
     doors = [proxy_service(generation.stack) for generation in known if generation.door is not None]
-    services = [_service(stack, generation) for stack, generation in generations.items()]
-    units = context.systemd.states((*services, *doors, TIMER))
-    containers = _containers(context, [generation.units.container for generation in known])
+    services = {
+        stack: generation.units.service if generation else render.service_name(stack)
+        for stack, generation in generations.items()
+    }
+    units = context.systemd.states((*services.values(), *doors, TIMER))
+    try:
+        containers = podman.inspect_containers([one.units.container for one in known])
+    except StackctlError as error:
+        context.progress.warn(error.message, error.hint)
+        containers = {}
+    found = []
+    for stack, generation in generations.items():
+        unit = units[services[stack]]
+        if generation is None:
+            found.append(
+                StackStatus(
+                    stack=stack, state="unknown", unit=services[stack], unit_state=unit.active
+                )
+            )
+            continue
+        door = units[proxy_service(stack)].active if generation.door else None
+        container = containers.get(generation.units.container)
+        found.append(_status(context, generation, unit, door, container))
     return StatusReport(
-        scope=context.paths.scope,
-        guard=units[TIMER].is_active,
-        stacks=tuple(
-            _unknown(stack, units)
-            if generation is None
-            else _status(context, generation, units, containers)
-            for stack, generation in generations.items()
-        ),
+        scope=context.paths.scope, guard=units[TIMER].is_active, stacks=tuple(found)
     )
 
 
@@ -85,33 +98,14 @@ def _generation(context: Context, stack: str) -> Generation | None:
         return None
 
 
-def _service(stack: str, generation: Generation | None) -> str:
-    return render.service_name(stack) if generation is None else generation.units.service
-
-
-def _containers(context: Context, names: Sequence[str]) -> Mapping[str, podman.Container]:
-    try:
-        return podman.inspect_containers(names)
-    except StackctlError as error:
-        context.progress.warn(error.message, error.hint)
-        return {}
-
-
-def _unknown(stack: str, units: Mapping[str, UnitState]) -> StackStatus:
-    service = _service(stack, None)
-    return StackStatus(stack=stack, state="unknown", unit=service, unit_state=units[service].active)
-
-
 def _status(
     context: Context,
     generation: Generation,
-    units: Mapping[str, UnitState],
-    containers: Mapping[str, podman.Container],
+    unit: UnitState,
+    door_state: str | None,
+    container: podman.Container | None,
 ) -> StackStatus:
-    plan, unit = generation.plan, units[generation.units.service]
-    proxy = generation.door
-    door_state = units[proxy_service(generation.stack)].active if proxy else None
-    container = containers.get(generation.units.container)
+    plan, proxy = generation.plan, generation.door
     state, cause, remedy = _state(context, generation, unit)
     if state == "ready" and proxy is not None and door_state != "active":
         state, cause = "not answering", "the front door is not open"

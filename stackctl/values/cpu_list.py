@@ -93,25 +93,18 @@ def _parse(text: str) -> set[int]:
         raise StackctlError(
             "a CPU list of more items than there can be CPUs", exit_code=ExitCode.USAGE
         )
-    for item in items:
-        if not item.strip():
-            continue
-        match = _ITEM.fullmatch(item.strip())
+    wrong = StackctlError(
+        f"{text!r} is not a CPU list", hint="write it like 0-13,16", exit_code=ExitCode.USAGE
+    )
+    for item in filter(None, map(str.strip, items)):
+        match = _ITEM.fullmatch(item)
         if match is None:
-            raise StackctlError(
-                f"{text!r} is not a CPU list",
-                hint="write it like 0-13,16",
-                exit_code=ExitCode.USAGE,
-            )
+            raise wrong
         first, last, used, group = (int(part) if part else None for part in match.groups())
         assert first is not None
         last = first if last is None else last
         if last < first or last >= _MOST or group == 0:
-            raise StackctlError(
-                f"{text!r} is not a CPU list",
-                hint="write it like 0-13,16",
-                exit_code=ExitCode.USAGE,
-            )
+            raise wrong
         span = range(first, last + 1)
         named += len(span)
         if named > _MOST_NAMED:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from stackctl.engines import engines
 from stackctl.observe.bench.load_generator import CellRun, StreamedCompletion
 from stackctl.observe.bench.statistics import quantiles
-from stackctl.values.bench import BenchCell, RequestSample, Workload
+from stackctl.values.bench import BenchCell, RequestSample
 from stackctl.values.profile import Slo
 
 #: A speed needs at least so many tokens.
@@ -120,38 +120,31 @@ def _goodput(replies: Sequence[StreamedCompletion], slo: Slo | None) -> float | 
 
 
 def _notes(run: CellRun, good: Sequence[StreamedCompletion]) -> Iterable[str]:
+    shape = run.shape
     if failed := run.failed:
         yield f"{len(failed)} of {len(run.replies)} requests failed: {failed[0].error}"
-    if good and any(completion.output_tokens is None for completion in good):
+    if not good:
+        return
+    if any(completion.output_tokens is None for completion in good):
         yield "the server does not count tokens (no usage): no speeds"
-    yield from _notes_on_lengths(run.shape, good)
-    yield from _notes_on_cache(run.shape, good)
-
-
-def _notes_on_lengths(workload: Workload, good: Sequence[StreamedCompletion]) -> Iterable[str]:
+    prompts = _mean(completion.prompt_tokens for completion in good)
+    answers = _mean(completion.output_tokens for completion in good)
     for name, asked, got in (
-        ("prompts", workload.prompt_tokens, _mean(completion.prompt_tokens for completion in good)),
-        ("answers", workload.output_tokens, _mean(completion.output_tokens for completion in good)),
+        ("prompts", shape.prompt_tokens, prompts),
+        ("answers", shape.output_tokens, answers),
     ):
         if got is not None and abs(got - asked) > _OFF * asked:
             yield f"{name} had {got:,.0f} tokens, asked for were {asked:,}"
     pieces, tokens = sum(len(r.moments) for r in good), sum(r.output_tokens or 0 for r in good)
-    if good and tokens and pieces < _SPLIT * tokens:
+    if tokens and pieces < _SPLIT * tokens:
         yield f"{tokens / max(1, pieces):.1f} tokens a piece: gaps are between pieces"
-
-
-def _notes_on_cache(workload: Workload, good: Sequence[StreamedCompletion]) -> Iterable[str]:
     cached = _mean(completion.cached_tokens for completion in good)
-    if workload.cached and good and cached is None:
-        yield f"the server does not tell cached tokens ({_cached_tokens_options()})"
-    if not workload.cached and cached is not None and cached > 0.1 * workload.prompt_tokens:
+    if shape.cached and cached is None:
+        known = ((one.title, one.advice.cached_tokens_option) for one in engines())
+        options = ", ".join(f"{title}: --{option}" for title, option in known if option)
+        yield f"the server does not tell cached tokens ({options})"
+    if not shape.cached and cached is not None and cached > 0.1 * shape.prompt_tokens:
         yield f"{cached:,.0f} tokens of each prompt were cached, though no two are alike"
-
-
-def _cached_tokens_options() -> str:
-    """Return the options with which the engines report cached tokens, as one text."""
-    known = ((one.title, one.advice.cached_tokens_option) for one in engines())
-    return ", ".join(f"{title}: --{option}" for title, option in known if option)
 
 
 def _mean(values: Iterable[int | None]) -> float | None:
