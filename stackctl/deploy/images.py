@@ -104,11 +104,7 @@ def ready_images(
 def _ensure_image(
     context: Context, api: podman_api.Podman, profile: Profile, engine: Engine, may_pull: bool
 ) -> tuple[podman_api.Image, str, str]:
-    """Return the image to run, the name by which it was found, and the reason for it.
-
-    Raises:
-        StackctlError: exit 6 if it is not on this machine and cannot be pulled.
-    """
+    """Return the image to run, the name by which it was found, and the reason for it."""
     candidates = _candidates(profile, engine)
     for reference, reason in candidates:
         if found := api.image(reference):
@@ -264,7 +260,6 @@ def start_command(engine: Engine, entrypoint: Sequence[str]) -> tuple[tuple[str,
 
 
 def _require_program(engine: Engine, image: podman_api.Image, reference: str) -> None:
-    """Raise StackctlError (exit 6) for an image whose entry point is another program."""
     starts = image.entrypoint[0].rpartition("/")[2] if image.entrypoint else engine.program
     if starts != engine.program:
         raise StackctlError(
@@ -295,7 +290,6 @@ def _read_options(
 
 
 def _require_curl(image: podman_api.Image, reference: str) -> None:
-    """Raise StackctlError (exit 6) for an image without curl."""
     if podman.run_once(image.id, ["--version"], entrypoint="curl").status != 0:
         raise StackctlError(
             f"image {reference} has no curl, which its health check needs",

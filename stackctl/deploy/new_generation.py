@@ -143,21 +143,16 @@ def check_plan(context: Context, draft: GenerationDraft, plan: Plan) -> None:
         context.progress.warn(f"cores {sharing_note(plan.placement.shared_with)}")
 
 
-def refusal_error(plan: Plan) -> StackctlError:
-    """Return the error for a plan that does not fit or is not viable, with its alternatives."""
-    return StackctlError(
-        headline(plan),
-        details=secondary_reasons(plan),
-        hint="\n".join(
-            ("what helps, best first", *plan.verdict.alternatives, "--force: start it anyway")
-        ),
-        exit_code=ExitCode.REFUSED,
-    )
-
-
 def require_viable(basis: PlanBasis, profile: Profile, plan: Plan, options: UpOptions) -> None:
     """Raise StackctlError (exit 5) for a plan that does not fit or is not viable."""
-    if is_refused(plan) and not options.force:
-        if options.profiles is not None:
-            plan = plan_with_alternatives(basis, options.profiles, profile, plan)
-        raise refusal_error(plan)
+    if options.force or not is_refused(plan):
+        return
+    if options.profiles is not None:
+        plan = plan_with_alternatives(basis, options.profiles, profile, plan)
+    helps = ("what helps, best first", *plan.verdict.alternatives, "--force: start it anyway")
+    raise StackctlError(
+        headline(plan),
+        details=secondary_reasons(plan),
+        hint="\n".join(helps),
+        exit_code=ExitCode.REFUSED,
+    )

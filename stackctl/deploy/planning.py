@@ -132,13 +132,8 @@ def with_image(
 ) -> PlanInputs:
     """Return the inputs with an image, and with the records of earlier starts of that image.
 
-    Args:
-        basis: the machine.
-        inputs: the inputs without an image.
-        profile: the profile that is planned.
-        model: the profile's model.
-        image: the image; without its facts no records of earlier starts are used.
-        lesson: options that help after a start that has just failed; None reads the stored ones.
+    Without the image's facts no records of earlier starts are used. ``lesson`` holds options that
+    help after a start that has just failed; None reads the stored ones.
 
     Raises:
         StackctlError: exit 2 or 6 for a placement that the machine cannot have.
@@ -148,7 +143,10 @@ def with_image(
         image_id = image.facts.image_id
         measured = measured_memory(basis.generations, profile.stack, model, image_id)
         if lesson is None:
-            lesson = _learned(basis, inputs, profile, image_id)
+            # Options that the image needed on the GPU that the stack will get.
+            others = claimed_resources.other_claims(inputs.claims, profile.stack)
+            gpus = [gpu.name for gpu in choose_placement(basis.host, profile, others).gpus]
+            lesson = workaround(basis.paths.state, image_id, *gpus[:1])
     return dataclasses.replace(
         inputs,
         image=image.reference,
@@ -159,25 +157,11 @@ def with_image(
     )
 
 
-def _learned(
-    basis: PlanBasis, inputs: PlanInputs, profile: Profile, image_id: str
-) -> EngineWorkaround | None:
-    """Return the stored options that the image needed on the GPU that the stack will get."""
-    gpus = choose_placement(
-        basis.host, profile, claimed_resources.other_claims(inputs.claims, profile.stack)
-    ).gpus
-    return workaround(basis.paths.state, image_id, *(gpu.name for gpu in gpus[:1]))
-
-
 def unit_target(paths: Paths, host: Host, plan: Plan, facts: EngineFacts | None) -> UnitTarget:
-    """Return the target for the units of a plan.
+    """Return the target for the units of a plan; the host's Podman decides which keys they use.
 
-    Args:
-        paths: folders of the scope that the units belong to.
-        host: the machine; its Podman decides which keys a unit may use.
-        plan: the plan; the unit runs its image.
-        facts: the facts of that image. With None the image is assumed to start as published images
-            or images built here do, and ``IMAGE`` stands for its id in the path of the cache.
+    With ``facts`` None the image is assumed to start as published images or images built here do,
+    and ``IMAGE`` stands for its id in the path of the cache.
     """
     if facts is not None:
         program, entrypoint, image_id = facts.program, facts.entrypoint, facts.image_id

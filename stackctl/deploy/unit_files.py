@@ -42,7 +42,9 @@ def validate(context: Context, stack: str, files: Sequence[UnitFile], generator:
             extra_env={"QUADLET_UNIT_DIRS": str(folder)},
         )
         complaints = [line for line in done.stderr.splitlines() if not _CHATTER.search(line)]
-        made = _generated(done.stdout)
+        # Names and texts of the services, in turn.
+        parts = re.split(r"^---(\S+)---$", done.stdout, flags=re.MULTILINE)
+        made = dict(zip(parts[1::2], parts[2::2], strict=True))
         complaints += [
             f"{name} is missing from its output" for name in services if name not in made
         ]
@@ -93,12 +95,6 @@ def remove_stale_staging(runtime: Path) -> None:
         match = _STAGE.match(folder.name)
         if match and not Path(f"/proc/{match[1]}").exists():
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _generated(output: str) -> dict[str, str]:
-    """Return the texts of the services in the output of the generator's dry run, by name."""
-    parts = re.split(r"^---(\S+)---$", output, flags=re.MULTILINE)
-    return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def installed(context: Context, stack: str) -> tuple[UnitFile, ...]:

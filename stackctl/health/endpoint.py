@@ -6,12 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from stackctl.engines.protocol import Engine, Reports
-from stackctl.health.completion_check import (
-    CompletionProbe,
-    check_completion,
-    extended_checks,
-    no_answer_code,
-)
+from stackctl.health.completion_check import CompletionProbe, check_completion, no_answer_code
 from stackctl.machine import http
 from stackctl.values.generation import EngineFact
 from stackctl.values.metrics import EngineMetrics
@@ -54,12 +49,10 @@ def check_endpoint(
     answer_timeout_s: float,
     key: str | None = None,
     parameters: int | None = None,
-    thorough: bool = False,
 ) -> list[Result]:
     """Return the results for health, model list and one completion, up to the first failure.
 
-    ``parameters`` is the size of the model, see CompletionProbe; ``thorough`` adds more
-    completions.
+    ``parameters`` is the size of the model, see CompletionProbe.
     """
     probe = CompletionProbe(url, served_name, answer_timeout_s, key, parameters)
     results = [_health(url + health_path)]
@@ -67,8 +60,6 @@ def check_endpoint(
         results.append(check_model_listed(url, served_name, key=key))
     if results[-1].status == "ok":
         results.append(check_completion(probe))
-    if results[-1].status == "ok" and thorough:
-        results += extended_checks(probe)
     return results
 
 
@@ -88,9 +79,9 @@ def scrape(
         if answer.status == 200:
             answers[path] = answer.text
     # The first path has the counters; without them the other paths are useless.
-    return engine.parse_metrics(answers, argv) if engine.metrics_paths[
-        0
-    ] in answers else None, False
+    if engine.metrics_paths[0] not in answers:
+        return None, False
+    return engine.parse_metrics(answers, argv), False
 
 
 def is_busy(port: int, engine: Engine, argv: Sequence[str]) -> bool:

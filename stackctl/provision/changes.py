@@ -7,6 +7,7 @@ import contextlib
 import os
 import pwd
 import shutil
+import stat
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -151,7 +152,7 @@ def _file_state(target: TargetRoot, path: str) -> PreviousState:
     found = target.stat(path)
     if found is None:
         return PreviousState(folders=folders)
-    if not target.is_plain(path):
+    if not stat.S_ISREG(found.st_mode):
         raise StackctlError(f"{path} is not a file", hint=f"look at it: ls -l {path}")
     try:
         data = target.path_of(path).read_bytes()

@@ -133,10 +133,8 @@ def is_older(version: str, other: str) -> bool:
 def build_bundle(target: RemotePython, cache: Path, tell: Callable[[str], None]) -> bytes:
     """Return the bundle: a zip archive of stackctl and the packages that it needs on the target.
 
-    Args:
-        target: the Python that will run it.
-        cache: the folder in which the packages that pip downloads are kept.
-        tell: is called with a text before a step that takes long.
+    Packages that pip downloads are kept in ``cache``. ``tell`` is called with a text before a step
+    that takes long.
 
     Raises:
         StackctlError: exit 6 if packages cannot be downloaded.
@@ -250,18 +248,12 @@ def platforms(target: RemotePython) -> tuple[str, ...]:
 
 
 def _failure(target: RemotePython, said: str) -> StackctlError:
-    lines = [line for line in said.splitlines() if line.strip()]
     missing = re.search(r"No matching distribution found for (\S+)", said)
     if missing and not _UNREACHABLE.search(said):
-        return StackctlError(
-            f"there is no wheel of {missing[1]} for {target}",
-            details=lines[-6:],
-            hint="pip looked where your settings say (pip config list); or install stackctl there",
-            exit_code=ExitCode.HOST,
-        )
-    return StackctlError(
-        f"the packages for {target} cannot be fetched",
-        details=lines[-6:],
-        hint="the package index of your settings must be reachable from here (pip config list)",
-        exit_code=ExitCode.HOST,
-    )
+        message = f"there is no wheel of {missing[1]} for {target}"
+        hint = "pip looked where your settings say (pip config list); or install stackctl there"
+    else:
+        message = f"the packages for {target} cannot be fetched"
+        hint = "the package index of your settings must be reachable from here (pip config list)"
+    lines = [line for line in said.splitlines() if line.strip()]
+    return StackctlError(message, details=lines[-6:], hint=hint, exit_code=ExitCode.HOST)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,11 +51,6 @@ class TargetRoot:
             return self.path_of(path).lstat()
         except OSError:
             return None
-
-    def is_plain(self, path: str) -> bool:
-        """Return True if a path is a regular file, not a link to one."""
-        found = self.stat(path)
-        return found is not None and stat.S_ISREG(found.st_mode)
 
     def may_write(self, path: str) -> bool:
         """Return True if root can write a file of the kernel: its mount is not read-only."""

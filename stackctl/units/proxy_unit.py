@@ -89,14 +89,10 @@ def render_proxy(
 ) -> ProxyFiles:
     """Render the unit and the files of a door.
 
-    Args:
-        stack: name of the stack.
-        proxy: addresses, ports, limits and key policy.
-        scope: units of the system or of a user.
-        podman: version of Podman whose keys are used (None: the newest).
-        folder: absolute path of the door's folder (0700). Before the start it must hold ``files``,
-            an empty folder ADMIN and, when keys are required, the file KEYS (0600).
-        apparmor: Podman confines root's containers with AppArmor.
+    The keys are those of the version ``podman`` (None: the newest). ``folder`` is the absolute path
+    of the door's folder (0700). Before the start it must hold ``files``, an empty folder ADMIN and,
+    when keys are required, the file KEYS (0600). ``apparmor`` is True if Podman confines root's
+    containers with AppArmor.
 
     Raises:
         StackctlError: exit 2 for an invalid address, health path or folder, and for a door that
