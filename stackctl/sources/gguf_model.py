@@ -12,6 +12,7 @@ from stackctl.engines import gguf_architectures, with_unsupported
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.sources.ggml_types import FILE_TYPES
 from stackctl.sources.gguf import GgufHeader, read_header
+from stackctl.sources.model_text import printable
 from stackctl.sources.source_files import real_path, resolve_path
 from stackctl.values.model import KvLayout, Model, ModelFile
 
@@ -120,7 +121,7 @@ def _model(source: str, files: Sequence[tuple[Path, GgufHeader]]) -> Model:
     tokens = header.arrays.get("tokenizer.ggml.tokens")
     model = Model(
         source=source,
-        name=_printable(name) if isinstance(name, str) and name else None,
+        name=printable(name)[:200] if isinstance(name, str) and name else None,
         architecture=architecture,
         parameters=parameters,
         active_parameters=parameters - tables - idle,
@@ -385,7 +386,3 @@ def _largest(header: GgufHeader, key: str) -> int | None:
         return _whole(header, key)
     values = _per_layer(header, key, array.length)
     return None if values is None else max(values)
-
-
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else "?" for char in text)[:200]

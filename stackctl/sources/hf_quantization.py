@@ -23,15 +23,8 @@ _MODELOPT: Final = {"NVFP4": "nvfp4", "FP8": "fp8", "MXFP8": "mxfp8", "INT8": "i
 _BESIDE: Final = frozenset(
     {"weight_scale", "weight_scale_2", "weight_scale_inv", "weight_global_scale", "weight_shape"}
     | {"weight_zero_point", "weight_g_idx", "input_scale", "input_global_scale", "input_zero_point"}
-    | {
-        "k_scale",
-        "v_scale",
-        "q_scale",
-        "prob_scale",
-        "output_scale",
-        "act_scale",
-        "pre_quant_scale",
-    }
+    | {"k_scale", "v_scale", "q_scale", "prob_scale", "output_scale", "act_scale"}
+    | {"pre_quant_scale"}
     | {"scales", "qzeros", "g_idx", "absmax", "quant_map", "nested_absmax", "nested_quant_map"}
 )
 _BESIDE_END: Final = ("_scales", "_scale_inv", "_weight_scale", "_weight_scale_2", "_input_scale")

@@ -146,16 +146,6 @@ def quant_pattern(quant: str) -> re.Pattern[str]:
     return re.compile(rf"(?i)(?:.*[-_./])?{re.escape(quant)}(?:[-./].*)?")
 
 
-def read_hub(text: str) -> Model:
-    """Read the facts of a repository's model from the cache, else from the catalogue.
-
-    Raises:
-        StackctlError: exit 2 for a source that is not understood; 1 if the model is neither in the
-            cache nor in the catalogue, or is damaged.
-    """
-    return _read(f"hf:{text}", parse_hub_source(text))
-
-
 def read_catalogue(name: str) -> Model:
     """Read the facts of a model of the catalogue: from its files if they are in the cache.
 
@@ -169,23 +159,18 @@ def read_catalogue(name: str) -> Model:
     if download is None:
         return facts
     try:
-        found = read_hub(download.source.removeprefix("hf:"))
+        found = read_hub(download.source, parse_hub_source(download.source.removeprefix("hf:")))
     except ModelNotCached:
         return facts
     return found if found.files else facts
 
 
-def read_address(scheme: str, text: str) -> Model:
-    """Read the facts of a model that was downloaded from ``scheme:text``.
+def read_hub(source: str, parsed: HubSource) -> Model:
+    """Read the facts of a model that can be downloaded, from the cache, else from the catalogue.
 
     Raises:
-        StackctlError: as in read_hub.
+        StackctlError: the model is neither in the cache nor in the catalogue, or is damaged.
     """
-    source = f"{scheme}:{text}"
-    return _read(source, parse_address(source))
-
-
-def _read(source: str, parsed: HubSource) -> Model:
     try:
         folder = snapshot_folder(parsed)
     except (OSError, RuntimeError) as error:

@@ -17,6 +17,7 @@ from stackctl.engines import with_unsupported
 from stackctl.errors import StackctlError
 from stackctl.sources import hf_config, hf_quantization
 from stackctl.sources.hf_config import HfConfig
+from stackctl.sources.model_text import printable
 from stackctl.sources.safetensors import SafetensorsHeader, Tensor, read_safetensors
 from stackctl.sources.source_files import read_bytes, real_path, resolve_path
 from stackctl.values.model import Model, ModelFile
@@ -188,7 +189,7 @@ def _model(
 
 def _name(source: str, folder: Path) -> str:
     name = source.split("@")[0].rsplit("/", 1)[-1] if source.startswith("hf:") else folder.name
-    return "".join(char if char.isprintable() else "?" for char in name)[:200]
+    return printable(name)[:200]
 
 
 def _refuse_folder(folder: Path) -> None:

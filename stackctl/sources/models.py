@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Final
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.sources.catalogue import catalogue_entries
 from stackctl.sources.gguf_model import read_gguf
-from stackctl.sources.hub_cache import read_address, read_catalogue, read_hub
+from stackctl.sources.hub_cache import parse_remote, read_catalogue, read_hub
 from stackctl.sources.huggingface import read_folder
 from stackctl.sources.source_files import read_bytes, real_path, resolve_path
 from stackctl.values.base import from_json
@@ -45,12 +44,14 @@ def read_model(source: str) -> Model:
     kind, colon, rest = source.partition(":")
     if colon and not rest:
         raise StackctlError(f"model source {source!r} names nothing", exit_code=ExitCode.USAGE)
-    if colon and kind in _READERS:
-        try:
+    try:
+        if (parsed := parse_remote(source)) is not None:
+            return read_hub(source, parsed)
+        if colon and kind in _READERS:
             return _READERS[kind](rest)
-        except OSError as error:  # a folder without read permission
-            where = error.filename or source
-            raise StackctlError(f"cannot read {where}: {error.strerror or error}") from None
+    except OSError as error:  # a folder without read permission
+        where = error.filename or source
+        raise StackctlError(f"cannot read {where}: {error.strerror or error}") from None
     if source.endswith(".gguf") and not re.match(r"[a-z]+://", source):
         return read_gguf(source)
     raise StackctlError(
@@ -114,9 +115,6 @@ def _wrong_kv(kv: KvLayout, layers: int) -> str | None:
 _READERS: Final[dict[str, Callable[[str], Model]]] = {
     "file": read_gguf,
     "dir": read_folder,
-    "hf": read_hub,
-    "https": functools.partial(read_address, "https"),
-    "http": functools.partial(read_address, "http"),
     "catalogue": read_catalogue,
     "facts": _read_facts,
 }

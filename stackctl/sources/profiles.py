@@ -99,13 +99,7 @@ class Profiles:
             path, rest = self._find(name, self._folders)
             chain = self._chain(path, self._folders, rest)
             own = name
-        if not re.fullmatch(NAME_PATTERN, own):
-            raise StackctlError(
-                f"{own!r} is not a profile name",
-                hint="lower-case letters, digits and dashes, 40 at most",
-                exit_code=ExitCode.USAGE,
-            )
-        return own, chain
+        return _require_name(own, "profile"), chain
 
     def _find(self, name: str, folders: Sequence[Path], start: int = 0) -> tuple[Path, int]:
         for number in range(start, len(folders)):
@@ -265,7 +259,9 @@ def _apply(name: str, chain: list[tuple[Path, dict[str, Any]]], overrides: Overr
         name=name,
         description=settings.description,
         engine=_engine(settings.engine, chain[0][0]),
-        stack=_stack(settings.stack or name if overrides.name is None else overrides.name),
+        stack=_require_name(
+            settings.stack or name if overrides.name is None else overrides.name, "stack"
+        ),
         objective=objective,
         model=settings.model,
         image=settings.image,
@@ -336,11 +332,11 @@ def _engine(name: str | None, file: Path) -> str:
     return name
 
 
-def _stack(name: str) -> str:
-    """Return the name of a stack. Raises StackctlError (exit 2) if it is not valid."""
+def _require_name(name: str, what: str) -> str:
+    """Return a name of a profile or stack. Raises StackctlError (exit 2) if it is not valid."""
     if not re.fullmatch(NAME_PATTERN, name):
         raise StackctlError(
-            f"{name!r} is not a stack name",
+            f"{name!r} is not a {what} name",
             hint="lower-case letters, digits and dashes, 40 at most",
             exit_code=ExitCode.USAGE,
         )

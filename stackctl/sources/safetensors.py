@@ -118,15 +118,12 @@ def _header_text(name: str, fd: int, size: int) -> tuple[bytes, int]:
         raise StackctlError(
             f"{name} is truncated: it has {size} bytes and ends inside its header", hint=_AGAIN
         )
-    chunks = []
-    at, left = 8, length
-    while left:
-        chunk = os.pread(fd, left, at)
-        if not chunk:  # the file has become shorter since fstat
-            raise StackctlError(f"{name} is truncated: it ends inside its header", hint=_AGAIN)
-        chunks.append(chunk)
-        at, left = at + len(chunk), left - len(chunk)
-    return b"".join(chunks), 8 + length
+    with open(fd, "rb", closefd=False) as file:
+        file.seek(8)
+        raw = file.read(length)
+    if len(raw) < length:  # the file has become shorter since fstat
+        raise StackctlError(f"{name} is truncated: it ends inside its header", hint=_AGAIN)
+    return raw, 8 + length
 
 
 def _tensors(name: str, raw: bytes) -> tuple[dict[str, Tensor], int]:
