@@ -20,7 +20,7 @@ from stackctl.cli.output import Output
 from stackctl.cli.session import global_options
 from stackctl.errors import ExitCode, StackctlError
 
-#: Verbs by purpose, with their line in --help; each is ``command`` in cli/VERB.py.
+#: Verbs by purpose, with their line in --help.
 HEADINGS = {
     "Set up": {
         "probe": "Show this machine: CPUs, memory, GPUs, tools, and problems.",
@@ -66,6 +66,13 @@ HEADINGS = {
         "prune": "Remove old generations of a stack.",
     },
 }
+#: Modules with several verbs. Every other verb is ``command`` in a module of its own.
+_SHARED = {
+    "changes": ("up", "switch", "restart", "rollback", "recover", "down"),
+    "plan": ("plan", "render", "calibrate"),
+    "watch": ("status", "check", "verify", "guard", "metrics", "logs"),
+    "history": ("history", "diff", "prune", "report"),
+}
 VERBS = tuple(verb for verbs in HEADINGS.values() for verb in verbs)
 #: Hints for missing arguments, by the name of the argument; --help for all others.
 _HINTS = {
@@ -85,7 +92,9 @@ class _Group(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in VERBS:
             return None
-        command = importlib.import_module(f"stackctl.cli.{cmd_name}").command
+        module = next((name for name, verbs in _SHARED.items() if cmd_name in verbs), None)
+        found = importlib.import_module(f"stackctl.cli.{module or cmd_name}")
+        command = getattr(found, cmd_name if module else "command")
         assert isinstance(command, click.Command)
         return command
 

@@ -1,4 +1,4 @@
-"""``stackctl plan``."""
+"""The commands that plan without a start: plan, render, calibrate."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stackctl.cli.options import facts_option, plan_options, profile_argument
+from stackctl.cli.options import duration_option, facts_option, plan_options, profile_argument
 from stackctl.cli.output import WIDTH
 from stackctl.cli.session import Session, stackctl_command
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.quantity import format_bytes
 
 if TYPE_CHECKING:
+    from stackctl.deploy.planning import PlanBasis, PlanPreview
     from stackctl.values.plan import MemoryBudget, Plan
-    from stackctl.values.profile import Overrides, Slo
+    from stackctl.values.profile import Overrides, Profile, Slo
+    from stackctl.values.unit import UnitFile
 
 _COLUMN = 10
 
@@ -30,7 +32,7 @@ _COLUMN = 10
     type=click.Choice(["latency", "throughput"]),
     help="Show the differences from the plan for that objective.",
 )
-def command(
+def plan(
     session: Session,
     profile: str,
     asked: Overrides,
@@ -172,3 +174,109 @@ def value_text(value: object) -> str:
     if value is None:
         return "(unset)"
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@stackctl_command("render")
+@profile_argument
+@plan_options
+@facts_option
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Folder to write to; default: stdout."
+)
+def render(
+    session: Session,
+    profile: str,
+    asked: Overrides,
+    facts: Path | None,
+    output: Path | None,
+) -> None:
+    """Write the units of PROFILE without installing or starting anything."""
+    from stackctl.deploy.planning import preview, unit_target
+    from stackctl.units.render import render_units
+    from stackctl.values.result import UnitsReport
+
+    profiles = session.profiles()
+    resolved = profiles.resolve(profile, asked)
+    basis = session.plan_basis(facts)
+    planned = preview(basis, profiles, resolved, session.out)
+    image = planned.image
+    if image.facts is None:
+        session.out.warn(
+            f"image {image.reference} was not looked at: not pinned, and its options not checked"
+        )
+    target = unit_target(basis.paths, basis.host, planned.plan, image.facts)
+    units = render_units(planned.plan, target, 0)
+    files = (*units.files, *_door_files(basis, resolved, planned))
+    if session.out.json:
+        report = UnitsReport(stack=units.stack, service=units.service, files=files)
+        session.out.data(report)
+    _write_units(session, files, output)
+
+
+def _door_files(basis: PlanBasis, profile: Profile, planned: PlanPreview) -> tuple[UnitFile, ...]:
+    """Return the unit and the files of the front door; empty for a stack without a door."""
+    from stackctl.units.proxy_unit import make_proxy, render_proxy
+
+    if planned.door is None:
+        return ()
+    stack = planned.plan.stack
+    made = render_proxy(
+        stack,
+        make_proxy(profile, planned.plan, planned.door),
+        scope=basis.paths.scope,
+        podman=basis.host.tools.podman,
+        folder=str(basis.paths.proxy_folder(stack)),
+        apparmor=basis.host.tools.apparmor is True,
+    )
+    return (made.unit, *made.files)
+
+
+def _write_units(session: Session, files: tuple[UnitFile, ...], output: Path | None) -> None:
+    """Print the files, or write them to a folder and print their names; with --json print none."""
+    from stackctl.machine.files import write_atomically
+
+    for file in files:
+        text = file.text.rstrip("\n")
+        if output is not None:
+            if output.exists() and not output.is_dir():
+                raise StackctlError(f"{output} is not a folder", exit_code=ExitCode.USAGE)
+            write_atomically(output / file.name, file.text)
+            text = str(output / file.name)
+        if not session.out.json:
+            session.out.line(text)
+
+
+@stackctl_command("calibrate")
+@profile_argument
+@plan_options
+@click.option(
+    "--threads", type=click.IntRange(1, 4096), help="Number of threads; default: the plan's."
+)
+@duration_option("--timeout", "How long the benchmark may take; default 5m.")
+def calibrate(
+    session: Session,
+    profile: str,
+    asked: Overrides,
+    threads: int | None,
+    timeout: float | None,
+) -> None:
+    """Measure what this machine achieves with PROFILE's model.
+
+    If the engine's image has a benchmark, it is run: stop other load first. Otherwise the
+    measurement reads the counters of the engine that runs on the profile's port. Plans of similar
+    models are then based on it: "measured", not "estimated".
+    """
+    from stackctl.observe.calibrate import calibrate as measure
+    from stackctl.quantity import format_number
+
+    resolved = session.profiles().resolve(profile, asked)
+    entry = measure(session.context(), resolved, timeout_s=timeout or 300, threads=threads)
+    if session.out.wrote_json(entry):
+        return
+    where = entry.gpu or f"{entry.threads} threads"
+    session.out.line(f"{entry.model} · {entry.quantization} · {where}")
+    for name, speed, work in (
+        ("generation", entry.decode_tok_s, f"{format_number(entry.decode_bytes_s / 1e9)} GB/s"),
+        ("prompt", entry.prefill_tok_s, f"{format_number(entry.prefill_flops / 1e12)} TFLOP/s"),
+    ):
+        session.out.labelled(name, f"{format_number(speed)} tok/s, {work}", indent=2, column=14)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import os
 import pty
@@ -24,6 +23,7 @@ from servers import wait_until
 from stackctl import __version__
 from stackctl.cli.image import IMAGES
 from stackctl.cli.main import HEADINGS, VERBS, run
+from stackctl.cli.main import cli as group
 from stackctl.deploy.image_build import recipes
 from stackctl.values.base import from_json, to_json
 from stackctl.values.plan import Plan
@@ -262,13 +262,12 @@ def test_every_option_is_explained() -> None:
                 assert found is not None
                 yield from commands(found)
 
-    for verb in VERBS:
-        for command in commands(importlib.import_module(f"stackctl.cli.{verb}").command):
-            assert command.help, verb
-            for parameter in command.params:
-                if isinstance(parameter, click.Option):
-                    assert parameter.help, f"{verb}: {parameter.name}"
-                    assert parameter.help.endswith("."), f"{verb}: {parameter.name}"
+    for command in commands(group):
+        assert command.help, command.name
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                assert parameter.help, f"{command.name}: {parameter.name}"
+                assert parameter.help.endswith("."), f"{command.name}: {parameter.name}"
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
