@@ -184,6 +184,10 @@ def connect(runtime: Path) -> Iterator[Podman]:
             hint=f"{INSTALL_PODMAN}: apt-get install podman",
             exit_code=ExitCode.HOST,
         ) from None
+    except OSError as error:
+        raise StackctlError(
+            f"cannot run podman: {error.strerror}", exit_code=ExitCode.HOST
+        ) from None
     try:
         deadline = time.monotonic() + _START_S
         while not _listens(address):

@@ -116,8 +116,8 @@ def run(
     """Run a program to its end.
 
     Raises:
-        StackctlError: the program is absent (exit 6), took longer than ``timeout_s``, or exited
-            non-zero while ``check`` is set.
+        StackctlError: the program is absent or cannot be executed (exit 6), took longer than
+            ``timeout_s``, or exited non-zero while ``check`` is set.
     """
     command = shlex.join(argv)
     if observer is not None:
@@ -143,6 +143,11 @@ def run(
         ) from None
     except PermissionError:
         raise StackctlError(f"not allowed to run {argv[0]}", exit_code=ExitCode.HOST) from None
+    except OSError as error:
+        # For example a file of another architecture, or an empty one.
+        raise StackctlError(
+            f"cannot run {argv[0]}: {error.strerror}", exit_code=ExitCode.HOST
+        ) from None
     except subprocess.TimeoutExpired:
         raise StackctlError(f"no answer within {timeout_s:.0f} s: {command}") from None
     result = Completed(tuple(argv), done.returncode, done.stdout, done.stderr)

@@ -37,8 +37,12 @@ from stackctl.values.provision import (
     SubidsChange,
 )
 
-#: Folders that Podman's package makes at each boot (its tmpfiles.d), and leaves when it is removed.
-_AT_BOOT = ("/var/lib/cni/networks", "/var/lib/cni")
+#: Folders that stay when Podman's package is removed: its tmpfiles.d makes those in /var at each
+#: boot, podman 4 that of its networks when root runs it, and units were in systemd's.
+_OF_PODMAN = (
+    "/var/lib/cni/networks", "/var/lib/cni",
+    "/etc/containers/networks", "/etc/containers/systemd", "/etc/containers",
+)  # fmt: skip
 #: Seconds that a user's service manager may take to start.
 _MANAGER_S = 30.0
 
@@ -57,7 +61,7 @@ def previous_state(target: TargetRoot, change: Change) -> PreviousState:
         case SettingChange():
             return PreviousState(values=tuple(_kernel_value(target, path) for path in change.paths))
         case PackagesChange():
-            absent = tuple(path for path in _AT_BOOT if not target.exists(path))
+            absent = tuple(path for path in _OF_PODMAN if not target.exists(path))
             return PreviousState(names=apt.packages_to_install(change.names), folders=absent)
         case _:
             return PreviousState()
@@ -196,14 +200,15 @@ def _missing_folders(target: TargetRoot, folder: Path) -> tuple[str, ...]:
 def _remove_folders(
     target: TargetRoot, folders: Iterable[str], *, wanted: str | None = None
 ) -> str | None:
-    """Remove empty folders, up to the first that is not. Return a reason if ``wanted`` stays."""
+    """Remove the empty ones of some folders, in order. Return a reason if ``wanted`` stays."""
     for folder in folders:
         try:
             target.path_of(folder).rmdir()
         except FileNotFoundError:
             continue
         except OSError:
-            return f"{folder} is not empty: it stays" if folder == wanted else None
+            if folder == wanted:
+                return f"{folder} is not empty: it stays"
     return None
 
 

@@ -12,6 +12,8 @@ pytestmark = pytest.mark.vm
 ALLOWED = {
     r"(file|hash \w+|folder) var/lib/(apt|dpkg)/": "the package manager's own notes; packages "
     "themselves are compared",
+    r"(file|folder) var/backups\b": "copies that a timer makes of the package manager's notes at "
+    "midnight, and its folder's",
     r"(file|hash \w+|folder) var/cache/(apt|debconf|ldconfig)/": "caches",
     r"(file|hash \w+) etc/(passwd|group|shadow|gshadow|subuid|subgid)-( |$)": "copies that "
     "shadow's programs keep of their last change",

@@ -206,6 +206,20 @@ def test_podman_that_says_nothing(look: Any) -> None:
     assert "it gives no version: nothing" in problem.why
 
 
+def test_podman_that_cannot_be_executed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    program = tmp_path / "podman"
+    program.write_bytes(b"")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    problems = probe(Machine(), scope="system").problems
+    (found,) = [problem for problem in problems if problem.what == "podman does not answer"]
+    assert found.why == "cannot run podman: Exec format error"
+    # The thread that asks podman ends without a traceback.
+    assert capfd.readouterr() == ("", "")
+
+
 def test_no_generator_for_the_scope(look: Any) -> None:
     host = look({"usr/lib/systemd/user-generators/podman-user-generator": None})
     assert _only(host).what == "no Quadlet generator"

@@ -20,7 +20,7 @@ from stackctl.errors import StackctlError
 from stackctl.machine.lock import record_lock_holder
 from stackctl.machine.machine import Machine, RecordedMachine
 from stackctl.machine.runner import Completed
-from stackctl.provision import apt, facts, firmware_advice, items, self_install
+from stackctl.provision import apt, changes, facts, firmware_advice, items, self_install
 from stackctl.provision.apply import apply_plans, undo_changes, undo_order
 from stackctl.provision.change_text import describe, describe_revert
 from stackctl.provision.target_root import TargetRoot
@@ -802,6 +802,21 @@ def test_shipped_files_hold_the_values_that_requirements_name() -> None:
         else:
             continue
         assert line in (ROOT / "systemd" / wanted.file).read_text(), wanted.name
+
+
+def test_folders_that_podman_made_go_with_its_package(place: Place) -> None:
+    change = PackagesChange(names=("podman",))
+    place.write("/etc/containers/systemd/mine.container", "")
+    absent = ("/var/lib/cni/networks", "/var/lib/cni", "/etc/containers/networks")
+    old = PreviousState(folders=absent)
+    for path in ("/etc/containers/networks", "/var/lib/cni/networks"):
+        (place.root / path[1:]).mkdir(parents=True)
+    # A folder that holds something is no reason to leave those after it.
+    place.write("/var/lib/cni/networks/x", "")
+    assert changes.revert(place.box, change, old) is None
+    assert (place.root / "var/lib/cni/networks/x").exists()
+    assert not (place.root / "etc/containers/networks").exists()
+    assert (place.root / "etc/containers/systemd/mine.container").exists()
 
 
 def test_every_change_can_be_shown() -> None:

@@ -64,6 +64,19 @@ def test_a_program_that_may_not_run(tmp_path: Path) -> None:
     assert caught.value.exit_code == ExitCode.HOST
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [(b"", "Exec format error"), (b"\x7fELF of another machine", "Exec format error")],
+)
+def test_a_program_that_cannot_be_executed(tmp_path: Path, text: bytes, words: str) -> None:
+    program = tmp_path / "podman"
+    program.write_bytes(text)
+    program.chmod(0o755)
+    with pytest.raises(StackctlError, match=f"cannot run {program}: {words}") as caught:
+        runner.run([str(program), "--version"])
+    assert caught.value.exit_code == ExitCode.HOST
+
+
 def test_a_program_that_takes_too_long() -> None:
     started = time.monotonic()
     with pytest.raises(StackctlError, match="no answer within 0 s: sleep 30"):
