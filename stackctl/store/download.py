@@ -34,7 +34,7 @@ from stackctl.store.download_rate import (
     RateLimiter,
     no_progress,
 )
-from stackctl.store.hub import check_range, retry_after, status_error
+from stackctl.store.hub import check_range, check_redirect, retry_after, status_error
 from stackctl.store.partial_file import PIECE_BYTES
 
 #: Bytes of one read. A killed process loses up to one read for each connection, so reads are small
@@ -193,7 +193,7 @@ class _Connection:
             address or request.url,
             headers,
             secret=None if address else self._secret,
-            seen=lambda answer: _check_redirect(request, answer),
+            seen=lambda answer: check_redirect(request, answer),
         )
         if response.status not in (200, 206):
             return self._other(job, response, turn)
@@ -294,21 +294,6 @@ def _named(response: Response) -> str | None:
     if _ETAG.fullmatch(etag):
         return etag
     return date if _DATE.fullmatch(date) else None
-
-
-def _check_redirect(request: DownloadRequest, answer: Response) -> None:
-    """Check that size and hash in a hub's redirect are those of its file list.
-
-    Raises:
-        StackctlError: they differ, so the file has changed on the hub.
-    """
-    size, etag = answer.header("X-Linked-Size"), (answer.header("X-Linked-ETag") or "").strip('"')
-    hashed = request.sha256 is not None and re.fullmatch(r"[0-9a-f]{64}", etag)
-    if (size and size != str(request.size)) or (hashed and etag != request.sha256):
-        raise StackctlError(
-            f"{request.name} has changed on {host_of(answer.url)} since the download was planned",
-            hint="look again (stackctl model show), or name a commit: hf:ORG/REPO@COMMIT",
-        )
 
 
 def _hash_files(queue: DownloadQueue) -> None:

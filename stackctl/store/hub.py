@@ -22,7 +22,7 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine.http_download import ConnectionLost, Response, Transfer, host_of
 from stackctl.sources.hub_cache import hub_home
 from stackctl.sources.source_files import read_bytes
-from stackctl.store.download_queue import RetryPolicy
+from stackctl.store.download_queue import DownloadRequest, RetryPolicy
 
 DEFAULT_ENDPOINT: Final = "https://huggingface.co"
 #: The largest repositories have some thousand files, a few hundred bytes each.
@@ -288,6 +288,21 @@ def status_error(name: str, response: Response) -> StackctlError:
         what = {"RevisionNotFound": "has no such revision", "EntryNotFound": "has no such file"}
         return HubRefusal(f"{name}: {where} {what.get(code, 'does not know it')} (404)")
     return StackctlError(f"{name}: {where} answers with status {status}")
+
+
+def check_redirect(request: DownloadRequest, answer: Response) -> None:
+    """Check that size and hash in a hub's redirect are those of its file list.
+
+    Raises:
+        StackctlError: they differ, so the file has changed on the hub.
+    """
+    size, etag = answer.header("X-Linked-Size"), (answer.header("X-Linked-ETag") or "").strip('"')
+    hashed = request.sha256 is not None and re.fullmatch(r"[0-9a-f]{64}", etag)
+    if (size and size != str(request.size)) or (hashed and etag != request.sha256):
+        raise StackctlError(
+            f"{request.name} has changed on {host_of(answer.url)} since the download was planned",
+            hint="look again (stackctl model show), or name a commit: hf:ORG/REPO@COMMIT",
+        )
 
 
 def check_range(size: int, response: Response, first: int, last: int) -> None:
