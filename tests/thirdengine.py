@@ -341,11 +341,11 @@ class _SpeedReader:
 def registered(*, gpu: bool) -> Iterator[StubEngine]:
     """Register the engine for a while."""
     stub = StubEngine(gpu=gpu)
-    engines.register(stub)
+    engines.ENGINES[stub.name] = stub
     try:
         yield stub
     finally:
-        engines.unregister(stub.name)
+        del engines.ENGINES[stub.name]
 
 
 def profile_text(*, gpu: bool, **more: object) -> str:

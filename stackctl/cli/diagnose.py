@@ -56,7 +56,7 @@ def command(session: Session, stack: str | None, log: str | None, since: float |
 
 def _of_log(log: str, since_s: float | None) -> DiagnoseReport:
     from stackctl.diagnose.load_summary import last_seconds, read_log
-    from stackctl.engines import engines
+    from stackctl.engines import ENGINES
     from stackctl.machine.files import read_lines
     from stackctl.observe.diagnose import report_of_evidence
     from stackctl.values.diagnosis import Evidence
@@ -66,7 +66,7 @@ def _of_log(log: str, since_s: float | None) -> DiagnoseReport:
         raise StackctlError(
             f"no engine's log: {'stdin' if log == '-' else log}",
             hint="lines that it must have: "
-            + ", ".join(f'{one.title} "{one.advice.log_mark}"' for one in engines()),
+            + ", ".join(f'{one.title} "{one.advice.log_mark}"' for one in ENGINES.values()),
             exit_code=ExitCode.USAGE,
         )
     if since_s is not None:

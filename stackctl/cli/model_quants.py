@@ -105,12 +105,12 @@ def _scaled(model: Model, chosen: RepoModel, choice: RepoModel, source: str) -> 
 def _best(basis: PlanBasis, profiles: Profiles, model: Model) -> Plan | None:
     """Return the best plan of the engines that serve the model; None if none can be made."""
     from stackctl.deploy.planning import plan_profile
-    from stackctl.engines import engines
+    from stackctl.engines import ENGINES
     from stackctl.plan.verdict import is_viable
     from stackctl.values.profile import Overrides
 
     plans = []
-    fitting = (one for one in engines() if one.model_format == model.format)
+    fitting = (one for one in ENGINES.values() if one.model_format == model.format)
     for name in (name for one in fitting for name in one.trial_profiles):
         try:
             own = profiles.resolve(name, Overrides())

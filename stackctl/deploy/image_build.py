@@ -9,7 +9,7 @@ from pathlib import Path
 
 from stackctl.deploy import image_wheels
 from stackctl.deploy.context import Progress
-from stackctl.engines import image_recipes
+from stackctl.engines import ENGINES
 from stackctl.engines.image_recipe import ImageRecipe
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import podman, runner
@@ -29,7 +29,8 @@ DOOR = ImageRecipe(
 
 def recipes() -> dict[str, ImageRecipe]:
     """Return the recipes of all images by name, the engines' first."""
-    return {recipe.name: recipe for recipe in (*image_recipes(), DOOR)}
+    of_engines = (recipe for engine in ENGINES.values() for recipe in engine.image_recipes)
+    return {recipe.name: recipe for recipe in (*of_engines, DOOR)}
 
 
 def build_image(

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from stackctl.engines import engines
+from stackctl.engines import ENGINES
 from stackctl.values.diagnosis import Evidence
 from stackctl.values.metrics import EngineMetrics, Histogram, LoggedRequest, LogSamples, LogWindow
 
@@ -31,7 +31,7 @@ def read_log(lines: Iterable[str]) -> LogSamples | None:
     The engine that recognises the most of the log is taken for its author. Return None if no engine
     recognises a line.
     """
-    readers = [engine.log_reader() for engine in engines()]
+    readers = [engine.log_reader() for engine in ENGINES.values()]
     for line in lines:
         for reader in readers:
             reader.feed(line)

@@ -1,6 +1,6 @@
 """The engines that stackctl runs, one package each, and the registry that finds them by name.
 
-A new engine is a package here that implements ``protocol.Engine`` and stands in ``_ENGINES``.
+A new engine is a package here that implements ``protocol.Engine`` and stands in ``ENGINES``.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ import difflib
 
 import msgspec
 
-from stackctl.engines.image_recipe import ImageRecipe
-from stackctl.engines.llamacpp import architectures as gguf_architectures
 from stackctl.engines.llamacpp.engine import LlamaCpp
 from stackctl.engines.options import int_option_in_argv
 from stackctl.engines.protocol import Engine
@@ -20,23 +18,8 @@ from stackctl.values.model import Model
 from stackctl.values.plan import Plan
 from stackctl.values.profile import Profile
 
-__all__ = [
-    "context_per_request",
-    "engine",
-    "engines",
-    "gguf_architectures",
-    "image_recipes",
-    "is_known",
-    "names",
-    "planned_threads",
-    "register",
-    "suggestion",
-    "unregister",
-    "uses_gpu",
-    "with_unsupported",
-]
-
-_ENGINES: dict[str, Engine] = {"llama.cpp": LlamaCpp(), "vllm": Vllm()}
+#: The engines by name, as profiles spell it.
+ENGINES: dict[str, Engine] = {"llama.cpp": LlamaCpp(), "vllm": Vllm()}
 
 
 def engine(name: str) -> Engine:
@@ -45,7 +28,7 @@ def engine(name: str) -> Engine:
     Raises:
         StackctlError: exit 2 if no engine of that name is registered.
     """
-    found = _ENGINES.get(name)
+    found = ENGINES.get(name)
     if found is None:
         raise StackctlError(
             f"unknown engine {name!r}", hint=suggestion(name), exit_code=ExitCode.USAGE
@@ -53,40 +36,10 @@ def engine(name: str) -> Engine:
     return found
 
 
-def engines() -> tuple[Engine, ...]:
-    """Return all engines, in the order of their registration."""
-    return tuple(_ENGINES.values())
-
-
-def names() -> tuple[str, ...]:
-    """Return the names of all engines, as profiles spell them."""
-    return tuple(_ENGINES)
-
-
-def is_known(name: str) -> bool:
-    """Return True if an engine of that name is registered."""
-    return name in _ENGINES
-
-
 def suggestion(name: str) -> str:
     """Return a hint for an unknown name: the most similar name, else all names."""
-    close = difflib.get_close_matches(name, names(), n=1, cutoff=0.6)
-    return f"did you mean {close[0]}?" if close else "engines: " + ", ".join(names())
-
-
-def register(new: Engine) -> None:
-    """Add an engine under its name; an engine of the same name is replaced."""
-    _ENGINES[new.name] = new
-
-
-def unregister(name: str) -> None:
-    """Remove an engine from the registry; a name that is not registered is ignored."""
-    _ENGINES.pop(name, None)
-
-
-def image_recipes() -> tuple[ImageRecipe, ...]:
-    """Return the recipes of all images of engines that can be built here."""
-    return tuple(recipe for one in engines() for recipe in one.image_recipes)
+    close = difflib.get_close_matches(name, ENGINES, n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else "engines: " + ", ".join(ENGINES)
 
 
 def uses_gpu(profile: Profile) -> bool:
@@ -99,7 +52,7 @@ def uses_gpu(profile: Profile) -> bool:
 
 def with_unsupported(model: Model) -> Model:
     """Return the model with the engines that cannot run it, each as "ENGINE: reason"."""
-    reasons = ((one.name, one.cannot_run(model)) for one in engines())
+    reasons = ((one.name, one.cannot_run(model)) for one in ENGINES.values())
     return msgspec.structs.replace(
         model, unsupported=tuple(f"{name}: {reason}" for name, reason in reasons if reason)
     )

@@ -6,6 +6,7 @@ reading the text here. It fails on the first damaged line; this reader skips suc
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -84,25 +85,14 @@ class Scrape:
         """Return a histogram, summed over all labels but the bound; None if it is missing."""
         counts: dict[float, float] = {}
         for sample in self._by_name.get(f"{name}_bucket", ()):
-            bound = _number(sample.labels.get("le", ""))
-            if bound is not None and math.isfinite(sample.value):
-                counts[bound] = counts.get(bound, 0.0) + sample.value
+            with contextlib.suppress(ValueError):
+                bound = float(sample.labels.get("le", ""))
+                if math.isfinite(bound) and math.isfinite(sample.value):
+                    counts[bound] = counts.get(bound, 0.0) + sample.value
         count, total = self.total(f"{name}_count"), self.total(f"{name}_sum")
         if count is None or total is None:
             return None
-        return Histogram(
-            buckets=tuple(sorted((b, n) for b, n in counts.items() if math.isfinite(b))),
-            count=count,
-            sum=total,
-        )
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return None if math.isnan(value) else value
+        return Histogram(buckets=tuple(sorted(counts.items())), count=count, sum=total)
 
 
 def parse_int(text: str | None) -> int | None:

@@ -152,7 +152,7 @@ def profile_schema() -> dict[str, Any]:
     """Return the JSON Schema of a profile file, made from the types that check it."""
     schema = msgspec.json.schema(ProfileFile)
     # The registry has the names of the engines, the types have not.
-    names = {"type": "string", "enum": sorted(engines.names())}
+    names = {"type": "string", "enum": sorted(engines.ENGINES)}
     schema["$defs"]["ProfileFile"]["properties"]["engine"]["anyOf"][0] = names
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
@@ -179,7 +179,7 @@ def _check(document: strict_yaml.YamlDocument) -> None:
     except msgspec.ValidationError as error:
         raise _explain(document, str(error)) from None
     engine = document.data.get("engine")
-    if engine is not None and not engines.is_known(engine):
+    if engine is not None and engine not in engines.ENGINES:
         raise document.error(
             ("engine",), f"engine: unknown engine {engine!r}", engines.suggestion(engine)
         )
@@ -319,10 +319,10 @@ def _engine(name: str | None, file: Path) -> str:
     if name is None:
         raise StackctlError(
             f"{file}: key 'engine' is missing",
-            hint="engines: " + ", ".join(engines.names()),
+            hint="engines: " + ", ".join(engines.ENGINES),
             exit_code=ExitCode.USAGE,
         )
-    if not engines.is_known(name):
+    if name not in engines.ENGINES:
         # Every file was checked on its own, so this name is from the command line.
         raise StackctlError(
             f"--set engine: unknown engine {name!r}",

@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from stackctl.engines import ENGINES
 from stackctl.engines import engine as find_engine
-from stackctl.engines import engines
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.resources import data_folder
 from stackctl.units import quoting
@@ -147,7 +147,7 @@ def render_proxy(
 
 def _client_paths() -> tuple[str, ...]:
     """Return the paths that a front door passes on, whichever engine is behind it now."""
-    own = (path for engine in engines() for path in engine.client_paths)
+    own = (path for engine in ENGINES.values() for path in engine.client_paths)
     return tuple(dict.fromkeys((*CLIENT_PATHS, *own)))
 
 

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families as oracle
 from test_fuzz import damaged
 
 from stackctl.diagnose.load_summary import last_seconds, read_log
-from stackctl.engines import engine, engines
+from stackctl.engines import ENGINES, engine
 from stackctl.engines.prometheus_text import Scrape, parse_samples
 from stackctl.observe.engine_snapshot import cpu_time
 from stackctl.observe.metrics import histograms, metrics_text
@@ -165,7 +165,7 @@ def test_a_text_that_invites_backtracking_is_read_at_once() -> None:
 
 @given(st.text())
 def test_any_text_is_read(anything: str) -> None:
-    for kind in engines():
+    for kind in ENGINES.values():
         kind.parse_metrics({"/metrics": anything, "/slots": anything}, ("--ctx-size", "4096"))
     read_log(anything.splitlines())
 
@@ -174,7 +174,7 @@ def test_damaged_texts_and_logs_are_read() -> None:
     rng = random.Random(20261128)
     logs = "\n".join((window(), window(prompt=251.4), LLAMA_LOG, OLD_LLAMA_LOG))
     for _ in range(400):
-        for kind in engines():
+        for kind in ENGINES.values():
             answers = {
                 "/metrics": damaged((VLLM + LLAMA).encode(), rng).decode("utf-8", "replace"),
                 "/slots": damaged(SLOTS.encode(), rng).decode("utf-8", "replace"),
@@ -213,7 +213,7 @@ def test_llama_cpp_counts_what_slots_are_at() -> None:
 
 
 def test_what_is_not_told_is_unknown() -> None:
-    for kind in engines():
+    for kind in ENGINES.values():
         assert kind.parse_metrics({}, ()) == EngineMetrics()
     without = engine("llama.cpp").parse_metrics({"/metrics": LLAMA}, ("--ctx-size", "8192"))
     assert without.kv_usage is None

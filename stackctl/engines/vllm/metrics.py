@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Literal
 
 from stackctl.engines.prometheus_text import Scrape, parse_int
@@ -26,8 +27,8 @@ _CAPACITY = re.compile(r"(GPU|CPU) KV cache size: ([\d,]{1,20}) tokens")
 _CONTEXT = re.compile(r"\bmax_seq_len=(\d{1,9})\b")
 _PREEMPTED = re.compile(r"is preempted|Preempted request")
 _OWN = re.compile(r"\b(?:INFO|WARNING|ERROR|DEBUG) \d\d-\d\d \d\d:\d\d:\d\d \[[\w.]+:\d+\]")
-#: Days before each month of a leap year; only distances within a year matter.
-_BEFORE = (0, 31, 60, 91, 121, 152, 182, 213, 244, 274, 305, 335)
+#: Any leap year; only distances within a year matter.
+_LEAP_YEAR = 2024
 _YEAR_S = 366 * 86400
 #: Default of VLLM_LOG_STATS_INTERVAL, in seconds.
 _WINDOW_S = 10.0
@@ -168,9 +169,11 @@ class WindowReader:
         if match is None:
             return None
         month, day, hour, minute, second = (int(part) for part in match.groups())
-        if not 1 <= month <= 12:
+        try:
+            at = datetime(_LEAP_YEAR, month, day, hour, minute, second, tzinfo=UTC)
+        except ValueError:
             return None
-        at_s = (_BEFORE[month - 1] + day) * 86400.0 + hour * 3600 + minute * 60 + second
+        at_s = (at - datetime(_LEAP_YEAR, 1, 1, tzinfo=UTC)).total_seconds()
         # A step back of half a year is a new year; a smaller one is a clock that was set.
         if self._last_s is not None and self._last_s - at_s > _YEAR_S / 2:
             self._years_s += _YEAR_S

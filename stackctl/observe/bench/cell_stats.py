@@ -6,7 +6,7 @@ import itertools
 import statistics
 from collections.abc import Iterable, Sequence
 
-from stackctl.engines import engines
+from stackctl.engines import ENGINES
 from stackctl.observe.bench.load_generator import CellRun, StreamedCompletion
 from stackctl.observe.bench.statistics import quantiles
 from stackctl.values.bench import BenchCell, RequestSample
@@ -140,7 +140,7 @@ def _notes(run: CellRun, good: Sequence[StreamedCompletion]) -> Iterable[str]:
         yield f"{tokens / max(1, pieces):.1f} tokens a piece: gaps are between pieces"
     cached = _mean(completion.cached_tokens for completion in good)
     if shape.cached and cached is None:
-        known = ((one.title, one.advice.cached_tokens_option) for one in engines())
+        known = ((one.title, one.advice.cached_tokens_option) for one in ENGINES.values())
         options = ", ".join(f"{title}: --{option}" for title, option in known if option)
         yield f"the server does not tell cached tokens ({options})"
     if not shape.cached and cached is not None and cached > 0.1 * shape.prompt_tokens:
