@@ -49,6 +49,9 @@ RUNS = {
     "stackctl up cpu-small": Run(
         "", "it fetches 5.1 GiB; `tests/lab/test_fetch.py` fetches a small model the same way"
     ),
+    "stackctl profiles": Run(
+        "tests/unit/test_cli.py::test_what_is_shown_of_profiles", "the output is another machine's"
+    ),
     "stackctl probe": Run(HERE, "the output is another machine's"),
     "stackctl plan cpu-latency --model file:/srv/models/gemma-3-270m-q4_k_m.gguf --explain": Run(
         "tests/unit/test_cli.py::test_an_explained_plan"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -11,13 +12,14 @@ from stackctl.cli.options import (
     drain_option,
     pick_stack,
     plan_options,
-    profile_argument,
+    profile_names,
     rollout_timeouts,
     stack_and_numbers,
     stack_argument,
     start_options,
 )
 from stackctl.cli.session import Session, stackctl_command
+from stackctl.errors import ExitCode, StackctlError
 
 if TYPE_CHECKING:
     from stackctl.deploy.context import Context
@@ -27,41 +29,81 @@ if TYPE_CHECKING:
 
 
 @stackctl_command("up")
-@profile_argument
+@click.argument("profile", required=False, shell_complete=profile_names)
 @plan_options
 @start_options(plans=True)
 def up(
     session: Session,
-    profile: str,
+    profile: str | None,
     asked: Overrides,
     options: UpOptions,
     auto_fit: bool,
 ) -> None:
     """Plan PROFILE, install its unit, start it, and check that it answers.
 
-    A hub model that is not on this machine is downloaded first, also that of a shipped profile
-    (stackctl profiles). A running stack is replaced: the
-    command shows the changes and asks, and with a front door, requests wait meanwhile. If anything
-    fails, the previous state is restored.
+    A hub model that is not on this machine is downloaded first, also that of a shipped profile.
+    Without PROFILE the command names the best profile for this machine and the reasons; on a
+    terminal it asks whether to start it, otherwise (and with --yes) it exits 2.
+
+    A running stack is replaced: the command shows the changes and asks, and with a front door,
+    requests wait meanwhile. If anything fails, the previous state is restored.
     """
     import msgspec
 
     from stackctl.deploy import lifecycle
     from stackctl.deploy.model_download import ensure_model
 
+    name = _best_profile(session, asked) if profile is None else profile
     context = session.context(recover="no" if options.dry_run else "must")
     profiles = session.profiles()
 
     def fit(sets: tuple[str, ...]) -> tuple[Profile, Overrides]:
         wanted = msgspec.structs.replace(asked, sets=(*asked.sets, *sets))
-        return profiles.resolve(profile, wanted), wanted
+        return profiles.resolve(name, wanted), wanted
 
     options = dataclasses.replace(
         options, asked=asked, fit=fit if auto_fit else None, profiles=profiles
     )
-    resolved = profiles.resolve(profile, asked)
+    resolved = profiles.resolve(name, asked)
     ensure_model(context, resolved, options)
     _show_start(session, context, lifecycle.up(context, resolved, options))
+
+
+def _best_profile(session: Session, asked: Overrides) -> str:
+    """Return the best profile for this machine, if the user agrees to start it.
+
+    --yes does not agree: a script that has lost its argument must not start another model.
+
+    Raises:
+        StackctlError: exit 2 with the profile and its reasons if the user cannot be asked; exit 1
+            if the user declines.
+    """
+    from stackctl.deploy.profile_overview import profile_overview, reasons
+
+    if asked.model is not None:
+        hint = "stackctl profiles lists them; for a hub's model: stackctl model show SOURCE"
+        raise StackctlError("missing PROFILE", hint=hint, exit_code=ExitCode.USAGE)
+    found = profile_overview(session.plan_basis(), session.profiles())
+    best = next((one for one in found.profiles if one.recommended), None)
+    if best is None:
+        raise StackctlError(
+            "missing PROFILE: none is known to suit this machine",
+            hint="stackctl profiles shows why; another model: stackctl up PROFILE --model SOURCE",
+            exit_code=ExitCode.USAGE,
+        )
+    if session.yes or session.out.json or not sys.stdin.isatty():
+        raise StackctlError(
+            f"missing PROFILE: the best for this machine is {best.name}",
+            details=reasons(best),
+            hint=f"stackctl up {best.name}; stackctl profiles lists the others",
+            exit_code=ExitCode.USAGE,
+        )
+    session.out.note(f"the best profile for this machine is {best.name}")
+    for line in reasons(best):
+        session.out.note(f"  {line}")
+    if not session.confirm(f"stackctl up {best.name}"):
+        raise StackctlError("nothing was started")
+    return best.name
 
 
 @stackctl_command("switch")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 
-from stackctl.cli.options import plan_options
+from stackctl.cli.options import facts_option, plan_options
 from stackctl.cli.session import Session, stackctl_command
 from stackctl.quantity import format_bytes
 from stackctl.values.base import Value
 from stackctl.values.plan import Scalar
 from stackctl.values.profile import EngineArgument, Overrides, Profile
+from stackctl.values.profile_list import ProfileSummary
 
 
 class _Default(click.Group):
@@ -31,25 +33,53 @@ def command() -> None:
 
 @stackctl_command("list")
 @plan_options
-def list_profiles(session: Session, **_: object) -> None:
-    """List the profiles with their descriptions."""
-    from stackctl.errors import StackctlError
+@facts_option
+def list_profiles(session: Session, facts: Path | None, **_: object) -> None:
+    """List the profiles: which of them fit this machine, how fast, and what they would download.
 
-    profiles = session.profiles()
-    rows: list[tuple[str, str, str, str]] = []
-    for name in profiles.names():
-        try:
-            profile = profiles.resolve(name, Overrides())
-            rows.append((name, profile.stack, profile.objective, profile.description or ""))
-        except StackctlError as error:
-            rows.append((name, "-", "-", f"not valid: {error.message}"))
-    if session.out.json:
-        keys = ("name", "stack", "objective", "description")
-        listed = [dict(zip(keys, row, strict=True)) for row in rows]
-        document = {"schema": "stackctl.profiles/1", "profiles": listed}
-        session.out.line(json.dumps(document, indent=2, ensure_ascii=False))
+    The predictions are those of "stackctl plan". Nothing is downloaded, and no server is asked.
+    """
+    from stackctl.deploy.profile_overview import profile_overview
+
+    found = profile_overview(session.plan_basis(facts), session.profiles())
+    if session.out.wrote_json(found):
         return
-    session.out.table(("PROFILE", "STACK", "OBJECTIVE", "WHAT"), rows, fold=3)
+    rows = [
+        (one.name, fits_text(one), speed_text(one), _download_text(one), one.description)
+        for one in found.profiles
+    ]
+    session.out.table(("PROFILE", "FITS HERE", "EXPECTED", "DOWNLOAD", "WHAT"), rows, fold=4)
+    best = next((one for one in found.profiles if one.recommended), None)
+    if best is not None:
+        session.out.note(f"the best for this machine: stackctl up {best.name}")
+
+
+def fits_text(one: ProfileSummary) -> str:
+    """Return the verdict on a profile in at most nine characters."""
+    if one.fits is None:
+        return "?" if one.model is not None else "no model"
+    if not one.fits:
+        return "no GPU" if one.on_gpu and one.memory_bytes is None else "no"
+    return "too slow" if one.viable is False else "yes"
+
+
+def speed_text(one: ProfileSummary) -> str:
+    """Return the predicted speed of a profile: tokens per second, else the time to first token."""
+    from stackctl.plan.verdict import format_range
+
+    if one.decode_tok_s is not None:
+        return f"{format_range(one.decode_tok_s)} tok/s"
+    if one.ttft_s is not None and one.ttft_s.range is not None:
+        return f"TTFT {format_range(one.ttft_s.range)} s"
+    return ""
+
+
+def _download_text(one: ProfileSummary) -> str:
+    if one.download_bytes is not None:
+        return format_bytes(one.download_bytes) if one.download_bytes else "here"
+    if one.fetched_from is not None:
+        return "?"
+    return "" if one.model is None else "none"
 
 
 @stackctl_command("show")
