@@ -28,7 +28,7 @@ help: ## List the targets
 venv: $(READY) ## Make the development environment (.venv) from the pinned packages
 
 $(READY): requirements/dev.txt pyproject.toml | python
-	@echo 'venv      pinned packages into $(VENV), about 15 s' >&2
+	@echo 'venv      pinned packages into $(VENV), about 20 s' >&2
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo 'venv      this Python lacks the venv module: installing python3-venv' >&2; \
 		apt-get install -y -qq python3-venv >/dev/null 2>&1 || \

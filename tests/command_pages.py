@@ -125,7 +125,8 @@ def _options(one: Page) -> Iterator[str]:
 
 def _escaped(text: str) -> str:
     """Return a text in which no character has a meaning of Markdown."""
-    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", text)
+    text = re.sub(r"([\\`*_\[\]])", r"\\\1", text)
+    return text.replace("<", "&lt;").replace(">", "&gt;")
 
 
 # Man pages (man(7) of groff)

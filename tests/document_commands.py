@@ -167,6 +167,12 @@ RUNS = {
     'eval "$(stackctl --host lab@box client openai)"': Run(
         f"{LAB}remote.py::test_no_secret_is_in_an_argument"
     ),
+    "stackctl probe --json > epyc-9175f.json": Run(HERE),
+    "stackctl plan cpu-small --facts epyc-9175f.json": Run(HERE, "the output is compared"),
+    "stackctl plan cpu-small --facts epyc-9175f.json --diff throughput": Run(
+        HERE, "the output is compared"
+    ),
+    "stackctl render cpu-small --facts epyc-9175f.json --output units": Run(HERE),
     # Explanations
     "stackctl plan cpu-latency --model catalogue:iquest-coder-40b-q5_k_m --facts epyc-9175f.json": (
         Run(HERE, "the output is compared")
@@ -212,10 +218,13 @@ def table() -> str:
     """Return the text of docs/tested-commands.md.
 
     Raises:
-        LookupError: a command has no row.
+        LookupError: a command has no row, or a row no command.
     """
     lines = []
-    for command, names in found().items():
+    places = found()
+    for command in set(RUNS) - set(places):
+        raise LookupError(f"no document has {command!r}: remove it in tests/document_commands.py")
+    for command, names in places.items():
         if command not in RUNS:
             raise LookupError(f"{command!r} has no row in tests/document_commands.py ({names[0]})")
         run = RUNS[command]
@@ -226,7 +235,7 @@ def table() -> str:
             name.removesuffix(".md") if name == "README.md" else f"[{name[:-3]}]({name})"
             for name in names
         )
-        lines.append(f"| `{command.replace('|', '&#124;')}` | {links} | {by} |\n")
+        lines.append(f"| `{command}` | {links} | {by} |\n")
     return HEAD + "".join(lines)
 
 

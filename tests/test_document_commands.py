@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import document_commands
 import pytest
+import yaml
 from document_commands import HERE, ROOT, RUNS
 from lab import tutorial
 from samples import HOSTS
+from test_clients import FAST, URL, aider, files, generation
 from test_diagnose import SETUP_C
 
+from stackctl.observe.client_settings import client_report
 from stackctl.values.base import to_json
 
 LANGUAGES = {"sh", "console", "text", "yaml", "json", "ini"}
@@ -89,6 +93,17 @@ def test_every_command_and_option_that_documents_name_exists() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_the_settings_of_aider_are_those_of_the_document() -> None:
+    page = tutorial.blocks(ROOT / "docs/your-agent.md")
+    (shown,) = (yaml.safe_load("\n".join(one.lines)) for one in page if one.language == "yaml")
+    report = aider(FAST, context=32768)
+    settings, _, _ = files(report)
+    assert shown.items() <= settings.items()
+    (exports,) = (list(one.lines) for one in page if one.language == "text")
+    report = client_report(generation(), URL, FAST, "openai")
+    assert exports == [f"export {text}" for text in report.environment]
+
+
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """A folder with the files that documents name."""
@@ -100,13 +115,14 @@ def place(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("command", [text for text, run in RUNS.items() if run.test == HERE])
 def test_commands_that_need_no_stack_do_what_is_shown(command: str, place: Path) -> None:
     environment = {"HOME": str(place), "PATH": os.environ["PATH"], "COLUMNS": "80"}
+    stackctl = f'stackctl() {{ {shlex.quote(sys.executable)} -m stackctl "$@"; }}'
     done = subprocess.run(
-        [sys.executable, "-m", *command.split()],
+        ["sh", "-c", f"{stackctl}; {command}"],
         cwd=place, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
         check=False, timeout=60,
     )  # fmt: skip
     expected = 0
-    printed = (done.stdout + done.stderr).splitlines()
+    printed = [line for line in (done.stdout + done.stderr).splitlines() if line]
     for shown in outputs(command):
         if command in OTHER_OUTPUT:
             continue
@@ -136,7 +152,6 @@ def outputs(command: str) -> list[list[str]]:
                         found.append(below)
                 elif below is not None:
                     below.append(line)
-    assert found
     return found
 
 
