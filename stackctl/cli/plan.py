@@ -15,9 +15,9 @@ from stackctl.quantity import format_bytes
 
 if TYPE_CHECKING:
     from stackctl.deploy.planning import PlanBasis, PlanPreview
+    from stackctl.values.generation import UnitFile
     from stackctl.values.plan import MemoryBudget, Plan
     from stackctl.values.profile import Overrides, Profile, Slo
-    from stackctl.values.unit import UnitFile
 
 _COLUMN = 10
 
@@ -193,7 +193,7 @@ def render(
     """Write the units of PROFILE without installing or starting anything."""
     from stackctl.deploy.planning import preview, unit_target
     from stackctl.units.render import render_units
-    from stackctl.values.result import UnitsReport
+    from stackctl.values.generation import UnitsReport
 
     profiles = session.profiles()
     resolved = profiles.resolve(profile, asked)

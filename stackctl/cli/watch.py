@@ -10,9 +10,8 @@ import click
 from stackctl.cli.options import current_slo, duration_option, pick_stack, stack_argument
 from stackctl.cli.session import Session, stackctl_command
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.values.history import HealthEntry
+from stackctl.values.history import GuardResult, HealthEntry, StackStatus
 from stackctl.values.result import CheckReport, ChecksReport
-from stackctl.values.status import GuardResult, StackStatus
 
 _COLUMN = 14
 

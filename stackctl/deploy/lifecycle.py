@@ -35,12 +35,10 @@ from stackctl.state.generations import utc_now
 from stackctl.units import render
 from stackctl.units.proxy_unit import proxy_service
 from stackctl.values.engine_facts import EngineWorkaround
-from stackctl.values.generation import Generation
+from stackctl.values.generation import Generation, Transaction, UnitSet
 from stackctl.values.host import Host
 from stackctl.values.plan import Plan
 from stackctl.values.profile import Profile
-from stackctl.values.transaction import Transaction
-from stackctl.values.unit import UnitSet
 
 T = TypeVar("T")
 

@@ -40,12 +40,10 @@ from stackctl.store import hub
 from stackctl.store.remote_models import read_remote
 from stackctl.units.render import UnitTarget
 from stackctl.values.base import from_json
-from stackctl.values.calibration import Calibration
-from stackctl.values.claim import Claim
-from stackctl.values.engine_facts import EngineFacts, EngineWorkaround, MeasuredMemory
+from stackctl.values.engine_facts import Calibration, EngineFacts, EngineWorkaround, MeasuredMemory
 from stackctl.values.host import Host
 from stackctl.values.model import Model
-from stackctl.values.plan import Plan
+from stackctl.values.plan import Claim, Plan
 from stackctl.values.profile import Overrides, Profile
 
 #: Smaller models only show that a machine serves; they replace no larger model.

@@ -31,11 +31,10 @@ from stackctl.state import claims
 from stackctl.state.generations import Generations
 from stackctl.units import render
 from stackctl.units.quadlet import INSTALL_PODMAN, parse_version
-from stackctl.values.claim import Claim
 from stackctl.values.generation import SIDE_BY_SIDE, Generation
 from stackctl.values.host import Host
 from stackctl.values.model import Model
-from stackctl.values.plan import Decision, Plan, Scalar
+from stackctl.values.plan import Claim, Decision, Plan, Scalar
 from stackctl.values.profile import Profile
 
 #: Ports of engines behind front doors, below the range that Linux gives to outgoing connections by

@@ -27,9 +27,8 @@ from stackctl.probe.tools import probe_apparmor
 from stackctl.quantity import format_duration
 from stackctl.state import keys
 from stackctl.units import proxy_unit, render
-from stackctl.values.generation import Generation
+from stackctl.values.generation import Generation, UnitFile
 from stackctl.values.proxy import Proxy, key_digest
-from stackctl.values.unit import UnitFile
 
 _POLL_S = 0.05
 #: HAProxy is up within a fraction of a second; a machine under load may need more.

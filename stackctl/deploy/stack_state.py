@@ -8,8 +8,7 @@ from stackctl.deploy import unit_files
 from stackctl.deploy.context import Context
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.units import render
-from stackctl.values.generation import Generation
-from stackctl.values.unit import UnitFile
+from stackctl.values.generation import Generation, UnitFile
 
 
 @dataclass(frozen=True)

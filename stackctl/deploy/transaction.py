@@ -23,8 +23,7 @@ from stackctl.machine.signals import ignore_signals
 from stackctl.quantity import format_duration
 from stackctl.state.generations import utc_now
 from stackctl.units import render
-from stackctl.values.generation import EngineFact, Generation, GenerationState
-from stackctl.values.transaction import Transaction
+from stackctl.values.generation import EngineFact, Generation, GenerationState, Transaction
 
 #: An engine without an answer for so many seconds does not serve. With less, an engine that is only
 #: busy would be restarted or replaced.

@@ -15,7 +15,7 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import path_security, runner
 from stackctl.machine.files import remove_file, sync_folder, write_atomically
 from stackctl.units import render
-from stackctl.values.unit import UnitFile, UnitSet
+from stackctl.values.generation import UnitFile, UnitSet
 
 #: Messages of the generator that report no problem.
 _CHATTER = re.compile(r"Loading source unit file|^\s*$|Looking for|quadlet-generator\[\d+\]: $")

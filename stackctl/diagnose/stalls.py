@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from stackctl.diagnose.load_summary import LoadSummary
 from stackctl.diagnose.results import format_count, format_seconds
-from stackctl.values.activity import is_working
 from stackctl.values.diagnosis import Evidence, Finding, Step
-from stackctl.values.metrics import EngineMetrics
+from stackctl.values.metrics import EngineMetrics, is_working
 
 #: An engine hangs if no counter moves for so long while a request runs. Engines count a prompt when
 #: it is done, and 30,000 tokens take 13-27 s at the 1,100-2,300 tok/s of the reference box.

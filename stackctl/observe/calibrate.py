@@ -21,7 +21,7 @@ from stackctl.sources.models import read_model
 from stackctl.state import learned_facts
 from stackctl.state.generations import utc_now
 from stackctl.units import quoting
-from stackctl.values.calibration import Calibration
+from stackctl.values.engine_facts import Calibration
 from stackctl.values.model import Model
 from stackctl.values.profile import Profile
 

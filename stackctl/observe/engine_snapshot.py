@@ -12,10 +12,9 @@ from stackctl.health import endpoint
 from stackctl.machine.systemd import UnitState
 from stackctl.observe import procfs
 from stackctl.units import render
-from stackctl.values.activity import is_working
 from stackctl.values.diagnosis import CpuTime
 from stackctl.values.generation import Generation
-from stackctl.values.metrics import EngineMetrics
+from stackctl.values.metrics import EngineMetrics, is_working
 
 #: A thread is busy if it runs or waits for a CPU for at least this share of the time.
 _BUSY = 0.25

@@ -19,11 +19,10 @@ from stackctl.observe.check import check_stack, health_entry, record_health
 from stackctl.state import logs
 from stackctl.state.generations import utc_now
 from stackctl.values.generation import Generation
-from stackctl.values.history import HealthEntry
+from stackctl.values.history import GuardReport, GuardResult, HealthEntry
 from stackctl.values.result import Result, Status
-from stackctl.values.status import GuardReport, GuardResult
 
-#: Seconds for which CPU time and counters are measured (values/activity.py has the limit).
+#: Seconds for which CPU time and counters are measured (values/metrics.py has the limit).
 WATCH_S = 5.0
 #: The name in the health log for an engine that neither answers nor works.
 _DEAD = "dead"

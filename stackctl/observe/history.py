@@ -14,7 +14,7 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.plan.plan_diff import changed_decisions
 from stackctl.state import logs
 from stackctl.units.render import comparison_text
-from stackctl.values.generation import Generation
+from stackctl.values.generation import Generation, UnitFile
 from stackctl.values.history import (
     AuditReport,
     DiffReport,
@@ -26,7 +26,6 @@ from stackctl.values.history import (
 )
 from stackctl.values.plan import Scalar
 from stackctl.values.proxy import Proxy
-from stackctl.values.unit import UnitFile
 
 
 def history_report(context: Context, stack: str) -> HistoryReport:

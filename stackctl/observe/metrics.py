@@ -16,8 +16,8 @@ from stackctl.errors import StackctlError
 from stackctl.observe import engine_snapshot
 from stackctl.observe.status import status_report
 from stackctl.values.generation import Generation
+from stackctl.values.history import StackState, StackStatus
 from stackctl.values.metrics import Histogram, LoggedRequest, MetricsReport, StackMetrics
-from stackctl.values.status import StackState, StackStatus
 
 #: The bounds of engines with their own histograms, so that one dashboard fits all engines.
 TTFT_BOUNDS = (

@@ -21,8 +21,7 @@ from stackctl.state import logs
 from stackctl.units import render
 from stackctl.units.proxy_unit import proxy_service
 from stackctl.values.generation import Generation
-from stackctl.values.history import HealthEntry
-from stackctl.values.status import StackState, StackStatus, StatusReport
+from stackctl.values.history import HealthEntry, StackState, StackStatus, StatusReport
 
 _LOG_LINES = 200
 #: Seconds that the endpoint has for an answer.

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 
-from stackctl.values.claim import Claim, GpuShare
 from stackctl.values.cpu_list import CpuList
-from stackctl.values.plan import Plan
+from stackctl.values.plan import Claim, GpuShare, Plan
 
 
 def claim_of(plan: Plan) -> Claim:

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from stackctl.engines.protocol import Footprint
 from stackctl.plan import claimed_resources
 from stackctl.quantity import format_bytes
-from stackctl.values.claim import Claim
 from stackctl.values.host import Gpu, Host
-from stackctl.values.plan import MemoryBudget, Placement
+from stackctl.values.plan import Claim, MemoryBudget, Placement
 
 _GIB = 2**30
 

@@ -13,10 +13,9 @@ from stackctl.engines import uses_gpu
 from stackctl.engines.protocol import Engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.plan import claimed_resources
-from stackctl.values.claim import Claim
 from stackctl.values.cpu_list import CpuList
 from stackctl.values.host import Gpu, Host
-from stackctl.values.plan import Decision, DecisionSource, Placement, Policy
+from stackctl.values.plan import Claim, Decision, DecisionSource, Placement, Policy
 from stackctl.values.profile import PlacementRequest, Profile
 
 _DELEGATE = (

@@ -23,12 +23,10 @@ from stackctl.plan import (
 )
 from stackctl.plan.suggestions import largest_fitting, suggest_changes
 from stackctl.quantity import format_bytes
-from stackctl.values.calibration import Calibration
-from stackctl.values.claim import Claim
-from stackctl.values.engine_facts import EngineFacts, EngineWorkaround, MeasuredMemory
+from stackctl.values.engine_facts import Calibration, EngineFacts, EngineWorkaround, MeasuredMemory
 from stackctl.values.host import Host
 from stackctl.values.model import Model
-from stackctl.values.plan import Decision, DecisionSource, MemoryBudget, Plan, Timing
+from stackctl.values.plan import Claim, Decision, DecisionSource, MemoryBudget, Plan, Timing
 from stackctl.values.profile import Profile
 
 #: Bytes per second of the slowest storage that a start waits for: a hard disk.

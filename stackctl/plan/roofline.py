@@ -21,7 +21,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stackctl.values.calibration import Calibration
+from stackctl.values.engine_facts import Calibration
 from stackctl.values.host import Gpu, Host
 from stackctl.values.model import Model
 from stackctl.values.plan import Placement, Prediction, PromptTime

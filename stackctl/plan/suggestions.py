@@ -9,10 +9,9 @@ import msgspec
 from stackctl.engines import engine as find_engine
 from stackctl.engines import uses_gpu
 from stackctl.quantity import format_bytes
-from stackctl.values.claim import Claim
 from stackctl.values.host import Host
 from stackctl.values.model import Model
-from stackctl.values.plan import Plan
+from stackctl.values.plan import Claim, Plan
 from stackctl.values.profile import Profile
 
 #: Step and minimum of the contexts that are offered, in tokens.

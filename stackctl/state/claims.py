@@ -14,7 +14,7 @@ from stackctl.errors import StackctlError
 from stackctl.machine.machine import Machine
 from stackctl.state.paths import Paths
 from stackctl.values.base import from_json
-from stackctl.values.claim import Claim
+from stackctl.values.plan import Claim
 
 _CLAIM = re.compile(r"^Claim=(.*)$", re.MULTILINE)
 _UNITS = "containers/systemd/stackctl"

@@ -9,7 +9,7 @@ import msgspec
 from stackctl.errors import StackctlError
 from stackctl.machine.files import remove_file, write_atomically
 from stackctl.values.base import from_json, to_json
-from stackctl.values.transaction import Transaction
+from stackctl.values.generation import Transaction
 
 
 class Journal:

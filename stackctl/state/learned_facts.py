@@ -15,8 +15,9 @@ from stackctl.machine.files import write_atomically
 from stackctl.machine.path_security import make_private_folder
 from stackctl.state.generations import Generations
 from stackctl.values.base import V, from_json, to_json
-from stackctl.values.calibration import Calibration, Calibrations
 from stackctl.values.engine_facts import (
+    Calibration,
+    Calibrations,
     EngineFacts,
     EngineWorkaround,
     EngineWorkarounds,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stackctl.values.activity import WORKING_SHARE
+from stackctl.values.metrics import WORKING_SHARE
 
 #: Seconds that an engine has for its answer, and seconds for which its CPU time is measured after
 #: that. Their sum stays well below the unit's HealthTimeout, to leave room on a slow machine.

@@ -14,10 +14,10 @@ from stackctl.resources import data_folder
 from stackctl.units import quoting
 from stackctl.units.quadlet import Keys, parse_version
 from stackctl.units.render import RESTARTS, sets_no_new_privileges, template_environment
+from stackctl.values.generation import UnitFile
 from stackctl.values.plan import Plan
 from stackctl.values.profile import Profile
 from stackctl.values.proxy import Proxy
-from stackctl.values.unit import UnitFile
 
 #: Subfolder of the door's folder that holds the admin socket. The container can write nowhere else.
 ADMIN = "admin"

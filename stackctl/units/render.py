@@ -19,11 +19,10 @@ from stackctl.resources import data_folder
 from stackctl.units import healthcheck, quoting, wait_for_cdi
 from stackctl.units.quadlet import Keys, parse_version
 from stackctl.values.base import to_plain
-from stackctl.values.claim import Claim
+from stackctl.values.generation import UnitFile, UnitSet
 from stackctl.values.host import UNLIMITED
-from stackctl.values.plan import Plan
+from stackctl.values.plan import Claim, Plan
 from stackctl.values.profile import NAME_PATTERN
-from stackctl.values.unit import UnitFile, UnitSet
 
 #: Restarts before systemd gives up, and the pause between them in seconds.
 RESTARTS = 3

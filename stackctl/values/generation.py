@@ -1,4 +1,4 @@
-"""One numbered deployment of a stack: the document ``stackctl.generation/1``."""
+"""Numbered deployments of a stack, their units, and the record of a running change."""
 
 from __future__ import annotations
 
@@ -9,10 +9,34 @@ from stackctl.values.host import Host
 from stackctl.values.plan import Decision, Plan
 from stackctl.values.profile import Overrides, Profile
 from stackctl.values.proxy import Proxy
-from stackctl.values.unit import UnitSet
 
 GenerationState = Literal["starting", "ready", "failed", "interrupted", "stopped", "replaced"]
 Operation = Literal["up", "switch", "rollback"]
+
+
+class UnitFile(Value, frozen=True, kw_only=True):
+    """One file below the stack's unit folder: its bare name and its text."""
+
+    name: str
+    text: str
+
+
+class UnitSet(Value, frozen=True, kw_only=True):
+    """The units of one stack; ``service`` is the systemd service that Quadlet generates."""
+
+    stack: str
+    service: str
+    container: str
+    files: tuple[UnitFile, ...]
+
+
+class UnitsReport(Value, frozen=True, kw_only=True):
+    """The unit files that ``stackctl render`` writes."""
+
+    schema: Literal["stackctl.units/1"] = "stackctl.units/1"
+    stack: str
+    service: str
+    files: tuple[UnitFile, ...]
 
 
 class EngineFact(Value, frozen=True, kw_only=True):
@@ -67,3 +91,28 @@ class Generation(Value, frozen=True, kw_only=True):
     def side_by_side(self) -> bool:
         """Return True if its engine answers before the old one stops."""
         return self.strategy is not None and self.strategy.value == SIDE_BY_SIDE
+
+
+class Transaction(Value, frozen=True, kw_only=True):
+    """A change that is under way. Its file stays on disk until the change has ended.
+
+    ``before`` is the installed generation (None: there was none), ``running`` is True if it ran.
+    ``after`` is the generation to install (None: none, the change is a ``down``). After a crash the
+    next stackctl converges to ``after`` if ``committed`` is set, else to ``before``. ``step`` is
+    the step that was begun last.
+    """
+
+    schema: Literal["stackctl.transaction/1"] = "stackctl.transaction/1"
+    operation: Literal["up", "switch", "rollback", "restart", "down"]
+    stack: str
+    before: int | None = None
+    running: bool = False
+    after: int | None = None
+    committed: bool = False
+    step: str
+    started: str
+
+    @property
+    def winner(self) -> int | None:
+        """Return the generation to converge to after a crash; None: nothing shall be installed."""
+        return self.after if self.committed else self.before

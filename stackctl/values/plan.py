@@ -1,4 +1,4 @@
-"""A plan with the reasons of its decisions: the document ``stackctl.plan/1``."""
+"""A plan with the reasons of its decisions, and the claims of installed stacks."""
 
 from __future__ import annotations
 
@@ -150,3 +150,25 @@ class Plan(Value, frozen=True, kw_only=True):
     def engine_listen_port(self) -> int:
         """Return the port on which the engine itself listens."""
         return self.engine_port or self.port
+
+
+class GpuShare(Value, frozen=True, kw_only=True):
+    """Bytes of one GPU's memory that a stack reserves; the GPU is named by its index."""
+
+    index: int
+    bytes: int
+
+
+class Claim(Value, frozen=True, kw_only=True):
+    """The resources that an installed stack reserves, so that the next plan does not use them.
+
+    ``mems`` are the NUMA nodes that its main memory is bound to; empty if any node may hold it.
+    """
+
+    stack: str
+    cpus: CpuList = CpuList()
+    mems: CpuList = CpuList()
+    memory_bytes: int = 0
+    gpus: tuple[GpuShare, ...] = ()
+    port: int | None = None
+    engine_port: int | None = None

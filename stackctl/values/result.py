@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 from stackctl.values.base import Value
-from stackctl.values.unit import UnitFile
 
 Status = Literal["ok", "warn", "fail", "skip", "info"]
 #: Causes of a result on which code acts. Texts may be reworded freely; codes may not.
@@ -61,15 +60,6 @@ class DoctorReport(Value, frozen=True, kw_only=True):
     schema: Literal["stackctl.doctor/1"] = "stackctl.doctor/1"
     profile: str | None = None
     results: tuple[Result, ...]
-
-
-class UnitsReport(Value, frozen=True, kw_only=True):
-    """The unit files that ``stackctl render`` writes."""
-
-    schema: Literal["stackctl.units/1"] = "stackctl.units/1"
-    stack: str
-    service: str
-    files: tuple[UnitFile, ...]
 
 
 class ReportFile(Value, frozen=True, kw_only=True):

@@ -18,7 +18,7 @@ from typing import Any
 
 from stackctl.cli.main import run
 from stackctl.state.journal import Journal
-from stackctl.values.transaction import Transaction
+from stackctl.values.generation import Transaction
 
 
 class Fault:

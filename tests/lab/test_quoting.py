@@ -18,9 +18,8 @@ import pytest
 
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.units.render import UnitTarget, render_units, service_name
-from stackctl.values.claim import Claim
 from stackctl.values.model import Model, ModelFile
-from stackctl.values.plan import MemoryBudget, Placement, Plan, Prediction, Timing, Verdict
+from stackctl.values.plan import Claim, MemoryBudget, Placement, Plan, Prediction, Timing, Verdict
 
 from . import look
 from .conftest import Seat

@@ -15,7 +15,7 @@ from stackctl.sources.catalogue import find_repo, read_entry
 from stackctl.sources.profiles import Profiles
 from stackctl.values.cpu_list import CpuList
 from stackctl.values.engine_facts import EngineFacts, EngineOption
-from stackctl.values.generation import Generation, Outcome
+from stackctl.values.generation import Generation, Outcome, UnitFile, UnitSet
 from stackctl.values.host import (
     L3,
     UNLIMITED,
@@ -32,7 +32,6 @@ from stackctl.values.host import (
 from stackctl.values.model import KvLayout, Model, ModelFile
 from stackctl.values.plan import Plan
 from stackctl.values.profile import EngineArgument, Overrides, PlacementRequest, Profile
-from stackctl.values.unit import UnitFile, UnitSet
 
 MIB, GIB = 2**20, 2**30
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"

@@ -20,7 +20,7 @@ from stackctl.plan.planner import PlanInputs, make_plan
 from stackctl.plan.roofline import prefill_operations
 from stackctl.sources.catalogue import read_entry
 from stackctl.state import learned_facts
-from stackctl.values.calibration import Calibration
+from stackctl.values.engine_facts import Calibration
 from stackctl.values.model import Model, ModelFile
 from stackctl.values.plan import Plan
 

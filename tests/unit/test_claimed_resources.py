@@ -36,10 +36,9 @@ from stackctl.state.claims import enforceable_claims, installed_claims
 from stackctl.state.paths import scope_paths
 from stackctl.units.render import UnitTarget, render_units
 from stackctl.values.base import from_json, to_json, to_plain
-from stackctl.values.claim import Claim, GpuShare
 from stackctl.values.cpu_list import CpuList
 from stackctl.values.host import Host
-from stackctl.values.plan import Plan
+from stackctl.values.plan import Claim, GpuShare, Plan
 
 
 def stack(name: str, host: Host = EPYC_GPU, *claims: Claim, **changes: Any) -> Plan:

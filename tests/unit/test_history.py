@@ -32,7 +32,14 @@ from stackctl.state.generations import Generations, utc_now
 from stackctl.state.journal import Journal
 from stackctl.state.paths import scope_paths
 from stackctl.values.base import from_json
-from stackctl.values.generation import EngineFact, Generation, Outcome
+from stackctl.values.generation import (
+    EngineFact,
+    Generation,
+    Outcome,
+    Transaction,
+    UnitFile,
+    UnitSet,
+)
 from stackctl.values.history import (
     AuditEntry,
     AuditReport,
@@ -44,8 +51,6 @@ from stackctl.values.history import (
 )
 from stackctl.values.proxy import Proxy
 from stackctl.values.result import ErrorReport
-from stackctl.values.transaction import Transaction
-from stackctl.values.unit import UnitFile, UnitSet
 
 ONE, TWO = plan(wish=LATENCY), plan(wish=THROUGHPUT)
 

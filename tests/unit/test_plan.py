@@ -44,12 +44,11 @@ from stackctl.quantity import format_bytes
 from stackctl.resources import data_folder
 from stackctl.sources.profiles import Profiles
 from stackctl.values.base import from_json, to_json, to_plain
-from stackctl.values.claim import Claim, GpuShare
 from stackctl.values.cpu_list import CpuList
 from stackctl.values.engine_facts import EngineOption
 from stackctl.values.host import UNLIMITED, Bandwidth, Gpu, Host, Memory, NumaNode
 from stackctl.values.model import Model
-from stackctl.values.plan import MemoryBudget, Plan
+from stackctl.values.plan import Claim, GpuShare, MemoryBudget, Plan
 from stackctl.values.profile import Profile
 
 PROFILES = {"latency": LATENCY, "throughput": THROUGHPUT}

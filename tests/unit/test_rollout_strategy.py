@@ -26,10 +26,9 @@ from stackctl.state.generations import Generations
 from stackctl.state.journal import Journal
 from stackctl.state.paths import scope_paths
 from stackctl.units.proxy_unit import proxy_log_identifier, proxy_service, render_proxy
-from stackctl.values.claim import Claim
-from stackctl.values.generation import Generation, Outcome
+from stackctl.values.generation import Generation, Outcome, UnitFile, UnitSet
+from stackctl.values.plan import Claim
 from stackctl.values.proxy import Proxy
-from stackctl.values.unit import UnitFile, UnitSet
 
 
 def generation(number: int, engine_port: int, *, stack: str = "cpu") -> Generation:

@@ -21,8 +21,8 @@ from samples import (
 
 from stackctl.plan.roofline import Range, RooflineInput, predict, prefill_operations
 from stackctl.sources.catalogue import read_entry
-from stackctl.values.calibration import Calibration
 from stackctl.values.cpu_list import CpuList
+from stackctl.values.engine_facts import Calibration
 from stackctl.values.host import Bandwidth, Host
 from stackctl.values.model import Model
 from stackctl.values.plan import Placement, Plan

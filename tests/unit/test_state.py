@@ -15,8 +15,7 @@ from stackctl.resources import data_folder
 from stackctl.state.generations import Generations, utc_now
 from stackctl.state.learned_facts import EngineFactsCache, measured_memory
 from stackctl.state.paths import scope_paths
-from stackctl.values.generation import EngineFact, Generation, Outcome
-from stackctl.values.unit import UnitFile, UnitSet
+from stackctl.values.generation import EngineFact, Generation, Outcome, UnitFile, UnitSet
 
 
 def generation(number: int, stack: str = "cpu") -> Generation:

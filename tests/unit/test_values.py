@@ -20,11 +20,10 @@ import stackctl.values
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.values.base import Value, convert, from_json, to_json
 from stackctl.values.cpu_list import CpuList
-from stackctl.values.generation import Generation, Outcome
+from stackctl.values.generation import Generation, Outcome, UnitFile, UnitSet
 from stackctl.values.host import UNLIMITED, Host
 from stackctl.values.model import Model
 from stackctl.values.plan import Plan
-from stackctl.values.unit import UnitFile, UnitSet
 
 for _module in pkgutil.iter_modules(stackctl.values.__path__):
     importlib.import_module(f"stackctl.values.{_module.name}")

@@ -37,9 +37,8 @@ from stackctl.plan.verdict import (
 from stackctl.resources import data_folder
 from stackctl.sources.catalogue import catalogue_entries, read_entry
 from stackctl.sources.profiles import Profiles
-from stackctl.values.claim import Claim, GpuShare
 from stackctl.values.host import Host
-from stackctl.values.plan import Plan, Verdict
+from stackctl.values.plan import Claim, GpuShare, Plan, Verdict
 from stackctl.values.profile import Profile, Slo
 
 

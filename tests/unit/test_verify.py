@@ -16,7 +16,7 @@ from stackctl.engines import engine
 from stackctl.engines.options import int_option_in_argv
 from stackctl.observe.procfs import is_below, numa_pages
 from stackctl.values.cpu_list import CpuList
-from stackctl.values.generation import EngineFact, Generation, Outcome
+from stackctl.values.generation import EngineFact, Generation, Outcome, UnitSet
 from stackctl.values.inspection import (
     Drift,
     EngineProcess,
@@ -36,7 +36,6 @@ from stackctl.values.plan import Plan
 from stackctl.values.profile import Overrides
 from stackctl.values.proxy import Proxy
 from stackctl.values.result import Result
-from stackctl.values.unit import UnitSet
 
 STARTED = 1_800_000_000.0
 PID = 315

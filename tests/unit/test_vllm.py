@@ -27,11 +27,10 @@ from stackctl.engines.vllm.memory import kv_token_bytes
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.plan.claimed_resources import claim_of
 from stackctl.sources.catalogue import read_entry
-from stackctl.values.claim import Claim, GpuShare
 from stackctl.values.cpu_list import CpuList
 from stackctl.values.engine_facts import MeasuredMemory
 from stackctl.values.host import Gpu, Host
-from stackctl.values.plan import Decision, Plan
+from stackctl.values.plan import Claim, Decision, GpuShare, Plan
 
 VLLM = engine("vllm")
 HELP = SHARED / "captures" / "vllm-0.32-serve-help.txt"
