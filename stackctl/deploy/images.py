@@ -53,9 +53,17 @@ class ReadyImage:
         return PlannedImage(self.image.reference, self.reason, self.facts)
 
 
-def image_for_planning(profile: Profile, engine: Engine, cache: EngineFactsCache) -> PlannedImage:
-    """Return the image for a plan without a deployment: one inspected before, else a local one."""
+def image_for_planning(
+    profile: Profile, engine: Engine, cache: EngineFactsCache | None
+) -> PlannedImage:
+    """Return the image for a plan without a deployment: one inspected before, else a local one.
+
+    ``cache`` is None for a machine whose images are not known.
+    """
     candidates = _candidates(profile, engine)
+    if cache is None:
+        reference, reason = candidates[-1]
+        return PlannedImage(reference, reason if profile.image else "not looked at")
     for reference, reason in candidates:
         if facts := cache.latest(reference):
             return PlannedImage(facts.pinned, reason, facts)
@@ -63,12 +71,6 @@ def image_for_planning(profile: Profile, engine: Engine, cache: EngineFactsCache
         if podman.image_exists(reference):
             return PlannedImage(reference, reason)
     return PlannedImage(*candidates[-1])
-
-
-def image_of_another_machine(profile: Profile, engine: Engine) -> PlannedImage:
-    """Return the image of a profile for a machine whose images are not known."""
-    reference, reason = _candidates(profile, engine)[-1]
-    return PlannedImage(reference, reason if profile.image else "not looked at")
 
 
 def ready_image(context: Context, profile: Profile, engine: Engine) -> ReadyImage:

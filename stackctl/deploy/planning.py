@@ -231,15 +231,12 @@ def plan_profile(basis: PlanBasis, profile: Profile, model: Model) -> PlanPrevie
     Raises:
         StackctlError: as ``plan.planner.make_plan``.
     """
+    cache = EngineFactsCache(basis.paths.cache) if basis.live else None
+    image = images.image_for_planning(profile, find_engine(profile.engine), cache)
     door, why_door, port = None, None, None
     if basis.live:
-        image = images.image_for_planning(
-            profile, find_engine(profile.engine), EngineFactsCache(basis.paths.cache)
-        )
         door, why_door = images.proxy_image_for_planning(profile)
         port = None if door is None else _engine_port(basis, profile)
-    else:
-        image = images.image_of_another_machine(profile, find_engine(profile.engine))
     inputs = inputs_before_image(basis, profile, model)
     inputs = with_image(basis, inputs, profile, model, image)
     inputs = dataclasses.replace(inputs, door_reason=why_door, engine_port=port)

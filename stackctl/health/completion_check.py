@@ -123,9 +123,7 @@ def text_defect(text: str, *, toy: bool = False) -> str | None:
         return None
     if not signs:
         return "empty"
-    odd = sum(
-        sign == "\ufffd" or unicodedata.category(sign) in ("Cc", "Cn", "Co") for sign in signs
-    )
+    odd = sum(s == "\ufffd" or unicodedata.category(s) in ("Cc", "Cn", "Co") for s in signs)
     # A last character of several bytes may be cut off.
     if odd > 1 and odd * 3 >= len(signs):
         return "not text"
@@ -165,27 +163,20 @@ def parse_stream(text: str) -> Completion | None:
 
     ``tokens`` is the number of pieces; each holds one or more tokens.
     """
-    parts, finish, done = list[str](), None, False
+    parts, finish = list[str](), None
     for line in text.splitlines():
         field, _, value = line.partition(":")
         if field != "data":
             continue
-        value = value.strip()
-        done = value == "[DONE]"
-        if done:
-            break
+        if value.strip() == "[DONE]":
+            return Completion("".join(parts), len(list(filter(None, parts))), finish)
         try:
-            choices = json.loads(value).get("choices", None)
-            if choices is None:
-                return None
-            for choice in choices:
+            for choice in json.loads(value)["choices"]:
                 parts.append(_text(choice.get("delta") or {}))
                 finish = choice.get("finish_reason") or finish
-        except (ValueError, AttributeError, TypeError):
+        except (ValueError, AttributeError, KeyError, TypeError):
             return None
-    return (
-        Completion("".join(parts), len([part for part in parts if part]), finish) if done else None
-    )
+    return None
 
 
 def _text(message: Mapping[str, Any]) -> str:
@@ -247,16 +238,11 @@ def _stop(probe: CompletionProbe, whole: Completion, body: Mapping[str, object])
     if isinstance(answer, http.NoAnswer) or completion is None:
         return _unanswered("stop", answer)
     seen = f'finish_reason {completion.finish}, "{completion.text[:24]}"'
-    if (
-        word not in completion.text
-        and completion.finish == "length"
-        and completion.tokens == SHORT_TOKENS
-    ):
+    without = word not in completion.text
+    if without and completion.finish == "length" and completion.tokens == SHORT_TOKENS:
         # A different answer than before, because of rounding; see _stream.
         return Result(name="stop", status="info", expected=expected, actual=seen)
-    return _judged(
-        "stop", word not in completion.text and completion.finish == "stop", expected, seen
-    )
+    return _judged("stop", without and completion.finish == "stop", expected, seen)
 
 
 def _judged(name: str, well: bool, expected: str, seen: str) -> Result:

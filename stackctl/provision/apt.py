@@ -17,34 +17,25 @@ _ENVIRONMENT = {
 #: Seconds, more than slow mirrors take. apt itself waits half a minute for its lock (_OPTIONS).
 _PATIENCE_S = 1800
 _OPTIONS = ("-o", "DPkg::Lock::Timeout=30", "-o", "Dpkg::Options::=--force-confold")
+#: Messages of apt and dpkg, their cause and the remedy.
 _FAILURES = (
-    (
-        r"Could not get lock|Unable to acquire the dpkg|Unable to lock",
-        "the package manager is at work on something else",
-        "wait until it is done (unattended upgrades may take minutes), then again",
-    ),
-    (
-        r"dpkg was interrupted",
-        "an earlier installation of packages was cut off",
-        "sudo dpkg --configure -a, then again",
-    ),
-    (
-        r"No space left|enough free space",
-        "the disk is too full for the packages",
-        "df -h / /var shows what is full; sudo apt-get clean helps a little",
-    ),
-    (
-        r"Read-only file system",
-        "the file system is read-only",
-        "see why (dmesg), then: sudo mount -o remount,rw /",
-    ),
-    (
-        r"Could not resolve|Temporary failure|Could not connect|Network is unreachable|timed out"
-        r"|Unable to locate package|no installation candidate|Failed to fetch|not found",
-        "the packages cannot be fetched: no network, or no package source that has them",
-        "connect this machine, or add a package source (/etc/apt/sources.list.d), then again",
-    ),
-)
+    (r"Could not get lock|Unable to acquire the dpkg|Unable to lock",
+     "the package manager is at work on something else",
+     "wait until it is done (unattended upgrades may take minutes), then again"),
+    (r"dpkg was interrupted",
+     "an earlier installation of packages was cut off",
+     "sudo dpkg --configure -a, then again"),
+    (r"No space left|enough free space",
+     "the disk is too full for the packages",
+     "df -h / /var shows what is full; sudo apt-get clean helps a little"),
+    (r"Read-only file system",
+     "the file system is read-only",
+     "see why (dmesg), then: sudo mount -o remount,rw /"),
+    (r"Could not resolve|Temporary failure|Could not connect|Network is unreachable|timed out"
+     r"|Unable to locate package|no installation candidate|Failed to fetch|not found",
+     "the packages cannot be fetched: no network, or no package source that has them",
+     "connect this machine, or add a package source (/etc/apt/sources.list.d), then again"),
+)  # fmt: skip
 
 
 def packages_to_install(names: Sequence[str]) -> tuple[str, ...]:

@@ -282,13 +282,11 @@ def _remove_account(target: TargetRoot, change: AccountChange) -> str | None:
     return None
 
 
-def _remove_empty(folder: Path) -> None:
+def _remove_empty(home: Path) -> None:
     """Remove a folder and those in it, as far as they hold no file."""
-    with contextlib.suppress(OSError):
-        for path in folder.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                _remove_empty(path)
-        folder.rmdir()
+    for folder, _, _ in os.walk(home, topdown=False):
+        with contextlib.suppress(OSError):
+            Path(folder).rmdir()
 
 
 def _subid_lines(change: SubidsChange) -> Iterator[tuple[str, str]]:
