@@ -10,14 +10,12 @@ from __future__ import annotations
 import base64
 import contextlib
 import http.client
-import os
 import re
 import socket
 import ssl
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from types import TracebackType
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
 from stackctl.errors import StackctlError
@@ -88,17 +86,10 @@ class Response:
 class Transfer:
     """The connections of one thread, one for each server. Close it, or use it in a ``with``."""
 
-    def __init__(
-        self, *, timeout_s: float = 30, environment: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, *, timeout_s: float = 30) -> None:
         self._timeout_s = timeout_s
         self._open: dict[Origin, http.client.HTTPConnection] = {}
-        env = os.environ if environment is None else environment
-        self._proxies = {
-            scheme: value
-            for scheme in ("http", "https")
-            if (value := env.get(f"{scheme}_proxy") or env.get(f"{scheme.upper()}_PROXY"))
-        }
+        self._proxies = urllib.request.getproxies_environment()
         self._last: Response | None = None
 
     def get(
@@ -170,19 +161,18 @@ class Transfer:
     def _once(self, place: Origin, url: str, headers: Mapping[str, str]) -> Response:
         self._drain()
         parts = urlsplit(url)
-        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        proxy = self._proxy(place)
+        if proxy is not None and place.scheme == "http":
+            target = parts._replace(fragment="").geturl()
+            headers = {**headers, **_credentials(proxy)}
         known = place in self._open
         for again in (known, False):
-            connection = self._open.get(place) or self._connect(place)
+            connection = self._open.get(place) or self._connect(place, proxy)
             self._open[place] = connection
             try:
                 with _breaks(url):
-                    target = path
-                    proxy = self._proxy(place) if place.scheme == "http" else None
-                    extra = {} if proxy is None else _credentials(proxy)
-                    if proxy is not None:
-                        target = parts._replace(fragment="").geturl()
-                    connection.request("GET", target, headers={**headers, **extra})
+                    connection.request("GET", target, headers=headers)
                     self._last = Response(connection.getresponse(), url)
                     return self._last
             except ConnectionLost:
@@ -204,19 +194,16 @@ class Transfer:
             raise StackctlError(f"{place.scheme}_proxy is not the address of a proxy") from None
         return parts
 
-    def _connect(self, place: Origin) -> http.client.HTTPConnection:
-        proxy = self._proxy(place)
-        made: http.client.HTTPConnection
-        host, port = (place.host, place.port)
+    def _connect(self, place: Origin, proxy: SplitResult | None) -> http.client.HTTPConnection:
+        host, port = place.host, place.port
         if proxy is not None:
             host, port = proxy.hostname or "", proxy.port or 3128
-        if place.scheme == "https":
-            context = ssl.create_default_context()
-            made = http.client.HTTPSConnection(host, port, timeout=self._timeout_s, context=context)
-            if proxy is not None:
-                made.set_tunnel(place.host, place.port, headers=_credentials(proxy))
-        else:
-            made = http.client.HTTPConnection(host, port, timeout=self._timeout_s)
+        if place.scheme == "http":
+            return http.client.HTTPConnection(host, port, timeout=self._timeout_s)
+        context = ssl.create_default_context()
+        made = http.client.HTTPSConnection(host, port, timeout=self._timeout_s, context=context)
+        if proxy is not None:
+            made.set_tunnel(place.host, place.port, headers=_credentials(proxy))
         return made
 
     def _drain(self) -> None:
@@ -253,9 +240,7 @@ class Transfer:
     def __enter__(self) -> Transfer:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

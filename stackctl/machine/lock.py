@@ -29,27 +29,19 @@ def exclusive(path: Path, purpose: str) -> Iterator[None]:
         StackctlError: another process holds the lock (exit 7); the message has its process id, its
             purpose and its start in local time. Or the file cannot be created or locked (exit 6).
     """
-    descriptor = _open(path)
     while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        descriptor = _open(path)
+        if not _flock(descriptor, path, ExitCode.HOST):
             holder = os.pread(descriptor, _MOST_BYTES, 0).decode("utf-8", "replace").strip()
             os.close(descriptor)
             raise StackctlError(
                 f"another stackctl is at work here: {holder or 'just starting'}",
                 hint="wait until it is done, then try again",
                 exit_code=ExitCode.LOCKED,
-            ) from None
-        except OSError as error:  # some network file systems have no locks
-            os.close(descriptor)
-            raise StackctlError(
-                f"cannot lock {path}: {error.strerror}", exit_code=ExitCode.HOST
-            ) from None
+            )
         if _is_current(descriptor, path):
             break
         os.close(descriptor)
-        descriptor = _open(path)
     try:
         _write(descriptor, f"{_mine()}{purpose}, since {time.strftime('%H:%M:%S')}\n")
         yield
@@ -95,15 +87,10 @@ def try_lock(path: Path) -> int | None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     except OSError as error:
         raise StackctlError(f"cannot create the lock {path}: {error.strerror}") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    except OSError as error:
-        os.close(descriptor)
-        raise StackctlError(f"cannot lock {path}: {error.strerror}") from None
-    return descriptor
+    if _flock(descriptor, path, ExitCode.FAILED):
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 def lock_holder(path: Path) -> str | None:
@@ -169,6 +156,18 @@ def _open(path: Path) -> int:
         raise StackctlError(
             f"cannot create the lock {path}: {error.strerror}", exit_code=ExitCode.HOST
         ) from None
+
+
+def _flock(descriptor: int, path: Path, exit_code: ExitCode) -> bool:
+    """Lock an open file. Return False if another process has locked it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:  # some network file systems have no locks
+        os.close(descriptor)
+        raise StackctlError(f"cannot lock {path}: {error.strerror}", exit_code=exit_code) from None
+    return True
 
 
 def _is_current(descriptor: int, path: Path) -> bool:

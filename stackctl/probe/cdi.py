@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
+import msgspec
+
 from stackctl.probe.fact_reader import FactReader, sanitize
 from stackctl.quantity import version_numbers
 from stackctl.values.host import CdiProblemCode, CdiSpec
@@ -134,10 +136,8 @@ def _unique(spec: CdiSpec, owners: dict[str, str]) -> CdiSpec:
         owners.setdefault(name, spec.path)
     if twice is None or spec.problem is not None:
         return spec
-    return CdiSpec(
-        path=spec.path,
-        version=spec.version,
-        devices=spec.devices,
+    return msgspec.structs.replace(
+        spec,
         code="duplicate-device",
         problem=f"{twice} is also in {owners[twice]}: podman takes neither; remove one file",
     )

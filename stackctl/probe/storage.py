@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import mmap
 import os
 import posixpath
@@ -79,21 +81,13 @@ def _timed(descriptor: int, seconds: float) -> float | None:
 
 
 def _largest(folder: Path) -> Path | None:
-    best: tuple[int, Path] | None = None
-    seen = 0
-    for root, _, names in os.walk(folder):
-        for name in names:
-            seen += 1
-            if seen > _MOST_FILES:
-                return best[1] if best else None
-            path = Path(root, name)
-            try:
-                size = path.stat().st_size
-            except OSError:
-                continue
-            if path.is_file() and (best is None or size > best[0]):
-                best = (size, path)
-    return best[1] if best else None
+    paths = (Path(root, name) for root, _, names in os.walk(folder) for name in names)
+    sizes: dict[Path, int] = {}
+    for path in itertools.islice(paths, _MOST_FILES):
+        with contextlib.suppress(OSError):
+            if path.is_file():
+                sizes[path] = path.stat().st_size
+    return max(sizes, key=lambda path: sizes[path], default=None)
 
 
 def _free(path: str) -> int | None:
