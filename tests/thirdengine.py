@@ -37,7 +37,6 @@ from stackctl.engines.protocol import (
     MeasuredSpeeds,
     Reports,
     RunningCounters,
-    TokenReads,
     value_source,
 )
 from stackctl.values.diagnosis import Step
@@ -224,13 +223,11 @@ class StubEngine:
         row = model.kv.key_dim + model.kv.value_dim
         return sum(model.kv.kv_heads) * row * (1.0 if half else 2.0)
 
-    def token_reads(
+    def weights_read_on_cpu(
         self, model: Model, options: Mapping[str, Option], *, on_gpu: bool
-    ) -> TokenReads:
+    ) -> float:
         """See Engine."""
-        active = float(model.active_bytes)
-        token = self.kv_token_bytes(model, options, 1)
-        return TokenReads(0.0 if on_gpu else active, active if on_gpu else 0.0, token)
+        return 0.0 if on_gpu else float(model.active_bytes)
 
     def phase(self, line: str) -> str | None:
         """See Engine."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from stackctl.values.metrics import Histogram
@@ -76,10 +76,11 @@ class Scrape:
         """Return the largest value of a gauge; None if there are no samples."""
         return max(self._values(name, {}), default=None)
 
-    def label(self, name: str, label: str) -> str | None:
-        """Return a label of the first sample of that name; None if there is none."""
+    def int_label(self, name: str, label: str) -> int | None:
+        """Return a label of the first sample of that name, if it is a whole number; else None."""
         found = self._by_name.get(name)
-        return found[0].labels.get(label) if found else None
+        text = found[0].labels.get(label, "") if found else ""
+        return int(text) if re.fullmatch(r"\d{1,15}", text) else None
 
     def histogram(self, name: str) -> Histogram | None:
         """Return a histogram, summed over all labels but the bound; None if it is missing."""
@@ -93,15 +94,3 @@ class Scrape:
         if count is None or total is None:
             return None
         return Histogram(buckets=tuple(sorted(counts.items())), count=count, sum=total)
-
-
-def parse_int(text: str | None) -> int | None:
-    """Return a label's whole number; None for any other text."""
-    return int(text) if text is not None and re.fullmatch(r"\d{1,15}", text) else None
-
-
-def sum_known(values: Iterable[float | None]) -> float | None:
-    """Return the sum of some values; None if there are none or one of them is None."""
-    kept = list(values)
-    known = [value for value in kept if value is not None]
-    return sum(known) if kept and len(known) == len(kept) else None

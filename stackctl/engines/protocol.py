@@ -120,16 +120,6 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class TokenReads:
-    """Bytes that are read to generate one token: the weights on CPU and GPU, and the KV cache for
-    each token of context."""
-
-    cpu_weights_bytes: float
-    gpu_weights_bytes: float
-    kv_token_bytes: float
-
-
-@dataclass(frozen=True)
 class MeasuredSpeeds:
     """Measured speeds in tokens a second, with the mean length of the prompts."""
 
@@ -331,11 +321,16 @@ class Engine(Protocol):
         """
         ...
 
-    def token_reads(
-        self, model: Model, options: Mapping[str, Option], *, on_gpu: bool
-    ) -> TokenReads:
-        """Return the bytes that generating one token reads, once for each pass of the layers."""
-        ...
+    def weights_read_on_cpu(
+        self,
+        model: Model,
+        options: Mapping[str, Option],  # noqa: ARG002
+        *,
+        on_gpu: bool,
+    ) -> float:
+        """Return the bytes of weights that generating one token reads in main memory, once for
+        each pass of the layers. The other active weights are read on GPUs."""
+        return 0.0 if on_gpu else float(model.active_bytes)
 
     # Start and log.
 
@@ -410,7 +405,7 @@ class Engine(Protocol):
     def is_quantization(self, method: str, reported: str) -> bool:
         """Return True if ``reported``, from the engine's log, is its name for the quantization
         method ``method`` of a model's configuration."""
-        ...
+        return method == reported.lower()
 
 
 def value_source(request: EngineRequest, key: str) -> DecisionSource:

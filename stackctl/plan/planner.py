@@ -296,12 +296,12 @@ class _Planner:
         if engine.threads_options is not None:
             generate = int_option(options, engine.threads_options[0], generate)
             batch = int_option(options, engine.threads_options[1], batch)
-        reads = engine.token_reads(self.model, options, on_gpu=bool(placed.gpus))
+        on_cpu = engine.weights_read_on_cpu(self.model, options, on_gpu=bool(placed.gpus))
         return roofline.RooflineInput(
             model=self.model,
-            cpu_bytes=reads.cpu_weights_bytes,
-            gpu_bytes=reads.gpu_weights_bytes,
-            kv_token_bytes=reads.kv_token_bytes,
+            cpu_bytes=on_cpu,
+            gpu_bytes=self.model.active_bytes - on_cpu,
+            kv_token_bytes=engine.kv_token_bytes(self.model, options, 1),
             prompt_tokens=profile.slo.prompt_tokens,
             threads=batch or self.host.cpu.cores,
             decode_threads=generate or None,

@@ -95,7 +95,7 @@ class LlamaCpp(Engine):
     cannot_run = staticmethod(models.cannot_run)
     plan_options = staticmethod(options.plan_options)
     kv_token_bytes = staticmethod(memory.kv_token_bytes)
-    token_reads = staticmethod(memory.token_reads)
+    weights_read_on_cpu = staticmethod(memory.weights_read_on_cpu)
     phase = staticmethod(log.phase)
     failure = staticmethod(log.failure)
     facts_from_log = staticmethod(log.facts_from_log)
@@ -177,10 +177,6 @@ class LlamaCpp(Engine):
     def reduces_kv_cache(self, argv: Sequence[str]) -> bool:
         """See Engine."""
         return (option_in_argv(argv, "cache-type-k") or "").startswith(_FEW_BITS)
-
-    def is_quantization(self, method: str, reported: str) -> bool:
-        """See Engine: its log names no method."""
-        return method == reported.lower()
 
 
 def _text(value: object) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from stackctl.engines.options import Option, int_option
-from stackctl.engines.protocol import Footprint, TokenReads
+from stackctl.engines.protocol import Footprint
 from stackctl.values.model import Model
 
 _MIB = 2**20
@@ -75,14 +75,11 @@ def kv_token_bytes(model: Model, options: Mapping[str, Option], gpus: int = 1) -
     )
 
 
-def token_reads(model: Model, options: Mapping[str, Option], *, on_gpu: bool) -> TokenReads:
+def weights_read_on_cpu(model: Model, options: Mapping[str, Option], *, on_gpu: bool) -> float:
     """See Engine. The active experts that stay on the CPU are read there."""
-    active = float(model.active_bytes)
-    on_cpu = active
-    if on_gpu:
-        used = (model.experts_used or 1) / (model.experts or 1)
-        on_cpu = cpu_expert_bytes(model, options) * used
-    return TokenReads(on_cpu, active - on_cpu, kv_token_bytes(model, options))
+    if not on_gpu:
+        return float(model.active_bytes)
+    return cpu_expert_bytes(model, options) * (model.experts_used or 1) / (model.experts or 1)
 
 
 def cpu_expert_bytes(model: Model, options: Mapping[str, Option]) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stackctl.engines.options import int_option_in_argv
-from stackctl.engines.prometheus_text import Scrape, sum_known
+from stackctl.engines.prometheus_text import Scrape
 from stackctl.values.metrics import EngineMetrics, LoggedRequest, LogSamples
 
 _NUMBER = r"(\d{1,9}(?:\.\d{1,6})?)"
@@ -70,7 +70,7 @@ def parse_metrics(answers: Mapping[str, str], argv: Sequence[str]) -> EngineMetr
         if generated is None
         else generated + sum(_decoded(slot) for slot in slots),
         cached_tokens=cached,
-        prefix_queries=sum_known((computed, cached)),
+        prefix_queries=None if computed is None or cached is None else computed + cached,
         prefix_hits=cached,
         steps=seen.total("llamacpp:n_decode_total"),
         prompt_s=seen.total("llamacpp:prompt_seconds_total"),
@@ -156,7 +156,9 @@ class RequestReader:
         minutes, seconds, milli, micro = (int(part) for part in clock.groups())
         at_s = self._starts_s + minutes * 60 + seconds + milli / 1e3 + micro / 1e6
         if self._last_s is not None and at_s < self._last_s - 1:
-            self._end_all()
+            # The engine was started anew, so no open request ends.
+            self._open.clear()
+            self._task = None
             self._starts_s += self._last_s
             at_s += self._last_s
         self._last_s = at_s
@@ -197,11 +199,6 @@ class RequestReader:
                 self._numbers[name] = int(match[1])
         if _FALLBACK.search(line):
             self._fallback = line.strip()[:200]
-
-    def _end_all(self) -> None:
-        """Drop open requests, because the engine was started anew."""
-        self._open.clear()
-        self._task = None
 
 
 def _summary(

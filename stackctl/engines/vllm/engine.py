@@ -106,7 +106,6 @@ class Vllm(Engine):
     fallback_kernels = staticmethod(models.fallback_kernels)
     plan_options = staticmethod(options.plan_options)
     footprint = staticmethod(memory.footprint)
-    token_reads = staticmethod(memory.token_reads)
     apply_measured_memory = staticmethod(memory.apply_measured_memory)
     phase = staticmethod(log.phase)
     failure = staticmethod(log.failure)

@@ -254,7 +254,11 @@ def _raised(lines: Sequence[str]) -> Failure | None:
 
     Exceptions that only wrap another one do not count. None if there is none.
     """
-    split = [(match["process"] or "", line[match.end() :]) for line, match in _prefixes(lines)]
+    split = [
+        (match["process"] or "", line[match.end() :])
+        for line in lines
+        if (match := _PREFIX.match(line))
+    ]
     processes = {process for process, _ in split}
     for process in (*(name for name in _DEPTH if name in processes), None):
         own = [
@@ -272,10 +276,6 @@ def _raised(lines: Sequence[str]) -> Failure | None:
                 text = re.sub(r"Value error, | \[type=.*", "", detail) or text
             return Failure(f"it stopped: {_short(text)}", lines[place].strip())
     return None
-
-
-def _prefixes(lines: Sequence[str]) -> list[tuple[str, re.Match[str]]]:
-    return [(line, match) for line in lines if (match := _PREFIX.match(line))]
 
 
 def _last_of_first(own: Sequence[tuple[int, str]]) -> int | None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import msgspec
 
 from stackctl.engines.options import Option, int_option
-from stackctl.engines.protocol import Footprint, TokenReads
+from stackctl.engines.protocol import Footprint
 from stackctl.quantity import format_bytes
 from stackctl.values.engine_facts import MeasuredMemory
 from stackctl.values.model import Model
@@ -101,13 +101,6 @@ def kv_type(options: Mapping[str, Option]) -> str:
     return str(options["kv-cache-dtype"].value) if "kv-cache-dtype" in options else "auto"
 
 
-def token_reads(model: Model, options: Mapping[str, Option], *, on_gpu: bool) -> TokenReads:
-    """See Engine: all weights are on the GPUs, or all in main memory."""
-    active = float(model.active_bytes)
-    token = kv_token_bytes(model, kv_type(options))
-    return TokenReads(0.0 if on_gpu else active, active if on_gpu else 0.0, token)
-
-
 def engine_bytes(model: Model, batched: int, base: int = _ENGINE_BYTES) -> int:
     """Return bytes of the engine itself and the activations of one batch of tokens."""
     return base + batched * (model.embedding or 4096) * _ACTIVATION_BYTES
@@ -118,13 +111,15 @@ def apply_measured_memory(
 ) -> tuple[MeasuredMemory | None, dict[str, Option]]:
     """Return the newest start with the same arguments, else one with the same weights, and the
     options with the measured memory in their reasons."""
-    mine = _settings(argv)
-    differing = [(one, _differing(mine, _settings(one.argv))) for one in seen]
-    alike = [(one, found) for one, found in differing if found <= _SCALING]
-    same = next((one for one, found in alike if not found), None)
-    known = same or next((_weights(one) for one, _ in alike if one.weights_bytes), None)
+    mine = _settings(argv).items()
+    differing = [(one, {name for name, _ in mine ^ _settings(one.argv).items()}) for one in seen]
+    alike = [(one, names) for one, names in differing if names <= _SCALING]
+    known = next((one for one, names in alike if not names), None)
     if known is None:
-        return None, dict(options)
+        weights = next((one for one, _ in alike if one.weights_bytes), None)
+        if weights is None:
+            return None, dict(options)
+        known = msgspec.structs.replace(weights, kv_bytes=None, kv_tokens=None)
     result = dict(options)
     for name in _QUOTING:
         if name in result and result[name].values is not None:
@@ -144,10 +139,6 @@ def _with_measurement(option: Option, memory: MeasuredMemory) -> Option:
     return replace(option, reason=f"{option.reason}; vLLM measured weights of {weights} {where}")
 
 
-def _weights(memory: MeasuredMemory) -> MeasuredMemory:
-    return msgspec.structs.replace(memory, kv_bytes=None, kv_tokens=None)
-
-
 def _settings(argv: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Return each option with its values; words before the first option have the name ""."""
     found: dict[str, tuple[str, ...]] = {}
@@ -159,9 +150,3 @@ def _settings(argv: Sequence[str]) -> dict[str, tuple[str, ...]]:
         else:
             found[name] = (*found.get(name, ()), token)
     return {name: values for name, values in found.items() if name not in _APART}
-
-
-def _differing(
-    mine: Mapping[str, tuple[str, ...]], theirs: Mapping[str, tuple[str, ...]]
-) -> set[str]:
-    return {name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)}

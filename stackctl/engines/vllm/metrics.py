@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
-from stackctl.engines.prometheus_text import Scrape, parse_int
+from stackctl.engines.prometheus_text import Scrape
 from stackctl.engines.protocol import MeasuredSpeeds, RunningCounters
 from stackctl.errors import StackctlError
 from stackctl.values.metrics import EngineMetrics, LogSamples, LogWindow
@@ -52,7 +52,7 @@ def parse_metrics(answers: Mapping[str, str], argv: Sequence[str]) -> EngineMetr
         running=seen.count("vllm:num_requests_running"),
         waiting=seen.count("vllm:num_requests_waiting"),
         kv_usage=seen.max_value("vllm:kv_cache_usage_perc"),
-        kv_capacity_tokens=parse_int(seen.label("vllm:cache_config_info", "kv_cache_size_tokens")),
+        kv_capacity_tokens=seen.int_label("vllm:cache_config_info", "kv_cache_size_tokens"),
         prompt_tokens=computed,
         generation_tokens=seen.total("vllm:generation_tokens_total"),
         cached_tokens=cached,
