@@ -244,6 +244,7 @@ def _foreign_settings(target: TargetRoot, user_id: int | None) -> tuple[ForeignS
         for path in first.values():
             found += _lines(target, path, parse)
     found += _lines(target, "/etc/sysctl.conf", _sysctl)
+    found += _lines(target, host_paths.CDI_VARIABLES, _cdi_flags)
     for path in _GOVERNORS:
         if target.exists(path):
             found.append(
@@ -266,6 +267,11 @@ def _lines(
 def _sysctl(line: str) -> tuple[str, str] | None:
     match = _SYSCTL.match(line)
     return (match[1].replace("/", "."), match[2]) if match else None
+
+
+def _cdi_flags(line: str) -> tuple[str, str] | None:
+    name, _, value = line.partition("=")
+    return (name.strip(), value.strip(" \"'")) if name.strip() == host_paths.CDI_FLAGS else None
 
 
 def _drop_in(line: str) -> tuple[str, str] | None:

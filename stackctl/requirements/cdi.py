@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from stackctl.quantity import version_numbers
@@ -25,14 +26,14 @@ from stackctl.values.result import Result, Status
 #: Podman before this version cannot parse additionalGids, which toolkits from 1.19 on write unless
 #: they get the variable below. Older toolkits ignore it. (Sources of both programs at each tag.)
 _PODMAN_WITH_GIDS, _TOOLKIT_WITH_GIDS = (5, 1), (1, 19)
-_WITHOUT_GIDS = "NVIDIA_CTK_CDI_GENERATE_FEATURE_FLAGS=no-additional-gids-for-device-nodes"
-_REFRESH_SETTINGS = "/etc/nvidia-container-toolkit/nvidia-cdi-refresh.env"
+_NO_GIDS = "no-additional-gids-for-device-nodes"
+_WITHOUT_GIDS = f"{host_paths.CDI_FLAGS}={_NO_GIDS}"
 #: Toolkits from this version on have a service that writes the files in /run at each boot.
 _TOOLKIT_WITH_SERVICE = (1, 18)
 _TOOLKIT_UNITS = ("nvidia-cdi-refresh.path", "nvidia-cdi-refresh.service")
 _OUR_UNITS = ("stackctl-cdi-refresh.service",)
 _REFRESH = "sudo systemctl restart nvidia-cdi-refresh.service"
-_NEWER_PODMAN = f"upgrade podman to {'.'.join(map(str, _PODMAN_WITH_GIDS))}"
+_FIRST_WITH_GIDS = ".".join(map(str, _PODMAN_WITH_GIDS))
 _EXPECTED = "a CDI file that this podman can use names the GPUs"
 #: Parts of problems in documents from before they had codes, in this order. They never change.
 _TEXTS_WITHOUT_CODE: tuple[tuple[str, CdiProblemCode], ...] = (
@@ -153,6 +154,15 @@ class CdiFiles(ProvisionItem):
         units = _TOOLKIT_UNITS if own else _OUR_UNITS
         left = [unit for unit in units if unit not in facts.enabled]
         wanted = not own or self._needs_drop_in(facts, version, left)
+        line = next((one for one in facts.foreign if one.key == host_paths.CDI_FLAGS), None)
+        if own and wanted and line is not None:
+            if _NO_GIDS not in re.split(r"[,\s]+", line.value):
+                return self.refused(
+                    f"{line.where} sets {line.key} to {line.value}, without {_NO_GIDS}, which "
+                    f"podman before {_FIRST_WITH_GIDS} needs",
+                    f"add it there, after a comma ({line.path}), then: {_REFRESH}",
+                )
+            wanted = False
         name = host_paths.CDI_DROP_IN if own else host_paths.CDI_SERVICE
         file = shipped_file(facts, name) if wanted else None
         if file is not None:
@@ -188,11 +198,13 @@ class CdiFiles(ProvisionItem):
             case "unreadable":
                 return f"sudo chmod a+r {path}"
             case "additional-gids" if not all(n.startswith("nvidia.com/") for n in spec.devices):
-                return f"{_NEWER_PODMAN}, or have the file written without additionalGids"
+                return (
+                    f"upgrade podman to {_FIRST_WITH_GIDS}, or leave additionalGids out of the file"
+                )
             case "additional-gids" if made_at_boot:
                 return provision_fix(
                     self.name,
-                    f"echo {_WITHOUT_GIDS} | sudo tee -a {_REFRESH_SETTINGS} && {_REFRESH}",
+                    f"echo {_WITHOUT_GIDS} | sudo tee -a {host_paths.CDI_VARIABLES} && {_REFRESH}",
                 )
             case "additional-gids":
                 return generate_command(podman or OLDEST_TEXT, path)

@@ -106,8 +106,8 @@ class SettingValue:
 class ForeignSetting:
     """A line that stackctl did not write, for a value that stackctl would set.
 
-    ``key`` is the name of a sysctl, a directive of systemd, or the file that systemd-tmpfiles
-    writes. ``number`` is that of the line, or 0 if the whole file counts.
+    ``key`` is the name of a sysctl or a variable, a directive of systemd, or the file that
+    systemd-tmpfiles writes. ``number`` is that of the line, or 0 if the whole file counts.
     """
 
     path: str

@@ -31,6 +31,9 @@ LINK = "/usr/local/bin/stackctl"
 LINKS = (LINK, "/usr/bin/stackctl")
 
 TOOLKIT = "nvidia-container-toolkit"
+#: Variables of the toolkit's refresh service, which overrule its drop-ins (systemd.exec(5)).
+CDI_VARIABLES = "/etc/nvidia-container-toolkit/nvidia-cdi-refresh.env"
+CDI_FLAGS = "NVIDIA_CTK_CDI_GENERATE_FEATURE_FLAGS"
 CDI_UNITS = (
     "nvidia-cdi-refresh.path",
     "nvidia-cdi-refresh.service",

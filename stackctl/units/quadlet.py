@@ -1,7 +1,7 @@
 """The oldest usable Podman, and the Quadlet keys that newer versions brought.
 
 Quadlet does not ignore a key unknown to its version: it drops the whole unit. Versions
-were read from Podman's sources at each tag and from running the generators of 4.9.3 to 5.8.2.
+were read from Podman's sources at each tag and from running the generators of 4.6.2 to 5.8.2.
 """
 
 from __future__ import annotations

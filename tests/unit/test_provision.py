@@ -666,6 +666,31 @@ def test_the_toolkit_writes_what_old_podman_parses(
     assert (there.status, "journalctl -u nvidia" in (there.remedy or "")) == ("refused", True)
 
 
+@pytest.mark.parametrize(
+    ("line", "status", "words"),
+    [
+        ("# NVIDIA_CTK_CDI_GENERATE_FEATURE_FLAGS=x", "change", ""),
+        ("NVIDIA_CTK_CDI_OUTPUT_FILE_PATH=/x", "change", ""),
+        ("NVIDIA_CTK_CDI_GENERATE_FEATURE_FLAGS=disable-nvsandboxutils", "refused",
+         f"{host_paths.CDI_VARIABLES}:2 sets NVIDIA_CTK_CDI_GENERATE_FEATURE_FLAGS to disable-nv"),
+        # The line is right, so something else is wrong.
+        ('NVIDIA_CTK_CDI_GENERATE_FEATURE_FLAGS="a,no-additional-gids-for-device-nodes"',
+         "refused", "nvidia-cdi-refresh.service runs, and yet"),
+    ],
+)  # fmt: skip
+def test_variables_of_the_toolkit_that_somebody_set(
+    place: Place, line: str, status: str, words: str
+) -> None:
+    place.write(host_paths.CDI_VARIABLES, f"# The toolkit's own.\n{line}\n")
+    host = changed(tools={"cdi": (GIDS,)})
+    host = msgspec.structs.replace(host, gpus=(msgspec.structs.replace(host.gpus[0], cdi=None),))
+    found = item(
+        "cdi", host=host, packages={host_paths.TOOLKIT: "1.19.1-1"}, enabled=REFRESH, units=REFRESH,
+        foreign=facts.read_facts(place.box, place.store, None).foreign,
+    )  # fmt: skip
+    assert (found.status, words in (found.problem or "")) == (status, True)
+
+
 def test_our_service_is_restarted_when_its_text_changes() -> None:
     host = changed(tools={"cdi": (GIDS,)})
     host = msgspec.structs.replace(host, gpus=(msgspec.structs.replace(host.gpus[0], cdi=None),))
