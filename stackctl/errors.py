@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 class ExitCode(enum.IntEnum):
@@ -43,6 +43,14 @@ class StackctlError(Exception):
         self.hint = hint
         self.details = tuple(details)
         self.exit_code = exit_code
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
+    """Return a hint for an unknown word: the most similar known word, else ``otherwise``."""
+    import difflib
+
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {close[0]}?" if close else otherwise
 
 
 class NotInstalled(StackctlError):

@@ -18,7 +18,7 @@ import click
 from stackctl import __version__
 from stackctl.cli.output import Output
 from stackctl.cli.session import global_options
-from stackctl.errors import ExitCode, StackctlError
+from stackctl.errors import ExitCode, StackctlError, did_you_mean
 
 #: Verbs by purpose, with their line in --help.
 HEADINGS = {
@@ -101,13 +101,10 @@ class _Group(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        import difflib
-
         if args and not args[0].startswith("-") and args[0] not in VERBS:
-            near = difflib.get_close_matches(args[0], VERBS, n=1)
             raise StackctlError(
                 f"there is no command {args[0]!r}",
-                hint=f"did you mean {near[0]}?" if near else "stackctl --help lists them",
+                hint=did_you_mean(args[0], VERBS, "stackctl --help lists them"),
                 exit_code=ExitCode.USAGE,
             )
         return super().resolve_command(ctx, args)
@@ -233,13 +230,7 @@ def _bug(error: Exception) -> StackctlError:
 
 def _plain_output(arguments: Sequence[str]) -> Output:
     """Return the Output for errors that occur before the options are parsed."""
-    return Output(
-        json="--json" in arguments,
-        quiet=False,
-        verbose=False,
-        color="auto",
-        progress=False,
-    )
+    return Output(json="--json" in arguments)
 
 
 def _print_anything() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stackctl.cli.session import GLOBAL_NAMES, Session, add_options, make_session
+from stackctl.cli.session import Session, add_options, make_session
 from stackctl.errors import ExitCode, StackctlError
 
 if TYPE_CHECKING:
@@ -29,16 +29,14 @@ _NUMBER = re.compile("[0-9]{1,9}")
 
 def profile_names(context: click.Context, _: Any, incomplete: str) -> list[str]:
     """Return the profiles whose names begin so, for the completion of a shell."""
-    folder = context.params.get("profile_folder")
-    session = make_session(dict.fromkeys(GLOBAL_NAMES), profile_folder=folder)
+    session = make_session({}, profile_folder=context.params.get("profile_folder"))
     return [name for name in session.profiles().names() if name.startswith(incomplete)]
 
 
 def _stack_names(context: click.Context, _: Any, incomplete: str) -> list[str]:
     from stackctl.state.generations import Generations
 
-    scope = context.params.get("scope")
-    paths = make_session({**dict.fromkeys(GLOBAL_NAMES), "scope": scope}).paths()
+    paths = make_session({"scope": context.params.get("scope")}).paths()
     found = {path.name for path in paths.units.iterdir()} if paths.units.is_dir() else set()
     found |= set(Generations(paths.state).stacks())
     return sorted(name for name in found if name.startswith(incomplete))

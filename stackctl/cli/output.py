@@ -38,7 +38,13 @@ class Output:
     """Printer of one command's output. It implements the ``Progress`` of deployments."""
 
     def __init__(
-        self, *, json: bool, quiet: bool, verbose: bool, color: Color, progress: bool
+        self,
+        *,
+        json: bool = False,
+        quiet: bool = False,
+        verbose: bool = False,
+        color: Color = "auto",
+        progress: bool = False,
     ) -> None:
         self.json = json
         self.quiet = quiet

@@ -16,13 +16,13 @@ import click
 from stackctl.cli import provision_view
 from stackctl.cli.options import folder_option, profile_names, yes_option
 from stackctl.cli.session import Session, stackctl_command
-from stackctl.errors import ExitCode, StackctlError
+from stackctl.errors import ExitCode, StackctlError, did_you_mean
 
 if TYPE_CHECKING:
     from stackctl.provision.target_root import TargetRoot
     from stackctl.provision.undo_record import UndoStore
     from stackctl.requirements.facts import MachineFacts
-    from stackctl.values.provision import ItemPlan, ItemReport, RecordedChange, ShownChange
+    from stackctl.values.provision import ItemPlan, ItemReport
 
 
 def _item_names(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
@@ -77,16 +77,13 @@ def command(
 
 
 def _require_items(only: Sequence[str]) -> None:
-    import difflib
-
     from stackctl.requirements import ITEMS
 
     for name in only:
         if name not in ITEMS:
-            near = difflib.get_close_matches(name, ITEMS, n=1)
             raise StackctlError(
                 f"there is no item {name!r}",
-                hint=f"did you mean {near[0]}?" if near else "items: " + " ".join(ITEMS),
+                hint=did_you_mean(name, ITEMS, "items: " + " ".join(ITEMS)),
                 exit_code=ExitCode.USAGE,
             )
 
@@ -97,9 +94,8 @@ def _become_root() -> None:
     Raises StackctlError (exit 2) if there is no terminal and sudo needs a password.
     """
     from stackctl.machine import runner
-    from stackctl.machine.runner import own_command
 
-    words = (*own_command(), *sys.argv[1:])
+    words = (*runner.own_command(), *sys.argv[1:])
     hint = f"as root: {shlex.join(words)}"
     ask = () if sys.stdin.isatty() else ("-n",)
     if ask:
@@ -204,12 +200,19 @@ def _apply(
         target, store, plans, logs.current_user(), provision_view.IndentedProgress(session.out)
     )
     after = facts.read_facts(target, store, seen.user.name if seen.user is not None else None)
-    _require_held(planned(after), changing)
+    changed = {plan.item for plan in changing}
+    if left := [plan for plan in planned(after) if plan.item in changed and plan.status != "ok"]:
+        raise StackctlError(
+            f"{', '.join(plan.item for plan in left)}: changed, and yet not as it should be",
+            details=[f"{p.item}: {p.problem or p.now or p.status}" for p in left],
+            hint="something else sets it too; stackctl provision --dry-run shows what is left",
+        )
     return after
 
 
 def _undo(session: Session, only: Sequence[str], dry_run: bool) -> None:
     from stackctl.provision.apply import require_no_stacks, undo_changes, undo_order
+    from stackctl.provision.change_text import describe_revert
     from stackctl.values.provision import ItemReport, ProvisionReport
 
     target, store = _machine()
@@ -221,19 +224,22 @@ def _undo(session: Session, only: Sequence[str], dry_run: bool) -> None:
         done = undo_order(store, chosen)
         require_no_stacks(target, done)
         names = tuple(dict.fromkeys(one.item for one in done))
-        texts = {name: tuple(_undoes(o) for o in done if o.item == name) for name in names}
+        texts = {
+            name: tuple(describe_revert(o.change, o.before) for o in done if o.item == name)
+            for name in names
+        }
         if not session.out.json:
             for name in names:
                 one = ItemReport(item=name, status="undo", changes=texts[name])
                 provision_view.show_item(session.out, one, full=True)
-        stay: tuple[tuple[str, str], ...] = ()
+        kept: dict[str, str] = {}
         if done and not dry_run:
             if not session.confirm(
                 f"{provision_view.count_text(len(names))} would go back to what was before"
             ):
                 raise click.Abort
-            stay = undo_changes(target, store, chosen, provision_view.IndentedProgress(session.out))
-    kept = dict(stay)
+            progress = provision_view.IndentedProgress(session.out)
+            kept = dict(undo_changes(target, store, chosen, progress))
     reports = tuple(
         ItemReport(
             item=name,
@@ -243,21 +249,11 @@ def _undo(session: Session, only: Sequence[str], dry_run: bool) -> None:
         )
         for name in names
     )
-    if session.out.json:
-        session.out.data(
-            ProvisionReport(
-                operation="undo", dry_run=dry_run, items=reports, changed=len(names) - len(kept)
-            )
-        )
-        return
-    for name, why in stay:
-        provision_view.show_kept(session.out, name, why)
-    if not names:
-        session.out.line("nothing to take back")
-        return
-    session.out.line(
-        provision_view.summary_text(reports, "would go back" if dry_run else "as before")
+    report = ProvisionReport(
+        operation="undo", dry_run=dry_run, items=reports, changed=len(names) - len(kept)
     )
+    if not session.out.wrote_json(report):
+        provision_view.show_end(session.out, report)
 
 
 def _machine() -> tuple[TargetRoot, UndoStore]:
@@ -299,18 +295,6 @@ def _require_podman(plans: Sequence[ItemPlan]) -> None:
             )
 
 
-def _require_held(plans: Sequence[ItemPlan], changed: Sequence[ItemPlan]) -> None:
-    """Raise StackctlError if a changed item still has something to change."""
-    names = {plan.item for plan in changed}
-    left = [plan for plan in plans if plan.item in names and plan.status != "ok"]
-    if left:
-        raise StackctlError(
-            f"{', '.join(plan.item for plan in left)}: changed, and yet not as it should be",
-            details=[f"{p.item}: {p.problem or p.now or p.status}" for p in left],
-            hint="something else sets it too; stackctl provision --dry-run shows what is left",
-        )
-
-
 def _restart(
     session: Session, seen: MachineFacts, waiting: tuple[str, ...], restart_user: bool
 ) -> tuple[str, ...]:
@@ -348,9 +332,3 @@ def _report(plan: ItemPlan, seen: MachineFacts, *, done: bool = False) -> ItemRe
         changes=tuple(describe(change, seen) for change in plan.changes),
         undo=plan.undo, effect=plan.effect, problem=plan.problem, remedy=plan.remedy,
     )  # fmt: skip
-
-
-def _undoes(one: RecordedChange) -> ShownChange:
-    from stackctl.provision.change_text import describe_revert
-
-    return describe_revert(one.change, one.before)

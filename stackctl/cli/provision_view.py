@@ -73,7 +73,13 @@ def _verbatim(out: Output, lines: Sequence[str]) -> None:
 
 
 def show_end(out: Output, report: ProvisionReport) -> None:
-    """Print the pending effects and the firmware advice, and how many items changed."""
+    """Print the pending effects, the firmware advice, and how many items changed.
+
+    For an undo print the items that could not be undone, with the reasons, and the number.
+    """
+    for one in report.items:
+        if one.status == "kept":
+            out.labelled("kept", f"{one.item}: {one.problem}", column=_MARK)
     for text in report.pending:
         out.labelled("pending", text, column=_MARK)
     if report.advice:
@@ -81,12 +87,13 @@ def show_end(out: Output, report: ProvisionReport) -> None:
         for tip in report.advice:
             out.labelled(tip.name, tip.actual or "", indent=2, column=_ADVICE)
             out.labelled("", tip.evidence or "", column=_ADVICE)
-    out.line(summary_text(report.items, "would change" if report.dry_run else "changed"))
-
-
-def show_kept(out: Output, item: str, reason: str) -> None:
-    """Print an item that could not be undone, with the reason."""
-    out.labelled("kept", f"{item}: {reason}", column=_MARK)
+    planned, made = ("would change", "changed")
+    if report.operation == "undo":
+        planned, made = ("would go back", "as before")
+    if report.operation == "undo" and not report.items:
+        out.line("nothing to take back")
+    else:
+        out.line(_summary(report.items, planned if report.dry_run else made))
 
 
 def count_text(number: int) -> str:
@@ -94,7 +101,7 @@ def count_text(number: int) -> str:
     return "1 item" if number == 1 else f"{number} items"
 
 
-def summary_text(reports: Sequence[ItemReport], verb: str) -> str:
+def _summary(reports: Sequence[ItemReport], verb: str) -> str:
     """Return the number of changed items with ``verb``, then those that did not change."""
     counted = {status: sum(one.status == status for one in reports) for status in _COLORS}
     changed = sum(counted[status] for status in ("change", "changed", "undo", "undone"))

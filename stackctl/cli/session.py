@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -162,10 +162,8 @@ def stackctl_command(name: str) -> Callable[[Callable[..., None]], click.Command
     def decorate(function: Callable[..., None]) -> click.Command:
         def call(**parameters: Any) -> None:
             context = click.get_current_context()
-            given = {key: parameters.pop(key) for key in GLOBAL_NAMES}
             before = context.find_root().params
-            for key in GLOBAL_NAMES:
-                given[key] = given[key] or before.get(key)
+            given = {key: parameters.pop(key) or before.get(key) for key in GLOBAL_NAMES}
             session = make_session(
                 given,
                 yes=bool(parameters.pop("yes", False)),
@@ -186,20 +184,21 @@ def stackctl_command(name: str) -> Callable[[Callable[..., None]], click.Command
 
 
 def make_session(
-    given: dict[str, Any], *, yes: bool = False, profile_folder: Path | None = None
+    given: Mapping[str, Any], *, yes: bool = False, profile_folder: Path | None = None
 ) -> Session:
     """Return a session from the values of the global options."""
     out = Output(
-        json=bool(given["json"]),
-        quiet=bool(given["quiet"]),
-        verbose=bool(given["verbose"]),
-        color=given["color"] or "auto",
-        progress=not given["no_progress"],
+        json=bool(given.get("json")),
+        quiet=bool(given.get("quiet")),
+        verbose=bool(given.get("verbose")),
+        color=given.get("color") or "auto",
+        progress=not given.get("no_progress"),
     )
     if out.verbose:
         from stackctl.machine import runner
 
         runner.observer = lambda command: out.note(f"$ {command}")
-    scope: Literal["user", "system"] = given["scope"] or ("system" if os.geteuid() == 0 else "user")
-    asked = (f"--{given['scope']}",) if given["scope"] else ()
-    return Session(out, scope, yes, profile_folder, given["host"], asked)
+    asked = given.get("scope")
+    scope: Literal["user", "system"] = asked or ("system" if os.geteuid() == 0 else "user")
+    options = (f"--{asked}",) if asked else ()
+    return Session(out, scope, yes, profile_folder, given.get("host"), options)

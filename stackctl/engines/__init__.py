@@ -5,15 +5,13 @@ A new engine is a package here that implements ``protocol.Engine`` and stands in
 
 from __future__ import annotations
 
-import difflib
-
 import msgspec
 
 from stackctl.engines.llamacpp.engine import LlamaCpp
 from stackctl.engines.options import int_option_in_argv
 from stackctl.engines.protocol import Engine
 from stackctl.engines.vllm.engine import Vllm
-from stackctl.errors import ExitCode, StackctlError
+from stackctl.errors import ExitCode, StackctlError, did_you_mean
 from stackctl.values.model import Model
 from stackctl.values.plan import Plan
 from stackctl.values.profile import Profile
@@ -38,8 +36,7 @@ def engine(name: str) -> Engine:
 
 def suggestion(name: str) -> str:
     """Return a hint for an unknown name: the most similar name, else all names."""
-    close = difflib.get_close_matches(name, ENGINES, n=1, cutoff=0.6)
-    return f"did you mean {close[0]}?" if close else "engines: " + ", ".join(ENGINES)
+    return did_you_mean(name, ENGINES, "engines: " + ", ".join(ENGINES))
 
 
 def uses_gpu(profile: Profile) -> bool:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 
 from stackctl.engines.options import Dialect, Option
 from stackctl.engines.protocol import Engine
-from stackctl.errors import ExitCode, StackctlError
+from stackctl.errors import ExitCode, StackctlError, did_you_mean
 from stackctl.values.profile import Profile
 
 
@@ -34,10 +33,9 @@ def apply_engine_args(
                     exit_code=ExitCode.USAGE,
                 )
         if known is None and dialect.inspected and argument.values is not None:
-            near = difflib.get_close_matches(name, dialect.option_names(), n=1)
             raise StackctlError(
                 f"{where}: this image's {engine.program} has no option --{name}",
-                hint=f"did you mean {near[0]}?" if near else f"see {engine.program} --help",
+                hint=did_you_mean(name, dialect.option_names(), f"see {engine.program} --help"),
                 exit_code=ExitCode.USAGE,
             )
         # An option set by its second name replaces the planned one and keeps its place, but not its

@@ -5,7 +5,6 @@ Everything is derived from the types in ``values/profile.py``: a new key needs n
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from stackctl.errors import ExitCode, StackctlError
+from stackctl.errors import ExitCode, StackctlError, did_you_mean
 from stackctl.sources import strict_yaml
 from stackctl.values.profile import Overrides, ProfileFile, Settings
 
@@ -115,9 +114,3 @@ def check_argument_name(name: str, error: StackctlError) -> None:
         error.message += " is not a long option name without dashes"
         error.hint = "write threads: 14 for --threads 14; short options have a long name too"
         raise error
-
-
-def did_you_mean(word: str, known: Sequence[str], otherwise: str) -> str:
-    """Return a hint for an unknown word: the most similar known word, else ``otherwise``."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"did you mean {close[0]}?" if close else otherwise

@@ -12,7 +12,7 @@ from typing import Any, cast, get_args
 import msgspec
 
 from stackctl import engines
-from stackctl.errors import ExitCode, StackctlError
+from stackctl.errors import ExitCode, StackctlError, did_you_mean
 from stackctl.machine import path_security
 from stackctl.quantity import parse_bytes
 from stackctl.resources import data_folder
@@ -20,7 +20,6 @@ from stackctl.sources import strict_yaml
 from stackctl.sources.profile_keys import (
     SWITCHES,
     check_argument_name,
-    did_you_mean,
     known_keys,
     parse_overrides,
 )
