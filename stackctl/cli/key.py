@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -10,6 +12,8 @@ import click
 from stackctl.cli.options import pick_stack, stack_argument, yes_option
 from stackctl.cli.session import Session, stackctl_command
 from stackctl.errors import StackctlError
+from stackctl.state import keys
+from stackctl.values.history import KeyReport
 
 if TYPE_CHECKING:
     from stackctl.deploy.context import Context
@@ -27,14 +31,8 @@ def command() -> None:
 @stack_argument
 def create(session: Session, stack: str | None) -> None:
     """Create the first key of STACK and print where it is stored."""
-    from stackctl.deploy.lifecycle import exclusive_change
-    from stackctl.state import keys
-
-    context = session.context()
-    name = _stack(context, stack)
-    with exclusive_change(context, f"key create {name}"):
+    with _change(session, stack, "create") as (context, name):
         keys.create(context.paths.state, name)
-        _changed(context, "create", name)
     _tell(session, context, name)
 
 
@@ -42,16 +40,12 @@ def create(session: Session, stack: str | None) -> None:
 @stack_argument
 def show(session: Session, stack: str | None) -> None:
     """Print the newest key of STACK, and nothing else."""
-    from stackctl.state import keys
-    from stackctl.values.history import KeyReport
-
     context = session.context()
     name = _stack(context, stack)
     found = keys.require(context.paths.state, name)
-    if session.out.json:
-        path = str(keys.path(context.paths.state, name))
-        session.out.data(KeyReport(stack=name, path=path, valid=len(found), key=found[0]))
-    else:
+    path = str(keys.path(context.paths.state, name))
+    report = KeyReport(stack=name, path=path, valid=len(found), key=found[0])
+    if not session.out.wrote_json(report):
         session.out.line(found[0])
 
 
@@ -60,14 +54,8 @@ def show(session: Session, stack: str | None) -> None:
 @click.option("--keep", is_flag=True, help="Keep the previous key valid until the next rotate.")
 def rotate(session: Session, stack: str | None, keep: bool) -> None:
     """Create a new key of STACK; a running front door uses it at once."""
-    from stackctl.deploy.lifecycle import exclusive_change
-    from stackctl.state import keys
-
-    context = session.context()
-    name = _stack(context, stack)
-    with exclusive_change(context, f"key rotate {name}"):
+    with _change(session, stack, "rotate") as (context, name):
         keys.rotate(context.paths.state, name, keep=keep)
-        _changed(context, "rotate", name)
     _tell(session, context, name)
 
 
@@ -75,8 +63,6 @@ def rotate(session: Session, stack: str | None, keep: bool) -> None:
 @stack_argument
 def path(session: Session, stack: str | None) -> None:
     """Print where the key of STACK is stored."""
-    from stackctl.state import keys
-
     context = session.context()
     name = _stack(context, stack)
     keys.require(context.paths.state, name)
@@ -91,17 +77,11 @@ def path(session: Session, stack: str | None) -> None:
 @yes_option
 def remove(session: Session, stack: str | None) -> None:
     """Remove the keys of STACK: clients that use them are refused from then on."""
-    from stackctl.deploy.lifecycle import exclusive_change
-    from stackctl.state import keys
-
-    context = session.context()
-    name = _stack(context, stack)
-    with exclusive_change(context, f"key remove {name}"):
+    with _change(session, stack, "remove") as (context, name):
         if not context.confirm(f"the keys of {name} would be removed"):
             raise StackctlError("nothing was changed")
         if not keys.remove_keys(context.paths.state, name):
             keys.require(context.paths.state, name)  # raises because there is no key
-        _changed(context, "remove", name)
     if session.out.json:
         _tell(session, context, name)
     else:
@@ -124,29 +104,37 @@ def _stack(context: Context, name: str | None) -> str:
         return name
 
 
-def _changed(context: Context, what: str, stack: str) -> None:
-    """Make a running front door read the keys again, and record the change."""
+@contextlib.contextmanager
+def _change(session: Session, stack: str | None, what: str) -> Iterator[tuple[Context, str]]:
+    """Yield the context and the stack under the lock of the scope.
+
+    After the change make a running front door read the keys again, and record the change.
+    """
     from stackctl.deploy import proxy
+    from stackctl.deploy.lifecycle import exclusive_change
     from stackctl.units.proxy_unit import proxy_service
 
-    try:
-        proxy.reload_keys(context, stack)
-    except StackctlError as error:
-        context.write_audit_entry(f"key {what}", stack, result="failed", message=error.message)
-        scope = " --user" if context.paths.scope == "user" else ""
-        raise StackctlError(
-            f"the change is stored, but the running door of {stack} still lets in the earlier keys",
-            details=(error.message,),
-            hint=f"systemctl{scope} restart {proxy_service(stack)}",
-        ) from None
-    context.write_audit_entry(f"key {what}", stack)
+    context = session.context()
+    name = _stack(context, stack)
+    operation = f"key {what}"
+    with exclusive_change(context, f"{operation} {name}"):
+        yield context, name
+        try:
+            proxy.reload_keys(context, name)
+        except StackctlError as error:
+            context.write_audit_entry(operation, name, result="failed", message=error.message)
+            scope = " --user" if context.paths.scope == "user" else ""
+            raise StackctlError(
+                f"the change is stored, but the running door of {name} still lets in the earlier "
+                "keys",
+                details=(error.message,),
+                hint=f"systemctl{scope} restart {proxy_service(name)}",
+            ) from None
+        context.write_audit_entry(operation, name)
 
 
 def _tell(session: Session, context: Context, stack: str) -> None:
     """Print where the keys are stored and how many are valid, not the keys."""
-    from stackctl.state import keys
-    from stackctl.values.history import KeyReport
-
     file = keys.path(context.paths.state, stack)
     valid = len(keys.read(context.paths.state, stack))
     if session.out.wrote_json(KeyReport(stack=stack, path=str(file), valid=valid)):
