@@ -114,13 +114,27 @@ def _ensure_image(
             return found, reference, reason
     reference, reason = candidates[-1]
     if reference.startswith("localhost/"):
-        raise StackctlError(
-            f"there is no local image {reference}",
-            hint=f"{get_image_command(engine, reference)}, or another one: --set image=NAME",
-            exit_code=ExitCode.HOST,
-        )
+        raise _not_built(engine, reference)
     recipe = _recipe(engine, reference)
     return _pull(context, api, reference, may_pull, recipe), reference, reason
+
+
+def require_built(profile: Profile, engine: Engine) -> None:
+    """Raise StackctlError (exit 6) if the profile's image can only be built here, and is not."""
+    candidates = _candidates(profile, engine)
+    reference, _ = candidates[-1]
+    if reference.startswith("localhost/") and not any(
+        podman.image_exists(name) for name, _ in candidates
+    ):
+        raise _not_built(engine, reference)
+
+
+def _not_built(engine: Engine, reference: str) -> StackctlError:
+    return StackctlError(
+        f"there is no local image {reference}",
+        hint=f"{get_image_command(engine, reference)}, or another one: --set image=NAME",
+        exit_code=ExitCode.HOST,
+    )
 
 
 def proxy_image_for_planning(profile: Profile) -> tuple[str | None, str]:

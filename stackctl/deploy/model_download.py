@@ -13,10 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from stackctl.deploy import model_integrity
+from stackctl.deploy import images, model_integrity, preflight
 from stackctl.deploy.context import Context
-from stackctl.deploy.new_generation import UpOptions, require_viable
+from stackctl.deploy.new_generation import UpOptions, require_startable
 from stackctl.deploy.planning import PlanBasis, inputs_before_image, read_basis
+from stackctl.engines import engine as find_engine
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import runner
 from stackctl.machine.files import read_private, remove_file, write_atomically
@@ -122,7 +123,8 @@ def ensure_model(context: Context, profile: Profile, options: UpOptions) -> None
 
     Raises:
         StackctlError: the download failed, or a file of the model has changed; exit 5 if the model
-            does not fit or is not viable.
+            does not fit or is not viable; exit 6 if Podman, a GPU or an image that has to be built
+            is missing.
     """
     if profile.model is None or options.dry_run:
         return
@@ -130,7 +132,10 @@ def ensure_model(context: Context, profile: Profile, options: UpOptions) -> None
     source = profile.model if download is None else download.source
     if model_integrity.is_here(context, source):
         return
+    # A machine that cannot run the stack downloads nothing.
     basis = read_basis(context.paths, context.machine)
+    preflight.require_tools(basis.host)
+    images.require_built(profile, find_engine(profile.engine))
     if download is not None:
         # The facts of the catalogue refuse without asking the hub.
         _require_use(basis, profile, read_model(profile.model), options)
@@ -154,12 +159,12 @@ def _add_advice(error: StackctlError, source: str, download: HubDownload | None)
 
 
 def _require_use(basis: PlanBasis, profile: Profile, model: Model, options: UpOptions) -> None:
-    """Raise StackctlError (exit 5) for a model that does not fit or is not viable."""
+    """Raise StackctlError (exit 5 or 6) for a model that cannot be started here."""
     inputs = inputs_before_image(basis, profile, model)
     plan, _ = make_plan_ignoring_user_claims(
         host=basis.host, model=model, profile=profile, inputs=inputs, binding=basis.binding
     )
-    require_viable(basis, profile, plan, options)
+    require_startable(basis, profile, plan, options)
 
 
 def remote_model_facts(context: Context, source: str) -> Model | None:

@@ -113,9 +113,7 @@ def draft_generation(
     )
     if passed := claims_note(profile.stack, inputs, used):
         context.progress.warn(passed)
-    if not options.force:
-        gpu_access.require_gpus(basis.host, early, cuda=_assumed_cuda(profile))
-    require_viable(basis, profile, early, options)
+    require_startable(basis, profile, early, options)
     require_verified(context, model)
     image, door_image, why_door = images.ready_images(
         context, profile, find_engine(profile.engine), may_pull=not options.dry_run
@@ -141,6 +139,17 @@ def check_plan(context: Context, draft: GenerationDraft, plan: Plan) -> None:
     context.progress.step("plan", plan_summary(plan))
     if plan.placement.shared_with:
         context.progress.warn(f"cores {sharing_note(plan.placement.shared_with)}")
+
+
+def require_startable(basis: PlanBasis, profile: Profile, plan: Plan, options: UpOptions) -> None:
+    """Check a plan before anything is pulled or downloaded for it.
+
+    Raises:
+        StackctlError: exit 6 if the plan cannot have its GPUs, exit 5 if it is refused.
+    """
+    if not options.force:
+        gpu_access.require_gpus(basis.host, plan, cuda=_assumed_cuda(profile))
+    require_viable(basis, profile, plan, options)
 
 
 def require_viable(basis: PlanBasis, profile: Profile, plan: Plan, options: UpOptions) -> None:

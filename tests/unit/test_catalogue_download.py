@@ -24,12 +24,14 @@ from stackctl.deploy.new_generation import UpOptions
 from stackctl.deploy.planning import PlanBasis
 from stackctl.engines import uses_gpu
 from stackctl.errors import ExitCode, StackctlError
+from stackctl.machine import podman
 from stackctl.resources import data_folder
 from stackctl.sources.catalogue import catalogue_entries, find_download, replacement_advice
 from stackctl.sources.hub_cache import parse_remote
 from stackctl.sources.models import read_model
 from stackctl.sources.profiles import Profiles
 from stackctl.store.hub import HubRefusal
+from stackctl.values.host import Tools
 from stackctl.values.profile import Overrides, Profile
 
 PROFILES = Profiles([data_folder("profiles")])
@@ -58,11 +60,15 @@ def site(context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
         yield made
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def epyc(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plan for the EPYC with a GPU, which can run all shipped profiles, not for this machine."""
+    """Plan for the EPYC with a GPU, which can run all shipped profiles, not for this machine.
+
+    It has the images that are built.
+    """
     basis = PlanBasis(context.paths, context.machine, EPYC_GPU)
     monkeypatch.setattr(model_download, "read_basis", lambda *_: basis)
+    monkeypatch.setattr(podman, "image_exists", lambda _: True)
 
 
 @pytest.mark.parametrize("name", sorted(catalogue_entries()))
@@ -106,7 +112,7 @@ def test_every_shipped_profile_has_a_model_that_can_be_fetched_or_advice(name: s
 
 @pytest.mark.parametrize("name", sorted(set(SHIPPED) - set(TO_MAKE)))
 def test_up_fetches_the_model_of_a_shipped_profile(
-    name: str, context: Context, site: Hub, tmp_path: Path, epyc: None
+    name: str, context: Context, site: Hub, tmp_path: Path
 ) -> None:
     profile = SHIPPED[name]
     assert profile.model is not None
@@ -132,7 +138,7 @@ def test_most_of_the_shipped_profiles_run_on_a_cpu() -> None:
 def test_the_catalogue_refuses_before_the_hub_is_asked(context: Context, site: Hub) -> None:
     large = "catalogue:kimi-k2.5-1t-a32b-q4_k_s"
     profile = msgspec.structs.replace(SHIPPED["cpu"], model=large)
-    with pytest.raises(StackctlError, match="does not fit") as caught:
+    with pytest.raises(StackctlError, match="not viable: first token after") as caught:
         ensure_model(context, profile, UpOptions())
     assert caught.value.exit_code == ExitCode.REFUSED
     assert not site.requests
@@ -153,6 +159,28 @@ def test_the_header_refuses_before_the_download(
     assert not (tmp_path / "cache/huggingface").exists()
 
 
+def test_nothing_is_downloaded_for_a_machine_that_cannot_start_it(
+    context: Context, site: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(podman, "image_exists", lambda _: False)
+    with pytest.raises(StackctlError, match="there is no local image") as caught:
+        ensure_model(context, SHIPPED["cpu-vllm"], UpOptions())
+    assert caught.value.exit_code == ExitCode.HOST
+    assert "stackctl image build vllm-cpu" in (caught.value.hint or "")
+    bare = msgspec.structs.replace(EPYC_GPU, tools=Tools())
+    basis = PlanBasis(context.paths, context.machine, bare)
+    monkeypatch.setattr(model_download, "read_basis", lambda *_: basis)
+    with pytest.raises(StackctlError, match="podman is not installed"):
+        ensure_model(context, SHIPPED["cpu-small"], UpOptions())
+    tools = msgspec.structs.replace(EPYC_GPU.tools, cdi=())
+    basis = PlanBasis(
+        context.paths, context.machine, msgspec.structs.replace(EPYC_GPU, tools=tools)
+    )
+    with pytest.raises(StackctlError, match="cannot have its GPU"):
+        ensure_model(context, SHIPPED["gpu-gguf"], UpOptions())
+    assert not site.requests
+
+
 def test_a_dry_run_names_the_download(context: Context) -> None:
     profile = _demo()
     ensure_model(context, profile, UpOptions(dry_run=True))
@@ -171,9 +199,7 @@ def test_a_repository_that_is_gone_is_an_error_with_another_way(
     assert "another copy of this model: --model file:PATH" in (caught.value.hint or "")
 
 
-def test_a_checkpoint_that_nobody_publishes_has_to_be_made(
-    context: Context, site: Hub, epyc: None
-) -> None:
+def test_a_checkpoint_that_nobody_publishes_has_to_be_made(context: Context, site: Hub) -> None:
     with pytest.raises(HubRefusal, match="no such repository") as caught:
         ensure_model(context, SHIPPED["gpu-nvfp4"], UpOptions(force=True))
     assert "ModelOpt" in (caught.value.hint or "")

@@ -14,6 +14,7 @@ from samples import EPYC, EPYC_GPU, HOSTS, machine
 from stackctl.cli import profiles as profiles_cli
 from stackctl.cli.main import run
 from stackctl.cli.session import Session
+from stackctl.deploy import model_download
 from stackctl.deploy.planning import PlanBasis
 from stackctl.deploy.profile_overview import profile_overview, reasons
 from stackctl.machine.machine import Machine
@@ -148,6 +149,7 @@ def test_the_list_as_text_and_as_a_document(
 def on_epyc(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     basis = PlanBasis(scope_paths("user", {}), Machine(), EPYC, live=False)
     monkeypatch.setattr(Session, "plan_basis", lambda *_: basis)
+    monkeypatch.setattr(model_download, "read_basis", lambda *_: basis)
 
 
 @pytest.mark.parametrize("words", [(), ("--yes",)])
