@@ -42,15 +42,16 @@ def make_verdict(
     end misses it, the plan is viable, with a reason that warns.
     """
     fits, reasons = _memory(budgets)
-    speed, missed, viable = _speed(profile.slo, work, prediction)
-    reasons += missed
-    if not speed and not missed:
+    viable: bool | None = None
+    if prediction.decode_tok_s is None and not (prediction.ttft_s and prediction.ttft_s.range):
         reasons.append(Reason("speed-unknown", f"speed not predicted: {unknown}"))
+    else:
+        against = _speed(profile.slo, work, prediction)
+        viable = not any(reason.code == "model-size" for reason in against)
+        reasons += against
     reasons += notes
-    if fits is False:
-        viable = False
     return Verdict(
-        viable=viable if speed or fits is False else None,
+        viable=False if fits is False else viable,
         fits=fits,
         reasons=tuple(reason.text for reason in reasons),
         codes=tuple(reason.code for reason in reasons),
@@ -90,22 +91,18 @@ def _need(budget: MemoryBudget, why: str) -> str:
     )
 
 
-def _speed(
-    slo: Slo, work: RooflineInput, prediction: Prediction
-) -> tuple[bool, list[Reason], bool | None]:
-    """Return True if a speed is predicted, the reasons against the plan, and its viability."""
-    decode, ttft = prediction.decode_tok_s, prediction.ttft_s
-    first_token = _first_token(slo, ttft)
+def _speed(slo: Slo, work: RooflineInput, prediction: Prediction) -> list[Reason]:
+    """Return the reasons against the plan; with that of the model's size if it is not viable."""
+    decode = prediction.decode_tok_s
     generation = _generation(slo, decode)
-    reasons = [reason for reason in (first_token, generation) if reason is not None]
-    viable = not any(r.code in ("first-token-missed", "generation-missed") for r in reasons)
-    if not viable:
+    found = (_first_token(slo, prediction.ttft_s), generation)
+    reasons = [reason for reason in found if reason is not None]
+    if any(reason.code in ("first-token-missed", "generation-missed") for reason in reasons):
         reasons.append(Reason("model-size", _why_slow(work)))
         if decode is not None and generation is None:
             speed = f"generation would be {format_range(decode)} tok/s"
             reasons.append(Reason("generation-speed", speed))
-    judged = decode is not None or (ttft is not None and ttft.range is not None)
-    return judged, reasons, viable if judged else None
+    return reasons
 
 
 def _first_token(slo: Slo, ttft: PromptTime | None) -> Reason | None:

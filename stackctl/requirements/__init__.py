@@ -15,7 +15,6 @@ from stackctl.requirements import (
     kernel_settings,
     podman,
     program,
-    recording,
     systemd,
     user_managers,
 )
@@ -32,7 +31,7 @@ _GPU: tuple[Requirement, ...] = (
 #: makes the following ones possible. Limits come before lingering, so that the manager that
 #: lingering starts has them from the beginning.
 REQUIREMENTS: tuple[Requirement, ...] = (
-    recording.RecordedCommands(),
+    program.RecordedCommands(),
     podman.PodmanVersion(), podman.QuadletGenerator(), podman.ContainerProfile(),
     systemd.SystemdRunning(), systemd.CgroupVersion(),
     accounts.ServiceAccount(), accounts.SubordinateIds(),

@@ -1,12 +1,31 @@
-"""stackctl itself: a copy that only root can change, a timer that checks stacks, and the folder for
-models."""
+"""stackctl itself: its recordings of machines, a copy that only root can change, a timer, and the
+folder for models."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from stackctl.requirements import host_paths
-from stackctl.requirements.facts import MachineFacts, StackNeeds
-from stackctl.requirements.requirement import ProvisionItem
+from stackctl.requirements.facts import LaunchFacts, MachineFacts, StackNeeds
+from stackctl.requirements.requirement import ProvisionItem, Requirement
+from stackctl.values.host import Problem
 from stackctl.values.provision import FolderChange, GuardChange, ItemPlan, ProgramChange
+
+
+class RecordedCommands(Requirement):
+    """The recording has the output of every command; a live machine always fulfils this."""
+
+    name = "recording"
+    codes = ("recording-incomplete",)
+
+    def problems(self, facts: LaunchFacts) -> Iterator[Problem]:
+        """Yield a problem with the commands whose output the recording lacks."""
+        if facts.probed.unrecorded:
+            yield Problem(
+                code="recording-incomplete",
+                what="tools: not recorded",
+                why=f"the recording holds no answer of {', '.join(facts.probed.unrecorded)}",
+            )
 
 
 class InstalledProgram(ProvisionItem):

@@ -11,8 +11,8 @@ import pytest
 from samples import EPYC, EPYC_GPU, IQUEST, LATENCY, MIB, THROUGHPUT, plan, profile, shipped
 
 from stackctl.cli.main import run
-from stackctl.engines.llamacpp import benchmark
-from stackctl.engines.llamacpp.benchmark import GENERATED_TOKENS, PROMPT_TOKENS
+from stackctl.engines.llamacpp import metrics as benchmark
+from stackctl.engines.llamacpp.metrics import GENERATED_TOKENS, PROMPT_TOKENS
 from stackctl.engines.vllm import metrics as counters
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.observe.calibrate import calibration_of

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from stackctl.engines.llamacpp import benchmark, image, log, memory, metrics, models, options
+from stackctl.engines.llamacpp import image, log, memory, metrics, models, options
 from stackctl.engines.options import Dialect, Option, int_option_in_argv, option, option_in_argv
 from stackctl.engines.protocol import (
     CACHE,
@@ -90,7 +90,7 @@ class LlamaCpp(Engine):
         log_mark="print_timing",
     )
     environment_prefixes = ("LLAMA_", "GGML_", *LIBRARY_VARIABLES)
-    calibration = benchmark.BENCHMARK
+    calibration = metrics.BENCHMARK
 
     cannot_run = staticmethod(models.cannot_run)
     plan_options = staticmethod(options.plan_options)

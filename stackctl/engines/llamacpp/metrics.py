@@ -1,7 +1,8 @@
-"""llama-server's speed, read from /metrics, /slots and a few lines of its log for each request.
+"""llama.cpp's speed: /metrics, /slots, a few lines of its log for each request, and llama-bench.
 
-It reports neither KV use nor histograms of latency; derived values are marked as estimates.
-Texts are those of build 11669; older ones print the timings without their task before each line.
+llama-server reports neither KV use nor histograms of latency; derived values are marked as
+estimates. Texts are those of build 11669; older ones print timings without their task before each
+line.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 
 from stackctl.engines.options import int_option_in_argv
 from stackctl.engines.prometheus_text import Scrape
+from stackctl.engines.protocol import Benchmark, MeasuredSpeeds
+from stackctl.errors import StackctlError
 from stackctl.values.metrics import EngineMetrics, LoggedRequest, LogSamples
 
 _NUMBER = r"(\d{1,9}(?:\.\d{1,6})?)"
@@ -41,6 +44,10 @@ _FALLBACK = re.compile(
 _OWN = re.compile(r"\b(?:srv|slot|cmn|que|llama_\w+|common_\w+|main|load_tensors)\b")
 #: Each line that is read holds one of these words.
 _WORDS = (" | task ", " tokens (", "srv ", "cmn ", "n_threads", "n_ctx", "n_slots", "GPU", "CUDA")
+#: Tokens of prompt and of generation in one run of llama-bench: enough for a steady speed in a
+#: short time.
+PROMPT_TOKENS = 512
+GENERATED_TOKENS = 64
 #: Requests that are kept.
 _MOST = 20000
 _MOST_OPEN = 1024
@@ -96,6 +103,45 @@ def _decoded(slot: Mapping[str, Any]) -> int:
 
 def _whole(value: object) -> int:
     return max(0, value) if isinstance(value, int) and not isinstance(value, bool) else 0
+
+
+def bench_arguments(model_path: str, threads: int) -> tuple[str, ...]:
+    """Return the arguments of a run whose output is JSON."""
+    return (
+        "--model", model_path,
+        "--threads", str(threads), "--n-prompt", str(PROMPT_TOKENS),
+        "--n-gen", str(GENERATED_TOKENS), "--repetitions", "3", "--flash-attn", "1",
+        "--output", "json",
+    )  # fmt: skip
+
+
+def parse_speeds(text: str) -> MeasuredSpeeds | None:
+    """Return the speeds in the output; None for output that is not a list of runs.
+
+    Raises:
+        StackctlError: no speed for prompt or generation.
+    """
+    try:
+        runs = json.loads(text)
+    except ValueError:
+        return None
+    if not isinstance(runs, list):
+        return None
+    found = {
+        "prompt" if run.get("n_prompt") else "generation": float(run["avg_ts"])
+        for run in runs
+        if isinstance(run, dict) and isinstance(run.get("avg_ts"), int | float)
+    }
+    if set(found) != {"prompt", "generation"} or min(found.values()) <= 0:
+        raise StackctlError("llama-bench printed no speeds for prompt and generation")
+    return MeasuredSpeeds(
+        decode_tok_s=found["generation"],
+        prefill_tok_s=found["prompt"],
+        prompt_tokens=PROMPT_TOKENS,
+    )
+
+
+BENCHMARK = Benchmark("llama-bench", bench_arguments, parse_speeds)
 
 
 @dataclass
