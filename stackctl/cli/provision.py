@@ -19,8 +19,8 @@ from stackctl.cli.session import Session, stackctl_command
 from stackctl.errors import ExitCode, StackctlError, did_you_mean
 
 if TYPE_CHECKING:
+    from stackctl.provision.apply import UndoStore
     from stackctl.provision.target_root import TargetRoot
-    from stackctl.provision.undo_record import UndoStore
     from stackctl.requirements.facts import MachineFacts
     from stackctl.values.provision import ItemPlan, ItemReport
 
@@ -258,8 +258,8 @@ def _undo(session: Session, only: Sequence[str], dry_run: bool) -> None:
 
 def _machine() -> tuple[TargetRoot, UndoStore]:
     from stackctl.machine.machine import Machine
+    from stackctl.provision.apply import PATH, UndoStore
     from stackctl.provision.target_root import TargetRoot
-    from stackctl.provision.undo_record import PATH, UndoStore
 
     return TargetRoot(Machine()), UndoStore(Path(PATH))
 

@@ -1,23 +1,33 @@
-"""Make and revert planned changes. Each change is recorded before it is made."""
+"""Make and revert planned changes.
+
+Each change is recorded before it is made, in a file that only its owner can read.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from pathlib import Path
 from typing import Protocol
+
+import msgspec
 
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import runner
+from stackctl.machine.files import remove_file, write_atomically
 from stackctl.machine.lock import record_lock_holder
 from stackctl.machine.signals import defer_signals
 from stackctl.provision import apt, changes
 from stackctl.provision.changes import account
 from stackctl.provision.target_root import TargetRoot
-from stackctl.provision.undo_record import PATH, UndoStore
 from stackctl.quantity import format_bytes
+from stackctl.values.base import from_json, to_json
 from stackctl.values.provision import (
+    Change,
     FileChange,
+    GuardChange,
     HoldChange,
     ItemPlan,
     LingerChange,
@@ -26,6 +36,7 @@ from stackctl.values.provision import (
     RecordedChange,
     ReloadChange,
     RestartChange,
+    UndoRecord,
 )
 
 _AGAIN = "finished changes are on record: stackctl provision continues, --undo reverts them"
@@ -37,6 +48,83 @@ _MIB = 2**20
 _DPKG_LOCK = "/var/lib/dpkg/lock-frontend"
 #: Podman with its dependencies takes about 130 MiB on Debian 13, and its archives come on top.
 _PACKAGES, _PROGRAM, _FILES = 500 * _MIB, 64 * _MIB, _MIB
+#: One path for all users, because the recorded changes are those of the machine.
+PATH = "/var/lib/stackctl/provision.json"
+
+
+class UndoStore:
+    """The record on disk. A change is added to it before it is made."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> UndoRecord:
+        """Return the recorded changes; an empty record if there is no file.
+
+        Raises:
+            StackctlError: the file is damaged or may not be read.
+        """
+        try:
+            text = self.path.read_bytes()
+        except FileNotFoundError:
+            return UndoRecord()
+        except OSError as error:
+            raise StackctlError(f"cannot read {self.path}: {error.strerror}") from None
+        try:
+            return from_json(text, UndoRecord, where=str(self.path))
+        except StackctlError as error:
+            raise StackctlError(
+                "the record of provisioning cannot be read",
+                details=(error.message,),
+                hint=f"--undo needs it; to begin a new one: mv {self.path} {self.path}.old",
+            ) from None
+
+    def add(self, new: RecordedChange) -> None:
+        """Record a change that begins. If it repeats one on record, that one's ``before`` stays."""
+        found = list(self.read().changes)
+        for place, known in enumerate(found):
+            if _change_key(known.change) == _change_key(new.change):
+                found[place] = msgspec.structs.replace(known, change=new.change)
+                break
+        else:
+            found.append(new)
+        self._write(found)
+
+    def drop(self, gone: RecordedChange) -> None:
+        """Remove a reverted change from the record; remove the file with the last change."""
+        left = [
+            one
+            for one in self.read().changes
+            if _change_key(one.change) != _change_key(gone.change)
+        ]
+        if left:
+            self._write(left)
+        else:
+            remove_file(self.path)
+            # The folder is removed too if it is empty.
+            with contextlib.suppress(OSError):
+                self.path.parent.rmdir()
+
+    def _write(self, changes: Iterable[RecordedChange]) -> None:
+        write_atomically(self.path, to_json(UndoRecord(changes=tuple(changes))), mode=0o600)
+
+
+def _change_key(change: Change) -> Hashable:
+    """Return a key that is equal for two changes of the same thing.
+
+    A file, for example, is the same if its path is, whatever its text.
+    """
+    match change:
+        case FileChange(path=path):
+            return "file", path
+        case ProgramChange(folder=folder):
+            return "program", folder
+        case GuardChange(user=user):
+            return "guard", user
+        case PackagesChange(names=names):
+            return "packages", names
+        case _:
+            return change
 
 
 class ProvisionProgress(Protocol):
@@ -57,15 +145,15 @@ def require_ready(target: TargetRoot, plans: Sequence[ItemPlan]) -> None:
     Raises:
         StackctlError: exit 6, with the remedy, if a change could not be made.
     """
-    changes = [change for plan in plans for change in plan.changes]
+    planned = [change for plan in plans for change in plan.changes]
     wanted = {"/etc": _FILES, PATH.rpartition("/")[0]: _FILES}
-    if any(isinstance(change, PackagesChange) for change in changes):
+    if any(isinstance(change, PackagesChange) for change in planned):
         wanted |= {"/usr": _PACKAGES, "/var": _PACKAGES}
-    if any(isinstance(change, ProgramChange) for change in changes):
+    if any(isinstance(change, ProgramChange) for change in planned):
         wanted["/usr/local"] = _PROGRAM
     for folder, least in wanted.items():
         _require_room(target, folder, least)
-    if any(isinstance(change, PackagesChange | HoldChange) for change in changes):
+    if any(isinstance(change, PackagesChange | HoldChange) for change in planned):
         _require_no_other(target)
 
 

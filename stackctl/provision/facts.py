@@ -19,9 +19,9 @@ from stackctl.probe.tools import (
     user_service,
 )
 from stackctl.provision import apt, self_install
+from stackctl.provision.apply import UndoStore
 from stackctl.provision.changes import account
 from stackctl.provision.target_root import TargetRoot
-from stackctl.provision.undo_record import UndoStore
 from stackctl.requirements import host_paths, podman
 from stackctl.requirements.facts import (
     ForeignSetting,

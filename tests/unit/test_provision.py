@@ -21,10 +21,9 @@ from stackctl.machine.lock import record_lock_holder
 from stackctl.machine.machine import Machine, RecordedMachine
 from stackctl.machine.runner import Completed
 from stackctl.provision import apt, changes, facts, firmware_advice, items, self_install
-from stackctl.provision.apply import apply_plans, undo_changes, undo_order
+from stackctl.provision.apply import PATH, UndoStore, apply_plans, undo_changes, undo_order
 from stackctl.provision.change_text import describe, describe_revert
 from stackctl.provision.target_root import TargetRoot
-from stackctl.provision.undo_record import PATH, UndoStore
 from stackctl.requirements import ITEMS, host_paths, podman
 from stackctl.requirements.facts import MachineFacts, ServiceUser, StackNeeds
 from stackctl.requirements.kernel_settings import KernelSetting
