@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 
 #: Firmware tables of the largest machines have some hundred KiB.
-MOST_BYTES = 2**20
+_MOST_BYTES = 2**20
 _MOST_MODULES = 1024
 _MEMORY_DEVICE, _END = 17, 127
 #: LPDDR to LPDDR5: soldered, in channels of 16 or 32 bits, which the tables do not distinguish.
@@ -83,7 +83,7 @@ def processor_family(model: str | None) -> ProcessorFamily | None:
 
 def memory_modules(table: bytes) -> tuple[MemoryModule, ...]:
     """Return the memory modules of a table. A damaged structure ends the list without error."""
-    table = table[:MOST_BYTES]
+    table = table[:_MOST_BYTES]
     found: list[MemoryModule] = []
     at = 0
     while at + 4 <= len(table) and len(found) < _MOST_MODULES:

@@ -82,11 +82,6 @@ class FactReader:
             return self.machine.read(path, most=most)
         return self.machine.read(path)
 
-    def raw(self, path: str, most: int) -> bytes | None:
-        """Return the first ``most`` bytes of a file; None if it is absent."""
-        held = self.machine.read_bytes(path)
-        return None if held is None else held[:most]
-
     def exists(self, path: str) -> bool:
         """Return True if a file or folder exists."""
         return bool(self.machine.glob(glob.escape(path)))

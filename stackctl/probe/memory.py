@@ -64,7 +64,7 @@ def with_bandwidth(reader: FactReader, memory: Memory, cpu: Cpu, *, virtual: boo
         return memory
     known = dmi.processor_family(cpu.model)
     sockets = cpu.sockets or 0
-    table = reader.raw(_DMI, dmi.MOST_BYTES)
+    table = reader.machine.read_bytes(_DMI)
     found = dmi.memory_modules(table) if table else ()
     source = "dmi"
     channels = dmi.channels_in_use(found, known, sockets or 1)

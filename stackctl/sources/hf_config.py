@@ -15,7 +15,8 @@ from typing import Any, Final
 
 from stackctl.errors import StackctlError
 from stackctl.sources.source_files import read_bytes
-from stackctl.values.model import KvLayout
+from stackctl.values.base import unique_pairs
+from stackctl.values.model import KvLayout, Model
 
 MAX_CONFIG_BYTES: Final = 4 << 20
 _MAX_LAYERS: Final = 1024
@@ -44,15 +45,15 @@ _PERIODS: Final = {"gemma2": 2, "gemma3_text": 6, "gemma3": 6, "cohere2": 4, "gp
 _ALL_SLIDE: Final = frozenset({"mistral", "mixtral"})
 
 
-def read_json(path: Path, limit: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
-    """Read a JSON object from a file; duplicate keys are refused.
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file, without nulls; duplicate keys are refused.
 
     Raises:
-        StackctlError: the file cannot be read, is larger than ``limit``, or is not a JSON object.
+        StackctlError: the file cannot be read, is larger than 4 MiB, or is not a JSON object.
     """
-    raw = read_bytes(path, limit)
+    raw = read_bytes(path, MAX_CONFIG_BYTES)
     try:
-        data = json.loads(raw, object_pairs_hook=_unique)
+        data = json.loads(raw, object_pairs_hook=unique_pairs)
     except (ValueError, RecursionError) as error:
         raise StackctlError(f"{path} is not valid JSON: {str(error)[:200]}") from None
     if not isinstance(data, dict):
@@ -60,32 +61,14 @@ def read_json(path: Path, limit: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
     return data
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen: set[str] = set()
-        for name, _ in pairs:
-            if name in seen:
-                raise ValueError(f"duplicate key {name[:80]!r}")
-            seen.add(name)
-    return found
-
-
 @dataclass(frozen=True, slots=True)
 class HfConfig:
-    """The layout that a config.json describes; None: unknown, or ``experts`` of a dense model."""
+    """The model that a config.json describes, and the types of its weights.
 
-    architecture: str
-    layers: int
-    passes: int
-    context: int | None
-    embedding: int | None
-    feed_forward: int | None
-    heads: int | None
-    vocabulary: int | None
-    experts: int | None
-    experts_used: int | None
-    kv: KvLayout | None
+    The sizes and numbers of the weights are 0 in ``model``, because they are not in the file.
+    """
+
+    model: Model
     quantization: Mapping[str, Any]
     dtype: str | None
 
@@ -138,8 +121,8 @@ class _Keys:
         return value[:layers]
 
 
-def read_config(path: Path) -> HfConfig:
-    """Read the layout that a config.json describes.
+def read_config(source: str, path: Path) -> HfConfig:
+    """Read the layout of the model that a config.json describes.
 
     Raises:
         StackctlError: the file cannot be read or does not describe a language model.
@@ -157,8 +140,12 @@ def read_config(path: Path) -> HfConfig:
     experts, used = _experts(keys)
     dtype = keys.get("torch_dtype", "dtype")
     quantization = keys.get("quantization_config", "compression_config")
-    return HfConfig(
+    model = Model(
+        source=source,
+        format="safetensors",
         architecture=name,
+        parameters=0,
+        weights_bytes=0,
         layers=layers,
         passes=_passes(keys, name),
         context=_context(keys),
@@ -169,8 +156,11 @@ def read_config(path: Path) -> HfConfig:
         experts=experts,
         experts_used=used,
         kv=_kv_layout(keys, layers),
-        quantization=MappingProxyType(quantization if isinstance(quantization, dict) else {}),
-        dtype=dtype if isinstance(dtype, str) else None,
+    )
+    return HfConfig(
+        model,
+        MappingProxyType(quantization if isinstance(quantization, dict) else {}),
+        dtype if isinstance(dtype, str) else None,
     )
 
 

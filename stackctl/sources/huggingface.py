@@ -16,7 +16,6 @@ import msgspec
 from stackctl.engines import with_unsupported
 from stackctl.errors import StackctlError
 from stackctl.sources import hf_config, hf_quantization
-from stackctl.sources.hf_config import HfConfig
 from stackctl.sources.model_text import printable
 from stackctl.sources.safetensors import SafetensorsHeader, Tensor, read_safetensors
 from stackctl.sources.source_files import read_bytes, real_path, resolve_path
@@ -71,9 +70,9 @@ def read_checkpoint(source: str, folder: Path) -> Model:
     path = folder / "config.json"
     if not path.exists():
         _refuse_folder(folder)
-    config = hf_config.read_config(path)
+    config = hf_config.read_config(source, path)
     quantization = hf_quantization.read_quantization(config.quantization, config.dtype, folder)
-    count = _Count(quantization.bits, config.layers)
+    count = _Count(quantization.bits, config.model.layers)
     files = []
     placed = _index(folder)
     for name in _file_names(folder, placed):
@@ -82,7 +81,7 @@ def read_checkpoint(source: str, folder: Path) -> Model:
         count.add(header)
         if placed is not None:
             _check_index(header, placed.get(name, set()))
-    return _model(source, folder, config, quantization, count, tuple(files))
+    return _model(config.model, folder, quantization, count, tuple(files))
 
 
 class _Count:
@@ -144,9 +143,8 @@ class _Count:
 
 
 def _model(
-    source: str,
+    layout: Model,
     folder: Path,
-    config: HfConfig,
     quantization: hf_quantization.Quantization,
     count: _Count,
     files: tuple[ModelFile, ...],
@@ -155,14 +153,12 @@ def _model(
     if count.output:
         active -= count.embedding_parameters
         idle_bytes += count.embedding_bytes
-    experts, used = config.experts, config.experts_used
+    experts, used = layout.experts, layout.experts_used
     if experts and used:
         active -= count.expert_parameters - count.expert_parameters * used // experts
-    model = Model(
-        source=source,
-        format="safetensors",
-        name=_name(source, folder),
-        architecture=config.architecture,
+    model = msgspec.structs.replace(
+        layout,
+        name=_name(layout.source, folder),
         parameters=count.parameters,
         active_parameters=active,
         quantization=quantization.label or hf_quantization.stored_label(count.stored),
@@ -170,16 +166,6 @@ def _model(
         weights_bytes=count.bytes,
         expert_bytes=count.expert_bytes or None,
         embedding_bytes=idle_bytes,
-        layers=config.layers,
-        passes=config.passes,
-        context=config.context,
-        embedding=config.embedding,
-        feed_forward=config.feed_forward,
-        heads=config.heads,
-        vocabulary=config.vocabulary,
-        experts=experts,
-        experts_used=used,
-        kv=config.kv,
         chat_template=_has_template(folder),
         files=files,
         folder=str(folder.resolve()),

@@ -51,7 +51,8 @@ def _value(kind: type, raw: object) -> CpuList:
         raise ValueError(error.message) from None
 
 
-def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object without nulls, for json.loads. Raises ValueError for duplicate keys."""
     seen: set[str] = set()
     for name, _ in pairs:
         if name in seen:
@@ -84,7 +85,7 @@ def from_json(text: str | bytes, kind: type[V], *, where: str) -> V:
     """
     try:
         raw = json.loads(
-            text, object_pairs_hook=_pairs, parse_int=_integer, parse_constant=_constant
+            text, object_pairs_hook=unique_pairs, parse_int=_integer, parse_constant=_constant
         )
     except (ValueError, RecursionError) as error:
         raise StackctlError(
