@@ -29,13 +29,10 @@ from stackctl.values.profile import Profile
 def calibrate(
     context: Context, profile: Profile, *, timeout_s: float, threads: int | None = None
 ) -> Calibration:
-    """Measure the speeds of a profile's model and store them.
+    """Measure the speeds of a profile's model and store them for the plans of a scope.
 
-    Args:
-        context: the scope whose plans use the measurement.
-        profile: the profile; its engine decides how its speed is measured.
-        timeout_s: the seconds that a benchmark may take.
-        threads: the number of threads of a benchmark; None for that of the plan.
+    The engine decides how its speed is measured. A benchmark may take ``timeout_s`` seconds, and
+    runs with ``threads`` threads (None: as many as planned).
 
     Raises:
         StackctlError: exit 2 for a profile that cannot be measured, 6 when the image lacks the

@@ -189,9 +189,7 @@ def _timeout(report: ClientReport) -> tuple[int, str]:
 def merge_settings(file: ClientFile, present: str | None) -> str:
     """Return the text of a client's file with our settings; other settings stay.
 
-    Args:
-        file: the settings to add.
-        present: the text of the existing file; None if there is no file.
+    ``present`` is the text of the existing file (None: there is no file).
 
     Raises:
         StackctlError: exit 2 if the existing text cannot be parsed or has another structure.

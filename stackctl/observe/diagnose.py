@@ -62,7 +62,7 @@ def collect_evidence(
         StackctlError: exit 3 if the stack does not run or ended during the inspection.
     """
     plan, machine = generation.plan, context.machine
-    unit = engine_snapshot.read_unit_state(context, generation)
+    unit = context.systemd.state(generation.units.service)
     if not unit.is_active:
         raise StackctlError(
             f"{generation.stack} does not run (its unit is {unit.active})",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from stackctl.deploy.context import Context
@@ -25,14 +24,13 @@ class EngineSnapshot:
     """A snapshot of a running engine.
 
     ``unit`` is the state of its unit. ``metrics`` is None if they were not requested or not
-    reported (``late``: not in time). The keys of ``threads`` are pairs of a process ID and a thread
-    ID.
+    reported (``late``: not in time).
     """
 
     unit: UnitState
     metrics: EngineMetrics | None = None
     late: bool = False
-    threads: Mapping[tuple[int, int], procfs.ThreadTimes] = field(default_factory=dict)
+    threads: procfs.TimesByThread = field(default_factory=dict)
 
     @property
     def at_s(self) -> float:
@@ -60,11 +58,6 @@ class EngineWork:
         return None if self.cpu_s is None else is_working(self.cpu_s, self.interval_s)
 
 
-def read_unit_state(context: Context, generation: Generation) -> UnitState:
-    """Return the state of an engine's unit."""
-    return context.systemd.state(generation.units.service)
-
-
 def engine_pids(context: Context, state: UnitState) -> tuple[int, ...]:
     """Return the process IDs of an engine's container; empty if the unit has no process.
 
@@ -87,12 +80,12 @@ def take_snapshot(
     metrics, late = (
         scrape_metrics(generation, timeout_s=timeout_s) if numbers_too else (None, False)
     )
-    state = read_unit_state(context, generation)
+    state = context.systemd.state(generation.units.service)
     return EngineSnapshot(
         unit=state,
         metrics=metrics,
         late=late,
-        threads=procfs.thread_times_by_process(
+        threads=procfs.thread_times(
             context.machine, engine_pids(context, state) if threads_too else ()
         ),
     )
@@ -112,8 +105,8 @@ def work_between(before: EngineSnapshot, after: EngineSnapshot) -> EngineWork:
 
 
 def cpu_time(
-    before: Mapping[tuple[int, int], procfs.ThreadTimes],
-    after: Mapping[tuple[int, int], procfs.ThreadTimes],
+    before: procfs.TimesByThread,
+    after: procfs.TimesByThread,
     interval_s: float,
     allowed: int | None,
 ) -> CpuTime:
@@ -122,18 +115,15 @@ def cpu_time(
     A new thread counts from its start; a thread that ended does not count. ``allowed`` is the
     number of CPUs that the threads may use (None: unknown).
     """
-    none, spans = procfs.ThreadTimes(0, 0), []
-    for thread, now in after.items():
-        was = before.get(thread, none)
-        ran, waited = now.computed_ns - was.computed_ns, now.waited_ns - was.waited_ns
-        spans.append((max(0, ran) / 1e9, max(0, waited) / 1e9))
+    spans = [now.since(before.get(thread)) for thread, now in after.items()]
+    least_ns = _BUSY * interval_s * 1e9
     return CpuTime(
         interval_s=interval_s,
-        ran_s=sum(ran for ran, _ in spans),
-        waited_s=sum(waited for _, waited in spans),
+        ran_s=sum(span.computed_ns for span in spans) / 1e9,
+        waited_s=sum(span.waited_ns for span in spans) / 1e9,
         threads=len(spans),
         # A thread that waits for a CPU counts as busy.
-        busy=sum(ran + waited >= _BUSY * interval_s for ran, waited in spans),
+        busy=sum(span.computed_ns + span.waited_ns >= least_ns for span in spans),
         allowed=allowed,
     )
 

@@ -37,10 +37,8 @@ def guard_stacks(
 ) -> GuardReport:
     """Check all stacks of the scope once. Skip stacks that are starting or being changed.
 
-    Args:
-        context: the scope.
-        answer_timeout_s: the seconds that a completion may take.
-        watch_s: the seconds for which an engine without an answer is measured.
+    A completion may take ``answer_timeout_s`` seconds. An engine without an answer is measured for
+    ``watch_s`` seconds.
     """
     return GuardReport(
         scope=context.paths.scope,
@@ -61,7 +59,7 @@ def _guarded(context: Context, stack: str, answer_timeout_s: float, watch_s: flo
         seen = HealthEntry(when=utc_now(), status="fail", name="record", message=error.message)
         record_health(context, stack, seen)
         return GuardResult(stack=stack, health=seen)
-    unit = engine_snapshot.read_unit_state(context, generation)
+    unit = context.systemd.state(generation.units.service)
     if unit.active in ("activating", "deactivating", "reloading"):
         return GuardResult(stack=stack, action="skipped")
     report = check_stack(context, generation, answer_timeout_s=answer_timeout_s)
@@ -119,7 +117,7 @@ def _was_dead(context: Context, generation: Generation, began: float) -> bool:
         return False
     if before is None or (before.name, before.generation) != (_DEAD, generation.number):
         return False
-    running_s = engine_snapshot.read_unit_state(context, generation).running_s or 0.0
+    running_s = context.systemd.state(generation.units.service).running_s or 0.0
     seen_at = datetime.datetime.fromisoformat(before.when).timestamp()
     # A pass of another watchdog at the same time is not a previous pass.
     return seen_at < began and time.time() - seen_at < min(_IN_A_ROW_S, running_s)

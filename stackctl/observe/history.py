@@ -92,11 +92,8 @@ def _entry(
 def diff_report(context: Context, stack: str, before: int | None, after: int | None) -> DiffReport:
     """Compare two generations.
 
-    Args:
-        context: the scope.
-        stack: the name of the stack.
-        before: the older generation; None: the last one before ``after`` that was ready.
-        after: the newer generation; None: the installed one, or the newest if the stack is down.
+    If ``after`` is None, take the installed generation, or the newest if the stack is down. If
+    ``before`` is None, take the last one before ``after`` that was ready.
 
     Raises:
         StackctlError: exit 4 if there is no such generation.

@@ -57,7 +57,7 @@ def verify_stack(context: Context, generation: Generation) -> VerifyReport:
         StackctlError: exit 3 if the stack does not run or ended during the inspection.
     """
     stack, name = generation.stack, generation.units.container
-    unit = engine_snapshot.read_unit_state(context, generation)
+    unit = context.systemd.state(generation.units.service)
     state = unit.active or "unknown"
     container = podman.inspect_containers((name,)).get(name)
     if state != "active" or container is None or not container.pid:

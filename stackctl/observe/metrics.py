@@ -53,7 +53,7 @@ def _stack(context: Context, status: StackStatus) -> StackMetrics:
         try:
             generation = installed_generation(context, status.stack)
             numbers, _ = engine_snapshot.scrape_metrics(generation, timeout_s=_PATIENCE_S)
-            since_s = engine_snapshot.read_unit_state(context, generation).running_s
+            since_s = context.systemd.state(generation.units.service).running_s
             if numbers is not None and numbers.ttft is None and since_s is not None:
                 ttft, token_time = _latencies(context, generation, since_s)
         except StackctlError as error:

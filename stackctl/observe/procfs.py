@@ -44,6 +44,19 @@ class ThreadTimes:
     computed_ns: int
     waited_ns: int
 
+    def since(self, earlier: ThreadTimes | None) -> ThreadTimes:
+        """Return the times since an earlier sample; all times if the thread is new (None)."""
+        if earlier is None:
+            return self
+        return ThreadTimes(
+            max(0, self.computed_ns - earlier.computed_ns),
+            max(0, self.waited_ns - earlier.waited_ns),
+        )
+
+
+#: The times of threads by process ID and thread ID.
+TimesByThread = Mapping[tuple[int, int], ThreadTimes]
+
 
 def processes(machine: Machine) -> dict[int, ProcessStat]:
     """Return all processes that this user may see, by their IDs. Skip those that end meanwhile."""
@@ -103,21 +116,16 @@ def parse_nul_list(text: str | None) -> tuple[str, ...] | None:
     return tuple(text.split("\0")[:-1]) if text else None
 
 
-def thread_times(machine: Machine, pid: int) -> dict[int, ThreadTimes]:
-    """Return the scheduler's times of each thread; empty if the kernel does not keep them."""
+def thread_times(machine: Machine, pids: Iterable[int]) -> TimesByThread:
+    """Return the scheduler's times of the threads of processes; none if the kernel keeps none."""
     found = {}
-    for path in machine.glob(f"/proc/{pid}/task/[0-9]*/schedstat"):
-        fields = (machine.read(path) or "").split()
-        if len(fields) >= 2 and fields[0].isdecimal() and fields[1].isdecimal():
-            found[int(path.split("/")[4])] = ThreadTimes(int(fields[0]), int(fields[1]))
+    for pid in pids:
+        for path in machine.glob(f"/proc/{pid}/task/[0-9]*/schedstat"):
+            fields = (machine.read(path) or "").split()
+            if len(fields) >= 2 and fields[0].isdecimal() and fields[1].isdecimal():
+                times = ThreadTimes(int(fields[0]), int(fields[1]))
+                found[pid, int(path.split("/")[4])] = times
     return found
-
-
-def thread_times_by_process(
-    machine: Machine, pids: Iterable[int]
-) -> dict[tuple[int, int], ThreadTimes]:
-    """Return the scheduler's times of several processes; the keys are (process ID, thread ID)."""
-    return {(pid, tid): seen for pid in pids for tid, seen in thread_times(machine, pid).items()}
 
 
 def affinities(machine: Machine, pid: int) -> dict[int, CpuList]:

@@ -205,7 +205,7 @@ def _answering(
         return "not answering", _SAYS[alive]
     done = engine_snapshot.work_between(
         engine_snapshot.EngineSnapshot(unit=state),
-        engine_snapshot.EngineSnapshot(unit=engine_snapshot.read_unit_state(context, generation)),
+        engine_snapshot.EngineSnapshot(unit=context.systemd.state(generation.units.service)),
     )
     if done.is_working is None:
         return "not answering", None

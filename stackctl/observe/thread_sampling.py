@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -47,7 +48,7 @@ def sample_threads(
     """
     was, began = _all_times(machine), time.monotonic()
     did = _keep_busy(plan, began)
-    now = {pid: procfs.thread_times(machine, pid) for pid in engine_pids}
+    now = procfs.thread_times(machine, engine_pids)
     # A process that computes only now and then is no neighbour. A short sample would count it.
     time.sleep(max(0.0, _WATCH_S - (time.monotonic() - began)))
     after, seconds = _all_times(machine), time.monotonic() - began
@@ -55,9 +56,7 @@ def sample_threads(
         threads=tuple(
             thread
             for pid in engine_pids
-            for thread in thread_activity(
-                was.get(pid, {}), now[pid], pid, procfs.affinities(machine, pid)
-            )
+            for thread in thread_activity(was, now, pid, procfs.affinities(machine, pid))
         ),
         neighbours=tuple(_neighbours(machine, plan, was, after, own | {os.getpid()}, seconds)),
         did=did,
@@ -65,9 +64,9 @@ def sample_threads(
     )
 
 
-def _all_times(machine: Machine) -> dict[int, dict[int, procfs.ThreadTimes]]:
+def _all_times(machine: Machine) -> procfs.TimesByThread:
     pids = (int(path.rpartition("/")[2]) for path in machine.glob("/proc/[0-9]*"))
-    return {pid: procfs.thread_times(machine, pid) for pid in pids}
+    return procfs.thread_times(machine, pids)
 
 
 def _keep_busy(plan: Plan, began: float) -> str:
@@ -91,44 +90,40 @@ def _keep_busy(plan: Plan, began: float) -> str:
 
 
 def thread_activity(
-    was: Mapping[int, procfs.ThreadTimes],
-    now: Mapping[int, procfs.ThreadTimes],
-    pid: int,
-    cpus: Mapping[int, CpuList | None],
+    was: procfs.TimesByThread, now: procfs.TimesByThread, pid: int, cpus: Mapping[int, CpuList]
 ) -> Iterator[EngineThread]:
     """Yield the threads of a process, with their times between two samples."""
-    none = procfs.ThreadTimes(0, 0)
     for tid, allowed in cpus.items():
-        # The times of a new thread begin at zero.
-        first, last = was.get(tid, none), now.get(tid)
+        last = now.get((pid, tid))
+        span = last.since(was.get((pid, tid))) if last else None
         yield EngineThread(
             process=pid,
             id=tid,
             cpus=allowed,
-            computed_ns=last.computed_ns - first.computed_ns if last else None,
-            waited_ns=last.waited_ns - first.waited_ns if last else None,
+            computed_ns=span.computed_ns if span else None,
+            waited_ns=span.waited_ns if span else None,
         )
 
 
 def _neighbours(
     machine: Machine,
     plan: Plan,
-    before: Mapping[int, Mapping[int, procfs.ThreadTimes]],
-    after: Mapping[int, Mapping[int, procfs.ThreadTimes]],
+    before: procfs.TimesByThread,
+    after: procfs.TimesByThread,
     own: frozenset[int],
     seconds: float,
 ) -> Iterator[Neighbour]:
     """Yield other busy processes that may use CPUs of the plan, the busiest first."""
     planned = set(plan.placement.cpus or ())
     online = set(CpuList.parse(machine.read("/sys/devices/system/cpu/online") or ""))
+    spans = defaultdict(list)
+    for (pid, tid), last in after.items():
+        spans[pid].append(last.since(before.get((pid, tid))))
     shares = []
-    for pid in after.keys() - own:
-        all_threads = tuple(
-            thread_activity(before.get(pid, {}), after[pid], pid, dict.fromkeys(after[pid]))
-        )
-        ran = sum(thread.computed_ns or 0 for thread in all_threads) / 1e9 / seconds
-        wanted = ran + sum(thread.waited_ns or 0 for thread in all_threads) / 1e9 / seconds
-        if pid in before and wanted >= _BUSY:
+    for pid in {pid for pid, _ in before} & spans.keys() - own:
+        ran = sum(span.computed_ns for span in spans[pid]) / 1e9 / seconds
+        wanted = ran + sum(span.waited_ns for span in spans[pid]) / 1e9 / seconds
+        if wanted >= _BUSY:
             shares.append((wanted, ran, pid))
     for wanted, ran, pid in sorted(shares, reverse=True):
         lists = procfs.affinities(machine, pid).values()

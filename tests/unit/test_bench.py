@@ -119,7 +119,7 @@ def test_prompts_have_the_length_that_was_asked_for(count: Callable[[str], int])
 def test_a_shared_prefix_is_shared_and_the_rest_is_not() -> None:
     prompts = Prompts(by_word, overhead=9)
     prefix = prompts.prefix(1000)
-    texts = [prompts.continue_prefix(prefix, 1000) for _ in range(10)]
+    texts = [prompts.unique(1000, prefix) for _ in range(10)]
     assert {by_word(text) + 9 for text in texts} == {1000}
     assert all(text.startswith(prefix) for text in texts)
     assert len(set(texts)) == 10
@@ -131,7 +131,7 @@ def test_without_a_tokenizer_lengths_are_about_right() -> None:
     prompts.tokens_a_word = 1.25
     assert len(prompts.unique(1000).split()) == 800
     prefix = prompts.prefix(1000)
-    assert len(prompts.continue_prefix(prefix, 1000).split()) == pytest.approx(800, abs=1)
+    assert len(prompts.unique(1000, prefix).split()) == pytest.approx(800, abs=1)
 
 
 # Judgement

@@ -86,9 +86,9 @@ def test_the_processes_of_a_container(proc: RecordedMachine) -> None:
 
 
 def test_threads_and_memory(proc: RecordedMachine) -> None:
-    assert procfs.thread_times(proc, 315) == {
-        315: procfs.ThreadTimes(900, 80),
-        316: procfs.ThreadTimes(500, 20),
+    assert procfs.thread_times(proc, (315,)) == {
+        (315, 315): procfs.ThreadTimes(900, 80),
+        (315, 316): procfs.ThreadTimes(500, 20),
     }
     assert procfs.affinities(proc, 315) == {315: CpuList.parse("0-1"), 316: CpuList.parse("1")}
     one = procfs.process_memory(
@@ -107,7 +107,7 @@ def test_all_processes_of_an_engine_count(proc: RecordedMachine, tmp_path: Path)
     (second / "task/321/schedstat").write_text("7 5 1\n")
     (second / "numa_maps").write_text(NUMA + "7f20 bind:1 anon=2 N1=2 kernelpagesize_kB=2048\n")
     pids = procfs.descendants(procfs.processes(proc), 310)[1:]
-    assert procfs.thread_times_by_process(proc, pids) == {
+    assert procfs.thread_times(proc, pids) == {
         (315, 315): procfs.ThreadTimes(900, 80),
         (315, 316): procfs.ThreadTimes(500, 20),
         (320, 321): procfs.ThreadTimes(7, 5),
@@ -118,8 +118,8 @@ def test_all_processes_of_an_engine_count(proc: RecordedMachine, tmp_path: Path)
 
 
 def test_time_between_two_looks() -> None:
-    was = {1: procfs.ThreadTimes(100, 10), 2: procfs.ThreadTimes(5, 5)}
-    now = {1: procfs.ThreadTimes(150, 30), 3: procfs.ThreadTimes(7, 1)}
+    was = {(1, 1): procfs.ThreadTimes(100, 10), (1, 2): procfs.ThreadTimes(5, 5)}
+    now = {(1, 1): procfs.ThreadTimes(150, 30), (1, 3): procfs.ThreadTimes(7, 1)}
     found = {
         t.id: (t.computed_ns, t.waited_ns)
         for t in thread_activity(
@@ -237,7 +237,7 @@ def test_a_process_that_ends_while_it_is_read() -> None:
     gone = process.pid
     one = procfs.process_memory(machine, stats[gone], procfs.is_below(["/models"]))
     assert (one.own_bytes, one.file_bytes, one.locked_bytes, one.pages) == (None, None, None, ())
-    assert not procfs.thread_times(machine, gone)
+    assert not procfs.thread_times(machine, (gone,))
     assert not procfs.affinities(machine, gone)
     assert procfs.read_stat(machine, gone) is None
     assert listening_sockets(machine, gone) is None

@@ -89,15 +89,9 @@ def run_cell(
 ) -> None:
     """Send the requests of a cell and collect the replies in ``run``.
 
-    A new request follows each one that has ended. Stop early if the first request of every stream
-    fails. After an interrupt ``run`` holds complete replies only.
-
-    Args:
-        client: the connections to the server.
-        run: the cell.
-        bodies: the bodies of the requests.
-        timeout_s: the seconds that one request may take.
-        tick: called about five times a second, to show progress.
+    A new request follows each one that has ended; one may take ``timeout_s`` seconds. Stop early if
+    the first request of every stream fails. After an interrupt ``run`` holds complete replies only.
+    ``tick`` is called about five times a second, to show progress.
     """
     waiting = list(reversed(list(enumerate(bodies))))
     run.began = run.ended = time.perf_counter()

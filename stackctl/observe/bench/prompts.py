@@ -41,17 +41,16 @@ class Prompts:
         #: Tokens per word; without a tokenizer the caller derives it from the server's counts.
         self.tokens_a_word = _TOKENS_A_WORD
 
-    def unique(self, tokens: int) -> str:
-        """Return a prompt with a unique start. ``tokens`` includes those of the chat template."""
-        return self._text("", max(1, tokens - self.overhead))
+    def unique(self, tokens: int, prefix: str = "") -> str:
+        """Return a prompt with a unique end, and a unique start unless a prefix is given.
+
+        ``tokens`` includes those of the chat template and of the prefix.
+        """
+        return self._text(prefix, max(1, tokens - self.overhead))
 
     def prefix(self, tokens: int) -> str:
         """Return a shared start for prompts of so many tokens."""
         return self._text("", max(1, tokens - self.overhead - OWN_TOKENS))
-
-    def continue_prefix(self, prefix: str, tokens: int) -> str:
-        """Return a prompt of so many tokens with a prefix and a unique end."""
-        return self._text(prefix, max(1, tokens - self.overhead))
 
     def _text(self, start: str, tokens: int) -> str:
         """Return ``start`` with random words after it, ``tokens`` tokens in all if possible."""

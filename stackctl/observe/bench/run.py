@@ -14,7 +14,6 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.health import endpoint
 from stackctl.machine import http
 from stackctl.machine.streaming_client import StreamingClient
-from stackctl.observe import engine_snapshot
 from stackctl.observe.bench import cell_stats, load_generator, matrix
 from stackctl.observe.bench.aiperf import Aiperf
 from stackctl.observe.bench.load_generator import CellRun, StreamedCompletion
@@ -76,7 +75,7 @@ def require_running(context: Context, generation: Generation) -> None:
     """
     stack, port = generation.stack, generation.plan.engine_listen_port
     engine = find_engine(generation.plan.engine)
-    state = engine_snapshot.read_unit_state(context, generation).active
+    state = context.systemd.state(generation.units.service).active
     if state != "active":
         raise not_running(stack)
     alive = endpoint.liveness(port, engine.health_path)
@@ -121,16 +120,9 @@ class Bench:
         timeout_s: float,
         aiperf: str | None = None,
     ) -> None:
-        """Prepare the cells.
+        """Prepare the cells. One request may take ``timeout_s`` seconds.
 
-        Args:
-            progress: receives progress and warnings.
-            generation: the generation to measure.
-            options: the options of the user.
-            site: the addresses of the stack.
-            slo: the objectives of the results; None: no objectives.
-            timeout_s: the seconds that one request may take.
-            aiperf: the path of aiperf, which then sends the requests; None: stackctl sends them.
+        ``aiperf`` is the path of aiperf, which then sends the requests (None: stackctl sends them).
 
         Raises:
             StackctlError: exit 2 if a length does not fit the context.
@@ -289,12 +281,11 @@ class Bench:
     def _texts(self, client: StreamingClient, workload: Workload, count: int) -> list[str]:
         self._report.progress("bench", f"making {count} prompts")
         tokens = workload.prompt_tokens
-        if not workload.cached:
-            return [self._prompts.unique(tokens) for _ in range(count)]
-        prefix = self._prompts.prefix(tokens)
-        # The first request puts the prefix into the cache.
-        self._ask(client, self._prompts.continue_prefix(prefix, tokens), 1)
-        return [self._prompts.continue_prefix(prefix, tokens) for _ in range(count)]
+        prefix = self._prompts.prefix(tokens) if workload.cached else ""
+        if prefix:
+            # This request puts the prefix into the cache.
+            self._ask(client, self._prompts.unique(tokens, prefix), 1)
+        return [self._prompts.unique(tokens, prefix) for _ in range(count)]
 
     def _count(self, text: str) -> int | None:
         """Return the tokens of a text by the engine's tokenizer; None if it has no endpoint."""

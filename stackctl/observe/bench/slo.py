@@ -78,17 +78,11 @@ def compare_with_slo(
     name: str, allowed: float, seen: float | None, unit: str, *, source: str, most: bool = True,
     mark: str = "p95 ", at: str = "",
 ) -> Result:  # fmt: skip
-    """Compare a measured value with an objective.
+    """Compare a measured value (None: not measured) with the limit of an objective.
 
-    Args:
-        name: the name of the result.
-        allowed: the limit of the objective.
-        seen: the measured value; None: not measured.
-        unit: the unit of both; "%" for shares.
-        source: the origin of the value, as evidence.
-        most: the limit is an upper bound; otherwise a lower bound.
-        mark: the quantile, put before the values.
-        at: the cell, put after the measured value.
+    The limit is an upper bound, or a lower bound if ``most`` is False. ``unit`` is "%" for shares.
+    ``source`` is the origin of the value. ``mark``, the quantile, is put before the values, and
+    ``at``, the cell, after the measured one.
     """
 
     def told(value: float) -> str:
