@@ -47,7 +47,8 @@ RUNS = {
         "tests/test_project.py::test_an_installed_wheel_renders_without_a_checkout"
     ),
     "stackctl up cpu-small": Run(
-        "", "it fetches 5.1 GiB; `tests/lab/test_fetch.py` fetches a small model the same way"
+        f"{LAB}profiles.py::test_a_profile_on_the_cpu_fetches_its_model_and_serves",
+        "with `--force` and a small model in a hub of the lab",
     ),
     "stackctl profiles": Run(
         "tests/unit/test_cli.py::test_what_is_shown_of_profiles", "the output is another machine's"
