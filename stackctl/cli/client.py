@@ -19,7 +19,6 @@ from stackctl.errors import ExitCode, StackctlError
 if TYPE_CHECKING:
     from stackctl.values.client import ClientReport, Tool
 
-_COLORS = {"+": "green", "-": "red", "@": "cyan"}
 #: Lines of a settings file that may hold a key: "openai-api-key: VALUE", "- NAME=VALUE" in a list,
 #: or a list on one line; also in quotes and in comments.
 _KEY = re.compile(
@@ -46,9 +45,12 @@ def openai(session: Session, stack: str | None) -> None:
     report = _report(session, stack, "openai")
     if session.out.wrote_json(report):
         return
-    for line in _exports(report):
-        session.out.line(line)
-    session.out.note(f"model {report.model}{_limits(report)}")
+    for name, _, value in (text.partition("=") for text in report.environment):
+        session.out.line(f"export {name}={shlex.quote(value)}")
+    if report.key_command is not None:
+        session.out.line(_key_export(report.key_command))
+    limit = "" if report.context is None else f", {report.context:,} tokens a request"
+    session.out.note(f"model {report.model}{limit}")
 
 
 @stackctl_command("aider")
@@ -90,9 +92,10 @@ def aider(session: Session, stack: str | None, write: bool, folder: Path) -> Non
             changed.append((path, present, text))
     for path, present, text in changed:
         _show(session, path, present, text)
+    files = "1 file" if len(changed) == 1 else f"{len(changed)} files"
     if not changed:
         session.out.note(f"nothing to change in {folder}")
-    elif session.confirm(f"{len(changed)} {_files(len(changed))} would be written"):
+    elif session.confirm(f"{files} would be written"):
         _write(changed)
         session.out.note(f"wrote {', '.join(path.name for path, _, _ in changed)}")
     else:
@@ -157,22 +160,8 @@ def tunnel_to(endpoint: str, host: str) -> str | None:
     return f"ssh -N -L {shlex.quote(f'{port}:{name}:{port}')} {shlex.quote(host)}"
 
 
-def _exports(report: ClientReport) -> list[str]:
-    found = []
-    for text in report.environment:
-        name, _, value = text.partition("=")
-        found.append(f"export {name}={shlex.quote(value)}")
-    if report.key_command is not None:
-        found.append(_key_export(report.key_command))
-    return found
-
-
 def _key_export(command: str) -> str:
     return f'export OPENAI_API_KEY="$({command})"'
-
-
-def _limits(report: ClientReport) -> str:
-    return "" if report.context is None else f", {report.context:,} tokens a request"
 
 
 def _print(session: Session, report: ClientReport) -> None:
@@ -224,10 +213,8 @@ def _show(session: Session, path: Path, present: str | None, text: str) -> None:
         str(path),
         lineterm="",
     )
-    for raw in lines:
-        line = without_keys(raw)
-        color = _COLORS.get(line[:1])
-        session.out.note(session.out.style(line, color) if color else line)
+    for line in lines:
+        session.out.note(session.out.diff_line(without_keys(line)))
 
 
 def without_keys(line: str) -> str:
@@ -242,7 +229,3 @@ def _write(changed: list[tuple[Path, str | None, str]]) -> None:
         mode = path.stat().st_mode & 0o777 if present is not None else 0o644
         # The file keeps its mode because it may hold keys; its folder keeps its own.
         write_atomically(path, text, mode=mode, keep_folder=True)
-
-
-def _files(count: int) -> str:
-    return "file" if count == 1 else "files"

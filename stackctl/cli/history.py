@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING
 import click
 
 from stackctl.cli.options import pick_stack, stack_and_numbers, stack_argument, yes_option
-from stackctl.cli.plan import value_text
+from stackctl.cli.plan import change_rows, value_text
 from stackctl.cli.session import Session, stackctl_command
 
 if TYPE_CHECKING:
     from stackctl.values.history import AuditEntry, DiffReport, HistoryEntry
-
-_COLORS = {"+": "green", "-": "red", "@": "cyan"}
 
 
 @stackctl_command("history")
@@ -122,19 +120,11 @@ def _show_difference(session: Session, found: DiffReport) -> None:
         out.table(("WHAT", number_a, number_b), rows, fold=2)
     if found.decisions:
         out.line()
-        out.table(
-            ("FIELD", number_a, number_b, "WHY"),
-            [
-                (c.field, value_text(c.before), value_text(c.after), c.reason or "")
-                for c in found.decisions
-            ],
-            fold=3,
-        )
+        out.table(("FIELD", number_a, number_b, "WHY"), change_rows(found.decisions), fold=3)
     for unit in found.units:
         out.line()
         for line in unit.diff.removesuffix("\n").split("\n"):
-            color = _COLORS.get(line[:1])
-            out.line(out.style(line, color) if color else line)
+            out.line(out.diff_line(line))
 
 
 @stackctl_command("prune")

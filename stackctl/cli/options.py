@@ -197,6 +197,16 @@ def pick_stack(context: Context, name: str | None, *, past: bool = False) -> str
     )
 
 
+def running_stack(context: Context, name: str | None) -> str:
+    """Return the stack as ``pick_stack`` does. Raise StackctlError (exit 3) if it is not up."""
+    from stackctl.deploy import stack_state, unit_files
+
+    stack = pick_stack(context, name)
+    if stack not in unit_files.installed_stacks(context):
+        raise stack_state.not_running(stack)
+    return stack
+
+
 def current_slo(session: Session, generation: Generation) -> Slo | None:
     """Return the SLO in the present file of a generation's profile, which may have changed.
 

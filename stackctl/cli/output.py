@@ -21,6 +21,7 @@ Color = Literal["auto", "always", "never"]
 #: A label and a text beside it.
 Row = tuple[str, str]
 _STATUS_COLOR = {"ok": "green", "warn": "yellow", "fail": "red", "skip": "cyan", "info": "cyan"}
+_DIFF_COLORS = {"+": "green", "-": "red", "@": "cyan"}
 _NAME_WIDTH = 10
 #: The width of the column with a check's status.
 _MARK_WIDTH = 6
@@ -235,6 +236,11 @@ class Output:
     def style(self, text: str, color: str, stream: IO[str] | None = None) -> str:
         """Return the text in a colour if the stream (default: stdout) is coloured."""
         return click.style(text, fg=color) if self.colored(stream or sys.stdout) else text
+
+    def diff_line(self, line: str) -> str:
+        """Return a line of a unified diff in its colour."""
+        color = _DIFF_COLORS.get(line[:1])
+        return self.style(line, color) if color else line
 
     def colored(self, stream: IO[str]) -> bool:
         """Return True if a stream is coloured: by --color, else NO_COLOR and TERM, else isatty."""

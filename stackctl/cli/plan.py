@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from stackctl.quantity import format_bytes
 if TYPE_CHECKING:
     from stackctl.deploy.planning import PlanBasis, PlanPreview
     from stackctl.values.generation import UnitFile
+    from stackctl.values.history import FieldChange
     from stackctl.values.plan import MemoryBudget, Plan
     from stackctl.values.profile import Overrides, Profile, Slo
 
@@ -116,10 +118,7 @@ def show_difference(session: Session, before: Plan, after: Plan) -> None:
     """Print the differing decisions of two plans, with the reasons of the second."""
     from stackctl.plan.plan_diff import changed_decisions
 
-    rows = [
-        (change.field, value_text(change.before), value_text(change.after), change.reason or "")
-        for change in changed_decisions(before, after)
-    ]
+    rows = change_rows(changed_decisions(before, after))
     session.out.line()
     if not rows:
         session.out.line(f"nothing differs between {before.objective} and {after.objective}")
@@ -127,6 +126,11 @@ def show_difference(session: Session, before: Plan, after: Plan) -> None:
     session.out.table(
         ("FIELD", before.objective.upper(), after.objective.upper(), "WHY"), rows, fold=3
     )
+
+
+def change_rows(changes: Sequence[FieldChange]) -> list[tuple[str, ...]]:
+    """Return changed decisions as rows: field, value before, value after, reason."""
+    return [(c.field, value_text(c.before), value_text(c.after), c.reason or "") for c in changes]
 
 
 def prediction_lines(plan: Plan) -> list[str]:

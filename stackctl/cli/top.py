@@ -5,18 +5,17 @@ from __future__ import annotations
 import datetime
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import click
 
-from stackctl.cli.options import duration_option, pick_stack, stack_argument
+from stackctl.cli.options import duration_option, pick_stack, running_stack, stack_argument
 from stackctl.cli.session import Session, stackctl_command
 from stackctl.errors import ExitCode, StackctlError
 
 if TYPE_CHECKING:
-    from stackctl.deploy.context import Context
-    from stackctl.observe.top import TopRow, TopSampler
+    from stackctl.observe.top import TopRow
 
 _INTERVAL_S = 2.0
 _ONCE_S = 1.0
@@ -40,7 +39,6 @@ def command(session: Session, stack: str | None, interval: float | None, once: b
     estimates, for engines that report no KV use or latencies; - is for unknown values.
     """
     from stackctl.deploy import unit_files
-    from stackctl.deploy.stack_state import not_running
     from stackctl.observe.top import TopSampler
 
     if interval is not None and interval < _LEAST_S:
@@ -51,53 +49,41 @@ def command(session: Session, stack: str | None, interval: float | None, once: b
         )
     context = session.context(recover="try")
     if stack is not None:
-        stack = pick_stack(context, stack)
-    if stack is not None and stack not in unit_files.installed_stacks(context):
-        raise not_running(stack)
-    if stack is None and not unit_files.installed_stacks(context):
+        stack = running_stack(context, stack)
+    elif not unit_files.installed_stacks(context):
         pick_stack(context, None)  # raises because no stack is up
-    watcher, every_s = TopSampler(context), interval or (_ONCE_S if once else _INTERVAL_S)
+    sampler, every_s = TopSampler(context), interval or (_ONCE_S if once else _INTERVAL_S)
+
+    def sample() -> Sequence[TopRow]:
+        # The stacks may change while top runs.
+        return sampler.sample((stack,) if stack else unit_files.installed_stacks(context))
+
     try:
         if once or not sys.stdout.isatty():
-            _lines(session, context, watcher, stack, every_s, once=once)
+            _lines(session, sample, every_s, once=once)
         else:
-            _live(session, context, watcher, stack, every_s)
+            _live(session, sample, every_s)
     except KeyboardInterrupt:
         raise click.exceptions.Exit(int(ExitCode.INTERRUPTED)) from None
 
 
-def _names(context: Context, stack: str | None) -> tuple[str, ...]:
-    """Return the stacks to show, which may change while top runs."""
-    from stackctl.deploy import unit_files
-
-    return (stack,) if stack is not None else unit_files.installed_stacks(context)
-
-
 def _lines(
-    session: Session,
-    context: Context,
-    watcher: TopSampler,
-    stack: str | None,
-    every_s: float,
-    *,
-    once: bool,
+    session: Session, sample: Callable[[], Sequence[TopRow]], every_s: float, *, once: bool
 ) -> None:
     for line in _head():
         session.out.line(line)
     sys.stdout.flush()
-    watcher.sample(_names(context, stack))
+    sample()
     while True:
         time.sleep(every_s)
-        for row in watcher.sample(_names(context, stack)):
+        for row in sample():
             session.out.line(_text(row))
         sys.stdout.flush()
         if once:
             return
 
 
-def _live(
-    session: Session, context: Context, watcher: TopSampler, stack: str | None, every_s: float
-) -> None:
+def _live(session: Session, sample: Callable[[], Sequence[TopRow]], every_s: float) -> None:
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
@@ -121,15 +107,10 @@ def _live(
             lines = [*lines[: room - 1], f"... {hidden} more lines"]
         return Text("\n".join(lines), no_wrap=True, overflow="crop")
 
-    with Live(
-        screen(watcher.sample(_names(context, stack))),
-        console=console,
-        screen=True,
-        auto_refresh=False,
-    ) as live:
+    with Live(screen(sample()), console=console, screen=True, auto_refresh=False) as live:
         while True:
             time.sleep(every_s)
-            live.update(screen(watcher.sample(_names(context, stack))), refresh=True)
+            live.update(screen(sample()), refresh=True)
 
 
 def _head() -> tuple[str, str]:

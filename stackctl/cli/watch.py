@@ -7,7 +7,13 @@ import select
 
 import click
 
-from stackctl.cli.options import current_slo, duration_option, pick_stack, stack_argument
+from stackctl.cli.options import (
+    current_slo,
+    duration_option,
+    pick_stack,
+    running_stack,
+    stack_argument,
+)
 from stackctl.cli.session import Session, stackctl_command
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.values.history import GuardResult, HealthEntry, StackStatus
@@ -25,15 +31,11 @@ def status(session: Session, stack: str | None) -> None:
     STACK is not up.
     """
     from stackctl.deploy import unit_files
-    from stackctl.deploy.stack_state import not_running
     from stackctl.observe.status import status_report
 
     context = session.context(recover="try")
-    if stack is not None:
-        stack = pick_stack(context, stack)
-        if stack not in unit_files.installed_stacks(context):
-            raise not_running(stack)
-    found = status_report(context, (stack,) if stack else unit_files.installed_stacks(context))
+    names = unit_files.installed_stacks(context)
+    found = status_report(context, names if stack is None else (running_stack(context, stack),))
     if session.out.json:
         session.out.data(found)
     elif not found.stacks:
@@ -231,18 +233,12 @@ def metrics(session: Session, stack: str | None, every: bool) -> None:
       stackctl metrics --all >stackctl.tmp && mv stackctl.tmp stackctl.prom
     """
     from stackctl.deploy import unit_files
-    from stackctl.deploy.stack_state import not_running
     from stackctl.observe.metrics import collect_metrics, metrics_text
 
     if every and stack is not None:
         raise StackctlError("--all and STACK exclude each other", exit_code=ExitCode.USAGE)
     context = session.context(recover="try")
-    names = unit_files.installed_stacks(context)
-    if not every:
-        name = pick_stack(context, stack)
-        if name not in names:
-            raise not_running(name)
-        names = (name,)
+    names = unit_files.installed_stacks(context) if every else (running_stack(context, stack),)
     report = collect_metrics(context, names)
     if not session.out.wrote_json(report):
         session.out.text(metrics_text(report))
