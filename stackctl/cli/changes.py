@@ -33,11 +33,7 @@ if TYPE_CHECKING:
 @plan_options
 @start_options(plans=True)
 def up(
-    session: Session,
-    profile: str | None,
-    asked: Overrides,
-    options: UpOptions,
-    auto_fit: bool,
+    session: Session, profile: str | None, asked: Overrides, options: UpOptions, auto_fit: bool
 ) -> None:
     """Plan PROFILE, install its unit, start it, and check that it answers.
 
@@ -111,11 +107,7 @@ def _best_profile(session: Session, asked: Overrides) -> str:
 @click.option("--stack", metavar="STACK", help="The stack; needed when there are several.")
 @start_options(plans=True)
 def switch(
-    session: Session,
-    to: str,
-    stack: str | None,
-    options: UpOptions,
-    auto_fit: bool,
+    session: Session, to: str, stack: str | None, options: UpOptions, auto_fit: bool
 ) -> None:
     """Switch a running stack to another OBJECTIVE (latency, throughput) or PROFILE.
 
@@ -135,11 +127,7 @@ def switch(
 @stackctl_command("rollback")
 @click.argument("words", metavar="[STACK] [N]", nargs=-1)
 @start_options(plans=False)
-def rollback(
-    session: Session,
-    words: tuple[str, ...],
-    options: UpOptions,
-) -> None:
+def rollback(session: Session, words: tuple[str, ...], options: UpOptions) -> None:
     """Go back to generation N of STACK; default: the last earlier one that was ready.
 
     Its stored unit is installed again, as a new generation. Nothing is planned again.

@@ -58,12 +58,7 @@ def openai(session: Session, stack: str | None) -> None:
 @click.option(
     "--write", is_flag=True, help="Write them into the folder, after showing the changes."
 )
-@click.option(
-    "--folder",
-    type=FOLDER,
-    default=".",
-    help="Where aider is started; default: here.",
-)
+@click.option("--folder", type=FOLDER, default=".", help="Where aider is started; default: here.")
 @yes_option
 def aider(session: Session, stack: str | None, write: bool, folder: Path) -> None:
     """Print settings for aider, or put them into its files with --write.

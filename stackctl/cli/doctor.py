@@ -25,12 +25,7 @@ if TYPE_CHECKING:
 @click.argument("profile", required=False, shell_complete=profile_names)
 @plan_options
 @facts_option
-def command(
-    session: Session,
-    profile: str | None,
-    asked: Overrides,
-    facts: Path | None,
-) -> None:
+def command(session: Session, profile: str | None, asked: Overrides, facts: Path | None) -> None:
     """Find the obstacles on this host to PROFILE; without PROFILE, to stacks in general.
 
     Each finding comes with the command that fixes it. Exits 6 when something must be fixed first,

@@ -149,7 +149,7 @@ def run(arguments: Sequence[str]) -> int:
         return int(ExitCode.OK)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EIO, errno.EDQUOT):
-            _plain_output(arguments).error(_bug(error))
+            Output(json="--json" in arguments).error(_bug(error))
             return int(ExitCode.FAILED)
         sys.stdout = None
         sys.stderr.write(f"error: cannot write the output: {error.strerror}\n")
@@ -164,7 +164,7 @@ def _run(arguments: Sequence[str]) -> int:
     _print_anything()
     if os.environ.get("_STACKCTL_COMPLETE"):
         cli.main(args=list(arguments), prog_name="stackctl")
-    out = _plain_output(arguments)
+    out = Output(json="--json" in arguments)  # until the options are parsed
     if caller and caller != __version__ and "--version" not in arguments:
         out.warn(
             f"stackctl is {__version__} on {name}, and {caller} where it is called from",
@@ -226,11 +226,6 @@ def _bug(error: Exception) -> StackctlError:
         details=[f"{place.filename}:{place.lineno} in {place.name}" for place in places],
         hint="please report it with these lines; stackctl status shows what runs",
     )
-
-
-def _plain_output(arguments: Sequence[str]) -> Output:
-    """Return the Output for errors that occur before the options are parsed."""
-    return Output(json="--json" in arguments)
 
 
 def _print_anything() -> None:

@@ -45,9 +45,7 @@ def show_remote(session: Session, source: str, parsed: HubSource) -> None:
 
     session.out.progress("model", f"asking for {source}")
     info = hub.query_repo(
-        parsed.repo,
-        parsed.revision or "main",
-        report_wait=partial(session.out.progress, "model"),
+        parsed.repo, parsed.revision or "main", report_wait=partial(session.out.progress, "model")
     )
     whole = safetensors_model(info)
     known = [*([whole] if whole is not None else []), *gguf_models(info)]

@@ -188,11 +188,7 @@ def value_text(value: object) -> str:
     "-o", "--output", type=click.Path(path_type=Path), help="Folder to write to; default: stdout."
 )
 def render(
-    session: Session,
-    profile: str,
-    asked: Overrides,
-    facts: Path | None,
-    output: Path | None,
+    session: Session, profile: str, asked: Overrides, facts: Path | None, output: Path | None
 ) -> None:
     """Write the units of PROFILE without installing or starting anything."""
     from stackctl.deploy.planning import preview, unit_target
@@ -258,11 +254,7 @@ def _write_units(session: Session, files: tuple[UnitFile, ...], output: Path | N
 )
 @duration_option("--timeout", "How long the benchmark may take; default 5m.")
 def calibrate(
-    session: Session,
-    profile: str,
-    asked: Overrides,
-    threads: int | None,
-    timeout: float | None,
+    session: Session, profile: str, asked: Overrides, threads: int | None, timeout: float | None
 ) -> None:
     """Measure what this machine achieves with PROFILE's model.
 

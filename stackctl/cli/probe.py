@@ -24,15 +24,11 @@ _MANY = 8
 
 @stackctl_command("probe")
 @click.option(
-    "--sysroot",
-    type=FOLDER,
-    help="Read a recorded machine: a folder with its proc/ and sys/.",
+    "--sysroot", type=FOLDER, help="Read a recorded machine: a folder with its proc/ and sys/."
 )
 @click.option("--measure", is_flag=True, help="Measure memory bandwidth and read speed (4 s).")
 @click.option(
-    "--models",
-    type=FOLDER,
-    help="The folder of the models: its file system, free space and speed.",
+    "--models", type=FOLDER, help="The folder of the models: its file system, free space and speed."
 )
 def command(session: Session, sysroot: Path | None, measure: bool, models: Path | None) -> None:
     """Show this machine: processors, memory, GPUs, tools, and problems.

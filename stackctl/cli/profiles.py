@@ -85,11 +85,7 @@ def _download_text(one: ProfileSummary) -> str:
 @stackctl_command("show")
 @click.argument("profile_name", metavar="NAME")
 @plan_options
-def show(
-    session: Session,
-    profile_name: str,
-    asked: Overrides,
-) -> None:
+def show(session: Session, profile_name: str, asked: Overrides) -> None:
     """Show profile NAME with all values that apply.
 
     It includes the profiles that NAME extends, its objective and the overrides. Values of the

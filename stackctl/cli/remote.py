@@ -77,8 +77,7 @@ def _run(there: ssh.RemoteHost, argv: Sequence[str], out: Output) -> int:
         return there.run(_caller_env(there.destination), argv, _write_box_stderr)
     except KeyboardInterrupt:
         out.warn(
-            f"{there.destination} goes on by itself",
-            f"{remote_command(there.destination)} status",
+            f"{there.destination} goes on by itself", f"{remote_command(there.destination)} status"
         )
         raise
 

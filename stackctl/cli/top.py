@@ -89,10 +89,7 @@ def _live(session: Session, sample: Callable[[], Sequence[TopRow]], every_s: flo
     from rich.text import Text
 
     console = Console(
-        file=sys.stdout,
-        no_color=not session.out.colored(sys.stdout),
-        highlight=False,
-        markup=False,
+        file=sys.stdout, no_color=not session.out.colored(sys.stdout), highlight=False, markup=False
     )
 
     def screen(rows: Sequence[TopRow]) -> Text:

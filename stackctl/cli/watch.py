@@ -257,11 +257,7 @@ def metrics(session: Session, stack: str | None, every: bool) -> None:
     help="Lines to begin with (100).",
 )
 def logs(
-    session: Session,
-    stack: str | None,
-    follow: bool,
-    generation: int | None,
-    lines: int,
+    session: Session, stack: str | None, follow: bool, generation: int | None, lines: int
 ) -> None:
     """Show the log of STACK: its engine, its front door, and systemd's messages about them.
 

@@ -74,9 +74,7 @@ def require(state: Path, stack: str) -> tuple[str, ...]:
     found = read(state, stack)
     if not found:
         raise StackctlError(
-            f"{stack} has no key",
-            hint=f"stackctl key create {stack}",
-            exit_code=ExitCode.NOT_FOUND,
+            f"{stack} has no key", hint=f"stackctl key create {stack}", exit_code=ExitCode.NOT_FOUND
         )
     return found
 
