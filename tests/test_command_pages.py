@@ -74,5 +74,5 @@ def test_groff_renders_a_man_page_without_a_warning() -> None:
     )  # fmt: skip
     assert not done.stderr
     text = " ".join(done.stdout.split())
-    assert "stackctl up [OPTIONS] PROFILE" in text
+    assert "SYNOPSIS stackctl up [OPTIONS] " in text
     assert "--set KEY=VALUE Set a key of the profile, e.g. context=4096; may be repeated." in text
