@@ -292,3 +292,12 @@ def test_units_for_images_that_were_not_looked_at(cli: Cli) -> None:
     assert cli("render", "gpu-gguf", "--facts", "epyc-gpu.json") == 0
     assert "entrypoint" not in cli.out
     assert "\nExec=--model " in cli.out
+
+
+@pytest.mark.parametrize("apparmor", [True, False, None])
+def test_units_of_root_under_apparmor(cli: Cli, place: Path, apparmor: bool | None) -> None:
+    tools = msgspec.structs.replace(EPYC_GPU.tools, apparmor=apparmor)
+    facts = stored(place, msgspec.structs.replace(EPYC_GPU, tools=tools))
+    for scope, expected in (("--system", 0 if apparmor else 1), ("--user", 1)):
+        assert cli(scope, "render", "gpu-nvfp4", "--facts", facts) == 0, cli.err
+        assert cli.out.count("\nNoNewPrivileges=true\n") == expected
