@@ -11,8 +11,9 @@ import json
 import re
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from stackctl.engines.options import int_option_in_argv
 from stackctl.engines.prometheus_text import Scrape
@@ -144,21 +145,12 @@ def parse_speeds(text: str) -> MeasuredSpeeds | None:
 BENCHMARK = Benchmark("llama-bench", bench_arguments, parse_speeds)
 
 
-@dataclass
-class _Open:
-    """A request whose last line was not read yet."""
-
-    at_s: float | None = None
-    prompt: tuple[int, float] | None = None
-    answer: tuple[int, float] | None = None
-
-
 class RequestReader:
     """See LogReader."""
 
     def __init__(self) -> None:
         self._done: deque[LoggedRequest] = deque(maxlen=_MOST)
-        self._open: dict[tuple[str, str], _Open] = {}
+        self._open: dict[tuple[str, str], LoggedRequest] = {}
         self._task: tuple[str, str] | None = None
         self._lines = 0
         self._fallback: str | None = None
@@ -186,11 +178,11 @@ class RequestReader:
 
     def samples(self) -> LogSamples:
         """See LogReader."""
-        going = (_summary(open_, None, finished=False) for open_ in self._open.values())
+        going = (one for one in self._open.values() if one.prompt_s is not None)
         return LogSamples(
             engine="llama.cpp",
             known_lines=self._lines,
-            requests=(*self._done, *(one for one in going if one.prompt_s is not None)),
+            requests=(*self._done, *going),
             fallback=self._fallback,
             threads=self._numbers.get("threads"),
             slots=self._numbers.get("slots"),
@@ -215,29 +207,13 @@ class RequestReader:
             self._open.pop(task, None)
             if len(self._open) >= _MOST_OPEN:
                 del self._open[next(iter(self._open))]
-            self._open[task] = _Open(at_s)
-            return
-        now = self._open.get(task)
-        if match := _RELEASE.search(line):
-            if now is not None:
-                del self._open[task]
-                if now.prompt is not None:
-                    self._done.append(_summary(now, int(match[1]), finished=True, at_s=at_s))
-            return
-        if now is None:
-            now = self._open.setdefault(task, _Open(at_s))
-        now.at_s = at_s
-        for kind, ms, tokens in _TIMING.findall(line):
-            spent = (int(tokens), float(ms) / 1000)
-            if kind == "eval":
-                now.answer = spent
-            else:
-                now.prompt = spent
-        if match := _PROMPT.search(line):
-            now.prompt = (int(match[1]), float(match[2]))
-        if match := _GENERATING.search(line):
-            speed = float(match[2])
-            now.answer = (int(match[1]), int(match[1]) / speed) if speed else now.answer
+            self._open[task] = LoggedRequest(at_s=at_s)
+        elif match := _RELEASE.search(line):
+            now = self._open.pop(task, None)
+            if now is not None and now.prompt_tokens is not None:
+                self._done.append(_finished(now, int(match[1]), at_s))
+        else:
+            self._open[task] = _progressed(self._open.get(task, LoggedRequest()), line, at_s)
 
     def _start(self, line: str) -> None:
         for name, pattern in (("threads", _THREADS), ("slots", _SLOTS), ("context", _CONTEXT)):
@@ -247,25 +223,33 @@ class RequestReader:
             self._fallback = line.strip()[:200]
 
 
-def _summary(
-    seen: _Open, length: int | None, *, finished: bool, at_s: float | None = None
-) -> LoggedRequest:
-    """Return a request as a value.
+def _progressed(seen: LoggedRequest, line: str, at_s: float | None) -> LoggedRequest:
+    """Return a request with the numbers of one more of its lines."""
+    prompt = seen.prompt_tokens, seen.prompt_s
+    answer = seen.generated_tokens, seen.generation_s
+    for kind, ms, tokens in _TIMING.findall(line):
+        spent = (int(tokens), float(ms) / 1000)
+        prompt, answer = (prompt, spent) if kind == "eval" else (spent, answer)
+    if match := _PROMPT.search(line):
+        prompt = (int(match[1]), float(match[2]))
+    if (match := _GENERATING.search(line)) and (speed := float(match[2])):
+        answer = (int(match[1]), int(match[1]) / speed)
+    return LoggedRequest(
+        at_s=at_s, prompt_tokens=prompt[0], prompt_s=prompt[1], generated_tokens=answer[0],
+        generation_s=answer[1],
+    )  # fmt: skip
+
+
+def _finished(seen: LoggedRequest, length: int, at_s: float | None) -> LoggedRequest:
+    """Return a request at its end.
 
     ``length`` counts the tokens in the cache. It lacks the last token of the answer, because no
     further token was computed from it.
     """
-    prompt, answer = seen.prompt, seen.answer
     cached = None
-    if length is not None and prompt is not None and answer is not None:
-        cached = max(0, length - prompt[0] - answer[0] + 1)
-    return LoggedRequest(
-        at_s=seen.at_s if at_s is None else at_s,
-        prompt_tokens=prompt[0] if prompt else None,
-        cached_tokens=cached,
-        prompt_s=prompt[1] if prompt else None,
-        generated_tokens=answer[0] if answer else None,
-        generation_s=answer[1] if answer else None,
-        length=length,
-        finished=finished,
-    )
+    if seen.prompt_tokens is not None and seen.generated_tokens is not None:
+        cached = max(0, length - seen.prompt_tokens - seen.generated_tokens + 1)
+    return msgspec.structs.replace(
+        seen, at_s=seen.at_s if at_s is None else at_s, cached_tokens=cached, length=length,
+        finished=True,
+    )  # fmt: skip
