@@ -261,17 +261,11 @@ def _computing(cores: Cores, smt: bool, bound: bool, claimed: bool) -> tuple[Cor
     """Return the cores of an engine that computes on the CPU, why these, and its threads."""
     kept = 0 if bound or claimed else _kept(len(cores))
     chosen = cores[: len(cores) - kept]
-    why = _why_cpus(bound, smt, kept, claimed)
-    return chosen, why, _threads(cores, chosen, smt, claimed)
-
-
-def _why_cpus(bound: bool, smt: bool, kept: int, claimed: bool) -> str:
-    if bound:
-        return "bound as asked"
     parts = ["cores that no other stack claims"] if claimed else []
     parts += ["one CPU of each core: hyperthreads slow generation down"] if smt else []
     parts += [f"{kept} {'core' if kept == 1 else 'cores'} kept free"] if kept else []
-    return ", ".join(parts) or "all allowed cores"
+    why = "bound as asked" if bound else ", ".join(parts) or "all allowed cores"
+    return chosen, why, _threads(cores, chosen, smt, claimed)
 
 
 def _kept(cores: int) -> int:

@@ -26,26 +26,17 @@ NO_USER = "root runs stacks of the system; rootless ones: --service-user NAME"
 _COUNT, _FIRST = 65536, 100_000
 
 
-class UserItem(ProvisionItem):
-    """A requirement of the user who runs rootless stacks; it is skipped if there is no user."""
-
-    def changes(self, facts: MachineFacts, needs: StackNeeds) -> ItemPlan:  # noqa: ARG002
-        """Return the plan for the user."""
-        return self.skipped(NO_USER) if facts.user is None else self.changes_for(facts.user, facts)
-
-    def changes_for(self, user: ServiceUser, facts: MachineFacts) -> ItemPlan:
-        """Return the plan with the changes that this user still needs."""
-        raise NotImplementedError
-
-
-class ServiceAccount(UserItem):
+class ServiceAccount(ProvisionItem):
     """An account for rootless stacks exists."""
 
     name = "service-user"
     why = "rootless stacks run as an account with no other rights"
 
-    def changes_for(self, user: ServiceUser, facts: MachineFacts) -> ItemPlan:  # noqa: ARG002
+    def changes(self, facts: MachineFacts, needs: StackNeeds) -> ItemPlan:  # noqa: ARG002
         """Return the plan that creates the account."""
+        user = facts.user
+        if user is None:
+            return self.skipped(NO_USER)
         if user.uid is not None:
             return self.already_set(f"{user.name} ({user.uid})")
         change = AccountChange(user=user.name, home=f"/var/lib/{user.name}")
@@ -54,14 +45,17 @@ class ServiceAccount(UserItem):
         )
 
 
-class SubordinateIds(UserItem):
+class SubordinateIds(ProvisionItem):
     """The user has 65,536 subordinate user and group ids."""
 
     name = "subids"
     why = "a rootless container's users are mapped to ids of their own"
 
-    def changes_for(self, user: ServiceUser, facts: MachineFacts) -> ItemPlan:
+    def changes(self, facts: MachineFacts, needs: StackNeeds) -> ItemPlan:  # noqa: ARG002
         """Return the plan that adds missing ids."""
+        user = facts.user
+        if user is None:
+            return self.skipped(NO_USER)
         has = _owned(facts.subuid, user), _owned(facts.subgid, user)
         uid = None if has[0] >= _COUNT else _free(facts.subuid)
         gid = None if has[1] >= _COUNT else _free(facts.subgid)
@@ -72,7 +66,7 @@ class SubordinateIds(UserItem):
         return self.planned(now, "takes these ids away again", change)
 
 
-class Lingering(UserItem):
+class Lingering(ProvisionItem):
     """Lingering is on for the user."""
 
     name = "linger"
@@ -104,8 +98,11 @@ class Lingering(UserItem):
             remedy=(problem.fix if problem else None) or provision_fix(self.name, by_hand),
         )  # fmt: skip
 
-    def changes_for(self, user: ServiceUser, facts: MachineFacts) -> ItemPlan:  # noqa: ARG002
+    def changes(self, facts: MachineFacts, needs: StackNeeds) -> ItemPlan:  # noqa: ARG002
         """Return the plan that turns lingering on."""
+        user = facts.user
+        if user is None:
+            return self.skipped(NO_USER)
         if user.lingers:
             return self.already_set(f"on for {user.name}")
         undo = "ends the services of this user when nobody is logged in"
