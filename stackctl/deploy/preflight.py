@@ -55,16 +55,8 @@ def require_tools(host: Host) -> str:
     if tools.podman is None:
         silent = next((p for p in host.problems if p.code == "podman-no-answer"), None)
         if silent is not None:
-            raise StackctlError(
-                silent.what,
-                details=(silent.why,),
-                hint="podman --version shows what is wrong",
-                exit_code=ExitCode.HOST,
-            )
-        raise _lacks(
-            "podman is not installed",
-            f"{INSTALL_PODMAN}: apt-get install podman",
-        )
+            raise _lacks(silent.what, "podman --version shows what is wrong", silent.why)
+        raise _lacks("podman is not installed", f"{INSTALL_PODMAN}: apt-get install podman")
     parse_version(tools.podman)
     if tools.quadlet_generator is None:
         raise _lacks(
@@ -160,18 +152,21 @@ def require_free_memory(host: Host, plan: Plan, old: Plan | None) -> None:
     """
     main, gpus = _needs(plan)
     held_main, held_gpus = _needs(old) if old is not None else (0, {})
-    available = host.memory.available_bytes
-    if available is not None and main > available + held_main:
-        raise _no_room(
-            plan, "memory", main, available + held_main,
-            "ps --sort=-rss -eo pid,rss,comm lists them",
-        )  # fmt: skip
-    for gpu in host.gpus:
-        need, held = gpus.get(str(gpu.index), 0), held_gpus.get(str(gpu.index), 0)
-        if gpu.free_bytes is not None and need > gpu.free_bytes + held:
-            free = gpu.free_bytes + held
-            how = gpu_memory_users(gpu) or "nvidia-smi lists them"
-            raise _no_room(plan, f"GPU {gpu.index}", need, free, how)
+    pools = [
+        ("memory", main, host.memory.available_bytes, held_main,
+         "ps --sort=-rss -eo pid,rss,comm lists them"),
+        *((f"GPU {gpu.index}", gpus.get(str(gpu.index), 0), gpu.free_bytes,
+           held_gpus.get(str(gpu.index), 0), gpu_memory_users(gpu) or "nvidia-smi lists them")
+          for gpu in host.gpus),
+    ]  # fmt: skip
+    for pool, need, free, held, how in pools:
+        if free is not None and need > free + held:
+            needs, left = format_bytes(need), format_bytes(free + held)
+            raise StackctlError(
+                f"{plan.stack} needs {needs} of {pool}, {left} is available now",
+                hint=f"end the processes that use it ({how}), or --force starts it anyway",
+                exit_code=ExitCode.REFUSED,
+            )
 
 
 def _needs(plan: Plan) -> tuple[int, dict[str, int]]:
@@ -182,16 +177,8 @@ def _needs(plan: Plan) -> tuple[int, dict[str, int]]:
     return main, dict.fromkeys(plan.placement.gpus, plan.memory.total_bytes)
 
 
-def _no_room(plan: Plan, pool: str, need: int, free: int, how: str) -> StackctlError:
-    return StackctlError(
-        f"{plan.stack} needs {format_bytes(need)} of {pool}, {format_bytes(free)} is available now",
-        hint=f"end the processes that use it ({how}), or --force starts it anyway",
-        exit_code=ExitCode.REFUSED,
-    )
-
-
-def _lacks(message: str, hint: str) -> StackctlError:
-    return StackctlError(message, hint=hint, exit_code=ExitCode.HOST)
+def _lacks(message: str, hint: str, *details: str) -> StackctlError:
+    return StackctlError(message, hint=hint, details=details, exit_code=ExitCode.HOST)
 
 
 def allocate_engine_port(
@@ -263,30 +250,29 @@ def choose_strategy(
     old = before.generation
     if old is None or before.is_stopped:
         return None
+    obstacle = _obstacle_to_both(context, new, old, host)
+    value = "stop first" if obstacle else SIDE_BY_SIDE
+    reason = obstacle or "both fit: the new one answers before the old one stops"
+    return Decision(field="takeover", value=value, reason=reason, source="derived")
+
+
+def _obstacle_to_both(context: Context, new: Generation, old: Generation, host: Host) -> str | None:
+    """Return the reason why two generations cannot run side by side; None if they can."""
     if old.door is None or new.door is None:
-        why = "no front door: requests fail meanwhile"
-        return _decision("stop first", why)
+        return "no front door: requests fail meanwhile"
     if old.plan.engine_listen_port == new.plan.engine_listen_port:
         # A rollback keeps its port, so it may get the port of the generation that is installed.
-        return _decision("stop first", f"both want port {new.plan.engine_listen_port}")
+        return f"both want port {new.plan.engine_listen_port}"
     installed = claims.installed_claims(context.machine, context.paths)
     declared = (*other_claims(installed, new.stack), claim_of(old.plan))
     for need, limit in _needs_and_limits(new.plan, host, declared):
         if limit is None or need > limit:
             left = "unknown" if limit is None else format_bytes(max(0, limit))
-            why = f"both do not fit: {format_bytes(need)} more, {left} left beside the old one"
-            return _decision("stop first", why)
-    available = host.memory.available_bytes
-    if available is not None and not new.plan.placement.gpus:
-        need = new.plan.memory.total_bytes
-        if need > available:
-            why = f"both do not fit: {format_bytes(need)} more, {format_bytes(available)} free now"
-            return _decision("stop first", why)
-    return _decision(SIDE_BY_SIDE, "both fit: the new one answers before the old one stops")
-
-
-def _decision(value: str, reason: str) -> Decision:
-    return Decision(field="takeover", value=value, reason=reason, source="derived")
+            return f"both do not fit: {format_bytes(need)} more, {left} left beside the old one"
+    need, free = new.plan.memory.total_bytes, host.memory.available_bytes
+    if not new.plan.placement.gpus and free is not None and need > free:
+        return f"both do not fit: {format_bytes(need)} more, {format_bytes(free)} free now"
+    return None
 
 
 def _needs_and_limits(

@@ -52,17 +52,12 @@ def inspect_stack(context: Context, stack: str) -> InstalledStack:
     state = context.systemd.show(render.service_name(unit), "ActiveState")["ActiveState"]
     number = render.generation_of(file.text)
     if number is None:
-        raise StackctlError(
-            f"the unit of {stack} was changed by hand: it names no generation",
-            hint=f"stackctl down {stack}, then up again",
-        )
-    if number not in context.generations.numbers(stack):
-        raise StackctlError(
-            f"the record of generation {number} of {stack}, which is installed, is gone",
-            hint=f"stackctl down {stack}, then up again",
-        )
-    generation = context.generations.read(stack, number)
-    return InstalledStack(file, unit, generation, state)
+        problem = f"the unit of {stack} was changed by hand: it names no generation"
+    elif number not in context.generations.numbers(stack):
+        problem = f"the record of generation {number} of {stack}, which is installed, is gone"
+    else:
+        return InstalledStack(file, unit, context.generations.read(stack, number), state)
+    raise StackctlError(problem, hint=f"stackctl down {stack}, then up again")
 
 
 def _without_file(context: Context, stack: str) -> InstalledStack:
@@ -106,15 +101,14 @@ def latest_generation(context: Context, stack: str) -> Generation:
         context.generations.read(stack, number)
         for number in reversed(context.generations.numbers(stack))
     ]
-    served = (one for one in found if one.outcome.state not in ("failed", "interrupted"))
-    chosen = next(served, next(iter(found), None))
-    if chosen is None:
+    served = [one for one in found if one.outcome.state not in ("failed", "interrupted")]
+    if not found:
         raise StackctlError(
             f"{stack} has no generation",
             hint=f"stackctl up {stack}",
             exit_code=ExitCode.NOT_FOUND,
         )
-    return chosen
+    return (served or found)[0]
 
 
 def not_running(stack: str) -> StackctlError:
