@@ -144,7 +144,7 @@ def rollback(session: Session, words: tuple[str, ...], options: UpOptions) -> No
 def _show_start(session: Session, context: Context, done: UpResult) -> None:
     """Print the result of ``up``, ``switch`` or ``rollback``, and the next commands."""
     from stackctl.deploy import guard_timer
-    from stackctl.observe.status import stack_report, stack_url
+    from stackctl.observe.status import stack_url, status_report
 
     out = session.out
     if done.generation is None:
@@ -157,7 +157,7 @@ def _show_start(session: Session, context: Context, done: UpResult) -> None:
         return
     stack = done.generation.stack
     if out.json:
-        out.data(stack_report(context, stack))
+        out.data(status_report(context, (stack,)))
         return
     number = done.generation.number
     if done.change == "unchanged":
@@ -182,12 +182,12 @@ def restart(session: Session, stack: str | None, drain: float | None) -> None:
     With a front door, running requests end first, and new requests wait.
     """
     from stackctl.deploy import lifecycle
-    from stackctl.observe.status import stack_report
+    from stackctl.observe.status import status_report
 
     context = session.context()
     generation = lifecycle.restart(context, pick_stack(context, stack), rollout_timeouts(drain))
     if session.out.json:
-        session.out.data(stack_report(context, generation.stack))
+        session.out.data(status_report(context, (generation.stack,)))
         return
     session.out.line(f"{generation.stack} is up (generation {generation.number}, restarted)")
 

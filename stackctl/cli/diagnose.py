@@ -58,7 +58,7 @@ def _of_log(log: str, since_s: float | None) -> DiagnoseReport:
     from stackctl.diagnose.load_summary import last_seconds, read_log
     from stackctl.engines import ENGINES
     from stackctl.machine.files import read_lines
-    from stackctl.observe.diagnose import report_of_evidence
+    from stackctl.observe.diagnose import diagnose_evidence
     from stackctl.values.diagnosis import Evidence
 
     samples = read_log(read_lines(log))
@@ -71,19 +71,18 @@ def _of_log(log: str, since_s: float | None) -> DiagnoseReport:
         )
     if since_s is not None:
         samples = last_seconds(samples, since_s)
-    return report_of_evidence(Evidence(log=samples), source=log)
+    return diagnose_evidence(Evidence(log=samples), source=log)
 
 
 def _of_stack(session: Session, stack: str | None, since_s: float | None) -> DiagnoseReport:
     from stackctl.deploy.stack_state import installed_generation
-    from stackctl.observe.diagnose import diagnose_report
+    from stackctl.observe.diagnose import collect_evidence, diagnose_evidence
 
     context = session.context(recover="try")
     generation = installed_generation(context, pick_stack(context, stack))
     slo = current_slo(session, generation)
-    return diagnose_report(
-        context, generation, slo=slo, since_s=_SINCE_S if since_s is None else since_s
-    )
+    since_s = _SINCE_S if since_s is None else since_s
+    return diagnose_evidence(collect_evidence(context, generation, slo=slo, since_s=since_s))
 
 
 def _show(session: Session, report: DiagnoseReport) -> None:

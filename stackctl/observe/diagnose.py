@@ -25,20 +25,8 @@ _MOST_LINES = 50000
 _PATIENCE_S = 5.0
 
 
-def diagnose_report(
-    context: Context, generation: Generation, *, slo: Slo | None, since_s: float
-) -> DiagnoseReport:
-    """Diagnose a running stack by an SLO and the log of the last ``since_s`` seconds.
-
-    Raises:
-        StackctlError: exit 3 if the stack does not run or ended during the inspection.
-    """
-    evidence = collect_evidence(context, generation, slo=slo, since_s=since_s)
-    return report_of_evidence(evidence, source=None)
-
-
-def report_of_evidence(evidence: Evidence, *, source: str | None) -> DiagnoseReport:
-    """Return the findings of some evidence, as a document."""
+def diagnose_evidence(evidence: Evidence, *, source: str | None = None) -> DiagnoseReport:
+    """Return the findings of some evidence; ``source`` is the name of a log file."""
     log, plan = evidence.log, evidence.plan
     return DiagnoseReport(
         stack=evidence.stack,
@@ -53,7 +41,7 @@ def report_of_evidence(evidence: Evidence, *, source: str | None) -> DiagnoseRep
 def collect_evidence(
     context: Context, generation: Generation, *, slo: Slo | None, since_s: float
 ) -> Evidence:
-    """Collect the evidence about a running engine.
+    """Collect the evidence about a running engine and the log of its last ``since_s`` seconds.
 
     While requests run, compare two snapshots some seconds apart, and wait longer if no counter
     moves.
@@ -75,11 +63,7 @@ def collect_evidence(
     if first.late or (first.metrics is not None and (first.metrics.running or 0) > 0):
         last = _watch(context, generation, first)
         if not last.unit.is_active:
-            raise StackctlError(
-                f"{generation.stack} ended during the inspection",
-                hint=f"stackctl status {generation.stack}",
-                exit_code=ExitCode.NOT_RUNNING,
-            )
+            raise engine_snapshot.ended_meanwhile(generation.stack)
     pids = engine_snapshot.engine_pids(context, unit)
     passed_s = last.at_s - first.at_s
     status = procfs.parse_status(machine.read(f"/proc/{pids[0]}/status") if pids else None)

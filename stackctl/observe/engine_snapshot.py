@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from stackctl.deploy.context import Context
 from stackctl.engines import engine
+from stackctl.errors import ExitCode, StackctlError
 from stackctl.health import endpoint
 from stackctl.machine.systemd import UnitState
 from stackctl.observe import procfs
@@ -89,6 +90,12 @@ def take_snapshot(
             context.machine, engine_pids(context, state) if threads_too else ()
         ),
     )
+
+
+def ended_meanwhile(stack: str) -> StackctlError:
+    """Return the error about a stack that ended while it was inspected."""
+    text, hint = f"{stack} ended during the inspection", f"stackctl status {stack}"
+    return StackctlError(text, hint=hint, exit_code=ExitCode.NOT_RUNNING)
 
 
 def work_between(before: EngineSnapshot, after: EngineSnapshot) -> EngineWork:

@@ -71,11 +71,7 @@ def verify_stack(context: Context, generation: Generation) -> VerifyReport:
     again = podman.inspect_containers((name,)).get(name)
     if now is None or again is None or again.pid != container.pid:
         # The inspection may have mixed two runs of the engine.
-        raise StackctlError(
-            f"{stack} ended during the inspection",
-            hint=f"stackctl status {stack}",
-            exit_code=ExitCode.NOT_RUNNING,
-        )
+        raise engine_snapshot.ended_meanwhile(stack)
     return VerifyReport(
         stack=stack, generation=generation.number, results=verify_inspection(generation, inspection)
     )

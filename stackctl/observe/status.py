@@ -70,11 +70,6 @@ def status_report(context: Context, stacks: Sequence[str]) -> StatusReport:
     )
 
 
-def stack_report(context: Context, stack: str) -> StatusReport:
-    """Return the status of one stack, as a report."""
-    return status_report(context, (stack,))
-
-
 def stack_url(generation: Generation) -> str:
     """Return the address of a stack for clients."""
     proxy = generation.door
@@ -150,7 +145,10 @@ def _state(
     match state.active:
         case "activating" | "reloading":
             if state.sub == "start-pre":
-                return _waiting(context, generation, state)
+                known = gpu_access.device_failure(_log(context, generation, state), waits=True)
+                if known is None:
+                    return "starting", *_NOTHING
+                return "starting", f"waits for its GPU: {known.cause}", known.remedy
             failing = state.sub == "auto-restart" or bool(state.restarts)
             return "starting", *(_why_failed(context, generation, state) if failing else _NOTHING)
         case "failed":
@@ -162,16 +160,6 @@ def _state(
             return *_answering(context, generation, state), None
         case _:
             return "stopped", *_NOTHING
-
-
-def _waiting(
-    context: Context, generation: Generation, state: UnitState
-) -> tuple[StackState, str | None, str | None]:
-    """Return the state of a unit before the start of its engine, with the cause of a wait."""
-    known = gpu_access.device_failure(_log(context, generation, state), waits=True)
-    if known is None:
-        return "starting", *_NOTHING
-    return "starting", f"waits for its GPU: {known.cause}", known.remedy
 
 
 def _why_failed(
