@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from stackctl.machine.machine import Machine
 from stackctl.probe.cpu import probe_cpu
 from stackctl.probe.cpuinfo import CpuInfoFallback, read_cpuinfo
 from stackctl.probe.fact_reader import FactReader
 from stackctl.probe.gpu import probe_gpus
-from stackctl.probe.memory import plausible_nodes, probe_memory, with_bandwidth, with_nodes
-from stackctl.probe.numa import gpu_nodes
+from stackctl.probe.memory import probe_memory, total_memory
 from stackctl.probe.nvml import Nvml
 from stackctl.probe.tools import can_raise_limits, probe_limits, probe_tools, start_commands
 from stackctl.requirements import REQUIREMENTS, host_paths
@@ -37,14 +34,8 @@ def probe(machine: Machine, *, scope: Scope, names: bool = False) -> Host:
     info = read_cpuinfo(reader)
     unnamed = info.model is None or info.flags is None
     asked = CpuInfoFallback() if names and machine.live and unnamed else None
-    memory = probe_memory(reader)
-    cpu = probe_cpu(reader, info, total_bytes=memory.total_bytes)
-    if not gpu_nodes(reader):
-        # With nodes of GPU memory the sums differ, because the total includes that memory.
-        nodes = plausible_nodes(reader, cpu.numa, memory.total_bytes, cpu.online)
-        cpu = msgspec.structs.replace(cpu, numa=nodes)
-    memory = with_nodes(reader, memory, cpu.numa)
-    memory = with_bandwidth(reader, memory, cpu, virtual=info.virtual)
+    cpu = probe_cpu(reader, info, total_bytes=total_memory(reader))
+    memory = probe_memory(reader, cpu, virtual=info.virtual)
     seen = probe_tools(reader, commands, scope)
     gpus = probe_gpus(reader, nvml, seen.tools.cdi)
     limits = probe_limits(reader, scope, seen.user)

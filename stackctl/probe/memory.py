@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import re
 
-import msgspec
-
 from stackctl.probe import dmi
 from stackctl.probe.cgroup import cgroup_folders
 from stackctl.probe.fact_reader import FactReader
 from stackctl.probe.numa import gpu_free, gpu_nodes
-from stackctl.values.cpu_list import CpuList
 from stackctl.values.host import Bandwidth, Cpu, HugePages, Memory, NumaNode
 
 _DMI = "/sys/firmware/dmi/tables/DMI"
@@ -18,27 +15,43 @@ _DMI = "/sys/firmware/dmi/tables/DMI"
 _NO_LIMIT = 2**62
 
 
-def probe_memory(reader: FactReader) -> Memory:
-    """Read sizes and limits; with_nodes corrects the sizes, with_bandwidth adds the speed."""
-    text = reader.text("/proc/meminfo") or ""
+def total_memory(reader: FactReader) -> int | None:
+    """Return the bytes of memory that the kernel counts, with those of some GPUs; None: unknown."""
+    return _kib(reader, "MemTotal")
+
+
+def probe_memory(reader: FactReader, cpu: Cpu, *, virtual: bool) -> Memory:
+    """Read the sizes, limits, channels and speed of the main memory.
+
+    In a virtual machine channels and speed stay unknown: it shares the memory of a machine that it
+    cannot see, and the hypervisor makes up its firmware tables. ``virtual`` comes from the
+    "hypervisor" flag of the processor, so a recording without that flag counts as real hardware.
+    """
+    total, available = _sizes(reader, cpu.numa)
     pages = reader.text("/sys/kernel/mm/transparent_hugepage/enabled") or ""
     chosen = re.search(r"\[(always|madvise|never)\]", pages)
+    channels, speed, source = (None, None, None) if virtual else _channels(reader, cpu)
+    peak = channels * 8 * speed * 1e6 if channels and speed else None
     return Memory(
-        total_bytes=_kib(text, "MemTotal"),
-        available_bytes=_kib(text, "MemAvailable"),
+        total_bytes=total,
+        available_bytes=available,
         limit_bytes=_limit(reader),
         transparent_hugepages=chosen[1] if chosen else None,
         hugepages_free=_hugepages(reader),
+        channels=channels,
+        speed_mt_s=speed,
+        bandwidth_bytes_s=Bandwidth(theoretical=peak),
+        bandwidth_source=source if peak else None,
     )
 
 
-def with_nodes(reader: FactReader, memory: Memory, nodes: tuple[NumaNode, ...]) -> Memory:
-    """Return the sizes without the memory of GPUs, which the kernel adds to them.
+def _sizes(reader: FactReader, nodes: tuple[NumaNode, ...]) -> tuple[int | None, int | None]:
+    """Return total and available bytes, without the memory of GPUs, which the kernel adds to them.
 
     An unknown total is taken from the nodes; if they have none, it is a problem.
     """
+    total, available = total_memory(reader), _kib(reader, "MemAvailable")
     sizes = [node.memory_bytes for node in nodes if node.memory_bytes is not None]
-    total, available = memory.total_bytes, memory.available_bytes
     if nodes and len(sizes) == len(nodes) and sum(sizes):
         if total is None:
             total = sum(sizes)
@@ -50,37 +63,24 @@ def with_nodes(reader: FactReader, memory: Memory, nodes: tuple[NumaNode, ...]) 
         reader.note_unknown(
             "memory-size-unknown", "memory size is unknown", "/proc/meminfo has no usable MemTotal"
         )
-    return msgspec.structs.replace(memory, total_bytes=total, available_bytes=available)
+    return total, available
 
 
-def with_bandwidth(reader: FactReader, memory: Memory, cpu: Cpu, *, virtual: bool) -> Memory:
-    """Add channels, speed and peak bandwidth: from the firmware, else from the table of families.
-
-    In a virtual machine they stay unknown: it shares the memory of a machine that it cannot see,
-    and the hypervisor makes up its firmware tables. ``virtual`` comes from the "hypervisor" flag of
-    the processor, so a recording without that flag counts as real hardware.
-    """
-    if virtual:
-        return memory
+def _channels(reader: FactReader, cpu: Cpu) -> tuple[int | None, int | None, str]:
+    """Return channels, speed and their source: the firmware, else the table of families."""
     known = dmi.processor_family(cpu.model)
     sockets = cpu.sockets or 0
     table = reader.machine.read_bytes(_DMI)
     found = dmi.memory_modules(table) if table else ()
-    source = "dmi"
     channels = dmi.channels_in_use(found, known, sockets or 1)
     speed = dmi.common_speed(found)
     if (not channels or not speed) and known is not None and sockets:
-        source = f"table: {known.name}"
-        channels = channels or known.channels * sockets
-        speed = speed or known.speed
-    peak = channels * 8 * speed * 1e6 if channels and speed else None
-    return msgspec.structs.replace(
-        memory,
-        channels=channels,
-        speed_mt_s=speed,
-        bandwidth_bytes_s=Bandwidth(theoretical=peak),
-        bandwidth_source=source if peak else None,
-    )
+        return (
+            channels or known.channels * sockets,
+            speed or known.speed,
+            f"table: {known.name}",
+        )
+    return channels, speed, "dmi"
 
 
 def _hugepages(reader: FactReader) -> tuple[HugePages, ...]:
@@ -95,31 +95,8 @@ def _hugepages(reader: FactReader) -> tuple[HugePages, ...]:
     return tuple(sorted(found, key=lambda pages: pages.bytes))
 
 
-def plausible_nodes(
-    reader: FactReader, nodes: tuple[NumaNode, ...], total: int | None, online: CpuList | None
-) -> tuple[NumaNode, ...]:
-    """Return NUMA nodes whose memory adds up to the machine's, or is None.
-
-    Some virtual machines give a node only the memory that it had at boot. A sum above the total is
-    accepted, because a container may be shown its own share as the total.
-    """
-    sizes = [node.memory_bytes for node in nodes if node.memory_bytes is not None]
-    if total is None or len(sizes) != len(nodes) or not nodes or sum(sizes) >= 0.9 * total:
-        return nodes
-    if len(nodes) == 1:
-        if nodes[0].cpus != (online or nodes[0].cpus):
-            # Other nodes are offline or hidden, with the rest of the memory.
-            return nodes
-        return (msgspec.structs.replace(nodes[0], memory_bytes=total),)
-    reader.note_unknown(
-        "numa-memory-unknown",
-        "memory of the NUMA nodes is unknown",
-        f"they hold {sum(sizes)} bytes together, the machine has {total}",
-    )
-    return tuple(msgspec.structs.replace(node, memory_bytes=None) for node in nodes)
-
-
-def _kib(text: str, name: str) -> int | None:
+def _kib(reader: FactReader, name: str) -> int | None:
+    text = reader.text("/proc/meminfo") or ""
     match = re.search(rf"^{name}:\s+([0-9]{{1,14}})\s+kB\s*$", text, re.MULTILINE)
     return int(match[1]) * 1024 or None if match else None
 

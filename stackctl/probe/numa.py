@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import msgspec
+
 from stackctl.errors import StackctlError
 from stackctl.probe.fact_reader import FactReader, cpu_set, sanitize
 from stackctl.values.cpu_list import CpuList
@@ -19,6 +21,7 @@ def probe_numa(
     """Return the NUMA nodes, without nodes that are the memory of a GPU.
 
     If the kernel shows no nodes, one node has all CPUs and memory. Empty if the layout is unknown.
+    The memory of the nodes is None if its sum is not that of the machine, ``total_bytes``.
     """
     numbers = sorted(reader.numbers(f"{_NODE}/node"))
     if not numbers:
@@ -28,7 +31,7 @@ def probe_numa(
     columns = _columns(reader, numbers)
     left_out = gpu_nodes(reader)
     sets = _cpu_sets(reader, [number for number in numbers if number not in left_out])
-    return tuple(
+    nodes = tuple(
         NumaNode(
             id=number,
             cpus=CpuList(cpus if online is None else cpus & online),
@@ -37,6 +40,35 @@ def probe_numa(
         )
         for number, cpus in sets.items()
     )
+    # With nodes of GPU memory the sums differ, because the total includes that memory.
+    return nodes if left_out else _plausible(reader, nodes, total_bytes, online)
+
+
+def _plausible(
+    reader: FactReader,
+    nodes: tuple[NumaNode, ...],
+    total: int | None,
+    online: frozenset[int] | None,
+) -> tuple[NumaNode, ...]:
+    """Return NUMA nodes whose memory adds up to the machine's, or is None.
+
+    Some virtual machines give a node only the memory that it had at boot. A sum above the total is
+    accepted, because a container may be shown its own share as the total.
+    """
+    sizes = [node.memory_bytes for node in nodes if node.memory_bytes is not None]
+    if total is None or len(sizes) != len(nodes) or not nodes or sum(sizes) >= 0.9 * total:
+        return nodes
+    if len(nodes) == 1:
+        if online and nodes[0].cpus != CpuList(online):
+            # Other nodes are offline or hidden, with the rest of the memory.
+            return nodes
+        return (msgspec.structs.replace(nodes[0], memory_bytes=total),)
+    reader.note_unknown(
+        "numa-memory-unknown",
+        "memory of the NUMA nodes is unknown",
+        f"they hold {sum(sizes)} bytes together, the machine has {total}",
+    )
+    return tuple(msgspec.structs.replace(node, memory_bytes=None) for node in nodes)
 
 
 def _cpu_sets(reader: FactReader, numbers: list[int]) -> dict[int, frozenset[int]]:
