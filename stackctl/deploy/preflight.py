@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from stackctl.deploy import proxy
 from stackctl.deploy.context import Context
 from stackctl.deploy.stack_state import InstalledStack
 from stackctl.engines import engine as find_engine
@@ -296,6 +295,8 @@ def require_room(
     Raises:
         StackctlError: exit 1 for a taken port, exit 5 for memory.
     """
+    from stackctl.deploy import proxy  # it imports requests, and plans need only this module
+
     old = before.generation if not before.is_stopped else None
     held = {old.plan.port, old.plan.engine_port} if old else set()
     if before.is_stopped and proxy.is_installed(context, new.stack):
