@@ -30,7 +30,7 @@ HEADINGS = {
         "completion": "Print the completion script of a shell.",
     },
     "Run": {
-        "profiles": "List, show and describe profiles.",
+        "profiles": "List profiles: which fit here, how fast, and their downloads.",
         "plan": "Show the plan for a profile on this machine, and why.",
         "render": "Write the units of a profile without installing them.",
         "up": "Plan, install, start and check a stack.",
@@ -132,7 +132,8 @@ def cli(**_: Any) -> None:
     """Serve language models on this machine: plan, launch, check and switch inference engines
     under Podman and systemd.
 
-    First: stackctl probe, then stackctl up PROFILE (stackctl profiles lists them).
+    First: stackctl probe, then stackctl up PROFILE (stackctl profiles lists them,
+    and stackctl up alone names the best).
     """
 
 

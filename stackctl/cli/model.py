@@ -75,7 +75,7 @@ def show(session: Session, source: str, ask: bool) -> None:
             problem = error
         else:
             if not session.out.wrote_json(model):
-                session.out.properties(model_rows(model))
+                session.out.properties([*model_rows(model), *_origin_rows(source)])
             return
     parsed = parse_remote(source)
     if parsed is None or parsed.url is not None or (problem is not None and hub.offline_variable()):
@@ -91,6 +91,20 @@ def show(session: Session, source: str, ask: bool) -> None:
             raise
         problem.details = (f"and the hub was asked: {error.message}",)
         raise problem from None
+
+
+def _origin_rows(source: str) -> list[tuple[str, str]]:
+    """Return rows on the place from which an entry of the catalogue is fetched."""
+    from stackctl.sources.catalogue import find_download, replacement_advice
+
+    if (download := find_download(source)) is not None:
+        consent = ", after its owner's consent" if download.gated else ""
+        rows = [("fetched from", f"hf:{download.repo}{consent}")]
+        if download.file is not None:
+            rows.append(("", download.file.rpartition("/")[2]))
+        return rows
+    advice = replacement_advice(source)
+    return [] if advice is None else [("to fetch", advice)]
 
 
 @stackctl_command("catalogue")

@@ -88,6 +88,7 @@ def test_the_catalogue(cli: Cli, name: str) -> None:
     assert told["model"] == model.name
     assert "catalogue:" in told["facts"]
     assert "cannot run" in told
+    assert ("fetched from" in told) != ("to fetch" in told)
     if model.experts:
         assert "active for a token" in told["parameters"]
         assert f"{model.experts_used} used for a token" in told["experts"]
