@@ -17,7 +17,7 @@ import click
 
 from stackctl import __version__
 from stackctl.cli.output import Output
-from stackctl.cli.session import global_options
+from stackctl.cli.session import Session, global_options, stackctl_command
 from stackctl.errors import ExitCode, StackctlError, did_you_mean
 
 #: Verbs by purpose, with their line in --help.
@@ -68,6 +68,8 @@ HEADINGS = {
 }
 #: Modules with several verbs. Every other verb is ``command`` in a module of its own.
 _SHARED = {
+    "main": ("completion",),
+    "probe": ("probe", "doctor"),
     "changes": ("up", "switch", "restart", "rollback", "recover", "down"),
     "plan": ("plan", "render", "calibrate"),
     "watch": ("status", "check", "verify", "guard", "metrics", "logs"),
@@ -135,6 +137,20 @@ def cli(**_: Any) -> None:
     First: stackctl probe, then stackctl up PROFILE (stackctl profiles lists them,
     and stackctl up alone names the best).
     """
+
+
+@stackctl_command("completion")
+@click.argument("shell", metavar="SHELL", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(session: Session, shell: str) -> None:
+    """Print the completion script of SHELL (bash, zsh, fish).
+
+    bash: stackctl completion bash > ~/.local/share/bash-completion/completions/stackctl
+    """
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    session.out.line(kind(cli, {}, "stackctl", "_STACKCTL_COMPLETE").source().rstrip())
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -1,21 +1,30 @@
-"""``stackctl probe``."""
+"""The commands that show this machine and the obstacles on it: probe, doctor."""
 
 from __future__ import annotations
 
+import functools
 import itertools
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from msgspec import structs
 
-from stackctl.cli.options import FOLDER
+from stackctl.cli.options import FOLDER, facts_option, plan_options, profile_names
 from stackctl.cli.output import WIDTH, Row, labelled_lines
 from stackctl.cli.session import Session, stackctl_command
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.quantity import format_bytes
 from stackctl.values.cpu_list import CpuList
 from stackctl.values.host import UNLIMITED, Cpu, Gpu, Host, Memory, NumaNode, Storage, Tools
+from stackctl.values.result import Result
+
+if TYPE_CHECKING:
+    from stackctl.deploy.planning import PlanBasis
+    from stackctl.values.plan import Plan, Verdict
+    from stackctl.values.profile import Overrides, Profile
 
 _COLUMN = 10
 #: Most groups, CPU ranges or NUMA nodes that are listed in full.
@@ -30,14 +39,14 @@ _MANY = 8
 @click.option(
     "--models", type=FOLDER, help="The folder of the models: its file system, free space and speed."
 )
-def command(session: Session, sysroot: Path | None, measure: bool, models: Path | None) -> None:
+def probe(session: Session, sysroot: Path | None, measure: bool, models: Path | None) -> None:
     """Show this machine: processors, memory, GPUs, tools, and problems.
 
     Other commands read its --json output with --facts. With --measure it has the measured
     bandwidth, which those plans then use.
     """
     from stackctl.machine.machine import Machine, RecordedMachine
-    from stackctl.probe import probe
+    from stackctl.probe import probe as probe_host
     from stackctl.probe.storage import measure_storage, probe_storage
 
     if measure and sysroot is not None:
@@ -45,7 +54,7 @@ def command(session: Session, sysroot: Path | None, measure: bool, models: Path 
             "--measure needs the machine itself, not a recording", exit_code=ExitCode.USAGE
         )
     machine = Machine() if sysroot is None else RecordedMachine(sysroot)
-    host = probe(machine, scope=session.scope, names=True)
+    host = probe_host(machine, scope=session.scope, names=True)
     if models is not None:
         storage = probe_storage(machine, str(models.resolve()))
         host = structs.replace(host, storage=measure_storage(storage) if measure else storage)
@@ -259,3 +268,120 @@ def _caches(cpu: Cpu) -> list[str]:
         )
         lines.append(f"{text}, {_count_cores(cores)}{each}{which}")
     return lines
+
+
+@stackctl_command("doctor")
+@click.argument("profile", required=False, shell_complete=profile_names)
+@plan_options
+@facts_option
+def doctor(session: Session, profile: str | None, asked: Overrides, facts: Path | None) -> None:
+    """Find the obstacles on this host to PROFILE; without PROFILE, to stacks in general.
+
+    Each finding comes with the command that fixes it. Exits 6 when something must be fixed first,
+    else 0: warnings do not count.
+    """
+    from stackctl.probe.doctor import findings
+    from stackctl.values.result import DoctorReport
+
+    basis = session.plan_basis(facts)
+    if profile is None:
+        results = list(findings(basis.host))
+    else:
+        wanted = session.profiles().resolve(profile, asked)
+        results = _profile_findings(session, basis, wanted, live=facts is None)
+    order = {"fail": 0, "warn": 1, "ok": 2, "info": 3, "skip": 4}
+    results.sort(key=lambda result: order[result.status])
+    if not session.out.wrote_json(DoctorReport(profile=profile, results=tuple(results))):
+        session.out.results(results)
+    if any(result.status == "fail" for result in results):
+        raise click.exceptions.Exit(int(ExitCode.HOST))
+
+
+def _profile_findings(
+    session: Session, basis: PlanBasis, wanted: Profile, *, live: bool
+) -> list[Result]:
+    """Return the findings for a profile: of its plan, of its GPUs, and of the host for its needs.
+
+    If the host is this machine (``live``), images are inspected and containers tried.
+    """
+    from stackctl.deploy.planning import preview
+    from stackctl.engines import uses_gpu
+    from stackctl.machine.podman import image_cuda
+    from stackctl.probe.doctor import findings
+    from stackctl.provision.items import binds_cpus
+    from stackctl.requirements.gpu import DEFAULT_CUDA
+
+    results: list[Result] = []
+    on_gpu = uses_gpu(wanted)
+    cpuset = binds_cpus(wanted)
+    # The CUDA version of a profile's own image is unknown until the image is here.
+    cuda = DEFAULT_CUDA if wanted.image is None else None
+    weights: int | None = None
+    nvfp4: bool | None = None
+    try:
+        plan = preview(basis, session.profiles(), wanted, session.out).plan
+        nvfp4 = plan.model.is_nvfp4
+        if on_gpu and live:
+            cuda = image_cuda(plan.image) or cuda
+        weights = None if on_gpu else plan.model.weights_bytes
+        cpuset = cpuset or plan.placement.policy == "interleave"
+        results.append(_plan_result(plan.verdict))
+        if plan.placement.gpus and live:
+            results.append(_proof(plan, basis.host))
+    except StackctlError as error:
+        results.append(Result(name="plan", status="fail", actual=error.message, remedy=error.hint))
+    results += findings(
+        basis.host,
+        memlock_bytes=weights,
+        needs_cpuset=cpuset,
+        needs_gpu=on_gpu,
+        nvfp4=nvfp4,
+        cuda=cuda,
+    )
+    return results
+
+
+def _proof(plan: Plan, host: Host) -> Result:
+    """Check that Podman can make a container with the GPUs; skip the check without the image."""
+    from stackctl.deploy import gpu_access
+    from stackctl.machine import podman
+
+    result = functools.partial(
+        Result, name="gpu-proof", expected="podman makes a container with the GPU"
+    )
+    if not podman.image_exists(plan.image):
+        return result(
+            status="skip",
+            actual="not tried: the image is not here",
+            remedy=f"podman pull {plan.image}",
+        )
+    try:
+        gpu_access.test_gpu_container(plan.image, gpu_access.planned_gpus(host, plan), host)
+    except StackctlError as error:
+        evidence = " ".join(error.details) or None
+        return result(status="fail", actual=error.message, evidence=evidence, remedy=error.hint)
+    return result(status="ok", actual="it does")
+
+
+def _plan_result(verdict: Verdict) -> Result:
+    bad = verdict.fits is False or verdict.viable is False
+    wrong = "does not fit" if verdict.fits is False else "not viable"
+    return Result(
+        name="plan",
+        status="fail" if bad else "ok",
+        actual=f"{wrong}: the plan says what helps" if bad else "fits",
+        evidence="; ".join(verdict.reasons) if bad else None,
+        remedy=_plan_command() if bad else None,
+    )
+
+
+def _plan_command() -> str:
+    """Return the command that shows the plan, with the options of the present command."""
+    given = click.get_current_context()
+    words = ["stackctl", "plan", given.params["profile"]]
+    for option in given.command.params:
+        value = given.params.get(option.name or "")
+        if isinstance(option, click.Option) and value and not option.is_flag:
+            for one in value if option.multiple else (value,):
+                words += [option.opts[0], str(one)]
+    return shlex.join(words)
