@@ -10,8 +10,7 @@ from stackctl.errors import StackctlError
 from stackctl.machine.machine import Machine
 from stackctl.machine.systemd import Systemd
 from stackctl.state import logs
-from stackctl.state.generations import Generations, utc_now
-from stackctl.state.journal import Journal
+from stackctl.state.generations import Generations, Journal, utc_now
 from stackctl.state.learned_facts import EngineFactsCache
 from stackctl.state.paths import Paths
 from stackctl.values.history import AuditEntry, AuditResult

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from stackctl.cli.main import run
-from stackctl.state.journal import Journal
+from stackctl.state.generations import Journal
 from stackctl.values.generation import Transaction
 
 

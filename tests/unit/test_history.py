@@ -28,8 +28,7 @@ from stackctl.observe.check import record_health
 from stackctl.observe.history import compare_generations
 from stackctl.plan.plan_diff import changed_decisions
 from stackctl.state import keys, logs
-from stackctl.state.generations import Generations, utc_now
-from stackctl.state.journal import Journal
+from stackctl.state.generations import Generations, Journal, utc_now
 from stackctl.state.paths import scope_paths
 from stackctl.values.base import from_json
 from stackctl.values.generation import (

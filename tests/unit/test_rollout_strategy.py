@@ -22,8 +22,7 @@ from stackctl.errors import StackctlError
 from stackctl.machine.files import remove_file
 from stackctl.machine.machine import Machine, RecordedMachine
 from stackctl.machine.systemd import Systemd
-from stackctl.state.generations import Generations
-from stackctl.state.journal import Journal
+from stackctl.state.generations import Generations, Journal
 from stackctl.state.paths import scope_paths
 from stackctl.units.proxy_unit import proxy_log_identifier, proxy_service, render_proxy
 from stackctl.values.generation import Generation, Outcome, UnitFile, UnitSet
