@@ -211,8 +211,16 @@ class RemoteHost:
             exit_code=ExitCode.HOST,
         )
 
-    def run(self, caller: str, argv: Sequence[str], tell: Callable[[bytes], None]) -> int:
-        """Run the box's stackctl with this process's stdout; pass its stderr to ``tell``.
+    def run(
+        self,
+        caller: str,
+        argv: Sequence[str],
+        tell: Callable[[bytes], None],
+        *,
+        stdout: int | None = None,
+    ) -> int:
+        """Run the box's stackctl, by default with this process's stdout; pass its stderr to
+        ``tell``.
 
         ``argv`` begins with the program on the box. An interrupt here is passed on to the box's
         stackctl, and its end is waited for. A second interrupt ends the waiting
@@ -221,41 +229,6 @@ class RemoteHost:
         Returns:
             Its exit code, FAILED if the connection broke, or one of ABSENT.
         """
-        return self._call(caller, argv, tell, stdout=None)
-
-    def fetch(
-        self, caller: str, argv: Sequence[str], tell: Callable[[bytes], None]
-    ) -> tuple[int, bytes]:
-        """Run the box's stackctl like ``run``; return its exit code and its stdout."""
-        with tempfile.TemporaryFile(dir=self.folder) as out:
-            status = self._call(caller, argv, tell, stdout=out.fileno())
-            out.seek(0)
-            return status, out.read()
-
-    def run_tty(self, caller: str, argv: Sequence[str]) -> int:
-        """Run the box's stackctl on this terminal; return the same as ``run``.
-
-        It asks, draws and is interrupted as if it ran here.
-        """
-        command = _command(_BEGIN, caller, argv)
-        words = [*self._ssh(), "-o", "LogLevel=ERROR", "-t", self.destination, command]
-        process = _start(words, asks=True, stdin=None, stdout=None, stderr=None)
-        try:
-            return _status(process)
-        except BaseException:
-            # A signal has ended the wait. Ctrl-C as a key goes to the box and does not come here.
-            process.terminate()
-            process.wait()
-            raise
-
-    def _call(
-        self,
-        caller: str,
-        argv: Sequence[str],
-        tell: Callable[[bytes], None],
-        *,
-        stdout: int | None,
-    ) -> int:
         command = _command(_ANNOUNCE + _BEGIN, caller, argv)
         words = [*self._ssh(), *_QUIET, self.destination, command]
         number: int | None = None
@@ -295,6 +268,31 @@ class RemoteHost:
                             child.wait(0 if child is process else _SIGNAL_S)
                         child.kill()
                         child.wait()
+
+    def fetch(
+        self, caller: str, argv: Sequence[str], tell: Callable[[bytes], None]
+    ) -> tuple[int, bytes]:
+        """Run the box's stackctl like ``run``; return its exit code and its stdout."""
+        with tempfile.TemporaryFile(dir=self.folder) as out:
+            status = self.run(caller, argv, tell, stdout=out.fileno())
+            out.seek(0)
+            return status, out.read()
+
+    def run_tty(self, caller: str, argv: Sequence[str]) -> int:
+        """Run the box's stackctl on this terminal; return the same as ``run``.
+
+        It asks, draws and is interrupted as if it ran here.
+        """
+        command = _command(_BEGIN, caller, argv)
+        words = [*self._ssh(), "-o", "LogLevel=ERROR", "-t", self.destination, command]
+        process = _start(words, asks=True, stdin=None, stdout=None, stderr=None)
+        try:
+            return _status(process)
+        except BaseException:
+            # A signal has ended the wait. Ctrl-C as a key goes to the box and does not come here.
+            process.terminate()
+            process.wait()
+            raise
 
     def _interrupt(self, number: int) -> subprocess.Popen[bytes]:
         """Send SIGINT to the box's stackctl; if it runs as root, sudo sends it."""

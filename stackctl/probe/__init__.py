@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from stackctl.machine.machine import Machine
-from stackctl.probe.cpu import probe_cpu
-from stackctl.probe.cpuinfo import CpuInfoFallback, read_cpuinfo
+from stackctl.probe.cpu import CpuInfoFallback, probe_cpu, read_cpuinfo
 from stackctl.probe.fact_reader import FactReader
 from stackctl.probe.gpu import probe_gpus
 from stackctl.probe.memory import probe_memory, total_memory

@@ -18,7 +18,7 @@ from stackctl.errors import ExitCode, NotInstalled, StackctlError
 from stackctl.machine.machine import Machine, RecordedMachine
 from stackctl.machine.runner import Completed
 from stackctl.probe import probe
-from stackctl.probe.cpuinfo import CpuInfoFallback, read_cpuinfo
+from stackctl.probe.cpu import CpuInfoFallback, read_cpuinfo
 from stackctl.probe.fact_reader import FactReader
 from stackctl.requirements.facts import Scope
 from stackctl.values.base import from_json, to_json
@@ -547,7 +547,7 @@ def test_names_of_another_shape(monkeypatch: pytest.MonkeyPatch, answer: dict[st
 def test_names_that_never_come(monkeypatch: pytest.MonkeyPatch) -> None:
     import cpuinfo
 
-    import stackctl.probe.cpuinfo as module
+    import stackctl.probe.cpu as module
 
     let_go = threading.Event()
     monkeypatch.setattr(module, "_PATIENCE_S", 0.05)
