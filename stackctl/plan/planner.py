@@ -211,7 +211,7 @@ class _Planner:
             inputs.calibrations, profile.engine, work, placed.gpus
         )
         prediction = roofline.predict(host, placed.placement, work, calibration)
-        timing = _timing(engine, model, inputs.deadline_s)
+        timing, start_deadline = self._timing(engine)
         plan = Plan(
             profile=profile.name,
             stack=profile.stack,
@@ -232,7 +232,7 @@ class _Planner:
                 *self._image_and_door(profile),
                 *placed.decisions,
                 *_chosen(engine, options, asked or profile, profile),
-                self._deadline(engine, timing),
+                start_deadline,
             ),
             model=model,
             served_name=request.served_name,
@@ -338,17 +338,21 @@ class _Planner:
                 source=_source(profile, "front_door") if asked else "derived",
             )
 
-    def _deadline(self, engine: Engine, timing: Timing) -> Decision:
-        """Return the decision on the time that a start may take."""
-        size = format_bytes(self.model.weights_bytes)
-        derived = f"{engine.start_s:.0f} s and {size} at 100 MB/s"
-        given = self.inputs.deadline_s is not None
-        return Decision(
-            field="start-deadline",
-            value=timing.deadline_s,
-            reason="--timeout" if given else derived,
-            source="override" if given else "derived",
-        )
+    def _timing(self, engine: Engine) -> tuple[Timing, Decision]:
+        """Return the deadline of a start with systemd's ceiling, and the decision on the deadline.
+
+        The ceiling is more than twice the deadline, so that systemd never ends a start before
+        stackctl.
+        """
+        size, given = self.model.weights_bytes, self.inputs.deadline_s
+        deadline = max(1, round(engine.start_s + size / _READ_BYTES_S if given is None else given))
+        derived = f"{engine.start_s:.0f} s and {format_bytes(size)} at 100 MB/s"
+        decision = Decision(
+            field="start-deadline", value=deadline,
+            reason=derived if given is None else "--timeout",
+            source="derived" if given is None else "override",
+        )  # fmt: skip
+        return Timing(deadline_s=deadline, ceiling_s=2 * deadline + 60), decision
 
 
 def _full_contexts(engine: Engine, plan: Plan, options: Mapping[str, Option]) -> int:
@@ -395,14 +399,3 @@ def _port(profile: Profile) -> int:
 
 def _source(profile: Profile, key: str) -> DecisionSource:
     return "override" if key in profile.overrides else "profile"
-
-
-def _timing(engine: Engine, model: Model, deadline_s: float | None) -> Timing:
-    """Return the deadline of a start and systemd's ceiling.
-
-    The ceiling is more than twice the deadline, so that systemd never ends a start before stackctl.
-    """
-    if deadline_s is None:
-        deadline_s = engine.start_s + model.weights_bytes / _READ_BYTES_S
-    deadline = max(1, round(deadline_s))
-    return Timing(deadline_s=deadline, ceiling_s=2 * deadline + 60)
