@@ -133,10 +133,21 @@ def test_the_engine_core_dies_after_it_was_ready(one: Seat) -> None:
 
 
 def cores(seat: Seat) -> list[int]:
-    """Process numbers of vLLM's engine core, as the lab counts them."""
-    found = seat.lab.run(["pgrep", "-f", "^VLLM::EngineCore"])
-    assert not found.stderr, found.stderr
-    return [int(line) for line in found.stdout.split()]
+    """Return the process numbers of vLLM's engine core in the lab's PID namespace.
+
+    It is a child of the API server. Its title is VLLM::EngineCore, but sometimes setproctitle fails
+    and the process keeps the command line of multiprocessing.
+    """
+    found = []
+    for server in _pgrep(seat, "-f", "^/usr/bin/python3 /usr/local/bin/vllm serve"):
+        found += _pgrep(seat, "-P", str(server), "-f", "^VLLM::EngineCore|import spawn_main")
+    return found
+
+
+def _pgrep(seat: Seat, *words: str) -> list[int]:
+    done = seat.lab.run(["pgrep", *words])
+    assert not done.stderr, done.stderr
+    return [int(line) for line in done.stdout.split()]
 
 
 def numbers(seat: Seat) -> list[int]:
