@@ -21,17 +21,17 @@ _COLORS = {
 
 
 class IndentedProgress:
-    """Prints steps in the columns of items, whose names are longer; see ProvisionProgress."""
+    """Prints steps in the columns of items, whose names are longer; see StepProgress."""
 
     def __init__(self, out: Output) -> None:
         self._out = out
 
     def step(self, name: str, text: str) -> None:
-        """See ProvisionProgress."""
+        """See StepProgress."""
         self._out.note(f"{'':<{_MARK}}{name:<{_TEXT - _MARK}}{text}")
 
     def progress(self, name: str, text: str, *, elapsed_s: float | None = None) -> None:
-        """See ProvisionProgress."""
+        """See StepProgress."""
         self._out.progress(name, text, elapsed_s=elapsed_s)
 
 

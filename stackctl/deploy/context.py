@@ -16,26 +16,26 @@ from stackctl.state.paths import Paths
 from stackctl.values.history import AuditEntry, AuditResult
 
 
-class Progress(Protocol):
-    """Receiver of progress and warnings. The command line implements it; nothing here prints."""
+class StepProgress(Protocol):
+    """Receiver of progress. The command line implements it; nothing here prints."""
 
     def step(self, name: str, text: str) -> None:
         """Report a step that is done."""
-        ...
 
     def progress(self, name: str, text: str, *, elapsed_s: float | None = None) -> None:
         """Report progress, in place of the last one; ``elapsed_s`` if it may take minutes."""
-        ...
+
+
+class Progress(StepProgress, Protocol):
+    """Receiver of progress, changes and warnings."""
 
     def changes(
         self, title: str, rows: Sequence[tuple[str, str, str]], notes: Sequence[str]
     ) -> None:
         """Report the changes of a switch: rows of (field, now, then), and notes on their effect."""
-        ...
 
     def warn(self, text: str, fix: str | None = None) -> None:
         """Report a problem that does not end the command, and the command that helps."""
-        ...
 
 
 @dataclass(frozen=True)

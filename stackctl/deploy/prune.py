@@ -23,38 +23,30 @@ def prune(context: Context, stack: str, *, keep: int, dry_run: bool) -> PruneRep
         StackctlError: exit 7 while another stackctl is at work, 1 if the user declined.
     """
     with exclusive_change(context, f"prune {stack}", dry_run):
-        chosen, unused = _choose(context, stack, keep, dry_run)
-        if dry_run or not (chosen.removed or unused):
+        numbers = context.generations.numbers(stack)
+        current = installed_number(context, stack)
+        target = context.generations.rollback_target(stack, current)
+        kept = {*numbers[-max(1, keep) :], current, target.number if target else None}
+        removed = tuple(number for number in numbers if number not in kept)
+        unused = _unused(context, stack, removed)
+        chosen = PruneReport(
+            stack=stack,
+            dry_run=dry_run,
+            removed=removed,
+            kept=tuple(number for number in numbers if number in kept),
+            caches=len(unused),
+            freed_bytes=sum(unused.values()),
+        )
+        if dry_run or not (removed or unused):
             return chosen
         if not context.confirm(_question(chosen)):
             raise StackctlError("nothing was changed")
-        for number in chosen.removed:
+        for number in removed:
             context.generations.remove(stack, number)
         for name in unused:
             files.remove_subfolder(context.paths.compile_caches, name)
         context.write_audit_entry("prune", stack, message="removed " + _listed(chosen))
         return chosen
-
-
-def _choose(
-    context: Context, stack: str, keep: int, dry_run: bool
-) -> tuple[PruneReport, tuple[str, ...]]:
-    """Return the report of a prune, and the names of the caches to remove."""
-    numbers = context.generations.numbers(stack)
-    current = installed_number(context, stack)
-    target = context.generations.rollback_target(stack, current)
-    kept = {*numbers[-max(1, keep) :], current, target.number if target else None}
-    removed = tuple(number for number in numbers if number not in kept)
-    unused = _unused(context, stack, removed)
-    report = PruneReport(
-        stack=stack,
-        dry_run=dry_run,
-        removed=removed,
-        kept=tuple(number for number in numbers if number in kept),
-        caches=len(unused),
-        freed_bytes=sum(unused.values()),
-    )
-    return report, tuple(unused)
 
 
 def _unused(context: Context, stack: str, removed: tuple[int, ...]) -> dict[str, int]:

@@ -10,10 +10,10 @@ import os
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
+from stackctl.deploy.context import StepProgress
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import runner
 from stackctl.machine.files import remove_file, write_atomically
@@ -127,18 +127,6 @@ def _change_key(change: Change) -> Hashable:
             return change
 
 
-class ProvisionProgress(Protocol):
-    """Receives the progress; the command line implements it."""
-
-    def step(self, name: str, text: str) -> None:
-        """Report a step that is done."""
-        ...
-
-    def progress(self, name: str, text: str, *, elapsed_s: float | None = None) -> None:
-        """Report a step that is going on."""
-        ...
-
-
 def require_ready(target: TargetRoot, plans: Sequence[ItemPlan]) -> None:
     """Check free space, read-only file systems and the package manager's lock.
 
@@ -197,7 +185,7 @@ def apply_plans(
     store: UndoStore,
     plans: Sequence[ItemPlan],
     user: str,
-    progress: ProvisionProgress,
+    progress: StepProgress,
 ) -> None:
     """Make the changes of all items, in order, and record them as made by ``user``.
 
@@ -231,7 +219,7 @@ def apply_plans(
 
 
 def undo_changes(
-    target: TargetRoot, store: UndoStore, items: Callable[[str], bool], progress: ProvisionProgress
+    target: TargetRoot, store: UndoStore, items: Callable[[str], bool], progress: StepProgress
 ) -> tuple[tuple[str, str], ...]:
     """Revert the recorded changes of some items, the newest first.
 
