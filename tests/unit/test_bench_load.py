@@ -7,12 +7,15 @@ import time
 from typing import Any
 
 import pytest
+from samples import EPYC, IQUEST, LATENCY, plan, served
 from streaming import HEAD, Step, completion, event, piece, serve
 
+from stackctl.cli.output import Output
 from stackctl.errors import StackctlError
 from stackctl.machine.streaming_client import StreamingClient
-from stackctl.observe.bench import cell_stats, load_generator
+from stackctl.observe.bench import cell_stats, load_generator, matrix
 from stackctl.observe.bench.load_generator import CellRun
+from stackctl.observe.bench.run import Bench, BenchEndpoint
 from stackctl.values.bench import Workload
 from stackctl.values.profile import Slo
 
@@ -167,3 +170,33 @@ def test_an_interrupt_leaves_whole_answers() -> None:
 def test_only_http() -> None:
     with pytest.raises(StackctlError, match="not an http address"):
         StreamingClient("https://example.invalid")
+
+
+# A whole bench
+
+
+def test_a_bench_measures_its_cells_and_ends() -> None:
+    def answer(body: dict[str, Any]) -> list[Step]:
+        if "messages" not in body:  # no tokenizer
+            return [(0, b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"), (0, None)]
+        return completion(body, first_s=0.002, gap_s=0.001)
+
+    generation = served(plan(EPYC, IQUEST, LATENCY))
+    options = matrix.BenchOptions(prompts=(80,), outputs=(8,), concurrency=(1, 2), requests=2)
+    with serve(answer) as server:
+        site = BenchEndpoint(
+            url=server.url, engine_url=server.url, key=None, current=lambda: generation.number
+        )
+        bench = Bench(
+            Output(quiet=True), generation, options, site=site, slo=Slo(ttft_s=5.0), timeout_s=20
+        )
+        assert not bench.measure()
+    report, samples = bench.result(interrupted=False)
+    assert report.complete
+    assert report.lengths == "estimated"
+    assert [(cell.shape.concurrency, cell.shape.cached) for cell in report.cells] == [
+        (1, False), (2, False), (1, True)
+    ]  # fmt: skip
+    assert [cell.requests for cell in report.cells] == [2, 2, 2]
+    assert {result.name for result in report.results} >= {"requests", "slo-ttft"}
+    assert [sample.cell for sample in samples] == [0, 0, 1, 1, 2, 2]

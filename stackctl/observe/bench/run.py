@@ -105,6 +105,10 @@ class _Pace:
         prompt = computed * workload.concurrency / self.prefill_tok_s
         return (prompt + workload.output_tokens / self.decode_tok_s) * self.correction
 
+    def cell_seconds(self, cell: CellRun) -> float:
+        """Return the seconds of a cell."""
+        return self.seconds(cell.shape) * cell.planned / cell.shape.concurrency
+
 
 class Bench:
     """A measurement of one generation."""
@@ -148,9 +152,9 @@ class Bench:
             StackctlError: the stack does not answer.
             KeyboardInterrupt: the interrupt came before a request was answered.
         """
-        with self._streams as client:
+        with self._streams:
             try:
-                self._measure(client)
+                self._measure()
             except KeyboardInterrupt:
                 self._cells = [cell for cell in self._cells if cell.replies]
                 if not any(len(cell.replies) > len(cell.failed) for cell in self._cells):
@@ -158,25 +162,24 @@ class Bench:
                 return True
         return False
 
-    def _measure(self, client: StreamingClient) -> None:
-        pace = self._warm_up(client)
-        asked = {workload: self._requests(workload, pace) for workload in self._shapes}
-        expected = sum(self._seconds(workload, n, pace) for workload, n in asked.items())
-        self._report.step(
-            "bench", f"{len(self._shapes)} cells, {sum(asked.values())} requests, about "
-            f"{format_duration(expected)}",
-        )  # fmt: skip
+    def _measure(self) -> None:
+        pace = self._warm_up()
+        planned = [CellRun(workload, self._requests(workload, pace)) for workload in self._shapes]
+        expected = format_duration(sum(map(pace.cell_seconds, planned)))
+        requests = sum(cell.planned for cell in planned)
+        self._report.step("bench", f"{len(planned)} cells, {requests} requests, about {expected}")
         level = 1
-        for number, workload in enumerate(self._shapes):
-            cell = CellRun(workload, asked[workload])
-            rest = sum(self._seconds(s, asked[s], pace) for s in self._shapes[number + 1 :])
+        for number, cell in enumerate(planned):
+            rest = sum(map(pace.cell_seconds, planned[number + 1 :]))
             try:
-                if workload.concurrency > level:
-                    level = workload.concurrency
-                    self._warm(client, workload.concurrency)
-                texts = self._texts(client, workload, asked[workload])
+                if cell.shape.concurrency > level:
+                    level = cell.shape.concurrency
+                    # Some engines prepare for a number of requests at once, the first time.
+                    text = self._prompts.unique(_COLD.prompt_tokens)
+                    self._send(text, _COLD.output_tokens, level)
+                texts = self._texts(cell.shape, cell.planned)
                 self._cells.append(cell)
-                self._measure_cell(client, cell, texts, pace, rest)
+                self._measure_cell(cell, texts, pace, rest)
             except StackctlError as error:
                 # If the engine ends in the middle, the measured cells are kept.
                 self._cells = [cell for cell in self._cells if cell.replies]
@@ -187,15 +190,13 @@ class Bench:
             if cell.replies and len(cell.failed) == len(cell.replies):
                 self._report.warn(f"stopped: {cell.failed[0].error}")
                 return
-            took, thought = cell.ended - cell.began, self._seconds(workload, asked[workload], pace)
+            took, thought = cell.ended - cell.began, pace.cell_seconds(cell)
             if took > 0 and thought > 0:
                 pace.correction *= (took / thought) ** 0.5
 
-    def _measure_cell(
-        self, client: StreamingClient, cell: CellRun, texts: Sequence[str], pace: _Pace, rest: float
-    ) -> None:
+    def _measure_cell(self, cell: CellRun, texts: Sequence[str], pace: _Pace, rest: float) -> None:
         head = f"{len(self._cells)} of {len(self._shapes)}: {workload_text(cell.shape)}"
-        whole = self._seconds(cell.shape, cell.planned, pace)
+        whole = pace.cell_seconds(cell)
 
         def tick() -> None:
             here = max(0.0, whole - (time.perf_counter() - cell.began))
@@ -213,28 +214,25 @@ class Bench:
             return
         tokens = cell.shape.output_tokens
         bodies = [load_generator.request_body(name, text, tokens) for text in texts]
-        load_generator.run_cell(client, cell, bodies, timeout_s=self._timeout_s, tick=tick)
-
-    def _seconds(self, workload: Workload, count: int, pace: _Pace) -> float:
-        return pace.seconds(workload) * count / workload.concurrency
+        load_generator.run_cell(self._streams, cell, bodies, timeout_s=self._timeout_s, tick=tick)
 
     def _requests(self, workload: Workload, pace: _Pace) -> int:
         seconds = pace.seconds(workload)
         return matrix.request_count(self._wish, workload, seconds=seconds, cells=len(self._shapes))
 
-    def _warm_up(self, client: StreamingClient) -> _Pace:
+    def _warm_up(self) -> _Pace:
         """Send two requests: the first shows the chat template's tokens, the second the speed."""
         self._report.progress("bench", "warm-up")
         text = self._prompts.unique(_COLD.prompt_tokens)
         counted = self._count(text)
-        first = self._ask(client, text, _COLD.output_tokens)
+        first = self._ask(text, _COLD.output_tokens)
         if first.prompt_tokens is not None:
             if counted is None:
                 self._prompts.tokens_a_word = first.prompt_tokens / len(text.split())
             else:
                 self._prompts.overhead = max(0, first.prompt_tokens - counted)
         second = self._prompts.unique(_PACE.prompt_tokens)
-        completion = self._ask(client, second, _PACE.output_tokens)
+        completion = self._ask(second, _PACE.output_tokens)
         if counted is None and completion.prompt_tokens and first.prompt_tokens:
             # Two lengths separate the tokens per word from those of the chat template.
             self._learn(first.prompt_tokens, completion.prompt_tokens, text)
@@ -252,25 +250,19 @@ class Bench:
             self._prompts.tokens_a_word = (long - short) / more
             self._prompts.overhead = max(0, round(short - words * self._prompts.tokens_a_word))
 
-    def _warm(self, client: StreamingClient, concurrency: int) -> None:
-        """Send ``concurrency`` requests at once, because some engines prepare for that once."""
-        text = self._prompts.unique(_COLD.prompt_tokens)
-        self._send(client, text, _COLD.output_tokens, concurrency)
-
     def _send(
-        self, client: StreamingClient, text: str, output_tokens: int, concurrency: int = 1
+        self, text: str, output_tokens: int, concurrency: int = 1
     ) -> list[StreamedCompletion]:
         """Send a prompt once, or several times at once, outside of the measured cells."""
         workload = Workload(prompt_tokens=1, output_tokens=1, concurrency=concurrency)
         cell = CellRun(workload, concurrency)
         body = load_generator.request_body(self._plan.served_name, text, output_tokens)
-        load_generator.run_cell(
-            client, cell, [body] * concurrency, timeout_s=self._timeout_s, tick=lambda: None
-        )
+        bodies, timeout_s = [body] * concurrency, self._timeout_s
+        load_generator.run_cell(self._streams, cell, bodies, timeout_s=timeout_s, tick=lambda: None)
         return cell.replies
 
-    def _ask(self, client: StreamingClient, text: str, output_tokens: int) -> StreamedCompletion:
-        (completion,) = self._send(client, text, output_tokens)
+    def _ask(self, text: str, output_tokens: int) -> StreamedCompletion:
+        (completion,) = self._send(text, output_tokens)
         if completion.error is not None:
             raise StackctlError(
                 f"{self._generation.stack} does not answer: {completion.error}",
@@ -278,13 +270,13 @@ class Bench:
             )
         return completion
 
-    def _texts(self, client: StreamingClient, workload: Workload, count: int) -> list[str]:
+    def _texts(self, workload: Workload, count: int) -> list[str]:
         self._report.progress("bench", f"making {count} prompts")
         tokens = workload.prompt_tokens
         prefix = self._prompts.prefix(tokens) if workload.cached else ""
         if prefix:
             # This request puts the prefix into the cache.
-            self._ask(client, self._prompts.unique(tokens, prefix), 1)
+            self._ask(self._prompts.unique(tokens, prefix), 1)
         return [self._prompts.unique(tokens, prefix) for _ in range(count)]
 
     def _count(self, text: str) -> int | None:
