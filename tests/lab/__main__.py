@@ -46,7 +46,7 @@ def main() -> int:
 
 
 def build() -> int:
-    """Build everything and boot once, so that the next lab starts in seconds."""
+    """Build all cached parts and boot once, so that the next lab starts in seconds."""
     begin = time.monotonic()
     if not os.environ.get("LAB_ROOT"):
         trees.build_tree()
@@ -58,7 +58,7 @@ def build() -> int:
 
 
 def enter_vm(user: str) -> int:
-    """Boot a virtual machine and give a person a shell in it."""
+    """Start a virtual machine and open a shell in it."""
     from .vm import VM
 
     with VM() as vm:
@@ -67,14 +67,14 @@ def enter_vm(user: str) -> int:
 
 
 def enter(user: str, command: list[str], private_network: bool) -> int:
-    """Boot a lab and run one command of a person in it."""
+    """Start a lab and run one command in it, on the caller's terminal."""
     app = app_available()
     if not app:
         say(f"no pyproject.toml in {CHECKOUT}: stackctl is not installed in the lab")
     with Lab(app=app, private_network=private_network) as lab:
         terminal = {"TERM": os.environ.get("TERM", "dumb")}
         if sys.stdin.isatty():
-            # A terminal made in the lab itself: the caller's one has no name there.
+            # The shell needs a terminal of the lab: the caller's terminal has no device file there.
             command = [
                 "script",
                 "--quiet",

@@ -1,4 +1,4 @@
-"""Fixtures of the tests that run in the lab: real systemd, podman and llama-server."""
+"""Fixtures of the tests in the lab: real systemd, Podman and llama-server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .vmbox import box, ready, served, vm  # noqa: F401 - one machine for all mo
 HERE = Path(__file__).parent
 #: Enough for the image of vLLM on a slow network, with other work on the machine.
 BUILD_S = 3600
-# Names that a program gives to files which it is still writing.
+# Names of files that a program is still writing.
 DRAFT = re.compile(r"(^\.)|(\.(tmp|new|part|partial|draft|swp)$)|(^tmp)|(~$)")
 
 
@@ -37,10 +37,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class Seat:
-    """One user of the lab at work: root on the system's units, others on their own."""
+    """One user of the lab: root with the system's units, others with their own."""
 
     def __init__(self, lab: Lab, user: str) -> None:
-        """Sit down as that user."""
+        """Find the folders of that user."""
         self.lab = lab
         self.user = user
         home, system = lab.home(user), user == "root"
@@ -73,7 +73,7 @@ class Seat:
         input: str | None = None,
         timeout: float = 120,
     ) -> subprocess.CompletedProcess[str]:
-        """Run stackctl and insist on its exit code (None: any)."""
+        """Run stackctl and check its exit code; None permits any."""
         words = ["stackctl", *arguments]
         done = self.run(*words, check=False, env=env, input=input, timeout=timeout)
         if code is not None and done.returncode != code:
@@ -82,22 +82,22 @@ class Seat:
         return done
 
     def systemctl(self, *arguments: str, check: bool = True) -> str:
-        """Ask this user's service manager."""
+        """Run systemctl on this user's service manager and return its output."""
         return self.run("systemctl", *self.scope, *arguments, check=check).stdout
 
     def journal(self, *arguments: str) -> str:
-        """What this user may read in the journal of the units of its scope."""
+        """Return the journal of this user's units, as far as the user may read it."""
         scope = [] if self.user == "root" else ["--user"]
         words = ["journalctl", *scope, "--no-pager", *arguments]
         return self.run(*words, check=False).stdout
 
     def files(self, *folders: str) -> list[str]:
-        """Every file below those folders; a missing folder has none."""
+        """Return every file below those folders. A missing folder has none."""
         found = self.run("find", *folders, "-type", "f", check=False).stdout
         return found.split("\n")[:-1]
 
     def loaded(self) -> list[str]:
-        """The units that systemd has loaded from our files."""
+        """Return the units that systemd has loaded from stackctl's files."""
         words = ["list-units", "--all", "--plain", "--no-legend", "--type=service"]
         names = [line.split()[0] for line in self.systemctl(*words).splitlines() if line.strip()]
         if not names:
@@ -107,7 +107,7 @@ class Seat:
         return [name for name, source in pairs if source.startswith(self.units)]
 
     def left_behind(self) -> list[str]:
-        """What is there and should not be once every stack is down."""
+        """Return all remains that should be gone after every stack is down."""
         found = []
         listed = self.run("podman", "ps", "--all", "--format", "{{.Names}} {{.Status}}").stdout
         found += [f"container {line}" for line in listed.splitlines()]
@@ -123,12 +123,12 @@ class Seat:
         return found
 
     def assert_nothing_left(self) -> None:
-        """Insist that no container, unit, lock or unfinished file of ours remains."""
+        """Check that no container, unit, lock or unfinished file of stackctl remains."""
         found = self.left_behind()
         assert not found, "left behind:\n" + "\n".join(found)
 
     def reset(self) -> None:
-        """Clear away what a test, failed or not, left: the next one starts clean."""
+        """Remove the remains of a test, so that the next one starts clean."""
         for unit in self.loaded():
             self.systemctl("stop", unit, check=False)
         self.run("podman", "rm", "--all", "--force", "--time", "0", check=False)
@@ -139,7 +139,7 @@ class Seat:
 
 @pytest.fixture(scope="session")
 def vllm_lab() -> Iterator[Lab]:
-    """Another lab, with the image of vLLM for CPUs and a small checkpoint."""
+    """Yield another lab, with the image of vLLM for CPUs and a small checkpoint."""
     need_root()
     with contextlib.ExitStack() as stack:
         try:
@@ -147,14 +147,14 @@ def vllm_lab() -> Iterator[Lab]:
         except LabError as error:
             if not re.search(r"No matching distribution|Could not fetch|Connection", str(error)):
                 raise
-            # Its packages come from where this machine's pip finds them, torch as a CPU build.
+            # The packages come from the index of this machine's pip, torch as a CPU build.
             pytest.skip(f"vLLM for CPUs cannot be had here: {str(error)[-200:]}")
         yield booted
 
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
-    """The booted lab: images loaded for root and lab, stackctl installed."""
+    """Yield the booted lab: images loaded for root and lab, stackctl installed."""
     try:
         need_root()
     except LabError as error:
@@ -172,9 +172,9 @@ def lab() -> Iterator[Lab]:
         yield booted
 
 
-#: Both ways to run a stack. Every day most tests run as the normal user alone.
+#: Both ways to run a stack. Without the marker deep, most tests run only as the ordinary user.
 EITHER_USER = (pytest.param("root", marks=pytest.mark.deep), "lab")
-#: Marks tests that run as both users every day.
+#: Marks tests that always run as both users.
 both_users = pytest.mark.parametrize("user", STORE_USERS)
 
 
@@ -186,7 +186,7 @@ def user(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def seat(lab: Lab, user: str) -> Iterator[Seat]:
-    """A user at work in the lab, with a clean start and a clean end."""
+    """Yield a user of the lab, and remove all stacks of that user afterwards."""
     place = Seat(lab, user)
     yield place
     place.reset()
@@ -194,7 +194,10 @@ def seat(lab: Lab, user: str) -> Iterator[Seat]:
 
 @pytest.fixture(scope="session")
 def tiny(lab: Lab) -> str:
-    """A model of 1.4 MB in the lab, as --model takes it: starts in no time, and can be locked."""
+    """Return a model of 1.4 MB in the lab, as --model takes it.
+
+    It loads at once and fits memlock.
+    """
     path = "/srv/models/tiny.gguf"
     target = Path(f"/proc/{lab.pid}/root{path}")
     target.write_bytes(tiny_model())
@@ -204,7 +207,7 @@ def tiny(lab: Lab) -> str:
 
 @pytest.fixture(scope="session")
 def card(lab: Lab) -> Lab:
-    """The lab with the card's library, the Python package that asks it, and the driver's device."""
+    """Return the lab with a simulated NVML, the Python package that calls it, and a device file."""
     from . import look
 
     folder = cards.build()
@@ -220,7 +223,7 @@ def card(lab: Lab) -> Lab:
 
 @pytest.fixture
 def gpu(card: Lab, seat: Seat) -> Iterator[Seat]:
-    """A user of the machine with the card, and no CDI file yet."""
+    """Yield a user of the machine with the simulated GPU and without a CDI file."""
     assert seat.lab is card
     yield seat
     card.run(["rm", "-rf", "/etc/cdi", "/run/cdi"], check=True)
@@ -228,7 +231,7 @@ def gpu(card: Lab, seat: Seat) -> Iterator[Seat]:
 
 @pytest.fixture
 def one(lab: Lab) -> Iterator[Seat]:
-    """A normal user, where it makes no difference who asks."""
+    """Yield an ordinary user, for tests that do not depend on the user."""
     seat = Seat(lab, "lab")
     yield seat
     seat.reset()

@@ -1,7 +1,7 @@
-"""Give any Debian-like root tree what the lab expects of it: users, masks, settings.
+"""Give any Debian-like root tree the users, masks and settings that the lab expects.
 
-Plain file edits below a root folder, so that nothing of the tree has to run for it and a tree
-prepared elsewhere works as well as our own. What is there already is kept.
+Files are edited below a root folder. No program of the tree has to run, so a tree that was prepared
+elsewhere works as well as our own. Existing users and homes are kept.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ USERS = {"lab": True, "nolinger": False}  # name -> lingers
 RANGE = 65536
 CONTAINERS_CONF = "etc/containers/containers.conf.d/lab.conf"
 
-# What slows the boot, waits for a network that the lab lacks or would change the caller's one.
+# Units that delay the boot, wait for a network that the lab lacks or would change the caller's.
 MASKED = [
     "systemd-networkd-wait-online.service",
     "NetworkManager-wait-online.service",
@@ -81,7 +81,7 @@ class Account(NamedTuple):
 
 
 def accounts(root: Path) -> dict[str, Account]:
-    """The users that the tree knows."""
+    """Return the users in the tree's passwd file."""
     found = {}
     for line in _lines(root / "etc/passwd"):
         fields = line.split(":")
@@ -91,12 +91,12 @@ def accounts(root: Path) -> dict[str, Account]:
 
 
 def python_version(root: Path) -> str:
-    """The X.Y of the tree's own python3, read from where its link leads."""
+    """Return the X.Y of the tree's own python3, read from the target of its link."""
     return (root / "usr/bin/python3").readlink().name.removeprefix("python")
 
 
 def furnish(root: Path, *, app: tuple[str, ...] = ()) -> None:
-    """Add to the tree at ROOT what it lacks; APP are the folders of Python code to offer."""
+    """Add the missing files to the tree at ROOT; APP are the folders of Python code to add."""
     etc = root / "etc"
     _write(etc / "machine-id", uuid.uuid4().hex + "\n")
     _write(root / CONTAINERS_CONF, "[containers]\npids_limit = 0\n")
@@ -107,7 +107,7 @@ def furnish(root: Path, *, app: tuple[str, ...] = ()) -> None:
     link = etc / "systemd/system/default.target"
     link.unlink(missing_ok=True)
     link.symlink_to("/lib/systemd/system/multi-user.target")
-    # Journals are kept per user, and so readable by that user, only where this folder exists.
+    # Only if this folder exists, journals are kept per user and each user can read their own.
     journal = root / "var/log/journal"
     journal.mkdir(parents=True, exist_ok=True)
     os.chown(journal, 0, _group(root, "systemd-journal"))
@@ -129,7 +129,7 @@ def furnish(root: Path, *, app: tuple[str, ...] = ()) -> None:
 
 
 def mask(root: Path, unit: str) -> None:
-    """Keep a unit of the tree from ever starting."""
+    """Disable a unit of the tree by a link to /dev/null."""
     path = root / "etc/systemd/system" / unit
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
@@ -137,7 +137,7 @@ def mask(root: Path, unit: str) -> None:
 
 
 def own_folder(root: Path, account: Account, below_home: str) -> Path:
-    """Make a folder below a user's home, every level of it the user's."""
+    """Make a folder below a user's home; every level of it belongs to the user."""
     path = root / account.home.lstrip("/")
     for part in Path(below_home).parts:
         path = path / part

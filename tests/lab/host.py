@@ -1,4 +1,4 @@
-"""What the lab asks of the machine it runs on: packages, processes, cached results."""
+"""Access to the machine that runs the lab: packages, processes, cached results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 class LabError(Exception):
-    """The lab cannot be built or used; the message says why."""
+    """The lab cannot be built or used; the message gives the reason."""
 
 
 def say(message: str) -> None:
@@ -30,7 +30,7 @@ def say(message: str) -> None:
 
 
 def cache_root() -> Path:
-    """The folder that holds everything built once."""
+    """Return the folder of all cached results."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     path = Path(base) / "stackctl-lab"
     path.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ def call(
     cwd: Path | None = None,
     timeout: float = 1800,
 ) -> str:
-    """Run a command of this machine and return its output, or raise with what it said."""
+    """Run a command on this machine and return its output. Raise LabError with its error output."""
     words = [os.fspath(word) for word in argv]
     try:
         done = subprocess.run(
@@ -66,32 +66,32 @@ def call(
 
 
 def call_confined(argv: Sequence[str | os.PathLike[str]]) -> str:
-    """Run a command whose processes and mounts, however deep, all end with it and with us."""
+    """Run a command in namespaces that end all its processes and mounts with it and with us."""
     confined = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork"]
     return call([*confined, "--mount-proc", "--kill-child=KILL", "--", *argv])
 
 
 def need_root() -> None:
-    """Stop early, with a reason, where the lab cannot work."""
+    """Raise LabError if the lab cannot work on this machine."""
     if sys.platform != "linux" or os.geteuid() != 0:
         raise LabError("the lab boots a real init system: it needs Linux and root (try sudo)")
 
 
 def need(programs: Mapping[str, str]) -> None:
-    """Install the packages of those programs (program -> package) that are missing."""
+    """Install the missing packages of those programs (program -> package)."""
     missing = sorted({pkg for program, pkg in programs.items() if not shutil.which(program)})
     if missing:
         install(missing)
 
 
 def install(packages: Sequence[str]) -> None:
-    """Install Debian packages; the lists are refreshed only when the first try fails."""
+    """Install Debian packages. The package lists are refreshed only if the first attempt fails."""
     need_root()
     if not shutil.which("apt-get"):
         raise LabError(f"missing, and there is no apt-get to install them: {' '.join(packages)}")
     say(f"installing {' '.join(packages)}")
     command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
-    # Another apt on the machine is waited for instead of failing at its lock.
+    # apt waits for another apt on the machine and does not fail at its lock.
     command[1:1] = ["-o", "DPkg::Lock::Timeout=300"]
     quiet = {"DEBIAN_FRONTEND": "noninteractive"}
     with locked("apt"):
@@ -103,7 +103,7 @@ def install(packages: Sequence[str]) -> None:
 
 
 def mirror() -> str:
-    """The Debian mirror that this machine's own apt uses."""
+    """Return the Debian mirror of this machine's own apt."""
     chosen = os.environ.get("LAB_MIRROR")
     if chosen:
         return chosen
@@ -111,7 +111,7 @@ def mirror() -> str:
     query += ["Created-By: Packages", "Label: Debian"]
     for refresh in (False, True):
         if refresh:
-            # Without downloaded lists apt knows no labels.
+            # Without downloaded lists apt has no labels.
             call(["apt-get", "update", "-qq"])
         for line in call(query).splitlines():
             if line.strip():
@@ -120,7 +120,7 @@ def mirror() -> str:
 
 
 def pip() -> list[str]:
-    """The words that start a pip; a virtual environment may lack its own."""
+    """Return the command that starts pip; a virtual environment may lack its own."""
     if importlib.util.find_spec("pip"):
         return [sys.executable, "-m", "pip"]
     for python in ("/usr/bin/python3", shutil.which("python3") or "python3"):
@@ -133,7 +133,10 @@ def pip() -> list[str]:
 
 
 def fingerprint(*parts: object) -> str:
-    """A short hash of a recipe: anything that JSON can hold, bytes and the text of files."""
+    """Return a short hash of a recipe.
+
+    Its parts are values that JSON can hold, bytes, and paths, whose content counts.
+    """
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, Path):
@@ -148,7 +151,7 @@ def fingerprint(*parts: object) -> str:
 
 @contextlib.contextmanager
 def locked(name: str) -> Iterator[None]:
-    """Hold the lock of that name; a second builder waits, and says so."""
+    """Hold the lock of that name. A second builder prints a line and waits."""
     path = cache_root() / "locks" / name
     path.parent.mkdir(exist_ok=True)
     with path.open("w") as file:
@@ -161,7 +164,7 @@ def locked(name: str) -> Iterator[None]:
 
 
 def remove_tree(path: Path) -> None:
-    """Delete a file or folder whatever is in it."""
+    """Delete a file, or a folder with its content."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -169,10 +172,10 @@ def remove_tree(path: Path) -> None:
 
 
 def cached(kind: str, key: str, build: Callable[[Path], None], *, name: str = "") -> Path:
-    """Return the cached result KIND-KEY, built first where it is missing.
+    """Return the cached result KIND-KEY; build it first if it is missing.
 
-    BUILD gets an absent path below a fresh folder and makes a file or a folder there, which
-    is then renamed into place: what an interrupted build leaves is never taken for a result.
+    BUILD gets an absent path below a fresh folder and makes a file or a folder there. The result is
+    then renamed into place, so the rest of an interrupted build is never used as a result.
     """
     home = cache_root() / f"{kind}-{key}" / name
     if home.exists():
@@ -181,12 +184,12 @@ def cached(kind: str, key: str, build: Callable[[Path], None], *, name: str = ""
     with locked(f"{kind}-{key}"):
         if home.exists():
             return home
-        # We hold the lock: what is there of this result was left by a build that was killed.
+        # This process holds the lock, so these folders come from builds that were killed.
         for stale in cache_root().glob(f".build-{kind}-{key}-*"):
             remove_tree(stale)
         home.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".build-{kind}-{key}-", dir=cache_root()))
-        # mkdtemp gives 0700, and users of the lab reach some results through it.
+        # mkdtemp creates it with 0700, and users of the lab reach some results through it.
         work.chmod(0o755)
         try:
             build(work / "result")
@@ -198,7 +201,7 @@ def cached(kind: str, key: str, build: Callable[[Path], None], *, name: str = ""
 
 
 def _forget(kind: str) -> None:
-    """Remove old results of a kind; what was used within a day is kept."""
+    """Remove old results of a kind; results that were used within a day are kept."""
     results = [*cache_root().glob(f"{kind}-*"), *cache_root().glob(f".build-{kind}-*")]
     for path in results:
         if path.stat().st_mtime < time.time() - 24 * 3600:
@@ -206,6 +209,6 @@ def _forget(kind: str) -> None:
 
 
 def _touch(path: Path) -> None:
-    """Note the use of a result; the time of the folder, as that of a file is part of keys."""
+    """Record the use of a result on its folder: the time of a file is part of keys."""
     with contextlib.suppress(OSError):
         os.utime(path.parent if path.is_file() else path)

@@ -1,8 +1,8 @@
-"""Runs stackctl with a shorter patience for starts, as no test can wait for the usual one.
+"""Run stackctl with shorter timeouts for starts, because a test cannot wait for the usual ones.
 
     python3 hurried.py DEADLINE STEP ARGUMENT...
 
-DEADLINE is what a start gets at first, STEP what progress gives it, both in seconds.
+DEADLINE is the first timeout of a start, STEP its extension for progress, both in seconds.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The lab: a machine with its own systemd and podman that boots in seconds and ends with us.
+"""A machine with its own systemd and Podman that boots in a second and ends with its caller.
 
     with Lab() as lab:
         lab.load_image("lab")
         lab.run(["stackctl", "probe"], user="lab", check=True)
 
-The tree it boots from is never written to. Nothing it starts outlives the process that made
-it, however that ends; `start_detached` is the exception, for demos that take several commands.
+The root tree is never written to. No process of the lab outlives the process that started it, even
+if that process is killed. The exception is `start_detached`, for demos that take several commands.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _HOST_PROGRAMS = {
 }
 _COMPILED = ".compiled"
 _VLLM_STORE = "/srv/images/vllm"
-# Both users read one store: the image is large. Nothing is ever written to it.
+# Both users read one store, because the image is large. The store is mounted read-only.
 _STORAGE = f"""\
 [storage]
 driver = "overlay"
@@ -77,7 +77,7 @@ graphroot = "/var/lib/containers/storage"
 {_STORAGE.removeprefix("[storage]").lstrip()}"""
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _DETACHED: list[subprocess.Popen[bytes]] = []
-# Joins a control group of the lab, then becomes the command.
+# Joins a control group of the lab and then executes the command.
 _ENTER = 'echo $$ >"$1"/cgroup.procs; shift; exec "$@"'
 
 
@@ -96,8 +96,9 @@ class Lab:
     ) -> None:
         """Prepare a lab; FOLDERS (path in the lab -> folder here) are bound read-only.
 
-        APP installs the project; SEED gives root and lab the images from the start; DOOR
-        means that of the front door too. VLLM adds its image for all users, and its tiny model.
+        APP installs the project. SEED gives root and lab the images from the start; with DOOR they
+        include the image of the front door. VLLM adds the image of vLLM for all users, and its tiny
+        model.
         """
         self.private_network = private_network
         self._app = app
@@ -114,7 +115,7 @@ class Lab:
         self.pid = 0
 
     def __enter__(self) -> Self:
-        """Boot the lab and wait until it runs."""
+        """Start the lab and wait until it is running."""
         self.start()
         return self
 
@@ -124,13 +125,13 @@ class Lab:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End the lab and everything in it."""
+        """End the lab with all its processes."""
         self.close()
 
     # Life
 
     def start(self, *, detached: bool = False) -> None:
-        """Boot; the lab ends with this process unless it is detached."""
+        """Start the lab. It ends with this process unless it is detached."""
         need_root()
         need(_HOST_PROGRAMS)
         _sweep()
@@ -147,7 +148,8 @@ class Lab:
         with locked("run"):
             self._folder = Path(tempfile.mkdtemp(prefix="lab-", dir=runs))
             self._folder.chmod(0o755)
-            # Ours until the supervisor inherits it: a folder whose lock is free is swept.
+            # This process holds the lock until the supervisor inherits it: _sweep removes unlocked
+            # folders.
             lock = (self._folder / "lock").open("w")
             fcntl.flock(lock, fcntl.LOCK_EX)
         for name, store in stores.items():
@@ -164,19 +166,20 @@ class Lab:
         self.wait_running()
         if self._vllm:
             self.write("/etc/containers/storage.conf", _ROOT_STORAGE)
-            # Of the system's settings rootless podman leaves this one out.
+            # Rootless Podman ignores additionalimagestores in the system's settings.
             conf = f"{self.home('lab')}/.config/containers/storage.conf"
             self.write(conf, _STORAGE, user="lab")
         self._compile(stale)
 
     def close(self) -> None:
-        """End the lab: no process, no mount and no file of it remains."""
+        """End the lab: none of its processes, mounts and files remains."""
         if self._supervisor_pid and _is_alive(self._folder):
             with contextlib.suppress(ProcessLookupError):
                 gone = os.pidfd_open(self._supervisor_pid)
                 try:
                     os.kill(self._supervisor_pid, signal.SIGTERM)
-                    # It ends after all that it started, and after clearing its files away.
+                    # The supervisor exits after all its processes, and after it has removed its
+                    # files.
                     if not select.select([gone], [], [], 60)[0]:
                         raise LabError("the lab does not end")
                 finally:
@@ -188,7 +191,7 @@ class Lab:
 
     @classmethod
     def start_detached(cls, state: Path, **options: Any) -> Lab:
-        """Boot a lab that goes on after this process; `attach` and `stop` find it by STATE."""
+        """Start a lab that outlives this process; `attach` and `stop` find it by STATE."""
         if cls.running(state):
             raise LabError(f"a lab of {state} is running already")
         lab = cls(**options)
@@ -198,14 +201,14 @@ class Lab:
             record = {"folder": str(lab._folder), "private_network": lab.private_network}
             (state / "lab.json").write_text(json.dumps(record))
         except BaseException:
-            # Nobody could find it to end it.
+            # Without the record no other process could find the lab to end it.
             lab.close()
             raise
         return lab
 
     @classmethod
     def running(cls, state: Path) -> bool:
-        """Whether the detached lab of that folder lives."""
+        """Return True if the detached lab of that folder is running."""
         try:
             record = json.loads((state / "lab.json").read_text())
         except FileNotFoundError:
@@ -214,7 +217,7 @@ class Lab:
 
     @classmethod
     def attach(cls, state: Path) -> Lab:
-        """The detached lab of that folder; leaving it does not end it."""
+        """Return the detached lab of that folder. Leaving its context does not end it."""
         if not cls.running(state):
             raise LabError(f"no lab of {state} is running")
         record = json.loads((state / "lab.json").read_text())
@@ -245,7 +248,7 @@ class Lab:
         check: bool = False,
         cwd: str | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command in the lab as that user logged in."""
+        """Run a command in the lab as that user, as after a login."""
         process = self.spawn(argv, user=user, env=env, cwd=cwd, stdin=subprocess.PIPE)
         try:
             out, err = process.communicate(input or "", timeout=timeout)
@@ -273,7 +276,7 @@ class Lab:
         stdout: int | IO[Any] | None = subprocess.PIPE,
         stderr: int | IO[Any] | None = subprocess.PIPE,
     ) -> LabProcess:
-        """Start a command in the lab; signals sent to the result reach the command itself."""
+        """Start a command in the lab. Signals sent to the result reach the command itself."""
         words = self.words(argv, user=user, env=env, cwd=cwd)
         return LabProcess(
             words,
@@ -292,7 +295,7 @@ class Lab:
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
     ) -> list[str]:
-        """The command line of this machine that runs ARGV in the lab as that user."""
+        """Return the command line of this machine that runs ARGV in the lab as that user."""
         group = self._login(user)
         account = self._accounts[user]
         values = {
@@ -315,7 +318,7 @@ class Lab:
         if account.uid:
             words += [f"--reuid={account.uid}", f"--regid={account.gid}", "--init-groups"]
         if not self.private_network:
-            # As little as the lab itself: what enters it would else keep what we may do.
+            # Commands get no more rights than the lab, else they would keep this process's rights.
             words += ["--bounding-set=-net_admin"]
         words += ["--inh-caps=-all", "--"]
         words += ["env", "-i", "-C", cwd or account.home]
@@ -323,32 +326,32 @@ class Lab:
         return words + list(argv)
 
     def write(self, path: str, text: str, *, user: str = "root") -> None:
-        """Write a file in the lab, with the folders it needs."""
+        """Write a file in the lab, with its parent folders."""
         script = 'mkdir -p "$(dirname "$1")" && cat >"$1"'
         self.run(["sh", "-c", script, "write", path], user=user, input=text, check=True)
 
     def read(self, path: str) -> str:
-        """The text of a file in the lab."""
+        """Return the text of a file in the lab."""
         return self.run(["cat", path], check=True).stdout
 
     def home(self, user: str) -> str:
-        """The home folder of a user."""
+        """Return the home folder of a user."""
         return self._accounts[user].home
 
     def uid(self, user: str) -> int:
-        """The number of a user."""
+        """Return the number of a user."""
         return self._accounts[user].uid
 
     def logout(self, user: str) -> None:
-        """End the session of a user, begun by the first command run as that user.
+        """End the session of a user, which the first command of that user began.
 
-        Without linger the user's services end with it (after systemd's ten seconds of grace).
+        Without linger the user's services end with it, after systemd's ten seconds of grace.
         """
         self._groups.pop(user, None)
         self.run(["systemctl", "stop", f"lab-login-{user}.service"], check=True)
 
     def wait_running(self, timeout: float = 90) -> None:
-        """Wait until the lab's systemd has started all it wants to start."""
+        """Wait until the lab's systemd has finished its boot."""
         words = ["nsenter", "-t", str(self.pid), "-a", "--"]
         words += ["systemctl", "is-system-running", "--wait"]
         deadline = time.monotonic() + timeout
@@ -369,7 +372,7 @@ class Lab:
             time.sleep(0.05)
 
     def load_image(self, user: str, archive: str = ARCHIVE_PATH, image: str = IMAGE) -> str:
-        """Give podman of that user an image, the engine's, from an archive in the lab; its name."""
+        """Load an image, by default the engine's, into that user's Podman and return its name."""
         if self.run(["podman", "image", "exists", image], user=user).returncode == 0:
             return image
         kind = self.run(["tar", "-tf", archive, "manifest.json"]).returncode
@@ -388,12 +391,15 @@ class Lab:
         return image
 
     def load_door(self, user: str) -> str | None:
-        """Give podman of that user the image of the front door; None where there is none."""
+        """Load the image of the front door into that user's Podman.
+
+        Return None if there is none.
+        """
         if self._door_archive() is None:
             return None
         return self.load_image(user, DOOR_ARCHIVE_PATH, DOOR_IMAGE)
 
-    # Inside
+    # Internal
 
     def _launch(self, lock: IO[str], *, detached: bool) -> None:
         package = __package__ or ""
@@ -412,14 +418,15 @@ class Lab:
                 stdout=log,
                 stderr=log,
                 pass_fds=[number for number in (lock.fileno(), watched) if number >= 0],
-                # A Ctrl-C for us is not one for the lab: we end it in order.
+                # Ctrl-C must not reach the lab: this process ends it in order.
                 start_new_session=True,
             )
         lock.close()
         if watched >= 0:
             os.close(watched)
         if detached:
-            # Not ours to wait for; kept so that Python does not warn of a child left alone.
+            # Nobody waits for this process. The reference prevents Python's warning about a running
+            # child.
             _DETACHED.append(process)
         else:
             self._supervisor = process
@@ -449,7 +456,7 @@ class Lab:
         self._supervisor_pid = int(state["supervisor"])
 
     def _binds(self) -> tuple[list[tuple[str, str, bool]], dict[str, Path]]:
-        """What is bound into the lab, and which code of it is still to be compiled."""
+        """Return the mounts of the lab, and its folders of code that are not compiled yet."""
         binds = [(str(trees.fetch_model()), MODEL_PATH, False)]
         binds.append((str(self._archive()), ARCHIVE_PATH, False))
         if door := self._door_archive():
@@ -471,15 +478,16 @@ class Lab:
         return binds, stale
 
     def _compile(self, stale: Mapping[str, Path]) -> None:
-        """Compile Python code with the tree's own Python, or every command would do it."""
+        """Compile Python code with the tree's own Python, else every command would compile it."""
         for target, source in stale.items():
             words = ["python3", "-m", "compileall", "-q", "-j", "2", target]
-            # Some packages carry files for other versions that do not compile: no matter.
+            # Some packages contain files for other Python versions that do not compile. That is
+            # harmless.
             self.run(words, timeout=300)
             (source / _COMPILED).touch()
 
     def _archive(self) -> Path:
-        """The engine image: named by the caller, found in the tree, or our own."""
+        """Return the engine image: the caller's choice, an archive in the tree, or our own."""
         chosen = os.environ.get("LAB_IMAGE")
         if chosen:
             return Path(chosen).resolve()
@@ -487,7 +495,7 @@ class Lab:
         return brought[0] if brought else trees.build_engine_archive()
 
     def _door_archive(self) -> Path | None:
-        """The image of the front door: in the tree, or our own; a foreign tree may go without."""
+        """Return the image of the front door. A foreign tree may lack one: then return None."""
         if not self._door:
             return None
         if brought := [path for path in self._archives() if "haproxy" in path.name]:
@@ -502,7 +510,7 @@ class Lab:
             return None
 
     def _archives(self) -> list[Path]:
-        """The archives of images that a tree given by the caller holds."""
+        """Return the image archives in a tree that the caller has given."""
         if not os.environ.get("LAB_ROOT"):
             return []
         return [
@@ -514,7 +522,7 @@ class Lab:
         ]
 
     def _seed_stores(self) -> dict[str, Path]:
-        """Storage folders of podman that have the images already, by user."""
+        """Return storage folders of Podman that contain the images, by user."""
         status = self._tree / "var/lib/dpkg/status"
         recipe: list[object] = [str(self._tree), IMAGE, 2]
         for archive in filter(None, (self._archive(), self._door_archive())):
@@ -525,12 +533,12 @@ class Lab:
         return {user: home / user for user in STORE_USERS}
 
     def _vllm_store(self) -> Path:
-        """A storage folder of podman with the image of vLLM, for every user to read."""
+        """Return a storage folder of Podman with the image of vLLM, readable by every user."""
         key = fingerprint(str(self._tree), VLLM_IMAGE, trees.vllm_key(), 2)
         return cached("vllm", key, _build_vllm_store) / "storage"
 
     def _login(self, user: str) -> str:
-        """The control group in which commands of that user run, as after a login."""
+        """Return the control group in which commands of that user run, as after a login."""
         if user in self._groups:
             return self._groups[user]
         account = self._accounts.get(user)
@@ -542,7 +550,7 @@ class Lab:
         if call(show).strip() == "0":
             words = [*enter, "systemd-run", "--quiet", f"--unit={unit}"]
             if account.uid:
-                # A session of its own, with the user's service manager behind it.
+                # The login opens a session and starts the user's service manager.
                 words += [f"--uid={user}", "--property=PAMName=login"]
             call([*words, "sleep", "infinity"])
         main = call(show).strip()
@@ -571,7 +579,7 @@ class Lab:
 
 
 class LabProcess(subprocess.Popen[str]):
-    """A command in the lab: signals go to it, not to the helper that entered the lab."""
+    """A command in the lab. Signals go to it, not to nsenter, which runs it."""
 
     def send_signal(self, sig: int) -> None:
         """Send a signal to the command."""
@@ -580,18 +588,18 @@ class LabProcess(subprocess.Popen[str]):
                 os.kill(pid, sig)
 
     def terminate(self) -> None:
-        """Ask the command to end."""
+        """Send SIGTERM to the command."""
         self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End the command and what it started in its own process group."""
+        """Kill the command and the processes of its process group."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
 
     def end(self) -> tuple[str, str]:
-        """End the command; what it has said.
+        """Kill the command and return its output.
 
-        What it left in process groups of their own may hold the pipes: that is not waited for.
+        Processes in other process groups may hold the pipes open. They are not waited for.
         """
         self.kill()
         try:
@@ -610,14 +618,14 @@ class LabProcess(subprocess.Popen[str]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Wait for the command; end it first where the test that started it has failed."""
+        """Wait for the command; kill it first if the test that started it has failed."""
         if kind is not None:
             self.end()
         super().__exit__(kind, error, trace)
 
     def _inside(self) -> list[int]:
         while self.poll() is None:
-            # The helper forks once it has entered the lab: before that there is no command.
+            # nsenter forks after it has entered the lab: before that there is no command.
             if found := _children(self.pid):
                 return found
             time.sleep(0.01)
@@ -625,12 +633,12 @@ class LabProcess(subprocess.Popen[str]):
 
 
 def _text(output: str | bytes | None) -> str:
-    """What a timeout carries: bytes, even of a command whose output is text."""
+    """Return the output of a timeout as text: it is bytes even if the command's output is text."""
     return output.decode(errors="replace") if isinstance(output, bytes) else output or ""
 
 
 def _children(pid: int) -> list[int]:
-    """The processes that a process has started."""
+    """Return the child processes of a process."""
     try:
         return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
@@ -638,12 +646,13 @@ def _children(pid: int) -> list[int]:
 
 
 def _find_init(launcher: int) -> int:
-    """The process that is process 1 of the lab: launcher, supervisor, nspawn, systemd; or 0."""
+    """Return the lab's process 1, or 0 (launcher, supervisor, nspawn and systemd form a chain)."""
     for supervisor in _children(launcher):
         for container in _children(supervisor):
             for pid in _children(container):
                 with contextlib.suppress(OSError):
-                    # Before it becomes systemd it is a copy of nspawn that still sets things up.
+                    # Before it executes systemd it is a copy of nspawn that still prepares the
+                    # container.
                     name = Path(f"/proc/{pid}/comm").read_text().strip()
                     status = Path(f"/proc/{pid}/status").read_text()
                     spaces = re.search(r"^NSpid:(.*)$", status, re.MULTILINE)
@@ -670,7 +679,7 @@ def _build_vllm_store(target: Path) -> None:
     say("importing the image of vLLM, once, about a minute")
     folders = {"/srv/images/vllm.tar": archive}
     with Lab(app=False, seed=False, door=False, folders=folders) as lab:
-        # By the normal user: to root all owners are alike, but not the other way round.
+        # Imported by the ordinary user: root can read a store of any owner, others only their own.
         lab.load_image("lab", "/srv/images/vllm.tar", VLLM_IMAGE)
         lab.run(["sync"], timeout=300)
         (lab._folder / "data" / "containers-lab").replace(target)
@@ -678,7 +687,10 @@ def _build_vllm_store(target: Path) -> None:
 
 
 def _copy_store(store: Path, target: Path) -> None:
-    """Copy a storage folder; the files of image layers, which nobody writes to, are linked."""
+    """Copy a storage folder.
+
+    The files of image layers are hard links, because nobody writes to them.
+    """
     target.parent.mkdir(exist_ok=True)
     try:
         call(["cp", "-al", store, target])
@@ -701,7 +713,7 @@ def _copy_store(store: Path, target: Path) -> None:
 
 
 def _is_alive(folder: Path) -> bool:
-    """Whether the supervisor of that lab lives: it holds the folder's lock."""
+    """Return True if the supervisor of that lab is running, which holds the folder's lock."""
     try:
         with (folder / "lock").open("r") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -730,12 +742,12 @@ def _wait(done: Callable[[], bool], timeout: float, failure: str, *, step: float
 
 
 def image_store() -> Path:
-    """A storage folder of rootless podman with the images of the lab, to be read only."""
+    """Return a read-only storage folder of rootless Podman with the images of the lab."""
     lab = Lab(app=False)
     lab._tree = trees.build_tree()
     return lab._seed_stores()["lab"]
 
 
 def app_available() -> bool:
-    """Whether the checkout holds a project to install (a copied lab folder does not)."""
+    """Return True if the checkout contains a project to install (a copied lab folder does not)."""
     return (CHECKOUT / "pyproject.toml").exists()

