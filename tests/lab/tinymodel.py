@@ -13,15 +13,35 @@ WIDTH, HEADS, KV_HEADS, INNER, LAYERS, CONTEXT = 128, 4, 2, 256, 2, 2048
 TOKENS = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
 TOKENS += ["\u2581", "\u2581the", "\u2581a", "e", "t", "o", "n"]
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
-_U32, _I32, _F32, _BOOL, _TEXT, _ARRAY = 4, 5, 6, 7, 8, 9
+_U16, _U32, _I32, _F32, _BOOL, _TEXT, _ARRAY = 2, 4, 5, 6, 7, 8, 9
 _ALIGNMENT = 32
 
 
 def tiny_model() -> bytes:
     """The bytes of the GGUF file."""
+    return _file(_metadata(), _tensors())
+
+
+def tiny_shards(count: int) -> list[bytes]:
+    """The same model in several files, as llama-gguf-split makes them."""
+    tensors = _tensors()
+    step = -(-len(tensors) // count)
+    files = []
+    for number in range(count):
+        pairs = [] if number else _metadata()
+        pairs += [
+            ("split.no", _one(_U16, number)),
+            ("split.count", _one(_U16, count)),
+            ("split.tensors.count", _one(_I32, len(tensors))),
+        ]
+        files.append(_file(pairs, tensors[number * step : (number + 1) * step]))
+    return files
+
+
+def _metadata() -> list[tuple[str, bytes]]:
     kinds = [_UNKNOWN, _CONTROL, _CONTROL, *[_BYTE] * 256]
     kinds += [_NORMAL] * (len(TOKENS) - len(kinds))
-    pairs = [
+    return [
         ("general.architecture", _one(_TEXT, "llama")),
         ("general.name", _one(_TEXT, "Tiny")),
         ("general.file_type", _one(_U32, 0)),
@@ -42,7 +62,11 @@ def tiny_model() -> bytes:
         ("tokenizer.ggml.unknown_token_id", _one(_U32, 0)),
         ("tokenizer.ggml.add_bos_token", _one(_BOOL, True)),
     ]
-    tensors = _tensors()
+
+
+def _file(
+    pairs: Sequence[tuple[str, bytes]], tensors: Sequence[tuple[str, tuple[int, ...]]]
+) -> bytes:
     out = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(pairs))
     for key, value in pairs:
         out += _text(key) + value
@@ -89,7 +113,7 @@ def _text(value: str) -> bytes:
 def _item(kind: int, value: object) -> bytes:
     if kind == _TEXT:
         return _text(str(value))
-    return struct.pack({_U32: "<I", _I32: "<i", _F32: "<f", _BOOL: "<?"}[kind], value)
+    return struct.pack({_U16: "<H", _U32: "<I", _I32: "<i", _F32: "<f", _BOOL: "<?"}[kind], value)
 
 
 def _one(kind: int, value: object) -> bytes:
