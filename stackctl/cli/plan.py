@@ -49,7 +49,7 @@ def plan(
     import msgspec
 
     from stackctl.deploy.planning import preview
-    from stackctl.plan.verdict import headline, secondary_reasons
+    from stackctl.plan.verdict import refusal
 
     profiles = session.profiles()
     wanted = profiles.resolve(profile, asked)
@@ -67,9 +67,10 @@ def plan(
     if plan.verdict.fits is False or plan.verdict.viable is False:
         if session.out.json:
             raise click.exceptions.Exit(int(ExitCode.REFUSED))
+        headline, reasons = refusal(plan)
         raise StackctlError(
-            headline(plan),
-            details=secondary_reasons(plan),
+            headline,
+            details=reasons,
             hint="\n".join(("what helps, best first", *plan.verdict.alternatives)),
             exit_code=ExitCode.REFUSED,
         )

@@ -21,7 +21,7 @@ from stackctl.plan.planner import (
     make_plan,
     make_plan_ignoring_user_claims,
 )
-from stackctl.plan.verdict import headline, is_refused, plan_summary, secondary_reasons
+from stackctl.plan.verdict import is_refused, plan_summary, refusal
 from stackctl.requirements.gpu import DEFAULT_CUDA
 from stackctl.sources.models import read_model
 from stackctl.sources.profiles import Profiles
@@ -158,10 +158,11 @@ def require_viable(basis: PlanBasis, profile: Profile, plan: Plan, options: UpOp
         return
     if options.profiles is not None:
         plan = plan_with_alternatives(basis, options.profiles, profile, plan)
+    headline, reasons = refusal(plan)
     helps = ("what helps, best first", *plan.verdict.alternatives, "--force: start it anyway")
     raise StackctlError(
-        headline(plan),
-        details=secondary_reasons(plan),
+        headline,
+        details=reasons,
         hint="\n".join(helps),
         exit_code=ExitCode.REFUSED,
     )

@@ -9,7 +9,7 @@ from stackctl.engines import engine as find_engine
 from stackctl.engines import uses_gpu
 from stackctl.errors import StackctlError
 from stackctl.plan.planner import make_plan_ignoring_user_claims
-from stackctl.plan.verdict import format_range, headline, is_refused
+from stackctl.plan.verdict import format_range, is_refused, refusal
 from stackctl.quantity import format_bytes
 from stackctl.sources.catalogue import find_download, replacement_advice
 from stackctl.sources.hub_cache import ModelNotCached, parse_remote
@@ -143,7 +143,7 @@ def _planned(
         on_gpu=bool(plan.placement.gpus),
         fits=plan.verdict.fits,
         viable=plan.verdict.viable,
-        reason=headline(plan) if is_refused(plan) else None,
+        reason=refusal(plan)[0] if is_refused(plan) else None,
         decode_tok_s=plan.prediction.decode_tok_s,
         ttft_s=plan.prediction.ttft_s,
         pool=plan.memory.pool,

@@ -208,12 +208,18 @@ def is_refused(plan: Plan) -> bool:
     return plan.verdict.fits is False or plan.verdict.viable is False
 
 
-def headline(plan: Plan) -> str:
-    """Return the first reason against a plan that was refused, in one line."""
+def refusal(plan: Plan) -> tuple[str, list[str]]:
+    """Return the first reason against a refused plan, in one line, and the other reasons."""
+    reasons = _failing(plan)
     if plan.verdict.fits is not False:
-        return f"not viable: {failing_reasons(plan)[0]}"
-    short = -min(_headrooms(plan))
-    return f"{plan.profile} does not fit: {format_bytes(short)} too much"
+        return f"not viable: {reasons[0].text}", [reason.text for reason in reasons[1:]]
+    # Each pool that is too small has a shortage, in this order; the largest of them comes first.
+    rooms = [budget.headroom_bytes or 0 for budget in (plan.memory, plan.host_memory) if budget]
+    short = [room for room in rooms if room < 0]
+    shortages = [reason for reason in reasons if reason.code == "memory-shortage"]
+    given = shortages[short.index(min(short))]
+    headline = f"{plan.profile} does not fit: {format_bytes(-min(short))} too much"
+    return headline, [reason.text for reason in reasons if reason is not given]
 
 
 def failing_reasons(plan: Plan) -> list[str]:
@@ -221,27 +227,9 @@ def failing_reasons(plan: Plan) -> list[str]:
     return [reason.text for reason in _failing(plan)]
 
 
-def secondary_reasons(plan: Plan) -> list[str]:
-    """Return the reasons against a refused plan that are not in its headline."""
-    reasons = _failing(plan)
-    if plan.verdict.fits is not False:
-        return [reason.text for reason in reasons[1:]]
-    # Each pool that is too small has a shortage; the headline gives the largest of them.
-    short = [room for room in _headrooms(plan) if room < 0]
-    shortages = [reason for reason in reasons if reason.code == "memory-shortage"]
-    given = shortages[short.index(min(short))]
-    return [reason.text for reason in reasons if reason is not given]
-
-
 def _failing(plan: Plan) -> list[Reason]:
     pairs = zip(plan.verdict.codes, plan.verdict.reasons, strict=True)
     return [Reason(code, text) for code, text in pairs if code != "memory-fits"]
-
-
-def _headrooms(plan: Plan) -> list[int]:
-    """Return the bytes left in each pool, in the order of the verdict's reasons."""
-    budgets = [plan.memory] + ([plan.host_memory] if plan.host_memory else [])
-    return [budget.headroom_bytes or 0 for budget in budgets]
 
 
 def _wait(plan: Plan) -> tuple[int, float]:

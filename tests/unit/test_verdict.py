@@ -29,9 +29,8 @@ from stackctl.errors import StackctlError
 from stackctl.plan.claimed_resources import claim_of
 from stackctl.plan.verdict import (
     format_range,
-    headline,
     objective_status,
-    secondary_reasons,
+    refusal,
     with_alternatives,
 )
 from stackctl.resources import data_folder
@@ -95,11 +94,10 @@ def test_shorter_prompts_are_short_enough() -> None:
 
 def test_a_refusal_says_the_most_important_thing_first() -> None:
     made = plan(EPYC, read_entry("iquest-coder-40b-q5_k_m"), LATENCY)
-    said = headline(made)
+    said, rest = refusal(made)
     assert re.fullmatch(
         r"not viable: first token after \d+-\d+ s at 4,640 tokens, allowed 30 s", said
     )
-    rest = secondary_reasons(made)
     assert rest[0].startswith("dense 39.4B: every token reads all 28.1 GB")
     assert re.fullmatch(r"generation would be \d+-\d+ tok/s", rest[1])
     assert len(rest) == 2
@@ -121,8 +119,7 @@ def test_reasons_are_chosen_by_their_codes_and_never_by_their_text() -> None:
             codes=("memory-exceeded", "memory-shortage", "memory-exceeded", "memory-shortage"),
         ),
     )
-    assert headline(both) == "cpu-latency does not fit: 3 GiB too much"
-    assert secondary_reasons(both) == ["a", "b", "c"]
+    assert refusal(both) == ("cpu-latency does not fit: 3 GiB too much", ["a", "b", "c"])
     slow = Verdict(
         fits=True,
         viable=False,
@@ -130,7 +127,7 @@ def test_reasons_are_chosen_by_their_codes_and_never_by_their_text() -> None:
         codes=("memory-fits", "first-token-missed", "model-size"),
     )
     late = msgspec.structs.replace(made, verdict=slow)
-    assert (headline(late), secondary_reasons(late)) == ("not viable: b", ["c"])
+    assert refusal(late) == ("not viable: b", ["c"])
 
 
 def test_the_same_model_on_a_gpu_is_offered_with_its_name() -> None:
