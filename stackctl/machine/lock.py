@@ -39,7 +39,7 @@ def exclusive(path: Path, purpose: str) -> Iterator[None]:
                 hint="wait until it is done, then try again",
                 exit_code=ExitCode.LOCKED,
             )
-        if _is_current(descriptor, path):
+        if is_current(descriptor, path):
             break
         os.close(descriptor)
     try:
@@ -170,7 +170,8 @@ def _flock(descriptor: int, path: Path, exit_code: ExitCode) -> bool:
     return True
 
 
-def _is_current(descriptor: int, path: Path) -> bool:
+def is_current(descriptor: int, path: Path) -> bool:
+    """Return True if a path still leads to an open file, so that a lock on it counts."""
     try:
         at_path = path.stat()
     except FileNotFoundError:

@@ -182,9 +182,9 @@ class Systemd:
         """
         self._systemctl("restart", "--no-block", unit)
 
-    def stop(self, unit: str, *, timeout_s: float = 120) -> None:
+    def stop(self, unit: str) -> None:
         """Stop a unit and wait for its end; a unit that does not exist counts as stopped."""
-        done = self._systemctl("stop", unit, check=False, timeout_s=timeout_s)
+        done = self._systemctl("stop", unit, check=False, timeout_s=120)
         if done.status not in (0, 5):
             raise runner.process_error(done)
 

@@ -17,7 +17,7 @@ from stackctl.engines import with_unsupported
 from stackctl.errors import StackctlError
 from stackctl.sources import hf_config, hf_quantization
 from stackctl.sources.model_text import printable
-from stackctl.sources.safetensors import SafetensorsHeader, Tensor, read_safetensors
+from stackctl.sources.safetensors import SafetensorsHeader, read_safetensors
 from stackctl.sources.source_files import read_bytes, real_path, resolve_path
 from stackctl.values.model import Model, ModelFile
 
@@ -85,22 +85,19 @@ def read_checkpoint(source: str, folder: Path) -> Model:
 
 
 class _Count:
-    """Sums over the tensors of all files.
+    """Sums over the tensors of all files, by role; ``stored`` has the parameters of each type.
 
-    ``embedding`` is the table that the output may share. ``idle`` are the tensors that a token of
-    text never reads: parts for images and sound, tables of which it takes one row per layer, and
-    layers that draft further tokens. Draft layers are numbered after the model's own layers.
+    "embedding" is the table that the output may share. "idle" are the tensors that a token of text
+    never reads: parts for images and sound, tables of which it takes one row per layer, and layers
+    that draft further tokens. Draft layers are numbered after the model's own layers.
     """
 
     def __init__(self, bits: int, layers: int) -> None:
         self.bits = bits
         self.layers = layers
         self.names: set[str] = set()
-        self.parameters = self.bytes = 0
-        self.expert_parameters = self.expert_bytes = 0
-        self.embedding_parameters = self.embedding_bytes = 0
-        self.idle_parameters = self.idle_bytes = 0
-        self.output = False
+        self.parameters: Counter[str] = Counter()
+        self.bytes: Counter[str] = Counter()
         self.stored: Counter[str] = Counter()
 
     def add(self, header: SafetensorsHeader) -> None:
@@ -111,28 +108,24 @@ class _Count:
                     hint="the folder mixes two downloads: keep one",
                 )
             self.names.add(name)
-            self._add(name, tensor)
+            role = self._role(name)
+            held = hf_quantization.parameters_of_tensor(name, tensor, self.bits)
+            self.parameters[role] += held
+            self.bytes[role] += tensor.bytes
+            self.stored[tensor.dtype] += held
         if len(self.names) > MAX_INDEX_TENSORS:
             raise StackctlError(f"the model has more than {MAX_INDEX_TENSORS} tensors")
 
-    def _add(self, name: str, tensor: Tensor) -> None:
-        held = hf_quantization.parameters_of_tensor(name, tensor, self.bits)
-        self.parameters += held
-        self.bytes += tensor.bytes
-        self.stored[tensor.dtype] += held
+    def _role(self, name: str) -> str:
         *path, last = name.split(".")
         owner = path[-1] if path else ""
         if not _IDLE.isdisjoint(path) or self._drafts(path):
-            self.idle_parameters += held
-            self.idle_bytes += tensor.bytes
-        elif "experts" in path or (owner in _GRANITE and "block_sparse_moe" in path):
-            self.expert_parameters += held
-            self.expert_bytes += tensor.bytes
-        elif owner in _EMBEDDINGS and last == "weight":
-            self.embedding_parameters += held
-            self.embedding_bytes += tensor.bytes
-        elif owner in _OUTPUTS and last in _WEIGHTS:
-            self.output = True
+            return "idle"
+        if "experts" in path or (owner in _GRANITE and "block_sparse_moe" in path):
+            return "expert"
+        if owner in _EMBEDDINGS and last == "weight":
+            return "embedding"
+        return "output" if owner in _OUTPUTS and last in _WEIGHTS else "other"
 
     def _drafts(self, path: list[str]) -> bool:
         """Return True if a tensor belongs to a layer after the model's own layers."""
@@ -149,22 +142,24 @@ def _model(
     count: _Count,
     files: tuple[ModelFile, ...],
 ) -> Model:
-    active, idle_bytes = count.parameters - count.idle_parameters, count.idle_bytes
-    if count.output:
-        active -= count.embedding_parameters
-        idle_bytes += count.embedding_bytes
+    parameters, idle_bytes = count.parameters.total(), count.bytes["idle"]
+    active = parameters - count.parameters["idle"]
+    if "output" in count.parameters:
+        active -= count.parameters["embedding"]
+        idle_bytes += count.bytes["embedding"]
     experts, used = layout.experts, layout.experts_used
     if experts and used:
-        active -= count.expert_parameters - count.expert_parameters * used // experts
+        routed = count.parameters["expert"]
+        active -= routed - routed * used // experts
     model = msgspec.structs.replace(
         layout,
         name=_name(layout.source, folder),
-        parameters=count.parameters,
+        parameters=parameters,
         active_parameters=active,
         quantization=quantization.label or hf_quantization.stored_label(count.stored),
         quantization_method=quantization.method,
-        weights_bytes=count.bytes,
-        expert_bytes=count.expert_bytes or None,
+        weights_bytes=count.bytes.total(),
+        expert_bytes=count.bytes["expert"] or None,
         embedding_bytes=idle_bytes,
         chat_template=_has_template(folder),
         files=files,

@@ -46,7 +46,8 @@ def _rows(model: Model) -> list[tuple[str, str]]:
     rows.append(
         ("quantisation", f"{model.quantization or 'unknown'}{by}, {bits:.2f} bits a weight")
     )
-    rows.append(("size", _size(model)))
+    read = f"{format_bytes(model.active_bytes)} read for a token and pass"
+    rows.append(("size", f"{format_bytes(model.weights_bytes)}, {read}"))
     rows.append(("chat template", "yes" if model.chat_template else "no"))
     rows.extend(_files(model))
     rows.extend(("cannot run", reason) for reason in model.unsupported)
@@ -109,11 +110,6 @@ def _kv_bytes(kv: KvLayout) -> str:
             full += 2 * count * (kv.key_dim + kv.value_dim)
     text = f"{format_bytes(full + window)} a token at 16 bit"
     return f"{text}, {format_bytes(full)} beyond the window" if window else text
-
-
-def _size(model: Model) -> str:
-    text = format_bytes(model.weights_bytes)
-    return f"{text}, {format_bytes(model.active_bytes)} read for a token and pass"
 
 
 def _files(model: Model) -> list[tuple[str, str]]:

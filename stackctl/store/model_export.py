@@ -174,20 +174,14 @@ def _draft(path: Path) -> int:
         StackctlError: another process writes it (exit 7), or it has a second hard link.
     """
     descriptor = lock.try_lock(path)
-    try:
-        if descriptor is None or not os.path.samestat(os.fstat(descriptor), path.lstat()):
-            raise FileNotFoundError
-    except FileNotFoundError:  # another process writes it, or has just renamed it
-        if descriptor is not None:
-            os.close(descriptor)
+    if descriptor is not None and not lock.is_current(descriptor, path):
+        os.close(descriptor)  # the other process has just renamed it
+        descriptor = None
+    if descriptor is None:
         raise StackctlError(
             f"another stackctl writes {path}", hint="try again", exit_code=ExitCode.LOCKED
-        ) from None
-    try:
-        require_single_link(descriptor, path)
-    except StackctlError:
-        os.close(descriptor)
-        raise
+        )
+    require_single_link(descriptor, path)
     os.ftruncate(descriptor, 0)
     return descriptor
 

@@ -252,21 +252,18 @@ def write_error(path: Path, error: OSError) -> StackctlError:
 
 def _open(path: Path) -> int:
     descriptor = os.open(path, _FLAGS, 0o600)
-    try:
-        require_single_link(descriptor, path)
-    except StackctlError:
-        os.close(descriptor)
-        raise
+    require_single_link(descriptor, path)
     return descriptor
 
 
 def require_single_link(descriptor: int, path: Path) -> None:
-    """Raise StackctlError if an open file is not regular or has a second hard link.
+    """Close an open file and raise StackctlError if it is not regular or has a second hard link.
 
     With a second link it could be another user's file, which must not be overwritten.
     """
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        os.close(descriptor)
         raise StackctlError(
             f"{path} is not a file of its own", hint=f"look at it, then remove it: rm {path}"
         )
