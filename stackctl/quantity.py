@@ -97,6 +97,11 @@ def format_number(value: float) -> str:
     return text.rstrip("0").rstrip(".") if digits else text
 
 
+def truncate(text: str, most: int) -> str:
+    """Return a text of at most ``most`` characters, with an ellipsis if it was longer."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 def format_share(value: float) -> str:
     """Return a share (0 to 1) as ``12.5 %``; from 20 % on without a decimal."""
     percent = value * 100

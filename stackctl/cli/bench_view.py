@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stackctl.cli.output import Output
-from stackctl.quantity import format_duration, format_number, format_share
+from stackctl.quantity import format_duration, format_number, format_share, truncate
 from stackctl.values.bench import (
     BenchCell,
     BenchComparison,
@@ -51,7 +51,7 @@ def show_runs(out: Output, entries: Sequence[BenchEntry]) -> None:
     rows = [
         (str(entry.id), entry.when[:16].replace("T", " "),
          f"{entry.stack} {entry.generation}" + (f" of {entry.box}" if entry.box else ""),
-         _short(entry.model),
+         truncate(entry.model, _NAME),
          _number(entry.generation_tok_s),
          f"{entry.cells}" + ("" if entry.complete else " (cut)")
          + ("" if entry.tool == "stackctl" else f" {entry.tool}"))
@@ -140,10 +140,6 @@ def _columns(out: Output, head: Sequence[str], rows: Sequence[Sequence[str]]) ->
     for row in (head, *rows):
         cells = (f"{text:<{width}}" for text, width in zip(row, widths, strict=True))
         out.line("  ".join(cells).rstrip())
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _NAME else text[: _NAME - 1] + "…"
 
 
 def _tokens(measured: float | None, asked: int) -> str:

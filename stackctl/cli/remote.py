@@ -8,6 +8,7 @@ the items of ``provision`` stay there, among them the item ``stackctl``.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import re
@@ -214,18 +215,16 @@ def _remote_program(
         _require_connection(there, status)
         raise StackctlError(f"{name} runs no commands of sh: {said.strip() or status}")
     seen = remote_bundle.parse_probe(text)
-    if seen.version is not None and not remote_bundle.is_older(seen.version, __version__):
-        yield ("stackctl",)
-        return
+    program: tuple[str, ...] = ("stackctl",)
     with contextlib.ExitStack() as stack:
-        try:
-            brought = _bring(there, seen, words, out, stack)
-        except StackctlError as error:
-            if seen.version is None:
-                raise
-            out.warn(f"{name} keeps its stackctl {seen.version}: {error.message}", error.hint)
-            brought = ("stackctl",)
-        yield brought
+        if seen.version is None or remote_bundle.is_older(seen.version, __version__):
+            try:
+                program = _bring(there, seen, words, out, stack)
+            except StackctlError as error:
+                if seen.version is None:
+                    raise
+                out.warn(f"{name} keeps its stackctl {seen.version}: {error.message}", error.hint)
+        yield program
 
 
 def _bring(
@@ -240,10 +239,8 @@ def _bring(
     name = there.destination
     target = seen.choose_python(name)
     sudo = _sudo(there, seen) if seen.uid != 0 and not _LOOKS & set(words) else ()
-    data = remote_bundle.build_bundle(
-        target, _local_paths().cache, lambda text: out.step("stackctl", text)
-    )
-
+    tell = functools.partial(out.step, "stackctl")
+    data = remote_bundle.build_bundle(target, _local_paths().cache, tell)
     began = time.monotonic()
 
     def progress(done: int) -> None:
@@ -255,15 +252,10 @@ def _bring(
     )
     path = stack.enter_context(there.hold_upload(keep, data, progress))
     instead = f", which has {seen.version}," if seen.version else ""
-    out.step(
-        "stackctl",
-        f"{__version__} is brought to {name}{instead} for this run ({format_bytes(len(data))})",
-    )
+    tell(f"{__version__} is brought to {name}{instead} for this run ({format_bytes(len(data))})")
     digest = hashlib.sha256(data).hexdigest()
-    return (
-        *sudo,
-        *remote_bundle.bootstrap_command(target, "start", path, digest, _caller_env(name)),
-    )
+    start = remote_bundle.bootstrap_command(target, "start", path, digest, _caller_env(name))
+    return (*sudo, *start)
 
 
 def _sudo(there: ssh.RemoteHost, seen: RemoteFacts) -> tuple[str, ...]:
@@ -271,26 +263,23 @@ def _sudo(there: ssh.RemoteHost, seen: RemoteFacts) -> tuple[str, ...]:
 
     Raises StackctlError (exit 2) if sudo is missing there or does not permit it.
     """
-    name = there.destination
+    hint = "--host root@...; --dry-run shows what would be done"
     if not seen.sudo:
-        raise StackctlError(
-            f"provisioning changes the machine, which needs root, and {name} has no sudo",
-            hint="--host root@...; --dry-run shows what would be done",
-            exit_code=ExitCode.USAGE,
-        )
-    if _on_terminal():
+        problem = f"{there.destination} has no sudo"
+    elif _on_terminal():
         return ("sudo",)
-    status, _, _ = there.query("sudo -n true")
-    if status:
+    else:
+        status, _, _ = there.query("sudo -n true")
+        if not status:
+            return ("sudo", "-n")
         _require_connection(there, status)
-        raise StackctlError(
-            "provisioning changes the machine, which needs root, and sudo does not let this user "
-            f"of {name} without a password",
-            hint="from a terminal sudo asks for it; or --host root@...; --dry-run shows what would "
-            "be done",
-            exit_code=ExitCode.USAGE,
-        )
-    return ("sudo", "-n")
+        problem = f"sudo does not let this user of {there.destination} without a password"
+        hint = f"from a terminal sudo asks for it; or {hint}"
+    raise StackctlError(
+        f"provisioning changes the machine, which needs root, and {problem}",
+        hint=hint,
+        exit_code=ExitCode.USAGE,
+    )
 
 
 def _require_connection(there: ssh.RemoteHost, status: int) -> None:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 import click
 
 from stackctl.cli.options import duration_option, pick_stack, running_stack, stack_argument
+from stackctl.cli.output import sanitize_terminal
 from stackctl.cli.session import Session, stackctl_command
 from stackctl.errors import ExitCode, StackctlError
+from stackctl.quantity import truncate
 
 if TYPE_CHECKING:
     from stackctl.observe.top import TopRow
@@ -118,9 +120,7 @@ def _head() -> tuple[str, str]:
 
 def _text(row: TopRow) -> str:
     """Return the line of one stack, at most 79 columns."""
-    from stackctl.cli.output import sanitize_terminal
-
-    name = row.stack if len(row.stack) <= _STACK_WIDTH else row.stack[: _STACK_WIDTH - 1] + "…"
+    name = truncate(row.stack, _STACK_WIDTH)
     if row.note is not None:
         used = f", {row.cpu:.1f} cores" if row.cpu is not None else ""
         return sanitize_terminal(f"{name:<{_STACK_WIDTH}}  {row.note}{used}")[:79]
@@ -131,8 +131,8 @@ def _text(row: TopRow) -> str:
     cells = (
         _number(row.in_tok_s),
         _number(row.out_tok_s),
-        _whole(row.running),
-        _whole(row.waiting),
+        "-" if row.running is None else str(row.running),
+        "-" if row.waiting is None else str(row.waiting),
         about("kv_usage", _share(row.kv)),
         _share(row.hits),
         about("ttft_s", _seconds(row.ttft_s)),
@@ -146,10 +146,6 @@ def _text(row: TopRow) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f}" if value >= 1000 else f"{value:.1f}"
-
-
-def _whole(value: int | None) -> str:
-    return "-" if value is None else str(value)
 
 
 def _share(value: float | None) -> str:

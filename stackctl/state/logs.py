@@ -17,6 +17,7 @@ import msgspec
 
 from stackctl.errors import StackctlError
 from stackctl.machine.files import append_line, read_private
+from stackctl.quantity import truncate
 from stackctl.state import keys
 from stackctl.values.base import V, Value, from_json, to_json
 from stackctl.values.history import AuditEntry, HealthEntry
@@ -33,11 +34,10 @@ _SAME_S = 60
 
 def record_change(state: Path, entry: AuditEntry) -> None:
     """Add a change. Raise StackctlError when it cannot be stored (the disk is full)."""
-    message = _truncate(entry.message)
-    if message is not None:
+    if entry.message is not None:
         # Messages quote other programs. A key must not reach the log, whatever they print.
-        message = keys.redact_keys(message)
-    entry = msgspec.structs.replace(entry, message=message)
+        message = keys.redact_keys(truncate(entry.message, _LONGEST_MESSAGE))
+        entry = msgspec.structs.replace(entry, message=message)
     _append(state / "audit.jsonl", entry, _CHANGES_LIMIT)
 
 
@@ -72,7 +72,9 @@ def record_health(state: Path, stack: str, health: HealthEntry) -> bool:
 
     Return True when it was written. Raise StackctlError when it cannot be stored.
     """
-    health = msgspec.structs.replace(health, message=_truncate(health.message))
+    if health.message is not None:
+        message = truncate(health.message, _LONGEST_MESSAGE)
+        health = msgspec.structs.replace(health, message=message)
     before = last_health(state, stack)
     if before is not None and _same(before, health):
         return False
@@ -121,10 +123,3 @@ def _newest_first(path: Path, kind: type[V], limit: tuple[int, int]) -> Iterator
             yield from_json(line, kind, where=path.name)
         except StackctlError:
             continue
-
-
-def _truncate(text: str | None) -> str | None:
-    """Return a message cut to the length that a log keeps."""
-    if text is None or len(text) <= _LONGEST_MESSAGE:
-        return text
-    return text[: _LONGEST_MESSAGE - 1] + "…"

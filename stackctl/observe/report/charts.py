@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 
 from stackctl.observe.bench.statistics import quantile
-from stackctl.quantity import format_number
+from stackctl.quantity import format_number, truncate
 from stackctl.values.bench import BenchCell, BenchReport, Quantiles, RequestSample
 
 #: Sizes in units of the viewBox; the page scales the chart to its width.
@@ -322,7 +322,7 @@ def _marker(number: int, x: float, y: float) -> str:
 def _legend(name: str, number: int) -> str:
     x = _LEFT + (number % 2) * (_WIDTH - _LEFT) / 2
     y = _HEIGHT + 8 + (number // 2) * _LEGEND_ROW
-    shown = name if len(name) <= 36 else name[:35] + "…"
+    shown = truncate(name, 36)
     return (
         f'<path class="s{number} line" d="M{x:.1f},{y:.1f}h26"{_dash(number)}/>'
         + _marker(number, x + 13, y)

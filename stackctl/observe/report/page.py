@@ -177,9 +177,8 @@ def _tiles(cells: Sequence[BenchCell]) -> Rows:
     alone = [cell for cell in cells if cell.shape.is_single_uncached]
     rows = []
     speed = _best(alone, "generation_tok_s")
-    if speed is not None and speed.generation_tok_s is not None:
-        rows.append(("generation", f"{format_number(speed.generation_tok_s.p50)} tok/s",
-                     "median of one request"))  # fmt: skip
+    if (median := _median(speed, "generation_tok_s")) is not None:
+        rows.append(("generation", f"{format_number(median)} tok/s", "median of one request"))
     if speed is not None and speed.performance_factor is not None:
         rows.append(("PF", format_number(speed.performance_factor), "tok/s per billion parameters"))
     first = next((cell for cell in alone if cell.ttft_s is not None), None)
@@ -187,9 +186,8 @@ def _tiles(cells: Sequence[BenchCell]) -> Rows:
         tokens = round(first.prompt_tokens or first.shape.prompt_tokens)
         rows.append(("first token", f"{format_number(first.ttft_s.p95)} s",
                      f"p95 at {tokens:,} tokens"))  # fmt: skip
-    most = max((cell for cell in cells if cell.output_tok_s), default=None,
-               key=lambda cell: cell.output_tok_s or 0)  # fmt: skip
-    if most is not None and most.output_tok_s is not None and most.shape.concurrency > 1:
+    most = max(cells, default=None, key=lambda cell: cell.output_tok_s or 0)
+    if most is not None and most.output_tok_s and most.shape.concurrency > 1:
         rows.append(("throughput", f"{format_number(most.output_tok_s)} tok/s",
                      f"{most.shape.concurrency} requests at once"))  # fmt: skip
     return tuple(rows)
