@@ -189,7 +189,7 @@ def guard(session: Session, timeout: float | None, install: bool, remove: bool) 
     """
     from stackctl.deploy import guard_timer
     from stackctl.machine import runner
-    from stackctl.observe.guard import guard_stacks
+    from stackctl.observe.check import guard_stacks
 
     context = session.context(recover="try")
     if install and remove:
