@@ -85,11 +85,7 @@ class Podman:
         )
 
     def pull(
-        self,
-        reference: str,
-        report: Callable[[PullProgress], None],
-        *,
-        built: str | None,
+        self, reference: str, report: Callable[[PullProgress], None], *, built: str | None
     ) -> None:
         """Pull an image if it is not here, and report each step of the progress.
 
@@ -123,26 +119,20 @@ class Podman:
                         exit_code=ExitCode.HOST,
                     )
                 detail = message.get("progressDetail") or {}
-                report(
-                    PullProgress(
-                        str(message.get("status") or message.get("stream") or "").strip(),
-                        detail.get("current"),
-                        detail.get("total"),
-                    )
-                )
+                text = str(message.get("status") or message.get("stream") or "").strip()
+                report(PullProgress(text, detail.get("current"), detail.get("total")))
         except StackctlError:
             raise
         except Exception as error:
-            problem = _api_error(f"cannot pull image {reference}", error)
-            problem.hint = hint
-            raise problem from None
+            raise _api_error(f"cannot pull image {reference}", error, hint) from None
 
 
-def _api_error(message: str, error: Exception) -> StackctlError:
+def _api_error(message: str, error: Exception, hint: str | None = None) -> StackctlError:
     text = _words(str(getattr(error, "explanation", None) or error).strip())
     if error.__cause__ is not None:
         text += f": {error.__cause__}"
-    return StackctlError(message, details=text.splitlines()[-5:], exit_code=ExitCode.HOST)
+    lines = text.splitlines()[-5:]
+    return StackctlError(message, details=lines, hint=hint, exit_code=ExitCode.HOST)
 
 
 def _words(text: str) -> str:

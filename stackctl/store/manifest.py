@@ -142,7 +142,12 @@ class Manifest:
             found = _stat(file)
             if found.st_mtime_ns != file.mtime_ns:
                 if digest(Path(file.path), ProgressMeter(file.bytes, progress).add) != file.sha256:
-                    raise _changed(file, record, "its content differs from the fetched file")
+                    again = "fetch" if record.repo else "import"
+                    raise StackctlError(
+                        f"{file.path} ({file.name}) has changed: its content differs from the "
+                        "fetched file",
+                        hint=f"stackctl model {again} {record.source}",
+                    )
                 file = msgspec.structs.replace(file, mtime_ns=found.st_mtime_ns)
                 changed = True
             files.append(file)
@@ -170,14 +175,6 @@ def _stat(
             hint="fetch it again, or take it as it is now: stackctl model import",
         )
     return found
-
-
-def _changed(file: StoredFile, record: StoredModel, why: str) -> StackctlError:
-    again = "fetch" if record.repo else "import"
-    return StackctlError(
-        f"{file.path} ({file.name}) has changed: {why}",
-        hint=f"stackctl model {again} {record.source}",
-    )
 
 
 def verify_files(record: StoredModel, tell: ProgressCallback = no_progress) -> tuple[Result, ...]:
