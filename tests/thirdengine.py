@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from stackctl import engines
-from stackctl.engines.failures import failure_table, first_match
+from stackctl.engines.failures import Failure, failure_table, first_match
 from stackctl.engines.image_recipe import ImageRecipe
 from stackctl.engines.options import (
     Dialect,
@@ -31,7 +31,6 @@ from stackctl.engines.protocol import (
     Advice,
     Benchmark,
     EngineRequest,
-    Failure,
     Footprint,
     LogReader,
     MeasuredSpeeds,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from stackctl.engines.protocol import Failure
+from stackctl.engines.failures import Failure
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import podman
 from stackctl.requirements import gpu_findings

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from stackctl.deploy import gpu_access
 from stackctl.deploy.context import Context
 from stackctl.engines import engine as find_engine
-from stackctl.engines.protocol import Failure
+from stackctl.engines.failures import Failure
 from stackctl.errors import StartFailed
 from stackctl.health import completion_check, endpoint
 from stackctl.machine.systemd import UnitState

@@ -1,13 +1,27 @@
-"""Tables of the failures that engines' logs show."""
+"""Failures that engines' logs show, and tables that recognise them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-
-from stackctl.engines.protocol import Failure
+from dataclasses import dataclass
 
 FailureTable = Sequence[tuple[re.Pattern[str], str, str | None]]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A failure recognised in an engine's log: cause in one line, its evidence, a remedy.
+
+    ``sets`` is the remedy as KEY=VALUE if the engine named the value. ``kernel`` is True if other
+    kernels of the same image avoid the failure.
+    """
+
+    cause: str
+    evidence: str
+    remedy: str | None = None
+    sets: tuple[str, ...] = ()
+    kernel: bool = False
 
 
 def failure_table(*rows: tuple[str, str, str | None]) -> FailureTable:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from stackctl.engines.failures import Failure
 from stackctl.engines.image_recipe import ImageRecipe
 from stackctl.engines.options import Dialect, Option
 from stackctl.values.diagnosis import Step
@@ -82,18 +83,16 @@ class EngineRequest:
     @property
     def gpu_bytes(self) -> int:
         """Return the memory of the smallest GPU in use; 0 if there is none or it is unknown."""
-        sizes = [gpu.memory_bytes or 0 for gpu in self.gpus]
-        return min(sizes, default=0)
+        return min((gpu.memory_bytes or 0 for gpu in self.gpus), default=0)
 
 
 @dataclass(frozen=True)
 class Footprint:
     """Bytes by purpose.
 
-    ``compute_bytes`` holds buffers, the engine itself and its host cache of ``cache_bytes``.
-
-    For a plan on a GPU these are bytes of the GPU, and ``host`` is the part in main memory.
-    ``measured`` is True if the engine itself reported them in an earlier start.
+    ``compute_bytes`` holds buffers, the engine itself and its host cache of ``cache_bytes``. For a
+    plan on a GPU these are bytes of the GPU, and ``host`` is the part in main memory. ``measured``
+    is True if the engine itself reported them in an earlier start.
     """
 
     weights_bytes: int
@@ -102,21 +101,6 @@ class Footprint:
     cache_bytes: int = 0
     host: Footprint | None = None
     measured: bool = False
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A failure recognised in an engine's log: cause in one line, its evidence, a remedy.
-
-    ``sets`` is the remedy as KEY=VALUE if the engine named the value. ``kernel`` is True if other
-    kernels of the same image avoid the failure.
-    """
-
-    cause: str
-    evidence: str
-    remedy: str | None = None
-    sets: tuple[str, ...] = ()
-    kernel: bool = False
 
 
 @dataclass(frozen=True)
@@ -296,8 +280,7 @@ class Engine(Protocol):
         """Return the measured memory that holds for a start with these arguments, and the options
         with it in their reasons.
 
-        ``seen`` are earlier starts of the same model, image and GPUs, newest first. None holds for
-        an engine whose log has no sizes.
+        ``seen`` are earlier starts of the same model, image and GPUs, newest first.
         """
         return None, dict(options)
 
@@ -352,10 +335,8 @@ class Engine(Protocol):
         ...
 
     def fallback_kernels(self, model: Model, gpus: Sequence[Gpu]) -> tuple[tuple[str, str], ...]:  # noqa: ARG002
-        """Return options (name, value) for other kernels, which help if Failure.kernel is set.
-
-        Empty if none are known for the model on these GPUs.
-        """
+        """Return options (name, value) for other kernels, which help if Failure.kernel is set;
+        empty if none are known for the model on these GPUs."""
         return ()
 
     # Requests and metrics.

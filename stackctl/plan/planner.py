@@ -202,9 +202,8 @@ class _Planner:
             on_gpu = memory.gpu_limit(placed.gpus, profile.gpu_reserve_bytes, claims)
         request = self._request(profile, placed, main, on_gpu)
         argv, options, seen = self._options(engine, request)
-        parts = engine.footprint(
-            model, options, request.gpu_bytes or (1 if placed.gpus else 0), seen
-        )
+        gpu_bytes = request.gpu_bytes or (1 if placed.gpus else 0)
+        parts = engine.footprint(model, options, gpu_bytes, seen)
         budgets = _budgets(parts, main, on_gpu, len(placed.gpus))
         work = self._work(engine, profile, options, placed)
         calibration = roofline.nearest_calibration(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from stackctl.engines.failures import failure_table, first_match
-from stackctl.engines.protocol import Failure
+from stackctl.engines.failures import Failure, failure_table, first_match
 from stackctl.values.generation import EngineFact
 
 #: Causes of a failed start, most specific first. Checked against the last lines of the log.

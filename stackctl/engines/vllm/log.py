@@ -8,8 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from stackctl.engines.failures import failure_table, first_match
-from stackctl.engines.protocol import Failure
+from stackctl.engines.failures import Failure, failure_table, first_match
 from stackctl.values.generation import EngineFact
 
 _GIB = 2**30
