@@ -1,5 +1,7 @@
-"""A GPU for machines without one: NVIDIA's library as a real one that answers as the recorded RTX
-PRO 6000 does, the Python package that asks it, and CDI files for it."""
+"""A simulated GPU: NVML that answers with the recorded facts of an RTX PRO 6000.
+
+The Python package that calls the library and CDI files for the GPU belong to it.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,14 @@ from .host import CHECKOUT, cached, call, fingerprint, need, pip
 HERE = Path(__file__).parent
 FACTS = json.loads((HERE.parent / "machines/nvml-rtx-pro-6000-max-q.json").read_text())
 DRIVER = FACTS["driver"]
-#: A file that a CDI file mounts, of the loaded driver.
+#: A library of the driver that the CDI file mounts.
 LIBRARY = f"/srv/gpu/libcuda.so.{DRIVER}"
-#: Is there when the driver is.
+#: The file exists if the driver is loaded.
 DEVICE = "/dev/nvidiactl"
 
 
 def cdi(*, version: str = "0.5.0", library: str = LIBRARY, hook: str | None = None) -> str:
-    """A CDI file for the card under its number and as "all"."""
+    """Return a CDI file for the GPU under its number and as "all"."""
     edits: dict[str, object] = {
         "env": ["LAB_GPU=edited"],
         "mounts": [
@@ -36,7 +38,7 @@ def cdi(*, version: str = "0.5.0", library: str = LIBRARY, hook: str | None = No
 
 
 def build() -> Path:
-    """A folder with libnvidia-ml.so.1 and pynvml.py."""
+    """Return a folder with libnvidia-ml.so.1 and pynvml.py."""
     pinned = CHECKOUT / "pyproject.toml"
     return cached("card", fingerprint(HERE / "nvml.c", FACTS, pinned, 1), _build)
 
@@ -60,8 +62,8 @@ def _build(target: Path) -> None:
         (target / "pynvml.py").write_bytes(archive.read("pynvml.py"))
 
 
-#: A toolkit of the time before it had a service: its program stands in, the package is a real one.
-#: It describes the card by the file beside it, as soon as the driver is there.
+#: A toolkit from before it had a service: the program is a stand-in, the package is a real one. It
+#: copies the CDI file beside it as soon as the driver is loaded.
 TOOLKIT = r"""
 set -e
 top=$1

@@ -1,10 +1,10 @@
-"""A client that never stops asking, for switches under load: prints what became of its requests.
+"""A client that sends requests without a pause, for switches under load, and prints the results.
 
     python3 client.py URL SECONDS THREADS [TOKENS]
 
-It ends after SECONDS, or at SIGTERM, with the requests that run then. Each request is a new
-connection. The last line is JSON: how many were answered, the failures, and the longest wait. An
-answer is whole when it is JSON with the tokens that were asked for.
+It ends after SECONDS or at SIGTERM, when its running requests have ended. Each request is a new
+connection. The last line is JSON: the number of answers, the failures, and the longest wait. An
+answer counts if it is JSON and its usage has at least one token.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import urllib.request
 
 
 class Client:
-    """Threads that ask one endpoint until a time."""
+    """Threads that send requests to one endpoint until a time."""
 
     def __init__(self, url: str, seconds: float, tokens: int) -> None:
-        """Ask URL for SECONDS, each time for TOKENS tokens."""
+        """Prepare requests to URL for SECONDS, each for TOKENS tokens."""
         self.url, self.tokens = url, tokens
         self.end = time.monotonic() + seconds
         self.lock = threading.Lock()
@@ -31,7 +31,7 @@ class Client:
         self.longest = 0.0
 
     def ask(self) -> None:
-        """One thread: one request after the other."""
+        """Send one request after the other, as one thread."""
         body = json.dumps(
             {
                 "messages": [{"role": "user", "content": "Count."}],
@@ -65,11 +65,11 @@ class Client:
                 time.sleep(0.05)
 
     def stop(self, *_: object) -> None:
-        """Begin no further request."""
+        """Start no further request."""
         self.end = 0.0
 
     def run(self, threads: int) -> None:
-        """Ask with that many threads, then print the result."""
+        """Send requests in that many threads, then print the result."""
         signal.signal(signal.SIGTERM, self.stop)
         crowd = [threading.Thread(target=self.ask) for _ in range(threads)]
         for one in crowd:

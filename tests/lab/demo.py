@@ -1,7 +1,7 @@
-"""The demo: `make demo` serves a small model and asks it something, `make demo-down` ends it.
+"""The demo: `make demo` serves a small model and asks for one answer, `make demo-down` ends it.
 
-It uses the systemd and podman of this machine; where they are missing it sets up the lab, which
-shares the machine's network, so that what it prints to try next works in the caller's shell.
+It uses the systemd and Podman of this machine. If they are missing, it starts a lab on the
+machine's network, so the commands that it prints work in the caller's shell.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PORT = 8089
 USER = "lab"
 FOLDER = CHECKOUT / ".demo"
 OLDEST_PODMAN = (4, 7)
-# The model is a base model: it goes on with a text, it does not converse.
+# The model is a base model: it continues a text and does not converse.
 PROMPT = "A recipe for apple pie:"
 SAMPLING = {"max_tokens": 128, "temperature": 0.6, "repeat_penalty": 1.15, "seed": 1}
 SHOWN_VARIABLES = ("TERM", "NO_COLOR", "COLUMNS")
@@ -51,10 +51,10 @@ WRAPPER = """\
 
 
 class DemoError(Exception):
-    """The demo cannot go on; the message says why, the hint what to do."""
+    """The demo cannot go on. The message gives the reason, the hint the remedy."""
 
     def __init__(self, message: str, hint: str = "") -> None:
-        """Fail with that message."""
+        """Store the message and the hint."""
         super().__init__(message)
         self.hint = hint
 
@@ -69,18 +69,18 @@ class Here:
         self.model = ""
 
     def start(self, argv: Sequence[str]) -> subprocess.Popen[Any]:
-        """Start a command; in a session of its own, so that Ctrl-C comes from us, once."""
+        """Start a command in a session of its own, so that only the demo forwards Ctrl-C to it."""
         words = self.words(argv)
         return subprocess.Popen(words, stdin=subprocess.DEVNULL, start_new_session=True)
 
     def words(self, argv: Sequence[str]) -> list[str]:
-        """The command line of that command."""
+        """Return the command line of that command."""
         if argv[0] == "stackctl":
             return trees.project(*argv[1:])
         return list(argv)
 
     def prepare(self) -> None:
-        """Build the engine image, unless podman has it."""
+        """Build the engine image, unless Podman has it."""
         self.model = str(trees.fetch_model())
         with step("image") as shown:
             if quiet(["podman", "image", "exists", IMAGE]).returncode:
@@ -98,14 +98,14 @@ class InLab:
     where = f'in the lab, as its user "{USER}"'
 
     def __init__(self, folder: Path) -> None:
-        """Use the lab that is noted in FOLDER, booted first if need be."""
+        """Attach to the lab that is recorded in FOLDER, if it is running."""
         self.model = MODEL_PATH
         self._folder = folder
         self._lab: Lab | None = Lab.attach(folder) if Lab.running(folder) else None
 
     @property
     def lab(self) -> Lab:
-        """The booted lab."""
+        """Return the booted lab. Raise DemoError if there is none."""
         if self._lab is None:
             raise DemoError("the demo is not up", "make demo")
         return self._lab
@@ -115,11 +115,11 @@ class InLab:
         return self.lab.spawn(argv, user=USER, env=shown_variables(), stdout=None, stderr=None)
 
     def words(self, argv: Sequence[str]) -> list[str]:
-        """The command line of this machine that runs ARGV in the lab."""
+        """Return the command line of this machine that runs ARGV in the lab."""
         return self.lab.words(argv, user=USER, env=shown_variables())
 
     def prepare(self) -> None:
-        """Build the engine image and boot the lab with it."""
+        """Build the engine image and start the lab with it."""
         if not os.environ.get("LAB_IMAGE") and not os.environ.get("LAB_ROOT"):
             with step("image") as shown:
                 size = trees.build_engine_archive().stat().st_size
@@ -131,13 +131,13 @@ class InLab:
                 self._lab = None
             if self._lab is None:
                 shown.note("booting")
-                # Its profile has no front door.
+                # The demo's profile has no front door.
                 self._lab = Lab.start_detached(self._folder, private_network=False, door=False)
                 (self._folder / "code").write_text(self._code(self._lab))
             shown.done(self.describe())
 
     def describe(self) -> str:
-        """One line of what the lab is."""
+        """Return one line with the system of the lab and the versions of its tools."""
         release = self.lab.read("/etc/os-release")
         name = re.search(r'^PRETTY_NAME="?([^"\n(]+)', release, re.MULTILINE)
         return f"{name[1].strip() if name else 'Linux'}, {tool_versions(self)}"
@@ -187,7 +187,7 @@ def main() -> int:
 
 
 def up(folder: Path, port: int, *, always_lab: bool = False) -> int:
-    """Set up what is missing, then show stackctl as a person would use it."""
+    """Set up the missing parts, then show stackctl with its usual commands."""
     running = Lab.running(folder)
     reason = "this machine is left alone" if always_lab else why_not_here()
     place: Here | InLab = InLab(folder) if running or reason else Here()
@@ -222,7 +222,7 @@ def up(folder: Path, port: int, *, always_lab: bool = False) -> int:
 
 
 def down(folder: Path) -> int:
-    """End everything that `up` started, and make sure of it."""
+    """End everything that `up` started, and check that nothing remains."""
     kept = f"the demo is down\nkept for the next time: {cache_root()}"
     if Lab.running(folder):
         lab = Lab.attach(folder)
@@ -238,13 +238,13 @@ def down(folder: Path) -> int:
         place = Here()
         with step("stack") as shown:
             done = quiet(place.words(["stackctl", "down", PROFILE]))
-            # 3: it is not running, 4: it never was.
+            # 3: it is not running, 4: it does not exist.
             if done.returncode not in (0, 3, 4):
                 raise DemoError(f"stackctl down {PROFILE} failed\n{done.stderr.strip()}")
             shown.done("stopped: no container and no unit of it is left")
         print(f"{kept}\nand the image {IMAGE}", flush=True)
     else:
-        # What a lab that was killed has left.
+        # Remove the remains of a lab that was killed.
         Lab.stop(folder)
         print("the demo is not up: nothing to stop", flush=True)
     for name in ("stackctl", "port", "code", "here"):
@@ -253,7 +253,7 @@ def down(folder: Path) -> int:
 
 
 def enter(folder: Path, arguments: Sequence[str]) -> int:
-    """Become stackctl where the demo runs."""
+    """Replace this process by stackctl where the demo runs."""
     words = list(arguments[1:] if arguments[:1] == ["--"] else arguments)
     here = (folder / "here").exists()
     argv = (Here() if here else InLab(folder)).words(["stackctl", *words])
@@ -261,11 +261,11 @@ def enter(folder: Path, arguments: Sequence[str]) -> int:
     os.execvp(argv[0], argv)
 
 
-# What this machine can do
+# Abilities of this machine
 
 
 def why_not_here() -> str:
-    """Why the demo cannot use this machine's own systemd and podman; empty: it can."""
+    """Return the reason why the demo cannot use this machine's systemd and Podman, or ""."""
     if not Path("/run/systemd/system").is_dir():
         return "this machine is not run by systemd"
     if not shutil.which("podman"):
@@ -283,20 +283,20 @@ def why_not_here() -> str:
 
 
 def podman_version(text: str) -> tuple[int, ...]:
-    """The version in what `podman --version` prints."""
+    """Return the version from the output of `podman --version`."""
     found = re.search(r"(\d+)\.(\d+)\.(\d+)", text)
     return tuple(int(part) for part in found.groups()) if found else (0,)
 
 
 def tool_versions(place: Here | InLab) -> str:
-    """The versions of systemd and podman there."""
+    """Return the versions of systemd and Podman there."""
     systemd = quiet(place.words(["systemctl", "--version"])).stdout.split()
     podman = podman_version(quiet(place.words(["podman", "--version"])).stdout)
     return f"systemd {systemd[1] if len(systemd) > 1 else '?'}, podman {'.'.join(map(str, podman))}"
 
 
 def refuse_taken_port(place: Here | InLab, folder: Path, port: int) -> None:
-    """Stop early when another program has the port; the demo itself may have it."""
+    """Raise DemoError if another program has the port. The demo itself may have it."""
     noted = folder / "port"
     ours = noted.exists() and noted.read_text() == str(port)
     if ours and (isinstance(place, Here) or place._lab is not None):
@@ -314,7 +314,7 @@ def refuse_taken_port(place: Here | InLab, folder: Path, port: int) -> None:
 
 
 def holder(port: int) -> str:
-    """The program that listens on that port."""
+    """Return the program that listens on that port."""
     code = (
         "from stackctl.machine.machine import Machine\n"
         "from stackctl.machine.ports import listener\n"
@@ -325,7 +325,7 @@ def holder(port: int) -> str:
 
 
 def fetch_model() -> None:
-    """Fetch the model and make sure that it is the one that is meant."""
+    """Fetch the model and verify its hash."""
     with step("model") as shown:
         model = trees.fetch_model()
         shown.note("verifying")
@@ -337,17 +337,17 @@ def fetch_model() -> None:
         shown.done(f"Gemma 3 270M Q4_K_M, {size:.0f} MB, sha256 {digest[:8]}… ok")
 
 
-# What the person sees
+# Output
 
 
 def show(place: Here | InLab, argv: Sequence[str]) -> None:
-    """Run a command as a person would: the line, then its output as it comes."""
+    """Run a command; print its line, then its output as it comes."""
     print(f"\n$ {shlex.join(argv)}", flush=True)
     process = place.start(argv)
     try:
         code = process.wait()
     except KeyboardInterrupt:
-        # It puts the machine back as it was before it ends; a second Ctrl-C does not wait for it.
+        # stackctl restores the previous state before it ends. A second Ctrl-C does not wait for it.
         process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
             process.wait(100)
@@ -359,7 +359,7 @@ def show(place: Here | InLab, argv: Sequence[str]) -> None:
 
 
 def ask(port: int) -> None:
-    """Ask for one answer, show it as it comes, and say how fast it came."""
+    """Request one answer, print it as it comes, and print its speed."""
     print("\nask       one streamed answer; a base model goes on with the text it is given\n")
     out = Wrapped(min(80, shutil.get_terminal_size((80, 24)).columns) - 1, "  ")
     out.write(f"{PROMPT}\n")
@@ -388,7 +388,7 @@ def ask(port: int) -> None:
 
 
 def events(port: int, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The events that the endpoint streams."""
+    """Yield the events that the endpoint streams."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         headers = {"Content-Type": "application/json"}
@@ -405,7 +405,7 @@ def events(port: int, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def farewell(folder: Path, port: int) -> None:
-    """What to try next, to be pasted as it is, and how to stop."""
+    """Print the commands to try next, ready to paste, and the command that stops the demo."""
     command = shlex.quote(named(folder / "stackctl"))
     inside = Path(os.environ.get("PWD", "/")).resolve() == CHECKOUT
     make = "make" if inside else f"make -C {shlex.quote(str(CHECKOUT))}"
@@ -424,14 +424,14 @@ stop
 
 
 def named(path: Path) -> str:
-    """A path as it can be pasted where the caller is."""
+    """Return a path in the form that can be pasted in the caller's folder."""
     if Path(os.environ.get("PWD", "/")).resolve() == CHECKOUT and path.is_relative_to(CHECKOUT):
         return str(path.relative_to(CHECKOUT))
     return str(path)
 
 
 def write_wrapper(place: Here | InLab, folder: Path) -> None:
-    """Write the command that runs stackctl where the demo runs, and note which place that is."""
+    """Write the command that runs stackctl where the demo runs, and record the place."""
     if isinstance(place, Here):
         (folder / "here").touch()
     as_root = os.geteuid() == 0
@@ -448,17 +448,17 @@ def write_wrapper(place: Here | InLab, folder: Path) -> None:
 
 
 class Wrapped:
-    """Text that comes in pieces, shown at once and broken between words."""
+    """Text that comes in pieces, printed at once and wrapped between words."""
 
     def __init__(self, width: int, indent: str) -> None:
-        """Break at that width."""
+        """Wrap at that width."""
         self._width = width
         self._indent = indent
         self._column = 0
         self._word = ""
 
     def write(self, text: str) -> None:
-        """Show a piece; its last word waits for its end."""
+        """Print a piece. Its last word waits until it is complete."""
         for sign in text:
             if sign.isspace():
                 self._flush_word()
@@ -470,7 +470,7 @@ class Wrapped:
         sys.stdout.flush()
 
     def end(self) -> None:
-        """Show what is left."""
+        """Print the rest."""
         self._flush_word()
         if self._column:
             print(flush=True)
@@ -497,7 +497,7 @@ class Shown(io.TextIOBase):
     """One step of the set-up: a live line on a terminal, plain lines elsewhere."""
 
     def __init__(self, name: str) -> None:
-        """Begin the step of that name."""
+        """Prepare the step of that name."""
         self._name = name
         self._text = ""
         self._said = ""
@@ -509,7 +509,7 @@ class Shown(io.TextIOBase):
         self._ticker = threading.Thread(target=self._tick, daemon=True)
 
     def __enter__(self) -> Self:
-        """Show that it goes on, and what it says on stderr."""
+        """Start the live line, and show the output on stderr in it."""
         self._redirect = contextlib.redirect_stderr(self)
         self._redirect.__enter__()
         self._ticker.start()
@@ -529,31 +529,31 @@ class Shown(io.TextIOBase):
             self._erase()
 
     def write(self, text: str) -> int:
-        """Take what the builders report."""
+        """Show the reports of the builders."""
         for line in text.splitlines():
             if line.strip():
                 self.note(line.removeprefix("lab: "))
         return len(text)
 
     def note(self, text: str) -> None:
-        """Say what is being done."""
+        """Show the current action."""
         with self._lock:
             if text != self._text:
                 self._text = text
                 if self._live:
                     self._draw()
                 else:
-                    # Said only when it lasts.
+                    # Printed only if it lasts longer than a second.
                     self._due = time.monotonic() + 1
 
     def keep(self, text: str) -> None:
-        """Say something that stays."""
+        """Print a line that stays."""
         with self._lock:
             self._erase()
             say(self._name, text)
 
     def done(self, text: str) -> None:
-        """Say what came of it."""
+        """Print the result of the step."""
         self._over.set()
         self._ticker.join()
         self._erase()
@@ -591,7 +591,7 @@ step = Shown
 
 
 def clock(seconds: float) -> str:
-    """A time as 1:05."""
+    """Return a time as 1:05."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
 
 
@@ -599,20 +599,20 @@ def clock(seconds: float) -> str:
 
 
 def quiet(argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Run a command and keep what it says."""
+    """Run a command and return its output without printing it."""
     return subprocess.run(
         argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
 
 
 def shown_variables() -> dict[str, str]:
-    """The variables that say how the output may look."""
+    """Return the variables that decide the form of the output."""
     return {name: os.environ[name] for name in SHOWN_VARIABLES if name in os.environ}
 
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """One demo at a time works on a folder."""
+    """Lock the folder, so that only one demo at a time uses it."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
         try:

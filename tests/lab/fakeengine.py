@@ -1,7 +1,8 @@
 """A small engine for the lab whose timing tests control: python3 fakeengine.py PORT [NAME].
 
-GET /health, /metrics, /v1/models; POST /v1/... takes {"wait": seconds before the answer,
-"tokens": n, "pause": seconds between them, "stream": bool} and says what it saw of the request.
+It answers GET requests to any path, such as /health. POST /v1/... takes {"wait": seconds before the
+answer, "tokens": n, "pause": seconds between them, "stream": bool} and returns size and headers of
+the request.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ NAME = sys.argv[2] if len(sys.argv) > 2 else "fake"
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Plays an engine."""
+    """Answers as an engine."""
 
     protocol_version = "HTTP/1.1"
     #: Without it, tokens would wait for the client's acknowledgements.
@@ -26,15 +27,15 @@ class Handler(BaseHTTPRequestHandler):
     cut_off = 0
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
+        """Print no log of requests."""
 
     def do_GET(self) -> None:
-        """Health, counters of requests, and any other path."""
+        """Send the path and the counters of requests."""
         seen = {"running": Handler.running, "cut_off": Handler.cut_off, "name": NAME}
         self._json({"path": self.path, **seen})
 
     def do_POST(self) -> None:
-        """An answer in one piece or token by token."""
+        """Send an answer in one piece or token by token."""
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         wish = json.loads(body or b"{}")
         Handler.running += 1
@@ -52,7 +53,7 @@ class Handler(BaseHTTPRequestHandler):
             Handler.running -= 1
 
     def _pause(self, seconds: float) -> None:
-        """Work for so long, or until the client leaves."""
+        """Wait for so long. Raise ConnectionResetError if the client leaves."""
         self.connection.settimeout(max(seconds, 0.001))
         try:
             if self.connection.recv(1) == b"":
@@ -83,13 +84,13 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """Takes many connections at once, and its port back at once."""
+    """Accepts many connections at once, and ignores clients that leave."""
 
     daemon_threads = True
     request_queue_size = 256
 
     def handle_error(self, request: Any, address: Any) -> None:
-        """Say nothing of clients that leave, such as health checks once they know enough."""
+        """Print nothing about clients that leave, such as health checks after the status line."""
 
 
 threading.stack_size(256 * 1024)

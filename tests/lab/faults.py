@@ -1,10 +1,10 @@
-"""Runs stackctl and has it die, or its disk fail, at one place: for faults that nobody can time.
+"""Run stackctl and kill it, or let its disk fail, at one place: for faults that need exact timing.
 
     python3 faults.py KIND PLACE LOG ARGUMENT...
 
-KIND is kill (SIGKILL), or the name of an errno such as ENOSPC: from then on every write to disk
-fails with it. Kills strike before and after each write of the journal (two places a step), faults
-at each call of fsync. What was passed is appended to LOG, a line a place.
+KIND is kill (SIGKILL), or the name of an errno such as ENOSPC, with which every write to disk fails
+from that place on. The places of a kill are before and after each write of the journal (two places
+a step), those of an errno are the calls of fsync. LOG gets one line for each place that is reached.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from stackctl.values.generation import Transaction
 
 
 class Fault:
-    """Counts the places, and strikes at one."""
+    """Counts the places, and starts the fault at one."""
 
     def __init__(self, kind: str, place: int, log: str) -> None:
-        """PLACE counts from 1; 0 never strikes."""
+        """Count PLACE from 1. With 0 the fault never starts."""
         self.kind, self.place, self.log = kind, place, log
         self.seen = 0
 
     def reach(self, what: str) -> bool:
-        """Whether the fault strikes from here on."""
+        """Return True if the fault applies from here on."""
         self.seen += 1
         with Path(self.log).open("a", encoding="utf-8") as stream:
             stream.write(f"{self.seen} {what}\n")
@@ -38,7 +38,7 @@ class Fault:
 
 
 def main() -> int:
-    """Install the fault and be stackctl."""
+    """Install the fault and run stackctl."""
     kind, place, log, *words = sys.argv[1:]
     fault = Fault(kind, int(place), log)
     if kind == "kill":

@@ -1,4 +1,4 @@
-"""A front door in the lab with an engine behind it, and a client that is outside of the lab."""
+"""A front door in the lab with a fake engine behind it, and a client outside of the lab."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _NETWORK = 0x40000000  # CLONE_NEWNET
 
 @dataclass(frozen=True)
 class Reply:
-    """What a request got, and how long that took."""
+    """The answer to a request, and the seconds that it took."""
 
     status: int
     body: bytes
@@ -42,15 +42,15 @@ class Reply:
 
     @property
     def json(self) -> Any:
-        """The body read as JSON."""
+        """Return the body read as JSON."""
         return json.loads(self.body)
 
 
 class Front:
-    """One user's door, and the engines that the test starts behind it."""
+    """A front door of one user, and the engines that the test starts behind it."""
 
     def __init__(self, seat: Seat) -> None:
-        """Prepare; ``start`` makes the door."""
+        """Prepare the folder and the engine; ``start`` starts the door."""
         self.seat = seat
         self.lab = seat.lab
         self.service = proxy_service(STACK)
@@ -61,7 +61,7 @@ class Front:
         look.put(self.lab, ENGINE, (Path(__file__).parent / "fakeengine.py").read_bytes())
 
     def start(self, *, keys: Sequence[str] = (), **given: Any) -> ProxyFiles:
-        """Install the door as a deployment would, and start it."""
+        """Install the door as a deployment does, and start it."""
         seat, image = self.seat, ("podman", "image", "inspect", "--format={{.Id}}", DOOR_IMAGE)
         values: dict[str, Any] = {"port": PORT, "engine_port": ENGINE_PORT, "hold_s": 20}
         values |= {"health_path": "/health", "key": bool(keys)}
@@ -108,7 +108,7 @@ class Front:
         key: str | None = None,
         port: int = PORT,
     ) -> Reply:
-        """One request on a connection of its own."""
+        """Send one request on a connection of its own."""
         connection = connect(self.lab, port)
         try:
             return ask(connection, method, path, body, key=key)
@@ -116,11 +116,11 @@ class Front:
             connection.close()
 
     def later(self, *arguments: Any, **named: Any) -> Future[Reply]:
-        """The same in the background."""
+        """Send the same request in the background."""
         return self._clients.submit(self.ask, *arguments, **named)
 
     def stop(self) -> None:
-        """End what was started."""
+        """Stop the engines, the clients and the door."""
         self._clients.shutdown()
         for process in self._engines:
             process.kill()
@@ -129,12 +129,12 @@ class Front:
 
 
 def connect(lab: Lab, port: int) -> http.client.HTTPConnection:
-    """A connection to a port of the lab's loopback, which is another one than ours."""
+    """Connect to a port of the lab's loopback, which is not the loopback of this process."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     problems: list[Exception] = []
 
     def inside() -> None:
-        # A socket stays in the network that its thread was in when it was made.
+        # A socket stays in the network namespace in which its thread created it.
         here = os.open(f"/proc/{lab.pid}/ns/net", os.O_RDONLY)
         try:
             if ctypes.CDLL(None, use_errno=True).setns(here, _NETWORK) != 0:
@@ -162,7 +162,7 @@ def ask(
     *,
     key: str | None = None,
 ) -> Reply:
-    """One request on a connection that may have served others."""
+    """Send one request on a connection that may have served others."""
     began = time.monotonic()
     data = json.dumps(body or {}) if method == "POST" else None
     connection.request(
@@ -175,7 +175,7 @@ def ask(
 
 
 def tokens(lab: Lab, body: Any, port: int = PORT) -> Iterator[tuple[float, str]]:
-    """A streamed answer: seconds since the request and text of each event."""
+    """Yield the events of a streamed answer: seconds since the request, and text."""
     connection = connect(lab, port)
     began = time.monotonic()
     try:

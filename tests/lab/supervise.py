@@ -1,11 +1,11 @@
-"""Keeps one lab: mounts its root, runs its container, clears all of it away.
+"""Run one lab: mount its root, run its container and remove both at the end.
 
-Started by lab.py as process 1 of a process namespace, in a mount namespace of its own: whatever
-ends it, the kernel ends every process of the lab with it and no mount remains. It ends in order
-when it is told to, when the lab powers off, or when the process that it watches is gone.
+lab.py starts this program as process 1 of a process namespace, in a mount namespace of its own.
+However it ends, the kernel ends every process of the lab with it, and no mount remains. It ends in
+order at SIGTERM, when the lab powers off, or when the watched process is gone.
 
-Its arguments: the folder of the lab, and the descriptor of the process to watch (-1: none). It
-also inherits the lock of the folder, which tells others that the lab lives for as long as we do.
+Its arguments are the folder of the lab, and the descriptor of the process to watch (-1: none). It
+inherits the lock of the folder; as long as the lock is held, the lab is running.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ GRACE = 20.0
 
 
 def main(folder: Path, watched: int) -> None:
-    """Run the lab whose folder is given until its time is over."""
+    """Run the lab of that folder until it powers off, SIGTERM comes or its owner ends."""
     config = json.loads((folder / "config.json").read_text())
     ending, wake = os.pipe()
     signal.signal(signal.SIGTERM, lambda *_: os.write(wake, b"x"))
@@ -45,13 +45,13 @@ def main(folder: Path, watched: int) -> None:
             stop(container)
     finally:
         leave_cgroup(group)
-        # Below this mount namespace only: the paths of the caller never had the mounts.
+        # The mounts exist only in this mount namespace, never in that of the caller.
         unmount(folder)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def own_cgroup() -> Path:
-    """The control group (version 2) of this process."""
+    """Return the control group (version 2) of this process."""
     mount = Path("/sys/fs/cgroup")
     if not (mount / "cgroup.controllers").exists():
         mount = mount / "unified"
@@ -61,12 +61,12 @@ def own_cgroup() -> Path:
 
 
 def cgroup_name(lab: str) -> str:
-    """The name of a lab's control group."""
+    """Return the name of a lab's control group."""
     return f"stackctl-{lab}"
 
 
 def enter_cgroup(name: str) -> Path:
-    """Move into a control group of our own, so that labs side by side do not share one."""
+    """Move into a new control group, so that parallel labs do not share one."""
     group = own_cgroup() / cgroup_name(name)
     group.mkdir()
     (group / "cgroup.procs").write_text(str(os.getpid()))
@@ -74,17 +74,17 @@ def enter_cgroup(name: str) -> Path:
 
 
 def leave_cgroup(group: Path) -> None:
-    """Go back up and remove the control groups that the lab has left."""
+    """Move to the parent group and remove the remaining control groups of the lab."""
     (group.parent / "cgroup.procs").write_text(str(os.getpid()))
     remove_cgroups(group)
 
 
 def remove_cgroups(group: Path) -> None:
-    """Remove a control group and those below it; its last processes may still be leaving."""
+    """Remove a control group and those below it. Its last processes may still be exiting."""
     groups = [group]
     unified = Path("/sys/fs/cgroup/unified")
     if group.is_relative_to(unified):
-        # On a machine with both versions the container gets one of the old kind as well.
+        # With both versions mounted, the container also gets a group of version 1.
         groups.append(Path("/sys/fs/cgroup/systemd") / group.relative_to(unified))
     for _ in range(50):
         for path in groups:
@@ -97,12 +97,12 @@ def remove_cgroups(group: Path) -> None:
 
 
 def command(*words: str) -> None:
-    """Run a command; what it says goes to our log."""
+    """Run a command. Its output goes to our log."""
     subprocess.run(words, check=True, stdin=subprocess.DEVNULL)
 
 
 def mount_root(folder: Path, tree: Path) -> Path:
-    """Lay a writable layer over the tree; copy the tree where the kernel cannot."""
+    """Mount a writable layer over the tree; copy the tree if the kernel has no overlay."""
     root = folder / "root"
     for name in ("root", "upper", "work"):
         (folder / name).mkdir()
@@ -116,7 +116,7 @@ def mount_root(folder: Path, tree: Path) -> Path:
 
 
 def unmount(folder: Path) -> None:
-    """Take every mount of the lab's folder away, the innermost first."""
+    """Unmount every mount below the lab's folder, the innermost first."""
     lines = Path("/proc/self/mounts").read_text().splitlines()
     points = [line.split()[1] for line in lines]
     for point in reversed([p for p in points if p.startswith(f"{folder}/")]):
@@ -124,10 +124,11 @@ def unmount(folder: Path) -> None:
 
 
 def prepare(folder: Path, root: Path, config: dict[str, Any]) -> list[str]:
-    """Furnish the root and return the options that bind folders into it."""
+    """Prepare the root and return the options that bind folders into it."""
     furnish(root, app=tuple(config["app"]))
     if not config["private_network"]:
-        # The settings of the network are the caller's and cannot be written: nothing may try.
+        # The network settings belong to the caller and are read-only, so nothing may try to set
+        # them.
         mask(root, "systemd-sysctl.service")
         with (root / CONTAINERS_CONF).open("a") as file:
             file.write("default_sysctls = []\n")
@@ -137,7 +138,7 @@ def prepare(folder: Path, root: Path, config: dict[str, Any]) -> list[str]:
     data = folder / "data"
     data.mkdir(exist_ok=True)
     known = accounts(root)
-    # Layers of podman cannot lie on a layered file system themselves.
+    # Podman's layers need a file system that is no overlay itself.
     for name in ("root", "lab", "nolinger"):
         account = known[name]
         store = data / f"containers-{name}"
@@ -172,10 +173,10 @@ def start(root: Path, binds: list[str], config: dict[str, Any]) -> subprocess.Po
     if config["private_network"]:
         words += ["--private-network", "--resolv-conf=off"]
     else:
-        # The network is the caller's: the lab may use it, never change it.
+        # The network belongs to the caller: the lab may use it but not change it.
         words += ["--drop-capability=CAP_NET_ADMIN"]
     words += binds
-    # What nspawn notes there about its containers must not be shared or stay.
+    # nspawn's notes about its containers must be neither shared nor kept.
     notes = Path("/run/systemd/nspawn")
     notes.mkdir(parents=True, exist_ok=True)
     command("mount", "-t", "tmpfs", "lab", str(notes))
@@ -183,7 +184,7 @@ def start(root: Path, binds: list[str], config: dict[str, Any]) -> subprocess.Po
 
 
 def wait_for_end(container: subprocess.Popen[bytes], ending: int, watched: int) -> None:
-    """Return when the lab's time is over."""
+    """Return when the container or the watched process has ended, or after SIGTERM."""
     poll = select.poll()
     for descriptor in (ending, watched, os.pidfd_open(container.pid)):
         if descriptor >= 0:
@@ -192,8 +193,8 @@ def wait_for_end(container: subprocess.Popen[bytes], ending: int, watched: int) 
 
 
 def stop(container: subprocess.Popen[bytes]) -> None:
-    """End the container at once: nothing in it is worth an orderly shutdown."""
-    # Every process of our namespace but us; those of the container go with its process 1.
+    """Kill the container: nothing in it is worth an orderly shutdown."""
+    # All processes of our namespace except this one; the container's end with its process 1.
     with contextlib.suppress(ProcessLookupError):
         os.kill(-1, signal.SIGKILL)
     container.wait(GRACE)

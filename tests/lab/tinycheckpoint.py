@@ -1,9 +1,9 @@
-"""A llama of 0.7 MB as a folder of Hugging Face files, for the real vLLM.
+"""A Llama model of 0.7 MB as a folder of Hugging Face files, for the real vLLM.
 
-It is made, not trained: whatever it is asked, it answers with the words below in their order, for
-ever, so that an answer is text, is the same each time and never ends by itself. Its layers add
-nothing (the matrices that write into the residual stream are zero): the last token alone picks
-the next one, through embeddings that are random signs.
+It is not trained: it answers every prompt with the words below in their order, endlessly. An answer
+is therefore text, is the same each time and never ends by itself. Its layers add nothing, because
+the matrices that write into the residual stream are zero. The last token alone selects the next
+one, through embeddings that are random signs.
 """
 
 from __future__ import annotations
@@ -73,14 +73,20 @@ def _config(vocabulary: int) -> dict[str, object]:
 
 
 def _bytes() -> list[str]:
-    """How byte-level tokenizers write each byte: as itself where it prints, else from U+0100 on."""
+    """Return the characters that byte-level tokenizers write for the bytes.
+
+    A printable byte is written as itself, the others as the characters from U+0100 on.
+    """
     plain = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256))
     return [chr(byte) if byte in plain else chr(256 + next(others)) for byte in range(256)]
 
 
 def _tokenizer(tokens: list[str]) -> dict[str, object]:
-    """Texts are read byte by byte (no merges); the words are only ever written."""
+    """Return a tokenizer that reads texts byte by byte (no merges).
+
+    Words occur only in its output.
+    """
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     added = [
         {"id": number, "content": text, "special": True, "single_word": False, "lstrip": False,
@@ -105,16 +111,17 @@ def _tokenizer(tokens: list[str]) -> dict[str, object]:
 
 
 def _weights(vocabulary: int) -> bytes:
-    """The file model.safetensors, in bfloat16."""
+    """Return the file model.safetensors, in bfloat16."""
     dice = random.Random(1)
     keys = WIDTH // HEADS * KV_HEADS
     zero = struct.pack("<H", 0)
     first = vocabulary - len(WORDS)
     signs = [[dice.choice((-1.0, 1.0)) for _ in range(WIDTH)] for _ in range(len(WORDS) + 1)]
-    # What is no word is all the same: the first word follows.
+    # All tokens that are not words have one embedding, after which the first word follows.
     embeddings = [signs[0]] * first + signs[1:]
     silent = [0.0] * WIDTH
-    # A word answers to the signs of the one before it; the first also to those of the last.
+    # The head of a word matches the signs of the word before it, that of the first word also those
+    # of the last.
     heads = [silent] * first + [[0.2 * value for value in row] for row in signs[:-1]]
     heads[first] = [0.2 * (one + other) for one, other in zip(signs[0], signs[-1], strict=True)]
     tensors: list[tuple[str, list[int], bytes]] = [
@@ -156,7 +163,7 @@ def _weights(vocabulary: int) -> bytes:
 
 
 def _rows(rows: list[list[float]]) -> bytes:
-    """Rows of numbers as bfloat16: the upper half of a float, cut off."""
+    """Return rows of numbers as bfloat16: the upper half of a float, truncated."""
     values = [value for row in rows for value in row]
     raw = struct.pack(f"<{len(values)}f", *values)
     return b"".join(raw[place + 2 : place + 4] for place in range(0, len(raw), 4))

@@ -1,6 +1,6 @@
-"""A llama of 1.4 MB that llama-server loads in no time: small enough to be locked in memory.
+"""A Llama model of 1.4 MB that llama-server loads at once: small enough to be locked in memory.
 
-Its weights are zero. It always answers with its first token, which is all that the tests ask for.
+Its weights are zero. It always answers with its first token, which is enough for the tests.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _ALIGNMENT = 32
 
 
 def tiny_model() -> bytes:
-    """The bytes of the GGUF file."""
+    """Return the bytes of the GGUF file."""
     return _file(_metadata(), _tensors())
 
 
 def tiny_shards(count: int) -> list[bytes]:
-    """The same model in several files, as llama-gguf-split makes them."""
+    """Return the same model in several files, as llama-gguf-split makes them."""
     tensors = _tensors()
     step = -(-len(tensors) // count)
     files = []
@@ -98,7 +98,7 @@ def _tensors() -> list[tuple[str, tuple[int, ...]]]:
 
 
 def _bytes(shape: Sequence[int]) -> int:
-    """Bytes of a tensor of 32-bit floats, padded as the next one must begin."""
+    """Return the bytes of a tensor of 32-bit floats, padded to the alignment of the next one."""
     size = 4
     for length in shape:
         size *= length

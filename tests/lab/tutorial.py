@@ -1,4 +1,4 @@
-"""The commands of a document, as its reader types them."""
+"""Read the commands of a document as its reader types them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SCRIPT, _SESSION = "sh", "console"
 
 @dataclass(frozen=True)
 class Typed:
-    """One command, with the heading it stands below."""
+    """One command, with the heading above it."""
 
     section: str
     line: int
@@ -54,8 +54,9 @@ def blocks(path: Path) -> list[Block]:
 def typed(path: Path) -> list[Typed]:
     """Return the commands of a document, in order, without comments.
 
-    A line that ends in a backslash goes on in the next one, one that ends in a brace until the line
-    that closes it. In a session only the lines after a prompt are commands.
+    A command continues after a line that ends in a backslash. If its first line ends in a brace, it
+    continues until the line that closes the brace. In a session only lines after a prompt are
+    commands.
     """
     found: list[Typed] = []
     for block in blocks(path):

@@ -1,12 +1,12 @@
-"""The slow lab: a virtual machine with two NUMA nodes and every control group controller.
+"""A virtual machine with two NUMA nodes and all control group controllers.
 
     with VM() as vm:
         vm.run(["numactl", "--hardware"], check=True)
 
-A stock Debian 13 that was never logged in to: no podman, no stackctl. It has root and a user
-`lab`, both reached by ssh on a port of 127.0.0.1 with a key and a host key of its own. QEMU
-emulates it in software, ten times slower than the machine it runs on: /dev/kvm is not needed.
-Its disk is a copy that is thrown away, and it ends with the process that started it.
+It is a stock Debian 13 without Podman and stackctl, in which nobody has logged in before. ssh
+reaches root and a user `lab` on a port of 127.0.0.1, with a key and a host key of its own. QEMU
+emulates the processor, which is ten times slower than the real machine and needs no /dev/kvm.
+Changes of the disk are discarded, and the machine ends with the process that started it.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ from . import vmtrees
 from .host import LabError, cache_root, locked, need, need_root, remove_tree, say
 
 USER = "lab"
-# As many processors as emulate them: threads that wait by spinning would keep each other waiting.
+# QEMU runs one thread per processor. More processors than the real machine has would slow down
+# threads that wait by spinning.
 NODES, CPUS_A_NODE, GIB_A_NODE = 2, 1, 2
 _BOOT_S = 600
-# Below a mount namespace of its own, QEMU sees its tree and the folder of the machine only.
+# In a mount namespace of its own QEMU sees only its tree and the folders of the machine.
 _INSIDE = """\
 set -e
 for name in dev proc; do mount --rbind "/$name" "$1/$name"; done
@@ -45,23 +46,23 @@ tree=$1
 shift 4
 exec chroot "$tree" "$@"
 """
-# A client of this machine with ssh settings of its own, in the place where ssh looks for them.
+# Runs a command of this machine with ssh settings of its own mounted over ~/.ssh.
 _AS_CLIENT = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
 
 
 class VM:
-    """One virtual machine; `host` is its name in the ssh settings that `client` runs with."""
+    """One virtual machine; `host` is its name in the ssh settings that `client` uses."""
 
     host = "vm"
 
     def __init__(self) -> None:
-        """Prepare a machine; nothing is built or started before `start`."""
+        """Prepare a machine. Only `start` builds and starts it."""
         self.port = 0
         self._folder = Path()
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        """Boot and wait until ssh answers."""
+        """Start the machine and wait until ssh answers."""
         self.start()
         return self
 
@@ -75,7 +76,7 @@ class VM:
         self.close()
 
     def start(self) -> None:
-        """Boot; the machine ends with this process."""
+        """Start the machine. It ends with this process."""
         need_root()
         need({"unshare": "util-linux", "setpriv": "util-linux", "ssh": "openssh-client"})
         tree, disks, data = vmtrees.build_qemu(), vmtrees.build_disk(), vmtrees.build_data()
@@ -130,10 +131,12 @@ class VM:
     def type(
         self, script: str, answer: str = "", *, user: str = "root", timeout: float = 600
     ) -> subprocess.CompletedProcess[str]:
-        """Run a shell script in the machine on a terminal, as its user does after a login, who
-        answers whatever is asked; what is printed comes on stdout."""
+        """Run a shell script in the machine on a terminal, as its user does after a login.
+
+        The user types ANSWER. All output, including that of stderr, is on stdout.
+        """
         words = [*self.ssh(user)[:-1], "-tt", self.ssh(user)[-1]]
-        # No echo: what is typed before it is asked for would stand in the middle of the output.
+        # Without echo, so that the answer, which is sent before the question, is not in the output.
         words.append(shlex.join(["bash", "-lc", f"stty -echo cols 80 rows 50; {script}"]))
         done = subprocess.run(
             words, input=answer, capture_output=True, text=True, timeout=timeout, check=False
@@ -142,7 +145,7 @@ class VM:
         return subprocess.CompletedProcess(words, done.returncode, out, done.stderr)
 
     def reboot(self) -> None:
-        """Have systemd boot the machine anew, and wait until root can log in again."""
+        """Restart the machine with systemctl and wait until root can log in again."""
         before = self._boot_id()
         with contextlib.suppress(subprocess.TimeoutExpired):
             # The network may go before the connection is closed.
@@ -161,7 +164,7 @@ class VM:
         return done.stdout.strip() if done.returncode == 0 else None
 
     def ssh(self, user: str = "root") -> list[str]:
-        """The words that begin a command of this machine as run in the virtual one."""
+        """Return the ssh command that runs a command in the virtual machine."""
         return ["ssh", "-F", str(self._folder / "ssh/config"), f"{user}@{self.host}"]
 
     def copy(self, source: Path, target: str, *, user: str = "root") -> None:
@@ -177,8 +180,7 @@ class VM:
         input: str | None = None,
         timeout: float = 300,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command of this machine to whose user `vm`, also known as `box`, is a known host in
-        ~/.ssh/config."""
+        """Run a command of this machine that finds `vm`, also named `box`, in ~/.ssh/config."""
         home = Path(pwd.getpwuid(os.getuid()).pw_dir) / ".ssh"
         home.mkdir(mode=0o700, exist_ok=True)
         words = ["unshare", "--mount", "--propagation", "private", "--", "sh", "-c", _AS_CLIENT]
@@ -207,7 +209,7 @@ class VM:
             time.sleep(1)
 
     def console(self) -> str:
-        """What the machine wrote on its console, and QEMU of itself."""
+        """Return the output of QEMU and of the machine's console."""
         logs = (self._folder / name for name in ("qemu.log", "console.log"))
         return "\n".join(path.read_text(errors="replace") for path in logs if path.exists())
 
@@ -250,7 +252,7 @@ class VM:
 
 
 def _qemu(port: int) -> list[str]:
-    """The command line of QEMU; both disks are left as they are."""
+    """Return the command line of QEMU. Both disks stay unchanged."""
     cpus = NODES * CPUS_A_NODE
     words = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max"]
     words += ["-m", f"{NODES * GIB_A_NODE}G", "-smp", f"{cpus},sockets={NODES},cores={CPUS_A_NODE}"]
@@ -275,7 +277,7 @@ def _free_port() -> int:
 
 
 def _sweep() -> None:
-    """Remove the folders of machines that were killed with their owner."""
+    """Remove the folders of machines that were killed together with their owner."""
     with locked("run"):
         for folder in (cache_root() / "run").glob("vm-*"):
             with contextlib.suppress(FileNotFoundError, BlockingIOError):

@@ -1,4 +1,4 @@
-"""The machine of the slow lab as a box to make ready, and a record of all that it is."""
+"""The virtual machine as a box for the tutorial, and a record of its state."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ DATA = "/mnt/data"
 STORE = f"{DATA}/store"
 MODEL = "/srv/models/your-model.gguf"
 
-#: All files with kind, rights, owner and size (of folders no size), hashes where settings and
-#: programs of people are, what systemd, dpkg and the kernel say.
+#: All files with type, permissions, owner and size (folders without size), hashes of settings and
+#: local programs, and the state of systemd, dpkg and the kernel.
 _RECORD = r"""
 set -e
 cd /
@@ -54,7 +54,7 @@ sysctl -a 2>/dev/null | sed 's/^/sysctl /'
 grep -H . /sys/kernel/mm/transparent_hugepage/* /sys/devices/system/node/online \
     /sys/devices/system/cpu/online | sed 's/^/kernel /'
 """
-#: What is not the same from one minute to the next on a machine that nobody touches.
+#: Lines that change from one minute to the next on a machine that nobody uses.
 _RESTLESS = {
     r"hash \w+ var/lib/systemd/": "stamps of timers, the seed of the random numbers",
     r"\w+ var/lib/systemd/(timers|timesync)\b": "stamps of timers",
@@ -68,7 +68,7 @@ _RESTLESS = {
 
 @functools.cache
 def program() -> Path:
-    """A folder with this checkout's stackctl, as who types it here has it in the search path."""
+    """Return a folder for the search path with this checkout's stackctl."""
     folder = Path(tempfile.mkdtemp(prefix="stackctl-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     text = f'#!/bin/sh\nPYTHONPATH={CHECKOUT} exec {sys.executable} -P -m stackctl "$@"\n'
@@ -77,15 +77,15 @@ def program() -> Path:
     return folder
 
 
-#: Colours, what terminals need at the end of a line, and the end of what is typed.
+#: Colours, control codes of terminals at the end of a line, and the end of the typed input.
 _DRAWN = re.compile(r"\x1b\[[\d;]*[mK]|[\r\0]|\^[@D]")
 
 
 class Box:
-    """A stock machine, and what was recorded of it."""
+    """A stock machine with its recorded first state."""
 
     def __init__(self, vm: VM) -> None:
-        """Prepare; the machine must have booted."""
+        """Record the first state of a machine that has booted."""
         self.vm = vm
         #: Functions of the shell that the reader has defined.
         self._known = ""
@@ -94,16 +94,16 @@ class Box:
         self.before = self.record()
 
     def record(self) -> set[str]:
-        """All that the machine is, line by line, without what never stands still."""
+        """Return the state of the machine in lines, without lines that always change."""
         lines = self.vm.run(["sh", "-c", _RECORD], check=True, timeout=600).stdout.splitlines()
         restless = re.compile("|".join(_RESTLESS))
         return {line for line in lines if not restless.match(line)}
 
     def follow(self, section: str) -> list[tuple[str, str]]:
-        """Type the commands of a section of the tutorial, once: each with what it printed.
+        """Run the commands of a section of the tutorial, once. Return each with its output.
 
-        Those with --host are typed here, the others by the machine's user, who may use sudo. All
-        that is asked is answered with yes.
+        Commands with --host run here, the others as the machine's user, who may use sudo. Every
+        question is answered with yes.
         """
         if section not in self._sections:
             done: list[tuple[str, str]] = []
@@ -123,7 +123,7 @@ class Box:
             self._sections[section] = done
         return self._sections[section]
 
-    # Who
+    # Users
 
     def service(
         self, *words: str, code: int | None = 0, timeout: float = 600
@@ -151,32 +151,35 @@ class Box:
         return done
 
     def run(self, user: str, *words: str, code: int | None = 0) -> str:
-        """Run a command as root or the service user; what it prints."""
+        """Run a command as root or the service user and return its output."""
         return (self.root if user == "root" else self.service)(*words, code=code).stdout
 
     def json(self, user: str, *words: str, code: int | None = 0) -> dict[str, Any]:
-        """Run stackctl for its document."""
+        """Run stackctl and return its JSON document."""
         found: dict[str, Any] = json.loads(self.run(user, "stackctl", *words, "--json", code=code))
         return found
 
     def read(self, path: str) -> str:
-        """The text of a file."""
+        """Return the text of a file."""
         return self.root("cat", path).stdout
 
     # Engines
 
     def pid(self, user: str, container: str) -> str:
-        """The process of an engine."""
+        """Return the process id of an engine."""
         words = ("podman", "inspect", "--type=container", "--format", "{{.State.Pid}}", container)
         return self.run(user, *words).strip()
 
     def status(self, pid: str) -> dict[str, str]:
-        """/proc/PID/status."""
+        """Return /proc/PID/status by field."""
         pairs = (line.partition(":") for line in self.read(f"/proc/{pid}/status").splitlines())
         return {name: value.strip() for name, _, value in pairs}
 
     def pages(self, pid: str) -> dict[str, int]:
-        """Pages of the process's own memory by node. Files may have been read before, by others."""
+        """Return the number of anonymous pages of a process by node.
+
+        Pages of files are not counted, because other processes may have read the files before.
+        """
         lines = self.read(f"/proc/{pid}/numa_maps").splitlines()
         found: dict[str, int] = {}
         for node, count in re.findall(
@@ -198,7 +201,7 @@ mount {DATA}
 
 
 def stackctl(vm: VM, user: str, *arguments: str, code: int = 0, timeout: float = 600) -> str:
-    """Run this checkout's stackctl here, for that user of the machine; what it prints."""
+    """Run this checkout's stackctl here with --host for that user; return its output."""
     words = [sys.executable, "-m", "stackctl", "--host", f"{user}@{vm.host}", *arguments]
     done = vm.client(words, env={"PYTHONPATH": str(CHECKOUT)}, timeout=timeout)
     assert done.returncode == code, f"{words} exited {done.returncode}\n{done.stdout}{done.stderr}"
@@ -206,12 +209,15 @@ def stackctl(vm: VM, user: str, *arguments: str, code: int = 0, timeout: float =
 
 
 def results(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Results of a document by name."""
+    """Return the results of a document by name."""
     return {one["name"]: one for one in document["results"]}
 
 
 def differences(before: Iterable[str], after: Iterable[str], allowed: dict[str, str]) -> list[str]:
-    """What is not as before, but for what has a reason (by a pattern that lines begin with)."""
+    """Return the changed lines that no pattern allows.
+
+    ALLOWED maps patterns that lines begin with to reasons.
+    """
     expected = re.compile("|".join(allowed)) if allowed else None
     gone, new = set(before) - set(after), set(after) - set(before)
     told = [*(f"- {line}" for line in sorted(gone)), *(f"+ {line}" for line in sorted(new))]
@@ -220,24 +226,24 @@ def differences(before: Iterable[str], after: Iterable[str], allowed: dict[str, 
 
 @pytest.fixture(scope="session")
 def vm() -> Iterator[VM]:
-    """The machine as it comes: booted, nothing installed."""
+    """Yield the machine after its first boot, with nothing installed."""
     with VM() as booted:
         yield booted
 
 
 @pytest.fixture(scope="session")
 def box(vm: VM) -> Box:
-    """Recorded as it comes."""
+    """Return the box with its first state recorded."""
     return Box(vm)
 
 
 @pytest.fixture(scope="session")
 def ready(box: Box) -> Box:
-    """Made ready as the tutorial says, with a model and the engine's image."""
+    """Return the box after the tutorial's provisioning, with a model and the engine's image."""
     box.follow("1. Look")
     box.follow("2. Do")
     box.root("cp", f"{DATA}/models/tiny.gguf", MODEL)
-    # Stands for the registry, which cannot be reached: the images are in stores to be read only.
+    # The registry cannot be reached, so the images come from read-only stores.
     write = 'mkdir -p "${1%/*}" && cat >"$1"'
     for user, store, more in (("root", STORE, _ROOTFUL), (SERVICE_USER, _STORE_OF_IT, "")):
         enter = ["sudo", "-u", user, "sh", "-c", write, "write", STORAGE[user]]
@@ -246,7 +252,7 @@ def ready(box: Box) -> Box:
     return box
 
 
-#: Files of the store are those of a rootless user with the number 1000.
+#: The files of the store belong to a rootless user with the number 1000.
 _STORE_OF_IT = f"/mnt/{SERVICE_USER}"
 _LEND_STORE = f"""
 set -e
@@ -267,7 +273,7 @@ systemctl daemon-reload
 
 @pytest.fixture(scope="session")
 def served(ready: Box) -> Box:
-    """It serves, as the tutorial says."""
+    """Return the box while it serves a model, as in the tutorial."""
     rest(ready)
     ready.follow("3. Serve")
     return ready
@@ -287,12 +293,14 @@ _ROOTFUL = 'runroot = "/run/containers/storage"\ngraphroot = "/var/lib/container
 
 
 def rest(box: Box) -> None:
-    """Stop the guards until the next boot: an emulated processor needs half a minute for each look,
-    and they look every minute."""
+    """Stop the guards until the next boot.
+
+    They run every minute, and each run takes half a minute on an emulated processor.
+    """
     box.root("systemctl", "stop", "stackctl-guard.timer", code=None)
     box.service("systemctl", "--user", "stop", "stackctl-guard.timer")
 
 
 def give_back(box: Box) -> None:
-    """Take away what ``ready`` has put there besides the tutorial's."""
+    """Remove the additions of ``ready`` that are not part of the tutorial."""
     box.root("sh", "-c", _TAKE_STORE)

@@ -1,4 +1,4 @@
-"""What the slow lab is made of, each built once: QEMU, a disk with a stock Debian 13, data."""
+"""Build the cached parts of the virtual machine: QEMU, a disk with a stock Debian 13, data."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from .lab import image_store
 from .tinymodel import tiny_model
 from .trees import need_mmdebstrap
 
-# As a Debian 13 server is installed (with AppArmor), with what the tests look at it with (numactl,
-# procps, curl).
+# The packages of a Debian 13 server (with AppArmor), and the tools of the tests (numactl, procps,
+# curl).
 PACKAGES = [
     "linux-image-cloud-amd64",
     "systemd",
@@ -43,7 +43,7 @@ Address=10.0.2.15/24
 Gateway=10.0.2.2
 DNS=10.0.2.3
 """
-# Run by mmdebstrap with the new tree as its first argument.
+# mmdebstrap runs them with the new tree as the first argument.
 _HOOKS = [
     'chroot "$1" useradd --create-home --shell /bin/bash lab',
     'chroot "$1" systemctl enable systemd-networkd ssh',
@@ -56,24 +56,27 @@ _HOOKS = [
 
 
 def build_qemu() -> Path:
-    """A tree with QEMU 10 (Debian 13's): that of Debian 12 crashes, other systems have none."""
+    """Return a tree with QEMU 10 of Debian 13.
+
+    That of Debian 12 crashes, other systems have none.
+    """
     return cached("qemu", fingerprint("trixie", "qemu-system-x86", 1), _build_qemu)
 
 
 def build_disk() -> Path:
-    """A folder: root.img, vmlinuz, initrd, the key that may log in, and host_key.pub."""
+    """Return a folder with root.img, vmlinuz, initrd, the key of the logins, and host_key.pub."""
     return cached("vmdisk", fingerprint(PACKAGES, DISK, _NETWORK, _HOOKS, 1), _build_disk)
 
 
 def build_data() -> Path:
-    """A folder with data.img, mounted read-only on /srv: images as podman keeps them, a model."""
+    """Return a folder with data.img for /srv: a Podman store with the images, and a model."""
     store = image_store()
     key = fingerprint(store.parent.name, Path(__file__).with_name("tinymodel.py"), 1)
     return cached("vmdata", key, lambda target: _build_data(target, store))
 
 
 def build_wheels(python: str = "3.13") -> Path:
-    """A folder with the wheels of all that stackctl needs on that Python, without its own."""
+    """Return a folder with the wheels that stackctl needs on that Python, without its own."""
     pinned = CHECKOUT / "requirements/runtime.txt"
     return cached("wheels", fingerprint(python, pinned, 1), lambda path: _fetch(path, python))
 
