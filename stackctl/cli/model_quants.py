@@ -32,7 +32,11 @@ class _Row:
 
 
 def show_remote(session: Session, source: str, parsed: HubSource) -> None:
-    """Print the facts of a model on a hub, and how the models of its repository fit here."""
+    """Print the facts of a model on a hub, and how the models of its repository fit here.
+
+    The largest model that fits and is fast enough is recommended.
+    """
+    from stackctl.plan.verdict import is_viable
     from stackctl.sources.model_text import model_rows
     from stackctl.store import hub
     from stackctl.store.remote_models import (
@@ -74,11 +78,14 @@ def show_remote(session: Session, source: str, parsed: HubSource) -> None:
         return _Row(choice, named, _best(basis, session.profiles(), scaled))
 
     found = [row(choice) for choice in choices[:_MOST]]
-    if session.out.wrote_json(_document(info, found)):
+    # More bits answer better.
+    good = [row for row in found if row.plan is not None and is_viable(row.plan)]
+    best = max(good, key=lambda row: row.choice.bytes, default=None)
+    if session.out.wrote_json(_document(info, found, best)):
         return
     session.out.properties(model_rows(model))
     session.out.line()
-    _table(session, found)
+    _table(session, found, best)
 
 
 def _scaled(model: Model, chosen: RepoModel, choice: RepoModel, source: str) -> Model:
@@ -137,18 +144,9 @@ def _predicted_speed(plan: Plan) -> str:
     return "unknown"
 
 
-def _recommended(rows: list[_Row]) -> _Row | None:
-    """Return the largest model that fits and is fast enough: more bits answer better."""
-    from stackctl.plan.verdict import is_viable
-
-    good = [row for row in rows if row.plan is not None and is_viable(row.plan)]
-    return max(good, key=lambda row: row.choice.bytes, default=None)
-
-
-def _table(session: Session, rows: list[_Row]) -> None:
+def _table(session: Session, rows: list[_Row], best: _Row | None) -> None:
     from stackctl.quantity import format_bytes
 
-    best = _recommended(rows)
     shown = []
     for row in rows:
         fits, speed, how = "?", "", ""
@@ -175,8 +173,7 @@ def _table(session: Session, rows: list[_Row]) -> None:
         session.out.note("none of them is known to fit and to be fast enough here")
 
 
-def _document(info: RepoInfo, rows: list[_Row]) -> Choices:
-    best = _recommended(rows)
+def _document(info: RepoInfo, rows: list[_Row], best: _Row | None) -> Choices:
     return Choices(
         repo=info.repo,
         commit=info.commit,

@@ -21,7 +21,16 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 16, 14, 46
 _LEGEND_ROW = 20
 #: The most series in a chart; the page has as many colours.
 _MOST_SERIES = 6
-_MARKS = ("circle", "square", "triangle", "diamond", "ring", "cross")
+_CIRCLE = "m-4.5,0a4.5,4.5 0 1,0 9,0a4.5,4.5 0 1,0 -9,0z"
+#: Class and outline of the markers: circle, square, triangle, diamond, ring and cross.
+_MARKS = (
+    ("dot", _CIRCLE),
+    ("dot", "m-4.5,-4.5h9v9h-9z"),
+    ("dot", "m0,-5.5l5.5,10h-11z"),
+    ("dot", "m0,-6l6,6l-6,6l-6,-6z"),
+    ("line", _CIRCLE),
+    ("line", "m-4.5,-4.5l9,9m0,-9l-9,9"),
+)
 _DASHES = ("", "7 3", "2 3", "9 3 2 3", "5 5", "1 4")
 
 
@@ -299,24 +308,8 @@ def _dash(number: int) -> str:
 
 
 def _marker(number: int, x: float, y: float) -> str:
-    kind, r = _MARKS[number % len(_MARKS)], 4.5
-    name = f'class="s{number} dot"'
-    if kind == "circle":
-        return f'<circle {name} cx="{x:.1f}" cy="{y:.1f}" r="{r}"/>'
-    if kind == "ring":
-        return f'<circle class="s{number} line" cx="{x:.1f}" cy="{y:.1f}" r="{r}"/>'
-    if kind == "cross":
-        return (
-            f'<path class="s{number} line" d="M{x - r:.1f},{y - r:.1f}l{2 * r},{2 * r}'
-            f'm0,{-2 * r}l{-2 * r},{2 * r}"/>'
-        )
-    shapes: dict[str, Sequence[tuple[float, float]]] = {
-        "square": ((-r, -r), (r, -r), (r, r), (-r, r)),
-        "triangle": ((0, -r - 1), (r + 1, r), (-r - 1, r)),
-        "diamond": ((0, -r - 1.5), (r + 1.5, 0), (0, r + 1.5), (-r - 1.5, 0)),
-    }
-    points = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in shapes[kind])
-    return f'<polygon {name} points="{points}"/>'
+    style, outline = _MARKS[number % len(_MARKS)]
+    return f'<path class="s{number} {style}" d="M{x:.1f},{y:.1f}{outline}"/>'
 
 
 def _legend(name: str, number: int) -> str:
