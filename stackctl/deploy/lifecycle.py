@@ -23,7 +23,7 @@ from stackctl.deploy.context import Context
 from stackctl.deploy.model_integrity import require_unchanged
 from stackctl.deploy.new_generation import UpOptions, check_plan, draft_generation
 from stackctl.deploy.stack_state import InstalledStack, installed_generation, not_running
-from stackctl.deploy.startup import require_engine_answer, start_and_wait
+from stackctl.deploy.startup import is_serving, require_engine_answer, start_and_wait
 from stackctl.deploy.transaction import RolloutTimeouts, record_end, recover_first
 from stackctl.engines import engine as find_engine
 from stackctl.errors import ExitCode, StackctlError, StartFailed
@@ -182,7 +182,7 @@ def serving_if_unchanged(
     if (
         current is None
         or not preflight.is_unchanged(new, before)
-        or not transaction.is_serving(context, current)
+        or not is_serving(context, current)
     ):
         return None
     if not options.dry_run:

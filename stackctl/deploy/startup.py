@@ -1,4 +1,4 @@
-"""Starts a unit, follows it until it is ready or has failed, and tests its engine's answers."""
+"""Starts a unit, follows it until it is ready or has failed, tests its answers, and stops it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from stackctl.engines import engine as find_engine
 from stackctl.engines.failures import Failure
 from stackctl.errors import StartFailed
 from stackctl.health import completion_check, endpoint
+from stackctl.machine import podman
 from stackctl.machine.systemd import UnitState
 from stackctl.quantity import format_duration
-from stackctl.units.render import log_identifier
+from stackctl.units import render
 from stackctl.values.generation import EngineFact, Generation
 from stackctl.values.result import Result
 
@@ -31,6 +32,10 @@ _STEP_S = 300
 _DYING_S = 10
 #: Enough for a traceback of each process of an engine, and for their last messages.
 _LOG_LINES = 3000
+
+#: An engine without an answer for so many seconds does not serve. With less, an engine that is only
+#: busy would be restarted or replaced.
+_ANSWER_S = 20
 
 #: systemd's results of a service, as text. A cause in the engine's log takes precedence.
 _RESULTS = {
@@ -192,7 +197,7 @@ class _Watch:
 def _log(
     context: Context, generation: Generation, since: float, lines: int = _LOG_LINES
 ) -> list[str]:
-    identifier = log_identifier(generation.stack, generation.number)
+    identifier = render.log_identifier(generation.stack, generation.number)
     return context.systemd.journal(generation.units.service, identifier, since=since, lines=lines)
 
 
@@ -264,6 +269,35 @@ def _did_not_start(
     if known is not None:
         error.cause, error.sets, error.kernel = known.cause, known.sets, known.kernel
     return error
+
+
+def is_serving(context: Context, generation: Generation) -> bool:
+    """Return True if a generation is active and its engine answers in ``_ANSWER_S`` seconds."""
+    state = context.systemd.show(generation.units.service, "ActiveState")["ActiveState"]
+    path, port = find_engine(generation.plan.engine).health_path, generation.plan.engine_listen_port
+    return state == "active" and endpoint.liveness(port, path, timeout_s=_ANSWER_S) == "ready"
+
+
+def is_starting(context: Context, generation: Generation) -> bool:
+    """Return True if systemd is starting the unit, and does not wait before the next attempt."""
+    seen = context.systemd.show(generation.units.service, "ActiveState", "SubState")
+    return seen.get("ActiveState") == "activating" and seen.get("SubState", "").startswith("start")
+
+
+def stop_unit(context: Context, unit: str) -> None:
+    """Stop a unit if there is one, and remove its container."""
+    service = render.service_name(unit)
+    seen = context.systemd.show(service, "LoadState", "ActiveState")
+    if seen.get("LoadState") == "not-found" and seen.get("ActiveState") == "inactive":
+        # The unit is gone, but its container may still run: it is removed below.
+        pass
+    elif seen.get("ActiveState") == "activating":
+        context.systemd.abort(service)
+    else:
+        context.systemd.stop(service)
+    # The stop of the unit removes the container, but an interrupted stop may leave it.
+    podman.remove_container(render.container_name(unit))
+    context.systemd.reset_failed(service)
 
 
 def require_engine_answer(context: Context, generation: Generation) -> None:

@@ -15,19 +15,14 @@ from typing import Literal
 from stackctl.deploy import proxy, startup, unit_files
 from stackctl.deploy.context import Context
 from stackctl.deploy.stack_state import InstalledStack
-from stackctl.engines import engine as find_engine
+from stackctl.deploy.startup import is_serving
 from stackctl.errors import ExitCode, StackctlError, StartFailed
-from stackctl.health import endpoint
-from stackctl.machine import lock, podman
+from stackctl.machine import lock
 from stackctl.machine.signals import ignore_signals
 from stackctl.quantity import format_duration
 from stackctl.state.generations import utc_now
 from stackctl.units import render
 from stackctl.values.generation import EngineFact, Generation, GenerationState, Transaction
-
-#: An engine without an answer for so many seconds does not serve. With less, an engine that is only
-#: busy would be restarted or replaced.
-_ANSWER_S = 20
 
 
 @dataclass(frozen=True)
@@ -255,7 +250,7 @@ def reconcile(
     """
     for unit in render.engine_unit_names(stack):
         if winner is None or render.service_name(unit) != winner.units.service:
-            _stop_unit(context, unit)
+            startup.stop_unit(context, unit)
     if winner is None:
         proxy.remove_proxy(context, stack)
         unit_files.remove_units(context, stack)
@@ -268,8 +263,8 @@ def reconcile(
     if running and not is_serving(context, winner):
         # A start that is under way goes on: a large model takes long, and a recovery may itself be
         # interrupted. A unit in any other state may be half stopped, so it is stopped first.
-        if not _starts(context, winner):
-            _stop_unit(context, winner.units.service.removesuffix(".service"))
+        if not startup.is_starting(context, winner):
+            startup.stop_unit(context, winner.units.service.removesuffix(".service"))
         if winner.door is None:
             proxy.remove_proxy(context, stack)
         try:
@@ -288,35 +283,6 @@ def reconcile(
     except StartFailed as error:
         problem = problem or error
     return problem
-
-
-def is_serving(context: Context, generation: Generation) -> bool:
-    """Return True if a generation is active and its engine answers in ``_ANSWER_S`` seconds."""
-    state = context.systemd.show(generation.units.service, "ActiveState")["ActiveState"]
-    path, port = find_engine(generation.plan.engine).health_path, generation.plan.engine_listen_port
-    return state == "active" and endpoint.liveness(port, path, timeout_s=_ANSWER_S) == "ready"
-
-
-def _starts(context: Context, generation: Generation) -> bool:
-    """Return True if systemd is starting the unit, and does not wait before the next attempt."""
-    seen = context.systemd.show(generation.units.service, "ActiveState", "SubState")
-    return seen.get("ActiveState") == "activating" and seen.get("SubState", "").startswith("start")
-
-
-def _stop_unit(context: Context, unit: str) -> None:
-    """Stop a unit if there is one, and remove its container."""
-    service = render.service_name(unit)
-    seen = context.systemd.show(service, "LoadState", "ActiveState")
-    if seen.get("LoadState") == "not-found" and seen.get("ActiveState") == "inactive":
-        # The unit is gone, but its container may still run: it is removed below.
-        pass
-    elif seen.get("ActiveState") == "activating":
-        context.systemd.abort(service)
-    else:
-        context.systemd.stop(service)
-    # The stop of the unit removes the container, but an interrupted stop may leave it.
-    podman.remove_container(render.container_name(unit))
-    context.systemd.reset_failed(service)
 
 
 def recover(context: Context) -> Transaction | None:
