@@ -25,7 +25,6 @@ from stackctl.values.history import (
     UnitChange,
 )
 from stackctl.values.plan import Scalar
-from stackctl.values.proxy import Proxy
 
 
 def history_report(context: Context, stack: str) -> HistoryReport:
@@ -140,7 +139,10 @@ def compare_generations(old: Generation, new: Generation) -> DiffReport:
 
 
 def _facts(generation: Generation) -> dict[str, Scalar]:
-    plan, place = generation.plan, generation.plan.placement
+    plan, place, proxy = generation.plan, generation.plan.placement, generation.door
+    front_door = None
+    if proxy is not None:
+        front_door = f"{proxy.address}:{proxy.port}" + (", with a key" if proxy.key else "")
     return {
         "profile": plan.profile,
         "objective": plan.objective,
@@ -150,18 +152,12 @@ def _facts(generation: Generation) -> dict[str, Scalar]:
         "model": plan.model.source,
         "served name": plan.served_name,
         "port": plan.port,
-        "front door": _front_door(generation.door),
+        "front door": front_door,
         "CPUs": None if place.cpus is None else str(place.cpus),
         "memory nodes": None if place.mems is None else str(place.mems),
         "memory policy": place.policy,
         "GPUs": ",".join(place.gpus) or None,
     }
-
-
-def _front_door(proxy: Proxy | None) -> str | None:
-    if proxy is None:
-        return None
-    return f"{proxy.address}:{proxy.port}" + (", with a key" if proxy.key else "")
 
 
 def _units(old: Generation, new: Generation) -> Iterator[UnitChange]:

@@ -55,7 +55,11 @@ def _stack(context: Context, status: StackStatus) -> StackMetrics:
             numbers, _ = engine_snapshot.scrape_metrics(generation, timeout_s=_PATIENCE_S)
             since_s = context.systemd.state(generation.units.service).running_s
             if numbers is not None and numbers.ttft is None and since_s is not None:
-                ttft, token_time = _latencies(context, generation, since_s)
+                # The hour limits the part of the log that is read. Prometheus takes the beginning
+                # of an hour for a counter reset, which its functions expect.
+                now = time.time()
+                first = max(now - since_s, now - now % _HOUR_S)
+                ttft, token_time = latencies_in_log(context, generation, first, _MOST_LINES)
         except StackctlError as error:
             # The fault of one stack must not hide the other stacks.
             context.progress.warn(error.message, error.hint)
@@ -76,19 +80,6 @@ def _stack(context: Context, status: StackStatus) -> StackMetrics:
         ttft=ttft,
         token_time=token_time,
     )
-
-
-def _latencies(
-    context: Context, generation: Generation, since_s: float
-) -> tuple[Histogram, Histogram]:
-    """Return the histograms of this hour's requests.
-
-    The hour limits the part of the log that is read. Prometheus takes the beginning of an hour for
-    a counter reset, which its functions expect.
-    """
-    now = time.time()
-    first = max(now - since_s, now - now % _HOUR_S)
-    return latencies_in_log(context, generation, first, _MOST_LINES)
 
 
 def latencies_in_log(

@@ -35,7 +35,31 @@ class CpuList(Set[int]):
         Raises:
             StackctlError: exit 2 if the text is not a CPU list.
         """
-        return cls(_parse(text))
+        cpus: set[int] = set()
+        named = 0
+        items = text.strip().split(",")
+        if len(items) > _MOST:
+            raise StackctlError(
+                "a CPU list of more items than there can be CPUs", exit_code=ExitCode.USAGE
+            )
+        wrong = StackctlError(
+            f"{text!r} is not a CPU list", hint="write it like 0-13,16", exit_code=ExitCode.USAGE
+        )
+        for item in filter(None, map(str.strip, items)):
+            match = _ITEM.fullmatch(item)
+            if match is None:
+                raise wrong
+            first, last, used, group = (int(part) if part else None for part in match.groups())
+            assert first is not None
+            last = first if last is None else last
+            if last < first or last >= _MOST or group == 0:
+                raise wrong
+            span = range(first, last + 1)
+            named += len(span)
+            if named > _MOST_NAMED:
+                raise StackctlError("a CPU list that repeats CPUs", exit_code=ExitCode.USAGE)
+            cpus.update(cpu for cpu in span if group is None or (cpu - first) % group < (used or 0))
+        return cls(cpus)
 
     def __contains__(self, number: object) -> bool:
         """Return True for a member."""
@@ -83,31 +107,3 @@ class CpuList(Set[int]):
     def __repr__(self) -> str:
         """Return the expression that makes an equal list."""
         return f"CpuList.parse({str(self)!r})"
-
-
-def _parse(text: str) -> set[int]:
-    cpus: set[int] = set()
-    named = 0
-    items = text.strip().split(",")
-    if len(items) > _MOST:
-        raise StackctlError(
-            "a CPU list of more items than there can be CPUs", exit_code=ExitCode.USAGE
-        )
-    wrong = StackctlError(
-        f"{text!r} is not a CPU list", hint="write it like 0-13,16", exit_code=ExitCode.USAGE
-    )
-    for item in filter(None, map(str.strip, items)):
-        match = _ITEM.fullmatch(item)
-        if match is None:
-            raise wrong
-        first, last, used, group = (int(part) if part else None for part in match.groups())
-        assert first is not None
-        last = first if last is None else last
-        if last < first or last >= _MOST or group == 0:
-            raise wrong
-        span = range(first, last + 1)
-        named += len(span)
-        if named > _MOST_NAMED:
-            raise StackctlError("a CPU list that repeats CPUs", exit_code=ExitCode.USAGE)
-        cpus.update(cpu for cpu in span if group is None or (cpu - first) % group < (used or 0))
-    return cpus
