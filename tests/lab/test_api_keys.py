@@ -1,4 +1,4 @@
-"""API keys and addresses, from the profile to the client: who is let in, and where a key is not."""
+"""API keys and addresses, from the profile to the client: access, and the places without a key."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ except urllib.error.HTTPError as error:
 
 
 def status(seat: Seat, path: str, key: str = "") -> int:
-    """What the endpoint says to a request with that key."""
+    """Return the HTTP status of a request with that key."""
     url = f"http://127.0.0.1:{look.PORT}{path}"
     return int(seat.run("python3", "-c", STATUS, url, key).stdout)
 
@@ -39,14 +39,14 @@ def test_a_key_is_asked_for_and_known_to_nobody_else(seat: Seat, tiny: str) -> N
     assert status(seat, "/v1/models") == 401
     assert status(seat, "/v1/models", key[:-1]) == 401
     assert status(seat, "/v1/models", key) == 200
-    # What is no client's business stays on the engine's own port.
+    # Routes that are not for clients exist only on the engine's own port.
     assert (status(seat, "/metrics", key), status(seat, "/slots", key)) == (404, 404)
     assert status(seat, "/health") == 200
     seat.stackctl("check")
-    # A switch asks for the same key.
+    # A switch keeps the key.
     seat.stackctl("switch", "throughput", "--yes", "--soak", "0s")
     assert (status(seat, "/v1/models"), status(seat, "/v1/models", key)) == (401, 200)
-    # The key is in its file, and nowhere else.
+    # The key is only in its file.
     path = seat.stackctl("key", "path").stdout.strip()
     folders = [seat.units, seat.state, seat.runtime, "/etc/systemd", "/tmp", "/var/tmp"]
     found = seat.lab.run(["grep", "-rlF", key, *folders])
@@ -68,7 +68,7 @@ def test_a_key_is_asked_for_and_known_to_nobody_else(seat: Seat, tiny: str) -> N
             continue
     container = look.engine_container(seat)
     assert key not in seat.run("podman", "inspect", container, "stackctl-cpu_door").stdout
-    # Clients get it without its being shown, and keep what else is in their files.
+    # Clients get the key without printing it, and keep the other settings in their files.
     ask = 'curl -sf -H "Authorization: Bearer $OPENAI_API_KEY" $OPENAI_BASE_URL/models'
     asked = seat.run("sh", "-c", f'eval "$(stackctl client openai)"; {ask}').stdout
     assert json.loads(asked)["data"][0]["id"] == "tiny"
@@ -97,7 +97,7 @@ def test_a_new_key_counts_at_once(seat: Seat, tiny: str) -> None:
     seat.stackctl("key", "rotate")
     keys.append(seat.stackctl("key", "show").stdout.strip())
     assert [status(seat, "/v1/models", key) for key in keys] == [401, 401, 200]
-    # Nobody is let in without a key that is stored.
+    # Without a stored key every request is refused.
     seat.stackctl("key", "remove", "--yes")
     assert [status(seat, "/v1/models", key) for key in ("", *keys)] == [401] * 4
     seat.stackctl("down")

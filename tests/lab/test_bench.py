@@ -21,16 +21,16 @@ UP = (
     *("up", "cpu-latency", "--yes", "--soak", "0s"), *look.ONE_THREAD,
     *("--set", "api_key=true", "--model"),
 )  # fmt: skip
-#: Small enough for seconds, long enough for a speed.
+#: Short enough to run in seconds, long enough to measure a speed.
 SHORT = ("--prompt", "256", "--output", "32", "--requests", "2")
-#: Some 15 s of requests, and the tokens after which some are answered: the warm-up is 72.
+#: Some 15 s of requests. After WELL tokens some are answered; the warm-up generates 72.
 LONG = ("bench", "--prompt", "64", "--output", "32", "--requests", "200")
 WELL = 200
 
 
 @pytest.fixture(scope="module")
 def seat(lab: Lab, tiny: str) -> Iterator[Seat]:
-    """A stack that runs, for all tests of this module."""
+    """Yield a user whose stack serves all tests of this module."""
     place = Seat(lab, "lab")
     try:
         place.stackctl(*UP, tiny, "--set", "slo.ttft_s=6000")
@@ -40,13 +40,14 @@ def seat(lab: Lab, tiny: str) -> Iterator[Seat]:
 
 
 def bench(seat: Seat, *words: str, code: int | None = 0) -> dict[str, Any]:
+    """Run a bench and return its document."""
     done = seat.stackctl("bench", *words, "--json", code=code, timeout=500)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
 def generated(seat: Seat) -> int:
-    """Tokens that the engine has generated since its start; 0 while there is none."""
+    """Return the tokens that the engine has generated since its start, or 0 without an engine."""
     port = look.record(seat, 1)["plan"]["engine_port"]
     said = seat.run("curl", "-s", f"http://127.0.0.1:{port}/metrics", check=False).stdout
     found = re.search(r"^llamacpp:tokens_predicted_total (\S+)", said, re.M)
@@ -62,16 +63,16 @@ def test_a_run_is_measured_stored_shown_and_compared(seat: Seat) -> None:
     plain, cached = first["cells"][0], first["cells"][-1]
     for cell in (plain, cached):
         assert (cell["requests"] >= 1, cell["failed"]) == (True, 0)
-        # What the engine counted is what was asked for, the chat template included; where text
-        # and template meet, a token may be more or less.
+        # The engine counts the requested tokens, including the chat template. At the border of text
+        # and template there may be one token more or less.
         assert cell["prompt_tokens"] == pytest.approx(512, abs=1)
         assert cell["output_tokens"] == 64
-        # Its weights are random: some answers have no two letters that are text.
+        # The weights are random: some answers contain no two letters of text.
         assert cell["ttft_s"]["n"] <= cell["requests"] == cell["e2e_s"]["n"]
     assert plain["shape"] == {
         "prompt_tokens": 512, "output_tokens": 64, "concurrency": 1, "cached": False
     }  # fmt: skip
-    # Of a shared prefix all but its last tokens were in the cache, of the others next to nothing.
+    # With a shared prefix nearly all tokens were in the cache, without it almost none.
     assert cached["cached_tokens"] >= 400
     assert plain["cached_tokens"] <= 40
     if plain["generation_tok_s"]:
@@ -98,11 +99,11 @@ def test_a_run_is_measured_stored_shown_and_compared(seat: Seat) -> None:
     assert max(len(line) for line in text.splitlines()) <= 100
     path = f"{seat.state}/benches.sqlite"
     assert seat.lab.run(["stat", "-c", "%a", path]).stdout.strip() == "600"
-    # The key is nowhere in it.
+    # The results do not contain the key.
     key = seat.stackctl("key", "show").stdout.strip()
     assert key not in text + json.dumps([first, second, listed, compared])
     assert seat.lab.run(["grep", "-cF", key, path]).returncode == 1
-    # The page of the newest run, and clients that are told what was measured.
+    # The page shows the newest run, and clients get the measured speeds.
     folder = seat.run("mktemp", "-d").stdout.strip()
     page = f"{folder}/page.html"
     assert seat.stackctl("report", "--output", page).stdout.strip() == page
@@ -133,7 +134,7 @@ def test_ctrl_c_keeps_what_was_measured(seat: Seat) -> None:
     assert kept["complete"] is False
     (cell,) = kept["cells"]
     assert cell["failed"] == 0 and 2 <= cell["requests"] < 200
-    # The next run is not locked out.
+    # The lock of the interrupted run is free.
     bench(seat, "--prompt", "64", "--output", "16", "--requests", "1", "--prefix", "uncached")
 
 
@@ -145,13 +146,13 @@ def test_an_engine_that_is_killed_costs_the_requests_that_it_served(seat: Seat) 
         look.wait_for("some answers", lambda: generated(seat) > begun + WELL, step=0.2)
         seat.lab.run(["kill", "-9", str(pid)], check=True)
         look.wait_for("its end", lambda: generated(seat) < begun)
-        # The front door holds the next ones until systemd has started it again.
+        # The front door holds the next requests until systemd has started the engine again.
         look.wait_for("others", lambda: generated(seat) > WELL, step=0.2)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     (cell,) = json.loads(out)["cells"]
-    # The one that it served, and one that came in the very moment.
+    # The running request, and at most one that arrived at the same moment.
     assert cell["failed"] in (1, 2) and 3 <= cell["requests"] < 5000
 
 
@@ -183,10 +184,10 @@ def test_the_slo_decides(seat: Seat, tiny: str) -> None:
     assert "stackctl bench cpu --quick" in done.stdout
     found = bench(seat, *SHORT)
     verdicts = {result["name"]: result["status"] for result in found["results"]}
-    # A model as small as this one is faster than a busy machine's client.
+    # A model as small as this one can be faster than the client of a busy machine.
     verdicts.pop("client", None)
     assert verdicts == {"slo-ttft": "ok", "slo-prefix": "ok", "requests": "ok"}
-    # The slo may be changed while the stack runs. Not even a fast engine keeps this one.
+    # The SLO may be changed while the stack runs. No engine can reach this one.
     wanted("prompt_tokens: 256, ttft_s: 0.000001, itl_ms: 6000.0, min_prefix_hits: 0.5")
     done = seat.stackctl("check", "--slo", "--json", code=1)
     results = {r["name"]: r for r in json.loads(done.stdout)["results"]}
@@ -197,7 +198,7 @@ def test_the_slo_decides(seat: Seat, tiny: str) -> None:
     assert "slo-prefix-engine" in results and "slo-itl-engine" not in results
     missed = bench(seat, *SHORT[:4], "--requests", "2", "--prefix", "uncached", code=1)
     assert (missed["results"][0]["name"], missed["results"][0]["status"]) == ("slo-ttft", "fail")
-    # Without --slo it is well.
+    # Without --slo the check succeeds.
     seat.stackctl("check")
 
 
@@ -207,7 +208,7 @@ def test_what_does_not_run_is_not_measured(seat: Seat) -> None:
     look.assert_error(seat.stackctl("bench", "cpu", "--quick", code=3), "cpu is not up")
     seat.stackctl("down")
     look.assert_error(seat.stackctl("bench", code=3), "no stack is up")
-    # What was measured stays.
+    # The stored runs remain.
     assert json.loads(seat.stackctl("bench", "list", "--json").stdout)["runs"]
     look.assert_error(seat.stackctl("bench", "list", "other", code=4), "other")
     seat.run("rm", f"{seat.state}/benches.sqlite")

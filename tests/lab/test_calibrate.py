@@ -11,7 +11,7 @@ from .conftest import Seat
 from .lab import Lab
 
 MODEL = "file:/srv/models/gemma-3-270m-q4_k_m.gguf"
-#: For a CPU with AMX llama.cpp makes a second copy of the weights, which plans do not count yet.
+#: On a CPU with AMX llama.cpp makes a second copy of the weights, which plans do not count yet.
 ARGUMENTS = ("--set", "engine_args.no-repack=true", *look.ONE_THREAD)
 
 
@@ -26,7 +26,7 @@ def test_calibration_makes_plans_say_measured(seat: Seat) -> None:
     after = json.loads(seat.stackctl("plan", *wish, code=None).stdout)
     assert after["prediction"]["basis"] == "measured"
     low, high = after["prediction"]["decode_tok_s"]
-    # The KV cache of a long prompt lowers the cautious end; the measured speed lies within.
+    # The KV cache of a long prompt lowers the lower bound, so the measured speed is in the range.
     assert low < entry["decode_tok_s"] <= high * 1.01
     seat.assert_nothing_left()
 
@@ -38,7 +38,7 @@ def test_calibration_makes_plans_say_measured(seat: Seat) -> None:
 def test_predicted_memory_is_what_the_engine_takes(
     lab: Lab, seat: Seat, objective: str, kv_type: str
 ) -> None:
-    """Resident size within 10 %, without the prompt cache, which fills up later."""
+    """The resident size is within 10 %, without the prompt cache, which fills up later."""
     question = " ".join(map(str, range(300)))
     for context in (2048, 8192, 32768):
         seat.stackctl(

@@ -1,7 +1,7 @@
-"""The crash matrix: stackctl is killed, or its disk fails, at every step; nothing is ever lost.
+"""The crash matrix: a kill or a failing disk at every step of stackctl loses nothing.
 
-Every day takes a part of the places, spread over all steps. ``make test-deep`` takes all places of
-a kill, and more places at which the disk fails: LAB_FAULTS=all has it take those all as well.
+The everyday tests take a part of the places, spread over all steps. ``make test-deep`` takes all
+places of a kill and more places of a failing disk. With LAB_FAULTS=all it takes those all as well.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ QUICK = ("--yes", "--soak", "0s")
 
 
 def strike(seat: Seat, kind: str, place: int, *words: str) -> list[str]:
-    """Run stackctl with a fault; gives the places that it passed."""
+    """Run stackctl with a fault and return the places that it reached."""
     look.put(seat.lab, "/srv/faults.py", (HERE / "faults.py").read_bytes())
     look.put(seat.lab, LOG, b"", mode=0o666)
     argv = ("python3", "-P", "/srv/faults.py", kind, str(place), LOG, *words)
@@ -30,7 +30,7 @@ def strike(seat: Seat, kind: str, place: int, *words: str) -> list[str]:
 
 
 def settled(seat: Seat) -> int | None:
-    """The generation that serves after recovery, with nothing stray beside it; None for none."""
+    """Return the generation that serves after recovery, None for none; check for stray parts."""
     seat.stackctl("recover")
     assert not look.exists(seat.lab, f"{seat.state}/transaction.json")
     assert not look.exists(seat.lab, f"{seat.runtime}/lock")
@@ -54,11 +54,11 @@ def settled(seat: Seat) -> int | None:
 
 
 def places(seat: Seat, kind: str, *words: str) -> list[str]:
-    """All places that a run without fault passes."""
+    """Return all places that a run without a fault reaches."""
     return [line.partition(" ")[2] for line in strike(seat, kind, 0, *words)]
 
 
-#: What fails and how far apart the places are: every day, and in depth.
+#: Faults and the distance of their places: in the everyday tests, and in the deep ones.
 OPERATIONS = ("up", "switch", "rollback", "down")
 EVERY_DAY = (
     ("kill", "up", 6),
@@ -89,9 +89,9 @@ def test_crash_matrix(one: Seat, tiny: str, kind: str, operation: str, step: int
 
 
 def _crash_up(seat: Seat, kind: str, operation: str, step: int, up: tuple[str, ...]) -> list[bool]:
-    """Crash ``up`` where nothing is: afterwards the stack serves, or there is nothing.
+    """Crash ``up`` without a stack; afterwards the stack serves, or nothing exists.
 
-    Return for each fault whether the stack serves.
+    Return True for each fault after which the stack serves.
     """
     passed = places(seat, kind, *up)
     seat.stackctl("down")
@@ -108,9 +108,9 @@ def _crash_up(seat: Seat, kind: str, operation: str, step: int, up: tuple[str, .
 def _crash_change(
     seat: Seat, kind: str, operation: str, step: int, up: tuple[str, ...]
 ) -> list[bool]:
-    """Crash a switch or rollback: afterwards exactly one serves, the old engine or the new one.
+    """Crash a switch or rollback; afterwards exactly one engine serves, the old or the new one.
 
-    Return for each fault whether the new one serves.
+    Return True for each fault after which the new engine serves.
     """
     seat.stackctl(*up)
     if operation == "rollback":
@@ -130,7 +130,7 @@ def _crash_change(
 def _crash_down(
     seat: Seat, kind: str, operation: str, step: int, up: tuple[str, ...]
 ) -> list[bool]:
-    """Crash ``down``: the stack ends down, whatever happens."""
+    """Crash ``down``; the stack is down afterwards, at the latest after a second ``down``."""
     seat.stackctl(*up)
     passed = places(seat, kind, operation)
     ended = []
@@ -146,7 +146,7 @@ def _crash_down(
 
 
 def _words(seat: Seat, operation: str) -> tuple[str, ...]:
-    """Return the command that changes what serves to the other objective."""
+    """Return the command that changes the serving engine to the other objective."""
     rows = json.loads(seat.stackctl("history", "--json").stdout)["generations"]
     (serving,) = (row for row in rows if row["current"])
     if operation == "switch":

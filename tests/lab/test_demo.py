@@ -17,7 +17,7 @@ from .host import CHECKOUT, LabError, need_root
 
 
 def demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the demo as make does, but with a state folder of its own."""
+    """Run the demo as make does, with a state folder of its own."""
     words = [sys.executable, "-m", "lab.demo", "--folder", str(folder), *arguments]
     return subprocess.run(
         words,
@@ -34,7 +34,7 @@ def demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """The state folder of a demo that is down at the end, however the test ends."""
+    """Yield the state folder of a demo. The demo is stopped even if the test fails."""
     try:
         need_root()
     except LabError as error:
@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 
 def free_port() -> int:
-    """A port that nothing uses now."""
+    """Return a port that no program uses now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -67,7 +67,7 @@ def test_the_demo_keeps_what_it_promises(
     assert float(measured[2]) > 0
     assert int(measured[3]) >= 64
 
-    # What it says to try next works as it is printed.
+    # The commands that it prints work without a change.
     block = first.stdout.split("try next, in this shell\n")[1].split("stop\n")[0]
     script = block.replace("logs -f", "logs")
     pasted = subprocess.run(
@@ -83,7 +83,7 @@ def test_the_demo_keeps_what_it_promises(
     assert again.returncode == 0, again.stdout
     assert "demo is up already" in again.stdout
 
-    # A second demo does not get the port of the first.
+    # A second demo is refused the port of the first.
     other = demo(tmp_path_factory.mktemp("other"), "up", "--lab", "--port", port)
     assert other.returncode == 1
     assert f"error: port {port} is taken by llama-server" in other.stdout

@@ -21,7 +21,7 @@ CLIENT = "/tmp/client.py"
 
 @pytest.fixture(scope="module")
 def served(lab: Lab, tiny: str) -> Iterator[Seat]:
-    """A user whose stack is up and has answered nothing but its own checks."""
+    """Yield a user whose stack is up and has answered only its own checks."""
     seat = Seat(lab, "lab")
     try:
         seat.stackctl("up", "cpu-latency", "--model", tiny, "--set", "context=2048")
@@ -33,7 +33,7 @@ def served(lab: Lab, tiny: str) -> Iterator[Seat]:
 
 @pytest.fixture
 def loaded(served: Seat) -> Iterator[Seat]:
-    """Three clients that ask at once, where one is served at a time."""
+    """Yield the user while three clients send requests to an engine that serves one at a time."""
     words = ["python3", CLIENT, URL, "60", "3", "300"]
     with served.lab.spawn(words, user=served.user) as client:
         try:
@@ -48,6 +48,7 @@ def loaded(served: Seat) -> Iterator[Seat]:
 
 
 def results(seat: Seat, *words: str) -> dict[str, dict[str, object]]:
+    """Run ``diagnose`` and return its results by name."""
     found = json.loads(seat.stackctl("diagnose", "--json", *words).stdout)
     assert next(iter(found)) == "schema"
     assert found["schema"] == "stackctl.diagnose/1"
@@ -59,7 +60,7 @@ def results(seat: Seat, *words: str) -> dict[str, dict[str, object]]:
 def test_nothing_is_wrong_with_what_idles(served: Seat) -> None:
     started = time.monotonic()
     found = results(served, "cpu", "--since", "1s")
-    # There is nothing to watch.
+    # There is no load to watch.
     assert time.monotonic() - started < 10
     assert not {"hang", "queueing", "kv-pressure"} & {
         name for name, result in found.items() if result["status"] in ("warn", "fail")
@@ -67,7 +68,7 @@ def test_nothing_is_wrong_with_what_idles(served: Seat) -> None:
     assert found["queueing"]["actual"] == "0 waiting"
     text = served.stackctl("diagnose").stdout
     assert "queue (0 waiting)" in " ".join(text.split())
-    # Commands are never wrapped.
+    # Lines with commands are never wrapped.
     prose = [line for line in text.splitlines() if not line.lstrip().startswith("stackctl ")]
     assert max(map(len, prose)) <= 80
 
@@ -106,7 +107,7 @@ def test_top_tells_the_speed(loaded: Seat) -> None:
     cells = row.split()
     assert cells[0] == "cpu"
     assert float(cells[2]) > 0  # tokens a second
-    # One is served; what a client of the test before left behind may still wait with ours.
+    # One is served. A request that an earlier test left may still wait with ours.
     assert cells[3] == "1"
     assert int(cells[4]) >= 1
     assert cells[5].startswith("~")

@@ -1,4 +1,4 @@
-"""The front door with the real HAProxy, Quadlet and systemd; the engine is mostly a fake one."""
+"""The front door with the real HAProxy, Quadlet and systemd; mostly with a fake engine."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ CONTAINER = f"stackctl-{STACK}_door"
 
 @pytest.fixture(autouse=True, scope="module")
 def door_image(lab: Lab) -> None:
-    """Every test here needs it; a tree from elsewhere may lack it."""
+    """Skip the tests if a tree from elsewhere lacks the image of the front door."""
     if lab.load_door("root") is None:
         pytest.skip("no image of the front door, and none can be built")
 
 
 @pytest.fixture
 def both(seat: Seat) -> Iterator[Front]:
-    """As root and as a normal user."""
+    """Yield a front door of root and one of an ordinary user."""
     front = Front(seat)
     yield front
     front.stop()
@@ -35,14 +35,14 @@ def both(seat: Seat) -> Iterator[Front]:
 
 @pytest.fixture
 def front(one: Seat) -> Iterator[Front]:
-    """Where it makes no difference who asks."""
+    """Yield a front door of an ordinary user, for tests that do not depend on the user."""
     place = Front(one)
     yield place
     place.stop()
 
 
 def assert_refused(reply: Reply, status: int, code: str) -> None:
-    """An error as OpenAI's clients read it."""
+    """Check that the reply is an error in the format of OpenAI's clients."""
     assert reply.status == status, reply.body
     assert reply.headers["content-type"] == "application/json"
     error = reply.json["error"]
@@ -50,7 +50,7 @@ def assert_refused(reply: Reply, status: int, code: str) -> None:
     assert error["code"] == code
 
 
-# While the engine is away
+# Without an engine
 
 
 def test_a_request_waits_for_an_engine_that_is_not_there_yet(both: Front) -> None:
@@ -60,7 +60,7 @@ def test_a_request_waits_for_an_engine_that_is_not_there_yet(both: Front) -> Non
     assert both.admin.state() == "down"
     assert both.admin.traffic() == Traffic(running=0, waiting=1)
     assert not reply.done()
-    # Its health is told at once.
+    # The health check is answered at once.
     health = both.ask("GET", "/health")
     assert_refused(health, 503, "engine_unavailable")
     assert health.seconds < 0.5
@@ -91,7 +91,7 @@ def test_an_engine_that_dies_is_waited_for(front: Front) -> None:
     assert front.ask().status == 200
     engine.kill()
     engine.communicate()
-    # Before the next check: the refused connection itself must send it back to wait.
+    # Before the next health check, the refused connection itself must make the request wait again.
     reply = front.later()
     time.sleep(3)
     assert front.admin.traffic() == Traffic(running=0, waiting=1)
@@ -124,7 +124,7 @@ def test_hold_drain_move_release(both: Front) -> None:
     assert (both.admin.state(), both.admin.port()) == ("held", ENGINE_PORT)
     held = both.later()
     look.wait_for("it waits", lambda: both.admin.traffic() == Traffic(running=1, waiting=1))
-    # What runs is not cut off.
+    # A running request is not interrupted.
     assert slow.result(10).json["name"] == "old"
     assert both.admin.traffic() == Traffic(running=0, waiting=1)
     both.admin.set_backend_port(ENGINE_PORT + 1)
@@ -149,7 +149,7 @@ def test_a_release_does_not_let_requests_run_into_a_dead_engine(front: Front) ->
     assert front.admin.state() == "down"
     front.engine()
     assert reply.result(10).status == 200
-    # Said to be healthy, but it is not.
+    # The release claims a healthy engine, but there is none.
     front.admin.hold()
     front.admin.set_backend_port(ENGINE_PORT + 1)
     front.admin.release()
@@ -160,7 +160,7 @@ def test_a_release_does_not_let_requests_run_into_a_dead_engine(front: Front) ->
     assert reply.result(10).status == 200
 
 
-# What passes
+# Transfer
 
 
 def test_tokens_arrive_one_by_one(front: Front) -> None:
@@ -230,11 +230,11 @@ def test_keys(both: Front) -> None:
         assert both.ask(key=wrong).status == 401, wrong
     passed = both.ask(key="sk-first")
     assert passed.status == 200
-    # The engine never sees it.
+    # The door does not forward the key to the engine.
     assert "authorization" not in passed.json["headers"]
     assert both.ask(key="sk-second").status == 200
     assert both.ask("GET", "/health").status == 200
-    # Others at once and without a restart; those that wait are not asked again.
+    # New keys apply at once and without a restart. Waiting requests are not checked again.
     client = connect(both.lab, PORT)
     both.admin.hold()
     held = both.later(key="sk-first")
@@ -245,7 +245,7 @@ def test_keys(both: Front) -> None:
     assert both.ask(key="sk-first").status == 401
     assert ask(client, key="sk-third").status == 200
     client.close()
-    # A key is in no unit, no file that the door reads, no command line and no log.
+    # The key is in no unit, no file that the door reads, no command line and no log.
     process = look.engine_pid(both.seat, CONTAINER)
     texts = [files.unit.text, both.lab.read(f"/proc/{process}/cmdline"), both.seat.journal()]
     texts += [both.lab.read(path) for path in both.seat.files(both.folder)]
@@ -300,7 +300,7 @@ def test_the_door_may_do_as_little_as_possible(both: Front) -> None:
     mounts = {fields[1]: fields[3].split(",") for fields in (line.split() for line in lines)}
     assert {"ro"} <= set(mounts["/"]) & set(mounts["/door"])
     assert "rw" in mounts["/admin"]
-    # Nobody else gets at the files, or gives orders.
+    # Only the owner can read the files and use the admin socket.
     for path in (both.folder, f"{both.folder}/admin/admin.sock"):
         mode = both.lab.run(["stat", "--format=%a %U", path]).stdout.strip()
         assert mode in (f"700 {both.seat.user}", f"600 {both.seat.user}")
@@ -369,7 +369,7 @@ def test_llama_server_behind_the_door(both: Front) -> None:
     arrived = [text for _, text in tokens(both.lab, wish)]
     assert arrived[-1] == "[DONE]"
     assert len(arrived) > 5
-    # Killed, it is started again by systemd: a client only notices that it takes longer.
+    # After a kill systemd starts it again. A client only notices a longer answer.
     both.lab.run(["kill", "-KILL", str(look.engine_pid(both.seat))], check=True)
     listening = ["ss", "-Hltn", f"sport = :{ENGINE_PORT}"]
     look.wait_for("it is gone", lambda: not both.lab.run(listening).stdout)

@@ -1,4 +1,4 @@
-"""What can be wrong with the model, the machine or the unit: refused, and nothing is left."""
+"""Faults of the model, the machine or the unit: the launch is refused, and nothing remains."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_model_is_no_gguf_file(one: Seat) -> None:
 @pytest.mark.deep
 def test_the_model_is_cut_short(one: Seat, tiny: str) -> None:
     whole = look.get(one.lab, tiny.removeprefix("file:"))
-    # In the header, in the first tensors, and only just.
+    # In the header, in the first tensors, and at the last byte.
     for size in (1000, len(whole) // 2, len(whole) - 1):
         path = f"/srv/bad/cut-{size}.gguf"
         look.put(one.lab, path, whole[:size])
@@ -50,7 +50,7 @@ def test_the_model_is_cut_short(one: Seat, tiny: str) -> None:
 def test_the_engine_may_not_read_the_model(seat: Seat, tiny: str) -> None:
     path = "/srv/bad/secret.gguf"
     look.put(seat.lab, path, look.get(seat.lab, tiny.removeprefix("file:")))
-    # Root's engine has no capability to read what is not its own either.
+    # Root's engine has no capability to read files of other users.
     seat.lab.run(["chown", "nolinger", path], check=True)
     seat.lab.run(["chmod", "600", path], check=True)
     done = seat.stackctl(*UP, f"file:{path}", code=1)
@@ -66,7 +66,7 @@ def test_the_engine_may_not_read_the_model(seat: Seat, tiny: str) -> None:
 
 @pytest.fixture
 def listener(lab: Lab) -> Iterator[subprocess.Popen[str]]:
-    """A process of the user lab on the port that the profile wants."""
+    """Yield a process of the user lab that listens on the port of the profile."""
     code = f"import socket; s = socket.create_server(('127.0.0.1', {look.PORT})); s.accept()"
     with lab.spawn(["python3", "-c", code], user="lab") as process:
         look.wait_for("somebody listens", lambda: bool(look.listening(lab, look.PORT)))
@@ -182,7 +182,7 @@ def test_a_normal_user_asks_for_system_units(lab: Lab, tiny: str) -> None:
 
 
 def test_the_image_is_absent_and_no_registry_answers(seat: Seat, tiny: str) -> None:
-    # Nobody listens there.
+    # Nothing listens there.
     image = "127.0.0.1:9/engine:1"
     done = seat.stackctl(*UP, tiny, "--set", f"image={image}", code=6)
     look.assert_error(done, f"cannot pull image {image}", "stackctl image build llama-cpp")
@@ -242,7 +242,7 @@ def test_the_engine_exits_at_once(seat: Seat, tiny: str) -> None:
     )
     assert "ready" not in done.stdout
     look.assert_clean(seat)
-    # The stack is gone, its story is not.
+    # The stack is gone, but its record and its log remain.
     assert look.record(seat, 1)["outcome"]["state"] == "failed"
     assert "--rope-scaling" in seat.stackctl("logs", "cpu", "--generation", "1").stdout
 
@@ -267,7 +267,7 @@ def test_the_engine_never_becomes_healthy(seat: Seat, tiny: str) -> None:
 
 
 def test_the_plan_does_not_fit(one: Seat) -> None:
-    # Gemma keeps a window in most layers, so that only a very long context is too much.
+    # Gemma keeps only a window in most layers, so only a very long context is too large.
     words = ("--set", "context=32768", "--set", "concurrency=4096")
     done = one.stackctl(*UP, look.GEMMA, *words, code=5)
     look.assert_error(done, "cpu-latency does not fit: .* too much", "a smaller context")
@@ -328,7 +328,7 @@ def test_the_disk_is_full(seat: Seat, tiny: str, folder: str) -> None:
     done = look.in_namespace(seat, FULL.format(folder=folder), *UP, tiny, code=1, after=after)
     look.assert_error(done, r"cannot write /\S+/stackctl/\S+: No space left on device")
     assert [line for line in done.stdout.splitlines() if line.startswith("LEFT")] == []
-    seat.run("rm", "-rf", seat.units)  # where this test mounted
+    seat.run("rm", "-rf", seat.units)  # the folder on which this test mounted
     look.assert_clean(seat)
 
 
@@ -341,7 +341,7 @@ def test_a_full_disk_elsewhere_does_not_matter(seat: Seat, tiny: str) -> None:
 
 @pytest.mark.deep
 def test_a_current_folder_that_cannot_be_entered_does_not_matter(lab: Lab, tiny: str) -> None:
-    # As after "su lab" or "sudo -u lab" in the folder of root.
+    # This happens after "su lab" or "sudo -u lab" in the folder of root.
     seat = Seat(lab, "lab")
     try:
         look.in_namespace(seat, "chmod 700 /root", *UP, tiny, code=0, folder="/root")
@@ -370,7 +370,7 @@ def test_a_damaged_record_does_not_keep_a_stack_from_going_down(one: Seat, tiny:
     assert "cpu is down" in done.stdout
     assert "warning: not recorded: the record of generation 1 of cpu" in done.stderr
     look.assert_clean(one)
-    # The number stays taken: the record may still be worth reading.
+    # The number stays taken, because the record may still be useful.
     assert "generation 2" in one.stackctl(*UP, tiny).stdout
     one.stackctl("down")
 

@@ -1,4 +1,4 @@
-"""Models from a hub, on a real machine: fetched, launched, kept when the network goes, and carried.
+"""Models from a hub on a real machine: fetched, launched, used without a network, and exported.
 
 The hub is tests/hub.py in the lab, with the real model and a file of more than 1 GB.
 """
@@ -27,7 +27,7 @@ LARGE = 1_010_000_000
 
 @pytest.fixture(scope="module")
 def site(lab: Lab) -> Iterator[Lab]:
-    """A hub on the lab's loopback."""
+    """Yield the lab with a hub on its loopback."""
     look.put(lab, "/srv/hub.py", HUB.read_bytes())
     lab.run(["mkdir", "-p", "/srv/hub/gemma", "/srv/hub/big"], check=True)
     lab.run(["ln", "-sf", MODEL_PATH, "/srv/hub/gemma/gemma-3-270m-Q4_K_M.gguf"], check=True)
@@ -51,7 +51,7 @@ def start(lab: Lab) -> None:
 
 @pytest.fixture
 def user_of_hub(site: Lab, one: Seat) -> Iterator[Seat]:
-    """A user who has the hub's token, and no model yet."""
+    """Yield a user with the hub's token and without a model."""
     token = f"{site.home('lab')}/.cache/huggingface/token"
     site.write(token, f"{TOKEN}\n", user="lab")
     yield one
@@ -59,6 +59,7 @@ def user_of_hub(site: Lab, one: Seat) -> Iterator[Seat]:
 
 
 def blob(seat: Seat) -> str:
+    """Return the path of the model's only blob."""
     (path,) = seat.files(f"{seat.lab.home('lab')}/.cache/huggingface/hub/models--test--gemma/blobs")
     return path
 
@@ -72,7 +73,7 @@ def test_up_fetches_the_model_and_it_serves_without_a_network(user_of_hub: Seat)
     assert "model     hf:test/gemma:Q4_K_M, 241 MiB in 1 file, verified" in done.stderr
     assert f"model     235 MiB, verified, {SOURCE}" in done.stderr
     assert TOKEN not in done.stdout + done.stderr
-    # The network is gone: everything goes on, also from the beginning.
+    # Without a network everything continues, including a new start.
     lab.run(["systemctl", "stop", "test-hub"], check=True)
     try:
         seat.stackctl("restart", "cpu", timeout=300)
@@ -81,7 +82,8 @@ def test_up_fetches_the_model_and_it_serves_without_a_network(user_of_hub: Seat)
         assert seat.run(*ask, "http://127.0.0.1:8080/v1/completions", timeout=120).stdout
         mounts = look.unit_text(seat)
         assert f"{blob(seat)}:/models/gemma-3-270m-Q4_K_M.gguf:ro" in mounts
-        # In use, it is not removed; changed, it is not launched, and what serves goes on.
+        # A model in use is not removed. A changed one is not launched, and the running engine
+        # stays.
         done = seat.stackctl("model", "remove", "gemma", "--yes", code=5)
         look.assert_error(done, "is used by cpu", "stackctl down cpu")
         path = blob(seat)
@@ -99,7 +101,7 @@ def test_up_fetches_the_model_and_it_serves_without_a_network(user_of_hub: Seat)
         seat.assert_nothing_left()
     finally:
         start(lab)
-    # Fetching mends it.
+    # A fetch repairs the file.
     seat.stackctl("model", "fetch", SOURCE, env=ENV)
     assert "as it was" in seat.stackctl("model", "verify", "gemma").stdout
 
@@ -110,7 +112,7 @@ def test_a_large_download_outlives_the_command(user_of_hub: Seat) -> None:
     fetch = ("model", "fetch", "hf:test/big", "--limit", "150MB")
     done = seat.stackctl(*fetch, code=2, env=ENV)
     look.assert_error(done, "963 MiB are to be downloaded", "--yes")
-    # The token comes from the environment here: it reaches the service, and nothing else.
+    # Here the token comes from the environment. It may reach only the service.
     seat.run("rm", f"{lab.home('lab')}/.cache/huggingface/token")
     env = {**ENV, "HF_TOKEN": TOKEN}
     words = ["stackctl", *fetch, "--yes", "--no-progress"]
@@ -132,7 +134,7 @@ def test_a_large_download_outlives_the_command(user_of_hub: Seat) -> None:
         lab.run(["sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"]).stdout for _ in range(2)
     )
     assert TOKEN not in shown
-    # Called again, it shows that one instead of starting another.
+    # A second call shows the running download and starts no other.
     done = seat.stackctl(*fetch, env=ENV)
     assert f"hf:test/big is being fetched ({unit})" in done.stderr
     assert "963 MiB in 1 file, verified" in done.stderr
@@ -187,7 +189,7 @@ def test_models_and_images_are_carried_to_a_machine_without_network(
         assert re.search(r"^hf:test/gemma@[0-9a-f]{40}:Q4_K_M$", done.stdout, re.MULTILINE)
         assert IMAGE in done.stdout
         seat.run("podman", "image", "exists", IMAGE)
-        # All that a launch needs is here, by the plain name too.
+        # The imported files suffice for a launch, also under the plain name.
         done = seat.stackctl("up", "cpu-latency", "--model", SOURCE, "--dry-run")
         assert f"model     235 MiB, verified, {SOURCE}" in done.stderr
         assert f"image     {IMAGE}, present" in done.stderr

@@ -1,9 +1,8 @@
-"""A GPU through CDI: what the host lacks is refused before a launch, podman proves the rest, and
-what is started has its device.
+"""A GPU through CDI: a launch without it is refused, Podman proves it, an engine gets the device.
 
-The card is not there. Its library is a real one that answers as the recorded RTX PRO 6000 does, its
-CDI file gives containers a variable and a file; podman, crun and stackctl are as everywhere. vLLM
-needs the card itself: a program that acts like it (fakevllm.pl) stands in the image for it.
+There is no real GPU. NVML is a compiled library that answers with the recorded facts of an RTX PRO
+6000, and the CDI file gives containers a variable and a file. Podman, crun and stackctl are the
+real ones. vLLM needs a real GPU, so the image contains a program that acts like it (fakevllm.pl).
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ MODEL = "/srv/models/tiny-nvfp4"
 #: An image whose nvfp4 kernels compute wrongly.
 WRONG_KERNELS = "cp -p /srv/gpu/vllm usr/bin/vllm && touch broken-kernels"
 UP_VLLM = ("up", "--yes", STACK, "--model", f"dir:{MODEL}")
-#: One quantised matrix: two weights a byte, a scale for each 16 of them and one for all.
+#: One quantised matrix: two weights in each byte, a scale for 16 weights, and one for all.
 _PART = "model.layers.0.mlp.up_proj"
 NVFP4 = {
     "model.embed_tokens.weight": ("BF16", (32, 64)),
@@ -43,8 +42,10 @@ NVFP4 = {
 
 @pytest.fixture
 def vllm(gpu: Seat) -> Iterator[Seat]:
-    """The same with an image of vLLM, whose entry point is that of the published one, and a small
-    checkpoint in nvfp4."""
+    """Yield the user with an image of vLLM and a small checkpoint in nvfp4.
+
+    The entry point of the image is that of the published one.
+    """
     folder = look.lab_path(gpu.lab, MODEL)
     quantized = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
     checkpoint(folder, NVFP4, quantization_config=quantized)
@@ -70,7 +71,7 @@ def test_doctor_proves_the_device_with_podman(gpu: Seat, tiny: str) -> None:
     done = doctor(gpu, tiny)
     assert done["gpu-proof"]["status"] == "ok", done
     assert done["cdi"]["status"] == "ok"
-    # And podman gives what the file says to whoever runs.
+    # Podman gives any container the variable and the file of the CDI file.
     words = ["podman", "run", "--rm", "--network=none", "--device=nvidia.com/gpu=0"]
     inside = gpu.run(*words, "--entrypoint=sh", IMAGE, "-c", "cat /opt/libcuda.so; env").stdout
     assert inside.startswith("not really\n")
@@ -141,7 +142,7 @@ def test_the_engine_has_the_card(vllm: Seat) -> None:
     text = look.unit_text(vllm, STACK)
     for line in ("AddDevice=nvidia.com/gpu=0", f"Volume={MODEL}:/models:ro"):
         assert line in text.splitlines()
-    # The device's edits, the model and the cache are what the engine sees.
+    # The engine sees the edits of the device, the model and the cache.
     pid = look.engine_pid(vllm, look.engine_container(vllm, STACK))
     variables = lab.read(f"/proc/{pid}/environ").split("\0")
     assert {"LAB_GPU=edited", "GPU_0=1", "HF_HUB_OFFLINE=1"} <= set(variables)
@@ -156,7 +157,7 @@ def test_the_engine_has_the_card(vllm: Seat) -> None:
     assert "ro" in options["/"]
     (size,) = (line.rsplit("size=", 1)[1] for line in shown if line.split()[4] == "/dev/shm")
     assert int(size.split("k")[0]) == 8 * 2**20
-    # Everything that it was told is a whole option which it knows, or it would not run.
+    # fakevllm.pl exits at any option that vLLM does not have.
     words = lab.read(f"/proc/{pid}/cmdline").split("\0")[:-1]
     assert words[words.index("serve") + 1] == "/models"
     assert words[words.index("--max-num-seqs") + 1] == "1"
@@ -170,7 +171,7 @@ def test_the_engine_has_the_card(vllm: Seat) -> None:
     assert {line.split()[0] for line in checked.splitlines()} == {"ok"}
     again = vllm.stackctl(*UP_VLLM)
     assert "nothing to change (generation 1)" in again.stdout
-    # What its card does now is asked of the library.
+    # The current state of the GPU comes from NVML.
     row = vllm.stackctl("top", "--once").stdout.splitlines()[-1].split()
     assert (row[0], row[-1]) == (STACK, "37%")
     found = json.loads(vllm.stackctl("diagnose", "--json").stdout)["results"][0]
@@ -184,7 +185,7 @@ def test_the_engine_has_the_card(vllm: Seat) -> None:
 
 @pytest.mark.deep
 def test_a_snapshot_of_the_hub_and_its_code(vllm: Seat) -> None:
-    """Its files are links to blobs beside it."""
+    """The files of the snapshot are links to the blobs beside it."""
     look.put(vllm.lab, CDI, cdi().encode())
     repo, commit = "/srv/hub/models--Org--Tiny", "a1" * 20
     look.put(vllm.lab, f"{repo}/refs/main", commit.encode())
@@ -201,7 +202,7 @@ def test_a_snapshot_of_the_hub_and_its_code(vllm: Seat) -> None:
     assert "--trust-remote-code" in told
     vllm.stackctl("down", STACK)
     look.assert_clean(vllm, STACK)
-    # Without a commit nobody knows which code it is.
+    # Without a commit the version of the code is unknown.
     done = vllm.stackctl(*UP_VLLM, "--set", "trust_remote_code=true", code=2)
     look.assert_error(done, "nothing tells the commit of dir:", "@COMMIT")
     look.assert_clean(vllm, STACK)
@@ -209,7 +210,7 @@ def test_a_snapshot_of_the_hub_and_its_code(vllm: Seat) -> None:
 
 @pytest.mark.deep
 def test_an_entry_point_outside_of_the_path(gpu: Seat, tiny: str) -> None:
-    """As llama.cpp's own images have it."""
+    """llama.cpp's own images have such an entry point."""
     look.put(gpu.lab, CDI, cdi().encode())
     move = "mkdir app && mv $(find . -type f -perm -111 -name llama-server) app/"
     name = committed(
@@ -231,8 +232,11 @@ def test_an_entry_point_outside_of_the_path(gpu: Seat, tiny: str) -> None:
 
 
 def _falls_back(gpu: Seat) -> None:
-    """This image has no code for GPUs: llama-server takes --n-gpu-layers and uses the CPU, without
-    a word. verify has one."""
+    """Check that verify reports an engine that computes on the CPU.
+
+    This image has no code for GPUs: llama-server accepts --n-gpu-layers and uses the CPU without a
+    warning.
+    """
     found = json.loads(gpu.stackctl("verify", "gpu-gguf", "--json", code=1).stdout)["results"]
     (wrong,) = [result for result in found if result["status"] == "fail"]
     assert wrong["name"] == "gpu"
@@ -278,7 +282,7 @@ def test_vllm_without_its_device_is_refused_and_what_runs_runs_on(
 
 
 def test_a_running_engine_outlives_a_refused_change(vllm: Seat) -> None:
-    """The device is lost by a driver's update, say; whoever runs has it still."""
+    """For example, a driver's update can remove the device while running engines still have it."""
     look.put(vllm.lab, CDI, cdi().encode())
     vllm.stackctl(*UP_VLLM)
     container = look.engine_container(vllm, STACK)
@@ -298,7 +302,7 @@ def test_a_running_engine_outlives_a_refused_change(vllm: Seat) -> None:
 
 
 def committed(seat: Seat, image: str, name: str, *entrypoint: str) -> str:
-    """The image with another entry point, under another name."""
+    """Return the image with another entry point, under another name."""
     change = shlex.quote(f"ENTRYPOINT {json.dumps(entrypoint)}")
     make = (
         f"id=$(podman create {image} x)",
@@ -310,7 +314,7 @@ def committed(seat: Seat, image: str, name: str, *entrypoint: str) -> str:
 
 
 def doctor(seat: Seat, model: str, code: int = 0) -> dict[str, dict[str, str]]:
-    """Doctor's findings by name."""
+    """Return the findings of ``doctor`` by name."""
     words = ("doctor", "gpu-gguf", *IMAGE_HERE, "--model", model, "--json")
     done: subprocess.CompletedProcess[str] = seat.stackctl(*words, code=code)
     return {result["name"]: result for result in json.loads(done.stdout)["results"]}
@@ -328,7 +332,7 @@ def test_kernels_that_compute_wrongly_are_replaced_once_and_for_all(vllm: Seat) 
     assert second["outcome"]["state"] == "ready"
     (learned,) = [d for d in second["plan"]["decisions"] if d["field"] == "linear-backend"]
     assert (learned["value"], learned["source"]) == ("marlin", "measured")
-    # The next start goes straight to it.
+    # The next start uses the other kernels at once.
     vllm.stackctl("down", STACK)
     assert "once more" not in vllm.stackctl(*UP_VLLM).stderr
     assert look.record(vllm, 3, STACK)["outcome"]["state"] == "ready"
@@ -341,7 +345,7 @@ def test_kernels_that_the_user_chose_are_not_replaced(vllm: Seat) -> None:
     look.put(vllm.lab, CDI, cdi().encode())
     made = look.derived_image(vllm, "broken", WRONG_KERNELS)
     committed(vllm, made, VLLM_IMAGE, "vllm", "serve")
-    # Asked for by the user, it is not tried again.
+    # The user's choice is not replaced.
     words = ("--set", "engine_args.linear-backend=cutlass")
     said = vllm.stackctl(*UP_VLLM, *words, code=1).stderr
     assert "answer is wrong: not text" in said

@@ -1,4 +1,4 @@
-"""The card's CDI file: made anew at each boot by what provision installs; units wait for it."""
+"""The GPU's CDI file: a service of provision writes it at each boot, and units wait for it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def test_provision_has_the_card_described_at_each_boot(card: Lab) -> None:
     words = ("provision", "--yes", "--only=cdi")
     service = "stackctl-cdi-refresh.service"
     try:
-        # Nobody here has the toolkit; whom to trust for it is not stackctl's to say.
+        # No package source has the toolkit, and stackctl does not choose which source to trust.
         done = root.stackctl(*words, code=6)
         assert "no package source here has nvidia-container-toolkit" in " ".join(
             done.stdout.split()
         )
         card.run(["sh", "-c", f"{TOOLKIT} apt-get update", "sh", "/srv/toolkit"], check=True)
         look.put(card, "/srv/toolkit/cdi.json", cdi().encode())
-        # A file that somebody wrote for another driver is shown and left.
+        # A file that somebody wrote for another driver is reported and left unchanged.
         look.put(card, CDI, cdi(library="/srv/gpu/libcuda.so.570.1").encode())
         done = root.stackctl(*words, code=6)
         assert f"{CDI} is not stackctl's: /srv/gpu/libcuda.so.570.1 does not exist" in " ".join(
@@ -57,7 +57,7 @@ def test_provision_has_the_card_described_at_each_boot(card: Lab) -> None:
 @pytest.mark.deep
 @pytest.mark.parametrize("user", ["lab"])
 def test_a_unit_waits_for_its_card_to_be_described(gpu: Seat, tiny: str) -> None:
-    """As at a boot at which the driver is late. The whole of it, reboot included, is in test_vm."""
+    """The driver is late, as in some boots. test_vm_boot tests it with a real reboot."""
     look.put(gpu.lab, "/run/cdi/nvidia.json", cdi().encode())
     gpu.stackctl(*UP, tiny)
     service = look.engine_unit(gpu, STACK)
@@ -74,7 +74,7 @@ def test_a_unit_waits_for_its_card_to_be_described(gpu: Seat, tiny: str) -> None
     # A model of random weights may end its answer early.
     assert look.chat(gpu, 8083)["usage"]["completion_tokens"] > 0
 
-    # A file without this device: what podman says of it is what is told.
+    # If the file lacks this device, status shows Podman's message.
     gpu.systemctl("stop", service)
     look.put(gpu.lab, "/run/cdi/nvidia.json", cdi().replace('"0"', '"7"').encode())
     gpu.systemctl("reset-failed", service, check=False)
@@ -91,6 +91,6 @@ def test_a_unit_waits_for_its_card_to_be_described(gpu: Seat, tiny: str) -> None
 
 
 def state(gpu: Seat) -> tuple[str, str | None, str | None]:
-    """What status says: state, cause and remedy."""
+    """Return state, cause and remedy from ``status``."""
     (seen,) = json.loads(gpu.stackctl("status", STACK, "--json", code=None).stdout)["stacks"]
     return seen["state"], seen["cause"], seen["remedy"]

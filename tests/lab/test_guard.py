@@ -1,4 +1,4 @@
-"""Engines that hang, work hard, crash again and again, or were changed by hand: status, guard."""
+"""Engines that hang, compute, crash repeatedly or were changed by hand: status and guard."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .conftest import Seat
 from .lab import Lab
 
 UP = ("up", "cpu-latency", "--model")
-# The engine serves until USR1; from then on it does not answer, and a processor is busy.
+# The engine serves until USR1. Then it does not answer, and one processor is busy.
 SPINNER = """\
 #!/bin/sh
 [ "$1" = --model ] || exec "$0.real" "$@"
@@ -28,7 +28,7 @@ wait $child
 
 
 def spinner(seat: Seat) -> str:
-    """An image whose engine can be told to work on and on."""
+    """Return an image whose engine computes without end after a signal."""
     change = f"""
         program=$(find . -path ./proc -prune -o -type f -perm -111 -name llama-server -print)
         mv "$program" "$program.real"
@@ -40,7 +40,7 @@ def spinner(seat: Seat) -> str:
 
 
 def edit_unit(seat: Seat, change: str) -> None:
-    """Change the installed unit by hand and have systemd take it; for shorter waits too."""
+    """Change the installed unit by hand and restart it, also to get shorter waits."""
     path = f"{seat.units}/{look.STACK}/{look.STACK}.container"
     before = seat.lab.read(path)
     seat.run("sed", "-i", change, path)
@@ -50,28 +50,31 @@ def edit_unit(seat: Seat, change: str) -> None:
 
 
 def signal_engine(seat: Seat, name: str) -> None:
+    """Send a signal to the engine."""
     seat.run("podman", "kill", "--signal", name, look.CONTAINER)
 
 
 def health_check(seat: Seat) -> int:
-    """Run the unit's health command as Podman's timer does; its exit status."""
+    """Run the unit's health command as Podman's timer does, and return its exit status."""
     done = seat.run("podman", "healthcheck", "run", look.CONTAINER, check=False, timeout=40)
     return done.returncode
 
 
 def status(seat: Seat, code: int = 0) -> dict[str, object]:
+    """Return the stack's entry in ``status``."""
     (stack,) = json.loads(seat.stackctl("status", "--json", code=code).stdout)["stacks"]
     assert isinstance(stack, dict)
     return stack
 
 
 def history(seat: Seat) -> list[dict[str, str]]:
-    """What checks saw, oldest first."""
+    """Return the results of the checks, oldest first."""
     text = seat.lab.read(f"{seat.state}/stacks/{look.STACK}/health.jsonl")
     return [json.loads(line) for line in text.splitlines()]
 
 
 def invocation(seat: Seat) -> str:
+    """Return systemd's id of the unit's current run."""
     return look.unit_properties(seat, "InvocationID")["InvocationID"]
 
 
@@ -118,7 +121,7 @@ def test_the_guard_restarts_what_is_dead_twice(seat: Seat, tiny: str) -> None:
     signal_engine(seat, "STOP")
     done = seat.stackctl("guard", code=1)
     assert re.fullmatch(r"cpu   FAIL  dead: endpoint: .*, and it does not compute\n", done.stdout)
-    # Once is not enough.
+    # One failed check is not enough.
     assert invocation(seat) == before
     assert str(status(seat, code=1)["cause"]) == "and it does not compute"
     done = seat.stackctl("guard", "--json", code=1)
@@ -129,7 +132,7 @@ def test_the_guard_restarts_what_is_dead_twice(seat: Seat, tiny: str) -> None:
     log = json.loads(seat.stackctl("history", "--log", "--json").stdout)["entries"]
     assert (log[-1]["operation"], log[-1]["generation"]) == ("restart", 1)
     assert "by the guard" in log[-1]["message"]
-    # The run that is up now was never seen dead.
+    # No check has found the current run dead.
     assert seat.stackctl("guard").stdout == ""
 
 
@@ -204,7 +207,7 @@ def test_status_names_what_was_changed_by_hand(seat: Seat, tiny: str) -> None:
     seat.stackctl(*UP, tiny, "--yes", "--soak", "0s")
     now = status(seat)
     assert now["drift"] == []
-    # Another slot, another file.
+    # The unit is in the other slot now, with another file.
     unit = str(now["unit"])
     file = f"{folder}/{unit.removesuffix('.service')}.container"
     seat.run("touch", "-d", "next minute", file)
@@ -213,7 +216,7 @@ def test_status_names_what_was_changed_by_hand(seat: Seat, tiny: str) -> None:
     assert any(re.search(f"systemd has not read {unit} .*daemon-reload", x) for x in changed)
     seat.run("rm", file)
     assert f"{file} is missing" in str(status(seat)["drift"])
-    # The front door's, where the lab has one.
+    # The front door's file, if the lab has a front door.
     if seat.lab.load_door(seat.user) is not None:
         seat.run("sh", "-c", f"echo '# by hand' >>{folder}/{look.STACK}_door.container")
         text = f"the front door's {look.STACK}_door.container is not as this stackctl writes it"
@@ -228,6 +231,7 @@ def test_status_names_what_was_changed_by_hand(seat: Seat, tiny: str) -> None:
 
 @pytest.fixture
 def unguarded(seat: Seat) -> Iterator[Seat]:
+    """Yield a user, and remove the guard afterwards."""
     yield seat
     seat.stackctl("guard", "--remove", code=None)
 
@@ -250,7 +254,7 @@ def test_the_timer(unguarded: Seat, tiny: str) -> None:
     seat.run("rm", "-r", f"{seat.state}/stacks")
     assert told not in seat.stackctl(*UP, tiny).stderr
     assert seat.stackctl("guard", "--remove").stdout == "guarding no more\n"
-    # Not said again where it is known.
+    # The hint is not repeated after the guard was removed.
     words = ("--set", "engine_args.cache-ram=64", "--yes", "--soak", "0s")
     assert told not in seat.stackctl(*UP, tiny, *words).stderr
     assert seat.stackctl("guard", "--remove").stdout == "there was no guard\n"

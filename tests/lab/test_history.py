@@ -1,4 +1,4 @@
-"""history, diff, prune and key over real generations: two that served, one that failed."""
+"""history, diff, prune and key with real generations: two that served and one that failed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BROKEN = ("--set", "engine_args.load-mode=nonsense")
 
 @pytest.fixture
 def tidy(seat: Seat) -> Seat:
-    """A user without what engines of other tests have compiled."""
+    """Return a user without the compile caches of other tests' engines."""
     seat.run("rm", "-rf", f"{seat.cache}/compiled")
     return seat
 
@@ -31,13 +31,13 @@ def test_what_became_of_three_generations(tidy: Seat, tiny: str) -> None:
     table = seat.stackctl("history")
     assert max(map(len, table.stdout.splitlines())) <= 80
     rows = [re.split(r" {2,}", line) for line in table.stdout.splitlines() if line[0] in "123"]
-    # Number, how, state; when it was made is between them.
+    # Number, origin and state; the time is between them.
     assert [(row[0], row[2], row[3]) for row in rows] == [
         ("3", "up", "failed"),
         ("2 *", "up", "ready"),
         ("1", "up", "replaced"),
     ]
-    # One that was replaced still says how long it took.
+    # A replaced generation still shows the time of its start.
     assert [row[4] == "-" for row in rows] == [True, False, False]
     assert table.stdout.count("tiny") == 3
     assert table.stderr == ""
@@ -52,7 +52,7 @@ def test_what_became_of_three_generations(tidy: Seat, tiny: str) -> None:
     assert sorted(line.partition("=")[0] for line in changed) == [
         "+Claim", "+Exec", "-Claim", "-Exec"
     ]  # fmt: skip
-    # What the diff says is in the installed unit.
+    # The lines of the diff are in the installed unit.
     files = [path for path in seat.files(seat.units) if path.endswith(".container")]
     installed = "".join(seat.lab.read(path) for path in files).splitlines()
     port = str(look.record(seat, 2)["plan"]["engine_port"])
@@ -67,7 +67,7 @@ def test_what_became_of_three_generations(tidy: Seat, tiny: str) -> None:
     )
     seat.stackctl("down")
     look.assert_clean(seat)
-    # Down, it is remembered: the newest number, and the one that can be gone back to.
+    # After ``down`` the newest number and the generation for a rollback are kept.
     seat.stackctl("prune", "--keep", "1", code=2)
     assert seat.stackctl("prune", "--keep", "1", "-y").stdout == "cpu: removed 1; kept 2, 3\n"
     records = [path for path in seat.files(seat.state) if re.search(r"/[0-9]+\.json$", path)]
@@ -81,7 +81,7 @@ def test_what_became_of_three_generations(tidy: Seat, tiny: str) -> None:
         "removed 1",
     )
     assert seat.run("stat", "-c", "%a", f"{seat.state}/audit.jsonl").stdout == "600\n"
-    # A number is never given twice.
+    # A number is never used twice.
     seat.stackctl(*UP, tiny)
     look.record(seat, 4)
     seat.stackctl("down")

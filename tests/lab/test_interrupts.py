@@ -1,4 +1,4 @@
-"""Stackctl is interrupted, killed or started twice: the machine is as before, or can be mended."""
+"""Interrupted, killed and parallel runs of stackctl: the state is restored or can be repaired."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def spawn(seat: Seat, *arguments: str) -> LabProcess:
-    """Start stackctl and go on."""
+    """Start stackctl without waiting for it."""
     return seat.lab.spawn(["stackctl", *arguments], user=seat.user)
 
 
 def is_locked(seat: Seat) -> bool:
-    """Whether a writer is at work."""
+    """Return True if a change is running."""
     return look.exists(seat.lab, f"{seat.runtime}/lock")
 
 
 def engine_runs(seat: Seat) -> bool:
-    """Whether the engine that never answers runs, and systemd waits for it."""
+    """Return True if the engine that never answers is running, so that systemd waits for it."""
     return bool(look.processes(seat.lab, "sleep 98765"))
 
 
 def interrupt(
     seat: Seat, process: LabProcess, when: Callable[[Seat], bool], number: signal.Signals
 ) -> str:
-    """Send a signal at that moment; what stackctl said before it ended."""
+    """Send a signal when the condition holds, and return stackctl's error output."""
     with process:
         look.wait_for(when.__name__, lambda: when(seat) or process.poll() is not None)
         assert process.poll() is None, process.communicate()
@@ -112,7 +112,7 @@ def test_a_reader_that_goes_away_does_not_stop_it(one: Seat, tiny: str) -> None:
     for words in (("--set", f"image={image}", "--timeout", "2s"), ("--set", "context=1024")):
         line = shlex.join(["stackctl", *UP, tiny, *words, "-y"])
         one.run("sh", "-c", f"{line} 2>&1 | head -n 1", timeout=60)
-    # The first put everything back and noted it, the second came up.
+    # The first run restored the old state and recorded it, the second became ready.
     assert [look.record(one, number)["outcome"]["state"] for number in (1, 2, 3)] == [
         "replaced", "failed", "ready"
     ]  # fmt: skip
@@ -122,7 +122,7 @@ def test_a_reader_that_goes_away_does_not_stop_it(one: Seat, tiny: str) -> None:
     look.assert_clean(one)
 
 
-# Killed outright: nobody clears up
+# Kills, after which stackctl cannot restore the state
 
 
 def test_killed_while_the_engine_starts(seat: Seat, tiny: str) -> None:
@@ -134,7 +134,7 @@ def test_killed_while_the_engine_starts(seat: Seat, tiny: str) -> None:
         process.communicate(timeout=10)
     assert look.unit_properties(seat, "ActiveState") == {"ActiveState": "activating"}
     assert look.record(seat, 1)["outcome"]["state"] == "starting"
-    # The next command ends what was cut off: there was nothing before.
+    # The next command reverts the interrupted change: before it there was no stack.
     done = seat.stackctl("status")
     assert "up of cpu was cut off at the step 'start': undoing it (nothing runs)" in done.stderr
     assert look.record(seat, 1)["outcome"]["state"] == "interrupted"
@@ -180,7 +180,7 @@ def test_killed_when_it_was_all_but_done(seat: Seat, tiny: str) -> None:
     look.assert_clean(seat)
 
 
-# Two at once
+# Two at the same time
 
 
 def test_the_second_up_is_told_who_is_at_work(seat: Seat, tiny: str) -> None:
@@ -194,7 +194,7 @@ def test_the_second_up_is_told_who_is_at_work(seat: Seat, tiny: str) -> None:
                 r"another stackctl is at work here: process \d+, up cpu, since [\d:]{8}$",
                 "wait until",
             )
-        # To look is allowed.
+        # Commands that only read are allowed.
         assert '"starting"' in seat.stackctl("status", "--json", code=1).stdout
         first.send_signal(signal.SIGINT)
         first.communicate(timeout=60)

@@ -1,4 +1,4 @@
-"""The lab itself: it is what the other tests take it for."""
+"""The lab itself: it has the properties that the other tests rely on."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def test_a_quadlet_unit_serves_a_real_model(seat: Seat) -> None:
         f"{seat.units}/probe/probe.container", UNIT.replace("PORT", port), user=seat.user
     )
     seat.systemctl("daemon-reload")
-    # Quadlet has the units of a user wait for the network, which is not online here by itself.
+    # Quadlet makes a user's units wait for the network, which never becomes online in the lab.
     seat.lab.run(["systemctl", "start", "network-online.target"], check=True)
     seat.systemctl("start", "probe.service")
     seat.lab.run(["systemctl", "stop", "network-online.target"], check=True)
     ask = {"prompt": "The capital of France is", "n_predict": 8, "temperature": 0}
     answer = look.post(seat, f"http://127.0.0.1:{port}/completion", ask)
     assert "France" in answer["content"]
-    # Read by the user itself: the engine's own lines, under the name that the unit gives them.
+    # The user's own journal has the engine's lines under the identifier of the unit.
     assert "model loaded" in seat.journal("--identifier", "lab-probe-engine")
     assert seat.loaded() == ["probe.service"]
     assert len(seat.left_behind()) == 3  # container, unit file, unit

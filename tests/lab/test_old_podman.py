@@ -1,4 +1,4 @@
-"""Debian 12 as the program meets it: its os-release, and a podman that says it is 4.3.1."""
+"""Debian 12 as stackctl sees it: its os-release, and a podman that prints version 4.3.1."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VERSION="12 (bookworm)"
 VERSION_CODENAME=bookworm
 ID=debian
 """
-#: Only this is asked before it is refused; had it been asked for more, it would show.
+#: Before it refuses, stackctl may ask only for the version. The program records all other calls.
 PODMAN = """\
 #!/bin/sh
 case $* in
@@ -43,7 +43,7 @@ def test_provision_refuses_an_old_podman(lab: Lab) -> None:
             done, "podman 4.3.1 is too old: Quadlet reads subfolders .* from 4.7 on: nothing was",
             "upgrade to Debian 13, Ubuntu 24.04 or newer, or install podman 4.7 or newer",
         )  # fmt: skip
-    # A dry run says the same, and what else it would do.
+    # A dry run reports the same, and the other changes.
     done = root.run(
         "unshare", "-m", "sh", "-c", AS_BOOKWORM, "sh", "provision", "--dry-run", check=False
     )

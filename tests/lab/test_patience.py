@@ -1,4 +1,4 @@
-"""How long a start may take: as long as the engine gets on, and no longer."""
+"""The timeout of a start: it grows as long as the engine makes progress."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from . import look
 from .conftest import HERE, Seat
 
 DEADLINE_S, STEP_S = 6, 7
-#: An engine that takes its time over each phase, and one that goes on about the first one.
+#: An engine that takes some seconds for each phase, and one that repeats the first one forever.
 SLOW = """\
 #!/bin/sh
 case "$1" in --help|--version) exec "$0.real" "$@" ;; esac
@@ -29,7 +29,7 @@ while :; do echo "loading model"; sleep 1; done
 
 @pytest.fixture
 def hurried(one: Seat, tiny: str) -> tuple[Seat, tuple[str, ...]]:
-    """A user, and an ``up`` with little patience."""
+    """Return a user, and an ``up`` with short timeouts."""
     look.put(one.lab, "/srv/hurried.py", (HERE / "hurried.py").read_bytes())
     words = ("python3", "-P", "/srv/hurried.py", str(DEADLINE_S), str(STEP_S))
     return one, (*words, "up", "cpu-latency", "--model", tiny, "--soak", "0s", "--set")
@@ -41,7 +41,7 @@ def test_a_start_has_time_while_the_engine_gets_on(hurried: tuple[Seat, tuple[st
     assert "cpu is up (generation 1)" in done.stdout
     (ready,) = re.findall(r"^ready +0:(\d\d)$", done.stderr, re.MULTILINE)
     assert int(ready) > DEADLINE_S
-    # Nobody watches a pipe: a plain line for each phase of what takes long, and no more.
+    # Without a terminal the output has one plain line for each phase that takes long.
     assert not set(done.stderr) & set("\r\x1b")
     told = re.findall(r"^start +(.+?)  ·  0:\d\d$", done.stderr, re.MULTILINE)
     assert told
@@ -60,7 +60,7 @@ def test_a_start_without_progress_ends(hurried: tuple[Seat, tuple[str, ...]]) ->
     done = seat.run(*up, f"image={image}", check=False, timeout=120)
     assert done.returncode == 1
     (limit,) = re.findall(r"cpu was not healthy within 0:(\d\d); last seen: loading", done.stderr)
-    # It was given a step for the one phase that it had, and none for saying so again.
+    # The engine was given one step for its only phase, and none for the repetitions.
     assert DEADLINE_S <= int(limit) < 2 * STEP_S
     assert time.monotonic() - began < 60
     look.assert_clean(seat)

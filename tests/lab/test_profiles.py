@@ -1,7 +1,7 @@
 """Every shipped profile starts with one command.
 
-A hub in the lab, tests/hub.py, holds a small model where the catalogue says that the profile's
-model is, in as many parts.
+A hub in the lab, tests/hub.py, has a small model at each place that the catalogue names, in as many
+parts as the catalogue's model.
 """
 
 from __future__ import annotations
@@ -32,17 +32,19 @@ SHIPPED = Profiles([data_folder("profiles")])
 
 
 def profile_of(name: str) -> Profile:
+    """Return the resolved profile of that name."""
     return SHIPPED.resolve(name, Overrides())
 
 
 def download_of(name: str) -> HubDownload:
+    """Return the place from which the profile's model is fetched."""
     found = find_download(profile_of(name).model or "")
     assert found is not None
     return found
 
 
 def served_by_llama_cpp(*, gpu: bool) -> list[str]:
-    """The profiles with a model that a hub can have."""
+    """Return the profiles with a model that a hub can have."""
     found = []
     for name in SHIPPED.names():
         profile = profile_of(name)
@@ -53,7 +55,7 @@ def served_by_llama_cpp(*, gpu: bool) -> list[str]:
 
 
 def standin(download: HubDownload) -> dict[str, bytes]:
-    """The files of a small model, under the names that the catalogue's has."""
+    """Return the files of a small model, under the names of the catalogue's model."""
     assert download.file is not None
     shard = re.fullmatch(r"(.+)-00001-of-(\d{5})\.gguf", download.file)
     if shard is None:
@@ -73,13 +75,14 @@ def start_hub(lab: Lab, repos: dict[str, str]) -> None:
 
 
 def forget(seat: Seat) -> None:
+    """Remove all models from the user's cache."""
     home = "/root" if seat.user == "root" else seat.lab.home(seat.user)
     seat.run("rm", "-rf", f"{home}/.cache/huggingface")
 
 
 @pytest.fixture(scope="module")
 def site(lab: Lab) -> Iterator[Lab]:
-    """A hub with a small model as each GGUF model of the shipped profiles."""
+    """Yield the lab with a hub that has a small model as each GGUF model of the profiles."""
     repos = {}
     for name in (*served_by_llama_cpp(gpu=False), *served_by_llama_cpp(gpu=True)):
         download = download_of(name)
@@ -94,7 +97,7 @@ def site(lab: Lab) -> Iterator[Lab]:
 
 @pytest.fixture
 def fresh(site: Lab, seat: Seat) -> Iterator[Seat]:
-    """A user without any model."""
+    """Yield a user without any model."""
     assert seat.lab is site
     forget(seat)
     yield seat
@@ -105,14 +108,14 @@ def fresh(site: Lab, seat: Seat) -> Iterator[Seat]:
 @pytest.mark.parametrize("name", served_by_llama_cpp(gpu=False))
 def test_a_profile_on_the_cpu_fetches_its_model_and_serves(fresh: Seat, name: str) -> None:
     profile = profile_of(name)
-    # The model of the catalogue would be too slow here; the one that comes is small.
+    # The model of the catalogue would be too slow here; the served one is small.
     words = ("up", name, "--yes", "--force", "--soak", "0s", *look.ONE_THREAD)
     done = fresh.stackctl(*words, env=ENV, timeout=300)
     assert f"model     {download_of(name).source}, " in done.stderr
     assert f"{profile.stack} is up (generation 1)" in done.stdout
     answer = look.chat(fresh, profile.port or look.PORT)
     assert answer["usage"]["completion_tokens"] > 0
-    # The model is here now, so that nothing asks the hub again.
+    # The model is on the disk now, so the hub is not asked again.
     again = fresh.stackctl(*words)
     assert "nothing to change (generation 1)" in again.stdout
     fresh.stackctl("down", profile.stack)

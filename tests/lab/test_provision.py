@@ -1,8 +1,8 @@
-"""A machine is made ready by ``stackctl provision``, once, and put back: real apt, systemd, podman.
+"""``stackctl provision`` changes a machine once and reverts it: real apt, systemd and Podman.
 
-What the lab lacks (controllers, settings of its own kernel, packages of the network) is refused or
-passed over here, and proven on a virtual machine. The package is a local one of a few bytes; the
-toolkit's program stands in for NVIDIA's, which needs a card.
+The lab lacks some things (controllers, settings of its own kernel, packages from the network). Here
+they are refused or skipped, and a virtual machine tests them. The package is a local one of a few
+bytes. A stand-in for the toolkit's program is used, because NVIDIA's needs a GPU.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ WORKER = "--service-user=worker"
 RECORD = "/var/lib/stackctl/provision.json"
 DROP_INS = "/etc/systemd/system/user@.service.d"
 MEMLOCK = f"{DROP_INS}/10-stackctl-memlock.conf"
-#: Files with rights and hashes, links, folders, and what systemd, dpkg and the kernel say. Copies
-#: that shadow's programs keep of their last change are left out, and so are logs and caches.
+#: Files with permissions and hashes, links, folders, and the state of systemd, dpkg and the kernel.
+#: It lacks logs, caches, and the backups that shadow's programs make of their files.
 STATE = r"""
 cd /
 find etc usr/local var/lib home srv -xdev \( -path var/lib/containers -o -path var/lib/apt \
@@ -55,7 +55,7 @@ echo 'deb [trusted=yes] file:/srv/repo ./' >/etc/apt/sources.list.d/lab.list
 
 @pytest.fixture(scope="module")
 def box() -> Iterator[Seat]:
-    """Root of a lab of its own, without stacks or images, and without one package."""
+    """Yield root of a separate lab without stacks and images, and without the package passt."""
     try:
         need_root()
         with Lab(seed=False, door=False) as booted:
@@ -68,7 +68,7 @@ def box() -> Iterator[Seat]:
 
 @pytest.fixture
 def clean(box: Seat) -> Iterator[Seat]:
-    """The same, put back afterwards whatever a test did."""
+    """Yield the same lab, and undo all changes of the test."""
     yield box
     box.stackctl("provision", "--undo", "--yes", code=None)
     box.run("rm", "-rf", RECORD, DROP_INS, "/etc/cdi")
@@ -76,20 +76,24 @@ def clean(box: Seat) -> Iterator[Seat]:
 
 
 def state(box: Seat) -> list[str]:
+    """Return the state of the machine in lines."""
     return box.run("sh", "-c", STATE, timeout=120).stdout.splitlines()
 
 
 def report(box: Seat, *arguments: str, code: int | None = 0) -> dict[str, Any]:
+    """Run ``provision`` and return its document."""
     done = box.stackctl("provision", "--json", "--yes", *arguments, code=code)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
 def statuses(document: dict[str, Any]) -> dict[str, str]:
+    """Return the status of each item."""
     return {one["item"]: one["status"] for one in document["items"]}
 
 
 def changed(document: dict[str, Any]) -> set[str]:
+    """Return the items that were changed or would be."""
     return {name for name, one in statuses(document).items() if one in ("change", "changed")}
 
 
@@ -108,17 +112,17 @@ def test_dry_run_then_once_then_never_again_then_back(clean: Seat) -> None:
     ):
         assert words in shown
     assert changed(report(box, WORKER, "--dry-run")) == WANTED
-    # Looking changes nothing at all.
+    # A dry run changes nothing.
     assert state(box) == before
 
     done = report(box, WORKER, "--profile=cpu-latency")
     assert changed(done) == WANTED
     assert statuses(done)["memlock"] == "skip"
     assert report(box, WORKER)["changed"] == 0
-    # As Podman's package has it made at the next boot.
+    # Podman's package creates it at the next boot.
     box.run("mkdir", "-p", "/var/lib/cni/networks")
 
-    # What it is for: the new user's manager runs, with the ids, and the guard.
+    # The purpose: the new user's manager runs, with its ids and the guard.
     uid = box.run("id", "-u", "worker").stdout.strip()
     manager = ["systemctl", "--user", "-M", "worker@"]
     timer = box.run(*manager, "is-active", "stackctl-guard.timer").stdout.strip()
@@ -132,13 +136,13 @@ def test_dry_run_then_once_then_never_again_then_back(clean: Seat) -> None:
     found = {one["name"]: one["status"] for one in json.loads(doctor.stdout)["results"]}
     for name in ("podman", "quadlet", "systemd", "linger"):
         assert found[name] == "ok", found
-    # It can read what its own services say.
+    # The user can read the logs of its own services.
     box.run(*enter, "systemd-run", "--user", "--wait", "--quiet", "echo", "from a service of it")
     box.run("journalctl", "--sync")
     assert "from a service" in box.run(*enter, "journalctl", "--user", "-t", "echo").stdout
     assert box.run("stat", "-c", "%a", RECORD).stdout.strip() == "600"
 
-    # Rootless podman has made its folders: an account is not taken from under its files.
+    # Rootless Podman has made its folders, and an account with files is not removed.
     kept = report(box, "--undo")
     assert statuses(kept)["service-user"] == "kept"
     assert "userdel --remove worker" in str(kept["items"])
@@ -166,7 +170,7 @@ def test_drop_ins_are_seen_by_a_new_manager(clean: Seat) -> None:
 
 @pytest.mark.deep
 def test_a_manager_with_old_limits_is_told_of_and_started_anew_when_asked(clean: Seat) -> None:
-    """The lab's own limit is 8 MiB: a manager that was given less can get that back."""
+    """The lab's own limit is 8 MiB, so a manager with a lower one can be raised to it."""
     box, user = clean, "nolinger"
     site = f"{DROP_INS}/50-site.conf"
     box.lab.write(site, "[Service]\nLimitMEMLOCK=1M\n")
@@ -181,7 +185,7 @@ def test_a_manager_with_old_limits_is_told_of_and_started_anew_when_asked(clean:
         box.run("systemctl", "daemon-reload")
         done = report(box, f"--service-user={user}", "--only=memlock")
         assert done["items"][0]["effect"] == "login"
-        # --yes alone ends nobody's session.
+        # --yes alone ends no session.
         assert "memlock (1 MiB at most now, 8 MiB at most then)" in done["pending"][0]
         assert limit(box, uid) == 2**20
         seen = Seat(box.lab, user).stackctl("probe").stdout
@@ -195,6 +199,7 @@ def test_a_manager_with_old_limits_is_told_of_and_started_anew_when_asked(clean:
 
 
 def wait_for_manager(box: Seat, uid: int) -> None:
+    """Wait until the user's service manager runs."""
     for _ in range(100):
         path = f"/run/user/{uid}/systemd/private"
         if box.run("test", "-e", path, check=False).returncode == 0:
@@ -204,7 +209,7 @@ def wait_for_manager(box: Seat, uid: int) -> None:
 
 
 def limit(box: Seat, uid: int) -> int:
-    """The hard limit of locked memory that the running manager really has."""
+    """Return the hard limit of locked memory of the running manager."""
     pid = box.run("systemctl", "show", "-P", "MainPID", f"user@{uid}.service").stdout.strip()
     (line,) = [
         text for text in box.lab.read(f"/proc/{pid}/limits").splitlines() if "locked" in text
@@ -222,7 +227,7 @@ def test_a_file_of_somebody_else_is_shown_and_left(clean: Seat) -> None:
     assert box.lab.read(MEMLOCK) == "[Service]\nLimitMEMLOCK=64M\n"
 
 
-#: Kills itself with the first change of this kind on record, or made.
+#: Kills the process before or after the first change of this kind.
 KILL = """
 import os, runpy, signal, sys
 from stackctl.provision import changes
@@ -267,7 +272,7 @@ def test_an_interrupt_waits_for_the_change_and_is_heard(clean: Seat) -> None:
     process = box.lab.spawn(
         ["stackctl", "provision", WORKER, "--yes", "--only=podman", "--only=service-user"]
     )
-    # While apt installs.
+    # While apt installs
     for _ in range(200):
         if box.run("test", "-e", RECORD, check=False).returncode == 0:
             break
@@ -314,7 +319,7 @@ def test_refusals(clean: Seat, wrap: str, item: str, message: str, hint: str) ->
     assert done.returncode == 6, done.stderr
     assert message in done.stderr
     assert hint in done.stderr
-    # Before a change, not in the middle of one.
+    # The refusal comes before the first change.
     assert box.run("test", "-e", MEMLOCK, check=False).returncode == 1
     assert box.run("dpkg", "-s", "passt", check=False).returncode == 1
 
@@ -334,7 +339,7 @@ def test_sudo_is_asked_for_what_needs_root(clean: Seat) -> None:
     try:
         user = Seat(box.lab, "lab")
         document = json.loads(user.stackctl("provision", "--yes", "--json", "--only=guard").stdout)
-        # Who calls sudo is who runs stacks.
+        # The user who calls sudo is the one who runs stacks.
         assert document["service_user"] == "lab"
         assert statuses(document) == {"guard": "changed"}
         assert user.systemctl("is-active", "stackctl-guard.timer").strip() == "active"
@@ -393,7 +398,7 @@ def test_two_at_once_are_one_after_the_other(clean: Seat) -> None:
 
 
 def test_stackctl_itself_is_put_where_root_alone_can_change_it(clean: Seat) -> None:
-    """From a copy of an ordinary user's, by root, as sudo runs it."""
+    """Root runs it from an ordinary user's copy, as with sudo."""
     box = clean
     box.run("mv", "/usr/local/bin/stackctl", "/root/stackctl")
     try:
@@ -406,13 +411,13 @@ def test_stackctl_itself_is_put_where_root_alone_can_change_it(clean: Seat) -> N
         )
         box.run("systemctl", "start", "stackctl-guard.service")
         assert report(box, *words[1:])["changed"] == 0
-        # And for every user, from the isolated copy.
+        # It also works for every user, from the isolated copy.
         where = "import stackctl; print(stackctl.__file__)"
         user = Seat(box.lab, "lab")
         assert "cpu-latency" in user.stackctl("profiles").stdout
         isolated = "import sys; sys.path.insert(0, '/usr/local/lib/stackctl/lib');" + where
         assert "/usr/local/lib/stackctl/" in user.run("python3", "-I", "-c", isolated).stdout
-        # An undo ends with the very program that runs it.
+        # An undo removes the program that runs it at the end.
         box.stackctl("provision", "--undo", "--yes")
         assert box.run("ls", "/usr/local/bin").stdout == ""
         assert "stackctl" not in box.run("ls", "/usr/local/lib").stdout.split()

@@ -1,7 +1,8 @@
-"""What a person writes comes out of the started service as it went in, or is refused.
+"""Values of a user reach the started service unchanged, or are refused.
 
-Thousands of values go through our renderer, the real Quadlet generator, systemd and podman,
-hundreds in each started unit; what the kernel says of the process is compared with what was meant.
+Thousands of values go through our renderer, the real Quadlet generator, systemd and Podman,
+hundreds in each started unit. The kernel's view of the process is compared with the original
+values.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Amount:
 
     user: str
     units: int  # started
-    names: int  # units that are only loaded, for what systemd reads itself
+    names: int  # units that are only loaded, to test the keys that systemd itself reads
     files: int  # mounted into each started unit
 
 
@@ -50,11 +51,11 @@ AMOUNTS = (
 )
 
 GENERATOR = "/usr/lib/systemd/system-generators/podman-system-generator"
-#: Waits, and has its arguments and variables for the kernel to show.
+#: Waits, so that its arguments and variables can be read from the kernel.
 PROGRAM = ("sh", "-c", "sleep 1000; :", "sh")
 KEEP = {"PATH", "HOME", "HOSTNAME", "TERM", "container", "NOTIFY_SOCKET"}
 
-# Each of these once as it is, then parts of them in any order.
+# Each of these is used once unchanged, then parts of them in any order.
 ODD = [
     "", " ", "  ", "a b", " a", "a ", "\u00a0a\u00a0", "\u2003", "\u3000x", "\u200b", "\u2028",
     "\u2029", "\ufeff", "\u202e", "é", "模型", "😀", "a\u0301", "\ue000", "\U000f0000", "\u0378",
@@ -73,12 +74,13 @@ ODD = [
     "true", "0", "x" * 5000, "%" * 500, "$" * 501, "\\" * 777, '"' * 300, "ä" * 3000,
 ]  # fmt: skip
 PARTS = [part for part in ODD if 0 < len(part) < 20] + ["a", "model", "/", " ", "-", "Z9"] * 8
-#: As long as the kernel takes, and a byte longer: with a name it is the whole that counts.
+#: The longest argument that the kernel accepts, and one byte more. For a variable the name counts
+#: too.
 LONG = ["y" * 131071, "y" * 131072, "ü" * 65535, "ü" * 65536]
 
 
 def odd_values(chance: random.Random, number: int) -> list[str]:
-    """That many values: every odd one, then mixtures and words of any characters."""
+    """Return that many values: every odd one, then mixtures and words of any characters."""
     values = list(ODD[:number])
     while len(values) < number:
         kind = chance.random()
@@ -94,7 +96,7 @@ def odd_values(chance: random.Random, number: int) -> list[str]:
 
 
 def cannot_be_text(value: str) -> bool:
-    """What no line of a unit file holds: control characters, and what is no character at all."""
+    """Return True if a unit file cannot hold the value: control characters and non-characters."""
     for char in value:
         code = ord(char)
         if code < 32 or 0x7F <= code < 0xA0 or 0xD800 <= code < 0xE000:
@@ -105,12 +107,15 @@ def cannot_be_text(value: str) -> bool:
 
 
 def cannot_be_word(value: str) -> bool:
-    """What no argument can be."""
+    """Return True if the value cannot be an argument."""
     return cannot_be_text(value) or value in ("", ";") or len(value.encode()) > 131071
 
 
 def cannot_be_mounted(path: str) -> bool:
-    """What no volume can be; the kernel has no such names, or a colon is in it."""
+    """Return True if the path cannot be a volume.
+
+    The kernel has no such name, or the path contains a colon.
+    """
     return cannot_be_text(path) or ":" in path
 
 
@@ -122,7 +127,7 @@ def plan(
     files: Iterable[str] = (),
     profile: str = "odd",
 ) -> Plan:
-    """A plan with these values in it."""
+    """Return a plan with these values."""
     return Plan(
         profile=profile,
         stack=stack,
@@ -152,10 +157,10 @@ def plan(
 
 
 class Desk:
-    """A user whose units are written here, straight from the renderer."""
+    """A user whose units come directly from the renderer."""
 
     def __init__(self, seat: Seat, amount: Amount) -> None:
-        """Read what the text of a unit depends on."""
+        """Read the version of Podman, on which the text of a unit depends."""
         self.seat = seat
         self.amount = amount
         self.podman = seat.run("podman", "--version").stdout.split()[-1]
@@ -163,7 +168,7 @@ class Desk:
         self.running: tuple[str, ...] = ()
 
     def text(self, made: Plan) -> str:
-        """The text of the unit of a plan."""
+        """Return the text of the unit of a plan."""
         target = UnitTarget(
             scope="system" if self.seat.user == "root" else "user",
             podman=self.podman,
@@ -177,7 +182,7 @@ class Desk:
     def accepted(
         self, values: Sequence[str], made: Callable[[str], Plan], bad: Callable[[str], bool]
     ) -> list[str]:
-        """Those of the values that a unit takes; the others must be bad, and refused as such."""
+        """Return the values that a unit accepts; check that the others are refused, and rightly."""
         kept = []
         for value in values:
             try:
@@ -194,7 +199,7 @@ class Desk:
         return kept
 
     def install(self, plans: Sequence[Plan]) -> None:
-        """Write the units of these plans and have systemd read them."""
+        """Write the units of these plans and reload systemd."""
         folder = look.lab_path(self.seat.lab, self.seat.units)
         self.seat.run("mkdir", "-p", *(f"{self.seat.units}/{made.stack}" for made in plans))
         for made in plans:
@@ -203,7 +208,7 @@ class Desk:
         self.seat.systemctl("daemon-reload")
 
     def generated(self) -> dict[str, list[tuple[str, str]]]:
-        """Section and key of each line of the services that the generator makes of our units."""
+        """Return section and key of each line of the services that the generator makes."""
         scope = [] if self.seat.user == "root" else ["--user"]
         done = self.seat.run(
             GENERATOR, *scope, "--dryrun", env={"QUADLET_UNIT_DIRS": self.seat.units}
@@ -222,7 +227,7 @@ class Desk:
         return found
 
     def start(self, plans: Sequence[Plan]) -> dict[str, int]:
-        """Start the units of these plans; the process in each container, by stack."""
+        """Start the units of these plans and return the process of each container, by stack."""
         self.running = services = tuple(service_name(made.stack) for made in plans)
         self.seat.systemctl("start", "--no-block", *services)
         found: dict[str, int] = {}
@@ -240,7 +245,7 @@ class Desk:
         return {made.stack: found[f"stackctl-{made.stack}"] for made in plans}
 
     def clear(self) -> None:
-        """End what was started, all at once and without waiting for it to hear."""
+        """Kill all started units at once and remove them."""
         if self.running:
             self.seat.systemctl("kill", "--signal=SIGKILL", *self.running, check=False)
             self.seat.systemctl("stop", *self.running, check=False)
@@ -250,14 +255,14 @@ class Desk:
         self.seat.reset()
 
     def strings(self, pid: int, name: str) -> list[bytes]:
-        """What the kernel has of a process: its arguments (cmdline) or variables (environ)."""
+        """Return the arguments (cmdline) or variables (environ) of a process from the kernel."""
         raw = look.get(self.seat.lab, f"/proc/{pid}/{name}")
         return raw.split(b"\0")[:-1]
 
 
 @pytest.fixture(params=AMOUNTS)
 def desk(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Desk]:
-    """A user at work, with a clean end."""
+    """Yield a user, and remove all units afterwards."""
     amount: Amount = request.param
     place = Desk(Seat(lab, amount.user), amount)
     yield place
@@ -265,7 +270,7 @@ def desk(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Desk]:
 
 
 def tell(desk: Desk, began: float, what: str) -> None:
-    """Say what was tried: shown by pytest -rP, and when a test fails."""
+    """Print the numbers of a run; pytest shows them with -rP and after a failure."""
     spent = time.monotonic() - began
     print(f"{desk.seat.user}: {what}, {desk.refused} refused, {spent:.1f} s, seed {SEED}")
 
@@ -281,7 +286,7 @@ def test_arguments_and_variables_come_out_as_they_went_in(desk: Desk) -> None:
         lambda value: cannot_be_word("V000=" + value),
     )
     assert min(len(words), len(texts)) > units * 60
-    # In another order each time, so that what stands beside a value differs.
+    # In another order each time, so that the neighbours of a value differ.
     chance.shuffle(words)
     chance.shuffle(texts)
     plans = [

@@ -1,4 +1,4 @@
-"""Where recovering, or what it brings back, does not work: nobody is locked out, nothing stuck."""
+"""Failures during and after recovery: no user is locked out, and the state can be repaired."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ DOOR = "cpu_door.service"
 
 
 def own_model(seat: Seat, tiny: str) -> None:
-    """A model that a test may take away."""
+    """Copy the model to a file that a test may remove."""
     seat.run("cp", tiny.removeprefix("file:"), MODEL)
 
 
 def leave_journal(seat: Seat, **changes: object) -> None:
-    """What a stackctl leaves that was killed while it switched from generation 1 to 2."""
+    """Write the journal of a stackctl that was killed while it switched from generation 1 to 2."""
     change = {
         "schema": "stackctl.transaction/1", "operation": "switch", "stack": "cpu", "before": 1,
         "running": True, "after": 2, "step": "start", "started": "2026-11-21T12:00:00Z", **changes,
@@ -33,6 +33,7 @@ def leave_journal(seat: Seat, **changes: object) -> None:
 
 
 def state(seat: Seat) -> str:
+    """Return the state of the stack from ``status``."""
     (stack,) = json.loads(seat.stackctl("status", "--json", code=None).stdout)["stacks"]
     return str(stack["state"])
 
@@ -46,13 +47,13 @@ def test_an_old_engine_that_does_not_start_is_recovered_all_the_same(one: Seat, 
     done = one.stackctl("recover", code=1)
     look.assert_error(done, "generation 1 of cpu is installed again, but cpu did not start")
     assert not look.exists(one.lab, f"{one.state}/transaction.json")
-    # The door is not held: it lets requests pass as soon as the engine is back.
+    # The door is not held: requests pass as soon as the engine is back.
     one.run("mv", f"{MODEL}.away", MODEL)
     one.systemctl("reset-failed", "cpu.service", check=False)
     one.systemctl("restart", "cpu.service")
     look.wait_for("the engine is back", lambda: state(one) == "ready")
     assert look.chat(one)["usage"]["completion_tokens"] > 0
-    # In the same way a failed switch of what does not run either ends, and the next one can help.
+    # A failed switch ends in the same way if the old engine does not run, and a next one can help.
     one.run("mv", MODEL, f"{MODEL}.away")
     one.run("podman", "kill", "stackctl-cpu")
     look.wait_for("systemd tries again", lambda: state(one) != "ready")
@@ -91,7 +92,7 @@ def test_a_door_that_is_shut_or_stuck_is_started_anew(one: Seat, tiny: str) -> N
     done = one.stackctl(*UP, "--set", "engine_args.cache-ram=64")
     assert "nothing to change" in done.stdout
     assert look.chat(one)["usage"]["completion_tokens"] > 0
-    # The engine is in the second slot now: its log is found there.
+    # The engine is in the second slot now, and its log is found there.
     shown = one.stackctl("logs", "--generation", "2").stdout
     assert "model loaded" in shown
     assert "cpu_door" in one.stackctl("logs").stdout
@@ -131,7 +132,7 @@ def test_a_restart_tells_of_the_engine_before_the_door(one: Seat, tiny: str) -> 
     own_model(one, tiny)
     one.stackctl(*UP)
     config, journal = f"{one.state}/doors/cpu/haproxy.cfg", f"{one.state}/transaction.json"
-    # Neither comes back: what is told as the error is the engine, which the user asked about.
+    # Neither starts. The error names the engine, because the user asked for its restart.
     one.run("mv", MODEL, f"{MODEL}.away")
     one.run("sh", "-c", f"rm {config} && mkdir {config}")
     done = one.stackctl("restart", code=1)
@@ -142,7 +143,7 @@ def test_a_restart_tells_of_the_engine_before_the_door(one: Seat, tiny: str) -> 
     one.run("mv", f"{MODEL}.away", MODEL)
     assert one.stackctl("recover").stdout == "cpu is recovered: generation 1\n"
     assert look.chat(one)["usage"]["completion_tokens"] > 0
-    # The door alone: it is the error, and still there to recover.
+    # If only the door fails, it is the error, and the change can still be recovered.
     one.run("sh", "-c", f"rm {config} && mkdir {config}")
     look.assert_error(one.stackctl("restart", code=1), config)
     one.run("rmdir", config)
@@ -189,7 +190,7 @@ def test_what_is_only_known_at_the_end_is_kept(one: Seat, tiny: str) -> None:
             "it is watched",
             lambda: look.exists(one.lab, journal) and b'"soak"' in look.get(one.lab, journal),
         )
-        # The engine is the new one by then; its door cannot be written.
+        # At that time the new engine serves; its door cannot be written.
         one.run("sh", "-c", f"rm {config} && mkdir {config}")
         _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
@@ -228,7 +229,7 @@ def test_until_it_is_final_the_old_engine_is_what_a_power_loss_leaves(one: Seat,
             "it is watched",
             lambda: look.exists(one.lab, journal) and b'"soak"' in look.get(one.lab, journal),
         )
-        # Clients are served by the new one, what boots is the old one.
+        # The new engine serves the clients; after a boot the old one would start.
         assert look.chat(one)["usage"]["completion_tokens"] > 0
         assert look.get(one.lab, config) == old
         assert "[Install]" in look.get(one.lab, f"{one.units}/cpu/cpu.container").decode()
@@ -256,7 +257,7 @@ def test_until_it_is_final_a_new_door_is_not_what_boots(one: Seat, tiny: str) ->
             lambda: look.exists(one.lab, journal) and b'"soak"' in look.get(one.lab, journal),
         )
         assert look.chat(one)["usage"]["completion_tokens"] > 0
-        # It would have the port that the old engine listens on.
+        # After a boot the door would take the port on which the old engine listens.
         assert "[Install]" not in look.get(one.lab, unit).decode()
         assert "[Install]" in look.get(one.lab, f"{one.units}/cpu/cpu.container").decode()
         process.send_signal(signal.SIGKILL)
@@ -287,7 +288,7 @@ def test_an_engine_whose_unit_file_is_gone_is_found(seat: Seat, tiny: str) -> No
 
 @pytest.mark.deep
 def test_a_container_whose_monitor_was_killed_is_removed(seat: Seat) -> None:
-    """As systemd does after its patience: Podman takes the container for one that runs."""
+    """systemd kills it after its timeout. Podman then takes the container for a running one."""
     name = "stackctl-left"
     seat.run("podman", "run", "--detach", "--network=none", f"--name={name}", IMAGE, "sleep", "99")
     shown = seat.run("podman", "inspect", "--format={{.State.ConmonPid}} {{.State.Pid}}", name)
@@ -295,5 +296,5 @@ def test_a_container_whose_monitor_was_killed_is_removed(seat: Seat) -> None:
     remove = f"from stackctl.machine import podman; podman.remove_container({name!r})"
     seat.run("python3", "-c", remove)
     assert name not in seat.run("podman", "ps", "--all", "--format={{.Names}}").stdout
-    # Where there is none, nothing is done.
+    # Without a container nothing is done.
     seat.run("python3", "-c", remove)

@@ -25,7 +25,7 @@ http: {{addr: "{ADDRESS}"}}
 
 @pytest.fixture(scope="module")
 def registry(lab: Lab) -> Iterator[str]:
-    """A registry on the lab's loopback that holds the engine image."""
+    """Yield the address of an engine image in a registry on the lab's loopback."""
     need({"docker-registry": "docker-registry"})
     program = shutil.which("docker-registry")
     assert program is not None
@@ -54,7 +54,7 @@ def test_is_pulled_pinned_and_starts_without_the_registry(
     lab: Lab, registry: str, seat: Seat, tiny: str
 ) -> None:
     if seat.user != "root":
-        # An empty store: everything has to come from the registry.
+        # In an empty store, everything has to come from the registry.
         seat.run("podman", "rmi", "--all", "--force", check=False)
     wish = ["cpu-latency", "--model", tiny, "--set", f"image={registry}"]
     try:

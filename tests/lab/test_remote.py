@@ -1,5 +1,7 @@
-"""`--host`: a user of one machine works on another one through a real sshd, and the connection
-breaks. Both are the lab: the caller is a user without stacks, on the box they are root or lab."""
+"""`--host`: a user of one machine works on another one over a real sshd, with broken connections.
+
+Both machines are the lab. The caller is a user without stacks, and on the box root or lab.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,7 @@ Host impostor
 
 
 class Caller:
-    """Who works on the box from elsewhere; `user` is who they are there."""
+    """Somebody who works on the box from elsewhere; `user` is their account there."""
 
     def __init__(self, lab: Lab, user: str) -> None:
         self.lab = lab
@@ -45,7 +47,7 @@ class Caller:
     def __call__(
         self, *arguments: str, code: int = 0, host: str | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run stackctl for the box, and insist on its exit code."""
+        """Run stackctl for the box and check its exit code."""
         words = ["stackctl", "--host", host or self.host, *arguments]
         done = self.lab.run(words, user=CALLER, timeout=120)
         assert done.returncode == code, f"{words} exited {done.returncode}\n{done.stderr}"
@@ -53,11 +55,11 @@ class Caller:
         return done
 
     def spawn(self, *arguments: str) -> LabProcess:
-        """Start stackctl for the box and go on."""
+        """Start stackctl for the box without waiting for it."""
         return self.lab.spawn(["stackctl", "--host", self.host, *arguments], user=CALLER)
 
     def cut(self) -> None:
-        """Break the connection as a network does: ssh is gone on this side, without a word."""
+        """Disconnect as a network does: kill ssh on this side without a message."""
         for pid in look.processes(self.lab, "ssh:"):
             self.lab.run(["kill", "-KILL", str(pid)])
 
@@ -83,14 +85,15 @@ class Terminal:
                 self.seen += re.sub(r"\x1b\[[\d;]*[mK]", "", part.decode(errors="replace"))
 
     def wait_for(self, pattern: str) -> None:
-        """Wait until that is on the screen."""
+        """Wait until the pattern is on the screen."""
         look.wait_for(pattern, lambda: re.search(pattern, self.seen) is not None, 60)
 
     def type(self, keys: str) -> None:
+        """Write keys to the terminal."""
         os.write(self.primary, keys.encode())
 
     def end(self) -> int:
-        """Wait for its end; the exit code."""
+        """Wait for its end and return the exit code."""
         code = self.process.wait(60)
         self._reader.join(10)
         os.close(self.primary)
@@ -99,7 +102,7 @@ class Terminal:
 
 @pytest.fixture(scope="module")
 def sshd(lab: Lab) -> Iterator[Lab]:
-    """The lab with an sshd, which knows the caller's key, and whose key the caller knows."""
+    """Yield the lab with an sshd; caller and sshd have each other's keys."""
     home = lab.home(CALLER)
     make = 'mkdir -m 700 "$HOME/.ssh" && ssh-keygen -q -t ed25519 -N "" -f "$HOME/.ssh/key"'
     lab.run(["sh", "-c", make], user=CALLER, check=True)
@@ -122,13 +125,13 @@ def sshd(lab: Lab) -> Iterator[Lab]:
 
 @pytest.fixture
 def either(sshd: Lab, seat: Seat) -> Caller:
-    """A caller who is root on the box, or its normal user."""
+    """Return a caller who is root on the box or its ordinary user."""
     return Caller(sshd, seat.user)
 
 
 @pytest.fixture
 def caller(sshd: Lab) -> Caller:
-    """A caller who is a normal user of the box."""
+    """Return a caller who is an ordinary user of the box."""
     return Caller(sshd, "lab")
 
 
@@ -136,13 +139,13 @@ def caller(sshd: Lab) -> Caller:
 def test_the_same_commands_on_the_box(seat: Seat, either: Caller, tiny: str) -> None:
     assert "error: no stack is up" in either("check", code=3).stderr
     done = either(*UP, tiny)
-    # Results on stdout, progress on stderr, as from here.
+    # Results are on stdout and progress on stderr, as in a local run.
     assert done.stdout.splitlines()[0] == "cpu is up (generation 1)"
     assert re.search(r"^answer +ok ", done.stderr, re.MULTILINE)
     assert re.search(r"^ok +answer +16 tokens", either("check").stdout, re.MULTILINE)
     here, there = (call("status", "--json").stdout for call in (seat.stackctl, either))
     assert [json.loads(text)["stacks"][0]["generation"] for text in (here, there)] == [1, 1]
-    # What needs an answer is refused: there is nobody to give it.
+    # Without a terminal a command that needs an answer is refused.
     done = either(*UP, tiny, "--set", "context=1024", code=2)
     look.assert_error(done, "is running .* would be replaced", "--yes")
     assert "error: no stack named nope" in either("logs", "nope", code=4).stderr
@@ -150,7 +153,7 @@ def test_the_same_commands_on_the_box(seat: Seat, either: Caller, tiny: str) -> 
     assert report["schema"] == "stackctl.error/1"
     either("down")
     look.assert_clean(seat)
-    # Nothing of it was done here.
+    # Nothing was done on this side.
     assert not look.exists(seat.lab, f"{seat.lab.home(CALLER)}/.local/state/stackctl")
 
 
@@ -202,7 +205,7 @@ def test_another_version_on_the_box_is_told(caller: Caller) -> None:
     assert "warning" not in caller("profiles").stderr
 
 
-#: Looks at the arguments of all processes here, and says each once when it is told to end.
+#: Reads the arguments of all processes, and prints each one once at SIGTERM.
 WATCH = """
 import glob, signal, time
 seen = set()
@@ -238,12 +241,12 @@ def test_no_secret_is_in_an_argument(one: Seat, caller: Caller, tiny: str) -> No
     caller.lab.run(["rm", "-rf", f"{caller.lab.home(CALLER)}/.local/state/stackctl"])
     for secret in (key, one.stackctl("key", "show").stdout.strip()):
         assert secret not in seen
-    # Clients here need the box's own address to lead there, and the key from there.
+    # Clients on this side need a port that leads to the box, and the key from there.
     done = caller("client", "openai")
     assert f'OPENAI_API_KEY="$(stackctl --host {caller.host} key show cpu)"' in done.stdout
     assert f"ssh -N -L 8080:127.0.0.1:8080 {caller.host}" in done.stderr
     look.assert_error(caller("client", "openai", "nope", code=4), "lab@box: no stack named nope")
-    # What is written for a client is written on its side.
+    # Files for a client are written on the client's side.
     caller("client", "aider", "--write", "-y")
     assert look.exists(caller.lab, f"{caller.lab.home(CALLER)}/.aider.conf.yml")
     assert not look.exists(caller.lab, f"{caller.lab.home('lab')}/.aider.conf.yml")
@@ -261,11 +264,11 @@ def test_a_stack_is_measured_from_here(one: Seat, caller: Caller, tiny: str) -> 
         assert (report["box"], report["lengths"]) == ("lab@box", "tokenizer")
         assert all(cell["failed"] == 0 for cell in report["cells"])
         assert open_ports(caller.lab) == before
-        # It is here, and told apart; the box has none.
+        # The run is stored here, with the name of the box; the box has none.
         shown = caller.lab.run(["stackctl", "bench", "list"], user=CALLER, check=True).stdout
         assert shown.count("cpu 1 of lab@box") == 2
         assert "nothing was measured" in one.stackctl("bench", "list").stderr
-        # Interrupted it gives its ports back as well.
+        # An interrupt closes the ports too.
         with caller.spawn(*words, "--output", "500", "--requests", "50") as process:
             look.wait_for("ports are open", lambda: len(open_ports(caller.lab)) > len(before))
             process.send_signal(signal.SIGINT)
@@ -278,7 +281,7 @@ def test_a_stack_is_measured_from_here(one: Seat, caller: Caller, tiny: str) -> 
     assert "stackctl --host USER@BOX bench --from-here" in here.stderr
 
 
-#: A connection is kept for a second, and asked for what listens on the box two seconds later.
+#: The connection is kept for a second; after three seconds it is used by a forwarded port.
 _IDLE = f"""\
 import pathlib, tempfile, time
 from stackctl.machine import ssh
@@ -301,6 +304,7 @@ def test_a_port_that_is_idle_keeps_its_connection(caller: Caller) -> None:
 
 
 def open_ports(lab: Lab) -> list[str]:
+    """Return the ports that listen on loopback."""
     words = ["ss", "-Hltn", "src", "127.0.0.1"]
     return sorted(line.split()[3] for line in lab.run(words, check=True).stdout.splitlines())
 
@@ -316,7 +320,7 @@ def test_one_connection_serves_all_commands(caller: Caller) -> None:
     assert len(look.processes(caller.lab, "ssh:")) == number
 
 
-# Interrupted, and cut off
+# Interrupts and broken connections
 
 
 def test_ctrl_c_reaches_the_box(seat: Seat, either: Caller, tiny: str) -> None:
@@ -370,16 +374,16 @@ def test_the_box_ends_what_a_broken_connection_began(
     assert code == 1, said
     assert "error: the connection to lab@box broke" in said
     assert "stackctl --host lab@box status" in said
-    # It goes on, and whoever comes meanwhile is told.
+    # The command continues, and another one is refused with its name.
     done = caller("down", code=7)
     look.assert_error(done, r"another stackctl is at work here: process \d+, up cpu, since")
-    # What was begun fails there as it would have, and the old engine serves.
+    # It fails on the box as it would have with a connection, and the old engine serves.
     look.wait_for("it is over", lambda: not look.exists(caller.lab, f"{one.runtime}/lock"))
     assert look.record(one, 2)["outcome"]["state"] == "failed"
     caller("check")
     if terminal:
         return
-    # And what would have succeeded does.
+    # A change that can succeed does so.
     words = (*UP, tiny, "--set", "context=1024", "-y", "--soak", "0s")
     with caller.spawn(*words) as process:
         look.wait_for("it began", lambda: look.exists(caller.lab, f"{one.runtime}/lock"))

@@ -1,6 +1,6 @@
-"""A box without stackctl is provisioned over a real sshd: the stackctl of here is brought along.
+"""A box without stackctl is provisioned over a real sshd: this stackctl is sent for the run.
 
-The box is a lab in which nothing is installed; the caller is this machine, with its own Python.
+The box is a lab in which nothing is installed. The caller is this machine, with its own Python.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .vm import _AS_CLIENT
 ITEMS = ("--only", "stackctl", "--only", "guard")
 REST_S = 16
 FOLDER, LINK = "/usr/local/lib/stackctl", "/usr/local/bin/stackctl"
-#: Lets so many bytes of the client's through, then ends as a network does, or rests and goes on.
+#: Forwards so many bytes of the client, then breaks the connection, or pauses and continues.
 CUT = """\
 import os, select, socket, sys, time
 port, left, rest_s = (int(word) for word in sys.argv[1:])
@@ -53,7 +53,7 @@ while left > 0 or rest_s:
 
 
 class Caller:
-    """Somebody on this machine; the box is known to their ssh, and to nobody else's."""
+    """Somebody on this machine. Only their ssh settings name the box."""
 
     def __init__(self, lab: Lab, folder: Path) -> None:
         self.lab = lab
@@ -65,7 +65,7 @@ class Caller:
         self._env: dict[str, str] = {}
 
     def prepare(self) -> None:
-        """Have an sshd in the lab that knows the caller's key, and whose key the caller knows."""
+        """Start an sshd in the lab; caller and sshd get each other's keys."""
         key = self._ssh / "key"
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
         public = key.with_suffix(".pub").read_text()
@@ -88,7 +88,7 @@ class Caller:
         )
 
     def words(self, *arguments: str, user: str = "root", host: str | None = None) -> list[str]:
-        """The words that run this checkout's stackctl for that user of the box."""
+        """Return the command that runs this checkout's stackctl for that user of the box."""
         home = Path(pwd.getpwuid(os.getuid()).pw_dir) / ".ssh"
         home.mkdir(mode=0o700, exist_ok=True)
         words = ["unshare", "--mount", "--propagation", "private", "--", "sh", "-c", _AS_CLIENT]
@@ -99,7 +99,7 @@ class Caller:
     def __call__(
         self, *arguments: str, code: int = 0, user: str = "root", host: str | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run stackctl for the box, and insist on its exit code."""
+        """Run stackctl for the box and check its exit code."""
         done = subprocess.run(
             self.words(*arguments, user=user, host=host),
             stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False,
@@ -109,24 +109,25 @@ class Caller:
         return done
 
     def spawn(self, *arguments: str, host: str | None = None) -> subprocess.Popen[str]:
-        """Start stackctl for the box and go on."""
+        """Start stackctl for the box without waiting for it."""
         return subprocess.Popen(
             self.words(*arguments, host=host), stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
     def brought(self) -> list[str]:
-        """What is left of what was brought."""
+        """Return the remains of the copy that was sent."""
         words = ["find", "/root", "/home", "/var/tmp", "/tmp", "-name", "*stackctl*"]
         return self.lab.run(words).stdout.split()
 
     def assert_gone(self) -> None:
+        """Wait until no part of the copy remains."""
         look.wait_for("nothing is left", lambda: not self.brought(), 20)
 
 
 @pytest.fixture(scope="module")
 def caller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Caller]:
-    """A caller, and a box that was never touched."""
+    """Yield a caller, and a box without any change."""
     try:
         need_root()
         need({"ssh": "openssh-client"})
@@ -140,6 +141,7 @@ def caller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Caller]:
 
 @pytest.fixture(autouse=True)
 def clean(caller: Caller) -> Iterator[None]:
+    """Undo all changes of a test on the box."""
     yield
     if look.exists(caller.lab, "/var/lib/stackctl/provision.json"):
         caller("provision", "--undo", "--yes")
@@ -147,12 +149,14 @@ def clean(caller: Caller) -> Iterator[None]:
 
 
 def state(caller: Caller) -> list[str]:
+    """Return the state of the box in lines."""
     lines = Seat(caller.lab, "root").run("sh", "-c", STATE, timeout=120).stdout.splitlines()
-    # Logins by ssh come and go.
+    # Sessions of ssh logins change all the time.
     return [line for line in lines if not re.match(r"session-\S+\.scope ", line)]
 
 
 def statuses(text: str) -> dict[str, str]:
+    """Return the status of each item."""
     return {one["item"]: one["status"] for one in json.loads(text)["items"]}
 
 
@@ -169,7 +173,7 @@ def test_from_nothing_to_provisioned_and_back(caller: Caller) -> None:
     done = caller("provision", "--yes", "--json", *ITEMS)
     assert statuses(done.stdout) == {"stackctl": "changed", "guard": "changed"}
     caller.assert_gone()
-    # From now on it is the box's own, whole and for everybody.
+    # From now on the box has its own complete copy, for all users.
     assert "cpu-latency" in caller("profiles").stdout
     assert "cpu-latency" in caller("profiles", user="lab").stdout
     assert caller.lab.run(["stat", "-c", "%U", LINK], check=True).stdout == "root\n"
@@ -252,7 +256,7 @@ def test_ctrl_c_while_it_is_sent(caller: Caller) -> None:
     with caller.spawn("provision", "--yes", *ITEMS, host="rests") as process:
         look.wait_for("it is being sent", keeps)
         process.terminate()
-        # Whatever the line does.
+        # It ends although the connection is stuck.
         _, err = process.communicate(timeout=REST_S / 2)
     assert process.returncode == 130, err
     assert "Traceback" not in err
@@ -279,7 +283,7 @@ def test_what_was_begun_ends_without_the_connection(caller: Caller) -> None:
 
 
 def masters(caller: Caller) -> list[int]:
-    """The connection of ours that is kept."""
+    """Return the ssh processes that keep our connection to the box."""
     name = hashlib.sha256(f"root@{caller.box}".encode()).hexdigest()[:12].encode()
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
