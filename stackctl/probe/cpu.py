@@ -15,7 +15,7 @@ from stackctl.machine.runner import controlled_environment
 from stackctl.probe.background import Background
 from stackctl.probe.cgroup import cpu_quota, cpuset
 from stackctl.probe.fact_reader import FactReader, cpu_set, sanitize
-from stackctl.probe.numa import probe_numa
+from stackctl.probe.memory import probe_numa
 from stackctl.probe.topology import (
     CPU,
     cores_of_entries,
