@@ -1,4 +1,4 @@
-"""What docs/security.md promises, on the real thing."""
+"""The promises of docs/security.md, tested with real engines."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .lab import STORE_USERS, Lab
 
 MODEL = "/srv/models/tiny.gguf"
 PROFILE = "engine: llama.cpp\nport: 9001\n"
-#: Kinds of file system that hold nothing of the host's.
+#: Types of file systems that contain nothing of the host's files.
 PSEUDO = {"proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup2", "devtmpfs"}
 
 
 @pytest.fixture(scope="module", params=EITHER_USER)
 def served(request: pytest.FixtureRequest, lab: Lab, tiny: str) -> Iterator[Seat]:
-    """A user whose stack is up. Nothing here may change it."""
+    """Yield a user whose stack is up. No test here may change it."""
     seat = Seat(lab, str(request.param))
     try:
         seat.stackctl("up", "cpu-latency", "--model", tiny)
@@ -33,7 +33,7 @@ def served(request: pytest.FixtureRequest, lab: Lab, tiny: str) -> Iterator[Seat
 
 @pytest.fixture
 def root(lab: Lab) -> Iterator[Seat]:
-    """Root at work, with no stack up: what was served ends here."""
+    """Yield root without a stack; all running stacks are removed before."""
     for name in STORE_USERS:
         Seat(lab, name).reset()
     seat = Seat(lab, "root")
@@ -61,14 +61,14 @@ def test_the_engine_sees_nothing_of_the_host_s_files_but_the_model(served: Seat)
         _, _, _, source, target, options = before.split()[:6]
         kind = after.split()[0]
         if target.startswith("/sys/") and served.user != "root":
-            # Podman may not mount sysfs for a network that is the host's, and passes the host's on:
-            # what is below it belongs to root, which this engine is not.
+            # Podman may not mount sysfs for a network that is the host's, so it passes on that of
+            # the host. The files below it belong to root, and this engine is not root.
             continue
         if kind not in PSEUDO:
             files[target] = source
         if "rw" in options.split(","):
             written.add(target)
-        # Single files of another file system: podman's own, and masks over the kernel's.
+        # Single files of another file system: Podman's own, and masks over files of the kernel.
         elif source != "/" and target != "/models/tiny.gguf":
             own = re.fullmatch(r"/etc/(hosts|hostname|resolv\.conf)|/run/\.containerenv", target)
             assert own or target.startswith(("/proc/", "/sys/")), line
@@ -84,7 +84,7 @@ def test_the_engine_cannot_write_its_root_or_the_model(served: Seat) -> None:
         words = ("podman", "exec", look.CONTAINER, "sh", "-c", f"echo >>{path}")
         done = served.run(*words, check=False)
         assert done.returncode != 0, path
-        # Or it is another user's file in the first place.
+        # A file may also be refused because it belongs to another user.
         assert re.search("Read-only file system|Permission denied", done.stderr), path
 
 
@@ -146,7 +146,7 @@ print(*scan(socket.AF_INET, "10.77.0.1"), "|", *scan(socket.AF_INET6, "fd77::1")
 
 @pytest.fixture(scope="module")
 def neighbour(lab: Lab) -> Iterator[list[str]]:
-    """Another machine on a network with the lab: what runs a command there."""
+    """Yield the command prefix that runs a command on another machine in the lab's network."""
     script = """
         set -e
         ip netns add neighbour
@@ -166,7 +166,7 @@ def neighbour(lab: Lab) -> Iterator[list[str]]:
 
 def test_a_port_scan_from_another_machine_finds_nothing(served: Seat, neighbour: list[str]) -> None:
     lab = served.lab
-    # That the scan finds what is there.
+    # A known port shows that the scan works.
     words = ["python3", "-m", "http.server", "4444", "--bind", "::"]
     door = lab.spawn(words)
     try:
@@ -177,7 +177,7 @@ def test_a_port_scan_from_another_machine_finds_nothing(served: Seat, neighbour:
         door.communicate(timeout=10)
     assert found == "4444 | 4444\n"
     assert look.chat(served)["usage"]["completion_tokens"] > 0
-    # Nor is there anything to be found with UDP.
+    # No UDP port is reachable either.
     shown = lab.run(["ss", "-Hlun"], check=True).stdout.splitlines()
     addresses = [line.split()[3].rpartition(":")[0] for line in shown]
     assert [a for a in addresses if not a.startswith(("127.", "[::1]"))] == []
@@ -198,7 +198,7 @@ def test_state_is_for_its_owner_alone(served: Seat) -> None:
     served.run("mkdir", "-p", f"{served.cache}/compiled/0123456789ab")
     served.run("chmod", "775", served.cache, f"{served.cache}/compiled")
     served.stackctl("status")
-    # What an engine has compiled has what modes it gave it, where nobody else can enter.
+    # The modes of compiled files are the engine's choice, but no other user can enter their folder.
     inside = ["-path", f"{served.cache}/compiled/*", "-prune"]
     words = ["find", *folders, *inside, "-o", "-printf", "%y %m %u %p\\n"]
     shown = served.run(*words).stdout.splitlines()
@@ -252,7 +252,7 @@ def test_nothing_is_made_in_folders_that_everybody_may_write(root: Seat, tiny: s
         said, _ = watch.communicate(timeout=10)
     seen = said.split()
     assert any(name.startswith("seen-") for name in seen)
-    # Those that systemd and Podman make, with names that nobody can guess, are theirs to guard.
+    # systemd and Podman make files with unguessable names there, and protect them themselves.
     others = re.compile(r"seen-|systemd-|podman|libpod|storage|container|buildah")
     assert [name for name in seen if not others.match(name)] == []
 
@@ -269,7 +269,7 @@ def test_root_follows_no_link_that_another_user_planted(root: Seat, tiny: str) -
                 done, "/tmp/units is a link that belongs to lab", "folder of your own"
             )
         assert lab.run(["ls", "/root/target"]).stdout == ""
-        # In the place of a file it is replaced.
+        # A link in place of a file is replaced.
         lab.run(["mkdir", "/tmp/shared"], user="lab", check=True)
         lab.run(["ln", "-s", "/root/target/x", "/tmp/shared/cpu.container"], user="lab", check=True)
         root.stackctl(*words, "/tmp/shared")
@@ -300,7 +300,7 @@ def test_another_user_cannot_hold_the_lock(root: Seat, tiny: str) -> None:
     assert "Permission denied" in done.stderr
 
 
-# What root trusts
+# Trust of root
 
 
 def test_root_takes_no_profile_that_another_user_could_change(root: Seat, tiny: str) -> None:
@@ -328,7 +328,7 @@ def test_root_takes_no_profile_that_another_user_could_change(root: Seat, tiny: 
 
 @pytest.mark.deep
 def test_root_with_another_user_s_environment(root: Seat, tiny: str) -> None:
-    # As sudo -E and su -p leave it.
+    # sudo -E and su -p leave such an environment.
     lab = root.lab
     lab.write("/home/lab/.config/stackctl/profiles/mine.yaml", PROFILE, user="lab")
     runtime = f"/run/user/{lab.uid('lab')}"
@@ -357,7 +357,7 @@ def test_root_runs_and_imports_nothing_that_another_user_put_there(root: Seat, t
     for name in programs:
         lab.write(f"{folder}/{name}", f"#!/bin/sh\necho {name} >>{mark}\n", user="lab")
     lab.run(["sh", "-c", f"chmod 755 {folder}/*"], user="lab", check=True)
-    # That the trap works.
+    # The trap works.
     lab.run(["python3", "-c", "import click"], cwd=folder)
     assert look.exists(lab, mark)
     lab.run(["rm", mark], check=True)
@@ -404,7 +404,7 @@ def test_units_of_other_users_are_data(root: Seat, one: Seat, tiny: str) -> None
         root.stackctl(*words, timeout=15)
         root.run("sh", "-c", f"rm -rf {one.units}/*")
         one.lab.write(f"{one.units}/theirs/theirs.container", text, user="lab")
-        # Its owner heeds it; root, whom nobody may keep from anything, says what it does not heed.
+        # The owner's plan obeys the claim. No user may limit root, so root's plan only reports it.
         assert one.stackctl(*words, code=5).stdout
         done = root.stackctl(*words, timeout=15)
         assert json.loads(done.stdout)["verdict"]["fits"] is True

@@ -1,4 +1,4 @@
-"""What is true of a stack while it serves: its process, its unit, and what stackctl says of it."""
+"""A stack while it serves: its process, its unit, and the output of stackctl about it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODEL = ("--model", look.GEMMA, *look.ONE_THREAD)
 
 @pytest.fixture(scope="module", params=EITHER_USER)
 def served(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Seat]:
-    """A user whose stack is up with the real model. Nothing here may change it."""
+    """Yield a user whose stack is up with the real model. No test here may change it."""
     seat = Seat(lab, str(request.param))
     try:
         seat.stackctl("up", "cpu-latency", *MODEL)
@@ -71,12 +71,12 @@ def test_the_unit_gives_up_after_a_few_crashes(served: Seat) -> None:
     found = look.unit_properties(served, *names, "Restart")
     assert (found["Restart"], found["StartLimitBurst"]) == ("on-failure", "3")
     window, start = _seconds(found["StartLimitIntervalUSec"]), _seconds(found["TimeoutStartUSec"])
-    # Longer than all the attempts it counts, or it never trips.
+    # A shorter window than all its attempts would never reach the limit.
     assert window > 3 * (start + _seconds(found["RestartUSec"]))
 
 
 def _seconds(span: str) -> float:
-    """A time span as systemctl prints it."""
+    """Return the seconds of a time span that systemctl prints."""
     units = {"h": 3600, "min": 60, "s": 1, "ms": 0.001}
     total = 0.0
     for word in span.split():
@@ -88,14 +88,14 @@ def _seconds(span: str) -> float:
 def test_the_unit_is_what_render_shows(served: Seat) -> None:
     shown = served.stackctl("render", "cpu-latency", *MODEL).stdout
     installed = look.unit_text(served)
-    # Then come the files of the front door, if there is one.
+    # Then the files of the front door follow, if there is one.
     engine = _plain(installed)
     assert _plain(shown)[: len(engine)] == engine
     assert "Generation=1\n" in installed
 
 
 def _plain(text: str) -> list[str]:
-    """Without what names the generation."""
+    """Return the lines without those that name the generation."""
     return [
         line
         for line in text.splitlines()
@@ -103,7 +103,7 @@ def _plain(text: str) -> list[str]:
     ]
 
 
-# What stackctl says
+# Output of stackctl
 
 
 def test_up_again_says_that_nothing_changed(served: Seat) -> None:
@@ -114,7 +114,7 @@ def test_up_again_says_that_nothing_changed(served: Seat) -> None:
     assert "cpu is up already, nothing to change (generation 1)" in done.stdout
     assert "http://127.0.0.1:8080/v1" in done.stdout
     assert look.container_id(served) == before != ""
-    # How patient one is with a start changes nothing either.
+    # A longer timeout of the start changes nothing either.
     done = served.stackctl("up", "cpu-latency", *MODEL, "--timeout", "9m")
     assert "nothing to change" in done.stdout
     assert not look.exists(served.lab, f"{served.state}/stacks/cpu/2.json")
@@ -128,7 +128,7 @@ def test_status(served: Seat) -> None:
     assert done.stdout.startswith("cpu   ready since ")
     assert "http://127.0.0.1:8080/v1" in done.stdout
     assert served.stackctl("status", "cpu").stdout == done.stdout
-    # Also by the profile's name, which is not the stack's.
+    # The profile's name works too, although the stack has another one.
     assert served.stackctl("status", "cpu-latency").stdout == done.stdout
 
 
@@ -172,7 +172,7 @@ def test_plan_json(served: Seat) -> None:
     found = json.loads(served.stackctl(*words).stdout)
     assert next(iter(found)) == "schema"
     assert found["schema"] == "stackctl.plan/1"
-    # The image was looked at by up, and is known without asking Podman.
+    # ``up`` has read the image's facts, so the plan has them without Podman.
     assert found["image"] == look.record(served, 1)["plan"]["image"]
     assert found["argv"] == look.argv(served)
     assert found["verdict"]["fits"] is True
@@ -195,7 +195,7 @@ def test_a_dry_run_shows_the_new_unit_and_changes_nothing(served: Seat) -> None:
     assert "nothing was changed" in done.stderr
     assert look.unit_text(served) == before
     assert "would stop cpu.service" in served.stackctl("down", "--dry-run").stdout
-    # As without --dry-run, the document is of what is left.
+    # The document shows the remaining stacks, as it does without --dry-run.
     done = served.stackctl("down", "--dry-run", "--json")
     assert json.loads(done.stdout)["stacks"] == []
     assert "would stop cpu.service" in done.stderr

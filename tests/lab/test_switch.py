@@ -1,4 +1,4 @@
-"""Switching, going back, and failing to: what clients see meanwhile, and what is left."""
+"""Switch, rollback and their failures: the answers to clients, and the state afterwards."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from .lab import STORE_USERS, Lab
 
 HERE = Path(__file__).parent
 UP = ("up", "cpu-latency", "--model")
-#: More than half of any machine that runs these tests: two of these do not fit at once.
+#: More than half of the memory of the machine: two of these do not fit at once.
 LARGE = ("--set", "engine_args.cache-ram={mib}")
 QUICK = ("--yes", "--soak", "1s")
 
 
 @pytest.fixture(autouse=True)
 def needs_a_door(lab: Lab) -> None:
-    """These tests are about the front door, which our own lab always has."""
+    """Skip the tests if a root tree from elsewhere has no HAProxy. Our own lab always has it."""
     for user in STORE_USERS:
         if lab.load_door(user) is None:
             pytest.skip("this root tree brings no HAProxy, and none can be built for it")
 
 
 class Load:
-    """A client at work in the lab."""
+    """A client that sends requests in the lab."""
 
     def __init__(self, seat: Seat, threads: int = 2) -> None:
-        """Ask the stack's endpoint until the result is wanted."""
+        """Send requests to the stack's endpoint until the result is read."""
         look.put(seat.lab, "/srv/client.py", (HERE / "client.py").read_bytes())
         words = ["python3", "/srv/client.py", f"http://127.0.0.1:{look.PORT}", "300"]
         self.process = seat.lab.spawn([*words, str(threads)], user=seat.user)
@@ -43,7 +43,7 @@ class Load:
         assert self.process.stdout.readline() == "asking\n"
 
     def result(self) -> dict[str, Any]:
-        """Ask no more; return the outcome of the requests, once all are answered."""
+        """Stop the client and return the outcome of its requests, after all have ended."""
         self.process.terminate()
         out, err = self.process.communicate(timeout=240)
         assert self.process.returncode == 0, err
@@ -54,7 +54,7 @@ class Load:
 
 @contextlib.contextmanager
 def load(seat: Seat) -> Iterator[Load]:
-    """A client that ends with the block, whatever happens in it."""
+    """Run a client until the end of the block, also after an error."""
     client = Load(seat)
     try:
         yield client
@@ -65,14 +65,14 @@ def load(seat: Seat) -> Iterator[Load]:
 
 
 def large(seat: Seat) -> tuple[str, ...]:
-    """Words that make a plan too large to run twice at a time."""
+    """Return options that make a plan too large to run twice at the same time."""
     found = json.loads(seat.stackctl("probe", "--json").stdout)["memory"]
     total = min(found["total_bytes"], found.get("limit_bytes") or found["total_bytes"])
     return tuple(word.format(mib=int(total * 0.6) // 2**20) for word in LARGE)
 
 
 def generation(seat: Seat) -> int:
-    """The generation that serves, and that it is the only one."""
+    """Return the serving generation; check that no other is left."""
     (stack,) = json.loads(seat.stackctl("status", "--json").stdout)["stacks"]
     assert (stack["state"], stack["drift"]) == ("ready", [])
     names = seat.run("podman", "ps", "--all", "--format", "{{.Names}}").stdout.split()
@@ -95,7 +95,7 @@ def test_switch_and_back_by_objective_and_by_profile(seat: Seat, tiny: str) -> N
     record = look.record(seat, 2)
     assert (record["operation"], record["strategy"]["value"]) == ("switch", "side by side")
     assert {"name": "slots", "value": "4"} in record["outcome"]["report"]
-    # The model that "up" was given stays, also for a profile that names none.
+    # The model of ``up`` stays, also for a profile without a model.
     done = seat.stackctl("switch", "cpu-latency", *QUICK)
     assert generation(seat) == 3
     assert look.record(seat, 3)["plan"]["objective"] == "latency"
@@ -129,7 +129,7 @@ def test_rollback_reinstalls_what_was_stored(seat: Seat, tiny: str) -> None:
     look.assert_error(seat.stackctl("rollback", "99", *QUICK, code=4), "has no generation 99")
     assert "back to 1" in seat.stackctl("history").stdout
     assert "context" in seat.stackctl("diff", "2", "3").stdout
-    # A model that is gone is missed before anything stops.
+    # A missing model is noticed before anything stops.
     seat.lab.run(["mv", tiny[5:], tiny[5:] + ".away"], check=True)
     try:
         look.assert_error(seat.stackctl("rollback", "3", *QUICK, code=6), "cannot run again")
@@ -167,7 +167,7 @@ def test_stop_first_under_load_fails_no_request(seat: Seat, tiny: str) -> None:
 
 @pytest.mark.deep
 def test_requests_that_do_not_end_keep_a_switch_from_happening(one: Seat, tiny: str) -> None:
-    # The tiny one fills its context within a second.
+    # The tiny model fills its context within a second.
     one.stackctl(*UP, look.GEMMA, *look.ONE_THREAD, *large(one))
     body = json.dumps({"prompt": "x", "n_predict": -1, "ignore_eos": True, "stream": True})
     url = f"http://127.0.0.1:{look.PORT}/completion"
@@ -186,7 +186,7 @@ def test_requests_that_do_not_end_keep_a_switch_from_happening(one: Seat, tiny: 
     assert look.record(one, 2)["outcome"]["state"] == "failed"
 
 
-# Failing: the old engine is back, or never was away
+# Failures: the old engine runs again, or has never stopped
 
 DIES_LATER = """\
 #!/bin/sh
@@ -202,7 +202,7 @@ exit 9
 
 
 def dies_in_its_soak(seat: Seat) -> str:
-    """An image whose engine answers, and dies a little later."""
+    """Return an image whose engine answers and dies a little later."""
     script = DIES_LATER.replace("$PORT_OF", "$(echo \"$@\" | sed 's/.*--port //; s/ .*//')")
     return look.scripted_engine(seat, "dies-later", script)
 
@@ -234,7 +234,7 @@ def test_failed_switches_restore_what_was(one: Seat, tiny: str, room: str) -> No
                 assert re.search(r"^restored +generation 1, ", done.stderr, re.M)
             assert generation(one) == 1
         found = client.result()
-    # A crash during the soak takes the requests with it that ran on the new engine then.
+    # A crash during the soak breaks the requests that run on the new engine at that time.
     assert found["failed"] <= 4, found
     if room == "side by side":
         assert look.container_id(one) == old
@@ -280,7 +280,7 @@ def test_two_users_at_the_same_time(lab: Lab, tiny: str) -> None:
                 _, err = process.communicate(timeout=120)
                 assert process.returncode == 0, err
         assert generation(root) == generation(user) == 2
-        # Of two commands of one user one is refused, and nothing is harmed.
+        # Of two commands of one user one is refused, and the stack stays intact.
         words = ("stackctl", "switch", "latency", *QUICK)
         with lab.spawn(words, user="lab") as one, lab.spawn(words, user="lab") as two:
             codes = []

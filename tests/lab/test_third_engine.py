@@ -1,8 +1,7 @@
-"""An engine that stackctl does not ship, started for real: planned, brought up under systemd and
-podman, checked, verified, diagnosed and taken down, on a GPU and on a CPU.
+"""An engine that stackctl does not ship, from plan to down, on a GPU and on a CPU.
 
-The engine (tests/thirdengine.py) is registered by the program that runs stackctl. Its server is a
-stand-in (stubserver.pl), the GPU's library is that of card.py.
+It runs under systemd and Podman. The engine (tests/thirdengine.py) is registered by the program
+that runs stackctl. Its server is a stand-in (stubserver.pl), and NVML is that of card.py.
 """
 
 from __future__ import annotations
@@ -21,22 +20,22 @@ from .test_gpu import CDI, committed
 
 PROGRAM = "/srv/thirdengine.py"
 PORT = 8090
-#: What verify may find with a card that no process can use.
+#: The failure that verify finds with a simulated GPU, which no process can use.
 NO_MEMORY = "no process of it holds memory of GPU 0"
 
 
 @pytest.fixture
 def name() -> str:
-    """The engine, its profile and its stack."""
+    """Return the name of the engine, its profile and its stack."""
     return "stub-cpu"
 
 
 @pytest.fixture
 def stub(gpu: Seat, name: str) -> Iterator[Seat]:
-    """A user with the engine, its image and a profile of it, on a machine with a card."""
+    """Yield a user with the engine, its image and a profile, on a machine with a simulated GPU."""
     look.put(gpu.lab, CDI, cdi().encode())
     look.put(gpu.lab, PROGRAM, (HERE.parent / "thirdengine.py").read_bytes())
-    # The stand-in computes with one thread, which verify counts.
+    # The stand-in computes with one thread, and verify counts threads.
     text = profile_text(gpu=name == "stub-gpu", port=PORT, engine_args={"workers": 1})
     look.put(gpu.lab, f"/srv/stub/{name}.yaml", text.encode())
     look.put(gpu.lab, "/srv/stub/server", (HERE / "stubserver.pl").read_bytes(), mode=0o755)
@@ -47,7 +46,7 @@ def stub(gpu: Seat, name: str) -> Iterator[Seat]:
 
 
 def stackctl(seat: Seat, *arguments: str, code: int | None = 0) -> subprocess.CompletedProcess[str]:
-    """Run stackctl with the engine registered, and insist on its exit code (None: any)."""
+    """Run stackctl with the engine registered, and check its exit code. None permits any."""
     words = ("python3", "-P", PROGRAM, *arguments)
     done = seat.run(*words, check=False, timeout=120)
     assert code is None or done.returncode == code, f"{done.stdout}\n{done.stderr}"
@@ -69,7 +68,7 @@ def test_a_third_engine_from_plan_to_down(stub: Seat, name: str, tiny: str) -> N
     assert words[words.index("--window") + 1] == "2048"
     assert words[words.index("--device") + 1] == ("gpu" if on_gpu else "cpu")
     assert ("LAB_GPU=edited" in stub.lab.read(f"/proc/{pid}/environ").split("\0")) is on_gpu
-    # The image's engine was asked for its options in its own way.
+    # The engine in the image was asked for its options in its own way.
     recorded = look.record(stub, 1, name)["plan"]
     (dialect,) = (one for one in recorded["decisions"] if one["field"] == "dialect")
     assert dialect["value"] == "7.1"

@@ -1,4 +1,4 @@
-"""The main job for real: up, replace, restore, restart, down; as root and as a normal user."""
+"""The main task: up, replace, restore, restart and down, as root and as an ordinary user."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .conftest import Seat, both_users
 from .lab import Lab
 
 ODD_MODEL = '/srv/odd names/$x %n "q" m.gguf'
-# An option with fixed values that llama-server has had for long.
+# An option with fixed values, which llama-server has had for a long time.
 BROKEN = ("--set", "engine_args.rope-scaling=nonsense")
 
 
@@ -65,7 +65,7 @@ def test_a_second_generation_replaces_the_first(seat: Seat, tiny: str) -> None:
     assert running[running.index("--ubatch-size") + 1] == "2048"
     states = [look.record(seat, number)["outcome"]["state"] for number in (1, 2)]
     assert states == ["replaced", "ready"]
-    # The older one's words are still there, apart from those of the new one.
+    # The log of the older generation remains, separate from that of the new one.
     for number in ("1", "2"):
         assert "model loaded" in seat.stackctl("logs", "--generation", number).stdout
     seat.stackctl("down")
@@ -104,12 +104,12 @@ def test_a_failed_replacement_brings_the_old_one_back(seat: Seat, tiny: str) -> 
     states = [look.record(seat, number)["outcome"]["state"] for number in (1, 2)]
     assert states == ["ready", "failed"]
     assert "rope-scaling" in look.record(seat, 2)["outcome"]["message"]
-    # What the failed one said can still be read.
+    # The log of the failed generation can still be read.
     shown = seat.stackctl("logs", "--generation", "2").stdout
     assert 'error while handling argument "--rope-scaling"' in shown
     found = json.loads(seat.stackctl("status", "--json").stdout)
     assert [(s["generation"], s["state"]) for s in found["stacks"]] == [(1, "ready")]
-    # A number is never given twice.
+    # A number is never used twice.
     seat.stackctl("up", "cpu-throughput", "--model", tiny, "-y", "--soak", "0s")
     assert look.record(seat, 3)["outcome"]["state"] == "ready"
     seat.stackctl("down")
@@ -125,7 +125,7 @@ def test_restart(seat: Seat, tiny: str) -> None:
     assert (stack["stack"], stack["state"]) == ("cpu", "ready")
     assert look.container_id(seat) not in ("", before)
     seat.stackctl("check")
-    # A stop by hand is seen, and the next up starts it again.
+    # A stop by hand is noticed, and the next ``up`` starts the engine again.
     seat.systemctl("stop", "cpu.service")
     done = seat.stackctl("check", code=3)
     assert done.stdout.startswith("FAIL  unit  inactive")
@@ -171,7 +171,7 @@ def test_odd_names_come_out_as_they_went_in(seat: Seat, odd: str) -> None:
 
 @pytest.fixture(scope="module")
 def odd(lab: Lab, tiny: str) -> str:
-    """A model in a folder and a file with names that need quoting everywhere."""
+    """Return a model whose folder and file have names that need quoting everywhere."""
     content = lab.run(["base64", tiny.removeprefix("file:")], check=True).stdout
     script = 'mkdir -p "$(dirname "$1")" && base64 --decode >"$1"'
     lab.run(["sh", "-c", script, "sh", ODD_MODEL], input=content, check=True)
@@ -199,7 +199,7 @@ def test_two_stacks_side_by_side(seat: Seat, tiny: str) -> None:
     seat.stackctl("up", "cpu-latency", "--model", tiny)
     words = ("--model", tiny, "--name", "second", "--set", "port=8081")
     done = seat.stackctl("up", "cpu-latency", *words)
-    # A machine of few cores has none left for the second: they share, and are told so.
+    # On a machine with few cores both stacks share them, and a warning names the other one.
     shared = look.record(seat, 1, "second")["plan"]["placement"]["shared_with"]
     assert ("warning: cores shared with cpu:" in done.stderr) == (shared == ["cpu"])
     done = seat.stackctl("check", code=2)
@@ -240,7 +240,7 @@ def test_a_killed_engine_is_started_again_and_check_tells(seat: Seat, tiny: str)
     assert re.search(r"^warn  restarts +1$", done.stdout, re.MULTILINE), done.stdout
     (stack,) = json.loads(seat.stackctl("status", "--json").stdout)["stacks"]
     assert (stack["state"], stack["restarts"]) == ("ready", 1)
-    # What systemd counted is no reason to think that a new start failed.
+    # The restarts of the old unit do not make a new start a failure.
     done = seat.stackctl("up", "cpu-throughput", "--model", tiny, "-y", "--soak", "0s")
     assert "cpu is up (generation 2)" in done.stdout
     done = seat.stackctl("check")
@@ -262,12 +262,12 @@ exec {podman} "$@"
     [("4.9.3", "--sdnotify=healthy"), ("4.4.0", "--health-on-failure=kill")],
 )
 def test_a_unit_for_an_older_podman(one: Seat, tiny: str, version: str, argument: str) -> None:
-    """What its Quadlet has no keys for is said as arguments, with the same effect."""
+    """Keys that its Quadlet lacks are written as podman arguments with the same effect."""
     program = one.run("sh", "-c", "command -v podman").stdout.strip()
     script = OLDER.format(version=version, podman=program)
     look.put(one.lab, "/srv/older-bin/podman", script.encode(), mode=0o755)
     path = {"PATH": "/srv/older-bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"}
-    # The Quadlet here is newer: it waits for the network, which older ones do not for users.
+    # The Quadlet here is newer: it waits for the network, but older ones do not for users' units.
     one.lab.run(["systemctl", "start", "network-online.target"], check=True)
     one.stackctl("up", "cpu-latency", "--model", tiny, env=path)
     one.lab.run(["systemctl", "stop", "network-online.target"], check=True)

@@ -1,4 +1,4 @@
-"""Whether verify tells the truth: of honest plans, and of what was changed behind them."""
+"""``verify`` on stacks that run as planned, and on stacks that were changed afterwards."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .conftest import EITHER_USER, Seat
 from .lab import IMAGE, Lab
 from .tinymodel import tiny_model
 
-#: On a busy machine threads wait for CPUs, which is true and no fault of the stack.
+#: On a busy machine threads wait for CPUs. That is a correct finding and no fault of the stack.
 NOISE = {"cores", "threads"}
 LISTEN = """
 import socket, sys, time
@@ -31,7 +31,7 @@ time.sleep(300)
 
 @pytest.fixture(scope="module", params=EITHER_USER)
 def served(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Seat]:
-    """A user whose stack is up with a small model of its own. Each test leaves it as it was."""
+    """Yield a user whose stack is up with a small model of its own. Each test restores it."""
     seat = Seat(lab, str(request.param))
     look.put(lab, model(seat), tiny_model())
     try:
@@ -42,22 +42,25 @@ def served(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Seat]:
 
 
 def model(seat: Seat) -> str:
+    """Return the path of the user's model."""
     return f"/srv/models/verify-{seat.user}.gguf"
 
 
 def up(seat: Seat) -> tuple[str, ...]:
+    """Return the arguments that start the user's stack."""
     return ("up", "cpu-latency", "--model", f"file:{model(seat)}")
 
 
 def verify(seat: Seat, stack: str = "cpu", *, code: int = 0) -> dict[str, dict[str, Any]]:
-    """The results by name, in their order."""
+    """Return the results by name, in their order."""
     found = json.loads(seat.stackctl("verify", stack, "--json", code=code).stdout)
     assert found["schema"] == "stackctl.verify/1"
     return {result["name"]: result for result in found["results"]}
 
 
 def failed(results: dict[str, dict[str, Any]]) -> set[str]:
-    # What is wrong comes first, and whoever reads it learns what to do.
+    """Return the names of the failed results."""
+    # Failures come first, and each has a remedy.
     ranks = [{"fail": 0, "warn": 1}.get(one["status"], 2) for one in results.values()]
     assert ranks == sorted(ranks)
     wrong = [one for one in results.values() if one["status"] == "fail"]
@@ -94,7 +97,7 @@ def test_a_small_model_is_locked_and_no_cpuset_is_claimed(served: Seat) -> None:
         pytest.skip("this machine has a cpuset controller")
     assert results["cpuset"]["status"] == "info"
     assert "no such controller" in results["cpuset"]["actual"]
-    # Whoever asks for one is refused before anything starts.
+    # A profile that wants a cpuset is refused before anything starts.
     done = served.stackctl(*up(served), "--name", "bound", "--set", "placement.cpus=0", code=6)
     look.assert_error(done, "cannot use the cpuset controller")
 
@@ -135,7 +138,7 @@ def test_another_process_has_taken_the_port(served: Seat) -> None:
     served.systemctl("start", "cpu_door.service")
     assert failed(results) == {"ports"}
     assert re.search(r"^127\.0\.0\.1:8080 is python3 \(process \d+\)'s", _actual(results))
-    # The door does not run: where it leads cannot be seen, and is not called right.
+    # The door does not run, so its target is unknown and not counted as correct.
     assert results["door"]["status"] == "skip"
 
 
@@ -170,9 +173,9 @@ def test_a_unit_edited_by_hand(served: Seat) -> None:
     told = f"{results['environment']['actual']}; {results['environment']['evidence']}"
     for name in ("LLAMA_ARG_TOP_K", "HF_TOKEN"):
         assert f"{name} is not planned, and engines read it" in told
-    # Values that nobody planned may be secrets.
+    # The value of an unplanned variable may be a secret.
     assert "hidden" not in json.dumps(results)
-    # What it says puts things right does so.
+    # The remedy works.
     remedy = results["argv"]["remedy"]
     assert remedy == f"stackctl {' '.join(up(served))}"
     served.stackctl(*remedy.split()[1:], "--yes", "--soak", "0s")
@@ -236,7 +239,7 @@ def test_a_model_that_could_not_be_locked(one: Seat) -> None:
 
 @pytest.mark.deep
 def test_an_image_with_a_user_of_its_own(one: Seat, tiny: str) -> None:
-    """It runs as a subordinate ID, whose processes are shown to nobody else."""
+    """It runs as a subordinate ID, and other users cannot read such a process."""
     script = f"""
         id=$(podman create --pull=never {IMAGE} llama-server)
         podman commit --quiet --change USER=1234 "$id" localhost/lab/user:1

@@ -1,4 +1,4 @@
-"""vLLM for real, on the CPU: from a profile to a sane answer, and back."""
+"""The real vLLM on the CPU: from a profile to a sensible answer, and down again."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .lab import CHECKPOINT_PATH, Lab
 
 PORT = 8085
 UP = ("up", "cpu-vllm", "--model", f"dir:{CHECKPOINT_PATH}")
-#: A start that compiles nothing takes half the time.
+#: Without compiling, a start takes half the time.
 EAGER = ("--set", "engine_args.enforce-eager=true")
 
 
 def compiled(seat: Seat) -> set[str]:
-    """The kernels that the compiler has made, by path and time."""
+    """Return the compiled kernels, by path and time."""
     words = ["find", f"{seat.cache}/compiled", "-name", "*.so", "-printf", "%p %T@\\n"]
     return set(seat.run(*words).stdout.splitlines())
 
@@ -43,7 +43,7 @@ def test_the_acceptance_line(vllm_lab: Lab, user: str, compiles: bool) -> None:
 
 
 def _verify(seat: Seat) -> None:
-    """What verify sees of three processes, of which one computes."""
+    """Check the results of ``verify`` for three processes, of which one computes."""
     done = seat.stackctl("verify", "cpu-vllm", "--json", code=None)
     results = {result["name"]: result for result in json.loads(done.stdout)["results"]}
     wrong = {name: one for name, one in results.items() if one["status"] in ("fail", "skip")}
@@ -54,7 +54,7 @@ def _verify(seat: Seat) -> None:
     assert results["kv-cache"]["actual"].startswith("1 GiB, ")
     assert results["device"]["actual"] == "cpu"
     assert results["context"]["actual"] == plan["argv"][plan["argv"].index("--max-model-len") + 1]
-    # Its processes talk to each other over loopback; nobody else can listen there with them.
+    # The processes use loopback ports among themselves. No other process can listen on them.
     engine = f"127.0.0.1:{plan['engine_port'] or PORT}"
     assert re.match(
         rf"{engine}( and 127\.0\.0\.1:{PORT})?(; \d+ more on loopback|$)",
@@ -63,7 +63,7 @@ def _verify(seat: Seat) -> None:
 
 
 def _told_of(seat: Seat) -> None:
-    """What diagnose, metrics and top understand of a real vLLM and its log."""
+    """Check that diagnose, metrics and top read a real vLLM and its log."""
     look.wait_for(
         "a line of speed in its log",
         lambda: "Avg generation throughput" in seat.stackctl("logs", "--generation", "1").stdout,
@@ -77,7 +77,7 @@ def _told_of(seat: Seat) -> None:
     stack: dict[str, Any] = {}
 
     def all_have_ended() -> bool:
-        """The health check asks too: a request of its own may be under way."""
+        """Return True if no request is running; the health check sends some of its own."""
         nonlocal stack
         stack = _metrics(seat)
         return bool(stack["numbers"]["ttft"]["count"] == stack["numbers"]["finished"])
@@ -94,13 +94,14 @@ def _told_of(seat: Seat) -> None:
 
 
 def _metrics(seat: Seat) -> dict[str, Any]:
+    """Return the stack's entry in ``metrics``."""
     (stack,) = json.loads(seat.stackctl("metrics", "cpu-vllm", "--json").stdout)["stacks"]
     found: dict[str, Any] = stack
     return found
 
 
 def _measured(seat: Seat) -> None:
-    """Prompts of exact length by vLLM's tokenizer, answers of exact length."""
+    """Check that prompts and answers of a bench have exact lengths by vLLM's tokenizer."""
     words = ["--prompt", "200", "--output", "64", "--requests", "2", "--prefix", "uncached"]
     found = json.loads(seat.stackctl("bench", "cpu-vllm", *words, "--json", timeout=200).stdout)
     (cell,) = found["cells"]
@@ -109,8 +110,9 @@ def _measured(seat: Seat) -> None:
 
 
 def _serve(seat: Seat, *words: str) -> None:
-    """Go from a profile to a sane answer, and back."""
-    # What an image or a user sets for all containers does not outvote the plan: 1 GiB, not 3.
+    """Start the stack from its profile, request an answer, and stop the stack."""
+    # Variables that an image or a user sets for all containers do not replace the plan's: 1 GiB,
+    # not 3.
     seat.lab.write(
         "/etc/containers/containers.conf.d/cache.conf",
         '[containers]\nenv = ["VLLM_CPU_KVCACHE_SPACE=3"]\n',
@@ -136,14 +138,15 @@ def _serve(seat: Seat, *words: str) -> None:
 
 
 def _serve_again(seat: Seat) -> None:
-    """Start once more with what the first start has compiled and measured."""
+    """Start again with the compiled kernels and measured sizes of the first start."""
     kernels = compiled(seat)
     assert kernels
-    # Kept for the image: the next start compiles nothing again. (The graph itself this vLLM, built
-    # for CPUs, stores and cannot load; that is seconds of Python, and the compiler is not called.)
+    # The kernels are kept for the image, so the compiler does not run again. (This vLLM for CPUs
+    # stores the graph itself but cannot load it; that costs seconds of Python, without the
+    # compiler.)
     seat.stackctl(*UP, timeout=600)
     assert compiled(seat) == kernels
-    # And what it said is what the next plan knows, which is no reason for another start.
+    # The next plan uses the measured sizes, which are no reason for another start.
     (told,) = (
         decision
         for decision in look.record(seat, 2, "cpu-vllm")["plan"]["decisions"]
@@ -156,7 +159,7 @@ def _serve_again(seat: Seat) -> None:
     assert "in generation 2" in " ".join(planned.split())
     seat.stackctl("down", "cpu-vllm")
     seat.assert_nothing_left()
-    # As if it had been another image's, that nothing uses any more.
+    # Renamed to the cache of another image, which is no longer used.
     (used,) = (path for path in seat.run("ls", f"{seat.cache}/compiled").stdout.split())
     seat.run("mv", f"{seat.cache}/compiled/{used}", f"{seat.cache}/compiled/0123456789ab")
     pruned = seat.stackctl("prune", "cpu-vllm", "--yes").stdout

@@ -1,4 +1,4 @@
-"""Starts of vLLM that fail for real: cause, evidence, remedy, exit code, and a clean machine."""
+"""Failing starts of the real vLLM: cause, evidence, remedy, exit code, and a clean machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .lab import CHECKPOINT_PATH, Lab
 
 UNIT = "cpu-vllm.service"
 PORT = 8085
-#: Compiling is not what fails here.
+#: Compiling does not matter for these failures.
 EAGER = ("--set", "engine_args.enforce-eager=true", "--soak", "1s")
 LIMIT_S = 400
 pytestmark = pytest.mark.deep
@@ -21,20 +21,20 @@ pytestmark = pytest.mark.deep
 
 @pytest.fixture
 def one(vllm_lab: Lab) -> Iterator[Seat]:
-    """An ordinary user of the lab with vLLM."""
+    """Yield an ordinary user of the lab with vLLM."""
     seat = Seat(vllm_lab, "lab")
     yield seat
     seat.reset()
 
 
 def up(seat: Seat, *words: str, model: str = CHECKPOINT_PATH, code: int = 1) -> str:
-    """What `up` says on stderr."""
+    """Run ``up`` and return its stderr."""
     all_words = ("up", "cpu-vllm", "--model", f"dir:{model}", "--yes", *EAGER, *words)
     return seat.stackctl(*all_words, code=code, timeout=LIMIT_S).stderr
 
 
 def changed_checkpoint(seat: Seat, name: str, **changes: object) -> str:
-    """A copy of the checkpoint with other values in its config.json."""
+    """Return a copy of the checkpoint with other values in its config.json."""
     folder = f"{seat.lab.home(seat.user)}/{name}"
     seat.run("cp", "-r", CHECKPOINT_PATH, folder)
     seat.run("chmod", "-R", "u+w", folder)
@@ -45,7 +45,7 @@ def changed_checkpoint(seat: Seat, name: str, **changes: object) -> str:
 
 
 def assert_clean(seat: Seat) -> None:
-    """Nothing runs, nothing is installed, nothing listens."""
+    """Check that nothing runs, is installed or listens."""
     seat.assert_nothing_left()
     assert not look.processes(seat.lab, "vllm")
     assert not look.listening(seat.lab, PORT)
@@ -121,7 +121,7 @@ def test_the_engine_core_dies_after_it_was_ready(one: Seat) -> None:
     look.wait_for("the engine core", lambda: bool(cores(one)))
     first = cores(one)[0]
     one.lab.run(["kill", "-KILL", str(first)], check=True)
-    # Its parent ends, or answers 503 until the health check kills it; systemd starts it again.
+    # Its parent ends, or answers 503 until the health check kills it. Then systemd starts it again.
     look.wait_for(
         "another core", lambda: bool(cores(one)) and cores(one)[0] != first, LIMIT_S, step=1
     )
@@ -151,6 +151,6 @@ def _pgrep(seat: Seat, *words: str) -> list[int]:
 
 
 def numbers(seat: Seat) -> list[int]:
-    """Generations of the stack."""
+    """Return the numbers of the stack's generations."""
     listed = json.loads(seat.stackctl("history", "cpu-vllm", "--json").stdout)
     return [entry["number"] for entry in listed["generations"]]

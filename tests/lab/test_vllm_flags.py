@@ -1,4 +1,4 @@
-"""What stackctl writes for vLLM, judged by vLLM's own parser of arguments."""
+"""The arguments that stackctl writes for vLLM, checked by vLLM's own parser."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from stackctl.sources.profiles import Profiles
 
 from .lab import VLLM_IMAGE, Lab
 
-# Reads lists of arguments, says of each what the real parser says. It takes abbreviations, so
-# names are looked up whole as well.
+# Reads lists of arguments and prints the parser's errors for each. The parser accepts
+# abbreviations, so whole names are also looked up.
 JUDGE = """
 import contextlib, io, json, sys
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
@@ -38,7 +38,7 @@ print(json.dumps(answers))
 """
 
 
-#: Arguments that the parser takes, abbreviates, does not have, and refuses.
+#: Arguments that the parser accepts, abbreviates, does not have, and refuses.
 CONTROLS = (
     ("m", "--max-num-seqs", "1"),
     ("m", "--max-num-seq", "1"),
@@ -48,7 +48,7 @@ CONTROLS = (
 
 
 def judge(lab: Lab, lists: Sequence[Sequence[str]]) -> list[list[str]]:
-    """What vLLM's parser has against each list of arguments: nothing, or its words."""
+    """Return the errors of vLLM's parser for each list of arguments."""
     words = ["podman", "run", "--rm", "--interactive", "--network=none", "--read-only"]
     words += ["--cap-drop=all", "--pull=never", VLLM_IMAGE, "python3", "-c", JUDGE]
     done = lab.run(words, input=json.dumps(lists), timeout=300, check=True)

@@ -1,8 +1,9 @@
-"""A stock machine with two NUMA nodes is made ready, as docs/fresh-epyc-box.md says, and serves.
+"""A stock machine with two NUMA nodes is provisioned by docs/fresh-epyc-box.md, and serves.
 
-Run by `make test-vm`. Slow: the processor is emulated. All modules of the virtual machine share
-one, in the order of their names, which is that of the tutorial: what one test makes, the next ones
-use. At its end (test_vm_undo.py) the machine is as it was.
+`make test-vm` runs these tests. They are slow, because the processor is emulated. All modules of
+the virtual machine share one machine and run in the order of their names, which is that of the
+tutorial. Each test uses the results of earlier ones. At the end (test_vm_undo.py) the machine is in
+its first state again.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ NODE, CPUS = "1", "1"
 BOUND = ("--set", "placement.policy=bind", "--set", f'placement.nodes="{NODE}"')
 SPREAD = ("--set", "placement.policy=interleave", "--set", 'placement.nodes="0-1"')
 MODELS = {SERVICE_USER: f"file:{MODEL}", "root": f"file:{DATA}/models/tiny.gguf"}
-#: All of the model in whole pages, but for what comes before its tensors.
+#: The model in whole pages. The part before its tensors may not be locked.
 PAGES = -(-len(tiny_model()) // 4096)
 
 
@@ -38,7 +39,7 @@ def test_a_stock_machine_with_two_nodes(vm: VM) -> None:
 
 
 def test_a_host_key_that_is_not_known_is_refused(vm: VM) -> None:
-    # The same machine, by an address of which the settings know nothing.
+    # The settings of ssh do not name this address of the machine.
     url = f"ssh://root@127.0.0.1:{vm.port}"
     words = [sys.executable, "-m", "stackctl", "--host", url, "status"]
     done = vm.client(words, env={"PYTHONPATH": str(CHECKOUT)})
@@ -62,7 +63,7 @@ def test_it_is_made_ready_once_and_then_nothing_changes(ready: Box) -> None:
     assert re.search(r"^0 items changed", second, re.MULTILINE), second
     assert ready.read("/proc/sys/kernel/numa_balancing") == "0\n"
     assert "[madvise]" in ready.read("/sys/kernel/mm/transparent_hugepage/enabled")
-    # What it is for: services of that user are bound and may lock, from its first manager on.
+    # The purpose: services of that user may use cpusets and lock memory, from its first manager on.
     uid = ready.root("id", "-u", SERVICE_USER).stdout.strip()
     unit = f"user@{uid}.service"
     manager = ready.root("systemctl", "show", "-P", "MainPID", unit).stdout.strip()
@@ -101,9 +102,10 @@ def test_an_engine_is_bound_to_one_node_and_its_model_locked(served: Box, user: 
     up(served, user, *BOUND)
     found = results(served.json(user, "verify", code=None))["memory"]
     if found["status"] != "ok":
-        # An earlier start, which was not bound, has left the model's pages on the other node.
+        # The pages of the model are on the other node after an earlier start that was not bound.
         assert "in the page cache already" in found["evidence"]
-        # So small a model is read whole with its header, by stackctl: there, for once.
+        # stackctl reads a model as small as this one completely, so the remedy runs on the right
+        # node.
         served.run(user, "taskset", "--cpu-list", CPUS, "sh", "-c", found["remedy"])
     pid = engine(served, user)
     status = served.status(pid)
@@ -122,7 +124,7 @@ def test_an_engine_is_spread_over_two_nodes(served: Box, user: str) -> None:
     assert locked(status) in (PAGES - 1, PAGES), status["VmLck"]
     pages = served.pages(pid)
     assert set(pages) == {"0", "1"}
-    # Page by page, but for threads' stacks and what each allocates for itself.
+    # Pages alternate, except for stacks and allocations of single threads.
     assert 0.5 < pages["0"] / pages["1"] < 2, pages
     assert proven(served, user) >= {"cpus", "memory", "locked"}
 
@@ -136,22 +138,23 @@ def up(box: Box, user: str, *options: str) -> None:
 
 
 def engine(box: Box, user: str) -> str:
-    """The process of the user's engine, in whichever slot it is."""
+    """Return the process of the user's engine, in either slot."""
     names = box.run(user, "podman", "ps", "--format", "{{.Names}}").split()
     (name,) = [name for name in names if re.fullmatch(r"stackctl-cpu(_b)?", name)]
     return box.pid(user, name)
 
 
 def locked(status: dict[str, str]) -> int:
-    """Pages that a process has locked."""
+    """Return the number of pages that a process has locked."""
     return int(status["VmLck"].split()[0]) // 4
 
 
 def proven(box: Box, user: str) -> set[str]:
-    """Check and verify find nothing wrong; names of what verify has proven."""
+    """Check that ``check`` and ``verify`` find no fault; return the names of proven results."""
     assert {one["status"] for one in box.json(user, "check", "cpu")["results"]} == {"ok"}
     found = results(box.json(user, "verify", "cpu"))
-    # An emulated processor is a busy one: threads wait, which is true and no fault of the stack.
+    # On an emulated processor threads wait for CPUs. That is a correct finding, no fault of the
+    # stack.
     wrong = {name: one for name, one in found.items() if one["status"] in ("fail", "warn")}
     assert not wrong.keys() - {"cores", "threads"}, wrong
     return {name for name, one in found.items() if one["status"] == "ok"}

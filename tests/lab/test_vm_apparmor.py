@@ -1,4 +1,4 @@
-"""AppArmor is on: root's containers have podman's profile, and their processes end each other."""
+"""AppArmor is on: root's containers have Podman's profile and can signal each other."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STOP = 'a=$(date +%s%N); systemctl stop "$1"; b=$(date +%s%N); echo $(((b - a) /
 
 @pytest.fixture(scope="module")
 def with_door(served: Box) -> Box:
-    """Root's stack runs behind a front door."""
+    """Return the box with root's stack behind a front door."""
     rest(served)
     up(served, "root", "--set", "front_door=on", *BOUND)
     return served
@@ -59,7 +59,7 @@ def test_a_door_and_an_engine_of_root_stop_in_time(with_door: Box) -> None:
 
 
 def wait_until_idle(box: Box) -> None:
-    """Wait until the machine has had nothing to do for a while."""
+    """Wait until the load of the machine is low."""
 
     def is_idle() -> bool:
         return float(box.read("/proc/loadavg").split()[0]) < 0.5

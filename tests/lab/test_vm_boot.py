@@ -1,8 +1,8 @@
-"""A machine boots, and nobody logs in: its stacks answer by themselves, also those whose GPU comes
-late; where it does not come at all, status says so. Then a memory node loses its processors.
+"""Boots without a login: all stacks answer, also if the GPU's driver is late.
 
-The GPU is a stand-in (card.py): its driver is there a minute after the boot, or never. All that
-follows from it is real: the service that provision installs, the CDI file, Podman, the units.
+If the driver never comes, status reports it. Then a NUMA node loses its CPUs. The GPU is simulated
+(card.py): its driver is there a minute after the boot, or never. The service of ``provision``, the
+CDI file, Podman and the units are real.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ USERS = (SERVICE_USER, "root")
 IMAGE = "localhost/stackctl/llama-cpp:latest"
 PLACE = "/usr/local/lib/lab-gpu"
 REFRESH = "stackctl-cdi-refresh.service"
-#: Seconds from boot to the driver.
+#: Seconds from the boot to the driver.
 LATE_S = 60
 DRIVER = f"""\
 [Service]
@@ -38,7 +38,10 @@ PORTS = {("cpu", SERVICE_USER): 8080, ("cpu", "root"): 8090,
 
 @pytest.fixture(scope="module")
 def carded(served: Box) -> Iterator[Box]:
-    """With a card that is described at each boot; each user has a stack on it and one without."""
+    """Yield the box with a GPU that is described at each boot.
+
+    Each user has a stack on it and one on the CPU.
+    """
     vm, folder = served.vm, card.build()
     vm.run(["mkdir", "-p", PLACE], check=True)
     for name in ("libnvidia-ml.so.1", "pynvml.py"):
@@ -93,13 +96,13 @@ systemctl daemon-reload
 
 def test_all_stacks_answer_after_a_boot_at_which_the_driver_is_late(carded: Box) -> None:
     carded.vm.reboot()
-    # Asked from elsewhere on the machine, before any stackctl runs there.
+    # The requests come before any stackctl runs on the machine.
     for number in PORTS.values():
         wait_for_answer(carded, number)
-    # The service user is not logged in, and could not be: its manager lingers.
+    # The service user has no session and cannot log in. Its manager lingers.
     shown = carded.root("loginctl", "show-user", SERVICE_USER, "-P", "State").stdout
     assert shown.strip() == "lingering"
-    # That was no luck: the units began long before the file was there, and waited for it.
+    # The units started long before the file existed, and waited for it.
     made = monotonic(carded, "root", REFRESH, "ActiveEnterTimestampMonotonic")
     assert made > LATE_S
     for user in USERS:
@@ -123,7 +126,7 @@ def test_a_driver_that_never_comes_is_told_by_status(carded: Box) -> None:
         assert seen["state"] == "starting"
         assert seen["cause"] == f"waits for its GPU: {MISSING}"
         assert seen["remedy"] == LOOK
-    # What it says to do, says what is missing.
+    # The remedy reports the missing driver.
     done = carded.root("stackctl", "provision", "--yes", "--only=cdi", code=6).stdout
     assert "none on the PCI bus" in done
 
@@ -135,13 +138,13 @@ OFFLINE = f"sudo chcpu --enable {CPUS}; then stackctl restart cpu"
 
 @pytest.fixture
 def offline(carded: Box) -> Iterator[Callable[[], None]]:
-    """Takes the processor of the second node away; it is back afterwards."""
+    """Yield a function that takes the second node's CPU offline; it is online again afterwards."""
     yield lambda: switch(carded, "0")
     switch(carded, "1")
 
 
 def switch(box: Box, to: str) -> None:
-    """Have the processor of the second node, or not."""
+    """Write 1 or 0 to switch the second node's CPU on or off."""
     box.root("sh", "-c", f"echo {to} >/sys/devices/system/cpu/cpu{CPUS}/online")
 
 
@@ -152,8 +155,8 @@ def test_a_node_that_loses_its_processors_while_a_stack_runs(
     found = results(carded.json("root", "verify", "cpu", code=1))
     assert found["cpus"]["status"] == "fail", found
     assert found["cpus"]["remedy"] == OFFLINE
-    # It serves, on the other node: systemd takes what there is. That is no secret, and nothing new
-    # is bound there.
+    # It serves on the other node, because systemd uses the CPUs that exist. verify reports it, and
+    # no new stack may be bound to the node.
     carded.root("stackctl", "restart", "cpu")
     assert results(carded.json("root", "verify", "cpu", code=1))["cpus"]["status"] == "fail"
     words = ("stackctl", "plan", "cpu-latency", "--model", MODELS["root"], *BOUND)
@@ -164,8 +167,10 @@ def test_a_node_that_loses_its_processors_while_a_stack_runs(
 
 
 def test_a_gpu_that_did_not_come_ends_in_a_clear_state(carded: Box) -> None:
-    """Since the boot before: three times two minutes. The service that describes it has not given
-    up."""
+    """The unit has waited since the last boot, three times two minutes.
+
+    The CDI service still waits.
+    """
     for user in USERS:
         wait_for("it gives up", partial(gave_up, carded, user), 500, step=10)
         seen = state(carded, user, "gpu-gguf")
@@ -173,7 +178,7 @@ def test_a_gpu_that_did_not_come_ends_in_a_clear_state(carded: Box) -> None:
             "crash loop", f"gave up after 3 starts: {MISSING}",
         )  # fmt: skip
         assert seen["remedy"] == f"{LOOK}; then stackctl restart gpu-gguf"
-    # With its driver it serves again.
+    # With the driver it serves again.
     carded.root("touch", card.DEVICE)
     carded.root("systemctl", "restart", REFRESH)
     carded.root("stackctl", "restart", "gpu-gguf")
@@ -181,11 +186,12 @@ def test_a_gpu_that_did_not_come_ends_in_a_clear_state(carded: Box) -> None:
 
 
 def write(box: Box, path: str, text: str) -> None:
+    """Write a file on the machine."""
     box.vm.run(["sh", "-c", 'cat >"$1"', "write", path], input=text, check=True)
 
 
 def answers(box: Box, number: int) -> bool:
-    """Whether an endpoint of the machine gives an answer."""
+    """Return True if an endpoint of the machine answers."""
     body = json.dumps({"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2})
     url = f"http://127.0.0.1:{number}/v1/chat/completions"
     done = box.root("curl", "-sf", "--max-time", "60", url, "-d", body, code=None)
@@ -193,23 +199,23 @@ def answers(box: Box, number: int) -> bool:
 
 
 def wait_for_answer(box: Box, number: int) -> None:
-    """After a boot, with a processor that is emulated."""
+    """Wait for an answer after a boot on an emulated processor."""
     wait_for(f"port {number} answers", partial(answers, box, number), 400, step=2)
 
 
 def gave_up(box: Box, user: str) -> bool:
-    """Whether the user's stack on the card is not started any more."""
+    """Return True if systemd no longer starts the user's stack on the GPU."""
     return str(state(box, user, "gpu-gguf")["state"]) != "starting"
 
 
 def monotonic(box: Box, user: str, unit: str, name: str) -> float:
-    """A moment of a unit in seconds since the boot."""
+    """Return a time of a unit in seconds since the boot."""
     scope = [] if user == "root" else ["--user"]
     return int(box.run(user, "systemctl", *scope, "show", "-P", name, unit)) / 1e6
 
 
 def state(box: Box, user: str, stack: str) -> dict[str, Any]:
-    """What status says of a stack."""
+    """Return the stack's entry in ``status``."""
     (seen,) = box.json(user, "status", stack, code=None)["stacks"]
     found: dict[str, Any] = seen
     return found

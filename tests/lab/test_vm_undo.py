@@ -1,4 +1,4 @@
-"""The last of the virtual machine's modules: what was made ready is taken back, all of it."""
+"""The last module of the virtual machine: the undo reverts all changes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .vmbox import STORAGE, Box, differences, give_back
 
 pytestmark = pytest.mark.vm
 
-#: What may differ at the end, and why. Patterns begin at the kind of the line.
+#: Allowed differences at the end, with reasons. Patterns begin with the kind of the line.
 ALLOWED = {
     r"(file|hash \w+|folder) var/lib/(apt|dpkg)/": "the package manager's own notes; packages "
     "themselves are compared",
@@ -24,7 +24,7 @@ ALLOWED = {
 
 def test_all_is_as_it_was(served: Box) -> None:
     served.root("stackctl", "down", "cpu", code=None)
-    # These tests' own; what is left in its folder would keep it.
+    # The file belongs to these tests. It would keep its folder from being removed.
     served.root("rm", STORAGE["root"])
     for command, said in served.follow("4. Go back"):
         assert "error:" not in said, f"{command}\n{said}"
