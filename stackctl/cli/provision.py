@@ -232,14 +232,15 @@ def _undo(session: Session, only: Sequence[str], dry_run: bool) -> None:
             for name in names:
                 one = ItemReport(item=name, status="undo", changes=texts[name])
                 provision_view.show_item(session.out, one, full=True)
-        kept: dict[str, str] = {}
+        stay: tuple[tuple[str, str], ...] = ()
         if done and not dry_run:
             if not session.confirm(
                 f"{provision_view.count_text(len(names))} would go back to what was before"
             ):
                 raise click.Abort
             progress = provision_view.IndentedProgress(session.out)
-            kept = dict(undo_changes(target, store, chosen, progress))
+            stay = undo_changes(target, store, chosen, progress)
+    kept = dict(stay)
     reports = tuple(
         ItemReport(
             item=name,
@@ -253,7 +254,7 @@ def _undo(session: Session, only: Sequence[str], dry_run: bool) -> None:
         operation="undo", dry_run=dry_run, items=reports, changed=len(names) - len(kept)
     )
     if not session.out.wrote_json(report):
-        provision_view.show_end(session.out, report)
+        provision_view.show_end(session.out, report, stay)
 
 
 def _machine() -> tuple[TargetRoot, UndoStore]:

@@ -72,14 +72,13 @@ def _verbatim(out: Output, lines: Sequence[str]) -> None:
         out.line(" " * _DETAIL + line)
 
 
-def show_end(out: Output, report: ProvisionReport) -> None:
+def show_end(out: Output, report: ProvisionReport, stay: Sequence[tuple[str, str]] = ()) -> None:
     """Print the pending effects, the firmware advice, and how many items changed.
 
-    For an undo print the items that could not be undone, with the reasons, and the number.
+    Print first the changes that could not be undone: ``stay`` has (item, reason).
     """
-    for one in report.items:
-        if one.status == "kept":
-            out.labelled("kept", f"{one.item}: {one.problem}", column=_MARK)
+    for item, reason in stay:
+        out.labelled("kept", f"{item}: {reason}", column=_MARK)
     for text in report.pending:
         out.labelled("pending", text, column=_MARK)
     if report.advice:
