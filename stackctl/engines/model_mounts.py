@@ -1,4 +1,4 @@
-"""Places of a model's files: on the host, and in the engine's container."""
+"""Places of a model's files on the host and in the engine's container, and its name in the API."""
 
 from __future__ import annotations
 
@@ -31,6 +31,16 @@ def model_path(model: Model) -> str:
         return name if model.source.startswith(("hf:", "catalogue:")) else MODELS
     name = model.files[0].file_name if model.files else f"{model.architecture}.gguf"
     return f"{MODELS}/{name}"
+
+
+def served_name(model: Model) -> str:
+    """Return the model's name in the API: the file's name without ending and shard number; else
+    the last part of the source."""
+    if not model.files or model.format == "safetensors":
+        name = re.split(r"[/:@]", model.source.removeprefix("hf:").partition("@")[0])[-1]
+        return name.lower()
+    stem = model.files[0].file_name.removesuffix(".gguf")
+    return re.sub(r"-\d{5}-of-\d{5}$", "", stem)
 
 
 def file_outside_mounts(model: Model, paths: Iterable[str]) -> str | None:

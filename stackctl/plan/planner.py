@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -138,16 +137,6 @@ def claims_note(stack: str, inputs: PlanInputs, used: PlanInputs) -> str | None:
     return f"not counted, because the plan would be refused: claims of users for {listed}"
 
 
-def served_name(model: Model) -> str:
-    """Return the model's name in the API: the file's name without ending and shard number; else
-    the last part of the source."""
-    if not model.files or model.format == "safetensors":
-        name = re.split(r"[/:@]", model.source.removeprefix("hf:").partition("@")[0])[-1]
-        return name.lower()
-    stem = model.files[0].file_name.removesuffix(".gguf")
-    return re.sub(r"-\d{5}-of-\d{5}$", "", stem)
-
-
 @dataclass(frozen=True)
 class _Planner:
     """Plans of one stack from its profile with changes. ``inputs`` hold the claims of others."""
@@ -259,7 +248,7 @@ class _Planner:
             threads_batch=placed.threads_batch,
             memory_limit_bytes=main.bytes,
             model_path=model_mounts.model_path(self.model),
-            served_name=profile.served_name or served_name(self.model),
+            served_name=profile.served_name or model_mounts.served_name(self.model),
             port=self.inputs.engine_port or _port(profile),
             behind_door=self.inputs.engine_port is not None,
             gpus=placed.gpus,

@@ -12,8 +12,8 @@ from samples import GEMMA, IQUEST, shipped, shipped_model
 
 from stackctl.deploy.preflight import require_files
 from stackctl.engines import model_mounts
+from stackctl.engines.model_mounts import served_name
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.plan.planner import served_name
 from stackctl.sources.models import read_model
 from stackctl.values.base import from_json, to_json
 from stackctl.values.model import Model, ModelFile

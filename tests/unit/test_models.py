@@ -12,8 +12,8 @@ from ggufs import LLAMA, TENSORS, As, Tensor, Value, gguf, write, write_shards
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from stackctl.engines.model_mounts import served_name
 from stackctl.errors import ExitCode, StackctlError
-from stackctl.plan.planner import served_name
 from stackctl.sources.models import read_model
 from stackctl.values.base import to_json
 from stackctl.values.model import KvLayout, Model, ModelFile
