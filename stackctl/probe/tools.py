@@ -25,7 +25,8 @@ _GENERATORS = ("/etc/systemd", "/usr/local/lib/systemd", "/usr/lib/systemd", "/l
 #: does not find it.
 _QUADLET = ("/usr/libexec/podman/quadlet", "/usr/lib/podman/quadlet",
             "/usr/local/libexec/podman/quadlet")  # fmt: skip
-#: Where Podman finds it, but for unusual folders in its PATH.
+_APPARMOR_INTERFACE = "/sys/kernel/security/apparmor"
+#: Where Podman finds the program that loads profiles, but for unusual folders in its PATH.
 _APPARMOR_PARSERS = ("/sbin/apparmor_parser", "/usr/sbin/apparmor_parser")
 #: Ubuntu 24.04 loads about 120 profiles, in 4 KiB.
 _MOST_PROFILES = 256 * 1024
@@ -241,11 +242,14 @@ def selinux_devices(reader: FactReader) -> bool | None:
 def probe_apparmor(reader: FactReader) -> bool | None:
     """Return True if Podman confines root's containers with AppArmor; None: not recorded.
 
-    Podman does so if the kernel has AppArmor on and the program is there that loads profiles.
+    Podman does so if the kernel has AppArmor on, its interface is mounted (containers often lack
+    it), and the program is there that loads profiles.
     """
     enabled = reader.line("/sys/module/apparmor/parameters/enabled")
     if enabled in ("Y", "N"):
-        loads = not reader.machine.live or any(map(reader.exists, _APPARMOR_PARSERS))
+        loads = not reader.machine.live or (
+            reader.exists(_APPARMOR_INTERFACE) and any(map(reader.exists, _APPARMOR_PARSERS))
+        )
         return enabled == "Y" and loads
     return False if reader.machine.live else None
 
@@ -255,7 +259,7 @@ def _apparmor_profiles(reader: FactReader) -> tuple[str, ...]:
 
     Only root can read the list. For others, crun's file stands for its profile.
     """
-    text = reader.text("/sys/kernel/security/apparmor/profiles", _MOST_PROFILES)
+    text = reader.text(f"{_APPARMOR_INTERFACE}/profiles", _MOST_PROFILES)
     if text is None:
         return ("crun",) if reader.exists("/etc/apparmor.d/crun") else ()
     names = (line.partition(" (")[0] for line in text.splitlines())

@@ -534,14 +534,23 @@ def test_apparmor(
     assert (tools.apparmor, tools.apparmor_profiles) == (apparmor, profiles)
 
 
-@pytest.mark.parametrize("parser", ["sbin/apparmor_parser", "usr/sbin/apparmor_parser", None])
+@pytest.mark.parametrize(
+    ("present", "confines"),
+    [
+        (("sbin/apparmor_parser", "sys/kernel/security/apparmor/profiles"), True),
+        (("usr/sbin/apparmor_parser", "sys/kernel/security/apparmor/profiles"), True),
+        (("sys/kernel/security/apparmor/profiles",), False),
+        # The interface is not mounted in most containers.
+        (("sbin/apparmor_parser",), False),
+    ],
+)
 def test_podman_uses_apparmor_only_if_it_can_load_profiles(
-    tmp_path: Path, parser: str | None
+    tmp_path: Path, present: tuple[str, ...], confines: bool
 ) -> None:
-    files = {"sys/module/apparmor/parameters/enabled": "Y\n"} | ({parser: ""} if parser else {})
+    files = {"sys/module/apparmor/parameters/enabled": "Y\n"} | dict.fromkeys(present, "")
     write(tmp_path, files)
     reader = FactReader(Standing(tmp_path))
-    assert probe_apparmor(reader) is (parser is not None)
+    assert probe_apparmor(reader) is confines
 
 
 # Storage
