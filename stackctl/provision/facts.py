@@ -213,7 +213,9 @@ def _simulated(target: TargetRoot, names: tuple[str, ...]) -> tuple[str, ...]:
 
 def _candidate(target: TargetRoot, package: str) -> str | None:
     done = target.query("apt-cache", *_WRITE_NOTHING, "policy", package)
-    found = re.search(r"^\s+Candidate: (\d\S*)$", done.stdout if done else "", re.MULTILINE)
+    # Without the epoch, which says nothing about the version.
+    candidate = r"^\s+Candidate: (?:\d+:)?(\d\S*)$"
+    found = re.search(candidate, done.stdout if done else "", re.MULTILINE)
     return found[1] if found else None
 
 

@@ -31,7 +31,7 @@ _WITHOUT_GIDS = f"{host_paths.CDI_FLAGS}={_NO_GIDS}"
 #: Toolkits from this version on have a service that writes the files in /run at each boot.
 _TOOLKIT_WITH_SERVICE = (1, 18)
 _TOOLKIT_UNITS = ("nvidia-cdi-refresh.path", "nvidia-cdi-refresh.service")
-_OUR_UNITS = ("stackctl-cdi-refresh.service",)
+_OUR_UNIT = "stackctl-cdi-refresh.service"
 _REFRESH = "sudo systemctl restart nvidia-cdi-refresh.service"
 _FIRST_WITH_GIDS = ".".join(map(str, _PODMAN_WITH_GIDS))
 _EXPECTED = "a CDI file that this podman can use names the GPUs"
@@ -151,11 +151,14 @@ class CdiFiles(ProvisionItem):
             version = facts.toolkit
             changes.append(PackagesChange(names=(host_paths.TOOLKIT,)))
         own = own or version_numbers(version or "") >= _TOOLKIT_WITH_SERVICE
-        units = _TOOLKIT_UNITS if own else _OUR_UNITS
+        units = _TOOLKIT_UNITS if own else (_OUR_UNIT,)
         left = [unit for unit in units if unit not in facts.enabled]
-        wanted = not own or self._needs_drop_in(facts, version, left)
-        line = next((one for one in facts.foreign if one.key == host_paths.CDI_FLAGS), None)
-        if own and wanted and line is not None:
+        lacks = self._needs_drop_in(facts, version, left)
+        wanted = not own or lacks
+        lines = [one for one in facts.foreign if one.key == host_paths.CDI_FLAGS]
+        if own and wanted and lines:
+            # The last one decides (systemd.exec(5)).
+            line = lines[-1]
             if _NO_GIDS not in re.split(r"[,\s]+", line.value):
                 return self.refused(
                     f"{line.where} sets {line.key} to {line.value}, without {_NO_GIDS}, which "
@@ -163,19 +166,22 @@ class CdiFiles(ProvisionItem):
                     f"add it there, after a comma ({line.path}), then: {_REFRESH}",
                 )
             wanted = False
-        name = host_paths.CDI_DROP_IN if own else host_paths.CDI_SERVICE
-        file = shipped_file(facts, name) if wanted else None
-        if file is not None:
+        names = [host_paths.CDI_DROP_IN if own else host_paths.CDI_SERVICE] if wanted else []
+        if own and lacks and _OUR_UNIT in facts.enabled:
+            # From before the toolkit had a service: it writes the same file at boot.
+            names.append(host_paths.CDI_SERVICE)
+        files = [file for name in names if (file := shipped_file(facts, name)) is not None]
+        for file in files:
             if refused := self.refuse_foreign_file(facts, file):
                 return refused
-            # Before the package: its installation starts the service.
-            changes.insert(0, file)
+        # Before the package: its installation starts the service.
+        changes[:0] = files
         if not left and not changes:
             return self.refused(
                 f"{units[-1]} runs, and yet: {now}",
                 f"see why: journalctl -u {units[-1]}; then: sudo systemctl restart {units[-1]}",
             )
-        if file is not None and units[-1] not in left:
+        if files and units[-1] not in left:
             changes += [ReloadChange(), RestartChange(unit=units[-1])]
         changes += [EnableChange(unit=unit) for unit in left]
         undo = "stops the service; removes what was installed" if left else "removes the file"

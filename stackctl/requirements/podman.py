@@ -121,9 +121,10 @@ class PodmanVersion(ProvisionItem):
         version = facts.host.tools.podman
         if version is not None and version_numbers(version) < OLDEST:
             return self.refused(f"podman {version} is too old: {WHY_OLDEST}", _UPGRADE)
-        if (*facts.families[:1], facts.release) in _OLD_RELEASES and version is None:
+        if version is None and self._offers_old(facts):
+            offered = " ".join(filter(None, ("podman", facts.podman_candidate)))
             return self.refused(
-                f"{facts.host.tools.os}: its podman is too old: {WHY_OLDEST}", _UPGRADE
+                f"{facts.host.tools.os}: its {offered} is too old: {WHY_OLDEST}", _UPGRADE
             )
         wanted = packages(facts.families, facts.release, usable_version(facts))
         if facts.packages is None or not wanted:
@@ -145,6 +146,12 @@ class PodmanVersion(ProvisionItem):
         now = f"podman {version}" if version else "not installed"
         undo = "removes these packages and their dependencies; images stay in /var/lib/containers"
         return self.planned(now, undo, change)
+
+    def _offers_old(self, facts: MachineFacts) -> bool:
+        """Return True if the package sources have too old a podman; if unknown, by the release."""
+        if facts.podman_candidate is not None:
+            return version_numbers(facts.podman_candidate) < OLDEST
+        return (*facts.families[:1], facts.release) in _OLD_RELEASES
 
 
 class QuadletGenerator(Requirement):

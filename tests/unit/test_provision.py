@@ -475,6 +475,41 @@ def test_podman_by_distribution(
 
 
 @pytest.mark.parametrize(
+    ("release", "offered", "status"),
+    [
+        # Derivatives of old releases have numbers of their own.
+        (("linuxmint", "21.3"), "3.4.4+ds1-1ubuntu1.22.04.3", "refused"),
+        (("raspbian", "12"), "4.3.1+ds1-8+deb12u1", "refused"),
+        (("linuxmint", "22"), "4.9.3+ds1-1ubuntu0.2", "change"),
+        # A package source of the administrator's has a newer one.
+        (("debian", "12"), "5.4.2+ds1-2", "change"),
+    ],
+)
+def test_the_podman_that_the_package_sources_have(
+    release: tuple[str, str], offered: str, status: str
+) -> None:
+    host = changed(tools={"podman": None, "os": " ".join(release)})
+    found = item(
+        "podman", host=host, families=(release[0], "ubuntu", "debian"), release=release[1],
+        packages={}, podman_candidate=offered,
+    )  # fmt: skip
+    assert found.status == status
+    if status == "refused":
+        assert f"its podman {offered} is too old" in (found.problem or "")
+        assert "upgrade to Debian 13" in (found.remedy or "")
+
+
+@pytest.mark.parametrize("version", ["4.9.3+ds1-1ubuntu0.2", "100:4.9.3+ds1-1ubuntu0.2"])
+def test_the_version_of_a_candidate_has_no_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    said = f"podman:\n  Installed: (none)\n  Candidate: {version}\n  Version table:\n"
+    box = TargetRoot(Machine(), tmp_path)
+    monkeypatch.setattr(TargetRoot, "query", lambda *words: Completed(words[1:], 0, said, ""))
+    assert facts._candidate(box, "podman") == "4.9.3+ds1-1ubuntu0.2"
+
+
+@pytest.mark.parametrize(
     ("said", "message", "hint"),
     [
         (
@@ -675,6 +710,10 @@ def test_the_toolkit_writes_what_old_podman_parses(
         # The line is right, so something else is wrong.
         ('NVIDIA_CTK_CDI_GENERATE_FEATURE_FLAGS="a,no-additional-gids-for-device-nodes"',
          "refused", "nvidia-cdi-refresh.service runs, and yet"),
+        # The last line counts, for example one that the remedy has appended.
+        ("NVIDIA_CTK_CDI_GENERATE_FEATURE_FLAGS=x\n"
+         "NVIDIA_CTK_CDI_GENERATE_FEATURE_FLAGS=no-additional-gids-for-device-nodes",
+         "refused", "nvidia-cdi-refresh.service runs, and yet"),
     ],
 )  # fmt: skip
 def test_variables_of_the_toolkit_that_somebody_set(
@@ -702,6 +741,21 @@ def test_our_service_is_restarted_when_its_text_changes() -> None:
     assert isinstance(file, FileChange)
     assert "no-additional-gids-for-device-nodes" in file.text
     assert then == [ReloadChange(), RestartChange(unit=unit)]
+
+
+def test_our_service_beside_the_toolkit_s_is_set_up_too() -> None:
+    # The toolkit was updated under a service of an earlier stackctl, which runs at each boot, too.
+    host = changed(tools={"cdi": (GIDS,)})
+    host = msgspec.structs.replace(host, gpus=(msgspec.structs.replace(host.gpus[0], cdi=None),))
+    path, unit = host_paths.FILES[host_paths.CDI_SERVICE], "stackctl-cdi-refresh.service"
+    found = item(
+        "cdi", host=host, packages={host_paths.TOOLKIT: "1.19.1-1"}, units=REFRESH | {unit},
+        enabled=REFRESH | {unit}, written={path: "old"},
+        files=dict.fromkeys(host_paths.FILES.values()) | {path: "old"},
+    )  # fmt: skip
+    *files, reload, restart = found.changes
+    assert [one.path for one in files if isinstance(one, FileChange)] == [DROP_IN, path]
+    assert (reload, restart) == (ReloadChange(), RestartChange(unit="nvidia-cdi-refresh.service"))
 
 
 @pytest.mark.parametrize("version", ["5.1.0", "5.4.2"])
