@@ -58,7 +58,8 @@ class Page:
 
 def page(command: click.Command, name: str) -> Page:
     """Return the page of a command, with the pages of the commands below it."""
-    context = click.Context(command, info_name=name)
+    # A command keeps the help option that its first context gives it.
+    context = click.Context(command, info_name=name, **cli.context_settings)
     options = tuple(
         Option(*record)
         for parameter in command.params
