@@ -18,7 +18,7 @@ from stackctl.cli.session import GLOBAL_NAMES
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "docs" / "commands.md"
 MAN = ROOT / "man"
-#: click's mark for a paragraph that keeps its lines.
+#: click's mark of a paragraph that keeps its lines.
 _VERBATIM = "\b\n"
 
 HEAD = """\

@@ -13,14 +13,14 @@ from hypothesis import settings
 
 from stackctl.machine import runner
 
-# Slow machines are no failures, and a build server tries the same examples every time.
+# A slow machine is no failure, and a build server repeats the same examples.
 settings.register_profile("stackctl", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("stackctl")
 
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden"
-#: The modules of the lab that take longest, longest first; the others follow, unit tests last. The
-#: first and the third go to one worker, which boots the lab with vLLM for both.
+#: The modules of the lab that take longest, longest first. The others follow, unit tests last. The
+#: first and the third run in one worker, which boots the lab with vLLM for both.
 SLOWEST = (
     "test_vllm", "test_crashes", "test_vllm_flags", "test_vllm_failures", "test_switch",
     "test_remote", "test_provision", "test_security", "test_up", "test_guard", "test_demo",
@@ -31,6 +31,7 @@ Golden = Callable[[str, str], None]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option --update-golden."""
     parser.addoption(
         "--update-golden",
         action="store_true",
@@ -51,14 +52,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class FailuresAtOnce:
-    """Shows each failure when it happens: a run that is cut short has no summary."""
+    """Shows each failure when it happens, because an interrupted run has no summary."""
 
     def __init__(self, terminal: pytest.TerminalReporter) -> None:
-        """Write to that terminal."""
+        """Store the terminal for the output."""
         self._terminal = terminal
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Show what failed, and where."""
+        """Show the place and the text of a failure."""
         if report.failed:
             self._terminal.ensure_newline()
             self._terminal.section(f"{report.nodeid} ({report.when})", "_")
@@ -69,8 +70,8 @@ class FailuresAtOnce:
 def pytest_configure(config: pytest.Config) -> None:
     """Show failures at once, in the process that reports (with xdist, not its workers).
 
-    Accept SIGINT: a shell starts background jobs with SIGINT ignored, and every process that a
-    test starts and then interrupts would inherit that and go on for ever.
+    Also accept SIGINT. A shell starts background jobs with SIGINT ignored. Every process that a
+    test starts would inherit that, and interrupting it would have no effect.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     terminal = config.pluginmanager.get_plugin("terminalreporter")
@@ -80,13 +81,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def no_observer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reset after each test what --verbose sets in the test's own process."""
+    """Reset the observer, which --verbose sets in the test's own process."""
     monkeypatch.setattr(runner, "observer", None)
 
 
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Golden:
-    """Compares a text with a stored file, or stores it with --update-golden."""
+    """Return a function that compares a text with a stored file, or stores it on request."""
 
     def compare(name: str, text: str) -> None:
         path = GOLDEN / name

@@ -19,7 +19,7 @@ from stackctl.cli.main import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "docs" / "tested-commands.md"
-#: Commands that test_document_commands.py itself runs.
+#: The test that runs commands in test_document_commands.py
 HERE = "tests/test_document_commands.py::test_commands_that_need_no_stack_do_what_is_shown"
 LAB = "tests/lab/test_"
 BOX = f"{LAB}vm.py::test_"
@@ -36,7 +36,7 @@ class Run:
     note: str = ""
 
 
-#: By the text of the command.
+#: The runs by the text of their command
 RUNS = {
     # README
     "git clone <this repository> stackctl && cd stackctl": Run(

@@ -1,9 +1,9 @@
-"""A model hub on loopback: the routes of Hugging Face's that a download uses, and its bad days.
+"""A model hub on loopback with the routes of Hugging Face that a download uses, and with faults.
 
-Real HTTP on two ports, the hub and the CDN that it redirects to, so that what must not reach the
-second can be looked for there. Faults are put in from the test, each for a number of requests.
+It speaks real HTTP on two ports: the hub, and the CDN to which the hub redirects. Tests can thus
+check that secrets do not reach the second one. Tests add faults, each for a number of requests.
 
-By hand, and in the lab (the standard library is enough):
+It also runs by hand and in the lab, with the standard library alone:
 
     python3 tests/hub.py ORG/REPO=FOLDER... [--port 8600] [--speed BYTES_S]
 """
@@ -27,20 +27,20 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-#: Larger files are kept by their SHA-256, as with git-lfs, and come from the CDN.
+#: Larger files are named by their SHA-256, as with git-lfs, and come from the CDN.
 LFS_BYTES = 1000
 CHUNK = 1 << 16
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong with requests whose path matches ``path``, for the next ``times`` of them.
+    """A fault of the next ``times`` requests whose path matches ``path``.
 
-    ``status`` answers with that instead, ``headers`` besides. ``cut`` closes the connection after
-    so many bytes of a body; ``shift`` sends a range that begins so many bytes later, and as many
-    bytes as were asked for; ``length`` adds to what Content-Length says; ``flip`` changes the byte
-    of the file at that offset; ``whole`` ignores Range; ``chunked`` does not say how much comes;
-    ``together`` answers once so many have asked.
+    ``status`` replaces the answer's status, with ``headers``. ``cut`` closes the connection after
+    so many bytes of a body. ``shift`` sends a range that begins so many bytes later, of the same
+    length. ``length`` is added to Content-Length. ``flip`` changes the byte of the file at that
+    offset. ``whole`` ignores Range. ``chunked`` sends no length. ``together`` waits until so many
+    requests have come.
     """
 
     path: str
@@ -58,7 +58,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Request:
-    """What came in: on which of the two ports, and how much of the body went out."""
+    """A request with its port (hub or CDN), and the bytes of the body that were sent."""
 
     cdn: bool
     method: str
@@ -70,7 +70,7 @@ class Request:
 
 @dataclass
 class Repo:
-    """One revision of a repository: paths and where their bytes lie."""
+    """One revision of a repository, with the files that hold its content."""
 
     files: dict[str, Path]
     commit: str
@@ -79,7 +79,7 @@ class Repo:
 
 
 class Hub:
-    """A running hub. ``token`` is the one that private and gated repositories take."""
+    """A running hub. Private and gated repositories require ``token``."""
 
     def __init__(self, folder: Path, *, port: int = 0) -> None:
         self.folder = folder
@@ -87,15 +87,15 @@ class Hub:
         self.faults: list[Fault] = []
         self._requests: list[Request] = []
         self._answering = 0
-        #: How many bodies are being sent, and the most that were at the same time.
+        #: The number of bodies that are being sent, and the highest number at the same time.
         self.sending = self.most_at_once = 0
         self.token = "hf_secretsecretsecret"
         self.answers: dict[str, bytes] = {}
-        #: Bytes a second for each connection; None: as fast as it goes.
+        #: Bytes per second for each connection; None means no limit.
         self.speed: float | None = None
-        #: Bytes of bodies that still go out before all is held; None: no end.
+        #: Bytes of bodies that are sent before the hub stops sending; None means all.
         self.hold: int | None = None
-        #: The CDN's ETag of all files; another one is another state of them.
+        #: The CDN's ETag of all files. Another ETag means another version of the files.
         self.etag = '"1"'
         self._digests: dict[tuple[str, int, int], tuple[str, str]] = {}
         self._lock = threading.Lock()
@@ -112,15 +112,16 @@ class Hub:
 
     @property
     def url(self) -> str:
-        """What HF_ENDPOINT is set to."""
+        """Return the address of the hub, for HF_ENDPOINT."""
         return f"http://127.0.0.1:{self._servers[0].server_address[1]}"
 
     @property
     def cdn(self) -> str:
+        """Return the address of the CDN."""
         return f"http://127.0.0.1:{self._servers[1].server_address[1]}"
 
     def add(self, name: str, files: Mapping[str, bytes | Path], **options: bool) -> Repo:
-        """A repository ORG/REPO with these files; again: another commit of it."""
+        """Add a repository ORG/REPO with these files, or another commit of it."""
         here: dict[str, Path] = {}
         for path, content in files.items():
             if isinstance(content, bytes):
@@ -136,23 +137,26 @@ class Hub:
 
     @property
     def requests(self) -> list[Request]:
-        """What came in, once all of it is answered: a client may be done before the server."""
+        """Return the requests after all answers have ended: a client may end before the server."""
         end = time.monotonic() + 5
         while self._answering and time.monotonic() < end:
             time.sleep(0.002)
         return self._requests
 
     def begin(self) -> None:
+        """Count a request that is being answered."""
         with self._lock:
             self._answering += 1
 
     def end(self, request: Request) -> None:
+        """Store an answered request."""
         with self._lock:
             self._answering -= 1
             self._requests.append(request)
 
     @contextlib.contextmanager
     def body(self) -> Iterator[None]:
+        """Count a body that is being sent."""
         with self._lock:
             self.sending += 1
             self.most_at_once = max(self.most_at_once, self.sending)
@@ -163,15 +167,15 @@ class Hub:
                 self.sending -= 1
 
     def fault(self, path: str, **what: object) -> None:
-        """Have the next requests go wrong: see Fault."""
+        """Add a fault of the next requests: see Fault."""
         self.faults.append(Fault(path, **what))  # type: ignore[arg-type]
 
     def sent(self, pattern: str = ".*") -> int:
-        """Bytes of bodies that went out for paths that match."""
+        """Return the bytes of bodies that were sent for matching paths."""
         return sum(r.sent for r in self.requests if re.fullmatch(pattern, r.path))
 
     def digests(self, path: Path) -> tuple[str, str]:
-        """SHA-256 of a file, and its name as a git blob."""
+        """Return the SHA-256 of a file, and its name as a git blob."""
         found = path.stat()
         key = (str(path), found.st_size, found.st_mtime_ns)
         with self._hashing:
@@ -186,6 +190,7 @@ class Hub:
             return self._digests[key]
 
     def take_fault(self, path: str) -> Fault | None:
+        """Return the first fault of that path, and count it."""
         with self._lock:
             for number, fault in enumerate(self.faults):
                 if re.search(fault.path, path):
@@ -198,13 +203,14 @@ class Hub:
         return None
 
     def close(self) -> None:
+        """Stop the servers."""
         self._stopped.set()
         for server in self._servers:
             server.shutdown()
             server.server_close()
 
     def let_out(self, count: int) -> None:
-        """Count what has gone out, and wait where it is to be held."""
+        """Count sent bytes, and wait while ``hold`` stops the sending."""
         with self._lock:
             if self.hold is not None:
                 self.hold -= count
@@ -212,6 +218,7 @@ class Hub:
             self.pause(0.01)
 
     def pause(self, seconds: float) -> None:
+        """Wait so many seconds, or until the hub is closed."""
         self._stopped.wait(seconds)
 
 
@@ -274,7 +281,7 @@ class _Handler(BaseHTTPRequestHandler):
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         known = token == self.hub.token
         if repo is None or (repo.private and not known):
-            # The hub does not say which of the two it is.
+            # The real hub does not reveal which of the two it is.
             code = 404 if known else 401
             return self._error(code, "RepoNotFound", "Repository not found")
         if token and not known:
@@ -360,7 +367,7 @@ class _Handler(BaseHTTPRequestHandler):
         flip = fault.flip if fault else None
         begin = time.monotonic()
         if self.hub.speed:
-            # A slow line holds little: what is on its way is lost with a reader that is killed.
+            # A small buffer, as on a slow line: bytes in transit are lost if the reader is killed.
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
         with place.open("rb") as file:
             at = first
@@ -407,7 +414,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def hub(folder: Path, *, port: int = 0) -> Iterator[Hub]:
-    """A hub that keeps what it is given as bytes in a folder."""
+    """Yield a hub that stores contents given as bytes in a folder."""
     made = Hub(folder, port=port)
     try:
         yield made
@@ -416,7 +423,7 @@ def hub(folder: Path, *, port: int = 0) -> Iterator[Hub]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve folders as repositories until interrupted."""
+    """Serve folders as repositories until Ctrl-C."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("repos", nargs="+", metavar="ORG/REPO=FOLDER")
     parser.add_argument("--port", type=int, default=8600)

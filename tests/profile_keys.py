@@ -37,7 +37,7 @@ def reference() -> str:
     schema = profile_schema()
     definitions = schema["$defs"]
     defaults = msgspec.to_builtins(Profile(name="", engine="", stack="", objective="latency"))
-    del defaults["objective"]  # Required there: a profile file may leave it out.
+    del defaults["objective"]  # Required there, but a profile file may omit it.
     # Profile files write sizes as text, without the unit in the name.
     sizes = {key: value for key, value in defaults.items() if key.endswith("_bytes")}
     defaults |= {key.removesuffix("_bytes"): format_bytes(size) for key, size in sizes.items()}

@@ -17,7 +17,7 @@ PAGES = sorted(command_pages.MAN.iterdir())
 
 
 def leaves(command: click.Command, name: str) -> dict[str, click.Command]:
-    """Every command that does something, by its full name."""
+    """Return every command without subcommands, by its full name."""
     if not isinstance(command, click.Group):
         return {name: command}
     context = click.Context(command)
@@ -61,7 +61,7 @@ def test_man_pages_are_well_formed(page: Path) -> None:
         assert not line.startswith("'"), f"{page.name}:{number}"
         if line.startswith("."):
             assert line.partition(" ")[0] in known, f"{page.name}:{number}"
-        # A lone backslash would begin an escape of groff's.
+        # A lone backslash would begin an escape of groff.
         assert not re.search(r"\\(?![-efB&(\"])", line.replace("\\fR", "")), f"{page.name}:{number}"
 
 

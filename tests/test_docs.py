@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def documents() -> list[Path]:
+    """Return the README, the changelog and all pages."""
     return [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -64,18 +65,18 @@ def test_the_oldest_podman_is_the_same_everywhere() -> None:
         ("docs/fresh-epyc-box.md", r"podman before ([0-9.]+) \|.*install podman \1 or newer"),
     ):
         assert re.findall(words, (ROOT / path).read_text("utf-8")) == [OLDEST_TEXT], path
-    # The demo's script cannot import stackctl before it has made its environment.
+    # The demo's script cannot import stackctl before its environment exists.
     demo = (ROOT / "tests/lab/demo.py").read_text("utf-8")
     assert f"\nOLDEST_PODMAN = {OLDEST}\n" in demo
 
 
-#: ``stackctl/plan/planner.py`` or ``stackctl/plan/planner.py::make_plan``, as documents write it.
+#: ``stackctl/plan/planner.py`` or ``stackctl/plan/planner.py::make_plan``, as in documents.
 PLACE = re.compile(
     r"`((?:stackctl|tests|docs|templates|profiles|systemd|man)/[^`\s:]*)(?:::(\w+))?`"
 )
 #: ``state/paths.py``: a module by its path in stackctl/.
 MODULE = re.compile(r"`(\w+/[\w/]+\.py)`")
-#: ``ProvisionItem``, ``_READ_BYTES_S``, ``cause_and_fix``. Other words may be anything else.
+#: ``ProvisionItem``, ``_READ_BYTES_S``, ``cause_and_fix``. Other words can be anything.
 NAME = re.compile(r"`(?![A-Z]+_[a-z])(_\w+|\w+_\w+|[A-Z]\w*[a-z]\w*)(?:\([^`]*\))?`")
 #: ``plan.planner``, ``transaction.reconcile``: a module in its folder, or a name in a module.
 DOTTED = re.compile(r"`([a-z_]+)\.([a-z_]+)`")
@@ -83,11 +84,12 @@ GUIDES = ["architecture.md", "contributing.md"]
 
 
 def sources(folder: str = "stackctl") -> dict[Path, str]:
+    """Return the modules of a folder with their source."""
     return {path: path.read_text("utf-8") for path in sorted((ROOT / folder).rglob("*.py"))}
 
 
 def is_defined(name: str, source: str) -> bool:
-    """Whether a class, function, constant, field or argument of that name is there."""
+    """Return True if a class, function, constant, field or argument of that name is defined."""
     return (
         re.search(rf"^\s*(?:(?:def|class|async def) )?{name}\b\s*[\[(:=]", source, re.M) is not None
     )

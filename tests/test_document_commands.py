@@ -22,7 +22,7 @@ from stackctl.observe.client_settings import client_report
 from stackctl.values.base import to_json
 
 LANGUAGES = {"sh", "console", "text", "yaml", "json", "ini"}
-#: Commands whose output in the document is another machine's.
+#: Commands whose output in the document comes from another machine.
 OTHER_OUTPUT = {"stackctl probe"}
 
 
@@ -35,7 +35,7 @@ def test_every_command_is_listed_and_no_other() -> None:
 
 
 def test_commands_stand_in_fenced_blocks() -> None:
-    """A block without a fence, or of an unknown language, would be overlooked."""
+    """A block without a fence, or of an unknown language, would not be read."""
     for path in document_commands.documents():
         fenced = tutorial.blocks(path)
         assert {block.language for block in fenced} <= LANGUAGES, path
@@ -106,7 +106,7 @@ def test_the_settings_of_aider_are_those_of_the_document() -> None:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A folder with the files that documents name."""
+    """Return a folder with the files that documents name."""
     (tmp_path / "epyc-9175f.json").write_text(to_json(HOSTS["epyc-gpu"]), "utf-8")
     (tmp_path / "vllm.log").write_text(SETUP_C, "utf-8")
     return tmp_path
@@ -140,7 +140,7 @@ def test_commands_that_need_no_stack_do_what_is_shown(command: str, place: Path)
 
 
 def outputs(command: str) -> list[list[str]]:
-    """What documents show below a command."""
+    """Return the outputs that documents show below a command."""
     found: list[list[str]] = []
     for path in document_commands.documents():
         for block in tutorial.blocks(path):
@@ -156,7 +156,10 @@ def outputs(command: str) -> list[list[str]]:
 
 
 def parts_between_dots(lines: list[str]) -> list[list[str]]:
-    """Runs of lines that stand together; ``...`` is for lines left out, an exit code its own."""
+    """Return runs of lines that stand together.
+
+    ``...`` stands for lines that are left out. An exit code is a run of its own.
+    """
     parts: list[list[str]] = [[]]
     for line in lines:
         if line.strip() == "...":

@@ -23,7 +23,7 @@ TOP = {
     "requirements",
 }  # fmt: skip
 MOST_LINES = 400
-# Written in two parts, so that this file does not hold them.
+# Written in two parts, so that this file does not contain them.
 REGISTRIES = [
     host + "." + end
     for host, end in (
@@ -36,7 +36,7 @@ BUILD_PATHS = ["/work" + "/"] + ([f"{ROOT}/"] if len(ROOT.parts) > 3 else [])
 
 
 def run(*command: str, env: dict[str, str] | None = None, cwd: Path = ROOT) -> str:
-    """A command that must succeed; its output is shown when it does not."""
+    """Run a command and return its output. Fail with the output if the command fails."""
     done = subprocess.run(
         command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, text=True, check=False, timeout=300,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -47,7 +47,7 @@ def run(*command: str, env: dict[str, str] | None = None, cwd: Path = ROOT) -> s
 
 
 def files() -> list[Path]:
-    """Every file that belongs to the project: what git has or would take."""
+    """Return every file of the project: those in git, and new ones that it does not ignore."""
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
     listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
@@ -56,6 +56,7 @@ def files() -> list[Path]:
 
 
 def modules() -> list[Path]:
+    """Return the modules of stackctl."""
     return sorted((ROOT / "stackctl").rglob("*.py"))
 
 
@@ -101,7 +102,7 @@ NAMING_ENGINES: dict[str, str] = {}
 
 
 def test_only_engines_name_engines() -> None:
-    """A rule that depends on the engine belongs into its package, behind the protocol."""
+    """A rule that depends on the engine belongs into the engine's package, behind the protocol."""
     assert len(NAMING_ENGINES) <= 5
     naming = {
         str(path.relative_to(ROOT))
@@ -120,7 +121,7 @@ def test_modules_are_short_and_have_a_purpose() -> None:
     assert not names & {"utils", "util", "common", "helpers", "misc"}
 
 
-#: Who may import what reaches out of the process.
+#: The folders that may import modules which reach out of the process.
 ONLY_IN = {
     "subprocess": "stackctl/machine/",
     "socket": "stackctl/machine/",
@@ -132,11 +133,11 @@ ONLY_IN = {
     "click": "stackctl/cli/",
     "rich": "stackctl/cli/",
 }
-#: Each with its reason there.
+#: Exceptions with their reasons.
 ALSO_IN = {
     ("stackctl/probe/bandwidth.py", "subprocess"),  # starts workers of its own, one on each core
     ("stackctl/probe/cdi.py", "yaml"),  # other programs' files: read safely, not strictly
-    ("stackctl/observe/client_settings.py", "yaml"),  # likewise, files of clients
+    ("stackctl/observe/client_settings.py", "yaml"),  # other programs' files too
     ("stackctl/observe/report/page.py", "jinja2"),  # a page, not a unit
 }
 
@@ -159,12 +160,12 @@ def test_only_the_machine_touches_the_machine() -> None:
 
 
 def test_the_lab_reads_the_code_that_makes_its_images() -> None:
-    # It reads modules by their paths, to build an image anew when its recipe has changed.
+    # The lab reads modules by their paths, to build an image anew if its recipe has changed.
     assert trees.vllm_key() != trees.engine_key() != trees.door_key()
 
 
 def test_no_modules_import_each_other() -> None:
-    """No import circle, at whatever depth a module imports: each can be read before the other."""
+    """No modules import each other at any depth, so each can be read before the next."""
     paths = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in modules()}
     paths = {name.removesuffix(".__init__"): path for name, path in paths.items()}
     imports: dict[str, set[str]] = {}
@@ -174,11 +175,11 @@ def test_no_modules_import_each_other() -> None:
             if isinstance(node, ast.Import):
                 found |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
-                # A name in a package is a module of it, or what its __init__ has.
+                # A name in a package is a module of it, or defined in its __init__.
                 longer = {f"{node.module}.{alias.name}" for alias in node.names}
                 found |= (longer & set(paths)) or {node.module or ""}
         imports[name] = (found & set(paths)) - {name}
-    # What imports nothing that is left cannot be part of a circle.
+    # A module without imports among the remaining ones cannot be part of a circle.
     while free := {name for name, found in imports.items() if not found & set(imports)}:
         for name in free:
             del imports[name]
@@ -205,7 +206,7 @@ def test_no_text_names_a_package_registry_or_the_place_it_was_built_at() -> None
             continue
         for number, line in enumerate(raw.decode("utf-8").splitlines(), 1):
             for word in (*REGISTRIES, *BUILD_PATHS):
-                # Part of a longer path it is another place.
+                # As part of a longer path it is another place.
                 if re.search(r"(?<![\w.-])" + re.escape(word), line):
                     wrong.append(f"{path.relative_to(ROOT)}:{number}: {word}")
     assert not wrong, "\n".join(wrong)
@@ -247,6 +248,7 @@ def test_the_readme_mentions_every_verb_and_exit_code() -> None:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the wheel of the project."""
     folder = tmp_path_factory.mktemp("wheel")
     run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder))
     (made,) = folder.glob("*.whl")

@@ -1,5 +1,7 @@
-"""A third engine that only tests know. Its options, log, paths and metrics are unlike those of the
-shipped engines, so that code which takes a name of theirs for granted fails with it.
+"""A third engine that only tests define, to find code that relies on the shipped engines.
+
+Its options, log, paths and metrics differ from those of the shipped engines, so that code which
+relies on one of their names fails with it.
 
 As a program it registers two engines of that kind, "stub-gpu" (made for GPUs) and "stub-cpu", and
 runs stackctl: ``python3 thirdengine.py ARGUMENT...``. ``stubserver.pl`` in tests/lab is the server.
@@ -206,7 +208,7 @@ class StubEngine:
         gpu_bytes: int,
         seen: MeasuredMemory | None = None,
     ) -> Footprint:
-        """See Engine: every lane has a cache of its own."""
+        """See Engine. Every lane has a cache of its own."""
         tokens = int_option(options, "window", _CONTEXT) * int_option(options, "lanes", 1)
         kv = round(self.kv_token_bytes(model, options, 1) * tokens)
         if not gpu_bytes:
@@ -335,7 +337,7 @@ class _SpeedReader:
 
 @contextlib.contextmanager
 def registered(*, gpu: bool) -> Iterator[StubEngine]:
-    """Register the engine for a while."""
+    """Register the engine until the end of the context."""
     stub = StubEngine(gpu=gpu)
     engines.ENGINES[stub.name] = stub
     try:
@@ -345,7 +347,7 @@ def registered(*, gpu: bool) -> Iterator[StubEngine]:
 
 
 def profile_text(*, gpu: bool, **more: object) -> str:
-    """A profile of the engine, in YAML."""
+    """Return a profile of the engine as YAML."""
     name = "stub-gpu" if gpu else "stub-cpu"
     values = {"engine": name, "stack": name, "context": 2048, **more}
     return "".join(f"{key}: {json.dumps(value)}\n" for key, value in values.items())
