@@ -76,3 +76,13 @@ def test_groff_renders_a_man_page_without_a_warning() -> None:
     text = " ".join(done.stdout.split())
     assert "SYNOPSIS stackctl up [OPTIONS] " in text
     assert "--set KEY=VALUE Set a key of the profile, e.g. context=4096; may be repeated." in text
+
+
+@pytest.mark.skipif(shutil.which("groff") is None, reason="groff is not installed")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_man_pages_fit_80_columns(page: Path) -> None:
+    done = subprocess.run(
+        ["groff", "-man", "-Tutf8", "-P-cbou", page],
+        text=True, capture_output=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert not [line for line in done.stdout.splitlines() if len(line) > 80]

@@ -21,10 +21,10 @@ def command() -> None:
 
     \b
     SOURCE is one of
-      hf:ORG/REPO[@REV][:QUANT]  a model of a hub; QUANT may also be a file's path
+      hf:ORG/REPO[@REV][:QUANT]  a model of a hub; QUANT may be a file
       https://.../NAME.gguf      one file of any server
       file:PATH                  a GGUF file; of several parts, any one
-      dir:PATH                   a folder with config.json and safetensors files
+      dir:PATH                   a folder with config.json and safetensors
     """
 
 
@@ -56,9 +56,9 @@ def show(session: Session, source: str, ask: bool) -> None:
     \b
     SOURCE is one of
       file:PATH                  a GGUF file; of several parts, any one
-      dir:PATH                   a folder with config.json and safetensors files
+      dir:PATH                   a folder with config.json and safetensors
       hf:ORG/REPO[@REV][:QUANT]  the local hub cache, else catalogue or hub
-      catalogue:ID               a model that `stackctl model catalogue` lists
+      catalogue:ID               a model of `stackctl model catalogue`
       facts:FILE                 output of `stackctl model show --json`
     """
     from stackctl.machine.http_download import ConnectionLost
