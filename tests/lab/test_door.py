@@ -27,7 +27,7 @@ def door_image(lab: Lab) -> None:
 
 @pytest.fixture
 def both(seat: Seat) -> Iterator[Front]:
-    """Yield a front door of root and one of an ordinary user."""
+    """Yield a front door: one case as root, one as an ordinary user."""
     front = Front(seat)
     yield front
     front.stop()
