@@ -45,8 +45,7 @@ class Repository:
         path_security.reject_foreign_symlink(self.folder)
         path_security.require_root_only(self.folder, "models below")
         for folder in (self.blobs, self.folder / "snapshots", self.folder / "refs", self.locks):
-            _make(folder)
-            _require_folder(folder)
+            _make_folder(folder)
 
     def blob_path(self, name: str) -> Path:
         """Return the path of a blob."""
@@ -147,8 +146,7 @@ class Repository:
         """Store the commit that a name such as ``main`` stands for."""
         place = self.folder / "refs" / revision
         for folder in reversed(place.relative_to(self.folder).parents[:-1]):
-            _make(self.folder / folder)
-            _require_folder(self.folder / folder)
+            _make_folder(self.folder / folder)
         write_atomically(place, commit)
 
     def revisions(self) -> dict[str, str]:
@@ -176,7 +174,8 @@ class Repository:
             for path in paths:
                 with contextlib.suppress(FileNotFoundError):
                     (folder / path).unlink()
-            used = self._used()
+            snapshots = (self.folder / "snapshots").rglob("*")
+            used = {link.readlink().name for link in snapshots if link.is_symlink()}
             for name in set(paths.values()) - used:
                 with contextlib.suppress(FileNotFoundError):
                     freed += self.blob_path(name).lstat().st_size
@@ -193,20 +192,13 @@ class Repository:
             raise StackctlError(f"cannot remove {error.filename}: {error.strerror}") from None
         return freed
 
-    def _used(self) -> set[str]:
-        """Return the names of the blobs that snapshots link to."""
-        found = set()
-        for path in (self.folder / "snapshots").rglob("*"):
-            if path.is_symlink():
-                found.add(path.readlink().name)
-        return found
 
-
-def _make(folder: Path) -> None:
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StackctlError(f"cannot make {folder}: {error.strerror}") from None
+    _require_folder(folder)
 
 
 def _require_folder(folder: Path) -> None:
