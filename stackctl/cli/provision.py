@@ -69,7 +69,7 @@ def command(
     _require_items(only)
     # Only root can read the record of the previous state.
     if os.geteuid() != 0 and (undo or not dry_run):
-        _become_root()
+        _become_root(undo=undo)
     if undo:
         _undo(session, only, dry_run)
         return
@@ -88,7 +88,7 @@ def _require_items(only: Sequence[str]) -> None:
             )
 
 
-def _become_root() -> None:
+def _become_root(*, undo: bool) -> None:
     """Run this command again as root by sudo, which may ask for a password.
 
     Raises StackctlError (exit 2) if there is no terminal and sudo needs a password.
@@ -104,10 +104,12 @@ def _become_root() -> None:
         except StackctlError:
             refused = True
         if refused:
+            need = "provisioning changes the machine, which needs root"
+            if undo:
+                need = "only root can read the record of the previous state"
             raise StackctlError(
-                "provisioning changes the machine, which needs root, and sudo does not let this "
-                "user without a password",
-                hint=f"{hint}; --dry-run shows what it would do",
+                f"{need}, and sudo does not let this user without a password",
+                hint=hint if undo else f"{hint}; --dry-run shows what it would do",
                 exit_code=ExitCode.USAGE,
             )
     runner.exec_program(("sudo", *ask, *words), hint=hint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 import stat
@@ -16,6 +17,7 @@ import msgspec
 import pytest
 from test_probe_doctor import READY, changed
 
+from stackctl.cli.main import run
 from stackctl.errors import StackctlError
 from stackctl.machine.lock import record_lock_holder
 from stackctl.machine.machine import Machine, RecordedMachine
@@ -944,3 +946,36 @@ def test_an_item_that_does_not_exist() -> None:
 
     assert run(["provision", "--only", "memlok", "--dry-run"]) == 2
     assert run(["provision", "--dry-run", "--service-user", "-x"]) == 2
+
+
+# Without root
+
+
+@pytest.mark.parametrize(
+    ("arguments", "need", "advises"),
+    [
+        (("provision",), "provisioning changes the machine, which needs root", True),
+        # A dry run of --undo needs root as well, so it is no way out.
+        (("provision", "--undo", "--dry-run"), "only root can read the record", False),
+        (("provision", "--undo"), "only root can read the record", False),
+    ],
+)
+def test_what_needs_root_says_so(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    need: str,
+    advises: bool,
+) -> None:
+    sudo = tmp_path / "sudo"
+    sudo.write_text("#!/bin/sh\nexit 1\n")
+    sudo.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert run(arguments) == 2
+    said = capsys.readouterr().err
+    assert need in said
+    assert "sudo does not let this user without a password" in said
+    assert ("--dry-run shows what it would do" in said) == advises
