@@ -29,7 +29,7 @@ from stackctl.sources.catalogue import find_download, replacement_advice
 from stackctl.state import claims
 from stackctl.state.generations import Generations
 from stackctl.units import render
-from stackctl.units.quadlet import INSTALL_PODMAN, parse_version
+from stackctl.units.quadlet import PODMAN_REMEDY, parse_version
 from stackctl.values.generation import SIDE_BY_SIDE, Generation
 from stackctl.values.host import Host
 from stackctl.values.model import Model
@@ -55,7 +55,7 @@ def require_tools(host: Host) -> str:
         silent = next((p for p in host.problems if p.code == "podman-no-answer"), None)
         if silent is not None:
             raise _lacks(silent.what, "podman --version shows what is wrong", silent.why)
-        raise _lacks("podman is not installed", f"{INSTALL_PODMAN}: apt-get install podman")
+        raise _lacks("podman is not installed", PODMAN_REMEDY)
     parse_version(tools.podman)
     if tools.quadlet_generator is None:
         raise _lacks(

@@ -15,7 +15,7 @@ from typing import Any
 
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import path_security, podman, runner
-from stackctl.units.quadlet import INSTALL_PODMAN
+from stackctl.units.quadlet import PODMAN_REMEDY
 
 #: Seconds without a request after which the API service ends by itself, in case stackctl is killed.
 _IDLE_S = 60
@@ -171,7 +171,7 @@ def connect(runtime: Path) -> Iterator[Podman]:
     except FileNotFoundError:
         raise StackctlError(
             "podman is not installed",
-            hint=f"{INSTALL_PODMAN}: apt-get install podman",
+            hint=PODMAN_REMEDY,
             exit_code=ExitCode.HOST,
         ) from None
     except OSError as error:

@@ -19,6 +19,8 @@ OLDEST: Version = (4, 7)
 OLDEST_TEXT = ".".join(map(str, OLDEST))
 WHY_OLDEST = f"Quadlet reads subfolders and podman has --sdnotify=healthy from {OLDEST_TEXT} on"
 INSTALL_PODMAN = f"install Podman {OLDEST_TEXT} or newer"
+#: provision knows whether this machine's packages have such a version.
+PODMAN_REMEDY = f"{INSTALL_PODMAN}: stackctl provision --only podman"
 
 #: Keys that every usable version has.
 _KEYS = frozenset({
