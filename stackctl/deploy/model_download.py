@@ -23,7 +23,12 @@ from stackctl.machine import runner
 from stackctl.machine.files import read_private, remove_file, write_atomically
 from stackctl.plan.planner import make_plan_ignoring_user_claims
 from stackctl.quantity import format_bytes
-from stackctl.sources.catalogue import HubDownload, find_download, replacement_advice
+from stackctl.sources.catalogue import (
+    HubDownload,
+    find_download,
+    read_entry,
+    replacement_advice,
+)
 from stackctl.sources.hub_cache import cache_folder
 from stackctl.sources.models import read_model
 from stackctl.store import fetch
@@ -137,8 +142,10 @@ def ensure_model(context: Context, profile: Profile, options: UpOptions) -> None
     preflight.require_tools(basis.host)
     images.require_built(profile, find_engine(profile.engine))
     if download is not None:
-        # The facts of the catalogue refuse without asking the hub.
-        _require_use(basis, profile, read_model(profile.model), options)
+        # The facts of the catalogue refuse without asking the hub. The cache may have a part of the
+        # model, whose files cannot be read.
+        facts = read_entry(profile.model.removeprefix("catalogue:"))
+        _require_use(basis, profile, facts, options)
     try:
         model = remote_model_facts(context, source)
         if model is not None:

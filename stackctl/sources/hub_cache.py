@@ -230,8 +230,9 @@ def _gguf(folder: Path, source: HubSource) -> Path:
     """Return the GGUF file of a snapshot that has the wanted quantisation.
 
     Raises:
-        ModelNotCached: no file has the quantisation.
-        StackctlError: no quantisation is given and there are no files, or several files fit.
+        ModelNotCached: no file has the quantisation, or there are no files: other tools fetch a
+            configuration without the weights.
+        StackctlError: several files fit.
     """
     found = []
     for number, path in enumerate(folder.glob("**/*.gguf")):
@@ -254,7 +255,7 @@ def _gguf(folder: Path, source: HubSource) -> Path:
             hint=shown if there else f"{folder} holds no GGUF files",
         )
     if not names:
-        raise StackctlError(
+        raise ModelNotCached(
             f"the cached {source.repo} holds no model: neither safetensors nor GGUF files",
             hint=f"fetch all its files again; they would lie in {folder}",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import podman
 from stackctl.resources import data_folder
 from stackctl.sources.catalogue import catalogue_entries, find_download, replacement_advice
-from stackctl.sources.hub_cache import parse_remote
+from stackctl.sources.hub_cache import parse_remote, repo_folder
 from stackctl.sources.models import read_model
 from stackctl.sources.profiles import Profiles
 from stackctl.store.hub import HubRefusal
@@ -128,6 +129,29 @@ def test_up_fetches_the_model_of_a_shipped_profile(
     sent = site.sent()
     ensure_model(context, profile, UpOptions())
     assert site.sent() == sent
+
+
+@pytest.mark.parametrize("name", ["cpu-vllm", "hybrid-moe"])
+def test_up_completes_a_model_of_which_another_tool_has_fetched_a_part(
+    name: str, context: Context, site: Hub, tmp_path: Path
+) -> None:
+    source = SHIPPED[name].model or ""
+    download = find_download(source)
+    assert download is not None
+    add_standin(site, download, tmp_path)
+    ensure_model(context, SHIPPED[name], UpOptions())
+    shutil.rmtree(context.paths.state / "models")
+    kept = (download.file or "config.json").rpartition("/")[2]
+    for link in (repo_folder(download.repo) / "snapshots").glob("**/*"):
+        if link.is_symlink() and link.name != kept:
+            link.unlink()
+    if download.file is None:
+        # A configuration alone is no model, so a plan uses the catalogue's facts.
+        assert read_model(source).facts.startswith("catalogue: ")
+    ensure_model(context, SHIPPED[name], UpOptions())
+    model = read_model(source)
+    assert model.files
+    require_verified(context, model)
 
 
 def test_most_of_the_shipped_profiles_run_on_a_cpu() -> None:
