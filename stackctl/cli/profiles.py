@@ -45,10 +45,14 @@ def list_profiles(session: Session, facts: Path | None, **_: object) -> None:
     if session.out.wrote_json(found):
         return
     rows = [
-        (one.name, fits_text(one), speed_text(one), _download_text(one), one.description)
+        (one.name, fits_text(one), speed_text(one), _download_text(one), _content(one))
         for one in found.profiles
     ]
     session.out.table(("PROFILE", "FITS HERE", "EXPECTED", "DOWNLOAD", "WHAT"), rows, fold=4)
+    unpublished = [one.name for one in found.profiles if one.fits and _download_text(one) == "none"]
+    if unpublished:
+        names = ", ".join(unpublished)
+        session.out.note(f"no download is known for {names}: stackctl profiles show NAME")
     best = next((one for one in found.profiles if one.recommended), None)
     if best is not None:
         session.out.note(f"the best for this machine: stackctl up {best.name}")
@@ -74,6 +78,12 @@ def speed_text(one: ProfileSummary) -> str:
     return ""
 
 
+def _content(one: ProfileSummary) -> str:
+    """Return the description of a profile; the reason if its model cannot be read."""
+    unread = one.fits is None and one.model is not None and one.reason
+    return one.reason or "" if unread else one.description
+
+
 def _download_text(one: ProfileSummary) -> str:
     if one.download_bytes is not None:
         return format_bytes(one.download_bytes) if one.download_bytes else "here"
@@ -91,6 +101,8 @@ def show(session: Session, profile_name: str, asked: Overrides) -> None:
     It includes the profiles that NAME extends, its objective and the overrides. Values of the
     objective and of the command line are marked.
     """
+    from stackctl.sources.catalogue import replacement_advice
+
     profiles = session.profiles()
     profile = profiles.resolve(profile_name, asked)
     if session.out.wrote_json(profile):
@@ -107,6 +119,8 @@ def show(session: Session, profile_name: str, asked: Overrides) -> None:
         for key, value in _rows(profile)
     ]
     session.out.table(("KEY", "VALUE"), rows, fold=1)
+    if advice := replacement_advice(profile.model or ""):
+        session.out.labelled("model", advice, column=7)
 
 
 def _model_note(source: str) -> str | None:

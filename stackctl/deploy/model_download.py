@@ -157,11 +157,12 @@ def ensure_model(context: Context, profile: Profile, options: UpOptions) -> None
 
 
 def _add_advice(error: StackctlError, source: str, download: HubDownload | None) -> None:
-    """Add the catalogue's advice to the error of a hub, if another model has to be used."""
+    """Add the catalogue's advice to the error of a hub that does not have the model."""
     advice = replacement_advice(source)
     if advice is None and download is not None:
         advice = f"another copy of this model: --model file:PATH or --model hf:ORG/REPO ({source})"
-    if advice is not None and isinstance(error, HubRefusal):
+    lacks = isinstance(error, HubRefusal) or error.exit_code == ExitCode.NOT_FOUND
+    if advice is not None and lacks:
         error.hint = f"{error.hint}\n{advice}" if error.hint else advice
 
 

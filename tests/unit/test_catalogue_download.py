@@ -225,6 +225,18 @@ def test_a_repository_that_is_gone_is_an_error_with_another_way(
     assert "another copy of this model: --model file:PATH" in (caught.value.hint or "")
 
 
+def test_a_repository_without_the_file_is_an_error_with_another_way(
+    context: Context, site: Hub, tmp_path: Path
+) -> None:
+    download = find_download(_demo().model or "")
+    assert download is not None
+    site.add(download.repo, {"x-Q2_K.gguf": ggufs.write(tmp_path / "x.gguf").read_bytes()})
+    with pytest.raises(StackctlError, match=f"has no {download.file}") as caught:
+        ensure_model(context, _demo(), UpOptions(force=True))
+    assert caught.value.exit_code == ExitCode.NOT_FOUND
+    assert "another copy of this model: --model file:PATH" in (caught.value.hint or "")
+
+
 def test_a_checkpoint_that_nobody_publishes_has_to_be_made(context: Context, site: Hub) -> None:
     with pytest.raises(HubRefusal, match="no such repository") as caught:
         ensure_model(context, SHIPPED["gpu-nvfp4"], UpOptions(force=True))
@@ -257,7 +269,13 @@ def test_a_profile_shows_where_its_model_comes_from(capsys: pytest.CaptureFixtur
     text = "".join(capsys.readouterr().out.split())
     assert "(upfetcheshf:Qwen/Qwen2.5-Coder-7B-Instruct-GGUF:qwen2.5-coder-7b-" in text
     assert run(["profiles", "show", "gpu-reasoning"]) == 0
-    assert "(for plans only: up needs --model)" in " ".join(capsys.readouterr().out.split())
+    text = " ".join(capsys.readouterr().out.split())
+    assert "(for plans only: up needs --model)" in text
+    assert "make one from CohereLabs/command-a-reasoning-08-2025" in text
+    assert run(["profiles", "show", "gpu-nvfp4"]) == 0
+    text = capsys.readouterr().out
+    assert "or serve the GGUF: stackctl up gpu-gguf" in " ".join(text.split())
+    assert all(len(line) <= 80 for line in text.splitlines())
 
 
 def _demo(**changes: object) -> Profile:

@@ -145,6 +145,20 @@ def test_the_list_as_text_and_as_a_document(
     assert (one["fits"], one["download_bytes"]) == (True, 5438863360)
 
 
+def test_the_list_explains_models_without_files(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "gpu.json").write_text(to_json(EPYC_GPU))
+    (place / "gone.yaml").write_text(f"engine: llama.cpp\nmodel: file:{place}/none.gguf\n")
+    assert run(["profiles", "--facts", "gpu.json", "--profiles", str(place)]) == 0
+    printed = capsys.readouterr()
+    assert "model file not found" in " ".join(printed.out.split())
+    assert printed.err.splitlines() == [
+        "no download is known for gpu-nvfp4, gpu-reasoning: stackctl profiles show NAME",
+        "the best for this machine: stackctl up gpu-gguf",
+    ]
+
+
 @pytest.fixture
 def on_epyc(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     basis = PlanBasis(scope_paths("user", {}), Machine(), EPYC, live=False)
