@@ -147,7 +147,6 @@ def _remote_target(session: Session, stack: str | None) -> Iterator[Target]:
         StackctlError: as the box's own ``bench``; exit 1 when the connection breaks.
     """
     from stackctl.cli import remote
-    from stackctl.engines import engine as find_engine
     from stackctl.health import endpoint
     from stackctl.observe.bench.run import BenchEndpoint
     from stackctl.values.base import from_json
@@ -190,13 +189,7 @@ def _remote_target(session: Session, stack: str | None) -> Iterator[Target]:
         there.forward_port(address.hostname or "127.0.0.1", address.port or 80) as clients,
         there.forward_port("127.0.0.1", generation.plan.engine_listen_port) as engine,
     ):
-        # The box has just reported that the engine is ready, so a failure here is the tunnel's.
-        if endpoint.liveness(engine, find_engine(generation.plan.engine).health_path) != "ready":
-            raise StackctlError(
-                f"no port of {host} can be reached through ssh",
-                hint="its sshd must allow it (AllowTcpForwarding), or measure there: "
-                f"{remote.remote_command(host)} bench",
-            )
+        _check_tunnel(generation, engine, host)
         session.out.step("bench", f"{generation.stack} of {host}, from here over ssh")
         site = BenchEndpoint(
             url=endpoint.base_url(clients),
@@ -207,6 +200,23 @@ def _remote_target(session: Session, stack: str | None) -> Iterator[Target]:
             command=remote.remote_command(host),
         )
         yield generation, found.slo, site
+
+
+def _check_tunnel(generation: Generation, engine_port: int, host: str) -> None:
+    """Raise if the engine does not answer on its forwarded port.
+
+    The box has just reported that the engine is ready, so a failure here is the tunnel's.
+    """
+    from stackctl.cli import remote
+    from stackctl.engines import engine
+    from stackctl.health import endpoint
+
+    if endpoint.liveness(engine_port, engine(generation.plan.engine).health_path) != "ready":
+        raise StackctlError(
+            f"no port of {host} can be reached through ssh",
+            hint="its sshd must allow it (AllowTcpForwarding), or measure there: "
+            f"{remote.remote_command(host)} bench",
+        )
 
 
 def _running(session: Session, stack: str | None) -> tuple[Context, Generation]:

@@ -125,16 +125,11 @@ def render_proxy(
         podman_args=keys.podman_args,
         version=keys.version,
     )
-    host = f"[{address}]" if address.version == 6 else str(address)
     config = templates.get_template("haproxy.cfg.j2").render(
-        stack=stack,
-        door=proxy,
-        bind=f"{host}:{proxy.port}",
+        stack=stack, door=proxy, bind=f"{_url_host(address)}:{proxy.port}",
         open=address.is_loopback and not proxy.key,
-        health_paths=sorted({"/health", health}),
-        client_paths=_client_paths(),
-        keys=KEYS,
-    )
+        health_paths=sorted({"/health", health}), client_paths=_client_paths(), keys=KEYS,
+    )  # fmt: skip
     hold = (data_folder("templates") / "hold.lua").read_text(encoding="utf-8")
     return ProxyFiles(
         unit=UnitFile(name=proxy_unit_file(stack), text=unit),
@@ -143,6 +138,10 @@ def render_proxy(
             UnitFile(name="hold.lua", text=hold),
         ),
     )
+
+
+def _url_host(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+    return f"[{address}]" if address.version == 6 else str(address)
 
 
 def _client_paths() -> tuple[str, ...]:

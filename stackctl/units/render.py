@@ -98,7 +98,6 @@ def render_units(
     template = template_environment().get_template("engine.container.j2")
     memlock = plan.memlock_bytes
     engine = find_engine(plan.engine)
-    health_path = engine.health_path
     shared = [(source, inside, "ro") for source, inside in model_mounts.model_mounts(plan.model)]
     waits_s = wait_for_cdi.WAIT_S if target.devices else 0
     compiles = engine.compiles == "everywhere" or plan.placement.gpus
@@ -121,8 +120,8 @@ def render_units(
         cache=None if cache is None else quoting.quote_words(_levels(cache)),
         no_new_privileges=sets_no_new_privileges(target.scope, apparmor=target.apparmor),
         shm=None if engine.shm_bytes is None else str(engine.shm_bytes),
-        startup=healthcheck.startup_command(plan.engine_listen_port, health_path),
-        health=healthcheck.health_command(plan.engine_listen_port, health_path),
+        startup=healthcheck.startup_command(plan.engine_listen_port, engine.health_path),
+        health=healthcheck.health_command(plan.engine_listen_port, engine.health_path),
         unset=engine.conflicting_env,
         claim=json.dumps(to_plain(target.claim), ensure_ascii=True),
         memlock=None if memlock is None else "-1" if memlock == UNLIMITED else str(memlock),
