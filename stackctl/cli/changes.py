@@ -84,7 +84,8 @@ def _best_profile(session: Session, asked: Overrides) -> str:
     if best is None:
         raise StackctlError(
             "missing PROFILE: none is known to suit this machine",
-            hint="stackctl profiles shows why; another model: stackctl up PROFILE --model SOURCE",
+            hint="stackctl plan PROFILE shows why\n"
+            "another model: stackctl up PROFILE --model SOURCE",
             exit_code=ExitCode.USAGE,
         )
     if session.yes or session.out.json or not sys.stdin.isatty():

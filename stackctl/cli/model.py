@@ -163,9 +163,9 @@ def fetch(
     here: bool,
     job: Path | None,
 ) -> None:
-    """Download a model into the hub cache and verify it: hf:, https: or catalogue:ID.
+    """Download a model into the hub cache and verify it.
 
-    An interrupted download is resumed.
+    SOURCE is hf:, https: or catalogue:ID. An interrupted download is resumed.
 
     For more than 1 GB the command asks first, and a service downloads the model. The service
     continues when this command or its connection ends. Run the command again to see the progress.

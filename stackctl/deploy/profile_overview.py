@@ -73,12 +73,14 @@ def reasons(one: ProfileSummary) -> list[str]:
 
 def _advantage(one: ProfileSummary) -> str:
     """Return the reason why a recommended profile ranks before the others that can start."""
-    model = "largest model on a GPU" if one.on_gpu else "largest model"
+    where = " on a GPU" if one.on_gpu else ""
     if one.ttft_slo_s is not None:
-        return f"first token within its {one.ttft_slo_s:g} s; {model} that manages that"
+        return (
+            f"first token within its {one.ttft_slo_s:g} s; largest such model{where} that can start"
+        )
     if one.objective == "latency":
-        return f"no first-token objective can be met; {model} for latency"
-    return f"no profile for latency suits this machine; {model} for throughput"
+        return f"no first-token SLO is met; largest{where} for latency that can start"
+    return f"none for latency can start; largest model{where} for throughput"
 
 
 def _can_start(profile: Profile, one: ProfileSummary) -> bool:

@@ -178,8 +178,24 @@ def test_up_without_a_profile_names_the_best(
     assert details[0].startswith("  fits: 12.6 GiB of 746 GiB, memory")
     assert details[1].startswith("  expected: 59-82 tok/s, first token ")
     assert details[2] == "  model: catalogue:qwen2.5-coder-7b-q5_k_m, 5.1 GiB to download"
-    assert details[3] == "  why: first token within its 30 s; largest model that manages that"
+    assert details[3] == "  why: first token within its 30 s; largest such model that can start"
     assert hint == "hint: stackctl up cpu; stackctl profiles lists the others"
+
+
+def test_up_without_a_profile_on_a_machine_that_suits_none(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = machine(cores=["0", "1"], nodes=["0-1"], memory=300 << 20)
+    basis = PlanBasis(scope_paths("user", {}), Machine(), tiny, live=False)
+    monkeypatch.setattr(Session, "plan_basis", lambda *_: basis)
+    assert run(["up"]) == 2
+    first, *hint = capsys.readouterr().err.splitlines()
+    assert first == "error: missing PROFILE: none is known to suit this machine"
+    # The list has no reasons.
+    assert hint == [
+        "hint: stackctl plan PROFILE shows why",
+        "  another model: stackctl up PROFILE --model SOURCE",
+    ]
 
 
 def test_up_without_a_profile_as_a_document(
