@@ -45,7 +45,7 @@ from stackctl.values.engine_facts import EngineOption, MeasuredMemory
 from stackctl.values.generation import EngineFact
 from stackctl.values.host import Gpu
 from stackctl.values.metrics import EngineMetrics, LogSamples, LogWindow
-from stackctl.values.model import Model
+from stackctl.values.model import Model, ModelFormat
 
 _MIB = 2**20
 _GIB = 2**30
@@ -92,7 +92,7 @@ class StubEngine:
     shm_bytes: int | None = None
     cpu_image: str | None = None
     image_recipes: tuple[ImageRecipe, ...] = ()
-    model_format: Literal["gguf", "safetensors"] = "gguf"
+    model_format: ModelFormat = "gguf"
     trial_profiles: tuple[str, ...] = ()
     restart: Literal["on-failure", "always"] = "on-failure"
     start_s: float = 45

@@ -10,7 +10,6 @@ import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from stackctl.deploy.context import Context
 from stackctl.deploy.stack_state import InstalledStack
@@ -32,7 +31,7 @@ from stackctl.units import render
 from stackctl.units.quadlet import PODMAN_REMEDY, parse_version
 from stackctl.values.generation import SIDE_BY_SIDE, Generation
 from stackctl.values.host import Host
-from stackctl.values.model import Model
+from stackctl.values.model import Model, ModelFormat
 from stackctl.values.plan import Claim, Decision, Plan, Scalar
 from stackctl.values.profile import Profile
 
@@ -114,7 +113,7 @@ def _way_to_files(model: Model) -> str:
     )
 
 
-def _here(model_format: Literal["gguf", "safetensors"]) -> str:
+def _here(model_format: ModelFormat) -> str:
     """Return the option that names a local model, as an example."""
     if model_format == "safetensors":
         return "--model dir:/path/to/folder"

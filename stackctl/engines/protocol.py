@@ -14,7 +14,7 @@ from stackctl.values.engine_facts import EngineOption, MeasuredMemory
 from stackctl.values.generation import EngineFact
 from stackctl.values.host import Gpu, Host
 from stackctl.values.metrics import EngineMetrics, LogSamples
-from stackctl.values.model import Model
+from stackctl.values.model import Model, ModelFormat
 from stackctl.values.plan import DecisionSource, Placement
 from stackctl.values.profile import Profile
 
@@ -189,7 +189,7 @@ class Engine(Protocol):
     #: Its images that can be built on a machine without a registry.
     image_recipes: tuple[ImageRecipe, ...]
     #: Format of the models that it serves.
-    model_format: Literal["gguf", "safetensors"]
+    model_format: ModelFormat
     #: Shipped profiles that show how a model would run here, before it is downloaded.
     trial_profiles: tuple[str, ...]
     #: Size of the container's /dev/shm, which its processes share; None: Podman's default of 64 MB.

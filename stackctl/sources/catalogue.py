@@ -15,7 +15,7 @@ from stackctl.engines import with_unsupported
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.sources import strict_yaml
 from stackctl.values.base import Value, convert
-from stackctl.values.model import KvLayout, Model
+from stackctl.values.model import KvLayout, Model, ModelFormat
 
 _FILE: Final = Path(__file__).with_name("catalogue.yaml")
 
@@ -83,7 +83,7 @@ class CatalogueEntry(Value, frozen=True, kw_only=True):
     repo: str | None = None
     download: HubDownload | None = None
     instead: str | None = None
-    format: Literal["gguf", "safetensors"]
+    format: ModelFormat
     architecture: str
     quantization: str
     quantization_method: str | None = None

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 
@@ -30,7 +30,7 @@ from stackctl.sources.safetensors import MAX_HEADER_BYTES
 from stackctl.store import hub
 from stackctl.store.hub import RemoteFile, RepoInfo
 from stackctl.store.partial_file import write_error
-from stackctl.values.model import Model
+from stackctl.values.model import Model, ModelFormat
 
 _SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?P<end>\w+)")
 _QUANT: Final = re.compile(
@@ -55,7 +55,7 @@ class RepoModel:
     """A model in a repository. ``label`` is its quantisation, None if that is not unique."""
 
     label: str | None
-    format: Literal["gguf", "safetensors"]
+    format: ModelFormat
     files: tuple[RemoteFile, ...]
 
     @property

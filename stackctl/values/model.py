@@ -6,6 +6,9 @@ from typing import Literal
 
 from stackctl.values.base import Value
 
+#: Formats of model files; each has a reader in ``sources/``.
+ModelFormat = Literal["gguf", "safetensors"]
+
 
 class ModelFile(Value, frozen=True, kw_only=True, omit_defaults=True):
     """One file of a model: its absolute path and size.
@@ -66,7 +69,7 @@ class Model(Value, frozen=True, kw_only=True):
 
     schema: Literal["stackctl.model/1"] = "stackctl.model/1"
     source: str
-    format: Literal["gguf", "safetensors"] = "gguf"
+    format: ModelFormat = "gguf"
     facts: str = "file"
     name: str | None = None
     architecture: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from stackctl.values.base import Value
+from stackctl.values.model import ModelFormat
 from stackctl.values.result import ErrorReport, Result
 
 
@@ -145,7 +146,7 @@ class ModelChoice(Value, frozen=True, kw_only=True):
 
     source: str
     quantization: str | None = None
-    format: Literal["gguf", "safetensors"]
+    format: ModelFormat
     bytes: int
     profile: str | None = None
     fits: bool | None = None
