@@ -168,16 +168,15 @@ def with_alternatives(
     """Return the verdict with alternatives, best first: other profiles on a GPU, shorter prompts,
     smaller models on the CPU, slower models on a GPU, batch work.
 
-    ``candidates`` are plans of other profiles for the same machine; only those that fit and are
-    viable are offered. ``moved`` names the profiles that were planned with this plan's model
-    instead of their own.
+    ``candidates`` are plans of other profiles for the same machine. Only those that fit and are
+    viable are offered, and none for interactive use that is slower than a plan that fits.
+    ``moved`` names the profiles that were planned with this plan's model instead of their own.
     """
     verdict = plan.verdict
     if not is_refused(plan):
         return verdict
-    fast, interactive, rest = _by_use(
-        [c for c in candidates if is_viable(c) and c.stack != plan.stack]
-    )
+    offered = [c for c in candidates if is_viable(c) and c.stack != plan.stack]
+    fast, interactive, rest = _by_use([c for c in offered if not _is_slower(c, plan)])
     shorter = _shorter(plan, profile)
     found = [
         *verdict.alternatives,
@@ -237,6 +236,12 @@ def _wait(plan: Plan) -> tuple[int, float]:
     ttft, decode = plan.prediction.ttft_s, plan.prediction.decode_tok_s
     seconds = ttft.range[1] if ttft is not None and ttft.range is not None else 1e9
     return round(seconds), -(decode[0] if decode else 0.0)
+
+
+def _is_slower(other: Plan, plan: Plan) -> bool:
+    """Return True if a plan for interactive use has a later first token than one that fits."""
+    interactive = plan.verdict.fits is not False and other.objective == "latency"
+    return interactive and _wait(other)[0] > _wait(plan)[0]
 
 
 def _offer(plan: Plan, *, with_model: bool) -> str:

@@ -66,7 +66,7 @@ def blob(seat: Seat) -> str:
 
 def test_up_fetches_the_model_and_it_serves_without_a_network(user_of_hub: Seat) -> None:
     seat, lab = user_of_hub, user_of_hub.lab
-    wish = ("cpu-latency", "--model", SOURCE, *look.ONE_THREAD)
+    wish = ("cpu-latency", "--model", SOURCE, *look.ONE_THREAD_AT_ANY_SPEED)
     shown = seat.stackctl("model", "show", SOURCE, env=ENV).stdout
     assert re.search(r"^Q4_K_M +241 MiB +yes ", shown, re.MULTILINE), shown
     done = seat.stackctl("up", *wish, "--soak", "0s", env=ENV, timeout=300)

@@ -14,7 +14,7 @@ from .conftest import EITHER_USER, Seat
 from .lab import IMAGE, Lab
 
 MIB = 2**20
-MODEL = ("--model", look.GEMMA, *look.ONE_THREAD)
+MODEL = ("--model", look.GEMMA, *look.ONE_THREAD_AT_ANY_SPEED)
 
 
 @pytest.fixture(scope="module", params=EITHER_USER)

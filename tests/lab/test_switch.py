@@ -168,7 +168,7 @@ def test_stop_first_under_load_fails_no_request(seat: Seat, tiny: str) -> None:
 @pytest.mark.deep
 def test_requests_that_do_not_end_keep_a_switch_from_happening(one: Seat, tiny: str) -> None:
     # The tiny model fills its context within a second.
-    one.stackctl(*UP, look.GEMMA, *look.ONE_THREAD, *large(one))
+    one.stackctl(*UP, look.GEMMA, *look.ONE_THREAD_AT_ANY_SPEED, *large(one))
     body = json.dumps({"prompt": "x", "n_predict": -1, "ignore_eos": True, "stream": True})
     url = f"http://127.0.0.1:{look.PORT}/completion"
     with one.lab.spawn(["python3", "-c", look.POST, url, body], user=one.user) as endless:

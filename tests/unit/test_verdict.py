@@ -140,6 +140,22 @@ def test_the_same_model_on_a_gpu_is_offered_with_its_name() -> None:
     assert not any("up cpu:" in t for t in with_alternatives(made, LATENCY, offers).alternatives)
 
 
+def test_advice_for_interactive_use_is_not_slower_than_the_refused_plan() -> None:
+    small = shipped_model(shipped("cpu-small"))
+    strict = profile(LATENCY, slo=Slo(prompt_tokens=4640, ttft_s=0.001))
+    fast = plan(EPYC, small, strict)
+    slow = plan(EPYC, read_entry("iquest-coder-40b-q5_k_m"), shipped("cpu"))
+    viable = msgspec.structs.replace(
+        slow, profile="other", stack="other",
+        verdict=msgspec.structs.replace(slow.verdict, fits=True, viable=True),
+    )  # fmt: skip
+    assert (fast.verdict.fits, fast.verdict.viable) == (True, False)
+    assert not any("up other" in t for t in with_alternatives(fast, strict, [viable]).alternatives)
+    # If the plan does not fit, its speed is no reason.
+    large = msgspec.structs.replace(fast, verdict=msgspec.structs.replace(fast.verdict, fits=False))
+    assert any("up other" in t for t in with_alternatives(large, strict, [viable]).alternatives)
+
+
 def test_how_a_plan_stands_to_its_objectives() -> None:
     made = plan(EPYC, IQUEST, profile(LATENCY)).prediction
     assert made.ttft_s is not None
