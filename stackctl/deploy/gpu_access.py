@@ -11,7 +11,7 @@ from stackctl.engines.failures import Failure
 from stackctl.errors import ExitCode, StackctlError
 from stackctl.machine import podman
 from stackctl.requirements import gpu_findings
-from stackctl.requirements.cdi import cdi_remedy
+from stackctl.requirements.cdi import missing_device_remedy
 from stackctl.requirements.gpu import DEFAULT_CUDA
 from stackctl.units import wait_for_cdi
 from stackctl.values.host import Gpu, Host
@@ -93,7 +93,7 @@ def test_gpu_container(image: str, gpus: tuple[Gpu, ...], host: Host) -> None:
     if done.status == 0:
         return
     said = done.stderr.strip()
-    cause, remedy = explain_device_error(said, cdi_remedy(host))
+    cause, remedy = explain_device_error(said, missing_device_remedy(host))
     raise StackctlError(cause, details=said.splitlines()[-2:], hint=remedy, exit_code=ExitCode.HOST)
 
 

@@ -12,6 +12,7 @@ import msgspec
 
 from stackctl.probe.fact_reader import FactReader, sanitize
 from stackctl.quantity import version_numbers
+from stackctl.requirements.cdi import PODMAN_WITH_GIDS
 from stackctl.values.host import CdiProblemCode, CdiSpec
 
 _Problem = tuple[CdiProblemCode, str]
@@ -27,7 +28,7 @@ _MOST_BRACKETS, _WIDEST_LINE, _DEEPEST_INDENT = 4096, 4096, 200
 #: The first version with each field.
 _NEW_FIELDS = {"additionalGids": "0.7.0", "intelRdt": "0.7.0"}
 #: The newest version that podman parses before each of its versions (its go.mod at each tag).
-_NEWEST_CDI = (((5, 1), (0, 6)), ((5, 2), (0, 7)), ((5, 6), (0, 8)))
+_NEWEST_CDI = ((PODMAN_WITH_GIDS, (0, 6)), ((5, 2), (0, 7)), ((5, 6), (0, 8)))
 
 
 def probe_cdi(reader: FactReader, podman: str | None) -> tuple[CdiSpec, ...]:

@@ -1,4 +1,10 @@
-"""CDI files: they describe the GPUs to Podman, and each driver needs new ones."""
+"""CDI files: they describe the GPUs to Podman, and each driver needs new ones.
+
+A service writes them at each boot: the toolkit's own, or stackctl's if the toolkit has none. Podman
+before 5.1 cannot parse the field additionalGids, which newer toolkits write, and then finds no GPU.
+For such a Podman, provisioning installs a drop-in of the toolkit's service
+(``host_paths.CDI_DROP_IN``), with which it leaves the field out.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +31,8 @@ from stackctl.values.result import Result, Status
 
 #: Podman before this version cannot parse additionalGids, which toolkits from 1.19 on write unless
 #: they get the variable below. Older toolkits ignore it. (Sources of both programs at each tag.)
-_PODMAN_WITH_GIDS, _TOOLKIT_WITH_GIDS = (5, 1), (1, 19)
+PODMAN_WITH_GIDS = (5, 1)
+_TOOLKIT_WITH_GIDS = (1, 19)
 _NO_GIDS = "no-additional-gids-for-device-nodes"
 _WITHOUT_GIDS = f"{host_paths.CDI_FLAGS}={_NO_GIDS}"
 #: Toolkits from this version on have a service that writes the files in /run at each boot.
@@ -33,7 +40,7 @@ _TOOLKIT_WITH_SERVICE = (1, 18)
 _TOOLKIT_UNITS = ("nvidia-cdi-refresh.path", "nvidia-cdi-refresh.service")
 _OUR_UNIT = "stackctl-cdi-refresh.service"
 _REFRESH = "sudo systemctl restart nvidia-cdi-refresh.service"
-_FIRST_WITH_GIDS = ".".join(map(str, _PODMAN_WITH_GIDS))
+_FIRST_WITH_GIDS = ".".join(map(str, PODMAN_WITH_GIDS))
 _EXPECTED = "a CDI file that this podman can use names the GPUs"
 #: Parts of problems in documents from before they had codes, in this order. They never change.
 _TEXTS_WITHOUT_CODE: tuple[tuple[str, CdiProblemCode], ...] = (
@@ -44,21 +51,21 @@ _TEXTS_WITHOUT_CODE: tuple[tuple[str, CdiProblemCode], ...] = (
 )
 
 
-def generate_command(podman: str | None, path: str = "/etc/cdi/nvidia.yaml") -> str:
+def _generate_command(podman: str | None, path: str = "/etc/cdi/nvidia.yaml") -> str:
     """Return the command that writes a CDI file which this podman can parse."""
     variable = f"{_WITHOUT_GIDS} " if _lacks_gids(podman) else ""
     return f"sudo {variable}nvidia-ctk cdi generate --output={path}"
 
 
-def cdi_remedy(host: Host) -> str:
+def missing_device_remedy(host: Host) -> str:
     """Return the remedy for a GPU that podman cannot find, the same as the finding's."""
     found = CdiFiles().check(host, StackNeeds())
     remedies = (result.remedy for result in found if result.status == "fail")
-    return next(filter(None, remedies), None) or generate_command(host.tools.podman)
+    return next(filter(None, remedies), None) or _generate_command(host.tools.podman)
 
 
 def _lacks_gids(podman: str | None) -> bool:
-    return podman is not None and version_numbers(podman) < _PODMAN_WITH_GIDS
+    return podman is not None and version_numbers(podman) < PODMAN_WITH_GIDS
 
 
 class CdiFiles(ProvisionItem):
@@ -75,7 +82,7 @@ class CdiFiles(ProvisionItem):
         if not specs:
             yield self.result(
                 "fail", "no file in /etc/cdi or /run/cdi", expected=_EXPECTED,
-                remedy=provision_fix(self.name, generate_command(host.tools.podman)),
+                remedy=provision_fix(self.name, _generate_command(host.tools.podman)),
             )  # fmt: skip
             return
         usable = [spec for spec in specs if spec.problem is None]
@@ -94,7 +101,7 @@ class CdiFiles(ProvisionItem):
         return self.result(
             "fail", f"no device for {missing}", expected=_EXPECTED,
             evidence=" ".join(spec.path for spec in usable),
-            remedy=generate_command(host.tools.podman),
+            remedy=_generate_command(host.tools.podman),
         )  # fmt: skip
 
     def _bad_file(self, host: Host, spec: CdiSpec, status: Status) -> Result:
@@ -103,7 +110,7 @@ class CdiFiles(ProvisionItem):
             f"{spec.path}: {spec.problem}",
             expected=_EXPECTED,
             evidence=f"podman {host.tools.podman}" if host.tools.podman else None,
-            remedy=self._remedy(spec, host.tools.podman),
+            remedy=self._file_remedy(spec, host.tools.podman),
         )
 
     def unneeded(self, facts: MachineFacts, needs: StackNeeds) -> str | None:
@@ -197,7 +204,8 @@ class CdiFiles(ProvisionItem):
             return False
         return bool(left) or toolkit is None or version_numbers(toolkit) >= _TOOLKIT_WITH_GIDS
 
-    def _remedy(self, spec: CdiSpec, podman: str | None) -> str:
+    def _file_remedy(self, spec: CdiSpec, podman: str | None) -> str:
+        """Return the remedy for one file that podman cannot use."""
         path, text = spec.path, spec.problem or ""
         made_at_boot = path.startswith(("/run/", "/var/run/"))
         match spec.code or next((c for part, c in _TEXTS_WITHOUT_CODE if part in text), None):
@@ -213,9 +221,9 @@ class CdiFiles(ProvisionItem):
                     f"echo {_WITHOUT_GIDS} | sudo tee -a {host_paths.CDI_VARIABLES} && {_REFRESH}",
                 )
             case "additional-gids":
-                return generate_command(podman or OLDEST_TEXT, path)
+                return _generate_command(podman or OLDEST_TEXT, path)
             case "duplicate-device":
                 return f"sudo rm {path}"
             case "newer-cdi":
                 return "upgrade podman, or write the file with an older nvidia-container-toolkit"
-        return _REFRESH if made_at_boot else generate_command(podman)
+        return _REFRESH if made_at_boot else _generate_command(podman)

@@ -26,7 +26,7 @@ from stackctl.probe.doctor import findings
 from stackctl.probe.fact_reader import FactReader
 from stackctl.probe.nvml import read_nvml
 from stackctl.probe.tools import probe_apparmor
-from stackctl.requirements.cdi import cdi_remedy
+from stackctl.requirements.cdi import missing_device_remedy
 from stackctl.values.cpu_list import CpuList
 from stackctl.values.host import CdiSpec, Cpu, Gpu, Host, HugePages
 
@@ -454,7 +454,7 @@ def test_the_fix_for_old_podman_lasts(tmp_path: Path, podman: str, name: str) ->
         assert remedy.startswith("stackctl provision --only cdi\n# by hand: ")
         assert "/etc/nvidia-container-toolkit/nvidia-cdi-refresh.env" in remedy
     # A container that podman refuses gets the same remedy.
-    assert cdi_remedy(host) == remedy
+    assert missing_device_remedy(host) == remedy
 
 
 def test_additional_gids_of_another_vendor(tmp_path: Path) -> None:
