@@ -28,7 +28,7 @@ default, the plan derives the value: `stackctl plan PROFILE --explain` shows it 
 """
 FOOT = """
 Each key of `objectives.latency` and `objectives.throughput` has the meaning of the same key at the
-top level: `model` to `engine_args` in this table.
+top level: `{first}` to `{last}` in this table.
 """
 
 
@@ -42,7 +42,10 @@ def reference() -> str:
     sizes = {key: value for key, value in defaults.items() if key.endswith("_bytes")}
     defaults |= {key.removesuffix("_bytes"): format_bytes(size) for key, size in sizes.items()}
     rows = _rows(definitions["ProfileFile"], definitions, defaults, "")
-    return HEAD + "".join(f"| {' | '.join(row)} |\n" for row in rows) + FOOT
+    # The keys of a profile begin with those that an objective may set too.
+    first, *_, last = definitions["Settings"]["properties"]
+    foot = FOOT.format(first=first, last=last)
+    return HEAD + "".join(f"| {' | '.join(row)} |\n" for row in rows) + foot
 
 
 def _rows(

@@ -25,6 +25,7 @@ def command() -> None:
       https://.../NAME.gguf      one file of any server
       file:PATH                  a GGUF file; of several parts, any one
       dir:PATH                   a folder with config.json and safetensors
+      catalogue:ID               a model of the catalogue, to show or fetch
     """
 
 

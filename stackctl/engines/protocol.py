@@ -173,7 +173,8 @@ class Engine(Protocol):
 
     The members stand in groups: name and images, placement, options, memory, start and log,
     requests and metrics, verification and advice. A class that derives from this one inherits the
-    members that have a value here; the type checker reports all others that are missing.
+    members that have a value here and defines all others. mypy reports missing ones where the class
+    is instantiated: in the registry of engines.
     """
 
     # Name and images.

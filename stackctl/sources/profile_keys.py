@@ -1,6 +1,7 @@
 """The keys of profile files by their types, and the keys that ``--set`` changes.
 
-Everything is derived from the types in ``values/profile.py``: a new key needs no change here.
+Everything is derived from the types in ``values/profile.py``. A new key of ``Settings`` needs no
+change here; one of ``ProfileFile`` that ``--set`` may change is added to ``_SETTABLE``.
 """
 
 from __future__ import annotations

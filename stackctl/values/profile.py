@@ -96,8 +96,8 @@ class Settings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_de
         str | None,
         Meta(
             description="source of the model: file:PATH, dir:FOLDER, hf:ORG/REPO[@REV][:QUANT] or "
-            "https://HOST/NAME.gguf; catalogue:ID, fetched from the hub that the catalogue names; "
-            "facts:FILE for plans only"
+            "https://HOST/NAME.gguf; catalogue:ID, fetched from the repository that the catalogue "
+            "names; facts:FILE for plans only"
         ),
     ] = None
     image: Annotated[

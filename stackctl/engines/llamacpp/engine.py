@@ -51,6 +51,7 @@ class LlamaCpp(Engine):
     model_format = "gguf"
     trial_profiles = ("gpu-gguf", "hybrid-moe", "cpu")
     restart = "on-failure"
+    # A warm-up run; on GPUs the driver may also compile kernels.
     start_s = 120
     compiles = "on GPUs"
     gpu_by_default = False

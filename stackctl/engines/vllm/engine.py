@@ -58,6 +58,7 @@ class Vllm(Engine):
     shm_bytes = 8 * _GIB
     # The API server ends with status 0 if the engine core has died.
     restart = "always"
+    # It also compiles the model and captures CUDA graphs.
     start_s = 600
     compiles = "everywhere"
     # "Legacy setting" (0.32, platforms/cpu.py): it overrides --kv-cache-memory-bytes. An empty
