@@ -161,6 +161,8 @@ def statuses(text: str) -> dict[str, str]:
 
 
 def test_from_nothing_to_provisioned_and_back(caller: Caller) -> None:
+    # Podman creates ~/.config when a user first asks for its version, which `profiles` does.
+    caller.lab.run(["podman", "--version"], user="lab", check=True)
     before = state(caller)
     done = caller("status", code=6)
     assert f"stackctl --host root@{caller.box} provision --dry-run" in done.stderr
