@@ -259,7 +259,7 @@ exec {podman} "$@"
 @pytest.mark.deep
 @pytest.mark.parametrize(
     ("version", "argument"),
-    [("4.9.3", "--sdnotify=healthy"), ("4.4.0", "--health-on-failure=kill")],
+    [("4.9.3", "--sdnotify=healthy"), ("4.7.2", "--read-only-tmpfs=true")],
 )
 def test_a_unit_for_an_older_podman(one: Seat, tiny: str, version: str, argument: str) -> None:
     """Keys that its Quadlet lacks are written as podman arguments with the same effect."""
