@@ -351,8 +351,13 @@ def test_a_configuration_that_cannot_be_read_fails_the_start(front: Front) -> No
     assert look.unit_properties(front.seat, "ActiveState", unit=front.service) != {
         "ActiveState": "active"
     }
-    assert "unknown keyword 'nonsense'" in front.seat.journal(
-        "-u", front.service, "-t", "front-door"
+    # The journal may be behind the unit.
+    words = ("-u", front.service, "-t", "front-door")
+    look.wait_for(
+        "the reason",
+        lambda: "unknown keyword 'nonsense'" in front.seat.journal(*words),
+        20,
+        step=0.5,
     )
 
 

@@ -151,6 +151,8 @@ def test_a_user_without_a_service_manager(lab: Lab, tiny: str) -> None:
 @pytest.mark.deep
 def test_a_user_who_does_not_linger_is_told(lab: Lab, tiny: str) -> None:
     seat = Seat(lab, "nolinger")
+    # The tests of remote commands have this user too, and keep its connections.
+    seat.reset()
     lab.load_image("nolinger")
     try:
         done = seat.stackctl(*UP, tiny)
