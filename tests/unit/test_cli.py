@@ -725,6 +725,37 @@ def test_an_interrupt_before_it_has_begun() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
 
 
+LOST = """
+import os, signal, sys, time
+from stackctl.__main__ import main
+import stackctl.cli.main as cli
+
+class Connection:
+    def __del__(self):
+        signal.raise_signal(signal.%s)
+
+def run(arguments):
+    cli._end_gracefully(hang_up=True)
+    for _ in range(3):
+        Connection()
+        time.sleep(%s)
+    time.sleep(20)
+
+cli.run = lambda arguments: run(arguments)
+main()
+"""
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("pause_s", [0, 0.5])
+def test_an_interrupt_in_a_finalizer_is_not_lost(number: str, pause_s: float) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOST % (number, pause_s)],
+        capture_output=True, text=True, check=False, timeout=15,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
+
+
 def test_tests_can_be_interrupted_in_the_background_of_a_shell() -> None:
     """A shell starts its background jobs with SIGINT ignored, which processes inherit."""
     chosen = f"{Path(__file__)}::{test_an_interrupt_before_it_has_begun.__name__}"
