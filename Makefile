@@ -38,7 +38,7 @@ $(READY): requirements/dev.txt pyproject.toml | python
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
-test: venv ## Linters, unit tests and lab tests, some 10 minutes (lab: Linux, root)
+test: venv ## Linters, unit tests and lab tests, 10 to 20 minutes (lab: Linux, root)
 	$(RUN) -m pytest tests $(SHARED)
 
 test-deep: venv ## The rest of what CI runs: more faults, both users, long fuzz

@@ -9,6 +9,7 @@ from stackctl.requirements.requirement import diff
 from stackctl.values.provision import (
     AccountChange,
     Change,
+    CommandChange,
     EnableChange,
     FileChange,
     FolderChange,
@@ -83,18 +84,7 @@ def describe_revert(change: Change, old: PreviousState) -> ShownChange:
     return ShownChange(what=words, command=command)
 
 
-def made_by_command(
-    change: FolderChange
-    | PackagesChange
-    | HoldChange
-    | AccountChange
-    | SubidsChange
-    | LingerChange
-    | ReloadChange
-    | RestartChange
-    | EnableChange
-    | GuardChange,
-) -> tuple[str, tuple[str, ...]]:
+def made_by_command(change: CommandChange) -> tuple[str, tuple[str, ...]]:
     """Return a description of a change, and the command that makes it, also by hand."""
     match change:
         case FolderChange(path=path, owner=owner):

@@ -95,10 +95,9 @@ class GuardChange(Value, frozen=True, kw_only=True, tag="guard"):
     program: str
 
 
-Change = (
-    FileChange
-    | SettingChange
-    | FolderChange
+#: Changes that one command makes, also by hand.
+CommandChange = (
+    FolderChange
     | PackagesChange
     | HoldChange
     | AccountChange
@@ -107,9 +106,9 @@ Change = (
     | ReloadChange
     | RestartChange
     | EnableChange
-    | ProgramChange
     | GuardChange
 )
+Change = FileChange | SettingChange | ProgramChange | CommandChange
 
 
 class PreviousState(Value, frozen=True, kw_only=True):
